@@ -1,0 +1,86 @@
+"""Every error that saekit raises on purpose.
+
+::
+
+    SaekitError
+    ├── ConfigError      (ValueError)    a setting that cannot work, or an unknown one
+    ├── ShapeError       (ValueError)    tensors whose shapes do not fit together
+    ├── DataError        (ValueError)    text, tables or rows that cannot be used
+    ├── FormatError      (ValueError)    a file that is truncated, altered, too new or of another kind
+    ├── ModelError       (RuntimeError)  a language model or one of its modules that cannot be had
+    │   └── OfflineError                 ... because there is no network
+    ├── NonFiniteError   (RuntimeError)  NaN or infinity appeared during training
+    ├── BusyError        (RuntimeError)  a folder that another run is writing to
+    └── MissingExtraError (ImportError)  an optional package that is not installed
+
+A message has four parts: where, what must hold, what came, what to do. The command line prints the message and exits
+with status 2 for errors in the call (``ConfigError``, ``ShapeError``) and 1 for work that failed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SaekitError(Exception):
+    """Base class: ``except saekit.SaekitError`` catches everything saekit raises on purpose."""
+
+
+class ConfigError(SaekitError, ValueError):
+    """A setting is unknown or out of range. Correct the call; nothing was computed."""
+
+
+class ShapeError(SaekitError, ValueError):
+    """Tensors, an SAE or a model do not fit together."""
+
+
+class DataError(SaekitError, ValueError):
+    """Text, a table or rows cannot be used: a missing column, no text, NaN."""
+
+
+class FormatError(SaekitError, ValueError):
+    """A file is truncated, altered, from a newer schema, or not what it was taken for."""
+
+
+class ModelError(SaekitError, RuntimeError):
+    """A language model, or a module inside it, cannot be found or loaded."""
+
+
+class OfflineError(ModelError):
+    """Something would have to be downloaded and there is no network. Give a local path instead."""
+
+
+class NonFiniteError(SaekitError, RuntimeError):
+    """NaN or infinity appeared during training; the message names step, seed and the last good checkpoint."""
+
+
+class BusyError(SaekitError, RuntimeError):
+    """The output folder is in use by another run."""
+
+
+class MissingExtraError(SaekitError, ImportError):
+    """An optional package is not installed; the message holds the line to type."""
+
+
+def listed(names: Iterable[object], limit: int = 5) -> str:
+    """Names in backticks, shortened to `limit` with the count of the rest.
+
+    >>> listed(["a", "b", "c"], limit=2)
+    '`a`, `b` and 1 more'
+    """
+    names = list(names)
+    shown = ", ".join(f"`{name}`" for name in names[:limit])
+    rest = len(names) - limit
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """A sentence that suggests the nearest options, or lists them when none is near.
+
+    >>> did_you_mean("warmup_step", ["warmup_steps", "lr"])
+    'Did you mean `warmup_steps`?'
+    """
+    options = list(options)
+    near = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
+    return f"Did you mean {listed(near)}?" if near else f"Known: {listed(options, 12)}."

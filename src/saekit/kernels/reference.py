@@ -1,0 +1,76 @@
+"""Plain torch kernels: the definition that every faster path is held to, and the fallback everywhere."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK_BYTES = 32 * 2**20
+"""Upper bound in bytes for one dense block of pre-activations; no dense ``[rows, n_latents]`` array is larger."""
+
+
+def block_rows_for(n_latents: int, *, bytes_per_value: int = 4) -> int:
+    """Rows of one block, so that a dense ``[rows, n_latents]`` block stays within `BLOCK_BYTES` (at least 1)."""
+    return max(1, BLOCK_BYTES // (n_latents * bytes_per_value))
+
+
+def topk_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, rank: Tensor | None = None, block_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The `k` largest pre-activations of each row: ``pre = x @ W_enc.T + b_enc``, then ReLU on those kept.
+
+    Parameters
+    ----------
+    x
+        Centred rows, ``[n, d_in]``.
+    W_enc, b_enc
+        Encoder, ``[n_latents, d_in]`` and ``[n_latents]``.
+    k
+        Latents kept per row, 1 to n_latents.
+    rank
+        Positive weights ``[n_latents]``: latents are chosen by ``pre * rank`` (the codes stay ``pre``). None: by ``pre``.
+    block_rows
+        Rows per dense block; None picks `block_rows_for`.
+
+    Returns
+    -------
+    values : Tensor ``[n, k]``
+        Codes, zero where the pre-activation kept was not positive (such a latent has not fired).
+    indices : Tensor ``[n, k]`` int64
+        Latent of each value; the order within a row is descending in the ranked value.
+    """
+    block_rows = block_rows or block_rows_for(W_enc.shape[0])
+    values = x.new_empty((x.shape[0], k))
+    indices = torch.empty((x.shape[0], k), dtype=torch.int64, device=x.device)
+    for start in range(0, x.shape[0], block_rows):
+        rows = slice(start, start + block_rows)
+        pre = torch.addmm(b_enc, x[rows], W_enc.T)  # [block, n_latents]
+        if rank is None:
+            top = pre.topk(k, dim=-1)
+            values[rows], indices[rows] = top.values, top.indices
+        else:
+            chosen = (pre * rank).topk(k, dim=-1).indices
+            values[rows], indices[rows] = pre.gather(1, chosen), chosen
+    return values.relu_(), indices
+
+
+def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
+    """Sum of decoder rows weighted by codes, ``[n, d_out]``: row r sums over ``offsets[r]:offsets[r + 1]``.
+
+    Parameters
+    ----------
+    offsets, indices, values
+        Compressed sparse rows: ``[n + 1]`` int64, ``[nnz]`` int64, ``[nnz]``.
+    W_dec
+        Decoder, ``[n_latents, d_out]``; the codes are taken in its dtype.
+    """
+    if not len(indices):
+        return W_dec.new_zeros((len(offsets) - 1, W_dec.shape[1]))
+    weights = values.to(W_dec.dtype)
+    return F.embedding_bag(indices, W_dec, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def sparse_decode(values: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor:
+    """`csr_decode` for an even number of codes per row: values and indices ``[n, k]``; returns ``[n, d_out]``."""
+    return F.embedding_bag(indices, W_dec, mode="sum", per_sample_weights=values.to(W_dec.dtype))

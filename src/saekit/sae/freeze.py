@@ -1,0 +1,47 @@
+"""Training-only rules become rules that work row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .model import SAE
+from .rules import JumpReLU
+
+
+def freeze_batchtopk(sae: SAE, threshold: float) -> SAE:
+    """An SAE trained with BatchTopK as a JumpReLU SAE with one `threshold` for all latents.
+
+    ``codes = relu(pre) * (pre > threshold)``. The threshold is the running mean of the smallest positive activation
+    that BatchTopK kept (Bussmann et al., 2412.06410), in the units of the pre-activations.
+    """
+    return sae.replace(rule=JumpReLU(torch.full_like(sae.b_enc, threshold)))
+
+
+def freeze_gated(
+    *, W_gate: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor, W_dec: Tensor, b_dec: Tensor, **fields: Any
+) -> SAE:
+    """A Gated SAE as a JumpReLU SAE that computes the same codes.
+
+    With ``g = u @ W_gate.T``, a gated unit is ``(g + b_gate > 0) * relu(exp(r_mag) * g + b_mag)``. Put
+    ``W_enc = exp(r_mag) * W_gate`` and ``b_enc = b_mag``: then ``pre = exp(r_mag) * g + b_mag`` and the gate is open iff
+    ``pre > b_mag - exp(r_mag) * b_gate``, so the threshold is ``max(0, b_mag - exp(r_mag) * b_gate)``.
+
+    Parameters
+    ----------
+    W_gate
+        ``[n_latents, d_in]``.
+    b_gate, r_mag, b_mag
+        ``[n_latents]``.
+    W_dec, b_dec
+        Decoder, ``[n_latents, d_out]`` and ``[d_out]``.
+    **fields
+        Further fields of `SAE` (b_pre, scaling, provenance, ...).
+    """
+    growth = r_mag.exp()
+    threshold = (b_mag - growth * b_gate).clamp(min=0)
+    return SAE(
+        W_enc=growth[:, None] * W_gate, b_enc=b_mag, W_dec=W_dec, b_dec=b_dec, rule=JumpReLU(threshold), **fields
+    )

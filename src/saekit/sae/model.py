@@ -1,0 +1,291 @@
+"""The sparse autoencoder as a value."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..errors import ConfigError, ShapeError
+from .codes import Codes
+from .rules import Rule
+from .scaling import Scaling
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SAE:
+    """A sparse autoencoder: two weight matrices, their biases and a rule. It never changes; methods return new values.
+
+    ::
+
+        u     = scaling.apply(x)
+        pre   = (u - b_pre) @ W_enc.T + b_enc
+        codes = rule(pre)
+        x_hat = scaling.undo(codes @ W_dec + b_dec [+ u @ W_skip])
+
+    The latent axis is first in every tensor. Encoding a row never depends on the rows beside it.
+
+    Raises
+    ------
+    ShapeError
+        The tensors do not fit together.
+    ConfigError
+        The rule cannot work with this number of latents.
+    """
+
+    W_enc: Tensor
+    """Encoder, ``[n_latents, d_in]``."""
+    b_enc: Tensor
+    """Encoder bias, ``[n_latents]``."""
+    W_dec: Tensor
+    """Decoder, ``[n_latents, d_out]``; row j is what latent j writes."""
+    b_dec: Tensor
+    """Decoder bias, ``[d_out]``."""
+    rule: Rule
+    """What turns pre-activations into codes."""
+    b_pre: Tensor | None = None
+    """Subtracted before the encoder, ``[d_in]``; None for no subtraction. Many SAEs have ``b_pre = b_dec``."""
+    scaling: Scaling = field(default_factory=Scaling)
+    """Applied to rows before the encoder and undone after the decoder."""
+    W_skip: Tensor | None = None
+    """Linear path around the latents, ``[d_in, d_out]``; None for none."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """JSON-able facts about where the SAE comes from: model, hook, data, config, seed, versions."""
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors().items():
+            if tensor.requires_grad and name in _FIELDS:
+                object.__setattr__(self, name, tensor.detach())
+        self._check()
+
+    def _check(self) -> None:
+        if self.W_enc.ndim != 2 or self.W_dec.ndim != 2:
+            raise ShapeError(
+                "SAE: `W_enc` and `W_dec` must be matrices [n_latents, d]; "
+                f"got {tuple(self.W_enc.shape)} and {tuple(self.W_dec.shape)}."
+            )
+        (n, d_in), d_out = self.W_enc.shape, self.W_dec.shape[1]
+        expected = {
+            "b_enc": (n,), "W_dec": (n, d_out), "b_dec": (d_out,), "b_pre": (d_in,), "W_skip": (d_in, d_out),
+            "rule.threshold": (n,), "rule.rank": (n,), "rule.group": (n,), "scaling.mean": (d_in,),
+        }  # fmt: skip
+        for name, tensor in self.tensors().items():
+            if name in expected and tuple(tensor.shape) != expected[name]:
+                raise ShapeError(
+                    f"SAE: `{name}` must have shape {expected[name]} beside W_enc {(n, d_in)}; got {tuple(tensor.shape)}. "
+                    "The latent axis comes first; transpose a decoder stored as [d_out, n_latents]."
+                )
+        k = self.rule.settings().get("k", 1)
+        if k > n:
+            raise ConfigError(f"SAE: `k` must be at most n_latents={n}; got k={k}. Lower k or widen the SAE.")
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def n_latents(self) -> int:
+        """Number of latents."""
+        return self.W_enc.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        """Width of the rows that go in."""
+        return self.W_enc.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """Width of the rows that come out; equal to `d_in` for an autoencoder."""
+        return self.W_dec.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_enc.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights."""
+        return self.W_enc.dtype
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name (``rule.`` and ``scaling.`` prefixed): all that is needed at inference."""
+        own = {name: t for name in _FIELDS if (t := getattr(self, name)) is not None}
+        rule = {f"rule.{name}": t for name, t in self.rule.tensors().items()}
+        return own | rule | {f"scaling.{name}": t for name, t in self.scaling.tensors().items()}
+
+    # ------------------------------------------------------------------ what it does
+
+    def pre(self, x: Tensor) -> Tensor:
+        """Dense pre-activations ``[n, n_latents]`` of rows ``[n, d_in]``. Large: meant for few rows."""
+        return torch.addmm(self.b_enc, self._centred(self._rows(x))[0], self.W_enc.T)
+
+    def encode(self, x: Tensor, *, block_rows: int | None = None) -> Codes:
+        """Sparse codes of rows.
+
+        Parameters
+        ----------
+        x
+            Rows ``[..., d_in]``; leading axes are flattened. Cast to the SAE's dtype and device.
+        block_rows
+            Rows computed at a time; None keeps one dense block within a few tens of MiB.
+
+        Raises
+        ------
+        ShapeError
+            The width of the rows is not `d_in`.
+        """
+        return self.rule.encode(self._centred(self._rows(x))[0], self.W_enc, self.b_enc, block_rows)
+
+    def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
+        """Rows ``[n, d_out]`` from codes.
+
+        Codes with fewer latents than the SAE are taken as codes of its first latents, so
+        ``sae.decode(sae.encode(x).take(m))`` is the reconstruction by a prefix chosen after the selection.
+
+        Parameters
+        ----------
+        codes
+            What `encode` returned, or a part of it.
+        x
+            The rows that were encoded. Needed only by an SAE with `W_skip` or with per-row scaling.
+
+        Raises
+        ------
+        ShapeError
+            More latents than the SAE has, or `x` is needed and missing.
+        """
+        if codes.n_latents > self.n_latents:
+            raise ShapeError(
+                f"decode: codes must have at most n_latents={self.n_latents} latents; got {codes.n_latents}. "
+                "Decode with the SAE that made them."
+            )
+        u_hat = kernels.csr_decode(codes.offsets, codes.indices, codes.values, self.W_dec) + self.b_dec
+        context = None
+        if x is not None:
+            u, context = self.scaling.apply(self._rows(x))
+            u_hat = u_hat if self.W_skip is None else u_hat + u @ self.W_skip
+        elif self.W_skip is not None:
+            raise ShapeError(
+                "decode: this SAE has a skip path, so it needs the rows; got none. Call sae.decode(codes, x)."
+            )
+        return self.scaling.undo(u_hat, context)
+
+    def reconstruct(self, x: Tensor, *, block_rows: int | None = None) -> Tensor:
+        """``decode(encode(x))`` in the shape of `x` (last axis `d_out`)."""
+        return self.decode(self.encode(x, block_rows=block_rows), x).reshape(*x.shape[:-1], self.d_out)
+
+    # ------------------------------------------------------------------ other SAEs from this one
+
+    def take(self, which: int | Tensor) -> SAE:
+        """A smaller SAE: the first `which` latents, or those of an index tensor in its order.
+
+        The selection happens BEFORE the rule: a TopK SAE chooses its k among the latents kept. For the other reading
+        (choose among all, then keep a prefix) decode ``sae.encode(x).take(m)``.
+
+        Raises
+        ------
+        ConfigError
+            More latents than there are, or none.
+        """
+        count = which if isinstance(which, int) else len(which)
+        if not 1 <= count <= self.n_latents:
+            raise ConfigError(f"take: must keep 1 to n_latents={self.n_latents} latents; got {count}.")
+        index = torch.arange(which) if isinstance(which, int) else torch.as_tensor(which)
+        index = index.to(self.device)
+        latents = {name: getattr(self, name)[index] for name in ("W_enc", "b_enc", "W_dec")}
+        return self.replace(**latents, rule=self.rule.take(index, self.n_latents))
+
+    def permute(self, order: Tensor) -> SAE:
+        """The same SAE with new latent j = old latent ``order[j]``; reconstructions stay as they were.
+
+        Raises
+        ------
+        ConfigError
+            `order` is not a permutation of the latents.
+        """
+        order = torch.as_tensor(order)
+        if not torch.equal(order.sort().values.cpu(), torch.arange(self.n_latents)):
+            raise ConfigError(
+                f"permute: `order` must hold each of 0..{self.n_latents - 1} once; got {len(order)} entries. "
+                "Use take() to keep some latents."
+            )
+        return self.take(order)
+
+    def fold_norms(self) -> SAE:
+        """The same SAE with decoder rows of length 1: norms move into the encoder (and thresholds), codes grow by them.
+
+        Reconstructions and L0 stay as they were under every rule. A row of length 0 stays.
+        """
+        norms = self.W_dec.norm(dim=1)
+        norms = torch.where(norms > 0, norms, torch.ones_like(norms))
+        return self.replace(
+            W_enc=self.W_enc * norms[:, None],
+            b_enc=self.b_enc * norms,
+            W_dec=self.W_dec / norms[:, None],
+            rule=self.rule.fold(norms),
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SAE:
+        """The same SAE on another device or in another floating type."""
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
+
+        own = {name: move(t) for name, t in self.tensors().items() if name in _FIELDS}
+        rule_tensors = {name: move(t) for name, t in self.rule.tensors().items()}
+        rule = dataclasses.replace(self.rule, **rule_tensors)  # type: ignore[type-var]
+        return self.replace(**own, rule=rule, scaling=self.scaling.to(device, dtype))
+
+    def replace(self, **changes: Any) -> SAE:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the folder `path` with ``sae.safetensors`` and ``sae.json``; see `saekit.store.save`."""
+        from ..store import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], *, latents: int | None = None) -> SAE:
+        """Read an SAE from a folder or ``hf:owner/name/folder``; see `saekit.store.load`."""
+        from ..store import load
+
+        return load(path, latents=latents)
+
+    # ------------------------------------------------------------------ inside
+
+    def _rows(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.d_in:
+            raise ShapeError(
+                f"SAE: rows must have width d_in={self.d_in}; got {tuple(x.shape)}. "
+                "Was this SAE trained on another model or hook?"
+            )
+        return x.reshape(-1, self.d_in).to(device=self.device, dtype=self.dtype)
+
+    def _centred(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        u, context = self.scaling.apply(x)
+        return (u if self.b_pre is None else u - self.b_pre), context
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{key}={value}" for key, value in self.rule.settings().items())
+        width = f"{self.d_in}" if self.d_in == self.d_out else f"{self.d_in} → {self.d_out}"
+        hook = self.provenance.get("hook")
+        place = f", {self.provenance.get('model', '?')} at {hook}" if hook else ""
+        return f"SAE({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})"
+
+    def _repr_html_(self) -> str:
+        facts = {"latents": f"{self.n_latents:,}", "width": self.d_in, "rule": self.rule.name, **self.rule.settings()}
+        facts |= {key: self.provenance[key] for key in ("model", "hook", "data", "seed") if key in self.provenance}
+        cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+        return f"<table><caption>SAE</caption>{cells}</table>"
+
+
+_FIELDS = ("W_enc", "b_enc", "W_dec", "b_dec", "b_pre", "W_skip")

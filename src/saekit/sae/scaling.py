@@ -1,0 +1,89 @@
+"""Input scaling: what happens to a row before the encoder and is undone after the decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, ShapeError
+
+KINDS = ("none", "scalar", "standardize", "layer_norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """How rows are scaled: ``u = apply(x)``, ``x_hat = undo(u_hat)``.
+
+    ========== =====================================================
+    kind        u
+    ========== =====================================================
+    none        x
+    scalar      x * scale
+    standardize (x - mean) * scale
+    layer_norm  (x - mean(x)) / (std(x) + eps), per row, unbiased std
+    ========== =====================================================
+
+    The statistics of ``layer_norm`` belong to each row; `apply` returns them and `undo` takes them back, so nothing is
+    remembered in between.
+    """
+
+    kind: str = "none"
+    scale: Tensor | None = None
+    """Factor: a scalar tensor ``[]`` for ``scalar``, ``[d_in]`` for ``standardize``."""
+    mean: Tensor | None = None
+    """Centre ``[d_in]``, for ``standardize``, in the units of x."""
+    eps: float = 1e-5
+    """Added to the standard deviation (``layer_norm``), in the units of x."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(
+                f"Scaling: `kind` must be one of {', '.join(KINDS)}; got {self.kind!r}. Choose one of them."
+            )
+        needed = {"scalar": ("scale",), "standardize": ("scale", "mean")}.get(self.kind, ())
+        for name in ("scale", "mean"):
+            if (getattr(self, name) is not None) != (name in needed):
+                verb = "needs" if name in needed else "takes no"
+                raise ConfigError(f"Scaling: kind {self.kind!r} {verb} `{name}`; got {getattr(self, name)!r}.")
+
+    def apply(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Scaled rows ``[n, d_in]`` and what `undo` needs: (mean, std) ``[n, 1]`` per row for ``layer_norm``, else None."""
+        if self.kind == "none":
+            return x, None
+        if self.kind == "layer_norm":
+            mean = x.mean(dim=-1, keepdim=True)
+            std = x.std(dim=-1, keepdim=True) + self.eps
+            return (x - mean) / std, (mean, std)
+        centred = x - self.mean if self.mean is not None else x
+        return centred * self.scale, None
+
+    def undo(self, u: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Rows in the units of x, from scaled rows and the context that `apply` returned."""
+        if self.kind == "none":
+            return u
+        if self.kind == "layer_norm":
+            if context is None:
+                raise ShapeError(
+                    "decode: this SAE scales each row by its own mean and std, so it needs the rows; got none. "
+                    "Call sae.decode(codes, x)."
+                )
+            mean, std = context
+            return u * std + mean
+        x = u / self.scale  # type: ignore[operator]
+        return x + self.mean if self.mean is not None else x
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors to store, by name."""
+        return {name: t for name in ("scale", "mean") if (t := getattr(self, name)) is not None}
+
+    def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> Scaling:
+        """The same scaling on another device or in another dtype."""
+        moved = {name: t.to(device=device, dtype=dtype) for name, t in self.tensors().items()}
+        return Scaling(**{**{f.name: getattr(self, f.name) for f in fields(self)}, **moved})
+
+    def settings(self) -> dict[str, Any]:
+        """What besides the tensors is needed to rebuild this value; JSON-able."""
+        return {"kind": self.kind} if self.kind != "layer_norm" else {"kind": self.kind, "eps": self.eps}
