@@ -1,0 +1,48 @@
+# make          install everything into .venv (CPU torch on a machine without GPU)
+# make demo     the whole flow on this machine: capture, train, evaluate, report
+# make test     the whole test suite          make check   format, lint, types, layers, docs in sync
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= demo
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.saekit-installed
+WORKERS ?= 2
+# Tests share the cores between workers: one thread each is faster than two that wait for each other.
+THREADS ?= 1
+
+.PHONY: setup demo test check fmt bench docs clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt .ci/install
+	PYTHON="$(PYTHON)" .ci/install $(VENV)
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/saekit demo --out $(OUT)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layers.py
+	$(BIN)/python docs/refresh.py --check
+
+fmt: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)
+	$(BIN)/python docs/refresh.py
+
+bench: $(STAMP)
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmarks here yet" >&2; exit 1; }
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,119 @@
+"""Sparse autoencoders from training to report.
+
+The public names; each is imported from its room when it is first used, so that ``import saekit`` is cheap and loads
+none of torch, transformers, datasets, scikit-learn or typer::
+
+    import saekit as sk
+
+    rows = sk.capture("builtin", "builtin", layer=2, tokens=200_000)
+    saes = sk.train(sk.TopK(latents=1024, k=16), rows, seeds=[0, 1])
+    sk.evaluate(saes, rows)
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import ArrayRows as ArrayRows
+    from .data import Batch as Batch
+    from .data import ShardRows as ShardRows
+    from .data import Source as Source
+    from .data import SyntheticRows as SyntheticRows
+    from .data import capture as capture
+    from .data import load_model as load_model
+    from .data import open_rows as open_rows
+    from .data import read_texts as read_texts
+    from .data import stream as stream
+    from .errors import BusyError as BusyError
+    from .errors import ConfigError as ConfigError
+    from .errors import DataError as DataError
+    from .errors import FormatError as FormatError
+    from .errors import MissingExtraError as MissingExtraError
+    from .errors import ModelError as ModelError
+    from .errors import NonFiniteError as NonFiniteError
+    from .errors import OfflineError as OfflineError
+    from .errors import SaekitError as SaekitError
+    from .errors import ShapeError as ShapeError
+    from .measure import Measured as Measured
+    from .report import write as write_report
+    from .sae import SAE as SAE
+    from .sae import Codes as Codes
+    from .sae import Scaling as Scaling
+    from .store import describe as describe
+    from .store import load as load
+    from .store import save as save
+    from .study import Evaluation as Evaluation
+    from .study import evaluate as evaluate
+    from .train import BatchTopK as BatchTopK
+    from .train import Gated as Gated
+    from .train import JumpReLU as JumpReLU
+    from .train import Matryoshka as Matryoshka
+    from .train import PAnneal as PAnneal
+    from .train import Relu as Relu
+    from .train import TopK as TopK
+    from .train import train as train
+    from .train import untrained as untrained
+
+__version__ = "0.1.0"
+
+# Public name -> (room, name there).
+_HOMES: dict[str, tuple[str, str]] = {
+    **{name: ("sae", name) for name in ("SAE", "Codes", "Scaling")},
+    **{
+        name: ("data", name)
+        for name in (
+            "capture", "stream", "open_rows", "read_texts", "load_model",
+            "Source", "Batch", "ArrayRows", "ShardRows", "SyntheticRows",
+        )
+    },
+    **{
+        name: ("train", name)
+        for name in (
+            "train", "untrained", "Relu", "TopK", "BatchTopK", "JumpReLU", "Gated", "PAnneal", "Matryoshka",
+        )
+    },
+    **{name: ("study", name) for name in ("evaluate", "Evaluation")},
+    "Measured": ("measure", "Measured"),
+    **{name: ("store", name) for name in ("save", "load", "describe")},
+    "write_report": ("report", "write"),
+    **{
+        name: ("errors", name)
+        for name in (
+            "SaekitError", "ConfigError", "ShapeError", "DataError", "FormatError", "ModelError", "OfflineError",
+            "NonFiniteError", "BusyError", "MissingExtraError",
+        )
+    },
+}  # fmt: skip
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room at first use (PEP 562)."""
+    try:
+        room, attribute = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module `saekit` has no attribute `{name}`") from None
+    value = getattr(importlib.import_module(f".{room}", __name__), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps ``saekit.train`` the function: importing the room of the same name would set the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name, ("", ""))[0] == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
