@@ -20,6 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+# These add warning filters when they are first imported; import them before the guard below takes its first look.
+import scipy.sparse  # noqa: F401
+import sympy  # noqa: F401
 import torch
 from hypothesis import HealthCheck, settings
 

@@ -1,7 +1,7 @@
 """Files that are never half written: atomic writes, digests, folder locks.
 
-Everything that saekit writes goes through this module: a temporary file in the same folder, ``fsync``, rename. A crash, a
-full disk or ``kill -9`` leaves either the old file or the new one.
+Everything that saekit writes goes through this module: a temporary file in the same folder, ``fsync``, rename. A crash,
+a full disk or ``kill -9`` leaves either the old file or the new one.
 """
 
 from __future__ import annotations

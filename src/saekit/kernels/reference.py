@@ -29,7 +29,7 @@ def topk_encode(
     k
         Latents kept per row, 1 to n_latents.
     rank
-        Positive weights ``[n_latents]``: latents are chosen by ``pre * rank`` (the codes stay ``pre``). None: by ``pre``.
+        Positive weights ``[n_latents]``: chosen by ``pre * rank``, the codes stay ``pre``. None: by ``pre``.
     block_rows
         Rows per dense block; None picks `block_rows_for`.
 

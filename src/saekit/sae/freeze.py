@@ -26,8 +26,8 @@ def freeze_gated(
     """A Gated SAE as a JumpReLU SAE that computes the same codes.
 
     With ``g = u @ W_gate.T``, a gated unit is ``(g + b_gate > 0) * relu(exp(r_mag) * g + b_mag)``. Put
-    ``W_enc = exp(r_mag) * W_gate`` and ``b_enc = b_mag``: then ``pre = exp(r_mag) * g + b_mag`` and the gate is open iff
-    ``pre > b_mag - exp(r_mag) * b_gate``, so the threshold is ``max(0, b_mag - exp(r_mag) * b_gate)``.
+    ``W_enc = exp(r_mag) * W_gate`` and ``b_enc = b_mag``: then ``pre = exp(r_mag) * g + b_mag`` and the gate is open
+    iff ``pre > b_mag - exp(r_mag) * b_gate``, so the threshold is ``max(0, b_mag - exp(r_mag) * b_gate)``.
 
     Parameters
     ----------

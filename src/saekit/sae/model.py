@@ -78,7 +78,7 @@ class SAE:
         for name, tensor in self.tensors().items():
             if name in expected and tuple(tensor.shape) != expected[name]:
                 raise ShapeError(
-                    f"SAE: `{name}` must have shape {expected[name]} beside W_enc {(n, d_in)}; got {tuple(tensor.shape)}. "
+                    f"SAE: `{name}` must be {expected[name]} beside W_enc {(n, d_in)}; got {tuple(tensor.shape)}. "
                     "The latent axis comes first; transpose a decoder stored as [d_out, n_latents]."
                 )
         k = self.rule.settings().get("k", 1)

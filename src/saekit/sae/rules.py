@@ -83,8 +83,8 @@ class ReLU:
 class TopK:
     """Keep the `k` largest pre-activations of a row, then ReLU: one that is not positive has not fired.
 
-    With `rank`, latents are chosen by ``pre * rank`` while the codes stay ``pre``: with the decoder norms as `rank` this
-    is the decoder-norm-aware TopK of Llama Scope.
+    With `rank`, latents are chosen by ``pre * rank`` while the codes stay ``pre``: with the decoder norms as `rank`
+    this is the decoder-norm-aware TopK of Llama Scope.
     """
 
     k: int

@@ -50,7 +50,7 @@ class Scaling:
                 raise ConfigError(f"Scaling: kind {self.kind!r} {verb} `{name}`; got {getattr(self, name)!r}.")
 
     def apply(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Scaled rows ``[n, d_in]`` and what `undo` needs: (mean, std) ``[n, 1]`` per row for ``layer_norm``, else None."""
+        """Scaled rows ``[n, d_in]`` and what `undo` needs: (mean, std) of each row for ``layer_norm``, else None."""
         if self.kind == "none":
             return x, None
         if self.kind == "layer_norm":
