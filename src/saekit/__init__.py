@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from .errors import SaekitError as SaekitError
     from .errors import ShapeError as ShapeError
     from .measure import Measured as Measured
-    from .report import write as write_report
     from .sae import SAE as SAE
     from .sae import Codes as Codes
     from .sae import Scaling as Scaling
@@ -79,7 +78,6 @@ _HOMES: dict[str, tuple[str, str]] = {
     **{name: ("study", name) for name in ("evaluate", "Evaluation")},
     "Measured": ("measure", "Measured"),
     **{name: ("store", name) for name in ("save", "load", "describe")},
-    "write_report": ("report", "write"),
     **{
         name: ("errors", name)
         for name in (

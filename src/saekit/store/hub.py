@@ -1,0 +1,80 @@
+"""Files of an SAE from a Hugging Face hub repository, through the ordinary cache of huggingface_hub."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from ..errors import ConfigError, FormatError, ModelError, OfflineError
+
+
+def parse(address: str) -> tuple[str, str, str | None]:
+    """Repository, folder inside it and revision of ``"hf:owner/name/sub/folder@revision"``.
+
+    >>> parse("hf:me/saes/layers.6/topk@v1")
+    ('me/saes', 'layers.6/topk', 'v1')
+
+    Raises
+    ------
+    ConfigError
+        The address does not have at least an owner and a name.
+    """
+    path, _, revision = address.removeprefix("hf:").partition("@")
+    owner, _, rest = path.strip("/").partition("/")
+    name, _, folder = rest.partition("/")
+    if not owner or not name or ".." in PurePosixPath(folder).parts:
+        raise ConfigError(
+            f"a hub address must look like `hf:owner/name/folder` (`@revision` may follow); got `{address}`."
+        )
+    return f"{owner}/{name}", folder, revision or None
+
+
+def download(address: str, names: tuple[str, ...]) -> Path:
+    """Fetch the files `names` of the folder at `address` (or find them in the cache) and return their local folder.
+
+    Raises
+    ------
+    OfflineError
+        There is no network, or downloads are switched off, and the files are not in the cache.
+    ModelError
+        The repository does not exist, or is gated or private for this account.
+    FormatError
+        The folder has no such file.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    repository, folder, revision = parse(address)
+    inside = f"the folder `{folder}` of " if folder else ""
+    try:
+        paths = [Path(hf_hub_download(repository, name, subfolder=folder or None, revision=revision)) for name in names]
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise _offline(address) from None
+    except errors.GatedRepoError:
+        raise ModelError(
+            f"the repository `{repository}` is gated: its owner must grant access first. Accept its terms on the hub "
+            "and log in with `hf auth login`."
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(
+            f"the hub has no repository `{repository}` that this account may read; check the spelling of `{address}`."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelError(f"the repository `{repository}` has no revision `{revision}`.") from None
+    except errors.EntryNotFoundError:
+        raise FormatError(
+            f"{inside}`{repository}` must hold {' and '.join(f'`{name}`' for name in names)}; it does not. "
+            "Name the folder of one saekit SAE."
+        ) from None
+    except errors.HFValidationError as error:
+        raise ConfigError(f"`{address}` is no hub address: {error}") from None
+    except errors.HfHubHTTPError as error:
+        raise ModelError(f"the hub refused `{address}`: {error}") from None
+    except ConnectionError:
+        raise _offline(address) from None
+    return paths[0].parent
+
+
+def _offline(address: str) -> OfflineError:
+    return OfflineError(
+        f"`{address}` would have to be downloaded, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is "
+        "set). Copy the folder here by other means and give its local path instead."
+    )

@@ -1,0 +1,476 @@
+"""Laws of the native format: round trips, prefixes, crashes, and files that must be refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from saekit import files
+from saekit.errors import ConfigError, FormatError, OfflineError
+from saekit.sae import SAE, Scaling
+from saekit.sae.rules import GroupMax, JumpReLU, ReLU, TopK
+from saekit.store import describe, hub, load, native, save, tensorfile
+
+RULES = ("relu", "topk", "topk-rank", "jumprelu", "groupmax", "groupmax-group")
+SCALINGS = ("none", "scalar", "standardize", "layer_norm")
+
+
+def make_sae(rule="topk", scaling="none", n=96, d_in=8, d_out=None, dtype=torch.float32, skip=False, seed=0) -> SAE:
+    g = torch.Generator().manual_seed(seed)
+    d_out = d_out or d_in
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g).to(dtype)
+
+    rules = {
+        "relu": ReLU(),
+        "topk": TopK(5),
+        "topk-rank": TopK(5, rank=rand(n).abs() + 0.1),
+        "jumprelu": JumpReLU(rand(n).abs()),
+        "groupmax": GroupMax(8),
+        "groupmax-group": GroupMax(7, group=torch.arange(n) % 7),
+    }
+    scalings = {
+        "none": Scaling(),
+        "scalar": Scaling("scalar", scale=torch.tensor(0.5, dtype=dtype)),
+        "standardize": Scaling("standardize", scale=rand(d_in).abs() + 0.5, mean=rand(d_in)),
+        "layer_norm": Scaling("layer_norm", eps=1e-6),
+    }
+    return SAE(
+        W_enc=rand(n, d_in), b_enc=rand(n), W_dec=rand(n, d_out), b_dec=rand(d_out),
+        b_pre=rand(d_in) if rule != "relu" else None,
+        rule=rules[rule], scaling=scalings[scaling], W_skip=rand(d_in, d_out) if skip else None,
+        provenance={"model": "test", "hook": "layers.2", "seed": 3, "config": {"k": 5, "note": "größer </script>"}},
+    )  # fmt: skip
+
+
+def assert_same(a: SAE, b: SAE) -> None:
+    assert a.tensors().keys() == b.tensors().keys()
+    for name, tensor in a.tensors().items():
+        other = b.tensors()[name]
+        assert tensor.dtype == other.dtype
+        assert torch.equal(tensor, other), name
+    assert a.rule.name == b.rule.name
+    assert a.rule.settings() == b.rule.settings()
+    assert a.scaling.settings() == b.scaling.settings()
+    assert a.provenance == b.provenance
+
+
+# ------------------------------------------------------------------ round trips
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_save_load_save_is_byte_equal(tmp_path, rule, scaling):
+    sae = make_sae(rule, scaling)
+    save(sae, tmp_path / "a")
+    again = load(tmp_path / "a")
+    assert_same(sae, again)
+    save(again, tmp_path / "b")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["sae.json", "sae.safetensors"]
+    for name in ("sae.json", "sae.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_every_dtype_and_the_skip_path_survive(tmp_path, dtype):
+    sae = make_sae("groupmax-group", dtype=dtype, d_in=7, d_out=5, skip=True)
+    save(sae, tmp_path)
+    assert_same(sae, load(tmp_path))
+    assert describe(tmp_path)["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_methods_of_the_value_use_the_store(tmp_path):
+    sae = make_sae()
+    sae.save(tmp_path)
+    assert_same(SAE.load(tmp_path), sae)
+    assert_same(SAE.load(tmp_path, latents=10), load(tmp_path).take(10))
+    assert_same(SAE.load(tmp_path / "sae.json"), sae)
+
+
+def test_other_libraries_read_the_tensors(tmp_path):
+    sae = make_sae("jumprelu", "standardize", dtype=torch.bfloat16)
+    save(sae, tmp_path)
+    read = load_file(tmp_path / "sae.safetensors")
+    assert read.keys() == sae.tensors().keys()
+    assert all(torch.equal(read[name], t) for name, t in sae.tensors().items())
+
+
+def test_json_is_strict_and_carries_the_digest_of_the_tensor_file(tmp_path):
+    save(make_sae(), tmp_path)
+    value = json.loads((tmp_path / "sae.json").read_text(encoding="utf-8"))
+    assert value["schema"] == 1
+    assert value["file"]["digest"] == files.digest_file(tmp_path / "sae.safetensors")
+    assert value["rule"] == {"name": "topk", "k": 5}
+    assert value["provenance"]["config"]["note"] == "größer </script>"
+
+
+def test_every_released_schema_opens():
+    for folder in sorted((Path(__file__).parent / "released").iterdir()):
+        sae = load(folder)
+        assert sae.rule.name == "jumprelu"
+        codes = sae.encode(torch.linspace(-1, 1, 4 * sae.d_in).reshape(4, sae.d_in))
+        expected = json.loads((folder / "expected.json").read_text())
+        assert codes.indices.tolist() == expected["indices"]
+        assert codes.values.tolist() == pytest.approx(expected["values"], abs=1e-5)
+
+
+# ------------------------------------------------------------------ prefixes
+
+
+@given(n=st.integers(1, 300), m=st.integers(1, 300), rule=st.sampled_from(RULES), seed=st.integers(0, 3))
+def test_prefix_load_is_take_after_load(tmp_path_factory, n, m, rule, seed):
+    n = max(n, 8) // 8 * 8
+    m = min(m, n)
+    folder = tmp_path_factory.mktemp("sae")
+    save(make_sae(rule, n=n, seed=seed), folder)
+    whole = load(folder)
+    assert_same(load(folder, latents=m), whole.take(m) if m < n else whole)
+
+
+def test_topk_of_a_prefix_keeps_at_most_the_prefix(tmp_path):
+    save(make_sae("topk"), tmp_path)
+    assert load(tmp_path, latents=3).rule.settings() == {"k": 3}
+
+
+class CountedReads:
+    """Counts the bytes that are read from tensor files."""
+
+    def __init__(self, monkeypatch):
+        self.bytes = 0
+        real = tensorfile.read_rows
+
+        def counted(stream, entry, rows=None):
+            tensor = real(stream, entry, rows)
+            self.bytes += tensor.nbytes
+            return tensor
+
+        monkeypatch.setattr(tensorfile, "read_rows", counted)
+
+
+def _read_by_this_process() -> int:
+    """Bytes that this process has asked the system to read, as Linux counts them."""
+    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(lines["rchar"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux's /proc/self/io")
+def test_prefix_load_reads_only_the_first_rows(tmp_path):
+    n, d, m = 4096, 64, 256
+    save(make_sae("topk", n=n, d_in=d), tmp_path)
+    load(tmp_path, latents=m)  # imports are done
+    before = _read_by_this_process()
+    load(tmp_path, latents=m)
+    read = _read_by_this_process() - before
+    prefix = 4 * (2 * m * d + m + 2 * d)  # bytes: two matrices, b_enc, b_dec and b_pre
+    total = os.path.getsize(tmp_path / "sae.safetensors")
+    overhead = os.path.getsize(tmp_path / "sae.json") + 4096  # the description, the header, the counter itself
+    assert prefix <= read <= prefix + overhead
+    assert read < total / 8
+
+
+def test_describe_reads_no_tensor(tmp_path, monkeypatch):
+    save(make_sae(), tmp_path)
+    counted = CountedReads(monkeypatch)
+    facts = describe(tmp_path)
+    assert counted.bytes == 0
+    assert facts["n_latents"] == 96
+    assert facts["provenance"]["hook"] == "layers.2"
+    json.dumps(facts)
+
+
+@pytest.mark.parametrize("latents", [0, -1, 97, 1.5])
+def test_prefix_out_of_range(tmp_path, latents):
+    save(make_sae(), tmp_path)
+    with pytest.raises(ConfigError, match=r"`latents` must be a whole number from 1 to n_latents=96"):
+        load(tmp_path, latents=latents)
+
+
+# ------------------------------------------------------------------ crashes
+
+
+def test_a_full_disk_leaves_the_old_sae(tmp_path, monkeypatch):
+    old, new = make_sae(seed=0), make_sae(seed=1)
+    save(old, tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for module, name in ((tensorfile, "write"), (native, "write_bytes"), (files.os, "fsync")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                save(new, tmp_path)
+        assert_same(load(tmp_path), old)
+        assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["nothing-before", "over-an-older-one"])
+def test_killed_between_any_two_renames_the_folder_loads_as_old_or_new(tmp_path, first):
+    """A process is killed at its n-th rename, for every n; what is left is one of the two SAEs, whole."""
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        sys.path.insert(0, os.environ["TESTS"])
+        from test_native import make_sae, save
+        count, real = 0, os.replace
+        def replace(*args):
+            global count
+            if count == int(sys.argv[2]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+            real(*args)
+        os.replace = replace
+        save(make_sae(seed=1), sys.argv[1])
+        """
+    )
+    src = str(Path(native.__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": src, "TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    old, new = make_sae(seed=0), make_sae(seed=1)
+    seen = set()
+    for at in range(5):
+        folder = tmp_path / str(at)
+        if not first:
+            save(old, folder)
+        done = subprocess.run([sys.executable, "-c", script, str(folder), str(at)], env=environment, check=False)
+        assert done.returncode in (0, -9)
+        try:
+            sae = load(folder)
+        except ConfigError:
+            assert first
+            seen.add("nothing")
+            continue
+        except FormatError:
+            assert first  # a description without tensors: refused, not misread
+            seen.add("nothing")
+            continue
+        assert_same(sae, new if torch.equal(sae.W_enc, new.W_enc) else old)
+        seen.add("new" if torch.equal(sae.W_enc, new.W_enc) else "old")
+    assert seen == ({"nothing", "new"} if first else {"old", "new"})
+
+
+# ------------------------------------------------------------------ what must be refused
+
+
+@pytest.fixture
+def stored(tmp_path) -> Path:
+    save(make_sae("jumprelu"), tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def edit(folder: Path, change) -> None:
+    value = json.loads((folder / "sae.json").read_text(encoding="utf-8"))
+    change(value)
+    (folder / "sae.json").write_text(json.dumps(value), encoding="utf-8")
+
+
+def readers(folder: Path):
+    return (lambda: load(folder), lambda: load(folder, latents=10), lambda: describe(folder))
+
+
+def test_truncated_weights(stored):
+    data = (stored / "sae.safetensors").read_bytes()
+    for cut in (len(data) - 1, len(data) // 2, 200, 9, 3, 0):
+        (stored / "sae.safetensors").write_bytes(data[:cut])
+        for read in readers(stored):
+            with pytest.raises(FormatError, match="must be a whole safetensors file"):
+                read()
+
+
+def test_longer_weights(stored):
+    with open(stored / "sae.safetensors", "ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(FormatError, match="longer than it should be"):
+        load(stored)
+
+
+@pytest.mark.parametrize("latents", [None, 10])
+@pytest.mark.parametrize("tensor", ["W_enc", "b_enc", "W_dec", "b_dec", "rule.threshold"])
+def test_one_flipped_bit_is_found(stored, tensor, latents):
+    path = stored / "sae.safetensors"
+    data = bytearray(path.read_bytes())
+    data[tensorfile.read_header(path).entries[tensor].start + 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="altered or damaged"):
+        load(stored, latents=latents)
+
+
+def test_weights_of_another_sae(stored, tmp_path):
+    save(make_sae("jumprelu", seed=5), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "sae.safetensors", stored / "sae.safetensors")
+    for read in readers(stored):
+        with pytest.raises(FormatError, match="content digests differ"):
+            read()
+
+
+def test_missing_weights(stored):
+    (stored / "sae.safetensors").unlink()
+    with pytest.raises(FormatError, match=r"must hold `sae.safetensors` beside `sae.json`"):
+        load(stored)
+
+
+def test_truncated_description(stored):
+    text = (stored / "sae.json").read_text()
+    (stored / "sae.json").write_text(text[: len(text) // 2])
+    with pytest.raises(FormatError, match="must be JSON"):
+        load(stored)
+
+
+def test_newer_schema_says_which_release_to_install(stored):
+    def newer(value):
+        value.update(schema=2, saekit="0.9.0", something_new=1)
+
+    edit(stored, newer)
+    for read in readers(stored):
+        with pytest.raises(FormatError, match=r"has schema 2; .* Install saekit 0\.9\.0 or later"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(scalling=1), r"unknown key `scalling`. Did you mean `scaling`\?"),
+        (lambda v: v["rule"].update(kk=3), r"unknown key `rule.kk`"),
+        (lambda v: v["scaling"].update(epss=3), r"unknown key `scaling.epss`. Did you mean `eps`\?"),
+        (lambda v: v["file"].update(size=3), r"unknown key `file.size`"),
+        (lambda v: v["blocks"].update(rows=3), r"unknown key `blocks.rows`"),
+        (lambda v: v.pop("scaling"), r"must have the keys `scaling`"),
+        (lambda v: v.update(rule={"name": "topp"}), r"`rule.name` must be one of"),
+        (lambda v: v.update(rule=3), r"`rule.name` must be one of"),
+        (lambda v: v.update(scaling=3), r"`scaling` must be an object"),
+        (lambda v: v.update(file=3), r"`file` must be an object"),
+        (lambda v: v.update(format="other"), r"must be the description of a saekit SAE"),
+        (lambda v: v.update(schema="one"), r"`schema` must be a whole number"),
+        (lambda v: v.update(n_latents=97), r"must hold `W_enc` \(97, 8\)"),
+        (lambda v: v["tensors"]["W_dec"].update(shape=[8, 96]), r"tensor `W_dec` must be"),
+        (lambda v: v["tensors"].pop("b_dec"), r"tensor `b_dec` must be absent"),
+        (lambda v: v["scaling"].update(kind="odd"), r"describes an SAE that cannot be: Scaling: `kind` must be one of"),
+    ],
+)
+def test_edited_description(stored, change, message):
+    edit(stored, change)
+    with pytest.raises(FormatError, match=message):
+        load(stored)
+
+
+def test_k_beyond_the_latents(tmp_path):
+    save(make_sae("topk"), tmp_path)
+    edit(tmp_path, lambda v: v["rule"].update(k=97))
+    with pytest.raises(FormatError, match=r"`k` must be at most n_latents=96"):
+        load(tmp_path)
+
+
+def test_tensors_of_an_unknown_kind(tmp_path, monkeypatch):
+    sae = make_sae()
+    monkeypatch.setattr(SAE, "tensors", lambda self: {**{"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec,
+                                                         "b_dec": self.b_dec}, "W_extra": self.b_dec})  # fmt: skip
+    save(sae, tmp_path)
+    with pytest.raises(FormatError, match="holds `W_extra`, which saekit does not know"):
+        load(tmp_path)
+
+
+def test_no_sae_there(tmp_path, stored):
+    with pytest.raises(ConfigError, match="does not exist"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"holds no `sae.json`"):
+        load(tmp_path / "empty")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is a file"):
+        load(tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"must be the folder of one SAE; it holds 1: .*Name one of them"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}])
+def test_provenance_that_is_not_json_writes_nothing(tmp_path, value):
+    sae = make_sae().replace(provenance={"seed": value})
+    with pytest.raises(ConfigError, match="must be plain JSON"):
+        save(sae, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"not json", "its header cannot be read"),
+        (b'{"W":{"dtype":"F8","shape":[1],"data_offsets":[0,1]}}', "element type 'F8'"),
+        (b'{"W":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "does not fill data_offsets"),
+        (b'{"W":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "begins at byte"),
+    ],
+)
+def test_odd_safetensors_headers(tmp_path, header, message):
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(FormatError, match=message):
+        tensorfile.read_header(tmp_path / "x.safetensors")
+
+
+# ------------------------------------------------------------------ hub
+
+
+def test_hub_without_network_names_the_offline_way():
+    with pytest.raises(OfflineError, match=r"cannot be reached .* give its local path instead"):
+        load("hf:nobody/nothing/layer_12")
+
+
+@pytest.mark.parametrize("address", ["hf:", "hf:owner", "hf:owner/", "hf:a/b/../../c"])
+def test_hub_address_that_cannot_be(address):
+    with pytest.raises(ConfigError, match="a hub address must look like"):
+        load(address)
+
+
+def test_hub_folder_is_read_like_a_local_one(stored, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def fake(repository, name, subfolder=None, revision=None):
+        asked.append((repository, name, subfolder, revision))
+        return str(stored / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
+    assert_same(load("hf:me/saes/layers.6/topk@v1", latents=12), load(stored, latents=12))
+    assert asked[0] == ("me/saes", "sae.json", "layers.6/topk", "v1")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("GatedRepoError", "is gated: its owner must grant access"),
+        ("RepositoryNotFoundError", "the hub has no repository `me/saes`"),
+        ("RevisionNotFoundError", "has no revision `v1`"),
+        ("EntryNotFoundError", "must hold `sae.json` and `sae.safetensors`"),
+        ("HfHubHTTPError", "the hub refused"),
+        ("LocalEntryNotFoundError", "cannot be reached"),
+        ("OfflineModeIsEnabled", "cannot be reached"),
+        ("HFValidationError", "is no hub address"),
+    ],
+)
+def test_hub_errors_in_our_words(monkeypatch, error, message):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    from saekit.errors import SaekitError
+
+    kind = getattr(errors, error)
+
+    def fail(*_, **__):
+        exception = kind.__new__(kind)
+        Exception.__init__(exception, "no")
+        raise exception
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(SaekitError, match=message):
+        hub.download("hf:me/saes/x@v1", ("sae.json", "sae.safetensors"))
