@@ -1,0 +1,83 @@
+"""What importing costs, and what the package offers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import saekit
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules in sys.modules after `code` ran in a fresh interpreter."""
+    report = "sys.stdout.write('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    script = f"{code}\nimport json, sys\n{report}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_import_saekit_loads_nothing_heavy():
+    loaded = modules_after("import saekit; saekit.__version__; dir(saekit)")
+    heavy = {"torch", "numpy", "scipy", "transformers", "datasets", "sklearn", "typer", "matplotlib", "pandas"}
+    assert not loaded & heavy
+
+
+def test_the_public_names_load_none_of_the_edge():
+    loaded = modules_after("import saekit\nfor name in saekit.__all__: getattr(saekit, name)")
+    assert "torch" in loaded
+    assert not loaded & {"transformers", "datasets", "sklearn", "typer", "matplotlib", "scipy", "jinja2"}
+
+
+def test_help_answers_without_torch():
+    code = """
+import sys
+sys.argv = ["saekit", "--help"]
+from saekit.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+    loaded = modules_after(code)
+    assert "typer" in loaded
+    assert not loaded & {"torch", "numpy", "transformers", "datasets", "sklearn", "matplotlib", "jinja2"}
+
+
+def test_every_public_name_is_there_and_typed_the_same():
+    for name in saekit.__all__:
+        assert getattr(saekit, name) is not None
+    assert set(saekit.__all__) <= set(dir(saekit))
+    source = (ROOT / "src" / "saekit" / "__init__.py").read_text()
+    for name in saekit.__all__[1:]:
+        assert f" as {name}\n" in source, f"`{name}` has no import for type checkers"
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="module `saekit` has no attribute `trian`"):
+        saekit.trian  # noqa: B018
+
+
+def test_train_stays_the_function_after_its_room_was_imported():
+    importlib.import_module("saekit.train")
+    importlib.import_module("saekit.train.config")
+    assert isinstance(saekit.train, FunctionType)
+    assert modules_after(
+        "import saekit.train\nfrom saekit.train import TopK\nimport saekit\nassert saekit.train.__code__"
+    )
+
+
+def test_version_is_in_one_place_only():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == saekit.__version__
+    assert f"## {saekit.__version__}" in (ROOT / "CHANGELOG.md").read_text()
