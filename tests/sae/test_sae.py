@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saekit.errors import ConfigError, ShapeError
+from saekit.kernels import topk_encode
 from saekit.sae import SAE, Codes, Scaling, freeze_batchtopk, freeze_gated, rules
 
 RULES = ["relu", "topk", "topk-ranked", "jumprelu", "groupmax", "groupmax-ranked"]
@@ -157,6 +158,26 @@ def test_frozen_gated_unit_computes_the_gated_codes() -> None:
     x = rows(n=64, d=d)
     gated = ((x @ W.T + b_gate) > 0) * torch.relu(r.exp() * (x @ W.T) + b_mag)
     torch.testing.assert_close(sae.encode(x).dense(), gated)
+    assert (sae.rule.tensors()["threshold"] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["none", "scalar", "standardize", "layer_norm"])
+def test_scaling_is_its_formula_and_undo_undoes_it(kind: str) -> None:
+    scaling, x = make_sae("relu", scaling=kind).scaling, rows()
+    u, context = scaling.apply(x)
+    expected = {
+        "none": lambda: x,
+        "scalar": lambda: 0.3 * x,
+        "standardize": lambda: (x - scaling.mean) * scaling.scale,
+        "layer_norm": lambda: (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5),
+    }[kind]()
+    torch.testing.assert_close(u, expected)
+    torch.testing.assert_close(scaling.undo(u, context), x)
+
+
+def test_topk_encode_returns_no_negative_value() -> None:
+    values, _ = topk_encode(rows(), -torch.eye(7, dtype=torch.float64), torch.zeros(7, dtype=torch.float64), 7)
+    assert (values >= 0).all()
 
 
 def test_frozen_batchtopk_has_one_threshold() -> None:
