@@ -16,15 +16,16 @@ PACKAGE = ROOT / "src" / "saekit"
 
 # A room imports rooms with a lower number only; rooms on one floor do not import each other.
 FLOORS = {
-    "errors": 0, "files": 0,
-    "kernels": 1,
-    "sae": 2,
-    "data": 3, "store": 3, "measure": 3, "assets": 3,
-    "train": 4,
-    "study": 5,
-    "estimators": 6, "report": 6,
-    "cli": 7,
-    "__main__": 8,
+    "errors": 0,
+    "files": 1, "assets": 1,
+    "kernels": 2,
+    "sae": 3,
+    "data": 4, "store": 4, "measure": 4,
+    "train": 5,
+    "study": 6,
+    "estimators": 7, "report": 7,
+    "cli": 8,
+    "__main__": 9,
 }  # fmt: skip
 
 # The methods SAE.save and SAE.load reach up, inside their bodies.

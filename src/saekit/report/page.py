@@ -1,0 +1,80 @@
+"""The page: sections by kind of result, put into one template, with the JSON they come from embedded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, listed
+from ..files import write_bytes
+from . import charts, sections
+from .parts import Section
+
+PAGE = "report.html"
+
+
+def write(results: Sequence[Any], folder: str | os.PathLike[str], *, title: str = "saekit report") -> Path:
+    """Write `results` as ``report.html`` into `folder`: one file that needs no network and no other file.
+
+    Parameters
+    ----------
+    results
+        Result objects with ``to_json()``, or what that returned: JSON objects with a ``kind``.
+    folder
+        Created if missing.
+    title
+        Heading of the page.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    DataError
+        A result is of an unknown kind, or there is none.
+    """
+    path = Path(folder) / PAGE
+    write_bytes(path, render(results, title=title).encode())
+    return path
+
+
+def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
+    """The HTML text of the page; parameters and errors as in `write`."""
+    import jinja2
+
+    plain = [result if isinstance(result, Mapping) else result.to_json() for result in results]
+    if not plain:
+        raise DataError("a report needs at least one result; got none. Run `saekit evaluate` or `saekit train` first.")
+    shown = [section for result in plain for section in _sections_of(result)]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("saekit", "report/templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        title=title, sections=list(enumerate(shown)), data=embedded(plain), own_ids=charts.with_own_ids
+    )
+
+
+def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
+    kind = result.get("kind")
+    if kind not in sections.RENDERERS:
+        raise DataError(f"a report shows results of the kinds {listed(sections.RENDERERS)}; got {kind!r}.")
+    return sections.RENDERERS[kind](result)
+
+
+def embedded(value: Any) -> str:
+    r"""JSON text that may stand inside a ``<script>``: nothing in it can end the element.
+
+    >>> embedded({"token": "</script>"})
+    '{"token":"\\u003c/script>"}'
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
