@@ -1,9 +1,11 @@
-"""Rows: what every consumer reads. One row is one activation vector, with the token, document and position it came from.
+"""Rows: what every consumer reads.
+
+One row is one activation vector, with the token, document and position it came from.
 
 A source is anything with ``d_in``, ``n_rows``, ``info`` and ``batches``. The order of rows is *computed*, never
-remembered: rows lie in chunks of neighbours; each epoch permutes the chunks, groups them into blocks, and permutes the rows
-inside a block. All permutations are functions of (seed, epoch, block), so a place in the stream is two integers, and
-starting there gives bitwise what reading up to there would have given.
+remembered: rows lie in chunks of neighbours; each epoch permutes the chunks, groups them into blocks, and permutes
+the rows inside a block. All permutations are functions of (seed, epoch, block), so a place in the stream is two
+integers, and starting there gives bitwise what reading up to there would have given.
 """
 
 from __future__ import annotations
@@ -80,19 +82,25 @@ class Source(Protocol):
     """
 
     @property
-    def d_in(self) -> int: ...
+    def d_in(self) -> int:
+        """Width of a row."""
+        ...
 
     @property
-    def n_rows(self) -> int | None: ...
+    def n_rows(self) -> int | None:
+        """Rows of one pass, if known."""
+        ...
 
     @property
-    def info(self) -> dict[str, Any]: ...
+    def info(self) -> dict[str, Any]:
+        """What the rows are."""
+        ...
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Rows in batches.
 
-        ``seed=None``: one pass in stored order; the last batch may be short. With a seed: epochs without end in an order
-        computed from (seed, epoch, block); every batch is full, blocks count on over epochs. The same
+        ``seed=None``: one pass in stored order; the last batch may be short. With a seed: epochs without end in an
+        order computed from (seed, epoch, block); every batch is full, blocks count on over epochs. The same
         ``(seed, start)`` gives bitwise the same batches, whatever was read before.
         """
         ...
@@ -163,7 +171,7 @@ def random_order(n: int, *key: int | str) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        int64 ``[n]``; the same on every machine and in every numpy release (the raw Philox words are fixed by its definition).
+        int64 ``[n]``; the same on every machine and in every numpy release: Philox fixes its raw words.
     """
     return np.argsort(np.random.Philox(key=hashed_key(*key)).random_raw(n), kind="stable")
 
@@ -176,7 +184,7 @@ def hashed_key(*key: int | str, n_bytes: int = 16) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """How rows are grouped for reading: `n_rows` rows in chunks of `chunk_rows`, chunks in blocks of at most `block_rows` rows."""
+    """How rows are grouped for reading: chunks of `chunk_rows` rows, blocks of chunks with at most `block_rows` rows."""
 
     n_rows: int
     chunk_rows: int = CHUNK_ROWS
@@ -212,9 +220,7 @@ class Plan:
         ]
 
 
-def read_batches(
-    block_at: Callable[[int], Block | None], batch_rows: int, start: tuple[int, int]
-) -> Iterator[Batch]:
+def read_batches(block_at: Callable[[int], Block | None], batch_rows: int, start: tuple[int, int]) -> Iterator[Batch]:
     """Cut blocks into batches, from `start` on; batches run across blocks.
 
     Parameters
@@ -365,7 +371,9 @@ class ArrayRows:
         x, read, dtype, lazy = _as_rows(x)
         n_rows, d_in = x.shape if hasattr(x, "shape") else x.get_shape()
         if not n_rows or not d_in:
-            raise DataError(f"there must be at least one row; got an array of shape {(n_rows, d_in)}. Is the source empty?")
+            raise DataError(
+                f"there must be at least one row; got an array of shape {(n_rows, d_in)}. Is the source empty?"
+            )
         columns = {
             name: _as_column(name, column, n_rows)
             for name, column in (("token", token), ("document", document), ("position", position))
@@ -430,7 +438,8 @@ class ArrayRows:
     def from_file(path: str | os.PathLike[str]) -> ArrayRows:
         """Rows from a ``.npy`` or ``.safetensors`` file, memory-mapped.
 
-        A safetensors file holds ``x`` (or exactly one two-dimensional tensor of any name) and optionally ``token``, ``document`` and ``position``.
+        A safetensors file holds ``x`` (or exactly one two-dimensional tensor of any name) and optionally ``token``,
+        ``document`` and ``position``.
 
         Raises
         ------
@@ -447,19 +456,19 @@ class ArrayRows:
             return ArrayRows(_open_npy(path), info=info)
         if path.suffix == ".safetensors":
             return ArrayRows(info=info, **_open_safetensors(path))
-        raise DataError(f"rows come from .npy or .safetensors files; got `{path.name}`. Save the array as one of these.")
+        raise DataError(
+            f"rows come from .npy or .safetensors files; got `{path.name}`. Save the array as one of these."
+        )
 
 
-def planned_block(
-    plan: Plan, seed: int | None, number: int, read: Callable[[int, int], Columns]
-) -> Block | None:
+def planned_block(plan: Plan, seed: int | None, number: int, read: Callable[[int, int], Columns]) -> Block | None:
     """The block with a given number of a plan, its chunks read through ``read(first_row, last_row)``."""
     ranges = plan.ranges(seed, number)
     if ranges is None:
         return None
     if seed is None:
         return Block(read(*ranges[0]))
-    # Chunks are read in the order in which they lie (a sequential pass over the file), then put in shuffled order by rows.
+    # Chunks are read in the order in which they lie (a sequential pass over the file); rows are shuffled afterwards.
     columns = Columns.cat([read(first, last) for first, last in sorted(ranges)])
     return Block(columns, torch.from_numpy(random_order(len(columns), "rows", seed, number)))
 
@@ -477,19 +486,28 @@ def _as_rows(x: Any) -> tuple[Any, Callable[[int, int], Tensor], torch.dtype, bo
                 f"rows must be a tensor or array [n, d_in]; got {type(x).__name__}. Convert it with numpy.asarray."
             ) from None
     if x.ndim != 2:
-        raise ShapeError(f"rows must be two-dimensional [n, d_in]; got shape {tuple(x.shape)}. Reshape or flatten them first.")
+        raise ShapeError(
+            f"rows must be two-dimensional [n, d_in]; got shape {tuple(x.shape)}. Reshape or flatten them first."
+        )
     if isinstance(x, Tensor):
         x = x.detach()
         if x.dtype.is_complex:
             raise DataError(f"rows must be real numbers; got {x.dtype}. Split them into real and imaginary columns.")
         return x, lambda first, last: x[first:last].cpu(), x.dtype, False
     if x.dtype.kind not in "fiub":
-        raise DataError(f"rows must be real numbers; got an array of type {x.dtype}. Convert it with .astype('float32').")
+        raise DataError(
+            f"rows must be real numbers; got an array of type {x.dtype}. Convert it with .astype('float32')."
+        )
     # longdouble, big-endian and unsigned types have no torch twin; float32 is what batches hold anyway
     native = x.dtype in (np.dtype("float16"), np.dtype("float32"), np.dtype("float64"))
     target = x.dtype if native else np.dtype("float32")
     dtype = torch.from_numpy(np.empty(0, target)).dtype
-    return x, lambda first, last: torch.from_numpy(np.array(x[first:last], dtype=target)), dtype, isinstance(x, np.memmap)
+    return (
+        x,
+        lambda first, last: torch.from_numpy(np.array(x[first:last], dtype=target)),
+        dtype,
+        isinstance(x, np.memmap),
+    )
 
 
 def _as_column(name: str, column: Any, n_rows: int) -> Tensor | None:
@@ -504,16 +522,14 @@ def _as_column(name: str, column: Any, n_rows: int) -> Tensor | None:
     return column
 
 
-def _digest_rows(
-    read: Callable[[int, int], Tensor], n_rows: int, d_in: int, row_bytes: int, dtype: torch.dtype
-) -> str:
+def _digest_rows(read: Callable[[int, int], Tensor], n_rows: int, d_in: int, row_bytes: int, dtype: torch.dtype) -> str:
     """SHA-256 over shape, type and values; very large arrays by 1,024 evenly spaced chunks, and then it says so."""
     digest = hashlib.sha256(f"{n_rows} {d_in} {dtype} ".encode())
     whole = n_rows * row_bytes <= _DIGEST_BYTES
     step = _SCAN_ROWS if whole else CHUNK_ROWS
     starts = range(0, n_rows, step) if whole else [n_rows * i // 1024 for i in range(1024)]
     for first in starts:
-        digest.update(read(first, min(first + step, n_rows)).contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(read(first, min(first + step, n_rows)).contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return ("sha256:" if whole else "sha256-sampled:") + digest.hexdigest()
 
 
@@ -521,7 +537,9 @@ def _open_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise FormatError(f"`{path}` must be a .npy array of numbers; it cannot be read: {error}. Save it again.") from None
+        raise FormatError(
+            f"`{path}` must be a .npy array of numbers; it cannot be read: {error}. Save it again."
+        ) from None
 
 
 def _open_safetensors(path: Path) -> dict[str, Any]:

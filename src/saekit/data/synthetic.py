@@ -8,7 +8,7 @@ where feature j fires independently with probability ``frequencies[j]``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -67,7 +67,9 @@ class SyntheticRows:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(f"`SyntheticRows.{name}` must be a positive integer; got {getattr(self, name)!r}.")
         if self.n_rows is not None and (not isinstance(self.n_rows, int) or self.n_rows < 1):
-            raise ConfigError(f"`SyntheticRows.n_rows` must be a positive integer, or None for no end; got {self.n_rows!r}.")
+            raise ConfigError(
+                f"`SyntheticRows.n_rows` must be a positive integer, or None for no end; got {self.n_rows!r}."
+            )
         if not 0 < self.l0 <= self.n_features:
             raise ConfigError(
                 f"`SyntheticRows.l0` must lie above 0 and not above n_features={self.n_features}; got {self.l0!r}."
@@ -84,10 +86,7 @@ class SyntheticRows:
     @property
     def info(self) -> dict[str, Any]:
         """All settings, and a digest of them."""
-        names = (
-            "d_in n_features l0 power magnitude noise mean n_rows rows_per_document seed".split()
-        )
-        settings = {name: getattr(self, name) for name in names}
+        settings = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
         return {
             "kind": "synthetic",
             **settings,
