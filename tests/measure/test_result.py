@@ -54,6 +54,10 @@ def test_measured_json_has_the_fixed_keys():
 def test_measured_prints_value_and_interval():
     measured = Measured(0.3118, 0.29, 0.3301, "fraction")
     assert str(measured) == "0.312 [0.29, 0.33]"
+    assert str(Measured(0.4329, 0.4259, 0.4402)) == "0.433 [0.426, 0.440]"
+    assert str(Measured(13.9645, 13.8690, 14.0645)) == "13.96 [13.87, 14.06]"
+    assert str(Measured(1234.5, 1100.0, 1400.0)) == "1.23e+03 [1.1e+03, 1.4e+03]"
+    assert str(Measured(0.0, 0.0, 0.0)) == "0 [0, 0]"
     assert f"{measured:.1%}" == "31.2% [29.0%, 33.0%]"
     assert repr(measured) == "<0.312 [0.29, 0.33] fraction>"
     assert str(Measured(0.5)) == "0.5"

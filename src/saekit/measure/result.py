@@ -57,11 +57,19 @@ class Measured:
         return self.value
 
     def __format__(self, spec: str) -> str:
-        value = format(self.value, spec or ".3g") if self.is_defined else "undefined"
+        if not self.is_defined:
+            return "undefined"
         if self.low is None or self.high is None:
-            return value
-        # Without a spec the ends are shown to two digits: more would pretend that they are known better.
-        return f"{value} [{format(self.low, spec or '.2g')}, {format(self.high, spec or '.2g')}]"
+            return format(self.value, spec or ".3g")
+        if spec:
+            return f"{format(self.value, spec)} [{format(self.low, spec)}, {format(self.high, spec)}]"
+        # As many decimals as tell the ends apart, and no more: the rest is not known.
+        ends = _decimals((self.high - self.low) / 4)
+        value = self.value
+        if not 0 <= ends <= 6:
+            return f"{value:.3g} [{self.low:.2g}, {self.high:.2g}]"
+        shown = min(6, max(ends, _decimals(value) + 2)) if value else ends
+        return f"{value:.{max(shown, 0)}f} [{self.low:.{ends}f}, {self.high:.{ends}f}]"
 
     def __str__(self) -> str:
         return format(self, "")
@@ -155,8 +163,8 @@ def result_from_json(cls: type[R], plain: Any) -> R:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, `Measured`, mappings, tuples as plain JSON values; anything else unchanged."""
-    if isinstance(value, Measured):
+    """Dataclasses, dicts, lists, tuples and whatever has ``to_json`` as plain JSON; anything else unchanged."""
+    if hasattr(value, "to_json"):
         return value.to_json()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain_fields(value)
@@ -196,8 +204,8 @@ def _decode(hint: Any, item: Any, where: str) -> Any:
         if item is None and type(None) in arguments:
             return None
         return _decode(next(each for each in arguments if each is not type(None)), item, where)
-    if hint is Measured:
-        return Measured.from_json(item, where)
+    if hasattr(hint, "from_json"):
+        return hint.from_json(item, where)
     if dataclasses.is_dataclass(hint):
         return _build(hint, item, where)  # type: ignore[arg-type]
     if origin is dict:
@@ -223,6 +231,11 @@ def _check_keys(plain: dict[str, Any], known: typing.Iterable[str], required: ty
     missing = [key for key in required if key not in plain]
     if missing:
         raise FormatError(f"`{where}` must hold `{missing[0]}`; it is missing. The file was cut or altered.")
+
+
+def _decimals(number: float) -> int:
+    """The decimal place of the first digit of `number`: 2 for 0.05, -1 for 30; 99 for 0."""
+    return -math.floor(math.log10(abs(number))) if number and math.isfinite(number) else 99
 
 
 def _number(value: Any, where: str) -> float | None:
