@@ -1,0 +1,164 @@
+"""The table of architectures: configuration, loss, start and end of each.
+
+An architecture is one `Architecture` row. To add one: a configuration in `saekit.train.config`, a loss in
+`saekit.train.objective`, a row here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, did_you_mean
+from ..sae import SAE, Scaling, freeze_batchtopk, freeze_gated, rules
+from . import objective
+from .config import BatchTopK, Config, Gated, JumpReLU, Matryoshka, PAnneal, Relu, TopK
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the training loop needs to know about one architecture."""
+
+    config: type[Any]
+    """Its configuration."""
+    loss: Callable[[Tensors, Tensor, objective.Context], objective.Outcome]
+    """Its objective."""
+    finish: Callable[[Any, Tensors, Tensors, dict[str, Any]], SAE]
+    """``(config, parameters, state, fields of SAE) -> SAE``: the frozen value."""
+    extra: Callable[[Any, Tensors, Tensor], Tensors] = lambda config, parameters, x: {}
+    """Parameters beyond the four common ones, from those and centred rows ``[n, d]``; the latent axis first."""
+    state: Callable[[Any], dict[str, list[float] | float]] = lambda config: {}
+    """First running values (scalars or short vectors; none has a latent axis)."""
+    unit_decoder: bool = True
+    """Decoder rows are kept at length 1 (the penalty does not see their norms)."""
+    batch_threshold: bool = False
+    """The frozen SAE uses the running threshold of the batch selection."""
+
+
+def _finish_topk(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
+    return SAE(**_common(p), rule=rules.TopK(config.k), **fields)
+
+
+def _finish_batch(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
+    sae = SAE(**_common(p), rule=rules.ReLU(), **fields)
+    return freeze_batchtopk(sae, float(state["threshold"]))
+
+
+def _finish_matryoshka(config: Matryoshka, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
+    return (_finish_topk if config.over == "topk" else _finish_batch)(config, p, state, fields)
+
+
+def _finish_relu(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
+    return SAE(**_common(p), rule=rules.ReLU(), **fields)
+
+
+def _finish_jumprelu(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
+    return SAE(**_common(p), rule=rules.JumpReLU(p["log_threshold"].exp()), **fields)
+
+
+def _finish_gated(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
+    weights = {"W_gate": p["W_enc"], "b_gate": p["b_enc"], "r_mag": p["r_mag"], "b_mag": p["b_mag"]}
+    return freeze_gated(**weights, W_dec=p["W_dec"], b_dec=p["b_dec"], b_pre=p["b_dec"].clone(), **fields)
+
+
+def _common(p: Tensors) -> Tensors:
+    return {name: p[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")} | {"b_pre": p["b_dec"].clone()}
+
+
+def _start_threshold(config: JumpReLU, p: Tensors, x: Tensor) -> Tensors:
+    """One threshold for all latents, such that the first L0 is the target on these rows."""
+    pre = (x @ p["W_enc"].T + p["b_enc"]).flatten()
+    count = min(max(round(config.target_l0 * len(x)), 1), len(pre))
+    threshold = pre.kthvalue(len(pre) - count + 1).values.clamp(min=1e-3)
+    return {"log_threshold": threshold.log().expand(config.latents).clone()}
+
+
+def _start_gate(config: Gated, p: Tensors, x: Tensor) -> Tensors:
+    return {"r_mag": torch.zeros_like(p["b_enc"]), "b_mag": torch.zeros_like(p["b_enc"])}
+
+
+def _threshold_state(config: Any) -> dict[str, list[float] | float]:
+    return {"threshold": 0.0, "threshold_steps": 0.0, "last_smallest": 0.0}
+
+
+def _penalty_state(config: Any) -> dict[str, list[float] | float]:
+    return {"coefficient": config.l1}
+
+
+def _anneal_state(config: PAnneal) -> dict[str, list[float] | float]:
+    return {"coefficient": config.l1, "penalties": [0.0, 0.0]}
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    row.config.arch: row
+    for row in (
+        Architecture(Relu, objective.relu_loss, _finish_relu, state=_penalty_state, unit_decoder=False),
+        Architecture(TopK, objective.topk_loss, _finish_topk),
+        Architecture(BatchTopK, objective.batchtopk_loss, _finish_batch, state=_threshold_state, batch_threshold=True),
+        Architecture(JumpReLU, objective.jumprelu_loss, _finish_jumprelu, extra=_start_threshold),
+        Architecture(
+            Gated, objective.gated_loss, _finish_gated, extra=_start_gate, state=_penalty_state, unit_decoder=False
+        ),
+        Architecture(PAnneal, objective.p_anneal_loss, _finish_relu, state=_anneal_state, unit_decoder=False),
+        Architecture(
+            Matryoshka, objective.matryoshka_loss, _finish_matryoshka, state=_threshold_state, batch_threshold=True
+        ),
+    )
+}
+"""Every architecture by its name on the command line and in files."""
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """A configuration as plain JSON: its ``arch`` and every field."""
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {"arch": config.arch, **plain}
+
+
+def config_from_dict(settings: Mapping[str, Any]) -> Any:
+    """The configuration that `settings` describe: ``arch`` and fields of that architecture.
+
+    Raises
+    ------
+    ConfigError
+        ``arch`` is missing or unknown, a key is unknown or missing, or a value cannot work.
+    """
+    settings = dict(settings)
+    arch = settings.pop("arch", None)
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        raise ConfigError(
+            f"`arch` must be the name of an architecture; got {arch!r}. {did_you_mean(str(arch), ARCHITECTURES)}"
+        )
+    kind = ARCHITECTURES[arch].config
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in settings:
+        if name not in fields:
+            raise ConfigError(f"unknown setting `{name}` of {kind.__name__}. {did_you_mean(name, fields)}")
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in settings]
+    if missing:
+        raise ConfigError(f"`{kind.__name__}.{missing[0]}` must be given; got {sorted(settings)}. Add {missing[0]}=...")
+    return kind(**settings)
+
+
+def name_of(config: Any) -> str:
+    """``<arch>-<latents>-<what sets the sparsity>[-<control>]``: the start of a run folder's name."""
+    if getattr(config, "k", None) is not None:
+        sparsity = f"k{config.k}"
+    elif config.target_l0 is not None:
+        sparsity = f"l0-{config.target_l0:g}"
+    else:
+        sparsity = f"l1-{config.l1:g}"
+    parts = [config.arch, str(config.latents), sparsity, *([config.control] if config.control else [])]
+    return "-".join(parts)
+
+
+def scaling_of(scale: Tensor | None) -> Scaling:
+    """The scaling value for a factor; None for no scaling."""
+    return Scaling() if scale is None else Scaling("scalar", scale=scale.clone())

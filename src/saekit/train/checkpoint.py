@@ -1,0 +1,105 @@
+"""Checkpoints: one safetensors file per generation, and a small JSON file that says which generations are whole.
+
+::
+
+    checkpoints/step-00000500.safetensors      every tensor of every learner, and the loop's running sums
+    checkpoints/step-00001000.safetensors
+    checkpoints/index.json                     newest first: step, place in the rows, digest of the file
+
+The tensors are written first, the index after them, each atomically: a ``kill -9`` at any moment leaves an index whose files
+are complete. The newest generation and the one before it are kept; a generation whose digest is wrong is passed over.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import FormatError
+from ..files import digest_bytes, digest_file, read_json, write_bytes, write_json
+
+FOLDER = "checkpoints"
+KEPT = 2
+"""Generations kept."""
+FORMAT = 1
+
+
+def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """Write a generation and forget the oldest.
+
+    Parameters
+    ----------
+    out
+        The run's folder.
+    step
+        Steps done.
+    tensors
+        What to keep, by name.
+    facts
+        JSON-able; returned by `read`.
+
+    Returns
+    -------
+    Path
+        The tensor file.
+    """
+    from safetensors.torch import save
+
+    folder = out / FOLDER
+    data = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    path = folder / f"step-{step:08d}.safetensors"
+    write_bytes(path, data)
+    entry = {"step": step, "file": path.name, "digest": digest_bytes(data), **facts}
+    entries = [entry, *(old for old in _entries(out) if old["step"] < step)][:KEPT]
+    write_json(folder / "index.json", {"format": FORMAT, "generations": entries})
+    kept = {old["file"] for old in entries}
+    for stale in folder.glob("*"):  # older generations, and what a killed run left half written
+        if stale.name not in kept and stale.name != "index.json":
+            with suppress(OSError):
+                stale.unlink()
+    return path
+
+
+def read(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The newest whole generation: its facts and tensors; None when there has been none yet.
+
+    Raises
+    ------
+    FormatError
+        The index is not readable, or comes from a newer release, or every generation it names is missing or altered.
+    """
+    from safetensors.torch import load_file
+
+    entries = _entries(out)
+    for entry in entries:
+        path = out / FOLDER / entry["file"]
+        if path.is_file() and digest_file(path) == entry["digest"]:
+            return entry, load_file(path)
+    if entries:
+        raise FormatError(
+            f"`{out / FOLDER}` must hold an unaltered checkpoint; every file that its index names is missing or has another "
+            "digest. Start again in another folder."
+        )
+    return None
+
+
+def newest(out: Path | None) -> str | None:
+    """Path of the newest generation, for messages; None when there is none."""
+    entries = _entries(out) if out is not None else []
+    return str(out / FOLDER / entries[0]["file"]) if out is not None and entries else None
+
+
+def _entries(out: Path) -> list[dict[str, Any]]:
+    path = out / FOLDER / "index.json"
+    if not path.is_file():
+        return []
+    index = read_json(path)
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else index
+        raise FormatError(
+            f"`{path}` must have checkpoint format {FORMAT}; got {found!r}. Resume with the release that wrote it."
+        )
+    return index["generations"]

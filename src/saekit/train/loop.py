@@ -1,0 +1,604 @@
+"""The training loop: rows are read once and feed every learner."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import ArrayRows, Batch, Source
+from ..errors import ConfigError, DataError, FormatError, NonFiniteError, ShapeError, listed
+from ..files import locked_folder, read_json, write_bytes, write_json
+from ..sae import SAE
+from . import checkpoint
+from .architectures import ARCHITECTURES, config_to_dict, name_of
+from .callbacks import Callback, Record
+from .config import Config, is_whole
+from .doctor import warnings_for
+from .initial import SAMPLE_ROWS, first_rows, gather_first, start_bias, start_scale
+from .learner import STEPS, Learner, Settings, Statistics, finish, resolve, restore, start_learner, tensors_of
+
+CHECK_EVERY = 50
+"""Steps between looks for NaN on a device where looking means waiting; on a CPU every step is looked at."""
+
+RUN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LearnerProgress:
+    """State of one learner, over the rows since the last report."""
+
+    name: str
+    fvu: float
+    """Fraction of variance unexplained. Unit: fraction."""
+    l0: float
+    """Latents per row."""
+    dead_fraction: float
+    """Latents that have not fired for `dead_after_rows` rows. Unit: fraction."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the progress callback gets, at every log step."""
+
+    step: int
+    total_steps: int
+    rows: int
+    """Rows seen."""
+    rows_per_second: float
+    """Rows per second since the run (or its resumption) began; each row feeds all learners."""
+    seconds_left: float
+    """Estimate from the rate so far."""
+    learners: tuple[LearnerProgress, ...]
+
+
+@dataclass
+class _Run:
+    """One call of `train`: what it was asked for and where it stands."""
+
+    learners: list[Learner]
+    names: list[str]
+    step_with: Callable[[Learner, Tensor], Statistics]
+    out: Path | None
+    total_steps: int
+    batch_rows: int
+    data_seed: int
+    place: tuple[int, int] = (0, 0)
+    step: int = 0
+    order_digest: str = "saekit"
+    center: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Mean of the first rows, ``[d_in]``: the fixed point of the variance sums."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    last: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"rows": 0.0, "steps": 0.0})
+
+
+def train(
+    configs: Config | Sequence[Config],
+    source: Any,
+    *,
+    seeds: int | Sequence[int] = (0,),
+    tokens: int | None = None,
+    batch_rows: int = 4096,
+    data_seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    precision: str = "fp32",
+    device: str | torch.device | None = None,
+    log_every: int | None = None,
+    checkpoint_every: int | None = None,
+    callbacks: Sequence[Callback | Callable[[Record], None]] = (),
+    progress: Callable[[Progress], None] | None = None,
+    step: str = "plain",
+) -> list[SAE]:
+    """Train one SAE for each configuration and seed, in one pass over the rows.
+
+    Together equals alone: an SAE is bitwise the same whatever else is trained beside it.
+
+    Parameters
+    ----------
+    configs
+        One configuration or several (`TopK`, `Relu`, ...).
+    source
+        Rows: anything with ``d_in``, ``n_rows``, ``info`` and ``batches`` (see `saekit.data.Source`), or an array
+        ``[n, d_in]``.
+    seeds
+        Seeds of the learners: first weights and draws during training. The data order has its own seed.
+    tokens
+        Rows to train on (epochs repeat when the source has fewer). None: one pass. The last part of a batch is left out.
+    batch_rows
+        Rows per step.
+    data_seed
+        Determines the order of the rows.
+    out
+        Folder for the SAEs (``<arch>-<latents>-<k or l0 or l1>-seed<S>``), ``run.json``, ``log.jsonl`` and checkpoints. None: nothing
+        is written.
+    resume
+        Continue the run in `out` from its last checkpoint, bit for bit. A folder without a checkpoint starts from the beginning; a
+        finished run is read back.
+    precision
+        ``fp32``, or ``bf16``: matrix products in bfloat16 with fp32 master weights.
+    device
+        Where to train, for example ``cuda``. None: a CUDA device when there is one, otherwise the CPU.
+    log_every
+        Steps between log records. None: total steps / 100, between 1 and 100.
+    checkpoint_every
+        Steps between checkpoints (only with `out`). None: a tenth of the run, at most 1,000.
+    callbacks
+        Further places for log records: functions of a record, or objects with ``log`` and ``close``.
+    progress
+        Called with a `Progress` at every log step.
+    step
+        Which implementation of the step to use, from `saekit.train.STEPS`.
+
+    Returns
+    -------
+    list of SAE
+        For each configuration in order, for each seed in order; on the training device.
+
+    Raises
+    ------
+    ConfigError
+        A setting cannot work, or `out` holds another run. Nothing was computed.
+    DataError
+        The source has too few rows.
+    NonFiniteError
+        NaN or infinity in the rows, a loss or a gradient. Nothing that is not finite is ever written.
+    BusyError
+        Another process is writing to `out`.
+
+    Examples
+    --------
+    >>> from saekit.data import SyntheticRows
+    >>> rows = SyntheticRows(d_in=8, n_features=16, n_rows=2048)
+    >>> from saekit.train import TopK, train
+    >>> [sae] = train(TopK(latents=16, k=4), rows, batch_rows=256)
+    >>> sae.n_latents
+    16
+    """
+    configs = [configs] if isinstance(configs, Config) else list(configs)
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    source = source if isinstance(source, Source) else ArrayRows(source)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _check(configs, seeds, batch_rows, tokens, data_seed, precision, step, device, log_every, checkpoint_every, resume, out)
+    total_steps = _total_steps(source, tokens, batch_rows)
+    names = _names(configs, seeds)
+    request = {
+        "configs": [config_to_dict(config) for config in configs],
+        "seeds": seeds,
+        "total_steps": total_steps,
+        "batch_rows": batch_rows,
+        "data_seed": data_seed,
+        "precision": precision,
+        "step": step,
+        "d_in": source.d_in,
+        "rows": source.info.get("digest"),
+    }
+    with ExitStack() as stack:
+        folder = None
+        if out is not None:
+            folder = stack.enter_context(locked_folder(out))
+            finished = _claim(folder, request, resume, source)
+            if finished:
+                return _read_back(folder, names, device)
+        run = _Run([], names, STEPS[step], folder, total_steps, batch_rows, data_seed)
+        sinks = [_sink(callback, stack) for callback in callbacks]
+        batches = _begin(run, configs, seeds, source, precision, device, resume)
+        log_every = log_every or min(max(total_steps // 100, 1), 100)
+        checkpoint_every = checkpoint_every or min(max(total_steps // 10, 1), 1000)
+        began = time.perf_counter()
+        _advance(run, batches, log_every, checkpoint_every, sinks, progress)
+        return _end(run, source, request, time.perf_counter() - began)
+
+
+def untrained(
+    config: Config, source: Any, seed: int = 0, *, batch_rows: int = 4096, data_seed: int = 0
+) -> SAE:
+    """The SAE that training with this configuration and seed starts from: the control that costs nothing.
+
+    Parameters
+    ----------
+    config
+        Configuration of an architecture.
+    source
+        Rows, for centre, scale and thresholds; see `train`. Up to 100,000 are read.
+    seed
+        Seed of the first weights.
+    batch_rows, data_seed
+        As in `train`: with the same values the start is bitwise the same.
+    """
+    source = source if isinstance(source, Source) else ArrayRows(source)
+    _check([config], [seed], batch_rows, None, data_seed, "fp32", "plain", torch.device("cpu"), None, None, False, None)
+    available = source.n_rows if source.n_rows is not None else batch_rows * 8
+    wanted = first_rows(available, source.d_in)
+    _, rows = gather_first(source.batches(min(batch_rows, available), seed=data_seed), wanted)
+    _check_rows(rows, source, None)
+    settings = resolve(config, source.d_in, 1, min(batch_rows, len(rows)))
+    learner = _start(config, seed, settings, rows, torch.device("cpu"), {})
+    if ARCHITECTURES[config.arch].batch_threshold:  # the running threshold of a batch selection, from one batch
+        from dataclasses import replace
+
+        learner.config = replace(config, control="untrained")
+        STEPS["plain"](learner, rows[: settings.batch_rows])
+        learner.config = config
+    return finish(learner, _provenance(source) | {"config": config_to_dict(config), "seed": seed, "rows_seen": 0})
+
+
+# ---------------------------------------------------------------- before the first step
+
+
+def _check(
+    configs: list[Any], seeds: list[Any], batch_rows: Any, tokens: Any, data_seed: Any, precision: str, step: str,
+    device: torch.device, log_every: Any, checkpoint_every: Any, resume: bool, out: Any,
+) -> None:  # fmt: skip
+    """Refuse what cannot work, before anything is computed."""
+    if not configs:
+        raise ConfigError("train: `configs` must hold at least one configuration; got none. Pass TopK(latents=1024, k=16), say.")
+    for config in configs:
+        if not isinstance(config, Config):
+            raise ConfigError(
+                f"train: every one of `configs` must be a configuration such as TopK(latents=1024, k=16); got {config!r}. "
+                "Make one from a dictionary with config_from_dict."
+            )
+    if not seeds or not all(is_whole(seed) for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"train: `seeds` must be different whole numbers, at least one; got {seeds!r}. Pass seeds=[0, 1].")
+    if len(set(map(repr, configs))) < len(configs):
+        raise ConfigError("train: `configs` must all be different; got one twice. Use seeds=[0, 1] for repetitions.")
+    for name, value, optional in (
+        ("batch_rows", batch_rows, False), ("tokens", tokens, True), ("log_every", log_every, True),
+        ("checkpoint_every", checkpoint_every, True),
+    ):  # fmt: skip
+        if not (optional and value is None) and not (is_whole(value) and value >= 1):
+            raise ConfigError(f"train: `{name}` must be a positive whole number; got {value!r}.")
+    if not is_whole(data_seed):
+        raise ConfigError(f"train: `data_seed` must be a whole number; got {data_seed!r}.")
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"train: `precision` must be 'fp32' or 'bf16'; got {precision!r}.")
+    if step not in STEPS:
+        raise ConfigError(f"train: `step` must be one of {listed(STEPS)}; got {step!r}.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"train: `device` must be one that is there; got '{device}' and no CUDA device. Use device='cpu'.")
+    if resume and out is None:
+        raise ConfigError("train: `resume` needs the folder of the run to continue; got out=None. Give `out`.")
+
+
+def _total_steps(source: Source, tokens: int | None, batch_rows: int) -> int:
+    rows = tokens if tokens is not None else source.n_rows
+    if rows is None:
+        raise ConfigError("train: `tokens` must be given for a source that does not know its number of rows; got None.")
+    if rows < batch_rows:
+        what = "`tokens` must be" if tokens is not None else "the source must have"
+        kind = ConfigError if tokens is not None else DataError
+        raise kind(f"train: {what} at least batch_rows={batch_rows} rows; got {rows}. Pass a smaller batch_rows.")
+    return rows // batch_rows
+
+
+def _names(configs: list[Any], seeds: list[int]) -> list[str]:
+    """Folder names, in the order of the learners; configurations that would share a name are numbered from the second on."""
+    seen: dict[str, int] = {}
+    names = []
+    for config in configs:
+        base = name_of(config)
+        seen[base] = seen.get(base, 0) + 1
+        base += f"-{seen[base]}" if seen[base] > 1 else ""
+        names += [f"{base}-seed{seed}" for seed in seeds]
+    return names
+
+
+def _claim(out: Path, request: dict[str, Any], resume: bool, source: Source) -> bool:
+    """Make `out` the folder of this run, or recognize it; True when the run is already finished."""
+    path = out / "run.json"
+    if not path.is_file():
+        foreign = [p.name for p in out.iterdir() if p.name == "log.jsonl" or (p / "sae.json").exists()]
+        if foreign:
+            raise ConfigError(f"train: `out` must be empty or hold a run; `{out}` holds {listed(foreign)} and no run.json. Give another folder.")
+        write_json(path, {"format": RUN_FORMAT, "status": "running", "request": request, "versions": _versions(), "source": source.info})
+        return False
+    if not resume:
+        raise ConfigError(f"train: `out` must be a new folder; `{out}` holds a run. Pass resume=True (--resume) to continue it, or another folder.")
+    record = read_json(path)
+    if record.get("format") != RUN_FORMAT:
+        raise FormatError(f"`{path}` must have format {RUN_FORMAT}; got {record.get('format')!r}. Resume with the release that wrote it.")
+    then, now = record.get("request", {}), json.loads(json.dumps(request))
+    changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+    if changed:
+        shown = "; ".join(f"`{name}` was {then.get(name)!r}, now {now.get(name)!r}" for name in changed)
+        raise ConfigError(f"train: a resumed run must have the settings it began with; {shown}. Repeat the old settings or give another folder.")
+    return record.get("status") == "done"
+
+
+def _read_back(out: Path, names: list[str], device: torch.device) -> list[SAE]:
+    from ..store import load
+
+    return [load(out / name).to(device) for name in names]
+
+
+def _sink(callback: Callback | Callable[[Record], None], stack: ExitStack) -> Callable[[Record], None]:
+    if isinstance(callback, Callback):
+        stack.callback(callback.close)
+        return callback.log
+    return callback
+
+
+def _begin(
+    run: _Run, configs: list[Any], seeds: list[int], source: Source, precision: str, device: torch.device, resume: bool
+) -> Iterator[Batch]:
+    """Learners at their start or at the last checkpoint, and the batches from there on."""
+    found = checkpoint.read(run.out) if resume and run.out is not None else None
+    tensors: dict[str, Tensor] = {}
+    head: list[Batch] = []
+    if found is None:
+        batches = source.batches(run.batch_rows, seed=run.data_seed)
+        head, rows = gather_first(batches, first_rows(run.total_steps * run.batch_rows, source.d_in))
+        _check_rows(rows, source, run)
+        run.center = rows.mean(0).to(device)
+    else:
+        facts, tensors = found
+        run.step, run.place, run.order_digest = facts["step"], tuple(facts["place"]), facts["order_digest"]
+        run.last, run.center = facts["last"], tensors["center"].to(device)
+        run.sums = {name.removeprefix("sums."): t.to(device) for name, t in tensors.items() if name.startswith("sums.")}
+        batches = source.batches(run.batch_rows, seed=run.data_seed, start=run.place)
+        rows = torch.zeros(1, source.d_in)  # everything computed from first rows is in the checkpoint
+    memo: dict[str, Any] = {}
+    for index, (config, seed) in enumerate(itertools.product(configs, seeds)):
+        settings = resolve(config, source.d_in, run.total_steps, run.batch_rows, precision)
+        learner = _start(config, seed, settings, rows, device, memo)
+        if found is not None:
+            own = {n.removeprefix(f"{index}."): t for n, t in tensors.items() if n.startswith(f"{index}.")}
+            restore(learner, own, run.step)
+        run.learners.append(learner)
+    if run.out is not None:
+        _cut_log(run.out / "log.jsonl", run.step)
+
+    def chain() -> Iterator[Batch]:
+        while head:
+            yield head.pop(0)
+        yield from batches
+
+    return chain()
+
+
+def _start(config: Any, seed: int, settings: Settings, rows: Tensor, device: torch.device, memo: dict[str, Any]) -> Learner:
+    """A new learner; what depends on the rows alone is computed once and kept in `memo`."""
+    bias_key, scale_key = f"bias {config.bias}", f"scale {config.scaling}"
+    if bias_key not in memo:
+        memo[bias_key] = start_bias(rows, config.bias)
+    if scale_key not in memo:
+        memo[scale_key] = start_scale(rows, config.scaling)
+    sample = rows[:SAMPLE_ROWS]
+    return start_learner(config, seed, settings, bias=memo[bias_key], scale=memo[scale_key], sample=sample, device=device)
+
+
+def _check_rows(rows: Tensor, source: Source, run: _Run | None) -> None:
+    if rows.shape[1] != source.d_in:
+        raise ShapeError(f"train: rows must have width d_in={source.d_in}, as the source says; got {tuple(rows.shape)}.")
+    if not bool(torch.isfinite(rows).all()):
+        where = f"; learners {listed(run.names)}" if run is not None else ""
+        raise NonFiniteError(f"train: rows must be finite; NaN or infinity among the first {len(rows)} rows, before step 1{where}. No checkpoint exists. Look for overflow in the captured model (half precision).")
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop log lines after `step`, and a line that a killed run left half written."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["step"] <= step:
+            kept.append(line + b"\n")
+    write_bytes(path, b"".join(kept))
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def _advance(
+    run: _Run, batches: Iterator[Batch], log_every: int, checkpoint_every: int,
+    sinks: list[Callable[[Record], None]], progress: Callable[[Progress], None] | None,
+) -> None:  # fmt: skip
+    began, first_step = time.perf_counter(), run.step
+    device = run.learners[0].device
+    every_look = 1 if device.type == "cpu" else CHECK_EVERY
+    while run.step < run.total_steps:
+        before = time.perf_counter()
+        batch = next(batches)
+        read = time.perf_counter()
+        x = batch.x.to(device=device, dtype=torch.float32, non_blocking=True)
+        _add(run.sums, _row_sums(x, run.center))
+        for index, learner in enumerate(run.learners):
+            statistics = run.step_with(learner, x)
+            _add(run.sums, _learner_sums(statistics, str(index), run.step))
+        run.step += 1
+        run.place = batch.next
+        run.order_digest = _next_digest(run.order_digest, batch)
+        last = run.step == run.total_steps
+        logs = run.step % log_every == 0 or last
+        saves = run.out is not None and (run.step % checkpoint_every == 0 and not last)
+        if run.step % every_look == 0 or logs or saves:
+            _look(run)
+        run.seconds["rows"] += read - before
+        run.seconds["steps"] += time.perf_counter() - read
+        if logs:
+            _log(run, time.perf_counter() - began, run.step - first_step, sinks, progress)
+        if saves:
+            _save(run)
+
+
+def _row_sums(x: Tensor, center: Tensor) -> dict[str, Tensor]:
+    """Sums for the variance of the rows, about a fixed point near their mean."""
+    away = x - center
+    return {
+        "x.rows": torch.tensor(float(len(x)), device=x.device),
+        "x.squares": away.pow(2).sum(),
+        "x.sum": away.sum(0),
+    }
+
+
+def _learner_sums(s: Statistics, name: str, step: int) -> dict[str, Tensor]:
+    sums = {"loss": s.loss, "error": s.error, "fired": s.fired, "grad_norm": s.grad_norm}
+    sums |= {f"part.{part}": value for part, value in s.parts.items()}
+    sums |= {"dead=": s.dead, "bad": torch.where(s.finite, 0, 1)}
+    return {f"{name}.{key}": value for key, value in sums.items()}
+
+
+def _add(sums: dict[str, Tensor], new: dict[str, Tensor]) -> None:
+    """Add to running sums in the widest type of the device; names that end in ``=`` keep the last value."""
+    for name, value in new.items():
+        value = value.detach()
+        wide = value if value.device.type == "mps" else value.double()
+        sums[name] = wide if name.endswith("=") or name not in sums else sums[name] + wide
+
+
+def _look(run: _Run) -> None:
+    """Stop when a loss or gradient was not finite since the last look."""
+    bad = torch.stack([run.sums[f"{index}.bad"] for index in range(len(run.learners))])
+    if not bool((bad > 0).any()):
+        return
+    index = int((bad > 0).nonzero()[0])
+    learner, steps_ago = run.learners[index], int(bad[index])
+    kept = checkpoint.newest(run.out)
+    hint = f"The last good checkpoint is `{kept}`; pass resume=True to continue from it." if kept else "No checkpoint exists."
+    rows_bad = not bool(torch.isfinite(run.sums["x.squares"]))
+    cause = "the rows hold NaN or infinity" if rows_bad else "lower `lr`, or use precision='fp32'"
+    raise NonFiniteError(
+        f"train: loss and gradient must be finite; got NaN or infinity in step {run.step - steps_ago + 1}, learner "
+        f"`{run.names[index]}` (seed {learner.seed}, {learner.config!r}): {cause}. {hint}"
+    )
+
+
+def _next_digest(digest: str, batch: Batch) -> str:
+    """Chained digest of the data order: places, and the first and the last row of each batch."""
+    text = hashlib.sha256(f"{digest} {batch.next}".encode())
+    if batch.x.device.type == "cpu":
+        text.update(batch.x[[0, -1]].contiguous().numpy().tobytes())
+    return text.hexdigest()
+
+
+def _log(
+    run: _Run, elapsed: float, steps: int, sinks: list[Callable[[Record], None]], progress: Callable[[Progress], None] | None
+) -> None:
+    sums = {name: t.tolist() for name, t in run.sums.items() if name != "x.sum"}
+    n = sums["x.rows"]
+    variance = max(sums["x.squares"] - float(run.sums["x.sum"].pow(2).sum()) / n, 1e-30)
+    rate = steps * run.batch_rows / max(elapsed, 1e-9)
+    records = []
+    for index, (learner, name) in enumerate(zip(run.learners, run.names)):
+        own = {key.removeprefix(f"{index}."): value for key, value in sums.items() if key.startswith(f"{index}.")}
+        record = {
+            "step": run.step,
+            "rows": run.step * run.batch_rows,
+            "learner": name,
+            "loss": own["loss"] / n,
+            "fvu": own["error"] / variance,
+            "l0": own["fired"] / n,
+            "dead_fraction": own["dead="] / learner.config.latents,
+            "grad_norm": own["grad_norm"] / n,
+            **{key.removeprefix("part."): value / n for key, value in own.items() if key.startswith("part.")},
+        }
+        run.last[name] = record
+        records.append({**record, "seconds": round(elapsed, 3), "rows_per_second": round(rate, 1)})
+    run.sums.clear()
+    if run.out is not None:
+        with open(run.out / "log.jsonl", "a", encoding="utf-8") as stream:
+            stream.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+    for record, sink in itertools.product(records, sinks):
+        sink(record)
+    if progress is not None:
+        shown = tuple(LearnerProgress(r["learner"], r["fvu"], r["l0"], r["dead_fraction"]) for r in records)
+        left = (run.total_steps - run.step) * run.batch_rows / max(rate, 1e-9)
+        progress(Progress(run.step, run.total_steps, run.step * run.batch_rows, rate, left, shown))
+
+
+def _save(run: _Run) -> None:
+    assert run.out is not None
+    tensors = {f"sums.{name}": t for name, t in run.sums.items()} | {"center": run.center}
+    for index, learner in enumerate(run.learners):
+        tensors |= {f"{index}.{name}": t for name, t in tensors_of(learner).items()}
+    facts = {"place": list(run.place), "order_digest": run.order_digest, "last": run.last}
+    checkpoint.write(run.out, run.step, tensors, facts)
+
+
+# ---------------------------------------------------------------- after the last step
+
+
+def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> list[SAE]:
+    _check_weights(run)
+    saes = []
+    for learner, name in zip(run.learners, run.names):
+        record = run.last[name]
+        provenance = _provenance(source) | {
+            "config": config_to_dict(learner.config),
+            "seed": learner.seed,
+            "data_seed": run.data_seed,
+            "rows_seen": learner.rows_seen,
+            "rows_digest": f"sha256:{run.order_digest}",
+            "versions": _versions(),
+            "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")},
+        }
+        saes.append(finish(learner, provenance))
+    if run.out is None:
+        return saes
+    from ..store import save
+
+    for sae, name in zip(saes, run.names):
+        save(sae, run.out / name)
+    warnings = {name: warnings_for(learner, run.last[name]) for learner, name in zip(run.learners, run.names)}
+    shares = {f"{part}_fraction": value / max(seconds, 1e-9) for part, value in run.seconds.items()}
+    write_json(
+        run.out / "run.json",
+        {
+            "format": RUN_FORMAT,
+            "status": "done",
+            "request": request,
+            "saes": run.names,
+            "rows_seen": run.step * run.batch_rows,
+            "order_digest": f"sha256:{run.order_digest}",
+            "final": run.last,
+            "warnings": {name: found for name, found in warnings.items() if found},
+            "seconds": {"total": seconds, **run.seconds, **shares},
+            "versions": _versions(),
+            "machine": {"device": str(run.learners[0].device), "threads": torch.get_num_threads(), "system": platform.platform()},
+            "source": source.info,
+        },
+    )
+    return saes
+
+
+def _check_weights(run: _Run) -> None:
+    """The update of the last step happened after its gradient was looked at; nothing that is not finite is saved."""
+    for learner, name in zip(run.learners, run.names):
+        if not all(bool(torch.isfinite(t).all()) for t in learner.parameters.values()):
+            kept = checkpoint.newest(run.out)
+            raise NonFiniteError(f"train: weights must be finite; learner `{name}` (seed {learner.seed}) is not after step {run.step}. Last good checkpoint: {kept or 'none'}. Lower `lr`.")
+
+
+def _provenance(source: Source) -> dict[str, Any]:
+    info = source.info
+    known = {key: info[key] for key in ("model", "hook", "layer", "data") if info.get(key) is not None}
+    return known | {"data_digest": info.get("digest")}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("saekit", "torch", "numpy", "safetensors", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
