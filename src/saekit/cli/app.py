@@ -1,0 +1,124 @@
+"""The application: its commands, and what becomes of errors.
+
+Nothing heavy is imported here; a command imports what it needs when it runs, so that ``--help`` and tab completion
+answer at once. Exit status: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import ConfigError, SaekitError, ShapeError
+from .capture import HELP as CAPTURE_HELP
+from .capture import capture
+from .demo import HELP as DEMO_HELP
+from .demo import demo
+from .evaluate import HELP as EVALUATE_HELP
+from .evaluate import evaluate
+from .report import HELP as REPORT_HELP
+from .report import report
+from .show import HELP as SHOW_HELP
+from .show import show
+from .train import HELP as TRAIN_HELP
+from .train import train
+
+HELP = """Sparse autoencoders from training to report.
+
+\b
+  saekit demo --out demo                                  everything once, offline, in minutes
+  saekit capture --model M --data D --layer 2 --out rows  activations of a language model
+  saekit train --rows rows --arch topk --latents 1024 --k 16 --out run
+  saekit evaluate run --rows rows                         numbers beside their controls
+  saekit report run                                       one HTML page
+
+--model takes a folder, a hub name or `builtin`; --data a file, a hub data set (owner/name[:config][@split]) or
+`builtin`. Each command explains itself: saekit train --help.
+"""
+
+_EPILOG = "Results go to stdout, progress to stderr. Exit status: 0 done, 1 the work failed, 2 the call was wrong."
+
+app = typer.Typer(
+    name="saekit",
+    help=HELP,
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"saekit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (any command takes it).")
+    ] = False,
+) -> None:
+    """Options of the program itself; `main` acts on --debug."""
+
+
+app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language model as rows on disk.")(capture)
+app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
+app.command("evaluate", help=EVALUATE_HELP, short_help="Measure SAEs beside their controls.")(evaluate)
+app.command("show", help=SHOW_HELP, short_help="What is in an SAE file.")(show)
+app.command("report", help=REPORT_HELP, short_help="One HTML page from a folder of results.")(report)
+app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line (``sys.argv`` by default) and leave with its exit status."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit status; errors are told on stderr, in one block."""
+    debug = "--debug" in arguments or bool(os.environ.get("SAEKIT_DEBUG"))
+    command = typer.main.get_command(app)
+    rest = [argument for argument in arguments if argument != "--debug"]
+    try:
+        status = command.main(args=rest, prog_name="saekit", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except BrokenPipeError:  # the reader of our output has gone, `saekit show … | head` say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (typer.Abort, KeyboardInterrupt):
+        _tell("interrupted; what was complete is on disk.")
+        return 130
+    except _UsageError as error:
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    except Exception as error:
+        if debug:
+            raise
+        _tell(_message(error))
+        return 2 if isinstance(error, ConfigError | ShapeError) else 1
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, SaekitError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        place = f"`{error.filename}`: " if error.filename else ""
+        return f"{place}{error.strerror}. Nothing that was complete before is lost."
+    return f"{type(error).__name__}: {error}\nThis is not an error that saekit foresaw. Add --debug for the traceback."
+
+
+def _tell(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)

@@ -1,0 +1,67 @@
+"""``saekit capture``: activations of a language model into a cache on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ConfigError
+from .console import print_facts, print_json, progress_bar, tell
+from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Set, Text, Tokens
+from .settings import merge, names_of, required
+
+HELP = """Run a language model over texts and store its activations at one place as rows.
+
+\b
+  saekit capture --model builtin --data builtin --layer 2 --tokens 200000 --out rows
+  saekit capture --model gpt2 --data texts.jsonl.gz --text body --hook h.6.mlp --out rows
+  saekit capture --model builtin --data builtin --layer 2 --out rows --set dtype="float32" --set context=256
+
+An interrupted capture goes on where it stopped when it is called again. `--set` reaches every setting of
+saekit.capture.
+"""
+
+
+def capture(
+    model: Model = None,
+    data: Data = None,
+    layer: Layer = None,
+    hook: Hook = None,
+    tokens: Tokens = None,
+    text: Text = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Capture rows into a folder."""
+    from ..data import capture as run
+
+    options: dict[str, Any] = {
+        "model": model, "data": data, "layer": layer, "hook": hook, "tokens": tokens, "text": text,
+        "out": None if out is None else str(out),
+    }  # fmt: skip
+    settings = merge(names_of(run, without=("progress",)), file=config, options=options, sets=set_)
+    required(settings, "model", "data", "out")
+    if (settings.get("layer") is None) == (settings.get("hook") is None):
+        raise ConfigError("exactly one of --layer and --hook must be given: where in the model the rows come from.")
+    with progress_bar(quiet=json) as progress:
+        model, data = settings.pop("model"), settings.pop("data")
+        rows = run(model, data, **settings, progress=lambda done, total: progress("rows", done, total))
+    sources = rows if isinstance(rows, dict) else {"": rows}
+    facts: dict[str, Any] = {"out": settings["out"]}
+    for name, source in sources.items():
+        facts |= {name: summary(source)} if name else summary(source)
+    if json:
+        print_json(facts)
+    else:
+        print_facts(facts)
+        tell(f"\nTrain on them: saekit train --rows {settings['out']} --arch topk --latents 1024 --k 16 --out run")
+
+
+def summary(rows: Any) -> dict[str, Any]:
+    """What is told about a source of rows."""
+    return {
+        "n_rows": rows.n_rows,
+        "d_in": rows.d_in,
+        **{k: v for k, v in rows.info.items() if k not in ("n_rows", "d_in")},
+    }

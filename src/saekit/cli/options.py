@@ -1,0 +1,42 @@
+"""Options that several commands share: the same word means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="D", help="Texts: a file or folder, owner/name[:config][@split] on the hub, or `builtin`."
+    ),
+]
+Rows = Annotated[
+    str | None,
+    typer.Option(
+        "--rows", metavar="R", help="Rows instead of a model: a folder of `saekit capture`, .npy, .safetensors."
+    ),
+]
+Layer = Annotated[
+    int | None, typer.Option("--layer", metavar="L", help="Residual stream after block L, counted from 0.")
+]
+Hook = Annotated[
+    str | None,
+    typer.Option("--hook", metavar="PATH", help="Any module instead of --layer, e.g. layers.6.mlp."),
+]
+Text = Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Column of the texts in --data [text].")]
+Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens (rows) to use.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="TOML file with these settings; options override it.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=V", help="Any setting by its dotted name, the value in TOML; repeatable."),
+]

@@ -1,0 +1,33 @@
+"""``saekit report``: the results of a folder as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import print_json
+from .options import Json
+
+HELP = """Write DIR/report.html from the results in DIR: evaluations, training logs. One file, readable offline.
+
+\b
+  saekit report demo
+"""
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with results (*.json, log.jsonl).")],
+    title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "saekit report",
+    json: Json = False,
+) -> None:
+    """Collect the results of a folder and write the page."""
+    from ..report import collect, write
+
+    results = collect(folder)
+    page = write(results, folder, title=title)
+    if json:
+        print_json({"report": str(page), "results": [result["kind"] for result in results]})
+    else:
+        typer.echo(str(page))

@@ -1,0 +1,144 @@
+"""Settings from a TOML file, options and ``--set``, in this order of strength, checked against what a command knows."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, did_you_mean, listed
+
+
+def merge(
+    known: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    sets: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """One tree of settings.
+
+    Parameters
+    ----------
+    known
+        What the command takes: name -> None for a value, a mapping for a table of values (an empty one takes any
+        name), a list for a list of tables.
+    file
+        A TOML file.
+    options
+        Command line options; those that are None were not given.
+    sets
+        ``a.b=value`` texts; the value is read as TOML, and as plain text when it is none.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, a name is unknown, or a table stands where a value must.
+    """
+    tree: dict[str, Any] = _read(file) if file is not None else {}
+    _check(tree, known, f"`{file}`", "")
+    for name, value in (options or {}).items():
+        if value is not None:
+            tree[name] = value
+    for text in sets or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set must look like name=value; got `{text}`. Example: --set config.lr=1e-3")
+        path = name.strip().split(".")
+        _check(_nested(path, _value(value.strip())), known, "--set", "")
+        _put(tree, path, _value(value.strip()), text)
+    return tree
+
+
+def names_of(function: Callable[..., Any], *, without: Iterable[str] = ()) -> dict[str, None]:
+    """The keyword settings of a library function, as `merge` takes them: what it learns, the command line knows."""
+    return {name: None for name in inspect.signature(function).parameters if name not in set(without)}
+
+
+def required(tree: Mapping[str, Any], *names: str, why: str = "") -> None:
+    """Raise `ConfigError` unless every one of `names` has a value."""
+    missing = [f"--{name.replace('_', '-')}" for name in names if tree.get(name) is None]
+    if missing:
+        raise ConfigError(f"{listed(missing)} must be given{f' {why}' if why else ''}; see --help for examples.")
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """``"0,1,2"`` as numbers.
+
+    >>> whole_numbers("0,1", "--seeds")
+    [0, 1]
+
+    Raises
+    ------
+    ConfigError
+        Something between the commas is no whole number.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} must be whole numbers with commas between them; got `{text}`.") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--config must name a TOML file; `{file}` does not exist.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"`{file}` must be TOML; {error}.") from None
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    tree = value
+    for name in reversed(path):
+        tree = [tree] if name.isdigit() else {name: tree}
+    return tree if isinstance(tree, dict) else {path[0]: value}
+
+
+def _check(tree: Any, known: Any, where: str, prefix: str) -> None:
+    """Every name of `tree` must be in `known`, with tables and lists where `known` has them."""
+    if isinstance(known, list):
+        if not isinstance(tree, list) or not all(isinstance(item, dict) for item in tree):
+            raise ConfigError(f"{where}: `{prefix}` must be a list of tables, written [[{prefix}]]; got {tree!r}.")
+        return
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: `{prefix}` must be a table of settings, written [{prefix}]; got {tree!r}.")
+    for name, value in tree.items():
+        dotted = f"{prefix}.{name}" if prefix else name
+        if name not in known:
+            if prefix and not known:
+                continue
+            deeper = [f"{table}.{name}" for table, inner in known.items() if isinstance(inner, dict) and name in inner]
+            hint = f"Did you mean {listed(deeper)}?" if deeper else did_you_mean(name, known)
+            raise ConfigError(f"{where}: unknown setting `{dotted}`. {hint}")
+        if known[name] is not None:
+            _check(value, known[name], where, dotted)
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any, text: str) -> None:
+    at: Any = tree
+    for name, following in pairwise(path):
+        if isinstance(at, list):
+            at = _item(at, name, text)
+        else:
+            at = at.setdefault(name, [] if following.isdigit() else {})
+    if isinstance(at, list):
+        _item(at, path[-1], text)
+        raise ConfigError(f"--set {text}: an item of a list of tables cannot be replaced; set a name inside it.")
+    at[path[-1]] = value
+
+
+def _item(items: list[Any], name: str, text: str) -> Any:
+    if not name.isdigit() or int(name) >= len(items):
+        raise ConfigError(f"--set {text}: `{name}` must be a place in a list of {len(items)}, counted from 0.")
+    return items[int(name)]

@@ -1,0 +1,70 @@
+"""``saekit show``: what is in a file, without loading a model or a tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import print_facts, print_json
+from .options import Json
+
+HELP = """Show what an SAE file says about itself, without reading its tensors or any model.
+
+\b
+  saekit show run/topk-1024-k16-seed0
+  saekit show run                       every SAE of a training run
+  saekit show hf:owner/name/folder --json
+"""
+
+
+def show(
+    sae: Annotated[
+        list[str], typer.Argument(metavar="SAE...", help="Folder of an SAE, of a run, or hf:owner/name/folder.")
+    ],
+    json: Json = False,
+) -> None:
+    """Print the description of each SAE."""
+    from ..store import describe
+
+    found = [describe(path) for path in expand(sae)]
+    if json:
+        print_json(found[0] if len(found) == 1 else {"saes": found})
+        return
+    for number, facts in enumerate(found):
+        if number:
+            typer.echo()
+        print_facts(_ordered(facts))
+
+
+def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a reader wants first, first; digests of single tensors left out."""
+    rule = dict(facts["rule"])
+    name = rule.pop("name")
+    settings = ", ".join(f"{key}={value}" for key, value in rule.items())
+    scaling = facts["scaling"]["kind"]
+    head = {
+        "sae": facts["path"],
+        "latents": f"{facts['n_latents']:,}",
+        "width": facts["d_in"] if facts["d_in"] == facts["d_out"] else f"{facts['d_in']} → {facts['d_out']}",
+        "rule": f"{name}({settings})",
+        "scaling": scaling,
+        "dtype": facts["dtype"],
+        "latent order": facts["latent_order"],
+        "size": f"{facts['file']['bytes'] / 2**20:.1f} MiB",
+        "digest": facts["file"]["digest"],
+        "schema": f"{facts['schema']} (written by saekit {facts['saekit']})",
+    }
+    return {**head, "provenance": facts["provenance"]}
+
+
+def expand(paths: list[str]) -> list[str]:
+    """Paths of single SAEs, from paths of SAEs or of runs that hold several."""
+    found: list[str] = []
+    for path in paths:
+        folder = Path(path)
+        is_run = not path.startswith("hf:") and folder.is_dir() and not (folder / "sae.json").is_file()
+        inside = sorted(str(file.parent) for file in folder.glob("*/sae.json")) if is_run else []
+        found += inside or [path]
+    return found
