@@ -12,9 +12,9 @@ import typer
 
 
 class Progress(Protocol):
-    """Called as work advances: ``progress(stage, done, total)``; `total` is None when it is not known."""
+    """Called as work advances; `total` is None when it is not known, `note` is shown beside the count."""
 
-    def __call__(self, stage: str, done: int, total: int | None = None) -> None:
+    def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
         """Tell how far a stage is."""
         ...
 
@@ -35,7 +35,8 @@ def print_table(lines: Sequence[Sequence[str]]) -> None:
 
 
 def print_facts(values: Mapping[str, Any], indent: int = 0) -> None:
-    """Names and values, one per line, tables indented."""
+    """Names and values, one per line, tables indented; what has no value is left out."""
+    values = {name: value for name, value in values.items() if value is not None}
     width = max((len(str(name)) for name, value in values.items() if not isinstance(value, Mapping)), default=0)
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -43,13 +44,30 @@ def print_facts(values: Mapping[str, Any], indent: int = 0) -> None:
                 typer.echo(f"{' ' * indent}{name}:")
                 print_facts(value, indent + 2)
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else "–" if value is None else value
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             typer.echo(f"{' ' * indent}{str(name).ljust(width)}  {shown}")
 
 
 def tell(message: str) -> None:
     """A line on stderr."""
     typer.echo(message, err=True)
+
+
+def print_evaluation(result: Any) -> None:
+    """The numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
+    names = tuple(name for name in _SHOWN if name in result.metrics)
+    lines = result.table(names)
+    bare = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
+    print_table([[_bare(cell) if i in bare else cell for i, cell in enumerate(line)] for line in lines])
+    typer.echo(repr(result).splitlines()[-1])
+
+
+_SHOWN = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero")
+_WITHOUT_INTERVAL = ("l0", "dead_fraction")
+
+
+def _bare(cell: str) -> str:
+    return cell.split(" [")[0]
 
 
 @contextmanager
@@ -59,12 +77,16 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
 
     console = Console(stderr=True)
     if quiet:
-        yield lambda stage, done, total=None: None
+        yield _silent
     elif console.is_terminal:
         with _bars(console) as progress:
             yield progress
     else:
         yield _lines()
+
+
+def _silent(stage: str, done: int, total: int | None = None, note: str = "") -> None:
+    """Nothing: for --json."""
 
 
 @contextmanager
@@ -73,30 +95,43 @@ def _bars(console: Any) -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
     with Bars(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
-        def progress(stage: str, done: int, total: int | None = None) -> None:
+        def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = bars.add_task(stage, total=total, note=note)
+            bars.update(tasks[stage], completed=done, total=total, note=note)
 
         yield progress
 
 
 def _lines() -> Progress:
     begun: dict[str, float] = {}
+    ended: set[str] = set()
 
-    def progress(stage: str, done: int, total: int | None = None) -> None:
+    def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
         start = begun.setdefault(stage, time.monotonic())
-        if total is not None and done >= total and start >= 0:
-            tell(f"{stage}: {done:,} in {time.monotonic() - start:.1f} s")
-            begun[stage] = -1.0
+        if total is not None and done >= total and stage not in ended:
+            ended.add(stage)
+            tell(f"{stage}: {done:,} in {time.monotonic() - start:.1f} s{f'   {note}' if note else ''}")
 
     return progress
+
+
+def training_progress(progress: Progress) -> Any:
+    """The callback that `saekit.train` takes, shown as one bar with the state of the learners beside it."""
+
+    def show(state: Any) -> None:
+        parts = [f"{state.rows_per_second:,.0f} rows/s"]
+        for label, name, form in (("FVU", "fvu", ".3f"), ("L0", "l0", ".0f"), ("dead", "dead_fraction", ".0%")):
+            values = [getattr(learner, name) for learner in state.learners]
+            ends = [format(value, form) for value in (min(values), max(values))]
+            parts.append(f"{label} {ends[0] if ends[0] == ends[1] else f'{ends[0]}–{ends[1]}'}")
+        per_step = state.rows // max(state.step, 1)
+        progress("train", state.rows, state.total_steps * per_step, "  ".join(parts))
+
+    return show

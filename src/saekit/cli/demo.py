@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import print_json, print_table, progress_bar, tell
+from .console import print_evaluation, print_json, progress_bar, tell, training_progress
 from .options import Json
 
 HELP = """The whole flow on this machine, without network: capture rows of the built-in language model on the built-in
@@ -48,8 +48,8 @@ def demo(
     if json:
         print_json({**result.to_json(), "seconds": round(seconds, 1), "report": str(page)})
         return
-    print_table(result.table())
-    typer.echo(f"\n{_caption(result)}\nNumbers: {out}/evaluation.json   Page: {page}")
+    print_evaluation(result)
+    typer.echo(f"\nNumbers: {out}/evaluation.json   Page: {page}")
     tell(f"{seconds:.0f} s in all")
 
 
@@ -84,7 +84,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> Any:
             seeds=(0, 1),
             batch_rows=1024,
             out=out / "run",
-            progress=lambda *arguments: None,
+            progress=training_progress(progress),
         )
         result = evaluate(
             saes,
@@ -96,7 +96,3 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> Any:
         )
     result.save(out / "evaluation.json")
     return result
-
-
-def _caption(result: Any) -> str:
-    return repr(result).splitlines()[-1]

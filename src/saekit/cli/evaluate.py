@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .console import print_json, print_table, progress_bar, tell
+from .console import print_evaluation, print_json, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .settings import merge, names_of
 from .show import expand
@@ -63,6 +63,6 @@ def evaluate(
     if json:
         print_json(result.to_json())
         return
-    print_table(result.table())
+    print_evaluation(result)
     if out is not None:
         tell(f"wrote {out}/evaluation.json; `saekit report {out}` makes a page of it")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, did_you_mean, listed
-from .console import print_json, print_table, progress_bar, tell
+from ..files import read_json
+from .console import print_json, print_table, progress_bar, tell, training_progress
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .settings import merge, names_of, required, whole_numbers
 
@@ -92,13 +95,13 @@ def train(
     settings["seeds"] = _seeds(settings.get("seeds", (0,)))
     source = _source(settings, open_rows, stream)
     with progress_bar(quiet=json) as progress:
-        saes = run(
+        run(
             configs,
             source,
             **{name: value for name, value in settings.items() if name in run_settings},
-            progress=_as_train_progress(progress),
+            progress=training_progress(progress),
         )
-    _tell_result(saes, settings["out"], json)
+    _tell_result(settings["out"], json)
 
 
 def configs_from(settings: Mapping[str, Any]) -> list[Any]:
@@ -148,12 +151,7 @@ def _table(name: str, settings: Mapping[str, Any], common: Mapping[str, Any]) ->
 def _fields(arch: str) -> set[str]:
     from ..train import ARCHITECTURES
 
-    return set(_config_class(ARCHITECTURES[arch]).__dataclass_fields__)
-
-
-def _config_class(entry: Any) -> Any:
-    """The configuration class of an architecture, from its row of the table."""
-    return getattr(entry, "config", entry)
+    return {field.name for field in dataclasses.fields(ARCHITECTURES[arch].config)}
 
 
 def _config_names() -> dict[str, None]:
@@ -188,18 +186,24 @@ def _source(settings: Mapping[str, Any], open_rows: Any, stream: Any) -> Any:
     return stream(settings["model"], settings["data"], **given, **settings.get("stream", {}))
 
 
-def _as_train_progress(progress: Any) -> Any:
-    return progress
-
-
-def _tell_result(saes: Any, out: str, json: bool) -> None:
-    names = [str(sae.provenance.get("name", "")) for sae in saes]
-    results = [{"sae": name, "metrics": sae.provenance.get("metrics", {})} for name, sae in zip(names, saes)]
+def _tell_result(out: str, json: bool) -> None:
+    """The last numbers of every SAE, from the run's own record."""
+    record = read_json(Path(out) / "run.json")
+    saes: list[dict[str, Any]] = [{"sae": f"{out}/{name}", **_final(record["final"][name])} for name in record["saes"]]
     if json:
-        print_json({"out": out, "saes": results})
+        print_json({"out": out, "rows": record["rows_seen"], "saes": saes, "warnings": record["warnings"]})
         return
-    metrics = sorted({name for result in results for name in result["metrics"]})
-    lines = [["SAE", *metrics]]
-    lines += [[r["sae"], *(f"{r['metrics'].get(name, float('nan')):.3g}" for name in metrics)] for r in results]
+    lines: list[list[str]] = [["", *_FINAL]]
+    lines += [[str(sae["sae"]), *(f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
     print_table(lines)
-    tell(f"\nMeasure them: saekit evaluate {out} --model M --data D, or --rows R")
+    for name, found in record["warnings"].items():
+        for warning in found:
+            tell(f"warning: {name}: {warning}")
+    tell(f"\nTraining batches only. Measure them: saekit evaluate {out} --model M --data D, or --rows R")
+
+
+_FINAL = ("fvu", "l0", "dead_fraction")
+
+
+def _final(record: Mapping[str, Any]) -> dict[str, float]:
+    return {name: record[name] for name in _FINAL}
