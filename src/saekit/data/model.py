@@ -186,7 +186,7 @@ def _find(name: str) -> tuple[str, str | None, bool]:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"`{name}` must be a model folder, as `save_pretrained` writes it; it has no config.json. Check the path."
+                f"`{name}` must be a folder that `save_pretrained` wrote; it has no config.json. Check the path."
             )
         return str(path), None, True
     parts = name.split("/")

@@ -184,7 +184,7 @@ def hashed_key(*key: int | str, n_bytes: int = 16) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """How rows are grouped for reading: chunks of `chunk_rows` rows, blocks of chunks with at most `block_rows` rows."""
+    """How rows are grouped for reading: chunks of `chunk_rows`, and blocks of chunks, `block_rows` rows at most."""
 
     n_rows: int
     chunk_rows: int = CHUNK_ROWS
