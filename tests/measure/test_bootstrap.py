@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from saekit.measure import N_GROUPS, DocumentBootstrap, Reconstruction, bootstrap_mean, percentile_interval, row_groups
+from saekit.measure import (
+    N_GROUPS,
+    DocumentBootstrap,
+    Estimate,
+    Reconstruction,
+    basic_interval,
+    bootstrap_mean,
+    row_groups,
+)
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
@@ -25,20 +33,27 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= covered / trials <= 1.0
 
 
-def test_interval_of_fvu_covers_the_truth():
-    """Rows of variance 1 per dimension about a document's own mean of variance 1; noise of variance 0.5: fvu 0.25."""
+@pytest.mark.parametrize(("documents", "between"), [(40, 1.0), (20, 3.0)])
+def test_interval_of_fvu_covers_the_truth(documents, between):
+    """Rows of variance 1 about a document's own mean of variance `between`; noise of variance 0.5.
+
+    A resample has fewer different documents than there are, hence less variance: the percentile interval would
+    cover the truth in less than half of the second case.
+    """
     covered, trials = 0, 40
     for trial in range(trials):
         generator = torch.Generator().manual_seed(trial)
-        group = torch.arange(50).repeat_interleave(8)
-        x = torch.randn(50, 4, generator=generator)[group] + torch.randn(400, 4, generator=generator)
-        x_hat = x + 0.5**0.5 * torch.randn(400, 4, generator=generator)
-        accumulator = Reconstruction(4)
+        group = torch.arange(documents).repeat_interleave(20)
+        x = between**0.5 * torch.randn(documents, 16, generator=generator)[group]
+        x += torch.randn(len(group), 16, generator=generator)
+        x_hat = x + 0.5**0.5 * torch.randn(len(group), 16, generator=generator)
+        accumulator = Reconstruction(16)
         accumulator.update(x, x_hat, group)
-        measured = accumulator.compute()["fvu"].measured("fraction")
+        bootstrap = DocumentBootstrap.over(accumulator.moments.rows_per_group, draws=200, seed=trial)
+        measured = accumulator.compute(bootstrap)["fvu"].measured("fraction")
         assert measured.low is not None
         assert measured.high is not None
-        covered += measured.low <= 0.25 <= measured.high
+        covered += measured.low <= 0.5 / (1 + between) <= measured.high
     assert covered / trials >= 0.85
 
 
@@ -101,8 +116,14 @@ def test_groups_by_place_do_not_depend_on_batching():
     assert not by_document
 
 
-def test_percentile_interval_takes_the_middle():
-    assert percentile_interval(np.arange(101.0), level=0.9) == pytest.approx((5.0, 95.0))
+def test_basic_interval_mirrors_the_quantiles_at_the_value():
+    assert basic_interval(50.0, np.arange(101.0), level=0.9) == pytest.approx((5.0, 95.0))
+    assert basic_interval(40.0, np.arange(101.0), level=0.9) == pytest.approx((-15.0, 75.0))
+
+
+def test_interval_is_cut_at_the_range_of_the_quantity():
+    measured = Estimate(0.1, np.linspace(0.0, 1.0, 101)).measured("fraction", least=0, most=0.15)
+    assert (measured.low, measured.high) == (0, 0.15)
 
 
 def test_no_draws_means_no_interval():

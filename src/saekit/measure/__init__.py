@@ -13,8 +13,8 @@ from .accumulate import fvu as fvu
 from .bootstrap import N_GROUPS as N_GROUPS
 from .bootstrap import DocumentBootstrap as DocumentBootstrap
 from .bootstrap import Estimate as Estimate
+from .bootstrap import basic_interval as basic_interval
 from .bootstrap import bootstrap_mean as bootstrap_mean
-from .bootstrap import percentile_interval as percentile_interval
 from .bootstrap import row_groups as row_groups
 from .metrics import METRICS as METRICS
 from .metrics import Metric as Metric

@@ -26,6 +26,8 @@ class Metric:
         division.
     since
         The release in which the formula got this name.
+    least, most
+        Ends of its range, where it has them; intervals are cut there.
     """
 
     name: str
@@ -33,57 +35,42 @@ class Metric:
     better: Literal["lower", "higher", "neither"]
     formula: str
     since: str = "0.1"
+    least: float | None = None
+    most: float | None = None
 
+
+_FVU = "sum ||x - xh||^2 / sum ||x - mean(x)||^2: 0 is perfect, 1 is as good as predicting the mean row"
+_LEGACY = "mean over rows of 1 - ||x - xh||^2 / ||x - m||^2 with m the mean row: an older formula, not 1 - fvu"
+_DEAD = "share of latents with f = 0 on every row seen; its interval is a jackknife over documents"
+_REDUNDANCY = "mean over latents of the largest cosine with any other row of the"
+_NULL = "expected largest cosine with any other row in a random dictionary of the same shape"
+_CE = "next-token cross-entropy"
+_TOKEN = "nats per token"
 
 _DECLARED = (
+    Metric("fvu", "fraction", "lower", _FVU, least=0),
+    Metric("l0", "latents per row", "lower", "mean count of f != 0", least=0),
+    Metric("dead_fraction", "fraction", "lower", _DEAD, least=0, most=1),
     Metric(
-        "fvu",
-        "fraction",
-        "lower",
-        "sum ||x - xh||^2 / sum ||x - mean(x)||^2: 0 is perfect, 1 is as good as predicting the mean row",
+        "dense_fraction", "fraction", "lower", "share of latents with f != 0 on more than 10 % of rows", least=0, most=1
     ),
-    Metric("l0", "latents per row", "lower", "mean count of f != 0"),
+    Metric("cosine", "cosine", "higher", "mean of x . xh / (||x|| ||xh||), 0 where either is 0", least=-1, most=1),
+    Metric("l2_ratio", "ratio", "neither", "sum ||xh|| / sum ||x||: below 1 is shrinkage", least=0),
+    Metric("relative_reconstruction_bias", "ratio", "neither", "sum ||xh||^2 / sum x . xh: 1 is unbiased"),
     Metric(
-        "dead_fraction",
-        "fraction",
-        "lower",
-        "share of latents with f = 0 on every row seen; its interval is a document jackknife",
+        "mse", "squared activation units", "lower", "mean over rows of ||x - xh||^2, summed over dimensions", least=0
     ),
-    Metric("dense_fraction", "fraction", "lower", "share of latents with f != 0 on more than 10 % of the rows seen"),
-    Metric("cosine", "cosine", "higher", "mean of x . xh / (||x|| ||xh||), 0 where either is 0"),
-    Metric("l2_ratio", "ratio", "neither", "sum ||xh|| / sum ||x||: below 1 is shrinkage"),
-    Metric(
-        "relative_reconstruction_bias",
-        "ratio",
-        "neither",
-        "sum ||xh||^2 / sum x . xh: 1 is unbiased, below 1 is shrinkage",
-    ),
-    Metric("mse", "squared activation units", "lower", "mean over rows of ||x - xh||^2, summed over dimensions"),
-    Metric(
-        "ev_legacy",
-        "fraction",
-        "higher",
-        "mean over rows of 1 - ||x - xh||^2 / ||x - m||^2 with m the mean row: an older formula, not 1 - fvu",
-    ),
-    Metric(
-        "decoder_redundancy", "cosine", "lower", "mean over latents of the largest cosine with any other decoder row"
-    ),
-    Metric(
-        "encoder_redundancy", "cosine", "lower", "mean over latents of the largest cosine with any other encoder row"
-    ),
-    Metric(
-        "redundancy_null",
-        "cosine",
-        "neither",
-        "expected largest cosine with any other row in a random dictionary of the same shape",
-    ),
-    Metric("ce_clean", "nats per token", "lower", "next-token cross-entropy of the untouched language model"),
-    Metric("ce_sae", "nats per token", "lower", "next-token cross-entropy with xh in place of x"),
-    Metric("ce_zero", "nats per token", "neither", "next-token cross-entropy with 0 in place of x"),
-    Metric("ce_mean", "nats per token", "neither", "next-token cross-entropy with mean(x) in place of x"),
+    Metric("ev_legacy", "fraction", "higher", _LEGACY, most=1),
+    Metric("decoder_redundancy", "cosine", "lower", f"{_REDUNDANCY} decoder", least=-1, most=1),
+    Metric("encoder_redundancy", "cosine", "lower", f"{_REDUNDANCY} encoder", least=-1, most=1),
+    Metric("redundancy_null", "cosine", "neither", _NULL, least=-1, most=1),
+    Metric("ce_clean", _TOKEN, "lower", f"{_CE} of the untouched language model", least=0),
+    Metric("ce_sae", _TOKEN, "lower", f"{_CE} with xh in place of x", least=0),
+    Metric("ce_zero", _TOKEN, "neither", f"{_CE} with 0 in place of x", least=0),
+    Metric("ce_mean", _TOKEN, "neither", f"{_CE} with mean(x) in place of x", least=0),
     Metric("ce_recovered_zero", "fraction", "higher", "(ce_zero - ce_sae) / (ce_zero - ce_clean)"),
     Metric("ce_recovered_mean", "fraction", "higher", "(ce_mean - ce_sae) / (ce_mean - ce_clean)"),
-    Metric("kl", "nats per token", "lower", "mean over tokens of sum_v p_clean (log p_clean - log p_sae)"),
+    Metric("kl", _TOKEN, "lower", "mean over tokens of sum_v p_clean (log p_clean - log p_sae)", least=0),
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}

@@ -28,7 +28,6 @@ from ..measure import (
     Covariance,
     DocumentBootstrap,
     Estimate,
-    Measured,
     Moments,
     Reconstruction,
     Sparsity,
@@ -201,7 +200,7 @@ def evaluate(
         "intervals": {
             "level": LEVEL,
             "draws": draws,
-            "method": "percentile bootstrap over documents, paired between an SAE and its controls",
+            "method": "basic bootstrap over documents, paired between an SAE and its controls",
             "documents": f"put into at most {N_GROUPS} groups by document id",
             "rows_without_document": f"runs of {BLOCK_ROWS} consecutive rows",
         },
@@ -541,7 +540,9 @@ def _entry(
         other = estimates[place]
         shared = [key for key in own if key in other and key not in _SHARED]
         differences = {key: own[key].minus(other[key]) for key in shared}
-        controls[label] = Control(_measured(other), _measured(differences), arms[place].about or _shape(sae))
+        controls[label] = Control(
+            _measured(other), _measured(differences, ranged=False), arms[place].about or _shape(sae)
+        )
     trained_on = sae.provenance.get("rows_digest")
     return Entry(
         name=name,
@@ -553,8 +554,13 @@ def _entry(
     )
 
 
-def _measured(estimates: dict[str, Estimate]) -> Metrics:
-    values: dict[str, Measured] = {key: each.measured(METRICS[key].unit) for key, each in estimates.items()}
+def _measured(estimates: dict[str, Estimate], *, ranged: bool = True) -> Metrics:
+    """Estimates with unit and interval, cut at the range of the metric (a difference has another range)."""
+    values = {}
+    for key, each in estimates.items():
+        metric = METRICS[key]
+        least, most = (metric.least, metric.most) if ranged else (None, None)
+        values[key] = each.measured(metric.unit, least=least, most=most)
     return Metrics(values)
 
 
