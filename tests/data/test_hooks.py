@@ -232,7 +232,11 @@ def test_a_splice_leaves_other_threads_alone(models, texts):
         ({"layer": 3}, ModelError, "between 0 and 2 .* got 3"),
         ({"hook": "layers.7.mlp"}, ModelError, "between 0 and 2 .* got 7"),
         ({"hook": "layers.-1"}, ModelError, "got -1"),
-        ({"hook": "layers.1.mpl"}, ModelError, r"`layers\.1\.mpl` must be a module.*Did you mean `model\.layers\.1\.mlp`"),
+        (
+            {"hook": "layers.1.mpl"},
+            ModelError,
+            r"`layers\.1\.mpl` must be a module.*Did you mean `model\.layers\.1\.mlp`",
+        ),
         ({"hook": "model.layers.1.self_atn"}, ModelError, r"Did you mean `model\.layers\.1\.self_attn`"),
         ({"hook": "nonsense"}, ModelError, r"Short forms: `layers\.0` to `layers\.2`"),
         ({"hook": ""}, ModelError, "must be a module"),
@@ -255,19 +259,23 @@ def test_models_without_blocks_or_parts(models, texts):
     toy = _Toy("tensor", False)
     with pytest.raises(ModelError, match="part that is its `attn`"):
         find_hook(toy, layer=0, site="attn")
-    with pytest.raises(ModelError, match="does not reach `layers.0.mlp`"):
+    with pytest.raises(ModelError, match=r"does not reach `layers.0.mlp`"):
         activations(toy, [find_hook(toy, "layers.0.mlp")], {"input_ids": torch.ones(1, 2, dtype=torch.long)})
     lm = models["llama"]
-    with pytest.raises(ModelError, match="output of `model.rotary_emb` must be hidden states"):
+    with pytest.raises(ModelError, match=r"output of `model.rotary_emb` must be hidden states"):
         activations(lm.model, [find_hook(lm.model, "model.rotary_emb")], inputs(lm, texts).inputs)
 
 
 def test_bad_splices(models, texts):
     lm = models["llama"]
     batch = inputs(lm, texts)
-    with pytest.raises(ShapeError, match=r"spliced in at `layers\.1` must have shape .* Was the SAE trained on this hook"):
-        with splice(lm, 1, lambda x: x[:, :5]):
-            lm.model(**batch.inputs)
+    with (
+        pytest.raises(
+            ShapeError, match=r"spliced in at `layers\.1` must have shape .* Was the SAE trained on this hook"
+        ),
+        splice(lm, 1, lambda x: x[:, :5]),
+    ):
+        lm.model(**batch.inputs)
     with pytest.raises(ShapeError, match="`mask` must be bool with one entry per token"):
         with splice(lm, 1, lambda x: x, mask=batch.keep[:1]):
             lm.model(**batch.inputs)

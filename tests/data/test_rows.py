@@ -70,7 +70,11 @@ def test_start_continues_in_stored_order(name):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    n=st.integers(1, 400), chunk=st.integers(1, 50), block=st.integers(1, 200), batch=st.integers(1, 500), seed=st.integers(0, 9)
+    n=st.integers(1, 400),
+    chunk=st.integers(1, 50),
+    block=st.integers(1, 200),
+    batch=st.integers(1, 500),
+    seed=st.integers(0, 9),
 )
 def test_every_epoch_is_a_permutation_of_all_rows(n, chunk, block, batch, seed):
     source = small_blocks(numbered(n), chunk, block)
@@ -88,9 +92,12 @@ def test_shuffled_batches_are_full_and_columns_stay_together():
     for batch in take(sources["array"](), 2500, 333, 1):
         row = batch.x[:, 0].long()
         assert batch.n_rows == 333
-        assert torch.equal(batch.token, (row % 7).int()) and batch.token.dtype == torch.int32
-        assert torch.equal(batch.document, row // 50) and batch.document.dtype == torch.int64
-        assert torch.equal(batch.position, (row % 50).int()) and batch.position.dtype == torch.int32
+        assert torch.equal(batch.token, (row % 7).int())
+        assert batch.token.dtype == torch.int32
+        assert torch.equal(batch.document, row // 50)
+        assert batch.document.dtype == torch.int64
+        assert torch.equal(batch.position, (row % 50).int())
+        assert batch.position.dtype == torch.int32
 
 
 def test_seed_and_batch_size_mean_what_they_say():
@@ -121,7 +128,8 @@ def test_a_batch_owns_its_memory():
 def test_numpy_types(dtype):
     x = np.arange(12).reshape(6, 2).astype(dtype)
     (batch,) = ArrayRows(x).batches(6)
-    assert batch.x.dtype == torch.float32 and batch.x.tolist() == x.tolist()
+    assert batch.x.dtype == torch.float32
+    assert batch.x.tolist() == x.tolist()
 
 
 def test_bfloat16_tensor_and_lists():
@@ -140,7 +148,8 @@ def test_npy_file(tmp_path):
     x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     rows = ArrayRows.from_file(tmp_path / "x.npy")
-    assert isinstance(rows, Source) and (rows.n_rows, rows.d_in) == (300, 5)
+    assert isinstance(rows, Source)
+    assert (rows.n_rows, rows.d_in) == (300, 5)
     assert np.array_equal(torch.cat([b.x for b in rows.batches(64)]).numpy(), x)
     assert sorted(take(rows, 300, 300, 0)[0].x[:, 0].tolist()) == sorted(x[:, 0].tolist())
 
@@ -167,7 +176,7 @@ def test_nan_is_refused_with_its_row(tmp_path):
     np.save(tmp_path / "x.npy", x)
     rows = ArrayRows.from_file(tmp_path / "x.npy")
     for seed in (None, 0):
-        with pytest.raises(DataError, match="row 66001 of `x.npy` has -inf"):
+        with pytest.raises(DataError, match=r"row 66001 of `x.npy` has -inf"):
             take(rows, 70_000, 4096, seed)
 
 
@@ -188,7 +197,11 @@ def test_float64_beyond_float32_is_refused():
         (lambda: ArrayRows("rows.npy"), ShapeError, "must be a tensor or array"),
         (lambda: ArrayRows(torch.ones(2, 2, dtype=torch.complex64)), DataError, "real numbers"),
         (lambda: ArrayRows(np.array([["a"]])), DataError, "real numbers"),
-        (lambda: ArrayRows(torch.ones(3, 2), token=torch.ones(2).long()), ShapeError, r"`token` must have one entry per row"),
+        (
+            lambda: ArrayRows(torch.ones(3, 2), token=torch.ones(2).long()),
+            ShapeError,
+            r"`token` must have one entry per row",
+        ),
         (lambda: ArrayRows(torch.ones(3, 2), document=torch.ones(3)), DataError, "`document` must hold integers"),
         (lambda: next(numbered(9).batches(0)), ConfigError, "`batch_rows` must be a positive integer"),
         (lambda: next(numbered(9).batches(3, seed=1.5)), ConfigError, "`seed` must be an integer"),
@@ -206,7 +219,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         ArrayRows.from_file(tmp_path / "x.npy")
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(DataError, match="come from .npy or .safetensors"):
+    with pytest.raises(DataError, match=r"come from .npy or .safetensors"):
         ArrayRows.from_file(tmp_path / "x.csv")
     np.save(tmp_path / "x.npy", np.ones((100, 4), np.float32))
     whole = (tmp_path / "x.npy").read_bytes()

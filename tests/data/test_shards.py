@@ -56,7 +56,10 @@ def test_a_shard_is_an_ordinary_safetensors_file(tmp_path):
     write(tmp_path, "bfloat16")
     tensors = load_file(tmp_path / "shard-00001.safetensors")
     assert torch.equal(tensors["x"], columns().x[300:600].bfloat16())
-    assert sorted(path.name for path in tmp_path.glob("*")) == [MANIFEST, *(f"shard-0000{i}.safetensors" for i in range(4))]
+    assert sorted(path.name for path in tmp_path.glob("*")) == [
+        MANIFEST,
+        *(f"shard-0000{i}.safetensors" for i in range(4)),
+    ]
 
 
 def test_pieces_do_not_matter(tmp_path):

@@ -12,7 +12,8 @@ from saekit.errors import ConfigError
 def test_rows_are_what_the_formula_says():
     rows = SyntheticRows(d_in=12, n_features=40, l0=4, noise=0, mean=3.0, n_rows=5000, seed=1)
     codes = rows.codes(1500, 2600)
-    assert codes.shape == (1100, 40) and (codes >= 0).all()
+    assert codes.shape == (1100, 40)
+    assert (codes >= 0).all()
     torch.testing.assert_close(rows.rows(1500, 2600), codes @ rows.dictionary + rows.offset)
     torch.testing.assert_close(rows.dictionary.norm(dim=1), torch.ones(40))
     assert float(rows.offset.norm()) == pytest.approx(3.0, rel=1e-5)
@@ -22,10 +23,13 @@ def test_rows_are_what_the_formula_says():
 def test_frequencies(power):
     rows = SyntheticRows(d_in=8, n_features=64, l0=6, power=power, n_rows=20_000)
     assert float(rows.frequencies.sum()) == pytest.approx(6, abs=1e-9)
-    assert (rows.frequencies <= 1).all() and (rows.frequencies.diff() <= 0).all()
+    assert (rows.frequencies <= 1).all()
+    assert (rows.frequencies.diff() <= 0).all()
     fired = (rows.codes(0, 20_000) > 0).double().mean(0)
     # five standard errors of a mean of 20,000 draws
-    assert ((fired - rows.frequencies).abs() <= 5 * (rows.frequencies * (1 - rows.frequencies) / 20_000).sqrt() + 1e-9).all()
+    assert (
+        (fired - rows.frequencies).abs() <= 5 * (rows.frequencies * (1 - rows.frequencies) / 20_000).sqrt() + 1e-9
+    ).all()
 
 
 def test_any_part_is_the_same_whatever_came_before():
@@ -33,7 +37,8 @@ def test_any_part_is_the_same_whatever_came_before():
     whole = a.rows(0, 3000)
     assert torch.equal(b.rows(1024, 3000), whole[1024:])
     assert not torch.equal(SyntheticRows(d_in=4, n_features=8, l0=2, seed=6).rows(0, 3000), whole)
-    assert a.info == b.info and a == b
+    assert a.info == b.info
+    assert a == b
 
 
 def test_documents_and_short_last_batch():

@@ -150,11 +150,13 @@ def test_settings_of_datasets_are_restored(tmp_path, capfd):
 def test_missing_columns(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(KINDS["jsonl"]())
-    with pytest.raises(DataError, match="`a.jsonl` must have a column `txt`; .*`text`, `label`, `n`. Did you mean `text`"):
+    with pytest.raises(
+        DataError, match=r"`a.jsonl` must have a column `txt`; .*`text`, `label`, `n`. Did you mean `text`"
+    ):
         read_texts(path, text="txt")
-    with pytest.raises(DataError, match="must have a column `lable`; .*Did you mean `label`"):
+    with pytest.raises(DataError, match=r"must have a column `lable`; .*Did you mean `label`"):
         read_texts(path, columns=["lable"])
-    with pytest.raises(DataError, match="must have a column `lable`.*Did you mean `label`"):
+    with pytest.raises(DataError, match=r"must have a column `lable`.*Did you mean `label`"):
         read_texts(path).column("lable")
 
 
@@ -170,7 +172,7 @@ def test_no_text_at_all(tmp_path):
 
 def test_columns_that_hold_no_text(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(KINDS["jsonl"]())
-    with pytest.raises(DataError, match="column `n` of `a.jsonl` must hold text; row 0 has 1 "):
+    with pytest.raises(DataError, match=r"column `n` of `a.jsonl` must hold text; row 0 has 1 "):
         read_texts(tmp_path / "a.jsonl", text="n")
     with pytest.raises(DataError, match="record 0 is int"):
         read_texts([1, 2])
@@ -227,9 +229,7 @@ def test_a_hub_data_set(monkeypatch):
     """Splits, configurations and names of classes, with the download itself replaced."""
     import huggingface_hub
 
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     asked = []
 
