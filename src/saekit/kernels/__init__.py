@@ -1,6 +1,15 @@
-"""The hot loops on plain tensors: top-k encode and sparse decode, each beside its plain torch reference."""
+"""The hot loops on plain tensors, each beside its plain torch reference; `use` picks between them."""
 
+from .dispatch import topk_encode as topk_encode
+from .dispatch import topk_step as topk_step
+from .dispatch import topk_step_runs as topk_step_runs
+from .reference import Adam as Adam
+from .reference import StepOutcome as StepOutcome
+from .reference import TopKSettings as TopKSettings
 from .reference import block_rows_for as block_rows_for
 from .reference import csr_decode as csr_decode
 from .reference import sparse_decode as sparse_decode
-from .reference import topk_encode as topk_encode
+from .switch import mode as mode
+from .switch import unavailable as unavailable
+from .switch import use as use
+from .switch import using as using

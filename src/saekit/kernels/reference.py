@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,3 +76,186 @@ def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) 
 def sparse_decode(values: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor:
     """`csr_decode` for an even number of codes per row: values and indices ``[n, k]``; returns ``[n, d_out]``."""
     return F.embedding_bag(indices, W_dec, mode="sum", per_sample_weights=values.to(W_dec.dtype))
+
+
+# ---------------------------------------------------------------- the training step of a TopK SAE
+
+
+@dataclass(frozen=True)
+class TopKSettings:
+    """What a step of a TopK SAE computes."""
+
+    k: int
+    """Latents per row."""
+    clip: float | None = 1.0
+    """Largest L2 norm of the gradient of all weights together; None for no clipping."""
+    k_aux: int = 0
+    """Dead latents per row in AuxK; 0 switches it off."""
+    aux_coefficient: float = 1 / 32
+    """Weight of AuxK in units of the variance of the rows; 0 switches it off."""
+    exact: bool = True
+    """Latents are those of the fp32 product; False allows a low-precision choice."""
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam's numbers for one step."""
+
+    lr: float
+    """Learning rate of this step."""
+    step: int
+    """Number of this step, from 1."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def factors(self) -> tuple[float, float, float, float, float]:
+        """``1 - beta1, 1 - beta2, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), eps``: all that the update needs."""
+        root = (1 - self.beta2**self.step) ** -0.5
+        return 1 - self.beta1, 1 - self.beta2, self.lr / (1 - self.beta1**self.step), root, self.eps
+
+
+@dataclass(frozen=True, eq=False)
+class StepOutcome:
+    """What a step reports."""
+
+    error: float
+    """Sum over rows of ``||x - x_hat||^2``."""
+    aux: float | None
+    """The weighted AuxK term of the loss (a mean over rows); None when it was not computed."""
+    fired: Tensor
+    """Rows in which each latent fired, ``[n_latents]`` int64."""
+    n_fired: int
+    """Positive codes in the batch."""
+    grad_norm: float
+    """L2 norm of the gradient (after projection, before clipping)."""
+
+
+def topk_step(
+    weights: dict[str, Tensor],
+    first: dict[str, Tensor],
+    second: dict[str, Tensor],
+    x: Tensor,
+    offset: Tensor,
+    settings: TopKSettings,
+    adam: Adam,
+    dead: Tensor | None = None,
+) -> StepOutcome:
+    """One training step of a TopK SAE with unit decoder rows, by dense differentiation: a definition, not a tool.
+
+    ::
+
+        pre   = (x - offset) @ W_enc.T + b_enc          codes = relu of the k largest
+        x_hat = codes @ W_dec + offset                  e = (x - x_hat).detach()
+        e_hat = (relu of the k_aux largest pre among dead latents) @ W_dec
+        loss  = mean ||x - x_hat||^2 + aux_coefficient * V(x) * (mean ||e - e_hat||^2) / V(e)
+
+    with ``V(x) = mean ||x - mean x||^2``, a constant. Then: the part of each decoder row's gradient that is parallel
+    to the row is removed, the whole gradient is scaled to length `clip` at most, Adam moves the weights, decoder rows
+    get length 1.
+
+    Parameters
+    ----------
+    weights, first, second
+        ``W_enc, W_dec [n_latents, d]``, ``b_enc [n_latents]``, ``b_dec [d]`` and Adam's two moments of each, changed in
+        place. Decoder rows have length 1.
+    x
+        Rows minus a constant centre, ``[n, d]``.
+    offset
+        ``b_dec`` minus that centre, ``[d]``.
+    settings, adam
+        Numbers of the step.
+    dead
+        Latents that count as dead, ``[n_latents]`` bool; None for none.
+    """
+    with torch.enable_grad():
+        leaves = {name: t.detach().clone().requires_grad_() for name, t in weights.items()}
+        moved = offset.detach() + (
+            leaves["b_dec"] - leaves["b_dec"].detach()
+        )  # the value of offset, the gradient of b_dec
+        pre = (x - moved) @ leaves["W_enc"].T + leaves["b_enc"]
+
+        def codes_of(scores: Tensor, k: int) -> Tensor:
+            chosen = scores.detach().topk(k, dim=-1).indices
+            return torch.zeros_like(pre).scatter(1, chosen, pre.gather(1, chosen).relu())
+
+        codes = codes_of(pre, settings.k)
+        x_hat = codes @ leaves["W_dec"] + moved
+        loss = (x - x_hat).pow(2).sum() / len(x)
+        aux = None
+        n_dead = 0 if dead is None else int(dead.sum())
+        if dead is not None and n_dead and settings.k_aux and settings.aux_coefficient:
+            e = (x - x_hat).detach()
+            revived = codes_of(pre.masked_fill(~dead, -torch.inf), min(settings.k_aux, n_dead))
+            weight = settings.aux_coefficient * _variance(x) / _variance(e)
+            aux = weight * (e - revived @ leaves["W_dec"]).pow(2).sum() / len(x)
+        total = loss if aux is None else loss + aux
+        gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()))))
+    W, g = weights["W_dec"], gradients["W_dec"]
+    gradients["W_dec"] = g - (g * W).sum(1, keepdim=True) * W
+    norm = torch.cat([gradient.flatten().double() for gradient in gradients.values()]).norm()
+    factor = 1.0 if settings.clip is None else (settings.clip / (norm + 1e-6)).clamp(max=1.0)
+    memory1, memory2, rate, root, eps = adam.factors()
+    for name, gradient in gradients.items():
+        gradient = (gradient * factor).float()
+        first[name].lerp_(gradient, memory1)
+        second[name].lerp_(gradient.square(), memory2)
+        weights[name].sub_(rate * first[name] / (second[name].sqrt() * root + eps))
+    W.div_(W.norm(dim=1, keepdim=True).clamp(min=1e-12))
+    fired = (codes.detach() > 0).sum(0)
+    return StepOutcome(
+        error=float(loss.detach()) * len(x),
+        aux=None if aux is None else float(aux.detach()),
+        fired=fired,
+        n_fired=int(fired.sum()),
+        grad_norm=float(norm),
+    )
+
+
+def aux_gradients(
+    x: Tensor, e: Tensor, W_enc: Tensor, bias: Tensor, W_dec: Tensor, settings: TopKSettings
+) -> tuple[float, Tensor, Tensor, Tensor]:
+    """AuxK of dead latents and its gradient, by dense products over these latents alone, a block of rows at a time.
+
+    Parameters
+    ----------
+    x, e
+        Centred rows and what the SAE left of them, ``[n, d]``.
+    W_enc, bias, W_dec
+        Weights of the dead latents, ``[n_dead, d]``, ``[n_dead]``, ``[n_dead, d]``.
+    settings
+        `k_aux` and `aux_coefficient`.
+
+    Returns
+    -------
+    aux : float
+        The weighted term of the loss.
+    of_dec, of_enc, of_bias : Tensor
+        Its gradient by `W_dec`, `W_enc` and `bias`.
+    """
+    n, k = len(x), min(settings.k_aux, len(bias))
+    weight = settings.aux_coefficient * float(_variance(x)) / float(_variance(e))
+    of_dec, of_enc, of_bias = torch.zeros_like(W_dec), torch.zeros_like(W_enc), torch.zeros_like(bias)
+    left = 0.0
+    block = min(block_rows_for(len(bias)), 1024)
+    for start in range(0, n, block):
+        rows = slice(start, start + block)
+        pre = torch.addmm(bias, x[rows], W_enc.T)
+        if k < len(bias):
+            top = pre.topk(k, dim=-1)
+            codes = torch.zeros_like(pre).scatter_(1, top.indices, top.values.relu_())
+        else:
+            codes = pre.relu_()
+        g = torch.addmm(e[rows], codes, W_dec, beta=-1)
+        left += float(g.pow(2).sum(dtype=torch.float64))
+        g *= 2 * weight / n
+        of_codes = (g @ W_dec.T).mul_(codes > 0)
+        of_dec.addmm_(codes.T, g)
+        of_enc.addmm_(of_codes.T, x[rows])
+        of_bias += of_codes.sum(0)
+    return weight * left / n, of_dec, of_enc, of_bias
+
+
+def _variance(x: Tensor) -> Tensor:
+    """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
+    return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)

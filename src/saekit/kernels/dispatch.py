@@ -1,0 +1,100 @@
+"""Which kernel runs: the compiled loops where they can and pay, plain torch everywhere else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import reference, switch
+
+if TYPE_CHECKING:
+    from .reference import Adam, StepOutcome, TopKSettings
+
+FEWEST_ROWS = 32
+"""Below this many rows `auto` stays plain; also below `FEWEST_LATENTS` and above `LARGEST_SHARE` of them kept."""
+FEWEST_LATENTS = 512
+LARGEST_SHARE = 1 / 8
+
+
+def topk_encode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    *,
+    rank: Tensor | None = None,
+    block_rows: int | None = None,
+    exact: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The `k` largest pre-activations of each row: ``pre = x @ W_enc.T + b_enc``, then ReLU on those kept.
+
+    Parameters
+    ----------
+    x
+        Centred rows, ``[n, d_in]``.
+    W_enc, b_enc
+        Encoder, ``[n_latents, d_in]`` and ``[n_latents]``.
+    k
+        Latents kept per row, 1 to n_latents.
+    rank
+        Positive weights ``[n_latents]``: chosen by ``pre * rank``, the codes stay ``pre``. None: by ``pre``.
+    block_rows
+        Rows per dense block; None lets the kernel pick.
+    exact
+        True: the codes of the fp32 product, whichever kernel runs. False: a kernel may choose latents in bf16.
+
+    Returns
+    -------
+    values : Tensor ``[n, k]``
+        Codes, zero where the pre-activation kept was not positive (such a latent has not fired).
+    indices : Tensor ``[n, k]`` int64
+        Latent of each value, each once per row; the order within a row is descending in the ranked value.
+    """
+    worth = len(x) >= FEWEST_ROWS and _worth(W_enc, k)
+    if rank is None and _runs([x, W_enc, b_enc], worth) and not _differentiated(x, W_enc, b_enc):
+        from . import cpu
+
+        return cpu.topk_encode(x, W_enc, b_enc, k, block_rows=block_rows, exact=exact)
+    return reference.topk_encode(x, W_enc, b_enc, k, rank=rank, block_rows=block_rows)
+
+
+def topk_step_runs(weights: dict[str, Tensor], k: int) -> bool:
+    """Whether `topk_step` has a fast path for these weights here (without one, train in plain torch)."""
+    return _runs(list(weights.values()), _worth(weights["W_enc"], k)) and all(
+        t.is_contiguous() for t in weights.values()
+    )
+
+
+def topk_step(
+    weights: dict[str, Tensor],
+    first: dict[str, Tensor],
+    second: dict[str, Tensor],
+    x: Tensor,
+    offset: Tensor,
+    settings: TopKSettings,
+    adam: Adam,
+    dead: Tensor | None = None,
+) -> StepOutcome:
+    """One training step of a TopK SAE, in place: `saekit.kernels.reference.topk_step` is the definition."""
+    arguments: tuple[Any, ...] = (weights, first, second, x, offset, settings, adam, dead)
+    if topk_step_runs(weights, settings.k) and x.dtype == torch.float32:
+        from . import cpu
+
+        return cpu.topk_step(*arguments)
+    return reference.topk_step(*arguments)
+
+
+def _worth(W_enc: Tensor, k: int) -> bool:
+    return W_enc.shape[0] >= FEWEST_LATENTS and k <= LARGEST_SHARE * W_enc.shape[0]
+
+
+def _runs(tensors: list[Tensor], worth: bool) -> bool:
+    """Whether the compiled loops take these tensors: float32 on the CPU, and the switch allows it."""
+    possible = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    return possible and (worth or switch.mode() == "fast") and switch.fast_here()
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -1,0 +1,406 @@
+"""Compiled inner loops (numba). Plain numpy arrays in, results written in place; `saekit.kernels.cpu` is the caller.
+
+Every function works on a range ``start .. stop`` of rows or latents that nobody else writes to, so ranges may run on
+several threads. What is computed for a row or a latent does not depend on the range it is in: results are bitwise the
+same for any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+# Sums may be re-associated and multiply-adds fused; NaN and infinity keep their meaning.
+FAST = {"reassoc", "contract", "nsz"}
+
+BF16_UNIT = 2.0**-8
+"""Largest relative error of rounding to bf16 (8 bits of significand, to nearest)."""
+
+
+@intrinsic
+def _float_of_bits(typingctx: Any, bits: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.trunc(args[0], ir.IntType(32)), ir.FloatType())
+
+    return types.float32(types.int64), build
+
+
+@intrinsic
+def _bits_of_float(typingctx: Any, value: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sext(builder.bitcast(args[0], ir.IntType(32)), ir.IntType(64))
+
+    return types.int64(types.float32), build
+
+
+@njit(inline="always")
+def _widen(bits: Any) -> Any:
+    """float32 of a bf16 given as int16."""
+    return _float_of_bits(np.int64(bits) << 16)  # type: ignore[call-arg]
+
+
+@njit(inline="always")
+def _narrow(value: Any) -> Any:
+    """bf16 bits (int16) of a float32, rounded to nearest, ties to even."""
+    bits: Any = _bits_of_float(value)  # type: ignore[call-arg]
+    return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: Any, residual: Any, dot: Any) -> None:
+    """bf16 copy of rows, upper bounds of their norm and of the norm of what rounding lost, and ``row . offset``.
+
+    `norm` bounds the length of the row and of its bf16 copy. Rows with NaN or infinity get a norm that is not finite.
+    """
+    d = x.shape[1]
+    # Relative error of the sums below, and what flushing of denormal numbers may lose per entry.
+    slack = np.float32(1.0 + (d + 8) * 2.0**-23)
+    tiny = np.float32(np.sqrt(d) * 2.0**-125)
+    for r in range(start, stop):
+        total = np.float32(0.0)
+        lost = np.float32(0.0)
+        along = np.float32(0.0)
+        for i in range(d):
+            value = x[r, i]
+            bits = _narrow(value)
+            rounded[r, i] = bits
+            difference = value - _widen(bits)
+            total += value * value
+            lost += difference * difference
+            along += value * offset[i]
+        residual[r] = np.sqrt(lost) * slack + tiny
+        norm[r] = np.sqrt(total) * slack + residual[r]
+        dot[r] = along
+
+
+@njit(inline="always")
+def _error(p: Any, a: Any, reach: Any) -> Any:
+    """Bound of the difference between the approximate value ``a = p + bias`` and the exact one."""
+    # bf16 rounding of the product; fp32 rounding of the addition here and in the reference; rounding of both factors.
+    return np.float32(BF16_UNIT * 1.01) * abs(p) + np.float32(2.0**-22) * abs(a) + reach
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def choose(
+    start: int, stop: int, first: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
+    most_reach: Any, most_bias: Any, k: int, lanes: int, exact: bool, values: Any, indices: Any, failed: Any,
+) -> None:  # fmt: skip
+    """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
+
+    For every row r (of the block, row ``first + r`` of x) and latent j the product P is off by at most
+    ``row_reach[r] * latent_reach[j]`` plus its own rounding. With ``t`` such that at least k latents have a lower bound
+    of at least t, the k-th largest exact value is at least t, so a latent whose upper bound is below t is not among
+    the k largest. All others are multiplied again in fp32 and the k largest of them are returned, largest first.
+
+    A row with more candidates than there is room for is marked in `failed`.
+    """
+    n = P.shape[1]
+    d = x.shape[1]
+    room = min(n, 8 * k + 256)
+    best = np.empty(lanes, np.float32)
+    candidates = np.empty(room, np.int64)
+    scores = np.empty(room, np.float32)
+    zero = np.float32(0.0)
+    for r in range(start, stop):
+        row = first + r
+        reach = row_reach[row] if exact else zero
+        failed[row] = 0
+        # --- the largest approximate value of every lane (latents i, i + lanes, i + 2 lanes, ...)
+        for i in range(lanes):
+            best[i] = _widen(P[r, i]) + bias[i]
+        for base in range(np.uint64(lanes), np.uint64(n), np.uint64(lanes)):
+            for i in range(min(np.uint64(lanes), np.uint64(n) - base)):
+                a = _widen(P[r, base + i]) + bias[base + i]
+                best[i] = a if a > best[i] else best[i]
+        # --- a level that at least k lanes reach: bisection
+        level = best[0]
+        top = best[0]
+        for i in range(lanes):
+            level = best[i] if best[i] < level else level
+            top = best[i] if best[i] > top else top
+        for _ in range(24):
+            middle = np.float32(0.5) * level + np.float32(0.5) * top
+            if not level < middle:
+                break
+            count = np.int32(0)
+            for i in range(lanes):
+                count += np.int32(best[i] >= middle)
+            if count >= k:
+                level = middle
+                if count <= k + k // 8:
+                    break
+            else:
+                top = middle
+        # --- the threshold t: the smallest lower bound among latents at or above the level (they are at least k)
+        t = level
+        widest = zero
+        if exact:
+            for i in range(lanes):
+                if best[i] >= level:
+                    for j in range(i, n, lanes):
+                        p = _widen(P[r, j])
+                        a = p + bias[j]
+                        if a >= level:
+                            low = a - _error(p, a, reach * latent_reach[j])
+                            t = low if low < t else t
+            t = t if t > zero else zero
+            size = max(abs(top), abs(level))
+            # 1.01: a negative value that its error lifts over the threshold is itself not larger than that error.
+            widest = np.float32(1.01) * _error(size + most_bias, size + most_bias, reach * most_reach)
+        # --- candidates: upper bound at least the threshold, and positive (the others have value 0 after ReLU)
+        n_candidates = 0
+        overflow = False
+        for i in range(lanes):
+            if best[i] + widest >= t:
+                for j in range(i, n, lanes):
+                    p = _widen(P[r, j])
+                    a = p + bias[j]
+                    e = _error(p, a, reach * latent_reach[j]) if exact else zero
+                    if a + e >= t and a + e > zero:
+                        if n_candidates == room:
+                            overflow = True
+                            break
+                        candidates[n_candidates] = j
+                        n_candidates += 1
+            if overflow:
+                break
+        if overflow:
+            failed[row] = 1
+            continue
+        # --- exact values; insertion keeps them sorted: larger first, then the smaller index
+        for c in range(n_candidates):
+            j = candidates[c]
+            total = zero
+            for i in range(d):
+                total += x[row, i] * W[j, i]
+            total += bias[j]
+            place = c
+            while place > 0 and (
+                scores[place - 1] < total or (scores[place - 1] == total and candidates[place - 1] > j)
+            ):
+                scores[place] = scores[place - 1]
+                candidates[place] = candidates[place - 1]
+                place -= 1
+            scores[place] = total
+            candidates[place] = j
+        kept = min(k, n_candidates)
+        for c in range(kept):
+            values[row, c] = scores[c] if scores[c] > zero else zero
+            indices[row, c] = candidates[c]
+        # --- too few positive ones: fill up with other latents, value 0
+        j = 0
+        for c in range(kept, k):
+            taken = True
+            while taken:
+                taken = False
+                for other in range(kept):
+                    if candidates[other] == j:
+                        taken = True
+                        j += 1
+                        break
+            values[row, c] = zero
+            indices[row, c] = j
+            j += 1
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def reconstruct(
+    start: int, stop: int, chunk: int, x: Any, values: Any, indices: Any, W: Any, offset: Any, scale: Any,
+    gradient: Any, products: Any, squares: Any, columns: Any,
+) -> None:  # fmt: skip
+    """Decode rows and differentiate their squared error.
+
+    ``error = sum_c values[c] * W[indices[c]] + offset - x``; writes ``gradient = scale * error``, its sum of squares
+    (before scaling), and for each code with a positive value ``gradient . W[latent]``, the gradient of the code.
+    ``start .. stop`` counts chunks of `chunk` rows; ``columns [chunks, d]`` gets the sum of the gradient over each.
+    """
+    k = values.shape[1]
+    n, d = x.shape
+    for at in range(start * chunk, min(n, stop * chunk)):
+        r = np.uint64(at)
+        part = np.uint64(at // chunk)
+        if at % chunk == 0:
+            for i in range(d):
+                columns[part, i] = np.float32(0.0)
+        for i in range(d):
+            gradient[r, i] = offset[i] - x[r, i]
+        for c in range(k):
+            value = values[r, c]
+            if value > np.float32(0.0):
+                j = np.uint64(indices[r, c])
+                for i in range(d):
+                    gradient[r, i] += value * W[j, i]
+        total = np.float32(0.0)
+        for i in range(d):
+            total += gradient[r, i] * gradient[r, i]
+            gradient[r, i] *= scale
+            columns[part, i] += gradient[r, i]
+        squares[r] = total
+        for c in range(k):
+            product = np.float32(0.0)
+            if values[r, c] > np.float32(0.0):
+                j = np.uint64(indices[r, c])
+                for i in range(d):
+                    product += gradient[r, i] * W[j, i]
+            products[r, c] = product
+
+
+@njit(nogil=True, cache=True)
+def count_by_latent(values: Any, indices: Any, offsets: Any) -> None:
+    """How many positive codes each latent has, as segment starts ``offsets [n_latents + 1]`` (zero before the call)."""
+    for r in range(values.shape[0]):
+        for c in range(values.shape[1]):
+            if values[r, c] > 0:
+                offsets[indices[r, c] + 1] += 1
+    for j in range(len(offsets) - 1):
+        offsets[j + 1] += offsets[j]
+
+
+@njit(nogil=True, cache=True)
+def sort_by_latent(values: Any, indices: Any, products: Any, place: Any, rows: Any, code: Any, slope: Any) -> None:
+    """Put row, value and gradient of each positive code at ``place[latent]``, which moves on; rows ascend."""
+    for r in range(values.shape[0]):
+        for c in range(values.shape[1]):
+            if values[r, c] > 0:
+                at = place[indices[r, c]]
+                place[indices[r, c]] = at + 1
+                rows[at] = r
+                code[at] = values[r, c]
+                slope[at] = products[r, c]
+
+
+@njit(inline="always")
+def _gradient_of_latent(
+    j: Any, offsets: Any, rows: Any, code: Any, slope: Any, gradient: Any, x: Any, offset: Any, W_dec: Any,
+    slot: Any, more_dec: Any, more_enc: Any, more_bias: Any, of_dec: Any, of_enc: Any,
+) -> Any:  # fmt: skip
+    """Gradient of one latent's weights into `of_dec` and `of_enc`; returns that of its encoder bias."""
+    d = x.shape[1]
+    for i in range(d):
+        of_dec[i] = np.float32(0.0)
+        of_enc[i] = np.float32(0.0)
+    of_bias = np.float32(0.0)
+    for at in range(offsets[j], offsets[j + 1]):
+        r = np.uint64(rows[at])
+        value = code[at]
+        weight = slope[at]
+        of_bias += weight
+        for i in range(d):
+            of_dec[i] += value * gradient[r, i]
+            of_enc[i] += weight * x[r, i]
+    if slot[j] >= 0:
+        s = np.uint64(slot[j])
+        of_bias += more_bias[s]
+        for i in range(d):
+            of_dec[i] += more_dec[s, i]
+            of_enc[i] += more_enc[s, i]
+    along = np.float32(0.0)
+    for i in range(d):
+        of_enc[i] -= of_bias * offset[i]
+        along += of_dec[i] * W_dec[j, i]
+    for i in range(d):
+        of_dec[i] -= along * W_dec[j, i]
+    return of_bias
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def measure_latents(
+    start: int, stop: int, chunk: int, offsets: Any, rows: Any, code: Any, slope: Any, gradient: Any, x: Any,
+    offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any, more_bias: Any, keep: Any, kept: Any,
+    squares: Any, of_bias: Any, of_offset: Any,
+) -> None:  # fmt: skip
+    """Squared length of the gradient of each latent, the gradient of its bias, and its part in the gradient of b_dec.
+
+    ``start .. stop`` counts chunks of `chunk` latents; ``of_offset [chunks, d]`` gets the sum over each chunk of
+    ``of_bias[j] * W_enc[j]``.
+    """
+    n, d = W_enc.shape
+    of_dec = np.empty(d, np.float32)
+    of_enc = np.empty(d, np.float32)
+    for part in range(start, stop):
+        for i in range(d):
+            of_offset[part, i] = np.float32(0.0)
+        for j in range(np.uint64(part * chunk), np.uint64(min(n, (part + 1) * chunk))):
+            b = _gradient_of_latent(
+                j, offsets, rows, code, slope, gradient, x, offset, W_dec,
+                slot, more_dec, more_enc, more_bias, of_dec, of_enc,
+            )  # fmt: skip
+            if keep[j] >= 0:
+                place = np.uint64(keep[j])
+                for i in range(d):
+                    kept[place, 0, i] = of_dec[i]
+                    kept[place, 1, i] = of_enc[i]
+            total = np.float64(b) * np.float64(b)
+            part_dec = np.float32(0.0)
+            part_enc = np.float32(0.0)
+            for i in range(d):
+                part_dec += of_dec[i] * of_dec[i]
+                part_enc += of_enc[i] * of_enc[i]
+                of_offset[part, i] += b * W_enc[j, i]
+            squares[j] = total + np.float64(part_dec) + np.float64(part_enc)
+            of_bias[j] = b
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def adam_row(
+    g: Any, w: Any, m: Any, v: Any, factor: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any
+) -> None:
+    """Adam for one vector of weights `w` with gradient ``factor * g``, as in torch.
+
+    ``m += memory_m (g - m)``, ``v += memory_v (g^2 - v)``, ``w -= rate * m / (sqrt(v) * root + eps)`` with ``memory_m =
+    1 - beta1``, ``memory_v = 1 - beta2``, ``rate = lr / (1 - beta1^t)`` and ``root = 1 / sqrt(1 - beta2^t)``.
+    """
+    for i in range(len(g)):
+        slope = g[i] * factor
+        mean = m[i] + (slope - m[i]) * memory_m
+        square = v[i] + (slope * slope - v[i]) * memory_v
+        m[i] = mean
+        v[i] = square
+        w[i] -= rate * mean / (np.sqrt(square) * root + eps)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def update_latents(
+    start: int, stop: int, offsets: Any, rows: Any, code: Any, slope: Any, gradient: Any, x: Any, offset: Any,
+    slot: Any, more_dec: Any, more_enc: Any, more_bias: Any, keep: Any, kept: Any, kept_bias: Any,
+    W_enc: Any, W_dec: Any, b_enc: Any, m_enc: Any, m_dec: Any, m_bias: Any, v_enc: Any, v_dec: Any, v_bias: Any,
+    factor: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any,
+) -> None:  # fmt: skip
+    """Gradient, projection, clipping by `factor`, Adam and unit length for a range of latents, in one pass.
+
+    Latents that did not fire have gradient 0 and move too, as with a dense Adam.
+    """
+    d = x.shape[1]
+    of_dec = np.empty(d, np.float32)
+    of_enc = np.empty(d, np.float32)
+    of_bias = np.empty(1, np.float32)
+    one = np.float32(1.0)
+    for j in range(np.uint64(start), np.uint64(stop)):
+        if keep[j] >= 0:
+            place = np.uint64(keep[j])
+            for i in range(d):
+                of_dec[i] = kept[place, 0, i]
+                of_enc[i] = kept[place, 1, i]
+        else:
+            _gradient_of_latent(
+                j, offsets, rows, code, slope, gradient, x, offset, W_dec,
+                slot, more_dec, more_enc, more_bias, of_dec, of_enc,
+            )  # fmt: skip
+        of_bias[0] = kept_bias[j]
+        at = np.intp(j)
+        adam_row(
+            of_bias, b_enc[at : at + 1], m_bias[at : at + 1], v_bias[at : at + 1],
+            factor, memory_m, memory_v, rate, root, eps,
+        )  # fmt: skip
+        adam_row(of_enc, W_enc[at], m_enc[at], v_enc[at], factor, memory_m, memory_v, rate, root, eps)
+        adam_row(of_dec, W_dec[at], m_dec[at], v_dec[at], factor, memory_m, memory_v, rate, root, eps)
+        length = np.float32(0.0)
+        for i in range(d):
+            length += W_dec[j, i] * W_dec[j, i]
+        length = one / max(np.sqrt(length), np.float32(1e-12))
+        for i in range(d):
+            W_dec[j, i] *= length

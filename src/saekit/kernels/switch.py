@@ -1,0 +1,95 @@
+"""The one switch between plain torch and the compiled loops, and the reason when the latter cannot run here."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import ConfigError, MissingExtraError, did_you_mean
+
+MODES = ("auto", "plain", "fast")
+VARIABLE = "SAEKIT_KERNELS"
+"""Environment variable that sets the mode of a process until `use` is called."""
+
+_chosen: str | None = None
+
+
+def mode() -> str:
+    """The mode in force: ``auto`` (fast where it pays), ``plain`` (torch only) or ``fast`` (wherever it can run).
+
+    Raises
+    ------
+    ConfigError
+        The environment variable SAEKIT_KERNELS holds another word.
+    """
+    return _chosen or _checked(os.environ.get(VARIABLE, "auto"), f"environment variable {VARIABLE}")
+
+
+def use(mode: str) -> str:
+    """Choose the kernels of this process: ``auto``, ``plain`` or ``fast``. Returns the mode that was in force before.
+
+    Both kinds return the same codes; see `saekit.kernels.topk_encode`.
+
+    Raises
+    ------
+    ConfigError
+        Another word.
+    MissingExtraError
+        ``fast``, and the compiled loops cannot run on this machine.
+    """
+    global _chosen
+    before = globals()["mode"]()
+    wanted = _checked(mode, "kernels.use")
+    if wanted == "fast" and (reason := unavailable()):
+        raise MissingExtraError(f"kernels.use: `fast` cannot run on this machine: {reason}. Use `auto` or `plain`.")
+    _chosen = wanted
+    return before
+
+
+@contextmanager
+def using(mode: str) -> Iterator[None]:
+    """`use` for the length of a ``with`` block."""
+    global _chosen
+    before = _chosen
+    use(mode)
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why the compiled loops cannot run on this machine; None when they can."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed (pip install numba)"
+    import llvmlite.binding
+
+    if not llvmlite.binding.get_host_cpu_features().get("avx512bf16", False):
+        return "the processor has no AVX-512 bf16 instructions"
+    return None
+
+
+def fast_here() -> bool:
+    """Whether the mode asks for the compiled loops and they can run; says so once in the log when they cannot."""
+    if mode() == "plain":
+        return False
+    reason = unavailable()
+    if reason:
+        _note(reason)
+    return reason is None
+
+
+@functools.cache
+def _note(reason: str) -> None:
+    logging.getLogger("saekit.kernels").warning("plain torch kernels (slower, same results): %s", reason)
+
+
+def _checked(word: str, where: str) -> str:
+    if word not in MODES:
+        raise ConfigError(f"{where}: must be `auto`, `plain` or `fast`; got {word!r}. {did_you_mean(word, MODES)}")
+    return word

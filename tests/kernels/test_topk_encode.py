@@ -1,0 +1,210 @@
+"""Top-k encoding: the fast kernel returns the codes of the plain one, whatever the shape and the numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from saekit import SAE, kernels
+from saekit.kernels import reference
+from saekit.sae import rules
+
+pytestmark = pytest.mark.usefixtures("fast")
+
+
+def problem(seed: int, n: int, d: int, n_latents: int, kind: str = "plain") -> tuple[Tensor, Tensor, Tensor]:
+    stream = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=stream)
+
+    x, W, b = draw(n, d), draw(n_latents, d) / d**0.5, 0.3 * draw(n_latents)
+    if kind == "mean":  # a large common part: pre-activations of many latents are close together
+        x = x + 8 * draw(d)
+    elif kind == "twins":  # latents that differ by less than bf16 can see
+        W = W[torch.arange(n_latents) // 4] * (1 + 1e-4 * draw(n_latents, 1))
+        b = torch.zeros(n_latents)
+    elif kind == "scales":  # latents of very different length
+        W = W * torch.logspace(-3, 3, n_latents)[:, None]
+    elif kind == "negative":  # almost nothing is positive
+        b = b - 4.0
+    elif kind == "biased":
+        b = 1000 * b
+    return x, W, b
+
+
+def assert_top_k(values: Tensor, indices: Tensor, x: Tensor, W: Tensor, b: Tensor, k: int) -> None:
+    """`values` and `indices` are a top k of the exact pre-activations, up to the rounding of an fp32 product."""
+    assert values.shape == indices.shape == (len(x), k)
+    assert (values >= 0).all()
+    assert (indices.sort(1).values.diff(dim=1) > 0).all(), "each latent once per row"
+    assert (values.diff(dim=1) <= 0).all(), "largest first"
+    exact = x.double() @ W.double().T + b.double()
+    # fp32: a few units in the last place of the largest partial sums.
+    slack = 2.0**-20 * (x.double().norm(dim=1, keepdim=True) * W.double().norm(dim=1) + b.double().abs())
+    chosen = exact.gather(1, indices)
+    assert ((values.double() - chosen.relu()).abs() <= slack.gather(1, indices)).all()
+    low = (chosen.relu() + slack.gather(1, indices)).min(1).values
+    rest = (exact - slack).scatter(1, indices, -torch.inf)
+    assert (rest.max(1).values <= low).all(), "a latent that was left out is larger than one that was kept"
+
+
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 300))
+kinds = st.sampled_from(["plain", "mean", "twins", "scales", "negative", "biased"])
+
+
+@given(shape=shapes, share=st.floats(0, 1), seed=st.integers(0, 2**20), kind=kinds)
+@settings(max_examples=120)
+def test_codes_are_those_of_the_plain_kernel(shape: tuple[int, int, int], share: float, seed: int, kind: str) -> None:
+    n, d, n_latents = shape
+    k = max(1, math.ceil(share**3 * n_latents))
+    x, W, b = problem(seed, n, d, n_latents, kind)
+    values, indices = kernels.topk_encode(x, W, b, k)
+    assert_top_k(values, indices, x, W, b, k)
+    torch.testing.assert_close(values, reference.topk_encode(x, W, b, k)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "mean", "twins", "scales"])
+@pytest.mark.parametrize("n, d, n_latents, k", [(70, 64, 2048, 16), (40, 257, 1531, 32), (33, 768, 4096, 7)])
+def test_exact_where_bf16_alone_is_not(kind: str, n: int, d: int, n_latents: int, k: int) -> None:
+    x, W, b = problem(1, n, d, n_latents, kind)
+    values, indices = kernels.topk_encode(x, W, b, k)
+    assert_top_k(values, indices, x, W, b, k)
+    low = ((x.bfloat16() @ W.bfloat16().T).float() + b).topk(k).indices
+    assert not torch.equal(indices.sort(1).values, low.sort(1).values), "bf16 chooses the same: the problem is too easy"
+
+
+def test_inexact_is_a_setting_and_its_values_are_fp32() -> None:
+    x, W, b = problem(1, 70, 64, 2048)
+    values, indices = kernels.topk_encode(x, W, b, 16, exact=False)
+    torch.testing.assert_close(values, (x @ W.T + b).gather(1, indices).relu())
+    agree = (indices[:, :, None] == reference.topk_encode(x, W, b, 16)[1][:, None]).any(2).float().mean()
+    assert agree > 0.95
+
+
+@given(shape=shapes, seed=st.integers(0, 2**20), kind=kinds, scale=st.sampled_from([1.0, 1e-18, 1e12]))
+@settings(max_examples=60)
+def test_the_bound_holds(shape: tuple[int, int, int], seed: int, kind: str, scale: float) -> None:
+    """The bf16 product is never further from the exact one than the kernel assumes."""
+    from saekit.kernels import cpu, loops
+
+    n, d, n_latents = shape
+    x, W, _ = problem(seed, n, d, n_latents, kind)
+    x = x * scale
+    rows, latents = cpu._round(x, "x"), cpu._round(W, "W")
+    product = (rows.bf16 @ latents.bf16.T).double()
+    exact = x.double() @ W.double().T
+    row_reach = cpu.row_reach(rows, latents, d)
+    bound = loops.BF16_UNIT * 1.01 * product.abs() + torch.from_numpy(np.outer(row_reach, latents.norm)).double()
+    assert ((product - exact).abs() <= bound).all()
+
+
+def test_bound_is_worth_having() -> None:
+    """Few latents are multiplied again: the bound is about as tight as bf16 allows."""
+    from saekit.kernels import cpu
+
+    x, W, _ = problem(0, 64, 768, 512)
+    reach = cpu.row_reach(cpu._round(x, "x"), latents := cpu._round(W, "W"), 768)
+    relative = reach.max() * latents.norm.max() / float(x.norm(dim=1).max() * W.norm(dim=1).max())
+    assert relative < 2.0**-8
+
+
+def test_ties_go_to_the_smaller_latent() -> None:
+    W = torch.eye(4).repeat_interleave(100, 0)
+    values, indices = kernels.topk_encode(torch.tensor([[3.0, 1.0, 2.0, 0.0]]), W, torch.zeros(400), 3)
+    assert values.tolist() == [[3.0, 3.0, 3.0]]
+    assert indices.tolist() == [[0, 1, 2]]
+
+
+def test_more_ties_than_there_is_room_for() -> None:
+    W = torch.ones(5000, 8)
+    values, indices = kernels.topk_encode(torch.ones(2, 8), W, torch.zeros(5000), 4)
+    assert values.tolist() == [[8.0] * 4] * 2
+    assert all(len(set(row)) == 4 for row in indices.tolist())
+
+
+def test_rows_of_zero_take_the_bias() -> None:
+    b = torch.full((600,), -1.0)
+    b[[7, 300]] = torch.tensor([2.0, 5.0])
+    values, indices = kernels.topk_encode(torch.zeros(3, 5), torch.randn(600, 5, generator=torch.Generator()), b, 3)
+    assert values.tolist() == [[5.0, 2.0, 0.0]] * 3
+    assert indices[:, :2].tolist() == [[300, 7]] * 3
+    assert (indices[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 3e38])
+@pytest.mark.parametrize("where", ["row", "W_enc", "b_enc"])
+def test_extreme_numbers_come_out_as_from_the_plain_kernel(value: float, where: str) -> None:
+    x, W, b = problem(3, 40, 16, 700)
+    {"row": x[5], "W_enc": W[11], "b_enc": b[3:4]}[where][0] = value
+    values, indices = kernels.topk_encode(x, W, b, 4)
+    expected, expected_indices = reference.topk_encode(x, W, b, 4)
+    torch.testing.assert_close(values, expected, equal_nan=True)
+    clean = ~expected.isnan().any(1)
+    assert torch.equal(indices[clean], expected_indices[clean])
+
+
+def test_a_row_does_not_depend_on_rows_beside_it_nor_on_blocks_nor_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saekit.kernels import cpu
+
+    x, W, b = problem(4, 150, 48, 1000, "mean")
+    values, indices = kernels.topk_encode(x, W, b, 12)
+    for threads, block_rows in [(1, None), (2, 7), (3, 64)]:
+        monkeypatch.setattr(cpu, "thread_count", lambda threads=threads: threads)
+        again = kernels.topk_encode(x, W, b, 12, block_rows=block_rows)
+        assert torch.equal(again[0], values)
+        assert torch.equal(again[1], indices)
+    for row in (0, 77, 149):
+        alone = kernels.topk_encode(x[row : row + 1], W, b, 12)
+        assert torch.equal(alone[0], values[row : row + 1])
+        assert torch.equal(alone[1], indices[row : row + 1])
+
+
+def test_takes_views_and_no_rows() -> None:
+    x, W, b = problem(5, 60, 40, 640)
+    expected = kernels.topk_encode(x, W, b, 5)
+    wide = torch.zeros(60, 80)
+    wide[:, ::2] = x
+    for view in (wide[:, ::2], x.T.contiguous().T):
+        got = kernels.topk_encode(view, W.T.contiguous().T, b, 5)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+    values, indices = kernels.topk_encode(x[:0], W, b, 5)
+    assert values.shape == indices.shape == (0, 5)
+
+
+def test_inputs_are_not_changed_and_results_are_not_shared() -> None:
+    x, W, b = problem(6, 50, 32, 600)
+    copies = x.clone(), W.clone(), b.clone()
+    first = kernels.topk_encode(x, W, b, 5)
+    kept = first[0].clone(), first[1].clone()
+    kernels.topk_encode(x.flip(0), W, b, 5)
+    assert all(torch.equal(a, c) for a, c in zip((x, W, b), copies))
+    assert all(torch.equal(a, c) for a, c in zip(first, kept))
+
+
+def test_what_the_loops_cannot_take_goes_to_plain_torch() -> None:
+    x, W, b = problem(7, 40, 16, 600)
+    for dtype in (torch.float64, torch.bfloat16):
+        values, _ = kernels.topk_encode(x.to(dtype), W.to(dtype), b.to(dtype), 4)
+        assert values.dtype == dtype
+    values, _ = kernels.topk_encode(x.requires_grad_(), W, b, 4)
+    assert values.requires_grad
+    rank = torch.rand(600, generator=torch.Generator()) + 0.5
+    got = kernels.topk_encode(x.detach(), W, b, 4, rank=rank)
+    assert torch.equal(got[1], reference.topk_encode(x.detach(), W, b, 4, rank=rank)[1])
+
+
+def test_an_sae_encodes_the_same_with_both_kernels() -> None:
+    x, W, b = problem(8, 90, 64, 1024, "mean")
+    sae = SAE(W_enc=W, b_enc=b, W_dec=W, b_dec=torch.zeros(64), rule=rules.TopK(16))
+    fast = sae.encode(x).dense()
+    with kernels.using("plain"):
+        plain = sae.encode(x).dense()
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
