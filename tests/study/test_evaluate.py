@@ -13,9 +13,9 @@ from saekit.data import ArrayRows
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.files import dump_json
 from saekit.measure import METRICS, fvu
-from saekit.sae import SAE, Scaling
-from saekit.sae.rules import GroupMax, ReLU
+from saekit.sae import SAE, Scaling, rules
 from saekit.study import Evaluation, evaluate
+from saekit.train import TopK, train, untrained
 
 ON_ROWS = {"fvu", "l0", "dead_fraction", "dense_fraction", "cosine", "l2_ratio", "relative_reconstruction_bias",
            "mse", "ev_legacy", "decoder_redundancy", "encoder_redundancy", "redundancy_null"}  # fmt: skip
@@ -41,7 +41,7 @@ def test_metrics_are_those_of_the_rows(evaluation, oracle, rows):
         assert measured.low is not None or measured.reason
 
 
-@pytest.mark.parametrize("batch_rows", [7, 399])
+@pytest.mark.parametrize("batch_rows", [61, 399])
 def test_any_batching_gives_the_same_values(oracle, thresholded, synthetic, batch_rows):
     once = evaluate([oracle, thresholded], synthetic, draws=100, rows=500)
     again = evaluate([oracle, thresholded], synthetic, draws=100, rows=500, batch_rows=batch_rows)
@@ -96,7 +96,7 @@ def test_training_rows_are_recognised(oracle, rows):
     source = ArrayRows(rows)
     digest = source.info["digest"]
     for known, expected in ((digest, True), ("sha256:00", False), (None, None)):
-        provenance = {} if known is None else {"rows_digest": known}
+        provenance = {} if known is None else {"data_digest": known}
         result = evaluate(oracle.replace(provenance=provenance), source, draws=0)
         assert result.entries[0].on_training_rows is expected
         assert ("was trained on" in repr(result)) == bool(expected)
@@ -135,11 +135,24 @@ def test_an_sae_with_the_true_dictionary_beats_its_controls(evaluation):
         assert difference.high < 0
 
 
-def test_an_untrained_sae_does_not_beat_itself(evaluation, synthetic, oracle):
-    random = evaluate(oracle, synthetic, draws=0, seed=3)
+def test_training_beats_no_training(synthetic):
+    config = TopK(latents=48, k=2, lr=1e-2, scaling="none")
+    (trained,) = train([config], synthetic, tokens=12_000, batch_rows=200)
+    result = evaluate([trained, untrained(config, synthetic, 0)], synthetic, draws=200)
+    first, second = result.entries
+    assert first.controls["untrained"].differences.fvu.high < -0.1
+    assert abs(second.controls["untrained"].differences.fvu.value) < 0.1
+    assert first.on_training_rows
+    assert [entry.name for entry in result.entries] == ["topk-48-k2-seed0", "topk-48-k2-untrained-seed0"]
+    # One shape, rule and scaling: one control for both.
+    assert first.controls["untrained"].metrics == second.controls["untrained"].metrics
+
+
+def test_the_untrained_control_depends_on_the_seed_alone(synthetic, oracle):
+    once = evaluate(oracle, synthetic, draws=0, seed=3)
     again = evaluate(oracle, synthetic, draws=0, seed=3)
     other = evaluate(oracle, synthetic, draws=0, seed=4)
-    mine, theirs = (each.controls["untrained"].metrics.fvu.value for each in (random, again))
+    mine, theirs = (each.controls["untrained"].metrics.fvu.value for each in (once, again))
     assert mine == theirs
     assert mine != other.controls["untrained"].metrics.fvu.value
 
@@ -152,8 +165,8 @@ def test_untrained_dictionary_lands_on_the_null(evaluation):
 @pytest.mark.parametrize("kind", ["relu", "groupmax", "scalar", "standardize", "layer_norm"])
 def test_untrained_twin_matches_rule_scaling_and_l0(oracle, rows, kind):
     sae = {
-        "relu": oracle.replace(rule=ReLU(), b_enc=torch.full((48,), -0.4)),
-        "groupmax": oracle.replace(rule=GroupMax(4)),
+        "relu": oracle.replace(rule=rules.ReLU(), b_enc=torch.full((48,), -0.4)),
+        "groupmax": oracle.replace(rule=rules.GroupMax(4)),
         "scalar": oracle.replace(scaling=Scaling("scalar", scale=torch.tensor(2.0))),
         "standardize": oracle.replace(
             scaling=Scaling("standardize", scale=1 / rows.std(0), mean=rows.mean(0)), b_pre=None, b_dec=torch.zeros(24)
@@ -348,7 +361,5 @@ def test_weights_with_nan_are_refused(oracle, rows):
 
 
 def _square(n_latents: int, d: int) -> SAE:
-    from saekit.sae.rules import TopK
-
     W = torch.ones(n_latents, d)
-    return SAE(W_enc=W, b_enc=torch.zeros(n_latents), W_dec=W, b_dec=torch.zeros(d), rule=TopK(3))
+    return SAE(W_enc=W, b_enc=torch.zeros(n_latents), W_dec=W, b_dec=torch.zeros(d), rule=rules.TopK(3))

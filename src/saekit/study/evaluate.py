@@ -253,7 +253,8 @@ def _name(sae: SAE) -> str:
     parts = [str(config.get("arch") or sae.rule.name), str(sae.n_latents)]
     k = config.get("k") or sae.rule.settings().get("k")
     parts += [f"k{k}"] if k else []
-    parts += [str(config["control"])] if config.get("control") else []
+    untrained = sae.provenance.get("rows_seen") == 0
+    parts += [str(config["control"])] if config.get("control") else ["untrained"] if untrained else []
     parts += [f"seed{sae.provenance['seed']}"] if sae.provenance.get("seed") is not None else []
     return "-".join(parts)
 
@@ -396,7 +397,7 @@ def _arms(
 
 def _control_key(sae: SAE, l0: float) -> tuple[Any, ...]:
     """SAEs with equal keys share their untrained control: shape, rule, scaling and, for thresholds, the L0 to match."""
-    scaling = 0 if sae.scaling.kind == "none" else id(sae.scaling)
+    scaling = (str(sae.scaling.settings()), *(_bytes(tensor) for tensor in sae.scaling.tensors().values()))
     group = id(sae) if sae.rule.name == "groupmax" else 0
     settings = sae.rule.settings()
     return sae.n_latents, sae.rule.name, str(settings), group, scaling, sae.dtype, None if settings else round(l0, 3)
@@ -543,7 +544,7 @@ def _entry(
         controls[label] = Control(
             _measured(other), _measured(differences, ranged=False), arms[place].about or _shape(sae)
         )
-    trained_on = sae.provenance.get("rows_digest")
+    trained_on = sae.provenance.get("data_digest")
     return Entry(
         name=name,
         sae={**_shape(sae), "digest": _digest(sae), "provenance": sae.provenance},
@@ -569,8 +570,12 @@ def _digest(sae: SAE) -> str:
     digest = hashlib.sha256(repr((sae.rule.name, sae.rule.settings(), sae.scaling.settings())).encode())
     for key, tensor in sae.tensors().items():
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(tensor))
     return "sha256:" + digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _release() -> str:
