@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class Architecture:
     """Parameters beyond the four common ones, from those and centred rows ``[n, d]``; the latent axis first."""
     state: Callable[[Any], dict[str, list[float] | float]] = lambda config: {}
     """First running values (scalars or short vectors; none has a latent axis)."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learning rate of some parameters, as a multiple of the others'."""
     unit_decoder: bool = True
     """Decoder rows are kept at length 1 (the penalty does not see their norms)."""
     batch_threshold: bool = False
@@ -68,7 +70,7 @@ def _finish_gated(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any
     return freeze_gated(**weights, W_dec=p["W_dec"], b_dec=p["b_dec"], b_pre=p["b_dec"].clone(), **fields)
 
 
-def _common(p: Tensors) -> Tensors:
+def _common(p: Tensors) -> dict[str, Any]:
     return {name: p[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")} | {"b_pre": p["b_dec"].clone()}
 
 
@@ -89,11 +91,11 @@ def _threshold_state(config: Any) -> dict[str, list[float] | float]:
 
 
 def _penalty_state(config: Any) -> dict[str, list[float] | float]:
-    return {"coefficient": config.l1}
+    return {"coefficient": config.l1, "distance": 0.0}
 
 
 def _anneal_state(config: PAnneal) -> dict[str, list[float] | float]:
-    return {"coefficient": config.l1, "penalties": [0.0, 0.0]}
+    return {"coefficient": config.l1, "distance": 0.0, "penalties": [0.0, 0.0]}
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -102,7 +104,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(Relu, objective.relu_loss, _finish_relu, state=_penalty_state, unit_decoder=False),
         Architecture(TopK, objective.topk_loss, _finish_topk),
         Architecture(BatchTopK, objective.batchtopk_loss, _finish_batch, state=_threshold_state, batch_threshold=True),
-        Architecture(JumpReLU, objective.jumprelu_loss, _finish_jumprelu, extra=_start_threshold),
+        Architecture(JumpReLU, objective.jumprelu_loss, _finish_jumprelu, extra=_start_threshold, rates={"log_threshold": 10.0}),
         Architecture(
             Gated, objective.gated_loss, _finish_gated, extra=_start_gate, state=_penalty_state, unit_decoder=False
         ),

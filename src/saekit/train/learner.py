@@ -308,22 +308,26 @@ def _update(learner: Learner, gradients: dict[str, Tensor]) -> Tensor:
         if config.clip is not None:
             factor = (config.clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(values, factor)
-        adam(
-            [parameters[name] for name in names],
-            values,
-            [learner.first_moments[name] for name in names],
-            [learner.second_moments[name] for name in names],
-            [],
-            [torch.tensor(float(learner.step), device=learner.device) for _ in names],
-            fused=True,
-            amsgrad=False,
-            beta1=config.betas[0],
-            beta2=config.betas[1],
-            lr=learning_rate(learner.settings, learner.step),
-            weight_decay=0.0,
-            eps=ADAM_EPS,
-            maximize=False,
-        )
+        rate = learning_rate(learner.settings, learner.step)
+        rates = ARCHITECTURES[config.arch].rates
+        for multiple in sorted({rates.get(name, 1.0) for name in names}):
+            group = [name for name in names if rates.get(name, 1.0) == multiple]
+            adam(
+                [parameters[name] for name in group],
+                [gradients[name] for name in group],
+                [learner.first_moments[name] for name in group],
+                [learner.second_moments[name] for name in group],
+                [],
+                [torch.tensor(float(learner.step), device=learner.device) for _ in group],
+                fused=True,
+                amsgrad=False,
+                beta1=config.betas[0],
+                beta2=config.betas[1],
+                lr=rate * multiple,
+                weight_decay=0.0,
+                eps=ADAM_EPS,
+                maximize=False,
+            )
         if unit:
             W = parameters["W_dec"]
             W.div_(W.norm(dim=1, keepdim=True).clamp(min=1e-12))
@@ -409,15 +413,18 @@ def tensors_of(learner: Learner) -> dict[str, Tensor]:
 def restore(learner: Learner, tensors: dict[str, Tensor], step: int) -> None:
     """Put back what `tensors_of` gave, in place."""
 
-    def group(prefix: str) -> dict[str, Tensor]:
-        names = [name for name in tensors if name.startswith(prefix + ".")]
-        return {name.removeprefix(prefix + "."): tensors[name].to(learner.device) for name in names}
+    def fresh(name: str) -> Tensor:
+        # New memory: a file's bytes lie at any address, and sums over unaligned memory can round in another order.
+        return tensors[name].to(learner.device, copy=True)
 
-    learner.parameters, learner.state = group("parameters"), group("state")
-    learner.first_moments, learner.second_moments = group("first"), group("second")
+    def group(prefix: str, now: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: fresh(f"{prefix}.{name}") for name in now}  # in the same order: sums over parameters depend on it
+
+    learner.parameters, learner.state = group("parameters", learner.parameters), group("state", learner.state)
+    learner.first_moments = group("first", learner.first_moments)
+    learner.second_moments = group("second", learner.second_moments)
     for name, stream in learner.generators.items():
-        stream.set_state(tensors[f"generator.{name}"].cpu())
-    learner.rows_since_fired = tensors["rows_since_fired"].to(learner.device)
-    learner.center = tensors["center"].to(learner.device)
-    learner.scale = tensors["scale"].to(learner.device) if "scale" in tensors else None
+        stream.set_state(tensors[f"generator.{name}"].cpu().clone())
+    learner.rows_since_fired, learner.center = fresh("rows_since_fired"), fresh("center")
+    learner.scale = fresh("scale") if "scale" in tensors else None
     learner.step = step

@@ -346,8 +346,8 @@ def _begin(
     else:
         facts, tensors = found
         run.step, run.place, run.order_digest = facts["step"], tuple(facts["place"]), facts["order_digest"]
-        run.last, run.center = facts["last"], tensors["center"].to(device)
-        run.sums = {name.removeprefix("sums."): t.to(device) for name, t in tensors.items() if name.startswith("sums.")}
+        run.last, run.center = facts["last"], tensors["center"].to(device, copy=True)
+        run.sums = {name.removeprefix("sums."): t.to(device, copy=True) for name, t in tensors.items() if name.startswith("sums.")}
         batches = source.batches(run.batch_rows, seed=run.data_seed, start=run.place)
         rows = torch.zeros(1, source.d_in)  # everything computed from first rows is in the checkpoint
     memo: dict[str, Any] = {}

@@ -24,7 +24,9 @@ from .config import BatchTopK, Gated, JumpReLU, Matryoshka, PAnneal, Relu, TopK,
 from .sparse import Pairs, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
 
 CONTROLLER_GAIN = 0.02
-"""How fast a penalty's coefficient follows L0: per step it is multiplied by ``(L0 / target) ** gain``."""
+"""How fast a penalty's coefficient follows L0: in a step its logarithm moves by `gain` times the expected ``log(L0 / target)``."""
+CONTROLLER_LEAD = 10.0
+"""How far ahead L0 is expected: this many times its distance from its own running mean (which lags by about 10 steps)."""
 
 
 @dataclass(frozen=True)
@@ -424,6 +426,12 @@ def _controlled(
     c: Relu | Gated | PAnneal = context.config
     if c.target_l0 is None:
         return {}
-    l0 = fired.sum() / n_rows
-    ratio = (l0 / c.target_l0).clamp(0.2, 5.0)
-    return {"coefficient": (coefficient * ratio.pow(CONTROLLER_GAIN * context.warmth)).clamp(1e-6, 1e6)}
+    distance = (fired.sum() / n_rows / c.target_l0).clamp(min=1e-3).log()
+    past = context.state["distance"] if context.step else distance
+    # L0 answers with a delay of some hundred steps: steer by where it is going, not by where it is.
+    ahead = (distance + CONTROLLER_LEAD * (distance - past)).clamp(-1, 1)
+    factor = (CONTROLLER_GAIN * context.warmth * ahead).exp()
+    return {
+        "coefficient": (coefficient * factor).clamp(1e-6, 1e6),
+        "distance": past + 0.1 * (distance - past),
+    }
