@@ -41,10 +41,11 @@ def test_metrics_are_those_of_the_rows(evaluation, oracle, rows):
         assert measured.low is not None or measured.reason
 
 
-@pytest.mark.parametrize("batch_rows", [61, 399])
-def test_any_batching_gives_the_same_values(oracle, thresholded, synthetic, batch_rows):
-    once = evaluate([oracle, thresholded], synthetic, draws=100, rows=500)
-    again = evaluate([oracle, thresholded], synthetic, draws=100, rows=500, batch_rows=batch_rows)
+@pytest.mark.parametrize(("batch_rows", "with_documents"), [(61, True), (399, False)])
+def test_any_batching_gives_the_same_values(oracle, thresholded, synthetic, rows, batch_rows, with_documents):
+    source = synthetic if with_documents else rows
+    once = evaluate([oracle, thresholded], source, draws=100, rows=500)
+    again = evaluate([oracle, thresholded], source, draws=100, rows=500, batch_rows=batch_rows)
     for one, other in zip(once.entries, again.entries, strict=True):
         pairs = [(one.metrics, other.metrics)]
         pairs += [(one.controls[name].metrics, other.controls[name].metrics) for name in one.controls]

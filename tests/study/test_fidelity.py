@@ -145,12 +145,13 @@ def test_tokens_limits_the_texts_read(lm, source, identity):
     assert result.metrics.ce_clean.low is None
     none = evaluate(identity(lm.d_model), source, model=lm, data=TEXTS, layer=LAYER, tokens=0, controls=False)
     assert none.language_model is None
+    assert none.settings["cross_entropy"] == "not measured: tokens = 0"
     assert "ce_sae" not in none.metrics
 
 
 def test_rows_come_from_the_model_when_none_are_given(lm, identity):
     sae = identity(lm.d_model).replace(provenance={"hook": f"layers.{LAYER}"})
-    result = evaluate(sae, model=lm, data=TEXTS, rows=200, tokens=60, controls=False, draws=0)
+    result = evaluate(sae, model=lm, data=iter(TEXTS), rows=200, tokens=60, controls=False, draws=0)
     assert result.n_rows >= 190
     assert result.rows["hook"] == f"layers.{LAYER}"
     assert result.language_model["hook"] == f"layers.{LAYER}"
@@ -183,6 +184,14 @@ def test_filters_of_the_rows_are_taken_over(source):
     assert skipped.norm == source.info["filters"]["outliers"]["limit"]
     assert Skipped.by({}) == Skipped(True, None)
     assert Skipped.by({"filters": {"special": {"skipped": False}, "outliers": None}}) == Skipped(False, None)
+
+
+def test_an_encoder_has_no_cross_entropy_and_the_result_says_so(minilm, identity):
+    encoder = load_model(minilm, device="cpu", dtype="float32")
+    result = evaluate(identity(encoder.d_model), model=encoder, data=TEXTS[:2], layer=1, controls=False, draws=0)
+    assert result.language_model is None
+    assert "not a causal language model" in result.settings["cross_entropy"]
+    assert result.metrics.fvu.value == 0
 
 
 # ---------------------------------------------------------------- refusals

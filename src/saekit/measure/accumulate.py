@@ -217,7 +217,7 @@ class Reconstruction:
             "norm_hat": norm_hat,
             "square_hat": norm_hat.square(),
             "dot": dot,
-            "cosine": torch.where(lengths > 0, dot / lengths.clamp_min(torch.finfo(torch.float64).tiny), 0.0),
+            "cosine": dot / lengths.clamp_min(torch.finfo(torch.float64).tiny),
         }
         if self._centre is not None:
             spread = (x - self._centre.to(x.device)).square().sum(1)

@@ -193,6 +193,7 @@ def evaluate(
     settings: dict[str, Any] = {
         "rows": rows,
         "tokens": tokens if lm is not None else None,
+        "cross_entropy": _cross_entropy(lm, language_model is not None),
         "controls": controls,
         "controls_fitted_on": fitted.about,
         "batch_rows": batch_rows,
@@ -316,6 +317,14 @@ def _place(
             "Were the SAEs trained on another model?"
         )
     return target.name
+
+
+def _cross_entropy(lm: LanguageModel | None, is_measured: bool) -> str:
+    if lm is None:
+        return "not measured: no language model was given"
+    if not lm.is_causal:
+        return f"not measured: {lm.name} is not a causal language model"
+    return "measured" if is_measured else "not measured: tokens = 0"
 
 
 def _check_width(source: Source, width: int) -> None:
