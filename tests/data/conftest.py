@@ -19,30 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from saekit.data import LanguageModel, load_model
 from saekit.data.quiet import quiet_transformers
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "then",
-    "it",
-    "saw",
-    "one",
-    "big",
-    "dog",
-    "run",
-    "past",
-    "two",
-    "old",
-    "trees",
-    "near",
-    "my",
-    "house",
-    "today",
-]
+WORDS = tuple(
+    "the cat sat on a mat and then it saw one big dog run past two old trees near my house today".split()  # noqa: SIM905
+)
 
 TEXTS = [
     " ".join(WORDS[(3 * i + j * (i + 1)) % len(WORDS)] for j in range(n))

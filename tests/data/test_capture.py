@@ -19,6 +19,7 @@ import torch
 
 import saekit
 from saekit.data import ArrayRows, ShardRows, StreamRows, capture, read_texts, stream, token_batches, tokenize
+from saekit.data.shards import ShardWriter
 from saekit.errors import BusyError, ConfigError, DataError, FormatError, ModelError
 from saekit.files import locked_folder
 
@@ -319,6 +320,29 @@ def test_an_interrupted_capture_goes_on_to_the_same_bytes(models, texts, tmp_pat
         assert path.read_bytes() == (tmp_path / "cut" / path.relative_to(tmp_path / "whole")).read_bytes(), path.name
 
 
+def test_dying_after_every_single_shard(models, texts, tmp_path, small_groups, monkeypatch):
+    """Shards much smaller than a group of contexts: the cursor points into the middle of groups."""
+    settings = {"layer": 1, "outliers": 1.5, "shard_rows": 9}
+    capture(models["llama"], texts, out=tmp_path / "whole", **settings)
+    flush = ShardWriter._flush
+
+    def flush_and_die(self, cursor):
+        flush(self, cursor)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShardWriter, "_flush", flush_and_die)
+    for _ in range(100):
+        try:
+            capture(models["llama"], texts, out=tmp_path / "cut", **settings)
+            break
+        except KeyboardInterrupt:
+            pass
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert len(names) > 20
+    for name in names[1:]:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+
+
 _SCRIPT = """
 import os, signal, sys
 import torch
@@ -401,6 +425,7 @@ def test_an_epoch_of_a_stream_is_a_permutation(models, texts, streamed):
     place = {key: i for i, key in enumerate(zip(whole["document"].tolist(), whole["position"].tolist()))}
     assert sorted(first) == sorted(second) == sorted(place)
     assert first != second
+    assert set(first[:60]) != set(second[:60]), "contexts must be shuffled anew, not only the rows of a block"
     torch.testing.assert_close(x, whole["x"][[place[key] for key in keys]], **TOLERANCE)
 
 

@@ -222,6 +222,23 @@ def test_a_splice_leaves_other_threads_alone(models, texts):
         assert not activations(lm.model, [hook], batch.inputs)[0].any()
 
 
+def test_a_pass_of_another_thread_is_not_recorded():
+    toy = _Toy("tensor", False)
+    plain = toy.forward
+
+    def forward(input_ids):
+        if input_ids.shape[0] == 2:
+            thread = threading.Thread(target=lambda: toy(torch.full((1, 3), 50)))
+            thread.start()
+            thread.join()
+        return plain(input_ids)
+
+    toy.forward = forward
+    ids = torch.arange(6).reshape(2, 3)
+    (found,) = activations(toy, [find_hook(toy, layer=0)], {"input_ids": ids})
+    assert torch.equal(found, ids[..., None].float().expand(-1, -1, 4) + 1)
+
+
 # --- what does not exist ----------------------------------------------------------------------------------------------
 
 
@@ -276,9 +293,9 @@ def test_bad_splices(models, texts):
         splice(lm, 1, lambda x: x[:, :5]),
     ):
         lm.model(**batch.inputs)
-    with pytest.raises(ShapeError, match="`mask` must be bool with one entry per token"):
-        with splice(lm, 1, lambda x: x, mask=batch.keep[:1]):
-            lm.model(**batch.inputs)
+    wrong = pytest.raises(ShapeError, match="`mask` must be bool with one entry per token")
+    with wrong, splice(lm, 1, lambda x: x, mask=batch.keep[:1]):
+        lm.model(**batch.inputs)
 
 
 def test_blocks_of_a_vision_transformer():

@@ -50,10 +50,18 @@ def test_real_models(stories, minilm):
 def test_loading_leaves_global_state_alone(folders):
     from transformers.utils import logging
 
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.random.get_rng_state()
-    load_model(folders["bert"])
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before[:2]
-    assert torch.equal(torch.random.get_rng_state(), before[2])
+    level, bars, state = logging.get_verbosity(), logging.is_progress_bar_enabled(), torch.random.get_rng_state()
+    try:
+        logging.set_verbosity_info()
+        logging.enable_progress_bar()
+        load_model(folders["bert"])
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled()
+        assert torch.equal(torch.random.get_rng_state(), state)
+    finally:
+        logging.set_verbosity(level)
+        if not bars:
+            logging.disable_progress_bar()
 
 
 def test_nothing_is_printed(folders, capfd):

@@ -72,7 +72,7 @@ def test_start_continues_in_stored_order(name):
 @given(
     n=st.integers(1, 400),
     chunk=st.integers(1, 50),
-    block=st.integers(1, 200),
+    block=st.integers(1, 600),
     batch=st.integers(1, 500),
     seed=st.integers(0, 9),
 )

@@ -138,10 +138,19 @@ def test_real_files(shared_data):
 def test_settings_of_datasets_are_restored(tmp_path, capfd):
     path = tmp_path / "a.jsonl"
     path.write_bytes(KINDS["jsonl"]())
-    before = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    read_texts(path)
-    assert (datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()) == before
-    assert capfd.readouterr() == ("", "")
+    level, off = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    try:
+        datasets.logging.set_verbosity_info()
+        datasets.enable_progress_bars()
+        capfd.readouterr()
+        read_texts(path)
+        assert datasets.logging.get_verbosity() == datasets.logging.INFO
+        assert not datasets.are_progress_bars_disabled()
+        assert capfd.readouterr() == ("", "")
+    finally:
+        datasets.logging.set_verbosity(level)
+        if off:
+            datasets.disable_progress_bars()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -177,10 +177,12 @@ class ShardWriter:
             raise DataError(
                 "there must be at least one row; the filters left none. Is every text empty or a special token?"
             )
+        # The short last shard and the mark go into one manifest: no row can follow a short shard.
+        self.info, self.complete = dict(info), True
         if self._waiting:
             self._flush({})
-        self.info, self.complete = dict(info), True
-        self._write_manifest()
+        else:
+            self._write_manifest()
 
     def _flush(self, cursor: dict[str, Any]) -> None:
         from safetensors.torch import save
