@@ -132,9 +132,6 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any, text: str) -> No
             at = _item(at, name, text)
         else:
             at = at.setdefault(name, [] if following.isdigit() else {})
-    if isinstance(at, list):
-        _item(at, path[-1], text)
-        raise ConfigError(f"--set {text}: an item of a list of tables cannot be replaced; set a name inside it.")
     at[path[-1]] = value
 
 

@@ -1,0 +1,330 @@
+"""The commands from end to end, in one process: what they print where, what they leave, how they fail."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saekit import SAE, files
+from saekit.cli import app
+from saekit.data import SyntheticRows
+from saekit.sae.rules import TopK
+from saekit.store import save
+
+WIDTH = 12
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Run a command line in an empty folder; returns exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = app.run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return status, out, err
+
+    yield run
+    monkeypatch.undo()
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "rows.npy"
+    source = SyntheticRows(d_in=WIDTH, n_features=24, n_rows=2048, seed=0)
+    np.save(path, next(iter(source.batches(2048))).x.numpy())
+    return path
+
+
+@pytest.fixture
+def sae_folder(tmp_path) -> Path:
+    g = torch.Generator().manual_seed(0)
+    sae = SAE(
+        W_enc=torch.randn(32, WIDTH, generator=g), b_enc=torch.zeros(32), W_dec=torch.randn(32, WIDTH, generator=g),
+        b_dec=torch.zeros(WIDTH), rule=TopK(4), provenance={"model": "m", "hook": "layers.2", "seed": 7},
+    )  # fmt: skip
+    return save(sae, tmp_path / "sae")
+
+
+TRAIN = ("--arch", "topk", "--latents", 32, "--k", 4, "--set", "batch_rows=256")
+
+
+# ------------------------------------------------------------------ the way through
+
+
+def test_train_evaluate_report(call, rows):
+    status, out, err = call("train", "--rows", rows, *TRAIN, "--seeds", "0,1", "--out", "run")
+    assert status == 0, err
+    assert "run/topk-32-k4-seed1" in out
+    assert "train: 2,048 in" in err
+    assert "rows/s" in err
+    for seed in (0, 1):
+        assert Path(f"run/topk-32-k4-seed{seed}/sae.json").is_file()
+    assert Path("run/run.json").is_file()
+    assert Path("run/log.jsonl").is_file()
+
+    status, out, err = call("evaluate", "run", "--rows", rows, "--out", "run")
+    assert status == 0, err
+    assert out.splitlines()[0].split()[:3] == ["fvu", "l0", "dead"]
+    assert "topk-32-k4-seed0" in out
+    assert "untrained" in out
+    assert "pca" in out
+
+    status, out, err = call("report", "run")
+    assert (status, out.strip()) == (0, "run/report.html")
+    page = Path("run/report.html").read_text()
+    assert "Fidelity" in page
+    assert "Training" in page
+
+
+def test_json_is_one_object_and_all_there_is(call, rows, sae_folder):
+    commands = [
+        ("train", "--rows", rows, *TRAIN, "--out", "run"),
+        ("evaluate", sae_folder, "--rows", rows),
+        ("evaluate", sae_folder, "--rows", rows, "--no-controls"),
+        ("show", sae_folder),
+        ("show", sae_folder, sae_folder),
+        ("report", "run"),
+    ]
+    values = []
+    for command in commands:
+        status, out, err = call(*command, "--json")
+        assert status == 0, err
+        assert out.count("\n") == 1
+        assert err == ""
+        values.append(json.loads(out))
+    assert values[0]["saes"][0]["sae"] == "run/topk-32-k4-seed0"
+    assert values[1]["metrics"]["fvu"]["value"] > 0
+    assert values[1]["metrics"]["fvu"].keys() >= {"value", "low", "high", "unit"}
+    assert values[1]["entries"][0]["controls"].keys() == {"untrained", "pca"}
+    assert values[2]["entries"][0]["controls"] == {}
+    assert values[3]["n_latents"] == 32
+    assert len(values[4]["saes"]) == 2
+
+
+def test_the_same_run_from_a_file(call, rows, tmp_path):
+    (tmp_path / "run.toml").write_text(
+        f'rows = "{rows}"\nout = "a"\nseeds = [3]\nbatch_rows = 256\n[config]\nlatents = 32\n'
+        "[[configs]]\narch = 'topk'\nk = 4\n[[configs]]\narch = 'relu'\ntarget_l0 = 4\n"
+    )
+    status, _, err = call("train", "--config", "run.toml", "--set", "config.lr=2e-3")
+    assert status == 0, err
+    status, _, err = call(
+        "train", "--rows", rows, "--arch", "topk,relu", "--latents", 32, "--k", 4, "--seeds", 3, "--out", "b",
+        "--set", "batch_rows=256", "--set", "config.lr=2e-3",
+    )  # fmt: skip
+    assert status == 0, err
+    names = sorted(path.parent.name for path in Path("a").glob("*/sae.json"))
+    assert names == sorted(path.parent.name for path in Path("b").glob("*/sae.json"))
+    assert len(names) == 2
+    for name in names:
+        left, right = (SAE.load(Path(folder) / name) for folder in "ab")
+        assert torch.equal(left.W_dec, right.W_dec)
+        assert left.provenance["config"]["lr"] == 2e-3
+
+
+def test_resume_of_a_finished_run_reads_it_back(call, rows):
+    arguments = ("train", "--rows", rows, *TRAIN, "--out", "run")
+    assert call(*arguments)[0] == 0
+    before = Path("run/topk-32-k4-seed0/sae.safetensors").read_bytes()
+    status, _, err = call(*arguments)
+    assert status == 2
+    assert "--resume" in err
+    status, out, _ = call(*arguments, "--resume")
+    assert status == 0
+    assert "topk-32-k4-seed0" in out
+    assert Path("run/topk-32-k4-seed0/sae.safetensors").read_bytes() == before
+
+
+def test_capture_then_train_on_a_language_model(call, stories, shared_data):
+    texts = shared_data / "text" / "tinystories_1000_clean.jsonl.gz"
+    model = ("--model", stories, "--data", texts)
+    status, out, err = call("capture", *model, "--layer", 2, "--tokens", 3000, "--out", "rows", "--json")
+    assert status == 0, err
+    facts = json.loads(out)
+    assert (facts["n_rows"], facts["d_in"], facts["hook"]) == (3000, 64, "layers.2")
+    status, _, err = call("train", "--rows", "rows", *TRAIN, "--out", "run")
+    assert status == 0, err
+    status, out, err = call("evaluate", "run", *model, "--tokens", 500, "--set", "max_rows=1000", "--json")
+    assert status == 0, err
+    metrics = json.loads(out)["metrics"]
+    assert {"fvu", "l0", "dead_fraction", "ce_clean", "ce_sae", "ce_recovered_zero", "ce_recovered_mean"} <= set(
+        metrics
+    )
+    status, _, err = call("train", *model, "--layer", 2, "--tokens", 2048, *TRAIN, "--out", "run2")
+    assert status == 0, err
+    provenance = json.loads(call("show", "run2", "--json")[1])["provenance"]
+    assert provenance["hook"] == "layers.2"
+
+
+def test_show_tells_what_is_in_a_file(call, sae_folder):
+    status, out, err = call("show", sae_folder)
+    assert (status, err) == (0, "")
+    assert "topk(k=4)" in out
+    assert "layers.2" in out
+
+
+def test_show_takes_a_whole_run(call, sae_folder, tmp_path):
+    shutil.copytree(sae_folder, tmp_path / "run" / "a")
+    shutil.copytree(sae_folder, tmp_path / "run" / "b")
+    status, out, _ = call("show", "run")
+    assert status == 0
+    assert "run/a" in out
+    assert "run/b" in out
+
+
+def test_version_and_help(call):
+    assert call("--version")[1].startswith("saekit 0.")
+    for command in ("capture", "train", "evaluate", "show", "report", "demo"):
+        status, out, _ = call(command, "--help")
+        assert status == 0
+        assert f"saekit {command} " in out
+        assert "--json" in out
+
+
+# ------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nope",), "No such command"),
+        (("train", "--latents", "many"), "Invalid value"),
+        (("train", "--nope"), "No such option"),
+        (("show",), "Missing argument"),
+        (("train", "--arch", "topk", "--latents", 8, "--k", 2), "`--out` must be given"),
+        (("train", "--rows", "R", "--out", "o"), "architectures must come from --arch .* neither came"),
+        (("train", "--rows", "R", "--out", "o", "--arch", "topkk", "--latents", 8), "Did you mean `topk`"),
+        (("train", "--rows", "R", "--out", "o", "--arch", "topk"), "--latents must be given"),
+        (("train", "--rows", "R", "--out", "o", "--arch", "topk", "--latents", 8), r"`TopK.k` must be given"),
+        (("train", "--rows", "R", "--out", "o", "--arch", "topk", "--latents", 8, "--k", 9), "at most latents=8"),
+        (("train", "--out", "o", *TRAIN), "must come from --rows or from --model"),
+        (("train", "--rows", "R", "--data", "D", "--out", "o", *TRAIN), "`--data` are about --model"),
+        (("train", "--model", "M", "--out", "o", *TRAIN), "`--data` must be given with --model"),
+        (("train", "--model", "M", "--data", "D", "--out", "o", *TRAIN), "exactly one of --layer and --hook"),
+        (("train", "--rows", "R", "--out", "o", *TRAIN, "--seeds", "a"), "--seeds must be whole numbers"),
+        (("train", "--rows", "R", "--out", "o", *TRAIN, "--set", "batchrows=3"), "Did you mean `batch_rows`"),
+        (
+            (
+                "train", "--rows", "R", "--out", "o", "--arch", "matryoshka", "--latents", 8, "--k", 2,
+                "--set", "config.sizes=[4,2,8]",
+            ),
+            "must increase",
+        ),
+        (("capture", "--model", "M"), "`--data`, `--out` must be given"),
+        (("capture", "--model", "M", "--data", "D", "--out", "o"), "exactly one of --layer and --hook"),
+        (("evaluate", "S"), "either --rows, or --model and --data"),
+        (("show", "nowhere"), "does not exist"),
+        (("report", "nowhere"), "is not a folder"),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_ends_with_2_and_writes_nothing(call, tmp_path, arguments, message):
+    status, out, err = call(*arguments)
+    assert status == 2, (out, err)
+    assert out == ""
+    assert re.search(message, " ".join(err.split())), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_settings_contradict_the_options(call, tmp_path):
+    (tmp_path / "run.toml").write_text("rows = 'R'\nout = 'o'\n[[configs]]\narch = 'topk'\nlatents = 8\nk = 2\n")
+    status, _, err = call("train", "--config", "run.toml", "--arch", "topk", "--latents", 8, "--k", 2)
+    assert (status, "both came" in err) == (2, True)
+    status, _, err = call("train", "--config", "run.toml", "--latents", 8)
+    assert (status, "go with --arch" in err) == (2, True)
+
+
+def test_width_of_another_model(call, sae_folder, tmp_path):
+    np.save(tmp_path / "wide.npy", np.ones((64, WIDTH + 1), np.float32))
+    status, _, err = call("evaluate", sae_folder, "--rows", "wide.npy")
+    assert status == 2
+    assert str(WIDTH + 1) in err
+
+
+def test_rows_with_nan_end_with_1(call, rows):
+    x = np.load(rows)
+    x[100, 3] = np.nan
+    np.save(rows, x)
+    status, _, err = call("train", "--rows", rows, *TRAIN, "--out", "run")
+    assert status == 1
+    assert "row 100 of `rows.npy` has nan" in err
+
+
+def test_altered_weights_end_with_1(call, rows, sae_folder):
+    data = bytearray((sae_folder / "sae.safetensors").read_bytes())
+    data[-1] ^= 1
+    (sae_folder / "sae.safetensors").write_bytes(data)
+    status, out, err = call("evaluate", sae_folder, "--rows", rows)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "altered or damaged" in err
+
+
+def test_no_network_says_so_and_names_the_offline_way(call):
+    status, _, err = call("capture", "--model", "nobody/nothing", "--data", "builtin", "--layer", 0, "--out", "rows")
+    assert status == 1
+    assert "local" in err or "folder" in err
+
+
+def test_hook_that_does_not_exist_lists_near_ones(call, stories, shared_data):
+    texts = shared_data / "text" / "tinystories_1000_clean.jsonl.gz"
+    status, _, err = call("capture", "--model", stories, "--data", texts, "--hook", "layers.2.mpl", "--out", "rows")
+    assert status == 1
+    assert "layers.2.mlp" in err
+
+
+def test_a_column_that_is_not_there(call, stories, tmp_path):
+    (tmp_path / "texts.csv").write_text("body,label\nhello,1\n")
+    status, _, err = call(
+        "capture", "--model", stories, "--data", "texts.csv", "--text", "bodi", "--layer", 1, "--out", "rows"
+    )
+    assert status == 1
+    assert "`body`" in err
+
+
+def test_a_full_disk_is_told_in_one_line(call, rows, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "run/x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        status, _, err = call("train", "--rows", rows, *TRAIN, "--out", "run")
+    assert status == 1
+    assert "No space left on device" in err
+
+
+def test_an_unforeseen_error_points_to_debug(call, sae_folder, monkeypatch):
+    def broken(path):
+        raise KeyError("odd")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saekit.store.describe", broken)
+        status, _, err = call("show", sae_folder)
+        assert status == 1
+        assert "--debug" in err
+        with pytest.raises(KeyError, match="odd"):
+            app.run(["show", str(sae_folder), "--debug"])
+
+
+def test_an_interrupted_command_ends_with_130(call, sae_folder, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saekit.store.describe", interrupted)
+        assert call("show", sae_folder)[0] == 130
+
+
+def test_two_runs_in_one_folder(call, rows, tmp_path):
+    with files.locked_folder(tmp_path / "run"):
+        status, _, err = call("train", "--rows", rows, *TRAIN, "--out", "run")
+    assert status == 1
+    assert "in use by another run" in err
