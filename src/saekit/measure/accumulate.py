@@ -45,12 +45,14 @@ class Sums:
         rows
             Name to ``[n]`` numbers. ``n`` itself counts the rows.
         """
+        group = group.to(_home(group))
         rows = {"n": torch.ones_like(group, dtype=torch.float64), **rows}
         for name, values in rows.items():
+            values = double(values)
             total = self._totals.get(name)
             if total is None:
                 total = self._totals[name] = torch.zeros(self.n_groups, dtype=torch.float64, device=values.device)
-            total.index_add_(0, group.to(values.device), values.double())
+            total.index_add_(0, group.to(total.device), values.to(total.device))
 
     def merge(self, other: Sums) -> None:
         """Add the sums of `other`, which saw other rows."""
