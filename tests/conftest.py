@@ -18,12 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+with warnings.catch_warnings():
+    # Libraries that change warning filters or draw random numbers when they are first imported do so here, before the
+    # guard below takes its first look.
+    import scipy.sparse
+    import scipy.stats
+    import sklearn.decomposition
+    import sympy.utilities.exceptions  # noqa: F401
+
 import numpy as np
 import pytest
-
-# These add warning filters when they are first imported; import them before the guard below takes its first look.
-import scipy.sparse  # noqa: F401
-import sympy  # noqa: F401
 import torch
 from hypothesis import HealthCheck, settings
 
