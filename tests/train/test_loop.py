@@ -34,6 +34,7 @@ from saekit.train.doctor import warnings_for
 from saekit.train.learner import resolve, start_learner
 
 ALL = [
+    TopK(24, k=3),
     TopK(24, k=3, multi_topk=0.1),
     BatchTopK(24, k=3),
     JumpReLU(24, target_l0=3),

@@ -104,7 +104,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(Relu, objective.relu_loss, _finish_relu, state=_penalty_state, unit_decoder=False),
         Architecture(TopK, objective.topk_loss, _finish_topk),
         Architecture(BatchTopK, objective.batchtopk_loss, _finish_batch, state=_threshold_state, batch_threshold=True),
-        Architecture(JumpReLU, objective.jumprelu_loss, _finish_jumprelu, extra=_start_threshold, rates={"log_threshold": 10.0}),
+        Architecture(
+            JumpReLU, objective.jumprelu_loss, _finish_jumprelu, extra=_start_threshold, rates={"log_threshold": 10.0}
+        ),
         Architecture(
             Gated, objective.gated_loss, _finish_gated, extra=_start_gate, state=_penalty_state, unit_decoder=False
         ),

@@ -89,7 +89,9 @@ CALLBACKS: dict[str, Callable[..., Callback]] = {"tensorboard": TensorBoard, "wa
 
 def _numbers(record: Record) -> dict[str, float]:
     skipped = ("step", "learner")
-    return {n: v for n, v in record.items() if n not in skipped and isinstance(v, int | float) and not isinstance(v, bool)}
+    return {
+        n: v for n, v in record.items() if n not in skipped and isinstance(v, int | float) and not isinstance(v, bool)
+    }
 
 
 def _require(module: str, extra: str) -> Any:

@@ -94,7 +94,7 @@ class JumpReLU(_Revived):
 
     target_l0: float
     """Mean latents per row to reach."""
-    sparsity: float = 1.0
+    sparsity: float = 4.0
     """Weight of the L0 term. Unit: fraction of the variance of the rows, when L0 is twice its target."""
     bandwidth: float = 0.1
     """Width of the rectangular kernel that gives the thresholds their gradient. Unit: pre-activations of scaled rows."""
@@ -188,16 +188,28 @@ def is_number(value: Any) -> bool:
 
 def _check_common(c: Config) -> None:
     if not c.arch:
-        raise ConfigError("`Config` holds shared fields only; make one of the architectures, for example TopK(latents=1024, k=16).")
+        raise ConfigError(
+            "`Config` holds shared fields only; make one of the architectures, for example TopK(latents=1024, k=16)."
+        )
     _must(c, "latents", is_whole(c.latents) and c.latents >= 1, "a whole number of at least 1")
     _must(c, "lr", c.lr is None or (is_number(c.lr) and c.lr > 0), "a positive number or None")
     _freeze_sequence(c, "betas")
     valid = isinstance(c.betas, tuple) and len(c.betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in c.betas)
     _must(c, "betas", valid, "two numbers in [0, 1)")
-    _must(c, "warmup_steps", c.warmup_steps is None or (is_whole(c.warmup_steps) and c.warmup_steps >= 0), "a whole number of steps from 0, or None")
+    _must(
+        c,
+        "warmup_steps",
+        c.warmup_steps is None or (is_whole(c.warmup_steps) and c.warmup_steps >= 0),
+        "a whole number of steps from 0, or None",
+    )
     _must(c, "decay_fraction", is_number(c.decay_fraction) and 0 <= c.decay_fraction <= 1, "a number in [0, 1]")
     _must(c, "clip", c.clip is None or (is_number(c.clip) and c.clip > 0), "a positive number or None")
-    _must(c, "dead_after_rows", c.dead_after_rows is None or (is_whole(c.dead_after_rows) and c.dead_after_rows >= 1), "a positive whole number of rows, or None")
+    _must(
+        c,
+        "dead_after_rows",
+        c.dead_after_rows is None or (is_whole(c.dead_after_rows) and c.dead_after_rows >= 1),
+        "a positive whole number of rows, or None",
+    )
     for name, options in (("bias", BIASES), ("scaling", SCALINGS), ("control", CONTROLS)):
         _one_of(c, name, options)
 
@@ -207,14 +219,23 @@ def _check_specific(c: Any) -> None:
     if _has(c, "k"):
         _must(c, "k", is_whole(c.k) and c.k >= 1, "a whole number of at least 1")
         if c.k > c.latents:
-            raise ConfigError(f"`{type(c).__name__}.k` must be at most latents={c.latents}; got k={c.k}. Lower k or widen the SAE.")
+            raise ConfigError(
+                f"`{type(c).__name__}.k` must be at most latents={c.latents}; got k={c.k}. Lower k or widen the SAE."
+            )
     if _has(c, "aux_coefficient"):
         _must(c, "aux_coefficient", is_number(c.aux_coefficient) and c.aux_coefficient >= 0, "0 or a positive number")
-        _must(c, "k_aux", c.k_aux is None or (is_whole(c.k_aux) and c.k_aux >= 1), "a whole number of at least 1, or None")
+        _must(
+            c, "k_aux", c.k_aux is None or (is_whole(c.k_aux) and c.k_aux >= 1), "a whole number of at least 1, or None"
+        )
     if _has(c, "multi_topk"):
         _must(c, "multi_topk", is_number(c.multi_topk) and c.multi_topk >= 0, "0 or a positive number")
     if _has(c, "target_l0") and not (c.target_l0 is None and _has(c, "l1")):
-        _must(c, "target_l0", is_number(c.target_l0) and 0 < c.target_l0 <= c.latents, f"a positive number of latents per row, at most latents={c.latents}")
+        _must(
+            c,
+            "target_l0",
+            is_number(c.target_l0) and 0 < c.target_l0 <= c.latents,
+            f"a positive number of latents per row, at most latents={c.latents}",
+        )
     if _has(c, "bandwidth"):
         _must(c, "bandwidth", is_number(c.bandwidth) and c.bandwidth > 0, "a positive number")
         _must(c, "sparsity", is_number(c.sparsity) and c.sparsity >= 0, "0 or a positive number")
@@ -225,7 +246,9 @@ def _check_specific(c: Any) -> None:
         _must(c, "resample", isinstance(c.resample, bool), "True or False")
     if _has(c, "p_end"):
         _must(c, "p_end", is_number(c.p_end) and 0 < c.p_end <= 1, "a number in (0, 1]")
-        _must(c, "p_start_fraction", is_number(c.p_start_fraction) and 0 <= c.p_start_fraction < 1, "a number in [0, 1)")
+        _must(
+            c, "p_start_fraction", is_number(c.p_start_fraction) and 0 <= c.p_start_fraction < 1, "a number in [0, 1)"
+        )
         _must(c, "p_updates", is_whole(c.p_updates) and c.p_updates >= 1, "a whole number of at least 1")
     if _has(c, "sizes"):
         _check_sizes(c)
@@ -238,7 +261,9 @@ def _check_sizes(c: Matryoshka) -> None:
     _one_of(c, "k_per_size", (None, "fixed", "scaled", "truncated"))
     _must(c, "sampled", is_whole(c.sampled) and c.sampled >= 0, "0 or a positive whole number")
     if c.sampled and (c.sizes is not None or c.weights is not None):
-        raise ConfigError("`Matryoshka.sampled` draws the sizes and weighs them equally; got `sizes` or `weights` beside it. Drop one of the two.")
+        raise ConfigError(
+            "`Matryoshka.sampled` draws the sizes and weighs them equally; got `sizes` or `weights` beside it. Drop one of the two."
+        )
     sizes = matryoshka_sizes(c)
     increasing = all(is_whole(s) for s in sizes) and all(a < b for a, b in zip((0, *sizes), sizes))
     if not sizes or not increasing or sizes[-1] != c.latents:

@@ -40,5 +40,7 @@ def warnings_for(learner: Learner, record: dict[str, Any]) -> list[str]:
             + (", or raise `sparsity`." if config.arch == "jumprelu" else ".")
         )
     if target is None and record["l0"] > 0.2 * config.latents:
-        found.append(f"L0 is {record['l0']:.3g} of {config.latents} latents: hardly sparse. Raise `l1` or give `target_l0`.")
+        found.append(
+            f"L0 is {record['l0']:.3g} of {config.latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
+        )
     return found

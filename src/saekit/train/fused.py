@@ -7,11 +7,16 @@ from torch import Tensor
 
 from .. import kernels
 from .config import TopK
-from .learner import ADAM_EPS, Learner, Statistics, learning_rate, plain_step
+from .learner import ADAM_EPS, STEPS, Learner, Statistics, learning_rate, plain_step
+
+
+def default_step(device: torch.device) -> str:
+    """The name of the step that a run on this device uses when none is asked for."""
+    return "fused" if device.type == "cpu" and kernels.fast_here() else "plain"
 
 
 def fuses(learner: Learner) -> bool:
-    """Whether this learner's step has a fast path on this machine: plain TopK (with AuxK), everything trained, on the CPU."""
+    """Whether this learner's step has a fast path here: plain TopK (with AuxK), everything trained, on the CPU."""
     config = learner.config
     simple = type(config) is TopK and config.control is None and not config.multi_topk
     return simple and kernels.topk_step_runs(learner.parameters, config.k)
@@ -64,3 +69,6 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
         finite=torch.isfinite(loss) & torch.isfinite(norm),
         parts=parts,
     )
+
+
+STEPS["fused"] = fused_step

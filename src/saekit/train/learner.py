@@ -146,7 +146,14 @@ def generator(seed: int, name: str) -> torch.Generator:
 
 
 def start_learner(
-    config: Any, seed: int, settings: Settings, *, bias: Tensor, scale: Tensor | None, sample: Tensor, device: torch.device | str
+    config: Any,
+    seed: int,
+    settings: Settings,
+    *,
+    bias: Tensor,
+    scale: Tensor | None,
+    sample: Tensor,
+    device: torch.device | str,
 ) -> Learner:
     """A learner at step 0.
 
@@ -211,7 +218,7 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
     x
         Rows ``[n, d_in]`` on the learner's device, in their own units; not changed.
     """
-    config, settings = learner.config, learner.settings
+    settings = learner.settings
     u = x if learner.scale is None else x * learner.scale
     centered = u - learner.center
     outcome, gradients = _differentiate(learner, centered)
@@ -237,7 +244,7 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
 
 
 STEPS: dict[str, Step] = {"plain": plain_step}
-"""Steps by name."""
+"""Steps by name; `saekit.train.fused` adds its own."""
 
 
 def trained_parameters(config: Any) -> set[str] | None:
@@ -349,7 +356,9 @@ def _resample(learner: Learner, residual: Tensor) -> None:
     """Point dead latents at badly reconstructed rows: direction of the residual, drawn with probability ~ its squared length."""
     dead = learner.rows_since_fired >= learner.settings.dead_after_rows
     p = learner.parameters
-    chance = residual.pow(2).sum(1).double().cumsum(0) if learner.device.type != "mps" else residual.pow(2).sum(1).cumsum(0)
+    chance = (
+        residual.pow(2).sum(1).double().cumsum(0) if learner.device.type != "mps" else residual.pow(2).sum(1).cumsum(0)
+    )
     drawn = torch.rand(len(dead), generator=learner.generators["resample"]).to(chance)
     rows = torch.searchsorted(chance, drawn * chance[-1]).clamp(max=len(residual) - 1)
     direction = residual[rows]

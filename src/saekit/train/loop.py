@@ -18,21 +18,21 @@ import torch
 from torch import Tensor
 
 from ..data import ArrayRows, Batch, Source
-from ..errors import ConfigError, DataError, FormatError, NonFiniteError, ShapeError, listed
-from ..files import locked_folder, read_json, write_bytes, write_json
+from ..errors import NonFiniteError, ShapeError, listed
+from ..files import locked_folder, write_json
 from ..sae import SAE
 from . import checkpoint
-from .architectures import ARCHITECTURES, config_to_dict, name_of
+from .architectures import ARCHITECTURES, config_to_dict
 from .callbacks import Callback, Record
-from .config import Config, is_whole
+from .config import Config
 from .doctor import warnings_for
+from .fused import default_step
 from .initial import SAMPLE_ROWS, first_rows, gather_first, start_bias, start_scale
 from .learner import STEPS, Learner, Settings, Statistics, finish, resolve, restore, start_learner, tensors_of
+from .run import RUN_FORMAT, check, claim, cut_log, read_back, run_names, source_facts, total_steps_of, versions
 
 CHECK_EVERY = 50
 """Steps between looks for NaN on a device where looking means waiting; on a CPU every step is looked at."""
-
-RUN_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def train(
     checkpoint_every: int | None = None,
     callbacks: Sequence[Callback | Callable[[Record], None]] = (),
     progress: Callable[[Progress], None] | None = None,
-    step: str = "plain",
+    step: str | None = None,
 ) -> list[SAE]:
     """Train one SAE for each configuration and seed, in one pass over the rows.
 
@@ -140,7 +140,8 @@ def train(
     progress
         Called with a `Progress` at every log step.
     step
-        Which implementation of the step to use, from `saekit.train.STEPS`.
+        Which implementation of the step to use, from `saekit.train.STEPS`. None: ``fused`` where the compiled kernels
+        run (see `saekit.kernels.use`), otherwise ``plain``; they differ in the rounding of sums only.
 
     Returns
     -------
@@ -171,9 +172,12 @@ def train(
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     source = source if isinstance(source, Source) else ArrayRows(source)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    _check(configs, seeds, batch_rows, tokens, data_seed, precision, step, device, log_every, checkpoint_every, resume, out)
-    total_steps = _total_steps(source, tokens, batch_rows)
-    names = _names(configs, seeds)
+    step = step or default_step(device)
+    check(
+        configs, seeds, batch_rows, tokens, data_seed, precision, step, device, log_every, checkpoint_every, resume, out
+    )
+    total_steps = total_steps_of(source, tokens, batch_rows)
+    names = run_names(configs, seeds)
     request = {
         "configs": [config_to_dict(config) for config in configs],
         "seeds": seeds,
@@ -189,9 +193,9 @@ def train(
         folder = None
         if out is not None:
             folder = stack.enter_context(locked_folder(out))
-            finished = _claim(folder, request, resume, source)
+            finished = claim(folder, request, resume, source)
             if finished:
-                return _read_back(folder, names, device)
+                return read_back(folder, names, device)
         run = _Run([], names, STEPS[step], folder, total_steps, batch_rows, data_seed)
         sinks = [_sink(callback, stack) for callback in callbacks]
         batches = _begin(run, configs, seeds, source, precision, device, resume)
@@ -202,9 +206,7 @@ def train(
         return _end(run, source, request, time.perf_counter() - began)
 
 
-def untrained(
-    config: Config, source: Any, seed: int = 0, *, batch_rows: int = 4096, data_seed: int = 0
-) -> SAE:
+def untrained(config: Config, source: Any, seed: int = 0, *, batch_rows: int = 4096, data_seed: int = 0) -> SAE:
     """The SAE that training with this configuration and seed starts from: the control that costs nothing.
 
     Parameters
@@ -219,7 +221,7 @@ def untrained(
         As in `train`: with the same values the start is bitwise the same.
     """
     source = source if isinstance(source, Source) else ArrayRows(source)
-    _check([config], [seed], batch_rows, None, data_seed, "fp32", "plain", torch.device("cpu"), None, None, False, None)
+    check([config], [seed], batch_rows, None, data_seed, "fp32", "plain", torch.device("cpu"), None, None, False, None)
     available = source.n_rows if source.n_rows is not None else batch_rows * 8
     wanted = first_rows(available, source.d_in)
     _, rows = gather_first(source.batches(min(batch_rows, available), seed=data_seed), wanted)
@@ -232,96 +234,10 @@ def untrained(
         learner.config = replace(config, control="untrained")
         STEPS["plain"](learner, rows[: settings.batch_rows])
         learner.config = config
-    return finish(learner, _provenance(source) | {"config": config_to_dict(config), "seed": seed, "rows_seen": 0})
+    return finish(learner, source_facts(source) | {"config": config_to_dict(config), "seed": seed, "rows_seen": 0})
 
 
 # ---------------------------------------------------------------- before the first step
-
-
-def _check(
-    configs: list[Any], seeds: list[Any], batch_rows: Any, tokens: Any, data_seed: Any, precision: str, step: str,
-    device: torch.device, log_every: Any, checkpoint_every: Any, resume: bool, out: Any,
-) -> None:  # fmt: skip
-    """Refuse what cannot work, before anything is computed."""
-    if not configs:
-        raise ConfigError("train: `configs` must hold at least one configuration; got none. Pass TopK(latents=1024, k=16), say.")
-    for config in configs:
-        if not isinstance(config, Config):
-            raise ConfigError(
-                f"train: every one of `configs` must be a configuration such as TopK(latents=1024, k=16); got {config!r}. "
-                "Make one from a dictionary with config_from_dict."
-            )
-    if not seeds or not all(is_whole(seed) for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"train: `seeds` must be different whole numbers, at least one; got {seeds!r}. Pass seeds=[0, 1].")
-    if len(set(map(repr, configs))) < len(configs):
-        raise ConfigError("train: `configs` must all be different; got one twice. Use seeds=[0, 1] for repetitions.")
-    for name, value, optional in (
-        ("batch_rows", batch_rows, False), ("tokens", tokens, True), ("log_every", log_every, True),
-        ("checkpoint_every", checkpoint_every, True),
-    ):  # fmt: skip
-        if not (optional and value is None) and not (is_whole(value) and value >= 1):
-            raise ConfigError(f"train: `{name}` must be a positive whole number; got {value!r}.")
-    if not is_whole(data_seed):
-        raise ConfigError(f"train: `data_seed` must be a whole number; got {data_seed!r}.")
-    if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"train: `precision` must be 'fp32' or 'bf16'; got {precision!r}.")
-    if step not in STEPS:
-        raise ConfigError(f"train: `step` must be one of {listed(STEPS)}; got {step!r}.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"train: `device` must be one that is there; got '{device}' and no CUDA device. Use device='cpu'.")
-    if resume and out is None:
-        raise ConfigError("train: `resume` needs the folder of the run to continue; got out=None. Give `out`.")
-
-
-def _total_steps(source: Source, tokens: int | None, batch_rows: int) -> int:
-    rows = tokens if tokens is not None else source.n_rows
-    if rows is None:
-        raise ConfigError("train: `tokens` must be given for a source that does not know its number of rows; got None.")
-    if rows < batch_rows:
-        what = "`tokens` must be" if tokens is not None else "the source must have"
-        kind = ConfigError if tokens is not None else DataError
-        raise kind(f"train: {what} at least batch_rows={batch_rows} rows; got {rows}. Pass a smaller batch_rows.")
-    return rows // batch_rows
-
-
-def _names(configs: list[Any], seeds: list[int]) -> list[str]:
-    """Folder names, in the order of the learners; configurations that would share a name are numbered from the second on."""
-    seen: dict[str, int] = {}
-    names = []
-    for config in configs:
-        base = name_of(config)
-        seen[base] = seen.get(base, 0) + 1
-        base += f"-{seen[base]}" if seen[base] > 1 else ""
-        names += [f"{base}-seed{seed}" for seed in seeds]
-    return names
-
-
-def _claim(out: Path, request: dict[str, Any], resume: bool, source: Source) -> bool:
-    """Make `out` the folder of this run, or recognize it; True when the run is already finished."""
-    path = out / "run.json"
-    if not path.is_file():
-        foreign = [p.name for p in out.iterdir() if p.name == "log.jsonl" or (p / "sae.json").exists()]
-        if foreign:
-            raise ConfigError(f"train: `out` must be empty or hold a run; `{out}` holds {listed(foreign)} and no run.json. Give another folder.")
-        write_json(path, {"format": RUN_FORMAT, "status": "running", "request": request, "versions": _versions(), "source": source.info})
-        return False
-    if not resume:
-        raise ConfigError(f"train: `out` must be a new folder; `{out}` holds a run. Pass resume=True (--resume) to continue it, or another folder.")
-    record = read_json(path)
-    if record.get("format") != RUN_FORMAT:
-        raise FormatError(f"`{path}` must have format {RUN_FORMAT}; got {record.get('format')!r}. Resume with the release that wrote it.")
-    then, now = record.get("request", {}), json.loads(json.dumps(request))
-    changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
-    if changed:
-        shown = "; ".join(f"`{name}` was {then.get(name)!r}, now {now.get(name)!r}" for name in changed)
-        raise ConfigError(f"train: a resumed run must have the settings it began with; {shown}. Repeat the old settings or give another folder.")
-    return record.get("status") == "done"
-
-
-def _read_back(out: Path, names: list[str], device: torch.device) -> list[SAE]:
-    from ..store import load
-
-    return [load(out / name).to(device) for name in names]
 
 
 def _sink(callback: Callback | Callable[[Record], None], stack: ExitStack) -> Callable[[Record], None]:
@@ -347,7 +263,11 @@ def _begin(
         facts, tensors = found
         run.step, run.place, run.order_digest = facts["step"], tuple(facts["place"]), facts["order_digest"]
         run.last, run.center = facts["last"], tensors["center"].to(device, copy=True)
-        run.sums = {name.removeprefix("sums."): t.to(device, copy=True) for name, t in tensors.items() if name.startswith("sums.")}
+        run.sums = {
+            name.removeprefix("sums."): t.to(device, copy=True)
+            for name, t in tensors.items()
+            if name.startswith("sums.")
+        }
         batches = source.batches(run.batch_rows, seed=run.data_seed, start=run.place)
         rows = torch.zeros(1, source.d_in)  # everything computed from first rows is in the checkpoint
     memo: dict[str, Any] = {}
@@ -359,7 +279,7 @@ def _begin(
             restore(learner, own, run.step)
         run.learners.append(learner)
     if run.out is not None:
-        _cut_log(run.out / "log.jsonl", run.step)
+        cut_log(run.out / "log.jsonl", run.step)
 
     def chain() -> Iterator[Batch]:
         while head:
@@ -369,7 +289,9 @@ def _begin(
     return chain()
 
 
-def _start(config: Any, seed: int, settings: Settings, rows: Tensor, device: torch.device, memo: dict[str, Any]) -> Learner:
+def _start(
+    config: Any, seed: int, settings: Settings, rows: Tensor, device: torch.device, memo: dict[str, Any]
+) -> Learner:
     """A new learner; what depends on the rows alone is computed once and kept in `memo`."""
     bias_key, scale_key = f"bias {config.bias}", f"scale {config.scaling}"
     if bias_key not in memo:
@@ -377,30 +299,21 @@ def _start(config: Any, seed: int, settings: Settings, rows: Tensor, device: tor
     if scale_key not in memo:
         memo[scale_key] = start_scale(rows, config.scaling)
     sample = rows[:SAMPLE_ROWS]
-    return start_learner(config, seed, settings, bias=memo[bias_key], scale=memo[scale_key], sample=sample, device=device)
+    return start_learner(
+        config, seed, settings, bias=memo[bias_key], scale=memo[scale_key], sample=sample, device=device
+    )
 
 
 def _check_rows(rows: Tensor, source: Source, run: _Run | None) -> None:
     if rows.shape[1] != source.d_in:
-        raise ShapeError(f"train: rows must have width d_in={source.d_in}, as the source says; got {tuple(rows.shape)}.")
+        raise ShapeError(
+            f"train: rows must have width d_in={source.d_in}, as the source says; got {tuple(rows.shape)}."
+        )
     if not bool(torch.isfinite(rows).all()):
         where = f"; learners {listed(run.names)}" if run is not None else ""
-        raise NonFiniteError(f"train: rows must be finite; NaN or infinity among the first {len(rows)} rows, before step 1{where}. No checkpoint exists. Look for overflow in the captured model (half precision).")
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Drop log lines after `step`, and a line that a killed run left half written."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record["step"] <= step:
-            kept.append(line + b"\n")
-    write_bytes(path, b"".join(kept))
+        raise NonFiniteError(
+            f"train: rows must be finite; NaN or infinity among the first {len(rows)} rows, before step 1{where}. No checkpoint exists. Look for overflow in the captured model (half precision)."
+        )
 
 
 # ---------------------------------------------------------------- the loop
@@ -471,7 +384,11 @@ def _look(run: _Run) -> None:
     index = int((bad > 0).nonzero()[0])
     learner, steps_ago = run.learners[index], int(bad[index])
     kept = checkpoint.newest(run.out)
-    hint = f"The last good checkpoint is `{kept}`; pass resume=True to continue from it." if kept else "No checkpoint exists."
+    hint = (
+        f"The last good checkpoint is `{kept}`; pass resume=True to continue from it."
+        if kept
+        else "No checkpoint exists."
+    )
     rows_bad = not bool(torch.isfinite(run.sums["x.squares"]))
     cause = "the rows hold NaN or infinity" if rows_bad else "lower `lr`, or use precision='fp32'"
     raise NonFiniteError(
@@ -489,9 +406,13 @@ def _next_digest(digest: str, batch: Batch) -> str:
 
 
 def _log(
-    run: _Run, elapsed: float, steps: int, sinks: list[Callable[[Record], None]], progress: Callable[[Progress], None] | None
+    run: _Run,
+    elapsed: float,
+    steps: int,
+    sinks: list[Callable[[Record], None]],
+    progress: Callable[[Progress], None] | None,
 ) -> None:
-    sums = {name: t.tolist() for name, t in run.sums.items() if name != "x.sum"}
+    sums: dict[str, float] = {name: float(t) for name, t in run.sums.items() if name != "x.sum"}
     n = sums["x.rows"]
     variance = max(sums["x.squares"] - float(run.sums["x.sum"].pow(2).sum()) / n, 1e-30)
     rate = steps * run.batch_rows / max(elapsed, 1e-9)
@@ -540,13 +461,13 @@ def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> 
     saes = []
     for learner, name in zip(run.learners, run.names):
         record = run.last[name]
-        provenance = _provenance(source) | {
+        provenance = source_facts(source) | {
             "config": config_to_dict(learner.config),
             "seed": learner.seed,
             "data_seed": run.data_seed,
             "rows_seen": learner.rows_seen,
             "rows_digest": f"sha256:{run.order_digest}",
-            "versions": _versions(),
+            "versions": versions(),
             "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")},
         }
         saes.append(finish(learner, provenance))
@@ -570,8 +491,12 @@ def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> 
             "final": run.last,
             "warnings": {name: found for name, found in warnings.items() if found},
             "seconds": {"total": seconds, **run.seconds, **shares},
-            "versions": _versions(),
-            "machine": {"device": str(run.learners[0].device), "threads": torch.get_num_threads(), "system": platform.platform()},
+            "versions": versions(),
+            "machine": {
+                "device": str(run.learners[0].device),
+                "threads": torch.get_num_threads(),
+                "system": platform.platform(),
+            },
             "source": source.info,
         },
     )
@@ -583,22 +508,6 @@ def _check_weights(run: _Run) -> None:
     for learner, name in zip(run.learners, run.names):
         if not all(bool(torch.isfinite(t).all()) for t in learner.parameters.values()):
             kept = checkpoint.newest(run.out)
-            raise NonFiniteError(f"train: weights must be finite; learner `{name}` (seed {learner.seed}) is not after step {run.step}. Last good checkpoint: {kept or 'none'}. Lower `lr`.")
-
-
-def _provenance(source: Source) -> dict[str, Any]:
-    info = source.info
-    known = {key: info[key] for key in ("model", "hook", "layer", "data") if info.get(key) is not None}
-    return known | {"data_digest": info.get("digest")}
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for package in ("saekit", "torch", "numpy", "safetensors", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+            raise NonFiniteError(
+                f"train: weights must be finite; learner `{name}` (seed {learner.seed}) is not after step {run.step}. Last good checkpoint: {kept or 'none'}. Lower `lr`."
+            )

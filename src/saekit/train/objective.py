@@ -219,9 +219,7 @@ def _first(values: Tensor, indices: Tensor, k: int, n_latents: int) -> tuple[Ten
     return values[:, :k].reshape(-1), Pairs.even(indices[:, :k], n_latents)
 
 
-def _reconstruct(
-    p: dict[str, Tensor], x: Tensor, bias: Tensor, offset: Tensor, values: Tensor, pairs: Pairs
-) -> Tensor:
+def _reconstruct(p: dict[str, Tensor], x: Tensor, bias: Tensor, offset: Tensor, values: Tensor, pairs: Pairs) -> Tensor:
     return decode_pairs(encode_pairs(p["W_enc"], bias, x, values, pairs), p["W_dec"], pairs) + offset
 
 
@@ -236,7 +234,11 @@ def _add_aux(
 
 
 def _outcome(
-    terms: dict[str, Tensor], residual: Tensor, fired: Tensor, updates: dict[str, Tensor] | None = None, **scalars: Tensor
+    terms: dict[str, Tensor],
+    residual: Tensor,
+    fired: Tensor,
+    updates: dict[str, Tensor] | None = None,
+    **scalars: Tensor,
 ) -> Outcome:
     loss = torch.stack(list(terms.values())).sum()
     parts = {name: value.detach() for name, value in terms.items()} | scalars
@@ -419,9 +421,7 @@ def _count(codes: Tensor) -> Tensor:
     return (codes.detach() > 0).sum(0).float()
 
 
-def _controlled(
-    context: Context, coefficient: Tensor, fired: Tensor, n_rows: int
-) -> dict[str, Tensor]:
+def _controlled(context: Context, coefficient: Tensor, fired: Tensor, n_rows: int) -> dict[str, Tensor]:
     """The coefficient after one step of the L0 controller; nothing when no L0 is asked for."""
     c: Relu | Gated | PAnneal = context.config
     if c.target_l0 is None:
