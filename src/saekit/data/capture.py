@@ -35,8 +35,9 @@ Progress = Callable[[int, int | None], object]
 CONTEXT = 1024
 """Longest context unless given; models with less take less. Unit: tokens."""
 
-BATCH_TOKENS = 8192
-"""Tokens in one forward pass, padding included. Unit: tokens."""
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+"""Tokens in one forward pass, padding included, by type of device. On a CPU larger batches leave the cache: measured at
+half the speed for 8,192. Unit: tokens."""
 
 OUTLIER_TIMES = 10.0
 """A token is an outlier when its norm is more than this many times the median norm."""
@@ -193,7 +194,7 @@ def token_batches(
     lm: LanguageModel,
     contexts: Contexts,
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     padding: Literal["right", "left"] = "right",
     skip_special: bool = True,
 ) -> Iterator[TokenBatch]:
@@ -209,12 +210,13 @@ def token_batches(
     contexts
         The contexts.
     batch_tokens
-        Tokens in a batch at most, padding included; a longer context comes alone.
+        Tokens in a batch at most, padding included; a longer context comes alone. None: `BATCH_TOKENS`.
     padding
         Side of the padding. The values of tokens do not depend on it.
     skip_special
         Whether added tokens (BOS, CLS, SEP) are left out of `TokenBatch.keep`.
     """
+    batch_tokens = batch_tokens or _batch_tokens(lm)
     lengths = contexts.lengths()
     order = np.argsort(-lengths, kind="stable")
     first = 0
@@ -223,6 +225,11 @@ def token_batches(
         count = max(1, batch_tokens // longest)
         yield _pad(lm, contexts, order[first : first + count], longest, padding, skip_special)
         first += count
+
+
+def _batch_tokens(lm: LanguageModel) -> int:
+    """The usual size of a batch on the device of the model."""
+    return BATCH_TOKENS.get(lm.device.type, BATCH_TOKENS["cuda"])
 
 
 def _pad(
@@ -402,7 +409,7 @@ def _request(
     outliers: float | None,
     dtype: str | torch.dtype | None,
     padding: str,
-    batch_tokens: int,
+    batch_tokens: int | None,
     model_dtype: str | torch.dtype | None,
     device: str | torch.device | None,
     device_map: Any,
@@ -434,7 +441,7 @@ def _request(
             f"hooks must differ, and there must be one at least; got {listed(names) if names else 'none'}."
         )
     half = lm.dtype if lm.dtype in DTYPES.values() else torch.float32
-    settings = Settings(hooks, row_type or half, skip_special, padding, batch_tokens)  # type: ignore[arg-type]
+    settings = Settings(hooks, row_type or half, skip_special, padding, batch_tokens or _batch_tokens(lm))  # type: ignore[arg-type]
 
     def texts() -> Iterator[Texts]:
         """The texts; first as many as should do, then, should they not, ever more of them."""
@@ -511,7 +518,7 @@ def capture(
     outliers: float | None = OUTLIER_TIMES,
     dtype: str | torch.dtype | None = None,
     padding: Literal["right", "left"] = "right",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     model_dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     device_map: Any = None,
@@ -551,7 +558,8 @@ def capture(
     dtype
         Number type of the rows: ``float32``, ``bfloat16``, ``float16``; None: that of the model.
     padding, batch_tokens
-        How contexts are put together for a forward pass. Rows do not depend on it beyond rounding.
+        How contexts are put together for a forward pass (None: `BATCH_TOKENS`). Rows do not depend on it beyond
+        rounding.
     model_dtype, device, device_map
         How the model is loaded; see `load_model`.
     shard_rows
@@ -695,7 +703,7 @@ def stream(
     skip_special: bool = True,
     outliers: float | None = OUTLIER_TIMES,
     padding: Literal["right", "left"] = "right",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     block_tokens: int = BLOCK_TOKENS,
     model_dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
