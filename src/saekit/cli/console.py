@@ -110,14 +110,15 @@ def _bars(console: Any) -> Iterator[Progress]:
 
 
 def _lines() -> Progress:
-    begun: dict[str, float] = {}
+    since = [time.monotonic()]  # the end of the stage before
     ended: set[str] = set()
 
     def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
-        start = begun.setdefault(stage, time.monotonic())
         if total is not None and done >= total and stage not in ended:
             ended.add(stage)
-            tell(f"{stage}: {done:,} in {time.monotonic() - start:.1f} s{f'   {note}' if note else ''}")
+            now = time.monotonic()
+            tell(f"{stage}: {done:,} in {now - since[0]:.1f} s{f'   {note}' if note else ''}")
+            since[0] = now
 
     return progress
 
