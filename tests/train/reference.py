@@ -70,7 +70,11 @@ def batchtopk(p, u, *, k, dead=None, k_aux=0, aux_coefficient=0.0):
 def matryoshka(p, u, *, k_of, sizes, weights, over, truncated):
     pre = pre_of(p, u)
     n = pre.shape[1]
-    choose = (lambda part, k: mask_topk(part.detach(), k)) if over == "topk" else (lambda part, k: mask_batch(part, k * len(u)))
+    choose = (
+        (lambda part, k: mask_topk(part.detach(), k))
+        if over == "topk"
+        else (lambda part, k: mask_batch(part, k * len(u)))
+    )
     full = pre.relu() * choose(pre, k_of(n))
     loss = 0.0
     for size, weight in zip(sizes, weights):

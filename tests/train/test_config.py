@@ -40,7 +40,15 @@ def test_dict_round_trip(config):
 
 
 def test_every_architecture_is_in_the_table():
-    assert set(ARCHITECTURES) == {"relu", "topk", "batchtopk", "jumprelu", "gated", "p-anneal", "matryoshka"}
+    assert set(ARCHITECTURES) == {
+        "relu",
+        "topk",
+        "batchtopk",
+        "jumprelu",
+        "gated",
+        "p-anneal",
+        "matryoshka",
+    }
     assert {config.arch for config in EXAMPLES} == set(ARCHITECTURES)
 
 

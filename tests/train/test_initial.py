@@ -58,7 +58,9 @@ def test_encoder_starts_as_a_copy_in_other_storage():
 
 
 def test_streams_of_seeds_and_names_differ():
-    draws = {(s, n): float(torch.rand((), generator=generator(s, n))) for s in (0, 1) for n in ("init", "data", "resample")}
+    draws = {
+        (s, n): float(torch.rand((), generator=generator(s, n))) for s in (0, 1) for n in ("init", "data", "resample")
+    }
     assert len(set(draws.values())) == 6
 
 

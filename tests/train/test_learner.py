@@ -135,7 +135,11 @@ def test_decoder_gradient_has_no_radial_part_in_the_moments():
 
 @pytest.mark.parametrize("config", ALL[:7], ids=name)
 def test_controls_keep_what_they_say(config):
-    for control, kept in (("untrained", ("W_enc", "W_dec", "b_dec")), ("frozen-decoder", ("W_dec",)), ("frozen-encoder", ("W_enc",))):
+    for control, kept in (
+        ("untrained", ("W_enc", "W_dec", "b_dec")),
+        ("frozen-decoder", ("W_dec",)),
+        ("frozen-encoder", ("W_enc",)),
+    ):
         learner = new(dataclasses.replace(config, control=control))
         before = {k: t.clone() for k, t in learner.parameters.items()}
         run(learner, rows(5))

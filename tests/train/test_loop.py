@@ -163,7 +163,9 @@ def test_altered_checkpoint_falls_back_to_the_one_before(tmp_path):
 
 def test_all_checkpoints_altered_or_newer_is_an_error(tmp_path):
     with pytest.raises(Interrupted):
-        train(TopK(24, k=3), source(), out=tmp_path, batch_rows=100, checkpoint_every=5, log_every=5, progress=stop_at(20))
+        train(
+            TopK(24, k=3), source(), out=tmp_path, batch_rows=100, checkpoint_every=5, log_every=5, progress=stop_at(20)
+        )
     index = tmp_path / "checkpoints" / "index.json"
     text = index.read_text()
     for file in (tmp_path / "checkpoints").glob("*.safetensors"):
@@ -237,7 +239,9 @@ def test_planted_dictionary_is_recovered(config):
 
 
 @pytest.mark.parametrize(
-    "config", [BatchTopK(48, k=4), Matryoshka(48, k=4, over="batchtopk"), JumpReLU(48, target_l0=4)], ids=lambda c: c.arch
+    "config",
+    [BatchTopK(48, k=4), Matryoshka(48, k=4, over="batchtopk"), JumpReLU(48, target_l0=4)],
+    ids=lambda c: c.arch,
 )
 def test_frozen_l0_is_near_its_target_and_rows_are_independent(config, tmp_path):
     rows = source(100_000)
@@ -250,7 +254,9 @@ def test_frozen_l0_is_near_its_target_and_rows_are_independent(config, tmp_path)
     torch.testing.assert_close(half, sae.encode(x).dense()[::2], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("config", [Relu(48, target_l0=4), Gated(48, target_l0=4), PAnneal(48, target_l0=4)], ids=lambda c: c.arch)
+@pytest.mark.parametrize(
+    "config", [Relu(48, target_l0=4), Gated(48, target_l0=4), PAnneal(48, target_l0=4)], ids=lambda c: c.arch
+)
 def test_controller_brings_l0_to_its_target(config):
     kept = []
     train(config, source(200_000), batch_rows=250, callbacks=[kept.append])
@@ -306,7 +312,10 @@ class Poisoned:
 def test_nan_rows_stop_with_step_seed_and_checkpoint(tmp_path, monkeypatch):
     # `saekit.train` is the function; the module is only reachable by name.
     monkeypatch.setattr(sys.modules["saekit.train.initial"], "FIRST_ROWS", 500)
-    with pytest.raises(NonFiniteError, match=r"in step 13, learner `topk-24-k3-seed4` \(seed 4, TopK\(.*the rows hold NaN.*step-00000010") as caught:
+    with pytest.raises(
+        NonFiniteError,
+        match=r"in step 13, learner `topk-24-k3-seed4` \(seed 4, TopK\(.*the rows hold NaN.*step-00000010",
+    ) as caught:
         train(TopK(24, k=3), Poisoned(12), seeds=[4], batch_rows=100, out=tmp_path, checkpoint_every=5)
     assert "resume=True" in str(caught.value)
     _, tensors = checkpoints.read(tmp_path)
@@ -334,7 +343,9 @@ def test_folder_of_another_run_is_refused(tmp_path):
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.json*")}
     with pytest.raises(ConfigError, match=r"holds a run. Pass resume=True"):
         train(TopK(24, k=3), source(), batch_rows=1000, out=tmp_path)
-    with pytest.raises(ConfigError, match=r"must have the settings it began with; `batch_rows` was 1000, now 500; `total_steps`"):
+    with pytest.raises(
+        ConfigError, match=r"must have the settings it began with; `batch_rows` was 1000, now 500; `total_steps`"
+    ):
         train(TopK(24, k=3), source(), batch_rows=500, out=tmp_path, resume=True)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*.json*")}
     record = json.loads((tmp_path / "run.json").read_text())
@@ -418,7 +429,9 @@ def test_service_callbacks_log_and_close(monkeypatch):
     import types
 
     calls = []
-    run = types.SimpleNamespace(log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end"))
+    run = types.SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
+    )
     monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=lambda **settings: run))
     train(TopK(24, k=3), source(400), batch_rows=100, log_every=2, callbacks=[Trackio(project="x")])
     assert [call[0] for call in calls[:-1]] == [2, 4]

@@ -92,7 +92,9 @@ def test_aux_gradients_reach_encoder_and_decoder_of_dead_latents_only(k_aux):
     assert found["W_enc"][dead].abs().sum() > 0
     assert found["W_enc"][~dead].abs().sum() == 0
     assert found["W_dec"][~dead].abs().sum() == 0
-    assert not torch.autograd.grad(o.aux_loss(p, u - center, bias, residual, dead, k_aux), residual, allow_unused=True)[0]
+    assert not torch.autograd.grad(o.aux_loss(p, u - center, bias, residual, dead, k_aux), residual, allow_unused=True)[
+        0
+    ]
 
 
 def test_aux_without_dead_latents_is_zero():

@@ -6,7 +6,8 @@
     checkpoints/step-00001000.safetensors
     checkpoints/index.json                     newest first: step, place in the rows, digest of the file
 
-The tensors are written first, the index after them, each atomically: a ``kill -9`` at any moment leaves an index whose files
+The tensors are written first, the index after them, each atomically: a ``kill -9`` at any moment leaves an index
+whose files
 are complete. The newest generation and the one before it are kept; a generation whose digest is wrong is passed over.
 """
 
@@ -80,8 +81,8 @@ def read(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
             return entry, load_file(path)
     if entries:
         raise FormatError(
-            f"`{out / FOLDER}` must hold an unaltered checkpoint; every file that its index names is missing or has another "
-            "digest. Start again in another folder."
+            f"`{out / FOLDER}` must hold an unaltered checkpoint; every file that its index names is missing "
+            "or has another digest. Start again in another folder."
         )
     return None
 

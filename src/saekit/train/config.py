@@ -1,8 +1,11 @@
 """What to train: one small frozen value per architecture, validated when it is made.
 
-Fields that are None are filled in from the run (its width and its length) by `saekit.train.learner.resolve`; the rule is stated
-at each field. Row norms, coefficients and bandwidths refer to *scaled* rows: with ``scaling="scalar"`` (the default) rows are
-multiplied by one number so that their mean length is ``sqrt(d_in)``, about 1 per dimension, and the same coefficients fit
+Fields that are None are filled in from the run (its width and its length) by `saekit.train.learner.resolve`; the rule
+is stated
+at each field. Row norms, coefficients and bandwidths refer to *scaled* rows: with ``scaling="scalar"`` (the default)
+rows are
+multiplied by one number so that their mean length is ``sqrt(d_in)``, about 1 per dimension, and the same coefficients
+fit
 any model.
 """
 
@@ -27,23 +30,29 @@ class Config:
     """Number of latents of the SAE."""
     _: KW_ONLY
     lr: float | None = None
-    """Peak learning rate of Adam. None: ``2e-4 * sqrt(2**14 / latents)``. Unit: none (Adam's steps are in units of the weights)."""
+    """Peak learning rate of Adam. None: ``2e-4 * sqrt(2**14 / latents)``. Unit: none (Adam's steps are in units of
+    the weights)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's first and second moments per step, each in [0, 1)."""
     warmup_steps: int | None = None
-    """Steps over which the learning rate (and a sparsity coefficient) rises from 0. None: min(1000, 5% of the steps)."""
+    """Steps over which the learning rate (and a sparsity coefficient) rises from 0. None: min(1000, 5% of the
+    steps)."""
     decay_fraction: float = 0.2
     """Last part of the run in which the learning rate falls linearly to 0. Unit: fraction of the steps."""
     clip: float | None = 1.0
     """Largest allowed L2 norm of the gradient of all parameters together; None for no clipping."""
     dead_after_rows: int | None = None
-    """A latent is dead when it has not fired for this many rows. None: min(10,000,000, 20% of the rows of the run). Unit: rows."""
+    """A latent is dead when it has not fired for this many rows. None: min(10,000,000, 20% of the rows of the run).
+    Unit: rows."""
     bias: str = "geometric-median"
-    """Start of `b_dec`: ``geometric-median``, ``mean`` (both of the first 100,000 rows, or what there is) or ``zero``."""
+    """Start of `b_dec`: ``geometric-median``, ``mean`` (both of the first 100,000 rows, or what there is) or
+    ``zero``."""
     scaling: str = "scalar"
-    """``scalar``: multiply rows by one number so that their mean norm is ``sqrt(d_in)``; it is stored in the SAE. ``none``: as they are."""
+    """``scalar``: multiply rows by one number so that their mean norm is ``sqrt(d_in)``; it is stored in the SAE.
+    ``none``: as they are."""
     control: str | None = None
-    """None trains everything. ``untrained`` keeps the initial value. ``frozen-decoder`` (``frozen-encoder``) keeps the initial `W_dec`
+    """None trains everything. ``untrained`` keeps the initial value. ``frozen-decoder`` (``frozen-encoder``) keeps
+    the initial `W_dec`
     (`W_enc`) and trains the rest; biases and thresholds stay trainable so that a sparsity target can be met."""
 
     arch: ClassVar[str] = ""
@@ -58,7 +67,8 @@ class _Revived(Config):
     """Fields of architectures that revive dead latents with the auxiliary loss AuxK."""
 
     aux_coefficient: float = 1 / 32
-    """Weight of AuxK: dead latents explain what the SAE leaves over. 0 switches it off. Unit: fraction of the reconstruction loss."""
+    """Weight of AuxK: dead latents explain what the SAE leaves over. 0 switches it off. Unit: fraction of the
+    reconstruction loss."""
     k_aux: int | None = None
     """Dead latents per row in AuxK. None: d_in / 2, at most `latents`. Unit: latents per row."""
 
@@ -70,14 +80,17 @@ class TopK(_Revived):
     k: int
     """Latents per row."""
     multi_topk: float = 0.0
-    """Weight of a second reconstruction from ``4 * k`` latents (Multi-TopK; the paper uses 1/8). 0 switches it off. Unit: fraction of
+    """Weight of a second reconstruction from ``4 * k`` latents (Multi-TopK; the paper uses 1/8). 0 switches it off.
+    Unit: fraction of
     the reconstruction loss."""
     arch: ClassVar[str] = "topk"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTopK(_Revived):
-    """Keep the ``k * rows`` largest pre-activations of a batch in training; one threshold for every row afterwards (2412.06410)."""
+    """Keep the ``k * rows`` largest pre-activations of a batch in training; one threshold for every row afterwards
+    (2412.06410).
+    """
 
     k: int
     """Mean latents per row."""
@@ -86,7 +99,8 @@ class BatchTopK(_Revived):
 
 @dataclass(frozen=True, kw_only=True)
 class JumpReLU(_Revived):
-    """A threshold per latent, trained by straight-through estimators towards a given L0 (Rajamanoharan et al., 2407.14435).
+    """A threshold per latent, trained by straight-through estimators towards a given L0 (Rajamanoharan et al.,
+    2407.14435).
 
     Loss: squared error + ``sparsity * V * (L0 / target_l0 - 1)**2`` with V the variance of the batch (summed over
     dimensions), so that the coefficient needs no tuning to the data.
@@ -97,7 +111,8 @@ class JumpReLU(_Revived):
     sparsity: float = 4.0
     """Weight of the L0 term. Unit: fraction of the variance of the rows, when L0 is twice its target."""
     bandwidth: float = 0.1
-    """Width of the rectangular kernel that gives the thresholds their gradient. Unit: pre-activations of scaled rows."""
+    """Width of the rectangular kernel that gives the thresholds their gradient. Unit: pre-activations of scaled
+    rows."""
     arch: ClassVar[str] = "jumprelu"
 
 
@@ -108,9 +123,11 @@ class _Penalized(Config):
     l1: float = 2.0
     """Coefficient of the penalty; with `target_l0`, its first value. Unit: squared scaled length per scaled length."""
     target_l0: float | None = None
-    """Mean latents per row to reach: the coefficient is adjusted in every step (and logged). None keeps the coefficient."""
+    """Mean latents per row to reach: the coefficient is adjusted in every step (and logged). None keeps the
+    coefficient."""
     resample: bool = True
-    """Point dead latents at rows that are reconstructed badly, every `dead_after_rows` rows in the first 60% of the run."""
+    """Point dead latents at rows that are reconstructed badly, every `dead_after_rows` rows in the first 60% of the
+    run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,16 +167,20 @@ class Matryoshka(_Revived):
     k: int
     """Latents per row at the largest size."""
     sizes: tuple[int, ...] | None = None
-    """Prefix lengths, increasing, the last equal to `latents`. None: an eighth, a quarter, a half, all. Unit: latents."""
+    """Prefix lengths, increasing, the last equal to `latents`. None: an eighth, a quarter, a half, all. Unit:
+    latents."""
     weights: tuple[float, ...] | None = None
     """Weight c_g of each size; None for ``1 / number of sizes`` each. Unit: fraction of the reconstruction loss."""
     sampled: int = 0
-    """Draw this many sizes anew in every step (log-uniform from latents / 64 up, besides `latents` itself) instead of fixed `sizes`."""
+    """Draw this many sizes anew in every step (log-uniform from latents / 64 up, besides `latents` itself) instead of
+    fixed `sizes`."""
     over: str = "topk"
     """``topk``: selection per row; ``batchtopk``: over the batch, with one threshold afterwards."""
     k_per_size: str | None = None
-    """How a prefix of length g selects. ``fixed``: `k` among its own latents, what ``sae.take(g)`` does with a TopK SAE. ``scaled``:
-    ``max(1, round(k * g / latents))`` among its own. ``truncated``: the selection of the full size, cut. None: ``fixed`` over
+    """How a prefix of length g selects. ``fixed``: `k` among its own latents, what ``sae.take(g)`` does with a TopK
+    SAE. ``scaled``:
+    ``max(1, round(k * g / latents))`` among its own. ``truncated``: the selection of the full size, cut. None:
+    ``fixed`` over
     topk, ``truncated`` over batchtopk (there one threshold serves all sizes)."""
     arch: ClassVar[str] = "matryoshka"
 
@@ -262,7 +283,8 @@ def _check_sizes(c: Matryoshka) -> None:
     _must(c, "sampled", is_whole(c.sampled) and c.sampled >= 0, "0 or a positive whole number")
     if c.sampled and (c.sizes is not None or c.weights is not None):
         raise ConfigError(
-            "`Matryoshka.sampled` draws the sizes and weighs them equally; got `sizes` or `weights` beside it. Drop one of the two."
+            "`Matryoshka.sampled` draws the sizes and weighs them equally; got `sizes` or `weights` beside it. "
+            "Drop one of the two."
         )
     sizes = matryoshka_sizes(c)
     increasing = all(is_whole(s) for s in sizes) and all(a < b for a, b in zip((0, *sizes), sizes))

@@ -26,12 +26,13 @@ def warnings_for(learner: Learner, record: dict[str, Any]) -> list[str]:
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
     if record["fvu"] >= 1:
         found.append(
-            f"FVU is {record['fvu']:.3g}: the SAE is no better than predicting the mean row. Train longer, or lower the "
-            "sparsity coefficient or the learning rate."
+            f"FVU is {record['fvu']:.3g}: the SAE is no better than predicting the mean row. Train longer, "
+            "or lower the sparsity coefficient or the learning rate."
         )
     if record["dead_fraction"] > DEAD_LIMIT:
         found.append(
-            f"{record['dead_fraction']:.0%} of the latents did not fire in the last {learner.settings.dead_after_rows:,} rows. "
+            f"{record['dead_fraction']:.0%} of the latents did not fire in the last "
+            f"{learner.settings.dead_after_rows:,} rows. "
             "Use fewer latents, a larger k or aux_coefficient, or more rows."
         )
     if target and abs(record["l0"] / target - 1) > L0_LIMIT:

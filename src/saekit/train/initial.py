@@ -68,7 +68,9 @@ def start_bias(x: Tensor, kind: str) -> Tensor:
 
 
 def start_scale(x: Tensor, kind: str) -> Tensor | None:
-    """The factor ``[]`` that gives rows a mean norm of ``sqrt(d_in)``; None for ``none``; 1 for rows that are all zero."""
+    """The factor ``[]`` that gives rows a mean norm of ``sqrt(d_in)``; None for ``none``; 1 for rows that are all
+    zero.
+    """
     if kind == "none":
         return None
     norm = x.norm(dim=1).double().mean().float()
@@ -76,7 +78,9 @@ def start_scale(x: Tensor, kind: str) -> Tensor | None:
 
 
 def first_weights(latents: int, d_in: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Decoder rows uniform on the unit sphere; the encoder starts as a copy of the decoder (in memory of its own); zero bias."""
+    """Decoder rows uniform on the unit sphere; the encoder starts as a copy of the decoder (in memory of its own);
+    zero bias.
+    """
     W_dec = torch.randn(latents, d_in, generator=generator)
     W_dec = W_dec / W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(latents), "W_dec": W_dec}

@@ -1,6 +1,7 @@
 """A learner: one SAE in training, and the step that advances it.
 
-The step is one seam, ``step(learner, x) -> Statistics``: rows in, statistics out, nothing read back from the device. Whatever
+The step is one seam, ``step(learner, x) -> Statistics``: rows in, statistics out, nothing read back from the device.
+Whatever
 has this signature (a fused kernel, a learner spread over devices) can take the place of `plain_step`; see `STEPS`.
 """
 
@@ -22,7 +23,8 @@ from .initial import first_weights
 from .objective import Context, Outcome
 
 GENERATORS = ("init", "data", "resample")
-"""Named random streams of a learner: first weights; sizes drawn during training; rows that dead latents are pointed at."""
+"""Named random streams of a learner: first weights; sizes drawn during training; rows that dead latents are pointed
+at."""
 
 ADAM_EPS = 1e-8
 RESAMPLE_UNTIL = 0.6
@@ -80,7 +82,9 @@ def resolve(config: Any, d_in: int, total_steps: int, batch_rows: int, precision
 
 @dataclass
 class Learner:
-    """Everything that changes while one SAE is trained. Every tensor has the latent axis first, except biases of width d_in."""
+    """Everything that changes while one SAE is trained. Every tensor has the latent axis first, except biases of
+    width d_in.
+    """
 
     config: Any
     seed: int
@@ -353,7 +357,9 @@ def _resamples_now(learner: Learner) -> bool:
 
 
 def _resample(learner: Learner, residual: Tensor) -> None:
-    """Point dead latents at badly reconstructed rows: direction of the residual, drawn with probability ~ its squared length."""
+    """Point dead latents at badly reconstructed rows: direction of the residual, drawn with probability ~ its squared
+    length.
+    """
     dead = learner.rows_since_fired >= learner.settings.dead_after_rows
     p = learner.parameters
     chance = (

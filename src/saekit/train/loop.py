@@ -116,16 +116,19 @@ def train(
     seeds
         Seeds of the learners: first weights and draws during training. The data order has its own seed.
     tokens
-        Rows to train on (epochs repeat when the source has fewer). None: one pass. The last part of a batch is left out.
+        Rows to train on (epochs repeat when the source has fewer). None: one pass. The last part of a batch is left
+        out.
     batch_rows
         Rows per step.
     data_seed
         Determines the order of the rows.
     out
-        Folder for the SAEs (``<arch>-<latents>-<k or l0 or l1>-seed<S>``), ``run.json``, ``log.jsonl`` and checkpoints. None: nothing
+        Folder for the SAEs (``<arch>-<latents>-<k or l0 or l1>-seed<S>``), ``run.json``, ``log.jsonl`` and
+        checkpoints. None: nothing
         is written.
     resume
-        Continue the run in `out` from its last checkpoint, bit for bit. A folder without a checkpoint starts from the beginning; a
+        Continue the run in `out` from its last checkpoint, bit for bit. A folder without a checkpoint starts from the
+        beginning; a
         finished run is read back.
     precision
         ``fp32``, or ``bf16``: matrix products in bfloat16 with fp32 master weights.
@@ -312,7 +315,8 @@ def _check_rows(rows: Tensor, source: Source, run: _Run | None) -> None:
     if not bool(torch.isfinite(rows).all()):
         where = f"; learners {listed(run.names)}" if run is not None else ""
         raise NonFiniteError(
-            f"train: rows must be finite; NaN or infinity among the first {len(rows)} rows, before step 1{where}. No checkpoint exists. Look for overflow in the captured model (half precision)."
+            f"train: rows must be finite; NaN or infinity among the first {len(rows)} rows, before step 1{where}. "
+            "No checkpoint exists. Look for overflow in the captured model (half precision)."
         )
 
 
@@ -509,5 +513,6 @@ def _check_weights(run: _Run) -> None:
         if not all(bool(torch.isfinite(t).all()) for t in learner.parameters.values()):
             kept = checkpoint.newest(run.out)
             raise NonFiniteError(
-                f"train: weights must be finite; learner `{name}` (seed {learner.seed}) is not after step {run.step}. Last good checkpoint: {kept or 'none'}. Lower `lr`."
+                f"train: weights must be finite; learner `{name}` (seed {learner.seed}) is not after step "
+                f"{run.step}. Last good checkpoint: {kept or 'none'}. Lower `lr`."
             )

@@ -1,13 +1,15 @@
 """Training losses: pure functions of parameters and rows.
 
-Every objective is called as ``objective(parameters, x, context) -> Outcome``. Rows come scaled and centred (``x = u - centre``
-with the centre that `b_dec` started from), which changes nothing in exact arithmetic and keeps large means out of the
+Every objective is called as ``objective(parameters, x, context) -> Outcome``. Rows come scaled and centred
+(``x = u - centre`` with the centre that `b_dec` started from), which changes nothing in exact arithmetic and keeps
+large means out of the
 products. In these coordinates the decoder bias is ``offset = b_dec - centre`` and::
 
     pre   = (x - offset) @ W_enc.T + b_enc
     x_hat = codes @ W_dec + offset
 
-The squared error is summed over dimensions and averaged over rows. Auxiliary terms are in units of the batch's variance V
+The squared error is summed over dimensions and averaged over rows. Auxiliary terms are in units of the batch's
+variance V
 (summed over dimensions, a constant for the gradient), so that their weights do not depend on the data.
 """
 
@@ -24,9 +26,11 @@ from .config import BatchTopK, Gated, JumpReLU, Matryoshka, PAnneal, Relu, TopK,
 from .sparse import Pairs, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
 
 CONTROLLER_GAIN = 0.02
-"""How fast a penalty's coefficient follows L0: in a step its logarithm moves by `gain` times the expected ``log(L0 / target)``."""
+"""How fast a penalty's coefficient follows L0: in a step its logarithm moves by `gain` times the expected ``log(L0 /
+target)``."""
 CONTROLLER_LEAD = 10.0
-"""How far ahead L0 is expected: this many times its distance from its own running mean (which lags by about 10 steps)."""
+"""How far ahead L0 is expected: this many times its distance from its own running mean (which lags by about 10
+steps)."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,9 @@ def _k_of(c: Matryoshka, size: int) -> int:
 
 
 def _biases(p: dict[str, Tensor], context: Context) -> tuple[Tensor, Tensor]:
-    """``offset`` and ``b_enc - W_enc @ offset``: the encoder's subtraction of b_dec as a bias, so that its gradient is one small product."""
+    """``offset`` and ``b_enc - W_enc @ offset``: the encoder's subtraction of b_dec as a bias, so that its gradient
+    is one small product.
+    """
     with torch.autocast(p["W_enc"].device.type, enabled=False):
         offset = p["b_dec"] - context.center
         return offset, p["b_enc"] - p["W_enc"] @ offset
@@ -300,7 +306,9 @@ def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
 
 
 def count_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Mean number of latents above their threshold per row; gradient by the threshold ``-(1 / bandwidth) * K(...)``, none by `pre`."""
+    """Mean number of latents above their threshold per row; gradient by the threshold ``-(1 / bandwidth) * K(...)``,
+    none by `pre`.
+    """
     return _Step.apply(pre, threshold, bandwidth).sum() / len(pre)
 
 
@@ -341,9 +349,11 @@ def relu_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
 
 
 def gated_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
-    """Gated: ``error + l1 * mean sum_j relu(gate_j) * ||W_dec[j]|| + ||x - x_hat(relu(gate))||^2`` with a frozen decoder in the last.
+    """Gated: ``error + l1 * mean sum_j relu(gate_j) * ||W_dec[j]|| + ||x - x_hat(relu(gate))||^2`` with a frozen
+    decoder in the last.
 
-    ``W_enc`` and ``b_enc`` are the gate's; the magnitude is ``relu(exp(r_mag) * g + b_mag)`` with ``g = (x - offset) @ W_enc.T``.
+    ``W_enc`` and ``b_enc`` are the gate's; the magnitude is ``relu(exp(r_mag) * g + b_mag)`` with
+    ``g = (x - offset) @ W_enc.T``.
     """
     offset = p["b_dec"] - context.center
     g = torch.addmm(-(p["W_enc"] @ offset), x, p["W_enc"].T).float()  # [n, n_latents]

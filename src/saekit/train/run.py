@@ -33,8 +33,8 @@ def check(
     for config in configs:
         if not isinstance(config, Config):
             raise ConfigError(
-                f"train: every one of `configs` must be a configuration such as TopK(latents=1024, k=16); got {config!r}. "
-                "Make one from a dictionary with config_from_dict."
+                f"train: every one of `configs` must be a configuration such as TopK(latents=1024, k=16); "
+                f"got {config!r}. Make one from a dictionary with config_from_dict."
             )
     if not seeds or not all(is_whole(seed) for seed in seeds) or len(set(seeds)) < len(seeds):
         raise ConfigError(
@@ -75,7 +75,9 @@ def total_steps_of(source: Source, tokens: int | None, batch_rows: int) -> int:
 
 
 def run_names(configs: list[Any], seeds: list[int]) -> list[str]:
-    """Folder names, in the order of the learners; configurations that would share a name are numbered from the second on."""
+    """Folder names, in the order of the learners; configurations that would share a name are numbered from the second
+    on.
+    """
     seen: dict[str, int] = {}
     names = []
     for config in configs:
@@ -93,7 +95,8 @@ def claim(out: Path, request: dict[str, Any], resume: bool, source: Source) -> b
         foreign = [p.name for p in out.iterdir() if p.name == "log.jsonl" or (p / "sae.json").exists()]
         if foreign:
             raise ConfigError(
-                f"train: `out` must be empty or hold a run; `{out}` holds {listed(foreign)} and no run.json. Give another folder."
+                f"train: `out` must be empty or hold a run; `{out}` holds {listed(foreign)} and no "
+                "run.json. Give another folder."
             )
         write_json(
             path,
@@ -108,19 +111,22 @@ def claim(out: Path, request: dict[str, Any], resume: bool, source: Source) -> b
         return False
     if not resume:
         raise ConfigError(
-            f"train: `out` must be a new folder; `{out}` holds a run. Pass resume=True (--resume) to continue it, or another folder."
+            f"train: `out` must be a new folder; `{out}` holds a run. "
+            "Pass resume=True (--resume) to continue it, or another folder."
         )
     record = read_json(path)
     if record.get("format") != RUN_FORMAT:
         raise FormatError(
-            f"`{path}` must have format {RUN_FORMAT}; got {record.get('format')!r}. Resume with the release that wrote it."
+            f"`{path}` must have format {RUN_FORMAT}; got {record.get('format')!r}. "
+            "Resume with the release that wrote it."
         )
     then, now = record.get("request", {}), json.loads(json.dumps(request))
     changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
     if changed:
         shown = "; ".join(f"`{name}` was {then.get(name)!r}, now {now.get(name)!r}" for name in changed)
         raise ConfigError(
-            f"train: a resumed run must have the settings it began with; {shown}. Repeat the old settings or give another folder."
+            f"train: a resumed run must have the settings it began with; {shown}. "
+            "Repeat the old settings or give another folder."
         )
     return record.get("status") == "done"
 

@@ -1,6 +1,7 @@
 """Differentiable sparse codes: the top-k family works on (row, latent) pairs, never on a dense gradient.
 
-The pairs are chosen without gradient; `encode_pairs` and `decode_pairs` then carry the gradient of exactly those pairs. A
+The pairs are chosen without gradient; `encode_pairs` and `decode_pairs` then carry the gradient of exactly those
+pairs. A
 chosen pair whose value is 0 (its pre-activation was not positive) gets no gradient. All sums run in a fixed order, so
 the same input gives bitwise the same gradient.
 """
@@ -44,7 +45,9 @@ class Pairs:
 
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor]:
-        """Order that sorts the pairs by latent (rows ascending within one), and offsets ``[n_latents + 1]`` of the segments."""
+        """Order that sorts the pairs by latent (rows ascending within one), and offsets ``[n_latents + 1]`` of the
+        segments.
+        """
         small = torch.int16 if self.n_latents < 2**15 else torch.int32  # narrow keys sort faster
         order = self.indices.to(small).argsort(stable=True)
         counts = torch.zeros(self.n_latents, dtype=torch.int64, device=order.device)
@@ -132,7 +135,9 @@ def decode_pairs(values: Tensor, W_dec: Tensor, pairs: Pairs) -> Tensor:
 
 
 def choose_topk(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values (after ReLU) and latents of the `k` largest pre-activations per row, ``[n, k]`` each, largest first. No gradient."""
+    """Values (after ReLU) and latents of the `k` largest pre-activations per row, ``[n, k]`` each, largest first. No
+    gradient.
+    """
     with torch.no_grad():
         W_enc, bias = W_enc.detach(), bias.detach()
         values, indices = kernels.topk_encode(x, W_enc, bias, k)
@@ -143,7 +148,8 @@ def choose_topk(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Tensor,
 
 
 def choose_batchtopk(pre: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Pairs, Tensor]:
-    """The `count` largest positive entries of a whole batch of pre-activations (ties at the edge are all kept on CPU). No gradient.
+    """The `count` largest positive entries of a whole batch of pre-activations (ties at the edge are all kept on
+    CPU). No gradient.
 
     Parameters
     ----------
