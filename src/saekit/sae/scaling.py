@@ -57,6 +57,7 @@ class Scaling:
             mean = x.mean(dim=-1, keepdim=True)
             std = x.std(dim=-1, keepdim=True) + self.eps
             return (x - mean) / std, (mean, std)
+        assert self.scale is not None  # __post_init__ saw to it
         centred = x - self.mean if self.mean is not None else x
         return centred * self.scale, None
 
@@ -72,7 +73,8 @@ class Scaling:
                 )
             mean, std = context
             return u * std + mean
-        x = u / self.scale  # type: ignore[operator]
+        assert self.scale is not None  # __post_init__ saw to it
+        x = u / self.scale
         return x + self.mean if self.mean is not None else x
 
     def tensors(self) -> dict[str, Tensor]:
