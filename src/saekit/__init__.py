@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .store import load as load
     from .store import save as save
     from .study import Evaluation as Evaluation
-    from .study import evaluate as evaluate
+    from .study.evaluate import evaluate as evaluate
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
     from .train import JumpReLU as JumpReLU
