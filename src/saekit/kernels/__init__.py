@@ -9,6 +9,7 @@ from .reference import TopKSettings as TopKSettings
 from .reference import block_rows_for as block_rows_for
 from .reference import csr_decode as csr_decode
 from .reference import sparse_decode as sparse_decode
+from .switch import fast_here as fast_here
 from .switch import mode as mode
 from .switch import unavailable as unavailable
 from .switch import use as use

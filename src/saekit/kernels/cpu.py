@@ -11,8 +11,8 @@ The bound. Let x~, w~ be the bf16 copies and P the bf16 product of a row and a l
     |sum - P|       <=  2^-8 |sum|                              (rounding of the result)
 
 A latent whose value could not reach the k-th largest within these bounds is not computed. So the codes are those of an
-fp32 product, up to the rounding of fp32 itself. A row that cannot be narrowed down (many ties, NaN, infinity) is
-computed by the plain kernel.
+fp32 product, up to the rounding of fp32 itself. Rows that are not finite are left to the
+plain kernel.
 """
 
 from __future__ import annotations
@@ -163,7 +163,6 @@ def _encode(
         return reference.topk_encode(x, W_enc, bias, k, block_rows=block_rows)
     rows = _round(x, "x")
     reach = row_reach(rows, W, d)
-    failed = np.empty(n, np.int8)
     block = max(1, min(block_rows or n, n, max(16, BLOCK_BYTES // (2 * n_latents))))
     product = _buffer("product", (block, n_latents), torch.bfloat16)
     lanes = lanes_for(n_latents, k)
@@ -174,9 +173,9 @@ def _encode(
             _spread(
                 loops.choose, len(part), 16, start, part.view(torch.int16).numpy(), x.numpy(), reach, W_enc.numpy(),
                 bias.numpy(), W.norm, np.float32(most_reach), np.float32(most_bias), k, lanes, exact,
-                values.numpy(), indices.numpy(), failed,
+                values.numpy(), indices.numpy(),
             )  # fmt: skip
-        again = torch.from_numpy(np.flatnonzero((failed != 0) | ~(rows.norm <= LARGEST)))
+        again = torch.from_numpy(np.flatnonzero(~(rows.norm <= LARGEST)))
         if len(again):
             values[again], indices[again] = reference.topk_encode(x[again], W_enc, bias, k, block_rows=block_rows)
     return values, indices

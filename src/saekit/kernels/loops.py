@@ -17,6 +17,9 @@ from numba.extending import intrinsic
 # Sums may be re-associated and multiply-adds fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
 
+WAITING = 128
+"""Latents that are found before they are multiplied: products in a row overlap their waits for memory."""
+
 BF16_UNIT = 2.0**-8
 """Largest relative error of rounding to bf16 (8 bits of significand, to nearest)."""
 
@@ -84,31 +87,64 @@ def _error(p: Any, a: Any, reach: Any) -> Any:
     return np.float32(BF16_UNIT * 1.01) * abs(p) + np.float32(2.0**-22) * abs(a) + reach
 
 
+@njit(inline="always")
+def _insert(score: Any, j: Any, scores: Any, latents: Any, held: Any) -> Any:
+    """Put a latent into a list of the best, sorted by score, then latent; returns how many it holds."""
+    room = len(scores)
+    if held == room:
+        if scores[room - 1] > score or (scores[room - 1] == score and latents[room - 1] < j):
+            return held
+        held -= 1
+    place = held
+    while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and latents[place - 1] > j)):
+        scores[place] = scores[place - 1]
+        latents[place] = latents[place - 1]
+        place -= 1
+    scores[place] = score
+    latents[place] = j
+    return held + 1
+
+
+@njit(inline="always")
+def _score(
+    waiting: Any, n_waiting: Any, found: Any, x: Any, row: Any, W: Any, bias: Any, scores: Any, latents: Any, held: Any
+) -> Any:
+    """Multiply the first `n_waiting` latents of `waiting` in fp32 and put them into the list; returns its length."""
+    for c in range(n_waiting):
+        j = np.uint64(waiting[c])
+        total = np.float32(0.0)
+        for i in range(x.shape[1]):
+            total += x[row, i] * W[j, i]
+        found[c] = total + bias[j]
+    for c in range(n_waiting):
+        held = _insert(found[c], waiting[c], scores, latents, held)
+    return held
+
+
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def choose(
     start: int, stop: int, first: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
-    most_reach: Any, most_bias: Any, k: int, lanes: int, exact: bool, values: Any, indices: Any, failed: Any,
+    most_reach: Any, most_bias: Any, k: int, lanes: int, exact: bool, values: Any, indices: Any,
 ) -> None:  # fmt: skip
     """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
     For every row r (of the block, row ``first + r`` of x) and latent j the product P is off by at most
-    ``row_reach[r] * latent_reach[j]`` plus its own rounding. With ``t`` such that at least k latents have a lower bound
-    of at least t, the k-th largest exact value is at least t, so a latent whose upper bound is below t is not among
-    the k largest. All others are multiplied again in fp32 and the k largest of them are returned, largest first.
+    ``row_reach[r] * latent_reach[j]`` plus its own rounding. At least k latents with the largest P are multiplied again
+    in fp32. A latent whose upper bound is below the k-th best of these is not among the k largest; all others are
+    multiplied again too. The k best are returned, largest first.
 
-    A row with more candidates than there is room for is marked in `failed`.
+    Rows must be finite. `lanes` is at least k; `most_reach` and `most_bias` are the largest ``latent_reach``
+    and ``|bias|``.
     """
     n = P.shape[1]
-    d = x.shape[1]
-    room = min(n, 8 * k + 256)
     best = np.empty(lanes, np.float32)
-    candidates = np.empty(room, np.int64)
-    scores = np.empty(room, np.float32)
+    scores = np.empty(k, np.float32)
+    latents = np.empty(k, np.int64)
+    waiting = np.empty(WAITING, np.int64)
+    found = np.empty(WAITING, np.float32)
     zero = np.float32(0.0)
     for r in range(start, stop):
-        row = first + r
-        reach = row_reach[row] if exact else zero
-        failed[row] = 0
+        row = np.uint64(first + r)
         # --- the largest approximate value of every lane (latents i, i + lanes, i + 2 lanes, ...)
         for i in range(lanes):
             best[i] = _widen(P[r, i]) + bias[i]
@@ -122,6 +158,7 @@ def choose(
         for i in range(lanes):
             level = best[i] if best[i] < level else level
             top = best[i] if best[i] > top else top
+        largest = max(abs(level), abs(top))
         for _ in range(24):
             middle = np.float32(0.5) * level + np.float32(0.5) * top
             if not level < middle:
@@ -135,76 +172,42 @@ def choose(
                     break
             else:
                 top = middle
-        # --- the threshold t: the smallest lower bound among latents at or above the level (they are at least k)
-        t = level
-        widest = zero
-        if exact:
+        # --- latents at or above the level
+        held = 0
+        n_waiting = 0
+        for i in range(lanes):
+            if best[i] >= level:
+                for j in range(i, n, lanes):
+                    if _widen(P[r, j]) + bias[j] >= level:
+                        waiting[n_waiting] = j
+                        n_waiting += 1
+                        if n_waiting == WAITING:
+                            held = _score(waiting, n_waiting, found, x, row, W, bias, scores, latents, held)
+                            n_waiting = 0
+        held = _score(waiting, n_waiting, found, x, row, W, bias, scores, latents, held)
+        # --- latents below it that may still be among the k best (those that cannot be positive have value 0 anyway)
+        if exact and held == k:
+            reach = row_reach[row]
+            # 1.01: a negative value that its error lifts above 0 is itself not larger than that error.
+            widest = np.float32(1.01) * _error(largest + most_bias, largest + most_bias, reach * most_reach)
+            n_waiting = 0
             for i in range(lanes):
-                if best[i] >= level:
+                if best[i] + widest >= max(scores[k - 1], zero):
                     for j in range(i, n, lanes):
                         p = _widen(P[r, j])
                         a = p + bias[j]
-                        if a >= level:
-                            low = a - _error(p, a, reach * latent_reach[j])
-                            t = low if low < t else t
-            t = t if t > zero else zero
-            size = max(abs(top), abs(level))
-            # 1.01: a negative value that its error lifts over the threshold is itself not larger than that error.
-            widest = np.float32(1.01) * _error(size + most_bias, size + most_bias, reach * most_reach)
-        # --- candidates: upper bound at least the threshold, and positive (the others have value 0 after ReLU)
-        n_candidates = 0
-        overflow = False
-        for i in range(lanes):
-            if best[i] + widest >= t:
-                for j in range(i, n, lanes):
-                    p = _widen(P[r, j])
-                    a = p + bias[j]
-                    e = _error(p, a, reach * latent_reach[j]) if exact else zero
-                    if a + e >= t and a + e > zero:
-                        if n_candidates == room:
-                            overflow = True
-                            break
-                        candidates[n_candidates] = j
-                        n_candidates += 1
-            if overflow:
-                break
-        if overflow:
-            failed[row] = 1
-            continue
-        # --- exact values; insertion keeps them sorted: larger first, then the smaller index
-        for c in range(n_candidates):
-            j = candidates[c]
-            total = zero
-            for i in range(d):
-                total += x[row, i] * W[j, i]
-            total += bias[j]
-            place = c
-            while place > 0 and (
-                scores[place - 1] < total or (scores[place - 1] == total and candidates[place - 1] > j)
-            ):
-                scores[place] = scores[place - 1]
-                candidates[place] = candidates[place - 1]
-                place -= 1
-            scores[place] = total
-            candidates[place] = j
-        kept = min(k, n_candidates)
-        for c in range(kept):
-            values[row, c] = scores[c] if scores[c] > zero else zero
-            indices[row, c] = candidates[c]
-        # --- too few positive ones: fill up with other latents, value 0
-        j = 0
-        for c in range(kept, k):
-            taken = True
-            while taken:
-                taken = False
-                for other in range(kept):
-                    if candidates[other] == j:
-                        taken = True
-                        j += 1
-                        break
-            values[row, c] = zero
-            indices[row, c] = j
-            j += 1
+                        if a < level:
+                            upper = a + _error(p, a, reach * latent_reach[j])
+                            if upper >= scores[k - 1] and upper > zero:
+                                waiting[n_waiting] = j
+                                n_waiting += 1
+                                if n_waiting == WAITING:
+                                    held = _score(waiting, n_waiting, found, x, row, W, bias, scores, latents, held)
+                                    n_waiting = 0
+            held = _score(waiting, n_waiting, found, x, row, W, bias, scores, latents, held)
+        for c in range(held):
+            values[row, c] = max(scores[c], zero)
+            indices[row, c] = latents[c]
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
