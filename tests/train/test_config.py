@@ -73,13 +73,13 @@ def test_configs_are_frozen_and_keyword_only():
         (lambda: TopK(8, k=2, decay_fraction=1.5), r"`TopK.decay_fraction` must be a number in \[0, 1\]"),
         (lambda: TopK(8, k=2, clip=0), r"`TopK.clip`"),
         (lambda: TopK(8, k=2, dead_after_rows=0), r"`TopK.dead_after_rows`"),
-        (lambda: TopK(8, k=2, bias="median"), r"`TopK.bias` must be one of 'geometric-median', 'mean', 'zero'; got 'median'"),
+        (lambda: TopK(8, k=2, bias="median"), r"`TopK.bias` must be one of 'geometric-median', 'mean', 'zero'; got 'median'"),  # noqa: E501
         (lambda: TopK(8, k=2, scaling="standardize"), r"`TopK.scaling` must be one of"),
         (lambda: TopK(8, k=2, control="random"), r"`TopK.control` must be one of"),
         (lambda: TopK(8, k=2, aux_coefficient=-0.1), r"`TopK.aux_coefficient`"),
         (lambda: TopK(8, k=2, k_aux=0), r"`TopK.k_aux`"),
         (lambda: TopK(8, k=2, multi_topk=-1), r"`TopK.multi_topk`"),
-        (lambda: JumpReLU(8, target_l0=9), r"`JumpReLU.target_l0` must be a positive number of latents per row, at most latents=8"),
+        (lambda: JumpReLU(8, target_l0=9), r"`JumpReLU.target_l0` must be a positive number of latents per row, at most latents=8"),  # noqa: E501
         (lambda: JumpReLU(8, target_l0=None), r"`JumpReLU.target_l0`"),
         (lambda: JumpReLU(8, target_l0=2, bandwidth=0), r"`JumpReLU.bandwidth`"),
         (lambda: JumpReLU(8, target_l0=2, sparsity=-1), r"`JumpReLU.sparsity`"),
@@ -90,19 +90,19 @@ def test_configs_are_frozen_and_keyword_only():
         (lambda: PAnneal(8, p_end=0), r"`PAnneal.p_end` must be a number in \(0, 1\]"),
         (lambda: PAnneal(8, p_start_fraction=1), r"`PAnneal.p_start_fraction`"),
         (lambda: PAnneal(8, p_updates=0), r"`PAnneal.p_updates`"),
-        (lambda: Matryoshka(8, k=2, sizes=(4, 4, 8)), r"`Matryoshka.sizes` must increase and end at latents=8; got \[4, 4, 8\]"),
+        (lambda: Matryoshka(8, k=2, sizes=(4, 4, 8)), r"`Matryoshka.sizes` must increase and end at latents=8; got \[4, 4, 8\]"),  # noqa: E501
         (lambda: Matryoshka(8, k=2, sizes=(2, 4)), r"must increase and end at latents=8; got \[2, 4\]"),
         (lambda: Matryoshka(8, k=2, sizes=()), r"`Matryoshka.sizes` must increase"),
         (lambda: Matryoshka(8, k=2, sizes=(0, 8)), r"`Matryoshka.sizes` must increase"),
-        (lambda: Matryoshka(8, k=2, sizes=(4, 8), weights=(1,)), r"`Matryoshka.weights` must be one number from 0 up for each of the 2 sizes"),
+        (lambda: Matryoshka(8, k=2, sizes=(4, 8), weights=(1,)), r"`Matryoshka.weights` must be one number from 0 up for each of the 2 sizes"),  # noqa: E501
         (lambda: Matryoshka(8, k=2, over="relu"), r"`Matryoshka.over` must be one of"),
         (lambda: Matryoshka(8, k=2, k_per_size="half"), r"`Matryoshka.k_per_size` must be one of"),
         (lambda: Matryoshka(8, k=2, sampled=-1), r"`Matryoshka.sampled`"),
         (lambda: Matryoshka(8, k=2, sampled=2, sizes=(4, 8)), r"`Matryoshka.sampled` draws the sizes"),
         (lambda: Config(8), r"`Config` holds shared fields only"),
-        (lambda: config_from_dict({"arch": "topk", "latents": 8, "k": 2, "lerning_rate": 1}), r"unknown setting `lerning_rate` of TopK"),
-        (lambda: config_from_dict({"arch": "topk", "latents": 8, "k": 2, "warmup_step": 1}), r"Did you mean `warmup_steps`"),
-        (lambda: config_from_dict({"arch": "topq", "latents": 8}), r"`arch` must be the name of an architecture; got 'topq'. Did you mean `topk`"),
+        (lambda: config_from_dict({"arch": "topk", "latents": 8, "k": 2, "lerning_rate": 1}), r"unknown setting `lerning_rate` of TopK"),  # noqa: E501
+        (lambda: config_from_dict({"arch": "topk", "latents": 8, "k": 2, "warmup_step": 1}), r"Did you mean `warmup_steps`"),  # noqa: E501
+        (lambda: config_from_dict({"arch": "topq", "latents": 8}), r"`arch` must be the name of an architecture; got 'topq'. Did you mean `topk`"),  # noqa: E501
         (lambda: config_from_dict({"latents": 8}), r"`arch` must be the name of an architecture; got None"),
         (lambda: config_from_dict({"arch": "topk", "latents": 8}), r"`TopK.k` must be given"),
     ],
