@@ -21,7 +21,7 @@ from typing import Any
 with warnings.catch_warnings():
     # Libraries that change warning filters or draw random numbers when they are first imported do so here, before the
     # guard below takes its first look.
-    import scipy.sparse  # noqa: F401
+    import scipy.sparse
     import scipy.stats  # noqa: F401
     import sklearn.decomposition  # noqa: F401
     import sympy.utilities.exceptions  # noqa: F401

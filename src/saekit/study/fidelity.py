@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import LanguageModel, Texts, splice, token_batches, tokenize
-from ..data.capture import BATCH_TOKENS, Contexts
+from ..data import Contexts, LanguageModel, Texts, splice, token_batches, tokenize
 from ..errors import DataError
 from ..measure import N_GROUPS, DocumentBootstrap, Estimate, Fidelity
 from .controls import Arm
 
 CHUNK_NUMBERS = 2**24
 """Log-probabilities that are held at once (float32: 64 MiB), whatever the vocabulary."""
+
+BATCH_TOKENS = 4096
+"""Tokens of one forward pass, at most, unless a single context has more."""
 
 LOGITS = 2**26
 """Logits of one forward pass, at most, unless a single context has more."""
