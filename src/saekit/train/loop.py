@@ -29,7 +29,18 @@ from .doctor import warnings_for
 from .fused import default_step
 from .initial import SAMPLE_ROWS, first_rows, gather_first, start_bias, start_scale
 from .learner import STEPS, Learner, Settings, Statistics, finish, resolve, restore, start_learner, tensors_of
-from .run import RUN_FORMAT, check, claim, cut_log, read_back, run_names, source_facts, total_steps_of, versions
+from .run import (
+    RUN_FORMAT,
+    check,
+    claim,
+    cut_log,
+    read_back,
+    run_names,
+    seeds_of,
+    source_facts,
+    total_steps_of,
+    versions,
+)
 
 CHECK_EVERY = 50
 """Steps between looks for NaN on a device where looking means waiting; on a CPU every step is looked at."""
@@ -88,7 +99,7 @@ def train(
     configs: Config | Sequence[Config],
     source: Any,
     *,
-    seeds: int | Sequence[int] = (0,),
+    seeds: int | Sequence[int] | Sequence[Sequence[int]] = (0,),
     tokens: int | None = None,
     batch_rows: int = 4096,
     data_seed: int = 0,
@@ -114,7 +125,8 @@ def train(
         Rows: anything with ``d_in``, ``n_rows``, ``info`` and ``batches`` (see `saekit.data.Source`), or an array
         ``[n, d_in]``.
     seeds
-        Seeds of the learners: first weights and draws during training. The data order has its own seed.
+        Seeds of the learners: first weights and draws during training. The data order has its own seed. A list of lists
+        gives each configuration its own: ``[[0, 1], [0]]``.
     tokens
         Rows to train on (epochs repeat when the source has fewer). None: one pass. The last part of a batch is left
         out.
@@ -172,18 +184,29 @@ def train(
     16
     """
     configs = [configs] if isinstance(configs, Config) else list(configs)
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    wanted: list[Any] = [seeds] if isinstance(seeds, int) else list(seeds)
     source = source if isinstance(source, Source) else ArrayRows(source)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     step = step or default_step(device)
     check(
-        configs, seeds, batch_rows, tokens, data_seed, precision, step, device, log_every, checkpoint_every, resume, out
+        configs,
+        wanted,
+        batch_rows,
+        tokens,
+        data_seed,
+        precision,
+        step,
+        device,
+        log_every,
+        checkpoint_every,
+        resume,
+        out,
     )
     total_steps = total_steps_of(source, tokens, batch_rows)
-    names = run_names(configs, seeds)
+    names = run_names(configs, wanted)
     request = {
         "configs": [config_to_dict(config) for config in configs],
-        "seeds": seeds,
+        "seeds": wanted,
         "total_steps": total_steps,
         "batch_rows": batch_rows,
         "data_seed": data_seed,
@@ -201,7 +224,7 @@ def train(
                 return read_back(folder, names, device)
         run = _Run([], names, STEPS[step], folder, total_steps, batch_rows, data_seed)
         sinks = [_sink(callback, stack) for callback in callbacks]
-        batches = _begin(run, configs, seeds, source, precision, device, resume)
+        batches = _begin(run, configs, wanted, source, precision, device, resume)
         log_every = log_every or min(max(total_steps // 100, 1), 100)
         checkpoint_every = checkpoint_every or min(max(total_steps // 10, 1), 1000)
         began = time.perf_counter()
@@ -251,7 +274,7 @@ def _sink(callback: Callback | Callable[[Record], None], stack: ExitStack) -> Ca
 
 
 def _begin(
-    run: _Run, configs: list[Any], seeds: list[int], source: Source, precision: str, device: torch.device, resume: bool
+    run: _Run, configs: list[Any], seeds: list[Any], source: Source, precision: str, device: torch.device, resume: bool
 ) -> Iterator[Batch]:
     """Learners at their start or at the last checkpoint, and the batches from there on."""
     found = checkpoint.read(run.out) if resume and run.out is not None else None
@@ -274,7 +297,8 @@ def _begin(
         batches = source.batches(run.batch_rows, seed=run.data_seed, start=run.place)
         rows = torch.zeros(1, source.d_in)  # everything computed from first rows is in the checkpoint
     memo: dict[str, Any] = {}
-    for index, (config, seed) in enumerate(itertools.product(configs, seeds)):
+    pairs = ((config, seed) for config, own in zip(configs, seeds_of(configs, seeds)) for seed in own)
+    for index, (config, seed) in enumerate(pairs):
         settings = resolve(config, source.d_in, run.total_steps, run.batch_rows, precision)
         learner = _start(config, seed, settings, rows, device, memo)
         if found is not None:

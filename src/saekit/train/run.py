@@ -36,10 +36,11 @@ def check(
                 f"train: every one of `configs` must be a configuration such as TopK(latents=1024, k=16); "
                 f"got {config!r}. Make one from a dictionary with config_from_dict."
             )
-    if not seeds or not all(is_whole(seed) for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"train: `seeds` must be different whole numbers, at least one; got {seeds!r}. Pass seeds=[0, 1]."
-        )
+    for own in seeds_of(configs, seeds):
+        if not own or not all(is_whole(seed) for seed in own) or len(set(own)) < len(own):
+            raise ConfigError(
+                f"train: `seeds` must be different whole numbers, at least one; got {own!r}. Pass seeds=[0, 1]."
+            )
     if len(set(map(repr, configs))) < len(configs):
         raise ConfigError("train: `configs` must all be different; got one twice. Use seeds=[0, 1] for repetitions.")
     for name, value, optional in (
@@ -62,6 +63,22 @@ def check(
         raise ConfigError("train: `resume` needs the folder of the run to continue; got out=None. Give `out`.")
 
 
+def seeds_of(configs: list[Any], seeds: list[Any]) -> list[list[Any]]:
+    """The seeds of each configuration: the same for all, or one list each.
+
+    >>> seeds_of(["a", "b"], [0, 1]), seeds_of(["a", "b"], [[0, 1], [0]])
+    ([[0, 1], [0, 1]], [[0, 1], [0]])
+    """
+    if not any(isinstance(own, list | tuple) for own in seeds):
+        return [seeds] * len(configs)
+    if not all(isinstance(own, list | tuple) for own in seeds) or len(seeds) != len(configs):
+        raise ConfigError(
+            f"train: `seeds` must be whole numbers, or one list of them for each of the {len(configs)} configurations; "
+            f"got {seeds!r}. Pass seeds=[0, 1], or seeds=[[0, 1], [0]] for two configurations."
+        )
+    return [list(own) for own in seeds]
+
+
 def total_steps_of(source: Source, tokens: int | None, batch_rows: int) -> int:
     """Whole batches in `tokens` rows, or in one pass over the source."""
     rows = tokens if tokens is not None else source.n_rows
@@ -74,17 +91,17 @@ def total_steps_of(source: Source, tokens: int | None, batch_rows: int) -> int:
     return rows // batch_rows
 
 
-def run_names(configs: list[Any], seeds: list[int]) -> list[str]:
+def run_names(configs: list[Any], seeds: list[Any]) -> list[str]:
     """Folder names, in the order of the learners; configurations that would share a name are numbered from the second
     on.
     """
     seen: dict[str, int] = {}
     names = []
-    for config in configs:
+    for config, own in zip(configs, seeds_of(configs, seeds), strict=True):
         base = name_of(config)
         seen[base] = seen.get(base, 0) + 1
         base += f"-{seen[base]}" if seen[base] > 1 else ""
-        names += [f"{base}-seed{seed}" for seed in seeds]
+        names += [f"{base}-seed{seed}" for seed in own]
     return names
 
 
