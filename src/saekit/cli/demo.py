@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,9 @@ held-out modules, and write a page.
 
 \b
   saekit demo --out demo
-  saekit demo --out demo --short       seconds instead of minutes, with worse SAEs
+  saekit demo --out demo --short       a smaller run, with worse SAEs
+
+Called again with the same folder it goes on where it stopped.
 
 \b
 DIR/rows/             the captured rows
@@ -27,13 +30,30 @@ DIR/report.html       the same as one page
 """
 
 LAYER = 2
-LATENTS = 1024
 K = 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a demo is."""
+
+    tokens: int
+    """Rows to train on."""
+    latents: int
+    batch_rows: int
+    test_rows: int
+    """Held-out rows for the reconstruction metrics."""
+    test_tokens: int
+    """Held-out tokens for the cross-entropies."""
+
+
+FULL = Size(tokens=400_000, latents=1024, batch_rows=512, test_rows=32_768, test_tokens=8_192)
+SHORT = Size(tokens=20_000, latents=256, batch_rows=256, test_rows=4_096, test_tokens=1_024)
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything.")],
-    short: Annotated[bool, typer.Option("--short", help="A run of seconds, to see that everything works.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="A small run, to see that everything works.")] = False,
     model: Annotated[str, typer.Option("--model", metavar="M", help="Another language model.")] = "builtin",
     data: Annotated[str, typer.Option("--data", metavar="D", help="Other texts, for training and measuring.")] = "",
     json: Json = False,
@@ -60,38 +80,39 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> Any:
     from ..train import Matryoshka, Relu, TopK
     from ..train import train as train_saes
 
-    tokens = 30_000 if short else 400_000
-    latents = 256 if short else LATENTS
+    size = SHORT if short else FULL
     train_data, test_data = (data, data) if data else ("builtin@train", "builtin@heldout")
+    configs = [
+        TopK(latents=size.latents, k=K),
+        Relu(latents=size.latents, target_l0=K),
+        Matryoshka(latents=size.latents, k=K),
+    ]
     with progress_bar(quiet=json) as progress:
         lm = load_model(model)
         rows = capture(
             lm,
             train_data,
             layer=LAYER,
-            tokens=tokens,
+            tokens=size.tokens,
+            dtype="float16",
             out=out / "rows",
             progress=lambda done, total: progress("capture", done, total),
         )
-        configs = [
-            TopK(latents=latents, k=K),
-            Relu(latents=latents, target_l0=K),
-            Matryoshka(latents=latents, k=K),
-        ]
         saes = train_saes(
             configs,
             rows,
-            seeds=(0, 1),
-            batch_rows=1024,
+            seeds=[[0, 1], [0], [0]],
+            batch_rows=size.batch_rows,
             out=out / "run",
+            resume=True,
             progress=training_progress(progress),
         )
         result = evaluate(
             saes,
             model=lm,
             data=test_data,
-            rows=4_000 if short else 65_536,
-            tokens=2_000 if short else 16_384,
+            rows=size.test_rows,
+            tokens=size.test_tokens,
             progress=lambda stage, done, total: progress(f"evaluate {stage}", done, total),
         )
     result.save(out / "evaluation.json")
