@@ -50,7 +50,9 @@ def test_equals_the_plain_step_over_ten_steps_with_revival(scale: float | None, 
         assert mine.parts.keys() == other.parts.keys()
         revived += "aux" in mine.parts
         for name in ("loss", "error", "fired", "dead", "grad_norm"):
-            torch.testing.assert_close(getattr(mine, name), getattr(other, name), rtol=1e-4, atol=1e-4, check_dtype=False)
+            torch.testing.assert_close(
+                getattr(mine, name), getattr(other, name), rtol=1e-4, atol=1e-4, check_dtype=False
+            )
         for name, value in mine.parts.items():
             torch.testing.assert_close(value, other.parts[name], rtol=1e-4, atol=1e-4)
         assert bool(mine.finite)

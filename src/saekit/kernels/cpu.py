@@ -181,6 +181,69 @@ def _encode(
     return values, indices
 
 
+def threshold_encode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor | None,
+    *,
+    block_rows: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`saekit.kernels.reference.threshold_encode` by a bf16 product and fp32 rescoring (see the module).
+
+    Rows in which more than a sixteenth of the latents may fire are left to the plain kernel: there a dense product is
+    cheaper than rescoring.
+    """
+    x, W_enc, bias = (t.detach().contiguous() for t in (x, W_enc, b_enc))
+    n, d = x.shape
+    n_latents = len(W_enc)
+    level = torch.zeros(n_latents) if threshold is None else threshold.detach().clamp(min=0).contiguous()
+    W = _round(W_enc, "W")
+    finite = bool(W.norm.max() <= LARGEST) and bool((bias.abs() <= LARGEST).all()) and bool((level <= LARGEST).all())
+    if not n or not finite:
+        return reference.threshold_encode(x, W_enc, bias, threshold, block_rows=block_rows)
+    rows = _round(x, "x")
+    reach = row_reach(rows, W, d)
+    block = max(1, min(block_rows or n, n, max(16, BLOCK_BYTES // (2 * n_latents))))
+    room = max(n_latents // 16, min(n_latents, 64))
+    product = _buffer("product", (block, n_latents), torch.bfloat16)
+    values, indices = _buffer("values", (block, room)), _buffer("indices", (block, room), torch.int64)
+    counts = torch.empty(n, dtype=torch.int64)
+    parts: list[tuple[Tensor, Tensor]] = []
+    place = torch.arange(room)
+    with torch.no_grad():
+        for start in range(0, n, block):
+            at = slice(start, min(start + block, n))
+            size = at.stop - start
+            torch.mm(rows.bf16[at], W.bf16.T, out=product[:size])
+            _spread(
+                loops.choose_above, size, 16, start, product.view(torch.int16).numpy(), x.numpy(), reach, W_enc.numpy(),
+                bias.numpy(), W.norm, level.numpy(), lanes_for(n_latents, 1),
+                values.numpy(), indices.numpy(), counts[at].numpy(),
+            )  # fmt: skip
+            counts[at][torch.from_numpy(~(rows.norm[at] <= LARGEST))] = -1
+            again = (counts[at] < 0).nonzero()[:, 0]
+            if len(again):  # splice rows from the plain kernel between the others
+                offsets, more_indices, more_values = reference.threshold_encode(x[at][again], W_enc, bias, threshold)
+                counts[at][again] = offsets.diff()
+                row_values, row_indices = [], []
+                plain = {row: c for c, row in enumerate(again.tolist())}
+                for row, count in enumerate(counts[at].tolist()):
+                    if row in plain:
+                        span = slice(int(offsets[plain[row]]), int(offsets[plain[row] + 1]))
+                        row_values.append(more_values[span])
+                        row_indices.append(more_indices[span])
+                    else:
+                        row_values.append(values[row, :count])
+                        row_indices.append(indices[row, :count])
+                parts.append((torch.cat(row_indices), torch.cat(row_values)))
+            else:
+                kept = place < counts[at, None]
+                parts.append((indices[:size][kept], values[:size][kept]))
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return offsets, torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
+
+
 def row_reach(rows: _Rounded, latents: _Rounded, d: int) -> np.ndarray:
     """The rows' factor of the bound, ``[n]``.
 

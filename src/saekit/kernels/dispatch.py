@@ -60,6 +60,41 @@ def topk_encode(
     return reference.topk_encode(x, W_enc, b_enc, k, rank=rank, block_rows=block_rows)
 
 
+def threshold_encode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    threshold: Tensor | None,
+    *,
+    block_rows: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All pre-activations above a threshold: ``pre = x @ W_enc.T + b_enc`` where ``pre > max(threshold, 0)``.
+
+    Parameters
+    ----------
+    x
+        Centred rows, ``[n, d_in]``.
+    W_enc, b_enc
+        Encoder, ``[n_latents, d_in]`` and ``[n_latents]``.
+    threshold
+        ``[n_latents]``; None for 0, which is ReLU.
+    block_rows
+        Rows per dense block; None lets the kernel pick.
+
+    Returns
+    -------
+    offsets, indices, values : Tensor
+        Compressed sparse rows: ``[n + 1]`` int64, ``[nnz]`` int64, ``[nnz]``; the order within a row has no meaning.
+    """
+    tensors = [x, W_enc, b_enc] if threshold is None else [x, W_enc, b_enc, threshold]
+    worth = len(x) >= FEWEST_ROWS and _worth(W_enc, 1)
+    if _runs(tensors, worth) and not _differentiated(*tensors):
+        from . import cpu
+
+        return cpu.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
+    return reference.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
+
+
 def topk_step_runs(weights: dict[str, Tensor], k: int) -> bool:
     """Whether `topk_step` has a fast path for these weights here (without one, train in plain torch)."""
     return _runs(list(weights.values()), _worth(weights["W_enc"], k)) and all(

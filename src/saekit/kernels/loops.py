@@ -211,6 +211,65 @@ def choose(
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def choose_above(
+    start: int, stop: int, first: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
+    threshold: Any, lanes: int, values: Any, indices: Any, counts: Any,
+) -> None:  # fmt: skip
+    """All latents of a row with ``x[r] . W[j] + bias[j] > threshold[j]``, from a bf16 product that narrows them down.
+
+    Row r of the block writes its latents in ascending order into row r of `values` and `indices`, and their number into
+    ``counts[r]``; the number is -1 when there are more than these have room for. The bound is that of `choose`.
+    """
+    n = P.shape[1]
+    d = x.shape[1]
+    room = values.shape[1]
+    best = np.empty(lanes, np.float32)
+    zero = np.float32(0.0)
+    for r in range(start, stop):
+        row = np.uint64(first + r)
+        reach = row_reach[row]
+        # --- how far the best latent of every lane (i, i + lanes, i + 2 lanes, ...) could be above its threshold
+        for i in range(lanes):
+            best[i] = -np.float32(np.inf)
+        for base in range(np.uint64(0), np.uint64(n), np.uint64(lanes)):
+            for i in range(min(np.uint64(lanes), np.uint64(n) - base)):
+                p = _widen(P[r, base + i])
+                a = p + bias[base + i]
+                a = a + _error(p, a, reach * latent_reach[base + i]) - threshold[base + i]
+                best[i] = a if a > best[i] else best[i]
+        found = 0
+        for i in range(lanes):
+            if not best[i] >= zero:
+                continue
+            for j in range(i, n, lanes):
+                p = _widen(P[r, j])
+                a = p + bias[j]
+                if a + _error(p, a, reach * latent_reach[j]) - threshold[j] >= zero:
+                    if found == room:
+                        found = -1
+                        break
+                    indices[r, found] = j
+                    found += 1
+            if found < 0:
+                break
+        counts[r] = found
+        # --- multiplied again in fp32; those at or below their threshold go
+        kept = 0
+        for c in range(found):
+            latent = np.uint64(indices[r, c])
+            total = zero
+            for i in range(d):
+                total += x[row, i] * W[latent, i]
+            total += bias[latent]
+            if total > threshold[latent]:
+                values[r, kept] = total
+                indices[r, kept] = indices[r, c]
+                kept += 1
+        if found >= 0:
+            counts[r] = kept
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def reconstruct(
     start: int, stop: int, chunk: int, x: Any, values: Any, indices: Any, W: Any, offset: Any, scale: Any,
     gradient: Any, products: Any, squares: Any, columns: Any,

@@ -57,6 +57,40 @@ def topk_encode(
     return values.relu_(), indices
 
 
+def threshold_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor | None, *, block_rows: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All pre-activations above a threshold: ``pre = x @ W_enc.T + b_enc`` where ``pre > max(threshold, 0)``.
+
+    Parameters
+    ----------
+    x
+        Centred rows, ``[n, d_in]``.
+    W_enc, b_enc
+        Encoder, ``[n_latents, d_in]`` and ``[n_latents]``.
+    threshold
+        ``[n_latents]``; None for 0, which is ReLU.
+    block_rows
+        Rows per dense block; None picks `block_rows_for`.
+
+    Returns
+    -------
+    offsets, indices, values : Tensor
+        Compressed sparse rows: ``[n + 1]`` int64, ``[nnz]`` int64, ``[nnz]``.
+    """
+    counts, indices, values = [], [], []
+    for block in x.split(block_rows or block_rows_for(W_enc.shape[0])) if len(x) else (x,):
+        pre = torch.addmm(b_enc, block, W_enc.T).relu()
+        if threshold is not None:
+            pre = pre * (pre > threshold)
+        rows, latents = pre.nonzero(as_tuple=True)
+        counts.append(torch.bincount(rows, minlength=len(block)))
+        indices.append(latents)
+        values.append(pre[rows, latents])
+    offsets = torch.cat([counts[0].new_zeros(1), torch.cat(counts).cumsum(0)])
+    return offsets, torch.cat(indices), torch.cat(values)
+
+
 def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
     """Sum of decoder rows weighted by codes, ``[n, d_out]``: row r sums over ``offsets[r]:offsets[r + 1]``.
 

@@ -59,8 +59,8 @@ class ReLU:
         return Codes.from_dense(pre.relu())
 
     def encode(self, u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None) -> Codes:
-        """Codes of centred rows ``[n, d_in]``, block by block."""
-        return _blockwise(self.codes, u, W_enc, b_enc, block_rows)
+        """Codes of centred rows ``[n, d_in]`` by the threshold kernel."""
+        return Codes(*kernels.threshold_encode(u, W_enc, b_enc, None, block_rows=block_rows), W_enc.shape[0])
 
     def take(self, index: Tensor, n_latents: int) -> ReLU:
         """The rule for some of the latents."""
@@ -136,8 +136,8 @@ class JumpReLU:
         return Codes.from_dense(pre.relu() * (pre > self.threshold))
 
     def encode(self, u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None) -> Codes:
-        """Codes of centred rows ``[n, d_in]``, block by block."""
-        return _blockwise(self.codes, u, W_enc, b_enc, block_rows)
+        """Codes of centred rows ``[n, d_in]`` by the threshold kernel."""
+        return Codes(*kernels.threshold_encode(u, W_enc, b_enc, self.threshold, block_rows=block_rows), W_enc.shape[0])
 
     def take(self, index: Tensor, n_latents: int) -> JumpReLU:
         """The rule for some of the latents."""
