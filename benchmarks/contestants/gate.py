@@ -1,0 +1,49 @@
+"""How a contestant talks to the script that measures it, and the rows that all contestants get.
+
+A contestant is a process of its own, in its own environment. It prepares one workload and then calls `Gate.pause`
+before every repetition: that reports the time since the last start signal, waits for the next one, and the work between
+two calls is what is measured. So the contestants take turns, one repetition each, and only one of them ever computes.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+
+import torch
+
+
+class Gate:
+    """Standard input and output as start signals and times."""
+
+    def __init__(self) -> None:
+        self.started: float | None = None
+        self.out = sys.stdout
+        sys.stdout = sys.stderr  # what trainers print is not an answer
+
+    def pause(self) -> None:
+        """Report the repetition that has just ended, wait for the signal to start the next; exit when there is none."""
+        now = time.perf_counter()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        seconds = None if self.started is None else now - self.started
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), file=self.out, flush=True)
+        if not sys.stdin.readline():
+            sys.exit(0)
+        self.started = time.perf_counter()
+
+
+def job() -> tuple[str, dict]:
+    """Name of the contestant and its workload: work, d, n, k, batch."""
+    return sys.argv[1], json.loads(sys.argv[2])
+
+
+def rows(d: int, batch: int, seed: int) -> torch.Tensor:
+    """One batch of dense, mildly clustered activations, ``[batch, d]`` float32."""
+    fixed = torch.Generator().manual_seed(0)
+    centers = torch.randn(64, d, generator=fixed)
+    spectrum = torch.arange(1, d + 1).float() ** -0.3
+    stream = torch.Generator().manual_seed(seed + 1)
+    which = torch.randint(64, (batch,), generator=stream)
+    return (0.7 * centers[which] + torch.randn(batch, d, generator=stream)) * spectrum + 0.5

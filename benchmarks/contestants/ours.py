@@ -1,0 +1,85 @@
+"""saekit as a contestant, and the bare products that nothing can beat. Runs in saekit's own environment."""
+
+from __future__ import annotations
+
+import torch
+from gate import Gate, job, rows
+
+NAME, JOB = job()
+D, N, K, BATCH = JOB["d"], JOB["n"], JOB["k"], JOB["batch"]
+GATE = Gate()
+BATCHES = [rows(D, BATCH, seed) for seed in range(4)]
+
+
+def step(kernels: str) -> None:
+    """Training steps of a TopK SAE with AuxK, clipping and the counters of dead latents."""
+    import saekit.kernels
+    from saekit.train import TopK
+    from saekit.train.fused import fused_step
+    from saekit.train.learner import plain_step, resolve, start_learner
+
+    saekit.kernels.use(kernels)
+    settings = resolve(TopK(N, k=K), D, 10_000, BATCH)
+    sample = BATCHES[0]
+    learner = start_learner(
+        TopK(N, k=K),
+        0,
+        settings,
+        bias=sample.mean(0),
+        scale=D**0.5 / sample.norm(dim=1).mean(),
+        sample=sample,
+        device="cpu",
+    )
+    advance = plain_step if kernels == "plain" else fused_step
+    count = 0
+    while True:
+        GATE.pause()
+        assert bool(advance(learner, BATCHES[count % 4]).finite)
+        count += 1
+
+
+def encode(kernels: str) -> None:
+    """Rows to compressed sparse codes."""
+    import saekit.kernels
+    from saekit import SAE
+    from saekit.sae.rules import JumpReLU, ReLU, TopK
+
+    saekit.kernels.use(kernels)
+    W = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    W /= W.norm(dim=1, keepdim=True)
+    center = BATCHES[0].mean(0)
+    # The threshold, or the bias under ReLU, at which K latents fire on average.
+    pre = ((BATCHES[0][:256] - center) @ W.T).flatten()
+    level = float(pre.kthvalue(len(pre) - 256 * K).values)
+    rules = {"topk": TopK(K), "jumprelu": JumpReLU(torch.full((N,), level)), "relu": ReLU()}
+    arch = JOB.get("arch", "topk")
+    b_enc = torch.full((N,), -level if arch == "relu" else 0.0)
+    sae = SAE(W_enc=W, b_enc=b_enc, W_dec=W, b_dec=center, b_pre=center, rule=rules[arch])
+    count = 0
+    while True:
+        GATE.pause()
+        codes = sae.encode(BATCHES[count % 4])
+        assert codes.n_rows == BATCH
+        count += 1
+
+
+def product(dtype: torch.dtype) -> None:
+    """The encoder's product alone, into memory that is used again: the floor of every dense encoder."""
+    W = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).to(dtype)
+    xs = [x.to(dtype) for x in BATCHES]
+    block = max(16, min(BATCH, JOB.get("block_bytes", 8 * 2**20) // (N * W.element_size())))
+    out = torch.empty(block, N, dtype=dtype)
+    count = 0
+    while True:
+        GATE.pause()
+        for part in xs[count % 4].split(block):
+            torch.mm(part, W.T, out=out[: len(part)])
+        count += 1
+
+
+{
+    "saekit": lambda: {"step": step, "encode": encode}[JOB["work"]]("auto"),
+    "saekit plain": lambda: {"step": step, "encode": encode}[JOB["work"]]("plain"),
+    "bf16 product": lambda: product(torch.bfloat16),
+    "fp32 product": lambda: product(torch.float32),
+}[NAME]()

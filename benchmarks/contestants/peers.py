@@ -1,0 +1,127 @@
+"""A peer as a contestant: its own trainer class and its own encode. Runs in the environment of `peers.sh`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+
+import torch
+from gate import Gate, job, rows
+
+os.environ.update(WANDB_MODE="disabled", HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
+
+NAME, JOB = job()
+D, N, K, BATCH = JOB["d"], JOB["n"], JOB["k"], JOB["batch"]
+MANY = 100_000
+GATE = Gate()
+BATCHES = [rows(D, BATCH, seed) for seed in range(4)]
+
+
+def gated() -> Iterator[torch.Tensor]:
+    """Endless batches; the trainer stops at the gate before each one."""
+    for index in itertools.count():
+        GATE.pause()
+        yield BATCHES[index % 4].clone()
+
+
+def repeat(work) -> None:
+    with torch.no_grad():
+        for index in itertools.count():
+            GATE.pause()
+            work(BATCHES[index % 4])
+
+
+def dictionary_learning_step() -> None:
+    from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+    from dictionary_learning.training import trainSAE
+
+    config = {
+        "trainer": TopKTrainer, "dict_class": AutoEncoderTopK, "steps": MANY, "activation_dim": D, "dict_size": N,
+        "k": K, "layer": 0, "lm_name": "rows", "seed": 0, "device": "cpu", "warmup_steps": 1000, "decay_start": MANY // 2,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        trainSAE(gated(), [config], steps=MANY, save_dir=folder, normalize_activations=False, device="cpu")
+
+
+def dictionary_learning_encode() -> None:
+    from dictionary_learning.trainers.top_k import AutoEncoderTopK
+
+    ae = AutoEncoderTopK(D, N, K)
+    repeat(lambda x: ae.encode(x, return_topk=True)[1:3])
+
+
+def sae_lens_model():
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    return TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=N, k=K, use_sparse_activations=False))
+
+
+def sae_lens_step() -> None:
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    config = SAETrainerConfig(
+        total_training_samples=MANY * BATCH, train_batch_size_samples=BATCH, lr_end=0.0, lr_warm_up_steps=1000,
+        lr_decay_steps=1000, logger=LoggingConfig(log_to_wandb=False),
+    )  # fmt: skip
+    SAETrainer(config, sae_lens_model(), gated()).fit()
+
+
+def sae_lens_encode() -> None:
+    sae = sae_lens_model()
+    repeat(lambda x: sae.encode(x).to_sparse_csr())
+
+
+def sparsify_step() -> None:
+    """Its trainer wants a language model: this one hands out rows, so that the real hook and the real step run."""
+    from datasets import Dataset
+    from sparsify.config import SparseCoderConfig, TrainConfig
+    from sparsify.trainer import Trainer
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    source = gated()
+
+    class Rows(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return next(source)[:, None] if len(input_ids) == BATCH else torch.zeros(*input_ids.shape, D)
+
+    class Model(PreTrainedModel):
+        config_class = PretrainedConfig
+
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            self.rows = Rows()
+            self.anchor = torch.nn.Parameter(torch.zeros(1))  # tells the trainer device and dtype
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.rows(input_ids)
+
+    ids = torch.zeros(200 * BATCH, 1, dtype=torch.int32).numpy()
+    dataset = Dataset.from_dict({"input_ids": ids}).with_format("torch")
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            SparseCoderConfig(num_latents=N, k=K), batch_size=BATCH, hookpoints=["rows"], optimizer="adam",
+            auxk_alpha=1 / 32, log_to_wandb=False, save_dir=folder, run_name="run", save_every=10**9,
+        )  # fmt: skip
+        Trainer(config, dataset, Model(PretrainedConfig())).fit()
+
+
+def sparsify_encode() -> None:
+    from sparsify import SparseCoder
+    from sparsify.config import SparseCoderConfig
+
+    sae = SparseCoder(D, SparseCoderConfig(num_latents=N, k=K))
+    repeat(lambda x: sae.encode(x)[:2])
+
+
+torch.manual_seed(0)
+{
+    ("dictionary-learning", "step"): dictionary_learning_step,
+    ("dictionary-learning", "encode"): dictionary_learning_encode,
+    ("sae-lens", "step"): sae_lens_step,
+    ("sae-lens", "encode"): sae_lens_encode,
+    ("eai-sparsify", "step"): sparsify_step,
+    ("eai-sparsify", "encode"): sparsify_encode,
+}[NAME, JOB["work"]]()
