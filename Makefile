@@ -39,9 +39,11 @@ fmt: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/refresh.py
 
+# Against the peers, which get an environment of their own. BENCH="step encode" runs some, BENCH_OPTIONS=--quick a little.
+BENCH ?= quality parity step encode
 bench: $(STAMP)
-	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmarks here yet" >&2; exit 1; }
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	benchmarks/peers.sh
+	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,8 +1,8 @@
 """Renew what is generated in the documentation, or check that it is up to date.
 
-    python docs/refresh.py            write docs/cli.md from the program's own --help
-    python docs/refresh.py --check    exit 1 when something is out of date
-    python docs/refresh.py --demo     run `saekit demo` and put what it prints into README.md (minutes)
+python docs/refresh.py            write docs/cli.md from the program's own --help
+python docs/refresh.py --check    exit 1 when something is out of date
+python docs/refresh.py --demo     run `saekit demo` and put what it prints into README.md (minutes)
 """
 
 from __future__ import annotations

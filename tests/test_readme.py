@@ -1,0 +1,32 @@
+"""The tour of the README runs as it stands, only smaller."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import saekit as sk
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_the_python_tour(tmp_path, monkeypatch):
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    smaller = {"tokens=200_000": "tokens=3_000", "latents=1024": "latents=256", "batch_rows=512": "batch_rows=256"}
+    for old, new in smaller.items():
+        assert old in code
+        code = code.replace(old, new)
+    code = code.replace('data="builtin@heldout")', 'data="builtin@heldout", rows=512, tokens=256, draws=20)')
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        names: dict = {}
+        exec(compile(code, "README.md", "exec"), names)
+    assert names["result"].metrics.fvu.value < 1
+    assert names["result"].controls["pca"].differences["fvu"].unit == "fraction"
+    assert names["codes"].to_scipy().shape == (1000, 256)
+    assert names["x_hat"].shape == names["x"].shape
+    assert names["small"].n_latents == 256
+    assert names["sk"] is sk
