@@ -162,13 +162,13 @@ def test_permuting_latents_commutes_with_the_step() -> None:
     assert_close(before, permuted(state), 1e-4)
 
 
-def test_gradients_that_are_not_kept_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_panels_of_columns_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from saekit.kernels import cpu
 
     states = []
-    for room in (0, 100 * 8 * 32, 2**30):
-        monkeypatch.setattr(cpu, "KEEP_BYTES", room)
-        states.append(start(6, 32, 700))
+    for size in (2**30, 8 * 150 * 16, 8 * 150 * 30):
+        monkeypatch.setattr(cpu, "PANEL_BYTES", size)
+        states.append(start(6, 50, 700))
         run(kernels.topk_step, states[-1], 150, TopKSettings(k=10), 3)
     assert_close(states[1], states[0], 1e-4)
     assert_close(states[2], states[0], 1e-4)

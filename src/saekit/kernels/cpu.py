@@ -38,8 +38,8 @@ BLOCK_BYTES = 8 * 2**20
 CHUNK = 64
 """Rows or latents that are summed together first. Fixed, so that sums do not depend on the number of threads."""
 
-KEEP_BYTES = 48 * 2**20
-"""Memory for gradients kept between measuring their length and using them; the rest are computed twice. Unit: bytes."""
+PANEL_BYTES = 6 * 2**20
+"""Columns of the rows and of their gradients that are read over and over, latent by latent. Unit: bytes."""
 
 LARGEST = 1e18
 """Rows and weights with a norm above this could overflow the product: the plain kernel takes them."""
@@ -88,7 +88,7 @@ def _spread(loop: Callable[..., None], n: int, grain: int, *arguments: Any) -> N
         other.result()
 
 
-def _buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory that is used again by the next call on this thread (its content is undefined): new pages are slow."""
     buffers = _scratch.__dict__.setdefault("buffers", {})
     size = 1
@@ -120,8 +120,8 @@ class _Rounded:
 
 def _round(x: Tensor, name: str, offset: Tensor | None = None) -> _Rounded:
     n, d = x.shape
-    bf16 = _buffer(f"{name} bf16", (n, d), torch.bfloat16)
-    norm, residual, dot = (_buffer(f"{name} {part}", (n,)).numpy() for part in ("norm", "residual", "dot"))
+    bf16 = buffer(f"{name} bf16", (n, d), torch.bfloat16)
+    norm, residual, dot = (buffer(f"{name} {part}", (n,)).numpy() for part in ("norm", "residual", "dot"))
     along = np.zeros(d, np.float32) if offset is None else offset.numpy()
     _spread(loops.round_rows, n, 256, x.numpy(), along, bf16.view(torch.int16).numpy(), norm, residual, dot)
     return _Rounded(bf16, norm, residual, dot)
@@ -164,7 +164,7 @@ def _encode(
     rows = _round(x, "x")
     reach = row_reach(rows, W, d)
     block = max(1, min(block_rows or n, n, max(16, BLOCK_BYTES // (2 * n_latents))))
-    product = _buffer("product", (block, n_latents), torch.bfloat16)
+    product = buffer("product", (block, n_latents), torch.bfloat16)
     lanes = lanes_for(n_latents, k)
     with torch.no_grad():
         for start in range(0, n, block):
@@ -206,8 +206,8 @@ def threshold_encode(
     reach = row_reach(rows, W, d)
     block = max(1, min(block_rows or n, n, max(16, BLOCK_BYTES // (2 * n_latents))))
     room = max(n_latents // 16, min(n_latents, 64))
-    product = _buffer("product", (block, n_latents), torch.bfloat16)
-    values, indices = _buffer("values", (block, room)), _buffer("indices", (block, room), torch.int64)
+    product = buffer("product", (block, n_latents), torch.bfloat16)
+    values, indices = buffer("values", (block, room)), buffer("indices", (block, room), torch.int64)
     counts = torch.empty(n, dtype=torch.int64)
     parts: list[tuple[Tensor, Tensor]] = []
     place = torch.arange(room)
@@ -276,10 +276,10 @@ def topk_step(
     adam: Adam,
     dead: Tensor | None = None,
 ) -> StepOutcome:
-    """`saekit.kernels.reference.topk_step` without any dense gradient; see there for all arguments.
+    """`saekit.kernels.reference.topk_step` with sparse products only; see there for all arguments.
 
-    The latents' gradients are summed row by row of each latent, once to measure the length of the whole gradient and
-    once more in the pass that clips, applies Adam and restores unit length (kept in between where memory allows).
+    Two passes over the latents: the first sums each latent's gradient from the rows that it fired in, because clipping
+    needs the length of the whole gradient; the second projects, clips, applies Adam and restores unit length.
     """
     x = x.detach().contiguous()
     n, d = x.shape
@@ -292,11 +292,11 @@ def topk_step(
 
     parts = -(-n // CHUNK)
     gradient, products, columns = (
-        _buffer("gradient", (n, d)),
-        _buffer("products", (n, k)),
-        _buffer("columns", (parts, d)),
+        buffer("gradient", (n, d)),
+        buffer("products", (n, k)),
+        buffer("columns", (parts, d)),
     )
-    squares = _buffer("squares", (n,)).numpy()
+    squares = buffer("squares", (n,)).numpy()
     scale = np.float32(2 / n)
     _spread(
         loops.reconstruct, parts, 1, CHUNK, x.numpy(), values.numpy(), indices.numpy(), W_dec.numpy(), offset.numpy(),
@@ -313,32 +313,37 @@ def topk_step(
     offsets = np.zeros(n_latents + 1, np.int64)
     loops.count_by_latent(values.numpy(), indices.numpy(), offsets)
     n_fired = int(offsets[-1])
-    rows = _buffer("rows", (n * k,), torch.int32).numpy()
-    code, slope = _buffer("code", (n * k,)).numpy(), _buffer("slope", (n * k,)).numpy()
+    rows = buffer("rows", (n * k,), torch.int32).numpy()
+    code, slope = buffer("code", (n * k,)).numpy(), buffer("slope", (n * k,)).numpy()
     loops.sort_by_latent(values.numpy(), indices.numpy(), products.numpy(), offsets[:-1].copy(), rows, code, slope)
     pairs = (offsets, rows, code, slope, gradient.numpy(), x.numpy(), offset.numpy())
     extra = (slot, *(t.numpy() for t in more))
 
-    keep, kept = _keep(np.diff(offsets), d)
     chunks = -(-n_latents // CHUNK)
-    of_offset = _buffer("of offset", (chunks, d))
-    lengths, of_bias = np.empty(n_latents), np.empty(n_latents, np.float32)
-    _spread(
-        loops.measure_latents, chunks, 1, CHUNK, *pairs, W_enc.numpy(), W_dec.numpy(), *extra, keep, kept,
-        lengths, of_bias, of_offset.numpy(),
-    )  # fmt: skip
-    g_b_dec = columns.numpy().sum(0) - of_offset.numpy().sum(0)
+    of_dec, of_enc = buffer("of dec", (n_latents, d)).numpy(), buffer("of enc", (n_latents, d)).numpy()
+    of_bias, of_offset = np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy()
+    along, squares = np.zeros(n_latents, np.float32), np.zeros(n_latents)
+    panels = max(1, round(8 * n * d / PANEL_BYTES))
+    edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]
+    for left, right in itertools.pairwise(edges):
+        _spread(
+            loops.gradient_of_latents, chunks, 1, CHUNK, left, right, *pairs, W_enc.numpy(), W_dec.numpy(), *extra,
+            of_dec, of_enc, of_bias, of_offset, along, squares,
+        )  # fmt: skip
+    g_b_dec = columns.numpy().sum(0) - of_offset.sum(0)
+    # Decoder rows have length 1: what projection removes from a gradient is the square of `along`.
+    lengths = squares - np.square(along, dtype=np.float64) + np.square(of_bias, dtype=np.float64)
     # Sorted, so that the sum does not depend on the order of the latents.
-    norm = float(np.sqrt(np.sort(lengths).sum() + np.square(g_b_dec, dtype=np.float64).sum()))
+    total = np.sort(lengths).sum() + np.square(g_b_dec, dtype=np.float64).sum()
+    norm = float(np.sqrt(np.maximum(total, 0.0)))
     factor = np.float32(min(1.0, settings.clip / (norm + 1e-6)) if settings.clip is not None else 1.0)
     if not np.isfinite(norm):
         factor = np.float32(np.nan)  # as in plain torch: nothing survives, and the caller sees it
     numbers = tuple(np.float32(value) for value in (factor, *adam.factors()))
     moments = [group[name].numpy() for group in (first, second) for name in ("W_enc", "W_dec", "b_enc")]
     _spread(
-        loops.update_latents, n_latents, CHUNK, *pairs, *extra, keep, kept, of_bias, W_enc.numpy(), W_dec.numpy(),
-        b_enc.numpy(),
-        *moments, *numbers,
+        loops.update_latents, n_latents, CHUNK, of_dec, of_enc, of_bias, along,
+        W_enc.numpy(), W_dec.numpy(), b_enc.numpy(), *moments, *numbers,
     )  # fmt: skip
     loops.adam_row(g_b_dec, b_dec.numpy(), first["b_dec"].numpy(), second["b_dec"].numpy(), *numbers)
     fired = torch.from_numpy(np.diff(offsets))
@@ -347,15 +352,3 @@ def topk_step(
 
 def _nothing(d: int) -> list[Tensor]:
     return [torch.empty((0, d)), torch.empty((0, d)), torch.empty(0)]
-
-
-def _keep(counts: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places for the gradients of the latents that fired most, -1 for none, and the memory ``[places, 2, d]``."""
-    places = min(len(counts), KEEP_BYTES // (8 * d))
-    keep = np.full(len(counts), -1, np.int32)
-    if places == len(counts):
-        keep[:] = np.arange(places, dtype=np.int32)
-    elif places:
-        keep[np.argpartition(counts, len(counts) - places)[len(counts) - places :]] = np.arange(places, dtype=np.int32)
-    keep[counts < 2] = -1  # reading one row again costs no more than reading its product
-    return keep, _buffer("kept", (places, 2, d)).numpy()

@@ -95,6 +95,16 @@ def threshold_encode(
     return reference.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
 
 
+def scratch(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Float32 memory on the CPU that the next call with this name on this thread gets again; its content is undefined.
+
+    New memory costs about ten times as much as memory in use, page by page; a step that uses the same again is faster.
+    """
+    from . import cpu
+
+    return cpu.buffer(name, shape)
+
+
 def topk_step_runs(weights: dict[str, Tensor], k: int) -> bool:
     """Whether `topk_step` has a fast path for these weights here (without one, train in plain torch)."""
     return _runs(list(weights.values()), _worth(weights["W_enc"], k)) and all(

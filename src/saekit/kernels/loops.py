@@ -335,76 +335,54 @@ def sort_by_latent(values: Any, indices: Any, products: Any, place: Any, rows: A
                 slope[at] = products[r, c]
 
 
-@njit(inline="always")
-def _gradient_of_latent(
-    j: Any, offsets: Any, rows: Any, code: Any, slope: Any, gradient: Any, x: Any, offset: Any, W_dec: Any,
-    slot: Any, more_dec: Any, more_enc: Any, more_bias: Any, of_dec: Any, of_enc: Any,
-) -> Any:  # fmt: skip
-    """Gradient of one latent's weights into `of_dec` and `of_enc`; returns that of its encoder bias."""
-    d = x.shape[1]
-    for i in range(d):
-        of_dec[i] = np.float32(0.0)
-        of_enc[i] = np.float32(0.0)
-    of_bias = np.float32(0.0)
-    for at in range(offsets[j], offsets[j + 1]):
-        r = np.uint64(rows[at])
-        value = code[at]
-        weight = slope[at]
-        of_bias += weight
-        for i in range(d):
-            of_dec[i] += value * gradient[r, i]
-            of_enc[i] += weight * x[r, i]
-    if slot[j] >= 0:
-        s = np.uint64(slot[j])
-        of_bias += more_bias[s]
-        for i in range(d):
-            of_dec[i] += more_dec[s, i]
-            of_enc[i] += more_enc[s, i]
-    along = np.float32(0.0)
-    for i in range(d):
-        of_enc[i] -= of_bias * offset[i]
-        along += of_dec[i] * W_dec[j, i]
-    for i in range(d):
-        of_dec[i] -= along * W_dec[j, i]
-    return of_bias
-
-
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-def measure_latents(
-    start: int, stop: int, chunk: int, offsets: Any, rows: Any, code: Any, slope: Any, gradient: Any, x: Any,
-    offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any, more_bias: Any, keep: Any, kept: Any,
-    squares: Any, of_bias: Any, of_offset: Any,
+def gradient_of_latents(
+    start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, code: Any, slope: Any,
+    gradient: Any, x: Any, offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any, more_bias: Any,
+    of_dec: Any, of_enc: Any, of_bias: Any, of_offset: Any, along: Any, squares: Any,
 ) -> None:  # fmt: skip
-    """Squared length of the gradient of each latent, the gradient of its bias, and its part in the gradient of b_dec.
+    """Columns ``left .. right`` of the gradients of the latents' weights, and what is needed of their length.
 
-    ``start .. stop`` counts chunks of `chunk` latents; ``of_offset [chunks, d]`` gets the sum over each chunk of
-    ``of_bias[j] * W_enc[j]``.
+    ``start .. stop`` counts chunks of `chunk` latents. Columns are done a panel at a time because then the rows that
+    latents have in common stay in a cache. Writes ``of_dec[j]`` and ``of_enc[j]`` (before projection), ``of_bias[j]``,
+    and ``of_offset[chunk]``, the sum over the chunk of ``of_bias[j] * W_enc[j]``. Adds up over the panels: ``along[j] =
+    of_dec[j] . W_dec[j]`` and ``squares[j] = |of_dec[j]|^2 + |of_enc[j]|^2``.
     """
-    n, d = W_enc.shape
-    of_dec = np.empty(d, np.float32)
-    of_enc = np.empty(d, np.float32)
+    n = W_enc.shape[0]
+    a = np.uint64(left)
+    z = np.uint64(right)
     for part in range(start, stop):
-        for i in range(d):
+        for i in range(a, z):
             of_offset[part, i] = np.float32(0.0)
         for j in range(np.uint64(part * chunk), np.uint64(min(n, (part + 1) * chunk))):
-            b = _gradient_of_latent(
-                j, offsets, rows, code, slope, gradient, x, offset, W_dec,
-                slot, more_dec, more_enc, more_bias, of_dec, of_enc,
-            )  # fmt: skip
-            if keep[j] >= 0:
-                place = np.uint64(keep[j])
-                for i in range(d):
-                    kept[place, 0, i] = of_dec[i]
-                    kept[place, 1, i] = of_enc[i]
-            total = np.float64(b) * np.float64(b)
-            part_dec = np.float32(0.0)
-            part_enc = np.float32(0.0)
-            for i in range(d):
-                part_dec += of_dec[i] * of_dec[i]
-                part_enc += of_enc[i] * of_enc[i]
-                of_offset[part, i] += b * W_enc[j, i]
-            squares[j] = total + np.float64(part_dec) + np.float64(part_enc)
-            of_bias[j] = b
+            for i in range(a, z):
+                of_dec[j, i] = np.float32(0.0)
+                of_enc[j, i] = np.float32(0.0)
+            bias = np.float32(0.0)
+            for at in range(offsets[j], offsets[j + np.uint64(1)]):
+                r = np.uint64(rows[at])
+                value = code[at]
+                weight = slope[at]
+                bias += weight
+                for i in range(a, z):
+                    of_dec[j, i] += value * gradient[r, i]
+                    of_enc[j, i] += weight * x[r, i]
+            if slot[j] >= 0:
+                s = np.uint64(slot[j])
+                bias += more_bias[s]
+                for i in range(a, z):
+                    of_dec[j, i] += more_dec[s, i]
+                    of_enc[j, i] += more_enc[s, i]
+            of_bias[j] = bias
+            parallel = np.float32(0.0)
+            square = np.float32(0.0)
+            for i in range(a, z):
+                of_enc[j, i] -= bias * offset[i]
+                of_offset[part, i] += bias * W_enc[j, i]
+                parallel += of_dec[j, i] * W_dec[j, i]
+                square += of_dec[j, i] * of_dec[j, i] + of_enc[j, i] * of_enc[j, i]
+            along[j] += parallel
+            squares[j] += square
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
@@ -427,42 +405,27 @@ def adam_row(
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def update_latents(
-    start: int, stop: int, offsets: Any, rows: Any, code: Any, slope: Any, gradient: Any, x: Any, offset: Any,
-    slot: Any, more_dec: Any, more_enc: Any, more_bias: Any, keep: Any, kept: Any, kept_bias: Any,
+    start: int, stop: int, of_dec: Any, of_enc: Any, of_bias: Any, along: Any,
     W_enc: Any, W_dec: Any, b_enc: Any, m_enc: Any, m_dec: Any, m_bias: Any, v_enc: Any, v_dec: Any, v_bias: Any,
     factor: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any,
 ) -> None:  # fmt: skip
-    """Gradient, projection, clipping by `factor`, Adam and unit length for a range of latents, in one pass.
+    """Projection, clipping by `factor`, Adam and unit length for a range of latents, in one pass.
 
     Latents that did not fire have gradient 0 and move too, as with a dense Adam.
     """
-    d = x.shape[1]
-    of_dec = np.empty(d, np.float32)
-    of_enc = np.empty(d, np.float32)
-    of_bias = np.empty(1, np.float32)
-    one = np.float32(1.0)
-    for j in range(np.uint64(start), np.uint64(stop)):
-        if keep[j] >= 0:
-            place = np.uint64(keep[j])
-            for i in range(d):
-                of_dec[i] = kept[place, 0, i]
-                of_enc[i] = kept[place, 1, i]
-        else:
-            _gradient_of_latent(
-                j, offsets, rows, code, slope, gradient, x, offset, W_dec,
-                slot, more_dec, more_enc, more_bias, of_dec, of_enc,
-            )  # fmt: skip
-        of_bias[0] = kept_bias[j]
-        at = np.intp(j)
-        adam_row(
-            of_bias, b_enc[at : at + 1], m_bias[at : at + 1], v_bias[at : at + 1],
-            factor, memory_m, memory_v, rate, root, eps,
-        )  # fmt: skip
-        adam_row(of_enc, W_enc[at], m_enc[at], v_enc[at], factor, memory_m, memory_v, rate, root, eps)
-        adam_row(of_dec, W_dec[at], m_dec[at], v_dec[at], factor, memory_m, memory_v, rate, root, eps)
+    d = W_enc.shape[1]
+    adam_row(
+        of_bias[start:stop], b_enc[start:stop], m_bias[start:stop], v_bias[start:stop],
+        factor, memory_m, memory_v, rate, root, eps,
+    )  # fmt: skip
+    for j in range(start, stop):
+        adam_row(of_enc[j], W_enc[j], m_enc[j], v_enc[j], factor, memory_m, memory_v, rate, root, eps)
+        for i in range(d):
+            of_dec[j, i] -= along[j] * W_dec[j, i]
+        adam_row(of_dec[j], W_dec[j], m_dec[j], v_dec[j], factor, memory_m, memory_v, rate, root, eps)
         length = np.float32(0.0)
         for i in range(d):
             length += W_dec[j, i] * W_dec[j, i]
-        length = one / max(np.sqrt(length), np.float32(1e-12))
+        length = np.float32(1.0) / max(np.sqrt(length), np.float32(1e-12))
         for i in range(d):
             W_dec[j, i] *= length

@@ -38,7 +38,11 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
     if not fuses(learner):
         return plain_step(learner, x)
     config, settings = learner.config, learner.settings
-    u = (x if learner.scale is None else x * learner.scale) - learner.center
+    u = kernels.scratch("centered rows", x.shape)
+    if learner.scale is None:
+        torch.sub(x, learner.center, out=u)
+    else:
+        torch.mul(x, learner.scale, out=u).sub_(learner.center)
     # No latent can be dead before that many rows.
     can_be_dead = learner.rows_seen >= settings.dead_after_rows
     beta1, beta2 = config.betas
