@@ -76,14 +76,35 @@ def _common(p: Tensors) -> dict[str, Any]:
 
 def _start_threshold(config: JumpReLU, p: Tensors, x: Tensor) -> Tensors:
     """One threshold for all latents, such that the first L0 is the target on these rows."""
-    pre = (x @ p["W_enc"].T + p["b_enc"]).flatten()
-    count = min(max(round(config.target_l0 * len(x)), 1), len(pre))
-    threshold = pre.kthvalue(len(pre) - count + 1).values.clamp(min=1e-3)
+    threshold = _quantile_at(x @ p["W_enc"].T + p["b_enc"], config.target_l0).clamp(min=1e-3)
     return {"log_threshold": threshold.log().expand(config.latents).clone()}
 
 
+START_L0 = 2.0
+"""First L0 of penalized architectures, as a multiple of `target_l0`."""
+
+
+def _start_sparse(config: Any, p: Tensors, x: Tensor) -> Tensors:
+    """With a target: one negative bias for all latents, such that the first L0 is near it on these rows.
+
+    With a bias of 0 half of all latents fire at first: reconstructions are n_latents / (2 d) times too long, the bias
+    has to travel far at Adam's pace, and a coefficient that chases L0 meanwhile crushes the codes.
+    """
+    if config.target_l0 is None or START_L0 * config.target_l0 >= config.latents / 2:
+        return {}
+    threshold = _quantile_at(x @ p["W_enc"].T, START_L0 * config.target_l0)
+    return {"b_enc": (-threshold).expand(config.latents).clone()}
+
+
 def _start_gate(config: Gated, p: Tensors, x: Tensor) -> Tensors:
-    return {"r_mag": torch.zeros_like(p["b_enc"]), "b_mag": torch.zeros_like(p["b_enc"])}
+    zeros = torch.zeros_like(p["b_enc"])
+    return {"r_mag": zeros, "b_mag": zeros.clone()} | _start_sparse(config, p, x)
+
+
+def _quantile_at(pre: Tensor, l0: float) -> Tensor:
+    """The value ``[]`` that `l0` pre-activations per row exceed on average."""
+    count = min(max(round(l0 * len(pre)), 1), pre.numel())
+    return pre.flatten().kthvalue(pre.numel() - count + 1).values
 
 
 def _threshold_state(config: Any) -> dict[str, list[float] | float]:
@@ -101,16 +122,26 @@ def _anneal_state(config: PAnneal) -> dict[str, list[float] | float]:
 ARCHITECTURES: dict[str, Architecture] = {
     row.config.arch: row
     for row in (
-        Architecture(Relu, objective.relu_loss, _finish_relu, state=_penalty_state, unit_decoder=False),
+        Architecture(
+            Relu, objective.relu_loss, _finish_relu, extra=_start_sparse, state=_penalty_state, unit_decoder=False
+        ),
         Architecture(TopK, objective.topk_loss, _finish_topk),
         Architecture(BatchTopK, objective.batchtopk_loss, _finish_batch, state=_threshold_state, batch_threshold=True),
         Architecture(
             JumpReLU, objective.jumprelu_loss, _finish_jumprelu, extra=_start_threshold, rates={"log_threshold": 10.0}
         ),
+        # Unit rows: the gate's reconstruction sees a fixed decoder, so shorter rows would cheapen its penalty for nothing.
         Architecture(
-            Gated, objective.gated_loss, _finish_gated, extra=_start_gate, state=_penalty_state, unit_decoder=False
+            Gated,
+            objective.gated_loss,
+            _finish_gated,
+            extra=_start_gate,
+            state=_penalty_state,
+            rates={"r_mag": 10.0, "b_mag": 10.0},
         ),
-        Architecture(PAnneal, objective.p_anneal_loss, _finish_relu, state=_anneal_state, unit_decoder=False),
+        Architecture(
+            PAnneal, objective.p_anneal_loss, _finish_relu, extra=_start_sparse, state=_anneal_state, unit_decoder=False
+        ),
         Architecture(
             Matryoshka, objective.matryoshka_loss, _finish_matryoshka, state=_threshold_state, batch_threshold=True
         ),
