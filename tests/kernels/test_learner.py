@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from saekit import kernels
-from saekit.train import BatchTopK, TopK
+from saekit import SAE, SyntheticRows, kernels
+from saekit.train import BatchTopK, TopK, train
 from saekit.train.fused import fused_step, fuses
 from saekit.train.learner import Learner, permute, plain_step, resolve, restore, start_learner, tensors_of
 
@@ -113,3 +115,46 @@ def test_a_copied_learner_is_independent() -> None:
     before = {name: t.clone() for name, t in b.parameters.items()}
     fused_step(a, rows(1)[0])
     assert all(torch.equal(t, b.parameters[name]) for name, t in before.items())
+
+
+class Interrupted(Exception):
+    """Stands for a crash at a known place."""
+
+
+def bitwise(a: SAE, b: SAE) -> bool:
+    left, right = a.tensors(), b.tensors()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+SOURCE = {"d_in": 16, "n_features": 40, "l0": 4.0, "n_rows": 4000, "mean": 1.0}
+RUN = {"batch_rows": 128, "log_every": 5, "checkpoint_every": 7}
+
+
+def test_a_run_uses_the_fused_step_and_says_so(tmp_path: Path) -> None:
+    train(TopK(600, k=4), SyntheticRows(**SOURCE), out=tmp_path / "fast", **RUN)
+    assert json.loads((tmp_path / "fast" / "run.json").read_text())["request"]["step"] == "fused"
+    with kernels.using("plain"):
+        train(TopK(600, k=4), SyntheticRows(**SOURCE), out=tmp_path / "plain", **RUN)
+    assert json.loads((tmp_path / "plain" / "run.json").read_text())["request"]["step"] == "plain"
+
+
+def test_together_equals_alone_bitwise() -> None:
+    configs = [TopK(600, k=4, dead_after_rows=600), TopK(700, k=3), BatchTopK(600, k=4)]
+    together = train(configs, SyntheticRows(**SOURCE), seeds=[0, 7], batch_rows=128)
+    for index, config in enumerate(configs[:2]):
+        [alone] = train(config, SyntheticRows(**SOURCE), seeds=[7], batch_rows=128)
+        assert bitwise(alone, together[2 * index + 1])
+        assert not bitwise(alone, together[2 * index])
+
+
+def test_resume_equals_uninterrupted_bitwise(tmp_path: Path) -> None:
+    def stop(progress: object) -> None:
+        if progress.step >= 17:  # type: ignore[attr-defined]
+            raise Interrupted
+
+    config = TopK(600, k=4, dead_after_rows=600)
+    whole = train(config, SyntheticRows(**SOURCE), seeds=[0, 1], out=tmp_path / "whole", **RUN)
+    with pytest.raises(Interrupted):
+        train(config, SyntheticRows(**SOURCE), seeds=[0, 1], out=tmp_path / "cut", progress=stop, **RUN)
+    resumed = train(config, SyntheticRows(**SOURCE), seeds=[0, 1], out=tmp_path / "cut", resume=True, **RUN)
+    assert all(bitwise(a, b) for a, b in zip(whole, resumed))

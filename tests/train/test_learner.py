@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from saekit import kernels
 from saekit.train import BatchTopK, Gated, JumpReLU, Matryoshka, PAnneal, Relu, TopK
 from saekit.train.learner import Learner, finish, permute, plain_step, resolve, restore, start_learner, tensors_of
 
@@ -225,7 +226,8 @@ def test_each_option_changes_something(config, change):
 def test_bf16_keeps_fp32_masters_and_changes_little():
     low, full = new(TopK(N, k=3), steps=60), new(TopK(N, k=3), steps=60)
     low.settings = dataclasses.replace(low.settings, precision="bf16")
-    a, b = run(low, rows(60))[-1], run(full, rows(60))[-1]
+    with kernels.using("plain"):  # the fast ones are exact all the same
+        a, b = run(low, rows(60))[-1], run(full, rows(60))[-1]
     assert low.parameters["W_enc"].dtype == torch.float32
     assert not torch.equal(low.parameters["W_enc"], full.parameters["W_enc"])
     assert float(a.error) == pytest.approx(float(b.error), rel=0.1)

@@ -287,7 +287,7 @@ def test_the_step_is_a_seam(monkeypatch):
 
     monkeypatch.setitem(STEPS, "counting", counting)
     [a] = train(TopK(24, k=3), source(1000), batch_rows=100, step="counting")
-    [b] = train(TopK(24, k=3), source(1000), batch_rows=100)
+    [b] = train(TopK(24, k=3), source(1000), batch_rows=100, step="plain")
     assert calls == [100] * 10
     assert same(a, b)
 
