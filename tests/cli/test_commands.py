@@ -144,13 +144,12 @@ def test_resume_of_a_finished_run_reads_it_back(call, rows):
     assert Path("run/topk-32-k4-seed0/sae.safetensors").read_bytes() == before
 
 
-def test_capture_then_train_on_a_language_model(call, stories, shared_data):
-    texts = shared_data / "text" / "tinystories_1000_clean.jsonl.gz"
-    model = ("--model", stories, "--data", texts)
+def test_capture_then_train_on_a_language_model(call):
+    model = ("--model", "builtin", "--data", "builtin")
     status, out, err = call("capture", *model, "--layer", 2, "--tokens", 3000, "--out", "rows", "--json")
     assert status == 0, err
     facts = json.loads(out)
-    assert (facts["n_rows"], facts["d_in"], facts["hook"]) == (3000, 64, "layers.2")
+    assert (facts["n_rows"], facts["model"], facts["hook"]) == (3000, "builtin", "layers.2")
     status, _, err = call("train", "--rows", "rows", *TRAIN, "--out", "run")
     assert status == 0, err
     status, out, err = call("evaluate", "run", *model, "--tokens", 500, "--set", "max_rows=1000", "--json")
@@ -274,17 +273,18 @@ def test_no_network_says_so_and_names_the_offline_way(call):
     assert "local" in err or "folder" in err
 
 
-def test_hook_that_does_not_exist_lists_near_ones(call, stories, shared_data):
-    texts = shared_data / "text" / "tinystories_1000_clean.jsonl.gz"
-    status, _, err = call("capture", "--model", stories, "--data", texts, "--hook", "layers.2.mpl", "--out", "rows")
+def test_hook_that_does_not_exist_lists_near_ones(call):
+    status, _, err = call(
+        "capture", "--model", "builtin", "--data", "builtin", "--hook", "layers.2.mpl", "--out", "rows"
+    )
     assert status == 1
     assert "layers.2.mlp" in err
 
 
-def test_a_column_that_is_not_there(call, stories, tmp_path):
+def test_a_column_that_is_not_there(call, tmp_path):
     (tmp_path / "texts.csv").write_text("body,label\nhello,1\n")
     status, _, err = call(
-        "capture", "--model", stories, "--data", "texts.csv", "--text", "bodi", "--layer", 1, "--out", "rows"
+        "capture", "--model", "builtin", "--data", "texts.csv", "--text", "bodi", "--layer", 1, "--out", "rows"
     )
     assert status == 1
     assert "`body`" in err
