@@ -39,7 +39,8 @@ def dictionary_learning_step() -> None:
 
     config = {
         "trainer": TopKTrainer, "dict_class": AutoEncoderTopK, "steps": MANY, "activation_dim": D, "dict_size": N,
-        "k": K, "layer": 0, "lm_name": "rows", "seed": 0, "device": "cpu", "warmup_steps": 1000, "decay_start": MANY // 2,
+        "k": K, "layer": 0, "lm_name": "rows", "seed": 0, "device": "cpu", "warmup_steps": 1000,
+        "decay_start": MANY // 2,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trainSAE(gated(), [config], steps=MANY, save_dir=folder, normalize_activations=False, device="cpu")
