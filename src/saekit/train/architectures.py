@@ -130,7 +130,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             JumpReLU, objective.jumprelu_loss, _finish_jumprelu, extra=_start_threshold, rates={"log_threshold": 10.0}
         ),
-        # Unit rows: the gate's reconstruction sees a fixed decoder, so shorter rows would cheapen its penalty for nothing.
+        # Unit rows: the gate's reconstruction sees a fixed decoder; shorter rows would only cheapen its penalty.
         Architecture(
             Gated,
             objective.gated_loss,
