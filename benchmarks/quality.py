@@ -153,7 +153,8 @@ def compare(name: str, spec: dict[str, Any], arguments: argparse.Namespace) -> l
             ours = result(folder / f"{tag}-{arch}-{suffix}", {**job, "peer": "saekit"}, theirs["l0"])
             rows.append(
                 {
-                    "model": name, "steps": steps, "arch": arch, "peer": peer, "peer_fvu": theirs["fvu"], "peer_l0": theirs["l0"],
+                    "model": name, "steps": steps, "arch": arch, "peer": peer,
+                    "peer_fvu": theirs["fvu"], "peer_l0": theirs["l0"],
                     "saekit_fvu": ours["fvu"], "saekit_l0": ours["l0"],
                     "difference": ours["fvu"] - theirs["fvu"], "holds": ours["fvu"] <= theirs["fvu"] + MARGIN,
                     "peer_seconds": theirs["seconds"], "saekit_seconds": ours["seconds"],
@@ -175,8 +176,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             )
         else:
             lines.append(
-                f"| {r['model']} | {r['steps']} | {r['arch']} | {r['peer']} | {r['peer_fvu']:.4f} | {r['saekit_fvu']:.4f} | "
-                f"{r['difference']:+.4f} | {r['peer_l0']:.1f} | {r['saekit_l0']:.1f} | "
+                f"| {r['model']} | {r['steps']} | {r['arch']} | {r['peer']} | {r['peer_fvu']:.4f} | "
+                f"{r['saekit_fvu']:.4f} | {r['difference']:+.4f} | {r['peer_l0']:.1f} | {r['saekit_l0']:.1f} | "
                 f"{'yes' if r['holds'] else 'no'} |"
             )
     return "\n".join(lines)
