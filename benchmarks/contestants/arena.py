@@ -35,7 +35,9 @@ class Contestant:
         python = str(PEER_PYTHON) if peer else sys.executable
         script = HERE / ("peers.py" if peer else "ours.py")
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SAEKIT_")}
-        environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT / 'src'}"}
+        # Threads that spin while they wait are in the way of everybody else: the same rule for all contestants.
+        environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment |= {"PYTHONPATH": f"{HERE}{os.pathsep}{ROOT / 'src'}"}
         self.errors = (ROOT / ".venv-peers" / f"{name.replace(' ', '-')}.log") if peer else None
         with open(self.errors or os.devnull, "w") as errors:
             self.process = subprocess.Popen(

@@ -8,7 +8,7 @@ from gate import Gate, job, rows
 NAME, JOB = job()
 D, N, K, BATCH = JOB["d"], JOB["n"], JOB["k"], JOB["batch"]
 GATE = Gate()
-BATCHES = [rows(D, BATCH, seed) for seed in range(4)]
+BATCHES = [rows(D, BATCH, seed) for seed in range(2)]
 
 
 def step(kernels: str) -> None:
@@ -34,7 +34,7 @@ def step(kernels: str) -> None:
     count = 0
     while True:
         GATE.pause()
-        assert bool(advance(learner, BATCHES[count % 4]).finite)
+        assert bool(advance(learner, BATCHES[count % 2]).finite)
         count += 1
 
 
@@ -58,7 +58,7 @@ def encode(kernels: str) -> None:
     count = 0
     while True:
         GATE.pause()
-        codes = sae.encode(BATCHES[count % 4])
+        codes = sae.encode(BATCHES[count % 2])
         assert codes.n_rows == BATCH
         count += 1
 
@@ -72,7 +72,7 @@ def product(dtype: torch.dtype) -> None:
     count = 0
     while True:
         GATE.pause()
-        for part in xs[count % 4].split(block):
+        for part in xs[count % 2].split(block):
             torch.mm(part, W.T, out=out[: len(part)])
         count += 1
 

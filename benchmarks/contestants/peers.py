@@ -16,21 +16,21 @@ NAME, JOB = job()
 D, N, K, BATCH = JOB["d"], JOB["n"], JOB["k"], JOB["batch"]
 MANY = 100_000
 GATE = Gate()
-BATCHES = [rows(D, BATCH, seed) for seed in range(4)]
+BATCHES = [rows(D, BATCH, seed) for seed in range(2)]
 
 
 def gated() -> Iterator[torch.Tensor]:
     """Endless batches; the trainer stops at the gate before each one."""
     for index in itertools.count():
         GATE.pause()
-        yield BATCHES[index % 4].clone()
+        yield BATCHES[index % 2].clone()
 
 
 def repeat(work) -> None:
     with torch.no_grad():
         for index in itertools.count():
             GATE.pause()
-            work(BATCHES[index % 4])
+            work(BATCHES[index % 2])
 
 
 def dictionary_learning_step() -> None:
