@@ -1,0 +1,182 @@
+"""Blocks of the product of two sets of directions: the largest cosines per row and column, never all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import DataError, ShapeError
+
+BLOCK_ROWS = 1024
+BLOCK_COLUMNS = 8192
+PAIRS = 8192
+"""Pairs whose cosines are computed exactly at a time."""
+
+_SMALLEST = 1e-300  # shorter rows count as zero: one over their norm is not a number
+Tick = Callable[[int], None]
+"""Called with the number of rows of a product that were finished."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Rows of a matrix as unit vectors; a zero row stays zero, so that its cosine with everything is 0."""
+
+    x: Tensor
+    """``[n, d]`` as given."""
+    inverse: Tensor
+    """``float64 [n]``: one over the norm, 0 for zero rows."""
+    unit: Tensor
+    """``float32 [n, d]``."""
+
+    @classmethod
+    def of(cls, x: Tensor, name: str) -> Directions:
+        """Unit vectors of the rows of `x`.
+
+        Raises
+        ------
+        ShapeError
+            Not a matrix, or an empty one.
+        DataError
+            NaN or infinity.
+        """
+        if x.ndim != 2 or not x.numel():
+            raise ShapeError(
+                f"match: `{name}` must be a matrix [n_latents, d] that is not empty; got {tuple(x.shape)}. "
+                "Pass W_dec or W_enc of an SAE."
+            )
+        x = x.detach()
+        inverse = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        unit = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        for start in range(0, len(x), BLOCK_ROWS):
+            rows = x[start : start + BLOCK_ROWS].double()
+            largest = rows.abs().amax(1, keepdim=True)
+            if not bool(torch.isfinite(largest).all()):
+                raise DataError(f"match: `{name}` must be finite; it holds NaN or infinity. Its training went wrong.")
+            # Divided by the largest entry first: the squares of very small or large entries would not be finite.
+            norm = (rows / largest.clamp_min(torch.finfo(torch.float64).tiny)).norm(dim=1) * largest.squeeze(1)
+            inverse[start : start + BLOCK_ROWS] = torch.where(norm > _SMALLEST, 1 / norm, 0.0)
+            unit[start : start + BLOCK_ROWS] = rows * inverse[start : start + BLOCK_ROWS, None]
+        return cls(x, inverse, unit)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def block(self, which: slice | Tensor, exact: bool) -> Tensor:
+        """Some unit vectors, in float32 or, `exact`, in float64."""
+        return self.x[which].double() * self.inverse[which, None] if exact else self.unit[which]
+
+
+def cosines(a: Directions, i: Tensor, b: Directions, j: Tensor) -> Tensor:
+    """Cosines of pairs of rows in float64, ``[pairs]``."""
+    out = torch.empty(len(i), dtype=torch.float64)
+    i, j = i.to(a.x.device), j.to(a.x.device)
+    for start in range(0, len(i), PAIRS):
+        p, q = i[start : start + PAIRS], j[start : start + PAIRS]
+        dot = torch.linalg.vecdot(a.x[p].double() * a.inverse[p, None], b.x[q].double() * b.inverse[q, None])
+        out[start : start + PAIRS] = dot.cpu()
+    return out
+
+
+def reach(d: int, largest_price: float, exact: bool) -> float:
+    """Largest difference between ``cosine - price`` as `best` computes it and its true value.
+
+    A sum of d products of unit vectors is off by at most d rounding errors in any order of summation; the entries,
+    the price and the difference are rounded once each.
+    """
+    unit = 2.0**-53 if exact else 2.0**-24
+    if not exact and torch.get_float32_matmul_precision() != "highest":
+        unit = 2.0**-24 + 2.0**-7 / d  # factors may be rounded to 8 bits: 2 * 2^-8 of the product of the norms
+    return (1.01 * d + 8) * unit + 4 * unit * (1 + largest_price)
+
+
+def best(
+    a: Directions,
+    rows: Tensor | None,
+    b: Directions,
+    prices: Tensor,
+    k: int,
+    *,
+    exact: bool = False,
+    tick: Tick | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The `k` columns per row with the largest ``cosine - price``: values ``[rows, k]`` descending, and columns."""
+    k = min(k, len(b))
+    n = len(a) if rows is None else len(rows)
+    values, columns = [], []
+    prices = prices.to(a.x.device)
+    for start in range(0, n, BLOCK_ROWS):
+        left = a.block(slice(start, start + BLOCK_ROWS) if rows is None else rows[start : start + BLOCK_ROWS], exact)
+        value, column = left.new_empty(len(left), 0), torch.empty(len(left), 0, dtype=torch.long, device=left.device)
+        for first in range(0, len(b), BLOCK_COLUMNS):
+            tile = left @ b.block(slice(first, first + BLOCK_COLUMNS), exact).T
+            tile -= prices[first : first + BLOCK_COLUMNS].to(tile.dtype)
+            value, column = _merge(value, column, tile, first, k)
+        values.append(value)
+        columns.append(column)
+        if tick is not None:
+            tick(len(left))
+    return torch.cat(values), torch.cat(columns)
+
+
+def best_both_ways(
+    a: Directions, b: Directions, k: int, k_columns: int, *, tick: Tick | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `k` largest cosines per row (values, columns) and the rows of the `k_columns` largest per column."""
+    k, k_columns = min(k, len(b)), min(k_columns, len(a))
+    values, columns = [], []
+    top_value = a.unit.new_empty(len(b), 0)
+    top_row = torch.empty(len(b), 0, dtype=torch.long, device=top_value.device)
+    for start in range(0, len(a), BLOCK_ROWS):
+        left = a.unit[start : start + BLOCK_ROWS]
+        value, column = left.new_empty(len(left), 0), torch.empty(len(left), 0, dtype=torch.long, device=left.device)
+        tops = []
+        for first in range(0, len(b), BLOCK_COLUMNS):
+            tile = left @ b.unit[first : first + BLOCK_COLUMNS].T
+            value, column = _merge(value, column, tile, first, k)
+            part = slice(first, first + BLOCK_COLUMNS)
+            tops.append(_merge(top_value[part], top_row[part], tile.T, start, k_columns))
+        top_value, top_row = torch.cat([top[0] for top in tops]), torch.cat([top[1] for top in tops])
+        values.append(value)
+        columns.append(column)
+        if tick is not None:
+            tick(len(left))
+    return torch.cat(values), torch.cat(columns), top_row
+
+
+def scattered(
+    a: Directions, rows: Tensor, u: Tensor, b: Directions, prices: Tensor, k: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Up to `k` random columns per row with ``cosine - price > u``: pairs (place in `rows`, column).
+
+    Among many equal columns the largest are the same for every row; random ones are not, and a few per row suffice.
+    """
+    generator = torch.Generator(a.x.device).manual_seed(seed)
+    k = min(k, len(b))
+    places, columns = [], []
+    for start in range(0, len(rows), BLOCK_ROWS):
+        left = a.unit[rows[start : start + BLOCK_ROWS]]
+        limit = u[start : start + BLOCK_ROWS, None].to(left.device, torch.float32)
+        key, column = left.new_empty(len(left), 0), torch.empty(len(left), 0, dtype=torch.long, device=left.device)
+        for first in range(0, len(b), BLOCK_COLUMNS):
+            tile = left @ b.unit[first : first + BLOCK_COLUMNS].T
+            tile -= prices[first : first + BLOCK_COLUMNS].to(tile)
+            order = torch.rand(tile.shape, generator=generator, device=tile.device)
+            key, column = _merge(key, column, torch.where(tile > limit, order, -1.0), first, k)
+        place, at = (key >= 0).nonzero(as_tuple=True)
+        places.append(place + start)
+        columns.append(column[place, at])
+    return torch.cat(places), torch.cat(columns)
+
+
+def _merge(value: Tensor, column: Tensor, tile: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest per row of those known and a new tile of columns from `first` on."""
+    new_value, new_column = tile.topk(min(k, tile.shape[1]), dim=1)
+    if value.shape[1]:
+        new_value = torch.cat([value, new_value], dim=1)
+        new_column = torch.cat([column, new_column + first], dim=1)
+        new_value, at = new_value.topk(min(k, new_value.shape[1]), dim=1)
+        return new_value, new_column.gather(1, at)
+    return new_value, new_column + first
