@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import DataError, ShapeError
+from .assignment import is_compiled
 
 BLOCK_ROWS = 1024
 BLOCK_COLUMNS = 8192
+TILE_ROWS = 512
 PAIRS = 8192
 """Pairs whose cosines are computed exactly at a time."""
 
@@ -72,6 +77,12 @@ class Directions:
 def cosines(a: Directions, i: Tensor, b: Directions, j: Tensor) -> Tensor:
     """Cosines of pairs of rows in float64, ``[pairs]``."""
     out = torch.empty(len(i), dtype=torch.float64)
+    if _is_plain(a) and _is_plain(b):
+        from .scan import pair_cosines
+
+        arrays = (a.x, a.inverse, i, b.x, b.inverse, j, out)
+        _threads(pair_cosines, len(i), *(array.numpy() for array in arrays))
+        return out
     i, j = i.to(a.x.device), j.to(a.x.device)
     for start in range(0, len(i), PAIRS):
         p, q = i[start : start + PAIRS], j[start : start + PAIRS]
@@ -105,6 +116,8 @@ def best(
     """The `k` columns per row with the largest ``cosine - price``: values ``[rows, k]`` descending, and columns."""
     k = min(k, len(b))
     n = len(a) if rows is None else len(rows)
+    if _is_plain(a) and _is_plain(b) and not exact:
+        return _best_compiled(a, rows, b, prices, k, 0, tick)[:2]
     values, columns = [], []
     prices = prices.to(a.x.device)
     for start in range(0, n, BLOCK_ROWS):
@@ -126,6 +139,8 @@ def best_both_ways(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The `k` largest cosines per row (values, columns) and the rows of the `k_columns` largest per column."""
     k, k_columns = min(k, len(b)), min(k_columns, len(a))
+    if _is_plain(a) and _is_plain(b):
+        return _best_compiled(a, None, b, torch.zeros(len(b)), k, k_columns, tick)
     values, columns = [], []
     top_value = a.unit.new_empty(len(b), 0)
     top_row = torch.empty(len(b), 0, dtype=torch.long, device=top_value.device)
@@ -180,3 +195,55 @@ def _merge(value: Tensor, column: Tensor, tile: Tensor, first: int, k: int) -> t
         new_value, at = new_value.topk(min(k, new_value.shape[1]), dim=1)
         return new_value, new_column.gather(1, at)
     return new_value, new_column + first
+
+
+# ---------------------------------------------------------------------------------------------------------- compiled
+
+
+def _is_plain(rows: Directions) -> bool:
+    """Whether the compiled loops take these rows."""
+    x = rows.x
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() and is_compiled()
+
+
+def _best_compiled(
+    a: Directions, rows: Tensor | None, b: Directions, prices: Tensor, k: int, k_columns: int, tick: Tick | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`best` and `best_both_ways`: heaps per row and column that each tile of the product goes through."""
+    from .scan import keep_by_column, keep_by_row
+
+    n, m = len(a) if rows is None else len(rows), len(b)
+    value, item = np.full((n, k), -np.inf, dtype=np.float32), np.zeros((n, k), dtype=np.int64)
+    top_value, top_item = np.full((m, k_columns), -np.inf, np.float32), np.zeros((m, k_columns), dtype=np.int64)
+    limits = np.full(m, -np.inf, dtype=np.float32)
+    price = prices.float().numpy()
+    buffer = torch.empty(min(n, TILE_ROWS) * min(m, BLOCK_COLUMNS))
+    for start in range(0, n, TILE_ROWS):
+        part = slice(start, start + TILE_ROWS)
+        left = a.unit[part] if rows is None else a.unit[rows[part]]
+        for first in range(0, m, BLOCK_COLUMNS):
+            across = slice(first, first + BLOCK_COLUMNS)
+            right = b.unit[across]
+            tile = buffer[: len(left) * len(right)].view(len(left), len(right))
+            cosines = torch.mm(left, right.T, out=tile).numpy()
+            _threads(keep_by_row, len(left), cosines, price[across], first, value[part], item[part])
+            if k_columns:
+                _threads(
+                    keep_by_column, len(right), cosines, start, limits[across], top_value[across], top_item[across]
+                )
+        if tick is not None:
+            tick(len(left))
+    values, order = torch.from_numpy(value).sort(dim=1, descending=True)
+    return values, torch.from_numpy(item).gather(1, order), torch.from_numpy(top_item)
+
+
+def _threads(loop: Callable[..., None], n: int, *arguments: Any) -> None:
+    """``loop(start, stop, *arguments)`` over ranges of ``0 .. n``, on as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), -(-n // 64))
+    if threads <= 1:
+        loop(0, n, *arguments)
+        return
+    ends = [round(n * part / threads) for part in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(loop, ends[part], ends[part + 1], *arguments) for part in range(threads)]:
+            done.result()
