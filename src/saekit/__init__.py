@@ -45,7 +45,10 @@ if TYPE_CHECKING:
     from .store import describe as describe
     from .store import load as load
     from .store import save as save
+    from .study import Comparison as Comparison
     from .study import Evaluation as Evaluation
+    from .study import match_latents as match_latents
+    from .study.compare import compare as compare
     from .study.evaluate import evaluate as evaluate
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
@@ -75,7 +78,7 @@ _HOMES: dict[str, tuple[str, str]] = {
             "train", "untrained", "Relu", "TopK", "BatchTopK", "JumpReLU", "Gated", "PAnneal", "Matryoshka",
         )
     },
-    **{name: ("study", name) for name in ("evaluate", "Evaluation")},
+    **{name: ("study", name) for name in ("evaluate", "Evaluation", "compare", "Comparison", "match_latents")},
     "Measured": ("measure", "Measured"),
     **{name: ("store", name) for name in ("save", "load", "describe")},
     **{

@@ -6,9 +6,9 @@ that the same graph gives the same matching on every machine, compiled or not.
 
 References
 ----------
-Bertsekas (1988), *The auction algorithm: a distributed relaxation method for the assignment problem*; Jonker & Volgenant
-(1987), *A shortest augmenting path algorithm for dense and sparse linear assignment problems*; Ramshaw & Tarjan (2012),
-*On minimum-cost assignments in unbalanced bipartite graphs* (the doubling).
+Bertsekas (1988), *The auction algorithm: a distributed relaxation method for the assignment problem*; Jonker &
+Volgenant (1987), *A shortest augmenting path algorithm for dense and sparse linear assignment problems*; Ramshaw &
+Tarjan (2012), *On minimum-cost assignments in unbalanced bipartite graphs* (the doubling).
 """
 
 from __future__ import annotations
@@ -124,8 +124,9 @@ def solve(graph: Graph, start: Solution | None = None, coarsest: float = COARSES
 def centred(graph: Graph, solution: Solution, sweeps: int = SWEEPS) -> Solution:
     """The same matching with prices moved to the middle of where its edges let them be.
 
-    The auction leaves a price at one end of its range. In the middle, fewer pairs outside the graph exceed their prices.
-    With ``v[j]`` moved by at most half of each slack, in all columns at once, every edge stays below its prices.
+    The auction leaves a price at one end of its range. In the middle, fewer pairs outside the graph exceed their
+    prices. With ``v[j]`` moved by at most half of each slack, in all columns at once, every edge stays below its
+    prices.
     """
     rows, columns = graph.rows, graph.columns
     by_row = np.searchsorted(graph.keys, np.arange(graph.n) * graph.m)
@@ -166,7 +167,9 @@ def _run(starts: np.ndarray, columns: np.ndarray, gains: np.ndarray, prices: np.
     compiled = _compiled()
     work: list[Any] = arrays if compiled else [array.tolist() for array in arrays]
     call: Callable[[str], Any] = compiled.__getitem__ if compiled else functools.partial(getattr, loops)
-    starts, columns, gains, owned, mate, owner, stack, relaxed, worth, distance, origin, heap_key, heap_item, seen = work
+    starts, columns, gains, owned, mate, owner, stack, relaxed, worth, distance, origin, heap_key, heap_item, seen = (
+        work
+    )
     span = int(arrays[2].max() - arrays[2].min()) + 1
     finest, budget = int(FINEST * SCALE), BIDS_PER_ROW * size
     epsilon = max(int(coarsest * SCALE), finest)

@@ -1,4 +1,4 @@
-"""Exact maximum-weight matching of two sets of directions on cosine, with a proof, without the matrix of all cosines."""
+"""Exact maximum-weight matching of two sets of directions on cosine, with a proof, never holding all cosines."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ class Matching:
         partner[self.partner[paired]] = paired.nonzero().squeeze(1)
         cosine[self.partner[paired]] = self.cosine[paired]
         n_a = len(self.partner)
-        return Matching(
-            partner, cosine, n_a, self.certificate, self.price_b, self.price_a, self.rounds, self.edges
-        )
+        return Matching(partner, cosine, n_a, self.certificate, self.price_b, self.price_a, self.rounds, self.edges)
 
     def __repr__(self) -> str:
         return (

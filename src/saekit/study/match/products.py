@@ -161,6 +161,24 @@ def best_both_ways(
     return torch.cat(values), torch.cat(columns), top_row
 
 
+def extremes(a: Directions, b: Directions, *, tick: Tick | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Largest and smallest cosine of each row of `a` with any of `b`, then of each row of `b` with any of `a`."""
+    top_a, low_a = (torch.full((len(a),), end, device=a.x.device) for end in (-2.0, 2.0))
+    top_b, low_b = (torch.full((len(b),), end, device=a.x.device) for end in (-2.0, 2.0))
+    for start in range(0, len(a), BLOCK_ROWS):
+        down = slice(start, start + BLOCK_ROWS)
+        for first in range(0, len(b), BLOCK_COLUMNS):
+            across = slice(first, first + BLOCK_COLUMNS)
+            tile = a.unit[down] @ b.unit[across].T
+            top_a[down] = torch.maximum(top_a[down], tile.amax(1))
+            low_a[down] = torch.minimum(low_a[down], tile.amin(1))
+            top_b[across] = torch.maximum(top_b[across], tile.amax(0))
+            low_b[across] = torch.minimum(low_b[across], tile.amin(0))
+        if tick is not None:
+            tick(len(top_a[down]))
+    return tuple(end.clamp(-1.0, 1.0).double().cpu() for end in (top_a, low_a, top_b, low_b))  # type: ignore[return-value]
+
+
 def scattered(
     a: Directions, rows: Tensor, u: Tensor, b: Directions, prices: Tensor, k: int, seed: int
 ) -> tuple[Tensor, Tensor]:

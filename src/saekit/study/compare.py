@@ -1,0 +1,538 @@
+"""Compare SAEs: which latents of one does another have, matched one to one, exactly, beside what chance gives."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Source
+from ..errors import ConfigError, DataError, ShapeError
+from ..measure import Estimate, Measured, linear_cka, random_max_cosine, row_groups, rsa
+from ..measure.bootstrap import LEVEL
+from ..sae import SAE, Codes
+from .comparison import Compared, Comparison, Null, OnRows, Pair, Side
+from .evaluate import BLOCK_ROWS, _as_source, _digest, _named, _release, _shape, _versions
+from .match import Certificate, Matching, match_latents
+from .match.products import Directions, extremes
+
+THRESHOLD = 0.7
+"""Cosine that both sides of a shared latent must exceed (2501.16615)."""
+
+ROWS = 32_768
+"""Most rows that activations are correlated over when `max_rows` is not given."""
+
+SAMPLE_ROWS = 512
+"""Rows of these that are compared with each other for CKA and RSA."""
+
+NORMAL = 1.959964
+"""97.5 % point of the normal distribution."""
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def compare(
+    saes: Sequence[SAE | str | os.PathLike[str]],
+    source: Source | Tensor | Any | None = None,
+    *,
+    threshold: float = THRESHOLD,
+    strict: bool = True,
+    controls: bool = True,
+    max_rows: int = ROWS,
+    batch_rows: int = 4096,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Match the latents of SAEs one to one, on decoder and on encoder cosine, and count those that they share.
+
+    A latent is *shared* by two SAEs when the matching of the decoders and the matching of the encoders, found
+    independently, give it the same partner and both cosines exceed `threshold`; otherwise it is an orphan. Both
+    matchings have the largest possible sum of cosines and carry the proof.
+
+    Parameters
+    ----------
+    saes
+        Two SAEs or more, of the same hook: values, or paths that `SAE.load` takes. Widths may differ: then every
+        latent of the narrower gets a partner, and shares are of its latents.
+    source
+        Rows to compare activations on: a source, an array ``[n, d_in]``, or the path of a cache folder or array file.
+        None: only weights are compared.
+    threshold
+        Cosine that counts as the same direction, -1 to 1.
+    strict
+        Whether a cosine must exceed the threshold (True) or may equal it.
+    controls
+        Whether to match random dictionaries of the same shape, and the first pair with the coordinates of one permuted.
+        It costs as much as two more pairs.
+    max_rows
+        Most rows of `source` to see.
+    batch_rows
+        Rows at a time; changes no result beyond rounding.
+    seed
+        Of the random dictionaries.
+    progress
+        Called as ``progress(stage, done, total)``.
+
+    Returns
+    -------
+    Comparison
+        ``.shared``, ``.equal``, ``.mean_cosine`` with their nulls; ``.pairs``; ``.saes[i].stability`` per latent.
+
+    Raises
+    ------
+    ConfigError
+        Fewer than two SAEs, or a setting out of range.
+    ShapeError
+        The SAEs read or write rows of different widths, or the rows have another.
+    DataError
+        NaN in weights or rows, or no rows.
+    """
+    _check(threshold, max_rows, batch_rows)
+    if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
+        raise ConfigError(
+            "compare: at least two SAEs must be given; got one. Train another seed: train(…, seeds=[0, 1])."
+        )
+    named = _named(saes)
+    _check_widths(named)
+    if source is not None:
+        source = _as_source(source)
+        if source.d_in != named[0][1].d_in:
+            raise ShapeError(
+                f"compare: rows must have the width of the SAEs, {named[0][1].d_in}; they have {source.d_in}. "
+                "Were the SAEs trained on another model or hook?"
+            )
+    matched = [
+        (i, j, *_match(named[i][1], named[j][1], f"{named[i][0]} | {named[j][0]}", progress))
+        for i, j in combinations(range(len(named)), 2)
+    ]
+    seen = None if source is None else _act(named, matched, source, max_rows, batch_rows, progress)
+    rule = _Rule(threshold, strict)
+    pairs = [
+        _pair(named[i][0], named[j][0], decoder, encoder, rule, None if seen is None else seen.on_rows[at])
+        for at, (i, j, decoder, encoder) in enumerate(matched)
+    ]
+    found = _found_in(named, matched, rule)
+    nulls = _nulls(named[0][1], named[1][1], rule, seed, progress) if controls else {}
+    chance = nulls.get("random")
+    over = _Over([(i, j) for i, j, _, _ in matched], len(named))
+    return Comparison(
+        saekit=_release(),
+        versions=_versions(False),
+        settings={
+            "threshold": threshold,
+            "strict": strict,
+            "controls": controls,
+            "seed": seed,
+            "max_rows": max_rows if source is not None else None,
+            "sample_rows": SAMPLE_ROWS if source is not None else None,
+            "batch_rows": batch_rows,
+            "intervals": {"level": LEVEL, "over": over.meaning},
+        },
+        rows=None if source is None else dict(source.info),
+        n_rows=0 if seen is None else seen.n_rows,
+        shared=over.mean([pair.shared for pair in pairs]),
+        shared_null=None if chance is None else chance.shared,
+        equal=over.mean([pair.equal for pair in pairs]),
+        equal_null=None if chance is None else chance.equal,
+        mean_cosine=over.mean([pair.decoder.mean_cosine for pair in pairs], least=-1.0),
+        mean_cosine_null=None if chance is None else chance.mean_cosine,
+        mean_cosine_encoder=over.mean([pair.encoder.mean_cosine for pair in pairs], least=-1.0),
+        max_cosine=over.mean([pair.decoder.max_cosine for pair in pairs], least=-1.0),
+        max_cosine_null=None if chance is None else chance.max_cosine,
+        pw_mcc=over.mean([pair.decoder.pw_mcc for pair in pairs]),
+        certificate={
+            "decoder": _sum([pair.decoder.certificate for pair in pairs]),
+            "encoder": _sum([pair.encoder.certificate for pair in pairs]),
+        },
+        in_exactly=_in_exactly(found),
+        only_in_one=_only_in_one(found),
+        saes=[
+            Compared(
+                name=name,
+                sae={**_shape(sae), "digest": _digest(sae), "provenance": sae.provenance},
+                found_in=(1 + others).tolist(),
+                stability=(others / (len(named) - 1)).tolist(),
+            )
+            for (name, sae), others in zip(named, found, strict=True)
+        ],
+        pairs=pairs,
+        nulls=nulls,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the call
+
+
+def _check(threshold: float, max_rows: int, batch_rows: int) -> None:
+    if not -1 <= threshold <= 1:
+        raise ConfigError(f"compare: `threshold` is a cosine and must be -1 to 1; got {threshold}. The usual is 0.7.")
+    for name, value in {"max_rows": max_rows, "batch_rows": batch_rows}.items():
+        if value < 1:
+            raise ConfigError(f"compare: `{name}` must be at least 1; got {value}.")
+
+
+def _check_widths(named: list[tuple[str, SAE]]) -> None:
+    first, reference = named[0]
+    for name, sae in named:
+        if (sae.d_in, sae.d_out) != (reference.d_in, reference.d_out):
+            raise ShapeError(
+                f"compare: all SAEs must read and write rows of one width; `{name}` maps {sae.d_in} to {sae.d_out}, "
+                f"`{first}` {reference.d_in} to {reference.d_out}. Compare SAEs of one hook."
+            )
+        for key in ("W_enc", "W_dec"):
+            if not bool(torch.isfinite(getattr(sae, key)).all()):
+                raise DataError(
+                    f"`{name}` must have finite weights; `{key}` holds NaN or infinity. Its training went wrong."
+                )
+
+
+# ---------------------------------------------------------------------------------------------------------- matching
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """When two latents are the same."""
+
+    threshold: float
+    strict: bool
+
+    def over(self, cosine: Tensor) -> Tensor:
+        """Which cosines count; those of latents without a partner do not."""
+        return cosine > self.threshold if self.strict else cosine >= self.threshold
+
+    def shared(self, decoder: Matching, encoder: Matching) -> Tensor:
+        """Which latents of the first SAE the second has, ``bool [n]``."""
+        return _agree(decoder, encoder) & self.over(decoder.cosine) & self.over(encoder.cosine)
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """A matching and what it is compared with."""
+
+    matching: Matching
+    largest: Measured
+    largest_absolute: Measured
+
+
+def _agree(decoder: Matching, encoder: Matching) -> Tensor:
+    return (decoder.partner == encoder.partner) & (decoder.partner >= 0)
+
+
+def _match(a: SAE, b: SAE, label: str, progress: Progress | None) -> tuple[_Matched, _Matched]:
+    """Decoders and encoders of two SAEs matched."""
+    return (
+        _match_rows(a.W_dec, b.W_dec, f"decoder {label}", progress),
+        _match_rows(a.W_enc, b.W_enc, f"encoder {label}", progress),
+    )
+
+
+def _match_rows(a: Tensor, b: Tensor, stage: str, progress: Progress | None) -> _Matched:
+    def told(_: str, done: int, total: int | None) -> None:
+        if progress is not None:
+            progress(stage, done, total)
+
+    b = b.to(a.device)
+    matching = match_latents(a, b, progress=told)
+    with torch.no_grad():
+        top_a, low_a, top_b, low_b = extremes(Directions.of(a, "a"), Directions.of(b, "b"))
+    if progress is not None:
+        progress(stage, len(a), len(a))
+    largest = (top_a.mean() + top_b.mean()) / 2
+    absolute = (torch.maximum(top_a, -low_a).mean() + torch.maximum(top_b, -low_b).mean()) / 2
+    spread = _spread(top_a), _spread(top_b)
+    error = math.hypot(*spread) / 2
+    return _Matched(matching, _within(float(largest), error), _within(float(absolute), error, least=0.0))
+
+
+def _side(matched: _Matched) -> Side:
+    matching = matched.matching
+    cosine = [None if math.isnan(value) else round(value, 6) for value in matching.cosine.tolist()]
+    paired = matching.cosine[matching.partner >= 0]
+    return Side(
+        partner=matching.partner.tolist(),
+        cosine=cosine,
+        mean_cosine=_within(matching.mean_cosine, _spread(paired)),
+        max_cosine=matched.largest,
+        pw_mcc=matched.largest_absolute,
+        certificate=matching.certificate,
+    )
+
+
+def _pair(
+    first: str, second: str, decoder: _Matched, encoder: _Matched, rule: _Rule, on_rows: OnRows | None
+) -> Pair:  # fmt: skip
+    one, other = decoder.matching, encoder.matching
+    n = min(len(one.partner), one.n_b)
+    return Pair(
+        first=first,
+        second=second,
+        shared=_share(int(rule.shared(one, other).sum()), n),
+        aligned=_share(int((rule.over(one.cosine) & rule.over(other.cosine)).sum()), n),
+        equal=_share(int(_agree(one, other).sum()), n),
+        decoder=_side(decoder),
+        encoder=_side(encoder),
+        on_rows=on_rows,
+    )
+
+
+def _sum(certificates: list[Certificate]) -> Certificate:
+    objective, dual = (math.fsum(getattr(each, name) for each in certificates) for name in ("objective", "dual"))
+    return Certificate(objective, dual, math.fsum(each.gap for each in certificates))
+
+
+# ---------------------------------------------------------------------------------------------------------- many SAEs
+
+_Found = list[tuple[int, int, _Matched, _Matched]]
+
+
+def _found_in(named: list[tuple[str, SAE]], matched: _Found, rule: _Rule) -> list[np.ndarray]:
+    """Per SAE and latent: the number of other SAEs that have it."""
+    found = [np.zeros(sae.n_latents, dtype=np.int64) for _, sae in named]
+    for i, j, decoder, encoder in matched:
+        shared = rule.shared(decoder.matching, encoder.matching)
+        found[i][shared.numpy()] += 1
+        found[j][decoder.matching.partner[shared].numpy()] += 1
+    return found
+
+
+def _in_exactly(found: list[np.ndarray]) -> list[Measured]:
+    """Share of latents in exactly j SAEs, j = 1 … m: mean over the SAEs."""
+    m = len(found)
+    counts = np.array([np.bincount(others, minlength=m) / len(others) for others in found])
+    return [_over_saes(counts[:, j]) for j in range(m)]
+
+
+def _only_in_one(found: list[np.ndarray]) -> list[Measured]:
+    """Share of latents that none of the others has, for every number s = 2 … m of SAEs: mean over SAEs and subsets.
+
+    Of a latent that c of the m - 1 others have, a share C(m - 1 - c, s - 1) / C(m - 1, s - 1) of the subsets has none.
+    """
+    m = len(found)
+    curve = []
+    for size in range(2, m + 1):
+        missed = np.array([math.comb(m - 1 - c, size - 1) / math.comb(m - 1, size - 1) for c in range(m)])
+        curve.append(_over_saes(np.array([missed[others].mean() for others in found])))
+    return curve
+
+
+def _over_saes(values: np.ndarray) -> Measured:
+    """Mean over SAEs with the interval of Student's t; two SAEs of one pair are no sample."""
+    m = len(values)
+    if m < 3:
+        return Measured(float(values.mean()), None, None, "fraction", "no interval: it needs at least 3 SAEs")
+    error = _student(m - 1) * float(values.std(ddof=1)) / math.sqrt(m)
+    reason = "interval over the SAEs, each as base"
+    return _within(float(values.mean()), error / NORMAL, least=0.0, unit="fraction", reason=reason)
+
+
+@dataclass(frozen=True)
+class _Over:
+    """Means over pairs of SAEs. Pairs share SAEs, so SAEs are left out, not pairs."""
+
+    pairs: list[tuple[int, int]]
+    m: int
+
+    @property
+    def meaning(self) -> str:
+        """What intervals of the means come from."""
+        if self.m == 2:
+            return "over latents of the one pair (how seeds differ takes 3 SAEs)"
+        return f"from a jackknife over the {self.m} SAEs"
+
+    def mean(self, each: list[Measured], least: float = 0.0) -> Measured:
+        """Mean over pairs; with 3 SAEs or more the interval of a jackknife that leaves out one SAE at a time."""
+        if self.m == 2:
+            one = each[0]
+            return Measured(one.value, one.low, one.high, one.unit, "interval over latents: one pair of SAEs")
+        values = np.array([measured.value for measured in each])
+        left_out = [
+            np.mean([value for value, pair in zip(values, self.pairs, strict=True) if sae not in pair])
+            for sae in range(self.m)
+        ]
+        error = math.sqrt((self.m - 1) / self.m * float(np.square(left_out - np.mean(left_out)).sum()))
+        if not error:  # all pairs alike, at 0 or 1 say: what the latents leave open remains
+            return _widest(float(values.mean()), each)
+        error *= _student(self.m - 1) / NORMAL
+        reason = f"interval from a jackknife over {self.m} SAEs"
+        return _within(float(values.mean()), error, least=least, unit=each[0].unit, reason=reason)
+
+
+def _student(degrees: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + LEVEL) / 2, degrees))
+
+
+# ---------------------------------------------------------------------------------------------------------- intervals
+
+
+def _spread(values: Tensor) -> float:
+    """Standard error of the mean."""
+    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+
+
+def _within(
+    value: float, error: float, *, least: float = -1.0, unit: str = "cosine", reason: str | None = None
+) -> Measured:
+    """A value with its normal interval, cut at its range."""
+    if not math.isfinite(error):
+        return Measured(value, None, None, unit, "no interval: there is one latent")
+    return Measured(
+        value, max(value - NORMAL * error, least), min(value + NORMAL * error, 1.0), unit, reason or "over latents"
+    )
+
+
+def _widest(value: float, each: list[Measured]) -> Measured:
+    """A value within the widest interval of several over latents."""
+    lows, highs = ([end for end in ends if end is not None] for ends in zip(*((m.low, m.high) for m in each)))
+    low, high = (min(lows), max(highs)) if lows and highs else (None, None)
+    return Measured(value, low, high, each[0].unit, "interval over latents: all pairs of SAEs are alike")
+
+
+def _share(count: int, n: int) -> Measured:
+    """A share of latents with its Wilson interval, which also holds at 0 and 1."""
+    p, z2 = count / n, NORMAL**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = NORMAL * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return Measured(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)), "fraction", "over latents")
+
+
+# ---------------------------------------------------------------------------------------------------------- nulls
+
+
+def _nulls(a: SAE, b: SAE, rule: _Rule, seed: int, progress: Progress | None) -> dict[str, Null]:
+    """What chance gives, for dictionaries of the shape of the first pair."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(rows: Tensor) -> Tensor:
+        return torch.randn(rows.shape, generator=generator).to(rows.device)
+
+    dec, enc = (torch.randperm(width, generator=generator) for width in (b.d_out, b.d_in))
+    enc = dec if b.d_in == b.d_out else enc
+    mixed = b.W_dec[:, dec.to(b.device)], b.W_enc[:, enc.to(b.device)]
+    directions = "directions drawn at random, decoder and encoder apart"
+    return {
+        "random": _null(
+            directions, (random(a.W_dec), random(b.W_dec)), (random(a.W_enc), random(b.W_enc)), rule, "random", progress
+        ),
+        "permuted": _null(
+            "the first pair, coordinates of the second permuted alike in decoder and encoder",
+            (a.W_dec, mixed[0]), (a.W_enc, mixed[1]), rule, "permuted", progress,
+        ),
+    }  # fmt: skip
+
+
+def _null(
+    made: str, dec: tuple[Tensor, Tensor], enc: tuple[Tensor, Tensor], rule: _Rule, name: str, progress: Any
+) -> Null:
+    decoder = _match_rows(*dec, f"decoder of {name}", progress)
+    encoder = _match_rows(*enc, f"encoder of {name}", progress)
+    pair = _pair("", "", decoder, encoder, rule, None)
+    n, m, d = len(dec[0]), len(dec[1]), dec[0].shape[1]
+    if name != "random":
+        return Null(made, pair.shared, pair.equal, pair.decoder.mean_cosine, pair.decoder.max_cosine)
+    # Two random matchings give one latent the same partner with probability 1 / larger width.
+    equal = _with_formula(pair.equal, 1 / max(n, m))
+    largest = (random_max_cosine(m + 1, d) + random_max_cosine(n + 1, d)) / 2
+    return Null(made, pair.shared, equal, pair.decoder.mean_cosine, _with_formula(pair.decoder.max_cosine, largest))
+
+
+def _with_formula(measured: Measured, expected: float) -> Measured:
+    reason = f"{measured.reason}; expected by formula: {expected:.6g}"
+    return Measured(measured.value, measured.low, measured.high, measured.unit, reason)
+
+
+# ---------------------------------------------------------------------------------------------------------- on rows
+
+
+@dataclass(frozen=True)
+class _Acted:
+    on_rows: list[OnRows]
+    n_rows: int
+
+
+def _act(
+    named: list[tuple[str, SAE]],
+    matched: _Found,
+    source: Source,
+    max_rows: int,
+    batch_rows: int,
+    progress: Progress | None,
+) -> _Acted:
+    """One pass over the rows for all SAEs: sums per latent and per matched pair, and a sample of codes."""
+    sums = [np.zeros((2, sae.n_latents)) for _, sae in named]
+    products = [np.zeros(len(decoder.matching.partner)) for _, _, decoder, _ in matched]
+    samples: list[list[Codes]] = [[] for _ in named]
+    groups: list[np.ndarray] = []
+    total = max_rows if source.n_rows is None else min(max_rows, source.n_rows)
+    step = max(1, total // SAMPLE_ROWS)
+    done = 0
+    for batch in source.batches(batch_rows):
+        x = batch.x[: max_rows - done]
+        document = None if batch.document is None else batch.document[: len(x)]
+        group, _ = row_groups(document, done, len(x), BLOCK_ROWS)
+        sampled = torch.arange(-done % step, len(x), step)
+        groups.append(group[sampled].numpy())
+        with torch.no_grad():
+            codes = [sae.encode(x.to(sae.device)).to("cpu") for _, sae in named]
+        sparse = [each.to_scipy().astype(np.float64) for each in codes]
+        for i, each in enumerate(codes):
+            samples[i].append(each.rows(sampled))
+            sums[i][0] += sparse[i].sum(axis=0)
+            sums[i][1] += sparse[i].power(2).sum(axis=0)
+        for at, (i, j, decoder, _) in enumerate(matched):
+            mine, theirs = _paired(decoder.matching)
+            both = sparse[i][:, mine].multiply(sparse[j][:, theirs])
+            products[at][mine] += np.asarray(both.sum(axis=0)).ravel()
+        done += len(x)
+        if progress is not None:
+            progress("rows", done, total)
+        if done >= max_rows:
+            break
+    if not done:
+        raise DataError("compare: there must be at least one row; the source has none. Is the data empty?")
+    together = [Codes.cat(parts).rows(slice(SAMPLE_ROWS)) for parts in samples]
+    documents = np.concatenate(groups)[:SAMPLE_ROWS]
+    on_rows = []
+    for at, (i, j, decoder, _) in enumerate(matched):
+        mine, theirs = _paired(decoder.matching)
+        correlation, n_pairs = _correlation(sums[i][:, mine], sums[j][:, theirs], products[at][mine], done)
+        similar = rsa(together[i].dense(), together[j].dense(), documents)
+        on_rows.append(
+            OnRows(correlation, n_pairs, _cka(together[i], together[j], documents), _measured(similar, -1.0))
+        )
+    return _Acted(on_rows, done)
+
+
+def _paired(matching: Matching) -> tuple[np.ndarray, np.ndarray]:
+    """The latents of both SAEs that have a partner, in step."""
+    mine = (matching.partner >= 0).nonzero().squeeze(1)
+    return mine.numpy(), matching.partner[mine].numpy()
+
+
+def _correlation(a: np.ndarray, b: np.ndarray, product: np.ndarray, n: int) -> tuple[Measured, int]:
+    """Mean Pearson correlation over pairs, from sums and sums of squares ``[2, pairs]`` and sums of products."""
+    variance_a, variance_b = a[1] - a[0] ** 2 / n, b[1] - b[0] ** 2 / n
+    # A latent that never fires, or always alike, has no correlation.
+    alive = (variance_a > 1e-12 * a[1]) & (variance_b > 1e-12 * b[1])
+    n_pairs = int(alive.sum())
+    if not n_pairs:
+        return Measured(math.nan, None, None, "correlation", "undefined: no pair of which both latents fire"), 0
+    covariance = product[alive] - a[0][alive] * b[0][alive] / n
+    each = torch.from_numpy(np.clip(covariance / np.sqrt(variance_a[alive] * variance_b[alive]), -1, 1))
+    return _within(float(each.mean()), _spread(each), unit="correlation", reason="over pairs of latents"), n_pairs
+
+
+def _cka(a: Codes, b: Codes, group: np.ndarray) -> Measured:
+    return _measured(linear_cka(a, b, group), None)
+
+
+def _measured(estimate: Estimate, least: float | None) -> Measured:
+    return estimate.measured("correlation" if least is not None else "fraction", least=least, most=1.0)

@@ -1,0 +1,247 @@
+"""The result of a comparison: plain data, its table and its notebook view."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, ClassVar
+
+from ..errors import FormatError
+from ..files import read_json, write_json
+from ..measure import Measured, result_from_json, result_to_json
+from .match import Certificate
+
+
+@dataclass(frozen=True)
+class Side:
+    """The matching of the decoders, or of the encoders, of two SAEs."""
+
+    partner: list[int] = field(repr=False)
+    """Per latent of the first SAE: the latent of the second that it is matched with, -1 for none."""
+    cosine: list[float | None] = field(repr=False)
+    """Cosine of each pair, rounded to 6 decimals; None for none."""
+    mean_cosine: Measured
+    """Mean over the pairs."""
+    max_cosine: Measured
+    """Mean over both directions of the mean largest cosine with any latent of the other: no matching, larger."""
+    pw_mcc: Measured
+    """The same with absolute cosines."""
+    certificate: Certificate
+    """Proof that no other one-to-one matching has a larger sum of cosines."""
+
+
+@dataclass(frozen=True)
+class OnRows:
+    """How alike two SAEs act on the same rows."""
+
+    correlation: Measured
+    """Mean Pearson correlation of the codes of pairs (matched by decoder) of which both fire."""
+    n_pairs: int
+    """Pairs of which both fire on the rows seen."""
+    cka: Measured
+    """Linear CKA of the codes (debiased), over a sample of rows; it needs no matching."""
+    rsa: Measured
+    """Spearman correlation of the dissimilarities of codes between rows, over the same sample."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two SAEs compared."""
+
+    first: str
+    """Name of one SAE."""
+    second: str
+    """Name of the other."""
+    shared: Measured
+    """Share of latents whose partners agree on both sides with both cosines over the threshold."""
+    aligned: Measured
+    """Share of latents with both cosines over the threshold, whether or not the partners agree."""
+    equal: Measured
+    """Share of latents whose decoder and encoder partners agree, at any cosine."""
+    decoder: Side
+    """Matching of the decoder rows."""
+    encoder: Side
+    """Matching of the encoder rows, found independently."""
+    on_rows: OnRows | None
+    """What the two do on rows; None where none were given."""
+
+
+@dataclass(frozen=True)
+class Null:
+    """The same quantities for dictionaries that have nothing in common: what chance gives."""
+
+    made: str
+    """How the two dictionaries were made."""
+    shared: Measured
+    equal: Measured
+    mean_cosine: Measured
+    max_cosine: Measured
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the SAEs, latent by latent."""
+
+    name: str
+    """What tables call it; unique within a comparison."""
+    sae: dict[str, Any]
+    """n_latents, d_in, rule, digest of all tensors, provenance."""
+    found_in: list[int] = field(repr=False)
+    """Per latent: the number of SAEs that have it, itself included."""
+    stability: list[float] = field(repr=False)
+    """Per latent: the share of the other SAEs that have it, the probability that another seed finds it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which latents SAEs share, beside what chance gives.
+
+    Shares are of the latents of the narrower SAE of a pair: only so many can have a partner.
+
+    Examples
+    --------
+    ::
+
+        result = sk.compare(saes)
+        result.shared                       # with its interval; result.shared_null beside it
+        result.saes[0].stability            # of each latent
+        result.pairs[0].decoder.certificate.gap
+    """
+
+    KIND: ClassVar[str] = "comparison"
+    SCHEMA: ClassVar[int] = 1
+
+    saekit: str
+    """Release that made it."""
+    versions: dict[str, str]
+    """Releases of what it ran on."""
+    settings: dict[str, Any]
+    """Threshold, strictness, seed, where the intervals come from."""
+    rows: dict[str, Any] | None
+    """``info`` of the rows; None where none were given."""
+    n_rows: int
+    """Rows seen."""
+    shared: Measured
+    """Share of latents that two SAEs have in common: mean over pairs of SAEs."""
+    shared_null: Measured | None
+    """The same for random dictionaries of the same shape (None without controls)."""
+    equal: Measured
+    """Share of latents whose decoder and encoder partners agree: mean over pairs."""
+    equal_null: Measured | None
+    mean_cosine: Measured
+    """Mean cosine of matched decoder rows: mean over pairs."""
+    mean_cosine_null: Measured | None
+    mean_cosine_encoder: Measured
+    """Mean cosine of matched encoder rows: mean over pairs."""
+    max_cosine: Measured
+    """Mean largest cosine of decoder rows, without matching: mean over pairs."""
+    max_cosine_null: Measured | None
+    pw_mcc: Measured
+    """Mean largest absolute cosine of decoder rows: mean over pairs."""
+    certificate: dict[str, Certificate]
+    """``decoder`` and ``encoder``: objective, dual bound and gap, summed over the pairs."""
+    in_exactly: list[Measured]
+    """Share of latents that exactly 1, 2, … m of the m SAEs have: mean over the SAEs."""
+    only_in_one: list[Measured]
+    """Share of latents that none of the others has, among any 2, 3, … m of the SAEs."""
+    saes: list[Compared]
+    """One per SAE, in the order given."""
+    pairs: list[Pair]
+    """All pairs of SAEs: (0, 1), (0, 2), …, (1, 2), …"""
+    nulls: dict[str, Null]
+    """``random``: random directions; ``permuted``: the second SAE with its coordinates permuted."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return result_to_json(self)
+
+    @classmethod
+    def from_json(cls, plain: Any) -> Comparison:
+        """The inverse of `to_json`.
+
+        Raises
+        ------
+        FormatError
+            Another kind, a newer schema, a key that is unknown or missing, lists that do not fit together.
+        """
+        result = result_from_json(cls, plain)
+        m = len(result.saes)
+        if m < 2 or len(result.pairs) != m * (m - 1) // 2 or len(result.in_exactly) != m:
+            raise FormatError(
+                f"a saved comparison of {m} SAEs must hold every pair of at least two SAEs; it holds "
+                f"{len(result.pairs)} pairs. The file was altered."
+            )
+        return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON file `path`, atomically."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Comparison:
+        """Read a file that `save` wrote.
+
+        Raises
+        ------
+        FormatError
+            See `from_json`.
+        FileNotFoundError
+            There is no such file.
+        """
+        return cls.from_json(read_json(path))
+
+    def table(self) -> list[list[str]]:
+        """Rows of text, headings first: all pairs together, what chance gives, then each pair."""
+        head = ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"]
+        with_rows = any(pair.on_rows for pair in self.pairs)
+        head += ["correlation", "cka"] if with_rows else []
+        gap = [""] * (2 if with_rows else 0)
+        lines = [head]
+        if len(self.pairs) > 1:
+            lines.append([
+                f"{len(self.pairs)} pairs",
+                *map(str, (self.shared, self.equal, self.mean_cosine, self.mean_cosine_encoder, self.max_cosine)),
+                *gap,
+            ])  # fmt: skip
+        for pair in self.pairs:
+            sides = pair.decoder.mean_cosine, pair.encoder.mean_cosine, pair.decoder.max_cosine
+            on_rows = [] if not with_rows else ["–", "–"]
+            if pair.on_rows is not None:
+                on_rows = [str(pair.on_rows.correlation), str(pair.on_rows.cka)]
+            lines.append([f"{pair.first} | {pair.second}", *map(str, (pair.shared, pair.equal, *sides)), *on_rows])
+        lines += [
+            [f"  {name}", str(null.shared), str(null.equal), str(null.mean_cosine), "", str(null.max_cosine), *gap]
+            for name, null in self.nulls.items()
+        ]
+        return lines
+
+    def __repr__(self) -> str:
+        lines = self.table()
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        return (
+            "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+            + f"\n{self.caption()}"
+        )
+
+    def _repr_html_(self) -> str:
+        heading, *lines = self.table()
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell).replace('  ', '&nbsp;&nbsp;')}</td>" for cell in line) + "</tr>"
+            for line in lines
+        )
+        caption = f"<caption>{escape(self.caption())}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def caption(self) -> str:
+        """One line under the table: what counts as shared, where intervals come from, how exact the matching is."""
+        operator = ">" if self.settings["strict"] else ">="
+        gap = max(certificate.gap for certificate in self.certificate.values())
+        found = ", ".join(f"{each:.1%}".split(" [")[0] for each in self.in_exactly)
+        many = f"; in exactly 1 … {len(self.saes)} of {len(self.saes)} SAEs: {found}" if len(self.saes) > 2 else ""
+        return (
+            f"shared: decoder and encoder partners agree, both cosines {operator} {self.settings['threshold']}; "
+            f"{self.settings['intervals']['level']:.0%} intervals {self.settings['intervals']['over']}; "
+            f"matching exact within {gap:.0e} in all{many}"
+        )
