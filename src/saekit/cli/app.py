@@ -17,6 +17,8 @@ from .. import __version__
 from ..errors import ConfigError, SaekitError, ShapeError
 from .capture import HELP as CAPTURE_HELP
 from .capture import capture
+from .compare import HELP as COMPARE_HELP
+from .compare import compare
 from .demo import HELP as DEMO_HELP
 from .demo import demo
 from .evaluate import HELP as EVALUATE_HELP
@@ -35,6 +37,7 @@ HELP = """Sparse autoencoders from training to report.
   saekit capture --model M --data D --layer 2 --out rows  activations of a language model
   saekit train --rows rows --arch topk --latents 1024 --k 16 --out run
   saekit evaluate run --rows rows                         numbers beside their controls
+  saekit compare run                                      latents that seeds share, beside chance
   saekit report run                                       one HTML page
 
 --model takes a folder, a hub name or `builtin`; --data a file, a hub data set (owner/name[:config][@split]) or
@@ -75,6 +78,7 @@ def _options(
 app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language model as rows on disk.")(capture)
 app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
 app.command("evaluate", help=EVALUATE_HELP, short_help="Measure SAEs beside their controls.")(evaluate)
+app.command("compare", help=COMPARE_HELP, short_help="Which latents SAEs share, beside chance.")(compare)
 app.command("show", help=SHOW_HELP, short_help="What is in an SAE file.")(show)
 app.command("report", help=REPORT_HELP, short_help="One HTML page from a folder of results.")(report)
 app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)

@@ -70,6 +70,12 @@ def _bare(cell: str) -> str:
     return cell.split(" [")[0]
 
 
+def print_comparison(result: Any) -> None:
+    """Shared latents, equal partners and cosines of all pairs, then what chance gives and what was counted."""
+    print_table([line[:4] for line in result.table()])
+    typer.echo(result.caption())
+
+
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
     """Bars on stderr, one per stage; without a terminal a line at the end of each stage."""

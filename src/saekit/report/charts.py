@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C00", "#7F7F7F")
 MUTED = "#8a8f98"
 _INK = "#123456"  # a placeholder, replaced by the text colour of the page
+_PAPER_INK = "#22272e"
+MOST_POINTS = 2000
+"""A cloud of more points is drawn as an image inside the chart."""
 
 _STYLE: Any = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
@@ -80,6 +85,92 @@ def intervals(points: Sequence[tuple[str, Mapping[str, Any], bool]], *, x: str) 
         axes.grid(axis="y", visible=False)
 
     return _svg(draw, (6.4, 0.7 + 0.28 * len(points)))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart before it has a format."""
+
+    draw: Callable[[Axes], None]
+    size: tuple[float, float]
+
+    def svg(self) -> str:
+        """For a page or a file of its own."""
+        return _svg(self.draw, self.size)
+
+    def png(self) -> bytes:
+        """On white, for documents that take no SVG."""
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        inked = {key: _PAPER_INK if value == _INK else value for key, value in _STYLE.items()}
+        with matplotlib.rc_context(inked):
+            figure = Figure(figsize=self.size, layout="constrained")
+            self.draw(figure.add_subplot())
+            stream = io.BytesIO()
+            figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
+        return stream.getvalue()
+
+
+def histogram(
+    series: Mapping[str, Sequence[float]], edges: Sequence[float], *, x: str, y: str, marks: Mapping[str, float]
+) -> Chart:
+    """Shares of the values of each name between `edges`; `marks` are labelled upright lines."""
+
+    def draw(axes: Axes) -> None:
+        middles = [(low + high) / 2 for low, high in pairwise(edges)]
+        for index, (name, values) in enumerate(series.items()):
+            counts = [0] * len(middles)
+            for value in values:
+                place = int((value - edges[0]) / (edges[-1] - edges[0]) * len(middles))
+                counts[min(max(place, 0), len(middles) - 1)] += 1
+            shares = [count / max(len(values), 1) for count in counts]
+            axes.plot(middles, shares, drawstyle="steps-mid", color=PALETTE[index], label=_plain(name))
+        for index, (name, at) in enumerate(marks.items()):
+            axes.axvline(at, color=MUTED, linestyle=("--", ":", "-.")[index % 3], label=_plain(name))
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8)
+
+    return Chart(draw, (6.4, 3.0))
+
+
+def scatter(groups: Mapping[str, Series], *, x: str, y: str, at: float) -> Chart:
+    """Points of each name, with lines at the value `at` on both axes."""
+
+    def draw(axes: Axes) -> None:
+        many = sum(len(xs) for xs, _ in groups.values()) > MOST_POINTS
+        for index, (name, (xs, ys)) in enumerate(groups.items()):
+            axes.scatter(
+                xs, ys, s=4 if many else 9, alpha=0.4, linewidths=0, color=PALETTE[index], label=_plain(name),
+                rasterized=many,
+            )  # fmt: skip
+        axes.axvline(at, color=MUTED, linestyle="--", linewidth=1)
+        axes.axhline(at, color=MUTED, linestyle="--", linewidth=1)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.legend(fontsize=8)
+
+    return Chart(draw, (4.8, 4.4))
+
+
+def bars(values: Sequence[tuple[str, Mapping[str, Any]]], *, x: str, y: str) -> Chart:
+    """A bar with its interval for each ``(label, measured)``."""
+
+    def draw(axes: Axes) -> None:
+        for place, (_, measured) in enumerate(values):
+            value, low, high = (measured.get(key) for key in ("value", "low", "high"))
+            axes.bar([place], [value or 0.0], color=PALETTE[0], width=0.7)
+            if low is not None and high is not None:
+                axes.plot([place, place], [low, high], color=MUTED, linewidth=2)
+        axes.set_xticks(range(len(values)), [_plain(label) for label, _ in values])
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="x", visible=False)
+
+    return Chart(draw, (6.4, 3.0))
 
 
 def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:

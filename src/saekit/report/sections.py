@@ -8,6 +8,7 @@ from typing import Any
 
 from ..measure import METRICS
 from . import charts
+from .comparison import comparison
 from .parts import Cell, Figure, Section, Table, facts, measured_cell, number
 
 _HEADINGS = {
@@ -173,5 +174,6 @@ def _last(log: Mapping[str, Any], name: str) -> Cell:
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "evaluation": evaluation,
     "training": training,
+    "comparison": comparison,
 }
 """Kind of result -> the function that shows it."""

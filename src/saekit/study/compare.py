@@ -78,7 +78,7 @@ def compare(
     seed
         Of the random dictionaries.
     progress
-        Called as ``progress(stage, done, total)``.
+        Called as ``progress(stage, done, total)`` with the stages ``"match"`` (matchings) and ``"rows"``.
 
     Returns
     -------
@@ -108,10 +108,9 @@ def compare(
                 f"compare: rows must have the width of the SAEs, {named[0][1].d_in}; they have {source.d_in}. "
                 "Were the SAEs trained on another model or hook?"
             )
-    matched = [
-        (i, j, *_match(named[i][1], named[j][1], f"{named[i][0]} | {named[j][0]}", progress))
-        for i, j in combinations(range(len(named)), 2)
-    ]
+    every = list(combinations(range(len(named)), 2))
+    tick = _Count(progress, 2 * len(every) + (4 if controls else 0))
+    matched = [(i, j, *_match(named[i][1], named[j][1], tick)) for i, j in every]
     seen = None if source is None else _act(named, matched, source, max_rows, batch_rows, progress)
     rule = _Rule(threshold, strict)
     pairs = [
@@ -119,7 +118,7 @@ def compare(
         for at, (i, j, decoder, encoder) in enumerate(matched)
     ]
     found = _found_in(named, matched, rule)
-    nulls = _nulls(named[0][1], named[1][1], rule, seed, progress) if controls else {}
+    nulls = _nulls(named[0][1], named[1][1], rule, seed, tick) if controls else {}
     chance = nulls.get("random")
     over = _Over([(i, j) for i, j, _, _ in matched], len(named))
     return Comparison(
@@ -225,25 +224,29 @@ def _agree(decoder: Matching, encoder: Matching) -> Tensor:
     return (decoder.partner == encoder.partner) & (decoder.partner >= 0)
 
 
-def _match(a: SAE, b: SAE, label: str, progress: Progress | None) -> tuple[_Matched, _Matched]:
+class _Count:
+    """Tells how many of the matchings are done."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def __call__(self) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress("match", self.done, self.total)
+
+
+def _match(a: SAE, b: SAE, tick: _Count) -> tuple[_Matched, _Matched]:
     """Decoders and encoders of two SAEs matched."""
-    return (
-        _match_rows(a.W_dec, b.W_dec, f"decoder {label}", progress),
-        _match_rows(a.W_enc, b.W_enc, f"encoder {label}", progress),
-    )
+    return _match_rows(a.W_dec, b.W_dec, tick), _match_rows(a.W_enc, b.W_enc, tick)
 
 
-def _match_rows(a: Tensor, b: Tensor, stage: str, progress: Progress | None) -> _Matched:
-    def told(_: str, done: int, total: int | None) -> None:
-        if progress is not None:
-            progress(stage, done, total)
-
+def _match_rows(a: Tensor, b: Tensor, tick: _Count) -> _Matched:
     b = b.to(a.device)
-    matching = match_latents(a, b, progress=told)
+    matching = match_latents(a, b)
     with torch.no_grad():
         top_a, low_a, top_b, low_b = extremes(Directions.of(a, "a"), Directions.of(b, "b"))
-    if progress is not None:
-        progress(stage, len(a), len(a))
+    tick()
     largest = (top_a.mean() + top_b.mean()) / 2
     absolute = (torch.maximum(top_a, -low_a).mean() + torch.maximum(top_b, -low_b).mean()) / 2
     spread = _spread(top_a), _spread(top_b)
@@ -407,7 +410,7 @@ def _share(count: int, n: int) -> Measured:
 # ---------------------------------------------------------------------------------------------------------- nulls
 
 
-def _nulls(a: SAE, b: SAE, rule: _Rule, seed: int, progress: Progress | None) -> dict[str, Null]:
+def _nulls(a: SAE, b: SAE, rule: _Rule, seed: int, tick: _Count) -> dict[str, Null]:
     """What chance gives, for dictionaries of the shape of the first pair."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -420,20 +423,19 @@ def _nulls(a: SAE, b: SAE, rule: _Rule, seed: int, progress: Progress | None) ->
     directions = "directions drawn at random, decoder and encoder apart"
     return {
         "random": _null(
-            directions, (random(a.W_dec), random(b.W_dec)), (random(a.W_enc), random(b.W_enc)), rule, "random", progress
+            directions, (random(a.W_dec), random(b.W_dec)), (random(a.W_enc), random(b.W_enc)), rule, "random", tick
         ),
         "permuted": _null(
             "the first pair, coordinates of the second permuted alike in decoder and encoder",
-            (a.W_dec, mixed[0]), (a.W_enc, mixed[1]), rule, "permuted", progress,
+            (a.W_dec, mixed[0]), (a.W_enc, mixed[1]), rule, "permuted", tick,
         ),
     }  # fmt: skip
 
 
 def _null(
-    made: str, dec: tuple[Tensor, Tensor], enc: tuple[Tensor, Tensor], rule: _Rule, name: str, progress: Any
+    made: str, dec: tuple[Tensor, Tensor], enc: tuple[Tensor, Tensor], rule: _Rule, name: str, tick: _Count
 ) -> Null:
-    decoder = _match_rows(*dec, f"decoder of {name}", progress)
-    encoder = _match_rows(*enc, f"encoder of {name}", progress)
+    decoder, encoder = _match_rows(*dec, tick), _match_rows(*enc, tick)
     pair = _pair("", "", decoder, encoder, rule, None)
     n, m, d = len(dec[0]), len(dec[1]), dec[0].shape[1]
     if name != "random":
