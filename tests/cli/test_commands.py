@@ -85,6 +85,42 @@ def test_train_evaluate_report(call, rows):
     assert "Training" in page
 
 
+def test_compare_and_its_report(call, rows, sae_folder, tmp_path):
+    sae = SAE.load(sae_folder)
+    for seed in (1, 2):
+        save(sae.permute(torch.arange(31, -1, -1)).replace(provenance={"seed": seed}), tmp_path / f"more/seed{seed}")
+    status, out, err = call("compare", sae_folder, "more", "--rows", rows, "--out", "out")
+    assert status == 0, err
+    lines = [line.split()[:4] for line in out.splitlines()]
+    assert lines[0] == ["shared", "equal", "cosine", "dec"]
+    assert lines[2][:3] == ["3", "pairs", "1.00"]
+    assert "random" in out
+    assert "both cosines > 0.7" in out
+    assert "match: 10 in" in err
+    names = {f"comparison-{name}.{ending}" for name in ("cosines", "decoder-encoder", "in-exactly")
+             for ending in ("svg", "png")}  # fmt: skip
+    assert {path.name for path in Path("out").iterdir()} == names | {"comparison.json"}
+    assert Path("out/comparison-cosines.png").read_bytes().startswith(b"\x89PNG")
+
+    assert call("report", "out")[0] == 0
+    page = Path("out/report.html").read_text()
+    assert "Which latents SAEs share" in page
+    assert "↳ permuted" in page
+
+    status, out, err = call("compare", "more", "--threshold", "1.0", "--no-controls", "--json")
+    assert (status, err) == (0, "")
+    value = json.loads(out)
+    assert value["equal"]["value"] == 1
+    assert value["shared_null"] is None
+    assert value["settings"]["threshold"] == 1.0
+
+
+def test_compare_takes_two(call, sae_folder):
+    status, out, err = call("compare", sae_folder)
+    assert (status, out) == (2, "")
+    assert "at least two SAEs must be given" in err
+
+
 def test_json_is_one_object_and_all_there_is(call, rows, sae_folder):
     commands = [
         ("train", "--rows", rows, *TRAIN, "--out", "run"),

@@ -185,6 +185,77 @@ def test_a_dollar_sign_in_a_name_is_shown_as_it_is():
     assert ">c<" in svg
 
 
+@pytest.fixture
+def comparison() -> dict:
+    side = {
+        "partner": [1, 0, -1],
+        "cosine": [0.875, -0.25, None],
+        "mean_cosine": measured(0.3125, 0.3, 0.325, "cosine"),
+        "max_cosine": measured(0.4375, 0.4, 0.5, "cosine"),
+        "pw_mcc": measured(0.5, 0.4, 0.6, "cosine"),
+        "certificate": {"objective": 0.625, "dual": 0.625000001, "gap": 1e-9},
+    }
+    encoder = {**side, "partner": [1, 2, -1]}
+    shared = {"shared": measured(0.5, 0.25, 0.75), "equal": measured(0.75, 0.5, 1.0), "aligned": measured(0.5)}
+    on_rows = {"correlation": measured(0.6875), "n_pairs": 2, "cka": measured(0.8125), "rsa": measured(0.9375)}
+    pairs = [("a", "b"), ("a", NASTY), ("b", NASTY)]
+    null = {"made": "at random", "shared": measured(0.0), "equal": measured(0.125), "mean_cosine": measured(0.0625),
+            "max_cosine": measured(0.09375)}  # fmt: skip
+    return {
+        "kind": "comparison", "schema": 1, "saekit": "0.1.0", "versions": {"torch": "2.13.0"},
+        "settings": {"threshold": 0.7, "strict": True, "intervals": {"level": 0.95, "over": "latents"}},
+        "rows": None, "n_rows": 0,
+        "shared": measured(0.5), "equal": measured(0.75), "mean_cosine": measured(0.3125),
+        "mean_cosine_encoder": measured(0.3125), "max_cosine": measured(0.4375),
+        "mean_cosine_null": measured(0.0625),
+        "in_exactly": [measured(0.25, 0.2, 0.3), measured(0.25), measured(0.5)],
+        "saes": [
+            {"name": name, "sae": {"n_latents": 3}, "found_in": [], "stability": []} for name in ("a", "b", NASTY)
+        ],
+        "pairs": [
+            {"first": one, "second": two, **shared, "decoder": side, "encoder": encoder,
+             "on_rows": on_rows if one == "a" else None}
+            for one, two in pairs
+        ],
+        "nulls": {"random": null},
+    }  # fmt: skip
+
+
+def test_comparisons_stand_beside_chance(comparison):
+    page = report.render([comparison])
+    assert "<script>alert" not in page
+    table, proofs = sections.RENDERERS["comparison"](comparison)[:2]
+    names = [row[0].text for row in table.tables[0].rows]
+    assert names == ["all pairs", "a | b", f"a | {NASTY}", f"b | {NASTY}", "↳ random"]
+    assert table.tables[0].muted == {4}
+    assert [cell.text for cell in table.tables[0].rows[1]][1:] == [
+        "0.5", "0.75", "0.312", "0.312", "0.438", "0.688", "0.812",
+    ]  # fmt: skip
+    assert [cell.text for cell in proofs.tables[0].rows[0]][1:] == ["0.625", "0.625000001", "1.0e-09"]
+    assert len(table.figures) == 3
+    assert "partners differ" in table.figures[1].svg
+    two = copy.deepcopy(comparison) | {"saes": comparison["saes"][:2], "nulls": {}, "mean_cosine_null": None}
+    assert len(sections.RENDERERS["comparison"](two)[0].figures) == 2
+
+
+def test_charts_as_files(comparison, tmp_path):
+    written = report.write_figures(comparison, tmp_path)
+    assert [path.name for path in written][:2] == ["comparison-cosines.svg", "comparison-cosines.png"]
+    before = [path.read_bytes() for path in written]
+    report.write_figures(comparison, tmp_path)
+    assert [path.read_bytes() for path in written] == before
+    assert before[0].startswith(b"<svg")
+    assert b'xmlns="http://www.w3.org/2000/svg"' in before[0]
+    assert before[1].startswith(b"\x89PNG")
+
+
+def test_many_points_become_an_image():
+    values = [i / 3000 for i in range(3000)]
+    svg = charts.scatter({"a": (values, values)}, x="x", y="y", at=0.7).svg()
+    assert "data:image/png" in svg
+    assert len(svg) < 200_000
+
+
 def test_without_a_language_model_or_controls(evaluation):
     evaluation["language_model"] = None
     for each in evaluation["entries"]:

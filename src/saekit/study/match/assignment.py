@@ -1,6 +1,6 @@
 """Maximum-weight assignment on a sparse graph, with dual prices.
 
-Bertsekas' auction with epsilon-scaling brings every row within 2^-30 of its best; rows that it leaves unmatched within
+Bertsekas' auction with epsilon-scaling brings every row within 2^-33 of its best; rows that it leaves unmatched within
 its budget of bids are matched along shortest augmenting paths. All arithmetic is in integers (weights times 2^40), so
 that the same graph gives the same matching on every machine, compiled or not.
 
