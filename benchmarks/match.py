@@ -4,9 +4,9 @@
     python benchmarks/match.py --latents 4096,16384       # some of them
     python benchmarks/match.py --exact 200 --most 1024    # against scipy on random and hard instances instead
 
-Dictionaries are simulated: 40 % of the latents shared at cosine 0.7 to 0.98, the rest mildly clustered. Every width runs
-in a process of its own, so that its peak memory is its own. The table goes to ``benchmarks/match.json`` and between the
-markers of ``benchmarks/README.md`` with ``--write``.
+Dictionaries are simulated: 40 % of the latents shared at cosine 0.7 to 0.98, the rest mildly clustered. Every width
+runs in a process of its own, so that its peak memory is its own. ``--write`` puts the table into
+``benchmarks/match.json`` and between the markers of ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
