@@ -169,10 +169,10 @@ def test_products_agree_with_the_whole_matrix(narrow):
     prices = draw(160, seed=3).double()
     for mode in ("auto", "plain"):
         with kernels.switch.using(mode):
-            values, columns, rows = products.best_both_ways(a, b, 4, 6)
-            torch.testing.assert_close(values.double(), S.topk(4, dim=1).values, atol=1e-6, rtol=0)
-            torch.testing.assert_close(S.gather(1, columns), S.topk(4, dim=1).values, atol=1e-6, rtol=0)
-            kept = S.T.gather(1, rows).sort(dim=1, descending=True).values
+            found = products.best_both_ways(a, b, 4, 6)
+            torch.testing.assert_close(S.gather(1, found.columns), S.topk(4, dim=1).values, atol=1e-6, rtol=0)
+            torch.testing.assert_close(found.bound, S.topk(4, dim=1).values[:, -1], atol=1e-5, rtol=0)
+            kept = S.T.gather(1, found.rows).sort(dim=1, descending=True).values
             torch.testing.assert_close(kept, S.T.topk(6, dim=1).values, atol=1e-6, rtol=0)
             some = torch.tensor([3, 88, 41])
             for exact in (False, True):
@@ -191,6 +191,24 @@ def test_products_agree_with_the_whole_matrix(narrow):
     everything = {(p, c) for p, c in zip(place.tolist(), column.tolist())}
     above = (S - prices)[some] > 0.3
     assert everything == {(p, c) for p, c in above.nonzero().tolist()}
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """The first product in bf16, whatever the size and the processor."""
+    monkeypatch.setattr(products, "COARSE_PAIRS", 0)
+    monkeypatch.setattr(products, "_multiplies_bf16", lambda: True)
+
+
+@pytest.mark.skipif(not assignment.is_compiled(), reason="only the compiled loops multiply in bf16")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_best_and_proven_from_a_coarse_product(narrow, coarse, family):
+    a, b = FAMILIES[family](110, 140, 24)
+    check(a, b)
+    found = products.best_both_ways(Directions.of(a, "a"), Directions.of(b, "b"), 5, 3)
+    outside = cosines(a, b).scatter(1, found.columns, -2.0).amax(1)
+    assert bool((outside <= found.bound).all())
+    assert float((found.bound - cosines(a, b).topk(5, dim=1).values[:, -1]).abs().max()) < 0.03
 
 
 def test_rounding_is_bounded_more_widely_where_factors_are_rounded():

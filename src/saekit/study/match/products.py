@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, ShapeError
+from ...kernels import switch
 from .assignment import is_compiled
 
 BLOCK_ROWS = 1024
 BLOCK_COLUMNS = 8192
 TILE_ROWS = 512
+COARSE_PAIRS = 2**24
+"""From this many pairs on the first product is made in bf16, where the processor has instructions for it."""
 PAIRS = 8192
 """Pairs whose cosines are computed exactly at a time."""
 
@@ -117,7 +120,7 @@ def best(
     k = min(k, len(b))
     n = len(a) if rows is None else len(rows)
     if _is_plain(a) and _is_plain(b) and not exact:
-        return _best_compiled(a, rows, b, prices, k, 0, tick)[:2]
+        return _best_compiled(a.unit, rows, b.unit, prices, k, 0, tick)[:2]
     values, columns = [], []
     prices = prices.to(a.x.device)
     for start in range(0, n, BLOCK_ROWS):
@@ -134,13 +137,42 @@ def best(
     return torch.cat(values), torch.cat(columns)
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The largest cosines of every row and column of a product."""
+
+    columns: Tensor
+    """``int64 [n, k]``: columns of the largest of each row."""
+    rows: Tensor
+    """``int64 [m, k_columns]``: rows of the largest of each column."""
+    bound: Tensor
+    """``float64 [n]``: no other cosine of the row is larger."""
+
+
 def best_both_ways(
     a: Directions, b: Directions, k: int, k_columns: int, *, tick: Tick | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The `k` largest cosines per row (values, columns) and the rows of the `k_columns` largest per column."""
+) -> Candidates:  # fmt: skip
+    """The `k` largest cosines per row and the `k_columns` largest per column; nearly so where made in bf16."""
     k, k_columns = min(k, len(b)), min(k_columns, len(a))
+    error, relative = reach(a.x.shape[1], 0.0, exact=False), 0.0
     if _is_plain(a) and _is_plain(b):
-        return _best_compiled(a, None, b, torch.zeros(len(b)), k, k_columns, tick)
+        left, right = a.unit, b.unit
+        if len(a) * len(b) >= COARSE_PAIRS and _multiplies_bf16():
+            (left, lost_a), (right, lost_b) = _rounded(a), _rounded(b)
+            # Cauchy-Schwarz on what rounding the factors loses; the product itself is rounded to 8 bits once more.
+            error, relative = error + lost_a + lost_b + lost_a * lost_b, 2.0**-8
+        zero = torch.zeros(len(b))
+        values, columns, rows = _best_compiled(left, None, right, zero, k, k_columns, tick)
+    else:
+        values, columns, rows = _best_both_ways(a, b, k, k_columns, tick)
+    least = values[:, -1].double().cpu()
+    bound = torch.full_like(least, -torch.inf) if k == len(b) else least + relative * least.abs() + error
+    return Candidates(columns.cpu(), rows.cpu(), bound)
+
+
+def _best_both_ways(
+    a: Directions, b: Directions, k: int, k_columns: int, tick: Tick | None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     values, columns = [], []
     top_value = a.unit.new_empty(len(b), 0)
     top_row = torch.empty(len(b), 0, dtype=torch.long, device=top_value.device)
@@ -224,8 +256,21 @@ def _is_plain(rows: Directions) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous() and is_compiled()
 
 
+def _multiplies_bf16() -> bool:
+    """Whether products in bf16 are fast here."""
+    return switch.mode() != "plain" and switch.unavailable() is None
+
+
+def _rounded(rows: Directions) -> tuple[Tensor, float]:
+    """The unit vectors in bf16, and the largest length that rounding took from one."""
+    half = rows.unit.bfloat16()
+    blocks = range(0, len(rows), BLOCK_ROWS)
+    lost = [(rows.unit[at : at + BLOCK_ROWS] - half[at : at + BLOCK_ROWS].float()).norm(dim=1).amax() for at in blocks]
+    return half, 1.001 * float(torch.stack(lost).max())
+
+
 def _best_compiled(
-    a: Directions, rows: Tensor | None, b: Directions, prices: Tensor, k: int, k_columns: int, tick: Tick | None
+    a: Tensor, rows: Tensor | None, b: Tensor, prices: Tensor, k: int, k_columns: int, tick: Tick | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`best` and `best_both_ways`: heaps per row and column that each tile of the product goes through."""
     from .scan import keep_by_column, keep_by_row
@@ -235,15 +280,20 @@ def _best_compiled(
     top_value, top_item = np.full((m, k_columns), -np.inf, np.float32), np.zeros((m, k_columns), dtype=np.int64)
     limits = np.full(m, -np.inf, dtype=np.float32)
     price = prices.float().numpy()
-    buffer = torch.empty(min(n, TILE_ROWS) * min(m, BLOCK_COLUMNS))
+    size = min(n, TILE_ROWS) * min(m, BLOCK_COLUMNS)
+    product = torch.empty(size, dtype=a.dtype)
+    widened = product if a.dtype == torch.float32 else torch.empty(size)
     for start in range(0, n, TILE_ROWS):
         part = slice(start, start + TILE_ROWS)
-        left = a.unit[part] if rows is None else a.unit[rows[part]]
+        left = a[part] if rows is None else a[rows[part]]
         for first in range(0, m, BLOCK_COLUMNS):
             across = slice(first, first + BLOCK_COLUMNS)
-            right = b.unit[across]
-            tile = buffer[: len(left) * len(right)].view(len(left), len(right))
-            cosines = torch.mm(left, right.T, out=tile).numpy()
+            right = b[across]
+            shape = len(left), len(right)
+            tile = torch.mm(left, right.T, out=product[: len(left) * len(right)].view(shape))
+            if widened is not product:
+                tile = widened[: len(left) * len(right)].view(shape).copy_(tile)
+            cosines = tile.numpy()
             _threads(keep_by_row, len(left), cosines, price[across], first, value[part], item[part])
             if k_columns:
                 _threads(

@@ -44,11 +44,12 @@ def _sift(value: Any, item: Any, k: int, new_value: Any, new_item: Any) -> None:
 
 
 @njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
-def _largest_above(line: Any, limits: Any, first: int, stop: int) -> Any:
-    most = np.float32(-np.inf)
-    for c in range(first, stop):
-        most = max(most, line[c] - limits[c])
-    return most
+def _any_above(line: Any, limits: Any, least: Any) -> Any:
+    """Whether ``line - limits`` exceeds `least` anywhere. Without branches or a start index it is vectorized."""
+    above = 0
+    for c in range(len(line)):
+        above |= line[c] - limits[c] > least
+    return above
 
 
 @njit(nogil=True, cache=True)
@@ -61,7 +62,7 @@ def keep_by_row(start: int, stop: int, tile: Any, prices: Any, first: int, value
         heap = value[r]
         for at in range(0, width, CHUNK):
             end = min(at + CHUNK, width)
-            if _largest_above(line, prices, at, end) > heap[0]:
+            if _any_above(line[at:end], prices[at:end], heap[0]):
                 for c in range(at, end):
                     one = line[c] - prices[c]
                     if one > heap[0]:
@@ -78,7 +79,7 @@ def keep_by_column(
         line = tile[r]
         for at in range(start, stop, CHUNK):
             end = min(at + CHUNK, stop)
-            if _largest_above(line, limits, at, end) > 0:
+            if _any_above(line[at:end], limits[at:end], np.float32(0.0)):
                 for c in range(at, end):
                     if line[c] > limits[c]:
                         _sift(value[c], item[c], k, line[c], first + r)
