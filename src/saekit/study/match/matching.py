@@ -21,7 +21,7 @@ MORE = 24
 """Largest ``cosine - price`` per row that is looked at again."""
 MARGIN = 0.02
 """Pairs this close to their prices become edges as well: prices move a little when others are added."""
-LOOSE_SHARE = 64
+LOOSE_SHARE = 128
 """One column in this many may fall in price without casting doubt on every row; its pairs are looked at apart."""
 TOLERANCE = FINEST
 

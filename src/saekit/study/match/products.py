@@ -59,14 +59,13 @@ class Directions:
         inverse = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         unit = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         for start in range(0, len(x), BLOCK_ROWS):
-            rows = x[start : start + BLOCK_ROWS].double()
-            largest = rows.abs().amax(1, keepdim=True)
-            if not bool(torch.isfinite(largest).all()):
+            part = slice(start, start + BLOCK_ROWS)
+            # In float64 the squares of the smallest and largest float32 numbers are finite and not zero.
+            norm = torch.linalg.vector_norm(x[part], dim=1, dtype=torch.float64)
+            if not bool(torch.isfinite(norm).all()):
                 raise DataError(f"match: `{name}` must be finite; it holds NaN or infinity. Its training went wrong.")
-            # Divided by the largest entry first: the squares of very small or large entries would not be finite.
-            norm = (rows / largest.clamp_min(torch.finfo(torch.float64).tiny)).norm(dim=1) * largest.squeeze(1)
-            inverse[start : start + BLOCK_ROWS] = torch.where(norm > _SMALLEST, 1 / norm, 0.0)
-            unit[start : start + BLOCK_ROWS] = rows * inverse[start : start + BLOCK_ROWS, None]
+            inverse[part] = torch.where(norm > _SMALLEST, 1 / norm, 0.0)
+            unit[part] = x[part] * inverse[part, None]
         return cls(x, inverse, unit)
 
     def __len__(self) -> int:
