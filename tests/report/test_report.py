@@ -213,7 +213,7 @@ def comparison() -> dict:
             {"name": name, "sae": {"n_latents": 3}, "found_in": [], "stability": []} for name in ("a", "b", NASTY)
         ],
         "pairs": [
-            {"first": one, "second": two, **shared, "decoder": side, "encoder": encoder,
+            {"first": one, "second": two, "same_seed": two == "b", **shared, "decoder": side, "encoder": encoder,
              "on_rows": on_rows if one == "a" else None}
             for one, two in pairs
         ],
@@ -226,7 +226,7 @@ def test_comparisons_stand_beside_chance(comparison):
     assert "<script>alert" not in page
     table, proofs = sections.RENDERERS["comparison"](comparison)[:2]
     names = [row[0].text for row in table.tables[0].rows]
-    assert names == ["all pairs", "a | b", f"a | {NASTY}", f"b | {NASTY}", "↳ random"]
+    assert names == ["all pairs", "a | b *", f"a | {NASTY}", f"b | {NASTY}", "↳ random"]
     assert table.tables[0].muted == {4}
     assert [cell.text for cell in table.tables[0].rows[1]][1:] == [
         "0.5", "0.75", "0.312", "0.312", "0.438", "0.688", "0.812",

@@ -221,6 +221,17 @@ def test_tables(planted, rows, oracle):
     assert "<th>cka</th>" in html
 
 
+def test_pairs_that_began_alike_are_marked():
+    a, b, c = (sae_of(directions(20, i), seed=seed) for i, seed in enumerate((3, 3, 4)))
+    result = compare([a, b, c], controls=False)
+    assert [pair.same_seed for pair in result.pairs] == [True, False, False]
+    assert [line[0].endswith(" *") for line in result.table()[2:]] == [True, False, False]
+    assert "* began from the same random weights" in repr(result)
+    assert not compare([a, b.take(10)], controls=False).pairs[0].same_seed
+    unknown = sae_of(directions(20, 5))
+    assert not compare([unknown, unknown], controls=False).pairs[0].same_seed
+
+
 def test_names_are_escaped(tmp_path):
     sae = sae_of(torch.eye(3))
     sae.save(tmp_path / "<b>")

@@ -30,7 +30,8 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
         "Which latents SAEs share, beside chance",
         "A latent is shared when decoder and encoder, matched independently, give it the same partner and both "
         f"cosines are {limit}. Intervals: {settings['intervals']['over']}. Grey rows are "
-        "dictionaries that have nothing in common.",
+        "dictionaries that have nothing in common. Pairs with a star began from the same random weights: what they "
+        "share says nothing about stability.",
         [Table(_COLUMNS, rows, "", muted)],
         [Figure(chart.svg(), caption) for chart, caption in drawn.values()],
     )
@@ -111,7 +112,8 @@ def _pair(pair: Mapping[str, Any]) -> list[Cell]:
         pair["shared"], pair["equal"], pair["decoder"]["mean_cosine"], pair["encoder"]["mean_cosine"],
         pair["decoder"]["max_cosine"], on_rows.get("correlation"), on_rows.get("cka"),
     )  # fmt: skip
-    return [Cell(f"{pair['first']} | {pair['second']}"), *(measured_cell(value) for value in values)]
+    mark, note = (" *", "began from the same random weights: no test of stability") if pair["same_seed"] else ("", "")
+    return [Cell(f"{pair['first']} | {pair['second']}{mark}", note=note), *(measured_cell(value) for value in values)]
 
 
 def _null(name: str, null: Mapping[str, Any]) -> list[Cell]:

@@ -114,7 +114,7 @@ def compare(
     seen = None if source is None else _act(named, matched, source, max_rows, batch_rows, progress)
     rule = _Rule(threshold, strict)
     pairs = [
-        _pair(named[i][0], named[j][0], decoder, encoder, rule, None if seen is None else seen.on_rows[at])
+        _pair(named[i], named[j], decoder, encoder, rule, None if seen is None else seen.on_rows[at])
         for at, (i, j, decoder, encoder) in enumerate(matched)
     ]
     found = _found_in(named, matched, rule)
@@ -269,20 +269,33 @@ def _side(matched: _Matched) -> Side:
 
 
 def _pair(
-    first: str, second: str, decoder: _Matched, encoder: _Matched, rule: _Rule, on_rows: OnRows | None
+    a: tuple[str, SAE], b: tuple[str, SAE], decoder: _Matched, encoder: _Matched, rule: _Rule, on_rows: OnRows | None
 ) -> Pair:  # fmt: skip
     one, other = decoder.matching, encoder.matching
     n = min(len(one.partner), one.n_b)
     return Pair(
-        first=first,
-        second=second,
-        shared=_share(int(rule.shared(one, other).sum()), n),
-        aligned=_share(int((rule.over(one.cosine) & rule.over(other.cosine)).sum()), n),
-        equal=_share(int(_agree(one, other).sum()), n),
+        first=a[0],
+        second=b[0],
+        same_seed=_same_seed(a[1], b[1]),
+        **_shares(one, other, rule, n),
         decoder=_side(decoder),
         encoder=_side(encoder),
         on_rows=on_rows,
     )
+
+
+def _shares(decoder: Matching, encoder: Matching, rule: _Rule, n: int) -> dict[str, Measured]:
+    """``shared``, ``aligned`` and ``equal`` of `n` latents."""
+    return {
+        "shared": _share(int(rule.shared(decoder, encoder).sum()), n),
+        "aligned": _share(int((rule.over(decoder.cosine) & rule.over(encoder.cosine)).sum()), n),
+        "equal": _share(int(_agree(decoder, encoder).sum()), n),
+    }
+
+
+def _same_seed(a: SAE, b: SAE) -> bool:
+    seed = a.provenance.get("seed")
+    return seed is not None and seed == b.provenance.get("seed") and a.W_enc.shape == b.W_enc.shape
 
 
 def _sum(certificates: list[Certificate]) -> Certificate:
@@ -436,14 +449,15 @@ def _null(
     made: str, dec: tuple[Tensor, Tensor], enc: tuple[Tensor, Tensor], rule: _Rule, name: str, tick: _Count
 ) -> Null:
     decoder, encoder = _match_rows(*dec, tick), _match_rows(*enc, tick)
-    pair = _pair("", "", decoder, encoder, rule, None)
     n, m, d = len(dec[0]), len(dec[1]), dec[0].shape[1]
+    shares = _shares(decoder.matching, encoder.matching, rule, min(n, m))
+    mean = _side(decoder).mean_cosine
     if name != "random":
-        return Null(made, pair.shared, pair.equal, pair.decoder.mean_cosine, pair.decoder.max_cosine)
+        return Null(made, shares["shared"], shares["equal"], mean, decoder.largest)
     # Two random matchings give one latent the same partner with probability 1 / larger width.
-    equal = _with_formula(pair.equal, 1 / max(n, m))
+    equal = _with_formula(shares["equal"], 1 / max(n, m))
     largest = (random_max_cosine(m + 1, d) + random_max_cosine(n + 1, d)) / 2
-    return Null(made, pair.shared, equal, pair.decoder.mean_cosine, _with_formula(pair.decoder.max_cosine, largest))
+    return Null(made, shares["shared"], equal, mean, _with_formula(decoder.largest, largest))
 
 
 def _with_formula(measured: Measured, expected: float) -> Measured:

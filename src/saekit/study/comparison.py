@@ -53,6 +53,8 @@ class Pair:
     """Name of one SAE."""
     second: str
     """Name of the other."""
+    same_seed: bool
+    """Whether both began from the same random weights (same seed and shape): what they share says nothing then."""
     shared: Measured
     """Share of latents whose partners agree on both sides with both cosines over the threshold."""
     aligned: Measured
@@ -209,7 +211,10 @@ class Comparison:
             on_rows = [] if not with_rows else ["–", "–"]
             if pair.on_rows is not None:
                 on_rows = [str(pair.on_rows.correlation), str(pair.on_rows.cka)]
-            lines.append([f"{pair.first} | {pair.second}", *map(str, (pair.shared, pair.equal, *sides)), *on_rows])
+            mark = " *" if pair.same_seed else ""
+            lines.append(
+                [f"{pair.first} | {pair.second}{mark}", *map(str, (pair.shared, pair.equal, *sides)), *on_rows]
+            )
         lines += [
             [f"  {name}", str(null.shared), str(null.equal), str(null.mean_cosine), "", str(null.max_cosine), *gap]
             for name, null in self.nulls.items()
@@ -240,8 +245,10 @@ class Comparison:
         gap = max(certificate.gap for certificate in self.certificate.values())
         found = ", ".join(f"{each:.1%}".split(" [")[0] for each in self.in_exactly)
         many = f"; in exactly 1 … {len(self.saes)} of {len(self.saes)} SAEs: {found}" if len(self.saes) > 2 else ""
+        marked = any(pair.same_seed for pair in self.pairs)
+        warning = "; * began from the same random weights, no test of stability" if marked else ""
         return (
             f"shared: decoder and encoder partners agree, both cosines {operator} {self.settings['threshold']}; "
             f"{self.settings['intervals']['level']:.0%} intervals {self.settings['intervals']['over']}; "
-            f"matching exact within {gap:.0e} in all{many}"
+            f"matching exact within {gap:.0e} in all{many}{warning}"
         )
