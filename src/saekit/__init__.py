@@ -46,7 +46,13 @@ if TYPE_CHECKING:
     from .store import load as load
     from .store import save as save
     from .study import Evaluation as Evaluation
+    from .study import SizeCurve as SizeCurve
+    from .study import measure_sizes as measure_sizes
+    from .study import power_law as power_law
+    from .study import rank as rank
     from .study.evaluate import evaluate as evaluate
+    from .study.importance import importance as importance
+    from .study.prune import prune as prune
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
     from .train import JumpReLU as JumpReLU
@@ -75,7 +81,12 @@ _HOMES: dict[str, tuple[str, str]] = {
             "train", "untrained", "Relu", "TopK", "BatchTopK", "JumpReLU", "Gated", "PAnneal", "Matryoshka",
         )
     },
-    **{name: ("study", name) for name in ("evaluate", "Evaluation")},
+    **{
+        name: ("study", name)
+        for name in (
+            "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
+        )
+    },
     "Measured": ("measure", "Measured"),
     **{name: ("store", name) for name in ("save", "load", "describe")},
     **{

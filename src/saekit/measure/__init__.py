@@ -27,3 +27,5 @@ from .result import Measured as Measured
 from .result import result_from_json as result_from_json
 from .result import result_to_json as result_to_json
 from .result import to_plain as to_plain
+from .similarity import linear_cka as linear_cka
+from .similarity import rsa as rsa

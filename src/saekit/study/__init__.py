@@ -7,3 +7,15 @@ from .evaluation import Control as Control
 from .evaluation import Entry as Entry
 from .evaluation import Evaluation as Evaluation
 from .evaluation import Metrics as Metrics
+from .importance import ORDERS as ORDERS
+from .importance import Importance as Importance
+from .importance import importance as importance
+from .importance import rank as rank
+from .powerlaw import PowerLaw as PowerLaw
+from .powerlaw import decoder_spectrum as decoder_spectrum
+from .powerlaw import power_law as power_law
+from .prune import prune as prune
+from .sizes import SizeCurve as SizeCurve
+from .sizes import SizePoint as SizePoint
+from .sizes import default_sizes as default_sizes
+from .sizes import measure_sizes as measure_sizes
