@@ -50,7 +50,9 @@ def prune(
         Numbers of latents to keep, increasing, each from 1 to ``n_latents``. The full size gives the SAE itself,
         sorted.
     by
-        What the latents are ranked by: see `rank`. ``"unsorted"`` keeps the stored order.
+        What the latents are ranked by: see `rank`. ``"unsorted"`` keeps the stored order. With ``"forward"`` or
+        ``"backward"`` and a rule that looks at one latent at a time the error falls with the size up to the best
+        size; latents beyond that only hurt (with `refit` it falls along any order).
     selection
         What a rule that lets latents compete (TopK, GroupMax) does. ``"before"``: the competition is among the
         latents kept, as in ``rank(sae).take(m)``; each row uses as many latents as before. ``"after"``: the latents
@@ -180,10 +182,10 @@ def matched_thresholds(sae: SAE, x: Tensor) -> Tensor:
     for start in range(0, sae.n_latents, step):
         part = slice(start, start + step)
         pre = torch.addmm(sae.b_enc[part], centred, sae.W_enc[part].T).sort(dim=0, descending=True).values
-        # Strictly more than the threshold fires, so it is the largest number that stays silent.
-        silent = fires[part].clamp(max=len(x) - 1)
-        found = pre.gather(0, silent[None])[0]
-        thresholds[part] = torch.where(fires[part] < len(x), found, found.new_zeros(())).clamp_min(0)
+        # Half way between the last that fires and the first that stays silent: rounding moves neither across.
+        last, first = (pre.gather(0, at[None])[0] for at in ((fires[part] - 1).clamp(min=0), fires[part].clamp(max=len(x) - 1)))
+        between = torch.where(fires[part] == 0, first, (last + first.clamp_min(0)) / 2)
+        thresholds[part] = torch.where(fires[part] < len(x), between, between.new_zeros(())).clamp_min(0)
     return thresholds
 
 
