@@ -241,7 +241,7 @@ def test_target_that_no_size_meets_names_the_best(progressive):
 
 def test_target_without_measured_sizes(tmp_path):
     save(make_sae(), tmp_path)
-    with pytest.raises(ConfigError, match="picks a size from the measured ones, .* holds none. Measure it first"):
+    with pytest.raises(ConfigError, match=r"picks a size from the measured ones, .* holds none. Measure it first"):
         load(tmp_path, fvu=0.5)
 
 
@@ -563,7 +563,7 @@ class RangeRequests(io.FileIO):
 
 @pytest.fixture
 def remote(monkeypatch):
-    """Makes a hub that holds a folder, of which `sae.json` is in the cache; gives what was opened, as (place, stream)."""
+    """Makes a hub that holds a folder, `sae.json` of it in the cache; gives what was opened, as (place, stream)."""
     import huggingface_hub
     from huggingface_hub import constants
 

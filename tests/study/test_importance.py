@@ -132,7 +132,7 @@ def test_importance_refuses(x):
         importance(sae.replace(W_dec=sae.W_dec[:, :3], b_dec=sae.b_dec[:3]), x)
     with pytest.raises(DataError, match="none was added"):
         Scores(sae).compute()
-    with pytest.raises(ConfigError, match="must name a score; got `energie`. Did you mean `energy`"):
+    with pytest.raises(ConfigError, match=r"must name a score; got `energie`. Did you mean `energy`"):
         importance(sae, x).order("energie")
 
 
@@ -196,7 +196,7 @@ def test_scores_of_ones_own(x):
 
 def test_rank_refuses(x):
     sae = make()
-    with pytest.raises(ConfigError, match="`by` must be an importance; got `energyy`. Did you mean `energy`"):
+    with pytest.raises(ConfigError, match=r"`by` must be an importance; got `energyy`. Did you mean `energy`"):
         rank(sae, x, by="energyy")
     with pytest.raises(ConfigError, match=r"one number per latent, \(24,\); got \(3,\)"):
         rank(sae, x, by=torch.ones(3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -159,7 +161,7 @@ def test_fvu_falls_with_the_size_under_greedy_selection(by, random_weights, thre
     ranked = rank(sae, data, by=by)
     best = ranked.provenance["ranking"]["best"]
     values = fvus([ranked.take(size) for size in range(1, sae.n_latents + 1)], data)
-    assert all(later < earlier for earlier, later in zip(values[: best - 1], values[1:best], strict=True))
+    assert all(later < earlier for earlier, later in pairwise(values[:best]))
     assert values[best - 1] == min(values)
     assert 0 < best < sae.n_latents
 
@@ -177,8 +179,14 @@ def test_energy_beats_unsorted_and_random(oracle, rows):
     # Features that fire more often, so that some matter more than others.
     weights = torch.linspace(2, 0.2, 48)
     sae = oracle.replace(rule=TopK(2))
-    skewed = rows[torch.multinomial(weights[sae.encode(rows).indices[::2][: len(rows)]], 2000, generator=torch.Generator().manual_seed(0))]
-    energy, unsorted, random = (fvus(prune(sae, skewed, by=by, sizes=sizes), skewed) for by in ("energy", "unsorted", "random"))
+    skewed = rows[
+        torch.multinomial(
+            weights[sae.encode(rows).indices[::2][: len(rows)]], 2000, generator=torch.Generator().manual_seed(0)
+        )
+    ]
+    energy, unsorted, random = (
+        fvus(prune(sae, skewed, by=by, sizes=sizes), skewed) for by in ("energy", "unsorted", "random")
+    )
     assert all(one < other for one, other in zip(energy, random, strict=True))
     assert all(one <= other + 0.01 for one, other in zip(energy, unsorted, strict=True))
 
@@ -210,7 +218,7 @@ def test_a_refit_is_the_least_squares_decoder(rule, scaling, x):
 @pytest.mark.parametrize("by", ["energy", "random", "forward"])
 def test_fvu_falls_with_the_size_after_a_refit(rule, by, x):
     values = fvus(prune(make(rule), x, by=by, sizes=range(1, N + 1), refit=True), x)
-    assert all(later <= earlier + 1e-6 for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later <= earlier + 1e-6 for earlier, later in pairwise(values))
 
 
 def test_dead_latents_keep_their_decoder_rows(x):
@@ -297,12 +305,17 @@ def test_other_rows(x):
 
 def test_an_empty_source():
     class Empty:
-        d_in, n_rows, info = D, 0, {}  # noqa: RUF012
+        d_in, n_rows, info = D, 0, {}
 
         def batches(self, batch_rows, *, seed=None, start=(0, 0)):
             return iter(())
 
-    for options in ({"by": "energy"}, {"by": "forward"}, {"by": "random", "selection": "after"}, {"by": "random", "refit": True}):
+    for options in (
+        {"by": "energy"},
+        {"by": "forward"},
+        {"by": "random", "selection": "after"},
+        {"by": "random", "refit": True},
+    ):
         with pytest.raises(DataError, match="at least one row"):
             prune(make(), Empty(), sizes=[4], **options)
 

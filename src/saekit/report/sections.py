@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -170,8 +171,33 @@ def _last(log: Mapping[str, Any], name: str) -> Cell:
     return Cell(number(value), value, is_number=True)
 
 
+def size_curve(result: Mapping[str, Any]) -> list[Section]:
+    """What each size of an SAE is worth."""
+    points = result["points"]
+    names = [name for name in (*_MAIN, "rsa", "cka", "cka_codes") if any(name in p["metrics"] for p in points)]
+    rows = [_row(f"{point['size']:,} latents", point["metrics"], names) for point in points]
+    columns = ["", *(_HEADINGS.get(name, name) for name in names)]
+    figures = []
+    for name in ("fvu", "ce_sae", "rsa"):
+        drawn = [(p["size"], p["metrics"][name]["value"]) for p in points if name in p["metrics"]]
+        if drawn:
+            sizes, values = zip(*drawn)
+            series = {result["sae"]["name"]: ([math.log2(size) for size in sizes], list(values))}
+            title = f"{_HEADINGS.get(name, name)} ({METRICS[name].unit})"
+            caption = f"{METRICS[name].formula}. Better is {METRICS[name].better}."
+            figures.append(Figure(charts.lines(series, x="log2 of the latents kept", y=title), caption))
+    intro = (
+        f"{result['sae']['name']}, latents in order of {result['sae']['order']}: {result['settings']['each_size']} per "
+        f"row of the table, measured on {number(result['n_rows'])} rows."
+    )
+    tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings."), facts(result["rows"])]
+    main = Section("What each size is worth", intro, [Table(columns, rows)], figures)
+    return [main, Section("Settings of the sizes", "", tables, is_folded=True)]
+
+
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "evaluation": evaluation,
+    "size_curve": size_curve,
     "training": training,
 }
 """Kind of result -> the function that shows it."""

@@ -258,7 +258,7 @@ class SAE:
 
     @staticmethod
     def load(path: str | os.PathLike[str], *, latents: int | None = None, fvu: float | None = None) -> SAE:
-        """Read an SAE, or a prefix of its latents, from a folder or ``hf:owner/name/folder``; see `saekit.store.load`."""
+        """Read an SAE or a prefix of its latents: a folder or ``hf:owner/name/folder``; see `saekit.store.load`."""
         from ..store import load
 
         return load(path, latents=latents, fvu=fvu)

@@ -75,7 +75,7 @@ def opened(address: str, small: str, large: str) -> Iterator[tuple[Path, IO[byte
         inside = f"{folder}/{large}" if folder else large
         cached = try_to_load_from_cache(repository, inside, revision=revision)
         if isinstance(cached, str):
-            stream: Any = open(cached, "rb", buffering=0)
+            stream: Any = open(cached, "rb", buffering=0)  # noqa: SIM115
         elif constants.HF_HUB_OFFLINE:
             raise _offline(address)
         else:

@@ -7,6 +7,8 @@ from .evaluation import Control as Control
 from .evaluation import Entry as Entry
 from .evaluation import Evaluation as Evaluation
 from .evaluation import Metrics as Metrics
+from .halves import Half as Half
+from .halves import halves as halves
 from .importance import ORDERS as ORDERS
 from .importance import Importance as Importance
 from .importance import importance as importance

@@ -294,7 +294,13 @@ def _order(
         equations = normal_equations([sae], source, rows, batch_rows, progress)[0]
         order, losses = greedy_order(*equations.quadratic(sae), by)
         facts = facts_of(source)
-        return order, {"by": by, "formula": ORDERS[by], "n_rows": equations.n_rows, **facts, "best": int(losses.argmin())}
+        return order, {
+            "by": by,
+            "formula": ORDERS[by],
+            "n_rows": equations.n_rows,
+            **facts,
+            "best": int(losses.argmin()),
+        }
     found = importance(sae, source, rows=rows, batch_rows=batch_rows, progress=progress)
     order = found.order(by)
     alive = int(found.alive.sum())

@@ -49,7 +49,7 @@ class PowerLaw:
     """``importance ~ C * rank^-alpha`` over sorted importances, by two methods."""
 
     alpha: Measured
-    """Exponent from least squares of log importance on log rank over all alive latents; interval from resampled latents."""
+    """Exponent from least squares of log importance on log rank, all alive latents; interval from resampled ones."""
     r2: float
     """Share of the variance of log importance that the line explains. A curved line can have a high one."""
     log10_c: float

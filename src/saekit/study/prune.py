@@ -100,14 +100,16 @@ def prune(
                 pruned = [whole.take(size) if size < sae.n_latents else ranked for size in sizes]
             if recalibrate:
                 l0 = ranked.encode(sample).l0()
-                pruned = [each if each.n_latents == sae.n_latents else _recalibrated(each, sample, l0) for each in pruned]
+                pruned = [
+                    each if each.n_latents == sae.n_latents else _recalibrated(each, sample, l0) for each in pruned
+                ]
     if refit:
         equations = normal_equations(pruned, source, rows, batch_rows, progress, "refit")
         decoders = [each.refit(small) for each, small in zip(equations, pruned, strict=True)]
         pruned = [small.replace(W_dec=W, b_dec=b) for small, (W, b) in zip(pruned, decoders, strict=True)]
     done = {
         "from": sae.n_latents,
-        "by": by.replace("-", "_") if isinstance(by, str) else "given",
+        "by": _name_of(by, ranked),
         "selection": selection,
         "refit": refit,
         "recalibrate": recalibrate,
@@ -129,7 +131,7 @@ def check_sizes(sae: SAE, sizes: Sequence[int], where: str) -> list[int]:
     ConfigError
         None, not increasing, or one outside 1..n_latents.
     """
-    found = [sizes] if isinstance(sizes, int) else list(sizes)
+    found: list[int] = [sizes] if isinstance(sizes, int) else list(sizes)
     if not found or any(isinstance(size, bool) or not isinstance(size, int) for size in found):
         raise ConfigError(f"{where}: `sizes` must be whole numbers of latents; got {sizes!r}.")
     wrong = [size for size in found if not 1 <= size <= sae.n_latents]
@@ -154,6 +156,13 @@ def _check(sae: SAE, source: Any, selection: str, refit: bool, recalibrate: bool
         raise ConfigError(f"prune: {asked} is computed from rows; got none. Pass rows like the training's.")
 
 
+def _name_of(by: str | Tensor, ranked: SAE) -> str:
+    """What the latents kept were chosen by; an SAE that was in order already says by what."""
+    if isinstance(by, str) and by != "unsorted":
+        return by.replace("-", "_")
+    return str(ranked.provenance.get("latent_order", by if isinstance(by, str) else "given"))
+
+
 def _provenance(small: SAE, done: dict[str, Any]) -> dict[str, Any]:
     # What was measured while training, and any curve along the sizes, was about the whole SAE.
     kept = {key: value for key, value in small.provenance.items() if key not in ("metrics", "sizes")}
@@ -172,7 +181,7 @@ def _sample(source: Source, rows: int | None, batch_rows: int, progress: Progres
 
 
 def matched_thresholds(sae: SAE, x: Tensor) -> Tensor:
-    """Thresholds ``[n_latents]`` with which every latent fires on as many of the rows `x` as under the SAE's own rule."""
+    """Thresholds ``[n_latents]`` with which each latent fires on as many of the rows `x` as under the SAE's rule."""
     codes = sae.encode(x)
     fires = torch.bincount(codes.indices, minlength=sae.n_latents)
     centred = sae.scaling.apply(x)[0]
@@ -183,7 +192,9 @@ def matched_thresholds(sae: SAE, x: Tensor) -> Tensor:
         part = slice(start, start + step)
         pre = torch.addmm(sae.b_enc[part], centred, sae.W_enc[part].T).sort(dim=0, descending=True).values
         # Half way between the last that fires and the first that stays silent: rounding moves neither across.
-        last, first = (pre.gather(0, at[None])[0] for at in ((fires[part] - 1).clamp(min=0), fires[part].clamp(max=len(x) - 1)))
+        last, first = (
+            pre.gather(0, at[None])[0] for at in ((fires[part] - 1).clamp(min=0), fires[part].clamp(max=len(x) - 1))
+        )
         between = torch.where(fires[part] == 0, first, (last + first.clamp_min(0)) / 2)
         thresholds[part] = torch.where(fires[part] < len(x), between, between.new_zeros(())).clamp_min(0)
     return thresholds

@@ -15,8 +15,18 @@ from torch import Tensor
 from ..data import Source
 from ..errors import ConfigError, FormatError
 from ..files import read_json, write_json
-from ..measure import METRICS, N_GROUPS, DocumentBootstrap, Measured, Sparsity, linear_cka, result_from_json, result_to_json
-from ..measure import row_groups, rsa
+from ..measure import (
+    METRICS,
+    N_GROUPS,
+    DocumentBootstrap,
+    Measured,
+    Sparsity,
+    linear_cka,
+    result_from_json,
+    result_to_json,
+    row_groups,
+    rsa,
+)
 from ..sae import SAE, Codes
 from .evaluate import evaluate
 from .evaluation import Evaluation, Metrics
@@ -167,7 +177,7 @@ class SizeCurve:
         return cls.from_json(read_json(path))
 
     def table(self, names: tuple[str, ...] | None = None) -> list[list[str]]:
-        """Rows of text, headings first; by default fvu, l0, ce_sae, ce_recovered_zero, rsa and cka as far as measured."""
+        """Rows of text, headings first; by default fvu, l0, ce_sae, ce_recovered_zero, rsa, cka as far as measured."""
         names = names or tuple(name for name in SHOWN if name in self.points[0].metrics)
         lines = [["latents", *names]]
         for point in self.points:
@@ -184,7 +194,8 @@ class SizeCurve:
         heading, *lines = self.table()
         head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-        return f"<table><caption>{escape(self._caption())}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        caption = f"<caption>{escape(self._caption())}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _caption(self) -> str:
         return f"{self.sae['name']}: {self.n_rows:,} rows, latents in order of {self.sae['order']}"
@@ -373,9 +384,7 @@ def _sparsity_after(
     }
 
 
-def _sample(
-    source: Source, n_rows: int, sample_rows: int, batch_rows: int, seed: int
-) -> tuple[Tensor, np.ndarray]:
+def _sample(source: Source, n_rows: int, sample_rows: int, batch_rows: int, seed: int) -> tuple[Tensor, np.ndarray]:
     """Rows drawn evenly from the first `n_rows`, with the document of each (or its place, where unknown)."""
     generator = torch.Generator().manual_seed(seed)
     wanted = torch.randperm(n_rows, generator=generator)[:sample_rows].sort().values
