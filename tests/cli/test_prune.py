@@ -156,3 +156,53 @@ def test_no_rows_at_all(call, sae):
     status, _, err = call("prune", sae, "--sizes", "4", "--out", "small")
     assert status == 2
     assert "--rows, or --model and --data, must be given" in err
+
+
+# ------------------------------------------------------------------ progressive
+
+
+@pytest.fixture
+def run(call, rows) -> Path:
+    arguments = ("--arch", "topk,matryoshka", "--latents", 16, "--k", 2, "--seeds", "0,1", "--set", "batch_rows=256")
+    status, _, err = call("train", "--rows", rows, *arguments, "--out", "run")
+    assert status == 0, err
+    return Path("run")
+
+
+def test_progressive_compares_the_saes_of_a_run(call, run, rows):
+    status, out, err = call("progressive", run, "--rows", rows, "--out", "run", *QUICK)
+    assert status == 0, err
+    lines = out.splitlines()
+    assert lines[0].split() == ["fvu", "2", "4", "8", "16"]
+    assert any(line.startswith("topk pruned by energy") for line in lines)
+    assert "exponent" in out
+    assert "ce_sae" not in out
+    status, out, err = call("report", "run")
+    assert status == 0, err
+    assert "Small SAEs from large ones" in Path("run/report.html").read_text()
+
+
+def test_progressive_finds_the_rows_of_the_run(call, run, rows):
+    options = ("--sizes", "4,16", "--by", "energy", "--json", *QUICK)
+    status, out, err = call("progressive", run, *options)
+    assert status == 0, err
+    found = json.loads(out)
+    assert found == json.loads(call("progressive", run, *options, "--rows", rows)[1])
+    assert {(point["name"], point["size"]) for point in found["curves"]} == {
+        (name, size) for name in ("matryoshka", "topk pruned by energy") for size in (4, 16)
+    }
+    np.save(rows, np.zeros((4, WIDTH)))  # no longer the rows that the digest is of
+    status, _, err = call("progressive", run, *options)
+    assert status == 2
+    assert "--rows, or --model and --data, must be given" in err
+
+
+def test_progressive_refuses(call, run, rows):
+    for arguments, message in (
+        (("--sizes", "4,17"), "within 1..16"),
+        (("--by", "enrgy"), "Did you mean `energy`"),
+        (("--set", "sizs=3"), "unknown setting `sizs`"),
+    ):
+        status, out, err = call("progressive", run, "--rows", rows, *arguments)
+        assert (status, out) == (2, "")
+        assert message in err

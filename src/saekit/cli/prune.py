@@ -9,6 +9,7 @@ import typer
 
 from ..errors import ConfigError, did_you_mean
 from .console import print_curve, print_json, progress_bar, tell
+from .measured_rows import rows_for
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .settings import merge, required, whole_numbers
 
@@ -29,9 +30,6 @@ OUT/progressive/   all latents in order of importance; sae.json says what each s
 OUT/<size>/        an ordinary SAE of that size
 OUT/sizes.json     the curve with intervals
 """
-
-ROWS = 131_072
-"""Rows that are made from a model, when --tokens does not say how many."""
 
 SETTINGS = (
     "rows", "model", "data", "layer", "hook", "text", "tokens", "by", "sizes", "selection", "refit", "recalibrate",
@@ -93,7 +91,7 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
     sae = SAE.load(path)
     sizes = check_sizes(sae, sizes, "--sizes")
     by = _by(settings.get("by", "energy"))
-    source, language = _rows(sae, path, settings, progress)
+    source, language = rows_for(sae, path, settings, progress)
     chosen_on, measured_on = halves(source)
     common: dict[str, Any] = {name: settings[name] for name in ("batch_rows", "seed") if name in settings}
     ranked = ranked_by(sae, chosen_on, by=by, **common, progress=progress)
@@ -141,36 +139,3 @@ def _by(by: str) -> Any:
         raise ConfigError(
             f"--by must name a .npy file of a number per latent; `{by}` cannot be read: {error}"
         ) from None
-
-
-def _rows(sae: Any, path: str, settings: dict[str, Any], progress: Any) -> tuple[Any, dict[str, Any]]:
-    """The rows, and the language model with its texts where there is one."""
-    from ..data import capture, load_model, open_rows
-
-    known = sae.provenance
-    model, data = settings.get("model"), settings.get("data")
-    if settings.get("rows") is None and model is None:
-        if not (known.get("model") and known.get("hook") and (data or known.get("data"))):
-            raise ConfigError(
-                f"--rows, or --model and --data, must be given: the latents of `{path}` are ranked on rows, and it "
-                "does not say which model and texts it was trained on."
-            )
-        model, data = known["model"], data or known["data"]
-    if model is None:
-        return open_rows(settings["rows"]), {}
-    if data is None:
-        raise ConfigError("--data must be given with --model: the texts that it reads.")
-    lm = load_model(model)
-    place = {name: settings[name] for name in ("layer", "hook") if settings.get(name) is not None}
-    place = place or {"hook": known.get("hook")}
-    if place == {"hook": None}:
-        raise ConfigError(f"--layer or --hook must be given: `{path}` does not say where in the model it belongs.")
-    words = {"text": settings["text"]} if settings.get("text") is not None else {}
-    tokens = settings.get("tokens") or ROWS
-    language = {"model": lm, "data": data, **words, "tokens": min(tokens, settings.get("ce_tokens", 32_768))}
-    if settings.get("rows") is not None:
-        return open_rows(settings["rows"]), language
-    source = capture(
-        lm, data, **place, **words, tokens=tokens, progress=lambda done, total: progress("rows", done, total)
-    )
-    return source, language

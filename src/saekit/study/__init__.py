@@ -16,6 +16,9 @@ from .importance import rank as rank
 from .powerlaw import PowerLaw as PowerLaw
 from .powerlaw import decoder_spectrum as decoder_spectrum
 from .powerlaw import power_law as power_law
+from .progressive import RANKINGS as RANKINGS
+from .progressive import Progressive as Progressive
+from .progressive import progressive as progressive
 from .prune import prune as prune
 from .sizes import SizeCurve as SizeCurve
 from .sizes import SizePoint as SizePoint

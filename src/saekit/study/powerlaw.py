@@ -75,9 +75,10 @@ class PowerLaw:
             return f"not a power law: {' and '.join(better)} fits the tail better"
         beaten = [rival.name for rival in self.rivals if rival.verdict == "power law"]
         undecided = [rival.name for rival in self.rivals if rival.verdict == "undecided"]
-        parts = [f"better than {' and '.join(beaten)}"] if beaten else []
-        parts += [f"not told apart from {' and '.join(undecided)}"] if undecided else []
-        return "a power law in the tail: " + ", ".join(parts)
+        if not beaten:
+            return f"undecided: the tail does not tell a power law from {' and '.join(undecided)}"
+        rest = f", not told apart from {' and '.join(undecided)}" if undecided else ""
+        return f"a power law fits the tail better than {' and '.join(beaten)}{rest}"
 
 
 def power_law(values: Tensor | np.ndarray | Any, *, draws: int = 200, seed: int = 0) -> PowerLaw:

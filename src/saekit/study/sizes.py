@@ -154,7 +154,7 @@ class SizeCurve:
         return result_to_json(self)
 
     @classmethod
-    def from_json(cls, plain: Any) -> SizeCurve:
+    def from_json(cls, plain: Any, where: str = "size_curve") -> SizeCurve:
         """The inverse of `to_json`.
 
         Raises
@@ -164,7 +164,7 @@ class SizeCurve:
         """
         curve = result_from_json(cls, plain)
         if not curve.sizes or curve.sizes != sorted(set(curve.sizes)):
-            raise FormatError(f"`size_curve.points` must be of increasing sizes; they are of {curve.sizes}.")
+            raise FormatError(f"`{where}.points` must be of increasing sizes; they are of {curve.sizes}.")
         return curve
 
     def save(self, path: str | os.PathLike[str]) -> None:
