@@ -11,8 +11,13 @@ from ..files import read_json
 ROWS = 131_072
 """Rows that are made from a model, when --tokens does not say how many."""
 
+CE_TOKENS = 32_768
+"""Tokens of the cross-entropies, when `ce_tokens` does not say how many."""
 
-def rows_for(sae: Any, path: str, settings: dict[str, Any], progress: Any) -> tuple[Any, dict[str, Any]]:
+
+def rows_for(
+    sae: Any, path: str, settings: dict[str, Any], progress: Any, *, ce_tokens: int = CE_TOKENS
+) -> tuple[Any, dict[str, Any]]:
     """The rows that an SAE is ranked and measured on, and the language model with its texts where there is one.
 
     Parameters
@@ -23,6 +28,10 @@ def rows_for(sae: Any, path: str, settings: dict[str, Any], progress: Any) -> tu
         ``rows``, ``model``, ``data``, ``layer``, ``hook``, ``text``, ``tokens``, ``ce_tokens``, as far as given.
         Without rows and model: the file of rows beside the training run that has the digest of the training's rows,
         or the model and the texts of the training.
+    progress
+        The bars.
+    ce_tokens
+        Tokens of the cross-entropies, unless the settings say.
 
     Returns
     -------
@@ -59,7 +68,7 @@ def rows_for(sae: Any, path: str, settings: dict[str, Any], progress: Any) -> tu
         raise ConfigError(f"--layer or --hook must be given: `{path}` does not say where in the model it belongs.")
     words = {"text": settings["text"]} if settings.get("text") is not None else {}
     tokens = settings.get("tokens") or ROWS
-    language = {"model": lm, "data": data, **words, "tokens": min(tokens, settings.get("ce_tokens", 32_768))}
+    language = {"model": lm, "data": data, **words, "tokens": min(tokens, settings.get("ce_tokens", ce_tokens))}
     if settings.get("rows") is not None:
         return open_rows(settings["rows"]), language
     source = capture(

@@ -27,6 +27,9 @@ measured on the others. Without --rows and --model, the rows come from what the 
 numbers go to OUT/progressive.json, from which `saekit report OUT` makes a page.
 """
 
+CE_TOKENS = 8192
+"""Tokens of the cross-entropies by default: they are measured for every way, size and seed."""
+
 SETTINGS = (
     "rows", "model", "data", "layer", "hook", "text", "tokens", "by", "sizes", "batch_rows", "sample_rows",
     "ce_tokens", "draws", "seed", "out",
@@ -74,7 +77,7 @@ def progressive(
     rankings = settings.get("by") or RANKINGS
     rankings = [part.strip() for part in rankings.split(",")] if isinstance(rankings, str) else rankings
     with progress_bar(quiet=json) as progress:
-        source, language = rows_for(next(iter(saes.values())), paths[0], settings, progress)
+        source, language = rows_for(next(iter(saes.values())), paths[0], settings, progress, ce_tokens=CE_TOKENS)
         chosen_on, measured_on = halves(source)
         result = compare_sizes(
             saes,
