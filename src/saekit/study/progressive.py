@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..data import load_model, read_texts
 from ..errors import ConfigError, FormatError, did_you_mean
 from ..files import read_json, write_json
 from ..measure import METRICS, Measured, result_from_json, result_to_json
 from ..sae import SAE
 from ..sae.rules import TopK
+from .evaluate import CE_TOKENS, CHARACTERS_PER_TOKEN
 from .evaluation import Metrics
 from .importance import ORDERS, SCORES, Importance, as_source, importance, rank
 from .powerlaw import PowerLaw, decoder_spectrum, power_law
@@ -246,6 +248,11 @@ def progressive(
     fit = source if fit is None else as_source(first, fit, "progressive")
     families = _families(named)
     wanted = _sizes(sizes, families)
+    if model is not None and data is not None and tokens != 0:  # once for all, not once per SAE
+        model = load_model(model)
+        data = read_texts(
+            data, text=text, columns=(), characters=(CE_TOKENS if tokens is None else tokens) * CHARACTERS_PER_TOKEN
+        )
     common: dict[str, Any] = {
         "model": model, "data": data, "text": text, "rows": rows, "tokens": tokens, "sample_rows": sample_rows,
         "batch_rows": batch_rows, "draws": draws, "seed": seed, "progress": progress,
