@@ -47,9 +47,15 @@ if TYPE_CHECKING:
     from .store import save as save
     from .study import Comparison as Comparison
     from .study import Evaluation as Evaluation
+    from .study import SizeCurve as SizeCurve
     from .study import match_latents as match_latents
+    from .study import measure_sizes as measure_sizes
+    from .study import power_law as power_law
+    from .study import rank as rank
     from .study.compare import compare as compare
     from .study.evaluate import evaluate as evaluate
+    from .study.importance import importance as importance
+    from .study.prune import prune as prune
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
     from .train import JumpReLU as JumpReLU
@@ -78,7 +84,13 @@ _HOMES: dict[str, tuple[str, str]] = {
             "train", "untrained", "Relu", "TopK", "BatchTopK", "JumpReLU", "Gated", "PAnneal", "Matryoshka",
         )
     },
-    **{name: ("study", name) for name in ("evaluate", "Evaluation", "compare", "Comparison", "match_latents")},
+    **{
+        name: ("study", name)
+        for name in (
+            "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
+            "compare", "Comparison", "match_latents",
+        )
+    },
     "Measured": ("measure", "Measured"),
     **{name: ("store", name) for name in ("save", "load", "describe")},
     **{

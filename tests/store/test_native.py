@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -110,7 +111,8 @@ def test_other_libraries_read_the_tensors(tmp_path):
 def test_json_is_strict_and_carries_the_digest_of_the_tensor_file(tmp_path):
     save(make_sae(), tmp_path)
     value = json.loads((tmp_path / "sae.json").read_text(encoding="utf-8"))
-    assert value["schema"] == 1
+    assert value["schema"] == native.SCHEMA == 2
+    assert value["sizes"] is None
     assert value["file"]["digest"] == files.digest_file(tmp_path / "sae.safetensors")
     assert value["rule"] == {"name": "topk", "k": 5}
     assert value["provenance"]["config"]["note"] == "größer </script>"
@@ -195,6 +197,102 @@ def test_prefix_out_of_range(tmp_path, latents):
     save(make_sae(), tmp_path)
     with pytest.raises(ConfigError, match=r"`latents` must be a whole number from 1 to n_latents=96"):
         load(tmp_path, latents=latents)
+
+
+# ------------------------------------------------------------------ measured sizes
+
+
+def with_sizes(sae, fvu_at):
+    points = [
+        {"latents": size, "metrics": {"fvu": {"value": value, "low": None, "high": None, "unit": "fraction"}}}
+        for size, value in fvu_at.items()
+    ]
+    sizes = {"measured_on": {"n_rows": 100}, "points": points}
+    return sae.replace(provenance={**sae.provenance, "latent_order": "energy", "sizes": sizes})
+
+
+@pytest.fixture
+def progressive(tmp_path):
+    """A folder whose SAE says what 8, 32 and 96 of its latents are worth."""
+    save(with_sizes(make_sae(), {8: 0.6, 32: 0.31, 96: 0.2}), tmp_path / "progressive")
+    return tmp_path / "progressive"
+
+
+def test_sizes_are_a_key_of_their_own_and_survive(progressive, tmp_path):
+    value = json.loads((progressive / "sae.json").read_text())
+    assert [point["latents"] for point in value["sizes"]["points"]] == [8, 32, 96]
+    assert "sizes" not in value["provenance"]
+    assert describe(progressive)["sizes"] == value["sizes"]
+    assert load(progressive).provenance["sizes"] == value["sizes"]
+    save(load(progressive), tmp_path / "again")
+    assert (tmp_path / "again" / "sae.json").read_bytes() == (progressive / "sae.json").read_bytes()
+
+
+@pytest.mark.parametrize(("target", "latents"), [(0.9, 8), (0.6, 8), (0.4, 32), (0.2, 96)])
+def test_load_the_smallest_size_that_meets_a_target(progressive, target, latents):
+    assert_same(load(progressive, fvu=target), load(progressive, latents=latents))
+    assert_same(SAE.load(progressive, fvu=target), load(progressive, latents=latents))
+
+
+def test_target_that_no_size_meets_names_the_best(progressive):
+    with pytest.raises(ConfigError, match=r"reaches an FVU of 0.1; the best is 0.2 with 96 latents"):
+        load(progressive, fvu=0.1)
+
+
+def test_target_without_measured_sizes(tmp_path):
+    save(make_sae(), tmp_path)
+    with pytest.raises(ConfigError, match=r"picks a size from the measured ones, .* holds none. Measure it first"):
+        load(tmp_path, fvu=0.5)
+
+
+def test_latents_and_target_together(progressive):
+    with pytest.raises(ConfigError, match="give `latents` or `fvu`, not both"):
+        load(progressive, latents=8, fvu=0.5)
+
+
+def test_a_prefix_keeps_its_part_of_the_curve(progressive, tmp_path):
+    save(load(progressive, latents=40), tmp_path / "small")
+    assert [point["latents"] for point in describe(tmp_path / "small")["sizes"]["points"]] == [8, 32]
+    save(load(progressive, latents=4), tmp_path / "tiny")
+    assert describe(tmp_path / "tiny")["sizes"] is None
+
+
+@pytest.mark.parametrize("change", ["permute", "take"])
+def test_another_order_has_no_curve(progressive, change):
+    sae = load(progressive)
+    other = getattr(sae, change)(torch.arange(sae.n_latents - 1, -1, -1))
+    assert not {"sizes", "latent_order"} & set(other.provenance)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.update(sizes=3),
+        lambda v: v["sizes"].update(more=1),
+        lambda v: v["sizes"].update(points=[]),
+        lambda v: v["sizes"]["points"].reverse(),
+        lambda v: v["sizes"]["points"][0].update(latents="8"),
+        lambda v: v["sizes"]["points"][0].update(metrics={"fvu": 0.6}),
+    ],
+)
+def test_sizes_that_are_not_a_curve(progressive, change):
+    edit(progressive, change)
+    with pytest.raises(FormatError, match="`sizes` must be"):
+        load(progressive)
+
+
+def test_sizes_that_are_not_a_curve_are_not_written(tmp_path):
+    sae = make_sae()
+    with pytest.raises(ConfigError, match="`sizes` must be"):
+        save(sae.replace(provenance={"sizes": [1, 2]}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_schema_1_has_no_sizes():
+    folder = Path(__file__).parent / "released" / "schema-1"
+    assert json.loads((folder / "sae.json").read_text())["schema"] == 1
+    assert describe(folder)["sizes"] is None
+    assert "sizes" not in load(folder).provenance
 
 
 # ------------------------------------------------------------------ crashes
@@ -330,11 +428,11 @@ def test_truncated_description(stored):
 
 def test_newer_schema_says_which_release_to_install(stored):
     def newer(value):
-        value.update(schema=2, saekit="0.9.0", something_new=1)
+        value.update(schema=3, saekit="0.9.0", something_new=1)
 
     edit(stored, newer)
     for read in readers(stored):
-        with pytest.raises(FormatError, match=r"has schema 2; .* Install saekit 0\.9\.0 or later"):
+        with pytest.raises(FormatError, match=r"has schema 3; .* Install saekit 0\.9\.0 or later"):
             read()
 
 
@@ -441,8 +539,91 @@ def test_hub_folder_is_read_like_a_local_one(stored, monkeypatch):
         return str(stored / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
-    assert_same(load("hf:me/saes/layers.6/topk@v1", latents=12), load(stored, latents=12))
-    assert asked[0] == ("me/saes", "sae.json", "layers.6/topk", "v1")
+    assert_same(load("hf:me/saes/layers.6/topk@v1"), load(stored))
+    assert asked == [("me/saes", name, "layers.6/topk", "v1") for name in ("sae.json", "sae.safetensors")]
+
+
+class RangeRequests(io.FileIO):
+    """A remote file: every read is one request for exactly those bytes."""
+
+    asked: list[int]
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.asked = []
+
+    def readinto(self, buffer):
+        self.asked.append(len(buffer))
+        return super().readinto(buffer)
+
+    def read(self, size=-1):
+        self.asked.append(size)
+        return super().read(size)
+
+
+@pytest.fixture
+def remote(monkeypatch):
+    """Makes a hub that holds a folder, `sae.json` of it in the cache; gives what was opened, as (place, stream)."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def make(folder, snapshot):
+        opened = []
+
+        class FileSystem:
+            def open(self, place, mode, cache_type):
+                assert (mode, cache_type) == ("rb", "none")
+                opened.append((place, RangeRequests(folder / "sae.safetensors")))
+                return opened[-1][1]
+
+        def download(repository, name, subfolder=None, revision=None):
+            assert name == "sae.json", "the tensors must not be downloaded whole"
+            snapshot.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, snapshot / name)
+            return str(snapshot / name)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        monkeypatch.setattr(huggingface_hub, "HfFileSystem", FileSystem)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        return opened
+
+    return make
+
+
+def test_prefix_from_the_hub_asks_only_for_its_bytes(tmp_path, remote):
+    n, d, m = 4096, 64, 256
+    save(with_sizes(make_sae("topk", n=n, d_in=d), {256: 0.3, 4096: 0.1}), tmp_path / "there")
+    opened = remote(tmp_path / "there", tmp_path / "snapshots" / "abc123" / "topk")
+    for asked in ({"latents": m}, {"fvu": 0.3}):
+        assert_same(load("hf:me/saes/topk", **asked), load(tmp_path / "there", latents=m))
+    place, stream = opened[0]
+    assert place == "me/saes@abc123/topk/sae.safetensors"  # the commit of the description
+    prefix = 4 * (2 * m * d + m + 2 * d)
+    assert prefix <= sum(stream.asked) <= prefix + 2048
+    assert sum(stream.asked) < os.path.getsize(tmp_path / "there" / "sae.safetensors") / 8
+    assert len(stream.asked) <= 8
+    assert stream.closed
+
+
+def test_prefix_from_the_hub_reads_the_cache_when_it_has_the_file(tmp_path, remote, monkeypatch):
+    import huggingface_hub
+
+    save(make_sae(), tmp_path / "there")
+    opened = remote(tmp_path / "there", tmp_path / "cache")
+    cached = str(tmp_path / "there" / "sae.safetensors")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: cached)
+    assert_same(load("hf:me/saes", latents=12), load(tmp_path / "there", latents=12))
+    assert not opened
+
+
+def test_prefix_from_the_hub_offline(tmp_path, remote, monkeypatch):
+    from huggingface_hub import constants
+
+    save(make_sae(), tmp_path / "there")
+    remote(tmp_path / "there", tmp_path / "cache")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OfflineError, match="cannot be reached"):
+        load("hf:me/saes", latents=12)
 
 
 @pytest.mark.parametrize(

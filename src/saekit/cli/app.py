@@ -23,6 +23,10 @@ from .demo import HELP as DEMO_HELP
 from .demo import demo
 from .evaluate import HELP as EVALUATE_HELP
 from .evaluate import evaluate
+from .progressive import HELP as PROGRESSIVE_HELP
+from .progressive import progressive
+from .prune import HELP as PRUNE_HELP
+from .prune import prune
 from .report import HELP as REPORT_HELP
 from .report import report
 from .show import HELP as SHOW_HELP
@@ -79,6 +83,10 @@ app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language 
 app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
 app.command("evaluate", help=EVALUATE_HELP, short_help="Measure SAEs beside their controls.")(evaluate)
 app.command("compare", help=COMPARE_HELP, short_help="Which latents SAEs share, beside chance.")(compare)
+app.command("prune", help=PRUNE_HELP, short_help="Smaller SAEs from a trained one, each size measured.")(prune)
+app.command("progressive", help=PROGRESSIVE_HELP, short_help="Pruned, nested and separate SAEs side by side.")(
+    progressive
+)
 app.command("show", help=SHOW_HELP, short_help="What is in an SAE file.")(show)
 app.command("report", help=REPORT_HELP, short_help="One HTML page from a folder of results.")(report)
 app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)

@@ -62,6 +62,34 @@ def print_evaluation(result: Any) -> None:
     typer.echo(repr(result).splitlines()[-1])
 
 
+def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
+    """The measured sizes of an SAE as bars of the variance explained, with the other numbers beside them."""
+    names = [name for name in _ALONG if any(name in point["metrics"] for point in points)]
+    lines = [["latents", "variance explained", *names]]
+    for point in points:
+        cells = [_number(point["metrics"].get(name, {}).get("value")) for name in names]
+        lines.append([f"{point['latents']:,}", _bar(point["metrics"].get("fvu", {}).get("value")), *cells])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
+        numbers = [cell.rjust(width) for cell, width in zip(line, widths)]
+        typer.echo("  ".join([numbers[0], line[1].ljust(widths[1]), *numbers[2:]]).rstrip())
+
+
+_ALONG = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa")
+_BAR = 32
+
+
+def _bar(fvu: float | None) -> str:
+    """Eighths of a block: full for an FVU of 0, empty from 1 on."""
+    eighths = 0 if fvu is None else round(8 * _BAR * min(max(1 - fvu, 0.0), 1.0))
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")).ljust(_BAR, "·")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
 _SHOWN = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero")
 _WITHOUT_INTERVAL = ("l0", "dead_fraction")
 

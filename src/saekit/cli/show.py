@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import print_facts, print_json
+from .console import print_curve, print_facts, print_json
 from .options import Json
 
 HELP = """Show what an SAE file says about itself, without reading its tensors or any model.
@@ -16,6 +16,8 @@ HELP = """Show what an SAE file says about itself, without reading its tensors o
   saekit show run/topk-1024-k16-seed0
   saekit show run                       every SAE of a training run
   saekit show hf:owner/name/folder --json
+
+Where the worth of prefixes was measured (saekit prune), it is drawn: the longer the bar, the less is lost.
 """
 
 
@@ -36,6 +38,9 @@ def show(
         if number:
             typer.echo()
         print_facts(_ordered(facts))
+        if facts["sizes"] is not None:
+            typer.echo("\nWhat its prefixes are worth (SAE.load(path, latents=…) or (path, fvu=…)):")
+            print_curve(facts["sizes"]["points"])
 
 
 def _ordered(facts: dict[str, Any]) -> dict[str, Any]:

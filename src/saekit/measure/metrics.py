@@ -44,6 +44,8 @@ _LEGACY = "mean over rows of 1 - ||x - xh||^2 / ||x - m||^2 with m the mean row:
 _DEAD = "share of latents with f = 0 on every row seen; its interval is a jackknife over documents"
 _REDUNDANCY = "mean over latents of the largest cosine with any other row of the"
 _NULL = "expected largest cosine with any other row in a random dictionary of the same shape"
+_RSA = "Spearman correlation, over pairs of a sample of rows, of 1 - Pearson(x_i, x_j) and 1 - Pearson(xh_i, xh_j)"
+_CKA = "linear CKA, each HSIC in its unbiased form, over a sample of rows, of x and"
 _CE = "next-token cross-entropy"
 _TOKEN = "nats per token"
 
@@ -64,6 +66,9 @@ _DECLARED = (
     Metric("decoder_redundancy", "cosine", "lower", f"{_REDUNDANCY} decoder", least=-1, most=1),
     Metric("encoder_redundancy", "cosine", "lower", f"{_REDUNDANCY} encoder", least=-1, most=1),
     Metric("redundancy_null", "cosine", "neither", _NULL, least=-1, most=1),
+    Metric("rsa", "correlation", "higher", _RSA, least=-1, most=1),
+    Metric("cka", "fraction", "higher", f"{_CKA} xh", most=1),
+    Metric("cka_codes", "fraction", "higher", f"{_CKA} f", most=1),
     Metric("ce_clean", _TOKEN, "lower", f"{_CE} of the untouched language model", least=0),
     Metric("ce_sae", _TOKEN, "lower", f"{_CE} with xh in place of x", least=0),
     Metric("ce_zero", _TOKEN, "neither", f"{_CE} with 0 in place of x", least=0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -171,8 +172,105 @@ def _last(log: Mapping[str, Any], name: str) -> Cell:
     return Cell(number(value), value, is_number=True)
 
 
+def size_curve(result: Mapping[str, Any]) -> list[Section]:
+    """What each size of an SAE is worth."""
+    points = result["points"]
+    names = [name for name in (*_MAIN, "rsa", "cka", "cka_codes") if any(name in p["metrics"] for p in points)]
+    rows = [_row(f"{point['size']:,} latents", point["metrics"], names) for point in points]
+    columns = ["", *(_HEADINGS.get(name, name) for name in names)]
+    figures = []
+    for name in ("fvu", "ce_sae", "rsa"):
+        drawn = [(p["size"], p["metrics"][name]["value"]) for p in points if name in p["metrics"]]
+        if drawn:
+            sizes, values = zip(*drawn)
+            series = {result["sae"]["name"]: ([math.log2(size) for size in sizes], list(values))}
+            title = f"{_HEADINGS.get(name, name)} ({METRICS[name].unit})"
+            caption = f"{METRICS[name].formula}. Better is {METRICS[name].better}."
+            figures.append(Figure(charts.lines(series, x="log2 of the latents kept", y=title), caption))
+    intro = (
+        f"{result['sae']['name']}, latents in order of {result['sae']['order']}: {result['settings']['each_size']} per "
+        f"row of the table, measured on {number(result['n_rows'])} rows."
+    )
+    tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings."), facts(result["rows"])]
+    main = Section("What each size is worth", intro, [Table(columns, rows)], figures)
+    return [main, Section("Settings of the sizes", "", tables, is_folded=True)]
+
+
+def progressive(result: Mapping[str, Any]) -> list[Section]:
+    """Every way of getting a small SAE: curves, differences, power laws."""
+    curves = result["curves"]
+    names = list(dict.fromkeys(point["name"] for point in curves))
+    measured = {
+        name for point in curves for name, each in point.items() if isinstance(each, dict) and each["value"] is not None
+    }
+    shown = [name for name in (*_MAIN, "rsa", "cka") if name in measured]
+    figures = []
+    for metric in ("fvu", "ce_sae", "rsa"):
+        series = {}
+        for name in names:
+            drawn = [(p["size"], p[metric]["value"]) for p in curves if p["name"] == name and metric in measured]
+            if drawn:
+                series[name] = ([math.log2(size) for size, _ in drawn], [value for _, value in drawn])
+        if series:
+            title = f"{_HEADINGS.get(metric, metric)} ({METRICS[metric].unit})"
+            caption = f"{METRICS[metric].formula}. Better is {METRICS[metric].better}."
+            figures.append(Figure(charts.lines(series, x="log2 of the latents kept", y=title), caption))
+    rows = [_row(f"{point['name']}, {point['size']:,}", point, shown) for point in curves]
+    columns = ["", *(_HEADINGS.get(name, name) for name in shown)]
+    intro = f"Measured on {number(result['n_rows'])} rows; intervals over seeds where there are several."
+    return [
+        Section("Small SAEs from large ones", intro, [Table(columns, rows)], figures),
+        _paired(result["differences"]),
+        _power_laws(result["rankings"], result["spectra"]),
+        Section("Settings of the comparison", "", [facts(result["settings"]), facts(result["rows"])], is_folded=True),
+    ]
+
+
+def _paired(differences: Sequence[Mapping[str, Any]]) -> Section:
+    rows = [
+        [
+            Cell(f"{each['name']} − {each['minus']}"),
+            Cell(each["metric"]),
+            _count(each["size"]),
+            measured_cell(each["difference"], where=f"{each['name']} − {each['minus']}"),
+            Cell(each["verdict"]),
+        ]
+        for each in differences
+    ]
+    columns = ("difference", "metric", "latents", "value", "better")
+    return Section("Differences, paired by seed", "", [Table(columns, rows)] if rows else [])
+
+
+def _power_laws(rankings: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping[str, Any]]) -> Section:
+    fitted = [each for each in (*rankings, *spectra) if each["fit"] is not None]
+    rows = [
+        [
+            Cell(f"{each['name']}: {each['by']}"),
+            measured_cell(each["fit"]["alpha"], where="alpha"),
+            Cell(number(each["fit"]["r2"]), each["fit"]["r2"], is_number=True),
+            measured_cell(each["fit"]["alpha_likelihood"], where="alpha_likelihood"),
+            *(Cell(f"{rival['verdict']} (p {rival['p']:.2g})") for rival in each["fit"]["rivals"]),
+        ]
+        for each in fitted
+    ]
+    columns = ("", "exponent (line)", "R²", "exponent (likelihood)", "against log-normal", "against exponential")
+    figures = []
+    for group, title in ((rankings, "score of the latent"), (spectra, "eigenvalue")):
+        series = {}
+        for each in group:
+            drawn = [(rank, value) for rank, value in zip(each["ranks"], each["scores"]) if value > 0]
+            xs, ys = [math.log10(rank) for rank, _ in drawn], [math.log10(value) for _, value in drawn]
+            series[f"{each['name']}: {each['by']}"] = (xs, ys)
+        if series:
+            chart = charts.lines(series, x="log10 of the rank", y=f"log10 of the {title}")
+            figures.append(Figure(chart, "A power law is a straight line."))
+    return Section("Does importance fall as a power law?", "", [Table(columns, rows)] if rows else [], figures)
+
+
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "evaluation": evaluation,
+    "progressive": progressive,
+    "size_curve": size_curve,
     "training": training,
     "comparison": comparison,
 }

@@ -198,7 +198,10 @@ class SAE:
         index = torch.arange(which) if isinstance(which, int) else torch.as_tensor(which)
         index = index.to(self.device)
         latents = {name: getattr(self, name)[index] for name in ("W_enc", "b_enc", "W_dec")}
-        return self.replace(**latents, rule=self.rule.take(index, self.n_latents))
+        provenance = self.provenance
+        if not isinstance(which, int):  # facts about prefixes hold no more
+            provenance = {key: value for key, value in provenance.items() if key not in _ABOUT_ORDER}
+        return self.replace(**latents, rule=self.rule.take(index, self.n_latents), provenance=provenance)
 
     def permute(self, order: Tensor) -> SAE:
         """The same SAE with new latent j = old latent ``order[j]``; reconstructions stay as they were.
@@ -254,11 +257,11 @@ class SAE:
         save(self, path)
 
     @staticmethod
-    def load(path: str | os.PathLike[str], *, latents: int | None = None) -> SAE:
-        """Read an SAE from a folder or ``hf:owner/name/folder``; see `saekit.store.load`."""
+    def load(path: str | os.PathLike[str], *, latents: int | None = None, fvu: float | None = None) -> SAE:
+        """Read an SAE or a prefix of its latents: a folder or ``hf:owner/name/folder``; see `saekit.store.load`."""
         from ..store import load
 
-        return load(path, latents=latents)
+        return load(path, latents=latents, fvu=fvu)
 
     # ------------------------------------------------------------------ inside
 
@@ -289,3 +292,4 @@ class SAE:
 
 
 _FIELDS = ("W_enc", "b_enc", "W_dec", "b_dec", "b_pre", "W_skip")
+_ABOUT_ORDER = ("latent_order", "ranking", "sizes")  # provenance that belongs to the order of the latents

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from ..errors import ConfigError, FormatError, ModelError, OfflineError
 
@@ -40,12 +43,61 @@ def download(address: str, names: tuple[str, ...]) -> Path:
     FormatError
         The folder has no such file.
     """
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import hf_hub_download
+
+    repository, folder, revision = parse(address)
+    with _in_our_words(address, names):
+        paths = [Path(hf_hub_download(repository, name, subfolder=folder or None, revision=revision)) for name in names]
+    return paths[0].parent
+
+
+@contextmanager
+def opened(address: str, small: str, large: str) -> Iterator[tuple[Path, IO[bytes]]]:
+    """The file `small` of the folder at `address` on disk, and `large` open for reading by range requests.
+
+    A `large` that is in the cache already is read from there.
+
+    Yields
+    ------
+    folder, stream
+        The local folder of `small`; a stream that fetches what is read from it and nothing else.
+
+    Raises
+    ------
+    OfflineError, ModelError, FormatError
+        As `download`.
+    """
+    from huggingface_hub import HfFileSystem, constants, hf_hub_download, try_to_load_from_cache
+
+    repository, folder, revision = parse(address)
+    with _in_our_words(address, (small, large)):
+        local = Path(hf_hub_download(repository, small, subfolder=folder or None, revision=revision)).parent
+        inside = f"{folder}/{large}" if folder else large
+        cached = try_to_load_from_cache(repository, inside, revision=revision)
+        if isinstance(cached, str):
+            stream: Any = open(cached, "rb", buffering=0)  # noqa: SIM115
+        elif constants.HF_HUB_OFFLINE:
+            raise _offline(address)
+        else:
+            # No read-ahead: a prefix is a handful of requests, each for exactly the bytes that are needed.
+            # The snapshot folder names the commit of the small file: both files must be of one commit.
+            parts = local.parts
+            commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else revision
+            place = f"{repository}@{commit}/{inside}" if commit else f"{repository}/{inside}"
+            stream = HfFileSystem().open(place, "rb", cache_type="none")
+        with stream:
+            yield local, stream
+
+
+@contextmanager
+def _in_our_words(address: str, names: tuple[str, ...]) -> Iterator[None]:
+    """Errors of huggingface_hub as errors of saekit."""
+    from huggingface_hub import errors
 
     repository, folder, revision = parse(address)
     inside = f"the folder `{folder}` of " if folder else ""
     try:
-        paths = [Path(hf_hub_download(repository, name, subfolder=folder or None, revision=revision)) for name in names]
+        yield
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise _offline(address) from None
     except errors.GatedRepoError:
@@ -59,7 +111,7 @@ def download(address: str, names: tuple[str, ...]) -> Path:
         ) from None
     except errors.RevisionNotFoundError:
         raise ModelError(f"the repository `{repository}` has no revision `{revision}`.") from None
-    except errors.EntryNotFoundError:
+    except (errors.EntryNotFoundError, FileNotFoundError):
         raise FormatError(
             f"{inside}`{repository}` must hold {' and '.join(f'`{name}`' for name in names)}; it does not. "
             "Name the folder of one saekit SAE."
@@ -70,7 +122,6 @@ def download(address: str, names: tuple[str, ...]) -> Path:
         raise ModelError(f"the hub refused `{address}`: {error}") from None
     except ConnectionError:
         raise _offline(address) from None
-    return paths[0].parent
 
 
 def _offline(address: str) -> OfflineError:

@@ -6,7 +6,8 @@
   digest of its tensor file; a new description waits as ``sae.json.next`` while the tensors are replaced.
 * ``save`` of what ``load`` returned writes the same bytes.
 * ``load(path, latents=m)`` reads the first m latents and still verifies what it reads: digests are stored per block of
-  latents.
+  latents. From the hub too: only those bytes are asked for.
+* ``sizes`` holds what prefixes were measured to be worth, so that ``load(path, fvu=0.2)`` can pick one.
 * Whatever is not understood is refused: unknown keys, other shapes, altered bytes, a newer schema.
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from ..sae import SAE, Scaling
 from ..sae.rules import RULES
 from . import tensorfile
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the layout that this release writes; it reads this one and all before it."""
 
 TENSORS = "sae.safetensors"
@@ -37,12 +38,14 @@ DESCRIPTION = "sae.json"
 _NEXT = "sae.json.next"
 _FORMAT = "saekit-sae"
 
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda value: {**value, "schema": 2, "sizes": None},  # schema 2 brought the measured curve of prefixes
+}
 """Schema v -> a function from the description in v to the one in v + 1."""
 
 _KEYS = (
     "format", "schema", "saekit", "n_latents", "d_in", "d_out", "dtype", "rule", "scaling", "pre_bias", "skip",
-    "latent_order", "tensors", "content", "file", "blocks", "provenance",
+    "latent_order", "sizes", "tensors", "content", "file", "blocks", "provenance",
 )  # fmt: skip
 
 # Tensors of which a prefix load reads only the first rows; the others (biases, thresholds) are small and read whole.
@@ -61,7 +64,8 @@ def save(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     ----------
     sae
         The SAE; its tensors are stored in the dtype they have. ``sae.provenance["latent_order"]`` (``"energy"``, say)
-        marks latents stored in order of importance, so that a prefix of the file is a sensible smaller SAE.
+        marks latents stored in order of importance, so that a prefix of the file is a sensible smaller SAE;
+        ``sae.provenance["sizes"]`` (see `saekit.SizeCurve.write_into`) says what prefixes are worth.
     folder
         Created if missing. An SAE that is there already is replaced; it stays readable until the new one is complete.
 
@@ -113,13 +117,24 @@ def _describe_value(sae: SAE, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "pre_bias": sae.b_pre is not None,
         "skip": sae.W_skip is not None,
         "latent_order": sae.provenance.get("latent_order", "none"),
+        "sizes": _sizes_of(sae),
         "tensors": {
             name: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)} for name, t in tensors.items()
         },
         "content": _content([*digests, shared]),
         "blocks": {"latents": blocks, "digests": digests, "shared": shared},
-        "provenance": sae.provenance,
+        "provenance": {key: value for key, value in sae.provenance.items() if key != "sizes"},
     }
+
+
+def _sizes_of(sae: SAE) -> dict[str, Any] | None:
+    """The measured curve, up to the latents that are there."""
+    curve = sae.provenance.get("sizes")
+    if curve is None:
+        return None
+    _check_sizes(curve, "`provenance` of the SAE", ConfigError)
+    points = [point for point in curve["points"] if point["latents"] <= sae.n_latents]
+    return {**curve, "points": points} if points else None
 
 
 def _checked_json(description: dict[str, Any], folder: Path) -> None:
@@ -136,7 +151,7 @@ def _checked_json(description: dict[str, Any], folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def load(path: str | os.PathLike[str], latents: int | None = None) -> SAE:
+def load(path: str | os.PathLike[str], latents: int | None = None, *, fvu: float | None = None) -> SAE:
     """Read an SAE and verify it.
 
     Parameters
@@ -147,7 +162,10 @@ def load(path: str | os.PathLike[str], latents: int | None = None) -> SAE:
     latents
         Read only the first `latents` latents: the result equals ``load(path).take(latents)`` (a TopK SAE then chooses
         ``min(k, latents)`` of them), but only their rows are read from disk, rounded up to whole blocks for
-        verification (at most n_latents / 256 latents, or 63, more).
+        verification (at most n_latents / 256 latents, or 63, more). From the hub only those bytes are downloaded,
+        unless the file is in the cache already.
+    fvu
+        Instead of `latents`: the smallest measured size whose fraction of variance unexplained is at most this.
 
     Returns
     -------
@@ -159,23 +177,61 @@ def load(path: str | os.PathLike[str], latents: int | None = None) -> SAE:
     FormatError
         A file is truncated, altered, of a newer schema, or holds what this release does not know.
     ConfigError
-        There is no SAE at `path`, or `latents` is not within 1..n_latents.
+        There is no SAE at `path`, `latents` is not within 1..n_latents, or no size was measured or meets `fvu`.
     OfflineError, ModelError
         The hub cannot be reached, or does not have it.
     """
+    if latents is not None and fvu is not None:
+        raise ConfigError(f"load: give `latents` or `fvu`, not both; got {latents!r} and {fvu!r}.")
+    if os.fspath(path).startswith("hf:") and (latents is not None or fvu is not None):
+        from .hub import opened
+
+        with opened(os.fspath(path), DESCRIPTION, TENSORS) as (folder, stream):
+            return _load(folder, stream, latents, fvu)
     folder = _folder(path)
-    description, header = _description(folder)
+    with _tensor_stream(folder) as stream:
+        return _load(folder, stream, latents, fvu)
+
+
+def _load(folder: Path, stream: IO[bytes], latents: int | None, fvu: float | None) -> SAE:
+    description, header = _description(folder, stream)
     n_latents = description["n_latents"]
+    if fvu is not None:
+        latents = _size_for(description, fvu, folder)
     if latents is not None and not (isinstance(latents, int) and 1 <= latents <= n_latents):
         raise ConfigError(
             f"load: `latents` must be a whole number from 1 to n_latents={n_latents}; got {latents!r} for `{folder}`."
         )
     read = _read_whole if latents is None or latents == n_latents else _read_prefix
-    tensors = read(folder / TENSORS, header, description, latents or n_latents)
+    tensors = read(stream, header, description, latents or n_latents, folder / TENSORS)
     try:
         return _build(description, tensors, latents or n_latents)
     except SaekitError as error:
         raise FormatError(f"`{folder / DESCRIPTION}` describes an SAE that cannot be: {error}") from None
+
+
+def _size_for(description: Mapping[str, Any], fvu: float, folder: Path) -> int:
+    """The smallest measured size that meets the target."""
+    curve = description["sizes"]
+    points = [] if curve is None else curve["points"]
+    measured = [
+        (point["latents"], point["metrics"]["fvu"]["value"])
+        for point in points
+        if isinstance(point["metrics"].get("fvu", {}).get("value"), int | float)
+    ]
+    if not measured:
+        raise ConfigError(
+            f"load: `fvu` picks a size from the measured ones, and `{folder}` holds none. Measure it first "
+            "(`saekit prune SAE --rows R --out DIR`, or saekit.measure_sizes), or give `latents`."
+        )
+    meets = [latents for latents, value in measured if value <= fvu]
+    if not meets:
+        latents, best = min(measured, key=lambda point: point[1])
+        raise ConfigError(
+            f"load: no measured size of `{folder}` reaches an FVU of {fvu:g}; the best is {best:.3g} with {latents:,} "
+            "latents. Ask for no less than that."
+        )
+    return min(meets)
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -184,7 +240,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Reads no tensor. `path` as in `load`; raises as `load` does. The result is JSON-able; ``"path"`` is the folder.
     """
     folder = _folder(path)
-    description, _ = _description(folder)
+    with _tensor_stream(folder) as stream:
+        description, _ = _description(folder, stream)
     return {"path": str(folder), **{key: value for key, value in description.items() if key != "blocks"}}
 
 
@@ -196,7 +253,8 @@ def _build(description: Mapping[str, Any], tensors: dict[str, Tensor], latents: 
     if latents < description["n_latents"]:
         rule = rule.take(torch.arange(latents), description["n_latents"])
     scaling = Scaling(**description["scaling"], **_strip(tensors, "scaling."))
-    return SAE(**own, rule=rule, scaling=scaling, provenance=description["provenance"])
+    sizes = {} if description["sizes"] is None else {"sizes": description["sizes"]}
+    return SAE(**own, rule=rule, scaling=scaling, provenance={**description["provenance"], **sizes})
 
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
@@ -204,32 +262,31 @@ def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
 
 
 def _read_whole(
-    path: Path, header: tensorfile.Header, description: Mapping[str, Any], latents: int
+    stream: IO[bytes], header: tensorfile.Header, description: Mapping[str, Any], latents: int, path: Path
 ) -> dict[str, Tensor]:
     """Every tensor, in one sequential pass that also takes the digest of the file."""
     digest = hashlib.sha256()
     tensors = {}
-    with open(path, "rb", buffering=0) as stream:
-        digest.update(stream.read(next(iter(header.entries.values())).start))
-        for name, entry in header.entries.items():
-            tensors[name] = tensorfile.read_rows(stream, entry)
-            digest.update(tensorfile.bytes_of(tensors[name]))
+    stream.seek(0)
+    digest.update(tensorfile.read_exactly(stream, next(iter(header.entries.values())).start, path))
+    for name, entry in header.entries.items():
+        tensors[name] = tensorfile.read_rows(stream, entry)
+        digest.update(tensorfile.bytes_of(tensors[name]))
     if f"sha256:{digest.hexdigest()}" != description["file"]["digest"]:
         raise _altered(path)
     return tensors
 
 
 def _read_prefix(
-    path: Path, header: tensorfile.Header, description: Mapping[str, Any], latents: int
+    stream: IO[bytes], header: tensorfile.Header, description: Mapping[str, Any], latents: int, path: Path
 ) -> dict[str, Tensor]:
     """The first `latents` rows of the matrices, read to the end of their last block, and the small tensors whole."""
     blocks = description["blocks"]
     rows = min(-(-latents // blocks["latents"]) * blocks["latents"], description["n_latents"])
-    with open(path, "rb", buffering=0) as stream:
-        tensors = {
-            name: tensorfile.read_rows(stream, entry, rows if name in _BY_LATENT else None)
-            for name, entry in header.entries.items()
-        }
+    tensors = {
+        name: tensorfile.read_rows(stream, entry, rows if name in _BY_LATENT else None)
+        for name, entry in header.entries.items()
+    }
     digests = list(_block_digests(tensors, blocks["latents"]))
     if digests != blocks["digests"][: len(digests)] or _shared_digest(tensors) != blocks["shared"]:
         raise _altered(path)
@@ -268,16 +325,21 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     )
 
 
-def _description(folder: Path) -> tuple[dict[str, Any], tensorfile.Header]:
+def _tensor_stream(folder: Path) -> IO[bytes]:
+    path = folder / TENSORS
+    if not path.is_file():
+        raise FormatError(f"`{folder}` must hold `{TENSORS}` beside `{DESCRIPTION}`; it does not. Copy both files.")
+    return open(path, "rb", buffering=0)
+
+
+def _description(folder: Path, stream: IO[bytes]) -> tuple[dict[str, Any], tensorfile.Header]:
     """The description that belongs to the tensor file, and the header of that file.
 
     When a save over an older SAE was cut off between its two renames, the description that belongs to the tensors is
     the one still waiting as ``sae.json.next``.
     """
     path = folder / TENSORS
-    if not path.is_file():
-        raise FormatError(f"`{folder}` must hold `{TENSORS}` beside `{DESCRIPTION}`; it does not. Copy both files.")
-    header = tensorfile.read_header(path)
+    header = tensorfile.parse_header(stream, path)
     names = [name for name in (DESCRIPTION, _NEXT) if (folder / name).is_file()]
     descriptions = [_checked(read_json(folder / name), folder / name) for name in names]
     content = header.metadata.get(_FORMAT)
@@ -308,6 +370,8 @@ def _checked(value: Any, path: Path) -> dict[str, Any]:
     _same_keys(value, _KEYS, path, "")
     _same_keys(value["file"], ("name", "bytes", "digest"), path, "file.")
     _same_keys(value["blocks"], ("latents", "digests", "shared"), path, "blocks.")
+    if value["sizes"] is not None:
+        _check_sizes(value["sizes"], f"`{path}`", FormatError)
     rule, scaling = value["rule"], value["scaling"]
     if not isinstance(rule, dict) or rule.get("name") not in RULES:
         raise FormatError(f"`{path}`: `rule.name` must be one of {listed(RULES)}; got {rule!r}.")
@@ -317,6 +381,22 @@ def _checked(value: Any, path: Path) -> dict[str, Any]:
         raise FormatError(f"`{path}`: `scaling` must be an object; got {scaling!r}.")
     _known(scaling, _plain_fields(Scaling, tensor_names, "scaling."), path, "scaling.")
     return value
+
+
+def _check_sizes(curve: Any, where: str, error: type[SaekitError]) -> None:
+    """Refuse a curve of sizes that is not ``{"measured_on": {}, "points": [{"latents": m, "metrics": {...}}]}``."""
+    shape = '{"measured_on": {…}, "points": [{"latents": m, "metrics": {…}}, …]}'
+    is_curve = isinstance(curve, dict) and set(curve) == {"measured_on", "points"}
+    points = curve["points"] if is_curve and isinstance(curve["points"], list) else None
+    sizes = []
+    for point in points or []:
+        good = isinstance(point, dict) and set(point) == {"latents", "metrics"} and isinstance(point["metrics"], dict)
+        good = good and all(isinstance(value, dict) and "value" in value for value in point["metrics"].values())
+        sizes.append(point["latents"] if good and isinstance(point["latents"], int) else 0)
+    if not sizes or min(sizes) < 1 or sizes != sorted(set(sizes)):
+        raise error(
+            f"{where}: `sizes` must be {shape} with increasing numbers of latents; it is not. Measure the sizes again."
+        )
 
 
 def _plain_fields(of: type, tensor_names: Mapping[str, Any], prefix: str) -> set[str]:

@@ -104,19 +104,32 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def read_header(path: Path) -> Header:
+    """Read and check the header of a file on disk; see `parse_header`."""
+    with open(path, "rb", buffering=0) as stream:
+        return parse_header(stream, path)
+
+
+def parse_header(stream: IO[bytes], path: Path) -> Header:
     """Read and check the header; reads no tensor.
+
+    Parameters
+    ----------
+    stream
+        The file, readable and seekable: on disk, or elsewhere by range requests.
+    path
+        What messages call it.
 
     Raises
     ------
     FormatError
         The file is truncated, longer than its header says, or not in this format.
     """
-    size = os.path.getsize(path)
-    with open(path, "rb", buffering=0) as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise _broken(path, f"its first 8 bytes announce a header of {length:,} bytes in a file of {size:,}")
-        text = stream.read(length)
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise _broken(path, f"its first 8 bytes announce a header of {length:,} bytes in a file of {size:,}")
+    text = read_exactly(stream, length, path)
     try:
         table = json.loads(text)
         metadata = table.pop("__metadata__", {})
@@ -135,6 +148,24 @@ def read_header(path: Path) -> Header:
     return Header(entries, metadata, end)
 
 
+def read_exactly(stream: IO[bytes], length: int, path: Path) -> bytes:
+    """The next `length` bytes; a file may hand out less than it is asked for.
+
+    Raises
+    ------
+    FormatError
+        The file ends before.
+    """
+    parts: list[bytes] = []
+    while length:
+        part = stream.read(length)
+        if not part:
+            raise FormatError(f"`{path}` is truncated: {length:,} bytes are missing. Copy it again.")
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
 def read_rows(stream: IO[bytes], entry: Entry, rows: int | None = None) -> Tensor:
     """The first `rows` rows (axis 0) of a tensor, or all of it; reads exactly those bytes."""
     shape = entry.shape if rows is None else (rows, *entry.shape[1:])
@@ -145,7 +176,8 @@ def read_rows(stream: IO[bytes], entry: Entry, rows: int | None = None) -> Tenso
         while left:  # the system may hand out less than was asked for (2 GiB at most on Linux)
             got = stream.readinto(left)  # type: ignore[attr-defined]
             if not got:
-                raise FormatError(f"`{stream.name}` is truncated: {len(left):,} bytes are missing. Copy it again.")
+                name = getattr(stream, "name", "the file")
+                raise FormatError(f"`{name}` is truncated: {len(left):,} bytes are missing. Copy it again.")
             left = left[got:]
     return tensor
 
