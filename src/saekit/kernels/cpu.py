@@ -41,6 +41,9 @@ CHUNK = 64
 PANEL_BYTES = 6 * 2**20
 """Columns of the rows and of their gradients that are read over and over, latent by latent. Unit: bytes."""
 
+PIECE = 4_000_000
+"""Least work that is worth handing to another thread: about 0.2 ms of one core. Unit: multiply-adds."""
+
 LARGEST = 1e18
 """Rows and weights with a norm above this could overflow the product: the plain kernel takes them."""
 
@@ -64,9 +67,10 @@ def thread_count() -> int:
     return torch.get_num_threads()
 
 
-def _spread(loop: Callable[..., None], n: int, grain: int, *arguments: Any) -> None:
-    """``loop(start, stop, *arguments)`` over all of ``0 .. n``, on threads, at least `grain` at a time."""
+def _spread(loop: Callable[..., None], n: int, work: float, *arguments: Any) -> None:
+    """``loop(start, stop, *arguments)`` over all of ``0 .. n``, on threads; `work` is that of one, in multiply-adds."""
     global _pool
+    grain = max(1, round(PIECE / max(work, 1)))
     threads = thread_count()
     if threads == 1 or n <= grain:
         if n:
@@ -123,7 +127,7 @@ def _round(x: Tensor, name: str, offset: Tensor | None = None) -> _Rounded:
     bf16 = buffer(f"{name} bf16", (n, d), torch.bfloat16)
     norm, residual, dot = (buffer(f"{name} {part}", (n,)).numpy() for part in ("norm", "residual", "dot"))
     along = np.zeros(d, np.float32) if offset is None else offset.numpy()
-    _spread(loops.round_rows, n, 256, x.numpy(), along, bf16.view(torch.int16).numpy(), norm, residual, dot)
+    _spread(loops.round_rows, n, 4 * d, x.numpy(), along, bf16.view(torch.int16).numpy(), norm, residual, dot)
     return _Rounded(bf16, norm, residual, dot)
 
 
@@ -171,7 +175,8 @@ def _encode(
             part = product[: min(block, n - start)]
             torch.mm(rows.bf16[start : start + len(part)], W.bf16.T, out=part)
             _spread(
-                loops.choose, len(part), 16, start, part.view(torch.int16).numpy(), x.numpy(), reach, W_enc.numpy(),
+                loops.choose, len(part), 4 * n_latents + 8 * k * d,
+                start, part.view(torch.int16).numpy(), x.numpy(), reach, W_enc.numpy(),
                 bias.numpy(), W.norm, np.float32(most_reach), np.float32(most_bias), k, lanes, exact,
                 values.numpy(), indices.numpy(),
             )  # fmt: skip
@@ -217,7 +222,8 @@ def threshold_encode(
             size = at.stop - start
             torch.mm(rows.bf16[at], W.bf16.T, out=product[:size])
             _spread(
-                loops.choose_above, size, 16, start, product.view(torch.int16).numpy(), x.numpy(), reach, W_enc.numpy(),
+                loops.choose_above, size, 8 * n_latents + 2 * room * d,
+                start, product.view(torch.int16).numpy(), x.numpy(), reach, W_enc.numpy(),
                 bias.numpy(), W.norm, level.numpy(), lanes_for(n_latents, 1),
                 values.numpy(), indices.numpy(), counts[at].numpy(),
             )  # fmt: skip
@@ -299,7 +305,8 @@ def topk_step(
     squares = buffer("squares", (n,)).numpy()
     scale = np.float32(2 / n)
     _spread(
-        loops.reconstruct, parts, 1, CHUNK, x.numpy(), values.numpy(), indices.numpy(), W_dec.numpy(), offset.numpy(),
+        loops.reconstruct, parts, 4 * CHUNK * k * d,
+        CHUNK, x.numpy(), values.numpy(), indices.numpy(), W_dec.numpy(), offset.numpy(),
         scale, gradient.numpy(), products.numpy(), squares, columns.numpy(),
     )  # fmt: skip
     error = float(squares.sum(dtype=np.float64))
@@ -327,7 +334,8 @@ def topk_step(
     edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]
     for left, right in itertools.pairwise(edges):
         _spread(
-            loops.gradient_of_latents, chunks, 1, CHUNK, left, right, *pairs, W_enc.numpy(), W_dec.numpy(), *extra,
+            loops.gradient_of_latents, chunks, 8 * n * k * d / chunks / panels,
+            CHUNK, left, right, *pairs, W_enc.numpy(), W_dec.numpy(), *extra,
             of_dec, of_enc, of_bias, of_offset, along, squares,
         )  # fmt: skip
     g_b_dec = columns.numpy().sum(0) - of_offset.sum(0)
@@ -342,7 +350,7 @@ def topk_step(
     numbers = tuple(np.float32(value) for value in (factor, *adam.factors()))
     moments = [group[name].numpy() for group in (first, second) for name in ("W_enc", "W_dec", "b_enc")]
     _spread(
-        loops.update_latents, n_latents, CHUNK, of_dec, of_enc, of_bias, along,
+        loops.update_latents, n_latents, 32 * d, of_dec, of_enc, of_bias, along,
         W_enc.numpy(), W_dec.numpy(), b_enc.numpy(), *moments, *numbers,
     )  # fmt: skip
     loops.adam_row(g_b_dec, b_dec.numpy(), first["b_dec"].numpy(), second["b_dec"].numpy(), *numbers)
