@@ -67,10 +67,10 @@ def thread_count() -> int:
     return torch.get_num_threads()
 
 
-def _spread(loop: Callable[..., None], n: int, work: float, *arguments: Any) -> None:
-    """``loop(start, stop, *arguments)`` over all of ``0 .. n``, on threads; `work` is that of one, in multiply-adds."""
+def _spread(loop: Callable[..., None], n: int, cost: float, *arguments: Any) -> None:
+    """``loop(start, stop, *arguments)`` over all of ``0 .. n``, on threads; `cost` is that of one, in multiply-adds."""
     global _pool
-    grain = max(1, round(PIECE / max(work, 1)))
+    grain = max(1, round(PIECE / max(cost, 1)))
     threads = thread_count()
     if threads == 1 or n <= grain:
         if n:

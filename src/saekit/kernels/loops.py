@@ -24,6 +24,15 @@ BF16_UNIT = 2.0**-8
 """Largest relative error of rounding to bf16 (8 bits of significand, to nearest)."""
 
 
+def _compiled(function: Any) -> Any:
+    """Compile on first use, release Python's lock while running, and remember the machine code between processes."""
+    options = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to write to: compiled anew in every process
+        return njit(**options)(function)
+
+
 @intrinsic
 def _float_of_bits(typingctx: Any, bits: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -53,7 +62,7 @@ def _narrow(value: Any) -> Any:
     return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@_compiled
 def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: Any, residual: Any, dot: Any) -> None:
     """bf16 copy of rows, upper bounds of their norm and of the norm of what rounding lost, and ``row . offset``.
 
@@ -121,7 +130,7 @@ def _score(
     return held
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@_compiled
 def choose(
     start: int, stop: int, first: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
     most_reach: Any, most_bias: Any, k: int, lanes: int, exact: bool, values: Any, indices: Any,
@@ -210,7 +219,7 @@ def choose(
             indices[row, c] = latents[c]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@_compiled
 def choose_above(
     start: int, stop: int, first: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
     threshold: Any, lanes: int, values: Any, indices: Any, counts: Any,
@@ -269,7 +278,7 @@ def choose_above(
             counts[r] = kept
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@_compiled
 def reconstruct(
     start: int, stop: int, chunk: int, x: Any, values: Any, indices: Any, W: Any, offset: Any, scale: Any,
     gradient: Any, products: Any, squares: Any, columns: Any,
@@ -311,7 +320,7 @@ def reconstruct(
             products[r, c] = product
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def count_by_latent(values: Any, indices: Any, offsets: Any) -> None:
     """How many positive codes each latent has, as segment starts ``offsets [n_latents + 1]`` (zero before the call)."""
     for r in range(values.shape[0]):
@@ -322,7 +331,7 @@ def count_by_latent(values: Any, indices: Any, offsets: Any) -> None:
         offsets[j + 1] += offsets[j]
 
 
-@njit(nogil=True, cache=True)
+@_compiled
 def sort_by_latent(values: Any, indices: Any, products: Any, place: Any, rows: Any, code: Any, slope: Any) -> None:
     """Put row, value and gradient of each positive code at ``place[latent]``, which moves on; rows ascend."""
     for r in range(values.shape[0]):
@@ -335,7 +344,7 @@ def sort_by_latent(values: Any, indices: Any, products: Any, place: Any, rows: A
                 slope[at] = products[r, c]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@_compiled
 def gradient_of_latents(
     start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, code: Any, slope: Any,
     gradient: Any, x: Any, offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any, more_bias: Any,
@@ -385,7 +394,7 @@ def gradient_of_latents(
             squares[j] += square
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@_compiled
 def adam_row(
     g: Any, w: Any, m: Any, v: Any, factor: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any
 ) -> None:
@@ -403,7 +412,7 @@ def adam_row(
         w[i] -= rate * mean / (np.sqrt(square) * root + eps)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@_compiled
 def update_latents(
     start: int, stop: int, of_dec: Any, of_enc: Any, of_bias: Any, along: Any,
     W_enc: Any, W_dec: Any, b_enc: Any, m_enc: Any, m_dec: Any, m_bias: Any, v_enc: Any, v_dec: Any, v_bias: Any,

@@ -67,8 +67,13 @@ def unavailable() -> str | None:
     """Why the compiled loops cannot run on this machine; None when they can."""
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed (pip install numba)"
-    import llvmlite.binding
-
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        return "NUMBA_DISABLE_JIT is set"
+    try:
+        import llvmlite.binding
+        import numba  # noqa: F401
+    except Exception as problem:  # a version of numpy that it does not know, for example
+        return f"numba cannot be imported: {problem}"
     if not llvmlite.binding.get_host_cpu_features().get("avx512bf16", False):
         return "the processor has no AVX-512 bf16 instructions"
     return None
