@@ -26,7 +26,7 @@ BF16_UNIT = 2.0**-8
 
 def _compiled(function: Any) -> Any:
     """Compile on first use, release Python's lock while running, and remember the machine code between processes."""
-    options = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
+    options: Any = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to write to: compiled anew in every process
