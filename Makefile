@@ -42,8 +42,8 @@ docs: $(STAMP)
 # Against the peers, which get an environment of their own. BENCH="step encode" runs some, BENCH_OPTIONS=--quick a little.
 BENCH ?= quality parity step encode
 bench: $(STAMP)
-	@[ -x .venv-peers/bin/python ] || benchmarks/peers.sh
-	@for name in step encode parity quality; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	benchmarks/peers.sh
+	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
