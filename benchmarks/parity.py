@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--latents", type=int, default=1024)
     parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--quick", action="store_true", help="a few steps, nothing written")
     options = parser.parse_args()
+    options.steps = 20 if options.quick else options.steps
     n_rows = options.steps * options.batch
     if options.rows:
         x = ArrayRows.from_file(options.rows)
@@ -54,13 +56,15 @@ def main() -> None:
     lines += [
         f"| {i} | {a:.5f} | {b:.5f} | {b - a:+.5f} |" for i, (a, b) in enumerate(zip(found["plain"], found["fused"]))
     ]
+    print(*lines, sep="\n")
+    if options.quick:
+        return
     about = f"{ABOUT} d = {rows.shape[1]}, {options.latents:,} latents, k = {options.k}, "
     about += f"{options.steps:,} steps of {options.batch} rows, "
     about += f"{Path(options.rows).name if options.rows else 'synthetic rows'}."
     arena.replace_part(arena.ROOT / "benchmarks" / "README.md", "parity", "\n".join([about, "", *lines]))
     record = {"fvu": found, "steps": options.steps, "batch": options.batch, "machine": arena.machine()}
     (arena.ROOT / "benchmarks" / "parity.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(*lines, sep="\n")
 
 
 main()
