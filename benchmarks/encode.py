@@ -45,7 +45,9 @@ def main() -> None:
             workloads.append({"title": title, "arch": arch, "d": d, "n": n, "k": k, "batch": batch, "results": results})
             print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
     if not options.quick and not options.only and not options.shapes:
-        arena.write("encode", workloads, ABOUT, "python benchmarks/encode.py")
+        arena.write(
+            "encode", workloads, ABOUT, " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
+        )
 
 
 main()

@@ -51,7 +51,7 @@ def main() -> None:
         workloads.append({"title": title, "d": d, "n": n, "k": k, "batch": batch, "results": results})
         print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
     if not options.quick and not options.only and not options.shapes:
-        arena.write("step", workloads, ABOUT, "python benchmarks/step.py")
+        arena.write("step", workloads, ABOUT, " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]))
 
 
 main()
