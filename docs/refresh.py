@@ -72,7 +72,7 @@ def put_demo() -> None:
     with tempfile.TemporaryDirectory() as folder:
         printed = run("demo", "--out", f"{folder}/demo").replace(f"{folder}/", "")
     text = README.read_text(encoding="utf-8")
-    README.write_text(BLOCK.sub(lambda m: m[1] + printed.strip() + "\n" + m[3], text), encoding="utf-8")
+    README.write_text(BLOCK.sub(lambda m: m[1] + printed.strip("\n") + "\n" + m[3], text), encoding="utf-8")
 
 
 def main() -> int:
