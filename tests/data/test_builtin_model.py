@@ -93,3 +93,14 @@ def test_card_states_the_numbers_of_the_evaluation():
     assert f"{results['parameters']:,}" in card
     model, five_gram, xz, _ = results["bits_per_byte"].values()
     assert model < five_gram < xz
+
+
+def test_the_model_was_judged_on_the_held_out_text_that_the_corpus_gives_today():
+    heldout = corpus.docs(split="heldout")
+    card = json.loads((FOLDER / "evaluation.json").read_text())["heldout"]
+    libraries = json.loads((FOLDER / "training.json").read_text())["corpus"]["heldout"]["libraries"]
+    versions = {name: library["version"] for name, library in libraries.items()}
+    if versions != corpus.library_versions():
+        pytest.skip(f"other releases of the documented libraries than the model saw: {corpus.library_versions()}")
+    assert len(heldout) == card["documents"]
+    assert corpus.corpus_digest(heldout) == card["digest"]

@@ -240,3 +240,16 @@ def test_step_leaves_rows_and_global_state_alone():
     assert torch.equal(x, copy)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("kind", [Relu, Gated, PAnneal])
+def test_penalized_learners_start_near_their_target_l0(kind):
+    # Half of 256 latents would fire from a bias of 0; the start is twice the target.
+    statistics = plain_step(new(kind(256, target_l0=6)), torch.cat(rows(4)))
+    assert 6 < float(statistics.fired) / statistics.rows < 20
+
+
+def test_a_gated_sae_has_unit_decoder_rows():
+    learner = new(Gated(N, target_l0=3))
+    run(learner, rows(6))
+    torch.testing.assert_close(learner.parameters["W_dec"].norm(dim=1), torch.ones(N))

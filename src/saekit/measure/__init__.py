@@ -29,3 +29,5 @@ from .result import result_to_json as result_to_json
 from .result import to_plain as to_plain
 from .similarity import linear_cka as linear_cka
 from .similarity import rsa as rsa
+from .table import html_table as html_table
+from .table import text_table as text_table

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, ClassVar
 
 from ..errors import FormatError
 from ..files import read_json, write_json
-from ..measure import Measured, result_from_json, result_to_json
+from ..measure import Measured, html_table, result_from_json, result_to_json, text_table
 from .match import Certificate
 
 
@@ -222,22 +221,10 @@ class Comparison:
         return lines
 
     def __repr__(self) -> str:
-        lines = self.table()
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        return (
-            "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
-            + f"\n{self.caption()}"
-        )
+        return text_table(self.table(), self.caption())
 
     def _repr_html_(self) -> str:
-        heading, *lines = self.table()
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell).replace('  ', '&nbsp;&nbsp;')}</td>" for cell in line) + "</tr>"
-            for line in lines
-        )
-        caption = f"<caption>{escape(self.caption())}</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self.table(), self.caption())
 
     def caption(self) -> str:
         """One line under the table: what counts as shared, where intervals come from, how exact the matching is."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, ClassVar
 
 from ..errors import FormatError, did_you_mean
 from ..files import read_json, write_json
-from ..measure import METRICS, DensityHistogram, Measured, result_from_json, result_to_json
+from ..measure import METRICS, DensityHistogram, Measured, html_table, result_from_json, result_to_json, text_table
 
 
 class Metrics(Mapping[str, Measured]):
@@ -210,22 +209,10 @@ class Evaluation:
         return lines
 
     def __repr__(self) -> str:
-        lines = self.table()
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        return (
-            "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
-            + f"\n{self._caption()}"
-        )
+        return text_table(self.table(), self._caption())
 
     def _repr_html_(self) -> str:
-        heading, *lines = self.table()
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell).replace('  ', '&nbsp;&nbsp;')}</td>" for cell in line) + "</tr>"
-            for line in lines
-        )
-        caption = f"<caption>{escape(self._caption())}</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self.table(), self._caption())
 
     def _caption(self) -> str:
         tokens = "" if self.language_model is None else f", {self.language_model['n_tokens']:,} predicted tokens"

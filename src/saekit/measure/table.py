@@ -1,0 +1,28 @@
+"""A table of results as plain text (in a terminal) and as HTML (in a notebook)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+
+def text_table(lines: Sequence[Sequence[str]], caption: str) -> str:
+    """Columns in line, two spaces apart; `lines` begin with the heading and have equal lengths."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    return "\n".join([*rows, caption])
+
+
+def html_table(lines: Sequence[Sequence[str]], caption: str) -> str:
+    """The same as one ``<table>``; every cell is escaped, indentation is kept.
+
+    >>> html_table([["a"], ["<b>"]], "c")
+    '<table><caption>c</caption><thead><tr><th>a</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
+    """
+    heading, *others = lines
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell).replace('  ', '&nbsp;&nbsp;')}</td>" for cell in line) + "</tr>"
+        for line in others
+    )
+    return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
