@@ -125,6 +125,9 @@ def test_unknown_documents():
     some = torch.where(document < 5, document, -1)
     known = scores_of(z[:50], token[:50], document[:50]).compute().spread
     torch.testing.assert_close(scores_of(z, token, some).compute().spread, known, equal_nan=True)
+    mixed = scores_of(z, token, document)
+    mixed.update(Codes.from_dense(z), token)
+    assert mixed.compute().spread.isnan().all()
 
 
 def test_top_tokens_and_labels():
@@ -135,6 +138,8 @@ def test_top_tokens_and_labels():
     scores = scores_of(z, token)
     assert scores.top_tokens(2) == [[(2, 0.4), (0, 0.3)], [(3, 1.0)], []]
     assert [t for t, _ in scores.top_tokens(9, by="lift")[0]] == [2, 1]
+    tied = scores_of(torch.ones(4, 1), torch.tensor([3, 2, 1, 1]).int())
+    assert [t for t, _ in tied.top_tokens()[0]] == [1, 2, 3]
     words = [" the", " the", "the", "\n", "<"]
     assert labels_of(scores, words.__getitem__) == ["`the`", "`\\n`", ""]
     assert labels_of(scores, str, by="share") == ["`2` · `0` · `1`", "`3`", ""]
