@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from .errors import OfflineError as OfflineError
     from .errors import SaekitError as SaekitError
     from .errors import ShapeError as ShapeError
+    from .estimators import Binarize as Binarize
+    from .estimators import HiddenStates as HiddenStates
+    from .estimators import SAEFeatures as SAEFeatures
+    from .estimators import SelectLatents as SelectLatents
     from .measure import Measured as Measured
     from .sae import SAE as SAE
     from .sae import Codes as Codes
@@ -91,6 +95,8 @@ _HOMES: dict[str, tuple[str, str]] = {
             "compare", "Comparison", "match_latents",
         )
     },
+    # these alone import scikit-learn, when first used
+    **{name: ("estimators", name) for name in ("SAEFeatures", "HiddenStates", "Binarize", "SelectLatents")},
     "Measured": ("measure", "Measured"),
     **{name: ("store", name) for name in ("save", "load", "describe")},
     **{
