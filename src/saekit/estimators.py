@@ -23,7 +23,7 @@ import numpy as np
 import scipy.sparse
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.feature_selection import SelectorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from .errors import ConfigError, DataError, ModelError, ShapeError, did_you_mean, listed
 
@@ -271,6 +271,8 @@ def check_labels(y: Any) -> None:
         labels = labels.ravel()
     if labels.ndim != 1:
         raise DataError(f"labels y must be one per row; got an array of shape {labels.shape}. y should be a 1d array.")
+    if not len(labels):
+        raise DataError("there must be at least one row with a label; got none.")
     if labels.dtype.kind == "f":
         missing = np.isnan(labels)
     elif labels.dtype == object:
@@ -485,7 +487,10 @@ class _Features(TransformerMixin, BaseEstimator):
 
         from .data.pool import pool_batches
 
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=not hasattr(self, "n_features_in_"))
+        if hasattr(self, "n_features_in_"):
+            X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        else:
+            X = check_array(X, dtype=[np.float32, np.float64])
         self._check_width(X.shape[1])
         blocks = range(0, len(X), _ROWS_AT_ONCE)
         batches = (

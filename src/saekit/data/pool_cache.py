@@ -116,16 +116,16 @@ def write_rows(cache: str | os.PathLike[str], key: Mapping[str, Any], rows: Rows
             "offsets": rows.x.indptr.astype(np.int64),
             "shape": np.array(rows.x.shape, np.int64),
         }
-    content = _content(arrays)
-    data = save(arrays, {"saekit": "pooled", "schema": str(SCHEMA), "key": _text(key), "content": content})
+    # one entry only: the library writes several in any order, and equal rows should be equal bytes
+    data = save(arrays, {"saekit": _text({"key": key, "content": _content(arrays)})})
     name = digest_bytes(b"".join(rows.digests)).removeprefix("sha256:")[:32]
     path = folder_of(cache, key) / f"{name}.safetensors"
     write_bytes(path, data)
     return path
 
 
-def _text(key: Mapping[str, Any]) -> str:
-    return json.dumps({"schema": SCHEMA, **key}, sort_keys=True, allow_nan=False)
+def _text(value: Mapping[str, Any]) -> str:
+    return json.dumps({"schema": SCHEMA, **value}, sort_keys=True, allow_nan=False)
 
 
 def _content(arrays: Mapping[str, np.ndarray]) -> str:
@@ -149,11 +149,11 @@ def _read(path: Path, key: Mapping[str, Any]) -> Rows:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("saekit", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"`{path}` cannot be read: {error}. It can be deleted.") from None
-    if about.get("content") != _content(arrays) or about.get("key") != _text(key):
+    if about.get("content") != _content(arrays) or about.get("key") != key:
         raise FormatError(f"`{path}` is not what was written for this key. It can be deleted.")
     digests = tuple(row.tobytes() for row in arrays["digest"])
     if "x" in arrays:
