@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_segments_are_reduced_as_the_dense_definition_says(case: tuple[np.ndarra
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for name in ("sum", "max", "count"):
         found = Codes(pooled.offsets, pooled.indices, getattr(pooled, name), codes.n_latents).dense().numpy()
-        for i, (a, b) in enumerate(zip(ends[:-1], ends[1:])):
+        for i, (a, b) in enumerate(itertools.pairwise(ends)):
             expected = reference(z[a:b], name) if b > a else np.zeros(z.shape[1])
             np.testing.assert_array_equal(found[i], expected)
     for a, b in zip(pooled.offsets[:-1], pooled.offsets[1:]):
@@ -169,7 +170,7 @@ def test_documents_that_come_out_of_order_or_not_at_all() -> None:
     assert dense(found["mean"]).tolist() == [[4, 5], [0, 0], [1, 2], [0, 0]]
     assert dense(found["last"]).tolist() == [[5, 6], [0, 0], [1, 2], [0, 0]]
     assert states["max"].tolist() == [[5, 6], [0, 0], [1, 2], [0, 0]]
-    with pytest.raises(DataError, match="images must have at least one token; 2 have none: rows `1` and `3`|`1`, `3`"):
+    with pytest.raises(DataError, match="images must have at least one token; 2 have none: rows `1`, `3`"):
         pool_batches(batches, 4, asks, what="images")
     nothing, _ = pool_batches([], 2, asks, empty="zero")
     assert nothing["sum"].shape == (2, 2)
@@ -342,7 +343,7 @@ def test_max_tokens_reads_the_beginning_and_says_what_it_cuts(models: Any, texts
 def test_texts_without_tokens(models: Any) -> None:
     texts = ["the cat", "", "   ", "on a mat"]
     with pytest.raises(
-        DataError, match="texts must have at least one token; 2 have none: rows `1`, `2`.* empty='zero'"
+        DataError, match=r"texts must have at least one token; 2 have none: rows `1`, `2`.* empty='zero'"
     ):
         pool_texts(models["llama"], texts, asks())
     found, states = pool_texts(models["llama"], texts, asks(), empty="zero")
@@ -544,7 +545,7 @@ def test_bad_asks(models: Any, texts: list[str]) -> None:
     lm = models["llama"]
     with pytest.raises(ConfigError, match="at most one of `layer` and `hook`"):
         Ask(("sum",), layer=1, hook="layers.1")
-    with pytest.raises(ConfigError, match="`layer` .or `hook`. must say where.*provenance does not say"):
+    with pytest.raises(ConfigError, match=r"`layer` .or `hook`. must say where.*provenance does not say"):
         pool_texts(lm, texts, [Ask(("sum",), random_sae())])
     with pytest.raises(ConfigError, match=r"where the rows come from; got none\."):
         pool_texts(lm, texts, [Ask(("sum",))])
@@ -557,7 +558,7 @@ def test_bad_asks(models: Any, texts: list[str]) -> None:
 
 
 def test_an_sae_of_another_width_is_refused_before_the_model_runs(models: Any, texts: list[str], passes: Any) -> None:
-    with pytest.raises(ShapeError, match="rows of width 16 at `layers.1`; its d_in is 12"):
+    with pytest.raises(ShapeError, match=r"rows of width 16 at `layers.1`; its d_in is 12"):
         pool_texts(models["llama"], texts, [Ask(("sum",), random_sae(d=12), layer=1)])
     assert not passes
 
@@ -601,7 +602,7 @@ def test_activations_that_are_not_finite_name_the_text(models: Any, monkeypatch:
         return found
 
     monkeypatch.setattr(pool, "activations", broken)
-    with pytest.raises(DataError, match="row 2 of the texts at `layers.1` has nan"):
+    with pytest.raises(DataError, match=r"row 2 of the texts at `layers.1` has nan"):
         pool_texts(models["llama"], ["the the", "on a mat", "the cat", "sat on"], asks())
 
 
