@@ -163,7 +163,7 @@ def test_images_from_the_command_line(call, tmp_path):
     [
         (["transfer", "--data", "x.csv"], "`--model` must be given"),
         (["transfer", "--model", "builtin"], "exactly one of --data and --images must be given"),
-        (["transfer", "--model", "m", "--data", "d", "--sae", "a", "--to", "b", "--across", "c"], "at most one of --across"),
+        (["transfer", "--model", "m", "--data", "d", "--sae", "a", "--to", "b", "--across", "c"], "at most one"),
         (["transfer", "--model", "m", "--data", "d", "--to", "b"], "--sae must be given with --to"),
         (["transfer", "--model", "m", "--data", "d", "--sae", "a", "--set", "by=documents"], "`by` needs --to"),
         (["transfer", "--model", "m", "--data", "d", "--sae", "a", "--set", "acros=lang"], "Did you mean `across`"),
