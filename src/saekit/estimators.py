@@ -30,6 +30,9 @@ from .errors import ConfigError, DataError, ModelError, ShapeError, did_you_mean
 SCORES = ("mean_difference", "mean_difference_nonzero", "auc", "chi2", "l1", "random")
 """How `SelectLatents` can rate latents by itself."""
 
+TRUSTED = tuple(f"saekit.estimators.{name}" for name in ("Binarize", "HiddenStates", "SAEFeatures", "SelectLatents"))
+"""What `skops.io.loads` must be told to trust (``trusted=[...]``) to read these classes from a file."""
+
 
 # ------------------------------------------------------------------------------------------------------- binarization
 
@@ -120,6 +123,11 @@ class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if self.relative is not None and not 0 <= t <= 1:
             raise ConfigError(
                 f"Binarize: with relative={self.relative!r}, `threshold` must be a share of 0 to 1; got {t!r}."
+            )
+        if self.relative is not None and t == 1 and self.compare == ">":
+            raise ConfigError(
+                f"Binarize: with relative={self.relative!r} and compare='>', `threshold` must be below 1, or nothing "
+                "in the rows of fit is above it; got 1. Give a share such as 0.2."
             )
         fills = t < 0 or (t == 0 and self.compare == ">=" and self.relative != "quantile")
         if fills:

@@ -119,6 +119,7 @@ def test_thresholds_come_from_the_rows_of_fit_only() -> None:
         ({"threshold": np.nan}, "`threshold` must be a finite number; got nan"),
         ({"threshold": "1"}, "`threshold` must be a finite number; got '1'"),
         ({"threshold": 1.5, "relative": "quantile"}, "share of 0 to 1; got 1.5"),
+        ({"threshold": 1.0, "relative": "max"}, "must be below 1, or nothing in the rows of fit is above it"),
         ({"compare": "=>"}, "`compare` must be `>` or `>=`; got '=>'"),
         ({"relative": "quantil"}, "`relative` must be None, `max` or `quantile`.*Did you mean `quantile`"),
     ],
