@@ -1008,11 +1008,17 @@ def _way(
         return _mean([scores[arm, i, j][name] for i, j in places])
 
     judged = others or diagonal
-    minus = None if dense is None or a == dense else mean(judged, "macro_f1").minus(mean(judged, "macro_f1", dense))
+
+    def minus(name: str) -> Measured | None:
+        if dense is None or a == dense:
+            return None
+        unit = "fraction" if name == "macro_f1" else "area"
+        return mean(judged, name).minus(mean(judged, name, dense)).measured(unit, least=-1.0, most=1.0)
+
     mine = [cell for cell in cells if cell.arm == lines[a].arm.name and cell.train != cell.test]
     transferred = mean(others, "macro_f1") if others else None
     arm = lines[a].arm
-    minus_dense = None if minus is None else minus.measured("fraction", least=-1.0, most=1.0)
+    minus_dense = minus("macro_f1")
     way = Way(
         name=arm.name,
         kind=arm.kind,
@@ -1025,6 +1031,7 @@ def _way(
         transferred_auc=_measured(mean(others, "auc"), "area") if others else None,
         drop=None if transferred is None else _drop(scores, a, others).measured("fraction", least=-1.0, most=1.0),
         minus_dense=minus_dense,
+        minus_dense_auc=minus("auc"),
         against_dense=None if minus_dense is None else verdict(minus_dense, margin),
         n_cells=len(mine),
         n_above=sum(cell.chance == "above chance" for cell in mine),
