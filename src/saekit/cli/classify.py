@@ -139,7 +139,10 @@ def classify(
     with progress_bar(quiet=json) as progress:
         result = plan.run(progress)
     if plan.out is not None:
+        from ..report.classification import write_classification_figures
+
         result.save(plan.out / RESULT)
+        write_classification_figures(result.to_json(), plan.out)
         if keep != "none" and (keep is not None or _is_linear(result)):
             save_classifier(fit_classifier(plan, result, keep), plan.out / "classifier")
     if json:

@@ -300,7 +300,7 @@ def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -
         "saekit": result.saekit,
         "versions": result.versions,
         "arm": arm,
-        "model": {**result.model, "path": lm.name},
+        "model": {**result.model, "path": lm.name if isinstance(plan.model, LanguageModel) else os.fspath(plan.model)},
         "hook": origin.hook,
         "pool": found.pool,
         "max_tokens": plan.settings["max_tokens"],
