@@ -260,7 +260,7 @@ def plan_classification(
 
     for train, _ in labelled.parts:
         groups = None if labelled.groups is None else labelled.groups[train]
-        check_folds(labelled.y[train], groups, given.inner, "inner")
+        check_folds(labelled.y[train], groups, given.inner, "inner", labelled.classes)
     wanted = _arms(origins, kinds, pools, ks, control_ks, select_by)
     digest = language_origin(model).digest
     common = [_CELL_VERSION, digest, labelled.digest(), asdict(given), shuffles, max_tokens, seed]
