@@ -107,6 +107,17 @@ def test_every_arm_is_there_with_intervals_and_verdicts(full_run):
     assert set(result.classes) == {"good", "bad"}
 
 
+def test_two_arms_can_be_compared(full_run, lm, sae, rows, tmp_path):
+    plan, result = full_run
+    found = plan.difference("SAE sum", "TF-IDF")
+    assert found.value == pytest.approx(result.arm("SAE sum").macro_f1.value - result.arm("TF-IDF").macro_f1.value)
+    assert plan.difference("SAE sum", result.best_dense) == result.arm("SAE sum").difference
+    with pytest.raises(ConfigError, match="there is no arm `SAE sun`"):
+        plan.difference("SAE sun", "TF-IDF")
+    with pytest.raises(ConfigError, match="has not been computed"):
+        plan_classification(lm, sae, rows, **FEW, out=tmp_path).difference("SAE sum", "TF-IDF")
+
+
 def test_json_and_tables(full_run, tmp_path):
     _, result = full_run
     result.save(tmp_path / "r.json")
@@ -383,6 +394,7 @@ def test_texts_without_tokens_are_refused(lm, sae, rows, monkeypatch):
         ({"folds": 3, "split_column": "split"}, "at most one of `folds` and `split_column`"),
         ({"folds": 3, "train_sizes": (20,)}, "need one locked test set"),
         ({"train_sizes": (500,)}, "`train_sizes` must be smaller than the training set"),
+        ({"train_sizes": (3,)}, "`train_sizes` of 3 rows are too few"),
         ({"test_share": 1.0}, "`test_share` must lie between"),
         ({"limit": 0}, "`limit` must be"),
         ({"split_column": "split", "test_split": "dev"}, "must mark some rows, not all, with `dev`"),
