@@ -79,7 +79,7 @@ def main() -> int:
         lm = sk.load_model(path)
         saes = trained(name, lm, model, splits, out / "saes")
         for run in mine:
-            for each in sets:
+            for each in (each for each in sets if each["name"] not in run.get("without", ())):
                 classify_set(lm, saes, run, each, tables[each["name"]], config, out, folder)
         if name == "minilm":
             for each in sets:
