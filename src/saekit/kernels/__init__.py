@@ -1,6 +1,6 @@
 """The hot loops on plain tensors, each beside its plain torch reference; `use` picks between them."""
 
-from .dispatch import scratch as scratch
+from .dispatch import centered as centered
 from .dispatch import threshold_encode as threshold_encode
 from .dispatch import topk_encode as topk_encode
 from .dispatch import topk_step as topk_step

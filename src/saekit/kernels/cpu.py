@@ -277,12 +277,13 @@ def threshold_encode(
 
 
 def _encode_above(
-    x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, level: Tensor, room: int, block_rows: int | None
+    x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, level: Tensor, room: int, block_rows: int | None,
+    all_or_none: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """All pre-activations above a level of any sign: offsets, latents and values, and the rows that were left out.
 
     Rows are left out when they are not finite or have more than `room` candidates. None when the weights are not
-    finite.
+    finite, or (with `all_or_none`) when a row would be left out.
     """
     n, d = x.shape
     n_latents = len(W_enc)
@@ -294,10 +295,12 @@ def _encode_above(
     lanes = lanes_for(n_latents, 1)
     block = _block_of(n, n_latents, block_rows)
     x_, W_, b_, level_ = (t.numpy() for t in (x, W_enc, bias, level))
-    counts = np.empty(n, np.int64)
+    counts = np.zeros(n, np.int64)
     parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def work(start: int, stop: int, product: Tensor) -> None:
+        if all_or_none and counts[0] < 0:
+            return
         values = buffer("values above", (block, room)).numpy()[: stop - start]
         indices = buffer("indices above", (block, room), torch.int64).numpy()[: stop - start]
         part = torch.mm(rows.bf16[start:stop], W.bf16.T, out=product[: stop - start])
@@ -307,6 +310,9 @@ def _encode_above(
             level_, lanes, values, indices, own,
         )  # fmt: skip
         own[~(rows.norm[start:stop] <= LARGEST)] = -1
+        if all_or_none and bool((own < 0).any()):
+            counts[0] = -1
+            return
         offsets = np.zeros(len(own) + 1, np.int64)
         np.cumsum(np.maximum(own, 0), out=offsets[1:])
         packed = np.empty(offsets[-1], np.float32), np.empty(offsets[-1], np.int64)
@@ -314,6 +320,8 @@ def _encode_above(
         parts[start] = packed
 
     _by_blocks(work, n, block, n_latents)
+    if all_or_none and len(parts) < -(-n // block):
+        return None
     again = np.flatnonzero(counts < 0)
     offsets = np.zeros(n + 1, np.int64)
     np.cumsum(np.maximum(counts, 0), out=offsets[1:])
@@ -364,10 +372,11 @@ class Pairs:
     values: np.ndarray
     """Pre-activations or codes, ``[n_pairs]`` float32."""
 
-    @property
-    def rows(self) -> np.ndarray:
-        """Row of each pair."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+    def where(self, kept: np.ndarray) -> Pairs:
+        """The pairs that `kept` ``[n_pairs]`` bool marks."""
+        before = np.zeros(len(kept) + 1, np.int64)
+        np.cumsum(kept, out=before[1:])
+        return Pairs(before[self.offsets], self.latents[kept], self.values[kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -411,10 +420,42 @@ def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
     return out
 
 
+def variance(x: Tensor) -> float:
+    """``mean over rows of ||x - mean(x)||^2`` of centred rows, at least 1e-12."""
+    n, d = x.shape
+    parts = -(-n // CHUNK)
+    columns, squares = buffer("columns", (parts, d)).numpy(), np.empty(parts, np.float32)
+    _spread(loops.chunk_sums, parts, 2 * CHUNK * d, CHUNK, x.numpy(), columns, squares)
+    mean = columns.sum(0, dtype=np.float64) / n
+    return max(float(squares.sum(dtype=np.float64)) / n - float(mean @ mean), 1e-12)
+
+
+def row_norms(W: Tensor) -> np.ndarray:
+    """Length of each row of ``W [n, d]``."""
+    norms = np.empty(len(W), np.float32)
+    _spread(loops.row_norms, len(W), W.shape[1], W.numpy(), norms)
+    return norms
+
+
 def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor) -> Encoder:
     """The encoder for rows from which `offset` is yet to be subtracted."""
     rounded = _round(W_enc, "W", offset)
     return Encoder(W_enc, b_enc - torch.from_numpy(rounded.dot), rounded)
+
+
+def prefix(encoder: Encoder, size: int) -> Encoder:
+    """The encoder of the first `size` latents."""
+    r = encoder.rounded
+    cut = _Rounded(r.bf16[:size], r.norm[:size], r.residual[:size], r.dot[:size])
+    return Encoder(encoder.W[:size], encoder.bias[:size], cut)
+
+
+def join(parts: Sequence[Pairs]) -> Pairs:
+    """Pairs of several sets of rows, one set after the other."""
+    starts = np.cumsum([0, *(len(part.latents) for part in parts)])
+    offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts)]
+    latents, values = (np.concatenate([getattr(part, name) for part in parts]) for name in ("latents", "values"))
+    return Pairs(np.concatenate([*offsets, starts[-1:]]), latents, values)
 
 
 def topk_pairs(x: Tensor, encoder: Encoder, k: int, exact: bool = True) -> Pairs:
@@ -427,10 +468,8 @@ def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs 
     """All pre-activations above a level ``[n_latents]`` of any sign; None when a row has more than `room`, or when
     something is not finite.
     """
-    found = _encode_above(x, encoder.W, encoder.bias, encoder.rounded, level, room, None)
-    if found is None or len(found[3]):
-        return None
-    return Pairs(*found[:3])
+    found = _encode_above(x, encoder.W, encoder.bias, encoder.rounded, level, room, None, all_or_none=True)
+    return None if found is None else Pairs(*found[:3])
 
 
 def reconstruct(

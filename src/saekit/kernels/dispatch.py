@@ -95,14 +95,14 @@ def threshold_encode(
     return reference.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
 
 
-def scratch(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Float32 memory on the CPU that the next call with this name on this thread gets again; its content is undefined.
+def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
+    """``x * scale - center`` for rows ``[n, d]`` on the CPU, in memory that the next call on this thread uses again.
 
     New memory costs about ten times as much as memory in use, page by page; a step that uses the same again is faster.
     """
     from . import cpu
 
-    return cpu.buffer(name, shape)
+    return cpu.centered(x, scale, center)
 
 
 def topk_step_runs(weights: dict[str, Tensor], k: int) -> bool:

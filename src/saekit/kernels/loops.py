@@ -368,6 +368,31 @@ def center_rows(start: int, stop: int, x: Any, scale: Any, center: Any, out: Any
             out[r, i] = x[r, i] * scale - center[i]
 
 
+@_compiled
+def row_norms(start: int, stop: int, x: Any, norms: Any) -> None:
+    """Length of each row."""
+    for r in range(start, stop):
+        total = np.float32(0.0)
+        for i in range(x.shape[1]):
+            total += x[r, i] * x[r, i]
+        norms[r] = np.sqrt(total)
+
+
+@_compiled
+def chunk_sums(start: int, stop: int, chunk: int, x: Any, columns: Any, squares: Any) -> None:
+    """Sum of the rows, and of their squares, over chunks of `chunk` rows."""
+    n, d = x.shape
+    for part in range(start, stop):
+        for i in range(d):
+            columns[part, i] = np.float32(0.0)
+        total = np.float32(0.0)
+        for r in range(part * chunk, min(n, (part + 1) * chunk)):
+            for i in range(d):
+                columns[part, i] += x[r, i]
+                total += x[r, i] * x[r, i]
+        squares[part] = total
+
+
 @njit(inline="always")
 def _decode(values: Any, indices: Any, first: Any, last: Any, W: Any, out: Any) -> None:
     """``out += sum of values[c] * W[indices[c]]`` for c from `first` to `last`, four at a time."""
