@@ -264,6 +264,11 @@ def _with_aux(parts: dict[str, float], aux: float | None, s: _State) -> dict[str
     return parts
 
 
+def _sums(latents: np.ndarray, weights: np.ndarray, n_latents: int) -> np.ndarray:
+    """Sum of the weights of each latent's pairs, ``[n_latents]`` float64."""
+    return np.bincount(latents, weights, n_latents).astype(np.float64, copy=False)
+
+
 def _room(s: _State) -> int:
     n_latents = len(s.p["b_enc"])
     return max(min(n_latents, 64), int(n_latents * DENSE))
@@ -295,7 +300,7 @@ def _jumprelu(s: _State) -> _Found | None:
     weight = s.context.warmth * c.sparsity * cpu.variance(s.u)
     pressure = 2 * weight * away / c.target_l0 / n  # gradient of the loss by one more code
     latents = pairs.latents[near]
-    by_codes = np.bincount(latents, fit.slopes[near], n_latents)
+    by_codes = _sums(latents, fit.slopes[near], n_latents)
     by_count = pressure * np.bincount(latents, minlength=n_latents)
     of_threshold = -(theta * by_codes + by_count) / c.bandwidth
     others = {"b_dec": fit.columns + g.of_offset, "log_threshold": of_threshold * theta}
@@ -315,7 +320,7 @@ def _relu(s: _State) -> _Found | None:
     norms = cpu.row_norms(s.p["W_dec"])
     own = norms[pairs.latents]
     fit = cpu.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
-    totals = np.bincount(pairs.latents, pairs.values, s.config.latents)
+    totals = _sums(pairs.latents, pairs.values, s.config.latents)
     stretch = np.divide(pressure * totals, norms, out=np.zeros_like(totals), where=norms > 0).astype(np.float32)
     g = cpu.gradients(
         s.u, s.offset, s.p, pairs, np.ones(len(own), np.bool_), pairs.values, fit.slopes + pressure * own,
@@ -350,13 +355,13 @@ def _gated(s: _State) -> _Found | None:
     # The penalty only pulls along decoder rows, which keep their length: it is projected out.
     g = cpu.gradients(s.u, s.offset, s.p, pairs, everything, codes, of_magnitude * gain + of_gate, fit.gradient)
     others = {
-        "b_enc": np.bincount(at, of_gate, n_latents).astype(np.float32),
+        "b_enc": _sums(at, of_gate, n_latents).astype(np.float32),
         "b_dec": fit.columns + g.of_offset,
-        "r_mag": np.bincount(at, of_magnitude * gain * product, n_latents),
-        "b_mag": np.bincount(at, of_magnitude, n_latents),
+        "r_mag": _sums(at, of_magnitude * gain * product, n_latents),
+        "b_mag": _sums(at, of_magnitude, n_latents),
     }
     fired = np.bincount(at[codes > 0], minlength=n_latents)
-    sparsity = float(pressure * (np.bincount(at, pairs.values, n_latents) @ norms))
+    sparsity = float(pressure * (_sums(at, pairs.values, n_latents) @ norms))
     parts = {"reconstruction": fit.error / n, "sparsity": sparsity, "gate": gate.error / n}
     updates = _controlled(s.context, coefficient, torch.from_numpy(fired), n)
     return _Found(fit, g, others, fired, parts, {"coefficient": coefficient}, updates)
