@@ -69,7 +69,7 @@ def assert_same(mine: Learner, other: Learner) -> None:
 
 
 def assert_close(mine: Learner, other: Learner) -> None:
-    """Adam divides gradients by their own size: a gradient that is rounding and nothing else may move a weight apart."""
+    """Adam divides gradients by their own size: one that is rounding and nothing else may move a weight apart."""
     left, right = tensors_of(mine), tensors_of(other)
     assert left.keys() == right.keys()
     for name, t in left.items():

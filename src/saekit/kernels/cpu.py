@@ -277,7 +277,13 @@ def threshold_encode(
 
 
 def _encode_above(
-    x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, level: Tensor, room: int, block_rows: int | None,
+    x: Tensor,
+    W_enc: Tensor,
+    bias: Tensor,
+    W: _Rounded,
+    level: Tensor,
+    room: int,
+    block_rows: int | None,
     all_or_none: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """All pre-activations above a level of any sign: offsets, latents and values, and the rows that were left out.

@@ -490,7 +490,15 @@ def count_by_latent(indices: Any, wanted: Any, offsets: Any) -> None:
 
 @_compiled
 def sort_by_latent(
-    row_offsets: Any, values: Any, indices: Any, products: Any, wanted: Any, place: Any, rows: Any, code: Any, slope: Any
+    row_offsets: Any,
+    values: Any,
+    indices: Any,
+    products: Any,
+    wanted: Any,
+    place: Any,
+    rows: Any,
+    code: Any,
+    slope: Any,
 ) -> None:
     """Put row, value and gradient of each wanted pair at ``place[latent]``, which moves on; rows ascend."""
     for r in range(len(row_offsets) - 1):
@@ -506,14 +514,14 @@ def sort_by_latent(
 @_compiled
 def gradient_of_latents(
     start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, sources: Any, code: Any,
-    slope: Any, gradient: Any, x: Any, offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any, more_bias: Any,
-    stretch: Any, of_dec: Any, of_enc: Any, of_bias: Any, of_offset: Any, along: Any, squares: Any,
+    slope: Any, gradient: Any, x: Any, offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any,
+    more_bias: Any, stretch: Any, of_dec: Any, of_enc: Any, of_bias: Any, of_offset: Any, along: Any, squares: Any,
 ) -> None:  # fmt: skip
     """Columns ``left .. right`` of the gradients of the latents' weights, and what is needed of their length.
 
     ``start .. stop`` counts chunks of `chunk` latents. Columns are done a panel at a time because then the rows that
-    latents have in common stay in a cache. A pair's code goes with row ``sources[pair]`` of `gradient`, its slope with row
-    ``rows[pair]`` of `x`. Writes ``of_dec[j]`` (before projection; ``stretch[j] * W_dec[j]`` is added,
+    latents have in common stay in a cache. A pair's code goes with row ``sources[pair]`` of `gradient`, its slope with
+    row ``rows[pair]`` of `x`. Writes ``of_dec[j]`` (before projection; ``stretch[j] * W_dec[j]`` is added,
     a penalty's part) and ``of_enc[j]``, ``of_bias[j]``, and ``of_offset[chunk]``, the sum over the chunk of
     ``of_bias[j] * W_enc[j]``. Adds up over the panels: ``along[j] = of_dec[j] . W_dec[j]`` and ``squares[j] =
     |of_dec[j]|^2 + |of_enc[j]|^2``.
