@@ -347,7 +347,7 @@ def row_reach(rows: _Rounded, latents: _Rounded, d: int) -> np.ndarray:
 
 def lanes_for(n_latents: int, k: int) -> int:
     """Lanes whose maxima locate the k largest: a multiple of 16, so many that few lanes hold two of them."""
-    wanted = max(8 * k, n_latents // 16)
+    wanted = max(8 * k, n_latents // 16, 256)
     lanes = 16
     while lanes < wanted:
         lanes *= 2
@@ -499,7 +499,7 @@ def gradients(
     slopes: np.ndarray, gradient: Tensor, *, stretch: np.ndarray | None = None,
     revived: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, sections: Sequence[int] = (),
 ) -> Gradients:  # fmt: skip
-    """Sums over the pairs of each latent: ``of_dec = sum code * gradient[row]``, ``of_enc = sum slope * (x[row] - offset)``.
+    """Sums over each latent's pairs: ``of_dec = sum code * gradient[row]``, ``of_enc = sum slope * (x[row] - offset)``.
 
     Parameters
     ----------

@@ -184,8 +184,10 @@ def choose(
     best = np.empty(lanes, np.float32)
     sure = np.empty(room + 4, np.int32)
     sure_scores = np.empty(room + 4, np.float32)
-    maybe = np.empty(room, np.int32)
-    maybe_upper = np.empty(room, np.float32)
+    maybe = np.empty(room + 4, np.int32)
+    maybe_upper = np.empty(room + 4, np.float32)
+    opened = np.empty(lanes + 1, np.int32)
+    near = np.empty(n + 1, np.int32)
     scores = np.empty(k, np.float32)
     latents = np.empty(k, np.int64)
     waiting = np.empty(WAITING + 4, np.int32)
@@ -228,23 +230,31 @@ def choose(
         bar = level
         if exact:
             bar = max(level - np.float32(2.01) * widest, min(level, -widest))
+        # Stored whatever they are and kept by moving on: which lanes and latents qualify cannot be predicted.
+        n_open = 0
+        for i in range(lanes):
+            opened[n_open] = i
+            n_open += np.int64(best[i] >= bar)
+        n_near = 0
+        for c in range(n_open):
+            for j in range(opened[c], n, lanes):
+                near[n_near] = j
+                n_near += np.int64(_widen(P[r, j]) + bias[j] >= bar)
         n_sure = 0
         n_maybe = 0
-        for i in range(lanes):
-            if best[i] >= bar:
-                for j in range(i, n, lanes):
-                    p = _widen(P[r, j])
-                    a = p + bias[j]
-                    if a >= level:
-                        if n_sure < room:
-                            sure[n_sure] = j
-                        n_sure += 1
-                    elif a >= bar:
-                        if n_maybe < room:
-                            maybe[n_maybe] = j
-                            maybe_upper[n_maybe] = a + _error(p, a, reach * latent_reach[j])
-                        n_maybe += 1
-        if n_sure <= room and n_maybe <= room:
+        if n_near <= room:
+            for c in range(n_near):
+                j = np.uint64(near[c])
+                p = _widen(P[r, j])
+                a = p + bias[j]
+                sure[n_sure] = j
+                maybe[n_maybe] = j
+                maybe_upper[n_maybe] = a + _error(p, a, reach * latent_reach[j])
+                n_sure += np.int64(a >= level)
+                n_maybe += np.int64(not a >= level)
+        else:
+            n_sure = n_near
+        if n_near <= room:
             _multiply(x, r, W, bias, sure, n_sure, sure_scores)
             if n_maybe:
                 bar = sure_scores[0]
@@ -263,7 +273,7 @@ def choose(
                 if n_waiting:
                     _multiply(x, r, W, bias, sure[n_sure:], n_waiting, sure_scores[n_sure:])
                     n_sure += n_waiting
-        if n_sure < room and n_maybe <= room:
+        if n_sure < room:
             for c in range(n_sure):
                 place = _before(sure_scores, sure, n_sure, sure_scores[c], sure[c])
                 if place < k:
@@ -309,7 +319,8 @@ def choose_above(
     n = P.shape[1]
     room = values.shape[1]
     best = np.empty(lanes, np.float32)
-    waiting = np.empty(room + 4, np.int32)
+    opened = np.empty(lanes + 1, np.int32)
+    waiting = np.empty(n + 4, np.int32)
     found = np.empty(room + 4, np.float32)
     zero = np.float32(0.0)
     for at in range(start, stop):
@@ -324,17 +335,17 @@ def choose_above(
                 a = p + bias[base + i]
                 a = a + _error(p, a, reach * latent_reach[base + i]) - threshold[base + i]
                 best[i] = a if a > best[i] else best[i]
-        count = 0
+        n_open = 0
         for i in range(lanes):
-            if not best[i] >= zero:
-                continue
-            for j in range(i, n, lanes):
+            opened[n_open] = i
+            n_open += np.int64(best[i] >= zero)
+        count = 0
+        for c in range(n_open):
+            for j in range(opened[c], n, lanes):
                 p = _widen(P[r, j])
                 a = p + bias[j]
-                if a + _error(p, a, reach * latent_reach[j]) - threshold[j] >= zero:
-                    if count < room:
-                        waiting[count] = j
-                    count += 1
+                waiting[count] = j
+                count += np.int64(a + _error(p, a, reach * latent_reach[j]) - threshold[j] >= zero)
         if count > room:
             counts[r] = -1
             continue
