@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .compare import compare as compare
+from .compare import with_stability as with_stability
 from .comparison import Compared as Compared
 from .comparison import Comparison as Comparison
 from .comparison import Null as Null
@@ -30,6 +31,8 @@ from .progressive import RANKINGS as RANKINGS
 from .progressive import Progressive as Progressive
 from .progressive import progressive as progressive
 from .prune import prune as prune
+from .sharing import Groups as Groups
+from .sharing import SharingLaw as SharingLaw
 from .sizes import SizeCurve as SizeCurve
 from .sizes import SizePoint as SizePoint
 from .sizes import default_sizes as default_sizes
