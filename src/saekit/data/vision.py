@@ -23,6 +23,7 @@ from .capture import CALIBRATION_TOKENS, OUTLIER_TIMES, OutlierFilter, Progress,
 from .hooks import Hook, Site, activations, find_hook
 from .images import Images, read_images
 from .model import DTYPES, LanguageModel, _as_device, _digest, _find, _width, accepts, as_dtype, dtype_name
+from .pool import Ask, Empty, pool_batches
 from .quiet import quiet_transformers
 from .rows import Columns, check_finite
 from .shards import ShardWriter
@@ -336,6 +337,57 @@ def _n_special(model: VisionModel, pixels: Tensor, length: int) -> int:
             "are known. Say how many come before the patches (special=…)."
         )
     return max(beyond, 0)  # fewer tokens than patches: a model that merges them, without CLS
+
+
+def pool_images(
+    model: str | os.PathLike[str] | VisionModel,
+    images: Any,
+    asks: Sequence[Ask],
+    *,
+    skip_special: bool = True,
+    special: int | None = None,
+    prompt: str | None = None,
+    batch_images: int | None = None,
+    empty: Empty = "refuse",
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Run a vision model over images once and pool, per image, what every ask wants over its patches.
+
+    Parameters
+    ----------
+    model, images
+        See `capture_images`. No patch is left out for its norm: all count.
+    asks
+        What is wanted; see `saekit.data.pool.pool_batches`. ``first`` and ``last`` are the first and the last patch.
+    skip_special, special, prompt, batch_images
+        See `capture_images`.
+    empty
+        What to do about images without rows.
+    progress
+        Called with images done and images wanted.
+
+    Returns
+    -------
+    list of dict
+        For each ask, pooling -> float32 matrix with one row per image: CSR for an SAE, dense for hidden states.
+
+    Raises
+    ------
+    ModelError, OfflineError, DataError, FormatError, ConfigError, ShapeError
+        As `capture_images` and `pool_batches`.
+    """
+    vision = load_vision_model(model)
+    found = read_images(images)
+    hooks = {ask.place: find_hook(vision.model, ask.place) for ask in asks}
+
+    def batches() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        how: dict[str, Any] = {"skip_special": skip_special, "special": special, "prompt": prompt}
+        for batch in patch_batches(vision, found, list(hooks.values()), **how, batch_images=batch_images):
+            yield dict(zip(hooks, batch.x)), batch.document
+            if progress is not None:
+                progress(int(batch.document[-1]) + 1, len(found))
+
+    return pool_batches(batches(), len(found), asks, empty=empty, what="images")
 
 
 def capture_images(
