@@ -55,17 +55,21 @@ if TYPE_CHECKING:
     from .study import Actions as Actions
     from .study import Comparison as Comparison
     from .study import Evaluation as Evaluation
+    from .study import Orphans as Orphans
     from .study import SizeCurve as SizeCurve
     from .study import act as act
     from .study import cloze_task as cloze_task
     from .study import match_latents as match_latents
     from .study import measure_sizes as measure_sizes
     from .study import power_law as power_law
+    from .study import principal_angles as principal_angles
     from .study import rank as rank
     from .study import read_task as read_task
+    from .study import with_stability as with_stability
     from .study.compare import compare as compare
     from .study.evaluate import evaluate as evaluate
     from .study.importance import importance as importance
+    from .study.orphans import orphans as orphans
     from .study.prune import prune as prune
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
@@ -100,7 +104,8 @@ _HOMES: dict[str, tuple[str, str]] = {
         name: ("study", name)
         for name in (
             "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
-            "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
+            "compare", "Comparison", "match_latents",
+            "with_stability", "orphans", "Orphans", "principal_angles", "act", "Actions", "cloze_task", "read_task",
         )
     },
     # these alone import scikit-learn, when first used

@@ -29,6 +29,9 @@ from .importance import rank as rank
 from .match import Certificate as Certificate
 from .match import Matching as Matching
 from .match import match_latents as match_latents
+from .orphans import Orphans as Orphans
+from .orphans import orphans as orphans
+from .orphans import principal_angles as principal_angles
 from .powerlaw import PowerLaw as PowerLaw
 from .powerlaw import decoder_spectrum as decoder_spectrum
 from .powerlaw import power_law as power_law
