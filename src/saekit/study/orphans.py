@@ -65,7 +65,7 @@ class Property:
     shared: Measured
     """Median over the shared latents."""
     auc: Measured
-    """Chance that an orphan has more of it than a shared latent (ties count half), mean over SAEs: 0.5 is no difference."""
+    """Chance that an orphan has more of it than a shared latent, mean over SAEs; ties count half, 0.5: none."""
     p: float | None
     """Two-sided Mann-Whitney test: the largest p over the SAEs, times the number of properties (at most 1)."""
     auc_matched: Measured
@@ -633,7 +633,8 @@ def _spans(
         found.append(
             Span(
                 rank,
-                *(_pairs(np.array(table)) for table in overlaps),
+                _pairs(np.array(overlaps[0])),
+                _pairs(np.array(overlaps[1])),
                 Measured(rank / d, low, high, "fraction", f"expected: rank / d; 95 % of {NULL_DRAWS} random pairs"),
                 over_saes([_overlap(base, principal) for base in bases[0]], "fraction"),
             )
