@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .study import read_task as read_task
     from .study import with_stability as with_stability
     from .study.compare import compare as compare
+    from .study.consensus import consensus as consensus
     from .study.evaluate import evaluate as evaluate
     from .study.importance import importance as importance
     from .study.orphans import orphans as orphans
@@ -104,8 +105,8 @@ _HOMES: dict[str, tuple[str, str]] = {
         name: ("study", name)
         for name in (
             "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
-            "compare", "Comparison", "match_latents",
-            "with_stability", "orphans", "Orphans", "principal_angles", "act", "Actions", "cloze_task", "read_task",
+            "compare", "Comparison", "match_latents", "with_stability", "orphans", "Orphans", "principal_angles",
+            "consensus", "act", "Actions", "cloze_task", "read_task",
         )
     },
     # these alone import scikit-learn, when first used

@@ -15,6 +15,7 @@ from .comparison import Null as Null
 from .comparison import OnRows as OnRows
 from .comparison import Pair as Pair
 from .comparison import Side as Side
+from .consensus import consensus as consensus
 from .evaluate import evaluate as evaluate
 from .evaluation import Control as Control
 from .evaluation import Entry as Entry
