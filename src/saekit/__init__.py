@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .study import Evaluation as Evaluation
     from .study import Orphans as Orphans
     from .study import SizeCurve as SizeCurve
+    from .study import Transfer as Transfer
     from .study import act as act
     from .study import cloze_task as cloze_task
     from .study import match_latents as match_latents
@@ -72,6 +73,8 @@ if TYPE_CHECKING:
     from .study.importance import importance as importance
     from .study.orphans import orphans as orphans
     from .study.prune import prune as prune
+    from .study.transfer import transfer as transfer
+    from .study.transfer import transfer_features as transfer_features
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
     from .train import JumpReLU as JumpReLU
@@ -105,8 +108,9 @@ _HOMES: dict[str, tuple[str, str]] = {
         name: ("study", name)
         for name in (
             "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
-            "compare", "Comparison", "match_latents", "with_stability", "orphans", "Orphans", "principal_angles",
-            "consensus", "act", "Actions", "cloze_task", "read_task",
+            "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
+            "with_stability", "orphans", "Orphans", "principal_angles", "consensus",
+            "transfer", "transfer_features", "Transfer",
         )
     },
     # these alone import scikit-learn, when first used

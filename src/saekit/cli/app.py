@@ -35,6 +35,8 @@ from .show import HELP as SHOW_HELP
 from .show import show
 from .train import HELP as TRAIN_HELP
 from .train import train
+from .transfer import HELP as TRANSFER_HELP
+from .transfer import transfer
 
 HELP = """Sparse autoencoders from training to report.
 
@@ -88,6 +90,9 @@ app.command("compare", help=COMPARE_HELP, short_help="Which latents SAEs share, 
 app.command("prune", help=PRUNE_HELP, short_help="Smaller SAEs from a trained one, each size measured.")(prune)
 app.command("progressive", help=PROGRESSIVE_HELP, short_help="Pruned, nested and separate SAEs side by side.")(
     progressive
+)
+app.command("transfer", help=TRANSFER_HELP, short_help="Train on one language, domain or SAE, test on the others.")(
+    transfer
 )
 app.command("actions", help=ACTIONS_HELP, short_help="What a language model answers, as labels to predict.")(actions)
 app.command("show", help=SHOW_HELP, short_help="What is in an SAE file.")(show)

@@ -6,22 +6,30 @@ encoder to the result: memory is O(tokens of a batch · active latents) and the 
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, did_you_mean, listed
+from ..errors import ConfigError, DataError, ShapeError, did_you_mean, listed
+from ..files import digest_bytes, digest_file, read_json
 from ..kernels.pooling import largest_of_rows, pool_segments
 from ..sae import SAE, Codes
+from . import pool_cache
 from .capture import CONTEXT, Contexts, token_batches, tokenize
 from .hooks import Hook, activations, find_hook
-from .model import LanguageModel, load_model
+from .model import LanguageModel, _digest, _find, dtype_name, load_model
 from .rows import check_finite
 
 POOLS = ("sum", "mean", "max", "last", "first", "count", "top")
@@ -34,6 +42,7 @@ Progress = Callable[[int, int | None], object]
 Empty = Literal["refuse", "zero"]
 
 _TOP = re.compile(r"top([1-9]\d*)")
+_RESIDUAL = re.compile(r"layers\.\d+")
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,20 @@ def pool_batches(
     ShapeError
         The SAE is for rows of another width.
     """
+    pooled, n_rows = _pool(batches, n_documents, asks, numbers=range(n_documents), what=what)
+    check_empty(np.flatnonzero(n_rows == 0), empty, what)
+    return pooled
+
+
+def _pool(
+    batches: Iterable[tuple[Mapping[str, Tensor], Tensor]],
+    n_documents: int,
+    asks: Sequence[Ask],
+    *,
+    numbers: Sequence[int],
+    what: str,
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Matrices per ask, and rows per document; `numbers` is what documents are called in messages."""
     groups: dict[tuple[str, int], _Group] = {}
     for ask in asks:
         key = (ask.place, id(ask.sae))
@@ -190,12 +213,16 @@ def pool_batches(
                 )
             x = states[group.place]
             if group.place not in checked:
-                check_finite(x.float(), 0, f"the activations at `{group.place}`")
+                check_finite(x, _number_of(document, numbers), f"the {what} at `{group.place}`")
                 checked.add(group.place)
             _add(group, x, pieces, lengths)
-    check_empty(np.flatnonzero(n_rows == 0), empty, what)
     results = {key: _finish(group, n_rows) for key, group in groups.items()}
-    return [{pool: results[ask.place, id(ask.sae)][pool] for pool in ask.pools} for ask in asks]
+    return [{pool: results[ask.place, id(ask.sae)][pool] for pool in ask.pools} for ask in asks], n_rows
+
+
+def _number_of(document: Tensor, numbers: Sequence[int]) -> Callable[[int], int]:
+    """From the place of a row to what its document is called."""
+    return lambda place: int(numbers[int(document[place])])
 
 
 def check_empty(rows: np.ndarray, empty: Empty, what: str) -> None:
@@ -374,7 +401,7 @@ def _finish_sparse(name: str, pile: _Pile, n_documents: int, width: int) -> dict
     return results
 
 
-# ---------------------------------------------------------------------------------------------------- texts
+# ----------------------------------------------------------------------------------------------------------- texts
 
 
 def pool_texts(
@@ -389,23 +416,105 @@ def pool_texts(
     skip_special: bool = True,
     empty: Empty = "refuse",
 ) -> list[dict[str, Any]]:
-    """Run a language model over texts once and pool what every ask wants."""
+    """Run a language model over texts once and pool its rows for every ask; see `pool_batches` for the poolings.
+
+    A text that is longer than a context (what the model takes, `saekit.data.capture.CONTEXT` at most, as in training)
+    is read in consecutive windows, each with its own BOS, CLS and SEP, and pooled as one. Equal texts are run once.
+
+    The rows of a text do not depend on the order of the texts, bit for bit. On which other texts are there they depend
+    through padding only, that is up to rounding: about 1e-6 of a value in float32, and a latent at the very edge of a
+    selection may change sides.
+
+    Parameters
+    ----------
+    lm
+        The model: a `LanguageModel`, or what `load_model` takes. By name it is loaded only when a text must be run, and
+        stays loaded until another is asked for.
+    texts
+        The texts.
+    asks
+        What is wanted; all are served by one pass, which ends after the last hook.
+    max_tokens
+        Read this many tokens of a text at most, added ones not counted; a warning tells how much was cut. None: all.
+    batch_tokens
+        Tokens in one forward pass, padding included. Results do not depend on it beyond rounding.
+    cache
+        Folder for pooled rows; see `saekit.data.pool_cache`. A text that is there is not run again, and when all are
+        there, the model is not loaded. The key holds the digests of the model and of the SAE's encoder, the hook, the
+        pooling and the settings.
+    progress
+        Called with tokens done and tokens in all, after every forward pass.
+    skip_special
+        Leave out tokens that the tokenizer adds: BOS, CLS, SEP. Padding is never a row.
+    empty
+        What to do about texts without tokens: ``"refuse"``, or a ``"zero"`` row.
+
+    Returns
+    -------
+    list of dict
+        For each ask, pooling -> matrix with a row per text; see `pool_batches`.
+
+    Raises
+    ------
+    DataError
+        A text is no string or has no tokens; an activation is NaN or infinite.
+    ConfigError, ShapeError
+        A setting cannot work, or an SAE is for rows of another width.
+    ModelError, OfflineError
+        The model or a hook cannot be had.
+
+    Warns
+    -----
+    UserWarning
+        Texts were cut, or an SAE was trained on another model.
+    """
+    for name, value in (("max_tokens", max_tokens), ("batch_tokens", batch_tokens)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
+            raise ConfigError(f"`{name}` must be a positive integer or None; got {value!r}.")
     texts = check_texts(texts)
-    lm = load_model(lm)
-    unique = sorted(set(texts))
-    number = {text: i for i, text in enumerate(unique)}
-    hooks = {ask.place: find_hook(lm.model, ask.place) for ask in asks}
-    contexts = _contexts(lm, unique, max_tokens)
-    pooled = pool_batches(
-        _batches(lm, contexts, hooks, batch_tokens, skip_special, progress), len(unique), asks, empty=empty,
-        what="texts",
-    )  # fmt: skip
-    rows = np.array([number[text] for text in texts], np.int64)
-    return [{pool: matrix[rows] for pool, matrix in result.items()} for result in pooled]
+    origin = language_origin(lm)
+
+    def compute(chosen: Sequence[int], wanted: Sequence[Ask]) -> _Computed:
+        model = origin.load()
+        hooks = _find_hooks(model.model, wanted)
+        _check_widths(wanted, hooks, model.d_model)
+        contexts = tokenize(model.tokenizer, [texts[i] for i in chosen], context=min(CONTEXT, model.context))
+        real = contexts.document[contexts.position >= 0]
+        n_tokens = np.bincount(real, minlength=len(chosen))
+        if max_tokens is not None:
+            contexts = _cut(contexts, max_tokens)
+        batches = _text_batches(model, contexts, hooks, batch_tokens, skip_special, progress)
+        return *_pool(batches, len(chosen), wanted, numbers=chosen, what="texts"), n_tokens
+
+    settings = {
+        "unit": "text", "context": CONTEXT, "max_tokens": max_tokens, "skip_special": bool(skip_special)
+    }  # fmt: skip
+    digests = [pool_cache.digest_of(text) for text in texts]
+    found, n_rows, n_tokens = _through_cache(digests, asks, origin, settings, cache, compute)
+    check_empty(np.flatnonzero(n_rows == 0), empty, "texts")
+    if max_tokens is not None and (n_tokens > max_tokens).any():
+        long = n_tokens > max_tokens
+        lost = int((n_tokens[long] - max_tokens).sum())
+        warnings.warn(
+            f"max_tokens={max_tokens} cuts {int(long.sum()):,} of {len(texts):,} texts and loses {lost:,} of "
+            f"{int(n_tokens.sum()):,} tokens ({lost / n_tokens.sum():.1%}). Pass max_tokens=None to read them whole.",
+            stacklevel=2,
+        )
+    return found
 
 
-def check_texts(texts: Sequence[str]) -> list[str]:
-    """The texts as a list, every one a string."""
+_Computed = tuple[list[dict[str, Any]], np.ndarray, np.ndarray]
+"""Matrices per ask, rows pooled per document, tokens per document before any cut."""
+
+
+def check_texts(texts: Any) -> list[str]:
+    """The texts as a list, every one a string.
+
+    Raises
+    ------
+    DataError
+        They are not strings, one string, or none.
+    """
     if isinstance(texts, str):
         raise DataError("texts must be a list of strings; got one string. Put it in a list: [text].")
     texts = list(texts)
@@ -421,26 +530,220 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     return texts
 
 
-def _contexts(lm: LanguageModel, texts: Sequence[str], max_tokens: int | None) -> Contexts:
-    return tokenize(lm.tokenizer, texts, context=min(CONTEXT, lm.context))
+# ---------------------------------------------------------------------------------------------------------- models
 
 
-def _batches(
+@dataclass(frozen=True)
+class Origin:
+    """A model that is loaded when it is needed, and what must be known of it before."""
+
+    digest: str
+    """SHA-256 over config and weights; see `LanguageModel.digest`."""
+    about: dict[str, Any]
+    """What decides its rows (plain JSON): digests of the model and of its tokenizer, number type."""
+    load: Callable[[], LanguageModel]
+    """Gives the model."""
+
+
+def language_origin(model: LanguageModel | str | os.PathLike[str]) -> Origin:
+    """A language model by value or by name; by name it is not loaded yet, only its files are read for their digest.
+
+    Raises
+    ------
+    ModelError, OfflineError
+        There is no such model.
+    """
+    if isinstance(model, LanguageModel):
+        folder = str(getattr(model.tokenizer, "name_or_path", "") or "")
+        about = {"model": model.digest, "dtype": dtype_name(model.dtype), "tokenizer": _digest_tokenizer(folder)}
+        return Origin(model.digest, about, lambda: model)
+    if not isinstance(model, str | os.PathLike):
+        raise ConfigError(f"`model` must be a LanguageModel, a folder or a name; got {type(model).__name__}.")
+    name = os.fspath(model)
+    folder, revision, _ = _find(name)
+    digest = _digest_folder(folder, revision, _stamp(folder))
+    about = {"model": digest, "dtype": _dtype_in(folder), "tokenizer": _digest_tokenizer(folder)}
+    return Origin(digest, about, lambda: _loaded(name, digest))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(name: str, digest: str) -> LanguageModel:
+    """The model of that name and content: the last one stays loaded, for the next fold of a cross-validation."""
+    return load_model(name)
+
+
+@functools.lru_cache(maxsize=16)
+def _digest_folder(folder: str, revision: str | None, stamp: tuple[Any, ...]) -> str:
+    return _digest(folder, revision)
+
+
+def _stamp(folder: str) -> tuple[Any, ...]:
+    """Names, sizes and times of the files of a model: when they are as before, so is the digest."""
+    files = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+
+
+def _dtype_in(folder: str) -> str:
+    """The number type that a model folder is loaded in."""
+    path = Path(folder) / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+
+
+def _digest_tokenizer(folder: str) -> str | None:
+    """SHA-256 over the files of a tokenizer; None when they are not at hand."""
+    if not folder or not Path(folder).is_dir():
+        return None
+    files = sorted({file for pattern in _TOKENIZER for file in Path(folder).glob(pattern) if file.is_file()})
+    return digest_bytes("\n".join(f"{file.name} {digest_file(file)}" for file in files).encode())
+
+
+_sae_digests: weakref.WeakKeyDictionary[SAE, str] = weakref.WeakKeyDictionary()
+
+
+def encoder_digest(sae: SAE) -> str:
+    """SHA-256 over everything that decides an SAE's codes: encoder, biases, scaling and rule, not the decoder."""
+    if sae not in _sae_digests:
+        parts = hashlib.sha256(json.dumps([sae.rule.name, sae.rule.settings(), sae.scaling.settings()]).encode())
+        for name, tensor in sorted(sae.tensors().items()):
+            if name in ("W_enc", "b_enc", "b_pre") or name.startswith(("rule.", "scaling.")):
+                array = tensor.detach().cpu().contiguous()
+                parts.update(f"{name} {dtype_name(array.dtype)} {tuple(array.shape)}\n".encode())
+                parts.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+        _sae_digests[sae] = "sha256:" + parts.hexdigest()
+    return _sae_digests[sae]
+
+
+def _find_hooks(model: Any, asks: Sequence[Ask]) -> dict[str, Hook]:
+    return {ask.place: find_hook(model, ask.place) for ask in asks}
+
+
+def _check_widths(asks: Sequence[Ask], hooks: Mapping[str, Hook], d_model: int) -> None:
+    """Refuse an SAE that cannot read the residual stream before the model runs."""
+    for ask in asks:
+        hook = hooks[ask.place]
+        is_residual = hook.layer is not None and hook.name == f"layers.{hook.layer}"
+        if ask.sae is not None and is_residual and ask.sae.d_in != d_model:
+            raise ShapeError(
+                f"the SAE must read rows of width {d_model} at `{hook.name}`; its d_in is {ask.sae.d_in}. "
+                "Was it trained on another model?"
+            )
+
+
+def _check_provenance(asks: Sequence[Ask], origin: Origin) -> None:
+    """Warn about SAEs that were trained on another model or at another hook."""
+    for ask in asks:
+        known = {} if ask.sae is None else ask.sae.provenance
+        name = known.get("model", "another model")
+        if known.get("model_digest") not in (None, origin.digest):
+            warnings.warn(
+                f"the SAE was trained on another model ({name}, {str(known['model_digest'])[:19]}…) than the one given "
+                f"({origin.digest[:19]}…). Give the model it was trained on.",
+                stacklevel=4,
+            )
+        hook = str(known.get("hook") or ask.place)
+        # other names may mean the same module
+        if hook != ask.place and _RESIDUAL.fullmatch(hook) and _RESIDUAL.fullmatch(ask.place):
+            warnings.warn(
+                f"the SAE was trained at `{hook}` and is used at `{ask.place}`. Leave `layer` out to use it there.",
+                stacklevel=4,
+            )
+
+
+# -------------------------------------------------------------------------------------------------- one pass, cached
+
+
+def _through_cache(
+    digests: Sequence[bytes],
+    asks: Sequence[Ask],
+    origin: Origin,
+    settings: Mapping[str, Any],
+    cache: str | os.PathLike[str] | None,
+    compute: Callable[[Sequence[int], Sequence[Ask]], _Computed],
+) -> _Computed:
+    """Rows of every document for every ask: from the cache, the others computed in one pass and kept.
+
+    Each different document is computed once, in the order of the digests: which other documents it shares a batch with
+    then does not depend on the order they came in.
+    """
+    if not asks:
+        raise ConfigError("there must be at least one ask; got none.")
+    _check_provenance(asks, origin)
+    first: dict[bytes, int] = {}
+    for i, digest in enumerate(digests):
+        first.setdefault(digest, i)
+    places = [(n, pool) for n, ask in enumerate(asks) for pool in ask.pools]
+    keys = {place: _key(asks[place[0]], place[1], origin, settings) for place in places} if cache is not None else {}
+    kept = {place: None if cache is None else pool_cache.read_rows(cache, keys[place]) for place in places}
+    known = {place: {} if rows is None else {d: i for i, d in enumerate(rows.digests)} for place, rows in kept.items()}
+    missing = {place: {digest for digest in first if digest not in known[place]} for place in places}
+    to_run = sorted(set().union(*missing.values()))
+    if to_run:
+        short = [n for n in range(len(asks)) if any(missing[n, pool] for pool in asks[n].pools)]
+        wanted = [replace(asks[n], pools=tuple(p for p in asks[n].pools if missing[n, p])) for n in short]
+        pooled, n_rows, n_tokens = compute([first[digest] for digest in to_run], wanted)
+        for n, result in zip(short, pooled):
+            for pool, x in result.items():
+                place, old = (n, pool), kept[n, pool]
+                new = pool_cache.Rows(tuple(to_run), x, n_rows, n_tokens)
+                if old is not None or len(missing[place]) < len(to_run):
+                    new = new.pick([i for i, digest in enumerate(to_run) if digest in missing[place]])
+                if cache is not None:
+                    pool_cache.write_rows(cache, keys[place], new)
+                kept[place] = new if old is None else pool_cache.Rows.cat([old, new])
+                known[place] = {digest: i for i, digest in enumerate(kept[place].digests)}  # type: ignore[union-attr]
+    results: list[dict[str, Any]] = [{} for _ in asks]
+    chosen = None
+    for n, pool in places:
+        table = kept[n, pool]
+        assert table is not None
+        chosen = table.pick([known[n, pool][digest] for digest in digests])
+        results[n][pool] = chosen.x
+    assert chosen is not None
+    return results, chosen.n_rows, chosen.n_tokens
+
+
+def _key(ask: Ask, pool: str, origin: Origin, settings: Mapping[str, Any]) -> dict[str, Any]:
+    sae = None if ask.sae is None else encoder_digest(ask.sae)
+    return {**origin.about, **settings, "hook": ask.place, "sae": sae, "pool": pool}
+
+
+def _cut(contexts: Contexts, max_tokens: int) -> Contexts:
+    """The first `max_tokens` tokens of every text, with the added tokens of the windows that are left."""
+    window = np.repeat(np.arange(len(contexts)), contexts.lengths())
+    kept = (contexts.position >= 0) & (contexts.position < max_tokens)
+    alive = np.bincount(window[kept], minlength=len(contexts)) > 0
+    kept |= (contexts.position < 0) & alive[window]
+    lengths = np.bincount(window[kept], minlength=len(contexts))
+    return Contexts(
+        contexts.ids[kept],
+        contexts.document[kept],
+        contexts.position[kept],
+        np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64),
+    )
+
+
+def _text_batches(
     lm: LanguageModel,
     contexts: Contexts,
     hooks: Mapping[str, Hook],
     batch_tokens: int | None,
     skip_special: bool,
     progress: Progress | None,
-) -> Iterable[tuple[dict[str, Tensor], Tensor]]:
-    """Rows of the contexts at every hook, batch by batch; the model stops after the last hook."""
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Rows of the contexts at every hook, batch by batch; the model stops after the last hook.
+
+    Batches come sorted by length, longest first; the windows of a text stay in their order, because all but the last
+    are full and sorting is stable.
+    """
     done = 0
     for batch in token_batches(lm, contexts, batch_tokens=batch_tokens, skip_special=skip_special):
         hidden = activations(lm.model, list(hooks.values()), batch.inputs)
-        yield (
-            {name: x[batch.keep.to(x.device)] for name, x in zip(hooks, hidden)},
-            batch.document[batch.keep],
-        )
+        states = {name: x[batch.keep.to(x.device)] for name, x in zip(hooks, hidden)}
+        yield states, batch.document[batch.keep]
         done += int((batch.document >= 0).sum())
         if progress is not None:
             progress(done, len(contexts.ids))

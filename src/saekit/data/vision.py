@@ -68,6 +68,9 @@ class VisionModel:
         """True for a vision-language model: then rows are those of its image tokens."""
         return self.image_token is not None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> VisionModel:
+        return self  # a value needs no copies: clones of an estimator share it
+
     @property
     def info(self) -> dict[str, Any]:
         """Name, digest, revision and number type, as plain JSON."""

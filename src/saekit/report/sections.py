@@ -12,6 +12,7 @@ from . import charts
 from .actions import actions
 from .comparison import comparison
 from .parts import Cell, Figure, Section, Table, facts, measured_cell, number
+from .transfer import transfer
 
 _HEADINGS = {
     "fvu": "FVU",
@@ -275,5 +276,6 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "training": training,
     "comparison": comparison,
     "actions": actions,
+    "transfer": transfer,
 }
 """Kind of result -> the function that shows it."""

@@ -46,3 +46,6 @@ from .sizes import SizeCurve as SizeCurve
 from .sizes import SizePoint as SizePoint
 from .sizes import default_sizes as default_sizes
 from .sizes import measure_sizes as measure_sizes
+from .transfer import transfer as transfer
+from .transfer import transfer_features as transfer_features
+from .transferred import Transfer as Transfer

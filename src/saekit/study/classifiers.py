@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
@@ -237,7 +238,13 @@ def fit_arm(
     DataError
         One class, NaN, fewer rows of a class (or groups) than inner folds, another number of rows than labels.
     """
-    budget = budget or Budget()
+    with _one_thread():
+        return _fit_arm(arm, X, y, groups, budget or Budget(), chosen)
+
+
+def _fit_arm(
+    arm: Arm, X: Any, y: np.ndarray, groups: np.ndarray | None, budget: Budget, chosen: Mapping[str, Any] | None
+) -> Fitted:
     since = time.perf_counter()
     y = np.asarray(y, dtype=np.int64)
     X = as_matrix(X, arm)
@@ -269,6 +276,21 @@ def fit_arm(
     )  # fmt: skip
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """BLAS on one thread within the block: these products are small, and threads that wait for each other on a machine
+    with other work make a fit a hundred times slower.
+    """
+    from sklearn.utils import parallel
+
+    controller = getattr(parallel, "_get_threadpool_controller", None)
+    if controller is None:  # another release of scikit-learn
+        yield
+        return
+    with controller().limit(limits=1):
+        yield
+
+
 def predict_arm(fitted: Fitted, X: Any, n_classes: int) -> Predictions:
     """What a fitted arm says about rows.
 
@@ -281,7 +303,8 @@ def predict_arm(fitted: Fitted, X: Any, n_classes: int) -> Predictions:
     n_classes
         Number of classes; those that the training rows lack get probability 0.
     """
-    found = fitted.pipeline.predict_proba(as_matrix(X, fitted.arm))
+    with _one_thread():
+        found = fitted.pipeline.predict_proba(as_matrix(X, fitted.arm))
     probabilities = np.zeros((len(found), n_classes), np.float32)
     probabilities[:, fitted.pipeline.classes_] = found
     return Predictions(probabilities)
@@ -485,7 +508,7 @@ def _steps(arm: Arm, X: Any, settings: Mapping[str, Any], budget: Budget) -> lis
             rule: Any = {"threshold": float(threshold)} if threshold != "median" else _MEDIAN
             steps.append((step, Binarize(**rule)))
         elif step == "select":
-            steps.append((step, SelectLatents(k, by=arm.by, seed=budget.seed)))
+            steps.append((step, SelectLatents(k or 1, by=arm.by, seed=budget.seed)))
         elif step == "match":
             steps.append((step, DensityMatched(k or 1, by=arm.by, seed=budget.seed)))
         elif step == "means":
