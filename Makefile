@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: setup demo test check fmt bench docs clean study-seeds
+.PHONY: setup demo test check fmt bench docs clean study-seeds study-transfer
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -48,6 +48,10 @@ bench: $(STAMP)
 # Do seeds of one SAE find the same latents? About 20 minutes; goes on where it stopped.
 study-seeds: $(STAMP)
 	$(BIN)/python studies/seeds/run.py --out runs/seeds --write
+
+# Do SAE features carry over to another language, model, seed, to images? STUDY_OPTIONS=--quick a little of it.
+study-transfer: $(STAMP)
+	$(BIN)/python studies/transfer/run.py $(STUDY_OPTIONS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .store import load as load
     from .store import save as save
     from .study import Actions as Actions
+    from .study import Classification as Classification
     from .study import Comparison as Comparison
     from .study import Evaluation as Evaluation
     from .study import Orphans as Orphans
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .study import Transfer as Transfer
     from .study import act as act
     from .study import cloze_task as cloze_task
+    from .study import load_classifier as load_classifier
     from .study import match_latents as match_latents
     from .study import measure_sizes as measure_sizes
     from .study import power_law as power_law
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from .study import rank as rank
     from .study import read_task as read_task
     from .study import with_stability as with_stability
+    from .study.classify import classify as classify
     from .study.compare import compare as compare
     from .study.consensus import consensus as consensus
     from .study.evaluate import evaluate as evaluate
@@ -110,7 +113,7 @@ _HOMES: dict[str, tuple[str, str]] = {
             "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
             "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
             "with_stability", "orphans", "Orphans", "principal_angles", "consensus",
-            "transfer", "transfer_features", "Transfer",
+            "transfer", "transfer_features", "Transfer", "classify", "Classification", "load_classifier",
         )
     },
     # these alone import scikit-learn, when first used

@@ -23,10 +23,10 @@ import saekit as sk
 from saekit.data import LanguageModel, pool
 from saekit.data.pool import Ask, encoder_digest, pool_texts
 from saekit.errors import ConfigError, DataError, ModelError, ShapeError
+from saekit.estimators import TRUSTED
 from saekit.sae import SAE, Scaling, rules
 
 LAYER = 1
-TRUSTED = ["saekit.estimators.SAEFeatures", "saekit.estimators.Binarize", "saekit.estimators.SelectLatents"]
 POOLS = ("sum", "mean", "max", "last", "first", "count", "top5")
 
 
@@ -188,7 +188,7 @@ def restore(estimator: Any, how: str) -> Any:
         return pickle.loads(pickle.dumps(estimator))
     data = skops.io.dumps(estimator)
     assert set(skops.io.get_untrusted_types(data=data)) <= set(TRUSTED)
-    return skops.io.loads(data, trusted=TRUSTED)
+    return skops.io.loads(data, trusted=list(TRUSTED))
 
 
 @pytest.mark.parametrize("how", ["pickle", "skops"])

@@ -119,6 +119,7 @@ def test_thresholds_come_from_the_rows_of_fit_only() -> None:
         ({"threshold": np.nan}, "`threshold` must be a finite number; got nan"),
         ({"threshold": "1"}, "`threshold` must be a finite number; got '1'"),
         ({"threshold": 1.5, "relative": "quantile"}, "share of 0 to 1; got 1.5"),
+        ({"threshold": 1.0, "relative": "max"}, "must be below 1, or nothing in the rows of fit is above it"),
         ({"compare": "=>"}, "`compare` must be `>` or `>=`; got '=>'"),
         ({"relative": "quantil"}, "`relative` must be None, `max` or `quantile`.*Did you mean `quantile`"),
     ],
@@ -213,6 +214,18 @@ def test_one_column_of_each_class_is_found_in_many_classes() -> None:
     x, label = planted(n=400, d=80, n_classes=10)
     found = SelectLatents(10, by="auc").fit(x, label).get_support(indices=True)
     assert found.tolist() == [7 * c + 3 for c in range(10)]
+
+
+def test_what_the_l1_path_does_not_reach_comes_behind_in_order_of_its_gradient() -> None:
+    rng = np.random.default_rng(0)
+    label = np.arange(300) % 2
+    x = rng.random((300, 40)) * (rng.random((300, 40)) < 0.1)
+    x[:, 30] = label  # tells all, so that the path needs no other
+    x[:, 20] = label * (rng.random(300) < 0.9)
+    x[:, 10] = label * (rng.random(300) < 0.6)
+    step = SelectLatents(3, by="l1").fit(sp.csr_matrix(x), label)
+    assert step.order_.tolist() == [30, 20, 10]
+    assert step.scores_[30] > 1
 
 
 # -------------------------------------------------------------------------------------------------------- selection

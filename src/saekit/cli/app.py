@@ -19,6 +19,8 @@ from .actions import HELP as ACTIONS_HELP
 from .actions import actions
 from .capture import HELP as CAPTURE_HELP
 from .capture import capture
+from .classify import HELP as CLASSIFY_HELP
+from .classify import PREDICT_HELP, classify, predict
 from .compare import HELP as COMPARE_HELP
 from .compare import compare
 from .demo import HELP as DEMO_HELP
@@ -91,6 +93,10 @@ app.command("prune", help=PRUNE_HELP, short_help="Smaller SAEs from a trained on
 app.command("progressive", help=PROGRESSIVE_HELP, short_help="Pruned, nested and separate SAEs side by side.")(
     progressive
 )
+app.command("classify", help=CLASSIFY_HELP, short_help="Classify texts by latents, beside what they must beat.")(
+    classify
+)
+app.command("predict", help=PREDICT_HELP, short_help="Use a fitted classifier, and see which latents decide.")(predict)
 app.command("transfer", help=TRANSFER_HELP, short_help="Train on one language, domain or SAE, test on the others.")(
     transfer
 )

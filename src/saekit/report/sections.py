@@ -10,6 +10,7 @@ from typing import Any
 from ..measure import METRICS
 from . import charts
 from .actions import actions
+from .classification import classification, classification_summary
 from .comparison import comparison
 from .parts import Cell, Figure, Section, Table, facts, measured_cell, number
 from .transfer import transfer
@@ -277,5 +278,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "comparison": comparison,
     "actions": actions,
     "transfer": transfer,
+    "classification": classification,
+    "classification_summary": classification_summary,
 }
 """Kind of result -> the function that shows it."""

@@ -24,11 +24,11 @@ def transfer(result: Mapping[str, Any]) -> list[Section]:
     settings = result["settings"]
     rows = [_way(way, several) for way in result["ways"]]
     muted = frozenset(i for i, way in enumerate(result["ways"]) if way["family"] in ("floor", "control"))
-    columns: tuple[str, ...] = ("", "native F1", "native AUC", "− dense", "against dense")
+    columns: tuple[str, ...] = ("", "native F1", "native AUC", "F1 − dense", "AUC − dense", "against dense")
     if several:
         columns = (
             "", "native F1", "native AUC", "transferred F1", "drop", "transferred AUC", "above chance", "at chance",
-            "− dense", "against dense",
+            "F1 − dense", "AUC − dense", "against dense",
         )  # fmt: skip
     unit = "groups" if any(value["n_groups"] for value in result["values"]) else "rows"
     intro = (
@@ -129,7 +129,7 @@ def write_transfer_figures(result: Mapping[str, Any], folder: str | os.PathLike[
 def _way(way: Mapping[str, Any], several: bool) -> list[Cell]:
     name = Cell(way["name"], note=" ".join(part for part in (way["source"], way["pool"]) if part))
     native = [measured_cell(way["native"]), measured_cell(way["native_auc"])]
-    end = [measured_cell(way["minus_dense"]), Cell(way["against_dense"] or "–")]
+    end = [measured_cell(way["minus_dense"]), measured_cell(way["minus_dense_auc"]), Cell(way["against_dense"] or "–")]
     if not several:
         return [name, *native, *end]
     counts = [Cell(f"{way[key]} of {way['n_cells']}", way[key], is_number=True) for key in ("n_above", "n_at")]

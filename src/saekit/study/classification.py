@@ -46,6 +46,10 @@ class ArmScore:
     """AUC minus that of the best dense arm."""
     verdict: str
     """What `difference` says at the margin: better, equivalent, worse, undecided."""
+    control_difference: Measured
+    """Macro-F1 minus that of the best dictionary that learned nothing or was frozen."""
+    control_verdict: str
+    """What `control_difference` says at the margin."""
     p: float | None
     """Two-sided bootstrap p-value of no difference of macro-F1; None without one."""
     p_holm: float | None
@@ -116,6 +120,8 @@ class Classification:
     """The dense arm with the highest inner macro-F1 (the test set has no say); None without dense arms."""
     best_sae: str | None
     """The SAE arm with the highest inner macro-F1."""
+    best_control: str | None
+    """The random, untrained or frozen arm with the highest inner macro-F1."""
     floor: Measured
     """Half the width of the interval of a difference, in the median over arms: what the test set cannot resolve."""
     arms: list[ArmScore]
@@ -137,7 +143,7 @@ class Classification:
         """
         result = result_from_json(cls, plain)
         names = [arm.name for arm in result.arms]
-        for best in (result.best_dense, result.best_sae):
+        for best in (result.best_dense, result.best_sae, result.best_control):
             if best is not None and best not in names:
                 raise FormatError(f"a saved classification must hold the arm `{best}`; it does not. It was altered.")
         if len(set(names)) < len(names) or any(arm.verdict not in ("", *VERDICTS) for arm in result.arms):
@@ -188,7 +194,7 @@ class Classification:
         """Rows of text, headings first; the best dense and the best SAE arm carry a star."""
         lines = [list(_COLUMNS)]
         for arm in self.arms:
-            star = " *" if arm.name in (self.best_dense, self.best_sae) else ""
+            star = " *" if arm.name in (self.best_dense, self.best_sae, self.best_control) else ""
             lines.append(
                 [
                     arm.name + star, f"{arm.macro_f1:.3f}", f"{arm.auc:.3f}", f"{arm.balanced_accuracy.value:.3f}",

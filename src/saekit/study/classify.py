@@ -664,11 +664,18 @@ def _judge(plan: Plan, found: Mapping[str, _Computed], progress: Progress) -> Cl
             chance[cell.key] = chance_interval([score(g, b, ("auc",)) for g, b in zip(guesses, noise)])
     progress("scores", len(plan.cells), len(plan.cells), "")
     main = [cell for cell in plan.cells if cell.n_train is None]
-    best = {family: _best(main, found, family) for family in ("dense", "sae")}
+    best = {
+        "dense": _best(main, found, ("last", "dense", "dense-tree")),
+        "sae": _best(main, found, ("full", "binarized", "sparse", "tree", "binarized-tree")),
+        "control": _best(main, found, ("random", "untrained", "frozen")),
+    }
     base = None if best["dense"] is None else scores[best["dense"].key]
+    control = None if best["control"] is None else scores[best["control"].key]
     p_values = [math.nan if base is None or cell is best["dense"] else scores[cell.key].p_value(base) for cell in main]
     arms = [
-        _arm_score(cell, found[cell.key], scores[cell.key], base, chance.get(cell.key), p, q, settings["margin"])
+        _arm_score(
+            cell, found[cell.key], scores[cell.key], base, control, chance.get(cell.key), p, q, settings["margin"]
+        )
         for cell, p, q in zip(main, p_values, holm(p_values))
     ]
     return Classification(
@@ -686,6 +693,7 @@ def _judge(plan: Plan, found: Mapping[str, _Computed], progress: Progress) -> Cl
         classes=data.counts(),
         best_dense=None if best["dense"] is None else best["dense"].arm.name,
         best_sae=None if best["sae"] is None else best["sae"].arm.name,
+        best_control=None if best["control"] is None else best["control"].arm.name,
         floor=_floor(arms, None if best["dense"] is None else best["dense"].arm.name),
         arms=arms,
         low_data=_low_data(plan, found, scores),
@@ -693,9 +701,9 @@ def _judge(plan: Plan, found: Mapping[str, _Computed], progress: Progress) -> Cl
     )
 
 
-def _best(cells: Sequence[Cell], found: Mapping[str, _Computed], family: str) -> Cell | None:
-    """The cell of a family with the highest inner macro-F1, the first of equals."""
-    mine = [cell for cell in cells if cell.arm.family == family and found[cell.key].facts["inner"] is not None]
+def _best(cells: Sequence[Cell], found: Mapping[str, _Computed], kinds: Sequence[str]) -> Cell | None:
+    """The cell of these kinds with the highest inner macro-F1, the first of equals."""
+    mine = [cell for cell in cells if cell.arm.kind in kinds and found[cell.key].facts["inner"] is not None]
     return max(mine, key=lambda cell: found[cell.key].facts["inner"], default=None)
 
 
@@ -704,6 +712,7 @@ def _arm_score(
     computed: _Computed,
     scores: Scores,
     base: Scores | None,
+    control: Scores | None,
     chance: Measured | None,
     p: float,
     q: float,
@@ -711,7 +720,9 @@ def _arm_score(
 ) -> ArmScore:
     arm, facts = cell.arm, computed.facts
     none = Measured(math.nan, None, None, "fraction", "no dense arm to compare with")
+    unmade = Measured(math.nan, None, None, "fraction", "no random, untrained or frozen dictionary to compare with")
     difference = none if base is None else scores.difference(base)
+    over_control = unmade if control is None else scores.difference(control)
     return ArmScore(
         name=arm.name, kind=arm.kind, family=arm.family, source=arm.source, pool=arm.pool, probe=arm.probe, k=arm.k,
         about=dict(arm.about),
@@ -721,6 +732,8 @@ def _arm_score(
         difference=difference,
         auc_difference=none if base is None else scores.difference(base, "auc"),
         verdict="" if base is None else verdict(difference, margin),
+        control_difference=over_control,
+        control_verdict="" if control is None else verdict(over_control, margin),
         p=None if math.isnan(p) else p, p_holm=None if math.isnan(q) else q,
         inner=facts["inner"], shuffled_auc=chance, chosen=facts["chosen"], selected=facts["selected"],
         stability=facts["stability"], converged=facts["converged"], notes=facts["notes"], seconds=facts["seconds"],
@@ -746,7 +759,7 @@ def _low_data(plan: Plan, found: Mapping[str, _Computed], scores: Mapping[str, S
     lines = []
     for size in plan.settings["train_sizes"]:
         cells = [cell for cell in plan.cells if cell.n_train == size]
-        best = _best(cells, found, "dense")
+        best = _best(cells, found, ("last", "dense"))
         for cell in cells:
             mine = scores[cell.key]
             none = Measured(math.nan, None, None, "fraction", "no dense arm to compare with")
