@@ -47,7 +47,7 @@ bench: $(STAMP)
 
 # Do seeds of one SAE find the same latents? About 20 minutes; goes on where it stopped.
 study-seeds: $(STAMP)
-	$(BIN)/python studies/seeds/run.py --out runs/seeds --write
+	$(BIN)/python studies/seeds/run.py --out runs/seeds --write $(STUDY_OPTIONS)
 
 # Do SAE features carry over to another language, model, seed, to images? STUDY_OPTIONS=--quick a little of it.
 study-transfer: $(STAMP)

@@ -168,6 +168,7 @@ def compare(
                 found_in=(1 + others[at]).tolist(),
                 stability=has[at][:, counted[at]].mean(1).tolist(),
                 alignment=_alignment(at, matched, counted[at]),
+                frequency=[] if seen is None else seen.frequency[at],
             )
             for at, (name, sae) in enumerate(named)
         ],
@@ -581,6 +582,7 @@ def _with_formula(measured: Measured, expected: float) -> Measured:
 class _Acted:
     on_rows: list[OnRows]
     n_rows: int
+    frequency: list[list[float]]
 
 
 def _act(
@@ -592,7 +594,7 @@ def _act(
     progress: Progress | None,
 ) -> _Acted:
     """One pass over the rows for all SAEs: sums per latent and per matched pair, and a sample of codes."""
-    sums = [np.zeros((2, sae.n_latents)) for _, sae in named]
+    sums = [np.zeros((3, sae.n_latents)) for _, sae in named]  # of codes, of their squares, of firings
     products = [np.zeros(len(decoder.matching.partner)) for _, _, decoder, _ in matched]
     samples: list[list[Codes]] = [[] for _ in named]
     groups: list[np.ndarray] = []
@@ -612,6 +614,7 @@ def _act(
             samples[i].append(each.rows(sampled))
             sums[i][0] += sparse[i].sum(axis=0)
             sums[i][1] += sparse[i].power(2).sum(axis=0)
+            sums[i][2] += np.bincount(each.indices.numpy(), minlength=each.n_latents)
         for at, (i, j, decoder, _) in enumerate(matched):
             mine, theirs = _paired(decoder.matching)
             both = sparse[i][:, mine].multiply(sparse[j][:, theirs])
@@ -633,7 +636,7 @@ def _act(
         on_rows.append(
             OnRows(correlation, n_pairs, _cka(together[i], together[j], documents), _measured(similar, -1.0))
         )
-    return _Acted(on_rows, done)
+    return _Acted(on_rows, done, [[round(float(n), 9) for n in each[2] / done] for each in sums])
 
 
 def _paired(matching: Matching) -> tuple[np.ndarray, np.ndarray]:

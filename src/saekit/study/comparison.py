@@ -97,6 +97,8 @@ class Compared:
     alignment: list[float | None] = field(default_factory=list, repr=False)
     """Per latent: mean over those SAEs, and over decoder and encoder, of the cosine with its partner; None where it has
     none."""
+    frequency: list[float] = field(default_factory=list, repr=False)
+    """Per latent: share of the rows on which it fires; empty where no rows were given."""
 
 
 @dataclass(frozen=True)
