@@ -124,7 +124,7 @@ def test_stability_is_written_and_orphans_are_measured(call, rows, tmp_path):
     assert status == 0, err
     assert "detection" not in out
     assert "orphans and" in out
-    assert "prune SAE --by stability" in out
+    assert "prune SAE --by stability" in err
     status, out, _ = call("report", "run")
     assert status == 0
     assert "What orphans are" in Path("run/report.html").read_text()

@@ -77,7 +77,8 @@ def compare(
         )
     where = {name: settings.pop(name, None) for name in places}
     with progress_bar(quiet=json) as progress:
-        source, language = None, {}
+        source: Any = None
+        language: dict[str, Any] = {}
         if where["rows"] is not None or where["model"] is not None or orphans:
             from ..sae import SAE
 

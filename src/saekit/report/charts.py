@@ -165,9 +165,9 @@ def cloud(groups: Mapping[str, Series], *, x: str, y: str, log_x: bool = False) 
     def draw(axes: Axes) -> None:
         n = sum(len(xs) for xs, _ in groups.values())
         if n > MOST_SINGLE:
-            xs, ys = ([value for series in groups.values() for value in series[side]] for side in (0, 1))
+            every = [[value for series in groups.values() for value in series[side]] for side in (0, 1)]
             axes.hexbin(
-                xs, ys, gridsize=60, bins="log", cmap="viridis", mincnt=1, rasterized=True,
+                *every, gridsize=60, bins="log", cmap="viridis", mincnt=1, rasterized=True,
                 xscale="log" if log_x else "linear",
             )  # fmt: skip
         else:

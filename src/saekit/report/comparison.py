@@ -89,10 +89,10 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
 def _sides(result: Mapping[str, Any], threshold: float) -> charts.Chart:
     """Decoder against encoder cosine: points, or their density where there are very many."""
     points = _points(result)
-    titles = {"x": "cosine of encoder partners", "y": "cosine of decoder partners"}
+    x, y = "cosine of encoder partners", "cosine of decoder partners"
     if sum(len(xs) for xs, _ in points.values()) > charts.MOST_SINGLE:
-        return charts.cloud(points, **titles)
-    return charts.scatter(points, **titles, at=threshold)
+        return charts.cloud(points, x=x, y=y)
+    return charts.scatter(points, x=x, y=y, at=threshold)
 
 
 def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
