@@ -11,7 +11,7 @@ from ..measure import METRICS
 from . import charts
 from .actions import actions
 from .classification import classification, classification_summary
-from .comparison import comparison
+from .comparison import comparison, orphans
 from .parts import Cell, Figure, Section, Table, facts, measured_cell, number
 from .transfer import transfer
 
@@ -276,6 +276,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "size_curve": size_curve,
     "training": training,
     "comparison": comparison,
+    "orphans": orphans,
     "actions": actions,
     "transfer": transfer,
     "classification": classification,

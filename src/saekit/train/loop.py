@@ -27,6 +27,7 @@ from .callbacks import Callback, Record
 from .config import Config
 from .doctor import warnings_for
 from .fused import default_step
+from .given import digest_of, start_from, starts_of
 from .initial import SAMPLE_ROWS, first_rows, gather_first, start_bias, start_scale
 from .learner import STEPS, Learner, Settings, Statistics, finish, resolve, restore, start_learner, tensors_of
 from .run import (
@@ -121,6 +122,7 @@ def train(
     tokens: int | None = None,
     batch_rows: int = 4096,
     data_seed: int = 0,
+    start: SAE | Sequence[SAE] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     precision: str = "fp32",
@@ -152,6 +154,9 @@ def train(
         Rows per step.
     data_seed
         Determines the order of the rows.
+    start
+        An SAE to go on from instead of random weights, or one for each configuration and seed: its shape and rule must
+        be the configuration's. Adam starts anew; seeds still determine draws during training.
     out
         Folder for the SAEs (``<arch>-<latents>-<k or l0 or l1>-seed<S>``), ``run.json``, ``log.jsonl`` and
         checkpoints. None: nothing
@@ -222,6 +227,7 @@ def train(
     )
     total_steps = total_steps_of(source, tokens, batch_rows)
     names = run_names(configs, wanted)
+    starts = starts_of(start, len(names))
     request = {
         "configs": [config_to_dict(config) for config in configs],
         "seeds": wanted,
@@ -232,6 +238,7 @@ def train(
         "step": step,
         "d_in": source.d_in,
         "rows": source.info.get("digest"),
+        **({"start": [digest_of(sae) for sae in starts]} if starts else {}),
     }
     with ExitStack() as stack:
         folder = None
@@ -243,7 +250,7 @@ def train(
         run = _Run([], names, STEPS[step], folder, total_steps, batch_rows, data_seed)
         sinks = [_sink(callback, stack) for callback in callbacks]
         began, in_model = time.perf_counter(), _clock(source)
-        batches = _begin(run, configs, wanted, source, precision, device, resume)
+        batches = _begin(run, configs, wanted, source, precision, device, resume, starts)
         run.seconds["start"] = time.perf_counter() - began
         log_every = log_every or min(max(total_steps // 100, 1), 100)
         checkpoint_every = checkpoint_every or min(max(total_steps // 10, 1), 1000)
@@ -293,8 +300,9 @@ def _sink(callback: Callback | Callable[[Record], None], stack: ExitStack) -> Ca
 
 
 def _begin(
-    run: _Run, configs: list[Any], seeds: list[Any], source: Source, precision: str, device: torch.device, resume: bool
-) -> Iterator[Batch]:
+    run: _Run, configs: list[Any], seeds: list[Any], source: Source, precision: str, device: torch.device, resume: bool,
+    starts: list[SAE],
+) -> Iterator[Batch]:  # fmt: skip
     """Learners at their start or at the last checkpoint, and the batches from there on."""
     found = checkpoint.read(run.out) if resume and run.out is not None else None
     tensors: dict[str, Tensor] = {}
@@ -320,6 +328,8 @@ def _begin(
     for index, (config, seed) in enumerate(pairs):
         settings = resolve(config, source.d_in, run.total_steps, run.batch_rows, precision)
         learner = _start(config, seed, settings, rows, device, memo)
+        if starts:
+            start_from(learner, starts[index])
         if found is not None:
             own = {n.removeprefix(f"{index}."): t for n, t in tensors.items() if n.startswith(f"{index}.")}
             restore(learner, own, run.step)
@@ -520,7 +530,7 @@ def _save(run: _Run) -> None:
 
 def _end(run: _Run, source: Source, request: dict[str, Any]) -> list[SAE]:
     _check_weights(run)
-    saes = []
+    saes: list[SAE] = []
     for learner, name in zip(run.learners, run.names):
         record = run.last[name]
         provenance = source_facts(source) | {
@@ -531,6 +541,7 @@ def _end(run: _Run, source: Source, request: dict[str, Any]) -> list[SAE]:
             "rows_digest": f"sha256:{run.order_digest}",
             "versions": versions(),
             "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")},
+            **({"start": request["start"][len(saes)]} if "start" in request else {}),
         }
         saes.append(finish(learner, provenance))
     if run.out is None:
