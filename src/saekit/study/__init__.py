@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .attribution import attribution as attribution
 from .compare import compare as compare
 from .comparison import Compared as Compared
 from .comparison import Comparison as Comparison
