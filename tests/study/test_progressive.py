@@ -10,12 +10,13 @@ import pytest
 import torch
 from scipy import stats
 
-from saekit.data import SyntheticRows
+from saekit.data import SyntheticRows, capture, load_model
 from saekit.errors import ConfigError, FormatError
 from saekit.measure import fvu
 from saekit.report import collect, write
 from saekit.sae import SAE
-from saekit.study import Progressive, halves, progressive, rank
+from saekit.sae.rules import TopK as RuleTopK
+from saekit.study import Progressive, attribution, halves, measure_sizes, progressive, rank
 from saekit.train import Matryoshka, TopK, train
 
 QUICK = {"draws": 10, "sample_rows": 60}
@@ -212,3 +213,27 @@ def test_given_scores_rank_like_their_name(saes, source):
     sae = saes[0]
     scores = importance(sae, source).scores["energy"]
     assert torch.equal(rank(sae, by=scores).W_dec, rank(sae, source, by="energy").W_dec)
+
+
+def test_rankings_by_gradient_are_taken_on_other_texts_than_the_cross_entropies():
+    lm = load_model("builtin", device="cpu", dtype="float32")
+    texts = [f"Return the {what} of an array over a given axis." for what in ("mean", "sum", "maximum", "range") * 6]
+    g = torch.Generator().manual_seed(0)
+    W = torch.randn(32, lm.d_model, generator=g)
+    W = W / W.norm(dim=1, keepdim=True)
+    sae = SAE(
+        W_enc=W, b_enc=torch.zeros(32), W_dec=W, b_dec=torch.zeros(lm.d_model), rule=RuleTopK(4),
+        provenance={"hook": "layers.1"}, scores={"mine": torch.arange(32.0)},
+    )  # fmt: skip
+    rows = capture(lm, texts, layer=1)
+    by = ["attribution", "mine", "energy"]
+    result = progressive([sae], rows, sizes=[8, 32], by=by, model=lm, data=texts, tokens=60, **QUICK)
+    assert set(result.names) == {f"topk pruned by {each}" for each in by}
+    assert result.language_model["n_documents"] <= 12  # those in odd places
+    assert {ranking.by for ranking in result.rankings} == {"attribution", "energy"}
+    gradient = attribution(sae, lm, texts[::2], hook="layers.1", tokens=60)
+    ranked = rank(sae.with_scores(**gradient.scores), by="attribution")
+    expected = measure_sizes(ranked, rows, [8], **QUICK)
+    assert at(result, "topk pruned by attribution", 8).metrics.fvu.value == expected.points[0].metrics.fvu.value
+    with pytest.raises(ConfigError, match="`attribution` is a gradient of a language model; got none"):
+        progressive([sae], rows, by=["attribution"])

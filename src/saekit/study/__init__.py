@@ -17,6 +17,7 @@ from .evaluation import Evaluation as Evaluation
 from .evaluation import Metrics as Metrics
 from .halves import Half as Half
 from .halves import halves as halves
+from .halves import text_halves as text_halves
 from .importance import ORDERS as ORDERS
 from .importance import Importance as Importance
 from .importance import importance as importance

@@ -15,14 +15,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ..data import load_model, read_texts
+from ..data import LanguageModel, Texts, load_model, read_texts
 from ..errors import ConfigError, FormatError, did_you_mean
 from ..files import read_json, write_json
 from ..measure import METRICS, Measured, result_from_json, result_to_json
 from ..sae import SAE
 from ..sae.rules import TopK
+from .attribution import ATTRIBUTIONS, attribution
 from .evaluate import CE_TOKENS, CHARACTERS_PER_TOKEN
 from .evaluation import Metrics
+from .halves import text_halves
 from .importance import ORDERS, SCORES, Importance, as_source, importance, rank
 from .powerlaw import PowerLaw, decoder_spectrum, power_law
 from .prune import competes
@@ -223,7 +225,9 @@ def progressive(
     sizes
         Latents to keep, increasing; by default those that Matryoshka SAEs were trained for and separate SAEs have.
     by
-        Rankings of the pruned SAEs: names in `saekit.study.ORDERS`.
+        Rankings of the pruned SAEs: names in `saekit.study.ORDERS`, ``"attribution"`` (the gradient of the
+        cross-entropy; it needs `model` and `data`, and is taken on the texts in even places where the cross-entropies
+        are measured on the others), or a score that all the SAEs carry (``"stability"``).
     model, data, text, tokens, rows, sample_rows, batch_rows, draws, seed, progress
         As for `measure_sizes`.
 
@@ -240,19 +244,31 @@ def progressive(
     """
     named = _named(saes)
     by = [each.replace("-", "_") for each in by]
+    carried = set.intersection(*(set(sae.scores) for sae in named.values()))
+    known = [*ORDERS, *ATTRIBUTIONS, *sorted(carried)]
     for each in by:
-        if each not in ORDERS:
-            raise ConfigError(f"progressive: `by` must name rankings; got `{each}`. {did_you_mean(each, ORDERS)}")
+        if each not in known:
+            raise ConfigError(f"progressive: `by` must name rankings; got `{each}`. {did_you_mean(each, known)}")
+    by_gradient = [each for each in by if each in ATTRIBUTIONS]
+    if by_gradient and (model is None or data is None):
+        raise ConfigError(
+            f"progressive: `{by_gradient[0]}` is a gradient of a language model; got none. "
+            "Pass `model` and `data` beside the rows."
+        )
     first = next(iter(named.values()))
     source = as_source(first, source, "progressive")
     fit = source if fit is None else as_source(first, fit, "progressive")
     families = _families(named)
     wanted = _sizes(sizes, families)
-    if model is not None and data is not None and tokens != 0:  # once for all, not once per SAE
+    gradients: tuple[LanguageModel, Texts, int] | None = None
+    if model is not None and data is not None and (tokens != 0 or by_gradient):  # once for all, not once per SAE
         model = load_model(model)
-        data = read_texts(
-            data, text=text, columns=(), characters=(CE_TOKENS if tokens is None else tokens) * CHARACTERS_PER_TOKEN
-        )
+        wanted_tokens = tokens or CE_TOKENS
+        parts = 2 if by_gradient else 1
+        data = read_texts(data, text=text, columns=(), characters=parts * wanted_tokens * CHARACTERS_PER_TOKEN)
+        if by_gradient:
+            chosen_on, data = text_halves(data)
+            gradients = (model, chosen_on, wanted_tokens)
     common: dict[str, Any] = {
         "model": model, "data": data, "text": text, "rows": rows, "tokens": tokens, "sample_rows": sample_rows,
         "batch_rows": batch_rows, "draws": draws, "seed": seed, "progress": progress,
@@ -270,6 +286,11 @@ def progressive(
             if set(by) & set(SCORES):  # one pass over the rows serves all of them
                 scores = importance(sae, fit, rows=rows, batch_rows=batch_rows, progress=progress)
                 rankings += [_falling(name, each, scores.scores[each].numpy()) for each in by if each in SCORES]
+            if gradients is not None:
+                lm, texts, n_tokens = gradients
+                found = attribution(sae, lm, texts, tokens=n_tokens, **_place(sae, source), progress=progress)
+                sae = sae.with_scores(**{each: found.scores[each] for each in by_gradient})
+                rankings += [_falling(name, each, found.scores[each].numpy()) for each in by_gradient]
             for label, ranked in _ranked(sae, by, scores, fit, rows, batch_rows, seed).items():
                 curve = measure_sizes(ranked, source, own, name=f"{name}, {label}", **common)
                 runs.append((f"{family.arch} {_way(label)}", _seed(sae), curve))
@@ -386,6 +407,12 @@ def _nested_curve(sae: SAE, sizes: list[int], source: Any, name: str, common: di
     return measure_sizes(sae, source, sizes, selection=selection, name=name, **common)
 
 
+def _place(sae: SAE, source: Any) -> dict[str, Any]:
+    """Where in the model the SAE belongs: as it says, or as its rows do."""
+    hook = sae.provenance.get("hook") or getattr(source, "info", {}).get("hook")
+    return {} if hook is None else {"hook": hook}
+
+
 def _ranked(
     sae: SAE, by: Sequence[str], scores: Importance | None, fit: Any, rows: int | None, batch_rows: int, seed: int
 ) -> dict[str, SAE]:
@@ -393,7 +420,8 @@ def _ranked(
     ranked = {}
     for each in by:
         if scores is None or each not in SCORES:
-            ranked[each] = rank(sae, fit, by=each, rows=rows, batch_rows=batch_rows, seed=seed)
+            rows_for = fit if each in ORDERS else None  # what the SAE carries needs no rows
+            ranked[each] = rank(sae, rows_for, by=each, rows=rows, batch_rows=batch_rows, seed=seed)
             continue
         ordered = rank(sae, by=scores.scores[each])
         ranking = {**ordered.provenance["ranking"], "by": each, "n_rows": scores.n_rows, **scores.rows}
