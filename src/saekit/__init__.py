@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .study.prune import prune as prune
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
+    from .train import HierarchicalTopK as HierarchicalTopK
     from .train import JumpReLU as JumpReLU
     from .train import Matryoshka as Matryoshka
     from .train import PAnneal as PAnneal
@@ -82,6 +83,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         name: ("train", name)
         for name in (
             "train", "untrained", "Relu", "TopK", "BatchTopK", "JumpReLU", "Gated", "PAnneal", "Matryoshka",
+            "HierarchicalTopK",
         )
     },
     **{

@@ -19,6 +19,7 @@ from saekit.train import (
     STEPS,
     BatchTopK,
     Gated,
+    HierarchicalTopK,
     JumpReLU,
     Matryoshka,
     PAnneal,
@@ -42,6 +43,7 @@ ALL = [
     Gated(24, target_l0=3),
     PAnneal(24),
     Matryoshka(24, k=3, sampled=2, over="batchtopk"),
+    HierarchicalTopK(24, k=3),
 ]
 TIMING = ("seconds", "rows_per_second")
 
