@@ -24,6 +24,7 @@ from .interpret import against_chance as against_chance
 from .interpret import labels_of as labels_of
 from .interpret import shifted as shifted
 from .interpret import token_detection as token_detection
+from .mdl import DescriptionLength as DescriptionLength
 from .metrics import METRICS as METRICS
 from .metrics import Metric as Metric
 from .pca import PCA as PCA
