@@ -108,6 +108,12 @@ def test_rows_without_tokens_have_no_interpretability(source):
     assert "purity" not in point
 
 
+def test_no_more_rows_than_asked_for(source):
+    few = ArrayRows(source.x[:100], token=source.token[:100], document=source.document[:100])
+    part = measure_sizes(random_sae(), source, [8, 32], rows=100, batch_rows=64, **QUICK)
+    assert part.points == measure_sizes(random_sae(), few, [8, 32], batch_rows=64, **QUICK).points
+
+
 def test_rows_without_documents_are_divided_in_runs(source):
     found = measure_sizes(random_sae(), ArrayRows(source.x, token=source.token), [8], **QUICK).points[0].metrics
     assert found["detection"].value > 0.5
@@ -120,6 +126,10 @@ def test_overlap_of_seeds():
     assert seed_overlap([sae, random_sae(5, 20)]).value < 0.2
     half = sae.replace(W_enc=torch.cat([sae.W_enc[:10], -sae.W_enc[10:]]))
     assert seed_overlap([sae, half]).value == pytest.approx(0.5)
+    axes = torch.cat([torch.eye(D), torch.roll(torch.eye(D), 1, 1)[:1]])[:D]
+    same = SAE(W_enc=axes, b_enc=torch.zeros(D), W_dec=axes, b_dec=torch.zeros(D), rule=ReLU())
+    turned = same.replace(W_enc=axes + torch.cat([torch.full((6, D), 0.5), torch.zeros(6, D)]))
+    assert seed_overlap([same, turned]).value == 0.5  # the same partners, at a cosine of 0.7 and less
     three = seed_overlap([sae, sae.permute(order), half])
     assert three.value == pytest.approx(2 / 3)
     assert "over 3 pairs of seeds" in three.reason
