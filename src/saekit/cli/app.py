@@ -15,6 +15,8 @@ import typer
 
 from .. import __version__
 from ..errors import ConfigError, SaekitError, ShapeError
+from .actions import HELP as ACTIONS_HELP
+from .actions import actions
 from .capture import HELP as CAPTURE_HELP
 from .capture import capture
 from .compare import HELP as COMPARE_HELP
@@ -87,6 +89,7 @@ app.command("prune", help=PRUNE_HELP, short_help="Smaller SAEs from a trained on
 app.command("progressive", help=PROGRESSIVE_HELP, short_help="Pruned, nested and separate SAEs side by side.")(
     progressive
 )
+app.command("actions", help=ACTIONS_HELP, short_help="What a language model answers, as labels to predict.")(actions)
 app.command("show", help=SHOW_HELP, short_help="What is in an SAE file.")(show)
 app.command("report", help=REPORT_HELP, short_help="One HTML page from a folder of results.")(report)
 app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..measure import METRICS
 from . import charts
+from .actions import actions
 from .comparison import comparison
 from .parts import Cell, Figure, Section, Table, facts, measured_cell, number
 
@@ -273,5 +274,6 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "size_curve": size_curve,
     "training": training,
     "comparison": comparison,
+    "actions": actions,
 }
 """Kind of result -> the function that shows it."""

@@ -299,6 +299,9 @@ class SAE:
 
     # ------------------------------------------------------------------ inside
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SAE:
+        return self  # a value needs no copies: clones of an estimator share it
+
     def _rows(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d_in:
             raise ShapeError(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from .actions import Actions as Actions
+from .actions import Task as Task
+from .actions import act as act
+from .actions import cloze_task as cloze_task
+from .actions import read_task as read_task
 from .attribution import attribution as attribution
 from .compare import compare as compare
 from .comparison import Compared as Compared
