@@ -17,6 +17,7 @@ from saekit.report import collect, write
 from saekit.sae import SAE
 from saekit.sae.rules import TopK as RuleTopK
 from saekit.study import Progressive, attribution, halves, measure_sizes, progressive, rank
+from saekit.study.latents import seed_overlap
 from saekit.train import Matryoshka, TopK, train
 
 QUICK = {"draws": 10, "sample_rows": 60}
@@ -213,6 +214,26 @@ def test_given_scores_rank_like_their_name(saes, source):
     sae = saes[0]
     scores = importance(sae, source).scores["energy"]
     assert torch.equal(rank(sae, by=scores).W_dec, rank(sae, source, by="energy").W_dec)
+
+
+def test_latents_and_the_overlap_of_seeds_are_measured_at_every_size(saes, source):
+    by = ["energy", "unsorted"]
+    result = progressive(saes, source, by=by, **QUICK)
+    topk = [sae for sae in saes if sae.provenance["config"]["arch"] == "topk" and sae.n_latents == 32]
+    topk = [sae for sae in topk if sae.provenance["config"]["control"] is None]
+    for way, order in (("unsorted", topk), ("pruned by energy", [rank(sae, source) for sae in topk])):
+        for size in (8, 32):
+            found = at(result, f"topk {way}", size).metrics
+            assert found["shared"].value == seed_overlap([sae.take(size) for sae in order]).value
+            assert found["description_length"].low is not None
+    apart = [sae for sae in saes if sae.n_latents == 8]
+    assert at(result, "topk trained separately", 8).metrics["shared"].value == seed_overlap(apart).value
+    assert "parent_cosine" in at(result, "matryoshka", 32).metrics
+    assert "parent_cosine" not in at(result, "topk trained separately", 32).metrics
+    assert any(each.metric == "description_length" for each in result.differences)
+    plain = progressive(saes, source, by=by, latents=False, **QUICK)
+    assert "shared" not in at(plain, "matryoshka", 8).metrics
+    assert at(plain, "matryoshka", 8).metrics.fvu == at(result, "matryoshka", 8).metrics.fvu
 
 
 def test_rankings_by_gradient_are_taken_on_other_texts_than_the_cross_entropies():

@@ -47,9 +47,7 @@ _NULL = "expected largest cosine with any other row in a random dictionary of th
 _RSA = "Spearman correlation, over pairs of a sample of rows, of 1 - Pearson(x_i, x_j) and 1 - Pearson(xh_i, xh_j)"
 _CKA = "linear CKA, each HSIC in its unbiased form, over a sample of rows, of x and"
 _MEAN = "mean over latents that fire"
-_LENGTH = (
-    "sum_f H_b(p_f) + p_f H(hist_f), p_f the share of rows with f != 0, activations in 8 levels per octave"
-)
+_LENGTH = "sum_f H_b(p_f) + p_f H(hist_f), p_f the share of rows with f != 0, activations in 8 levels per octave"
 _DETECTION = f"{_MEAN} of the area under the ROC curve: rows ordered by how often it fired on their token elsewhere"
 _PARENT = "mean over latents that are new at this size of the largest cosine of their decoder row with an older one"
 _COACTIVATION = "share of the firings of new latents on rows where the parent fires at the size before"

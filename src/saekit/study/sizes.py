@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,11 +21,13 @@ from ..measure import (
     DocumentBootstrap,
     Measured,
     Sparsity,
+    html_table,
     linear_cka,
     result_from_json,
     result_to_json,
     row_groups,
     rsa,
+    text_table,
 )
 from ..sae import SAE, Codes
 from .evaluate import evaluate
@@ -187,17 +188,10 @@ class SizeCurve:
         return lines
 
     def __repr__(self) -> str:
-        lines = self.table()
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        body = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
-        return "\n".join([*body, self._caption()])
+        return text_table(self.table(), self._caption())
 
     def _repr_html_(self) -> str:
-        heading, *lines = self.table()
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-        caption = f"<caption>{escape(self._caption())}</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self.table(), self._caption())
 
     def _caption(self) -> str:
         return f"{self.sae['name']}: {self.n_rows:,} rows, latents in order of {self.sae['order']}"
