@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from saekit.data import SyntheticRows, capture, load_model
+from saekit.data import ArrayRows, SyntheticRows, capture, load_model
 from saekit.errors import ConfigError, FormatError
 from saekit.measure import fvu
 from saekit.report import collect, write
@@ -166,8 +166,25 @@ def test_tables_and_page(result, tmp_path):
     assert "<caption>FVU by latents" in result._repr_html_()
     result.save(tmp_path / "progressive.json")
     page = write(collect(tmp_path), tmp_path, title="t").read_text()
-    for text in ("Small SAEs from large ones", "paired by seed", "as a power law", "log2 of the latents kept"):
+    for text in (
+        "Small SAEs from large ones",
+        "paired by seed",
+        "as a power law",
+        "log2 of the latents kept",
+        "energy: rank^-",
+        "description_length",
+    ):
         assert text in page
+    assert "Fidelity against interpretability" not in page  # rows without tokens
+
+
+def test_the_page_shows_fidelity_against_interpretability(saes, source, tmp_path):
+    x = torch.cat([batch.x for batch in source.batches(4096)])
+    rows = ArrayRows(x, token=torch.arange(len(x)).int() % 7, document=torch.arange(len(x)) // 20)
+    progressive(saes, rows, by=["energy"], **QUICK).save(tmp_path / "progressive.json")
+    page = write(collect(tmp_path), tmp_path, title="t").read_text()
+    assert "Fidelity against interpretability" in page
+    assert "detection (AUC)" in page
 
 
 def test_cross_entropy_is_compared_too(stories):

@@ -38,7 +38,7 @@ OUT/sizes.json     the curve with intervals
 
 SETTINGS = (
     "rows", "model", "data", "layer", "hook", "text", "tokens", "by", "sizes", "selection", "refit", "recalibrate",
-    "batch_rows", "sample_rows", "ce_tokens", "draws", "seed", "out",
+    "batch_rows", "sample_rows", "latents", "ce_tokens", "draws", "seed", "out",
 )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
     measuring: dict[str, Any] = {
         **language,
         **common,
-        **{name: settings[name] for name in ("sample_rows", "draws") if name in settings},
+        **{name: settings[name] for name in ("sample_rows", "latents", "draws") if name in settings},
         "progress": progress,
     }
     prefixes = measure_sizes(ranked, measured_on, sorted({*sizes, sae.n_latents}), name=Path(path).name, **measuring)

@@ -304,8 +304,8 @@ def progressive(
             if saes_at:
                 curve = measure_sizes(saes_at, source, name=f"{family.arch}, seed {number}", **common)
                 runs.append((f"{family.arch} trained separately", number, curve))
-                for each in saes_at:
-                    keep(f"{family.arch} trained separately", each, [each.n_latents])
+                for small in saes_at:
+                    keep(f"{family.arch} trained separately", small, [small.n_latents])
     overlaps = _overlaps(kept, progress)
     return _result(runs, rankings, spectra, wanted, by, fit, overlaps)
 
