@@ -17,6 +17,7 @@ from .bootstrap import basic_interval as basic_interval
 from .bootstrap import bootstrap_mean as bootstrap_mean
 from .bootstrap import row_groups as row_groups
 from .interpret import AgainstChance as AgainstChance
+from .interpret import Chance as Chance
 from .interpret import Cohesion as Cohesion
 from .interpret import TokenScores as TokenScores
 from .interpret import TokenStats as TokenStats

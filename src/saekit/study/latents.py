@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data import Batch, Source
 from ..errors import ShapeError
-from ..measure import METRICS, DescriptionLength, Measured, TokenScores, against_chance, token_detection
+from ..measure import METRICS, Chance, DescriptionLength, Measured, TokenScores, against_chance, token_detection
 from ..sae import SAE, Codes
 from .match import match_latents
 
@@ -113,9 +113,11 @@ def latent_metrics(
             first += len(x)
             if progress is not None:
                 progress("latents", first, n_rows)
+    chance: Chance | None = None  # all sizes saw the same tokens
     found = []
     for each, ring, smaller in zip(passes, rings, [0, *(one.n_latents for one in sized)]):
-        values = each.compute(smaller if each.sized.nested else 0, seed)
+        chance = each.chance(seed) if chance is None else chance
+        values = each.compute(smaller if each.sized.nested else 0, chance)
         found.append(values if ring is None else values | ring.compute())
     return found
 
@@ -138,17 +140,25 @@ class _Pass:
         for scores, mine in zip(self._halves, (~second, second), strict=True):
             scores.update(codes.rows(mine), token[mine.to(token.device)])
 
-    def compute(self, ring_from: int, seed: int) -> dict[str, Measured]:
+    def chance(self, seed: int) -> Chance | None:
+        """Chance for the tokens of the first half; None where there is no interpretability."""
+        return Chance.of(self._halves[0], draws=CHANCE_DRAWS, seed=seed) if self._has_tokens else None
+
+    @property
+    def _has_tokens(self) -> bool:
+        return self._tokens_known and all(half.n_rows for half in self._halves)
+
+    def compute(self, ring_from: int, chance: Chance | None) -> dict[str, Measured]:
         """The metrics; the ring is the latents from `ring_from` on."""
         found = {"description_length": _measured("description_length", self._length.compute())}
         learned, scored = self._halves
-        if not self._tokens_known or not learned.n_rows or not scored.n_rows:
+        if chance is None:
             return found
         detection = token_detection(learned, scored)
         learned.merge(scored)
         purity = learned.compute().purity
-        chance = against_chance(learned, draws=CHANCE_DRAWS, seed=seed)["purity"].chance
-        for name, values in (("purity", purity), ("purity_chance", chance), ("detection", detection)):
+        by_chance = against_chance(learned, chance)["purity"].chance
+        for name, values in (("purity", purity), ("purity_chance", by_chance), ("detection", detection)):
             found[name] = over_latents(name, values)
         for name, values in (("ring_purity", purity), ("ring_detection", detection)):
             found[name] = over_latents(name, values[ring_from:])
