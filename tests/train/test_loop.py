@@ -22,6 +22,7 @@ from saekit.train import (
     STEPS,
     BatchTopK,
     Gated,
+    HierarchicalTopK,
     JumpReLU,
     Matryoshka,
     PAnneal,
@@ -46,6 +47,7 @@ ALL = [
     Gated(24, target_l0=3),
     PAnneal(24),
     Matryoshka(24, k=3, sampled=2, over="batchtopk"),
+    HierarchicalTopK(24, k=3),
 ]
 TIMING = ("seconds", "rows_per_second")
 

@@ -43,7 +43,7 @@ The results are OUT/<arch>-<latents>-…-seed<S>/ (one SAE each), OUT/run.json a
 interrupted, in any way, goes on with --resume and ends with the same bits.
 """
 
-_ARCHITECTURES = "topk, batchtopk, matryoshka, jumprelu, relu, gated, p-anneal"
+_ARCHITECTURES = "topk, batchtopk, hierarchical-topk, matryoshka, jumprelu, relu, gated, p-anneal"
 
 
 def train(
