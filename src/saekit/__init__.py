@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .study import Classification as Classification
     from .study import Comparison as Comparison
     from .study import Evaluation as Evaluation
+    from .study import Orphans as Orphans
     from .study import SizeCurve as SizeCurve
     from .study import Transfer as Transfer
     from .study import act as act
@@ -64,17 +65,22 @@ if TYPE_CHECKING:
     from .study import match_latents as match_latents
     from .study import measure_sizes as measure_sizes
     from .study import power_law as power_law
+    from .study import principal_angles as principal_angles
     from .study import rank as rank
     from .study import read_task as read_task
+    from .study import with_stability as with_stability
     from .study.classify import classify as classify
     from .study.compare import compare as compare
+    from .study.consensus import consensus as consensus
     from .study.evaluate import evaluate as evaluate
     from .study.importance import importance as importance
+    from .study.orphans import orphans as orphans
     from .study.prune import prune as prune
     from .study.transfer import transfer as transfer
     from .study.transfer import transfer_features as transfer_features
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
+    from .train import HierarchicalTopK as HierarchicalTopK
     from .train import JumpReLU as JumpReLU
     from .train import Matryoshka as Matryoshka
     from .train import PAnneal as PAnneal
@@ -100,6 +106,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         name: ("train", name)
         for name in (
             "train", "untrained", "Relu", "TopK", "BatchTopK", "JumpReLU", "Gated", "PAnneal", "Matryoshka",
+            "HierarchicalTopK",
         )
     },
     **{
@@ -107,6 +114,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         for name in (
             "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
             "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
+            "with_stability", "orphans", "Orphans", "principal_angles", "consensus",
             "transfer", "transfer_features", "Transfer", "classify", "Classification", "load_classifier",
         )
     },

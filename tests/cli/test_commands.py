@@ -97,7 +97,8 @@ def test_compare_and_its_report(call, rows, sae_folder, tmp_path):
     assert "random" in out
     assert "both cosines > 0.7" in out
     assert "match: 10 in" in err
-    names = {f"comparison-{name}.{ending}" for name in ("cosines", "decoder-encoder", "in-exactly")
+    figures = ("cosines", "decoder-encoder", "in-exactly", "donut", "frequency")
+    names = {f"comparison-{name}.{ending}" for name in figures
              for ending in ("svg", "png")}  # fmt: skip
     assert {path.name for path in Path("out").iterdir()} == names | {"comparison.json"}
     assert Path("out/comparison-cosines.png").read_bytes().startswith(b"\x89PNG")
@@ -113,6 +114,41 @@ def test_compare_and_its_report(call, rows, sae_folder, tmp_path):
     assert value["equal"]["value"] == 1
     assert value["shared_null"] is None
     assert value["settings"]["threshold"] == 1.0
+
+
+def test_stability_is_written_and_orphans_are_measured(call, rows, tmp_path):
+    status, _, err = call("train", "--rows", rows, *TRAIN, "--seeds", "0,1,2", "--out", "run")
+    assert status == 0, err
+    options = ("--threshold", "0.3", "--no-controls")
+    status, out, err = call("compare", "run", *options, "--write", "--orphans", "--rows", rows, "--out", "run")
+    assert status == 0, err
+    assert "detection" not in out
+    assert "orphans and" in out
+    assert "prune SAE --by stability" in err
+    status, out, _ = call("report", "run")
+    assert status == 0
+    assert "What orphans are" in Path("run/report.html").read_text()
+
+    first = Path("run/topk-32-k4-seed0")
+    stored = SAE.load(first).scores["stability"]
+    assert stored.tolist() == pytest.approx(json.loads(Path("run/comparison.json").read_text())["saes"][0]["stability"])
+    status, out, _ = call("show", first)
+    assert "scores" in out
+    assert "alignment, stability" in out
+    options = ("--rows", rows, "--sizes", "8", "--set", "draws=0", "--set", "sample_rows=60")
+    status, out, err = call("prune", first, "--by", "stability", *options, "--out", "small")
+    assert status == 0, err
+    assert SAE.load("small/8").scores["stability"].tolist() == stored.sort(descending=True).values[:8].tolist()
+    status, _, err = call("prune", first, "--by", "stabilty", *options, "--out", "again")
+    assert status == 2
+    assert "Did you mean `stability`" in err
+
+
+def test_orphans_of_copies_are_none(call, rows, sae_folder):
+    save(SAE.load(sae_folder), "copy")
+    status, out, err = call("compare", sae_folder, "copy", "--orphans", "--rows", rows, "--no-controls")
+    assert status == 0, err
+    assert "needs at least 2 orphans" in out + err
 
 
 def test_compare_takes_two(call, sae_folder):

@@ -13,6 +13,7 @@ from saekit import report
 from saekit.errors import ConfigError, DataError, FormatError
 from saekit.report import charts, sections
 from saekit.report.collect import training_log
+from saekit.report.comparison import across, lighter
 from saekit.report.parts import facts, measured_cell
 
 NASTY = "</script><script>alert(1)</script> $x$ & <b>\u202e"
@@ -232,10 +233,67 @@ def test_comparisons_stand_beside_chance(comparison):
         "0.5", "0.75", "0.312", "0.312", "0.438", "0.688", "0.812",
     ]  # fmt: skip
     assert [cell.text for cell in proofs.tables[0].rows[0]][1:] == ["0.625", "0.625000001", "1.0e-09"]
-    assert len(table.figures) == 3
+    assert len(table.figures) == 4
     assert "partners differ" in table.figures[1].svg
     two = copy.deepcopy(comparison) | {"saes": comparison["saes"][:2], "nulls": {}, "mean_cosine_null": None}
     assert len(sections.RENDERERS["comparison"](two)[0].figures) == 2
+
+
+def test_overlap_by_width_where_comparisons_differ_in_it(comparison):
+    def of(width: int, k: int) -> dict:
+        sae = {"n_latents": width, "provenance": {"config": {"arch": "topk", "k": k}, "hook": NASTY}}
+        return comparison | {"saes": [each | {"sae": sae} for each in comparison["saes"]]}
+
+    assert across([comparison, comparison]) == []
+    [section] = across([of(64, 4), of(128, 4), of(256, 8)])
+    assert [figure.caption.split(",")[0] for figure in section.figures] == ["Shared latents by latents"]
+    page = report.render([of(64, 4), of(128, 4)])
+    assert "How overlap changes" in page
+    assert "<script>alert" not in page
+
+
+def test_alignment_against_frequency_and_clouds_of_very_many(comparison):
+    each = {
+        "found_in": [3, 1, 2],
+        "alignment": [0.9, 0.2, None],
+        "frequency": [0.5, 0.0, 0.1],
+        "stability": [1, 0, 0.5],
+    }
+    with_rows = comparison | {"saes": [one | each for one in comparison["saes"]]}
+    figures = sections.RENDERERS["comparison"](with_rows)[0].figures
+    assert len(figures) == 5
+    assert "in all SAEs" in figures[4].svg
+    many = 10_000
+    wide = {"found_in": [3] * many, "alignment": [0.5] * many, "frequency": [0.1] * many, "stability": [1.0] * many}
+    side = {"partner": list(range(many)), "cosine": [0.5 + place / (2 * many) for place in range(many)]}
+    large = comparison | {
+        "saes": [one | wide for one in comparison["saes"]],
+        "pairs": [
+            pair | {"decoder": pair["decoder"] | side, "encoder": pair["encoder"] | side}
+            for pair in comparison["pairs"]
+        ],
+    }
+    page = report.render([large])
+    assert len(page) < 1_000_000
+    assert '"left_out":10000' in page
+    assert lighter(comparison) is comparison
+    assert lighter(large)["pairs"][0]["decoder"]["mean_cosine"] == large["pairs"][0]["decoder"]["mean_cosine"]
+
+
+def test_orphans_are_shown(tmp_path):
+    numbers = {name: measured(0.25, 0.2, 0.3) for name in ("orphans", "shared", "auc", "auc_matched")}
+    result = {
+        "kind": "orphans", "n_orphans": [3, 4], "n_shared": [5, 6], "settings": {"threshold": 0.7},
+        "properties": [{"name": "loss", "meaning": NASTY, "p": 0.001, "p_matched": None, **numbers}],
+        "silenced": [{"latents": "all orphans", "n_latents": 3.5, "fvu": measured(0.1), "ce": None}],
+        "spans": [{"rank": 4, "orphans": measured(0.6), "shared": measured(0.7), "null": measured(0.1), "rows": None}],
+    }  # fmt: skip
+    page = report.render([result])
+    assert "<script>alert" not in page
+    assert "7 latents that none of the other SAEs has, beside 11" in page
+    tables = sections.RENDERERS["orphans"](result)[0].tables
+    assert [cell.text for cell in tables[0].rows[0]] == ["loss", "0.25", "0.25", "0.25", "0.001", "0.25", "–"]
+    assert [cell.text for cell in tables[2].rows[0]] == ["4", "0.6", "0.7", "0.1", "–"]
 
 
 def test_charts_as_files(comparison, tmp_path):

@@ -17,7 +17,8 @@ from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.measure import Measured
 from saekit.sae import SAE
 from saekit.sae.rules import ReLU, TopK
-from saekit.study.compare import _in_exactly, _only_in_one, _Over, _share
+from saekit.study.compare import _in_exactly, _Over, _share
+from saekit.study.sharing import only_in_one
 
 D = 16
 
@@ -84,7 +85,9 @@ def test_the_permuted_null_keeps_what_ties_encoder_and_decoder():
     """Encoder equal to decoder: even unrelated dictionaries have equal partners, and only this null says so."""
     result = compare([sae_of(directions(60, 1)), sae_of(directions(60, 2))])
     assert result.equal.value == result.nulls["permuted"].equal.value == 1
-    assert result.equal_null.value < 0.1
+    assert result.equal_null.value == 1
+    assert result.nulls["random"].equal.value < 0.1
+    assert "Dictionaries without any resemblance" in result.equal_null.reason
     assert result.shared.value < 0.2
 
 
@@ -107,15 +110,15 @@ def test_only_in_one_counts_every_subset():
     for base in range(5):
         has[base, :, base] = False
         found.append(has[base].sum(1))
-    curve = _only_in_one(found)
-    for size, measured in zip(range(2, 6), curve, strict=True):
+    curve = only_in_one(list(has)).mean(0)
+    for size, share in zip(range(2, 6), curve, strict=True):
         shares = [
             np.mean([~has[base][:, list(others)].any(1) for others in combinations(set(range(5)) - {base}, size - 1)])
             for base in range(5)
         ]
-        assert measured.value == pytest.approx(np.mean(shares))
+        assert share == pytest.approx(np.mean(shares))
     assert sum(each.value for each in _in_exactly(found)) == pytest.approx(1)
-    assert curve[-1].value == pytest.approx(_in_exactly(found)[0].value)
+    assert curve[-1] == pytest.approx(_in_exactly(found)[0].value)
 
 
 def test_the_threshold_and_what_reaches_it():
@@ -199,8 +202,8 @@ def test_altered_files(planted):
     plain = compare(planted[0], controls=False).to_json()
     with pytest.raises(FormatError, match="must hold every pair of at least two SAEs; it holds 2 pairs"):
         Comparison.from_json(plain | {"pairs": plain["pairs"][:2]})
-    with pytest.raises(FormatError, match="schema 2"):
-        Comparison.from_json(plain | {"schema": 2})
+    with pytest.raises(FormatError, match="schema 3"):
+        Comparison.from_json(plain | {"schema": 3})
     with pytest.raises(FormatError, match="unknown key `sharde`"):
         Comparison.from_json(plain | {"sharde": 1})
 

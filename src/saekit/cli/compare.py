@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .console import print_comparison, print_json, progress_bar, tell
-from .options import ConfigFile, Json, Out, Rows, Set
+from .console import print_comparison, print_json, print_orphans, progress_bar, tell
+from .measured_rows import rows_for
+from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .settings import merge, names_of
 from .show import expand
 
@@ -19,10 +20,13 @@ HELP = """Match the latents of SAEs one to one and tell which they share, beside
   saekit compare run/topk-1024-k16-seed0 run/topk-1024-k16-seed1
   saekit compare run --rows rows --out run       all SAEs of a run, also by their activations
   saekit compare A B C --threshold 0.8 --json
+  saekit compare run --write                     each latent's stability into the SAE files: prune --by stability
+  saekit compare run --model builtin --data builtin --orphans --out run
 
 Decoders and encoders are matched independently, each to the largest possible sum of cosines, with a proof. A latent is
 shared when both give it the same partner and both cosines exceed the threshold. With --out the numbers go to
-OUT/comparison.json, with each latent's stability, and figures beside it.
+OUT/comparison.json, with each latent's stability, and figures beside it. --orphans also measures, on the rows, what the
+latents are that no other SAE has: how often they fire, what they carry, what they respond to.
 """
 
 
@@ -39,6 +43,18 @@ def compare(
     controls: Annotated[
         bool | None, typer.Option("--controls/--no-controls", help="Whether to match random dictionaries too [yes].")
     ] = None,
+    write: Annotated[
+        bool | None, typer.Option("--write", help="Write each latent's stability into the SAE files.")
+    ] = None,
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="Measure what latents are that no other SAE has; needs rows or a model.")
+    ] = False,
+    model: Model = None,
+    data: Data = None,
+    layer: Layer = None,
+    hook: Hook = None,
+    text: Text = None,
+    tokens: Tokens = None,
     out: Out = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -47,25 +63,54 @@ def compare(
     """Compare SAEs with each other."""
     from ..study.compare import compare as run
 
-    known = {**names_of(run, without=("saes", "source", "progress")), "rows": None}
-    options: dict[str, Any] = {"rows": rows, "threshold": threshold, "strict": strict, "controls": controls}
+    places = ("rows", "model", "data", "layer", "hook", "text", "tokens")
+    known = {**names_of(run, without=("saes", "source", "progress")), **dict.fromkeys(places)}
+    options: dict[str, Any] = {
+        "rows": rows, "threshold": threshold, "strict": strict, "controls": controls, "write": write, "model": model,
+        "data": data, "layer": layer, "hook": hook, "text": text, "tokens": tokens,
+    }  # fmt: skip
     settings = merge(known, file=config, options=options, sets=set_)
     found = expand(sae)
     if len(found) < 2:
         raise ConfigError(
             f"at least two SAEs must be given; got `{found[0]}` alone. Name another, or a run with several."
         )
-    source = settings.pop("rows", None)
+    where = {name: settings.pop(name, None) for name in places}
     with progress_bar(quiet=json) as progress:
+        source: Any = None
+        language: dict[str, Any] = {}
+        if where["rows"] is not None or where["model"] is not None or orphans:
+            from ..sae import SAE
+
+            source, language = rows_for(SAE.load(found[0]), found[0], where, progress)
         result = run(found, source, **settings, progress=progress)
+        lonely = _orphans(found, source, result, language, progress) if orphans else None
     if out is not None:
         from ..report import write_figures
 
         result.save(Path(out) / "comparison.json")
         write_figures(result.to_json(), out)
+        if lonely is not None:
+            lonely.save(Path(out) / "orphans.json")
     if json:
         print_json(result.to_json())
         return
     print_comparison(result)
+    if lonely is not None:
+        print_orphans(lonely)
+    if settings.get("write"):
+        tell("wrote each latent's stability into the SAEs; `saekit prune SAE --by stability` ranks by it")
     if out is not None:
         tell(f"wrote {out}/comparison.json and figures; `saekit report {out}` makes a page of them")
+
+
+def _orphans(found: list[str], source: Any, result: Any, language: dict[str, Any], progress: Any) -> Any:
+    """What orphans are; None, with the reason told, where SAEs share nothing or everything."""
+    from ..errors import DataError
+    from ..study.orphans import orphans as run
+
+    try:
+        return run(found, source, result, **language, progress=progress)
+    except DataError as error:
+        tell(str(error))
+        return None

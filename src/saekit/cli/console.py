@@ -104,6 +104,13 @@ def print_comparison(result: Any) -> None:
     typer.echo(result.caption())
 
 
+def print_orphans(result: Any) -> None:
+    """What sets orphans apart, after an empty line."""
+    typer.echo()
+    print_table(result.table())
+    typer.echo(result.caption())
+
+
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
     """Bars on stderr, one per stage; without a terminal a line at the end of each stage."""

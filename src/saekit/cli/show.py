@@ -49,6 +49,7 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
     name = rule.pop("name")
     settings = ", ".join(f"{key}={value}" for key, value in rule.items())
     scaling = facts["scaling"]["kind"]
+    scores = [name.removeprefix("scores.") for name in facts["tensors"] if name.startswith("scores.")]
     head = {
         "sae": facts["path"],
         "latents": f"{facts['n_latents']:,}",
@@ -57,6 +58,7 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
         "scaling": scaling,
         "dtype": facts["dtype"],
         "latent order": facts["latent_order"],
+        **({"scores": ", ".join(scores)} if scores else {}),
         "size": f"{facts['file']['bytes'] / 2**20:.1f} MiB",
         "digest": facts["file"]["digest"],
         "schema": f"{facts['schema']} (written by saekit {facts['saekit']})",

@@ -155,6 +155,78 @@ def scatter(groups: Mapping[str, Series], *, x: str, y: str, at: float) -> Chart
     return Chart(draw, (4.8, 4.4))
 
 
+MOST_SINGLE = 20_000
+"""Of a larger cloud only counts per cell are drawn, not points."""
+
+
+def cloud(groups: Mapping[str, Series], *, x: str, y: str, log_x: bool = False) -> Chart:
+    """Points of each name; of very many, their density."""
+
+    def draw(axes: Axes) -> None:
+        n = sum(len(xs) for xs, _ in groups.values())
+        if n > MOST_SINGLE:
+            every = [[value for series in groups.values() for value in series[side]] for side in (0, 1)]
+            axes.hexbin(
+                *every, gridsize=60, bins="log", cmap="viridis", mincnt=1, rasterized=True,
+                xscale="log" if log_x else "linear",
+            )  # fmt: skip
+        else:
+            for index, (name, (xs, ys)) in enumerate(groups.items()):
+                axes.scatter(
+                    xs, ys, s=4 if n > MOST_POINTS else 9, alpha=0.4, linewidths=0, color=PALETTE[index],
+                    label=_plain(name), rasterized=n > MOST_POINTS,
+                )  # fmt: skip
+            axes.legend(fontsize=8)
+        if log_x:
+            axes.set_xscale("log")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return Chart(draw, (6.4, 3.6))
+
+
+def donut(values: Sequence[tuple[str, float]], *, centre: str) -> Chart:
+    """A ring of shares with their labels; `centre` stands in the middle."""
+
+    def draw(axes: Axes) -> None:
+        shares = [max(value, 0.0) for _, value in values]
+        if not sum(shares):
+            return
+        colours = [PALETTE[index % len(PALETTE)] for index in range(len(values))]
+        labels = [f"{_plain(name)}: {share:.1%}" if share >= 0.005 else "" for (name, _), share in zip(values, shares)]
+        axes.pie(
+            shares, labels=labels, colors=colours, startangle=90, counterclock=False, normalize=True,
+            wedgeprops={"width": 0.38}, textprops={"fontsize": 8, "color": _INK},
+        )  # fmt: skip
+        axes.text(0, 0, centre, ha="center", va="center", fontsize=9, color=_INK)
+
+    return Chart(draw, (4.4, 3.4))
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, x: str, y: str) -> Chart:
+    """A line of ``(x, measured)`` per name, with intervals, over a logarithmic axis of x."""
+
+    def draw(axes: Axes) -> None:
+        for index, (name, points) in enumerate(series.items()):
+            points = [point for point in points if point[1].get("value") is not None]
+            colour = PALETTE[index % len(PALETTE)]
+            axes.plot(
+                [at for at, _ in points], [each["value"] for _, each in points], marker="o", markersize=4, color=colour,
+                label=_plain(name),
+            )  # fmt: skip
+            for at, each in points:
+                if each.get("low") is not None and each.get("high") is not None:
+                    axes.plot([at, at], [each["low"], each["high"]], color=colour, alpha=0.5, linewidth=2)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8)
+
+    return Chart(draw, (6.4, 3.2))
+
+
 def bars(values: Sequence[tuple[str, Mapping[str, Any]]], *, x: str, y: str) -> Chart:
     """A bar with its interval for each ``(label, measured)``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
             "Cosines of matched latents, all pairs of SAEs together.",
         ),
         "decoder-encoder": (
-            charts.scatter(
-                _points(result), x="cosine of encoder partners", y="cosine of decoder partners", at=threshold
-            ),
+            _sides(result, threshold),
             "Every latent: cosine with its encoder partner against cosine with its decoder partner. The dashed lines "
             "are the threshold.",
         ),
@@ -72,7 +70,158 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
             charts.bars(values, x=f"number of the {m} SAEs that have it", y="share of latents"),
             "In how many of the SAEs a latent is found, itself included; mean over the SAEs.",
         )
+        shares = [(f"in {place}", each["value"]) for place, each in enumerate(result["in_exactly"], start=1)]
+        drawn["donut"] = (
+            charts.donut(shares, centre=f"of {m} SAEs"),
+            f"The same as shares of a whole: latents that exactly 1 … {m} of the SAEs have.",
+        )
+    by_frequency = _by_frequency(result)
+    if by_frequency:
+        drawn["frequency"] = (
+            charts.cloud(
+                by_frequency, x="share of rows on which it fires", y="mean cosine with its partners", log_x=True
+            ),
+            "Every latent that fires: how often, against how well its partners in the other SAEs agree with it.",
+        )
     return drawn
+
+
+def _sides(result: Mapping[str, Any], threshold: float) -> charts.Chart:
+    """Decoder against encoder cosine: points, or their density where there are very many."""
+    points = _points(result)
+    x, y = "cosine of encoder partners", "cosine of decoder partners"
+    if sum(len(xs) for xs, _ in points.values()) > charts.MOST_SINGLE:
+        return charts.cloud(points, x=x, y=y)
+    return charts.scatter(points, x=x, y=y, at=threshold)
+
+
+def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
+    """Frequency and alignment of the latents of all SAEs, by how many SAEs have them."""
+    m = len(result["saes"])
+    names = {1: "in only one SAE", m: "in all SAEs"}
+    groups: dict[str, tuple[list[float], list[float]]] = {}
+    for each in result["saes"]:
+        rows = zip(each.get("frequency") or [], each.get("alignment") or [], each["found_in"])
+        for frequency, alignment, found in rows:
+            if frequency > 0 and alignment is not None:
+                xs, ys = groups.setdefault(names.get(found, "in some SAEs"), ([], []))
+                xs.append(frequency)
+                ys.append(alignment)
+    return {name: groups[name] for name in sorted(groups)}
+
+
+def across(results: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """How overlap changes with width, k and rows of training, where several comparisons differ in one of them."""
+    known = [(_facts(each), each) for each in results if each.get("kind") == "comparison"]
+    figures = []
+    for name, title in (("latents", "latents"), ("k", "k: latents per row"), ("rows", "rows of training")):
+        series: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+        for own, result in known:
+            if own.get(name) is not None:
+                label = ", ".join(f"{key} {value}" for key, value in own.items() if key != name and value is not None)
+                series.setdefault(label, []).append((own[name], result["shared"]))
+        series = {
+            label: sorted(points, key=lambda point: point[0])
+            for label, points in series.items()
+            if len({at for at, _ in points}) > 1
+        }
+        if series:
+            chart = charts.curves(series, x=title, y="share of latents that two SAEs share")
+            figures.append(Figure(chart.svg(), f"Shared latents by {title}, with their intervals."))
+    return [Section("How overlap changes", "One point per comparison.", [], figures)] if figures else []
+
+
+def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the SAEs of a comparison have in common, as far as they do."""
+    found = []
+    for each in result["saes"]:
+        provenance = each["sae"].get("provenance") or {}
+        config = provenance.get("config") or {}
+        found.append(
+            {
+                "arch": config.get("arch"),
+                "latents": each["sae"].get("n_latents"),
+                "k": config.get("k") or config.get("target_l0"),
+                "rows": provenance.get("rows_seen"),
+                "hook": provenance.get("hook"),
+            }
+        )
+    return {name: value for name, value in found[0].items() if all(each[name] == value for each in found)}
+
+
+def orphans(result: Mapping[str, Any]) -> list[Section]:
+    """Properties of orphans beside those of shared latents, what silencing costs, what they span."""
+    properties = [
+        [
+            Cell(each["name"], note=each["meaning"]),
+            *(measured_cell(each[name], where=each["name"]) for name in ("orphans", "shared", "auc")),
+            _p(each["p"]),
+            measured_cell(each["auc_matched"], where=each["name"]),
+            _p(each["p_matched"]),
+        ]
+        for each in result["properties"]
+    ]
+    costs = [
+        [
+            Cell(each["latents"]),
+            Cell(number(each["n_latents"]), each["n_latents"], is_number=True),
+            measured_cell(each["fvu"]),
+            measured_cell(each["ce"]),
+        ]
+        for each in result["silenced"]
+    ]
+    spans = [
+        [
+            Cell(str(each["rank"]), each["rank"], is_number=True),
+            *(measured_cell(each[name]) for name in ("orphans", "shared", "null", "rows")),
+        ]
+        for each in result["spans"]
+    ]
+    heads = ("", "orphans (median)", "shared (median)", "AUC", "p", "AUC, equal frequency", "p")
+    tables = [Table(heads, properties, "AUC: the chance that an orphan has more of it; 0.5 is no difference.")]
+    if costs:
+        tables.append(Table(("when silent", "how many", "rise of FVU", "rise of cross-entropy"), costs))
+    if spans:
+        caption = "Mean squared cosine of the principal angles between what latents of two seeds span."
+        tables.append(Table(("rank", "orphans", "shared", "random", "orphans | rows"), spans, caption))
+    chart = charts.intervals([(each["name"], each["auc"], False) for each in result["properties"]], x="AUC")
+    main = Section(
+        "What orphans are",
+        f"{sum(result['n_orphans']):,} latents that none of the other SAEs has, beside {sum(result['n_shared']):,} "
+        "that at least one other has. Intervals are over SAEs.",
+        tables,
+        [Figure(chart, "Chance that an orphan has more of a property than a shared latent.")],
+    )
+    return [main, Section("Settings of the orphans", "", [facts(result["settings"])], is_folded=True)]
+
+
+def _p(value: float | None) -> Cell:
+    return Cell("–" if value is None else f"{value:.2g}", value, is_number=value is not None)
+
+
+def lighter(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A comparison for embedding in a page: long lists with a number per latent give way to their length."""
+    if result.get("kind") != "comparison":
+        return result
+    numbers = sum(len(each["found_in"]) for each in result["saes"]) * (len(result["saes"]) + 3)
+    if numbers <= MOST_EMBEDDED:
+        return result
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: cut(item) for key, item in value.items()}
+        if isinstance(value, list) and len(value) > LEAST_CUT and not isinstance(value[0], Mapping):
+            return {"left_out": len(value), "see": "the JSON file of the comparison"}
+        return [cut(item) for item in value] if isinstance(value, list) else value
+
+    return cut(result)
+
+
+MOST_EMBEDDED = 50_000
+"""Numbers about single latents that a page carries, about; with more, they stay in the JSON file alone."""
+
+LEAST_CUT = 64
+"""Lists up to this length stay whole in any case."""
 
 
 def write_figures(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import DataError, listed
 from ..files import write_bytes
 from . import charts, sections
+from .comparison import across, lighter
 from .parts import Section
 
 PAGE = "report.html"
@@ -50,7 +51,7 @@ def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
     plain = [result if isinstance(result, Mapping) else result.to_json() for result in results]
     if not plain:
         raise DataError("a report needs at least one result; got none. Run `saekit evaluate` or `saekit train` first.")
-    shown = [section for result in plain for section in _sections_of(result)]
+    shown = [section for result in plain for section in _sections_of(result)] + across(plain)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("saekit", "report/templates"),
         autoescape=True,
@@ -59,7 +60,10 @@ def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
-        title=title, sections=list(enumerate(shown)), data=embedded(plain), own_ids=charts.with_own_ids
+        title=title,
+        sections=list(enumerate(shown)),
+        data=embedded([lighter(each) for each in plain]),
+        own_ids=charts.with_own_ids,
     )
 
 

@@ -7,6 +7,7 @@ from .actions import Task as Task
 from .actions import act as act
 from .actions import cloze_task as cloze_task
 from .actions import read_task as read_task
+from .attribution import attribution as attribution
 from .classification import ArmScore as ArmScore
 from .classification import Classification as Classification
 from .classification import ClassificationSummary as ClassificationSummary
@@ -18,12 +19,14 @@ from .classifiers import predict_arm as predict_arm
 from .classify import classify as classify
 from .classify import plan_classification as plan_classification
 from .compare import compare as compare
+from .compare import with_stability as with_stability
 from .comparison import Compared as Compared
 from .comparison import Comparison as Comparison
 from .comparison import Null as Null
 from .comparison import OnRows as OnRows
 from .comparison import Pair as Pair
 from .comparison import Side as Side
+from .consensus import consensus as consensus
 from .evaluate import evaluate as evaluate
 from .evaluation import Control as Control
 from .evaluation import Entry as Entry
@@ -31,6 +34,7 @@ from .evaluation import Evaluation as Evaluation
 from .evaluation import Metrics as Metrics
 from .halves import Half as Half
 from .halves import halves as halves
+from .halves import text_halves as text_halves
 from .importance import ORDERS as ORDERS
 from .importance import Importance as Importance
 from .importance import importance as importance
@@ -38,6 +42,9 @@ from .importance import rank as rank
 from .match import Certificate as Certificate
 from .match import Matching as Matching
 from .match import match_latents as match_latents
+from .orphans import Orphans as Orphans
+from .orphans import orphans as orphans
+from .orphans import principal_angles as principal_angles
 from .powerlaw import PowerLaw as PowerLaw
 from .powerlaw import decoder_spectrum as decoder_spectrum
 from .powerlaw import power_law as power_law
@@ -45,6 +52,8 @@ from .progressive import RANKINGS as RANKINGS
 from .progressive import Progressive as Progressive
 from .progressive import progressive as progressive
 from .prune import prune as prune
+from .sharing import Groups as Groups
+from .sharing import SharingLaw as SharingLaw
 from .sizes import SizeCurve as SizeCurve
 from .sizes import SizePoint as SizePoint
 from .sizes import default_sizes as default_sizes

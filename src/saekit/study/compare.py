@@ -22,6 +22,7 @@ from .comparison import Compared, Comparison, Null, OnRows, Pair, Side
 from .evaluate import BLOCK_ROWS, _as_source, _digest, _named, _release, _shape, _versions
 from .match import Certificate, Matching, match_latents
 from .match.products import Directions, extremes
+from .sharing import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 
 THRESHOLD = 0.7
 """Cosine that both sides of a shared latent must exceed (2501.16615)."""
@@ -48,6 +49,7 @@ def compare(
     max_rows: int = ROWS,
     batch_rows: int = 4096,
     seed: int = 0,
+    write: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
     """Match the latents of SAEs one to one, on decoder and on encoder cosine, and count those that they share.
@@ -77,6 +79,9 @@ def compare(
         Rows at a time; changes no result beyond rounding.
     seed
         Of the random dictionaries.
+    write
+        Whether to write what was found about each latent into the SAEs' files: the SAEs must be given as local paths.
+        See `with_stability` for what is written.
     progress
         Called as ``progress(stage, done, total)`` with the stages ``"match"`` (matchings) and ``"rows"``.
 
@@ -88,7 +93,7 @@ def compare(
     Raises
     ------
     ConfigError
-        Fewer than two SAEs, or a setting out of range.
+        Fewer than two SAEs, a setting out of range, or `write` with SAEs that are no local files.
     ShapeError
         The SAEs read or write rows of different widths, or the rows have another.
     DataError
@@ -99,6 +104,8 @@ def compare(
         raise ConfigError(
             "compare: at least two SAEs must be given; got one. Train another seed: train(…, seeds=[0, 1])."
         )
+    if write:
+        check_local(saes)
     named = _named(saes)
     _check_widths(named)
     if source is not None:
@@ -117,11 +124,13 @@ def compare(
         _pair(named[i], named[j], decoder, encoder, rule, None if seen is None else seen.on_rows[at])
         for at, (i, j, decoder, encoder) in enumerate(matched)
     ]
-    found = _found_in(named, matched, rule)
+    has = _has(named, matched, rule)
+    others = [have.sum(1) for have in has]
+    counted = _counted(named)
     nulls = _nulls(named[0][1], named[1][1], rule, seed, tick) if controls else {}
     chance = nulls.get("random")
     over = _Over([(i, j) for i, j, _, _ in matched], len(named))
-    return Comparison(
+    result = Comparison(
         saekit=_release(),
         versions=_versions(False),
         settings={
@@ -139,7 +148,7 @@ def compare(
         shared=over.mean([pair.shared for pair in pairs]),
         shared_null=None if chance is None else chance.shared,
         equal=over.mean([pair.equal for pair in pairs]),
-        equal_null=None if chance is None else chance.equal,
+        equal_null=None if chance is None else _kept_tie(nulls["permuted"].equal, chance.equal),
         mean_cosine=over.mean([pair.decoder.mean_cosine for pair in pairs], least=-1.0),
         mean_cosine_null=None if chance is None else chance.mean_cosine,
         mean_cosine_encoder=over.mean([pair.encoder.mean_cosine for pair in pairs], least=-1.0),
@@ -150,20 +159,95 @@ def compare(
             "decoder": _sum([pair.decoder.certificate for pair in pairs]),
             "encoder": _sum([pair.encoder.certificate for pair in pairs]),
         },
-        in_exactly=_in_exactly(found),
-        only_in_one=_only_in_one(found),
+        in_exactly=_in_exactly(others),
+        only_in_one=[_over_saes(each) for each in only_in_one(has).T],
         saes=[
             Compared(
                 name=name,
                 sae={**_shape(sae), "digest": _digest(sae), "provenance": sae.provenance},
-                found_in=(1 + others).tolist(),
-                stability=(others / (len(named) - 1)).tolist(),
+                found_in=(1 + others[at]).tolist(),
+                stability=has[at][:, counted[at]].mean(1).tolist(),
+                alignment=_alignment(at, matched, counted[at]),
+                frequency=[] if seen is None else seen.frequency[at],
             )
-            for (name, sae), others in zip(named, found, strict=True)
+            for at, (name, sae) in enumerate(named)
         ],
         pairs=pairs,
         nulls=nulls,
+        groups=_groups(named, matched, rule),
+        law=sharing_law(has) if len(named) > LEAST_POINTS else None,
     )
+    if write:
+        for path, scored in zip(saes, with_stability([sae for _, sae in named], result), strict=True):
+            scored.save(local_folder(path))
+    return result
+
+
+def with_stability(saes: Sequence[SAE], result: Comparison) -> list[SAE]:
+    """The SAEs of a comparison with what it found about each latent.
+
+    ``scores["stability"]`` is the share of the other SAEs that have the latent, ``scores["alignment"]`` its mean cosine
+    with its partners in them (-1 where it has no partner); `Compared` defines both. ``provenance["stability"]`` holds
+    the mean and what it was compared with.
+
+    Parameters
+    ----------
+    saes
+        Those that were compared, in the same order.
+    result
+        The comparison.
+
+    Raises
+    ------
+    ConfigError
+        Other SAEs than those of the comparison.
+    """
+    if len(saes) != len(result.saes):
+        raise ConfigError(f"with_stability: all {len(result.saes)} SAEs compared must be given; got {len(saes)}.")
+    scored = []
+    for at, (sae, compared) in enumerate(zip(saes, result.saes, strict=True)):
+        if _digest(sae) != compared.sae["digest"]:
+            raise ConfigError(
+                f"with_stability: SAE {at} must be `{compared.name}` of the comparison; its weights are others. "
+                "Give the SAEs in the order in which they were compared."
+            )
+        about = {
+            "mean": round(float(np.mean(compared.stability)), 6),
+            "threshold": result.settings["threshold"],
+            "strict": result.settings["strict"],
+            "compared_with": [
+                {"name": other.name, "seed": other.sae["provenance"].get("seed"), "digest": other.sae["digest"]}
+                for place, other in enumerate(result.saes)
+                if place != at
+            ],
+        }
+        alignment = [-1.0 if value is None else value for value in compared.alignment]
+        scores = {"stability": compared.stability, "alignment": alignment}
+        scored.append(sae.with_scores(**scores).replace(provenance={**sae.provenance, "stability": about}))
+    return scored
+
+
+def check_local(saes: Sequence[Any]) -> None:
+    """Refuse what nothing can be written into.
+
+    Raises
+    ------
+    ConfigError
+        An SAE is a value or on a hub.
+    """
+    for sae in saes:
+        if isinstance(sae, SAE) or os.fspath(sae).startswith("hf:"):
+            came = "an SAE in memory" if isinstance(sae, SAE) else f"`{os.fspath(sae)}`"
+            raise ConfigError(
+                f"compare: `write` puts stability into the files of SAEs, which must be local folders; got {came}. "
+                "Use with_stability(saes, result) for values."
+            )
+
+
+def local_folder(path: Any) -> str:
+    """The folder that a path of an SAE, or of one of its two files, names."""
+    text = os.fspath(path)
+    return os.path.dirname(text) or "." if os.path.basename(text) in ("sae.json", "sae.safetensors") else text
 
 
 # ---------------------------------------------------------------------------------------------------------- the call
@@ -308,14 +392,45 @@ def _sum(certificates: list[Certificate]) -> Certificate:
 _Found = list[tuple[int, int, _Matched, _Matched]]
 
 
-def _found_in(named: list[tuple[str, SAE]], matched: _Found, rule: _Rule) -> list[np.ndarray]:
-    """Per SAE and latent: the number of other SAEs that have it."""
-    found = [np.zeros(sae.n_latents, dtype=np.int64) for _, sae in named]
+def _has(named: list[tuple[str, SAE]], matched: _Found, rule: _Rule) -> list[np.ndarray]:
+    """Per SAE ``bool [n_latents, m]``: which other SAEs have each of its latents."""
+    has = [np.zeros((sae.n_latents, len(named)), dtype=bool) for _, sae in named]
     for i, j, decoder, encoder in matched:
         shared = rule.shared(decoder.matching, encoder.matching)
-        found[i][shared.numpy()] += 1
-        found[j][decoder.matching.partner[shared].numpy()] += 1
-    return found
+        has[i][shared.numpy(), j] = True
+        has[j][decoder.matching.partner[shared].numpy(), i] = True
+    return has
+
+
+def _counted(named: list[tuple[str, SAE]]) -> list[list[int]]:
+    """Per SAE: the others that say something about it; those that began alike only where there are no others."""
+    every = [[j for j in range(len(named)) if j != i] for i in range(len(named))]
+    fresh = [[j for j in own if not _same_seed(named[i][1], named[j][1])] for i, own in enumerate(every)]
+    return [some or own for some, own in zip(fresh, every, strict=True)]
+
+
+def _alignment(at: int, matched: _Found, counted: list[int]) -> list[float | None]:
+    """Mean cosine of each latent of one SAE with its partners in the others, over decoder and encoder."""
+    values = []
+    for i, j, decoder, encoder in matched:
+        if (i == at and j in counted) or (j == at and i in counted):
+            sides = [each.matching if i == at else each.matching.inverse() for each in (decoder, encoder)]
+            values += [side.cosine.numpy() for side in sides]
+    table = np.stack(values)
+    known = ~np.isnan(table)
+    mean = np.where(known, table, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    return [round(float(value), 6) if any_ else None for value, any_ in zip(mean, known.any(0), strict=True)]
+
+
+def _groups(named: list[tuple[str, SAE]], matched: _Found, rule: _Rule) -> Groups:
+    """Concepts: shared latents of all pairs, clustered by the mean of their two cosines."""
+    shared = []
+    for i, j, decoder, encoder in matched:
+        mine = rule.shared(decoder.matching, encoder.matching)
+        close = (decoder.matching.cosine[mine] + encoder.matching.cosine[mine]) / 2
+        partner = decoder.matching.partner[mine]
+        shared.append((i, j, mine.nonzero().squeeze(1).numpy(), partner.numpy(), close.numpy()))
+    return concept_groups([sae.n_latents for _, sae in named], shared)
 
 
 def _in_exactly(found: list[np.ndarray]) -> list[Measured]:
@@ -323,19 +438,6 @@ def _in_exactly(found: list[np.ndarray]) -> list[Measured]:
     m = len(found)
     counts = np.array([np.bincount(others, minlength=m) / len(others) for others in found])
     return [_over_saes(counts[:, j]) for j in range(m)]
-
-
-def _only_in_one(found: list[np.ndarray]) -> list[Measured]:
-    """Share of latents that none of the others has, for every number s = 2 … m of SAEs: mean over SAEs and subsets.
-
-    Of a latent that c of the m - 1 others have, a share C(m - 1 - c, s - 1) / C(m - 1, s - 1) of the subsets has none.
-    """
-    m = len(found)
-    curve = []
-    for size in range(2, m + 1):
-        missed = np.array([math.comb(m - 1 - c, size - 1) / math.comb(m - 1, size - 1) for c in range(m)])
-        curve.append(_over_saes(np.array([missed[others].mean() for others in found])))
-    return curve
 
 
 def _over_saes(values: np.ndarray) -> Measured:
@@ -460,6 +562,14 @@ def _null(
     return Null(made, shares["shared"], equal, mean, _with_formula(decoder.largest, largest))
 
 
+def _kept_tie(permuted: Measured, unrelated: Measured) -> Measured:
+    reason = (
+        f"{permuted.reason}; coordinates permuted, so that encoders resemble decoders as they do. "
+        f"Dictionaries without any resemblance: {unrelated.value:.3g} ({unrelated.reason})"
+    )
+    return Measured(permuted.value, permuted.low, permuted.high, permuted.unit, reason)
+
+
 def _with_formula(measured: Measured, expected: float) -> Measured:
     reason = f"{measured.reason}; expected by formula: {expected:.6g}"
     return Measured(measured.value, measured.low, measured.high, measured.unit, reason)
@@ -472,6 +582,7 @@ def _with_formula(measured: Measured, expected: float) -> Measured:
 class _Acted:
     on_rows: list[OnRows]
     n_rows: int
+    frequency: list[list[float]]
 
 
 def _act(
@@ -483,7 +594,7 @@ def _act(
     progress: Progress | None,
 ) -> _Acted:
     """One pass over the rows for all SAEs: sums per latent and per matched pair, and a sample of codes."""
-    sums = [np.zeros((2, sae.n_latents)) for _, sae in named]
+    sums = [np.zeros((3, sae.n_latents)) for _, sae in named]  # of codes, of their squares, of firings
     products = [np.zeros(len(decoder.matching.partner)) for _, _, decoder, _ in matched]
     samples: list[list[Codes]] = [[] for _ in named]
     groups: list[np.ndarray] = []
@@ -503,6 +614,7 @@ def _act(
             samples[i].append(each.rows(sampled))
             sums[i][0] += sparse[i].sum(axis=0)
             sums[i][1] += sparse[i].power(2).sum(axis=0)
+            sums[i][2] += np.bincount(each.indices.numpy(), minlength=each.n_latents)
         for at, (i, j, decoder, _) in enumerate(matched):
             mine, theirs = _paired(decoder.matching)
             both = sparse[i][:, mine].multiply(sparse[j][:, theirs])
@@ -524,7 +636,7 @@ def _act(
         on_rows.append(
             OnRows(correlation, n_pairs, _cka(together[i], together[j], documents), _measured(similar, -1.0))
         )
-    return _Acted(on_rows, done)
+    return _Acted(on_rows, done, [[round(float(n), 9) for n in each[2] / done] for each in sums])
 
 
 def _paired(matching: Matching) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from ..errors import FormatError
 from ..files import read_json, write_json
 from ..measure import Measured, html_table, result_from_json, result_to_json, text_table
 from .match import Certificate
+from .sharing import Groups, SharingLaw
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,13 @@ class Compared:
     found_in: list[int] = field(repr=False)
     """Per latent: the number of SAEs that have it, itself included."""
     stability: list[float] = field(repr=False)
-    """Per latent: the share of the other SAEs that have it, the probability that another seed finds it."""
+    """Per latent: the share of the other SAEs that have it, the probability that another seed finds it. SAEs that began
+    from the same random weights do not count where there are others."""
+    alignment: list[float | None] = field(default_factory=list, repr=False)
+    """Per latent: mean over those SAEs, and over decoder and encoder, of the cosine with its partner; None where it has
+    none."""
+    frequency: list[float] = field(default_factory=list, repr=False)
+    """Per latent: share of the rows on which it fires; empty where no rows were given."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class Comparison:
     """
 
     KIND: ClassVar[str] = "comparison"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
 
     saekit: str
     """Release that made it."""
@@ -128,8 +135,11 @@ class Comparison:
     shared_null: Measured | None
     """The same for random dictionaries of the same shape (None without controls)."""
     equal: Measured
-    """Share of latents whose decoder and encoder partners agree: mean over pairs."""
+    """Share of latents whose decoder and encoder partners agree: mean over pairs. Read it beside its null only: where
+    encoders still resemble decoders, as after little training, partners agree whether or not the SAEs do."""
     equal_null: Measured | None
+    """The same for the first pair with the coordinates of the second permuted, which keeps how much each encoder
+    resembles its decoder; of dictionaries without that resemblance 1 / n_latents would agree."""
     mean_cosine: Measured
     """Mean cosine of matched decoder rows: mean over pairs."""
     mean_cosine_null: Measured | None
@@ -152,6 +162,10 @@ class Comparison:
     """All pairs of SAEs: (0, 1), (0, 2), …, (1, 2), …"""
     nulls: dict[str, Null]
     """``random``: random directions; ``permuted``: the second SAE with its coordinates permuted."""
+    groups: Groups | None = None
+    """Latents clustered over all SAEs into concepts. None in files of schema 1."""
+    law: SharingLaw | None = None
+    """How `only_in_one` falls with the number of SAEs; None below five of them."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""

@@ -256,6 +256,7 @@ def _name(sae: SAE) -> str:
     parts += [f"k{k}"] if k else []
     untrained = sae.provenance.get("rows_seen") == 0
     parts += [str(config["control"])] if config.get("control") else ["untrained"] if untrained else []
+    parts += ["consensus"] if sae.provenance.get("consensus") else []
     parts += [f"seed{sae.provenance['seed']}"] if sae.provenance.get("seed") is not None else []
     return "-".join(parts)
 

@@ -8,11 +8,11 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from .callbacks import Callback, Record
 from .config import Config
 from .doctor import warnings_for
 from .fused import default_step
+from .given import digest_of, start_from, starts_of
 from .initial import SAMPLE_ROWS, first_rows, gather_first, start_bias, start_scale
 from .learner import STEPS, Learner, Settings, Statistics, finish, resolve, restore, start_learner, tensors_of
 from .run import (
@@ -72,6 +73,24 @@ class Progress:
     seconds_left: float
     """Estimate from the rate so far."""
     learners: tuple[LearnerProgress, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Where the time went so far, see `Seconds`. Unit: s."""
+
+
+class Seconds(TypedDict, total=False):
+    """Where the time of a run went. Unit: s."""
+
+    total: float
+    """Everything until the last step."""
+    start: float
+    """Before the first step: reading the first rows, centre and scale, first weights."""
+    rows: float
+    """Waiting for rows: the loader's share."""
+    steps: float
+    """Training the SAEs, logs and checkpoints apart."""
+    model: float
+    """In the language model, which works beside the steps: more than `rows` where the two overlap. Only for sources
+    that run one."""
 
 
 @dataclass
@@ -92,7 +111,7 @@ class _Run:
     """Mean of the first rows, ``[d_in]``: the fixed point of the variance sums."""
     sums: dict[str, Tensor] = field(default_factory=dict)
     last: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: {"rows": 0.0, "steps": 0.0})
+    seconds: Seconds = field(default_factory=lambda: Seconds(total=0.0, start=0.0, rows=0.0, steps=0.0))
 
 
 def train(
@@ -103,6 +122,7 @@ def train(
     tokens: int | None = None,
     batch_rows: int = 4096,
     data_seed: int = 0,
+    start: SAE | Sequence[SAE] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     precision: str = "fp32",
@@ -134,6 +154,9 @@ def train(
         Rows per step.
     data_seed
         Determines the order of the rows.
+    start
+        An SAE to go on from instead of random weights, or one for each configuration and seed: its shape and rule must
+        be the configuration's. Adam starts anew; seeds still determine draws during training.
     out
         Folder for the SAEs (``<arch>-<latents>-<k or l0 or l1>-seed<S>``), ``run.json``, ``log.jsonl`` and
         checkpoints. None: nothing
@@ -204,6 +227,7 @@ def train(
     )
     total_steps = total_steps_of(source, tokens, batch_rows)
     names = run_names(configs, wanted)
+    starts = starts_of(start, len(names))
     request = {
         "configs": [config_to_dict(config) for config in configs],
         "seeds": wanted,
@@ -214,6 +238,7 @@ def train(
         "step": step,
         "d_in": source.d_in,
         "rows": source.info.get("digest"),
+        **({"start": [digest_of(sae) for sae in starts]} if starts else {}),
     }
     with ExitStack() as stack:
         folder = None
@@ -224,12 +249,13 @@ def train(
                 return read_back(folder, names, device)
         run = _Run([], names, STEPS[step], folder, total_steps, batch_rows, data_seed)
         sinks = [_sink(callback, stack) for callback in callbacks]
-        batches = _begin(run, configs, wanted, source, precision, device, resume)
+        began, in_model = time.perf_counter(), _clock(source)
+        batches = _begin(run, configs, wanted, source, precision, device, resume, starts)
+        run.seconds["start"] = time.perf_counter() - began
         log_every = log_every or min(max(total_steps // 100, 1), 100)
         checkpoint_every = checkpoint_every or min(max(total_steps // 10, 1), 1000)
-        began = time.perf_counter()
-        _advance(run, batches, log_every, checkpoint_every, sinks, progress)
-        return _end(run, source, request, time.perf_counter() - began)
+        _advance(run, batches, log_every, checkpoint_every, sinks, progress, in_model)
+        return _end(run, source, request)
 
 
 def untrained(config: Config, source: Any, seed: int = 0, *, batch_rows: int = 4096, data_seed: int = 0) -> SAE:
@@ -274,8 +300,9 @@ def _sink(callback: Callback | Callable[[Record], None], stack: ExitStack) -> Ca
 
 
 def _begin(
-    run: _Run, configs: list[Any], seeds: list[Any], source: Source, precision: str, device: torch.device, resume: bool
-) -> Iterator[Batch]:
+    run: _Run, configs: list[Any], seeds: list[Any], source: Source, precision: str, device: torch.device, resume: bool,
+    starts: list[SAE],
+) -> Iterator[Batch]:  # fmt: skip
     """Learners at their start or at the last checkpoint, and the batches from there on."""
     found = checkpoint.read(run.out) if resume and run.out is not None else None
     tensors: dict[str, Tensor] = {}
@@ -301,6 +328,8 @@ def _begin(
     for index, (config, seed) in enumerate(pairs):
         settings = resolve(config, source.d_in, run.total_steps, run.batch_rows, precision)
         learner = _start(config, seed, settings, rows, device, memo)
+        if starts:
+            start_from(learner, starts[index])
         if found is not None:
             own = {n.removeprefix(f"{index}."): t for n, t in tensors.items() if n.startswith(f"{index}.")}
             restore(learner, own, run.step)
@@ -350,6 +379,7 @@ def _check_rows(rows: Tensor, source: Source, run: _Run | None) -> None:
 def _advance(
     run: _Run, batches: Iterator[Batch], log_every: int, checkpoint_every: int,
     sinks: list[Callable[[Record], None]], progress: Callable[[Progress], None] | None,
+    in_model: Callable[[], float | None],
 ) -> None:  # fmt: skip
     began, first_step = time.perf_counter(), run.step
     device = run.learners[0].device
@@ -371,12 +401,25 @@ def _advance(
         saves = run.out is not None and (run.step % checkpoint_every == 0 and not last)
         if run.step % every_look == 0 or logs or saves:
             _look(run)
+        done = time.perf_counter()
         run.seconds["rows"] += read - before
-        run.seconds["steps"] += time.perf_counter() - read
+        run.seconds["steps"] += done - read
         if logs:
+            run.seconds["total"] = run.seconds["start"] + done - began
+            if (model := in_model()) is not None:
+                run.seconds["model"] = model
             _log(run, time.perf_counter() - began, run.step - first_step, sinks, progress)
         if saves:
             _save(run)
+
+
+def _clock(source: Any) -> Callable[[], float | None]:
+    """Seconds in the language model since now; None for sources that have none."""
+    seconds = getattr(source, "seconds", None)
+    if not isinstance(seconds, dict) or "lm" not in seconds:
+        return lambda: None
+    before = seconds["lm"]
+    return lambda: seconds["lm"] - before
 
 
 def _row_sums(x: Tensor, center: Tensor) -> dict[str, Tensor]:
@@ -469,7 +512,8 @@ def _log(
     if progress is not None:
         shown = tuple(LearnerProgress(r["learner"], r["fvu"], r["l0"], r["dead_fraction"]) for r in records)
         left = (run.total_steps - run.step) * run.batch_rows / max(rate, 1e-9)
-        progress(Progress(run.step, run.total_steps, run.step * run.batch_rows, rate, left, shown))
+        seconds = dict(run.seconds)
+        progress(Progress(run.step, run.total_steps, run.step * run.batch_rows, rate, left, shown, seconds))
 
 
 def _save(run: _Run) -> None:
@@ -484,9 +528,9 @@ def _save(run: _Run) -> None:
 # ---------------------------------------------------------------- after the last step
 
 
-def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> list[SAE]:
+def _end(run: _Run, source: Source, request: dict[str, Any]) -> list[SAE]:
     _check_weights(run)
-    saes = []
+    saes: list[SAE] = []
     for learner, name in zip(run.learners, run.names):
         record = run.last[name]
         provenance = source_facts(source) | {
@@ -497,6 +541,7 @@ def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> 
             "rows_digest": f"sha256:{run.order_digest}",
             "versions": versions(),
             "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")},
+            **({"start": request["start"][len(saes)]} if "start" in request else {}),
         }
         saes.append(finish(learner, provenance))
     if run.out is None:
@@ -506,7 +551,8 @@ def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> 
     for sae, name in zip(saes, run.names):
         save(sae, run.out / name)
     warnings = {name: warnings_for(learner, run.last[name]) for learner, name in zip(run.learners, run.names)}
-    shares = {f"{part}_fraction": value / max(seconds, 1e-9) for part, value in run.seconds.items()}
+    total = max(run.seconds["total"], 1e-9)
+    shares = {f"{part}_fraction": value / total for part, value in run.seconds.items() if part != "total"}
     write_json(
         run.out / "run.json",
         {
@@ -518,7 +564,7 @@ def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> 
             "order_digest": f"sha256:{run.order_digest}",
             "final": run.last,
             "warnings": {name: found for name, found in warnings.items() if found},
-            "seconds": {"total": seconds, **run.seconds, **shares},
+            "seconds": {**run.seconds, **shares},
             "versions": versions(),
             "machine": {
                 "device": str(run.learners[0].device),
