@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: setup demo test check fmt bench docs study-progressive clean
+.PHONY: setup demo test check fmt bench docs clean study-progressive study-transfer
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -45,9 +45,13 @@ bench: $(STAMP)
 	benchmarks/peers.sh
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
 
-# Small SAEs from large ones (2505.00190), about 20 minutes on two idle cores; goes on where it was stopped. STUDY_OPTIONS=--quick
+# Small SAEs from large ones: pruned, nested, trained apart. A run that was stopped goes on. STUDY_OPTIONS=--quick a little of it.
 study-progressive: $(STAMP)
 	$(BIN)/python studies/progressive/run.py $(STUDY_OPTIONS)
+
+# Do SAE features carry over to another language, model, seed, to images? STUDY_OPTIONS=--quick a little of it.
+study-transfer: $(STAMP)
+	$(BIN)/python studies/transfer/run.py $(STUDY_OPTIONS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

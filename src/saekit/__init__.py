@@ -53,20 +53,26 @@ if TYPE_CHECKING:
     from .store import load as load
     from .store import save as save
     from .study import Actions as Actions
+    from .study import Classification as Classification
     from .study import Comparison as Comparison
     from .study import Evaluation as Evaluation
     from .study import SizeCurve as SizeCurve
+    from .study import Transfer as Transfer
     from .study import act as act
     from .study import cloze_task as cloze_task
+    from .study import load_classifier as load_classifier
     from .study import match_latents as match_latents
     from .study import measure_sizes as measure_sizes
     from .study import power_law as power_law
     from .study import rank as rank
     from .study import read_task as read_task
+    from .study.classify import classify as classify
     from .study.compare import compare as compare
     from .study.evaluate import evaluate as evaluate
     from .study.importance import importance as importance
     from .study.prune import prune as prune
+    from .study.transfer import transfer as transfer
+    from .study.transfer import transfer_features as transfer_features
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
     from .train import HierarchicalTopK as HierarchicalTopK
@@ -103,6 +109,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         for name in (
             "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
             "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
+            "transfer", "transfer_features", "Transfer", "classify", "Classification", "load_classifier",
         )
     },
     # these alone import scikit-learn, when first used

@@ -30,6 +30,9 @@ from .errors import ConfigError, DataError, ModelError, ShapeError, did_you_mean
 SCORES = ("mean_difference", "mean_difference_nonzero", "auc", "chi2", "l1", "random")
 """How `SelectLatents` can rate latents by itself."""
 
+TRUSTED = tuple(f"saekit.estimators.{name}" for name in ("Binarize", "HiddenStates", "SAEFeatures", "SelectLatents"))
+"""What `skops.io.loads` must be told to trust (``trusted=[...]``) to read these classes from a file."""
+
 
 # ------------------------------------------------------------------------------------------------------- binarization
 
@@ -121,6 +124,11 @@ class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             raise ConfigError(
                 f"Binarize: with relative={self.relative!r}, `threshold` must be a share of 0 to 1; got {t!r}."
             )
+        if self.relative is not None and t == 1 and self.compare == ">":
+            raise ConfigError(
+                f"Binarize: with relative={self.relative!r} and compare='>', `threshold` must be below 1, or nothing "
+                "in the rows of fit is above it; got 1. Give a share such as 0.2."
+            )
         fills = t < 0 or (t == 0 and self.compare == ">=" and self.relative != "quantile")
         if fills:
             raise ConfigError(
@@ -147,7 +155,8 @@ class SelectLatents(SelectorMixin, BaseEstimator):
         mean_difference_nonzero  the same divided by the mean of the column's nonzero entries
         auc                      max(AUC, 1 − AUC) of x_j as a score for c; ties (most are zeros) by mid-rank
         chi2                     the chi-squared statistic of the sums per class, for all classes together
-        l1                       how early the latent enters the L1 path of a logistic regression for c
+        l1                       how early the latent enters the L1 path of a logistic regression for c, on columns
+                                 divided by their largest entry; those it does not reach by the gradient at its end
         random                   a permutation drawn from `seed`
 
     With more than two classes, a score is the largest over the classes against the rest. Equal scores go to the lower
@@ -401,11 +410,14 @@ def _auc(column: np.ndarray, value: np.ndarray, label: np.ndarray, size: np.ndar
     return best
 
 
-_L1_STEPS = 12  # strengths on the path, a factor of 2**0.5 ... apart; it ends when enough columns are in
+_L1_STEPS = 12  # strengths on the path, a factor of 1.5 apart; it ends when enough columns are in
 
 
 def _l1_path(X: Any, label: np.ndarray, n_classes: int, seed: int, wanted: int) -> np.ndarray:
-    """How early each column enters an L1 path: steps left at entry, plus its share of the coefficients there."""
+    """How early each column enters an L1 path: steps left at entry, plus its share of the coefficients there.
+
+    Columns that the path does not reach come behind, by the gradient of the loss at its end: what would enter next.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import MaxAbsScaler
     from sklearn.svm import l1_min_c
@@ -422,9 +434,12 @@ def _l1_path(X: Any, label: np.ndarray, n_classes: int, seed: int, wanted: int) 
             ).fit(scaled, target)
             size = np.abs(model.coef_[0])
             entered = (size > 0) & (score == 0)
-            score[entered] = _L1_STEPS - step - 1 + size[entered] / (size.max() or 1.0)
+            score[entered] = _L1_STEPS - step + size[entered] / (size.max() or 1.0)
             if (score > 0).sum() >= wanted:
                 break
+        gradient = np.abs(scaled.T @ (target - model.predict_proba(scaled)[:, 1]))
+        behind = score == 0
+        score[behind] = 0.999 * gradient[behind] / (gradient.max() or 1.0)  # below 1, where entered ones begin
         np.maximum(best, score, out=best)
     return best
 

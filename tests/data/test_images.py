@@ -116,6 +116,10 @@ def test_picking(sources):
     assert np.array_equal(np.asarray(images[-1]), PIXELS[5])
     with pytest.raises(IndexError):
         images[6]
+    named = images.with_columns(label=np.array([5, 4, 3, 2, 1, 0]), kind=list("aabbcc")).pick([0, 5])
+    assert named.columns == {"label": (5, 0), "kind": ("a", "c")}
+    with pytest.raises(DataError, match="column `kind` must have an entry per image, 6; got 2"):
+        images.with_columns(kind="ab")
 
 
 def test_colour_and_floats():

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saekit.data import LanguageModel, capture, pool, pool_cache, tokenize
@@ -210,6 +211,16 @@ def test_no_array_of_tokens_by_latents_is_ever_made(monkeypatch: pytest.MonkeyPa
     assert largest.numbers < n_rows * n_latents / 8
 
 
+@pytest.mark.gpu
+def test_pooling_on_a_gpu_is_pooling_on_the_cpu() -> None:
+    sae, g = random_sae(), torch.Generator().manual_seed(0)
+    x, document = torch.randn(500, 16, generator=g), torch.arange(500) // 7
+    wanted = [Ask(SPARSE, sae, hook="h"), Ask(DENSE_POOLS, hook="h")]
+    there = [dataclasses.replace(ask, sae=ask.sae and ask.sae.to("cuda")) for ask in wanted]
+    found = pool_batches([({"h": x.cuda()}, document)], 72, there)
+    assert_equal(found, pool_batches([({"h": x}, document)], 72, wanted), **CLOSE)
+
+
 # --------------------------------------------------------------------------------------------------------------- texts
 
 
@@ -242,12 +253,27 @@ def test_texts_are_pooled_over_the_rows_that_capture_gives(kind: str, models: An
             np.testing.assert_allclose(states[name][i], reference(rows.x.numpy()[here], name), **CLOSE, err_msg=name)
 
 
-def test_permuted_texts_give_permuted_rows_bit_for_bit(models: Any, texts: list[str]) -> None:
-    texts = [*texts, texts[3], texts[0]]
+def test_permuted_texts_give_permuted_rows_bit_for_bit(
+    models: Any, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # many of nearly one length: which of them share a batch, and its padding, must not depend on the order
+    words = " ".join(texts).split()
+    texts = [*texts, texts[3], texts[0], *(" ".join(words[i : i + 4 + i % 3]) for i in range(60))]
     order = np.random.default_rng(0).permutation(len(texts))
+    batches: list[Any] = []
+    original = pool.activations
+
+    def seen(model: Any, hooks: Any, inputs: Any) -> Any:
+        batches.append(inputs["input_ids"].tolist())
+        return original(model, hooks, inputs)
+
+    monkeypatch.setattr(pool, "activations", seen)
     found = pool_texts(models["bert"], texts, asks(), batch_tokens=64)
     again = pool_texts(models["bert"], [texts[i] for i in order], asks(), batch_tokens=64)
     assert_equal(again, [{name: x[order] for name, x in one.items()} for one in found])
+    assert batches[: len(batches) // 2] == batches[len(batches) // 2 :]
+    once = tokenize(models["bert"].tokenizer, sorted(set(texts)), context=models["bert"].context)
+    assert sum(len(batch) for batch in batches) == 2 * len(once)
 
 
 @pytest.mark.parametrize("kind", ["llama", "roberta"])
@@ -422,8 +448,13 @@ def test_only_texts_that_are_missing_are_run(models: Any, texts: list[str], tmp_
     missing = tokenize(lm.tokenizer, texts[6:], context=lm.context)
     assert set(n_tokens) == {len(missing.ids)}
     assert_equal(found, pool_texts(lm, texts, ask), **CLOSE)
-    # a second pooling is missing for all texts, the first for none
-    pool_texts(lm, texts, [Ask(("sum", "max"), random_sae(), layer=1)], cache=tmp_path, progress=progress)
+    # a second pooling is missing for all texts, the first for some: what is kept already is not written again
+    both = [Ask(("sum", "max"), random_sae(), layer=1)]
+    more = [*texts, "the dog saw"]
+    pool_texts(lm, more, both, cache=tmp_path, progress=progress)
+    assert n_tokens[-1] == len(tokenize(lm.tokenizer, more, context=lm.context).ids)
+    rows = [len(load_file(path)["digest"]) for path in tmp_path.rglob("*.safetensors")]
+    assert sorted(rows) == [1, 6, 6, 13]
     assert_equal(pool_texts(lm, texts, ask, cache=tmp_path), found)
 
 

@@ -16,6 +16,9 @@ from .images import Images as Images
 from .images import read_images as read_images
 from .model import LanguageModel as LanguageModel
 from .model import load_model as load_model
+from .pool import Ask as Ask
+from .pool import pool_batches as pool_batches
+from .pool import pool_texts as pool_texts
 from .rows import ArrayRows as ArrayRows
 from .rows import Batch as Batch
 from .rows import Source as Source

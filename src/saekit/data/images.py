@@ -73,6 +73,24 @@ class Images(Sequence[Any]):
             lambda i: self._open(places[i]),
         )
 
+    def with_columns(self, **columns: Sequence[Any]) -> Images:
+        """The same images with further columns, or others of the same name: ``images.with_columns(label=labels)``.
+
+        Raises
+        ------
+        DataError
+            A column has another length.
+        """
+        for name, values in columns.items():
+            if len(values) != len(self):
+                raise DataError(f"column `{name}` must have an entry per image, {len(self)}; got {len(values)}.")
+        # numbers of numpy are no plain values
+        plain = {
+            name: tuple(each.item() if isinstance(each, np.generic) else each for each in values)
+            for name, values in columns.items()
+        }
+        return Images(self.ids, {**self.columns, **plain}, self.info, self._open)
+
     @property
     def digest(self) -> str:
         """SHA-256 over all images, in order."""

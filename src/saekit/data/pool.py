@@ -597,6 +597,11 @@ def _digest_tokenizer(folder: str) -> str | None:
     """SHA-256 over the files of a tokenizer; None when they are not at hand."""
     if not folder or not Path(folder).is_dir():
         return None
+    return _digest_tokenizer_files(folder, _stamp(folder))
+
+
+@functools.lru_cache(maxsize=16)
+def _digest_tokenizer_files(folder: str, stamp: tuple[Any, ...]) -> str:
     files = sorted({file for pattern in _TOKENIZER for file in Path(folder).glob(pattern) if file.is_file()})
     return digest_bytes("\n".join(f"{file.name} {digest_file(file)}" for file in files).encode())
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.feature_selection import SelectorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import ConfigError, DataError, did_you_mean, listed
 from .scores import Predictions
@@ -237,7 +235,13 @@ def fit_arm(
     DataError
         One class, NaN, fewer rows of a class (or groups) than inner folds, another number of rows than labels.
     """
-    budget = budget or Budget()
+    with _one_thread():
+        return _fit_arm(arm, X, y, groups, budget or Budget(), chosen)
+
+
+def _fit_arm(
+    arm: Arm, X: Any, y: np.ndarray, groups: np.ndarray | None, budget: Budget, chosen: Mapping[str, Any] | None
+) -> Fitted:
     since = time.perf_counter()
     y = np.asarray(y, dtype=np.int64)
     X = as_matrix(X, arm)
@@ -269,6 +273,21 @@ def fit_arm(
     )  # fmt: skip
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """BLAS on one thread within the block: these products are small, and threads that wait for each other on a machine
+    with other work make a fit a hundred times slower.
+    """
+    from sklearn.utils import parallel
+
+    controller = getattr(parallel, "_get_threadpool_controller", None)
+    if controller is None:  # another release of scikit-learn
+        yield
+        return
+    with controller().limit(limits=1):
+        yield
+
+
 def predict_arm(fitted: Fitted, X: Any, n_classes: int) -> Predictions:
     """What a fitted arm says about rows.
 
@@ -281,7 +300,8 @@ def predict_arm(fitted: Fitted, X: Any, n_classes: int) -> Predictions:
     n_classes
         Number of classes; those that the training rows lack get probability 0.
     """
-    found = fitted.pipeline.predict_proba(as_matrix(X, fitted.arm))
+    with _one_thread():
+        found = fitted.pipeline.predict_proba(as_matrix(X, fitted.arm))
     probabilities = np.zeros((len(found), n_classes), np.float32)
     probabilities[:, fitted.pipeline.classes_] = found
     return Predictions(probabilities)
@@ -342,7 +362,9 @@ def _folds(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> l
     return list(splitter.split(np.zeros(len(y)), y, groups))
 
 
-def check_folds(y: np.ndarray, groups: np.ndarray | None, folds: int, which: str) -> None:
+def check_folds(
+    y: np.ndarray, groups: np.ndarray | None, folds: int, which: str, names: Sequence[str] | None = None
+) -> None:
     """Refuse folds that a class cannot fill.
 
     Raises
@@ -360,9 +382,10 @@ def check_folds(y: np.ndarray, groups: np.ndarray | None, folds: int, which: str
         what = "groups"
     if counts.min() < folds:
         few = [int(code) for code, count in zip(codes, counts) if count < folds]
+        shown = few if names is None else [names[code] for code in few]
         raise DataError(
-            f"every class must have at least as many training {what} as there are {which} folds, {folds}; class codes "
-            f"{listed(few)} have fewer. Give more rows, fewer folds, or leave these classes out."
+            f"every class must have at least as many training {what} as there are {which} folds, {folds}; classes "
+            f"{listed(shown)} have fewer. Give more rows, fewer folds, or leave these classes out."
         )
 
 
@@ -473,6 +496,7 @@ def _steps(arm: Arm, X: Any, settings: Mapping[str, Any], budget: Budget) -> lis
     from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
     from ..estimators import Binarize, SelectLatents
+    from .steps import DensityMatched, MeanDifference
 
     steps: list[tuple[str, Any]] = []
     most = min(X.shape[0] - 1, X.shape[1]) if X.shape[1] else 0
@@ -485,7 +509,7 @@ def _steps(arm: Arm, X: Any, settings: Mapping[str, Any], budget: Budget) -> lis
             rule: Any = {"threshold": float(threshold)} if threshold != "median" else _MEDIAN
             steps.append((step, Binarize(**rule)))
         elif step == "select":
-            steps.append((step, SelectLatents(k, by=arm.by, seed=budget.seed)))
+            steps.append((step, SelectLatents(k or 1, by=arm.by, seed=budget.seed)))
         elif step == "match":
             steps.append((step, DensityMatched(k or 1, by=arm.by, seed=budget.seed)))
         elif step == "means":
@@ -548,7 +572,7 @@ def _macro_f1(y: np.ndarray, predicted: np.ndarray) -> float:
 def _selected(steps: Sequence[tuple[str, Any]]) -> tuple[int, ...] | None:
     """Columns that a fitted selection keeps, best first."""
     for _, step in steps:
-        if isinstance(step, SelectorMixin):
+        if hasattr(step, "get_support"):
             kept = np.flatnonzero(step.get_support())
             scores = getattr(step, "scores_", None)
             if scores is not None:
@@ -562,7 +586,7 @@ def _dead_columns(steps: Sequence[tuple[str, Any]], X: Any, selected: Sequence[i
     import scipy.sparse
 
     for _, step in steps:
-        if isinstance(step, SelectorMixin):
+        if hasattr(step, "get_support"):
             break
         X = step.transform(X)
     part = X[:, list(selected)]
@@ -588,110 +612,3 @@ def selection_stability(selections: Sequence[Sequence[int]], n_columns: int) -> 
         jaccard.append(shared / max(len(one | other), 1))
         kuncheva.append((shared * n_columns - k * k) / (k * (n_columns - k)) if k < n_columns else 1.0)
     return {"jaccard": float(np.mean(jaccard)), "kuncheva": float(np.mean(kuncheva))}
-
-
-class DensityMatched(SelectorMixin, BaseEstimator):
-    """Random columns that are active in as many rows as the k best ones: what a selection must beat.
-
-    Parameters
-    ----------
-    k
-        Columns to keep.
-    by
-        How the best are ranked, as in `SelectLatents`.
-    seed
-        Of the choice.
-    """
-
-    def __init__(self, k: int = 16, *, by: str = "mean_difference", seed: int = 0) -> None:
-        self.k = k
-        self.by = by
-        self.seed = seed
-
-    def fit(self, X: Any, y: Any) -> DensityMatched:
-        """Rank the columns, then draw a partner for each of the k best among the others."""
-        import scipy.sparse
-
-        from ..estimators import SelectLatents
-
-        X = validate_data(self, X, accept_sparse="csr")
-        best = SelectLatents(self.k, by=self.by, seed=self.seed).fit(X, y)
-        chosen = np.flatnonzero(best.get_support())
-        fires = np.asarray(np.diff(X.tocsc().indptr) if scipy.sparse.issparse(X) else (X != 0).sum(0), dtype=float)
-        self.support_ = np.zeros(X.shape[1], bool)
-        self.support_[density_partners(fires, chosen, seed=self.seed)] = True
-        return self
-
-    def _get_support_mask(self) -> np.ndarray:
-        check_is_fitted(self, "support_")
-        return self.support_
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        tags.target_tags.required = True
-        return tags
-
-
-def density_partners(density: np.ndarray, chosen: np.ndarray, *, seed: int = 0, near: int = 8) -> np.ndarray:
-    """For each chosen column another one, not chosen and not used twice, of nearly its density.
-
-    Parameters
-    ----------
-    density
-        How often each column is active, ``[n_columns]``.
-    chosen
-        Columns to find partners for.
-    seed
-        Of the draw among the `near` columns that are nearest in density.
-
-    Returns
-    -------
-    numpy.ndarray
-        One partner for each, in the order of `chosen`; fewer where the columns run out.
-    """
-    generator = np.random.Generator(np.random.PCG64(seed))
-    free = np.ones(len(density), bool)
-    free[chosen] = False
-    partners = []
-    for column in np.asarray(chosen):
-        others = np.flatnonzero(free)
-        if not len(others):
-            break
-        gap = np.abs(density[others] - density[column])
-        nearest = others[np.argsort(gap, kind="stable")[:near]]
-        partner = int(generator.choice(nearest))
-        free[partner] = False
-        partners.append(partner)
-    return np.array(partners, np.int64)
-
-
-class MeanDifference(TransformerMixin, BaseEstimator):
-    """Rows projected on the difference of class means: one direction for two classes, else one against the rest each.
-
-    Attributes
-    ----------
-    directions_
-        ``[n_directions, d]`` unit rows: mean of the class minus mean of the others.
-    """
-
-    def fit(self, X: Any, y: Any) -> MeanDifference:
-        """Compute the directions."""
-        X, y = validate_data(self, X, y)
-        classes = np.unique(y)
-        classes = classes[1:] if len(classes) == 2 else classes
-        rows = [X[y == c].mean(0) - X[y != c].mean(0) for c in classes]
-        directions = np.stack(rows)
-        self.directions_ = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
-        return self
-
-    def transform(self, X: Any) -> Any:
-        """Project rows: ``[n, n_directions]``."""
-        check_is_fitted(self, "directions_")
-        X = validate_data(self, X, reset=False)
-        return X @ self.directions_.T
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.required = True
-        return tags

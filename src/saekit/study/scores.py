@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -51,10 +50,10 @@ class Predictions:
     """
 
     probabilities: np.ndarray
-    labels: np.ndarray = field(default=None)  # type: ignore[assignment]
+    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
-        if self.labels is None:
+        if not len(self.labels):
             object.__setattr__(self, "labels", self.probabilities.argmax(1))
 
 
@@ -164,7 +163,7 @@ class Scores:
         return self.estimates[name].measured(_UNITS.get(name, "fraction"), least=0.0, most=most)
 
     def difference(self, other: Scores, name: str = "macro_f1") -> Measured:
-        """This arm minus `other`, over the same resamples; exactly 0 for equal predictions."""
+        """Minus `other`, over the same resamples; exactly 0 for equal predictions."""
         return self[name].minus(other[name]).measured(_UNITS.get(name, "fraction"), least=-1.0, most=1.0)
 
     def p_value(self, other: Scores, name: str = "macro_f1") -> float:
@@ -399,7 +398,8 @@ def chance_interval(scores: Sequence[Scores], level: float = LEVEL) -> Measured:
     """Mean AUC of classifiers that learned permuted labels, with its interval; chance is 0.5."""
     parts = [each["auc"] for each in scores]
     value = float(np.mean([part.value for part in parts]))
-    if any(part.draws is None for part in parts):
+    drawn = [part.draws for part in parts if part.draws is not None]
+    if len(drawn) < len(parts):
         return Measured(value, None, None, "area", parts[0].reason or "no interval in some shuffle")
-    draws: Any = np.mean([part.draws for part in parts], axis=0)  # independent: every shuffle has its own resamples
+    draws = np.mean(drawn, axis=0)  # independent: every shuffle has its own resamples
     return Estimate(value, draws).measured("area", level, least=0.0, most=1.0)

@@ -52,6 +52,15 @@ PIXEL_COMPONENTS = 64
 PIXEL_SIDE = 16
 """Images are made grey and at most this wide and high for the arm of pixels."""
 
+FEW_TEST = 50
+"""Test rows of a class below which a note says that intervals are rough (20 for groups). Unit: rows."""
+
+FEW_GROUPS = 20
+"""The same for groups."""
+
+PROFILE_ROWS = 4096
+"""Most documents that latents are correlated over when they are matched by documents."""
+
 LEAST_TEST = 2
 """Rows (or groups) of a class that must judge, at least."""
 
@@ -674,7 +683,8 @@ def _partners(
 
 
 def _profiles(codes: Any, train: np.ndarray) -> torch.Tensor:
-    """Centred pooled codes, a row per latent: their cosine is the correlation over documents."""
+    """Centred pooled codes, a row per latent: their cosine is the correlation over (a part of) the documents."""
+    train = train[:: -(-len(train) // PROFILE_ROWS)]
     X = codes[train].toarray().T.astype(np.float32)
     return torch.from_numpy(X - X.mean(1, keepdims=True))
 
@@ -838,8 +848,27 @@ def _run(
         values=[_value(problem, j, how) for j in range(n)],
         ways=ways,
         cells=cells,
-        notes=identity.notes,
+        notes=[*identity.notes, *_few_judges(problem)],
     )
+
+
+def _few_judges(problem: _Problem) -> list[str]:
+    """What there is too little of for narrow intervals."""
+    few = []
+    for j, name in enumerate(problem.values):
+        rows = problem.judged(j)
+        for c in range(len(problem.classes)):
+            mine = rows[problem.y[rows] == c]
+            groups = FEW_GROUPS if problem.groups is None else len(np.unique(problem.groups[mine]))
+            if len(mine) < FEW_TEST or groups < FEW_GROUPS:
+                few.append(name)
+    names = list(dict.fromkeys(few))
+    if not names:
+        return []
+    what = f"{FEW_TEST} test rows" if problem.groups is None else f"{FEW_TEST} test rows or {FEW_GROUPS} test groups"
+    return [
+        f"{len(names)} of {len(problem.values)} values have a class with fewer than {what}: intervals are rough there"
+    ]
 
 
 def _sklearn() -> str:
@@ -983,11 +1012,17 @@ def _way(
         return _mean([scores[arm, i, j][name] for i, j in places])
 
     judged = others or diagonal
-    minus = None if dense is None or a == dense else mean(judged, "macro_f1").minus(mean(judged, "macro_f1", dense))
+
+    def minus(name: str) -> Measured | None:
+        if dense is None or a == dense:
+            return None
+        unit = "fraction" if name == "macro_f1" else "area"
+        return mean(judged, name).minus(mean(judged, name, dense)).measured(unit, least=-1.0, most=1.0)
+
     mine = [cell for cell in cells if cell.arm == lines[a].arm.name and cell.train != cell.test]
     transferred = mean(others, "macro_f1") if others else None
     arm = lines[a].arm
-    minus_dense = None if minus is None else minus.measured("fraction", least=-1.0, most=1.0)
+    minus_dense = minus("macro_f1")
     way = Way(
         name=arm.name,
         kind=arm.kind,
@@ -1000,6 +1035,7 @@ def _way(
         transferred_auc=_measured(mean(others, "auc"), "area") if others else None,
         drop=None if transferred is None else _drop(scores, a, others).measured("fraction", least=-1.0, most=1.0),
         minus_dense=minus_dense,
+        minus_dense_auc=minus("auc"),
         against_dense=None if minus_dense is None else verdict(minus_dense, margin),
         n_cells=len(mine),
         n_above=sum(cell.chance == "above chance" for cell in mine),

@@ -88,6 +88,8 @@ class Way:
     """Mean drop of macro-F1."""
     minus_dense: Measured | None
     """Transferred macro-F1 minus that of the dense arm (native macro-F1 with one value)."""
+    minus_dense_auc: Measured | None
+    """The same of AUC: what to look at where classes are rare."""
     against_dense: str | None
     """What `minus_dense` says at the margin: better, equivalent, worse, undecided."""
     n_cells: int
