@@ -231,7 +231,8 @@ def rank(
     by
         A name in `ORDERS`, a name in ``sae.scores`` (``"stability"``, written by ``compare(…, write=True)``), or scores
         ``[n_latents]`` from elsewhere (relevance to a class, from `saekit.estimators.rate_latents`): higher is more
-        important. Latents with equal scores keep their stored order. With rows, the names of `SCORES` are measured anew.
+        important. Latents with equal scores keep their stored order. With rows, the names of `SCORES` are measured
+        anew.
     rows, batch_rows, progress
         As for `importance`.
     seed
