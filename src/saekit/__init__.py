@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .study import power_law as power_law
     from .study import rank as rank
     from .study import read_task as read_task
+    from .study.attribution import attribution as attribution
     from .study.classify import classify as classify
     from .study.compare import compare as compare
     from .study.evaluate import evaluate as evaluate
@@ -107,7 +108,7 @@ _HOMES: dict[str, tuple[str, str]] = {
     **{
         name: ("study", name)
         for name in (
-            "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
+            "evaluate", "Evaluation", "attribution", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
             "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
             "transfer", "transfer_features", "Transfer", "classify", "Classification", "load_classifier",
         )
