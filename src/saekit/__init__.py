@@ -108,7 +108,8 @@ _HOMES: dict[str, tuple[str, str]] = {
     **{
         name: ("study", name)
         for name in (
-            "evaluate", "Evaluation", "attribution", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
+            "evaluate", "Evaluation", "attribution", "importance", "rank", "power_law", "prune", "measure_sizes",
+            "SizeCurve",
             "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
             "transfer", "transfer_features", "Transfer", "classify", "Classification", "load_classifier",
         )
