@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: setup demo test check fmt bench docs clean study-progressive study-transfer
+.PHONY: setup demo test check fmt bench docs clean study-progressive study-transfer study-classify
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -48,6 +48,10 @@ bench: $(STAMP)
 # Small SAEs from large ones: pruned, nested, trained apart. A run that was stopped goes on. STUDY_OPTIONS=--quick a little of it.
 study-progressive: $(STAMP)
 	$(BIN)/python studies/progressive/run.py $(STUDY_OPTIONS)
+
+# Are SAE features useful for classification, and what do they cost? STUDY_OPTIONS=--quick a little of it.
+study-classify: $(STAMP)
+	$(BIN)/python studies/classify/run.py $(STUDY_OPTIONS)
 
 # Do SAE features carry over to another language, model, seed, to images? STUDY_OPTIONS=--quick a little of it.
 study-transfer: $(STAMP)

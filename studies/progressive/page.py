@@ -93,8 +93,9 @@ def law(result: Mapping[str, Any], where: str, by: str) -> str:
         f"{name} fits better in {verdicts.count(name)}, worse in {verdicts.count('power law')} of {seeds}"
         for name, verdicts in fit["rivals"].items()
     ]
-    better = any(verdicts.count(name) == seeds for name, verdicts in fit["rivals"].items())
-    word = "**no**" if better else "**not refuted**"
+    lost = [name for name, verdicts in fit["rivals"].items() if verdicts.count(name) == seeds]
+    beaten = [name for name, verdicts in fit["rivals"].items() if verdicts.count("power law") == seeds]
+    word = "**no**" if lost else f"**yes, against {' and '.join(beaten)}**" if beaten else "**undecided**"
     return f"{word}: exponent {shown(fit['alpha'])}, R² {fit['r2']['value']:.3f}; {'; '.join(rivals)}"
 
 
