@@ -12,6 +12,7 @@ README.md is written from these alone (page.py).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import statistics
 import time
@@ -48,7 +49,7 @@ PROBED = ("energy", "frequency", "unsorted")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run; the name of the work folder says which plan it was."""
+    """What is run; the name of the work folder depends on it."""
 
     sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -365,7 +366,8 @@ def main() -> None:
     parser.add_argument("--model", choices=[subject.name for subject in SUBJECTS], help="one of the models only")
     options = parser.parse_args()
     plan = QUICK if options.quick else Plan()
-    work = options.work / ("quick" if options.quick else "full")
+    digest = hashlib.sha256(repr((plan, BY, SUBJECTS)).encode()).hexdigest()[:8]  # cells of another plan are not reused
+    work = options.work / f"{'quick' if options.quick else 'full'}-{digest}"
     results = work / "results" if options.quick else HERE / "results"
     for subject in SUBJECTS:
         if options.model not in (None, subject.name):
