@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from .study import rank as rank
     from .study import read_task as read_task
     from .study import with_stability as with_stability
+    from .study.attribution import attribution as attribution
     from .study.classify import classify as classify
     from .study.compare import compare as compare
     from .study.consensus import consensus as consensus
@@ -112,7 +113,8 @@ _HOMES: dict[str, tuple[str, str]] = {
     **{
         name: ("study", name)
         for name in (
-            "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
+            "evaluate", "Evaluation", "attribution", "importance", "rank", "power_law", "prune", "measure_sizes",
+            "SizeCurve",
             "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
             "with_stability", "orphans", "Orphans", "principal_angles", "consensus",
             "transfer", "transfer_features", "Transfer", "classify", "Classification", "load_classifier",

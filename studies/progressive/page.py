@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy.special import stdtrit
 
 from saekit.files import write_bytes
 
@@ -89,15 +93,14 @@ def law(result: Mapping[str, Any], where: str, by: str) -> str:
         f"{name} fits better in {verdicts.count(name)}, worse in {verdicts.count('power law')} of {seeds}"
         for name, verdicts in fit["rivals"].items()
     ]
-    better = any(verdicts.count(name) == seeds for name, verdicts in fit["rivals"].items())
-    word = "**no**" if better else "**not refuted**"
+    lost = [name for name, verdicts in fit["rivals"].items() if verdicts.count(name) == seeds]
+    beaten = [name for name, verdicts in fit["rivals"].items() if verdicts.count("power law") == seeds]
+    word = "**no**" if lost else f"**yes, against {' and '.join(beaten)}**" if beaten else "**undecided**"
     return f"{word}: exponent {shown(fit['alpha'])}, R² {fit['r2']['value']:.3f}; {'; '.join(rivals)}"
 
 
 def differences(result: Mapping[str, Any], metric: str, one: str, other: str) -> dict[str, dict[str, Any]]:
     """By size, `one` minus `other` paired by seed; sizes where both are the same SAE are left out."""
-    from run import interval
-
     curves = result["curves"]
     left, right = (curves.get(way, {}).get(metric, {}) for way in (one, other))
     both = [size for size in left if size in right]
@@ -144,8 +147,6 @@ def rings(result: Mapping[str, Any]) -> str:
     by_size = result["curves"].get(NESTED, {}).get("ring_detection", {})
     if not by_size:
         return "not measured"
-    from run import interval
-
     first, *_, last = by_size.values()
     gap = interval([b - a for a, b in zip(first["by_seed"], last["by_seed"])])
     word = "undecided" if gap["low"] is None or gap["low"] <= 0 <= gap["high"] else "yes" if gap["value"] < 0 else "no"
@@ -192,6 +193,18 @@ def details(result: Mapping[str, Any]) -> str:
                  for step in ("plain", "fused") if step in result["cost"])]),
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+def interval(values: list[float]) -> dict[str, Any]:
+    """Mean over seeds with the 95 % interval of Student's t."""
+    kept = [value for value in values if value is not None and not math.isnan(value)]
+    if len(kept) < len(values) or not kept:
+        return {"value": None, "low": None, "high": None, "by_seed": values}
+    mean = sum(kept) / len(kept)
+    if len(kept) < 2:
+        return {"value": mean, "low": None, "high": None, "by_seed": kept}
+    reach = float(stdtrit(len(kept) - 1, 0.975)) * statistics.stdev(kept) / math.sqrt(len(kept))
+    return {"value": mean, "low": mean - reach, "high": mean + reach, "by_seed": kept}
 
 
 def shown(measured: Mapping[str, Any] | None, *, sign: bool = False) -> str:

@@ -12,10 +12,11 @@ README.md is written from these alone (page.py).
 from __future__ import annotations
 
 import argparse
-import math
+import hashlib
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,11 +49,11 @@ PROBED = ("energy", "frequency", "unsorted")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run; the name of the work folder says which plan it was."""
+    """What is run; the name of the work folder depends on it."""
 
     sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
     seeds: tuple[int, ...] = (0, 1, 2)
-    tokens: int = 400_000
+    tokens: int = 600_000
     """Rows that SAEs are trained on, once through."""
     batch_rows: int = 512
     heldout_rows: int = 32_768
@@ -230,7 +231,9 @@ def probe_cell(lm: Any, saes: dict[str, sk.SAE], fit: Any, plan: Plan) -> dict[s
     """Macro-F1 of a linear probe for the section of a docstring paragraph, on max-pooled codes of every SAE."""
     texts, labels, test = probe_texts(plan)
     ways = list(ways_of(saes, fit, plan, PROBED))
-    pooled = pool_texts(lm, texts, [Ask(("max",), sae=sae) for _, _, sae in ways], max_tokens=plan.probe_tokens)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that texts are cut is what we ask for
+        pooled = pool_texts(lm, texts, [Ask(("max",), sae=sae) for _, _, sae in ways], max_tokens=plan.probe_tokens)
     found: dict[str, Any] = {}
     for (way, size, _), features in zip(ways, pooled, strict=True):
         scaler = MaxAbsScaler().fit(features["max"][~test])
@@ -309,20 +312,6 @@ def cost_cell(subject: Subject, plan: Plan, rows: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ together
 
 
-def interval(values: list[float]) -> dict[str, Any]:
-    """Mean over seeds with the 95 % interval of Student's t."""
-    from scipy.special import stdtrit
-
-    kept = [value for value in values if value is not None and not math.isnan(value)]
-    if len(kept) < len(values) or not kept:
-        return {"value": None, "low": None, "high": None, "by_seed": values}
-    mean = sum(kept) / len(kept)
-    if len(kept) < 2:
-        return {"value": mean, "low": None, "high": None, "by_seed": kept}
-    reach = float(stdtrit(len(kept) - 1, 0.975)) * statistics.stdev(kept) / math.sqrt(len(kept))
-    return {"value": mean, "low": mean - reach, "high": mean + reach, "by_seed": kept}
-
-
 def curves_of(
     compared: list[dict[str, Any]], overlap: dict[str, Any], probes: list[dict[str, Any]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
@@ -339,7 +328,9 @@ def curves_of(
             for size, value in by_size.items():
                 found[way].setdefault("macro_f1", {}).setdefault(size, []).append(value)
     curves = {
-        way: {metric: {size: interval(values) for size, values in sizes.items()} for metric, sizes in metrics.items()}
+        way: {
+            metric: {size: page.interval(values) for size, values in sizes.items()} for metric, sizes in metrics.items()
+        }
         for way, metrics in found.items()
     }
     for way, by_size in overlap["shared"].items():
@@ -362,7 +353,7 @@ def laws_of(compared: list[dict[str, Any]], what: str) -> dict[str, Any]:
                 for rival in fit["rivals"]:
                     law["rivals"].setdefault(rival["name"], []).append(rival["verdict"])
     return {
-        by: {"alpha": interval(law["alpha"]), "r2": interval(law["r2"]), "rivals": law["rivals"]}
+        by: {"alpha": page.interval(law["alpha"]), "r2": page.interval(law["r2"]), "rivals": law["rivals"]}
         for by, law in found.items()
     }
 
@@ -375,7 +366,8 @@ def main() -> None:
     parser.add_argument("--model", choices=[subject.name for subject in SUBJECTS], help="one of the models only")
     options = parser.parse_args()
     plan = QUICK if options.quick else Plan()
-    work = options.work / ("quick" if options.quick else "full")
+    digest = hashlib.sha256(repr((plan, BY, SUBJECTS)).encode()).hexdigest()[:8]  # cells of another plan are not reused
+    work = options.work / f"{'quick' if options.quick else 'full'}-{digest}"
     results = work / "results" if options.quick else HERE / "results"
     for subject in SUBJECTS:
         if options.model not in (None, subject.name):

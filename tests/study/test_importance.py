@@ -317,3 +317,11 @@ def test_spectrum_of_the_decoder():
     assert bool((found.diff() <= 0).all())
     W = sae.W_dec.double()
     assert float(found.sum()) == pytest.approx(float((W - W.mean(0)).square().sum(1).mean()))
+
+
+def test_fewer_latents_than_dimensions_leave_no_eigenvalues_of_rounding():
+    W = torch.randn(5, 30, generator=torch.Generator().manual_seed(0))
+    sae = SAE(W_enc=W, b_enc=torch.zeros(5), W_dec=W, b_dec=torch.zeros(30), rule=ReLU())
+    spectrum = decoder_spectrum(sae)
+    assert (spectrum > 0).sum() == 4
+    assert float(spectrum.sum()) == pytest.approx(float((W - W.mean(0)).square().sum(1).mean()), rel=1e-5)

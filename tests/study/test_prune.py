@@ -9,6 +9,7 @@ import torch
 
 from saekit.data import ArrayRows
 from saekit.errors import ConfigError, DataError, ShapeError
+from saekit.estimators import rate_latents
 from saekit.measure import fvu
 from saekit.sae import SAE, Scaling
 from saekit.sae.rules import GroupMax, JumpReLU, ReLU, TopK
@@ -323,3 +324,29 @@ def test_an_empty_source():
 def test_a_table_of_all_pairs_has_a_limit():
     with pytest.raises(ConfigError, match="at most 16,384 latents"):
         NormalEquations(MOST_LATENTS + 1, 4)
+
+
+def test_a_cut_through_latents_without_importance_is_refused(x):
+    sae = make("relu")
+    dead = sae.replace(b_enc=torch.where(torch.arange(N) < 5, sae.b_enc, torch.tensor(-1e6)))
+    assert [each.n_latents for each in prune(dead, x, sizes=[2, 5, N])] == [2, 5, N]
+    message = r"prune: 7 latents cannot be chosen by `energy`: only 5 have .* Ask for at most 5, or for all 20"
+    with pytest.raises(ConfigError, match=message):
+        prune(dead, x, sizes=[2, 7])
+    ranked = rank(dead, x)
+    with pytest.raises(ConfigError, match=message):
+        prune(ranked, by="unsorted", sizes=[7])
+    with pytest.raises(ConfigError, match="6 latents cannot be chosen by `given`"):
+        prune(dead, by=(torch.arange(N) < 5).double(), sizes=[6])
+    assert prune(dead, x, by="random", sizes=[7])[0].n_latents == 7
+    assert prune(dead, sizes=[7], by="unsorted")[0].n_latents == 7
+    prune(dead, by=torch.arange(N) - 4.0, sizes=[15, 16, 17])  # one latent scores 0, but nothing is tied with it
+
+
+def test_relevance_to_a_class_is_an_importance(x):
+    sae = make("relu")
+    codes = sae.encode(x)
+    label = (codes.dense()[:, 7] > codes.dense()[:, 7].median()).long().numpy()
+    relevance, _ = rate_latents(codes.to_scipy(), label, 2, "auc")
+    (one,) = prune(sae, by=torch.from_numpy(relevance), sizes=[1])
+    assert torch.equal(one.W_dec[0], sae.W_dec[7])

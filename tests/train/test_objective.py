@@ -132,6 +132,7 @@ def test_matryoshka_gradients(over, selection):
         p, u, k_of=k_of, sizes=sizes, weights=weights, over=over, truncated=selection == "truncated"
     )
     compare(outcome.loss, loss, p)
+    torch.testing.assert_close(outcome.residual, (u - codes @ p["W_dec"] - p["b_dec"]).detach(), **CLOSE)
     torch.testing.assert_close(outcome.fired, (codes > 0).sum(0).float())
 
 

@@ -91,7 +91,7 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
     from ..study import halves, measure_sizes
     from ..study import rank as ranked_by
     from ..study.attribution import ATTRIBUTIONS
-    from ..study.prune import check_sizes
+    from ..study.prune import check_sizes, check_ties
     from ..study.prune import prune as pruned_to
 
     sae = SAE.load(path)
@@ -103,6 +103,7 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
     if isinstance(by, str) and by.replace("-", "_") in ATTRIBUTIONS:
         sae, language = _attributed(sae, source, language, progress)
     ranked = ranked_by(sae, chosen_on, by=by, **common, progress=progress)
+    check_ties(ranked, sizes, "--sizes")
     how = {name: settings[name] for name in ("selection", "refit", "recalibrate") if settings.get(name)}
     small = pruned_to(ranked, chosen_on, by="unsorted", sizes=sizes, **how, **common, progress=progress)
     measuring: dict[str, Any] = {

@@ -230,8 +230,9 @@ def rank(
         of your own.
     by
         A name in `ORDERS`, a name in ``sae.scores`` (``"stability"``, written by ``compare(…, write=True)``), or scores
-        ``[n_latents]`` from elsewhere (relevance to a class): higher is more important. Latents with equal scores keep
-        their stored order. With rows, the names of `SCORES` are measured anew.
+        ``[n_latents]`` from elsewhere (relevance to a class, from `saekit.estimators.rate_latents`): higher is more
+        important. Latents with equal scores keep their stored order. With rows, the names of `SCORES` are measured
+        anew.
     rows, batch_rows, progress
         As for `importance`.
     seed

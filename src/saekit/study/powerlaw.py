@@ -139,11 +139,13 @@ def power_law(values: Tensor | np.ndarray | Any, *, draws: int = 200, seed: int 
 def decoder_spectrum(sae: SAE) -> Tensor:
     """Eigenvalues of the covariance of the decoder's rows, largest first, ``float64 [d_out]``.
 
-    In squared units of the decoder; they sum to the mean squared distance of a row from the mean row.
+    In squared units of the decoder; they sum to the mean squared distance of a row from the mean row. What is rounding
+    beside the largest (fewer latents than dimensions leave such) is 0.
     """
     W = sae.W_dec.double().cpu()
     W = W - W.mean(0)
-    return torch.linalg.eigvalsh(W.T @ W / len(W)).flip(0).clamp_min(0)
+    found = torch.linalg.eigvalsh(W.T @ W / len(W)).flip(0)
+    return torch.where(found > len(found) * torch.finfo(found.dtype).eps * found[0], found, 0.0)
 
 
 def _line(ordered: np.ndarray) -> tuple[float, float, float]:

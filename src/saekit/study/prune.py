@@ -79,8 +79,9 @@ def prune(
     Raises
     ------
     ConfigError
-        A size that is not within 1..n_latents, sizes that do not increase, an unknown `by` or `selection`, rows that
-        are needed and missing, or `recalibrate` of a rule without thresholds (ReLU).
+        A size that is not within 1..n_latents, sizes that do not increase, a size that would cut through latents that
+        all have an importance of 0 (the dead, say), an unknown `by` or `selection`, rows that are needed and missing,
+        or `recalibrate` of a rule without thresholds (ReLU).
     DataError, ShapeError
         As `rank`.
     """
@@ -89,6 +90,7 @@ def prune(
     if source is not None:
         source = as_source(sae, source, "prune")
     ranked = rank(sae, source, by=by, rows=rows, batch_rows=batch_rows, seed=seed, progress=progress)
+    check_ties(ranked, sizes, "prune")
     after = selection == "after" and competes(ranked)
     pruned = [ranked.take(size) for size in sizes]
     if (after or recalibrate) and any(size < sae.n_latents for size in sizes):
@@ -143,6 +145,29 @@ def check_sizes(sae: SAE, sizes: Sequence[int], where: str) -> list[int]:
     if found != sorted(set(found)):
         raise ConfigError(f"{where}: `sizes` must increase; got {found}. Sort them and drop the repeats.")
     return found
+
+
+def check_ties(ranked: SAE, sizes: Sequence[int], where: str) -> None:
+    """Refuse sizes at which the ranking cannot say which latents to keep: those on both sides of the cut score 0.
+
+    Raises
+    ------
+    ConfigError
+        Such a size; the message says how many latents have an importance.
+    """
+    ranking = ranked.provenance.get("ranking")
+    by = ranking.get("by") if isinstance(ranking, dict) else None
+    scores = ranked.scores.get(str(by))
+    if scores is None:
+        return
+    for size in sizes:
+        if size < len(scores) and scores[size - 1] == scores[size] == 0:
+            important = int((scores > 0).sum())
+            raise ConfigError(
+                f"{where}: {size} latents cannot be chosen by `{by}`: only {important:,} have an importance above 0, "
+                f"and which of the others to keep would be chance. Ask for at most {important:,}, or for all "
+                f"{len(scores):,}, or rank on more rows."
+            )
 
 
 def _check(sae: SAE, source: Any, selection: str, refit: bool, recalibrate: bool) -> None:

@@ -181,19 +181,34 @@ def matryoshka_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcom
         return values, Pairs(pairs.offsets, pairs.indices, c.latents), smallest
 
     values, pairs, smallest = select(c.latents)
-    x_hat = _reconstruct(p, x, bias, offset, values, pairs)
-    residual = (x - x_hat).detach()
-    error = weights[-1] * squared_error(x, x_hat)
-    for size, weight in zip(sizes[:-1], weights[:-1]):
+    chosen = [(values, pairs)]
+    for size in sizes[:-1]:
         if truncated:  # a value of 0 adds nothing and gets no gradient
-            kept, kept_pairs = values * (pairs.indices < size), pairs
+            chosen.append((values * (pairs.indices < size), pairs))
         else:
             kept, kept_pairs, _ = select(size)
-        error = error + weight * squared_error(x, _reconstruct(p, x, bias, offset, kept, kept_pairs))
-    terms = {"reconstruction": error}
+            chosen.append((kept, kept_pairs))
+    # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
+    x_hat = _reconstruct(p, x.repeat(len(chosen), 1), bias, offset, *_stacked(chosen)).view(len(chosen), *x.shape)
+    residual = (x - x_hat[0]).detach()
+    errors = (x - x_hat).pow(2).sum((1, 2)) / len(x)
+    weighted = [weight * each for weight, each in zip((weights[-1], *weights[:-1]), errors.unbind())]
+    terms = {"reconstruction": torch.stack(weighted).sum()}
     _add_aux(terms, p, x, bias, residual, context)
     updates = {} if smallest is None else threshold_updates(context, smallest)
     return _outcome(terms, residual, pairs.fired(values), updates)
+
+
+def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
+    """Several choices for the same rows as one choice for as many copies of the rows."""
+    if len(chosen) == 1:
+        return chosen[0]
+    offsets, end = [chosen[0][1].offsets[:1]], 0
+    for values, pairs in chosen:
+        offsets.append(pairs.offsets[1:] + end)
+        end += len(values)
+    indices = torch.cat([pairs.indices for _, pairs in chosen])
+    return torch.cat([values for values, _ in chosen]), Pairs(torch.cat(offsets), indices, chosen[0][1].n_latents)
 
 
 def aux_loss(p: dict[str, Tensor], x: Tensor, bias: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
