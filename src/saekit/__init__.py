@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from .data import Source as Source
     from .data import SyntheticRows as SyntheticRows
     from .data import capture as capture
+    from .data import capture_images as capture_images
     from .data import load_model as load_model
+    from .data import load_vision_model as load_vision_model
     from .data import open_rows as open_rows
+    from .data import read_images as read_images
     from .data import read_texts as read_texts
     from .data import stream as stream
     from .errors import BusyError as BusyError
@@ -38,6 +41,10 @@ if TYPE_CHECKING:
     from .errors import OfflineError as OfflineError
     from .errors import SaekitError as SaekitError
     from .errors import ShapeError as ShapeError
+    from .estimators import Binarize as Binarize
+    from .estimators import HiddenStates as HiddenStates
+    from .estimators import SAEFeatures as SAEFeatures
+    from .estimators import SelectLatents as SelectLatents
     from .measure import Measured as Measured
     from .sae import SAE as SAE
     from .sae import Codes as Codes
@@ -45,17 +52,27 @@ if TYPE_CHECKING:
     from .store import describe as describe
     from .store import load as load
     from .store import save as save
+    from .study import Actions as Actions
+    from .study import Classification as Classification
     from .study import Comparison as Comparison
     from .study import Evaluation as Evaluation
     from .study import SizeCurve as SizeCurve
+    from .study import Transfer as Transfer
+    from .study import act as act
+    from .study import cloze_task as cloze_task
+    from .study import load_classifier as load_classifier
     from .study import match_latents as match_latents
     from .study import measure_sizes as measure_sizes
     from .study import power_law as power_law
     from .study import rank as rank
+    from .study import read_task as read_task
+    from .study.classify import classify as classify
     from .study.compare import compare as compare
     from .study.evaluate import evaluate as evaluate
     from .study.importance import importance as importance
     from .study.prune import prune as prune
+    from .study.transfer import transfer as transfer
+    from .study.transfer import transfer_features as transfer_features
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
     from .train import JumpReLU as JumpReLU
@@ -75,6 +92,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         name: ("data", name)
         for name in (
             "capture", "stream", "open_rows", "read_texts", "load_model",
+            "capture_images", "read_images", "load_vision_model",
             "Source", "Batch", "ArrayRows", "ShardRows", "SyntheticRows",
         )
     },
@@ -88,9 +106,12 @@ _HOMES: dict[str, tuple[str, str]] = {
         name: ("study", name)
         for name in (
             "evaluate", "Evaluation", "importance", "rank", "power_law", "prune", "measure_sizes", "SizeCurve",
-            "compare", "Comparison", "match_latents",
+            "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
+            "transfer", "transfer_features", "Transfer", "classify", "Classification", "load_classifier",
         )
     },
+    # these alone import scikit-learn, when first used
+    **{name: ("estimators", name) for name in ("SAEFeatures", "HiddenStates", "Binarize", "SelectLatents")},
     "Measured": ("measure", "Measured"),
     **{name: ("store", name) for name in ("save", "load", "describe")},
     **{

@@ -231,8 +231,26 @@ def test_any_leading_axes() -> None:
     assert sae.reconstruct(x[:0]).shape == (0, 7)
 
 
+def test_scores_follow_their_latents() -> None:
+    sae, x = make_sae("topk"), rows()
+    scored = sae.with_scores(place=range(24)).with_scores(half=[latent / 2 for latent in range(24)])
+    assert scored.scores["place"].dtype == torch.float32
+    assert torch.equal(scored.reconstruct(x), sae.reconstruct(x))
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(scored.permute(order).scores["place"], order.float())
+    assert torch.equal(scored.permute(order).take(5).scores["half"], order[:5] / 2)
+    assert scored.take(7).scores["place"].tolist() == list(range(7))
+    for other in (scored.to(dtype=torch.bfloat16), scored.fold_norms(), copy.deepcopy(scored)):
+        assert torch.equal(other.scores["place"], scored.scores["place"])
+    assert sae.scores == {}
+
+
 def test_what_does_not_fit_is_refused() -> None:
     sae = make_sae("topk")
+    with pytest.raises(ShapeError, match=r"`scores\['stability'\]` must hold one number per latent, \(24,\)"):
+        sae.with_scores(stability=[1.0])
+    with pytest.raises(ConfigError, match=r"the name of a score must be letters, digits and underscores; got 'a\.b'"):
+        sae.replace(scores={"a.b": range(24)})
     with pytest.raises(ShapeError, match=r"rows must have width d_in=7; got \(2, 8\)"):
         sae.encode(torch.zeros(2, 8))
     with pytest.raises(ShapeError, match="`W_dec` must be"):

@@ -62,10 +62,17 @@ def assert_same(a: SAE, b: SAE) -> None:
         other = b.tensors()[name]
         assert tensor.dtype == other.dtype
         assert torch.equal(tensor, other), name
+    assert a.scores.keys() == b.scores.keys()
+    assert all(torch.equal(score, b.scores[name]) for name, score in a.scores.items())
     assert a.rule.name == b.rule.name
     assert a.rule.settings() == b.rule.settings()
     assert a.scaling.settings() == b.scaling.settings()
     assert a.provenance == b.provenance
+
+
+def scored(sae: SAE) -> SAE:
+    g = torch.Generator().manual_seed(9)
+    return sae.with_scores(stability=torch.rand(sae.n_latents, generator=g), energy=range(sae.n_latents))
 
 
 # ------------------------------------------------------------------ round trips
@@ -111,7 +118,7 @@ def test_other_libraries_read_the_tensors(tmp_path):
 def test_json_is_strict_and_carries_the_digest_of_the_tensor_file(tmp_path):
     save(make_sae(), tmp_path)
     value = json.loads((tmp_path / "sae.json").read_text(encoding="utf-8"))
-    assert value["schema"] == native.SCHEMA == 2
+    assert value["schema"] == native.SCHEMA == 3
     assert value["sizes"] is None
     assert value["file"]["digest"] == files.digest_file(tmp_path / "sae.safetensors")
     assert value["rule"] == {"name": "topk", "k": 5}
@@ -288,6 +295,74 @@ def test_sizes_that_are_not_a_curve_are_not_written(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+# ------------------------------------------------------------------ scores
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_scores_survive_byte_for_byte(tmp_path, dtype):
+    sae = scored(make_sae("jumprelu", dtype=dtype))
+    save(sae, tmp_path / "a")
+    again = load(tmp_path / "a")
+    assert_same(sae, again)
+    assert {name: score.dtype for name, score in again.scores.items()} == dict.fromkeys(
+        ("energy", "stability"), torch.float32
+    )
+    save(again, tmp_path / "b")
+    for name in ("sae.json", "sae.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert describe(tmp_path / "a")["tensors"]["scores.stability"] == {"dtype": "float32", "shape": [96]}
+
+
+@given(n=st.integers(1, 40), m=st.integers(1, 300), seed=st.integers(0, 3))
+def test_prefix_load_takes_the_scores_along(tmp_path_factory, n, m, seed):
+    folder = tmp_path_factory.mktemp("sae")
+    whole = scored(make_sae(n=8 * n, seed=seed))
+    save(whole, folder)
+    m = min(m, 8 * n)
+    assert_same(load(folder, latents=m), whole.take(m))
+
+
+def test_prefix_load_reads_only_the_first_scores(tmp_path, monkeypatch):
+    save(scored(make_sae(n=4096)), tmp_path)
+    counted = CountedReads(monkeypatch)
+    assert len(load(tmp_path, latents=64).scores["energy"]) == 64
+    assert counted.bytes == 4 * (64 * (2 * 8 + 1 + 2) + 2 * 8)
+
+
+@pytest.mark.parametrize("latents", [None, 10])
+def test_one_flipped_bit_of_a_score_is_found(tmp_path, latents):
+    save(scored(make_sae()), tmp_path)
+    path = tmp_path / "sae.safetensors"
+    data = bytearray(path.read_bytes())
+    data[tensorfile.read_header(path).entries["scores.stability"].start + 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="altered or damaged"):
+        load(tmp_path, latents=latents)
+
+
+def test_a_score_that_is_no_number_per_latent(tmp_path, monkeypatch):
+    sae = make_sae()
+    tensors = {**sae.tensors(), "scores.odd": torch.ones(3)}
+    monkeypatch.setattr(SAE, "tensors", lambda self: tensors)
+    save(sae, tmp_path)
+    with pytest.raises(FormatError, match=r"tensor `scores.odd` must be float32 \(96,\), a number per latent"):
+        load(tmp_path)
+
+
+def test_older_schemas_have_no_scores():
+    for schema in (1, 2):
+        folder = Path(__file__).parent / "released" / f"schema-{schema}"
+        assert json.loads((folder / "sae.json").read_text())["schema"] == schema
+        assert load(folder).scores == {}
+    newest = load(Path(__file__).parent / "released" / "schema-3")
+    assert newest.scores["stability"].tolist() == pytest.approx([latent / 4 for latent in range(5)] * 2 + [0, 0.25])
+    assert load(Path(__file__).parent / "released" / "schema-3", latents=3).scores["stability"].tolist() == [
+        0,
+        0.25,
+        0.5,
+    ]
+
+
 def test_schema_1_has_no_sizes():
     folder = Path(__file__).parent / "released" / "schema-1"
     assert json.loads((folder / "sae.json").read_text())["schema"] == 1
@@ -428,11 +503,11 @@ def test_truncated_description(stored):
 
 def test_newer_schema_says_which_release_to_install(stored):
     def newer(value):
-        value.update(schema=3, saekit="0.9.0", something_new=1)
+        value.update(schema=4, saekit="0.9.0", something_new=1)
 
     edit(stored, newer)
     for read in readers(stored):
-        with pytest.raises(FormatError, match=r"has schema 3; .* Install saekit 0\.9\.0 or later"):
+        with pytest.raises(FormatError, match=r"has schema 4; .* Install saekit 0\.9\.0 or later"):
             read()
 
 

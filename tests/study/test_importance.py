@@ -152,6 +152,36 @@ def test_scores_fall_along_a_ranked_sae(by, x):
     assert bool((scores.diff() <= 1e-6).all())
 
 
+@pytest.mark.parametrize("by", [*SCORES, "forward", "backward"])
+def test_scores_stay_with_the_latents_they_are_of(by, x, tmp_path):
+    sae = make()
+    ranked = rank(sae, x, by=by)
+    assert bool((ranked.scores[by].diff() <= 0).all())
+    if by in SCORES:
+        found = importance(ranked, x).scores
+        assert ranked.scores.keys() == found.keys()
+        for name, score in found.items():
+            torch.testing.assert_close(ranked.scores[name], score.float())
+    ranked.take(10).save(tmp_path)
+    assert torch.equal(SAE.load(tmp_path, latents=5).scores[by], ranked.scores[by][:5])
+    again = rank(ranked.permute(torch.arange(N - 1, -1, -1)), by=by)  # no rows: by what it carries
+    assert torch.equal(again.scores[by], ranked.scores[by])
+
+
+def test_rank_by_a_score_that_the_sae_carries(x):
+    stability = torch.rand(N, generator=torch.Generator().manual_seed(0))
+    sae = make().with_scores(stability=stability)
+    for rows in (None, x):
+        ranked = rank(sae, rows, by="stability")
+        assert torch.equal(ranked.scores["stability"], stability.sort(descending=True).values)
+        assert torch.equal(ranked.W_enc, sae.W_enc[stability.argsort(descending=True)])
+        assert ranked.provenance["latent_order"] == "stability"
+    with pytest.raises(ConfigError, match=r"got `stability`.*Stability is written by `saekit compare --write`"):
+        rank(make(), x, by="stability")
+    with pytest.raises(DataError, match="`stability` of this SAE must not hold NaN"):
+        rank(make().with_scores(stability=stability / 0 * 0), by="stability")
+
+
 def test_ranking_is_written_down(x):
     ranked = rank(make(), ArrayRows(x), by="energy")
     assert ranked.provenance["latent_order"] == "energy"
@@ -196,7 +226,9 @@ def test_scores_of_ones_own(x):
 
 def test_rank_refuses(x):
     sae = make()
-    with pytest.raises(ConfigError, match=r"`by` must be an importance; got `energyy`. Did you mean `energy`"):
+    with pytest.raises(
+        ConfigError, match=r"`by` must be an importance or a score .*; got `energyy`. Did you mean `energy`"
+    ):
         rank(sae, x, by="energyy")
     with pytest.raises(ConfigError, match=r"one number per latent, \(24,\); got \(3,\)"):
         rank(sae, x, by=torch.ones(3))

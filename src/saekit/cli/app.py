@@ -15,8 +15,12 @@ import typer
 
 from .. import __version__
 from ..errors import ConfigError, SaekitError, ShapeError
+from .actions import HELP as ACTIONS_HELP
+from .actions import actions
 from .capture import HELP as CAPTURE_HELP
 from .capture import capture
+from .classify import HELP as CLASSIFY_HELP
+from .classify import PREDICT_HELP, classify, predict
 from .compare import HELP as COMPARE_HELP
 from .compare import compare
 from .demo import HELP as DEMO_HELP
@@ -33,6 +37,8 @@ from .show import HELP as SHOW_HELP
 from .show import show
 from .train import HELP as TRAIN_HELP
 from .train import train
+from .transfer import HELP as TRANSFER_HELP
+from .transfer import transfer
 
 HELP = """Sparse autoencoders from training to report.
 
@@ -87,6 +93,14 @@ app.command("prune", help=PRUNE_HELP, short_help="Smaller SAEs from a trained on
 app.command("progressive", help=PROGRESSIVE_HELP, short_help="Pruned, nested and separate SAEs side by side.")(
     progressive
 )
+app.command("classify", help=CLASSIFY_HELP, short_help="Classify texts by latents, beside what they must beat.")(
+    classify
+)
+app.command("predict", help=PREDICT_HELP, short_help="Use a fitted classifier, and see which latents decide.")(predict)
+app.command("transfer", help=TRANSFER_HELP, short_help="Train on one language, domain or SAE, test on the others.")(
+    transfer
+)
+app.command("actions", help=ACTIONS_HELP, short_help="What a language model answers, as labels to predict.")(actions)
 app.command("show", help=SHOW_HELP, short_help="What is in an SAE file.")(show)
 app.command("report", help=REPORT_HELP, short_help="One HTML page from a folder of results.")(report)
 app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)

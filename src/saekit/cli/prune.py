@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError
 from .console import print_curve, print_json, progress_bar, tell
 from .measured_rows import rows_for
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .settings import merge, required, whole_numbers
+
+if TYPE_CHECKING:
+    from ..sae import SAE
 
 HELP = """Rank the latents of an SAE, keep the most important ones, and measure what every size is worth.
 
@@ -21,8 +24,9 @@ HELP = """Rank the latents of an SAE, keep the most important ones, and measure 
   saekit prune SAE --by backward --sizes 64,256 --refit --rows rows --out small
 
 --by takes energy, weighted_energy, frequency, mean, loss (exact leave-one-out), forward or backward (greedy), random,
-unsorted, or a .npy file with a number per latent. Latents are ranked on every second document of the rows and measured
-on the others. Without --rows and --model, the rows come from the model and the texts that the SAE was trained on.
+unsorted, a score that the SAE carries (stability, after saekit compare --write), or a .npy file with a number per
+latent. Latents are ranked on every second document of the rows and measured on the
+others. Without --rows and --model, the rows come from the model and the texts that the SAE was trained on.
 
 \b
 OUT/progressive/   all latents in order of importance; sae.json says what each size is worth:
@@ -90,7 +94,7 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
 
     sae = SAE.load(path)
     sizes = check_sizes(sae, sizes, "--sizes")
-    by = _by(settings.get("by", "energy"))
+    by = _by(sae, settings.get("by", "energy"))
     source, language = rows_for(sae, path, settings, progress)
     chosen_on, measured_on = halves(source)
     common: dict[str, Any] = {name: settings[name] for name in ("batch_rows", "seed") if name in settings}
@@ -122,13 +126,12 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
     }
 
 
-def _by(by: str) -> Any:
+def _by(sae: SAE, by: str) -> Any:
     """A name, or the scores in a file."""
     if not by.endswith(".npy"):
-        from ..study import ORDERS
+        from ..study.importance import check_order
 
-        if by.replace("-", "_") not in ORDERS:
-            raise ConfigError(f"--by must name an importance or a .npy file; got `{by}`. {did_you_mean(by, ORDERS)}")
+        check_order(sae, by, "--by")
         return by
     import numpy as np
     import torch

@@ -12,8 +12,13 @@ from .hooks import activations as activations
 from .hooks import find_hook as find_hook
 from .hooks import hook_path as hook_path
 from .hooks import splice as splice
+from .images import Images as Images
+from .images import read_images as read_images
 from .model import LanguageModel as LanguageModel
 from .model import load_model as load_model
+from .pool import Ask as Ask
+from .pool import pool_batches as pool_batches
+from .pool import pool_texts as pool_texts
 from .rows import ArrayRows as ArrayRows
 from .rows import Batch as Batch
 from .rows import Source as Source
@@ -22,3 +27,6 @@ from .shards import open_rows as open_rows
 from .synthetic import SyntheticRows as SyntheticRows
 from .texts import Texts as Texts
 from .texts import read_texts as read_texts
+from .vision import VisionModel as VisionModel
+from .vision import capture_images as capture_images
+from .vision import load_vision_model as load_vision_model

@@ -65,6 +65,9 @@ class LanguageModel:
 
         return len(blocks(self.model)[1])
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        return self  # a value needs no copies: clones of an estimator share it
+
     @property
     def info(self) -> dict[str, Any]:
         """Name, digest, revision and number type, as plain JSON."""

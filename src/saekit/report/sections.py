@@ -9,8 +9,11 @@ from typing import Any
 
 from ..measure import METRICS
 from . import charts
+from .actions import actions
+from .classification import classification, classification_summary
 from .comparison import comparison
 from .parts import Cell, Figure, Section, Table, facts, measured_cell, number
+from .transfer import transfer
 
 _HEADINGS = {
     "fvu": "FVU",
@@ -273,5 +276,9 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "size_curve": size_curve,
     "training": training,
     "comparison": comparison,
+    "actions": actions,
+    "transfer": transfer,
+    "classification": classification,
+    "classification_summary": classification_summary,
 }
 """Kind of result -> the function that shows it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -57,8 +58,12 @@ class SAE:
     """Linear path around the latents, ``[d_in, d_out]``; None for none."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """JSON-able facts about where the SAE comes from: model, hook, data, config, seed, versions."""
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    """Numbers about the latents, by name (``"energy"``, ``"stability"``): float32 ``[n_latents]`` on the CPU, whatever
+    was given. They follow the latents through `take` and `permute` and into the file, and play no part in encoding."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", {name: _score(self, name, value) for name, value in self.scores.items()})
         for name, tensor in self.tensors().items():
             if tensor.requires_grad and name in _FIELDS:
                 object.__setattr__(self, name, tensor.detach())
@@ -198,10 +203,12 @@ class SAE:
         index = torch.arange(which) if isinstance(which, int) else torch.as_tensor(which)
         index = index.to(self.device)
         latents = {name: getattr(self, name)[index] for name in ("W_enc", "b_enc", "W_dec")}
+        scores = {name: score[index.cpu()] for name, score in self.scores.items()}
         provenance = self.provenance
         if not isinstance(which, int):  # facts about prefixes hold no more
             provenance = {key: value for key, value in provenance.items() if key not in _ABOUT_ORDER}
-        return self.replace(**latents, rule=self.rule.take(index, self.n_latents), provenance=provenance)
+        rule = self.rule.take(index, self.n_latents)
+        return self.replace(**latents, rule=rule, provenance=provenance, scores=scores)
 
     def permute(self, order: Tensor) -> SAE:
         """The same SAE with new latent j = old latent ``order[j]``; reconstructions stay as they were.
@@ -248,6 +255,16 @@ class SAE:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def with_scores(self, **scores: Any) -> SAE:
+        """A copy with `scores` (each ``[n_latents]``) added to those it has; equal names are replaced.
+
+        Raises
+        ------
+        ShapeError
+            Not one number per latent.
+        """
+        return self.replace(scores={**self.scores, **scores})
+
     # ------------------------------------------------------------------ files
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -264,6 +281,9 @@ class SAE:
         return load(path, latents=latents, fvu=fvu)
 
     # ------------------------------------------------------------------ inside
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SAE:
+        return self  # a value needs no copies: clones of an estimator share it
 
     def _rows(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d_in:
@@ -289,6 +309,18 @@ class SAE:
         facts |= {key: self.provenance[key] for key in ("model", "hook", "data", "seed") if key in self.provenance}
         cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
         return f"<table><caption>SAE</caption>{cells}</table>"
+
+
+def _score(sae: SAE, name: str, value: Any) -> Tensor:
+    """One of the scores, in the form they all have."""
+    if not name.isidentifier():
+        raise ConfigError(f"SAE: the name of a score must be letters, digits and underscores; got {name!r}.")
+    score = torch.as_tensor(value).detach().to("cpu", torch.float32).contiguous()
+    if score.shape != (sae.n_latents,):
+        raise ShapeError(
+            f"SAE: `scores[{name!r}]` must hold one number per latent, ({sae.n_latents},); got {tuple(score.shape)}."
+        )
+    return score
 
 
 _FIELDS = ("W_enc", "b_enc", "W_dec", "b_dec", "b_pre", "W_skip")

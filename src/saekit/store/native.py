@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..sae import SAE, Scaling
 from ..sae.rules import RULES
 from . import tensorfile
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the layout that this release writes; it reads this one and all before it."""
 
 TENSORS = "sae.safetensors"
@@ -40,6 +40,7 @@ _FORMAT = "saekit-sae"
 
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda value: {**value, "schema": 2, "sizes": None},  # schema 2 brought the measured curve of prefixes
+    2: lambda value: {**value, "schema": 3},  # schema 3 brought tensors `scores.<name>`
 }
 """Schema v -> a function from the description in v to the one in v + 1."""
 
@@ -48,9 +49,11 @@ _KEYS = (
     "latent_order", "sizes", "tensors", "content", "file", "blocks", "provenance",
 )  # fmt: skip
 
-# Tensors of which a prefix load reads only the first rows; the others (biases, thresholds) are small and read whole.
+# Tensors of which a prefix load reads only the first rows, and all `scores.<name>` after them, in order of names; the
+# others (biases, thresholds) are small and read whole.
 _BY_LATENT = ("W_enc", "b_enc", "W_dec")
 _REQUIRED = (*_BY_LATENT, "b_dec")
+_SCORES = "scores."
 _MAX_BLOCKS = 256
 
 
@@ -83,6 +86,7 @@ def save(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     """
     folder = Path(folder)
     tensors = {name: t.detach().cpu().contiguous() for name, t in sae.tensors().items()}
+    tensors |= {f"{_SCORES}{name}": score for name, score in sorted(sae.scores.items())}
     description = _describe_value(sae, tensors)
     _checked_json(description, folder)
     pending, n_bytes, digest = folder / f".{TENSORS}.new", 0, ""
@@ -254,7 +258,8 @@ def _build(description: Mapping[str, Any], tensors: dict[str, Tensor], latents: 
         rule = rule.take(torch.arange(latents), description["n_latents"])
     scaling = Scaling(**description["scaling"], **_strip(tensors, "scaling."))
     sizes = {} if description["sizes"] is None else {"sizes": description["sizes"]}
-    return SAE(**own, rule=rule, scaling=scaling, provenance={**description["provenance"], **sizes})
+    provenance = {**description["provenance"], **sizes}
+    return SAE(**own, rule=rule, scaling=scaling, provenance=provenance, scores=_strip(tensors, _SCORES))
 
 
 def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
@@ -283,14 +288,15 @@ def _read_prefix(
     """The first `latents` rows of the matrices, read to the end of their last block, and the small tensors whole."""
     blocks = description["blocks"]
     rows = min(-(-latents // blocks["latents"]) * blocks["latents"], description["n_latents"])
+    by_latent = _by_latent(header.entries)
     tensors = {
-        name: tensorfile.read_rows(stream, entry, rows if name in _BY_LATENT else None)
+        name: tensorfile.read_rows(stream, entry, rows if name in by_latent else None)
         for name, entry in header.entries.items()
     }
     digests = list(_block_digests(tensors, blocks["latents"]))
     if digests != blocks["digests"][: len(digests)] or _shared_digest(tensors) != blocks["shared"]:
         raise _altered(path)
-    return {name: t[:latents].clone() if name in _BY_LATENT else t for name, t in tensors.items()}
+    return {name: t[:latents].clone() if name in by_latent else t for name, t in tensors.items()}
 
 
 def _altered(path: Path) -> FormatError:
@@ -437,10 +443,16 @@ def _check_header(description: Mapping[str, Any], header: tensorfile.Header, pat
         )
     known = {*_REQUIRED, "b_pre", "W_skip"}
     missing = [name for name in _REQUIRED if name not in found]
-    unknown = [name for name in found if name not in known and not name.startswith(("rule.", "scaling."))]
+    unknown = [name for name in found if name not in known and not name.startswith(("rule.", "scaling.", _SCORES))]
     if missing or unknown:
         what = f"must hold {listed(missing)}" if missing else f"holds {listed(unknown)}, which saekit does not know"
         raise FormatError(f"`{path}` {what}. Copy both files again.")
+    for name, entry in header.entries.items():
+        if name.startswith(_SCORES) and (entry.shape, entry.dtype) != ((description["n_latents"],), torch.float32):
+            raise FormatError(
+                f"`{path}`: tensor `{name}` must be float32 ({description['n_latents']},), a number per latent; it is "
+                f"{str(entry.dtype).removeprefix('torch.')} {entry.shape}. Copy both files again."
+            )
     shape = (description["n_latents"], description["d_in"])
     if header.entries["W_enc"].shape != shape or description["file"]["bytes"] != header.n_bytes:
         raise FormatError(
@@ -461,15 +473,23 @@ def _block_digests(tensors: Mapping[str, Tensor], rows: int) -> Iterator[str]:
     """One digest per block of latents, over the bytes of its rows of each matrix."""
     for start in range(0, len(tensors["W_enc"]), rows):
         digest = hashlib.sha256()
-        for name in _BY_LATENT:
+        for name in _by_latent(tensors):
             digest.update(tensorfile.bytes_of(tensors[name][start : start + rows]))
         yield digest.hexdigest()
 
 
+def _by_latent(names: Iterable[str]) -> list[str]:
+    """The tensors that have a row (or a number) per latent and are read in part."""
+    return [*_BY_LATENT, *sorted(name for name in names if name.startswith(_SCORES))]
+
+
 def _shared_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of the names and bytes of all tensors that are read whole."""
+    """Digest of the names of scores, and of the names and bytes of all tensors that are read whole."""
     digest = hashlib.sha256()
-    for name in sorted(set(tensors) - set(_BY_LATENT)):
+    by_latent = _by_latent(tensors)
+    for name in by_latent[len(_BY_LATENT) :]:
+        digest.update(f"{name}\n".encode())
+    for name in sorted(set(tensors) - set(by_latent)):
         digest.update(f"{name}\n".encode())
         digest.update(tensorfile.bytes_of(tensors[name]))
     return digest.hexdigest()

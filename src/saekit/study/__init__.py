@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from .actions import Actions as Actions
+from .actions import Task as Task
+from .actions import act as act
+from .actions import cloze_task as cloze_task
+from .actions import read_task as read_task
+from .classification import ArmScore as ArmScore
+from .classification import Classification as Classification
+from .classification import ClassificationSummary as ClassificationSummary
+from .classification import summarize as summarize
+from .classifiers import Arm as Arm
+from .classifiers import Budget as Budget
+from .classifiers import fit_arm as fit_arm
+from .classifiers import predict_arm as predict_arm
+from .classify import classify as classify
+from .classify import plan_classification as plan_classification
 from .compare import compare as compare
 from .comparison import Compared as Compared
 from .comparison import Comparison as Comparison
@@ -34,3 +49,10 @@ from .sizes import SizeCurve as SizeCurve
 from .sizes import SizePoint as SizePoint
 from .sizes import default_sizes as default_sizes
 from .sizes import measure_sizes as measure_sizes
+from .textclassifier import TextClassifier as TextClassifier
+from .textclassifier import fit_classifier as fit_classifier
+from .textclassifier import load_classifier as load_classifier
+from .textclassifier import save_classifier as save_classifier
+from .transfer import transfer as transfer
+from .transfer import transfer_features as transfer_features
+from .transferred import Transfer as Transfer

