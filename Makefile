@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: setup demo test check fmt bench docs clean study-transfer
+.PHONY: setup demo test check fmt bench docs clean study-transfer study-classify
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -44,6 +44,10 @@ BENCH ?= quality parity step encode seeds imports
 bench: $(STAMP)
 	benchmarks/peers.sh
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
+
+# Are SAE features useful for classification, and what do they cost? STUDY_OPTIONS=--quick a little of it.
+study-classify: $(STAMP)
+	$(BIN)/python studies/classify/run.py $(STUDY_OPTIONS)
 
 # Do SAE features carry over to another language, model, seed, to images? STUDY_OPTIONS=--quick a little of it.
 study-transfer: $(STAMP)

@@ -101,6 +101,8 @@ def test_a_limit_draws_from_everywhere(sources):
     places = [int(name) for name in some.ids]
     assert len(some) == 4
     assert places == sorted(places)
+    many = read_images(np.zeros((200, 2, 2), np.uint8), limit=20)
+    assert np.ptp([int(name) for name in many.ids]) > 100
     assert np.array_equal(pixels_of(some), PIXELS[places])
     assert some.columns["label"] == tuple(LABELS[i] for i in places)
     assert not some.info["complete"]
@@ -120,6 +122,29 @@ def test_picking(sources):
     assert named.columns == {"label": (5, 0), "kind": ("a", "c")}
     with pytest.raises(DataError, match="column `kind` must have an entry per image, 6; got 2"):
         images.with_columns(kind="ab")
+
+
+def test_a_data_set_of_the_hub_is_read_no_further_than_wanted(monkeypatch):
+    from saekit.data import images as module
+
+    read = []
+
+    def records():
+        for i, pixels in enumerate(PIXELS):
+            read.append(i)
+            yield {"image": PIL.Image.fromarray(pixels), "label": "abc"[LABELS[i]], "other": [1]}
+
+    asked = []
+    monkeypatch.setattr(
+        module, "_open_hub", lambda *a: asked.append(a) or (records(), {"kind": "hub", "name": "owner/name"})
+    )
+    found = read_images("owner/name:small@test", limit=3)
+    assert asked == [("owner/name:small@test", "owner/name", "small", "test")]
+    assert read == [0, 1, 2]
+    assert found.columns == {"label": ("a", "b", "c")}
+    assert not found.info["complete"]
+    assert np.array_equal(pixels_of(found), PIXELS[:3])
+    assert len(read_images("owner/name")) == 6
 
 
 def test_colour_and_floats():

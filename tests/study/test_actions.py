@@ -162,6 +162,14 @@ def test_distractors_are_about_as_frequent():
     assert np.mean(gaps) < 15
 
 
+def test_a_sentence_is_asked_once():
+    texts = [
+        f"Number {n % 51} was one more of the very same kind of {('cat', 'dog', 'cow')[n % 3]}." for n in range(200)
+    ]
+    task = cloze_task(texts, questions=1000, choices=2)
+    assert len(task) == len(set(task.texts)) == 51
+
+
 def test_tables_of_questions(tmp_path, lm, task):
     rows = [
         {"text": text, "choices": list(choices), "answer": answer, "document": i}
