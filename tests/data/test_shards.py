@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import time
 
 import numpy as np
 import pytest
@@ -262,8 +263,10 @@ def test_the_next_block_is_read_by_a_thread_that_ends_with_the_reading(tmp_path,
     monkeypatch.setattr(ShardRows, "_block", noted)
     batches = disk.batches(50, seed=0)
     next(batches)
-    while len(read) < 2:
-        pass
+    for _ in range(1000):
+        if len(read) == 2:
+            break
+        time.sleep(0.01)
     assert read[:2] == [(0, True), (1, True)]
     assert next(batches).next == (0, 100)
     batches.close()

@@ -205,3 +205,13 @@ def test_rows_that_are_not_finite_show() -> None:
         fused_step(learner, batches[0])
         batches[1][3, 2] = torch.nan
         assert not bool(fused_step(learner, batches[1]).finite)
+
+
+def test_one_dense_row_leaves_the_step_to_the_plain_one(plain_steps: list[int]) -> None:
+    mine, other = new(CONFIGS["relu"]), new(CONFIGS["relu"])
+    [x] = rows(1)
+    x[100] *= 50.0
+    fused_step(mine, x)
+    plain_step(other, x)
+    assert plain_steps == [0]
+    assert_same(mine, other)

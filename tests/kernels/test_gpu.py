@@ -35,6 +35,7 @@ def test_the_kernels_agree_with_the_plain_ones_in_the_interpreter() -> None:
     run_checks("cpu", TRITON_INTERPRET="1")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_the_kernels_agree_with_the_plain_ones_on_the_gpu() -> None:
     run_checks("cuda")

@@ -38,7 +38,7 @@ BLOCK_BYTES = 8 * 2**20
 CHUNK = 64
 """Rows or latents that are summed together first. Fixed, so that sums do not depend on the number of threads."""
 
-PANEL_BYTES = 6 * 2**20
+PANEL_BYTES = 24 * 2**20
 """Columns of the rows and of their gradients that are read over and over, latent by latent. Unit: bytes."""
 
 PIECE = 4_000_000

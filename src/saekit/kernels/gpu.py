@@ -12,13 +12,23 @@ run them.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import reference
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # this module can be read without it; `saekit.kernels.switch.triton_here` says whether it is there
+    triton = tl = None
+
+
+def _compiled(function: Any) -> Any:
+    return function if triton is None else triton.jit(function)
+
 
 GROUP = 32
 """Latents whose largest value is kept in the first pass."""
@@ -33,10 +43,11 @@ CANDIDATES = 4
 """Room for candidates of a row, as a multiple of k; rows with more are computed by the plain kernel."""
 
 
-@triton.jit
+@_compiled
 def _product(
-    x, W, bias, rows, latents, n, n_latents, d, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
-):  # type: ignore[no-untyped-def]
+    x: Any, W: Any, bias: Any, rows: Any, latents: Any, n: Any, n_latents: Any, d: Any, BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+) -> Any:  # fmt: skip
     """``x[rows] @ W[latents].T + bias[latents]``; minus infinity beyond the last latent."""
     total = tl.zeros((BLOCK_R, BLOCK_L), tl.float32)
     for first in range(0, d, BLOCK_D):
@@ -50,11 +61,11 @@ def _product(
     return tl.where(latents[None, :] < n_latents, total, float("-inf"))
 
 
-@triton.jit
+@_compiled
 def _group_maxima(
-    x, W, bias, maxima, n, n_latents, d, n_groups,
-    BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    x: Any, W: Any, bias: Any, maxima: Any, n: Any, n_latents: Any, d: Any, n_groups: Any, BLOCK_R: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
+) -> None:  # fmt: skip
     """The largest value of each group of BLOCK_G neighbouring latents, ``maxima [n, n_groups]``."""
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
     latents = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L).to(tl.int64)
@@ -65,11 +76,11 @@ def _group_maxima(
     tl.store(maxima + rows[:, None] * n_groups + groups[None, :], largest, mask=inside)
 
 
-@triton.jit
+@_compiled
 def _collect(
-    x, W, bias, level, row_reach, latent_reach, counts, candidates, room, n, n_latents, d,
-    BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    x: Any, W: Any, bias: Any, level: Any, row_reach: Any, latent_reach: Any, counts: Any, candidates: Any, room: Any,
+    n: Any, n_latents: Any, d: Any, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+) -> None:  # fmt: skip
     """Latents whose upper bound reaches their row's level, in any order, and how many there are."""
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
     latents = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L).to(tl.int64)
@@ -84,8 +95,11 @@ def _collect(
     tl.store(into, (latents[None, :] + tl.zeros_like(rows)[:, None]).to(tl.int32), mask=wanted & (place < room))
 
 
-@triton.jit
-def _pair_products(x, W, rows, latents, out, n_pairs, d, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+@_compiled
+def _pair_products(
+    x: Any, W: Any, rows: Any, latents: Any, out: Any, n_pairs: Any, d: Any, BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:  # fmt: skip
     """``x[rows[c]] . W[latents[c]]`` in fp32; 0 for a latent below 0."""
     pairs = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)
     there = pairs < n_pairs
@@ -102,8 +116,10 @@ def _pair_products(x, W, rows, latents, out, n_pairs, d, BLOCK_P: tl.constexpr, 
     tl.store(out + pairs, total, mask=pairs < n_pairs)
 
 
-@triton.jit
-def _weighted_sums(offsets, indices, weights, W, out, d, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+@_compiled
+def _weighted_sums(
+    offsets: Any, indices: Any, weights: Any, W: Any, out: Any, d: Any, BLOCK_D: tl.constexpr,
+) -> None:  # fmt: skip
     """``out[r] = sum over the row's entries of weight * W[index]``, in their order."""
     r = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -234,24 +234,24 @@ def choose(
         n_open = 0
         for i in range(lanes):
             opened[n_open] = i
-            n_open += np.int64(best[i] >= bar)
+            n_open += int(best[i] >= bar)
         n_near = 0
         for c in range(n_open):
             for j in range(opened[c], n, lanes):
                 near[n_near] = j
-                n_near += np.int64(_widen(P[r, j]) + bias[j] >= bar)
+                n_near += int(_widen(P[r, j]) + bias[j] >= bar)
         n_sure = 0
         n_maybe = 0
         if n_near <= room:
             for c in range(n_near):
-                j = np.uint64(near[c])
+                j = near[c]
                 p = _widen(P[r, j])
                 a = p + bias[j]
                 sure[n_sure] = j
                 maybe[n_maybe] = j
                 maybe_upper[n_maybe] = a + _error(p, a, reach * latent_reach[j])
-                n_sure += np.int64(a >= level)
-                n_maybe += np.int64(not a >= level)
+                n_sure += int(a >= level)
+                n_maybe += int(not a >= level)
         else:
             n_sure = n_near
         if n_near <= room:
@@ -338,14 +338,14 @@ def choose_above(
         n_open = 0
         for i in range(lanes):
             opened[n_open] = i
-            n_open += np.int64(best[i] >= zero)
+            n_open += int(best[i] >= zero)
         count = 0
         for c in range(n_open):
             for j in range(opened[c], n, lanes):
                 p = _widen(P[r, j])
                 a = p + bias[j]
                 waiting[count] = j
-                count += np.int64(a + _error(p, a, reach * latent_reach[j]) - threshold[j] >= zero)
+                count += int(a + _error(p, a, reach * latent_reach[j]) - threshold[j] >= zero)
         if count > room:
             counts[r] = -1
             continue

@@ -34,8 +34,8 @@ def mode() -> str:
 def use(mode: str) -> str:
     """Choose the kernels of this process: ``auto``, ``plain`` or ``fast``. Returns the mode that was in force before.
 
-    On a CUDA device ``fast`` means Triton kernels for encode, decode and the gradient of the weights, and ``auto`` plain
-    torch.
+    On a CUDA device ``fast`` means Triton kernels for encode, decode and the gradient of the weights; ``auto`` means
+    plain torch.
 
     Both kinds return the same codes; see `saekit.kernels.topk_encode`.
 

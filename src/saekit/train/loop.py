@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -512,7 +512,7 @@ def _log(
     if progress is not None:
         shown = tuple(LearnerProgress(r["learner"], r["fvu"], r["l0"], r["dead_fraction"]) for r in records)
         left = (run.total_steps - run.step) * run.batch_rows / max(rate, 1e-9)
-        seconds = dict(run.seconds)
+        seconds = cast("Mapping[str, float]", dict(run.seconds))
         progress(Progress(run.step, run.total_steps, run.step * run.batch_rows, rate, left, shown, seconds))
 
 
@@ -552,7 +552,8 @@ def _end(run: _Run, source: Source, request: dict[str, Any]) -> list[SAE]:
         save(sae, run.out / name)
     warnings = {name: warnings_for(learner, run.last[name]) for learner, name in zip(run.learners, run.names)}
     total = max(run.seconds["total"], 1e-9)
-    shares = {f"{part}_fraction": value / total for part, value in run.seconds.items() if part != "total"}
+    spent = cast("dict[str, float]", run.seconds)
+    shares = {f"{part}_fraction": value / total for part, value in spent.items() if part != "total"}
     write_json(
         run.out / "run.json",
         {
@@ -564,7 +565,7 @@ def _end(run: _Run, source: Source, request: dict[str, Any]) -> list[SAE]:
             "order_digest": f"sha256:{run.order_digest}",
             "final": run.last,
             "warnings": {name: found for name, found in warnings.items() if found},
-            "seconds": {**run.seconds, **shares},
+            "seconds": {**spent, **shares},
             "versions": versions(),
             "machine": {
                 "device": str(run.learners[0].device),
