@@ -344,7 +344,7 @@ def _measure(
             if known and batch.token is not None:
                 codes = codes.to("cpu")
                 for half, accumulator in enumerate((learned, scored)):
-                    mine = (document % 2 == half).nonzero().squeeze(1)
+                    mine = (_half_of(document) == half).nonzero().squeeze(1)
                     accumulator.update(codes.rows(mine), batch.token[: len(x)][mine], document[mine])
         done += len(x)
         if progress is not None:
@@ -375,6 +375,11 @@ def _measure(
             values["lift"] = (stats.lift - against_chance(learned, seed=seed)["lift"].chance).numpy()
         found.append({name: np.asarray(value, dtype=float) for name, value in values.items()})
     return found, done, pca.components
+
+
+def _half_of(document: Tensor) -> Tensor:
+    """Which half of the documents each belongs to, by a hash: ids may all be even, say."""
+    return (document * 0x9E3779B97F4A7C1 >> 33) & 1
 
 
 def frequency_matched(
