@@ -60,7 +60,7 @@ class Size:
     C: tuple[float, ...]
 
 
-FULL = Size(300_000, 2048, 1200, 11, 4000, 2000, 6000, 12, 3000, 1000, (0.01, 0.1, 1.0, 10.0))
+FULL = Size(300_000, 2048, 1200, 11, 4000, 2000, 5000, 15, 3000, 1000, (0.01, 0.1, 1.0, 10.0))
 QUICK = Size(12_000, 256, 240, 3, 400, 200, 600, 2, 300, 50, (1.0,))
 
 
@@ -197,14 +197,14 @@ class Study:
         order = np.random.default_rng(0).permutation(len(pixels))
         shown = sk.read_images(pixels[order]).with_columns(label=digits.target[order])
         n = min(900, self.size.vit_images)
-        self.classify_images("digits", shown, n, side=8, patch=2, width=32, epochs=3 * self.size.vit_epochs)
+        self.classify_images("digits", shown, n, side=8, patch=2, width=32, epochs=4 * self.size.vit_epochs)
         mnist = SHARED / "vision" / "mnist_t10k-images-idx3-ubyte.gz"
         if not mnist.is_file():
             say(f"skipped: MNIST (there is no {mnist})")
             return
         images = sk.read_images(mnist)
         vit, sae = self.classify_images(
-            "mnist", images, self.size.vit_images, side=28, patch=4, width=48, epochs=self.size.vit_epochs
+            "mnist", images, self.size.vit_images, side=28, patch=7, width=48, epochs=self.size.vit_epochs
         )
         # the ViT of MNIST looks at the digits of scikit-learn as well
         rest = images[self.size.vit_images :][: self.size.judged_images]
@@ -266,10 +266,10 @@ def trained_vit(
     torch.manual_seed(0)
     model = transformers.ViTForImageClassification(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
-    steps = epochs * -(-len(x) // 128)
+    steps = epochs * -(-len(x) // 64)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(epochs):
-        for part in torch.randperm(len(x)).split(128):
+        for part in torch.randperm(len(x)).split(64):
             loss = torch.nn.functional.cross_entropy(model(x[part]).logits, y[part])
             optimizer.zero_grad()
             loss.backward()

@@ -147,6 +147,17 @@ def test_images_from_the_command_line(call, tmp_path):
     labels = np.arange(80) % 2
     pixels = generator.integers(0, 60, (80, 8, 8), np.uint8) + (labels * 150).astype(np.uint8)[:, None, None]
     np.savez("images.npz", images=pixels, label=labels)
+    status, out, err = call("capture", "--model", "vit", "--images", "images.npz", "--layer", 1, "--out", "rows")
+    assert status == 0, err
+    assert "images: 80 in" in err
+    status, out, err = call(
+        "train", "--rows", "rows", "--arch", "topk", "--latents", 24, "--k", 4, "--set", "batch_rows=64", "--out", "run"
+    )
+    assert status == 0, err
+    status, out, err = call("evaluate", "run", "--rows", "rows", "--json")
+    assert json.loads(out)["entries"][0]["metrics"]["fvu"]["value"] < 1
+    status, out, err = call("capture", "--model", "vit", "--images", "x.npz", "--tokens", 9, "--layer", 1, "--out", "r")
+    assert (status, "--tokens is for texts; --images is given" in err) == (2, True)
     W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
     save(SAE(W, torch.zeros(24), W, torch.zeros(16), TopK(4)), tmp_path / "sae")
     status, out, err = call(

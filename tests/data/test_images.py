@@ -101,6 +101,8 @@ def test_a_limit_draws_from_everywhere(sources):
     places = [int(name) for name in some.ids]
     assert len(some) == 4
     assert places == sorted(places)
+    many = read_images(np.zeros((200, 2, 2), np.uint8), limit=20)
+    assert np.ptp([int(name) for name in many.ids]) > 100
     assert np.array_equal(pixels_of(some), PIXELS[places])
     assert some.columns["label"] == tuple(LABELS[i] for i in places)
     assert not some.info["complete"]

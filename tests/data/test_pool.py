@@ -253,14 +253,27 @@ def test_texts_are_pooled_over_the_rows_that_capture_gives(kind: str, models: An
             np.testing.assert_allclose(states[name][i], reference(rows.x.numpy()[here], name), **CLOSE, err_msg=name)
 
 
-def test_permuted_texts_give_permuted_rows_bit_for_bit(models: Any, texts: list[str]) -> None:
+def test_permuted_texts_give_permuted_rows_bit_for_bit(
+    models: Any, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # many of nearly one length: which of them share a batch, and its padding, must not depend on the order
     words = " ".join(texts).split()
     texts = [*texts, texts[3], texts[0], *(" ".join(words[i : i + 4 + i % 3]) for i in range(60))]
     order = np.random.default_rng(0).permutation(len(texts))
+    batches: list[Any] = []
+    original = pool.activations
+
+    def seen(model: Any, hooks: Any, inputs: Any) -> Any:
+        batches.append(inputs["input_ids"].tolist())
+        return original(model, hooks, inputs)
+
+    monkeypatch.setattr(pool, "activations", seen)
     found = pool_texts(models["bert"], texts, asks(), batch_tokens=64)
     again = pool_texts(models["bert"], [texts[i] for i in order], asks(), batch_tokens=64)
     assert_equal(again, [{name: x[order] for name, x in one.items()} for one in found])
+    assert batches[: len(batches) // 2] == batches[len(batches) // 2 :]
+    once = tokenize(models["bert"].tokenizer, sorted(set(texts)), context=models["bert"].context)
+    assert sum(len(batch) for batch in batches) == 2 * len(once)
 
 
 @pytest.mark.parametrize("kind", ["llama", "roberta"])

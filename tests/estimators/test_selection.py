@@ -216,6 +216,18 @@ def test_one_column_of_each_class_is_found_in_many_classes() -> None:
     assert found.tolist() == [7 * c + 3 for c in range(10)]
 
 
+def test_columns_that_enter_the_l1_path_earlier_score_higher() -> None:
+    x, label = planted(n=400)
+    x = x.tolil()
+    rng = np.random.default_rng(1)
+    for column, share in ((12, 0.5), (22, 0.3)):
+        chosen = np.flatnonzero((label == 0) & (rng.random(400) < share))
+        x[chosen, column] = 2.0
+    scores = SelectLatents(12, by="l1").fit(sp.csr_matrix(x), label).scores_
+    steps = np.floor(scores)
+    assert steps[3] > steps[12] > steps[22] > 1
+
+
 def test_what_the_l1_path_does_not_reach_comes_behind_in_order_of_its_gradient() -> None:
     rng = np.random.default_rng(0)
     label = np.arange(300) % 2
@@ -225,7 +237,7 @@ def test_what_the_l1_path_does_not_reach_comes_behind_in_order_of_its_gradient()
     x[:, 10] = label * (rng.random(300) < 0.6)
     step = SelectLatents(3, by="l1").fit(sp.csr_matrix(x), label)
     assert step.order_.tolist() == [30, 20, 10]
-    assert step.scores_[30] > 1
+    assert step.scores_[30] > 12  # in at the first of 12 steps
 
 
 # -------------------------------------------------------------------------------------------------------- selection

@@ -146,20 +146,28 @@ def test_a_cloze_is_a_function_of_its_seed(cloze):
     for text, choices, answer in zip(cloze.texts, cloze.choices, cloze.answers):
         assert not text.endswith(choices[answer])
         assert len(set(choices)) == 4
+    assert len(set(cloze.texts)) == 120
     documents = cloze.columns["document"]
     assert max(documents.count(d) for d in set(documents)) <= 4
 
 
 def test_distractors_are_about_as_frequent():
     words = [f"word{'abcdefghij'[i % 10]}{'abcdefghij'[i // 10]}" for i in range(100)]
-    texts = [
-        f"We saw one more of the very same kind of {word}." for i, word in enumerate(words) for _ in range(103 - i)
-    ]
+    each = [word for i, word in enumerate(words) for _ in range(103 - i)]
+    texts = [f"Number {n} was one more of the very same kind of {word}." for n, word in enumerate(each)]
     task = cloze_task(texts, questions=300, choices=3)
     rank = {word: i for i, word in enumerate(words)}
     gaps = [abs(rank[c] - rank[choices[a]]) for choices, a in zip(task.choices, task.answers) for c in choices]
     assert 0 < max(gaps) <= 40
     assert np.mean(gaps) < 15
+
+
+def test_a_sentence_is_asked_once():
+    texts = [
+        f"Number {n % 51} was one more of the very same kind of {('cat', 'dog', 'cow')[n % 3]}." for n in range(200)
+    ]
+    task = cloze_task(texts, questions=1000, choices=2)
+    assert len(task) == len(set(task.texts)) == 51
 
 
 def test_tables_of_questions(tmp_path, lm, task):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ..errors import ConfigError
 from .console import print_facts, print_json, progress_bar, tell
@@ -15,15 +17,20 @@ HELP = """Run a language model over texts and store its activations at one place
   saekit capture --model builtin --data builtin --layer 2 --tokens 200000 --out rows
   saekit capture --model gpt2 --data texts.jsonl.gz --text body --hook h.6.mlp --out rows
   saekit capture --model builtin --data builtin --layer 2 --out rows --set dtype="float32" --set context=256
+  saekit capture --model vit --images photos --layer 6 --out rows        one row per patch, or per image token
 
 An interrupted capture goes on where it stopped when it is called again. `--set` reaches every setting of
-saekit.capture.
+saekit.capture, or of saekit.capture_images.
 """
 
 
 def capture(
     model: Model = None,
     data: Data = None,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", metavar="D", help="Images instead of texts: a folder, .npy, .npz, IDX, a data set."),
+    ] = None,
     layer: Layer = None,
     hook: Hook = None,
     tokens: Tokens = None,
@@ -34,19 +41,28 @@ def capture(
     json: Json = False,
 ) -> None:
     """Capture rows into a folder."""
-    from ..data import capture as run
+    from ..data import capture as capture_texts
+    from ..data import capture_images
 
     options: dict[str, Any] = {
         "model": model, "data": data, "layer": layer, "hook": hook, "tokens": tokens, "text": text,
         "out": None if out is None else str(out),
     }  # fmt: skip
+    if images is not None:
+        alone = [name for name in ("data", "tokens", "text") if options.pop(name) is not None]
+        if alone:
+            raise ConfigError(f"--{alone[0]} is for texts; --images is given. Leave one of them out.")
+        options["images"] = images
+    run: Any = capture_texts if images is None else capture_images
+    seen = "data" if images is None else "images"
     settings = merge(names_of(run, without=("progress",)), file=config, options=options, sets=set_)
-    required(settings, "model", "data", "out")
+    required(settings, "model", seen, "out")
     if (settings.get("layer") is None) == (settings.get("hook") is None):
         raise ConfigError("exactly one of --layer and --hook must be given: where in the model the rows come from.")
     with progress_bar(quiet=json) as progress:
-        model, data = settings.pop("model"), settings.pop("data")
-        rows = run(model, data, **settings, progress=lambda done, total: progress("rows", done, total))
+        model, data = settings.pop("model"), settings.pop(seen)
+        stage = "rows" if images is None else "images"
+        rows = run(model, data, **settings, progress=lambda done, total: progress(stage, done, total))
     sources = rows if isinstance(rows, dict) else {"": rows}
     facts: dict[str, Any] = {"out": settings["out"]}
     for name, source in sources.items():

@@ -194,7 +194,13 @@ def cloze_task(
             f"{questions}, {choices} and {tuple(words)}."
         )
     texts = read_texts(data, text=text, split=split, characters=max(questions, 200) * 2000)
-    sentences = [(document, *found) for document, whole in enumerate(texts) for found in _sentences(whole, words)]
+    sentences: list[tuple[int, str, str]] = []
+    seen: set[str] = set()  # texts repeat each other; a question that is asked twice would be known from training
+    for document, whole in enumerate(texts):
+        for before, word in _sentences(whole, words):
+            if before not in seen:
+                seen.add(before)
+                sentences.append((document, before, word))
     counts: dict[str, int] = {}
     for _, _, word in sentences:
         counts[word] = counts.get(word, 0) + 1

@@ -362,7 +362,9 @@ def _folds(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> l
     return list(splitter.split(np.zeros(len(y)), y, groups))
 
 
-def check_folds(y: np.ndarray, groups: np.ndarray | None, folds: int, which: str) -> None:
+def check_folds(
+    y: np.ndarray, groups: np.ndarray | None, folds: int, which: str, names: Sequence[str] | None = None
+) -> None:
     """Refuse folds that a class cannot fill.
 
     Raises
@@ -380,9 +382,10 @@ def check_folds(y: np.ndarray, groups: np.ndarray | None, folds: int, which: str
         what = "groups"
     if counts.min() < folds:
         few = [int(code) for code, count in zip(codes, counts) if count < folds]
+        shown = few if names is None else [names[code] for code in few]
         raise DataError(
-            f"every class must have at least as many training {what} as there are {which} folds, {folds}; class codes "
-            f"{listed(few)} have fewer. Give more rows, fewer folds, or leave these classes out."
+            f"every class must have at least as many training {what} as there are {which} folds, {folds}; classes "
+            f"{listed(shown)} have fewer. Give more rows, fewer folds, or leave these classes out."
         )
 
 

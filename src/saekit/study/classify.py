@@ -27,7 +27,7 @@ from ..measure.bootstrap import LEVEL
 from ..sae import SAE
 from ..sae.rules import TopK
 from .classification import ArmScore, Classification, LowData
-from .classifiers import CONTROL_KS, KINDS, KS, Arm, Budget, Fitted, fit_arm, predict_arm
+from .classifiers import CONTROL_KS, KINDS, KS, Arm, Budget, Fitted, check_folds, fit_arm, predict_arm
 from .controls import untrained_like
 from .evaluate import _digest, _named, _release, _versions
 from .labelled import TEST_SPLIT, Labelled, draw_rows, read_labelled
@@ -130,6 +130,26 @@ class Plan:
             Texts without tokens, activations that are NaN, folds that a class cannot fill.
         """
         return _run(self, progress or _silent)
+
+    def difference(self, first: str, second: str, metric: str = "macro_f1") -> Measured:
+        """One arm minus another on the same test rows, over the same resamples; both must have been computed.
+
+        Raises
+        ------
+        ConfigError
+            There is no such arm, or its cell has no file yet.
+        """
+        found = []
+        for name in (first, second):
+            cell = next((cell for cell in self.cells if cell.name == name), None)
+            if cell is None:
+                names = [cell.name for cell in self.cells]
+                raise ConfigError(f"there is no arm `{name}` in this plan. {did_you_mean(name, names)}")
+            computed = _read_cell(self, cell)
+            if computed is None:
+                raise ConfigError(f"`{name}` has not been computed in this folder; run the plan first.")
+            found.append(score(Predictions(computed.probabilities), _bootstrap(self), (metric,)))
+        return found[0].difference(found[1], metric)
 
 
 def classify(
@@ -256,11 +276,9 @@ def plan_classification(
         data, text=text, label=label, group=group, split_column=split_column, test_split=test_split,
         test_share=test_share, folds=folds, limit=limit, train_rows=train_rows, test_rows=test_rows, seed=seed,
     )  # fmt: skip
-    from .classifiers import check_folds
-
     for train, _ in labelled.parts:
         groups = None if labelled.groups is None else labelled.groups[train]
-        check_folds(labelled.y[train], groups, given.inner, "inner")
+        check_folds(labelled.y[train], groups, given.inner, "inner", labelled.classes)
     wanted = _arms(origins, kinds, pools, ks, control_ks, select_by)
     digest = language_origin(model).digest
     common = [_CELL_VERSION, digest, labelled.digest(), asdict(given), shuffles, max_tokens, seed]
@@ -271,7 +289,8 @@ def plan_classification(
                 f"classify: `train_sizes` must be smaller than the training set of {len(labelled.parts[0][0])} rows; "
                 f"got {size}."
             )
-        cells += [_cell(arm, size, origins, common) for arm in wanted if arm.kind in _LOW_DATA]
+        _check_size(labelled, size, given, seed)
+        cells += [_cell(arm, size, origins, common) for arm in wanted if _has_low_data(arm, control_ks)]
     settings: dict[str, Any] = {
         "split": "given" if split_column else "nested" if folds else "drawn", "test_share": test_share, "folds": folds,
         "pools": list(pools), "arms": kinds, "ks": list(ks), "control_ks": list(control_ks), "select_by": select_by,
@@ -289,6 +308,26 @@ def plan_classification(
 
 _LOW_DATA = ("majority", "words", "last", "dense", "pca", "full", "binarized", "sparse")
 """Kinds of arms of the low-data curves (PCA and k-sparse ones at the control ks)."""
+
+
+def _has_low_data(arm: Arm, control_ks: Sequence[int]) -> bool:
+    return arm.kind in _LOW_DATA and (arm.k is None or arm.k in control_ks)
+
+
+def _check_size(data: Labelled, size: int, budget: Budget, seed: int) -> None:
+    """Refuse a number of training rows that leaves a class too few for the inner folds."""
+    train = data.parts[0][0]
+    groups = None if data.groups is None else data.groups[train]
+    rows = draw_rows(train, size, data.y[train], groups, seed)
+    try:
+        check_folds(
+            data.y[rows], None if data.groups is None else data.groups[rows], budget.inner, "inner", data.classes
+        )
+        missing = sorted(set(data.classes) - {data.classes[c] for c in data.y[rows]})
+    except DataError as error:
+        raise ConfigError(f"classify: `train_sizes` of {size} rows are too few: {error}") from None
+    if missing:
+        raise ConfigError(f"classify: `train_sizes` of {size} rows hold no row of {listed(missing)}; use more.")
 
 
 def _silent(*_: Any, **__: Any) -> None:
@@ -646,8 +685,7 @@ def random_projection(sae: SAE, k: int, seed: int) -> SAE:
 def _judge(plan: Plan, found: Mapping[str, _Computed], progress: Progress) -> Classification:
     data, settings = plan.data, plan.settings
     test, draws, seed = data.test, settings["intervals"]["draws"], settings["seed"]
-    groups = None if data.groups is None else data.groups[test]
-    bootstrap = PairedBootstrap.over(data.y[test], groups=groups, folds=data.fold_of_test, draws=draws, seed=seed)
+    bootstrap = _bootstrap(plan)
     noise = [
         PairedBootstrap.over(
             shuffled_labels(data, seed + each)[test], folds=data.fold_of_test, draws=draws, seed=seed + 1 + each
@@ -699,6 +737,16 @@ def _judge(plan: Plan, found: Mapping[str, _Computed], progress: Progress) -> Cl
         low_data=_low_data(plan, found, scores),
         warnings=[*data.warnings, *_warnings(arms, settings["pools"])],
     )
+
+
+def _bootstrap(plan: Plan) -> PairedBootstrap:
+    """The resamples of the test rows that all arms share."""
+    data, settings = plan.data, plan.settings
+    groups = None if data.groups is None else data.groups[data.test]
+    return PairedBootstrap.over(
+        data.y[data.test], groups=groups, folds=data.fold_of_test, draws=settings["intervals"]["draws"],
+        seed=settings["seed"],
+    )  # fmt: skip
 
 
 def _best(cells: Sequence[Cell], found: Mapping[str, _Computed], kinds: Sequence[str]) -> Cell | None:

@@ -58,6 +58,9 @@ FEW_TEST = 50
 FEW_GROUPS = 20
 """The same for groups."""
 
+PROFILE_ROWS = 4096
+"""Most documents that latents are correlated over when they are matched by documents."""
+
 LEAST_TEST = 2
 """Rows (or groups) of a class that must judge, at least."""
 
@@ -680,7 +683,8 @@ def _partners(
 
 
 def _profiles(codes: Any, train: np.ndarray) -> torch.Tensor:
-    """Centred pooled codes, a row per latent: their cosine is the correlation over documents."""
+    """Centred pooled codes, a row per latent: their cosine is the correlation over (a part of) the documents."""
+    train = train[:: -(-len(train) // PROFILE_ROWS)]
     X = codes[train].toarray().T.astype(np.float32)
     return torch.from_numpy(X - X.mean(1, keepdims=True))
 
