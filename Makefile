@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: setup demo test check fmt bench docs clean study-seeds study-transfer
+.PHONY: setup demo test check fmt bench docs clean study-transfer study-classify study-seeds
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -40,10 +40,14 @@ docs: $(STAMP)
 	$(BIN)/python docs/refresh.py
 
 # Against the peers, which get an environment of their own. BENCH="step encode" runs some, BENCH_OPTIONS=--quick a little.
-BENCH ?= quality parity step encode
+BENCH ?= quality parity step encode seeds imports
 bench: $(STAMP)
 	benchmarks/peers.sh
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
+
+# Are SAE features useful for classification, and what do they cost? STUDY_OPTIONS=--quick a little of it.
+study-classify: $(STAMP)
+	$(BIN)/python studies/classify/run.py $(STUDY_OPTIONS)
 
 # Do seeds of one SAE find the same latents? About 20 minutes; goes on where it stopped.
 study-seeds: $(STAMP)

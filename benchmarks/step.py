@@ -1,6 +1,7 @@
-"""Training step of a TopK SAE: saekit beside the peers' own trainers, in turns.
+"""Training step: saekit beside the peers' own trainers and beside plain torch, in turns.
 
-``python benchmarks/step.py`` measures all shapes (about 15 minutes); ``--quick`` one repetition of the small ones.
+``python benchmarks/step.py`` measures all shapes (about 20 minutes); ``--quick`` one repetition of the small ones.
+``--shapes 64:2048:16:2048,64:4096:16:2048,... --write`` shows how it grows with d, n, k and rows.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ SHAPES = [
     (384, 16384, 32, 4096),
     (768, 16384, 32, 4096),
 ]
+ARCHITECTURES = ("batchtopk", "jumprelu", "relu", "gated", "matryoshka")
+"""Measured beside saekit's own plain step, at the first of these shapes and one between."""
+SMALL = [(64, 2048, 16, 2048), (192, 4096, 32, 4096)]
 ABOUT = """## Training step
 
 One step of a TopK SAE with Adam, unit decoder rows and AuxK: selection, loss, gradients, (for all but eai-sparsify)
 clipping of the global gradient norm, update, counters of dead latents. Every peer runs in its own trainer class.
 saekit's codes are those of the fp32 product. Contestants take turns, one step each; ratios are medians over the turns.
-"bf16 product" is the encoder's product alone. Peak memory is that of the whole process."""
+"bf16 product" is the encoder's product alone; "plain torch" is what anybody would write first (dense codes, autograd,
+`torch.optim.Adam`, the same clipping and counters); "saekit plain" is saekit without compiled kernels, whose top-k
+family is sparse too. Peak memory is that of the whole process. The other architectures are measured beside their own
+plain step."""
 
 
 def main() -> None:
@@ -34,23 +41,29 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--shapes", default="", help="d:n:k:batch,... instead of the usual ones")
     parser.add_argument("--only", default="", help="contestants, separated by commas")
+    parser.add_argument("--arch", default="", help="architectures, separated by commas, instead of all")
+    parser.add_argument("--write", action="store_true", help="write the tables whatever was chosen")
     options = parser.parse_args()
-    shapes = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape] or SHAPES
-    names = ["saekit", "bf16 product", "saekit plain", *arena.available_peers()]
-    names = [name for name in names if not options.only or name in options.only.split(",")]
+    chosen = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape]
+    peers = [] if options.only and not set(options.only.split(",")) & set(arena.PEERS) else arena.available_peers()
     workloads = []
-    for d, n, k, batch in shapes[:1] if options.quick else shapes:
-        small = n * d < 1e6
-        results = arena.measure(
-            names,
-            {"work": "step", "d": d, "n": n, "k": k, "batch": batch},
-            repetitions=1 if options.quick else options.repetitions * (5 if small else 1),
-            warmup=10 if small else 2,
-        )
-        title = f"d = {d}, n = {n:,}, k = {k}, batch {batch:,}"
-        workloads.append({"title": title, "d": d, "n": n, "k": k, "batch": batch, "results": results})
-        print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
-    if not options.quick and not options.only and not options.shapes:
+    for arch in [name for name in options.arch.split(",") if name] or ["topk", *ARCHITECTURES]:
+        shapes = chosen or (SHAPES if arch == "topk" else SMALL)
+        names = ["saekit", "bf16 product", "saekit plain", *(["plain torch", *peers] if arch == "topk" else [])]
+        names = [name for name in names if not options.only or name in options.only.split(",")]
+        for d, n, k, batch in shapes[:1] if options.quick else shapes:
+            small = n * d < 1e6
+            results = arena.measure(
+                names,
+                {"work": "step", "arch": arch, "d": d, "n": n, "k": k, "batch": batch},
+                repetitions=1 if options.quick else options.repetitions * (5 if small else 1),
+                warmup=10 if small else 2,
+            )
+            title = f"{arch}: d = {d}, n = {n:,}, k = {k}, batch {batch:,}"
+            sizes = {"arch": arch, "d": d, "n": n, "k": k, "batch": batch}
+            workloads.append({"title": title, **sizes, "results": results})
+            print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
+    if options.write or not (options.quick or options.only or options.shapes or options.arch):
         arena.write("step", workloads, ABOUT, " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]))
 
 

@@ -11,18 +11,27 @@ GATE = Gate()
 BATCHES = [rows(D, BATCH, seed) for seed in range(2)]
 
 
+def config():
+    """The configuration of the workload's architecture, K latents per row."""
+    from saekit.train import BatchTopK, Gated, JumpReLU, Matryoshka, Relu, TopK
+
+    kinds = {"topk": TopK, "batchtopk": BatchTopK, "matryoshka": Matryoshka}
+    penalized = {"jumprelu": JumpReLU, "relu": Relu, "gated": Gated}
+    arch = JOB.get("arch", "topk")
+    return kinds[arch](N, k=K) if arch in kinds else penalized[arch](N, target_l0=K)
+
+
 def step(kernels: str) -> None:
-    """Training steps of a TopK SAE with AuxK, clipping and the counters of dead latents."""
+    """Training steps of an SAE with AuxK (where it has that), clipping and the counters of dead latents."""
     import saekit.kernels
-    from saekit.train import TopK
     from saekit.train.fused import fused_step
     from saekit.train.learner import plain_step, resolve, start_learner
 
     saekit.kernels.use(kernels)
-    settings = resolve(TopK(N, k=K), D, 10_000, BATCH)
+    settings = resolve(config(), D, 10_000, BATCH)
     sample = BATCHES[0]
     learner = start_learner(
-        TopK(N, k=K),
+        config(),
         0,
         settings,
         bias=sample.mean(0),
@@ -35,6 +44,36 @@ def step(kernels: str) -> None:
     while True:
         GATE.pause()
         assert bool(advance(learner, BATCHES[count % 2]).finite)
+        count += 1
+
+
+def dense_step() -> None:
+    """What anybody would write first: dense codes, autograd, torch's Adam; the same clipping and counters."""
+    W = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    W /= W.norm(dim=1, keepdim=True)
+    b_pre = BATCHES[0].mean(0)
+    scale = D**0.5 / (BATCHES[0] - b_pre).norm(dim=1).mean()
+    leaves = [t.clone().requires_grad_() for t in (W.T.contiguous(), torch.zeros(N), W, torch.zeros(D))]
+    W_enc, b_enc, W_dec, b_dec = leaves
+    adam = torch.optim.Adam(leaves, lr=2e-4)
+    since = torch.zeros(N, dtype=torch.int64)
+    count = 0
+    while True:
+        GATE.pause()
+        x = (BATCHES[count % 2] - b_pre) * scale
+        top = ((x - b_dec) @ W_enc + b_enc).topk(K, dim=-1)
+        codes = torch.zeros(BATCH, N).scatter(1, top.indices, top.values.relu())
+        loss = (codes @ W_dec + b_dec - x).pow(2).sum(1).mean()
+        adam.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            W_dec.grad -= (W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec
+        torch.nn.utils.clip_grad_norm_(leaves, 1.0)
+        adam.step()
+        with torch.no_grad():
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+        since = torch.where((codes > 0).any(0), 0, since + BATCH)
+        assert bool(torch.isfinite(loss))
         count += 1
 
 
@@ -80,6 +119,7 @@ def product(dtype: torch.dtype) -> None:
 {
     "saekit": lambda: {"step": step, "encode": encode}[JOB["work"]]("auto"),
     "saekit plain": lambda: {"step": step, "encode": encode}[JOB["work"]]("plain"),
+    "plain torch": dense_step,
     "bf16 product": lambda: product(torch.bfloat16),
     "fp32 product": lambda: product(torch.float32),
 }[NAME]()

@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from .study.transfer import transfer_features as transfer_features
     from .train import BatchTopK as BatchTopK
     from .train import Gated as Gated
+    from .train import HierarchicalTopK as HierarchicalTopK
     from .train import JumpReLU as JumpReLU
     from .train import Matryoshka as Matryoshka
     from .train import PAnneal as PAnneal
@@ -105,6 +106,7 @@ _HOMES: dict[str, tuple[str, str]] = {
         name: ("train", name)
         for name in (
             "train", "untrained", "Relu", "TopK", "BatchTopK", "JumpReLU", "Gated", "PAnneal", "Matryoshka",
+            "HierarchicalTopK",
         )
     },
     **{

@@ -128,6 +128,14 @@ def test_rows_from_the_model_that_the_sae_was_trained_on(call, stories, tmp_path
     status, _, err = call("prune", "plain", *options, "--model", stories, "--data", "texts.txt")
     assert status == 2
     assert "--layer or --hook must be given" in err
+    status, out, err = call("prune", "plain", *options, *given, "--by", "attribution")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["by"] == "attribution"
+    assert found["curve"]["language_model"]["data"] == "texts.txt"
+    scores = SAE.load("small/progressive").scores
+    assert set(scores) == {"attribution", "cross_entropy"}
+    assert (scores["attribution"].diff() <= 0).all()
     status, _, err = call("prune", "plain", *options, "--model", stories)
     assert (status, "--data must be given with --model" in err) == (2, True)
 
@@ -139,6 +147,7 @@ def test_rows_from_the_model_that_the_sae_was_trained_on(call, stories, tmp_path
         (("--sizes", "4,x"), "--sizes must be whole numbers"),
         (("--sizes", "4", "--by", "enrgy"), "Did you mean `energy`"),
         (("--sizes", "4", "--by", "none.npy"), "cannot be read"),
+        (("--sizes", "4", "--by", "attribution"), "--model and --data must be given: --by attribution is a gradient"),
         (("--sizes", "4", "--selection", "amid"), "must be 'before' or 'after'"),
         (("--by", "energy"), "`--sizes` must be given"),
         (("--sizes", "4", "--set", "size=3"), "unknown setting `size`"),
@@ -201,6 +210,7 @@ def test_progressive_refuses(call, run, rows):
     for arguments, message in (
         (("--sizes", "4,17"), "within 1..16"),
         (("--by", "enrgy"), "Did you mean `energy`"),
+        (("--by", "attribution"), "is a gradient of a language model; got none"),
         (("--set", "sizs=3"), "unknown setting `sizs`"),
     ):
         status, out, err = call("progressive", run, "--rows", rows, *arguments)

@@ -124,6 +124,29 @@ def test_picking(sources):
         images.with_columns(kind="ab")
 
 
+def test_a_data_set_of_the_hub_is_read_no_further_than_wanted(monkeypatch):
+    from saekit.data import images as module
+
+    read = []
+
+    def records():
+        for i, pixels in enumerate(PIXELS):
+            read.append(i)
+            yield {"image": PIL.Image.fromarray(pixels), "label": "abc"[LABELS[i]], "other": [1]}
+
+    asked = []
+    monkeypatch.setattr(
+        module, "_open_hub", lambda *a: asked.append(a) or (records(), {"kind": "hub", "name": "owner/name"})
+    )
+    found = read_images("owner/name:small@test", limit=3)
+    assert asked == [("owner/name:small@test", "owner/name", "small", "test")]
+    assert read == [0, 1, 2]
+    assert found.columns == {"label": ("a", "b", "c")}
+    assert not found.info["complete"]
+    assert np.array_equal(pixels_of(found), PIXELS[:3])
+    assert len(read_images("owner/name")) == 6
+
+
 def test_colour_and_floats():
     colour = np.random.default_rng(1).integers(0, 256, (2, 4, 4, 3), np.uint8)
     assert read_images(colour)[0].mode == "RGB"

@@ -246,3 +246,25 @@ def test_settings_that_cannot_work(tmp_path):
         writer.append(columns(d=5), {})
     with pytest.raises(DataError, match="at least one row"):
         writer.finish({})
+
+
+def test_the_next_block_is_read_by_a_thread_that_ends_with_the_reading(tmp_path, monkeypatch):
+    import threading
+
+    disk = write(tmp_path)
+    object.__setattr__(disk, "plan", Plan(N, 64, 200))
+    read, block = [], ShardRows._block
+
+    def noted(self, seed, number):
+        read.append((number, threading.current_thread() is not threading.main_thread()))
+        return block(self, seed, number)
+
+    monkeypatch.setattr(ShardRows, "_block", noted)
+    batches = disk.batches(50, seed=0)
+    next(batches)
+    while len(read) < 2:
+        pass
+    assert read[:2] == [(0, True), (1, True)]
+    assert next(batches).next == (0, 100)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("saekit-rows")]

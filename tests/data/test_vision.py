@@ -18,9 +18,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from saekit.data import ShardRows, capture_images, load_model, load_vision_model, read_images
+from saekit.data.pool import Ask
 from saekit.data.quiet import quiet_transformers
-from saekit.data.vision import patch_batches
+from saekit.data.vision import patch_batches, pool_images
 from saekit.errors import ConfigError, DataError, ModelError
+from saekit.sae import SAE
+from saekit.sae.rules import TopK
 
 SIZE = {"height": 8, "width": 8}
 VISION = {
@@ -202,6 +205,22 @@ def test_images_keep_their_documents_in_patch_batches(folders):
     batches = list(patch_batches(vision, read_images(PIXELS), hooks, batch_images=4, first=2))
     assert torch.cat([batch.document for batch in batches]).tolist() == [i for i in range(2, 9) for _ in range(16)]
     assert all(len(batch.x) == 2 and len(batch.x[0]) == len(batch.document) for batch in batches)
+
+
+@pytest.mark.parametrize("size", [1, 4, None])
+def test_pooled_images_are_the_pooled_rows(folders, llava, size):
+    """An SAE of a language model's hidden states reads the image tokens of a vision-language model alike."""
+    for folder, width in ((folders["vit"], 16), (llava, 24)):
+        vision = load_vision_model(folder)
+        W = torch.randn(40, width, generator=torch.Generator().manual_seed(0))
+        sae = SAE(W, torch.zeros(40), W, torch.zeros(width), TopK(4))
+        asks = [Ask(("sum", "max", "count"), sae, layer=1), Ask(("mean",), layer=0)]
+        pooled, dense = pool_images(vision, PIXELS, asks, batch_images=size)
+        rows = capture_images(vision, PIXELS, layer=[0, 1], outliers=None)
+        z = sae.encode(rows["layers.1"].x).dense().reshape(9, 16, 40)
+        for name, expected in (("sum", z.sum(1)), ("max", z.amax(1)), ("count", (z > 0).sum(1).float())):
+            assert np.allclose(pooled[name].toarray(), expected.numpy(), atol=1e-4)
+        assert np.allclose(dense["mean"], rows["layers.0"].x.reshape(9, 16, -1).mean(1).numpy(), atol=1e-5)
 
 
 def test_grey_images(tmp_path):

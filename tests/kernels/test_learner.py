@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saekit import SAE, SyntheticRows, kernels
-from saekit.train import BatchTopK, TopK, train
+from saekit.train import BatchTopK, JumpReLU, PAnneal, TopK, train
 from saekit.train.fused import fused_step, fuses
 from saekit.train.learner import Learner, permute, plain_step, resolve, restore, start_learner, tensors_of
 
@@ -70,7 +70,7 @@ def test_what_is_fused() -> None:
         dataclasses.replace(CONFIG, multi_topk=0.1),
         dataclasses.replace(CONFIG, control="frozen-decoder"),
         dataclasses.replace(CONFIG, control="untrained"),
-        BatchTopK(N, k=6),
+        PAnneal(N, target_l0=6.0),
     ):
         learner, twin = new(config), new(config)
         assert not fuses(learner)
@@ -139,7 +139,7 @@ def test_a_run_uses_the_fused_step_and_says_so(tmp_path: Path) -> None:
 
 
 def test_together_equals_alone_bitwise() -> None:
-    configs = [TopK(600, k=4, dead_after_rows=600), TopK(700, k=3), BatchTopK(600, k=4)]
+    configs = [TopK(600, k=4, dead_after_rows=600), JumpReLU(700, target_l0=3.0), BatchTopK(600, k=4)]
     together = train(configs, SyntheticRows(**SOURCE), seeds=[0, 7], batch_rows=128)
     for index, config in enumerate(configs[:2]):
         [alone] = train(config, SyntheticRows(**SOURCE), seeds=[7], batch_rows=128)

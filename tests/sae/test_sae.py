@@ -285,3 +285,19 @@ def test_repr_says_what_it_is() -> None:
     sae = make_sae("topk").replace(provenance={"model": "<b>", "hook": "layers.2"})
     assert repr(sae) == "SAE(24 latents on width 7, topk(k=3), <b> at layers.2)"
     assert "&lt;b&gt;" in sae._repr_html_()
+
+
+def test_with_k_changes_the_number_of_latents_per_row_and_nothing_else():
+    sae = make_sae("topk")
+    x = torch.randn(20, sae.d_in, generator=torch.Generator().manual_seed(0))
+    one = sae.with_k(1)
+    assert one.encode(x).l0() <= 1
+    assert torch.equal(sae.with_k(sae.rule.k).reconstruct(x), sae.reconstruct(x))
+    pre = sae.pre(x)
+    best = torch.zeros_like(pre).scatter(1, pre.argmax(1, keepdim=True), pre.amax(1, keepdim=True).relu())
+    torch.testing.assert_close(one.encode(x).dense(), best)
+    with pytest.raises(ConfigError, match="the rule must be TopK; it is relu"):
+        make_sae("relu").with_k(2)
+    for k in (0, sae.n_latents + 1, 2.0, True):
+        with pytest.raises(ConfigError, match=r"with_k: `k` must be a whole number within 1\.\."):
+            sae.with_k(k)

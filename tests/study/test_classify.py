@@ -441,6 +441,12 @@ def test_the_drawn_split_keeps_classes_on_both_sides_and_groups_whole(rows):
     assert read_labelled(rows, label="label", group="pair").digest() == data.digest()
 
 
+def test_a_class_that_is_drawn_out_of_training_is_refused(rows):
+    rare = [{"text": f"rare {i}", "label": "rare"} for i in range(8)]
+    with pytest.raises(DataError, match="`rare` are only in test"):
+        read_labelled([*rows, *rare], label="label", train_rows=8)
+
+
 def test_known_test_texts_are_told(rows):
     data = read_labelled([*rows, *rows], label="label", seed=1)
     assert any("are in the training rows word for word" in warning for warning in data.warnings)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from scipy import stats
 
-from saekit.data import SyntheticRows
+from saekit.data import ArrayRows, SyntheticRows, capture, load_model
 from saekit.errors import ConfigError, FormatError
 from saekit.measure import fvu
 from saekit.report import collect, write
 from saekit.sae import SAE
-from saekit.study import Progressive, halves, progressive, rank
+from saekit.sae.rules import TopK as RuleTopK
+from saekit.study import Progressive, attribution, halves, measure_sizes, progressive, rank
+from saekit.study.latents import seed_overlap
 from saekit.train import Matryoshka, TopK, train
 
 QUICK = {"draws": 10, "sample_rows": 60}
@@ -164,8 +166,25 @@ def test_tables_and_page(result, tmp_path):
     assert "<caption>FVU by latents" in result._repr_html_()
     result.save(tmp_path / "progressive.json")
     page = write(collect(tmp_path), tmp_path, title="t").read_text()
-    for text in ("Small SAEs from large ones", "paired by seed", "as a power law", "log2 of the latents kept"):
+    for text in (
+        "Small SAEs from large ones",
+        "paired by seed",
+        "as a power law",
+        "log2 of the latents kept",
+        "energy: rank^-",
+        "description_length",
+    ):
         assert text in page
+    assert "Fidelity against interpretability" not in page  # rows without tokens
+
+
+def test_the_page_shows_fidelity_against_interpretability(saes, source, tmp_path):
+    x = torch.cat([batch.x for batch in source.batches(4096)])
+    rows = ArrayRows(x, token=torch.arange(len(x)).int() % 7, document=torch.arange(len(x)) // 20)
+    progressive(saes, rows, by=["energy"], **QUICK).save(tmp_path / "progressive.json")
+    page = write(collect(tmp_path), tmp_path, title="t").read_text()
+    assert "Fidelity against interpretability" in page
+    assert "detection (AUC)" in page
 
 
 def test_cross_entropy_is_compared_too(stories):
@@ -212,3 +231,47 @@ def test_given_scores_rank_like_their_name(saes, source):
     sae = saes[0]
     scores = importance(sae, source).scores["energy"]
     assert torch.equal(rank(sae, by=scores).W_dec, rank(sae, source, by="energy").W_dec)
+
+
+def test_latents_and_the_overlap_of_seeds_are_measured_at_every_size(saes, source):
+    by = ["energy", "unsorted"]
+    result = progressive(saes, source, by=by, **QUICK)
+    topk = [sae for sae in saes if sae.provenance["config"]["arch"] == "topk" and sae.n_latents == 32]
+    topk = [sae for sae in topk if sae.provenance["config"]["control"] is None]
+    for way, order in (("unsorted", topk), ("pruned by energy", [rank(sae, source) for sae in topk])):
+        for size in (8, 32):
+            found = at(result, f"topk {way}", size).metrics
+            assert found["shared"].value == seed_overlap([sae.take(size) for sae in order]).value
+            assert found["description_length"].low is not None
+    apart = [sae for sae in saes if sae.n_latents == 8]
+    assert at(result, "topk trained separately", 8).metrics["shared"].value == seed_overlap(apart).value
+    assert "parent_cosine" in at(result, "matryoshka", 32).metrics
+    assert "parent_cosine" not in at(result, "topk trained separately", 32).metrics
+    assert any(each.metric == "description_length" for each in result.differences)
+    plain = progressive(saes, source, by=by, latents=False, **QUICK)
+    assert "shared" not in at(plain, "matryoshka", 8).metrics
+    assert at(plain, "matryoshka", 8).metrics.fvu == at(result, "matryoshka", 8).metrics.fvu
+
+
+def test_rankings_by_gradient_are_taken_on_other_texts_than_the_cross_entropies():
+    lm = load_model("builtin", device="cpu", dtype="float32")
+    texts = [f"Return the {what} of an array over a given axis." for what in ("mean", "sum", "maximum", "range") * 6]
+    g = torch.Generator().manual_seed(0)
+    W = torch.randn(32, lm.d_model, generator=g)
+    W = W / W.norm(dim=1, keepdim=True)
+    sae = SAE(
+        W_enc=W, b_enc=torch.zeros(32), W_dec=W, b_dec=torch.zeros(lm.d_model), rule=RuleTopK(4),
+        provenance={"hook": "layers.1"}, scores={"mine": torch.arange(32.0)},
+    )  # fmt: skip
+    rows = capture(lm, texts, layer=1)
+    by = ["attribution", "mine", "energy"]
+    result = progressive([sae], rows, sizes=[8, 32], by=by, model=lm, data=texts, tokens=60, **QUICK)
+    assert set(result.names) == {f"topk pruned by {each}" for each in by}
+    assert result.language_model["n_documents"] <= 12  # those in odd places
+    assert {ranking.by for ranking in result.rankings} == {"attribution", "energy"}
+    gradient = attribution(sae, lm, texts[::2], hook="layers.1", tokens=60)
+    ranked = rank(sae.with_scores(**gradient.scores), by="attribution")
+    expected = measure_sizes(ranked, rows, [8], **QUICK)
+    assert at(result, "topk pruned by attribution", 8).metrics.fvu.value == expected.points[0].metrics.fvu.value
+    with pytest.raises(ConfigError, match="`attribution` is a gradient of a language model; got none"):
+        progressive([sae], rows, by=["attribution"])

@@ -67,6 +67,18 @@ def batchtopk(p, u, *, k, dead=None, k_aux=0, aux_coefficient=0.0):
     return loss, codes
 
 
+def hierarchical(p, u, *, levels, dead=None, k_aux=0, aux_coefficient=0.0):
+    pre = pre_of(p, u)
+    loss = 0.0
+    for level in levels:
+        codes = pre.relu() * mask_topk(pre.detach(), level)
+        u_hat = codes @ p["W_dec"] + p["b_dec"]
+        loss = loss + error(u, u_hat) / len(levels)
+    if dead is not None:
+        loss = loss + aux_coefficient * variance(u) * aux(p, u, u - u_hat, dead, k_aux)
+    return loss, codes
+
+
 def matryoshka(p, u, *, k_of, sizes, weights, over, truncated):
     pre = pre_of(p, u)
     n = pre.shape[1]

@@ -8,6 +8,7 @@ from saekit.train import (
     BatchTopK,
     Config,
     Gated,
+    HierarchicalTopK,
     JumpReLU,
     Matryoshka,
     PAnneal,
@@ -17,7 +18,7 @@ from saekit.train import (
     config_to_dict,
 )
 from saekit.train.architectures import name_of
-from saekit.train.config import matryoshka_selection, matryoshka_sizes
+from saekit.train.config import hierarchical_levels, matryoshka_selection, matryoshka_sizes
 from saekit.train.learner import learning_rate, resolve
 
 EXAMPLES = [
@@ -28,6 +29,7 @@ EXAMPLES = [
     Gated(64, target_l0=8),
     PAnneal(64, p_end=0.5),
     Matryoshka(64, k=4, sizes=(16, 64), weights=(1.0, 2.0), over="batchtopk"),
+    HierarchicalTopK(64, k=12, levels=(3, 12), weights=(1.0, 2.0)),
 ]
 
 
@@ -48,6 +50,7 @@ def test_every_architecture_is_in_the_table():
         "gated",
         "p-anneal",
         "matryoshka",
+        "hierarchical-topk",
     }
     assert {config.arch for config in EXAMPLES} == set(ARCHITECTURES)
 
@@ -95,6 +98,11 @@ def test_configs_are_frozen_and_keyword_only():
         (lambda: Matryoshka(8, k=2, sizes=()), r"`Matryoshka.sizes` must increase"),
         (lambda: Matryoshka(8, k=2, sizes=(0, 8)), r"`Matryoshka.sizes` must increase"),
         (lambda: Matryoshka(8, k=2, sizes=(4, 8), weights=(1,)), r"`Matryoshka.weights` must be one number from 0 up for each of the 2 sizes"),  # noqa: E501
+        (lambda: HierarchicalTopK(8, k=4, levels=(1, 2)), r"`HierarchicalTopK.levels` must increase and end at k=4; got \[1, 2\]"),  # noqa: E501
+        (lambda: HierarchicalTopK(8, k=4, levels=(2, 2, 4)), r"`HierarchicalTopK.levels` must increase"),
+        (lambda: HierarchicalTopK(8, k=4, levels=(0, 4)), r"`HierarchicalTopK.levels` must increase"),
+        (lambda: HierarchicalTopK(8, k=4, levels=()), r"`HierarchicalTopK.levels` must increase"),
+        (lambda: HierarchicalTopK(8, k=4, levels=(2, 4), weights=(0, 0)), r"`HierarchicalTopK.weights` must be one number from 0 up for each of the 2 levels"),  # noqa: E501
         (lambda: Matryoshka(8, k=2, over="relu"), r"`Matryoshka.over` must be one of"),
         (lambda: Matryoshka(8, k=2, k_per_size="half"), r"`Matryoshka.k_per_size` must be one of"),
         (lambda: Matryoshka(8, k=2, sampled=-1), r"`Matryoshka.sampled`"),
@@ -142,8 +150,14 @@ def test_matryoshka_defaults():
     assert matryoshka_selection(Matryoshka(64, k=2, over="batchtopk")) == "truncated"
 
 
+def test_hierarchical_defaults():
+    assert hierarchical_levels(HierarchicalTopK(64, k=16)) == (1, 2, 4, 8, 16)
+    assert hierarchical_levels(HierarchicalTopK(64, k=12)) == (1, 2, 4, 8, 12)
+    assert hierarchical_levels(HierarchicalTopK(64, k=1)) == (1,)
+
+
 def test_names_say_what_sets_the_sparsity():
     assert [name_of(config) for config in EXAMPLES] == [
         "topk-64-k4", "batchtopk-64-k4-frozen-decoder", "jumprelu-64-l0-4", "relu-64-l1-3", "gated-64-l0-8",
-        "p-anneal-64-l1-2", "matryoshka-64-k4",
+        "p-anneal-64-l1-2", "matryoshka-64-k4", "hierarchical-topk-64-k12",
     ]  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saekit import kernels
-from saekit.train import BatchTopK, Gated, JumpReLU, Matryoshka, PAnneal, Relu, TopK
+from saekit.train import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK
 from saekit.train.learner import Learner, finish, permute, plain_step, resolve, restore, start_learner, tensors_of
 
 D, N, B = 8, 24, 64
@@ -15,6 +15,7 @@ ALL = [
     Relu(N, dead_after_rows=100),
     Gated(N, target_l0=3, dead_after_rows=100),
     PAnneal(N, dead_after_rows=100),
+    HierarchicalTopK(N, k=3, dead_after_rows=100),
     Matryoshka(N, k=3, dead_after_rows=100),
     Matryoshka(N, k=3, sampled=2, over="batchtopk", dead_after_rows=100),
 ]
@@ -205,6 +206,8 @@ OPTIONS = [
     (PAnneal(N), {"p_end": 0.9}),
     (PAnneal(N), {"p_start_fraction": 0.0}),
     (PAnneal(N), {"p_updates": 2}),
+    (HierarchicalTopK(N, k=3), {"levels": (2, 3)}),
+    (HierarchicalTopK(N, k=3), {"weights": (1.0, 1.0, 2.0)}),
     (Matryoshka(N, k=3), {"sizes": (12, N)}),
     (Matryoshka(N, k=3), {"weights": (1.0, 1.0, 1.0, 2.0)}),
     (Matryoshka(N, k=3), {"sampled": 2}),
@@ -221,6 +224,35 @@ def test_each_option_changes_something(config, change):
     run(plain, batches)
     run(changed, batches)
     assert not torch.equal(plain.parameters["W_enc"], changed.parameters["W_enc"])
+
+
+def test_hierarchical_with_one_level_is_topk_to_the_last_bit():
+    batches = rows(60)
+    one, plain = (
+        new(HierarchicalTopK(N, k=3, levels=(3,), dead_after_rows=100)), new(TopK(N, k=3, dead_after_rows=100))
+    )  # fmt: skip
+    logs = [
+        [(float(s.loss), float(s.error), float(s.fired), float(s.dead)) for s in run(each, batches)]
+        for each in (one, plain)
+    ]
+    assert logs[0] == logs[1]
+    assert equal(one, plain)
+    assert finish(one, {}).rule.k == 3
+
+
+def test_hierarchical_serves_every_k_better_than_one_trained_for_the_largest():
+    batches = rows(400)
+    many, plain = new(HierarchicalTopK(N, k=6, lr=3e-3), steps=400), new(TopK(N, k=6, lr=3e-3), steps=400)
+    x = torch.cat(rows(8, seed=0))
+    errors = []
+    for learner in (many, plain):
+        run(learner, batches)
+        sae = finish(learner, {})
+        assert torch.equal(sae.with_k(6).reconstruct(x), sae.reconstruct(x))
+        errors.append([float((x - sae.with_k(k).reconstruct(x)).square().sum()) for k in (1, 2, 6)])
+    assert errors[0][0] > errors[0][1] > errors[0][2]
+    assert errors[0][0] < 0.9 * errors[1][0]
+    assert errors[0][1] < errors[1][1]
 
 
 def test_bf16_keeps_fp32_masters_and_changes_little():

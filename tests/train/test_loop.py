@@ -6,19 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from saekit import SAE, ArrayRows, SyntheticRows, store
+from saekit.data import Batch
 from saekit.errors import BusyError, ConfigError, DataError, FormatError, MissingExtraError, NonFiniteError, ShapeError
 from saekit.files import locked_folder
 from saekit.train import (
     STEPS,
     BatchTopK,
     Gated,
+    HierarchicalTopK,
     JumpReLU,
     Matryoshka,
     PAnneal,
@@ -32,6 +36,7 @@ from saekit.train import (
 from saekit.train import checkpoint as checkpoints
 from saekit.train.doctor import warnings_for
 from saekit.train.learner import resolve, start_learner
+from saekit.train.loop import Progress
 
 ALL = [
     TopK(24, k=3),
@@ -42,6 +47,7 @@ ALL = [
     Gated(24, target_l0=3),
     PAnneal(24),
     Matryoshka(24, k=3, sampled=2, over="batchtopk"),
+    HierarchicalTopK(24, k=3),
 ]
 TIMING = ("seconds", "rows_per_second")
 
@@ -442,3 +448,28 @@ def test_service_callbacks_log_and_close(monkeypatch):
 def test_array_source_equals_rows():
     x = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
     assert same(train(TopK(24, k=3), x, batch_rows=100)[0], train(TopK(24, k=3), ArrayRows(x), batch_rows=100)[0])
+
+
+def test_where_the_time_went_is_in_the_run_and_in_its_progress(tmp_path: Path) -> None:
+    class Slow:
+        """Rows with a language model behind them, so to speak."""
+
+        def __init__(self) -> None:
+            self.rows = SyntheticRows(d_in=8, n_features=16, n_rows=1000)
+            self.d_in, self.n_rows, self.info = 8, 1000, self.rows.info
+            self.seconds = {"lm": 100.0}
+
+        def batches(self, batch_rows: int, **options: Any) -> Iterator[Batch]:
+            for batch in self.rows.batches(batch_rows, **options):
+                self.seconds["lm"] += 1.0
+                yield batch
+
+    reports: list[Progress] = []
+    train(TopK(16, k=2), Slow(), tokens=1000, batch_rows=100, out=tmp_path / "run", progress=reports.append)
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["seconds"]
+    assert {**reports[-1].seconds} == {name: recorded[name] for name in ("total", "start", "rows", "steps", "model")}
+    assert recorded["model"] == 10.0
+    assert 0 < recorded["start"] + recorded["rows"] + recorded["steps"] <= recorded["total"]
+    assert recorded["steps_fraction"] == pytest.approx(recorded["steps"] / recorded["total"])
+    train(TopK(16, k=2), SyntheticRows(d_in=8, n_features=16, n_rows=1000), batch_rows=100, progress=reports.append)
+    assert "model" not in reports[-1].seconds

@@ -142,6 +142,29 @@ def test_matryoshka_with_one_size_is_topk():
     compare(one.loss, plain.loss, p)
 
 
+@pytest.mark.parametrize("levels", [None, (5,), (1, 2, 3, 4, 5)])
+def test_hierarchical_gradients(levels):
+    p, u, center = problem(8)
+    dead = torch.arange(N) < 4
+    c = configs.HierarchicalTopK(N, k=5, levels=levels, aux_coefficient=0.3)
+    outcome = o.hierarchical_loss(p, u - center, context(c, center, dead=dead, k_aux=3))
+    loss, codes = ref.hierarchical(p, u, levels=levels or (1, 2, 4, 5), dead=dead, k_aux=3, aux_coefficient=0.3)
+    compare(outcome.loss, loss, p)
+    torch.testing.assert_close(outcome.fired, (codes > 0).sum(0).float())
+
+
+def test_hierarchical_weights_count_levels_one_by_one():
+    p, u, center = problem(8)
+
+    def loss(weights):
+        c = configs.HierarchicalTopK(N, k=5, levels=(2, 5), weights=weights)
+        return o.hierarchical_loss(p, u - center, context(c, center)).loss
+
+    torch.testing.assert_close(loss((1.0, 0.0)) + loss((0.0, 1.0)), loss((1.0, 1.0)))
+    small = o.topk_loss(p, u - center, context(configs.TopK(N, k=2), center)).loss
+    compare(loss((1.0, 0.0)), small, p)
+
+
 def test_matryoshka_weights_twice_as_large_give_twice_the_loss():
     p, u, center = problem(6)
 

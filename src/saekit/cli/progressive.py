@@ -32,8 +32,14 @@ CE_TOKENS = 8192
 
 SETTINGS = (
     "rows", "model", "data", "layer", "hook", "text", "tokens", "by", "sizes", "batch_rows", "sample_rows",
-    "ce_tokens", "draws", "seed", "out",
+    "latents", "ce_tokens", "draws", "seed", "out",
 )  # fmt: skip
+
+
+MEASURING = ("batch_rows", "sample_rows", "latents", "draws", "seed")
+
+SHOWN = ("fvu", "ce_sae", "rsa", "detection", "shared")
+"""Metrics that get a table in the terminal; the page and the JSON have all."""
 
 
 def progressive(
@@ -86,7 +92,7 @@ def progressive(
             sizes=wanted,
             by=rankings,
             **language,
-            **{name: settings[name] for name in ("batch_rows", "sample_rows", "draws", "seed") if name in settings},
+            **{name: settings[name] for name in MEASURING if name in settings},
             progress=progress,
         )
     if settings.get("out") is not None:
@@ -95,7 +101,7 @@ def progressive(
         print_json(result.to_json())
         return
     first = result.curves[0].metrics
-    shown = [name for name in ("fvu", "ce_sae", "rsa") if name in first and first[name].is_defined]
+    shown = [name for name in SHOWN if name in first and first[name].is_defined]
     for number, metric in enumerate(shown):
         if number:
             typer.echo()

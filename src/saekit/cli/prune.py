@@ -23,10 +23,11 @@ HELP = """Rank the latents of an SAE, keep the most important ones, and measure 
   saekit prune run/topk-1024-k16-seed0 --sizes 64,256 --model builtin --data builtin --out small
   saekit prune SAE --by backward --sizes 64,256 --refit --rows rows --out small
 
---by takes energy, weighted_energy, frequency, mean, loss (exact leave-one-out), forward or backward (greedy), random,
-unsorted, a score that the SAE carries (stability, after saekit compare --write), or a .npy file with a number per
-latent. Latents are ranked on every second document of the rows and measured on the
-others. Without --rows and --model, the rows come from the model and the texts that the SAE was trained on.
+--by takes energy, weighted_energy, frequency, mean, loss (exact leave-one-out), forward or backward (greedy),
+attribution or cross_entropy (gradients of --model on --data), random, unsorted, a score that the SAE carries
+(stability, after saekit compare --write), or a .npy file with a number per latent. Latents are ranked on every second
+document of the rows and measured on the others. Without --rows and --model, the rows come from the model and the texts
+that the SAE was trained on.
 
 \b
 OUT/progressive/   all latents in order of importance; sae.json says what each size is worth:
@@ -37,7 +38,7 @@ OUT/sizes.json     the curve with intervals
 
 SETTINGS = (
     "rows", "model", "data", "layer", "hook", "text", "tokens", "by", "sizes", "selection", "refit", "recalibrate",
-    "batch_rows", "sample_rows", "ce_tokens", "draws", "seed", "out",
+    "batch_rows", "sample_rows", "latents", "ce_tokens", "draws", "seed", "out",
 )  # fmt: skip
 
 
@@ -89,6 +90,7 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
     from ..sae import SAE
     from ..study import halves, measure_sizes
     from ..study import rank as ranked_by
+    from ..study.attribution import ATTRIBUTIONS
     from ..study.prune import check_sizes
     from ..study.prune import prune as pruned_to
 
@@ -98,13 +100,15 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
     source, language = rows_for(sae, path, settings, progress)
     chosen_on, measured_on = halves(source)
     common: dict[str, Any] = {name: settings[name] for name in ("batch_rows", "seed") if name in settings}
+    if isinstance(by, str) and by.replace("-", "_") in ATTRIBUTIONS:
+        sae, language = _attributed(sae, source, language, progress)
     ranked = ranked_by(sae, chosen_on, by=by, **common, progress=progress)
     how = {name: settings[name] for name in ("selection", "refit", "recalibrate") if settings.get(name)}
     small = pruned_to(ranked, chosen_on, by="unsorted", sizes=sizes, **how, **common, progress=progress)
     measuring: dict[str, Any] = {
         **language,
         **common,
-        **{name: settings[name] for name in ("sample_rows", "draws") if name in settings},
+        **{name: settings[name] for name in ("sample_rows", "latents", "draws") if name in settings},
         "progress": progress,
     }
     prefixes = measure_sizes(ranked, measured_on, sorted({*sizes, sae.n_latents}), name=Path(path).name, **measuring)
@@ -126,12 +130,31 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
     }
 
 
+def _attributed(sae: SAE, source: Any, language: dict[str, Any], progress: Any) -> tuple[SAE, dict[str, Any]]:
+    """The SAE with its gradient attributions from the texts in even places; the others are left to measure on."""
+    from ..data import read_texts
+    from ..study import attribution, text_halves
+    from ..study.evaluate import CHARACTERS_PER_TOKEN
+
+    if not language:
+        raise ConfigError("--model and --data must be given: --by attribution is a gradient of a language model.")
+    words = {"text": language["text"]} if "text" in language else {}
+    texts = read_texts(language["data"], **words, columns=(), characters=2 * language["tokens"] * CHARACTERS_PER_TOKEN)
+    chosen_on, measured_on = text_halves(texts)
+    hook = sae.provenance.get("hook") or source.info.get("hook")
+    found = attribution(sae, language["model"], chosen_on, hook=hook, tokens=language["tokens"], progress=progress)
+    scores = {name: score for name, score in found.scores.items() if name != "frequency"}
+    return sae.with_scores(**scores), {**language, "data": measured_on}
+
+
 def _by(sae: SAE, by: str) -> Any:
     """A name, or the scores in a file."""
     if not by.endswith(".npy"):
+        from ..study.attribution import ATTRIBUTIONS
         from ..study.importance import check_order
 
-        check_order(sae, by, "--by")
+        if by.replace("-", "_") not in ATTRIBUTIONS:
+            check_order(sae, by, "--by")
         return by
     import numpy as np
     import torch

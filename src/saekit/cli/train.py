@@ -43,7 +43,7 @@ The results are OUT/<arch>-<latents>-…-seed<S>/ (one SAE each), OUT/run.json a
 interrupted, in any way, goes on with --resume and ends with the same bits.
 """
 
-_ARCHITECTURES = "topk, batchtopk, matryoshka, jumprelu, relu, gated, p-anneal"
+_ARCHITECTURES = "topk, batchtopk, hierarchical-topk, matryoshka, jumprelu, relu, gated, p-anneal"
 
 
 def train(
@@ -196,6 +196,7 @@ def _tell_result(out: str, json: bool) -> None:
     lines: list[list[str]] = [["", *_FINAL]]
     lines += [[str(sae["sae"]), *(f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
     print_table(lines)
+    tell(_time(record["seconds"]))
     for name, found in record["warnings"].items():
         for warning in found:
             tell(f"warning: {name}: {warning}")
@@ -207,3 +208,18 @@ _FINAL = ("fvu", "l0", "dead_fraction")
 
 def _final(record: Mapping[str, Any]) -> dict[str, float]:
     return {name: record[name] for name in _FINAL}
+
+
+def _time(seconds: Mapping[str, float]) -> str:
+    """Where the time of a run went, in words.
+
+    >>> _time({"total": 10.0, "start": 0.5, "rows": 2.0, "steps": 7.5, "model": 6.0})
+    '10 s: 5% start, 75% training the SAEs, 20% waiting for rows (the language model worked for 60% of it)'
+    """
+    total = max(seconds["total"], 1e-9)
+    text = f"{seconds['total']:.3g} s: {seconds['start'] / total:.0%} start"
+    text += f", {seconds['steps'] / total:.0%} training the SAEs"
+    text += f", {seconds['rows'] / total:.0%} waiting for rows"
+    if "model" in seconds:
+        text += f" (the language model worked for {seconds['model'] / total:.0%} of it)"
+    return text

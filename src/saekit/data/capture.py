@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,18 @@ from ..files import digest_bytes, locked_folder
 from .hooks import Hook, Site, activations, find_hook
 from .model import DTYPES, LanguageModel, accepts, as_dtype, dtype_name, load_model
 from .quiet import quiet_transformers
-from .rows import ArrayRows, Batch, Block, Columns, Source, check_finite, check_reading, random_order, read_batches
+from .rows import (
+    ArrayRows,
+    Batch,
+    Block,
+    Columns,
+    Source,
+    check_finite,
+    check_reading,
+    random_order,
+    read_ahead,
+    read_batches,
+)
 from .shards import ShardRows, ShardWriter
 from .texts import Texts, read_texts
 
@@ -806,24 +816,7 @@ class StreamRows:
         start = check_reading(batch_rows, seed, start)
         if not self.prefetch:
             return read_batches(lambda number: self._waited(lambda: self._block(seed, number)), batch_rows, start)
-        return self._prefetched(batch_rows, seed, start)
-
-    def _prefetched(self, batch_rows: int, seed: int | None, start: tuple[int, int]) -> Iterator[Batch]:
-        with ThreadPoolExecutor(1, thread_name_prefix="saekit-stream") as pool:
-            coming: dict[int, Future[Block | None]] = {}
-
-            def block_at(number: int) -> Block | None:
-                future = coming.pop(number, None) or pool.submit(self._block, seed, number)
-                block = self._waited(future.result)
-                if block is not None:
-                    coming[number + 1] = pool.submit(self._block, seed, number + 1)
-                return block
-
-            try:
-                yield from read_batches(block_at, batch_rows, start)
-            finally:
-                for future in coming.values():
-                    future.cancel()
+        return read_ahead(lambda number: self._block(seed, number), batch_rows, start, waited=self._waited)
 
     def _waited(self, block: Callable[[], Block | None]) -> Block | None:
         begin = time.perf_counter()

@@ -10,6 +10,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -135,7 +136,8 @@ def read_images(
     split
         Split of a data set; None: ``train`` where there is one.
     limit
-        Most images to read. They are drawn from all by a fixed permutation, because files are often sorted by class.
+        Most images to read. They are drawn from all by a fixed permutation, because files are often sorted by class;
+        of a data set on the hub, the first ones are read.
 
     Returns
     -------
@@ -154,14 +156,14 @@ def read_images(
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ConfigError(f"`limit` must be a positive integer or None; got {limit!r}.")
-    images = _read(data, image, split)
+    images = _read(data, image, split, limit)
     if limit is not None and limit < len(images):
         images = images.pick(np.sort(random_order(len(images), "images")[:limit]))
         images.info["complete"] = False
     return images
 
 
-def _read(data: Any, image: str | None, split: str | None) -> Images:
+def _read(data: Any, image: str | None, split: str | None, limit: int | None) -> Images:
     if isinstance(data, Images):
         return data
     if not isinstance(data, str | os.PathLike):
@@ -183,7 +185,9 @@ def _read(data: Any, image: str | None, split: str | None) -> Images:
         )
     config = bare.partition(":")[2] or None
     records, source = _open_hub(name, "/".join(parts), config, split or named_split or None)
-    return _from_records(list(records), source, image)
+    found = _from_records(list(islice(records, limit)), source, image)
+    found.info["complete"] = limit is None or len(found) < limit
+    return found
 
 
 def _from_folder(path: Path) -> Images:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -257,6 +258,39 @@ def read_batches(block_at: Callable[[int], Block | None], batch_rows: int, start
         number, row = number + 1, 0
     if parts:
         yield _batch(parts, (number, 0))
+
+
+def read_ahead(
+    block_at: Callable[[int], Block | None],
+    batch_rows: int,
+    start: tuple[int, int],
+    *,
+    waited: Callable[[Callable[[], Block | None]], Block | None] = lambda result: result(),
+) -> Iterator[Batch]:
+    """`read_batches`, while a thread makes the block after the one that is read. The batches are the same.
+
+    Parameters
+    ----------
+    block_at, batch_rows, start
+        As there; `block_at` runs on the thread.
+    waited
+        Gets a function that waits for a block, and returns what that returns.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="saekit-rows") as pool:
+        coming: dict[int, Future[Block | None]] = {}
+
+        def next_block(number: int) -> Block | None:
+            future = coming.pop(number, None) or pool.submit(block_at, number)
+            block = waited(future.result)
+            if block is not None:
+                coming[number + 1] = pool.submit(block_at, number + 1)
+            return block
+
+        try:
+            yield from read_batches(next_block, batch_rows, start)
+        finally:
+            for future in coming.values():
+                future.cancel()
 
 
 def _batch(parts: list[Columns], following: tuple[int, int]) -> Batch:

@@ -21,7 +21,7 @@ import torch
 from ..errors import ConfigError, DataError, FormatError, ShapeError, listed
 from ..files import digest_bytes, digest_file, read_json, write_bytes, write_json
 from .model import DTYPES, as_dtype, dtype_name
-from .rows import ArrayRows, Batch, Block, Columns, Plan, check_finite, check_reading, planned_block, read_batches
+from .rows import ArrayRows, Batch, Block, Columns, Plan, check_finite, check_reading, planned_block, read_ahead
 
 SCHEMA = 1
 """Version of the folder's layout; raised at every change that older releases cannot read."""
@@ -325,9 +325,9 @@ class ShardRows:
         return int(self._manifest["n_rows"])
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
-        """Rows in batches; see `saekit.data.Source.batches`."""
+        """Rows in batches; see `saekit.data.Source.batches`. A thread reads the next block from the disk meanwhile."""
         start = check_reading(batch_rows, seed, start)
-        return read_batches(lambda number: self._block(seed, number), batch_rows, start)
+        return read_ahead(lambda number: self._block(seed, number), batch_rows, start)
 
     def _block(self, seed: int | None, number: int) -> Block | None:
         return planned_block(self.plan, seed, number, self._columns)

@@ -1,6 +1,7 @@
 """The hot loops on plain tensors, each beside its plain torch reference; `use` picks between them."""
 
-from .dispatch import scratch as scratch
+from .dispatch import centered as centered
+from .dispatch import csr_decode as csr_decode
 from .dispatch import threshold_encode as threshold_encode
 from .dispatch import topk_encode as topk_encode
 from .dispatch import topk_step as topk_step
@@ -9,7 +10,6 @@ from .reference import Adam as Adam
 from .reference import StepOutcome as StepOutcome
 from .reference import TopKSettings as TopKSettings
 from .reference import block_rows_for as block_rows_for
-from .reference import csr_decode as csr_decode
 from .reference import sparse_decode as sparse_decode
 from .switch import fast_here as fast_here
 from .switch import mode as mode

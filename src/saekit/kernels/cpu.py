@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -51,12 +51,14 @@ LARGEST = 1e18
 # ---------------------------------------------------------------- threads and buffers
 
 _pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+_pool_lock = threading.Lock()
 _scratch = threading.local()
 
 
 def _forget_pool() -> None:
-    global _pool
-    _pool = None  # threads do not survive a fork
+    global _pool, _pool_size, _pool_lock
+    _pool, _pool_size, _pool_lock = None, 0, threading.Lock()  # threads do not survive a fork
 
 
 os.register_at_fork(after_in_child=_forget_pool)
@@ -67,9 +69,30 @@ def thread_count() -> int:
     return torch.get_num_threads()
 
 
+def _alone() -> None:
+    """On this thread, products of torch run on this thread alone."""
+    torch.get_num_threads()  # torch sets a thread up on first use; after that the next line lasts
+    torch.set_num_threads(1)
+
+
+def _threads(wanted: int) -> ThreadPoolExecutor:
+    """Our threads, at least `wanted` of them."""
+    global _pool, _pool_size
+    with _pool_lock:
+        if _pool is None or _pool_size < wanted:
+            if _pool is not None:
+                _pool.shutdown(wait=False)
+            together = threading.Barrier(wanted)
+            _pool = ThreadPoolExecutor(wanted, thread_name_prefix="saekit-kernels", initializer=_alone)
+            _pool_size = wanted
+            for started in [_pool.submit(together.wait) for _ in range(wanted)]:
+                started.result()
+            torch.set_num_threads(torch.get_num_threads())  # what `_alone` said holds for our threads only
+        return _pool
+
+
 def _spread(loop: Callable[..., None], n: int, cost: float, *arguments: Any) -> None:
     """``loop(start, stop, *arguments)`` over all of ``0 .. n``, on threads; `cost` is that of one, in multiply-adds."""
-    global _pool
     grain = max(1, round(PIECE / max(cost, 1)))
     threads = thread_count()
     if threads == 1 or n <= grain:
@@ -84,12 +107,41 @@ def _spread(loop: Callable[..., None], n: int, cost: float, *arguments: Any) -> 
         while (piece := next(ticket)) < pieces:
             loop(bounds[piece], bounds[piece + 1], *arguments)
 
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 1), thread_name_prefix="saekit-kernels")
-    others = [_pool.submit(work) for _ in range(min(threads, pieces) - 1)]
+    pool = _threads(threads)
+    others = [pool.submit(work) for _ in range(min(threads, pieces) - 1)]
     work()
     for other in others:
         other.result()
+
+
+def _by_blocks(work: Callable[[int, int, Tensor], None], n: int, block: int, n_latents: int) -> None:
+    """``work(start, stop, buffer)`` over blocks of rows, each block on one thread: its product and what is done to it.
+
+    Threads that share a product have to wait for each other, and torch's threads keep their core busy for milliseconds
+    after it, in case there is more.
+    """
+    blocks = -(-n // block)
+    threads = min(thread_count(), blocks)
+    products = buffer("product", (threads, block, n_latents), torch.bfloat16)
+    ticket = itertools.count()
+
+    def many(product: Tensor) -> None:
+        with torch.no_grad():
+            while (index := next(ticket)) < blocks:
+                work(index * block, min(index * block + block, n), product)
+
+    if threads == 1:
+        many(products[0])
+        return
+    pool = _threads(threads)
+    for done in [pool.submit(many, product) for product in products]:
+        done.result()
+
+
+def _block_of(n: int, n_latents: int, block_rows: int | None) -> int:
+    """Rows of one product: its result stays in the last cache, and every thread gets several."""
+    share = max(64, -(-n // (4 * thread_count())))
+    return max(1, min(block_rows or n, n, share, max(16, BLOCK_BYTES // (2 * n_latents))))
 
 
 def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -167,22 +219,21 @@ def _encode(
         return reference.topk_encode(x, W_enc, bias, k, block_rows=block_rows)
     rows = _round(x, "x")
     reach = row_reach(rows, W, d)
-    block = max(1, min(block_rows or n, n, max(16, BLOCK_BYTES // (2 * n_latents))))
-    product = buffer("product", (block, n_latents), torch.bfloat16)
     lanes = lanes_for(n_latents, k)
-    with torch.no_grad():
-        for start in range(0, n, block):
-            part = product[: min(block, n - start)]
-            torch.mm(rows.bf16[start : start + len(part)], W.bf16.T, out=part)
-            _spread(
-                loops.choose, len(part), 4 * n_latents + 8 * k * d,
-                start, part.view(torch.int16).numpy(), x.numpy(), reach, W_enc.numpy(),
-                bias.numpy(), W.norm, np.float32(most_reach), np.float32(most_bias), k, lanes, exact,
-                values.numpy(), indices.numpy(),
-            )  # fmt: skip
-        again = torch.from_numpy(np.flatnonzero(~(rows.norm <= LARGEST)))
-        if len(again):
-            values[again], indices[again] = reference.topk_encode(x[again], W_enc, bias, k, block_rows=block_rows)
+    x_, W_, b_, into_values, into_indices = (t.numpy() for t in (x, W_enc, bias, values, indices))
+
+    def work(start: int, stop: int, product: Tensor) -> None:
+        part = torch.mm(rows.bf16[start:stop], W.bf16.T, out=product[: stop - start])
+        loops.choose(
+            0, stop - start, part.view(torch.int16).numpy(), x_[start:stop], reach[start:stop], W_, b_, W.norm,
+            np.float32(most_reach), np.float32(most_bias), k, lanes, exact,
+            into_values[start:stop], into_indices[start:stop],
+        )  # fmt: skip
+
+    _by_blocks(work, n, _block_of(n, n_latents, block_rows), n_latents)
+    again = torch.from_numpy(np.flatnonzero(~(rows.norm <= LARGEST)))
+    if len(again):
+        values[again], indices[again] = reference.topk_encode(x[again], W_enc, bias, k, block_rows=block_rows)
     return values, indices
 
 
@@ -200,54 +251,88 @@ def threshold_encode(
     cheaper than rescoring.
     """
     x, W_enc, bias = (t.detach().contiguous() for t in (x, W_enc, b_enc))
-    n, d = x.shape
     n_latents = len(W_enc)
     level = torch.zeros(n_latents) if threshold is None else threshold.detach().clamp(min=0).contiguous()
-    W = _round(W_enc, "W")
-    finite = bool(W.norm.max() <= LARGEST) and bool((bias.abs() <= LARGEST).all()) and bool((level <= LARGEST).all())
-    if not n or not finite:
+    room = max(n_latents // 16, min(n_latents, 64))
+    found = _encode_above(x, W_enc, bias, _round(W_enc, "W"), level, room, block_rows)
+    if found is None:
         return reference.threshold_encode(x, W_enc, bias, threshold, block_rows=block_rows)
+    offsets, indices, values, again = found
+    if not len(again):
+        return tuple(torch.from_numpy(part) for part in (offsets, indices, values))  # type: ignore[return-value]
+    # Splice rows from the plain kernel between the others: those that were left out are empty so far.
+    at = torch.from_numpy(again)
+    plain = reference.threshold_encode(x[at], W_enc, bias, threshold, block_rows=block_rows)
+    counts = torch.from_numpy(offsets).diff()
+    counts[at] = plain[0].diff()
+    whole = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    from_plain = torch.zeros(len(x), dtype=torch.bool)
+    from_plain[at] = True
+    from_plain = torch.repeat_interleave(from_plain, counts)
+    all_indices, all_values = torch.empty(int(whole[-1]), dtype=torch.int64), torch.empty(int(whole[-1]))
+    for mine, other, into in ((indices, plain[1], all_indices), (values, plain[2], all_values)):
+        into[from_plain] = other
+        into[~from_plain] = torch.from_numpy(mine)
+    return whole, all_indices, all_values
+
+
+def _encode_above(
+    x: Tensor,
+    W_enc: Tensor,
+    bias: Tensor,
+    W: _Rounded,
+    level: Tensor,
+    room: int,
+    block_rows: int | None,
+    all_or_none: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """All pre-activations above a level of any sign: offsets, latents and values, and the rows that were left out.
+
+    Rows are left out when they are not finite or have more than `room` candidates. None when the weights are not
+    finite, or (with `all_or_none`) when a row would be left out.
+    """
+    n, d = x.shape
+    n_latents = len(W_enc)
+    finite = bool(W.norm.max() <= LARGEST) and bool(bias.abs().max() <= LARGEST) and bool(level.abs().max() <= LARGEST)
+    if not n or not finite:
+        return None
     rows = _round(x, "x")
     reach = row_reach(rows, W, d)
-    block = max(1, min(block_rows or n, n, max(16, BLOCK_BYTES // (2 * n_latents))))
-    room = max(n_latents // 16, min(n_latents, 64))
-    product = buffer("product", (block, n_latents), torch.bfloat16)
-    values, indices = buffer("values", (block, room)), buffer("indices", (block, room), torch.int64)
-    counts = torch.empty(n, dtype=torch.int64)
-    parts: list[tuple[Tensor, Tensor]] = []
-    place = torch.arange(room)
-    with torch.no_grad():
-        for start in range(0, n, block):
-            at = slice(start, min(start + block, n))
-            size = at.stop - start
-            torch.mm(rows.bf16[at], W.bf16.T, out=product[:size])
-            _spread(
-                loops.choose_above, size, 8 * n_latents + 2 * room * d,
-                start, product.view(torch.int16).numpy(), x.numpy(), reach, W_enc.numpy(),
-                bias.numpy(), W.norm, level.numpy(), lanes_for(n_latents, 1),
-                values.numpy(), indices.numpy(), counts[at].numpy(),
-            )  # fmt: skip
-            counts[at][torch.from_numpy(~(rows.norm[at] <= LARGEST))] = -1
-            again = (counts[at] < 0).nonzero()[:, 0]
-            if len(again):  # splice rows from the plain kernel between the others
-                offsets, more_indices, more_values = reference.threshold_encode(x[at][again], W_enc, bias, threshold)
-                counts[at][again] = offsets.diff()
-                row_values, row_indices = [], []
-                plain = {row: c for c, row in enumerate(again.tolist())}
-                for row, count in enumerate(counts[at].tolist()):
-                    if row in plain:
-                        span = slice(int(offsets[plain[row]]), int(offsets[plain[row] + 1]))
-                        row_values.append(more_values[span])
-                        row_indices.append(more_indices[span])
-                    else:
-                        row_values.append(values[row, :count])
-                        row_indices.append(indices[row, :count])
-                parts.append((torch.cat(row_indices), torch.cat(row_values)))
-            else:
-                kept = place < counts[at, None]
-                parts.append((indices[:size][kept], values[:size][kept]))
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return offsets, torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
+    lanes = lanes_for(n_latents, 1)
+    block = _block_of(n, n_latents, block_rows)
+    x_, W_, b_, level_ = (t.numpy() for t in (x, W_enc, bias, level))
+    counts = np.zeros(n, np.int64)
+    parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def work(start: int, stop: int, product: Tensor) -> None:
+        if all_or_none and counts[0] < 0:
+            return
+        values = buffer("values above", (block, room)).numpy()[: stop - start]
+        indices = buffer("indices above", (block, room), torch.int64).numpy()[: stop - start]
+        part = torch.mm(rows.bf16[start:stop], W.bf16.T, out=product[: stop - start])
+        own = counts[start:stop]
+        loops.choose_above(
+            0, stop - start, part.view(torch.int16).numpy(), x_[start:stop], reach[start:stop], W_, b_, W.norm,
+            level_, lanes, values, indices, own,
+        )  # fmt: skip
+        own[~(rows.norm[start:stop] <= LARGEST)] = -1
+        if all_or_none and bool((own < 0).any()):
+            counts[0] = -1
+            return
+        offsets = np.zeros(len(own) + 1, np.int64)
+        np.cumsum(np.maximum(own, 0), out=offsets[1:])
+        packed = np.empty(offsets[-1], np.float32), np.empty(offsets[-1], np.int64)
+        loops.pack_rows(values, indices, offsets, *packed)
+        parts[start] = packed
+
+    _by_blocks(work, n, block, n_latents)
+    if all_or_none and len(parts) < -(-n // block):
+        return None
+    again = np.flatnonzero(counts < 0)
+    offsets = np.zeros(n + 1, np.int64)
+    np.cumsum(np.maximum(counts, 0), out=offsets[1:])
+    values, indices = (np.concatenate([parts[start][which] for start in sorted(parts)]) for which in (0, 1))
+    return offsets, indices, values, again
 
 
 def row_reach(rows: _Rounded, latents: _Rounded, d: int) -> np.ndarray:
@@ -262,7 +347,7 @@ def row_reach(rows: _Rounded, latents: _Rounded, d: int) -> np.ndarray:
 
 def lanes_for(n_latents: int, k: int) -> int:
     """Lanes whose maxima locate the k largest: a multiple of 16, so many that few lanes hold two of them."""
-    wanted = max(8 * k, n_latents // 16)
+    wanted = max(8 * k, n_latents // 16, 256)
     lanes = 16
     while lanes < wanted:
         lanes *= 2
@@ -270,6 +355,258 @@ def lanes_for(n_latents: int, k: int) -> int:
 
 
 # ---------------------------------------------------------------- the training step
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """An encoder at one step: what it subtracts from rows is a part of the bias."""
+
+    W: Tensor
+    bias: Tensor
+    """``b_enc - W_enc @ offset``, ``[n_latents]``."""
+    rounded: _Rounded
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """(row, latent) pairs, row by row."""
+
+    offsets: np.ndarray
+    """``[n_rows + 1]`` int64."""
+    latents: np.ndarray
+    """``[n_pairs]`` int64."""
+    values: np.ndarray
+    """Pre-activations or codes, ``[n_pairs]`` float32."""
+
+    def where(self, kept: np.ndarray) -> Pairs:
+        """The pairs that `kept` ``[n_pairs]`` bool marks."""
+        before = np.zeros(len(kept) + 1, np.int64)
+        np.cumsum(kept, out=before[1:])
+        return Pairs(before[self.offsets], self.latents[kept], self.values[kept])
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A reconstruction, differentiated."""
+
+    error: float
+    """Sum over rows of ``||x - x_hat||^2``."""
+    gradient: Tensor
+    """Of the loss by ``x_hat``, ``[n, d]``."""
+    slopes: np.ndarray
+    """``gradient . W_dec[latent]`` of each pair."""
+    columns: np.ndarray
+    """``gradient`` summed over rows, ``[d]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The gradient of all weights with a latent axis."""
+
+    of_enc: np.ndarray
+    of_dec: np.ndarray
+    """Before projection."""
+    of_bias: np.ndarray
+    along: np.ndarray
+    """``of_dec[j] . W_dec[j]``, ``[n_latents]``."""
+    squares: np.ndarray
+    """``|of_dec[j]|^2 + |of_enc[j]|^2``, ``[n_latents]``."""
+    of_offset: np.ndarray
+    """What the bias passes on to the offset, ``[d]``."""
+    counts: np.ndarray
+    """Pairs of each latent, ``[n_latents]``."""
+
+
+def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
+    """``x * scale - center`` in memory that the next call on this thread uses again."""
+    x = x.detach().contiguous()
+    out = buffer("centered rows", tuple(x.shape))
+    factor = np.float32(1.0 if scale is None else float(scale))
+    _spread(loops.center_rows, len(x), 4 * x.shape[1], x.numpy(), factor, center.numpy(), out.numpy())
+    return out
+
+
+def variance(x: Tensor) -> float:
+    """``mean over rows of ||x - mean(x)||^2`` of centred rows, at least 1e-12."""
+    n, d = x.shape
+    parts = -(-n // CHUNK)
+    columns, squares = buffer("columns", (parts, d)).numpy(), np.empty(parts, np.float32)
+    _spread(loops.chunk_sums, parts, 2 * CHUNK * d, CHUNK, x.numpy(), columns, squares)
+    mean = columns.sum(0, dtype=np.float64) / n
+    return max(float(squares.sum(dtype=np.float64)) / n - float(mean @ mean), 1e-12)
+
+
+def row_norms(W: Tensor) -> np.ndarray:
+    """Length of each row of ``W [n, d]``."""
+    norms = np.empty(len(W), np.float32)
+    _spread(loops.row_norms, len(W), W.shape[1], W.numpy(), norms)
+    return norms
+
+
+def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor) -> Encoder:
+    """The encoder for rows from which `offset` is yet to be subtracted."""
+    rounded = _round(W_enc, "W", offset)
+    return Encoder(W_enc, b_enc - torch.from_numpy(rounded.dot), rounded)
+
+
+def prefix(encoder: Encoder, size: int) -> Encoder:
+    """The encoder of the first `size` latents."""
+    r = encoder.rounded
+    cut = _Rounded(r.bf16[:size], r.norm[:size], r.residual[:size], r.dot[:size])
+    return Encoder(encoder.W[:size], encoder.bias[:size], cut)
+
+
+def join(parts: Sequence[Pairs]) -> Pairs:
+    """Pairs of several sets of rows, one set after the other."""
+    starts = np.cumsum([0, *(len(part.latents) for part in parts)])
+    offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts)]
+    latents, values = (np.concatenate([getattr(part, name) for part in parts]) for name in ("latents", "values"))
+    return Pairs(np.concatenate([*offsets, starts[-1:]]), latents, values)
+
+
+def topk_pairs(x: Tensor, encoder: Encoder, k: int, exact: bool = True) -> Pairs:
+    """The `k` largest of each row, after ReLU (0 where the pre-activation was not positive)."""
+    values, indices = _encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, exact)
+    return Pairs(np.arange(0, len(x) * k + 1, k), indices.view(-1).numpy(), values.view(-1).numpy())
+
+
+def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs | None:
+    """All pre-activations above a level ``[n_latents]`` of any sign; None when a row has more than `room`, or when
+    something is not finite.
+    """
+    found = _encode_above(x, encoder.W, encoder.bias, encoder.rounded, level, room, None, all_or_none=True)
+    return None if found is None else Pairs(*found[:3])
+
+
+def reconstruct(
+    x: Tensor, pairs: Pairs, codes: np.ndarray, W_dec: Tensor, offset: Tensor, weight: float = 1.0, name: str = ""
+) -> Fit:
+    """Decode the pairs and differentiate ``weight * mean over rows of ||x - x_hat||^2``."""
+    n, d = x.shape
+    parts = -(-n // CHUNK)
+    gradient, columns = buffer(f"gradient {name}", (n, d)), buffer("columns", (parts, d)).numpy()
+    slopes, squares = buffer(f"slopes {name}", (len(codes),)).numpy(), buffer("squares", (n,)).numpy()
+    _spread(
+        loops.reconstruct, parts, 4 * CHUNK * d * len(codes) / max(n, 1),
+        CHUNK, x.numpy(), pairs.offsets, codes, pairs.latents, W_dec.numpy(), offset.numpy(),
+        np.float32(2 * weight / n), gradient.numpy(), slopes, squares, columns,
+    )  # fmt: skip
+    return Fit(float(squares.sum(dtype=np.float64)), gradient, slopes, columns.sum(0))
+
+
+def gradients(
+    x: Tensor, offset: Tensor, weights: dict[str, Tensor], pairs: Pairs, wanted: np.ndarray, codes: np.ndarray,
+    slopes: np.ndarray, gradient: Tensor, *, stretch: np.ndarray | None = None,
+    revived: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, sections: Sequence[int] = (),
+) -> Gradients:  # fmt: skip
+    """Sums over each latent's pairs: ``of_dec = sum code * gradient[row]``, ``of_enc = sum slope * (x[row] - offset)``.
+
+    Parameters
+    ----------
+    x, offset, weights
+        Centred rows ``[n, d]``, ``b_dec`` minus the centre ``[d]``, and at least ``W_enc`` and ``W_dec``.
+    pairs, wanted, codes, slopes
+        Pairs; which of them count ``[n_pairs]`` bool; their codes, and the gradient of their pre-activations. With
+        more rows than `x` has they are row r + n, r + 2 n, ... of it.
+    gradient
+        Of the loss by the reconstruction, ``[n, d]`` or ``[m * n, d]``.
+    stretch
+        ``[n_latents]``; ``stretch[j] * W_dec[j]`` is added to `of_dec`.
+    revived
+        Latents ``[m]`` int64 and a further gradient of their decoder rows, encoder rows and biases.
+    sections
+        Edges of groups of latents, each of which takes the next n rows of `gradient`.
+    """
+    n, d = x.shape
+    W_enc, W_dec = weights["W_enc"], weights["W_dec"]
+    n_latents = len(W_enc)
+    slot, more = np.full(n_latents, -1, np.int32), [torch.empty((0, d)), torch.empty((0, d)), torch.empty(0)]
+    if revived is not None:
+        slot[revived[0].numpy()] = np.arange(len(revived[0]), dtype=np.int32)
+        more = list(revived[1:])
+    offsets = np.zeros(n_latents + 1, np.int64)
+    loops.count_by_latent(pairs.latents, wanted, offsets)
+    count = int(offsets[-1])
+    rows = buffer("rows", (count,), torch.int32).numpy()
+    code, slope = buffer("code", (count,)).numpy(), buffer("slope", (count,)).numpy()
+    loops.sort_by_latent(
+        pairs.offsets, codes, pairs.latents, slopes, wanted, offsets[:-1].copy(), rows, code, slope
+    )  # fmt: skip
+    sources = rows
+    if len(pairs.offsets) - 1 > n:
+        rows = sources % np.int32(n)
+    elif sections:
+        sources = rows.copy()
+        for edge in sections:
+            sources[offsets[edge] :] += np.int32(n)
+    chunks = -(-n_latents // CHUNK)
+    of_dec, of_enc = buffer("of dec", (n_latents, d)).numpy(), buffer("of enc", (n_latents, d)).numpy()
+    of_bias, of_offset = np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy()
+    along, squares = np.zeros(n_latents, np.float32), np.zeros(n_latents)
+    stretch = np.zeros(n_latents, np.float32) if stretch is None else stretch
+    panels = max(1, round(4 * (n + len(gradient)) * d / PANEL_BYTES))
+    edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]
+    for left, right in itertools.pairwise(edges):
+        _spread(
+            loops.gradient_of_latents, chunks, 8 * count * d / chunks / panels,
+            CHUNK, left, right, offsets, rows, sources, code, slope, gradient.numpy(), x.numpy(), offset.numpy(),
+            W_enc.numpy(), W_dec.numpy(), slot, *(t.numpy() for t in more), stretch,
+            of_dec, of_enc, of_bias, of_offset, along, squares,
+        )  # fmt: skip
+    return Gradients(of_enc, of_dec, of_bias, along, squares, -of_offset.sum(0), np.diff(offsets))
+
+
+def descend(
+    weights: dict[str, Tensor], first: dict[str, Tensor], second: dict[str, Tensor], g: Gradients,
+    others: dict[str, np.ndarray], adam: Adam, *, clip: float | None, unit: bool, rates: Mapping[str, float] = {},
+) -> float:  # fmt: skip
+    """Clipping, Adam and (with `unit`) decoder rows of length 1, in place; returns the length of the gradient.
+
+    `others` are gradients of further weights, `b_dec` among them; ``others["b_enc"]`` stands in for the gradient of the
+    bias in `g`. `rates` multiply the learning rate of some of them.
+    """
+    W_enc, W_dec, b_enc = (weights[name].numpy() for name in ("W_enc", "W_dec", "b_enc"))
+    of_bias = others.get("b_enc", g.of_bias)
+    lengths = g.squares + np.square(of_bias, dtype=np.float64)
+    if unit:  # what projection removes from the gradient of a row of length 1 is the square of `along`
+        lengths -= np.square(g.along, dtype=np.float64)
+    # Sorted, so that the sum does not depend on the order of the latents.
+    total = np.sort(lengths).sum()
+    for name, gradient in others.items():
+        if name != "b_enc":
+            total += np.sort(np.square(gradient, dtype=np.float64)).sum()
+    norm = float(np.sqrt(np.maximum(total, 0.0)))
+    factor = min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0
+    if not np.isfinite(norm):
+        factor = np.nan  # as in plain torch: nothing survives, and the caller sees it
+    memory1, memory2, rate, root, eps = adam.factors()
+
+    def numbers(name: str) -> tuple[np.float32, ...]:
+        values = factor, memory1, memory2, rate * rates.get(name, 1.0), root, eps
+        return tuple(np.float32(value) for value in values)
+
+    moments = [group[name].numpy() for group in (first, second) for name in ("W_enc", "W_dec", "b_enc")]
+    _spread(
+        loops.update_latents, len(W_enc), 32 * W_enc.shape[1], g.of_dec, g.of_enc, of_bias, g.along,
+        W_enc, W_dec, b_enc, *moments, unit, *numbers("W_enc"),
+    )  # fmt: skip
+    for name, gradient in others.items():
+        if name != "b_enc":
+            moving = (group[name].numpy() for group in (weights, first, second))
+            loops.adam_row(gradient.astype(np.float32, copy=False), *moving, *numbers(name))
+    return norm
+
+
+def revive(
+    x: Tensor, fit: Fit, encoder: Encoder, W_dec: Tensor, dead: Tensor | None, settings: TopKSettings
+) -> tuple[float | None, tuple[Tensor, Tensor, Tensor, Tensor] | None]:
+    """AuxK of the dead latents: the term of the loss, and its gradient as `gradients` wants it."""
+    if dead is None or not settings.k_aux or not settings.aux_coefficient or not bool(dead.any()):
+        return None, None
+    which = dead.nonzero()[:, 0]
+    residual = fit.gradient * (-len(x) / 2)
+    aux, *more = reference.aux_gradients(x, residual, encoder.W[which], encoder.bias[which], W_dec[which], settings)
+    return aux, (which, *more)  # type: ignore[return-value]
 
 
 def topk_step(
@@ -287,76 +624,15 @@ def topk_step(
     Two passes over the latents: the first sums each latent's gradient from the rows that it fired in, because clipping
     needs the length of the whole gradient; the second projects, clips, applies Adam and restores unit length.
     """
-    x = x.detach().contiguous()
-    n, d = x.shape
-    k, n_latents = settings.k, len(weights["W_enc"])
-    W_enc, W_dec, b_enc, b_dec = (weights[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec"))
-    offset = offset.detach().contiguous()
-    rounded = _round(W_enc, "W", offset)
-    bias = b_enc - torch.from_numpy(rounded.dot)
-    values, indices = _encode(x, W_enc, bias, rounded, k, None, settings.exact)
-
-    parts = -(-n // CHUNK)
-    gradient, products, columns = (
-        buffer("gradient", (n, d)),
-        buffer("products", (n, k)),
-        buffer("columns", (parts, d)),
-    )
-    squares = buffer("squares", (n,)).numpy()
-    scale = np.float32(2 / n)
-    _spread(
-        loops.reconstruct, parts, 4 * CHUNK * k * d,
-        CHUNK, x.numpy(), values.numpy(), indices.numpy(), W_dec.numpy(), offset.numpy(),
-        scale, gradient.numpy(), products.numpy(), squares, columns.numpy(),
+    x, offset = x.detach().contiguous(), offset.detach().contiguous()
+    encoder = encoder_at(weights["W_enc"], weights["b_enc"], offset)
+    pairs = topk_pairs(x, encoder, settings.k, settings.exact)
+    fit = reconstruct(x, pairs, pairs.values, weights["W_dec"], offset)
+    aux, revived = revive(x, fit, encoder, weights["W_dec"], dead, settings)
+    g = gradients(
+        x, offset, weights, pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient, revived=revived
     )  # fmt: skip
-    error = float(squares.sum(dtype=np.float64))
-
-    aux, slot, more = None, np.full(n_latents, -1, np.int32), _nothing(d)
-    which = dead.nonzero()[:, 0] if dead is not None and settings.k_aux and settings.aux_coefficient else None
-    if which is not None and len(which):
-        slot[which.numpy()] = np.arange(len(which), dtype=np.int32)
-        aux, *more = reference.aux_gradients(x, gradient * (-n / 2), W_enc[which], bias[which], W_dec[which], settings)
-
-    offsets = np.zeros(n_latents + 1, np.int64)
-    loops.count_by_latent(values.numpy(), indices.numpy(), offsets)
-    n_fired = int(offsets[-1])
-    rows = buffer("rows", (n * k,), torch.int32).numpy()
-    code, slope = buffer("code", (n * k,)).numpy(), buffer("slope", (n * k,)).numpy()
-    loops.sort_by_latent(values.numpy(), indices.numpy(), products.numpy(), offsets[:-1].copy(), rows, code, slope)
-    pairs = (offsets, rows, code, slope, gradient.numpy(), x.numpy(), offset.numpy())
-    extra = (slot, *(t.numpy() for t in more))
-
-    chunks = -(-n_latents // CHUNK)
-    of_dec, of_enc = buffer("of dec", (n_latents, d)).numpy(), buffer("of enc", (n_latents, d)).numpy()
-    of_bias, of_offset = np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy()
-    along, squares = np.zeros(n_latents, np.float32), np.zeros(n_latents)
-    panels = max(1, round(8 * n * d / PANEL_BYTES))
-    edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]
-    for left, right in itertools.pairwise(edges):
-        _spread(
-            loops.gradient_of_latents, chunks, 8 * n * k * d / chunks / panels,
-            CHUNK, left, right, *pairs, W_enc.numpy(), W_dec.numpy(), *extra,
-            of_dec, of_enc, of_bias, of_offset, along, squares,
-        )  # fmt: skip
-    g_b_dec = columns.numpy().sum(0) - of_offset.sum(0)
-    # Decoder rows have length 1: what projection removes from a gradient is the square of `along`.
-    lengths = squares - np.square(along, dtype=np.float64) + np.square(of_bias, dtype=np.float64)
-    # Sorted, so that the sum does not depend on the order of the latents.
-    total = np.sort(lengths).sum() + np.square(g_b_dec, dtype=np.float64).sum()
-    norm = float(np.sqrt(np.maximum(total, 0.0)))
-    factor = np.float32(min(1.0, settings.clip / (norm + 1e-6)) if settings.clip is not None else 1.0)
-    if not np.isfinite(norm):
-        factor = np.float32(np.nan)  # as in plain torch: nothing survives, and the caller sees it
-    numbers = tuple(np.float32(value) for value in (factor, *adam.factors()))
-    moments = [group[name].numpy() for group in (first, second) for name in ("W_enc", "W_dec", "b_enc")]
-    _spread(
-        loops.update_latents, n_latents, 32 * d, of_dec, of_enc, of_bias, along,
-        W_enc.numpy(), W_dec.numpy(), b_enc.numpy(), *moments, *numbers,
-    )  # fmt: skip
-    loops.adam_row(g_b_dec, b_dec.numpy(), first["b_dec"].numpy(), second["b_dec"].numpy(), *numbers)
-    fired = torch.from_numpy(np.diff(offsets))
-    return StepOutcome(error=error, aux=aux, fired=fired, n_fired=n_fired, grad_norm=norm)
-
-
-def _nothing(d: int) -> list[Tensor]:
-    return [torch.empty((0, d)), torch.empty((0, d)), torch.empty(0)]
+    others = {"b_dec": fit.columns + g.of_offset}
+    norm = descend(weights, first, second, g, others, adam, clip=settings.clip, unit=True)
+    fired = torch.from_numpy(g.counts)
+    return StepOutcome(error=fit.error, aux=aux, fired=fired, n_fired=int(g.counts.sum()), grad_norm=norm)

@@ -57,6 +57,10 @@ def topk_encode(
         from . import cpu
 
         return cpu.topk_encode(x, W_enc, b_enc, k, block_rows=block_rows, exact=exact)
+    if rank is None and worth and _runs_on_gpu(x, W_enc, b_enc) and not _differentiated(x, W_enc, b_enc):
+        from . import gpu
+
+        return gpu.topk_encode(x, W_enc, b_enc, k, block_rows=block_rows, exact=exact)
     return reference.topk_encode(x, W_enc, b_enc, k, rank=rank, block_rows=block_rows)
 
 
@@ -95,14 +99,31 @@ def threshold_encode(
     return reference.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
 
 
-def scratch(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Float32 memory on the CPU that the next call with this name on this thread gets again; its content is undefined.
+def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
+    """Sum of decoder rows weighted by codes, ``[n, d_out]``: row r sums over ``offsets[r]:offsets[r + 1]``.
+
+    Parameters
+    ----------
+    offsets, indices, values
+        Compressed sparse rows: ``[n + 1]`` int64, ``[nnz]`` int64, ``[nnz]``.
+    W_dec
+        Decoder, ``[n_latents, d_out]``; the codes are taken in its dtype.
+    """
+    if _runs_on_gpu(values, W_dec) and not _differentiated(values, W_dec):
+        from . import gpu
+
+        return gpu.csr_decode(offsets, indices, values, W_dec)
+    return reference.csr_decode(offsets, indices, values, W_dec)
+
+
+def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
+    """``x * scale - center`` for rows ``[n, d]`` on the CPU, in memory that the next call on this thread uses again.
 
     New memory costs about ten times as much as memory in use, page by page; a step that uses the same again is faster.
     """
     from . import cpu
 
-    return cpu.buffer(name, shape)
+    return cpu.centered(x, scale, center)
 
 
 def topk_step_runs(weights: dict[str, Tensor], k: int) -> bool:
@@ -139,6 +160,15 @@ def _runs(tensors: list[Tensor], worth: bool) -> bool:
     """Whether the compiled loops take these tensors: float32 on the CPU, and the switch allows it."""
     possible = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
     return possible and (worth or switch.mode() == "fast") and switch.fast_here()
+
+
+def _runs_on_gpu(*tensors: Tensor) -> bool:
+    """Whether the Triton kernels take these tensors: float32 on a CUDA device, and the switch asks for them.
+
+    They have only been run by Triton's interpreter so far: `auto` stays with plain torch on a GPU.
+    """
+    possible = all(t.is_cuda and t.dtype == torch.float32 for t in tensors)
+    return possible and switch.mode() == "fast" and switch.triton_here()
 
 
 def _differentiated(*tensors: Tensor) -> bool:

@@ -114,17 +114,51 @@ def _insert(score: Any, j: Any, scores: Any, latents: Any, held: Any) -> Any:
     return held + 1
 
 
-@njit(inline="always")
-def _score(
-    waiting: Any, n_waiting: Any, found: Any, x: Any, row: Any, W: Any, bias: Any, scores: Any, latents: Any, held: Any
-) -> Any:
-    """Multiply the first `n_waiting` latents of `waiting` in fp32 and put them into the list; returns its length."""
-    for c in range(n_waiting):
-        j = np.uint64(waiting[c])
-        total = np.float32(0.0)
+@_compiled
+def _multiply(x: Any, row: Any, W: Any, bias: Any, latents: Any, count: int, scores: Any) -> None:
+    """``scores[c] = x[row] . W[latents[c]] + bias[latents[c]]`` for c below `count`.
+
+    Four at a time, because then four waits for memory overlap; both lists have room for three more.
+    """
+    for c in range(count, count + 3):
+        latents[c] = latents[count - 1]
+    for c in range(0, count, 4):
+        j0 = np.uint64(latents[c])
+        j1 = np.uint64(latents[c + 1])
+        j2 = np.uint64(latents[c + 2])
+        j3 = np.uint64(latents[c + 3])
+        s0 = np.float32(0.0)
+        s1 = np.float32(0.0)
+        s2 = np.float32(0.0)
+        s3 = np.float32(0.0)
         for i in range(x.shape[1]):
-            total += x[row, i] * W[j, i]
-        found[c] = total + bias[j]
+            value = x[row, i]
+            s0 += value * W[j0, i]
+            s1 += value * W[j1, i]
+            s2 += value * W[j2, i]
+            s3 += value * W[j3, i]
+        scores[c] = s0 + bias[j0]
+        scores[c + 1] = s1 + bias[j1]
+        scores[c + 2] = s2 + bias[j2]
+        scores[c + 3] = s3 + bias[j3]
+
+
+@njit(inline="always")
+def _before(scores: Any, latents: Any, count: int, score: Any, latent: Any) -> Any:
+    """How many of the first `count` come before this one: larger, or equal and of a smaller latent."""
+    larger = np.int32(0)
+    for c in range(count):
+        larger += np.int32((scores[c] > score) | ((scores[c] == score) & (latents[c] < latent)))
+    return larger
+
+
+@njit(inline="always")
+def _insert_all(
+    x: Any, row: Any, W: Any, bias: Any, waiting: Any, n_waiting: int, found: Any, scores: Any, latents: Any, held: Any
+) -> Any:
+    """Multiply the latents that wait and put them into the list of the best; returns how many that holds."""
+    if n_waiting:
+        _multiply(x, row, W, bias, waiting, n_waiting, found)
     for c in range(n_waiting):
         held = _insert(found[c], waiting[c], scores, latents, held)
     return held
@@ -132,28 +166,35 @@ def _score(
 
 @_compiled
 def choose(
-    start: int, stop: int, first: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
+    start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
     most_reach: Any, most_bias: Any, k: int, lanes: int, exact: bool, values: Any, indices: Any,
 ) -> None:  # fmt: skip
     """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
-    For every row r (of the block, row ``first + r`` of x) and latent j the product P is off by at most
-    ``row_reach[r] * latent_reach[j]`` plus its own rounding. At least k latents with the largest P are multiplied again
-    in fp32. A latent whose upper bound is below the k-th best of these is not among the k largest; all others are
-    multiplied again too. The k best are returned, largest first.
+    For every row r and latent j the product P is off by at most ``row_reach[r] * latent_reach[j]`` plus its own
+    rounding. At least k latents with the largest P are multiplied again in fp32. A latent whose upper bound is below
+    all of these is not among the k largest; all others are multiplied again too. The k best are returned, largest
+    first.
 
     Rows must be finite. `lanes` is at least k; `most_reach` and `most_bias` are the largest ``latent_reach``
     and ``|bias|``.
     """
     n = P.shape[1]
+    room = 4 * k + 64  # more than that are close to each other: then one by one, in a list that is kept in order
     best = np.empty(lanes, np.float32)
+    sure = np.empty(room + 4, np.int32)
+    sure_scores = np.empty(room + 4, np.float32)
+    maybe = np.empty(room + 4, np.int32)
+    maybe_upper = np.empty(room + 4, np.float32)
+    opened = np.empty(lanes + 1, np.int32)
+    near = np.empty(n + 1, np.int32)
     scores = np.empty(k, np.float32)
     latents = np.empty(k, np.int64)
-    waiting = np.empty(WAITING, np.int64)
-    found = np.empty(WAITING, np.float32)
+    waiting = np.empty(WAITING + 4, np.int32)
+    found = np.empty(WAITING + 4, np.float32)
     zero = np.float32(0.0)
-    for r in range(start, stop):
-        row = np.uint64(first + r)
+    for at in range(start, stop):
+        r = np.uint64(at)
         # --- the largest approximate value of every lane (latents i, i + lanes, i + 2 lanes, ...)
         for i in range(lanes):
             best[i] = _widen(P[r, i]) + bias[i]
@@ -181,62 +222,110 @@ def choose(
                     break
             else:
                 top = middle
-        # --- latents at or above the level
+        reach = row_reach[r]
+        # 1.01: a negative value that its error lifts above 0 is itself not larger than that error.
+        widest = np.float32(1.01) * _error(largest + most_bias, largest + most_bias, reach * most_reach)
+        # --- latents at or above the level, and those below it that may still be among the k best: the k-th is not
+        # further below the level than the error (those that cannot be positive have value 0 anyway)
+        bar = level
+        if exact:
+            bar = max(level - np.float32(2.01) * widest, min(level, -widest))
+        # Stored whatever they are and kept by moving on: which lanes and latents qualify cannot be predicted.
+        n_open = 0
+        for i in range(lanes):
+            opened[n_open] = i
+            n_open += np.int64(best[i] >= bar)
+        n_near = 0
+        for c in range(n_open):
+            for j in range(opened[c], n, lanes):
+                near[n_near] = j
+                n_near += np.int64(_widen(P[r, j]) + bias[j] >= bar)
+        n_sure = 0
+        n_maybe = 0
+        if n_near <= room:
+            for c in range(n_near):
+                j = np.uint64(near[c])
+                p = _widen(P[r, j])
+                a = p + bias[j]
+                sure[n_sure] = j
+                maybe[n_maybe] = j
+                maybe_upper[n_maybe] = a + _error(p, a, reach * latent_reach[j])
+                n_sure += np.int64(a >= level)
+                n_maybe += np.int64(not a >= level)
+        else:
+            n_sure = n_near
+        if n_near <= room:
+            _multiply(x, r, W, bias, sure, n_sure, sure_scores)
+            if n_maybe:
+                bar = sure_scores[0]
+                if n_sure > k and x.shape[1] >= 256:  # long rows: finding the k-th best costs less than more products
+                    for c in range(n_sure):
+                        if _before(sure_scores, sure, n_sure, sure_scores[c], sure[c]) == k - 1:
+                            bar = sure_scores[c]
+                else:
+                    for c in range(n_sure):
+                        bar = min(bar, sure_scores[c])
+                n_waiting = 0
+                for c in range(n_maybe):
+                    if maybe_upper[c] >= bar and maybe_upper[c] > zero and n_sure + n_waiting < room:
+                        sure[n_sure + n_waiting] = maybe[c]
+                        n_waiting += 1
+                if n_waiting:
+                    _multiply(x, r, W, bias, sure[n_sure:], n_waiting, sure_scores[n_sure:])
+                    n_sure += n_waiting
+        if n_sure < room:
+            for c in range(n_sure):
+                place = _before(sure_scores, sure, n_sure, sure_scores[c], sure[c])
+                if place < k:
+                    values[r, place] = max(sure_scores[c], zero)
+                    indices[r, place] = sure[c]
+            continue
         held = 0
         n_waiting = 0
-        for i in range(lanes):
-            if best[i] >= level:
-                for j in range(i, n, lanes):
-                    if _widen(P[r, j]) + bias[j] >= level:
-                        waiting[n_waiting] = j
-                        n_waiting += 1
-                        if n_waiting == WAITING:
-                            held = _score(waiting, n_waiting, found, x, row, W, bias, scores, latents, held)
-                            n_waiting = 0
-        held = _score(waiting, n_waiting, found, x, row, W, bias, scores, latents, held)
-        # --- latents below it that may still be among the k best (those that cannot be positive have value 0 anyway)
-        if exact and held == k:
-            reach = row_reach[row]
-            # 1.01: a negative value that its error lifts above 0 is itself not larger than that error.
-            widest = np.float32(1.01) * _error(largest + most_bias, largest + most_bias, reach * most_reach)
-            n_waiting = 0
+        for lower in range(2 if exact else 1):
+            bar = level - np.float32(2.01) * widest if lower else level
             for i in range(lanes):
-                if best[i] + widest >= max(scores[k - 1], zero):
+                if best[i] >= bar:
                     for j in range(i, n, lanes):
                         p = _widen(P[r, j])
                         a = p + bias[j]
-                        if a < level:
+                        wanted = a >= level
+                        if lower:
                             upper = a + _error(p, a, reach * latent_reach[j])
-                            if upper >= scores[k - 1] and upper > zero:
-                                waiting[n_waiting] = j
-                                n_waiting += 1
-                                if n_waiting == WAITING:
-                                    held = _score(waiting, n_waiting, found, x, row, W, bias, scores, latents, held)
-                                    n_waiting = 0
-            held = _score(waiting, n_waiting, found, x, row, W, bias, scores, latents, held)
+                            wanted = (a < level) & (upper >= scores[k - 1]) & (upper > zero)
+                        if wanted:
+                            waiting[n_waiting] = j
+                            n_waiting += 1
+                            if n_waiting == WAITING:
+                                held = _insert_all(x, r, W, bias, waiting, n_waiting, found, scores, latents, held)
+                                n_waiting = 0
+            held = _insert_all(x, r, W, bias, waiting, n_waiting, found, scores, latents, held)
+            n_waiting = 0
         for c in range(held):
-            values[row, c] = max(scores[c], zero)
-            indices[row, c] = latents[c]
+            values[r, c] = max(scores[c], zero)
+            indices[r, c] = latents[c]
 
 
 @_compiled
 def choose_above(
-    start: int, stop: int, first: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
+    start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
     threshold: Any, lanes: int, values: Any, indices: Any, counts: Any,
 ) -> None:  # fmt: skip
     """All latents of a row with ``x[r] . W[j] + bias[j] > threshold[j]``, from a bf16 product that narrows them down.
 
-    Row r of the block writes its latents in ascending order into row r of `values` and `indices`, and their number into
-    ``counts[r]``; the number is -1 when there are more than these have room for. The bound is that of `choose`.
+    Row r writes its latents, lane by lane, into row r of `values` and `indices`, and their number into ``counts[r]``;
+    the number is -1 when there are more than these have room for. The bound is that of `choose`.
     """
     n = P.shape[1]
-    d = x.shape[1]
     room = values.shape[1]
     best = np.empty(lanes, np.float32)
+    opened = np.empty(lanes + 1, np.int32)
+    waiting = np.empty(n + 4, np.int32)
+    found = np.empty(room + 4, np.float32)
     zero = np.float32(0.0)
-    for r in range(start, stop):
-        row = np.uint64(first + r)
-        reach = row_reach[row]
+    for at in range(start, stop):
+        r = np.uint64(at)
+        reach = row_reach[r]
         # --- how far the best latent of every lane (i, i + lanes, i + 2 lanes, ...) could be above its threshold
         for i in range(lanes):
             best[i] = -np.float32(np.inf)
@@ -246,50 +335,141 @@ def choose_above(
                 a = p + bias[base + i]
                 a = a + _error(p, a, reach * latent_reach[base + i]) - threshold[base + i]
                 best[i] = a if a > best[i] else best[i]
-        found = 0
+        n_open = 0
         for i in range(lanes):
-            if not best[i] >= zero:
-                continue
-            for j in range(i, n, lanes):
+            opened[n_open] = i
+            n_open += np.int64(best[i] >= zero)
+        count = 0
+        for c in range(n_open):
+            for j in range(opened[c], n, lanes):
                 p = _widen(P[r, j])
                 a = p + bias[j]
-                if a + _error(p, a, reach * latent_reach[j]) - threshold[j] >= zero:
-                    if found == room:
-                        found = -1
-                        break
-                    indices[r, found] = j
-                    found += 1
-            if found < 0:
-                break
-        counts[r] = found
+                waiting[count] = j
+                count += np.int64(a + _error(p, a, reach * latent_reach[j]) - threshold[j] >= zero)
+        if count > room:
+            counts[r] = -1
+            continue
         # --- multiplied again in fp32; those at or below their threshold go
         kept = 0
-        for c in range(found):
-            latent = np.uint64(indices[r, c])
-            total = zero
-            for i in range(d):
-                total += x[row, i] * W[latent, i]
-            total += bias[latent]
-            if total > threshold[latent]:
-                values[r, kept] = total
-                indices[r, kept] = indices[r, c]
+        if count:
+            _multiply(x, r, W, bias, waiting, count, found)
+        for c in range(count):
+            if found[c] > threshold[waiting[c]]:
+                values[r, kept] = found[c]
+                indices[r, kept] = waiting[c]
                 kept += 1
-        if found >= 0:
-            counts[r] = kept
+        counts[r] = kept
+
+
+@_compiled
+def pack_rows(values: Any, indices: Any, offsets: Any, packed_values: Any, packed_indices: Any) -> None:
+    """The first ``offsets[r + 1] - offsets[r]`` entries of each row r, one row after the other."""
+    for r in range(len(offsets) - 1):
+        first = offsets[r]
+        for c in range(offsets[r + 1] - first):
+            packed_values[first + c] = values[r, c]
+            packed_indices[first + c] = indices[r, c]
+
+
+@_compiled
+def center_rows(start: int, stop: int, x: Any, scale: Any, center: Any, out: Any) -> None:
+    """``out = x * scale - center``."""
+    for r in range(start, stop):
+        for i in range(x.shape[1]):
+            out[r, i] = x[r, i] * scale - center[i]
+
+
+@_compiled
+def row_norms(start: int, stop: int, x: Any, norms: Any) -> None:
+    """Length of each row."""
+    for r in range(start, stop):
+        total = np.float32(0.0)
+        for i in range(x.shape[1]):
+            total += x[r, i] * x[r, i]
+        norms[r] = np.sqrt(total)
+
+
+@_compiled
+def chunk_sums(start: int, stop: int, chunk: int, x: Any, columns: Any, squares: Any) -> None:
+    """Sum of the rows, and of their squares, over chunks of `chunk` rows."""
+    n, d = x.shape
+    for part in range(start, stop):
+        for i in range(d):
+            columns[part, i] = np.float32(0.0)
+        total = np.float32(0.0)
+        for r in range(part * chunk, min(n, (part + 1) * chunk)):
+            for i in range(d):
+                columns[part, i] += x[r, i]
+                total += x[r, i] * x[r, i]
+        squares[part] = total
+
+
+@njit(inline="always")
+def _decode(values: Any, indices: Any, first: Any, last: Any, W: Any, out: Any) -> None:
+    """``out += sum of values[c] * W[indices[c]]`` for c from `first` to `last`, four at a time."""
+    c = first
+    while c + 4 <= last:
+        v0 = values[c]
+        v1 = values[c + 1]
+        v2 = values[c + 2]
+        v3 = values[c + 3]
+        j0 = np.uint64(indices[c])
+        j1 = np.uint64(indices[c + 1])
+        j2 = np.uint64(indices[c + 2])
+        j3 = np.uint64(indices[c + 3])
+        for i in range(len(out)):
+            out[i] += (v0 * W[j0, i] + v1 * W[j1, i]) + (v2 * W[j2, i] + v3 * W[j3, i])
+        c += 4
+    while c < last:
+        v0 = values[c]
+        j0 = np.uint64(indices[c])
+        for i in range(len(out)):
+            out[i] += v0 * W[j0, i]
+        c += 1
+
+
+@njit(inline="always")
+def _products(g: Any, indices: Any, first: Any, last: Any, W: Any, products: Any) -> None:
+    """``products[c] = g . W[indices[c]]`` for c from `first` to `last`, four at a time."""
+    c = first
+    while c < last:
+        z = last - 1
+        j0 = np.uint64(indices[c])
+        j1 = np.uint64(indices[min(c + 1, z)])
+        j2 = np.uint64(indices[min(c + 2, z)])
+        j3 = np.uint64(indices[min(c + 3, z)])
+        s0 = np.float32(0.0)
+        s1 = np.float32(0.0)
+        s2 = np.float32(0.0)
+        s3 = np.float32(0.0)
+        for i in range(len(g)):
+            value = g[i]
+            s0 += value * W[j0, i]
+            s1 += value * W[j1, i]
+            s2 += value * W[j2, i]
+            s3 += value * W[j3, i]
+        products[c] = s0
+        if c + 1 < last:
+            products[c + 1] = s1
+        if c + 2 < last:
+            products[c + 2] = s2
+        if c + 3 < last:
+            products[c + 3] = s3
+        c += 4
 
 
 @_compiled
 def reconstruct(
-    start: int, stop: int, chunk: int, x: Any, values: Any, indices: Any, W: Any, offset: Any, scale: Any,
+    start: int, stop: int, chunk: int, x: Any, offsets: Any, values: Any, indices: Any, W: Any, offset: Any, scale: Any,
     gradient: Any, products: Any, squares: Any, columns: Any,
 ) -> None:  # fmt: skip
     """Decode rows and differentiate their squared error.
 
-    ``error = sum_c values[c] * W[indices[c]] + offset - x``; writes ``gradient = scale * error``, its sum of squares
-    (before scaling), and for each code with a positive value ``gradient . W[latent]``, the gradient of the code.
-    ``start .. stop`` counts chunks of `chunk` rows; ``columns [chunks, d]`` gets the sum of the gradient over each.
+    ``error = sum_c values[c] * W[indices[c]] + offset - x`` over the row's pairs, ``offsets[r] .. offsets[r + 1]``.
+    Writes ``gradient = scale * error``, the error's sum of squares, and for each pair ``gradient . W[latent]``, the
+    gradient of its code. ``start .. stop`` counts chunks of `chunk` rows; ``columns [chunks, d]`` gets the sum of the
+    gradient over each.
     """
-    k = values.shape[1]
     n, d = x.shape
     for at in range(start * chunk, min(n, stop * chunk)):
         r = np.uint64(at)
@@ -297,65 +477,65 @@ def reconstruct(
         if at % chunk == 0:
             for i in range(d):
                 columns[part, i] = np.float32(0.0)
+        row = gradient[r]
         for i in range(d):
-            gradient[r, i] = offset[i] - x[r, i]
-        for c in range(k):
-            value = values[r, c]
-            if value > np.float32(0.0):
-                j = np.uint64(indices[r, c])
-                for i in range(d):
-                    gradient[r, i] += value * W[j, i]
+            row[i] = offset[i] - x[r, i]
+        _decode(values, indices, offsets[r], offsets[r + np.uint64(1)], W, row)
         total = np.float32(0.0)
         for i in range(d):
-            total += gradient[r, i] * gradient[r, i]
-            gradient[r, i] *= scale
-            columns[part, i] += gradient[r, i]
+            total += row[i] * row[i]
+            row[i] *= scale
+            columns[part, i] += row[i]
         squares[r] = total
-        for c in range(k):
-            product = np.float32(0.0)
-            if values[r, c] > np.float32(0.0):
-                j = np.uint64(indices[r, c])
-                for i in range(d):
-                    product += gradient[r, i] * W[j, i]
-            products[r, c] = product
+        _products(row, indices, offsets[r], offsets[r + np.uint64(1)], W, products)
 
 
 @_compiled
-def count_by_latent(values: Any, indices: Any, offsets: Any) -> None:
-    """How many positive codes each latent has, as segment starts ``offsets [n_latents + 1]`` (zero before the call)."""
-    for r in range(values.shape[0]):
-        for c in range(values.shape[1]):
-            if values[r, c] > 0:
-                offsets[indices[r, c] + 1] += 1
+def count_by_latent(indices: Any, wanted: Any, offsets: Any) -> None:
+    """How many wanted pairs each latent has, as segment starts ``offsets [n_latents + 1]`` (zero before the call)."""
+    for c in range(len(indices)):
+        offsets[indices[c] + 1] += np.int64(wanted[c])
     for j in range(len(offsets) - 1):
         offsets[j + 1] += offsets[j]
 
 
 @_compiled
-def sort_by_latent(values: Any, indices: Any, products: Any, place: Any, rows: Any, code: Any, slope: Any) -> None:
-    """Put row, value and gradient of each positive code at ``place[latent]``, which moves on; rows ascend."""
-    for r in range(values.shape[0]):
-        for c in range(values.shape[1]):
-            if values[r, c] > 0:
-                at = place[indices[r, c]]
-                place[indices[r, c]] = at + 1
+def sort_by_latent(
+    row_offsets: Any,
+    values: Any,
+    indices: Any,
+    products: Any,
+    wanted: Any,
+    place: Any,
+    rows: Any,
+    code: Any,
+    slope: Any,
+) -> None:
+    """Put row, value and gradient of each wanted pair at ``place[latent]``, which moves on; rows ascend."""
+    for r in range(len(row_offsets) - 1):
+        for c in range(row_offsets[r], row_offsets[r + 1]):
+            if wanted[c]:
+                at = place[indices[c]]
+                place[indices[c]] = at + 1
                 rows[at] = r
-                code[at] = values[r, c]
-                slope[at] = products[r, c]
+                code[at] = values[c]
+                slope[at] = products[c]
 
 
 @_compiled
 def gradient_of_latents(
-    start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, code: Any, slope: Any,
-    gradient: Any, x: Any, offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any, more_bias: Any,
-    of_dec: Any, of_enc: Any, of_bias: Any, of_offset: Any, along: Any, squares: Any,
+    start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, sources: Any, code: Any,
+    slope: Any, gradient: Any, x: Any, offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any,
+    more_bias: Any, stretch: Any, of_dec: Any, of_enc: Any, of_bias: Any, of_offset: Any, along: Any, squares: Any,
 ) -> None:  # fmt: skip
     """Columns ``left .. right`` of the gradients of the latents' weights, and what is needed of their length.
 
     ``start .. stop`` counts chunks of `chunk` latents. Columns are done a panel at a time because then the rows that
-    latents have in common stay in a cache. Writes ``of_dec[j]`` and ``of_enc[j]`` (before projection), ``of_bias[j]``,
-    and ``of_offset[chunk]``, the sum over the chunk of ``of_bias[j] * W_enc[j]``. Adds up over the panels: ``along[j] =
-    of_dec[j] . W_dec[j]`` and ``squares[j] = |of_dec[j]|^2 + |of_enc[j]|^2``.
+    latents have in common stay in a cache. A pair's code goes with row ``sources[pair]`` of `gradient`, its slope with
+    row ``rows[pair]`` of `x`. Writes ``of_dec[j]`` (before projection; ``stretch[j] * W_dec[j]`` is added,
+    a penalty's part) and ``of_enc[j]``, ``of_bias[j]``, and ``of_offset[chunk]``, the sum over the chunk of
+    ``of_bias[j] * W_enc[j]``. Adds up over the panels: ``along[j] = of_dec[j] . W_dec[j]`` and ``squares[j] =
+    |of_dec[j]|^2 + |of_enc[j]|^2``.
     """
     n = W_enc.shape[0]
     a = np.uint64(left)
@@ -364,18 +544,47 @@ def gradient_of_latents(
         for i in range(a, z):
             of_offset[part, i] = np.float32(0.0)
         for j in range(np.uint64(part * chunk), np.uint64(min(n, (part + 1) * chunk))):
+            more = stretch[j]
             for i in range(a, z):
-                of_dec[j, i] = np.float32(0.0)
+                of_dec[j, i] = more * W_dec[j, i]
                 of_enc[j, i] = np.float32(0.0)
             bias = np.float32(0.0)
-            for at in range(offsets[j], offsets[j + np.uint64(1)]):
-                r = np.uint64(rows[at])
-                value = code[at]
-                weight = slope[at]
-                bias += weight
+            at = offsets[j]
+            last = offsets[j + np.uint64(1)]
+            while at + 4 <= last:
+                r0 = np.uint64(rows[at])
+                g0 = np.uint64(sources[at])
+                r1 = np.uint64(rows[at + 1])
+                g1 = np.uint64(sources[at + 1])
+                r2 = np.uint64(rows[at + 2])
+                g2 = np.uint64(sources[at + 2])
+                r3 = np.uint64(rows[at + 3])
+                g3 = np.uint64(sources[at + 3])
+                v0 = code[at]
+                v1 = code[at + 1]
+                v2 = code[at + 2]
+                v3 = code[at + 3]
+                s0 = slope[at]
+                s1 = slope[at + 1]
+                s2 = slope[at + 2]
+                s3 = slope[at + 3]
+                bias += (s0 + s1) + (s2 + s3)
                 for i in range(a, z):
-                    of_dec[j, i] += value * gradient[r, i]
-                    of_enc[j, i] += weight * x[r, i]
+                    of_dec[j, i] += (v0 * gradient[g0, i] + v1 * gradient[g1, i]) + (
+                        v2 * gradient[g2, i] + v3 * gradient[g3, i]
+                    )
+                    of_enc[j, i] += (s0 * x[r0, i] + s1 * x[r1, i]) + (s2 * x[r2, i] + s3 * x[r3, i])
+                at += 4
+            while at < last:
+                r0 = np.uint64(rows[at])
+                g0 = np.uint64(sources[at])
+                v0 = code[at]
+                s0 = slope[at]
+                bias += s0
+                for i in range(a, z):
+                    of_dec[j, i] += v0 * gradient[g0, i]
+                    of_enc[j, i] += s0 * x[r0, i]
+                at += 1
             if slot[j] >= 0:
                 s = np.uint64(slot[j])
                 bias += more_bias[s]
@@ -416,9 +625,10 @@ def adam_row(
 def update_latents(
     start: int, stop: int, of_dec: Any, of_enc: Any, of_bias: Any, along: Any,
     W_enc: Any, W_dec: Any, b_enc: Any, m_enc: Any, m_dec: Any, m_bias: Any, v_enc: Any, v_dec: Any, v_bias: Any,
-    factor: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any,
+    unit: bool, factor: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any,
 ) -> None:  # fmt: skip
-    """Projection, clipping by `factor`, Adam and unit length for a range of latents, in one pass.
+    """Clipping by `factor` and Adam for a range of latents, in one pass; with `unit`, projection of the decoder rows'
+    gradient before, and length 1 afterwards.
 
     Latents that did not fire have gradient 0 and move too, as with a dense Adam.
     """
@@ -429,12 +639,14 @@ def update_latents(
     )  # fmt: skip
     for j in range(start, stop):
         adam_row(of_enc[j], W_enc[j], m_enc[j], v_enc[j], factor, memory_m, memory_v, rate, root, eps)
-        for i in range(d):
-            of_dec[j, i] -= along[j] * W_dec[j, i]
+        if unit:
+            for i in range(d):
+                of_dec[j, i] -= along[j] * W_dec[j, i]
         adam_row(of_dec[j], W_dec[j], m_dec[j], v_dec[j], factor, memory_m, memory_v, rate, root, eps)
-        length = np.float32(0.0)
-        for i in range(d):
-            length += W_dec[j, i] * W_dec[j, i]
-        length = np.float32(1.0) / max(np.sqrt(length), np.float32(1e-12))
-        for i in range(d):
-            W_dec[j, i] *= length
+        if unit:
+            length = np.float32(0.0)
+            for i in range(d):
+                length += W_dec[j, i] * W_dec[j, i]
+            length = np.float32(1.0) / max(np.sqrt(length), np.float32(1e-12))
+            for i in range(d):
+                W_dec[j, i] *= length

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from ..errors import ConfigError, MissingExtraError, did_you_mean
 
 MODES = ("auto", "plain", "fast")
@@ -32,6 +34,9 @@ def mode() -> str:
 def use(mode: str) -> str:
     """Choose the kernels of this process: ``auto``, ``plain`` or ``fast``. Returns the mode that was in force before.
 
+    On a CUDA device ``fast`` means Triton kernels for encode, decode and the gradient of the weights, and ``auto`` plain
+    torch.
+
     Both kinds return the same codes; see `saekit.kernels.topk_encode`.
 
     Raises
@@ -44,7 +49,7 @@ def use(mode: str) -> str:
     global _chosen
     before = globals()["mode"]()
     wanted = _checked(mode, "kernels.use")
-    if wanted == "fast" and (reason := unavailable()):
+    if wanted == "fast" and (reason := unavailable()) and not (triton_here() and torch.cuda.is_available()):
         raise MissingExtraError(f"kernels.use: `fast` cannot run on this machine: {reason}. Use `auto` or `plain`.")
     _chosen = wanted
     return before
@@ -87,6 +92,12 @@ def fast_here() -> bool:
     if reason:
         _note(reason)
     return reason is None
+
+
+@functools.cache
+def triton_here() -> bool:
+    """Whether Triton is installed (torch for CUDA brings it): without it plain torch does the work on a GPU too."""
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from .bootstrap import basic_interval as basic_interval
 from .bootstrap import bootstrap_mean as bootstrap_mean
 from .bootstrap import row_groups as row_groups
 from .interpret import AgainstChance as AgainstChance
+from .interpret import Chance as Chance
 from .interpret import Cohesion as Cohesion
 from .interpret import TokenScores as TokenScores
 from .interpret import TokenStats as TokenStats
@@ -24,6 +25,7 @@ from .interpret import against_chance as against_chance
 from .interpret import labels_of as labels_of
 from .interpret import shifted as shifted
 from .interpret import token_detection as token_detection
+from .mdl import DescriptionLength as DescriptionLength
 from .metrics import METRICS as METRICS
 from .metrics import Metric as Metric
 from .pca import PCA as PCA

@@ -35,10 +35,10 @@ DOCUMENT_BITS = 40
 PENDING = 2**20
 """Pairs that wait before they are added to the sums (24 MiB)."""
 
-CHANCE_FIRES = 2**14
+CHANCE_FIRES = 2**12
 """Chance is drawn for this many firings at most: of more, the shares of the tokens hardly vary any more."""
 
-CHANCE_EVENNESS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+CHANCE_EVENNESS = (0.1, 0.25, 0.5, 0.75, 1.0)
 """Effective firings per firing that chance is drawn for: 1 with equal activations, 1/2 with exponential ones."""
 
 
@@ -200,6 +200,18 @@ class TokenScores:
         """Rows seen."""
         return int(self._counts.sum())
 
+    def checked_rows(self) -> int:
+        """Rows seen, at least 1.
+
+        Raises
+        ------
+        DataError
+            No row was added.
+        """
+        if not self.n_rows:
+            raise DataError("interpretability needs at least one row; none was added. Is the data empty?")
+        return self.n_rows
+
     @property
     def token_counts(self) -> np.ndarray:
         """``float64 [tokens]``: rows by token."""
@@ -218,8 +230,7 @@ class TokenScores:
         DataError
             No row was added.
         """
-        if not self.n_rows:
-            raise DataError("interpretability needs at least one row; none was added. Is the data empty?")
+        self.checked_rows()
         n = self.n_latents
         latent, token, activation, firings = self.pairs()
         total = np.bincount(latent, activation, n)
@@ -344,22 +355,62 @@ class AgainstChance:
     """Share of the chance draws that are less coherent (ties count half), in [0, 1]."""
 
 
-def against_chance(scores: TokenScores, *, draws: int = 64, seed: int = 0) -> dict[str, AgainstChance]:
-    """Purity, entropy and lift beside those of density-matched chance.
+@dataclass(frozen=True, eq=False)
+class Chance:
+    """Purity, entropy and lift of latents whose firings fall on tokens as often as these come.
 
-    Chance is a latent whose firings fall on tokens as often as these come, whatever its activation: tokens are drawn
-    from the unigram distribution, with activations from a gamma distribution as uneven as the latent's own (for powers
-    of two of firings and a few degrees of evenness; in between, results are interpolated). That is what putting every
-    latent's activations on random rows gives, without a second pass; `shifted` does it literally.
+    Tokens are drawn from the unigram distribution, with activations from a gamma distribution of a given unevenness,
+    for powers of two of firings and a few degrees of evenness. That is what putting a latent's activations on random
+    rows gives, without a second pass; `shifted` does it literally.
+    """
+
+    drawn: np.ndarray
+    """``[sizes, evenness, draws, 3]``: firings ``2**size``, `CHANCE_EVENNESS`; sorted along the draws, so quantiles."""
+
+    @classmethod
+    def of(cls, scores: TokenScores, *, draws: int = 64, seed: int = 0) -> Chance:
+        """Chance for the tokens that `scores` saw: scores of the same rows can share it.
+
+        Raises
+        ------
+        ConfigError
+            `draws` is below 2.
+        DataError
+            No row was added.
+        """
+        if draws < 2:
+            raise ConfigError(f"against_chance: `draws` must be at least 2; got {draws}.")
+        unigram = scores.token_counts / scores.checked_rows()
+        generator = np.random.Generator(np.random.PCG64(seed))
+        sizes = range(int(math.log2(CHANCE_FIRES)) + 1)
+        drawn = [[_drawn(unigram, 2**n, even, draws, generator) for even in CHANCE_EVENNESS] for n in sizes]
+        return cls(np.sort(np.array(drawn), axis=2))
+
+    def quantiles(self, fires: np.ndarray, evenness: np.ndarray) -> np.ndarray:
+        """Quantiles for latents with these firings and effective firings per firing, ``[n_latents, draws, 3]``."""
+        less, part = _between(np.arange(len(self.drawn)), np.log2(fires.clip(1, CHANCE_FIRES)))
+        uneven, along = _between(np.array(CHANCE_EVENNESS), evenness)
+        more, even = less + 1, uneven + 1
+        corners = (
+            (less, uneven, (1 - part) * (1 - along)), (less, even, (1 - part) * along),
+            (more, uneven, part * (1 - along)), (more, even, part * along),
+        )  # fmt: skip
+        return np.sum([weight[:, None, None] * self.drawn[n, degree] for n, degree, weight in corners], axis=0)
+
+
+def against_chance(
+    scores: TokenScores, chance: Chance | None = None, *, draws: int = 64, seed: int = 0
+) -> dict[str, AgainstChance]:
+    """Purity, entropy and lift beside those of density-matched chance.
 
     Parameters
     ----------
     scores
         What the latents did.
-    draws
-        Of every number and evenness of firings, at least 2.
-    seed
-        Of the draws.
+    chance
+        What chance gives on these rows; drawn anew by default.
+    draws, seed
+        As for `Chance.of`.
 
     Returns
     -------
@@ -373,37 +424,19 @@ def against_chance(scores: TokenScores, *, draws: int = 64, seed: int = 0) -> di
     DataError
         No row was added.
     """
-    if draws < 2:
-        raise ConfigError(f"against_chance: `draws` must be at least 2; got {draws}.")
+    chance = Chance.of(scores, draws=draws, seed=seed) if chance is None else chance
     stats = scores.compute()
-    unigram = scores.token_counts / scores.n_rows
-    fires = stats.fires.numpy().clip(1, CHANCE_FIRES)
-    evenness = np.array(CHANCE_EVENNESS)
-    own = (stats.effective_fires / stats.fires.clamp_min(1)).numpy().clip(evenness[0], 1.0)
-    evenness = evenness[max(0, int(np.searchsorted(evenness, own.min(), side="right")) - 1) :]
-    sizes = 2 ** np.arange(int(np.ceil(np.log2(fires.max()))) + 1)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    drawn = np.array([[_drawn(unigram, int(n), even, draws, generator) for even in evenness] for n in sizes])
-    # Sorted draws are quantiles: those of the sizes and degrees of evenness around are interpolated.
-    drawn = np.sort(drawn, axis=2)  # [sizes, evenness, draws, 3]
-    less, part = _between(np.log2(sizes), np.log2(fires))
-    uneven, along = _between(evenness, own)
-    more, even = np.minimum(less + 1, len(sizes) - 1), np.minimum(uneven + 1, len(evenness) - 1)
-    corners = (
-        (less, uneven, (1 - part) * (1 - along)), (less, even, (1 - part) * along),
-        (more, uneven, part * (1 - along)), (more, even, part * along),
-    )  # fmt: skip
+    tables = chance.quantiles(stats.fires.numpy(), (stats.effective_fires / stats.fires.clamp_min(1)).numpy())
     found = {}
     for column, (name, sign) in enumerate((("purity", 1), ("entropy", -1), ("lift", 1))):
-        table = sum(weight[:, None] * drawn[n, degree, :, column] for n, degree, weight in corners)
-        value = getattr(stats, name).numpy()
+        table, value = tables[:, :, column], getattr(stats, name).numpy()
         mean, deviation = table.mean(1), table.std(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             z = sign * (value - mean) / deviation
         z = np.where(deviation > 1e-12, z, np.where(np.abs(value - mean) < 1e-12, 0.0, z))
         near = np.abs(table - value[:, None]) <= 1e-12
         beaten = (sign * (value[:, None] - table) > 0) & ~near
-        percentile = (beaten.sum(1) + near.sum(1) / 2) / draws
+        percentile = (beaten.sum(1) + near.sum(1) / 2) / table.shape[1]
         dead = np.isnan(value)
         found[name] = AgainstChance(
             *(torch.from_numpy(np.where(dead, math.nan, each)) for each in (mean, z, percentile))
@@ -412,10 +445,9 @@ def against_chance(scores: TokenScores, *, draws: int = 64, seed: int = 0) -> di
 
 
 def _between(grid: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The place in the increasing `grid` at or below each value, and how far it is toward the next, in [0, 1]."""
-    at = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, max(len(grid) - 2, 0))
-    step = grid[np.minimum(at + 1, len(grid) - 1)] - grid[at]
-    return at, np.clip((values - grid[at]) / np.where(step > 0, step, 1.0), 0.0, 1.0)
+    """The place below each value in the increasing `grid`, never the last, and how far it is to the next, in [0, 1]."""
+    at = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
+    return at, np.clip((values - grid[at]) / (grid[at + 1] - grid[at]), 0.0, 1.0)
 
 
 def _drawn(unigram: np.ndarray, size: int, even: float, draws: int, generator: np.random.Generator) -> np.ndarray:

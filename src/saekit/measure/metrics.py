@@ -46,6 +46,13 @@ _REDUNDANCY = "mean over latents of the largest cosine with any other row of the
 _NULL = "expected largest cosine with any other row in a random dictionary of the same shape"
 _RSA = "Spearman correlation, over pairs of a sample of rows, of 1 - Pearson(x_i, x_j) and 1 - Pearson(xh_i, xh_j)"
 _CKA = "linear CKA, each HSIC in its unbiased form, over a sample of rows, of x and"
+_MEAN = "mean over latents that fire"
+_LENGTH = "sum_f H_b(p_f) + p_f H(hist_f), p_f the share of rows with f != 0, activations in 8 levels per octave"
+_DETECTION = f"{_MEAN} of the area under the ROC curve: rows ordered by how often it fired on their token elsewhere"
+_PARENT = "mean over latents that are new at this size of the largest cosine of their decoder row with an older one"
+_COACTIVATION = "share of the firings of new latents on rows where the parent fires at the size before"
+_HANDED_OVER = "share of those on which the parent no longer fires at this size: splitting and absorption"
+_SHARED = "share of latents whose partner in decoder and encoder matching is the same, both cosines above 0.7"
 _CE = "next-token cross-entropy"
 _TOKEN = "nats per token"
 
@@ -69,6 +76,16 @@ _DECLARED = (
     Metric("rsa", "correlation", "higher", _RSA, least=-1, most=1),
     Metric("cka", "fraction", "higher", f"{_CKA} xh", most=1),
     Metric("cka_codes", "fraction", "higher", f"{_CKA} f", most=1),
+    Metric("description_length", "bits per row", "lower", _LENGTH, least=0),
+    Metric("purity", "fraction", "higher", f"{_MEAN} of max_t p(t), p(t) = sum f [token = t] / sum f", least=0, most=1),
+    Metric("purity_chance", "fraction", "neither", "the same if firings fell on tokens at random", least=0, most=1),
+    Metric("detection", "AUC", "higher", _DETECTION, least=0, most=1),
+    Metric("ring_purity", "fraction", "higher", "purity of the latents that are new at this size", least=0, most=1),
+    Metric("ring_detection", "AUC", "higher", "detection of the latents that are new at this size", least=0, most=1),
+    Metric("parent_cosine", "cosine", "neither", _PARENT, least=-1, most=1),
+    Metric("coactivation", "fraction", "neither", _COACTIVATION, least=0, most=1),
+    Metric("handed_over", "fraction", "lower", _HANDED_OVER, least=0, most=1),
+    Metric("shared", "fraction", "higher", _SHARED, least=0, most=1),
     Metric("ce_clean", _TOKEN, "lower", f"{_CE} of the untouched language model", least=0),
     Metric("ce_sae", _TOKEN, "lower", f"{_CE} with xh in place of x", least=0),
     Metric("ce_zero", _TOKEN, "neither", f"{_CE} with 0 in place of x", least=0),

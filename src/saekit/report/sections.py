@@ -178,11 +178,12 @@ def _last(log: Mapping[str, Any], name: str) -> Cell:
 def size_curve(result: Mapping[str, Any]) -> list[Section]:
     """What each size of an SAE is worth."""
     points = result["points"]
-    names = [name for name in (*_MAIN, "rsa", "cka", "cka_codes") if any(name in p["metrics"] for p in points)]
+    along = (*_MAIN, "rsa", "cka", "cka_codes", *_LATENTS)
+    names = [name for name in along if any(name in p["metrics"] for p in points)]
     rows = [_row(f"{point['size']:,} latents", point["metrics"], names) for point in points]
     columns = ["", *(_HEADINGS.get(name, name) for name in names)]
     figures = []
-    for name in ("fvu", "ce_sae", "rsa"):
+    for name in ("fvu", "ce_sae", "rsa", "detection", "description_length"):
         drawn = [(p["size"], p["metrics"][name]["value"]) for p in points if name in p["metrics"]]
         if drawn:
             sizes, values = zip(*drawn)
@@ -206,9 +207,9 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
     measured = {
         name for point in curves for name, each in point.items() if isinstance(each, dict) and each["value"] is not None
     }
-    shown = [name for name in (*_MAIN, "rsa", "cka") if name in measured]
+    shown = [name for name in (*_MAIN, "rsa", "cka", *_LATENTS) if name in measured]
     figures = []
-    for metric in ("fvu", "ce_sae", "rsa"):
+    for metric in ("fvu", "ce_sae", "rsa", "detection", "shared"):
         series = {}
         for name in names:
             drawn = [(p["size"], p[metric]["value"]) for p in curves if p["name"] == name and metric in measured]
@@ -218,6 +219,7 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
             title = f"{_HEADINGS.get(metric, metric)} ({METRICS[metric].unit})"
             caption = f"{METRICS[metric].formula}. Better is {METRICS[metric].better}."
             figures.append(Figure(charts.lines(series, x="log2 of the latents kept", y=title), caption))
+    figures += _trade_off(curves, names) if {"fvu", "detection"} <= measured else []
     rows = [_row(f"{point['name']}, {point['size']:,}", point, shown) for point in curves]
     columns = ["", *(_HEADINGS.get(name, name) for name in shown)]
     intro = f"Measured on {number(result['n_rows'])} rows; intervals over seeds where there are several."
@@ -227,6 +229,27 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
         _power_laws(result["rankings"], result["spectra"]),
         Section("Settings of the comparison", "", [facts(result["settings"]), facts(result["rows"])], is_folded=True),
     ]
+
+
+_LATENTS = (
+    "description_length", "purity", "purity_chance", "detection", "ring_purity", "ring_detection", "parent_cosine",
+    "coactivation", "handed_over", "shared",
+)  # fmt: skip
+
+
+def _trade_off(curves: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Figure]:
+    """Fidelity against interpretability: a line per way, from its smallest size (right) to its largest."""
+    series = {}
+    for name in names:
+        mine = [p for p in curves if p["name"] == name and {"fvu", "detection"} <= p.keys()]
+        drawn = [(p["fvu"]["value"], p["detection"]["value"]) for p in mine if p["detection"]["value"] is not None]
+        if drawn:
+            series[name] = ([fvu for fvu, _ in drawn], [value for _, value in drawn])
+    caption = (
+        "Fidelity against interpretability: each line goes from the smallest size (right) to the largest. Up and to "
+        f"the left is better. Detection: {METRICS['detection'].formula}."
+    )
+    return [Figure(charts.lines(series, x="FVU", y="detection (AUC)"), caption)] if series else []
 
 
 def _paired(differences: Sequence[Mapping[str, Any]]) -> Section:
@@ -264,9 +287,14 @@ def _power_laws(rankings: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping
             drawn = [(rank, value) for rank, value in zip(each["ranks"], each["scores"]) if value > 0]
             xs, ys = [math.log10(rank) for rank, _ in drawn], [math.log10(value) for _, value in drawn]
             series[f"{each['name']}: {each['by']}"] = (xs, ys)
+            if each["fit"] is not None and each["name"] == group[0]["name"]:
+                ends = [math.log10(rank) for rank in each["fit"]["ranks"]]
+                line = [each["fit"]["log10_c"] - each["fit"]["alpha"]["value"] * end for end in ends]
+                series[f"{each['by']}: rank^-{each['fit']['alpha']['value']:.2f}"] = (ends, line)
         if series:
             chart = charts.lines(series, x="log10 of the rank", y=f"log10 of the {title}")
-            figures.append(Figure(chart, "A power law is a straight line."))
+            caption = "A power law is a straight line. The fitted lines are those of the first SAE; the table has all."
+            figures.append(Figure(chart, caption))
     return Section("Does importance fall as a power law?", "", [Table(columns, rows)] if rows else [], figures)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import kernels
 from ..errors import ConfigError, ShapeError
 from .codes import Codes
-from .rules import Rule
+from .rules import Rule, TopK
 from .scaling import Scaling
 
 
@@ -209,6 +209,23 @@ class SAE:
             provenance = {key: value for key, value in provenance.items() if key not in _ABOUT_ORDER}
         rule = self.rule.take(index, self.n_latents)
         return self.replace(**latents, rule=rule, provenance=provenance, scores=scores)
+
+    def with_k(self, k: int) -> SAE:
+        """The same latents with another number of them per row; for a TopK SAE, best one trained for many k.
+
+        An SAE trained with `HierarchicalTopK` reconstructs from any k up to its own as well as it can; others were
+        trained for one k.
+
+        Raises
+        ------
+        ConfigError
+            The rule has no number of latents per row, or `k` is not within 1..n_latents.
+        """
+        if not isinstance(self.rule, TopK):
+            raise ConfigError(f"with_k: the rule must be TopK; it is {self.rule.name}. Thresholds decide there.")
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.n_latents:
+            raise ConfigError(f"with_k: `k` must be a whole number within 1..{self.n_latents}; got {k!r}.")
+        return self.replace(rule=TopK(k, self.rule.rank))
 
     def permute(self, order: Tensor) -> SAE:
         """The same SAE with new latent j = old latent ``order[j]``; reconstructions stay as they were.

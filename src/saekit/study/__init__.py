@@ -7,6 +7,7 @@ from .actions import Task as Task
 from .actions import act as act
 from .actions import cloze_task as cloze_task
 from .actions import read_task as read_task
+from .attribution import attribution as attribution
 from .classification import ArmScore as ArmScore
 from .classification import Classification as Classification
 from .classification import ClassificationSummary as ClassificationSummary
@@ -33,6 +34,7 @@ from .evaluation import Evaluation as Evaluation
 from .evaluation import Metrics as Metrics
 from .halves import Half as Half
 from .halves import halves as halves
+from .halves import text_halves as text_halves
 from .importance import ORDERS as ORDERS
 from .importance import Importance as Importance
 from .importance import importance as importance

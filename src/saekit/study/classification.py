@@ -358,8 +358,6 @@ def summarize(
             rows.setdefault("SAE, best by inner folds", []).append(result.arm(result.best_sae))
         mine: dict[str, ArmScore] = {}
         for arm in result.arms:
-            if arm.family == "dense" and arm.name == result.best_dense:
-                continue
             role = _role(arm)
             if role not in mine or (arm.inner or 0) > (mine[role].inner or 0):
                 mine[role] = arm
@@ -389,7 +387,7 @@ def summarize(
 def _role(arm: ArmScore) -> str:
     """What an arm is called over data sets and SAEs."""
     k = "" if arm.k is None else f" k={arm.k}"
-    return " ".join(part for part in (arm.kind, arm.pool) if part) + k
+    return " ".join(part for part in (arm.kind, arm.pool if arm.pool != arm.kind else "") if part) + k
 
 
 def _wilcoxon(gaps: np.ndarray) -> float:

@@ -116,6 +116,7 @@ class Plan:
     budget: Budget
     settings: dict[str, Any]
     out: Path | None
+    cache: Path | None
 
     def missing(self) -> list[Cell]:
         """Cells that have no file yet; all of them without a folder."""
@@ -209,6 +210,7 @@ def plan_classification(
     seed: int = 0,
     name: str | None = None,
     out: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Everything that `classify` will do, checked before anything is computed.
 
@@ -247,6 +249,8 @@ def plan_classification(
         What tables over several data sets call this result; by default the name of the data.
     out
         Folder for cells and features; what is there is not computed again.
+    cache
+        Another folder for features, which several classifications can share; by default ``features`` in `out`.
 
     Raises
     ------
@@ -303,7 +307,9 @@ def plan_classification(
         },
     }  # fmt: skip
     title = name or re.sub(r"(\.[a-z]+)+$", "", str(labelled.about.get("name", "data")))
-    return Plan(title, model, labelled, origins, tuple(cells), given, settings, None if out is None else Path(out))
+    folder = None if out is None else Path(out)
+    shared = Path(cache) if cache is not None else None if folder is None else folder / FEATURES
+    return Plan(title, model, labelled, origins, tuple(cells), given, settings, folder, shared)
 
 
 _LOW_DATA = ("majority", "words", "last", "dense", "pca", "full", "binarized", "sparse")
@@ -616,9 +622,8 @@ def _features(plan: Plan, arms: Sequence[Arm], progress: Progress) -> dict[str, 
         name: Ask(tuple(pools), sae=_twin(plan, plan.origins[name], lm), hook=plan.origins[name].hook)
         for name, pools in wanted.items()
     }
-    cache = None if plan.out is None else plan.out / FEATURES
     pooled = pool_texts(
-        lm, plan.data.texts, list(asks.values()), max_tokens=plan.settings["max_tokens"], cache=cache,
+        lm, plan.data.texts, list(asks.values()), max_tokens=plan.settings["max_tokens"], cache=plan.cache,
         progress=lambda done, total: progress("tokens", done, total),
     )  # fmt: skip
     for name, matrices in zip(asks, pooled):

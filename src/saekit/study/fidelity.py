@@ -120,8 +120,8 @@ def measure_fidelity(
     DataError
         The texts give no token to predict, or the model's own output is not finite.
     """
-    contexts = _contexts(lm, texts, context, tokens)
-    total = int(_predicted(contexts).sum())
+    contexts = contexts_for(lm, texts, context, tokens)
+    total = int(predicted_tokens(contexts).sum())
     if not total:
         raise DataError(
             f"`{texts.info['name']}` must hold texts of at least two tokens for a cross-entropy; "
@@ -189,14 +189,14 @@ def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callab
     return replaced
 
 
-def _contexts(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> Contexts:
+def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> Contexts:
     """The first contexts that together predict at least `tokens` tokens."""
     parts: list[Contexts] = []
     predicted = 0
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         chunk = texts[first : first + TEXTS_AT_ONCE]
         part = tokenize(lm.tokenizer, chunk, context=context, first_document=first)
-        reached = predicted + np.cumsum(_predicted(part))
+        reached = predicted + np.cumsum(predicted_tokens(part))
         if len(reached) and reached[-1] >= tokens:
             parts.append(part.pick(np.arange(int(np.searchsorted(reached, tokens)) + 1)))
             break
@@ -205,7 +205,7 @@ def _contexts(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> Con
     return Contexts.cat(parts)
 
 
-def _predicted(contexts: Contexts) -> np.ndarray:
+def predicted_tokens(contexts: Contexts) -> np.ndarray:
     """Tokens of the text in each context that have a token before them, ``int64 [contexts]``."""
     real = np.concatenate([[0], np.cumsum(contexts.position >= 0)])
     first_is_real = contexts.position[contexts.offsets[:-1]] >= 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Batch, Source
+from ..data import Batch, Source, Texts
 from ..errors import ConfigError
 
 RUN_ROWS = 64
@@ -77,3 +77,16 @@ class Half:
 def halves(source: Source) -> tuple[Half, Half]:
     """The rows of even and of odd documents: nothing chosen on the first was seen in the second."""
     return Half(source, False), Half(source, True)
+
+
+def text_halves(texts: Texts) -> tuple[Texts, Texts]:
+    """The texts with even and those with odd places, as `halves` divides their rows."""
+    parts = []
+    for start, name in ((0, "even"), (1, "odd")):
+        columns = {key: column[start::2] for key, column in texts.columns.items()}
+        info = {**texts.info, "n_texts": len(texts.texts[start::2]), "part": f"texts in {name} places"}
+        info["digest"] = f"{texts.digest} ({name})"
+        parts.append(
+            dataclasses.replace(texts, texts=texts.texts[start::2], ids=texts.ids[start::2], columns=columns, info=info)
+        )
+    return parts[0], parts[1]

@@ -9,21 +9,23 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from ..data import load_model, read_texts
+from ..data import LanguageModel, Texts, load_model, read_texts
 from ..errors import ConfigError, FormatError, did_you_mean
 from ..files import read_json, write_json
-from ..measure import METRICS, Measured, result_from_json, result_to_json
+from ..measure import METRICS, Measured, html_table, result_from_json, result_to_json, text_table
 from ..sae import SAE
 from ..sae.rules import TopK
+from .attribution import ATTRIBUTIONS, attribution
 from .evaluate import CE_TOKENS, CHARACTERS_PER_TOKEN
 from .evaluation import Metrics
+from .halves import text_halves
 from .importance import ORDERS, SCORES, Importance, as_source, importance, rank
+from .latents import seed_overlap
 from .powerlaw import PowerLaw, decoder_spectrum, power_law
 from .prune import competes
 from .sizes import SAMPLE_ROWS, SizeCurve, default_sizes, measure_sizes
@@ -31,7 +33,7 @@ from .sizes import SAMPLE_ROWS, SizeCurve, default_sizes, measure_sizes
 RANKINGS = ("energy", "frequency", "unsorted", "random")
 """What the vanilla SAEs are pruned by, unless told."""
 
-COMPARED = ("fvu", "ce_sae", "rsa", "cka")
+COMPARED = ("fvu", "ce_sae", "rsa", "cka", "detection", "purity", "description_length")
 """Metrics of the paired differences, as far as they were measured."""
 
 Progress = Callable[[str, int, int | None], None]
@@ -176,18 +178,10 @@ class Progressive:
         return lines
 
     def __repr__(self) -> str:
-        lines = self.table()
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        rows = [
-            "  ".join(c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in lines
-        ]
-        return "\n".join([*rows, f"{self.n_rows:,} rows"])
+        return text_table(self.table(), f"{self.n_rows:,} rows")
 
     def _repr_html_(self) -> str:
-        heading, *lines = self.table()
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-        return f"<table><caption>FVU by latents</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self.table(), f"FVU by latents; {self.n_rows:,} rows")
 
 
 def progressive(
@@ -203,6 +197,7 @@ def progressive(
     rows: int | None = None,
     tokens: int | None = None,
     sample_rows: int = SAMPLE_ROWS,
+    latents: bool = True,
     batch_rows: int = 4096,
     draws: int = 1000,
     seed: int = 0,
@@ -223,7 +218,12 @@ def progressive(
     sizes
         Latents to keep, increasing; by default those that Matryoshka SAEs were trained for and separate SAEs have.
     by
-        Rankings of the pruned SAEs: names in `saekit.study.ORDERS`.
+        Rankings of the pruned SAEs: names in `saekit.study.ORDERS`, ``"attribution"`` (the gradient of the
+        cross-entropy; it needs `model` and `data`, and is taken on the texts in even places where the cross-entropies
+        are measured on the others), or a score that all the SAEs carry (``"stability"``).
+    latents
+        Whether to measure the latents too: interpretability (where rows know their tokens), description length, parents
+        (see `measure_sizes`), and over seeds the share of latents that two of them have in common (``shared``).
     model, data, text, tokens, rows, sample_rows, batch_rows, draws, seed, progress
         As for `measure_sizes`.
 
@@ -240,46 +240,89 @@ def progressive(
     """
     named = _named(saes)
     by = [each.replace("-", "_") for each in by]
+    carried = set.intersection(*(set(sae.scores) for sae in named.values()))
+    known = [*ORDERS, *ATTRIBUTIONS, *sorted(carried)]
     for each in by:
-        if each not in ORDERS:
-            raise ConfigError(f"progressive: `by` must name rankings; got `{each}`. {did_you_mean(each, ORDERS)}")
+        if each not in known:
+            raise ConfigError(f"progressive: `by` must name rankings; got `{each}`. {did_you_mean(each, known)}")
+    by_gradient = [each for each in by if each in ATTRIBUTIONS]
+    if by_gradient and (model is None or data is None):
+        raise ConfigError(
+            f"progressive: `{by_gradient[0]}` is a gradient of a language model; got none. "
+            "Pass `model` and `data` beside the rows."
+        )
     first = next(iter(named.values()))
     source = as_source(first, source, "progressive")
     fit = source if fit is None else as_source(first, fit, "progressive")
     families = _families(named)
     wanted = _sizes(sizes, families)
-    if model is not None and data is not None and tokens != 0:  # once for all, not once per SAE
+    gradients: tuple[LanguageModel, Texts, int] | None = None
+    if model is not None and data is not None and (tokens != 0 or by_gradient):  # once for all, not once per SAE
         model = load_model(model)
-        data = read_texts(
-            data, text=text, columns=(), characters=(CE_TOKENS if tokens is None else tokens) * CHARACTERS_PER_TOKEN
-        )
+        wanted_tokens = tokens or CE_TOKENS
+        parts = 2 if by_gradient else 1
+        data = read_texts(data, text=text, columns=(), characters=parts * wanted_tokens * CHARACTERS_PER_TOKEN)
+        if by_gradient:
+            chosen_on, data = text_halves(data)
+            gradients = (model, chosen_on, wanted_tokens)
     common: dict[str, Any] = {
         "model": model, "data": data, "text": text, "rows": rows, "tokens": tokens, "sample_rows": sample_rows,
-        "batch_rows": batch_rows, "draws": draws, "seed": seed, "progress": progress,
+        "latents": latents, "batch_rows": batch_rows, "draws": draws, "seed": seed, "progress": progress,
     }  # fmt: skip
     runs: list[tuple[str, int, SizeCurve]] = []
     rankings, spectra = [], []
+    kept: dict[tuple[str, int], list[SAE]] = {}  # by way and size, one per seed
+
+    def keep(way: str, sae: SAE, at: Sequence[int]) -> None:
+        for size in at if latents else ():
+            kept.setdefault((way, size), []).append(sae.take(size))
+
     for family in families:
         for name, sae in family.widest.items():
             own = [size for size in wanted if size <= sae.n_latents]
             if family.nested:
                 curve = _nested_curve(sae, own, source, name, common)
                 runs.append((family.arch, _seed(sae), curve))
+                keep(family.arch, sae, own)
                 continue
             scores = None
             if set(by) & set(SCORES):  # one pass over the rows serves all of them
                 scores = importance(sae, fit, rows=rows, batch_rows=batch_rows, progress=progress)
                 rankings += [_falling(name, each, scores.scores[each].numpy()) for each in by if each in SCORES]
+            if gradients is not None:
+                lm, texts, n_tokens = gradients
+                found = attribution(sae, lm, texts, tokens=n_tokens, **_place(sae, source), progress=progress)
+                sae = sae.with_scores(**{each: found.scores[each] for each in by_gradient})
+                rankings += [_falling(name, each, found.scores[each].numpy()) for each in by_gradient]
             for label, ranked in _ranked(sae, by, scores, fit, rows, batch_rows, seed).items():
                 curve = measure_sizes(ranked, source, own, name=f"{name}, {label}", **common)
                 runs.append((f"{family.arch} {_way(label)}", _seed(sae), curve))
+                keep(f"{family.arch} {_way(label)}", ranked, own)
             spectra.append(_falling(name, "decoder covariance", decoder_spectrum(sae).numpy()))
         for number, trained in family.separate.items():
             saes_at = [trained[size] for size in wanted if size in trained]
             if saes_at:
                 curve = measure_sizes(saes_at, source, name=f"{family.arch}, seed {number}", **common)
                 runs.append((f"{family.arch} trained separately", number, curve))
-    return _result(runs, rankings, spectra, wanted, by, fit)
+                for small in saes_at:
+                    keep(f"{family.arch} trained separately", small, [small.n_latents])
+    overlaps = _overlaps(kept, progress)
+    return _result(runs, rankings, spectra, wanted, by, fit, overlaps)
+
+
+def _overlaps(kept: Mapping[tuple[str, int], list[SAE]], progress: Progress | None) -> dict[tuple[str, int], Measured]:
+    """What the seeds of every way share at every size."""
+    found: dict[tuple[str, int], Measured] = {}
+    same: dict[tuple[int, ...], Measured] = {}  # all latents of an SAE are the same ones in every order
+    for done, ((way, size), saes) in enumerate(kept.items(), start=1):
+        if len(saes) > 1:
+            key = tuple(hash(frozenset(row.tobytes() for row in sae.W_dec.float().cpu().numpy())) for sae in saes)
+            if key not in same:
+                same[key] = seed_overlap(saes)
+            found[way, size] = same[key]
+        if progress is not None:
+            progress("overlap", done, len(kept))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- the SAEs
@@ -386,6 +429,12 @@ def _nested_curve(sae: SAE, sizes: list[int], source: Any, name: str, common: di
     return measure_sizes(sae, source, sizes, selection=selection, name=name, **common)
 
 
+def _place(sae: SAE, source: Any) -> dict[str, Any]:
+    """Where in the model the SAE belongs: as it says, or as its rows do."""
+    hook = sae.provenance.get("hook") or getattr(source, "info", {}).get("hook")
+    return {} if hook is None else {"hook": hook}
+
+
 def _ranked(
     sae: SAE, by: Sequence[str], scores: Importance | None, fit: Any, rows: int | None, batch_rows: int, seed: int
 ) -> dict[str, SAE]:
@@ -393,7 +442,8 @@ def _ranked(
     ranked = {}
     for each in by:
         if scores is None or each not in SCORES:
-            ranked[each] = rank(sae, fit, by=each, rows=rows, batch_rows=batch_rows, seed=seed)
+            rows_for = fit if each in ORDERS else None  # what the SAE carries needs no rows
+            ranked[each] = rank(sae, rows_for, by=each, rows=rows, batch_rows=batch_rows, seed=seed)
             continue
         ordered = rank(sae, by=scores.scores[each])
         ranking = {**ordered.provenance["ranking"], "by": each, "n_rows": scores.n_rows, **scores.rows}
@@ -424,13 +474,14 @@ def _result(
     sizes: list[int],
     by: Sequence[str],
     fit: Any,
+    overlaps: Mapping[tuple[str, int], Measured],
 ) -> Progressive:
     values: dict[tuple[str, int], dict[int, Metrics]] = {}
     for name, seed, curve in runs:
         for point in curve.points:
             values.setdefault((name, point.size), {})[seed] = point.metrics
     curves = [
-        CurvePoint(name, size, sorted(found), _with_ce(_over_seeds(list(found.values()))))
+        CurvePoint(name, size, sorted(found), _with_ce(_over_seeds(list(found.values())), overlaps.get((name, size))))
         for (name, size), found in sorted(values.items())
     ]
     first = runs[0][2]
@@ -452,10 +503,12 @@ def _over_seeds(metrics: list[Metrics]) -> dict[str, Measured]:
     return {name: _mean([each[name].value for each in metrics], metrics[0][name].unit, name) for name in names}
 
 
-def _with_ce(metrics: dict[str, Measured]) -> Metrics:
-    """The metrics, with a word about the cross-entropy where there is none."""
+def _with_ce(metrics: dict[str, Measured], overlap: Measured | None) -> Metrics:
+    """The metrics, with a word about the cross-entropy where there is none, and what the seeds share."""
     unit = METRICS["ce_sae"].unit
-    return Metrics({"ce_sae": Measured(math.nan, None, None, unit, "not measured: no language model"), **metrics})
+    shared = {} if overlap is None else {"shared": overlap}
+    none = Measured(math.nan, None, None, unit, "not measured: no language model")
+    return Metrics({"ce_sae": none, **metrics, **shared})
 
 
 def _mean(values: Sequence[float], unit: str, name: str | None = None) -> Measured:

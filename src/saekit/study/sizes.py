@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,16 +21,19 @@ from ..measure import (
     DocumentBootstrap,
     Measured,
     Sparsity,
+    html_table,
     linear_cka,
     result_from_json,
     result_to_json,
     row_groups,
     rsa,
+    text_table,
 )
 from ..sae import SAE, Codes
 from .evaluate import evaluate
 from .evaluation import Evaluation, Metrics
 from .importance import as_source
+from .latents import Sized, latent_metrics
 from .prune import SELECTIONS, check_sizes, competes
 
 SAMPLE_ROWS = 512
@@ -185,17 +188,10 @@ class SizeCurve:
         return lines
 
     def __repr__(self) -> str:
-        lines = self.table()
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        body = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines]
-        return "\n".join([*body, self._caption()])
+        return text_table(self.table(), self._caption())
 
     def _repr_html_(self) -> str:
-        heading, *lines = self.table()
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-        caption = f"<caption>{escape(self._caption())}</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self.table(), self._caption())
 
     def _caption(self) -> str:
         return f"{self.sae['name']}: {self.n_rows:,} rows, latents in order of {self.sae['order']}"
@@ -222,6 +218,7 @@ def measure_sizes(
     rows: int | None = None,
     tokens: int | None = None,
     sample_rows: int = SAMPLE_ROWS,
+    latents: bool = False,
     batch_rows: int = 4096,
     draws: int = 1000,
     seed: int = 0,
@@ -249,6 +246,11 @@ def measure_sizes(
         As for `evaluate`.
     sample_rows
         Rows that are compared pairwise for ``rsa``, ``cka`` and ``cka_codes``; 0 leaves these out.
+    latents
+        Whether to measure the latents too, in one more pass: bits per row (``description_length``); where rows know
+        their tokens, interpretability of all latents and of those new at each size (``purity``, ``detection``,
+        ``ring_purity``, ``ring_detection``); between prefixes how new latents relate to their parents
+        (``parent_cosine``, ``coactivation``, ``handed_over``). See `saekit.study.latents`.
     name
         What the curve calls the SAE; by default its latents and rule.
 
@@ -294,11 +296,19 @@ def measure_sizes(
             values.update(_similarity(each, *sample, intervals=draws > 0))
             if progress is not None:
                 progress("similarity", done, len(prefixes))
+    if latents:
+        nested = isinstance(sae, SAE) or _are_prefixes(sae)
+        sized = [Sized(each.sae, each.codes, each.size, nested and place > 0) for place, each in enumerate(prefixes)]
+        for values, more in zip(
+            metrics, latent_metrics(sized, source, found.n_rows, batch_rows, seed, progress), strict=True
+        ):
+            values.update(more)
     points = [SizePoint(each.size, Metrics(values)) for each, values in zip(prefixes, metrics, strict=True)]
     settings = {
         **_settings(found),
         "selection": selection,
         "sample_rows": sample_rows,
+        "latents": latents,
         "each_size": "a prefix of one SAE" if isinstance(sae, SAE) else "an SAE of its own",
     }
     about = {
@@ -350,6 +360,15 @@ def _prefixes(sae: SAE | Sequence[SAE], sizes: Sequence[int] | None, selection: 
         small = [sae.take(size) if size < sae.n_latents else sae for size in wanted]
         return [_Prefix(one, one.n_latents, one) for one in small]
     return [_Prefix(sae, size, _silenced(sae, size)) for size in wanted]
+
+
+def _are_prefixes(saes: Sequence[SAE]) -> bool:
+    """Whether each SAE begins with the latents of the one before."""
+    return all(
+        torch.equal(large.W_dec[: small.n_latents], small.W_dec)
+        and torch.equal(large.W_enc[: small.n_latents], small.W_enc)
+        for small, large in itertools.pairwise(saes)
+    )
 
 
 def _silenced(sae: SAE, size: int) -> SAE:

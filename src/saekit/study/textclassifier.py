@@ -24,7 +24,7 @@ from ..measure.interpret import TokenScores, labels_of
 from ..sae import SAE
 from .classification import Classification
 from .classifiers import Arm, fit_arm
-from .classify import FEATURES, Plan
+from .classify import Plan
 
 CARD = "classifier.json"
 PIPELINE = "classifier.skops"
@@ -289,10 +289,9 @@ def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -
     sae = origin.sae if origin.sae.provenance.get("hook") else _with_hook(origin.sae, origin.hook)
     data, train = plan.data, plan.data.parts[0][0]
     lm = load_model(plan.model)
-    cache = None if plan.out is None else plan.out / FEATURES
     ask = Ask((found.pool,), sae=sae, hook=origin.hook)
     texts = [data.texts[row] for row in train]
-    X = pool_texts(lm, texts, [ask], max_tokens=plan.settings["max_tokens"], cache=cache)[0][found.pool]
+    X = pool_texts(lm, texts, [ask], max_tokens=plan.settings["max_tokens"], cache=plan.cache)[0][found.pool]
     fitted = fit_arm(found, X, data.y[train], budget=plan.budget, chosen=scored.chosen[0])
     card = {
         "kind": "classifier",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..data import LanguageModel, VisionModel, load_model, load_vision_model, read_texts
-from ..data.images import Images
+from ..data.images import Images, read_images
 from ..data.pool import DENSE_POOLS, Ask, check_pool, pool_texts
 from ..data.rows import hashed_key, random_order
 from ..data.vision import pool_images
@@ -105,7 +105,8 @@ def transfer(
     Parameters
     ----------
     data
-        Labelled texts, as `saekit.read_texts` takes them, or `Images`.
+        Labelled texts, as `saekit.read_texts` takes them; or `Images` (for a loaded vision model, whatever
+        `saekit.read_images` takes).
     model
         The model that reads them.
     sae
@@ -162,6 +163,8 @@ def transfer(
     """
     _check(test_share, folds, draws, margin, rows)
     named = _named(sae) if not (isinstance(sae, list | tuple) and not sae) else []
+    if isinstance(model, VisionModel):
+        data = read_images(data, split=split)
     labelled = _read(data, text, label, group, across, values, rows, split, seed)
     _check_pool(pool)
     looks = labelled.images is not None

@@ -10,6 +10,7 @@ from .callbacks import WandB as WandB
 from .config import BatchTopK as BatchTopK
 from .config import Config as Config
 from .config import Gated as Gated
+from .config import HierarchicalTopK as HierarchicalTopK
 from .config import JumpReLU as JumpReLU
 from .config import Matryoshka as Matryoshka
 from .config import PAnneal as PAnneal

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ConfigError, did_you_mean
 from ..sae import SAE, Scaling, freeze_batchtopk, freeze_gated, rules
 from . import objective
-from .config import BatchTopK, Config, Gated, JumpReLU, Matryoshka, PAnneal, Relu, TopK
+from .config import BatchTopK, Config, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK
 
 Tensors = dict[str, Tensor]
 
@@ -126,6 +126,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Relu, objective.relu_loss, _finish_relu, extra=_start_sparse, state=_penalty_state, unit_decoder=False
         ),
         Architecture(TopK, objective.topk_loss, _finish_topk),
+        Architecture(HierarchicalTopK, objective.hierarchical_loss, _finish_topk),
         Architecture(BatchTopK, objective.batchtopk_loss, _finish_batch, state=_threshold_state, batch_threshold=True),
         Architecture(
             JumpReLU, objective.jumprelu_loss, _finish_jumprelu, extra=_start_threshold, rates={"log_threshold": 10.0}

@@ -92,6 +92,24 @@ class TopK(_Revived):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HierarchicalTopK(_Revived):
+    """One SAE for many k: the `k` largest pre-activations of each row, of which every prefix reconstructs (2505.24473).
+
+    Loss: ``sum_l weights[l] * ||x - x_hat_l||^2`` over the levels l, with ``x_hat_l`` from the l largest; AuxK on the
+    full k. Afterwards any k up to the largest can be used: ``sae.with_k(8)``.
+    """
+
+    k: int
+    """Latents per row at the last level."""
+    levels: tuple[int, ...] | None = None
+    """Latents per row at each level, increasing, the last equal to `k`. None: powers of two up to `k`, and `k`. (The
+    paper takes all of 1..k; a level costs one sum of rows.) Unit: latents per row."""
+    weights: tuple[float, ...] | None = None
+    """Weight of each level; None for ``1 / number of levels`` each. Unit: fraction of the reconstruction loss."""
+    arch: ClassVar[str] = "hierarchical-topk"
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchTopK(_Revived):
     """Keep the ``k * rows`` largest pre-activations of a batch in training; one threshold for every row afterwards
     (2412.06410).
@@ -197,6 +215,13 @@ def matryoshka_sizes(config: Matryoshka) -> tuple[int, ...]:
     return tuple(sorted({max(1, config.latents // part) for part in (8, 4, 2, 1)}))
 
 
+def hierarchical_levels(config: HierarchicalTopK) -> tuple[int, ...]:
+    """The levels of a hierarchical configuration, defaults filled in."""
+    if config.levels is not None:
+        return config.levels
+    return tuple(sorted({*(2**power for power in range(config.k.bit_length())), config.k}))
+
+
 def matryoshka_selection(config: Matryoshka) -> str:
     """``fixed``, ``scaled`` or ``truncated``, the default filled in."""
     return config.k_per_size or ("fixed" if config.over == "topk" else "truncated")
@@ -279,6 +304,8 @@ def _check_specific(c: Any) -> None:
         _must(c, "p_updates", is_whole(c.p_updates) and c.p_updates >= 1, "a whole number of at least 1")
     if _has(c, "sizes"):
         _check_sizes(c)
+    if _has(c, "levels"):
+        _check_levels(c)
 
 
 def _check_sizes(c: Matryoshka) -> None:
@@ -299,9 +326,26 @@ def _check_sizes(c: Matryoshka) -> None:
             f"`Matryoshka.sizes` must increase and end at latents={c.latents}; got {list(sizes)}. "
             "Drop repeats and anything above, and add the full size at the end."
         )
+    _check_weights(c, len(sizes), "sizes")
+
+
+def _check_levels(c: HierarchicalTopK) -> None:
+    _freeze_sequence(c, "levels")
+    _freeze_sequence(c, "weights")
+    levels = hierarchical_levels(c)
+    increasing = all(is_whole(level) for level in levels) and all(a < b for a, b in zip((0, *levels), levels))
+    if not levels or not increasing or levels[-1] != c.k:
+        raise ConfigError(
+            f"`HierarchicalTopK.levels` must increase and end at k={c.k}; got {list(levels)}. "
+            "Drop repeats and anything above, and add k at the end."
+        )
+    _check_weights(c, len(levels), "levels")
+
+
+def _check_weights(c: Any, count: int, what: str) -> None:
     if c.weights is not None:
-        valid = len(c.weights) == len(sizes) and all(is_number(w) and w >= 0 for w in c.weights) and sum(c.weights) > 0
-        _must(c, "weights", valid, f"one number from 0 up for each of the {len(sizes)} sizes, not all 0")
+        valid = len(c.weights) == count and all(is_number(w) and w >= 0 for w in c.weights) and sum(c.weights) > 0
+        _must(c, "weights", valid, f"one number from 0 up for each of the {count} {what}, not all 0")
 
 
 def _has(config: Any, name: str) -> bool:

@@ -8,11 +8,11 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -74,6 +74,24 @@ class Progress:
     seconds_left: float
     """Estimate from the rate so far."""
     learners: tuple[LearnerProgress, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Where the time went so far, see `Seconds`. Unit: s."""
+
+
+class Seconds(TypedDict, total=False):
+    """Where the time of a run went. Unit: s."""
+
+    total: float
+    """Everything until the last step."""
+    start: float
+    """Before the first step: reading the first rows, centre and scale, first weights."""
+    rows: float
+    """Waiting for rows: the loader's share."""
+    steps: float
+    """Training the SAEs, logs and checkpoints apart."""
+    model: float
+    """In the language model, which works beside the steps: more than `rows` where the two overlap. Only for sources
+    that run one."""
 
 
 @dataclass
@@ -94,7 +112,7 @@ class _Run:
     """Mean of the first rows, ``[d_in]``: the fixed point of the variance sums."""
     sums: dict[str, Tensor] = field(default_factory=dict)
     last: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: {"rows": 0.0, "steps": 0.0})
+    seconds: Seconds = field(default_factory=lambda: Seconds(total=0.0, start=0.0, rows=0.0, steps=0.0))
 
 
 def train(
@@ -236,12 +254,13 @@ def train(
                 return read_back(folder, names, device)
         run = _Run([], names, STEPS[step], folder, total_steps, batch_rows, data_seed)
         sinks = [_sink(callback, stack) for callback in callbacks]
+        began, in_model = time.perf_counter(), _clock(source)
         batches = _begin(run, configs, wanted, source, precision, device, resume, starts)
+        run.seconds["start"] = time.perf_counter() - began
         log_every = log_every or min(max(total_steps // 100, 1), 100)
         checkpoint_every = checkpoint_every or min(max(total_steps // 10, 1), 1000)
-        began = time.perf_counter()
-        _advance(run, batches, log_every, checkpoint_every, sinks, progress)
-        return _end(run, source, request, time.perf_counter() - began)
+        _advance(run, batches, log_every, checkpoint_every, sinks, progress, in_model)
+        return _end(run, source, request)
 
 
 def untrained(config: Config, source: Any, seed: int = 0, *, batch_rows: int = 4096, data_seed: int = 0) -> SAE:
@@ -368,6 +387,7 @@ def _check_rows(rows: Tensor, source: Source, run: _Run | None) -> None:
 def _advance(
     run: _Run, batches: Iterator[Batch], log_every: int, checkpoint_every: int,
     sinks: list[Callable[[Record], None]], progress: Callable[[Progress], None] | None,
+    in_model: Callable[[], float | None],
 ) -> None:  # fmt: skip
     began, first_step = time.perf_counter(), run.step
     device = run.learners[0].device
@@ -389,12 +409,25 @@ def _advance(
         saves = run.out is not None and (run.step % checkpoint_every == 0 and not last)
         if run.step % every_look == 0 or logs or saves:
             _look(run)
+        done = time.perf_counter()
         run.seconds["rows"] += read - before
-        run.seconds["steps"] += time.perf_counter() - read
+        run.seconds["steps"] += done - read
         if logs:
+            run.seconds["total"] = run.seconds["start"] + done - began
+            if (model := in_model()) is not None:
+                run.seconds["model"] = model
             _log(run, time.perf_counter() - began, run.step - first_step, sinks, progress)
         if saves:
             _save(run)
+
+
+def _clock(source: Any) -> Callable[[], float | None]:
+    """Seconds in the language model since now; None for sources that have none."""
+    seconds = getattr(source, "seconds", None)
+    if not isinstance(seconds, dict) or "lm" not in seconds:
+        return lambda: None
+    before = seconds["lm"]
+    return lambda: seconds["lm"] - before
 
 
 def _row_sums(x: Tensor, center: Tensor) -> dict[str, Tensor]:
@@ -487,7 +520,8 @@ def _log(
     if progress is not None:
         shown = tuple(LearnerProgress(r["learner"], r["fvu"], r["l0"], r["dead_fraction"]) for r in records)
         left = (run.total_steps - run.step) * run.batch_rows / max(rate, 1e-9)
-        progress(Progress(run.step, run.total_steps, run.step * run.batch_rows, rate, left, shown))
+        seconds = dict(run.seconds)
+        progress(Progress(run.step, run.total_steps, run.step * run.batch_rows, rate, left, shown, seconds))
 
 
 def _save(run: _Run) -> None:
@@ -502,7 +536,7 @@ def _save(run: _Run) -> None:
 # ---------------------------------------------------------------- after the last step
 
 
-def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> list[SAE]:
+def _end(run: _Run, source: Source, request: dict[str, Any]) -> list[SAE]:
     _check_weights(run)
     saes: list[SAE] = []
     for learner, name in zip(run.learners, run.names):
@@ -525,7 +559,8 @@ def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> 
     for sae, name in zip(saes, run.names):
         save(sae, run.out / name)
     warnings = {name: warnings_for(learner, run.last[name]) for learner, name in zip(run.learners, run.names)}
-    shares = {f"{part}_fraction": value / max(seconds, 1e-9) for part, value in run.seconds.items()}
+    total = max(run.seconds["total"], 1e-9)
+    shares = {f"{part}_fraction": value / total for part, value in run.seconds.items() if part != "total"}
     write_json(
         run.out / "run.json",
         {
@@ -537,7 +572,7 @@ def _end(run: _Run, source: Source, request: dict[str, Any], seconds: float) -> 
             "order_digest": f"sha256:{run.order_digest}",
             "final": run.last,
             "warnings": {name: found for name, found in warnings.items() if found},
-            "seconds": {"total": seconds, **run.seconds, **shares},
+            "seconds": {**run.seconds, **shares},
             "versions": versions(),
             "machine": {
                 "device": str(run.learners[0].device),

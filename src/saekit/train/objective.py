@@ -22,7 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import BatchTopK, Gated, JumpReLU, Matryoshka, PAnneal, Relu, TopK, matryoshka_selection, matryoshka_sizes
+from .config import (
+    BatchTopK,
+    Gated,
+    HierarchicalTopK,
+    JumpReLU,
+    Matryoshka,
+    PAnneal,
+    Relu,
+    TopK,
+    hierarchical_levels,
+    matryoshka_selection,
+    matryoshka_sizes,
+)
 from .sparse import Pairs, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
 
 CONTROLLER_GAIN = 0.02
@@ -111,6 +123,29 @@ def topk_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
     residual = (x - x_hat).detach()
     _add_aux(terms, p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values))
+
+
+def hierarchical_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
+    """HierarchicalTopK: ``sum_l c_l * error(l) + aux_coefficient * AuxK`` with ``x_hat`` of level l from the l largest.
+
+    A level adds the latents between the one before and itself to that one's reconstruction, so all levels together
+    decode every chosen latent once.
+    """
+    c: HierarchicalTopK = context.config
+    levels = hierarchical_levels(c)
+    weights = c.weights or (1 / len(levels),) * len(levels)
+    offset, bias = _biases(p, context)
+    values, indices = choose_topk(x, p["W_enc"], bias, c.k)  # largest first
+    x_hat, error, fired = offset, x.new_zeros(()), torch.zeros_like(bias)
+    for start, level, weight in zip((0, *levels), levels, weights):
+        ring = values[:, start:level].reshape(-1), Pairs.even(indices[:, start:level], c.latents)
+        x_hat = _reconstruct(p, x, bias, x_hat, *ring)
+        error = error + weight * squared_error(x, x_hat)
+        fired = fired + ring[1].fired(ring[0])
+    terms = {"reconstruction": error}
+    residual = (x - x_hat).detach()
+    _add_aux(terms, p, x, bias, residual, context)
+    return _outcome(terms, residual, fired.detach())
 
 
 def batchtopk_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:

@@ -57,9 +57,7 @@ class Pairs:
     def sum_by_latent(self, weights: Tensor, x: Tensor) -> Tensor:
         """``out[j] = sum over pairs (r, j) of weight * x[r]``, ``[n_latents, d]``, in a fixed order."""
         order, offsets = self.by_latent
-        return F.embedding_bag(
-            self.rows[order], x, offsets, mode="sum", per_sample_weights=weights[order], include_last_offset=True
-        )
+        return kernels.csr_decode(offsets, self.rows[order], weights[order], x)
 
     def fired(self, values: Tensor) -> Tensor:
         """Number of pairs with a positive value for each latent, ``[n_latents]`` float (whole numbers)."""

@@ -1,0 +1,603 @@
+"""Are SAE features useful for classification, and what do they cost?
+
+    python studies/classify/run.py                      # all sets, models and arms
+    python studies/classify/run.py --sets paradetox     # one of them; what is complete is not computed again
+    python studies/classify/run.py --quick              # a minute, to see that everything works; its page goes to --out
+    python studies/classify/run.py --page               # the page again, from the results
+
+SAEs are trained here, on the training rows of all sets and on other texts. Everything runs offline, on the sample data
+beside the checkout (SAEKIT_SHARED_DATA). Cells, features and classifiers go to ``--out`` (``saekit report`` makes a page
+of each folder there), results to ``results/`` here; every number of README.md is read from these.
+"""
+
+# ruff: noqa: E501 (sentences and tables of the page)
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import saekit as sk
+from saekit.data.pool import Ask, pool_texts
+from saekit.files import read_json, write_bytes, write_json
+from saekit.report.classification import write_classification_figures
+from saekit.study import Classification, plan_classification, summarize
+from saekit.study.labelled import Labelled, read_labelled
+from saekit.study.selected import latent_stability, selected_stability
+
+HERE = Path(__file__).resolve().parent
+SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
+OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
+OTHER_CHARACTERS = 400_000
+"""Of each of the other texts."""
+SET_KEYS = ("label", "group", "split_column", "train_rows", "test_rows")
+
+Config = Mapping[str, Any]
+
+
+def main() -> int:
+    """Run what is asked for; exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "runs" / "classify")
+    parser.add_argument("--sets", help="names of data sets, with commas between [all]")
+    parser.add_argument("--runs", help="names of runs, with commas between [all]")
+    parser.add_argument("--quick", action="store_true", help="small, to see that everything works")
+    parser.add_argument("--page", action="store_true", help="only write README.md again")
+    arguments = parser.parse_args()
+    config = tomllib.loads((HERE / "config.toml").read_text(encoding="utf-8"))
+    if arguments.page:
+        write_page(config, HERE)
+        return 0
+    if not (SHARED / "labelled").is_dir():
+        tell(f"skipped: no sample data at `{SHARED}`; set SAEKIT_SHARED_DATA to its folder")
+        return 0
+    out = arguments.out / "quick" if arguments.quick else arguments.out
+    folder = out if arguments.quick else HERE
+    if arguments.quick:
+        config = smaller(config)
+    sets = chosen(config["sets"], arguments.sets)
+    runs = chosen(config["runs"], arguments.runs)
+    since = time.monotonic()
+    tables = {each["name"]: table_of(each) for each in config["sets"]}
+    splits = {each["name"]: split_of(each, tables[each["name"]], config) for each in config["sets"]}
+    for name, model in config["models"].items():
+        mine = [run for run in runs if run["model"] == name]
+        path = model_path(model["path"])
+        if path is None:
+            tell(f"skipped: `{model['path']}` is not installed")
+            continue
+        if not mine:
+            continue
+        lm = sk.load_model(path)
+        saes = trained(name, lm, model, splits, out / "saes")
+        for run in mine:
+            for each in (each for each in sets if each["name"] not in run.get("without", ())):
+                classify_set(lm, saes, run, each, tables[each["name"]], config, out, folder)
+        if name == "minilm":
+            for each in sets:
+                stability_of(lm, saes, each, tables[each["name"]], config, out, folder)
+    tell(f"all in {time.monotonic() - since:.0f} s")
+    write_page(config, folder)
+    return 0
+
+
+def tell(message: str) -> None:
+    """A line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def chosen(items: Sequence[Config], names: str | None) -> list[Config]:
+    """The items of these names."""
+    if names is None:
+        return list(items)
+    wanted = names.split(",")
+    unknown = set(wanted) - {item["name"] for item in items}
+    if unknown:
+        raise SystemExit(f"unknown: {sorted(unknown)}; there are {[item['name'] for item in items]}")
+    return [item for item in items if item["name"] in wanted]
+
+
+def smaller(config: Config) -> dict[str, Any]:
+    """The same study in a minute."""
+    quick = config["quick"]
+    sets = [
+        {**{k: v for k, v in each.items() if k != "train_sizes"}, "train_rows": quick["train_rows"],
+         "test_rows": quick["test_rows"]}
+        for each in config["sets"] if each["name"] in quick["sets"]
+    ]  # fmt: skip
+    models = {}
+    for name, model in config["models"].items():
+        saes = [{**sae, "latents": quick["latents"], "width": sae["latents"]} for sae in model["saes"]]
+        models[name] = {**model, **{k: quick[k] for k in ("tokens", "steps", "batch_rows")}, "saes": saes}
+    return {
+        **config, "sets": sets, "models": models, "draws": quick["draws"], "ks": quick["ks"], "control_ks": [4],
+        "budget": {"C": quick["C"], "depths": [3], "thresholds": [0.0]},
+        "runs": [{**run, **({"ks": quick["ks"]} if "ks" in run else {})} for run in config["runs"]],
+    }  # fmt: skip
+
+
+def model_path(name: str) -> str | None:
+    """``builtin``, or the folder of the weights within a package; None where it is not installed."""
+    if name == "builtin":
+        return name
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return None
+    return str(next(file.parent for file in sorted(Path(spec.origin).parent.rglob("model.safetensors"))))
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def table_of(each: Config) -> list[dict[str, Any]]:
+    """The rows of a data set."""
+    texts = sk.read_texts(SHARED / each["file"])
+    rows = [
+        {"text": text, **{name: values[i] for name, values in texts.columns.items()}} for i, text in enumerate(texts)
+    ]
+    only = each.get("only", {})
+    return [row for row in rows if all(row[name] == value for name, value in only.items())]
+
+
+def settings_of(each: Config) -> dict[str, Any]:
+    """How a data set is read and split."""
+    return {name: each[name] for name in SET_KEYS if name in each}
+
+
+def split_of(each: Config, table: Sequence[Mapping[str, Any]], config: Config) -> Labelled:
+    """The same split that every classification of the set makes."""
+    return read_labelled(table, seed=config["seed"], **settings_of(each))
+
+
+def training_texts(splits: Mapping[str, Labelled], tokens: int) -> list[str]:
+    """Texts for the SAEs: the training rows of every set, and other texts; never a test row."""
+    parts = [[data.texts[row] for row in data.parts[0][0]] for data in splits.values()]
+    for file in OTHER_TEXTS:
+        found = sk.read_texts(SHARED / file, characters=OTHER_CHARACTERS).texts
+        parts.append([text for text in found if len(text) > 40])
+    budget = tokens * 4 // len(parts)  # characters of each part
+    texts: list[str] = []
+    for part in parts:
+        taken = 0
+        for text in part:
+            texts.append(text[:2000])
+            taken += len(texts[-1])
+            if taken > budget:
+                break
+    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
+
+
+# --------------------------------------------------------------------------------------------------------------- SAEs
+
+
+def sae_name(sae: Config, seed: int) -> str:
+    """``layers.4-4096-seed0``."""
+    control = f"-{sae['control']}" if sae.get("control") else ""
+    return f"layers.{sae['layer']}-{sae.get('width', sae['latents'])}{control}-seed{seed}"
+
+
+def trained(name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], out: Path) -> dict[str, Path]:
+    """Folders of the SAEs of a model, by name; those that are there are not trained again."""
+    folders = {sae_name(sae, seed): out / name / sae_name(sae, seed) for sae in model["saes"] for seed in sae["seeds"]}
+    left = [
+        sae
+        for sae in model["saes"]
+        if any(not (folders[sae_name(sae, s)] / "sae.json").is_file() for s in sae["seeds"])
+    ]
+    if left:
+        since = time.monotonic()
+        layers = sorted({sae["layer"] for sae in left})
+        texts = training_texts(splits, model["tokens"])
+        rows = sk.capture(lm, texts, layer=layers, tokens=model["tokens"])
+        rows = rows if isinstance(rows, dict) else {f"layers.{layers[0]}": rows}
+        tell(f"{name}: {next(iter(rows.values())).n_rows:,} rows at {list(rows)} in {time.monotonic() - since:.0f} s")
+        for sae in left:
+            since = time.monotonic()
+            settings = {"control": sae["control"]} if sae.get("control") else {}
+            made = sk.train(
+                sk.TopK(latents=sae["latents"], k=sae["k"], **settings), rows[f"layers.{sae['layer']}"],
+                seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], batch_rows=model["batch_rows"],
+            )  # fmt: skip
+            for seed, each in zip(sae["seeds"], made):
+                each.save(folders[sae_name(sae, seed)])
+            shown = sk.evaluate(made[0], rows[f"layers.{sae['layer']}"], rows=20_000, controls=False, draws=0).metrics
+            tell(f"{sae_name(sae, sae['seeds'][0])}: FVU {shown.fvu.value:.3f}, dead {shown.dead_fraction.value:.1%}, "
+                 f"{time.monotonic() - since:.0f} s")  # fmt: skip
+    return folders
+
+
+# ----------------------------------------------------------------------------------------------------- classification
+
+
+def plan_of(lm: Any, saes: Mapping[str, Path], run: Config, each: Config, table: Any, config: Config, out: Path) -> Any:
+    """The plan of one run over one set."""
+    settings = {name: run.get(name, config.get(name)) for name in ("pools", "ks", "control_ks")}
+    more = {name: run[name] for name in ("arms", "shuffles") if name in run}
+    if "max_tokens" in each:
+        more["max_tokens"] = each["max_tokens"]
+    if run["name"] == "minilm" and "train_sizes" in each:
+        more["train_sizes"] = each["train_sizes"]
+    return plan_classification(
+        lm, [str(saes[name]) for name in run["saes"]], table, name=each["name"], seed=config["seed"],
+        draws=config["draws"], margin=config["margin"], budget=config.get("budget"), out=out / run["name"] / each["name"], cache=out / "features",
+        **settings_of(each), **settings, **more,
+    )  # fmt: skip
+
+
+def classify_set(
+    lm: Any, saes: Mapping[str, Path], run: Config, each: Config, table: Any, config: Config, out: Path, folder: Path
+) -> None:
+    """One table: every arm of a run on one set."""
+    since, results = time.monotonic(), folder / "results"
+    plan = plan_of(lm, saes, run, each, table, config, out)
+    result = plan.run()
+    result.save(results / f"{run['name']}-{each['name']}.json")
+    result.save(plan.out / "classification.json")
+    if run["name"] == "minilm":
+        write_classification_figures(result.to_json(), plan.out)
+        pairs = {}
+        for label, other in (("last", named(result, "last")), ("words", named(result, "words"))):
+            if other is not None and result.best_sae is not None:
+                pairs[label] = plan.difference(result.best_sae, other).to_json()
+        for pool in config["pools"]:
+            full, binary = named(result, "full", pool), named(result, "binarized", pool)
+            if full is not None and binary is not None:
+                pairs[f"binarized {pool}"] = plan.difference(binary, full).to_json()
+        full = [named(result, "full", pool) for pool in config["pools"][:2]]
+        if None not in full:
+            pairs["pooling"] = plan.difference(str(full[0]), str(full[1])).to_json()
+        write_json(results / f"pairs-{each['name']}.json", pairs)
+        from saekit.report.classification import figures as charts
+
+        drawn = charts(result.to_json())
+        if "price" in drawn:
+            write_bytes(folder / "figures" / f"price-{each['name']}.svg", on_white(drawn["price"][0].svg()))
+    best = result.arm(result.best_sae)
+    tell(f"{run['name']} {each['name']}: {best.name} {best.macro_f1:.3f}, − dense {best.difference:+.3f} "
+         f"({best.verdict}); {time.monotonic() - since:.0f} s")  # fmt: skip
+
+
+def on_white(svg: str) -> bytes:
+    """A chart as a file of its own, readable in dark pages too."""
+    return svg.replace("<svg ", '<svg style="background:#fff;color:#22272e" ', 1).encode()
+
+
+def named(result: Classification, kind: str, pool: str | None = None) -> str | None:
+    """The arm of a kind, the best one by inner folds."""
+    arms = [arm for arm in result.arms if arm.kind == kind and (pool is None or arm.pool == pool)]
+    return max(arms, key=lambda arm: arm.inner or 0).name if arms else None
+
+
+def stability_of(
+    lm: Any, saes: Mapping[str, Path], each: Config, table: Any, config: Config, out: Path, folder: Path
+) -> None:
+    """Whether the latents that the sparse probes select are those that other seeds find."""
+    run = next(run for run in config["runs"] if run["name"] == "minilm")
+    main_name = run["saes"][0]
+    twins = [
+        name for name in saes if name.rsplit("-seed", 1)[0] == main_name.rsplit("-seed", 1)[0] and name != main_name
+    ]
+    results = folder / "results"
+    path = results / f"{run['name']}-{each['name']}.json"
+    if not twins or not path.is_file():
+        return
+    sae = sk.SAE.load(saes[main_name])
+    stability = stabilities(sae, saes, twins)
+    plan = plan_of(lm, saes, run, each, table, config, out)
+    data = plan.data
+    hook = str(sae.provenance["hook"])
+    train = [data.texts[row] for row in data.parts[0][0]]
+    X = pool_texts(
+        lm, train, [Ask(("max",), sae=sae, hook=hook)], cache=plan.cache, max_tokens=plan.settings["max_tokens"]
+    )[0]["max"]
+    density = np.diff(X.tocsc().indptr) / X.shape[0]
+    found = {}
+    for arm in Classification.load(path).arms:
+        if arm.kind == "sparse" and arm.source == main_name and (arm.k or 0) >= 4:
+            found[arm.name] = selected_stability(arm.selected, stability, density).to_json()
+    write_json(results / f"stability-{each['name']}.json", {"mean": float(stability.mean()), "arms": found})
+
+
+_STABILITY: dict[str, np.ndarray] = {}
+
+
+def stabilities(sae: Any, saes: Mapping[str, Path], twins: Sequence[str]) -> np.ndarray:
+    """Matched cosine of every latent with the other seeds, once for all sets."""
+    key = " ".join(twins)
+    if key not in _STABILITY:
+        _STABILITY[key] = latent_stability(sae, [sk.SAE.load(saes[name]) for name in twins])
+    return _STABILITY[key]
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+
+
+def write_page(config: Config, folder: Path) -> None:
+    """README.md from the results."""
+    write_bytes(folder / "README.md", page(config, folder).encode())
+    tell(f"wrote {folder / 'README.md'}")
+
+
+def load_all(config: Config, folder: Path) -> dict[tuple[str, str], Classification]:
+    """Results by run and set."""
+    found = {}
+    for run in config["runs"]:
+        for each in config["sets"]:
+            path = folder / "results" / f"{run['name']}-{each['name']}.json"
+            if path.is_file():
+                found[run["name"], each["name"]] = Classification.load(path)
+    return found
+
+
+def shown(measured: Mapping[str, Any] | sk.Measured | None, sign: str = "") -> str:
+    """A value with its interval."""
+    if measured is None:
+        return "–"
+    found = measured if isinstance(measured, sk.Measured) else sk.Measured.from_json(measured)
+    return f"{found:{sign}.3f}"
+
+
+def row(*cells: object) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def heading(*cells: object) -> list[str]:
+    """The first lines of a table."""
+    return [row(*cells), row(*("---" for _ in cells))]
+
+
+def page(config: Config, folder: Path) -> str:
+    """The text of README.md."""
+    results = load_all(config, folder)
+    main = {name: result for (run, name), result in results.items() if run == "minilm"}
+    if not main:
+        raise SystemExit("there are no results yet; run without --page first")
+    first = next(iter(main.values()))
+    lines = [
+        "# Are SAE features useful for classification?",
+        "",
+        "<!-- Written by run.py from results/; do not edit. -->",
+        "",
+        "The paper *Sparse Autoencoder Features for Classifications and Transferability* (2502.11367) says yes: macro-F1 above "
+        "0.8, better than hidden states and bag of words, best when summed over tokens and binarized. It gives the hidden states "
+        "one token and the SAE all of them, and chooses the best configuration on the test set. Here every arm gets the same "
+        "texts, pooling, folds and grids; everything is chosen within the training rows, and the test rows judge once.",
+        "",
+        f"Models: all-MiniLM-L6-v2 (an encoder; residual stream after block 4 of 6) and saekit's built-in language model, with "
+        f"TopK SAEs trained by this study. {first.settings['intervals']['level']:.0%} intervals from "
+        f"{first.settings['intervals']['draws']:,} resamples of the test rows (groups where there are any); differences "
+        f"below {first.settings['margin']:g} macro-F1 count as none (*equivalent*).",
+        "",
+        "## What the paper says, and what we find",
+        "",
+        *claims(config, main, folder),
+        "",
+        "## Every data set: best arms, chosen by inner cross-validation",
+        "",
+        *heading("data set", "classes", "train / test", "best SAE arm", "macro-F1", "best dense arm", "macro-F1",
+                 "SAE − dense", "verdict", "− learned nothing", "verdict", "resolves"),
+    ]  # fmt: skip
+    for run in ("minilm", "builtin"):
+        for name, result in ((name, r) for (label, name), r in results.items() if label == run):
+            sae, dense = result.arm(result.best_sae), result.arm(result.best_dense)
+            lines.append(
+                row(f"{name} ({run})", len(result.classes), f"{result.data['n_train']:,} / {result.data['n_test']:,}",
+                    short(sae.name), shown(sae.macro_f1), dense.name, shown(dense.macro_f1),
+                    shown(sae.difference, "+"), f"**{sae.verdict}**", shown(sae.control_difference, "+"),
+                    sae.control_verdict, f"{result.floor.value:.3f}")
+            )  # fmt: skip
+    lines += [
+        "",
+        "*− learned nothing*: minus the best of random projections, untrained and frozen-decoder SAEs of the same width and L0. "
+        "*resolves*: smaller differences cannot be told from none on this test set.",
+        "",
+        "In the paper: " + "; ".join(f"{each['name']}: {each['paper']}" for each in config["sets"]) + ".",
+        "",
+        *arms_tables(main),
+        *layers(results),
+        *price(main, folder),
+        *stability(main, folder),
+        *over_sets(results),
+        "## To be kept in mind",
+        "",
+        *[f"- **{name}**: {warning}" for name, result in main.items() for warning in result.warnings],
+        *[f"- **{each['name']}**: {each['about']}." for each in config["sets"]],
+        "- A small encoder and a small language model: that SAE features do no better than simple arms here says little about "
+        "large models, and the other way round.",
+        "",
+        "## Again",
+        "",
+        "```sh",
+        "make study-classify                        # needs ../shared/data",
+        "make study-classify STUDY_OPTIONS=--quick  # a minute",
+        "```",
+        "",
+        "Settings: [config.toml](config.toml). All numbers: `results/`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def short(name: str) -> str:
+    """An arm's name without the name of its SAE."""
+    words = name.split()
+    return " ".join(["SAE" if word.startswith("layers.") else word for word in words])
+
+
+def claims(config: Config, main: Mapping[str, Classification], folder: Path) -> list[str]:
+    """The paper's claims with our verdicts, computed."""
+    best = {name: result.arm(result.best_sae) for name, result in main.items()}
+    over = [name for name, arm in best.items() if (arm.macro_f1.low or 0) > 0.8]
+    pairs = {name: read_json(folder / "results" / f"pairs-{name}.json") for name in main}
+
+    def count(key: str) -> tuple[list[str], list[str], int]:
+        known = {name: p[key] for name, p in pairs.items() if key in p}
+        up = [name for name, m in known.items() if m["low"] is not None and m["low"] > 0]
+        down = [name for name, m in known.items() if m["high"] is not None and m["high"] < 0]
+        return up, down, len(known)
+
+    def told(key: str) -> str:
+        up, down, n = count(key)
+        return (
+            f"above 0 on {len(up)} of {n} sets, below on {len(down)}, the interval holds 0 on {n - len(up) - len(down)}"
+        )
+
+    verdicts = {v: [name for name, arm in best.items() if arm.verdict == v] for v in ("better", "equivalent", "worse")}
+    undecided = len(best) - sum(map(len, verdicts.values()))
+    controls = [name for name, arm in best.items() if arm.control_verdict == "better"]
+    lines = heading("claim", "here", "holds?")
+    lines.append(
+        row("SAE features reach macro-F1 > 0.8", f"the whole interval lies above 0.8 on {len(over)} of {len(best)} sets: "
+            f"{', '.join(over) or 'none'}", "yes" if len(over) == len(best) else "on some" if over else "no")
+    )  # fmt: skip
+    up, down, n = count("last")
+    lines.append(row("They beat hidden states (last token)", told("last"), judged(up, down, n)))
+    lines.append(
+        row("… under the same pooling (best dense arm)",
+            f"better on {len(verdicts['better'])}, equivalent on {len(verdicts['equivalent'])}, worse on "
+            f"{len(verdicts['worse'])}, undecided on {undecided} sets", judged(verdicts["better"], verdicts["worse"], len(best)))
+    )  # fmt: skip
+    up, down, n = count("words")
+    lines.append(row("They beat bag of words (TF-IDF)", told("words"), judged(up, down, n)))
+    for pool in config["pools"]:
+        up, down, n = count(f"binarized {pool}")
+        lines.append(
+            row(f"Binarizing keeps or improves ({pool})", f"binarized − as it is: {told(f'binarized {pool}')}",
+                "yes" if not down else "on some" if len(down) < n else "no")
+        )  # fmt: skip
+    up, down, n = count("pooling")
+    lines.append(
+        row(
+            f"Summing is the best pooling ({config['pools'][0]} − {config['pools'][1]})",
+            told("pooling"),
+            judged(up, down, n),
+        )
+    )
+    lines.append(
+        row("*Not asked there:* the training of the SAE is what helps (minus random, untrained, frozen)",
+            f"better than what learned nothing on {len(controls)} of {len(best)} sets: {', '.join(controls) or 'none'}",
+            "yes" if len(controls) == len(best) else "on some" if controls else "not shown")
+    )  # fmt: skip
+    chance = [arm.shuffled_auc for result in main.values() for arm in result.arms if arm.shuffled_auc is not None]
+    held = sum(1 for each in chance if each.low is not None and each.high is not None and each.low <= 0.5 <= each.high)
+    leaks = [name for name, result in main.items() if any("leaks" in warning for warning in result.warnings)]
+    lines.append(
+        row("*Control:* shuffled labels give chance in every arm",
+            f"{held} of {len(chance)} intervals of AUC hold 0.5 (19 in 20 would by chance); after Holm's correction off chance "
+            f"on {len(leaks)} sets", "yes" if not leaks else f"look at {', '.join(leaks)}")
+    )  # fmt: skip
+    return lines
+
+
+def judged(up: Sequence[str], down: Sequence[str], n: int) -> str:
+    """Yes where it is so everywhere."""
+    if len(up) == n:
+        return "yes"
+    if up and down:
+        return "on some, the reverse on others"
+    return "on some" if up else "no" if down else "not shown"
+
+
+def arms_tables(main: Mapping[str, Classification]) -> list[str]:
+    """Every arm of every set, folded."""
+    lines = ["## Every arm", ""]
+    for name, result in main.items():
+        lines += [f"<details><summary>{name}: {len(result.arms)} arms</summary>", ""]
+        lines += heading(
+            "arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC"
+        )
+        stars = (result.best_dense, result.best_sae, result.best_control)
+        for arm in result.arms:
+            label = f"**{short(arm.name)}**" if arm.name in stars else short(arm.name)
+            if arm.kind == "frozen":
+                label = label.replace("SAE", "frozen decoder")
+            lines.append(
+                row(label, shown(arm.macro_f1), shown(arm.auc), f"{arm.balanced_accuracy.value:.3f}",
+                    f"{arm.brier.value:.3f}", shown(arm.difference, "+"), arm.verdict, shown(arm.shuffled_auc))
+            )  # fmt: skip
+        lines += ["", "</details>", ""]
+    return lines
+
+
+def layers(results: Mapping[tuple[str, str], Classification]) -> list[str]:
+    """Layer and width."""
+    found = {name: result for (run, name), result in results.items() if run == "minilm-layers"}
+    if not found:
+        return []
+    columns = list(dict.fromkeys(arm.source for arm in next(iter(found.values())).arms if arm.kind == "full"))
+    lines = ["## Layer and width (MiniLM, sum, all latents, linear)", "", *heading("data set", *columns)]
+    for name, result in found.items():
+        by = {arm.source: arm for arm in result.arms if arm.kind == "full"}
+        lines.append(row(name, *(shown(by[column].macro_f1) for column in columns)))
+    return [*lines, ""]
+
+
+def price(main: Mapping[str, Classification], folder: Path) -> list[str]:
+    """What k latents cost."""
+    first = next(iter(main.values()))
+    ks = sorted({arm.k for arm in first.arms if arm.kind == "sparse" and arm.k is not None})
+    lines = ["## The price of sparsity", "", "Macro-F1 of k latents (summed over tokens) minus the best dense arm.", ""]
+    lines += heading("data set", *(f"k = {k}" for k in ks))
+    for name, result in main.items():
+        by = {arm.k: arm for arm in result.arms if arm.kind == "sparse" and arm.pool == "sum"}
+        lines.append(row(name, *(shown(by[k].difference, "+") if k in by else "–" for k in ks)))
+    lines.append("")
+    lines += [
+        f"![{name}](figures/price-{name}.svg)" for name in main if (folder / "figures" / f"price-{name}.svg").is_file()
+    ]
+    return [*lines, ""]
+
+
+def stability(main: Mapping[str, Classification], folder: Path) -> list[str]:
+    """Selected latents and other seeds."""
+    lines = []
+    for name in main:
+        path = folder / "results" / f"stability-{name}.json"
+        if not path.is_file():
+            continue
+        for arm, each in read_json(path)["arms"].items():
+            lines.append(
+                row(name, short(arm), shown(each["selected"]), shown(each["matched"]), shown(each["difference"], "+"),
+                    f"{each['p']:.2g}")
+            )  # fmt: skip
+    if not lines:
+        return []
+    mean = read_json(folder / "results" / f"stability-{next(iter(main))}.json")["mean"]
+    return [
+        "## Are the selected latents those that other seeds find?",
+        "",
+        "Mean cosine of a latent's decoder row with its partner in two other seeds (exact one-to-one matching), for the latents "
+        f"that a k-sparse probe selects and for random ones that are active in as many texts. All latents: {mean:.3f}.",
+        "",
+        *heading("data set", "arm", "selected", "density-matched", "difference", "p"),
+        *lines,
+        "",
+    ]
+
+
+def over_sets(results: Mapping[tuple[str, str], Classification]) -> list[str]:
+    """All data sets together."""
+    lines = ["## Over data sets", ""]
+    for run in ("minilm", "builtin"):
+        mine = {name: result for (label, name), result in results.items() if label == run}
+        if len(mine) < 2:
+            continue
+        table = summarize(mine).table()
+        lines += [f"**{run}**, {len(mine)} sets: macro-F1 minus the best dense arm; intervals from resampled data sets, "
+                  "Wilcoxon's signed-rank test, Holm's correction.", "", *heading(*table[0])]  # fmt: skip
+        lines += [row(*line) for line in table[1:]]
+        lines.append("")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""The fused step of every architecture: the plain step's learner, up to the rounding of sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from torch import Tensor
+
+from saekit.train import BatchTopK, Gated, JumpReLU, Matryoshka, PAnneal, Relu, TopK, fused
+from saekit.train.fused import fused_step, fuses
+from saekit.train.learner import Learner, plain_step, resolve, restore, start_learner, tensors_of
+
+pytestmark = pytest.mark.usefixtures("fast")
+
+D, N, B = 24, 640, 128
+BASE: dict[str, Any] = {"dead_after_rows": 3 * B, "lr": 1e-3}
+CONFIGS = {
+    "topk": TopK(N, k=6, **BASE),
+    "batchtopk": BatchTopK(N, k=6, **BASE),
+    "jumprelu": JumpReLU(N, target_l0=6.0, **BASE),
+    "relu": Relu(N, target_l0=6.0, **BASE),
+    "gated": Gated(N, target_l0=6.0, **BASE),
+    "matryoshka": Matryoshka(N, k=6, **BASE),
+    "matryoshka-truncated": Matryoshka(N, k=6, k_per_size="truncated", weights=(1, 2, 3, 4), **BASE),
+    "matryoshka-scaled": Matryoshka(N, k=6, k_per_size="scaled", sizes=(100, 640), **BASE),
+    "matryoshka-batch": Matryoshka(N, k=6, over="batchtopk", **BASE),
+    "matryoshka-sampled": Matryoshka(N, k=6, sampled=2, **BASE),
+    "matryoshka-without-the-last": Matryoshka(N, k=6, weights=(1, 1, 1, 0), **BASE),
+}
+
+
+def rows(steps: int, seed: int = 0, d: int = D, batch: int = B) -> list[Tensor]:
+    stream = torch.Generator().manual_seed(seed)
+    basis = torch.randn(40, d, generator=stream)
+    n = steps * batch
+    codes = torch.rand(n, 40, generator=stream) * (torch.rand(n, 40, generator=stream) < 0.1)
+    return list((codes @ basis + 0.5).split(batch))
+
+
+def new(config: Any, *, scale: float | None = 2.0, seed: int = 0, d: int = D, batch: int = B) -> Learner:
+    x = torch.cat(rows(4, d=d, batch=batch))
+    factor = None if scale is None else torch.tensor(scale)
+    settings = resolve(config, d, 40, batch)
+    return start_learner(config, seed, settings, bias=x.mean(0), scale=factor, sample=x, device="cpu")
+
+
+@pytest.fixture
+def plain_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps that the fused step left to the plain one."""
+    left: list[int] = []
+
+    def counted(learner: Learner, x: Tensor) -> Any:
+        left.append(learner.step)
+        return plain_step(learner, x)
+
+    monkeypatch.setattr(fused, "plain_step", counted)
+    return left
+
+
+def assert_same(mine: Learner, other: Learner) -> None:
+    left, right = tensors_of(mine), tensors_of(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(t, right[name]) for name, t in left.items())
+
+
+def assert_close(mine: Learner, other: Learner) -> None:
+    """Adam divides gradients by their own size: one that is rounding and nothing else may move a weight apart."""
+    left, right = tensors_of(mine), tensors_of(other)
+    assert left.keys() == right.keys()
+    for name, t in left.items():
+        a, b = t.double(), right[name].double()
+        assert float((a - b).norm()) <= 3e-3 * float(b.norm()) + 1e-9, name
+        assert float(((a - b).abs() > 2e-5 + 1e-3 * b.abs()).double().mean()) <= 5e-3, name
+
+
+@pytest.mark.parametrize("name, scale", [*((name, 2.0) for name in CONFIGS), ("jumprelu", None), ("relu", None)])
+def test_ten_steps_are_those_of_the_plain_step(name: str, scale: float | None, plain_steps: list[int]) -> None:
+    config = CONFIGS[name]
+    mine, other = new(config, scale=scale), new(config, scale=scale)
+    assert fuses(mine)
+    for x in rows(10):
+        a, b = fused_step(mine, x), plain_step(other, x)
+        assert a.parts.keys() == b.parts.keys()
+        assert bool(a.finite)
+        for part in ("loss", "error", "fired", "dead", "grad_norm"):
+            torch.testing.assert_close(getattr(a, part), getattr(b, part), rtol=2e-4, atol=2e-4, check_dtype=False)
+        for part, value in a.parts.items():
+            torch.testing.assert_close(value, b.parts[part], rtol=2e-4, atol=2e-4, check_dtype=False)
+    assert "aux" in a.parts or name in ("relu", "gated")
+    # A selection over the batch needs the last batch's smallest code.
+    assert plain_steps == ([0] if "batch" in name else [])
+    assert_close(mine, other)
+
+
+@given(
+    name=st.sampled_from(sorted(CONFIGS)),
+    shape=st.tuples(st.integers(3, 70), st.integers(2, 50)),
+    bandwidth=st.sampled_from([1e-3, 0.1, 2.0]),
+    clip=st.sampled_from([None, 1e-2, 1.0]),
+    seed=st.integers(0, 2**20),
+)
+@examples(max_examples=40)
+def test_a_step_from_any_state_has_the_plain_gradient(
+    name: str, shape: tuple[int, int], bandwidth: float, clip: float | None, seed: int
+) -> None:
+    import dataclasses
+
+    n, d = shape
+    config = dataclasses.replace(CONFIGS[name], clip=clip, dead_after_rows=1)
+    if isinstance(config, JumpReLU):
+        config = dataclasses.replace(config, bandwidth=bandwidth)
+    learners = [new(config, d=d, batch=n, seed=seed) for _ in range(2)]
+    for learner in learners:  # away from the start: tilted encoders, uneven biases, some dead latents
+        stream = torch.Generator().manual_seed(seed)
+        p = learner.parameters
+        p["W_enc"] += 0.2 * torch.randn(p["W_enc"].shape, generator=stream) / d**0.5
+        for extra in p.keys() - {"W_enc", "W_dec"}:
+            p[extra] += 0.1 * torch.randn(p[extra].shape, generator=stream)
+        if not isinstance(config, (Relu, Gated)):
+            learner.rows_since_fired += (torch.rand(N, generator=stream) < 0.2) * 10
+        for state, value in (("last_smallest", 0.3), ("coefficient", 0.7)):
+            if state in learner.state:
+                learner.state[state] = torch.tensor(value)
+        learner.step = 5
+    [x] = rows(1, seed=seed + 1, d=d, batch=n)
+    a, b = fused_step(learners[0], x), plain_step(learners[1], x)
+    torch.testing.assert_close(a.loss, b.loss, rtol=1e-4, atol=1e-4, check_dtype=False)
+    for key, moment in learners[0].first_moments.items():
+        other = learners[1].first_moments[key]
+        # Pairs at an edge of a selection or a band may fall on the other side of it, by the rounding of one product.
+        different = (moment - other).abs() > 2e-3 * other.abs().max() + 1e-7
+        assert float(different.float().mean()) <= (2e-3 if bandwidth > 1e-2 else 1e-2), key
+
+
+def test_dense_codes_are_left_to_the_plain_step(plain_steps: list[int]) -> None:
+    config = Relu(N, l1=1e-3, **BASE)
+    mine, other = new(config), new(config)
+    for x in rows(3):
+        fused_step(mine, x)
+        plain_step(other, x)
+    assert plain_steps == [0, 1, 2]
+    assert_same(mine, other)
+
+
+def test_a_step_left_to_the_plain_one_draws_what_that_draws(plain_steps: list[int]) -> None:
+    config = Matryoshka(N, k=6, sampled=2, over="batchtopk", k_per_size="fixed", **BASE)
+    mine, other = new(config), new(config)
+    for x in rows(3):
+        fused_step(mine, x)
+        plain_step(other, x)
+    assert plain_steps == [0, 1, 2]
+    assert_same(mine, other)
+
+
+def test_what_has_no_fast_path_is_left_alone(plain_steps: list[int]) -> None:
+    for config in (PAnneal(N, target_l0=6.0), JumpReLU(N, target_l0=6.0, control="frozen-encoder")):
+        assert not fuses(new(config))
+        fused_step(new(config), rows(1)[0])
+    assert plain_steps == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "jumprelu", "relu", "gated", "matryoshka", "matryoshka-batch"])
+def test_steps_are_bitwise_the_same_for_any_number_of_threads_and_after_a_restart(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saekit.kernels import cpu
+
+    learners = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(cpu, "thread_count", lambda threads=threads: threads)
+        monkeypatch.setattr(cpu, "PIECE", 1000)
+        learner = new(CONFIGS[name])
+        for index, x in enumerate(rows(6)):
+            if index == 3 and threads == 2:
+                fresh = new(CONFIGS[name], seed=9)
+                restore(fresh, {key: t.clone() for key, t in tensors_of(learner).items()}, learner.step)
+                learner = fresh
+            fused_step(learner, x)
+        learners.append(learner)
+    for learner in learners[1:]:
+        assert_same(learners[0], learner)
+
+
+def test_dead_latents_are_resampled_as_in_the_plain_step(plain_steps: list[int]) -> None:
+    config = Relu(N, target_l0=3.0, dead_after_rows=2 * B, lr=1e-3)
+    mine, other = new(config), new(config)
+    dead = 0
+    for x in rows(5):
+        fused_step(mine, x)
+        dead += int(plain_step(other, x).dead)
+    assert dead
+    assert len(plain_steps) <= 1
+    assert_close(mine, other)
+
+
+def test_rows_that_are_not_finite_show() -> None:
+    for name in ("batchtopk", "jumprelu", "relu", "gated"):
+        learner = new(CONFIGS[name])
+        batches = rows(2)
+        fused_step(learner, batches[0])
+        batches[1][3, 2] = torch.nan
+        assert not bool(fused_step(learner, batches[1]).finite)
