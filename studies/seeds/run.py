@@ -36,6 +36,7 @@ from saekit.study.orphans import frequency_matched
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 HELD_OUT = 10  # every tenth document
+MUTUAL = 0.1  # weight of mutual feature regularization in the architecture of that name
 
 
 def main() -> None:
@@ -112,7 +113,8 @@ def plan(name: str, config: dict[str, Any], seeds: int) -> list[dict[str, Any]]:
     wanted += [("length", {"rows": rows}) for rows in config["length"]]
     wanted += [("layer", {"layer": layer}) for layer in config["layers"]]
     wanted += [
-        ("architecture", {**config["architectures"], "arch": arch}) for arch in ("topk", "relu", "gated", "jumprelu")
+        ("architecture", {**config["architectures"], "arch": arch})
+        for arch in ("topk", "relu", "gated", "jumprelu", "topk+mutual")
     ]
     cells: dict[str, dict[str, Any]] = {}
     for sweep, changes in wanted:
@@ -125,6 +127,8 @@ def plan(name: str, config: dict[str, Any], seeds: int) -> list[dict[str, Any]]:
 
 
 def config_of(cell: dict[str, Any]) -> Any:
+    if cell["arch"] == "topk+mutual":
+        return sk.TopK(latents=cell["latents"], lr=cell["lr"], k=cell["k"], mutual=MUTUAL)
     kinds: dict[str, Any] = {"topk": sk.TopK, "relu": sk.Relu, "gated": sk.Gated, "jumprelu": sk.JumpReLU}
     sparsity = {"k": cell["k"]} if cell["arch"] == "topk" else {"target_l0": float(cell["k"])}
     return kinds[cell["arch"]](latents=cell["latents"], lr=cell["lr"], **sparsity)
@@ -372,12 +376,15 @@ class Study:
 
     def outside(self) -> None:
         """Five seeds of an SAE that others trained."""
-        self.kept("outside", self.config["outside"] | {"threshold": self.config["threshold"]}, self._outside)
+        spec = self.config["outside"] | {"threshold": self.config["threshold"], "version": 2}
+        self.kept("outside", spec, self._outside)
 
     def _outside(self) -> dict[str, Any]:
         saes = [outside_sae(path) for path in sorted(SHARED.glob(self.config["outside"]["files"]))]
         found = sk.compare(saes, threshold=self.config["threshold"])
+        centres = np.corrcoef(np.stack([sae.b_pre.numpy() for sae in saes if sae.b_pre is not None]))
         return {
+            "means_correlation": float(np.abs(centres - np.eye(len(saes))).max()),
             "n_latents": saes[0].n_latents,
             "d_in": saes[0].d_in,
             "k": saes[0].rule.settings()["k"],

@@ -19,6 +19,7 @@ PAPER = {
     "sparsity": "32,768 latents: 0.42 at k 32, 0.31 at 64, 0.23 at 128, 0.18 at 256",
     "length": "32,768 latents: 0.07 after 0.8 B tokens, 0.42 after 8 B, 0.61 after 80 B",
     "architecture": "GPT-2: Gated 0.86, ReLU 0.82, TopK 0.74 (text: over 0.9 for ReLU and Gated)",
+    "mutual": "2411.01220: seeds that are trained to agree reconstruct better too, by up to 21 % (GPT-2 small)",
     "frequency": "frequent latents tend to be shared, rare ones orphans, with many exceptions (no number)",
     "interpretable": "detection score 0.72 on average; many orphans score high, shared ones higher on average",
     "law": "share in only one of m: 0.58 at 2 to 0.35 at 9; 0.589 m^-0.916 + 0.270, offset needed",
@@ -184,7 +185,7 @@ def _architectures(found: dict[str, Any], model: str) -> list[dict[str, Any]]:
             {
                 "claim": f"{arch} is more stable than topk at equal L0",
                 "key": "architecture",
-                "paper": PAPER["architecture"],
+                "paper": PAPER["mutual" if arch == "topk+mutual" else "architecture"],
                 "model": model,
                 "what": f"shared, {arch} minus topk{note}",
                 "estimate": difference,
@@ -389,10 +390,16 @@ def _outside(found: dict[str, Any]) -> str:
     over = jackknife(lambda s: mean_of(each, "shared", s), m)
     cosine = jackknife(lambda s: mean_of(each, "cosine_decoder", s), m)
     exactly, only = (", ".join(f"{x['value']:.3f}" for x in each[name]) for name in ("in_exactly", "only_in_one"))
+    means = (
+        f" The means that they subtract from their rows correlate by at most {each['means_correlation']:.2f}: each "
+        "belongs to a network of its own, so there is nothing to share, and nothing is found: a null that others made."
+        if abs(each["means_correlation"]) < 0.5
+        else ""
+    )
     return (
         "## An outside case\n\n"
         f"{m} seeds of one TopK SAE that others trained ({each['d_in']} → {each['n_latents']}, k = {each['k']}): "
         f"shared {shown(over)}; partners equal {shown(each['equal'])} (null {shown(each['equal_null'])}); cosine "
         f"{shown(cosine)} (random {shown(each['cosine_null'])}); in exactly 1 … {m} seeds: {exactly}; in only "
-        f"one of 2 … {m}: {only}.\n"
+        f"one of 2 … {m}: {only}.{means}\n"
     )

@@ -141,6 +141,13 @@ def test_any_batching_and_a_given_comparison_give_the_same(found, family, rows):
     assert [each.fvu.value for each in found.silenced] == pytest.approx([each.fvu.value for each in again.silenced])
 
 
+def test_detection_has_both_halves_whatever_the_ids_of_documents(family, rows):
+    token = (rows[:, 0] * 3).round().long() % 7
+    for document in (torch.arange(len(rows)) // 30 * 10 + 9, torch.arange(len(rows)) // 30 * 2**20):
+        found = orphans(family[:2], ArrayRows(rows, token=token, document=document), rows=1500)
+        assert math.isfinite(found.property("detection").orphans.value)
+
+
 def test_rows_without_tokens_have_no_interpretability(family, rows):
     plain = orphans(family[:2], rows, rows=600)
     assert plain.n_rows == 600

@@ -331,11 +331,13 @@ def _measure(
     tokens = [(TokenScores(sae.n_latents), TokenScores(sae.n_latents)) for sae in saes]
     covariance = Covariance(source.d_in)
     known, done = True, 0
+    numbers: dict[int, int] = {}
     for batch in source.batches(batch_rows):
         x = batch.x if limit is None else batch.x[: limit - done]
         covariance.update(x.float().cpu())
         place = torch.arange(done, done + len(x)) // 64
         document = place if batch.document is None else torch.where(batch.document >= 0, batch.document, -1)[: len(x)]
+        halves = _halves(document, numbers)
         known &= batch.token is not None and bool((batch.token[: len(x)] >= 0).all())
         for sae, score, (learned, scored) in zip(saes, scores, tokens, strict=True):
             with torch.no_grad():
@@ -344,7 +346,7 @@ def _measure(
             if known and batch.token is not None:
                 codes = codes.to("cpu")
                 for half, accumulator in enumerate((learned, scored)):
-                    mine = (document % 2 == half).nonzero().squeeze(1)
+                    mine = (halves == half).nonzero().squeeze(1)
                     accumulator.update(codes.rows(mine), batch.token[: len(x)][mine], document[mine])
         done += len(x)
         if progress is not None:
@@ -375,6 +377,14 @@ def _measure(
             values["lift"] = (stats.lift - against_chance(learned, seed=seed)["lift"].chance).numpy()
         found.append({name: np.asarray(value, dtype=float) for name, value in values.items()})
     return found, done, pca.components
+
+
+def _halves(document: Tensor, numbers: dict[int, int]) -> Tensor:
+    """0 or 1 for every row: every second document, as they come (ids may all be odd, say); `numbers` remembers them."""
+    ids, first, back = np.unique(document.numpy(), return_index=True, return_inverse=True)
+    for at in np.argsort(first):
+        numbers.setdefault(int(ids[at]), len(numbers))
+    return torch.from_numpy(np.array([numbers[int(each)] % 2 for each in ids])[back])
 
 
 def frequency_matched(

@@ -192,6 +192,7 @@ def name_of(config: Any) -> str:
     else:
         sparsity = f"l1-{config.l1:g}"
     parts = [config.arch, str(config.latents), sparsity, *([config.control] if config.control else [])]
+    parts += [f"mutual{config.mutual:g}"] if config.mutual else []
     return "-".join(parts)
 
 

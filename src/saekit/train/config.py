@@ -55,6 +55,11 @@ class Config:
     the initial `W_dec`
     (`W_enc`) and trains the rest; biases and thresholds stay trainable so that a sparsity target can be met."""
 
+    mutual: float = 0.0
+    """Weight of mutual feature regularization: seeds of this configuration that are trained together pull each other's
+    decoder rows closer (`saekit.train.mutual`), so an SAE then depends on which seeds run beside it. 0 switches it off.
+    Unit: fraction of the variance of the rows, when no latent has a counterpart."""
+
     arch: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -256,6 +261,7 @@ def _check_common(c: Config) -> None:
         c.dead_after_rows is None or (is_whole(c.dead_after_rows) and c.dead_after_rows >= 1),
         "a positive whole number of rows, or None",
     )
+    _must(c, "mutual", is_number(c.mutual) and c.mutual >= 0, "0 or a positive number")
     for name, options in (("bias", BIASES), ("scaling", SCALINGS), ("control", CONTROLS)):
         _one_of(c, name, options)
 

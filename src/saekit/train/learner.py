@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..sae import SAE
 from .architectures import ARCHITECTURES, scaling_of
 from .config import Matryoshka
 from .initial import first_weights
+from .mutual import pull
 from .objective import Context, Outcome
 
 GENERATORS = ("init", "data", "resample")
@@ -106,6 +107,8 @@ class Learner:
     generators: dict[str, torch.Generator]
     step: int = 0
     """Steps done."""
+    peers: list[Learner] = field(default_factory=list, repr=False, compare=False)
+    """The other seeds, where `mutual` ties them together."""
 
     @property
     def device(self) -> torch.device:
@@ -226,6 +229,12 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
     u = x if learner.scale is None else x * learner.scale
     centered = u - learner.center
     outcome, gradients = _differentiate(learner, centered)
+    loss, parts = outcome.loss.detach(), outcome.parts
+    if learner.peers:
+        others = [peer.parameters["W_dec"] for peer in learner.peers]
+        penalty, gradient = pull(learner.parameters["W_dec"], others, learner.config.mutual)
+        gradients["W_dec"] = gradients["W_dec"] + gradient
+        loss, parts = loss + penalty, {**parts, "mutual": penalty}
     norm = _update(learner, gradients)
     learner.state |= outcome.updates
     fires = outcome.fired > 0
@@ -234,7 +243,6 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
     if _resamples_now(learner):
         _resample(learner, outcome.residual)
     error = outcome.residual.pow(2).sum()
-    loss = outcome.loss.detach()
     return Statistics(
         rows=len(x),
         loss=loss * len(x),
@@ -243,7 +251,7 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
         dead=(learner.rows_since_fired >= settings.dead_after_rows).sum(),
         grad_norm=norm * len(x),
         finite=torch.isfinite(loss) & torch.isfinite(norm),
-        parts={name: value * len(x) for name, value in outcome.parts.items()},
+        parts={name: value * len(x) for name, value in parts.items()},
     )
 
 

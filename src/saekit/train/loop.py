@@ -30,6 +30,7 @@ from .fused import default_step
 from .given import digest_of, start_from, starts_of
 from .initial import SAMPLE_ROWS, first_rows, gather_first, start_bias, start_scale
 from .learner import STEPS, Learner, Settings, Statistics, finish, resolve, restore, start_learner, tensors_of
+from .mutual import check_mutual
 from .run import (
     RUN_FORMAT,
     check,
@@ -135,7 +136,8 @@ def train(
 ) -> list[SAE]:
     """Train one SAE for each configuration and seed, in one pass over the rows.
 
-    Together equals alone: an SAE is bitwise the same whatever else is trained beside it.
+    Together equals alone: an SAE is bitwise the same whatever else is trained beside it (unless its configuration sets
+    ``mutual``, which ties the seeds of that configuration together).
 
     Parameters
     ----------
@@ -210,7 +212,8 @@ def train(
     wanted: list[Any] = [seeds] if isinstance(seeds, int) else list(seeds)
     source = source if isinstance(source, Source) else ArrayRows(source)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    step = step or default_step(device)
+    tied = any(getattr(config, "mutual", 0) for config in configs)
+    step = step or ("plain" if tied else default_step(device))
     check(
         configs,
         wanted,
@@ -225,6 +228,8 @@ def train(
         resume,
         out,
     )
+    for config, own in zip(configs, seeds_of(configs, wanted)):
+        check_mutual(config, own, step)
     total_steps = total_steps_of(source, tokens, batch_rows)
     names = run_names(configs, wanted)
     starts = starts_of(start, len(names))
@@ -334,6 +339,9 @@ def _begin(
             own = {n.removeprefix(f"{index}."): t for n, t in tensors.items() if n.startswith(f"{index}.")}
             restore(learner, own, run.step)
         run.learners.append(learner)
+    for learner in run.learners:
+        if learner.config.mutual:
+            learner.peers = [each for each in run.learners if each is not learner and each.config == learner.config]
     if run.out is not None:
         cut_log(run.out / "log.jsonl", run.step)
 

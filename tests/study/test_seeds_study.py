@@ -1,0 +1,84 @@
+"""The study of seeds: its plan trains nothing twice, and its verdicts are what the intervals say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+STUDY = Path(__file__).resolve().parents[2] / "studies" / "seeds"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The two modules of the study: ``run`` and ``verdicts``."""
+    found = {}
+    for name in ("verdicts", "run"):
+        spec = importlib.util.spec_from_file_location(name, STUDY / f"{name}.py")
+        found[name] = importlib.util.module_from_spec(spec)
+        sys.modules[name] = found[name]  # run imports verdicts by its name
+        spec.loader.exec_module(found[name])
+    yield found
+    for name in found:
+        del sys.modules[name]
+
+
+def cell(shared: dict[int, float], **facts) -> dict:
+    """A cell whose pair (i, j) shares the mean of what i and j are given."""
+    m = len(shared)
+    pairs = [(shared[i] + shared[j]) / 2 for i, j in combinations(range(m), 2)]
+    names = ("shared", "equal", "cosine_decoder", "cosine_encoder", "max_cosine")
+    return {"m": m, "pairs": dict.fromkeys(names, pairs), "model": "a", "sweeps": ["width"], **facts}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_cell_once_and_in_all_its_sweeps(study, quick):
+    config = study["run"].settings(STUDY / "config.toml", quick)
+    for name, model in config["models"].items():
+        cells = study["run"].plan(name, model, config["seeds"])
+        assert len({each["id"] for each in cells}) == len(cells)
+        [base] = [each for each in cells if "base" in each["sweeps"]]
+        assert {"base", "width", "sparsity", "length", "layer"} <= set(base["sweeps"])
+        assert base["seeds"] == model["law_seeds"]
+        for each in cells:
+            assert each["k"] <= each["latents"]
+            study["run"].config_of(each)  # every configuration is valid
+        found = {"cells": [each | {"m": each["seeds"]} for each in cells]}
+        for sweep, by in (("width", "latents"), ("sparsity", "k"), ("length", "rows"), ("layer", "layer")):
+            assert [each[by] for each in study["verdicts"].swept(found, name, sweep, by)] == sorted(
+                model[{"layer": "layers"}.get(sweep, sweep)]
+            )
+
+
+def test_slopes_and_verdicts(study):
+    verdicts = study["verdicts"]
+    noise = {0: 0.01, 1: -0.01, 2: 0.0, 3: 0.005}
+    falling = [
+        cell({seed: 0.5 - 0.1 * step + each for seed, each in noise.items()}, latents=2**step) for step in range(4)
+    ]
+    slope = verdicts.slope(falling, [each["latents"] for each in falling], "shared")
+    assert slope["value"] == pytest.approx(-0.1)
+    assert slope["low"] == pytest.approx(-0.1)  # the noise is that of the seeds, the same in all cells
+    assert verdicts.verdict(slope, -1) == "reproduced"
+    assert verdicts.verdict(slope, 1) == "refuted"
+    assert verdicts.verdict({"low": -0.1, "high": 0.1}, 1) == "undecided"
+    assert verdicts.verdict({"low": 0.6, "high": 0.7}, -1, 0.5) == "refuted"
+    assert verdicts.verdict(None, 1) == verdicts.verdict({"low": None, "high": None}, 1) == "undecided"
+    mean = verdicts.jackknife(lambda seeds: verdicts.mean_of(falling[0], "shared", seeds), 4)
+    assert mean["low"] < mean["value"] < mean["high"]
+    assert verdicts.jackknife(lambda seeds: 1.0, 2)["low"] is None
+
+
+def test_sparsity_must_match_for_a_verdict_on_architectures(study):
+    same = {0: 0.1, 1: 0.12, 2: 0.11}
+    cells = [
+        cell({seed: base + each for seed, each in same.items()}, arch=arch, l0=[l0], sweeps=["architecture"])
+        for arch, base, l0 in (("topk", 0.0, 16), ("relu", 0.5, 16.5), ("gated", 0.5, 30))
+    ]
+    found = {each["claim"].split()[0]: each for each in study["verdicts"]._architectures({"cells": cells}, "a")}
+    assert found["relu"]["verdict"] == "reproduced"
+    assert found["gated"]["verdict"] == "undecided"
+    assert "not matched" in found["gated"]["what"]
