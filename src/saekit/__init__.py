@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .data import ShardRows as ShardRows
     from .data import Source as Source
     from .data import SyntheticRows as SyntheticRows
-    from .data import capture as capture
     from .data import capture_images as capture_images
     from .data import load_model as load_model
     from .data import load_vision_model as load_vision_model
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from .data import read_images as read_images
     from .data import read_texts as read_texts
     from .data import stream as stream
+    from .data.capture import capture as capture
     from .errors import BusyError as BusyError
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
