@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from saekit import SAE, load_model
-from saekit.cli import app
+from saekit.cli import app, console
 from saekit.sae.rules import TopK
 from saekit.store import save
 
@@ -67,7 +68,7 @@ def test_classify_report_predict(call, texts, sae_folder):
     assert status == 0, err
     assert out.splitlines()[0].split()[:3] == ["arm", "macro-F1", "AUC"]
     assert "dense sum *" in out
-    assert "cannot resolve differences of macro-F1 below" in out
+    assert "these rows cannot tell them apart" in out  # words of their own: every arm is right
     assert "arms: 6 in" in err
     assert Path("found/classifier/classifier.skops").is_file()
     assert Path("found/classification-best.svg").is_file()
@@ -114,6 +115,10 @@ def test_bad_calls(call, texts, sae_folder):
             ("--model", "builtin", "--sae", sae_folder, "--data", texts, "--save-arm", "x", *QUICK),
             "--save-arm must name",
         ),
+        (
+            ("--model", "builtin", "--sae", sae_folder, "--data", texts, "--save-arm", "SAE sum tree", *QUICK),
+            "must name a linear probe",
+        ),
         (("--summary", "nowhere"), "at least two results; got 0"),
     ):
         status, out, err = call("classify", *arguments)
@@ -123,3 +128,33 @@ def test_bad_calls(call, texts, sae_folder):
     status, out, err = call("predict", "nowhere", "x", "--data", texts)
     assert status == 2
     assert "at most one of TEXT and --data" in err
+
+
+def test_rare_classes_can_be_left_out(call, texts, sae_folder):
+    with texts.open("a") as file:
+        file.write('\n{"text": "something else", "label": "odd", "pair": 99}')
+    common = ("classify", "--model", "builtin", "--sae", sae_folder, "--data", texts, *QUICK, "--arms", "words,dense")
+    status, out, err = call(*common)
+    assert (status, out) == (1, "")
+    assert "(--min-rows N)" in err
+    status, out, err = call(*common, "--min-rows", 5)
+    assert status == 0, err
+    assert "1 of 3 classes have fewer than 5 rows and were left out, 1 of 121 rows: `odd`" in out
+
+
+def test_tables_fit_the_screen(capsys, monkeypatch):
+    wide = [["arm", "macro-F1", "note"], ["a", "0.5 [0.4, 0.6]", "much to say"]]
+    tables = (wide, [line[:2] for line in wide], [["arm", "macro-F1"], ["a", "0.5"]])
+
+    def printed(columns: int) -> list[str]:
+        monkeypatch.setattr(console.shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+        console.print_fitting(*tables)
+        return capsys.readouterr().out.splitlines()
+
+    assert printed(10)[0].split() == ["arm", "macro-F1", "note"]  # no screen: everything
+    monkeypatch.setattr(console.sys.stdout, "isatty", lambda: True, raising=False)
+    assert printed(32)[2] == "a    0.5 [0.4, 0.6]  much to say"
+    assert len(printed(32)[2]) == 32
+    assert printed(31)[2] == "a    0.5 [0.4, 0.6]"
+    assert printed(18)[2] == "a         0.5"
+    assert printed(5)[2] == "a         0.5"

@@ -221,7 +221,7 @@ def test_bad_calls():
         fit_arm(SPARSE[0], z, y[:39])
     with pytest.raises(DataError, match="at least as many training rows as inner folds, 3; there are 2"):
         fit_arm(SPARSE[0], z[:2], y[:2])
-    with pytest.raises(DataError, match="classes `1` have fewer"):
+    with pytest.raises(DataError, match="`1` has fewer"):
         fit_arm(SPARSE[0], z, np.array([0] * 38 + [1] * 2))
     with pytest.raises(DataError, match="at least as many training groups"):
         fit_arm(SPARSE[0], z, y, groups=np.repeat([0, 1], 20))

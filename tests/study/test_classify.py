@@ -20,7 +20,9 @@ from saekit.sae.rules import TopK
 from saekit.study import classify as classify_function
 from saekit.study import plan_classification, summarize
 from saekit.study.classification import ClassificationSummary
+from saekit.study.classify import _read_cell as read_cell
 from saekit.study.labelled import draw_rows, read_labelled
+from saekit.study.scores import corrected_t
 from saekit.study.textclassifier import TRUSTED, fit_classifier, save_classifier
 
 GOOD = "returns computes array value shape index number mean sum axis".split()  # noqa: SIM905
@@ -221,6 +223,34 @@ def test_nested_cross_validation_judges_every_row(lm, sae, rows):
     assert result.data["n_test"] == len(rows)
     assert len(result.arm("SAE sum").chosen) == 3
     assert result.arm("SAE sum").auc.value > 0.8
+    assert result.settings["p_values"] == "corrected t over folds"
+    majority, best = result.arm("majority"), result.arm(result.best_dense)
+    assert best.p is None
+    assert 0 < majority.p < 0.05
+
+
+def test_p_values_over_folds_are_those_of_the_corrected_t(lm, sae, rows, tmp_path):
+    plan = plan_classification(
+        lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, folds=3, shuffles=0, out=tmp_path
+    )
+    result = plan.run()
+    gaps, end = [], 0
+    cells = {cell.name: read_cell(plan, cell) for cell in plan.cells}
+    for _, test in plan.data.parts:
+        y = plan.data.y[test]
+        f1 = []
+        for name in ("TF-IDF", result.best_dense):
+            said = cells[name].probabilities[end : end + len(test)].argmax(1)
+            parts = [2 * ((said == c) & (y == c)).sum() / ((said == c).sum() + (y == c).sum()) for c in (0, 1)]
+            f1.append(np.mean(parts))
+        gaps.append(f1[0] - f1[1])
+        end += len(test)
+    n_train = np.mean([len(train) for train, _ in plan.data.parts])
+    n_test = np.mean([len(test) for _, test in plan.data.parts])
+    expected = corrected_t(gaps, round(n_train), round(n_test))[1]
+    assert result.arm("TF-IDF").p == pytest.approx(expected)
+    drawn = classify(lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, shuffles=0)
+    assert drawn.settings["p_values"] == "paired bootstrap"
 
 
 def test_frozen_saes_are_controls(lm, sae, rows):
@@ -353,7 +383,7 @@ def test_bad_data_is_refused_before_anything_runs(lm, sae, rows):
             classify(lm, sae, [*rows, {**rows[0], "label": missing}], **few)
     with pytest.raises(DataError, match="every row must have a group"):
         classify(lm, sae, [*rows, {**rows[0], "pair": None}], group="pair", **few)
-    with pytest.raises(DataError, match=r"inner folds, 3; classes `few` have fewer"):
+    with pytest.raises(DataError, match=r"inner folds, 3; `few` has fewer"):
         classify(lm, sae, [*rows[::2], *[{**rows[1], "label": "few"}] * 3], **few)
     unseen = [*rows, *[{**rows[0], "label": "new", "split": "test"}] * 2]
     with pytest.raises(DataError, match="`new` are only in test"):
@@ -363,6 +393,45 @@ def test_bad_data_is_refused_before_anything_runs(lm, sae, rows):
         classify(lm, sae, torn, split_column="split", group="pair", **few)
     with pytest.raises(DataError, match="`labels`"):
         classify(lm, sae, rows, label="labels", **few)
+    alone = [{**row, "split": "test" if row["label"] == "good" and row["split"] == "test" else "train"} for row in rows]
+    with pytest.raises(DataError, match=r"the test rows must be of at least two classes; all \d+ are `good`"):
+        classify(lm, sae, alone, split_column="split", **few)
+    with pytest.raises(DataError, match=r"outer folds, 30; `few` has fewer.*--min-rows"):
+        classify(lm, sae, [*rows, *[{**rows[1], "label": "few"}] * 9], folds=30, **few)
+
+
+def test_rare_classes_are_left_out_when_asked(rows):
+    rare = [{"text": f"rare {i}", "label": "rare", "pair": f"r{i // 2}", "split": "train"} for i in range(4)]
+    new = [{"text": f"new {i}", "label": "new", "pair": "n", "split": "test"} for i in range(9)]
+    found = read_labelled([*rare, *rows], min_rows=5)
+    assert found.classes == ("bad", "good")
+    assert [found.texts[row] for row in range(len(found.texts))] == [row["text"] for row in rows]
+    assert found.warnings[0] == "1 of 3 classes have fewer than 5 rows and were left out, 4 of 164 rows: `rare`"
+    assert read_labelled([*rare, *rows], min_rows=4).classes == ("bad", "good", "rare")
+    with_groups = read_labelled([*rare, *rows], group="pair", min_rows=3)
+    assert with_groups.classes == ("bad", "good")
+    assert "fewer than 3 groups" in with_groups.warnings[0]
+    assert len(np.unique(with_groups.groups)) == 40
+    split = read_labelled([*rare, *rows, *new], split_column="split", min_rows=1)
+    assert split.classes == ("bad", "good", "rare")
+    assert "fewer than 1 training rows" in split.warnings[0]
+    limited = read_labelled([*rare, *rows], min_rows=5, limit=60)
+    assert (limited.classes, len(limited.texts)) == (("bad", "good"), 60)
+    with pytest.raises(DataError, match=r"at least two classes with 81 rows \(min_rows\); there are 0 of 2"):
+        read_labelled(rows, min_rows=81)
+    with pytest.raises(ConfigError, match="`min_rows` must be"):
+        read_labelled(rows, min_rows=0)
+
+
+def test_draws_that_leave_nothing_are_refused(lm, sae, rows):
+    marked = [{**row, "split": "test" if i in (0, 1) else "train"} for i, row in enumerate(rows)]
+    with pytest.raises(ConfigError, match="`limit` leaves no training or no test rows"):
+        read_labelled(marked, split_column="split", limit=4)
+    with pytest.raises(DataError, match=r"of the 3 that `limit` leaves.*Raise it"):
+        read_labelled(rows, limit=3)
+    rare = [{"text": f"rare {i}", "label": "rare"} for i in range(6)]
+    with pytest.raises(ConfigError, match=r"`train_sizes` of 10 rows hold no row of `rare`"):
+        plan_classification(lm, sae, [*rows, *rare], train_sizes=(10,))
 
 
 def test_texts_without_tokens_are_refused(lm, sae, rows, monkeypatch):

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from saekit import SAEFeatures, TopK, capture_images, load_vision_model, read_images, train, transfer
+from saekit import SAEFeatures, TopK, capture_images, held_out, load_vision_model, read_images, train, transfer
 from saekit.data.quiet import quiet_transformers
 from saekit.errors import ConfigError
 from saekit.study.classifiers import Budget
@@ -98,3 +98,29 @@ def test_domains_of_images(vit, sae, digits):
     assert found.cell("pixels", "plain", "negative").chance != "above chance"
     assert found.cell("sae", "plain", "plain").chance == "above chance"
     assert found.way("sae").drop.low > 0
+
+
+def test_equal_images_stay_on_one_side(vit, digits):
+    """Labels that say nothing but the image: only a leak could tell them."""
+    pixels = digits[0][900:1000]
+    labels = np.random.default_rng(0).integers(0, 2, 100)
+    images = read_images(np.concatenate([pixels] * 3)).with_columns(label=np.tile(labels, 3))
+    out = held_out(images).reshape(3, 100)
+    assert (out == out[0]).all()
+    assert 15 <= out[0].sum() <= 35
+    found = transfer(images, model=vit, arms=["pixels"], budget=QUICK, draws=100)
+    assert found.values[0].n_test == out.sum()
+    assert found.way("pixels").native_auc.value < 0.8
+    assert any("200 images occur before" in note for note in found.notes)
+
+
+def test_held_out_images_are_those_that_judge(vit, digits):
+    images = read_images(digits[0][900:1000]).with_columns(label=digits[1][900:1000] % 2, series=np.arange(100) // 5)
+    out = held_out(images, group="series", test_share=0.5)
+    assert set(np.unique(out.reshape(20, 5).sum(1))) == {0, 5}
+    found = transfer(images, model=vit, arms=["majority"], group="series", test_share=0.5, draws=0)
+    assert found.values[0].n_test == out.sum()
+    with pytest.raises(ConfigError, match="`prompt` is what a vision-language model reads"):
+        transfer(
+            [{"text": str(i), "label": i % 2} for i in range(40)], model="builtin", arms=["majority"], prompt="<image>"
+        )

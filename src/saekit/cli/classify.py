@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .console import print_facts, print_json, print_table, progress_bar, tell
+from .console import bare, print_facts, print_fitting, print_json, print_table, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Set, Text
 from .settings import merge, names_of, required, whole_numbers
 from .show import expand
@@ -75,6 +75,10 @@ def classify(
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Most rows, drawn by seed [all].")] = None,
     train_rows: Annotated[int | None, typer.Option("--train-rows", metavar="N", help="Most training rows.")] = None,
     test_rows: Annotated[int | None, typer.Option("--test-rows", metavar="N", help="Most test rows.")] = None,
+    min_rows: Annotated[
+        int | None,
+        typer.Option("--min-rows", metavar="N", help="Leave out classes with fewer rows [refuse rare ones]."),
+    ] = None,
     train_sizes: Annotated[
         str | None, typer.Option("--train-sizes", metavar="64,256", help="Training rows of the low-data curves [none].")
     ] = None,
@@ -105,13 +109,14 @@ def classify(
         _summary(more or [], out, json)
         return
     from ..study.classify import plan_classification
-    from ..study.textclassifier import fit_classifier, save_classifier
+    from ..study.textclassifier import fit_classifier, is_savable, save_classifier
 
     options: dict[str, Any] = {
         "model": model, "sae": [*(sae or []), *(more or [])] or None, "data": data, "text": text, "label": label,
         "group": group, "split_column": split_column, "folds": folds, "layer": layer, "hook": hook,
         "pools": _names(pool), "arms": _names(arms), "ks": _numbers(ks, "--ks"), "limit": limit,
-        "train_rows": train_rows, "test_rows": test_rows, "train_sizes": _numbers(train_sizes, "--train-sizes"),
+        "train_rows": train_rows, "test_rows": test_rows, "min_rows": min_rows,
+        "train_sizes": _numbers(train_sizes, "--train-sizes"),
         "margin": margin, "shuffles": shuffles, "seed": seed, "save_arm": save_arm,
         "out": None if out is None else str(out),
     }  # fmt: skip
@@ -134,8 +139,15 @@ def classify(
             typer.echo(name)
         tell(f"{len(left)} of {len(plan.cells)} cells are missing")
         return
-    if keep not in (None, "none") and keep not in [cell.arm.name for cell in plan.cells]:
-        raise ConfigError(f"--save-arm must name an arm; got `{keep}`. `--missing` lists their names.")
+    if keep not in (None, "none"):
+        found = [cell.arm for cell in plan.cells if cell.arm.name == keep]
+        if not found:
+            raise ConfigError(f"--save-arm must name an arm; got `{keep}`. `--missing` lists their names.")
+        if not is_savable(found[0]):
+            raise ConfigError(
+                f"--save-arm must name a linear probe of an SAE's latents: only these can be explained by latents; got "
+                f"`{keep}`. Name another, such as the same arm without its tree."
+            )
     with progress_bar(quiet=json) as progress:
         result = plan.run(progress)
     if plan.out is not None:
@@ -156,7 +168,9 @@ def classify(
 def print_classification(result: Any) -> None:
     """The arms, with the columns that fit a screen, and what to beware of."""
     lines = result.table()
-    print_table([[line[0], line[1], line[2].split(" [")[0], *line[5:]] for line in lines])
+    short = [[line[0], line[1], bare(line[2]), *line[5:]] for line in lines]
+    without = [line[:5] for line in short]  # shuffled labels: what is off chance is among the notes
+    print_fitting(short, without, [[line[0], bare(line[1]), *line[2:]] for line in without])
     typer.echo(result.caption())
 
 

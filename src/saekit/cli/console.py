@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +33,21 @@ def print_table(lines: Sequence[Sequence[str]]) -> None:
         cells = [cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))]
         typer.echo("  ".join(cells).rstrip())
         if number == 0:
-            typer.echo("─" * (sum(widths) + 2 * (len(widths) - 1)))
+            typer.echo("─" * _width(lines))
+
+
+def print_fitting(*tables: Sequence[Sequence[str]]) -> None:
+    """The first of these tables that fits the screen, or the last; all of the first where there is no screen."""
+    chosen = tables[0]
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        chosen = next((table for table in tables if _width(table) <= width), tables[-1])
+    print_table(chosen)
+
+
+def _width(lines: Sequence[Sequence[str]]) -> int:
+    columns = range(len(lines[0]))
+    return sum(max(len(line[column]) for line in lines) for column in columns) + 2 * (len(columns) - 1)
 
 
 def print_facts(values: Mapping[str, Any], indent: int = 0) -> None:
@@ -57,8 +73,8 @@ def print_evaluation(result: Any) -> None:
     """The numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
     names = tuple(name for name in _SHOWN if name in result.metrics)
     lines = result.table(names)
-    bare = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
-    print_table([[_bare(cell) if i in bare else cell for i, cell in enumerate(line)] for line in lines])
+    alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
+    print_table([[bare(cell) if i in alone else cell for i, cell in enumerate(line)] for line in lines])
     typer.echo(repr(result).splitlines()[-1])
 
 
@@ -94,7 +110,8 @@ _SHOWN = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero")
 _WITHOUT_INTERVAL = ("l0", "dead_fraction")
 
 
-def _bare(cell: str) -> str:
+def bare(cell: str) -> str:
+    """A number without its interval."""
     return cell.split(" [")[0]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .console import print_json, print_table, progress_bar, tell
+from .console import bare, print_fitting, print_json, print_table, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Set, Text
 from .settings import merge, names_of, required, whole_numbers
 from .show import expand
@@ -139,7 +139,9 @@ def transfer(
 
 def print_transfer(result: Any) -> None:
     """The ways to classify, the matrix of the first of an SAE, and what they say in words."""
-    print_table(result.table())
+    lines = result.table()
+    # from the whole table to one number each, with the interval of what decides
+    print_fitting(lines, [[line[0], *map(bare, line[1:-2]), *line[-2:]] for line in lines])
     typer.echo(result.caption())
     shown = next((way.name for way in result.ways if way.family == "sae"), result.ways[0].name)
     if 1 < len(result.values) <= MOST_SHOWN:

@@ -51,7 +51,8 @@ class ArmScore:
     control_verdict: str
     """What `control_difference` says at the margin."""
     p: float | None
-    """Two-sided bootstrap p-value of no difference of macro-F1; None without one."""
+    """Two-sided p-value of no difference of macro-F1: from the paired bootstrap, in nested cross-validation from Nadeau
+    and Bengio's corrected t over the folds (``settings["p_values"]``); None without one."""
     p_holm: float | None
     """The same after Holm's correction over all arms of this result."""
     inner: float | None
@@ -209,11 +210,14 @@ class Classification:
         """What the table rests on, and what to beware of."""
         data, settings = self.data, self.settings
         floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
+        resolved = f"This test set cannot resolve differences of macro-F1 below {floor}."
+        if self.floor.value == 0:
+            resolved = "Most arms agree on every test row: these rows cannot tell them apart."
         lines = [
             f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(self.classes)} classes; "
             f"{settings['intervals']['level']:.0%} intervals of {settings['intervals']['draws']:,} resamples of test "
             f"{settings['intervals']['unit']}; margin {settings['margin']:g}. * chosen by inner cross-validation.",
-            f"This test set cannot resolve differences of macro-F1 below {floor}.",
+            resolved,
             *(f"Note: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)

@@ -346,9 +346,11 @@ def inner_folds(y: np.ndarray, groups: np.ndarray | None, budget: Budget) -> lis
     return _folds(y, groups, budget.inner, budget.seed)
 
 
-def outer_folds(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The same for the folds that judge arms."""
-    check_folds(y, groups, folds, "outer")
+def outer_folds(
+    y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int, names: Sequence[str] | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same for the folds that judge arms; `names` of the classes are for messages."""
+    check_folds(y, groups, folds, "outer", names)
     return _folds(y, groups, folds, seed)
 
 
@@ -384,8 +386,9 @@ def check_folds(
         few = [int(code) for code, count in zip(codes, counts) if count < folds]
         shown = few if names is None else [names[code] for code in few]
         raise DataError(
-            f"every class must have at least as many training {what} as there are {which} folds, {folds}; classes "
-            f"{listed(shown)} have fewer. Give more rows, fewer folds, or leave these classes out."
+            f"every class must have at least as many training {what} as there are {which} folds, {folds}; "
+            f"{listed(shown)} {'has' if len(few) == 1 else 'have'} fewer. Give more rows, fewer folds, or leave out "
+            "the classes that are rare (--min-rows N)."
         )
 
 

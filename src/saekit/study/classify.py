@@ -31,7 +31,18 @@ from .classifiers import CONTROL_KS, KINDS, KS, Arm, Budget, Fitted, check_folds
 from .controls import untrained_like
 from .evaluate import _digest, _named, _release, _versions
 from .labelled import TEST_SPLIT, Labelled, draw_rows, read_labelled
-from .scores import DRAWS, MARGIN, PairedBootstrap, Predictions, Scores, chance_interval, holm, score, verdict
+from .scores import (
+    DRAWS,
+    MARGIN,
+    PairedBootstrap,
+    Predictions,
+    Scores,
+    chance_interval,
+    corrected_t,
+    holm,
+    score,
+    verdict,
+)
 
 POOLS = ("sum", "max")
 """Poolings of the codes by default."""
@@ -194,6 +205,7 @@ def plan_classification(
     limit: int | None = None,
     train_rows: int | None = None,
     test_rows: int | None = None,
+    min_rows: int | None = None,
     train_sizes: Sequence[int] = (),
     layer: int | None = None,
     hook: str | None = None,
@@ -219,7 +231,7 @@ def plan_classification(
     model, saes
         The language model, and SAEs of its hooks: values, or paths that `SAE.load` takes. SAEs whose provenance says
         that their decoder or encoder was frozen become controls.
-    data, text, label, group, split_column, test_split, test_share, folds, limit, train_rows, test_rows
+    data, text, label, group, split_column, test_split, test_share, folds, limit, train_rows, test_rows, min_rows
         See `read_labelled`.
     train_sizes
         Numbers of training rows for the low-data curves.
@@ -230,7 +242,8 @@ def plan_classification(
     arms
         Kinds of arms, names in `KINDS`; None: all.
     ks, control_ks
-        Numbers of latents (and of principal components); of the costlier controls.
+        Numbers of latents (and of principal components, of the dense states under the first of `pools`); of the
+        costlier controls.
     select_by
         How latents are ranked; see `SelectLatents`.
     budget
@@ -278,7 +291,8 @@ def plan_classification(
     origins = _origins(named, layer, hook, kinds, seed)
     labelled = read_labelled(
         data, text=text, label=label, group=group, split_column=split_column, test_split=test_split,
-        test_share=test_share, folds=folds, limit=limit, train_rows=train_rows, test_rows=test_rows, seed=seed,
+        test_share=test_share, folds=folds, limit=limit, train_rows=train_rows, test_rows=test_rows, min_rows=min_rows,
+        seed=seed,
     )  # fmt: skip
     for train, _ in labelled.parts:
         groups = None if labelled.groups is None else labelled.groups[train]
@@ -300,7 +314,8 @@ def plan_classification(
         "pools": list(pools), "arms": kinds, "ks": list(ks), "control_ks": list(control_ks), "select_by": select_by,
         "budget": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(given).items()},
         "margin": margin, "shuffles": shuffles, "train_sizes": list(sizes), "max_tokens": max_tokens, "seed": seed,
-        "limit": limit, "train_rows": train_rows, "test_rows": test_rows,
+        "limit": limit, "train_rows": train_rows, "test_rows": test_rows, "min_rows": min_rows,
+        "p_values": "corrected t over folds" if folds else "paired bootstrap",
         "intervals": {
             "level": LEVEL, "draws": draws, "unit": "rows" if group is None else "groups",
             "method": "basic bootstrap of the test set, stratified by class, paired between arms; nothing is refitted",
@@ -714,7 +729,14 @@ def _judge(plan: Plan, found: Mapping[str, _Computed], progress: Progress) -> Cl
     }
     base = None if best["dense"] is None else scores[best["dense"].key]
     control = None if best["control"] is None else scores[best["control"].key]
-    p_values = [math.nan if base is None or cell is best["dense"] else scores[cell.key].p_value(base) for cell in main]
+    p_values = [
+        math.nan
+        if base is None or best["dense"] is None or cell is best["dense"]
+        else scores[cell.key].p_value(base)
+        if settings["folds"] is None
+        else _over_folds(data, found[cell.key], found[best["dense"].key])
+        for cell in main
+    ]
     arms = [
         _arm_score(
             cell, found[cell.key], scores[cell.key], base, control, chance.get(cell.key), p, q, settings["margin"]
@@ -742,6 +764,19 @@ def _judge(plan: Plan, found: Mapping[str, _Computed], progress: Progress) -> Cl
         low_data=_low_data(plan, found, scores),
         warnings=[*data.warnings, *_warnings(arms, settings["pools"])],
     )
+
+
+def _over_folds(data: Labelled, one: _Computed, other: _Computed) -> float:
+    """P-value of no difference of macro-F1 over the folds: their training rows overlap, which resamples do not know."""
+    gaps, end = [], 0
+    for _, test in data.parts:
+        rows = slice(end, end + len(test))
+        rest = PairedBootstrap.over(data.y[test], draws=0)
+        first, second = (score(Predictions(each.probabilities[rows]), rest, ("macro_f1",)) for each in (one, other))
+        gaps.append(first["macro_f1"].value - second["macro_f1"].value)
+        end = rows.stop
+    train, judged = (float(np.mean([len(part[side]) for part in data.parts])) for side in (0, 1))
+    return corrected_t(gaps, round(train), round(judged))[1]
 
 
 def _bootstrap(plan: Plan) -> PairedBootstrap:

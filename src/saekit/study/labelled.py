@@ -90,6 +90,7 @@ def read_labelled(
     limit: int | None = None,
     train_rows: int | None = None,
     test_rows: int | None = None,
+    min_rows: int | None = None,
     seed: int = 0,
 ) -> Labelled:
     """Read labelled texts and decide which rows judge.
@@ -112,6 +113,9 @@ def read_labelled(
         Nested cross-validation with this many folds instead of one locked test set.
     limit, train_rows, test_rows
         Most rows in all, in train and in test: drawn by `seed`, stratified by class, or whole groups.
+    min_rows
+        Leave out the classes with fewer rows (with groups: fewer groups; where a split is given: of the training rows),
+        and say so. None: keep all classes, and refuse those that cannot be learned or judged.
     seed
         Of the draws.
 
@@ -123,7 +127,9 @@ def read_labelled(
     ConfigError
         A setting out of range, a split column without test rows.
     """
-    _check(test_share=test_share, folds=folds, limit=limit, train_rows=train_rows, test_rows=test_rows)
+    _check(
+        test_share=test_share, folds=folds, limit=limit, train_rows=train_rows, test_rows=test_rows, min_rows=min_rows
+    )
     if folds is not None and split_column is not None:
         raise ConfigError("classify: at most one of `folds` and `split_column` may be given; got both.")
     wanted = list(dict.fromkeys(name for name in (label, group, split_column) if name is not None))
@@ -135,15 +141,18 @@ def read_labelled(
     groups = None if group is None else _codes(texts, group)
     marks = None if split_column is None else np.array([str(v) == test_split for v in texts.column(split_column)])
     rows = np.arange(len(texts))
+    if min_rows is not None:
+        rows, dropped = _without_rare(names, groups, marks, min_rows)
+        warnings += dropped
     classes, y = _classes(names, rows)
     if marks is not None:
-        _check_split(texts, str(split_column), test_split, marks, groups, y, classes)
+        _check_split(texts, str(split_column), test_split, marks[rows], _of(groups, rows), y, classes)
     if limit is not None and limit < len(rows):
-        rows = np.sort(draw_rows(rows, limit, y, groups, seed))
-        classes, y = _classes(names, rows)
+        rows = np.sort(draw_rows(rows, limit, y, _of(groups, rows), seed))
+        classes, y = _classes(names, rows, f" of the {limit} that `limit` leaves")
     full = np.full(len(texts), -1)
     full[rows] = y
-    parts = _parts(rows, full, groups, marks, test_share, folds, seed)
+    parts = _parts(rows, full, groups, marks, test_share, folds, seed, classes)
     if train_rows is not None:
         parts = [
             (np.sort(draw_rows(train, train_rows, full[train], _of(groups, train), seed)), t) for train, t in parts
@@ -209,17 +218,45 @@ def _codes(texts: Texts, group: str) -> np.ndarray:
     return np.unique([str(value) for value in values], return_inverse=True)[1].ravel()
 
 
-def _classes(names: Sequence[str], rows: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+def _without_rare(
+    names: Sequence[str], groups: np.ndarray | None, marks: np.ndarray | None, min_rows: int
+) -> tuple[np.ndarray, list[str]]:
+    """Rows of the classes that are not rare, and a note on the others."""
+    units: dict[str, set[int]] = {name: set() for name in names}
+    for row, name in enumerate(names):
+        if marks is None or not marks[row]:
+            units[name].add(row if groups is None else int(groups[row]))
+    rare = sorted(name for name, found in units.items() if len(found) < min_rows)
+    rows = np.array([row for row, name in enumerate(names) if len(units[name]) >= min_rows], np.int64)
+    if len(units) - len(rare) < 2:
+        raise DataError(
+            f"there must be at least two classes with {min_rows} {'rows' if groups is None else 'groups'} (min_rows); "
+            f"there are {len(units) - len(rare)} of {len(units)}. Ask for fewer."
+        )
+    if not rare:
+        return rows, []
+    what = f"{'training ' if marks is not None else ''}{'rows' if groups is None else 'groups'}"
+    return rows, [
+        f"{len(rare)} of {len(units)} classes have fewer than {min_rows} {what} and were left out, "
+        f"{len(names) - len(rows):,} of {len(names):,} rows: {listed(rare)}"
+    ]
+
+
+def _classes(names: Sequence[str], rows: np.ndarray, which: str = "") -> tuple[tuple[str, ...], np.ndarray]:
     """Sorted class names and codes of these rows; refused where there is nothing to tell apart."""
     mine = [names[row] for row in rows]
     counts = Counter(mine)
     if len(counts) < 2:
-        raise DataError(f"there must be at least two classes; all {len(mine)} rows are `{mine[0]}`. Check --label.")
+        raise DataError(
+            f"there must be at least two classes; all {len(mine)} rows{which} are `{mine[0]}`. "
+            f"{'Raise it' if which else 'Check --label'}."
+        )
     single = sorted(name for name, count in counts.items() if count < 2)
     if single:
         raise DataError(
-            f"every class must have at least 2 rows, one to learn from and one to judge by; {listed(single)} "
-            f"{'has' if len(single) == 1 else 'have'} 1. Leave these rows out or merge the classes."
+            f"every class must have at least 2 rows{which}, one to learn from and one to judge by; {listed(single)} "
+            f"{'has' if len(single) == 1 else 'have'} 1. "
+            f"{'Raise it, or leave' if which else 'Leave'} out the classes that are rare (--min-rows N), or merge them."
         )
     classes = tuple(sorted(counts))
     code = {name: place for place, name in enumerate(classes)}
@@ -249,7 +286,7 @@ def _check_split(
     if unseen:
         raise DataError(
             f"every class of the test rows must be in the training rows too; {listed(unseen)} are only in test. Leave "
-            "these rows out or correct the split."
+            "these classes out (--min-rows N) or correct the split."
         )
     if groups is not None:
         both = np.intersect1d(groups[marks], groups[~marks])
@@ -268,6 +305,7 @@ def _parts(
     test_share: float,
     folds: int | None,
     seed: int,
+    names: Sequence[str],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Training and test rows, as places in all rows read."""
     if marks is not None:
@@ -276,10 +314,12 @@ def _parts(
             raise ConfigError("classify: `limit` leaves no training or no test rows; raise it.")
         return [(train, test)]
     if folds is not None:
-        return [(rows[train], rows[test]) for train, test in outer_folds(y[rows], _of(groups, rows), folds, seed)]
+        return [
+            (rows[train], rows[test]) for train, test in outer_folds(y[rows], _of(groups, rows), folds, seed, names)
+        ]
     if groups is not None:
         n_folds = max(2, round(1 / test_share))
-        train, test = outer_folds(y[rows], groups[rows], n_folds, seed)[0]
+        train, test = outer_folds(y[rows], groups[rows], n_folds, seed, names)[0]
         return [(rows[train], rows[test])]
     wanted = max(len(np.unique(y[rows])), round(test_share * len(rows)))
     test = draw_rows(rows, wanted, y[rows], None, seed, every=True)
@@ -331,7 +371,12 @@ def _look(data: Labelled) -> list[str]:
     if unlearned:
         raise DataError(
             f"every class of the test rows must be in the training rows too; {listed(unlearned)} are only in test. "
-            "Give more rows (train_rows, limit) or leave these classes out."
+            "Give more rows (train_rows, limit) or leave these classes out (--min-rows N)."
+        )
+    if len(counts) - len(untested) < 2:
+        raise DataError(
+            f"the test rows must be of at least two classes; all {len(data.test)} are "
+            f"`{next(name for name in counts if name not in untested)}`. Correct the split, or give more rows."
         )
     if untested:
         found.append(f"classes without test rows do not count: {listed(untested)}")

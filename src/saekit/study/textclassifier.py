@@ -22,7 +22,7 @@ from ..errors import ConfigError, FormatError
 from ..files import digest_file, read_json, write_bytes, write_json
 from ..measure.interpret import TokenScores, labels_of
 from ..sae import SAE
-from .classification import Classification
+from .classification import ArmScore, Classification
 from .classifiers import Arm, fit_arm
 from .classify import Plan
 
@@ -260,6 +260,11 @@ class TextClassifier:
         return {j: sorted(firings, key=lambda each: -each.activation) for j, firings in found.items()}
 
 
+def is_savable(arm: Arm | ArmScore) -> bool:
+    """Whether an arm is a linear probe of an SAE's latents: what can be saved and explained."""
+    return arm.family in ("sae", "control") and arm.kind not in ("random", "untrained") and arm.probe == "logistic"
+
+
 def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -> TextClassifier:
     """Fit one arm of a classification on its training rows, with the settings that were chosen for it.
 
@@ -281,7 +286,7 @@ def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -
             raise ConfigError("to save a classifier, a linear arm of an SAE must be among the arms; there is none.")
         arm = max(linear, key=lambda each: each.inner or 0.0).name
     scored = result.arm(arm)
-    if scored.family not in ("sae", "control") or scored.kind in ("random", "untrained") or scored.probe != "logistic":
+    if not is_savable(scored):
         raise ConfigError(f"only a linear probe of an SAE's latents can be saved and explained; `{arm}` is none.")
     found: Arm = next(cell.arm for cell in plan.cells if cell.arm.name == arm)
     origin = plan.origins[found.source]

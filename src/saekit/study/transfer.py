@@ -101,6 +101,7 @@ def transfer(
     draws: int = DRAWS,
     seed: int = 0,
     max_tokens: int | None = None,
+    prompt: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -154,6 +155,8 @@ def transfer(
         Of the split, the folds and the resamples.
     max_tokens, cache
         Longest text, and a folder for pooled features; see `saekit.data.pool.pool_texts`.
+    prompt
+        Text beside the image, of a vision-language model; None: the image alone.
     out
         Folder for finished fits: an interrupted run that is called again goes on from there.
     progress
@@ -179,6 +182,8 @@ def transfer(
     labelled = _read(data, text, label, group, across, values, rows, split, seed)
     _check_pool(pool)
     looks = labelled.images is not None
+    if prompt is not None and not looks:
+        raise ConfigError("transfer: `prompt` is what a vision-language model reads beside an image; these are texts.")
     wanted = _wanted(arms, ARMS, looks, bool(named))
     places = _places(named, layer, hook, needed=any(arm in wanted for arm in ("sae", "binarized", "dense", "last")))
     fold = labelled.split(test_share, folds, seed)
@@ -191,7 +196,7 @@ def transfer(
     kinds = tuple(dict.fromkeys([dense_pool, *(["last"] if "last" in wanted else [])]))
     if {"dense", "last"} & set(wanted):
         asks += [Ask(kinds, None, None, place) for place in distinct]
-    pooled = _pool(reader, labelled, asks, max_tokens, cache, progress) if asks else []
+    pooled = _pool(reader, labelled, asks, max_tokens, cache, progress, prompt) if asks else []
     lines: list[_Line] = []
     for at, (name, _) in enumerate(named):
         about = {"hook": places[at]}
@@ -216,6 +221,7 @@ def transfer(
     settings = {
         "text": text, "label": label, "group": group, "across": across, "pool": pool, "dense_pool": dense_pool,
         "hooks": distinct, "arms": list(wanted), "values": labelled.values, "rows": rows, "max_tokens": max_tokens,
+        "prompt": prompt,
     }  # fmt: skip
     problem = _Problem(
         across or "data", labelled.values, [labelled.rows_of(i) for i in range(len(labelled.values))], labelled.y,
@@ -274,7 +280,7 @@ def held_out(
     judged = labelled.split(test_share, folds, seed) >= 0
     names = {labelled.keys[g] for g in labelled.groups[judged]}
     if labelled.images is not None:
-        own = _column(data, group, "group") if group is not None else list(data.ids)
+        own = _column(data, group, "group") if group is not None else _image_keys(data)
         return np.array([each in names for each in own])
     table = read_texts(data, text=text, split=split, columns=[] if group is None else [group])
     texts = {labelled.texts[i] for i in np.flatnonzero(judged)}
@@ -503,10 +509,11 @@ def _pool(
     max_tokens: int | None,
     cache: str | os.PathLike[str] | None,
     progress: Progress | None,
+    prompt: str | None = None,
 ) -> list[dict[str, Any]]:
     tick = None if progress is None else lambda done, total: progress("features", done, total)
     if labelled.images is not None:
-        return pool_images(reader, labelled.images, asks, progress=tick)
+        return pool_images(reader, labelled.images, asks, prompt=prompt, progress=tick)
     return pool_texts(reader, labelled.texts, asks, max_tokens=max_tokens, cache=cache, progress=tick)
 
 
@@ -636,7 +643,7 @@ def _read(
     table: Any
     if isinstance(data, Images):
         images = table = data
-        keys = list(data.ids)
+        keys = _image_keys(data)
     else:
         table = read_texts(data, text=text, split=split, columns=list(dict.fromkeys(wanted)))
         keys = list(table.texts)
@@ -678,9 +685,9 @@ def _read(
     if empty:
         notes.append(f"{empty:,} rows without text were left out")
     twice = len(shown) - len(set(shown))
-    if twice and images is None:
+    if twice:
         together = "together with their group" if group is not None else "on one side of the split"
-        notes.append(f"{twice:,} texts occur before; they are kept {together}")
+        notes.append(f"{twice:,} {'texts' if images is None else 'images'} occur before; they are kept {together}")
     about = {
         **{key: table.info[key] for key in ("kind", "name", "split", "digest") if key in table.info},
         "across": across,
@@ -700,6 +707,17 @@ def _read(
         notes=notes,
         what="groups" if group is not None else "rows",
     )
+
+
+def _image_keys(images: Images) -> list[str]:
+    """The id of each image, or of the first one with the same pixels."""
+    first: dict[str, str] = {}
+    keys = []
+    for i, name in enumerate(images.ids):
+        image = images[i]
+        content = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+        keys.append(first.setdefault(content, name))
+    return keys
 
 
 def _column(table: Any, name: str, what: str) -> list[str]:
