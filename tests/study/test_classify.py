@@ -230,6 +230,8 @@ def test_nested_cross_validation_judges_every_row(lm, sae, rows):
 
 
 def test_p_values_over_folds_are_those_of_the_corrected_t(lm, sae, rows, tmp_path):
+    other = {"good": "bad", "bad": "good"}
+    rows = [{**row, "label": other[row["label"]]} if i % 5 == 0 else row for i, row in enumerate(rows)]
     plan = plan_classification(
         lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, folds=3, shuffles=0, out=tmp_path
     )
@@ -248,6 +250,7 @@ def test_p_values_over_folds_are_those_of_the_corrected_t(lm, sae, rows, tmp_pat
     n_train = np.mean([len(train) for train, _ in plan.data.parts])
     n_test = np.mean([len(test) for _, test in plan.data.parts])
     expected = corrected_t(gaps, round(n_train), round(n_test))[1]
+    assert 0 < expected < 1
     assert result.arm("TF-IDF").p == pytest.approx(expected)
     drawn = classify(lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, shuffles=0)
     assert drawn.settings["p_values"] == "paired bootstrap"

@@ -23,6 +23,7 @@ chosen within the training rows; the test rows judge once, with intervals.
   saekit classify --model M --sae A --data F --split-column split --arms words,dense,sparse --ks 1,16 --out found
   saekit classify --model M --sae A --data F --out found --missing       what an interrupted run has left to do
   saekit classify found/* --summary --out found                          several data sets, one table
+  saekit transfer --model vit --sae A --images photos --out found        images: the same question
 
 With --out every arm is kept in OUT/cells as soon as it is fitted: the same call again computes what is missing. The
 numbers go to OUT/classification.json, the fitted classifier to OUT/classifier, for `saekit predict`.

@@ -221,7 +221,7 @@ def transfer(
     settings = {
         "text": text, "label": label, "group": group, "across": across, "pool": pool, "dense_pool": dense_pool,
         "hooks": distinct, "arms": list(wanted), "values": labelled.values, "rows": rows, "max_tokens": max_tokens,
-        "prompt": prompt,
+        **({} if prompt is None else {"prompt": prompt}),
     }  # fmt: skip
     problem = _Problem(
         across or "data", labelled.values, [labelled.rows_of(i) for i in range(len(labelled.values))], labelled.y,
