@@ -256,6 +256,27 @@ def test_p_values_over_folds_are_those_of_the_corrected_t(lm, sae, rows, tmp_pat
     assert drawn.settings["p_values"] == "paired bootstrap"
 
 
+def test_latents_can_be_ranked_by_what_is_stored(lm, sae, rows, tmp_path):
+    stored = torch.arange(64.0)
+    stored[60] = math.nan
+    rated = sae.replace(scores={"stability": stored})
+    settings = {**COMMON, "arms": ("dense", "random", "matched", "sparse"), "ks": (3,), "shuffles": 0}
+    plan = plan_classification(lm, rated, rows, **settings, select_by="stability", out=tmp_path)
+    result = plan.run()
+    assert set(result.arm("SAE sum k=3").selected) == {61, 62, 63}
+    assert result.settings["select_by"] == "stability"
+    by = {cell.arm.name: cell.arm.by for cell in plan.cells}
+    assert (by["SAE sum k=3"], by["random sum k=4"]) == ("stability", "mean_difference")
+    loaded = load_classifier(save_classifier(fit_classifier(plan, result, "SAE sum k=3"), tmp_path / "c"))
+    assert set(loaded.predict(["returns the array", "raises an error"])) <= {"good", "bad"}
+    for one, by_name, message in (
+        (rated, "stabilty", "with `topk-64-k6-seed5` are stored `stability`.*Did you mean `stability`"),
+        (sae, "stability", "none are stored"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan_classification(lm, one, rows, select_by=by_name)
+
+
 def test_frozen_saes_are_controls(lm, sae, rows):
     frozen = sae.replace(provenance={**sae.provenance, "config": {"control": "frozen-decoder", "arch": "topk"}})
     result = classify(lm, [sae, frozen], rows, **{**COMMON, "arms": ("dense", "frozen", "full")}, shuffles=0)

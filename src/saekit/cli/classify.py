@@ -73,6 +73,14 @@ def classify(
     ] = None,
     arms: Annotated[str | None, typer.Option("--arms", metavar="A,B", help="Kinds of arms [all].")] = None,
     ks: Annotated[str | None, typer.Option("--ks", metavar="1,16", help="Numbers of latents [1,2,4,…,512].")] = None,
+    select_by: Annotated[
+        str | None,
+        typer.Option(
+            "--select-by",
+            metavar="S",
+            help="How latents are ranked: auc, l1, … or stored: stability [mean_difference].",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Most rows, drawn by seed [all].")] = None,
     train_rows: Annotated[int | None, typer.Option("--train-rows", metavar="N", help="Most training rows.")] = None,
     test_rows: Annotated[int | None, typer.Option("--test-rows", metavar="N", help="Most test rows.")] = None,
@@ -115,7 +123,8 @@ def classify(
     options: dict[str, Any] = {
         "model": model, "sae": [*(sae or []), *(more or [])] or None, "data": data, "text": text, "label": label,
         "group": group, "split_column": split_column, "folds": folds, "layer": layer, "hook": hook,
-        "pools": _names(pool), "arms": _names(arms), "ks": _numbers(ks, "--ks"), "limit": limit,
+        "pools": _names(pool), "arms": _names(arms), "ks": _numbers(ks, "--ks"), "select_by": select_by,
+        "limit": limit,
         "train_rows": train_rows, "test_rows": test_rows, "min_rows": min_rows,
         "train_sizes": _numbers(train_sizes, "--train-sizes"),
         "margin": margin, "shuffles": shuffles, "seed": seed, "save_arm": save_arm,

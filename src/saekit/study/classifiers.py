@@ -122,7 +122,10 @@ class Arm:
     k
         Latents or components kept; None for all.
     by
-        How ``select`` ranks latents: a name that `SelectLatents` takes.
+        How ``select`` ranks latents: a name that `SelectLatents` takes, or what `scores` are.
+    scores
+        One number per latent that was computed elsewhere (stability, importance), the highest are kept; None: rank by
+        the labels.
     source, pool
         The SAE (or ``dense``) and the pooling behind the matrix.
     about
@@ -139,6 +142,7 @@ class Arm:
     source: str = ""
     pool: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
+    scores: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -154,6 +158,8 @@ class Arm:
     def to_json(self) -> dict[str, Any]:
         """Everything that its result depends on, besides data and budget."""
         plain = asdict(self)
+        if plain["scores"] is None:
+            del plain["scores"]
         return {**plain, "steps": list(self.steps), "about": dict(self.about)}
 
 
@@ -504,6 +510,7 @@ def _steps(arm: Arm, X: Any, settings: Mapping[str, Any], budget: Budget) -> lis
     steps: list[tuple[str, Any]] = []
     most = min(X.shape[0] - 1, X.shape[1]) if X.shape[1] else 0
     k = None if arm.k is None else max(1, min(arm.k, most))
+    scores = None if arm.scores is None else np.array(arm.scores)
     for step in arm.steps:
         if step == "words":
             steps.append((step, TfidfVectorizer(ngram_range=(1, 2), max_features=MOST_WORDS, dtype=np.float32)))
@@ -512,9 +519,9 @@ def _steps(arm: Arm, X: Any, settings: Mapping[str, Any], budget: Budget) -> lis
             rule: Any = {"threshold": float(threshold)} if threshold != "median" else _MEDIAN
             steps.append((step, Binarize(**rule)))
         elif step == "select":
-            steps.append((step, SelectLatents(k or 1, by=arm.by, seed=budget.seed)))
+            steps.append((step, SelectLatents(k or 1, by=arm.by, scores=scores, seed=budget.seed)))
         elif step == "match":
-            steps.append((step, DensityMatched(k or 1, by=arm.by, seed=budget.seed)))
+            steps.append((step, DensityMatched(k or 1, by=arm.by, scores=scores, seed=budget.seed)))
         elif step == "means":
             steps += [("scale", StandardScaler()), (step, MeanDifference())]
         elif step == "pca":

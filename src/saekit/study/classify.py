@@ -245,7 +245,8 @@ def plan_classification(
         Numbers of latents (and of principal components, of the dense states under the first of `pools`); of the
         costlier controls.
     select_by
-        How latents are ranked; see `SelectLatents`.
+        How latents are ranked: by the labels of the training rows, as `SelectLatents` does; or by numbers that are
+        stored with every SAE (``"stability"``, ``"energy"``, …). Controls that have none are ranked by mean difference.
     budget
         What every arm may spend on its settings.
     margin
@@ -289,6 +290,7 @@ def plan_classification(
     verdict(Measured(0.0), margin)
     named = _named(saes)
     origins = _origins(named, layer, hook, kinds, seed)
+    _check_ranking(select_by, origins)
     labelled = read_labelled(
         data, text=text, label=label, group=group, split_column=split_column, test_split=test_split,
         test_share=test_share, folds=folds, limit=limit, train_rows=train_rows, test_rows=test_rows, min_rows=min_rows,
@@ -325,6 +327,35 @@ def plan_classification(
     folder = None if out is None else Path(out)
     shared = Path(cache) if cache is not None else None if folder is None else folder / FEATURES
     return Plan(title, model, labelled, origins, tuple(cells), given, settings, folder, shared)
+
+
+def _check_ranking(by: str, origins: Mapping[str, _Origin]) -> None:
+    from ..estimators import SCORES
+
+    if by in SCORES:
+        return
+    for origin in origins.values():
+        stored = list(origin.sae.scores) if origin.sae is not None else []
+        if origin.kind == "sae" and by not in stored:
+            there = f"are stored {listed(stored, 12)}" if stored else "none are stored"
+            raise ConfigError(
+                f"classify: `select_by` must be one of {listed(SCORES, 12)}, or numbers stored with every SAE; got "
+                f"`{by}`, and with `{origin.name}` {there}. "
+                f"{did_you_mean(by, [*SCORES, *stored])}"
+            )
+
+
+def _ranking(by: str, origin: _Origin) -> dict[str, Any]:
+    """How the latents of an origin are ranked: by name, and by what is stored with its SAE."""
+    from ..estimators import SCORES
+
+    if by in SCORES:
+        return {"by": by}
+    if origin.sae is None or origin.kind not in ("sae", "frozen") or by not in origin.sae.scores:
+        return {"by": "mean_difference"}
+    stored = origin.sae.scores[by].double().cpu().numpy()
+    lowest = np.nanmin(stored, initial=0.0) - 1  # latents without a number, dead ones, come last
+    return {"by": by, "scores": tuple(np.where(np.isfinite(stored), stored, lowest).tolist())}
 
 
 _LOW_DATA = ("majority", "words", "last", "dense", "pca", "full", "binarized", "sparse")
@@ -459,7 +490,14 @@ def _arms(
                 here = _at(origin, pool)
                 add(origin.kind, f"{origin.name} {pool}", **here)
                 for k in control_ks:
-                    add(origin.kind, f"{origin.name} {pool} k={k}", **here, steps=("select",), k=k, by=by)
+                    add(
+                        origin.kind,
+                        f"{origin.name} {pool} k={k}",
+                        **here,
+                        steps=("select",),
+                        k=k,
+                        **_ranking(by, origin),
+                    )
     many = sum(origin.kind == "sae" for origin in origins.values()) > 1
     for origin in origins.values():
         if origin.kind != "sae":
@@ -469,9 +507,9 @@ def _arms(
             here, name = _at(origin, pool), f"{label} {pool}"
             sparse = [k for k in ks if k < (origin.sae.n_latents if origin.sae is not None else 0)]
             for k in (k for k in control_ks if k in sparse):
-                add("matched", f"{name} matched k={k}", **here, steps=("match",), k=k, by=by)
+                add("matched", f"{name} matched k={k}", **here, steps=("match",), k=k, **_ranking(by, origin))
             for k in sparse:
-                add("sparse", f"{name} k={k}", **here, steps=("select",), k=k, by=by)
+                add("sparse", f"{name} k={k}", **here, steps=("select",), k=k, **_ranking(by, origin))
             add("tree", f"{name} tree", **here, probe="tree")
             add("binarized-tree", f"{name} binarized tree", **here, steps=("binarize",), probe="tree")
             add("binarized", f"{name} binarized", **here, steps=("binarize",))

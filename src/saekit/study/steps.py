@@ -17,15 +17,16 @@ class DensityMatched(SelectorMixin, BaseEstimator):
     ----------
     k
         Columns to keep.
-    by
+    by, scores
         How the best are ranked, as in `SelectLatents`.
     seed
         Of the choice.
     """
 
-    def __init__(self, k: int = 16, *, by: str = "mean_difference", seed: int = 0) -> None:
+    def __init__(self, k: int = 16, *, by: str = "mean_difference", scores: Any = None, seed: int = 0) -> None:
         self.k = k
         self.by = by
+        self.scores = scores
         self.seed = seed
 
     def fit(self, X: Any, y: Any) -> DensityMatched:
@@ -35,7 +36,7 @@ class DensityMatched(SelectorMixin, BaseEstimator):
         from ..estimators import SelectLatents
 
         X = validate_data(self, X, accept_sparse="csr")
-        best = SelectLatents(self.k, by=self.by, seed=self.seed).fit(X, y)
+        best = SelectLatents(self.k, by=self.by, scores=self.scores, seed=self.seed).fit(X, y)
         chosen = np.flatnonzero(best.get_support())
         fires = np.asarray(np.diff(X.tocsc().indptr) if scipy.sparse.issparse(X) else (X != 0).sum(0), dtype=float)
         self.support_ = np.zeros(X.shape[1], bool)
