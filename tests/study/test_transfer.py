@@ -275,6 +275,8 @@ def test_rare_classes_are_judged_by_auc(lm, data):
             assert other.against_dense == verdict(other.minus_dense, 0.01)
     even = transfer(data, model=lm, budget=QUICK, draws=20, **settings)
     assert even.verdict_metric == "macro_f1"
+    with pytest.raises(ConfigError, match="`across` must be another column than the label"):
+        transfer(data, model=lm, across="label", arms=["majority"])
     with pytest.raises(ConfigError, match="`metric` must be one of"):
         transfer(data, model=lm, metric="accuracy", **settings)
 

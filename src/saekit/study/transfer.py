@@ -638,6 +638,10 @@ def _read(
     split: str | None,
     seed: int,
 ) -> _Labelled:
+    if across == label:
+        raise ConfigError(
+            f"`across` must be another column than the label, or each value has one class; both are `{label}`."
+        )
     wanted = [name for name in (label, group, across) if name is not None]
     images: Images | None = None
     table: Any
