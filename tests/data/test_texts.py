@@ -131,7 +131,9 @@ def test_the_builtin_corpus(monkeypatch):
 def test_the_paragraphs_of_the_builtin_corpus(monkeypatch):
     from saekit.data import corpus
 
-    found = [corpus.Paragraph(f"m:{i}/0", "m", "numpy", "Notes" if i % 2 else "Returns", f"text {i}") for i in range(20)]
+    found = [
+        corpus.Paragraph(f"m:{i}/0", "m", "numpy", "Notes" if i % 2 else "Returns", f"text {i}") for i in range(20)
+    ]
     monkeypatch.setattr(corpus, "paragraphs", lambda *, split: found if split == "heldout" else [])
     texts = read_texts("builtin:paragraphs@heldout")
     assert texts.info["name"] == "builtin:paragraphs"
