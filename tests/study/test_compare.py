@@ -202,8 +202,8 @@ def test_altered_files(planted):
     plain = compare(planted[0], controls=False).to_json()
     with pytest.raises(FormatError, match="must hold every pair of at least two SAEs; it holds 2 pairs"):
         Comparison.from_json(plain | {"pairs": plain["pairs"][:2]})
-    with pytest.raises(FormatError, match="schema 3"):
-        Comparison.from_json(plain | {"schema": 3})
+    with pytest.raises(FormatError, match="schema 4"):
+        Comparison.from_json(plain | {"schema": 4})
     with pytest.raises(FormatError, match="unknown key `sharde`"):
         Comparison.from_json(plain | {"sharde": 1})
 

@@ -40,6 +40,8 @@ _STYLE: Any = {
     "lines.linewidth": 1.6,
 }
 
+_STYLES = ("-", "--", ":")
+
 Series = tuple[Sequence[float], Sequence[float]]
 
 
@@ -53,7 +55,7 @@ def lines(series: Mapping[str, Series], *, x: str, y: str, log_y: bool = False, 
                 [float("nan") if v is None else float(v) for v in ys],
                 label=_plain(name),
                 color=PALETTE[index % len(PALETTE)],
-                linestyle=("-", "--", ":")[index // len(PALETTE) % 3],
+                linestyle=_STYLES[index // len(PALETTE) % 3],
                 drawstyle="steps-mid" if steps else "default",
             )
         if log_y:
@@ -203,7 +205,9 @@ def donut(values: Sequence[tuple[str, float]], *, centre: str) -> Chart:
     return Chart(draw, (4.4, 3.4))
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, x: str, y: str) -> Chart:
+def curves(
+    series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, x: str, y: str, from_zero: bool = True
+) -> Chart:
     """A line of ``(x, measured)`` per name, with intervals, over a logarithmic axis of x."""
 
     def draw(axes: Axes) -> None:
@@ -212,7 +216,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, x
             colour = PALETTE[index % len(PALETTE)]
             axes.plot(
                 [at for at, _ in points], [each["value"] for _, each in points], marker="o", markersize=4, color=colour,
-                label=_plain(name),
+                linestyle=_STYLES[index // len(PALETTE) % 3], label=_plain(name),
             )  # fmt: skip
             for at, each in points:
                 if each.get("low") is not None and each.get("high") is not None:
@@ -221,8 +225,10 @@ def curves(series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, x
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        if len(series) > 1 or from_zero:
+            axes.legend(fontsize=8)
 
     return Chart(draw, (6.4, 3.2))
 
