@@ -59,7 +59,7 @@ def lines(series: Mapping[str, Series], *, x: str, y: str, log_y: bool = False, 
                 drawstyle="steps-mid" if steps else "default",
             )
         if log_y:
-            axes.set_yscale("log")
+            _logarithmic(axes, "y")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if len(series) > 1:
@@ -180,7 +180,7 @@ def cloud(groups: Mapping[str, Series], *, x: str, y: str, log_x: bool = False) 
                 )  # fmt: skip
             axes.legend(fontsize=8)
         if log_x:
-            axes.set_xscale("log")
+            _logarithmic(axes, "x")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
@@ -195,11 +195,11 @@ def donut(values: Sequence[tuple[str, float]], *, centre: str) -> Chart:
         if not sum(shares):
             return
         colours = [PALETTE[index % len(PALETTE)] for index in range(len(values))]
-        labels = [f"{_plain(name)}: {share:.1%}" if share >= 0.005 else "" for (name, _), share in zip(values, shares)]
-        axes.pie(
-            shares, labels=labels, colors=colours, startangle=90, counterclock=False, normalize=True,
-            wedgeprops={"width": 0.38}, textprops={"fontsize": 8, "color": _INK},
-        )  # fmt: skip
+        labels = [f"{_plain(name)}: {share:.1%}" for (name, _), share in zip(values, shares)]
+        wedges = axes.pie(
+            shares, colors=colours, startangle=90, counterclock=False, normalize=True, wedgeprops={"width": 0.38}
+        )[0]
+        axes.legend(wedges, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside: none overlaps
         axes.text(0, 0, centre, ha="center", va="center", fontsize=9, color=_INK)
 
     return Chart(draw, (4.4, 3.4))
@@ -249,6 +249,16 @@ def bars(values: Sequence[tuple[str, Mapping[str, Any]]], *, x: str, y: str) -> 
         axes.grid(axis="x", visible=False)
 
     return Chart(draw, (6.4, 3.0))
+
+
+def _logarithmic(axes: Axes, which: str) -> None:
+    """A logarithmic axis with plain numbers: the usual labels are formulas, which are not drawn here."""
+    from matplotlib.ticker import LogFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
 
 
 def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:

@@ -69,10 +69,14 @@ def _many(result: Mapping[str, Any]) -> list[Section]:
                 ("without", ("plain_amplitude", "plain_exponent", None), ("plain_error", "plain_held_out")),
             )
         ]
-        columns = ("share = amplitude × number^-exponent + offset", "amplitude", "exponent", "offset", "error",
-                   "error at the last point, left out")  # fmt: skip
+        heads = ("", "amplitude", "exponent", "offset", "error", "error at the last")
         verdicts = {"offset": "an offset: some latents no further seed would find", "no offset": "no offset"}
-        tables.append(Table(columns, rows, f"The law speaks for {verdicts.get(law['verdict'], 'neither')}."))
+        caption = (
+            "share = amplitude × number^-exponent + offset; the points speak for "
+            f"{verdicts.get(law['verdict'], 'neither')}. "
+            "Error at the last: of the number of SAEs that there are, predicted from the fewer."
+        )
+        tables.append(Table(heads, rows, caption))
     groups = result.get("groups")
     if groups is not None:
         counts = [Cell(f"{each:,}", each, is_number=True) for each in groups["count"]]

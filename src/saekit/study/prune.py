@@ -165,10 +165,11 @@ def check_ties(ranked: SAE, sizes: Sequence[int], where: str) -> None:
             important = int((scores > 0).sum())
             finer = by == "stability" and "alignment" in ranked.scores
             otherwise = "rank by `alignment`, which tells them apart" if finer else "rank by something else"
+            otherwise = "rank on more rows" if by in ORDERS else otherwise
+            fewer = f"at most {important:,}, or for " if important else ""
             raise ConfigError(
                 f"{where}: {size} latents cannot be chosen by `{by}`: only {important:,} have more of it than 0, and "
-                f"which of the others to keep would be chance. Ask for "
-                f"{f'at most {important:,}, or for ' if important else ''}all {len(scores):,}, or {'rank on more rows' if by in ORDERS else otherwise}."
+                f"which of the others to keep would be chance. Ask for {fewer}all {len(scores):,}, or {otherwise}."
             )
 
 
