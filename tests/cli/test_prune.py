@@ -161,6 +161,15 @@ def test_wrong_calls(call, sae, rows, arguments, message):
     assert not Path("small").exists()
 
 
+def test_ties_of_a_score_in_the_file_are_told_before_any_row_is_read(call, sae):
+    scored = SAE.load(sae).with_scores(stability=(torch.arange(24) < 3).float(), alignment=torch.arange(24.0))
+    scored.save(sae)
+    status, _, err = call("prune", sae, "--by", "stability", "--sizes", "4", "--rows", "nowhere", "--out", "small")
+    assert status == 2
+    assert "4 latents cannot be chosen by `stability`: only 3 have more of it than 0" in err
+    assert "rank by `alignment`" in err
+
+
 def test_no_rows_at_all(call, sae):
     status, _, err = call("prune", sae, "--sizes", "4", "--out", "small")
     assert status == 2

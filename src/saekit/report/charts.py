@@ -253,12 +253,15 @@ def bars(values: Sequence[tuple[str, Mapping[str, Any]]], *, x: str, y: str) -> 
 
 def _logarithmic(axes: Axes, which: str) -> None:
     """A logarithmic axis with plain numbers: the usual labels are formulas, which are not drawn here."""
-    from matplotlib.ticker import LogFormatter
-
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(LogFormatter())
-    axis.set_minor_formatter(LogFormatter())
+
+    def between(value: float, _: Any) -> str:  # within one decade there may be no other label
+        low, high = axis.get_view_interval()
+        return f"{value:g}" if high < 10 * low else ""
+
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(between)
 
 
 def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:

@@ -21,10 +21,12 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
     """Shared latents beside chance, in how many SAEs a latent is found, proofs, settings."""
     settings = result["settings"]
     limit = f"{'>' if settings['strict'] else '≥'} {number(settings['threshold'])}"
+    starred = [pair["same_seed"] for pair in result["pairs"]]
+    apart = any(starred) and not all(starred) and result["schema"] > 2  # before, means were over all pairs
     means = ("shared", "equal", "mean_cosine", "mean_cosine_encoder", "max_cosine")
     rows = [
         [
-            Cell("all pairs" if not any(pair["same_seed"] for pair in result["pairs"]) else "pairs without a star"),
+            Cell("pairs without a star" if apart else "all pairs"),
             *(measured_cell(result[name], where=name) for name in means),
             measured_cell(result.get("shared_alive")),
             Cell("–"),
