@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from .study.importance import importance as importance
     from .study.orphans import orphans as orphans
     from .study.prune import prune as prune
+    from .study.transfer import held_out as held_out
     from .study.transfer import transfer as transfer
     from .study.transfer import transfer_features as transfer_features
     from .train import BatchTopK as BatchTopK
@@ -117,7 +118,7 @@ _HOMES: dict[str, tuple[str, str]] = {
             "SizeCurve",
             "compare", "Comparison", "match_latents", "act", "Actions", "cloze_task", "read_task",
             "with_stability", "orphans", "Orphans", "principal_angles", "consensus",
-            "transfer", "transfer_features", "Transfer", "classify", "Classification", "load_classifier",
+            "transfer", "transfer_features", "held_out", "Transfer", "classify", "Classification", "load_classifier",
         )
     },
     # these alone import scikit-learn, when first used

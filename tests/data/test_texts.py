@@ -128,6 +128,22 @@ def test_the_builtin_corpus(monkeypatch):
     assert asked == ["all", "all", "heldout", "train"]
 
 
+def test_the_paragraphs_of_the_builtin_corpus(monkeypatch):
+    from saekit.data import corpus
+
+    found = [
+        corpus.Paragraph(f"m:{i}/0", "m", "numpy", "Notes" if i % 2 else "Returns", f"text {i}") for i in range(20)
+    ]
+    monkeypatch.setattr(corpus, "paragraphs", lambda *, split: found if split == "heldout" else [])
+    texts = read_texts("builtin:paragraphs@heldout")
+    assert texts.info["name"] == "builtin:paragraphs"
+    assert {(texts.ids[i], texts[i], texts.column("section")[i]) for i in range(20)} == {
+        (p.id, p.text, p.section) for p in found
+    }
+    assert texts.texts != tuple(p.text for p in found), "a prefix must be a sample"
+    assert set(texts.column("module")) == {"m"}
+
+
 def test_real_files(shared_data):
     texts = read_texts(shared_data / "labelled" / "banking77.csv.gz")
     assert len(texts) == 13083

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, Transfer, load_model, transfer, transfer_features
+from saekit import SAE, Transfer, held_out, load_model, transfer, transfer_features
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.measure import Measured
 from saekit.sae.rules import TopK
 from saekit.study.classifiers import Budget
+from saekit.study.scores import verdict
 from saekit.study.transferred import loss, near_chance
 
 D = 192
@@ -194,7 +195,7 @@ def test_one_value_is_plain_classification(lm, sae):
     assert len(found.cells) == len(found.ways) == 6
     assert found.way("sae").transferred is None
     assert found.way("words").native_auc.value > 0.9
-    assert found.table()[0] == ["", "macro-F1", "AUC", "− dense", "verdict"]
+    assert found.table()[0] == ["", "macro-F1", "AUC", "F1 − dense", "verdict"]
     assert found._repr_html_().count("<table>") == 1
 
 
@@ -232,6 +233,48 @@ def test_groups_are_never_on_both_sides(lm, data):
         for test in "ab":
             assert kept.cell("words", train, test).chance == "at chance"
     assert kept.values[0].n_groups == kept.values[0].n_test // 4
+
+
+def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):
+    again = [*data, {**data[0], "item": 10_000}]
+    for split in ({"group": "item", "rows": 60}, {"rows": 60}, {}):
+        out = held_out(again, across="lang", **split)
+        found = transfer(again, model=lm, across="lang", arms=["majority"], budget=QUICK, draws=0, **split)
+        judges = sum(value.n_test for value in found.values)
+        assert out.shape == (len(again),)
+        assert judges <= out.sum() < len(again)
+        assert out[0] == out[-1]  # the same text
+        if "group" in split:
+            sides = {row["item"]: set() for row in again[:-1]}
+            for row, each in zip(again[:-1], out[:-1]):
+                sides[row["item"]].add(bool(each))
+            assert max(map(len, sides.values())) <= 2
+            assert sum(len(each) == 2 for each in sides.values()) <= 1  # the one that shares a text
+        elif not split:
+            assert judges == out.sum()
+    assert held_out(data, across="lang", folds=3).all()
+
+
+def test_rare_classes_are_judged_by_auc(lm, data):
+    rare = [row for i, row in enumerate(data) if row["label"] == "good" or i % 3 == 0]
+    settings = {"across": "lang", "values": ["en", "fr"], "arms": ["dense", "words", "majority"], "layer": 1}
+    found = transfer(rare, model=lm, budget=QUICK, draws=100, **settings)
+    assert found.verdict_metric == "auc"
+    assert any("verdicts look at AUC" in note for note in found.notes)
+    assert found.table()[0][-2] == "AUC − dense"
+    assert "margin 0.01 AUC" in found.caption()
+    assert "AUC)" in found.way("words").sentence
+    by_f1 = transfer(rare, model=lm, budget=QUICK, draws=100, metric="macro_f1", **settings)
+    assert (by_f1.verdict_metric, by_f1.notes) == ("macro_f1", [note for note in found.notes if "AUC" not in note])
+    for one, other in zip(found.ways, by_f1.ways):
+        assert (one.minus_dense, one.minus_dense_auc) == (other.minus_dense, other.minus_dense_auc)
+        if one.minus_dense is not None:
+            assert one.against_dense == verdict(one.minus_dense_auc, 0.01)
+            assert other.against_dense == verdict(other.minus_dense, 0.01)
+    even = transfer(data, model=lm, budget=QUICK, draws=20, **settings)
+    assert even.verdict_metric == "macro_f1"
+    with pytest.raises(ConfigError, match="`metric` must be one of"):
+        transfer(data, model=lm, metric="accuracy", **settings)
 
 
 def test_rows_are_drawn_by_group(lm, data):

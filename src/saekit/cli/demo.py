@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import print_evaluation, print_json, progress_bar, tell, training_progress
+from .classify import print_classification
+from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell, training_progress
 from .options import Json
 
 HELP = """The whole flow on this machine, without network: capture rows of the built-in language model on the built-in
-corpus (the docstrings that every installation has), train four SAEs in one pass, measure them beside their controls on
-held-out modules, and write a page.
+corpus (the docstrings that every installation has), train four SAEs in one pass, and ask of them: are they faithful to
+the model, are their latents real (shared by two seeds), how many are needed, and are they useful (which section of a
+docstring is a paragraph from)? All is measured on held-out modules, beside controls, and shown on one page.
 
 \b
   saekit demo --out demo
@@ -23,10 +25,13 @@ held-out modules, and write a page.
 Called again with the same folder it goes on where it stopped.
 
 \b
-DIR/rows/             the captured rows
-DIR/run/              four SAEs, log.jsonl, run.json
-DIR/evaluation.json   every number with its interval and its controls
-DIR/report.html       the same as one page
+DIR/rows/                 the captured rows
+DIR/run/                  four SAEs, log.jsonl, run.json
+DIR/evaluation.json       fidelity: every number with its interval and its controls
+DIR/comparison.json       latents that two seeds share, beside chance
+DIR/sizes.json            what the first 64, 128, ... latents of the Matryoshka SAE are worth
+DIR/classification.json   classifiers on latents beside hidden states and TF-IDF (built-in corpus only)
+DIR/report.html           all of it as one page
 """
 
 LAYER = 2
@@ -45,10 +50,17 @@ class Size:
     """Held-out rows for the reconstruction metrics."""
     test_tokens: int
     """Held-out tokens for the cross-entropies."""
+    paragraphs: int
+    """Held-out paragraphs to classify, a quarter of them for the test."""
 
 
-FULL = Size(tokens=400_000, latents=1024, batch_rows=512, test_rows=32_768, test_tokens=8_192)
-SHORT = Size(tokens=20_000, latents=256, batch_rows=256, test_rows=4_096, test_tokens=1_024)
+FULL = Size(tokens=400_000, latents=1024, batch_rows=512, test_rows=32_768, test_tokens=8_192, paragraphs=4_000)
+SHORT = Size(tokens=20_000, latents=256, batch_rows=256, test_rows=4_096, test_tokens=1_024, paragraphs=800)
+SECTIONS = ("Description", "Examples", "Notes", "Parameters", "Returns", "Summary")
+"""Sections of docstrings that occur in many modules."""
+
+ARMS = ("majority", "words", "dense", "untrained", "full", "binarized", "sparse")
+KS = (4, 16, 64)
 
 
 def demo(
@@ -58,25 +70,36 @@ def demo(
     data: Annotated[str, typer.Option("--data", metavar="D", help="Other texts, for training and measuring.")] = "",
     json: Json = False,
 ) -> None:
-    """Run the demo and print its table."""
+    """Run the demo and print its tables."""
     begun = time.monotonic()
-    result = run(out, model=model, data=data, short=short, json=json)
+    answers = run(out, model=model, data=data, short=short, json=json)
     from ..report import collect, write
 
     page = write(collect(out), out, title="saekit demo")
     seconds = time.monotonic() - begun
+    found = answers["evaluation"]
     if json:
-        print_json({**result.to_json(), "seconds": round(seconds, 1), "report": str(page)})
+        others = {name: result.to_json() for name, result in answers.items() if name != "evaluation"}
+        print_json({**found.to_json(), **others, "seconds": round(seconds, 1), "report": str(page)})
         return
-    print_evaluation(result)
-    typer.echo(f"\nNumbers: {out}/evaluation.json   Page: {page}")
+    typer.echo("Are they faithful?\n")
+    print_evaluation(found)
+    typer.echo("\nAre their latents real? Two seeds of one SAE\n")
+    print_comparison(answers["comparison"])
+    typer.echo("\nHow many are needed? Prefixes of the Matryoshka SAE\n")
+    points = answers["sizes"].to_json()["points"]
+    print_curve([{"latents": point["size"], "metrics": point["metrics"]} for point in points])
+    if "classification" in answers:
+        typer.echo("\nAre they useful? Which section of a docstring a paragraph is from\n")
+        print_classification(answers["classification"])
+    typer.echo(f"\nNumbers: {out}/*.json   Page: {page}")
     tell(f"{seconds:.0f} s in all")
 
 
-def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> Any:
-    """Capture, train, evaluate; returns the `Evaluation`, which is also in ``out/evaluation.json``."""
-    from ..data import capture, load_model
-    from ..study import evaluate
+def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[str, Any]:
+    """Capture, train, and answer the questions; returns the results by name, each also in ``out/<name>.json``."""
+    from ..data import capture, load_model, read_texts
+    from ..study import classify, compare, evaluate, measure_sizes
     from ..train import Matryoshka, Relu, TopK
     from ..train import train as train_saes
 
@@ -107,13 +130,38 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> Any:
             resume=True,
             progress=training_progress(progress),
         )
-        result = evaluate(
-            saes,
-            model=lm,
-            data=test_data,
-            rows=size.test_rows,
-            tokens=size.test_tokens,
-            progress=lambda stage, done, total: progress(f"evaluate {stage}", done, total),
-        )
-    result.save(out / "evaluation.json")
-    return result
+        heldout = capture(lm, test_data, layer=LAYER, tokens=size.test_rows)
+        texts: dict[str, Any] = {"model": lm, "data": test_data, "tokens": size.test_tokens}
+
+        def stage(what: str) -> Any:
+            return lambda stage, done, total=None, note="": progress(f"{what} {stage}", done, total)
+
+        answers: dict[str, Any] = {
+            "evaluation": evaluate(saes, **texts, rows=size.test_rows, progress=stage("evaluate")),
+            "comparison": compare(saes[:2], progress=stage("compare")),
+            "sizes": measure_sizes(saes[3], heldout, **texts, sample_rows=1_000, progress=stage("sizes")),
+        }
+        if not data:
+            paragraphs = read_texts("builtin:paragraphs@heldout")
+            columns = {name: paragraphs.column(name) for name in ("section", "module")}
+            records = [
+                {"text": text, **{name: values[i] for name, values in columns.items()}}
+                for i, text in enumerate(paragraphs.texts)
+            ]
+            answers["classification"] = classify(
+                lm,
+                saes[0],
+                [each for each in records if each["section"] in SECTIONS],
+                name="sections of docstrings",
+                label="section",
+                group="module",
+                limit=size.paragraphs,
+                pools=("sum",),
+                arms=ARMS,
+                ks=KS,
+                out=out / "classify",
+                progress=stage("classify"),
+            )
+    for name, result in answers.items():
+        result.save(out / f"{name}.json")
+    return answers

@@ -98,6 +98,8 @@ def read_texts(
         ``"builtin"``; a path to a csv, tsv, json, jsonl, parquet or txt file, gzipped or not, or to a folder of such
         files (a line of a txt file is a text); a hub name ``owner/name[:config][@split]``; or an iterable of strings or
         of dictionaries. The name may be followed by ``@split`` for ``"builtin"`` too (``all``, ``train``, ``heldout``).
+        ``"builtin:paragraphs"`` is the same corpus by paragraph, with its ``section`` and ``library`` as labels and its
+        ``module`` as group.
     text
         Name of the column that holds the text.
     split
@@ -238,8 +240,8 @@ def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
 def _open(data: str, split: str | None) -> tuple[Iterable[Any], dict[str, Any]]:
     """Records of a named source, and what it is."""
     name, _, named_split = data.partition("@")
-    if name == "builtin":
-        return _open_builtin(split or named_split or "all")
+    if name in ("builtin", "builtin:paragraphs"):
+        return _open_builtin(name, split or named_split or "all")
     path = Path(data).expanduser()
     if path.exists():
         return _open_file(path)
@@ -252,16 +254,18 @@ def _open(data: str, split: str | None) -> tuple[Iterable[Any], dict[str, Any]]:
     return _open_hub(data, match["name"], match["config"], split or match["split"])
 
 
-def _open_builtin(split: str) -> tuple[Iterable[Any], dict[str, Any]]:
+def _open_builtin(name: str, split: str) -> tuple[Iterable[Any], dict[str, Any]]:
+    """The built-in corpus: whole docstrings, or their paragraphs, which know their section."""
     from . import corpus
 
-    documents = corpus.docs(split=split)  # type: ignore[arg-type]
-    order = random_order(len(documents), "corpus")
+    whole = name == "builtin"
+    found: Sequence[Any] = corpus.docs(split=split) if whole else corpus.paragraphs(split=split)  # type: ignore[arg-type]
+    columns = ("text", "module", "library") if whole else ("text", "module", "library", "section")
     records = (
-        {"text": d.text, "module": d.module, "library": d.library, "__id__": d.id}
-        for d in (documents[i] for i in order)
+        {**{column: getattr(found[i], column) for column in columns}, "__id__": found[i].id}
+        for i in random_order(len(found), "corpus")
     )
-    return records, {"kind": "builtin", "name": "builtin", "split": split}
+    return records, {"kind": "builtin", "name": name, "split": split}
 
 
 def _ending(path: Path) -> str | None:

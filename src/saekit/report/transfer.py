@@ -31,9 +31,10 @@ def transfer(result: Mapping[str, Any]) -> list[Section]:
             "F1 − dense", "AUC − dense", "against dense",
         )  # fmt: skip
     unit = "groups" if any(value["n_groups"] for value in result["values"]) else "rows"
+    decides = "AUC" if settings.get("metric") == "auc" else "macro-F1"
     intro = (
         f"{settings['level']:.0%} intervals from resampled {unit} of the test set. Differences from the dense states "
-        f"are over the same rows; less than {settings['margin']:g} macro-F1 counts as none."
+        f"are over the same rows; less than {settings['margin']:g} {decides} counts as none."
     )
     if several:
         intro = (

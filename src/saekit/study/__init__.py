@@ -62,6 +62,7 @@ from .textclassifier import TextClassifier as TextClassifier
 from .textclassifier import fit_classifier as fit_classifier
 from .textclassifier import load_classifier as load_classifier
 from .textclassifier import save_classifier as save_classifier
+from .transfer import held_out as held_out
 from .transfer import transfer as transfer
 from .transfer import transfer_features as transfer_features
 from .transferred import Transfer as Transfer

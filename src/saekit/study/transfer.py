@@ -61,6 +61,13 @@ FEW_GROUPS = 20
 PROFILE_ROWS = 4096
 """Most documents that latents are correlated over when they are matched by documents."""
 
+VERDICT_METRICS = ("auto", "macro_f1", "auc")
+"""What the verdict against dense states looks at."""
+
+SKEWED = 0.4
+"""With two classes, of which one has a smaller share of the test rows than this, ``auto`` means AUC: macro-F1 then
+mostly tells how often a weak classifier says the larger class."""
+
 LEAST_TEST = 2
 """Rows (or groups) of a class that must judge, at least."""
 
@@ -90,6 +97,7 @@ def transfer(
     folds: int | None = None,
     budget: Budget | None = None,
     margin: float = MARGIN,
+    metric: str = "auto",
     draws: int = DRAWS,
     seed: int = 0,
     max_tokens: int | None = None,
@@ -136,7 +144,10 @@ def transfer(
     budget
         What every arm may spend on its settings, within the training rows; see `saekit.study.classifiers.Budget`.
     margin
-        Differences of macro-F1 below this count as none.
+        Differences below this count as none.
+    metric
+        What the verdict against dense states looks at: ``"macro_f1"``, ``"auc"``, or ``"auto"``: macro-F1, but AUC for
+        two classes of which one has less than `SKEWED` of the test rows.
     draws
         Resamples of the test rows.
     seed
@@ -161,7 +172,7 @@ def transfer(
     ShapeError
         An SAE is for rows of another width.
     """
-    _check(test_share, folds, draws, margin, rows)
+    _check(test_share, folds, draws, margin, rows, metric)
     named = _named(sae) if not (isinstance(sae, list | tuple) and not sae) else []
     if isinstance(model, VisionModel):
         data = read_images(data, split=split)
@@ -214,8 +225,61 @@ def transfer(
     identity = _Identity(
         settings=settings, data=labelled.about, model=reader.info, saes=_facts(named), notes=labelled.notes
     )
-    how = _How(folds, test_share, budget, margin, draws, seed)
+    how = _How(folds, test_share, budget, margin, metric, draws, seed)
     return _run(problem, lines, identity, how, out, progress)
+
+
+def held_out(
+    data: Any,
+    *,
+    across: str | None = None,
+    text: str = "text",
+    label: str = "label",
+    group: str | None = None,
+    values: Sequence[Any] | None = None,
+    rows: int | None = None,
+    split: str | None = None,
+    test_share: float = 0.25,
+    folds: int | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Rows that an SAE should not be trained on, if `transfer` is to judge it on texts that it has not seen.
+
+    Parameters
+    ----------
+    data, across, text, label, group, values, rows, split, test_share, folds, seed
+        As they are given to `transfer` (or `transfer_features`).
+
+    Returns
+    -------
+    numpy.ndarray
+        ``bool [n_rows]``, for the rows as `saekit.read_texts` or `saekit.read_images` gives them: True where a row
+        judges, or shares its group or its text with one that does. With `folds` every row that is used judges.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `transfer`.
+
+    Examples
+    --------
+    ::
+
+        texts = sk.read_texts("hate.csv.gz")
+        seen = sk.held_out("hate.csv.gz", across="lang", group="templ_id")
+        rows = sk.capture(model, [text for text, out in zip(texts, seen) if not out], layer=4)
+    """
+    _check(test_share, folds, 0, 0.0, rows)
+    labelled = _read(data, text, label, group, across, values, rows, split, seed)
+    judged = labelled.split(test_share, folds, seed) >= 0
+    names = {labelled.keys[g] for g in labelled.groups[judged]}
+    if labelled.images is not None:
+        own = _column(data, group, "group") if group is not None else list(data.ids)
+        return np.array([each in names for each in own])
+    table = read_texts(data, text=text, split=split, columns=[] if group is None else [group])
+    texts = {labelled.texts[i] for i in np.flatnonzero(judged)}
+    own = _column(table, group, "group") if group is not None else list(table.texts)
+    return np.array([name in names or each in texts for name, each in zip(own, table.texts)])
 
 
 def transfer_features(
@@ -239,6 +303,7 @@ def transfer_features(
     folds: int | None = None,
     budget: Budget | None = None,
     margin: float = MARGIN,
+    metric: str = "auto",
     draws: int = DRAWS,
     seed: int = 0,
     max_tokens: int | None = None,
@@ -267,7 +332,7 @@ def transfer_features(
         ``"documents"``, correlation of pooled codes over the training rows (any two SAEs, labels not used).
     threshold
         Pairs with a cosine (or correlation) below this count as unmatched; None: all count.
-    layer, hook, pool, arms, test_share, folds, budget, margin, draws, seed, max_tokens, cache, out, progress
+    layer, hook, pool, arms, test_share, folds, budget, margin, metric, draws, seed, max_tokens, cache, out, progress
         See `transfer`; `arms` are some of `FEATURE_ARMS`.
 
     Returns
@@ -283,7 +348,7 @@ def transfer_features(
     ShapeError
         Decoder rows of different widths: match by documents.
     """
-    _check(test_share, folds, draws, margin, rows)
+    _check(test_share, folds, draws, margin, rows, metric)
     if by not in ("decoder", "documents"):
         raise ConfigError(f"`by` must be `decoder` or `documents`; got {by!r}.")
     if threshold is not None and not -1 <= threshold <= 1:
@@ -368,10 +433,12 @@ def transfer_features(
         "matched_by": by, "threshold": threshold, "to_model": second.info if second is not first else None,
     }  # fmt: skip
     identity = _Identity(settings=settings, data=labelled.about, model=first.info, saes=_facts(named), notes=notes)
-    return _run(problem, lines, identity, _How(folds, test_share, budget, margin, draws, seed), out, progress)
+    return _run(problem, lines, identity, _How(folds, test_share, budget, margin, metric, draws, seed), out, progress)
 
 
-def _check(test_share: float, folds: int | None, draws: int, margin: float, rows: int | None) -> None:
+def _check(
+    test_share: float, folds: int | None, draws: int, margin: float, rows: int | None, metric: str = "auto"
+) -> None:
     if not 0 < test_share < 1:
         raise ConfigError(f"transfer: `test_share` must lie between 0 and 1; got {test_share}.")
     least = {"folds": (folds, 2), "draws": (draws, 0), "rows": (rows, 1)}
@@ -379,7 +446,12 @@ def _check(test_share: float, folds: int | None, draws: int, margin: float, rows
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < smallest):
             raise ConfigError(f"transfer: `{name}` must be a whole number from {smallest}; got {value!r}.")
     if not margin >= 0:
-        raise ConfigError(f"transfer: `margin` must be a difference of macro-F1 from 0; got {margin}.")
+        raise ConfigError(f"transfer: `margin` must be a difference from 0; got {margin}.")
+    if metric not in VERDICT_METRICS:
+        raise ConfigError(
+            f"transfer: `metric` must be one of {listed(VERDICT_METRICS)}; got `{metric}`. "
+            f"{did_you_mean(metric, VERDICT_METRICS)}"
+        )
 
 
 def _check_pool(pool: str) -> None:
@@ -782,6 +854,7 @@ class _How:
     test_share: float
     budget: Budget | None
     margin: float
+    metric: str
     draws: int
     seed: int
 
@@ -811,11 +884,13 @@ def _run(
         "budget": json.loads(json.dumps(asdict(budget))), "margin": how.margin, "draws": how.draws, "seed": how.seed,
         "level": LEVEL,
     }  # fmt: skip
+    metric = _verdict_metric(problem, how.metric)
+    settings["metric"] = metric
     n = len(problem.values)
     bootstraps = [_bootstrap(problem, j, how) for j in range(n)]
     scores: dict[tuple[int, int, int], Scores] = {}
     fits: dict[tuple[int, int], _Fit] = {}
-    learned = {name: value for name, value in settings.items() if name not in ("margin", "draws", "level")}
+    learned = {name: value for name, value in settings.items() if name not in ("margin", "metric", "draws", "level")}
     rows = [problem.y, problem.fold, np.concatenate(problem.rows)]
     seen = [hashlib.sha256(np.ascontiguousarray(each, np.int64).tobytes()).hexdigest() for each in rows]
     saes = [each["digest"] for each in identity.saes]
@@ -838,7 +913,7 @@ def _run(
         for i in range(n)
         for j in range(n)
     ]
-    ways = [_way(problem, lines, a, dense, scores, cells, how.margin) for a in range(len(lines))]
+    ways = [_way(problem, lines, a, dense, scores, cells, how.margin, metric) for a in range(len(lines))]
     return Transfer(
         saekit=_release(),
         versions={**_versions(True), "scikit-learn": _sklearn()},
@@ -851,8 +926,32 @@ def _run(
         values=[_value(problem, j, how) for j in range(n)],
         ways=ways,
         cells=cells,
-        notes=[*identity.notes, *_few_judges(problem)],
+        notes=[*identity.notes, *_few_judges(problem), *_why_auc(problem, how.metric, metric)],
     )
+
+
+def _rarer_share(problem: _Problem) -> float:
+    """Share of the rarer of two classes among all test rows; 1 for more classes."""
+    if len(problem.classes) != 2:
+        return 1.0
+    rows = np.unique(np.concatenate([problem.judged(j) for j in range(len(problem.values))]))
+    share = float(problem.y[rows].mean())
+    return min(share, 1 - share)
+
+
+def _verdict_metric(problem: _Problem, asked: str) -> str:
+    if asked != "auto":
+        return asked
+    return "auc" if _rarer_share(problem) < SKEWED else "macro_f1"
+
+
+def _why_auc(problem: _Problem, asked: str, metric: str) -> list[str]:
+    if asked != "auto" or metric != "auc":
+        return []
+    return [
+        f"the rarer class has {_rarer_share(problem):.0%} of the test rows: verdicts look at AUC, because macro-F1 "
+        "depends on the threshold then (metric='macro_f1' to look at it all the same)"
+    ]
 
 
 def _few_judges(problem: _Problem) -> list[str]:
@@ -1006,6 +1105,7 @@ def _way(
     scores: Mapping[tuple[int, int, int], Scores],
     cells: Sequence[Cell],
     margin: float,
+    metric: str,
 ) -> Way:
     n = len(problem.values)
     diagonal = [(j, j) for j in range(n)]
@@ -1025,7 +1125,8 @@ def _way(
     mine = [cell for cell in cells if cell.arm == lines[a].arm.name and cell.train != cell.test]
     transferred = mean(others, "macro_f1") if others else None
     arm = lines[a].arm
-    minus_dense = minus("macro_f1")
+    minus_dense, minus_dense_auc = minus("macro_f1"), minus("auc")
+    decides = minus_dense_auc if metric == "auc" else minus_dense
     way = Way(
         name=arm.name,
         kind=arm.kind,
@@ -1038,8 +1139,8 @@ def _way(
         transferred_auc=_measured(mean(others, "auc"), "area") if others else None,
         drop=None if transferred is None else _drop(scores, a, others).measured("fraction", least=-1.0, most=1.0),
         minus_dense=minus_dense,
-        minus_dense_auc=minus("auc"),
-        against_dense=None if minus_dense is None else verdict(minus_dense, margin),
+        minus_dense_auc=minus_dense_auc,
+        against_dense=None if decides is None else verdict(decides, margin),
         n_cells=len(mine),
         n_above=sum(cell.chance == "above chance" for cell in mine),
         n_at=sum(cell.chance in ("at chance", "unknown") for cell in mine),
@@ -1047,7 +1148,7 @@ def _way(
         sentence="",
     )
     values = [_value_name(name) for name in problem.values]
-    return replace(way, sentence=way_sentence(way, values, problem.across))
+    return replace(way, sentence=way_sentence(way, values, problem.across, metric))
 
 
 def _value_name(name: str) -> Value:

@@ -89,9 +89,10 @@ class Way:
     minus_dense: Measured | None
     """Transferred macro-F1 minus that of the dense arm (native macro-F1 with one value)."""
     minus_dense_auc: Measured | None
-    """The same of AUC: what to look at where classes are rare."""
+    """The same of AUC."""
     against_dense: str | None
-    """What `minus_dense` says at the margin: better, equivalent, worse, undecided."""
+    """What the difference from dense says at the margin: better, equivalent, worse, undecided. Of macro-F1, or of AUC
+    where ``settings["metric"]`` is ``auc``."""
     n_cells: int
     """Cells off the diagonal."""
     n_above: int
@@ -230,21 +231,33 @@ class Transfer:
         n = len(self.values)
         return [numbers[row * n : (row + 1) * n] for row in range(n)]
 
+    @property
+    def verdict_metric(self) -> str:
+        """What the verdicts against dense states look at: ``macro_f1`` or ``auc``."""
+        return str(self.settings.get("metric", "macro_f1"))
+
     # ------------------------------------------------------------------ tables
 
     def table(self) -> list[list[str]]:
         """One line per way to classify, headings first."""
+        decides = "AUC" if self.verdict_metric == "auc" else "F1"
+        minus = {way.name: way.minus_dense_auc if decides == "AUC" else way.minus_dense for way in self.ways}
         if len(self.values) == 1:
-            lines = [["", "macro-F1", "AUC", "− dense", "verdict"]]
+            lines = [["", "macro-F1", "AUC", f"{decides} − dense", "verdict"]]
             return lines + [
-                [way.name, str(way.native), str(way.native_auc), _text(way.minus_dense), way.against_dense or "–"]
+                [way.name, str(way.native), str(way.native_auc), _text(minus[way.name]), way.against_dense or "–"]
                 for way in self.ways
             ]
-        lines = [["", "native F1", "transferred F1", "drop", "transferred AUC", "above chance", "− dense", "verdict"]]
+        lines = [
+            [
+                "", "native F1", "transferred F1", "drop", "transferred AUC", "above chance", f"{decides} − dense",
+                "verdict",
+            ]
+        ]  # fmt: skip
         return lines + [
             [
                 way.name, str(way.native), _text(way.transferred), _text(way.drop), _text(way.transferred_auc),
-                f"{way.n_above} of {way.n_cells}", _text(way.minus_dense), way.against_dense or "–",
+                f"{way.n_above} of {way.n_cells}", _text(minus[way.name]), way.against_dense or "–",
             ]
             for way in self.ways
         ]  # fmt: skip
@@ -274,7 +287,7 @@ class Transfer:
         unit = "groups" if any(value.n_groups for value in self.values) else "rows"
         return (
             f"{matrix}{judged:,} test rows that no classifier has seen; {settings['level']:.0%} intervals from "
-            f"resampled {unit}; margin {settings['margin']:g} macro-F1"
+            f"resampled {unit}; margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
         )
 
     def __repr__(self) -> str:
@@ -343,15 +356,16 @@ def cell_sentence(cell: Cell) -> str:
     return f"{where}, tested on {cell.test}: macro-F1 {cell.macro_f1:.2f}, {chance}; {drop}."
 
 
-def way_sentence(way: Way, values: Sequence[Value], across: str) -> str:
+def way_sentence(way: Way, values: Sequence[Value], across: str, metric: str = "macro_f1") -> str:
     """A way to classify in words."""
     dense = ""
-    if way.minus_dense is not None:
+    minus, unit = (way.minus_dense_auc, "AUC") if metric == "auc" else (way.minus_dense, "macro-F1")
+    if minus is not None:
         words = {
             "better": "better than", "worse": "worse than", "equivalent": "as good as",
             "undecided": "not told apart from",
         }  # fmt: skip
-        dense = f"; {words[way.against_dense or 'undecided']} dense states ({way.minus_dense:.3f} macro-F1)"
+        dense = f"; {words[way.against_dense or 'undecided']} dense states ({minus:.3f} {unit})"
     if way.transferred is None or way.drop is None:
         return f"`{way.name}`: macro-F1 {way.native:.2f}, AUC {way.native_auc:.2f}{dense}."
     counts = [
