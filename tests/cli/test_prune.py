@@ -146,6 +146,7 @@ def test_rows_from_the_model_that_the_sae_was_trained_on(call, stories, tmp_path
         (("--sizes", "4,25"), "must lie within 1..24"),
         (("--sizes", "4,x"), "--sizes must be whole numbers"),
         (("--sizes", "4", "--by", "enrgy"), "Did you mean `energy`"),
+        (("--sizes", "4", "--by", "atribution"), "Did you mean `attribution`"),
         (("--sizes", "4", "--by", "none.npy"), "cannot be read"),
         (("--sizes", "4", "--by", "attribution"), "--model and --data must be given: --by attribution is a gradient"),
         (("--sizes", "4", "--selection", "amid"), "must be 'before' or 'after'"),

@@ -157,8 +157,7 @@ def _by(sae: SAE, by: str) -> Any:
         from ..study.attribution import ATTRIBUTIONS
         from ..study.importance import check_order
 
-        if by.replace("-", "_") not in ATTRIBUTIONS:
-            check_order(sae, by, "--by")
+        check_order(sae, by, "--by", also=ATTRIBUTIONS)
         return by
     import numpy as np
     import torch
