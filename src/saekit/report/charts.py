@@ -202,7 +202,7 @@ def donut(values: Sequence[tuple[str, float]], *, centre: str) -> Chart:
         axes.legend(wedges, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside: none overlaps
         axes.text(0, 0, centre, ha="center", va="center", fontsize=9, color=_INK)
 
-    return Chart(draw, (4.4, 3.4))
+    return Chart(draw, (5.4, 3.4))
 
 
 def curves(
