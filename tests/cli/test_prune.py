@@ -146,6 +146,7 @@ def test_rows_from_the_model_that_the_sae_was_trained_on(call, stories, tmp_path
         (("--sizes", "4,25"), "must lie within 1..24"),
         (("--sizes", "4,x"), "--sizes must be whole numbers"),
         (("--sizes", "4", "--by", "enrgy"), "Did you mean `energy`"),
+        (("--sizes", "4", "--by", "atribution"), "Did you mean `attribution`"),
         (("--sizes", "4", "--by", "none.npy"), "cannot be read"),
         (("--sizes", "4", "--by", "attribution"), "--model and --data must be given: --by attribution is a gradient"),
         (("--sizes", "4", "--selection", "amid"), "must be 'before' or 'after'"),
@@ -159,6 +160,15 @@ def test_wrong_calls(call, sae, rows, arguments, message):
     assert message in err
     assert out == ""
     assert not Path("small").exists()
+
+
+def test_ties_of_a_score_in_the_file_are_told_before_any_row_is_read(call, sae):
+    scored = SAE.load(sae).with_scores(stability=(torch.arange(24) < 3).float(), alignment=torch.arange(24.0))
+    scored.save(sae)
+    status, _, err = call("prune", sae, "--by", "stability", "--sizes", "4", "--rows", "nowhere", "--out", "small")
+    assert status == 2
+    assert "4 latents cannot be chosen by `stability`: only 3 have more of it than 0" in err
+    assert "rank by `alignment`" in err
 
 
 def test_no_rows_at_all(call, sae):

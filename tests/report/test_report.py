@@ -230,13 +230,52 @@ def test_comparisons_stand_beside_chance(comparison):
     assert names == ["all pairs", "a | b *", f"a | {NASTY}", f"b | {NASTY}", "↳ random"]
     assert table.tables[0].muted == {4}
     assert [cell.text for cell in table.tables[0].rows[1]][1:] == [
-        "0.5", "0.75", "0.312", "0.312", "0.438", "0.688", "0.812",
+        "0.5", "0.75", "0.312", "0.312", "0.438", "–", "0.688", "0.812",
     ]  # fmt: skip
     assert [cell.text for cell in proofs.tables[0].rows[0]][1:] == ["0.625", "0.625000001", "1.0e-09"]
     assert len(table.figures) == 4
     assert "partners differ" in table.figures[1].svg
     two = copy.deepcopy(comparison) | {"saes": comparison["saes"][:2], "nulls": {}, "mean_cosine_null": None}
     assert len(sections.RENDERERS["comparison"](two)[0].figures) == 2
+
+
+def test_what_many_saes_have_in_common(comparison):
+    law = {
+        "amplitude": measured(0.59, 0.5, 0.7, ""), "exponent": measured(0.92, 0.8, 1.0, ""),
+        "offset": measured(0.27, 0.2, 0.3, ""), "plain_amplitude": measured(0.725, 0.7, 0.8, ""),
+        "plain_exponent": measured(0.35, 0.3, 0.4, ""), "error": 0.001, "plain_error": 0.0135, "aic_difference": None,
+        "held_out": 0.002, "plain_held_out": 0.02, "verdict": "offset",
+    }  # fmt: skip
+    groups = {"of": [], "size": [], "consistency": [], "count": [5, 3, 1234], "mean_consistency": 0.75, "contested": 2}
+    many = comparison | {
+        "schema": 3, "only_in_one": [measured(0.6, 0.5, 0.7), measured(0.4)], "law": law, "groups": groups,
+        "shared_alive": measured(0.625, 0.5, 0.75),
+    }  # fmt: skip
+    main, section = sections.RENDERERS["comparison"](many)[:2]
+    assert main.tables[0].rows[0][0].text == "pairs without a star"
+    assert main.tables[0].rows[0][6].text == "0.625"
+    assert section.title == "What 3 SAEs have in common"
+    fitted, concepts = section.tables
+    assert [[cell.text for cell in row] for row in fitted.rows] == [
+        ["with offset", "0.59", "0.92", "0.27", "0.001", "0.002"],
+        ["without", "0.725", "0.35", "0", "0.0135", "0.02"],
+    ]
+    assert "speak for an offset" in fitted.caption
+    assert [cell.text for cell in concepts.rows[0]] == ["concepts", "5", "3", "1,234", "0.75", "2"]
+    assert "number of SAEs" in section.figures[0].svg
+    assert "What 3 SAEs have in common" in report.render([many])
+    bare = sections.RENDERERS["comparison"](many | {"law": None, "groups": None})[1]
+    assert (bare.tables, len(bare.figures)) == ([], 1)
+
+
+def test_logarithmic_axes_have_plain_numbers():
+    points = {"a": ([0.001, 0.1], [0.5, 0.9])}
+    for svg in (
+        charts.cloud(points, x="x", y="y", log_x=True).svg(),
+        charts.lines({"a": ([1, 2], [0.02, 0.9])}, x="x", y="y", log_y=True),
+    ):
+        assert "mathdefault" not in svg
+        assert re.search(">0\\.0?[1-9]<", svg)
 
 
 def test_overlap_by_width_where_comparisons_differ_in_it(comparison):

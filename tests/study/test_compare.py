@@ -202,8 +202,10 @@ def test_altered_files(planted):
     plain = compare(planted[0], controls=False).to_json()
     with pytest.raises(FormatError, match="must hold every pair of at least two SAEs; it holds 2 pairs"):
         Comparison.from_json(plain | {"pairs": plain["pairs"][:2]})
-    with pytest.raises(FormatError, match="schema 3"):
-        Comparison.from_json(plain | {"schema": 3})
+    with pytest.raises(FormatError, match="schema 4"):
+        Comparison.from_json(plain | {"schema": 4})
+    older = {key: value for key, value in plain.items() if key != "shared_alive"} | {"schema": 2}
+    assert Comparison.from_json(older).shared_alive is None
     with pytest.raises(FormatError, match="unknown key `sharde`"):
         Comparison.from_json(plain | {"sharde": 1})
 
@@ -233,6 +235,46 @@ def test_pairs_that_began_alike_are_marked():
     assert not compare([a, b.take(10)], controls=False).pairs[0].same_seed
     unknown = sae_of(directions(20, 5))
     assert not compare([unknown, unknown], controls=False).pairs[0].same_seed
+
+
+def test_means_are_over_pairs_that_began_apart():
+    rows = directions(20, 0)
+    a, b, c = sae_of(rows, seed=0), sae_of(rows, seed=0, arch="other"), sae_of(directions(20, 1), seed=1)
+    result = compare([a, b, c], directions(200, 2), controls=False)
+    assert [pair.shared.value for pair in result.pairs] == [1, 0, 0]
+    for name in ("shared", "equal", "mean_cosine", "shared_alive"):
+        pairs = [getattr(pair, name, None) or getattr(pair.on_rows, name, None) or pair.decoder.mean_cosine
+                 for pair in result.pairs[1:]]  # fmt: skip
+        assert getattr(result, name).value == pytest.approx(np.mean([each.value for each in pairs]))
+    assert result.shared.low is None
+    assert "have one SAE in common" in result.shared.reason
+    assert result.n_counted == 2
+    assert result.table()[1][0] == "2 pairs"
+    assert "not in the means" in result.caption()
+    alone = compare([a, b], controls=False)
+    assert (alone.n_counted, alone.shared.value) == (1, 1)
+    assert "not in the means" not in alone.caption()
+
+
+def test_latents_that_never_fire_do_not_lower_what_the_others_share():
+    # Of 8 axes, 5 are in both SAEs; the first 3 never fire in either, one more is dead in the second alone.
+    axes = torch.eye(16)
+    a, b = sae_of(axes[:8], seed=0), sae_of(torch.cat([axes[:5], axes[8:11]])[order_of(8)], seed=1)
+    dead_b = [order_of(8).tolist().index(place) for place in (0, 3)]
+    bias_a, bias_b = torch.zeros(8), torch.zeros(8)
+    bias_a[:3], bias_b[dead_b] = -100.0, -100.0
+    a, b = a.replace(b_enc=bias_a), b.replace(b_enc=bias_b)
+    result = compare([a, b], directions(300, 0), controls=False)
+    assert result.shared.value == 5 / 8
+    assert result.shared_alive.value == 1 / 5  # a has 5 alive, b 6; of the five shared only axis 4 fires in both
+    assert result.shared_alive.low < 1 / 5 < result.shared_alive.high
+    assert result.pairs[0].on_rows.shared_alive.value == 1 / 5
+    assert "of latents that fire on the rows 0.2" in result.caption()
+    assert compare([b, a], directions(300, 0), controls=False).shared_alive.value == 1 / 5
+    silent = a.replace(b_enc=torch.full((8,), -100.0))
+    none = compare([silent, b], directions(300, 0), controls=False).shared_alive
+    assert math.isnan(none.value)
+    assert compare([a, b], controls=False).shared_alive is None
 
 
 def test_names_are_escaped(tmp_path):

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from saekit.data import capture, load_model
+from saekit.data.capture import TokenBatch
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.sae import SAE
 from saekit.sae.rules import TopK
 from saekit.study import evaluate
-from saekit.study.fidelity import Skipped, token_costs
+from saekit.study.fidelity import Skipped, predicted_places, token_costs
 
 LAYER = 2
 TEXTS = [
@@ -238,3 +239,15 @@ def _without_bos(lm):
     tokenizer = copy.deepcopy(lm.tokenizer)
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return dataclasses.replace(lm, tokenizer=tokenizer)
+
+
+def test_predicted_is_what_follows_a_token_wherever_the_padding_is():
+    def places(position: list[int], attended: list[int]) -> list[bool]:
+        inputs = {"attention_mask": torch.tensor([attended])}
+        at = torch.tensor([position], dtype=torch.int32)
+        batch = TokenBatch(inputs, at >= 0, torch.zeros_like(at), at, (0,))
+        return predicted_places(batch)[0].tolist()
+
+    assert places([0, 1, 2, -1, -1], [1, 1, 1, 0, 0]) == [True, True, False, False]
+    assert places([-1, -1, 0, 1, 2], [0, 0, 1, 1, 1]) == [False, False, True, True]
+    assert places([-1, -1, 0, 1, -1], [0, 1, 1, 1, 1]) == [False, True, True, False]  # a token added on either side

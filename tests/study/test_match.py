@@ -140,6 +140,11 @@ def test_best_and_proven_at_512(family):
     check(*FAMILIES[family](512, 512, 48))
 
 
+@pytest.mark.parametrize("family", ["random", "clustered", "noisy copy"])
+def test_best_and_proven_at_2048(family):
+    check(*FAMILIES[family](1600, 2048, 64))
+
+
 @pytest.mark.parametrize("family", ["clustered", "plane", "zero rows"])
 def test_without_bids_left_augmenting_paths_finish(monkeypatch, family):
     monkeypatch.setattr(assignment, "BIDS_PER_ROW", 1)

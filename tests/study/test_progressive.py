@@ -170,7 +170,7 @@ def test_tables_and_page(result, tmp_path):
         "Small SAEs from large ones",
         "paired by seed",
         "as a power law",
-        "log2 of the latents kept",
+        "latents kept",
         "energy: rank^-",
         "description_length",
     ):
@@ -223,6 +223,20 @@ def test_saes_that_cannot_be_compared(saes, source, oracle):
         progressive([saes[0], oracle], source)
     with pytest.raises(ConfigError, match="at least one SAE that is no control"):
         progressive([saes[6]], source)
+
+
+def test_saes_that_differ_in_a_setting_are_no_seeds_of_one_another(saes, source):
+    other = saes[0].with_k(2)
+    with pytest.raises(ConfigError, match=r"must differ in their seed.* `a` and `b` do not"):
+        progressive({"a": saes[0], "b": other}, source)
+
+
+def test_only_the_saes_to_be_pruned_need_the_score(saes, source):
+    scored = [sae.with_scores(stability=torch.arange(sae.n_latents) / sae.n_latents) for sae in saes[:2]]
+    result = progressive([*scored, *saes[2:6]], source, by=["stability"], latents=False, **QUICK)
+    assert at(result, "topk pruned by stability", 8).seeds == [0, 1]
+    with pytest.raises(ConfigError, match=r"got `stability`.*written by `saekit compare --write`"):
+        progressive([scored[0], saes[1]], source, by=["stability"])
 
 
 def test_given_scores_rank_like_their_name(saes, source):

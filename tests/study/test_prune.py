@@ -336,8 +336,11 @@ def test_a_cut_through_latents_without_importance_is_refused(x):
     ranked = rank(dead, x)
     with pytest.raises(ConfigError, match=message):
         prune(ranked, by="unsorted", sizes=[7])
-    with pytest.raises(ConfigError, match="6 latents cannot be chosen by `given`"):
+    with pytest.raises(ConfigError, match=r"6 latents cannot be chosen by `given`.* or rank by something else"):
         prune(dead, by=(torch.arange(N) < 5).double(), sizes=[6])
+    scored = dead.with_scores(stability=torch.zeros(N), alignment=torch.arange(float(N)))
+    with pytest.raises(ConfigError, match=r"only 0 have .* Ask for all 20, or rank by `alignment`"):
+        prune(scored, by="stability", sizes=[6])
     assert prune(dead, x, by="random", sizes=[7])[0].n_latents == 7
     assert prune(dead, sizes=[7], by="unsorted")[0].n_latents == 7
     prune(dead, by=torch.arange(N) - 4.0, sizes=[15, 16, 17])  # one latent scores 0, but nothing is tied with it

@@ -91,12 +91,15 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
     from ..study import halves, measure_sizes
     from ..study import rank as ranked_by
     from ..study.attribution import ATTRIBUTIONS
+    from ..study.importance import ORDERS
     from ..study.prune import check_sizes, check_ties
     from ..study.prune import prune as pruned_to
 
     sae = SAE.load(path)
     sizes = check_sizes(sae, sizes, "--sizes")
     by = _by(sae, settings.get("by", "energy"))
+    if isinstance(by, str) and by in sae.scores and by not in ORDERS:  # known before any row: do not let wait for them
+        check_ties(ranked_by(sae, None, by=by), sizes, "--sizes")
     source, language = rows_for(sae, path, settings, progress)
     chosen_on, measured_on = halves(source)
     common: dict[str, Any] = {name: settings[name] for name in ("batch_rows", "seed") if name in settings}
@@ -154,8 +157,7 @@ def _by(sae: SAE, by: str) -> Any:
         from ..study.attribution import ATTRIBUTIONS
         from ..study.importance import check_order
 
-        if by.replace("-", "_") not in ATTRIBUTIONS:
-            check_order(sae, by, "--by")
+        check_order(sae, by, "--by", also=ATTRIBUTIONS)
         return by
     import numpy as np
     import torch

@@ -63,7 +63,12 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
         "digest": facts["file"]["digest"],
         "schema": f"{facts['schema']} (written by saekit {facts['saekit']})",
     }
-    return {**head, "provenance": facts["provenance"]}
+    provenance = dict(facts["provenance"])
+    stability = provenance.get("stability")
+    if isinstance(stability, dict) and isinstance(stability.get("compared_with"), list):
+        others = [other.get("name") for other in stability["compared_with"] if isinstance(other, dict)]
+        provenance["stability"] = {**stability, "compared_with": others}
+    return {**head, "provenance": provenance}
 
 
 def expand(paths: list[str]) -> list[str]:

@@ -40,6 +40,8 @@ _STYLE: Any = {
     "lines.linewidth": 1.6,
 }
 
+_STYLES = ("-", "--", ":")
+
 Series = tuple[Sequence[float], Sequence[float]]
 
 
@@ -53,11 +55,11 @@ def lines(series: Mapping[str, Series], *, x: str, y: str, log_y: bool = False, 
                 [float("nan") if v is None else float(v) for v in ys],
                 label=_plain(name),
                 color=PALETTE[index % len(PALETTE)],
-                linestyle=("-", "--", ":")[index // len(PALETTE) % 3],
+                linestyle=_STYLES[index // len(PALETTE) % 3],
                 drawstyle="steps-mid" if steps else "default",
             )
         if log_y:
-            axes.set_yscale("log")
+            _logarithmic(axes, "y")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if len(series) > 1:
@@ -178,7 +180,7 @@ def cloud(groups: Mapping[str, Series], *, x: str, y: str, log_x: bool = False) 
                 )  # fmt: skip
             axes.legend(fontsize=8)
         if log_x:
-            axes.set_xscale("log")
+            _logarithmic(axes, "x")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
@@ -193,17 +195,19 @@ def donut(values: Sequence[tuple[str, float]], *, centre: str) -> Chart:
         if not sum(shares):
             return
         colours = [PALETTE[index % len(PALETTE)] for index in range(len(values))]
-        labels = [f"{_plain(name)}: {share:.1%}" if share >= 0.005 else "" for (name, _), share in zip(values, shares)]
-        axes.pie(
-            shares, labels=labels, colors=colours, startangle=90, counterclock=False, normalize=True,
-            wedgeprops={"width": 0.38}, textprops={"fontsize": 8, "color": _INK},
-        )  # fmt: skip
+        labels = [f"{_plain(name)}: {share:.1%}" for (name, _), share in zip(values, shares)]
+        wedges = axes.pie(
+            shares, colors=colours, startangle=90, counterclock=False, normalize=True, wedgeprops={"width": 0.38}
+        )[0]
+        axes.legend(wedges, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside: none overlaps
         axes.text(0, 0, centre, ha="center", va="center", fontsize=9, color=_INK)
 
-    return Chart(draw, (4.4, 3.4))
+    return Chart(draw, (5.4, 3.4))
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, x: str, y: str) -> Chart:
+def curves(
+    series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, x: str, y: str, from_zero: bool = True
+) -> Chart:
     """A line of ``(x, measured)`` per name, with intervals, over a logarithmic axis of x."""
 
     def draw(axes: Axes) -> None:
@@ -212,7 +216,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, x
             colour = PALETTE[index % len(PALETTE)]
             axes.plot(
                 [at for at, _ in points], [each["value"] for _, each in points], marker="o", markersize=4, color=colour,
-                label=_plain(name),
+                linestyle=_STYLES[index // len(PALETTE) % 3], label=_plain(name),
             )  # fmt: skip
             for at, each in points:
                 if each.get("low") is not None and each.get("high") is not None:
@@ -221,8 +225,10 @@ def curves(series: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, x
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8)
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        if len(series) > 1 or from_zero:
+            axes.legend(fontsize=8)
 
     return Chart(draw, (6.4, 3.2))
 
@@ -243,6 +249,19 @@ def bars(values: Sequence[tuple[str, Mapping[str, Any]]], *, x: str, y: str) -> 
         axes.grid(axis="x", visible=False)
 
     return Chart(draw, (6.4, 3.0))
+
+
+def _logarithmic(axes: Axes, which: str) -> None:
+    """A logarithmic axis with plain numbers: the usual labels are formulas, which are not drawn here."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+
+    def between(value: float, _: Any) -> str:  # within one decade there may be no other label
+        low, high = axis.get_view_interval()
+        return f"{value:g}" if high < 10 * low else ""
+
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(between)
 
 
 def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:

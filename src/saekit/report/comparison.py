@@ -11,16 +11,27 @@ from ..files import write_bytes
 from . import charts
 from .parts import Cell, Figure, Section, Table, facts, measured_cell, number
 
-_COLUMNS = ("", "shared", "partners equal", "cosine decoder", "cosine encoder", "largest cosine", "correlation", "CKA")
+_COLUMNS = (
+    "", "shared", "partners equal", "cosine decoder", "cosine encoder", "largest cosine", "shared, alive",
+    "correlation", "CKA",
+)  # fmt: skip
 
 
 def comparison(result: Mapping[str, Any]) -> list[Section]:
     """Shared latents beside chance, in how many SAEs a latent is found, proofs, settings."""
     settings = result["settings"]
     limit = f"{'>' if settings['strict'] else '≥'} {number(settings['threshold'])}"
+    starred = [pair["same_seed"] for pair in result["pairs"]]
+    apart = any(starred) and not all(starred) and result["schema"] > 2  # before, means were over all pairs
     means = ("shared", "equal", "mean_cosine", "mean_cosine_encoder", "max_cosine")
     rows = [
-        [Cell("all pairs"), *(measured_cell(result[name], where=name) for name in means), Cell("–"), Cell("–")],
+        [
+            Cell("pairs without a star" if apart else "all pairs"),
+            *(measured_cell(result[name], where=name) for name in means),
+            measured_cell(result.get("shared_alive")),
+            Cell("–"),
+            Cell("–"),
+        ],
         *(_pair(pair) for pair in result["pairs"]),
     ]
     muted = frozenset(range(len(rows), len(rows) + len(result["nulls"])))
@@ -31,11 +42,56 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
         "A latent is shared when decoder and encoder, matched independently, give it the same partner and both "
         f"cosines are {limit}. Intervals: {settings['intervals']['over']}. Grey rows are "
         "dictionaries that have nothing in common. Pairs with a star began from the same random weights: what they "
-        "share says nothing about stability.",
+        "share says nothing about stability. Shared, alive: the same among latents that fire on the rows.",
         [Table(_COLUMNS, rows, "", muted)],
         [Figure(chart.svg(), caption) for chart, caption in drawn.values()],
     )
-    return [main, _proofs(result), _settings(result)]
+    return [main, *_many(result), _proofs(result), _settings(result)]
+
+
+def _many(result: Mapping[str, Any]) -> list[Section]:
+    """What more than two SAEs share: the share that only one has as their number grows, its law, concepts."""
+    m = len(result["saes"])
+    if m < 3 or not result.get("only_in_one"):
+        return []
+    curve = list(enumerate(result["only_in_one"], start=2))
+    chart = charts.curves({"only in one": curve}, x="number of SAEs", y="share of latents")
+    figures = [Figure(chart.svg(), "Share of latents that none of the others has, among that many of the SAEs.")]
+    tables = []
+    law = result.get("law")
+    if law is not None:
+        rows = [
+            [
+                Cell(name),
+                *(measured_cell(law[key]) if key else Cell("0") for key in keys),
+                *(Cell(number(law[key]), law[key], is_number=True) for key in errors),
+            ]
+            for name, keys, errors in (
+                ("with offset", ("amplitude", "exponent", "offset"), ("error", "held_out")),
+                ("without", ("plain_amplitude", "plain_exponent", None), ("plain_error", "plain_held_out")),
+            )
+        ]
+        heads = ("", "amplitude", "exponent", "offset", "error", "error at the last")
+        verdicts = {"offset": "an offset: some latents no further seed would find", "no offset": "no offset"}
+        caption = (
+            "share = amplitude × number^-exponent + offset; the points speak for "
+            f"{verdicts.get(law['verdict'], 'neither')}. "
+            "Error at the last: of the number of SAEs that there are, predicted from the fewer."
+        )
+        tables.append(Table(heads, rows, caption))
+    groups = result.get("groups")
+    if groups is not None:
+        counts = [Cell(f"{each:,}", each, is_number=True) for each in groups["count"]]
+        mean = groups["mean_consistency"]
+        agree = Cell(number(mean), mean, is_number=mean is not None)
+        columns = ("", *(f"in {place}" for place in range(1, m + 1)), "pairs that agree", "pairs left out")
+        contested = Cell(f"{groups['contested']:,}", groups["contested"], is_number=True)
+        caption = (
+            "Shared latents of all pairs clustered into concepts, at most one latent of an SAE in each. Pairs that "
+            "agree: share of the pairs within a concept that are shared themselves."
+        )
+        tables.append(Table(columns, [[Cell("concepts"), *counts, agree, contested]], caption))
+    return [Section(f"What {m} SAEs have in common", "", tables, figures)]
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
@@ -259,14 +315,15 @@ def _pair(pair: Mapping[str, Any]) -> list[Cell]:
     on_rows = pair["on_rows"] or {}
     values = (
         pair["shared"], pair["equal"], pair["decoder"]["mean_cosine"], pair["encoder"]["mean_cosine"],
-        pair["decoder"]["max_cosine"], on_rows.get("correlation"), on_rows.get("cka"),
+        pair["decoder"]["max_cosine"], on_rows.get("shared_alive"), on_rows.get("correlation"),
+        on_rows.get("cka"),
     )  # fmt: skip
     mark, note = (" *", "began from the same random weights: no test of stability") if pair["same_seed"] else ("", "")
     return [Cell(f"{pair['first']} | {pair['second']}{mark}", note=note), *(measured_cell(value) for value in values)]
 
 
 def _null(name: str, null: Mapping[str, Any]) -> list[Cell]:
-    values = (null["shared"], null["equal"], null["mean_cosine"], None, null["max_cosine"], None, None)
+    values = (null["shared"], null["equal"], null["mean_cosine"], None, null["max_cosine"], None, None, None)
     return [Cell(f"↳ {name}", note=null["made"]), *(measured_cell(value) for value in values)]
 
 

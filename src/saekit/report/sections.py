@@ -184,13 +184,8 @@ def size_curve(result: Mapping[str, Any]) -> list[Section]:
     columns = ["", *(_HEADINGS.get(name, name) for name in names)]
     figures = []
     for name in ("fvu", "ce_sae", "rsa", "detection", "description_length"):
-        drawn = [(p["size"], p["metrics"][name]["value"]) for p in points if name in p["metrics"]]
-        if drawn:
-            sizes, values = zip(*drawn)
-            series = {result["sae"]["name"]: ([math.log2(size) for size in sizes], list(values))}
-            title = f"{_HEADINGS.get(name, name)} ({METRICS[name].unit})"
-            caption = f"{METRICS[name].formula}. Better is {METRICS[name].better}."
-            figures.append(Figure(charts.lines(series, x="log2 of the latents kept", y=title), caption))
+        drawn = [(p["size"], p["metrics"][name]) for p in points if name in p["metrics"]]
+        figures += _along_sizes({result["sae"]["name"]: drawn}, name)
     intro = (
         f"{result['sae']['name']}, latents in order of {result['sae']['order']}: {result['settings']['each_size']} per "
         f"row of the table, measured on {number(result['n_rows'])} rows."
@@ -210,15 +205,8 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
     shown = [name for name in (*_MAIN, "rsa", "cka", *_LATENTS) if name in measured]
     figures = []
     for metric in ("fvu", "ce_sae", "rsa", "detection", "shared"):
-        series = {}
-        for name in names:
-            drawn = [(p["size"], p[metric]["value"]) for p in curves if p["name"] == name and metric in measured]
-            if drawn:
-                series[name] = ([math.log2(size) for size, _ in drawn], [value for _, value in drawn])
-        if series:
-            title = f"{_HEADINGS.get(metric, metric)} ({METRICS[metric].unit})"
-            caption = f"{METRICS[metric].formula}. Better is {METRICS[metric].better}."
-            figures.append(Figure(charts.lines(series, x="log2 of the latents kept", y=title), caption))
+        drawn = {name: [(p["size"], p[metric]) for p in curves if p["name"] == name and metric in p] for name in names}
+        figures += _along_sizes(drawn, metric)
     figures += _trade_off(curves, names) if {"fvu", "detection"} <= measured else []
     rows = [_row(f"{point['name']}, {point['size']:,}", point, shown) for point in curves]
     columns = ["", *(_HEADINGS.get(name, name) for name in shown)]
@@ -229,6 +217,17 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
         _power_laws(result["rankings"], result["spectra"]),
         Section("Settings of the comparison", "", [facts(result["settings"]), facts(result["rows"])], is_folded=True),
     ]
+
+
+def _along_sizes(series: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], name: str) -> list[Figure]:
+    """One metric over the latents kept, with intervals; nothing where it has no value."""
+    drawn = {way: points for way, points in series.items() if any(each["value"] is not None for _, each in points)}
+    if not drawn:
+        return []
+    title = f"{_HEADINGS.get(name, name)} ({METRICS[name].unit})"
+    chart = charts.curves(drawn, x="latents kept", y=title, from_zero=False)
+    caption = f"{METRICS[name].formula}. Better is {METRICS[name].better}. Bars are the intervals."
+    return [Figure(chart.svg(), caption)]
 
 
 _LATENTS = (

@@ -15,7 +15,7 @@ from ..errors import ConfigError, DataError, ShapeError
 from ..measure.accumulate import double
 from ..sae import SAE, Codes
 from .evaluate import CE_TOKENS, CHARACTERS_PER_TOKEN
-from .fidelity import contexts_for, predicted_tokens
+from .fidelity import contexts_for, predicted_places, predicted_tokens
 from .importance import GATHERED_NUMBERS, Importance
 from .normal import column_factors, row_factors
 
@@ -138,8 +138,7 @@ def _attribution(
     W = W if W.dtype == torch.float64 else W.float()
     done = 0
     for batch in token_batches(lm, contexts, batch_tokens=max(context, batch_tokens), skip_special=special):
-        predicted = batch.position[:, 1:] >= 0
-        predicted &= batch.inputs["attention_mask"][:, :-1].bool()
+        predicted = predicted_places(batch)
         targets = batch.inputs["input_ids"][:, 1:][predicted]
         seen: list[tuple[Tensor, Codes, Tensor]] = []
 
@@ -179,7 +178,6 @@ def _attribution(
 def _moves(sae: SAE, x: Tensor, codes: Codes, gradient: Tensor, W: Tensor) -> Tensor:
     """``z dCE/dz`` of every code, ``float64 [nnz]`` on the CPU."""
     latent, row = codes.indices, codes.row_of()
-    gradient = gradient.to(W)
     along = torch.empty(len(latent), dtype=W.dtype, device=W.device)
     step = max(1, GATHERED_NUMBERS // sae.d_in)
     for start in range(0, len(latent), step):

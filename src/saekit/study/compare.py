@@ -118,8 +118,8 @@ def compare(
     every = list(combinations(range(len(named)), 2))
     tick = _Count(progress, 2 * len(every) + (4 if controls else 0))
     matched = [(i, j, *_match(named[i][1], named[j][1], tick)) for i, j in every]
-    seen = None if source is None else _act(named, matched, source, max_rows, batch_rows, progress)
     rule = _Rule(threshold, strict)
+    seen = None if source is None else _act(named, matched, rule, source, max_rows, batch_rows, progress)
     pairs = [
         _pair(named[i], named[j], decoder, encoder, rule, None if seen is None else seen.on_rows[at])
         for at, (i, j, decoder, encoder) in enumerate(matched)
@@ -129,7 +129,10 @@ def compare(
     counted = _counted(named)
     nulls = _nulls(named[0][1], named[1][1], rule, seed, tick) if controls else {}
     chance = nulls.get("random")
-    over = _Over([(i, j) for i, j, _, _ in matched], len(named))
+    # What SAEs share that began alike is no answer to the question; where there are other pairs, those alone count.
+    counting = [at for at, pair in enumerate(pairs) if not pair.same_seed] or list(range(len(pairs)))
+    over = _Over([every[at] for at in counting], len(named))
+    means = [pairs[at] for at in counting]
     result = Comparison(
         saekit=_release(),
         versions=_versions(False),
@@ -145,16 +148,16 @@ def compare(
         },
         rows=None if source is None else dict(source.info),
         n_rows=0 if seen is None else seen.n_rows,
-        shared=over.mean([pair.shared for pair in pairs]),
+        shared=over.mean([pair.shared for pair in means]),
         shared_null=None if chance is None else chance.shared,
-        equal=over.mean([pair.equal for pair in pairs]),
+        equal=over.mean([pair.equal for pair in means]),
         equal_null=None if chance is None else _kept_tie(nulls["permuted"].equal, chance.equal),
-        mean_cosine=over.mean([pair.decoder.mean_cosine for pair in pairs], least=-1.0),
+        mean_cosine=over.mean([pair.decoder.mean_cosine for pair in means], least=-1.0),
         mean_cosine_null=None if chance is None else chance.mean_cosine,
-        mean_cosine_encoder=over.mean([pair.encoder.mean_cosine for pair in pairs], least=-1.0),
-        max_cosine=over.mean([pair.decoder.max_cosine for pair in pairs], least=-1.0),
+        mean_cosine_encoder=over.mean([pair.encoder.mean_cosine for pair in means], least=-1.0),
+        max_cosine=over.mean([pair.decoder.max_cosine for pair in means], least=-1.0),
         max_cosine_null=None if chance is None else chance.max_cosine,
-        pw_mcc=over.mean([pair.decoder.pw_mcc for pair in pairs]),
+        pw_mcc=over.mean([pair.decoder.pw_mcc for pair in means]),
         certificate={
             "decoder": _sum([pair.decoder.certificate for pair in pairs]),
             "encoder": _sum([pair.encoder.certificate for pair in pairs]),
@@ -176,6 +179,9 @@ def compare(
         nulls=nulls,
         groups=_groups(named, matched, rule),
         law=sharing_law(has) if len(named) > LEAST_POINTS else None,
+        shared_alive=None
+        if seen is None
+        else over.mean([each for at in counting if (each := seen.on_rows[at].shared_alive) is not None]),
     )
     if write:
         for path, scored in zip(saes, with_stability([sae for _, sae in named], result), strict=True):
@@ -470,10 +476,11 @@ class _Over:
             one = each[0]
             return Measured(one.value, one.low, one.high, one.unit, "interval over latents: one pair of SAEs")
         values = np.array([measured.value for measured in each])
-        left_out = [
-            np.mean([value for value, pair in zip(values, self.pairs, strict=True) if sae not in pair])
-            for sae in range(self.m)
-        ]
+        kept = [[value for value, pair in zip(values, self.pairs, strict=True) if s not in pair] for s in range(self.m)]
+        if not all(kept):
+            reason = "no interval: all pairs that count have one SAE in common"
+            return Measured(float(values.mean()), None, None, each[0].unit, reason)
+        left_out = [np.mean(each_kept) for each_kept in kept]
         error = math.sqrt((self.m - 1) / self.m * float(np.square(left_out - np.mean(left_out)).sum()))
         if not error:  # all pairs alike, at 0 or 1 say: what the latents leave open remains
             return _widest(float(values.mean()), each)
@@ -588,6 +595,7 @@ class _Acted:
 def _act(
     named: list[tuple[str, SAE]],
     matched: _Found,
+    rule: _Rule,
     source: Source,
     max_rows: int,
     batch_rows: int,
@@ -629,14 +637,30 @@ def _act(
     together = [Codes.cat(parts).rows(slice(SAMPLE_ROWS)) for parts in samples]
     documents = np.concatenate(groups)[:SAMPLE_ROWS]
     on_rows = []
-    for at, (i, j, decoder, _) in enumerate(matched):
+    for at, (i, j, decoder, encoder) in enumerate(matched):
         mine, theirs = _paired(decoder.matching)
+        shared = rule.shared(decoder.matching, encoder.matching)
         correlation, n_pairs = _correlation(sums[i][:, mine], sums[j][:, theirs], products[at][mine], done)
         similar = rsa(together[i].dense(), together[j].dense(), documents)
         on_rows.append(
-            OnRows(correlation, n_pairs, _cka(together[i], together[j], documents), _measured(similar, -1.0))
+            OnRows(
+                correlation,
+                n_pairs,
+                _cka(together[i], together[j], documents),
+                _measured(similar, -1.0),
+                _shared_alive(shared, decoder.matching.partner, sums[i][2] > 0, sums[j][2] > 0),
+            )
         )
     return _Acted(on_rows, done, [[round(float(n), 9) for n in each[2] / done] for each in sums])
+
+
+def _shared_alive(shared: Tensor, partner: Tensor, alive_a: np.ndarray, alive_b: np.ndarray) -> Measured:
+    """Shared pairs that both fire, as a share of the latents that fire in the SAE that has fewer of them."""
+    n = int(min(alive_a.sum(), alive_b.sum()))
+    if not n:
+        return Measured(math.nan, None, None, "fraction", "undefined: no latent of one of the SAEs fires on the rows")
+    both = alive_a[shared.numpy()] & alive_b[partner[shared].numpy()]
+    return _share(int(both.sum()), n)
 
 
 def _paired(matching: Matching) -> tuple[np.ndarray, np.ndarray]:

@@ -43,6 +43,9 @@ class OnRows:
     """Linear CKA of the codes (debiased), over a sample of rows; it needs no matching."""
     rsa: Measured
     """Spearman correlation of the dissimilarities of codes between rows, over the same sample."""
+    shared_alive: Measured | None = None
+    """Shared pairs of which both fire on the rows, as a share of the latents that fire, in the SAE that has fewer of
+    those. None in files of schema 1 and 2."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Comparison:
     """
 
     KIND: ClassVar[str] = "comparison"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
 
     saekit: str
     """Release that made it."""
@@ -131,7 +134,8 @@ class Comparison:
     n_rows: int
     """Rows seen."""
     shared: Measured
-    """Share of latents that two SAEs have in common: mean over pairs of SAEs."""
+    """Share of latents that two SAEs have in common: mean over pairs of SAEs, as all means below. Pairs that began from
+    the same random weights do not count where there are others."""
     shared_null: Measured | None
     """The same for random dictionaries of the same shape (None without controls)."""
     equal: Measured
@@ -166,6 +170,9 @@ class Comparison:
     """Latents clustered over all SAEs into concepts. None in files of schema 1."""
     law: SharingLaw | None = None
     """How `only_in_one` falls with the number of SAEs; None below five of them."""
+    shared_alive: Measured | None = None
+    """`shared` among latents that fire on the rows: those that never do cannot be found again, and lower `shared`. None
+    without rows, and in files of schema 1 and 2."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -210,29 +217,48 @@ class Comparison:
         """Rows of text, headings first: all pairs together, what chance gives, then each pair."""
         head = ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"]
         with_rows = any(pair.on_rows for pair in self.pairs)
-        head += ["correlation", "cka"] if with_rows else []
+        head += ["shared alive", "correlation", "cka"] if with_rows else []
         gap = [""] * (2 if with_rows else 0)
+        alive = [""] if with_rows else []
         lines = [head]
         if len(self.pairs) > 1:
             lines.append([
-                f"{len(self.pairs)} pairs",
+                f"{self.n_counted} pairs",
                 *map(str, (self.shared, self.equal, self.mean_cosine, self.mean_cosine_encoder, self.max_cosine)),
+                *(alive if self.shared_alive is None else [str(self.shared_alive)]),
                 *gap,
             ])  # fmt: skip
         for pair in self.pairs:
             sides = pair.decoder.mean_cosine, pair.encoder.mean_cosine, pair.decoder.max_cosine
-            on_rows = [] if not with_rows else ["–", "–"]
+            on_rows = [] if not with_rows else ["–"] * 3
             if pair.on_rows is not None:
-                on_rows = [str(pair.on_rows.correlation), str(pair.on_rows.cka)]
+                seen = pair.on_rows
+                on_rows = [
+                    "–" if each is None else str(each) for each in (seen.shared_alive, seen.correlation, seen.cka)
+                ]
             mark = " *" if pair.same_seed else ""
             lines.append(
                 [f"{pair.first} | {pair.second}{mark}", *map(str, (pair.shared, pair.equal, *sides)), *on_rows]
             )
         lines += [
-            [f"  {name}", str(null.shared), str(null.equal), str(null.mean_cosine), "", str(null.max_cosine), *gap]
+            [
+                f"  {name}",
+                str(null.shared),
+                str(null.equal),
+                str(null.mean_cosine),
+                "",
+                str(null.max_cosine),
+                *alive,
+                *gap,
+            ]
             for name, null in self.nulls.items()
         ]
         return lines
+
+    @property
+    def n_counted(self) -> int:
+        """Pairs that the means are over: those that began apart, or all where none did."""
+        return sum(not pair.same_seed for pair in self.pairs) or len(self.pairs)
 
     def __repr__(self) -> str:
         return text_table(self.table(), self.caption())
@@ -248,8 +274,12 @@ class Comparison:
         many = f"; in exactly 1 … {len(self.saes)} of {len(self.saes)} SAEs: {found}" if len(self.saes) > 2 else ""
         marked = any(pair.same_seed for pair in self.pairs)
         warning = "; * began from the same random weights, no test of stability" if marked else ""
+        warning += ": not in the means" if marked and self.n_counted < len(self.pairs) else ""
+        alive = (
+            "" if self.shared_alive is None else f"; of latents that fire on the rows {self.shared_alive} are shared"
+        )
         return (
             f"shared: decoder and encoder partners agree, both cosines {operator} {self.settings['threshold']}; "
             f"{self.settings['intervals']['level']:.0%} intervals {self.settings['intervals']['over']}; "
-            f"matching exact within {gap:.0e} in all{many}{warning}"
+            f"matching exact within {gap:.0e} in all{alive}{many}{warning}"
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import Contexts, LanguageModel, Texts, splice, token_batches, tokenize
+from ..data.capture import TokenBatch
 from ..errors import DataError
 from ..measure import N_GROUPS, DocumentBootstrap, Estimate, Fidelity
 from .controls import Arm
@@ -132,8 +133,7 @@ def measure_fidelity(
     batch_tokens = max(context, min(BATCH_TOKENS, LOGITS // vocabulary))
     done = 0
     for batch in token_batches(lm, contexts, batch_tokens=batch_tokens, skip_special=skipped.special):
-        predicted = batch.position[:, 1:] >= 0
-        predicted &= batch.inputs["attention_mask"][:, :-1].bool()
+        predicted = predicted_places(batch)
         targets = batch.inputs["input_ids"][:, 1:][predicted]
         group = batch.document[:, 1:][predicted].remainder(N_GROUPS)
 
@@ -203,6 +203,14 @@ def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> 
         parts.append(part)
         predicted = int(reached[-1]) if len(reached) else predicted
     return Contexts.cat(parts)
+
+
+def predicted_places(batch: TokenBatch) -> Tensor:
+    """Which tokens but the first are predicted, ``bool [contexts, tokens - 1]``: those of the text that follow another.
+
+    With padding on the left the first token of a text follows none.
+    """
+    return (batch.position[:, 1:] >= 0) & batch.inputs["attention_mask"][:, :-1].bool()
 
 
 def predicted_tokens(contexts: Contexts) -> np.ndarray:

@@ -6,7 +6,7 @@ are gathered together; `rank` sorts an SAE by one of them, which changes none of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -315,15 +315,15 @@ def _order(
     return order, {**ranking, **_shares(found.scores[by][order])}, found.scores
 
 
-def check_order(sae: SAE, by: str, where: str) -> None:
-    """Refuse a name that neither `ORDERS` nor the SAE's scores have.
+def check_order(sae: SAE, by: str, where: str, also: Iterable[str] = ()) -> None:
+    """Refuse a name that neither `ORDERS`, nor `also`, nor the SAE's scores have.
 
     Raises
     ------
     ConfigError
         There is nothing of this name.
     """
-    known = [*ORDERS, *sae.scores]
+    known = [*ORDERS, *also, *sae.scores]
     if by.replace("-", "_") not in known:
         stability = " Stability is written by `saekit compare --write`." if by == "stability" else ""
         raise ConfigError(

@@ -220,7 +220,7 @@ def progressive(
     by
         Rankings of the pruned SAEs: names in `saekit.study.ORDERS`, ``"attribution"`` (the gradient of the
         cross-entropy; it needs `model` and `data`, and is taken on the texts in even places where the cross-entropies
-        are measured on the others), or a score that all the SAEs carry (``"stability"``).
+        are measured on the others), or a score that all the SAEs to be pruned carry (``"stability"``).
     latents
         Whether to measure the latents too: interpretability (where rows know their tokens), description length, parents
         (see `measure_sizes`), and over seeds the share of latents that two of them have in common (``shared``).
@@ -234,17 +234,23 @@ def progressive(
     Raises
     ------
     ConfigError
-        No SAE to prune or nest, SAEs of different widths, an unknown ranking, a size that no SAE has.
+        No SAE to prune or nest, SAEs of different widths, two of one architecture, size and seed, an unknown ranking,
+        a size that no SAE has.
     ShapeError, DataError
         As `measure_sizes`.
     """
     named = _named(saes)
     by = [each.replace("-", "_") for each in by]
-    carried = set.intersection(*(set(sae.scores) for sae in named.values()))
+    families = _families(named)
+    pruned = [sae for family in families if not family.nested for sae in family.widest.values()]
+    carried = set.intersection(*(set(sae.scores) for sae in pruned)) if pruned else set()
     known = [*ORDERS, *ATTRIBUTIONS, *sorted(carried)]
     for each in by:
         if each not in known:
-            raise ConfigError(f"progressive: `by` must name rankings; got `{each}`. {did_you_mean(each, known)}")
+            written = " Stability is written by `saekit compare --write`." if each in ("stability", "alignment") else ""
+            raise ConfigError(
+                f"progressive: `by` must name rankings; got `{each}`. {did_you_mean(each, known)}{written}"
+            )
     by_gradient = [each for each in by if each in ATTRIBUTIONS]
     if by_gradient and (model is None or data is None):
         raise ConfigError(
@@ -254,7 +260,6 @@ def progressive(
     first = next(iter(named.values()))
     source = as_source(first, source, "progressive")
     fit = source if fit is None else as_source(first, fit, "progressive")
-    families = _families(named)
     wanted = _sizes(sizes, families)
     gradients: tuple[LanguageModel, Texts, int] | None = None
     if model is not None and data is not None and (tokens != 0 or by_gradient):  # once for all, not once per SAE
@@ -381,6 +386,14 @@ def _seed(sae: SAE) -> int:
 
 
 def _families(named: Mapping[str, SAE]) -> list[_Family]:
+    known: dict[tuple[str, int, int], str] = {}
+    for name, sae in named.items():
+        other = known.setdefault((_arch(sae), sae.n_latents, _seed(sae)), name)
+        if other != name:
+            raise ConfigError(
+                f"progressive: SAEs of one architecture and size must differ in their seed, over which they are "
+                f"averaged; `{other}` and `{name}` do not. Compare different settings apart."
+            )
     families = []
     for arch in sorted({_arch(sae) for sae in named.values()}):
         mine = {name: sae for name, sae in named.items() if _arch(sae) == arch}

@@ -12,7 +12,7 @@ from ..data import Source
 from ..errors import ConfigError, DataError
 from ..sae import SAE
 from ..sae.rules import GroupMax, JumpReLU, ReLU, TopK
-from .importance import Progress, as_source, batches, facts_of, normal_equations, rank
+from .importance import ORDERS, Progress, as_source, batches, facts_of, normal_equations, rank
 
 SELECTIONS = ("before", "after")
 
@@ -163,10 +163,13 @@ def check_ties(ranked: SAE, sizes: Sequence[int], where: str) -> None:
     for size in sizes:
         if size < len(scores) and scores[size - 1] == scores[size] == 0:
             important = int((scores > 0).sum())
+            finer = by == "stability" and "alignment" in ranked.scores
+            otherwise = "rank by `alignment`, which tells them apart" if finer else "rank by something else"
+            otherwise = "rank on more rows" if by in ORDERS else otherwise
+            fewer = f"at most {important:,}, or for " if important else ""
             raise ConfigError(
-                f"{where}: {size} latents cannot be chosen by `{by}`: only {important:,} have an importance above 0, "
-                f"and which of the others to keep would be chance. Ask for at most {important:,}, or for all "
-                f"{len(scores):,}, or rank on more rows."
+                f"{where}: {size} latents cannot be chosen by `{by}`: only {important:,} have more of it than 0, and "
+                f"which of the others to keep would be chance. Ask for {fewer}all {len(scores):,}, or {otherwise}."
             )
 
 
