@@ -154,6 +154,24 @@ def _insert(score: Any, j: Any, scores: Any, latents: Any, held: Any) -> Any:
     return held + 1
 
 
+@intrinsic
+def _prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
+    """Ask for the cache line that ``W[row, column]`` is in; `W` is contiguous."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        width = builder.extract_value(array.shape, 1)
+        place = builder.gep(array.data, [builder.add(builder.mul(args[1], width), args[2])])
+        byte = ir.IntType(8).as_pointer()
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(function, [builder.bitcast(place, byte), *(ir.Constant(number, v) for v in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(W, types.int64, types.int64), build
+
+
 @_compiled
 def _multiply(x: Any, row: Any, W: Any, bias: Any, latents: Any, count: int, scores: Any) -> None:
     """``scores[c] = x[row] . W[latents[c]] + bias[latents[c]]`` for c below `count`.
@@ -167,6 +185,9 @@ def _multiply(x: Any, row: Any, W: Any, bias: Any, latents: Any, count: int, sco
         j1 = np.uint64(latents[c + 1])
         j2 = np.uint64(latents[c + 2])
         j3 = np.uint64(latents[c + 3])
+        for z in range(c + 4, min(c + 8, count)):
+            for i in range(0, x.shape[1], 16):
+                _prefetch(W, latents[z], i)  # type: ignore[call-arg]
         s0 = np.float32(0.0)
         s1 = np.float32(0.0)
         s2 = np.float32(0.0)
@@ -190,19 +211,41 @@ def _pad(scores: Any, count: Any) -> None:
         scores[c] = -np.float32(np.inf)
 
 
+@intrinsic
+def _before_of_16(typingctx: Any, scores: Any, latents: Any, at: Any, score: Any, latent: Any) -> Any:
+    """How many of the 16 from `at` come before this one; written as vector code, which loops this short do not become."""
+    floats, ints = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def part(which: int, kind: Any) -> Any:
+            array = context.make_array(signature.args[which])(context, builder, args[which])
+            place = builder.gep(array.data, [args[2]])
+            return builder.load(builder.bitcast(place, kind.as_pointer()), align=4)
+
+        def everywhere(value: Any, kind: Any) -> Any:
+            zero = ir.Constant(ir.IntType(32), 0)
+            one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, zero)
+            mask = ir.Constant(ints, [0] * 16)
+            return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), mask)
+
+        score_of, latent_of = part(0, floats), part(1, ints)
+        score_, latent_ = everywhere(args[3], floats), everywhere(args[4], ints)
+        larger = builder.fcmp_ordered(">", score_of, score_)
+        equal = builder.fcmp_ordered("==", score_of, score_)
+        smaller = builder.icmp_signed("<", latent_of, latent_)
+        first = builder.bitcast(builder.or_(larger, builder.and_(equal, smaller)), ir.IntType(16))
+        return builder.zext(builder.ctpop(first), ir.IntType(64))
+
+    return types.int64(scores, latents, types.int64, types.float32, types.int32), build
+
+
 @njit(inline="always")
 def _before(scores: Any, latents: Any, count: int, score: Any, latent: Any) -> Any:
-    """How many of the first `count` come before this one: larger, or equal and of a smaller latent.
-
-    Counted in float32, sixteen at a time, so that it compiles to a handful of vector instructions.
-    """
-    larger = np.float32(0.0)
-    for c in range(np.uint64(0), np.uint64(count), np.uint64(16)):
-        for i in range(np.uint64(16)):
-            at = c + i
-            first = (scores[at] > score) | ((scores[at] == score) & (latents[at] < latent))
-            larger += np.float32(1.0) if first else np.float32(0.0)
-    return np.int64(larger)
+    """How many of the first `count` come before this one: larger, or equal and of a smaller latent; see `_pad`."""
+    larger = 0
+    for c in range(0, count, 16):
+        larger += _before_of_16(scores, latents, c, score, latent)  # type: ignore[call-arg]
+    return larger
 
 
 @njit(inline="always")
@@ -284,9 +327,11 @@ def choose(
             n_open += int(best[i] >= bar_key)
         n_near = 0
         for c in range(n_open):
-            for j in range(opened[c], n, lanes):
+            j = opened[c]
+            while j < n:
                 near[n_near] = j
-                n_near += int(_ordered(P[r, j]) >= bar_key)  # type: ignore[call-arg]
+                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
+                j += lanes
         n_sure = 0
         n_maybe = 0
         if n_near <= room:
@@ -381,9 +426,11 @@ def choose_above(
             n_open += int(best[i] >= bar_key)
         n_near = 0
         for c in range(n_open):
-            for j in range(opened[c], n, lanes):
+            j = opened[c]
+            while j < n:
                 near[n_near] = j
-                n_near += int(_ordered(P[r, j]) >= bar_key)  # type: ignore[call-arg]
+                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
+                j += lanes
         count = 0
         for c in range(n_near):
             j = near[c]
