@@ -643,6 +643,10 @@ def gradient_of_latents(
             at = offsets[j]
             last = offsets[j + np.uint64(1)]
             while at + 4 <= last:
+                for c in range(at + 4, min(at + 8, len(rows))):  # maybe of the next latent
+                    for i in range(left, right, 16):
+                        _prefetch(gradient, sources[c], i)  # type: ignore[call-arg]
+                        _prefetch(x, rows[c], i)  # type: ignore[call-arg]
                 r0 = np.uint64(rows[at])
                 g0 = np.uint64(sources[at])
                 r1 = np.uint64(rows[at + 1])
