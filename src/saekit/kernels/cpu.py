@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from . import loops, reference
+from .memory import on_large_pages
 from .reference import Adam, StepOutcome, TopKSettings
 
 BLOCK_BYTES = 8 * 2**20
@@ -47,9 +48,6 @@ PANEL_BYTES = 24 * 2**20
 
 PIECE = 4_000_000
 """Least work that is worth handing to another thread: about 0.2 ms of one core. Unit: multiply-adds."""
-
-LARGE_PAGE = 2 * 2**20
-"""Unit: bytes."""
 
 LARGEST = 1e18
 """Rows and weights with a norm above this could overflow the product: the plain kernel takes them."""
@@ -161,19 +159,6 @@ def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
     if held is None or len(held) < size:
         held = buffers[name, dtype] = on_large_pages(max(size, 1), dtype)
     return held[:size].view(shape)
-
-
-def on_large_pages(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Memory (its content is undefined) on pages of 2 MiB where the system has them: rows are read in any order, and
-    looking up a small page for each costs about a tenth of the time. numpy asks the system for such pages; torch does
-    not.
-    """
-    bytes_ = size * torch.empty(0, dtype=dtype).element_size()
-    if bytes_ < 2 * LARGE_PAGE:
-        return torch.empty(size, dtype=dtype)
-    memory = np.empty(bytes_ + LARGE_PAGE, np.uint8)
-    start = -memory.ctypes.data % LARGE_PAGE
-    return torch.from_numpy(memory[start : start + bytes_]).view(dtype)
 
 
 def release() -> None:
@@ -391,7 +376,7 @@ def lanes_for(n_latents: int, k: int) -> int:
 
     An odd multiple of 32: the latents of one lane are then in different sets of the first cache.
     """
-    wanted = max(8 * k, n_latents // 16, 256)
+    wanted = max(8 * k, n_latents // 8, 256)
     lanes = 16
     while lanes < wanted:
         lanes *= 2

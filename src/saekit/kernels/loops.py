@@ -106,7 +106,7 @@ ROUNDING = np.float32(BF16_UNIT * 1.01 + 2.0**-22)
 
 @njit(inline="always")
 def _error(a: Any, reach: Any) -> Any:
-    """Bound of the difference between the bf16 pre-activation `a` and the exact one; `reach` is all but its rounding."""
+    """Bound of the difference between the bf16 pre-activation `a` and the exact one; `reach`: all but its rounding."""
     return ROUNDING * abs(a) + reach
 
 
@@ -213,7 +213,7 @@ def _pad(scores: Any, count: Any) -> None:
 
 @intrinsic
 def _before_of_16(typingctx: Any, scores: Any, latents: Any, at: Any, score: Any, latent: Any) -> Any:
-    """How many of the 16 from `at` come before this one; written as vector code, which loops this short do not become."""
+    """How many of the 16 from `at` come before this one; as vector code, which loops this short do not become."""
     floats, ints = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
