@@ -330,7 +330,7 @@ def choose(
             j = opened[c]
             while j < n:
                 near[n_near] = j
-                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
+                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)
                 j += lanes
         n_sure = 0
         n_maybe = 0
@@ -646,7 +646,7 @@ def gradient_of_latents(
                 for c in range(at + 4, min(at + 8, len(rows))):  # maybe of the next latent
                     for i in range(left, right, 16):
                         _prefetch(gradient, sources[c], i)  # type: ignore[call-arg]
-                        _prefetch(x, rows[c], i)  # type: ignore[call-arg]
+                        _prefetch(x, rows[c], i)
                 r0 = np.uint64(rows[at])
                 g0 = np.uint64(sources[at])
                 r1 = np.uint64(rows[at + 1])
