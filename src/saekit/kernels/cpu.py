@@ -493,6 +493,14 @@ def join(parts: Sequence[Pairs]) -> Pairs:
     return Pairs(np.concatenate([*offsets, starts[-1:]]), latents, values)
 
 
+def even_pairs(values: np.ndarray, latents: np.ndarray) -> Pairs:
+    """As many pairs in every row, ``[n, k]`` each."""
+    n, k = values.shape
+    return Pairs(
+        np.arange(0, n * k + 1, k), np.ascontiguousarray(latents).ravel(), np.ascontiguousarray(values).ravel()
+    )
+
+
 def topk_pairs(x: Tensor, encoder: Encoder, k: int, exact: bool = True) -> Pairs:
     """The `k` largest of each row, after ReLU (0 where the pre-activation was not positive)."""
     values, indices = _encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, exact)
