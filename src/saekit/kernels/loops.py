@@ -121,8 +121,8 @@ def _below(sum_: Any) -> Any:
 @njit(inline="always")
 def _key_below(bar: Any) -> Any:
     """The `_ordered` key that no bf16 at or above `bar` is below."""
-    key = np.int64(_ordered(np.int16(_bits_of_float(bar) >> 16)))  # type: ignore[call-arg]
-    return np.int16(max(key - (1 if bar < np.float32(0.0) else 0), -32768))
+    # Cutting bits off goes towards 0: below a positive bar, and no bf16 is between a negative one and the result.
+    return _ordered(np.int16(_bits_of_float(bar) >> 16))  # type: ignore[call-arg]
 
 
 @njit(inline="always")
@@ -132,7 +132,7 @@ def _lane_maxima(P: Any, r: Any, n: Any, lanes: Any, best: Any) -> None:
         best[i] = _ordered(P[r, i])  # type: ignore[call-arg]
     for base in range(np.uint64(lanes), np.uint64(n), np.uint64(lanes)):
         for i in range(min(np.uint64(lanes), np.uint64(n) - base)):
-            key = _ordered(P[r, base + i])  # type: ignore[call-arg]
+            key: Any = _ordered(P[r, base + i])  # type: ignore[call-arg]
             best[i] = key if key > best[i] else best[i]
 
 
