@@ -45,7 +45,7 @@ def seconds(python: str, code: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="once each, nothing written")
-    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
     jobs = {"python": (sys.executable, "pass")} | {name: (sys.executable, code) for name, code in OURS.items()}
     if arena.available_peers():

@@ -30,13 +30,13 @@ The SAEs are bitwise the same."""
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--latents", type=int, default=2048)
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--arch", default="topk", help="topk, batchtopk, jumprelu or relu")
     parser.add_argument("--layer", type=int, default=2)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a few steps, two seeds, nothing written")
     options = parser.parse_args()
     if options.quick:

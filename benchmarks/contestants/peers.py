@@ -14,6 +14,7 @@ os.environ.update(WANDB_MODE="disabled", HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 
 NAME, JOB = job()
 D, N, K, BATCH = JOB["d"], JOB["n"], JOB["k"], JOB["batch"]
+ARCH = JOB.get("arch", "topk")
 MANY = 100_000
 GATE = Gate()
 BATCHES = [rows(D, BATCH, seed) for seed in range(2)]
@@ -34,13 +35,30 @@ def repeat(work) -> None:
 
 
 def dictionary_learning_step() -> None:
+    from dictionary_learning.dictionary import AutoEncoder, GatedAutoEncoder, JumpReluAutoEncoder
+    from dictionary_learning.trainers.batch_top_k import BatchTopKSAE, BatchTopKTrainer
+    from dictionary_learning.trainers.gdm import GatedSAETrainer
+    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+    from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE, MatryoshkaBatchTopKTrainer
+    from dictionary_learning.trainers.standard import StandardTrainer
     from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
     from dictionary_learning.training import trainSAE
 
+    shares = [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
+    own = {
+        "topk": {"trainer": TopKTrainer, "dict_class": AutoEncoderTopK, "k": K},
+        "batchtopk": {"trainer": BatchTopKTrainer, "dict_class": BatchTopKSAE, "k": K},
+        "matryoshka": {
+            "trainer": MatryoshkaBatchTopKTrainer, "dict_class": MatryoshkaBatchTopKSAE, "k": K,
+            "group_fractions": shares,
+        },
+        "jumprelu": {"trainer": JumpReluTrainer, "dict_class": JumpReluAutoEncoder, "target_l0": float(K)},
+        "relu": {"trainer": StandardTrainer, "dict_class": AutoEncoder},
+        "gated": {"trainer": GatedSAETrainer, "dict_class": GatedAutoEncoder},
+    }  # fmt: skip
     config = {
-        "trainer": TopKTrainer, "dict_class": AutoEncoderTopK, "steps": MANY, "activation_dim": D, "dict_size": N,
-        "k": K, "layer": 0, "lm_name": "rows", "seed": 0, "device": "cpu", "warmup_steps": 1000,
-        "decay_start": MANY // 2,
+        "steps": MANY, "activation_dim": D, "dict_size": N, "layer": 0, "lm_name": "rows", "seed": 0, "device": "cpu",
+        "warmup_steps": 1000, "decay_start": MANY // 2, **own[ARCH],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trainSAE(gated(), [config], steps=MANY, save_dir=folder, normalize_activations=False, device="cpu")
@@ -54,9 +72,21 @@ def dictionary_learning_encode() -> None:
 
 
 def sae_lens_model():
-    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.saes import batchtopk_sae, gated_sae, jumprelu_sae, matryoshka_batchtopk_sae, standard_sae, topk_sae
 
-    return TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=N, k=K, use_sparse_activations=False))
+    module, name, own = {
+        "topk": (topk_sae, "TopK", {"k": K, "use_sparse_activations": False}),
+        "batchtopk": (batchtopk_sae, "BatchTopK", {"k": K, "use_sparse_activations": False}),
+        "matryoshka": (
+            matryoshka_batchtopk_sae, "MatryoshkaBatchTopK",
+            {"k": K, "use_sparse_activations": False, "matryoshka_widths": [N // 16, N // 8, N // 4, N // 2, N]},
+        ),
+        "jumprelu": (jumprelu_sae, "JumpReLU", {}),
+        "relu": (standard_sae, "Standard", {}),
+        "gated": (gated_sae, "Gated", {}),
+    }[ARCH]  # fmt: skip
+    config = getattr(module, f"{name}TrainingSAEConfig")(d_in=D, d_sae=N, **own)
+    return getattr(module, f"{name}TrainingSAE")(config)
 
 
 def sae_lens_step() -> None:

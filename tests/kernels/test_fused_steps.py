@@ -11,7 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saekit.train import BatchTopK, Gated, JumpReLU, Matryoshka, PAnneal, Relu, TopK, fused
+from saekit.train import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK, fused
 from saekit.train.fused import fused_step, fuses
 from saekit.train.learner import Learner, plain_step, resolve, restore, start_learner, tensors_of
 
@@ -28,6 +28,8 @@ CONFIGS = {
     "matryoshka": Matryoshka(N, k=6, **BASE),
     "matryoshka-truncated": Matryoshka(N, k=6, k_per_size="truncated", weights=(1, 2, 3, 4), **BASE),
     "matryoshka-scaled": Matryoshka(N, k=6, k_per_size="scaled", sizes=(100, 640), **BASE),
+    "hierarchical": HierarchicalTopK(N, k=6, **BASE),
+    "hierarchical-weighted": HierarchicalTopK(N, k=6, levels=(2, 3, 6), weights=(1.0, 0.5, 0.0), **BASE),
     "matryoshka-batch": Matryoshka(N, k=6, over="batchtopk", **BASE),
     "matryoshka-sampled": Matryoshka(N, k=6, sampled=2, **BASE),
     "matryoshka-without-the-last": Matryoshka(N, k=6, weights=(1, 1, 1, 0), **BASE),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -95,14 +97,50 @@ def test_the_bound_holds(shape: tuple[int, int, int], seed: int, kind: str, scal
     from saekit.kernels import cpu, loops
 
     n, d, n_latents = shape
-    x, W, _ = problem(seed, n, d, n_latents, kind)
+    x, W, b = problem(seed, n, d, n_latents, kind)
     x = x * scale
     rows, latents = cpu._round(x, "x"), cpu._round(W, "W")
+    bias_reach = cpu._with_bias(latents, b)
     product = (rows.bf16 @ latents.bf16.T).double()
-    exact = x.double() @ W.double().T
+    exact = x.double() @ W.double().T + b.double()
     row_reach = cpu.row_reach(rows, latents, d)
-    bound = loops.BF16_UNIT * 1.01 * product.abs() + torch.from_numpy(np.outer(row_reach, latents.norm)).double()
-    assert ((product - exact).abs() <= bound).all()
+    reach = torch.from_numpy(np.outer(row_reach, latents.norm) + bias_reach).double()
+    assert ((product - exact).abs() <= float(loops.ROUNDING) * product.abs() + reach).all()
+
+
+@given(seed=st.integers(0, 2**20), scale=st.sampled_from([1e-30, 1e-3, 1.0, 3e4, 1e15]))
+@settings(max_examples=30)
+def test_the_bias_costs_the_product_16_of_its_24_bits(seed: int, scale: float) -> None:
+    from saekit.kernels import cpu
+
+    b = scale * torch.randn(500, generator=torch.Generator().manual_seed(seed))
+    latents = cpu._round(torch.zeros(500, 1), "W")
+    reach = torch.from_numpy(cpu._with_bias(latents, b)).double()
+    parts = latents.bf16[:, 1:].double().sum(1)
+    assert ((parts - b.double()).abs() <= reach).all()
+    assert (reach <= b.double().abs() * 2.0**-14 + 1e-30).all()
+
+
+@functools.cache
+def compiled_keys() -> tuple[Callable[[np.int16], int], Callable[[np.float32], int]]:
+    """The keys' functions, callable from here."""
+    numba = pytest.importorskip("numba")
+    from saekit.kernels import loops
+
+    ordered, below = loops._ordered, loops._key_below
+    return numba.njit(lambda bits: ordered(bits)), numba.njit(lambda bar: below(bar))
+
+
+@given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=2, max_size=60), bar=st.floats(-(2.0**99), 2.0**99, width=32))
+@settings(max_examples=100)
+def test_keys_sort_like_the_numbers(bits: list[int], bar: float) -> None:
+    numbers = torch.tensor(bits, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    numbers = numbers[numbers.isfinite()]
+    ordered, below = compiled_keys()
+    keys = np.array([ordered(b) for b in numbers.view(torch.int16).numpy()], np.int64)
+    floats = numbers.double().numpy()
+    assert (np.diff(floats[np.argsort(keys, kind="stable")]) >= 0).all()
+    assert (keys >= below(np.float32(bar)))[floats >= bar].all()
 
 
 def test_bound_is_worth_having() -> None:

@@ -6,6 +6,7 @@ from .dispatch import threshold_encode as threshold_encode
 from .dispatch import topk_encode as topk_encode
 from .dispatch import topk_step as topk_step
 from .dispatch import topk_step_runs as topk_step_runs
+from .memory import moved_to_large_pages as moved_to_large_pages
 from .reference import Adam as Adam
 from .reference import StepOutcome as StepOutcome
 from .reference import TopKSettings as TopKSettings

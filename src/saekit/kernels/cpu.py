@@ -10,6 +10,10 @@ The bound. Let x~, w~ be the bf16 copies and P the bf16 product of a row and a l
     |x~.w~ - sum|   <=  d 2^-24 |x~| |w~|  (fp32 sum of d exact products in any order; 2^-23 is used)
     |sum - P|       <=  2^-8 |sum|                              (rounding of the result)
 
+The bias takes part in the product: rows have two more entries of 1, latents the two leading bf16 parts of their bias
+(16 of its 24 bits; what is lost is measured). So P is the pre-activation itself, and 16-bit integers in its order are
+all that the search has to read.
+
 A latent whose value could not reach the k-th largest within these bounds is not computed. So the codes are those of an
 fp32 product, up to the rounding of fp32 itself. Rows that are not finite are left to the
 plain kernel.
@@ -30,6 +34,7 @@ import torch
 from torch import Tensor
 
 from . import loops, reference
+from .memory import on_large_pages
 from .reference import Adam, StepOutcome, TopKSettings
 
 BLOCK_BYTES = 8 * 2**20
@@ -152,7 +157,7 @@ def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
         size *= length
     held = buffers.get((name, dtype))
     if held is None or len(held) < size:
-        held = buffers[name, dtype] = torch.empty(max(size, 1), dtype=dtype)
+        held = buffers[name, dtype] = on_large_pages(max(size, 1), dtype)
     return held[:size].view(shape)
 
 
@@ -169,6 +174,7 @@ class _Rounded:
     """bf16 copy of some rows, and what is known about it."""
 
     bf16: Tensor
+    """``[n, d + 2]``: the last two entries are 1, or the parts of a bias (see `_with_bias`)."""
     norm: np.ndarray
     residual: np.ndarray
     dot: np.ndarray
@@ -176,11 +182,29 @@ class _Rounded:
 
 def _round(x: Tensor, name: str, offset: Tensor | None = None) -> _Rounded:
     n, d = x.shape
-    bf16 = buffer(f"{name} bf16", (n, d), torch.bfloat16)
+    bf16 = buffer(f"{name} bf16", (n, d + 2), torch.bfloat16)
+    bf16[:, d:] = 1
     norm, residual, dot = (buffer(f"{name} {part}", (n,)).numpy() for part in ("norm", "residual", "dot"))
     along = np.zeros(d, np.float32) if offset is None else offset.numpy()
     _spread(loops.round_rows, n, 4 * d, x.numpy(), along, bf16.view(torch.int16).numpy(), norm, residual, dot)
     return _Rounded(bf16, norm, residual, dot)
+
+
+def _with_bias(latents: _Rounded, bias: Tensor, size: Tensor | None = None) -> np.ndarray:
+    """Put a bias into the bf16 copy of latents; returns how much of it the product may lose, ``[n_latents]``.
+
+    `size` bounds the numbers that the bias is a sum of; None: it is no sum.
+    """
+    d = latents.bf16.shape[1] - 2
+    latents.bf16[:, d] = bias
+    rest = bias - latents.bf16[:, d].float()
+    latents.bf16[:, d + 1] = rest
+    lost = (rest - latents.bf16[:, d + 1].float()).abs_() + 2.0**-120
+    # The sum in fp32, as in `row_reach`; and what rounding a sum beforehand, or comparing it afterwards, may change.
+    lost.add_(bias.abs(), alpha=2 * (d + 12) * 2.0**-23)
+    if size is not None:
+        lost.add_(size, alpha=2.0**-21)
+    return lost.mul_(1 + 1e-6).numpy()
 
 
 def topk_encode(
@@ -220,13 +244,14 @@ def _encode(
     rows = _round(x, "x")
     reach = row_reach(rows, W, d)
     lanes = lanes_for(n_latents, k)
+    bias_reach = _with_bias(W, bias)
     x_, W_, b_, into_values, into_indices = (t.numpy() for t in (x, W_enc, bias, values, indices))
 
     def work(start: int, stop: int, product: Tensor) -> None:
         part = torch.mm(rows.bf16[start:stop], W.bf16.T, out=product[: stop - start])
         loops.choose(
             0, stop - start, part.view(torch.int16).numpy(), x_[start:stop], reach[start:stop], W_, b_, W.norm,
-            np.float32(most_reach), np.float32(most_bias), k, lanes, exact,
+            bias_reach, np.float32(most_reach), bias_reach.max(), k, lanes, exact,
             into_values[start:stop], into_indices[start:stop],
         )  # fmt: skip
 
@@ -300,6 +325,7 @@ def _encode_above(
     reach = row_reach(rows, W, d)
     lanes = lanes_for(n_latents, 1)
     block = _block_of(n, n_latents, block_rows)
+    bias_reach = _with_bias(W, bias - level, bias.abs() + level.abs())
     x_, W_, b_, level_ = (t.numpy() for t in (x, W_enc, bias, level))
     counts = np.zeros(n, np.int64)
     parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -313,7 +339,7 @@ def _encode_above(
         own = counts[start:stop]
         loops.choose_above(
             0, stop - start, part.view(torch.int16).numpy(), x_[start:stop], reach[start:stop], W_, b_, W.norm,
-            level_, lanes, values, indices, own,
+            bias_reach, W.norm.max(), bias_reach.max(), level_, lanes, values, indices, own,
         )  # fmt: skip
         own[~(rows.norm[start:stop] <= LARGEST)] = -1
         if all_or_none and bool((own < 0).any()):
@@ -346,12 +372,15 @@ def row_reach(rows: _Rounded, latents: _Rounded, d: int) -> np.ndarray:
 
 
 def lanes_for(n_latents: int, k: int) -> int:
-    """Lanes whose maxima locate the k largest: a multiple of 16, so many that few lanes hold two of them."""
-    wanted = max(8 * k, n_latents // 16, 256)
+    """Lanes whose maxima locate the k largest: so many that few lanes hold two of them.
+
+    An odd multiple of 32: the latents of one lane are then in different sets of the first cache.
+    """
+    wanted = max(8 * k, n_latents // 8, 256)
     lanes = 16
     while lanes < wanted:
         lanes *= 2
-    return min(lanes, n_latents)
+    return min(lanes + 32, n_latents)
 
 
 # ---------------------------------------------------------------- the training step
@@ -462,6 +491,14 @@ def join(parts: Sequence[Pairs]) -> Pairs:
     offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts)]
     latents, values = (np.concatenate([getattr(part, name) for part in parts]) for name in ("latents", "values"))
     return Pairs(np.concatenate([*offsets, starts[-1:]]), latents, values)
+
+
+def even_pairs(values: np.ndarray, latents: np.ndarray) -> Pairs:
+    """As many pairs in every row, ``[n, k]`` each."""
+    n, k = values.shape
+    return Pairs(
+        np.arange(0, n * k + 1, k), np.ascontiguousarray(latents).ravel(), np.ascontiguousarray(values).ravel()
+    )
 
 
 def topk_pairs(x: Tensor, encoder: Encoder, k: int, exact: bool = True) -> Pairs:

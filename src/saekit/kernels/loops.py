@@ -62,6 +62,17 @@ def _narrow(value: Any) -> Any:
     return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
+@intrinsic
+def _ordered(typingctx: Any, bits: Any) -> Any:
+    """int16 that sorts like the bf16 with these bits; its own inverse."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sign = builder.ashr(args[0], ir.Constant(ir.IntType(16), 15))
+        return builder.xor(args[0], builder.and_(sign, ir.Constant(ir.IntType(16), 0x7FFF)))
+
+    return types.int16(types.int16), build
+
+
 @_compiled
 def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: Any, residual: Any, dot: Any) -> None:
     """bf16 copy of rows, upper bounds of their norm and of the norm of what rounding lost, and ``row . offset``.
@@ -89,11 +100,40 @@ def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: A
         dot[r] = along
 
 
+ROUNDING = np.float32(BF16_UNIT * 1.01 + 2.0**-22)
+"""bf16 rounding of a pre-activation, and the fp32 rounding of the reference: error relative to the bf16 value."""
+
+
 @njit(inline="always")
-def _error(p: Any, a: Any, reach: Any) -> Any:
-    """Bound of the difference between the approximate value ``a = p + bias`` and the exact one."""
-    # bf16 rounding of the product; fp32 rounding of the addition here and in the reference; rounding of both factors.
-    return np.float32(BF16_UNIT * 1.01) * abs(p) + np.float32(2.0**-22) * abs(a) + reach
+def _error(a: Any, reach: Any) -> Any:
+    """Bound of the difference between the bf16 pre-activation `a` and the exact one; `reach`: all but its rounding."""
+    return ROUNDING * abs(a) + reach
+
+
+@njit(inline="always")
+def _below(sum_: Any) -> Any:
+    """A number that no `a` with ``a + ROUNDING |a| >= sum_`` is below."""
+    one = np.float32(1.0)
+    bar = sum_ / (one + ROUNDING) if sum_ > np.float32(0.0) else sum_ / (one - ROUNDING)
+    return bar - np.float32(2.0**-20) * abs(bar)
+
+
+@njit(inline="always")
+def _key_below(bar: Any) -> Any:
+    """The `_ordered` key that no bf16 at or above `bar` is below."""
+    # Cutting bits off goes towards 0: below a positive bar, and no bf16 is between a negative one and the result.
+    return _ordered(np.int16(_bits_of_float(bar) >> 16))  # type: ignore[call-arg]
+
+
+@njit(inline="always")
+def _lane_maxima(P: Any, r: Any, n: Any, lanes: Any, best: Any) -> None:
+    """Key of the largest bf16 in every lane (latents i, i + lanes, i + 2 lanes, ...) of a row."""
+    for i in range(lanes):
+        best[i] = _ordered(P[r, i])  # type: ignore[call-arg]
+    for base in range(np.uint64(lanes), np.uint64(n), np.uint64(lanes)):
+        for i in range(min(np.uint64(lanes), np.uint64(n) - base)):
+            key: Any = _ordered(P[r, base + i])  # type: ignore[call-arg]
+            best[i] = key if key > best[i] else best[i]
 
 
 @njit(inline="always")
@@ -114,6 +154,24 @@ def _insert(score: Any, j: Any, scores: Any, latents: Any, held: Any) -> Any:
     return held + 1
 
 
+@intrinsic
+def _prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
+    """Ask for the cache line that ``W[row, column]`` is in; `W` is contiguous."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        width = builder.extract_value(array.shape, 1)
+        place = builder.gep(array.data, [builder.add(builder.mul(args[1], width), args[2])])
+        byte = ir.IntType(8).as_pointer()
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(function, [builder.bitcast(place, byte), *(ir.Constant(number, v) for v in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(W, types.int64, types.int64), build
+
+
 @_compiled
 def _multiply(x: Any, row: Any, W: Any, bias: Any, latents: Any, count: int, scores: Any) -> None:
     """``scores[c] = x[row] . W[latents[c]] + bias[latents[c]]`` for c below `count`.
@@ -127,6 +185,9 @@ def _multiply(x: Any, row: Any, W: Any, bias: Any, latents: Any, count: int, sco
         j1 = np.uint64(latents[c + 1])
         j2 = np.uint64(latents[c + 2])
         j3 = np.uint64(latents[c + 3])
+        for z in range(c + 4, min(c + 8, count)):
+            for i in range(0, x.shape[1], 16):
+                _prefetch(W, latents[z], i)  # type: ignore[call-arg]
         s0 = np.float32(0.0)
         s1 = np.float32(0.0)
         s2 = np.float32(0.0)
@@ -144,11 +205,46 @@ def _multiply(x: Any, row: Any, W: Any, bias: Any, latents: Any, count: int, sco
 
 
 @njit(inline="always")
+def _pad(scores: Any, count: Any) -> None:
+    """Make what `_before` reads behind the last score harmless."""
+    for c in range(count, (count + 15) // 16 * 16):
+        scores[c] = -np.float32(np.inf)
+
+
+@intrinsic
+def _before_of_16(typingctx: Any, scores: Any, latents: Any, at: Any, score: Any, latent: Any) -> Any:
+    """How many of the 16 from `at` come before this one; as vector code, which loops this short do not become."""
+    floats, ints = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def part(which: int, kind: Any) -> Any:
+            array = context.make_array(signature.args[which])(context, builder, args[which])
+            place = builder.gep(array.data, [args[2]])
+            return builder.load(builder.bitcast(place, kind.as_pointer()), align=4)
+
+        def everywhere(value: Any, kind: Any) -> Any:
+            zero = ir.Constant(ir.IntType(32), 0)
+            one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, zero)
+            mask = ir.Constant(ints, [0] * 16)
+            return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), mask)
+
+        score_of, latent_of = part(0, floats), part(1, ints)
+        score_, latent_ = everywhere(args[3], floats), everywhere(args[4], ints)
+        larger = builder.fcmp_ordered(">", score_of, score_)
+        equal = builder.fcmp_ordered("==", score_of, score_)
+        smaller = builder.icmp_signed("<", latent_of, latent_)
+        first = builder.bitcast(builder.or_(larger, builder.and_(equal, smaller)), ir.IntType(16))
+        return builder.zext(builder.ctpop(first), ir.IntType(64))
+
+    return types.int64(scores, latents, types.int64, types.float32, types.int32), build
+
+
+@njit(inline="always")
 def _before(scores: Any, latents: Any, count: int, score: Any, latent: Any) -> Any:
-    """How many of the first `count` come before this one: larger, or equal and of a smaller latent."""
-    larger = np.int32(0)
-    for c in range(count):
-        larger += np.int32((scores[c] > score) | ((scores[c] == score) & (latents[c] < latent)))
+    """How many of the first `count` come before this one: larger, or equal and of a smaller latent; see `_pad`."""
+    larger = 0
+    for c in range(0, count, 16):
+        larger += _before_of_16(scores, latents, c, score, latent)  # type: ignore[call-arg]
     return larger
 
 
@@ -166,24 +262,24 @@ def _insert_all(
 
 @_compiled
 def choose(
-    start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
-    most_reach: Any, most_bias: Any, k: int, lanes: int, exact: bool, values: Any, indices: Any,
+    start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
+    most_reach: Any, most_bias_reach: Any, k: int, lanes: int, exact: bool, values: Any, indices: Any,
 ) -> None:  # fmt: skip
     """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
-    For every row r and latent j the product P is off by at most ``row_reach[r] * latent_reach[j]`` plus its own
-    rounding. At least k latents with the largest P are multiplied again in fp32. A latent whose upper bound is below
-    all of these is not among the k largest; all others are multiplied again too. The k best are returned, largest
-    first.
+    For every row r and latent j the pre-activation P, bias included, is off by at most ``row_reach[r] *
+    latent_reach[j] + bias_reach[j]`` plus its own rounding. At least k latents with the largest P are multiplied again
+    in fp32. A latent whose upper bound is below all of these is not among the k largest; all others are multiplied
+    again too. The k best are returned, largest first.
 
-    Rows must be finite. `lanes` is at least k; `most_reach` and `most_bias` are the largest ``latent_reach``
-    and ``|bias|``.
+    Rows must be finite. `lanes` is at least k; `most_reach` and `most_bias_reach` are the largest ``latent_reach`` and
+    ``bias_reach``.
     """
     n = P.shape[1]
     room = 4 * k + 64  # more than that are close to each other: then one by one, in a list that is kept in order
-    best = np.empty(lanes, np.float32)
-    sure = np.empty(room + 4, np.int32)
-    sure_scores = np.empty(room + 4, np.float32)
+    best = np.empty(lanes, np.int16)
+    sure = np.zeros(room + 16, np.int32)
+    sure_scores = np.empty(room + 16, np.float32)
     maybe = np.empty(room + 4, np.int32)
     maybe_upper = np.empty(room + 4, np.float32)
     opened = np.empty(lanes + 1, np.int32)
@@ -195,61 +291,56 @@ def choose(
     zero = np.float32(0.0)
     for at in range(start, stop):
         r = np.uint64(at)
-        # --- the largest approximate value of every lane (latents i, i + lanes, i + 2 lanes, ...)
+        _lane_maxima(P, r, n, lanes, best)
+        # --- a level that at least k lanes reach: bisection over the keys
+        level_key = best[0]
+        top_key = best[0]
         for i in range(lanes):
-            best[i] = _widen(P[r, i]) + bias[i]
-        for base in range(np.uint64(lanes), np.uint64(n), np.uint64(lanes)):
-            for i in range(min(np.uint64(lanes), np.uint64(n) - base)):
-                a = _widen(P[r, base + i]) + bias[base + i]
-                best[i] = a if a > best[i] else best[i]
-        # --- a level that at least k lanes reach: bisection
-        level = best[0]
-        top = best[0]
-        for i in range(lanes):
-            level = best[i] if best[i] < level else level
-            top = best[i] if best[i] > top else top
-        largest = max(abs(level), abs(top))
-        for _ in range(24):
-            middle = np.float32(0.5) * level + np.float32(0.5) * top
-            if not level < middle:
-                break
-            count = np.int32(0)
+            level_key = best[i] if best[i] < level_key else level_key
+            top_key = best[i] if best[i] > top_key else top_key
+        low = np.int64(level_key)
+        high = np.int64(top_key) + 1
+        while high - low > 1:
+            middle = np.int16((low + high) >> 1)
+            count = zero
             for i in range(lanes):
-                count += np.int32(best[i] >= middle)
+                count += np.float32(1.0) if best[i] >= middle else zero
             if count >= k:
-                level = middle
+                low = np.int64(middle)
                 if count <= k + k // 8:
                     break
             else:
-                top = middle
+                high = np.int64(middle)
+        level_key = np.int16(low)
+        level = _widen(_ordered(level_key))  # type: ignore[call-arg]
         reach = row_reach[r]
-        # 1.01: a negative value that its error lifts above 0 is itself not larger than that error.
-        widest = np.float32(1.01) * _error(largest + most_bias, largest + most_bias, reach * most_reach)
-        # --- latents at or above the level, and those below it that may still be among the k best: the k-th is not
-        # further below the level than the error (those that cannot be positive have value 0 anyway)
-        bar = level
-        if exact:
-            bar = max(level - np.float32(2.01) * widest, min(level, -widest))
+        widest = np.float32(1.0001) * (reach * most_reach + most_bias_reach)
+        # --- latents at or above the level, and those below it that may still be among the k best: the k-th best is
+        # not below the level by more than the error (those that cannot be positive have value 0 anyway)
+        bar = _below(level - ROUNDING * abs(level) - widest - widest)
+        bar = max(bar, min(level, _below(-widest)))
+        bar_key = min(_key_below(bar), level_key) if exact else level_key
         # Stored whatever they are and kept by moving on: which lanes and latents qualify cannot be predicted.
         n_open = 0
         for i in range(lanes):
             opened[n_open] = i
-            n_open += int(best[i] >= bar)
+            n_open += int(best[i] >= bar_key)
         n_near = 0
         for c in range(n_open):
-            for j in range(opened[c], n, lanes):
+            j = opened[c]
+            while j < n:
                 near[n_near] = j
-                n_near += int(_widen(P[r, j]) + bias[j] >= bar)
+                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)
+                j += lanes
         n_sure = 0
         n_maybe = 0
         if n_near <= room:
             for c in range(n_near):
                 j = near[c]
-                p = _widen(P[r, j])
-                a = p + bias[j]
+                a = _widen(P[r, j])
                 sure[n_sure] = j
                 maybe[n_maybe] = j
-                maybe_upper[n_maybe] = a + _error(p, a, reach * latent_reach[j])
+                maybe_upper[n_maybe] = a + _error(a, reach * latent_reach[j] + bias_reach[j])
                 n_sure += int(a >= level)
                 n_maybe += int(not a >= level)
         else:
@@ -257,23 +348,24 @@ def choose(
         if n_near <= room:
             _multiply(x, r, W, bias, sure, n_sure, sure_scores)
             if n_maybe:
-                bar = sure_scores[0]
+                lowest = sure_scores[0]
                 if n_sure > k and x.shape[1] >= 256:  # long rows: finding the k-th best costs less than more products
+                    _pad(sure_scores, n_sure)
                     for c in range(n_sure):
                         if _before(sure_scores, sure, n_sure, sure_scores[c], sure[c]) == k - 1:
-                            bar = sure_scores[c]
+                            lowest = sure_scores[c]
                 else:
                     for c in range(n_sure):
-                        bar = min(bar, sure_scores[c])
+                        lowest = min(lowest, sure_scores[c])
                 n_waiting = 0
                 for c in range(n_maybe):
-                    if maybe_upper[c] >= bar and maybe_upper[c] > zero and n_sure + n_waiting < room:
-                        sure[n_sure + n_waiting] = maybe[c]
-                        n_waiting += 1
+                    sure[n_sure + n_waiting] = maybe[c]
+                    n_waiting += int((maybe_upper[c] >= lowest) & (maybe_upper[c] > zero) & (n_sure + n_waiting < room))
                 if n_waiting:
                     _multiply(x, r, W, bias, sure[n_sure:], n_waiting, sure_scores[n_sure:])
                     n_sure += n_waiting
         if n_sure < room:
+            _pad(sure_scores, n_sure)
             for c in range(n_sure):
                 place = _before(sure_scores, sure, n_sure, sure_scores[c], sure[c])
                 if place < k:
@@ -283,15 +375,13 @@ def choose(
         held = 0
         n_waiting = 0
         for lower in range(2 if exact else 1):
-            bar = level - np.float32(2.01) * widest if lower else level
             for i in range(lanes):
-                if best[i] >= bar:
+                if best[i] >= (bar_key if lower else level_key):
                     for j in range(i, n, lanes):
-                        p = _widen(P[r, j])
-                        a = p + bias[j]
+                        a = _widen(P[r, j])
                         wanted = a >= level
                         if lower:
-                            upper = a + _error(p, a, reach * latent_reach[j])
+                            upper = a + _error(a, reach * latent_reach[j] + bias_reach[j])
                             wanted = (a < level) & (upper >= scores[k - 1]) & (upper > zero)
                         if wanted:
                             waiting[n_waiting] = j
@@ -308,44 +398,45 @@ def choose(
 
 @_compiled
 def choose_above(
-    start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any,
-    threshold: Any, lanes: int, values: Any, indices: Any, counts: Any,
+    start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
+    most_reach: Any, most_bias_reach: Any, threshold: Any, lanes: int, values: Any, indices: Any, counts: Any,
 ) -> None:  # fmt: skip
     """All latents of a row with ``x[r] . W[j] + bias[j] > threshold[j]``, from a bf16 product that narrows them down.
 
-    Row r writes its latents, lane by lane, into row r of `values` and `indices`, and their number into ``counts[r]``;
-    the number is -1 when there are more than these have room for. The bound is that of `choose`.
+    P is how far they are above their threshold, in bf16. Row r writes its latents, lane by lane, into row r of `values`
+    and `indices`, and their number into ``counts[r]``; the number is -1 when there are more than these have room for.
+    The bound is that of `choose`.
     """
     n = P.shape[1]
     room = values.shape[1]
-    best = np.empty(lanes, np.float32)
+    best = np.empty(lanes, np.int16)
     opened = np.empty(lanes + 1, np.int32)
+    near = np.empty(n + 1, np.int32)
     waiting = np.empty(n + 4, np.int32)
     found = np.empty(room + 4, np.float32)
     zero = np.float32(0.0)
     for at in range(start, stop):
         r = np.uint64(at)
         reach = row_reach[r]
-        # --- how far the best latent of every lane (i, i + lanes, i + 2 lanes, ...) could be above its threshold
-        for i in range(lanes):
-            best[i] = -np.float32(np.inf)
-        for base in range(np.uint64(0), np.uint64(n), np.uint64(lanes)):
-            for i in range(min(np.uint64(lanes), np.uint64(n) - base)):
-                p = _widen(P[r, base + i])
-                a = p + bias[base + i]
-                a = a + _error(p, a, reach * latent_reach[base + i]) - threshold[base + i]
-                best[i] = a if a > best[i] else best[i]
+        _lane_maxima(P, r, n, lanes, best)
+        bar_key = _key_below(_below(np.float32(-1.0001) * (reach * most_reach + most_bias_reach)))
         n_open = 0
         for i in range(lanes):
             opened[n_open] = i
-            n_open += int(best[i] >= zero)
-        count = 0
+            n_open += int(best[i] >= bar_key)
+        n_near = 0
         for c in range(n_open):
-            for j in range(opened[c], n, lanes):
-                p = _widen(P[r, j])
-                a = p + bias[j]
-                waiting[count] = j
-                count += int(a + _error(p, a, reach * latent_reach[j]) - threshold[j] >= zero)
+            j = opened[c]
+            while j < n:
+                near[n_near] = j
+                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
+                j += lanes
+        count = 0
+        for c in range(n_near):
+            j = near[c]
+            a = _widen(P[r, j])
+            waiting[count] = j
+            count += int(a + _error(a, reach * latent_reach[j] + bias_reach[j]) >= zero)
         if count > room:
             counts[r] = -1
             continue
@@ -552,6 +643,10 @@ def gradient_of_latents(
             at = offsets[j]
             last = offsets[j + np.uint64(1)]
             while at + 4 <= last:
+                for c in range(at + 4, min(at + 8, len(rows))):  # maybe of the next latent
+                    for i in range(left, right, 16):
+                        _prefetch(gradient, sources[c], i)  # type: ignore[call-arg]
+                        _prefetch(x, rows[c], i)
                 r0 = np.uint64(rows[at])
                 g0 = np.uint64(sources[at])
                 r1 = np.uint64(rows[at + 1])

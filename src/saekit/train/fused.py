@@ -9,6 +9,7 @@ up to the rounding of sums. A step whose codes are dense (a penalty that has not
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,18 @@ from torch import Tensor
 
 from .. import kernels
 from .architectures import ARCHITECTURES
-from .config import BatchTopK, Gated, JumpReLU, Matryoshka, Relu, TopK, matryoshka_selection, matryoshka_sizes
+from .config import (
+    BatchTopK,
+    Gated,
+    HierarchicalTopK,
+    JumpReLU,
+    Matryoshka,
+    Relu,
+    TopK,
+    hierarchical_levels,
+    matryoshka_selection,
+    matryoshka_sizes,
+)
 from .learner import (
     ADAM_EPS,
     STEPS,
@@ -38,6 +50,9 @@ if TYPE_CHECKING:
 
 DENSE = 1 / 4
 """Share of the latents that one row may have above their level; beyond that a step is left to `plain_step`."""
+
+MOST_DECODED = 6
+"""Times k that the levels of a hierarchical SAE may sum to; with more levels the step is left to `plain_step`."""
 
 GUESSES = (0.95, 0.75)
 """Levels for the selection over a batch that are tried, as multiples of the last batch's smallest code."""
@@ -238,11 +253,7 @@ def _matryoshka(s: _State) -> _Found | None:
             place.copy_(fit.gradient)
             sets.insert(0, own)
             slopes.insert(0, fit.slopes)
-    assert whole is not None
-    weight = weights[-1]
-    full = cpu.Fit(whole.error, whole.gradient / weight if weight else whole.gradient, whole.slopes, whole.columns)
-    if not weight:  # the largest size has no part in the loss; its residual is still what dead latents explain
-        full = cpu.reconstruct(s.u, pairs, pairs.values, W_dec, s.offset)
+    full = _unweighted(s, whole, weights[-1], pairs)
     aux, revived = cpu.revive(s.u, full, s.encoder, W_dec, s.context.dead, s.settings)
     joined = cpu.join(sets)
     g = cpu.gradients(
@@ -252,6 +263,61 @@ def _matryoshka(s: _State) -> _Found | None:
     fired = np.bincount(pairs.latents[pairs.values > 0], minlength=config.latents)
     parts = _with_aux({"reconstruction": error}, aux, s)
     return _Found(full, g, {"b_dec": columns + g.of_offset}, fired, parts, updates=_threshold(s, smallest))
+
+
+def _hierarchical(s: _State) -> _Found | None:
+    """Every level reconstructs from the first of each row's pairs; a pair's gradient sums those of its levels."""
+    from ..kernels import cpu
+
+    c: HierarchicalTopK = s.config
+    levels = hierarchical_levels(c)
+    if sum(levels) > MOST_DECODED * c.k:
+        return None
+    weights = c.weights or (1 / len(levels),) * len(levels)
+    W_dec, n = s.p["W_dec"], len(s.u)
+    pairs = cpu.topk_pairs(s.u, s.encoder, c.k)
+    values, latents = pairs.values.reshape(n, c.k), pairs.latents.reshape(n, c.k)
+    slopes = np.zeros((n, c.k), np.float32)
+    error, columns = 0.0, np.zeros(s.u.shape[1], np.float32)
+    stack = cpu.buffer("gradients of sizes", (len(levels) * n, s.u.shape[1]))
+    rings: list[Pairs] = []
+    ring_slopes: list[np.ndarray] = []
+    whole: Fit | None = None
+    for index in reversed(range(len(levels))):
+        level, weight = levels[index], weights[index]
+        own = cpu.even_pairs(values[:, :level], latents[:, :level])
+        fit = cpu.reconstruct(s.u, own, own.values, W_dec, s.offset, weight, name=str(index))
+        whole = whole or fit
+        error += weight * fit.error / n
+        columns += fit.columns
+        slopes[:, :level] += fit.slopes.reshape(n, level)
+        place = stack[index * n : (index + 1) * n]
+        if index + 1 < len(levels):
+            torch.add(stack[(index + 1) * n : (index + 2) * n], fit.gradient, out=place)
+        else:
+            place.copy_(fit.gradient)
+    for start, level in itertools.pairwise((0, *levels)):  # what a level adds goes with the gradients from it on
+        rings.append(cpu.even_pairs(values[:, start:level], latents[:, start:level]))
+        ring_slopes.append(slopes[:, start:level].ravel())
+    full = _unweighted(s, whole, weights[-1], pairs)
+    aux, revived = cpu.revive(s.u, full, s.encoder, W_dec, s.context.dead, s.settings)
+    joined = cpu.join(rings)
+    g = cpu.gradients(
+        s.u, s.offset, s.p, joined, joined.values > 0, joined.values, np.concatenate(ring_slopes), stack,
+        revived=revived,
+    )  # fmt: skip
+    parts = _with_aux({"reconstruction": error}, aux, s)
+    return _Found(full, g, {"b_dec": columns + g.of_offset}, g.counts, parts)
+
+
+def _unweighted(s: _State, whole: Fit | None, weight: float, pairs: Pairs) -> Fit:
+    """The reconstruction of all pairs without the weight that it has among others."""
+    from ..kernels import cpu
+
+    assert whole is not None
+    if not weight:  # it has no part in the loss; its residual is still what dead latents explain
+        return cpu.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
+    return cpu.Fit(whole.error, whole.gradient / weight, whole.slopes, whole.columns)
 
 
 def _threshold(s: _State, smallest: float | None) -> dict[str, Tensor]:
@@ -371,6 +437,7 @@ _PATHS: dict[type, Callable[[_State], _Found | None]] = {
     TopK: _topk,
     BatchTopK: _batchtopk,
     Matryoshka: _matryoshka,
+    HierarchicalTopK: _hierarchical,
     JumpReLU: _jumprelu,
     Relu: _relu,
     Gated: _gated,

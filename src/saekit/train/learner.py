@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from .. import kernels
 from ..sae import SAE
 from .architectures import ARCHITECTURES, scaling_of
 from .config import Matryoshka
@@ -188,7 +189,10 @@ def start_learner(
     row = ARCHITECTURES[config.arch]
     scaled = sample if scale is None else sample * scale
     parameters |= row.extra(config, parameters, scaled - center)
-    parameters = {name: t.to(device) for name, t in parameters.items()}
+    parameters = {name: kernels.moved_to_large_pages(t.to(device)) for name, t in parameters.items()}
+    first, second = (
+        {name: kernels.moved_to_large_pages(torch.zeros_like(t)) for name, t in parameters.items()} for _ in range(2)
+    )
     state = {name: torch.tensor(value, dtype=torch.float32, device=device) for name, value in row.state(config).items()}
     return Learner(
         config=config,
@@ -197,8 +201,8 @@ def start_learner(
         center=center.to(device),
         scale=None if scale is None else scale.to(device),
         parameters=parameters,
-        first_moments={name: torch.zeros_like(t) for name, t in parameters.items()},
-        second_moments={name: torch.zeros_like(t) for name, t in parameters.items()},
+        first_moments=first,
+        second_moments=second,
         rows_since_fired=torch.zeros(config.latents, dtype=torch.int64, device=device),
         state=state,
         generators=streams,
