@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ PAPER = {
     "matching": "mean cosine of matched decoder rows 0.68, largest without matching 0.71 (32,768 latents)",
 }
 
+LIVE = " among live latents"
+"""Ends the name of a share that is divided by the share of latents that fire: dead ones have no partner."""
+
 Statistic = Callable[[list[int]], float]
 
 
@@ -36,8 +39,11 @@ def table_of(cell: dict[str, Any], name: str) -> np.ndarray:
     """A quantity of every pair of seeds, ``[m, m]``, NaN on the diagonal."""
     m = cell["m"]
     table = np.full((m, m), math.nan)
-    for (i, j), value in zip(combinations(range(m), 2), cell["pairs"][name], strict=True):
+    for (i, j), value in zip(combinations(range(m), 2), cell["pairs"][name.removesuffix(LIVE)], strict=True):
         table[i, j] = table[j, i] = value
+    if name.endswith(LIVE):
+        live = 1 - np.array(cell["dead_fraction"])
+        table /= (live[:, None] + live[None, :]) / 2
     return table
 
 
@@ -65,6 +71,15 @@ def slope(cells: list[dict[str, Any]], x: list[float], name: str) -> dict[str, A
     steps -= steps.mean()
     m = min(cell["m"] for cell in cells)
     return jackknife(lambda seeds: float(steps @ [mean_of(cell, name, seeds) for cell in cells] / (steps @ steps)), m)
+
+
+def trend(cells: list[dict[str, Any]], by: str, name: str, sign: int) -> tuple[dict[str, Any], str]:
+    """The slope per doubling and its verdict; ``mixed`` where a single step goes the other way, beyond its interval."""
+    estimate = slope(cells, [cell[by] for cell in cells], name)
+    outcome = verdict(estimate, sign)
+    steps = [slope([a, b], [a[by], b[by]], name) for a, b in pairwise(cells)]
+    against = {"reproduced": "refuted", "refuted": "reproduced"}.get(outcome)
+    return estimate, "mixed" if any(verdict(step, sign) == against for step in steps) else outcome
 
 
 def verdict(estimate: dict[str, Any] | None, sign: int, null: float = 0.0) -> str:
@@ -121,11 +136,13 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
             cells = swept(found, model, sweep, by)
             if len(cells) < 2:
                 continue
-            estimate = slope(cells, [cell[by] for cell in cells], "shared")
-            add(claim, sweep, model, f"shared, {step}", estimate, verdict(estimate, sign))
-            cosine = slope(cells, [cell[by] for cell in cells], "cosine_decoder")
-            add(f"{claim} (mean cosine)", sweep, model, f"cosine of matched decoder rows, {step}", cosine,
-                verdict(cosine, sign))  # fmt: skip
+            shares = (
+                {"shared": "", f"shared{LIVE}": f" ({LIVE.strip()})"} if "dead_fraction" in cells[0] else {"shared": ""}
+            )
+            for name, suffix in shares.items():
+                add(f"{claim}{suffix}", sweep, model, f"{name}, {step}", *trend(cells, by, name, sign))
+            add(f"{claim} (mean cosine)", sweep, model, f"cosine of matched decoder rows, {step}",
+                *trend(cells, by, "cosine_decoder", sign))  # fmt: skip
         listed += _architectures(found, model)
         base = next((c for c in found["cells"] if c["model"] == model and "base" in c["sweeps"]), None)
         if base is not None and base.get("law"):
@@ -215,7 +232,9 @@ python studies/seeds/run.py --out runs/seeds-quick --quick   # does everything r
 
 Intervals (95 %) are over seeds: a jackknife that leaves out one seed at a time, in all cells of a sweep together; pairs
 of SAEs share SAEs and are no sample. A claim is *reproduced* where the interval lies wholly on the claimed side,
-*refuted* where it lies wholly on the other side, *undecided* otherwise. These SAEs are small and see millions of rows,
+*refuted* where it lies wholly on the other side, *undecided* otherwise; a trend is *mixed* where one of its steps goes
+the other way, beyond its own interval. Dead latents have no partner: *among live latents* divides by the share that
+fires, which matters where many are dead. These SAEs are small and see millions of rows,
 not billions: levels are not comparable with the paper's, directions are.
 """
 

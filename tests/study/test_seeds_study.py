@@ -72,6 +72,30 @@ def test_slopes_and_verdicts(study):
     assert verdicts.jackknife(lambda seeds: 1.0, 2)["low"] is None
 
 
+def test_a_trend_is_mixed_where_a_step_goes_the_other_way(study):
+    verdicts = study["verdicts"]
+    noise = {0: 0.01, 1: -0.01, 2: 0.0}
+
+    def outcome(levels):
+        cells = [cell({s: v + e for s, e in noise.items()}, latents=2**i) for i, v in enumerate(levels)]
+        return verdicts.trend(cells, "latents", "shared", -1)[1]
+
+    assert outcome([0.5, 0.4, 0.3]) == "reproduced"
+    assert outcome([0.3, 0.4, 0.5]) == "refuted"
+    assert outcome([0.5, 0.6, 0.1]) == "mixed"
+
+
+def test_dead_latents_can_be_left_out_of_a_share(study):
+    verdicts = study["verdicts"]
+    dead = [0.5, 0.0, 0.25]
+    one = cell({0: 0.3, 1: 0.3, 2: 0.3}, dead_fraction=dead)
+    table = verdicts.table_of(one, "shared" + verdicts.LIVE)
+    assert table[0, 1] == table[1, 0] == pytest.approx(0.3 / 0.75)
+    assert table[1, 2] == pytest.approx(0.3 / 0.875)
+    alive = cell({0: 0.3, 1: 0.3, 2: 0.3}, dead_fraction=[0.0] * 3)
+    assert verdicts.mean_of(alive, "shared" + verdicts.LIVE, [0, 1, 2]) == verdicts.mean_of(alive, "shared", [0, 1, 2])
+
+
 def test_sparsity_must_match_for_a_verdict_on_architectures(study):
     same = {0: 0.1, 1: 0.12, 2: 0.11}
     cells = [
