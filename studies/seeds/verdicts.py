@@ -346,7 +346,12 @@ def _orphans(found: dict[str, Any]) -> str:
             "(mean squared cosine of principal angles)?\n\n"
             + _lines(("rank", "orphans", "shared", "random", "orphans against principal components"), spans)
         )
-    return "## What orphans are\n\nOn rows held out by document.\n\n" + "\n".join(parts) if parts else ""
+    return (
+        "## What orphans are\n\nOn rows held out by document. *p* is the largest Mann-Whitney p of any SAE, times the "
+        "number of properties.\n\n" + "\n".join(parts)
+        if parts
+        else ""
+    )
 
 
 def _consensus(found: dict[str, Any]) -> str:
