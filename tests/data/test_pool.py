@@ -194,7 +194,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_array_of_tokens_by_latents_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    n_rows, n_latents = 4000, 16_384
+    n_rows, n_latents = 6000, 16_384
     sae = random_sae(n=n_latents, d=8, rule=rules.TopK(8))
     x = torch.randn(n_rows, 8, generator=torch.Generator().manual_seed(0))
     document = torch.arange(n_rows) // 10
