@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from saekit.kernels import gpu, reference
+from saekit.kernels import Adam, TopKSettings, dispatch, gpu, reference
+from saekit.train import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, Relu, TopK, fused
+from saekit.train.learner import plain_step, resolve, start_learner, tensors_of
+
+EVERYTHING = "cuda"
+"""Device on which all shapes are tried; the interpreter gets the small ones."""
 
 
 def problem(seed: int, n: int, d: int, n_latents: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -16,9 +23,9 @@ def problem(seed: int, n: int, d: int, n_latents: int, device: str) -> tuple[Ten
     return x.to(device), W.to(device), (0.3 * torch.randn(n_latents, generator=g)).to(device)
 
 
-def check_encode(x: Tensor, W: Tensor, b: Tensor, k: int) -> None:
+def check_encode(x: Tensor, W: Tensor, b: Tensor, k: int, block_rows: int | None = None) -> None:
     """The k largest of an exact product, up to entries that fp32 cannot tell apart."""
-    values, indices = gpu.topk_encode(x, W, b, k)
+    values, indices = gpu.topk_encode(x, W, b, k, block_rows=block_rows)
     exact = x.double() @ W.double().T + b.double()
     slack = 2.0**-19 * (x.double().norm(dim=1, keepdim=True) * W.double().norm(dim=1) + b.double().abs())
     assert (indices.sort(dim=1).values.diff(dim=1) > 0).all(), "each latent once per row"
@@ -30,41 +37,179 @@ def check_encode(x: Tensor, W: Tensor, b: Tensor, k: int) -> None:
     assert (values.diff(dim=1) <= 0).all()
 
 
+def check_hard_rows(device: str) -> None:
+    x, W, b = problem(9, 8, 32, 300, device)
+    W[:] = W[0]  # everything is equal: more candidates than there is room for
+    check_encode(x, W, torch.zeros_like(b), 4)
+    assert torch.equal(gpu.topk_encode(x, W, torch.zeros_like(b), 4)[1].sort().values, torch.arange(4).expand(8, 4).to(device))
+    x, W, b = problem(10, 8, 32, 300, device)
+    x[3] = 0
+    check_encode(x, W, b, 4)
+    check_encode(x, W, torch.zeros_like(b), 4)
+    x[5, 2] = torch.nan
+    values, _ = gpu.topk_encode(x, W, b, 4)
+    assert values[5].isnan().any()
+    assert torch.isfinite(values[[i for i in range(8) if i != 5]]).all()
+    check_encode(x[:3], W, b - 100, 4)  # nothing is positive
+    W[7, 1] = torch.nan
+    assert gpu.topk_encode(x, W, b, 4)[0].isnan().any(dim=1).all()
+
+
+def check_bound(seed: int, n: int, d: int, n_latents: int, device: str) -> None:
+    """The bf16 product is nowhere further off than it may be, for rows of very uneven entries too."""
+    x, W, b = problem(seed, n, d, n_latents, device)
+    g = torch.Generator().manual_seed(seed)
+    x *= (4 * torch.randn(d, generator=g)).exp().to(device)
+    b *= 30
+    rows, latents = gpu._round(x), gpu._round(W)
+    bound = gpu._bound(rows, latents, b)
+    exact = x.double() @ W.double().T + b.double()
+    for part, product in gpu._blocks(rows, latents, bound, 16):
+        a = product.double()
+        most = gpu.ROUNDING * a.abs() + bound.row[part, None].double() * bound.latent.double() + bound.bias.double()
+        off = (a - exact[part]).abs()
+        assert (off <= most).all(), float((off / most).max())
+        assert (off > most / 50).any()
+
+
+def check_threshold(seed: int, n: int, d: int, n_latents: int, device: str) -> None:
+    x, W, b = problem(seed, n, d, n_latents, device)
+    threshold = torch.full_like(b, 2.2)
+    offsets, indices, values = gpu.threshold_encode(x, W, b, threshold, block_rows=16)
+    exact = x.double() @ W.double().T + b.double()
+    dense = torch.zeros_like(exact)
+    rows = torch.repeat_interleave(torch.arange(n, device=device), offsets.diff())
+    assert len(rows) == len(indices) > n
+    dense[rows, indices] = values.double()
+    sure = exact.where(exact > 2.2 + 1e-4, 0)
+    assert ((dense - sure).abs() <= 1e-4 * (sure > 0) + 2.3 * ((exact - 2.2).abs() < 1e-4)).all()
+    plain = reference.threshold_encode(x, W, b, torch.full_like(b, -1))
+    for mine, other in zip(gpu.threshold_encode(x, W, b, torch.full_like(b, -1)), plain):  # dense: the plain kernel
+        assert torch.equal(mine, other)
+
+
 def check_sums(seed: int, n: int, d: int, n_latents: int, device: str) -> None:
     g = torch.Generator().manual_seed(seed)
     counts = torch.randint(0, 6, (n,), generator=g)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     indices = torch.randint(0, n_latents, (int(offsets[-1]),), generator=g)
     weights, W = torch.randn(len(indices), generator=g), torch.randn(n_latents, d, generator=g)
-    x = torch.randn(n, d, generator=g)
-    rows = torch.repeat_interleave(counts)
-    offsets, indices, weights, W, x, rows = (t.to(device) for t in (offsets, indices, weights, W, x, rows))
+    offsets, indices, weights, W = (t.to(device) for t in (offsets, indices, weights, W))
     torch.testing.assert_close(
         gpu.csr_decode(offsets, indices, weights, W), reference.csr_decode(offsets, indices, weights, W),
         rtol=1e-4, atol=1e-4,
     )  # fmt: skip
-    products = gpu.pair_products(x, W, rows, indices)
-    torch.testing.assert_close(products, (x[rows] * W[indices]).sum(1), rtol=1e-4, atol=1e-4)
-    nothing = gpu.pair_products(x, W, rows, torch.full_like(indices, -1))
-    assert not nothing.any()
+
+
+def check_step(n: int, d: int, n_latents: int, k: int, device: str) -> None:
+    """A step from a tilted state has the gradient of dense differentiation, with latents that are dead."""
+    stream = torch.Generator().manual_seed(n)
+    W_dec = torch.nn.functional.normalize(torch.randn(n_latents, d, generator=stream))
+    weights = {
+        "W_enc": W_dec + 0.1 * torch.randn(n_latents, d, generator=stream),
+        "W_dec": W_dec,
+        "b_enc": 0.1 * torch.randn(n_latents, generator=stream),
+        "b_dec": torch.randn(d, generator=stream),
+    }
+    weights["b_enc"][0] += 3.0  # fires in every row: its pairs are cut into segments
+    dead = (torch.rand(n_latents, generator=stream) < 0.2).to(device)
+    outcomes, states = [], []
+    for step in (gpu.topk_step, reference.topk_step):
+        w = {name: t.clone().to(device) for name, t in weights.items()}
+        first, second = ({name: torch.zeros_like(t) for name, t in w.items()} for _ in range(2))
+        x = torch.randn(n, d, generator=torch.Generator().manual_seed(1)).to(device)
+        options = TopKSettings(k=k, k_aux=d // 2, aux_coefficient=0.5, clip=0.5)
+        outcomes.append(step(w, first, second, x, w["b_dec"] - 0.5, options, Adam(lr=1e-3, step=1), dead))
+        states.append((w, first, second))
+    mine, other = outcomes
+    for group, plain in zip(*states):
+        for name, t in group.items():
+            assert float((t - plain[name]).abs().max()) <= 1e-4 * float(plain[name].abs().max()) + 1e-9, name
+    for name in ("error", "aux", "grad_norm"):
+        a, b = getattr(mine, name), getattr(other, name)
+        assert abs(a - b) <= 1e-4 * abs(b), name
+    assert torch.equal(mine.fired, other.fired)
+    torch.testing.assert_close(
+        states[0][0]["W_dec"].norm(dim=1), torch.ones(n_latents, device=device), rtol=0, atol=1e-6
+    )
+
+
+def configurations(n: int, k: int, **more: Any) -> dict[str, Any]:
+    target = {"target_l0": float(k), **more}
+    more = {"k": k, **more}
+    quarter = n // 4
+    return {
+        "topk": TopK(n, **more),
+        "batchtopk": BatchTopK(n, **more),
+        "jumprelu": JumpReLU(n, bandwidth=0.1, **target),
+        "relu": Relu(n, **target),
+        "gated": Gated(n, **target),
+        "matryoshka": Matryoshka(n, sizes=(quarter, n), **more),
+        "matryoshka-truncated": Matryoshka(n, sizes=(quarter, n), k_per_size="truncated", **more),
+        "matryoshka-batch": Matryoshka(n, sizes=(quarter, n), over="batchtopk", **more),
+        "hierarchical": HierarchicalTopK(n, levels=(k // 2, k), **more),
+    }
+
+
+def check_learners(n: int, d: int, n_latents: int, k: int, steps: int, device: str) -> None:
+    """Steps of every architecture are those of the plain step, and the same when done again."""
+    stream = torch.Generator().manual_seed(0)
+    basis = torch.randn(40, d, generator=stream)
+    codes = torch.rand(steps * n, 40, generator=stream) * (torch.rand(steps * n, 40, generator=stream) < 0.1)
+    x = (codes @ basis + 0.5).to(device)
+
+    def new(config: Any) -> Any:
+        start = {"bias": x.mean(0), "scale": torch.tensor(2.0, device=device), "sample": x, "device": device}
+        return start_learner(config, 0, resolve(config, d, 40, n), **start)
+
+    left: list[int] = []
+
+    def counted(learner: Any, rows: Tensor) -> Any:
+        left.append(learner.step)
+        return plain_step(learner, rows)
+
+    fused.plain_step = counted
+    for name, config in configurations(n_latents, k, lr=1e-3, dead_after_rows=n).items():
+        if name != "topk" and device != EVERYTHING and "matryoshka-batch" == name:
+            continue  # slow there, and made of the parts of others
+        learners = [new(config) for _ in range(3)]
+        assert fused.fuses(learners[0]), name
+        left.clear()
+        for part in x.split(n):
+            a, again, b = (step(y, part) for step, y in zip((fused.fused_step, fused.fused_step, plain_step), learners))
+            assert a.parts.keys() == b.parts.keys()
+            for field in ("loss", "error", "fired", "dead", "grad_norm"):
+                torch.testing.assert_close(
+                    getattr(a, field), getattr(b, field), rtol=5e-4, atol=5e-4, check_dtype=False, msg=f"{name} {field}"
+                )
+        assert left == ([0, 0] if "batch" in name else []), (name, left)
+        tensors, same, plain = (tensors_of(learner) for learner in learners)
+        for key, t in tensors.items():
+            assert torch.equal(t, same[key]), (name, key)
+            u, v = t.double(), plain[key].double()
+            assert float((u - v).norm()) <= 3e-3 * float(v.norm()) + 1e-9, (name, key)
+        print(name, file=sys.stderr)
 
 
 def main(device: str) -> None:
-    for seed, (n, d, n_latents, k) in enumerate([(70, 48, 700, 5), (33, 100, 1030, 20), (5, 16, 64, 3), (3, 7, 40, 2)]):
-        check_encode(*problem(seed, n, d, n_latents, device), k)
-    x, W, b = problem(9, 40, 32, 640, device)
-    W[:] = W[0]  # everything is equal: more candidates than there is room for
-    check_encode(x, W, torch.zeros_like(b), 4)
-    x, W, b = problem(10, 40, 32, 640, device)
-    x[3] = 0
-    check_encode(x, W, b, 4)
-    x[5, 2] = torch.nan
-    values, _ = gpu.topk_encode(x, W, b, 4)
-    assert values[5].isnan().any()
-    assert torch.isfinite(values[[i for i in range(40) if i != 5]]).all()
-    check_encode(x[:3], W, b - 100, 4)  # nothing is positive
+    large = device == EVERYTHING
+    if not large:  # the interpreter runs on the CPU's tensors
+        dispatch.step_kernels = lambda _: gpu
+        dispatch.switch.use("fast") if not dispatch.switch.unavailable() else None
+        fused.kernels.step_kernels = dispatch.step_kernels
+        gpu.SEGMENT = 32
+    shapes = [(9, 48, 300, 5), (5, 100, 130, 20), (3, 7, 40, 2)]
+    for seed, (n, d, n_latents, k) in enumerate(shapes + [(300, 768, 16384, 32), (70, 64, 40000, 100)] * large):
+        check_encode(*problem(seed, n, d, n_latents, device), k, block_rows=4 if n == 9 else None)
+    check_hard_rows(device)
+    for shape in [(20, 48, 70), *([(500, 768, 4096), (100, 4096, 2000)] * large)]:
+        check_bound(3, *shape, device)
+    check_threshold(4, 20, 32, 600, device)
     for seed, (n, d, n_latents) in enumerate([(30, 20, 50), (17, 300, 9), (1, 1, 1)]):
         check_sums(seed, n, d, n_latents, device)
+    for shape in [(70, 40, 90, 5), *([(2048, 384, 4096, 32)] * large)]:
+        check_step(*shape, device)
+    check_learners(*((512, 64, 1024, 8, 10) if large else (24, 16, 96, 4, 3)), device)
     print("done")
 
 

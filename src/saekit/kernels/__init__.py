@@ -1,7 +1,7 @@
 """The hot loops on plain tensors, each beside its plain torch reference; `use` picks between them."""
 
-from .dispatch import centered as centered
 from .dispatch import csr_decode as csr_decode
+from .dispatch import step_kernels as step_kernels
 from .dispatch import threshold_encode as threshold_encode
 from .dispatch import topk_encode as topk_encode
 from .dispatch import topk_step as topk_step

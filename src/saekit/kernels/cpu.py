@@ -446,6 +446,46 @@ class Gradients:
     """Pairs of each latent, ``[n_latents]``."""
 
 
+array = np
+"""The library that the numbers of a step belong to."""
+
+
+def number(value: Tensor) -> np.float32:
+    """A running value to compute with."""
+    return np.float32(float(value))
+
+
+def numbers(t: Tensor) -> np.ndarray:
+    """A tensor to compute with, in the same memory."""
+    return t.numpy()
+
+
+def tensor(values: np.ndarray) -> Tensor:
+    """The inverse of `numbers`."""
+    return torch.from_numpy(values)
+
+
+def counts_of(latents: np.ndarray, n_latents: int) -> np.ndarray:
+    """How often each latent is there, ``[n_latents]`` int64."""
+    return np.bincount(latents, minlength=n_latents)
+
+
+def sums_of(latents: np.ndarray, weights: np.ndarray, n_latents: int) -> np.ndarray:
+    """Sum of the weights of each latent's pairs, ``[n_latents]`` float64."""
+    return np.bincount(latents, weights, n_latents).astype(np.float64, copy=False)
+
+
+def smallest_of_largest(values: np.ndarray, count: int) -> np.float32:
+    """The smallest of the `count` largest values."""
+    more = len(values) - count
+    return np.partition(values, more)[more]
+
+
+def room_for(x: Tensor, count: int) -> Tensor:
+    """Memory of undefined content for `count` sets of rows like `x`, one after the other."""
+    return buffer("sets of rows", (count * len(x), x.shape[1]))
+
+
 def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
     """``x * scale - center`` in memory that the next call on this thread uses again."""
     x = x.detach().contiguous()

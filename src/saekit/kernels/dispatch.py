@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,21 +117,27 @@ def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) 
     return reference.csr_decode(offsets, indices, values, W_dec)
 
 
-def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
-    """``x * scale - center`` for rows ``[n, d]`` on the CPU, in memory that the next call on this thread uses again.
+def step_kernels(device: torch.device) -> ModuleType | None:
+    """`saekit.kernels.cpu` or `saekit.kernels.gpu`, whose functions a fused training step on this device is made of.
 
-    New memory costs about ten times as much as memory in use, page by page; a step that uses the same again is faster.
+    None where plain torch has to do: by `use`, or because there are no such kernels for the device.
     """
-    from . import cpu
+    if device.type == "cpu" and switch.fast_here():
+        from . import cpu
 
-    return cpu.centered(x, scale, center)
+        return cpu
+    if device.type == "cuda" and switch.mode() != "plain" and switch.triton_here():
+        from . import gpu
+
+        return gpu
+    return None
 
 
 def topk_step_runs(weights: dict[str, Tensor], k: int) -> bool:
     """Whether `topk_step` has a fast path for these weights here (without one, train in plain torch)."""
-    return _runs(list(weights.values()), _worth(weights["W_enc"], k)) and all(
-        t.is_contiguous() for t in weights.values()
-    )
+    W = weights["W_enc"]
+    fits = all(t.dtype == torch.float32 and t.is_contiguous() and t.device == W.device for t in weights.values())
+    return fits and (_worth(W, k) or switch.mode() == "fast") and step_kernels(W.device) is not None
 
 
 def topk_step(
@@ -146,9 +153,8 @@ def topk_step(
     """One training step of a TopK SAE, in place: `saekit.kernels.reference.topk_step` is the definition."""
     arguments: tuple[Any, ...] = (weights, first, second, x, offset, settings, adam, dead)
     if topk_step_runs(weights, settings.k) and x.dtype == torch.float32:
-        from . import cpu
-
-        return cpu.topk_step(*arguments)
+        kernel: Any = step_kernels(x.device)
+        return kernel.topk_step(*arguments)
     return reference.topk_step(*arguments)
 
 

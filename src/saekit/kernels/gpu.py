@@ -1,190 +1,267 @@
-"""Triton kernels for a CUDA device: top-k encode, sparse sums by row, products of pairs.
+"""Fast kernels for a CUDA device: torch's bf16 product, and Triton loops for everything sparse.
 
-None of them makes an array of rows by latents. The top-k encode multiplies in bf16 twice: first it keeps the largest
-value of every `GROUP` latents, whose k-th largest is a level that k latents surely reach; then it collects the latents
-that may reach it within the bound of `saekit.kernels.cpu` (without the rounding of a bf16 result, which is not made
-here). What was collected is multiplied again in fp32, so the codes are those of an fp32 product.
+The functions have the names and the meaning of those in `saekit.kernels.cpu`, on tensors instead of numpy arrays: a
+product in bf16, a block of rows at a time into memory that the next block uses again, rules latents out; what is left
+is multiplied again in fp32. No array of all rows by latents is made, and nothing waits for the device where the number
+of pairs is known beforehand.
 
-With ``TRITON_INTERPRET=1`` in the environment the kernels run on tensors in main memory, slowly: that is how the tests
-run them.
+The bound is that of `saekit.kernels.cpu`, with another term for the sum. A tensor core adds products to an fp32
+accumulator and cuts bits off (Fasi et al. 2021, doi:10.7717/peerj-cs.330: at least as good as cutting at the 23rd bit
+behind the largest term), so ``|x~.w~ - sum| <= d 2^-22 |x~| |w~|``. The bias is added to that sum in bf16, and what it
+lost is measured.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import gpu_loops as loops
 from . import reference
+from .gpu_loops import blocks_of
+from .reference import Adam, TopKSettings
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # this module can be read without it; `saekit.kernels.switch.triton_here` says whether it is there
-    triton = tl = None
+array = torch
+"""The library that the numbers of this module belong to."""
 
+BLOCK_BYTES = 64 * 2**20
+"""Size of the buffer for one block of the product: most of it should stay in the last cache. Unit: bytes."""
 
-def _compiled(function: Any) -> Any:
-    return function if triton is None else triton.jit(function)
+SEGMENT = 256
+"""Pairs of one latent that one program sums."""
 
+LARGEST_K = 512
+"""More latents per row are left to the plain kernel."""
 
-GROUP = 32
-"""Latents whose largest value is kept in the first pass."""
+ROUNDING = 2.0**-8 * 1.01 + 2.0**-22
+"""Rounding of a product to bf16, and the fp32 rounding of the reference: error relative to the bf16 value."""
 
-ROWS, LATENTS, DEPTH = 64, 128, 64
-"""Block of one product: rows, latents, dimensions at a time."""
-
-LOW = torch.float16 if os.environ.get("TRITON_INTERPRET", "0") == "1" else torch.bfloat16
-"""Type of the first products. Triton's interpreter multiplies the bits of a bf16 instead of its value."""
-
-CANDIDATES = 4
-"""Room for candidates of a row, as a multiple of k; rows with more are computed by the plain kernel."""
+ADDING = 2.0**-22
+"""Error of one addition on a tensor core, relative to the product of the lengths."""
 
 
-@_compiled
-def _product(
-    x: Any, W: Any, bias: Any, rows: Any, latents: Any, n: Any, n_latents: Any, d: Any, BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
-) -> Any:  # fmt: skip
-    """``x[rows] @ W[latents].T + bias[latents]``; minus infinity beyond the last latent."""
-    total = tl.zeros((BLOCK_R, BLOCK_L), tl.float32)
-    for first in range(0, d, BLOCK_D):
-        at = first + tl.arange(0, BLOCK_D)
-        a = tl.load(x + rows[:, None] * d + at[None, :], mask=(rows[:, None] < n) & (at[None, :] < d), other=0.0)
-        b = tl.load(
-            W + latents[None, :] * d + at[:, None], mask=(latents[None, :] < n_latents) & (at[:, None] < d), other=0.0
-        )
-        total = tl.dot(a, b, total)
-    total += tl.load(bias + latents, mask=latents < n_latents, other=0.0)[None, :]
-    return tl.where(latents[None, :] < n_latents, total, float("-inf"))
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is at least `n`."""
+    return 1 << max(0, n - 1).bit_length()
 
 
-@_compiled
-def _group_maxima(
-    x: Any, W: Any, bias: Any, maxima: Any, n: Any, n_latents: Any, d: Any, n_groups: Any, BLOCK_R: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
-) -> None:  # fmt: skip
-    """The largest value of each group of BLOCK_G neighbouring latents, ``maxima [n, n_groups]``."""
-    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
-    latents = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L).to(tl.int64)
-    p = _product(x, W, bias, rows, latents, n, n_latents, d, BLOCK_R, BLOCK_L, BLOCK_D)
-    largest = tl.max(tl.reshape(p, (BLOCK_R, BLOCK_L // BLOCK_G, BLOCK_G)), axis=2)
-    groups = tl.program_id(1) * (BLOCK_L // BLOCK_G) + tl.arange(0, BLOCK_L // BLOCK_G)
-    inside = (rows[:, None] < n) & (groups[None, :] < n_groups)
-    tl.store(maxima + rows[:, None] * n_groups + groups[None, :], largest, mask=inside)
+def _panel(d: int, largest: int) -> int:
+    """Columns that a program takes at a time."""
+    return min(largest, max(16, _power_of_two(d)))
 
 
-@_compiled
-def _collect(
-    x: Any, W: Any, bias: Any, level: Any, row_reach: Any, latent_reach: Any, counts: Any, candidates: Any, room: Any,
-    n: Any, n_latents: Any, d: Any, BLOCK_R: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
-    """Latents whose upper bound reaches their row's level, in any order, and how many there are."""
-    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
-    latents = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L).to(tl.int64)
-    p = _product(x, W, bias, rows, latents, n, n_latents, d, BLOCK_R, BLOCK_L, BLOCK_D)
-    reach = tl.load(row_reach + rows, mask=rows < n, other=0.0)[:, None]
-    reach = reach * tl.load(latent_reach + latents, mask=latents < n_latents, other=0.0)[None, :]
-    inside = (rows[:, None] < n) & (latents[None, :] < n_latents)
-    p = tl.where(inside, p, 0.0)
-    wanted = inside & (p + (reach + 4.8e-7 * tl.abs(p)) >= tl.load(level + rows, mask=rows < n, other=0.0)[:, None])
-    place = tl.atomic_add(counts + rows[:, None] + tl.zeros_like(latents)[None, :], 1, mask=wanted)
-    into = candidates + rows[:, None] * room + place
-    tl.store(into, (latents[None, :] + tl.zeros_like(rows)[:, None]).to(tl.int32), mask=wanted & (place < room))
+@contextlib.contextmanager
+def _full_sums() -> Iterator[None]:
+    """Products inside add up in fp32 to the end: torch's default lets partial sums be rounded to bf16."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_bf16_reduced_precision_reduction
+    settings.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        settings.allow_bf16_reduced_precision_reduction = before
 
 
-@_compiled
-def _pair_products(
-    x: Any, W: Any, rows: Any, latents: Any, out: Any, n_pairs: Any, d: Any, BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
-    """``x[rows[c]] . W[latents[c]]`` in fp32; 0 for a latent below 0."""
-    pairs = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P).to(tl.int64)
-    there = pairs < n_pairs
-    row = tl.load(rows + pairs, mask=there, other=0).to(tl.int64)
-    latent = tl.load(latents + pairs, mask=there, other=-1).to(tl.int64)
-    there = there & (latent >= 0)
-    total = tl.zeros((BLOCK_P,), tl.float32)
-    for first in range(0, d, BLOCK_D):
-        at = first + tl.arange(0, BLOCK_D)
-        inside = there[:, None] & (at[None, :] < d)
-        a = tl.load(x + row[:, None] * d + at[None, :], mask=inside, other=0.0)
-        b = tl.load(W + latent[:, None] * d + at[None, :], mask=inside, other=0.0)
-        total += tl.sum(a * b, axis=1)
-    tl.store(out + pairs, total, mask=pairs < n_pairs)
+# ---------------------------------------------------------------- encode
 
 
-@_compiled
-def _weighted_sums(
-    offsets: Any, indices: Any, weights: Any, W: Any, out: Any, d: Any, BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
-    """``out[r] = sum over the row's entries of weight * W[index]``, in their order."""
-    r = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    total = tl.zeros((BLOCK_D,), tl.float32)
-    for c in range(tl.load(offsets + r), tl.load(offsets + r + 1)):
-        index = tl.load(indices + c).to(tl.int64)
-        total += tl.load(weights + c) * tl.load(W + index * d + at, mask=at < d, other=0.0)
-    tl.store(out + r * d + at, total, mask=at < d)
+@dataclass(frozen=True, eq=False)
+class _Rounded:
+    """bf16 copy of some rows, and upper bounds of their lengths and of what rounding lost of them."""
+
+    bf16: Tensor
+    """``[n, d]``."""
+    norm: Tensor
+    residual: Tensor
+    dot: Tensor
+    """Product of each row with an offset; undefined without one."""
+
+
+def _round(x: Tensor, offset: Tensor | None = None) -> _Rounded:
+    n, d = x.shape
+    rounded = _Rounded(x.new_empty((n, d), dtype=torch.bfloat16), *x.new_empty((3, n)).unbind())
+    if n:
+        slack = 1.0 + (d + 8) * 2.0**-23
+        loops.round_rows[(n,)](
+            x, x if offset is None else offset, rounded.bf16, rounded.norm, rounded.residual, rounded.dot, d, slack,
+            HAS_OFFSET=offset is not None, BLOCK_D=_panel(d, 1024),
+        )  # fmt: skip
+    return rounded
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """An encoder at one step: what it subtracts from rows is a part of the bias."""
+
+    W: Tensor
+    bias: Tensor
+    """``b_enc - W_enc @ offset``, ``[n_latents]``."""
+    rounded: _Rounded
+
+
+@dataclass(frozen=True, eq=False)
+class _Bound:
+    """How far a bf16 product may be off: ``row * latent + bias``, besides its own rounding."""
+
+    row: Tensor
+    latent: Tensor
+    bias: Tensor
+    most_latent: Tensor
+    most_bias: Tensor
+    low_bias: Tensor
+    """The bias in bf16."""
+
+
+def _bound(rows: _Rounded, W: _Rounded, bias: Tensor, size: Tensor | None = None) -> _Bound:
+    """`size` bounds the numbers that the bias is a sum of; None: it is no sum."""
+    d = rows.bf16.shape[1]
+    loss = (W.residual / W.norm).max() + 2 * (d + 8) * ADDING
+    row = torch.addcmul(rows.residual, rows.norm, loss).mul_(1 + 1e-6)
+    low = bias.to(torch.bfloat16)
+    lost = (bias - low).abs_().add_(bias.abs(), alpha=2 * (d + 12) * ADDING).add_(2.0**-120)
+    if size is not None:
+        lost.add_(size, alpha=2.0**-21)
+    lost.mul_(1 + 1e-6)
+    return _Bound(row, W.norm, lost, W.norm.max(), lost.max(), low)
+
+
+def _blocks(rows: _Rounded, W: _Rounded, bound: _Bound, block_rows: int | None) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of rows with their bf16 pre-activations, in memory that the next block uses again."""
+    n, n_latents = len(rows.norm), len(W.norm)
+    block = max(1, min(block_rows or n, n, max(16, BLOCK_BYTES // (2 * n_latents))))
+    product = rows.bf16.new_empty((block, n_latents))
+    for start in range(0, n, block):
+        part = slice(start, min(start + block, n))
+        with _full_sums():
+            out = torch.addmm(bound.low_bias, rows.bf16[part], W.bf16.T, out=product[: part.stop - part.start])
+        yield part, out
+
+
+def lanes_for(n_latents: int, k: int) -> int:
+    """Lanes whose maxima locate the k largest: a power of two, so many that few lanes hold two of them."""
+    wanted = _power_of_two(max(8 * k, n_latents // 8, 256))
+    return max(16, min(wanted, 4096, 1 << (n_latents.bit_length() - 1)))
+
+
+def _select(
+    product: Tensor, bound: _Bound, part: slice, candidates: Tensor, counts: Tensor, k: int, above: bool, exact: bool
+) -> None:
+    n, n_latents = product.shape
+    lanes = lanes_for(n_latents, k)
+    loops.select[(n,)](
+        product.view(torch.int16), bound.row[part], bound.latent, bound.bias, bound.most_latent, bound.most_bias,
+        candidates, counts, n_latents, k, candidates.shape[1], ROUNDING, ABOVE=above, EXACT=exact, LANES=lanes,
+        num_warps=4 if lanes <= 1024 else 8,
+    )  # fmt: skip
+
+
+def _rescore(x: Tensor, W: Tensor, bias: Tensor, candidates: Tensor, counts: Tensor, most: int | None = None) -> Tensor:
+    (n, room), d = candidates.shape, x.shape[1]
+    scores = x.new_empty((n, room))
+    loops.rescore[(n, blocks_of(room if most is None else most, 16))](
+        x, W, bias, candidates, counts, scores, d, room, BLOCK_C=16, BLOCK_D=_panel(d, 256)
+    )  # fmt: skip
+    return scores
 
 
 def topk_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, block_rows: int | None = None, exact: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """`saekit.kernels.reference.topk_encode` without an array of rows by latents; float32 tensors on one CUDA device.
+    """`saekit.kernels.reference.topk_encode` by a bf16 product and fp32 rescoring; float32 tensors on one device.
 
-    `exact` is always kept; the order of equal values within a row is not defined.
+    Parameters
+    ----------
+    x, W_enc, b_enc, k, block_rows
+        As there. `block_rows` also bounds the rows of one product.
+    exact
+        True: the codes of the fp32 product. False: latents are chosen by the bf16 product alone (about 1% of the
+        choices differ); their values are fp32 all the same.
+
+    Returns
+    -------
+    values, indices : Tensor ``[n, k]``
+        As there; of equal values the latent with the smaller index comes first.
     """
-    x, W, bias = (t.detach().contiguous() for t in (x, W_enc, b_enc))
-    n, d = x.shape
-    n_latents = len(W)
-    low_x, low_W = x.to(LOW), W.to(LOW)
-    # Lengths of the short copies and of what they lost, rounded up; fp32 sums on a tensor core are within 2^-20 d.
-    upward = 1 + (d + 8) * 2.0**-23
-    x_lost, W_lost = ((t - low.float()).norm(dim=1) * upward for t, low in ((x, low_x), (W, low_W)))
-    x_length, W_length = x.norm(dim=1) * upward + x_lost, W.norm(dim=1) * upward + W_lost
-    loss = (W_lost / W_length.clamp(min=1e-30)).max() + (d + 8) * 2.0**-20
-    row_reach = (x_lost + x_length * loss) * (1 + 1e-6)
-    grid = (triton.cdiv(n, ROWS), triton.cdiv(n_latents, LATENTS))
-    sizes = {"BLOCK_R": ROWS, "BLOCK_L": LATENTS, "BLOCK_D": DEPTH}
-    n_groups = triton.cdiv(n_latents, GROUP)
-    plain = torch.ones(n, dtype=torch.bool, device=x.device)
+    x, W_enc, b_enc = (t.detach().contiguous() for t in (x, W_enc, b_enc))
+    return _encode(x, W_enc, b_enc, _round(W_enc), k, block_rows, exact)
+
+
+def _encode(
+    x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, k: int, block_rows: int | None, exact: bool
+) -> tuple[Tensor, Tensor]:
+    (n, d), n_latents = x.shape, len(W_enc)
+    if k > LARGEST_K or not n:
+        return reference.topk_encode(x, W_enc, bias, k, block_rows=block_rows)
     values, indices = x.new_empty((n, k)), torch.empty((n, k), dtype=torch.int64, device=x.device)
-    if n and n_groups >= k:
-        maxima = x.new_empty((n, n_groups))
-        _group_maxima[grid](low_x, low_W, bias, maxima, n, n_latents, d, n_groups, **sizes, BLOCK_G=GROUP)
-        reached = maxima.topk(k, dim=1).values[:, -1]
-        # The k latents at or above this level are truly above the level minus their own error.
-        widest = row_reach * W_length.max() + 4.8e-7 * maxima.abs().amax(dim=1)
-        room = CANDIDATES * k + 32
-        counts = torch.zeros(n, dtype=torch.int32, device=x.device)
-        candidates = torch.full((n, room), -1, dtype=torch.int32, device=x.device)
-        level = reached - 1.01 * widest
-        _collect[grid](
-            low_x, low_W, bias, level, row_reach, W_length, counts, candidates, room, n, n_latents, d, **sizes
+    room = min(_power_of_two(2 * k + 64), _power_of_two(n_latents))
+    size = _power_of_two(max(k, 16))
+    rows = _round(x)
+    bound = _bound(rows, W, bias)
+    for part, product in _blocks(rows, W, bound, block_rows):
+        length = part.stop - part.start
+        candidates = torch.empty((length, room), dtype=torch.int32, device=x.device)
+        counts = torch.empty(length, dtype=torch.int32, device=x.device)
+        _select(product, bound, part, candidates, counts, k, above=False, exact=exact)
+        scores = _rescore(x[part], W_enc, bias, candidates, counts)
+        into = values[part], indices[part]
+        loops.best_of[(length,)](candidates, scores, counts, *into, k, ROOM=room, num_warps=max(1, min(8, room // 128)))
+        loops.best_of_all[(length,)](
+            x[part], W_enc, bias, counts, *into, n_latents, d, k, room, SIZE=size, BLOCK_D=max(16, 4096 // size)
         )
-        latents = candidates.sort(dim=1).values  # the order of collection differs from run to run
-        rows = torch.arange(n, device=x.device, dtype=torch.int32).repeat_interleave(room)
-        scores = pair_products(x, W, rows, latents.view(-1)).view(n, room) + bias[latents.clamp(min=0)]
-        top = scores.masked_fill(latents < 0, -torch.inf).topk(k, dim=1)
-        values, indices = top.values.relu(), latents.gather(1, top.indices).long()
-        plain = ~((counts >= k) & (counts <= room) & torch.isfinite(row_reach))
-    if bool(plain.any()):
-        values[plain], indices[plain] = reference.topk_encode(x[plain], W, bias, k, block_rows=block_rows)
     return values, indices
 
 
-def pair_products(x: Tensor, W: Tensor, rows: Tensor, latents: Tensor) -> Tensor:
-    """``x[rows[c]] . W[latents[c]]`` for each pair c, ``[n_pairs]`` float32; 0 where the latent is below 0."""
-    x, W = x.contiguous(), W.contiguous()
-    out = x.new_empty(len(rows))
-    if len(rows):
-        _pair_products[(triton.cdiv(len(rows), 32),)](
-            x, W, rows.contiguous(), latents.contiguous(), out, len(rows), x.shape[1], BLOCK_P=32, BLOCK_D=64
-        )
-    return out
+def threshold_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor | None, *, block_rows: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`saekit.kernels.reference.threshold_encode` by a bf16 product and fp32 rescoring.
+
+    Rows of which one has more than a sixteenth of the latents near its threshold are left to the plain kernel: there a
+    dense product is cheaper.
+    """
+    x, W_enc, bias = (t.detach().contiguous() for t in (x, W_enc, b_enc))
+    n_latents = len(W_enc)
+    level = torch.zeros_like(bias) if threshold is None else threshold.detach().clamp(min=0).contiguous()
+    room = max(n_latents // 16, min(n_latents, 64))
+    found = _encode_above(x, W_enc, bias, _round(W_enc), level, room, block_rows)
+    if found is None:
+        return reference.threshold_encode(x, W_enc, bias, threshold, block_rows=block_rows)
+    return found
+
+
+def _encode_above(
+    x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, level: Tensor, room: int, block_rows: int | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """All pre-activations above a level of any sign: offsets, latents and values, row by row, latents ascending.
+
+    None when something is not finite or a row has more than `room` candidates.
+    """
+    if not len(x):
+        return None
+    rows = _round(x)
+    bound = _bound(rows, W, bias - level, bias.abs() + level.abs())
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for part, product in _blocks(rows, W, bound, block_rows):
+        length = part.stop - part.start
+        candidates = torch.empty((length, room), dtype=torch.int32, device=x.device)
+        counts = torch.empty(length, dtype=torch.int32, device=x.device)
+        _select(product, bound, part, candidates, counts, 1, above=True, exact=True)
+        least, most = torch.stack(counts.aminmax()).tolist()
+        if least < 0 or most > room:
+            return None
+        scores = _rescore(x[part], W_enc, bias, candidates, counts, most)[:, :most]
+        latents = candidates[:, :most].long()
+        there = torch.arange(most, device=x.device) < counts[:, None]
+        kept = there & (scores > level[latents.where(there, 0)])
+        parts.append((kept.sum(1), latents[kept], scores[kept]))
+    counts, latents, values = (torch.cat(column) for column in zip(*parts))
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]), latents, values
 
 
 def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
@@ -192,8 +269,309 @@ def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) 
     W = W_dec.contiguous()
     n, d = len(offsets) - 1, W.shape[1]
     out = W.new_empty((n, d))
+    block = _panel(d, 256)
     if n:
-        _weighted_sums[(n, triton.cdiv(d, 256))](
-            offsets.contiguous(), indices.contiguous(), values.to(W.dtype).contiguous(), W, out, d, BLOCK_D=256
-        )
+        loops.weighted_sums[(n, blocks_of(d, block))](
+            offsets.contiguous(), indices.contiguous(), values.to(W.dtype).contiguous(), W, out, d, BLOCK_C=8,
+            BLOCK_D=block,
+        )  # fmt: skip
     return out
+
+
+# ---------------------------------------------------------------- the training step
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """(row, latent) pairs, row by row."""
+
+    offsets: Tensor
+    """``[n_rows + 1]`` int64."""
+    latents: Tensor
+    """``[n_pairs]`` int64."""
+    values: Tensor
+    """Pre-activations or codes, ``[n_pairs]`` float32."""
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Row of each pair, ``[n_pairs]`` int64."""
+        row = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
+        return torch.repeat_interleave(row, self.offsets.diff(), output_size=len(self.latents))
+
+    def where(self, kept: Tensor) -> Pairs:
+        """The pairs that `kept` ``[n_pairs]`` bool marks."""
+        before = torch.cat([self.offsets.new_zeros(1), kept.cumsum(0)])
+        return Pairs(before[self.offsets], self.latents[kept], self.values[kept])
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A reconstruction, differentiated."""
+
+    error: Tensor
+    """Sum over rows of ``||x - x_hat||^2``, float64 scalar."""
+    gradient: Tensor
+    """Of the loss by ``x_hat``, ``[n, d]``."""
+    slopes: Tensor
+    """``gradient . W_dec[latent]`` of each pair."""
+    columns: Tensor
+    """``gradient`` summed over rows, ``[d]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The gradient of all weights with a latent axis."""
+
+    of_enc: Tensor
+    of_dec: Tensor
+    """Before projection."""
+    of_bias: Tensor
+    along: Tensor
+    """``of_dec[j] . W_dec[j]``, ``[n_latents]``."""
+    squares: Tensor
+    """``|of_dec[j]|^2 + |of_enc[j]|^2``, ``[n_latents]``."""
+    of_offset: Tensor
+    """What the bias passes on to the offset, ``[d]``."""
+    counts: Tensor
+    """Pairs of each latent, ``[n_latents]``."""
+
+
+def number(value: Tensor) -> Tensor:
+    """A running value to compute with: it stays on the device."""
+    return value
+
+
+def numbers(t: Tensor) -> Tensor:
+    """A tensor to compute with: the tensor."""
+    return t
+
+
+def tensor(values: Tensor) -> Tensor:
+    """The inverse of `numbers`."""
+    return values
+
+
+def room_for(x: Tensor, count: int) -> Tensor:
+    """Memory of undefined content for `count` sets of rows like `x`, one after the other."""
+    return x.new_empty((count * len(x), x.shape[1]))
+
+
+def counts_of(latents: Tensor, n_latents: int) -> Tensor:
+    """How often each latent is there, ``[n_latents]`` int64."""
+    return latents.new_zeros(n_latents).scatter_add_(0, latents, torch.ones_like(latents))
+
+
+def sums_of(latents: Tensor, weights: Tensor, n_latents: int) -> Tensor:
+    """Sum of the weights of each latent's pairs, ``[n_latents]`` float64, in a fixed order."""
+    order, starts = _by_latent(latents, n_latents)
+    return torch.segment_reduce(weights.double()[order], "sum", offsets=starts)
+
+
+def smallest_of_largest(values: Tensor, count: int) -> Tensor:
+    """The smallest of the `count` largest values."""
+    return values.sort(descending=True).values[count - 1]
+
+
+def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
+    """``x * scale - center``."""
+    x = x.detach()
+    return x - center if scale is None else torch.addcmul(-center, x, scale)
+
+
+def variance(x: Tensor) -> Tensor:
+    """``mean over rows of ||x - mean(x)||^2`` of centred rows, at least 1e-12."""
+    return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)
+
+
+def row_norms(W: Tensor) -> Tensor:
+    """Length of each row of ``W [n, d]``."""
+    return W.norm(dim=1)
+
+
+def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor) -> Encoder:
+    """The encoder for rows from which `offset` is yet to be subtracted."""
+    rounded = _round(W_enc, offset)
+    return Encoder(W_enc, b_enc - rounded.dot, rounded)
+
+
+def prefix(encoder: Encoder, size: int) -> Encoder:
+    """The encoder of the first `size` latents."""
+    r = encoder.rounded
+    cut = _Rounded(r.bf16[:size], r.norm[:size], r.residual[:size], r.dot[:size])
+    return Encoder(encoder.W[:size], encoder.bias[:size], cut)
+
+
+def join(parts: Sequence[Pairs]) -> Pairs:
+    """Pairs of several sets of rows, one set after the other."""
+    ends, offsets = 0, []
+    for part in parts:
+        offsets.append(part.offsets[:-1] + ends)
+        ends += len(part.latents)
+    offsets.append(parts[-1].offsets[-1:] + (ends - len(parts[-1].latents)))
+    return Pairs(torch.cat(offsets), *(torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "values")))
+
+
+def even_pairs(values: Tensor, latents: Tensor) -> Pairs:
+    """As many pairs in every row, ``[n, k]`` each."""
+    n, k = values.shape
+    offsets = torch.arange(0, n * k + 1, k, device=values.device)
+    return Pairs(offsets, latents.reshape(-1), values.reshape(-1))
+
+
+def topk_pairs(x: Tensor, encoder: Encoder, k: int, exact: bool = True) -> Pairs:
+    """The `k` largest of each row, after ReLU (0 where the pre-activation was not positive)."""
+    return even_pairs(*_encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, exact))
+
+
+def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs | None:
+    """All pre-activations above a level ``[n_latents]`` of any sign; None when a row has more than `room`, or when
+    something is not finite.
+    """
+    found = _encode_above(x, encoder.W, encoder.bias, encoder.rounded, level, room, None)
+    return None if found is None else Pairs(*found)
+
+
+def reconstruct(
+    x: Tensor, pairs: Pairs, codes: Tensor, W_dec: Tensor, offset: Tensor, weight: float = 1.0, name: str = ""
+) -> Fit:
+    """Decode the pairs and differentiate ``weight * mean over rows of ||x - x_hat||^2``."""
+    n, d = x.shape
+    block = _panel(d, 256)
+    panels = blocks_of(d, block)
+    gradient, squares, slopes = torch.empty_like(x), x.new_empty((panels, n)), x.new_empty((panels, len(codes)))
+    loops.reconstruct[(n, panels)](
+        x, pairs.offsets, pairs.latents, codes, W_dec, offset, 2 * weight / n, gradient, slopes, squares, n, len(codes),
+        d, BLOCK_C=8, BLOCK_D=block,
+    )  # fmt: skip
+    return Fit(squares.sum(dtype=torch.float64), gradient, slopes.sum(0), gradient.sum(0))
+
+
+def _by_latent(latents: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
+    """Order that sorts pairs by latent, rows ascending within one, and where each latent's begin; a latent of
+    `n_latents` is none.
+    """
+    narrow = latents.to(torch.int16 if n_latents < 2**15 else torch.int32)  # narrow keys sort faster
+    keys, order = narrow.sort(stable=True)
+    starts = torch.searchsorted(keys, torch.arange(n_latents + 1, dtype=keys.dtype, device=keys.device))
+    return order, starts
+
+
+def gradients(
+    x: Tensor, offset: Tensor, weights: dict[str, Tensor], pairs: Pairs, wanted: Tensor, codes: Tensor,
+    slopes: Tensor, gradient: Tensor, *, stretch: Tensor | None = None,
+    revived: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, sections: Sequence[int] = (),
+) -> Gradients:  # fmt: skip
+    """Sums over each latent's pairs; see `saekit.kernels.cpu.gradients` for all arguments."""
+    n, d = x.shape
+    W_enc, W_dec = weights["W_enc"], weights["W_dec"]
+    n_latents, device = len(W_enc), x.device
+    order, starts = _by_latent(pairs.latents.where(wanted, n_latents), n_latents)
+    counts = starts.diff()
+    shift = None
+    if sections and len(pairs.offsets) - 1 == n:
+        shift = torch.zeros(n_latents, dtype=torch.int64, device=device)
+        for edge in sections:
+            shift[edge:] += n
+    slot, more = None, (x, x, x)
+    if revived is not None:
+        slot = torch.full((n_latents,), -1, dtype=torch.int64, device=device)
+        slot[revived[0]] = torch.arange(len(revived[0]), device=device)
+        more = revived[1:]
+    # Latents with many pairs are cut into segments; every latent has at least one.
+    ends = ((counts + (SEGMENT - 1)) // SEGMENT).clamp(min=1).cumsum(0)
+    n_segments = n_latents + len(codes) // SEGMENT
+    segment_latent = torch.searchsorted(ends, torch.arange(n_segments, device=device), right=True)
+    segment_first = torch.cat([ends.new_zeros(1), ends[:-1]])
+    block = _panel(d, 256)
+    panels = blocks_of(d, block)
+    of_dec, of_enc, of_bias = torch.empty_like(W_dec), torch.empty_like(W_enc), x.new_empty(n_latents)
+    along, squares = x.new_empty((2, panels, n_latents)).unbind()
+    places = 2 * (len(codes) // SEGMENT) + 2
+    parts = *x.new_empty((2, places, d)).unbind(), x.new_empty(places)
+    written = (
+        offset, W_dec, starts if slot is None else slot, *more, x if stretch is None else stretch.float(),
+        of_dec, of_enc, of_bias, along, squares,
+    )  # fmt: skip
+    kinds = {"SEGMENT": SEGMENT, "HAS_MORE": slot is not None, "HAS_STRETCH": stretch is not None, "BLOCK_D": block}
+    loops.gradient_of_segments[(n_segments, panels)](
+        segment_latent, segment_first, starts, order, pairs.rows, codes, slopes, gradient, x,
+        starts if shift is None else shift, *parts, *written, n, n_latents, d, HAS_SHIFT=shift is not None, BLOCK_C=8,
+        **kinds,
+    )  # fmt: skip
+    if len(codes) > SEGMENT:
+        loops.gradient_of_parts[(n_latents, panels)](starts, *parts, *written, n_latents, d, **kinds)
+    of_offset = -(of_bias @ W_enc)
+    return Gradients(of_enc, of_dec, of_bias, along.sum(0), squares.sum(0), of_offset, counts)
+
+
+def descend(
+    weights: dict[str, Tensor], first: dict[str, Tensor], second: dict[str, Tensor], g: Gradients,
+    others: dict[str, Tensor], adam: Adam, *, clip: float | None, unit: bool, rates: Mapping[str, float] = {},
+) -> Tensor:  # fmt: skip
+    """Clipping, Adam and (with `unit`) decoder rows of length 1, in place; returns the length of the gradient.
+
+    See `saekit.kernels.cpu.descend` for the arguments.
+    """
+    others = {"b_enc": g.of_bias} | others
+    total = g.squares.sum(dtype=torch.float64)
+    if unit:  # what projection removes from the gradient of a row of length 1 is the square of `along`
+        total = total - g.along.double().square().sum()
+    for gradient in others.values():
+        total = total + gradient.double().square().sum()
+    norm = total.clamp(min=0).sqrt()
+    factor = torch.ones_like(norm) if clip is None else (clip / (norm + 1e-6)).clamp(max=1.0)
+    factor = factor.where(norm.isfinite(), torch.nan).float()  # as in plain torch: nothing survives
+    memory1, memory2, rate, root, eps = adam.factors()
+
+    def numbers_of(name: str) -> tuple[float, ...]:
+        return memory1, memory2, rate * rates.get(name, 1.0), root, eps
+
+    n_latents, d = weights["W_enc"].shape
+    size = max(16, _power_of_two(d))
+    matrices = [group[name] for group in (weights, first, second) for name in ("W_enc", "W_dec")]
+    loops.update_latents[(n_latents,)](
+        g.of_dec, g.of_enc, g.along, *matrices, factor, *numbers_of("W_enc"), d, UNIT=unit, SIZE=size,
+        num_warps=4 if size <= 2048 else 8,
+    )  # fmt: skip
+    for name, gradient in others.items():
+        vectors = (group[name] for group in (weights, first, second))
+        length = len(gradient)
+        loops.adam_vector[(blocks_of(length, 256),)](
+            gradient.float().contiguous(), *vectors, factor, length, *numbers_of(name), BLOCK=256
+        )
+    return norm
+
+
+def revive(
+    x: Tensor, fit: Fit, encoder: Encoder, W_dec: Tensor, dead: Tensor | None, settings: TopKSettings
+) -> tuple[float | None, tuple[Tensor, Tensor, Tensor, Tensor] | None]:
+    """AuxK of the dead latents: the term of the loss, and its gradient as `gradients` wants it.
+
+    How many are dead has to be read back from the device.
+    """
+    if dead is None or not settings.k_aux or not settings.aux_coefficient:
+        return None, None
+    which = dead.nonzero()[:, 0]
+    if not len(which):
+        return None, None
+    residual = fit.gradient * (-len(x) / 2)
+    aux, *more = reference.aux_gradients(x, residual, encoder.W[which], encoder.bias[which], W_dec[which], settings)
+    return aux, (which, *more)  # type: ignore[return-value]
+
+
+def topk_step(
+    weights: dict[str, Tensor], first: dict[str, Tensor], second: dict[str, Tensor], x: Tensor, offset: Tensor,
+    settings: TopKSettings, adam: Adam, dead: Tensor | None = None,
+) -> Any:  # fmt: skip
+    """`saekit.kernels.reference.topk_step` with sparse products only; see there for all arguments."""
+    x, offset = x.detach().contiguous(), offset.detach().contiguous()
+    encoder = encoder_at(weights["W_enc"], weights["b_enc"], offset)
+    pairs = topk_pairs(x, encoder, settings.k, settings.exact)
+    fit = reconstruct(x, pairs, pairs.values, weights["W_dec"], offset)
+    aux, revived = revive(x, fit, encoder, weights["W_dec"], dead, settings)
+    g = gradients(
+        x, offset, weights, pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient, revived=revived
+    )  # fmt: skip
+    others = {"b_dec": fit.columns + g.of_offset}
+    norm = descend(weights, first, second, g, others, adam, clip=settings.clip, unit=True)
+    return reference.StepOutcome(float(fit.error), aux, g.counts, int(g.counts.sum()), float(norm))
