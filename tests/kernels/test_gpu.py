@@ -1,4 +1,4 @@
-"""Triton kernels: run by Triton's interpreter, which needs no GPU, and on a GPU where there is one."""
+"""Triton kernels: run by Triton's interpreter and compiled, which need no GPU, and run on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -14,31 +14,51 @@ import torch
 from saekit import kernels
 from saekit.kernels import dispatch, switch
 
-CHECKS = Path(__file__).with_name("gpu_checks.py")
+HERE = Path(__file__).parent
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed (pip install 'saekit[triton]')"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 
-def run_checks(device: str, **environment: str) -> None:
-    source = str(Path(__file__).resolve().parents[2] / "src")
+def run(script: str, *arguments: str, given: str = "", **environment: str) -> list[str]:
+    """Words that a script beside this file prints."""
+    source = str(HERE.parents[1] / "src")
     path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, str(CHECKS), device], capture_output=True, text=True,
+        [sys.executable, str(HERE / script), *arguments], input=given, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": path} | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["done"]
+    return done.stdout.split()
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed (pip install 'saekit[triton]')"
-)
-def test_the_kernels_agree_with_the_plain_ones_in_the_interpreter() -> None:
-    run_checks("cpu", TRITON_INTERPRET="1")
+@needs_triton
+def test_the_kernels_agree_with_the_plain_ones_in_the_interpreter_and_compile_for_gpus(tmp_path: Path) -> None:
+    launches = tmp_path / "launches"
+    assert run("gpu_checks.py", "cpu", "kernels", str(launches), TRITON_INTERPRET="1") == ["done"]
+    # What the interpreter runs need not compile: it does not look at types.
+    compiled = run("gpu_compile.py", given=launches.read_text(), TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    names = {
+        "round_rows", "select", "rescore", "best_of", "best_of_all", "weighted_sums", "reconstruct",
+        "gradient_of_segments", "gradient_of_parts", "update_latents", "adam_vector",
+    }  # fmt: skip
+    assert set(compiled[::3]) == names
+    assert set(compiled[1::3]) == {"80", "90"}
+    assert all(int(size) > 1000 for size in compiled[2::3])
+
+
+@needs_triton
+def test_steps_of_every_architecture_are_the_plain_ones_in_the_interpreter() -> None:
+    assert run("gpu_checks.py", "cpu", "learners", TRITON_INTERPRET="1") == ["done"]
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_the_kernels_agree_with_the_plain_ones_on_the_gpu() -> None:
-    run_checks("cuda")
+@needs_gpu
+@needs_triton
+@pytest.mark.parametrize("what", ["kernels", "learners"])
+def test_they_agree_on_the_gpu(what: str) -> None:
+    assert run("gpu_checks.py", "cuda", what) == ["done"]
 
 
 class OnGpu:
@@ -48,11 +68,15 @@ class OnGpu:
 
 
 def test_they_run_only_when_asked_for_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
     monkeypatch.setattr(switch, "triton_here", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
+    assert kernels.step_kernels(device) is None
     with kernels.using("fast"):
         assert dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
         assert not dispatch._runs_on_gpu(OnGpu(), torch.zeros(1))  # type: ignore[arg-type]
+        assert kernels.step_kernels(device).__name__ == "saekit.kernels.gpu"  # type: ignore[union-attr]
         monkeypatch.setattr(switch, "triton_here", lambda: False)
         assert not dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
+        assert kernels.step_kernels(device) is None

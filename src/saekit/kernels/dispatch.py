@@ -97,6 +97,10 @@ def threshold_encode(
         from . import cpu
 
         return cpu.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
+    if worth and _runs_on_gpu(*tensors) and not _differentiated(*tensors):
+        from . import gpu
+
+        return gpu.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
     return reference.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
 
 
@@ -126,7 +130,7 @@ def step_kernels(device: torch.device) -> ModuleType | None:
         from . import cpu
 
         return cpu
-    if device.type == "cuda" and switch.mode() != "plain" and switch.triton_here():
+    if device.type == "cuda" and switch.mode() == "fast" and switch.triton_here():  # see `_runs_on_gpu`
         from . import gpu
 
         return gpu

@@ -3,8 +3,9 @@
 A program works on one row, one latent or one segment of pairs and writes to nobody else's memory, and every sum has a
 fixed order: the same input gives bitwise the same result. Pointers are to contiguous tensors, floats are fp32.
 
-With ``TRITON_INTERPRET=1`` in the environment the kernels run on tensors in main memory, slowly: that is how the tests
-run them where there is no GPU.
+Arguments have no types because Triton's compiler reads annotations and knows its own only. With ``TRITON_INTERPRET=1``
+in the environment the kernels run on tensors in main memory, slowly: that is how the tests run them where there is no
+GPU.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ def blocks_of(size: int, block: int) -> int:
 
 
 @_compiled
-def _ordered(bits: Any, low: tl.constexpr) -> Any:
+def _ordered(bits, low: tl.constexpr):
     """Integers that sort like the floats with these (sign-extended) bits; its own inverse. `low`: all bits but one."""
     return bits ^ ((bits >> 31) & low)
 
 
 @_compiled
-def _value_of_key(key: Any) -> Any:
+def _value_of_key(key):
     """The bf16 of an `_ordered` key, as fp32."""
     return (_ordered(key, 0x7FFF) << 16).to(tl.float32, bitcast=True)
 
 
 @_compiled
-def _rank_key(score: Any, latent: Any) -> Any:
+def _rank_key(score, latent):
     """int64 that sorts by score, then by smaller latent; NaN is larger than all."""
     score = tl.where(score == 0, 0.0, score)  # one zero
     bits = tl.where(score != score, 0x7FC00000, score.to(tl.int32, bitcast=True))
@@ -51,7 +52,7 @@ def _rank_key(score: Any, latent: Any) -> Any:
 
 
 @_compiled
-def _store_best(keys: Any, values: Any, indices: Any, r: Any, k: Any, SIZE: tl.constexpr) -> None:
+def _store_best(keys, values, indices, r, k, SIZE: tl.constexpr):
     """The first k of sorted keys, as values after ReLU and latents."""
     at = tl.arange(0, SIZE)
     score = _ordered((keys >> 32).to(tl.int32), 0x7FFFFFFF).to(tl.float32, bitcast=True)
@@ -65,9 +66,9 @@ def _store_best(keys: Any, values: Any, indices: Any, r: Any, k: Any, SIZE: tl.c
 
 @_compiled
 def round_rows(
-    x: Any, offset: Any, low: Any, norm: Any, residual: Any, dot: Any, d: Any, slack: Any, HAS_OFFSET: tl.constexpr,
+    x, offset, low, norm, residual, dot, d, slack, HAS_OFFSET: tl.constexpr,
     BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """bf16 copy of a row; upper bounds of its norm and of the norm of what rounding lost; ``row . offset``."""
     r = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK_D,), tl.float32)
@@ -92,10 +93,10 @@ def round_rows(
 
 @_compiled
 def select(
-    P: Any, row_reach: Any, latent_reach: Any, bias_reach: Any, most_reach: Any, most_bias: Any, candidates: Any,
-    counts: Any, n_latents: Any, k: Any, room: Any, rounding: Any, ABOVE: tl.constexpr, EXACT: tl.constexpr,
+    P, row_reach, latent_reach, bias_reach, most_reach, most_bias, candidates,
+    counts, n_latents, k, room, rounding, ABOVE: tl.constexpr, EXACT: tl.constexpr,
     LANES: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Latents of a row that may be among its k largest, or (with ABOVE) not below 0, and how many there are.
 
     ``P [n, n_latents]`` are the bits of a bf16 product, bias included. It is off by at most ``row_reach * latent_reach
@@ -147,9 +148,9 @@ def select(
 
 @_compiled
 def rescore(
-    x: Any, W: Any, bias: Any, candidates: Any, counts: Any, scores: Any, d: Any, room: Any, BLOCK_C: tl.constexpr,
+    x, W, bias, candidates, counts, scores, d, room, BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """``scores[r, c] = x[r] . W[candidates[r, c]] + bias`` in fp32 for the candidates of a row."""
     r = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -169,8 +170,8 @@ def rescore(
 
 @_compiled
 def best_of(
-    candidates: Any, scores: Any, counts: Any, values: Any, indices: Any, k: Any, ROOM: tl.constexpr,
-) -> None:  # fmt: skip
+    candidates, scores, counts, values, indices, k, ROOM: tl.constexpr,
+):  # fmt: skip
     """The k largest scores of a row, largest first, smaller latents first among equals; rows for `best_of_all` are not
     written.
     """
@@ -187,15 +188,15 @@ def best_of(
 
 @_compiled
 def best_of_all(
-    x: Any, W: Any, bias: Any, counts: Any, values: Any, indices: Any, n_latents: Any, d: Any, k: Any, ROOM: Any,
+    x, W, bias, counts, values, indices, n_latents, d, k, room,
     SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """`best_of` for the few rows with more candidates than there is room for, or that are not finite: every latent is
     multiplied in fp32.
     """
     r = tl.program_id(0).to(tl.int64)
     count = tl.load(counts + r)
-    if (count < k) | (count > ROOM):
+    if (count < k) | (count > room):
         best = tl.full((SIZE,), -0x7FFFFFFFFFFFFFFF, tl.int64)
         for start in range(0, n_latents, SIZE):
             j = start + tl.arange(0, SIZE)
@@ -218,8 +219,8 @@ def best_of_all(
 
 @_compiled
 def weighted_sums(
-    offsets: Any, indices: Any, weights: Any, W: Any, out: Any, d: Any, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
+    offsets, indices, weights, W, out, d, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """``out[r] = sum over the row's entries of weight * W[index]``."""
     r = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -237,9 +238,9 @@ def weighted_sums(
 
 @_compiled
 def reconstruct(
-    x: Any, offsets: Any, indices: Any, values: Any, W: Any, offset: Any, scale: Any, gradient: Any, slopes: Any,
-    squares: Any, n: Any, n_pairs: Any, d: Any, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
+    x, offsets, indices, values, W, offset, scale, gradient, slopes,
+    squares, n, n_pairs, d, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """BLOCK_D columns of a row decoded, and its squared error differentiated.
 
     ``error = sum_c values[c] * W[indices[c]] + offset - x``; writes ``gradient = scale * error``, the error's sum of
@@ -278,10 +279,10 @@ def reconstruct(
 
 @_compiled
 def _finish_latent(
-    j: Any, at: Any, panel: Any, dec: Any, enc: Any, bias: Any, offset: Any, W_dec: Any, slot: Any, more_dec: Any,
-    more_enc: Any, more_bias: Any, stretch: Any, of_dec: Any, of_enc: Any, of_bias: Any, along: Any, squares: Any,
-    n_latents: Any, d: Any, HAS_MORE: tl.constexpr, HAS_STRETCH: tl.constexpr,
-) -> None:  # fmt: skip
+    j, at, panel, dec, enc, bias, offset, W_dec, slot, more_dec,
+    more_enc, more_bias, stretch, of_dec, of_enc, of_bias, along, squares,
+    n_latents, d, HAS_MORE: tl.constexpr, HAS_STRETCH: tl.constexpr,
+):  # fmt: skip
     """What is added to a latent's sums once, and what is needed of their length."""
     inside = at < d
     w = tl.load(W_dec + j * d + at, mask=inside, other=0.0)
@@ -304,13 +305,13 @@ def _finish_latent(
 
 @_compiled
 def gradient_of_segments(
-    segment_latent: Any, segment_first: Any, starts: Any, order: Any, rows: Any, code: Any, slope: Any, gradient: Any,
-    x: Any, shift: Any, parts_dec: Any, parts_enc: Any, parts_bias: Any,
-    offset: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any, more_bias: Any, stretch: Any, of_dec: Any,
-    of_enc: Any, of_bias: Any, along: Any, squares: Any, n: Any, n_latents: Any, d: Any, SEGMENT: tl.constexpr,
+    segment_latent, segment_first, starts, order, rows, code, slope, gradient,
+    x, shift, parts_dec, parts_enc, parts_bias,
+    offset, W_dec, slot, more_dec, more_enc, more_bias, stretch, of_dec,
+    of_enc, of_bias, along, squares, n, n_latents, d, SEGMENT: tl.constexpr,
     HAS_SHIFT: tl.constexpr, HAS_MORE: tl.constexpr, HAS_STRETCH: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """BLOCK_D columns of the gradient of one latent's weights, from at most SEGMENT of its pairs.
 
     Segments are numbered latent by latent: segment s is of latent ``segment_latent[s]``, whose first one is
@@ -364,11 +365,11 @@ def gradient_of_segments(
 
 @_compiled
 def gradient_of_parts(
-    starts: Any, parts_dec: Any, parts_enc: Any, parts_bias: Any, offset: Any, W_dec: Any, slot: Any, more_dec: Any,
-    more_enc: Any, more_bias: Any, stretch: Any, of_dec: Any, of_enc: Any, of_bias: Any, along: Any, squares: Any,
-    n_latents: Any, d: Any, SEGMENT: tl.constexpr, HAS_MORE: tl.constexpr, HAS_STRETCH: tl.constexpr,
+    starts, parts_dec, parts_enc, parts_bias, offset, W_dec, slot, more_dec,
+    more_enc, more_bias, stretch, of_dec, of_enc, of_bias, along, squares,
+    n_latents, d, SEGMENT: tl.constexpr, HAS_MORE: tl.constexpr, HAS_STRETCH: tl.constexpr,
     BLOCK_D: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """The gradient of latents with more than SEGMENT pairs, from the sums of `gradient_of_segments`."""
     j = tl.program_id(0).to(tl.int64)
     panel = tl.program_id(1).to(tl.int64)
@@ -394,9 +395,7 @@ def gradient_of_parts(
 
 
 @_compiled
-def _adam(
-    g: Any, w: Any, m: Any, v: Any, at: Any, inside: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any
-) -> Any:
+def _adam(g, w, m, v, at, inside, memory_m, memory_v, rate, root, eps):
     """Moments of `g` in place; returns the new weights."""
     mean = tl.load(m + at, mask=inside, other=0.0)
     square = tl.load(v + at, mask=inside, other=0.0)
@@ -409,9 +408,9 @@ def _adam(
 
 @_compiled
 def adam_vector(
-    g: Any, w: Any, m: Any, v: Any, factor: Any, size: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any,
-    eps: Any, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+    g, w, m, v, factor, size, memory_m, memory_v, rate, root,
+    eps, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Adam for one vector of weights with gradient ``factor * g``."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
@@ -421,10 +420,10 @@ def adam_vector(
 
 @_compiled
 def update_latents(
-    of_dec: Any, of_enc: Any, along: Any, W_enc: Any, W_dec: Any, m_enc: Any, m_dec: Any, v_enc: Any, v_dec: Any,
-    factor: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any, d: Any, UNIT: tl.constexpr,
+    of_dec, of_enc, along, W_enc, W_dec, m_enc, m_dec, v_enc, v_dec,
+    factor, memory_m, memory_v, rate, root, eps, d, UNIT: tl.constexpr,
     SIZE: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Clipping by ``factor`` and Adam for one latent; with UNIT, projection of its decoder row's gradient before, and
     length 1 afterwards.
     """
