@@ -332,20 +332,23 @@ class ShardRows:
     def _block(self, seed: int | None, number: int) -> Block | None:
         return planned_block(self.plan, seed, number, self._columns)
 
-    def _columns(self, first: int, last: int) -> Columns:
-        """Rows `first` to `last`, copied out of the mapped files."""
-        parts = []
-        while first < last:
-            index, place = divmod(first, self._manifest["shard_rows"])
-            mapped = self._shard(index)
-            taken = min(last - first, len(mapped["x"]) - place)
-            columns = {
-                name: torch.from_numpy(np.array(values[place : place + taken])) for name, values in mapped.items()
-            }
-            columns["x"] = columns["x"].view(DTYPES[self._manifest["dtype"]])
-            parts.append(Columns(**columns))
-            first += taken
-        return Columns.cat(parts)
+    def _columns(self, ranges: list[tuple[int, int]]) -> Columns:
+        """Rows of these ranges, one after the other, copied out of the mapped files."""
+        columns: dict[str, np.ndarray] = {}
+        size, place = sum(last - first for first, last in ranges), 0
+        for first, last in ranges:
+            while first < last:
+                index, row = divmod(first, self._manifest["shard_rows"])
+                mapped = self._shard(index)
+                # numpy asks the system for large pages: the rows of a block are read in any order.
+                columns = columns or {n: np.empty((size, *a.shape[1:]), a.dtype) for n, a in mapped.items()}
+                taken = min(last - first, len(mapped["x"]) - row)
+                for name, values in columns.items():
+                    values[place : place + taken] = mapped[name][row : row + taken]
+                first += taken
+                place += taken
+        tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
+        return Columns(**tensors | {"x": tensors["x"].view(DTYPES[self._manifest["dtype"]])})
 
     def _shard(self, index: int) -> dict[str, np.ndarray]:
         """The mapped columns of a shard; its digest is checked the first time."""
@@ -386,7 +389,8 @@ def _map(path: Path, rows: int, d_in: int) -> dict[str, np.ndarray]:
             if tuple(entry["shape"]) != shape:
                 raise ValueError(f"`{name}` has shape {entry['shape']}, not {shape}")
             start = 8 + length + entry["data_offsets"][0]
-            mapped[name] = np.memmap(path, dtype=_NUMPY[entry["dtype"]], mode="r", offset=start, shape=shape)
+            values = np.memmap(path, dtype=_NUMPY[entry["dtype"]], mode="r", offset=start, shape=shape)
+            mapped[name] = values.view(np.ndarray)  # cutting one is several times faster than cutting a memmap
         return mapped
     except (KeyError, ValueError, OSError) as error:
         raise FormatError(

@@ -113,7 +113,7 @@ class SyntheticRows:
         if self.n_rows is not None:
             # short blocks: here a block costs work, not memory, and rows are independent anyway
             plan = Plan(self.n_rows, _CHUNK_ROWS, _ENDLESS_CHUNKS * _CHUNK_ROWS)
-            return planned_block(plan, seed, number, self._columns)
+            return planned_block(plan, seed, number, lambda ranges: Columns.cat([self._columns(*r) for r in ranges]))
         size = _ENDLESS_CHUNKS * _CHUNK_ROWS
         columns = self._columns(number * size, (number + 1) * size)
         if seed is None:
