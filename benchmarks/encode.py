@@ -16,9 +16,10 @@ import arena
 SHAPES = [(384, 4096, 32, 4096), (384, 16384, 32, 4096), (768, 16384, 32, 4096), (768, 32768, 32, 4096)]
 ABOUT = """## Encode
 
-Rows to codes in compressed sparse rows. Peers hand out what their own `encode` gives in its sparsest form: values and
-indices (eai-sparsify, dictionary-learning), a dense tensor made sparse (sae-lens). saekit's codes are those of the fp32
-product. "bf16 product" is the encoder's product alone."""
+Rows to codes in compressed sparse rows. Peers hand out what their own `encode` gives in its sparsest form: for TopK
+values and indices (eai-sparsify, dictionary-learning), otherwise a dense tensor made sparse. BatchTopK encodes as
+JumpReLU. All biases are such that as many latents fire. saekit's codes are those of the fp32 product. "bf16 product" is
+the encoder's product alone."""
 
 
 def main() -> None:
@@ -27,24 +28,28 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--shapes", default="", help="d:n:k:batch,... instead of the usual ones")
     parser.add_argument("--only", default="", help="contestants, separated by commas")
+    parser.add_argument("--arch", default="", help="architectures, separated by commas, instead of all")
+    parser.add_argument("--device", default="cpu", help="cuda: needs a GPU, and a .venv-peers with torch for CUDA")
     options = parser.parse_args()
-    shapes = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape] or SHAPES
+    chosen = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape]
+    shapes = chosen or SHAPES
+    peers = [] if options.only and not set(options.only.split(",")) & set(arena.PEERS) else arena.available_peers()
     workloads = []
     for d, n, k, batch in shapes[:1] if options.quick else shapes:
-        for arch in ("topk", "jumprelu", "relu"):
-            if arch != "topk" and (d, n) != (768, 16384):
+        for arch in [name for name in options.arch.split(",") if name] or ("topk", "jumprelu", "relu"):
+            if arch != "topk" and (d, n) not in ((384, 4096), (768, 16384)) and not chosen:
                 continue
-            peers = arena.available_peers() if arch == "topk" else []
-            names = ["saekit", "bf16 product", "saekit plain", *peers]
+            able = [peer for peer in peers if arch == "topk" or peer != "eai-sparsify"]  # which has TopK only
+            names = ["saekit", "bf16 product", "saekit plain", *able]
             results = arena.measure(
                 [name for name in names if not options.only or name in options.only.split(",")],
-                {"work": "encode", "arch": arch, "d": d, "n": n, "k": k, "batch": batch},
+                {"work": "encode", "device": options.device, "arch": arch, "d": d, "n": n, "k": k, "batch": batch},
                 repetitions=1 if options.quick else options.repetitions,
             )
             title = f"{arch}: d = {d}, n = {n:,}, about {k} codes per row, {batch:,} rows"
             workloads.append({"title": title, "arch": arch, "d": d, "n": n, "k": k, "batch": batch, "results": results})
             print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
-    if not options.quick and not options.only and not options.shapes:
+    if not (options.quick or options.only or options.shapes or options.arch):
         arena.write(
             "encode", workloads, ABOUT, " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
         )

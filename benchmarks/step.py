@@ -1,6 +1,6 @@
 """Training step: saekit beside the peers' own trainers and beside plain torch, in turns.
 
-``python benchmarks/step.py`` measures all shapes (about 20 minutes); ``--quick`` one repetition of the small ones.
+``python benchmarks/step.py`` measures all shapes (about 40 minutes); ``--quick`` one repetition of the small ones.
 ``--shapes 64:2048:16:2048,64:4096:16:2048,... --write`` shows how it grows with d, n, k and rows.
 """
 
@@ -22,8 +22,8 @@ SHAPES = [
     (768, 16384, 32, 4096),
 ]
 ARCHITECTURES = ("batchtopk", "jumprelu", "relu", "gated", "matryoshka")
-"""Measured beside saekit's own plain step, at the first of these shapes and one between."""
-SMALL = [(64, 2048, 16, 2048), (192, 4096, 32, 4096)]
+FEW = [(64, 2048, 16, 2048), (384, 4096, 32, 4096), (768, 16384, 32, 4096)]
+"""Shapes of these."""
 ABOUT = """## Training step
 
 One step of a TopK SAE with Adam, unit decoder rows and AuxK: selection, loss, gradients, (for all but eai-sparsify)
@@ -43,13 +43,14 @@ def main() -> None:
     parser.add_argument("--shapes", default="", help="d:n:k:batch,... instead of the usual ones")
     parser.add_argument("--only", default="", help="contestants, separated by commas")
     parser.add_argument("--arch", default="", help="architectures, separated by commas, instead of all")
+    parser.add_argument("--device", default="cpu", help="cuda: needs a GPU, and a .venv-peers with torch for CUDA")
     parser.add_argument("--write", action="store_true", help="write the tables whatever was chosen")
     options = parser.parse_args()
     chosen = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape]
     peers = [] if options.only and not set(options.only.split(",")) & set(arena.PEERS) else arena.available_peers()
     workloads = []
     for arch in [name for name in options.arch.split(",") if name] or ["topk", *ARCHITECTURES]:
-        shapes = chosen or (SHAPES if arch == "topk" else SMALL)
+        shapes = chosen or (SHAPES if arch == "topk" else FEW)
         able = [peer for peer in peers if arch == "topk" or peer != "eai-sparsify"]  # which has no other architecture
         names = ["saekit", "bf16 product", "saekit plain", *(["plain torch"] if arch == "topk" else []), *able]
         names = [name for name in names if not options.only or name in options.only.split(",")]
@@ -57,7 +58,7 @@ def main() -> None:
             small = n * d < 1e6
             results = arena.measure(
                 names,
-                {"work": "step", "arch": arch, "d": d, "n": n, "k": k, "batch": batch},
+                {"work": "step", "device": options.device, "arch": arch, "d": d, "n": n, "k": k, "batch": batch},
                 repetitions=1 if options.quick else options.repetitions * (5 if small else 1),
                 warmup=10 if small else 2,
             )

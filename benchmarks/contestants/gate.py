@@ -25,8 +25,12 @@ class Gate:
 
     def pause(self) -> None:
         """Report the repetition that has just ended, wait for the signal to start the next; exit when there is none."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         now = time.perf_counter()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_initialized():
+            peak = torch.cuda.max_memory_allocated()
         seconds = None if self.started is None else now - self.started
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), file=self.out, flush=True)
         if not sys.stdin.readline():
@@ -35,7 +39,7 @@ class Gate:
 
 
 def job() -> tuple[str, dict]:
-    """Name of the contestant and its workload: work, d, n, k, batch."""
+    """Name of the contestant and its workload: work, device, d, n, k, batch."""
     return sys.argv[1], json.loads(sys.argv[2])
 
 

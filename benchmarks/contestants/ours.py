@@ -8,7 +8,8 @@ from gate import Gate, job, rows
 NAME, JOB = job()
 D, N, K, BATCH = JOB["d"], JOB["n"], JOB["k"], JOB["batch"]
 GATE = Gate()
-BATCHES = [rows(D, BATCH, seed) for seed in range(2)]
+DEVICE = JOB.get("device", "cpu")
+BATCHES = [rows(D, BATCH, seed).to(DEVICE) for seed in range(2)]
 
 
 def config():
@@ -37,7 +38,7 @@ def step(kernels: str) -> None:
         bias=sample.mean(0),
         scale=D**0.5 / sample.norm(dim=1).mean(),
         sample=sample,
-        device="cpu",
+        device=DEVICE,
     )
     advance = plain_step if kernels == "plain" else fused_step
     count = 0
@@ -49,20 +50,23 @@ def step(kernels: str) -> None:
 
 def dense_step() -> None:
     """What anybody would write first: dense codes, autograd, torch's Adam; the same clipping and counters."""
-    W = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    W = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     W /= W.norm(dim=1, keepdim=True)
     b_pre = BATCHES[0].mean(0)
     scale = D**0.5 / (BATCHES[0] - b_pre).norm(dim=1).mean()
-    leaves = [t.clone().requires_grad_() for t in (W.T.contiguous(), torch.zeros(N), W, torch.zeros(D))]
+    leaves = [
+        t.clone().requires_grad_()
+        for t in (W.T.contiguous(), torch.zeros(N, device=DEVICE), W, torch.zeros(D, device=DEVICE))
+    ]
     W_enc, b_enc, W_dec, b_dec = leaves
     adam = torch.optim.Adam(leaves, lr=2e-4)
-    since = torch.zeros(N, dtype=torch.int64)
+    since = torch.zeros(N, dtype=torch.int64, device=DEVICE)
     count = 0
     while True:
         GATE.pause()
         x = (BATCHES[count % 2] - b_pre) * scale
         top = ((x - b_dec) @ W_enc + b_enc).topk(K, dim=-1)
-        codes = torch.zeros(BATCH, N).scatter(1, top.indices, top.values.relu())
+        codes = torch.zeros(BATCH, N, device=DEVICE).scatter(1, top.indices, top.values.relu())
         loss = (codes @ W_dec + b_dec - x).pow(2).sum(1).mean()
         adam.zero_grad()
         loss.backward()
@@ -84,15 +88,15 @@ def encode(kernels: str) -> None:
     from saekit.sae.rules import JumpReLU, ReLU, TopK
 
     saekit.kernels.use(kernels)
-    W = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    W = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     W /= W.norm(dim=1, keepdim=True)
     center = BATCHES[0].mean(0)
     # The threshold, or the bias under ReLU, at which K latents fire on average.
     pre = ((BATCHES[0][:256] - center) @ W.T).flatten()
     level = float(pre.kthvalue(len(pre) - 256 * K).values)
-    rules = {"topk": TopK(K), "jumprelu": JumpReLU(torch.full((N,), level)), "relu": ReLU()}
+    rules = {"topk": TopK(K), "jumprelu": JumpReLU(torch.full((N,), level, device=DEVICE)), "relu": ReLU()}
     arch = JOB.get("arch", "topk")
-    b_enc = torch.full((N,), -level if arch == "relu" else 0.0)
+    b_enc = torch.full((N,), -level if arch == "relu" else 0.0, device=DEVICE)
     sae = SAE(W_enc=W, b_enc=b_enc, W_dec=W, b_dec=center, b_pre=center, rule=rules[arch])
     count = 0
     while True:
@@ -104,10 +108,10 @@ def encode(kernels: str) -> None:
 
 def product(dtype: torch.dtype) -> None:
     """The encoder's product alone, into memory that is used again: the floor of every dense encoder."""
-    W = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).to(dtype)
+    W = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
     xs = [x.to(dtype) for x in BATCHES]
     block = max(16, min(BATCH, JOB.get("block_bytes", 8 * 2**20) // (N * W.element_size())))
-    out = torch.empty(block, N, dtype=dtype)
+    out = torch.empty(block, N, dtype=dtype, device=DEVICE)
     count = 0
     while True:
         GATE.pause()
@@ -117,7 +121,8 @@ def product(dtype: torch.dtype) -> None:
 
 
 {
-    "saekit": lambda: {"step": step, "encode": encode}[JOB["work"]]("auto"),
+    # On a GPU the Triton kernels have to be asked for.
+    "saekit": lambda: {"step": step, "encode": encode}[JOB["work"]]("auto" if DEVICE == "cpu" else "fast"),
     "saekit plain": lambda: {"step": step, "encode": encode}[JOB["work"]]("plain"),
     "plain torch": dense_step,
     "bf16 product": lambda: product(torch.bfloat16),

@@ -17,7 +17,8 @@ D, N, K, BATCH = JOB["d"], JOB["n"], JOB["k"], JOB["batch"]
 ARCH = JOB.get("arch", "topk")
 MANY = 100_000
 GATE = Gate()
-BATCHES = [rows(D, BATCH, seed) for seed in range(2)]
+DEVICE = JOB.get("device", "cpu")
+BATCHES = [rows(D, BATCH, seed).to(DEVICE) for seed in range(2)]
 
 
 def gated() -> Iterator[torch.Tensor]:
@@ -57,18 +58,33 @@ def dictionary_learning_step() -> None:
         "gated": {"trainer": GatedSAETrainer, "dict_class": GatedAutoEncoder},
     }  # fmt: skip
     config = {
-        "steps": MANY, "activation_dim": D, "dict_size": N, "layer": 0, "lm_name": "rows", "seed": 0, "device": "cpu",
+        "steps": MANY, "activation_dim": D, "dict_size": N, "layer": 0, "lm_name": "rows", "seed": 0, "device": DEVICE,
         "warmup_steps": 1000, "decay_start": MANY // 2, **own[ARCH],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        trainSAE(gated(), [config], steps=MANY, save_dir=folder, normalize_activations=False, device="cpu")
+        trainSAE(gated(), [config], steps=MANY, save_dir=folder, normalize_activations=False, device=DEVICE)
 
 
+def level_of(pre: torch.Tensor) -> float:
+    """The pre-activation that K latents of a row exceed on average."""
+    return float(pre.flatten().kthvalue(pre.numel() - K * len(pre)).values)
+
+
+@torch.no_grad()
 def dictionary_learning_encode() -> None:
+    from dictionary_learning.dictionary import AutoEncoder, JumpReluAutoEncoder
     from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
-    ae = AutoEncoderTopK(D, N, K)
-    repeat(lambda x: ae.encode(x, return_topk=True)[1:3])
+    if ARCH == "topk":
+        ae = AutoEncoderTopK(D, N, K).to(DEVICE)
+        repeat(lambda x: ae.encode(x, return_topk=True)[1:3])
+    elif ARCH == "relu":
+        ae = AutoEncoder(D, N).to(DEVICE)
+        ae.encoder.bias -= level_of(ae.encoder(BATCHES[0][:256] - ae.bias))
+    else:
+        ae = JumpReluAutoEncoder(D, N, device=DEVICE)
+        ae.threshold.fill_(level_of(BATCHES[0][:256] @ ae.W_enc + ae.b_enc))
+    repeat(lambda x: ae.encode(x).to_sparse_csr())
 
 
 def sae_lens_model():
@@ -85,7 +101,7 @@ def sae_lens_model():
         "relu": (standard_sae, "Standard", {}),
         "gated": (gated_sae, "Gated", {}),
     }[ARCH]  # fmt: skip
-    config = getattr(module, f"{name}TrainingSAEConfig")(d_in=D, d_sae=N, **own)
+    config = getattr(module, f"{name}TrainingSAEConfig")(d_in=D, d_sae=N, device=DEVICE, **own)
     return getattr(module, f"{name}TrainingSAE")(config)
 
 
@@ -94,14 +110,17 @@ def sae_lens_step() -> None:
     from sae_lens.training.sae_trainer import SAETrainer
 
     config = SAETrainerConfig(
-        total_training_samples=MANY * BATCH, train_batch_size_samples=BATCH, lr_end=0.0, lr_warm_up_steps=1000,
-        lr_decay_steps=1000, logger=LoggingConfig(log_to_wandb=False),
+        total_training_samples=MANY * BATCH, train_batch_size_samples=BATCH, device=DEVICE, lr_end=0.0,
+        lr_warm_up_steps=1000, lr_decay_steps=1000, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
     SAETrainer(config, sae_lens_model(), gated()).fit()
 
 
+@torch.no_grad()
 def sae_lens_encode() -> None:
     sae = sae_lens_model()
+    if ARCH != "topk":
+        sae.b_enc -= level_of(BATCHES[0][:256] @ sae.W_enc + sae.b_enc)
     repeat(lambda x: sae.encode(x).to_sparse_csr())
 
 
@@ -116,7 +135,7 @@ def sparsify_step() -> None:
 
     class Rows(torch.nn.Module):
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            return next(source)[:, None] if len(input_ids) == BATCH else torch.zeros(*input_ids.shape, D)
+            return next(source)[:, None] if len(input_ids) == BATCH else torch.zeros(*input_ids.shape, D, device=DEVICE)
 
     class Model(PreTrainedModel):
         config_class = PretrainedConfig
@@ -136,14 +155,14 @@ def sparsify_step() -> None:
             SparseCoderConfig(num_latents=N, k=K), batch_size=BATCH, hookpoints=["rows"], optimizer="adam",
             auxk_alpha=1 / 32, log_to_wandb=False, save_dir=folder, run_name="run", save_every=10**9,
         )  # fmt: skip
-        Trainer(config, dataset, Model(PretrainedConfig())).fit()
+        Trainer(config, dataset, Model(PretrainedConfig()).to(DEVICE)).fit()
 
 
 def sparsify_encode() -> None:
     from sparsify import SparseCoder
     from sparsify.config import SparseCoderConfig
 
-    sae = SparseCoder(D, SparseCoderConfig(num_latents=N, k=K))
+    sae = SparseCoder(D, SparseCoderConfig(num_latents=N, k=K), device=DEVICE)
     repeat(lambda x: sae.encode(x)[:2])
 
 
