@@ -5,8 +5,8 @@
     python benchmarks/match.py --exact 200 --most 1024    # against scipy on random and hard instances instead
 
 Dictionaries are simulated: 40 % of the latents shared at cosine 0.7 to 0.98, the rest mildly clustered. Every width
-runs in a process of its own, so that its peak memory is its own. ``--write`` puts the table into
-``benchmarks/match.json`` and between the markers of ``benchmarks/README.md``.
+runs in a process of its own, so that its peak memory is its own. The table goes to ``benchmarks/match.json`` and
+between the markers of ``benchmarks/README.md``, with ``--latents`` only if there is ``--write``.
 """
 
 from __future__ import annotations
@@ -133,10 +133,13 @@ def against_scipy(count: int, most: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--latents", default="4096,8192,16384,32768,65536,131072")
+    parser.add_argument("--quick", action="store_true", help="the smallest width, nothing written")
+    parser.add_argument("--latents", default="", help="widths, separated by commas, instead of 4,096 … 131,072")
     parser.add_argument("--d", type=int, default=768)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into benchmarks/README.md whatever was chosen"
+    )
     parser.add_argument("--exact", type=int, default=0, metavar="COUNT", help="instances to compare with scipy instead")
     parser.add_argument("--most", type=int, default=4096, help="rows of the largest of these")
     parser.add_argument("--one", type=int, default=0, help=argparse.SUPPRESS)
@@ -149,13 +152,14 @@ def main() -> int:
         print(json.dumps(measure(options.one, options.d, options.device)))
         return 0
     results = []
-    for n in map(int, options.latents.split(",")):
+    usual = "4096" if options.quick else "4096,8192,16384,32768,65536,131072"
+    for n in map(int, (options.latents or usual).split(",")):
         command = [sys.executable, __file__, "--one", str(n), "--d", str(options.d), "--device", options.device]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         results.append(json.loads(done.stdout.splitlines()[-1]))
         print(results[-1], flush=True)
     print(table(results))
-    if options.write:
+    if options.write or not (options.quick or options.latents):
         (HERE / "match.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         page = HERE / "README.md"
         text = page.read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,7 @@ def write_readme(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few steps of one model, nothing written")
     parser.add_argument("--models", nargs="+", default=list(models()), choices=list(models()))
     parser.add_argument("--arch", nargs="+", default=PEERS["dictionary-learning"])
     parser.add_argument("--latents", type=int, default=1024)
@@ -204,8 +206,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/quality")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.models, arguments.arch, arguments.steps, arguments.tokens = ["stories260K"], ["topk"], 20, 20_000
+        arguments.out = tempfile.mkdtemp()
     rows = [row for name in arguments.models for row in compare(name, models()[name], arguments)]
-    settings = {key: value for key, value in vars(arguments).items() if key != "out"}
+    if arguments.quick:
+        print(table(rows))
+        return
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("out", "quick")}
     (HERE / "quality.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
     command = (
         f"`python benchmarks/quality.py --latents {arguments.latents} --batch {arguments.batch} "
