@@ -175,7 +175,7 @@ def _runs(tensors: list[Tensor], worth: bool) -> bool:
 def _runs_on_gpu(*tensors: Tensor) -> bool:
     """Whether the Triton kernels take these tensors: float32 on a CUDA device, and the switch asks for them.
 
-    They have only been run by Triton's interpreter so far: `auto` stays with plain torch on a GPU.
+    Triton's interpreter has run them and its compiler has compiled them, no GPU yet: `auto` stays with plain torch.
     """
     possible = all(t.is_cuda and t.dtype == torch.float32 for t in tensors)
     return possible and switch.mode() == "fast" and switch.triton_here()

@@ -34,8 +34,8 @@ def mode() -> str:
 def use(mode: str) -> str:
     """Choose the kernels of this process: ``auto``, ``plain`` or ``fast``. Returns the mode that was in force before.
 
-    On a CUDA device ``fast`` means Triton kernels for encode, decode and the gradient of the weights; ``auto`` means
-    plain torch.
+    On a CUDA device ``fast`` means Triton kernels for encode, decode and the training step; ``auto`` means plain torch,
+    because no GPU has run these kernels yet.
 
     Both kinds return the same codes; see `saekit.kernels.topk_encode`.
 
