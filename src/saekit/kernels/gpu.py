@@ -59,13 +59,15 @@ def _panel(d: int, largest: int) -> int:
 @contextlib.contextmanager
 def _full_sums() -> Iterator[None]:
     """Products inside add up in fp32 to the end: torch's default lets partial sums be rounded to bf16."""
-    settings = torch.backends.cuda.matmul
-    before = settings.allow_bf16_reduced_precision_reduction
-    settings.allow_bf16_reduced_precision_reduction = False
+    settings, name = torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"
+    before: Any = getattr(settings, name)
+    with contextlib.suppress(AttributeError):  # torch has had two numbers there since 2.11
+        before = before, getattr(settings, f"{name}_split_k")
+    setattr(settings, name, False)
     try:
         yield
     finally:
-        settings.allow_bf16_reduced_precision_reduction = before
+        setattr(settings, name, before)
 
 
 # ---------------------------------------------------------------- encode
