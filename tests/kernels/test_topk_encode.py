@@ -101,7 +101,7 @@ def test_the_bound_holds(shape: tuple[int, int, int], seed: int, kind: str, scal
     x = x * scale
     rows, latents = cpu._round(x, "x"), cpu._round(W, "W")
     bias_reach = cpu._with_bias(latents, b)
-    product = (rows.bf16 @ latents.bf16.T).double()
+    product = (rows.matrix() @ latents.matrix().T).double()
     exact = x.double() @ W.double().T + b.double()
     row_reach = cpu.row_reach(rows, latents, d)
     reach = torch.from_numpy(np.outer(row_reach, latents.norm) + bias_reach).double()
@@ -116,7 +116,7 @@ def test_the_bias_costs_the_product_16_of_its_24_bits(seed: int, scale: float) -
     b = scale * torch.randn(500, generator=torch.Generator().manual_seed(seed))
     latents = cpu._round(torch.zeros(500, 1), "W")
     reach = torch.from_numpy(cpu._with_bias(latents, b)).double()
-    parts = latents.bf16[:, 1:].double().sum(1)
+    parts = latents.matrix()[:, 1:].double().sum(1)
     assert ((parts - b.double()).abs() <= reach).all()
     assert (reach <= b.double().abs() * 2.0**-14 + 1e-30).all()
 

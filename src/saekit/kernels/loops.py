@@ -17,6 +17,9 @@ from numba.extending import intrinsic
 # Sums may be re-associated and multiply-adds fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
 
+LOWEST = np.int16(-32768)
+"""Key of a lane without latents: below all others."""
+
 WAITING = 128
 """Latents that are found before they are multiplied: products in a row overlap their waits for memory."""
 
@@ -126,14 +129,37 @@ def _key_below(bar: Any) -> Any:
 
 
 @njit(inline="always")
-def _lane_maxima(P: Any, r: Any, n: Any, lanes: Any, best: Any) -> None:
-    """Key of the largest bf16 in every lane (latents i, i + lanes, i + 2 lanes, ...) of a row."""
-    for i in range(lanes):
-        best[i] = _ordered(P[r, i])  # type: ignore[call-arg]
-    for base in range(np.uint64(lanes), np.uint64(n), np.uint64(lanes)):
-        for i in range(min(np.uint64(lanes), np.uint64(n) - base)):
-            key: Any = _ordered(P[r, base + i])  # type: ignore[call-arg]
-            best[i] = key if key > best[i] else best[i]
+def _lane_maxima(P: Any, r: Any, n: Any, share: Any, known: Any, best: Any) -> Any:
+    """Key of the largest bf16 in every lane of a row but the first `known`; returns how many lanes there are.
+
+    The latents of a lane are 32 apart, `share` of them; 32 lanes side by side share a stretch of ``32 * share``
+    latents. Lanes at the end may have fewer, or none, which gives them the key `LOWEST`.
+    """
+    stretch = 32 * share
+    lanes = (n + stretch - 1) // stretch * 32
+    for lane in range(known, lanes, 32):
+        first = np.uint64(lane * share)
+        for i in range(np.uint64(lane), np.uint64(lane + 32)):
+            best[i] = LOWEST
+        for t in range(share):
+            base = first + np.uint64(32 * t)
+            if base + np.uint64(32) <= np.uint64(n):
+                for i in range(np.uint64(32)):
+                    key: Any = _ordered(P[r, base + i])  # type: ignore[call-arg]
+                    at = np.uint64(lane) + i
+                    best[at] = key if key > best[at] else best[at]
+            elif base < np.uint64(n):
+                for i in range(np.uint64(n) - base):
+                    key = _ordered(P[r, base + i])  # type: ignore[call-arg]
+                    at = np.uint64(lane) + i
+                    best[at] = key if key > best[at] else best[at]
+    return lanes
+
+
+@njit(inline="always")
+def _first_of(lane: Any, share: Any) -> Any:
+    """The first latent of a lane; the others follow 32 apart."""
+    return (lane >> 5) * (32 * share) + (lane & 31)
 
 
 @njit(inline="always")
@@ -263,7 +289,8 @@ def _insert_all(
 @_compiled
 def choose(
     start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
-    most_reach: Any, most_bias_reach: Any, k: int, lanes: int, exact: bool, values: Any, indices: Any,
+    most_reach: Any, most_bias_reach: Any, k: int, maxima: Any, share: int, known: int, exact: bool, values: Any,
+    indices: Any,
 ) -> None:  # fmt: skip
     """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
@@ -272,12 +299,13 @@ def choose(
     in fp32. A latent whose upper bound is below all of these is not among the k largest; all others are multiplied
     again too. The k best are returned, largest first.
 
-    Rows must be finite. `lanes` is at least k; `most_reach` and `most_bias_reach` are the largest ``latent_reach`` and
-    ``bias_reach``.
+    Rows must be finite. There are at least k lanes of `share` latents each; ``maxima[r]`` has the keys of the first
+    `known` and room for all (see `_lane_maxima`). `most_reach` and `most_bias_reach` are the largest ``latent_reach``
+    and ``bias_reach``.
     """
-    n = P.shape[1]
+    n = len(bias)
+    lanes = maxima.shape[1]
     room = 4 * k + 64  # more than that are close to each other: then one by one, in a list that is kept in order
-    best = np.empty(lanes, np.int16)
     sure = np.zeros(room + 16, np.int32)
     sure_scores = np.empty(room + 16, np.float32)
     maybe = np.empty(room + 4, np.int32)
@@ -291,7 +319,8 @@ def choose(
     zero = np.float32(0.0)
     for at in range(start, stop):
         r = np.uint64(at)
-        _lane_maxima(P, r, n, lanes, best)
+        best = maxima[r]
+        lanes = _lane_maxima(P, r, n, share, known, best)
         # --- a level that at least k lanes reach: bisection over the keys
         level_key = best[0]
         top_key = best[0]
@@ -327,11 +356,12 @@ def choose(
             n_open += int(best[i] >= bar_key)
         n_near = 0
         for c in range(n_open):
-            j = opened[c]
-            while j < n:
-                near[n_near] = j
-                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)
-                j += lanes
+            j = _first_of(opened[c], share)
+            for _ in range(share):
+                if j < n:
+                    near[n_near] = j
+                    n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)
+                j += 32
         n_sure = 0
         n_maybe = 0
         if n_near <= room:
@@ -377,7 +407,8 @@ def choose(
         for lower in range(2 if exact else 1):
             for i in range(lanes):
                 if best[i] >= (bar_key if lower else level_key):
-                    for j in range(i, n, lanes):
+                    first = _first_of(i, share)
+                    for j in range(first, min(n, first + 32 * share), 32):
                         a = _widen(P[r, j])
                         wanted = a >= level
                         if lower:
@@ -399,17 +430,18 @@ def choose(
 @_compiled
 def choose_above(
     start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
-    most_reach: Any, most_bias_reach: Any, threshold: Any, lanes: int, values: Any, indices: Any, counts: Any,
+    most_reach: Any, most_bias_reach: Any, threshold: Any, maxima: Any, share: int, known: int, values: Any,
+    indices: Any, counts: Any,
 ) -> None:  # fmt: skip
     """All latents of a row with ``x[r] . W[j] + bias[j] > threshold[j]``, from a bf16 product that narrows them down.
 
     P is how far they are above their threshold, in bf16. Row r writes its latents, lane by lane, into row r of `values`
     and `indices`, and their number into ``counts[r]``; the number is -1 when there are more than these have room for.
-    The bound is that of `choose`.
+    The bound is that of `choose`, and so are the lanes.
     """
-    n = P.shape[1]
+    n = len(bias)
     room = values.shape[1]
-    best = np.empty(lanes, np.int16)
+    lanes = maxima.shape[1]
     opened = np.empty(lanes + 1, np.int32)
     near = np.empty(n + 1, np.int32)
     waiting = np.empty(n + 4, np.int32)
@@ -418,7 +450,8 @@ def choose_above(
     for at in range(start, stop):
         r = np.uint64(at)
         reach = row_reach[r]
-        _lane_maxima(P, r, n, lanes, best)
+        best = maxima[r]
+        lanes = _lane_maxima(P, r, n, share, known, best)
         bar_key = _key_below(_below(np.float32(-1.0001) * (reach * most_reach + most_bias_reach)))
         n_open = 0
         for i in range(lanes):
@@ -426,11 +459,12 @@ def choose_above(
             n_open += int(best[i] >= bar_key)
         n_near = 0
         for c in range(n_open):
-            j = opened[c]
-            while j < n:
-                near[n_near] = j
-                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
-                j += lanes
+            j = _first_of(opened[c], share)
+            for _ in range(share):
+                if j < n:
+                    near[n_near] = j
+                    n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
+                j += 32
         count = 0
         for c in range(n_near):
             j = near[c]
