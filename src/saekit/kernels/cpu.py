@@ -135,9 +135,9 @@ def _by_blocks(
     blocks = -(-n // block)
     threads = min(thread_count(), blocks)
     packed = latents.bf16.ndim == 4
-    room, width, lanes = block, n_latents, -(-n_latents // (32 * share)) * 32
+    room, width, lanes = block, n_latents, -(-n_latents // loops.PANEL) * (loops.PANEL // share) + 32
     if packed:  # whole tiles; rows that start in different sets of the caches
-        room, width, lanes = -(-block // product.ROWS) * product.ROWS, 64 * len(latents.bf16) + 32, lanes + 32
+        room, width = -(-block // product.ROWS) * product.ROWS, loops.PANEL * len(latents.bf16) + 32
     products = buffer("product", (threads, room, width), torch.bfloat16)
     maxima = buffer("maxima", (threads, room, lanes), torch.int16)
     ticket = itertools.count()
@@ -150,8 +150,8 @@ def _by_blocks(
                 known = 0
                 if packed:
                     pairs, panels = rows.bf16.view(torch.int32).numpy(), latents.bf16.view(torch.int32)[..., 0].numpy()
-                    product.multiply(stop - start, pairs[start:], panels, max(1, share // 2), bits, best)
-                    known = n_latents // (32 * share) * 32 if share > 1 else 0
+                    product.multiply(stop - start, pairs[start:], panels, bits, best)
+                    known = n_latents // loops.PANEL * (loops.PANEL // share) if share == product.SHARE else 0
                 else:
                     torch.mm(rows.bf16[start:stop], latents.bf16.T, out=P[: stop - start])
                 work(start, stop, bits, best, known)
@@ -223,10 +223,10 @@ def _round(x: Tensor, name: str, offset: Tensor | None = None, packed: bool = Fa
     norm, residual, dot = (buffer(f"{name} {part}", (n,)).numpy() for part in ("norm", "residual", "dot"))
     along = np.zeros(d, np.float32) if offset is None else offset.numpy()
     if packed:
-        shape = -(-n // product.PANEL), width // 2, product.PANEL, 2
+        shape = -(-n // loops.PANEL), width // 2, loops.PANEL, 2
         bf16 = buffer(f"{name} bf16", shape, torch.bfloat16)
         words = bf16.view(torch.int32)[..., 0].numpy()
-        cost = 8 * product.PANEL * d
+        cost = 8 * loops.PANEL * d
         _spread(product.round_panels, len(words), cost, x.numpy(), along, words, norm, residual, dot)
     else:
         bf16 = buffer(f"{name} bf16", (n + product.ROWS, width), torch.bfloat16)[:n]
@@ -241,12 +241,12 @@ def _with_bias(latents: _Rounded, bias: Tensor, size: Tensor | None = None) -> n
     `size` bounds the numbers that the bias is a sum of; None: it is no sum.
     """
     n, width = len(bias), latents.bf16.shape[1] * (2 if latents.bf16.ndim == 4 else 1)
-    parts = torch.zeros((-(-n // product.PANEL) * product.PANEL, 2), dtype=torch.bfloat16)
+    parts = torch.zeros((-(-n // loops.PANEL) * loops.PANEL, 2), dtype=torch.bfloat16)
     parts[:n, 0] = bias
     rest = bias - parts[:n, 0].float()
     parts[:n, 1] = rest
     if latents.bf16.ndim == 4:
-        latents.bf16[:, -1] = parts.view(-1, product.PANEL, 2)
+        latents.bf16[:, -1] = parts.view(-1, loops.PANEL, 2)
     else:
         latents.bf16[:, -2:] = parts[:n]
     lost = (rest - parts[:n, 1].float()).abs_() + 2.0**-120
@@ -525,7 +525,7 @@ def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor) -> Encoder:
 def prefix(encoder: Encoder, size: int) -> Encoder:
     """The encoder of the first `size` latents."""
     r = encoder.rounded
-    rows = size if r.bf16.ndim == 2 else -(-size // product.PANEL)
+    rows = size if r.bf16.ndim == 2 else -(-size // loops.PANEL)
     cut = _Rounded(r.bf16[:rows], r.norm[:size], r.residual[:size], r.dot[:size])
     return Encoder(encoder.W[:size], encoder.bias[:size], cut)
 

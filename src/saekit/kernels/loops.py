@@ -20,6 +20,9 @@ FAST = {"reassoc", "contract", "nsz"}
 LOWEST = np.int16(-32768)
 """Key of a lane without latents: below all others."""
 
+PANEL = 64
+"""Latents that share lanes, see `_lane_maxima`; and those of one tile of `saekit.kernels.product`."""
+
 WAITING = 128
 """Latents that are found before they are multiplied: products in a row overlap their waits for memory."""
 
@@ -128,38 +131,47 @@ def _key_below(bar: Any) -> Any:
     return _ordered(np.int16(_bits_of_float(bar) >> 16))  # type: ignore[call-arg]
 
 
+@intrinsic
+def _prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
+    """Ask for the cache line that ``W[row, column]`` is in; `W` is contiguous."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        width = builder.extract_value(array.shape, 1)
+        place = builder.gep(array.data, [builder.add(builder.mul(args[1], width), args[2])])
+        byte = ir.IntType(8).as_pointer()
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(function, [builder.bitcast(place, byte), *(ir.Constant(number, v) for v in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(W, types.int64, types.int64), build
+
+
 @njit(inline="always")
 def _lane_maxima(P: Any, r: Any, n: Any, share: Any, known: Any, best: Any) -> Any:
     """Key of the largest bf16 in every lane of a row but the first `known`; returns how many lanes there are.
 
-    The latents of a lane are 32 apart, `share` of them; 32 lanes side by side share a stretch of ``32 * share``
-    latents. Lanes at the end may have fewer, or none, which gives them the key `LOWEST`.
+    `PANEL` latents side by side make ``PANEL / share`` lanes: a lane has every so many-th of them, `share` in all. So
+    the latents of one lane are in two cache lines. Lanes at the end may have fewer, or none: their key is `LOWEST`.
     """
-    stretch = 32 * share
-    lanes = (n + stretch - 1) // stretch * 32
-    for lane in range(known, lanes, 32):
-        first = np.uint64(lane * share)
-        for i in range(np.uint64(lane), np.uint64(lane + 32)):
-            best[i] = LOWEST
-        for t in range(share):
-            base = first + np.uint64(32 * t)
-            if base + np.uint64(32) <= np.uint64(n):
-                for i in range(np.uint64(32)):
-                    key: Any = _ordered(P[r, base + i])  # type: ignore[call-arg]
-                    at = np.uint64(lane) + i
-                    best[at] = key if key > best[at] else best[at]
-            elif base < np.uint64(n):
-                for i in range(np.uint64(n) - base):
-                    key = _ordered(P[r, base + i])  # type: ignore[call-arg]
-                    at = np.uint64(lane) + i
-                    best[at] = key if key > best[at] else best[at]
+    apart = np.uint64(PANEL // share)
+    panels = (n + PANEL - 1) // PANEL
+    for s in range(known // (PANEL // share), panels):
+        base = np.uint64(s * PANEL)
+        lane = np.uint64(s) * apart
+        for i in range(apart):
+            best[lane + i] = LOWEST
+        for t in range(base, min(base + np.uint64(PANEL), np.uint64(n)), apart):
+            for i in range(min(apart, np.uint64(n) - t)):
+                key: Any = _ordered(P[r, t + i])  # type: ignore[call-arg]
+                best[lane + i] = key if key > best[lane + i] else best[lane + i]
+    lanes = panels * (PANEL // share)
+    while lanes % 32:  # whole vectors
+        best[lanes] = LOWEST
+        lanes += 1
     return lanes
-
-
-@njit(inline="always")
-def _first_of(lane: Any, share: Any) -> Any:
-    """The first latent of a lane; the others follow 32 apart."""
-    return (lane >> 5) * (32 * share) + (lane & 31)
 
 
 @njit(inline="always")
@@ -178,24 +190,6 @@ def _insert(score: Any, j: Any, scores: Any, latents: Any, held: Any) -> Any:
     scores[place] = score
     latents[place] = j
     return held + 1
-
-
-@intrinsic
-def _prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
-    """Ask for the cache line that ``W[row, column]`` is in; `W` is contiguous."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        width = builder.extract_value(array.shape, 1)
-        place = builder.gep(array.data, [builder.add(builder.mul(args[1], width), args[2])])
-        byte = ir.IntType(8).as_pointer()
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        builder.call(function, [builder.bitcast(place, byte), *(ir.Constant(number, v) for v in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(W, types.int64, types.int64), build
 
 
 @_compiled
@@ -286,6 +280,92 @@ def _insert_all(
     return held
 
 
+@intrinsic
+def _reaching(typingctx: Any, keys: Any, at: Any, bar: Any) -> Any:
+    """Which of the 32 keys from `at` are not below `bar`, as bits; as vector code, which the compiler does not find."""
+    shorts = ir.VectorType(ir.IntType(16), 32)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), shorts.as_pointer())
+        undefined = ir.Constant(shorts, ir.Undefined)
+        one = builder.insert_element(undefined, args[2], ir.Constant(ir.IntType(32), 0))
+        bars = builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), 32), [0] * 32))
+        bits = builder.icmp_signed(">=", builder.load(place, align=2), bars)
+        return builder.zext(builder.bitcast(bits, ir.IntType(32)), ir.IntType(64))
+
+    return types.int64(keys, types.int64, types.int16), build
+
+
+@intrinsic
+def _ones(typingctx: Any, bits: Any) -> Any:
+    """How many bits are set."""
+    return types.int64(types.int64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+@intrinsic
+def _first_one(typingctx: Any, bits: Any) -> Any:
+    """Place of the lowest bit that is set; some bit is."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), build
+
+
+@njit(inline="always")
+def _near(
+    P: Any, r: Any, n: Any, share: Any, best: Any, lanes: Any, bar_key: Any, opened: Any, near: Any
+) -> Any:  # fmt: skip
+    """The latents of a row whose key is not below `bar_key`; returns how many there are."""
+    apart = PANEL // share
+    n_open = 0
+    for lane in range(0, lanes, 32):
+        bits = _reaching(best, lane, bar_key)  # type: ignore[call-arg]
+        while bits:
+            i = lane + _first_one(bits)  # type: ignore[call-arg]
+            bits &= bits - 1
+            first = i // apart * PANEL
+            _prefetch(P, r, first)  # type: ignore[call-arg]
+            _prefetch(P, r, first + PANEL // 2)  # type: ignore[call-arg]
+            opened[n_open] = first + i % apart
+            n_open += 1
+    n_near = 0
+    for c in range(n_open):
+        j = opened[c]
+        for _ in range(share):
+            # Stored whatever it is and kept by moving on: which latents qualify cannot be predicted.
+            if j < n:
+                near[n_near] = j
+                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
+            j += apart
+    return n_near
+
+
+@njit(inline="always")
+def _level(best: Any, lanes: Any, k: Any) -> Any:
+    """A key that at least k lanes reach, and few more where possible: bisection."""
+    lowest = best[0]
+    highest = best[0]
+    for i in range(lanes):
+        lowest = best[i] if best[i] < lowest else lowest
+        highest = best[i] if best[i] > highest else highest
+    low = np.int64(lowest)
+    high = np.int64(highest) + 1
+    while high - low > 1:
+        middle = np.int16((low + high) >> 1)
+        count = 0
+        for lane in range(0, lanes, 32):
+            count += _ones(_reaching(best, lane, middle))  # type: ignore[call-arg]
+        if count >= k:
+            low = np.int64(middle)
+            if count <= k + k // 8:
+                break
+        else:
+            high = np.int64(middle)
+    return np.int16(low)
+
+
 @_compiled
 def choose(
     start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
@@ -304,13 +384,12 @@ def choose(
     and ``bias_reach``.
     """
     n = len(bias)
-    lanes = maxima.shape[1]
     room = 4 * k + 64  # more than that are close to each other: then one by one, in a list that is kept in order
     sure = np.zeros(room + 16, np.int32)
     sure_scores = np.empty(room + 16, np.float32)
     maybe = np.empty(room + 4, np.int32)
     maybe_upper = np.empty(room + 4, np.float32)
-    opened = np.empty(lanes + 1, np.int32)
+    opened = np.empty(maxima.shape[1], np.int32)
     near = np.empty(n + 1, np.int32)
     scores = np.empty(k, np.float32)
     latents = np.empty(k, np.int64)
@@ -321,26 +400,7 @@ def choose(
         r = np.uint64(at)
         best = maxima[r]
         lanes = _lane_maxima(P, r, n, share, known, best)
-        # --- a level that at least k lanes reach: bisection over the keys
-        level_key = best[0]
-        top_key = best[0]
-        for i in range(lanes):
-            level_key = best[i] if best[i] < level_key else level_key
-            top_key = best[i] if best[i] > top_key else top_key
-        low = np.int64(level_key)
-        high = np.int64(top_key) + 1
-        while high - low > 1:
-            middle = np.int16((low + high) >> 1)
-            count = zero
-            for i in range(lanes):
-                count += np.float32(1.0) if best[i] >= middle else zero
-            if count >= k:
-                low = np.int64(middle)
-                if count <= k + k // 8:
-                    break
-            else:
-                high = np.int64(middle)
-        level_key = np.int16(low)
+        level_key = _level(best, lanes, k)
         level = _widen(_ordered(level_key))  # type: ignore[call-arg]
         reach = row_reach[r]
         widest = np.float32(1.0001) * (reach * most_reach + most_bias_reach)
@@ -349,19 +409,7 @@ def choose(
         bar = _below(level - ROUNDING * abs(level) - widest - widest)
         bar = max(bar, min(level, _below(-widest)))
         bar_key = min(_key_below(bar), level_key) if exact else level_key
-        # Stored whatever they are and kept by moving on: which lanes and latents qualify cannot be predicted.
-        n_open = 0
-        for i in range(lanes):
-            opened[n_open] = i
-            n_open += int(best[i] >= bar_key)
-        n_near = 0
-        for c in range(n_open):
-            j = _first_of(opened[c], share)
-            for _ in range(share):
-                if j < n:
-                    near[n_near] = j
-                    n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)
-                j += 32
+        n_near = _near(P, r, n, share, best, lanes, bar_key, opened, near)
         n_sure = 0
         n_maybe = 0
         if n_near <= room:
@@ -407,8 +455,9 @@ def choose(
         for lower in range(2 if exact else 1):
             for i in range(lanes):
                 if best[i] >= (bar_key if lower else level_key):
-                    first = _first_of(i, share)
-                    for j in range(first, min(n, first + 32 * share), 32):
+                    apart = PANEL // share
+                    first = i // apart * PANEL + i % apart
+                    for j in range(first, min(n, first + PANEL), apart):
                         a = _widen(P[r, j])
                         wanted = a >= level
                         if lower:
@@ -441,8 +490,7 @@ def choose_above(
     """
     n = len(bias)
     room = values.shape[1]
-    lanes = maxima.shape[1]
-    opened = np.empty(lanes + 1, np.int32)
+    opened = np.empty(maxima.shape[1], np.int32)
     near = np.empty(n + 1, np.int32)
     waiting = np.empty(n + 4, np.int32)
     found = np.empty(room + 4, np.float32)
@@ -453,18 +501,7 @@ def choose_above(
         best = maxima[r]
         lanes = _lane_maxima(P, r, n, share, known, best)
         bar_key = _key_below(_below(np.float32(-1.0001) * (reach * most_reach + most_bias_reach)))
-        n_open = 0
-        for i in range(lanes):
-            opened[n_open] = i
-            n_open += int(best[i] >= bar_key)
-        n_near = 0
-        for c in range(n_open):
-            j = _first_of(opened[c], share)
-            for _ in range(share):
-                if j < n:
-                    near[n_near] = j
-                    n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
-                j += 32
+        n_near = _near(P, r, n, share, best, lanes, bar_key, opened, near)
         count = 0
         for c in range(n_near):
             j = near[c]

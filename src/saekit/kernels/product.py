@@ -17,13 +17,13 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from .loops import LOWEST, _compiled, round_rows
+from .loops import PANEL, _compiled, round_rows
 
 ROWS = 6
 """Rows of a tile: with 4 vectors of latents that makes 24 sums in registers, which leaves 5 for the factors."""
 
-PANEL = 64
-"""Latents of a tile: 4 vectors of 16."""
+SHARE = 8
+"""Latents of the lanes that `multiply` finds the maxima of."""
 
 
 @functools.cache
@@ -40,8 +40,8 @@ def _tile(
     """``P[P_at + r * width + j] = sum over p of x[x_at + r * pairs + p] . panels[panel_at + p * PANEL + j]``.
 
     For all r below `ROWS` and j below `PANEL`. An entry of `x` or `panels` is a pair of bf16 and their product the sum
-    of two. All positions count entries of the arrays, which are contiguous. Where the larger of the results j and
-    j + 32 is above ``best[best_at + r * lanes + j]`` it goes there, as a key (`saekit.kernels.loops._ordered`).
+    of two. All positions count entries of the arrays, which are contiguous. The largest of the results j, j + 8, ...
+    goes into ``best[best_at + r * lanes + j]``, as a key (`saekit.kernels.loops._ordered`).
     """
     vectors = PANEL // 16
     word, long, short = ir.IntType(32), ir.IntType(64), ir.IntType(16)
@@ -62,6 +62,9 @@ def _tile(
             undefined = ir.Constant(words, ir.Undefined)
             one = builder.insert_element(undefined, value, ir.Constant(word, 0))
             return builder.shuffle_vector(one, undefined, ir.Constant(words, [0] * 16))
+
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.icmp_signed(">", a, b), a, b)
 
         def function(name: str, result: Any, *arguments: Any) -> Any:
             return builder.module.declare_intrinsic(name, (), ir.FunctionType(result, arguments))
@@ -96,11 +99,12 @@ def _tile(
                 builder.store(bits, place(P, P_at, r, width, 32 * half, shorts), align=2)
                 sign = builder.ashr(bits, ir.Constant(shorts, [15] * 32))
                 keys.append(builder.xor(bits, builder.and_(sign, ir.Constant(shorts, [0x7FFF] * 32))))
-            lane = place(best, best_at, r, lanes, 0, shorts)
-            largest = builder.load(lane, align=2)
-            for key in keys:
-                largest = builder.select(builder.icmp_signed(">", key, largest), key, largest)
-            builder.store(largest, lane, align=2)
+            largest, size = larger(*keys), PANEL // 2
+            while size > PANEL // SHARE:
+                size //= 2
+                parts = [ir.Constant(ir.VectorType(word, size), list(range(i, i + size))) for i in (0, size)]
+                largest = larger(*(builder.shuffle_vector(largest, largest, part) for part in parts))
+            builder.store(largest, place(best, best_at, r, lanes, 0, largest.type), align=2)
         return context.get_dummy_value()
 
     whole = (types.int64,) * 11
@@ -134,23 +138,19 @@ def round_panels(
 
 
 @_compiled
-def multiply(rows: int, x: Any, panels: Any, share: int, P: Any, best: Any) -> None:
+def multiply(rows: int, x: Any, panels: Any, P: Any, best: Any) -> None:
     """``P = x @ W.T`` for the first `rows` rows of `x`, and the largest of every lane.
 
-    `x` ``[at least rows, rounded up to tiles, pairs]`` and `panels` ``[panels, pairs, PANEL]`` hold pairs of bf16;
-    ``P [rounded up, width]`` gets bf16. Lane ``32 s + i`` of ``best [rounded up, 32 * panels / share]`` is that of the
-    latents ``i, i + 32, ...`` of the panels ``share * s .. share * (s + 1)``.
+    `x` ``[at least rows, rounded up to tiles, pairs]`` and `panels` ``[panels, pairs, PANEL]`` hold pairs of bf16; ``P
+    [rounded up, width]`` gets bf16, ``best [rounded up, at least lanes]`` the keys of lanes of `SHARE` latents (see
+    `saekit.kernels.loops._lane_maxima`).
     """
     pairs = x.shape[1]
     width = P.shape[1]
     lanes = best.shape[1]
-    for r in range(0, rows, ROWS):
-        for q in range(r, r + ROWS):
-            for i in range(lanes):
-                best[q, i] = LOWEST
     for s in range(len(panels)):
         for r in range(0, rows, ROWS):
             _tile(
                 x, r * pairs, panels, s * pairs * PANEL, pairs, P, r * width + s * PANEL, width, best,
-                r * lanes + s // share * 32, lanes,
+                r * lanes + s * (PANEL // SHARE), lanes,
             )  # fmt: skip
