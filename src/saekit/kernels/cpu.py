@@ -43,8 +43,11 @@ BLOCK_BYTES = 8 * 2**20
 CHUNK = 64
 """Rows or latents that are summed together first. Fixed, so that sums do not depend on the number of threads."""
 
-PANEL_BYTES = 24 * 2**20
+PANEL_BYTES = 12 * 2**20
 """Columns of the rows and of their gradients that are read over and over, latent by latent. Unit: bytes."""
+
+PAST_BYTES = 32 * 2**20
+"""Results above this size are written past the caches: nothing of them would be left there. Unit: bytes."""
 
 PIECE = 4_000_000
 """Least work that is worth handing to another thread: about 0.2 ms of one core. Unit: multiply-adds."""
@@ -626,16 +629,27 @@ def gradients(
     of_bias, of_offset = np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy()
     along, squares = np.zeros(n_latents, np.float32), np.zeros(n_latents)
     stretch = np.zeros(n_latents, np.float32) if stretch is None else stretch
-    panels = max(1, round(4 * (n + len(gradient)) * d / PANEL_BYTES))
-    edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]
-    for left, right in itertools.pairwise(edges):
+    past = d % 16 == 0 and of_dec.nbytes > PAST_BYTES  # such buffers begin on a page
+    cost = 4 * count * d / n_latents
+    for left, right in _panels(len(gradient), d):
         _spread(
-            loops.gradient_of_latents, chunks, 8 * count * d / chunks / panels,
-            CHUNK, left, right, offsets, rows, sources, code, slope, gradient.numpy(), x.numpy(), offset.numpy(),
-            W_enc.numpy(), W_dec.numpy(), slot, *(t.numpy() for t in more), stretch,
-            of_dec, of_enc, of_bias, of_offset, along, squares,
+            loops.gradient_of_decoder, n_latents, cost, left, right, offsets, sources, code, gradient.numpy(),
+            W_dec.numpy(), slot, more[0].numpy(), stretch, past, of_dec, along, squares,
+        )  # fmt: skip
+    for left, right in _panels(n, d):
+        _spread(
+            loops.gradient_of_encoder, chunks, CHUNK * cost, CHUNK, left, right, offsets, rows, slope, x.numpy(),
+            offset.numpy(), W_enc.numpy(), slot, more[1].numpy(), more[2].numpy(), past, of_enc, of_bias, of_offset,
+            squares,
         )  # fmt: skip
     return Gradients(of_enc, of_dec, of_bias, along, squares, -of_offset.sum(0), np.diff(offsets))
+
+
+def _panels(n: int, d: int) -> list[tuple[int, int]]:
+    """Columns of ``[n, d]`` in panels that stay in the last cache."""
+    panels = max(1, round(4 * n * d / PANEL_BYTES))
+    edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]
+    return list(itertools.pairwise(edges))
 
 
 def descend(

@@ -684,89 +684,140 @@ def sort_by_latent(
                 slope[at] = products[c]
 
 
-@_compiled
-def gradient_of_latents(
-    start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, sources: Any, code: Any,
-    slope: Any, gradient: Any, x: Any, offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any,
-    more_bias: Any, stretch: Any, of_dec: Any, of_enc: Any, of_bias: Any, of_offset: Any, along: Any, squares: Any,
-) -> None:  # fmt: skip
-    """Columns ``left .. right`` of the gradients of the latents' weights, and what is needed of their length.
+@intrinsic
+def _store_past(typingctx: Any, row: Any, at: Any, array: Any, place: Any) -> Any:
+    """``array[place : place + 16] = row[at : at + 16]`` past the caches; both are contiguous and aligned to 64 bytes."""
+    floats = ir.VectorType(ir.FloatType(), 16)
 
-    ``start .. stop`` counts chunks of `chunk` latents. Columns are done a panel at a time because then the rows that
-    latents have in common stay in a cache. A pair's code goes with row ``sources[pair]`` of `gradient`, its slope with
-    row ``rows[pair]`` of `x`. Writes ``of_dec[j]`` (before projection; ``stretch[j] * W_dec[j]`` is added,
-    a penalty's part) and ``of_enc[j]``, ``of_bias[j]``, and ``of_offset[chunk]``, the sum over the chunk of
-    ``of_bias[j] * W_enc[j]``. Adds up over the panels: ``along[j] = of_dec[j] . W_dec[j]`` and ``squares[j] =
-    |of_dec[j]|^2 + |of_enc[j]|^2``.
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def pointer(which: int) -> Any:
+            base = context.make_array(signature.args[which])(context, builder, args[which]).data
+            return builder.bitcast(builder.gep(base, [args[which + 1]]), floats.as_pointer())
+
+        store = builder.store(builder.load(pointer(0), align=4), pointer(2), align=64)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(row, types.int64, array, types.int64), build
+
+
+@njit(inline="always")
+def _sum_rows(at: Any, last: Any, sources: Any, weight: Any, rows: Any, left: Any, right: Any, out: Any) -> Any:
+    """``out += sum of weight[c] * rows[sources[c]]`` in columns ``left .. right``, four at a time; the sum of weights."""
+    a = np.uint64(left)
+    z = np.uint64(right)
+    total = np.float32(0.0)
+    while at + 4 <= last:
+        for c in range(at + 4, min(at + 8, len(sources))):  # maybe of the next latent
+            for i in range(left, right, 16):
+                _prefetch(rows, sources[c], i)  # type: ignore[call-arg]
+        r0 = np.uint64(sources[at])
+        r1 = np.uint64(sources[at + 1])
+        r2 = np.uint64(sources[at + 2])
+        r3 = np.uint64(sources[at + 3])
+        v0 = weight[at]
+        v1 = weight[at + 1]
+        v2 = weight[at + 2]
+        v3 = weight[at + 3]
+        total += (v0 + v1) + (v2 + v3)
+        for i in range(a, z):
+            out[i] += (v0 * rows[r0, i] + v1 * rows[r1, i]) + (v2 * rows[r2, i] + v3 * rows[r3, i])
+        at += 4
+    while at < last:
+        r0 = np.uint64(sources[at])
+        v0 = weight[at]
+        total += v0
+        for i in range(a, z):
+            out[i] += v0 * rows[r0, i]
+        at += 1
+    return total
+
+
+@_compiled
+def gradient_of_decoder(
+    start: int, stop: int, left: int, right: int, offsets: Any, sources: Any, code: Any, gradient: Any, W_dec: Any,
+    slot: Any, more_dec: Any, stretch: Any, past: bool, of_dec: Any, along: Any, squares: Any,
+) -> None:  # fmt: skip
+    """Columns ``left .. right`` of the gradient of decoder rows, and what is needed of its length.
+
+    ``of_dec[j] = sum over pairs of code * gradient[source] + stretch[j] * W_dec[j] + more_dec[slot[j]]``, before
+    projection. Adds up over panels of columns: ``along[j] = of_dec[j] . W_dec[j]`` and ``squares[j] = |of_dec[j]|^2``.
+    `past`: `of_dec` is larger than the caches, and so not read into them to be written.
+
+    Decoder and encoder are done one after the other because the rows that latents have in common then stay in a cache;
+    columns a panel at a time where they would not even so.
+    """
+    a = np.uint64(left)
+    z = np.uint64(right)
+    row = np.empty(W_dec.shape[1], np.float32)
+    for j in range(np.uint64(start), np.uint64(stop)):
+        for i in range(left, right, 16):
+            _prefetch(W_dec, j, i)  # type: ignore[call-arg]
+        out = row if past else of_dec[j]
+        for i in range(a, z):
+            out[i] = np.float32(0.0)
+        _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, code, gradient, left, right, out)
+        if slot[j] >= 0:
+            s = np.uint64(slot[j])
+            for i in range(a, z):
+                out[i] += more_dec[s, i]
+        more = stretch[j]
+        parallel = np.float32(0.0)
+        square = np.float32(0.0)
+        for i in range(a, z):
+            value = out[i] + more * W_dec[j, i]
+            parallel += value * W_dec[j, i]
+            square += value * value
+            out[i] = value
+        along[j] += parallel
+        squares[j] += square
+        if past:
+            for i in range(left, right, 16):
+                _store_past(row, i, of_dec, j * np.uint64(len(row)) + np.uint64(i))  # type: ignore[call-arg]
+
+
+@_compiled
+def gradient_of_encoder(
+    start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, slope: Any, x: Any, offset: Any,
+    W_enc: Any, slot: Any, more_enc: Any, more_bias: Any, past: bool, of_enc: Any, of_bias: Any, of_offset: Any,
+    squares: Any,
+) -> None:  # fmt: skip
+    """The same of encoder rows, ``start .. stop`` counting chunks of `chunk` latents.
+
+    ``of_bias[j] = sum over pairs of slope + more_bias[slot[j]]``, ``of_enc[j] = sum over pairs of slope * x[row] -
+    of_bias[j] * offset + more_enc[slot[j]]``, and ``of_offset[chunk]`` the sum over the chunk of ``of_bias[j] *
+    W_enc[j]``. ``squares[j] += |of_enc[j]|^2``.
     """
     n = W_enc.shape[0]
     a = np.uint64(left)
     z = np.uint64(right)
+    row = np.empty(W_enc.shape[1], np.float32)
     for part in range(start, stop):
         for i in range(a, z):
             of_offset[part, i] = np.float32(0.0)
         for j in range(np.uint64(part * chunk), np.uint64(min(n, (part + 1) * chunk))):
-            more = stretch[j]
+            for i in range(left, right, 16):
+                _prefetch(W_enc, j, i)  # type: ignore[call-arg]
+            out = row if past else of_enc[j]
             for i in range(a, z):
-                of_dec[j, i] = more * W_dec[j, i]
-                of_enc[j, i] = np.float32(0.0)
-            bias = np.float32(0.0)
-            at = offsets[j]
-            last = offsets[j + np.uint64(1)]
-            while at + 4 <= last:
-                for c in range(at + 4, min(at + 8, len(rows))):  # maybe of the next latent
-                    for i in range(left, right, 16):
-                        _prefetch(gradient, sources[c], i)  # type: ignore[call-arg]
-                        _prefetch(x, rows[c], i)
-                r0 = np.uint64(rows[at])
-                g0 = np.uint64(sources[at])
-                r1 = np.uint64(rows[at + 1])
-                g1 = np.uint64(sources[at + 1])
-                r2 = np.uint64(rows[at + 2])
-                g2 = np.uint64(sources[at + 2])
-                r3 = np.uint64(rows[at + 3])
-                g3 = np.uint64(sources[at + 3])
-                v0 = code[at]
-                v1 = code[at + 1]
-                v2 = code[at + 2]
-                v3 = code[at + 3]
-                s0 = slope[at]
-                s1 = slope[at + 1]
-                s2 = slope[at + 2]
-                s3 = slope[at + 3]
-                bias += (s0 + s1) + (s2 + s3)
-                for i in range(a, z):
-                    of_dec[j, i] += (v0 * gradient[g0, i] + v1 * gradient[g1, i]) + (
-                        v2 * gradient[g2, i] + v3 * gradient[g3, i]
-                    )
-                    of_enc[j, i] += (s0 * x[r0, i] + s1 * x[r1, i]) + (s2 * x[r2, i] + s3 * x[r3, i])
-                at += 4
-            while at < last:
-                r0 = np.uint64(rows[at])
-                g0 = np.uint64(sources[at])
-                v0 = code[at]
-                s0 = slope[at]
-                bias += s0
-                for i in range(a, z):
-                    of_dec[j, i] += v0 * gradient[g0, i]
-                    of_enc[j, i] += s0 * x[r0, i]
-                at += 1
+                out[i] = np.float32(0.0)
+            bias = _sum_rows(offsets[j], offsets[j + np.uint64(1)], rows, slope, x, left, right, out)
             if slot[j] >= 0:
                 s = np.uint64(slot[j])
                 bias += more_bias[s]
                 for i in range(a, z):
-                    of_dec[j, i] += more_dec[s, i]
-                    of_enc[j, i] += more_enc[s, i]
+                    out[i] += more_enc[s, i]
             of_bias[j] = bias
-            parallel = np.float32(0.0)
             square = np.float32(0.0)
             for i in range(a, z):
-                of_enc[j, i] -= bias * offset[i]
+                value = out[i] - bias * offset[i]
                 of_offset[part, i] += bias * W_enc[j, i]
-                parallel += of_dec[j, i] * W_dec[j, i]
-                square += of_dec[j, i] * of_dec[j, i] + of_enc[j, i] * of_enc[j, i]
-            along[j] += parallel
+                square += value * value
+                out[i] = value
             squares[j] += square
+            if past:
+                for i in range(left, right, 16):
+                    _store_past(row, i, of_enc, j * np.uint64(len(row)) + np.uint64(i))  # type: ignore[call-arg]
 
 
 @_compiled
