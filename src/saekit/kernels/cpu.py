@@ -46,9 +46,6 @@ CHUNK = 64
 PANEL_BYTES = 12 * 2**20
 """Columns of the rows and of their gradients that are read over and over, latent by latent. Unit: bytes."""
 
-PAST_BYTES = 32 * 2**20
-"""Results above this size are written past the caches: nothing of them would be left there. Unit: bytes."""
-
 PIECE = 4_000_000
 """Least work that is worth handing to another thread: about 0.2 ms of one core. Unit: multiply-adds."""
 
@@ -629,17 +626,16 @@ def gradients(
     of_bias, of_offset = np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy()
     along, squares = np.zeros(n_latents, np.float32), np.zeros(n_latents)
     stretch = np.zeros(n_latents, np.float32) if stretch is None else stretch
-    past = d % 16 == 0 and of_dec.nbytes > PAST_BYTES  # such buffers begin on a page
     cost = 4 * count * d / n_latents
     for left, right in _panels(len(gradient), d):
         _spread(
             loops.gradient_of_decoder, n_latents, cost, left, right, offsets, sources, code, gradient.numpy(),
-            W_dec.numpy(), slot, more[0].numpy(), stretch, past, of_dec, along, squares,
+            W_dec.numpy(), slot, more[0].numpy(), stretch, of_dec, along, squares,
         )  # fmt: skip
     for left, right in _panels(n, d):
         _spread(
             loops.gradient_of_encoder, chunks, CHUNK * cost, CHUNK, left, right, offsets, rows, slope, x.numpy(),
-            offset.numpy(), W_enc.numpy(), slot, more[1].numpy(), more[2].numpy(), past, of_enc, of_bias, of_offset,
+            offset.numpy(), W_enc.numpy(), slot, more[1].numpy(), more[2].numpy(), of_enc, of_bias, of_offset,
             squares,
         )  # fmt: skip
     return Gradients(of_enc, of_dec, of_bias, along, squares, -of_offset.sum(0), np.diff(offsets))

@@ -684,23 +684,6 @@ def sort_by_latent(
                 slope[at] = products[c]
 
 
-@intrinsic
-def _store_past(typingctx: Any, row: Any, at: Any, array: Any, place: Any) -> Any:
-    """``array[place : place + 16] = row[at : at + 16]`` past the caches; both are contiguous and aligned to 64 bytes."""
-    floats = ir.VectorType(ir.FloatType(), 16)
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def pointer(which: int) -> Any:
-            base = context.make_array(signature.args[which])(context, builder, args[which]).data
-            return builder.bitcast(builder.gep(base, [args[which + 1]]), floats.as_pointer())
-
-        store = builder.store(builder.load(pointer(0), align=4), pointer(2), align=64)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.void(row, types.int64, array, types.int64), build
-
-
 @njit(inline="always")
 def _sum_rows(at: Any, last: Any, sources: Any, weight: Any, rows: Any, left: Any, right: Any, out: Any) -> Any:
     """``out += sum of weight[c] * rows[sources[c]]`` in columns ``left .. right``, four at a time; the sum of weights."""
@@ -736,24 +719,22 @@ def _sum_rows(at: Any, last: Any, sources: Any, weight: Any, rows: Any, left: An
 @_compiled
 def gradient_of_decoder(
     start: int, stop: int, left: int, right: int, offsets: Any, sources: Any, code: Any, gradient: Any, W_dec: Any,
-    slot: Any, more_dec: Any, stretch: Any, past: bool, of_dec: Any, along: Any, squares: Any,
+    slot: Any, more_dec: Any, stretch: Any, of_dec: Any, along: Any, squares: Any,
 ) -> None:  # fmt: skip
     """Columns ``left .. right`` of the gradient of decoder rows, and what is needed of its length.
 
     ``of_dec[j] = sum over pairs of code * gradient[source] + stretch[j] * W_dec[j] + more_dec[slot[j]]``, before
     projection. Adds up over panels of columns: ``along[j] = of_dec[j] . W_dec[j]`` and ``squares[j] = |of_dec[j]|^2``.
-    `past`: `of_dec` is larger than the caches, and so not read into them to be written.
 
     Decoder and encoder are done one after the other because the rows that latents have in common then stay in a cache;
     columns a panel at a time where they would not even so.
     """
     a = np.uint64(left)
     z = np.uint64(right)
-    row = np.empty(W_dec.shape[1], np.float32)
     for j in range(np.uint64(start), np.uint64(stop)):
         for i in range(left, right, 16):
             _prefetch(W_dec, j, i)  # type: ignore[call-arg]
-        out = row if past else of_dec[j]
+        out = of_dec[j]
         for i in range(a, z):
             out[i] = np.float32(0.0)
         _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, code, gradient, left, right, out)
@@ -771,15 +752,12 @@ def gradient_of_decoder(
             out[i] = value
         along[j] += parallel
         squares[j] += square
-        if past:
-            for i in range(left, right, 16):
-                _store_past(row, i, of_dec, j * np.uint64(len(row)) + np.uint64(i))  # type: ignore[call-arg]
 
 
 @_compiled
 def gradient_of_encoder(
     start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, slope: Any, x: Any, offset: Any,
-    W_enc: Any, slot: Any, more_enc: Any, more_bias: Any, past: bool, of_enc: Any, of_bias: Any, of_offset: Any,
+    W_enc: Any, slot: Any, more_enc: Any, more_bias: Any, of_enc: Any, of_bias: Any, of_offset: Any,
     squares: Any,
 ) -> None:  # fmt: skip
     """The same of encoder rows, ``start .. stop`` counting chunks of `chunk` latents.
@@ -791,14 +769,13 @@ def gradient_of_encoder(
     n = W_enc.shape[0]
     a = np.uint64(left)
     z = np.uint64(right)
-    row = np.empty(W_enc.shape[1], np.float32)
     for part in range(start, stop):
         for i in range(a, z):
             of_offset[part, i] = np.float32(0.0)
         for j in range(np.uint64(part * chunk), np.uint64(min(n, (part + 1) * chunk))):
             for i in range(left, right, 16):
                 _prefetch(W_enc, j, i)  # type: ignore[call-arg]
-            out = row if past else of_enc[j]
+            out = of_enc[j]
             for i in range(a, z):
                 out[i] = np.float32(0.0)
             bias = _sum_rows(offsets[j], offsets[j + np.uint64(1)], rows, slope, x, left, right, out)
@@ -815,9 +792,6 @@ def gradient_of_encoder(
                 square += value * value
                 out[i] = value
             squares[j] += square
-            if past:
-                for i in range(left, right, 16):
-                    _store_past(row, i, of_enc, j * np.uint64(len(row)) + np.uint64(i))  # type: ignore[call-arg]
 
 
 @_compiled
