@@ -131,13 +131,13 @@ def _by_blocks(
     and torch's threads keep their core busy for milliseconds after it, in case there is more.
     """
     n, n_latents = len(rows.norm), len(latents.norm)
-    block = _block_of(n, n_latents, block_rows)
-    blocks = -(-n // block)
-    threads = min(thread_count(), blocks)
+    edges = _edges(n, n_latents, block_rows)
+    threads = min(thread_count(), len(edges) - 1)
     packed = latents.bf16.ndim == 4
-    room, width, lanes = block, n_latents, -(-n_latents // loops.PANEL) * (loops.PANEL // share) + 32
+    room = max(stop - start for start, stop in itertools.pairwise(edges))
+    width, lanes = n_latents, -(-n_latents // loops.PANEL) * (loops.PANEL // share) + 32
     if packed:  # whole tiles; rows that start in different sets of the caches
-        room, width = -(-block // product.ROWS) * product.ROWS, loops.PANEL * len(latents.bf16) + 32
+        room, width = room + -room % product.ROWS, loops.PANEL * len(latents.bf16) + 32
     products = buffer("product", (threads, room, width), torch.bfloat16)
     maxima = buffer("maxima", (threads, room, lanes), torch.int16)
     ticket = itertools.count()
@@ -145,8 +145,8 @@ def _by_blocks(
     def many(P: Tensor, best: np.ndarray) -> None:
         bits = P.view(torch.int16).numpy()
         with torch.no_grad():
-            while (index := next(ticket)) < blocks:
-                start, stop = index * block, min(index * block + block, n)
+            while (index := next(ticket)) < len(edges) - 1:
+                start, stop = edges[index : index + 2]
                 known = 0
                 if packed:
                     pairs, panels = rows.bf16.view(torch.int32).numpy(), latents.bf16.view(torch.int32)[..., 0].numpy()
@@ -160,18 +160,27 @@ def _by_blocks(
         many(products[0], maxima[0].numpy())
         return
     pool = _threads(threads)
-    for done in [pool.submit(many, P, best.numpy()) for P, best in zip(products, maxima)]:
-        done.result()
+    others = [pool.submit(many, P, best.numpy()) for P, best in zip(products[packed:], maxima[packed:])]
+    if packed:  # torch's product would use more threads on this one
+        many(products[0], maxima[0].numpy())
+    for other in others:
+        other.result()
 
 
-def _block_of(n: int, n_latents: int, block_rows: int | None) -> int:
-    """Rows of one product: its result stays in the last cache, and every thread gets several."""
-    share = max(64, -(-n // (4 * thread_count())))
-    most = max(1, min(block_rows or n, n, share, max(16, BLOCK_BYTES // (2 * n_latents))))
-    blocks = -(-n // most)
-    blocks += -blocks % thread_count()
-    even = -(-n // blocks)
-    return min(even + -even % product.ROWS, block_rows or n)
+def _edges(n: int, n_latents: int, block_rows: int | None) -> list[int]:
+    """Rows at which blocks begin, and `n`: a product stays in the last cache, and threads end at about the same time.
+
+    Small blocks cost more; so they are large first, and the last ones smaller.
+    """
+    threads = thread_count()
+    most = max(1, min(block_rows or n, max(64, -(-n // (4 * threads))), max(16, BLOCK_BYTES // (2 * n_latents))))
+    edges = [0]
+    while (left := n - edges[-1]) > 0:
+        size = min(most, max(64, -(-left // (2 * threads)))) if threads > 1 else most
+        if block_rows is None:
+            size += -size % product.ROWS
+        edges.append(edges[-1] + min(size, left))
+    return edges
 
 
 def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -373,17 +382,17 @@ def _encode_above(
     rows = _round(x, "x")
     reach = row_reach(rows, W, d)
     share = lane_share(n_latents, 1)
-    block = _block_of(n, n_latents, block_rows)
     bias_reach = _with_bias(W, bias - level, bias.abs() + level.abs())
     x_, W_, b_, level_ = (t.numpy() for t in (x, W_enc, bias, level))
     counts = np.zeros(n, np.int64)
+    left_out = threading.Event()
     parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def work(start: int, stop: int, P: np.ndarray, maxima: np.ndarray, known: int) -> None:
-        if all_or_none and counts[0] < 0:
+        if left_out.is_set():
             return
-        values = buffer("values above", (block, room)).numpy()[: stop - start]
-        indices = buffer("indices above", (block, room), torch.int64).numpy()[: stop - start]
+        values = buffer("values above", (stop - start, room)).numpy()
+        indices = buffer("indices above", (stop - start, room), torch.int64).numpy()
         own = counts[start:stop]
         loops.choose_above(
             0, stop - start, P, x_[start:stop], reach[start:stop], W_, b_, W.norm, bias_reach,
@@ -391,7 +400,7 @@ def _encode_above(
         )  # fmt: skip
         own[~(rows.norm[start:stop] <= LARGEST)] = -1
         if all_or_none and bool((own < 0).any()):
-            counts[0] = -1
+            left_out.set()
             return
         offsets = np.zeros(len(own) + 1, np.int64)
         np.cumsum(np.maximum(own, 0), out=offsets[1:])
@@ -400,7 +409,7 @@ def _encode_above(
         parts[start] = packed
 
     _by_blocks(work, rows, W, share, block_rows)
-    if all_or_none and len(parts) < -(-n // block):
+    if left_out.is_set():
         return None
     again = np.flatnonzero(counts < 0)
     offsets = np.zeros(n + 1, np.int64)
