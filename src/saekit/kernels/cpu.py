@@ -1,4 +1,4 @@
-"""Fast kernels for a CPU with AVX-512 bf16: torch's bf16 product, and compiled loops for everything sparse.
+"""Fast kernels for a CPU with AVX-512 bf16: a bf16 product, and compiled loops for everything sparse.
 
 A top-k selection needs the whole product ``x @ W.T``, and that product is the cost of it. Here it is made in bf16 (2.2
 times faster than fp32), a block of rows at a time into one buffer, and only used to rule latents out: what is left is

@@ -321,13 +321,14 @@ def _near(
     apart = PANEL // share
     n_open = 0
     for lane in range(0, lanes, 32):
-        bits = _reaching(best, lane, bar_key)  # type: ignore[call-arg]
+        bits: Any = _reaching(best, lane, bar_key)  # type: ignore[call-arg]
         while bits:
-            i = lane + _first_one(bits)  # type: ignore[call-arg]
+            i = lane + _first_one(bits)
             bits &= bits - 1
             first = i // apart * PANEL
-            _prefetch(P, r, first)  # type: ignore[call-arg]
-            _prefetch(P, r, first + PANEL // 2)  # type: ignore[call-arg]
+            # Asked for here: a lane that waits for its line holds up all others behind it.
+            _prefetch(P, r, first)
+            _prefetch(P, r, first + PANEL // 2)
             opened[n_open] = first + i % apart
             n_open += 1
     n_near = 0
@@ -686,7 +687,10 @@ def sort_by_latent(
 
 @njit(inline="always")
 def _sum_rows(at: Any, last: Any, sources: Any, weight: Any, rows: Any, left: Any, right: Any, out: Any) -> Any:
-    """``out += sum of weight[c] * rows[sources[c]]`` in columns ``left .. right``, four at a time; the sum of weights."""
+    """``out += sum of weight[c] * rows[sources[c]]`` in columns ``left .. right``, four at a time.
+
+    Returns the sum of the weights.
+    """
     a = np.uint64(left)
     z = np.uint64(right)
     total = np.float32(0.0)

@@ -120,7 +120,7 @@ def round_panels(
 
     ``panels[s, p, j]`` is the pair p of latent ``s * PANEL + j``; 0 beyond the last latent and the last entry of a row.
     """
-    n, d = W.shape
+    n = len(W)
     pairs = panels.shape[1]
     rounded = np.zeros((PANEL, 2 * pairs), np.int16)
     words = rounded.view(np.int32)
@@ -150,7 +150,7 @@ def multiply(rows: int, x: Any, panels: Any, P: Any, best: Any) -> None:
     lanes = best.shape[1]
     for s in range(len(panels)):
         for r in range(0, rows, ROWS):
-            _tile(
+            _tile(  # type: ignore[call-arg]
                 x, r * pairs, panels, s * pairs * PANEL, pairs, P, r * width + s * PANEL, width, best,
                 r * lanes + s * (PANEL // SHARE), lanes,
             )  # fmt: skip
