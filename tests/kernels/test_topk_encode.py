@@ -101,7 +101,7 @@ def test_the_bound_holds(shape: tuple[int, int, int], seed: int, kind: str, scal
     x = x * scale
     rows, latents = cpu._round(x, "x"), cpu._round(W, "W")
     bias_reach = cpu._with_bias(latents, b)
-    product = (rows.bf16 @ latents.bf16.T).double()
+    product = (rows.matrix() @ latents.matrix().T).double()
     exact = x.double() @ W.double().T + b.double()
     row_reach = cpu.row_reach(rows, latents, d)
     reach = torch.from_numpy(np.outer(row_reach, latents.norm) + bias_reach).double()
@@ -116,7 +116,7 @@ def test_the_bias_costs_the_product_16_of_its_24_bits(seed: int, scale: float) -
     b = scale * torch.randn(500, generator=torch.Generator().manual_seed(seed))
     latents = cpu._round(torch.zeros(500, 1), "W")
     reach = torch.from_numpy(cpu._with_bias(latents, b)).double()
-    parts = latents.bf16[:, 1:].double().sum(1)
+    parts = latents.matrix()[:, 1:].double().sum(1)
     assert ((parts - b.double()).abs() <= reach).all()
     assert (reach <= b.double().abs() * 2.0**-14 + 1e-30).all()
 
@@ -246,3 +246,57 @@ def test_an_sae_encodes_the_same_with_both_kernels() -> None:
     with kernels.using("plain"):
         plain = sae.encode(x).dense()
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+
+
+@given(shape=st.tuples(st.integers(1, 30), st.integers(1, 40), st.integers(1, 300)), seed=st.integers(0, 2**20))
+@settings(max_examples=40)
+def test_the_compiled_product_and_the_largest_of_its_lanes(shape: tuple[int, int, int], seed: int) -> None:
+    from saekit.kernels import cpu, loops, product
+
+    n, d, n_latents = shape
+    x, W, b = problem(seed, n, d, n_latents)
+    rows, latents = cpu._round(x, "x"), cpu._round(W, "W", packed=True)
+    cpu._with_bias(latents, b)
+    assert torch.equal(latents.matrix()[:, :d], W.bfloat16())
+    panels = latents.bf16.view(torch.int32)[..., 0].numpy()
+    room = -(-n // product.ROWS) * product.ROWS
+    P = torch.zeros((room, loops.PANEL * len(panels)), dtype=torch.bfloat16)
+    best = torch.zeros((room, loops.PANEL // product.SHARE * len(panels)), dtype=torch.int16)
+    product.multiply(n, rows.bf16.view(torch.int32).numpy(), panels, P.view(torch.int16).numpy(), best.numpy())
+    expected = rows.matrix().double() @ latents.matrix().double().T
+    torch.testing.assert_close(P[:n, :n_latents].double(), expected, rtol=2.0**-7, atol=1e-4)
+    largest = P[:n].view(n, len(panels), product.SHARE, -1).amax(2).view(n, -1)
+    bits = best[:n].int()
+    assert torch.equal(torch.where(bits < 0, bits ^ 0x7FFF, bits).to(torch.int16).view(torch.bfloat16), largest)
+
+
+@pytest.mark.parametrize("n, d, n_latents, k", [(70, 64, 2048, 16), (40, 257, 1531, 32), (33, 48, 700, 60)])
+def test_codes_are_the_same_with_either_product(
+    monkeypatch: pytest.MonkeyPatch, n: int, d: int, n_latents: int, k: int
+) -> None:
+    from saekit.kernels import product
+
+    x, W, b = problem(2, n, d, n_latents, "mean")
+    codes = []
+    for packed in (True, False):
+        monkeypatch.setattr(product, "pays", lambda packed=packed: packed)
+        codes.append((*kernels.topk_encode(x, W, b, k), *kernels.threshold_encode(x, W, b - 3, None)))
+    for mine, other in zip(*codes):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("block_rows", [None, 7, 1000])
+def test_blocks_cover_the_rows_and_get_smaller(
+    monkeypatch: pytest.MonkeyPatch, threads: int, block_rows: int | None
+) -> None:
+    from saekit.kernels import cpu
+
+    monkeypatch.setattr(cpu, "thread_count", lambda: threads)
+    for n in (1, 6, 63, 500, 4096):
+        edges = cpu._edges(n, 16384, block_rows)
+        sizes = np.diff(edges)
+        assert (edges[0], edges[-1]) == (0, n)
+        assert (sizes > 0).all()
+        assert (np.diff(sizes) <= 0).all()
+        assert sizes.max() <= (block_rows or n)

@@ -1,4 +1,4 @@
-"""Fast kernels for a CPU with AVX-512 bf16: torch's bf16 product, and compiled loops for everything sparse.
+"""Fast kernels for a CPU with AVX-512 bf16: a bf16 product, and compiled loops for everything sparse.
 
 A top-k selection needs the whole product ``x @ W.T``, and that product is the cost of it. Here it is made in bf16 (2.2
 times faster than fp32), a block of rows at a time into one buffer, and only used to rule latents out: what is left is
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import loops, reference
+from . import loops, product, reference
 from .memory import on_large_pages
 from .reference import Adam, StepOutcome, TopKSettings
 
@@ -43,7 +43,7 @@ BLOCK_BYTES = 8 * 2**20
 CHUNK = 64
 """Rows or latents that are summed together first. Fixed, so that sums do not depend on the number of threads."""
 
-PANEL_BYTES = 24 * 2**20
+PANEL_BYTES = 12 * 2**20
 """Columns of the rows and of their gradients that are read over and over, latent by latent. Unit: bytes."""
 
 PIECE = 4_000_000
@@ -119,34 +119,68 @@ def _spread(loop: Callable[..., None], n: int, cost: float, *arguments: Any) -> 
         other.result()
 
 
-def _by_blocks(work: Callable[[int, int, Tensor], None], n: int, block: int, n_latents: int) -> None:
-    """``work(start, stop, buffer)`` over blocks of rows, each block on one thread: its product and what is done to it.
+def _by_blocks(
+    work: Callable[[int, int, np.ndarray, np.ndarray, int], None], rows: _Rounded, latents: _Rounded, share: int,
+    block_rows: int | None,
+) -> None:  # fmt: skip
+    """``work(start, stop, P, maxima, known)`` over blocks of rows, each block on one thread: its product and what is
+    done to it.
 
-    Threads that share a product have to wait for each other, and torch's threads keep their core busy for milliseconds
-    after it, in case there is more.
+    `P` is the product of these rows and all latents as bits, `maxima` the keys of its lanes of `share` latents as far
+    as they are `known` (see `saekit.kernels.loops.choose`). Threads that share a product have to wait for each other,
+    and torch's threads keep their core busy for milliseconds after it, in case there is more.
     """
-    blocks = -(-n // block)
-    threads = min(thread_count(), blocks)
-    products = buffer("product", (threads, block, n_latents), torch.bfloat16)
+    n, n_latents = len(rows.norm), len(latents.norm)
+    edges = _edges(n, n_latents, block_rows)
+    threads = min(thread_count(), len(edges) - 1)
+    packed = latents.bf16.ndim == 4
+    room = max(stop - start for start, stop in itertools.pairwise(edges))
+    width, lanes = n_latents, -(-n_latents // loops.PANEL) * (loops.PANEL // share) + 32
+    if packed:  # whole tiles; rows that start in different sets of the caches
+        room, width = room + -room % product.ROWS, loops.PANEL * len(latents.bf16) + 32
+    products = buffer("product", (threads, room, width), torch.bfloat16)
+    maxima = buffer("maxima", (threads, room, lanes), torch.int16)
     ticket = itertools.count()
 
-    def many(product: Tensor) -> None:
+    def many(P: Tensor, best: np.ndarray) -> None:
+        bits = P.view(torch.int16).numpy()
         with torch.no_grad():
-            while (index := next(ticket)) < blocks:
-                work(index * block, min(index * block + block, n), product)
+            while (index := next(ticket)) < len(edges) - 1:
+                start, stop = edges[index : index + 2]
+                known = 0
+                if packed:
+                    pairs, panels = rows.bf16.view(torch.int32).numpy(), latents.bf16.view(torch.int32)[..., 0].numpy()
+                    product.multiply(stop - start, pairs[start:], panels, bits, best)
+                    known = n_latents // loops.PANEL * (loops.PANEL // share) if share == product.SHARE else 0
+                else:
+                    torch.mm(rows.bf16[start:stop], latents.bf16.T, out=P[: stop - start])
+                work(start, stop, bits, best, known)
 
     if threads == 1:
-        many(products[0])
+        many(products[0], maxima[0].numpy())
         return
     pool = _threads(threads)
-    for done in [pool.submit(many, product) for product in products]:
-        done.result()
+    others = [pool.submit(many, P, best.numpy()) for P, best in zip(products[packed:], maxima[packed:])]
+    if packed:  # torch's product would use more threads on this one
+        many(products[0], maxima[0].numpy())
+    for other in others:
+        other.result()
 
 
-def _block_of(n: int, n_latents: int, block_rows: int | None) -> int:
-    """Rows of one product: its result stays in the last cache, and every thread gets several."""
-    share = max(64, -(-n // (4 * thread_count())))
-    return max(1, min(block_rows or n, n, share, max(16, BLOCK_BYTES // (2 * n_latents))))
+def _edges(n: int, n_latents: int, block_rows: int | None) -> list[int]:
+    """Rows at which blocks begin, and `n`: a product stays in the last cache, and threads end at about the same time.
+
+    Small blocks cost more; so they are large first, and the last ones smaller.
+    """
+    threads = thread_count()
+    most = max(1, min(block_rows or n, max(64, -(-n // (4 * threads))), max(16, BLOCK_BYTES // (2 * n_latents))))
+    edges = [0]
+    while (left := n - edges[-1]) > 0:
+        size = min(most, max(64, -(-left // (2 * threads)))) if threads > 1 else most
+        if block_rows is None:
+            size += -size % product.ROWS
+        edges.append(edges[-1] + min(size, left))
+    return edges
 
 
 def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -174,19 +208,39 @@ class _Rounded:
     """bf16 copy of some rows, and what is known about it."""
 
     bf16: Tensor
-    """``[n, d + 2]``: the last two entries are 1, or the parts of a bias (see `_with_bias`)."""
+    """``[n, width]``, or in the order of `saekit.kernels.product` ``[panels, width / 2, PANEL, 2]``.
+
+    The last two entries of a row are 1, or the parts of a bias (see `_with_bias`). `width` is even: before them there
+    may be a 0.
+    """
     norm: np.ndarray
     residual: np.ndarray
     dot: np.ndarray
 
+    def matrix(self) -> Tensor:
+        """``[n, width]``."""
+        if self.bf16.ndim == 2:
+            return self.bf16
+        _, pairs, _, _ = self.bf16.shape
+        return self.bf16.permute(0, 2, 1, 3).reshape(-1, 2 * pairs)[: len(self.norm)]
 
-def _round(x: Tensor, name: str, offset: Tensor | None = None) -> _Rounded:
+
+def _round(x: Tensor, name: str, offset: Tensor | None = None, packed: bool = False) -> _Rounded:
+    """bf16 copy of rows; `packed`: in the order of `saekit.kernels.product`, and without the last two entries."""
     n, d = x.shape
-    bf16 = buffer(f"{name} bf16", (n, d + 2), torch.bfloat16)
-    bf16[:, d:] = 1
+    width = d + d % 2 + 2
     norm, residual, dot = (buffer(f"{name} {part}", (n,)).numpy() for part in ("norm", "residual", "dot"))
     along = np.zeros(d, np.float32) if offset is None else offset.numpy()
-    _spread(loops.round_rows, n, 4 * d, x.numpy(), along, bf16.view(torch.int16).numpy(), norm, residual, dot)
+    if packed:
+        shape = -(-n // loops.PANEL), width // 2, loops.PANEL, 2
+        bf16 = buffer(f"{name} bf16", shape, torch.bfloat16)
+        words = bf16.view(torch.int32)[..., 0].numpy()
+        cost = 8 * loops.PANEL * d
+        _spread(product.round_panels, len(words), cost, x.numpy(), along, words, norm, residual, dot)
+    else:
+        bf16 = buffer(f"{name} bf16", (n + product.ROWS, width), torch.bfloat16)[:n]
+        bf16[:, d:-2], bf16[:, -2:] = 0, 1
+        _spread(loops.round_rows, n, 4 * d, x.numpy(), along, bf16.view(torch.int16).numpy(), norm, residual, dot)
     return _Rounded(bf16, norm, residual, dot)
 
 
@@ -195,13 +249,18 @@ def _with_bias(latents: _Rounded, bias: Tensor, size: Tensor | None = None) -> n
 
     `size` bounds the numbers that the bias is a sum of; None: it is no sum.
     """
-    d = latents.bf16.shape[1] - 2
-    latents.bf16[:, d] = bias
-    rest = bias - latents.bf16[:, d].float()
-    latents.bf16[:, d + 1] = rest
-    lost = (rest - latents.bf16[:, d + 1].float()).abs_() + 2.0**-120
+    n, width = len(bias), latents.bf16.shape[1] * (2 if latents.bf16.ndim == 4 else 1)
+    parts = torch.zeros((-(-n // loops.PANEL) * loops.PANEL, 2), dtype=torch.bfloat16)
+    parts[:n, 0] = bias
+    rest = bias - parts[:n, 0].float()
+    parts[:n, 1] = rest
+    if latents.bf16.ndim == 4:
+        latents.bf16[:, -1] = parts.view(-1, loops.PANEL, 2)
+    else:
+        latents.bf16[:, -2:] = parts[:n]
+    lost = (rest - parts[:n, 1].float()).abs_() + 2.0**-120
     # The sum in fp32, as in `row_reach`; and what rounding a sum beforehand, or comparing it afterwards, may change.
-    lost.add_(bias.abs(), alpha=2 * (d + 12) * 2.0**-23)
+    lost.add_(bias.abs(), alpha=2 * (width + 10) * 2.0**-23)
     if size is not None:
         lost.add_(size, alpha=2.0**-21)
     return lost.mul_(1 + 1e-6).numpy()
@@ -226,7 +285,7 @@ def topk_encode(
         As there; of equal values the latent with the smaller index comes first.
     """
     x, W_enc, b_enc = (t.detach().contiguous() for t in (x, W_enc, b_enc))
-    return _encode(x, W_enc, b_enc, _round(W_enc, "W"), k, block_rows, exact)
+    return _encode(x, W_enc, b_enc, _round(W_enc, "W", packed=product.pays()), k, block_rows, exact)
 
 
 def _encode(
@@ -243,19 +302,18 @@ def _encode(
         return reference.topk_encode(x, W_enc, bias, k, block_rows=block_rows)
     rows = _round(x, "x")
     reach = row_reach(rows, W, d)
-    lanes = lanes_for(n_latents, k)
+    share = lane_share(n_latents, k)
     bias_reach = _with_bias(W, bias)
     x_, W_, b_, into_values, into_indices = (t.numpy() for t in (x, W_enc, bias, values, indices))
 
-    def work(start: int, stop: int, product: Tensor) -> None:
-        part = torch.mm(rows.bf16[start:stop], W.bf16.T, out=product[: stop - start])
+    def work(start: int, stop: int, P: np.ndarray, maxima: np.ndarray, known: int) -> None:
         loops.choose(
-            0, stop - start, part.view(torch.int16).numpy(), x_[start:stop], reach[start:stop], W_, b_, W.norm,
-            bias_reach, np.float32(most_reach), bias_reach.max(), k, lanes, exact,
+            0, stop - start, P, x_[start:stop], reach[start:stop], W_, b_, W.norm, bias_reach,
+            np.float32(most_reach), bias_reach.max(), k, maxima, share, known, exact,
             into_values[start:stop], into_indices[start:stop],
         )  # fmt: skip
 
-    _by_blocks(work, n, _block_of(n, n_latents, block_rows), n_latents)
+    _by_blocks(work, rows, W, share, block_rows)
     again = torch.from_numpy(np.flatnonzero(~(rows.norm <= LARGEST)))
     if len(again):
         values[again], indices[again] = reference.topk_encode(x[again], W_enc, bias, k, block_rows=block_rows)
@@ -279,7 +337,7 @@ def threshold_encode(
     n_latents = len(W_enc)
     level = torch.zeros(n_latents) if threshold is None else threshold.detach().clamp(min=0).contiguous()
     room = max(n_latents // 16, min(n_latents, 64))
-    found = _encode_above(x, W_enc, bias, _round(W_enc, "W"), level, room, block_rows)
+    found = _encode_above(x, W_enc, bias, _round(W_enc, "W", packed=product.pays()), level, room, block_rows)
     if found is None:
         return reference.threshold_encode(x, W_enc, bias, threshold, block_rows=block_rows)
     offsets, indices, values, again = found
@@ -323,27 +381,26 @@ def _encode_above(
         return None
     rows = _round(x, "x")
     reach = row_reach(rows, W, d)
-    lanes = lanes_for(n_latents, 1)
-    block = _block_of(n, n_latents, block_rows)
+    share = lane_share(n_latents, 1)
     bias_reach = _with_bias(W, bias - level, bias.abs() + level.abs())
     x_, W_, b_, level_ = (t.numpy() for t in (x, W_enc, bias, level))
     counts = np.zeros(n, np.int64)
+    left_out = threading.Event()
     parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def work(start: int, stop: int, product: Tensor) -> None:
-        if all_or_none and counts[0] < 0:
+    def work(start: int, stop: int, P: np.ndarray, maxima: np.ndarray, known: int) -> None:
+        if left_out.is_set():
             return
-        values = buffer("values above", (block, room)).numpy()[: stop - start]
-        indices = buffer("indices above", (block, room), torch.int64).numpy()[: stop - start]
-        part = torch.mm(rows.bf16[start:stop], W.bf16.T, out=product[: stop - start])
+        values = buffer("values above", (stop - start, room)).numpy()
+        indices = buffer("indices above", (stop - start, room), torch.int64).numpy()
         own = counts[start:stop]
         loops.choose_above(
-            0, stop - start, part.view(torch.int16).numpy(), x_[start:stop], reach[start:stop], W_, b_, W.norm,
-            bias_reach, W.norm.max(), bias_reach.max(), level_, lanes, values, indices, own,
+            0, stop - start, P, x_[start:stop], reach[start:stop], W_, b_, W.norm, bias_reach,
+            W.norm.max(), bias_reach.max(), level_, maxima, share, known, values, indices, own,
         )  # fmt: skip
         own[~(rows.norm[start:stop] <= LARGEST)] = -1
         if all_or_none and bool((own < 0).any()):
-            counts[0] = -1
+            left_out.set()
             return
         offsets = np.zeros(len(own) + 1, np.int64)
         np.cumsum(np.maximum(own, 0), out=offsets[1:])
@@ -351,8 +408,8 @@ def _encode_above(
         loops.pack_rows(values, indices, offsets, *packed)
         parts[start] = packed
 
-    _by_blocks(work, n, block, n_latents)
-    if all_or_none and len(parts) < -(-n // block):
+    _by_blocks(work, rows, W, share, block_rows)
+    if left_out.is_set():
         return None
     again = np.flatnonzero(counts < 0)
     offsets = np.zeros(n + 1, np.int64)
@@ -371,16 +428,12 @@ def row_reach(rows: _Rounded, latents: _Rounded, d: int) -> np.ndarray:
     return (rows.residual + rows.norm * np.float32(loss)) * np.float32(1 + 1e-6)
 
 
-def lanes_for(n_latents: int, k: int) -> int:
-    """Lanes whose maxima locate the k largest: so many that few lanes hold two of them.
-
-    An odd multiple of 32: the latents of one lane are then in different sets of the first cache.
-    """
-    wanted = max(8 * k, n_latents // 8, 256)
-    lanes = 16
-    while lanes < wanted:
-        lanes *= 2
-    return min(lanes + 32, n_latents)
+def lane_share(n_latents: int, k: int) -> int:
+    """Latents of one lane, of whose maxima the k-th locates the k largest: so few that few lanes hold two of them."""
+    share = 8
+    while share > 1 and n_latents < share * max(8 * k, 256):
+        share //= 2
+    return share
 
 
 # ---------------------------------------------------------------- the training step
@@ -514,14 +567,15 @@ def row_norms(W: Tensor) -> np.ndarray:
 
 def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor) -> Encoder:
     """The encoder for rows from which `offset` is yet to be subtracted."""
-    rounded = _round(W_enc, "W", offset)
+    rounded = _round(W_enc, "W", offset, product.pays())
     return Encoder(W_enc, b_enc - torch.from_numpy(rounded.dot), rounded)
 
 
 def prefix(encoder: Encoder, size: int) -> Encoder:
     """The encoder of the first `size` latents."""
     r = encoder.rounded
-    cut = _Rounded(r.bf16[:size], r.norm[:size], r.residual[:size], r.dot[:size])
+    rows = size if r.bf16.ndim == 2 else -(-size // loops.PANEL)
+    cut = _Rounded(r.bf16[:rows], r.norm[:size], r.residual[:size], r.dot[:size])
     return Encoder(encoder.W[:size], encoder.bias[:size], cut)
 
 
@@ -621,16 +675,26 @@ def gradients(
     of_bias, of_offset = np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy()
     along, squares = np.zeros(n_latents, np.float32), np.zeros(n_latents)
     stretch = np.zeros(n_latents, np.float32) if stretch is None else stretch
-    panels = max(1, round(4 * (n + len(gradient)) * d / PANEL_BYTES))
-    edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]
-    for left, right in itertools.pairwise(edges):
+    cost = 4 * count * d / n_latents
+    for left, right in _panels(len(gradient), d):
         _spread(
-            loops.gradient_of_latents, chunks, 8 * count * d / chunks / panels,
-            CHUNK, left, right, offsets, rows, sources, code, slope, gradient.numpy(), x.numpy(), offset.numpy(),
-            W_enc.numpy(), W_dec.numpy(), slot, *(t.numpy() for t in more), stretch,
-            of_dec, of_enc, of_bias, of_offset, along, squares,
+            loops.gradient_of_decoder, n_latents, cost, left, right, offsets, sources, code, gradient.numpy(),
+            W_dec.numpy(), slot, more[0].numpy(), stretch, of_dec, along, squares,
+        )  # fmt: skip
+    for left, right in _panels(n, d):
+        _spread(
+            loops.gradient_of_encoder, chunks, CHUNK * cost, CHUNK, left, right, offsets, rows, slope, x.numpy(),
+            offset.numpy(), W_enc.numpy(), slot, more[1].numpy(), more[2].numpy(), of_enc, of_bias, of_offset,
+            squares,
         )  # fmt: skip
     return Gradients(of_enc, of_dec, of_bias, along, squares, -of_offset.sum(0), np.diff(offsets))
+
+
+def _panels(n: int, d: int) -> list[tuple[int, int]]:
+    """Columns of ``[n, d]`` in panels that stay in the last cache."""
+    panels = max(1, round(4 * n * d / PANEL_BYTES))
+    edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]
+    return list(itertools.pairwise(edges))
 
 
 def descend(

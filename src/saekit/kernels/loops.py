@@ -17,6 +17,12 @@ from numba.extending import intrinsic
 # Sums may be re-associated and multiply-adds fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
 
+LOWEST = np.int16(-32768)
+"""Key of a lane without latents: below all others."""
+
+PANEL = 64
+"""Latents that share lanes, see `_lane_maxima`; and those of one tile of `saekit.kernels.product`."""
+
 WAITING = 128
 """Latents that are found before they are multiplied: products in a row overlap their waits for memory."""
 
@@ -125,15 +131,47 @@ def _key_below(bar: Any) -> Any:
     return _ordered(np.int16(_bits_of_float(bar) >> 16))  # type: ignore[call-arg]
 
 
+@intrinsic
+def _prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
+    """Ask for the cache line that ``W[row, column]`` is in; `W` is contiguous."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        width = builder.extract_value(array.shape, 1)
+        place = builder.gep(array.data, [builder.add(builder.mul(args[1], width), args[2])])
+        byte = ir.IntType(8).as_pointer()
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(function, [builder.bitcast(place, byte), *(ir.Constant(number, v) for v in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(W, types.int64, types.int64), build
+
+
 @njit(inline="always")
-def _lane_maxima(P: Any, r: Any, n: Any, lanes: Any, best: Any) -> None:
-    """Key of the largest bf16 in every lane (latents i, i + lanes, i + 2 lanes, ...) of a row."""
-    for i in range(lanes):
-        best[i] = _ordered(P[r, i])  # type: ignore[call-arg]
-    for base in range(np.uint64(lanes), np.uint64(n), np.uint64(lanes)):
-        for i in range(min(np.uint64(lanes), np.uint64(n) - base)):
-            key: Any = _ordered(P[r, base + i])  # type: ignore[call-arg]
-            best[i] = key if key > best[i] else best[i]
+def _lane_maxima(P: Any, r: Any, n: Any, share: Any, known: Any, best: Any) -> Any:
+    """Key of the largest bf16 in every lane of a row but the first `known`; returns how many lanes there are.
+
+    `PANEL` latents side by side make ``PANEL / share`` lanes: a lane has every so many-th of them, `share` in all. So
+    the latents of one lane are in two cache lines. Lanes at the end may have fewer, or none: their key is `LOWEST`.
+    """
+    apart = np.uint64(PANEL // share)
+    panels = (n + PANEL - 1) // PANEL
+    for s in range(known // (PANEL // share), panels):
+        base = np.uint64(s * PANEL)
+        lane = np.uint64(s) * apart
+        for i in range(apart):
+            best[lane + i] = LOWEST
+        for t in range(base, min(base + np.uint64(PANEL), np.uint64(n)), apart):
+            for i in range(min(apart, np.uint64(n) - t)):
+                key: Any = _ordered(P[r, t + i])  # type: ignore[call-arg]
+                best[lane + i] = key if key > best[lane + i] else best[lane + i]
+    lanes = panels * (PANEL // share)
+    while lanes % 32:  # whole vectors
+        best[lanes] = LOWEST
+        lanes += 1
+    return lanes
 
 
 @njit(inline="always")
@@ -152,24 +190,6 @@ def _insert(score: Any, j: Any, scores: Any, latents: Any, held: Any) -> Any:
     scores[place] = score
     latents[place] = j
     return held + 1
-
-
-@intrinsic
-def _prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
-    """Ask for the cache line that ``W[row, column]`` is in; `W` is contiguous."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        width = builder.extract_value(array.shape, 1)
-        place = builder.gep(array.data, [builder.add(builder.mul(args[1], width), args[2])])
-        byte = ir.IntType(8).as_pointer()
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        builder.call(function, [builder.bitcast(place, byte), *(ir.Constant(number, v) for v in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(W, types.int64, types.int64), build
 
 
 @_compiled
@@ -260,10 +280,98 @@ def _insert_all(
     return held
 
 
+@intrinsic
+def _reaching(typingctx: Any, keys: Any, at: Any, bar: Any) -> Any:
+    """Which of the 32 keys from `at` are not below `bar`, as bits; as vector code, which the compiler does not find."""
+    shorts = ir.VectorType(ir.IntType(16), 32)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), shorts.as_pointer())
+        undefined = ir.Constant(shorts, ir.Undefined)
+        one = builder.insert_element(undefined, args[2], ir.Constant(ir.IntType(32), 0))
+        bars = builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), 32), [0] * 32))
+        bits = builder.icmp_signed(">=", builder.load(place, align=2), bars)
+        return builder.zext(builder.bitcast(bits, ir.IntType(32)), ir.IntType(64))
+
+    return types.int64(keys, types.int64, types.int16), build
+
+
+@intrinsic
+def _ones(typingctx: Any, bits: Any) -> Any:
+    """How many bits are set."""
+    return types.int64(types.int64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+@intrinsic
+def _first_one(typingctx: Any, bits: Any) -> Any:
+    """Place of the lowest bit that is set; some bit is."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), build
+
+
+@njit(inline="always")
+def _near(
+    P: Any, r: Any, n: Any, share: Any, best: Any, lanes: Any, bar_key: Any, opened: Any, near: Any
+) -> Any:  # fmt: skip
+    """The latents of a row whose key is not below `bar_key`; returns how many there are."""
+    apart = PANEL // share
+    n_open = 0
+    for lane in range(0, lanes, 32):
+        bits: Any = _reaching(best, lane, bar_key)  # type: ignore[call-arg]
+        while bits:
+            i = lane + _first_one(bits)
+            bits &= bits - 1
+            first = i // apart * PANEL
+            # Asked for here: a lane that waits for its line holds up all others behind it.
+            _prefetch(P, r, first)
+            _prefetch(P, r, first + PANEL // 2)
+            opened[n_open] = first + i % apart
+            n_open += 1
+    n_near = 0
+    for c in range(n_open):
+        j = opened[c]
+        for _ in range(share):
+            # Stored whatever it is and kept by moving on: which latents qualify cannot be predicted.
+            if j < n:
+                near[n_near] = j
+                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
+            j += apart
+    return n_near
+
+
+@njit(inline="always")
+def _level(best: Any, lanes: Any, k: Any) -> Any:
+    """A key that at least k lanes reach, and few more where possible: bisection."""
+    lowest = best[0]
+    highest = best[0]
+    for i in range(lanes):
+        lowest = best[i] if best[i] < lowest else lowest
+        highest = best[i] if best[i] > highest else highest
+    low = np.int64(lowest)
+    high = np.int64(highest) + 1
+    while high - low > 1:
+        middle = np.int16((low + high) >> 1)
+        count = 0
+        for lane in range(0, lanes, 32):
+            count += _ones(_reaching(best, lane, middle))  # type: ignore[call-arg]
+        if count >= k:
+            low = np.int64(middle)
+            if count <= k + k // 8:
+                break
+        else:
+            high = np.int64(middle)
+    return np.int16(low)
+
+
 @_compiled
 def choose(
     start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
-    most_reach: Any, most_bias_reach: Any, k: int, lanes: int, exact: bool, values: Any, indices: Any,
+    most_reach: Any, most_bias_reach: Any, k: int, maxima: Any, share: int, known: int, exact: bool, values: Any,
+    indices: Any,
 ) -> None:  # fmt: skip
     """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
@@ -272,17 +380,17 @@ def choose(
     in fp32. A latent whose upper bound is below all of these is not among the k largest; all others are multiplied
     again too. The k best are returned, largest first.
 
-    Rows must be finite. `lanes` is at least k; `most_reach` and `most_bias_reach` are the largest ``latent_reach`` and
-    ``bias_reach``.
+    Rows must be finite. There are at least k lanes of `share` latents each; ``maxima[r]`` has the keys of the first
+    `known` and room for all (see `_lane_maxima`). `most_reach` and `most_bias_reach` are the largest ``latent_reach``
+    and ``bias_reach``.
     """
-    n = P.shape[1]
+    n = len(bias)
     room = 4 * k + 64  # more than that are close to each other: then one by one, in a list that is kept in order
-    best = np.empty(lanes, np.int16)
     sure = np.zeros(room + 16, np.int32)
     sure_scores = np.empty(room + 16, np.float32)
     maybe = np.empty(room + 4, np.int32)
     maybe_upper = np.empty(room + 4, np.float32)
-    opened = np.empty(lanes + 1, np.int32)
+    opened = np.empty(maxima.shape[1], np.int32)
     near = np.empty(n + 1, np.int32)
     scores = np.empty(k, np.float32)
     latents = np.empty(k, np.int64)
@@ -291,27 +399,9 @@ def choose(
     zero = np.float32(0.0)
     for at in range(start, stop):
         r = np.uint64(at)
-        _lane_maxima(P, r, n, lanes, best)
-        # --- a level that at least k lanes reach: bisection over the keys
-        level_key = best[0]
-        top_key = best[0]
-        for i in range(lanes):
-            level_key = best[i] if best[i] < level_key else level_key
-            top_key = best[i] if best[i] > top_key else top_key
-        low = np.int64(level_key)
-        high = np.int64(top_key) + 1
-        while high - low > 1:
-            middle = np.int16((low + high) >> 1)
-            count = zero
-            for i in range(lanes):
-                count += np.float32(1.0) if best[i] >= middle else zero
-            if count >= k:
-                low = np.int64(middle)
-                if count <= k + k // 8:
-                    break
-            else:
-                high = np.int64(middle)
-        level_key = np.int16(low)
+        best = maxima[r]
+        lanes = _lane_maxima(P, r, n, share, known, best)
+        level_key = _level(best, lanes, k)
         level = _widen(_ordered(level_key))  # type: ignore[call-arg]
         reach = row_reach[r]
         widest = np.float32(1.0001) * (reach * most_reach + most_bias_reach)
@@ -320,18 +410,7 @@ def choose(
         bar = _below(level - ROUNDING * abs(level) - widest - widest)
         bar = max(bar, min(level, _below(-widest)))
         bar_key = min(_key_below(bar), level_key) if exact else level_key
-        # Stored whatever they are and kept by moving on: which lanes and latents qualify cannot be predicted.
-        n_open = 0
-        for i in range(lanes):
-            opened[n_open] = i
-            n_open += int(best[i] >= bar_key)
-        n_near = 0
-        for c in range(n_open):
-            j = opened[c]
-            while j < n:
-                near[n_near] = j
-                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)
-                j += lanes
+        n_near = _near(P, r, n, share, best, lanes, bar_key, opened, near)
         n_sure = 0
         n_maybe = 0
         if n_near <= room:
@@ -377,7 +456,9 @@ def choose(
         for lower in range(2 if exact else 1):
             for i in range(lanes):
                 if best[i] >= (bar_key if lower else level_key):
-                    for j in range(i, n, lanes):
+                    apart = PANEL // share
+                    first = i // apart * PANEL + i % apart
+                    for j in range(first, min(n, first + PANEL), apart):
                         a = _widen(P[r, j])
                         wanted = a >= level
                         if lower:
@@ -399,18 +480,18 @@ def choose(
 @_compiled
 def choose_above(
     start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
-    most_reach: Any, most_bias_reach: Any, threshold: Any, lanes: int, values: Any, indices: Any, counts: Any,
+    most_reach: Any, most_bias_reach: Any, threshold: Any, maxima: Any, share: int, known: int, values: Any,
+    indices: Any, counts: Any,
 ) -> None:  # fmt: skip
     """All latents of a row with ``x[r] . W[j] + bias[j] > threshold[j]``, from a bf16 product that narrows them down.
 
     P is how far they are above their threshold, in bf16. Row r writes its latents, lane by lane, into row r of `values`
     and `indices`, and their number into ``counts[r]``; the number is -1 when there are more than these have room for.
-    The bound is that of `choose`.
+    The bound is that of `choose`, and so are the lanes.
     """
-    n = P.shape[1]
+    n = len(bias)
     room = values.shape[1]
-    best = np.empty(lanes, np.int16)
-    opened = np.empty(lanes + 1, np.int32)
+    opened = np.empty(maxima.shape[1], np.int32)
     near = np.empty(n + 1, np.int32)
     waiting = np.empty(n + 4, np.int32)
     found = np.empty(room + 4, np.float32)
@@ -418,19 +499,10 @@ def choose_above(
     for at in range(start, stop):
         r = np.uint64(at)
         reach = row_reach[r]
-        _lane_maxima(P, r, n, lanes, best)
+        best = maxima[r]
+        lanes = _lane_maxima(P, r, n, share, known, best)
         bar_key = _key_below(_below(np.float32(-1.0001) * (reach * most_reach + most_bias_reach)))
-        n_open = 0
-        for i in range(lanes):
-            opened[n_open] = i
-            n_open += int(best[i] >= bar_key)
-        n_near = 0
-        for c in range(n_open):
-            j = opened[c]
-            while j < n:
-                near[n_near] = j
-                n_near += int(_ordered(P[r, np.uint64(j)]) >= bar_key)  # type: ignore[call-arg]
-                j += lanes
+        n_near = _near(P, r, n, share, best, lanes, bar_key, opened, near)
         count = 0
         for c in range(n_near):
             j = near[c]
@@ -613,20 +685,90 @@ def sort_by_latent(
                 slope[at] = products[c]
 
 
-@_compiled
-def gradient_of_latents(
-    start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, sources: Any, code: Any,
-    slope: Any, gradient: Any, x: Any, offset: Any, W_enc: Any, W_dec: Any, slot: Any, more_dec: Any, more_enc: Any,
-    more_bias: Any, stretch: Any, of_dec: Any, of_enc: Any, of_bias: Any, of_offset: Any, along: Any, squares: Any,
-) -> None:  # fmt: skip
-    """Columns ``left .. right`` of the gradients of the latents' weights, and what is needed of their length.
+@njit(inline="always")
+def _sum_rows(at: Any, last: Any, sources: Any, weight: Any, rows: Any, left: Any, right: Any, out: Any) -> Any:
+    """``out += sum of weight[c] * rows[sources[c]]`` in columns ``left .. right``, four at a time.
 
-    ``start .. stop`` counts chunks of `chunk` latents. Columns are done a panel at a time because then the rows that
-    latents have in common stay in a cache. A pair's code goes with row ``sources[pair]`` of `gradient`, its slope with
-    row ``rows[pair]`` of `x`. Writes ``of_dec[j]`` (before projection; ``stretch[j] * W_dec[j]`` is added,
-    a penalty's part) and ``of_enc[j]``, ``of_bias[j]``, and ``of_offset[chunk]``, the sum over the chunk of
-    ``of_bias[j] * W_enc[j]``. Adds up over the panels: ``along[j] = of_dec[j] . W_dec[j]`` and ``squares[j] =
-    |of_dec[j]|^2 + |of_enc[j]|^2``.
+    Returns the sum of the weights.
+    """
+    a = np.uint64(left)
+    z = np.uint64(right)
+    total = np.float32(0.0)
+    while at + 4 <= last:
+        for c in range(at + 4, min(at + 8, len(sources))):  # maybe of the next latent
+            for i in range(left, right, 16):
+                _prefetch(rows, sources[c], i)  # type: ignore[call-arg]
+        r0 = np.uint64(sources[at])
+        r1 = np.uint64(sources[at + 1])
+        r2 = np.uint64(sources[at + 2])
+        r3 = np.uint64(sources[at + 3])
+        v0 = weight[at]
+        v1 = weight[at + 1]
+        v2 = weight[at + 2]
+        v3 = weight[at + 3]
+        total += (v0 + v1) + (v2 + v3)
+        for i in range(a, z):
+            out[i] += (v0 * rows[r0, i] + v1 * rows[r1, i]) + (v2 * rows[r2, i] + v3 * rows[r3, i])
+        at += 4
+    while at < last:
+        r0 = np.uint64(sources[at])
+        v0 = weight[at]
+        total += v0
+        for i in range(a, z):
+            out[i] += v0 * rows[r0, i]
+        at += 1
+    return total
+
+
+@_compiled
+def gradient_of_decoder(
+    start: int, stop: int, left: int, right: int, offsets: Any, sources: Any, code: Any, gradient: Any, W_dec: Any,
+    slot: Any, more_dec: Any, stretch: Any, of_dec: Any, along: Any, squares: Any,
+) -> None:  # fmt: skip
+    """Columns ``left .. right`` of the gradient of decoder rows, and what is needed of its length.
+
+    ``of_dec[j] = sum over pairs of code * gradient[source] + stretch[j] * W_dec[j] + more_dec[slot[j]]``, before
+    projection. Adds up over panels of columns: ``along[j] = of_dec[j] . W_dec[j]`` and ``squares[j] = |of_dec[j]|^2``.
+
+    Decoder and encoder are done one after the other because the rows that latents have in common then stay in a cache;
+    columns a panel at a time where they would not even so.
+    """
+    a = np.uint64(left)
+    z = np.uint64(right)
+    for j in range(np.uint64(start), np.uint64(stop)):
+        for i in range(left, right, 16):
+            _prefetch(W_dec, j, i)  # type: ignore[call-arg]
+        out = of_dec[j]
+        for i in range(a, z):
+            out[i] = np.float32(0.0)
+        _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, code, gradient, left, right, out)
+        if slot[j] >= 0:
+            s = np.uint64(slot[j])
+            for i in range(a, z):
+                out[i] += more_dec[s, i]
+        more = stretch[j]
+        parallel = np.float32(0.0)
+        square = np.float32(0.0)
+        for i in range(a, z):
+            value = out[i] + more * W_dec[j, i]
+            parallel += value * W_dec[j, i]
+            square += value * value
+            out[i] = value
+        along[j] += parallel
+        squares[j] += square
+
+
+@_compiled
+def gradient_of_encoder(
+    start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, slope: Any, x: Any, offset: Any,
+    W_enc: Any, slot: Any, more_enc: Any, more_bias: Any, of_enc: Any, of_bias: Any, of_offset: Any,
+    squares: Any,
+) -> None:  # fmt: skip
+    """The same of encoder rows, ``start .. stop`` counting chunks of `chunk` latents.
+
+    ``of_bias[j] = sum over pairs of slope + more_bias[slot[j]]``, ``of_enc[j] = sum over pairs of slope * x[row] -
+    of_bias[j] * offset + more_enc[slot[j]]``, and ``of_offset[chunk]`` the sum over the chunk of ``of_bias[j] *
+    W_enc[j]``. ``squares[j] += |of_enc[j]|^2``.
     """
     n = W_enc.shape[0]
     a = np.uint64(left)
@@ -635,66 +777,24 @@ def gradient_of_latents(
         for i in range(a, z):
             of_offset[part, i] = np.float32(0.0)
         for j in range(np.uint64(part * chunk), np.uint64(min(n, (part + 1) * chunk))):
-            more = stretch[j]
+            for i in range(left, right, 16):
+                _prefetch(W_enc, j, i)  # type: ignore[call-arg]
+            out = of_enc[j]
             for i in range(a, z):
-                of_dec[j, i] = more * W_dec[j, i]
-                of_enc[j, i] = np.float32(0.0)
-            bias = np.float32(0.0)
-            at = offsets[j]
-            last = offsets[j + np.uint64(1)]
-            while at + 4 <= last:
-                for c in range(at + 4, min(at + 8, len(rows))):  # maybe of the next latent
-                    for i in range(left, right, 16):
-                        _prefetch(gradient, sources[c], i)  # type: ignore[call-arg]
-                        _prefetch(x, rows[c], i)
-                r0 = np.uint64(rows[at])
-                g0 = np.uint64(sources[at])
-                r1 = np.uint64(rows[at + 1])
-                g1 = np.uint64(sources[at + 1])
-                r2 = np.uint64(rows[at + 2])
-                g2 = np.uint64(sources[at + 2])
-                r3 = np.uint64(rows[at + 3])
-                g3 = np.uint64(sources[at + 3])
-                v0 = code[at]
-                v1 = code[at + 1]
-                v2 = code[at + 2]
-                v3 = code[at + 3]
-                s0 = slope[at]
-                s1 = slope[at + 1]
-                s2 = slope[at + 2]
-                s3 = slope[at + 3]
-                bias += (s0 + s1) + (s2 + s3)
-                for i in range(a, z):
-                    of_dec[j, i] += (v0 * gradient[g0, i] + v1 * gradient[g1, i]) + (
-                        v2 * gradient[g2, i] + v3 * gradient[g3, i]
-                    )
-                    of_enc[j, i] += (s0 * x[r0, i] + s1 * x[r1, i]) + (s2 * x[r2, i] + s3 * x[r3, i])
-                at += 4
-            while at < last:
-                r0 = np.uint64(rows[at])
-                g0 = np.uint64(sources[at])
-                v0 = code[at]
-                s0 = slope[at]
-                bias += s0
-                for i in range(a, z):
-                    of_dec[j, i] += v0 * gradient[g0, i]
-                    of_enc[j, i] += s0 * x[r0, i]
-                at += 1
+                out[i] = np.float32(0.0)
+            bias = _sum_rows(offsets[j], offsets[j + np.uint64(1)], rows, slope, x, left, right, out)
             if slot[j] >= 0:
                 s = np.uint64(slot[j])
                 bias += more_bias[s]
                 for i in range(a, z):
-                    of_dec[j, i] += more_dec[s, i]
-                    of_enc[j, i] += more_enc[s, i]
+                    out[i] += more_enc[s, i]
             of_bias[j] = bias
-            parallel = np.float32(0.0)
             square = np.float32(0.0)
             for i in range(a, z):
-                of_enc[j, i] -= bias * offset[i]
+                value = out[i] - bias * offset[i]
                 of_offset[part, i] += bias * W_enc[j, i]
-                parallel += of_dec[j, i] * W_dec[j, i]
-                square += of_dec[j, i] * of_dec[j, i] + of_enc[j, i] * of_enc[j, i]
-            along[j] += parallel
+                square += value * value
+                out[i] = value
             squares[j] += square
 
 
