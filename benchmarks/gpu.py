@@ -104,7 +104,7 @@ def encoding(d: int, n: int, k: int, batch: int, device: str, repetitions: int) 
     for rows_, product in gpu._blocks(low, latents, bound, part):
         candidates = torch.empty((len(product), room), dtype=torch.int32, device=device)
         counts = torch.empty(len(product), dtype=torch.int32, device=device)
-        gpu._select(product, bound, rows_, candidates, counts, k, above=False, exact=True)
+        gpu._select(product, bound, rows_, candidates, counts, n, k, above=False, exact=True)
         found["candidates per row"] = float(counts.float().mean())
         off = (product.double() - x[rows_].double() @ W.double().T).abs()
         most = gpu.ROUNDING * product.double().abs() + bound.row[rows_, None].double() * bound.latent + bound.bias

@@ -9,22 +9,22 @@ from __future__ import annotations
 import json
 import sys
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from saekit.kernels import gpu_loops
 
-TARGETS = [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32)]
+CAPABILITIES = (80, 90)
 
 
 def main() -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     for line in sys.stdin:
         name, arguments, options = json.loads(line)
         kernel = getattr(gpu_loops, name)
         signature = {key: kind if isinstance(kind, str) else "constexpr" for key, kind in arguments.items()}
         constants = {key: value for key, value in arguments.items() if not isinstance(value, str)}
-        for target in TARGETS:
+        for target in (GPUTarget("cuda", capability, 32) for capability in CAPABILITIES):
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
             compiled = triton.compile(source, target=target, options=options)
             print(name, target.arch, len(compiled.asm["cubin"]), flush=True)

@@ -22,6 +22,7 @@ plain kernel.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -120,22 +121,23 @@ def _spread(loop: Callable[..., None], n: int, cost: float, *arguments: Any) -> 
 
 
 def _by_blocks(
-    work: Callable[[int, int, np.ndarray, np.ndarray, int], None], rows: _Rounded, latents: _Rounded, share: int,
+    work: Callable[[int, int, np.ndarray, np.ndarray, int], None], rows: _Rounded, latents: _Rounded, lanes: int,
     block_rows: int | None,
 ) -> None:  # fmt: skip
-    """``work(start, stop, P, maxima, known)`` over blocks of rows, each block on one thread: its product and what is
+    """``work(start, stop, P, maxima, settled)`` over blocks of rows, each block on one thread: its product and what is
     done to it.
 
-    `P` is the product of these rows and all latents as bits, `maxima` the keys of its lanes of `share` latents as far
-    as they are `known` (see `saekit.kernels.loops.choose`). Threads that share a product have to wait for each other,
-    and torch's threads keep their core busy for milliseconds after it, in case there is more.
+    `P` is the product of these rows and all latents as bits. `maxima` has room for `lanes` keys a row, and the keys of
+    lanes of `saekit.kernels.product.SHARE` latents for the first `settled` latents (see `saekit.kernels.loops.choose`).
+    Threads that share a product have to wait for each other, and torch's threads keep their core busy for milliseconds
+    after it, in case there is more.
     """
     n, n_latents = len(rows.norm), len(latents.norm)
     edges = _edges(n, n_latents, block_rows)
     threads = min(thread_count(), len(edges) - 1)
     packed = latents.bf16.ndim == 4
     room = max(stop - start for start, stop in itertools.pairwise(edges))
-    width, lanes = n_latents, -(-n_latents // loops.PANEL) * (loops.PANEL // share) + 32
+    width = n_latents
     if packed:  # whole tiles; rows that start in different sets of the caches
         room, width = room + -room % product.ROWS, loops.PANEL * len(latents.bf16) + 32
     products = buffer("product", (threads, room, width), torch.bfloat16)
@@ -147,14 +149,12 @@ def _by_blocks(
         with torch.no_grad():
             while (index := next(ticket)) < len(edges) - 1:
                 start, stop = edges[index : index + 2]
-                known = 0
                 if packed:
                     pairs, panels = rows.bf16.view(torch.int32).numpy(), latents.bf16.view(torch.int32)[..., 0].numpy()
                     product.multiply(stop - start, pairs[start:], panels, bits, best)
-                    known = n_latents // loops.PANEL * (loops.PANEL // share) if share == product.SHARE else 0
                 else:
                     torch.mm(rows.bf16[start:stop], latents.bf16.T, out=P[: stop - start])
-                work(start, stop, bits, best, known)
+                work(start, stop, bits, best, n_latents // loops.PANEL * loops.PANEL if packed else 0)
 
     if threads == 1:
         many(products[0], maxima[0].numpy())
@@ -186,13 +186,17 @@ def _edges(n: int, n_latents: int, block_rows: int | None) -> list[int]:
 def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory that is used again by the next call on this thread (its content is undefined): new pages are slow."""
     buffers = _scratch.__dict__.setdefault("buffers", {})
-    size = 1
-    for length in shape:
-        size *= length
+    size = math.prod(shape)
     held = buffers.get((name, dtype))
     if held is None or len(held) < size:
         held = buffers[name, dtype] = on_large_pages(max(size, 1), dtype)
     return held[:size].view(shape)
+
+
+def _shared(name: str, shape: tuple[int, ...]) -> Tensor:
+    """bf16 in the memory of a float32 buffer that is not needed before this is no longer needed."""
+    size = math.prod(shape)
+    return buffer(name, (-(-size // 2),)).view(torch.bfloat16)[:size].view(shape)
 
 
 def release() -> None:
@@ -233,7 +237,7 @@ def _round(x: Tensor, name: str, offset: Tensor | None = None, packed: bool = Fa
     along = np.zeros(d, np.float32) if offset is None else offset.numpy()
     if packed:
         shape = -(-n // loops.PANEL), width // 2, loops.PANEL, 2
-        bf16 = buffer(f"{name} bf16", shape, torch.bfloat16)
+        bf16 = _shared("of enc", shape) if name == "W" else buffer(f"{name} bf16", shape, torch.bfloat16)
         words = bf16.view(torch.int32)[..., 0].numpy()
         cost = 8 * loops.PANEL * d
         _spread(product.round_panels, len(words), cost, x.numpy(), along, words, norm, residual, dot)
@@ -291,33 +295,45 @@ def topk_encode(
 def _encode(
     x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, k: int, block_rows: int | None, exact: bool
 ) -> tuple[Tensor, Tensor]:
+    return _encode_prefixes(x, W_enc, bias, W, [(len(W_enc), k)], block_rows, exact)[0]
+
+
+def _encode_prefixes(
+    x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, prefixes: Sequence[tuple[int, int]], block_rows: int | None,
+    exact: bool,
+) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    """For each ``(size, k)`` the k largest of the first `size` latents, all from one product."""
     n, d = x.shape
-    n_latents = len(W_enc)
-    values, indices = torch.empty((n, k)), torch.empty((n, k), dtype=torch.int64)
-    most_reach = float(W.norm.max())
-    most_bias = float(bias.abs().max())
+    found = [(torch.empty((n, k)), torch.empty((n, k), dtype=torch.int64)) for _, k in prefixes]
     if not n:
-        return values, indices
-    if not most_reach <= LARGEST or not most_bias <= LARGEST:  # also when one of them is NaN
-        return reference.topk_encode(x, W_enc, bias, k, block_rows=block_rows)
+        return found
+    if not float(W.norm.max()) <= LARGEST or not float(bias.abs().max()) <= LARGEST:  # also when one of them is NaN
+        return [reference.topk_encode(x, W_enc[:m], bias[:m], k, block_rows=block_rows) for m, k in prefixes]
     rows = _round(x, "x")
     reach = row_reach(rows, W, d)
-    share = lane_share(n_latents, k)
     bias_reach = _with_bias(W, bias)
-    x_, W_, b_, into_values, into_indices = (t.numpy() for t in (x, W_enc, bias, values, indices))
+    x_, W_, b_ = x.numpy(), W_enc.numpy(), bias.numpy()
+    shares = [lane_share(m, k) for m, k in prefixes]
+    bounds = [(np.float32(W.norm[:m].max()), bias_reach[:m].max()) for m, _ in prefixes]
+    # The larger ones first: each may write lanes of latents from its last panel on, or all if they have another share.
+    order = sorted(range(len(prefixes)), key=lambda which: -prefixes[which][0])
 
-    def work(start: int, stop: int, P: np.ndarray, maxima: np.ndarray, known: int) -> None:
-        loops.choose(
-            0, stop - start, P, x_[start:stop], reach[start:stop], W_, b_, W.norm, bias_reach,
-            np.float32(most_reach), bias_reach.max(), k, maxima, share, known, exact,
-            into_values[start:stop], into_indices[start:stop],
-        )  # fmt: skip
+    def work(start: int, stop: int, P: np.ndarray, maxima: np.ndarray, settled: int) -> None:
+        for which in order:
+            (m, k), share, (values, indices) = prefixes[which], shares[which], found[which]
+            settled = settled if share == product.SHARE else 0
+            loops.choose(
+                0, stop - start, P, x_[start:stop], reach[start:stop], W_[:m], b_[:m], W.norm[:m], bias_reach[:m],
+                *bounds[which], k, maxima, share, min(m, settled) // loops.PANEL * (loops.PANEL // share), exact,
+                values[start:stop].numpy(), indices[start:stop].numpy(),
+            )  # fmt: skip
 
-    _by_blocks(work, rows, W, share, block_rows)
+    _by_blocks(work, rows, W, max(_lanes(m, share) for (m, _), share in zip(prefixes, shares)), block_rows)
     again = torch.from_numpy(np.flatnonzero(~(rows.norm <= LARGEST)))
     if len(again):
-        values[again], indices[again] = reference.topk_encode(x[again], W_enc, bias, k, block_rows=block_rows)
-    return values, indices
+        for (m, k), (values, indices) in zip(prefixes, found):
+            values[again], indices[again] = reference.topk_encode(x[again], W_enc[:m], bias[:m], k)
+    return found
 
 
 def threshold_encode(
@@ -388,12 +404,13 @@ def _encode_above(
     left_out = threading.Event()
     parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def work(start: int, stop: int, P: np.ndarray, maxima: np.ndarray, known: int) -> None:
+    def work(start: int, stop: int, P: np.ndarray, maxima: np.ndarray, settled: int) -> None:
         if left_out.is_set():
             return
         values = buffer("values above", (stop - start, room)).numpy()
         indices = buffer("indices above", (stop - start, room), torch.int64).numpy()
         own = counts[start:stop]
+        known = settled // loops.PANEL * (loops.PANEL // share) if share == product.SHARE else 0
         loops.choose_above(
             0, stop - start, P, x_[start:stop], reach[start:stop], W_, b_, W.norm, bias_reach,
             W.norm.max(), bias_reach.max(), level_, maxima, share, known, values, indices, own,
@@ -408,7 +425,7 @@ def _encode_above(
         loops.pack_rows(values, indices, offsets, *packed)
         parts[start] = packed
 
-    _by_blocks(work, rows, W, share, block_rows)
+    _by_blocks(work, rows, W, _lanes(n_latents, share), block_rows)
     if left_out.is_set():
         return None
     again = np.flatnonzero(counts < 0)
@@ -434,6 +451,11 @@ def lane_share(n_latents: int, k: int) -> int:
     while share > 1 and n_latents < share * max(8 * k, 256):
         share //= 2
     return share
+
+
+def _lanes(n_latents: int, share: int) -> int:
+    """Room that the lanes of `share` latents take, whole vectors."""
+    return -(-n_latents // loops.PANEL) * (loops.PANEL // share) + 32
 
 
 # ---------------------------------------------------------------- the training step
@@ -567,16 +589,9 @@ def row_norms(W: Tensor) -> np.ndarray:
 
 def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor) -> Encoder:
     """The encoder for rows from which `offset` is yet to be subtracted."""
+    buffer("of enc", tuple(W_enc.shape))  # the copy lies in it, and `gradients` wants it this large
     rounded = _round(W_enc, "W", offset, product.pays())
     return Encoder(W_enc, b_enc - torch.from_numpy(rounded.dot), rounded)
-
-
-def prefix(encoder: Encoder, size: int) -> Encoder:
-    """The encoder of the first `size` latents."""
-    r = encoder.rounded
-    rows = size if r.bf16.ndim == 2 else -(-size // loops.PANEL)
-    cut = _Rounded(r.bf16[:rows], r.norm[:size], r.residual[:size], r.dot[:size])
-    return Encoder(encoder.W[:size], encoder.bias[:size], cut)
 
 
 def join(parts: Sequence[Pairs]) -> Pairs:
@@ -599,6 +614,12 @@ def topk_pairs(x: Tensor, encoder: Encoder, k: int, exact: bool = True) -> Pairs
     """The `k` largest of each row, after ReLU (0 where the pre-activation was not positive)."""
     values, indices = _encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, exact)
     return Pairs(np.arange(0, len(x) * k + 1, k), indices.view(-1).numpy(), values.view(-1).numpy())
+
+
+def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple[int, int]]) -> list[Pairs]:
+    """`topk_pairs` of the first `size` latents for each ``(size, k)``, from one product of all latents."""
+    found = _encode_prefixes(x, encoder.W, encoder.bias, encoder.rounded, prefixes, None, True)
+    return [even_pairs(values.numpy(), indices.numpy()) for values, indices in found]
 
 
 def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs | None:

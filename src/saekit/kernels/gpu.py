@@ -152,13 +152,14 @@ def lanes_for(n_latents: int, k: int) -> int:
 
 
 def _select(
-    product: Tensor, bound: _Bound, part: slice, candidates: Tensor, counts: Tensor, k: int, above: bool, exact: bool
-) -> None:
-    n, n_latents = product.shape
+    product: Tensor, bound: _Bound, part: slice, candidates: Tensor, counts: Tensor, n_latents: int, k: int,
+    above: bool, exact: bool,
+) -> None:  # fmt: skip
+    n, width = product.shape
     lanes = lanes_for(n_latents, k)
     loops.select[(n,)](
         product.view(torch.int16), bound.row[part], bound.latent, bound.bias, bound.most_latent, bound.most_bias,
-        candidates, counts, n_latents, k, candidates.shape[1], ROUNDING, ABOVE=above, EXACT=exact, LANES=lanes,
+        candidates, counts, n_latents, width, k, candidates.shape[1], ROUNDING, ABOVE=above, EXACT=exact, LANES=lanes,
         num_warps=4 if lanes <= 1024 else 8,
     )  # fmt: skip
 
@@ -197,26 +198,35 @@ def topk_encode(
 def _encode(
     x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, k: int, block_rows: int | None, exact: bool
 ) -> tuple[Tensor, Tensor]:
-    (n, d), n_latents = x.shape, len(W_enc)
-    if k > LARGEST_K or not n:
-        return reference.topk_encode(x, W_enc, bias, k, block_rows=block_rows)
-    values, indices = x.new_empty((n, k)), torch.empty((n, k), dtype=torch.int64, device=x.device)
-    room = min(_power_of_two(2 * k + 64), _power_of_two(n_latents))
-    size = _power_of_two(max(k, 16))
+    return _encode_prefixes(x, W_enc, bias, W, [(len(W_enc), k)], block_rows, exact)[0]
+
+
+def _encode_prefixes(
+    x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, prefixes: Sequence[tuple[int, int]], block_rows: int | None,
+    exact: bool,
+) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    """For each ``(size, k)`` the k largest of the first `size` latents, all from one product."""
+    n, d = x.shape
+    if max(k for _, k in prefixes) > LARGEST_K or not n:
+        return [reference.topk_encode(x, W_enc[:m], bias[:m], k, block_rows=block_rows) for m, k in prefixes]
+    found = [(x.new_empty((n, k)), torch.empty((n, k), dtype=torch.int64, device=x.device)) for _, k in prefixes]
     rows = _round(x)
     bound = _bound(rows, W, bias)
     for part, product in _blocks(rows, W, bound, block_rows):
         length = part.stop - part.start
-        candidates = torch.empty((length, room), dtype=torch.int32, device=x.device)
-        counts = torch.empty(length, dtype=torch.int32, device=x.device)
-        _select(product, bound, part, candidates, counts, k, above=False, exact=exact)
-        scores = _rescore(x[part], W_enc, bias, candidates, counts)
-        into = values[part], indices[part]
-        loops.best_of[(length,)](candidates, scores, counts, *into, k, ROOM=room, num_warps=max(1, min(8, room // 128)))
-        loops.best_of_all[(length,)](
-            x[part], W_enc, bias, counts, *into, n_latents, d, k, room, SIZE=size, BLOCK_D=max(16, 4096 // size)
-        )
-    return values, indices
+        for (m, k), (values, indices) in zip(prefixes, found):
+            room, size = min(_power_of_two(2 * k + 64), _power_of_two(m)), _power_of_two(max(k, 16))
+            candidates = torch.empty((length, room), dtype=torch.int32, device=x.device)
+            counts = torch.empty(length, dtype=torch.int32, device=x.device)
+            _select(product, bound, part, candidates, counts, m, k, above=False, exact=exact)
+            scores = _rescore(x[part], W_enc, bias, candidates, counts)
+            into = values[part], indices[part]
+            warps = max(1, min(8, room // 128))
+            loops.best_of[(length,)](candidates, scores, counts, *into, k, ROOM=room, num_warps=warps)
+            loops.best_of_all[(length,)](
+                x[part], W_enc, bias, counts, *into, m, d, k, room, SIZE=size, BLOCK_D=max(16, 4096 // size)
+            )
+    return found
 
 
 def threshold_encode(
@@ -253,7 +263,7 @@ def _encode_above(
         length = part.stop - part.start
         candidates = torch.empty((length, room), dtype=torch.int32, device=x.device)
         counts = torch.empty(length, dtype=torch.int32, device=x.device)
-        _select(product, bound, part, candidates, counts, 1, above=True, exact=True)
+        _select(product, bound, part, candidates, counts, len(W_enc), 1, above=True, exact=True)
         least, most = torch.stack(counts.aminmax()).tolist()
         if least < 0 or most > room:
             return None
@@ -396,13 +406,6 @@ def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor) -> Encoder:
     return Encoder(W_enc, b_enc - rounded.dot, rounded)
 
 
-def prefix(encoder: Encoder, size: int) -> Encoder:
-    """The encoder of the first `size` latents."""
-    r = encoder.rounded
-    cut = _Rounded(r.bf16[:size], r.norm[:size], r.residual[:size], r.dot[:size])
-    return Encoder(encoder.W[:size], encoder.bias[:size], cut)
-
-
 def join(parts: Sequence[Pairs]) -> Pairs:
     """Pairs of several sets of rows, one set after the other."""
     ends, offsets = 0, []
@@ -423,6 +426,12 @@ def even_pairs(values: Tensor, latents: Tensor) -> Pairs:
 def topk_pairs(x: Tensor, encoder: Encoder, k: int, exact: bool = True) -> Pairs:
     """The `k` largest of each row, after ReLU (0 where the pre-activation was not positive)."""
     return even_pairs(*_encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, exact))
+
+
+def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple[int, int]]) -> list[Pairs]:
+    """`topk_pairs` of the first `size` latents for each ``(size, k)``, from one product of all latents."""
+    found = _encode_prefixes(x, encoder.W, encoder.bias, encoder.rounded, prefixes, None, True)
+    return [even_pairs(values, indices) for values, indices in found]
 
 
 def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs | None:

@@ -94,15 +94,15 @@ def round_rows(
 @_compiled
 def select(
     P, row_reach, latent_reach, bias_reach, most_reach, most_bias, candidates,
-    counts, n_latents, k, room, rounding, ABOVE: tl.constexpr, EXACT: tl.constexpr,
+    counts, n_latents, width, k, room, rounding, ABOVE: tl.constexpr, EXACT: tl.constexpr,
     LANES: tl.constexpr,
 ):  # fmt: skip
     """Latents of a row that may be among its k largest, or (with ABOVE) not below 0, and how many there are.
 
-    ``P [n, n_latents]`` are the bits of a bf16 product, bias included. It is off by at most ``row_reach * latent_reach
-    + bias_reach``, and ``rounding`` times itself. Lane maxima locate a level that k latents reach for sure; a latent
-    whose upper bound is below the level's lower bound is not among the k largest. Latents go to ``candidates [n,
-    room]`` in ascending order, as many as there is room for.
+    ``P [n, width]`` are the bits of a bf16 product, bias included; its first `n_latents` columns are meant. It is off
+    by at most ``row_reach * latent_reach + bias_reach``, and ``rounding`` times itself. Lane maxima locate a level that
+    k latents reach for sure; a latent whose upper bound is below the level's lower bound is not among the k largest.
+    Latents go to ``candidates [n, room]`` in ascending order, as many as there is room for.
     """
     r = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
@@ -114,7 +114,7 @@ def select(
         best = tl.full((LANES,), -32768, tl.int32)
         for first in range(0, n_latents, LANES):
             at = first + lane
-            bits = tl.load(P + r * n_latents + at, mask=at < n_latents, other=0).to(tl.int32)
+            bits = tl.load(P + r * width + at, mask=at < n_latents, other=0).to(tl.int32)
             best = tl.maximum(best, tl.where(at < n_latents, _ordered(bits, 0x7FFF), -32768))
         low = tl.min(best)
         high = tl.max(best) + 1
@@ -128,7 +128,7 @@ def select(
     count = 0
     for first in range(0, n_latents, LANES):
         at = first + lane
-        bits = tl.load(P + r * n_latents + at, mask=at < n_latents, other=0).to(tl.int32)
+        bits = tl.load(P + r * width + at, mask=at < n_latents, other=0).to(tl.int32)
         a = _value_of_key(_ordered(bits, 0x7FFF))
         near = (at < n_latents) & (a + (rounding * tl.abs(a) + widest) >= least)
         error = reach * tl.load(latent_reach + at, mask=near, other=0.0) + tl.load(

@@ -219,24 +219,24 @@ def _matryoshka(s: _State) -> _Found | None:
     smallest = None
     truncated = matryoshka_selection(config) == "truncated"
     if config.over == "batchtopk":
-        chosen = _choose_batch(s) if truncated else None
-        if chosen is None:
+        selected = _choose_batch(s) if truncated else None
+        if selected is None:
             return None
-        pairs, smallest = chosen
-    else:
+        pairs, smallest = selected
+    elif truncated:
         pairs = s.kernel.topk_pairs(s.u, s.encoder, config.k)
+    else:
+        chosen = s.kernel.topk_pairs_of_prefixes(s.u, s.encoder, [(size, _k_of(config, size)) for size in sizes])
+        pairs = chosen[-1]
+    if truncated:
+        chosen = [*(pairs.where(pairs.latents < size) for size in sizes[:-1]), pairs]
     error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(sizes))
     sets: list[Any] = []
     slopes: list[Numbers] = []
     whole = None
     for index in reversed(range(len(sizes))):
         size, weight = sizes[index], weights[index]
-        if size == config.latents:
-            own = pairs
-        elif truncated:
-            own = pairs.where(pairs.latents < size)
-        else:
-            own = s.kernel.topk_pairs(s.u, s.kernel.prefix(s.encoder, size), _k_of(config, size))
+        own = chosen[index]
         fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight, name=str(index))
         whole = whole or fit
         error = error + weight * fit.error / n
