@@ -51,7 +51,10 @@ def main() -> None:
             print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
     if not (options.quick or options.only or options.shapes or options.arch):
         arena.write(
-            "encode", workloads, ABOUT, " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
+            "encode" if options.device == "cpu" else f"encode-{options.device}",
+            workloads,
+            ABOUT,
+            " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
         )
 
 

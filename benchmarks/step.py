@@ -67,7 +67,12 @@ def main() -> None:
             workloads.append({"title": title, **sizes, "results": results})
             print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
     if options.write or not (options.quick or options.only or options.shapes or options.arch):
-        arena.write("step", workloads, ABOUT, " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]))
+        arena.write(
+            "step" if options.device == "cpu" else f"step-{options.device}",
+            workloads,
+            ABOUT,
+            " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
+        )
 
 
 main()
