@@ -94,7 +94,7 @@ def main() -> None:
         median, low, high = gb / statistics.median(took), gb / max(took), gb / min(took)
         lines.append(f"| {job} | {median:.2f} | {low:.2f} to {high:.2f} | {ratio:.1f}× |")
     step = json.loads((arena.ROOT / "benchmarks" / "step.json").read_text())["workloads"]
-    [seconds] = [w["results"]["saekit"]["seconds"] for w in step if "d = 768, n = 16,384" in w["title"]]
+    [seconds] = [w["results"]["saekit"]["seconds"] for w in step if w["title"].startswith("topk: d = 768, n = 16,384")]
     about = ABOUT.format(n=n, d=D, gb=gb, step=BATCH * D * 2 / seconds / 1e9)
     command = f"`python benchmarks/rows.py` on {arena.machine()}."
     text = "\n".join([about, "", command, "", *lines])
