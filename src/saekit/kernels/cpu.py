@@ -237,7 +237,7 @@ def _round(x: Tensor, name: str, offset: Tensor | None = None, packed: bool = Fa
     along = np.zeros(d, np.float32) if offset is None else offset.numpy()
     if packed:
         shape = -(-n // loops.PANEL), width // 2, loops.PANEL, 2
-        bf16 = _shared("of enc", shape) if name == "W" else buffer(f"{name} bf16", shape, torch.bfloat16)
+        bf16 = _shared("of enc", shape)  # an encoder is rounded before its gradient is there
         words = bf16.view(torch.int32)[..., 0].numpy()
         cost = 8 * loops.PANEL * d
         _spread(product.round_panels, len(words), cost, x.numpy(), along, words, norm, residual, dot)
