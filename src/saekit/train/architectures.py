@@ -18,6 +18,7 @@ from ..errors import ConfigError, did_you_mean
 from ..sae import SAE, Scaling, freeze_batchtopk, freeze_gated, rules
 from . import objective
 from .config import BatchTopK, Config, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK
+from .initial import level_of
 
 Tensors = dict[str, Tensor]
 
@@ -76,7 +77,7 @@ def _common(p: Tensors) -> dict[str, Any]:
 
 def _start_threshold(config: JumpReLU, p: Tensors, x: Tensor) -> Tensors:
     """One threshold for all latents, such that the first L0 is the target on these rows."""
-    threshold = _quantile_at(x @ p["W_enc"].T + p["b_enc"], config.target_l0).clamp(min=1e-3)
+    threshold = level_of(x, p["W_enc"], p["b_enc"], config.target_l0).clamp(min=1e-3)
     return {"log_threshold": threshold.log().expand(config.latents).clone()}
 
 
@@ -92,19 +93,13 @@ def _start_sparse(config: Any, p: Tensors, x: Tensor) -> Tensors:
     """
     if config.target_l0 is None or START_L0 * config.target_l0 >= config.latents / 2:
         return {}
-    threshold = _quantile_at(x @ p["W_enc"].T, START_L0 * config.target_l0)
+    threshold = level_of(x, p["W_enc"], torch.zeros_like(p["b_enc"]), START_L0 * config.target_l0)
     return {"b_enc": (-threshold).expand(config.latents).clone()}
 
 
 def _start_gate(config: Gated, p: Tensors, x: Tensor) -> Tensors:
     zeros = torch.zeros_like(p["b_enc"])
     return {"r_mag": zeros, "b_mag": zeros.clone()} | _start_sparse(config, p, x)
-
-
-def _quantile_at(pre: Tensor, l0: float) -> Tensor:
-    """The value ``[]`` that `l0` pre-activations per row exceed on average."""
-    count = min(max(round(l0 * len(pre)), 1), pre.numel())
-    return pre.flatten().kthvalue(pre.numel() - count + 1).values
 
 
 def _threshold_state(config: Any) -> dict[str, list[float] | float]:

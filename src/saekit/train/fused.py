@@ -14,7 +14,7 @@ need not wait for it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ from .config import (
     matryoshka_selection,
     matryoshka_sizes,
 )
+from .initial import level_of
 from .learner import (
     ADAM_EPS,
     STEPS,
@@ -59,6 +60,12 @@ MOST_DECODED = 6
 
 GUESSES = (0.95, 0.75)
 """Levels for the selection over a batch that are tried, as multiples of the last batch's smallest code."""
+
+SAMPLED_GUESSES = (0.9, 0.6)
+"""Levels that are tried next, as multiples of the level that `SAMPLED_ROWS` rows of the batch would have."""
+
+SAMPLED_ROWS = 256
+"""Evenly spaced rows of the batch, at most. Unit: rows."""
 
 
 def default_step(device: torch.device) -> str:
@@ -179,8 +186,8 @@ def _topk(s: _State) -> _Found:
 
 
 def _batchtopk(s: _State) -> _Found | None:
-    chosen = _choose_batch(s)
-    return None if chosen is None else _selected(s, *chosen)
+    chosen = _choose_batch(s, [(s.config.latents, s.config.k)])
+    return None if chosen is None else _selected(s, chosen[0][0], chosen[1])
 
 
 def _selected(s: _State, pairs: Any, smallest: Numbers = None) -> _Found:
@@ -194,20 +201,34 @@ def _selected(s: _State, pairs: Any, smallest: Numbers = None) -> _Found:
     return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, updates=_threshold(s, smallest))
 
 
-def _choose_batch(s: _State) -> tuple[Any, Numbers] | None:
-    """The ``k * rows`` largest pre-activations of the batch (all that equal the smallest of them), and the smallest."""
-    count = s.config.k * len(s.u)
-    for share in GUESSES:
-        level = share * float(s.context.state["last_smallest"])
+def _choose_batch(s: _State, prefixes: Sequence[tuple[int, int]]) -> tuple[list[Any], Numbers] | None:
+    """For each ``(size, k)`` the ``k * rows`` largest pre-activations of the batch among the first `size` latents.
+
+    All that equal the smallest of them are kept. Returns the pairs of each prefix, and the smallest value of the last
+    one. None when they are not all positive or a row has too many.
+    """
+    n, n_latents = len(s.u), s.config.latents
+    for level in _levels(s, prefixes):
         if not 0 < level < float("inf"):
-            return None
+            continue
         pairs = s.kernel.pairs_above(s.u, s.encoder, torch.full_like(s.p["b_enc"], level), _room(s))
-        if pairs is None:
+        if pairs is None:  # some row has many; with a lower level more
             return None
-        if len(pairs.values) >= count:
-            edge = s.kernel.smallest_of_largest(pairs.values, count)
-            return pairs.where(pairs.values >= edge), edge
+        sets = [pairs if size == n_latents else pairs.where(pairs.latents < size) for size, _ in prefixes]
+        if all(len(own.values) >= k * n for own, (_, k) in zip(sets, prefixes)):
+            edges = [s.kernel.smallest_of_largest(own.values, k * n) for own, (_, k) in zip(sets, prefixes)]
+            return [own.where(own.values >= edge) for own, edge in zip(sets, edges)], edges[-1]
     return None
+
+
+def _levels(s: _State, prefixes: Sequence[tuple[int, int]]) -> Iterator[float]:
+    """Guesses below the smallest value that will be kept."""
+    if len(prefixes) == 1:
+        last = float(s.context.state["last_smallest"])
+        yield from (share * last for share in GUESSES)
+    sample, bias = s.u[:: -(-len(s.u) // SAMPLED_ROWS)], s.encoder.bias
+    level = min(float(level_of(sample, s.p["W_enc"][:size], bias[:size], k)) for size, k in prefixes)
+    yield from (share * level for share in SAMPLED_GUESSES)
 
 
 def _matryoshka(s: _State) -> _Found | None:
@@ -218,16 +239,15 @@ def _matryoshka(s: _State) -> _Found | None:
     W_dec, n = s.p["W_dec"], len(s.u)
     smallest = None
     truncated = matryoshka_selection(config) == "truncated"
+    prefixes = [(size, _k_of(config, size)) for size in (sizes[-1:] if truncated else sizes)]
     if config.over == "batchtopk":
-        selected = _choose_batch(s) if truncated else None
+        selected = _choose_batch(s, prefixes)
         if selected is None:
             return None
-        pairs, smallest = selected
-    elif truncated:
-        pairs = s.kernel.topk_pairs(s.u, s.encoder, config.k)
+        chosen, smallest = selected
     else:
-        chosen = s.kernel.topk_pairs_of_prefixes(s.u, s.encoder, [(size, _k_of(config, size)) for size in sizes])
-        pairs = chosen[-1]
+        chosen = s.kernel.topk_pairs_of_prefixes(s.u, s.encoder, prefixes)
+    pairs = chosen[-1]
     if truncated:
         chosen = [*(pairs.where(pairs.latents < size) for size in sizes[:-1]), pairs]
     error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(sizes))

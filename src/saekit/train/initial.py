@@ -20,6 +20,9 @@ MEDIAN_ROWS = 16_384
 SAMPLE_ROWS = 2_048
 """Rows that first thresholds are fitted on. Unit: rows."""
 
+BLOCK_BYTES = 16 * 2**20
+"""Pre-activations that `level_of` computes at a time. Unit: bytes."""
+
 
 def first_rows(total_rows: int, d_in: int) -> int:
     """How many rows the start of a run is computed from."""
@@ -84,6 +87,33 @@ def first_weights(latents: int, d_in: int, generator: torch.Generator) -> dict[s
     W_dec = torch.randn(latents, d_in, generator=generator)
     W_dec = W_dec / W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(latents), "W_dec": W_dec}
+
+
+def level_of(x: Tensor, W_enc: Tensor, bias: Tensor, l0: float) -> Tensor:
+    """The value ``[]`` that `l0` pre-activations of a row reach on average, the largest such value.
+
+    Works on a block of rows at a time and keeps ``l0 * n`` values.
+
+    Parameters
+    ----------
+    x
+        Centred rows ``[n, d]``, at least one.
+    W_enc, bias
+        Encoder ``[n_latents, d]`` and ``[n_latents]``.
+    l0
+        0 to n_latents; ``l0 * n`` is rounded, and at least 1.
+    """
+    wanted = min(max(round(l0 * len(x)), 1), len(x) * len(bias))
+    block = max(1, BLOCK_BYTES // (4 * len(bias)))
+    largest = bias.new_empty(0)
+    for rows in x.split(block):
+        found = torch.addmm(bias, rows, W_enc.T).flatten()
+        if len(largest) == wanted:
+            found = found[found > largest.min()]
+        largest = torch.cat([largest, found])
+        if len(largest) > wanted:
+            largest = largest.topk(wanted, sorted=False).values
+    return largest.min()
 
 
 def gather_first(batches: Iterable[Any], wanted: int) -> tuple[list[Any], Tensor]:
