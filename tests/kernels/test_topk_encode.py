@@ -153,6 +153,25 @@ def test_bound_is_worth_having() -> None:
     assert relative < 2.0**-8
 
 
+@given(shape=shapes, share=st.floats(0, 1), seed=st.integers(0, 2**20), kind=kinds)
+@settings(max_examples=60)
+def test_without_order_the_same_latents_are_chosen(
+    shape: tuple[int, int, int], share: float, seed: int, kind: str
+) -> None:
+    from saekit.kernels import cpu
+
+    n, d, n_latents = shape
+    x, W, b = problem(seed, n, d, n_latents, kind)
+    k = max(1, int(share * n_latents))
+    pairs = cpu.topk_pairs_of_some(x, W, b, k)
+    assert pairs.offsets.tolist() == list(range(0, n * k + 1, k))
+    order = torch.from_numpy(pairs.latents).view(n, k).argsort()
+    values, indices = cpu.topk_encode(x, W, b, k)
+    expected = indices.argsort()
+    for mine, other in ((pairs.latents, indices), (pairs.values, values)):
+        assert torch.equal(torch.from_numpy(mine).view(n, k).gather(1, order), other.gather(1, expected))
+
+
 def test_ties_go_to_the_smaller_latent() -> None:
     W = torch.eye(4).repeat_interleave(100, 0)
     values, indices = kernels.topk_encode(torch.tensor([[3.0, 1.0, 2.0, 0.0]]), W, torch.zeros(400), 3)

@@ -4,8 +4,8 @@ import torch
 from scipy.optimize import minimize
 
 from saekit import ArrayRows, SyntheticRows
-from saekit.train import BatchTopK, JumpReLU, Relu, TopK, untrained
-from saekit.train.initial import first_weights, geometric_median, start_bias, start_scale
+from saekit.train import BatchTopK, JumpReLU, Relu, TopK, initial, untrained
+from saekit.train.initial import first_weights, geometric_median, level_of, start_bias, start_scale
 from saekit.train.learner import generator
 
 
@@ -48,6 +48,17 @@ def test_scale_gives_mean_norm_root_d():
     assert float((x * scale).norm(dim=1).mean()) == pytest.approx(5**0.5, rel=1e-5)
     assert start_scale(x, "none") is None
     assert start_scale(torch.zeros(4, 3), "scalar") == 1
+
+
+@pytest.mark.parametrize("l0", [0.01, 1.0, 3.3, 29.0, 100.0])
+@pytest.mark.parametrize("block_bytes", [1, 1000, 2**24])
+def test_as_many_pre_activations_as_wanted_reach_the_level(l0, block_bytes, monkeypatch):
+    monkeypatch.setattr(initial, "BLOCK_BYTES", block_bytes)
+    g = torch.Generator().manual_seed(0)
+    x, W, bias = torch.randn(50, 7, generator=g), torch.randn(40, 7, generator=g), torch.randn(40, generator=g)
+    level = level_of(x, W, bias, l0)
+    reached = (torch.addmm(bias, x, W.T) >= level - 1e-5).sum()
+    assert int(reached) == min(max(round(l0 * 50), 1), 50 * 40)
 
 
 def test_encoder_starts_as_a_copy_in_other_storage():

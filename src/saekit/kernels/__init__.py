@@ -12,6 +12,7 @@ from .reference import StepOutcome as StepOutcome
 from .reference import TopKSettings as TopKSettings
 from .reference import block_rows_for as block_rows_for
 from .reference import sparse_decode as sparse_decode
+from .step import revive as revive
 from .switch import fast_here as fast_here
 from .switch import mode as mode
 from .switch import unavailable as unavailable

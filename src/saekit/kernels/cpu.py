@@ -36,7 +36,7 @@ from torch import Tensor
 
 from . import loops, product, reference
 from .memory import on_large_pages
-from .reference import Adam, StepOutcome, TopKSettings
+from .reference import Adam
 
 BLOCK_BYTES = 8 * 2**20
 """Size of the buffer for one block of the product: it should stay in the last cache. Unit: bytes."""
@@ -293,14 +293,15 @@ def topk_encode(
 
 
 def _encode(
-    x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, k: int, block_rows: int | None, exact: bool
-) -> tuple[Tensor, Tensor]:
-    return _encode_prefixes(x, W_enc, bias, W, [(len(W_enc), k)], block_rows, exact)[0]
+    x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, k: int, block_rows: int | None, exact: bool,
+    ordered: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _encode_prefixes(x, W_enc, bias, W, [(len(W_enc), k)], block_rows, exact, ordered)[0]
 
 
 def _encode_prefixes(
     x: Tensor, W_enc: Tensor, bias: Tensor, W: _Rounded, prefixes: Sequence[tuple[int, int]], block_rows: int | None,
-    exact: bool,
+    exact: bool, ordered: bool = True,
 ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
     """For each ``(size, k)`` the k largest of the first `size` latents, all from one product."""
     n, d = x.shape
@@ -325,7 +326,7 @@ def _encode_prefixes(
             loops.choose(
                 0, stop - start, P, x_[start:stop], reach[start:stop], W_[:m], b_[:m], W.norm[:m], bias_reach[:m],
                 *bounds[which], k, maxima, share, min(m, settled) // loops.PANEL * (loops.PANEL // share), exact,
-                values[start:stop].numpy(), indices[start:stop].numpy(),
+                ordered, values[start:stop].numpy(), indices[start:stop].numpy(),
             )  # fmt: skip
 
     _by_blocks(work, rows, W, max(_lanes(m, share) for (m, _), share in zip(prefixes, shares)), block_rows)
@@ -571,13 +572,14 @@ def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
 
 
 def variance(x: Tensor) -> float:
-    """``mean over rows of ||x - mean(x)||^2`` of centred rows, at least 1e-12."""
+    """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
     n, d = x.shape
     parts = -(-n // CHUNK)
     columns, squares = buffer("columns", (parts, d)).numpy(), np.empty(parts, np.float32)
-    _spread(loops.chunk_sums, parts, 2 * CHUNK * d, CHUNK, x.numpy(), columns, squares)
-    mean = columns.sum(0, dtype=np.float64) / n
-    return max(float(squares.sum(dtype=np.float64)) / n - float(mean @ mean), 1e-12)
+    _spread(loops.column_sums, parts, CHUNK * d, CHUNK, x.numpy(), columns)
+    mean = (columns.sum(0, dtype=np.float64) / n).astype(np.float32)
+    _spread(loops.squares_around, parts, CHUNK * d, CHUNK, x.numpy(), mean, squares)
+    return max(float(squares.sum(dtype=np.float64)) / n, 1e-12)
 
 
 def row_norms(W: Tensor) -> np.ndarray:
@@ -622,6 +624,12 @@ def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple
     return [even_pairs(values.numpy(), indices.numpy()) for values, indices in found]
 
 
+def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, exact: bool = True) -> Pairs:
+    """The `k` largest of each row among some latents, after ReLU, in no order; an `Encoder` loses its bf16 copy."""
+    values, indices = _encode(x, W_enc, bias, _round(W_enc, "some", packed=product.pays()), k, None, exact, False)
+    return even_pairs(values.numpy(), indices.numpy())
+
+
 def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs | None:
     """All pre-activations above a level ``[n_latents]`` of any sign; None when a row has more than `room`, or when
     something is not finite.
@@ -649,7 +657,7 @@ def reconstruct(
 def gradients(
     x: Tensor, offset: Tensor, weights: dict[str, Tensor], pairs: Pairs, wanted: np.ndarray, codes: np.ndarray,
     slopes: np.ndarray, gradient: Tensor, *, stretch: np.ndarray | None = None,
-    revived: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, sections: Sequence[int] = (),
+    revived: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, sections: Sequence[int] = (), name: str = "",
 ) -> Gradients:  # fmt: skip
     """Sums over each latent's pairs: ``of_dec = sum code * gradient[row]``, ``of_enc = sum slope * (x[row] - offset)``.
 
@@ -668,6 +676,8 @@ def gradients(
         Latents ``[m]`` int64 and a further gradient of their decoder rows, encoder rows and biases.
     sections
         Edges of groups of latents, each of which takes the next n rows of `gradient`.
+    name
+        The gradients lie in memory that the next call with this name uses again.
     """
     n, d = x.shape
     W_enc, W_dec = weights["W_enc"], weights["W_dec"]
@@ -692,7 +702,7 @@ def gradients(
         for edge in sections:
             sources[offsets[edge] :] += np.int32(n)
     chunks = -(-n_latents // CHUNK)
-    of_dec, of_enc = buffer("of dec", (n_latents, d)).numpy(), buffer("of enc", (n_latents, d)).numpy()
+    of_dec, of_enc = (buffer(f"{name}of {part}", (n_latents, d)).numpy() for part in ("dec", "enc"))
     of_bias, of_offset = np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy()
     along, squares = np.zeros(n_latents, np.float32), np.zeros(n_latents)
     stretch = np.zeros(n_latents, np.float32) if stretch is None else stretch
@@ -757,44 +767,3 @@ def descend(
             moving = (group[name].numpy() for group in (weights, first, second))
             loops.adam_row(gradient.astype(np.float32, copy=False), *moving, *numbers(name))
     return norm
-
-
-def revive(
-    x: Tensor, fit: Fit, encoder: Encoder, W_dec: Tensor, dead: Tensor | None, settings: TopKSettings
-) -> tuple[float | None, tuple[Tensor, Tensor, Tensor, Tensor] | None]:
-    """AuxK of the dead latents: the term of the loss, and its gradient as `gradients` wants it."""
-    if dead is None or not settings.k_aux or not settings.aux_coefficient or not bool(dead.any()):
-        return None, None
-    which = dead.nonzero()[:, 0]
-    residual = fit.gradient * (-len(x) / 2)
-    aux, *more = reference.aux_gradients(x, residual, encoder.W[which], encoder.bias[which], W_dec[which], settings)
-    return aux, (which, *more)  # type: ignore[return-value]
-
-
-def topk_step(
-    weights: dict[str, Tensor],
-    first: dict[str, Tensor],
-    second: dict[str, Tensor],
-    x: Tensor,
-    offset: Tensor,
-    settings: TopKSettings,
-    adam: Adam,
-    dead: Tensor | None = None,
-) -> StepOutcome:
-    """`saekit.kernels.reference.topk_step` with sparse products only; see there for all arguments.
-
-    Two passes over the latents: the first sums each latent's gradient from the rows that it fired in, because clipping
-    needs the length of the whole gradient; the second projects, clips, applies Adam and restores unit length.
-    """
-    x, offset = x.detach().contiguous(), offset.detach().contiguous()
-    encoder = encoder_at(weights["W_enc"], weights["b_enc"], offset)
-    pairs = topk_pairs(x, encoder, settings.k, settings.exact)
-    fit = reconstruct(x, pairs, pairs.values, weights["W_dec"], offset)
-    aux, revived = revive(x, fit, encoder, weights["W_dec"], dead, settings)
-    g = gradients(
-        x, offset, weights, pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient, revived=revived
-    )  # fmt: skip
-    others = {"b_dec": fit.columns + g.of_offset}
-    norm = descend(weights, first, second, g, others, adam, clip=settings.clip, unit=True)
-    fired = torch.from_numpy(g.counts)
-    return StepOutcome(error=fit.error, aux=aux, fired=fired, n_fired=int(g.counts.sum()), grad_norm=norm)

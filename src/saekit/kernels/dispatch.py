@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import reference, switch
+from . import reference, step, switch
 
 if TYPE_CHECKING:
     from .reference import Adam, StepOutcome, TopKSettings
@@ -157,8 +157,7 @@ def topk_step(
     """One training step of a TopK SAE, in place: `saekit.kernels.reference.topk_step` is the definition."""
     arguments: tuple[Any, ...] = (weights, first, second, x, offset, settings, adam, dead)
     if topk_step_runs(weights, settings.k) and x.dtype == torch.float32:
-        kernel: Any = step_kernels(x.device)
-        return kernel.topk_step(*arguments)
+        return step.topk_step(step_kernels(x.device), *arguments)
     return reference.topk_step(*arguments)
 
 

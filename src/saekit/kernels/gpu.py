@@ -25,7 +25,7 @@ from torch import Tensor
 from . import gpu_loops as loops
 from . import reference
 from .gpu_loops import blocks_of
-from .reference import Adam, TopKSettings
+from .reference import Adam
 
 array = torch
 """The library that the numbers of this module belong to."""
@@ -391,7 +391,7 @@ def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
 
 
 def variance(x: Tensor) -> Tensor:
-    """``mean over rows of ||x - mean(x)||^2`` of centred rows, at least 1e-12."""
+    """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
     return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)
 
 
@@ -434,6 +434,11 @@ def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple
     return [even_pairs(values, indices) for values, indices in found]
 
 
+def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, exact: bool = True) -> Pairs:
+    """The `k` largest of each row among some latents, after ReLU."""
+    return even_pairs(*_encode(x, W_enc, bias, _round(W_enc), k, None, exact))
+
+
 def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs | None:
     """All pre-activations above a level ``[n_latents]`` of any sign; None when a row has more than `room`, or when
     something is not finite.
@@ -470,7 +475,7 @@ def _by_latent(latents: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
 def gradients(
     x: Tensor, offset: Tensor, weights: dict[str, Tensor], pairs: Pairs, wanted: Tensor, codes: Tensor,
     slopes: Tensor, gradient: Tensor, *, stretch: Tensor | None = None,
-    revived: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, sections: Sequence[int] = (),
+    revived: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, sections: Sequence[int] = (), name: str = "",
 ) -> Gradients:  # fmt: skip
     """Sums over each latent's pairs; see `saekit.kernels.cpu.gradients` for all arguments."""
     n, d = x.shape
@@ -551,38 +556,3 @@ def descend(
             gradient.float().contiguous(), *vectors, factor, length, *numbers_of(name), BLOCK=256
         )
     return norm
-
-
-def revive(
-    x: Tensor, fit: Fit, encoder: Encoder, W_dec: Tensor, dead: Tensor | None, settings: TopKSettings
-) -> tuple[float | None, tuple[Tensor, Tensor, Tensor, Tensor] | None]:
-    """AuxK of the dead latents: the term of the loss, and its gradient as `gradients` wants it.
-
-    How many are dead has to be read back from the device.
-    """
-    if dead is None or not settings.k_aux or not settings.aux_coefficient:
-        return None, None
-    which = dead.nonzero()[:, 0]
-    if not len(which):
-        return None, None
-    residual = fit.gradient * (-len(x) / 2)
-    aux, *more = reference.aux_gradients(x, residual, encoder.W[which], encoder.bias[which], W_dec[which], settings)
-    return aux, (which, *more)  # type: ignore[return-value]
-
-
-def topk_step(
-    weights: dict[str, Tensor], first: dict[str, Tensor], second: dict[str, Tensor], x: Tensor, offset: Tensor,
-    settings: TopKSettings, adam: Adam, dead: Tensor | None = None,
-) -> Any:  # fmt: skip
-    """`saekit.kernels.reference.topk_step` with sparse products only; see there for all arguments."""
-    x, offset = x.detach().contiguous(), offset.detach().contiguous()
-    encoder = encoder_at(weights["W_enc"], weights["b_enc"], offset)
-    pairs = topk_pairs(x, encoder, settings.k, settings.exact)
-    fit = reconstruct(x, pairs, pairs.values, weights["W_dec"], offset)
-    aux, revived = revive(x, fit, encoder, weights["W_dec"], dead, settings)
-    g = gradients(
-        x, offset, weights, pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient, revived=revived
-    )  # fmt: skip
-    others = {"b_dec": fit.columns + g.of_offset}
-    norm = descend(weights, first, second, g, others, adam, clip=settings.clip, unit=True)
-    return reference.StepOutcome(float(fit.error), aux, g.counts, int(g.counts.sum()), float(norm))

@@ -23,6 +23,9 @@ LOWEST = np.int16(-32768)
 PANEL = 64
 """Latents that share lanes, see `_lane_maxima`; and those of one tile of `saekit.kernels.product`."""
 
+ANY_LATENT = np.int32(2**31 - 1)
+"""Above all latents."""
+
 WAITING = 128
 """Latents that are found before they are multiplied: products in a row overlap their waits for memory."""
 
@@ -66,6 +69,19 @@ def _narrow(value: Any) -> Any:
     """bf16 bits (int16) of a float32, rounded to nearest, ties to even."""
     bits: Any = _bits_of_float(value)  # type: ignore[call-arg]
     return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+
+@njit(inline="always")
+def _order_of_float(value: Any) -> Any:
+    """int64 that sorts like this float32."""
+    bits: Any = _bits_of_float(value)  # type: ignore[call-arg]
+    return bits ^ ((bits >> 63) & 0x7FFFFFFF)
+
+
+@njit(inline="always")
+def _float_of_order(order: Any) -> Any:
+    """The inverse of `_order_of_float`."""
+    return _float_of_bits(order ^ ((order >> 63) & 0x7FFFFFFF))  # type: ignore[call-arg]
 
 
 @intrinsic
@@ -280,6 +296,31 @@ def _insert_all(
     return held
 
 
+@njit(inline="always")
+def _kth_best(scores: Any, latents: Any, count: int, k: Any) -> Any:
+    """A number that k of the first `count` scores reach, or where scores are equal, more; see `_pad`.
+
+    Bisection over the floats in their order: the k-th largest itself, or less as soon as no other score is above it.
+    """
+    lowest = scores[0]
+    highest = scores[0]
+    for c in range(count):
+        lowest = min(lowest, scores[c])
+        highest = max(highest, scores[c])
+    low = _order_of_float(lowest)
+    high = _order_of_float(highest) + 1
+    while high - low > 1:
+        middle = (low + high) >> 1
+        reaching = _before(scores, latents, count, _float_of_order(middle), ANY_LATENT)
+        if reaching >= k:
+            low = middle
+            if reaching == k:
+                break
+        else:
+            high = middle
+    return _float_of_order(low)
+
+
 @intrinsic
 def _reaching(typingctx: Any, keys: Any, at: Any, bar: Any) -> Any:
     """Which of the 32 keys from `at` are not below `bar`, as bits; as vector code, which the compiler does not find."""
@@ -370,15 +411,15 @@ def _level(best: Any, lanes: Any, k: Any) -> Any:
 @_compiled
 def choose(
     start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
-    most_reach: Any, most_bias_reach: Any, k: int, maxima: Any, share: int, known: int, exact: bool, values: Any,
-    indices: Any,
+    most_reach: Any, most_bias_reach: Any, k: int, maxima: Any, share: int, known: int, exact: bool, ordered: bool,
+    values: Any, indices: Any,
 ) -> None:  # fmt: skip
     """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
     For every row r and latent j the pre-activation P, bias included, is off by at most ``row_reach[r] *
     latent_reach[j] + bias_reach[j]`` plus its own rounding. At least k latents with the largest P are multiplied again
     in fp32. A latent whose upper bound is below all of these is not among the k largest; all others are multiplied
-    again too. The k best are returned, largest first.
+    again too. The k best are returned, with `ordered` largest first.
 
     Rows must be finite. There are at least k lanes of `share` latents each; ``maxima[r]`` has the keys of the first
     `known` and room for all (see `_lane_maxima`). `most_reach` and `most_bias_reach` are the largest ``latent_reach``
@@ -430,9 +471,7 @@ def choose(
                 lowest = sure_scores[0]
                 if n_sure > k and x.shape[1] >= 256:  # long rows: finding the k-th best costs less than more products
                     _pad(sure_scores, n_sure)
-                    for c in range(n_sure):
-                        if _before(sure_scores, sure, n_sure, sure_scores[c], sure[c]) == k - 1:
-                            lowest = sure_scores[c]
+                    lowest = _kth_best(sure_scores, sure, n_sure, k)
                 else:
                     for c in range(n_sure):
                         lowest = min(lowest, sure_scores[c])
@@ -445,6 +484,16 @@ def choose(
                     n_sure += n_waiting
         if n_sure < room:
             _pad(sure_scores, n_sure)
+            if not ordered:
+                edge = _kth_best(sure_scores, sure, n_sure, k)
+                if _before(sure_scores, sure, n_sure, edge, ANY_LATENT) == k:
+                    place = 0
+                    for c in range(n_sure):
+                        if sure_scores[c] >= edge:
+                            values[r, place] = max(sure_scores[c], zero)
+                            indices[r, place] = sure[c]
+                            place += 1
+                    continue
             for c in range(n_sure):
                 place = _before(sure_scores, sure, n_sure, sure_scores[c], sure[c])
                 if place < k:
@@ -553,17 +602,27 @@ def row_norms(start: int, stop: int, x: Any, norms: Any) -> None:
 
 
 @_compiled
-def chunk_sums(start: int, stop: int, chunk: int, x: Any, columns: Any, squares: Any) -> None:
-    """Sum of the rows, and of their squares, over chunks of `chunk` rows."""
+def column_sums(start: int, stop: int, chunk: int, x: Any, columns: Any) -> None:
+    """Sum of the rows over chunks of `chunk` rows."""
     n, d = x.shape
     for part in range(start, stop):
         for i in range(d):
             columns[part, i] = np.float32(0.0)
-        total = np.float32(0.0)
         for r in range(part * chunk, min(n, (part + 1) * chunk)):
             for i in range(d):
                 columns[part, i] += x[r, i]
-                total += x[r, i] * x[r, i]
+
+
+@_compiled
+def squares_around(start: int, stop: int, chunk: int, x: Any, mean: Any, squares: Any) -> None:
+    """Sum of ``|row - mean|^2`` over chunks of `chunk` rows."""
+    n, d = x.shape
+    for part in range(start, stop):
+        total = np.float32(0.0)
+        for r in range(part * chunk, min(n, (part + 1) * chunk)):
+            for i in range(d):
+                away = x[r, i] - mean[i]
+                total += away * away
         squares[part] = total
 
 

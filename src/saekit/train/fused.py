@@ -193,7 +193,7 @@ def _batchtopk(s: _State) -> _Found | None:
 def _selected(s: _State, pairs: Any, smallest: Numbers = None) -> _Found:
     """Codes that are what was chosen, and AuxK."""
     fit = s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
-    aux, revived = s.kernel.revive(s.u, fit, s.encoder, s.p["W_dec"], s.context.dead, s.settings)
+    aux, revived = _revive(s, fit)
     g = s.kernel.gradients(
         s.u, s.offset, s.p, pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient, revived=revived
     )
@@ -207,28 +207,36 @@ def _choose_batch(s: _State, prefixes: Sequence[tuple[int, int]]) -> tuple[list[
     All that equal the smallest of them are kept. Returns the pairs of each prefix, and the smallest value of the last
     one. None when they are not all positive or a row has too many.
     """
-    n, n_latents = len(s.u), s.config.latents
-    for level in _levels(s, prefixes):
-        if not 0 < level < float("inf"):
+    n = len(s.u)
+    for levels in _levels(s, prefixes):
+        if not all(0 < level < float("inf") for level in levels):
             continue
-        pairs = s.kernel.pairs_above(s.u, s.encoder, torch.full_like(s.p["b_enc"], level), _room(s))
+        lowest = torch.empty_like(s.p["b_enc"])
+        for (size, _), level in sorted(zip(prefixes, levels), key=lambda each: -each[1]):
+            lowest[:size] = level  # the lowest one last: a latent has to reach that of any prefix it is a part of
+        pairs = s.kernel.pairs_above(s.u, s.encoder, lowest, _room(s))
         if pairs is None:  # some row has many; with a lower level more
             return None
-        sets = [pairs if size == n_latents else pairs.where(pairs.latents < size) for size, _ in prefixes]
-        if all(len(own.values) >= k * n for own, (_, k) in zip(sets, prefixes)):
-            edges = [s.kernel.smallest_of_largest(own.values, k * n) for own, (_, k) in zip(sets, prefixes)]
-            return [own.where(own.values >= edge) for own, edge in zip(sets, edges)], edges[-1]
+        chosen, edge = [], None
+        for (size, k), level in zip(prefixes, levels):
+            own = pairs.where((pairs.latents < size) & (pairs.values > level))
+            if len(own.values) < k * n:
+                break
+            edge = s.kernel.smallest_of_largest(own.values, k * n)
+            chosen.append(own.where(own.values >= edge))
+        else:
+            return chosen, edge
     return None
 
 
-def _levels(s: _State, prefixes: Sequence[tuple[int, int]]) -> Iterator[float]:
-    """Guesses below the smallest value that will be kept."""
+def _levels(s: _State, prefixes: Sequence[tuple[int, int]]) -> Iterator[list[float]]:
+    """Guesses below the smallest value that will be kept of each prefix."""
     if len(prefixes) == 1:
         last = float(s.context.state["last_smallest"])
-        yield from (share * last for share in GUESSES)
+        yield from ([share * last] for share in GUESSES)
     sample, bias = s.u[:: -(-len(s.u) // SAMPLED_ROWS)], s.encoder.bias
-    level = min(float(level_of(sample, s.p["W_enc"][:size], bias[:size], k)) for size, k in prefixes)
-    yield from (share * level for share in SAMPLED_GUESSES)
+    levels = [float(level_of(sample, s.p["W_enc"][:size], bias[:size], k)) for size, k in prefixes]
+    yield from ([share * level for level in levels] for share in SAMPLED_GUESSES)
 
 
 def _matryoshka(s: _State) -> _Found | None:
@@ -270,7 +278,7 @@ def _matryoshka(s: _State) -> _Found | None:
             sets.insert(0, own)
             slopes.insert(0, fit.slopes)
     full = _unweighted(s, whole, weights[-1], pairs)
-    aux, revived = s.kernel.revive(s.u, full, s.encoder, W_dec, s.context.dead, s.settings)
+    aux, revived = _revive(s, full)
     joined = s.kernel.join(sets)
     g = s.kernel.gradients(
         s.u, s.offset, s.p, joined, joined.values > 0, joined.values, s.kernel.array.concatenate(slopes), stack,
@@ -313,7 +321,7 @@ def _hierarchical(s: _State) -> _Found | None:
         rings.append(s.kernel.even_pairs(values[:, start:level], latents[:, start:level]))
         ring_slopes.append(slopes[:, start:level].ravel())
     full = _unweighted(s, whole, weights[-1], pairs)
-    aux, revived = s.kernel.revive(s.u, full, s.encoder, W_dec, s.context.dead, s.settings)
+    aux, revived = _revive(s, full)
     joined = s.kernel.join(rings)
     g = s.kernel.gradients(
         s.u, s.offset, s.p, joined, joined.values > 0, joined.values, s.kernel.array.concatenate(ring_slopes), stack,
@@ -332,6 +340,10 @@ def _unweighted(s: _State, whole: Any, weight: float, pairs: Any) -> Any:
 
 def _threshold(s: _State, smallest: Numbers) -> dict[str, Tensor]:
     return {} if smallest is None else threshold_updates(s.context, torch.as_tensor(smallest, device=s.u.device))
+
+
+def _revive(s: _State, fit: Any) -> tuple[Any, Any]:
+    return kernels.revive(s.kernel, s.u, fit, s.encoder, s.p["W_dec"], s.context.dead, s.settings)
 
 
 def _with_aux(parts: dict[str, Any], aux: float | None, s: _State) -> dict[str, Any]:
@@ -367,7 +379,7 @@ def _jumprelu(s: _State) -> _Found | None:
     near = abs(pairs.values - own) < c.bandwidth / 2
     codes = s.kernel.array.where(fires, pairs.values, 0.0)
     fit = s.kernel.reconstruct(s.u, pairs, codes, s.p["W_dec"], s.offset)
-    aux, revived = s.kernel.revive(s.u, fit, s.encoder, s.p["W_dec"], s.context.dead, s.settings)
+    aux, revived = _revive(s, fit)
     g = s.kernel.gradients(s.u, s.offset, s.p, pairs, fires, codes, fit.slopes, fit.gradient, revived=revived)
     away = fires.sum() / n / c.target_l0 - 1
     weight = s.context.warmth * c.sparsity * s.kernel.variance(s.u)
