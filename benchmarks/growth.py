@@ -19,24 +19,34 @@ import arena
 
 BASE = {"d": 384, "n": 4096, "k": 32, "batch": 4096}
 SIZES = {"n": (4096, 8192, 16384, 32768), "d": (192, 384, 768, 1536), "k": (8, 32, 128), "batch": (1024, 4096, 16384)}
-WORDS = {"n": "n, latents", "d": "d, width", "k": "k", "batch": "rows"}
+DEAD = (0.0, 0.02, 0.1, 0.5)
+WORDS = {"n": "n, latents", "d": "d, width", "k": "k", "batch": "rows", "dead": "share of latents that are dead"}
 ABOUT = """## How it grows
 
 Median milliseconds of a TopK step and of encoding, one size varied at a time from d = 384, n = 4,096, k = 32 and 4,096
 rows; contestants as above. "exponent" is the slope between the smallest and the largest size on logarithmic axes: 1 is
-proportional. Peak memory (GB, of the whole process) is behind the slash."""
+proportional. Peak memory (GB, of the whole process) is behind the slash. Dead latents have encoder rows too short to be
+chosen and counters that say so; AuxK (d / 2 dead latents per row, the default of all four) then does its work, of which
+there is none before."""
 
 
 def rows_of(work: str, size: str, values: tuple[int, ...], results: dict[int, dict[str, Any]]) -> list[str]:
     """A Markdown table: contestants by sizes."""
     lines = [f"**{work}: {WORDS[size]}**", ""]
-    lines += [f"| contestant | {' | '.join(f'{v:,}' for v in values)} | exponent |"]
+    lines += [
+        f"| contestant | {' | '.join(f'{v:,}' for v in values)} | {'last / first' if 0 in values else 'exponent'} |"
+    ]
     lines += ["| --- |" + " --- |" * (len(values) + 1)]
     for name in results[values[0]]:
         cells = [f"{1e3 * results[v][name]['seconds']:.4g} / {results[v][name]['peak_gb']:.2f}" for v in values]
         first, last = (results[v][name]["seconds"] for v in (values[0], values[-1]))
-        slope = math.log(last / first) / math.log(values[-1] / values[0]) if len(values) > 1 else math.nan
-        lines.append(f"| {name} | {' | '.join(cells)} | {slope:.2f} |")
+        if 0 in values:
+            growth = f"{last / first:.2f}×"
+        elif len(values) > 1:
+            growth = f"{math.log(last / first) / math.log(values[-1] / values[0]):.2f}"
+        else:
+            growth = ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {growth} |")
     return [*lines, ""]
 
 
@@ -48,7 +58,7 @@ def main() -> None:
     names = ["saekit", "bf16 product", *arena.available_peers()]
     lines, record, done = [], [], {}
     for work in ("step", "encode"):
-        for size, values in SIZES.items():
+        for size, values in {**SIZES, **({"dead": DEAD} if work == "step" else {})}.items():
             values = values[:1] if options.quick else values
             results = {}
             for value in values:

@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--shapes", default="", help="d:n:k:batch,... instead of the usual ones")
     parser.add_argument("--only", default="", help="contestants, separated by commas")
     parser.add_argument("--arch", default="", help="architectures, separated by commas, instead of all")
+    parser.add_argument(
+        "--dead", type=float, default=0.0, help="share of latents that are dead before every step (topk)"
+    )
     parser.add_argument("--device", default="cpu", help="cuda: needs a GPU, and a .venv-peers with torch for CUDA")
     parser.add_argument("--write", action="store_true", help="write the tables whatever was chosen")
     options = parser.parse_args()
@@ -56,14 +59,14 @@ def main() -> None:
         names = [name for name in names if not options.only or name in options.only.split(",")]
         for d, n, k, batch in shapes[:1] if options.quick else shapes:
             small = n * d < 1e6
+            sizes = {"arch": arch, "d": d, "n": n, "k": k, "batch": batch}
             results = arena.measure(
                 names,
-                {"work": "step", "device": options.device, "arch": arch, "d": d, "n": n, "k": k, "batch": batch},
+                {"work": "step", "device": options.device, **sizes, "dead": options.dead},
                 repetitions=1 if options.quick else options.repetitions * (5 if small else 1),
                 warmup=10 if small else 2,
             )
             title = f"{arch}: d = {d}, n = {n:,}, k = {k}, batch {batch:,}"
-            sizes = {"arch": arch, "d": d, "n": n, "k": k, "batch": batch}
             workloads.append({"title": title, **sizes, "results": results})
             print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
     if options.write or not (options.quick or options.only or options.shapes or options.arch):

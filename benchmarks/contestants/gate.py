@@ -14,6 +14,9 @@ import time
 
 import torch
 
+DEAD_SCALE = 0.2
+"""Length of a dead latent's encoder row among others."""
+
 
 class Gate:
     """Standard input and output as start signals and times."""
@@ -39,8 +42,17 @@ class Gate:
 
 
 def job() -> tuple[str, dict]:
-    """Name of the contestant and its workload: work, device, d, n, k, batch."""
+    """Name of the contestant and its workload: work, device, d, n, k, batch, dead."""
     return sys.argv[1], json.loads(sys.argv[2])
+
+
+def dead_latents(n: int, share: float) -> torch.Tensor:
+    """Which latents of a workload are dead, ``[n]`` bool.
+
+    Their encoder rows are `DEAD_SCALE` times as long, so that they are never among the k largest, and before every step
+    the trainer's counters say that they have not fired for long.
+    """
+    return torch.rand(n, generator=torch.Generator().manual_seed(5)) < share
 
 
 def rows(d: int, batch: int, seed: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from gate import Gate, job, rows
+from gate import DEAD_SCALE, Gate, dead_latents, job, rows
 
 NAME, JOB = job()
 D, N, K, BATCH = JOB["d"], JOB["n"], JOB["k"], JOB["batch"]
@@ -41,9 +41,14 @@ def step(kernels: str) -> None:
         device=DEVICE,
     )
     advance = plain_step if kernels == "plain" else fused_step
+    dead = dead_latents(N, JOB.get("dead", 0.0)).to(DEVICE)
+    if dead.any():
+        learner.step = settings.total_steps // 2  # before, none can be dead
+        learner.parameters["W_enc"][dead] *= DEAD_SCALE
     count = 0
     while True:
         GATE.pause()
+        learner.rows_since_fired.masked_fill_(dead, 10**9)
         assert bool(advance(learner, BATCHES[count % 2]).finite)
         count += 1
 

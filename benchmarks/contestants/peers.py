@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 import torch
-from gate import Gate, job, rows
+from gate import DEAD_SCALE, Gate, dead_latents, job, rows
 
 os.environ.update(WANDB_MODE="disabled", HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 
@@ -19,12 +19,23 @@ MANY = 100_000
 GATE = Gate()
 DEVICE = JOB.get("device", "cpu")
 BATCHES = [rows(D, BATCH, seed).to(DEVICE) for seed in range(2)]
+DEAD = dead_latents(N, JOB.get("dead", 0.0)).to(DEVICE)
+SINCE_FIRED: list[torch.Tensor] = []
+"""The trainer's counters, `DEAD` of which are put above every threshold before each step."""
+
+
+def let_die(weight: torch.Tensor, counter: torch.Tensor) -> None:
+    """Make `DEAD` dead, given the encoder ``[n, d]`` and the trainer's counter ``[n]``."""
+    weight.data[DEAD] *= DEAD_SCALE
+    SINCE_FIRED.append(counter)
 
 
 def gated() -> Iterator[torch.Tensor]:
     """Endless batches; the trainer stops at the gate before each one."""
     for index in itertools.count():
         GATE.pause()
+        for counter in SINCE_FIRED:
+            counter.masked_fill_(DEAD, 10**9)
         yield BATCHES[index % 2].clone()
 
 
@@ -45,9 +56,14 @@ def dictionary_learning_step() -> None:
     from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
     from dictionary_learning.training import trainSAE
 
+    class Counted(TopKTrainer):
+        def __init__(self, *values, **more) -> None:
+            super().__init__(*values, **more)
+            let_die(self.ae.encoder.weight, self.num_tokens_since_fired)
+
     shares = [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
     own = {
-        "topk": {"trainer": TopKTrainer, "dict_class": AutoEncoderTopK, "k": K},
+        "topk": {"trainer": Counted, "dict_class": AutoEncoderTopK, "k": K},
         "batchtopk": {"trainer": BatchTopKTrainer, "dict_class": BatchTopKSAE, "k": K},
         "matryoshka": {
             "trainer": MatryoshkaBatchTopKTrainer, "dict_class": MatryoshkaBatchTopKSAE, "k": K,
@@ -113,7 +129,9 @@ def sae_lens_step() -> None:
         total_training_samples=MANY * BATCH, train_batch_size_samples=BATCH, device=DEVICE, lr_end=0.0,
         lr_warm_up_steps=1000, lr_decay_steps=1000, logger=LoggingConfig(log_to_wandb=False),
     )  # fmt: skip
-    SAETrainer(config, sae_lens_model(), gated()).fit()
+    trainer = SAETrainer(config, sae_lens_model(), gated())
+    let_die(trainer.sae.W_enc.T, trainer.n_forward_passes_since_fired)
+    trainer.fit()
 
 
 @torch.no_grad()
@@ -155,7 +173,10 @@ def sparsify_step() -> None:
             SparseCoderConfig(num_latents=N, k=K), batch_size=BATCH, hookpoints=["rows"], optimizer="adam",
             auxk_alpha=1 / 32, log_to_wandb=False, save_dir=folder, run_name="run", save_every=10**9,
         )  # fmt: skip
-        Trainer(config, dataset, Model(PretrainedConfig()).to(DEVICE)).fit()
+        trainer = Trainer(config, dataset, Model(PretrainedConfig()).to(DEVICE))
+        for name, sae in trainer.saes.items():
+            let_die(sae.encoder.weight, trainer.num_tokens_since_fired[name])
+        trainer.fit()
 
 
 def sparsify_encode() -> None:
