@@ -9,6 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A product's last bits depend on the number of threads it is cut for; laws that hold bitwise are stated for one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
 import ipaddress

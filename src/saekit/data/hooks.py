@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .. import kernels
 from ..errors import ConfigError, ModelError, ShapeError, did_you_mean, listed
 
 Site = Literal["resid", "mlp", "attn"]
@@ -245,7 +246,7 @@ def activations(
         for index, hook in enumerate(hooks)
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kernels.fast_linears():
             model(**inputs)
     except _Stop:
         pass

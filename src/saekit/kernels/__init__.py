@@ -6,6 +6,8 @@ from .dispatch import threshold_encode as threshold_encode
 from .dispatch import topk_encode as topk_encode
 from .dispatch import topk_step as topk_step
 from .dispatch import topk_step_runs as topk_step_runs
+from .linear import fast_linears as fast_linears
+from .linear import matmul as matmul
 from .memory import moved_to_large_pages as moved_to_large_pages
 from .reference import Adam as Adam
 from .reference import StepOutcome as StepOutcome

@@ -657,7 +657,7 @@ def reconstruct(
 def gradients(
     x: Tensor, offset: Tensor, weights: dict[str, Tensor], pairs: Pairs, wanted: np.ndarray, codes: np.ndarray,
     slopes: np.ndarray, gradient: Tensor, *, stretch: np.ndarray | None = None,
-    revived: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, sections: Sequence[int] = (), name: str = "",
+    revived: tuple[Tensor, ...] | None = None, sections: Sequence[int] = (), name: str = "",
 ) -> Gradients:  # fmt: skip
     """Sums over each latent's pairs: ``of_dec = sum code * gradient[row]``, ``of_enc = sum slope * (x[row] - offset)``.
 

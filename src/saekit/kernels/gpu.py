@@ -26,6 +26,7 @@ from . import gpu_loops as loops
 from . import reference
 from .gpu_loops import blocks_of
 from .reference import Adam
+from .reference import variance as variance
 
 array = torch
 """The library that the numbers of this module belong to."""
@@ -390,11 +391,6 @@ def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
     return x - center if scale is None else torch.addcmul(-center, x, scale)
 
 
-def variance(x: Tensor) -> Tensor:
-    """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
-    return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)
-
-
 def row_norms(W: Tensor) -> Tensor:
     """Length of each row of ``W [n, d]``."""
     return W.norm(dim=1)
@@ -475,7 +471,7 @@ def _by_latent(latents: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
 def gradients(
     x: Tensor, offset: Tensor, weights: dict[str, Tensor], pairs: Pairs, wanted: Tensor, codes: Tensor,
     slopes: Tensor, gradient: Tensor, *, stretch: Tensor | None = None,
-    revived: tuple[Tensor, Tensor, Tensor, Tensor] | None = None, sections: Sequence[int] = (), name: str = "",
+    revived: tuple[Tensor, ...] | None = None, sections: Sequence[int] = (), name: str = "",
 ) -> Gradients:  # fmt: skip
     """Sums over each latent's pairs; see `saekit.kernels.cpu.gradients` for all arguments."""
     n, d = x.shape
@@ -488,7 +484,8 @@ def gradients(
         shift = torch.zeros(n_latents, dtype=torch.int64, device=device)
         for edge in sections:
             shift[edge:] += n
-    slot, more = None, (x, x, x)
+    slot = None
+    more: tuple[Tensor, ...] = (x, x, x)
     if revived is not None:
         slot = torch.full((n_latents,), -1, dtype=torch.int64, device=device)
         slot[revived[0]] = torch.arange(len(revived[0]), device=device)

@@ -221,7 +221,7 @@ def topk_step(
         if dead is not None and n_dead and settings.k_aux and settings.aux_coefficient:
             e = (x - x_hat).detach()
             revived = codes_of(pre.masked_fill(~dead, -torch.inf), min(settings.k_aux, n_dead))
-            weight = settings.aux_coefficient * _variance(x) / _variance(e)
+            weight = settings.aux_coefficient * variance(x) / variance(e)
             aux = weight * (e - revived @ leaves["W_dec"]).pow(2).sum() / len(x)
         total = loss if aux is None else loss + aux
         gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()))))
@@ -246,50 +246,6 @@ def topk_step(
     )
 
 
-def aux_gradients(
-    x: Tensor, e: Tensor, W_enc: Tensor, bias: Tensor, W_dec: Tensor, settings: TopKSettings
-) -> tuple[float, Tensor, Tensor, Tensor]:
-    """AuxK of dead latents and its gradient, by dense products over these latents alone, a block of rows at a time.
-
-    Parameters
-    ----------
-    x, e
-        Centred rows and what the SAE left of them, ``[n, d]``.
-    W_enc, bias, W_dec
-        Weights of the dead latents, ``[n_dead, d]``, ``[n_dead]``, ``[n_dead, d]``.
-    settings
-        `k_aux` and `aux_coefficient`.
-
-    Returns
-    -------
-    aux : float
-        The weighted term of the loss.
-    of_dec, of_enc, of_bias : Tensor
-        Its gradient by `W_dec`, `W_enc` and `bias`.
-    """
-    n, k = len(x), min(settings.k_aux, len(bias))
-    weight = settings.aux_coefficient * float(_variance(x)) / float(_variance(e))
-    of_dec, of_enc, of_bias = torch.zeros_like(W_dec), torch.zeros_like(W_enc), torch.zeros_like(bias)
-    left = 0.0
-    block = min(block_rows_for(len(bias)), 1024)
-    for start in range(0, n, block):
-        rows = slice(start, start + block)
-        pre = torch.addmm(bias, x[rows], W_enc.T)
-        if k < len(bias):
-            top = pre.topk(k, dim=-1)
-            codes = torch.zeros_like(pre).scatter_(1, top.indices, top.values.relu_())
-        else:
-            codes = pre.relu_()
-        g = torch.addmm(e[rows], codes, W_dec, beta=-1)
-        left += float(g.pow(2).sum(dtype=torch.float64))
-        g *= 2 * weight / n
-        of_codes = (g @ W_dec.T).mul_(codes > 0)
-        of_dec.addmm_(codes.T, g)
-        of_enc.addmm_(of_codes.T, x[rows])
-        of_bias += of_codes.sum(0)
-    return weight * left / n, of_dec, of_enc, of_bias
-
-
-def _variance(x: Tensor) -> Tensor:
+def variance(x: Tensor) -> Tensor:
     """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
     return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
-from .reference import Adam, StepOutcome, TopKSettings
+from .linear import matmul
+from .reference import Adam, StepOutcome, TopKSettings, block_rows_for
 
 
 def revive(
     kernel: Any, x: Tensor, fit: Any, encoder: Any, W_dec: Tensor, dead: Tensor | None, settings: TopKSettings
-) -> tuple[Any, tuple[Tensor, Tensor, Tensor, Tensor] | None]:
+) -> tuple[Any, tuple[Tensor, ...] | None]:
     """AuxK of the dead latents: the term of the loss, and its gradient as `gradients` wants it.
 
     With more dead latents than a row takes, this is a small TopK SAE of the dead latents and the residual, by the same
@@ -51,17 +51,41 @@ def revive(
     residual = fit.gradient * (-len(x) / 2)
     weights = {"W_enc": encoder.W[which], "W_dec": W_dec[which]}
     bias, zero = encoder.bias[which], torch.zeros_like(W_dec[0])
-    if len(which) <= settings.k_aux:
-        aux, *more = reference.aux_gradients(x, residual, weights["W_enc"], bias, weights["W_dec"], settings)
-        return aux, (which, *more)  # type: ignore[return-value]
-    pairs = kernel.topk_pairs_of_some(x, weights["W_enc"], bias, settings.k_aux, settings.exact)
     weight = settings.aux_coefficient * float(kernel.variance(x)) / float(kernel.variance(residual))
+    if len(which) <= settings.k_aux:
+        error, *gradient = _fit_all(x, residual, weights["W_enc"], bias, weights["W_dec"], weight)
+        return weight * error / len(x), (which, *gradient)
+    pairs = kernel.topk_pairs_of_some(x, weights["W_enc"], bias, settings.k_aux, settings.exact)
     again = kernel.reconstruct(residual, pairs, pairs.values, weights["W_dec"], zero, weight, name="dead")
     g = kernel.gradients(
         x, zero, weights, pairs, pairs.values > 0, pairs.values, again.slopes, again.gradient, name="dead "
     )  # fmt: skip
-    more = kernel.tensor(g.of_dec), kernel.tensor(g.of_enc), kernel.tensor(g.of_bias)
-    return weight * again.error / len(x), (which, *more)
+    of_latents = (kernel.tensor(part) for part in (g.of_dec, g.of_enc, g.of_bias))
+    return weight * again.error / len(x), (which, *of_latents)
+
+
+def _fit_all(
+    x: Tensor, e: Tensor, W_enc: Tensor, bias: Tensor, W_dec: Tensor, weight: float
+) -> tuple[float, Tensor, Tensor, Tensor]:
+    """Fit `e` with all of these latents, a block of rows at a time: codes are as dense as the weights.
+
+    Returns the sum of squares that is left, and the gradient of ``weight`` times its mean over rows by `W_dec`, `W_enc`
+    and `bias`.
+    """
+    of_dec, of_enc, of_bias = torch.zeros_like(W_dec), torch.zeros_like(W_enc), torch.zeros_like(bias)
+    left = 0.0
+    block = min(block_rows_for(len(bias)), 1024)
+    for start in range(0, len(x), block):
+        part = slice(start, start + block)
+        codes = matmul(x[part], W_enc.T).add_(bias).relu_()
+        g = matmul(codes, W_dec).sub_(e[part])
+        left += float(g.pow(2).sum(dtype=torch.float64))
+        g *= 2 * weight / len(x)
+        of_codes = matmul(g, W_dec.T).mul_(codes > 0)
+        of_dec += matmul(codes.T, g)
+        of_enc += matmul(of_codes.T, x[part])
+        of_bias += of_codes.sum(0)
+    return left, of_dec, of_enc, of_bias
 
 
 def topk_step(

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .. import kernels
 from .bootstrap import Estimate
 
 SAMPLED = 4096
@@ -40,7 +41,7 @@ def max_cosines(W: Tensor, queries: Tensor | None = None, block: int = BLOCK) ->
     for start in range(0, len(queries), block):
         asked = queries[start : start + block]
         for first in range(0, len(W), block):
-            cosines = W[asked] @ W[first : first + block].T
+            cosines = kernels.matmul(W[asked], W[first : first + block].T)
             own = (asked >= first) & (asked < first + cosines.shape[1])
             cosines[own.nonzero().squeeze(1), asked[own] - first] = -1.0
             best[start : start + block] = torch.maximum(best[start : start + block], cosines.amax(1))

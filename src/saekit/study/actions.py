@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from .. import kernels
 from ..data import LanguageModel, load_model, read_texts
 from ..data.capture import Contexts, special_tokens, token_batches
 from ..data.model import accepts
@@ -544,7 +545,7 @@ def _score(
         options = dict(batch.inputs)
         if accepts(lm.model, "logits_to_keep"):
             options["logits_to_keep"] = wanted + 1  # the head of a large vocabulary costs most of the memory
-        with torch.no_grad():
+        with torch.no_grad(), kernels.fast_linears():
             logits = lm.model(**options).logits[:, -(wanted + 1) : -1]
         targets = ids[:, -wanted:]
         logp = logits.float().log_softmax(-1).gather(-1, targets[..., None].to(logits.device))[..., 0].double().cpu()

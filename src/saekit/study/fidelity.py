@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..data import Contexts, LanguageModel, Texts, splice, token_batches, tokenize
 from ..data.capture import TokenBatch
 from ..errors import DataError
@@ -139,7 +140,7 @@ def measure_fidelity(
 
         def logits(function: Callable[[Tensor], Tensor] | None) -> Tensor:
             """``[n, vocabulary]`` at the predicted places, with the kept rows replaced by `function` of them."""
-            with torch.no_grad():
+            with torch.no_grad(), kernels.fast_linears():
                 if function is None:
                     return lm.model(**batch.inputs).logits[:, :-1][predicted]  # noqa: B023
                 with splice(lm, hook, _sparing(function, skipped.norm), mask=batch.keep):  # noqa: B023

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..data import Batch, Source
 from ..errors import ShapeError
 from ..measure import METRICS, Chance, DescriptionLength, Measured, TokenScores, against_chance, token_detection
@@ -204,7 +205,7 @@ def nearest(rows: Tensor, among: Tensor) -> tuple[np.ndarray, Tensor]:
     unit = among.float() / among.float().norm(dim=1, keepdim=True).clamp_min(1e-30)
     places, cosines = [], []
     for block in rows.float().split(max(1, 2**22 // len(among))):
-        best = (block / block.norm(dim=1, keepdim=True).clamp_min(1e-30) @ unit.T).max(1)
+        best = kernels.matmul(block / block.norm(dim=1, keepdim=True).clamp_min(1e-30), unit.T).max(1)
         places.append(best.indices)
         cosines.append(best.values)
     return torch.cat(places).cpu().numpy(), torch.cat(cosines).double().cpu()

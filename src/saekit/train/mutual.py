@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..errors import ConfigError
 
 BLOCK_ROWS = 1024
@@ -43,7 +44,7 @@ def pull(W: Tensor, others: Sequence[Tensor], mutual: float) -> tuple[Tensor, Te
         theirs = other / other.norm(dim=1, keepdim=True).clamp_min(1e-12)
         for start in range(0, n, BLOCK_ROWS):
             part = slice(start, start + BLOCK_ROWS)
-            best, at = (unit[part] @ theirs.T).max(1)
+            best, at = kernels.matmul(unit[part], theirs.T).max(1)
             mean += best.sum()
             gradient[part] += (theirs[at] - best[:, None] * unit[part]) / lengths[part]
     weight = mutual * d / (n * len(others))
