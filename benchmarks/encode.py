@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="", help="d:n:k:batch,... instead of the usual ones")
     parser.add_argument("--only", default="", help="contestants, separated by commas")
     parser.add_argument("--arch", default="", help="architectures, separated by commas, instead of all")
-    parser.add_argument("--device", default="cpu", help="cuda: needs a GPU, and a .venv-peers with torch for CUDA")
+    parser.add_argument("--device", default="cpu", help="cuda: needs a GPU; see PEER_PYTHON in arena.py")
     options = parser.parse_args()
     chosen = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape]
     shapes = chosen or SHAPES

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--dead", type=float, default=0.0, help="share of latents that are dead before every step (topk)"
     )
-    parser.add_argument("--device", default="cpu", help="cuda: needs a GPU, and a .venv-peers with torch for CUDA")
+    parser.add_argument("--device", default="cpu", help="cuda: needs a GPU; see PEER_PYTHON in arena.py")
     parser.add_argument("--write", action="store_true", help="write the tables whatever was chosen")
     options = parser.parse_args()
     chosen = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape]

