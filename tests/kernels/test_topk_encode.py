@@ -277,11 +277,11 @@ def test_the_compiled_product_and_the_largest_of_its_lanes(shape: tuple[int, int
     rows, latents = cpu._round(x, "x"), cpu._round(W, "W", packed=True)
     cpu._with_bias(latents, b)
     assert torch.equal(latents.matrix()[:, :d], W.bfloat16())
-    panels = latents.bf16.view(torch.int32)[..., 0].numpy()
+    panels = latents.copy.view(torch.int32)[..., 0].numpy()
     room = -(-n // product.ROWS) * product.ROWS
     P = torch.zeros((room, loops.PANEL * len(panels)), dtype=torch.bfloat16)
     best = torch.zeros((room, loops.PANEL // product.SHARE * len(panels)), dtype=torch.int16)
-    product.multiply(n, rows.bf16.view(torch.int32).numpy(), panels, P.view(torch.int16).numpy(), best.numpy())
+    product.multiply(n, rows.copy.view(torch.int32).numpy(), panels, P.view(torch.int16).numpy(), best.numpy())
     expected = rows.matrix().double() @ latents.matrix().double().T
     torch.testing.assert_close(P[:n, :n_latents].double(), expected, rtol=2.0**-7, atol=1e-4)
     largest = P[:n].view(n, len(panels), product.SHARE, -1).amax(2).view(n, -1)

@@ -135,14 +135,26 @@ def _by_blocks(
     n, n_latents = len(rows.norm), len(latents.norm)
     edges = _edges(n, n_latents, block_rows)
     threads = min(thread_count(), len(edges) - 1)
-    packed = latents.bf16.ndim == 4
+    packed = latents.copy.ndim > 2
     room = max(stop - start for start, stop in itertools.pairwise(edges))
     width = n_latents
     if packed:  # whole tiles; rows that start in different sets of the caches
-        room, width = room + -room % product.ROWS, loops.PANEL * len(latents.bf16) + 32
+        room, width = room + -room % product.ROWS, loops.PANEL * len(latents.copy) + 32
     products = buffer("product", (threads, room, width), torch.bfloat16)
     maxima = buffer("maxima", (threads, room, lanes), torch.int16)
     ticket = itertools.count()
+
+    words = rows.copy.view(torch.int32).numpy() if packed else None
+
+    def multiply(start: int, stop: int, bits: np.ndarray, best: np.ndarray) -> None:
+        if latents.scale is not None:
+            product.multiply8(
+                stop - start, words[start:], rows.scale[start:], latents.copy.numpy(), latents.starts, latents.scale,
+                latents.bias, bits, best,
+            )  # fmt: skip
+        else:
+            panels = latents.copy.view(torch.int32)[..., 0].numpy()
+            product.multiply(stop - start, words[start:], panels, bits, best)
 
     def many(P: Tensor, best: np.ndarray) -> None:
         bits = P.view(torch.int16).numpy()
@@ -150,10 +162,9 @@ def _by_blocks(
             while (index := next(ticket)) < len(edges) - 1:
                 start, stop = edges[index : index + 2]
                 if packed:
-                    pairs, panels = rows.bf16.view(torch.int32).numpy(), latents.bf16.view(torch.int32)[..., 0].numpy()
-                    product.multiply(stop - start, pairs[start:], panels, bits, best)
+                    multiply(start, stop, bits, best)
                 else:
-                    torch.mm(rows.bf16[start:stop], latents.bf16.T, out=P[: stop - start])
+                    torch.mm(rows.copy[start:stop], latents.copy.T, out=P[: stop - start])
                 work(start, stop, bits, best, n_latents // loops.PANEL * loops.PANEL if packed else 0)
 
     if threads == 1:
@@ -209,35 +220,49 @@ def release() -> None:
 
 @dataclass(frozen=True)
 class _Rounded:
-    """bf16 copy of some rows, and what is known about it."""
+    """A copy of some rows in fewer bits, and what is known about it."""
 
-    bf16: Tensor
-    """``[n, width]``, or in the order of `saekit.kernels.product` ``[panels, width / 2, PANEL, 2]``.
+    copy: Tensor
+    """bf16 ``[n, width]``, or in the order of `saekit.kernels.product` ``[panels, width / 2, PANEL, 2]``.
 
     The last two entries of a row are 1, or the parts of a bias (see `_with_bias`). `width` is even: before them there
-    may be a 0.
+    may be a 0. With `scale` whole numbers of a byte: uint8 ``[n, width]`` of rows, 128 more than the number, or int32
+    ``[panels, width / 4, PANEL]`` of latents, four in one.
     """
     norm: np.ndarray
     residual: np.ndarray
     dot: np.ndarray
+    scale: np.ndarray | None = None
+    """What whole numbers count, of each row; None: bf16."""
+    starts: np.ndarray | None = None
+    """-128 times the sum of each latent's whole numbers."""
+    bias: np.ndarray | None = None
+    """Added to the product of whole numbers; see `_with_bias`."""
+    factor: np.ndarray | None = None
+    """What the columns of latents were divided by before they became whole numbers, those of rows multiplied by."""
 
     def matrix(self) -> Tensor:
         """``[n, width]``."""
-        if self.bf16.ndim == 2:
-            return self.bf16
-        _, pairs, _, _ = self.bf16.shape
-        return self.bf16.permute(0, 2, 1, 3).reshape(-1, 2 * pairs)[: len(self.norm)]
+        if self.copy.ndim == 2:
+            return self.copy
+        _, pairs, _, _ = self.copy.shape
+        return self.copy.permute(0, 2, 1, 3).reshape(-1, 2 * pairs)[: len(self.norm)]
 
 
-def _round(x: Tensor, name: str, offset: Tensor | None = None, packed: bool = False) -> _Rounded:
-    """bf16 copy of rows; `packed`: in the order of `saekit.kernels.product`, and without the last two entries."""
+def _round(
+    x: Tensor, name: str, offset: Tensor | None = None, packed: bool = False, own_memory: bool = False
+) -> _Rounded:
+    """bf16 copy of rows; `packed`: in the order of `saekit.kernels.product`, and without the last two entries.
+
+    What is packed lies in the memory of the encoder's gradient, unless it gets its `own_memory`.
+    """
     n, d = x.shape
     width = d + d % 2 + 2
-    norm, residual, dot = (buffer(f"{name} {part}", (n,)).numpy() for part in ("norm", "residual", "dot"))
-    along = np.zeros(d, np.float32) if offset is None else offset.numpy()
+    norm, residual, dot, along = _facts(x, name, offset)
     if packed:
         shape = -(-n // loops.PANEL), width // 2, loops.PANEL, 2
-        bf16 = _shared("of enc", shape)  # an encoder is rounded before its gradient is there
+        # An encoder is rounded before its gradient is there.
+        bf16 = buffer(f"{name} panels", shape, torch.bfloat16) if own_memory else _shared("of enc", shape)
         words = bf16.view(torch.int32)[..., 0].numpy()
         cost = 8 * loops.PANEL * d
         _spread(product.round_panels, len(words), cost, x.numpy(), along, words, norm, residual, dot)
@@ -248,21 +273,101 @@ def _round(x: Tensor, name: str, offset: Tensor | None = None, packed: bool = Fa
     return _Rounded(bf16, norm, residual, dot)
 
 
+def _facts(x: Tensor, name: str, offset: Tensor | None) -> tuple[np.ndarray, ...]:
+    """Memory for norm, residual and dot of rows, and the offset as an array."""
+    n, d = x.shape
+    facts = (buffer(f"{name} {part}", (n,)).numpy() for part in ("norm", "residual", "dot"))
+    return *facts, np.zeros(d, np.float32) if offset is None else offset.numpy()
+
+
+def _round8(x: Tensor, name: str, factor: np.ndarray) -> _Rounded:
+    """Rows as whole numbers, their columns multiplied by `factor` before."""
+    n, d = x.shape
+    norm, residual, dot, along = _facts(x, name, None)
+    scale = buffer(f"{name} scale", (n + product.ROWS,)).numpy()
+    copy = buffer(f"{name} bytes", (n + product.ROWS, d + -d % 4), torch.uint8)[:n]
+    into = copy.numpy(), scale, np.empty(n, np.int32), norm, residual, dot
+    _spread(loops.round_rows8, n, 8 * d, x.numpy(), factor, along, 128, *into)
+    return _Rounded(copy, norm, residual, dot, scale)
+
+
+def _round_latents(W: Tensor, name: str, x: Tensor, offset: Tensor | None = None) -> _Rounded:
+    """Latents in the format that is the fastest to multiply with rows like `x`.
+
+    Whole numbers, or bf16 in the order of either product.
+    """
+    n, d = W.shape
+    if d > loops.MOST_WHOLE or not product.whole_numbers_pay():
+        return _round(W, name, offset, product.pays())
+    norm, residual, dot, along = _facts(W, name, offset)
+    shape = -(-n // loops.PANEL), -(-d // 4), loops.PANEL
+    panels = _shared("of enc", (2 * math.prod(shape),)).view(torch.int32).view(shape)
+    scale, bias = (buffer(f"{name} {part}", (shape[0] * loops.PANEL,)).numpy() for part in ("scale", "bias"))
+    starts = buffer(f"{name} starts", (shape[0] * loops.PANEL,), torch.int32).numpy()
+    factor = _balance(x, W)
+    into = panels.numpy(), scale, starts, norm, residual, dot
+    _spread(product.round_panels8, len(panels), 16 * loops.PANEL * d, W.numpy(), 1 / factor, along, *into)
+    return _Rounded(panels, norm, residual, dot, scale, starts, bias, factor)
+
+
+BALANCED_ROWS = 256
+"""Rows and latents, evenly spaced, that factors of columns are found from."""
+
+
+def _balance(x: Tensor, W: Tensor) -> np.ndarray:
+    """Factors of columns with which ``x * factor`` and ``W / factor`` have columns of the same size.
+
+    One scale has to do for all columns of a row: large columns of `x` take from it what small ones need, while a
+    product does not change when a factor moves from one side to the other (as in SmoothQuant, arXiv:2211.10438).
+    """
+    sizes = []
+    for t in (x, W):
+        sample = t[:: max(1, len(t) // BALANCED_ROWS)][:BALANCED_ROWS].numpy()
+        sizes.append(np.einsum("ij,ij->j", sample, sample) / max(len(sample), 1))
+    with np.errstate(all="ignore"):
+        factor = np.sqrt(np.sqrt(sizes[1] / sizes[0]))
+    return np.clip(np.nan_to_num(factor, nan=1.0), 2.0**-16, 2.0**16).astype(np.float32)
+
+
+COARSEST = 0.8
+"""Bound of a product of whole numbers, in units of ``|x| |w| / sqrt(d)``, up to which they are used: a wider one leaves so
+many latents that bf16 is faster. The codes are the same."""
+
+
+def _rounded_alike(x: Tensor, W_enc: Tensor, W: _Rounded, exact: bool) -> tuple[_Rounded, _Rounded]:
+    """Rows in the format of the latents; both in bf16 where whole numbers tell too little."""
+    if W.scale is not None:
+        if exact:
+            rows = _round8(x, "x", W.factor)
+            with np.errstate(invalid="ignore"):
+                lost = float((rows.residual / rows.norm).mean() + (W.residual / W.norm).mean())
+            if lost * math.sqrt(x.shape[1]) <= COARSEST:
+                return rows, W
+        W = _round(W_enc, "wide", packed=True, own_memory=True)
+    return _round(x, "x"), W
+
+
 def _with_bias(latents: _Rounded, bias: Tensor, size: Tensor | None = None) -> np.ndarray:
-    """Put a bias into the bf16 copy of latents; returns how much of it the product may lose, ``[n_latents]``.
+    """Put a bias into the copy of latents; returns how much of it the product may lose, ``[n_latents]``.
 
     `size` bounds the numbers that the bias is a sum of; None: it is no sum.
     """
-    n, width = len(bias), latents.bf16.shape[1] * (2 if latents.bf16.ndim == 4 else 1)
-    parts = torch.zeros((-(-n // loops.PANEL) * loops.PANEL, 2), dtype=torch.bfloat16)
-    parts[:n, 0] = bias
-    rest = bias - parts[:n, 0].float()
-    parts[:n, 1] = rest
-    if latents.bf16.ndim == 4:
-        latents.bf16[:, -1] = parts.view(-1, loops.PANEL, 2)
+    n = len(bias)
+    if latents.bias is not None:
+        width = 4 * latents.copy.shape[1]
+        latents.bias[:n], latents.bias[n:] = bias.numpy(), 0
+        lost = torch.full((n,), 2.0**-120)
     else:
-        latents.bf16[:, -2:] = parts[:n]
-    lost = (rest - parts[:n, 1].float()).abs_() + 2.0**-120
+        width = latents.copy.shape[1] * (2 if latents.copy.ndim == 4 else 1)
+        parts = torch.zeros((-(-n // loops.PANEL) * loops.PANEL, 2), dtype=torch.bfloat16)
+        parts[:n, 0] = bias
+        rest = bias - parts[:n, 0].float()
+        parts[:n, 1] = rest
+        if latents.copy.ndim == 4:
+            latents.copy[:, -1] = parts.view(-1, loops.PANEL, 2)
+        else:
+            latents.copy[:, -2:] = parts[:n]
+        lost = (rest - parts[:n, 1].float()).abs_() + 2.0**-120
     # The sum in fp32, as in `row_reach`; and what rounding a sum beforehand, or comparing it afterwards, may change.
     lost.add_(bias.abs(), alpha=2 * (width + 10) * 2.0**-23)
     if size is not None:
@@ -289,7 +394,7 @@ def topk_encode(
         As there; of equal values the latent with the smaller index comes first.
     """
     x, W_enc, b_enc = (t.detach().contiguous() for t in (x, W_enc, b_enc))
-    return _encode(x, W_enc, b_enc, _round(W_enc, "W", packed=product.pays()), k, block_rows, exact)
+    return _encode(x, W_enc, b_enc, _round_latents(W_enc, "W", x), k, block_rows, exact)
 
 
 def _encode(
@@ -310,12 +415,12 @@ def _encode_prefixes(
         return found
     if not float(W.norm.max()) <= LARGEST or not float(bias.abs().max()) <= LARGEST:  # also when one of them is NaN
         return [reference.topk_encode(x, W_enc[:m], bias[:m], k, block_rows=block_rows) for m, k in prefixes]
-    rows = _round(x, "x")
-    reach = row_reach(rows, W, d)
+    rows, W = _rounded_alike(x, W_enc, W, exact)
+    reach = row_reach(rows, d)
     bias_reach = _with_bias(W, bias)
     x_, W_, b_ = x.numpy(), W_enc.numpy(), bias.numpy()
     shares = [lane_share(m, k) for m, k in prefixes]
-    bounds = [(np.float32(W.norm[:m].max()), bias_reach[:m].max()) for m, _ in prefixes]
+    bounds = [np.array([part[:m].max() for part in (W.norm, W.residual, bias_reach)]) for m, _ in prefixes]
     # The larger ones first: each may write lanes of latents from its last panel on, or all if they have another share.
     order = sorted(range(len(prefixes)), key=lambda which: -prefixes[which][0])
 
@@ -324,8 +429,8 @@ def _encode_prefixes(
             (m, k), share, (values, indices) = prefixes[which], shares[which], found[which]
             settled = settled if share == product.SHARE else 0
             loops.choose(
-                0, stop - start, P, x_[start:stop], reach[start:stop], W_[:m], b_[:m], W.norm[:m], bias_reach[:m],
-                *bounds[which], k, maxima, share, min(m, settled) // loops.PANEL * (loops.PANEL // share), exact,
+                0, stop - start, P, x_[start:stop], reach[start:stop], rows.norm[start:stop], W_[:m], b_[:m],
+                W.norm[:m], W.residual[:m], bias_reach[:m], bounds[which], k, maxima, share, min(m, settled) // loops.PANEL * (loops.PANEL // share), exact,
                 ordered, values[start:stop].numpy(), indices[start:stop].numpy(),
             )  # fmt: skip
 
@@ -354,7 +459,7 @@ def threshold_encode(
     n_latents = len(W_enc)
     level = torch.zeros(n_latents) if threshold is None else threshold.detach().clamp(min=0).contiguous()
     room = max(n_latents // 16, min(n_latents, 64))
-    found = _encode_above(x, W_enc, bias, _round(W_enc, "W", packed=product.pays()), level, room, block_rows)
+    found = _encode_above(x, W_enc, bias, _round_latents(W_enc, "W", x), level, room, block_rows)
     if found is None:
         return reference.threshold_encode(x, W_enc, bias, threshold, block_rows=block_rows)
     offsets, indices, values, again = found
@@ -396,11 +501,12 @@ def _encode_above(
     finite = bool(W.norm.max() <= LARGEST) and bool(bias.abs().max() <= LARGEST) and bool(level.abs().max() <= LARGEST)
     if not n or not finite:
         return None
-    rows = _round(x, "x")
-    reach = row_reach(rows, W, d)
+    rows, W = _rounded_alike(x, W_enc, W, True)
+    reach = row_reach(rows, d)
     share = lane_share(n_latents, 1)
     bias_reach = _with_bias(W, bias - level, bias.abs() + level.abs())
     x_, W_, b_, level_ = (t.numpy() for t in (x, W_enc, bias, level))
+    most = np.array([part.max() for part in (W.norm, W.residual, bias_reach)])
     counts = np.zeros(n, np.int64)
     left_out = threading.Event()
     parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -413,8 +519,8 @@ def _encode_above(
         own = counts[start:stop]
         known = settled // loops.PANEL * (loops.PANEL // share) if share == product.SHARE else 0
         loops.choose_above(
-            0, stop - start, P, x_[start:stop], reach[start:stop], W_, b_, W.norm, bias_reach,
-            W.norm.max(), bias_reach.max(), level_, maxima, share, known, values, indices, own,
+            0, stop - start, P, x_[start:stop], reach[start:stop], rows.norm[start:stop], W_, b_, W.norm, W.residual,
+            bias_reach, most, level_, maxima, share, known, values, indices, own,
         )  # fmt: skip
         own[~(rows.norm[start:stop] <= LARGEST)] = -1
         if all_or_none and bool((own < 0).any()):
@@ -436,14 +542,13 @@ def _encode_above(
     return offsets, indices, values, again
 
 
-def row_reach(rows: _Rounded, latents: _Rounded, d: int) -> np.ndarray:
+def row_reach(rows: _Rounded, d: int) -> np.ndarray:
     """The rows' factor of the bound, ``[n]``.
 
-    Product and exact value differ by at most ``row_reach * norm of the latent``, besides the rounding of the product
-    itself, which is relative to the product.
+    Product and exact value differ by at most ``row_reach * norm of the latent + norm of the row * residual of the
+    latent``, besides the rounding of the product itself, which is relative to the product.
     """
-    loss = float((latents.residual / latents.norm).max()) + 2 * (d + 8) * 2.0**-23
-    return (rows.residual + rows.norm * np.float32(loss)) * np.float32(1 + 1e-6)
+    return (rows.residual + rows.norm * np.float32(2 * (d + 8) * 2.0**-23)) * np.float32(1 + 1e-6)
 
 
 def lane_share(n_latents: int, k: int) -> int:
@@ -589,10 +694,10 @@ def row_norms(W: Tensor) -> np.ndarray:
     return norms
 
 
-def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor) -> Encoder:
-    """The encoder for rows from which `offset` is yet to be subtracted."""
+def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor, x: Tensor) -> Encoder:
+    """The encoder for rows like `x`, from which `offset` is yet to be subtracted."""
     buffer("of enc", tuple(W_enc.shape))  # the copy lies in it, and `gradients` wants it this large
-    rounded = _round(W_enc, "W", offset, product.pays())
+    rounded = _round_latents(W_enc, "W", x, offset)
     return Encoder(W_enc, b_enc - torch.from_numpy(rounded.dot), rounded)
 
 
@@ -626,7 +731,7 @@ def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple
 
 def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, exact: bool = True) -> Pairs:
     """The `k` largest of each row among some latents, after ReLU, in no order; an `Encoder` loses its bf16 copy."""
-    values, indices = _encode(x, W_enc, bias, _round(W_enc, "some", packed=product.pays()), k, None, exact, False)
+    values, indices = _encode(x, W_enc, bias, _round_latents(W_enc, "some", x), k, None, exact, False)
     return even_pairs(values.numpy(), indices.numpy())
 
 

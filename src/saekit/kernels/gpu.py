@@ -396,8 +396,8 @@ def row_norms(W: Tensor) -> Tensor:
     return W.norm(dim=1)
 
 
-def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor) -> Encoder:
-    """The encoder for rows from which `offset` is yet to be subtracted."""
+def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor, x: Tensor) -> Encoder:
+    """The encoder for rows like `x`, from which `offset` is yet to be subtracted."""
     rounded = _round(W_enc, offset)
     return Encoder(W_enc, b_enc - rounded.dot, rounded)
 

@@ -122,6 +122,67 @@ def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: A
         dot[r] = along
 
 
+MOST_WHOLE = 2**17
+"""Columns of rows of whole numbers: their sum is exact in fp32."""
+
+TINY = np.float32(1e-12)
+"""Rows without a larger number are 0 as whole numbers: the product of two scales must not underflow."""
+
+
+@njit(inline="always")
+def _whole(value: Any) -> Any:
+    """The nearest whole number."""
+    return np.int32(value + (np.float32(0.5) if value >= np.float32(0.0) else np.float32(-0.5)))
+
+
+@_compiled
+def round_rows8(
+    start: int, stop: int, x: Any, factor: Any, offset: Any, shift: int, rounded: Any, scale: Any, total: Any,
+    norm: Any, residual: Any, dot: Any,
+) -> None:  # fmt: skip
+    """Rows as whole numbers from -127 to 127: ``row * factor = scale * (rounded - shift)``.
+
+    ``total`` gets the sum of a row's whole numbers, of which there are at most `MOST_WHOLE`; `norm` and `residual` are those of ``row * factor``. The
+    rest is as in `round_rows`.
+    """
+    d = x.shape[1]
+    slack = np.float32(1.0 + (d + 8) * 2.0**-23)
+    tiny = np.float32(np.sqrt(d) * 2.0**-125)
+    for r in range(start, stop):
+        bits: Any = np.int64(0)
+        for i in range(d):  # the largest as whole numbers, which becomes vector code
+            bits = max(bits, _bits_of_float(x[r, i] * factor[i]) & 0x7FFFFFFF)  # type: ignore[call-arg, operator]
+        largest = _float_of_bits(bits)  # type: ignore[call-arg]
+        along = np.float32(0.0)
+        squares = np.float32(0.0)
+        for i in range(d):
+            value = x[r, i] * factor[i]
+            squares += value * value
+            along += x[r, i] * offset[i]
+        step = largest / np.float32(127.0)
+        inverse = np.float32(127.0) / largest if largest >= TINY else np.float32(0.0)
+        row = rounded[r]
+        for i in range(d):
+            row[i] = np.uint8(_whole(x[r, i] * factor[i] * inverse) + shift)
+        lost = np.float32(0.0)
+        count = np.float32(0.0)  # exact below 2^24
+        for i in range(d):
+            value = x[r, i] * factor[i]
+            number = np.float32(_whole(value * inverse))
+            difference = value - number * step
+            lost += difference * difference
+            count += number
+        for i in range(d, rounded.shape[1]):
+            rounded[r, i] = np.uint8(0)
+        scale[r] = step
+        total[r] = np.int32(count)
+        # `factor` times the row, `scale` and its multiples are rounded too.
+        length = np.sqrt(squares) * slack
+        residual[r] = np.sqrt(lost) * slack + length * np.float32(2.0**-22) + tiny
+        norm[r] = length + residual[r]
+        dot[r] = along
+
+
 ROUNDING = np.float32(BF16_UNIT * 1.01 + 2.0**-22)
 """bf16 rounding of a pre-activation, and the fp32 rounding of the reference: error relative to the bf16 value."""
 
@@ -410,27 +471,25 @@ def _level(best: Any, lanes: Any, k: Any) -> Any:
 
 @_compiled
 def choose(
-    start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
-    most_reach: Any, most_bias_reach: Any, k: int, maxima: Any, share: int, known: int, exact: bool, ordered: bool,
+    start: int, stop: int, P: Any, x: Any, row_reach: Any, row_norm: Any, W: Any, bias: Any, latent_norm: Any,
+    latent_lost: Any, bias_reach: Any, most: Any, k: int, maxima: Any, share: int, known: int, exact: bool, ordered: bool,
     values: Any, indices: Any,
 ) -> None:  # fmt: skip
     """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
-    For every row r and latent j the pre-activation P, bias included, is off by at most ``row_reach[r] *
-    latent_reach[j] + bias_reach[j]`` plus its own rounding. At least k latents with the largest P are multiplied again
+    For every row r and latent j the pre-activation P, bias included, is off by at most ``row_reach[r] * latent_norm[j]
+    + row_norm[r] * latent_lost[j] + bias_reach[j]`` plus its own rounding. At least k latents with the largest P are multiplied again
     in fp32. A latent whose upper bound is below all of these is not among the k largest; all others are multiplied
     again too. The k best are returned, with `ordered` largest first.
 
     Rows must be finite. There are at least k lanes of `share` latents each; ``maxima[r]`` has the keys of the first
-    `known` and room for all (see `_lane_maxima`). `most_reach` and `most_bias_reach` are the largest ``latent_reach``
-    and ``bias_reach``.
+    `known` and room for all (see `_lane_maxima`). `most` has the largest ``latent_norm``, ``latent_lost`` and
+    ``bias_reach``.
     """
     n = len(bias)
-    room = 4 * k + 64  # more than that are close to each other: then one by one, in a list that is kept in order
+    room = 8 * k + 256  # more than that are close to each other: then one by one, in a list that is kept in order
     sure = np.zeros(room + 16, np.int32)
     sure_scores = np.empty(room + 16, np.float32)
-    maybe = np.empty(room + 4, np.int32)
-    maybe_upper = np.empty(room + 4, np.float32)
     opened = np.empty(maxima.shape[1], np.int32)
     near = np.empty(n + 1, np.int32)
     scores = np.empty(k, np.float32)
@@ -445,43 +504,37 @@ def choose(
         level_key = _level(best, lanes, k)
         level = _widen(_ordered(level_key))  # type: ignore[call-arg]
         reach = row_reach[r]
-        widest = np.float32(1.0001) * (reach * most_reach + most_bias_reach)
-        # --- latents at or above the level, and those below it that may still be among the k best: the k-th best is
-        # not below the level by more than the error (those that cannot be positive have value 0 anyway)
-        bar = _below(level - ROUNDING * abs(level) - widest - widest)
-        bar = max(bar, min(level, _below(-widest)))
-        bar_key = min(_key_below(bar), level_key) if exact else level_key
-        n_near = _near(P, r, n, share, best, lanes, bar_key, opened, near)
-        n_sure = 0
-        n_maybe = 0
-        if n_near <= room:
-            for c in range(n_near):
-                j = near[c]
-                a = _widen(P[r, j])
-                sure[n_sure] = j
-                maybe[n_maybe] = j
-                maybe_upper[n_maybe] = a + _error(a, reach * latent_reach[j] + bias_reach[j])
-                n_sure += int(a >= level)
-                n_maybe += int(not a >= level)
-        else:
-            n_sure = n_near
-        if n_near <= room:
+        norm = row_norm[r]
+        widest = np.float32(1.0001) * (reach * most[0] + norm * most[1] + most[2])
+        # --- latents at or above the level: at least k
+        n_sure = _near(P, r, n, share, best, lanes, level_key, opened, near)
+        if n_sure <= room:
+            for c in range(n_sure):
+                sure[c] = near[c]
             _multiply(x, r, W, bias, sure, n_sure, sure_scores)
-            if n_maybe:
-                lowest = sure_scores[0]
-                if n_sure > k and x.shape[1] >= 256:  # long rows: finding the k-th best costs less than more products
-                    _pad(sure_scores, n_sure)
-                    lowest = _kth_best(sure_scores, sure, n_sure, k)
-                else:
-                    for c in range(n_sure):
-                        lowest = min(lowest, sure_scores[c])
-                n_waiting = 0
-                for c in range(n_maybe):
-                    sure[n_sure + n_waiting] = maybe[c]
-                    n_waiting += int((maybe_upper[c] >= lowest) & (maybe_upper[c] > zero) & (n_sure + n_waiting < room))
-                if n_waiting:
-                    _multiply(x, r, W, bias, sure[n_sure:], n_waiting, sure_scores[n_sure:])
-                    n_sure += n_waiting
+        if exact and n_sure <= room:
+            lowest = sure_scores[0]
+            if n_sure > k and x.shape[1] >= 256:  # long rows: finding the k-th best costs less than more products
+                _pad(sure_scores, n_sure)
+                lowest = _kth_best(sure_scores, sure, n_sure, k)
+            else:
+                for c in range(n_sure):
+                    lowest = min(lowest, sure_scores[c])
+            # --- those below the level that may still be among the k best, and positive (others have value 0 anyway)
+            bar_key = _key_below(_below(max(lowest, zero) - widest))
+            n_waiting = 0
+            if bar_key < level_key:
+                n_near = _near(P, r, n, share, best, lanes, bar_key, opened, near)
+                for c in range(n_near):
+                    j = near[c]
+                    a = _widen(P[r, j])
+                    upper = a + _error(a, reach * latent_norm[j] + norm * latent_lost[j] + bias_reach[j])
+                    if n_sure + n_waiting < room:
+                        sure[n_sure + n_waiting] = j
+                        n_waiting += int((upper >= lowest) & (upper > zero) & (not a >= level))
+            if n_waiting:
+                _multiply(x, r, W, bias, sure[n_sure:], n_waiting, sure_scores[n_sure:])
+                n_sure += n_waiting
         if n_sure < room:
             _pad(sure_scores, n_sure)
             if not ordered:
@@ -500,6 +553,9 @@ def choose(
                     values[r, place] = max(sure_scores[c], zero)
                     indices[r, place] = sure[c]
             continue
+        # The k-th best is not below the level by more than the error.
+        bar = _below(level - ROUNDING * abs(level) - widest - widest)
+        bar_key = min(_key_below(max(bar, min(level, _below(-widest)))), level_key)
         held = 0
         n_waiting = 0
         for lower in range(2 if exact else 1):
@@ -511,7 +567,7 @@ def choose(
                         a = _widen(P[r, j])
                         wanted = a >= level
                         if lower:
-                            upper = a + _error(a, reach * latent_reach[j] + bias_reach[j])
+                            upper = a + _error(a, reach * latent_norm[j] + norm * latent_lost[j] + bias_reach[j])
                             wanted = (a < level) & (upper >= scores[k - 1]) & (upper > zero)
                         if wanted:
                             waiting[n_waiting] = j
@@ -528,8 +584,8 @@ def choose(
 
 @_compiled
 def choose_above(
-    start: int, stop: int, P: Any, x: Any, row_reach: Any, W: Any, bias: Any, latent_reach: Any, bias_reach: Any,
-    most_reach: Any, most_bias_reach: Any, threshold: Any, maxima: Any, share: int, known: int, values: Any,
+    start: int, stop: int, P: Any, x: Any, row_reach: Any, row_norm: Any, W: Any, bias: Any, latent_norm: Any,
+    latent_lost: Any, bias_reach: Any, most: Any, threshold: Any, maxima: Any, share: int, known: int, values: Any,
     indices: Any, counts: Any,
 ) -> None:  # fmt: skip
     """All latents of a row with ``x[r] . W[j] + bias[j] > threshold[j]``, from a bf16 product that narrows them down.
@@ -550,14 +606,15 @@ def choose_above(
         reach = row_reach[r]
         best = maxima[r]
         lanes = _lane_maxima(P, r, n, share, known, best)
-        bar_key = _key_below(_below(np.float32(-1.0001) * (reach * most_reach + most_bias_reach)))
+        norm = row_norm[r]
+        bar_key = _key_below(_below(np.float32(-1.0001) * (reach * most[0] + norm * most[1] + most[2])))
         n_near = _near(P, r, n, share, best, lanes, bar_key, opened, near)
         count = 0
         for c in range(n_near):
             j = near[c]
             a = _widen(P[r, j])
             waiting[count] = j
-            count += int(a + _error(a, reach * latent_reach[j] + bias_reach[j]) >= zero)
+            count += int(a + _error(a, reach * latent_norm[j] + norm * latent_lost[j] + bias_reach[j]) >= zero)
         if count > room:
             counts[r] = -1
             continue

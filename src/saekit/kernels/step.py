@@ -106,7 +106,7 @@ def topk_step(
     """
     x, offset = x.detach().contiguous(), offset.detach().contiguous()
     W_dec = weights["W_dec"]
-    encoder = kernel.encoder_at(weights["W_enc"], weights["b_enc"], offset)
+    encoder = kernel.encoder_at(weights["W_enc"], weights["b_enc"], offset, x)
     pairs = kernel.topk_pairs(x, encoder, settings.k, settings.exact)
     fit = kernel.reconstruct(x, pairs, pairs.values, W_dec, offset)
     aux, revived = revive(kernel, x, fit, encoder, W_dec, dead, settings)

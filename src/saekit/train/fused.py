@@ -138,7 +138,7 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
     context = _context(learner)
     k = getattr(config, "k", 1)
     aux = kernels.TopKSettings(k, config.clip, settings.k_aux, getattr(config, "aux_coefficient", 0.0))
-    state = _State(kernel, config, p, u, offset, kernel.encoder_at(p["W_enc"], p["b_enc"], offset), context, aux)
+    state = _State(kernel, config, p, u, offset, kernel.encoder_at(p["W_enc"], p["b_enc"], offset, u), context, aux)
     found = _PATHS[type(config)](state)
     if found is None:
         learner.generators["data"].set_state(draws)  # what was drawn for this step is drawn again
