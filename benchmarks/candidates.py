@@ -23,11 +23,13 @@ N, K = 16_384, 32
 ABOUT = """## Formats for candidates
 
 A top-k is exact when every latent that could be among the k largest is multiplied again in fp32. Which could is bounded
-by Cauchy-Schwarz from what rounding took off the row and off the latent (the same bound as the kernels', rounding of
-the product included), so a coarse format leaves more of them: latents per row of {n:,} (k = {k}) on average, and the
-bound at the k-th largest in units of the standard deviation of a row's pre-activations. Encoders are random directions for
-Gaussian rows, and unit-length rows of the same data otherwise, as a trained encoder's are near its data. A latent costs
-4 d bytes of memory traffic; an int8 or fp8 product can save half of the time of a bf16 product at most."""
+by Cauchy-Schwarz from what rounding took off the row and off the latent (rounding of the product included), so a coarse
+format leaves more of them: latents per row of {n:,} (k = {k}) on average, and the bound at the k-th largest in units of
+the standard deviation of a row's pre-activations. "balanced" moves a factor of each column from the rows to the
+latents before, as the kernels do. Encoders are random directions for Gaussian rows, and otherwise rows of the same data
+at length 1, since a trained encoder's are near its data. "with large columns" has four columns of the rows 50 times as
+large, which some language models have. A latent costs 4 d bytes of memory traffic; an int8 or fp8 product saves half of the time
+of a bf16 product at most."""
 
 
 def bf16(t: Tensor) -> Tensor:
@@ -68,6 +70,12 @@ def left(x: Tensor, W: Tensor, rounded: Callable[[Tensor], Tensor], unit: float)
     return float((product + bound >= kth.values[:, -1:]).sum(1).float().mean()), float(share)
 
 
+def balanced(x: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    """The same products, of columns of equal size."""
+    factor = (W.square().mean(0) / x.square().mean(0)) ** 0.25
+    return x * factor, W / factor
+
+
 def rows_of(model: str, layer: int, n: int) -> Tensor:
     """Centred activations, in random order."""
     source = capture(model, "builtin", layer=layer, tokens=n)
@@ -85,13 +93,20 @@ def main() -> None:
     for name, path in arena.models().items():
         x = rows_of(path, 2, N + asked)
         problems[f"{name}, layer 2, d = {x.shape[1]}"] = x[:asked], x[asked:]
+    x, W = problems["Gaussian, d = 768"]
+    large = torch.ones(768)
+    large[:4] = 50.0
+    problems["Gaussian with large columns, d = 768"] = x * large, W
     lines = ["| rows | format | latents left | bound |", "| --- | --- | --- | --- |"]
     record = []
     for name, (x, W) in problems.items():
+        W = torch.nn.functional.normalize(W)
         for kind, (rounded, unit) in FORMATS.items():
-            count, bound = left(x, torch.nn.functional.normalize(W), rounded, unit)
-            lines.append(f"| {name} | {kind} | {count:,.0f} | {bound:.2f} |")
-            record.append({"rows": name, "format": kind, "left": count, "bound": bound})
+            for moved in (False, True) if kind != "bf16" else (False,):
+                count, bound = left(*(balanced(x, W) if moved else (x, W)), rounded, unit)
+                label = f"{kind}, balanced" if moved else kind
+                lines.append(f"| {name} | {label} | {count:,.0f} | {bound:.2f} |")
+                record.append({"rows": name, "format": label, "left": count, "bound": bound})
     text = "\n".join([ABOUT.format(n=N, k=K), "", "`python benchmarks/candidates.py`", "", *lines])
     print(text)
     if not options.quick:

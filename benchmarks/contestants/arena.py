@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PEERS = ("eai-sparsify", "sae-lens", "dictionary-learning")
 PEER_PYTHON = Path(os.environ.get("PEER_PYTHON", ROOT / ".venv-peers" / "bin" / "python"))
-"""Interpreter that has the peers. On a machine that already has torch for its GPU: that one, with the peers' packages in
-a folder that PYTHONPATH names."""
+"""Interpreter that has the peers: on a machine that has torch for a GPU that one, with the peers' packages in a folder
+of PYTHONPATH."""
 
 
 def models() -> dict[str, str]:

@@ -207,6 +207,28 @@ def test_steps_are_bitwise_the_same_for_any_number_of_threads_and_after_a_restar
         assert_same(learners[0], learner)
 
 
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_steps_are_bitwise_the_same_whichever_product_finds_the_candidates(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from saekit.kernels import cpu, product
+
+    monkeypatch.setattr(cpu, "COARSEST", float("inf"))
+    # AuxK takes its latents in the order in which they are found, and adds them up in that order.
+    config = dataclasses.replace(CONFIGS[name], dead_after_rows=10**9)
+    learners = []
+    for whole, packed in {(product.whole_numbers_pay(), True), (False, True), (False, False)}:
+        monkeypatch.setattr(product, "pays", lambda packed=packed: packed)
+        monkeypatch.setattr(product, "whole_numbers_pay", lambda whole=whole: whole)
+        learners.append(new(config))
+        for x in rows(8):
+            fused_step(learners[-1], x)
+    for learner in learners[1:]:
+        assert_same(learners[0], learner)
+
+
 def test_dead_latents_are_resampled_as_in_the_plain_step(plain_steps: list[int]) -> None:
     config = Relu(N, target_l0=3.0, dead_after_rows=2 * B, lr=1e-3)
     mine, other = new(config), new(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,9 +104,76 @@ def test_the_bound_holds(shape: tuple[int, int, int], seed: int, kind: str, scal
     bias_reach = cpu._with_bias(latents, b)
     product = (rows.matrix() @ latents.matrix().T).double()
     exact = x.double() @ W.double().T + b.double()
-    row_reach = cpu.row_reach(rows, latents, d)
-    reach = torch.from_numpy(np.outer(row_reach, latents.norm) + bias_reach).double()
+    reach = bound(rows, latents, d) + torch.from_numpy(bias_reach)
     assert ((product - exact).abs() <= float(loops.ROUNDING) * product.abs() + reach).all()
+
+
+def bound(rows: Any, latents: Any, d: int) -> Tensor:
+    """What the kernels assume of the product without its own rounding and the bias, ``[n, n_latents]``."""
+    from saekit.kernels import cpu
+
+    reach = np.outer(cpu.row_reach(rows, d), latents.norm) + np.outer(rows.norm, latents.residual)
+    return torch.from_numpy(reach).double()
+
+
+@given(
+    shape=shapes,
+    seed=st.integers(0, 2**20),
+    kind=kinds,
+    scale=st.sampled_from([1.0, 1e-18, 1e-11, 1e12]),
+    uneven=st.booleans(),
+)
+@settings(max_examples=80)
+def test_the_bound_of_whole_numbers_holds(
+    shape: tuple[int, int, int], seed: int, kind: str, scale: float, uneven: bool
+) -> None:
+    """The same of their product, whose columns are balanced before."""
+    from saekit.kernels import cpu, loops, product
+
+    if not product.whole_numbers_pay():
+        pytest.skip("no instructions for products of bytes")
+    n, d, n_latents = shape
+    x, W, b = problem(seed, n, d, n_latents, kind)
+    x = x * scale * (torch.logspace(-2, 2, d) if uneven else 1.0)
+    latents = cpu._round_latents(W, "W", x)
+    rows = cpu._round8(x, "x", latents.factor)
+    bias_reach = cpu._with_bias(latents, b)
+    width = loops.PANEL * len(latents.copy)
+    room = -(-n // product.ROWS) * product.ROWS
+    P = torch.zeros((room, width), dtype=torch.bfloat16)
+    best = torch.zeros((room, width // product.SHARE), dtype=torch.int16)
+    product.multiply8(
+        n, rows.copy.view(torch.int32).numpy(), rows.scale, latents.copy.numpy(), latents.starts, latents.scale,
+        latents.bias, P.view(torch.int16).numpy(), best.numpy(),
+    )  # fmt: skip
+    largest = P.view(room, len(latents.copy), product.SHARE, -1).amax(2).view(room, -1)[:n]
+    bits = best[:n].int()
+    assert torch.equal(torch.where(bits < 0, bits ^ 0x7FFF, bits).to(torch.int16).view(torch.bfloat16), largest)
+    got = P[:n, :n_latents].double()
+    exact = x.double() @ W.double().T + b.double()
+    reach = bound(rows, latents, d) + torch.from_numpy(bias_reach)
+    assert ((got - exact).abs() <= float(loops.ROUNDING) * got.abs() + reach).all()
+    # What was lost is what is said to be lost, and 127 steps are made use of.
+    factor = torch.from_numpy(latents.factor).double()
+    whole = (rows.copy[:, :d].double() - 128) * torch.from_numpy(rows.scale[:n]).double()[:, None]
+    lost = (x.double() * factor - whole).norm(dim=1)
+    assert (lost <= torch.from_numpy(rows.residual).double()).all()
+    if scale in (1.0, 1e12):
+        assert (rows.copy[:, :d].int() - 128).abs().amax(1).eq(127).all()
+
+
+def test_columns_of_very_different_size_are_balanced() -> None:
+    from saekit.kernels import cpu, product
+
+    if not product.whole_numbers_pay():
+        pytest.skip("no instructions for products of bytes")
+    x, W, _ = problem(0, 64, 768, 512)
+    x[:, 5] *= 300.0
+    latents = cpu._round_latents(W, "W", x)
+    rows = cpu._round8(x, "x", latents.factor)
+    plain = cpu._round8(x, "y", np.ones(768, np.float32))
+    error = bound(rows, latents, 768).mean()
+    assert error < 0.3 * np.mean(np.outer(plain.residual, W.norm(dim=1).numpy()))
 
 
 @given(seed=st.integers(0, 2**20), scale=st.sampled_from([1e-30, 1e-3, 1.0, 3e4, 1e15]))
@@ -148,8 +216,8 @@ def test_bound_is_worth_having() -> None:
     from saekit.kernels import cpu
 
     x, W, _ = problem(0, 64, 768, 512)
-    reach = cpu.row_reach(cpu._round(x, "x"), latents := cpu._round(W, "W"), 768)
-    relative = reach.max() * latents.norm.max() / float(x.norm(dim=1).max() * W.norm(dim=1).max())
+    reach = bound(cpu._round(x, "x"), cpu._round(W, "W"), 768)
+    relative = float(reach.max()) / float(x.norm(dim=1).max() * W.norm(dim=1).max())
     assert relative < 2.0**-8
 
 
@@ -289,19 +357,47 @@ def test_the_compiled_product_and_the_largest_of_its_lanes(shape: tuple[int, int
     assert torch.equal(torch.where(bits < 0, bits ^ 0x7FFF, bits).to(torch.int16).view(torch.bfloat16), largest)
 
 
+@pytest.mark.parametrize("kind", ["plain", "mean", "twins", "scales", "negative"])
 @pytest.mark.parametrize("n, d, n_latents, k", [(70, 64, 2048, 16), (40, 257, 1531, 32), (33, 48, 700, 60)])
-def test_codes_are_the_same_with_either_product(
-    monkeypatch: pytest.MonkeyPatch, n: int, d: int, n_latents: int, k: int
+def test_codes_are_bitwise_the_same_with_any_product(
+    monkeypatch: pytest.MonkeyPatch, n: int, d: int, n_latents: int, k: int, kind: str
 ) -> None:
-    from saekit.kernels import product
+    """Whole numbers, however coarse, bf16 of ours and of torch rule latents out; what is left decides."""
+    from saekit.kernels import cpu, product
 
-    x, W, b = problem(2, n, d, n_latents, "mean")
+    x, W, b = problem(2, n, d, n_latents, kind)
+    x[: n // 2] *= torch.logspace(-1.5, 1.5, d)
     codes = []
-    for packed in (True, False):
+    whole = product.whole_numbers_pay()
+    for eight, packed in ((whole, True), (False, True), (False, False)):
         monkeypatch.setattr(product, "pays", lambda packed=packed: packed)
-        codes.append((*kernels.topk_encode(x, W, b, k), *kernels.threshold_encode(x, W, b - 3, None)))
-    for mine, other in zip(*codes):
-        assert torch.equal(mine, other)
+        monkeypatch.setattr(product, "whole_numbers_pay", lambda eight=eight: eight)
+        monkeypatch.setattr(cpu, "COARSEST", math.inf)
+        offsets, indices, values = kernels.threshold_encode(x, W, b - 3, None)
+        order = (indices + n_latents * torch.repeat_interleave(torch.arange(n), offsets.diff())).argsort()
+        top, latents = kernels.topk_encode(x, W, b, k)  # which latents have the value 0 means nothing
+        codes.append((top, latents.where(top > 0, 0), offsets, indices[order], values[order]))
+    for others in codes[1:]:
+        for mine, other in zip(codes[0], others, strict=True):
+            assert torch.equal(mine, other)
+
+
+def test_rows_that_whole_numbers_tell_too_little_of_are_left_to_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saekit.kernels import cpu, product
+
+    if not product.whole_numbers_pay():
+        pytest.skip("no instructions for products of bytes")
+    x, W, _ = problem(0, 64, 300, 600)
+    latents = cpu._round_latents(W, "W", x)
+    rows, same = cpu._rounded_alike(x, W, latents, True)
+    assert rows.scale is not None
+    assert same is latents
+    for coarsest, exact in ((0.01, True), (math.inf, False)):
+        monkeypatch.setattr(cpu, "COARSEST", coarsest)
+        rows, other = cpu._rounded_alike(x, W, latents, exact)
+        assert rows.scale is None
+        assert other.scale is None
+        assert torch.equal(other.matrix()[:, :300], W.bfloat16())
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -229,9 +229,9 @@ def test_prefixes_from_one_product_are_the_prefixes_alone(sizes: list[int], k: i
     x, offset = rows(seed + 2, 70, d), 0.1 * rows(seed + 3, 1, d)[0]
     x[3, 1] = torch.nan
     prefixes = [(size, max(1, min(k * size // n_latents if scaled else k, size))) for size in [*sizes, n_latents]]
-    together = cpu.topk_pairs_of_prefixes(x, cpu.encoder_at(W, b, offset), prefixes)
+    together = cpu.topk_pairs_of_prefixes(x, cpu.encoder_at(W, b, offset, x), prefixes)
     for (size, own_k), pairs in zip(prefixes, together):
-        alone = cpu.topk_pairs(x, cpu.encoder_at(W[:size].contiguous(), b[:size].contiguous(), offset), own_k)
+        alone = cpu.topk_pairs(x, cpu.encoder_at(W[:size].contiguous(), b[:size].contiguous(), offset, x), own_k)
         for mine, other in ((pairs.offsets, alone.offsets), (pairs.latents, alone.latents)):
             assert (mine == other).all()
         torch.testing.assert_close(

@@ -144,7 +144,7 @@ def _by_blocks(
     maxima = buffer("maxima", (threads, room, lanes), torch.int16)
     ticket = itertools.count()
 
-    words = rows.copy.view(torch.int32).numpy() if packed else None
+    words = rows.copy.view(torch.int32).numpy() if packed else np.empty(0)
 
     def multiply(start: int, stop: int, bits: np.ndarray, best: np.ndarray) -> None:
         if latents.scale is not None:
@@ -232,13 +232,13 @@ class _Rounded:
     norm: np.ndarray
     residual: np.ndarray
     dot: np.ndarray
-    scale: np.ndarray | None = None
-    """What whole numbers count, of each row; None: bf16."""
-    starts: np.ndarray | None = None
+    scale: Any = None
+    """What whole numbers count, of each row; None: bf16, which has none of these arrays."""
+    starts: Any = None
     """-128 times the sum of each latent's whole numbers."""
-    bias: np.ndarray | None = None
+    bias: Any = None
     """Added to the product of whole numbers; see `_with_bias`."""
-    factor: np.ndarray | None = None
+    factor: Any = None
     """What the columns of latents were divided by before they became whole numbers, those of rows multiplied by."""
 
     def matrix(self) -> Tensor:
@@ -329,9 +329,9 @@ def _balance(x: Tensor, W: Tensor) -> np.ndarray:
     return np.clip(np.nan_to_num(factor, nan=1.0), 2.0**-16, 2.0**16).astype(np.float32)
 
 
-COARSEST = 0.8
-"""Bound of a product of whole numbers, in units of ``|x| |w| / sqrt(d)``, up to which they are used: a wider one leaves so
-many latents that bf16 is faster. The codes are the same."""
+COARSEST = 0.7
+"""Bound of a product of whole numbers, in units of ``|x| |w| / sqrt(d)``, up to which they are used: a wider one leaves
+so many latents that bf16 is faster. The codes are the same."""
 
 
 def _rounded_alike(x: Tensor, W_enc: Tensor, W: _Rounded, exact: bool) -> tuple[_Rounded, _Rounded]:
@@ -428,10 +428,11 @@ def _encode_prefixes(
         for which in order:
             (m, k), share, (values, indices) = prefixes[which], shares[which], found[which]
             settled = settled if share == product.SHARE else 0
+            known = min(m, settled) // loops.PANEL * (loops.PANEL // share)
             loops.choose(
                 0, stop - start, P, x_[start:stop], reach[start:stop], rows.norm[start:stop], W_[:m], b_[:m],
-                W.norm[:m], W.residual[:m], bias_reach[:m], bounds[which], k, maxima, share, min(m, settled) // loops.PANEL * (loops.PANEL // share), exact,
-                ordered, values[start:stop].numpy(), indices[start:stop].numpy(),
+                W.norm[:m], W.residual[:m], bias_reach[:m], bounds[which], k, maxima, share, known, exact, ordered,
+                values[start:stop].numpy(), indices[start:stop].numpy(),
             )  # fmt: skip
 
     _by_blocks(work, rows, W, max(_lanes(m, share) for (m, _), share in zip(prefixes, shares)), block_rows)

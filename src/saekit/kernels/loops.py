@@ -95,6 +95,15 @@ def _ordered(typingctx: Any, bits: Any) -> Any:
     return types.int16(types.int16), build
 
 
+@njit(fastmath=FAST)
+def _dot(x: Any, r: Any, offset: Any) -> Any:
+    """``x[r] . offset``: in a loop of its own its terms are added in the same order wherever it is used."""
+    along = np.float32(0.0)
+    for i in range(x.shape[1]):
+        along += x[r, i] * offset[i]
+    return along
+
+
 @_compiled
 def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: Any, residual: Any, dot: Any) -> None:
     """bf16 copy of rows, upper bounds of their norm and of the norm of what rounding lost, and ``row . offset``.
@@ -108,7 +117,6 @@ def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: A
     for r in range(start, stop):
         total = np.float32(0.0)
         lost = np.float32(0.0)
-        along = np.float32(0.0)
         for i in range(d):
             value = x[r, i]
             bits = _narrow(value)
@@ -116,10 +124,9 @@ def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: A
             difference = value - _widen(bits)
             total += value * value
             lost += difference * difference
-            along += value * offset[i]
         residual[r] = np.sqrt(lost) * slack + tiny
         norm[r] = np.sqrt(total) * slack + residual[r]
-        dot[r] = along
+        dot[r] = _dot(x, r, offset)
 
 
 MOST_WHOLE = 2**17
@@ -142,8 +149,8 @@ def round_rows8(
 ) -> None:  # fmt: skip
     """Rows as whole numbers from -127 to 127: ``row * factor = scale * (rounded - shift)``.
 
-    ``total`` gets the sum of a row's whole numbers, of which there are at most `MOST_WHOLE`; `norm` and `residual` are those of ``row * factor``. The
-    rest is as in `round_rows`.
+    ``total`` gets the sum of a row's whole numbers, of which there are at most `MOST_WHOLE`; `norm` and `residual` are
+    those of ``row * factor``. The rest is as in `round_rows`.
     """
     d = x.shape[1]
     slack = np.float32(1.0 + (d + 8) * 2.0**-23)
@@ -151,14 +158,12 @@ def round_rows8(
     for r in range(start, stop):
         bits: Any = np.int64(0)
         for i in range(d):  # the largest as whole numbers, which becomes vector code
-            bits = max(bits, _bits_of_float(x[r, i] * factor[i]) & 0x7FFFFFFF)  # type: ignore[call-arg, operator]
-        largest = _float_of_bits(bits)  # type: ignore[call-arg]
-        along = np.float32(0.0)
+            bits = max(bits, _bits_of_float(x[r, i] * factor[i]) & 0x7FFFFFFF)  # type: ignore[call-arg]
+        largest: Any = _float_of_bits(bits)  # type: ignore[call-arg]
         squares = np.float32(0.0)
         for i in range(d):
             value = x[r, i] * factor[i]
             squares += value * value
-            along += x[r, i] * offset[i]
         step = largest / np.float32(127.0)
         inverse = np.float32(127.0) / largest if largest >= TINY else np.float32(0.0)
         row = rounded[r]
@@ -180,7 +185,7 @@ def round_rows8(
         length = np.sqrt(squares) * slack
         residual[r] = np.sqrt(lost) * slack + length * np.float32(2.0**-22) + tiny
         norm[r] = length + residual[r]
-        dot[r] = along
+        dot[r] = _dot(x, r, offset)
 
 
 ROUNDING = np.float32(BF16_UNIT * 1.01 + 2.0**-22)
@@ -472,15 +477,15 @@ def _level(best: Any, lanes: Any, k: Any) -> Any:
 @_compiled
 def choose(
     start: int, stop: int, P: Any, x: Any, row_reach: Any, row_norm: Any, W: Any, bias: Any, latent_norm: Any,
-    latent_lost: Any, bias_reach: Any, most: Any, k: int, maxima: Any, share: int, known: int, exact: bool, ordered: bool,
-    values: Any, indices: Any,
+    latent_lost: Any, bias_reach: Any, most: Any, k: int, maxima: Any, share: int, known: int, exact: bool,
+    ordered: bool, values: Any, indices: Any,
 ) -> None:  # fmt: skip
     """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
     For every row r and latent j the pre-activation P, bias included, is off by at most ``row_reach[r] * latent_norm[j]
-    + row_norm[r] * latent_lost[j] + bias_reach[j]`` plus its own rounding. At least k latents with the largest P are multiplied again
-    in fp32. A latent whose upper bound is below all of these is not among the k largest; all others are multiplied
-    again too. The k best are returned, with `ordered` largest first.
+    + row_norm[r] * latent_lost[j] + bias_reach[j]`` plus its own rounding. At least k latents with the largest P are
+    multiplied again in fp32. A latent whose upper bound is below the k-th best of these is not among the k largest; all
+    others are multiplied again too. The k best are returned, with `ordered` largest first.
 
     Rows must be finite. There are at least k lanes of `share` latents each; ``maxima[r]`` has the keys of the first
     `known` and room for all (see `_lane_maxima`). `most` has the largest ``latent_norm``, ``latent_lost`` and

@@ -237,7 +237,7 @@ def multiply(rows: int, x: Any, panels: Any, P: Any, best: Any) -> None:
     lanes = best.shape[1]
     for s in range(len(panels)):
         for r in range(0, rows, ROWS):
-            _tile(  # type: ignore[call-arg]
+            _tile(
                 x, r * pairs, panels, s * pairs * PANEL, pairs, P, r * width + s * PANEL, width, best,
                 r * lanes + s * (PANEL // SHARE), lanes,
             )  # fmt: skip
@@ -257,7 +257,7 @@ def multiply8(
     lanes = best.shape[1]
     for s in range(len(panels)):
         for r in range(0, rows, ROWS):
-            _tile8(  # type: ignore[call-arg]
+            _tile8(
                 x, r * words, panels, s * words * PANEL, words, P, r * width + s * PANEL, width, best,
                 r * lanes + s * (PANEL // SHARE), lanes, starts, scales, bias, s * PANEL, row_scales, r,
             )  # fmt: skip
