@@ -28,8 +28,8 @@ format leaves more of them: latents per row of {n:,} (k = {k}) on average, and t
 the standard deviation of a row's pre-activations. "balanced" moves a factor of each column from the rows to the
 latents before, as the kernels do. Encoders are random directions for Gaussian rows, and otherwise rows of the same data
 at length 1, since a trained encoder's are near its data. "with large columns" has four columns of the rows 50 times as
-large, which some language models have. A latent costs 4 d bytes of memory traffic; an int8 or fp8 product saves half of the time
-of a bf16 product at most."""
+large, which some language models have. A latent costs 4 d bytes of memory traffic; an int8 or fp8 product saves half of
+the time of a bf16 product at most."""
 
 
 def bf16(t: Tensor) -> Tensor:
