@@ -14,5 +14,8 @@ def fast() -> Iterator[None]:
     reason = kernels.unavailable()
     if reason:
         pytest.skip(f"no fast kernels here: {reason}")
+    from saekit.kernels import cpu
+
+    cpu.release()  # nothing is remembered of other tests
     with kernels.using("fast"):
         yield

@@ -135,6 +135,7 @@ def test_the_bound_of_whole_numbers_holds(
     n, d, n_latents = shape
     x, W, b = problem(seed, n, d, n_latents, kind)
     x = x * scale * (torch.logspace(-2, 2, d) if uneven else 1.0)
+    cpu.release()  # also what is remembered of whole numbers that were too coarse
     latents = cpu._round_latents(W, "W", x)
     rows = cpu._round8(x, "x", latents.factor)
     bias_reach = cpu._with_bias(latents, b)
@@ -160,6 +161,32 @@ def test_the_bound_of_whole_numbers_holds(
     assert (lost <= torch.from_numpy(rows.residual).double()).all()
     if scale in (1.0, 1e12):
         assert (rows.copy[:, :d].int() - 128).abs().amax(1).eq(127).all()
+
+
+@pytest.mark.parametrize("of_row", [True, False])
+def test_a_latent_that_rounding_hides_as_well_as_it_can_is_found(monkeypatch: pytest.MonkeyPatch, of_row: bool) -> None:
+    """What is lost lies along the other factor: whole numbers give 0, and the bound is reached."""
+    from saekit.kernels import cpu, product
+
+    if not product.whole_numbers_pay():
+        pytest.skip("no instructions for products of bytes")
+    monkeypatch.setattr(cpu, "_balance", lambda x, W: np.ones(x.shape[1], np.float32))
+    monkeypatch.setattr(cpu, "FARTHER", 0.0)
+    signs = torch.where(torch.rand(64, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
+    hidden, plain = torch.zeros(65), torch.zeros(65)
+    hidden[0], hidden[1:] = 127.0, 0.49 * signs  # one step is 1
+    plain[1:] = signs
+    x, special = (hidden, plain) if of_row else (plain, hidden)
+    W = torch.zeros(600, 65)
+    W[300] = special
+    others = slice(100, 104)  # exact as whole numbers, with a value of 20
+    W[others] = 20.0 * (torch.eye(65)[0] / 127.0 if of_row else plain / 64.0)
+    values, indices = kernels.topk_encode(x.expand(40, 65), W, torch.zeros(600), 4)
+    assert (indices[:, 0] == 300).all()
+    torch.testing.assert_close(values[:, 0], torch.full((40,), 0.49 * 64))
+    offsets, latents, _ = kernels.threshold_encode(x.expand(40, 65), W, torch.zeros(600), torch.full((600,), 25.0))
+    assert offsets.tolist() == list(range(41))
+    assert (latents == 300).all()
 
 
 def test_columns_of_very_different_size_are_balanced() -> None:
@@ -372,7 +399,7 @@ def test_codes_are_bitwise_the_same_with_any_product(
     for eight, packed in ((whole, True), (False, True), (False, False)):
         monkeypatch.setattr(product, "pays", lambda packed=packed: packed)
         monkeypatch.setattr(product, "whole_numbers_pay", lambda eight=eight: eight)
-        monkeypatch.setattr(cpu, "COARSEST", math.inf)
+        monkeypatch.setattr(cpu, "FARTHER", 0.0)
         offsets, indices, values = kernels.threshold_encode(x, W, b - 3, None)
         order = (indices + n_latents * torch.repeat_interleave(torch.arange(n), offsets.diff())).argsort()
         top, latents = kernels.topk_encode(x, W, b, k)  # which latents have the value 0 means nothing
@@ -382,22 +409,24 @@ def test_codes_are_bitwise_the_same_with_any_product(
             assert torch.equal(mine, other)
 
 
-def test_rows_that_whole_numbers_tell_too_little_of_are_left_to_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_whole_numbers_tell_too_little_of_are_left_to_bf16() -> None:
     from saekit.kernels import cpu, product
 
     if not product.whole_numbers_pay():
         pytest.skip("no instructions for products of bytes")
     x, W, _ = problem(0, 64, 300, 600)
     latents = cpu._round_latents(W, "W", x)
-    rows, same = cpu._rounded_alike(x, W, latents, True)
+    rows, same = cpu._rounded_alike(x, W, latents, 1)
     assert rows.scale is not None
     assert same is latents
-    for coarsest, exact in ((0.01, True), (math.inf, False)):
-        monkeypatch.setattr(cpu, "COARSEST", coarsest)
-        rows, other = cpu._rounded_alike(x, W, latents, exact)
+    for kept, exact in ((1, False), (30, True)):
+        rows, other = cpu._rounded_alike(x, W, latents, kept, exact)
         assert rows.scale is None
         assert other.scale is None
         assert torch.equal(other.matrix()[:, :300], W.bfloat16())
+    for _ in range(cpu.NOT_AGAIN):  # remembered for a while
+        assert cpu._round_latents(W, "W", x).scale is None
+    assert cpu._round_latents(W, "W", x).scale is not None
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

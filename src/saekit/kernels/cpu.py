@@ -297,7 +297,10 @@ def _round_latents(W: Tensor, name: str, x: Tensor, offset: Tensor | None = None
     Whole numbers, or bf16 in the order of either product.
     """
     n, d = W.shape
-    if d > loops.MOST_WHOLE or not product.whole_numbers_pay():
+    left = _coarse().get((n, d), 0)
+    if left:
+        _coarse()[n, d] = left - 1
+    if left or d > loops.MOST_WHOLE or not product.whole_numbers_pay():
         return _round(W, name, offset, product.pays())
     norm, residual, dot, along = _facts(W, name, offset)
     shape = -(-n // loops.PANEL), -(-d // 4), loops.PANEL
@@ -309,6 +312,9 @@ def _round_latents(W: Tensor, name: str, x: Tensor, offset: Tensor | None = None
     _spread(product.round_panels8, len(panels), 16 * loops.PANEL * d, W.numpy(), 1 / factor, along, *into)
     return _Rounded(panels, norm, residual, dot, scale, starts, bias, factor)
 
+
+SPREAD_ROWS = 48
+"""Rows and latents, evenly spaced, that the size of pre-activations is found from."""
 
 BALANCED_ROWS = 256
 """Rows and latents, evenly spaced, that factors of columns are found from."""
@@ -329,20 +335,45 @@ def _balance(x: Tensor, W: Tensor) -> np.ndarray:
     return np.clip(np.nan_to_num(factor, nan=1.0), 2.0**-16, 2.0**16).astype(np.float32)
 
 
-COARSEST = 0.7
-"""Bound of a product of whole numbers, in units of ``|x| |w| / sqrt(d)``, up to which they are used: a wider one leaves
-so many latents that bf16 is faster. The codes are the same."""
+FARTHER = 3.0
+"""How fast candidates become more with the bound, in standard deviations of pre-activations: k latents are ``k
+exp(FARTHER * bound)`` then, if pre-activations are normal and 0.1% to 1% of the latents are kept."""
+
+CHEAPER = {True: 28, False: 75}
+"""On how many latents whole numbers save the time that one more candidate costs: when the encoder stays in the last
+cache, and when it comes from memory. From times on a Zen 5, where it makes little difference near the limit."""
+
+CACHED = 16 * 2**20
+"""Size up to which an encoder stays there. Unit: bytes."""
 
 
-def _rounded_alike(x: Tensor, W_enc: Tensor, W: _Rounded, exact: bool) -> tuple[_Rounded, _Rounded]:
-    """Rows in the format of the latents; both in bf16 where whole numbers tell too little."""
+NOT_AGAIN = 30
+"""So many encoders of a shape go into bf16 at once after whole numbers were too coarse for one: trying takes time."""
+
+
+def _coarse() -> dict[tuple[int, ...], int]:
+    """By shape, how many encoders this thread is not to try whole numbers for."""
+    return _scratch.__dict__.setdefault("coarse", {})
+
+
+def _rounded_alike(x: Tensor, W_enc: Tensor, W: _Rounded, kept: float, exact: bool = True) -> tuple[_Rounded, _Rounded]:
+    """Rows in the format of the latents; both in bf16 where whole numbers leave too many candidates.
+
+    The codes are the same. `kept` is about how many latents of a row are looked for, over all prefixes.
+    """
     if W.scale is not None:
         if exact:
             rows = _round8(x, "x", W.factor)
-            with np.errstate(invalid="ignore"):
-                lost = float((rows.residual / rows.norm).mean() + (W.residual / W.norm).mean())
-            if lost * math.sqrt(x.shape[1]) <= COARSEST:
+            bound = rows.residual.mean() * W.norm.mean() + rows.norm.mean() * W.residual.mean()
+            few = (
+                x[:: max(1, len(x) // SPREAD_ROWS)][:SPREAD_ROWS],
+                W_enc[:: max(1, len(W_enc) // SPREAD_ROWS)][:SPREAD_ROWS],
+            )
+            spread = max(float(loops.spread(*(t.contiguous().numpy() for t in few))), 1e-30)
+            more = kept * math.expm1(min(FARTHER * float(bound) / spread, 50.0))
+            if more * CHEAPER[4 * W_enc.numel() <= CACHED] <= len(W_enc):
                 return rows, W
+            _coarse()[tuple(W_enc.shape)] = NOT_AGAIN
         W = _round(W_enc, "wide", packed=True, own_memory=True)
     return _round(x, "x"), W
 
@@ -415,7 +446,7 @@ def _encode_prefixes(
         return found
     if not float(W.norm.max()) <= LARGEST or not float(bias.abs().max()) <= LARGEST:  # also when one of them is NaN
         return [reference.topk_encode(x, W_enc[:m], bias[:m], k, block_rows=block_rows) for m, k in prefixes]
-    rows, W = _rounded_alike(x, W_enc, W, exact)
+    rows, W = _rounded_alike(x, W_enc, W, sum(k for _, k in prefixes), exact)
     reach = row_reach(rows, d)
     bias_reach = _with_bias(W, bias)
     x_, W_, b_ = x.numpy(), W_enc.numpy(), bias.numpy()
@@ -441,6 +472,10 @@ def _encode_prefixes(
         for (m, k), (values, indices) in zip(prefixes, found):
             values[again], indices[again] = reference.topk_encode(x[again], W_enc[:m], bias[:m], k)
     return found
+
+
+THRESHOLD_SHARE = 256
+"""One of so many latents is taken to be above its threshold when a format is chosen."""
 
 
 def threshold_encode(
@@ -502,7 +537,7 @@ def _encode_above(
     finite = bool(W.norm.max() <= LARGEST) and bool(bias.abs().max() <= LARGEST) and bool(level.abs().max() <= LARGEST)
     if not n or not finite:
         return None
-    rows, W = _rounded_alike(x, W_enc, W, True)
+    rows, W = _rounded_alike(x, W_enc, W, n_latents / THRESHOLD_SHARE)
     reach = row_reach(rows, d)
     share = lane_share(n_latents, 1)
     bias_reach = _with_bias(W, bias - level, bias.abs() + level.abs())

@@ -654,6 +654,22 @@ def center_rows(start: int, stop: int, x: Any, scale: Any, center: Any, out: Any
 
 
 @_compiled
+def spread(x: Any, W: Any) -> Any:
+    """Standard deviation of the entries of ``x @ W.T``."""
+    total: Any = 0.0
+    squares: Any = 0.0
+    for r in range(len(x)):
+        for j in range(len(W)):
+            value = np.float32(0.0)
+            for i in range(x.shape[1]):
+                value += x[r, i] * W[j, i]
+            total += value
+            squares += value * value
+    count = len(x) * len(W)
+    return np.sqrt(max(squares / count - (total / count) * (total / count), 0.0))
+
+
+@_compiled
 def row_norms(start: int, stop: int, x: Any, norms: Any) -> None:
     """Length of each row."""
     for r in range(start, stop):
