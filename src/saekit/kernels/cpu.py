@@ -1,8 +1,8 @@
-"""Fast kernels for a CPU with AVX-512 bf16: a bf16 product, and compiled loops for everything sparse.
+"""Fast kernels for a CPU with AVX-512 bf16: a product in few bits, and compiled loops for everything sparse.
 
-A top-k selection needs the whole product ``x @ W.T``, and that product is the cost of it. Here it is made in bf16 (2.2
-times faster than fp32), a block of rows at a time into one buffer, and only used to rule latents out: what is left is
-multiplied again in fp32.
+A top-k selection needs the whole product ``x @ W.T``, and that product is the cost of it. Here it is made of whole
+numbers of a byte or of bf16, a block of rows at a time into one buffer, and only used to rule latents out: what is left
+is multiplied again in fp32.
 
 The bound. Let x~, w~ be the bf16 copies and P the bf16 product of a row and a latent. Then::
 
@@ -13,6 +13,11 @@ The bound. Let x~, w~ be the bf16 copies and P the bf16 product of a row and a l
 The bias takes part in the product: rows have two more entries of 1, latents the two leading bf16 parts of their bias
 (16 of its 24 bits; what is lost is measured). So P is the pre-activation itself, and 16-bit integers in its order are
 all that the search has to read.
+
+Whole numbers (``x~ = scale * q`` with q from -127 to 127, a scale for each row and each latent) make the same product
+twice as fast. Their sums are exact, the first line holds as it stands with other residuals, and the bias is added in
+fp32. The bound is 3 to 5 times as wide, so more latents are left: `_rounded_alike` weighs that against the time saved.
+The codes do not depend on its choice.
 
 A latent whose value could not reach the k-th largest within these bounds is not computed. So the codes are those of an
 fp32 product, up to the rounding of fp32 itself. Rows that are not finite are left to the
@@ -265,7 +270,7 @@ def _round(
         bf16 = buffer(f"{name} panels", shape, torch.bfloat16) if own_memory else _shared("of enc", shape)
         words = bf16.view(torch.int32)[..., 0].numpy()
         cost = 8 * loops.PANEL * d
-        _spread(product.round_panels, len(words), cost, x.numpy(), along, words, norm, residual, dot)
+        _spread(loops.round_panels, len(words), cost, x.numpy(), along, words, norm, residual, dot)
     else:
         bf16 = buffer(f"{name} bf16", (n + product.ROWS, width), torch.bfloat16)[:n]
         bf16[:, d:-2], bf16[:, -2:] = 0, 1
@@ -309,7 +314,7 @@ def _round_latents(W: Tensor, name: str, x: Tensor, offset: Tensor | None = None
     starts = buffer(f"{name} starts", (shape[0] * loops.PANEL,), torch.int32).numpy()
     factor = _balance(x, W)
     into = panels.numpy(), scale, starts, norm, residual, dot
-    _spread(product.round_panels8, len(panels), 16 * loops.PANEL * d, W.numpy(), 1 / factor, along, *into)
+    _spread(loops.round_panels8, len(panels), 16 * loops.PANEL * d, W.numpy(), 1 / factor, along, *into)
     return _Rounded(panels, norm, residual, dot, scale, starts, bias, factor)
 
 

@@ -1,7 +1,7 @@
 """Products in fp32 by oneDNN, where torch's own choice leaves half of the processor idle.
 
 torch hands fp32 products on a CPU to MKL, which runs its 256-bit code on processors of AMD. oneDNN, which torch has
-too, uses their 512-bit units: 2.0 to 2.4 times as fast on layers of 192 to 3,072 columns on a Zen 5
+too, uses their 512-bit units: about twice as fast on layers of 64 to 3,072 columns on a Zen 5
 (benchmarks/linear.py). Both compute in fp32; results differ by rounding.
 """
 

@@ -3,6 +3,8 @@
 Every function works on a range ``start .. stop`` of rows or latents that nobody else writes to, so ranges may run on
 several threads. What is computed for a row or a latent does not depend on the range it is in: results are bitwise the
 same for any number of threads.
+
+numba remembers the machine code of a function until its file changes: what these functions call is in this file too.
 """
 
 from __future__ import annotations
@@ -186,6 +188,65 @@ def round_rows8(
         residual[r] = np.sqrt(lost) * slack + length * np.float32(2.0**-22) + tiny
         norm[r] = length + residual[r]
         dot[r] = _dot(x, r, offset)
+
+
+@_compiled
+def round_panels(
+    start: int, stop: int, W: Any, offset: Any, panels: Any, norm: Any, residual: Any, dot: Any
+) -> None:  # fmt: skip
+    """`round_rows` of the latents of panels ``start .. stop``, put into the order of `saekit.kernels.product.multiply`.
+
+    ``panels[s, p, j]`` is the pair p of latent ``s * PANEL + j``; 0 beyond the last latent and the last entry of a row.
+    """
+    n = len(W)
+    pairs = panels.shape[1]
+    rounded = np.zeros((PANEL, 2 * pairs), np.int16)
+    words = rounded.view(np.int32)
+    for s in range(start, stop):
+        first = s * PANEL
+        last = min(n, first + PANEL)
+        if last < first + PANEL:
+            rounded[:] = 0
+        round_rows(
+            0, last - first, W[first:last], offset, rounded, norm[first:last], residual[first:last], dot[first:last]
+        )  # fmt: skip
+        for p in range(pairs):
+            for j in range(PANEL):
+                panels[s, p, j] = words[j, p]
+
+
+@_compiled
+def round_panels8(
+    start: int, stop: int, W: Any, factor: Any, offset: Any, panels: Any, scales: Any, starts: Any, norm: Any,
+    residual: Any, dot: Any,
+) -> None:  # fmt: skip
+    """`round_rows8` of the latents of panels ``start .. stop``, in the order of `saekit.kernels.product.multiply8`.
+
+    `scales` and `starts` have entries for whole panels: 0 beyond the last latent.
+    """
+    n = len(W)
+    count = panels.shape[1]
+    rounded = np.zeros((PANEL, 4 * count), np.uint8)
+    words = rounded.view(np.int32)
+    total = np.zeros(PANEL, np.int32)
+    scale = np.zeros(PANEL, np.float32)
+    for s in range(start, stop):
+        first = s * PANEL
+        last = min(n, first + PANEL)
+        if last < first + PANEL:
+            rounded[:] = 0
+            scale[:] = 0
+            total[:] = 0
+        round_rows8(
+            0, last - first, W[first:last], factor, offset, 0, rounded, scale, total, norm[first:last],
+            residual[first:last], dot[first:last],
+        )  # fmt: skip
+        for j in range(PANEL):
+            scales[first + j] = scale[j]
+            starts[first + j] = np.int32(-128) * total[j]
+        for p in range(count):
+            for j in range(PANEL):
+                panels[s, p, j] = words[j, p]
 
 
 ROUNDING = np.float32(BF16_UNIT * 1.01 + 2.0**-22)

@@ -1,10 +1,10 @@
-"""The bf16 product of rows and latents, compiled: a tile of it stays in registers until it is done.
+"""The product of rows and latents in bf16 or in whole numbers, compiled: a tile stays in registers until it is done.
 
 torch's product puts the weights into an order of its own first, for every block of rows again; here they are put into
 order once a step. The maxima that the search for the largest starts with cost nothing: they are taken while a tile is
 still in registers.
 
-Where a processor has AMX, torch's product uses that and is several times faster than this one: `pays` says no there.
+Where a processor has AMX, torch's product uses that and is several times faster than these: `pays` says no there.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from .loops import PANEL, _compiled, round_rows, round_rows8
+from .loops import PANEL, _compiled
 
 ROWS = 6
 """Rows of a tile: with 4 vectors of latents that makes 24 sums in registers, which leaves 5 for the factors."""
@@ -163,65 +162,6 @@ def _tile_of(eight: bool) -> Any:
 
 _tile = _tile_of(eight=False)
 _tile8 = _tile_of(eight=True)
-
-
-@_compiled
-def round_panels(
-    start: int, stop: int, W: Any, offset: Any, panels: Any, norm: Any, residual: Any, dot: Any
-) -> None:  # fmt: skip
-    """`saekit.kernels.loops.round_rows` of the latents of panels ``start .. stop``, put into the order of `multiply`.
-
-    ``panels[s, p, j]`` is the pair p of latent ``s * PANEL + j``; 0 beyond the last latent and the last entry of a row.
-    """
-    n = len(W)
-    pairs = panels.shape[1]
-    rounded = np.zeros((PANEL, 2 * pairs), np.int16)
-    words = rounded.view(np.int32)
-    for s in range(start, stop):
-        first = s * PANEL
-        last = min(n, first + PANEL)
-        if last < first + PANEL:
-            rounded[:] = 0
-        round_rows(
-            0, last - first, W[first:last], offset, rounded, norm[first:last], residual[first:last], dot[first:last]
-        )  # fmt: skip
-        for p in range(pairs):
-            for j in range(PANEL):
-                panels[s, p, j] = words[j, p]
-
-
-@_compiled
-def round_panels8(
-    start: int, stop: int, W: Any, factor: Any, offset: Any, panels: Any, scales: Any, starts: Any, norm: Any,
-    residual: Any, dot: Any,
-) -> None:  # fmt: skip
-    """`saekit.kernels.loops.round_rows8` of the latents of panels ``start .. stop``, in the order of `multiply8`.
-
-    `scales` and `starts` have entries for whole panels: 0 beyond the last latent.
-    """
-    n = len(W)
-    count = panels.shape[1]
-    rounded = np.zeros((PANEL, 4 * count), np.uint8)
-    words = rounded.view(np.int32)
-    total = np.zeros(PANEL, np.int32)
-    scale = np.zeros(PANEL, np.float32)
-    for s in range(start, stop):
-        first = s * PANEL
-        last = min(n, first + PANEL)
-        if last < first + PANEL:
-            rounded[:] = 0
-            scale[:] = 0
-            total[:] = 0
-        round_rows8(
-            0, last - first, W[first:last], factor, offset, 0, rounded, scale, total, norm[first:last],
-            residual[first:last], dot[first:last],
-        )  # fmt: skip
-        for j in range(PANEL):
-            scales[first + j] = scale[j]
-            starts[first + j] = np.int32(-128) * total[j]
-        for p in range(count):
-            for j in range(PANEL):
-                panels[s, p, j] = words[j, p]
 
 
 @_compiled
