@@ -414,7 +414,7 @@ def _with_bias(latents: _Rounded, bias: Tensor, size: Tensor | None = None) -> n
 def topk_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, block_rows: int | None = None, exact: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """`saekit.kernels.reference.topk_encode` by a bf16 product and fp32 rescoring (see the module).
+    """`saekit.kernels.reference.topk_encode` by a product in few bits and fp32 rescoring (see the module).
 
     Parameters
     ----------
@@ -491,7 +491,7 @@ def threshold_encode(
     *,
     block_rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`saekit.kernels.reference.threshold_encode` by a bf16 product and fp32 rescoring (see the module).
+    """`saekit.kernels.reference.threshold_encode` by a product in few bits and fp32 rescoring (see the module).
 
     Rows in which more than a sixteenth of the latents may fire are left to the plain kernel: there a dense product is
     cheaper than rescoring.
@@ -771,8 +771,11 @@ def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple
 
 
 def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, exact: bool = True) -> Pairs:
-    """The `k` largest of each row among some latents, after ReLU, in no order; an `Encoder` loses its bf16 copy."""
-    values, indices = _encode(x, W_enc, bias, _round_latents(W_enc, "some", x), k, None, exact, False)
+    """The `k` largest of each row among some latents, after ReLU, in no order; an `Encoder` loses its copy.
+
+    Always from bf16: the order follows the format, and the choice of that what other encoders have met.
+    """
+    values, indices = _encode(x, W_enc, bias, _round(W_enc, "some", packed=product.pays()), k, None, exact, False)
     return even_pairs(values.numpy(), indices.numpy())
 
 

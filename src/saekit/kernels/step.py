@@ -18,7 +18,7 @@ def revive(
 
     With more dead latents than a row takes, this is a small TopK SAE of the dead latents and the residual, by the same
     sparse kernels; with fewer all of them are taken, and the products are dense. `encoder` is of no more use
-    afterwards: its copy in bf16 may be overwritten. How many latents are dead is read back from the device.
+    afterwards: its copy in fewer bits may be overwritten. How many latents are dead is read back from the device.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """The fast step behind the seam of `saekit.train.learner`: sparse products of `saekit.kernels`, no dense gradient.
 
-Each architecture has one function here. It finds the (row, latent) pairs that matter by a bf16 product with a bound and
-multiplies them again in fp32, differentiates the objective of `saekit.train.objective` for these pairs alone, and hands
-the gradient of each latent to one pass of projection, clipping and Adam. What it returns is what `plain_step` returns,
-up to the rounding of sums. A step whose codes are dense (a penalty that has not yet had its effect) is left to
+Each architecture has one function here. It finds the (row, latent) pairs that matter by a product in few bits with a
+bound and multiplies them again in fp32, differentiates the objective of `saekit.train.objective` for these pairs alone,
+and hands the gradient of each latent to one pass of projection, clipping and Adam. What it returns is what `plain_step`
+returns, up to the rounding of sums. A step whose codes are dense (a penalty that has not yet had its effect) is left to
 `plain_step`; which of the two runs depends on the weights and rows of that step only.
 
 ``s.kernel`` is `saekit.kernels.cpu` or `saekit.kernels.gpu`: the same functions, on numpy arrays or on tensors of the
