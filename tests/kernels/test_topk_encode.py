@@ -414,6 +414,24 @@ def test_codes_are_bitwise_the_same_with_any_product(
             assert torch.equal(mine, other)
 
 
+def test_which_rows_are_left_out_does_not_depend_on_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are left to plain torch for a dense row are the same ones in a run that has chosen another format."""
+    from saekit.kernels import cpu, product
+
+    if not product.whole_numbers_pay():
+        pytest.skip("no instructions for products of bytes")
+    x, W, b = problem(3, 60, 24, 640)
+    exact = (x @ W.T + b > 1.0).sum(1)
+    monkeypatch.setattr(cpu, "FARTHER", 0.0)
+    for whole in (True, False):
+        monkeypatch.setattr(product, "whole_numbers_pay", lambda whole=whole: whole)
+        for room in range(int(exact.min()), int(exact.max()) + 1):
+            latents = cpu._round_latents(W, "W", x)
+            found = cpu._encode_above(x, W, b, latents, torch.ones(640), room, None)
+            assert found is not None
+            assert found[3].tolist() == (exact > room).nonzero()[:, 0].tolist()
+
+
 def test_rows_that_whole_numbers_tell_too_little_of_are_left_to_bf16() -> None:
     from saekit.kernels import cpu, product
 

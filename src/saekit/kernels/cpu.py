@@ -534,8 +534,8 @@ def _encode_above(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """All pre-activations above a level of any sign: offsets, latents and values, and the rows that were left out.
 
-    Rows are left out when they are not finite or have more than `room` candidates. None when the weights are not
-    finite, or (with `all_or_none`) when a row would be left out.
+    Rows are left out when they are not finite or have more than `room` such latents, whatever the format of the
+    product. None when the weights are not finite, or (with `all_or_none`) when a row would be left out.
     """
     n, d = x.shape
     n_latents = len(W_enc)

@@ -28,6 +28,9 @@ PANEL = 64
 ANY_LATENT = np.int32(2**31 - 1)
 """Above all latents."""
 
+AT_ONCE = 512
+"""Latents of a row that are compared with their thresholds before it is asked whether there are too many."""
+
 WAITING = 128
 """Latents that are found before they are multiplied: products in a row overlap their waits for memory."""
 
@@ -665,7 +668,8 @@ def choose_above(
     opened = np.empty(maxima.shape[1], np.int32)
     near = np.empty(n + 1, np.int32)
     waiting = np.empty(n + 4, np.int32)
-    found = np.empty(room + 4, np.float32)
+    asked = np.empty(AT_ONCE + 4, np.int32)
+    found = np.empty(AT_ONCE + 4, np.float32)
     zero = np.float32(0.0)
     for at in range(start, stop):
         r = np.uint64(at)
@@ -681,19 +685,22 @@ def choose_above(
             a = _widen(P[r, j])
             waiting[count] = j
             count += int(a + _error(a, reach * latent_norm[j] + norm * latent_lost[j] + bias_reach[j]) >= zero)
-        if count > room:
-            counts[r] = -1
-            continue
         # --- multiplied again in fp32; those at or below their threshold go
         kept = 0
-        if count:
-            _multiply(x, r, W, bias, waiting, count, found)
-        for c in range(count):
-            if found[c] > threshold[waiting[c]]:
-                values[r, kept] = found[c]
-                indices[r, kept] = waiting[c]
-                kept += 1
-        counts[r] = kept
+        for first in range(0, count, AT_ONCE):
+            size = min(AT_ONCE, count - first)
+            for c in range(size):
+                asked[c] = waiting[first + c]
+            _multiply(x, r, W, bias, asked, size, found)
+            for c in range(size):
+                if found[c] > threshold[asked[c]]:
+                    if kept < room:
+                        values[r, kept] = found[c]
+                        indices[r, kept] = asked[c]
+                    kept += 1
+            if kept > room:
+                break
+        counts[r] = kept if kept <= room else -1
 
 
 @_compiled
