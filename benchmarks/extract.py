@@ -78,9 +78,9 @@ def sae(layer: int, latents: int, k: int) -> Any:
 
 def saekit_way(job: dict[str, Any]) -> dict[str, Any]:
     """One pass, sparse."""
-    from saekit.data import load_model
-    from saekit.data.pool import Ask, pool_texts
-    from saekit.estimators import Binarize
+    from saekit.estimators.binarize import Binarize
+    from saekit.models.language import load_model
+    from saekit.rows.pooling import Ask, pool_texts
 
     texts, lm = documents(job["documents"]), load_model(minilm())
     saes = {layer: sae(layer, job["latents"], job["k"]) for layer in job["layers"]}

@@ -23,10 +23,11 @@ import torch
 from gate import rows
 
 import saekit.kernels
-from saekit.kernels import gpu, reference
-from saekit.train import BatchTopK, Gated, JumpReLU, Matryoshka, Relu, TopK
-from saekit.train.fused import fused_step, fuses
-from saekit.train.learner import plain_step, resolve, start_learner
+from saekit.kernels import reference
+from saekit.kernels.cuda import ops
+from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, Relu, TopK
+from saekit.training.fused import fused_step, fuses
+from saekit.training.learner import plain_step, resolve, start_learner
 
 SHAPES = [(64, 2048, 16, 2048), (768, 16384, 32, 4096), (768, 32768, 32, 4096), (2304, 65536, 64, 4096)]
 OTHERS = {
@@ -85,7 +86,7 @@ def encoding(d: int, n: int, k: int, batch: int, device: str, repetitions: int) 
     W = torch.nn.functional.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(1))).to(device)
     b = torch.zeros(n, device=device)
     found = {
-        "encode, ms": milliseconds(lambda: gpu.topk_encode(x, W, b, k), repetitions),
+        "encode, ms": milliseconds(lambda: ops.topk_encode(x, W, b, k), repetitions),
         "plain encode, ms": milliseconds(lambda: reference.topk_encode(x, W, b, k), repetitions),
     }
     part = min(batch, 1024)
@@ -98,16 +99,16 @@ def encoding(d: int, n: int, k: int, batch: int, device: str, repetitions: int) 
         fp8 = lambda: torch._scaled_mm(xf, Wf.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)  # noqa: E731
         found["fp8 product, ms"] = milliseconds(fp8, repetitions) * batch / part
     # Candidates that the bound leaves, and how much of it is used.
-    low, latents = gpu._round(x[:part]), gpu._round(W)
-    bound = gpu._bound(low, latents, b)
+    low, latents = ops._round(x[:part]), ops._round(W)
+    bound = ops._bound(low, latents, b)
     room = max(1024, 4 * k)
-    for rows_, product in gpu._blocks(low, latents, bound, part):
+    for rows_, product in ops._blocks(low, latents, bound, part):
         candidates = torch.empty((len(product), room), dtype=torch.int32, device=device)
         counts = torch.empty(len(product), dtype=torch.int32, device=device)
-        gpu._select(product, bound, rows_, candidates, counts, n, k, above=False, exact=True)
+        ops._select(product, bound, rows_, candidates, counts, n, k, above=False, exact=True)
         found["candidates per row"] = float(counts.float().mean())
         off = (product.double() - x[rows_].double() @ W.double().T).abs()
-        most = gpu.ROUNDING * product.double().abs() + bound.row[rows_, None].double() * bound.latent + bound.bias
+        most = ops.ROUNDING * product.double().abs() + bound.row[rows_, None].double() * bound.latent + bound.bias
         found["largest error / bound"] = float((off / most).max())
         break
     return found
@@ -137,7 +138,7 @@ def main() -> None:
     repetitions = 1 if options.quick else 9
     saekit.kernels.use("fast")
     if options.device == "cpu":  # the interpreter runs on the CPU's tensors
-        saekit.kernels.dispatch.step_kernels = saekit.kernels.step_kernels = lambda _: gpu
+        saekit.kernels.dispatch.step_kernels = saekit.kernels.step_kernels = lambda _: ops
     record: dict[str, Any] = {"torch": torch.__version__, "device": options.device}
     if torch.cuda.is_available():
         record["device"] = torch.cuda.get_device_name()

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from saekit import capture, kernels
-from saekit.data import load_model
-from saekit.kernels import linear
+from saekit.kernels.cpu.ops import onednn_linear
+from saekit.models.language import load_model
 
 ROWS = 2048
 LAYERS = [(64, 256), (192, 768), (384, 384), (384, 1536), (1536, 384), (768, 3072), (3072, 768)]
@@ -60,7 +60,7 @@ def main() -> None:
             return lambda: [layer(x, W, b) for _ in range(10)] and None
 
         with torch.no_grad():
-            times = in_turns({"torch": many(F.linear), "oneDNN": many(linear._linear)}, turns)
+            times = in_turns({"torch": many(F.linear), "oneDNN": many(onednn_linear._linear)}, turns)
         torch_s, own_s = (statistics.median(times[name]) / 10 for name in ("torch", "oneDNN"))
         lines.append(f"| {d} to {m:,}, ms | {1e3 * torch_s:.2f} | {1e3 * own_s:.2f} | {torch_s / own_s:.2f}× |")
         record.append({"d": d, "m": m, "seconds": times})

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent / "contestants"))
 import arena
 import torch
 
-from saekit.data.rows import Columns
-from saekit.data.shards import ShardRows, ShardWriter
+from saekit.rows.shards import ShardRows, ShardWriter
+from saekit.rows.source import Columns
 
 D, BATCH = 768, 4096
 ABOUT = """## Reading rows

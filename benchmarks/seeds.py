@@ -42,7 +42,7 @@ def main() -> None:
     if options.quick:
         options.seeds, options.tokens, options.repetitions = 2, 4 * options.batch, 1
     from saekit import capture, stream, train
-    from saekit.train import config_from_dict
+    from saekit.training.architectures import config_from_dict
 
     penalized = options.arch in ("jumprelu", "relu")
     config = config_from_dict(

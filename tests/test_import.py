@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import FunctionType
+from types import ModuleType
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_import_saekit_loads_nothing_heavy():
 
 def test_the_public_names_load_none_of_the_edge():
     # the estimators are scikit-learn classes: they alone import it
-    others = "[name for name in saekit.__all__ if saekit._HOMES.get(name, ('',))[0] != 'estimators']"
+    others = "[name for name in saekit.__all__ if not saekit._HOMES.get(name, '').startswith('estimators')]"
     loaded = modules_after(f"import saekit\nfor name in {others}: getattr(saekit, name)")
     assert "torch" in loaded
     assert not loaded & {"transformers", "datasets", "sklearn", "typer", "matplotlib", "scipy", "jinja2"}
@@ -72,13 +72,21 @@ def test_unknown_name():
         saekit.trian  # noqa: B018
 
 
-def test_train_stays_the_function_after_its_room_was_imported():
-    importlib.import_module("saekit.train")
-    importlib.import_module("saekit.train.config")
-    assert isinstance(saekit.train, FunctionType)
-    assert modules_after(
-        "import saekit.train\nfrom saekit.train import TopK\nimport saekit\nassert saekit.train.__code__"
-    )
+def modules() -> list[str]:
+    package = ROOT / "src" / "saekit"
+    names = [path.relative_to(package.parent).with_suffix("") for path in sorted(package.rglob("*.py"))]
+    dotted = [".".join(name.parts).removesuffix(".__init__") for name in names]
+    return [name for name in dotted if not name.endswith(("__main__", "triton_kernels", "cuda.ops"))]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_dotted_name_is_the_module(name):
+    """`import a.b.c as m` follows attributes, so no function or class may stand in the place of a module."""
+    importlib.import_module(name)
+    found = saekit
+    for part in name.split(".")[1:]:
+        found = getattr(found, part)
+    assert isinstance(found, ModuleType)
 
 
 def test_version_is_in_one_place_only():

@@ -14,7 +14,7 @@ BATCHES = [rows(D, BATCH, seed).to(DEVICE) for seed in range(2)]
 
 def config():
     """The configuration of the workload's architecture, K latents per row."""
-    from saekit.train import BatchTopK, Gated, JumpReLU, Matryoshka, Relu, TopK
+    from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, Relu, TopK
 
     kinds = {"topk": TopK, "batchtopk": BatchTopK, "matryoshka": Matryoshka}
     penalized = {"jumprelu": JumpReLU, "relu": Relu, "gated": Gated}
@@ -25,8 +25,8 @@ def config():
 def step(kernels: str) -> None:
     """Training steps of an SAE with AuxK (where it has that), clipping and the counters of dead latents."""
     import saekit.kernels
-    from saekit.train.fused import fused_step
-    from saekit.train.learner import plain_step, resolve, start_learner
+    from saekit.training.fused import fused_step
+    from saekit.training.learner import plain_step, resolve, start_learner
 
     saekit.kernels.use(kernels)
     settings = resolve(config(), D, 10_000, BATCH)

@@ -1,6 +1,6 @@
 """``python -m saekit``: the same as the command ``saekit``."""
 
-from .cli import main
+from .cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 
 import saekit as sk
-from saekit.data.pool import Ask, pool_texts
+from saekit.classification.labelled import Labelled, read_labelled
+from saekit.classification.result import Classification, summarize
+from saekit.classification.run import plan_classification
+from saekit.comparison.selected_stability import latent_stability, selected_stability
 from saekit.files import read_json, write_bytes, write_json
 from saekit.report.classification import write_classification_figures
-from saekit.study import Classification, plan_classification, summarize
-from saekit.study.labelled import Labelled, read_labelled
-from saekit.study.selected import latent_stability, selected_stability
+from saekit.rows.pooling import Ask, pool_texts
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))

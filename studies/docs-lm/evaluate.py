@@ -27,8 +27,8 @@ import torch
 import transformers
 from torch import nn
 
-from saekit.data.corpus import Document, corpus_digest, docs
 from saekit.files import write_json
+from saekit.inputs.corpus import Document, corpus_digest, docs
 from train import encode
 
 ORDER = 5

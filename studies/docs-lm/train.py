@@ -25,9 +25,9 @@ import transformers
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from saekit.data.corpus import Document, corpus_info, docs
 from saekit.errors import ConfigError, FormatError
 from saekit.files import read_json, write_bytes, write_json
+from saekit.inputs.corpus import Document, corpus_info, docs
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 

@@ -30,14 +30,17 @@ from sklearn.metrics import f1_score
 from sklearn.preprocessing import MaxAbsScaler
 
 import saekit as sk
-from saekit.data.corpus import paragraphs
-from saekit.data.pool import Ask, pool_texts
 from saekit.files import read_json, write_json
-from saekit.measure import fvu
-from saekit.study import halves, importance, progressive, rank
-from saekit.study.latents import seed_overlap
-from saekit.train.config import HierarchicalTopK, Matryoshka, TopK
-from saekit.train.learner import STEPS, resolve, start_learner
+from saekit.inputs.corpus import paragraphs
+from saekit.measure.accumulators import fvu
+from saekit.measure.importance import importance
+from saekit.rows.pooling import Ask, pool_texts
+from saekit.rows.split import halves
+from saekit.sizes.latent_metrics import seed_overlap
+from saekit.sizes.progressive import progressive
+from saekit.sizes.ranking import rank
+from saekit.training.config import HierarchicalTopK, Matryoshka, TopK
+from saekit.training.learner import STEPS, resolve, start_learner
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[1].parent / "shared" / "data"))

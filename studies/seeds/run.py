@@ -29,9 +29,9 @@ import torch
 from verdicts import claims, page
 
 import saekit as sk
+from saekit.comparison.orphans import frequency_matched
 from saekit.files import read_json, write_json
 from saekit.sae.rules import TopK as TopKRule
-from saekit.study.orphans import frequency_matched
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
@@ -339,7 +339,7 @@ class Study:
             self.kept(f"joined-{name}", spec, lambda name=name: self._joined(name))
 
     def _joined(self, name: str) -> dict[str, Any]:
-        from saekit.data.pool import Ask, pool_texts
+        from saekit.rows.pooling import Ask, pool_texts
 
         _, saes, comparison = self.base(name)
         stability = [np.array(each.stability) for each in comparison.saes]

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 
 import saekit as sk
+from saekit.classification.arms import Budget
 from saekit.files import read_json, write_bytes, write_json
-from saekit.measure.result import to_plain
+from saekit.measure.paired_scores import PairedBootstrap, Predictions, score
+from saekit.measure.results import to_plain
 from saekit.report.transfer import write_transfer_figures
-from saekit.study.classifiers import Budget
-from saekit.study.scores import PairedBootstrap, Predictions, score
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))

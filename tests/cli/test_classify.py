@@ -13,7 +13,7 @@ import torch
 from saekit import SAE, load_model
 from saekit.cli import app, console
 from saekit.sae.rules import TopK
-from saekit.store import save
+from saekit.store.native import save
 
 QUICK = ("--set", "budget.C=[0.1, 10.0]", "--set", "budget.thresholds=[0.0]", "--set", "draws=50", "--pool", "sum")
 

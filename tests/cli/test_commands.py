@@ -13,9 +13,9 @@ import torch
 
 from saekit import SAE, files
 from saekit.cli import app
-from saekit.data import SyntheticRows
+from saekit.rows.synthetic import SyntheticRows
 from saekit.sae.rules import TopK
-from saekit.store import save
+from saekit.store.native import save
 
 WIDTH = 12
 
@@ -379,7 +379,7 @@ def test_an_unforeseen_error_points_to_debug(call, sae_folder, monkeypatch):
         raise KeyError("odd")
 
     with monkeypatch.context() as patch:
-        patch.setattr("saekit.store.describe", broken)
+        patch.setattr("saekit.store.native.describe", broken)
         status, _, err = call("show", sae_folder)
         assert status == 1
         assert "--debug" in err
@@ -392,7 +392,7 @@ def test_an_interrupted_command_ends_with_130(call, sae_folder, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("saekit.store.describe", interrupted)
+        patch.setattr("saekit.store.native.describe", interrupted)
         assert call("show", sae_folder)[0] == 130
 
 

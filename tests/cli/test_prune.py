@@ -13,7 +13,7 @@ from saekit import SAE, SyntheticRows
 from saekit.cli import app
 from saekit.files import read_json
 from saekit.sae.rules import ReLU, TopK
-from saekit.study import SizeCurve
+from saekit.sizes.size_curve import SizeCurve
 
 WIDTH = 12
 QUICK = ("--set", "draws=10", "--set", "sample_rows=60")

@@ -12,7 +12,7 @@ import torch
 from saekit import SAE, Transfer
 from saekit.cli import app
 from saekit.sae.rules import TopK
-from saekit.store import save
+from saekit.store.native import save
 
 QUICK = ("--set", "C=[1.0]", "--set", "draws=50")
 
@@ -132,7 +132,7 @@ def test_images_from_the_command_line(call, tmp_path):
     import transformers
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    from saekit.data.quiet import quiet_transformers
+    from saekit.models.quiet import quiet_transformers
 
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,

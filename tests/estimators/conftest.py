@@ -12,8 +12,9 @@ with warnings.catch_warnings():
 import pytest
 import torch
 
-from saekit.data import LanguageModel, load_model
-from saekit.sae import SAE, rules
+from saekit.models.language import LanguageModel, load_model
+from saekit.sae import rules
+from saekit.sae.model import SAE
 
 LAYER = 1
 

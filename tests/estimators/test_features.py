@@ -20,11 +20,14 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import saekit as sk
-from saekit.data import LanguageModel, pool
-from saekit.data.pool import Ask, encoder_digest, pool_texts
 from saekit.errors import ConfigError, DataError, ModelError, ShapeError
-from saekit.estimators import TRUSTED
-from saekit.sae import SAE, Scaling, rules
+from saekit.estimators.features import TRUSTED
+from saekit.models.language import LanguageModel
+from saekit.rows import pooling
+from saekit.rows.pooling import Ask, encoder_digest, pool_texts
+from saekit.sae import rules
+from saekit.sae.model import SAE
+from saekit.sae.scaling import Scaling
 
 LAYER = 1
 POOLS = ("sum", "mean", "max", "last", "first", "count", "top5")
@@ -136,13 +139,13 @@ def test_nothing_is_loaded_before_it_is_needed() -> None:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Texts in every forward pass."""
     seen: list[int] = []
-    original = pool.activations
+    original = pooling.activations
 
     def counted(model: Any, hooks: Any, inputs: Any) -> Any:
         seen.append(len(inputs["input_ids"]))
         return original(model, hooks, inputs)
 
-    monkeypatch.setattr(pool, "activations", counted)
+    monkeypatch.setattr(pooling, "activations", counted)
     return seen
 
 
@@ -256,8 +259,8 @@ def test_images_go_through_the_same_estimators(tmp_path: Path) -> None:
     import transformers
     from PIL import Image
 
-    from saekit.data import load_vision_model
-    from saekit.data.quiet import quiet_transformers
+    from saekit.models.quiet import quiet_transformers
+    from saekit.models.vision import load_vision_model
 
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -14,8 +14,8 @@ def fast() -> Iterator[None]:
     reason = kernels.unavailable()
     if reason:
         pytest.skip(f"no fast kernels here: {reason}")
-    from saekit.kernels import cpu
+    from saekit.kernels.cpu import buffers
 
-    cpu.release()  # nothing is remembered of other tests
+    buffers.release()  # nothing is remembered of other tests
     with kernels.using("fast"):
         yield

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.kernels import Adam, TopKSettings, dispatch, gpu, reference
-from saekit.kernels.step import topk_step
-from saekit.train import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, Relu, TopK, fused
-from saekit.train.learner import plain_step, resolve, start_learner, tensors_of
+from saekit.kernels import dispatch, reference
+from saekit.kernels.aux_loss import topk_step
+from saekit.kernels.cuda import ops
+from saekit.kernels.reference import Adam, TopKSettings
+from saekit.training import fused
+from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, Relu, TopK
+from saekit.training.learner import plain_step, resolve, start_learner, tensors_of
 
 EVERYTHING = "cuda"
 """Device on which all shapes are tried; the interpreter gets the small ones."""
@@ -58,7 +61,7 @@ def problem(seed: int, n: int, d: int, n_latents: int, device: str) -> tuple[Ten
 
 def check_encode(x: Tensor, W: Tensor, b: Tensor, k: int, block_rows: int | None = None) -> None:
     """The k largest of an exact product, up to entries that fp32 cannot tell apart."""
-    values, indices = gpu.topk_encode(x, W, b, k, block_rows=block_rows)
+    values, indices = ops.topk_encode(x, W, b, k, block_rows=block_rows)
     exact = x.double() @ W.double().T + b.double()
     slack = 2.0**-19 * (x.double().norm(dim=1, keepdim=True) * W.double().norm(dim=1) + b.double().abs())
     assert (indices.sort(dim=1).values.diff(dim=1) > 0).all(), "each latent once per row"
@@ -75,19 +78,19 @@ def check_hard_rows(device: str) -> None:
     W[:] = W[0]  # everything is equal: more candidates than there is room for
     check_encode(x, W, torch.zeros_like(b), 4)
     assert torch.equal(
-        gpu.topk_encode(x, W, torch.zeros_like(b), 4)[1].sort().values, torch.arange(4).expand(8, 4).to(device)
+        ops.topk_encode(x, W, torch.zeros_like(b), 4)[1].sort().values, torch.arange(4).expand(8, 4).to(device)
     )
     x, W, b = problem(10, 8, 32, 130, device)
     x[3] = 0
     check_encode(x, W, b, 4)
     check_encode(x, W, torch.zeros_like(b), 4)
     x[5, 2] = torch.nan
-    values, _ = gpu.topk_encode(x, W, b, 4)
+    values, _ = ops.topk_encode(x, W, b, 4)
     assert values[5].isnan().any()
     assert torch.isfinite(values[[i for i in range(8) if i != 5]]).all()
     check_encode(x[:3], W, b - 100, 4)  # nothing is positive
     W[7, 1] = torch.nan
-    assert gpu.topk_encode(x, W, b, 4)[0].isnan().any(dim=1).all()
+    assert ops.topk_encode(x, W, b, 4)[0].isnan().any(dim=1).all()
 
 
 def check_bound(seed: int, n: int, d: int, n_latents: int, device: str) -> None:
@@ -96,12 +99,12 @@ def check_bound(seed: int, n: int, d: int, n_latents: int, device: str) -> None:
     g = torch.Generator().manual_seed(seed)
     x *= (4 * torch.randn(d, generator=g)).exp().to(device)
     b *= 30
-    rows, latents = gpu._round(x), gpu._round(W)
-    bound = gpu._bound(rows, latents, b)
+    rows, latents = ops._round(x), ops._round(W)
+    bound = ops._bound(rows, latents, b)
     exact = x.double() @ W.double().T + b.double()
-    for part, product in gpu._blocks(rows, latents, bound, 16):
+    for part, product in ops._blocks(rows, latents, bound, 16):
         a = product.double()
-        most = gpu.ROUNDING * a.abs() + bound.row[part, None].double() * bound.latent.double() + bound.bias.double()
+        most = ops.ROUNDING * a.abs() + bound.row[part, None].double() * bound.latent.double() + bound.bias.double()
         off = (a - exact[part]).abs()
         assert (off <= most).all(), float((off / most).max())
         assert (off > most / 50).any()
@@ -110,7 +113,7 @@ def check_bound(seed: int, n: int, d: int, n_latents: int, device: str) -> None:
 def check_threshold(seed: int, n: int, d: int, n_latents: int, device: str) -> None:
     x, W, b = problem(seed, n, d, n_latents, device)
     threshold = torch.full_like(b, 2.2)
-    offsets, indices, values = gpu.threshold_encode(x, W, b, threshold, block_rows=16)
+    offsets, indices, values = ops.threshold_encode(x, W, b, threshold, block_rows=16)
     exact = x.double() @ W.double().T + b.double()
     dense = torch.zeros_like(exact)
     rows = torch.repeat_interleave(torch.arange(n, device=device), offsets.diff())
@@ -119,7 +122,7 @@ def check_threshold(seed: int, n: int, d: int, n_latents: int, device: str) -> N
     sure = exact.where(exact > 2.2 + 1e-4, 0)
     assert ((dense - sure).abs() <= 1e-4 * (sure > 0) + 2.3 * ((exact - 2.2).abs() < 1e-4)).all()
     plain = reference.threshold_encode(x, W, b, torch.full_like(b, -1))
-    for mine, other in zip(gpu.threshold_encode(x, W, b, torch.full_like(b, -1)), plain):  # dense: the plain kernel
+    for mine, other in zip(ops.threshold_encode(x, W, b, torch.full_like(b, -1)), plain):  # dense: the plain kernel
         assert torch.equal(mine, other)
 
 
@@ -131,7 +134,7 @@ def check_sums(seed: int, n: int, d: int, n_latents: int, device: str) -> None:
     weights, W = torch.randn(len(indices), generator=g), torch.randn(n_latents, d, generator=g)
     offsets, indices, weights, W = (t.to(device) for t in (offsets, indices, weights, W))
     torch.testing.assert_close(
-        gpu.csr_decode(offsets, indices, weights, W), reference.csr_decode(offsets, indices, weights, W),
+        ops.csr_decode(offsets, indices, weights, W), reference.csr_decode(offsets, indices, weights, W),
         rtol=1e-4, atol=1e-4,
     )  # fmt: skip
 
@@ -149,7 +152,7 @@ def check_step(n: int, d: int, n_latents: int, k: int, device: str) -> None:
     weights["b_enc"][0] += 3.0  # fires in every row: its pairs are cut into segments
     dead = (torch.rand(n_latents, generator=stream) < 0.2).to(device)
     outcomes, states = [], []
-    for step in (functools.partial(topk_step, gpu), reference.topk_step):
+    for step in (functools.partial(topk_step, ops), reference.topk_step):
         w = {name: t.clone().to(device) for name, t in weights.items()}
         first, second = ({name: torch.zeros_like(t) for name, t in w.items()} for _ in range(2))
         x = torch.randn(n, d, generator=torch.Generator().manual_seed(1)).to(device)
@@ -243,8 +246,8 @@ def main(device: str, what: str, launches: str = "") -> None:
     large = device == EVERYTHING
     dispatch.switch._chosen = "fast"
     if not large:  # the interpreter runs on the CPU's tensors
-        fused.kernels.step_kernels = dispatch.step_kernels = lambda _: gpu
-        gpu.SEGMENT = 32
+        fused.kernels.step_kernels = dispatch.step_kernels = lambda _: ops
+        ops.SEGMENT = 32
         record_launches()
     if what == "kernels":
         check_kernels(device, large)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from saekit.kernels import gpu_loops
+from saekit.kernels.cuda import triton_kernels
 
 CAPABILITIES = (80, 90)
 
@@ -21,7 +21,7 @@ def main() -> None:
 
     for line in sys.stdin:
         name, arguments, options = json.loads(line)
-        kernel = getattr(gpu_loops, name)
+        kernel = getattr(triton_kernels, name)
         signature = {key: kind if isinstance(kind, str) else "constexpr" for key, kind in arguments.items()}
         constants = {key: value for key, value in arguments.items() if not isinstance(value, str)}
         for target in (GPUTarget("cuda", capability, 32) for capability in CAPABILITIES):

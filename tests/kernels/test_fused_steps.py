@@ -11,10 +11,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saekit.train import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK, fused
-from saekit.train.fused import fused_step, fuses
-from saekit.train.initial import level_of
-from saekit.train.learner import Learner, plain_step, resolve, restore, start_learner, tensors_of
+from saekit.training import fused
+from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK
+from saekit.training.fused import fused_step, fuses
+from saekit.training.initialization import level_of
+from saekit.training.learner import Learner, plain_step, resolve, restore, start_learner, tensors_of
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -189,12 +190,12 @@ def test_what_has_no_fast_path_is_left_alone(plain_steps: list[int]) -> None:
 def test_steps_are_bitwise_the_same_for_any_number_of_threads_and_after_a_restart(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saekit.kernels import cpu
+    from saekit.kernels.cpu import buffers
 
     learners = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr(cpu, "thread_count", lambda threads=threads: threads)
-        monkeypatch.setattr(cpu, "PIECE", 1000)
+        monkeypatch.setattr(buffers, "thread_count", lambda threads=threads: threads)
+        monkeypatch.setattr(buffers, "PIECE", 1000)
         learner = new(CONFIGS[name])
         for index, x in enumerate(rows(6)):
             if index == 3 and threads == 2:
@@ -212,14 +213,14 @@ def test_steps_are_bitwise_the_same_whichever_product_finds_the_candidates(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it does not matter that a resumed run, or one alone, may choose another format than the run it stands for."""
-    from saekit.kernels import cpu, product
+    from saekit.kernels.cpu import encode, low_bit_matmul
 
-    if not product.whole_numbers_pay():
+    if not low_bit_matmul.whole_numbers_pay():
         pytest.skip("no instructions for products of bytes")
-    monkeypatch.setattr(cpu, "FARTHER", 0.0)
+    monkeypatch.setattr(encode, "FARTHER", 0.0)
     learners = []
     for whole in (True, False):
-        monkeypatch.setattr(product, "whole_numbers_pay", lambda whole=whole: whole)
+        monkeypatch.setattr(low_bit_matmul, "whole_numbers_pay", lambda whole=whole: whole)
         learners.append(new(CONFIGS[name]))
         for x in rows(8):
             fused_step(learners[-1], x)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from saekit import SAE, SyntheticRows, kernels
-from saekit.train import BatchTopK, JumpReLU, PAnneal, TopK, train
-from saekit.train.fused import fused_step, fuses
-from saekit.train.learner import Learner, permute, plain_step, resolve, restore, start_learner, tensors_of
+from saekit.training.config import BatchTopK, JumpReLU, PAnneal, TopK
+from saekit.training.fused import fused_step, fuses
+from saekit.training.learner import Learner, permute, plain_step, resolve, restore, start_learner, tensors_of
+from saekit.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("fast")
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saekit import kernels
-from saekit.kernels import Adam, StepOutcome, TopKSettings, reference
+from saekit.kernels import reference
+from saekit.kernels.reference import Adam, StepOutcome, TopKSettings
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -125,11 +126,11 @@ def test_latents_that_do_not_fire_still_follow_their_moments() -> None:
 
 
 def test_result_is_bitwise_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saekit.kernels import cpu
+    from saekit.kernels.cpu import buffers
 
     states = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr(cpu, "thread_count", lambda threads=threads: threads)
+        monkeypatch.setattr(buffers, "thread_count", lambda threads=threads: threads)
         states.append(start(2, 40, 800))
         run(kernels.topk_step, states[-1], 200, TopKSettings(k=8), 3)
     for state in states[1:]:
@@ -163,11 +164,11 @@ def test_permuting_latents_commutes_with_the_step() -> None:
 
 
 def test_panels_of_columns_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saekit.kernels import cpu
+    from saekit.kernels.cpu import ops
 
     states = []
     for size in (2**30, 8 * 150 * 16, 8 * 150 * 30):
-        monkeypatch.setattr(cpu, "PANEL_BYTES", size)
+        monkeypatch.setattr(ops, "PANEL_BYTES", size)
         states.append(start(6, 50, 700))
         run(kernels.topk_step, states[-1], 150, TopKSettings(k=10), 3)
     assert_close(states[1], states[0], 1e-4)
@@ -189,7 +190,7 @@ def test_no_dense_array_of_rows_by_latents(monkeypatch: pytest.MonkeyPatch) -> N
     """Peak memory of a step grows with rows * k, not with rows * n_latents."""
     import tracemalloc
 
-    from saekit.kernels import cpu
+    from saekit.kernels.cpu import buffers, encode
 
     n, n_latents = 2048, 4096
     weights, first, second = start(8, 8, n_latents)
@@ -202,15 +203,15 @@ def test_no_dense_array_of_rows_by_latents(monkeypatch: pytest.MonkeyPatch) -> N
         return out
 
     monkeypatch.setattr(torch, "empty", counted)
-    monkeypatch.setattr(cpu, "BLOCK_BYTES", 2**20)
-    cpu.release()
+    monkeypatch.setattr(encode, "BLOCK_BYTES", 2**20)
+    buffers.release()
     tracemalloc.start()
     kernels.topk_step(
         weights, first, second, rows(0, n, 8), weights["b_dec"] - CENTER, TopKSettings(k=4), Adam(lr=1e-3, step=1)
     )
     largest = max(*made, tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
-    cpu.release()
+    buffers.release()
     assert largest < n * n_latents * 4 / 8
 
 
@@ -222,16 +223,16 @@ def test_no_dense_array_of_rows_by_latents(monkeypatch: pytest.MonkeyPatch) -> N
 )
 @settings(max_examples=40)
 def test_prefixes_from_one_product_are_the_prefixes_alone(sizes: list[int], k: int, scaled: bool, seed: int) -> None:
-    from saekit.kernels import cpu
+    from saekit.kernels.cpu import ops
 
     n_latents, d = 400, 20
     W, b = rows(seed, n_latents, d), 0.3 * rows(seed + 1, n_latents, 1)[:, 0]
     x, offset = rows(seed + 2, 70, d), 0.1 * rows(seed + 3, 1, d)[0]
     x[3, 1] = torch.nan
     prefixes = [(size, max(1, min(k * size // n_latents if scaled else k, size))) for size in [*sizes, n_latents]]
-    together = cpu.topk_pairs_of_prefixes(x, cpu.encoder_at(W, b, offset, x), prefixes)
+    together = ops.topk_pairs_of_prefixes(x, ops.encoder_at(W, b, offset, x), prefixes)
     for (size, own_k), pairs in zip(prefixes, together):
-        alone = cpu.topk_pairs(x, cpu.encoder_at(W[:size].contiguous(), b[:size].contiguous(), offset, x), own_k)
+        alone = ops.topk_pairs(x, ops.encoder_at(W[:size].contiguous(), b[:size].contiguous(), offset, x), own_k)
         for mine, other in ((pairs.offsets, alone.offsets), (pairs.latents, alone.latents)):
             assert (mine == other).all()
         torch.testing.assert_close(

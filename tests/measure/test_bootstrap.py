@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from saekit.measure import (
-    N_GROUPS,
-    DocumentBootstrap,
-    Estimate,
-    Reconstruction,
-    basic_interval,
-    bootstrap_mean,
-    row_groups,
-)
+from saekit.measure.accumulators import Reconstruction
+from saekit.measure.bootstrap import N_GROUPS, DocumentBootstrap, Estimate, basic_interval, bootstrap_mean, row_groups
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():

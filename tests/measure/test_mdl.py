@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 
 from saekit.errors import ConfigError, DataError, ShapeError
-from saekit.measure import DescriptionLength
-from saekit.sae import Codes
+from saekit.measure.mdl import DescriptionLength
+from saekit.sae.codes import Codes
 
 
 def codes_of(n=300, n_latents=9, seed=0):

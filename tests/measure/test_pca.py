@@ -7,7 +7,8 @@ import torch
 from sklearn.decomposition import PCA as Reference
 
 from saekit.errors import ConfigError, DataError, ShapeError
-from saekit.measure import Covariance, fvu
+from saekit.measure.accumulators import fvu
+from saekit.measure.pca import Covariance
 
 
 def rows(n: int = 200, d: int = 6) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saekit.measure import max_cosines, random_max_cosine, redundancy
+from saekit.measure.redundancy import max_cosines, random_max_cosine, redundancy
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

@@ -10,8 +10,8 @@ import torch
 from scipy.stats import spearmanr
 
 from saekit.errors import ShapeError
-from saekit.measure import linear_cka, rsa
-from saekit.sae import Codes
+from saekit.measure.similarity import linear_cka, rsa
+from saekit.sae.codes import Codes
 
 
 def rows(n=80, d=12, seed=0):

@@ -12,9 +12,9 @@ import pytest
 from saekit import report
 from saekit.errors import ConfigError, DataError, FormatError
 from saekit.report import charts, sections
-from saekit.report.collect import training_log
 from saekit.report.comparison import across, lighter
 from saekit.report.parts import facts, measured_cell
+from saekit.report.results_folder import training_log
 
 NASTY = "</script><script>alert(1)</script> $x$ & <b>\u202e"
 

@@ -11,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saekit.errors import ConfigError, ShapeError
-from saekit.kernels import topk_encode
-from saekit.sae import SAE, Codes, Scaling, freeze_batchtopk, freeze_gated, rules
+from saekit.kernels.dispatch import topk_encode
+from saekit.sae import rules
+from saekit.sae.codes import Codes
+from saekit.sae.freeze import freeze_batchtopk, freeze_gated
+from saekit.sae.model import SAE
+from saekit.sae.scaling import Scaling
 
 RULES = ["relu", "topk", "topk-ranked", "jumprelu", "groupmax", "groupmax-ranked"]
 

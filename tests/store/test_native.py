@@ -19,9 +19,11 @@ from safetensors.torch import load_file
 
 from saekit import files
 from saekit.errors import ConfigError, FormatError, OfflineError
-from saekit.sae import SAE, Scaling
+from saekit.sae.model import SAE
 from saekit.sae.rules import GroupMax, JumpReLU, ReLU, TopK
-from saekit.store import describe, hub, load, native, save, tensorfile
+from saekit.sae.scaling import Scaling
+from saekit.store import hub, native, tensorfile
+from saekit.store.native import describe, load, save
 
 RULES = ("relu", "topk", "topk-rank", "jumprelu", "groupmax", "groupmax-group")
 SCALINGS = ("none", "scalar", "standardize", "layer_norm")

@@ -53,7 +53,7 @@ def actions(
     json: Json = False,
 ) -> None:
     """Run a model on a task and write down what it did."""
-    from ..study.actions import CARD, RECORDS, act, cloze_task, read_task
+    from ..classification.model_answers import CARD, RECORDS, act, cloze_task, read_task
 
     options: dict[str, Any] = {
         "model": model, "task": task, "data": data, "text": text, "questions": questions, "choices": choices,

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
 from ..errors import ConfigError, SaekitError, ShapeError
+from ..version import __version__
 from .actions import HELP as ACTIONS_HELP
 from .actions import actions
 from .capture import HELP as CAPTURE_HELP

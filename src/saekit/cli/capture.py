@@ -41,8 +41,8 @@ def capture(
     json: Json = False,
 ) -> None:
     """Capture rows into a folder."""
-    from ..data import capture as capture_texts
-    from ..data import capture_images
+    from ..rows.capture import capture as capture_texts
+    from ..rows.capture_images import capture_images
 
     options: dict[str, Any] = {
         "model": model, "data": data, "layer": layer, "hook": hook, "tokens": tokens, "text": text,

@@ -117,8 +117,8 @@ def classify(
     if summary:
         _summary(more or [], out, json)
         return
-    from ..study.classify import plan_classification
-    from ..study.textclassifier import fit_classifier, is_savable, save_classifier
+    from ..classification.run import plan_classification
+    from ..classification.text_classifier import fit_classifier, is_savable, save_classifier
 
     options: dict[str, Any] = {
         "model": model, "sae": [*(sae or []), *(more or [])] or None, "data": data, "text": text, "label": label,
@@ -196,7 +196,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Predict classes of texts."""
-    from ..study.textclassifier import load_classifier
+    from ..classification.text_classifier import load_classifier
 
     if texts and data is not None:
         raise ConfigError("at most one of TEXT and --data may be given; got both.")
@@ -205,7 +205,7 @@ def predict(
         _describe(loaded, json)
         return
     if data is not None:
-        from ..data import read_texts
+        from ..inputs.texts import read_texts
 
         texts = list(read_texts(data, text=text or "text", columns=()).texts)
     assert texts is not None
@@ -244,7 +244,7 @@ def _describe(classifier: Any, json: bool) -> None:
 
 def _summary(folders: list[str], out: Path | None, json: bool) -> None:
     """One table from the results in these folders."""
-    from ..study.classification import Classification, summarize
+    from ..classification.result import Classification, summarize
 
     files = [file for folder in folders for file in _results(Path(folder))]
     if len(files) < 2:

@@ -9,8 +9,8 @@ import typer
 
 from ..errors import ConfigError
 from .console import print_comparison, print_json, print_orphans, progress_bar, tell
-from .measured_rows import rows_for
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
+from .rows_option import rows_for
 from .settings import merge, names_of
 from .show import expand
 
@@ -61,7 +61,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare SAEs with each other."""
-    from ..study.compare import compare as run
+    from ..comparison.run import compare as run
 
     places = ("rows", "model", "data", "layer", "hook", "text", "tokens")
     known = {**names_of(run, without=("saes", "source", "progress")), **dict.fromkeys(places)}
@@ -80,13 +80,13 @@ def compare(
         source: Any = None
         language: dict[str, Any] = {}
         if where["rows"] is not None or where["model"] is not None or orphans:
-            from ..sae import SAE
+            from ..sae.model import SAE
 
             source, language = rows_for(SAE.load(found[0]), found[0], where, progress)
         result = run(found, source, **settings, progress=progress)
         lonely = _orphans(found, source, result, language, progress) if orphans else None
     if out is not None:
-        from ..report import write_figures
+        from ..report.comparison import write_figures
 
         result.save(Path(out) / "comparison.json")
         write_figures(result.to_json(), out)
@@ -106,8 +106,8 @@ def compare(
 
 def _orphans(found: list[str], source: Any, result: Any, language: dict[str, Any], progress: Any) -> Any:
     """What orphans are; None, with the reason told, where SAEs share nothing or everything."""
+    from ..comparison.orphans import orphans as run
     from ..errors import DataError
-    from ..study.orphans import orphans as run
 
     try:
         return run(found, source, result, **language, progress=progress)

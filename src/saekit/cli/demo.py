@@ -73,7 +73,8 @@ def demo(
     """Run the demo and print its tables."""
     begun = time.monotonic()
     answers = run(out, model=model, data=data, short=short, json=json)
-    from ..report import collect, write
+    from ..report.page import write
+    from ..report.results_folder import collect
 
     page = write(collect(out), out, title="saekit demo")
     seconds = time.monotonic() - begun
@@ -98,10 +99,15 @@ def demo(
 
 def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[str, Any]:
     """Capture, train, and answer the questions; returns the results by name, each also in ``out/<name>.json``."""
-    from ..data import capture, load_model, read_texts
-    from ..study import classify, compare, evaluate, measure_sizes
-    from ..train import Matryoshka, Relu, TopK
-    from ..train import train as train_saes
+    from ..classification.run import classify
+    from ..comparison.run import compare
+    from ..evaluation.run import evaluate
+    from ..inputs.texts import read_texts
+    from ..models.language import load_model
+    from ..rows.capture import capture
+    from ..sizes.size_curve import measure_sizes
+    from ..training.config import Matryoshka, Relu, TopK
+    from ..training.loop import train as train_saes
 
     size = SHORT if short else FULL
     train_data, test_data = (data, data) if data else ("builtin@train", "builtin@heldout")

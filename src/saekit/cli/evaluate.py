@@ -43,7 +43,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Evaluate SAEs on the same rows."""
-    from ..study import evaluate as run
+    from ..evaluation.run import evaluate as run
 
     known = {**names_of(run, without=("saes", "source", "progress", "rows")), "rows": None, "max_rows": None}
     options: dict[str, Any] = {

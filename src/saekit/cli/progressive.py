@@ -9,8 +9,8 @@ import typer
 
 from ..errors import ConfigError
 from .console import print_json, print_table, progress_bar, tell
-from .measured_rows import rows_for
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
+from .rows_option import rows_for
 from .settings import merge, whole_numbers
 from .show import expand
 
@@ -63,9 +63,10 @@ def progressive(
     json: Json = False,
 ) -> None:
     """Compare small SAEs."""
-    from ..sae import SAE
-    from ..study import RANKINGS, halves
-    from ..study import progressive as compare_sizes
+    from ..rows.split import halves
+    from ..sae.model import SAE
+    from ..sizes.progressive import RANKINGS
+    from ..sizes.progressive import progressive as compare_sizes
 
     options: dict[str, Any] = {
         "by": by, "sizes": sizes, "rows": rows, "model": model, "data": data, "layer": layer, "hook": hook,

@@ -9,12 +9,12 @@ import typer
 
 from ..errors import ConfigError
 from .console import print_curve, print_json, progress_bar, tell
-from .measured_rows import rows_for
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
+from .rows_option import rows_for
 from .settings import merge, required, whole_numbers
 
 if TYPE_CHECKING:
-    from ..sae import SAE
+    from ..sae.model import SAE
 
 HELP = """Rank the latents of an SAE, keep the most important ones, and measure what every size is worth.
 
@@ -87,13 +87,14 @@ def prune(
 
 def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) -> dict[str, Any]:
     """Do it; returns what was written and measured, as plain JSON."""
-    from ..sae import SAE
-    from ..study import halves, measure_sizes
-    from ..study import rank as ranked_by
-    from ..study.attribution import ATTRIBUTIONS
-    from ..study.importance import ORDERS
-    from ..study.prune import check_sizes, check_ties
-    from ..study.prune import prune as pruned_to
+    from ..rows.split import halves
+    from ..sae.model import SAE
+    from ..sizes.attribution import ATTRIBUTIONS
+    from ..sizes.prune import check_sizes, check_ties
+    from ..sizes.prune import prune as pruned_to
+    from ..sizes.ranking import ORDERS
+    from ..sizes.ranking import rank as ranked_by
+    from ..sizes.size_curve import measure_sizes
 
     sae = SAE.load(path)
     sizes = check_sizes(sae, sizes, "--sizes")
@@ -136,9 +137,10 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
 
 def _attributed(sae: SAE, source: Any, language: dict[str, Any], progress: Any) -> tuple[SAE, dict[str, Any]]:
     """The SAE with its gradient attributions from the texts in even places; the others are left to measure on."""
-    from ..data import read_texts
-    from ..study import attribution, text_halves
-    from ..study.evaluate import CHARACTERS_PER_TOKEN
+    from ..evaluation.run import CHARACTERS_PER_TOKEN
+    from ..inputs.texts import read_texts
+    from ..rows.split import text_halves
+    from ..sizes.attribution import attribution
 
     if not language:
         raise ConfigError("--model and --data must be given: --by attribution is a gradient of a language model.")
@@ -154,8 +156,8 @@ def _attributed(sae: SAE, source: Any, language: dict[str, Any], progress: Any) 
 def _by(sae: SAE, by: str) -> Any:
     """A name, or the scores in a file."""
     if not by.endswith(".npy"):
-        from ..study.attribution import ATTRIBUTIONS
-        from ..study.importance import check_order
+        from ..sizes.attribution import ATTRIBUTIONS
+        from ..sizes.ranking import check_order
 
         check_order(sae, by, "--by", also=ATTRIBUTIONS)
         return by

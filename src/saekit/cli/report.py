@@ -23,7 +23,8 @@ def report(
     json: Json = False,
 ) -> None:
     """Collect the results of a folder and write the page."""
-    from ..report import collect, write
+    from ..report.page import write
+    from ..report.results_folder import collect
 
     results = collect(folder)
     page = write(results, folder, title=title)

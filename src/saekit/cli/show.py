@@ -28,7 +28,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Print the description of each SAE."""
-    from ..store import describe
+    from ..store.native import describe
 
     found = [describe(path) for path in expand(sae)]
     if json:

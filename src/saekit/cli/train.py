@@ -72,8 +72,9 @@ def train(
     json: Json = False,
 ) -> None:
     """Train SAEs into a folder."""
-    from ..data import open_rows, stream
-    from ..train import train as run
+    from ..rows.shards import open_rows
+    from ..rows.stream import stream
+    from ..training.loop import train as run
 
     run_settings = names_of(run, without=("configs", "source", "callbacks", "progress"))
     stream_settings = names_of(stream, without=("model", "data", "tokens", "layer", "hook", "text"))
@@ -112,7 +113,7 @@ def configs_from(settings: Mapping[str, Any]) -> list[Any]:
     ConfigError
         Both or neither are given, or a configuration cannot be.
     """
-    from ..train import config_from_dict
+    from ..training.architectures import config_from_dict
 
     common = settings.get("config", {})
     tables = settings.get("configs", [])
@@ -131,7 +132,7 @@ def configs_from(settings: Mapping[str, Any]) -> list[Any]:
 
 
 def _table(name: str, settings: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
-    from ..train import ARCHITECTURES
+    from ..training.architectures import ARCHITECTURES
 
     if name not in ARCHITECTURES:
         raise ConfigError(f"--arch must name architectures; got `{name}`. {did_you_mean(name, ARCHITECTURES)}")
@@ -149,14 +150,14 @@ def _table(name: str, settings: Mapping[str, Any], common: Mapping[str, Any]) ->
 
 
 def _fields(arch: str) -> set[str]:
-    from ..train import ARCHITECTURES
+    from ..training.architectures import ARCHITECTURES
 
     return {field.name for field in dataclasses.fields(ARCHITECTURES[arch].config)}
 
 
 def _config_names() -> dict[str, None]:
     """Every setting that some architecture has."""
-    from ..train import ARCHITECTURES
+    from ..training.architectures import ARCHITECTURES
 
     return dict.fromkeys(sorted({name for arch in ARCHITECTURES for name in _fields(arch)} | {"latents"}))
 

@@ -81,8 +81,8 @@ def transfer(
     json: Json = False,
 ) -> None:
     """Train on one, test on the others."""
-    from ..study.transfer import transfer as across_values
-    from ..study.transfer import transfer_features as across_saes
+    from ..classification.transfer import transfer as across_values
+    from ..classification.transfer import transfer_features as across_saes
 
     options: dict[str, Any] = {
         "model": model, "sae": [*(sae or []), *(more or [])] or None, "to": to, "to_model": to_model, "data": data,
@@ -113,7 +113,7 @@ def transfer(
         raise ConfigError("--sae must be given with --to: the SAE that the classifier learns from.")
     source: Any = settings.pop("data", None)
     if "images" in settings:
-        from ..data import read_images
+        from ..inputs.images import read_images
 
         source = read_images(settings.pop("images"))
     with progress_bar(quiet=json) as progress:
@@ -160,7 +160,7 @@ def _listed(value: Any) -> list[str]:
 
 def _budget(value: Any) -> Any:
     """The strengths of the penalty that the inner cross-validation chooses from."""
-    from ..study.classifiers import Budget
+    from ..classification.arms import Budget
 
     numbers = whole_numbers(value, "C") if isinstance(value, str) else value
     return Budget(C=tuple(float(each) for each in (numbers if isinstance(numbers, list | tuple) else [numbers])))

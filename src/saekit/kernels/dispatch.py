@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import reference, step, switch
+from . import aux_loss, backend, reference
 
 if TYPE_CHECKING:
     from .reference import Adam, StepOutcome, TopKSettings
@@ -55,13 +56,13 @@ def topk_encode(
     """
     worth = len(x) >= FEWEST_ROWS and _worth(W_enc, k)
     if rank is None and _runs([x, W_enc, b_enc], worth) and not _differentiated(x, W_enc, b_enc):
-        from . import cpu
+        from .cpu import encode
 
-        return cpu.topk_encode(x, W_enc, b_enc, k, block_rows=block_rows, exact=exact)
+        return encode.topk_encode(x, W_enc, b_enc, k, block_rows=block_rows, exact=exact)
     if rank is None and worth and _runs_on_gpu(x, W_enc, b_enc) and not _differentiated(x, W_enc, b_enc):
-        from . import gpu
+        from .cuda import ops
 
-        return gpu.topk_encode(x, W_enc, b_enc, k, block_rows=block_rows, exact=exact)
+        return ops.topk_encode(x, W_enc, b_enc, k, block_rows=block_rows, exact=exact)
     return reference.topk_encode(x, W_enc, b_enc, k, rank=rank, block_rows=block_rows)
 
 
@@ -94,13 +95,13 @@ def threshold_encode(
     tensors = [x, W_enc, b_enc] if threshold is None else [x, W_enc, b_enc, threshold]
     worth = len(x) >= FEWEST_ROWS and _worth(W_enc, 1)
     if _runs(tensors, worth) and not _differentiated(*tensors):
-        from . import cpu
+        from .cpu import encode
 
-        return cpu.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
+        return encode.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
     if worth and _runs_on_gpu(*tensors) and not _differentiated(*tensors):
-        from . import gpu
+        from .cuda import ops
 
-        return gpu.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
+        return ops.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
     return reference.threshold_encode(x, W_enc, b_enc, threshold, block_rows=block_rows)
 
 
@@ -115,25 +116,21 @@ def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) 
         Decoder, ``[n_latents, d_out]``; the codes are taken in its dtype.
     """
     if _runs_on_gpu(values, W_dec) and not _differentiated(values, W_dec):
-        from . import gpu
+        from .cuda import ops
 
-        return gpu.csr_decode(offsets, indices, values, W_dec)
+        return ops.csr_decode(offsets, indices, values, W_dec)
     return reference.csr_decode(offsets, indices, values, W_dec)
 
 
 def step_kernels(device: torch.device) -> ModuleType | None:
-    """`saekit.kernels.cpu` or `saekit.kernels.gpu`, whose functions a fused training step on this device is made of.
+    """Return `saekit.kernels.cpu.ops` or `saekit.kernels.cuda.ops`: what a fused step on this device is made of.
 
     None where plain torch has to do: by `use`, or because there are no such kernels for the device.
     """
-    if device.type == "cpu" and switch.fast_here():
-        from . import cpu
-
-        return cpu
-    if device.type == "cuda" and switch.mode() == "fast" and switch.triton_here():  # see `_runs_on_gpu`
-        from . import gpu
-
-        return gpu
+    if device.type == "cpu" and backend.fast_here():
+        return importlib.import_module(".cpu.ops", __package__)
+    if device.type == "cuda" and backend.mode() == "fast" and backend.triton_here():  # see `_runs_on_gpu`
+        return importlib.import_module(".cuda.ops", __package__)
     return None
 
 
@@ -141,7 +138,7 @@ def topk_step_runs(weights: dict[str, Tensor], k: int) -> bool:
     """Whether `topk_step` has a fast path for these weights here (without one, train in plain torch)."""
     W = weights["W_enc"]
     fits = all(t.dtype == torch.float32 and t.is_contiguous() and t.device == W.device for t in weights.values())
-    return fits and (_worth(W, k) or switch.mode() == "fast") and step_kernels(W.device) is not None
+    return fits and (_worth(W, k) or backend.mode() == "fast") and step_kernels(W.device) is not None
 
 
 def topk_step(
@@ -157,7 +154,7 @@ def topk_step(
     """One training step of a TopK SAE, in place: `saekit.kernels.reference.topk_step` is the definition."""
     arguments: tuple[Any, ...] = (weights, first, second, x, offset, settings, adam, dead)
     if topk_step_runs(weights, settings.k) and x.dtype == torch.float32:
-        return step.topk_step(step_kernels(x.device), *arguments)
+        return aux_loss.topk_step(step_kernels(x.device), *arguments)
     return reference.topk_step(*arguments)
 
 
@@ -168,7 +165,7 @@ def _worth(W_enc: Tensor, k: int) -> bool:
 def _runs(tensors: list[Tensor], worth: bool) -> bool:
     """Whether the compiled loops take these tensors: float32 on the CPU, and the switch allows it."""
     possible = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return possible and (worth or switch.mode() == "fast") and switch.fast_here()
+    return possible and (worth or backend.mode() == "fast") and backend.fast_here()
 
 
 def _runs_on_gpu(*tensors: Tensor) -> bool:
@@ -177,7 +174,7 @@ def _runs_on_gpu(*tensors: Tensor) -> bool:
     Triton's interpreter has run them and its compiler has compiled them, no GPU yet: `auto` stays with plain torch.
     """
     possible = all(t.is_cuda and t.dtype == torch.float32 for t in tensors)
-    return possible and switch.mode() == "fast" and switch.triton_here()
+    return possible and backend.mode() == "fast" and backend.triton_here()
 
 
 def _differentiated(*tensors: Tensor) -> bool:

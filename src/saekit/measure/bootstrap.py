@@ -19,13 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .result import Measured
+from .results import Measured
 
 N_GROUPS = 509
 """Documents are put into at most this many groups (document id modulo a prime): bounded memory, still many clusters."""
 
 LEVEL = 0.95
 DRAWS = 1000
+
+NORMAL = 1.959964
+"""97.5 % point of the normal distribution."""
 
 
 def row_groups(document: Tensor | None, first_row: int, n_rows: int, block_rows: int = 64) -> tuple[Tensor, bool]:
@@ -157,6 +160,14 @@ class DocumentBootstrap:
     def with_reason(self, reason: str | None) -> DocumentBootstrap:
         """The same resamples under another stated reason."""
         return replace(self, reason=reason)
+
+
+def wilson_interval(count: int, n: int) -> Measured:
+    """Return the fraction ``count / n`` of latents with its Wilson score interval, which also holds at 0 and 1."""
+    p, z2 = count / n, NORMAL**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = NORMAL * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return Measured(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)), "fraction", "over latents")
 
 
 def basic_interval(value: float, draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:

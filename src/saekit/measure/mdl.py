@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
-from ..sae import Codes
-from .accumulate import double
-from .interpret import TOKEN_BITS, PairSums
+from ..sae.codes import Codes
+from .accumulators import double
+from .token_statistics import TOKEN_BITS, PairSums
 
 PRECISION = 3
 """Bits of relative precision by default: a code is kept to 8 levels per octave, within 4.5 % of its value."""

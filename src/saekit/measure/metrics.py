@@ -5,8 +5,12 @@ A formula never changes under a name: a new formula gets a new name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from ..errors import FormatError, did_you_mean
+from .results import Measured
 
 
 @dataclass(frozen=True)
@@ -97,3 +101,69 @@ _DECLARED = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}
 """Every metric by name, in the order in which tables show them."""
+
+
+class Metrics(Mapping[str, Measured]):
+    """Measured values by name, as items and as attributes: ``metrics["fvu"]`` is ``metrics.fvu``."""
+
+    __slots__ = ("_values",)
+    _values: dict[str, Measured]
+
+    def __init__(self, values: Mapping[str, Measured]) -> None:
+        # In the order of the table of metrics, whatever order they were computed in.
+        names = [name for name in METRICS if name in values] + [name for name in values if name not in METRICS]
+        object.__setattr__(self, "_values", {name: values[name] for name in names})
+
+    def __getitem__(self, name: str) -> Measured:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Measured:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            advice = (
+                "It needs a causal language model: pass `model` and `data`."
+                if name.startswith(("ce_", "kl"))
+                else did_you_mean(name, self._values)
+            )
+            raise AttributeError(f"there is no metric `{name}` here. {advice}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("measured values cannot be changed")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("measured values cannot be changed")
+
+    def __reduce__(self) -> tuple[type[Metrics], tuple[dict[str, Measured]]]:
+        return Metrics, (self._values,)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._values]
+
+    def __repr__(self) -> str:
+        return "Metrics(" + ", ".join(f"{name}={value!r}" for name, value in self.items()) + ")"
+
+    def to_json(self) -> dict[str, Any]:
+        """Name to plain `Measured`."""
+        return {name: value.to_json() for name, value in self.items()}
+
+    @classmethod
+    def from_json(cls, plain: Any, where: str = "metrics") -> Metrics:
+        """The inverse of `to_json`.
+
+        Raises
+        ------
+        FormatError
+            Not an object of measured values.
+        """
+        if not isinstance(plain, dict):
+            raise FormatError(f"`{where}` must be a JSON object; it is {plain!r}.")
+        return cls({name: Measured.from_json(value, f"{where}.{name}") for name, value in plain.items()})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .accumulate import check_rows, double
+from .accumulators import check_rows, double
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..sae import Codes
-from .accumulate import double
+from ..sae.codes import Codes
+from .accumulators import double
 from .bootstrap import Estimate
 
 JACKKNIFE_GROUPS = 20

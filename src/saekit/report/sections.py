@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..measure import METRICS
+from ..measure.metrics import METRICS
 from . import charts
 from .actions import actions
 from .classification import classification, classification_summary

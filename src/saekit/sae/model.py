@@ -286,14 +286,14 @@ class SAE:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder `path` with ``sae.safetensors`` and ``sae.json``; see `saekit.store.save`."""
-        from ..store import save
+        from ..store.native import save
 
         save(self, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str], *, latents: int | None = None, fvu: float | None = None) -> SAE:
         """Read an SAE or a prefix of its latents: a folder or ``hf:owner/name/folder``; see `saekit.store.load`."""
-        from ..store import load
+        from ..store.native import load
 
         return load(path, latents=latents, fvu=fvu)
 

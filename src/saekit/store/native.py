@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, FormatError, SaekitError, did_you_mean, listed
 from ..files import dump_json, read_json, write_bytes
-from ..sae import SAE, Scaling
+from ..sae.model import SAE
 from ..sae.rules import RULES
+from ..sae.scaling import Scaling
 from . import tensorfile
 
 SCHEMA = 3
@@ -500,6 +501,6 @@ def _content(digests: list[str]) -> str:
 
 
 def _release() -> str:
-    from .. import __version__
+    from ..version import __version__
 
     return __version__

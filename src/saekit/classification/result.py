@@ -1,0 +1,362 @@
+"""The result of a classification: every arm with intervals, its distance to the best dense arm, its controls."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import ConfigError, FormatError, did_you_mean
+from ..files import read_json, write_json
+from ..measure.bootstrap import bootstrap_mean
+from ..measure.paired_scores import VERDICTS, holm
+from ..measure.results import Measured, Result, result_from_json, result_to_json
+from ..measure.tables import html_table, text_table
+
+_COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
+
+
+@dataclass(frozen=True)
+class ArmScore:
+    """One way to classify, judged on the test rows."""
+
+    name: str
+    kind: str
+    """One of `KINDS`."""
+    family: str
+    """floor, words, dense, reduced, control or sae."""
+    source: str
+    """The SAE or ``dense`` behind its features; empty for words."""
+    pool: str
+    probe: str
+    k: int | None
+    """Latents or components kept; None for all."""
+    about: dict[str, Any]
+    """Of the source: hook, layer, latents, rule."""
+    macro_f1: Measured
+    auc: Measured
+    balanced_accuracy: Measured
+    accuracy: Measured
+    brier: Measured
+    difference: Measured
+    """Macro-F1 minus that of the best dense arm, over the same resamples."""
+    auc_difference: Measured
+    """AUC minus that of the best dense arm."""
+    verdict: str
+    """What `difference` says at the margin: better, equivalent, worse, undecided."""
+    control_difference: Measured
+    """Macro-F1 minus that of the best dictionary that learned nothing or was frozen."""
+    control_verdict: str
+    """What `control_difference` says at the margin."""
+    p: float | None
+    """Two-sided p-value of no difference of macro-F1: from the paired bootstrap, in nested cross-validation from Nadeau
+    and Bengio's corrected t over the folds (``settings["p_values"]``); None without one."""
+    p_holm: float | None
+    """The same after Holm's correction over all arms of this result."""
+    inner: float | None
+    """Macro-F1 in the inner cross-validation: what arms are chosen by."""
+    shuffled_auc: Measured | None
+    """AUC after the same with permuted labels; chance is 0.5. None where it was not asked for."""
+    chosen: list[dict[str, Any]]
+    """Settings that the inner cross-validation chose, per outer fold."""
+    selected: list[int] = field(repr=False)
+    """Latents that reach the classifier, best first (of the first outer fold); empty where all do."""
+    stability: dict[str, float] | None
+    """Agreement of the latents selected in the inner folds: jaccard, kuncheva."""
+    converged: bool
+    notes: list[str]
+    seconds: float
+    """Time of all its fits."""
+
+
+@dataclass(frozen=True)
+class LowData:
+    """One arm trained on fewer rows."""
+
+    name: str
+    kind: str
+    n_train: int
+    macro_f1: Measured
+    auc: Measured
+    difference: Measured
+    """Macro-F1 minus that of the best dense arm at the same number of rows."""
+
+
+@dataclass(frozen=True, repr=False)
+class Classification(Result):
+    """What an interpretable classifier costs against the best simple alternative.
+
+    Examples
+    --------
+    ::
+
+        result = sk.classify("builtin", saes, "reviews.csv", label="stars")
+        result.arm(result.best_sae).difference          # to the best dense arm, with its interval
+        result.arm(result.best_sae).verdict             # "equivalent"
+        result.price_of_sparsity()                      # macro-F1 at every k
+    """
+
+    KIND: ClassVar[str] = "classification"
+    SCHEMA: ClassVar[int] = 1
+
+    name: str
+    """What tables over several data sets call it."""
+    data: dict[str, Any]
+    """Texts, digest, columns, rows in train and test."""
+    model: dict[str, Any]
+    """The language model."""
+    saes: list[dict[str, Any]]
+    """Name, shape, rule, digest, hook and provenance of each SAE."""
+    classes: dict[str, list[int]]
+    """Rows of each class in train and in test."""
+    best_dense: str | None
+    """The dense arm with the highest inner macro-F1 (the test set has no say); None without dense arms."""
+    best_sae: str | None
+    """The SAE arm with the highest inner macro-F1."""
+    best_control: str | None
+    """The random, untrained or frozen arm with the highest inner macro-F1."""
+    floor: Measured
+    """Half the width of the interval of a difference, in the median over arms: what the test set cannot resolve."""
+    arms: list[ArmScore]
+    low_data: list[LowData]
+    warnings: list[str]
+
+    def check(self) -> None:
+        """Refuse what contradicts itself; raises `FormatError`."""
+        names = [arm.name for arm in self.arms]
+        for best in (self.best_dense, self.best_sae, self.best_control):
+            if best is not None and best not in names:
+                raise FormatError(f"a saved classification must hold the arm `{best}`; it does not. It was altered.")
+        if len(set(names)) < len(names) or any(arm.verdict not in ("", *VERDICTS) for arm in self.arms):
+            raise FormatError("a saved classification must name each arm once, with a verdict. The file was altered.")
+
+    def arm(self, name: str | None) -> ArmScore:
+        """The arm of that name.
+
+        Raises
+        ------
+        ConfigError
+            There is none.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        names = [arm.name for arm in self.arms]
+        raise ConfigError(f"there is no arm `{name}` in this classification. {did_you_mean(str(name), names)}")
+
+    def price_of_sparsity(self) -> dict[str, list[tuple[int, ArmScore]]]:
+        """Per curve (an SAE under a pooling, or a control) the arms by rising k."""
+        curves: dict[str, list[tuple[int, ArmScore]]] = {}
+        for arm in self.arms:
+            if arm.k is not None and arm.kind in _CURVES:
+                label = " ".join(part for part in (_CURVES[arm.kind], arm.source, arm.pool) if part)
+                curves.setdefault(label, []).append((arm.k, arm))
+        return {name: sorted(points, key=lambda point: point[0]) for name, points in curves.items()}
+
+    def table(self) -> list[list[str]]:
+        """Rows of text, headings first; the best dense and the best SAE arm carry a star."""
+        lines = [list(_COLUMNS)]
+        for arm in self.arms:
+            star = " *" if arm.name in (self.best_dense, self.best_sae, self.best_control) else ""
+            lines.append(
+                [
+                    arm.name + star, f"{arm.macro_f1:.3f}", f"{arm.auc:.3f}", f"{arm.balanced_accuracy.value:.3f}",
+                    f"{arm.brier.value:.3f}",
+                    f"{arm.difference:+.3f}" if arm.difference.is_defined else "–", arm.verdict or "–",
+                    "–" if arm.shuffled_auc is None else f"{arm.shuffled_auc:.2f}",
+                ]
+            )  # fmt: skip
+        return lines
+
+    def caption(self) -> str:
+        """What the table rests on, and what to beware of."""
+        data, settings = self.data, self.settings
+        floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
+        resolved = f"This test set cannot resolve differences of macro-F1 below {floor}."
+        if self.floor.value == 0:
+            resolved = "Most arms agree on every test row: these rows cannot tell them apart."
+        lines = [
+            f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(self.classes)} classes; "
+            f"{settings['intervals']['level']:.0%} intervals of {settings['intervals']['draws']:,} resamples of test "
+            f"{settings['intervals']['unit']}; margin {settings['margin']:g}. * chosen by inner cross-validation.",
+            resolved,
+            *(f"Note: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(lines)
+
+
+_CURVES = {"sparse": "", "matched": "density-matched", "pca": "PCA", "svd": "SVD", "ica": "ICA",
+           "random": "random", "untrained": "untrained"}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ several data sets
+
+
+@dataclass(frozen=True)
+class Across:
+    """One kind of arm over data sets."""
+
+    name: str
+    n_sets: int
+    difference: Measured
+    """Mean over data sets of macro-F1 minus the best dense arm's; interval from resampled data sets."""
+    better: int
+    """Data sets on which its verdict is better."""
+    equivalent: int
+    worse: int
+    undecided: int
+    p: float | None
+    """Wilcoxon's signed-rank test over data sets; None below two data sets."""
+    p_holm: float | None
+
+
+@dataclass(frozen=True)
+class ClassificationSummary:
+    """The same arms over several data sets, each minus the best dense arm of its data set."""
+
+    KIND: ClassVar[str] = "classification_summary"
+    SCHEMA: ClassVar[int] = 1
+
+    saekit: str
+    sets: list[str]
+    """Names of the results, in the order given."""
+    margin: float
+    arms: list[Across]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return result_to_json(self)
+
+    @classmethod
+    def from_json(cls, plain: Any) -> ClassificationSummary:
+        """The inverse of `to_json`.
+
+        Raises
+        ------
+        FormatError
+            Another kind, a newer schema, an unknown or missing key.
+        """
+        return result_from_json(cls, plain)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON file `path`, atomically."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ClassificationSummary:
+        """Read a file that `save` wrote.
+
+        Raises
+        ------
+        FormatError
+            See `from_json`.
+        """
+        return cls.from_json(read_json(path))
+
+    def table(self) -> list[list[str]]:
+        """Rows of text, headings first."""
+        lines = [["arm", "data sets", "− best dense", "better", "equivalent", "worse", "undecided", "p", "p (Holm)"]]
+        for arm in self.arms:
+            counts = (arm.better, arm.equivalent, arm.worse, arm.undecided)
+            lines.append(
+                [arm.name, str(arm.n_sets), f"{arm.difference:+.3f}", *map(str, counts), _p(arm.p), _p(arm.p_holm)]
+            )
+        return lines
+
+    def caption(self) -> str:
+        """What the table rests on."""
+        return (
+            f"macro-F1 minus the best dense arm of each of {len(self.sets)} results ({', '.join(self.sets)}); "
+            f"intervals from resampled data sets, Wilcoxon's signed-rank test, Holm's correction; "
+            f"margin {self.margin:g}."
+        )
+
+    def __repr__(self) -> str:
+        return text_table(self.table(), self.caption())
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table(), self.caption())
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2g}"
+
+
+def summarize(
+    results: Sequence[Classification] | Mapping[str, Classification], *, draws: int = 2000, seed: int = 0
+) -> ClassificationSummary:
+    """Each kind of arm minus the best dense arm, over data sets.
+
+    Arms are the same where kind, pooling and k are; where a result has several of one kind (several SAEs), the one
+    with the highest inner macro-F1 stands for it. The first line is the SAE arm that inner cross-validation chose in
+    each result.
+
+    Parameters
+    ----------
+    results
+        One per data set (and model).
+    draws, seed
+        Resamples of the data sets.
+
+    Raises
+    ------
+    ConfigError
+        No results, or results of different margins.
+    """
+    from ..version import __version__
+
+    found = list(results.values()) if isinstance(results, Mapping) else list(results)
+    names = list(results) if isinstance(results, Mapping) else [each.name for each in found]
+    margins = {each.settings["margin"] for each in found}
+    if len(margins) != 1:
+        raise ConfigError(f"summarize: results must be judged at one margin; got {sorted(margins) or 'no results'}.")
+    rows: dict[str, list[ArmScore]] = {}
+    for result in found:
+        if result.best_dense is None:
+            continue
+        if result.best_sae is not None:
+            rows.setdefault("SAE, best by inner folds", []).append(result.arm(result.best_sae))
+        mine: dict[str, ArmScore] = {}
+        for arm in result.arms:
+            role = _role(arm)
+            if role not in mine or (arm.inner or 0) > (mine[role].inner or 0):
+                mine[role] = arm
+        for role, arm in mine.items():
+            rows.setdefault(role, []).append(arm)
+    lines = []
+    for role, arms in rows.items():
+        gaps = np.array([arm.difference.value for arm in arms])
+        counts = {verdict: sum(arm.verdict == verdict for arm in arms) for verdict in VERDICTS}
+        difference = bootstrap_mean(gaps, draws=draws, seed=seed, unit="macro-F1")
+        lines.append((role, arms, difference, counts, _wilcoxon(gaps)))
+    adjusted = holm([p for *_, p in lines])
+    return ClassificationSummary(
+        __version__,
+        names,
+        margins.pop(),
+        [
+            Across(
+                role, len(arms), difference, counts["better"], counts["equivalent"], counts["worse"],
+                counts["undecided"], None if math.isnan(p) else p, None if math.isnan(q) else q,
+            )
+            for (role, arms, difference, counts, p), q in zip(lines, adjusted)
+        ],
+    )  # fmt: skip
+
+
+def _role(arm: ArmScore) -> str:
+    """What an arm is called over data sets and SAEs."""
+    k = "" if arm.k is None else f" k={arm.k}"
+    return " ".join(part for part in (arm.kind, arm.pool if arm.pool != arm.kind else "") if part) + k
+
+
+def _wilcoxon(gaps: np.ndarray) -> float:
+    if len(gaps) < 2 or not np.any(gaps):
+        return math.nan if len(gaps) < 2 else 1.0
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(gaps, zero_method="zsplit", method="exact" if len(gaps) <= 10 else "asymptotic").pvalue)

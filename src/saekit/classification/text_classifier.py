@@ -1,0 +1,411 @@
+"""A fitted classifier of texts as files: predict, and explain by latents and the tokens where they fired.
+
+The folder holds ``classifier.skops`` (a scikit-learn pipeline without pickle; the types that may be loaded are checked
+against what saekit itself writes), ``sae/`` and ``classifier.json``, which says what it is and how well it did.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError, FormatError
+from ..files import digest_file, read_json, write_bytes, write_json
+from ..measure.token_statistics import TokenScores, labels_of
+from ..models.language import LanguageModel, load_model
+from ..rows.capture import capture
+from ..rows.pooling import Ask, pool_texts
+from ..sae.model import SAE
+from .arms import Arm, fit_arm
+from .result import ArmScore, Classification
+from .run import Plan
+
+CARD = "classifier.json"
+PIPELINE = "classifier.skops"
+SAE_FOLDER = "sae"
+SCHEMA = 1
+
+TRUSTED = (
+    "saekit.estimators.binarize.Binarize",
+    "saekit.estimators.select.SelectLatents",
+    "saekit.classification.sklearn_steps.DensityMatched",
+)
+"""Types of saekit's own that a stored pipeline may hold, besides those of scikit-learn and numpy that skops knows."""
+
+LABEL_TOKENS = 50_000
+"""Tokens of training texts that labels of latents are made from."""
+
+TOP_LATENTS = 10
+"""Latents that the card names for each class."""
+
+
+@dataclass(frozen=True)
+class Firing:
+    """A token where a latent fired."""
+
+    position: int
+    """Place of the token in the text, from 0."""
+    token: str
+    activation: float
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What one latent contributed to a decision."""
+
+    latent: int
+    label: str
+    """Tokens that it responds to, found offline in the training texts."""
+    value: float
+    """Pooled activation in this text."""
+    coefficient: float
+    """Of the class, per unit of `value`."""
+    contribution: float
+    """``coefficient * value``: what it adds to the logit of the class."""
+    tokens: tuple[Firing, ...]
+    """Where it fired, strongest first."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a text was put into a class.
+
+    The logit of the class is `intercept` plus the contributions of all latents; those of `reasons` are the largest in
+    size, `rest` is the sum of the others.
+    """
+
+    text: str
+    predicted: str
+    probabilities: dict[str, float]
+    logit: float
+    intercept: float
+    reasons: tuple[Reason, ...]
+    rest: float
+
+    def __repr__(self) -> str:
+        lines = [f"{self.predicted} ({self.probabilities[self.predicted]:.0%})"]
+        for each in self.reasons:
+            where = ", ".join(f"{firing.token!r}" for firing in each.tokens[:4])
+            lines.append(f"  {each.contribution:+.2f}  latent {each.latent} {each.label}  at {where}")
+        lines.append(f"  {self.rest:+.2f}  all other latents;  {self.intercept:+.2f}  intercept")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        from ..measure.results import to_plain
+
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: to_plain(value) for name, value in plain.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class TextClassifier:
+    """A fitted classifier of texts by SAE features.
+
+    Examples
+    --------
+    ::
+
+        classifier = sk.load_classifier("out/classifier")
+        classifier.predict(["how do I freeze my card?"])     # array(['card_freeze'], dtype=object)
+        classifier.explain("how do I freeze my card?")       # the latents that decided, and their tokens
+    """
+
+    pipeline: Any = field(repr=False)
+    """Fitted scikit-learn pipeline: pooled codes in, class codes out."""
+    sae: SAE
+    classes: tuple[str, ...]
+    hook: str
+    pool: str
+    max_tokens: int | None
+    labels: dict[int, str] = field(repr=False)
+    """Offline labels of the latents that matter."""
+    card: dict[str, Any] = field(repr=False)
+    """What it is: model, data, scores, versions."""
+    model: Any = None
+    """The language model, or its name."""
+
+    @cached_property
+    def _lm(self) -> LanguageModel:
+        lm = load_model(self.model)
+        wanted = self.card["model"]["digest"]
+        if lm.digest != wanted:
+            raise ConfigError(
+                f"the classifier must read the model it was fitted with, `{self.card['model']['name']}`; `{lm.name}` "
+                "has other weights. Give that model (--model)."
+            )
+        return lm
+
+    def features(self, texts: Sequence[str]) -> Any:
+        """Pooled codes ``[n, n_latents]``, CSR."""
+        ask = Ask((self.pool,), sae=self.sae, hook=self.hook)
+        return pool_texts(self._lm, list(texts), [ask], max_tokens=self.max_tokens)[0][self.pool]
+
+    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
+        """Probabilities ``[n, n_classes]``, columns in the order of `classes`."""
+        return np.asarray(self.pipeline.predict_proba(self.features(texts)))
+
+    def predict(self, texts: Sequence[str]) -> np.ndarray:
+        """Names of the most probable classes ``[n]``.
+
+        Raises
+        ------
+        DataError
+            No text, or one without tokens.
+        ConfigError
+            The language model is another than the classifier's.
+        """
+        return np.array(self.classes, dtype=object)[self.predict_proba(texts).argmax(1)]
+
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients per unit of (binarized) pooled activation ``[n_classes, n_latents]`` and intercepts.
+
+        Latents that do not reach the classifier have 0. For two classes the logits are those of a softmax with the
+        first one's fixed at 0.
+        """
+        model = self.pipeline.steps[-1][1]
+        coefficients = np.asarray(model.coef_, dtype=float)
+        columns = np.arange(self.sae.n_latents)
+        for _, step in self.pipeline.steps[:-1]:
+            if hasattr(step, "get_support"):
+                columns = columns[step.get_support()]
+            elif hasattr(step, "scale_"):
+                coefficients = coefficients / step.scale_
+        if len(coefficients) == 1:
+            coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
+        found = np.zeros((len(self.classes), self.sae.n_latents))
+        found[:, columns] = coefficients
+        intercept = np.asarray(model.intercept_, dtype=float).ravel()
+        return found, np.concatenate([[0.0], intercept]) if len(intercept) == 1 else intercept
+
+    def top_latents(self, n: int = TOP_LATENTS) -> dict[str, list[tuple[int, float, str]]]:
+        """Per class the `n` latents that speak for it most: number, coefficient over the mean class, label."""
+        coefficients, _ = self.weights()
+        centred = coefficients - coefficients.mean(0)
+        return {
+            name: [
+                (int(j), float(row[j]), self.labels.get(int(j), ""))
+                for j in np.argsort(-row, kind="stable")[:n]
+                if row[j] > 0
+            ]
+            for name, row in zip(self.classes, centred)
+        }
+
+    def explain(self, text: str, *, top: int = TOP_LATENTS) -> Explanation:
+        """The latents that decided about a text, with the tokens where they fired.
+
+        For two classes the logit is that of the predicted class against the other; for more, against the mean class.
+
+        Parameters
+        ----------
+        text
+            One text.
+        top
+            Latents to name.
+
+        Raises
+        ------
+        DataError
+            The text has no tokens.
+        """
+        X = self.features([text])
+        probabilities = np.asarray(self.pipeline.predict_proba(X))[0]
+        chosen = int(probabilities.argmax())
+        coefficients, intercepts = self.weights()
+        if len(self.classes) == 2:
+            beside, level = coefficients[1 - chosen], intercepts[1 - chosen]
+        else:
+            beside, level = coefficients.mean(0), intercepts.mean()
+        row, intercept = coefficients[chosen] - beside, intercepts[chosen] - level
+        for name, step in self.pipeline.steps[:-1]:
+            if name == "binarize":
+                X = step.transform(X)
+        values = np.asarray(X.todense()).ravel()
+        contributions = row * values
+        largest = np.argsort(-np.abs(contributions), kind="stable")[:top]
+        order = [int(j) for j in largest if contributions[j] != 0]
+        fired = self._firings(text, order)
+        reasons = tuple(
+            Reason(j, self.labels.get(j, ""), float(values[j]), float(row[j]), float(contributions[j]), tuple(fired[j]))
+            for j in order
+        )
+        return Explanation(
+            text, self.classes[chosen], dict(zip(self.classes, map(float, probabilities))),
+            float(contributions.sum() + intercept), float(intercept), reasons,
+            float(contributions.sum() - sum(each.contribution for each in reasons)),
+        )  # fmt: skip
+
+    def _firings(self, text: str, latents: Sequence[int]) -> dict[int, list[Firing]]:
+        """The tokens where these latents fired, strongest first."""
+        found: dict[int, list[Firing]] = {j: [] for j in latents}
+        if not latents:
+            return found
+        lm = self._lm
+        source = capture(lm, [text], hook=self.hook, outliers=None)
+        for batch in source.batches(4096):
+            with torch.no_grad():
+                codes = self.sae.encode(batch.x.to(self.sae.device, self.sae.dtype))
+            rows, columns, values = codes.row_of().cpu(), codes.indices.cpu(), codes.values.float().cpu()
+            for j in latents:
+                for place in (columns == j).nonzero().ravel().tolist():
+                    row = int(rows[place])
+                    token = lm.tokenizer.decode([int(batch.token[row])])
+                    found[j].append(Firing(int(batch.position[row]), token, float(values[place])))
+        return {j: sorted(firings, key=lambda each: -each.activation) for j, firings in found.items()}
+
+
+def is_savable(arm: Arm | ArmScore) -> bool:
+    """Whether an arm is a linear probe of an SAE's latents: what can be saved and explained."""
+    return arm.family in ("sae", "control") and arm.kind not in ("random", "untrained") and arm.probe == "logistic"
+
+
+def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -> TextClassifier:
+    """Fit one arm of a classification on its training rows, with the settings that were chosen for it.
+
+    Parameters
+    ----------
+    plan, result
+        What was run, and what came out.
+    arm
+        Name of an SAE arm with a linear probe; by default the best one by inner cross-validation.
+
+    Raises
+    ------
+    ConfigError
+        No such arm, or one that is no linear probe of a trained SAE's latents.
+    """
+    if arm is None:
+        linear = [a for a in result.arms if a.family == "sae" and a.probe == "logistic" and a.inner is not None]
+        if not linear:
+            raise ConfigError("to save a classifier, a linear arm of an SAE must be among the arms; there is none.")
+        arm = max(linear, key=lambda each: each.inner or 0.0).name
+    scored = result.arm(arm)
+    if not is_savable(scored):
+        raise ConfigError(f"only a linear probe of an SAE's latents can be saved and explained; `{arm}` is none.")
+    found: Arm = next(cell.arm for cell in plan.cells if cell.arm.name == arm)
+    origin = plan.origins[found.source]
+    assert origin.sae is not None
+    sae = origin.sae if origin.sae.provenance.get("hook") else _with_hook(origin.sae, origin.hook)
+    data, train = plan.data, plan.data.parts[0][0]
+    lm = load_model(plan.model)
+    ask = Ask((found.pool,), sae=sae, hook=origin.hook)
+    texts = [data.texts[row] for row in train]
+    X = pool_texts(lm, texts, [ask], max_tokens=plan.settings["max_tokens"], cache=plan.cache)[0][found.pool]
+    fitted = fit_arm(found, X, data.y[train], budget=plan.budget, chosen=scored.chosen[0])
+    card = {
+        "kind": "classifier",
+        "schema": SCHEMA,
+        "saekit": result.saekit,
+        "versions": result.versions,
+        "arm": arm,
+        "model": {**result.model, "path": lm.name if isinstance(plan.model, LanguageModel) else os.fspath(plan.model)},
+        "hook": origin.hook,
+        "pool": found.pool,
+        "max_tokens": plan.settings["max_tokens"],
+        "classes": list(data.classes),
+        "settings": scored.chosen[0],
+        "data": result.data,
+        "macro_f1": scored.macro_f1.to_json(),
+        "difference": scored.difference.to_json(),
+        "verdict": scored.verdict,
+    }
+    draft = TextClassifier(
+        fitted.pipeline, sae, data.classes, origin.hook, found.pool, plan.settings["max_tokens"], {}, card, plan.model
+    )
+    return replace(draft, labels=_latent_labels(lm, draft, texts))
+
+
+def _with_hook(sae: SAE, hook: str) -> SAE:
+    return sae.replace(provenance={**sae.provenance, "hook": hook})
+
+
+def _latent_labels(lm: LanguageModel, classifier: TextClassifier, texts: Sequence[str]) -> dict[int, str]:
+    """Labels of the latents that reach the classifier, from the training texts."""
+    coefficients, _ = classifier.weights()
+    wanted = np.flatnonzero(np.abs(coefficients).sum(0) > 0)
+    scores = TokenScores(classifier.sae.n_latents)
+    for batch in capture(lm, list(texts), hook=classifier.hook, tokens=LABEL_TOKENS).batches(4096):
+        with torch.no_grad():
+            codes = classifier.sae.encode(batch.x.to(classifier.sae.device, classifier.sae.dtype))
+        scores.update(codes, batch.token, batch.document)
+    labels = labels_of(scores, lambda token: lm.tokenizer.decode([token]))
+    return {int(j): labels[j] for j in wanted if labels[j]}
+
+
+def save_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]) -> Path:
+    """Write a classifier as a folder; see the module.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+    """
+    from skops.io import dumps
+
+    folder = Path(folder)
+    classifier.sae.save(folder / SAE_FOLDER)
+    write_bytes(folder / PIPELINE, dumps(classifier.pipeline))
+    top = {
+        name: [{"latent": j, "weight": weight, "label": label} for j, weight, label in rows]
+        for name, rows in classifier.top_latents().items()
+    }
+    card = {
+        **classifier.card,
+        "pipeline": digest_file(folder / PIPELINE),
+        "labels": {str(j): label for j, label in classifier.labels.items()},
+        "top_latents": top,
+    }
+    write_json(folder / CARD, card)
+    return folder
+
+
+def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> TextClassifier:
+    """Read what `save_classifier` wrote; no code is run from the files.
+
+    Parameters
+    ----------
+    folder
+        The folder, or the output folder of ``saekit classify`` that holds it as ``classifier``.
+    model
+        The language model, where it does not lie any more where the card says.
+
+    Raises
+    ------
+    FormatError
+        The folder holds no classifier, a newer one, an altered one, or types that saekit does not write.
+    """
+    from skops.io import get_untrusted_types, loads
+
+    folder = Path(folder)
+    if not (folder / CARD).is_file() and (folder / "classifier" / CARD).is_file():
+        folder = folder / "classifier"
+    if not (folder / CARD).is_file():
+        raise FormatError(
+            f"`{folder}` must hold a classifier ({CARD}); it holds none. Make one with `saekit classify`."
+        )
+    card = read_json(folder / CARD)
+    if card.get("kind") != "classifier" or not isinstance(card.get("schema"), int):
+        raise FormatError(f"`{folder / CARD}` must describe a classifier; it does not.")
+    if card["schema"] > SCHEMA:
+        raise FormatError(
+            f"this classifier has schema {card['schema']}; this saekit reads up to {SCHEMA}. Install the newer release."
+        )
+    data = (folder / PIPELINE).read_bytes()
+    if digest_file(folder / PIPELINE) != card["pipeline"]:
+        raise FormatError(f"`{folder / PIPELINE}` must have the digest that {CARD} says; it was altered.")
+    strange = sorted(set(get_untrusted_types(data=data)) - set(TRUSTED))
+    if strange:
+        raise FormatError(f"`{folder / PIPELINE}` must hold types of scikit-learn and saekit only; it holds {strange}.")
+    pipeline = loads(data, trusted=list(TRUSTED))
+    labels = {int(j): label for j, label in card["labels"].items()}
+    return TextClassifier(
+        pipeline, SAE.load(folder / SAE_FOLDER), tuple(card["classes"]), card["hook"], card["pool"],
+        card["max_tokens"], labels, card, card["model"]["path"] if model is None else model,
+    )  # fmt: skip

@@ -1,0 +1,339 @@
+"""The result of a transfer: every way to classify, trained on one and tested on another, as plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..errors import ConfigError, FormatError, did_you_mean
+from ..measure.results import Measured, Result
+from ..measure.tables import html_table
+
+CHANCE = ("above chance", "at chance", "below chance", "unknown")
+"""Where the interval of an AUC lies beside 0.5."""
+
+VERDICTS = ("native", "lost", "kept", "gained", "undecided")
+"""What the drop from the native classifier says at the margin; ``native`` on the diagonal."""
+
+MATRICES = ("macro_f1", "auc", "drop", "drop_auc", "minus_dense")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One of the things that are transferred between: a language, a domain, an SAE."""
+
+    name: str
+    n_train: int
+    """Rows that classifiers of it learn from (of the first fold)."""
+    n_test: int
+    """Rows that judge."""
+    n_groups: int | None
+    """Groups among the rows that judge; None where none were given."""
+    classes: dict[str, int]
+    """Rows of each class among those that judge."""
+    about: dict[str, Any]
+    """What else is known: model, hook, SAE."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to classify, trained on one value and judged on the test rows of another."""
+
+    arm: str
+    train: str
+    test: str
+    macro_f1: Measured
+    auc: Measured
+    drop: Measured
+    """Macro-F1 of the classifier trained on `test` itself, minus this one's, over the same test rows; 0 on the
+    diagonal."""
+    drop_auc: Measured
+    """The same of AUC."""
+    minus_dense: Measured | None
+    """Macro-F1 minus that of the dense arm trained and tested alike; None for the dense arm itself or without one."""
+    chance: str
+    """One of `CHANCE`."""
+    verdict: str
+    """One of `VERDICTS`."""
+    sentence: str
+    """The same in words."""
+    chosen: dict[str, Any]
+    """Settings that the inner cross-validation chose on the training rows (of the first fold)."""
+    notes: list[str]
+    """What a reader must know about the fit."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to classify, over the whole matrix."""
+
+    name: str
+    kind: str
+    """What it classifies: see ``saekit.classification.arms.KINDS``."""
+    family: str
+    """floor, words, dense, reduced, control or sae."""
+    source: str
+    """The SAE behind its features; ``dense``, ``words``, ``pixels`` or empty."""
+    pool: str
+    native: Measured
+    """Macro-F1, mean over the diagonal."""
+    native_auc: Measured
+    transferred: Measured | None
+    """Macro-F1, mean over all other cells; None with one value."""
+    transferred_auc: Measured | None
+    drop: Measured | None
+    """Mean drop of macro-F1."""
+    minus_dense: Measured | None
+    """Transferred macro-F1 minus that of the dense arm (native macro-F1 with one value)."""
+    minus_dense_auc: Measured | None
+    """The same of AUC."""
+    against_dense: str | None
+    """What the difference from dense says at the margin: better, equivalent, worse, undecided. Of macro-F1, or of AUC
+    where ``settings["metric"]`` is ``auc``."""
+    n_cells: int
+    """Cells off the diagonal."""
+    n_above: int
+    """Of these, cells whose AUC is above chance; about one in forty would be by luck alone."""
+    n_at: int
+    """Cells that cannot be told from chance."""
+    n_below: int
+    """Cells below chance: what was learned points the other way."""
+    sentence: str
+    """The same in words."""
+
+
+@dataclass(frozen=True, repr=False)
+class Transfer(Result):
+    """Classifiers trained on one language, domain or SAE, judged on all the others.
+
+    Everything is judged on rows that no classifier has seen, the same rows for all that are compared.
+
+    Examples
+    --------
+    ::
+
+        result = sk.transfer("hate.csv.gz", model="minilm", sae=sae, across="lang", group="templ_id")
+        result.cell("full", "english", "german").auc
+        result.matrix("full", "macro_f1")
+        print(result.ways[0].sentence)
+    """
+
+    KIND: ClassVar[str] = "transfer"
+    SCHEMA: ClassVar[int] = 1
+
+    data: dict[str, Any]
+    """Name and digest of the data."""
+    model: dict[str, Any]
+    """The model that read it."""
+    saes: list[dict[str, Any]]
+    """Name, digest, shape and provenance of each SAE."""
+    across: str
+    """What the values are: a column, or ``sae``."""
+    classes: list[str]
+    values: list[Value]
+    ways: list[Way]
+    cells: list[Cell]
+    """One per way, training value and test value, in this order."""
+    notes: list[str]
+    """What a reader must know."""
+
+    def check(self) -> None:
+        """Refuse what contradicts itself; raises `FormatError`."""
+        names = [value.name for value in self.values]
+        expected = [(way.name, a, b) for way in self.ways for a in names for b in names]
+        if not names or [(cell.arm, cell.train, cell.test) for cell in self.cells] != expected:
+            raise FormatError(
+                f"a saved transfer of {len(names)} values and {len(self.ways)} ways must hold {len(expected)} "
+                f"cells in order; it holds {len(self.cells)}. The file was altered."
+            )
+
+    # ------------------------------------------------------------------ parts
+
+    def way(self, name: str) -> Way:
+        """A way to classify by its name.
+
+        Raises
+        ------
+        ConfigError
+            There is none of that name.
+        """
+        names = [way.name for way in self.ways]
+        if name not in names:
+            raise ConfigError(f"there must be an arm `{name}` in this transfer. {did_you_mean(name, names)}")
+        return self.ways[names.index(name)]
+
+    def cell(self, arm: str, train: str, test: str) -> Cell:
+        """The cell of an arm, trained on `train` and judged on `test`.
+
+        Raises
+        ------
+        ConfigError
+            There is no such arm or value.
+        """
+        self.way(arm)
+        names = [value.name for value in self.values]
+        for name in (train, test):
+            if name not in names:
+                raise ConfigError(f"`{name}` must be a value of `{self.across}`. {did_you_mean(name, names)}")
+        return next(c for c in self.cells if (c.arm, c.train, c.test) == (arm, train, test))
+
+    def matrix(self, arm: str, name: str = "macro_f1") -> list[list[float | None]]:
+        """Values of one number for an arm: a row per training value, a column per test value.
+
+        Raises
+        ------
+        ConfigError
+            There is no such arm or number.
+        """
+        if name not in MATRICES:
+            raise ConfigError(f"a matrix must be of a known number; got `{name}`. {did_you_mean(name, MATRICES)}")
+        self.way(arm)
+        found = [getattr(cell, name) for cell in self.cells if cell.arm == arm]
+        numbers = [None if each is None or math.isnan(each.value) else each.value for each in found]
+        n = len(self.values)
+        return [numbers[row * n : (row + 1) * n] for row in range(n)]
+
+    @property
+    def verdict_metric(self) -> str:
+        """What the verdicts against dense states look at: ``macro_f1`` or ``auc``."""
+        return str(self.settings.get("metric", "macro_f1"))
+
+    # ------------------------------------------------------------------ tables
+
+    def table(self) -> list[list[str]]:
+        """One line per way to classify, headings first."""
+        decides = "AUC" if self.verdict_metric == "auc" else "F1"
+        minus = {way.name: way.minus_dense_auc if decides == "AUC" else way.minus_dense for way in self.ways}
+        if len(self.values) == 1:
+            lines = [["", "macro-F1", "AUC", f"{decides} − dense", "verdict"]]
+            return lines + [
+                [way.name, str(way.native), str(way.native_auc), _text(minus[way.name]), way.against_dense or "–"]
+                for way in self.ways
+            ]
+        lines = [
+            [
+                "", "native F1", "transferred F1", "drop", "transferred AUC", "above chance", f"{decides} − dense",
+                "verdict",
+            ]
+        ]  # fmt: skip
+        return lines + [
+            [
+                way.name, str(way.native), _text(way.transferred), _text(way.drop), _text(way.transferred_auc),
+                f"{way.n_above} of {way.n_cells}", _text(minus[way.name]), way.against_dense or "–",
+            ]
+            for way in self.ways
+        ]  # fmt: skip
+
+    def matrix_table(self, arm: str, name: str = "macro_f1") -> list[list[str]]:
+        """One matrix as text: rows trained on, columns tested on. With ``auc``, ``*`` marks cells not at chance."""
+        cells = {(cell.train, cell.test): cell for cell in self.cells if cell.arm == arm}
+        names = [value.name for value in self.values]
+        lines = [["train ↓ test →", *names]]
+        for train, numbers in zip(names, self.matrix(arm, name)):
+            marks = ["*" if name == "auc" and cells[train, test].chance in CHANCE[::2] else "" for test in names]
+            shown = ["–" if number is None else f"{number:.2f}" for number in numbers]
+            lines.append([train, *(text + mark for text, mark in zip(shown, marks))])
+        return lines
+
+    def sentences(self, arm: str | None = None) -> list[str]:
+        """What every cell off the diagonal says, in words; of one arm or of all."""
+        if arm is not None:
+            self.way(arm)
+        return [cell.sentence for cell in self.cells if cell.train != cell.test and arm in (None, cell.arm)]
+
+    def caption(self) -> str:
+        """One line under the table."""
+        settings = self.settings
+        judged = sum(value.n_test for value in self.values)
+        matrix = f"{len(self.values)} × {len(self.values)} by `{self.across}`, " if len(self.values) > 1 else ""
+        unit = "groups" if any(value.n_groups for value in self.values) else "rows"
+        return (
+            f"{matrix}{judged:,} test rows that no classifier has seen; {settings['level']:.0%} intervals from "
+            f"resampled {unit}; margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
+        )
+
+    def _repr_html_(self) -> str:
+        parts = [html_table(self.table(), self.caption())]
+        shown = self._shown()
+        if shown is not None:
+            caption = f"Macro-F1 of `{shown}`: trained on the row, tested on the column."
+            parts.append(html_table(self.matrix_table(shown), caption))
+        return "".join(parts)
+
+    def _shown(self) -> str | None:
+        """The arm whose matrix stands for all: the first of an SAE."""
+        if len(self.values) == 1:
+            return None
+        return next((way.name for way in self.ways if way.family == "sae"), self.ways[0].name)
+
+
+def _text(measured: Measured | None) -> str:
+    return "–" if measured is None else str(measured)
+
+
+def near_chance(auc: Measured) -> str:
+    """Where an AUC lies beside 0.5: one of `CHANCE`.
+
+    >>> near_chance(Measured(0.53, 0.49, 0.57)), near_chance(Measured(0.6, 0.55, 0.65))
+    ('at chance', 'above chance')
+    """
+    if not auc.is_defined or auc.low is None or auc.high is None:
+        return "unknown"
+    if auc.low > 0.5:
+        return "above chance"
+    return "below chance" if auc.high < 0.5 else "at chance"
+
+
+def loss(drop: Measured, margin: float) -> str:
+    """What a drop says at a margin: ``lost``, ``kept``, ``gained`` or ``undecided``.
+
+    >>> loss(Measured(0.2, 0.15, 0.25), 0.01), loss(Measured(0.0, -0.005, 0.005), 0.01)
+    ('lost', 'kept')
+    """
+    from ..measure.paired_scores import verdict
+
+    return {"better": "lost", "worse": "gained", "equivalent": "kept", "undecided": "undecided"}[verdict(drop, margin)]
+
+
+def cell_sentence(cell: Cell) -> str:
+    """A cell in words."""
+    where = f"`{cell.arm}` trained on {cell.train}"
+    if cell.train == cell.test:
+        return f"{where}, tested on unseen rows of it: macro-F1 {cell.macro_f1:.2f}, AUC {cell.auc:.2f}."
+    chance = {
+        "above chance": f"above chance (AUC {cell.auc:.2f})",
+        "at chance": f"at chance: AUC {cell.auc:.2f} holds 0.5",
+        "below chance": f"below chance (AUC {cell.auc:.2f}): what it learned points the other way",
+        "unknown": f"AUC {cell.auc:.2f}, no interval",
+    }[cell.chance]
+    drop = {
+        "lost": f"{cell.drop:.2f} macro-F1 lost against training on {cell.test} itself",
+        "kept": f"as good as training on {cell.test} itself",
+        "gained": f"better than training on {cell.test} itself (drop {cell.drop:.2f})",
+        "undecided": f"drop from training on {cell.test} itself undecided ({cell.drop:.2f})",
+    }[cell.verdict]
+    return f"{where}, tested on {cell.test}: macro-F1 {cell.macro_f1:.2f}, {chance}; {drop}."
+
+
+def way_sentence(way: Way, values: Sequence[Value], across: str, metric: str = "macro_f1") -> str:
+    """A way to classify in words."""
+    dense = ""
+    minus, unit = (way.minus_dense_auc, "AUC") if metric == "auc" else (way.minus_dense, "macro-F1")
+    if minus is not None:
+        words = {
+            "better": "better than", "worse": "worse than", "equivalent": "as good as",
+            "undecided": "not told apart from",
+        }  # fmt: skip
+        dense = f"; {words[way.against_dense or 'undecided']} dense states ({minus:.3f} {unit})"
+    if way.transferred is None or way.drop is None:
+        return f"`{way.name}`: macro-F1 {way.native:.2f}, AUC {way.native_auc:.2f}{dense}."
+    counts = [
+        (way.n_above, "above chance"), (way.n_at, "at chance"), (way.n_below, "below chance"),
+    ]  # fmt: skip
+    told = ", ".join(f"{count} {what}" for count, what in counts if count) or "none judged"
+    return (
+        f"`{way.name}`: macro-F1 {way.native:.2f} on the {across} trained on, {way.transferred:.2f} on another "
+        f"(drop {way.drop:.2f}); of {way.n_cells} pairs of different {across}s {told}{dense}."
+    )

@@ -1,0 +1,241 @@
+"""The result of a comparison: plain data, its table and its notebook view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..errors import FormatError
+from ..matching.matching import Certificate
+from ..measure.results import Measured, Result
+from .concept_groups import Groups, SharingLaw
+
+
+@dataclass(frozen=True)
+class Side:
+    """The matching of the decoders, or of the encoders, of two SAEs."""
+
+    partner: list[int] = field(repr=False)
+    """Per latent of the first SAE: the latent of the second that it is matched with, -1 for none."""
+    cosine: list[float | None] = field(repr=False)
+    """Cosine of each pair, rounded to 6 decimals; None for none."""
+    mean_cosine: Measured
+    """Mean over the pairs."""
+    max_cosine: Measured
+    """Mean over both directions of the mean largest cosine with any latent of the other: no matching, larger."""
+    pw_mcc: Measured
+    """The same with absolute cosines."""
+    certificate: Certificate
+    """Proof that no other one-to-one matching has a larger sum of cosines."""
+
+
+@dataclass(frozen=True)
+class OnRows:
+    """How alike two SAEs act on the same rows."""
+
+    correlation: Measured
+    """Mean Pearson correlation of the codes of pairs (matched by decoder) of which both fire."""
+    n_pairs: int
+    """Pairs of which both fire on the rows seen."""
+    cka: Measured
+    """Linear CKA of the codes (debiased), over a sample of rows; it needs no matching."""
+    rsa: Measured
+    """Spearman correlation of the dissimilarities of codes between rows, over the same sample."""
+    shared_alive: Measured | None = None
+    """Shared pairs of which both fire on the rows, as a share of the latents that fire, in the SAE that has fewer of
+    those. None in files of schema 1 and 2."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two SAEs compared."""
+
+    first: str
+    """Name of one SAE."""
+    second: str
+    """Name of the other."""
+    same_seed: bool
+    """Whether both began from the same random weights (same seed and shape): what they share says nothing then."""
+    shared: Measured
+    """Share of latents whose partners agree on both sides with both cosines over the threshold."""
+    aligned: Measured
+    """Share of latents with both cosines over the threshold, whether or not the partners agree."""
+    equal: Measured
+    """Share of latents whose decoder and encoder partners agree, at any cosine."""
+    decoder: Side
+    """Matching of the decoder rows."""
+    encoder: Side
+    """Matching of the encoder rows, found independently."""
+    on_rows: OnRows | None
+    """What the two do on rows; None where none were given."""
+
+
+@dataclass(frozen=True)
+class Null:
+    """The same quantities for dictionaries that have nothing in common: what chance gives."""
+
+    made: str
+    """How the two dictionaries were made."""
+    shared: Measured
+    equal: Measured
+    mean_cosine: Measured
+    max_cosine: Measured
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the SAEs, latent by latent."""
+
+    name: str
+    """What tables call it; unique within a comparison."""
+    sae: dict[str, Any]
+    """n_latents, d_in, rule, digest of all tensors, provenance."""
+    found_in: list[int] = field(repr=False)
+    """Per latent: the number of SAEs that have it, itself included."""
+    stability: list[float] = field(repr=False)
+    """Per latent: the share of the other SAEs that have it, the probability that another seed finds it. SAEs that began
+    from the same random weights do not count where there are others."""
+    alignment: list[float | None] = field(default_factory=list, repr=False)
+    """Per latent: mean over those SAEs, and over decoder and encoder, of the cosine with its partner; None where it has
+    none."""
+    frequency: list[float] = field(default_factory=list, repr=False)
+    """Per latent: share of the rows on which it fires; empty where no rows were given."""
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
+    """Which latents SAEs share, beside what chance gives.
+
+    Shares are of the latents of the narrower SAE of a pair: only so many can have a partner.
+
+    Examples
+    --------
+    ::
+
+        result = sk.compare(saes)
+        result.shared                       # with its interval; result.shared_null beside it
+        result.saes[0].stability            # of each latent
+        result.pairs[0].decoder.certificate.gap
+    """
+
+    KIND: ClassVar[str] = "comparison"
+    SCHEMA: ClassVar[int] = 3
+
+    rows: dict[str, Any] | None
+    """``info`` of the rows; None where none were given."""
+    n_rows: int
+    """Rows seen."""
+    shared: Measured
+    """Share of latents that two SAEs have in common: mean over pairs of SAEs, as all means below. Pairs that began from
+    the same random weights do not count where there are others."""
+    shared_null: Measured | None
+    """The same for random dictionaries of the same shape (None without controls)."""
+    equal: Measured
+    """Share of latents whose decoder and encoder partners agree: mean over pairs. Read it beside its null only: where
+    encoders still resemble decoders, as after little training, partners agree whether or not the SAEs do."""
+    equal_null: Measured | None
+    """The same for the first pair with the coordinates of the second permuted, which keeps how much each encoder
+    resembles its decoder; of dictionaries without that resemblance 1 / n_latents would agree."""
+    mean_cosine: Measured
+    """Mean cosine of matched decoder rows: mean over pairs."""
+    mean_cosine_null: Measured | None
+    mean_cosine_encoder: Measured
+    """Mean cosine of matched encoder rows: mean over pairs."""
+    max_cosine: Measured
+    """Mean largest cosine of decoder rows, without matching: mean over pairs."""
+    max_cosine_null: Measured | None
+    pw_mcc: Measured
+    """Mean largest absolute cosine of decoder rows: mean over pairs."""
+    certificate: dict[str, Certificate]
+    """``decoder`` and ``encoder``: objective, dual bound and gap, summed over the pairs."""
+    in_exactly: list[Measured]
+    """Share of latents that exactly 1, 2, … m of the m SAEs have: mean over the SAEs."""
+    only_in_one: list[Measured]
+    """Share of latents that none of the others has, among any 2, 3, … m of the SAEs."""
+    saes: list[Compared]
+    """One per SAE, in the order given."""
+    pairs: list[Pair]
+    """All pairs of SAEs: (0, 1), (0, 2), …, (1, 2), …"""
+    nulls: dict[str, Null]
+    """``random``: random directions; ``permuted``: the second SAE with its coordinates permuted."""
+    groups: Groups | None = None
+    """Latents clustered over all SAEs into concepts. None in files of schema 1."""
+    law: SharingLaw | None = None
+    """How `only_in_one` falls with the number of SAEs; None below five of them."""
+    shared_alive: Measured | None = None
+    """`shared` among latents that fire on the rows: those that never do cannot be found again, and lower `shared`. None
+    without rows, and in files of schema 1 and 2."""
+
+    def check(self) -> None:
+        """Refuse what contradicts itself; raises `FormatError`."""
+        m = len(self.saes)
+        if m < 2 or len(self.pairs) != m * (m - 1) // 2 or len(self.in_exactly) != m:
+            raise FormatError(
+                f"a saved comparison of {m} SAEs must hold every pair of at least two SAEs; it holds "
+                f"{len(self.pairs)} pairs. The file was altered."
+            )
+
+    def table(self) -> list[list[str]]:
+        """Rows of text, headings first: all pairs together, what chance gives, then each pair."""
+        head = ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"]
+        with_rows = any(pair.on_rows for pair in self.pairs)
+        head += ["shared alive", "correlation", "cka"] if with_rows else []
+        gap = [""] * (2 if with_rows else 0)
+        alive = [""] if with_rows else []
+        lines = [head]
+        if len(self.pairs) > 1:
+            lines.append([
+                f"{self.n_counted} pairs",
+                *map(str, (self.shared, self.equal, self.mean_cosine, self.mean_cosine_encoder, self.max_cosine)),
+                *(alive if self.shared_alive is None else [str(self.shared_alive)]),
+                *gap,
+            ])  # fmt: skip
+        for pair in self.pairs:
+            sides = pair.decoder.mean_cosine, pair.encoder.mean_cosine, pair.decoder.max_cosine
+            on_rows = [] if not with_rows else ["–"] * 3
+            if pair.on_rows is not None:
+                seen = pair.on_rows
+                on_rows = [
+                    "–" if each is None else str(each) for each in (seen.shared_alive, seen.correlation, seen.cka)
+                ]
+            mark = " *" if pair.same_seed else ""
+            lines.append(
+                [f"{pair.first} | {pair.second}{mark}", *map(str, (pair.shared, pair.equal, *sides)), *on_rows]
+            )
+        lines += [
+            [
+                f"  {name}",
+                str(null.shared),
+                str(null.equal),
+                str(null.mean_cosine),
+                "",
+                str(null.max_cosine),
+                *alive,
+                *gap,
+            ]
+            for name, null in self.nulls.items()
+        ]
+        return lines
+
+    @property
+    def n_counted(self) -> int:
+        """Pairs that the means are over: those that began apart, or all where none did."""
+        return sum(not pair.same_seed for pair in self.pairs) or len(self.pairs)
+
+    def caption(self) -> str:
+        """One line under the table: what counts as shared, where intervals come from, how exact the matching is."""
+        operator = ">" if self.settings["strict"] else ">="
+        gap = max(certificate.gap for certificate in self.certificate.values())
+        found = ", ".join(f"{each:.1%}".split(" [")[0] for each in self.in_exactly)
+        many = f"; in exactly 1 … {len(self.saes)} of {len(self.saes)} SAEs: {found}" if len(self.saes) > 2 else ""
+        marked = any(pair.same_seed for pair in self.pairs)
+        warning = "; * began from the same random weights, no test of stability" if marked else ""
+        warning += ": not in the means" if marked and self.n_counted < len(self.pairs) else ""
+        alive = (
+            "" if self.shared_alive is None else f"; of latents that fire on the rows {self.shared_alive} are shared"
+        )
+        return (
+            f"shared: decoder and encoder partners agree, both cosines {operator} {self.settings['threshold']}; "
+            f"{self.settings['intervals']['level']:.0%} intervals {self.settings['intervals']['over']}; "
+            f"matching exact within {gap:.0e} in all{alive}{many}{warning}"
+        )

@@ -1,0 +1,1 @@
+"""Is an SAE faithful? Reconstruction, sparsity, redundancy and what it costs the model."""

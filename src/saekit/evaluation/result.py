@@ -1,0 +1,135 @@
+"""The result of an evaluation: plain data, its table and its notebook view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from ..errors import FormatError
+from ..measure.accumulators import DensityHistogram
+from ..measure.metrics import Metrics
+from ..measure.results import Result, result_to_json
+
+
+@dataclass(frozen=True)
+class Control:
+    """The same numbers for something that the SAE must beat."""
+
+    metrics: Metrics
+    """Its own values."""
+    differences: Metrics
+    """The SAE's value minus its own, over the same resamples of documents (paired)."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """How it was made."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was measured about one SAE."""
+
+    name: str
+    """What tables call it; unique within an evaluation."""
+    sae: dict[str, Any]
+    """n_latents, d_in, rule, digest of all tensors, provenance."""
+    on_training_rows: bool | None
+    """Whether the rows are the ones it was trained on (same digest); None where that is not known."""
+    metrics: Metrics
+    """Its values."""
+    density: DensityHistogram
+    """How often its latents fire."""
+    controls: dict[str, Control]
+    """By name: ``untrained``, ``frozen-decoder`` where given, ``pca``."""
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Result):
+    """How well SAEs reconstruct rows, and what they cost the language model, beside their controls.
+
+    Examples
+    --------
+    ::
+
+        result = sk.evaluate(saes, rows)
+        result.metrics.fvu.value                              # of the first SAE
+        result.entries[1].controls["pca"].differences["fvu"]  # SAE minus PCA, with its interval
+    """
+
+    KIND: ClassVar[str] = "evaluation"
+    SCHEMA: ClassVar[int] = 1
+
+    rows: dict[str, Any]
+    """``info`` of the rows: model, hook, data, digest, filters."""
+    n_rows: int
+    """Rows seen."""
+    language_model: dict[str, Any] | None
+    """Model, hook, texts and tokens of the cross-entropies; None without them."""
+    entries: list[Entry]
+    """One per SAE, in the order given."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Of the first SAE."""
+        return self.entries[0].metrics
+
+    @property
+    def controls(self) -> dict[str, Control]:
+        """Of the first SAE."""
+        return self.entries[0].controls
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: everything, and `metrics` of the first SAE once more at the top level."""
+        plain = result_to_json(self)
+        return {"kind": plain.pop("kind"), "schema": plain.pop("schema"), "metrics": self.metrics.to_json(), **plain}
+
+    @classmethod
+    def from_json(cls, plain: Any, where: str = "evaluation") -> Self:
+        """Return the evaluation that `to_json` made; raises `FormatError` also where the two `metrics` differ."""
+        plain = dict(plain) if isinstance(plain, dict) else plain
+        top = plain.pop("metrics", None) if isinstance(plain, dict) else None
+        result = super().from_json(plain, where)
+        if top != result.metrics.to_json():
+            raise FormatError("`metrics` must equal those of the first entry; they differ. The file was altered.")
+        return result
+
+    def check(self) -> None:
+        """Refuse what contradicts itself; raises `FormatError`."""
+        if not self.entries:
+            raise FormatError("`evaluation.entries` must hold at least one SAE; it is empty.")
+
+    def table(self, names: tuple[str, ...] | None = None) -> list[list[str]]:
+        """Rows of text, headings first; each SAE is followed by its controls.
+
+        Parameters
+        ----------
+        names
+            Metrics to show; by default fvu, l0, dead_fraction, cosine and, with a language model, ce_sae,
+            ce_recovered_zero, ce_recovered_mean, kl.
+        """
+        names = names or tuple(name for name in _SHOWN if name in self.metrics)
+        lines = [["", *(_HEADINGS.get(name, name) for name in names)]]
+        for entry in self.entries:
+            lines.append([entry.name, *(_cell(entry.metrics, name) for name in names)])
+            lines += [
+                [f"  {label}", *(_cell(control.metrics, name) for name in names)]
+                for label, control in entry.controls.items()
+            ]
+        return lines
+
+    def caption(self) -> str:
+        """Return the line under the table: rows, tokens, level of the intervals."""
+        tokens = "" if self.language_model is None else f", {self.language_model['n_tokens']:,} predicted tokens"
+        seen = "; rows that the SAE was trained on" if any(entry.on_training_rows for entry in self.entries) else ""
+        return f"{self.n_rows:,} rows{tokens}; {self.settings['intervals']['level']:.0%} intervals{seen}"
+
+
+_SHOWN = ("fvu", "l0", "dead_fraction", "cosine", "ce_sae", "ce_recovered_zero", "ce_recovered_mean", "kl")
+_HEADINGS = {
+    "dead_fraction": "dead",
+    "ce_sae": "ce",
+    "ce_recovered_zero": "recovered (zero)",
+    "ce_recovered_mean": "recovered (mean)",
+}
+
+
+def _cell(metrics: Metrics, name: str) -> str:
+    return str(metrics[name]) if name in metrics else "–"

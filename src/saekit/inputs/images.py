@@ -1,0 +1,430 @@
+"""Images from wherever they lie: a folder, an array, an IDX file, a data set; each opened when it is asked for."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import ConfigError, DataError, FormatError, did_you_mean, listed
+from ..files import digest_bytes
+from ..randomness import random_order
+from .hub_datasets import _open_hub
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+"""What image files in a folder end in."""
+
+_HUB = 2  # a name with this many parts may be one of the hub
+
+
+@dataclass(frozen=True, eq=False)
+class Images(Sequence[Any]):
+    """Images in a fixed order, with the other columns of their table; an image is opened when it is asked for.
+
+    Examples
+    --------
+    >>> images = read_images(np.zeros((3, 8, 8), np.uint8))
+    >>> len(images), images[0].size, images.ids
+    (3, (8, 8), ('0', '1', '2'))
+    """
+
+    ids: tuple[str, ...] = field(repr=False)
+    """One name per image: its path in the folder, or its number."""
+    columns: dict[str, tuple[Any, ...]] = field(repr=False)
+    """The other columns, one entry per image; ``label`` where the source has labels."""
+    info: dict[str, Any]
+    """Where they come from (plain JSON): kind, name, n_images, complete, digest."""
+    _open: Callable[[int], Any] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Images: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        """One image (``PIL.Image.Image``), or some of them as `Images`."""
+        if isinstance(index, slice):
+            return self.pick(range(len(self))[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._open(range(len(self))[index])
+
+    def pick(self, index: Sequence[int] | np.ndarray) -> Images:
+        """The images at `index`, in that order."""
+        places = [int(i) for i in index]
+        ids = tuple(self.ids[i] for i in places)
+        digest = digest_bytes(f"{self.digest} {places}".encode())
+        return Images(
+            ids,
+            {name: tuple(values[i] for i in places) for name, values in self.columns.items()},
+            {**self.info, "n_images": len(ids), "digest": digest},
+            lambda i: self._open(places[i]),
+        )
+
+    def with_columns(self, **columns: Sequence[Any]) -> Images:
+        """The same images with further columns, or others of the same name: ``images.with_columns(label=labels)``.
+
+        Raises
+        ------
+        DataError
+            A column has another length.
+        """
+        for name, values in columns.items():
+            if len(values) != len(self):
+                raise DataError(f"column `{name}` must have an entry per image, {len(self)}; got {len(values)}.")
+        # numbers of numpy are no plain values
+        plain = {
+            name: tuple(each.item() if isinstance(each, np.generic) else each for each in values)
+            for name, values in columns.items()
+        }
+        return Images(self.ids, {**self.columns, **plain}, self.info, self._open)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all images, in order."""
+        return str(self.info["digest"])
+
+    def column(self, name: str) -> tuple[Any, ...]:
+        """One column of the table.
+
+        Raises
+        ------
+        DataError
+            There is no such column.
+        """
+        if name not in self.columns:
+            known = list(self.columns)
+            raise DataError(
+                f"`{self.info['name']}` must have a column `{name}`; its columns are "
+                f"{listed(known, 12) if known else 'none'}. {did_you_mean(name, known) if known else ''}".rstrip()
+            )
+        return self.columns[name]
+
+
+def read_images(
+    data: Any,
+    *,
+    image: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+) -> Images:
+    """Read images and the labels beside them.
+
+    Parameters
+    ----------
+    data
+        A folder of image files (the first subfolder is the label); a ``.npy`` or ``.npz`` file of arrays
+        ``[n, height, width]`` or ``[n, height, width, 1 | 3]`` (other arrays of n entries in the .npz are columns); an
+        IDX file, gzipped or not (``…-images-idx3-ubyte``; labels from ``…-labels-idx1-ubyte`` beside it); a folder that
+        ``Dataset.save_to_disk`` wrote; a hub name ``owner/name[:config][@split]``; such an array; or a sequence of PIL
+        images or arrays. Arrays hold ``uint8``, or numbers from 0 to 1.
+    image
+        Column of the images in a data set; None: the one that holds images.
+    split
+        Split of a data set; None: ``train`` where there is one.
+    limit
+        Most images to read. They are drawn from all by a fixed permutation, because files are often sorted by class;
+        of a data set on the hub, the first ones are read.
+
+    Returns
+    -------
+    Images
+
+    Raises
+    ------
+    DataError
+        No such file, no image in it, or arrays that are no images.
+    FormatError
+        An image or file is damaged.
+    OfflineError
+        A data set of the hub is wanted and the hub cannot be reached.
+    ConfigError
+        `limit` is not positive.
+    """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ConfigError(f"`limit` must be a positive integer or None; got {limit!r}.")
+    images = _read(data, image, split, limit)
+    if limit is not None and limit < len(images):
+        images = images.pick(np.sort(random_order(len(images), "images")[:limit]))
+        images.info["complete"] = False
+    return images
+
+
+def _read(data: Any, image: str | None, split: str | None, limit: int | None) -> Images:
+    if isinstance(data, Images):
+        return data
+    if not isinstance(data, str | os.PathLike):
+        return _from_values(data)
+    name = os.fspath(data)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
+            return _from_disk(path, image, split)
+        return _from_folder(path)
+    if path.is_file():
+        return _from_file(path)
+    bare, _, named_split = name.partition("@")
+    parts = bare.partition(":")[0].split("/")
+    if name.startswith((".", "/", "~")) or len(parts) != _HUB or path.suffix.lower() in (*ENDINGS, ".npy", ".npz"):
+        raise DataError(
+            f"`{name}` must be a folder of images, a .npy, .npz or IDX file, or a hub data set `owner/name`; there is "
+            "no such file or folder. Check the path."
+        )
+    config = bare.partition(":")[2] or None
+    records, source = _open_hub(name, "/".join(parts), config, split or named_split or None)
+    found = _from_records(list(islice(records, limit)), source, image)
+    found.info["complete"] = limit is None or len(found) < limit
+    return found
+
+
+def _from_folder(path: Path) -> Images:
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
+    if not files:
+        raise DataError(
+            f"`{path}` must hold image files ({listed(ENDINGS, 10)}), in one subfolder per label or without; it holds "
+            "none. Check the path."
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(path).as_posix()} {content}\n".encode())
+    parts = [file.relative_to(path).parts for file in files]
+    labelled = all(len(part) > 1 for part in parts)
+    return _images(
+        tuple("/".join(part) for part in parts),
+        {"label": tuple(part[0] for part in parts)} if labelled else {},
+        {"kind": "folder", "name": path.resolve().name, "digest": "sha256:" + digest.hexdigest()},
+        lambda i: _open_image(files[i].read_bytes(), str(files[i])),
+    )
+
+
+def _open_image(data: bytes, name: str) -> Any:
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError) as error:
+        raise FormatError(
+            f"`{name}` must be an image; it cannot be read: {_first_line(error)}. Remove it or save it again."
+        ) from None
+
+
+def _from_file(path: Path) -> Images:
+    if path.suffix == ".npy":
+        return _from_array(_load_numpy(path), {"kind": "array", "name": path.name})
+    if path.suffix == ".npz":
+        arrays = _load_numpy(path)
+        found = [name for name, values in arrays.items() if values.ndim >= 3]
+        if len(found) != 1:
+            raise DataError(
+                f"`{path.name}` must hold one array of images [n, height, width(, channels)]; of its arrays "
+                f"{listed(arrays)} there are {len(found)} with three axes or more. Save them in separate files."
+            )
+        pixels = arrays[found[0]]
+        others = {name: values for name, values in arrays.items() if values.shape == (len(pixels),)}
+        columns = {_COLUMN.get(name, name): tuple(values.tolist()) for name, values in others.items()}
+        return _from_array(pixels, {"kind": "array", "name": path.name}, columns)
+    if "idx" in path.name:
+        return _from_idx(path)
+    if path.suffix.lower() in ENDINGS:
+        raise DataError(f"images come in folders; `{path.name}` is a single one. Give the folder that holds it.")
+    raise DataError(
+        f"images come from a folder, a .npy, .npz or IDX file; got `{path.name}`. Read it yourself and pass an array."
+    )
+
+
+_COLUMN = {"labels": "label", "y": "label", "target": "label", "targets": "label"}
+
+
+def _load_numpy(path: Path) -> Any:
+    try:
+        with open(path, "rb") as stream:
+            found = np.load(stream, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise FormatError(
+            f"`{path}` must be a file of numpy arrays of numbers; it cannot be read: {_first_line(error)}. "
+            "Save it again."
+        ) from None
+
+
+def _from_idx(path: Path) -> Images:
+    pixels = _read_idx(path)
+    columns: dict[str, tuple[Any, ...]] = {}
+    beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    if beside != path and beside.is_file():
+        labels = _read_idx(beside)
+        if labels.shape != (len(pixels),):
+            raise DataError(
+                f"`{beside.name}` must hold one label per image of `{path.name}`; it holds {labels.shape} for "
+                f"{len(pixels)} images. Are they of the same set?"
+            )
+        columns["label"] = tuple(labels.tolist())
+    return _from_array(pixels, {"kind": "idx", "name": path.name}, columns)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An IDX array of bytes: two zero bytes, type 8, the number of axes, their lengths (big-endian), the values."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zero, kind, n_axes = struct.unpack(">HBB", data[:4])
+        shape = struct.unpack(f">{n_axes}I", data[4 : 4 + 4 * n_axes])
+        values = np.frombuffer(data, np.uint8, offset=4 + 4 * n_axes)
+        if zero != 0 or kind != 8 or len(values) != np.prod(shape):
+            raise ValueError(f"{len(values)} values of type {kind} for shape {shape}")
+    except (struct.error, ValueError, EOFError, gzip.BadGzipFile, OSError) as error:
+        raise FormatError(
+            f"`{path}` must be an IDX file of bytes; it makes no sense: {_first_line(error)}. Fetch it again."
+        ) from None
+    return values.reshape(shape)
+
+
+def _from_disk(path: Path, image: str | None, split: str | None) -> Images:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(path))
+    except Exception as error:  # whatever pyarrow and datasets raise for a damaged folder
+        raise FormatError(
+            f"`{path}` must be a data set that save_to_disk wrote; it cannot be read: {_first_line(error)}."
+        ) from None
+    if isinstance(found, DatasetDict):
+        wanted = split or ("train" if "train" in found else next(iter(found)))
+        if wanted not in found:
+            raise DataError(f"`{path.name}` must have the split `{wanted}`; it has {listed(found)}.")
+        found, split = found[wanted], wanted
+    classes = {name: kind.names for name, kind in found.features.items() if hasattr(kind, "names")}
+    records = [
+        {key: classes[key][value] if key in classes and value is not None and value >= 0 else value
+         for key, value in record.items()}
+        for record in found
+    ]  # fmt: skip
+    return _from_records(records, {"kind": "disk", "name": path.resolve().name, "split": split}, image)
+
+
+def _from_records(records: list[dict[str, Any]], source: dict[str, Any], image: str | None) -> Images:
+    if not records:
+        raise DataError(f"`{source['name']}` must hold at least one image; it has no rows.")
+    with_pixels = [name for name, value in records[0].items() if _is_image(value)]
+    if image is not None and image not in records[0]:
+        raise DataError(
+            f"`{source['name']}` must have a column `{image}`; its columns are {listed(records[0], 12)}. "
+            f"{did_you_mean(image, records[0])}"
+        )
+    name = image or (with_pixels[0] if with_pixels else None)
+    if name is None or not _is_image(records[0][name]):
+        raise DataError(
+            f"`{source['name']}` must have a column of images; its columns are {listed(records[0], 12)}. Name it "
+            "(image=…)."
+        )
+    columns = {
+        key: tuple(record[key] for record in records)
+        for key, value in records[0].items()
+        if key != name and isinstance(value, str | int | float | bool | type(None))
+    }
+    return _from_values([record[name] for record in records], source, columns)
+
+
+def _is_image(value: Any) -> bool:
+    import PIL.Image
+
+    return isinstance(value, PIL.Image.Image)
+
+
+def _from_values(
+    data: Any, source: Mapping[str, Any] | None = None, columns: dict[str, tuple[Any, ...]] | None = None
+) -> Images:
+    """An array of images, or a sequence of images and arrays."""
+    source = source or {"kind": "list", "name": "list"}
+    if isinstance(data, Tensor):
+        data = data.detach().cpu().numpy()
+    if isinstance(data, np.ndarray) and data.dtype != object:
+        return _from_array(data, {"kind": "array", "name": "array"} if source["kind"] == "list" else source, columns)
+    try:
+        values = list(data)
+    except TypeError:
+        raise DataError(
+            f"images must be a path, an array or a sequence of images; got {type(data).__name__}."
+        ) from None
+    if not values:
+        raise DataError("there must be at least one image; the list is empty.")
+    opened = [
+        value if _is_image(value) else _as_image(np.asarray(value), f"image {i}") for i, value in enumerate(values)
+    ]
+    digest = hashlib.sha256()
+    for each in opened:
+        digest.update(f"{each.mode} {each.size} ".encode() + each.tobytes())
+    return _images(
+        tuple(map(str, range(len(opened)))),
+        columns or {},
+        {**source, "digest": "sha256:" + digest.hexdigest()},
+        lambda i: opened[i],
+    )
+
+
+def _from_array(pixels: Any, source: Mapping[str, Any], columns: dict[str, tuple[Any, ...]] | None = None) -> Images:
+    name = f"`{source['name']}`" if source["name"] != "array" else "the array"
+    if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[-1] not in (1, 3)) or not pixels.size:
+        hint = "Move the channels to the end." if pixels.ndim == 4 and pixels.shape[1] in (1, 3) else "Reshape it."
+        raise DataError(
+            f"{name} must hold images [n, height, width] or [n, height, width, 1 | 3]; its shape is "
+            f"{tuple(pixels.shape)}. {hint}"
+        )
+    pixels = _as_bytes(pixels, name)
+    header = f"{pixels.shape} ".encode()
+    return _images(
+        tuple(map(str, range(len(pixels)))),
+        columns or {},
+        {**source, "digest": digest_bytes(header + np.ascontiguousarray(pixels).tobytes())},
+        lambda i: _as_image(pixels[i], f"image {i}"),
+    )
+
+
+def _as_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = (float(pixels.min()), float(pixels.max())) if pixels.dtype.kind in "fiub" else (0.0, np.inf)
+    if low >= 0 and high <= 1:
+        return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
+    if pixels.dtype.kind in "iu" and low >= 0 and high <= 255:
+        return pixels.astype(np.uint8)
+    raise DataError(
+        f"{name} must hold pixels as uint8, or as numbers from 0 to 1; got {pixels.dtype} from {low:g} to {high:g}. "
+        "Scale them."
+    )
+
+
+def _as_image(pixels: np.ndarray, name: str) -> Any:
+    import PIL.Image
+
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[-1] != 3):
+        raise DataError(
+            f"{name} must be [height, width] or [height, width, 1 | 3]; its shape is {tuple(pixels.shape)}."
+        )
+    return PIL.Image.fromarray(_as_bytes(pixels, name))
+
+
+def _images(
+    ids: tuple[str, ...], columns: dict[str, tuple[Any, ...]], info: dict[str, Any], opener: Callable[[int], Any]
+) -> Images:
+    return Images(ids, columns, {**info, "n_images": len(ids), "complete": True}, opener)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,115 @@
+"""What an SAE must beat: an untrained one of the same shape and rule, one whose decoder was frozen, and PCA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sae.codes import Codes
+from ..sae.model import SAE
+from ..sae.rules import GroupMax, JumpReLU, Rule, TopK
+from .pca import PCA
+
+CALIBRATED_NUMBERS = 2**24
+"""Pre-activations that the threshold of an untrained SAE is found from, at most."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Anything that reconstructs rows: an SAE or a control.
+
+    Parameters
+    ----------
+    name
+        What tables call it.
+    forward
+        Rows ``[n, d]`` to their reconstructions and, where there are any, their codes.
+    sae
+        The SAE behind it; None for PCA.
+    about
+        How it was made; JSON-able.
+    l0
+        Latents per row where that is fixed by construction (PCA).
+    """
+
+    name: str
+    forward: Callable[[Tensor], tuple[Tensor, Codes | None]]
+    sae: SAE | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    l0: int | None = None
+
+
+def sae_arm(name: str, sae: SAE, about: dict[str, Any] | None = None) -> Arm:
+    """An SAE as an arm; it encodes sparsely and answers on the device and in the dtype of the rows."""
+
+    def forward(x: Tensor) -> tuple[Tensor, Codes]:
+        with torch.no_grad():
+            codes = sae.encode(x)
+            return sae.decode(codes, x.to(sae.device, sae.dtype)).to(x.device, x.dtype), codes
+
+    return Arm(name, forward, sae, about or {})
+
+
+def pca_arm(pca: PCA, about: dict[str, Any]) -> Arm:
+    """Principal components as an arm."""
+    k = len(pca.components)
+    return Arm("pca", lambda x: (pca.reconstruct(x).to(x.dtype), None), None, {"k": k, **about}, k)
+
+
+def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int) -> SAE:
+    """An SAE of the same shape, rule and scaling that never saw a gradient.
+
+    Decoder rows are random unit vectors, the encoder equals the decoder, and both biases are the mean row. TopK and
+    GroupMax keep their k; rules that look at one latent at a time get one threshold for all latents, set so that
+    `l0` latents fire per row of `sample`.
+
+    Parameters
+    ----------
+    sae
+        The SAE to stand beside; ``d_in = d_out``.
+    mean
+        ``[d]`` mean row.
+    sample
+        ``[m, d]`` rows for the threshold.
+    l0
+        Latents per row that `sae` uses.
+    seed
+        Of the random directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    W = torch.randn(sae.n_latents, sae.d_in, generator=generator).to(sae.device, sae.dtype)
+    W = W / W.norm(dim=1, keepdim=True)
+    sample, mean = (t.to(sae.device, sae.dtype) for t in (sample, mean))
+    if sae.scaling.kind == "layer_norm":  # not affine: the mean of scaled rows is not the scaled mean row
+        centre = sae.scaling.apply(sample)[0].mean(0)
+    else:
+        centre = sae.scaling.apply(mean[None])[0][0]
+    same: dict[str, Any] = {
+        "b_enc": torch.zeros_like(sae.b_enc),
+        "b_pre": centre,
+        "b_dec": centre,
+        "W_skip": None,
+        "provenance": {},
+    }
+    threshold = W.new_zeros(sae.n_latents)
+    blank = sae.replace(W_enc=W, W_dec=W, rule=JumpReLU(threshold), **same)
+    return blank.replace(rule=_rule_like(sae.rule, blank, sample, l0))
+
+
+def _rule_like(rule: Rule, blank: SAE, sample: Tensor, l0: float) -> Rule:
+    """The same rule, without what it learned."""
+    if isinstance(rule, TopK):
+        return TopK(rule.k)
+    if isinstance(rule, GroupMax):
+        return GroupMax(rule.k, rule.group)
+    rows = sample[: max(CALIBRATED_NUMBERS // blank.n_latents, 16)]
+    pre = blank.pre(rows).flatten().float()
+    fired = min(round(l0 * len(rows)), len(pre))
+    # Strictly more than the threshold fires, so it is the largest number that must stay silent.
+    silent = len(pre) - fired
+    threshold = float(pre.kthvalue(silent).values) if silent else 0.0
+    return JumpReLU(torch.full((blank.n_latents,), max(threshold, 0.0), dtype=blank.dtype, device=blank.device))

@@ -1,0 +1,274 @@
+"""Which latents matter: scores streamed over rows in one pass, and the order that they give.
+
+A latent's score is a mean over rows, so it does not depend on how rows are cut into batches. The scores of all latents
+are gathered together; `rank` sorts an SAE by one of them, which changes none of its reconstructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError, ShapeError, did_you_mean
+from ..rows.arrays import ArrayRows
+from ..rows.shards import open_rows
+from ..rows.source import Source
+from ..sae.codes import Codes
+from ..sae.model import SAE
+from .accumulators import check_rows, double
+from .normal_equations import NormalEquations, column_factors, row_factors
+
+SCORES = {
+    "energy": "E[z^2]",
+    "weighted_energy": "E[z^2] * ||decoder row||^2, in squared units of the rows",
+    "frequency": "E[z != 0]",
+    "mean": "E[z]",
+    "loss": "E[||x - xh without the latent||^2 - ||x - xh||^2], the other codes as they are",
+}
+"""Scores by name, with their formula; ``z`` a latent's code. Higher is more important."""
+
+GATHERED_NUMBERS = 2**22
+"""Decoder entries that are gathered at once (float32: 16 MiB)."""
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the stage, how much is done, and the total where it is known."""
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """Scores of every latent over the same rows."""
+
+    scores: dict[str, Tensor]
+    """By name: ``float64 [n_latents]``, the mean over rows that `SCORES` says."""
+    n_rows: int
+    """Rows seen."""
+    rows: dict[str, Any] = field(default_factory=dict)
+    """What the rows are: digest, model, hook, data."""
+
+    @property
+    def alive(self) -> Tensor:
+        """``bool [n_latents]``: which latents fired at all."""
+        return self.scores["frequency"] > 0
+
+    def order(self, by: str) -> Tensor:
+        """Latents from the most to the least important; equal scores (the dead, say) stay in stored order.
+
+        Raises
+        ------
+        ConfigError
+            No score of this name.
+        """
+        if by not in self.scores:
+            raise ConfigError(f"importance: `by` must name a score; got `{by}`. {did_you_mean(by, self.scores)}")
+        return descending(self.scores[by])
+
+
+class Scores:
+    """Accumulates the scores of one SAE: ``update`` with rows, ``merge`` with another, ``compute``.
+
+    Parameters
+    ----------
+    sae
+        Whose latents; its rows in and out must have the same width.
+
+    Raises
+    ------
+    ShapeError
+        A transcoder: there is no reconstruction to lose.
+    """
+
+    def __init__(self, sae: SAE) -> None:
+        if sae.d_in != sae.d_out:
+            raise ShapeError(
+                f"importance: the SAE must write rows of the width it reads; it maps {sae.d_in} to {sae.d_out}. "
+                "The importance of a transcoder's latents needs target rows, which are not taken."
+            )
+        self._sae = sae
+        columns = column_factors(sae)
+        self._W = sae.W_dec.float() * columns.float()  # decoder rows in the units of the rows
+        self._squares = self._W.square().sum(1)
+        names = ("fires", "sum", "energy", "weighted_energy", "loss")
+        self._sums = {name: double(torch.zeros(sae.n_latents, device=sae.device)) for name in names}
+        self._n_rows = 0
+
+    def update(self, x: Tensor, codes: Codes | None = None) -> None:
+        """Add rows ``[n, d_in]``, and their codes where they are already there.
+
+        Raises
+        ------
+        ShapeError, DataError
+            Rows of another width, or NaN in them.
+        """
+        sae = self._sae
+        check_rows(x, sae.d_in)
+        x = x.to(sae.device, sae.dtype)
+        codes = sae.encode(x) if codes is None else codes
+        residual = (x - sae.decode(codes, x)).float()
+        z, latent, row = codes.values.float(), codes.indices, codes.row_of()
+        written = z * row_factors(sae, x).float()[row]
+        square = written.square() * self._squares[latent]
+        toward = torch.empty_like(z)
+        step = max(1, GATHERED_NUMBERS // sae.d_in)
+        for start in range(0, len(z), step):
+            part = slice(start, start + step)
+            toward[part] = (self._W[latent[part]] * residual[row[part]]).sum(1)
+        per_code = {
+            "fires": torch.ones_like(z),
+            "sum": z,
+            "energy": z.square(),
+            "weighted_energy": square,
+            "loss": square + 2 * written * toward,
+        }
+        for name, values in per_code.items():
+            total = self._sums[name]
+            total.index_add_(0, latent.to(total.device), double(values))
+        self._n_rows += len(x)
+
+    def merge(self, other: Scores) -> None:
+        """Add what `other`, of the same SAE, saw."""
+        for name, total in self._sums.items():
+            total += other._sums[name].to(total.device)
+        self._n_rows += other._n_rows
+
+    def compute(self, rows: dict[str, Any] | None = None) -> Importance:
+        """The scores.
+
+        Raises
+        ------
+        DataError
+            No row was added.
+        """
+        if not self._n_rows:
+            raise DataError("importance: there must be at least one row; none was added. Is the data empty?")
+        means = {name: (total / self._n_rows).cpu() for name, total in self._sums.items()}
+        scores = {
+            "energy": means["energy"],
+            "weighted_energy": means["weighted_energy"],
+            "frequency": means["fires"],
+            "mean": means["sum"],
+            "loss": means["loss"],
+        }
+        return Importance(scores, self._n_rows, rows or {})
+
+
+def importance(
+    sae: SAE, source: Any, *, rows: int | None = None, batch_rows: int = 4096, progress: Progress | None = None
+) -> Importance:
+    """Every score of every latent, in one pass over the rows.
+
+    Parameters
+    ----------
+    sae
+        An SAE with ``d_in = d_out``.
+    source
+        Rows: a source, an array ``[n, d_in]``, or the path of a cache folder or array file.
+    rows
+        Most rows to see; None for all.
+    batch_rows
+        Rows at a time; changes no score beyond rounding.
+    progress
+        Called as ``progress("importance", done, total)``.
+
+    Returns
+    -------
+    Importance
+        Needs memory for a few numbers per latent, whatever the number of rows.
+
+    Raises
+    ------
+    ShapeError
+        The rows have another width, or the SAE is a transcoder.
+    DataError
+        No rows, or NaN in them.
+    ConfigError
+        A setting out of range.
+    """
+    source = as_source(sae, source, "importance")
+    scores = Scores(sae)
+    with torch.no_grad():
+        for x in batches(source, rows, batch_rows, "importance", progress):
+            scores.update(x)
+    return scores.compute(facts_of(source))
+
+
+def _shares(scores: Tensor) -> dict[str, Any]:
+    """Share of the total score that the first 1, 2, 4, ... latents hold."""
+    total = float(scores.clamp_min(0).sum())
+    if not total > 0:
+        return {}
+    held = scores.clamp_min(0).cumsum(0) / total
+    sizes = [2**power for power in range(len(scores).bit_length()) if 2**power <= len(scores)]
+    return {"share": {str(size): round(float(held[size - 1]), 6) for size in sizes}}
+
+
+def descending(scores: Tensor) -> Tensor:
+    """Places from the largest to the smallest score; ties stay in order."""
+    return scores.argsort(descending=True, stable=True)
+
+
+# ------------------------------------------------------------------------------------------------------- shared parts
+
+
+def normal_equations(
+    saes: list[SAE],
+    source: Source,
+    rows: int | None,
+    batch_rows: int,
+    progress: Progress | None,
+    stage: str = "importance",
+) -> list[NormalEquations]:
+    """Products of codes with each other and with the rows, for each SAE, in one pass."""
+    equations = [NormalEquations(sae.n_latents, sae.d_out) for sae in saes]
+    with torch.no_grad():
+        for x in batches(source, rows, batch_rows, stage, progress):
+            for sae, each in zip(saes, equations, strict=True):
+                each.update(sae, sae.encode(x), x.to(sae.device, sae.dtype))
+    if not equations[0].n_rows:
+        raise DataError(f"{stage}: there must be at least one row; the source has none. Is the data empty?")
+    return equations
+
+
+def as_source(sae: SAE, source: Any, where: str) -> Source:
+    """Rows of the SAE's width from whatever was given.
+
+    Raises
+    ------
+    ShapeError
+        Another width.
+    """
+    if not isinstance(source, Source):
+        source = open_rows(source) if isinstance(source, str) or hasattr(source, "__fspath__") else ArrayRows(source)
+    if source.d_in != sae.d_in:
+        raise ShapeError(
+            f"{where}: rows must have the width of the SAE, {sae.d_in}; they have {source.d_in}. "
+            "Was it trained on another model or hook?"
+        )
+    return source
+
+
+def batches(
+    source: Source, limit: int | None, batch_rows: int, stage: str, progress: Progress | None
+) -> Iterator[Tensor]:
+    """Rows in stored order, at most `limit`."""
+    for name, value in (("rows", limit), ("batch_rows", batch_rows)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{stage}: `{name}` must be at least 1; got {value}.")
+    done = 0
+    total = source.n_rows if limit is None else min(limit, source.n_rows or limit)
+    for batch in source.batches(batch_rows):
+        x = batch.x if limit is None else batch.x[: limit - done]
+        yield x
+        done += len(x)
+        if progress is not None:
+            progress(stage, done, total)
+        if limit is not None and done >= limit:
+            return
+
+
+def facts_of(source: Source) -> dict[str, Any]:
+    """What is written down about rows: enough to find them again."""
+    return {key: source.info[key] for key in ("model", "hook", "data", "digest") if source.info.get(key) is not None}

@@ -1,0 +1,1 @@
+"""Models: any transformers model, hooks on its modules, interventions."""

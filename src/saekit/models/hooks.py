@@ -1,0 +1,300 @@
+"""Where rows are taken from: modules of a model by short names, forward hooks on them, and splicing values back in.
+
+``layer=L`` is the residual stream after block L, 0-based: the output of the block itself. For the last block that is
+*not* the last of transformers' ``hidden_states``, which comes after the final norm.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .. import kernels
+from ..errors import ConfigError, ModelError, did_you_mean, listed
+
+Site = Literal["resid", "mlp", "attn"]
+
+# Paths inside a block, most specific first: what the sub-layer adds, before the residual sum where that exists.
+_SITES: dict[str, tuple[str, ...]] = {
+    "mlp": (
+        "mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "output.dense", "layer.2.DenseReluDense",
+        "layer.1.DenseReluDense", "fc2", "feedforward",
+    ),
+    "attn": (
+        "self_attn", "attention.output.dense", "attn", "attention", "self_attention", "layer.0.SelfAttention",
+        "linear_attn", "mixer", "attention_layer",
+    ),
+}  # fmt: skip
+_SHORT = re.compile(r"(?:layers?|blocks?|h)\.(-?\d+)(?:\.(.+))?")
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A module whose output gives the rows."""
+
+    name: str
+    """Short name, the same for all models: ``layers.2``, ``layers.2.mlp``; the path of any other module."""
+    path: str
+    """Path of the module in the model."""
+    layer: int | None
+    """Number of the block that it is or lies in, from 0; None outside the blocks."""
+
+
+def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of blocks of a transformer, and its path.
+
+    Found by shape, not by model name: the ``ModuleList`` with as many entries as the config has layers, outermost
+    first, language parts before vision parts.
+
+    Raises
+    ------
+    ModelError
+        There is no list of modules at all.
+    """
+    found = [
+        (path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    ]
+    paths = [path for path, _ in found]
+    outer = [(path, module) for path, module in found if not any(path.startswith(other + ".") for other in paths)]
+    if not outer:
+        raise ModelError(
+            f"`{type(model).__name__}` must have a list of blocks for layers to be numbered; it has none. "
+            "Name a module by its path instead."
+        )
+    expected = _n_layers(model)
+
+    def merit(item: tuple[str, nn.ModuleList]) -> tuple[bool, bool, int]:
+        path, module = item
+        return (len(module) == expected, not re.search("vision|visual|image|audio|decoder_blocks", path), len(module))
+
+    return max(outer, key=merit)
+
+
+def _n_layers(model: nn.Module) -> int | None:
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    for name in ("num_hidden_layers", "n_layer", "num_layers"):
+        count = getattr(config, name, None)
+        if isinstance(count, int):
+            return count
+    return None
+
+
+def find_hook(
+    model: nn.Module, hook: str | int | Hook | None = None, *, layer: int | None = None, site: Site = "resid"
+) -> Hook:
+    """The module that a layer number, a short name or a path means.
+
+    Parameters
+    ----------
+    model
+        A transformers model, or any module.
+    hook
+        ``"layers.2"``, ``"layers.2.mlp"``, ``"layers.2.attn"`` or the path of any module; an integer means that layer.
+    layer
+        Number of a block, from 0; instead of `hook`.
+    site
+        With `layer`: ``"resid"`` (after the block), ``"mlp"`` or ``"attn"`` (what that sub-layer adds).
+
+    Raises
+    ------
+    ModelError
+        There is no such layer or module; near matches are listed.
+    ConfigError
+        Neither or both of `hook` and `layer` are given, or `site` is unknown.
+    """
+    if isinstance(hook, Hook):
+        return hook
+    if isinstance(hook, int) and layer is None:
+        hook, layer = None, hook
+    if (hook is None) == (layer is None):
+        raise ConfigError(f"exactly one of `layer` and `hook` must be given; got layer={layer!r} and hook={hook!r}.")
+    if site not in ("resid", *_SITES):
+        raise ConfigError(f"`site` must be `resid`, `mlp` or `attn`; got {site!r}.")
+    if layer is not None:
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise ConfigError(f"`layer` must be an integer, 0 for the first block; got {layer!r}.")
+        return _in_block(model, layer, "" if site == "resid" else site)
+    if not isinstance(hook, str):
+        raise ConfigError(f"`hook` must be the name or path of a module; got {hook!r}.")
+    return _by_path(model, hook)
+
+
+def hook_path(model: nn.Module, hook: str | int) -> str:
+    """The path of the module that a layer number, a short name or a path means; see `find_hook`."""
+    return find_hook(model, hook).path
+
+
+def _by_path(model: nn.Module, hook: str) -> Hook:
+    modules = dict(model.named_modules())
+    short = _SHORT.fullmatch(hook)
+    if short and hook not in modules:
+        return _in_block(model, int(short[1]), short[2] or "")
+    if not hook or hook not in modules:
+        raise _unknown(model, hook, [path for path in modules if path])
+    try:
+        root, listing = blocks(model)
+    except ModelError:
+        return Hook(hook, hook, None)
+    inside = re.fullmatch(re.escape(root) + r"\.(\d+)(\..+)?", hook)
+    if inside is None:
+        return Hook(hook, hook, None)
+    layer = int(inside[1])
+    rest = (inside[2] or "").removeprefix(".")
+    for site in _SITES:
+        if rest and rest == _site_path(listing[layer], site):
+            rest = site
+    return Hook(f"layers.{layer}" + (f".{rest}" if rest else ""), hook, layer)
+
+
+def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
+    """A block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
+    root, listing = blocks(model)
+    if not 0 <= layer < len(listing):
+        raise ModelError(
+            f"`layer` must lie between 0 and {len(listing) - 1} for a model of {len(listing)} blocks; got {layer}. "
+            "Layers are counted from 0 at the input."
+        )
+    block = listing[layer]
+    inner = rest
+    if rest in _SITES:
+        found = _site_path(block, rest)
+        if found is None:
+            raise ModelError(
+                f"block {layer} must have a part that is its `{rest}`; its parts are "
+                f"{listed((name for name, _ in block.named_children()), 12)}. Name the module by its path instead."
+            )
+        inner = found
+    path = f"{root}.{layer}" + (f".{inner}" if inner else "")
+    if inner and inner not in dict(block.named_modules()):
+        raise _unknown(model, path, [name for name, _ in model.named_modules() if name], f"layers.{layer}.{rest}")
+    return Hook(f"layers.{layer}" + (f".{rest}" if rest else ""), path, layer)
+
+
+def _site_path(block: nn.Module, site: str) -> str | None:
+    names = {name for name, _ in block.named_modules()}
+    return next((path for path in _SITES[site] if path in names), None)
+
+
+def _unknown(model: nn.Module, path: str, modules: list[str], given: str | None = None) -> ModelError:
+    root, listing = blocks(model)
+    same_block = re.match(re.escape(root) + r"\.\d+\.", path)
+    near = [name for name in modules if name.startswith(same_block[0])] if same_block else modules
+    advice = did_you_mean(path, near or modules)
+    return ModelError(
+        f"the hook `{given or path}` must be a module of the model; there is none of that name. {advice} Short forms: "
+        f"`layers.0` to `layers.{len(listing) - 1}`, and `.mlp` or `.attn` after them."
+    )
+
+
+class _Stop(BaseException):
+    """Ends a forward pass once every hook has its value; not an Exception, so that no model catches it by accident."""
+
+
+def activations(
+    model: nn.Module, hooks: Sequence[Hook], inputs: Mapping[str, Any], *, stop: bool = True
+) -> list[Tensor]:
+    """Outputs of several modules in one forward pass.
+
+    Parameters
+    ----------
+    model
+        The model.
+    hooks
+        Where to look.
+    inputs
+        Keyword arguments of the forward.
+    stop
+        End the pass as soon as all hooks have been reached; the rest of the model does not run.
+
+    Returns
+    -------
+    list of Tensor
+        ``[batch, sequence, d]`` per hook, detached, in the order of `hooks`.
+
+    Raises
+    ------
+    ModelError
+        A module is not reached, or its output is no tensor of hidden states.
+    """
+    found: dict[int, Tensor] = {}
+    batch, length = _input_shape(inputs)
+    thread = threading.get_ident()  # a pass of another thread over the same model is none of ours
+
+    def keep(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if threading.get_ident() != thread:
+                return
+            found[index] = _as_hidden(_hidden(output, hooks[index]), batch, length, hooks[index]).detach()
+            if stop and len(found) == len(hooks):
+                raise _Stop
+
+        return hook
+
+    handles = [
+        model.get_submodule(hook.path).register_forward_hook(keep(index), with_kwargs=True)
+        for index, hook in enumerate(hooks)
+    ]
+    try:
+        with torch.no_grad(), kernels.fast_linears():
+            model(**inputs)
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(found) < len(hooks):
+        unseen = [hook.name for index, hook in enumerate(hooks) if index not in found]
+        raise ModelError(
+            f"the forward pass must reach every hook; it does not reach {listed(unseen)}. Name another module."
+        )
+    return [found[index] for index in range(len(hooks))]
+
+
+def _input_shape(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
+    """Batch size, and the number of tokens where the input is tokens."""
+    first = inputs.get("input_ids")
+    if first is not None:
+        return first.shape[0], first.shape[1]
+    first = next(value for value in inputs.values() if isinstance(value, Tensor))
+    return first.shape[0], None
+
+
+def _hidden(output: Any, hook: Hook) -> Tensor:
+    """The hidden states in what a module returned: a tensor, the first of a tuple, a field of a ModelOutput."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        for key in ("last_hidden_state", "hidden_states"):
+            if isinstance(output.get(key), Tensor):
+                return output[key]
+        values = list(output.values())
+    else:
+        values = list(output) if isinstance(output, tuple | list) else []
+    if values and isinstance(values[0], Tensor):
+        return values[0]
+    raise ModelError(
+        f"the output of `{hook.name}` must be a tensor, or start with one; it is {type(output).__name__}. "
+        "Name another module."
+    )
+
+
+def _as_hidden(x: Tensor, batch: int, length: int | None, hook: Hook) -> Tensor:
+    """`[batch, sequence, d]`; some modules (mixtures of experts) flatten the first two axes."""
+    if x.ndim == 2 and length is not None and x.shape[0] == batch * length:
+        x = x.reshape(batch, length, -1)
+    if x.ndim != 3 or x.shape[0] != batch or (length is not None and x.shape[1] != length) or not x.is_floating_point():
+        raise ModelError(
+            f"the output of `{hook.name}` must be hidden states of shape (batch, sequence, width); got "
+            f"{tuple(x.shape)} {x.dtype} for a batch of {batch}. Name another module."
+        )
+    return x

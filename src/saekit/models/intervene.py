@@ -1,0 +1,105 @@
+"""Put values back into a running model: a function of the hidden states in place of what a module gave."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ShapeError
+from .hooks import Hook, _hidden, find_hook
+
+
+def _put_hidden(output: Any, hook: Hook, x: Tensor) -> Any:
+    """`output` with its hidden states replaced, of the same type and structure."""
+    if isinstance(output, Tensor):
+        return x.reshape(output.shape)
+    old = _hidden(output, hook)
+    x = x.reshape(old.shape)
+    if isinstance(output, Mapping):
+        key = next(key for key, value in output.items() if value is old)
+        return type(output)(**{**output, key: x})
+    values = (x, *list(output)[1:])
+    if isinstance(output, list):
+        return list(values)
+    return type(output)(*values) if hasattr(output, "_fields") else values
+
+
+@contextmanager
+def splice(
+    lm: Any,
+    hook: Hook | str | int,
+    function: Callable[[Tensor], Tensor],
+    *,
+    mask: Tensor | None = None,
+) -> Iterator[Hook]:
+    """Replace the activations at a hook during the forward passes inside the block.
+
+    Parameters
+    ----------
+    lm
+        A `LanguageModel`, or a module.
+    hook
+        Where; see `find_hook`.
+    function
+        From rows ``[n, d]`` to rows ``[n, d]``; called once per forward pass with the rows where `mask` is true, in
+        the model's own number type. The result is cast back to that type.
+    mask
+        Which tokens are replaced, bool ``[batch, sequence]``; all others (padding, BOS, whatever capture skips) pass
+        through unchanged. None: all tokens. It holds for forward passes of this shape.
+
+    Yields
+    ------
+    Hook
+        The module that is replaced.
+
+    Raises
+    ------
+    ShapeError
+        `mask` or what `function` returns has another shape than the activations.
+
+    Examples
+    --------
+    ::
+
+        with splice(lm, "layers.2", lambda x: sae.reconstruct(x), mask=tokens.keep):
+            logits = lm.model(**tokens.inputs).logits
+    """
+    model: nn.Module = getattr(lm, "model", lm) if not isinstance(lm, nn.Module) else lm
+    target = find_hook(model, hook)
+    thread = threading.get_ident()  # rows that are being captured in another thread stay as they are
+
+    def replace(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        hidden = _hidden(output, target)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        if mask is None:
+            kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        else:
+            kept = mask.reshape(-1).to(rows.device)
+            if mask.dtype != torch.bool or len(kept) != len(rows):
+                raise ShapeError(
+                    f"`mask` must be bool with one entry per token, {len(rows)} here; "
+                    f"got {tuple(mask.shape)} {mask.dtype}."
+                )
+        taken = rows[kept]
+        replaced = function(taken)
+        if replaced.shape != taken.shape:
+            raise ShapeError(
+                f"what is spliced in at `{target.name}` must have shape {tuple(taken.shape)}; "
+                f"got {tuple(replaced.shape)}. Was the SAE trained on this hook of this model?"
+            )
+        spliced = rows.clone()
+        spliced[kept] = replaced.to(rows)
+        return _put_hidden(output, target, spliced)
+
+    handle = model.get_submodule(target.path).register_forward_hook(replace, with_kwargs=True)
+    try:
+        yield target
+    finally:
+        handle.remove()

@@ -1,0 +1,1 @@
+"""Rows of activations: captured, streamed, in shards or arrays, synthetic, pooled."""

@@ -1,0 +1,40 @@
+"""Tokens whose activation norm is an outlier, found once by a calibration and left out by a recorded rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .source import Columns
+
+OUTLIER_TIMES = 10.0
+"""A token is an outlier when its norm is more than this many times the median norm."""
+
+CALIBRATION_TOKENS = 4096
+"""Tokens from the beginning of the data that the median norm is taken from. Unit: tokens."""
+
+
+@dataclass(frozen=True)
+class OutlierFilter:
+    """Tokens whose norm is above `limit` are skipped; made by measuring the median norm of the first tokens."""
+
+    times: float
+    """How many times the median is too much."""
+    median: float
+    """Median norm of the tokens measured."""
+    n_measured: int
+    """Tokens measured."""
+
+    @property
+    def limit(self) -> float:
+        """Largest norm that is kept."""
+        return self.times * self.median
+
+    def apply(self, rows: Columns) -> Columns:
+        """The rows that are kept."""
+        kept = rows.x.float().norm(dim=1) <= self.limit
+        return rows if bool(kept.all()) else rows.map(lambda column: column[kept])
+
+    def info(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {"times": self.times, "median": self.median, "limit": self.limit, "n_measured": self.n_measured}

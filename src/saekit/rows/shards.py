@@ -1,0 +1,416 @@
+"""Rows on disk: shards of fixed stride, written in order, read in shuffled blocks, and never trusted half written.
+
+A folder holds ``manifest.json`` and ``shard-00000.safetensors``, ``shard-00001.safetensors``, ...: all of `shard_rows`
+rows but the last, with the tensors ``x [n, d_in]`` (bf16, fp16 or fp32), ``token`` int32, ``document`` int64 and
+``position`` int32 ``[n]``. A shard is an ordinary safetensors file, so any language can map it into memory; row r of
+``x`` lies ``r * d_in * itemsize`` bytes after its start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError, DataError, FormatError, ShapeError, listed
+from ..files import digest_bytes, digest_file, read_json, write_bytes, write_json
+from ..models.language import DTYPES, as_dtype, dtype_name
+from .arrays import ArrayRows
+from .shuffle import ShufflePlan, planned_block, read_ahead
+from .source import Batch, Block, Columns, check_finite, check_reading
+
+SCHEMA = 1
+"""Version of the folder's layout; raised at every change that older releases cannot read."""
+
+MANIFEST = "manifest.json"
+_FORMAT = "saekit-rows"
+_SHARD_BYTES = 64 * 2**20
+_COLUMNS = {"token": torch.int32, "document": torch.int64, "position": torch.int32}
+# how safetensors names types, and how numpy can map them (it has no bfloat16)
+_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<i2", "I32": "<i4", "I64": "<i8"}
+_MANIFEST_KEYS = {
+    "format", "schema", "complete", "d_in", "dtype", "n_rows", "shard_rows", "shards", "fingerprint", "info",
+}  # fmt: skip
+
+
+@dataclass
+class ShardWriter:
+    """Writes rows into a folder, shard by shard; a new writer on the same folder goes on after the last whole shard.
+
+    The caller holds the folder (`saekit.files.locked_folder`). After every shard the manifest is replaced, with the
+    caller's `cursor` in it: where to find the first row that is not yet in a shard.
+    """
+
+    folder: Path
+    d_in: int
+    dtype: torch.dtype
+    fingerprint: dict[str, Any]
+    """What the rows depend on; a folder that holds rows with another fingerprint is not touched."""
+    shard_rows: int
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    complete: bool = False
+    info: dict[str, Any] = field(default_factory=dict)
+    _parts: list[Columns] = field(default_factory=list)
+    _waiting: int = 0
+
+    @staticmethod
+    def open(
+        folder: str | os.PathLike[str],
+        d_in: int,
+        dtype: str | torch.dtype,
+        fingerprint: Mapping[str, Any],
+        *,
+        shard_rows: int | None = None,
+    ) -> ShardWriter:
+        """Start a folder, or go on with one that holds the same capture.
+
+        Parameters
+        ----------
+        folder
+            Where to write; created.
+        d_in
+            Width of a row.
+        dtype
+            ``bfloat16``, ``float16`` or ``float32``.
+        fingerprint
+            Plain JSON that settles the rows: model, data, hook, filters, ...
+        shard_rows
+            Rows in a shard; None: about 64 MiB.
+
+        Raises
+        ------
+        ConfigError
+            The folder holds something else, or a setting cannot work.
+        FormatError
+            The manifest is damaged or from a newer release.
+        """
+        folder = Path(folder)
+        number_type = as_dtype(dtype)
+        if number_type is None or number_type not in DTYPES.values():
+            raise ConfigError(f"shards hold {listed(DTYPES)}; got {dtype!r}. Choose one of them as `dtype`.")
+        stride = d_in * number_type.itemsize + sum(kind.itemsize for kind in _COLUMNS.values())
+        # whole chunks, so that a chunk of the shuffle lies in one file
+        rows = shard_rows or max(4096, _SHARD_BYTES // stride // 64 * 64)
+        if not isinstance(rows, int) or rows < 1:
+            raise ConfigError(f"`shard_rows` must be a positive integer; got {shard_rows!r}.")
+        fingerprint = {**json.loads(json.dumps(dict(fingerprint), allow_nan=False)), "shard_rows": rows}
+        writer = ShardWriter(folder, d_in, number_type, fingerprint, rows)
+        if (folder / MANIFEST).exists():
+            writer._resume(read_manifest(folder))
+        elif folder.exists() and any(path.suffix == ".safetensors" for path in folder.iterdir()):
+            raise ConfigError(
+                f"the output folder `{folder}` must be empty or hold rows; it holds other files. Give another --out."
+            )
+        return writer
+
+    def _resume(self, manifest: dict[str, Any]) -> None:
+        if manifest["fingerprint"] != self.fingerprint:
+            old, new = manifest["fingerprint"], self.fingerprint
+            differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            raise ConfigError(
+                f"the output folder `{self.folder}` holds rows of another capture; they differ in {listed(differing)}. "
+                "Give another --out, or delete the folder."
+            )
+        self.shards = list(manifest["shards"])
+        self.complete = manifest["complete"]
+        self.info = manifest["info"]
+        for shard in self.shards:
+            _check_shard(self.folder, shard)
+
+    @property
+    def cursor(self) -> dict[str, Any] | None:
+        """The cursor given with the last whole shard; None at the beginning."""
+        return self.shards[-1]["cursor"] if self.shards else None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows given so far, those not yet on disk included."""
+        return sum(shard["rows"] for shard in self.shards) + self._waiting
+
+    def append(self, rows: Columns, cursor: Mapping[str, Any], row: int = 0) -> None:
+        """Add rows; write every shard that is full.
+
+        Parameters
+        ----------
+        rows
+            Rows with all three columns.
+        cursor
+            Where these rows come from, as plain JSON.
+        row
+            Number of the first of these rows at that place; the cursor of a shard is `cursor` with ``row`` in it.
+
+        Raises
+        ------
+        DataError
+            A value is NaN or infinite in the type of the shards.
+        OSError
+            The disk is full, say; what is written is whole, and running again goes on from there.
+        """
+        if rows.x.shape[1] != self.d_in:
+            raise ShapeError(
+                f"rows must be {self.d_in} wide; got {rows.x.shape[1]}. Was the folder begun with another model?"
+            )
+        rows = Columns(rows.x.to(self.dtype), rows.token, rows.document, rows.position)
+        check_finite(rows.x.float(), self.n_rows, "the capture")
+        first = 0
+        while first < len(rows):
+            taken = min(self.shard_rows - self._waiting, len(rows) - first)
+            self._parts.append(rows.map(lambda column, a=first, b=first + taken: column[a:b]))  # type: ignore[misc]
+            self._waiting += taken
+            first += taken
+            if self._waiting == self.shard_rows:
+                self._flush({**cursor, "row": row + first})
+
+    def finish(self, info: Mapping[str, Any]) -> None:
+        """Write what is left and mark the folder complete.
+
+        Raises
+        ------
+        DataError
+            There are no rows.
+        """
+        if not self.n_rows:
+            raise DataError(
+                "there must be at least one row; the filters left none. Is every text empty or a special token?"
+            )
+        # The short last shard and the mark go into one manifest: no row can follow a short shard.
+        self.info, self.complete = dict(info), True
+        if self._waiting:
+            self._flush({})
+        else:
+            self._write_manifest()
+
+    def _flush(self, cursor: dict[str, Any]) -> None:
+        from safetensors.torch import save
+
+        rows = Columns.cat(self._parts)
+        tensors = {"x": rows.x.contiguous()}
+        for name, kind in _COLUMNS.items():
+            column = getattr(rows, name)
+            tensors[name] = torch.full((len(rows),), -1, dtype=kind) if column is None else column.to(kind).contiguous()
+        data = save(tensors)
+        name = f"shard-{len(self.shards):05d}.safetensors"
+        write_bytes(self.folder / name, data)
+        shard = {"file": name, "rows": len(rows), "bytes": len(data), "digest": digest_bytes(data), "cursor": cursor}
+        self.shards = [*self.shards, shard]
+        self._parts, self._waiting = [], 0
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        write_json(
+            self.folder / MANIFEST,
+            {
+                "format": _FORMAT,
+                "schema": SCHEMA,
+                "complete": self.complete,
+                "d_in": self.d_in,
+                "dtype": dtype_name(self.dtype),
+                "n_rows": sum(shard["rows"] for shard in self.shards),
+                "shard_rows": self.shard_rows,
+                "shards": self.shards,
+                "fingerprint": self.fingerprint,
+                "info": self.info,
+            },
+        )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of rows, checked.
+
+    Raises
+    ------
+    FormatError
+        It is damaged, of another kind, or from a newer release.
+    DataError
+        There is none.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        inner = (
+            sorted(str(p.parent.relative_to(folder)) for p in folder.glob(f"**/{MANIFEST}")) if folder.is_dir() else []
+        )
+        advice = f"It holds {listed(inner)}: name one of them." if inner else "Make rows with `saekit capture`."
+        raise DataError(f"`{folder}` must be a folder of rows; it has no {MANIFEST}. {advice}")
+    manifest = read_json(path)
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != _FORMAT
+        or not isinstance(manifest.get("schema"), int)
+    ):
+        raise FormatError(
+            f"`{path}` must describe rows of saekit; it does not. Give the folder that `saekit capture` wrote."
+        )
+    if manifest["schema"] > SCHEMA:
+        raise FormatError(
+            f"`{path}` has schema {manifest['schema']}; this release reads up to {SCHEMA}. Install a newer saekit."
+        )
+    if set(manifest) != _MANIFEST_KEYS:
+        raise FormatError(
+            f"`{path}` must have the entries {listed(sorted(_MANIFEST_KEYS), 12)}; missing or unknown: "
+            f"{listed(sorted(set(manifest) ^ _MANIFEST_KEYS))}. Restore it, or capture again."
+        )
+    return manifest
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class ShardRows:
+    """Rows from a folder that `saekit.rows.capture` wrote, mapped into memory and read in blocks.
+
+    Parameters
+    ----------
+    folder
+        The folder with ``manifest.json``.
+    verify
+        ``"digest"``: each shard's SHA-256 is checked before its first row is used. ``"size"``: only its size.
+
+    Raises
+    ------
+    DataError
+        There is no such folder.
+    FormatError
+        A shard is missing, truncated or altered, the capture was not finished, or the schema is newer.
+    """
+
+    folder: Path
+    info: dict[str, Any] = field(repr=False)
+    plan: ShufflePlan = field(repr=False)
+    verify: Literal["digest", "size"]
+    _manifest: dict[str, Any] = field(repr=False)
+    _mapped: dict[int, dict[str, np.ndarray]] = field(repr=False)
+
+    def __init__(self, folder: str | os.PathLike[str], *, verify: Literal["digest", "size"] = "digest") -> None:
+        if verify not in ("digest", "size"):
+            raise ConfigError(f"`verify` must be `digest` or `size`; got {verify!r}.")
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if not manifest["complete"]:
+            raise FormatError(
+                f"the capture in `{folder}` was not finished: {manifest['n_rows']} rows are there. "
+                "Run the same capture again; it goes on where it stopped."
+            )
+        for shard in manifest["shards"]:
+            _check_shard(folder, shard)
+        width = manifest["d_in"] * DTYPES[manifest["dtype"]].itemsize
+        object.__setattr__(self, "folder", folder)
+        object.__setattr__(self, "verify", verify)
+        object.__setattr__(self, "plan", ShufflePlan.for_rows(manifest["n_rows"], width))
+        object.__setattr__(self, "_manifest", manifest)
+        object.__setattr__(self, "_mapped", {})
+        digests = "".join(shard["digest"] for shard in manifest["shards"])
+        object.__setattr__(
+            self,
+            "info",
+            {
+                **manifest["info"],
+                "kind": "shards",
+                "n_rows": manifest["n_rows"],
+                "d_in": manifest["d_in"],
+                "dtype": manifest["dtype"],
+                "digest": digest_bytes(digests.encode()),
+            },
+        )
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        return int(self._manifest["d_in"])
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one pass."""
+        return int(self._manifest["n_rows"])
+
+    def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
+        """Rows in batches, see `saekit.rows.source.Source.batches`; a thread reads the next block meanwhile."""
+        start = check_reading(batch_rows, seed, start)
+        return read_ahead(lambda number: self._block(seed, number), batch_rows, start)
+
+    def _block(self, seed: int | None, number: int) -> Block | None:
+        return planned_block(self.plan, seed, number, self._columns)
+
+    def _columns(self, ranges: list[tuple[int, int]]) -> Columns:
+        """Rows of these ranges, one after the other, copied out of the mapped files."""
+        columns: dict[str, np.ndarray] = {}
+        size, place = sum(last - first for first, last in ranges), 0
+        for first, last in ranges:
+            while first < last:
+                index, row = divmod(first, self._manifest["shard_rows"])
+                mapped = self._shard(index)
+                # numpy asks the system for large pages: the rows of a block are read in any order.
+                columns = columns or {n: np.empty((size, *a.shape[1:]), a.dtype) for n, a in mapped.items()}
+                taken = min(last - first, len(mapped["x"]) - row)
+                for name, values in columns.items():
+                    values[place : place + taken] = mapped[name][row : row + taken]
+                first += taken
+                place += taken
+        tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
+        return Columns(**tensors | {"x": tensors["x"].view(DTYPES[self._manifest["dtype"]])})
+
+    def _shard(self, index: int) -> dict[str, np.ndarray]:
+        """The mapped columns of a shard; its digest is checked the first time."""
+        if index not in self._mapped:
+            shard = self._manifest["shards"][index]
+            path = self.folder / shard["file"]
+            _check_shard(self.folder, shard)
+            if self.verify == "digest" and digest_file(path) != shard["digest"]:
+                raise FormatError(
+                    f"the shard `{path}` has been altered: its digest is not the one in {MANIFEST}. "
+                    "Restore it from a copy, or delete the folder and capture again."
+                )
+            self._mapped[index] = _map(path, shard["rows"], self.d_in)
+        return self._mapped[index]
+
+
+def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
+    """Refuse a shard that is missing or has another size than when it was written."""
+    path = folder / shard["file"]
+    size = path.stat().st_size if path.is_file() else None
+    if size != shard["bytes"]:
+        came = "it is missing" if size is None else f"it has {size}, so it is truncated or altered"
+        raise FormatError(
+            f"the shard `{path}` must have {shard['bytes']} bytes; {came}. "
+            "Restore it from a copy, or delete the folder and capture again."
+        )
+
+
+def _map(path: Path, rows: int, d_in: int) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file as read-only memory maps, bfloat16 as int16."""
+    try:
+        with open(path, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        mapped: dict[str, np.ndarray] = {}
+        for name, shape in {"x": (rows, d_in), **dict.fromkeys(_COLUMNS, (rows,))}.items():
+            entry = header[name]
+            if tuple(entry["shape"]) != shape:
+                raise ValueError(f"`{name}` has shape {entry['shape']}, not {shape}")
+            start = 8 + length + entry["data_offsets"][0]
+            values = np.memmap(path, dtype=_NUMPY[entry["dtype"]], mode="r", offset=start, shape=shape)
+            mapped[name] = values.view(np.ndarray)  # cutting one is several times faster than cutting a memmap
+        return mapped
+    except (KeyError, ValueError, OSError) as error:
+        raise FormatError(
+            f"the shard `{path}` cannot be read: {error}. "
+            "Restore it from a copy, or delete the folder and capture again."
+        ) from None
+
+
+def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows:
+    """Rows from a folder of shards, a ``.npy`` or a ``.safetensors`` file.
+
+    Raises
+    ------
+    DataError
+        There is nothing there, or something else.
+    FormatError
+        It is damaged.
+    """
+    if Path(path).is_dir():
+        return ShardRows(path)
+    return ArrayRows.from_file(path)

@@ -1,0 +1,198 @@
+"""Rows: what every consumer reads.
+
+One row is one activation vector, with the token, document and position it came from.
+
+A source is anything with ``d_in``, ``n_rows``, ``info`` and ``batches``. The order of rows is *computed*, never
+remembered: rows lie in chunks of neighbours; each epoch permutes the chunks, groups them into blocks, and permutes
+the rows inside a block. All permutations are functions of (seed, epoch, block), so a place in the stream is two
+integers, and starting there gives bitwise what reading up to there would have given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+
+_SCAN_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, and where they came from.
+
+    Attributes
+    ----------
+    x
+        Activations ``[n, d_in]``, float32. The batch owns this memory: changing it changes no source.
+    token
+        Token ids ``[n]``, int32; None when the rows are not tokens.
+    document
+        Document numbers ``[n]``, int64; -1 where unknown, None when no row has one.
+    position
+        Position of the token in its document ``[n]``, int32, counted from 0; None when unknown.
+    next
+        ``(block, row)`` of the first row after this batch: pass it as `start` to continue exactly here.
+    """
+
+    x: Tensor
+    token: Tensor | None
+    document: Tensor | None
+    position: Tensor | None
+    next: tuple[int, int]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows. Unit: rows."""
+        return self.x.shape[0]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What training and evaluation read rows from.
+
+    Attributes
+    ----------
+    d_in
+        Width of a row.
+    n_rows
+        Rows of one pass; None when that is only known after reading.
+    info
+        What the rows are, as plain JSON: kind, model, hook, layer, data, digest, dtype, filters, ...
+    """
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        ...
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows of one pass, if known."""
+        ...
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the rows are."""
+        ...
+
+    def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
+        """Rows in batches.
+
+        ``seed=None``: one pass in stored order; the last batch may be short. With a seed: epochs without end in an
+        order computed from (seed, epoch, block); every batch is full, blocks count on over epochs. The same
+        ``(seed, start)`` gives bitwise the same batches, whatever was read before.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows as they are stored: `x` ``[n, d]`` in any float type, beside optional columns ``[n]``."""
+
+    x: Tensor
+    token: Tensor | None = None
+    document: Tensor | None = None
+    position: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Columns:
+        """The same function on every column that is there."""
+        return Columns(
+            function(self.x),
+            None if self.token is None else function(self.token),
+            None if self.document is None else function(self.document),
+            None if self.position is None else function(self.position),
+        )
+
+    @staticmethod
+    def cat(parts: list[Columns]) -> Columns:
+        """Parts one after another; they must have the same columns."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def join(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values)
+
+        return Columns(torch.cat([part.x for part in parts]), join("token"), join("document"), join("position"))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that are shuffled together: `columns`, read in the order `order` (None: as they lie)."""
+
+    columns: Columns
+    order: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def part(self, first: int, last: int) -> Columns:
+        """Rows `first` to `last` of the block, in reading order, in new memory."""
+        if self.order is None:
+            return self.columns.map(lambda column: column[first:last].clone())
+        index = self.order[first:last]
+        return self.columns.map(lambda column: column.index_select(0, index))  # 5 times faster than column[index]
+
+
+def check_reading(batch_rows: int, seed: int | None, start: tuple[int, int]) -> tuple[int, int]:
+    """Refuse settings of ``batches`` that cannot work; returns `start` as a tuple.
+
+    Raises
+    ------
+    ConfigError
+        `batch_rows` is not a positive integer, `seed` not an integer or None, `start` not two integers from 0 on.
+    """
+    if isinstance(batch_rows, bool) or not isinstance(batch_rows, int | np.integer) or batch_rows < 1:
+        raise ConfigError(f"`batch_rows` must be a positive integer; got {batch_rows!r}. The usual value is 4096.")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+        raise ConfigError(f"`seed` must be an integer, or None for the stored order; got {seed!r}.")
+    try:
+        number, row = start
+        valid = int(number) == number >= 0 and int(row) == row >= 0
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ConfigError(f"`start` must be (block, row), two integers from 0 on; got {start!r}. Use `Batch.next`.")
+    return int(number), int(row)
+
+
+def check_finite(x: Tensor, first_row: int | Callable[[int], int], where: str) -> None:
+    """Refuse NaN and infinity, naming the row.
+
+    Parameters
+    ----------
+    x
+        Rows ``[n, d]``.
+    first_row
+        Number of row 0 of `x`, or a function from the place in `x` to the row number.
+    where
+        What the rows are called in the message.
+
+    Raises
+    ------
+    DataError
+        A value is NaN or infinite.
+    """
+    # A finite sum proves that every entry is finite; only a suspicious one pays for the exact look.
+    if bool(torch.isfinite(x.sum(dtype=torch.float64))):
+        return
+    bad = (~torch.isfinite(x)).any(dim=1).nonzero().flatten()
+    if len(bad):
+        place = int(bad[0])
+        row = first_row(place) if callable(first_row) else first_row + place
+        column = int((~torch.isfinite(x[place])).nonzero()[0])
+        more = f"; {len(bad)} rows of this part are affected" if len(bad) > 1 else ""
+        raise DataError(
+            f"rows must be finite; row {row} of {where} has {float(x[place, column])} in column {column}{more}. "
+            "Remove such rows, or find out where they come from (half precision overflows at 65504)."
+        )

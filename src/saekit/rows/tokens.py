@@ -1,0 +1,239 @@
+"""Texts to tokens: contexts of equal length limits, and padded batches of them with document and position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..models.language import LanguageModel, accepts
+from ..models.quiet import quiet_transformers
+
+CONTEXT = 1024
+"""Longest context unless given; models with less take less. Unit: tokens."""
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+"""Tokens in one forward pass, padding included, by type of device. On a CPU larger batches leave the cache: measured at
+half the speed for 8,192. Unit: tokens."""
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Texts as token ids, cut into pieces that the model takes at once."""
+
+    ids: np.ndarray
+    """Token ids of all contexts, int32, one after another."""
+    document: np.ndarray
+    """Number of the text each token belongs to, int64."""
+    position: np.ndarray
+    """Place of each token in its text, int32, from 0; -1 for tokens that were added (BOS, CLS, SEP)."""
+    offsets: np.ndarray
+    """Where each context begins in these arrays, int64, with the end behind."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def lengths(self) -> np.ndarray:
+        """Tokens in each context."""
+        return np.diff(self.offsets)
+
+    def pick(self, index: Sequence[int] | np.ndarray) -> Contexts:
+        """The contexts at `index`, in that order."""
+        spans = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in index]
+        where = np.concatenate(spans) if spans else np.empty(0, np.int64)
+        return Contexts(
+            self.ids[where],
+            self.document[where],
+            self.position[where],
+            np.concatenate([[0], np.cumsum([len(span) for span in spans])]).astype(np.int64),
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Contexts]) -> Contexts:
+        """Contexts one after another."""
+        lengths = np.concatenate([part.lengths() for part in parts]) if parts else np.empty(0, np.int64)
+        return Contexts(
+            np.concatenate([part.ids for part in parts]) if parts else np.empty(0, np.int32),
+            np.concatenate([part.document for part in parts]) if parts else np.empty(0, np.int64),
+            np.concatenate([part.position for part in parts]) if parts else np.empty(0, np.int32),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Padded contexts, ready for one forward pass: ``lm.model(**batch.inputs)``.
+
+    All tensors are ``[batch, sequence]`` on the device of the model.
+    """
+
+    inputs: dict[str, Any]
+    """Arguments of the forward: input_ids, attention_mask, and position_ids when padding is on the left."""
+    keep: Tensor
+    """True where the token becomes a row (before the filter for outliers): not padding, not an added token."""
+    document: Tensor
+    """Number of the text, int64; -1 for padding."""
+    position: Tensor
+    """Place in the text, int32; -1 for padding and added tokens."""
+    index: tuple[int, ...]
+    """Which contexts these are."""
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What the tokenizer puts around a text."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def special_tokens(tokenizer: Any) -> SpecialTokens:
+    """Ids that the tokenizer puts before and after a single text, found by asking it."""
+    with quiet_transformers():
+        bare = list(tokenizer("a b", add_special_tokens=False)["input_ids"])
+        full = list(tokenizer("a b", add_special_tokens=True)["input_ids"])
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return SpecialTokens(tuple(full[:start]), tuple(full[start + len(bare) :]))
+    return SpecialTokens((), ())
+
+
+def tokenize(
+    tokenizer: Any, texts: Sequence[str], *, context: int, pack: bool = False, first_document: int = 0
+) -> Contexts:
+    """Cut texts into contexts.
+
+    A text longer than a context becomes several consecutive ones, each with the added tokens around it. Texts never
+    share a context unless `pack`.
+
+    Parameters
+    ----------
+    tokenizer
+        A transformers tokenizer.
+    texts
+        The texts.
+    context
+        Tokens in a context at most, added ones included.
+    pack
+        Fill contexts with text after text instead, the added tokens around each text; tokens then see earlier texts.
+    first_document
+        Number of the first text.
+
+    Raises
+    ------
+    ConfigError
+        `context` leaves no room for a token of the text.
+    """
+    around = special_tokens(tokenizer)
+    room = context - len(around.before) - len(around.after)
+    if room < 1:
+        raise ConfigError(
+            f"`context` must leave room for text beside {context - room} added tokens; got {context}. Give more."
+        )
+    with quiet_transformers():
+        bare = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    pieces: list[tuple[int, int, list[int]]] = []
+    for number, tokens in enumerate(bare, first_document):
+        step = max(len(tokens), 1) if pack else room
+        pieces.extend((number, start, tokens[start : start + step]) for start in range(0, len(tokens), step))
+    ids = [np.array([*around.before, *piece, *around.after], np.int32) for _, _, piece in pieces]
+    position = [
+        np.array([*[-1] * len(around.before), *range(start, start + len(piece)), *[-1] * len(around.after)], np.int32)
+        for _, start, piece in pieces
+    ]
+    document = [np.full(len(part), number, np.int64) for (number, _, _), part in zip(pieces, ids)]
+    lengths = [len(part) for part in ids]
+    if pack:
+        total = sum(lengths)
+        lengths = [min(context, total - start) for start in range(0, total, context)]
+    return Contexts(
+        np.concatenate([np.empty(0, np.int32), *ids]),
+        np.concatenate([np.empty(0, np.int64), *document]),
+        np.concatenate([np.empty(0, np.int32), *position]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def token_batches(
+    lm: LanguageModel,
+    contexts: Contexts,
+    *,
+    batch_tokens: int | None = None,
+    padding: Literal["right", "left"] = "right",
+    skip_special: bool = True,
+) -> Iterator[TokenBatch]:
+    """Padded batches of contexts of similar length.
+
+    Contexts are sorted by length, so batches come in another order than contexts; `TokenBatch.index` tells which is
+    which.
+
+    Parameters
+    ----------
+    lm
+        The model they are for.
+    contexts
+        The contexts.
+    batch_tokens
+        Tokens in a batch at most, padding included; a longer context comes alone. None: `BATCH_TOKENS`.
+    padding
+        Side of the padding. The values of tokens do not depend on it.
+    skip_special
+        Whether added tokens (BOS, CLS, SEP) are left out of `TokenBatch.keep`.
+    """
+    batch_tokens = batch_tokens or _batch_tokens(lm)
+    lengths = contexts.lengths()
+    order = np.argsort(-lengths, kind="stable")
+    first = 0
+    while first < len(order):
+        longest = int(lengths[order[first]])
+        count = max(1, batch_tokens // longest)
+        yield _pad(lm, contexts, order[first : first + count], longest, padding, skip_special)
+        first += count
+
+
+def _batch_tokens(lm: LanguageModel) -> int:
+    """The usual size of a batch on the device of the model."""
+    return BATCH_TOKENS.get(lm.device.type, BATCH_TOKENS["cuda"])
+
+
+def _pad(
+    lm: LanguageModel, contexts: Contexts, index: np.ndarray, longest: int, padding: str, skip_special: bool
+) -> TokenBatch:
+    shape = (len(index), longest)
+    pad = getattr(lm.tokenizer, "pad_token_id", None)
+    ids = np.full(shape, 0 if pad is None else pad, np.int64)
+    mask = np.zeros(shape, np.int64)
+    document = np.full(shape, -1, np.int64)
+    position = np.full(shape, -1, np.int32)
+    for row, i in enumerate(index):
+        span = slice(contexts.offsets[i], contexts.offsets[i + 1])
+        n = span.stop - span.start
+        place = slice(longest - n, longest) if padding == "left" else slice(0, n)
+        ids[row, place] = contexts.ids[span]
+        mask[row, place] = 1
+        document[row, place] = contexts.document[span]
+        position[row, place] = contexts.position[span]
+    device = lm.device
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    inputs: dict[str, Any] = {"input_ids": put(ids), "attention_mask": put(mask)}
+    if padding == "left" and accepts(lm.model, "position_ids") and not _derives_positions(lm):
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    if accepts(lm.model, "use_cache"):
+        inputs["use_cache"] = False
+    keep = (position >= 0) if skip_special else mask.astype(bool)
+    return TokenBatch(inputs, put(keep), put(document), put(position), tuple(int(i) for i in index))
+
+
+def _derives_positions(lm: LanguageModel) -> bool:
+    """True for models of the RoBERTa family, which number the tokens that are not padding by themselves."""
+    return any(
+        hasattr(module, "padding_idx") and hasattr(module, "position_embeddings") for module in lm.model.modules()
+    )

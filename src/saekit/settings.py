@@ -1,0 +1,126 @@
+"""Settings as values: attribute docstrings as help texts, misspelt keywords, checks of arguments, progress.
+
+Settings of a public function are frozen dataclasses. Each attribute has a docstring below it: a noun phrase with its
+default, which is also the help text of the command line option of that name.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import math
+import textwrap
+from collections.abc import Callable, Collection
+from typing import Any, Protocol, TypeVar
+
+from .errors import ConfigError, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Progress(Protocol):
+    """Called as work advances: ``progress(stage, done, total, note)``."""
+
+    def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        """Tell how far a stage is; `total` is None where it is not known, `note` is shown beside the count."""
+        ...
+
+
+def silent(stage: str, done: int, total: int | None = None, note: str = "") -> None:
+    """Report no progress."""
+
+
+class KeywordError(ConfigError, TypeError):
+    """A keyword argument that the function does not have; also a TypeError, as Python raises it."""
+
+
+def suggest_keywords(function: F) -> F:
+    """Decorate a function or dataclass so that an unknown keyword argument is refused with the nearest known ones.
+
+    >>> @suggest_keywords
+    ... def classify(data, *, label="label"):
+    ...     return label
+    >>> classify([], lable="x")
+    Traceback (most recent call last):
+    ...
+    saekit.settings.KeywordError: classify: unknown argument `lable`. Did you mean `label`?
+    """
+    if inspect.isclass(function):
+        function.__init__ = _suggesting(function.__init__, function.__name__)  # type: ignore[method-assign]
+        return function
+    return _suggesting(function, function.__name__)
+
+
+def _suggesting(function: F, name: str) -> F:
+    parameters = inspect.signature(function).parameters
+    known = [each for each in parameters if each != "self"]
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for word in kwargs:
+            if word not in parameters:
+                raise KeywordError(f"{name}: unknown argument `{word}`. {did_you_mean(word, known)}")
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+@functools.cache
+def attribute_docs(settings: type) -> dict[str, str]:
+    """Return the docstring below each attribute of a settings class, joined to one line.
+
+    Parameters
+    ----------
+    settings
+        A class whose source is available; attributes of its base classes are included.
+    """
+    found: dict[str, str] = {}
+    for each in reversed(settings.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        assert isinstance(body, ast.ClassDef)
+        for attribute, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(attribute, ast.AnnAssign) and isinstance(below, ast.Expr):
+                found[ast.unparse(attribute.target)] = " ".join(ast.literal_eval(below.value).split())
+    return found
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite real number and not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_whole(where: str, least: int = 1, **values: Any) -> None:
+    """Refuse values that are neither None nor whole numbers from `least`.
+
+    Raises
+    ------
+    ConfigError
+        The message names the function or class `where`, the argument, what must hold and what came.
+    """
+    for name, value in values.items():
+        if value is not None and not (is_whole(value) and value >= least):
+            raise ConfigError(f"{where}: `{name}` must be a whole number from {least}; got {value!r}.")
+
+
+def check_fraction(where: str, **values: Any) -> None:
+    """Refuse values that are not numbers strictly between 0 and 1; raises `ConfigError`."""
+    for name, value in values.items():
+        if not (is_number(value) and 0 < value < 1):
+            raise ConfigError(f"{where}: `{name}` must be a number between 0 and 1; got {value!r}.")
+
+
+def check_choice(where: str, options: Collection[str], **values: Any) -> None:
+    """Refuse values that are not among `options`; raises `ConfigError` with the nearest option."""
+    for name, value in values.items():
+        if value not in options:
+            raise ConfigError(f"{where}: `{name}` must be one of its options; got {value!r}. {_near(value, options)}")
+
+
+def _near(value: Any, options: Collection[str]) -> str:
+    return did_you_mean(value if isinstance(value, str) else "", options)

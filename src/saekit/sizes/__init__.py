@@ -1,0 +1,1 @@
+"""How many latents are needed? Importance, pruning, size curves, progressive files."""

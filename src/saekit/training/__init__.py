@@ -1,0 +1,1 @@
+"""Training: configurations, losses, the one loop, dead-latent revival, checkpoints."""

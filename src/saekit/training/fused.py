@@ -1,0 +1,460 @@
+"""The fast step behind the seam of `saekit.training.learner`: sparse products of `saekit.kernels`, no dense gradient.
+
+Each architecture has one function here. It finds the (row, latent) pairs that matter by a product in few bits with a
+bound and multiplies them again in fp32, differentiates the objective of `saekit.training.losses` for these pairs alone,
+and hands the gradient of each latent to one pass of projection, clipping and Adam. What it returns is what `plain_step`
+returns, up to the rounding of sums. A step whose codes are dense (a penalty that has not yet had its effect) is left to
+`plain_step`; which of the two runs depends on the weights and rows of that step only.
+
+``s.kernel`` is `saekit.kernels.cpu.ops` or `saekit.kernels.cuda.ops`: the same functions, on numpy arrays or on
+tensors of the device, and ``s.kernel.array`` is the library of these numbers. On a GPU a number stays a tensor there,
+so that a step need not wait for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from .architectures import ARCHITECTURES
+from .config import (
+    BatchTopK,
+    Gated,
+    HierarchicalTopK,
+    JumpReLU,
+    Matryoshka,
+    Relu,
+    TopK,
+    hierarchical_levels,
+    matryoshka_selection,
+    matryoshka_sizes,
+)
+from .initialization import level_of
+from .learner import (
+    ADAM_EPS,
+    STEPS,
+    Learner,
+    Statistics,
+    _context,
+    _resample,
+    _resamples_now,
+    learning_rate,
+    plain_step,
+)
+from .losses import Context, _controlled, _k_of, threshold_updates
+
+Numbers = Any
+"""Of the kernel's library: a numpy array or a tensor."""
+
+DENSE = 1 / 4
+"""Share of the latents that one row may have above their level; beyond that a step is left to `plain_step`."""
+
+MOST_DECODED = 6
+"""Times k that the levels of a hierarchical SAE may sum to; with more levels the step is left to `plain_step`."""
+
+GUESSES = (0.95, 0.75)
+"""Levels for the selection over a batch that are tried, as multiples of the last batch's smallest code."""
+
+SAMPLED_GUESSES = (0.9, 0.6)
+"""Levels that are tried next, as multiples of the level that `SAMPLED_ROWS` rows of the batch would have."""
+
+SAMPLED_ROWS = 256
+"""Evenly spaced rows of the batch, at most. Unit: rows."""
+
+
+def default_step(device: torch.device) -> str:
+    """The name of the step that a run on this device uses when none is asked for."""
+    return "plain" if kernels.step_kernels(device) is None else "fused"
+
+
+def fuses(learner: Learner) -> bool:
+    """Whether this learner's step has a fast path here: everything trained, fast kernels, enough latents to pay."""
+    config = learner.config
+    simple = type(config) in _PATHS and config.control is None and not getattr(config, "multi_topk", 0)
+    k = getattr(config, "k", None) or config.target_l0 or 1
+    return simple and kernels.topk_step_runs(learner.parameters, k)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the functions below start from."""
+
+    kernel: Any
+    config: Any
+    p: dict[str, Tensor]
+    u: Tensor
+    """Scaled and centred rows ``[n, d]``."""
+    offset: Tensor
+    encoder: Any
+    context: Context
+    settings: kernels.TopKSettings
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What they return."""
+
+    fit: Any
+    """The reconstruction of the full size."""
+    gradients: Any
+    others: dict[str, Numbers]
+    """Gradient of `b_dec` and of weights that not every architecture has."""
+    fired: Numbers
+    """Rows in which each latent fired, ``[n_latents]``."""
+    parts: dict[str, Any]
+    """Terms of the loss, means over rows."""
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    """Further numbers to log."""
+    updates: dict[str, Tensor] = field(default_factory=dict)
+    """New running values."""
+
+
+def fused_step(learner: Learner, x: Tensor) -> Statistics:
+    """One step without a dense gradient, where there is such a path; `plain_step` otherwise.
+
+    The codes are those of the fp32 product whatever the precision of the run. Weights agree with `plain_step` up to the
+    rounding of sums.
+
+    Parameters
+    ----------
+    learner
+        Changed in place.
+    x
+        Rows ``[n, d_in]`` on the learner's device, in their own units; not changed.
+    """
+    if not fuses(learner) or not len(x):
+        return plain_step(learner, x)
+    kernel: Any = kernels.step_kernels(learner.device)
+    config, settings, p = learner.config, learner.settings, learner.parameters
+    u = kernel.centered(x, learner.scale, learner.center)
+    offset = p["b_dec"] - learner.center
+    draws = learner.generators["data"].get_state()
+    context = _context(learner)
+    k = getattr(config, "k", 1)
+    aux = kernels.TopKSettings(k, config.clip, settings.k_aux, getattr(config, "aux_coefficient", 0.0))
+    state = _State(kernel, config, p, u, offset, kernel.encoder_at(p["W_enc"], p["b_enc"], offset, u), context, aux)
+    found = _PATHS[type(config)](state)
+    if found is None:
+        learner.generators["data"].set_state(draws)  # what was drawn for this step is drawn again
+        return plain_step(learner, x)
+    row = ARCHITECTURES[config.arch]
+    beta1, beta2 = config.betas
+    adam = kernels.Adam(learning_rate(settings, learner.step), learner.step + 1, beta1, beta2, ADAM_EPS)
+    length = kernel.descend(
+        p, learner.first_moments, learner.second_moments, found.gradients, found.others, adam,
+        clip=config.clip, unit=row.unit_decoder, rates=row.rates,
+    )  # fmt: skip
+    learner.state |= found.updates
+    fired = kernel.tensor(found.fired)
+    learner.rows_since_fired = torch.where(fired > 0, 0, learner.rows_since_fired + len(x))
+    learner.step += 1
+    if _resamples_now(learner):
+        _resample(learner, found.fit.gradient * (-len(x) / 2))
+
+    def scalar(value: Any) -> Tensor:
+        return torch.as_tensor(value, device=x.device)
+
+    parts = {name: scalar(value * len(x)).float() for name, value in found.parts.items()}
+    loss = torch.stack(list(parts.values())).sum()
+    error, norm = scalar(found.fit.error), scalar(length)
+    return Statistics(
+        rows=len(x),
+        loss=loss,
+        error=error if learner.scale is None else error / learner.scale**2,
+        fired=fired.sum().float(),
+        dead=(learner.rows_since_fired >= settings.dead_after_rows).sum(),
+        grad_norm=norm * len(x),
+        finite=torch.isfinite(loss) & torch.isfinite(norm),
+        parts=parts | {name: value * len(x) for name, value in found.scalars.items()},
+    )
+
+
+STEPS["fused"] = fused_step
+
+
+# ---------------------------------------------------------------- the top-k family
+
+
+def _topk(s: _State) -> _Found:
+    return _selected(s, s.kernel.topk_pairs(s.u, s.encoder, s.config.k))
+
+
+def _batchtopk(s: _State) -> _Found | None:
+    chosen = _choose_batch(s, [(s.config.latents, s.config.k)])
+    return None if chosen is None else _selected(s, chosen[0][0], chosen[1])
+
+
+def _selected(s: _State, pairs: Any, smallest: Numbers = None) -> _Found:
+    """Codes that are what was chosen, and AuxK."""
+    fit = s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
+    aux, revived = _revive(s, fit)
+    g = s.kernel.gradients(
+        s.u, s.offset, s.p, pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient, revived=revived
+    )
+    parts = _with_aux({"reconstruction": fit.error / len(s.u)}, aux, s)
+    return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, updates=_threshold(s, smallest))
+
+
+def _choose_batch(s: _State, prefixes: Sequence[tuple[int, int]]) -> tuple[list[Any], Numbers] | None:
+    """For each ``(size, k)`` the ``k * rows`` largest pre-activations of the batch among the first `size` latents.
+
+    All that equal the smallest of them are kept. Returns the pairs of each prefix, and the smallest value of the last
+    one. None when they are not all positive or a row has too many.
+    """
+    n = len(s.u)
+    for levels in _levels(s, prefixes):
+        if not all(0 < level < float("inf") for level in levels):
+            continue
+        lowest = torch.empty_like(s.p["b_enc"])
+        for (size, _), level in sorted(zip(prefixes, levels), key=lambda each: -each[1]):
+            lowest[:size] = level  # the lowest one last: a latent has to reach that of any prefix it is a part of
+        pairs = s.kernel.pairs_above(s.u, s.encoder, lowest, _room(s))
+        if pairs is None:  # some row has many; with a lower level more
+            return None
+        chosen, edge = [], None
+        for (size, k), level in zip(prefixes, levels):
+            own = pairs.where((pairs.latents < size) & (pairs.values > level))
+            if len(own.values) < k * n:
+                break
+            edge = s.kernel.smallest_of_largest(own.values, k * n)
+            chosen.append(own.where(own.values >= edge))
+        else:
+            return chosen, edge
+    return None
+
+
+def _levels(s: _State, prefixes: Sequence[tuple[int, int]]) -> Iterator[list[float]]:
+    """Guesses below the smallest value that will be kept of each prefix."""
+    if len(prefixes) == 1:
+        last = float(s.context.state["last_smallest"])
+        yield from ([share * last] for share in GUESSES)
+    sample, bias = s.u[:: -(-len(s.u) // SAMPLED_ROWS)], s.encoder.bias
+    levels = [float(level_of(sample, s.p["W_enc"][:size], bias[:size], k)) for size, k in prefixes]
+    yield from ([share * level for level in levels] for share in SAMPLED_GUESSES)
+
+
+def _matryoshka(s: _State) -> _Found | None:
+    """Every size reconstructs by itself; a latent's gradient sums those of the sizes that it is a part of."""
+    config: Matryoshka = s.config
+    sizes = s.context.sizes or matryoshka_sizes(config)
+    weights = config.weights or (1 / len(sizes),) * len(sizes)
+    W_dec, n = s.p["W_dec"], len(s.u)
+    smallest = None
+    truncated = matryoshka_selection(config) == "truncated"
+    prefixes = [(size, _k_of(config, size)) for size in (sizes[-1:] if truncated else sizes)]
+    if config.over == "batchtopk":
+        selected = _choose_batch(s, prefixes)
+        if selected is None:
+            return None
+        chosen, smallest = selected
+    else:
+        chosen = s.kernel.topk_pairs_of_prefixes(s.u, s.encoder, prefixes)
+    pairs = chosen[-1]
+    if truncated:
+        chosen = [*(pairs.where(pairs.latents < size) for size in sizes[:-1]), pairs]
+    error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(sizes))
+    sets: list[Any] = []
+    slopes: list[Numbers] = []
+    whole = None
+    for index in reversed(range(len(sizes))):
+        size, weight = sizes[index], weights[index]
+        own = chosen[index]
+        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight, name=str(index))
+        whole = whole or fit
+        error = error + weight * fit.error / n
+        columns = columns + fit.columns
+        place = stack[index * n : (index + 1) * n]
+        if truncated and size < config.latents:
+            torch.add(stack[(index + 1) * n : (index + 2) * n], fit.gradient, out=place)
+            slopes[0][pairs.latents < size] += fit.slopes
+        else:
+            place.copy_(fit.gradient)
+            sets.insert(0, own)
+            slopes.insert(0, fit.slopes)
+    full = _unweighted(s, whole, weights[-1], pairs)
+    aux, revived = _revive(s, full)
+    joined = s.kernel.join(sets)
+    g = s.kernel.gradients(
+        s.u, s.offset, s.p, joined, joined.values > 0, joined.values, s.kernel.array.concatenate(slopes), stack,
+        revived=revived, sections=sizes[:-1] if truncated else (),
+    )  # fmt: skip
+    fired = s.kernel.counts_of(pairs.latents[pairs.values > 0], config.latents)
+    parts = _with_aux({"reconstruction": error}, aux, s)
+    return _Found(full, g, {"b_dec": columns + g.of_offset}, fired, parts, updates=_threshold(s, smallest))
+
+
+def _hierarchical(s: _State) -> _Found | None:
+    """Every level reconstructs from the first of each row's pairs; a pair's gradient sums those of its levels."""
+    c: HierarchicalTopK = s.config
+    levels = hierarchical_levels(c)
+    if sum(levels) > MOST_DECODED * c.k:
+        return None
+    weights = c.weights or (1 / len(levels),) * len(levels)
+    W_dec, n = s.p["W_dec"], len(s.u)
+    pairs = s.kernel.topk_pairs(s.u, s.encoder, c.k)
+    values, latents = pairs.values.reshape(n, c.k), pairs.latents.reshape(n, c.k)
+    slopes = s.kernel.array.zeros_like(values)
+    error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(levels))
+    rings: list[Any] = []
+    ring_slopes: list[Numbers] = []
+    whole = None
+    for index in reversed(range(len(levels))):
+        level, weight = levels[index], weights[index]
+        own = s.kernel.even_pairs(values[:, :level], latents[:, :level])
+        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight, name=str(index))
+        whole = whole or fit
+        error = error + weight * fit.error / n
+        columns = columns + fit.columns
+        slopes[:, :level] += fit.slopes.reshape(n, level)
+        place = stack[index * n : (index + 1) * n]
+        if index + 1 < len(levels):
+            torch.add(stack[(index + 1) * n : (index + 2) * n], fit.gradient, out=place)
+        else:
+            place.copy_(fit.gradient)
+    for start, level in itertools.pairwise((0, *levels)):  # what a level adds goes with the gradients from it on
+        rings.append(s.kernel.even_pairs(values[:, start:level], latents[:, start:level]))
+        ring_slopes.append(slopes[:, start:level].ravel())
+    full = _unweighted(s, whole, weights[-1], pairs)
+    aux, revived = _revive(s, full)
+    joined = s.kernel.join(rings)
+    g = s.kernel.gradients(
+        s.u, s.offset, s.p, joined, joined.values > 0, joined.values, s.kernel.array.concatenate(ring_slopes), stack,
+        revived=revived,
+    )  # fmt: skip
+    parts = _with_aux({"reconstruction": error}, aux, s)
+    return _Found(full, g, {"b_dec": columns + g.of_offset}, g.counts, parts)
+
+
+def _unweighted(s: _State, whole: Any, weight: float, pairs: Any) -> Any:
+    """The reconstruction of all pairs without the weight that it has among others."""
+    if not weight:  # it has no part in the loss; its residual is still what dead latents explain
+        return s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
+    return s.kernel.Fit(whole.error, whole.gradient / weight, whole.slopes, whole.columns)
+
+
+def _threshold(s: _State, smallest: Numbers) -> dict[str, Tensor]:
+    return {} if smallest is None else threshold_updates(s.context, torch.as_tensor(smallest, device=s.u.device))
+
+
+def _revive(s: _State, fit: Any) -> tuple[Any, Any]:
+    return kernels.revive(s.kernel, s.u, fit, s.encoder, s.p["W_dec"], s.context.dead, s.settings)
+
+
+def _with_aux(parts: dict[str, Any], aux: float | None, s: _State) -> dict[str, Any]:
+    if s.config.aux_coefficient and s.context.dead is not None and s.context.k_aux:
+        parts["aux"] = 0.0 if aux is None else aux
+    return parts
+
+
+def _float32(s: _State, values: Numbers) -> Numbers:
+    return s.kernel.array.asarray(values, dtype=s.kernel.array.float32)
+
+
+def _room(s: _State) -> int:
+    n_latents = len(s.p["b_enc"])
+    return max(min(n_latents, 64), int(n_latents * DENSE))
+
+
+# ---------------------------------------------------------------- thresholds and penalties
+
+
+def _jumprelu(s: _State) -> _Found | None:
+    """Pairs within the band around the threshold count too: they move it."""
+    c: JumpReLU = s.config
+    n, n_latents = len(s.u), c.latents
+    threshold = s.p["log_threshold"].exp()
+    # A little below the band, so that rounding does not cut its edge.
+    pairs = s.kernel.pairs_above(s.u, s.encoder, threshold * (1 - 1e-6) - c.bandwidth / 2 * (1 + 1e-5), _room(s))
+    if pairs is None:
+        return None
+    theta = s.kernel.numbers(threshold)
+    own = theta[pairs.latents]
+    fires = pairs.values > own
+    near = abs(pairs.values - own) < c.bandwidth / 2
+    codes = s.kernel.array.where(fires, pairs.values, 0.0)
+    fit = s.kernel.reconstruct(s.u, pairs, codes, s.p["W_dec"], s.offset)
+    aux, revived = _revive(s, fit)
+    g = s.kernel.gradients(s.u, s.offset, s.p, pairs, fires, codes, fit.slopes, fit.gradient, revived=revived)
+    away = fires.sum() / n / c.target_l0 - 1
+    weight = s.context.warmth * c.sparsity * s.kernel.variance(s.u)
+    pressure = 2 * weight * away / c.target_l0 / n  # gradient of the loss by one more code
+    latents = pairs.latents[near]
+    by_codes = s.kernel.sums_of(latents, fit.slopes[near], n_latents)
+    by_count = pressure * s.kernel.counts_of(latents, n_latents)
+    of_threshold = -(theta * by_codes + by_count) / c.bandwidth
+    others = {"b_dec": fit.columns + g.of_offset, "log_threshold": of_threshold * theta}
+    parts = _with_aux({"reconstruction": fit.error / n, "sparsity": weight * away**2}, aux, s)
+    return _Found(fit, g, others, g.counts, parts)
+
+
+def _relu(s: _State) -> _Found | None:
+    n = len(s.u)
+    pairs = s.kernel.pairs_above(s.u, s.encoder, torch.zeros_like(s.p["b_enc"]), _room(s))
+    if pairs is None:
+        return None
+    coefficient = s.context.state["coefficient"]
+    pressure = s.context.warmth * s.kernel.number(coefficient) / n
+    norms = s.kernel.row_norms(s.p["W_dec"])
+    own = norms[pairs.latents]
+    fit = s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
+    totals = s.kernel.sums_of(pairs.latents, pairs.values, s.config.latents)
+    where = s.kernel.array.where
+    stretch = _float32(s, where(norms > 0, pressure * totals / where(norms > 0, norms, 1.0), 0.0))
+    g = s.kernel.gradients(
+        s.u, s.offset, s.p, pairs, pairs.latents >= 0, pairs.values, fit.slopes + pressure * own,
+        fit.gradient, stretch=stretch,
+    )  # fmt: skip
+    parts = {"reconstruction": fit.error / n, "sparsity": pressure * (totals * norms).sum()}
+    updates = _controlled(s.context, coefficient, s.kernel.tensor(g.counts), n)
+    return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, {"coefficient": coefficient}, updates)
+
+
+def _gated(s: _State) -> _Found | None:
+    """Two reconstructions of the same pairs; the gate's sees a decoder that does not move."""
+    n, n_latents = len(s.u), s.config.latents
+    pairs = s.kernel.pairs_above(s.u, s.encoder, torch.zeros_like(s.p["b_enc"]), _room(s))
+    if pairs is None:
+        return None
+    at = pairs.latents
+    product = pairs.values - s.kernel.numbers(s.p["b_enc"])[at]
+    gain = s.kernel.numbers(s.p["r_mag"].exp())[at]
+    magnitude = gain * product + s.kernel.numbers(s.p["b_mag"])[at]
+    codes = magnitude.clip(0)
+    coefficient = s.context.state["coefficient"]
+    pressure = s.context.warmth * s.kernel.number(coefficient) / n
+    norms = s.kernel.row_norms(s.p["W_dec"])
+    fit = s.kernel.reconstruct(s.u, pairs, codes, s.p["W_dec"], s.offset)
+    gate = s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset, name="gate")
+    of_magnitude = s.kernel.array.where(magnitude > 0, fit.slopes, 0.0)
+    of_gate = gate.slopes + pressure * norms[at]
+    everything = at >= 0
+    # The penalty only pulls along decoder rows, which keep their length: it is projected out.
+    g = s.kernel.gradients(s.u, s.offset, s.p, pairs, everything, codes, of_magnitude * gain + of_gate, fit.gradient)
+    others = {
+        "b_enc": _float32(s, s.kernel.sums_of(at, of_gate, n_latents)),
+        "b_dec": fit.columns + g.of_offset,
+        "r_mag": s.kernel.sums_of(at, of_magnitude * gain * product, n_latents),
+        "b_mag": s.kernel.sums_of(at, of_magnitude, n_latents),
+    }
+    fired = s.kernel.counts_of(at[codes > 0], n_latents)
+    sparsity = pressure * (s.kernel.sums_of(at, pairs.values, n_latents) * norms).sum()
+    parts = {"reconstruction": fit.error / n, "sparsity": sparsity, "gate": gate.error / n}
+    updates = _controlled(s.context, coefficient, s.kernel.tensor(fired), n)
+    return _Found(fit, g, others, fired, parts, {"coefficient": coefficient}, updates)
+
+
+_PATHS: dict[type, Callable[[_State], _Found | None]] = {
+    TopK: _topk,
+    BatchTopK: _batchtopk,
+    Matryoshka: _matryoshka,
+    HierarchicalTopK: _hierarchical,
+    JumpReLU: _jumprelu,
+    Relu: _relu,
+    Gated: _gated,
+}

@@ -1,0 +1,497 @@
+"""Training losses: pure functions of parameters and rows.
+
+Every objective is called as ``objective(parameters, x, context) -> Outcome``. Rows come scaled and centred
+(``x = u - centre`` with the centre that `b_dec` started from), which changes nothing in exact arithmetic and keeps
+large means out of the
+products. In these coordinates the decoder bias is ``offset = b_dec - centre`` and::
+
+    pre   = (x - offset) @ W_enc.T + b_enc
+    x_hat = codes @ W_dec + offset
+
+The squared error is summed over dimensions and averaged over rows. Auxiliary terms are in units of the batch's
+variance V
+(summed over dimensions, a constant for the gradient), so that their weights do not depend on the data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import (
+    BatchTopK,
+    Gated,
+    HierarchicalTopK,
+    JumpReLU,
+    Matryoshka,
+    PAnneal,
+    Relu,
+    TopK,
+    hierarchical_levels,
+    matryoshka_selection,
+    matryoshka_sizes,
+)
+from .sparse_autograd import Pairs, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
+
+CONTROLLER_GAIN = 0.02
+"""How fast a penalty's coefficient follows L0: in a step its logarithm moves by `gain` times the expected ``log(L0 /
+target)``."""
+CONTROLLER_LEAD = 10.0
+"""How far ahead L0 is expected: this many times its distance from its own running mean (which lags by about 10
+steps)."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective needs besides parameters and rows."""
+
+    config: Any
+    """The architecture's configuration."""
+    center: Tensor
+    """What was subtracted from the scaled rows, ``[d]``."""
+    state: dict[str, Tensor] = field(default_factory=dict)
+    """Running values of the architecture: threshold, coefficient, ..."""
+    dead: Tensor | None = None
+    """Latents that count as dead, ``[n_latents]`` bool; None when none can be."""
+    k_aux: int = 0
+    """Dead latents per row in AuxK."""
+    step: int = 0
+    """Steps done before this one."""
+    total_steps: int = 1
+    """Steps of the whole run."""
+    warmup_steps: int = 0
+    """Steps over which a penalty rises."""
+    threshold_start: int = 0
+    """Step from which the BatchTopK threshold is averaged."""
+    threshold_decay: float = 0.999
+    """Decay of that average per step."""
+    sizes: tuple[int, ...] | None = None
+    """Prefix lengths drawn for this step; None for the fixed ones."""
+
+    @property
+    def warmth(self) -> float:
+        """Rises linearly from 0 to 1 over the warm-up."""
+        return min(1.0, (self.step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an objective returns. Sums run over the rows of the batch; nothing here was read back from the device."""
+
+    loss: Tensor
+    """Scalar to differentiate."""
+    residual: Tensor
+    """``x - x_hat`` ``[n, d]``, detached."""
+    fired: Tensor
+    """Rows in which each latent fired, ``[n_latents]`` float (whole numbers)."""
+    parts: dict[str, Tensor]
+    """Named terms of the loss (weighted as in the loss) and other scalars to log, detached."""
+    updates: dict[str, Tensor] = field(default_factory=dict)
+    """New running values."""
+
+
+def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
+    """``mean over rows of ||x - x_hat||^2`` (summed over dimensions)."""
+    return (x - x_hat).pow(2).sum() / len(x)
+
+
+def variance(x: Tensor) -> Tensor:
+    """``mean over rows of ||x - mean(x)||^2`` (summed over dimensions), detached, at least 1e-12."""
+    x = x.detach()
+    return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)
+
+
+# ---------------------------------------------------------------- the top-k family
+
+
+def topk_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
+    """TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``."""
+    c: TopK = context.config
+    offset, bias = _biases(p, context)
+    k_wide = min(4 * c.k, c.latents) if c.multi_topk else c.k
+    wide_values, wide_indices = choose_topk(x, p["W_enc"], bias, k_wide)
+    values, pairs = _first(wide_values, wide_indices, c.k, c.latents)
+    x_hat = _reconstruct(p, x, bias, offset, values, pairs)
+    terms = {"reconstruction": squared_error(x, x_hat)}
+    if c.multi_topk:
+        wide = _first(wide_values, wide_indices, k_wide, c.latents)
+        terms["multi_topk"] = c.multi_topk * squared_error(x, _reconstruct(p, x, bias, offset, *wide))
+    residual = (x - x_hat).detach()
+    _add_aux(terms, p, x, bias, residual, context)
+    return _outcome(terms, residual, pairs.fired(values))
+
+
+def hierarchical_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
+    """HierarchicalTopK: ``sum_l c_l * error(l) + aux_coefficient * AuxK`` with ``x_hat`` of level l from the l largest.
+
+    A level adds the latents between the one before and itself to that one's reconstruction, so all levels together
+    decode every chosen latent once.
+    """
+    c: HierarchicalTopK = context.config
+    levels = hierarchical_levels(c)
+    weights = c.weights or (1 / len(levels),) * len(levels)
+    offset, bias = _biases(p, context)
+    values, indices = choose_topk(x, p["W_enc"], bias, c.k)  # largest first
+    x_hat, error, fired = offset, x.new_zeros(()), torch.zeros_like(bias)
+    for start, level, weight in zip((0, *levels), levels, weights):
+        ring = values[:, start:level].reshape(-1), Pairs.even(indices[:, start:level], c.latents)
+        x_hat = _reconstruct(p, x, bias, x_hat, *ring)
+        error = error + weight * squared_error(x, x_hat)
+        fired = fired + ring[1].fired(ring[0])
+    terms = {"reconstruction": error}
+    residual = (x - x_hat).detach()
+    _add_aux(terms, p, x, bias, residual, context)
+    return _outcome(terms, residual, fired.detach())
+
+
+def batchtopk_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
+    """BatchTopK: ``error + aux_coefficient * AuxK`` with ``k * rows`` codes in the batch."""
+    c: BatchTopK = context.config
+    offset, bias = _biases(p, context)
+    with torch.no_grad():
+        pre = torch.addmm(bias, x, p["W_enc"].T)
+        values, pairs, smallest = choose_batchtopk(pre, c.k * len(x), context.state["last_smallest"])
+        del pre
+    x_hat = _reconstruct(p, x, bias, offset, values, pairs)
+    terms = {"reconstruction": squared_error(x, x_hat)}
+    residual = (x - x_hat).detach()
+    _add_aux(terms, p, x, bias, residual, context)
+    return _outcome(terms, residual, pairs.fired(values), threshold_updates(context, smallest))
+
+
+def matryoshka_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
+    """Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK`` (AuxK on the residual of the full size)."""
+    c: Matryoshka = context.config
+    sizes = context.sizes or matryoshka_sizes(c)
+    weights = c.weights or (1 / len(sizes),) * len(sizes)
+    offset, bias = _biases(p, context)
+    truncated = matryoshka_selection(c) == "truncated"
+    with torch.no_grad():
+        pre = torch.addmm(bias, x, p["W_enc"].T) if c.over == "batchtopk" else None
+
+    def select(size: int) -> tuple[Tensor, Pairs, Tensor | None]:
+        k = _k_of(c, size)
+        if pre is None:
+            return *_first(*choose_topk(x, p["W_enc"][:size], bias[:size], k), k, c.latents), None
+        values, pairs, smallest = choose_batchtopk(pre[:, :size], k * len(x), context.state["last_smallest"])
+        return values, Pairs(pairs.offsets, pairs.indices, c.latents), smallest
+
+    values, pairs, smallest = select(c.latents)
+    chosen = [(values, pairs)]
+    for size in sizes[:-1]:
+        if truncated:  # a value of 0 adds nothing and gets no gradient
+            chosen.append((values * (pairs.indices < size), pairs))
+        else:
+            kept, kept_pairs, _ = select(size)
+            chosen.append((kept, kept_pairs))
+    # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
+    x_hat = _reconstruct(p, x.repeat(len(chosen), 1), bias, offset, *_stacked(chosen)).view(len(chosen), *x.shape)
+    residual = (x - x_hat[0]).detach()
+    errors = (x - x_hat).pow(2).sum((1, 2)) / len(x)
+    weighted = [weight * each for weight, each in zip((weights[-1], *weights[:-1]), errors.unbind())]
+    terms = {"reconstruction": torch.stack(weighted).sum()}
+    _add_aux(terms, p, x, bias, residual, context)
+    updates = {} if smallest is None else threshold_updates(context, smallest)
+    return _outcome(terms, residual, pairs.fired(values), updates)
+
+
+def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
+    """Several choices for the same rows as one choice for as many copies of the rows."""
+    if len(chosen) == 1:
+        return chosen[0]
+    offsets, end = [chosen[0][1].offsets[:1]], 0
+    for values, pairs in chosen:
+        offsets.append(pairs.offsets[1:] + end)
+        end += len(values)
+    indices = torch.cat([pairs.indices for _, pairs in chosen])
+    return torch.cat([values for values, _ in chosen]), Pairs(torch.cat(offsets), indices, chosen[0][1].n_latents)
+
+
+def aux_loss(p: dict[str, Tensor], x: Tensor, bias: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
+    """AuxK: how much of the residual dead latents leave unexplained, ``||e - e_hat||^2 / ||e - mean(e)||^2``.
+
+    ``e`` is the residual, detached; ``e_hat`` is decoded from the `k_aux` largest pre-activations (after ReLU) of dead
+    latents, without decoder bias. The gradient reaches the encoder and the decoder of the dead latents chosen.
+
+    Parameters
+    ----------
+    p
+        Parameters with ``W_enc`` and ``W_dec`` ``[n_latents, d]``.
+    x, bias
+        Centred rows ``[n, d]`` and encoder bias ``[n_latents]``.
+    residual
+        ``x - x_hat`` ``[n, d]``.
+    dead
+        ``[n_latents]`` bool.
+    k_aux
+        Dead latents per row; fewer when fewer are dead.
+    """
+    e = residual.detach()
+    W_enc, n_latents = p["W_enc"], len(bias)
+    if dead.device.type == "cpu":  # counting costs nothing here, and the product shrinks to the dead latents
+        which = dead.nonzero()[:, 0]
+        if not len(which):
+            return x.new_zeros(())
+        values, local = choose_topk(x, W_enc.detach()[which], bias.detach()[which], min(k_aux, len(which)))
+        indices = which[local]
+    else:
+        values, indices = choose_topk(x, W_enc, bias.detach().masked_fill(~dead, -torch.inf), min(k_aux, n_latents))
+    pairs = Pairs.even(indices, n_latents)
+    e_hat = decode_pairs(encode_pairs(W_enc, bias, x, values.reshape(-1), pairs), p["W_dec"], pairs)
+    share = squared_error(e, e_hat) / variance(e)
+    return torch.where(dead.any(), share, torch.zeros_like(share))
+
+
+def threshold_updates(context: Context, smallest: Tensor) -> dict[str, Tensor]:
+    """Running mean of the smallest kept activation: the first value as it is, then an exponential average."""
+    threshold, seen = context.state["threshold"], context.state["threshold_steps"]
+    if context.step < context.threshold_start:
+        return {"last_smallest": smallest}
+    decay = context.threshold_decay
+    averaged = torch.where(seen > 0, decay * threshold + (1 - decay) * smallest, smallest)
+    return {"last_smallest": smallest, "threshold": averaged, "threshold_steps": seen + 1}
+
+
+def _k_of(c: Matryoshka, size: int) -> int:
+    """Latents per row that a prefix of `size` latents keeps."""
+    k = max(1, round(c.k * size / c.latents)) if matryoshka_selection(c) == "scaled" else c.k
+    return min(k, size)
+
+
+def _biases(p: dict[str, Tensor], context: Context) -> tuple[Tensor, Tensor]:
+    """``offset`` and ``b_enc - W_enc @ offset``: the encoder's subtraction of b_dec as a bias, so that its gradient
+    is one small product.
+    """
+    with torch.autocast(p["W_enc"].device.type, enabled=False):
+        offset = p["b_dec"] - context.center
+        return offset, p["b_enc"] - p["W_enc"] @ offset
+
+
+def _first(values: Tensor, indices: Tensor, k: int, n_latents: int) -> tuple[Tensor, Pairs]:
+    return values[:, :k].reshape(-1), Pairs.even(indices[:, :k], n_latents)
+
+
+def _reconstruct(p: dict[str, Tensor], x: Tensor, bias: Tensor, offset: Tensor, values: Tensor, pairs: Pairs) -> Tensor:
+    return decode_pairs(encode_pairs(p["W_enc"], bias, x, values, pairs), p["W_dec"], pairs) + offset
+
+
+def _add_aux(
+    terms: dict[str, Tensor], p: dict[str, Tensor], x: Tensor, bias: Tensor, residual: Tensor, context: Context
+) -> None:
+    """Add ``aux_coefficient * V * AuxK`` when some latent can be dead."""
+    coefficient = context.config.aux_coefficient
+    if coefficient and context.dead is not None and context.k_aux:
+        aux = aux_loss(p, x, bias, residual, context.dead, context.k_aux)
+        terms["aux"] = coefficient * variance(x) * aux
+
+
+def _outcome(
+    terms: dict[str, Tensor],
+    residual: Tensor,
+    fired: Tensor,
+    updates: dict[str, Tensor] | None = None,
+    **scalars: Tensor,
+) -> Outcome:
+    loss = torch.stack(list(terms.values())).sum()
+    parts = {name: value.detach() for name, value in terms.items()} | scalars
+    return Outcome(loss, residual, fired, parts, updates or {})
+
+
+# ---------------------------------------------------------------- thresholds
+
+
+class _Jump(torch.autograd.Function):
+    """``z = pre * (pre > threshold)`` with the straight-through gradient of the threshold."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return pre * (pre > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        pre, threshold = ctx.saved_tensors
+        near = (pre - threshold).abs() < ctx.bandwidth / 2
+        grad_threshold = -(threshold / ctx.bandwidth) * (grad * near).sum(0)
+        return grad * (pre > threshold), grad_threshold, None
+
+
+class _Step(torch.autograd.Function):
+    """``H(pre - threshold)``: only the threshold gets a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        pre, threshold = ctx.saved_tensors
+        near = (pre - threshold).abs() < ctx.bandwidth / 2
+        return None, -(grad * near).sum(0) / ctx.bandwidth, None
+
+
+def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """JumpReLU ``pre * (pre > threshold)``.
+
+    Its gradient by the threshold is ``-(threshold / bandwidth) * K((pre - threshold) / bandwidth)`` with the rectangle
+    ``K(t) = 1 if |t| < 1/2`` (2407.14435, eq. 11).
+
+    Parameters
+    ----------
+    pre
+        ``[n, n_latents]``.
+    threshold
+        ``[n_latents]``, positive.
+    bandwidth
+        Width of the rectangle, in the units of `pre`.
+    """
+    return _Jump.apply(pre, threshold, bandwidth)
+
+
+def count_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Mean number of latents above their threshold per row; gradient by the threshold ``-(1 / bandwidth) * K(...)``,
+    none by `pre`.
+    """
+    return _Step.apply(pre, threshold, bandwidth).sum() / len(pre)
+
+
+def jumprelu_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
+    """JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``."""
+    c: JumpReLU = context.config
+    offset, bias = _biases(p, context)
+    threshold = p["log_threshold"].exp()
+    pre = torch.addmm(bias, x, p["W_enc"].T).float()
+    codes = jump(pre, threshold, c.bandwidth)
+    x_hat = codes @ p["W_dec"] + offset
+    l0 = count_above(pre, threshold, c.bandwidth)
+    terms = {
+        "reconstruction": squared_error(x, x_hat),
+        "sparsity": context.warmth * c.sparsity * variance(x) * (l0 / c.target_l0 - 1).pow(2),
+    }
+    residual = (x - x_hat).detach()
+    _add_aux(terms, p, x, bias, residual, context)
+    return _outcome(terms, residual, _count(codes))
+
+
+# ---------------------------------------------------------------- penalties
+
+
+def relu_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
+    """ReLU with L1: ``error + l1 * mean over rows of sum_j codes_j * ||W_dec[j]||``."""
+    offset, bias = _biases(p, context)
+    codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
+    x_hat = codes @ p["W_dec"] + offset
+    fired = _count(codes)
+    coefficient = context.state["coefficient"]
+    terms = {
+        "reconstruction": squared_error(x, x_hat),
+        "sparsity": context.warmth * coefficient * (codes.sum(0) * p["W_dec"].norm(dim=1)).sum() / len(x),
+    }
+    updates = _controlled(context, coefficient, fired, len(x))
+    return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient)
+
+
+def gated_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
+    """Gated: ``error + l1 * mean sum_j relu(gate_j) * ||W_dec[j]|| + ||x - x_hat(relu(gate))||^2`` with a frozen
+    decoder in the last.
+
+    ``W_enc`` and ``b_enc`` are the gate's; the magnitude is ``relu(exp(r_mag) * g + b_mag)`` with
+    ``g = (x - offset) @ W_enc.T``.
+    """
+    offset = p["b_dec"] - context.center
+    g = torch.addmm(-(p["W_enc"] @ offset), x, p["W_enc"].T).float()  # [n, n_latents]
+    gate = g + p["b_enc"]
+    codes = (gate > 0) * (p["r_mag"].exp() * g + p["b_mag"]).relu()
+    opened = gate.relu()
+    x_hat = codes @ p["W_dec"] + offset
+    x_hat_gate = opened @ p["W_dec"].detach() + offset.detach()
+    fired = _count(codes)
+    coefficient = context.state["coefficient"]
+    terms = {
+        "reconstruction": squared_error(x, x_hat),
+        "sparsity": context.warmth * coefficient * (opened.sum(0) * p["W_dec"].norm(dim=1)).sum() / len(x),
+        "gate": squared_error(x, x_hat_gate),
+    }
+    updates = _controlled(context, coefficient, fired, len(x))
+    return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient)
+
+
+P_SMOOTH = 1e-3
+"""``f**p`` is taken as ``(f + P_SMOOTH)**p - P_SMOOTH**p``: 0 at 0, equal to f at p = 1, with a bounded slope at 0."""
+
+
+def p_anneal_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
+    """P-anneal: ``error + coefficient * mean over rows of sum_j (codes_j * ||W_dec[j]||)^p``.
+
+    When p falls, the coefficient is multiplied by the ratio of the two penalties (averaged over about 10 steps), so the
+    pressure stays as it was.
+    """
+    c: PAnneal = context.config
+    offset, bias = _biases(p, context)
+    codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
+    x_hat = codes @ p["W_dec"] + offset
+    fired = _count(codes)
+    sizes = codes * p["W_dec"].norm(dim=1)
+    index = p_index(c, context.step, context.total_steps)
+    exponent, following = p_value(c, index), p_value(c, index + 1)
+    penalty = p_penalty(sizes, exponent)
+    coefficient = context.state["coefficient"]
+    terms = {
+        "reconstruction": squared_error(x, x_hat),
+        "sparsity": context.warmth * coefficient * penalty,
+    }
+    updates = _controlled(context, coefficient, fired, len(x))
+    recent = 0.9 * context.state["penalties"] + torch.stack([penalty.detach(), p_penalty(sizes.detach(), following)])
+    if p_index(c, context.step + 1, context.total_steps) != index:
+        updates["coefficient"] = updates.get("coefficient", coefficient) * recent[0] / recent[1].clamp(min=1e-12)
+        recent = torch.zeros_like(recent)
+    updates["penalties"] = recent
+    exponent_now = torch.tensor(exponent, device=x.device)
+    return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient, p=exponent_now)
+
+
+def p_penalty(sizes: Tensor, p: float) -> Tensor:
+    """``mean over rows of sum_j size_j ** p`` (smoothed at 0, see `P_SMOOTH`) of non-negative ``[n, n_latents]``."""
+    if p == 1:
+        return sizes.sum() / len(sizes)
+    return ((sizes + P_SMOOTH).pow(p) - P_SMOOTH**p).sum() / len(sizes)
+
+
+def p_index(c: PAnneal, step: int, total_steps: int) -> int:
+    """How many times p has changed before `step` (0 to `p_updates`)."""
+    progress = step / max(total_steps, 1)
+    share = (progress - c.p_start_fraction) / (1 - c.p_start_fraction)
+    return min(max(math.floor((c.p_updates + 1) * share), 0), c.p_updates)
+
+
+def p_value(c: PAnneal, index: int) -> float:
+    """The exponent after `index` changes: from 1 to `p_end` in equal steps."""
+    return 1 + (c.p_end - 1) * min(index, c.p_updates) / c.p_updates
+
+
+def _count(codes: Tensor) -> Tensor:
+    """Rows in which each latent fired, ``[n_latents]`` float."""
+    return (codes.detach() > 0).sum(0).float()
+
+
+def _controlled(context: Context, coefficient: Tensor, fired: Tensor, n_rows: int) -> dict[str, Tensor]:
+    """The coefficient after one step of the L0 controller; nothing when no L0 is asked for."""
+    c: Relu | Gated | PAnneal = context.config
+    if c.target_l0 is None:
+        return {}
+    distance = (fired.sum() / n_rows / c.target_l0).clamp(min=1e-3).log()
+    past = context.state["distance"] if context.step else distance
+    # L0 answers with a delay of some hundred steps: steer by where it is going, not by where it is.
+    ahead = (distance + CONTROLLER_LEAD * (distance - past)).clamp(-1, 1)
+    factor = (CONTROLLER_GAIN * context.warmth * ahead).exp()
+    return {
+        "coefficient": (coefficient * factor).clamp(1e-6, 1e6),
+        "distance": past + 0.1 * (distance - past),
+    }

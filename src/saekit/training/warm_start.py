@@ -1,0 +1,97 @@
+"""A given SAE as the place where training starts: the inverse of freezing a learner."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..sae.model import SAE
+from ..sae.rules import JumpReLU
+from .architectures import ARCHITECTURES
+from .learner import Learner, finish
+
+LEAST_THRESHOLD = 1e-3
+"""Thresholds are trained by their logarithm: smaller ones start here. Unit: pre-activations of scaled rows."""
+
+
+def start_from(learner: Learner, sae: SAE) -> None:
+    """Give a learner at step 0 the weights, the biases and the scale of `sae`, in place.
+
+    ``finish(learner, {})`` is then the same function as `sae`, with two exceptions: a threshold over the whole batch,
+    which only training finds, starts anew; and TopK with decoder rows of lengths other than 1 chooses by code times
+    length from then on.
+
+    Raises
+    ------
+    ConfigError
+        The SAE has another shape or rule than the configuration trains, or parts that no training has.
+    """
+    config = learner.config
+    d_in = len(learner.center)
+    if (sae.n_latents, sae.d_in, sae.d_out) != (config.latents, d_in, d_in):
+        raise ConfigError(
+            f"train: the SAE to start from must have latents={config.latents} on rows of width {d_in}; it has "
+            f"{sae.n_latents} on {sae.d_in}. Take a part of it, or change `latents`."
+        )
+    rule = finish(learner, {}).rule
+    if type(rule) is not type(sae.rule) or getattr(sae.rule, "rank", None) is not None:
+        raise ConfigError(
+            f"train: the SAE to start from must have the rule that {type(config).__name__} ends with, {rule.name}; it "
+            f"has {sae.rule.name}. Train the architecture that it comes from."
+        )
+    if sae.W_skip is not None or sae.scaling.kind not in ("none", "scalar"):
+        part = "a skip path" if sae.W_skip is not None else f"{sae.scaling.kind} scaling"
+        raise ConfigError(f"train: the SAE to start from must have no more than training has; it has {part}.")
+    if ARCHITECTURES[config.arch].unit_decoder:
+        sae = sae.fold_norms()
+    sae = sae.to(learner.device, learner.center.dtype)
+    learner.scale = None if sae.scaling.scale is None else sae.scaling.scale.clone()
+    # The objective subtracts b_dec before the encoder; what the SAE subtracts differently goes into the bias.
+    shift = sae.b_dec if sae.b_pre is None else sae.b_dec - sae.b_pre
+    learner.center = sae.b_dec.clone()
+    values = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, "b_enc": sae.b_enc + sae.W_enc @ shift}
+    learner.parameters |= {name: t.clone() for name, t in (values | _of_the_rule(learner, sae, values)).items()}
+
+
+def _of_the_rule(learner: Learner, sae: SAE, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of the gate or the thresholds."""
+    names = learner.parameters
+    if not isinstance(sae.rule, JumpReLU):
+        return {}
+    if "log_threshold" in names:
+        return {"log_threshold": sae.rule.threshold.clamp_min(LEAST_THRESHOLD).log()}
+    if "r_mag" in names:  # with r_mag = 0 the gate is the encoder: it opens where pre > b_mag - b_gate
+        zeros = values["b_enc"].new_zeros(sae.n_latents)
+        return {"r_mag": zeros, "b_mag": values["b_enc"], "b_enc": values["b_enc"] - sae.rule.threshold}
+    return {}
+
+
+def digest_of(sae: SAE) -> str:
+    """Digest of the tensors of an SAE: what a run records of where it started."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.tensors().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def starts_of(start: Any, count: int) -> list[SAE]:
+    """One SAE per learner from what was given: nothing, one for all, or one each.
+
+    Raises
+    ------
+    ConfigError
+        Another number of them.
+    """
+    if start is None:
+        return []
+    given = [start] * count if isinstance(start, SAE) else list(start)
+    if len(given) != count or not all(isinstance(each, SAE) for each in given):
+        raise ConfigError(
+            f"train: `start` must be one SAE, or one for each of the {count} learners; got {len(given)}. "
+            "They come configuration by configuration, seed by seed."
+        )
+    return given

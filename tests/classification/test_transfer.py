@@ -1,0 +1,424 @@
+"""Transfer: what is the same loses nothing, what is renamed moves with its name, and nothing leaks across the split."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+with warnings.catch_warnings():
+    import sympy  # noqa: F401
+
+import numpy as np
+import pytest
+import torch
+
+from saekit import SAE, Transfer, held_out, load_model, transfer, transfer_features
+from saekit.classification.arms import Budget
+from saekit.classification.transfer_result import loss, near_chance
+from saekit.errors import ConfigError, DataError, FormatError, ShapeError
+from saekit.measure.paired_scores import verdict
+from saekit.measure.results import Measured
+from saekit.sae.rules import TopK
+
+D = 192
+QUICK = Budget(C=(1.0,))
+COMMON = {"layer": 1, "budget": QUICK, "draws": 100}
+
+GOOD = "returns computes array value shape index number mean sum axis".split()  # noqa: SIM905
+BAD = "raises error warning invalid deprecated exception fails missing broken wrong".split()  # noqa: SIM905
+OTHER = "the of a for in to with and or by".split()  # noqa: SIM905
+
+
+def rows_of(n: int, lang: str, seed: int, *, informative: bool = True) -> list[dict]:
+    """Short texts of words that tell their class, or of words that do not."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        label = i % 2
+        words = list(generator.choice((GOOD, BAD)[label] if informative else OTHER, 4)) + list(
+            generator.choice(OTHER, 4)
+        )
+        text = " ".join(generator.permutation(words))
+        rows.append(
+            {
+                "text": f"{text} {generator.integers(10**6)}",
+                "label": ("good", "bad")[label],
+                "lang": lang,
+                "item": i // 2,
+            }
+        )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return load_model("builtin")
+
+
+@pytest.fixture(scope="module")
+def sae() -> SAE:
+    g = torch.Generator().manual_seed(0)
+    W = torch.randn(96, D, generator=g)
+    W = W / W.norm(dim=1, keepdim=True)
+    return SAE(
+        W_enc=W, b_enc=torch.zeros(96), W_dec=W, b_dec=torch.zeros(D), rule=TopK(8),
+        provenance={"model": "builtin", "hook": "layers.1", "seed": 0},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data() -> list[dict]:
+    """Three languages: two in which the class can be told, one in which it cannot."""
+    return [*rows_of(120, "en", 0), *rows_of(120, "fr", 1), *rows_of(120, "xx", 2, informative=False)]
+
+
+@pytest.fixture(scope="module")
+def result(lm, sae, data) -> Transfer:
+    return transfer(data, model=lm, sae=sae, across="lang", **COMMON)
+
+
+# ---------------------------------------------------------------------------------------------------------- laws
+
+
+def test_the_same_data_twice_loses_nothing(lm, sae):
+    rows = rows_of(120, "en", 0)
+    twice = [*rows, *({**row, "lang": "copy"} for row in rows)]
+    found = transfer(twice, model=lm, sae=sae, across="lang", **COMMON)
+    for cell in found.cells:
+        assert (cell.drop.value, cell.drop_auc.value) == (0, 0)
+        assert cell.drop.low in (0, None)
+        assert cell.verdict == ("native" if cell.train == cell.test else "kept")
+    assert {way.name: way.drop.value for way in found.ways} == dict.fromkeys(
+        ("sae", "binarized", "dense", "last", "words", "majority"), 0
+    )
+    assert any("texts occur before" in note for note in found.notes)
+
+
+def test_renaming_the_values_moves_the_matrix(lm, sae, data, result):
+    names = {"en": "zz", "fr": "aa", "xx": "mm"}
+    renamed = transfer(
+        [{**row, "lang": names[row["lang"]]} for row in data], model=lm, sae=sae, across="lang", **COMMON
+    )
+    assert [value.name for value in renamed.values] == ["aa", "mm", "zz"]
+    turned = transfer(data, model=lm, sae=sae, across="lang", values=["xx", "en", "fr"], **COMMON)
+    for cell in result.cells:
+        for other in (
+            renamed.cell(cell.arm, names[cell.train], names[cell.test]), turned.cell(cell.arm, cell.train, cell.test),
+        ):  # fmt: skip
+            assert (other.macro_f1, other.auc, other.drop) == (cell.macro_f1, cell.auc, cell.drop)
+
+
+def test_other_values_do_not_change_a_cell(lm, sae, data, result):
+    two = transfer(data, model=lm, sae=sae, across="lang", values=["en", "xx"], **COMMON)
+    for arm in ("sae", "dense", "words"):
+        for train, test in (("en", "xx"), ("xx", "en"), ("en", "en")):
+            assert two.cell(arm, train, test).macro_f1 == result.cell(arm, train, test).macro_f1
+
+
+def test_an_sae_in_another_order_reads_the_same(lm, sae):
+    rows = rows_of(160, "en", 3)
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(1))
+    found = transfer_features(rows, model=lm, saes=[sae, sae.permute(order)], **COMMON)
+    a, b = (value.name for value in found.values)
+    for arm in ("sae", "binarized", "dense"):
+        direct = found.cell(arm, a, a)
+        moved = found.cell(arm, a, b)
+        assert (moved.macro_f1, moved.auc) == (direct.macro_f1, direct.auc)
+        assert moved.drop.value == pytest.approx(0, abs=1e-9)
+    assert found.values[0].about["matched"][b]["mean_cosine"] == pytest.approx(1)
+    assert found.values[0].about["matched"][b]["pairs"] == 96
+    direct, at_random = found.cell("sae", a, a), found.cell("random", a, b)
+    assert direct.auc.value > 0.9
+    assert at_random.auc.value < direct.auc.value - 0.1
+    assert found.way("random").family == "control"
+
+
+def test_matching_by_documents_finds_the_order_too(lm, sae):
+    rows = rows_of(160, "en", 3)
+    found = transfer_features(
+        rows, model=lm, saes=[sae, sae.permute(torch.arange(96).flip(0))], by="documents", **COMMON
+    )
+    a, b = (value.name for value in found.values)
+    assert found.cell("sae", a, b).auc.value == pytest.approx(found.cell("sae", a, a).auc.value, abs=0.02)
+
+
+def test_latents_without_a_partner_are_zero(lm, sae):
+    rows = rows_of(160, "en", 3)
+    other = sae.replace(W_enc=-sae.W_enc, W_dec=-sae.W_dec)
+    found = transfer_features(rows, model=lm, saes=[sae, other], threshold=0.99, arms=["sae", "majority"], **COMMON)
+    a, b = (value.name for value in found.values)
+    assert found.values[0].about["matched"][b] == {"pairs": 0, "unmatched": 96, "mean_cosine": None}
+    assert found.cell("sae", a, b).auc.value == 0.5
+    narrow = transfer_features(rows, model=lm, saes=[sae, sae.take(40)], arms=["sae"], **COMMON)
+    assert narrow.values[0].about["matched"]["topk-40-k8-seed0"]["unmatched"] == 56
+    assert narrow.values[1].about["matched"]["topk-96-k8-seed0"]["unmatched"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------ what it says
+
+
+def test_what_can_be_told_and_what_cannot(result):
+    assert result.cell("words", "en", "fr").chance == "above chance"
+    assert result.cell("dense", "en", "fr").auc.low > 0.7
+    for train, test in (("en", "xx"), ("xx", "en"), ("fr", "xx")):
+        assert result.cell("words", train, test).auc.value < 0.85
+    at_chance = result.cell("words", "xx", "en")
+    assert at_chance.chance == "at chance"
+    assert "at chance: AUC" in at_chance.sentence
+    assert at_chance.verdict == "lost"
+    assert "macro-F1 lost against training on en itself" in at_chance.sentence
+    majority = result.way("majority")
+    assert (majority.native_auc.value, majority.n_at, majority.n_above) == (0.5, 6, 0)
+    assert len(result.sentences("sae")) == 6
+    assert len(result.sentences()) == 6 * len(result.ways)
+    assert "pairs of different langs" in result.way("sae").sentence
+
+
+def test_every_cell_has_its_intervals_and_the_same_test_rows(result):
+    for cell in result.cells:
+        for measured in (cell.macro_f1, cell.auc, cell.drop):
+            assert measured.low <= measured.value <= measured.high
+        assert (cell.minus_dense is None) == (cell.arm == "dense")
+    assert [value.n_train + value.n_test for value in result.values] == [120] * 3
+    assert all(25 <= value.n_test <= 35 for value in result.values)
+    way = result.way("sae")
+    diagonal = [result.cell("sae", name, name).macro_f1.value for name in ("en", "fr", "xx")]
+    assert way.native.value == pytest.approx(np.mean(diagonal))
+    drops = [cell.drop.value for cell in result.cells if cell.arm == "sae" and cell.train != cell.test]
+    assert way.drop.value == pytest.approx(np.mean(drops))
+
+
+def test_one_value_is_plain_classification(lm, sae):
+    found = transfer(rows_of(120, "en", 0), model=lm, sae=sae, **COMMON)
+    assert [value.name for value in found.values] == ["all"]
+    assert len(found.cells) == len(found.ways) == 6
+    assert found.way("sae").transferred is None
+    assert found.way("words").native_auc.value > 0.9
+    assert found.table()[0] == ["", "macro-F1", "AUC", "F1 − dense", "verdict"]
+    assert found._repr_html_().count("<table>") == 1
+
+
+def test_several_saes_and_hooks(lm, sae, data):
+    other = sae.replace(provenance={"hook": "layers.2"})
+    found = transfer(
+        data, model=lm, sae=[sae, other], across="lang", values=["en", "fr"], budget=QUICK, draws=20,
+        arms=["sae", "dense"],
+    )  # fmt: skip
+    assert [way.name for way in found.ways] == [
+        "sae topk-96-k8-seed0", "sae topk-96-k8", "dense layers.1", "dense layers.2",
+    ]  # fmt: skip
+    assert found.way("sae topk-96-k8").pool == "sum"
+
+
+def test_cross_fitting_judges_every_row(lm, sae, data):
+    found = transfer(data, model=lm, sae=sae, across="lang", values=["en", "fr"], folds=3, arms=["dense"], **COMMON)
+    assert [value.n_test for value in found.values] == [120, 120]
+    assert found.cell("dense", "en", "fr").auc.low > 0.7
+
+
+def test_groups_are_never_on_both_sides(lm, data):
+    """Labels that say nothing but the group: only a leak could tell them."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for lang in ("a", "b"):
+        for item in range(80):
+            word = f"{generator.choice(OTHER)} w{item}x"
+            rows += [{"text": f"{word} {k} {lang}", "label": item % 2, "lang": lang, "item": item} for k in range(4)]
+    kept = transfer(rows, model=lm, across="lang", group="item", arms=["words"], budget=QUICK, draws=100)
+    leaky = transfer(rows, model=lm, across="lang", arms=["words"], budget=QUICK, draws=100)
+    assert leaky.cell("words", "a", "a").auc.value > 0.9
+    assert leaky.cell("words", "a", "b").auc.value > 0.9
+    for train in "ab":
+        for test in "ab":
+            assert kept.cell("words", train, test).chance == "at chance"
+    assert kept.values[0].n_groups == kept.values[0].n_test // 4
+
+
+def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):
+    settings = {"arms": ["majority"], "budget": QUICK, "draws": 0}
+    for split in ({"group": "item", "rows": 60}, {"group": "item"}, {"rows": 60}, {}):
+        out = held_out(data, across="lang", **split)
+        judges = sum(value.n_test for value in transfer(data, model=lm, across="lang", **settings, **split).values)
+        assert out.shape == (len(data),)
+        assert judges <= out.sum() <= 0.35 * len(data)
+        if "rows" not in split:
+            assert judges == out.sum()
+        if "group" in split:
+            sides = {row["item"]: set() for row in data}
+            for row, each in zip(data, out):
+                sides[row["item"]].add(bool(each))
+            assert max(map(len, sides.values())) == 1
+    # the same text in another group, which may be on the other side
+    twice = [*data, *({**row, "item": 10_000 + row["item"]} for row in data)]
+    out = held_out(twice, across="lang", group="item").reshape(2, -1)
+    assert (out[0] == out[1]).all()
+    assert 0.4 < out.mean() < 0.5  # 1 - 0.75²
+    assert held_out(data, across="lang", folds=3).all()
+
+
+def test_rare_classes_are_judged_by_auc(lm, data):
+    rare = [row for i, row in enumerate(data) if row["label"] == "good" or i % 3 == 0]
+    settings = {"across": "lang", "values": ["en", "fr"], "arms": ["dense", "words", "majority"], "layer": 1}
+    found = transfer(rare, model=lm, budget=QUICK, draws=100, **settings)
+    assert found.verdict_metric == "auc"
+    assert any("verdicts look at AUC" in note for note in found.notes)
+    assert found.table()[0][-2] == "AUC − dense"
+    assert "margin 0.01 AUC" in found.caption()
+    assert "AUC)" in found.way("words").sentence
+    by_f1 = transfer(rare, model=lm, budget=QUICK, draws=100, metric="macro_f1", **settings)
+    assert (by_f1.verdict_metric, by_f1.notes) == ("macro_f1", [note for note in found.notes if "AUC" not in note])
+    for one, other in zip(found.ways, by_f1.ways):
+        assert (one.minus_dense, one.minus_dense_auc) == (other.minus_dense, other.minus_dense_auc)
+        if one.minus_dense is not None:
+            assert one.against_dense == verdict(one.minus_dense_auc, 0.01)
+            assert other.against_dense == verdict(other.minus_dense, 0.01)
+    even = transfer(data, model=lm, budget=QUICK, draws=20, **settings)
+    assert even.verdict_metric == "macro_f1"
+    with pytest.raises(ConfigError, match="`across` must be another column than the label"):
+        transfer(data, model=lm, across="label", arms=["majority"])
+    with pytest.raises(ConfigError, match="`metric` must be one of"):
+        transfer(data, model=lm, metric="accuracy", **settings)
+
+
+def test_rows_are_drawn_by_group(lm, data):
+    found = transfer(data, model=lm, across="lang", rows=60, group="item", arms=["words"], budget=QUICK, draws=20)
+    assert [value.n_train + value.n_test for value in found.values] == [60] * 3
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def test_round_trip(result, tmp_path):
+    result.save(tmp_path / "transfer.json")
+    assert Transfer.load(tmp_path / "transfer.json") == result
+    plain = json.loads((tmp_path / "transfer.json").read_text())
+    json.dumps(plain, allow_nan=False)
+    with pytest.raises(FormatError, match="must hold 54 cells in order; it holds 53"):
+        Transfer.from_json(plain | {"cells": plain["cells"][1:]})
+    with pytest.raises(FormatError, match="unknown key `wais`"):
+        Transfer.from_json(plain | {"wais": 1})
+    assert "transferred F1" in repr(result)
+    assert result._repr_html_().count("<table>") == 2
+    assert result.matrix_table("words", "auc")[0] == ["train ↓ test →", "en", "fr", "xx"]
+    assert result.matrix("words")[0][0] == result.cell("words", "en", "en").macro_f1.value
+    assert result.matrix("dense", "minus_dense") == [[None] * 3] * 3
+    for call, message in (
+        (lambda: result.way("tfidf"), "there must be an arm `tfidf`"),
+        (lambda: result.cell("sae", "en", "de"), "`de` must be a value of `lang`"),
+        (lambda: result.matrix("sae", "f1"), "a matrix must be of a known number; got `f1`"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
+
+
+def test_what_was_fitted_is_not_fitted_again(lm, sae, data, tmp_path, monkeypatch):
+    from saekit.classification import arms
+
+    fitted = []
+    real = arms.fit_arm
+    monkeypatch.setattr(arms, "fit_arm", lambda arm, *a, **k: fitted.append(arm.name) or real(arm, *a, **k))
+    call = {"model": lm, "sae": sae, "across": "lang", "arms": ["sae", "words"], "out": tmp_path, **COMMON}
+    one = transfer(data, **call)
+    assert sorted(fitted) == ["sae"] * 3 + ["words"] * 3
+    victim = sorted((tmp_path / "fits").iterdir())[0]
+    victim.write_bytes(b"damaged")
+    assert transfer(data, **call) == one
+    assert len(fitted) == 7
+    transfer(data, **call | {"seed": 1})
+    assert len(fitted) == 13
+    other = [{**row, "label": "good" if row["label"] == "bad" else "bad"} for row in data]
+    transfer(other, **call)
+    assert len(fitted) == 19
+
+
+def test_the_same_twice(lm, sae, data, result):
+    assert transfer(data, model=lm, sae=sae, across="lang", **COMMON) == result
+
+
+# ---------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_bad_data_is_refused(lm, sae):
+    good = [*rows_of(60, "en", 0), *rows_of(60, "fr", 1)]
+    call = {"model": lm, "sae": sae, "across": "lang", **COMMON}
+
+    def one_class():
+        return [{**row, "label": "good"} if row["lang"] == "fr" else row for row in good]
+
+    for rows, message in (
+        (one_class(), "`fr` of column `lang` must have at least two classes; all its 60 rows are `good`"),
+        ([*good, *({**row, "label": "odd"} for row in rows_of(20, "fr", 5))], "it lacks `odd`"),
+        (
+            [*good, *rows_of(4, "de", 6)],
+            "`de` of column `lang`: class `bad` must have at least 2 rows to judge and 3 to",
+        ),
+        ([{**row, "label": "good"} for row in good], "labels must be of at least two classes; all 120 rows are `good`"),
+        (
+            [{**row, "label": None if i == 7 else row["label"]} for i, row in enumerate(good)],
+            "every row must have a label",
+        ),
+        ([{**row, "label": math.nan} for row in good], "120 of 120 have none"),
+        ([{**row, "lang": "en"} for row in good], "column `lang` must have at least two values to transfer between"),
+        ([{**row, "lang": ""} for row in good], "every row must have a value in column `lang`"),
+        ([{k: v for k, v in row.items() if k != "lang"} for row in good], "must have a column `lang`"),
+    ):
+        with pytest.raises(DataError, match=message):
+            transfer(rows, **call)
+    with pytest.raises(DataError, match=r"column `lang` must hold the value `de`; Known|Did you mean"):
+        transfer(good, **call, values=["en", "de"])
+    with pytest.raises(ConfigError, match="`values` must differ"):
+        transfer(good, **call, values=["en", "en"])
+
+
+def test_bad_settings_are_refused(lm, sae, data):
+    call = {"model": lm, "sae": sae, "across": "lang", **COMMON}
+    for change, message in (
+        ({"test_share": 1.0}, "`test_share` must lie between 0 and 1; got 1.0"),
+        ({"folds": 1}, "`folds` must be a whole number from 2; got 1"),
+        ({"draws": -1}, "`draws` must be a whole number from 0; got -1"),
+        ({"rows": 0}, "`rows` must be a whole number from 1; got 0"),
+        ({"margin": -0.1}, "`margin` must be a difference"),
+        ({"arms": ["binarised"]}, "an arm must be one of .* got `binarised`. Did you mean `binarized`"),
+        ({"arms": ["pixels"]}, "the arm `pixels` needs images; there is none"),
+        ({"arms": []}, "at least one arm must be given"),
+        ({"sae": [], "arms": ["sae"]}, "the arm `sae` needs an SAE; there is none"),
+        ({"hook": "layers.1"}, "at most one of `layer` and `hook` may be given"),
+        ({"pool": "median"}, "`pool` must be a pooling of codes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            transfer(data, **call | change)
+    with pytest.raises(ShapeError, match="must be for rows of the model's width, 192; it is for 16"):
+        transfer(data, **call | {"sae": SAE(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), TopK(2))})
+
+
+def test_bad_pairs_of_saes_are_refused(lm, sae, data):
+    call = {"model": lm, **COMMON}
+    narrow = SAE(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), TopK(2))
+    with pytest.raises(ConfigError, match="at least two SAEs must be given; got one"):
+        transfer_features(data, saes=[sae], **call)
+    with pytest.raises(ConfigError, match="`by` must be `decoder` or `documents`"):
+        transfer_features(data, saes=[sae, sae], by="encoder", **call)
+    with pytest.raises(ConfigError, match=r"`threshold` is a cosine and must be -1 to 1; got 2"):
+        transfer_features(data, saes=[sae, sae], threshold=2, **call)
+    with pytest.raises(ShapeError, match="must write rows of one width"):
+        transfer_features(data, saes=[sae, narrow], **call)
+
+
+def test_two_models_of_other_widths(lm, sae, stories):
+    other = load_model(stories)
+    W = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
+    small = SAE(W, torch.zeros(64), W, torch.zeros(64), TopK(6), provenance={"hook": "layers.1"})
+    found = transfer_features(
+        rows_of(160, "en", 3), model=lm, to_model=other, saes=[sae, small], by="documents", budget=QUICK, draws=50
+    )
+    assert [value.about["model"] for value in found.values] == ["builtin", "stories260K"]
+    assert "no dense arm: the hidden states of the models differ in width" in found.notes
+    assert found.settings["to_model"]["model"] == "stories260K"
+
+
+def test_words_for_intervals():
+    assert near_chance(Measured(0.4, 0.3, 0.45)) == "below chance"
+    assert near_chance(Measured(0.5, None, None)) == "unknown"
+    assert loss(Measured(-0.2, -0.3, -0.1), 0.01) == "gained"
+    assert loss(Measured(0.0, -0.3, 0.1), 0.01) == "undecided"

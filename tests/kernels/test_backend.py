@@ -1,0 +1,87 @@
+"""One switch: which kernels run, and what happens on a machine without the fast ones."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from saekit import ConfigError, MissingExtraError, kernels
+from saekit.kernels import backend, dispatch, reference
+
+
+@pytest.fixture(autouse=True)
+def no_choice_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_chosen", None)
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
+
+
+def test_auto_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels.mode() == "auto"
+    monkeypatch.setenv("SAEKIT_KERNELS", "plain")
+    assert kernels.mode() == "plain"
+    assert kernels.use("auto") == "plain"
+    assert kernels.mode() == "auto"
+
+
+def test_using_restores_what_was_there() -> None:
+    with kernels.using("plain"):
+        assert kernels.mode() == "plain"
+        with kernels.using("auto"):
+            assert kernels.mode() == "auto"
+        assert kernels.mode() == "plain"
+    assert kernels.mode() == "auto"
+
+
+def test_another_word_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ConfigError, match=r"kernels\.use: must be `auto`, `plain` or `fast`; got 'plane'.*Did you mean `plain`"
+    ):
+        kernels.use("plane")
+    monkeypatch.setenv("SAEKIT_KERNELS", "quick")
+    with pytest.raises(ConfigError, match="environment variable SAEKIT_KERNELS: must be"):
+        kernels.mode()
+
+
+def test_without_the_fast_kernels_the_plain_ones_run_with_one_note(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backend, "unavailable", lambda: "no such processor")
+    monkeypatch.setitem(sys.modules, "saekit.kernels.cpu.ops", None)  # importing it would fail
+    backend._note.cache_clear()
+    x, W = torch.eye(64), torch.randn(600, 64, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level(logging.WARNING, "saekit.kernels"):
+        for _ in range(3):
+            values, _ = kernels.topk_encode(x, W, torch.zeros(600), 4)
+    assert torch.equal(values, reference.topk_encode(x, W, torch.zeros(600), 4)[0])
+    assert [record.message for record in caplog.records] == [
+        "plain torch kernels (slower, same results): no such processor"
+    ]
+    backend._note.cache_clear()
+    with pytest.raises(MissingExtraError, match="`fast` cannot run on this machine: no such processor"):
+        kernels.use("fast")
+
+
+def test_auto_is_plain_where_fast_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "fast_here", lambda: pytest.fail("asked"))
+    W = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
+    kernels.topk_encode(torch.ones(dispatch.FEWEST_ROWS - 1, 8), W, torch.zeros(600), 4)
+    kernels.topk_encode(torch.ones(64, 8), W[:100], torch.zeros(100), 4)
+    kernels.topk_encode(torch.ones(64, 8), W, torch.zeros(600), 500)
+    kernels.topk_encode(torch.ones(64, 8).double(), W.double(), torch.zeros(600).double(), 4)
+
+
+def test_importing_saekit_does_not_import_the_compiler() -> None:
+    code = "import sys, saekit.kernels, saekit.sae; print('numba' in sys.modules, 'llvmlite' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_environment())
+    assert done.stdout.split() == ["False", "False"]
+
+
+def _environment() -> dict[str, str]:
+    import os
+    from pathlib import Path
+
+    return os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from saekit import ArrayRows, SyntheticRows
+from saekit.training import initialization
+from saekit.training.config import BatchTopK, JumpReLU, Relu, TopK
+from saekit.training.initialization import first_weights, geometric_median, level_of, start_bias, start_scale
+from saekit.training.learner import generator
+from saekit.training.loop import untrained
+
+
+def skewed():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 5, generator=g).exp()
+    x[:60] += 40.0
+    return x
+
+
+def test_geometric_median_minimizes_the_sum_of_distances():
+    x = skewed()
+    points = x.double().numpy()
+
+    def cost(m):
+        return np.linalg.norm(points - m, axis=1).sum()
+
+    best = minimize(cost, np.median(points, axis=0), method="BFGS").x
+    median = geometric_median(x).numpy()
+    np.testing.assert_allclose(median, best, rtol=1e-3)
+    # It is neither the mean nor the median of each coordinate.
+    assert np.linalg.norm(median - points.mean(0)) > 1
+    assert np.linalg.norm(median - np.median(points, axis=0)) > 0.05
+
+
+def test_geometric_median_survives_identical_rows():
+    assert torch.equal(geometric_median(torch.full((10, 3), 2.0)), torch.full((3,), 2.0))
+
+
+def test_bias_options_differ_and_are_what_they_say():
+    x = skewed()
+    assert torch.equal(start_bias(x, "zero"), torch.zeros(5))
+    torch.testing.assert_close(start_bias(x, "mean"), x.mean(0))
+    torch.testing.assert_close(start_bias(x, "geometric-median"), geometric_median(x))
+
+
+def test_scale_gives_mean_norm_root_d():
+    x = skewed()
+    scale = start_scale(x, "scalar")
+    assert float((x * scale).norm(dim=1).mean()) == pytest.approx(5**0.5, rel=1e-5)
+    assert start_scale(x, "none") is None
+    assert start_scale(torch.zeros(4, 3), "scalar") == 1
+
+
+@pytest.mark.parametrize("l0", [0.01, 1.0, 3.3, 29.0, 100.0])
+@pytest.mark.parametrize("block_bytes", [1, 1000, 2**24])
+def test_as_many_pre_activations_as_wanted_reach_the_level(l0, block_bytes, monkeypatch):
+    monkeypatch.setattr(initialization, "BLOCK_BYTES", block_bytes)
+    g = torch.Generator().manual_seed(0)
+    x, W, bias = torch.randn(50, 7, generator=g), torch.randn(40, 7, generator=g), torch.randn(40, generator=g)
+    level = level_of(x, W, bias, l0)
+    reached = (torch.addmm(bias, x, W.T) >= level - 1e-5).sum()
+    assert int(reached) == min(max(round(l0 * 50), 1), 50 * 40)
+
+
+def test_encoder_starts_as_a_copy_in_other_storage():
+    p = first_weights(8, 3, generator(0, "init"))
+    assert torch.equal(p["W_enc"], p["W_dec"])
+    assert p["W_enc"].untyped_storage().data_ptr() != p["W_dec"].untyped_storage().data_ptr()
+    torch.testing.assert_close(p["W_dec"].norm(dim=1), torch.ones(8))
+
+
+def test_streams_of_seeds_and_names_differ():
+    draws = {
+        (s, n): float(torch.rand((), generator=generator(s, n))) for s in (0, 1) for n in ("init", "data", "resample")
+    }
+    assert len(set(draws.values())) == 6
+
+
+def test_untrained_is_the_start():
+    rows = SyntheticRows(d_in=8, n_features=16, n_rows=4096, mean=2.0)
+    sae = untrained(TopK(32, k=4), rows, 3, batch_rows=512)
+    assert torch.equal(sae.W_enc, sae.W_dec)
+    assert sae.provenance["seed"] == 3
+    assert sae.provenance["rows_seen"] == 0
+    x = next(rows.batches(4096)).x
+    norm = sae.scaling.apply(x)[0].norm(dim=1).mean()
+    assert float(norm) == pytest.approx(8**0.5, rel=0.02)
+    assert not torch.equal(sae.W_enc, untrained(TopK(32, k=4), rows, 4).W_enc)
+
+
+@pytest.mark.parametrize("config", [BatchTopK(32, k=4), JumpReLU(32, target_l0=4)])
+def test_untrained_thresholds_give_the_wanted_l0(config):
+    rows = SyntheticRows(d_in=8, n_features=16, n_rows=4096)
+    sae = untrained(config, rows)
+    assert sae.encode(next(rows.batches(4096)).x).l0() == pytest.approx(4, rel=0.1)
+
+
+def test_untrained_takes_an_array():
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(untrained(Relu(8), x).W_dec, untrained(Relu(8), ArrayRows(x)).W_dec)
