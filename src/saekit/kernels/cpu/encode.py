@@ -433,6 +433,11 @@ def _encode_above(
     if not n or not finite:
         return None
     rows, W = _rounded_alike(x, W_enc, W, n_latents / THRESHOLD_SHARE)
+    plain = ~(rows.norm <= LARGEST)
+    if rows.copy.ndim == 2 and plain.any():
+        # oneDNN's bf16 product reads past the end of a row whose length is no multiple of its tile and multiplies what
+        # it finds by 0: NaN in one row would become NaN in the row before it. These rows are left out below anyway.
+        rows.copy[torch.from_numpy(plain)] = 0
     reach = row_reach(rows, d)
     share = lane_share(n_latents, 1)
     bias_reach = _with_bias(W, bias - level, bias.abs() + level.abs())
@@ -457,7 +462,7 @@ def _encode_above(
             0, stop - start, P, x_[start:stop], reach[start:stop], rows.norm[start:stop], W_, b_, W.norm, W.residual,
             bias_reach, most, level_, maxima, share, known, values, indices, own,
         )  # fmt: skip
-        own[~(rows.norm[start:stop] <= LARGEST)] = -1
+        own[plain[start:stop]] = -1
         if all_or_none and bool((own < 0).any()):
             left_out.set()
             return
