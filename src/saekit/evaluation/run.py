@@ -26,12 +26,13 @@ from ..measure.pca import PCA, Covariance
 from ..measure.redundancy import random_max_cosine, redundancy
 from ..models.hooks import find_hook
 from ..models.language import LanguageModel, load_model
-from ..provenance import _bytes, library_versions, release, sae_digest
+from ..provenance import known_place, library_versions, place_of, release, sae_digest
 from ..rows.arrays import ArrayRows
 from ..rows.shards import open_rows
 from ..rows.source import Source
 from ..rows.stream import stream
 from ..rows.tokens import CONTEXT
+from ..sae.digest import bytes_of
 from ..sae.model import SAE
 from .result import Control, Entry, Evaluation
 
@@ -288,24 +289,23 @@ def _place(
     lm: LanguageModel, named: list[tuple[str, SAE]], layer: int | None, hook: str | None, source: Any, width: int
 ) -> str:
     """The name of the hook of all SAEs, checked against the model."""
-    if layer is None and hook is None:
-        found = {str(sae.provenance["hook"]) for _, sae in named if sae.provenance.get("hook")}
+    info = getattr(source, "info", {})
+    if layer is not None or hook is not None:
+        place = place_of(layer=layer, hook=hook, where="evaluate")
+    else:
+        found = {known for _, sae in named if (known := known_place(sae)) is not None}
         if len(found) > 1:
             raise ConfigError(
                 f"evaluate: all SAEs must belong to one hook; these belong to {sorted(found)}. Evaluate them apart."
             )
-        hook = found.pop() if found else getattr(source, "info", {}).get("hook")
-        if hook is None:
-            layer = named[0][1].provenance.get("layer")
-        if hook is None and layer is None:
-            raise ConfigError("evaluate: the SAEs do not say where in the model they belong; give `layer` or `hook`.")
-    captured_from = getattr(source, "info", {}).get("model_digest")
+        place = found.pop() if found else place_of(named[0][1], info, where="evaluate", name=f"`{named[0][0]}`")
+    captured_from = info.get("model_digest")
     if captured_from is not None and captured_from != lm.digest:
         raise ConfigError(
             f"evaluate: the rows must come from the model given, `{lm.name}`; they were captured from "
-            f"`{source.info.get('model')}` with other weights. Give that model."
+            f"`{info.get('model')}` with other weights. Give that model."
         )
-    target = find_hook(lm.model, hook, layer=layer)
+    target = find_hook(lm.model, place)
     if re.fullmatch(r"layers\.\d+", target.name) and lm.d_model != width:
         raise ShapeError(
             f"evaluate: `{lm.name}` must have the width of the SAEs, {width}; its residual stream has {lm.d_model}. "
@@ -401,7 +401,7 @@ def _arms(
 
 def _control_key(sae: SAE, l0: float) -> tuple[Any, ...]:
     """SAEs with equal keys share their untrained control: shape, rule, scaling and, for thresholds, the L0 to match."""
-    scaling = (str(sae.scaling.settings()), *(_bytes(tensor) for tensor in sae.scaling.tensors().values()))
+    scaling = (str(sae.scaling.settings()), *(bytes(bytes_of(tensor)) for tensor in sae.scaling.tensors().values()))
     group = id(sae) if sae.rule.name == "groupmax" else 0
     settings = sae.rule.settings()
     return sae.n_latents, sae.rule.name, str(settings), group, scaling, sae.dtype, None if settings else round(l0, 3)
