@@ -317,7 +317,7 @@ def test_the_digest_names_the_function():
     assert sae.replace(provenance={"seed": 1}).with_scores(energy=range(24)).digest() == sae.digest()
     others = [
         sae.with_k(4), sae.to(dtype=torch.float32), sae.take(23), sae.replace(scaling=Scaling()),
-        sae.replace(rule=rules.ReLU()), sae.replace(b_pre=None), sae.replace(b_dec=sae.b_dec + 1),
+        sae.replace(rule=rules.ReLURule()), sae.replace(b_pre=None), sae.replace(b_dec=sae.b_dec + 1),
     ]  # fmt: skip
     assert len({each.digest() for each in [sae, *others]}) == len(others) + 1
 

@@ -171,9 +171,9 @@ def config_from_dict(settings: Mapping[str, Any]) -> Any:
         ``arch`` is missing or unknown, a key is unknown or missing, or a value cannot work.
     """
     in_python = {name: field for field, name in IN_FILES.items()}
-    for name, field in in_python.items():
-        if name in settings and field in settings:
-            raise ConfigError(f"`{name}` and `{field}` are the same setting; got both. Drop one of the two.")
+    for name, own in in_python.items():
+        if name in settings and own in settings:
+            raise ConfigError(f"`{name}` and `{own}` are the same setting; got both. Drop one of the two.")
     settings = {in_python.get(name, name): value for name, value in settings.items()}
     arch = settings.pop("arch", None)
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
