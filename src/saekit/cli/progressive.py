@@ -12,7 +12,6 @@ from .console import print_json, print_table, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .rows_option import rows_for
 from .settings import merge, whole_numbers
-from .show import expand
 
 HELP = """Compare the ways of getting small SAEs: the widest vanilla SAE of a run pruned by each ranking, Matryoshka
 prefixes, separately trained SAEs, and unsorted prefixes, at equal sizes, over the seeds of the run.
@@ -63,6 +62,7 @@ def progressive(
     json: Json = False,
 ) -> None:
     """Compare small SAEs."""
+    from ..store.address import sae_paths
     from ..rows.split import halves
     from ..sae.model import SAE
     from ..sizes.progressive import RANKINGS
@@ -73,7 +73,7 @@ def progressive(
         "text": text, "tokens": tokens, "out": None if out is None else str(out),
     }  # fmt: skip
     settings = merge(dict.fromkeys(SETTINGS), file=config, options=options, sets=set_)
-    paths = expand(run)
+    paths = sae_paths(run)
     short = len({Path(path).name for path in paths}) == len(paths)
     saes = {Path(path).name if short else path: SAE.load(path) for path in paths}
     if not saes:
