@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from .errors import ConfigError
 from .sae.model import SAE
@@ -18,16 +14,8 @@ from .version import __version__
 
 
 def sae_digest(sae: SAE) -> str:
-    """SHA-256 over every tensor, the rule and the scaling."""
-    digest = hashlib.sha256(repr((sae.rule.name, sae.rule.settings(), sae.scaling.settings())).encode())
-    for key, tensor in sae.tensors().items():
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_bytes(tensor))
-    return "sha256:" + digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    """Return `SAE.digest`."""
+    return sae.digest()
 
 
 def known_place(origin: SAE | Mapping[str, Any] | None) -> str | None:

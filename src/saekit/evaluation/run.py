@@ -26,12 +26,13 @@ from ..measure.pca import PCA, Covariance
 from ..measure.redundancy import random_max_cosine, redundancy
 from ..models.hooks import find_hook
 from ..models.language import LanguageModel, load_model
-from ..provenance import _bytes, known_place, library_versions, place_of, release, sae_digest
+from ..provenance import known_place, library_versions, place_of, release, sae_digest
 from ..rows.arrays import ArrayRows
 from ..rows.shards import open_rows
 from ..rows.source import Source
 from ..rows.stream import stream
 from ..rows.tokens import CONTEXT
+from ..sae.digest import bytes_of
 from ..sae.model import SAE
 from .result import Control, Entry, Evaluation
 
@@ -400,7 +401,7 @@ def _arms(
 
 def _control_key(sae: SAE, l0: float) -> tuple[Any, ...]:
     """SAEs with equal keys share their untrained control: shape, rule, scaling and, for thresholds, the L0 to match."""
-    scaling = (str(sae.scaling.settings()), *(_bytes(tensor) for tensor in sae.scaling.tensors().values()))
+    scaling = (str(sae.scaling.settings()), *(bytes(bytes_of(tensor)) for tensor in sae.scaling.tensors().values()))
     group = id(sae) if sae.rule.name == "groupmax" else 0
     settings = sae.rule.settings()
     return sae.n_latents, sae.rule.name, str(settings), group, scaling, sae.dtype, None if settings else round(l0, 3)
