@@ -89,7 +89,9 @@ def test_nothing_given_is_the_defaults_of_the_class(run):
 
 
 def test_flags_have_the_types_of_the_fields(run):
-    found = run("a", "--out", "o", "--limit", "7", "--sizes", "1, 2", "--no-controls", "--refit", "--json", "--keep", "x,y")
+    found = run(
+        "a", "--out", "o", "--limit", "7", "--sizes", "1, 2", "--no-controls", "--refit", "--json", "--keep", "x,y"
+    )
     assert found["settings"] == Settings(max_rows=7, sizes=(1, 2), controls=False, refit=True)
     assert found["keep"] == ("x", "y")
     assert found["json"] is True
@@ -105,10 +107,10 @@ def test_set_beats_flags_beat_file(run, tmp_path):
         'out = "o"\nrows = "r"\nmax_rows = 1\nsizes = [1]\nby = "file"\n[budget]\nC = [0.5, 2]\n[extra]\nlr = 1\n'
         "[[tables]]\nany = 3\n"
     )
-    found = run("a", "--config", str(file), "--limit", "2", "--set", "sizes=[5]", "--set", "extra.k=2", "--set", "draws=9")
-    assert found["settings"] == Settings(
-        max_rows=2, sizes=(5,), by="file", draws=9, budget=Budget(C=(0.5, 2))
+    found = run(
+        "a", "--config", str(file), "--limit", "2", "--set", "sizes=[5]", "--set", "extra.k=2", "--set", "draws=9"
     )
+    assert found["settings"] == Settings(max_rows=2, sizes=(5,), by="file", draws=9, budget=Budget(C=(0.5, 2)))
     assert found["extra"] == {"lr": 1, "k": 2}
     assert found["tables"] == [{"any": 3}]
     assert found["rows"] == "r"

@@ -60,8 +60,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare SAEs with each other."""
-    from ..store.address import sae_paths
     from ..comparison.run import compare as run
+    from ..store.address import sae_paths
 
     places = ("rows", "model", "data", "layer", "hook", "text", "tokens")
     known = {**names_of(run, without=("saes", "source", "progress")), **dict.fromkeys(places)}

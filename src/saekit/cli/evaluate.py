@@ -42,8 +42,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Evaluate SAEs on the same rows."""
-    from ..store.address import sae_paths
     from ..evaluation.run import evaluate as run
+    from ..store.address import sae_paths
 
     known = {**names_of(run, without=("saes", "source", "progress", "rows")), "rows": None, "max_rows": None}
     options: dict[str, Any] = {

@@ -62,11 +62,11 @@ def progressive(
     json: Json = False,
 ) -> None:
     """Compare small SAEs."""
-    from ..store.address import sae_paths
     from ..rows.split import halves
     from ..sae.model import SAE
     from ..sizes.progressive import RANKINGS
     from ..sizes.progressive import progressive as compare_sizes
+    from ..store.address import sae_paths
 
     options: dict[str, Any] = {
         "by": by, "sizes": sizes, "rows": rows, "model": model, "data": data, "layer": layer, "hook": hook,

@@ -64,9 +64,7 @@ def names_of(function: Callable[..., Any], *, without: Iterable[str] = ()) -> di
     return {name: None for name in inspect.signature(function).parameters if name not in set(without)}
 
 
-def required(
-    tree: Mapping[str, Any], *names: str, why: str = "", words: Mapping[str, str] | None = None
-) -> None:
+def required(tree: Mapping[str, Any], *names: str, why: str = "", words: Mapping[str, str] | None = None) -> None:
     """Raise `ConfigError` unless every one of `names` has a value; `words` says how they are called in flags."""
     missing = [f"--{(words or {}).get(name, name).replace('_', '-')}" for name in names if tree.get(name) is None]
     if missing:
