@@ -308,26 +308,24 @@ def _unpacked(hint: Any) -> tuple[Any, Any]:
     return hint, None
 
 
+class _Names(dict[str, Any]):
+    """Names in annotations of a class: what is only imported for type checking counts as text."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.known = {name for each in kind.__mro__ for name in vars(sys.modules[each.__module__])}
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.known:
+            raise KeyError(name)
+        return str
+
+
 def _fields(kind: Any) -> list[_Option]:
     """Return the options that a settings class declares."""
-    docs = attribute_docs(kind)
+    docs, hints = attribute_docs(kind), typing.get_type_hints(kind, localns=_Names(kind))
     found = []
     for field in dataclasses.fields(kind):
-        hint, info = _unpacked(_resolved(field, kind))
-        if field.name in SHARED:
-            hint, info = _unpacked(SHARED[field.name])
+        hint, info = _unpacked(SHARED.get(field.name, hints[field.name]))
         found.append(_Option(field.name, hint, info, docs.get(field.name, "")))
     return found
-
-
-def _resolved(field: dataclasses.Field[Any], kind: type) -> Any:
-    """Return the type of a field; a type that is only imported for type checking counts as text."""
-    if not isinstance(field.type, str):
-        return field.type
-    for each in kind.__mro__:
-        if field.name in each.__dict__.get("__annotations__", {}):
-            try:
-                return eval(field.type, vars(sys.modules[each.__module__]))
-            except NameError:
-                return str
-    return str
