@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import platform
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .sae.model import SAE
+from .sae.naming import shape_of
 from .version import __version__
 
 
@@ -18,12 +20,18 @@ def sae_digest(sae: SAE) -> str:
     digest = hashlib.sha256(repr((sae.rule.name, sae.rule.settings(), sae.scaling.settings())).encode())
     for key, tensor in sae.tensors().items():
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_bytes(tensor))
+        digest.update(tensor_bytes(tensor))
     return "sha256:" + digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Return the numbers of a tensor as they lie in memory, row by row."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def facts_of_sae(sae: SAE) -> dict[str, Any]:
+    """Return what results write down about an SAE: latents, width, rule, digest of all tensors, provenance."""
+    return {**shape_of(sae), "digest": sae_digest(sae), "provenance": sae.provenance}
 
 
 def release() -> str:
