@@ -1,32 +1,86 @@
-"""Where things come from: digests of SAEs, versions of saekit and of the libraries."""
+"""Where things come from: digests of SAEs, the hook that an SAE belongs to, versions of saekit and of the libraries."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from .errors import ConfigError
 from .sae.model import SAE
 from .sae.naming import shape_of
+from .settings import is_whole
 from .version import __version__
 
 
 def sae_digest(sae: SAE) -> str:
-    """SHA-256 over every tensor, the rule and the scaling."""
-    digest = hashlib.sha256(repr((sae.rule.name, sae.rule.settings(), sae.scaling.settings())).encode())
-    for key, tensor in sae.tensors().items():
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor_bytes(tensor))
-    return "sha256:" + digest.hexdigest()
+    """Return `SAE.digest`."""
+    return sae.digest()
 
 
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """Return the numbers of a tensor as they lie in memory, row by row."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def known_place(origin: SAE | Mapping[str, Any] | None) -> str | None:
+    """Return the hook that an SAE, or other provenance (the `info` of a source of rows), names; None if it names none.
+
+    >>> known_place({"layer": 2})
+    'layers.2'
+    """
+    known = {} if origin is None else origin.provenance if isinstance(origin, SAE) else origin
+    if known.get("hook"):
+        return str(known["hook"])
+    return None if known.get("layer") is None else f"layers.{known['layer']}"
+
+
+def place_of(
+    *origins: SAE | Mapping[str, Any] | None,
+    layer: int | None = None,
+    hook: str | None = None,
+    where: str = "",
+    name: str = "the SAE",
+) -> str:
+    """Return the hook that an SAE belongs to: the one that is given, else the one that its provenance names.
+
+    Parameters
+    ----------
+    *origins
+        SAEs or other provenance (the `info` of a source of rows); the first that names a hook decides. None: hidden
+        states, which name none.
+    layer, hook
+        At most one of them: number of a block from 0, or the name of a hook. Either overrides `origins`.
+    where
+        Name of the calling function, for messages.
+    name
+        What the SAE is called in messages.
+
+    Returns
+    -------
+    str
+        ``layers.2``, ``layers.2.mlp`` or a path; `saekit.models.hooks.find_hook` finds it in a model.
+
+    Raises
+    ------
+    ConfigError
+        Both `layer` and `hook` are given, or nothing says where the SAE belongs.
+    """
+    prefix = f"{where}: " if where else ""
+    if layer is not None and hook is not None:
+        raise ConfigError(
+            f"{prefix}at most one of `layer` and `hook` may be given; got layer={layer!r} and hook={hook!r}."
+        )
+    if hook is not None:
+        return hook
+    if layer is not None:
+        if not is_whole(layer):
+            raise ConfigError(f"{prefix}`layer` must be a whole number, 0 for the first block; got {layer!r}.")
+        return f"layers.{layer}"
+    place = next((place for place in map(known_place, origins) if place is not None), None)
+    if place is None:
+        silent = f"{name} does not say where in the model it belongs" if any(o is not None for o in origins) else ""
+        raise ConfigError(
+            f"{prefix}`layer` or `hook` must say where the rows come from; got neither"
+            f"{', and ' + silent if silent else ''}. Give layer=2, say."
+        )
+    return place
 
 
 def facts_of_sae(sae: SAE) -> dict[str, Any]:

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
+from train import encode
 
 from saekit.files import write_json
 from saekit.inputs.corpus import Document, corpus_digest, docs
-from train import encode
 
 ORDER = 5
 BITS = 12  # of a token in the key of an n-gram: five of them fit into 64

@@ -127,7 +127,8 @@ def test_rows_from_the_model_that_the_sae_was_trained_on(call, stories, tmp_path
     assert "ce_sae" in found[0][0]["metrics"]
     status, _, err = call("prune", "plain", *options, "--model", stories, "--data", "texts.txt")
     assert status == 2
-    assert "--layer or --hook must be given" in err
+    assert "`layer` or `hook` must say" in err
+    assert "`plain` does not say where in the model it belongs" in err
     status, out, err = call("prune", "plain", *options, *given, "--by", "attribution")
     assert status == 0, err
     found = json.loads(out)

@@ -201,7 +201,7 @@ def test_an_encoder_has_no_cross_entropy_and_the_result_says_so(minilm, identity
 
 def test_calls_that_cannot_work_are_refused(lm, source, identity):
     sae = identity(lm.d_model)
-    with pytest.raises(ConfigError, match="do not say where in the model"):
+    with pytest.raises(ConfigError, match="does not say where in the model"):
         evaluate(sae, model=lm, data=TEXTS)
     two = [sae.replace(provenance={"hook": f"layers.{layer}"}) for layer in (0, 1)]
     with pytest.raises(ConfigError, match="must belong to one hook"):

@@ -582,9 +582,9 @@ def test_bad_asks(models: Any, texts: list[str]) -> None:
     lm = models["llama"]
     with pytest.raises(ConfigError, match="at most one of `layer` and `hook`"):
         Ask(("sum",), layer=1, hook="layers.1")
-    with pytest.raises(ConfigError, match=r"`layer` .or `hook`. must say where.*provenance does not say"):
+    with pytest.raises(ConfigError, match=r"`layer` or `hook` must say where.*the SAE does not say where in the model"):
         pool_texts(lm, texts, [Ask(("sum",), random_sae())])
-    with pytest.raises(ConfigError, match=r"where the rows come from; got none\."):
+    with pytest.raises(ConfigError, match=r"where the rows come from; got neither\."):
         pool_texts(lm, texts, [Ask(("sum",))])
     with pytest.raises(ConfigError, match="at least one ask"):
         pool_texts(lm, texts, [])

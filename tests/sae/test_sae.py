@@ -305,3 +305,25 @@ def test_with_k_changes_the_number_of_latents_per_row_and_nothing_else():
     for k in (0, sae.n_latents + 1, 2.0, True):
         with pytest.raises(ConfigError, match=r"with_k: `k` must be a whole number within 1\.\."):
             sae.with_k(k)
+
+
+# ------------------------------------------------------------------ digest
+
+
+def test_the_digest_names_the_function():
+    sae = make_sae("topk", scaling="scalar")
+    assert sae.digest() == make_sae("topk", scaling="scalar").digest()
+    assert sae.digest().startswith("sha256:")
+    assert sae.replace(provenance={"seed": 1}).with_scores(energy=range(24)).digest() == sae.digest()
+    others = [
+        sae.with_k(4), sae.to(dtype=torch.float32), sae.take(23), sae.replace(scaling=Scaling()),
+        sae.replace(rule=rules.ReLU()), sae.replace(b_pre=None), sae.replace(b_dec=sae.b_dec + 1),
+    ]  # fmt: skip
+    assert len({each.digest() for each in [sae, *others]}) == len(others) + 1
+
+
+def test_the_digest_is_computed_once(monkeypatch):
+    sae = make_sae("relu")
+    digest = sae.digest()
+    monkeypatch.setattr("saekit.sae.model.compute_digest", None)
+    assert sae.digest() == pickle.loads(pickle.dumps(sae)).digest() == digest

@@ -127,6 +127,32 @@ def test_json_is_strict_and_carries_the_digest_of_the_tensor_file(tmp_path):
     assert value["provenance"]["config"]["note"] == "größer </script>"
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_the_digest_of_a_value_is_the_content_of_its_file(tmp_path, rule):
+    sae = scored(make_sae(rule, "standardize", skip=True))
+    save(sae, tmp_path)
+    assert describe(tmp_path)["content"] == sae.digest() == load(tmp_path).digest()
+    assert load(tmp_path, latents=70).digest() == sae.take(70).digest() != sae.digest()
+
+
+def test_scores_of_the_same_sae_saved_over_it_belong_to_their_own_file(tmp_path, monkeypatch):
+    """The digest is the same; a folder cut off between the renames still holds one SAE, whole."""
+    old, new = make_sae(), scored(make_sae())
+    save(old, tmp_path)
+    rename = os.replace
+
+    def replace_until_the_description(source, target):
+        if Path(source).name == "sae.json.next":
+            raise OSError(5, "killed")
+        rename(source, target)
+
+    monkeypatch.setattr(native.os, "replace", replace_until_the_description)
+    with pytest.raises(OSError, match="killed"):
+        save(new, tmp_path)
+    assert old.digest() == new.digest()
+    assert_same(load(tmp_path), new)
+
+
 def test_every_released_schema_opens():
     for folder in sorted((Path(__file__).parent / "released").iterdir()):
         sae = load(folder)

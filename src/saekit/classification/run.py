@@ -36,7 +36,7 @@ from ..measure.paired_scores import (
 )
 from ..measure.results import Measured
 from ..models.language import LanguageModel, load_model
-from ..provenance import library_versions, release, sae_digest
+from ..provenance import library_versions, place_of, release, sae_digest
 from ..rows.capture import capture
 from ..rows.pooling import DENSE_POOLS, Ask, check_pool, language_origin, pool_texts
 from ..rows.tokens import tokenize
@@ -422,7 +422,7 @@ def _origins(
     named: Sequence[tuple[str, SAE]], layer: int | None, hook: str | None, kinds: Sequence[str], seed: int
 ) -> dict[str, _Origin]:
     """Hidden states of every hook, the SAEs, and their random and untrained twins."""
-    places = {name: _place(name, sae, layer, hook) for name, sae in named}
+    places = {name: place_of(sae, layer=layer, hook=hook, where="classify", name=f"`{name}`") for name, sae in named}
     hooks = list(dict.fromkeys(places.values()))
     single = len(named) == 1
     found: dict[str, _Origin] = {}
@@ -447,19 +447,6 @@ def _origins(
     if not any(origin.kind == "sae" for origin in found.values()):
         raise ConfigError("classify: at least one SAE that is no control must be given; got none.")
     return found
-
-
-def _place(name: str, sae: SAE, layer: int | None, hook: str | None) -> str:
-    if layer is None and hook is None:
-        known = sae.provenance.get("hook")
-        if known:
-            return str(known)
-        layer = sae.provenance.get("layer")
-        if layer is None:
-            raise ConfigError(f"classify: `{name}` does not say where in the model it belongs; give `layer` or `hook`.")
-    if layer is not None and hook is not None:
-        raise ConfigError(f"classify: at most one of `layer` and `hook` may be given; got {layer} and `{hook}`.")
-    return hook if hook is not None else f"layers.{layer}"
 
 
 def dense_pools(pools: Sequence[str]) -> tuple[str, ...]:

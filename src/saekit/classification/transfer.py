@@ -29,7 +29,7 @@ from ..measure.paired_scores import MARGIN, PairedBootstrap, Predictions, Scores
 from ..measure.results import Measured
 from ..models.language import LanguageModel, load_model
 from ..models.vision import VisionModel, load_vision_model
-from ..provenance import facts_of_sae, library_versions, release
+from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import hashed_key, random_order
 from ..rows.capture_images import pool_images
 from ..rows.pooling import DENSE_POOLS, Ask, check_pool, pool_texts
@@ -488,11 +488,10 @@ def _wanted(arms: Sequence[str] | None, known: Sequence[str], looks: bool, has_s
 
 def _places(named: list[tuple[str, SAE]], layer: int | None, hook: str | None, *, needed: bool) -> list[str]:
     """Hook of each SAE; of the dense states alone where there is none."""
-    if layer is not None and hook is not None:
-        raise ConfigError(f"at most one of `layer` and `hook` may be given; got layer={layer!r} and hook={hook!r}.")
     if named:
-        return [Ask(("sum",), sae, layer, hook).place for _, sae in named]
-    return [Ask(("sum",), None, layer, hook).place] if needed else []
+        return [place_of(sae, layer=layer, hook=hook, where="transfer", name=f"`{name}`") for name, sae in named]
+    is_given = layer is not None or hook is not None
+    return [place_of(layer=layer, hook=hook, where="transfer")] if needed or is_given else []
 
 
 def _check_widths(named: Sequence[tuple[str, SAE]], reader: Any, places: Sequence[str]) -> None:

@@ -139,6 +139,7 @@ def _attributed(sae: SAE, source: Any, language: dict[str, Any], progress: Any) 
     """The SAE with its gradient attributions from the texts in even places; the others are left to measure on."""
     from ..inputs.texts import read_texts
     from ..measure.fidelity import CHARACTERS_PER_TOKEN
+    from ..provenance import place_of
     from ..rows.split import text_halves
     from ..sizes.attribution import attribution
 
@@ -147,7 +148,7 @@ def _attributed(sae: SAE, source: Any, language: dict[str, Any], progress: Any) 
     words = {"text": language["text"]} if "text" in language else {}
     texts = read_texts(language["data"], **words, columns=(), characters=2 * language["tokens"] * CHARACTERS_PER_TOKEN)
     chosen_on, measured_on = text_halves(texts)
-    hook = sae.provenance.get("hook") or source.info.get("hook")
+    hook = place_of(sae, source.info)
     found = attribution(sae, language["model"], chosen_on, hook=hook, tokens=language["tokens"], progress=progress)
     scores = {name: score for name, score in found.scores.items() if name != "frequency"}
     return sae.with_scores(**scores), {**language, "data": measured_on}

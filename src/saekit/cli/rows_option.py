@@ -44,6 +44,7 @@ def rows_for(
         Nothing says where the rows come from.
     """
     from ..models.language import load_model
+    from ..provenance import known_place, place_of
     from ..rows.capture import capture
     from ..rows.shards import open_rows
 
@@ -53,7 +54,7 @@ def rows_for(
         again = _training_rows(path, known.get("data_digest"))
         if again is not None:
             return again, {}
-        if not (known.get("model") and known.get("hook") and (data or known.get("data"))):
+        if not (known.get("model") and known_place(known) and (data or known.get("data"))):
             raise ConfigError(
                 f"--rows, or --model and --data, must be given: the latents of `{path}` are ranked on rows, and it "
                 "does not say which model and texts it was trained on."
@@ -64,17 +65,14 @@ def rows_for(
     if data is None:
         raise ConfigError("--data must be given with --model: the texts that it reads.")
     lm = load_model(model)
-    place = {name: settings[name] for name in ("layer", "hook") if settings.get(name) is not None}
-    place = place or {"hook": known.get("hook")}
-    if place == {"hook": None}:
-        raise ConfigError(f"--layer or --hook must be given: `{path}` does not say where in the model it belongs.")
+    place = place_of(sae, layer=settings.get("layer"), hook=settings.get("hook"), name=f"`{path}`")
     words = {"text": settings["text"]} if settings.get("text") is not None else {}
     tokens = settings.get("tokens") or ROWS
     language = {"model": lm, "data": data, **words, "tokens": min(tokens, settings.get("ce_tokens", ce_tokens))}
     if settings.get("rows") is not None:
         return open_rows(settings["rows"]), language
     source = capture(
-        lm, data, **place, **words, tokens=tokens, progress=lambda done, total: progress("rows", done, total)
+        lm, data, hook=place, **words, tokens=tokens, progress=lambda done, total: progress("rows", done, total)
     )
     return source, language
 

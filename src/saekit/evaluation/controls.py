@@ -11,7 +11,7 @@ import torch
 
 from ..measure.controls import Reconstructor, pca_reconstructor, reconstructor_of, untrained_like
 from ..measure.reconstruction import Calibration
-from ..provenance import tensor_bytes
+from ..sae.digest import bytes_of
 from ..sae.model import SAE
 from ..sae.naming import shape_of, training_config
 
@@ -77,7 +77,7 @@ def with_controls(
 
 def _control_key(sae: SAE, l0: float) -> tuple[Any, ...]:
     """SAEs with equal keys share their untrained control: shape, rule, scaling and, for thresholds, the L0 to match."""
-    scaling = (str(sae.scaling.settings()), *(tensor_bytes(tensor) for tensor in sae.scaling.tensors().values()))
+    scaling = (str(sae.scaling.settings()), *(bytes(bytes_of(tensor)) for tensor in sae.scaling.tensors().values()))
     group = id(sae) if sae.rule.name == "groupmax" else 0
     settings = sae.rule.settings()
     return sae.n_latents, sae.rule.name, str(settings), group, scaling, sae.dtype, None if settings else round(l0, 3)

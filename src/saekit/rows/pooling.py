@@ -7,8 +7,6 @@ encoder to the result: memory is O(tokens of a batch · active latents) and the 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import re
 import warnings
@@ -27,6 +25,7 @@ from ..files import digest_bytes, digest_file, read_json
 from ..kernels.pooling import largest_of_rows, pool_segments
 from ..models.hooks import Hook, activations, find_hook
 from ..models.language import LanguageModel, digest_of, dtype_name, find_model, load_model
+from ..provenance import place_of
 from ..sae.codes import Codes
 from ..sae.model import SAE
 from . import pooling_cache
@@ -72,9 +71,7 @@ class Ask:
         if not self.pools:
             raise ConfigError(f"`pools` must name at least one pooling; got none. Known: {listed(POOLS, 12)}.")
         if self.layer is not None and self.hook is not None:
-            raise ConfigError(
-                f"at most one of `layer` and `hook` may be given; got layer={self.layer!r} and hook={self.hook!r}."
-            )
+            _ = self.place  # refuses both
 
     @property
     def place(self) -> str:
@@ -83,23 +80,9 @@ class Ask:
         Raises
         ------
         ConfigError
-            It is not given, and the SAE does not know.
+            It is not given, and the provenance of the SAE does not name it.
         """
-        if self.hook is not None:
-            return self.hook
-        layer = self.layer
-        if layer is None and self.sae is not None:
-            known = self.sae.provenance.get("hook")
-            if known:
-                return str(known)
-            layer = self.sae.provenance.get("layer")
-        if layer is None:
-            raise ConfigError(
-                "`layer` (or `hook`) must say where the rows come from; got none"
-                + (", and the SAE's provenance does not say." if self.sae is not None else ".")
-                + " Give layer=2, say."
-            )
-        return f"layers.{layer}"
+        return place_of(self.sae, layer=self.layer, hook=self.hook)
 
 
 def check_pool(pool: str, *, dense: bool = False) -> None:
@@ -611,15 +594,10 @@ _sae_digests: weakref.WeakKeyDictionary[SAE, str] = weakref.WeakKeyDictionary()
 
 
 def encoder_digest(sae: SAE) -> str:
-    """SHA-256 over everything that decides an SAE's codes: encoder, biases, scaling and rule, not the decoder."""
+    """Return the digest of an SAE with an empty decoder: what decides its codes, and nothing else."""
     if sae not in _sae_digests:
-        parts = hashlib.sha256(json.dumps([sae.rule.name, sae.rule.settings(), sae.scaling.settings()]).encode())
-        for name, tensor in sorted(sae.tensors().items()):
-            if name in ("W_enc", "b_enc", "b_pre") or name.startswith(("rule.", "scaling.")):
-                array = tensor.detach().cpu().contiguous()
-                parts.update(f"{name} {dtype_name(array.dtype)} {tuple(array.shape)}\n".encode())
-                parts.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-        _sae_digests[sae] = "sha256:" + parts.hexdigest()
+        encoder = sae.replace(W_dec=sae.W_dec[:, :0], b_dec=sae.b_dec[:0], W_skip=None)
+        _sae_digests[sae] = encoder.digest()
     return _sae_digests[sae]
 
 

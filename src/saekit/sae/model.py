@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import kernels
 from ..errors import ConfigError, ShapeError
 from .codes import Codes
+from .digest import compute_digest
 from .rules import Rule, TopK
 from .scaling import Scaling
 
@@ -122,6 +123,16 @@ class SAE:
         own = {name: t for name in _FIELDS if (t := getattr(self, name)) is not None}
         rule = {f"rule.{name}": t for name, t in self.rule.tensors().items()}
         return own | rule | {f"scaling.{name}": t for name, t in self.scaling.tensors().items()}
+
+    def digest(self) -> str:
+        """Return ``"sha256:<hex>"``: the identity of this function, which is also `content` in the file of the SAE.
+
+        It covers the rule, the scaling and every tensor with its dtype, not scores and provenance. Computed once.
+        """
+        known: str | None = self.__dict__.get("_digest")
+        if known is None:
+            known = self.__dict__["_digest"] = compute_digest(self)
+        return known
 
     # ------------------------------------------------------------------ what it does
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..measure.normal_equations import column_factors, row_factors
 from ..models.hooks import find_hook
 from ..models.intervene import splice
 from ..models.language import LanguageModel, load_model
+from ..provenance import place_of
 from ..rows.tokens import CONTEXT, token_batches
 from ..sae.codes import Codes
 from ..sae.model import SAE
@@ -30,7 +31,6 @@ ATTRIBUTIONS = {
 """Scores by name, with their formula; CE is the summed next-token cross-entropy of the texts, ``z`` a latent's code."""
 
 AT = ("reconstruction", "activation")
-
 
 
 def attribution(
@@ -102,13 +102,7 @@ def attribution(
     lm = load_model(model)
     if not lm.is_causal:
         raise ConfigError(f"attribution: the model must predict next tokens; `{lm.name}` is not a causal one.")
-    place = hook if hook is not None else None if layer is not None else sae.provenance.get("hook")
-    layer = layer if place is None else None
-    if place is None and layer is None:
-        layer = sae.provenance.get("layer")
-    if place is None and layer is None:
-        raise ConfigError("attribution: the SAE does not say where in the model it belongs; give `layer` or `hook`.")
-    target = find_hook(lm.model, place, layer=layer)
+    target = find_hook(lm.model, place_of(sae, layer=layer, hook=hook, where="attribution"))
     if not isinstance(data, str | os.PathLike | Sequence):
         data = list(data)
     texts = read_texts(data, text=text, columns=(), characters=tokens * CHARACTERS_PER_TOKEN)

@@ -42,7 +42,6 @@ OVER_LATENTS = "interval over latents"
 ONE_SAE = "no interval: one number per SAE"
 
 
-
 @dataclass(frozen=True, eq=False)
 class Sized:
     """One size of an SAE.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from ..measure.metrics import METRICS, Metrics
 from ..measure.results import Measured, Result
 from ..measure.tables import html_table, text_table
 from ..models.language import LanguageModel, load_model
+from ..provenance import place_of
 from ..rows.opening import as_source
 from ..rows.split import text_halves
 from ..sae.model import SAE
@@ -39,7 +40,6 @@ RANKINGS = ("energy", "frequency", "unsorted", "random")
 
 COMPARED = ("fvu", "ce_sae", "rsa", "cka", "detection", "purity", "description_length")
 """Metrics of the paired differences, as far as they were measured."""
-
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,8 @@ def progressive(
                 rankings += [_falling(name, each, scores.scores[each].numpy()) for each in by if each in SCORES]
             if gradients is not None:
                 lm, texts, n_tokens = gradients
-                found = attribution(sae, lm, texts, tokens=n_tokens, **_place(sae, source), progress=progress)
+                place = place_of(sae, getattr(source, "info", {}), where="progressive", name=f"`{name}`")
+                found = attribution(sae, lm, texts, hook=place, tokens=n_tokens, progress=progress)
                 sae = sae.with_scores(**{each: found.scores[each] for each in by_gradient})
                 rankings += [_falling(name, each, found.scores[each].numpy()) for each in by_gradient]
             for label, ranked in _ranked(sae, by, scores, fit, rows, batch_rows, seed).items():
@@ -415,12 +416,6 @@ def _nested_curve(sae: SAE, sizes: list[int], source: Any, name: str, common: di
         return measure_sizes(small, source, name=name, **common)
     selection = "after" if how == "truncated" and competes(sae) else "before"
     return measure_sizes(sae, source, sizes, selection=selection, name=name, **common)
-
-
-def _place(sae: SAE, source: Any) -> dict[str, Any]:
-    """Where in the model the SAE belongs: as it says, or as its rows do."""
-    hook = sae.provenance.get("hook") or getattr(source, "info", {}).get("hook")
-    return {} if hook is None else {"hook": hook}
 
 
 def _ranked(

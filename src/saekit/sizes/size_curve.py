@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -37,7 +37,6 @@ IN_FILE = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero", "ce_reco
 """Metrics of a curve that are written into an SAE's file."""
 
 SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa", "cka")
-
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from .run_folder import (
     total_steps_of,
     versions,
 )
-from .warm_start import digest_of, start_from, starts_of
+from .warm_start import start_from, starts_of
 
 CHECK_EVERY = 50
 """Steps between looks for NaN on a device where looking means waiting; on a CPU every step is looked at."""
@@ -244,7 +244,7 @@ def train(
         "step": step,
         "d_in": source.d_in,
         "rows": source.info.get("digest"),
-        **({"start": [digest_of(sae) for sae in starts]} if starts else {}),
+        **({"start": [sae.digest() for sae in starts]} if starts else {}),
     }
     with ExitStack() as stack:
         folder = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from torch import Tensor
@@ -67,15 +66,6 @@ def _of_the_rule(learner: Learner, sae: SAE, values: dict[str, Tensor]) -> dict[
         zeros = values["b_enc"].new_zeros(sae.n_latents)
         return {"r_mag": zeros, "b_mag": values["b_enc"], "b_enc": values["b_enc"] - sae.rule.threshold}
     return {}
-
-
-def digest_of(sae: SAE) -> str:
-    """Digest of the tensors of an SAE: what a run records of where it started."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(sae.tensors().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def starts_of(start: Any, count: int) -> list[SAE]:
