@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from saekit import files
 from saekit.errors import ConfigError, FormatError, OfflineError
 from saekit.sae.model import SAE
-from saekit.sae.rules import GroupMax, JumpReLU, ReLU, TopK
+from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.store import hub, native, tensorfile
 from saekit.store.native import describe, load, save
@@ -37,12 +37,12 @@ def make_sae(rule="topk", scaling="none", n=96, d_in=8, d_out=None, dtype=torch.
         return torch.randn(shape, generator=g).to(dtype)
 
     rules = {
-        "relu": ReLU(),
-        "topk": TopK(5),
-        "topk-rank": TopK(5, rank=rand(n).abs() + 0.1),
-        "jumprelu": JumpReLU(rand(n).abs()),
-        "groupmax": GroupMax(8),
-        "groupmax-group": GroupMax(7, group=torch.arange(n) % 7),
+        "relu": ReLURule(),
+        "topk": TopKRule(5),
+        "topk-rank": TopKRule(5, rank=rand(n).abs() + 0.1),
+        "jumprelu": JumpReLURule(rand(n).abs()),
+        "groupmax": GroupMaxRule(8),
+        "groupmax-group": GroupMaxRule(7, group=torch.arange(n) % 7),
     }
     scalings = {
         "none": Scaling(),

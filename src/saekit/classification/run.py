@@ -42,7 +42,7 @@ from ..rows.pooling import DENSE_POOLS, Ask, check_pool, language_origin, pool_t
 from ..rows.tokens import tokenize
 from ..sae.model import SAE
 from ..sae.naming import named_saes
-from ..sae.rules import TopK
+from ..sae.rules import TopKRule
 from .arms import CONTROL_KS, KINDS, KS, Arm, Budget, Fitted, check_folds, fit_arm, predict_arm
 from .labelled import TEST_SPLIT, Labelled, draw_rows, read_labelled
 from .result import ArmScore, Classification, LowData
@@ -722,7 +722,7 @@ def random_projection(sae: SAE, k: int, seed: int) -> SAE:
     W = torch.randn(sae.n_latents, sae.d_in, generator=generator)
     W = (W / W.norm(dim=1, keepdim=True)).to(sae.device, sae.dtype)
     return SAE(
-        W_enc=W, b_enc=torch.zeros_like(sae.b_enc), W_dec=W, b_dec=W.new_zeros(sae.d_in), rule=TopK(k),
+        W_enc=W, b_enc=torch.zeros_like(sae.b_enc), W_dec=W, b_dec=W.new_zeros(sae.d_in), rule=TopKRule(k),
         provenance={key: sae.provenance[key] for key in ("model", "hook", "layer") if key in sae.provenance},
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from .. import kernels
 from ..errors import ConfigError, ShapeError
 from .codes import Codes
 from .digest import compute_digest
-from .rules import Rule, TopK
+from .rules import Rule, TopKRule
 from .scaling import Scaling
 
 
@@ -232,11 +232,11 @@ class SAE:
         ConfigError
             The rule has no number of latents per row, or `k` is not within 1..n_latents.
         """
-        if not isinstance(self.rule, TopK):
+        if not isinstance(self.rule, TopKRule):
             raise ConfigError(f"with_k: the rule must be TopK; it is {self.rule.name}. Thresholds decide there.")
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.n_latents:
             raise ConfigError(f"with_k: `k` must be a whole number within 1..{self.n_latents}; got {k!r}.")
-        return self.replace(rule=TopK(k, self.rule.rank))
+        return self.replace(rule=TopKRule(k, self.rule.rank))
 
     def permute(self, order: Tensor) -> SAE:
         """The same SAE with new latent j = old latent ``order[j]``; reconstructions stay as they were.

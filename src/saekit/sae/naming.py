@@ -53,9 +53,9 @@ def named_saes(saes: Given | Sequence[Given], where: str) -> list[tuple[str, SAE
 def name_of(sae: SAE) -> str:
     """Return what tables call an SAE: architecture, latents, k, control, seed, as far as they are known.
 
-    >>> from saekit.sae.rules import TopK
+    >>> from saekit.sae.rules import TopKRule
     >>> W = torch.eye(4)
-    >>> name_of(SAE(W_enc=W, b_enc=W[0], W_dec=W, b_dec=W[0], rule=TopK(2), provenance={"seed": 0}))
+    >>> name_of(SAE(W_enc=W, b_enc=W[0], W_dec=W, b_dec=W[0], rule=TopKRule(2), provenance={"seed": 0}))
     'topk-4-k2-seed0'
     """
     config = training_config(sae)

@@ -26,7 +26,7 @@ from ..provenance import place_of
 from ..rows.opening import as_source
 from ..rows.split import text_halves
 from ..sae.model import SAE
-from ..sae.rules import TopK
+from ..sae.rules import TopKRule
 from ..settings import Progress
 from .attribution import ATTRIBUTIONS, attribution
 from .latent_metrics import seed_overlap
@@ -407,12 +407,12 @@ def _sizes(sizes: Sequence[int] | None, families: Sequence[_Family]) -> list[int
 def _nested_curve(sae: SAE, sizes: list[int], source: Any, name: str, common: dict[str, Any]) -> SizeCurve:
     """Prefixes as they were trained: with the k of each size, or with the whole selection cut."""
     how = _config(sae).get("k_per_size")
-    if how == "scaled" and isinstance(sae.rule, TopK):
+    if how == "scaled" and isinstance(sae.rule, TopKRule):
         small = []
         for size in sizes:
             k = min(size, max(1, round(sae.rule.k * size / sae.n_latents)))
             weights = sae.rule.rank
-            small.append(sae.take(size).replace(rule=TopK(k, None if weights is None else weights[:size])))
+            small.append(sae.take(size).replace(rule=TopKRule(k, None if weights is None else weights[:size])))
         return measure_sizes(small, source, name=name, **common)
     selection = "after" if how == "truncated" and competes(sae) else "before"
     return measure_sizes(sae, source, sizes, selection=selection, name=name, **common)
