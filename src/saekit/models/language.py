@@ -121,7 +121,7 @@ def load_model(
         raise ConfigError("`device` and `device_map` exclude each other; got both. Give one of them.")
     place = _as_device(device)
     name = os.fspath(model)
-    folder, revision, local = _find(name)
+    folder, revision, local = find_model(name)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         loaded, tokenizer, is_causal = _load(name, folder, revision, local, dtype, device_map)
     if device_map is None:
@@ -133,7 +133,7 @@ def load_model(
         model=loaded,
         tokenizer=tokenizer,
         name=Path(name).expanduser().resolve().name if local and name != "builtin" and Path(name).exists() else name,
-        digest=_digest(folder, revision),
+        digest=digest_of(folder, revision),
         d_model=_width(config, loaded),
         context=_context(config, tokenizer),
         is_causal=is_causal,
@@ -174,7 +174,7 @@ def _as_device(device: str | torch.device | None) -> torch.device:
     return place
 
 
-def _find(name: str) -> tuple[str, str | None, bool]:
+def find_model(name: str) -> tuple[str, str | None, bool]:
     """What to hand to transformers, the revision, and whether only local files may be used."""
     if name == "builtin":
         candidates = [BUILTIN_FOLDER, *sorted(path for path in BUILTIN_FOLDER.glob("*") if path.is_dir())]
@@ -287,7 +287,7 @@ def _is_causal(config: Any) -> bool:
     return config.model_type not in masked
 
 
-def _digest(folder: str, revision: str | None) -> str:
+def digest_of(folder: str, revision: str | None) -> str:
     """SHA-256 over the digests of config and weights; of the revision when the files are not at hand."""
     path = Path(folder)
     if not path.is_dir():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelError, listed
-from .language import LanguageModel, _as_device, _digest, _find, _width, accepts, as_dtype, dtype_name
+from .language import LanguageModel, _as_device, _width, accepts, as_dtype, digest_of, dtype_name, find_model
 from .quiet import quiet_transformers
 
 _HEADS = ("pooler", "classifier", "lm_head", "head", "logit")  # parts that no row comes from
@@ -145,7 +145,7 @@ def load_vision_model(
         raise ConfigError("`device` and `device_map` exclude each other; got both. Give one of them.")
     place = _as_device(device)
     name = os.fspath(model)
-    folder, revision, local = _find(name)
+    folder, revision, local = find_model(name)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         loaded, processor, image_token = _load(name, folder, revision, local, number_type, device_map)
     if device_map is None:
@@ -157,7 +157,7 @@ def load_vision_model(
         model=loaded,
         processor=processor,
         name=Path(name).expanduser().resolve().name if local and Path(name).exists() else name,
-        digest=_digest(folder, revision),
+        digest=digest_of(folder, revision),
         d_model=_width(config.get_text_config() if image_token is not None else config, loaded),
         channels=1 if getattr(vision, "num_channels", 3) == 1 else 3,
         image_token=image_token,

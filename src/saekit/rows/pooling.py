@@ -24,7 +24,7 @@ from ..errors import ConfigError, DataError, ShapeError, did_you_mean, listed
 from ..files import digest_bytes, digest_file, read_json
 from ..kernels.pooling import largest_of_rows, pool_segments
 from ..models.hooks import Hook, activations, find_hook
-from ..models.language import LanguageModel, _digest, _find, dtype_name, load_model
+from ..models.language import LanguageModel, digest_of, dtype_name, find_model, load_model
 from ..provenance import place_of
 from ..sae.codes import Codes
 from ..sae.model import SAE
@@ -544,7 +544,7 @@ def language_origin(model: LanguageModel | str | os.PathLike[str]) -> Origin:
     if not isinstance(model, str | os.PathLike):
         raise ConfigError(f"`model` must be a LanguageModel, a folder or a name; got {type(model).__name__}.")
     name = os.fspath(model)
-    folder, revision, _ = _find(name)
+    folder, revision, _ = find_model(name)
     digest = _digest_folder(folder, revision, _stamp(folder))
     about = {"model": digest, "dtype": _dtype_in(folder), "tokenizer": _digest_tokenizer(folder)}
     return Origin(digest, about, lambda: _loaded(name, digest))
@@ -558,7 +558,7 @@ def _loaded(name: str, digest: str) -> LanguageModel:
 
 @functools.lru_cache(maxsize=16)
 def _digest_folder(folder: str, revision: str | None, stamp: tuple[Any, ...]) -> str:
-    return _digest(folder, revision)
+    return digest_of(folder, revision)
 
 
 def _stamp(folder: str) -> tuple[Any, ...]:
