@@ -25,7 +25,8 @@ from ..measure.metrics import METRICS, Metrics
 from ..measure.pca import PCA, Covariance
 from ..measure.redundancy import random_max_cosine, redundancy
 from ..models.hooks import find_hook
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..provenance import _bytes, known_place, library_versions, place_of, release, sae_digest
 from ..rows.arrays import ArrayRows
 from ..rows.shards import open_rows
@@ -142,7 +143,7 @@ def evaluate(
     if source is not None:
         source = _as_source(source)
         _check_width(source, width)
-    lm = None if model is None else load_model(model)
+    lm = None if model is None else load_language_model(model)
     place = None if lm is None else _place(lm, named, layer, hook, source, width)
     tokens = CE_TOKENS if tokens is None else tokens
     if not isinstance(data, str | os.PathLike | Sequence | None):
