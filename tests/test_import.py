@@ -43,10 +43,17 @@ def test_the_public_names_load_none_of_the_edge():
     assert not modules_after("import saekit; saekit.SAEFeatures") & {"transformers", "datasets", "typer", "matplotlib"}
 
 
-def test_help_answers_without_torch():
-    code = """
+COMMANDS = (
+    "actions", "capture", "classify", "compare", "demo", "evaluate", "predict", "progressive", "prune", "report",
+    "show", "train", "transfer",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_answers_without_torch(command):
+    code = f"""
 import sys
-sys.argv = ["saekit", "--help"]
+sys.argv = ["saekit", *"{command}".split(), "--help"]
 from saekit.cli import main
 try:
     main()

@@ -6,7 +6,7 @@ none of torch, transformers, datasets, scikit-learn or typer::
     import saekit as sk
 
     rows = sk.capture("builtin", "builtin", layer=2, tokens=200_000)
-    saes = sk.train(sk.TopK(latents=1024, k=16), rows, seeds=[0, 1])
+    saes = sk.train(sk.TopK(n_latents=1024, k=16), rows, seeds=[0, 1])
     sk.evaluate(saes, rows)
 """
 
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from .training.config import JumpReLU as JumpReLU
     from .training.config import Matryoshka as Matryoshka
     from .training.config import PAnneal as PAnneal
-    from .training.config import Relu as Relu
+    from .training.config import ReLU as ReLU
     from .training.config import TopK as TopK
     from .training.loop import train as train
     from .training.loop import untrained as untrained
@@ -180,7 +180,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "JumpReLU",
         "Matryoshka",
         "PAnneal",
-        "Relu",
+        "ReLU",
         "TopK",
     ),
     "training.loop": (

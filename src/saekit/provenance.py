@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .errors import ConfigError
 from .sae.model import SAE
+from .sae.naming import shape_of
 from .settings import is_whole
 from .version import __version__
 
 
 def sae_digest(sae: SAE) -> str:
-    """SHA-256 over every tensor, the rule and the scaling."""
-    digest = hashlib.sha256(repr((sae.rule.name, sae.rule.settings(), sae.scaling.settings())).encode())
-    for key, tensor in sae.tensors().items():
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(_bytes(tensor))
-    return "sha256:" + digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    """Return `SAE.digest`."""
+    return sae.digest()
 
 
 def known_place(origin: SAE | Mapping[str, Any] | None) -> str | None:
@@ -92,6 +81,11 @@ def place_of(
             f"{', and ' + silent if silent else ''}. Give layer=2, say."
         )
     return place
+
+
+def facts_of_sae(sae: SAE) -> dict[str, Any]:
+    """Return what results write down about an SAE: latents, width, rule, digest of all tensors, provenance."""
+    return {**shape_of(sae), "digest": sae_digest(sae), "provenance": sae.provenance}
 
 
 def release() -> str:

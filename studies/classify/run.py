@@ -204,7 +204,7 @@ def trained(name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], o
             since = time.monotonic()
             settings = {"control": sae["control"]} if sae.get("control") else {}
             made = sk.train(
-                sk.TopK(latents=sae["latents"], k=sae["k"], **settings), rows[f"layers.{sae['layer']}"],
+                sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings), rows[f"layers.{sae['layer']}"],
                 seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], batch_rows=model["batch_rows"],
             )  # fmt: skip
             for seed, each in zip(sae["seeds"], made):

@@ -31,7 +31,7 @@ from verdicts import claims, page
 import saekit as sk
 from saekit.comparison.orphans import frequency_matched
 from saekit.files import read_json, write_json
-from saekit.sae.rules import TopK as TopKRule
+from saekit.sae.rules import TopKRule
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
@@ -128,10 +128,10 @@ def plan(name: str, config: dict[str, Any], seeds: int) -> list[dict[str, Any]]:
 
 def config_of(cell: dict[str, Any]) -> Any:
     if cell["arch"] == "topk+mutual":
-        return sk.TopK(latents=cell["latents"], lr=cell["lr"], k=cell["k"], mutual=MUTUAL)
-    kinds: dict[str, Any] = {"topk": sk.TopK, "relu": sk.Relu, "gated": sk.Gated, "jumprelu": sk.JumpReLU}
+        return sk.TopK(n_latents=cell["latents"], lr=cell["lr"], k=cell["k"], mutual=MUTUAL)
+    kinds: dict[str, Any] = {"topk": sk.TopK, "relu": sk.ReLU, "gated": sk.Gated, "jumprelu": sk.JumpReLU}
     sparsity = {"k": cell["k"]} if cell["arch"] == "topk" else {"target_l0": float(cell["k"])}
-    return kinds[cell["arch"]](latents=cell["latents"], lr=cell["lr"], **sparsity)
+    return kinds[cell["arch"]](n_latents=cell["latents"], lr=cell["lr"], **sparsity)
 
 
 class Study:

@@ -136,7 +136,7 @@ class Study:
         hate, detox = unseen(HATE, **self.hate_split), unseen(DETOX, **self.detox_split)
         texts = sample([*sample(hate, n, 0), *sample(detox, n // 3, 1)], 2 * n, 2)
         rows = sk.capture(model, texts, layer=LAYER, tokens=self.size.train_tokens)
-        config = sk.TopK(latents=self.size.latents, k=32)
+        config = sk.TopK(n_latents=self.size.latents, k=32)
         # every row is seen twice
         return sk.train(config, rows, seeds=[0, 1], tokens=2 * rows.n_rows, batch_rows=1024)
 
@@ -179,7 +179,7 @@ class Study:
         readers = {}
         for lm, layer in ((stories, 2), (builtin, 2)):
             rows = sk.capture(lm, others, layer=layer, tokens=tokens)
-            readers[lm.name] = sk.train(sk.TopK(latents=small, k=16), rows, tokens=2 * tokens, batch_rows=1024)[0]
+            readers[lm.name] = sk.train(sk.TopK(n_latents=small, k=16), rows, tokens=2 * tokens, batch_rows=1024)[0]
         tasks = {
             "stories": sk.cloze_task(STORIES, questions=self.size.questions),
             "docs": sk.cloze_task("builtin@heldout", questions=self.size.questions),
@@ -261,7 +261,7 @@ class Study:
         rest = images[n:][: self.size.judged_images]
         rows = sk.capture_images(vit, images[: min(n, 2500)], layer=1)
         tokens = min(self.size.train_tokens, 2 * rows.n_rows)
-        (sae,) = sk.train(sk.TopK(latents=8 * width, k=8), rows, tokens=tokens, batch_rows=1024)
+        (sae,) = sk.train(sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, batch_rows=1024)
         # on the rows that judge the arms, by the same metric
         judges = sk.held_out(rest)
         y = np.array(rest.column("label"))[judges]

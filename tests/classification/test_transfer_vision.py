@@ -63,7 +63,7 @@ def vit(digits, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sae(vit, digits):
     rows = capture_images(vit, digits[0][:900], layer=1)
-    (trained,) = train(TopK(latents=128, k=8), rows, seeds=[0], tokens=60_000, batch_rows=512)
+    (trained,) = train(TopK(n_latents=128, k=8), rows, seeds=[0], tokens=60_000, batch_rows=512)
     return trained
 
 

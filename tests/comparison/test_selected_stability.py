@@ -9,14 +9,14 @@ import torch
 from saekit.comparison.selected_stability import latent_stability, selected_stability
 from saekit.errors import ConfigError, DataError
 from saekit.sae.model import SAE
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 
 
 def an_sae(seed: int, shared: int = 0) -> SAE:
     """Random directions; the first `shared` are the same for every seed."""
     W = torch.randn(40, 64, generator=torch.Generator().manual_seed(seed))
     W[:shared] = torch.randn(40, 64, generator=torch.Generator().manual_seed(99))[:shared]
-    return SAE(W_enc=W, b_enc=torch.zeros(40), W_dec=W, b_dec=torch.zeros(64), rule=TopK(2))
+    return SAE(W_enc=W, b_enc=torch.zeros(40), W_dec=W, b_dec=torch.zeros(64), rule=TopKRule(2))
 
 
 def test_latents_that_all_seeds_have_are_stable():

@@ -23,7 +23,7 @@ from saekit.rows.capture_images import capture_images, patch_batches, pool_image
 from saekit.rows.pooling import Ask
 from saekit.rows.shards import ShardRows
 from saekit.sae.model import SAE
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 
 
 @pytest.mark.parametrize(("kind", "n_special"), [("vit", 1), ("dino", 4), ("clip", 1), ("siglip", 0)])
@@ -139,7 +139,7 @@ def test_pooled_images_are_the_pooled_rows(vision_folders, llava, size):
     for folder, width in ((vision_folders["vit"], 16), (llava, 24)):
         vision = load_vision_model(folder)
         W = torch.randn(40, width, generator=torch.Generator().manual_seed(0))
-        sae = SAE(W, torch.zeros(40), W, torch.zeros(width), TopK(4))
+        sae = SAE(W, torch.zeros(40), W, torch.zeros(width), TopKRule(4))
         asks = [Ask(("sum", "max", "count"), sae, layer=1), Ask(("mean",), layer=0)]
         pooled, dense = pool_images(vision, PIXELS, asks, batch_images=size)
         rows = capture_images(vision, PIXELS, layer=[0, 1], outliers=None)

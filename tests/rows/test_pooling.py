@@ -38,13 +38,13 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # of values around 1 to 100; the models ar
 def identity(d: int) -> SAE:
     """Codes are the positive parts of the rows."""
     eye = torch.eye(d)
-    return SAE(eye, torch.zeros(d), eye, torch.zeros(d), rules.ReLU())
+    return SAE(eye, torch.zeros(d), eye, torch.zeros(d), rules.ReLURule())
 
 
 def random_sae(seed: int = 0, n: int = 48, d: int = 16, rule: Any = None, **fields: Any) -> SAE:
     g = torch.Generator().manual_seed(seed)
     W = torch.randn(n, d, generator=g)
-    return SAE(W, torch.randn(n, generator=g), W, torch.zeros(d), rule or rules.TopK(4), **fields)
+    return SAE(W, torch.randn(n, generator=g), W, torch.zeros(d), rule or rules.TopKRule(4), **fields)
 
 
 def reference(z: np.ndarray, name: str) -> np.ndarray:
@@ -202,7 +202,7 @@ class Largest(TorchDispatchMode):
 
 def test_no_array_of_tokens_by_latents_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
     n_rows, n_latents = 5000, 16_384
-    sae = random_sae(n=n_latents, d=8, rule=rules.TopK(8))
+    sae = random_sae(n=n_latents, d=8, rule=rules.TopKRule(8))
     x = torch.randn(n_rows, 8, generator=torch.Generator().manual_seed(0))
     document = torch.arange(n_rows) // 10
 
@@ -350,7 +350,7 @@ def test_an_sae_asked_for_twice_encodes_once(models: Any, texts: list[str], monk
 
 def test_padding_never_counts_and_added_tokens_only_when_asked(models: Any, texts: list[str]) -> None:
     lm = models["bert"]
-    always = SAE(torch.zeros(1, 16), torch.ones(1), torch.zeros(1, 16), torch.zeros(16), rules.ReLU())
+    always = SAE(torch.zeros(1, 16), torch.ones(1), torch.zeros(1, 16), torch.zeros(16), rules.ReLURule())
     contexts = tokenize(lm.tokenizer, texts, context=lm.context)
     for skip in (True, False):
         kept = (contexts.position >= 0) | (not skip)
@@ -471,8 +471,8 @@ def variants() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     return {
         "encoder": ({"sae": sae.replace(W_enc=sae.W_enc * 1.01)}, {}),
         "bias": ({"sae": sae.replace(b_enc=sae.b_enc + 1)}, {}),
-        "rule": ({"sae": sae.replace(rule=rules.TopK(5))}, {}),
-        "threshold": ({"sae": sae.replace(rule=rules.JumpReLU(torch.ones(48)))}, {}),
+        "rule": ({"sae": sae.replace(rule=rules.TopKRule(5))}, {}),
+        "threshold": ({"sae": sae.replace(rule=rules.JumpReLURule(torch.ones(48)))}, {}),
         "scaling": ({"sae": sae.replace(scaling=Scaling("scalar", scale=torch.tensor(0.5)))}, {}),
         "prefix": ({"sae": sae.take(40)}, {}),
         "hook": ({"layer": 0}, {}),

@@ -29,12 +29,12 @@ def make_sae(rule: str, seed: int = 0, n: int = 24, d: int = 7, scaling: str = "
 
     rank = draw(n).exp()
     made = {
-        "relu": lambda: rules.ReLU(),
-        "topk": lambda: rules.TopK(3),
-        "topk-ranked": lambda: rules.TopK(3, rank),
-        "jumprelu": lambda: rules.JumpReLU(draw(n).abs()),
-        "groupmax": lambda: rules.GroupMax(4),
-        "groupmax-ranked": lambda: rules.GroupMax(4, torch.randint(4, (n,), generator=g), rank),
+        "relu": lambda: rules.ReLURule(),
+        "topk": lambda: rules.TopKRule(3),
+        "topk-ranked": lambda: rules.TopKRule(3, rank),
+        "jumprelu": lambda: rules.JumpReLURule(draw(n).abs()),
+        "groupmax": lambda: rules.GroupMaxRule(4),
+        "groupmax-ranked": lambda: rules.GroupMaxRule(4, torch.randint(4, (n,), generator=g), rank),
     }[rule]()
     kinds = {
         "none": lambda: Scaling(),
@@ -115,7 +115,7 @@ def test_folding_norms_keeps_reconstruction_and_l0(rule: str, scaling: str) -> N
 
 def test_a_norm_aware_topk_folds_into_a_plain_one() -> None:
     sae = make_sae("topk")
-    aware = sae.replace(rule=rules.TopK(3, sae.W_dec.norm(dim=1)))
+    aware = sae.replace(rule=rules.TopKRule(3, sae.W_dec.norm(dim=1)))
     folded = aware.fold_norms()
     torch.testing.assert_close(folded.reconstruct(rows()), aware.reconstruct(rows()))
     torch.testing.assert_close(
@@ -260,9 +260,9 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ShapeError, match="`W_dec` must be"):
         sae.replace(W_dec=sae.W_dec.T.contiguous())
     with pytest.raises(ConfigError, match="`k` must be at most n_latents=24; got k=25"):
-        sae.replace(rule=rules.TopK(25))
+        sae.replace(rule=rules.TopKRule(25))
     with pytest.raises(ConfigError, match="`k` must be a whole number"):
-        rules.TopK(0)
+        rules.TopKRule(0)
     with pytest.raises(ConfigError, match="take: must keep 1 to n_latents=24"):
         sae.take(25)
     with pytest.raises(ConfigError, match="`order` must hold each of"):
@@ -305,3 +305,25 @@ def test_with_k_changes_the_number_of_latents_per_row_and_nothing_else():
     for k in (0, sae.n_latents + 1, 2.0, True):
         with pytest.raises(ConfigError, match=r"with_k: `k` must be a whole number within 1\.\."):
             sae.with_k(k)
+
+
+# ------------------------------------------------------------------ digest
+
+
+def test_the_digest_names_the_function():
+    sae = make_sae("topk", scaling="scalar")
+    assert sae.digest() == make_sae("topk", scaling="scalar").digest()
+    assert sae.digest().startswith("sha256:")
+    assert sae.replace(provenance={"seed": 1}).with_scores(energy=range(24)).digest() == sae.digest()
+    others = [
+        sae.with_k(4), sae.to(dtype=torch.float32), sae.take(23), sae.replace(scaling=Scaling()),
+        sae.replace(rule=rules.ReLURule()), sae.replace(b_pre=None), sae.replace(b_dec=sae.b_dec + 1),
+    ]  # fmt: skip
+    assert len({each.digest() for each in [sae, *others]}) == len(others) + 1
+
+
+def test_the_digest_is_computed_once(monkeypatch):
+    sae = make_sae("relu")
+    digest = sae.digest()
+    monkeypatch.setattr("saekit.sae.model.compute_digest", None)
+    assert sae.digest() == pickle.loads(pickle.dumps(sae)).digest() == digest

@@ -13,7 +13,7 @@ from saekit.measure.accumulators import fvu
 from saekit.measure.normal_equations import MOST_LATENTS, NormalEquations, greedy_order
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
-from saekit.sae.rules import GroupMax, JumpReLU, ReLU, TopK
+from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.sizes.prune import prune
 from saekit.sizes.ranking import ORDERS, rank
@@ -32,7 +32,12 @@ def make(rule="topk", scaling="none", seed=0, skip=False) -> SAE:
     def rand(*shape):
         return torch.randn(shape, generator=g)
 
-    rules = {"relu": ReLU(), "topk": TopK(4), "jumprelu": JumpReLU(rand(N).abs()), "groupmax": GroupMax(4)}
+    rules = {
+        "relu": ReLURule(),
+        "topk": TopKRule(4),
+        "jumprelu": JumpReLURule(rand(N).abs()),
+        "groupmax": GroupMaxRule(4),
+    }
     scalings = {
         "none": Scaling(),
         "scalar": Scaling("scalar", scale=torch.tensor(0.5)),
@@ -181,7 +186,7 @@ def test_energy_beats_unsorted_and_random(oracle, rows):
     sizes = [6, 12, 24]
     # Features that fire more often, so that some matter more than others.
     weights = torch.linspace(2, 0.2, 48)
-    sae = oracle.replace(rule=TopK(2))
+    sae = oracle.replace(rule=TopKRule(2))
     skewed = rows[
         torch.multinomial(
             weights[sae.encode(rows).indices[::2][: len(rows)]], 2000, generator=torch.Generator().manual_seed(0)
@@ -228,7 +233,7 @@ def test_dead_latents_keep_their_decoder_rows(x):
     sae = make("jumprelu")
     threshold = sae.rule.threshold.clone()
     threshold[3] = 1e6
-    sae = sae.replace(rule=JumpReLU(threshold))
+    sae = sae.replace(rule=JumpReLURule(threshold))
     (fitted,) = prune(sae, x, sizes=[N], by="unsorted", refit=True)
     torch.testing.assert_close(fitted.W_dec[3], sae.W_dec[3])
     assert not torch.allclose(fitted.W_dec[4], sae.W_dec[4])

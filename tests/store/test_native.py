@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from saekit import files
 from saekit.errors import ConfigError, FormatError, OfflineError
 from saekit.sae.model import SAE
-from saekit.sae.rules import GroupMax, JumpReLU, ReLU, TopK
+from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.store import hub, native, tensorfile
 from saekit.store.native import describe, load, save
@@ -37,12 +37,12 @@ def make_sae(rule="topk", scaling="none", n=96, d_in=8, d_out=None, dtype=torch.
         return torch.randn(shape, generator=g).to(dtype)
 
     rules = {
-        "relu": ReLU(),
-        "topk": TopK(5),
-        "topk-rank": TopK(5, rank=rand(n).abs() + 0.1),
-        "jumprelu": JumpReLU(rand(n).abs()),
-        "groupmax": GroupMax(8),
-        "groupmax-group": GroupMax(7, group=torch.arange(n) % 7),
+        "relu": ReLURule(),
+        "topk": TopKRule(5),
+        "topk-rank": TopKRule(5, rank=rand(n).abs() + 0.1),
+        "jumprelu": JumpReLURule(rand(n).abs()),
+        "groupmax": GroupMaxRule(8),
+        "groupmax-group": GroupMaxRule(7, group=torch.arange(n) % 7),
     }
     scalings = {
         "none": Scaling(),
@@ -125,6 +125,32 @@ def test_json_is_strict_and_carries_the_digest_of_the_tensor_file(tmp_path):
     assert value["file"]["digest"] == files.digest_file(tmp_path / "sae.safetensors")
     assert value["rule"] == {"name": "topk", "k": 5}
     assert value["provenance"]["config"]["note"] == "größer </script>"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_digest_of_a_value_is_the_content_of_its_file(tmp_path, rule):
+    sae = scored(make_sae(rule, "standardize", skip=True))
+    save(sae, tmp_path)
+    assert describe(tmp_path)["content"] == sae.digest() == load(tmp_path).digest()
+    assert load(tmp_path, latents=70).digest() == sae.take(70).digest() != sae.digest()
+
+
+def test_scores_of_the_same_sae_saved_over_it_belong_to_their_own_file(tmp_path, monkeypatch):
+    """The digest is the same; a folder cut off between the renames still holds one SAE, whole."""
+    old, new = make_sae(), scored(make_sae())
+    save(old, tmp_path)
+    rename = os.replace
+
+    def replace_until_the_description(source, target):
+        if Path(source).name == "sae.json.next":
+            raise OSError(5, "killed")
+        rename(source, target)
+
+    monkeypatch.setattr(native.os, "replace", replace_until_the_description)
+    with pytest.raises(OSError, match="killed"):
+        save(new, tmp_path)
+    assert old.digest() == new.digest()
+    assert_same(load(tmp_path), new)
 
 
 def test_every_released_schema_opens():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
-from ..evaluation.run import BLOCK_ROWS, _as_source, _named, _shape
 from ..matching.matching import Certificate, Matching, match_latents
 from ..matching.top_cosines import Directions, extremes
 from ..measure.bootstrap import LEVEL, NORMAL, Estimate, row_groups, wilson_interval
 from ..measure.redundancy import random_max_cosine
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
-from ..provenance import library_versions, release, sae_digest
+from ..provenance import facts_of_sae, library_versions, release, sae_digest
+from ..rows.opening import as_source
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.naming import named_saes
+from ..settings import Progress
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 from .result import Compared, Comparison, Null, OnRows, Pair, Side
 
@@ -36,8 +38,6 @@ ROWS = 32_768
 
 SAMPLE_ROWS = 512
 """Rows of these that are compared with each other for CKA and RSA."""
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def compare(
@@ -107,15 +107,10 @@ def compare(
         )
     if write:
         check_local(saes)
-    named = _named(saes)
+    named = named_saes(saes, "compare")
     _check_widths(named)
     if source is not None:
-        source = _as_source(source)
-        if source.d_in != named[0][1].d_in:
-            raise ShapeError(
-                f"compare: rows must have the width of the SAEs, {named[0][1].d_in}; they have {source.d_in}. "
-                "Were the SAEs trained on another model or hook?"
-            )
+        source = as_source(source, named[0][1].d_in, "compare")
     every = list(combinations(range(len(named)), 2))
     tick = _Count(progress, 2 * len(every) + (4 if controls else 0))
     matched = [(i, j, *_match(named[i][1], named[j][1], tick)) for i, j in every]
@@ -168,7 +163,7 @@ def compare(
         saes=[
             Compared(
                 name=name,
-                sae={**_shape(sae), "digest": sae_digest(sae), "provenance": sae.provenance},
+                sae=facts_of_sae(sae),
                 found_in=(1 + others[at]).tolist(),
                 stability=has[at][:, counted[at]].mean(1).tolist(),
                 alignment=_alignment(at, matched, counted[at]),
@@ -605,7 +600,7 @@ def _act(
     for batch in source.batches(batch_rows):
         x = batch.x[: max_rows - done]
         document = None if batch.document is None else batch.document[: len(x)]
-        group, _ = row_groups(document, done, len(x), BLOCK_ROWS)
+        group, _ = row_groups(document, done, len(x))
         sampled = torch.arange(-done % step, len(x), step)
         groups.append(group[sampled].numpy())
         with torch.no_grad():

@@ -6,8 +6,6 @@ encoder to the result: memory is O(tokens of a batch · active latents) and the 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import warnings
@@ -25,7 +23,6 @@ from ..kernels.pooling import largest_of_rows, pool_segments
 from ..models.hooks import Hook, activations, find_hook
 from ..models.language import LanguageModel
 from ..models.origin import Origin, language_origin
-from ..models.pretrained import dtype_name
 from ..provenance import place_of
 from ..sae.codes import Codes
 from ..sae.model import SAE
@@ -519,15 +516,10 @@ _sae_digests: weakref.WeakKeyDictionary[SAE, str] = weakref.WeakKeyDictionary()
 
 
 def encoder_digest(sae: SAE) -> str:
-    """SHA-256 over everything that decides an SAE's codes: encoder, biases, scaling and rule, not the decoder."""
+    """Return the digest of an SAE with an empty decoder: what decides its codes, and nothing else."""
     if sae not in _sae_digests:
-        parts = hashlib.sha256(json.dumps([sae.rule.name, sae.rule.settings(), sae.scaling.settings()]).encode())
-        for name, tensor in sorted(sae.tensors().items()):
-            if name in ("W_enc", "b_enc", "b_pre") or name.startswith(("rule.", "scaling.")):
-                array = tensor.detach().cpu().contiguous()
-                parts.update(f"{name} {dtype_name(array.dtype)} {tuple(array.shape)}\n".encode())
-                parts.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-        _sae_digests[sae] = "sha256:" + parts.hexdigest()
+        encoder = sae.replace(W_dec=sae.W_dec[:, :0], b_dec=sae.b_dec[:0], W_skip=None)
+        _sae_digests[sae] = encoder.digest()
     return _sae_digests[sae]
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import kernels
 from ..errors import ConfigError, ShapeError
 from .codes import Codes
-from .rules import Rule, TopK
+from .digest import compute_digest
+from .rules import Rule, TopKRule
 from .scaling import Scaling
 
 
@@ -123,6 +124,16 @@ class SAE:
         rule = {f"rule.{name}": t for name, t in self.rule.tensors().items()}
         return own | rule | {f"scaling.{name}": t for name, t in self.scaling.tensors().items()}
 
+    def digest(self) -> str:
+        """Return ``"sha256:<hex>"``: the identity of this function, which is also `content` in the file of the SAE.
+
+        It covers the rule, the scaling and every tensor with its dtype, not scores and provenance. Computed once.
+        """
+        known: str | None = self.__dict__.get("_digest")
+        if known is None:
+            known = self.__dict__["_digest"] = compute_digest(self)
+        return known
+
     # ------------------------------------------------------------------ what it does
 
     def pre(self, x: Tensor) -> Tensor:
@@ -221,11 +232,11 @@ class SAE:
         ConfigError
             The rule has no number of latents per row, or `k` is not within 1..n_latents.
         """
-        if not isinstance(self.rule, TopK):
+        if not isinstance(self.rule, TopKRule):
             raise ConfigError(f"with_k: the rule must be TopK; it is {self.rule.name}. Thresholds decide there.")
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.n_latents:
             raise ConfigError(f"with_k: `k` must be a whole number within 1..{self.n_latents}; got {k!r}.")
-        return self.replace(rule=TopK(k, self.rule.rank))
+        return self.replace(rule=TopKRule(k, self.rule.rank))
 
     def permute(self, order: Tensor) -> SAE:
         """The same SAE with new latent j = old latent ``order[j]``; reconstructions stay as they were.

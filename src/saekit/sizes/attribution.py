@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
-from ..evaluation.run import CE_TOKENS, CHARACTERS_PER_TOKEN
 from ..inputs.texts import Texts, read_texts
 from ..measure.accumulators import double
-from ..measure.fidelity import contexts_for, predicted_places, predicted_tokens
+from ..measure.fidelity import CE_TOKENS, CHARACTERS_PER_TOKEN, contexts_for, predicted_places, predicted_tokens
 from ..measure.importance import GATHERED_NUMBERS, Importance
 from ..measure.normal_equations import column_factors, row_factors
 from ..models.hooks import find_hook
@@ -24,6 +23,7 @@ from ..provenance import place_of
 from ..rows.tokens import CONTEXT, token_batches
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..settings import Progress
 
 ATTRIBUTIONS = {
     "attribution": "sum |z dCE/dz| / tokens, in nats: how much the latent moves the cross-entropy, up or down",
@@ -32,8 +32,6 @@ ATTRIBUTIONS = {
 """Scores by name, with their formula; CE is the summed next-token cross-entropy of the texts, ``z`` a latent's code."""
 
 AT = ("reconstruction", "activation")
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def attribution(

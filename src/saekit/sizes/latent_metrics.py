@@ -27,6 +27,7 @@ from ..measure.token_statistics import TokenScores, token_detection
 from ..rows.source import Batch, Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..settings import Progress
 
 SHARED = 0.7
 """Cosine that decoder and encoder rows of a shared latent must exceed, as in `saekit.compare`."""
@@ -39,8 +40,6 @@ RUN_ROWS = 64
 
 OVER_LATENTS = "interval over latents"
 ONE_SAE = "no interval: one number per SAE"
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,9 @@
 
 ``docs/formats.md`` describes it for other programs. What this module guarantees:
 
-* A crash at any moment leaves a folder that loads as the old SAE or as the new one. ``sae.json`` carries the content
-  digest of its tensor file; a new description waits as ``sae.json.next`` while the tensors are replaced.
+* A crash at any moment leaves a folder that loads as the old SAE or as the new one. The header of the tensor file names
+  the description that belongs to it; a new one waits as ``sae.json.next`` while the tensors are replaced.
+* ``content`` in ``sae.json`` is `SAE.digest` of what was saved.
 * ``save`` of what ``load`` returned writes the same bytes.
 * ``load(path, latents=m)`` reads the first m latents and still verifies what it reads: digests are stored per block of
   latents. From the hub too: only those bytes are asked for.
@@ -25,10 +26,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, FormatError, SaekitError, did_you_mean, listed
-from ..files import dump_json, read_json, write_bytes
+from ..files import digest_bytes, dump_json, read_json, write_bytes
+from ..sae.digest import bytes_of
 from ..sae.model import SAE
 from ..sae.rules import RULES
 from ..sae.scaling import Scaling
+from ..version import __version__
 from . import tensorfile
 
 SCHEMA = 3
@@ -38,6 +41,7 @@ TENSORS = "sae.safetensors"
 DESCRIPTION = "sae.json"
 _NEXT = "sae.json.next"
 _FORMAT = "saekit-sae"
+_BLOCKS = "saekit-blocks"
 
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda value: {**value, "schema": 2, "sizes": None},  # schema 2 brought the measured curve of prefixes
@@ -92,7 +96,9 @@ def save(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     _checked_json(description, folder)
     pending, n_bytes, digest = folder / f".{TENSORS}.new", 0, ""
     try:
-        n_bytes, digest = tensorfile.write(pending, tensors, {_FORMAT: description["content"]})
+        n_bytes, digest = tensorfile.write(
+            pending, tensors, {_FORMAT: description["content"], _BLOCKS: _blocks_digest(description)}
+        )
         description["file"] = {"name": TENSORS, "bytes": n_bytes, "digest": digest}
         ordered = {key: description[key] for key in _KEYS}
         # From here on every state on disk is a readable SAE: see `_description`.
@@ -112,7 +118,7 @@ def _describe_value(sae: SAE, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "schema": SCHEMA,
-        "saekit": _release(),
+        "saekit": __version__,
         "n_latents": sae.n_latents,
         "d_in": sae.d_in,
         "d_out": sae.d_out,
@@ -126,7 +132,7 @@ def _describe_value(sae: SAE, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "tensors": {
             name: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)} for name, t in tensors.items()
         },
-        "content": _content([*digests, shared]),
+        "content": sae.digest(),
         "blocks": {"latents": blocks, "digests": digests, "shared": shared},
         "provenance": {key: value for key, value in sae.provenance.items() if key != "sizes"},
     }
@@ -277,7 +283,7 @@ def _read_whole(
     digest.update(tensorfile.read_exactly(stream, next(iter(header.entries.values())).start, path))
     for name, entry in header.entries.items():
         tensors[name] = tensorfile.read_rows(stream, entry)
-        digest.update(tensorfile.bytes_of(tensors[name]))
+        digest.update(bytes_of(tensors[name]))
     if f"sha256:{digest.hexdigest()}" != description["file"]["digest"]:
         raise _altered(path)
     return tensors
@@ -350,8 +356,9 @@ def _description(folder: Path, stream: IO[bytes]) -> tuple[dict[str, Any], tenso
     names = [name for name in (DESCRIPTION, _NEXT) if (folder / name).is_file()]
     descriptions = [_checked(read_json(folder / name), folder / name) for name in names]
     content = header.metadata.get(_FORMAT)
+    blocks = header.metadata.get(_BLOCKS, content)
     for description in descriptions:
-        if description["content"] == content:
+        if description["content"] == content and _blocks_digest(description) == blocks:
             _check_header(description, header, path)
             return description, header
     raise FormatError(
@@ -369,7 +376,7 @@ def _checked(value: Any, path: Path) -> dict[str, Any]:
         raise FormatError(f"`{path}`: `schema` must be a whole number of at least 1; got {schema!r}.")
     if schema > SCHEMA:
         raise FormatError(
-            f"`{path}` has schema {schema}; this release of saekit ({_release()}) reads schemas up to {SCHEMA}. "
+            f"`{path}` has schema {schema}; this release of saekit ({__version__}) reads schemas up to {SCHEMA}. "
             f"Install saekit {value.get('saekit', 'of a later version')} or later."
         )
     for version in range(schema, SCHEMA):
@@ -377,6 +384,11 @@ def _checked(value: Any, path: Path) -> dict[str, Any]:
     _same_keys(value, _KEYS, path, "")
     _same_keys(value["file"], ("name", "bytes", "digest"), path, "file.")
     _same_keys(value["blocks"], ("latents", "digests", "shared"), path, "blocks.")
+    digests = value["blocks"]["digests"]
+    if not isinstance(digests, list) or not all(
+        isinstance(each, str) for each in [*digests, value["blocks"]["shared"]]
+    ):
+        raise FormatError(f"`{path}`: `blocks` must hold digests; it holds something else. Copy both files again.")
     if value["sizes"] is not None:
         _check_sizes(value["sizes"], f"`{path}`", FormatError)
     rule, scaling = value["rule"], value["scaling"]
@@ -475,7 +487,7 @@ def _block_digests(tensors: Mapping[str, Tensor], rows: int) -> Iterator[str]:
     for start in range(0, len(tensors["W_enc"]), rows):
         digest = hashlib.sha256()
         for name in _by_latent(tensors):
-            digest.update(tensorfile.bytes_of(tensors[name][start : start + rows]))
+            digest.update(bytes_of(tensors[name][start : start + rows]))
         yield digest.hexdigest()
 
 
@@ -492,15 +504,11 @@ def _shared_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}\n".encode())
     for name in sorted(set(tensors) - set(by_latent)):
         digest.update(f"{name}\n".encode())
-        digest.update(tensorfile.bytes_of(tensors[name]))
+        digest.update(bytes_of(tensors[name]))
     return digest.hexdigest()
 
 
-def _content(digests: list[str]) -> str:
-    return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _release() -> str:
-    from ..version import __version__
-
-    return __version__
+def _blocks_digest(description: Mapping[str, Any]) -> str:
+    """Digest of the digests of all blocks: which bytes a description belongs to. Files of 0.1 have it as `content`."""
+    blocks = description["blocks"]
+    return digest_bytes("\n".join([*blocks["digests"], blocks["shared"]]).encode())

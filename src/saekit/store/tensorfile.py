@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import FormatError
 from ..files import write_atomic
+from ..sae.digest import bytes_of
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -63,11 +64,6 @@ class Header:
     """Size that the whole file must have, in bytes."""
 
 
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[int, str]:
     """Write `tensors` atomically; equal tensors make equal bytes.
 
@@ -92,7 +88,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         yield len(header).to_bytes(8, "little")
         yield header
         for name in order:
-            yield bytes_of(tensors[name].detach().cpu().contiguous())
+            yield bytes_of(tensors[name])
 
     def fill(stream: IO[bytes]) -> None:
         for part in parts():

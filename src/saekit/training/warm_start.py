@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..sae.model import SAE
-from ..sae.rules import JumpReLU
+from ..sae.rules import JumpReLURule
 from .architectures import ARCHITECTURES
 from .learner import Learner, finish
 
@@ -31,10 +30,10 @@ def start_from(learner: Learner, sae: SAE) -> None:
     """
     config = learner.config
     d_in = len(learner.center)
-    if (sae.n_latents, sae.d_in, sae.d_out) != (config.latents, d_in, d_in):
+    if (sae.n_latents, sae.d_in, sae.d_out) != (config.n_latents, d_in, d_in):
         raise ConfigError(
-            f"train: the SAE to start from must have latents={config.latents} on rows of width {d_in}; it has "
-            f"{sae.n_latents} on {sae.d_in}. Take a part of it, or change `latents`."
+            f"train: the SAE to start from must have n_latents={config.n_latents} on rows of width {d_in}; it has "
+            f"{sae.n_latents} on {sae.d_in}. Take a part of it, or change `n_latents`."
         )
     rule = finish(learner, {}).rule
     if type(rule) is not type(sae.rule) or getattr(sae.rule, "rank", None) is not None:
@@ -59,7 +58,7 @@ def start_from(learner: Learner, sae: SAE) -> None:
 def _of_the_rule(learner: Learner, sae: SAE, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Parameters of the gate or the thresholds."""
     names = learner.parameters
-    if not isinstance(sae.rule, JumpReLU):
+    if not isinstance(sae.rule, JumpReLURule):
         return {}
     if "log_threshold" in names:
         return {"log_threshold": sae.rule.threshold.clamp_min(LEAST_THRESHOLD).log()}
@@ -67,15 +66,6 @@ def _of_the_rule(learner: Learner, sae: SAE, values: dict[str, Tensor]) -> dict[
         zeros = values["b_enc"].new_zeros(sae.n_latents)
         return {"r_mag": zeros, "b_mag": values["b_enc"], "b_enc": values["b_enc"] - sae.rule.threshold}
     return {}
-
-
-def digest_of(sae: SAE) -> str:
-    """Digest of the tensors of an SAE: what a run records of where it started."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(sae.tensors().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def starts_of(start: Any, count: int) -> list[SAE]:
