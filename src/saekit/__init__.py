@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .inputs.texts import read_texts as read_texts
     from .measure.importance import importance as importance
     from .measure.results import Measured as Measured
-    from .models.language import load_model as load_model
+    from .models.loading import load_model as load_model
     from .report.results_folder import write_report as write_report
     from .rows.arrays import ArrayRows as ArrayRows
     from .rows.capture import capture as capture
@@ -65,7 +65,7 @@ PUBLIC: dict[str, dict[str, str]] = {
         "Measured": "measure.results",
     },
     "Rows: activations of a model, or an array": {
-        "load_model": "models.language",
+        "load_model": "models.loading",
         "read_texts": "inputs.texts",
         "read_images": "inputs.images",
         "capture": "rows.capture",

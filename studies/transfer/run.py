@@ -33,7 +33,6 @@ from saekit.classification.transfer import held_out, transfer_features
 from saekit.files import read_json, write_bytes, write_json
 from saekit.measure.paired_scores import PairedBootstrap, Predictions, score
 from saekit.measure.results import to_plain
-from saekit.models.vision import load_vision_model
 from saekit.report.transfer import write_transfer_figures
 from saekit.rows.capture_images import capture_images
 
@@ -326,7 +325,7 @@ def trained_vit(
         with torch.no_grad():
             return torch.cat([model(part).logits.argmax(1) for part in batch(chosen).split(500)]).numpy()
 
-    return load_vision_model(folder), head
+    return sk.load_model(folder), head
 
 
 def shortened(result: Any) -> dict[str, Any]:

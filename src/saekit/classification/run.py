@@ -35,10 +35,12 @@ from ..measure.paired_scores import (
     verdict,
 )
 from ..measure.results import Measured
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
+from ..models.origin import language_origin
 from ..provenance import library_versions, place_of, release, sae_digest
 from ..rows.capture import capture
-from ..rows.pooling import DENSE_POOLS, Ask, check_pool, language_origin, pool_texts
+from ..rows.pooling import DENSE_POOLS, Ask, check_pool, pool_texts
 from ..rows.tokens import tokenize
 from ..sae.model import SAE
 from ..sae.naming import named_saes
@@ -659,7 +661,7 @@ def _features(plan: Plan, arms: Sequence[Arm], progress: Progress) -> dict[str, 
     X: dict[str, Any] = {"texts": plan.data.texts}
     if not wanted:
         return X
-    lm = load_model(plan.model)
+    lm = load_language_model(plan.model)
     _check_tokens(lm, plan.data.texts)
     asks = {
         name: Ask(tuple(pools), sae=_twin(plan, plan.origins[name], lm), hook=plan.origins[name].hook)

@@ -27,8 +27,9 @@ from ..matching.matching import match_latents
 from ..measure.bootstrap import LEVEL, Estimate
 from ..measure.paired_scores import MARGIN, PairedBootstrap, Predictions, Scores, score, verdict
 from ..measure.results import Measured
-from ..models.language import LanguageModel, load_model
-from ..models.vision import VisionModel, load_vision_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model, load_vision_model
+from ..models.vision import VisionModel
 from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import hashed_key, random_order
 from ..rows.capture_images import pool_images
@@ -191,7 +192,7 @@ def transfer(
     places = _places(named, layer, hook, needed=any(arm in wanted for arm in ("sae", "binarized", "dense", "last")))
     fold = labelled.split(test_share, folds, seed)
     labelled.check(fold, _inner(budget), folds)
-    reader: Any = load_vision_model(model) if looks else load_model(model)  # type: ignore[arg-type]
+    reader: Any = load_vision_model(model) if looks else load_language_model(model)  # type: ignore[arg-type]
     _check_widths(named, reader, places)
     dense_pool = pool if pool in DENSE_POOLS else "mean"
     asks = [Ask((pool,), each, None, place) for (_, each), place in zip(named, places)]
@@ -378,8 +379,8 @@ def transfer_features(
     places = _places(named, layer, hook, needed=True)
     fold = labelled.split(test_share, folds, seed)
     labelled.check(fold, _inner(budget), folds)
-    first = load_model(model)
-    second = first if to_model is None else load_model(to_model)
+    first = load_language_model(model)
+    second = first if to_model is None else load_language_model(to_model)
     models = [first, *[second] * (len(named) - 1)]
     dense_pool = pool if pool in DENSE_POOLS else "mean"
     pooled: list[dict[str, Any]] = [{} for _ in named]

@@ -17,7 +17,8 @@ from ..errors import ConfigError, DataError, ShapeError
 from ..inputs.texts import Texts, read_texts
 from ..models.hooks import find_hook
 from ..models.intervene import splice
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..provenance import known_place, place_of
 from ..rows.source import Source
 from ..rows.tokens import CONTEXT, Contexts, TokenBatch, token_batches, tokenize
@@ -147,7 +148,7 @@ class SplicedModel:
         ShapeError
             The model has another width than the SAEs.
         """
-        lm = load_model(model)
+        lm = load_language_model(model)
         info = {} if rows is None else dict(rows.info)
         hook = _hook_of_all(lm, saes, info, settings, where)
         texts = None

@@ -21,7 +21,8 @@ from ..measure.importance import SCORES, Importance, importance
 from ..measure.metrics import METRICS, Metrics
 from ..measure.results import Measured, Result
 from ..measure.tables import html_table, text_table
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..provenance import place_of
 from ..rows.opening import as_source
 from ..rows.split import text_halves
@@ -238,7 +239,7 @@ def progressive(
     wanted = _sizes(sizes, families)
     gradients: tuple[LanguageModel, Texts, int] | None = None
     if model is not None and data is not None and (tokens != 0 or by_gradient):  # once for all, not once per SAE
-        model = load_model(model)
+        model = load_language_model(model)
         wanted_tokens = tokens or CE_TOKENS
         parts = 2 if by_gradient else 1
         data = read_texts(data, text=text, columns=(), characters=parts * wanted_tokens * CHARACTERS_PER_TOKEN)
