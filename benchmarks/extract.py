@@ -69,17 +69,17 @@ def sae(layer: int, latents: int, k: int) -> Any:
     import torch
 
     import saekit
-    from saekit.sae.rules import TopK
+    from saekit.sae.rules import TopKRule
 
     g = torch.Generator().manual_seed(layer)
     W = torch.randn(latents, 384, generator=g) / 384**0.5
-    return saekit.SAE(W, torch.zeros(latents), W, torch.zeros(384), TopK(k))
+    return saekit.SAE(W, torch.zeros(latents), W, torch.zeros(384), TopKRule(k))
 
 
 def saekit_way(job: dict[str, Any]) -> dict[str, Any]:
     """One pass, sparse."""
     from saekit.estimators.binarize import Binarize
-    from saekit.models.language import load_model
+    from saekit.models.loading import load_model
     from saekit.rows.pooling import Ask, pool_texts
 
     texts, lm = documents(job["documents"]), load_model(minilm())

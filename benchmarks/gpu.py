@@ -25,7 +25,7 @@ from gate import rows
 import saekit.kernels
 from saekit.kernels import reference
 from saekit.kernels.cuda import ops
-from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, Relu, TopK
+from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.fused import fused_step, fuses
 from saekit.training.learner import plain_step, resolve, start_learner
 
@@ -33,7 +33,7 @@ SHAPES = [(64, 2048, 16, 2048), (768, 16384, 32, 4096), (768, 32768, 32, 4096), 
 OTHERS = {
     "batchtopk": lambda n, k: BatchTopK(n, k=k),
     "jumprelu": lambda n, k: JumpReLU(n, target_l0=float(k)),
-    "relu": lambda n, k: Relu(n, target_l0=float(k)),
+    "relu": lambda n, k: ReLU(n, target_l0=float(k)),
     "gated": lambda n, k: Gated(n, target_l0=float(k)),
     "matryoshka": lambda n, k: Matryoshka(n, k=k),
 }

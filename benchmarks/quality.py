@@ -92,13 +92,13 @@ def run_saekit(job: dict[str, Any], l0: float) -> tuple[np.ndarray, dict[str, An
 
     n, k, arch = job["latents"], job["k"], job["arch"]
     config = {
-        "topk": lambda: saekit.TopK(latents=n, k=k),
-        "batchtopk": lambda: saekit.BatchTopK(latents=n, k=k),
-        "matryoshka": lambda: saekit.Matryoshka(latents=n, k=k, sizes=tuple(job["sizes"]), over="batchtopk"),
-        "relu": lambda: saekit.Relu(latents=n, target_l0=l0),
-        "gated": lambda: saekit.Gated(latents=n, target_l0=l0),
-        "p-anneal": lambda: saekit.PAnneal(latents=n, target_l0=l0),
-        "jumprelu": lambda: saekit.JumpReLU(latents=n, target_l0=l0),
+        "topk": lambda: saekit.TopK(n_latents=n, k=k),
+        "batchtopk": lambda: saekit.BatchTopK(n_latents=n, k=k),
+        "matryoshka": lambda: saekit.Matryoshka(n_latents=n, k=k, sizes=tuple(job["sizes"]), over="batchtopk"),
+        "relu": lambda: saekit.ReLU(n_latents=n, target_l0=l0),
+        "gated": lambda: saekit.Gated(n_latents=n, target_l0=l0),
+        "p-anneal": lambda: saekit.PAnneal(n_latents=n, target_l0=l0),
+        "jumprelu": lambda: saekit.JumpReLU(n_latents=n, target_l0=l0),
     }[arch]()
     source = saekit.open_rows(job["rows"])
     start = time.perf_counter()

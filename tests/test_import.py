@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -43,10 +44,17 @@ def test_the_public_names_load_none_of_the_edge():
     assert not modules_after("import saekit; saekit.SAEFeatures") & {"transformers", "datasets", "typer", "matplotlib"}
 
 
-def test_help_answers_without_torch():
-    code = """
+COMMANDS = (
+    "actions", "capture", "classify", "compare", "demo", "evaluate", "predict", "progressive", "prune", "report",
+    "show", "train", "transfer",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_answers_without_torch(command):
+    code = f"""
 import sys
-sys.argv = ["saekit", "--help"]
+sys.argv = ["saekit", *"{command}".split(), "--help"]
 from saekit.cli import main
 try:
     main()
@@ -56,6 +64,12 @@ except SystemExit as end:
     loaded = modules_after(code)
     assert "typer" in loaded
     assert not loaded & {"torch", "numpy", "transformers", "datasets", "sklearn", "matplotlib", "jinja2"}
+
+
+def test_the_public_names_are_few_and_documented():
+    assert len(saekit.__all__) <= 40
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)", page, re.MULTILINE) == saekit.__all__[1:]
 
 
 def test_every_public_name_is_there_and_typed_the_same():
@@ -68,7 +82,7 @@ def test_every_public_name_is_there_and_typed_the_same():
 
 
 def test_unknown_name():
-    with pytest.raises(AttributeError, match="module `saekit` has no attribute `trian`"):
+    with pytest.raises(AttributeError, match=r"has no attribute `trian`\. Did you mean `train`"):
         saekit.trian  # noqa: B018
 
 

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from saekit import SAE, ConfigError
+from saekit import SAE
+from saekit.errors import ConfigError
 from saekit.provenance import known_place, place_of
-from saekit.sae.rules import ReLU
+from saekit.sae.rules import ReLURule
 
 
 def sae_with(**provenance: Any) -> SAE:
     weights = torch.eye(2)
     zeros = torch.zeros(2)
-    return SAE(W_enc=weights, W_dec=weights, b_enc=zeros, b_dec=zeros, rule=ReLU(), provenance=provenance)
+    return SAE(W_enc=weights, W_dec=weights, b_enc=zeros, b_dec=zeros, rule=ReLURule(), provenance=provenance)
 
 
 def test_provenance_names_a_hook_or_a_layer_or_nothing() -> None:

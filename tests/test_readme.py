@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_the_python_tour(tmp_path, monkeypatch):
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    smaller = {"tokens=200_000": "tokens=3_000", "latents=1024": "latents=256", "batch_rows=512": "batch_rows=256"}
+    smaller = {"tokens=200_000": "tokens=3_000", "n_latents=1024": "n_latents=256", "batch_rows=512": "batch_rows=256"}
     for old, new in smaller.items():
         assert old in code
         code = code.replace(old, new)

@@ -14,10 +14,10 @@ BATCHES = [rows(D, BATCH, seed).to(DEVICE) for seed in range(2)]
 
 def config():
     """The configuration of the workload's architecture, K latents per row."""
-    from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, Relu, TopK
+    from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 
     kinds = {"topk": TopK, "batchtopk": BatchTopK, "matryoshka": Matryoshka}
-    penalized = {"jumprelu": JumpReLU, "relu": Relu, "gated": Gated}
+    penalized = {"jumprelu": JumpReLU, "relu": ReLU, "gated": Gated}
     arch = JOB.get("arch", "topk")
     return kinds[arch](N, k=K) if arch in kinds else penalized[arch](N, target_l0=K)
 
@@ -90,7 +90,7 @@ def encode(kernels: str) -> None:
     """Rows to compressed sparse codes."""
     import saekit.kernels
     from saekit import SAE
-    from saekit.sae.rules import JumpReLU, ReLU, TopK
+    from saekit.sae.rules import JumpReLURule, ReLURule, TopKRule
 
     saekit.kernels.use(kernels)
     W = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).to(DEVICE)
@@ -99,7 +99,9 @@ def encode(kernels: str) -> None:
     # The threshold, or the bias under ReLU, at which K latents fire on average.
     pre = ((BATCHES[0][:256] - center) @ W.T).flatten()
     level = float(pre.kthvalue(len(pre) - 256 * K).values)
-    rules = {"topk": TopK(K), "jumprelu": JumpReLU(torch.full((N,), level, device=DEVICE)), "relu": ReLU()}
+    rules = {
+        "topk": TopKRule(K), "jumprelu": JumpReLURule(torch.full((N,), level, device=DEVICE)), "relu": ReLURule(),
+    }  # fmt: skip
     arch = JOB.get("arch", "topk")
     b_enc = torch.full((N,), -level if arch == "relu" else 0.0, device=DEVICE)
     sae = SAE(W_enc=W, b_enc=b_enc, W_dec=W, b_dec=center, b_pre=center, rule=rules[arch])

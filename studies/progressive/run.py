@@ -183,8 +183,8 @@ def capture_rows(lm: Any, subject: Subject, texts: Any, tokens: int, out: Path) 
 
 def configs_of(subject: Subject, plan: Plan) -> list[Any]:
     """One vanilla SAE per size, and one nested SAE for all."""
-    vanilla = [TopK(latents=size, k=subject.k) for size in plan.sizes]
-    return [*vanilla, Matryoshka(latents=plan.widest, k=subject.k, sizes=plan.sizes)]
+    vanilla = [TopK(n_latents=size, k=subject.k) for size in plan.sizes]
+    return [*vanilla, Matryoshka(n_latents=plan.widest, k=subject.k, sizes=plan.sizes)]
 
 
 def train_cell(subject: Subject, plan: Plan, rows: Any, folder: Path, seed: int) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def many_k_cell(subject: Subject, plan: Plan, rows: Any, measured: Any, folder: 
     """One SAE for many k (HierarchicalTopK) beside SAEs trained for each k."""
     latents = plan.sizes[len(plan.sizes) // 2]
     ks = [subject.k // 4, subject.k // 2, subject.k]
-    configs = [HierarchicalTopK(latents=latents, k=subject.k), *(TopK(latents=latents, k=k) for k in ks)]
+    configs = [HierarchicalTopK(n_latents=latents, k=subject.k), *(TopK(n_latents=latents, k=k) for k in ks)]
     saes = sk.train(
         configs, rows, seeds=[plan.seeds[0]], tokens=plan.tokens, batch_rows=plan.batch_rows, out=folder / "many-k",
         resume=True,
@@ -284,9 +284,9 @@ def cost_cell(subject: Subject, plan: Plan, rows: Any) -> dict[str, Any]:
     """Seconds per training step, all kinds side by side: each in turn, many times, on the same rows."""
     x = next(iter(rows.batches(plan.batch_rows))).x
     sizes, widest = plan.sizes, plan.widest
-    kinds: dict[str, Any] = {f"topk {size}": TopK(latents=size, k=subject.k) for size in sizes}
-    kinds["matryoshka"] = Matryoshka(latents=widest, k=subject.k, sizes=sizes)
-    kinds["hierarchical"] = HierarchicalTopK(latents=widest, k=subject.k)
+    kinds: dict[str, Any] = {f"topk {size}": TopK(n_latents=size, k=subject.k) for size in sizes}
+    kinds["matryoshka"] = Matryoshka(n_latents=widest, k=subject.k, sizes=sizes)
+    kinds["hierarchical"] = HierarchicalTopK(n_latents=widest, k=subject.k)
     learners = {}
     for name, config in kinds.items():
         settings = resolve(config, x.shape[1], 1000, plan.batch_rows)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, Classification, classify, load_classifier, load_model
+from saekit import SAE, classify, load_classifier, load_model
 from saekit.classification.labelled import draw_rows, read_labelled
-from saekit.classification.result import ClassificationSummary, summarize
+from saekit.classification.result import Classification, ClassificationSummary, summarize
 from saekit.classification.run import _read_cell as read_cell
 from saekit.classification.run import classify as classify_function
 from saekit.classification.run import plan_classification
@@ -23,7 +23,7 @@ from saekit.files import digest_file
 from saekit.measure.paired_scores import corrected_t
 from saekit.report.classification import figures, write_classification_figures
 from saekit.report.page import render
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 
 GOOD = "returns computes array value shape index number mean sum axis".split()  # noqa: SIM905
 BAD = "raises error warning invalid deprecated exception fails missing broken wrong".split()  # noqa: SIM905
@@ -59,7 +59,7 @@ def sae(lm) -> SAE:
     generator = torch.Generator().manual_seed(5)
     W = torch.randn(64, lm.d_model, generator=generator)
     return SAE(
-        W_enc=W, b_enc=torch.zeros(64), W_dec=W, b_dec=torch.zeros(lm.d_model), rule=TopK(6),
+        W_enc=W, b_enc=torch.zeros(64), W_dec=W, b_dec=torch.zeros(lm.d_model), rule=TopKRule(6),
         provenance={"hook": "layers.1", "seed": 5},
     )  # fmt: skip
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, Transfer, held_out, load_model, transfer, transfer_features
+from saekit import SAE, load_model, transfer
 from saekit.classification.arms import Budget
-from saekit.classification.transfer_result import loss, near_chance
+from saekit.classification.transfer import held_out, transfer_features
+from saekit.classification.transfer_result import Transfer, loss, near_chance
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.measure.paired_scores import verdict
 from saekit.measure.results import Measured
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 
 D = 192
 QUICK = Budget(C=(1.0,))
@@ -62,7 +63,7 @@ def sae() -> SAE:
     W = torch.randn(96, D, generator=g)
     W = W / W.norm(dim=1, keepdim=True)
     return SAE(
-        W_enc=W, b_enc=torch.zeros(96), W_dec=W, b_dec=torch.zeros(D), rule=TopK(8),
+        W_enc=W, b_enc=torch.zeros(96), W_dec=W, b_dec=torch.zeros(D), rule=TopKRule(8),
         provenance={"model": "builtin", "hook": "layers.1", "seed": 0},
     )  # fmt: skip
 
@@ -389,12 +390,14 @@ def test_bad_settings_are_refused(lm, sae, data):
         with pytest.raises(ConfigError, match=message):
             transfer(data, **call | change)
     with pytest.raises(ShapeError, match="must be for rows of the model's width, 192; it is for 16"):
-        transfer(data, **call | {"sae": SAE(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), TopK(2))})
+        transfer(
+            data, **call | {"sae": SAE(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), TopKRule(2))}
+        )
 
 
 def test_bad_pairs_of_saes_are_refused(lm, sae, data):
     call = {"model": lm, **COMMON}
-    narrow = SAE(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), TopK(2))
+    narrow = SAE(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), TopKRule(2))
     with pytest.raises(ConfigError, match="at least two SAEs must be given; got one"):
         transfer_features(data, saes=[sae], **call)
     with pytest.raises(ConfigError, match="`by` must be `decoder` or `documents`"):
@@ -408,7 +411,7 @@ def test_bad_pairs_of_saes_are_refused(lm, sae, data):
 def test_two_models_of_other_widths(lm, sae, stories):
     other = load_model(stories)
     W = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
-    small = SAE(W, torch.zeros(64), W, torch.zeros(64), TopK(6), provenance={"hook": "layers.1"})
+    small = SAE(W, torch.zeros(64), W, torch.zeros(64), TopKRule(6), provenance={"hook": "layers.1"})
     found = transfer_features(
         rows_of(160, "en", 3), model=lm, to_model=other, saes=[sae, small], by="documents", budget=QUICK, draws=50
     )

@@ -12,7 +12,7 @@ import torch
 
 from saekit import SAE, load_model
 from saekit.cli import app, console
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
 QUICK = ("--set", "budget.C=[0.1, 10.0]", "--set", "budget.thresholds=[0.0]", "--set", "draws=50", "--pool", "sum")
@@ -51,7 +51,7 @@ def texts(tmp_path) -> Path:
 def sae_folder(tmp_path) -> Path:
     d = load_model("builtin").d_model
     W = torch.randn(48, d, generator=torch.Generator().manual_seed(0))
-    sae = SAE(W_enc=W, b_enc=torch.zeros(48), W_dec=W, b_dec=torch.zeros(d), rule=TopK(6),
+    sae = SAE(W_enc=W, b_enc=torch.zeros(48), W_dec=W, b_dec=torch.zeros(d), rule=TopKRule(6),
               provenance={"hook": "layers.1", "seed": 0})  # fmt: skip
     return save(sae, tmp_path / "sae")
 

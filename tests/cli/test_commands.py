@@ -14,7 +14,7 @@ import torch
 from saekit import SAE, files
 from saekit.cli import app
 from saekit.rows.synthetic import SyntheticRows
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
 WIDTH = 12
@@ -49,7 +49,7 @@ def sae_folder(tmp_path) -> Path:
     g = torch.Generator().manual_seed(0)
     sae = SAE(
         W_enc=torch.randn(32, WIDTH, generator=g), b_enc=torch.zeros(32), W_dec=torch.randn(32, WIDTH, generator=g),
-        b_dec=torch.zeros(WIDTH), rule=TopK(4), provenance={"model": "m", "hook": "layers.2", "seed": 7},
+        b_dec=torch.zeros(WIDTH), rule=TopKRule(4), provenance={"model": "m", "hook": "layers.2", "seed": 7},
     )  # fmt: skip
     return save(sae, tmp_path / "sae")
 
@@ -277,7 +277,7 @@ def test_version_and_help(call):
         (("train", "--rows", "R", "--out", "o", "--arch", "topkk", "--latents", 8), "Did you mean `topk`"),
         (("train", "--rows", "R", "--out", "o", "--arch", "topk"), "--latents must be given"),
         (("train", "--rows", "R", "--out", "o", "--arch", "topk", "--latents", 8), r"`TopK.k` must be given"),
-        (("train", "--rows", "R", "--out", "o", "--arch", "topk", "--latents", 8, "--k", 9), "at most latents=8"),
+        (("train", "--rows", "R", "--out", "o", "--arch", "topk", "--latents", 8, "--k", 9), "at most n_latents=8"),
         (("train", "--out", "o", *TRAIN), "must come from --rows or from --model"),
         (("train", "--rows", "R", "--data", "D", "--out", "o", *TRAIN), "`--data` are about --model"),
         (("train", "--model", "M", "--out", "o", *TRAIN), "`--data` must be given with --model"),

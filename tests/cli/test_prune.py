@@ -12,7 +12,7 @@ import torch
 from saekit import SAE, SyntheticRows
 from saekit.cli import app
 from saekit.files import read_json
-from saekit.sae.rules import ReLU, TopK
+from saekit.sae.rules import ReLURule, TopKRule
 from saekit.sizes.size_curve import SizeCurve
 
 WIDTH = 12
@@ -46,7 +46,7 @@ def rows(tmp_path) -> Path:
 def sae(tmp_path) -> Path:
     source = SyntheticRows(d_in=WIDTH, n_features=24, l0=2, n_rows=64, seed=0)
     D = source.dictionary[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
-    value = SAE(W_enc=D, b_enc=torch.zeros(24), W_dec=D, b_dec=source.offset, b_pre=source.offset, rule=TopK(2))
+    value = SAE(W_enc=D, b_enc=torch.zeros(24), W_dec=D, b_dec=source.offset, b_pre=source.offset, rule=TopKRule(2))
     value.save(tmp_path / "sae")
     return tmp_path / "sae"
 
@@ -112,7 +112,7 @@ def test_scores_from_a_file(call, sae, rows):
 def test_rows_from_the_model_that_the_sae_was_trained_on(call, stories, tmp_path):
     Path("texts.txt").write_text("\n".join("Once upon a time there was a little dog who ran." for _ in range(40)))
     W = torch.cat([torch.eye(64), -torch.eye(64)])
-    value = SAE(W_enc=W, b_enc=torch.zeros(128), W_dec=W, b_dec=torch.zeros(64), rule=ReLU())
+    value = SAE(W_enc=W, b_enc=torch.zeros(128), W_dec=W, b_dec=torch.zeros(64), rule=ReLURule())
     value.save("plain")
     known = {"model": str(stories), "hook": "layers.1", "data": "texts.txt"}
     value.replace(provenance=known).save("sae")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, Transfer
+from saekit import SAE
+from saekit.classification.transfer_result import Transfer
 from saekit.cli import app
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
 QUICK = ("--set", "C=[1.0]", "--set", "draws=50")
@@ -37,7 +38,7 @@ def call(capsys, monkeypatch, tmp_path):
 def saes(tmp_path) -> list[Path]:
     g = torch.Generator().manual_seed(0)
     W = torch.randn(48, 192, generator=g)
-    one = SAE(W, torch.zeros(48), W, torch.zeros(192), TopK(4), provenance={"hook": "layers.1", "seed": 0})
+    one = SAE(W, torch.zeros(48), W, torch.zeros(192), TopKRule(4), provenance={"hook": "layers.1", "seed": 0})
     return [save(one, tmp_path / "a"), save(one.permute(torch.randperm(48, generator=g)), tmp_path / "b")]
 
 
@@ -159,7 +160,7 @@ def test_images_from_the_command_line(call, tmp_path):
     status, out, err = call("capture", "--model", "vit", "--images", "x.npz", "--tokens", 9, "--layer", 1, "--out", "r")
     assert (status, "--tokens is for texts; --images is given" in err) == (2, True)
     W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
-    save(SAE(W, torch.zeros(24), W, torch.zeros(16), TopK(4)), tmp_path / "sae")
+    save(SAE(W, torch.zeros(24), W, torch.zeros(16), TopKRule(4)), tmp_path / "sae")
     status, out, err = call(
         "transfer", "--model", "vit", "--sae", "sae", "--layer", 1, "--images", "images.npz", *QUICK, "--json"
     )

@@ -15,7 +15,7 @@ from saekit.comparison.concept_groups import concept_groups, fit_law, law, only_
 from saekit.comparison.run import with_stability
 from saekit.errors import ConfigError, DataError
 from saekit.sae.model import SAE
-from saekit.sae.rules import ReLU
+from saekit.sae.rules import ReLURule
 from saekit.sizes.ranking import rank
 
 D = 32
@@ -28,7 +28,9 @@ def directions(n: int, seed: int, d: int = D) -> torch.Tensor:
 
 def sae_of(rows: torch.Tensor, **provenance) -> SAE:
     n, d = rows.shape
-    return SAE(W_enc=rows, b_enc=torch.zeros(n), W_dec=rows, b_dec=torch.zeros(d), rule=ReLU(), provenance=provenance)
+    return SAE(
+        W_enc=rows, b_enc=torch.zeros(n), W_dec=rows, b_dec=torch.zeros(d), rule=ReLURule(), provenance=provenance
+    )
 
 
 def order_of(n: int, seed: int) -> torch.Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saekit import TopK, compare, consensus, evaluate, train
+from saekit import TopK, compare, evaluate, train
+from saekit.comparison.consensus import consensus
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.sae.model import SAE
-from saekit.sae.rules import GroupMax, JumpReLU, ReLU
-from saekit.sae.rules import TopK as TopKRule
+from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 
 
@@ -26,7 +26,7 @@ def noisy(sae: SAE, size: float, seed: int) -> SAE:
 
 @pytest.mark.parametrize("rule", ["topk", "jumprelu", "relu"])
 def test_consensus_of_identical_copies_is_the_sae(rule, oracle, rows):
-    rules = {"topk": TopKRule(2), "jumprelu": JumpReLU(torch.linspace(0.3, 0.9, 48)), "relu": ReLU()}
+    rules = {"topk": TopKRule(2), "jumprelu": JumpReLURule(torch.linspace(0.3, 0.9, 48)), "relu": ReLURule()}
     sae = oracle.replace(rule=rules[rule], b_enc=torch.linspace(-0.1, 0.1, 48))
     copies = [sae, sae.permute(order_of(48, 1)), sae.permute(order_of(48, 2))]
     for found in (consensus(copies, fill=False), consensus(copies, rows)):
@@ -110,7 +110,7 @@ def test_what_is_refused(partly, oracle, rows):
         (partly, {"size": 31, "fill": False}, "at most the 30 concepts that 2 SAEs have; got 31"),
         (partly, {"size": 500}, "`size` must be at most 8., the different directions"),
         ([oracle, other], {}, "all SAEs must have one rule"),
-        ([sae.replace(rule=GroupMax(2)) for sae in partly], {}, "one without groups"),
+        ([sae.replace(rule=GroupMaxRule(2)) for sae in partly], {}, "one without groups"),
         ([sae.replace(W_skip=torch.zeros(24, 24)) for sae in partly], {}, "must have no skip path"),
         (partly, {"refit": 4096}, "its provenance has none"),
         (partly, {"comparison": compare(partly[::-1], controls=False)}, "must be of these SAEs, in this order"),

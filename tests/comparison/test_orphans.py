@@ -25,7 +25,7 @@ from saekit.evaluation.run import evaluate
 from saekit.measure.importance import importance
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 
 
 def gauss(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -105,7 +105,7 @@ def family(oracle) -> list[SAE]:
         W[32:] = W[32:] + 2 * torch.nn.functional.normalize(gauss(16, 24, seed=seed), dim=1)
         W = torch.nn.functional.normalize(W, dim=1)
         order = torch.randperm(48, generator=torch.Generator().manual_seed(seed))
-        saes.append(oracle.replace(W_enc=W, W_dec=W, rule=TopK(2), provenance={"seed": seed}).permute(order))
+        saes.append(oracle.replace(W_enc=W, W_dec=W, rule=TopKRule(2), provenance={"seed": seed}).permute(order))
     return saes
 
 

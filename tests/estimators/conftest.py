@@ -12,7 +12,8 @@ with warnings.catch_warnings():
 import pytest
 import torch
 
-from saekit.models.language import LanguageModel, load_model
+from saekit.models.language import LanguageModel
+from saekit.models.loading import load_model
 from saekit.sae import rules
 from saekit.sae.model import SAE
 
@@ -29,7 +30,9 @@ def lm() -> LanguageModel:
 def sae(lm: LanguageModel) -> SAE:
     """An SAE with random directions, enough to tell texts apart."""
     W = torch.randn(300, lm.d_model, generator=torch.Generator().manual_seed(0)) / lm.d_model**0.5
-    return SAE(W, torch.zeros(300), W, torch.zeros(lm.d_model), rules.TopK(8), provenance={"hook": f"layers.{LAYER}"})
+    return SAE(
+        W, torch.zeros(300), W, torch.zeros(lm.d_model), rules.TopKRule(8), provenance={"hook": f"layers.{LAYER}"}
+    )
 
 
 @pytest.fixture

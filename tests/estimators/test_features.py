@@ -42,7 +42,7 @@ class AnyWidth(sk.SAEFeatures):
     def _sae(self) -> SAE:
         d = getattr(self, "n_features_in_", 3)
         W = torch.randn(2 * d, d, generator=torch.Generator().manual_seed(0))
-        return SAE(W, torch.zeros(2 * d), W, torch.zeros(d), rules.ReLU())
+        return SAE(W, torch.zeros(2 * d), W, torch.zeros(d), rules.ReLURule())
 
 
 EXPECTED = {
@@ -132,7 +132,7 @@ def test_nothing_is_loaded_before_it_is_needed() -> None:
     features = sk.SAEFeatures("./no/model", "./no/sae", pool="no pooling")
     assert repr(clone(features)).startswith("SAEFeatures(")
     with pytest.raises(ConfigError, match="`pool` must be"):
-        features.set_params(sae=SAE(*[torch.ones(1, 1), torch.ones(1)] * 2, rules.ReLU())).fit(["a"])
+        features.set_params(sae=SAE(*[torch.ones(1, 1), torch.ones(1)] * 2, rules.ReLURule())).fit(["a"])
 
 
 @pytest.fixture
@@ -178,11 +178,15 @@ def test_a_grid_search_over_pooling_threshold_and_sae_runs_each_text_once_per_po
 def saes() -> Iterator[Any]:
     g = torch.Generator().manual_seed(0)
     W = torch.randn(24, 7, generator=g)
-    plain = SAE(W, torch.randn(24, generator=g), W, torch.zeros(7), rules.TopK(3))
+    plain = SAE(W, torch.randn(24, generator=g), W, torch.zeros(7), rules.TopKRule(3))
     scaling = Scaling("standardize", scale=torch.full((7,), 0.5), mean=torch.ones(7))
     yield pytest.param(plain, id="topk")
-    yield pytest.param(plain.replace(rule=rules.JumpReLU(torch.rand(24, generator=g)), scaling=scaling), id="jumprelu")
-    yield pytest.param(plain.replace(rule=rules.TopK(3, torch.rand(24, generator=g)), b_pre=torch.ones(7)), id="ranked")
+    yield pytest.param(
+        plain.replace(rule=rules.JumpReLURule(torch.rand(24, generator=g)), scaling=scaling), id="jumprelu"
+    )
+    yield pytest.param(
+        plain.replace(rule=rules.TopKRule(3, torch.rand(24, generator=g)), b_pre=torch.ones(7)), id="ranked"
+    )
     yield pytest.param(plain.replace(provenance={"hook": "layers.2", "seed": 3}).to(dtype=torch.bfloat16), id="bf16")
 
 
@@ -259,8 +263,8 @@ def test_images_go_through_the_same_estimators(tmp_path: Path) -> None:
     import transformers
     from PIL import Image
 
+    from saekit.models.loading import load_vision_model
     from saekit.models.quiet import quiet_transformers
-    from saekit.models.vision import load_vision_model
 
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -272,7 +276,7 @@ def test_images_go_through_the_same_estimators(tmp_path: Path) -> None:
         transformers.ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
     vision = load_vision_model(tmp_path)
     W = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
-    sae = SAE(W, torch.zeros(32), W, torch.zeros(16), rules.TopK(4))
+    sae = SAE(W, torch.zeros(32), W, torch.zeros(16), rules.TopKRule(4))
     pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), np.uint8)
     images = [Image.fromarray(image) for image in pixels]
     for model in (vision, str(tmp_path)):
@@ -345,5 +349,7 @@ def test_texts_without_tokens(lm: LanguageModel, sae: SAE) -> None:
 def test_a_model_that_is_not_there() -> None:
     with pytest.raises(ModelError, match="there is no such folder"):
         sk.SAEFeatures(
-            "./no/model", SAE(torch.ones(1, 1), torch.ones(1), torch.ones(1, 1), torch.ones(1), rules.ReLU()), layer=0
+            "./no/model",
+            SAE(torch.ones(1, 1), torch.ones(1), torch.ones(1, 1), torch.ones(1), rules.ReLURule()),
+            layer=0,
         ).fit(["a"])

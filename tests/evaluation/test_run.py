@@ -142,7 +142,7 @@ def test_an_sae_with_the_true_dictionary_beats_its_controls(evaluation):
 
 
 def test_training_beats_no_training(synthetic):
-    config = TopK(latents=48, k=2, lr=1e-2, scaling="none")
+    config = TopK(n_latents=48, k=2, lr=1e-2, scaling="none")
     (trained,) = train([config], synthetic, tokens=12_000, batch_rows=200)
     result = evaluate([trained, untrained(config, synthetic, 0)], synthetic, draws=200)
     first, second = result.entries
@@ -171,8 +171,8 @@ def test_untrained_dictionary_lands_on_the_null(evaluation):
 @pytest.mark.parametrize("kind", ["relu", "groupmax", "scalar", "standardize", "layer_norm"])
 def test_untrained_twin_matches_rule_scaling_and_l0(oracle, rows, kind):
     sae = {
-        "relu": oracle.replace(rule=rules.ReLU(), b_enc=torch.full((48,), -0.4)),
-        "groupmax": oracle.replace(rule=rules.GroupMax(4)),
+        "relu": oracle.replace(rule=rules.ReLURule(), b_enc=torch.full((48,), -0.4)),
+        "groupmax": oracle.replace(rule=rules.GroupMaxRule(4)),
         "scalar": oracle.replace(scaling=Scaling("scalar", scale=torch.tensor(2.0))),
         "standardize": oracle.replace(
             scaling=Scaling("standardize", scale=1 / rows.std(0), mean=rows.mean(0)), b_pre=None, b_dec=torch.zeros(24)
@@ -303,9 +303,9 @@ def test_rows_of_another_width_are_refused_before_any_is_read(oracle):
         def batches(self, batch_rows, *, seed=None, start=(0, 0)):
             raise AssertionError("rows were read")
 
-    with pytest.raises(ShapeError, match="width of the SAEs, 24; they have 25"):
+    with pytest.raises(ShapeError, match="width of the SAE, 24; they have 25"):
         evaluate(oracle, Unread())
-    with pytest.raises(ShapeError, match="width of the SAEs, 24; they have 25"):
+    with pytest.raises(ShapeError, match="width of the SAE, 24; they have 25"):
         evaluate(oracle, torch.ones(4, 24), fit=Unread())
 
 
@@ -347,15 +347,15 @@ def test_calls_that_cannot_work_are_refused(oracle, rows):
         evaluate(oracle)
     with pytest.raises(ConfigError, match="must come with `data`"):
         evaluate(oracle, rows, model="builtin")
-    with pytest.raises(ConfigError, match="`rows` must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match="`max_rows` must be a whole number from 1; got 0"):
         evaluate(oracle, rows, rows=0)
-    with pytest.raises(ConfigError, match="`draws` must be at least 0; got -1"):
+    with pytest.raises(ConfigError, match="`draws` must be a whole number from 0; got -1"):
         evaluate(oracle, rows, draws=-1)
     with pytest.raises(ShapeError, match="must have one width; `topk-8-k3`"):
         evaluate([oracle, _square(8, 5)], rows)
     with pytest.raises(ShapeError, match="it maps 5 to 7"):
         evaluate(_square(8, 5).replace(W_dec=torch.ones(8, 7), b_dec=torch.zeros(7)), rows)
-    with pytest.raises(ShapeError, match="`frozen` has 5 beside 24"):
+    with pytest.raises(ShapeError, match="`frozen` has 5, others 24"):
         evaluate(oracle, rows, frozen=_square(8, 5))
 
 
@@ -368,4 +368,4 @@ def test_weights_with_nan_are_refused(oracle, rows):
 
 def _square(n_latents: int, d: int) -> SAE:
     W = torch.ones(n_latents, d)
-    return SAE(W_enc=W, b_enc=torch.zeros(n_latents), W_dec=W, b_dec=torch.zeros(d), rule=rules.TopK(3))
+    return SAE(W_enc=W, b_enc=torch.zeros(n_latents), W_dec=W, b_dec=torch.zeros(d), rule=rules.TopKRule(3))

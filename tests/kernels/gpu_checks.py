@@ -18,7 +18,7 @@ from saekit import kernels
 from saekit.kernels import backend, dispatch, reference
 from saekit.kernels.cuda import ops
 from saekit.training import fused
-from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, Relu, TopK
+from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.learner import plain_step, resolve, start_learner, tensors_of
 
 EVERYTHING = "cuda"
@@ -178,7 +178,7 @@ def configurations(n: int, k: int, **more: Any) -> dict[str, Any]:
         "topk": TopK(n, **more),
         "batchtopk": BatchTopK(n, **more),
         "jumprelu": JumpReLU(n, bandwidth=0.1, **target),
-        "relu": Relu(n, **target),
+        "relu": ReLU(n, **target),
         "gated": Gated(n, **target),
         "matryoshka": Matryoshka(n, sizes=(quarter, n), **more),
         "matryoshka-truncated": Matryoshka(n, sizes=(quarter, n), k_per_size="truncated", **more),

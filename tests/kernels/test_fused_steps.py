@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saekit.training import fused
-from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK
+from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
 from saekit.training.fused import fused_step, fuses
 from saekit.training.initialization import level_of
 from saekit.training.learner import Learner, plain_step, resolve, restore, start_learner, tensors_of
@@ -25,7 +25,7 @@ CONFIGS = {
     "topk": TopK(N, k=6, **BASE),
     "batchtopk": BatchTopK(N, k=6, **BASE),
     "jumprelu": JumpReLU(N, target_l0=6.0, **BASE),
-    "relu": Relu(N, target_l0=6.0, **BASE),
+    "relu": ReLU(N, target_l0=6.0, **BASE),
     "gated": Gated(N, target_l0=6.0, **BASE),
     "matryoshka": Matryoshka(N, k=6, **BASE),
     "matryoshka-truncated": Matryoshka(N, k=6, k_per_size="truncated", weights=(1, 2, 3, 4), **BASE),
@@ -127,7 +127,7 @@ def test_a_step_from_any_state_has_the_plain_gradient(
         p["W_enc"] += 0.2 * torch.randn(p["W_enc"].shape, generator=stream) / d**0.5
         for extra in p.keys() - {"W_enc", "W_dec"}:
             p[extra] += 0.1 * torch.randn(p[extra].shape, generator=stream)
-        if not isinstance(config, (Relu, Gated)):
+        if not isinstance(config, (ReLU, Gated)):
             learner.rows_since_fired += (torch.rand(N, generator=stream) < 0.2) * 10
         for state, value in (("last_smallest", 0.3), ("coefficient", 0.7)):
             if state in learner.state:
@@ -247,7 +247,7 @@ def test_no_dense_array_of_rows_by_latents(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_dense_codes_are_left_to_the_plain_step(plain_steps: list[int]) -> None:
-    config = Relu(N, l1=1e-3, **BASE)
+    config = ReLU(N, l1=1e-3, **BASE)
     mine, other = new(config), new(config)
     for x in rows(3):
         fused_step(mine, x)
@@ -332,7 +332,7 @@ def test_steps_are_bitwise_the_same_whichever_product_finds_the_candidates(
 
 
 def test_dead_latents_are_resampled_as_in_the_plain_step(plain_steps: list[int]) -> None:
-    config = Relu(N, target_l0=3.0, dead_after_rows=2 * B, lr=1e-3)
+    config = ReLU(N, target_l0=3.0, dead_after_rows=2 * B, lr=1e-3)
     mine, other = new(config), new(config)
     dead = 0
     for x in rows(5):

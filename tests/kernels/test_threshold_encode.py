@@ -108,10 +108,10 @@ def test_a_row_does_not_depend_on_rows_beside_it() -> None:
 def test_an_sae_encodes_the_same_with_both_kernels(rule: str) -> None:
     x, W, b, _ = problem(4, 70, 64, 1024, 0.0)
     threshold = torch.full((1024,), 2.0)
-    chosen = rules.ReLU() if rule == "relu" else rules.JumpReLU(threshold)
+    chosen = rules.ReLURule() if rule == "relu" else rules.JumpReLURule(threshold)
     sae = SAE(W_enc=W, b_enc=b - 2.0 if rule == "relu" else b, W_dec=W, b_dec=torch.zeros(64), rule=chosen)
     fast = sae.encode(x)
     with kernels.using("plain"):
         plain = sae.encode(x)
     assert fast.nnz > 0
-    torch.testing.assert_close(fast.dense(), plain.dense(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast.to_dense(), plain.to_dense(), rtol=1e-5, atol=1e-5)

@@ -360,10 +360,10 @@ def test_what_the_loops_cannot_take_goes_to_plain_torch() -> None:
 
 def test_an_sae_encodes_the_same_with_both_kernels() -> None:
     x, W, b = problem(8, 90, 64, 1024, "mean")
-    sae = SAE(W_enc=W, b_enc=b, W_dec=W, b_dec=torch.zeros(64), rule=rules.TopK(16))
-    fast = sae.encode(x).dense()
+    sae = SAE(W_enc=W, b_enc=b, W_dec=W, b_dec=torch.zeros(64), rule=rules.TopKRule(16))
+    fast = sae.encode(x).to_dense()
     with kernels.using("plain"):
-        plain = sae.encode(x).dense()
+        plain = sae.encode(x).to_dense()
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 

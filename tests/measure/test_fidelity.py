@@ -10,11 +10,11 @@ import torch
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.evaluation.run import evaluate
 from saekit.measure.fidelity import Skipped, predicted_places, token_costs
-from saekit.models.language import load_model
+from saekit.models.loading import load_model
 from saekit.rows.capture import capture
 from saekit.rows.tokens import TokenBatch
 from saekit.sae.model import SAE
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 
 LAYER = 2
 TEXTS = [
@@ -37,7 +37,7 @@ def source(lm):
 def random_sae(d: int, n_latents: int = 256) -> SAE:
     W = torch.randn(n_latents, d, generator=torch.Generator().manual_seed(7))
     W = W / W.norm(dim=1, keepdim=True)
-    return SAE(W_enc=W, b_enc=torch.zeros(n_latents), W_dec=W, b_dec=torch.zeros(d), rule=TopK(8))
+    return SAE(W_enc=W, b_enc=torch.zeros(n_latents), W_dec=W, b_dec=torch.zeros(d), rule=TopKRule(8))
 
 
 # ---------------------------------------------------------------- the formulas

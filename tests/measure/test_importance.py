@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saekit.errors import ConfigError, DataError, ShapeError
-from saekit.measure.importance import SCORES, Scores, importance
+from saekit.measure.importance import SCORES, ImportanceSums, importance
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.codes import Codes
 from saekit.sae.model import SAE
-from saekit.sae.rules import GroupMax, JumpReLU, ReLU, TopK
+from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.sizes.power_law import decoder_spectrum, power_law
 from saekit.sizes.ranking import ORDERS, rank
@@ -31,7 +31,12 @@ def make(rule="topk", scaling="none", seed=0, n=N, skip=False) -> SAE:
     def rand(*shape):
         return torch.randn(shape, generator=g)
 
-    rules = {"relu": ReLU(), "topk": TopK(4), "jumprelu": JumpReLU(rand(n).abs()), "groupmax": GroupMax(4)}
+    rules = {
+        "relu": ReLURule(),
+        "topk": TopKRule(4),
+        "jumprelu": JumpReLURule(rand(n).abs()),
+        "groupmax": GroupMaxRule(4),
+    }
     scalings = {
         "none": Scaling(),
         "scalar": Scaling("scalar", scale=torch.tensor(0.5)),
@@ -51,7 +56,7 @@ def x() -> torch.Tensor:
 
 def without(sae: SAE, x: torch.Tensor, latents: list[int]) -> torch.Tensor:
     """Reconstruction with the codes of some latents set to zero."""
-    z = sae.encode(x).dense()
+    z = sae.encode(x).to_dense()
     z[:, latents] = 0
     return sae.decode(Codes.from_dense(z), x)
 
@@ -76,7 +81,7 @@ def test_loss_is_what_removing_the_latent_costs(rule, scaling, x):
 
 def test_the_other_scores_are_means_of_the_codes(x):
     sae = make()
-    z = sae.encode(x).dense().double()
+    z = sae.encode(x).to_dense().double()
     scores = importance(sae, x).scores
     assert set(scores) == set(SCORES)
     expected = {
@@ -108,7 +113,7 @@ def test_any_batching_gives_the_same_scores(x, batch_rows, rule):
 
 def test_merged_parts_are_the_whole(x):
     sae = make()
-    one, other = Scores(sae), Scores(sae)
+    one, other = ImportanceSums(sae), ImportanceSums(sae)
     one.update(x[:70])
     other.update(x[70:])
     one.merge(other)
@@ -134,7 +139,7 @@ def test_importance_refuses(x):
     with pytest.raises(ShapeError, match="it maps 6 to 3"):
         importance(sae.replace(W_dec=sae.W_dec[:, :3], b_dec=sae.b_dec[:3]), x)
     with pytest.raises(DataError, match="none was added"):
-        Scores(sae).compute()
+        ImportanceSums(sae).compute()
     with pytest.raises(ConfigError, match=r"must name a score; got `energie`. Did you mean `energy`"):
         importance(sae, x).order("energie")
 
@@ -324,7 +329,7 @@ def test_spectrum_of_the_decoder():
 
 def test_fewer_latents_than_dimensions_leave_no_eigenvalues_of_rounding():
     W = torch.randn(5, 30, generator=torch.Generator().manual_seed(0))
-    sae = SAE(W_enc=W, b_enc=torch.zeros(5), W_dec=W, b_dec=torch.zeros(30), rule=ReLU())
+    sae = SAE(W_enc=W, b_enc=torch.zeros(5), W_dec=W, b_dec=torch.zeros(30), rule=ReLURule())
     spectrum = decoder_spectrum(sae)
     assert (spectrum > 0).sum() == 4
     assert float(spectrum.sum()) == pytest.approx(float((W - W.mean(0)).square().sum(1).mean()), rel=1e-5)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from saekit.errors import ConfigError, DataError, ModelError, ShapeError
 from saekit.kernels.pooling import largest_of_rows, pool_segments
+from saekit.models import origin
 from saekit.models.language import LanguageModel
 from saekit.rows import pooling, pooling_cache
 from saekit.rows.capture import capture
@@ -37,13 +38,13 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # of values around 1 to 100; the models ar
 def identity(d: int) -> SAE:
     """Codes are the positive parts of the rows."""
     eye = torch.eye(d)
-    return SAE(eye, torch.zeros(d), eye, torch.zeros(d), rules.ReLU())
+    return SAE(eye, torch.zeros(d), eye, torch.zeros(d), rules.ReLURule())
 
 
 def random_sae(seed: int = 0, n: int = 48, d: int = 16, rule: Any = None, **fields: Any) -> SAE:
     g = torch.Generator().manual_seed(seed)
     W = torch.randn(n, d, generator=g)
-    return SAE(W, torch.randn(n, generator=g), W, torch.zeros(d), rule or rules.TopK(4), **fields)
+    return SAE(W, torch.randn(n, generator=g), W, torch.zeros(d), rule or rules.TopKRule(4), **fields)
 
 
 def reference(z: np.ndarray, name: str) -> np.ndarray:
@@ -95,7 +96,7 @@ def test_segments_are_reduced_as_the_dense_definition_says(case: tuple[np.ndarra
     )
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for name in ("sum", "max", "count"):
-        found = Codes(pooled.offsets, pooled.indices, getattr(pooled, name), codes.n_latents).dense().numpy()
+        found = Codes(pooled.offsets, pooled.indices, getattr(pooled, name), codes.n_latents).to_dense().numpy()
         for i, (a, b) in enumerate(itertools.pairwise(ends)):
             expected = reference(z[a:b], name) if b > a else np.zeros(z.shape[1])
             np.testing.assert_array_equal(found[i], expected)
@@ -201,7 +202,7 @@ class Largest(TorchDispatchMode):
 
 def test_no_array_of_tokens_by_latents_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
     n_rows, n_latents = 5000, 16_384
-    sae = random_sae(n=n_latents, d=8, rule=rules.TopK(8))
+    sae = random_sae(n=n_latents, d=8, rule=rules.TopKRule(8))
     x = torch.randn(n_rows, 8, generator=torch.Generator().manual_seed(0))
     document = torch.arange(n_rows) // 10
 
@@ -249,7 +250,7 @@ def test_texts_are_pooled_over_the_rows_that_capture_gives(kind: str, models: An
     """Texts longer than the context (24 here) are read in windows, none of it is lost."""
     rows = capture(models[kind], texts, layer=LAYER, outliers=None)
     found, states = pool_texts(models[kind], texts, asks())
-    z = random_sae().encode(rows.x).dense().numpy()
+    z = random_sae().encode(rows.x).to_dense().numpy()
     assert len(np.unique(rows.document.numpy())) == len(texts)
     for i in range(len(texts)):
         here = rows.document.numpy() == i
@@ -349,7 +350,7 @@ def test_an_sae_asked_for_twice_encodes_once(models: Any, texts: list[str], monk
 
 def test_padding_never_counts_and_added_tokens_only_when_asked(models: Any, texts: list[str]) -> None:
     lm = models["bert"]
-    always = SAE(torch.zeros(1, 16), torch.ones(1), torch.zeros(1, 16), torch.zeros(16), rules.ReLU())
+    always = SAE(torch.zeros(1, 16), torch.ones(1), torch.zeros(1, 16), torch.zeros(16), rules.ReLURule())
     contexts = tokenize(lm.tokenizer, texts, context=lm.context)
     for skip in (True, False):
         kept = (contexts.position >= 0) | (not skip)
@@ -411,9 +412,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("the model was needed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pooling, "load_model", refuse)
+        patch.setattr(origin, "load_language_model", refuse)
         patch.setattr(pooling, "activations", refuse)
-        pooling._loaded.cache_clear()
+        origin._loaded.cache_clear()
         yield
 
 
@@ -470,8 +471,8 @@ def variants() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     return {
         "encoder": ({"sae": sae.replace(W_enc=sae.W_enc * 1.01)}, {}),
         "bias": ({"sae": sae.replace(b_enc=sae.b_enc + 1)}, {}),
-        "rule": ({"sae": sae.replace(rule=rules.TopK(5))}, {}),
-        "threshold": ({"sae": sae.replace(rule=rules.JumpReLU(torch.ones(48)))}, {}),
+        "rule": ({"sae": sae.replace(rule=rules.TopKRule(5))}, {}),
+        "threshold": ({"sae": sae.replace(rule=rules.JumpReLURule(torch.ones(48)))}, {}),
         "scaling": ({"sae": sae.replace(scaling=Scaling("scalar", scale=torch.tensor(0.5)))}, {}),
         "prefix": ({"sae": sae.take(40)}, {}),
         "hook": ({"layer": 0}, {}),
@@ -651,14 +652,14 @@ def test_warnings_are_not_shown_without_a_reason(models: Any, texts: list[str]) 
 
 def test_the_model_of_a_name_is_loaded_once(folders: Any, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    original = pooling.load_model
+    original = origin.load_language_model
 
     def counted(name: str) -> LanguageModel:
         loads.append(name)
         return original(name)
 
-    monkeypatch.setattr(pooling, "load_model", counted)
-    pooling._loaded.cache_clear()
+    monkeypatch.setattr(origin, "load_language_model", counted)
+    origin._loaded.cache_clear()
     for _ in range(2):
         pool_texts(folders["llama"], texts, asks())
     assert len(loads) == 1

@@ -10,10 +10,10 @@ import torch
 
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.models.intervene import splice
-from saekit.models.language import load_model
+from saekit.models.loading import load_model
 from saekit.sae.codes import Codes
 from saekit.sae.model import SAE
-from saekit.sae.rules import JumpReLU, TopK
+from saekit.sae.rules import JumpReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.sizes.attribution import attribution
 from saekit.sizes.ranking import rank
@@ -40,7 +40,7 @@ def make(lm, scaling="none", rule="topk", n=40) -> SAE:
     }
     return SAE(
         W_enc=W, b_enc=torch.zeros(n).double(), W_dec=2 * W, b_dec=torch.zeros(d).double(),
-        rule=TopK(6) if rule == "topk" else JumpReLU(torch.full((n,), 0.3).double()), scaling=scalings[scaling],
+        rule=TopKRule(6) if rule == "topk" else JumpReLURule(torch.full((n,), 0.3).double()), scaling=scalings[scaling],
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from saekit.measure.mdl import DescriptionLength
 from saekit.measure.token_statistics import TokenScores, token_detection
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
-from saekit.sae.rules import ReLU, TopK
+from saekit.sae.rules import ReLURule, TopKRule
 from saekit.sizes.latent_metrics import nearest, over_latents, seed_overlap
 from saekit.sizes.size_curve import measure_sizes
 
@@ -32,7 +32,7 @@ def source() -> ArrayRows:
 def random_sae(seed=0, n=32, rule=None) -> SAE:
     W = torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
     W = W / W.norm(dim=1, keepdim=True)
-    return SAE(W_enc=W, b_enc=torch.zeros(n), W_dec=W, b_dec=torch.zeros(D), rule=rule or TopK(3))
+    return SAE(W_enc=W, b_enc=torch.zeros(n), W_dec=W, b_dec=torch.zeros(D), rule=rule or TopKRule(3))
 
 
 @pytest.mark.parametrize("selection", ["before", "after"])
@@ -81,13 +81,13 @@ def test_a_latent_that_takes_over_from_its_parent():
     W = torch.stack([general, other, special])
     rows = torch.cat([general.expand(30, 3), special.expand(10, 3), other.expand(20, 3)])
     common = {"W_enc": W, "b_enc": torch.zeros(3), "W_dec": W, "b_dec": torch.zeros(3)}
-    compete, together = SAE(**common, rule=TopK(1)), SAE(**common, rule=ReLU())
+    compete, together = SAE(**common, rule=TopKRule(1)), SAE(**common, rule=ReLURule())
     found = measure_sizes(compete, rows, [2, 3], **QUICK).points[1].metrics
     assert found["parent_cosine"].value == pytest.approx(0.8)
     assert (found["coactivation"].value, found["handed_over"].value) == (1, 1)
     found = measure_sizes(together, rows, [2, 3], **QUICK).points[1].metrics
     assert (found["coactivation"].value, found["handed_over"].value) == (1, 0)
-    unrelated = SAE(**common, rule=ReLU()).permute(torch.tensor([1, 0, 2])).take(torch.tensor([0, 1]))
+    unrelated = SAE(**common, rule=ReLURule()).permute(torch.tensor([1, 0, 2])).take(torch.tensor([0, 1]))
     found = measure_sizes(unrelated, rows, [1, 2], **QUICK).points[1].metrics
     assert found["coactivation"].value == 0
     assert math.isnan(found["handed_over"].value)
@@ -128,7 +128,7 @@ def test_overlap_of_seeds():
     half = sae.replace(W_enc=torch.cat([sae.W_enc[:10], -sae.W_enc[10:]]))
     assert seed_overlap([sae, half]).value == pytest.approx(0.5)
     axes = torch.cat([torch.eye(D), torch.roll(torch.eye(D), 1, 1)[:1]])[:D]
-    same = SAE(W_enc=axes, b_enc=torch.zeros(D), W_dec=axes, b_dec=torch.zeros(D), rule=ReLU())
+    same = SAE(W_enc=axes, b_enc=torch.zeros(D), W_dec=axes, b_dec=torch.zeros(D), rule=ReLURule())
     turned = same.replace(W_enc=axes + torch.cat([torch.full((6, D), 0.5), torch.zeros(6, D)]))
     assert seed_overlap([same, turned]).value == 0.5  # the same partners, at a cosine of 0.7 and less
     three = seed_overlap([sae, sae.permute(order), half])

@@ -12,7 +12,7 @@ from scipy import stats
 
 from saekit.errors import ConfigError, FormatError
 from saekit.measure.accumulators import fvu
-from saekit.models.language import load_model
+from saekit.models.loading import load_model
 from saekit.report.page import write
 from saekit.report.results_folder import collect
 from saekit.rows.arrays import ArrayRows
@@ -20,7 +20,7 @@ from saekit.rows.capture import capture
 from saekit.rows.split import halves
 from saekit.rows.synthetic import SyntheticRows
 from saekit.sae.model import SAE
-from saekit.sae.rules import TopK as RuleTopK
+from saekit.sae.rules import TopKRule
 from saekit.sizes.attribution import attribution
 from saekit.sizes.latent_metrics import seed_overlap
 from saekit.sizes.progressive import Progressive, progressive
@@ -40,10 +40,10 @@ def source() -> SyntheticRows:
 @pytest.fixture(scope="module")
 def saes(source) -> list[SAE]:
     configs = [
-        TopK(latents=32, k=3),
-        TopK(latents=8, k=3),
-        Matryoshka(latents=32, k=3, sizes=(8, 32)),
-        TopK(latents=32, k=3, control="frozen-decoder"),
+        TopK(n_latents=32, k=3),
+        TopK(n_latents=8, k=3),
+        Matryoshka(n_latents=32, k=3, sizes=(8, 32)),
+        TopK(n_latents=32, k=3, control="frozen-decoder"),
     ]
     return train(configs, source, seeds=[0, 1], tokens=25_600, batch_rows=256)
 
@@ -197,7 +197,7 @@ def test_the_page_shows_fidelity_against_interpretability(saes, source, tmp_path
 
 
 def test_cross_entropy_is_compared_too(stories):
-    from saekit.models.language import load_model
+    from saekit.models.loading import load_model
 
     lm = load_model(stories)
     data = [
@@ -205,7 +205,7 @@ def test_cross_entropy_is_compared_too(stories):
         "The sun was bright and the cat sat still.",
     ] * 3
     rows = torch.randn(300, lm.d_model, generator=torch.Generator().manual_seed(0))
-    saes = train(TopK(latents=16, k=2), rows, seeds=[0], tokens=512, batch_rows=64)
+    saes = train(TopK(n_latents=16, k=2), rows, seeds=[0], tokens=512, batch_rows=64)
     saes = [sae.replace(provenance={**sae.provenance, "hook": "layers.1"}) for sae in saes]
     found = progressive(saes, rows, sizes=[4, 16], by=["energy", "unsorted"], model=lm, data=data, tokens=60, **QUICK)
     assert math.isfinite(found.curves[0].metrics.ce_sae.value)
@@ -283,7 +283,7 @@ def test_rankings_by_gradient_are_taken_on_other_texts_than_the_cross_entropies(
     W = torch.randn(32, lm.d_model, generator=g)
     W = W / W.norm(dim=1, keepdim=True)
     sae = SAE(
-        W_enc=W, b_enc=torch.zeros(32), W_dec=W, b_dec=torch.zeros(lm.d_model), rule=RuleTopK(4),
+        W_enc=W, b_enc=torch.zeros(32), W_dec=W, b_dec=torch.zeros(lm.d_model), rule=TopKRule(4),
         provenance={"hook": "layers.1"}, scores={"mine": torch.arange(32.0)},
     )  # fmt: skip
     rows = capture(lm, texts, layer=1)

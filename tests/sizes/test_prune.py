@@ -13,7 +13,7 @@ from saekit.measure.accumulators import fvu
 from saekit.measure.normal_equations import MOST_LATENTS, NormalEquations, greedy_order
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
-from saekit.sae.rules import GroupMax, JumpReLU, ReLU, TopK
+from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.sizes.prune import prune
 from saekit.sizes.ranking import ORDERS, rank
@@ -32,7 +32,12 @@ def make(rule="topk", scaling="none", seed=0, skip=False) -> SAE:
     def rand(*shape):
         return torch.randn(shape, generator=g)
 
-    rules = {"relu": ReLU(), "topk": TopK(4), "jumprelu": JumpReLU(rand(N).abs()), "groupmax": GroupMax(4)}
+    rules = {
+        "relu": ReLURule(),
+        "topk": TopKRule(4),
+        "jumprelu": JumpReLURule(rand(N).abs()),
+        "groupmax": GroupMaxRule(4),
+    }
     scalings = {
         "none": Scaling(),
         "scalar": Scaling("scalar", scale=torch.tensor(0.5)),
@@ -181,7 +186,7 @@ def test_energy_beats_unsorted_and_random(oracle, rows):
     sizes = [6, 12, 24]
     # Features that fire more often, so that some matter more than others.
     weights = torch.linspace(2, 0.2, 48)
-    sae = oracle.replace(rule=TopK(2))
+    sae = oracle.replace(rule=TopKRule(2))
     skewed = rows[
         torch.multinomial(
             weights[sae.encode(rows).indices[::2][: len(rows)]], 2000, generator=torch.Generator().manual_seed(0)
@@ -204,7 +209,7 @@ def test_a_refit_is_the_least_squares_decoder(rule, scaling, x):
     plain, fitted = (prune(sae, x, sizes=[7], refit=each)[0] for each in (False, True))
     assert torch.equal(plain.W_enc, fitted.W_enc)
     if scaling == "none" and rule == "relu":
-        z = torch.cat([plain.encode(x).dense(), torch.ones(len(x), 1)], 1).double()
+        z = torch.cat([plain.encode(x).to_dense(), torch.ones(len(x), 1)], 1).double()
         expected = torch.linalg.lstsq(z, x.double()).solution
         torch.testing.assert_close(fitted.W_dec.double(), expected[:-1], rtol=1e-4, atol=1e-4)
     best = fvu(x, fitted.reconstruct(x))
@@ -228,7 +233,7 @@ def test_dead_latents_keep_their_decoder_rows(x):
     sae = make("jumprelu")
     threshold = sae.rule.threshold.clone()
     threshold[3] = 1e6
-    sae = sae.replace(rule=JumpReLU(threshold))
+    sae = sae.replace(rule=JumpReLURule(threshold))
     (fitted,) = prune(sae, x, sizes=[N], by="unsorted", refit=True)
     torch.testing.assert_close(fitted.W_dec[3], sae.W_dec[3])
     assert not torch.allclose(fitted.W_dec[4], sae.W_dec[4])
@@ -351,7 +356,7 @@ def test_a_cut_through_latents_without_importance_is_refused(x):
 def test_relevance_to_a_class_is_an_importance(x):
     sae = make("relu")
     codes = sae.encode(x)
-    label = (codes.dense()[:, 7] > codes.dense()[:, 7].median()).long().numpy()
+    label = (codes.to_dense()[:, 7] > codes.to_dense()[:, 7].median()).long().numpy()
     relevance, _ = rate_latents(codes.to_scipy(), label, 2, "auc")
     (one,) = prune(sae, by=torch.from_numpy(relevance), sizes=[1])
     assert torch.equal(one.W_dec[0], sae.W_dec[7])

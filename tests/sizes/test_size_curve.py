@@ -11,12 +11,13 @@ from saekit.errors import ConfigError, FormatError, ShapeError
 from saekit.files import dump_json
 from saekit.measure.accumulators import fvu
 from saekit.measure.metrics import METRICS
-from saekit.models.language import LanguageModel, load_model
+from saekit.models.language import LanguageModel
+from saekit.models.loading import load_model
 from saekit.rows.arrays import ArrayRows
 from saekit.rows.source import Batch
 from saekit.rows.split import halves
 from saekit.sae.model import SAE
-from saekit.sae.rules import TopK
+from saekit.sae.rules import TopKRule
 from saekit.sizes.prune import prune
 from saekit.sizes.ranking import rank
 from saekit.sizes.size_curve import SizeCurve, default_sizes, measure_sizes
@@ -120,7 +121,7 @@ def test_cross_entropy_along_the_sizes(stories):
     ] * 3
     d = lm.d_model
     W = torch.cat([torch.eye(d), -torch.eye(d)])
-    sae = SAE(W_enc=W, b_enc=torch.zeros(2 * d), W_dec=W, b_dec=torch.zeros(d), rule=TopK(d),
+    sae = SAE(W_enc=W, b_enc=torch.zeros(2 * d), W_dec=W, b_dec=torch.zeros(d), rule=TopKRule(d),
               provenance={"hook": "layers.1"})  # fmt: skip
     rows = torch.randn(200, d, generator=torch.Generator().manual_seed(0))
     found = measure_sizes(sae, rows, [8, 2 * d], model=lm, data=data, tokens=60, **QUICK)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from saekit import files
 from saekit.errors import ConfigError, FormatError, OfflineError
 from saekit.sae.model import SAE
-from saekit.sae.rules import GroupMax, JumpReLU, ReLU, TopK
+from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.store import hub, native, tensorfile
 from saekit.store.native import describe, load, save
@@ -37,12 +37,12 @@ def make_sae(rule="topk", scaling="none", n=96, d_in=8, d_out=None, dtype=torch.
         return torch.randn(shape, generator=g).to(dtype)
 
     rules = {
-        "relu": ReLU(),
-        "topk": TopK(5),
-        "topk-rank": TopK(5, rank=rand(n).abs() + 0.1),
-        "jumprelu": JumpReLU(rand(n).abs()),
-        "groupmax": GroupMax(8),
-        "groupmax-group": GroupMax(7, group=torch.arange(n) % 7),
+        "relu": ReLURule(),
+        "topk": TopKRule(5),
+        "topk-rank": TopKRule(5, rank=rand(n).abs() + 0.1),
+        "jumprelu": JumpReLURule(rand(n).abs()),
+        "groupmax": GroupMaxRule(8),
+        "groupmax-group": GroupMaxRule(7, group=torch.arange(n) % 7),
     }
     scalings = {
         "none": Scaling(),
@@ -107,6 +107,16 @@ def test_methods_of_the_value_use_the_store(tmp_path):
     assert_same(SAE.load(tmp_path), sae)
     assert_same(SAE.load(tmp_path, latents=10), load(tmp_path).take(10))
     assert_same(SAE.load(tmp_path / "sae.json"), sae)
+
+
+def test_names_that_hugging_face_uses(tmp_path):
+    make_sae().save_pretrained(tmp_path)
+    assert_same(SAE.from_pretrained(tmp_path), make_sae())
+    assert_same(SAE.from_pretrained(tmp_path, latents=10), make_sae().take(10))
+    with pytest.raises(ConfigError, match="a local folder has no `revision`"):
+        SAE.from_pretrained(tmp_path, revision="v1")
+    with pytest.raises(ConfigError, match=r"`\./nowhere/sae` does not exist"):
+        SAE.from_pretrained("./nowhere/sae")
 
 
 def test_other_libraries_read_the_tensors(tmp_path):
@@ -643,7 +653,9 @@ def test_hub_folder_is_read_like_a_local_one(stored, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
     assert_same(load("hf:me/saes/layers.6/topk@v1"), load(stored))
-    assert asked == [("me/saes", name, "layers.6/topk", "v1") for name in ("sae.json", "sae.safetensors")]
+    assert_same(SAE.from_pretrained("me/saes/layers.6/topk", revision="v1"), load(stored))
+    assert_same(SAE.from_pretrained("hf:me/saes/layers.6/topk", revision="v1"), load(stored))
+    assert asked == [("me/saes", name, "layers.6/topk", "v1") for name in ("sae.json", "sae.safetensors")] * 3
 
 
 class RangeRequests(io.FileIO):

@@ -12,7 +12,7 @@ from saekit.training.config import (
     JumpReLU,
     Matryoshka,
     PAnneal,
-    Relu,
+    ReLU,
     TopK,
     hierarchical_levels,
     matryoshka_selection,
@@ -24,7 +24,7 @@ EXAMPLES = [
     TopK(64, k=4, multi_topk=0.125),
     BatchTopK(64, k=4, control="frozen-decoder"),
     JumpReLU(64, target_l0=4),
-    Relu(64, l1=3.0),
+    ReLU(64, l1=3.0),
     Gated(64, target_l0=8),
     PAnneal(64, p_end=0.5),
     Matryoshka(64, k=4, sizes=(16, 64), weights=(1.0, 2.0), over="batchtopk"),
@@ -38,6 +38,14 @@ def test_dict_round_trip(config):
     assert settings["arch"] == config.arch
     assert config_from_dict(settings) == config
     assert hash(config_from_dict(settings)) == hash(config)
+
+
+def test_files_say_latents_and_python_says_n_latents():
+    assert config_to_dict(TopK(n_latents=8, k=2))["latents"] == 8
+    for name in ("latents", "n_latents"):
+        assert config_from_dict({"arch": "topk", name: 8, "k": 2}) == TopK(n_latents=8, k=2)
+    with pytest.raises(ConfigError, match="both"):
+        config_from_dict({"arch": "topk", "latents": 8, "n_latents": 8, "k": 2})
 
 
 def test_every_architecture_is_in_the_table():
@@ -64,9 +72,9 @@ def test_configs_are_frozen_and_keyword_only():
 @pytest.mark.parametrize(
     "make, match",
     [
-        (lambda: TopK(8, k=9), r"`TopK.k` must be at most latents=8; got k=9"),
+        (lambda: TopK(8, k=9), r"`TopK.k` must be at most n_latents=8; got k=9"),
         (lambda: TopK(8, k=0), r"`TopK.k` must be a whole number of at least 1; got 0"),
-        (lambda: TopK(0, k=1), r"`TopK.latents` must be"),
+        (lambda: TopK(0, k=1), r"`TopK.n_latents` must be"),
         (lambda: TopK(8, k=True), r"`TopK.k`"),
         (lambda: TopK(8, k=2, lr=-1.0), r"`TopK.lr` must be a positive number or None; got -1.0"),
         (lambda: TopK(8, k=2, lr=float("nan")), r"`TopK.lr`"),
@@ -81,19 +89,19 @@ def test_configs_are_frozen_and_keyword_only():
         (lambda: TopK(8, k=2, aux_coefficient=-0.1), r"`TopK.aux_coefficient`"),
         (lambda: TopK(8, k=2, k_aux=0), r"`TopK.k_aux`"),
         (lambda: TopK(8, k=2, multi_topk=-1), r"`TopK.multi_topk`"),
-        (lambda: JumpReLU(8, target_l0=9), r"`JumpReLU.target_l0` must be a positive number of latents per row, at most latents=8"),  # noqa: E501
+        (lambda: JumpReLU(8, target_l0=9), r"`JumpReLU.target_l0` must be a positive number of latents per row, at most n_latents=8"),  # noqa: E501
         (lambda: JumpReLU(8, target_l0=None), r"`JumpReLU.target_l0`"),
         (lambda: JumpReLU(8, target_l0=2, bandwidth=0), r"`JumpReLU.bandwidth`"),
         (lambda: JumpReLU(8, target_l0=2, sparsity=-1), r"`JumpReLU.sparsity`"),
-        (lambda: Relu(8, l1=-1), r"`Relu.l1`"),
-        (lambda: Relu(8, l1=0, target_l0=3), r"`Relu.l1` must be positive when `target_l0`"),
+        (lambda: ReLU(8, l1=-1), r"`ReLU.l1`"),
+        (lambda: ReLU(8, l1=0, target_l0=3), r"`ReLU.l1` must be positive when `target_l0`"),
         (lambda: Gated(8, target_l0=0), r"`Gated.target_l0`"),
         (lambda: Gated(8, resample=1), r"`Gated.resample` must be True or False"),
         (lambda: PAnneal(8, p_end=0), r"`PAnneal.p_end` must be a number in \(0, 1\]"),
         (lambda: PAnneal(8, p_start_fraction=1), r"`PAnneal.p_start_fraction`"),
         (lambda: PAnneal(8, p_updates=0), r"`PAnneal.p_updates`"),
-        (lambda: Matryoshka(8, k=2, sizes=(4, 4, 8)), r"`Matryoshka.sizes` must increase and end at latents=8; got \[4, 4, 8\]"),  # noqa: E501
-        (lambda: Matryoshka(8, k=2, sizes=(2, 4)), r"must increase and end at latents=8; got \[2, 4\]"),
+        (lambda: Matryoshka(8, k=2, sizes=(4, 4, 8)), r"`Matryoshka.sizes` must increase and end at n_latents=8; got \[4, 4, 8\]"),  # noqa: E501
+        (lambda: Matryoshka(8, k=2, sizes=(2, 4)), r"must increase and end at n_latents=8; got \[2, 4\]"),
         (lambda: Matryoshka(8, k=2, sizes=()), r"`Matryoshka.sizes` must increase"),
         (lambda: Matryoshka(8, k=2, sizes=(0, 8)), r"`Matryoshka.sizes` must increase"),
         (lambda: Matryoshka(8, k=2, sizes=(4, 8), weights=(1,)), r"`Matryoshka.weights` must be one number from 0 up for each of the 2 sizes"),  # noqa: E501

@@ -5,7 +5,7 @@ from scipy.optimize import minimize
 
 from saekit import ArrayRows, SyntheticRows
 from saekit.training import initialization
-from saekit.training.config import BatchTopK, JumpReLU, Relu, TopK
+from saekit.training.config import BatchTopK, JumpReLU, ReLU, TopK
 from saekit.training.initialization import first_weights, geometric_median, level_of, start_bias, start_scale
 from saekit.training.learner import generator
 from saekit.training.loop import untrained
@@ -98,4 +98,4 @@ def test_untrained_thresholds_give_the_wanted_l0(config):
 
 def test_untrained_takes_an_array():
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(untrained(Relu(8), x).W_dec, untrained(Relu(8), ArrayRows(x)).W_dec)
+    assert torch.equal(untrained(ReLU(8), x).W_dec, untrained(ReLU(8), ArrayRows(x)).W_dec)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saekit import kernels
-from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK
+from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
 from saekit.training.learner import Learner, finish, permute, plain_step, resolve, restore, start_learner, tensors_of
 
 D, N, B = 8, 24, 64
@@ -12,7 +12,7 @@ ALL = [
     TopK(N, k=3, multi_topk=0.1, dead_after_rows=100),
     BatchTopK(N, k=3, dead_after_rows=100),
     JumpReLU(N, target_l0=3, dead_after_rows=100),
-    Relu(N, dead_after_rows=100),
+    ReLU(N, dead_after_rows=100),
     Gated(N, target_l0=3, dead_after_rows=100),
     PAnneal(N, dead_after_rows=100),
     HierarchicalTopK(N, k=3, dead_after_rows=100),
@@ -109,8 +109,8 @@ def test_frozen_sae_reconstructs_what_the_learner_did(config):
     assert codes.l0() == pytest.approx(float(said.fired) / B, rel=0.1 if loose else 1e-3)
     assert float(error) == pytest.approx(float(said.error), rel=0.1 if loose else 1e-3)
     alone = sae.encode(x[:1])
-    assert torch.equal(alone.dense(), codes.rows([0]).dense()) or torch.allclose(
-        alone.dense(), codes.rows([0]).dense(), atol=1e-5
+    assert torch.equal(alone.to_dense(), codes.rows([0]).to_dense()) or torch.allclose(
+        alone.to_dense(), codes.rows([0]).to_dense(), atol=1e-5
     )
 
 
@@ -175,7 +175,7 @@ def test_dead_latents_are_revived_by_aux_only():
 
 def test_resampling_points_dead_latents_elsewhere_and_forgets_their_moments():
     def trained(resample):
-        learner = new(Relu(N, resample=resample, dead_after_rows=5 * B), steps=40)
+        learner = new(ReLU(N, resample=resample, dead_after_rows=5 * B), steps=40)
         learner.parameters["b_enc"][:6] = -1e3
         run(learner, rows(6))
         return learner
@@ -200,8 +200,8 @@ OPTIONS = [
     (JumpReLU(N, target_l0=3), {"target_l0": 6}),
     (JumpReLU(N, target_l0=3), {"sparsity": 0.1}),
     (JumpReLU(N, target_l0=3), {"bandwidth": 0.5}),
-    (Relu(N), {"l1": 4.0}),
-    (Relu(N), {"target_l0": 3}),
+    (ReLU(N), {"l1": 4.0}),
+    (ReLU(N), {"target_l0": 3}),
     (Gated(N), {"l1": 4.0}),
     (PAnneal(N), {"p_end": 0.9}),
     (PAnneal(N), {"p_start_fraction": 0.0}),
@@ -274,7 +274,7 @@ def test_step_leaves_rows_and_global_state_alone():
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("kind", [Relu, Gated, PAnneal])
+@pytest.mark.parametrize("kind", [ReLU, Gated, PAnneal])
 def test_penalized_learners_start_near_their_target_l0(kind):
     # Half of 256 latents would fire from a bias of 0; the start is twice the target.
     statistics = plain_step(new(kind(256, target_l0=6)), torch.cat(rows(4)))

@@ -21,7 +21,7 @@ from saekit.rows.source import Batch
 from saekit.training import checkpoint as checkpoints
 from saekit.training import initialization
 from saekit.training.callbacks import TensorBoard, Trackio
-from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK
+from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
 from saekit.training.diagnostics import warnings_for
 from saekit.training.learner import STEPS, resolve, start_learner
 from saekit.training.loop import Progress, train, untrained
@@ -31,7 +31,7 @@ ALL = [
     TopK(24, k=3, multi_topk=0.1),
     BatchTopK(24, k=3),
     JumpReLU(24, target_l0=3),
-    Relu(24),
+    ReLU(24),
     Gated(24, target_l0=3),
     PAnneal(24),
     Matryoshka(24, k=3, sampled=2, over="batchtopk"),
@@ -102,9 +102,9 @@ def test_resume_equals_uninterrupted_for_every_architecture(tmp_path):
 
 CHILD = """
 import sys
-from saekit import BatchTopK, Relu, SyntheticRows, train
+from saekit import BatchTopK, ReLU, SyntheticRows, train
 rows = SyntheticRows(d_in=8, n_features=16, l0=3.0, n_rows=10_000, mean=1.0)
-train([BatchTopK(24, k=3), Relu(24)], rows, seeds=[0, 1], batch_rows=50, log_every=10, checkpoint_every=5,
+train([BatchTopK(24, k=3), ReLU(24)], rows, seeds=[0, 1], batch_rows=50, log_every=10, checkpoint_every=5,
       out=sys.argv[1], resume=True)
 """
 
@@ -243,12 +243,12 @@ def test_frozen_l0_is_near_its_target_and_rows_are_independent(config, tmp_path)
     sae = SAE.load(folder)
     x = next(rows.batches(4000)).x
     assert sae.encode(x).l0() == pytest.approx(4, rel=0.15)
-    half = sae.encode(x[::2]).dense()
-    torch.testing.assert_close(half, sae.encode(x).dense()[::2], atol=1e-5, rtol=1e-5)
+    half = sae.encode(x[::2]).to_dense()
+    torch.testing.assert_close(half, sae.encode(x).to_dense()[::2], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "config", [Relu(48, target_l0=4), Gated(48, target_l0=4), PAnneal(48, target_l0=4)], ids=lambda c: c.arch
+    "config", [ReLU(48, target_l0=4), Gated(48, target_l0=4), PAnneal(48, target_l0=4)], ids=lambda c: c.arch
 )
 def test_controller_brings_l0_to_its_target(config):
     kept = []
@@ -263,7 +263,7 @@ def test_default_configuration_runs_five_steps():
 
 def test_progress_reports_every_log_step():
     seen = []
-    train([TopK(24, k=3), Relu(24)], source(1000), batch_rows=100, log_every=4, progress=seen.append)
+    train([TopK(24, k=3), ReLU(24)], source(1000), batch_rows=100, log_every=4, progress=seen.append)
     assert [p.step for p in seen] == [4, 8, 10]
     last = seen[-1]
     assert (last.rows, last.total_steps, last.seconds_left) == (1000, 10, 0)
@@ -318,7 +318,7 @@ def test_nan_rows_stop_with_step_seed_and_checkpoint(tmp_path, monkeypatch):
 
 
 def test_diverging_training_stops(tmp_path):
-    config = Relu(24, lr=1e30, clip=None, warmup_steps=0)
+    config = ReLU(24, lr=1e30, clip=None, warmup_steps=0)
     with pytest.raises(NonFiniteError, match=r"learner `relu-24-l1-2-seed0` \(seed 0.*lower `lr`"):
         train(config, source(), batch_rows=100, out=tmp_path, checkpoint_every=1)
     found = checkpoints.read(tmp_path)
@@ -386,7 +386,7 @@ def test_refused_before_anything_is_computed(call, error, match):
 
 
 def test_doctor_speaks_in_run_json(tmp_path):
-    train([Relu(24, l1=0.0), TopK(24, k=3)], source(), batch_rows=100, out=tmp_path)
+    train([ReLU(24, l1=0.0), TopK(24, k=3)], source(), batch_rows=100, out=tmp_path)
     warnings = json.loads((tmp_path / "run.json").read_text())["warnings"]
     assert any("hardly sparse" in text for text in warnings["relu-24-l1-0-seed0"])
 

@@ -198,7 +198,7 @@ def test_jumprelu_gradients_follow_the_straight_through_formulas(dead):
 
 def test_relu_gradients():
     p, u, center = problem(8)
-    c = configs.Relu(N, l1=0.7)
+    c = configs.ReLU(N, l1=0.7)
     outcome = o.relu_loss(p, u - center, context(c, center, state=scalars(coefficient=0.7, distance=0.0)))
     compare(outcome.loss, ref.relu(p, u, l1=0.7)[0], p)
     assert outcome.updates == {}
@@ -248,7 +248,7 @@ def test_penalty_coefficient_twice_as_large_gives_twice_the_term():
 
     def term(l1):
         state = scalars(coefficient=l1, distance=0.0)
-        return o.relu_loss(p, u - center, context(configs.Relu(N, l1=l1), center, state=state)).parts["sparsity"]
+        return o.relu_loss(p, u - center, context(configs.ReLU(N, l1=l1), center, state=state)).parts["sparsity"]
 
     torch.testing.assert_close(term(1.4), 2 * term(0.7))
 
@@ -256,7 +256,7 @@ def test_penalty_coefficient_twice_as_large_gives_twice_the_term():
 def test_controller_raises_the_coefficient_when_l0_is_too_high():
     p, u, center = problem(13)
     for target, sign in ((1.0, 1), (20.0, -1)):
-        c = configs.Relu(N, l1=1.0, target_l0=target)
+        c = configs.ReLU(N, l1=1.0, target_l0=target)
         state = scalars(coefficient=1.0, distance=0.0)
         update = o.relu_loss(p, u - center, context(c, center, state=state)).updates["coefficient"]
         assert sign * (update - 1) > 0
@@ -288,7 +288,7 @@ def test_bf16_autocast_is_near_fp32():
     p, u, center = problem(15, n=64, d=16, rows=64)
     for c, loss, state in (
         (configs.TopK(64, k=8), o.topk_loss, {}),
-        (configs.Relu(64), o.relu_loss, scalars(coefficient=0.5, distance=0.0)),
+        (configs.ReLU(64), o.relu_loss, scalars(coefficient=0.5, distance=0.0)),
     ):
         with kernels.using("plain"):  # the fast ones are exact under autocast too
             full = loss(p, u - center, context(c, center, state=state)).loss.detach()

@@ -10,7 +10,7 @@ import torch
 from saekit import compare
 from saekit.errors import ConfigError
 from saekit.rows.synthetic import SyntheticRows
-from saekit.training.config import Relu, TopK
+from saekit.training.config import ReLU, TopK
 from saekit.training.loop import train
 from saekit.training.mutual_regularization import pull
 
@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_the_penalty(monkeypatch):
 def test_seeds_agree_more(kind, rows):
     def of(mutual: float):
         config = (
-            TopK(48, k=3, lr=1e-2, mutual=mutual) if kind == "topk" else Relu(48, target_l0=3, lr=1e-2, mutual=mutual)
+            TopK(48, k=3, lr=1e-2, mutual=mutual) if kind == "topk" else ReLU(48, target_l0=3, lr=1e-2, mutual=mutual)
         )
         return train(config, rows, seeds=[0, 1, 2], batch_rows=256, tokens=20_480)
 

@@ -7,11 +7,11 @@ import torch
 
 from saekit.errors import ConfigError
 from saekit.rows.synthetic import SyntheticRows
-from saekit.training.config import Relu, TopK
+from saekit.training.config import ReLU, TopK
 from saekit.training.loop import train
 
 ROWS = SyntheticRows(d_in=8, n_features=16, n_rows=1024)
-CONFIGS = [TopK(latents=16, k=4), Relu(latents=16)]
+CONFIGS = [TopK(n_latents=16, k=4), ReLU(n_latents=16)]
 
 
 def test_each_configuration_gets_its_own_seeds_and_nothing_else_changes(tmp_path):

@@ -9,11 +9,11 @@ from saekit.errors import ConfigError
 from saekit.rows.synthetic import SyntheticRows
 from saekit.sae.model import SAE
 from saekit.sae.scaling import Scaling
-from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, Relu, TopK
+from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.loop import train
 
 CONFIGS = [
-    TopK(24, k=4), Relu(24, target_l0=4), JumpReLU(24, target_l0=4), Gated(24, target_l0=4), Matryoshka(24, k=4),
+    TopK(24, k=4), ReLU(24, target_l0=4), JumpReLU(24, target_l0=4), Gated(24, target_l0=4), Matryoshka(24, k=4),
 ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_resumed_from_a_given_start(rows, tmp_path):
 def test_what_is_refused(rows):
     [sae] = train(TopK(24, k=4), rows, batch_rows=256)
     for config, start, message in (
-        (TopK(16, k=4), sae, "must have latents=16 on rows of width 12; it has 24 on 12"),
+        (TopK(16, k=4), sae, "must have n_latents=16 on rows of width 12; it has 24 on 12"),
         (JumpReLU(24, target_l0=4), sae, "the rule that JumpReLU ends with, jumprelu; it has topk"),
         (BatchTopK(24, k=4), sae, "the rule that BatchTopK ends with, jumprelu"),
         (TopK(24, k=4), sae.replace(W_skip=torch.zeros(12, 12)), "it has a skip path"),

@@ -21,6 +21,7 @@ from .capture import HELP as CAPTURE_HELP
 from .capture import capture
 from .classify import HELP as CLASSIFY_HELP
 from .classify import PREDICT_HELP, classify, predict
+from .command import Command
 from .compare import HELP as COMPARE_HELP
 from .compare import compare
 from .demo import HELP as DEMO_HELP
@@ -31,9 +32,7 @@ from .progressive import HELP as PROGRESSIVE_HELP
 from .progressive import progressive
 from .prune import HELP as PRUNE_HELP
 from .prune import prune
-from .report import HELP as REPORT_HELP
 from .report import report
-from .show import HELP as SHOW_HELP
 from .show import show
 from .train import HELP as TRAIN_HELP
 from .train import train
@@ -85,6 +84,11 @@ def _options(
     """Options of the program itself; `main` acts on --debug."""
 
 
+def register(each: Command) -> None:
+    """Make it a command of the program."""
+    app.command(each.name, help=each.help, short_help=each.short_help, epilog=each.epilog or None)(each.callback)
+
+
 app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language model as rows on disk.")(capture)
 app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
 app.command("evaluate", help=EVALUATE_HELP, short_help="Measure SAEs beside their controls.")(evaluate)
@@ -101,8 +105,8 @@ app.command("transfer", help=TRANSFER_HELP, short_help="Train on one language, d
     transfer
 )
 app.command("actions", help=ACTIONS_HELP, short_help="What a language model answers, as labels to predict.")(actions)
-app.command("show", help=SHOW_HELP, short_help="What is in an SAE file.")(show)
-app.command("report", help=REPORT_HELP, short_help="One HTML page from a folder of results.")(report)
+register(show)
+register(report)
 app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -12,7 +12,6 @@ from .console import print_comparison, print_json, print_orphans, progress_bar, 
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .rows_option import rows_for
 from .settings import merge, names_of
-from .show import expand
 
 HELP = """Match the latents of SAEs one to one and tell which they share, beside random dictionaries.
 
@@ -62,6 +61,7 @@ def compare(
 ) -> None:
     """Compare SAEs with each other."""
     from ..comparison.run import compare as run
+    from ..store.address import sae_paths
 
     places = ("rows", "model", "data", "layer", "hook", "text", "tokens")
     known = {**names_of(run, without=("saes", "source", "progress")), **dict.fromkeys(places)}
@@ -70,7 +70,7 @@ def compare(
         "data": data, "layer": layer, "hook": hook, "text": text, "tokens": tokens,
     }  # fmt: skip
     settings = merge(known, file=config, options=options, sets=set_)
-    found = expand(sae)
+    found = sae_paths(sae)
     if len(found) < 2:
         raise ConfigError(
             f"at least two SAEs must be given; got `{found[0]}` alone. Name another, or a run with several."

@@ -103,21 +103,21 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
     from ..comparison.run import compare
     from ..evaluation.run import evaluate
     from ..inputs.texts import read_texts
-    from ..models.language import load_model
+    from ..models.loading import load_language_model
     from ..rows.capture import capture
     from ..sizes.size_curve import measure_sizes
-    from ..training.config import Matryoshka, Relu, TopK
+    from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train as train_saes
 
     size = SHORT if short else FULL
     train_data, test_data = (data, data) if data else ("builtin@train", "builtin@heldout")
     configs = [
-        TopK(latents=size.latents, k=K),
-        Relu(latents=size.latents, target_l0=K),
-        Matryoshka(latents=size.latents, k=K),
+        TopK(n_latents=size.latents, k=K),
+        ReLU(n_latents=size.latents, target_l0=K),
+        Matryoshka(n_latents=size.latents, k=K),
     ]
     with progress_bar(quiet=json) as progress:
-        lm = load_model(model)
+        lm = load_language_model(model)
         rows = capture(
             lm,
             train_data,

@@ -11,7 +11,6 @@ from ..errors import ConfigError
 from .console import print_evaluation, print_json, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .settings import merge, names_of
-from .show import expand
 
 HELP = """Measure SAEs on rows, each beside an untrained SAE and PCA, with intervals from resampled documents.
 
@@ -44,6 +43,7 @@ def evaluate(
 ) -> None:
     """Evaluate SAEs on the same rows."""
     from ..evaluation.run import evaluate as run
+    from ..store.address import sae_paths
 
     known = {**names_of(run, without=("saes", "source", "progress", "rows")), "rows": None, "max_rows": None}
     options: dict[str, Any] = {
@@ -57,7 +57,7 @@ def evaluate(
     if "max_rows" in settings:
         settings["rows"] = settings.pop("max_rows")
     with progress_bar(quiet=json) as progress:
-        result = run(expand(sae), source, **settings, progress=progress)
+        result = run(sae_paths(sae), source, **settings, progress=progress)
     if out is not None:
         result.save(Path(out) / "evaluation.json")
     if json:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+Saes = Annotated[
+    list[str], typer.Argument(metavar="SAE...", help="SAEs: folders, training runs, or hf:owner/name/folder.")
+]
 Model = Annotated[
     str | None, typer.Option("--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.")
 ]
@@ -40,3 +43,8 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=V", help="Any setting by its dotted name, the value in TOML; repeatable."),
 ]
+
+SHARED: dict[str, Any] = {
+    "model": Model, "data": Data, "rows": Rows, "layer": Layer, "hook": Hook, "text": Text, "tokens": Tokens,
+}  # fmt: skip
+"""Options that fields of settings classes with these names have."""

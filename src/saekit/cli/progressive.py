@@ -12,7 +12,6 @@ from .console import print_json, print_table, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .rows_option import rows_for
 from .settings import merge, whole_numbers
-from .show import expand
 
 HELP = """Compare the ways of getting small SAEs: the widest vanilla SAE of a run pruned by each ranking, Matryoshka
 prefixes, separately trained SAEs, and unsorted prefixes, at equal sizes, over the seeds of the run.
@@ -67,13 +66,14 @@ def progressive(
     from ..sae.model import SAE
     from ..sizes.progressive import RANKINGS
     from ..sizes.progressive import progressive as compare_sizes
+    from ..store.address import sae_paths
 
     options: dict[str, Any] = {
         "by": by, "sizes": sizes, "rows": rows, "model": model, "data": data, "layer": layer, "hook": hook,
         "text": text, "tokens": tokens, "out": None if out is None else str(out),
     }  # fmt: skip
     settings = merge(dict.fromkeys(SETTINGS), file=config, options=options, sets=set_)
-    paths = expand(run)
+    paths = sae_paths(run)
     short = len({Path(path).name for path in paths}) == len(paths)
     saes = {Path(path).name if short else path: SAE.load(path) for path in paths}
     if not saes:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .command import command
 from .console import print_json
 from .options import Json
 
@@ -17,9 +18,11 @@ HELP = """Write DIR/report.html from the results in DIR: evaluations, training l
 """
 
 
+@command("One HTML page from a folder of results.", HELP)
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with results (*.json, log.jsonl).")],
-    title: Annotated[str, typer.Option("--title", help="Heading of the page.")] = "saekit report",
+    *,
+    title: Annotated[str, typer.Option("--title", help="Heading of the page [saekit report].")] = "saekit report",
     json: Json = False,
 ) -> None:
     """Collect the results of a folder and write the page."""

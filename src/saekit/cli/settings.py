@@ -18,8 +18,9 @@ def merge(
     file: Path | None = None,
     options: Mapping[str, Any] | None = None,
     sets: Sequence[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """One tree of settings.
+    """Return one tree of settings.
 
     Parameters
     ----------
@@ -32,13 +33,17 @@ def merge(
         Command line options; those that are None were not given.
     sets
         ``a.b=value`` texts; the value is read as TOML, and as plain text when it is none.
+    aliases
+        Other words for names of `known`.
 
     Raises
     ------
     ConfigError
         The file cannot be read, a name is unknown, or a table stands where a value must.
     """
+    words = aliases or {}
     tree: dict[str, Any] = _read(file) if file is not None else {}
+    tree = {words.get(name, name): value for name, value in tree.items()}
     _check(tree, known, f"`{file}`", "")
     for name, value in (options or {}).items():
         if value is not None:
@@ -48,6 +53,7 @@ def merge(
         if not equals or not name.strip():
             raise ConfigError(f"--set must look like name=value; got `{text}`. Example: --set config.lr=1e-3")
         path = name.strip().split(".")
+        path[0] = words.get(path[0], path[0])
         _check(_nested(path, _value(value.strip())), known, "--set", "")
         _put(tree, path, _value(value.strip()), text)
     return tree
@@ -58,15 +64,15 @@ def names_of(function: Callable[..., Any], *, without: Iterable[str] = ()) -> di
     return {name: None for name in inspect.signature(function).parameters if name not in set(without)}
 
 
-def required(tree: Mapping[str, Any], *names: str, why: str = "") -> None:
-    """Raise `ConfigError` unless every one of `names` has a value."""
-    missing = [f"--{name.replace('_', '-')}" for name in names if tree.get(name) is None]
+def required(tree: Mapping[str, Any], *names: str, why: str = "", words: Mapping[str, str] | None = None) -> None:
+    """Raise `ConfigError` unless every one of `names` has a value; `words` says how they are called in flags."""
+    missing = [f"--{(words or {}).get(name, name).replace('_', '-')}" for name in names if tree.get(name) is None]
     if missing:
         raise ConfigError(f"{listed(missing)} must be given{f' {why}' if why else ''}; see --help for examples.")
 
 
 def whole_numbers(text: str, option: str) -> list[int]:
-    """``"0,1,2"`` as numbers.
+    """Return ``"0,1,2"`` as numbers.
 
     >>> whole_numbers("0,1", "--seeds")
     [0, 1]
@@ -80,6 +86,14 @@ def whole_numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{option} must be whole numbers with commas between them; got `{text}`.") from None
+
+
+def floats(text: str, option: str) -> list[float]:
+    """Return ``"0.1,1"`` as numbers; raises `ConfigError` where something between the commas is none."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} must be numbers with commas between them; got `{text}`.") from None
 
 
 def _read(file: Path) -> dict[str, Any]:

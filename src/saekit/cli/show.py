@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from .command import command
 from .console import print_curve, print_facts, print_json
-from .options import Json
+from .options import Json, Saes
 
 HELP = """Show what an SAE file says about itself, without reading its tensors or any model.
 
@@ -17,20 +17,17 @@ HELP = """Show what an SAE file says about itself, without reading its tensors o
   saekit show run                       every SAE of a training run
   saekit show hf:owner/name/folder --json
 
-Where the worth of prefixes was measured (saekit prune), it is drawn: the longer the bar, the less is lost.
+Sizes that `saekit prune` measured are drawn as bars: the longer the bar, the more variance is explained.
 """
 
 
-def show(
-    sae: Annotated[
-        list[str], typer.Argument(metavar="SAE...", help="Folder of an SAE, of a run, or hf:owner/name/folder.")
-    ],
-    json: Json = False,
-) -> None:
+@command("What is in an SAE file.", HELP)
+def show(sae: Saes, *, json: Json = False) -> None:
     """Print the description of each SAE."""
+    from ..store.address import sae_paths
     from ..store.native import describe
 
-    found = [describe(path) for path in expand(sae)]
+    found = [describe(path) for path in sae_paths(sae)]
     if json:
         print_json(found[0] if len(found) == 1 else {"saes": found})
         return
@@ -39,7 +36,7 @@ def show(
             typer.echo()
         print_facts(_ordered(facts))
         if facts["sizes"] is not None:
-            typer.echo("\nWhat its prefixes are worth (SAE.load(path, latents=…) or (path, fvu=…)):")
+            typer.echo("\nIts prefixes (SAE.load(path, latents=…) or (path, fvu=…)):")
             print_curve(facts["sizes"]["points"])
 
 
@@ -72,11 +69,7 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def expand(paths: list[str]) -> list[str]:
-    """Paths of single SAEs, from paths of SAEs or of runs that hold several."""
-    found: list[str] = []
-    for path in paths:
-        folder = Path(path)
-        is_run = not path.startswith("hf:") and folder.is_dir() and not (folder / "sae.json").is_file()
-        inside = sorted(str(file.parent) for file in folder.glob("*/sae.json")) if is_run else []
-        found += inside or [path]
-    return found
+    """Return the addresses of single SAEs."""
+    from ..store.address import sae_paths
+
+    return sae_paths(paths)

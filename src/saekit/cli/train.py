@@ -139,7 +139,7 @@ def _table(name: str, settings: Mapping[str, Any], common: Mapping[str, Any]) ->
     table: dict[str, Any] = {"arch": name}
     if settings.get("latents") is not None:
         table["latents"] = settings["latents"]
-    elif "latents" not in common:
+    elif not {"latents", "n_latents"} & common.keys():
         raise ConfigError("--latents must be given with --arch: the number of latents of each SAE.")
     if settings.get("k") is not None:
         fields = _fields(name)

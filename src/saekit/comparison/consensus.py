@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..evaluation.run import _named
-from ..measure.importance import Progress, as_source, importance
+from ..measure.importance import importance
 from ..provenance import sae_digest
+from ..rows.opening import as_source
 from ..rows.source import Source
 from ..sae.model import SAE
-from ..sae.rules import GroupMax, JumpReLU, Rule, TopK
+from ..sae.naming import named_saes
+from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
+from ..settings import Progress
 from ..training.architectures import config_from_dict
 from ..training.loop import train
 from .result import Comparison
@@ -98,15 +100,15 @@ def consensus(
     --------
     ::
 
-        both = sk.consensus(saes, rows, refit=200_000)
+        both = consensus(saes, rows, refit=200_000)
         sk.evaluate([both, *saes], heldout)
     """
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
         raise ConfigError("consensus: at least two SAEs must be given; one agrees with itself.")
-    named = _named(saes)
+    named = named_saes(saes, "consensus")
     values = [sae.fold_norms() for _, sae in named]
     _check(named, least, size, refit)
-    source = None if source is None else as_source(values[0], source, "consensus")
+    source = None if source is None else as_source(source, values[0].d_in, "consensus")
     if refit and source is None:
         raise ConfigError("consensus: `refit` trains on rows; got none. Pass rows like the training's.")
     comparison = comparison or compare([sae for _, sae in named], threshold=threshold, controls=False)
@@ -155,7 +157,7 @@ def _check(named: list[tuple[str, SAE]], least: int, size: int | None, refit: in
             raise ConfigError(f"consensus: `{name}` must be a positive whole number; got {value}.")
     for name, sae in named:
         same = type(sae.rule) is type(reference.rule) and sae.rule.settings() == reference.rule.settings()
-        if not same or isinstance(sae.rule, GroupMax):
+        if not same or isinstance(sae.rule, GroupMaxRule):
             raise ConfigError(
                 f"consensus: all SAEs must have one rule, and one without groups; `{name}` has {sae.rule!r}, `{first}` "
                 f"{reference.rule!r}. Pool seeds of one configuration."
@@ -216,7 +218,7 @@ class _Latent:
 def _of(sae: SAE, latent: int) -> dict[str, Tensor]:
     """The tensors of one latent, in float64."""
     found = {name: getattr(sae, name)[latent].double().cpu() for name in ("W_enc", "b_enc", "W_dec")}
-    if isinstance(sae.rule, JumpReLU):
+    if isinstance(sae.rule, JumpReLURule):
         found["threshold"] = sae.rule.threshold[latent].double().cpu()
     return found
 
@@ -279,10 +281,10 @@ def _assemble(
         name: torch.stack([latent.tensors[name] for latent in chosen]).to(first.dtype) for name in chosen[0].tensors
     }
     rule: Rule = first.rule
-    if isinstance(rule, JumpReLU):
-        rule = JumpReLU(stacked.pop("threshold"))
-    elif isinstance(rule, TopK):
-        rule = TopK(min(rule.k, len(chosen)))
+    if isinstance(rule, JumpReLURule):
+        rule = JumpReLURule(stacked.pop("threshold"))
+    elif isinstance(rule, TopKRule):
+        rule = TopKRule(min(rule.k, len(chosen)))
     biases = {"b_dec": torch.stack([sae.b_dec.double().cpu() for sae in saes]).mean(0).to(first.dtype)}
     if first.b_pre is not None:
         pre = [sae.b_pre.double().cpu() for sae in saes if sae.b_pre is not None]

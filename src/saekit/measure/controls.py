@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..sae.codes import Codes
 from ..sae.model import SAE
-from ..sae.rules import GroupMax, JumpReLU, Rule, TopK
+from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
 from .pca import PCA
 
 CALIBRATED_NUMBERS = 2**24
@@ -19,7 +19,7 @@ CALIBRATED_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
-class Arm:
+class Reconstructor:
     """Anything that reconstructs rows: an SAE or a control.
 
     Parameters
@@ -43,21 +43,21 @@ class Arm:
     l0: int | None = None
 
 
-def sae_arm(name: str, sae: SAE, about: dict[str, Any] | None = None) -> Arm:
-    """An SAE as an arm; it encodes sparsely and answers on the device and in the dtype of the rows."""
+def reconstructor_of(name: str, sae: SAE, about: dict[str, Any] | None = None) -> Reconstructor:
+    """Return an SAE as a reconstructor; it encodes sparsely and answers on the device and in the dtype of the rows."""
 
     def forward(x: Tensor) -> tuple[Tensor, Codes]:
         with torch.no_grad():
             codes = sae.encode(x)
             return sae.decode(codes, x.to(sae.device, sae.dtype)).to(x.device, x.dtype), codes
 
-    return Arm(name, forward, sae, about or {})
+    return Reconstructor(name, forward, sae, about or {})
 
 
-def pca_arm(pca: PCA, about: dict[str, Any]) -> Arm:
-    """Principal components as an arm."""
+def pca_reconstructor(pca: PCA, about: dict[str, Any]) -> Reconstructor:
+    """Return principal components as a reconstructor."""
     k = len(pca.components)
-    return Arm("pca", lambda x: (pca.reconstruct(x).to(x.dtype), None), None, {"k": k, **about}, k)
+    return Reconstructor("pca", lambda x: (pca.reconstruct(x).to(x.dtype), None), None, {"k": k, **about}, k)
 
 
 def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int) -> SAE:
@@ -96,20 +96,20 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
         "provenance": {},
     }
     threshold = W.new_zeros(sae.n_latents)
-    blank = sae.replace(W_enc=W, W_dec=W, rule=JumpReLU(threshold), **same)
+    blank = sae.replace(W_enc=W, W_dec=W, rule=JumpReLURule(threshold), **same)
     return blank.replace(rule=_rule_like(sae.rule, blank, sample, l0))
 
 
 def _rule_like(rule: Rule, blank: SAE, sample: Tensor, l0: float) -> Rule:
     """The same rule, without what it learned."""
-    if isinstance(rule, TopK):
-        return TopK(rule.k)
-    if isinstance(rule, GroupMax):
-        return GroupMax(rule.k, rule.group)
+    if isinstance(rule, TopKRule):
+        return TopKRule(rule.k)
+    if isinstance(rule, GroupMaxRule):
+        return GroupMaxRule(rule.k, rule.group)
     rows = sample[: max(CALIBRATED_NUMBERS // blank.n_latents, 16)]
     pre = blank.pre(rows).flatten().float()
     fired = min(round(l0 * len(rows)), len(pre))
     # Strictly more than the threshold fires, so it is the largest number that must stay silent.
     silent = len(pre) - fired
     threshold = float(pre.kthvalue(silent).values) if silent else 0.0
-    return JumpReLU(torch.full((blank.n_latents,), max(threshold, 0.0), dtype=blank.dtype, device=blank.device))
+    return JumpReLURule(torch.full((blank.n_latents,), max(threshold, 0.0), dtype=blank.dtype, device=blank.device))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .model import SAE
-from .rules import JumpReLU
+from .rules import JumpReLURule
 
 
 def freeze_batchtopk(sae: SAE, threshold: float) -> SAE:
@@ -17,7 +17,7 @@ def freeze_batchtopk(sae: SAE, threshold: float) -> SAE:
     ``codes = relu(pre) * (pre > threshold)``. The threshold is the running mean of the smallest positive activation
     that BatchTopK kept (Bussmann et al., 2412.06410), in the units of the pre-activations.
     """
-    return sae.replace(rule=JumpReLU(torch.full_like(sae.b_enc, threshold)))
+    return sae.replace(rule=JumpReLURule(torch.full_like(sae.b_enc, threshold)))
 
 
 def freeze_gated(
@@ -43,5 +43,5 @@ def freeze_gated(
     growth = r_mag.exp()
     threshold = (b_mag - growth * b_gate).clamp(min=0)
     return SAE(
-        W_enc=growth[:, None] * W_gate, b_enc=b_mag, W_dec=W_dec, b_dec=b_dec, rule=JumpReLU(threshold), **fields
+        W_enc=growth[:, None] * W_gate, b_enc=b_mag, W_dec=W_dec, b_dec=b_dec, rule=JumpReLURule(threshold), **fields
     )

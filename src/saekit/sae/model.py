@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -16,7 +17,7 @@ from .. import kernels
 from ..errors import ConfigError, ShapeError
 from .codes import Codes
 from .digest import compute_digest
-from .rules import Rule, TopK
+from .rules import Rule, TopKRule
 from .scaling import Scaling
 
 
@@ -232,11 +233,11 @@ class SAE:
         ConfigError
             The rule has no number of latents per row, or `k` is not within 1..n_latents.
         """
-        if not isinstance(self.rule, TopK):
+        if not isinstance(self.rule, TopKRule):
             raise ConfigError(f"with_k: the rule must be TopK; it is {self.rule.name}. Thresholds decide there.")
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.n_latents:
             raise ConfigError(f"with_k: `k` must be a whole number within 1..{self.n_latents}; got {k!r}.")
-        return self.replace(rule=TopK(k, self.rule.rank))
+        return self.replace(rule=TopKRule(k, self.rule.rank))
 
     def permute(self, order: Tensor) -> SAE:
         """The same SAE with new latent j = old latent ``order[j]``; reconstructions stay as they were.
@@ -307,6 +308,32 @@ class SAE:
         from ..store.native import load
 
         return load(path, latents=latents, fvu=fvu)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the SAE into a folder, as `save` does: the name that Hugging Face's libraries use."""
+        self.save(folder)
+
+    @staticmethod
+    def from_pretrained(
+        name: str | os.PathLike[str], *, revision: str | None = None, latents: int | None = None
+    ) -> SAE:
+        """Read an SAE by the name that Hugging Face's libraries use.
+
+        Parameters
+        ----------
+        name
+            A local folder, or ``owner/name[/folder]`` of a hub repository, with or without ``hf:`` before it.
+        revision
+            Branch, tag or commit of the repository.
+        latents
+            Number of latents to read; see `load`.
+        """
+        text = os.fspath(name)
+        if not os.path.exists(text) and re.match(r"(hf:)?[\w.-]*\w/\w", text):
+            text = f"hf:{text.removeprefix('hf:')}{f'@{revision}' if revision else ''}"
+        elif revision is not None:
+            raise ConfigError(f"from_pretrained: a local folder has no `revision`; got {revision!r} for `{text}`.")
+        return SAE.load(text, latents=latents)
 
     # ------------------------------------------------------------------ inside
 

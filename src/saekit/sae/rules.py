@@ -1,7 +1,7 @@
 """Selection rules: what turns pre-activations into codes. Each works on every row by itself.
 
 Rules that look at a whole batch (BatchTopK) or need further weights (Gated) exist in training only and are frozen into
-`JumpReLU` by `saekit.sae.freeze`.
+`JumpReLURule` by `saekit.sae.freeze`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class ReLU:
+class ReLURule:
     """``codes = max(pre, 0)``."""
 
     name: ClassVar[str] = "relu"
@@ -62,11 +62,11 @@ class ReLU:
         """Codes of centred rows ``[n, d_in]`` by the threshold kernel."""
         return Codes(*kernels.threshold_encode(u, W_enc, b_enc, None, block_rows=block_rows), W_enc.shape[0])
 
-    def take(self, index: Tensor, n_latents: int) -> ReLU:
+    def take(self, index: Tensor, n_latents: int) -> ReLURule:
         """The rule for some of the latents."""
         return self
 
-    def fold(self, norms: Tensor) -> ReLU:
+    def fold(self, norms: Tensor) -> ReLURule:
         """The rule after the encoder was multiplied by `norms` ``[n_latents]``."""
         return self
 
@@ -80,7 +80,7 @@ class ReLU:
 
 
 @dataclass(frozen=True, eq=False)
-class TopK:
+class TopKRule:
     """Keep the `k` largest pre-activations of a row, then ReLU: one that is not positive has not fired.
 
     With `rank`, latents are chosen by ``pre * rank`` while the codes stay ``pre``: with the decoder norms as `rank`
@@ -94,7 +94,7 @@ class TopK:
     name: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
-        _check_k(self.k, "TopK")
+        _check_k(self.k, "TopKRule")
 
     def codes(self, pre: Tensor) -> Codes:
         """Codes of pre-activations ``[n, n_latents]``."""
@@ -106,13 +106,13 @@ class TopK:
         values, indices = kernels.topk_encode(u, W_enc, b_enc, self.k, rank=self.rank, block_rows=block_rows)
         return Codes.from_topk(values, indices, W_enc.shape[0])
 
-    def take(self, index: Tensor, n_latents: int) -> TopK:
+    def take(self, index: Tensor, n_latents: int) -> TopKRule:
         """The rule for some of the latents: the selection is made among those kept, so k is at most their number."""
-        return TopK(min(self.k, len(index)), None if self.rank is None else self.rank[index])
+        return TopKRule(min(self.k, len(index)), None if self.rank is None else self.rank[index])
 
-    def fold(self, norms: Tensor) -> TopK:
+    def fold(self, norms: Tensor) -> TopKRule:
         """The rule after the encoder was multiplied by `norms`: it makes the same choice as before."""
-        return TopK(self.k, _folded_rank(self.rank, norms))
+        return TopKRule(self.k, _folded_rank(self.rank, norms))
 
     def settings(self) -> dict[str, Any]:
         """JSON-able settings."""
@@ -124,7 +124,7 @@ class TopK:
 
 
 @dataclass(frozen=True, eq=False)
-class JumpReLU:
+class JumpReLURule:
     """``codes = pre where pre > max(threshold, 0), else 0`` (strictly greater)."""
 
     threshold: Tensor
@@ -139,13 +139,13 @@ class JumpReLU:
         """Codes of centred rows ``[n, d_in]`` by the threshold kernel."""
         return Codes(*kernels.threshold_encode(u, W_enc, b_enc, self.threshold, block_rows=block_rows), W_enc.shape[0])
 
-    def take(self, index: Tensor, n_latents: int) -> JumpReLU:
+    def take(self, index: Tensor, n_latents: int) -> JumpReLURule:
         """The rule for some of the latents."""
-        return JumpReLU(self.threshold[index])
+        return JumpReLURule(self.threshold[index])
 
-    def fold(self, norms: Tensor) -> JumpReLU:
+    def fold(self, norms: Tensor) -> JumpReLURule:
         """The rule after the encoder was multiplied by `norms`: thresholds move along."""
-        return JumpReLU(self.threshold * norms)
+        return JumpReLURule(self.threshold * norms)
 
     def settings(self) -> dict[str, Any]:
         """JSON-able settings."""
@@ -157,7 +157,7 @@ class JumpReLU:
 
 
 @dataclass(frozen=True, eq=False)
-class GroupMax:
+class GroupMaxRule:
     """Latents are in groups; the largest pre-activation of each group is kept, then ReLU.
 
     Without `group` the latents form `k` contiguous groups of equal size (sparsify's ``groupmax``).
@@ -172,7 +172,7 @@ class GroupMax:
     name: ClassVar[str] = "groupmax"
 
     def __post_init__(self) -> None:
-        _check_k(self.k, "GroupMax")
+        _check_k(self.k, "GroupMaxRule")
 
     def codes(self, pre: Tensor) -> Codes:
         """Codes of pre-activations ``[n, n_latents]``."""
@@ -187,14 +187,14 @@ class GroupMax:
         """Codes of centred rows ``[n, d_in]``, block by block."""
         return _blockwise(self.codes, u, W_enc, b_enc, block_rows)
 
-    def take(self, index: Tensor, n_latents: int) -> GroupMax:
+    def take(self, index: Tensor, n_latents: int) -> GroupMaxRule:
         """The rule for some of the latents: they stay in their groups, a group that lost all its latents is gone."""
         kept = self._groups(n_latents, index.device)[index]
-        return GroupMax(len(kept.unique()), kept, None if self.rank is None else self.rank[index])
+        return GroupMaxRule(len(kept.unique()), kept, None if self.rank is None else self.rank[index])
 
-    def fold(self, norms: Tensor) -> GroupMax:
+    def fold(self, norms: Tensor) -> GroupMaxRule:
         """The rule after the encoder was multiplied by `norms`: it makes the same choice as before."""
-        return GroupMax(self.k, self.group, _folded_rank(self.rank, norms))
+        return GroupMaxRule(self.k, self.group, _folded_rank(self.rank, norms))
 
     def settings(self) -> dict[str, Any]:
         """JSON-able settings."""
@@ -209,8 +209,8 @@ class GroupMax:
         return self.group if self.group is not None else contiguous_groups(n_latents, self.k).to(device)
 
 
-RULES: dict[str, type[ReLU] | type[TopK] | type[JumpReLU] | type[GroupMax]] = {
-    rule.name: rule for rule in (ReLU, TopK, JumpReLU, GroupMax)
+RULES: dict[str, type[ReLURule] | type[TopKRule] | type[JumpReLURule] | type[GroupMaxRule]] = {
+    rule.name: rule for rule in (ReLURule, TopKRule, JumpReLURule, GroupMaxRule)
 }
 """Every rule by the name it has in files."""
 
@@ -225,7 +225,7 @@ def contiguous_groups(n_latents: int, k: int) -> Tensor:
     """
     if n_latents % k:
         raise ConfigError(
-            f"GroupMax: `n_latents` must be a multiple of `k`; got n_latents={n_latents}, k={k}. "
+            f"GroupMaxRule: `n_latents` must be a multiple of `k`; got n_latents={n_latents}, k={k}. "
             "Give the group of each latent as `group`."
         )
     return torch.arange(n_latents) // (n_latents // k)

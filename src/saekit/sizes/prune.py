@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..measure.importance import Progress, as_source, batches, facts_of, normal_equations
+from ..measure.importance import batches, normal_equations
+from ..rows.opening import as_source, facts_of
 from ..rows.source import Source
 from ..sae.model import SAE
-from ..sae.rules import GroupMax, JumpReLU, ReLU, TopK
+from ..sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
+from ..settings import Progress
 from .ranking import ORDERS, rank
 
 SELECTIONS = ("before", "after")
@@ -89,7 +91,7 @@ def prune(
     sizes = check_sizes(sae, sizes, "prune")
     _check(sae, source, selection, refit, recalibrate)
     if source is not None:
-        source = as_source(sae, source, "prune")
+        source = as_source(source, sae.d_in, "prune")
     ranked = rank(sae, source, by=by, rows=rows, batch_rows=batch_rows, seed=seed, progress=progress)
     check_ties(ranked, sizes, "prune")
     after = selection == "after" and competes(ranked)
@@ -98,7 +100,7 @@ def prune(
         sample = _sample(source, rows, batch_rows, progress).to(sae.device, sae.dtype)
         with torch.no_grad():
             if after:
-                rule = JumpReLU(matched_thresholds(ranked, sample))
+                rule = JumpReLURule(matched_thresholds(ranked, sample))
                 whole = ranked.replace(rule=rule)
                 pruned = [whole.take(size) if size < sae.n_latents else ranked for size in sizes]
             if recalibrate:
@@ -123,7 +125,7 @@ def prune(
 
 def competes(sae: SAE) -> bool:
     """Whether latents keep each other from firing, so that a selection before and after pruning differ."""
-    return isinstance(sae.rule, TopK | GroupMax)
+    return isinstance(sae.rule, TopKRule | GroupMaxRule)
 
 
 def check_sizes(sae: SAE, sizes: Sequence[int], where: str) -> list[int]:
@@ -177,7 +179,7 @@ def check_ties(ranked: SAE, sizes: Sequence[int], where: str) -> None:
 def _check(sae: SAE, source: Any, selection: str, refit: bool, recalibrate: bool) -> None:
     if selection not in SELECTIONS:
         raise ConfigError(f"prune: `selection` must be 'before' or 'after'; got {selection!r}.")
-    if recalibrate and isinstance(sae.rule, ReLU):
+    if recalibrate and isinstance(sae.rule, ReLURule):
         raise ConfigError("prune: `recalibrate` needs a rule with thresholds; a ReLU SAE has none. Use `refit`.")
     after = selection == "after" and competes(sae)
     if source is None and (refit or recalibrate or after):
@@ -231,7 +233,7 @@ def matched_thresholds(sae: SAE, x: Tensor) -> Tensor:
 
 def _recalibrated(sae: SAE, x: Tensor, l0: float) -> SAE:
     """The SAE with its thresholds times one factor, such that about `l0` latents fire per row of `x`."""
-    if not isinstance(sae.rule, JumpReLU):
+    if not isinstance(sae.rule, JumpReLURule):
         return sae
     threshold = sae.rule.threshold.clamp_min(0)
     step = max(1, CALIBRATION_NUMBERS // sae.n_latents)
@@ -245,4 +247,4 @@ def _recalibrated(sae: SAE, x: Tensor, l0: float) -> SAE:
     factor = 0.0 if count >= len(ratio) else float(ratio.kthvalue(len(ratio) - count).values)
     if factor == float("inf"):  # more latents without a threshold fire than should
         return sae
-    return sae.replace(rule=JumpReLU(sae.rule.threshold * factor))
+    return sae.replace(rule=JumpReLURule(sae.rule.threshold * factor))

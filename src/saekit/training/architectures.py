@@ -20,7 +20,7 @@ from ..sae.freeze import freeze_batchtopk, freeze_gated
 from ..sae.model import SAE
 from ..sae.scaling import Scaling
 from . import losses
-from .config import BatchTopK, Config, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Relu, TopK
+from .config import BatchTopK, Config, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
 from .initialization import level_of
 
 Tensors = dict[str, Tensor]
@@ -49,11 +49,11 @@ class Architecture:
 
 
 def _finish_topk(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
-    return SAE(**_common(p), rule=rules.TopK(config.k), **fields)
+    return SAE(**_common(p), rule=rules.TopKRule(config.k), **fields)
 
 
 def _finish_batch(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
-    sae = SAE(**_common(p), rule=rules.ReLU(), **fields)
+    sae = SAE(**_common(p), rule=rules.ReLURule(), **fields)
     return freeze_batchtopk(sae, float(state["threshold"]))
 
 
@@ -62,11 +62,11 @@ def _finish_matryoshka(config: Matryoshka, p: Tensors, state: Tensors, fields: d
 
 
 def _finish_relu(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
-    return SAE(**_common(p), rule=rules.ReLU(), **fields)
+    return SAE(**_common(p), rule=rules.ReLURule(), **fields)
 
 
 def _finish_jumprelu(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
-    return SAE(**_common(p), rule=rules.JumpReLU(p["log_threshold"].exp()), **fields)
+    return SAE(**_common(p), rule=rules.JumpReLURule(p["log_threshold"].exp()), **fields)
 
 
 def _finish_gated(config: Any, p: Tensors, state: Tensors, fields: dict[str, Any]) -> SAE:
@@ -81,7 +81,7 @@ def _common(p: Tensors) -> dict[str, Any]:
 def _start_threshold(config: JumpReLU, p: Tensors, x: Tensor) -> Tensors:
     """One threshold for all latents, such that the first L0 is the target on these rows."""
     threshold = level_of(x, p["W_enc"], p["b_enc"], config.target_l0).clamp(min=1e-3)
-    return {"log_threshold": threshold.log().expand(config.latents).clone()}
+    return {"log_threshold": threshold.log().expand(config.n_latents).clone()}
 
 
 START_L0 = 2.0
@@ -94,10 +94,10 @@ def _start_sparse(config: Any, p: Tensors, x: Tensor) -> Tensors:
     With a bias of 0 half of all latents fire at first: reconstructions are n_latents / (2 d) times too long, the bias
     has to travel far at Adam's pace, and a coefficient that chases L0 meanwhile crushes the codes.
     """
-    if config.target_l0 is None or START_L0 * config.target_l0 >= config.latents / 2:
+    if config.target_l0 is None or START_L0 * config.target_l0 >= config.n_latents / 2:
         return {}
     threshold = level_of(x, p["W_enc"], torch.zeros_like(p["b_enc"]), START_L0 * config.target_l0)
-    return {"b_enc": (-threshold).expand(config.latents).clone()}
+    return {"b_enc": (-threshold).expand(config.n_latents).clone()}
 
 
 def _start_gate(config: Gated, p: Tensors, x: Tensor) -> Tensors:
@@ -121,7 +121,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     row.config.arch: row
     for row in (
         Architecture(
-            Relu, losses.relu_loss, _finish_relu, extra=_start_sparse, state=_penalty_state, unit_decoder=False
+            ReLU, losses.relu_loss, _finish_relu, extra=_start_sparse, state=_penalty_state, unit_decoder=False
         ),
         Architecture(TopK, losses.topk_loss, _finish_topk),
         Architecture(HierarchicalTopK, losses.hierarchical_loss, _finish_topk),
@@ -149,22 +149,32 @@ ARCHITECTURES: dict[str, Architecture] = {
 """Every architecture by its name on the command line and in files."""
 
 
+IN_FILES = {"n_latents": "latents"}
+"""Fields that files and the command line call otherwise than Python does: those names are older."""
+
+
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """A configuration as plain JSON: its ``arch`` and every field."""
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    """Return a configuration as plain JSON: its ``arch`` and every field, by the names that files use."""
+    fields = {IN_FILES.get(f.name, f.name): getattr(config, f.name) for f in dataclasses.fields(config)}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     return {"arch": config.arch, **plain}
 
 
 def config_from_dict(settings: Mapping[str, Any]) -> Any:
-    """The configuration that `settings` describe: ``arch`` and fields of that architecture.
+    """Return the configuration that `settings` describe: ``arch`` and fields of that architecture.
+
+    ``latents`` (in files and on the command line) and ``n_latents`` (in Python) are the same field.
 
     Raises
     ------
     ConfigError
         ``arch`` is missing or unknown, a key is unknown or missing, or a value cannot work.
     """
-    settings = dict(settings)
+    in_python = {name: field for field, name in IN_FILES.items()}
+    for name, own in in_python.items():
+        if name in settings and own in settings:
+            raise ConfigError(f"`{name}` and `{own}` are the same setting; got both. Drop one of the two.")
+    settings = {in_python.get(name, name): value for name, value in settings.items()}
     arch = settings.pop("arch", None)
     if not isinstance(arch, str) or arch not in ARCHITECTURES:
         raise ConfigError(
@@ -189,7 +199,7 @@ def name_of(config: Any) -> str:
         sparsity = f"l0-{config.target_l0:g}"
     else:
         sparsity = f"l1-{config.l1:g}"
-    parts = [config.arch, str(config.latents), sparsity, *([config.control] if config.control else [])]
+    parts = [config.arch, str(config.n_latents), sparsity, *([config.control] if config.control else [])]
     parts += [f"mutual{config.mutual:g}"] if config.mutual else []
     return "-".join(parts)
 

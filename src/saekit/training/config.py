@@ -23,11 +23,11 @@ CONTROLS = (None, "untrained", "frozen-decoder", "frozen-encoder")
 class Config:
     """Fields that every architecture has. Use one of the architectures; this class only holds what they share."""
 
-    latents: int
+    n_latents: int
     """Number of latents of the SAE."""
     _: KW_ONLY
     lr: float | None = None
-    """Peak learning rate of Adam. None: ``2e-4 * sqrt(2**14 / latents)``. Unit: none (Adam's steps are in units of
+    """Peak learning rate of Adam. None: ``2e-4 * sqrt(2**14 / n_latents)``. Unit: none (Adam's steps are in units of
     the weights)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's first and second moments per step, each in [0, 1)."""
@@ -72,7 +72,7 @@ class _Revived(Config):
     """Weight of AuxK: dead latents explain what the SAE leaves over. 0 switches it off. Unit: fraction of the
     reconstruction loss."""
     k_aux: int | None = None
-    """Dead latents per row in AuxK. None: d_in / 2, at most `latents`. Unit: latents per row."""
+    """Dead latents per row in AuxK. None: d_in / 2, at most `n_latents`. Unit: latents per row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class _Penalized(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relu(_Penalized):
+class ReLU(_Penalized):
     """ReLU codes, L1 penalty on each code times the norm of its decoder row."""
 
     arch: ClassVar[str] = "relu"
@@ -187,19 +187,19 @@ class Matryoshka(_Revived):
     k: int
     """Latents per row at the largest size."""
     sizes: tuple[int, ...] | None = None
-    """Prefix lengths, increasing, the last equal to `latents`. None: an eighth, a quarter, a half, all. Unit:
+    """Prefix lengths, increasing, the last equal to `n_latents`. None: an eighth, a quarter, a half, all. Unit:
     latents."""
     weights: tuple[float, ...] | None = None
     """Weight c_g of each size; None for ``1 / number of sizes`` each. Unit: fraction of the reconstruction loss."""
     sampled: int = 0
-    """Draw this many sizes anew in every step (log-uniform from latents / 64 up, besides `latents` itself) instead of
-    fixed `sizes`."""
+    """Draw this many sizes anew in every step (log-uniform from n_latents / 64 up, besides `n_latents` itself)
+    instead of fixed `sizes`."""
     over: str = "topk"
     """``topk``: selection per row; ``batchtopk``: over the batch, with one threshold afterwards."""
     k_per_size: str | None = None
     """How a prefix of length g selects. ``fixed``: `k` among its own latents, what ``sae.take(g)`` does with a TopK
     SAE. ``scaled``:
-    ``max(1, round(k * g / latents))`` among its own. ``truncated``: the selection of the full size, cut. None:
+    ``max(1, round(k * g / n_latents))`` among its own. ``truncated``: the selection of the full size, cut. None:
     ``fixed`` over
     topk, ``truncated`` over batchtopk (there one threshold serves all sizes)."""
     arch: ClassVar[str] = "matryoshka"
@@ -209,7 +209,7 @@ def matryoshka_sizes(config: Matryoshka) -> tuple[int, ...]:
     """The fixed sizes of a Matryoshka configuration, defaults filled in."""
     if config.sizes is not None:
         return config.sizes
-    return tuple(sorted({max(1, config.latents // part) for part in (8, 4, 2, 1)}))
+    return tuple(sorted({max(1, config.n_latents // part) for part in (8, 4, 2, 1)}))
 
 
 def hierarchical_levels(config: HierarchicalTopK) -> tuple[int, ...]:
@@ -237,9 +237,9 @@ def is_number(value: Any) -> bool:
 def _check_common(c: Config) -> None:
     if not c.arch:
         raise ConfigError(
-            "`Config` holds shared fields only; make one of the architectures, for example TopK(latents=1024, k=16)."
+            "`Config` holds shared fields only; make one of the architectures, for example TopK(n_latents=1024, k=16)."
         )
-    _must(c, "latents", is_whole(c.latents) and c.latents >= 1, "a whole number of at least 1")
+    _must(c, "n_latents", is_whole(c.n_latents) and c.n_latents >= 1, "a whole number of at least 1")
     _must(c, "lr", c.lr is None or (is_number(c.lr) and c.lr > 0), "a positive number or None")
     _freeze_sequence(c, "betas")
     valid = isinstance(c.betas, tuple) and len(c.betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in c.betas)
@@ -267,9 +267,10 @@ def _check_specific(c: Any) -> None:
     """Checks by field, so that every architecture that has the field gets them."""
     if _has(c, "k"):
         _must(c, "k", is_whole(c.k) and c.k >= 1, "a whole number of at least 1")
-        if c.k > c.latents:
+        if c.k > c.n_latents:
             raise ConfigError(
-                f"`{type(c).__name__}.k` must be at most latents={c.latents}; got k={c.k}. Lower k or widen the SAE."
+                f"`{type(c).__name__}.k` must be at most n_latents={c.n_latents}; got k={c.k}. "
+                "Lower k or widen the SAE."
             )
     if _has(c, "aux_coefficient"):
         _must(c, "aux_coefficient", is_number(c.aux_coefficient) and c.aux_coefficient >= 0, "0 or a positive number")
@@ -282,8 +283,8 @@ def _check_specific(c: Any) -> None:
         _must(
             c,
             "target_l0",
-            is_number(c.target_l0) and 0 < c.target_l0 <= c.latents,
-            f"a positive number of latents per row, at most latents={c.latents}",
+            is_number(c.target_l0) and 0 < c.target_l0 <= c.n_latents,
+            f"a positive number of latents per row, at most n_latents={c.n_latents}",
         )
     if _has(c, "bandwidth"):
         _must(c, "bandwidth", is_number(c.bandwidth) and c.bandwidth > 0, "a positive number")
@@ -318,9 +319,9 @@ def _check_sizes(c: Matryoshka) -> None:
         )
     sizes = matryoshka_sizes(c)
     increasing = all(is_whole(s) for s in sizes) and all(a < b for a, b in zip((0, *sizes), sizes))
-    if not sizes or not increasing or sizes[-1] != c.latents:
+    if not sizes or not increasing or sizes[-1] != c.n_latents:
         raise ConfigError(
-            f"`Matryoshka.sizes` must increase and end at latents={c.latents}; got {list(sizes)}. "
+            f"`Matryoshka.sizes` must increase and end at n_latents={c.n_latents}; got {list(sizes)}. "
             "Drop repeats and anything above, and add the full size at the end."
         )
     _check_weights(c, len(sizes), "sizes")

@@ -40,8 +40,8 @@ def warnings_for(learner: Learner, record: dict[str, Any]) -> list[str]:
             f"L0 is {record['l0']:.3g} and should be {target:g}. Train longer"
             + (", or raise `sparsity`." if config.arch == "jumprelu" else ".")
         )
-    if target is None and record["l0"] > 0.2 * config.latents:
+    if target is None and record["l0"] > 0.2 * config.n_latents:
         found.append(
-            f"L0 is {record['l0']:.3g} of {config.latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
+            f"L0 is {record['l0']:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
         )
     return found

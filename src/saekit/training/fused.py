@@ -29,7 +29,7 @@ from .config import (
     HierarchicalTopK,
     JumpReLU,
     Matryoshka,
-    Relu,
+    ReLU,
     TopK,
     hierarchical_levels,
     matryoshka_selection,
@@ -192,7 +192,7 @@ def _topk(s: _State) -> _Found:
 
 
 def _batchtopk(s: _State) -> _Found | None:
-    chosen = _choose_batch(s, [(s.config.latents, s.config.k)])
+    chosen = _choose_batch(s, [(s.config.n_latents, s.config.k)])
     return None if chosen is None else _selected(s, chosen[0][0], chosen[1])
 
 
@@ -275,7 +275,7 @@ def _matryoshka(s: _State) -> _Found | None:
         error = error + weight * fit.error / n
         columns = columns + fit.columns
         place = stack[index * n : (index + 1) * n]
-        if truncated and size < config.latents:
+        if truncated and size < config.n_latents:
             torch.add(stack[(index + 1) * n : (index + 2) * n], fit.gradient, out=place)
             slopes[0][pairs.latents < size] += fit.slopes
         else:
@@ -291,7 +291,7 @@ def _matryoshka(s: _State) -> _Found | None:
         sections=sizes[:-1] if truncated else (),
     )  # fmt: skip
     g = s.kernel.gradients(s.u, s.offset, s.p, terms, revived=revived)
-    fired = s.kernel.counts_of(pairs.latents[pairs.values > 0], config.latents)
+    fired = s.kernel.counts_of(pairs.latents[pairs.values > 0], config.n_latents)
     parts = _with_aux({"reconstruction": error}, aux, s)
     return _Found(full, g, {"b_dec": columns + g.of_offset}, fired, parts, updates=_threshold(s, smallest))
 
@@ -373,7 +373,7 @@ def _room(s: _State) -> int:
 def _jumprelu(s: _State) -> _Found | None:
     """Pairs within the band around the threshold count too: they move it."""
     c: JumpReLU = s.config
-    n, n_latents = len(s.u), c.latents
+    n, n_latents = len(s.u), c.n_latents
     threshold = s.p["log_threshold"].exp()
     # A little below the band, so that rounding does not cut its edge.
     pairs = s.kernel.pairs_above(s.u, s.encoder, threshold * (1 - 1e-6) - c.bandwidth / 2 * (1 + 1e-5), _room(s))
@@ -410,7 +410,7 @@ def _relu(s: _State) -> _Found | None:
     norms = s.kernel.row_norms(s.p["W_dec"])
     own = norms[pairs.latents]
     fit = s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
-    totals = s.kernel.sums_of(pairs.latents, pairs.values, s.config.latents)
+    totals = s.kernel.sums_of(pairs.latents, pairs.values, s.config.n_latents)
     where = s.kernel.array.where
     stretch = _float32(s, where(norms > 0, pressure * totals / where(norms > 0, norms, 1.0), 0.0))
     everything = pairs.latents >= 0
@@ -423,7 +423,7 @@ def _relu(s: _State) -> _Found | None:
 
 def _gated(s: _State) -> _Found | None:
     """Two reconstructions of the same pairs; the gate's sees a decoder that does not move."""
-    n, n_latents = len(s.u), s.config.latents
+    n, n_latents = len(s.u), s.config.n_latents
     pairs = s.kernel.pairs_above(s.u, s.encoder, torch.zeros_like(s.p["b_enc"]), _room(s))
     if pairs is None:
         return None
@@ -462,6 +462,6 @@ _PATHS: dict[type, Callable[[_State], _Found | None]] = {
     Matryoshka: _matryoshka,
     HierarchicalTopK: _hierarchical,
     JumpReLU: _jumprelu,
-    Relu: _relu,
+    ReLU: _relu,
     Gated: _gated,
 }

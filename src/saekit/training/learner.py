@@ -71,11 +71,11 @@ def resolve(config: Any, d_in: int, total_steps: int, batch_rows: int, precision
     return Settings(
         total_steps=total_steps,
         batch_rows=batch_rows,
-        lr=config.lr or 2e-4 * (2**14 / config.latents) ** 0.5,
+        lr=config.lr or 2e-4 * (2**14 / config.n_latents) ** 0.5,
         warmup_steps=warmup,
         decay_steps=round(config.decay_fraction * total_steps),
         dead_after_rows=dead_after,
-        k_aux=min(k_aux, config.latents),
+        k_aux=min(k_aux, config.n_latents),
         threshold_start=min(1000, total_steps // 2),
         threshold_decay=1 - 1 / memory,
         precision=precision,
@@ -184,7 +184,7 @@ def start_learner(
     """
     streams = {name: generator(seed, name) for name in GENERATORS}
     center = bias if scale is None else bias * scale
-    parameters = first_weights(config.latents, len(bias), streams["init"])
+    parameters = first_weights(config.n_latents, len(bias), streams["init"])
     parameters["b_dec"] = center.clone()
     row = ARCHITECTURES[config.arch]
     scaled = sample if scale is None else sample * scale
@@ -203,7 +203,7 @@ def start_learner(
         parameters=parameters,
         first_moments=first,
         second_moments=second,
-        rows_since_fired=torch.zeros(config.latents, dtype=torch.int64, device=device),
+        rows_since_fired=torch.zeros(config.n_latents, dtype=torch.int64, device=device),
         state=state,
         generators=streams,
     )
@@ -309,10 +309,10 @@ def _context(learner: Learner) -> Context:
 
 def _draw_sizes(config: Matryoshka, stream: torch.Generator) -> tuple[int, ...]:
     """`sampled` prefix lengths, log-uniform between latents / 64 and latents, and the full size."""
-    low = max(1.0, config.latents / 64)
+    low = max(1.0, config.n_latents / 64)
     share = torch.rand(config.sampled, generator=stream, dtype=torch.float64)
-    drawn = (low * (config.latents / low) ** share).long().clamp(1, config.latents - 1 or 1).tolist()
-    return (*sorted(drawn), config.latents)
+    drawn = (low * (config.n_latents / low) ** share).long().clamp(1, config.n_latents - 1 or 1).tolist()
+    return (*sorted(drawn), config.n_latents)
 
 
 def _update(learner: Learner, gradients: dict[str, Tensor]) -> Tensor:

@@ -143,7 +143,7 @@ def train(
     Parameters
     ----------
     configs
-        One configuration or several (`TopK`, `Relu`, ...).
+        One configuration or several (`TopK`, `ReLU`, ...).
     source
         Rows: anything with ``d_in``, ``n_rows``, ``info`` and ``batches`` (see
         `saekit.rows.source.Source`), or an array ``[n, d_in]``.
@@ -205,7 +205,7 @@ def train(
     >>> from saekit.rows.synthetic import SyntheticRows
     >>> rows = SyntheticRows(d_in=8, n_features=16, n_rows=2048)
     >>> from saekit import TopK, train
-    >>> [sae] = train(TopK(latents=16, k=4), rows, batch_rows=256)
+    >>> [sae] = train(TopK(n_latents=16, k=4), rows, batch_rows=256)
     >>> sae.n_latents
     16
     """
@@ -506,7 +506,7 @@ def _log(
             "loss": own["loss"] / n,
             "fvu": own["error"] / variance,
             "l0": own["fired"] / n,
-            "dead_fraction": own["dead="] / learner.config.latents,
+            "dead_fraction": own["dead="] / learner.config.n_latents,
             "grad_norm": own["grad_norm"] / n,
             **{key.removeprefix("part."): value / n for key, value in own.items() if key.startswith("part.")},
         }

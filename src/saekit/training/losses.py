@@ -29,7 +29,7 @@ from .config import (
     JumpReLU,
     Matryoshka,
     PAnneal,
-    Relu,
+    ReLU,
     TopK,
     hierarchical_levels,
     matryoshka_selection,
@@ -112,13 +112,13 @@ def topk_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
     """TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``."""
     c: TopK = context.config
     offset, bias = _biases(p, context)
-    k_wide = min(4 * c.k, c.latents) if c.multi_topk else c.k
+    k_wide = min(4 * c.k, c.n_latents) if c.multi_topk else c.k
     wide_values, wide_indices = choose_topk(x, p["W_enc"], bias, k_wide)
-    values, pairs = _first(wide_values, wide_indices, c.k, c.latents)
+    values, pairs = _first(wide_values, wide_indices, c.k, c.n_latents)
     x_hat = _reconstruct(p, x, bias, offset, values, pairs)
     terms = {"reconstruction": squared_error(x, x_hat)}
     if c.multi_topk:
-        wide = _first(wide_values, wide_indices, k_wide, c.latents)
+        wide = _first(wide_values, wide_indices, k_wide, c.n_latents)
         terms["multi_topk"] = c.multi_topk * squared_error(x, _reconstruct(p, x, bias, offset, *wide))
     residual = (x - x_hat).detach()
     _add_aux(terms, p, x, bias, residual, context)
@@ -138,7 +138,7 @@ def hierarchical_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outc
     values, indices = choose_topk(x, p["W_enc"], bias, c.k)  # largest first
     x_hat, error, fired = offset, x.new_zeros(()), torch.zeros_like(bias)
     for start, level, weight in zip((0, *levels), levels, weights):
-        ring = values[:, start:level].reshape(-1), Pairs.even(indices[:, start:level], c.latents)
+        ring = values[:, start:level].reshape(-1), Pairs.even(indices[:, start:level], c.n_latents)
         x_hat = _reconstruct(p, x, bias, x_hat, *ring)
         error = error + weight * squared_error(x, x_hat)
         fired = fired + ring[1].fired(ring[0])
@@ -176,11 +176,11 @@ def matryoshka_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcom
     def select(size: int) -> tuple[Tensor, Pairs, Tensor | None]:
         k = _k_of(c, size)
         if pre is None:
-            return *_first(*choose_topk(x, p["W_enc"][:size], bias[:size], k), k, c.latents), None
+            return *_first(*choose_topk(x, p["W_enc"][:size], bias[:size], k), k, c.n_latents), None
         values, pairs, smallest = choose_batchtopk(pre[:, :size], k * len(x), context.state["last_smallest"])
-        return values, Pairs(pairs.offsets, pairs.indices, c.latents), smallest
+        return values, Pairs(pairs.offsets, pairs.indices, c.n_latents), smallest
 
-    values, pairs, smallest = select(c.latents)
+    values, pairs, smallest = select(c.n_latents)
     chosen = [(values, pairs)]
     for size in sizes[:-1]:
         if truncated:  # a value of 0 adds nothing and gets no gradient
@@ -258,7 +258,7 @@ def threshold_updates(context: Context, smallest: Tensor) -> dict[str, Tensor]:
 
 def _k_of(c: Matryoshka, size: int) -> int:
     """Latents per row that a prefix of `size` latents keeps."""
-    k = max(1, round(c.k * size / c.latents)) if matryoshka_selection(c) == "scaled" else c.k
+    k = max(1, round(c.k * size / c.n_latents)) if matryoshka_selection(c) == "scaled" else c.k
     return min(k, size)
 
 
@@ -483,7 +483,7 @@ def _count(codes: Tensor) -> Tensor:
 
 def _controlled(context: Context, coefficient: Tensor, fired: Tensor, n_rows: int) -> dict[str, Tensor]:
     """The coefficient after one step of the L0 controller; nothing when no L0 is asked for."""
-    c: Relu | Gated | PAnneal = context.config
+    c: ReLU | Gated | PAnneal = context.config
     if c.target_l0 is None:
         return {}
     distance = (fired.sum() / n_rows / c.target_l0).clamp(min=1e-3).log()

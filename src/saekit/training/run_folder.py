@@ -28,12 +28,12 @@ def check(
     """Refuse what cannot work, before anything is computed."""
     if not configs:
         raise ConfigError(
-            "train: `configs` must hold at least one configuration; got none. Pass TopK(latents=1024, k=16), say."
+            "train: `configs` must hold at least one configuration; got none. Pass TopK(n_latents=1024, k=16), say."
         )
     for config in configs:
         if not isinstance(config, Config):
             raise ConfigError(
-                f"train: every one of `configs` must be a configuration such as TopK(latents=1024, k=16); "
+                f"train: every one of `configs` must be a configuration such as TopK(n_latents=1024, k=16); "
                 f"got {config!r}. Make one from a dictionary with config_from_dict."
             )
     for own in seeds_of(configs, seeds):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..sae.model import SAE
-from ..sae.rules import JumpReLU
+from ..sae.rules import JumpReLURule
 from .architectures import ARCHITECTURES
 from .learner import Learner, finish
 
@@ -30,10 +30,10 @@ def start_from(learner: Learner, sae: SAE) -> None:
     """
     config = learner.config
     d_in = len(learner.center)
-    if (sae.n_latents, sae.d_in, sae.d_out) != (config.latents, d_in, d_in):
+    if (sae.n_latents, sae.d_in, sae.d_out) != (config.n_latents, d_in, d_in):
         raise ConfigError(
-            f"train: the SAE to start from must have latents={config.latents} on rows of width {d_in}; it has "
-            f"{sae.n_latents} on {sae.d_in}. Take a part of it, or change `latents`."
+            f"train: the SAE to start from must have n_latents={config.n_latents} on rows of width {d_in}; it has "
+            f"{sae.n_latents} on {sae.d_in}. Take a part of it, or change `n_latents`."
         )
     rule = finish(learner, {}).rule
     if type(rule) is not type(sae.rule) or getattr(sae.rule, "rank", None) is not None:
@@ -58,7 +58,7 @@ def start_from(learner: Learner, sae: SAE) -> None:
 def _of_the_rule(learner: Learner, sae: SAE, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Parameters of the gate or the thresholds."""
     names = learner.parameters
-    if not isinstance(sae.rule, JumpReLU):
+    if not isinstance(sae.rule, JumpReLURule):
         return {}
     if "log_threshold" in names:
         return {"log_threshold": sae.rule.threshold.clamp_min(LEAST_THRESHOLD).log()}

@@ -1,0 +1,331 @@
+"""Commands: a function's parameters are the command's options, each declared once.
+
+::
+
+    @command("Measure SAEs.", HELP, flags=("controls",))
+    def evaluate(sae: Saes, *, rows: Rows | None = None, settings: EvaluateSettings, json: Json = False) -> None: ...
+
+A parameter is an argument or an option of `saekit.cli.options` (or an ``Annotated`` one of its own), or a settings
+class, whose fields become options: name, type, default and help text are those of the field. The fields that are named
+in `flags` or like a shared option become flags; every field can be set by ``--set name=value`` and in the TOML file of
+``--config``, and is described in the command's help. An option without a default must be given in one of these ways.
+Commands without settings have neither ``--config`` nor ``--set``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from ..settings import attribute_docs
+from .options import SHARED, ConfigFile, Set
+from .settings import floats, merge, required, whole_numbers
+
+_ArgumentInfo, _OptionInfo = type(typer.Argument()), type(typer.Option())
+
+METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+"""What stands for a value of a type in the help."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Marks a parameter that is set as a table of its own, ``[name]`` in a file and ``--set name.key=value``.
+
+    Parameters
+    ----------
+    keys
+        Returns the keys of a mapping; not needed for a settings class. Without it any key is taken.
+    repeated
+        Whether it is a list of tables, ``[[name]]``.
+    """
+
+    keys: Callable[[], Iterable[str]] | None = None
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the program."""
+
+    function: Callable[..., None]
+    """What it does, given the values of its options."""
+    short_help: str
+    """One line for the list of commands."""
+    help: str
+    """The text of its own help page."""
+    epilog: str
+    """The settings that have no flag."""
+    callback: Callable[..., None]
+    """The function that typer calls; its signature holds all arguments and flags."""
+
+    @property
+    def name(self) -> str:
+        """The word after ``saekit``."""
+        return self.function.__name__
+
+
+def command(
+    short_help: str, help: str, *, flags: Sequence[str] = (), named: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., None]], Command]:
+    """Decorate a function to make it a command.
+
+    Parameters
+    ----------
+    short_help, help
+        One line, and the whole text.
+    flags
+        Fields of settings classes that become flags, in this order.
+    named
+        Flags whose name is not that of their field: ``{"max_rows": "--limit"}``.
+    """
+    return lambda function: _Builder(function, flags, named or {}).command(short_help, help)
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One option or argument."""
+
+    name: str
+    hint: Any
+    """Its type, without None."""
+    info: Any
+    """How typer shows it; None where it has no flag."""
+    help: str
+    is_required: bool = False
+
+
+class _Builder:
+    def __init__(self, function: Callable[..., None], flags: Sequence[str], named: Mapping[str, str]) -> None:
+        self.function, self.named = function, named
+        self.arguments: list[_Option] = []
+        self.options: dict[str, _Option] = {}
+        self.flags: list[str] = []
+        """Options that have a flag, in the order of the help."""
+        self.settings: dict[str, type] = {}
+        """Parameters whose fields are options."""
+        self.tables: dict[str, tuple[Any, Table]] = {}
+        self.json = False
+        hints = typing.get_type_hints(function, include_extras=True)
+        for name, parameter in inspect.signature(function).parameters.items():
+            self._add(name, hints[name], parameter.default is inspect.Parameter.empty, flags)
+        for flag in {*flags, *named} - {*self.flags}:
+            raise ConfigError(f"{function.__name__}: `flags` must name fields of its settings; got `{flag}`.")
+        self.aliases = {self._word(name): name for name in self.options}
+
+    def _add(self, name: str, hint: Any, is_required: bool, flags: Sequence[str]) -> None:
+        hint, info = _unpacked(hint)
+        if isinstance(info, Table):
+            self.tables[name] = (hint, info)
+        elif info is None:
+            self.settings[name] = hint
+            fields = {option.name: option for option in _fields(hint) if option.name not in self.options}
+            self.options |= fields
+            self.flags += [each for each in flags if each in fields]
+            self.flags += [each for each, option in fields.items() if option.info is not None and each not in flags]
+        elif isinstance(info, _ArgumentInfo):
+            self.arguments.append(_Option(name, hint, info, "", is_required))
+        elif name == "json":
+            self.json = True
+        else:
+            self.options[name] = _Option(name, hint, info, info.help or "", is_required)
+            self.flags.append(name)
+
+    def _word(self, name: str) -> str:
+        """Return the flag without dashes, as a key."""
+        declared = self.named.get(name)
+        info = self.options[name].info
+        if declared is None and info is not None:
+            declared = info.default if isinstance(info.default, str) else f"--{name}"
+        return (declared or name).split("/")[0].lstrip("-").replace("-", "_")
+
+    def command(self, short_help: str, help: str) -> Command:
+        def callback(**given: Any) -> None:
+            self.function(**self.values(given))
+
+        callback.__name__ = self.function.__name__
+        callback.__signature__ = inspect.Signature(self._parameters())  # type: ignore[attr-defined]
+        callback.__annotations__ = {each.name: each.annotation for each in self._parameters()}
+        return Command(self.function, short_help, help, self._epilog(), callback)
+
+    def _parameters(self) -> list[inspect.Parameter]:
+        found: list[tuple[str, Any, Any]] = []
+        for each in self.arguments:
+            default = inspect.Parameter.empty if each.is_required else None
+            hint = each.hint if each.is_required else each.hint | None
+            found.append((each.name, Annotated[hint, each.info], default))
+        found += [(name, self._annotation(self.options[name]), None) for name in self.flags]
+        if self.settings or self.tables:
+            found += [("config", ConfigFile, None), ("set_", Set, None)]
+        if self.json:
+            info = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
+            found.append(("json", Annotated[bool, info], False))
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return [inspect.Parameter(name, kind, annotation=hint, default=default) for name, hint, default in found]
+
+    def _annotation(self, option: _Option) -> Any:
+        """Return the type and look of a flag."""
+        shown: Any = option.hint if option.hint in (int, float, bool, str, Path) else str
+        if typing.get_origin(option.hint) is list:
+            shown = list[str]
+        if option.info is not None:
+            return Annotated[shown | None, option.info]
+        name = self.named.get(option.name, f"--{option.name.replace('_', '-')}")
+        if shown is bool and "/" not in name and option.name in self._true():
+            name = f"{name}/--no-{name.removeprefix('--')}"
+        metavar = None if shown is bool else METAVARS[shown] if shown is option.hint else _many(option.hint)
+        return Annotated[shown | None, typer.Option(name, metavar=metavar, help=option.help)]
+
+    def _true(self) -> set[str]:
+        fields = [field for each in self.settings.values() for field in dataclasses.fields(each)]
+        return {field.name for field in fields if field.default is True}
+
+    def _epilog(self) -> str:
+        """Return the list of settings without a flag."""
+        rest = {name: option.help for name, option in self.options.items() if name not in self.flags}
+        for table, (hint, _) in self.tables.items():
+            if dataclasses.is_dataclass(hint):
+                rest |= {f"{table}.{option.name}": option.help for option in _fields(hint)}
+        if not rest:
+            return ""
+        width = min(max(map(len, rest)), 24)
+        lines = ["Settings without a flag, for --set and --config:"]
+        for name, text in rest.items():
+            indent = " " * (width + 4)
+            wrapped = textwrap.wrap(text, 104 - width) or [""]
+            lines += [f"  {name.ljust(width)}  {wrapped[0]}", *(indent + line for line in wrapped[1:])]
+        return "\b\n" + "\n".join(lines)
+
+    def _known(self) -> dict[str, Any]:
+        """Return what `merge` knows: every option, and every table with its keys."""
+        known: dict[str, Any] = {}
+        for name, option in self.options.items():
+            nested = dataclasses.is_dataclass(option.hint)
+            known[name] = {each.name: None for each in _fields(option.hint)} if nested else None
+        for name, (hint, table) in self.tables.items():
+            if table.repeated:
+                known[name] = []
+            elif dataclasses.is_dataclass(hint):
+                known[name] = {each.name: None for each in _fields(hint)}
+            else:
+                known[name] = dict.fromkeys(table.keys()) if table.keys is not None else {}
+        return known
+
+    def values(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the function, from what typer read."""
+        passed: dict[str, Any] = {each.name: given.pop(each.name) for each in self.arguments}
+        if self.json:
+            passed["json"] = given.pop("json")
+        file, sets = given.pop("config", None), given.pop("set_", None)
+        options = {name: value for name, value in given.items() if value != []}  # an option that repeats, not given
+        tree = merge(self._known(), file=file, options=options, sets=sets, aliases=self.aliases)
+        words = {name: self._word(name) for name in self.options}
+        required(tree, *(name for name, each in self.options.items() if each.is_required), words=words)
+        found = {
+            name: converted(tree[name], option.hint, f"--{words[name].replace('_', '-')}")
+            for name, option in self.options.items()
+            if tree.get(name) is not None
+        }
+        for name in inspect.signature(self.function).parameters:
+            if name in self.settings:
+                kind = self.settings[name]
+                mine = {field.name for field in dataclasses.fields(kind)}
+                passed[name] = kind(**{each: value for each, value in found.items() if each in mine})
+            elif name in self.tables:
+                hint, table = self.tables[name]
+                passed[name] = converted(tree.get(name, [] if table.repeated else {}), hint, name)
+            elif name in found:
+                passed[name] = found[name]
+        return passed
+
+
+def converted(value: Any, hint: Any, where: str) -> Any:
+    """Return a value from TOML or the command line as the type of an option.
+
+    Texts with commas become tuples, and tables become settings classes. Other values stay as they are: the settings
+    class checks them.
+
+    >>> converted("1,2", tuple[int, ...], "--sizes")
+    (1, 2)
+    """
+    hint, _ = _unpacked(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        hints = {option.name: option.hint for option in _fields(hint)}
+        kind: Any = hint
+        return kind(**{key: converted(each, hints[key], f"{where}.{key}") for key, each in value.items()})
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if typing.get_origin(hint) is list and isinstance(value, str):
+        return [value]
+    if _is_sequence(hint):
+        if isinstance(value, str):
+            return tuple(_split(value, hint, where))
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    return value
+
+
+def _split(text: str, hint: Any, where: str) -> list[Any]:
+    kind = typing.get_args(hint)[0]
+    if kind is int:
+        return whole_numbers(text, where)
+    return floats(text, where) if kind is float else [part.strip() for part in text.split(",")]
+
+
+def _is_sequence(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    return isinstance(origin, type) and issubclass(origin, Sequence) and origin is not list
+
+
+def _many(hint: Any) -> str:
+    """Return what stands for several values."""
+    if not _is_sequence(hint):
+        return "NAME"
+    metavar = METAVARS.get(typing.get_args(hint)[0], "NAME")[0]
+    return f"{metavar},{metavar}" if metavar == "N" else "A,B"
+
+
+def _unpacked(hint: Any) -> tuple[Any, Any]:
+    """Return a type without None and its annotation."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        rest = [each for each in typing.get_args(hint) if each is not type(None)]
+        if len(rest) > 1:
+            kinds = [each for each in rest if _is_sequence(each)]
+            return (kinds or rest)[0], None
+        hint = rest[0]
+    if typing.get_origin(hint) is Annotated:
+        kind, info = typing.get_args(hint)[:2]
+        return _unpacked(kind)[0], info
+    return hint, None
+
+
+class _Names(dict[str, Any]):
+    """Names in annotations of a class: what is only imported for type checking counts as text."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.known = {name for each in kind.__mro__ for name in vars(sys.modules[each.__module__])}
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.known:
+            raise KeyError(name)
+        return str
+
+
+def _fields(kind: Any) -> list[_Option]:
+    """Return the options that a settings class declares."""
+    docs, hints = attribute_docs(kind), typing.get_type_hints(kind, localns=_Names(kind))
+    found = []
+    for field in dataclasses.fields(kind):
+        hint, info = _unpacked(SHARED.get(field.name, hints[field.name]))
+        found.append(_Option(field.name, hint, info, docs.get(field.name, "")))
+    return found

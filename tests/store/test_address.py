@@ -1,0 +1,20 @@
+"""Which SAEs an address stands for."""
+
+from __future__ import annotations
+
+from saekit.store.address import sae_paths
+
+
+def test_a_run_stands_for_its_saes_in_order(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "sae.json").touch()
+    assert sae_paths(tmp_path / "run") == [str(tmp_path / "run" / name) for name in "ab"]
+    one = str(tmp_path / "run" / "a")
+    assert sae_paths([one, str(tmp_path / "run")]) == [one, one, str(tmp_path / "run" / "b")]
+
+
+def test_what_is_not_there_and_what_is_on_the_hub_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert sae_paths(["nowhere", "empty", "hf:a/b/c"]) == ["nowhere", "empty", "hf:a/b/c"]
