@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from .classification.model_answers import read_task as read_task
     from .classification.result import Classification as Classification
     from .classification.run import classify as classify
+    from .classification.settings import Budget as Budget
+    from .classification.settings import ClassifierSettings as ClassifierSettings
+    from .classification.settings import Matching as Matching
     from .classification.text_classifier import load_classifier as load_classifier
     from .classification.transfer import held_out as held_out
     from .classification.transfer import transfer as transfer
-    from .classification.transfer import transfer_features as transfer_features
+    from .classification.transfer_features import transfer_features as transfer_features
     from .classification.transfer_result import Transfer as Transfer
     from .comparison.consensus import consensus as consensus
     from .comparison.orphans import Orphans as Orphans
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from .evaluation.result import Evaluation as Evaluation
     from .evaluation.run import evaluate as evaluate
     from .inputs.images import read_images as read_images
+    from .inputs.settings import Split as Split
     from .inputs.texts import read_texts as read_texts
     from .matching.matching import match_latents as match_latents
     from .measure.importance import importance as importance
@@ -101,12 +105,13 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "classification.result": ("Classification",),
     "classification.run": ("classify",),
+    "classification.settings": ("Budget", "ClassifierSettings", "Matching"),
     "classification.text_classifier": ("load_classifier",),
     "classification.transfer": (
         "held_out",
         "transfer",
-        "transfer_features",
     ),
+    "classification.transfer_features": ("transfer_features",),
     "classification.transfer_result": ("Transfer",),
     "comparison.consensus": ("consensus",),
     "comparison.orphans": (
@@ -140,6 +145,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "evaluation.result": ("Evaluation",),
     "evaluation.run": ("evaluate",),
     "inputs.images": ("read_images",),
+    "inputs.settings": ("Split",),
     "inputs.texts": ("read_texts",),
     "matching.matching": ("match_latents",),
     "measure.importance": ("importance",),
