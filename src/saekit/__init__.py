@@ -57,8 +57,7 @@ if TYPE_CHECKING:
     from .matching.matching import match_latents as match_latents
     from .measure.importance import importance as importance
     from .measure.results import Measured as Measured
-    from .models.language import load_model as load_model
-    from .models.vision import load_vision_model as load_vision_model
+    from .models.loading import load_model as load_model
     from .rows.arrays import ArrayRows as ArrayRows
     from .rows.capture import capture as capture
     from .rows.capture_images import capture_images as capture_images
@@ -144,8 +143,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "matching.matching": ("match_latents",),
     "measure.importance": ("importance",),
     "measure.results": ("Measured",),
-    "models.language": ("load_model",),
-    "models.vision": ("load_vision_model",),
+    "models.loading": ("load_model",),
     "rows.arrays": ("ArrayRows",),
     "rows.capture": ("capture",),
     "rows.capture_images": ("capture_images",),

@@ -322,7 +322,7 @@ def trained_vit(
         with torch.no_grad():
             return torch.cat([model(part).logits.argmax(1) for part in batch(chosen).split(500)]).numpy()
 
-    return sk.load_vision_model(folder), head
+    return sk.load_model(folder), head
 
 
 def shortened(result: Any) -> dict[str, Any]:

@@ -326,7 +326,7 @@ def test_what_is_refused(oracle, rows):
             compare([oracle, oracle], **{name: 0})
     with pytest.raises(ShapeError, match="all SAEs must read and write rows of one width; `relu-5` maps 5 to 5"):
         compare([oracle, sae_of(torch.eye(5))])
-    with pytest.raises(ShapeError, match="rows must have the width of the SAEs, 24; they have 23"):
+    with pytest.raises(ShapeError, match="rows must have the width of the SAE, 24; they have 23"):
         compare([oracle, oracle], rows[:, :23])
     with pytest.raises(DataError, match="`W_dec` holds NaN or infinity"):
         compare([oracle, oracle.replace(W_dec=oracle.W_dec * math.nan)])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saekit.errors import ConfigError, DataError, ShapeError
-from saekit.measure.importance import SCORES, Scores, importance
+from saekit.measure.importance import SCORES, ImportanceSums, importance
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.codes import Codes
 from saekit.sae.model import SAE
@@ -113,7 +113,7 @@ def test_any_batching_gives_the_same_scores(x, batch_rows, rule):
 
 def test_merged_parts_are_the_whole(x):
     sae = make()
-    one, other = Scores(sae), Scores(sae)
+    one, other = ImportanceSums(sae), ImportanceSums(sae)
     one.update(x[:70])
     other.update(x[70:])
     one.merge(other)
@@ -139,7 +139,7 @@ def test_importance_refuses(x):
     with pytest.raises(ShapeError, match="it maps 6 to 3"):
         importance(sae.replace(W_dec=sae.W_dec[:, :3], b_dec=sae.b_dec[:3]), x)
     with pytest.raises(DataError, match="none was added"):
-        Scores(sae).compute()
+        ImportanceSums(sae).compute()
     with pytest.raises(ConfigError, match=r"must name a score; got `energie`. Did you mean `energy`"):
         importance(sae, x).order("energie")
 

@@ -103,8 +103,9 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
     from ..comparison.run import compare
     from ..evaluation.run import evaluate
     from ..inputs.texts import read_texts
-    from ..models.language import load_model
+    from ..models.loading import load_language_model
     from ..rows.capture import capture
+    from ..sizes.settings import SizeSettings
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train as train_saes
@@ -117,7 +118,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
         Matryoshka(n_latents=size.latents, k=K),
     ]
     with progress_bar(quiet=json) as progress:
-        lm = load_model(model)
+        lm = load_language_model(model)
         rows = capture(
             lm,
             train_data,
@@ -145,7 +146,14 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
         answers: dict[str, Any] = {
             "evaluation": evaluate(saes, **texts, rows=size.test_rows, progress=stage("evaluate")),
             "comparison": compare(saes[:2], progress=stage("compare")),
-            "sizes": measure_sizes(saes[3], heldout, **texts, sample_rows=1_000, progress=stage("sizes")),
+            "sizes": measure_sizes(
+                saes[3],
+                heldout,
+                model=lm,
+                data=test_data,
+                settings=SizeSettings(tokens=size.test_tokens, sample_rows=1_000),
+                progress=stage("sizes"),
+            ),
         }
         if not data:
             paragraphs = read_texts("builtin:paragraphs@heldout")

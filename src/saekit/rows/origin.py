@@ -34,9 +34,9 @@ class OriginSettings:
     """Any module of the language model instead of `layer` [where the SAE belongs]."""
     text: str = "text"
     """Name of the text column [text]."""
-    tokens: int | None = None
-    """Rows to make [131072]."""
-    ce_tokens: int | None = CE_TOKENS
+    tokens: int = ROWS
+    """Rows (tokens) to make [131072]."""
+    ce_tokens: int = CE_TOKENS
     """Maximum number of tokens for the cross-entropies [32768]."""
 
 
@@ -48,8 +48,8 @@ class Origin:
     model: LanguageModel | None = None
     data: Any = None
     """The texts; None without a model."""
-    ce_tokens: int | None = None
-    """Tokens of the cross-entropies; None without a model."""
+    ce_tokens: int = 0
+    """Tokens of the cross-entropies; 0 without a model."""
 
 
 def find_rows(
@@ -85,9 +85,10 @@ def find_rows(
     ConfigError
         Nothing says where the rows come from.
     """
-    from ..models.language import load_model
+    from ..models.loading import load_language_model
     from ..provenance import known_place
     from .capture import capture
+    from .opening import as_source
 
     known = sae.provenance
     name = os.fspath(path) or "the SAE"
@@ -101,36 +102,30 @@ def find_rows(
                 f"`rows`, or `model` and `data`, must be given: the latents of `{name}` are ranked on rows, and it "
                 "does not say which model and texts it was trained on."
             )
-    source = None if rows is None else _opened(rows)
+    source = None if rows is None else as_source(rows, sae.d_in, "find_rows")
     if model is None:
         assert source is not None
         return Origin(source)
     if data is None:
         raise ConfigError("`data` must be given with `model`: the texts that it reads.")
-    lm = load_model(model)
-    place = {"layer": settings.layer, "hook": settings.hook}
-    if settings.layer is None and settings.hook is None:
-        place = {"hook": known_place(sae)}
-        if place["hook"] is None:
+    lm = load_language_model(model)
+    layer, hook = settings.layer, settings.hook
+    if layer is None and hook is None:
+        hook = known_place(sae)
+        if hook is None:
             raise ConfigError(f"`layer` or `hook` must be given: `{name}` does not say where in the model it belongs.")
-    tokens = settings.tokens or ROWS
     if source is None:
         tell = progress or silent
         source = capture(
-            lm, data, **place, text=settings.text, tokens=tokens, progress=lambda done, total: tell("rows", done, total)
+            lm,
+            data,
+            layer=layer,
+            hook=hook,
+            text=settings.text,
+            tokens=settings.tokens,
+            progress=lambda done, total: tell("rows", done, total),
         )
-    ce_tokens = CE_TOKENS if settings.ce_tokens is None else settings.ce_tokens
-    return Origin(source, lm, data, min(tokens, ce_tokens))
-
-
-def _opened(rows: Any) -> Source:
-    from .arrays import ArrayRows
-    from .shards import open_rows
-    from .source import Source
-
-    if isinstance(rows, Source):
-        return rows
-    return open_rows(rows) if isinstance(rows, str | os.PathLike) else ArrayRows(rows)
+    return Origin(source, lm, data, min(settings.tokens, settings.ce_tokens))
 
 
 def training_rows(path: str, digest: Any) -> Source | None:

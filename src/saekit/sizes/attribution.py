@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
-from ..evaluation.run import CE_TOKENS, CHARACTERS_PER_TOKEN
 from ..inputs.texts import Texts, read_texts
 from ..measure.accumulators import double
-from ..measure.fidelity import contexts_for, predicted_places, predicted_tokens
+from ..measure.fidelity import CE_TOKENS, CHARACTERS_PER_TOKEN, contexts_for, predicted_places, predicted_tokens
 from ..measure.importance import GATHERED_NUMBERS, Importance
 from ..measure.normal_equations import column_factors, row_factors
 from ..models.hooks import find_hook
 from ..models.intervene import splice
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..provenance import place_of
 from ..rows.tokens import CONTEXT, TokenBatch, token_batches
 from ..sae.codes import Codes
@@ -86,7 +86,7 @@ def attribution(
         raise ShapeError(
             f"attribution: the SAE must write rows of the width it reads; it maps {sae.d_in} to {sae.d_out}."
         )
-    lm = load_model(model)
+    lm = load_language_model(model)
     if not lm.is_causal:
         raise ConfigError(f"attribution: the model must predict next tokens; `{lm.name}` is not a causal one.")
     target = find_hook(lm.model, place_of(sae, layer=layer, hook=hook, where="attribution"))

@@ -14,13 +14,16 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, did_you_mean
-from ..evaluation.run import CE_TOKENS, CHARACTERS_PER_TOKEN
 from ..inputs.texts import Texts, read_texts
-from ..measure.importance import SCORES, Importance, as_source, importance
+from ..measure.fidelity import CHARACTERS_PER_TOKEN
+from ..measure.importance import SCORES, Importance, importance
 from ..measure.metrics import Metrics
 from ..measure.results import Measured
-from ..models.language import LanguageModel, load_model
+from ..measure.settings import CE_TOKENS
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..provenance import place_of
+from ..rows.opening import as_source
 from ..rows.source import Source
 from ..rows.split import text_halves
 from ..sae.model import SAE
@@ -93,10 +96,10 @@ def progressive(
     settings = replace(settings, selection="before", by=tuple(each.replace("-", "_") for each in settings.by))
     _check_rankings(settings.by, families, has_model=model is not None and data is not None)
     first = next(iter(named.values()))
-    source = as_source(first, rows, "progressive")
+    source = as_source(rows, first.d_in, "progressive")
     comparison = _Comparison(
         source=source,
-        fit=source if fit is None else as_source(first, fit, "progressive"),
+        fit=source if fit is None else as_source(fit, first.d_in, "progressive"),
         sizes=sizes_of(sizes, families),
         language=_Language.of(model, data, settings),
         settings=settings,
@@ -137,15 +140,15 @@ class _Language:
     @classmethod
     def of(cls, model: Any, data: Any, settings: ProgressiveSettings) -> _Language:
         by_gradient = bool(set(settings.by) & set(ATTRIBUTIONS))
-        if model is None or data is None or (settings.ce_tokens == 0 and not by_gradient):
+        if model is None or data is None or (settings.tokens == 0 and not by_gradient):
             return cls(model, data)
         parts = 2 if by_gradient else 1
-        characters = parts * (settings.ce_tokens or CE_TOKENS) * CHARACTERS_PER_TOKEN
+        characters = parts * (settings.tokens or CE_TOKENS) * CHARACTERS_PER_TOKEN
         texts = read_texts(data, text=settings.text, columns=(), characters=characters)
         if not by_gradient:
-            return cls(load_model(model), texts)
+            return cls(load_language_model(model), texts)
         ranked_on, measured_on = text_halves(texts)
-        return cls(load_model(model), measured_on, ranked_on)
+        return cls(load_language_model(model), measured_on, ranked_on)
 
 
 @dataclass
@@ -238,7 +241,7 @@ class _Comparison:
         lm, texts = self.language.model, self.language.ranked_on
         assert lm is not None
         place = place_of(sae, self.source.info, where="progressive", name=f"`{name}`")
-        tokens = self.settings.ce_tokens or CE_TOKENS
+        tokens = self.settings.tokens or CE_TOKENS
         found = attribution(sae, lm, texts, hook=place, tokens=tokens, progress=self.progress)
         wanted = [each for each in self.settings.by if each in ATTRIBUTIONS]
         self.rankings += [_falling(name, each, found.scores[each].numpy()) for each in wanted]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..measure.importance import as_source, batches, facts_of, normal_equations
+from ..measure.importance import batches, normal_equations
+from ..rows.opening import as_source, facts_of
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
@@ -82,7 +83,7 @@ def prune(
     """
     sizes = check_sizes(sae, sizes, "prune")
     _check(sae, rows, settings)
-    source = None if rows is None else as_source(sae, rows, "prune")
+    source = None if rows is None else as_source(rows, sae.d_in, "prune")
     ranked = rank(
         sae, source, by=by, max_rows=settings.max_rows, batch_rows=settings.batch_rows, seed=settings.seed,
         progress=progress,
@@ -216,7 +217,7 @@ def _sample(source: Source, settings: PruneSettings, progress: Progress | None) 
 
 
 def matched_thresholds(sae: SAE, x: Tensor) -> Tensor:
-    """Return thresholds ``[n_latents]`` with which each latent fires on as many of the rows `x` as under the SAE's rule."""
+    """Return thresholds ``[n_latents]`` such that each latent fires on as many rows of `x` as under its rule."""
     codes = sae.encode(x)
     fires = torch.bincount(codes.indices, minlength=sae.n_latents)
     centred = sae.scaling.apply(x)[0]

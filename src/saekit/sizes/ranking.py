@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, did_you_mean
-from ..measure.importance import (
-    SCORES,
-    as_source,
-    descending,
-    facts_of,
-    importance,
-    normal_equations,
-)
+from ..measure.importance import SCORES, descending, importance, normal_equations
 from ..measure.normal_equations import greedy_order
+from ..rows.opening import as_source, facts_of
 from ..sae.model import SAE
 from ..settings import Progress, suggest_keywords
 
@@ -58,8 +52,8 @@ def rank(
     sae
         An SAE with ``d_in = d_out``.
     rows
-        A source of rows, as for `importance`; not needed for ``"random"``, ``"unsorted"``, scores that the SAE carries and scores
-        of your own.
+        A source of rows, as for `importance`; not needed for ``"random"``, ``"unsorted"``, scores that the SAE carries
+        and scores of your own.
     by
         A name in `ORDERS`, a name in ``sae.scores`` (``"stability"``, written by ``compare(…, write=True)``), or scores
         ``[n_latents]`` from elsewhere (relevance to a class, from
@@ -160,7 +154,7 @@ def _by_stored(sae: SAE, by: str) -> _Order:
 
 def _greedily(by: str, rows: _Rows) -> _Order:
     sae = rows.sae
-    source = as_source(sae, rows.given, "rank")
+    source = as_source(rows.given, sae.d_in, "rank")
     equations = normal_equations([sae], source, rows.max_rows, rows.batch_rows, rows.progress)[0]
     order, losses = greedy_order(*equations.quadratic(sae), by)
     facts = {"n_rows": equations.n_rows, **facts_of(source), "best": int(losses.argmin())}

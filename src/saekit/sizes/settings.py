@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..rows.origin import OriginSettings
 from ..errors import ConfigError
-from ..settings import check_whole, suggest_keywords
+from ..measure.settings import MeasureSettings
+from ..rows.origin import OriginSettings
+from ..settings import check_whole, is_whole, suggest_keywords
 
 SELECTIONS = ("before", "after")
 
@@ -47,9 +48,9 @@ class PruneSettings:
     selection: str = "before"
     """Whether TopK selects `before` or `after` the latents are cut [before]."""
     refit: bool = False
-    """Refit each decoder by least squares."""
+    """Refit each decoder by least squares [no]."""
     recalibrate: bool = False
-    """Lower the thresholds until as many latents fire as in the whole SAE."""
+    """Lower the thresholds until as many latents fire as in the whole SAE [no]."""
     max_rows: int | None = None
     """Maximum number of rows [all]."""
     batch_rows: int = 4096
@@ -64,33 +65,20 @@ class PruneSettings:
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
-class SizeSettings:
+class SizeSettings(MeasureSettings):
     """How prefixes of an SAE are measured."""
 
     selection: str = "before"
     """Whether TopK selects `before` or `after` the latents are cut [before]."""
-    text: str = "text"
-    """Name of the text column [text]."""
-    ce_tokens: int | None = None
-    """Maximum number of tokens for the cross-entropies [32768]; 0 leaves them out."""
-    max_rows: int | None = None
-    """Maximum number of rows [all]."""
     sample_rows: int = 512
-    """Rows that are compared pairwise for rsa, cka and cka_codes [512]; 0 leaves these out."""
+    """Rows that are compared pairwise for rsa, cka and cka_codes; 0 leaves these out [512]."""
     latents: bool = False
-    """Measure the latents too: interpretability, description length, parents."""
-    batch_rows: int = 4096
-    """Rows per batch; changes no result beyond rounding [4096]."""
-    draws: int = 1000
-    """Number of bootstrap resamples of documents behind each interval [1000]; 0 for no intervals."""
-    seed: int = 0
-    """Random seed of the sampled rows and the bootstrap [0]."""
+    """Measure the latents too: interpretability, description length, parents [no]."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_selection("measure_sizes", self.selection)
-        check_whole("measure_sizes", least=0, ce_tokens=self.ce_tokens, draws=self.draws, sample_rows=self.sample_rows)
-        check_whole("measure_sizes", max_rows=self.max_rows, batch_rows=self.batch_rows)
-        if 0 < self.sample_rows < 4:
+        if not is_whole(self.sample_rows) or self.sample_rows < 0 or 0 < self.sample_rows < 4:
             raise ConfigError(f"measure_sizes: `sample_rows` must be 0 or at least 4; got {self.sample_rows}.")
 
 
@@ -110,16 +98,13 @@ class ProgressiveSettings(SizeSettings):
 class PruningStudySettings(OriginSettings, SizeSettings, PruneSettings):
     """How an SAE is ranked, pruned and measured at every size."""
 
-    def __post_init__(self) -> None:
-        SizeSettings.__post_init__(self)
-
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
 class ProgressiveStudySettings(OriginSettings, ProgressiveSettings):
     """How the small SAEs of a training run are compared."""
 
-    ce_tokens: int | None = 8192
+    ce_tokens: int = 8192
     """Maximum number of tokens for the cross-entropies, measured for every SAE and size [8192]."""
 
 

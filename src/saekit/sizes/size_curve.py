@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..evaluation.run import evaluate
 from ..measure.accumulators import Sparsity
 from ..measure.bootstrap import N_GROUPS, DocumentBootstrap, Estimate, row_groups
-from ..measure.importance import as_source
+from ..measure.fidelity import SplicedModel
 from ..measure.metrics import METRICS, Metrics
+from ..measure.reconstruction import interval_facts, measure_saes
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
+from ..provenance import library_versions, release, sae_digest
+from ..rows.opening import as_source
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.naming import common_width, named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .latent_metrics import Sized, latent_metrics
 from .prune import check_sizes, competes
@@ -89,40 +92,38 @@ def measure_sizes(
     """
     prefixes = _prefixes(sae, sizes, settings.selection)
     whole = sae if isinstance(sae, SAE) else prefixes[-1].sae
-    source = as_source(whole, rows, "measure_sizes")
-    found = evaluate(
-        [each.measured for each in prefixes],
-        source,
-        model=model,
-        data=data,
-        text=settings.text,
-        rows=settings.max_rows,
-        tokens=settings.ce_tokens,
-        controls=False,
-        batch_rows=settings.batch_rows,
-        draws=settings.draws,
-        seed=settings.seed,
-        progress=progress,
-    )
-    measured = [dict(entry.metrics) for entry in found.entries]
+    source = as_source(rows, whole.d_in, "measure_sizes")
+    saes = [each.measured for each in prefixes]
+    common_width(named_saes(saes, "measure_sizes"), "measure_sizes")
+    spliced = None
+    if model is not None:
+        if data is None:
+            raise ConfigError("measure_sizes: `model` must come with `data`, the texts it reads; got none.")
+        spliced = SplicedModel.of(model, data, saes, source, settings, "measure_sizes")
+    found = measure_saes(saes, source, spliced=spliced, settings=settings, progress=progress)
+    measured = [dict(found.metrics(at)) for at in range(len(prefixes))]
     more = _MoreMetrics(prefixes, source, found.n_rows, settings, progress or silent)
     for extra in (more.sparsity(), more.similarity(), more.of_latents(nested=isinstance(sae, SAE))):
         for values, each in zip(measured, extra):
             values.update(each)
     return SizeCurve(
-        saekit=found.saekit,
-        versions=found.versions,
+        saekit=release(),
+        versions=library_versions(spliced is not None),
         settings={
-            **{key: found.settings[key] for key in ("rows", "tokens", "batch_rows", "seed", "intervals")},
+            "rows": settings.max_rows,
+            "tokens": None if spliced is None else spliced.tokens,
+            "batch_rows": settings.batch_rows,
+            "seed": settings.seed,
+            "intervals": interval_facts(settings.draws),
             "selection": settings.selection,
             "sample_rows": settings.sample_rows,
             "latents": settings.latents,
             "each_size": "a prefix of one SAE" if isinstance(sae, SAE) else "an SAE of its own",
         },
-        rows=found.rows,
+        rows=dict(source.info),
         n_rows=found.n_rows,
         language_model=found.language_model,
-        sae=_about(whole, name, found.entries[-1].sae["digest"]),
+        sae=_about(whole, name, sae_digest(saes[-1])),
         points=[SizePoint(each.size, Metrics(values)) for each, values in zip(prefixes, measured, strict=True)],
     )
 
