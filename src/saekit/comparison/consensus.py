@@ -100,7 +100,7 @@ def consensus(
     --------
     ::
 
-        both = sk.consensus(saes, rows, refit=200_000)
+        both = consensus(saes, rows, refit=200_000)
         sk.evaluate([both, *saes], heldout)
     """
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
