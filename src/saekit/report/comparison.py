@@ -235,8 +235,8 @@ def orphans(result: Mapping[str, Any]) -> list[Section]:
     chart = charts.intervals([(each["name"], each["auc"], False) for each in result["properties"]], x="AUC")
     main = Section(
         "What orphans are",
-        f"{sum(result['n_orphans']):,} latents that none of the other SAEs has, compared with {sum(result['n_shared']):,} "
-        "that at least one other has. Intervals are over SAEs.",
+        f"{sum(result['n_orphans']):,} latents that none of the other SAEs has, compared with "
+        f"{sum(result['n_shared']):,} that at least one other has. Intervals are over SAEs.",
         tables,
         [Figure(chart, "Chance that an orphan has more of a property than a shared latent.")],
     )

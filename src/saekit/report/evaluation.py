@@ -92,8 +92,8 @@ def _density(entries: Sequence[Mapping[str, Any]]) -> Section:
         )
     return Section(
         "How often latents fire",
-        "Latents by the fraction of rows on which they fire. Far right are those that are nearly always on; the dead are "
-        "in no bin.",
+        "Latents by the fraction of rows on which they fire. Far right are those that are nearly always on; "
+        "the dead are in no bin.",
         [Table(("", "dead latents", "alive latents", "rows seen"), rows)],
         [Figure(charts.lines(series, x="log10 of the fraction of rows", y="latents", steps=True), "Latents per bin.")],
     )

@@ -23,7 +23,8 @@ def actions(result: Mapping[str, Any]) -> list[Section]:
     main = Section(
         "What a model did on a task",
         "The answer with the largest log-probability after the text is taken. The records are a data set: the features "
-        "of another model may predict what this one does. A model that prefers one position does not read the question.",
+        "of another model may predict what this one does. A model that prefers one position does not read "
+        "the question.",
         [Table(columns, [row])],
     )
     tables = [
