@@ -452,6 +452,27 @@ def test_rows_that_whole_numbers_tell_too_little_of_are_left_to_bf16() -> None:
     assert encode._round_latents(W, "W", x).scale is not None
 
 
+@given(
+    width=st.integers(30, 70), n=st.integers(2, 70), value=st.sampled_from([math.nan, math.inf, -math.inf, 1e30]),
+    seed=st.integers(0, 2**20),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_a_row_that_is_not_finite_leaves_its_neighbours_alone(width: int, n: int, value: float, seed: int) -> None:
+    """A product in bf16 may read into the next row; the codes of all others are those that each has alone."""
+    x, W, b = problem(seed, n, width, 640)
+    bad = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.3
+    x[bad, seed % width] = value
+    threshold = torch.full((640,), 3.0)  # no row is dense: such rows are the plain kernel's
+    values, latents = kernels.topk_encode(x, W, b, 9)
+    offsets, above, codes = kernels.threshold_encode(x, W, b, threshold)
+    for row in (~bad).nonzero()[:, 0].tolist():
+        own = x[row : row + 1]
+        assert all(torch.equal(a[0], c[row]) for a, c in zip(kernels.topk_encode(own, W, b, 9), (values, latents)))
+        span = slice(int(offsets[row]), int(offsets[row + 1]))
+        for a, c in zip(kernels.threshold_encode(own, W, b, threshold)[1:], (above[span], codes[span])):
+            assert torch.equal(a, c)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("block_rows", [None, 7, 1000])
 def test_blocks_cover_the_rows_and_get_smaller(

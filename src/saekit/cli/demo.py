@@ -105,6 +105,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
     from ..inputs.texts import read_texts
     from ..models.loading import load_language_model
     from ..rows.capture import capture
+    from ..sizes.settings import SizeSettings
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train as train_saes
@@ -145,7 +146,14 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
         answers: dict[str, Any] = {
             "evaluation": evaluate(saes, **texts, rows=size.test_rows, progress=stage("evaluate")),
             "comparison": compare(saes[:2], progress=stage("compare")),
-            "sizes": measure_sizes(saes[3], heldout, **texts, sample_rows=1_000, progress=stage("sizes")),
+            "sizes": measure_sizes(
+                saes[3],
+                heldout,
+                model=lm,
+                data=test_data,
+                settings=SizeSettings(tokens=size.test_tokens, sample_rows=1_000),
+                progress=stage("sizes"),
+            ),
         }
         if not data:
             paragraphs = read_texts("builtin:paragraphs@heldout")
