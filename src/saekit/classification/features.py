@@ -15,12 +15,14 @@ from ..errors import ConfigError, DataError, ShapeError, listed
 from ..inputs.images import Images
 from ..inputs.labelled import Labelled
 from ..measure.controls import untrained_like
-from ..models.language import LanguageModel, load_model
-from ..models.vision import VisionModel, load_vision_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model, load_vision_model
+from ..models.origin import language_origin
+from ..models.vision import VisionModel
 from ..provenance import place_of, sae_digest
 from ..rows.capture import capture
 from ..rows.capture_images import capture_images, pool_images
-from ..rows.pooling import Ask, language_origin, pool_texts
+from ..rows.pooling import Ask, pool_texts
 from ..rows.tokens import tokenize
 from ..sae.model import SAE
 from ..sae.rules import TopKRule
@@ -67,7 +69,7 @@ class Reader:
         """Return the loaded model."""
         if self.data.images is not None:
             return load_vision_model(self.model)  # type: ignore[arg-type]
-        return load_model(self.model)  # type: ignore[arg-type]
+        return load_language_model(self.model)  # type: ignore[arg-type]
 
     def pool(self, asks: Sequence[Ask], progress: Progress) -> list[dict[str, Any]]:
         """Return what is asked for, one row per text or image."""

@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.run import _named
 from ..inputs.settings import Split
 from ..provenance import library_versions, release
 from ..sae.model import SAE
+from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .features import ModelLike, read_features
 from .plan import Plan, plan_classification
@@ -90,7 +90,9 @@ def classify(
         result                                  # a table in a notebook
         result.arm(result.best_sae).difference  # to the best dense arm
     """
-    plan = plan_classification(_named(saes), model=model, data=data, split=split, settings=settings, out=out)
+    plan = plan_classification(
+        named_saes(saes, "classify"), model=model, data=data, split=split, settings=settings, out=out
+    )
     return run_plan(plan, progress)
 
 

@@ -22,7 +22,8 @@ import torch
 from ..errors import ConfigError, FormatError, did_you_mean
 from ..files import digest_file, read_json, write_bytes, write_json
 from ..measure.token_statistics import TokenScores, labels_of
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..models.vision import VisionModel
 from ..rows.capture import capture
 from ..rows.pooling import Ask, pool_texts
@@ -147,7 +148,7 @@ class TextClassifier:
 
     @cached_property
     def _lm(self) -> LanguageModel:
-        lm = load_model(self.model)
+        lm = load_language_model(self.model)
         wanted = self.card["model"]["digest"]
         if lm.digest != wanted:
             raise ConfigError(
@@ -320,7 +321,7 @@ def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -
     assert not isinstance(model, VisionModel)
     sae = origin.sae if origin.sae.provenance.get("hook") else _with_hook(origin.sae, origin.hook)
     train = data.parts[0][0]
-    lm = load_model(model)
+    lm = load_language_model(model)
     texts = [data.texts[row] for row in train]
     max_tokens = plan.how.max_tokens
     ask = Ask((found.pool,), sae=sae, hook=origin.hook)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.run import _named, _shape
 from ..inputs.images import Images
 from ..inputs.labelled import column_of, image_keys, read_labelled
 from ..inputs.settings import Split
 from ..inputs.texts import read_texts
-from ..provenance import sae_digest
+from ..provenance import facts_of_sae
 from ..sae.model import SAE
+from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .cells import transfer_of
 from .features import ModelLike, Named
@@ -83,7 +83,7 @@ def transfer(
     ShapeError
         An SAE is for rows of another width.
     """
-    named = [] if isinstance(saes, list | tuple) and not saes else _named(saes)
+    named = [] if isinstance(saes, list | tuple) and not saes else named_saes(saes, "transfer")
     plan = plan_classification(named, model=model, data=data, across=across, split=split, settings=settings, out=out)
     return saved(transfer_of(judged(plan, progress or silent), facts_of(named)), out)
 
@@ -97,9 +97,7 @@ def saved(result: Transfer, out: str | os.PathLike[str] | None) -> Transfer:
 
 def facts_of(named: Named) -> list[dict[str, Any]]:
     """Return name, shape, digest and provenance of each SAE."""
-    return [
-        {"name": name, **_shape(sae), "digest": sae_digest(sae), "provenance": sae.provenance} for name, sae in named
-    ]
+    return [{"name": name, **facts_of_sae(sae)} for name, sae in named]
 
 
 @suggest_keywords

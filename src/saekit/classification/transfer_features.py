@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, ShapeError
-from ..evaluation.run import _named
 from ..inputs.images import Images
 from ..inputs.labelled import read_labelled
 from ..inputs.settings import Split
@@ -21,6 +20,7 @@ from ..provenance import place_of
 from ..randomness import random_order
 from ..rows.pooling import Ask, check_pool
 from ..sae.model import SAE
+from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .arms import Arm, dense_pools
 from .cells import transfer_of
@@ -125,7 +125,7 @@ def _checked(saes: Any, model: Any, matching: Matching) -> tuple[Named, list[Any
     """The SAEs with their names, and the model of each."""
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
         raise ConfigError("transfer: at least two SAEs must be given; got one. Name the other (--to).")
-    named = _named(saes)
+    named = named_saes(saes, "transfer")
     models = list(model) if isinstance(model, list | tuple) else [model] * len(named)
     if len(models) != len(named):
         raise ConfigError(

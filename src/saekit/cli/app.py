@@ -19,7 +19,6 @@ from .actions import HELP as ACTIONS_HELP
 from .actions import actions
 from .capture import HELP as CAPTURE_HELP
 from .capture import capture
-from .classify import HELP as CLASSIFY_HELP
 from .classify import PREDICT_HELP, classify, predict
 from .command import Command
 from .compare import HELP as COMPARE_HELP
@@ -28,15 +27,12 @@ from .demo import HELP as DEMO_HELP
 from .demo import demo
 from .evaluate import HELP as EVALUATE_HELP
 from .evaluate import evaluate
-from .progressive import HELP as PROGRESSIVE_HELP
 from .progressive import progressive
-from .prune import HELP as PRUNE_HELP
 from .prune import prune
 from .report import report
 from .show import show
 from .train import HELP as TRAIN_HELP
 from .train import train
-from .transfer import HELP as TRANSFER_HELP
 from .transfer import transfer
 
 HELP = """Sparse autoencoders from training to report.
@@ -93,17 +89,11 @@ app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language 
 app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
 app.command("evaluate", help=EVALUATE_HELP, short_help="Measure SAEs beside their controls.")(evaluate)
 app.command("compare", help=COMPARE_HELP, short_help="Which latents SAEs share, beside chance.")(compare)
-app.command("prune", help=PRUNE_HELP, short_help="Smaller SAEs from a trained one, each size measured.")(prune)
-app.command("progressive", help=PROGRESSIVE_HELP, short_help="Pruned, nested and separate SAEs side by side.")(
-    progressive
-)
-app.command("classify", help=CLASSIFY_HELP, short_help="Classify texts by latents, beside what they must beat.")(
-    classify
-)
+register(prune)
+register(progressive)
+register(classify)
 app.command("predict", help=PREDICT_HELP, short_help="Use a fitted classifier, and see which latents decide.")(predict)
-app.command("transfer", help=TRANSFER_HELP, short_help="Train on one language, domain or SAE, test on the others.")(
-    transfer
-)
+register(transfer)
 app.command("actions", help=ACTIONS_HELP, short_help="What a language model answers, as labels to predict.")(actions)
 register(show)
 register(report)

@@ -100,11 +100,14 @@ def demo(
 def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[str, Any]:
     """Capture, train, and answer the questions; returns the results by name, each also in ``out/<name>.json``."""
     from ..classification.run import classify
+    from ..classification.settings import ClassifierSettings
     from ..comparison.run import compare
     from ..evaluation.run import evaluate
+    from ..inputs.settings import Split
     from ..inputs.texts import read_texts
-    from ..models.language import load_model
+    from ..models.loading import load_language_model
     from ..rows.capture import capture
+    from ..sizes.settings import SizeSettings
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train as train_saes
@@ -117,7 +120,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
         Matryoshka(n_latents=size.latents, k=K),
     ]
     with progress_bar(quiet=json) as progress:
-        lm = load_model(model)
+        lm = load_language_model(model)
         rows = capture(
             lm,
             train_data,
@@ -145,7 +148,14 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
         answers: dict[str, Any] = {
             "evaluation": evaluate(saes, **texts, rows=size.test_rows, progress=stage("evaluate")),
             "comparison": compare(saes[:2], progress=stage("compare")),
-            "sizes": measure_sizes(saes[3], heldout, **texts, sample_rows=1_000, progress=stage("sizes")),
+            "sizes": measure_sizes(
+                saes[3],
+                heldout,
+                model=lm,
+                data=test_data,
+                settings=SizeSettings(tokens=size.test_tokens, sample_rows=1_000),
+                progress=stage("sizes"),
+            ),
         }
         if not data:
             paragraphs = read_texts("builtin:paragraphs@heldout")
@@ -155,17 +165,14 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
                 for i, text in enumerate(paragraphs.texts)
             ]
             answers["classification"] = classify(
-                lm,
                 saes[0],
-                [each for each in records if each["section"] in SECTIONS],
-                name="sections of docstrings",
-                label="section",
-                group="module",
-                limit=size.paragraphs,
-                pools=("sum",),
-                arms=ARMS,
-                ks=KS,
-                out=out / "classify",
+                model=lm,
+                data=[each for each in records if each["section"] in SECTIONS],
+                split=Split(label="section", group="module", max_rows=size.paragraphs),
+                settings=ClassifierSettings(
+                    name="sections of docstrings", pools=("sum",), arms=ARMS, ks=KS, save_arm="none"
+                ),
+                out=out,
                 progress=stage("classify"),
             )
     for name, result in answers.items():

@@ -10,15 +10,33 @@ from typing import Any
 
 from ..errors import ConfigError, FormatError
 from ..files import read_json
-from .sections import RENDERERS
+from .page import RENDERERS, write
 
 _LOG = "log.jsonl"
 _RUN = "run.json"
 _CURVES = ("fvu", "l0", "dead_fraction")
 
 
+def write_report(folder: str | os.PathLike[str], *, title: str = "saekit report") -> Path:
+    """Write ``report.html`` from the results in a folder, as ``saekit report`` does, and return its path.
+
+    Parameters
+    ----------
+    folder
+        Folder with results (``evaluation.json``, say) and training runs; see `collect`.
+    title
+        Heading of the page.
+
+    Raises
+    ------
+    ConfigError, FormatError
+        As `collect`.
+    """
+    return write(collect(folder), folder, title=title)
+
+
 def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Every result in `folder` and its subfolders one level down: ``*.json`` with a known ``kind``, and training logs.
+    """Read every result in `folder` and one level below: ``*.json`` with a known ``kind``, and training logs.
 
     Raises
     ------
@@ -47,7 +65,7 @@ def _is_result(value: Any) -> bool:
 
 
 def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The log of a training run (``log.jsonl``, with ``run.json`` beside it) as a result of kind ``training``.
+    """Read the log of a training run (``log.jsonl``, and ``run.json`` next to it) as a result of kind ``training``.
 
     Raises
     ------
@@ -79,7 +97,7 @@ def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _learners_of(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The learners that one line of the log speaks of."""
+    """Return the learners that one line of the log is about."""
     if isinstance(record.get("learners"), Mapping):
         return list(record["learners"].items())
     name = record.get("learner") or record.get("sae")

@@ -1,29 +1,26 @@
-"""Sections and figures of a transfer: heat maps of every way to classify, and every cell in words."""
+"""Sections and figures of a transfer: heat maps of every classifier, and every cell in words."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..files import write_bytes
+from ..classification.transfer_result import Transfer
 from . import charts
-from .parts import Cell, Figure, Section, Table, facts, measured_cell
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell
 
 _AT_CHANCE = "at chance"
-_SCALE = "PuOr_r"  # told apart by colour-blind readers; its middle is white
 
 
 def transfer(result: Mapping[str, Any]) -> list[Section]:
-    """Ways to classify over the whole matrix, heat maps, cells in words, settings."""
+    """Show the classifiers over the whole matrix, heat maps, cells in words, settings."""
+    result = Transfer.migrate(dict(result))
     several = len(result["values"]) > 1
     settings = result["settings"]
-    rows = [_way(way, several) for way in result["ways"]]
-    muted = frozenset(i for i, way in enumerate(result["ways"]) if way["family"] in ("floor", "control"))
+    rows = [_arm(arm, several) for arm in result["arms"]]
+    muted = frozenset(i for i, arm in enumerate(result["arms"]) if arm["family"] in ("floor", "control"))
     columns: tuple[str, ...] = ("", "native F1", "native AUC", "F1 − dense", "AUC − dense", "against dense")
     if several:
         columns = (
@@ -39,74 +36,39 @@ def transfer(result: Mapping[str, Any]) -> list[Section]:
     if several:
         intro = (
             f"Trained on one `{result['across']}`, tested on another; the drop is against a classifier of the tested "
-            f"one, judged on the same rows. {intro} A pair is above chance when the whole interval of its AUC "
-            "lies above 0.5; about one pair in forty would be by luck."
+            f"one, evaluated on the same rows. {intro} A pair is above chance when the whole interval of its AUC "
+            "lies above 0.5; about one pair in forty would be so by chance."
         )
     if result["notes"]:
         intro += " " + "; ".join(result["notes"]) + "."
     title = f"Transfer across `{result['across']}`" if several else "Classification"
-    figures_ = [Figure(chart.svg(), caption) for chart, caption in figures(result).values()] if several else []
-    words = Table(("in words",), [[Cell(way["sentence"])] for way in result["ways"]])
+    figures_ = [Figure(chart, caption) for chart, caption in figures(result).values()] if several else []
+    words = Table(("in words",), [[Cell(arm["sentence"])] for arm in result["arms"]])
     main = Section(title, intro, [Table(columns, rows, "", muted), words], figures_)
     return [main, *([_cells(result)] if several else []), _values(result), _settings(result)]
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
-    """A heat map of the AUC of every way that looks at its input, by its name, with captions."""
+    """Return a heat map of the AUC of every classifier that reads its input, by its name, with captions."""
     names = [value["name"] for value in result["values"]]
     drawn = {}
-    for way in result["ways"]:
-        if way["family"] == "floor":
+    for arm in result["arms"]:
+        if arm["family"] == "floor":
             continue
-        cells = [cell for cell in result["cells"] if cell["arm"] == way["name"]]
+        cells = [cell for cell in result["cells"] if cell["arm"] == arm["name"]]
         numbers = [[cell["auc"]["value"] for cell in cells if cell["train"] == name] for name in names]
         marked = [[cell["chance"] == _AT_CHANCE for cell in cells if cell["train"] == name] for name in names]
         caption = (
-            f"AUC of `{way['name']}`: trained on the row, tested on the column. 0.5 is chance; in brackets: not told "
+            f"AUC of `{arm['name']}`: trained on the row, tested on the column. 0.5 is chance; in brackets: not told "
             "apart from it."
         )
-        drawn[way["name"]] = (heat_map(numbers, marked, names), caption)
+        chart = charts.heat_map(numbers, names, names, x="tested on", y="trained on", centred=True, bracketed=marked)
+        drawn[arm["name"]] = (chart, caption)
     return drawn
 
 
-def heat_map(
-    numbers: Sequence[Sequence[float | None]], marked: Sequence[Sequence[bool]], names: Sequence[str]
-) -> charts.Chart:
-    """A square of AUCs, white at 0.5; marked cells stand in brackets."""
-
-    def draw(axes: Axes) -> None:
-        from matplotlib import colormaps
-
-        colours = colormaps[_SCALE]
-        for row, line in enumerate(numbers):
-            for column, number in enumerate(line):
-                if number is None:
-                    continue
-                colour = colours(min(max(number, 0.0), 1.0))
-                axes.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1], color=colour)
-                light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-                text = f"({number:.2f})" if marked[row][column] else f"{number:.2f}"
-                axes.text(
-                    column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7,
-                    color="#000000" if light > 0.5 else "#ffffff",
-                )  # fmt: skip
-        shown = [charts._plain(name) for name in names]
-        places = [place + 0.5 for place in range(len(names))]
-        axes.set_xticks(places, shown, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(places, shown)
-        axes.set_xlim(0, len(names))
-        axes.set_ylim(len(names), 0)
-        axes.set_xlabel("tested on")
-        axes.set_ylabel("trained on")
-        axes.grid(visible=False)
-        axes.tick_params(length=0)
-
-    side = 0.55 * len(names)
-    return charts.Chart(draw, (side + 1.6, side + 1.2))
-
-
 def write_transfer_figures(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write the heat maps of a transfer as ``transfer-<way>.svg`` and ``.png``.
+    """Write the heat maps of a transfer as ``transfer-<arm>.svg`` and ``.png``.
 
     Parameters
     ----------
@@ -115,45 +77,37 @@ def write_transfer_figures(result: Mapping[str, Any], folder: str | os.PathLike[
     folder
         Created if missing.
     """
-    written: list[Path] = []
-    if len(result["values"]) < 2:
-        return written
-    for name, (chart, _) in figures(result).items():
-        plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
-        for ending, data in ((".svg", chart.svg().encode()), (".png", chart.png())):
-            path = Path(folder) / f"transfer-{plain}{ending}"
-            write_bytes(path, data)
-            written.append(path)
-    return written
+    several = len(result["values"]) > 1
+    return charts.write_charts(figures(result) if several else {}, folder, "transfer")
 
 
-def _way(way: Mapping[str, Any], several: bool) -> list[Cell]:
-    name = Cell(way["name"], note=" ".join(part for part in (way["source"], way["pool"]) if part))
-    native = [measured_cell(way["native"]), measured_cell(way["native_auc"])]
-    end = [measured_cell(way["minus_dense"]), measured_cell(way["minus_dense_auc"]), Cell(way["against_dense"] or "–")]
+def _arm(arm: Mapping[str, Any], several: bool) -> list[Cell]:
+    name = Cell(arm["name"], note=" ".join(part for part in (arm["source"], arm["pool"]) if part))
+    native = [measured_cell(arm["macro_f1"]), measured_cell(arm["auc"])]
+    end = [measured_cell(arm["difference"]), measured_cell(arm["auc_difference"]), Cell(arm["verdict"] or "–")]
     if not several:
         return [name, *native, *end]
-    counts = [Cell(f"{way[key]} of {way['n_cells']}", way[key], is_number=True) for key in ("n_above", "n_at")]
-    moved = [measured_cell(way[key]) for key in ("transferred", "drop", "transferred_auc")]
+    counts = [Cell(f"{arm[key]} of {arm['n_cells']}", arm[key], is_number=True) for key in ("n_above", "n_at")]
+    moved = [measured_cell(arm[key]) for key in ("transferred", "drop", "transferred_auc")]
     return [name, *native, *moved, *counts, *end]
 
 
 def _cells(result: Mapping[str, Any]) -> Section:
     names = [value["name"] for value in result["values"]]
     tables = []
-    for way in result["ways"]:
-        cells = {(cell["train"], cell["test"]): cell for cell in result["cells"] if cell["arm"] == way["name"]}
+    for arm in result["arms"]:
+        cells = {(cell["train"], cell["test"]): cell for cell in result["cells"] if cell["arm"] == arm["name"]}
         rows = [[Cell(train), *(measured_cell(cells[train, test]["macro_f1"]) for test in names)] for train in names]
-        tables.append(Table(("train ↓ test →", *names), rows, f"Macro-F1 of `{way['name']}`."))
-    for way in result["ways"]:
-        if way["family"] != "sae":
+        tables.append(Table(("train ↓ test →", *names), rows, f"Macro-F1 of `{arm['name']}`."))
+    for arm in result["arms"]:
+        if arm["family"] != "sae":
             continue
         told = [
             [Cell(cell["sentence"])]
             for cell in result["cells"]
-            if cell["arm"] == way["name"] and cell["train"] != cell["test"]
+            if cell["arm"] == arm["name"] and cell["train"] != cell["test"]
         ]
-        tables.append(Table((f"`{way['name']}`, every pair in words",), told))
+        tables.append(Table((f"`{arm['name']}`, every pair in words",), told))
     return Section("Every pair", "", tables, is_folded=True)
 
 
@@ -166,8 +120,8 @@ def _values(result: Mapping[str, Any]) -> Section:
         rows.append(
             [
                 Cell(value["name"], note=about),
-                Cell(f"{value['n_train']:,}", value["n_train"], is_number=True),
-                Cell(f"{value['n_test']:,}", value["n_test"], is_number=True),
+                count_cell(value["n_train"]),
+                count_cell(value["n_test"]),
                 Cell(groups),
                 Cell(classes),
             ]
@@ -175,8 +129,8 @@ def _values(result: Mapping[str, Any]) -> Section:
     matched = [
         [
             Cell(f"{value['name']} → {other}"),
-            Cell(f"{pair['pairs']:,}", pair["pairs"], is_number=True),
-            Cell(f"{pair['unmatched']:,}", pair["unmatched"], is_number=True),
+            count_cell(pair["pairs"]),
+            count_cell(pair["unmatched"]),
             Cell(
                 "–" if pair["mean_cosine"] is None else f"{pair['mean_cosine']:.3f}",
                 pair["mean_cosine"],
@@ -188,7 +142,7 @@ def _values(result: Mapping[str, Any]) -> Section:
     ]
     tables = [Table(("", "train rows", "test rows", "test groups", "test rows by class"), rows)]
     tables += [Table(("matched latents", "pairs", "without", "mean cosine"), matched)] if matched else []
-    return Section("What was trained and judged on", "", tables, is_folded=True)
+    return Section("Training and test sets", "", tables, is_folded=True)
 
 
 def _settings(result: Mapping[str, Any]) -> Section:
