@@ -136,7 +136,9 @@ def _arm(judged: Judged, name: str, cells: Sequence[Cell]) -> ArmTransfer:
         n_below=chances.count("below chance"),
         sentence="",
     )
-    return replace(found, sentence=arm_sentence(found, judged.plan.across, judged.metric))
+    is_baseline = name == judged.baseline
+    sentence = arm_sentence(found, judged.plan.across, judged.metric, is_baseline=is_baseline)
+    return replace(found, sentence=sentence)
 
 
 def _over(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) -> Estimate:

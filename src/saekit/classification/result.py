@@ -180,13 +180,15 @@ class Classification(Result):
         """What the table rests on, and what to beware of."""
         data, settings = self.data, self.settings
         floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
+        unit = " AUC" if settings.get("metric") == "auc" else ""
         resolved = f"This test set cannot resolve differences of macro-F1 below {floor}."
         if self.floor.value == 0:
             resolved = "Most arms agree on every test row: these rows cannot tell them apart."
         lines = [
             f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(self.classes)} classes; "
             f"{settings['intervals']['level']:.0%} intervals of {settings['intervals']['draws']:,} resamples of test "
-            f"{settings['intervals']['unit']}; margin {settings['margin']:g}{' AUC' if settings.get('metric') == 'auc' else ''}. * chosen by inner cross-validation.",
+            f"{settings['intervals']['unit']}; margin {settings['margin']:g}{unit}. * chosen by inner "
+            "cross-validation.",
             resolved,
             *(f"Note: {warning}" for warning in self.warnings),
         ]

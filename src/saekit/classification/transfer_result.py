@@ -164,20 +164,20 @@ class Transfer(Result):
     # ------------------------------------------------------------------ parts
 
     def arm(self, name: str) -> ArmTransfer:
-        """Return the arm of that name; or of that kind (``sae``, ``dense``, …), where there is one only.
+        """Return the arm of that name; or the first one of that kind (``sae``, ``dense``, …).
 
         Raises
         ------
         ConfigError
             There is none.
         """
-        for each in self.arms:
-            if each.name == name:
-                return each
-        of_kind = [each for each in self.arms if each.kind == ALIASES.get(name, name)]
-        if len(of_kind) == 1:
-            return of_kind[0]
         names = [each.name for each in self.arms]
+        kinds = [each.kind for each in self.arms]
+        kind = ALIASES.get(name, name)
+        if name in names:
+            return self.arms[names.index(name)]
+        if kind in kinds:
+            return self.arms[kinds.index(kind)]
         raise ConfigError(f"there must be an arm `{name}` in this transfer. {did_you_mean(name, names)}")
 
     def cell(self, arm: str, train: str, test: str) -> Cell:
@@ -343,11 +343,11 @@ def cell_sentence(cell: Cell) -> str:
     return f"{where}, tested on {cell.test}: macro-F1 {cell.macro_f1:.2f}, {chance}; {drop}."
 
 
-def arm_sentence(arm: ArmTransfer, across: str, metric: str = "macro_f1") -> str:
-    """Return an arm in words."""
+def arm_sentence(arm: ArmTransfer, across: str, metric: str = "macro_f1", *, is_baseline: bool = False) -> str:
+    """Return an arm in words; the baseline is not compared with itself."""
     dense = ""
     minus, unit = (arm.auc_difference, "AUC") if metric == "auc" else (arm.difference, "macro-F1")
-    if minus.is_defined and (minus.value or minus.low or minus.high):
+    if minus.is_defined and not is_baseline:
         words = {
             "better": "better than", "worse": "worse than", "equivalent": "as good as",
             "undecided": "not told apart from",

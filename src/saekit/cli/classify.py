@@ -18,9 +18,9 @@ from .settings import required
 if TYPE_CHECKING:
     from ..classification.plan import Plan
 
-HELP = """Classify texts or images by SAE features, compared with baselines (dense states under the same pooling, TF-IDF,
-pixels, principal components) and controls (random and untrained dictionaries, as many random latents). Selection,
-thresholds and penalties are chosen within the training rows; the test rows are used once, with intervals.
+HELP = """Classify texts or images by SAE features, compared with baselines (dense states under the same pooling,
+TF-IDF, pixels, principal components) and controls (random and untrained dictionaries, as many random latents).
+Selection, thresholds and penalties are chosen within the training rows; the test rows are used once, with intervals.
 
 \b
   saekit classify --model builtin --sae run/topk-1024-k16-seed0 --data reviews.csv --label stars --out found
@@ -46,8 +46,8 @@ SUMMARY = "summary.json"
 
 
 FLAGS = (
-    "label", "group", "split_column", "folds", "pools", "arms", "ks", "select_by", "max_rows", "train_rows", "test_rows",
-    "min_rows", "train_sizes", "margin", "shuffles", "seed", "save_arm",
+    "label", "group", "split_column", "folds", "pools", "arms", "ks", "select_by", "max_rows", "train_rows",
+    "test_rows", "min_rows", "train_sizes", "margin", "shuffles", "seed", "save_arm",
 )  # fmt: skip
 NAMED = {"pools": "--pool", "max_rows": "--limit"}
 

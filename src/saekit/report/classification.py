@@ -33,8 +33,8 @@ def classification(result: Result) -> list[Section]:
         f"Classification: {result['name']}",
         f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(result['classes'])} classes; "
         f"{intervals['level']:.0%} intervals from {intervals['draws']:,} resamples of test {intervals['unit']}, paired "
-        f"between arms; differences below {settings['margin']:g} {decides} count as none.{resolves} Settings, selections and "
-        "thresholds were chosen within the training rows; bold arms are the best of their family there. "
+        f"between arms; differences below {settings['margin']:g} {decides} count as none.{resolves} Settings, "
+        "selections and thresholds were chosen within the training rows; bold arms are the best of their family there. "
         "Grey arms are baselines and controls.",
         [Table(_COLUMNS, [_row(arm, best) for arm in arms], "", frozenset(_muted(arms)))],
         [Figure(chart, caption) for chart, caption in figures(result).values()],
