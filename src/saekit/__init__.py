@@ -20,7 +20,6 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .classification.run import classify as classify
-    from .classification.settings import ClassifierSettings as ClassifierSettings
     from .classification.text_classifier import load_classifier as load_classifier
     from .classification.transfer import transfer as transfer
     from .comparison.orphans import orphans as orphans
@@ -104,7 +103,6 @@ PUBLIC: dict[str, dict[str, str]] = {
         "classify": "classification.run",
         "transfer": "classification.transfer",
         "Split": "inputs.settings",
-        "ClassifierSettings": "classification.settings",
         "load_classifier": "classification.text_classifier",
     },
     "scikit-learn": {

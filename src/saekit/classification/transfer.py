@@ -125,7 +125,7 @@ def held_out(data: Any, *, across: str | None = None, split: Split | None = None
     ::
 
         split = sk.Split(group="templ_id")
-        seen = sk.held_out("hate.csv.gz", across="lang", split=split)
+        seen = held_out("hate.csv.gz", across="lang", split=split)
         texts = [text for text, out in zip(sk.read_texts("hate.csv.gz"), seen) if not out]
         rows = sk.capture(model, texts, layer=4)
     """

@@ -276,8 +276,9 @@ class Transfer(Result):
 
     @property
     def shown_arm(self) -> str:
-        """The arm whose matrix stands for all: the first of an SAE."""
-        return next((arm.name for arm in self.arms if arm.family == "sae"), self.arms[0].name)
+        """The arm whose matrix stands for all: all latents of the first SAE."""
+        ranked = sorted(self.arms, key=lambda arm: (arm.family != "sae", arm.kind != "full"))
+        return ranked[0].name
 
 
 def migrated(way: dict[str, Any]) -> dict[str, Any]:
