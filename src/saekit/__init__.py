@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from .models.loading import load_model as load_model
     from .rows.arrays import ArrayRows as ArrayRows
     from .rows.capture import capture as capture
-    from .rows.capture_images import capture_images as capture_images
+    from .rows.settings import CaptureSettings as CaptureSettings
     from .rows.shards import ShardRows as ShardRows
     from .rows.shards import open_rows as open_rows
     from .rows.source import Batch as Batch
@@ -146,7 +146,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "models.loading": ("load_model",),
     "rows.arrays": ("ArrayRows",),
     "rows.capture": ("capture",),
-    "rows.capture_images": ("capture_images",),
+    "rows.settings": ("CaptureSettings",),
     "rows.shards": (
         "ShardRows",
         "open_rows",

@@ -10,6 +10,7 @@ import ast
 import functools
 import inspect
 import math
+import numbers
 import textwrap
 from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
@@ -55,12 +56,15 @@ def suggest_keywords(function: F) -> F:
 def _suggesting(function: F, name: str) -> F:
     parameters = inspect.signature(function).parameters
     known = [each for each in parameters if each != "self"]
+    kind = type(parameters["settings"].default) if "settings" in parameters else type(None)
+    fields = getattr(kind, "__dataclass_fields__", {})
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for word in kwargs:
             if word not in parameters:
-                raise KeywordError(f"{name}: unknown argument `{word}`. {did_you_mean(word, known)}")
+                hint = f"Give it as settings={kind.__name__}({word}=…)." if word in fields else ""
+                raise KeywordError(f"{name}: unknown argument `{word}`. {hint or did_you_mean(word, known)}")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
@@ -87,7 +91,7 @@ def attribute_docs(settings: type) -> dict[str, str]:
 
 def is_whole(value: Any) -> bool:
     """Return whether a value is a whole number and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:

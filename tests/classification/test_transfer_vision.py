@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from saekit import SAEFeatures, TopK, capture_images, held_out, load_model, read_images, train, transfer
+from saekit import SAEFeatures, TopK, capture, held_out, load_model, read_images, train, transfer
 from saekit.classification.arms import Budget
 from saekit.errors import ConfigError
 from saekit.models.quiet import quiet_transformers
@@ -62,7 +62,7 @@ def vit(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sae(vit, digits):
-    rows = capture_images(vit, digits[0][:900], layer=1)
+    rows = capture(vit, digits[0][:900], layer=1)
     (trained,) = train(TopK(n_latents=128, k=8), rows, seeds=[0], tokens=60_000, batch_rows=512)
     return trained
 

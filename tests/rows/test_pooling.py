@@ -23,7 +23,9 @@ from saekit.models import origin
 from saekit.models.language import LanguageModel
 from saekit.rows import pooling, pooling_cache
 from saekit.rows.capture import capture
-from saekit.rows.pooling import DENSE_POOLS, Ask, encoder_digest, pool_batches, pool_texts
+from saekit.rows.pooling import DENSE_POOLS, Ask, pool_batches, pool_texts
+from saekit.rows.pooling_cache import encoder_digest
+from saekit.rows.settings import CaptureSettings, PoolingSettings
 from saekit.rows.tokens import tokenize
 from saekit.sae import rules
 from saekit.sae.codes import Codes
@@ -248,7 +250,7 @@ def assert_equal(a: Any, b: Any, **close: float) -> None:
 @pytest.mark.parametrize("kind", ["llama", "bert", "gpt2"])
 def test_texts_are_pooled_over_the_rows_that_capture_gives(kind: str, models: Any, texts: list[str]) -> None:
     """Texts longer than the context (24 here) are read in windows, none of it is lost."""
-    rows = capture(models[kind], texts, layer=LAYER, outliers=None)
+    rows = capture(models[kind], texts, layer=LAYER, settings=CaptureSettings(outliers=None))
     found, states = pool_texts(models[kind], texts, asks())
     z = random_sae().encode(rows.x).dense().numpy()
     assert len(np.unique(rows.document.numpy())) == len(texts)
@@ -275,8 +277,8 @@ def test_permuted_texts_give_permuted_rows_bit_for_bit(
         return original(model, hooks, inputs)
 
     monkeypatch.setattr(pooling, "activations", seen)
-    found = pool_texts(models["bert"], texts, asks(), batch_tokens=64)
-    again = pool_texts(models["bert"], [texts[i] for i in order], asks(), batch_tokens=64)
+    found = pool_texts(models["bert"], texts, asks(), settings=PoolingSettings(batch_tokens=64))
+    again = pool_texts(models["bert"], [texts[i] for i in order], asks(), settings=PoolingSettings(batch_tokens=64))
     assert_equal(again, [{name: x[order] for name, x in one.items()} for one in found])
     assert batches[: len(batches) // 2] == batches[len(batches) // 2 :]
     once = tokenize(models["bert"].tokenizer, sorted(set(texts)), context=models["bert"].context)
@@ -293,7 +295,7 @@ def test_a_text_alone_is_the_text_among_others(kind: str, models: Any, texts: li
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 100_000])
 def test_the_size_of_a_batch_does_not_matter(batch_tokens: int, models: Any, texts: list[str]) -> None:
-    found = pool_texts(models["llama"], texts, asks(), batch_tokens=batch_tokens)
+    found = pool_texts(models["llama"], texts, asks(), settings=PoolingSettings(batch_tokens=batch_tokens))
     assert_equal(found, pool_texts(models["llama"], texts, asks()), **CLOSE)
 
 
@@ -344,7 +346,12 @@ def test_an_sae_asked_for_twice_encodes_once(models: Any, texts: list[str], monk
 
     monkeypatch.setattr(SAE, "encode", counted)
     sae = random_sae()
-    pool_texts(models["llama"], texts, [Ask(SPARSE, sae, layer=1), Ask(("sum",), sae, layer=1)], batch_tokens=10**6)
+    pool_texts(
+        models["llama"],
+        texts,
+        [Ask(SPARSE, sae, layer=1), Ask(("sum",), sae, layer=1)],
+        settings=PoolingSettings(batch_tokens=10**6),
+    )
     assert len(calls) == 1
 
 
@@ -355,7 +362,9 @@ def test_padding_never_counts_and_added_tokens_only_when_asked(models: Any, text
     for skip in (True, False):
         kept = (contexts.position >= 0) | (not skip)
         expected = np.bincount(contexts.document[kept], minlength=len(texts))
-        (found,) = pool_texts(lm, texts, [Ask(("count", "sum", "mean"), always, layer=1)], skip_special=skip)
+        (found,) = pool_texts(
+            lm, texts, [Ask(("count", "sum", "mean"), always, layer=1)], settings=PoolingSettings(skip_special=skip)
+        )
         assert dense(found["count"])[:, 0].tolist() == expected.tolist()
         assert dense(found["sum"])[:, 0].tolist() == expected.tolist()
         np.testing.assert_allclose(dense(found["mean"]), 1)
@@ -379,14 +388,16 @@ def test_texts_without_tokens(models: Any) -> None:
         DataError, match=r"texts must have at least one token; 2 have none: rows `1`, `2`.* empty='zero'"
     ):
         pool_texts(models["llama"], texts, asks())
-    found, states = pool_texts(models["llama"], texts, asks(), empty="zero")
+    found, states = pool_texts(models["llama"], texts, asks(), settings=PoolingSettings(empty="zero"))
     assert found["sum"][1:3].nnz == 0
     assert found["sum"][[0, 3]].nnz > 0
     assert not states["mean"][1:3].any()
-    (nothing,) = pool_texts(models["llama"], [""], [Ask(("sum",), random_sae(), layer=1)], empty="zero")
+    (nothing,) = pool_texts(
+        models["llama"], [""], [Ask(("sum",), random_sae(), layer=1)], settings=PoolingSettings(empty="zero")
+    )
     assert nothing["sum"].shape == (1, 48)
     with pytest.raises(DataError, match="2 have none"):  # tokens that are added make no text
-        pool_texts(models["llama"], texts, asks(), skip_special=False)
+        pool_texts(models["llama"], texts, asks(), settings=PoolingSettings(skip_special=False))
 
 
 def test_the_place_is_what_the_sae_knows_unless_it_is_given(models: Any, texts: list[str]) -> None:
@@ -447,7 +458,7 @@ def test_only_texts_that_are_missing_are_run(models: Any, texts: list[str], tmp_
     lm, n_tokens = models["llama"], []
     ask = [Ask(("sum",), random_sae(), layer=1)]
 
-    def progress(done: int, total: int | None) -> None:
+    def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
         n_tokens.append(total)
 
     pool_texts(lm, texts[:6], ask, cache=tmp_path)
@@ -478,7 +489,7 @@ def variants() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         "hook": ({"layer": 0}, {}),
         "pool": ({"pools": ("max",)}, {}),
         "states": ({"sae": None}, {}),
-        "special": ({}, {"skip_special": False}),
+        "special": ({}, {"settings": PoolingSettings(skip_special=False)}),
         "cut": ({}, {"max_tokens": 100}),
         "model": ({}, {"lm": "bert"}),
     }
@@ -506,7 +517,13 @@ def test_what_does_not_decide_a_row_is_not_in_the_key(
     n_passes = len(passes)
     other = sae.replace(W_dec=sae.W_dec * 2, b_dec=sae.b_dec + 1)
     assert encoder_digest(other) == encoder_digest(sae)
-    pool_texts(models["llama"], texts, [Ask(("sum",), other, hook="layers.1")], cache=tmp_path, batch_tokens=100)
+    pool_texts(
+        models["llama"],
+        texts,
+        [Ask(("sum",), other, hook="layers.1")],
+        cache=tmp_path,
+        settings=PoolingSettings(batch_tokens=100),
+    )
     assert len(passes) == n_passes
 
 
@@ -536,7 +553,9 @@ def test_the_cache_remembers_what_is_empty_and_what_was_cut(models: Any, tmp_pat
     texts, ask = ["the cat sat on", ""], [Ask(("sum",), random_sae(), layer=1)]
     for _ in range(2):
         with pytest.warns(UserWarning, match="max_tokens=3 cuts 1 of 2 texts and loses 1 of 4 tokens \\(25.0%\\)"):
-            pool_texts(models["llama"], texts, ask, cache=tmp_path, empty="zero", max_tokens=3)
+            pool_texts(
+                models["llama"], texts, ask, cache=tmp_path, max_tokens=3, settings=PoolingSettings(empty="zero")
+            )
     with pytest.raises(DataError, match="1 have none: rows `1`"):
         pool_texts(models["llama"], texts, ask, cache=tmp_path, max_tokens=3)
 
@@ -618,13 +637,15 @@ def test_what_is_no_text(texts: Any, message: str, models: Any) -> None:
     "setting", [{"max_tokens": 0}, {"max_tokens": 2.5}, {"batch_tokens": -1}, {"batch_tokens": True}]
 )
 def test_bad_settings(setting: dict[str, Any], models: Any) -> None:
-    with pytest.raises(ConfigError, match=f"`{next(iter(setting))}` must be a positive integer or None"):
+    with pytest.raises(ConfigError, match=f"`{next(iter(setting))}` must be a whole number from 1"):
+        if "batch_tokens" in setting:
+            setting = {"settings": PoolingSettings(**setting)}
         pool_texts(models["llama"], ["the cat"], asks(), **setting)
 
 
 def test_other_bad_settings(models: Any) -> None:
-    with pytest.raises(ConfigError, match="`empty` must be `refuse` or `zero`; got 'skip'"):
-        pool_texts(models["llama"], ["the cat"], asks(), empty="skip")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="`empty` must be one of its options; got 'skip'"):
+        pool_texts(models["llama"], ["the cat"], asks(), settings=PoolingSettings(empty="skip"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="`model` must be a LanguageModel, a folder or a name; got int"):
         pool_texts(3, ["the cat"], asks())  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="there is no such folder"):

@@ -669,7 +669,7 @@ def _features(plan: Plan, arms: Sequence[Arm], progress: Progress) -> dict[str, 
     }
     pooled = pool_texts(
         lm, plan.data.texts, list(asks.values()), max_tokens=plan.settings["max_tokens"], cache=plan.cache,
-        progress=lambda done, total: progress("tokens", done, total),
+        progress=progress,
     )  # fmt: skip
     for name, matrices in zip(asks, pooled):
         X |= {f"{name}|{pool}": matrix for pool, matrix in matrices.items()}

@@ -71,9 +71,8 @@ def rows_for(
     language = {"model": lm, "data": data, **words, "tokens": min(tokens, settings.get("ce_tokens", ce_tokens))}
     if settings.get("rows") is not None:
         return open_rows(settings["rows"]), language
-    source = capture(
-        lm, data, hook=place, **words, tokens=tokens, progress=lambda done, total: progress("rows", done, total)
-    )
+    text = settings["text"] if settings.get("text") is not None else "text"
+    source = capture(lm, data, hook=place, text=text, tokens=tokens, progress=progress)
     return source, language
 
 

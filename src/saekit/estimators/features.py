@@ -70,6 +70,8 @@ class _Features(TransformerMixin, BaseEstimator):
         settings: Any = self
         if settings.model is None:
             return self._pooled_rows(X, ask)
+        from ..rows.settings import PoolingSettings
+
         if _are_images(settings.model, X):
             from ..rows.capture_images import pool_images
 
@@ -77,17 +79,22 @@ class _Features(TransformerMixin, BaseEstimator):
                 raise ConfigError(
                     "`cache` and `max_tokens` are for texts; images are neither kept nor cut. Leave them out."
                 )
-            (found,) = pool_images(
-                _loaded_vision(settings.model), X, [ask], skip_special=settings.skip_special, empty=settings.empty
-            )
+            reading = PoolingSettings(skip_special=settings.skip_special, empty=settings.empty)
+            (found,) = pool_images(_loaded_vision(settings.model), X, [ask], settings=reading)
         else:
             from ..rows.pooling import pool_texts
 
             self._check_model()
             (found,) = pool_texts(
-                settings.model, _as_texts(X), [ask], max_tokens=settings.max_tokens, cache=settings.cache,
-                batch_tokens=settings.batch_tokens, skip_special=settings.skip_special, empty=settings.empty,
-            )  # fmt: skip
+                settings.model,
+                _as_texts(X),
+                [ask],
+                max_tokens=settings.max_tokens,
+                cache=settings.cache,
+                settings=PoolingSettings(
+                    batch_tokens=settings.batch_tokens, skip_special=settings.skip_special, empty=settings.empty
+                ),
+            )
         return found[settings.pool]
 
     def _pooled_rows(self, X: Any, ask: Any) -> Any:
@@ -347,13 +354,14 @@ class HiddenStates(_Features):
         from ..models.language import LanguageModel
         from ..models.origin import language_origin
         from ..rows.pooling import pool_texts
+        from ..rows.settings import PoolingSettings
 
         ask = self._ask()
         model = self.model
         if not isinstance(model, LanguageModel) and _are_images(model, None):
             return _names("hidden", model.d_model)
         model = language_origin(model).load()
-        (found,) = pool_texts(model, ["a"], [ask], skip_special=False)
+        (found,) = pool_texts(model, ["a"], [ask], settings=PoolingSettings(skip_special=False))
         return _names("hidden", found[self.pool].shape[1])
 
     def _ask(self) -> Any:
