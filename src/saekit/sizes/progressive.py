@@ -268,7 +268,7 @@ def progressive(
                 continue
             scores = None
             if set(by) & set(SCORES):  # one pass over the rows serves all of them
-                scores = importance(sae, fit, rows=rows, batch_rows=batch_rows, progress=progress)
+                scores = importance(sae, fit, max_rows=rows, batch_rows=batch_rows, progress=progress)
                 rankings += [_falling(name, each, scores.scores[each].numpy()) for each in by if each in SCORES]
             if gradients is not None:
                 lm, texts, n_tokens = gradients

@@ -138,7 +138,7 @@ def _order(
         kept_longer = torch.empty(sae.n_latents)
         kept_longer[order] = torch.arange(sae.n_latents, 0, -1, dtype=torch.float32)
         return order, {"by": by, "formula": ORDERS[by], **facts}, {by: kept_longer}
-    found = importance(sae, source, rows=rows, batch_rows=batch_rows, progress=progress)
+    found = importance(sae, source, max_rows=rows, batch_rows=batch_rows, progress=progress)
     order = found.order(by)
     alive = int(found.alive.sum())
     ranking = {"by": by, "formula": ORDERS[by], "n_rows": found.n_rows, **found.rows, "alive": alive}
