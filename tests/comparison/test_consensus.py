@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saekit import TopK, compare, consensus, evaluate, train
+from saekit import TopK, compare, evaluate, train
+from saekit.comparison.consensus import consensus
 from saekit.comparison.settings import ComparisonSettings, ConsensusSettings
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.evaluation.settings import EvaluationSettings

@@ -11,8 +11,9 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 
-from saekit import Comparison, compare
+from saekit import compare
 from saekit.comparison.concept_groups import only_in_one
+from saekit.comparison.result import Comparison
 from saekit.comparison.run import _in_exactly, _Over
 from saekit.comparison.settings import ComparisonSettings
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
@@ -178,7 +179,7 @@ def test_correlations_are_those_of_the_dense_codes(rows, oracle):
     g = torch.Generator().manual_seed(0)
     other = oracle.replace(W_enc=oracle.W_enc + 0.3 * torch.randn(oracle.W_enc.shape, generator=g), rule=TopKRule(3))
     result = compare([oracle, other], rows, settings=ComparisonSettings(controls=False, max_rows=1000, batch_rows=333))
-    a, b = (sae.encode(rows[:1000]).dense().double().numpy() for sae in (oracle, other))
+    a, b = (sae.encode(rows[:1000]).to_dense().double().numpy() for sae in (oracle, other))
     partner = result.pairs[0].decoder.partner
     each = [pearsonr(a[:, i], b[:, j]).statistic for i, j in enumerate(partner) if a[:, i].any() and b[:, j].any()]
     assert result.n_rows == 1000

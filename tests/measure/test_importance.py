@@ -56,7 +56,7 @@ def x() -> torch.Tensor:
 
 def without(sae: SAE, x: torch.Tensor, latents: list[int]) -> torch.Tensor:
     """Reconstruction with the codes of some latents set to zero."""
-    z = sae.encode(x).dense()
+    z = sae.encode(x).to_dense()
     z[:, latents] = 0
     return sae.decode(Codes.from_dense(z), x)
 
@@ -81,7 +81,7 @@ def test_loss_is_what_removing_the_latent_costs(rule, scaling, x):
 
 def test_the_other_scores_are_means_of_the_codes(x):
     sae = make()
-    z = sae.encode(x).dense().double()
+    z = sae.encode(x).to_dense().double()
     scores = importance(sae, x).scores
     assert set(scores) == set(SCORES)
     expected = {

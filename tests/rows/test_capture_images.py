@@ -143,7 +143,7 @@ def test_pooled_images_are_the_pooled_rows(vision_folders, llava, size):
         asks = [Ask(("sum", "max", "count"), sae, layer=1), Ask(("mean",), layer=0)]
         pooled, dense = pool_images(vision, PIXELS, asks, batch_images=size)
         rows = capture_images(vision, PIXELS, layer=[0, 1], outliers=None)
-        z = sae.encode(rows["layers.1"].x).dense().reshape(9, 16, 40)
+        z = sae.encode(rows["layers.1"].x).to_dense().reshape(9, 16, 40)
         for name, expected in (("sum", z.sum(1)), ("max", z.amax(1)), ("count", (z > 0).sum(1).float())):
             assert np.allclose(pooled[name].toarray(), expected.numpy(), atol=1e-4)
         assert np.allclose(dense["mean"], rows["layers.0"].x.reshape(9, 16, -1).mean(1).numpy(), atol=1e-5)

@@ -96,7 +96,7 @@ def test_segments_are_reduced_as_the_dense_definition_says(case: tuple[np.ndarra
     )
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for name in ("sum", "max", "count"):
-        found = Codes(pooled.offsets, pooled.indices, getattr(pooled, name), codes.n_latents).dense().numpy()
+        found = Codes(pooled.offsets, pooled.indices, getattr(pooled, name), codes.n_latents).to_dense().numpy()
         for i, (a, b) in enumerate(itertools.pairwise(ends)):
             expected = reference(z[a:b], name) if b > a else np.zeros(z.shape[1])
             np.testing.assert_array_equal(found[i], expected)
@@ -250,7 +250,7 @@ def test_texts_are_pooled_over_the_rows_that_capture_gives(kind: str, models: An
     """Texts longer than the context (24 here) are read in windows, none of it is lost."""
     rows = capture(models[kind], texts, layer=LAYER, outliers=None)
     found, states = pool_texts(models[kind], texts, asks())
-    z = random_sae().encode(rows.x).dense().numpy()
+    z = random_sae().encode(rows.x).to_dense().numpy()
     assert len(np.unique(rows.document.numpy())) == len(texts)
     for i in range(len(texts)):
         here = rows.document.numpy() == i

@@ -78,7 +78,7 @@ def consensus(
     --------
     ::
 
-        both = sk.consensus(saes, rows, settings=ConsensusSettings(refit=200_000))
+        both = consensus(saes, rows, settings=ConsensusSettings(refit=200_000))
         sk.evaluate([both, *saes], heldout)
     """
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:

@@ -582,7 +582,7 @@ def _act(
         mine, theirs = _paired(decoder.matching)
         shared = rule.shared(decoder.matching, encoder.matching)
         correlation, n_pairs = _correlation(sums[i][:, mine], sums[j][:, theirs], products[at][mine], done)
-        similar = rsa(together[i].dense(), together[j].dense(), documents)
+        similar = rsa(together[i].to_dense(), together[j].to_dense(), documents)
         on_rows.append(
             OnRows(
                 correlation,
