@@ -10,7 +10,6 @@ import typer
 from ..errors import ConfigError
 from .console import print_comparison, print_json, print_orphans, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
-from .rows_option import rows_for
 from .settings import merge, names_of
 
 HELP = """Match the latents of SAEs one to one and tell which they share, beside random dictionaries.
@@ -82,9 +81,23 @@ def compare(
         source: Any = None
         language: dict[str, Any] = {}
         if where["rows"] is not None or where["model"] is not None or orphans:
+            from ..rows.origin import OriginSettings, find_rows
             from ..sae.model import SAE
 
-            source, language = rows_for(SAE.load(found[0]), found[0], where, progress)
+            how = {name: where[name] for name in ("layer", "hook", "text", "tokens") if where[name] is not None}
+            origin = find_rows(
+                SAE.load(found[0]),
+                where["rows"],
+                model=where["model"],
+                data=where["data"],
+                path=found[0],
+                settings=OriginSettings(**how),
+                progress=progress,
+            )
+            source = origin.rows
+            if origin.model is not None:
+                language = {"model": origin.model, "data": origin.data, "tokens": origin.ce_tokens}
+                language |= {"text": how["text"]} if "text" in how else {}
         result = run(found, source, write=write_scores, settings=ComparisonSettings(**settings), progress=progress)
         lonely = _orphans(found, source, result, language, progress) if orphans else None
     if out is not None:

@@ -192,16 +192,6 @@ def importance(
     return scores.compute(facts_of(source))
 
 
-def shares_held(scores: Tensor) -> dict[str, Any]:
-    """Share of the total score that the first 1, 2, 4, ... latents hold."""
-    total = float(scores.clamp_min(0).sum())
-    if not total > 0:
-        return {}
-    held = scores.clamp_min(0).cumsum(0) / total
-    sizes = [2**power for power in range(len(scores).bit_length()) if 2**power <= len(scores)]
-    return {"share": {str(size): round(float(held[size - 1]), 6) for size in sizes}}
-
-
 def descending(scores: Tensor) -> Tensor:
     """Places from the largest to the smallest score; ties stay in order."""
     return scores.argsort(descending=True, stable=True)
