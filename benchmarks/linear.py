@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from saekit import capture, kernels
-from saekit.kernels.cpu.ops import onednn_linear
+from saekit.kernels.cpu import onednn_linear
 from saekit.models.loading import load_model
 
 ROWS = 2048

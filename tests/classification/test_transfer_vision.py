@@ -17,10 +17,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from saekit import SAEFeatures, TopK, capture, held_out, load_model, read_images, train, transfer
+from saekit import SAEFeatures, TopK, load_model, read_images, train, transfer
 from saekit.classification.arms import Budget
+from saekit.classification.transfer import held_out
 from saekit.errors import ConfigError
 from saekit.models.quiet import quiet_transformers
+from saekit.rows.capture import capture
 
 QUICK = Budget(C=(0.1, 1.0, 10.0))
 

@@ -56,7 +56,7 @@ def x() -> torch.Tensor:
 
 def without(sae: SAE, x: torch.Tensor, latents: list[int]) -> torch.Tensor:
     """Reconstruction with the codes of some latents set to zero."""
-    z = sae.encode(x).dense()
+    z = sae.encode(x).to_dense()
     z[:, latents] = 0
     return sae.decode(Codes.from_dense(z), x)
 
@@ -81,7 +81,7 @@ def test_loss_is_what_removing_the_latent_costs(rule, scaling, x):
 
 def test_the_other_scores_are_means_of_the_codes(x):
     sae = make()
-    z = sae.encode(x).dense().double()
+    z = sae.encode(x).to_dense().double()
     scores = importance(sae, x).scores
     assert set(scores) == set(SCORES)
     expected = {
@@ -123,7 +123,7 @@ def test_merged_parts_are_the_whole(x):
 
 def test_rows_limit_and_progress(x):
     seen = []
-    found = importance(make(), x, rows=150, batch_rows=100, progress=lambda *call: seen.append(call))
+    found = importance(make(), x, max_rows=150, batch_rows=100, progress=lambda *call: seen.append(call))
     assert found.n_rows == 150
     assert seen == [("importance", 100, 150), ("importance", 150, 150)]
 
@@ -132,8 +132,8 @@ def test_importance_refuses(x):
     sae = make()
     with pytest.raises(ShapeError, match="rows must have the width of the SAE, 6; they have 5"):
         importance(sae, x[:, :5])
-    with pytest.raises(ConfigError, match="`rows` must be at least 1; got 0"):
-        importance(sae, x, rows=0)
+    with pytest.raises(ConfigError, match="`max_rows` must be at least 1; got 0"):
+        importance(sae, x, max_rows=0)
     with pytest.raises(ConfigError, match="`batch_rows` must be at least 1"):
         importance(sae, x, batch_rows=0)
     with pytest.raises(ShapeError, match="it maps 6 to 3"):

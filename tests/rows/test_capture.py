@@ -359,7 +359,8 @@ import torch
 torch.set_num_threads(1)
 import saekit.rows.capture_texts as reading
 import saekit.rows.shards as shards
-from saekit import CaptureSettings, capture
+from saekit.rows.capture import capture
+from saekit.rows.settings import CaptureSettings
 reading._GROUP_TOKENS = 40
 kill_at = int(sys.argv[3])
 flush = shards.ShardWriter._flush
@@ -510,27 +511,34 @@ def test_a_pass_of_a_stream_ends_after_its_tokens(models, texts):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({}, ConfigError, "exactly one of `layer` and `hook`"),
-        ({"layer": 1, "hook": "layers.1"}, ConfigError, "exactly one of `layer` and `hook`"),
-        ({"layer": 9}, ModelError, "between 0 and 2"),
-        ({"hook": "layers.1.mpl"}, ModelError, "Did you mean"),
-        ({"layer": []}, ConfigError, "must be one at least; got none"),
-        ({"layer": [1, 1]}, ConfigError, "hooks must differ"),
-        ({"layer": 1, "tokens": 0}, ConfigError, "`tokens` must be a whole number from 1"),
-        ({"layer": 1, "tokens": 3e4}, ConfigError, "`tokens` must be a whole number from 1"),
-        ({"layer": 1, "settings": {"context": 25}}, ConfigError, "`context` must fit the model, which takes 24"),
-        ({"layer": 1, "settings": {"context": 1}}, ConfigError, "must leave room for text beside 1 added"),
-        ({"layer": 1, "settings": {"padding": "middle"}}, ConfigError, "`padding` must be"),
-        ({"layer": 1, "settings": {"outliers": 0.5}}, ConfigError, "`outliers` must be above 1"),
-        ({"layer": 1, "settings": {"dtype": "float64"}}, ConfigError, "`dtype` must be one of"),
-        ({"layer": 1, "settings": {"dtype": torch.float64}}, ConfigError, "`dtype` must be one of"),
-        ({"layer": 1, "text": "body"}, DataError, "must have a column `body`"),
+        (lambda: {}, ConfigError, "exactly one of `layer` and `hook`"),
+        (lambda: {"layer": 1, "hook": "layers.1"}, ConfigError, "exactly one of `layer` and `hook`"),
+        (lambda: {"layer": 9}, ModelError, "between 0 and 2"),
+        (lambda: {"hook": "layers.1.mpl"}, ModelError, "Did you mean"),
+        (lambda: {"layer": []}, ConfigError, "must be one at least; got none"),
+        (lambda: {"layer": [1, 1]}, ConfigError, "hooks must differ"),
+        (lambda: {"layer": 1, "tokens": 0}, ConfigError, "`tokens` must be a whole number from 1"),
+        (lambda: {"layer": 1, "tokens": 3e4}, ConfigError, "`tokens` must be a whole number from 1"),
+        (
+            lambda: {"layer": 1, "settings": CaptureSettings(context=25)},
+            ConfigError,
+            "`context` must fit the model, which takes 24",
+        ),
+        (
+            lambda: {"layer": 1, "settings": CaptureSettings(context=1)},
+            ConfigError,
+            "must leave room for text beside 1 added",
+        ),
+        (lambda: {"layer": 1, "settings": CaptureSettings(padding="middle")}, ConfigError, "`padding` must be"),
+        (lambda: {"layer": 1, "settings": CaptureSettings(outliers=0.5)}, ConfigError, "`outliers` must be above 1"),
+        (lambda: {"layer": 1, "settings": CaptureSettings(dtype="float64")}, ConfigError, "`dtype` must be one of"),
+        (lambda: {"layer": 1, "settings": CaptureSettings(dtype=torch.float64)}, ConfigError, "`dtype` must be one of"),
+        (lambda: {"layer": 1, "text": "body"}, DataError, "must have a column `body`"),
     ],
 )
 def test_settings_that_cannot_work(models, settings, error, message):
     with pytest.raises(error, match=message):
-        how = {"settings": CaptureSettings(**settings["settings"])} if "settings" in settings else {}
-        capture(models["llama"], [{"text": "the cat"}], **{**settings, **how})
+        capture(models["llama"], [{"text": "the cat"}], **settings())
 
 
 def test_streams_that_cannot_work(models, texts):

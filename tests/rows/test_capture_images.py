@@ -156,7 +156,7 @@ def test_pooled_images_are_the_pooled_rows(vision_folders, llava, size):
         asks = [Ask(("sum", "max", "count"), sae, layer=1), Ask(("mean",), layer=0)]
         pooled, dense = pool_images(vision, PIXELS, asks, settings=PoolingSettings(batch_images=size))
         rows = capture(vision, PIXELS, layer=[0, 1], settings=CaptureSettings(outliers=None))
-        z = sae.encode(rows["layers.1"].x).dense().reshape(9, 16, 40)
+        z = sae.encode(rows["layers.1"].x).to_dense().reshape(9, 16, 40)
         for name, expected in (("sum", z.sum(1)), ("max", z.amax(1)), ("count", (z > 0).sum(1).float())):
             assert np.allclose(pooled[name].toarray(), expected.numpy(), atol=1e-4)
         assert np.allclose(dense["mean"], rows["layers.0"].x.reshape(9, 16, -1).mean(1).numpy(), atol=1e-5)
@@ -236,7 +236,5 @@ def test_what_is_for_data_of_the_other_kind_is_refused(vision_folders):
 
 
 def test_a_setting_given_as_an_argument_is_told_its_place(vision_folders):
-    with pytest.raises(
-        TypeError, match=r"unknown argument `outliers`. Give it as settings=CaptureSettings\(outliers=…\)"
-    ):
+    with pytest.raises(TypeError, match=r"unknown argument `outliers`. Pass settings=CaptureSettings\(outliers=…\)"):
         capture(vision_folders["vit"], PIXELS, layer=0, outliers=None)

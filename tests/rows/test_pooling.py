@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from saekit.errors import ConfigError, DataError, ModelError, ShapeError
 from saekit.kernels.pooling import largest_of_rows, pool_segments
-from saekit.models import origin
+from saekit.models import deferred
 from saekit.models.language import LanguageModel
 from saekit.rows import pooling, pooling_cache
 from saekit.rows.capture import capture
@@ -98,7 +99,7 @@ def test_segments_are_reduced_as_the_dense_definition_says(case: tuple[np.ndarra
     )
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for name in ("sum", "max", "count"):
-        found = Codes(pooled.offsets, pooled.indices, getattr(pooled, name), codes.n_latents).dense().numpy()
+        found = Codes(pooled.offsets, pooled.indices, getattr(pooled, name), codes.n_latents).to_dense().numpy()
         for i, (a, b) in enumerate(itertools.pairwise(ends)):
             expected = reference(z[a:b], name) if b > a else np.zeros(z.shape[1])
             np.testing.assert_array_equal(found[i], expected)
@@ -211,7 +212,7 @@ def test_no_array_of_tokens_by_latents_is_ever_made(monkeypatch: pytest.MonkeyPa
     def refuse(*_: Any) -> Any:
         raise AssertionError("codes were made dense")
 
-    monkeypatch.setattr(Codes, "dense", refuse)
+    monkeypatch.setattr(Codes, "to_dense", refuse)
     monkeypatch.setattr(SAE, "pre", refuse)
     with Largest() as largest:
         (found,) = pool_batches([({"h": x}, document)], n_rows // 10, [Ask(SPARSE, sae, hook="h")])
@@ -252,7 +253,7 @@ def test_texts_are_pooled_over_the_rows_that_capture_gives(kind: str, models: An
     """Texts longer than the context (24 here) are read in windows, none of it is lost."""
     rows = capture(models[kind], texts, layer=LAYER, settings=CaptureSettings(outliers=None))
     found, states = pool_texts(models[kind], texts, asks())
-    z = random_sae().encode(rows.x).dense().numpy()
+    z = random_sae().encode(rows.x).to_dense().numpy()
     assert len(np.unique(rows.document.numpy())) == len(texts)
     for i in range(len(texts)):
         here = rows.document.numpy() == i
@@ -423,9 +424,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("the model was needed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(origin, "load_language_model", refuse)
+        patch.setattr(deferred, "load_language_model", refuse)
         patch.setattr(pooling, "activations", refuse)
-        origin._loaded.cache_clear()
+        deferred._loaded.cache_clear()
         yield
 
 
@@ -634,13 +635,12 @@ def test_what_is_no_text(texts: Any, message: str, models: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"max_tokens": 0}, {"max_tokens": 2.5}, {"batch_tokens": -1}, {"batch_tokens": True}]
+    ("name", "value"), [("max_tokens", 0), ("max_tokens", 2.5), ("batch_tokens", -1), ("batch_tokens", True)]
 )
-def test_bad_settings(setting: dict[str, Any], models: Any) -> None:
-    with pytest.raises(ConfigError, match=f"`{next(iter(setting))}` must be a whole number from 1"):
-        if "batch_tokens" in setting:
-            setting = {"settings": PoolingSettings(**setting)}
-        pool_texts(models["llama"], ["the cat"], asks(), **setting)
+def test_bad_settings(name: str, value: Any, models: Any) -> None:
+    kind: Any = PoolingSettings if name == "batch_tokens" else partial(pool_texts, models["llama"], ["the cat"], asks())
+    with pytest.raises(ConfigError, match=f"`{name}` must be a whole number from 1"):
+        kind(**{name: value})
 
 
 def test_other_bad_settings(models: Any) -> None:
@@ -673,14 +673,14 @@ def test_warnings_are_not_shown_without_a_reason(models: Any, texts: list[str]) 
 
 def test_the_model_of_a_name_is_loaded_once(folders: Any, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    original = origin.load_language_model
+    original = deferred.load_language_model
 
     def counted(name: str) -> LanguageModel:
         loads.append(name)
         return original(name)
 
-    monkeypatch.setattr(origin, "load_language_model", counted)
-    origin._loaded.cache_clear()
+    monkeypatch.setattr(deferred, "load_language_model", counted)
+    deferred._loaded.cache_clear()
     for _ in range(2):
         pool_texts(folders["llama"], texts, asks())
     assert len(loads) == 1

@@ -277,7 +277,7 @@ class Actions(Result):
     --------
     ::
 
-        result = sk.act("builtin", sk.cloze_task("builtin", questions=2000))
+        result = act("builtin", cloze_task("builtin", questions=2000))
         result.accuracy                     # beside result.chance
         result.save("run")                  # run/actions.jsonl for `saekit classify --label correct`, run/actions.json
     """

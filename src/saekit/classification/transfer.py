@@ -277,7 +277,7 @@ def held_out(
     ::
 
         texts = sk.read_texts("hate.csv.gz")
-        seen = sk.held_out("hate.csv.gz", across="lang", group="templ_id")
+        seen = held_out("hate.csv.gz", across="lang", group="templ_id")
         rows = sk.capture(model, [text for text, out in zip(texts, seen) if not out], layer=4)
     """
     _check(test_share, folds, 0, 0.0, rows)

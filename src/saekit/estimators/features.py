@@ -51,11 +51,11 @@ class _Features(TransformerMixin, BaseEstimator):
             return self
         self._ask()
         if not _are_images(self.model, X):
-            from ..models.origin import language_origin
+            from ..models.deferred import defer_model
             from ..rows.pooling import check_texts
 
             check_texts(_as_texts(X))
-            self.model_digest_ = language_origin(self.model).digest
+            self.model_digest_ = defer_model(self.model).digest
         return self
 
     def _ask(self) -> Any:
@@ -65,7 +65,7 @@ class _Features(TransformerMixin, BaseEstimator):
         raise NotImplementedError
 
     def _pooled(self, X: Any) -> Any:
-        """Features of texts, images or rows."""
+        """Return features of texts, images or rows."""
         ask = self._ask()
         settings: Any = self
         if settings.model is None:
@@ -98,7 +98,7 @@ class _Features(TransformerMixin, BaseEstimator):
         return found[settings.pool]
 
     def _pooled_rows(self, X: Any, ask: Any) -> Any:
-        """Every row of an array as a document of its own."""
+        """Pool every row of an array as a document of its own."""
         import torch
 
         from ..rows.pooling import pool_batches
@@ -124,9 +124,9 @@ class _Features(TransformerMixin, BaseEstimator):
         fitted = getattr(self, "model_digest_", None)
         if fitted is None:
             return
-        from ..models.origin import language_origin
+        from ..models.deferred import defer_model
 
-        now = language_origin(self.model).digest
+        now = defer_model(self.model).digest
         if now != fitted:
             raise ModelError(
                 f"the model must be the one of fit ({fitted[:19]}…); `{self.model}` is {now[:19]}…. "
@@ -134,7 +134,7 @@ class _Features(TransformerMixin, BaseEstimator):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Plain values and numpy arrays only, so that pickle, joblib and skops can store them.
+        """Return plain values and numpy arrays only, so that pickle, joblib and skops can store them.
 
         A path stays a path. An SAE that was given as a value goes along as arrays. A model that was given as a value is
         replaced by the folder or hub name it came from.
@@ -244,7 +244,7 @@ class SAEFeatures(_Features):
         self.empty = empty
 
     def transform(self, X: Any) -> Any:
-        """Pooled codes ``[n, n_latents]`` of texts, images or rows, as ``scipy.sparse.csr_matrix``.
+        """Return pooled codes ``[n, n_latents]`` of texts, images or rows, as ``scipy.sparse.csr_matrix``.
 
         Raises
         ------
@@ -261,7 +261,7 @@ class SAEFeatures(_Features):
         return self._pooled(X)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """``sae_00012`` for latent 12; names sort as latents do."""
+        """Return names of columns: ``sae_00012`` for latent 12, so that names sort as latents do."""
         return _names("sae", self._sae().n_latents)
 
     def _sae(self) -> Any:
@@ -340,7 +340,7 @@ class HiddenStates(_Features):
         self.empty = empty
 
     def transform(self, X: Any) -> np.ndarray:
-        """Pooled states ``[n, d]`` of texts or images.
+        """Return pooled states ``[n, d]`` of texts or images.
 
         Raises
         ------
@@ -350,9 +350,9 @@ class HiddenStates(_Features):
         return self._pooled(X)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """``hidden_012`` for dimension 12. Loads the model, and runs it on one word where its width is not known."""
+        """Return names of columns: ``hidden_012`` for dimension 12. Loads the model."""
+        from ..models.deferred import defer_model
         from ..models.language import LanguageModel
-        from ..models.origin import language_origin
         from ..rows.pooling import pool_texts
         from ..rows.settings import PoolingSettings
 
@@ -360,7 +360,7 @@ class HiddenStates(_Features):
         model = self.model
         if not isinstance(model, LanguageModel) and _are_images(model, None):
             return _names("hidden", model.d_model)
-        model = language_origin(model).load()
+        model = defer_model(model).load()
         (found,) = pool_texts(model, ["a"], [ask], settings=PoolingSettings(skip_special=False))
         return _names("hidden", found[self.pool].shape[1])
 
@@ -386,7 +386,7 @@ def _names(prefix: str, n: int) -> np.ndarray:
 
 
 def _as_texts(X: Any) -> Any:
-    """Texts from a list, an array, or the one column of a table."""
+    """Return texts from a list, an array, or the one column of a table."""
     if isinstance(X, str):
         return X
     if hasattr(X, "to_numpy"):
@@ -403,7 +403,7 @@ def _as_texts(X: Any) -> Any:
 
 
 def _are_images(model: Any, X: Any) -> bool:
-    """Whether the model looks at images, or `X` are some."""
+    """Return whether the model reads images, or `X` are images."""
     from ..inputs.images import Images
     from ..models.vision import VisionModel
 
@@ -425,21 +425,21 @@ def _loaded_vision(model: Any) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _loaded_sae(path: str, stamp: tuple[Any, ...]) -> Any:
-    """The SAE of that path; the last ones stay loaded, for the clones that cross-validation makes."""
+    """Load the SAE of that path; the last ones stay loaded, for the clones that cross-validation makes."""
     from ..store.native import load
 
     return load(path)
 
 
 def _stamp(path: str) -> tuple[Any, ...]:
-    """Sizes and times of the files of an SAE's folder: when they are as before, so is the SAE."""
+    """Return sizes and times of the files of an SAE's folder: while they are the same, so is the SAE."""
     folder = Path(path).expanduser()
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
 
 def _state_of(sae: Any) -> dict[str, Any]:
-    """An SAE as plain values and numpy arrays."""
+    """Return an SAE as plain values and numpy arrays."""
     scores = getattr(sae, "scores", None) or {}
     tensors = {**sae.tensors(), **{f"scores.{name}": value for name, value in scores.items()}}
     facts = {
@@ -461,7 +461,7 @@ def _bytes_of(tensor: Any) -> bytes:
 
 
 def _sae_of(state: dict[str, Any]) -> Any:
-    """The SAE that `_state_of` took apart."""
+    """Rebuild the SAE from its stored state."""
     import torch
 
     from ..sae.model import SAE

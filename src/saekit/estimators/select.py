@@ -180,7 +180,7 @@ def check_labels(y: Any) -> None:
 
 
 def _entries(X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Column, value (float64) and row of every entry that is not zero."""
+    """Return column, value (float64) and row of every entry that is not zero."""
     X = scipy.sparse.coo_array(X)
     kept = X.data != 0
     row, column = X.coords
@@ -190,7 +190,7 @@ def _entries(X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def rate_latents(
     X: Any, label: np.ndarray, n_classes: int, by: str, seed: int = 0, wanted: int = 16
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Score of every column for the classes; see `SelectLatents`.
+    """Score every column for the classes; see `SelectLatents`.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def rate_latents(
 def _class_sums(
     column: np.ndarray, value: np.ndarray, label: np.ndarray, n_classes: int, n_features: int
 ) -> np.ndarray:
-    """Sum of `value` for each class and column, ``[n_classes, n_features]``."""
+    """Sum `value` for each class and column: ``[n_classes, n_features]``."""
     key = label * n_features + column
     return np.bincount(key, value, minlength=n_classes * n_features).reshape(n_classes, n_features)
 
@@ -255,7 +255,7 @@ def _chi2(value: np.ndarray, sums: np.ndarray, size: np.ndarray) -> tuple[np.nda
 
 
 def _auc(column: np.ndarray, value: np.ndarray, label: np.ndarray, size: np.ndarray, n_features: int) -> np.ndarray:
-    """``max(AUC, 1 - AUC)`` of every column by mid-ranks; only entries that are not zero are sorted.
+    """Compute ``max(AUC, 1 - AUC)`` of every column by mid-ranks; only entries that are not zero are sorted.
 
     The zeros of a column are one block of ties between its negative and its positive entries: their common rank follows
     from counting.
@@ -288,7 +288,7 @@ _L1_STEPS = 12  # strengths on the path, a factor of 1.5 apart; it ends when eno
 
 
 def _l1_path(X: Any, label: np.ndarray, n_classes: int, seed: int, wanted: int) -> np.ndarray:
-    """How early each column enters an L1 path: steps left at entry, plus its share of the coefficients there.
+    """Score how early each column enters an L1 path: steps left at entry, plus its fraction of the coefficients there.
 
     Columns that the path does not reach come behind, by the gradient of the loss at its end: what would enter next.
     """

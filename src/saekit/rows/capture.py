@@ -165,7 +165,7 @@ def capture(
     ::
 
         rows = sk.capture("builtin", "builtin", layer=2, tokens=1_000_000)
-        rows = sk.capture(model, texts, layer=2, settings=sk.CaptureSettings(outliers=None))
+        rows = sk.capture(model, texts, layer=2, settings=CaptureSettings(outliers=None)  # of saekit.rows.settings)
     """
     check_whole("capture", tokens=tokens)
     row_type = as_dtype(settings.dtype)

@@ -17,9 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import DataError, ShapeError, listed
+from ..models.deferred import DeferredModel, defer_model
 from ..models.hooks import Hook, activations, find_hook
 from ..models.language import LanguageModel
-from ..models.origin import Origin, language_origin
 from ..settings import Progress, check_whole, silent
 from . import pooling_cache
 from .asks import DENSE_POOLS as DENSE_POOLS
@@ -95,11 +95,11 @@ def pool_texts(
     """
     check_whole("pool_texts", max_tokens=max_tokens)
     texts = check_texts(texts)
-    origin = language_origin(lm)
-    _check_provenance(asks, origin)
-    run = _TextRun(origin, texts, max_tokens, settings, progress)
+    deferred = defer_model(lm)
+    _check_provenance(asks, deferred)
+    run = _TextRun(deferred, texts, max_tokens, settings, progress)
     about = {
-        **origin.about, "unit": "text", "context": CONTEXT, "max_tokens": max_tokens,
+        **deferred.about, "unit": "text", "context": CONTEXT, "max_tokens": max_tokens,
         "skip_special": bool(settings.skip_special),
     }  # fmt: skip
     digests = [pooling_cache.digest_of(text) for text in texts]
@@ -143,7 +143,7 @@ def check_texts(texts: Any) -> list[str]:
 class _TextRun:
     """Computes pooled rows of some of the texts; the model is loaded when it is needed."""
 
-    origin: Origin
+    deferred: DeferredModel
     texts: Sequence[str]
     max_tokens: int | None
     settings: PoolingSettings
@@ -151,7 +151,7 @@ class _TextRun:
 
     def __call__(self, chosen: Sequence[int], asks: Sequence[Ask]) -> Computed:
         """Pool the texts at `chosen` for every ask in one pass."""
-        model = self.origin.load()
+        model = self.deferred.load()
         hooks = {ask.place: find_hook(model.model, ask.place) for ask in asks}
         _check_widths(asks, hooks, model.d_model)
         contexts = tokenize(model.tokenizer, [self.texts[i] for i in chosen], context=min(CONTEXT, model.context))
@@ -192,15 +192,15 @@ def _check_widths(asks: Sequence[Ask], hooks: Mapping[str, Hook], d_model: int) 
             )
 
 
-def _check_provenance(asks: Sequence[Ask], origin: Origin) -> None:
+def _check_provenance(asks: Sequence[Ask], deferred: DeferredModel) -> None:
     """Warn about SAEs that were trained on another model or at another hook."""
     for ask in asks:
         known = {} if ask.sae is None else ask.sae.provenance
         name = known.get("model", "another model")
-        if known.get("model_digest") not in (None, origin.digest):
+        if known.get("model_digest") not in (None, deferred.digest):
             warnings.warn(
                 f"the SAE was trained on another model ({name}, {str(known['model_digest'])[:19]}…) than the one given "
-                f"({origin.digest[:19]}…). Give the model it was trained on.",
+                f"({deferred.digest[:19]}…). Give the model it was trained on.",
                 stacklevel=3,
             )
         hook = str(known.get("hook") or ask.place)

@@ -11,7 +11,7 @@ from ..errors import ConfigError, FormatError, ModelError, OfflineError
 
 
 def parse(address: str) -> tuple[str, str, str | None]:
-    """Repository, folder inside it and revision of ``"hf:owner/name/sub/folder@revision"``.
+    """Return repository, folder inside it and revision of ``"hf:owner/name/sub/folder@revision"``.
 
     >>> parse("hf:me/saes/layers.6/topk@v1")
     ('me/saes', 'layers.6/topk', 'v1')
@@ -53,7 +53,7 @@ def download(address: str, names: tuple[str, ...]) -> Path:
 
 @contextmanager
 def opened(address: str, small: str, large: str) -> Iterator[tuple[Path, IO[bytes]]]:
-    """The file `small` of the folder at `address` on disk, and `large` open for reading by range requests.
+    """Download the file `small` of the folder at `address`, and open `large` for reading by range requests.
 
     A `large` that is in the cache already is read from there.
 
@@ -91,7 +91,7 @@ def opened(address: str, small: str, large: str) -> Iterator[tuple[Path, IO[byte
 
 @contextmanager
 def _in_our_words(address: str, names: tuple[str, ...]) -> Iterator[None]:
-    """Errors of huggingface_hub as errors of saekit."""
+    """Raise errors of huggingface_hub as errors of saekit."""
     from huggingface_hub import errors
 
     repository, folder, revision = parse(address)

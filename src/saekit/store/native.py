@@ -73,7 +73,7 @@ def save(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     sae
         The SAE; its tensors are stored in the dtype they have. ``sae.provenance["latent_order"]`` (``"energy"``, say)
         marks latents stored in order of importance, so that a prefix of the file is a sensible smaller SAE;
-        ``sae.provenance["sizes"]`` (see `saekit.SizeCurve.write_into`) says what prefixes are worth.
+        ``sae.provenance["sizes"]`` (see `saekit.sizes.size_curve.SizeCurve.write_into`) says what prefixes are worth.
     folder
         Created if missing. An SAE that is there already is replaced; it stays readable until the new one is complete.
 
@@ -139,7 +139,7 @@ def _describe_value(sae: SAE, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _sizes_of(sae: SAE) -> dict[str, Any] | None:
-    """The measured curve, up to the latents that are there."""
+    """Return the measured curve, up to the latents that are there."""
     curve = sae.provenance.get("sizes")
     if curve is None:
         return None
@@ -222,7 +222,7 @@ def _load(folder: Path, stream: IO[bytes], latents: int | None, fvu: float | Non
 
 
 def _size_for(description: Mapping[str, Any], fvu: float, folder: Path) -> int:
-    """The smallest measured size that meets the target."""
+    """Return the smallest measured size that meets the target."""
     curve = description["sizes"]
     points = [] if curve is None else curve["points"]
     measured = [
@@ -246,7 +246,7 @@ def _size_for(description: Mapping[str, Any], fvu: float, folder: Path) -> int:
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What ``sae.json`` says (shapes, rule, scaling, dtype, provenance), checked against the tensor file's header.
+    """Return what ``sae.json`` says (shapes, rule, dtype, provenance), checked against the header of the tensor file.
 
     Reads no tensor. `path` as in `load`; raises as `load` does. The result is JSON-able; ``"path"`` is the folder.
     """
@@ -276,7 +276,7 @@ def _strip(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
 def _read_whole(
     stream: IO[bytes], header: tensorfile.Header, description: Mapping[str, Any], latents: int, path: Path
 ) -> dict[str, Tensor]:
-    """Every tensor, in one sequential pass that also takes the digest of the file."""
+    """Read every tensor, in one sequential pass that also computes the digest of the file."""
     digest = hashlib.sha256()
     tensors = {}
     stream.seek(0)
@@ -292,7 +292,7 @@ def _read_whole(
 def _read_prefix(
     stream: IO[bytes], header: tensorfile.Header, description: Mapping[str, Any], latents: int, path: Path
 ) -> dict[str, Tensor]:
-    """The first `latents` rows of the matrices, read to the end of their last block, and the small tensors whole."""
+    """Read the first `latents` rows of the matrices, to the end of their last block, and the small tensors whole."""
     blocks = description["blocks"]
     rows = min(-(-latents // blocks["latents"]) * blocks["latents"], description["n_latents"])
     by_latent = _by_latent(header.entries)
@@ -346,7 +346,7 @@ def _tensor_stream(folder: Path) -> IO[bytes]:
 
 
 def _description(folder: Path, stream: IO[bytes]) -> tuple[dict[str, Any], tensorfile.Header]:
-    """The description that belongs to the tensor file, and the header of that file.
+    """Return the description that belongs to the tensor file, and the header of that file.
 
     When a save over an older SAE was cut off between its two renames, the description that belongs to the tensors is
     the one still waiting as ``sae.json.next``.
@@ -368,7 +368,7 @@ def _description(folder: Path, stream: IO[bytes]) -> tuple[dict[str, Any], tenso
 
 
 def _checked(value: Any, path: Path) -> dict[str, Any]:
-    """A description of the present schema, or the reason why not."""
+    """Return a description of the present schema, or refuse it with the reason."""
     if not isinstance(value, dict) or value.get("format") != _FORMAT:
         raise FormatError(f'`{path}` must be the description of a saekit SAE ("format": "{_FORMAT}"); it is not.')
     schema = value.get("schema")
@@ -419,7 +419,7 @@ def _check_sizes(curve: Any, where: str, error: type[SaekitError]) -> None:
 
 
 def _plain_fields(of: type, tensor_names: Mapping[str, Any], prefix: str) -> set[str]:
-    """Fields of a dataclass that stand in the description; the others are tensors in the other file."""
+    """Return the fields of a dataclass that stand in the description; the others are tensors in the other file."""
     return {f.name for f in fields(of) if f"{prefix}{f.name}" not in tensor_names}
 
 
@@ -442,7 +442,7 @@ def _known(value: Mapping[str, Any], keys: set[str], path: Path, prefix: str) ->
 
 
 def _check_header(description: Mapping[str, Any], header: tensorfile.Header, path: Path) -> None:
-    """Description and header must name the same tensors with the same shapes."""
+    """Refuse a header whose tensors are not those of the description."""
     found = {
         name: {"dtype": str(entry.dtype).removeprefix("torch."), "shape": list(entry.shape)}
         for name, entry in header.entries.items()
@@ -478,12 +478,12 @@ def _check_header(description: Mapping[str, Any], header: tensorfile.Header, pat
 
 
 def _block_rows(n_latents: int) -> int:
-    """Latents per verified block: at least 64, and at most 256 blocks."""
+    """Return the latents per verified block: at least 64, and at most 256 blocks."""
     return max(64, -(-n_latents // _MAX_BLOCKS))
 
 
 def _block_digests(tensors: Mapping[str, Tensor], rows: int) -> Iterator[str]:
-    """One digest per block of latents, over the bytes of its rows of each matrix."""
+    """Yield one digest per block of latents, over the bytes of its rows of each matrix."""
     for start in range(0, len(tensors["W_enc"]), rows):
         digest = hashlib.sha256()
         for name in _by_latent(tensors):
@@ -492,12 +492,12 @@ def _block_digests(tensors: Mapping[str, Tensor], rows: int) -> Iterator[str]:
 
 
 def _by_latent(names: Iterable[str]) -> list[str]:
-    """The tensors that have a row (or a number) per latent and are read in part."""
+    """Return the tensors that have a row (or a number) per latent and are read in part."""
     return [*_BY_LATENT, *sorted(name for name in names if name.startswith(_SCORES))]
 
 
 def _shared_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of the names of scores, and of the names and bytes of all tensors that are read whole."""
+    """Return the digest of the names of scores, and of names and bytes of all tensors that are read whole."""
     digest = hashlib.sha256()
     by_latent = _by_latent(tensors)
     for name in by_latent[len(_BY_LATENT) :]:
@@ -509,6 +509,6 @@ def _shared_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _blocks_digest(description: Mapping[str, Any]) -> str:
-    """Digest of the digests of all blocks: which bytes a description belongs to. Files of 0.1 have it as `content`."""
+    """Return the digest of the digests of all blocks: what a description belongs to, `content` in files of 0.1."""
     blocks = description["blocks"]
     return digest_bytes("\n".join([*blocks["digests"], blocks["shared"]]).encode())
