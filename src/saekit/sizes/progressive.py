@@ -233,7 +233,11 @@ class _Comparison:
         scores = None
         if set(self.settings.by) & set(SCORES):  # one pass over the rows serves all of them
             scores = importance(
-                sae, self.fit, rows=self.settings.max_rows, batch_rows=self.settings.batch_rows, progress=self.progress
+                sae,
+                self.fit,
+                max_rows=self.settings.max_rows,
+                batch_rows=self.settings.batch_rows,
+                progress=self.progress,
             )
             falling = [each for each in self.settings.by if each in SCORES]
             self.rankings += [_falling(name, each, scores.scores[each].numpy()) for each in falling]
