@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from saekit.evaluation.settings import EvaluationSettings
+
 from .classify import print_classification
 from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell, training_progress
 from .options import Json
@@ -138,13 +140,18 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
             progress=training_progress(progress),
         )
         heldout = capture(lm, test_data, layer=LAYER, tokens=size.test_rows)
-        texts: dict[str, Any] = {"model": lm, "data": test_data, "tokens": size.test_tokens}
 
         def stage(what: str) -> Any:
             return lambda stage, done, total=None, note="": progress(f"{what} {stage}", done, total)
 
         answers: dict[str, Any] = {
-            "evaluation": evaluate(saes, **texts, rows=size.test_rows, progress=stage("evaluate")),
+            "evaluation": evaluate(
+                saes,
+                model=lm,
+                data=test_data,
+                progress=stage("evaluate"),
+                settings=EvaluationSettings(max_rows=size.test_rows, tokens=size.test_tokens),
+            ),
             "comparison": compare(saes[:2], progress=stage("compare")),
             "sizes": measure_sizes(
                 saes[3],

@@ -86,7 +86,7 @@ def find_rows(
         Nothing says where the rows come from.
     """
     from ..models.loading import load_language_model
-    from ..provenance import known_place
+    from ..provenance import known_place, place_of
     from .capture import capture
     from .opening import as_source
 
@@ -109,17 +109,12 @@ def find_rows(
     if data is None:
         raise ConfigError("`data` must be given with `model`: the texts that it reads.")
     lm = load_language_model(model)
-    layer, hook = settings.layer, settings.hook
-    if layer is None and hook is None:
-        hook = known_place(sae)
-        if hook is None:
-            raise ConfigError(f"`layer` or `hook` must be given: `{name}` does not say where in the model it belongs.")
+    hook = place_of(sae, layer=settings.layer, hook=settings.hook, name=f"`{name}`")
     if source is None:
         tell = progress or silent
         source = capture(
             lm,
             data,
-            layer=layer,
             hook=hook,
             text=settings.text,
             tokens=settings.tokens,
