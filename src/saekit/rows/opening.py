@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor
 
 from ..errors import ShapeError
 from .arrays import ArrayRows
 from .shards import open_rows
 from .source import Source
 
+Rows: TypeAlias = Source | Tensor | np.ndarray | str | os.PathLike[str]
+"""Rows as functions take them: a source, an array ``[n, d_in]``, the path of a cache folder or array file."""
 
-def as_source(rows: Any, width: int, where: str) -> Source:
+
+def as_source(rows: Rows, width: int, where: str) -> Source:
     """Return a source of rows of the width of an SAE.
 
     Parameters
