@@ -79,7 +79,7 @@ def sae(layer: int, latents: int, k: int) -> Any:
 def saekit_way(job: dict[str, Any]) -> dict[str, Any]:
     """One pass, sparse."""
     from saekit.estimators.binarize import Binarize
-    from saekit.models.language import load_model
+    from saekit.models.loading import load_model
     from saekit.rows.pooling import Ask, pool_texts
 
     texts, lm = documents(job["documents"]), load_model(minilm())

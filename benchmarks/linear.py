@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from saekit import capture, kernels
-from saekit.kernels.cpu.ops import onednn_linear
-from saekit.models.language import load_model
+from saekit.kernels.cpu import onednn_linear
+from saekit.models.loading import load_model
 
 ROWS = 2048
 LAYERS = [(64, 256), (192, 768), (384, 384), (384, 1536), (1536, 384), (768, 3072), (3072, 768)]

@@ -47,7 +47,7 @@ def measure(n: int, d: int, device: str) -> dict[str, Any]:
     """One width, in this process. The first, small matching compiles and warms up."""
     import resource
 
-    from saekit import match_latents
+    from saekit.matching.matching import match_latents
 
     a, b = (rows.to(device) for rows in simulated(n, d, seed=n))
     match_latents(a[:64], b[:64])
@@ -113,7 +113,7 @@ def against_scipy(count: int, most: int) -> float:
     """The largest relative difference of the objective from scipy's over `count` instances."""
     from scipy.optimize import linear_sum_assignment
 
-    from saekit import match_latents
+    from saekit.matching.matching import match_latents
 
     worst = 0.0
     for seed in range(count):

@@ -1,12 +1,13 @@
 """Renew what is generated in the documentation, or check that it is up to date.
 
-python docs/refresh.py            write docs/cli.md from the program's own --help
+python docs/refresh.py            write docs/cli.md from the program's own --help, docs/api.md from docstrings
 python docs/refresh.py --check    exit 1 when something is out of date
 python docs/refresh.py --demo     run `saekit demo` and put what it prints into README.md (minutes)
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CLI = ROOT / "docs" / "cli.md"
+API = ROOT / "docs" / "api.md"
 README = ROOT / "README.md"
 BLOCK = re.compile(r"(<!-- demo-output -->\n```\n)(.*?)(```\n<!-- /demo-output -->)", re.DOTALL)
 
@@ -48,12 +50,36 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
+API_HEAD = """# Public names
+
+Generated from the docstrings by `make docs`; do not edit. `import saekit as sk`, then `sk.train`; `help(sk.train)` has
+parameters and errors. Classes of results, errors and everything else are imported from their rooms:
+`from saekit.comparison.result import Comparison`, `from saekit.errors import ConfigError`.
+"""
+
+
+def api_page() -> str:
+    """Return the text of docs/api.md: every public name with the first sentence of its docstring."""
+    import saekit
+
+    parts = [API_HEAD]
+    for title, names in saekit.PUBLIC.items():
+        rows = []
+        for name, module in names.items():
+            about = " ".join((inspect.getdoc(getattr(saekit, name)) or "").split("\n\n")[0].split())
+            rows.append(f"| `{name}` | {about} | `saekit.{module}` |\n")
+        parts.append(f"## {title}\n\n| name | what it does | defined in |\n| --- | --- | --- |\n{''.join(rows)}")
+    return "\n".join(parts)
+
+
 def problems() -> list[str]:
     """What is out of date or missing."""
     found = []
     page = cli_page()
     if not CLI.is_file() or CLI.read_text(encoding="utf-8") != page:
         found.append("docs/cli.md is out of date: run `make docs`")
+    if not API.is_file() or API.read_text(encoding="utf-8") != api_page():
+        found.append("docs/api.md is out of date: run `make docs`")
     readme = README.read_text(encoding="utf-8")
     if not BLOCK.search(readme):
         found.append("README.md has lost its block between <!-- demo-output --> and <!-- /demo-output -->")
@@ -84,6 +110,7 @@ def main() -> int:
     if "--demo" in sys.argv:
         put_demo()
     CLI.write_text(cli_page(), encoding="utf-8")
+    API.write_text(api_page(), encoding="utf-8")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -65,6 +66,12 @@ except SystemExit as end:
     assert not loaded & {"torch", "numpy", "transformers", "datasets", "sklearn", "matplotlib", "jinja2"}
 
 
+def test_the_public_names_are_few_and_documented():
+    assert len(saekit.__all__) <= 40
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)", page, re.MULTILINE) == saekit.__all__[1:]
+
+
 def test_every_public_name_is_there_and_typed_the_same():
     for name in saekit.__all__:
         assert getattr(saekit, name) is not None
@@ -75,7 +82,7 @@ def test_every_public_name_is_there_and_typed_the_same():
 
 
 def test_unknown_name():
-    with pytest.raises(AttributeError, match="module `saekit` has no attribute `trian`"):
+    with pytest.raises(AttributeError, match=r"has no attribute `trian`\. Did you mean `train`"):
         saekit.trian  # noqa: B018
 
 

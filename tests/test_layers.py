@@ -25,11 +25,10 @@ FLOORS = {
     "rows": 6,
     "training": 7, "matching": 7, "estimators": 7,
     "measure": 8,
-    "evaluation": 9,
-    "comparison": 10, "sizes": 10, "classification": 10,
-    "report": 11,
-    "cli": 12,
-    "__main__": 13,
+    "evaluation": 9, "comparison": 9, "sizes": 9, "classification": 9,
+    "report": 10,
+    "cli": 11,
+    "__main__": 12,
 }  # fmt: skip
 
 # The methods SAE.save and SAE.load reach up, inside their bodies.
@@ -93,6 +92,22 @@ def test_rooms_import_lower_floors_only():
             allowed = FLOORS.get(parts[1], 99) < FLOORS[room] or (room, parts[1]) in EXCEPTIONS
             if not allowed:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {room} imports {parts[1]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_private_name_crosses_rooms():
+    wrong = []
+    for path in sources():
+        package = ["saekit", *path.relative_to(PACKAGE).parent.parts]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            base = package[: len(package) - node.level + 1] if node.level else []
+            parts = [*base, *(node.module or "").split(".")]
+            if parts[0] != "saekit" or parts[1] == room_of(path):
+                continue
+            private = [each.name for each in node.names if each.name.startswith("_") and each.name != "__version__"]
+            wrong += [f"{path.relative_to(ROOT)}:{node.lineno}: {'.'.join(parts)}.{name}" for name in private]
     assert not wrong, "\n".join(wrong)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from saekit import SAE, ConfigError
+from saekit import SAE
+from saekit.errors import ConfigError
 from saekit.provenance import known_place, place_of
 from saekit.sae.rules import ReLURule
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .sae.model import SAE
+from .sae.naming import shape_of
 from .settings import is_whole
 from .version import __version__
 
@@ -80,6 +81,11 @@ def place_of(
             f"{', and ' + silent if silent else ''}. Give layer=2, say."
         )
     return place
+
+
+def facts_of_sae(sae: SAE) -> dict[str, Any]:
+    """Return what results write down about an SAE: latents, width, rule, digest of all tensors, provenance."""
+    return {**shape_of(sae), "digest": sae_digest(sae), "provenance": sae.provenance}
 
 
 def release() -> str:

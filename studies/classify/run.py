@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from selected_alignment import decoder_alignment, selected_alignment
 
 import saekit as sk
 from saekit.classification.labelled import Labelled, read_labelled
 from saekit.classification.result import Classification, summarize
 from saekit.classification.run import plan_classification
-from saekit.comparison.selected_stability import latent_stability, selected_stability
 from saekit.files import read_json, write_bytes, write_json
 from saekit.report.classification import write_classification_figures
 from saekit.rows.pooling import Ask, pool_texts
@@ -84,7 +84,7 @@ def main() -> int:
                 classify_set(lm, saes, run, each, tables[each["name"]], config, out, folder)
         if name == "minilm":
             for each in sets:
-                stability_of(lm, saes, each, tables[each["name"]], config, out, folder)
+                alignment_of(lm, saes, each, tables[each["name"]], config, out, folder)
     tell(f"all in {time.monotonic() - since:.0f} s")
     write_page(config, folder)
     return 0
@@ -277,7 +277,7 @@ def named(result: Classification, kind: str, pool: str | None = None) -> str | N
     return max(arms, key=lambda arm: arm.inner or 0).name if arms else None
 
 
-def stability_of(
+def alignment_of(
     lm: Any, saes: Mapping[str, Path], each: Config, table: Any, config: Config, out: Path, folder: Path
 ) -> None:
     """Whether the latents that the sparse probes select are those that other seeds find."""
@@ -291,7 +291,7 @@ def stability_of(
     if not twins or not path.is_file():
         return
     sae = sk.SAE.load(saes[main_name])
-    stability = stabilities(sae, saes, twins)
+    alignment = alignments(sae, saes, twins)
     plan = plan_of(lm, saes, run, each, table, config, out)
     data = plan.data
     hook = str(sae.provenance["hook"])
@@ -303,19 +303,19 @@ def stability_of(
     found = {}
     for arm in Classification.load(path).arms:
         if arm.kind == "sparse" and arm.source == main_name and (arm.k or 0) >= 4:
-            found[arm.name] = selected_stability(arm.selected, stability, density).to_json()
-    write_json(results / f"stability-{each['name']}.json", {"mean": float(stability.mean()), "arms": found})
+            found[arm.name] = selected_alignment(arm.selected, alignment, density).to_json()
+    write_json(results / f"stability-{each['name']}.json", {"mean": float(alignment.mean()), "arms": found})
 
 
-_STABILITY: dict[str, np.ndarray] = {}
+_ALIGNMENT: dict[str, np.ndarray] = {}
 
 
-def stabilities(sae: Any, saes: Mapping[str, Path], twins: Sequence[str]) -> np.ndarray:
+def alignments(sae: Any, saes: Mapping[str, Path], twins: Sequence[str]) -> np.ndarray:
     """Matched cosine of every latent with the other seeds, once for all sets."""
     key = " ".join(twins)
-    if key not in _STABILITY:
-        _STABILITY[key] = latent_stability(sae, [sk.SAE.load(saes[name]) for name in twins])
-    return _STABILITY[key]
+    if key not in _ALIGNMENT:
+        _ALIGNMENT[key] = decoder_alignment(sae, [sk.SAE.load(saes[name]) for name in twins])
+    return _ALIGNMENT[key]
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
@@ -406,7 +406,7 @@ def page(config: Config, folder: Path) -> str:
         *arms_tables(main),
         *layers(results),
         *price(main, folder),
-        *stability(main, folder),
+        *alignment(main, folder),
         *over_sets(results),
         "## To be kept in mind",
         "",
@@ -558,7 +558,7 @@ def price(main: Mapping[str, Classification], folder: Path) -> list[str]:
     return [*lines, ""]
 
 
-def stability(main: Mapping[str, Classification], folder: Path) -> list[str]:
+def alignment(main: Mapping[str, Classification], folder: Path) -> list[str]:
     """Selected latents and other seeds."""
     lines = []
     for name in main:

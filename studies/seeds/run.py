@@ -29,7 +29,11 @@ import torch
 from verdicts import claims, page
 
 import saekit as sk
+from saekit.comparison.consensus import consensus
 from saekit.comparison.orphans import frequency_matched
+from saekit.comparison.result import Comparison
+from saekit.comparison.run import with_stability
+from saekit.errors import ConfigError
 from saekit.files import read_json, write_json
 from saekit.sae.rules import TopKRule
 
@@ -233,20 +237,20 @@ class Study:
     def folder(self, cell: dict[str, Any], seed: int) -> Path:
         return self.out / "saes" / cell["id"] / f"seed{seed}"
 
-    def base(self, name: str) -> tuple[dict[str, Any], list[sk.SAE], sk.Comparison]:
+    def base(self, name: str) -> tuple[dict[str, Any], list[sk.SAE], Comparison]:
         """The SAEs of the base cell of a model, trained if they are not there yet, and their comparison."""
         cell = next(cell for cell in self.plans[name] if "base" in cell["sweeps"])
         self.cell(cell)
         saes = [sk.SAE.load(self.folder(cell, seed)) for seed in range(cell["seeds"])]
         return cell, saes, self.compared(name, saes)
 
-    def compared(self, name: str, saes: list[sk.SAE]) -> sk.Comparison:
+    def compared(self, name: str, saes: list[sk.SAE]) -> Comparison:
         path = self.out / f"comparison-{name}.json"
         if path.is_file():
-            found = sk.Comparison.load(path)
+            found = Comparison.load(path)
             try:
-                sk.with_stability(saes, found)  # refuses a comparison of other weights
-            except sk.ConfigError:
+                with_stability(saes, found)  # refuses a comparison of other weights
+            except ConfigError:
                 pass
             else:
                 if found.settings["threshold"] == self.config["threshold"]:
@@ -294,7 +298,7 @@ class Study:
         for count in (2, len(saes) // 2) if len(saes) > 5 else (2,):
             groups = [saes[start : start + count] for start in range(0, len(saes) - count + 1, count)]
             options = {"size": cell["latents"], "threshold": threshold, "rows": sample}
-            plain = [sk.consensus(group, rows, **options) for group in groups]
+            plain = [consensus(group, rows, **options) for group in groups]
             arms[f"consensus of {count}"] = plain
             arms[f"consensus of {count}, refitted"] = [
                 sk.train(
@@ -418,7 +422,7 @@ class Study:
         return {**found, "claims": claims(found)}
 
 
-def summary(found: sk.Comparison) -> dict[str, Any]:
+def summary(found: Comparison) -> dict[str, Any]:
     """What a cell keeps of its comparison: the means, and every pair, from which intervals over seeds are made."""
     m = len(found.saes)
     pairs = {

@@ -28,10 +28,13 @@ import torch
 
 import saekit as sk
 from saekit.classification.arms import Budget
+from saekit.classification.model_answers import act, cloze_task
+from saekit.classification.transfer import held_out, transfer_features
 from saekit.files import read_json, write_bytes, write_json
 from saekit.measure.paired_scores import PairedBootstrap, Predictions, score
 from saekit.measure.results import to_plain
 from saekit.report.transfer import write_transfer_figures
+from saekit.rows.capture_images import capture_images
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
@@ -90,7 +93,7 @@ def sample(texts: Any, n: int, seed: int) -> list[str]:
 
 def unseen(data: Path, **split: Any) -> list[str]:
     """Texts that neither judge nor share a group with one that does."""
-    return [text for text, out in zip(sk.read_texts(data), sk.held_out(data, **split)) if not out]
+    return [text for text, out in zip(sk.read_texts(data), held_out(data, **split)) if not out]
 
 
 def other_stories() -> list[str]:
@@ -163,7 +166,7 @@ class Study:
             for name, threshold in (("seeds", None), ("seeds-near", 0.7)):
                 self.keep(
                     name,
-                    sk.transfer_features(
+                    transfer_features(
                         DETOX, model=model, saes=saes, threshold=threshold, cache=self.out / "features",
                         out=self.out / name, **self.detox_split, **common,
                     ),
@@ -181,13 +184,13 @@ class Study:
             rows = sk.capture(lm, others, layer=layer, tokens=tokens)
             readers[lm.name] = sk.train(sk.TopK(n_latents=small, k=16), rows, tokens=2 * tokens, batch_rows=1024)[0]
         tasks = {
-            "stories": sk.cloze_task(STORIES, questions=self.size.questions),
-            "docs": sk.cloze_task("builtin@heldout", questions=self.size.questions),
+            "stories": cloze_task(STORIES, questions=self.size.questions),
+            "docs": cloze_task("builtin@heldout", questions=self.size.questions),
         }
         done = {}
         for name, task in tasks.items():
             for lm in (stories, builtin):
-                acted = sk.act(lm, task)
+                acted = act(lm, task)
                 acted.save(self.out / "actions" / f"{lm.name}-{name}")
                 done[lm.name, name] = acted
                 card = acted.to_json()
@@ -259,11 +262,11 @@ class Study:
         """Train a ViT on the first `n` images and an SAE on its patches; classify the others."""
         vit, head = trained_vit(images[:n], self.out / f"vit-{name}", side, patch, width, epochs)
         rest = images[n:][: self.size.judged_images]
-        rows = sk.capture_images(vit, images[: min(n, 2500)], layer=1)
+        rows = capture_images(vit, images[: min(n, 2500)], layer=1)
         tokens = min(self.size.train_tokens, 2 * rows.n_rows)
         (sae,) = sk.train(sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, batch_rows=1024)
         # on the rows that judge the arms, by the same metric
-        judges = sk.held_out(rest)
+        judges = held_out(rest)
         y = np.array(rest.column("label"))[judges]
         said = head(rest)[judges]
         own = score(Predictions(np.eye(10)[said]), PairedBootstrap.over(y, draws=self.size.draws // 2))
@@ -322,7 +325,7 @@ def trained_vit(
         with torch.no_grad():
             return torch.cat([model(part).logits.argmax(1) for part in batch(chosen).split(500)]).numpy()
 
-    return sk.load_vision_model(folder), head
+    return sk.load_model(folder), head
 
 
 def shortened(result: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from saekit.classification.model_answers import Actions, Task, act, cloze_task, read_task
 from saekit.errors import ConfigError, DataError, FormatError
 from saekit.inputs.texts import read_texts
-from saekit.models.language import load_model
+from saekit.models.loading import load_model
 
 QUESTIONS = [
     ("Returns the square root of", ("x", "the banana", "a number"), 2),

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, Classification, classify, load_classifier, load_model
+from saekit import SAE, classify, load_classifier, load_model
 from saekit.classification.labelled import draw_rows, read_labelled
-from saekit.classification.result import ClassificationSummary, summarize
+from saekit.classification.result import Classification, ClassificationSummary, summarize
 from saekit.classification.run import _read_cell as read_cell
 from saekit.classification.run import classify as classify_function
 from saekit.classification.run import plan_classification

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, Transfer, held_out, load_model, transfer, transfer_features
+from saekit import SAE, load_model, transfer
 from saekit.classification.arms import Budget
-from saekit.classification.transfer_result import loss, near_chance
+from saekit.classification.transfer import held_out, transfer_features
+from saekit.classification.transfer_result import Transfer, loss, near_chance
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.measure.paired_scores import verdict
 from saekit.measure.results import Measured

@@ -17,10 +17,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from saekit import SAEFeatures, TopK, capture_images, held_out, load_vision_model, read_images, train, transfer
+from saekit import SAEFeatures, TopK, load_model, read_images, train, transfer
 from saekit.classification.arms import Budget
+from saekit.classification.transfer import held_out
 from saekit.errors import ConfigError
 from saekit.models.quiet import quiet_transformers
+from saekit.rows.capture_images import capture_images
 
 QUICK = Budget(C=(0.1, 1.0, 10.0))
 
@@ -57,7 +59,7 @@ def vit(digits, tmp_path_factory):
         model.save_pretrained(folder)
         size = {"height": 8, "width": 8}
         ViTImageProcessorPil(size=size, image_mean=[0.5], image_std=[0.5]).save_pretrained(folder)
-    return load_vision_model(folder)
+    return load_model(folder)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, Transfer
+from saekit import SAE
+from saekit.classification.transfer_result import Transfer
 from saekit.cli import app
 from saekit.sae.rules import TopKRule
 from saekit.store.native import save

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saekit import TopK, compare, consensus, evaluate, train
+from saekit import TopK, compare, evaluate, train
+from saekit.comparison.consensus import consensus
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.sae.model import SAE
 from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule

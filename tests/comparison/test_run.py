@@ -11,8 +11,9 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 
-from saekit import Comparison, compare
+from saekit import compare
 from saekit.comparison.concept_groups import only_in_one
+from saekit.comparison.result import Comparison
 from saekit.comparison.run import _in_exactly, _Over
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.measure.bootstrap import wilson_interval
@@ -173,7 +174,7 @@ def test_correlations_are_those_of_the_dense_codes(rows, oracle):
     g = torch.Generator().manual_seed(0)
     other = oracle.replace(W_enc=oracle.W_enc + 0.3 * torch.randn(oracle.W_enc.shape, generator=g), rule=TopKRule(3))
     result = compare([oracle, other], rows, controls=False, max_rows=1000, batch_rows=333)
-    a, b = (sae.encode(rows[:1000]).dense().double().numpy() for sae in (oracle, other))
+    a, b = (sae.encode(rows[:1000]).to_dense().double().numpy() for sae in (oracle, other))
     partner = result.pairs[0].decoder.partner
     each = [pearsonr(a[:, i], b[:, j]).statistic for i, j in enumerate(partner) if a[:, i].any() and b[:, j].any()]
     assert result.n_rows == 1000
@@ -326,7 +327,7 @@ def test_what_is_refused(oracle, rows):
             compare([oracle, oracle], **{name: 0})
     with pytest.raises(ShapeError, match="all SAEs must read and write rows of one width; `relu-5` maps 5 to 5"):
         compare([oracle, sae_of(torch.eye(5))])
-    with pytest.raises(ShapeError, match="rows must have the width of the SAEs, 24; they have 23"):
+    with pytest.raises(ShapeError, match="rows must have the width of the SAE, 24; they have 23"):
         compare([oracle, oracle], rows[:, :23])
     with pytest.raises(DataError, match="`W_dec` holds NaN or infinity"):
         compare([oracle, oracle.replace(W_dec=oracle.W_dec * math.nan)])

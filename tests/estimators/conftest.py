@@ -12,7 +12,8 @@ with warnings.catch_warnings():
 import pytest
 import torch
 
-from saekit.models.language import LanguageModel, load_model
+from saekit.models.language import LanguageModel
+from saekit.models.loading import load_model
 from saekit.sae import rules
 from saekit.sae.model import SAE
 

@@ -263,8 +263,8 @@ def test_images_go_through_the_same_estimators(tmp_path: Path) -> None:
     import transformers
     from PIL import Image
 
+    from saekit.models.loading import load_vision_model
     from saekit.models.quiet import quiet_transformers
-    from saekit.models.vision import load_vision_model
 
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

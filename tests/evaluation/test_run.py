@@ -303,9 +303,9 @@ def test_rows_of_another_width_are_refused_before_any_is_read(oracle):
         def batches(self, batch_rows, *, seed=None, start=(0, 0)):
             raise AssertionError("rows were read")
 
-    with pytest.raises(ShapeError, match="width of the SAEs, 24; they have 25"):
+    with pytest.raises(ShapeError, match="width of the SAE, 24; they have 25"):
         evaluate(oracle, Unread())
-    with pytest.raises(ShapeError, match="width of the SAEs, 24; they have 25"):
+    with pytest.raises(ShapeError, match="width of the SAE, 24; they have 25"):
         evaluate(oracle, torch.ones(4, 24), fit=Unread())
 
 
@@ -347,15 +347,15 @@ def test_calls_that_cannot_work_are_refused(oracle, rows):
         evaluate(oracle)
     with pytest.raises(ConfigError, match="must come with `data`"):
         evaluate(oracle, rows, model="builtin")
-    with pytest.raises(ConfigError, match="`rows` must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match="`max_rows` must be a whole number from 1; got 0"):
         evaluate(oracle, rows, rows=0)
-    with pytest.raises(ConfigError, match="`draws` must be at least 0; got -1"):
+    with pytest.raises(ConfigError, match="`draws` must be a whole number from 0; got -1"):
         evaluate(oracle, rows, draws=-1)
     with pytest.raises(ShapeError, match="must have one width; `topk-8-k3`"):
         evaluate([oracle, _square(8, 5)], rows)
     with pytest.raises(ShapeError, match="it maps 5 to 7"):
         evaluate(_square(8, 5).replace(W_dec=torch.ones(8, 7), b_dec=torch.zeros(7)), rows)
-    with pytest.raises(ShapeError, match="`frozen` has 5 beside 24"):
+    with pytest.raises(ShapeError, match="`frozen` has 5, others 24"):
         evaluate(oracle, rows, frozen=_square(8, 5))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from saekit import ConfigError, DataError
+from saekit.errors import ConfigError, DataError
 from saekit.inputs import corpus
 
 PACKAGE = {

@@ -1,4 +1,4 @@
-"""What `test_gpu` runs in a process of its own: the Triton kernels beside the plain ones.
+"""What `test_cuda` runs in a process of its own: the Triton kernels beside the plain ones.
 
 Arguments: a device, what to check (``kernels`` or ``learners``), and on the CPU a file to write one line for each kind
 of launch to, for `gpu_compile`.
@@ -6,7 +6,6 @@ of launch to, for `gpu_compile`.
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.kernels import dispatch, reference
-from saekit.kernels.aux_loss import topk_step
+from saekit import kernels
+from saekit.kernels import backend, dispatch, reference
 from saekit.kernels.cuda import ops
-from saekit.kernels.reference import Adam, TopKSettings
 from saekit.training import fused
 from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.learner import plain_step, resolve, start_learner, tensors_of
@@ -141,35 +139,35 @@ def check_sums(seed: int, n: int, d: int, n_latents: int, device: str) -> None:
 
 def check_step(n: int, d: int, n_latents: int, k: int, device: str) -> None:
     """A step from a tilted state has the gradient of dense differentiation, with latents that are dead."""
+    config = TopK(n_latents, k=k, k_aux=d // 2, aux_coefficient=0.5, clip=0.5, dead_after_rows=1, lr=1e-3)
     stream = torch.Generator().manual_seed(n)
-    W_dec = torch.nn.functional.normalize(torch.randn(n_latents, d, generator=stream))
-    weights = {
-        "W_enc": W_dec + 0.1 * torch.randn(n_latents, d, generator=stream),
-        "W_dec": W_dec,
-        "b_enc": 0.1 * torch.randn(n_latents, generator=stream),
-        "b_dec": torch.randn(d, generator=stream),
-    }
-    weights["b_enc"][0] += 3.0  # fires in every row: its pairs are cut into segments
-    dead = (torch.rand(n_latents, generator=stream) < 0.2).to(device)
-    outcomes, states = [], []
-    for step in (functools.partial(topk_step, ops), reference.topk_step):
-        w = {name: t.clone().to(device) for name, t in weights.items()}
-        first, second = ({name: torch.zeros_like(t) for name, t in w.items()} for _ in range(2))
-        x = torch.randn(n, d, generator=torch.Generator().manual_seed(1)).to(device)
-        options = TopKSettings(k=k, k_aux=d // 2, aux_coefficient=0.5, clip=0.5)
-        outcomes.append(step(w, first, second, x, w["b_dec"] - 0.5, options, Adam(lr=1e-3, step=1), dead))
-        states.append((w, first, second))
+    x = torch.randn(n, d, generator=stream)
+    learners, outcomes = [], []
+    for step in (fused.fused_step, plain_step):
+        stream.manual_seed(n)
+        start = {"bias": torch.full((d,), 0.5), "scale": None, "sample": x, "device": device}
+        learner = start_learner(config, 0, resolve(config, d, 40, n), **start)
+        p = learner.parameters
+        p["W_enc"] += 0.1 * torch.randn(n_latents, d, generator=stream).to(device)
+        p["b_enc"] += 0.1 * torch.randn(n_latents, generator=stream).to(device)
+        p["b_enc"][0] += 3.0  # fires in every row: its pairs are cut into segments
+        p["b_dec"] += torch.randn(d, generator=stream).to(device)
+        learner.rows_since_fired += 10 * (torch.rand(n_latents, generator=stream) < 0.2).to(device)
+        learner.step = 5  # before, none can be dead
+        outcomes.append(step(learner, x.to(device)))
+        learners.append(tensors_of(learner))
     mine, other = outcomes
-    for group, plain in zip(*states):
-        for name, t in group.items():
-            assert float((t - plain[name]).abs().max()) <= 1e-4 * float(plain[name].abs().max()) + 1e-9, name
-    for name in ("error", "aux", "grad_norm"):
-        a, b = getattr(mine, name), getattr(other, name)
-        assert abs(a - b) <= 1e-4 * abs(b), name
-    assert torch.equal(mine.fired, other.fired)
-    torch.testing.assert_close(
-        states[0][0]["W_dec"].norm(dim=1), torch.ones(n_latents, device=device), rtol=0, atol=1e-6
-    )
+    for name, t in learners[0].items():
+        u, v = t.double(), learners[1][name].double()
+        assert float((u - v).abs().max()) <= 1e-4 * float(v.abs().max()) + 1e-9, name
+    for field in ("error", "loss", "grad_norm", "fired"):
+        a, b = float(getattr(mine, field)), float(getattr(other, field))
+        assert abs(a - b) <= 1e-4 * abs(b), field
+    a, b = float(mine.parts["aux"]), float(other.parts["aux"])
+    assert b > 0
+    assert abs(a - b) <= 1e-4 * b
+    lengths = learners[0]["parameters.W_dec"].norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(n_latents, device=device), rtol=0, atol=1e-6)
 
 
 def configurations(n: int, k: int, **more: Any) -> dict[str, Any]:
@@ -244,9 +242,9 @@ def check_kernels(device: str, large: bool) -> None:
 
 def main(device: str, what: str, launches: str = "") -> None:
     large = device == EVERYTHING
-    dispatch.switch._chosen = "fast"
+    backend._chosen = "fast"
     if not large:  # the interpreter runs on the CPU's tensors
-        fused.kernels.step_kernels = dispatch.step_kernels = lambda _: ops
+        kernels.step_kernels = dispatch.step_kernels = lambda _: ops
         ops.SEGMENT = 32
         record_launches()
     if what == "kernels":

@@ -1,4 +1,4 @@
-"""What `test_gpu` runs in a process of its own: compile launches of the Triton kernels for GPUs, without having one.
+"""What `test_cuda` runs in a process of its own: compile launches of the Triton kernels for GPUs, without having one.
 
 Standard input: one launch a line, as `gpu_checks` writes them, ``[kernel, {argument: type or value}, options]``.
 Prints, for each, its name and the bytes of machine code.

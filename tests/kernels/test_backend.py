@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from saekit import ConfigError, MissingExtraError, kernels
+from saekit import kernels
+from saekit.errors import ConfigError, MissingExtraError
 from saekit.kernels import backend, dispatch, reference
 
 

@@ -143,6 +143,109 @@ def test_a_step_from_any_state_has_the_plain_gradient(
         assert float(different.float().mean()) <= (2e-3 if bandwidth > 1e-2 else 1e-2), key
 
 
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(2, 40), st.integers(1, 130)),
+    k=st.integers(1, 12),
+    dead_fraction=st.sampled_from([0.0, 0.1, 0.7, 1.0]),
+    clip=st.sampled_from([None, 1e-3, 1.0, 1e6]),
+    seed=st.integers(0, 2**20),
+)
+@examples(max_examples=60)
+def test_a_topk_step_of_any_shape_has_the_plain_gradient(
+    shape: tuple[int, int, int], k: int, dead_fraction: float, clip: float | None, seed: int
+) -> None:
+    """Fewer and more dead latents than a row takes, fewer latents than a panel, one row."""
+    n, d, n_latents = shape
+    more = {"clip": clip, "k_aux": max(1, d // 2), "aux_coefficient": 0.5, "dead_after_rows": 1}
+    learners = [new(TopK(n_latents, k=min(k, n_latents), **more), d=d, batch=n, seed=seed) for _ in range(2)]
+    stream = torch.Generator().manual_seed(seed)
+    dead = torch.rand(n_latents, generator=stream) < dead_fraction
+    x = torch.randn(n, d, generator=stream)
+    for learner in learners:
+        stream.manual_seed(seed)
+        learner.parameters["W_enc"] += 0.1 * torch.randn(n_latents, d, generator=stream)
+        learner.parameters["b_enc"] += 0.1 * torch.randn(n_latents, generator=stream)
+        learner.rows_since_fired += 10 * dead
+        learner.step = 5  # before, none can be dead
+    assert fuses(learners[0])
+    a, b = fused_step(learners[0], x), plain_step(learners[1], x)
+    # After one step the first moment is a tenth of the clipped gradient.
+    for name, moment in learners[0].first_moments.items():
+        other = learners[1].first_moments[name]
+        assert float((moment - other).abs().max()) <= 1e-4 * (float(other.abs().max()) + 1e-12), name
+    for field, tolerance in (("error", 1e-5), ("grad_norm", 1e-4), ("loss", 1e-4), ("fired", 0.0)):
+        assert float(getattr(a, field)) == pytest.approx(float(getattr(b, field)), rel=tolerance), field
+    assert float(a.parts["aux"]) == pytest.approx(float(b.parts["aux"]), rel=1e-4, abs=1e-7)
+    assert torch.equal(learners[0].rows_since_fired, learners[1].rows_since_fired)
+    torch.testing.assert_close(learners[0].parameters["W_dec"].norm(dim=1), torch.ones(n_latents), rtol=0, atol=1e-6)
+
+
+def test_latents_that_do_not_fire_still_follow_their_moments() -> None:
+    """Equal to a dense Adam: a latent with momentum and no gradient moves on."""
+    learner = new(CONFIGS["topk"])
+    learner.parameters["b_enc"][5] = -100.0
+    first, second = learner.first_moments["W_enc"], learner.second_moments["W_enc"]
+    first[5], second[5] = 1e-3, 1e-6
+    before = learner.parameters["W_enc"][5].clone()
+    fused_step(learner, rows(1)[0])
+    assert learner.rows_since_fired[5] == B
+    assert (learner.parameters["W_enc"][5] < before).all()
+    torch.testing.assert_close(learner.first_moments["W_enc"][5], torch.full((D,), 9e-4))
+
+
+def test_learners_that_take_turns_do_not_touch_each_other() -> None:
+    alone, turns = ([new(CONFIGS["topk"], seed=seed) for seed in (3, 4)] for _ in range(2))
+    for learner in alone:
+        for x in rows(6):
+            fused_step(learner, x)
+    for x in rows(6):
+        for learner in turns:
+            fused_step(learner, x)
+    for mine, other in zip(alone, turns):
+        assert_same(mine, other)
+
+
+def test_panels_of_columns_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of the rows that do not stay in a cache are taken in parts."""
+    from saekit.kernels.cpu import ops
+
+    learners = []
+    for size in (2**30, 8 * B * 16, 8 * B * 30):
+        monkeypatch.setattr(ops, "PANEL_BYTES", size)
+        learners.append(new(CONFIGS["topk"], d=50))
+        for x in rows(6, d=50):
+            fused_step(learners[-1], x)
+    for learner in learners[1:]:
+        assert_close(learner, learners[0])
+
+
+def test_no_dense_array_of_rows_by_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peak memory of a step grows with rows * k, not with rows * n_latents."""
+    import tracemalloc
+
+    from saekit.kernels.cpu import buffers, encode
+
+    n, n_latents = 2048, 4096
+    learner = new(TopK(n_latents, k=4), d=8, batch=n)
+    made: list[int] = []
+    empty = torch.empty
+
+    def counted(*arguments: Any, **options: Any) -> Tensor:
+        out = empty(*arguments, **options)
+        made.append(out.numel() * out.element_size())
+        return out
+
+    monkeypatch.setattr(torch, "empty", counted)
+    monkeypatch.setattr(encode, "BLOCK_BYTES", 2**20)
+    buffers.release()
+    tracemalloc.start()
+    fused_step(learner, rows(1, d=8, batch=n)[0])
+    largest = max(*made, tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    buffers.release()
+    assert largest < n * n_latents * 4 / 8
+
+
 def test_dense_codes_are_left_to_the_plain_step(plain_steps: list[int]) -> None:
     config = ReLU(N, l1=1e-3, **BASE)
     mine, other = new(config), new(config)
@@ -186,7 +289,7 @@ def test_what_has_no_fast_path_is_left_alone(plain_steps: list[int]) -> None:
     assert plain_steps == [0, 0]
 
 
-@pytest.mark.parametrize("name", ["batchtopk", "jumprelu", "relu", "gated", "matryoshka", "matryoshka-batch"])
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "jumprelu", "relu", "gated", "matryoshka", "matryoshka-batch"])
 def test_steps_are_bitwise_the_same_for_any_number_of_threads_and_after_a_restart(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,12 +344,13 @@ def test_dead_latents_are_resampled_as_in_the_plain_step(plain_steps: list[int])
 
 
 def test_rows_that_are_not_finite_show() -> None:
-    for name in ("batchtopk", "jumprelu", "relu", "gated"):
+    for name in ("topk", "batchtopk", "jumprelu", "relu", "gated"):
         learner = new(CONFIGS[name])
         batches = rows(2)
         fused_step(learner, batches[0])
         batches[1][3, 2] = torch.nan
         assert not bool(fused_step(learner, batches[1]).finite)
+        assert not torch.isfinite(learner.parameters["W_enc"]).all()
 
 
 def test_one_dense_row_leaves_the_step_to_the_plain_one(plain_steps: list[int]) -> None:

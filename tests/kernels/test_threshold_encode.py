@@ -114,4 +114,4 @@ def test_an_sae_encodes_the_same_with_both_kernels(rule: str) -> None:
     with kernels.using("plain"):
         plain = sae.encode(x)
     assert fast.nnz > 0
-    torch.testing.assert_close(fast.dense(), plain.dense(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast.to_dense(), plain.to_dense(), rtol=1e-5, atol=1e-5)

@@ -361,9 +361,9 @@ def test_what_the_loops_cannot_take_goes_to_plain_torch() -> None:
 def test_an_sae_encodes_the_same_with_both_kernels() -> None:
     x, W, b = problem(8, 90, 64, 1024, "mean")
     sae = SAE(W_enc=W, b_enc=b, W_dec=W, b_dec=torch.zeros(64), rule=rules.TopKRule(16))
-    fast = sae.encode(x).dense()
+    fast = sae.encode(x).to_dense()
     with kernels.using("plain"):
-        plain = sae.encode(x).dense()
+        plain = sae.encode(x).to_dense()
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -450,6 +450,27 @@ def test_rows_that_whole_numbers_tell_too_little_of_are_left_to_bf16() -> None:
     for _ in range(encode.NOT_AGAIN):  # remembered for a while
         assert encode._round_latents(W, "W", x).scale is None
     assert encode._round_latents(W, "W", x).scale is not None
+
+
+@given(
+    width=st.integers(30, 70), n=st.integers(2, 70), value=st.sampled_from([math.nan, math.inf, -math.inf, 1e30]),
+    seed=st.integers(0, 2**20),
+)  # fmt: skip
+@settings(max_examples=60)
+def test_a_row_that_is_not_finite_leaves_its_neighbours_alone(width: int, n: int, value: float, seed: int) -> None:
+    """A product in bf16 may read into the next row; the codes of all others are those that each has alone."""
+    x, W, b = problem(seed, n, width, 640)
+    bad = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.3
+    x[bad, seed % width] = value
+    threshold = torch.full((640,), 3.0)  # no row is dense: such rows are the plain kernel's
+    values, latents = kernels.topk_encode(x, W, b, 9)
+    offsets, above, codes = kernels.threshold_encode(x, W, b, threshold)
+    for row in (~bad).nonzero()[:, 0].tolist():
+        own = x[row : row + 1]
+        assert all(torch.equal(a[0], c[row]) for a, c in zip(kernels.topk_encode(own, W, b, 9), (values, latents)))
+        span = slice(int(offsets[row]), int(offsets[row + 1]))
+        for a, c in zip(kernels.threshold_encode(own, W, b, threshold)[1:], (above[span], codes[span])):
+            assert torch.equal(a, c)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

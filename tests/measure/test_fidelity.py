@@ -10,7 +10,7 @@ import torch
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.evaluation.run import evaluate
 from saekit.measure.fidelity import Skipped, predicted_places, token_costs
-from saekit.models.language import load_model
+from saekit.models.loading import load_model
 from saekit.rows.capture import capture
 from saekit.rows.tokens import TokenBatch
 from saekit.sae.model import SAE

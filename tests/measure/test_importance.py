@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saekit.errors import ConfigError, DataError, ShapeError
-from saekit.measure.importance import SCORES, Scores, importance
+from saekit.measure.importance import SCORES, ImportanceSums, importance
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.codes import Codes
 from saekit.sae.model import SAE
@@ -56,7 +56,7 @@ def x() -> torch.Tensor:
 
 def without(sae: SAE, x: torch.Tensor, latents: list[int]) -> torch.Tensor:
     """Reconstruction with the codes of some latents set to zero."""
-    z = sae.encode(x).dense()
+    z = sae.encode(x).to_dense()
     z[:, latents] = 0
     return sae.decode(Codes.from_dense(z), x)
 
@@ -81,7 +81,7 @@ def test_loss_is_what_removing_the_latent_costs(rule, scaling, x):
 
 def test_the_other_scores_are_means_of_the_codes(x):
     sae = make()
-    z = sae.encode(x).dense().double()
+    z = sae.encode(x).to_dense().double()
     scores = importance(sae, x).scores
     assert set(scores) == set(SCORES)
     expected = {
@@ -113,7 +113,7 @@ def test_any_batching_gives_the_same_scores(x, batch_rows, rule):
 
 def test_merged_parts_are_the_whole(x):
     sae = make()
-    one, other = Scores(sae), Scores(sae)
+    one, other = ImportanceSums(sae), ImportanceSums(sae)
     one.update(x[:70])
     other.update(x[70:])
     one.merge(other)
@@ -139,7 +139,7 @@ def test_importance_refuses(x):
     with pytest.raises(ShapeError, match="it maps 6 to 3"):
         importance(sae.replace(W_dec=sae.W_dec[:, :3], b_dec=sae.b_dec[:3]), x)
     with pytest.raises(DataError, match="none was added"):
-        Scores(sae).compute()
+        ImportanceSums(sae).compute()
     with pytest.raises(ConfigError, match=r"must name a score; got `energie`. Did you mean `energy`"):
         importance(sae, x).order("energie")
 

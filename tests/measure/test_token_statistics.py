@@ -150,7 +150,7 @@ def test_top_tokens_and_labels():
 def test_chance_is_what_moving_the_codes_at_random_gives():
     z, token, _ = random_rows(n=2000, density=0.05)
     chance = against_chance(scores_of(z, token), draws=200)
-    moved = [scores_of(shifted(Codes.from_dense(z), seed=seed).dense(), token).compute() for seed in range(30)]
+    moved = [scores_of(shifted(Codes.from_dense(z), seed=seed).to_dense(), token).compute() for seed in range(30)]
     for name in ("purity", "entropy", "lift"):
         literal = torch.stack([getattr(each, name) for each in moved]).nanmean(0)
         torch.testing.assert_close(chance[name].chance[:-1], literal[:-1], rtol=0.08, atol=0.03)
@@ -177,9 +177,9 @@ def test_a_latent_that_fires_once_is_pure_by_chance():
 def test_shifted_codes_keep_activations_and_density():
     z, _, _ = random_rows()
     moved = shifted(Codes.from_dense(z), seed=3)
-    torch.testing.assert_close(moved.dense().sort(0).values, z.sort(0).values)
-    assert not torch.equal(moved.dense(), z)
-    assert torch.equal(shifted(Codes.from_dense(z), seed=3).dense(), moved.dense())
+    torch.testing.assert_close(moved.to_dense().sort(0).values, z.sort(0).values)
+    assert not torch.equal(moved.to_dense(), z)
+    assert torch.equal(shifted(Codes.from_dense(z), seed=3).to_dense(), moved.to_dense())
 
 
 @pytest.mark.parametrize("n", [None, 2])

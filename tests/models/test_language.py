@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from saekit.errors import ConfigError, ModelError, OfflineError
-from saekit.models.language import LanguageModel, load_model
+from saekit.models.language import LanguageModel
+from saekit.models.loading import load_model
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "neox", "bert", "roberta"])
@@ -141,7 +142,7 @@ def test_bad_settings(folders):
 
 
 def test_a_missing_builtin_model(monkeypatch, tmp_path):
-    monkeypatch.setattr("saekit.models.language.BUILTIN_FOLDER", tmp_path)
+    monkeypatch.setattr("saekit.models.pretrained.BUILTIN_FOLDER", tmp_path)
     with pytest.raises(ModelError, match="built-in model must lie"):
         load_model("builtin")
 

@@ -3,3 +3,5 @@
 from fixtures.tiny_models import folders as folders
 from fixtures.tiny_models import models as models
 from fixtures.tiny_models import texts as texts
+from fixtures.tiny_vision import llava as llava
+from fixtures.tiny_vision import vision_folders as vision_folders

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from saekit.errors import ConfigError, DataError, ModelError, ShapeError
 from saekit.kernels.pooling import largest_of_rows, pool_segments
+from saekit.models import origin
 from saekit.models.language import LanguageModel
 from saekit.rows import pooling, pooling_cache
 from saekit.rows.capture import capture
@@ -95,7 +96,7 @@ def test_segments_are_reduced_as_the_dense_definition_says(case: tuple[np.ndarra
     )
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for name in ("sum", "max", "count"):
-        found = Codes(pooled.offsets, pooled.indices, getattr(pooled, name), codes.n_latents).dense().numpy()
+        found = Codes(pooled.offsets, pooled.indices, getattr(pooled, name), codes.n_latents).to_dense().numpy()
         for i, (a, b) in enumerate(itertools.pairwise(ends)):
             expected = reference(z[a:b], name) if b > a else np.zeros(z.shape[1])
             np.testing.assert_array_equal(found[i], expected)
@@ -249,7 +250,7 @@ def test_texts_are_pooled_over_the_rows_that_capture_gives(kind: str, models: An
     """Texts longer than the context (24 here) are read in windows, none of it is lost."""
     rows = capture(models[kind], texts, layer=LAYER, outliers=None)
     found, states = pool_texts(models[kind], texts, asks())
-    z = random_sae().encode(rows.x).dense().numpy()
+    z = random_sae().encode(rows.x).to_dense().numpy()
     assert len(np.unique(rows.document.numpy())) == len(texts)
     for i in range(len(texts)):
         here = rows.document.numpy() == i
@@ -411,9 +412,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("the model was needed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pooling, "load_model", refuse)
+        patch.setattr(origin, "load_language_model", refuse)
         patch.setattr(pooling, "activations", refuse)
-        pooling._loaded.cache_clear()
+        origin._loaded.cache_clear()
         yield
 
 
@@ -651,14 +652,14 @@ def test_warnings_are_not_shown_without_a_reason(models: Any, texts: list[str]) 
 
 def test_the_model_of_a_name_is_loaded_once(folders: Any, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    original = pooling.load_model
+    original = origin.load_language_model
 
     def counted(name: str) -> LanguageModel:
         loads.append(name)
         return original(name)
 
-    monkeypatch.setattr(pooling, "load_model", counted)
-    pooling._loaded.cache_clear()
+    monkeypatch.setattr(origin, "load_language_model", counted)
+    origin._loaded.cache_clear()
     for _ in range(2):
         pool_texts(folders["llama"], texts, asks())
     assert len(loads) == 1

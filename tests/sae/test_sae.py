@@ -79,7 +79,7 @@ def dense_codes(sae: SAE, x: torch.Tensor) -> torch.Tensor:
 def test_encode_and_decode_are_the_formula(rule: str, scaling: str) -> None:
     sae, x = make_sae(rule, scaling=scaling, skip=True), rows()
     z = dense_codes(sae, x)
-    torch.testing.assert_close(sae.encode(x).dense(), z)
+    torch.testing.assert_close(sae.encode(x).to_dense(), z)
     u, context = sae.scaling.apply(x)
     expected = sae.scaling.undo(z @ sae.W_dec + sae.b_dec + u @ sae.W_skip, context)
     torch.testing.assert_close(sae.reconstruct(x), expected)
@@ -89,8 +89,8 @@ def test_encode_and_decode_are_the_formula(rule: str, scaling: str) -> None:
 def test_encoding_a_row_never_depends_on_its_neighbours(rule: str) -> None:
     sae, x = make_sae(rule), rows(n=11)
     together = sae.encode(x)
-    torch.testing.assert_close(Codes.cat([sae.encode(r[None]) for r in x]).dense(), together.dense())
-    torch.testing.assert_close(sae.encode(x, block_rows=4).dense(), together.dense())
+    torch.testing.assert_close(Codes.cat([sae.encode(r[None]) for r in x]).to_dense(), together.to_dense())
+    torch.testing.assert_close(sae.encode(x, block_rows=4).to_dense(), together.to_dense())
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -99,8 +99,8 @@ def test_permuting_latents_changes_nothing_but_their_order(rule: str) -> None:
     order = torch.randperm(sae.n_latents, generator=torch.Generator().manual_seed(3))
     permuted = sae.permute(order)
     torch.testing.assert_close(permuted.reconstruct(x), sae.reconstruct(x))
-    torch.testing.assert_close(permuted.encode(x).dense(), sae.encode(x).dense()[:, order])
-    torch.testing.assert_close(sae.encode(x).permute(order).dense(), sae.encode(x).dense()[:, order])
+    torch.testing.assert_close(permuted.encode(x).to_dense(), sae.encode(x).to_dense()[:, order])
+    torch.testing.assert_close(sae.encode(x).permute(order).to_dense(), sae.encode(x).to_dense()[:, order])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -110,7 +110,7 @@ def test_folding_norms_keeps_reconstruction_and_l0(rule: str, scaling: str) -> N
     folded = sae.fold_norms()
     torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(sae.n_latents, dtype=torch.float64))
     torch.testing.assert_close(folded.reconstruct(x), sae.reconstruct(x))
-    assert torch.equal(folded.encode(x).dense() != 0, sae.encode(x).dense() != 0)
+    assert torch.equal(folded.encode(x).to_dense() != 0, sae.encode(x).to_dense() != 0)
 
 
 def test_a_norm_aware_topk_folds_into_a_plain_one() -> None:
@@ -127,7 +127,7 @@ def test_a_norm_aware_topk_folds_into_a_plain_one() -> None:
 def test_a_prefix_of_an_elementwise_sae_zeroes_the_rest(rule: str) -> None:
     sae, x = make_sae(rule), rows()
     small = sae.take(10)
-    torch.testing.assert_close(small.encode(x).dense(), sae.encode(x).dense()[:, :10])
+    torch.testing.assert_close(small.encode(x).to_dense(), sae.encode(x).to_dense()[:, :10])
     torch.testing.assert_close(small.reconstruct(x), sae.decode(sae.encode(x).take(10)))
 
 
@@ -137,7 +137,7 @@ def test_before_and_after_selection_differ_for_topk() -> None:
     assert before.n_latents == after.n_latents == 10
     assert after.nnz < before.nnz
     # Choosing first among all keeps a subset of what choosing among the prefix keeps.
-    assert ((after.dense() != 0) <= (before.dense() != 0)).all()
+    assert ((after.to_dense() != 0) <= (before.to_dense() != 0)).all()
 
 
 def test_take_lowers_k_to_the_latents_left() -> None:
@@ -161,7 +161,7 @@ def test_frozen_gated_unit_computes_the_gated_codes() -> None:
     sae = freeze_gated(W_gate=W, b_gate=b_gate, r_mag=r, b_mag=b_mag, W_dec=W_dec, b_dec=W_dec[0])
     x = rows(n=64, d=d)
     gated = ((x @ W.T + b_gate) > 0) * torch.relu(r.exp() * (x @ W.T) + b_mag)
-    torch.testing.assert_close(sae.encode(x).dense(), gated)
+    torch.testing.assert_close(sae.encode(x).to_dense(), gated)
     assert (sae.rule.tensors()["threshold"] >= 0).all()
 
 
@@ -186,7 +186,7 @@ def test_topk_encode_returns_no_negative_value() -> None:
 
 def test_frozen_batchtopk_has_one_threshold() -> None:
     sae = freeze_batchtopk(make_sae("topk"), 0.7)
-    z, pre = sae.encode(rows()).dense(), sae.pre(rows())
+    z, pre = sae.encode(rows()).to_dense(), sae.pre(rows())
     torch.testing.assert_close(z, torch.where(pre > 0.7, pre, 0.0))
 
 
@@ -196,15 +196,15 @@ def test_codes_round_trip_and_row_selection(n: int, m: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(n, m, generator=g) * (torch.rand(n, m, generator=g) < 0.4)
     codes = Codes.from_dense(z)
-    assert torch.equal(codes.dense(), z)
+    assert torch.equal(codes.to_dense(), z)
     assert (codes.to_scipy().toarray() == z.numpy()).all()
     assert codes.l0() == pytest.approx(float((z != 0).sum()) / max(n, 1))
-    assert torch.equal(Codes.cat([codes, codes]).dense(), torch.cat([z, z]))
+    assert torch.equal(Codes.cat([codes, codes]).to_dense(), torch.cat([z, z]))
     which = torch.randint(0, n, (5,), generator=g) if n else torch.zeros(0, dtype=torch.int64)
-    assert torch.equal(codes.rows(which).dense(), z[which])
-    assert torch.equal(codes.rows(slice(1, None, 2)).dense(), z[1::2])
+    assert torch.equal(codes.rows(which).to_dense(), z[which])
+    assert torch.equal(codes.rows(slice(1, None, 2)).to_dense(), z[1::2])
     half = (m + 1) // 2
-    assert torch.equal(codes.take(half).dense(), z[:, :half])
+    assert torch.equal(codes.take(half).to_dense(), z[:, :half])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -299,7 +299,7 @@ def test_with_k_changes_the_number_of_latents_per_row_and_nothing_else():
     assert torch.equal(sae.with_k(sae.rule.k).reconstruct(x), sae.reconstruct(x))
     pre = sae.pre(x)
     best = torch.zeros_like(pre).scatter(1, pre.argmax(1, keepdim=True), pre.amax(1, keepdim=True).relu())
-    torch.testing.assert_close(one.encode(x).dense(), best)
+    torch.testing.assert_close(one.encode(x).to_dense(), best)
     with pytest.raises(ConfigError, match="the rule must be TopK; it is relu"):
         make_sae("relu").with_k(2)
     for k in (0, sae.n_latents + 1, 2.0, True):

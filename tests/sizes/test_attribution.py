@@ -10,7 +10,7 @@ import torch
 
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.models.intervene import splice
-from saekit.models.language import load_model
+from saekit.models.loading import load_model
 from saekit.sae.codes import Codes
 from saekit.sae.model import SAE
 from saekit.sae.rules import JumpReLURule, TopKRule

@@ -12,7 +12,7 @@ from scipy import stats
 
 from saekit.errors import ConfigError, FormatError
 from saekit.measure.accumulators import fvu
-from saekit.models.language import load_model
+from saekit.models.loading import load_model
 from saekit.report.page import write
 from saekit.report.results_folder import collect
 from saekit.rows.arrays import ArrayRows
@@ -197,7 +197,7 @@ def test_the_page_shows_fidelity_against_interpretability(saes, source, tmp_path
 
 
 def test_cross_entropy_is_compared_too(stories):
-    from saekit.models.language import load_model
+    from saekit.models.loading import load_model
 
     lm = load_model(stories)
     data = [

@@ -209,7 +209,7 @@ def test_a_refit_is_the_least_squares_decoder(rule, scaling, x):
     plain, fitted = (prune(sae, x, sizes=[7], refit=each)[0] for each in (False, True))
     assert torch.equal(plain.W_enc, fitted.W_enc)
     if scaling == "none" and rule == "relu":
-        z = torch.cat([plain.encode(x).dense(), torch.ones(len(x), 1)], 1).double()
+        z = torch.cat([plain.encode(x).to_dense(), torch.ones(len(x), 1)], 1).double()
         expected = torch.linalg.lstsq(z, x.double()).solution
         torch.testing.assert_close(fitted.W_dec.double(), expected[:-1], rtol=1e-4, atol=1e-4)
     best = fvu(x, fitted.reconstruct(x))
@@ -356,7 +356,7 @@ def test_a_cut_through_latents_without_importance_is_refused(x):
 def test_relevance_to_a_class_is_an_importance(x):
     sae = make("relu")
     codes = sae.encode(x)
-    label = (codes.dense()[:, 7] > codes.dense()[:, 7].median()).long().numpy()
+    label = (codes.to_dense()[:, 7] > codes.to_dense()[:, 7].median()).long().numpy()
     relevance, _ = rate_latents(codes.to_scipy(), label, 2, "auc")
     (one,) = prune(sae, by=torch.from_numpy(relevance), sizes=[1])
     assert torch.equal(one.W_dec[0], sae.W_dec[7])

@@ -11,7 +11,8 @@ from saekit.errors import ConfigError, FormatError, ShapeError
 from saekit.files import dump_json
 from saekit.measure.accumulators import fvu
 from saekit.measure.metrics import METRICS
-from saekit.models.language import LanguageModel, load_model
+from saekit.models.language import LanguageModel
+from saekit.models.loading import load_model
 from saekit.rows.arrays import ArrayRows
 from saekit.rows.source import Batch
 from saekit.rows.split import halves

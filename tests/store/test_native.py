@@ -109,6 +109,16 @@ def test_methods_of_the_value_use_the_store(tmp_path):
     assert_same(SAE.load(tmp_path / "sae.json"), sae)
 
 
+def test_names_that_hugging_face_uses(tmp_path):
+    make_sae().save_pretrained(tmp_path)
+    assert_same(SAE.from_pretrained(tmp_path), make_sae())
+    assert_same(SAE.from_pretrained(tmp_path, latents=10), make_sae().take(10))
+    with pytest.raises(ConfigError, match="a local folder has no `revision`"):
+        SAE.from_pretrained(tmp_path, revision="v1")
+    with pytest.raises(ConfigError, match=r"`\./nowhere/sae` does not exist"):
+        SAE.from_pretrained("./nowhere/sae")
+
+
 def test_other_libraries_read_the_tensors(tmp_path):
     sae = make_sae("jumprelu", "standardize", dtype=torch.bfloat16)
     save(sae, tmp_path)
@@ -643,7 +653,9 @@ def test_hub_folder_is_read_like_a_local_one(stored, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
     assert_same(load("hf:me/saes/layers.6/topk@v1"), load(stored))
-    assert asked == [("me/saes", name, "layers.6/topk", "v1") for name in ("sae.json", "sae.safetensors")]
+    assert_same(SAE.from_pretrained("me/saes/layers.6/topk", revision="v1"), load(stored))
+    assert_same(SAE.from_pretrained("hf:me/saes/layers.6/topk", revision="v1"), load(stored))
+    assert asked == [("me/saes", name, "layers.6/topk", "v1") for name in ("sae.json", "sae.safetensors")] * 3
 
 
 class RangeRequests(io.FileIO):

@@ -109,8 +109,8 @@ def test_frozen_sae_reconstructs_what_the_learner_did(config):
     assert codes.l0() == pytest.approx(float(said.fired) / B, rel=0.1 if loose else 1e-3)
     assert float(error) == pytest.approx(float(said.error), rel=0.1 if loose else 1e-3)
     alone = sae.encode(x[:1])
-    assert torch.equal(alone.dense(), codes.rows([0]).dense()) or torch.allclose(
-        alone.dense(), codes.rows([0]).dense(), atol=1e-5
+    assert torch.equal(alone.to_dense(), codes.rows([0]).to_dense()) or torch.allclose(
+        alone.to_dense(), codes.rows([0]).to_dense(), atol=1e-5
     )
 
 

@@ -243,8 +243,8 @@ def test_frozen_l0_is_near_its_target_and_rows_are_independent(config, tmp_path)
     sae = SAE.load(folder)
     x = next(rows.batches(4000)).x
     assert sae.encode(x).l0() == pytest.approx(4, rel=0.15)
-    half = sae.encode(x[::2]).dense()
-    torch.testing.assert_close(half, sae.encode(x).dense()[::2], atol=1e-5, rtol=1e-5)
+    half = sae.encode(x[::2]).to_dense()
+    torch.testing.assert_close(half, sae.encode(x).to_dense()[::2], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

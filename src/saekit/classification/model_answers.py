@@ -24,7 +24,9 @@ from ..files import digest_bytes, read_json, write_bytes, write_json
 from ..inputs.texts import read_texts
 from ..measure.bootstrap import wilson_interval
 from ..measure.results import Measured, Result, result_to_json
-from ..models.language import LanguageModel, accepts, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
+from ..models.pretrained import accepts
 from ..models.quiet import quiet_transformers
 from ..provenance import library_versions, release
 from ..randomness import hashed_key, random_order
@@ -275,7 +277,7 @@ class Actions(Result):
     --------
     ::
 
-        result = sk.act("builtin", sk.cloze_task("builtin", questions=2000))
+        result = act("builtin", cloze_task("builtin", questions=2000))
         result.accuracy                     # beside result.chance
         result.save("run")                  # run/actions.jsonl for `saekit classify --label correct`, run/actions.json
     """
@@ -402,7 +404,7 @@ def act(
             f"{did_you_mean(str(normalize), NORMALIZE)}"
         )
     task = task if isinstance(task, Task) else read_task(task)
-    lm = load_model(model)
+    lm = load_language_model(model)
     if not lm.is_causal:
         raise ConfigError(
             f"the target must be a causal language model, which gives probabilities to answers; `{lm.name}` is an "

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DataError, FormatError, did_you_mean, listed
-from ..evaluation.run import _named
 from ..files import digest_bytes, write_bytes
 from ..measure.bootstrap import LEVEL
 from ..measure.controls import untrained_like
@@ -36,12 +35,15 @@ from ..measure.paired_scores import (
     verdict,
 )
 from ..measure.results import Measured
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
+from ..models.origin import language_origin
 from ..provenance import library_versions, place_of, release, sae_digest
 from ..rows.capture import capture
-from ..rows.pooling import DENSE_POOLS, Ask, check_pool, language_origin, pool_texts
+from ..rows.pooling import DENSE_POOLS, Ask, check_pool, pool_texts
 from ..rows.tokens import tokenize
 from ..sae.model import SAE
+from ..sae.naming import named_saes
 from ..sae.rules import TopKRule
 from .arms import CONTROL_KS, KINDS, KS, Arm, Budget, Fitted, check_folds, fit_arm, predict_arm
 from .labelled import TEST_SPLIT, Labelled, draw_rows, read_labelled
@@ -291,7 +293,7 @@ def plan_classification(
     if folds is not None and sizes:
         raise ConfigError("classify: low-data curves (train_sizes) need one locked test set; leave out `folds`.")
     verdict(Measured(0.0), margin)
-    named = _named(saes)
+    named = named_saes(saes, "classify")
     origins = _origins(named, layer, hook, kinds, seed)
     _check_ranking(select_by, origins)
     labelled = read_labelled(
@@ -659,7 +661,7 @@ def _features(plan: Plan, arms: Sequence[Arm], progress: Progress) -> dict[str, 
     X: dict[str, Any] = {"texts": plan.data.texts}
     if not wanted:
         return X
-    lm = load_model(plan.model)
+    lm = load_language_model(plan.model)
     _check_tokens(lm, plan.data.texts)
     asks = {
         name: Ask(tuple(pools), sae=_twin(plan, plan.origins[name], lm), hook=plan.origins[name].hook)

@@ -19,7 +19,8 @@ import torch
 from ..errors import ConfigError, FormatError
 from ..files import digest_file, read_json, write_bytes, write_json
 from ..measure.token_statistics import TokenScores, labels_of
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..rows.capture import capture
 from ..rows.pooling import Ask, pool_texts
 from ..sae.model import SAE
@@ -134,7 +135,7 @@ class TextClassifier:
 
     @cached_property
     def _lm(self) -> LanguageModel:
-        lm = load_model(self.model)
+        lm = load_language_model(self.model)
         wanted = self.card["model"]["digest"]
         if lm.digest != wanted:
             raise ConfigError(
@@ -294,7 +295,7 @@ def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -
     assert origin.sae is not None
     sae = origin.sae if origin.sae.provenance.get("hook") else _with_hook(origin.sae, origin.hook)
     data, train = plan.data, plan.data.parts[0][0]
-    lm = load_model(plan.model)
+    lm = load_language_model(plan.model)
     ask = Ask((found.pool,), sae=sae, hook=origin.hook)
     texts = [data.texts[row] for row in train]
     X = pool_texts(lm, texts, [ask], max_tokens=plan.settings["max_tokens"], cache=plan.cache)[0][found.pool]

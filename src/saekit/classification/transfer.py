@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DataError, ShapeError, did_you_mean, listed
-from ..evaluation.run import _named, _shape
 from ..files import write_bytes
 from ..inputs.images import Images, read_images
 from ..inputs.texts import read_texts
@@ -28,13 +27,15 @@ from ..matching.matching import match_latents
 from ..measure.bootstrap import LEVEL, Estimate
 from ..measure.paired_scores import MARGIN, PairedBootstrap, Predictions, Scores, score, verdict
 from ..measure.results import Measured
-from ..models.language import LanguageModel, load_model
-from ..models.vision import VisionModel, load_vision_model
-from ..provenance import library_versions, place_of, release, sae_digest
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model, load_vision_model
+from ..models.vision import VisionModel
+from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import hashed_key, random_order
 from ..rows.capture_images import pool_images
 from ..rows.pooling import DENSE_POOLS, Ask, check_pool, pool_texts
 from ..sae.model import SAE
+from ..sae.naming import named_saes
 from .transfer_result import Cell, Transfer, Value, Way, cell_sentence, loss, near_chance, way_sentence
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def transfer(
         An SAE is for rows of another width.
     """
     _check(test_share, folds, draws, margin, rows, metric)
-    named = _named(sae) if not (isinstance(sae, list | tuple) and not sae) else []
+    named = named_saes(sae, "transfer") if not (isinstance(sae, list | tuple) and not sae) else []
     if isinstance(model, VisionModel):
         data = read_images(data, split=split)
     labelled = _read(data, text, label, group, across, values, rows, split, seed)
@@ -191,7 +192,7 @@ def transfer(
     places = _places(named, layer, hook, needed=any(arm in wanted for arm in ("sae", "binarized", "dense", "last")))
     fold = labelled.split(test_share, folds, seed)
     labelled.check(fold, _inner(budget), folds)
-    reader: Any = load_vision_model(model) if looks else load_model(model)  # type: ignore[arg-type]
+    reader: Any = load_vision_model(model) if looks else load_language_model(model)  # type: ignore[arg-type]
     _check_widths(named, reader, places)
     dense_pool = pool if pool in DENSE_POOLS else "mean"
     asks = [Ask((pool,), each, None, place) for (_, each), place in zip(named, places)]
@@ -275,7 +276,7 @@ def held_out(
     ::
 
         texts = sk.read_texts("hate.csv.gz")
-        seen = sk.held_out("hate.csv.gz", across="lang", group="templ_id")
+        seen = held_out("hate.csv.gz", across="lang", group="templ_id")
         rows = sk.capture(model, [text for text, out in zip(texts, seen) if not out], layer=4)
     """
     _check(test_share, folds, 0, 0.0, rows)
@@ -364,7 +365,7 @@ def transfer_features(
         raise ConfigError(f"`threshold` is a cosine and must be -1 to 1; got {threshold}.")
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
         raise ConfigError("transfer: at least two SAEs must be given; got one. Name the other (--to).")
-    named = _named(saes)
+    named = named_saes(saes, "transfer")
     _check_pool(pool)
     wanted = _wanted(arms, FEATURE_ARMS, False, True)
     if by == "decoder" and len({each.d_out for _, each in named}) > 1:
@@ -378,8 +379,8 @@ def transfer_features(
     places = _places(named, layer, hook, needed=True)
     fold = labelled.split(test_share, folds, seed)
     labelled.check(fold, _inner(budget), folds)
-    first = load_model(model)
-    second = first if to_model is None else load_model(to_model)
+    first = load_language_model(model)
+    second = first if to_model is None else load_language_model(to_model)
     models = [first, *[second] * (len(named) - 1)]
     dense_pool = pool if pool in DENSE_POOLS else "mean"
     pooled: list[dict[str, Any]] = [{} for _ in named]
@@ -528,9 +529,7 @@ def _pixels(images: Images | None) -> np.ndarray:
 
 
 def _facts(named: list[tuple[str, SAE]]) -> list[dict[str, Any]]:
-    return [
-        {"name": name, **_shape(sae), "digest": sae_digest(sae), "provenance": sae.provenance} for name, sae in named
-    ]
+    return [{"name": name, **facts_of_sae(sae)} for name, sae in named]
 
 
 def _inner(budget: Budget | None) -> int:

@@ -20,7 +20,7 @@ HELP = """Run a language model over texts and store its activations at one place
   saekit capture --model vit --images photos --layer 6 --out rows        one row per patch, or per image token
 
 An interrupted capture goes on where it stopped when it is called again. `--set` reaches every setting of
-saekit.capture, or of saekit.capture_images.
+saekit.capture, or of saekit.rows.capture_images.capture_images.
 """
 
 

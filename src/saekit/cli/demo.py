@@ -103,7 +103,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
     from ..comparison.run import compare
     from ..evaluation.run import evaluate
     from ..inputs.texts import read_texts
-    from ..models.language import load_model
+    from ..models.loading import load_language_model
     from ..rows.capture import capture
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
@@ -117,7 +117,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
         Matryoshka(n_latents=size.latents, k=K),
     ]
     with progress_bar(quiet=json) as progress:
-        lm = load_model(model)
+        lm = load_language_model(model)
         rows = capture(
             lm,
             train_data,

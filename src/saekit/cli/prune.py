@@ -137,8 +137,8 @@ def run(path: str, sizes: list[int], settings: dict[str, Any], progress: Any) ->
 
 def _attributed(sae: SAE, source: Any, language: dict[str, Any], progress: Any) -> tuple[SAE, dict[str, Any]]:
     """The SAE with its gradient attributions from the texts in even places; the others are left to measure on."""
-    from ..evaluation.run import CHARACTERS_PER_TOKEN
     from ..inputs.texts import read_texts
+    from ..measure.fidelity import CHARACTERS_PER_TOKEN
     from ..provenance import place_of
     from ..rows.split import text_halves
     from ..sizes.attribution import attribution

@@ -43,7 +43,7 @@ def rows_for(
     ConfigError
         Nothing says where the rows come from.
     """
-    from ..models.language import load_model
+    from ..models.loading import load_language_model
     from ..provenance import known_place, place_of
     from ..rows.capture import capture
     from ..rows.shards import open_rows
@@ -64,7 +64,7 @@ def rows_for(
         return open_rows(settings["rows"]), {}
     if data is None:
         raise ConfigError("--data must be given with --model: the texts that it reads.")
-    lm = load_model(model)
+    lm = load_language_model(model)
     place = place_of(sae, layer=settings.get("layer"), hook=settings.get("hook"), name=f"`{path}`")
     words = {"text": settings["text"]} if settings.get("text") is not None else {}
     tokens = settings.get("tokens") or ROWS

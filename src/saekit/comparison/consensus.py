@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..evaluation.run import _named
-from ..measure.importance import Progress, as_source, importance
+from ..measure.importance import importance
 from ..provenance import sae_digest
+from ..rows.opening import as_source
 from ..rows.source import Source
 from ..sae.model import SAE
+from ..sae.naming import named_saes
 from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
+from ..settings import Progress
 from ..training.architectures import config_from_dict
 from ..training.loop import train
 from .result import Comparison
@@ -98,15 +100,15 @@ def consensus(
     --------
     ::
 
-        both = sk.consensus(saes, rows, refit=200_000)
+        both = consensus(saes, rows, refit=200_000)
         sk.evaluate([both, *saes], heldout)
     """
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
         raise ConfigError("consensus: at least two SAEs must be given; one agrees with itself.")
-    named = _named(saes)
+    named = named_saes(saes, "consensus")
     values = [sae.fold_norms() for _, sae in named]
     _check(named, least, size, refit)
-    source = None if source is None else as_source(values[0], source, "consensus")
+    source = None if source is None else as_source(source, values[0].d_in, "consensus")
     if refit and source is None:
         raise ConfigError("consensus: `refit` trains on rows; got none. Pass rows like the training's.")
     comparison = comparison or compare([sae for _, sae in named], threshold=threshold, controls=False)

@@ -13,18 +13,23 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
-from ..evaluation.run import _named, evaluate
 from ..measure.bootstrap import LEVEL
 from ..measure.chance import against_chance
-from ..measure.importance import Progress, Scores, as_source, facts_of
+from ..measure.fidelity import SplicedModel
+from ..measure.importance import ImportanceSums
 from ..measure.pca import Covariance
+from ..measure.reconstruction import measure_saes
 from ..measure.redundancy import max_cosines
 from ..measure.results import Measured, Result
+from ..measure.settings import CE_TOKENS, MeasureSettings
 from ..measure.token_statistics import TokenScores, token_detection
 from ..models.language import LanguageModel
 from ..provenance import library_versions, release, sae_digest
+from ..rows.opening import as_source, facts_of
 from ..rows.source import Source
 from ..sae.model import SAE
+from ..sae.naming import common_width, named_saes
+from ..settings import Progress
 from .result import Comparison
 from .run import compare
 
@@ -226,8 +231,8 @@ def orphans(
     """
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
         raise ConfigError("orphans: at least two SAEs must be given; an orphan is what no other has.")
-    named = _named(saes)
-    source = as_source(named[0][1], source, "orphans")
+    named = named_saes(saes, "orphans")
+    source = as_source(source, named[0][1].d_in, "orphans")
     comparison = comparison or compare([sae for _, sae in named], controls=False, progress=progress)
     _check(named, comparison, ranks)
     kinds = [np.asarray(each.stability) > 0 for each in comparison.saes]
@@ -295,7 +300,7 @@ def _measure(
     """Properties per SAE and latent, the rows seen, and the principal components of the rows ``[d, d]``."""
     if batch_rows < 1 or (limit is not None and limit < 1):
         raise ConfigError(f"orphans: `rows` and `batch_rows` must be at least 1; got {limit} and {batch_rows}.")
-    scores = [Scores(sae) for sae in saes]
+    scores = [ImportanceSums(sae) for sae in saes]
     tokens = [(TokenScores(sae.n_latents), TokenScores(sae.n_latents)) for sae in saes]
     covariance = Covariance(source.d_in)
     known, done = True, 0
@@ -509,15 +514,22 @@ def _silence(
         groups = [np.flatnonzero(~kinds[at]), np.flatnonzero(kinds[at]), *matched[at]]
         counts[row] = [len(group) for group in groups]
         arms += [sae, *(silenced(sae, group) for group in groups)]
-    options = {name: value for name, value in language.items() if value is not None}
-    found = evaluate(
-        arms, source, rows=rows, controls=False, batch_rows=batch_rows, draws=0, progress=progress, **options
-    )
+    common_width(named, "orphans")
+    tokens = language.get("tokens")
+    settings = MeasureSettings(
+        text=language.get("text") or "text", max_rows=rows, tokens=CE_TOKENS if tokens is None else tokens,
+        batch_rows=batch_rows, draws=0,
+    )  # fmt: skip
+    spliced = None
+    if language:
+        spliced = SplicedModel.of(language["model"], language["data"], arms, source, settings, "orphans")
+    found = measure_saes(arms, source, spliced=spliced, settings=settings, progress=progress)
+    metrics = [found.metrics(at) for at in range(len(arms))]
     width = 1 + len(_GROUPS)
     rises: dict[str, np.ndarray] = {}
     for name, key in (("fvu", "fvu"), ("ce", "ce_sae")):
-        if key in found.entries[0].metrics:
-            value = np.array([entry.metrics[key].value for entry in found.entries]).reshape(len(part), width)
+        if key in metrics[0]:
+            value = np.array([each[key].value for each in metrics]).reshape(len(part), width)
             rises[name] = value[:, 1:] - value[:, :1]
     units = {"fvu": "fraction", "ce": "nats per token"}
     listed = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,30 +14,28 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
-from ..evaluation.run import BLOCK_ROWS, _as_source, _named, _shape
 from ..matching.matching import Certificate, Matching, match_latents
+from ..matching.shared import THRESHOLD, SharedRule, agree
 from ..matching.top_cosines import Directions, extremes
 from ..measure.bootstrap import LEVEL, NORMAL, Estimate, row_groups, wilson_interval
 from ..measure.redundancy import random_max_cosine
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
-from ..provenance import library_versions, release, sae_digest
+from ..provenance import facts_of_sae, library_versions, release, sae_digest
+from ..rows.opening import as_source
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.naming import named_saes
+from ..settings import Progress
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 from .result import Compared, Comparison, Null, OnRows, Pair, Side
-
-THRESHOLD = 0.7
-"""Cosine that both sides of a shared latent must exceed (2501.16615)."""
 
 ROWS = 32_768
 """Most rows that activations are correlated over when `max_rows` is not given."""
 
 SAMPLE_ROWS = 512
 """Rows of these that are compared with each other for CKA and RSA."""
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def compare(
@@ -107,19 +105,14 @@ def compare(
         )
     if write:
         check_local(saes)
-    named = _named(saes)
+    named = named_saes(saes, "compare")
     _check_widths(named)
     if source is not None:
-        source = _as_source(source)
-        if source.d_in != named[0][1].d_in:
-            raise ShapeError(
-                f"compare: rows must have the width of the SAEs, {named[0][1].d_in}; they have {source.d_in}. "
-                "Were the SAEs trained on another model or hook?"
-            )
+        source = as_source(source, named[0][1].d_in, "compare")
     every = list(combinations(range(len(named)), 2))
     tick = _Count(progress, 2 * len(every) + (4 if controls else 0))
     matched = [(i, j, *_match(named[i][1], named[j][1], tick)) for i, j in every]
-    rule = _Rule(threshold, strict)
+    rule = SharedRule(threshold, strict)
     seen = None if source is None else _act(named, matched, rule, source, max_rows, batch_rows, progress)
     pairs = [
         _pair(named[i], named[j], decoder, encoder, rule, None if seen is None else seen.on_rows[at])
@@ -168,7 +161,7 @@ def compare(
         saes=[
             Compared(
                 name=name,
-                sae={**_shape(sae), "digest": sae_digest(sae), "provenance": sae.provenance},
+                sae=facts_of_sae(sae),
                 found_in=(1 + others[at]).tolist(),
                 stability=has[at][:, counted[at]].mean(1).tolist(),
                 alignment=_alignment(at, matched, counted[at]),
@@ -287,32 +280,12 @@ def _check_widths(named: list[tuple[str, SAE]]) -> None:
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """When two latents are the same."""
-
-    threshold: float
-    strict: bool
-
-    def over(self, cosine: Tensor) -> Tensor:
-        """Which cosines count; those of latents without a partner do not."""
-        return cosine > self.threshold if self.strict else cosine >= self.threshold
-
-    def shared(self, decoder: Matching, encoder: Matching) -> Tensor:
-        """Which latents of the first SAE the second has, ``bool [n]``."""
-        return _agree(decoder, encoder) & self.over(decoder.cosine) & self.over(encoder.cosine)
-
-
-@dataclass(frozen=True)
 class _Matched:
     """A matching and what it is compared with."""
 
     matching: Matching
     largest: Measured
     largest_absolute: Measured
-
-
-def _agree(decoder: Matching, encoder: Matching) -> Tensor:
-    return (decoder.partner == encoder.partner) & (decoder.partner >= 0)
 
 
 class _Count:
@@ -360,7 +333,8 @@ def _side(matched: _Matched) -> Side:
 
 
 def _pair(
-    a: tuple[str, SAE], b: tuple[str, SAE], decoder: _Matched, encoder: _Matched, rule: _Rule, on_rows: OnRows | None
+    a: tuple[str, SAE], b: tuple[str, SAE], decoder: _Matched, encoder: _Matched, rule: SharedRule,
+    on_rows: OnRows | None,
 ) -> Pair:  # fmt: skip
     one, other = decoder.matching, encoder.matching
     n = min(len(one.partner), one.n_b)
@@ -375,12 +349,12 @@ def _pair(
     )
 
 
-def _shares(decoder: Matching, encoder: Matching, rule: _Rule, n: int) -> dict[str, Measured]:
+def _shares(decoder: Matching, encoder: Matching, rule: SharedRule, n: int) -> dict[str, Measured]:
     """``shared``, ``aligned`` and ``equal`` of `n` latents."""
     return {
         "shared": wilson_interval(int(rule.shared(decoder, encoder).sum()), n),
-        "aligned": wilson_interval(int((rule.over(decoder.cosine) & rule.over(encoder.cosine)).sum()), n),
-        "equal": wilson_interval(int(_agree(decoder, encoder).sum()), n),
+        "aligned": wilson_interval(int(rule.aligned(decoder, encoder).sum()), n),
+        "equal": wilson_interval(int(agree(decoder, encoder).sum()), n),
     }
 
 
@@ -399,7 +373,7 @@ def _sum(certificates: list[Certificate]) -> Certificate:
 _Found = list[tuple[int, int, _Matched, _Matched]]
 
 
-def _has(named: list[tuple[str, SAE]], matched: _Found, rule: _Rule) -> list[np.ndarray]:
+def _has(named: list[tuple[str, SAE]], matched: _Found, rule: SharedRule) -> list[np.ndarray]:
     """Per SAE ``bool [n_latents, m]``: which other SAEs have each of its latents."""
     has = [np.zeros((sae.n_latents, len(named)), dtype=bool) for _, sae in named]
     for i, j, decoder, encoder in matched:
@@ -429,7 +403,7 @@ def _alignment(at: int, matched: _Found, counted: list[int]) -> list[float | Non
     return [round(float(value), 6) if any_ else None for value, any_ in zip(mean, known.any(0), strict=True)]
 
 
-def _groups(named: list[tuple[str, SAE]], matched: _Found, rule: _Rule) -> Groups:
+def _groups(named: list[tuple[str, SAE]], matched: _Found, rule: SharedRule) -> Groups:
     """Concepts: shared latents of all pairs, clustered by the mean of their two cosines."""
     shared = []
     for i, j, decoder, encoder in matched:
@@ -525,7 +499,7 @@ def _widest(value: float, each: list[Measured]) -> Measured:
 # ---------------------------------------------------------------------------------------------------------- nulls
 
 
-def _nulls(a: SAE, b: SAE, rule: _Rule, seed: int, tick: _Count) -> dict[str, Null]:
+def _nulls(a: SAE, b: SAE, rule: SharedRule, seed: int, tick: _Count) -> dict[str, Null]:
     """What chance gives, for dictionaries of the shape of the first pair."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -548,7 +522,7 @@ def _nulls(a: SAE, b: SAE, rule: _Rule, seed: int, tick: _Count) -> dict[str, Nu
 
 
 def _null(
-    made: str, dec: tuple[Tensor, Tensor], enc: tuple[Tensor, Tensor], rule: _Rule, name: str, tick: _Count
+    made: str, dec: tuple[Tensor, Tensor], enc: tuple[Tensor, Tensor], rule: SharedRule, name: str, tick: _Count
 ) -> Null:
     decoder, encoder = _match_rows(*dec, tick), _match_rows(*enc, tick)
     n, m, d = len(dec[0]), len(dec[1]), dec[0].shape[1]
@@ -588,7 +562,7 @@ class _Acted:
 def _act(
     named: list[tuple[str, SAE]],
     matched: _Found,
-    rule: _Rule,
+    rule: SharedRule,
     source: Source,
     max_rows: int,
     batch_rows: int,
@@ -605,7 +579,7 @@ def _act(
     for batch in source.batches(batch_rows):
         x = batch.x[: max_rows - done]
         document = None if batch.document is None else batch.document[: len(x)]
-        group, _ = row_groups(document, done, len(x), BLOCK_ROWS)
+        group, _ = row_groups(document, done, len(x))
         sampled = torch.arange(-done % step, len(x), step)
         groups.append(group[sampled].numpy())
         with torch.no_grad():
@@ -634,7 +608,7 @@ def _act(
         mine, theirs = _paired(decoder.matching)
         shared = rule.shared(decoder.matching, encoder.matching)
         correlation, n_pairs = _correlation(sums[i][:, mine], sums[j][:, theirs], products[at][mine], done)
-        similar = rsa(together[i].dense(), together[j].dense(), documents)
+        similar = rsa(together[i].to_dense(), together[j].to_dense(), documents)
         on_rows.append(
             OnRows(
                 correlation,

@@ -51,7 +51,8 @@ class _Features(TransformerMixin, BaseEstimator):
             return self
         self._ask()
         if not _are_images(self.model, X):
-            from ..rows.pooling import check_texts, language_origin
+            from ..models.origin import language_origin
+            from ..rows.pooling import check_texts
 
             check_texts(_as_texts(X))
             self.model_digest_ = language_origin(self.model).digest
@@ -116,7 +117,7 @@ class _Features(TransformerMixin, BaseEstimator):
         fitted = getattr(self, "model_digest_", None)
         if fitted is None:
             return
-        from ..rows.pooling import language_origin
+        from ..models.origin import language_origin
 
         now = language_origin(self.model).digest
         if now != fitted:
@@ -344,7 +345,8 @@ class HiddenStates(_Features):
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """``hidden_012`` for dimension 12. Loads the model, and runs it on one word where its width is not known."""
         from ..models.language import LanguageModel
-        from ..rows.pooling import language_origin, pool_texts
+        from ..models.origin import language_origin
+        from ..rows.pooling import pool_texts
 
         ask = self._ask()
         model = self.model
@@ -404,7 +406,7 @@ def _are_images(model: Any, X: Any) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _loaded_vision_model(name: str) -> Any:
-    from ..models.vision import load_vision_model
+    from ..models.loading import load_vision_model
 
     return load_vision_model(name)
 

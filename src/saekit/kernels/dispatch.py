@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from . import aux_loss, backend, reference
-
-if TYPE_CHECKING:
-    from .reference import Adam, StepOutcome, TopKSettings
+from . import backend, reference
+from .step_interface import StepKernels
 
 FEWEST_ROWS = 32
 """Below this many rows `auto` stays plain; also below `FEWEST_LATENTS` and above `LARGEST_SHARE` of them kept."""
@@ -122,40 +119,38 @@ def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) 
     return reference.csr_decode(offsets, indices, values, W_dec)
 
 
-def step_kernels(device: torch.device) -> ModuleType | None:
+def step_kernels(device: torch.device) -> StepKernels[Any] | None:
     """Return `saekit.kernels.cpu.ops` or `saekit.kernels.cuda.ops`: what a fused step on this device is made of.
 
     None where plain torch has to do: by `use`, or because there are no such kernels for the device.
     """
+    # Imported here: numba takes half a second, and most programs never train.
     if device.type == "cpu" and backend.fast_here():
-        return importlib.import_module(".cpu.ops", __package__)
+        from .cpu import ops as on_cpu
+
+        kernels: StepKernels[np.ndarray] = on_cpu
+        return kernels
     if device.type == "cuda" and backend.mode() == "fast" and backend.triton_here():  # see `_runs_on_gpu`
-        return importlib.import_module(".cuda.ops", __package__)
+        from .cuda import ops as on_cuda
+
+        of_tensors: StepKernels[Tensor] = on_cuda
+        return of_tensors
     return None
 
 
-def topk_step_runs(weights: dict[str, Tensor], k: int) -> bool:
-    """Whether `topk_step` has a fast path for these weights here (without one, train in plain torch)."""
+def step_pays(weights: dict[str, Tensor], k: int) -> bool:
+    """Return whether `step_kernels` take these weights and are faster (where not, train in plain torch).
+
+    Parameters
+    ----------
+    weights
+        Every trained weight by name.
+    k
+        Codes per row, about.
+    """
     W = weights["W_enc"]
     fits = all(t.dtype == torch.float32 and t.is_contiguous() and t.device == W.device for t in weights.values())
     return fits and (_worth(W, k) or backend.mode() == "fast") and step_kernels(W.device) is not None
-
-
-def topk_step(
-    weights: dict[str, Tensor],
-    first: dict[str, Tensor],
-    second: dict[str, Tensor],
-    x: Tensor,
-    offset: Tensor,
-    settings: TopKSettings,
-    adam: Adam,
-    dead: Tensor | None = None,
-) -> StepOutcome:
-    """One training step of a TopK SAE, in place: `saekit.kernels.reference.topk_step` is the definition."""
-    arguments: tuple[Any, ...] = (weights, first, second, x, offset, settings, adam, dead)
-    if topk_step_runs(weights, settings.k) and x.dtype == torch.float32:
-        return aux_loss.topk_step(step_kernels(x.device), *arguments)
-    return reference.topk_step(*arguments)
 
 
 def _worth(W_enc: Tensor, k: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..settings import Progress
 from .assignment import COARSEST, FINEST, Graph, Solution, row_prices, solve
 from .top_cosines import Directions, best, best_both_ways, cosines, reach, scattered
 
@@ -24,8 +24,6 @@ MARGIN = 0.02
 LOOSE_SHARE = 128
 """One column in this many may fall in price without casting doubt on every row; its pairs are looked at apart."""
 TOLERANCE = FINEST
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)

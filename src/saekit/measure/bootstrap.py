@@ -27,11 +27,16 @@ N_GROUPS = 509
 LEVEL = 0.95
 DRAWS = 1000
 
+BLOCK_ROWS = 64
+"""Rows without a document are resampled in runs of this many."""
+
 NORMAL = 1.959964
 """97.5 % point of the normal distribution."""
 
 
-def row_groups(document: Tensor | None, first_row: int, n_rows: int, block_rows: int = 64) -> tuple[Tensor, bool]:
+def row_groups(
+    document: Tensor | None, first_row: int, n_rows: int, block_rows: int = BLOCK_ROWS
+) -> tuple[Tensor, bool]:
     """The group of each row: from its document, or from its place where no document is known.
 
     Parameters

@@ -19,7 +19,7 @@ CALIBRATED_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
-class Arm:
+class Reconstructor:
     """Anything that reconstructs rows: an SAE or a control.
 
     Parameters
@@ -43,21 +43,21 @@ class Arm:
     l0: int | None = None
 
 
-def sae_arm(name: str, sae: SAE, about: dict[str, Any] | None = None) -> Arm:
-    """An SAE as an arm; it encodes sparsely and answers on the device and in the dtype of the rows."""
+def reconstructor_of(name: str, sae: SAE, about: dict[str, Any] | None = None) -> Reconstructor:
+    """Return an SAE as a reconstructor; it encodes sparsely and answers on the device and in the dtype of the rows."""
 
     def forward(x: Tensor) -> tuple[Tensor, Codes]:
         with torch.no_grad():
             codes = sae.encode(x)
             return sae.decode(codes, x.to(sae.device, sae.dtype)).to(x.device, x.dtype), codes
 
-    return Arm(name, forward, sae, about or {})
+    return Reconstructor(name, forward, sae, about or {})
 
 
-def pca_arm(pca: PCA, about: dict[str, Any]) -> Arm:
-    """Principal components as an arm."""
+def pca_reconstructor(pca: PCA, about: dict[str, Any]) -> Reconstructor:
+    """Return principal components as a reconstructor."""
     k = len(pca.components)
-    return Arm("pca", lambda x: (pca.reconstruct(x).to(x.dtype), None), None, {"k": k, **about}, k)
+    return Reconstructor("pca", lambda x: (pca.reconstruct(x).to(x.dtype), None), None, {"k": k, **about}, k)
 
 
 def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int) -> SAE:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +13,22 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..errors import DataError
-from ..inputs.texts import Texts
+from ..errors import ConfigError, DataError, ShapeError
+from ..inputs.texts import Texts, read_texts
+from ..models.hooks import find_hook
 from ..models.intervene import splice
 from ..models.language import LanguageModel
-from ..rows.tokens import Contexts, TokenBatch, token_batches, tokenize
+from ..models.loading import load_language_model
+from ..provenance import known_place, place_of
+from ..rows.source import Source
+from ..rows.tokens import CONTEXT, Contexts, TokenBatch, token_batches, tokenize
+from ..sae.model import SAE
+from ..settings import Progress
 from .accumulators import Fidelity
 from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
-from .controls import Arm
+from .controls import Reconstructor
+from .settings import CE_TOKENS as CE_TOKENS
+from .settings import MeasureSettings
 
 CHUNK_NUMBERS = 2**24
 """Log-probabilities that are held at once (float32: 64 MiB), whatever the vocabulary."""
@@ -28,6 +38,9 @@ BATCH_TOKENS = 4096
 
 LOGITS = 2**26
 """Logits of one forward pass, at most, unless a single context has more."""
+
+CHARACTERS_PER_TOKEN = 12
+"""How much text is read for a number of tokens."""
 
 TEXTS_AT_ONCE = 512
 """Texts that are tokenized together."""
@@ -88,51 +101,148 @@ class Skipped:
         return {"padding": True, "added_tokens": self.special, "norm_above": self.norm}
 
 
+@dataclass(frozen=True)
+class SplicedModel:
+    """A causal language model, the hook whose output reconstructions replace, and the texts it reads."""
+
+    lm: LanguageModel
+    """The model."""
+    hook: str
+    """Short name of the module whose output is replaced."""
+    texts: Texts | None
+    """Texts, cut into contexts as `capture` cuts them; None where no cross-entropy is measured."""
+    tokens: int
+    """Predicted tokens, rounded up to a whole context."""
+    rows: dict[str, Any]
+    """``info`` of the rows measured beside: context and filters are taken over from it."""
+
+    @classmethod
+    def of(
+        cls,
+        model: str | os.PathLike[str] | LanguageModel,
+        data: Any,
+        saes: Sequence[SAE],
+        rows: Source | None,
+        settings: MeasureSettings,
+        where: str,
+    ) -> SplicedModel:
+        """Load a model and texts, and find where in the model the SAEs belong.
+
+        Parameters
+        ----------
+        model, data
+            What `load_model` and `read_texts` take.
+        saes
+            SAEs of one width.
+        rows
+            The rows that are measured beside; they must come from this model, where that is known.
+        settings
+            Layer or hook, text column, tokens.
+        where
+            Function that messages name.
+
+        Raises
+        ------
+        ConfigError
+            No hook, SAEs of different hooks, or rows of another model.
+        ShapeError
+            The model has another width than the SAEs.
+        """
+        lm = load_language_model(model)
+        info = {} if rows is None else dict(rows.info)
+        hook = _hook_of_all(lm, saes, info, settings, where)
+        texts = None
+        if lm.is_causal and settings.tokens:
+            characters = settings.tokens * CHARACTERS_PER_TOKEN
+            texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
+        return cls(lm, hook, texts, settings.tokens, info)
+
+    @property
+    def status(self) -> str:
+        """Whether the cross-entropy is measured, or why not."""
+        if not self.lm.is_causal:
+            return f"not measured: {self.lm.name} is not a causal language model"
+        return "measured" if self.texts is not None else "not measured: tokens = 0"
+
+
+def repeatable(data: Any) -> Any:
+    """Return texts that can be read more than once: an iterator becomes a list."""
+    return data if isinstance(data, str | os.PathLike | Sequence | None) else list(data)
+
+
+def _hook_of_all(
+    lm: LanguageModel, saes: Sequence[SAE], info: dict[str, Any], settings: MeasureSettings, where: str
+) -> str:
+    """The name of the hook of all SAEs, checked against the model."""
+    if settings.layer is not None or settings.hook is not None:
+        place = place_of(layer=settings.layer, hook=settings.hook, where=where)
+    else:
+        found = {known for sae in saes if (known := known_place(sae)) is not None}
+        if len(found) > 1:
+            raise ConfigError(
+                f"{where}: all SAEs must belong to one hook; these belong to {sorted(found)}. Take them one at a time."
+            )
+        place = found.pop() if found else place_of(saes[0], info, where=where)
+    if info.get("model_digest") not in (None, lm.digest):
+        raise ConfigError(
+            f"{where}: the rows must come from the model given, `{lm.name}`; they were captured from "
+            f"`{info.get('model')}` with other weights. Give that model."
+        )
+    target = find_hook(lm.model, place)
+    width = saes[0].d_in
+    if re.fullmatch(r"layers\.\d+", target.name) and lm.d_model != width:
+        raise ShapeError(
+            f"{where}: `{lm.name}` must have the width of the SAEs, {width}; its residual stream has {lm.d_model}. "
+            "Were the SAEs trained on another model?"
+        )
+    return target.name
+
+
 def measure_fidelity(
-    lm: LanguageModel,
-    hook: str,
-    texts: Texts,
-    arms: list[Arm],
-    *,
+    spliced: SplicedModel,
+    reconstructors: Sequence[Reconstructor],
     mean: Tensor,
-    tokens: int,
-    context: int,
-    skipped: Skipped,
+    *,
     draws: int,
     seed: int,
-    progress: Callable[[str, int, int | None], None] | None,
+    progress: Progress | None = None,
 ) -> tuple[list[dict[str, Estimate]], dict[str, Any]]:
-    """Cross-entropies and KL of every arm over the first `tokens` predicted tokens, rounded up to a whole context.
+    """Measure cross-entropies and KL of every reconstructor over the first predicted tokens.
 
     Parameters
     ----------
-    lm, hook
-        A causal language model and the short name of the module whose output is replaced.
-    texts
-        What it reads; texts longer than `context` tokens are cut as `capture` cuts them.
+    spliced
+        Model, hook and texts.
+    reconstructors
+        What replaces the output of the hook.
     mean
         ``[d]`` row that mean-ablation puts in place of every row.
-    skipped
-        Tokens that pass through unchanged, under the ablations too.
+    draws, seed
+        Number of resamples of documents, and their random seed.
+    progress
+        Called as ``progress("tokens", done, total)``.
 
     Returns
     -------
     estimates, facts
-        Per arm the metrics of `Fidelity`; and what they were measured on.
+        Per reconstructor the metrics of `Fidelity`; and what they were measured on.
 
     Raises
     ------
     DataError
         The texts give no token to predict, or the model's own output is not finite.
     """
-    contexts = contexts_for(lm, texts, context, tokens)
+    lm, hook, texts, skipped = spliced.lm, spliced.hook, spliced.texts, Skipped.by(spliced.rows)
+    assert texts is not None
+    context = min(spliced.rows.get("context") or CONTEXT, lm.context)
+    contexts = contexts_for(lm, texts, context, spliced.tokens)
     total = int(predicted_tokens(contexts).sum())
     if not total:
         raise DataError(
             f"`{texts.info['name']}` must hold texts of at least two tokens for a cross-entropy; "
             f"the tokenizer of `{lm.name}` finds none. Give longer texts."
         )
-    fidelities = [Fidelity() for _ in arms]
+    fidelities = [Fidelity() for _ in reconstructors]
     vocabulary = lm.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     batch_tokens = max(context, min(BATCH_TOKENS, LOGITS // vocabulary))
     done = 0
@@ -158,8 +268,8 @@ def measure_fidelity(
             )
         ce_zero, _ = token_costs(logits(torch.zeros_like), targets)
         ce_mean, _ = token_costs(logits(lambda x: mean.to(x).expand_as(x)), targets)
-        for arm, fidelity in zip(arms, fidelities, strict=True):
-            ce, kl = token_costs(logits(lambda x, arm=arm: arm.forward(x)[0]), targets, clean)  # type: ignore[misc]
+        for each, fidelity in zip(reconstructors, fidelities, strict=True):
+            ce, kl = token_costs(logits(lambda x, each=each: each.forward(x)[0]), targets, clean)  # type: ignore[misc]
             fidelity.update(group, clean=ce_clean, sae=ce, zero=ce_zero, mean=ce_mean, kl=kl)
         done += len(targets)
         if progress is not None:

@@ -6,7 +6,7 @@ are gathered together; `rank` sorts an SAE by one of them, which changes none of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError, did_you_mean
-from ..rows.arrays import ArrayRows
-from ..rows.shards import open_rows
+from ..rows.opening import as_source, facts_of
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..settings import Progress
 from .accumulators import check_rows, double
 from .normal_equations import NormalEquations, column_factors, row_factors
 
@@ -33,9 +33,6 @@ SCORES = {
 
 GATHERED_NUMBERS = 2**22
 """Decoder entries that are gathered at once (float32: 16 MiB)."""
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the stage, how much is done, and the total where it is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +64,7 @@ class Importance:
         return descending(self.scores[by])
 
 
-class Scores:
+class ImportanceSums:
     """Accumulates the scores of one SAE: ``update`` with rows, ``merge`` with another, ``compute``.
 
     Parameters
@@ -128,7 +125,7 @@ class Scores:
             total.index_add_(0, latent.to(total.device), double(values))
         self._n_rows += len(x)
 
-    def merge(self, other: Scores) -> None:
+    def merge(self, other: ImportanceSums) -> None:
         """Add what `other`, of the same SAE, saw."""
         for name, total in self._sums.items():
             total += other._sums[name].to(total.device)
@@ -187,15 +184,15 @@ def importance(
     ConfigError
         A setting out of range.
     """
-    source = as_source(sae, source, "importance")
-    scores = Scores(sae)
+    source = as_source(source, sae.d_in, "importance")
+    scores = ImportanceSums(sae)
     with torch.no_grad():
         for x in batches(source, rows, batch_rows, "importance", progress):
             scores.update(x)
     return scores.compute(facts_of(source))
 
 
-def _shares(scores: Tensor) -> dict[str, Any]:
+def shares_held(scores: Tensor) -> dict[str, Any]:
     """Share of the total score that the first 1, 2, 4, ... latents hold."""
     total = float(scores.clamp_min(0).sum())
     if not total > 0:
@@ -232,24 +229,6 @@ def normal_equations(
     return equations
 
 
-def as_source(sae: SAE, source: Any, where: str) -> Source:
-    """Rows of the SAE's width from whatever was given.
-
-    Raises
-    ------
-    ShapeError
-        Another width.
-    """
-    if not isinstance(source, Source):
-        source = open_rows(source) if isinstance(source, str) or hasattr(source, "__fspath__") else ArrayRows(source)
-    if source.d_in != sae.d_in:
-        raise ShapeError(
-            f"{where}: rows must have the width of the SAE, {sae.d_in}; they have {source.d_in}. "
-            "Was it trained on another model or hook?"
-        )
-    return source
-
-
 def batches(
     source: Source, limit: int | None, batch_rows: int, stage: str, progress: Progress | None
 ) -> Iterator[Tensor]:
@@ -267,8 +246,3 @@ def batches(
             progress(stage, done, total)
         if limit is not None and done >= limit:
             return
-
-
-def facts_of(source: Source) -> dict[str, Any]:
-    """What is written down about rows: enough to find them again."""
-    return {key: source.info[key] for key in ("model", "hook", "data", "digest") if source.info.get(key) is not None}

@@ -7,3 +7,4 @@ from .parts import Figure as Figure
 from .parts import Section as Section
 from .parts import Table as Table
 from .results_folder import collect as collect
+from .results_folder import write_report as write_report

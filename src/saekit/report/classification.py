@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..files import write_bytes
 from . import charts
-from .parts import Cell, Figure, Section, Table, facts, measured_cell, number, text_cell
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell, number, text_cell
 
 Result = Mapping[str, Any]
 Arm = Mapping[str, Any]
-Band = Sequence[tuple[float, Mapping[str, Any]]]
 
 _COLUMNS = (
     "", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "− best control", "verdict",
@@ -41,7 +36,7 @@ def classification(result: Result) -> list[Section]:
         "thresholds were chosen within the training rows; bold arms are the best of their family there. "
         "Grey arms are floors and controls.",
         [Table(_COLUMNS, [_row(arm, best) for arm in arms], "", frozenset(_muted(arms)))],
-        [Figure(chart.svg(), caption) for chart, caption in figures(result).values()],
+        [Figure(chart, caption) for chart, caption in figures(result).values()],
     )
     return [main, *_notes(result), *_low_data(result), _latents(result), _classes(result), _settings(result)]
 
@@ -73,33 +68,33 @@ def figures(result: Result) -> dict[str, tuple[charts.Chart, str]]:
     leaders = _leaders(result)
     if len(leaders) > 1:
         drawn["best"] = (
-            dots(leaders, x="macro-F1"),
+            charts.intervals(leaders, x="macro-F1", from_zero=False),
             "The best arm of each kind, chosen by inner cross-validation; floors and controls are grey.",
         )
     curves = _sparsity(arms)
     if any(len(points) > 1 for points in curves.values()):
         dense = next((arm for arm in arms if arm["name"] == result["best_dense"]), None)
         drawn["price"] = (
-            bands(curves, x="latents or components kept (k)", y="macro-F1", log_x=True,
-                  level=None if dense is None else (f"best dense: {dense['name']}", dense["macro_f1"])),
+            charts.curves(curves, x="latents or components kept (k)", y="macro-F1", from_zero=False,
+                          level=None if dense is None else (f"best dense: {dense['name']}", dense["macro_f1"])),
             "The price of sparsity: macro-F1 of the k latents that tell the classes apart best, beside as many "
             "principal components and controls, and the best dense arm.",
         )  # fmt: skip
     for kind, title in (("pooling", "How tokens are pooled."), ("binarized", "What binarizing does.")):
         groups = _pooling(arms) if kind == "pooling" else _binarized(arms)
         if len(groups) > 1:
-            drawn[kind] = (grouped(groups, y="macro-F1"), f"{title} All latents, linear probe.")
+            drawn[kind] = (charts.bars(groups, y="macro-F1"), f"{title} All latents, linear probe.")
     grid = _grid(arms)
     if grid is not None:
         rows, columns, values = grid
         drawn["layers"] = (
-            heat(values, rows, columns, y="layer", x="SAE"),
+            charts.heat_map(values, rows, columns, y="layer", x="SAE"),
             "Best macro-F1 of the linear probes of all latents, by layer and SAE.",
         )
     curves = low_data_curves(result)
     if curves:
         drawn["low-data"] = (
-            bands(curves, x="training rows", y="macro-F1", log_x=True),
+            charts.curves(curves, x="training rows", y="macro-F1", from_zero=False),
             "Fewer training rows: the same test rows, the same budget.",
         )
     return drawn
@@ -177,117 +172,6 @@ def low_data_curves(result: Result) -> dict[str, list[tuple[float, Mapping[str, 
     return {name: sorted(each, key=lambda point: point[0]) for name, each in curves.items()}
 
 
-def dots(points: Sequence[tuple[str, Mapping[str, Any], bool]], *, x: str) -> charts.Chart:
-    """A dot with its interval for each ``(name, measured, is control)``, one under the other; controls are grey."""
-
-    def draw(axes: Axes) -> None:
-        for row, (_, measured, is_control) in enumerate(points):
-            colour = charts.MUTED if is_control else charts.PALETTE[0]
-            value, low, high = (measured.get(key) for key in ("value", "low", "high"))
-            if low is not None and high is not None:
-                axes.plot([low, high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
-            if value is not None:
-                axes.plot([value], [row], marker="o", color=colour, markersize=5)
-        axes.set_yticks(range(len(points)), [name for name, _, _ in points])
-        axes.set_ylim(len(points) - 0.5, -0.5)
-        axes.set_xlabel(x)
-        axes.grid(axis="y", visible=False)
-
-    return charts.Chart(draw, (6.4, 0.7 + 0.26 * len(points)))
-
-
-def bands(
-    curves: Mapping[str, Band],
-    *,
-    x: str,
-    y: str,
-    log_x: bool = False,
-    level: tuple[str, Mapping[str, Any]] | None = None,
-) -> charts.Chart:
-    """A line with its band of intervals per name; `level` is drawn across, with its band."""
-
-    def draw(axes: Axes) -> None:
-        if level is not None:
-            name, measured = level
-            if measured["low"] is not None and measured["high"] is not None:
-                axes.axhspan(measured["low"], measured["high"], color=charts.MUTED, alpha=0.2, linewidth=0)
-            if measured["value"] is not None:
-                axes.axhline(measured["value"], color=charts.MUTED, linestyle="--", label=name)
-        for index, (name, points) in enumerate(curves.items()):
-            colour = charts.PALETTE[index % len(charts.PALETTE)]
-            style = ("-", "--", ":")[index // len(charts.PALETTE) % 3]
-            known = [(at, each) for at, each in points if each["value"] is not None]
-            xs, ys = [at for at, _ in known], [each["value"] for _, each in known]
-            axes.plot(xs, ys, color=colour, linestyle=style, label=name, marker="o", markersize=3)
-            banded = [(at, each) for at, each in known if each["low"] is not None and each["high"] is not None]
-            axes.fill_between(
-                [at for at, _ in banded], [each["low"] for _, each in banded], [each["high"] for _, each in banded],
-                color=colour, alpha=0.12, linewidth=0,
-            )  # fmt: skip
-        if log_x:
-            axes.set_xscale("log", base=2)
-            ticks = sorted({at for points in curves.values() for at, _ in points})
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.minorticks_off()
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.legend(fontsize=7)
-
-    return charts.Chart(draw, (6.4, 3.6))
-
-
-def grouped(groups: Mapping[str, Mapping[str, Mapping[str, Any]]], *, y: str) -> charts.Chart:
-    """Bars with intervals, side by side within each group."""
-    names = list(dict.fromkeys(name for group in groups.values() for name in group))
-
-    def draw(axes: Axes) -> None:
-        width = 0.8 / max(len(names), 1)
-        for index, name in enumerate(names):
-            colour = charts.PALETTE[index % len(charts.PALETTE)]
-            first = True
-            for place, group in enumerate(groups.values()):
-                measured = group.get(name)
-                if measured is None or measured["value"] is None:
-                    continue
-                at = place + (index - (len(names) - 1) / 2) * width
-                axes.bar([at], [measured["value"]], width=width * 0.92, color=colour, label=name if first else None)
-                first = False
-                if measured["low"] is not None and measured["high"] is not None:
-                    axes.plot([at, at], [measured["low"], measured["high"]], color=charts.MUTED, linewidth=1.6)
-        axes.set_xticks(range(len(groups)), list(groups))
-        axes.set_ylabel(y)
-        axes.set_ylim(0, 1.2)  # room for the names above the bars
-        axes.grid(axis="x", visible=False)
-        if len(names) > 1:
-            axes.legend(fontsize=7, ncols=min(len(names), 4), loc="upper center")
-
-    return charts.Chart(draw, (6.4, 3.0))
-
-
-def heat(
-    values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], *, x: str, y: str
-) -> charts.Chart:
-    """A table of numbers as colours, each with its number in it."""
-
-    def draw(axes: Axes) -> None:
-        known = [value for row in values for value in row if value is not None]
-        low, high = min(known), max(known)
-        shown = [[float("nan") if value is None else value for value in row] for row in values]
-        axes.imshow(shown, cmap="cividis", vmin=low - 0.02, vmax=high + 0.02, aspect="auto")
-        for i, row in enumerate(values):
-            for j, value in enumerate(row):
-                if value is not None:
-                    ink = "black" if value > (low + high) / 2 else "white"
-                    axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=ink)
-        axes.set_xticks(range(len(columns)), list(columns))
-        axes.set_yticks(range(len(rows)), list(rows))
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.grid(visible=False)
-
-    return charts.Chart(draw, (2.0 + 1.4 * len(columns), 1.2 + 0.5 * len(rows)))
-
-
 def write_classification_figures(result: Result, folder: str | os.PathLike[str]) -> list[Path]:
     """Write every figure of a classification as SVG and PNG into `folder`.
 
@@ -296,13 +180,7 @@ def write_classification_figures(result: Result, folder: str | os.PathLike[str])
     list of Path
         The files.
     """
-    written = []
-    for name, (chart, _) in figures(result).items():
-        for ending, data in ((".svg", chart.svg().encode()), (".png", chart.png())):
-            path = Path(folder) / f"classification-{name}{ending}"
-            write_bytes(path, data)
-            written.append(path)
-    return written
+    return charts.write_charts(figures(result), folder, "classification")
 
 
 # ---------------------------------------------------------------------------------------------------------- the rest
@@ -321,7 +199,7 @@ def _low_data(result: Result) -> list[Section]:
     rows = [
         [
             Cell(point["name"]),
-            Cell(f"{point['n_train']:,}", point["n_train"], is_number=True),
+            count_cell(point["n_train"]),
             measured_cell(point["macro_f1"]),
             measured_cell(point["auc"]),
             measured_cell(point["difference"]),
@@ -355,10 +233,7 @@ def _latents(result: Result) -> Section:
 
 
 def _classes(result: Result) -> Section:
-    rows = [
-        [Cell(name), *(Cell(f"{count:,}", count, is_number=True) for count in counts)]
-        for name, counts in result["classes"].items()
-    ]
+    rows = [[Cell(name), *map(count_cell, counts)] for name, counts in result["classes"].items()]
     return Section("Rows by class", "", [Table(("class", "train", "test"), rows)], is_folded=True)
 
 
@@ -392,5 +267,5 @@ def classification_summary(result: Result) -> list[Section]:
         f"Intervals from resampled data sets, Wilcoxon's signed-rank test, Holm's correction; "
         f"margin {result['margin']:g}."
     )
-    chart = dots(points, x="macro-F1 minus best dense arm")
-    return [Section("Over data sets", intro, [Table(columns, rows)], [Figure(chart.svg(), "Mean over data sets.")])]
+    chart = charts.intervals(points, x="macro-F1 minus best dense arm", from_zero=False)
+    return [Section("Over data sets", intro, [Table(columns, rows)], [Figure(chart, "Mean over data sets.")])]

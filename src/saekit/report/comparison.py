@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_bytes
 from . import charts
-from .parts import Cell, Figure, Section, Table, facts, measured_cell, number
+from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell, number
 
 _COLUMNS = (
     "", "shared", "partners equal", "cosine decoder", "cosine encoder", "largest cosine", "shared, alive",
@@ -44,7 +43,7 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
         "dictionaries that have nothing in common. Pairs with a star began from the same random weights: what they "
         "share says nothing about stability. Shared, alive: the same among latents that fire on the rows.",
         [Table(_COLUMNS, rows, "", muted)],
-        [Figure(chart.svg(), caption) for chart, caption in drawn.values()],
+        [Figure(chart, caption) for chart, caption in drawn.values()],
     )
     return [main, *_many(result), _proofs(result), _settings(result)]
 
@@ -56,7 +55,7 @@ def _many(result: Mapping[str, Any]) -> list[Section]:
         return []
     curve = list(enumerate(result["only_in_one"], start=2))
     chart = charts.curves({"only in one": curve}, x="number of SAEs", y="share of latents")
-    figures = [Figure(chart.svg(), "Share of latents that none of the others has, among that many of the SAEs.")]
+    figures = [Figure(chart, "Share of latents that none of the others has, among that many of the SAEs.")]
     tables = []
     law = result.get("law")
     if law is not None:
@@ -81,11 +80,11 @@ def _many(result: Mapping[str, Any]) -> list[Section]:
         tables.append(Table(heads, rows, caption))
     groups = result.get("groups")
     if groups is not None:
-        counts = [Cell(f"{each:,}", each, is_number=True) for each in groups["count"]]
+        counts = [count_cell(each) for each in groups["count"]]
         mean = groups["mean_consistency"]
         agree = Cell(number(mean), mean, is_number=mean is not None)
         columns = ("", *(f"in {place}" for place in range(1, m + 1)), "pairs that agree", "pairs left out")
-        contested = Cell(f"{groups['contested']:,}", groups["contested"], is_number=True)
+        contested = count_cell(groups["contested"])
         caption = (
             "Shared latents of all pairs clustered into concepts, at most one latent of an SAE in each. Pairs that "
             "agree: share of the pairs within a concept that are shared themselves."
@@ -115,13 +114,15 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
             "Cosines of matched latents, all pairs of SAEs together.",
         ),
         "decoder-encoder": (
-            _sides(result, threshold),
+            charts.scatter(
+                _points(result), x="cosine of encoder partners", y="cosine of decoder partners", threshold=threshold
+            ),
             "Every latent: cosine with its encoder partner against cosine with its decoder partner. The dashed lines "
             "are the threshold.",
         ),
     }
     if m > 2:
-        values = [(str(place), each) for place, each in enumerate(result["in_exactly"], start=1)]
+        values = {str(count): {"": each} for count, each in enumerate(result["in_exactly"], start=1)}
         drawn["in-exactly"] = (
             charts.bars(values, x=f"number of the {m} SAEs that have it", y="share of latents"),
             "In how many of the SAEs a latent is found, itself included; mean over the SAEs.",
@@ -134,21 +135,12 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
     by_frequency = _by_frequency(result)
     if by_frequency:
         drawn["frequency"] = (
-            charts.cloud(
+            charts.scatter(
                 by_frequency, x="share of rows on which it fires", y="mean cosine with its partners", log_x=True
             ),
             "Every latent that fires: how often, against how well its partners in the other SAEs agree with it.",
         )
     return drawn
-
-
-def _sides(result: Mapping[str, Any], threshold: float) -> charts.Chart:
-    """Decoder against encoder cosine: points, or their density where there are very many."""
-    points = _points(result)
-    x, y = "cosine of encoder partners", "cosine of decoder partners"
-    if sum(len(xs) for xs, _ in points.values()) > charts.MOST_SINGLE:
-        return charts.cloud(points, x=x, y=y)
-    return charts.scatter(points, x=x, y=y, at=threshold)
 
 
 def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
@@ -183,7 +175,7 @@ def across(results: Sequence[Mapping[str, Any]]) -> list[Section]:
         }
         if series:
             chart = charts.curves(series, x=title, y="share of latents that two SAEs share")
-            figures.append(Figure(chart.svg(), f"Shared latents by {title}, with their intervals."))
+            figures.append(Figure(chart, f"Shared latents by {title}, with their intervals."))
     return [Section("How overlap changes", "One point per comparison.", [], figures)] if figures else []
 
 
@@ -290,13 +282,7 @@ def write_figures(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> 
     folder
         Created if missing.
     """
-    written = []
-    for name, (chart, _) in figures(result).items():
-        for ending, data in ((".svg", chart.svg().encode()), (".png", chart.png())):
-            path = Path(folder) / f"comparison-{name}{ending}"
-            write_bytes(path, data)
-            written.append(path)
-    return written
+    return charts.write_charts(figures(result), folder, "comparison")
 
 
 def _points(result: Mapping[str, Any]) -> dict[str, charts.Series]:

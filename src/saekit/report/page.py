@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, listed
 from ..files import write_bytes
-from . import charts, sections
-from .comparison import across, lighter
+from . import charts
+from .classification import classification, classification_summary
+from .comparison import across, comparison, lighter, orphans
+from .evaluation import evaluation
+from .model_answers import actions
 from .parts import Section
+from .sizes import progressive, size_curve
+from .training import training
+from .transfer import transfer
 
 PAGE = "report.html"
+
+RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
+    "evaluation": evaluation,
+    "training": training,
+    "comparison": comparison,
+    "orphans": orphans,
+    "size_curve": size_curve,
+    "progressive": progressive,
+    "classification": classification,
+    "classification_summary": classification_summary,
+    "transfer": transfer,
+    "actions": actions,
+}
+"""Kind of result -> the function that shows it: JSON in, sections out. A new kind is one function and one row."""
 
 
 def write(results: Sequence[Any], folder: str | os.PathLike[str], *, title: str = "saekit report") -> Path:
@@ -69,9 +89,9 @@ def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
 
 def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
     kind = result.get("kind")
-    if kind not in sections.RENDERERS:
-        raise DataError(f"a report shows results of the kinds {listed(sections.RENDERERS)}; got {kind!r}.")
-    return sections.RENDERERS[kind](result)
+    if kind not in RENDERERS:
+        raise DataError(f"a report shows results of the kinds {listed(RENDERERS)}; got {kind!r}.")
+    return RENDERERS[kind](result)
 
 
 def embedded(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
+from .charts import Chart
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart as SVG text, with the sentence that says what it shows."""
+    """A chart, with the sentence that says what it shows."""
 
-    svg: str
+    chart: Chart
     caption: str
+
+    @property
+    def svg(self) -> str:
+        """The chart as SVG text."""
+        return self.chart.svg()
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,11 @@ def measured_cell(measured: Any, *, where: str = "result") -> Cell:
     low, high = measured.get("low"), measured.get("high")
     interval = "" if low is None or high is None else f"{number(low)} – {number(high)}"
     return Cell(number(measured["value"]), measured["value"], interval, measured.get("reason") or "", is_number=True)
+
+
+def count_cell(value: int) -> Cell:
+    """Return a cell with a whole number, thousands separated."""
+    return Cell(f"{value:,}", value, is_number=True)
 
 
 def text_cell(value: Any) -> Cell:

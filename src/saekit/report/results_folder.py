@@ -10,11 +10,29 @@ from typing import Any
 
 from ..errors import ConfigError, FormatError
 from ..files import read_json
-from .sections import RENDERERS
+from .page import RENDERERS, write
 
 _LOG = "log.jsonl"
 _RUN = "run.json"
 _CURVES = ("fvu", "l0", "dead_fraction")
+
+
+def write_report(folder: str | os.PathLike[str], *, title: str = "saekit report") -> Path:
+    """Write ``report.html`` from the results in a folder, as ``saekit report`` does, and return its path.
+
+    Parameters
+    ----------
+    folder
+        Folder with results (``evaluation.json``, say) and training runs; see `collect`.
+    title
+        Heading of the page.
+
+    Raises
+    ------
+    ConfigError, FormatError
+        As `collect`.
+    """
+    return write(collect(folder), folder, title=title)
 
 
 def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

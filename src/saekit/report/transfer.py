@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..files import write_bytes
 from . import charts
-from .parts import Cell, Figure, Section, Table, facts, measured_cell
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell
 
 _AT_CHANCE = "at chance"
-_SCALE = "PuOr_r"  # told apart by colour-blind readers; its middle is white
 
 
 def transfer(result: Mapping[str, Any]) -> list[Section]:
@@ -45,7 +40,7 @@ def transfer(result: Mapping[str, Any]) -> list[Section]:
     if result["notes"]:
         intro += " " + "; ".join(result["notes"]) + "."
     title = f"Transfer across `{result['across']}`" if several else "Classification"
-    figures_ = [Figure(chart.svg(), caption) for chart, caption in figures(result).values()] if several else []
+    figures_ = [Figure(chart, caption) for chart, caption in figures(result).values()] if several else []
     words = Table(("in words",), [[Cell(way["sentence"])] for way in result["ways"]])
     main = Section(title, intro, [Table(columns, rows, "", muted), words], figures_)
     return [main, *([_cells(result)] if several else []), _values(result), _settings(result)]
@@ -65,44 +60,9 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
             f"AUC of `{way['name']}`: trained on the row, tested on the column. 0.5 is chance; in brackets: not told "
             "apart from it."
         )
-        drawn[way["name"]] = (heat_map(numbers, marked, names), caption)
+        chart = charts.heat_map(numbers, names, names, x="tested on", y="trained on", centred=True, bracketed=marked)
+        drawn[way["name"]] = (chart, caption)
     return drawn
-
-
-def heat_map(
-    numbers: Sequence[Sequence[float | None]], marked: Sequence[Sequence[bool]], names: Sequence[str]
-) -> charts.Chart:
-    """A square of AUCs, white at 0.5; marked cells stand in brackets."""
-
-    def draw(axes: Axes) -> None:
-        from matplotlib import colormaps
-
-        colours = colormaps[_SCALE]
-        for row, line in enumerate(numbers):
-            for column, number in enumerate(line):
-                if number is None:
-                    continue
-                colour = colours(min(max(number, 0.0), 1.0))
-                axes.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1], color=colour)
-                light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-                text = f"({number:.2f})" if marked[row][column] else f"{number:.2f}"
-                axes.text(
-                    column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7,
-                    color="#000000" if light > 0.5 else "#ffffff",
-                )  # fmt: skip
-        shown = [charts._plain(name) for name in names]
-        places = [place + 0.5 for place in range(len(names))]
-        axes.set_xticks(places, shown, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(places, shown)
-        axes.set_xlim(0, len(names))
-        axes.set_ylim(len(names), 0)
-        axes.set_xlabel("tested on")
-        axes.set_ylabel("trained on")
-        axes.grid(visible=False)
-        axes.tick_params(length=0)
-
-    side = 0.55 * len(names)
-    return charts.Chart(draw, (side + 1.6, side + 1.2))
 
 
 def write_transfer_figures(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
@@ -115,16 +75,8 @@ def write_transfer_figures(result: Mapping[str, Any], folder: str | os.PathLike[
     folder
         Created if missing.
     """
-    written: list[Path] = []
-    if len(result["values"]) < 2:
-        return written
-    for name, (chart, _) in figures(result).items():
-        plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
-        for ending, data in ((".svg", chart.svg().encode()), (".png", chart.png())):
-            path = Path(folder) / f"transfer-{plain}{ending}"
-            write_bytes(path, data)
-            written.append(path)
-    return written
+    several = len(result["values"]) > 1
+    return charts.write_charts(figures(result) if several else {}, folder, "transfer")
 
 
 def _way(way: Mapping[str, Any], several: bool) -> list[Cell]:
@@ -166,8 +118,8 @@ def _values(result: Mapping[str, Any]) -> Section:
         rows.append(
             [
                 Cell(value["name"], note=about),
-                Cell(f"{value['n_train']:,}", value["n_train"], is_number=True),
-                Cell(f"{value['n_test']:,}", value["n_test"], is_number=True),
+                count_cell(value["n_train"]),
+                count_cell(value["n_test"]),
                 Cell(groups),
                 Cell(classes),
             ]
@@ -175,8 +127,8 @@ def _values(result: Mapping[str, Any]) -> Section:
     matched = [
         [
             Cell(f"{value['name']} → {other}"),
-            Cell(f"{pair['pairs']:,}", pair["pairs"], is_number=True),
-            Cell(f"{pair['unmatched']:,}", pair["unmatched"], is_number=True),
+            count_cell(pair["pairs"]),
+            count_cell(pair["unmatched"]),
             Cell(
                 "–" if pair["mean_cosine"] is None else f"{pair['mean_cosine']:.3f}",
                 pair["mean_cosine"],

@@ -21,7 +21,9 @@ from ..errors import ConfigError, DataError, listed
 from ..files import locked_folder
 from ..inputs.texts import Texts, read_texts
 from ..models.hooks import Hook, Site, activations, find_hook
-from ..models.language import DTYPES, LanguageModel, as_dtype, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
+from ..models.pretrained import DTYPES, as_dtype
 from .arrays import ArrayRows
 from .outliers import CALIBRATION_TOKENS, OUTLIER_TIMES, OutlierFilter
 from .shards import ShardRows, ShardWriter
@@ -164,7 +166,7 @@ def _request(
     row_type = as_dtype(dtype)
     if row_type not in (None, *DTYPES.values()):
         raise ConfigError(f"`dtype` must be one of {listed(DTYPES)}; got {dtype!r}.")
-    lm = load_model(model, dtype=model_dtype, device=device, device_map=device_map)
+    lm = load_language_model(model, dtype=model_dtype, device=device, device_map=device_map)
     if context is not None and context > lm.context:
         raise ConfigError(f"`context` must fit the model, which takes {lm.context} tokens; got {context}.")
     if (layer is None) == (hook is None):

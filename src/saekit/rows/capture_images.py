@@ -21,8 +21,9 @@ from ..errors import ConfigError, ModelError
 from ..files import digest_bytes, locked_folder
 from ..inputs.images import Images, read_images
 from ..models.hooks import Hook, Site, activations, find_hook
-from ..models.language import DTYPES, as_dtype
-from ..models.vision import VisionModel, load_vision_model
+from ..models.loading import load_vision_model
+from ..models.pretrained import DTYPES, as_dtype
+from ..models.vision import VisionModel
 from .capture import Progress, _Sink
 from .outliers import CALIBRATION_TOKENS, OUTLIER_TIMES, OutlierFilter
 from .pooling import Ask, Empty, pool_batches

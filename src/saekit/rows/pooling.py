@@ -6,14 +6,12 @@ encoder to the result: memory is O(tokens of a batch · active latents) and the 
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError, did_you_mean, listed
-from ..files import digest_bytes, digest_file, read_json
 from ..kernels.pooling import largest_of_rows, pool_segments
 from ..models.hooks import Hook, activations, find_hook
-from ..models.language import LanguageModel, _digest, _find, dtype_name, load_model
+from ..models.language import LanguageModel
+from ..models.origin import Origin, language_origin
 from ..provenance import place_of
 from ..sae.codes import Codes
 from ..sae.model import SAE
@@ -512,82 +510,6 @@ def check_texts(texts: Any) -> list[str]:
     if not texts:
         raise DataError("there must be at least one text; got none.")
     return texts
-
-
-# ---------------------------------------------------------------------------------------------------------- models
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A model that is loaded when it is needed, and what must be known of it before."""
-
-    digest: str
-    """SHA-256 over config and weights; see `LanguageModel.digest`."""
-    about: dict[str, Any]
-    """What decides its rows (plain JSON): digests of the model and of its tokenizer, number type."""
-    load: Callable[[], LanguageModel]
-    """Gives the model."""
-
-
-def language_origin(model: LanguageModel | str | os.PathLike[str]) -> Origin:
-    """A language model by value or by name; by name it is not loaded yet, only its files are read for their digest.
-
-    Raises
-    ------
-    ModelError, OfflineError
-        There is no such model.
-    """
-    if isinstance(model, LanguageModel):
-        folder = str(getattr(model.tokenizer, "name_or_path", "") or "")
-        about = {"model": model.digest, "dtype": dtype_name(model.dtype), "tokenizer": _digest_tokenizer(folder)}
-        return Origin(model.digest, about, lambda: model)
-    if not isinstance(model, str | os.PathLike):
-        raise ConfigError(f"`model` must be a LanguageModel, a folder or a name; got {type(model).__name__}.")
-    name = os.fspath(model)
-    folder, revision, _ = _find(name)
-    digest = _digest_folder(folder, revision, _stamp(folder))
-    about = {"model": digest, "dtype": _dtype_in(folder), "tokenizer": _digest_tokenizer(folder)}
-    return Origin(digest, about, lambda: _loaded(name, digest))
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(name: str, digest: str) -> LanguageModel:
-    """The model of that name and content: the last one stays loaded, for the next fold of a cross-validation."""
-    return load_model(name)
-
-
-@functools.lru_cache(maxsize=16)
-def _digest_folder(folder: str, revision: str | None, stamp: tuple[Any, ...]) -> str:
-    return _digest(folder, revision)
-
-
-def _stamp(folder: str) -> tuple[Any, ...]:
-    """Names, sizes and times of the files of a model: when they are as before, so is the digest."""
-    files = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
-    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
-
-
-def _dtype_in(folder: str) -> str:
-    """The number type that a model folder is loaded in."""
-    path = Path(folder) / "config.json"
-    config = read_json(path) if path.is_file() else {}
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
-
-
-def _digest_tokenizer(folder: str) -> str | None:
-    """SHA-256 over the files of a tokenizer; None when they are not at hand."""
-    if not folder or not Path(folder).is_dir():
-        return None
-    return _digest_tokenizer_files(folder, _stamp(folder))
-
-
-@functools.lru_cache(maxsize=16)
-def _digest_tokenizer_files(folder: str, stamp: tuple[Any, ...]) -> str:
-    files = sorted({file for pattern in _TOKENIZER for file in Path(folder).glob(pattern) if file.is_file()})
-    return digest_bytes("\n".join(f"{file.name} {digest_file(file)}" for file in files).encode())
 
 
 _sae_digests: weakref.WeakKeyDictionary[SAE, str] = weakref.WeakKeyDictionary()

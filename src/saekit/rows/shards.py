@@ -20,7 +20,7 @@ import torch
 
 from ..errors import ConfigError, DataError, FormatError, ShapeError, listed
 from ..files import digest_bytes, digest_file, read_json, write_bytes, write_json
-from ..models.language import DTYPES, as_dtype, dtype_name
+from ..models.pretrained import DTYPES, as_dtype, dtype_name
 from .arrays import ArrayRows
 from .shuffle import ShufflePlan, planned_block, read_ahead
 from .source import Batch, Block, Columns, check_finite, check_reading

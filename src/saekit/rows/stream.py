@@ -14,7 +14,8 @@ import torch
 from ..errors import ConfigError, listed
 from ..files import digest_bytes
 from ..models.hooks import Hook, Site
-from ..models.language import LanguageModel, dtype_name
+from ..models.language import LanguageModel
+from ..models.pretrained import dtype_name
 from ..randomness import random_order
 from .capture import Data, Settings, _contexts, _kept_per_context, _measure, _request, _run
 from .outliers import OUTLIER_TIMES, OutlierFilter

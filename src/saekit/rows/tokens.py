@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..models.language import LanguageModel, accepts
+from ..models.language import LanguageModel
+from ..models.pretrained import accepts
 from ..models.quiet import quiet_transformers
 
 CONTEXT = 1024

@@ -86,7 +86,7 @@ class Codes:
         """The row of each stored code, ``[nnz]`` int64."""
         return torch.repeat_interleave(self.offsets.diff())
 
-    def dense(self) -> Tensor:
+    def to_dense(self) -> Tensor:
         """The dense ``[n_rows, n_latents]`` array. Large: meant for small data and tests."""
         z = self.values.new_zeros((self.n_rows, self.n_latents))
         z[self.row_of(), self.indices] = self.values

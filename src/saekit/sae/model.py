@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -307,6 +308,32 @@ class SAE:
         from ..store.native import load
 
         return load(path, latents=latents, fvu=fvu)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the SAE into a folder, as `save` does: the name that Hugging Face's libraries use."""
+        self.save(folder)
+
+    @staticmethod
+    def from_pretrained(
+        name: str | os.PathLike[str], *, revision: str | None = None, latents: int | None = None
+    ) -> SAE:
+        """Read an SAE by the name that Hugging Face's libraries use.
+
+        Parameters
+        ----------
+        name
+            A local folder, or ``owner/name[/folder]`` of a hub repository, with or without ``hf:`` before it.
+        revision
+            Branch, tag or commit of the repository.
+        latents
+            Number of latents to read; see `load`.
+        """
+        text = os.fspath(name)
+        if not os.path.exists(text) and re.match(r"(hf:)?[\w.-]*\w/\w", text):
+            text = f"hf:{text.removeprefix('hf:')}{f'@{revision}' if revision else ''}"
+        elif revision is not None:
+            raise ConfigError(f"from_pretrained: a local folder has no `revision`; got {revision!r} for `{text}`.")
+        return SAE.load(text, latents=latents)
 
     # ------------------------------------------------------------------ inside
 

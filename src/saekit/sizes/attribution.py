@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
-from ..evaluation.run import CE_TOKENS, CHARACTERS_PER_TOKEN
 from ..inputs.texts import Texts, read_texts
 from ..measure.accumulators import double
-from ..measure.fidelity import contexts_for, predicted_places, predicted_tokens
+from ..measure.fidelity import CE_TOKENS, CHARACTERS_PER_TOKEN, contexts_for, predicted_places, predicted_tokens
 from ..measure.importance import GATHERED_NUMBERS, Importance
 from ..measure.normal_equations import column_factors, row_factors
 from ..models.hooks import find_hook
 from ..models.intervene import splice
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..provenance import place_of
 from ..rows.tokens import CONTEXT, token_batches
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..settings import Progress
 
 ATTRIBUTIONS = {
     "attribution": "sum |z dCE/dz| / tokens, in nats: how much the latent moves the cross-entropy, up or down",
@@ -31,8 +32,6 @@ ATTRIBUTIONS = {
 """Scores by name, with their formula; CE is the summed next-token cross-entropy of the texts, ``z`` a latent's code."""
 
 AT = ("reconstruction", "activation")
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def attribution(
@@ -101,7 +100,7 @@ def attribution(
         raise ShapeError(
             f"attribution: the SAE must write rows of the width it reads; it maps {sae.d_in} to {sae.d_out}."
         )
-    lm = load_model(model)
+    lm = load_language_model(model)
     if not lm.is_causal:
         raise ConfigError(f"attribution: the model must predict next tokens; `{lm.name}` is not a causal one.")
     target = find_hook(lm.model, place_of(sae, layer=layer, hook=hook, where="attribution"))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ShapeError
-from ..matching.matching import match_latents
+from ..matching.shared import shared_latents
 from ..measure.chance import Chance, against_chance
 from ..measure.mdl import DescriptionLength
 from ..measure.metrics import METRICS
@@ -27,9 +27,7 @@ from ..measure.token_statistics import TokenScores, token_detection
 from ..rows.source import Batch, Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
-
-SHARED = 0.7
-"""Cosine that decoder and encoder rows of a shared latent must exceed, as in `saekit.compare`."""
+from ..settings import Progress
 
 CHANCE_DRAWS = 32
 """Draws of chance for the purity that latents of the same firing have by luck."""
@@ -39,8 +37,6 @@ RUN_ROWS = 64
 
 OVER_LATENTS = "interval over latents"
 ONE_SAE = "no interval: one number per SAE"
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,9 +228,7 @@ def seed_overlap(saes: Sequence[SAE]) -> Measured:
     shares = []
     for i, one in enumerate(saes):
         for other in saes[i + 1 :]:
-            decoder, encoder = (match_latents(getattr(one, key), getattr(other, key)) for key in ("W_dec", "W_enc"))
-            same = (decoder.partner == encoder.partner) & (decoder.cosine > SHARED) & (encoder.cosine > SHARED)
-            shares.append(float(same.double().mean()))
+            shares.append(float(shared_latents(one, other).double().mean()))
     if not shares:
         return _measured("shared", math.nan, "undefined: one seed")
     if len(shares) < 2:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,17 +15,20 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, FormatError, did_you_mean
-from ..evaluation.run import CE_TOKENS, CHARACTERS_PER_TOKEN
 from ..inputs.texts import Texts, read_texts
-from ..measure.importance import SCORES, Importance, as_source, importance
+from ..measure.fidelity import CE_TOKENS, CHARACTERS_PER_TOKEN
+from ..measure.importance import SCORES, Importance, importance
 from ..measure.metrics import METRICS, Metrics
 from ..measure.results import Measured, Result
 from ..measure.tables import html_table, text_table
-from ..models.language import LanguageModel, load_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..provenance import place_of
+from ..rows.opening import as_source
 from ..rows.split import text_halves
 from ..sae.model import SAE
 from ..sae.rules import TopKRule
+from ..settings import Progress
 from .attribution import ATTRIBUTIONS, attribution
 from .latent_metrics import seed_overlap
 from .power_law import PowerLaw, decoder_spectrum, power_law
@@ -38,8 +41,6 @@ RANKINGS = ("energy", "frequency", "unsorted", "random")
 
 COMPARED = ("fvu", "ce_sae", "rsa", "cka", "detection", "purity", "description_length")
 """Metrics of the paired differences, as far as they were measured."""
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -233,12 +234,12 @@ def progressive(
             "Pass `model` and `data` beside the rows."
         )
     first = next(iter(named.values()))
-    source = as_source(first, source, "progressive")
-    fit = source if fit is None else as_source(first, fit, "progressive")
+    source = as_source(source, first.d_in, "progressive")
+    fit = source if fit is None else as_source(fit, first.d_in, "progressive")
     wanted = _sizes(sizes, families)
     gradients: tuple[LanguageModel, Texts, int] | None = None
     if model is not None and data is not None and (tokens != 0 or by_gradient):  # once for all, not once per SAE
-        model = load_model(model)
+        model = load_language_model(model)
         wanted_tokens = tokens or CE_TOKENS
         parts = 2 if by_gradient else 1
         data = read_texts(data, text=text, columns=(), characters=parts * wanted_tokens * CHARACTERS_PER_TOKEN)

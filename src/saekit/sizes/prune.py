@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..measure.importance import Progress, as_source, batches, facts_of, normal_equations
+from ..measure.importance import batches, normal_equations
+from ..rows.opening import as_source, facts_of
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
+from ..settings import Progress
 from .ranking import ORDERS, rank
 
 SELECTIONS = ("before", "after")
@@ -89,7 +91,7 @@ def prune(
     sizes = check_sizes(sae, sizes, "prune")
     _check(sae, source, selection, refit, recalibrate)
     if source is not None:
-        source = as_source(sae, source, "prune")
+        source = as_source(source, sae.d_in, "prune")
     ranked = rank(sae, source, by=by, rows=rows, batch_rows=batch_rows, seed=seed, progress=progress)
     check_ties(ranked, sizes, "prune")
     after = selection == "after" and competes(ranked)

@@ -11,16 +11,15 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, did_you_mean
 from ..measure.importance import (
     SCORES,
-    Progress,
-    _shares,
-    as_source,
     descending,
-    facts_of,
     importance,
     normal_equations,
+    shares_held,
 )
 from ..measure.normal_equations import greedy_order
+from ..rows.opening import as_source, facts_of
 from ..sae.model import SAE
+from ..settings import Progress
 
 GREEDY = {
     "forward": "greedy: at each step add the latent that lowers E[||x - xh||^2] most",
@@ -115,7 +114,7 @@ def _order(
         if bool(scores.isnan().any()):
             raise DataError("rank: scores given as `by` must not hold NaN; they do. Give such latents a low score.")
         order = descending(scores)
-        return order, {"by": "given", **_shares(scores[order])}, {"given": scores}
+        return order, {"by": "given", **shares_held(scores[order])}, {"given": scores}
     by = by.replace("-", "_")
     if by in CONTROLS:
         if by == "unsorted":
@@ -127,12 +126,12 @@ def _order(
         if bool(scores.isnan().any()):
             raise DataError(f"rank: `{by}` of this SAE must not hold NaN; it does. Give such latents a low score.")
         order = descending(scores)
-        return order, {"by": by, "formula": "stored with the SAE", **_shares(scores[order])}, {}
+        return order, {"by": by, "formula": "stored with the SAE", **shares_held(scores[order])}, {}
     check_order(sae, by, "rank")
     if source is None:
         raise ConfigError(f"rank: importance by `{by}` is measured on rows; got none. Pass rows like the training's.")
     if by in GREEDY:
-        source = as_source(sae, source, "rank")
+        source = as_source(source, sae.d_in, "rank")
         equations = normal_equations([sae], source, rows, batch_rows, progress)[0]
         order, losses = greedy_order(*equations.quadratic(sae), by)
         facts = {"n_rows": equations.n_rows, **facts_of(source), "best": int(losses.argmin())}
@@ -143,7 +142,7 @@ def _order(
     order = found.order(by)
     alive = int(found.alive.sum())
     ranking = {"by": by, "formula": ORDERS[by], "n_rows": found.n_rows, **found.rows, "alive": alive}
-    return order, {**ranking, **_shares(found.scores[by][order])}, found.scores
+    return order, {**ranking, **shares_held(found.scores[by][order])}, found.scores
 
 
 def check_order(sae: SAE, by: str, where: str, also: Iterable[str] = ()) -> None:

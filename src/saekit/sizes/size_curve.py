@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,17 +12,21 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, FormatError
-from ..evaluation.result import Evaluation
-from ..evaluation.run import evaluate
 from ..measure.accumulators import Sparsity
 from ..measure.bootstrap import N_GROUPS, DocumentBootstrap, row_groups
-from ..measure.importance import as_source
+from ..measure.fidelity import SplicedModel
 from ..measure.metrics import METRICS, Metrics
+from ..measure.reconstruction import interval_facts, measure_saes
 from ..measure.results import Measured, Result
+from ..measure.settings import CE_TOKENS, MeasureSettings
 from ..measure.similarity import linear_cka, rsa
+from ..provenance import library_versions, release, sae_digest
+from ..rows.opening import as_source
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.naming import common_width, named_saes
+from ..settings import Progress
 from .latent_metrics import Sized, latent_metrics
 from .prune import SELECTIONS, check_sizes, competes
 
@@ -33,8 +37,6 @@ IN_FILE = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero", "ce_reco
 """Metrics of a curve that are written into an SAE's file."""
 
 SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa", "cka")
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -228,22 +230,20 @@ def measure_sizes(
         raise ConfigError(f"measure_sizes: `sample_rows` must be 0 or at least 4; got {sample_rows}.")
     prefixes = _prefixes(sae, sizes, selection)
     whole = sae if isinstance(sae, SAE) else prefixes[-1].sae
-    source = as_source(whole, source, "measure_sizes")
-    found = evaluate(
-        [each.measured for each in prefixes],
-        source,
-        model=model,
-        data=data,
-        text=text,
-        rows=rows,
-        tokens=tokens,
-        controls=False,
-        batch_rows=batch_rows,
-        draws=draws,
-        seed=seed,
-        progress=progress,
-    )
-    metrics = [dict(entry.metrics) for entry in found.entries]
+    source = as_source(source, whole.d_in, "measure_sizes")
+    measured = [each.measured for each in prefixes]
+    common_width(named_saes(measured, "measure_sizes"), "measure_sizes")
+    measure_settings = MeasureSettings(
+        text=text, max_rows=rows, tokens=CE_TOKENS if tokens is None else tokens,
+        batch_rows=batch_rows, draws=draws, seed=seed,
+    )  # fmt: skip
+    spliced = None
+    if model is not None:
+        if data is None:
+            raise ConfigError("measure_sizes: `model` must come with `data`, the texts it reads; got none.")
+        spliced = SplicedModel.of(model, data, measured, source, measure_settings, "measure_sizes")
+    found = measure_saes(measured, source, spliced=spliced, settings=measure_settings, progress=progress)
+    metrics = [dict(found.metrics(at)) for at in range(len(prefixes))]
     for each, values in zip(prefixes, metrics, strict=True):
         if each.cut:
             values.update(_sparsity_after(each, source, found.n_rows, batch_rows, draws, seed))
@@ -262,7 +262,11 @@ def measure_sizes(
             values.update(more)
     points = [SizePoint(each.size, Metrics(values)) for each, values in zip(prefixes, metrics, strict=True)]
     settings = {
-        **_settings(found),
+        "rows": rows,
+        "tokens": None if spliced is None else spliced.tokens,
+        "batch_rows": batch_rows,
+        "seed": seed,
+        "intervals": interval_facts(draws),
         "selection": selection,
         "sample_rows": sample_rows,
         "latents": latents,
@@ -273,11 +277,18 @@ def measure_sizes(
         "n_latents": whole.n_latents,
         "rule": {"name": whole.rule.name, **whole.rule.settings()},
         "order": whole.provenance.get("latent_order", "none"),
-        "digest": found.entries[-1].sae["digest"],
+        "digest": sae_digest(measured[-1]),
         "provenance": {key: value for key, value in whole.provenance.items() if key != "sizes"},
     }
     return SizeCurve(
-        found.saekit, found.versions, settings, found.rows, found.n_rows, found.language_model, about, points
+        release(),
+        library_versions(spliced is not None),
+        settings,
+        dict(source.info),
+        found.n_rows,
+        found.language_model,
+        about,
+        points,
     )
 
 
@@ -393,7 +404,3 @@ def _similarity(prefix: _Prefix, x: Tensor, document: np.ndarray, *, intervals: 
         key: each.measured(METRICS[key].unit, least=METRICS[key].least, most=METRICS[key].most)
         for key, each in found.items()
     }
-
-
-def _settings(found: Evaluation) -> dict[str, Any]:
-    return {key: found.settings[key] for key in ("rows", "tokens", "batch_rows", "seed", "intervals")}

@@ -73,7 +73,7 @@ def save(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     sae
         The SAE; its tensors are stored in the dtype they have. ``sae.provenance["latent_order"]`` (``"energy"``, say)
         marks latents stored in order of importance, so that a prefix of the file is a sensible smaller SAE;
-        ``sae.provenance["sizes"]`` (see `saekit.SizeCurve.write_into`) says what prefixes are worth.
+        ``sae.provenance["sizes"]`` (see `saekit.sizes.size_curve.SizeCurve.write_into`) says what prefixes are worth.
     folder
         Created if missing. An SAE that is there already is replaced; it stays readable until the new one is complete.
 

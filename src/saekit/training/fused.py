@@ -78,31 +78,31 @@ def fuses(learner: Learner) -> bool:
     config = learner.config
     simple = type(config) in _PATHS and config.control is None and not getattr(config, "multi_topk", 0)
     k = getattr(config, "k", None) or config.target_l0 or 1
-    return simple and kernels.topk_step_runs(learner.parameters, k)
+    return simple and kernels.step_pays(learner.parameters, k)
 
 
 @dataclass(frozen=True)
 class _State:
     """What the functions below start from."""
 
-    kernel: Any
+    kernel: kernels.StepKernels[Any]
     config: Any
     p: dict[str, Tensor]
     u: Tensor
     """Scaled and centred rows ``[n, d]``."""
     offset: Tensor
-    encoder: Any
+    encoder: kernels.Encoder
     context: Context
-    settings: kernels.TopKSettings
+    aux: kernels.AuxK
 
 
 @dataclass(frozen=True)
 class _Found:
     """What they return."""
 
-    fit: Any
+    fit: kernels.Fit[Any]
     """The reconstruction of the full size."""
-    gradients: Any
+    gradients: kernels.Gradients[Any]
     others: dict[str, Numbers]
     """Gradient of `b_dec` and of weights that not every architecture has."""
     fired: Numbers
@@ -130,14 +130,14 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
     """
     if not fuses(learner) or not len(x):
         return plain_step(learner, x)
-    kernel: Any = kernels.step_kernels(learner.device)
+    kernel = kernels.step_kernels(learner.device)
+    assert kernel is not None  # `fuses` has asked
     config, settings, p = learner.config, learner.settings, learner.parameters
     u = kernel.centered(x, learner.scale, learner.center)
     offset = p["b_dec"] - learner.center
     draws = learner.generators["data"].get_state()
     context = _context(learner)
-    k = getattr(config, "k", 1)
-    aux = kernels.TopKSettings(k, config.clip, settings.k_aux, getattr(config, "aux_coefficient", 0.0))
+    aux = kernels.AuxK(settings.k_aux, getattr(config, "aux_coefficient", 0.0))
     state = _State(kernel, config, p, u, offset, kernel.encoder_at(p["W_enc"], p["b_enc"], offset, u), context, aux)
     found = _PATHS[type(config)](state)
     if found is None:
@@ -145,11 +145,17 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
         return plain_step(learner, x)
     row = ARCHITECTURES[config.arch]
     beta1, beta2 = config.betas
-    adam = kernels.Adam(learning_rate(settings, learner.step), learner.step + 1, beta1, beta2, ADAM_EPS)
-    length = kernel.descend(
-        p, learner.first_moments, learner.second_moments, found.gradients, found.others, adam,
-        clip=config.clip, unit=row.unit_decoder, rates=row.rates,
-    )  # fmt: skip
+    adam = kernels.Adam(
+        lr=learning_rate(settings, learner.step),
+        step=learner.step + 1,
+        beta1=beta1,
+        beta2=beta2,
+        eps=ADAM_EPS,
+        clip=config.clip,
+        unit=row.unit_decoder,
+        rates=row.rates,
+    )
+    length = kernel.descend(p, learner.first_moments, learner.second_moments, found.gradients, found.others, adam)
     learner.state |= found.updates
     fired = kernel.tensor(found.fired)
     learner.rows_since_fired = torch.where(fired > 0, 0, learner.rows_since_fired + len(x))
@@ -190,18 +196,17 @@ def _batchtopk(s: _State) -> _Found | None:
     return None if chosen is None else _selected(s, chosen[0][0], chosen[1])
 
 
-def _selected(s: _State, pairs: Any, smallest: Numbers = None) -> _Found:
+def _selected(s: _State, pairs: kernels.Pairs[Any], smallest: Numbers = None) -> _Found:
     """Codes that are what was chosen, and AuxK."""
     fit = s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
     aux, revived = _revive(s, fit)
-    g = s.kernel.gradients(
-        s.u, s.offset, s.p, pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient, revived=revived
-    )
+    terms = kernels.Terms(pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient)
+    g = s.kernel.gradients(s.u, s.offset, s.p, terms, revived=revived)
     parts = _with_aux({"reconstruction": fit.error / len(s.u)}, aux, s)
     return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, updates=_threshold(s, smallest))
 
 
-def _choose_batch(s: _State, prefixes: Sequence[tuple[int, int]]) -> tuple[list[Any], Numbers] | None:
+def _choose_batch(s: _State, prefixes: Sequence[tuple[int, int]]) -> tuple[list[kernels.Pairs[Any]], Numbers] | None:
     """For each ``(size, k)`` the ``k * rows`` largest pre-activations of the batch among the first `size` latents.
 
     All that equal the smallest of them are kept. Returns the pairs of each prefix, and the smallest value of the last
@@ -259,9 +264,9 @@ def _matryoshka(s: _State) -> _Found | None:
     if truncated:
         chosen = [*(pairs.where(pairs.latents < size) for size in sizes[:-1]), pairs]
     error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(sizes))
-    sets: list[Any] = []
+    sets: list[kernels.Pairs[Any]] = []
     slopes: list[Numbers] = []
-    whole = None
+    whole: kernels.Fit[Any] | None = None
     for index in reversed(range(len(sizes))):
         size, weight = sizes[index], weights[index]
         own = chosen[index]
@@ -277,13 +282,15 @@ def _matryoshka(s: _State) -> _Found | None:
             place.copy_(fit.gradient)
             sets.insert(0, own)
             slopes.insert(0, fit.slopes)
+    assert whole is not None  # there is at least one
     full = _unweighted(s, whole, weights[-1], pairs)
     aux, revived = _revive(s, full)
     joined = s.kernel.join(sets)
-    g = s.kernel.gradients(
-        s.u, s.offset, s.p, joined, joined.values > 0, joined.values, s.kernel.array.concatenate(slopes), stack,
-        revived=revived, sections=sizes[:-1] if truncated else (),
+    terms = kernels.Terms(
+        joined, joined.values > 0, joined.values, s.kernel.array.concatenate(slopes), stack,
+        sections=sizes[:-1] if truncated else (),
     )  # fmt: skip
+    g = s.kernel.gradients(s.u, s.offset, s.p, terms, revived=revived)
     fired = s.kernel.counts_of(pairs.latents[pairs.values > 0], config.n_latents)
     parts = _with_aux({"reconstruction": error}, aux, s)
     return _Found(full, g, {"b_dec": columns + g.of_offset}, fired, parts, updates=_threshold(s, smallest))
@@ -301,9 +308,9 @@ def _hierarchical(s: _State) -> _Found | None:
     values, latents = pairs.values.reshape(n, c.k), pairs.latents.reshape(n, c.k)
     slopes = s.kernel.array.zeros_like(values)
     error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(levels))
-    rings: list[Any] = []
+    rings: list[kernels.Pairs[Any]] = []
     ring_slopes: list[Numbers] = []
-    whole = None
+    whole: kernels.Fit[Any] | None = None
     for index in reversed(range(len(levels))):
         level, weight = levels[index], weights[index]
         own = s.kernel.even_pairs(values[:, :level], latents[:, :level])
@@ -320,30 +327,29 @@ def _hierarchical(s: _State) -> _Found | None:
     for start, level in itertools.pairwise((0, *levels)):  # what a level adds goes with the gradients from it on
         rings.append(s.kernel.even_pairs(values[:, start:level], latents[:, start:level]))
         ring_slopes.append(slopes[:, start:level].ravel())
+    assert whole is not None  # there is at least one
     full = _unweighted(s, whole, weights[-1], pairs)
     aux, revived = _revive(s, full)
     joined = s.kernel.join(rings)
-    g = s.kernel.gradients(
-        s.u, s.offset, s.p, joined, joined.values > 0, joined.values, s.kernel.array.concatenate(ring_slopes), stack,
-        revived=revived,
-    )  # fmt: skip
+    terms = kernels.Terms(joined, joined.values > 0, joined.values, s.kernel.array.concatenate(ring_slopes), stack)
+    g = s.kernel.gradients(s.u, s.offset, s.p, terms, revived=revived)
     parts = _with_aux({"reconstruction": error}, aux, s)
     return _Found(full, g, {"b_dec": columns + g.of_offset}, g.counts, parts)
 
 
-def _unweighted(s: _State, whole: Any, weight: float, pairs: Any) -> Any:
+def _unweighted(s: _State, whole: kernels.Fit[Any], weight: float, pairs: kernels.Pairs[Any]) -> kernels.Fit[Any]:
     """The reconstruction of all pairs without the weight that it has among others."""
     if not weight:  # it has no part in the loss; its residual is still what dead latents explain
         return s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
-    return s.kernel.Fit(whole.error, whole.gradient / weight, whole.slopes, whole.columns)
+    return kernels.Fit(whole.error, whole.gradient / weight, whole.slopes, whole.columns)
 
 
 def _threshold(s: _State, smallest: Numbers) -> dict[str, Tensor]:
     return {} if smallest is None else threshold_updates(s.context, torch.as_tensor(smallest, device=s.u.device))
 
 
-def _revive(s: _State, fit: Any) -> tuple[Any, Any]:
-    return kernels.revive(s.kernel, s.u, fit, s.encoder, s.p["W_dec"], s.context.dead, s.settings)
+def _revive(s: _State, fit: kernels.Fit[Any]) -> tuple[Any, kernels.Revived | None]:
+    return kernels.revive(s.kernel, s.u, fit, s.encoder, s.p["W_dec"], s.context.dead, s.aux)
 
 
 def _with_aux(parts: dict[str, Any], aux: float | None, s: _State) -> dict[str, Any]:
@@ -380,7 +386,8 @@ def _jumprelu(s: _State) -> _Found | None:
     codes = s.kernel.array.where(fires, pairs.values, 0.0)
     fit = s.kernel.reconstruct(s.u, pairs, codes, s.p["W_dec"], s.offset)
     aux, revived = _revive(s, fit)
-    g = s.kernel.gradients(s.u, s.offset, s.p, pairs, fires, codes, fit.slopes, fit.gradient, revived=revived)
+    terms = kernels.Terms(pairs, fires, codes, fit.slopes, fit.gradient)
+    g = s.kernel.gradients(s.u, s.offset, s.p, terms, revived=revived)
     away = fires.sum() / n / c.target_l0 - 1
     weight = s.context.warmth * c.sparsity * s.kernel.variance(s.u)
     pressure = 2 * weight * away / c.target_l0 / n  # gradient of the loss by one more code
@@ -406,10 +413,9 @@ def _relu(s: _State) -> _Found | None:
     totals = s.kernel.sums_of(pairs.latents, pairs.values, s.config.n_latents)
     where = s.kernel.array.where
     stretch = _float32(s, where(norms > 0, pressure * totals / where(norms > 0, norms, 1.0), 0.0))
-    g = s.kernel.gradients(
-        s.u, s.offset, s.p, pairs, pairs.latents >= 0, pairs.values, fit.slopes + pressure * own,
-        fit.gradient, stretch=stretch,
-    )  # fmt: skip
+    everything = pairs.latents >= 0
+    terms = kernels.Terms(pairs, everything, pairs.values, fit.slopes + pressure * own, fit.gradient)
+    g = s.kernel.gradients(s.u, s.offset, s.p, terms, stretch=stretch)
     parts = {"reconstruction": fit.error / n, "sparsity": pressure * (totals * norms).sum()}
     updates = _controlled(s.context, coefficient, s.kernel.tensor(g.counts), n)
     return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, {"coefficient": coefficient}, updates)
@@ -435,7 +441,8 @@ def _gated(s: _State) -> _Found | None:
     of_gate = gate.slopes + pressure * norms[at]
     everything = at >= 0
     # The penalty only pulls along decoder rows, which keep their length: it is projected out.
-    g = s.kernel.gradients(s.u, s.offset, s.p, pairs, everything, codes, of_magnitude * gain + of_gate, fit.gradient)
+    terms = kernels.Terms(pairs, everything, codes, of_magnitude * gain + of_gate, fit.gradient)
+    g = s.kernel.gradients(s.u, s.offset, s.p, terms)
     others = {
         "b_enc": _float32(s, s.kernel.sums_of(at, of_gate, n_latents)),
         "b_dec": fit.columns + g.of_offset,

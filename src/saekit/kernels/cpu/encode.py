@@ -16,10 +16,7 @@ from torch import Tensor
 from .. import reference
 from . import buffers, intrinsics_numba, low_bit_matmul, rounding_numba, selection_numba
 from .buffers import _scratch, _shared, _spread, _threads, buffer
-
-LARGEST = 1e18
-"""Rows and weights with a norm above this could overflow the product: the plain kernel takes them."""
-
+from .rounding_numba import LARGEST
 
 # ---------------------------------------------------------------- encode
 
@@ -434,10 +431,6 @@ def _encode_above(
         return None
     rows, W = _rounded_alike(x, W_enc, W, n_latents / THRESHOLD_SHARE)
     plain = ~(rows.norm <= LARGEST)
-    if rows.copy.ndim == 2 and plain.any():
-        # oneDNN's bf16 product reads past the end of a row whose length is no multiple of its tile and multiplies what
-        # it finds by 0: NaN in one row would become NaN in the row before it. These rows are left out below anyway.
-        rows.copy[torch.from_numpy(plain)] = 0
     reach = row_reach(rows, d)
     share = lane_share(n_latents, 1)
     bias_reach = _with_bias(W, bias - level, bias.abs() + level.abs())

@@ -6,87 +6,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..reference import Adam
+from ..step_interface import Adam, Encoder, Fit, Gradients, Pairs, Revived, Scalar, Terms
 from . import adam_numba, decode_numba, gradients_numba, low_bit_matmul, rounding_numba
 from .buffers import CHUNK, _spread, buffer
-from .encode import _encode, _encode_above, _encode_prefixes, _round, _round_latents, _Rounded
+from .encode import _encode, _encode_above, _encode_prefixes, _round, _round_latents
 
 PANEL_BYTES = 12 * 2**20
 """Columns of the rows and of their gradients that are read over and over, latent by latent. Unit: bytes."""
-
-
-@dataclass(frozen=True, eq=False)
-class Encoder:
-    """An encoder at one step: what it subtracts from rows is a part of the bias."""
-
-    W: Tensor
-    bias: Tensor
-    """``b_enc - W_enc @ offset``, ``[n_latents]``."""
-    rounded: _Rounded
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """(row, latent) pairs, row by row."""
-
-    offsets: np.ndarray
-    """``[n_rows + 1]`` int64."""
-    latents: np.ndarray
-    """``[n_pairs]`` int64."""
-    values: np.ndarray
-    """Pre-activations or codes, ``[n_pairs]`` float32."""
-
-    def where(self, kept: np.ndarray) -> Pairs:
-        """The pairs that `kept` ``[n_pairs]`` bool marks."""
-        before = np.zeros(len(kept) + 1, np.int64)
-        np.cumsum(kept, out=before[1:])
-        return Pairs(before[self.offsets], self.latents[kept], self.values[kept])
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """A reconstruction, differentiated."""
-
-    error: float
-    """Sum over rows of ``||x - x_hat||^2``."""
-    gradient: Tensor
-    """Of the loss by ``x_hat``, ``[n, d]``."""
-    slopes: np.ndarray
-    """``gradient . W_dec[latent]`` of each pair."""
-    columns: np.ndarray
-    """``gradient`` summed over rows, ``[d]``."""
-
-
-@dataclass(frozen=True, eq=False)
-class Gradients:
-    """The gradient of all weights with a latent axis."""
-
-    of_enc: np.ndarray
-    of_dec: np.ndarray
-    """Before projection."""
-    of_bias: np.ndarray
-    along: np.ndarray
-    """``of_dec[j] . W_dec[j]``, ``[n_latents]``."""
-    squares: np.ndarray
-    """``|of_dec[j]|^2 + |of_enc[j]|^2``, ``[n_latents]``."""
-    of_offset: np.ndarray
-    """What the bias passes on to the offset, ``[d]``."""
-    counts: np.ndarray
-    """Pairs of each latent, ``[n_latents]``."""
 
 
 array = np
 """The library that the numbers of a step belong to."""
 
 
-def number(value: Tensor) -> np.float32:
+def number(value: Tensor) -> Scalar:
     """A running value to compute with."""
     return np.float32(float(value))
 
@@ -111,7 +50,7 @@ def sums_of(latents: np.ndarray, weights: np.ndarray, n_latents: int) -> np.ndar
     return np.bincount(latents, weights, n_latents).astype(np.float64, copy=False)
 
 
-def smallest_of_largest(values: np.ndarray, count: int) -> np.float32:
+def smallest_of_largest(values: np.ndarray, count: int) -> Scalar:
     """The smallest of the `count` largest values."""
     more = len(values) - count
     return np.partition(values, more)[more]
@@ -131,7 +70,7 @@ def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
     return out
 
 
-def variance(x: Tensor) -> float:
+def variance(x: Tensor) -> Scalar:
     """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
     n, d = x.shape
     parts = -(-n // CHUNK)
@@ -156,15 +95,15 @@ def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor, x: Tensor) -> Encod
     return Encoder(W_enc, b_enc - torch.from_numpy(rounded.dot), rounded)
 
 
-def join(parts: Sequence[Pairs]) -> Pairs:
-    """Pairs of several sets of rows, one set after the other."""
+def join(parts: Sequence[Pairs[np.ndarray]]) -> Pairs[np.ndarray]:
+    """Pairs[np.ndarray] of several sets of rows, one set after the other."""
     starts = np.cumsum([0, *(len(part.latents) for part in parts)])
     offsets = [part.offsets[:-1] + start for part, start in zip(parts, starts)]
     latents, values = (np.concatenate([getattr(part, name) for part in parts]) for name in ("latents", "values"))
     return Pairs(np.concatenate([*offsets, starts[-1:]]), latents, values)
 
 
-def even_pairs(values: np.ndarray, latents: np.ndarray) -> Pairs:
+def even_pairs(values: np.ndarray, latents: np.ndarray) -> Pairs[np.ndarray]:
     """As many pairs in every row, ``[n, k]`` each."""
     n, k = values.shape
     return Pairs(
@@ -172,30 +111,28 @@ def even_pairs(values: np.ndarray, latents: np.ndarray) -> Pairs:
     )
 
 
-def topk_pairs(x: Tensor, encoder: Encoder, k: int, exact: bool = True) -> Pairs:
+def topk_pairs(x: Tensor, encoder: Encoder, k: int) -> Pairs[np.ndarray]:
     """The `k` largest of each row, after ReLU (0 where the pre-activation was not positive)."""
-    values, indices = _encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, exact)
+    values, indices = _encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, True)
     return Pairs(np.arange(0, len(x) * k + 1, k), indices.view(-1).numpy(), values.view(-1).numpy())
 
 
-def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple[int, int]]) -> list[Pairs]:
+def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple[int, int]]) -> list[Pairs[np.ndarray]]:
     """`topk_pairs` of the first `size` latents for each ``(size, k)``, from one product of all latents."""
     found = _encode_prefixes(x, encoder.W, encoder.bias, encoder.rounded, prefixes, None, True)
     return [even_pairs(values.numpy(), indices.numpy()) for values, indices in found]
 
 
-def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, exact: bool = True) -> Pairs:
+def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> Pairs[np.ndarray]:
     """The `k` largest of each row among some latents, after ReLU, in no order; an `Encoder` loses its copy.
 
     Always from bf16: the order follows the format, and the choice of that what other encoders have met.
     """
-    values, indices = _encode(
-        x, W_enc, bias, _round(W_enc, "some", packed=low_bit_matmul.pays()), k, None, exact, False
-    )
+    values, indices = _encode(x, W_enc, bias, _round(W_enc, "some", packed=low_bit_matmul.pays()), k, None, True, False)
     return even_pairs(values.numpy(), indices.numpy())
 
 
-def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs | None:
+def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs[np.ndarray] | None:
     """All pre-activations above a level ``[n_latents]`` of any sign; None when a row has more than `room`, or when
     something is not finite.
     """
@@ -204,8 +141,14 @@ def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs 
 
 
 def reconstruct(
-    x: Tensor, pairs: Pairs, codes: np.ndarray, W_dec: Tensor, offset: Tensor, weight: float = 1.0, name: str = ""
-) -> Fit:
+    x: Tensor,
+    pairs: Pairs[np.ndarray],
+    codes: np.ndarray,
+    W_dec: Tensor,
+    offset: Tensor,
+    weight: float = 1.0,
+    name: str = "",
+) -> Fit[np.ndarray]:
     """Decode the pairs and differentiate ``weight * mean over rows of ||x - x_hat||^2``."""
     n, d = x.shape
     parts = -(-n // CHUNK)
@@ -220,31 +163,18 @@ def reconstruct(
 
 
 def gradients(
-    x: Tensor, offset: Tensor, weights: dict[str, Tensor], pairs: Pairs, wanted: np.ndarray, codes: np.ndarray,
-    slopes: np.ndarray, gradient: Tensor, *, stretch: np.ndarray | None = None,
-    revived: tuple[Tensor, ...] | None = None, sections: Sequence[int] = (), name: str = "",
-) -> Gradients:  # fmt: skip
-    """Sums over each latent's pairs: ``of_dec = sum code * gradient[row]``, ``of_enc = sum slope * (x[row] - offset)``.
-
-    Parameters
-    ----------
-    x, offset, weights
-        Centred rows ``[n, d]``, ``b_dec`` minus the centre ``[d]``, and at least ``W_enc`` and ``W_dec``.
-    pairs, wanted, codes, slopes
-        Pairs; which of them count ``[n_pairs]`` bool; their codes, and the gradient of their pre-activations. With
-        more rows than `x` has they are row r + n, r + 2 n, ... of it.
-    gradient
-        Of the loss by the reconstruction, ``[n, d]`` or ``[m * n, d]``.
-    stretch
-        ``[n_latents]``; ``stretch[j] * W_dec[j]`` is added to `of_dec`.
-    revived
-        Latents ``[m]`` int64 and a further gradient of their decoder rows, encoder rows and biases.
-    sections
-        Edges of groups of latents, each of which takes the next n rows of `gradient`.
-    name
-        The gradients lie in memory that the next call with this name uses again.
-    """
+    x: Tensor,
+    offset: Tensor,
+    weights: dict[str, Tensor],
+    terms: Terms[np.ndarray],
+    *,
+    stretch: np.ndarray | None = None,
+    revived: Revived | None = None,
+    name: str = "",
+) -> Gradients[np.ndarray]:
+    """See `saekit.kernels.step_interface.StepKernels.gradients`."""
     n, d = x.shape
+    pairs, wanted, gradient = terms.pairs, terms.wanted, terms.gradient
     W_enc, W_dec = weights["W_enc"], weights["W_dec"]
     n_latents = len(W_enc)
     slot, more = np.full(n_latents, -1, np.int32), [torch.empty((0, d)), torch.empty((0, d)), torch.empty(0)]
@@ -257,14 +187,14 @@ def gradients(
     rows = buffer("rows", (count,), torch.int32).numpy()
     code, slope = buffer("code", (count,)).numpy(), buffer("slope", (count,)).numpy()
     gradients_numba.sort_by_latent(
-        pairs.offsets, codes, pairs.latents, slopes, wanted, offsets[:-1].copy(), rows, code, slope
+        pairs.offsets, terms.codes, pairs.latents, terms.slopes, wanted, offsets[:-1].copy(), rows, code, slope
     )  # fmt: skip
     sources = rows
     if len(pairs.offsets) - 1 > n:
         rows = sources % np.int32(n)
-    elif sections:
+    elif terms.sections:
         sources = rows.copy()
-        for edge in sections:
+        for edge in terms.sections:
             sources[offsets[edge] :] += np.int32(n)
     chunks = -(-n_latents // CHUNK)
     of_dec, of_enc = (buffer(f"{name}of {part}", (n_latents, d)).numpy() for part in ("dec", "enc"))
@@ -295,18 +225,18 @@ def _panels(n: int, d: int) -> list[tuple[int, int]]:
 
 
 def descend(
-    weights: dict[str, Tensor], first: dict[str, Tensor], second: dict[str, Tensor], g: Gradients,
-    others: dict[str, np.ndarray], adam: Adam, *, clip: float | None, unit: bool, rates: Mapping[str, float] = {},
-) -> float:  # fmt: skip
-    """Clipping, Adam and (with `unit`) decoder rows of length 1, in place; returns the length of the gradient.
-
-    `others` are gradients of further weights, `b_dec` among them; ``others["b_enc"]`` stands in for the gradient of the
-    bias in `g`. `rates` multiply the learning rate of some of them.
-    """
+    weights: dict[str, Tensor],
+    first: dict[str, Tensor],
+    second: dict[str, Tensor],
+    g: Gradients[np.ndarray],
+    others: dict[str, np.ndarray],
+    adam: Adam,
+) -> Scalar:
+    """See `saekit.kernels.step_interface.StepKernels.descend`."""
     W_enc, W_dec, b_enc = (weights[name].numpy() for name in ("W_enc", "W_dec", "b_enc"))
     of_bias = others.get("b_enc", g.of_bias)
     lengths = g.squares + np.square(of_bias, dtype=np.float64)
-    if unit:  # what projection removes from the gradient of a row of length 1 is the square of `along`
+    if adam.unit:  # what projection removes from the gradient of a row of length 1 is the square of `along`
         lengths -= np.square(g.along, dtype=np.float64)
     # Sorted, so that the sum does not depend on the order of the latents.
     total = np.sort(lengths).sum()
@@ -314,19 +244,17 @@ def descend(
         if name != "b_enc":
             total += np.sort(np.square(gradient, dtype=np.float64)).sum()
     norm = float(np.sqrt(np.maximum(total, 0.0)))
-    factor = min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0
+    factor = 1.0 if adam.clip is None else min(1.0, adam.clip / (norm + 1e-6))
     if not np.isfinite(norm):
         factor = np.nan  # as in plain torch: nothing survives, and the caller sees it
-    memory1, memory2, rate, root, eps = adam.factors()
 
     def numbers(name: str) -> tuple[np.float32, ...]:
-        values = factor, memory1, memory2, rate * rates.get(name, 1.0), root, eps
-        return tuple(np.float32(value) for value in values)
+        return tuple(np.float32(value) for value in (factor, *adam.factors(name)))
 
     moments = [group[name].numpy() for group in (first, second) for name in ("W_enc", "W_dec", "b_enc")]
     _spread(
         adam_numba.update_latents, len(W_enc), 32 * W_enc.shape[1], g.of_dec, g.of_enc, of_bias, g.along,
-        W_enc, W_dec, b_enc, *moments, unit, *numbers("W_enc"),
+        W_enc, W_dec, b_enc, *moments, adam.unit, *numbers("W_enc"),
     )  # fmt: skip
     for name, gradient in others.items():
         if name != "b_enc":

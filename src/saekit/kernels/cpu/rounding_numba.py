@@ -9,6 +9,9 @@ from numba import njit
 
 from .intrinsics_numba import PANEL, _bits_of_float, _compiled, _dot, _float_of_bits, _narrow, _widen
 
+LARGEST = np.float32(1e18)
+"""Rows and weights with a norm above this could overflow the product: the plain kernel takes them."""
+
 BF16_UNIT = 2.0**-8
 """Largest relative error of rounding to bf16 (8 bits of significand, to nearest)."""
 
@@ -18,6 +21,9 @@ def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: A
     """bf16 copy of rows, upper bounds of their norm and of the norm of what rounding lost, and ``row . offset``.
 
     `norm` bounds the length of the row and of its bf16 copy. Rows with NaN or infinity get a norm that is not finite.
+    The copy of a row that the plain kernel takes (see `LARGEST`) is 0: oneDNN's bf16 product on AMX reads past the end
+    of a row whose length is no multiple of its tile and multiplies what it finds by 0, so that NaN in one row would
+    become NaN in the row before it.
     """
     d = x.shape[1]
     # Relative error of the sums below, and what flushing of denormal numbers may lose per entry.
@@ -36,6 +42,9 @@ def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: A
         residual[r] = np.sqrt(lost) * slack + tiny
         norm[r] = np.sqrt(total) * slack + residual[r]
         dot[r] = _dot(x, r, offset)
+        if not norm[r] <= LARGEST:
+            for i in range(d):
+                rounded[r, i] = np.int16(0)
 
 
 MOST_WHOLE = 2**17

@@ -14,17 +14,15 @@ lost is measured.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..reference import Adam
-from ..reference import variance as variance
+from ..step_interface import Adam, Encoder, Fit, Gradients, Pairs, Revived, Scalar, Terms
 from . import triton_kernels as loops
 from .triton_kernels import blocks_of
 
@@ -96,16 +94,6 @@ def _round(x: Tensor, offset: Tensor | None = None) -> _Rounded:
             HAS_OFFSET=offset is not None, BLOCK_D=_panel(d, 1024),
         )  # fmt: skip
     return rounded
-
-
-@dataclass(frozen=True, eq=False)
-class Encoder:
-    """An encoder at one step: what it subtracts from rows is a part of the bias."""
-
-    W: Tensor
-    bias: Tensor
-    """``b_enc - W_enc @ offset``, ``[n_latents]``."""
-    rounded: _Rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,62 +282,7 @@ def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) 
 # ---------------------------------------------------------------- the training step
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """(row, latent) pairs, row by row."""
-
-    offsets: Tensor
-    """``[n_rows + 1]`` int64."""
-    latents: Tensor
-    """``[n_pairs]`` int64."""
-    values: Tensor
-    """Pre-activations or codes, ``[n_pairs]`` float32."""
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """Row of each pair, ``[n_pairs]`` int64."""
-        row = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
-        return torch.repeat_interleave(row, self.offsets.diff(), output_size=len(self.latents))
-
-    def where(self, kept: Tensor) -> Pairs:
-        """The pairs that `kept` ``[n_pairs]`` bool marks."""
-        before = torch.cat([self.offsets.new_zeros(1), kept.cumsum(0)])
-        return Pairs(before[self.offsets], self.latents[kept], self.values[kept])
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """A reconstruction, differentiated."""
-
-    error: Tensor
-    """Sum over rows of ``||x - x_hat||^2``, float64 scalar."""
-    gradient: Tensor
-    """Of the loss by ``x_hat``, ``[n, d]``."""
-    slopes: Tensor
-    """``gradient . W_dec[latent]`` of each pair."""
-    columns: Tensor
-    """``gradient`` summed over rows, ``[d]``."""
-
-
-@dataclass(frozen=True, eq=False)
-class Gradients:
-    """The gradient of all weights with a latent axis."""
-
-    of_enc: Tensor
-    of_dec: Tensor
-    """Before projection."""
-    of_bias: Tensor
-    along: Tensor
-    """``of_dec[j] . W_dec[j]``, ``[n_latents]``."""
-    squares: Tensor
-    """``|of_dec[j]|^2 + |of_enc[j]|^2``, ``[n_latents]``."""
-    of_offset: Tensor
-    """What the bias passes on to the offset, ``[d]``."""
-    counts: Tensor
-    """Pairs of each latent, ``[n_latents]``."""
-
-
-def number(value: Tensor) -> Tensor:
+def number(value: Tensor) -> Scalar:
     """A running value to compute with: it stays on the device."""
     return value
 
@@ -380,7 +313,7 @@ def sums_of(latents: Tensor, weights: Tensor, n_latents: int) -> Tensor:
     return torch.segment_reduce(weights.double()[order], "sum", offsets=starts)
 
 
-def smallest_of_largest(values: Tensor, count: int) -> Tensor:
+def smallest_of_largest(values: Tensor, count: int) -> Scalar:
     """The smallest of the `count` largest values."""
     return values.sort(descending=True).values[count - 1]
 
@@ -389,6 +322,11 @@ def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
     """``x * scale - center``."""
     x = x.detach()
     return x - center if scale is None else torch.addcmul(-center, x, scale)
+
+
+def variance(x: Tensor) -> Scalar:
+    """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
+    return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)
 
 
 def row_norms(W: Tensor) -> Tensor:
@@ -402,8 +340,8 @@ def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor, x: Tensor) -> Encod
     return Encoder(W_enc, b_enc - rounded.dot, rounded)
 
 
-def join(parts: Sequence[Pairs]) -> Pairs:
-    """Pairs of several sets of rows, one set after the other."""
+def join(parts: Sequence[Pairs[Tensor]]) -> Pairs[Tensor]:
+    """Pairs[Tensor] of several sets of rows, one set after the other."""
     ends, offsets = 0, []
     for part in parts:
         offsets.append(part.offsets[:-1] + ends)
@@ -412,30 +350,30 @@ def join(parts: Sequence[Pairs]) -> Pairs:
     return Pairs(torch.cat(offsets), *(torch.cat([getattr(p, name) for p in parts]) for name in ("latents", "values")))
 
 
-def even_pairs(values: Tensor, latents: Tensor) -> Pairs:
+def even_pairs(values: Tensor, latents: Tensor) -> Pairs[Tensor]:
     """As many pairs in every row, ``[n, k]`` each."""
     n, k = values.shape
     offsets = torch.arange(0, n * k + 1, k, device=values.device)
     return Pairs(offsets, latents.reshape(-1), values.reshape(-1))
 
 
-def topk_pairs(x: Tensor, encoder: Encoder, k: int, exact: bool = True) -> Pairs:
+def topk_pairs(x: Tensor, encoder: Encoder, k: int) -> Pairs[Tensor]:
     """The `k` largest of each row, after ReLU (0 where the pre-activation was not positive)."""
-    return even_pairs(*_encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, exact))
+    return even_pairs(*_encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, True))
 
 
-def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple[int, int]]) -> list[Pairs]:
+def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple[int, int]]) -> list[Pairs[Tensor]]:
     """`topk_pairs` of the first `size` latents for each ``(size, k)``, from one product of all latents."""
     found = _encode_prefixes(x, encoder.W, encoder.bias, encoder.rounded, prefixes, None, True)
     return [even_pairs(values, indices) for values, indices in found]
 
 
-def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, exact: bool = True) -> Pairs:
+def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> Pairs[Tensor]:
     """The `k` largest of each row among some latents, after ReLU."""
-    return even_pairs(*_encode(x, W_enc, bias, _round(W_enc), k, None, exact))
+    return even_pairs(*_encode(x, W_enc, bias, _round(W_enc), k, None, True))
 
 
-def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs | None:
+def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs[Tensor] | None:
     """All pre-activations above a level ``[n_latents]`` of any sign; None when a row has more than `room`, or when
     something is not finite.
     """
@@ -444,8 +382,8 @@ def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs 
 
 
 def reconstruct(
-    x: Tensor, pairs: Pairs, codes: Tensor, W_dec: Tensor, offset: Tensor, weight: float = 1.0, name: str = ""
-) -> Fit:
+    x: Tensor, pairs: Pairs[Tensor], codes: Tensor, W_dec: Tensor, offset: Tensor, weight: float = 1.0, name: str = ""
+) -> Fit[Tensor]:
     """Decode the pairs and differentiate ``weight * mean over rows of ||x - x_hat||^2``."""
     n, d = x.shape
     block = _panel(d, 256)
@@ -469,16 +407,24 @@ def _by_latent(latents: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
 
 
 def gradients(
-    x: Tensor, offset: Tensor, weights: dict[str, Tensor], pairs: Pairs, wanted: Tensor, codes: Tensor,
-    slopes: Tensor, gradient: Tensor, *, stretch: Tensor | None = None,
-    revived: tuple[Tensor, ...] | None = None, sections: Sequence[int] = (), name: str = "",
-) -> Gradients:  # fmt: skip
-    """Sums over each latent's pairs; see `saekit.kernels.cpu.ops.gradients` for all arguments."""
+    x: Tensor,
+    offset: Tensor,
+    weights: dict[str, Tensor],
+    terms: Terms[Tensor],
+    *,
+    stretch: Tensor | None = None,
+    revived: Revived | None = None,
+    name: str = "",
+) -> Gradients[Tensor]:
+    """See `saekit.kernels.step_interface.StepKernels.gradients`."""
     n, d = x.shape
+    pairs, codes, sections = terms.pairs, terms.codes, terms.sections
     W_enc, W_dec = weights["W_enc"], weights["W_dec"]
     n_latents, device = len(W_enc), x.device
-    order, starts = _by_latent(pairs.latents.where(wanted, n_latents), n_latents)
+    order, starts = _by_latent(pairs.latents.where(terms.wanted, n_latents), n_latents)
     counts = starts.diff()
+    row = torch.arange(len(pairs.offsets) - 1, device=device)
+    rows = torch.repeat_interleave(row, pairs.offsets.diff(), output_size=len(codes))
     shift = None
     if sections and len(pairs.offsets) - 1 == n:
         shift = torch.zeros(n_latents, dtype=torch.int64, device=device)
@@ -507,7 +453,7 @@ def gradients(
     )  # fmt: skip
     kinds = {"SEGMENT": SEGMENT, "HAS_MORE": slot is not None, "HAS_STRETCH": stretch is not None, "BLOCK_D": block}
     loops.gradient_of_segments[(n_segments, panels)](
-        segment_latent, segment_first, starts, order, pairs.rows, codes, slopes, gradient, x,
+        segment_latent, segment_first, starts, order, rows, codes, terms.slopes, terms.gradient, x,
         starts if shift is None else shift, *parts, *written, n, n_latents, d, HAS_SHIFT=shift is not None, BLOCK_C=8,
         **kinds,
     )  # fmt: skip
@@ -518,38 +464,34 @@ def gradients(
 
 
 def descend(
-    weights: dict[str, Tensor], first: dict[str, Tensor], second: dict[str, Tensor], g: Gradients,
-    others: dict[str, Tensor], adam: Adam, *, clip: float | None, unit: bool, rates: Mapping[str, float] = {},
-) -> Tensor:  # fmt: skip
-    """Clipping, Adam and (with `unit`) decoder rows of length 1, in place; returns the length of the gradient.
-
-    See `saekit.kernels.cpu.ops.descend` for the arguments.
-    """
+    weights: dict[str, Tensor],
+    first: dict[str, Tensor],
+    second: dict[str, Tensor],
+    g: Gradients[Tensor],
+    others: dict[str, Tensor],
+    adam: Adam,
+) -> Scalar:
+    """See `saekit.kernels.step_interface.StepKernels.descend`."""
     others = {"b_enc": g.of_bias} | others
     total = g.squares.sum(dtype=torch.float64)
-    if unit:  # what projection removes from the gradient of a row of length 1 is the square of `along`
+    if adam.unit:  # what projection removes from the gradient of a row of length 1 is the square of `along`
         total = total - g.along.double().square().sum()
     for gradient in others.values():
         total = total + gradient.double().square().sum()
     norm = total.clamp(min=0).sqrt()
-    factor = torch.ones_like(norm) if clip is None else (clip / (norm + 1e-6)).clamp(max=1.0)
+    factor = torch.ones_like(norm) if adam.clip is None else (adam.clip / (norm + 1e-6)).clamp(max=1.0)
     factor = factor.where(norm.isfinite(), torch.nan).float()  # as in plain torch: nothing survives
-    memory1, memory2, rate, root, eps = adam.factors()
-
-    def numbers_of(name: str) -> tuple[float, ...]:
-        return memory1, memory2, rate * rates.get(name, 1.0), root, eps
-
     n_latents, d = weights["W_enc"].shape
     size = max(16, _power_of_two(d))
     matrices = [group[name] for group in (weights, first, second) for name in ("W_enc", "W_dec")]
     loops.update_latents[(n_latents,)](
-        g.of_dec, g.of_enc, g.along, *matrices, factor, *numbers_of("W_enc"), d, UNIT=unit, SIZE=size,
+        g.of_dec, g.of_enc, g.along, *matrices, factor, *adam.factors("W_enc"), d, UNIT=adam.unit, SIZE=size,
         num_warps=4 if size <= 2048 else 8,
     )  # fmt: skip
     for name, gradient in others.items():
         vectors = (group[name] for group in (weights, first, second))
         length = len(gradient)
         loops.adam_vector[(blocks_of(length, 256),)](
-            gradient.float().contiguous(), *vectors, factor, length, *numbers_of(name), BLOCK=256
+            gradient.float().contiguous(), *vectors, factor, length, *adam.factors(name), BLOCK=256
         )
     return norm

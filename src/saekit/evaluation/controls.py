@@ -1,0 +1,106 @@
+"""Which controls each SAE is compared with: an untrained SAE, one with a frozen decoder where there is one, and PCA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..measure.controls import Reconstructor, pca_reconstructor, reconstructor_of, untrained_like
+from ..measure.reconstruction import Calibration
+from ..sae.digest import bytes_of
+from ..sae.model import SAE
+from ..sae.naming import shape_of, training_config
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that is measured, without repeats: SAEs may share a control, and one may be the control of another."""
+
+    reconstructors: list[Reconstructor]
+    """The SAEs, in order, then the controls."""
+    controls: list[dict[str, int]]
+    """Per SAE: by label the index of each of its controls."""
+
+    def add(self, sae: int, label: str, index: int) -> None:
+        """Make a reconstructor a control of an SAE."""
+        self.controls[sae][label] = index
+
+
+def with_controls(
+    named: Sequence[tuple[str, SAE]], frozen: SAE | None, calibration: Calibration | None, seed: int
+) -> Measured:
+    """Return SAEs and their controls.
+
+    Parameters
+    ----------
+    named
+        SAEs with their names.
+    frozen
+        An SAE trained with a frozen decoder; None: one among the SAEs whose provenance says so.
+    calibration
+        What controls are made from; None for no controls.
+    seed
+        Random seed of the untrained SAEs.
+    """
+    found = Measured([reconstructor_of(name, sae) for name, sae in named], [{} for _ in named])
+    if calibration is None:
+        return found
+    made: dict[Hashable, int] = {}
+
+    def index(key: Hashable, make: Callable[[], Reconstructor]) -> int:
+        if key not in made:
+            found.reconstructors.append(make())
+            made[key] = len(found.reconstructors) - 1
+        return made[key]
+
+    given = [i for i, (_, sae) in enumerate(named) if training_config(sae).get("control") == "frozen-decoder"]
+    for i, (_, sae) in enumerate(named):
+        with torch.no_grad():
+            l0 = sae.encode(calibration.sample).l0()
+        key = ("untrained", *_control_key(sae, l0))
+        found.add(i, "untrained", index(key, partial(_untrained, sae, calibration, l0, seed)))
+        if frozen is not None:
+            make = partial(reconstructor_of, "frozen-decoder", frozen, shape_of(frozen))
+            found.add(i, "frozen-decoder", index("frozen", make))
+        elif i not in given and given:
+            found.add(i, "frozen-decoder", _most_similar(sae, [(j, named[j][1]) for j in given]))
+        if calibration.pca is not None:
+            k = max(1, min(sae.d_in, round(l0)))
+            about = {"fitted_on": calibration.about}
+            found.add(i, "pca", index(("pca", k), partial(pca_reconstructor, calibration.pca.take(k), about)))
+    return found
+
+
+def _control_key(sae: SAE, l0: float) -> tuple[Any, ...]:
+    """SAEs with equal keys share their untrained control: shape, rule, scaling and, for thresholds, the L0 to match."""
+    scaling = (str(sae.scaling.settings()), *(bytes(bytes_of(tensor)) for tensor in sae.scaling.tensors().values()))
+    group = id(sae) if sae.rule.name == "groupmax" else 0
+    settings = sae.rule.settings()
+    return sae.n_latents, sae.rule.name, str(settings), group, scaling, sae.dtype, None if settings else round(l0, 3)
+
+
+def _untrained(sae: SAE, calibration: Calibration, l0: float, seed: int) -> Reconstructor:
+    blank = untrained_like(sae, calibration.mean, calibration.sample, l0, seed)
+    about: dict[str, Any] = {
+        "made": "random unit decoder rows, encoder equal to them, biases at the mean row",
+        "seed": seed,
+        "fitted_on": calibration.about,
+    }
+    if "threshold" in blank.rule.tensors():
+        about["threshold"] = float(blank.rule.tensors()["threshold"][0])
+    return reconstructor_of("untrained", blank, shape_of(blank) | about)
+
+
+def _most_similar(sae: SAE, others: list[tuple[int, SAE]]) -> int:
+    """The index of the SAE that is most like `sae` in shape and rule, the first of equals."""
+
+    def likeness(item: tuple[int, SAE]) -> tuple[bool, bool, bool, int]:
+        index, other = item
+        same_k = other.rule.settings() == sae.rule.settings()
+        return (other.n_latents == sae.n_latents, other.rule.name == sae.rule.name, same_k, -index)
+
+    return max(others, key=likeness)[0]

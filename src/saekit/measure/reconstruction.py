@@ -1,0 +1,257 @@
+"""How well anything reconstructs rows, how sparse its codes are and what it costs a language model: one pass for all.
+
+Nothing of size rows times latents is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..rows.source import Source
+from ..sae.model import SAE
+from ..settings import Progress
+from .accumulators import Moments, Reconstruction, Sparsity
+from .bootstrap import BLOCK_ROWS, LEVEL, N_GROUPS, DocumentBootstrap, Estimate, row_groups
+from .controls import Reconstructor, reconstructor_of
+from .fidelity import SplicedModel, measure_fidelity
+from .metrics import METRICS, Metrics
+from .pca import PCA, Covariance
+from .redundancy import random_max_cosine, redundancy
+from .settings import MeasureSettings
+
+CALIBRATION_ROWS = 32_768
+"""First rows that the mean row and the principal components are computed from."""
+
+SAMPLE_ROWS = 4_096
+"""Rows of these that are kept to find thresholds and the number of components."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of the first rows: what mean-ablation puts in place of a row, and what controls are made from."""
+
+    mean: Tensor
+    """Mean row ``[d]``."""
+    sample: Tensor
+    """First rows ``[m, d]``."""
+    pca: PCA | None
+    """Principal components; None where they were not asked for, or of a single row."""
+    about: str
+    """Which rows."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one pass over the rows, and one over the texts, gave for each reconstructor, in order."""
+
+    estimates: list[dict[str, Estimate]]
+    """By metric."""
+    sparsities: list[Sparsity | None]
+    """How often latents fire; None where there are none (PCA)."""
+    n_rows: int
+    """Rows seen."""
+    language_model: dict[str, Any] | None
+    """Model, hook, texts and tokens of the cross-entropies; None without them."""
+
+    def metrics(self, at: int) -> Metrics:
+        """Return the metrics of one reconstructor, with intervals."""
+        return as_metrics(self.estimates[at])
+
+
+def measure_saes(
+    saes: Sequence[SAE],
+    rows: Source,
+    *,
+    spliced: SplicedModel | None = None,
+    settings: MeasureSettings = MeasureSettings(),
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measure SAEs without any control.
+
+    Parameters
+    ----------
+    saes
+        SAEs of the width of the rows.
+    rows
+        What they reconstruct.
+    spliced
+        A language model and texts for the cross-entropies.
+    settings
+        How many rows and resamples.
+    progress
+        Called as ``progress(stage, done, total)`` with the stages ``"rows"`` and ``"tokens"``.
+    """
+    mean = calibrate(rows, settings, with_pca=False).mean
+    each = [reconstructor_of(str(at), sae) for at, sae in enumerate(saes)]
+    return measure_reconstructors(each, rows, mean, spliced=spliced, settings=settings, progress=progress)
+
+
+def measure_reconstructors(
+    reconstructors: Sequence[Reconstructor],
+    rows: Source,
+    mean: Tensor,
+    *,
+    spliced: SplicedModel | None = None,
+    settings: MeasureSettings = MeasureSettings(),
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measure SAEs and controls on the same rows and texts; all share the resamples of documents.
+
+    Parameters
+    ----------
+    reconstructors
+        SAEs and controls.
+    rows
+        What they reconstruct.
+    mean
+        ``[d]`` row that variances are computed about (any, near the mean) and that mean-ablation puts in.
+    spliced, settings, progress
+        See `measure_saes`.
+
+    Raises
+    ------
+    DataError
+        No rows, NaN in rows, or no token to predict.
+    """
+    found = _measure_rows(reconstructors, rows, mean, settings, progress)
+    if spliced is None or spliced.texts is None:
+        return found
+    costs, facts = measure_fidelity(
+        spliced, reconstructors, mean, draws=settings.draws, seed=settings.seed, progress=progress
+    )
+    estimates = [each | cost for each, cost in zip(found.estimates, costs, strict=True)]
+    return Measurement(estimates, found.sparsities, found.n_rows, facts)
+
+
+def interval_facts(draws: int) -> dict[str, Any]:
+    """Return what results say about their intervals."""
+    return {
+        "level": LEVEL,
+        "draws": draws,
+        "method": "basic bootstrap over documents, paired between an SAE and its controls",
+        "documents": f"put into at most {N_GROUPS} groups by document id",
+        "rows_without_document": f"runs of {BLOCK_ROWS} consecutive rows",
+    }
+
+
+def as_metrics(estimates: dict[str, Estimate], *, ranged: bool = True) -> Metrics:
+    """Return estimates with unit and interval, cut at the range of the metric (a difference has another range)."""
+    values = {}
+    for key, each in estimates.items():
+        metric = METRICS[key]
+        least, most = (metric.least, metric.most) if ranged else (None, None)
+        values[key] = each.measured(metric.unit, least=least, most=most)
+    return Metrics(values)
+
+
+def calibrate(rows: Source, settings: MeasureSettings, *, with_pca: bool, own: bool = True) -> Calibration:
+    """Compute the mean row, principal components and a sample from the first rows.
+
+    Parameters
+    ----------
+    rows
+        Where they come from.
+    settings
+        How many rows are measured, how many are read at a time.
+    with_pca
+        Whether to compute principal components.
+    own
+        Whether these are the rows that are measured, of which no more than `settings` says are seen.
+
+    Raises
+    ------
+    DataError
+        No rows.
+    """
+    limit = min(CALIBRATION_ROWS, settings.max_rows or CALIBRATION_ROWS) if own else CALIBRATION_ROWS
+    covariance, moments = Covariance(rows.d_in), Moments(rows.d_in, n_groups=1)
+    sample: list[Tensor] = []
+    for first, x, _ in numbered_batches(rows, settings.batch_rows, limit):
+        moments.update(x, torch.zeros(len(x), dtype=torch.long))
+        if with_pca:
+            covariance.update(x)
+        if first < SAMPLE_ROWS:
+            sample.append(x[: SAMPLE_ROWS - first].clone())
+    if not sample:
+        raise DataError("evaluate: there must be at least one row; the source has none. Is the data empty?")
+    pca = covariance.compute() if covariance.n_rows > 1 else None
+    about = f"the first {moments.n_rows:,} of the rows evaluated" if own else f"{moments.n_rows:,} rows given as `fit`"
+    return Calibration(moments.mean.float(), torch.cat(sample), pca, about)
+
+
+def numbered_batches(rows: Source, batch_rows: int, limit: int | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Yield ``(first row, x, document)`` in stored order, up to `limit` rows."""
+    first = 0
+    for batch in rows.batches(batch_rows):
+        room = len(batch.x) if limit is None else limit - first
+        if room <= 0:
+            return
+        document = batch.document
+        yield first, batch.x[:room], None if document is None else document[:room]
+        first += min(len(batch.x), room)
+        if limit is not None and first >= limit:
+            return
+
+
+def _measure_rows(
+    reconstructors: Sequence[Reconstructor],
+    rows: Source,
+    mean: Tensor,
+    settings: MeasureSettings,
+    progress: Progress | None,
+) -> Measurement:
+    """One pass over the rows for all reconstructors."""
+    moments = Moments(rows.d_in)
+    errors = [Reconstruction(rows.d_in, centre=mean, moments=moments) for _ in reconstructors]
+    sparsities = [None if each.sae is None else Sparsity(each.sae.n_latents) for each in reconstructors]
+    device = reconstructors[0].sae.device if reconstructors[0].sae is not None else mean.device
+    limit = settings.max_rows
+    total = rows.n_rows if limit is None else min(limit, rows.n_rows or limit)
+    all_by_document = True
+    for first, x, document in numbered_batches(rows, settings.batch_rows, limit):
+        group, by_document = row_groups(document, first, len(x))
+        all_by_document &= by_document
+        x, group = x.to(device), group.to(device)
+        moments.update(x, group)
+        for each, error, sparsity in zip(reconstructors, errors, sparsities, strict=True):
+            x_hat, codes = each.forward(x)
+            error.update(x, x_hat, group)
+            if sparsity is not None and codes is not None:
+                sparsity.update(codes, group)
+        if progress is not None:
+            progress("rows", first + len(x), total)
+    by_position = f"interval from runs of {BLOCK_ROWS} consecutive rows: documents are not known"
+    bootstrap = DocumentBootstrap.over(
+        moments.rows_per_group,
+        draws=settings.draws,
+        seed=settings.seed,
+        reason=None if all_by_document else by_position,
+    )
+    estimates = []
+    for each, error, sparsity in zip(reconstructors, errors, sparsities, strict=True):
+        found = error.compute(bootstrap)
+        if sparsity is not None:
+            found |= sparsity.compute(bootstrap)
+        if each.l0 is not None:
+            found["l0"] = Estimate(float(each.l0), None, "no interval: the number of components, fixed beforehand")
+        estimates.append(found | _redundancies(each.sae))
+    return Measurement(estimates, sparsities, moments.n_rows, None)
+
+
+def _redundancies(sae: SAE | None) -> dict[str, Estimate]:
+    """How alike the rows of decoder and encoder are, and what is expected of random ones."""
+    if sae is None or sae.n_latents < 2:
+        return {}
+    null = random_max_cosine(sae.n_latents, sae.d_in)
+    decoder = redundancy(sae.W_dec)
+    return {
+        "decoder_redundancy": decoder,
+        "encoder_redundancy": decoder if sae.W_enc is sae.W_dec else redundancy(sae.W_enc),
+        "redundancy_null": Estimate(null, None, "no interval: computed, not measured"),
+    }

@@ -1,0 +1,353 @@
+"""What all pretrained transformers models share: finding their files, reading them, and what is known afterwards."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError, ModelError, OfflineError, did_you_mean, listed
+from ..files import digest_bytes, digest_file
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+BUILTIN_FOLDER = Path(__file__).resolve().parents[1] / "assets"
+"""Where the built-in model lies: a transformers folder, here or one level below."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Number types of models and of stored rows, by name."""
+
+_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_HUB_TIMEOUT = 6.0  # seconds to find out whether the hub can be reached at all
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+M = TypeVar("M", bound="PretrainedModel")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PretrainedModel:
+    """A transformers model, and what is known about it."""
+
+    model: nn.Module = field(repr=False)
+    """The model, in eval mode, on its device."""
+    name: str
+    """The name it was asked for by: a hub name, ``builtin``, or the last part of a path."""
+    digest: str
+    """SHA-256 over config and weight files, or over the hub revision when no local files are known."""
+    d_model: int
+    """Width of the residual stream."""
+    revision: str | None = None
+    """Commit of a hub model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs must be: the device of the embedding."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """Number type of its rows unless another is asked for: that of the weights, where rows can be stored in it."""
+        return self.dtype if self.dtype in DTYPES.values() else torch.float32
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        from .hooks import blocks
+
+        return len(blocks(self.model)[1])
+
+    def __deepcopy__(self: M, memo: dict[int, object]) -> M:
+        return self  # a value needs no copies: clones of an estimator share it
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Name, digest, revision and number type, as plain JSON."""
+        return {
+            "model": self.name,
+            "model_digest": self.digest,
+            "model_revision": self.revision,
+            "model_dtype": dtype_name(self.dtype),
+        }
+
+
+# ------------------------------------------------------------------------------------------ number types and devices
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return a torch dtype by its name.
+
+    Raises
+    ------
+    ConfigError
+        The name is unknown.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    name = _ALIASES.get(str(dtype), str(dtype))
+    if name not in DTYPES:
+        raise ConfigError(f"`dtype` must be one of {listed(DTYPES)}; got {dtype!r}. {did_you_mean(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a torch dtype without ``torch.``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def accepts(model: nn.Module, argument: str) -> bool:
+    """Return whether the forward of `model` names `argument`."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Number type and device that a model is loaded with."""
+
+    dtype: torch.dtype | None
+    device: torch.device
+    device_map: Any
+
+    @staticmethod
+    def checked(dtype: str | torch.dtype | None, device: str | torch.device | None, device_map: Any) -> Placement:
+        """Return the placement that `load_model` is asked for.
+
+        Raises
+        ------
+        ConfigError
+            The number type or the device is unknown, or both a device and a device map are given.
+        """
+        number_type = as_dtype(dtype)
+        if device is not None and device_map is not None:
+            raise ConfigError("`device` and `device_map` exclude each other; got both. Give one of them.")
+        return Placement(number_type, _as_device(device), device_map)
+
+
+def _as_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except Exception as error:
+        message = str(error).splitlines()[0]
+        raise ConfigError(f"`device` must be a device of this machine; got {device!r} ({message}). Use cpu.") from None
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that exists: in a local folder, or on the hub."""
+
+    name: str
+    """The name it was asked for by."""
+    folder: str
+    """What transformers is given: a folder or a hub name."""
+    revision: str | None
+    """Commit of a hub model."""
+    is_local: bool
+    """Whether only local files may be used."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for every ``from_pretrained``."""
+        pinned = {"revision": self.revision} if self.revision is not None and not self.is_local else {}
+        return {"local_files_only": self.is_local, **pinned}
+
+    @property
+    def short_name(self) -> str:
+        """The hub name, ``builtin``, or the last part of a path."""
+        is_path = self.is_local and self.name != "builtin" and Path(self.name).exists()
+        return Path(self.name).expanduser().resolve().name if is_path else self.name
+
+    @property
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """Names, sizes and times of the files: when they are as before, so is the digest."""
+        files = sorted(Path(self.folder).iterdir()) if Path(self.folder).is_dir() else []
+        return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the digests of config and weights; of the revision when the files are not at hand."""
+        return _digest(self.folder, self.revision, self.stamp)
+
+
+@functools.lru_cache(maxsize=16)
+def _digest(folder: str, revision: str | None, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    path = Path(folder)
+    if not path.is_dir():
+        return digest_bytes(f"{folder}@{revision}".encode())
+    return digest_files([path / "config.json", *sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))])
+
+
+def digest_files(files: Sequence[Path]) -> str:
+    """Return the SHA-256 over the names and digests of files."""
+    return digest_bytes("\n".join(f"{file.name} {digest_file(file)}" for file in files).encode())
+
+
+def find_model(model: str | os.PathLike[str]) -> ModelFiles:
+    """Find the files of a model: ``builtin``, a folder, or a hub name.
+
+    Raises
+    ------
+    OfflineError
+        The model would have to be downloaded and the hub cannot be reached.
+    ModelError
+        There is no such model, or it is gated.
+    """
+    name = os.fspath(model)
+    if name == "builtin":
+        return _find_builtin()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"`{name}` must be a folder that `save_pretrained` wrote; it has no config.json. Check the path."
+            )
+        return ModelFiles(name, str(path), None, True)
+    parts = name.split("/")
+    if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or path.exists():
+        raise ModelError(f"`{name}` must be a model folder or a hub name; there is no such folder. Check the path.")
+    return _find_on_hub(name)
+
+
+def _find_builtin() -> ModelFiles:
+    candidates = [BUILTIN_FOLDER, *sorted(path for path in BUILTIN_FOLDER.glob("*") if path.is_dir())]
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return ModelFiles("builtin", str(folder), None, True)
+    raise ModelError(
+        f"the built-in model must lie in `{BUILTIN_FOLDER.name}` of the package; it is not there. "
+        "Install saekit again, or give another model (--model PATH)."
+    )
+
+
+def _find_on_hub(name: str) -> ModelFiles:
+    """Ask the hub one quick question instead of many slow retries; without an answer, look into the cache."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        info = HfApi().model_info(name, timeout=_HUB_TIMEOUT)
+        if info.gated:
+            HfApi().auth_check(name)
+        return ModelFiles(name, name, info.sha, False)
+    except GatedRepoError:
+        raise ModelError(
+            f"the model `{name}` is gated: its owner must give access. Accept its terms on the hub and log in with "
+            "`hf auth login`, or give a local folder (--model PATH)."
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"the model `{name}` must exist on the hub; there is none of that name, or it is private. "
+            "Check the name, log in with `hf auth login`, or give a local folder (--model PATH)."
+        ) from None
+    except Exception:
+        # no route, no name service, offline mode, a proxy in the way: whatever it is, the hub is out of reach
+        try:
+            folder = snapshot_download(name, local_files_only=True)
+        except Exception:
+            raise OfflineError(
+                f"the model `{name}` must be downloaded and the hub cannot be reached (no network, or offline mode); "
+                "it is not in the cache either. Give a local folder (--model PATH) or `--model builtin`."
+            ) from None
+        return ModelFiles(name, folder, Path(folder).name, True)
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+@contextmanager
+def readable(files: ModelFiles, needed: str) -> Iterator[None]:
+    """Turn errors of transformers inside the block into a `ModelError` that names the files that are `needed`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        # transformers raises OSError, ValueError, KeyError, SafetensorError, ImportError ... for files that do not fit
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(
+            f"the model `{files.name}` cannot be loaded: {message} "
+            f"Check that the folder is complete: config.json, {needed} and weights as safetensors."
+        ) from error
+
+
+def read_config(files: ModelFiles) -> PretrainedConfig:
+    """Read the config of a model.
+
+    Raises
+    ------
+    ModelError
+        It cannot be read.
+    """
+    from transformers import AutoConfig
+
+    with readable(files, "tokenizer or image processor files"):
+        return AutoConfig.from_pretrained(files.folder, **files.options)
+
+
+def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequence[str]) -> Any:
+    """Read a model with one of the ``Auto`` classes of transformers.
+
+    Parameters
+    ----------
+    loader
+        The class.
+    files, how
+        What is read, and into which number type.
+    unused
+        Parts of names of weights that may be missing, because no row comes from them.
+
+    Raises
+    ------
+    ModelError
+        Weights are missing.
+    """
+    model, report = loader.from_pretrained(
+        files.folder,
+        dtype="auto" if how.dtype is None else how.dtype,
+        device_map=how.device_map,
+        output_loading_info=True,
+        **files.options,
+    )
+    missing = [key for key in report["missing_keys"] if not any(part in key for part in unused)]
+    if missing:
+        raise ModelError(
+            f"the weights of `{files.name}` must be complete; {listed(missing)} are missing and would be random "
+            "numbers. Are these files of the model that config.json describes?"
+        )
+    return model
+
+
+def settle(model: nn.Module, how: Placement) -> nn.Module:
+    """Put a model onto its device, in eval mode, without gradients of its parameters."""
+    if how.device_map is None:
+        model = model.to(how.device)
+    return model.eval().requires_grad_(False)
+
+
+def width(config: PretrainedConfig, model: nn.Module) -> int:
+    """Return the width of the residual stream."""
+    for name in ("hidden_size", "d_model", "n_embd", "dim"):
+        found = getattr(config, name, None)
+        if isinstance(found, int):
+            return found
+    embedding: Any = model.get_input_embeddings
+    return int(embedding().weight.shape[1])

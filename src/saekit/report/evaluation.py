@@ -1,0 +1,124 @@
+"""Sections of an evaluation: fidelity, controls, densities, every metric, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from ..measure.metrics import METRICS
+from . import charts
+from .metric_tables import MAIN_METRICS, heading, metric_row
+from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell, number
+
+
+def evaluation(result: Mapping[str, Any]) -> list[Section]:
+    """Fidelity beside controls, what it costs the language model, densities, every number, settings."""
+    entries = result["entries"]
+    found = {name for entry in entries for name in entry["metrics"]}
+    intervals = result["settings"].get("intervals") or {}
+    level = f"{intervals['level']:.0%}" if "level" in intervals else "95%"
+    main = Section(
+        "Fidelity, beside its controls",
+        f"{number(result['n_rows'])} rows. Small numbers are {level} intervals from resampled documents. Grey rows are "
+        "controls: what an SAE must beat to be worth its training.",
+        [_metrics_table(entries, [name for name in MAIN_METRICS if name in found])],
+        [
+            Figure(
+                charts.intervals(_points(entries, name), x=f"{heading(name)} ({METRICS[name].unit})"),
+                f"{METRICS[name].formula}. Better is {METRICS[name].better}. Controls are grey.",
+            )
+            for name in ("fvu", "ce_sae")
+            if name in found
+        ],
+    )
+    return [main, _differences(entries), _density(entries), _everything(entries, found), _settings(result)]
+
+
+def _metrics_table(entries: Sequence[Mapping[str, Any]], names: Sequence[str], *, controls: bool = True) -> Table:
+    rows, muted = [], set()
+    for entry in entries:
+        rows.append(metric_row(entry["name"], entry["metrics"], names))
+        if controls:
+            for label, control in entry["controls"].items():
+                muted.add(len(rows))
+                rows.append(metric_row(f"↳ {label}", control["metrics"], names))
+    columns = ["", *(heading(name) for name in names)]
+    caption = "Units: " + ", ".join(f"{heading(n)} in {METRICS[n].unit}" for n in names if n in METRICS) + "."
+    return Table(columns, rows, caption, frozenset(muted))
+
+
+def _points(entries: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, Mapping[str, Any], bool]]:
+    points = []
+    for entry in entries:
+        if name in entry["metrics"]:
+            points.append((entry["name"], entry["metrics"][name], False))
+        points += [
+            (f"{entry['name']}: {label}", control["metrics"][name], True)
+            for label, control in entry["controls"].items()
+            if name in control["metrics"]
+        ]
+    return points
+
+
+def _differences(entries: Sequence[Mapping[str, Any]]) -> Section:
+    names = [
+        name for name in MAIN_METRICS if any(name in c["differences"] for e in entries for c in e["controls"].values())
+    ]
+    rows = [
+        metric_row(f"{entry['name']} − {label}", control["differences"], names)
+        for entry in entries
+        for label, control in entry["controls"].items()
+    ]
+    columns = ["SAE − control", *(heading(name) for name in names)]
+    return Section(
+        "Differences from the controls",
+        "The SAE's value minus the control's over the same resampled documents. An interval that holds 0 means: not "
+        "told apart.",
+        [Table(columns, rows)] if rows else [],
+    )
+
+
+def _density(entries: Sequence[Mapping[str, Any]]) -> Section:
+    series: dict[str, charts.Series] = {}
+    rows = []
+    for entry in entries:
+        density = entry["density"]
+        edges, counts = density["log10_edges"], density["counts"]
+        middles = [(low + high) / 2 for low, high in pairwise(edges)]
+        series[entry["name"]] = (middles, counts[: len(middles)])
+        rows.append(
+            [Cell(entry["name"]), count_cell(density["dead"]), count_cell(sum(counts)), count_cell(density["n_rows"])]
+        )
+    return Section(
+        "How often latents fire",
+        "Latents by the share of rows on which they fire. Far right are those that are nearly always on; the dead are "
+        "in no bin.",
+        [Table(("", "dead latents", "alive latents", "rows seen"), rows)],
+        [Figure(charts.lines(series, x="log10 of the share of rows", y="latents", steps=True), "Latents per bin.")],
+    )
+
+
+def _everything(entries: Sequence[Mapping[str, Any]], found: set[str]) -> Section:
+    names = [name for name in METRICS if name in found] + sorted(found - set(METRICS))
+    labels = [entry["name"] for entry in entries]
+    rows = [
+        [Cell(name), *(measured_cell(entry["metrics"].get(name), where=name) for entry in entries), *_meaning(name)]
+        for name in names
+    ]
+    return Section("Every metric", "", [Table(["", *labels, "unit", "better", "formula"], rows)], is_folded=True)
+
+
+def _meaning(name: str) -> list[Cell]:
+    metric = METRICS.get(name)
+    return [Cell(text) for text in ((metric.unit, metric.better, metric.formula) if metric else ("", "", ""))]
+
+
+def _settings(result: Mapping[str, Any]) -> Section:
+    tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings of the evaluation.")]
+    tables.append(facts(result["rows"], caption="The rows."))
+    if result["language_model"]:
+        tables.append(facts(result["language_model"], caption="The language model."))
+    tables.append(facts(result["versions"], caption="Versions."))
+    tables += [facts(entry["sae"], caption=f"The SAE {entry['name']}.") for entry in result["entries"]]
+    return Section("Settings and provenance", "", tables, is_folded=True)

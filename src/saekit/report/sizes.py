@@ -1,0 +1,133 @@
+"""Sections of size curves and of progressive coding: what each size is worth, differences, power laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..measure.metrics import METRICS
+from . import charts
+from .metric_tables import MAIN_METRICS, heading, metric_row
+from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell, number
+
+_LATENTS = (
+    "description_length", "purity", "purity_chance", "detection", "ring_purity", "ring_detection", "parent_cosine",
+    "coactivation", "handed_over", "shared",
+)  # fmt: skip
+
+
+def size_curve(result: Mapping[str, Any]) -> list[Section]:
+    """What each size of an SAE is worth."""
+    points = result["points"]
+    along = (*MAIN_METRICS, "rsa", "cka", "cka_codes", *_LATENTS)
+    names = [name for name in along if any(name in p["metrics"] for p in points)]
+    rows = [metric_row(f"{point['size']:,} latents", point["metrics"], names) for point in points]
+    columns = ["", *(heading(name) for name in names)]
+    figures = []
+    for name in ("fvu", "ce_sae", "rsa", "detection", "description_length"):
+        drawn = [(p["size"], p["metrics"][name]) for p in points if name in p["metrics"]]
+        figures += _along_sizes({result["sae"]["name"]: drawn}, name)
+    intro = (
+        f"{result['sae']['name']}, latents in order of {result['sae']['order']}: {result['settings']['each_size']} per "
+        f"row of the table, measured on {number(result['n_rows'])} rows."
+    )
+    tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings."), facts(result["rows"])]
+    main = Section("What each size is worth", intro, [Table(columns, rows)], figures)
+    return [main, Section("Settings of the sizes", "", tables, is_folded=True)]
+
+
+def progressive(result: Mapping[str, Any]) -> list[Section]:
+    """Every way of getting a small SAE: curves, differences, power laws."""
+    curves = result["curves"]
+    names = list(dict.fromkeys(point["name"] for point in curves))
+    measured = {
+        name for point in curves for name, each in point.items() if isinstance(each, dict) and each["value"] is not None
+    }
+    shown = [name for name in (*MAIN_METRICS, "rsa", "cka", *_LATENTS) if name in measured]
+    figures = []
+    for metric in ("fvu", "ce_sae", "rsa", "detection", "shared"):
+        drawn = {name: [(p["size"], p[metric]) for p in curves if p["name"] == name and metric in p] for name in names}
+        figures += _along_sizes(drawn, metric)
+    figures += _trade_off(curves, names) if {"fvu", "detection"} <= measured else []
+    rows = [metric_row(f"{point['name']}, {point['size']:,}", point, shown) for point in curves]
+    columns = ["", *(heading(name) for name in shown)]
+    intro = f"Measured on {number(result['n_rows'])} rows; intervals over seeds where there are several."
+    return [
+        Section("Small SAEs from large ones", intro, [Table(columns, rows)], figures),
+        _paired(result["differences"]),
+        _power_laws(result["rankings"], result["spectra"]),
+        Section("Settings of the comparison", "", [facts(result["settings"]), facts(result["rows"])], is_folded=True),
+    ]
+
+
+def _along_sizes(series: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], name: str) -> list[Figure]:
+    """One metric over the latents kept, with intervals; nothing where it has no value."""
+    drawn = {way: points for way, points in series.items() if any(each["value"] is not None for _, each in points)}
+    if not drawn:
+        return []
+    title = f"{heading(name)} ({METRICS[name].unit})"
+    chart = charts.curves(drawn, x="latents kept", y=title, from_zero=False)
+    caption = f"{METRICS[name].formula}. Better is {METRICS[name].better}. Bars are the intervals."
+    return [Figure(chart, caption)]
+
+
+def _trade_off(curves: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Figure]:
+    """Fidelity against interpretability: a line per way, from its smallest size (right) to its largest."""
+    series = {}
+    for name in names:
+        mine = [p for p in curves if p["name"] == name and {"fvu", "detection"} <= p.keys()]
+        drawn = [(p["fvu"]["value"], p["detection"]["value"]) for p in mine if p["detection"]["value"] is not None]
+        if drawn:
+            series[name] = ([fvu for fvu, _ in drawn], [value for _, value in drawn])
+    caption = (
+        "Fidelity against interpretability: each line goes from the smallest size (right) to the largest. Up and to "
+        f"the left is better. Detection: {METRICS['detection'].formula}."
+    )
+    return [Figure(charts.lines(series, x="FVU", y="detection (AUC)"), caption)] if series else []
+
+
+def _paired(differences: Sequence[Mapping[str, Any]]) -> Section:
+    rows = [
+        [
+            Cell(f"{each['name']} − {each['minus']}"),
+            Cell(each["metric"]),
+            count_cell(each["size"]),
+            measured_cell(each["difference"], where=f"{each['name']} − {each['minus']}"),
+            Cell(each["verdict"]),
+        ]
+        for each in differences
+    ]
+    columns = ("difference", "metric", "latents", "value", "better")
+    return Section("Differences, paired by seed", "", [Table(columns, rows)] if rows else [])
+
+
+def _power_laws(rankings: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping[str, Any]]) -> Section:
+    fitted = [each for each in (*rankings, *spectra) if each["fit"] is not None]
+    rows = [
+        [
+            Cell(f"{each['name']}: {each['by']}"),
+            measured_cell(each["fit"]["alpha"], where="alpha"),
+            Cell(number(each["fit"]["r2"]), each["fit"]["r2"], is_number=True),
+            measured_cell(each["fit"]["alpha_likelihood"], where="alpha_likelihood"),
+            *(Cell(f"{rival['verdict']} (p {rival['p']:.2g})") for rival in each["fit"]["rivals"]),
+        ]
+        for each in fitted
+    ]
+    columns = ("", "exponent (line)", "R²", "exponent (likelihood)", "against log-normal", "against exponential")
+    figures = []
+    for group, title in ((rankings, "score of the latent"), (spectra, "eigenvalue")):
+        series = {}
+        for each in group:
+            drawn = [(rank, value) for rank, value in zip(each["ranks"], each["scores"]) if value > 0]
+            xs, ys = [math.log10(rank) for rank, _ in drawn], [math.log10(value) for _, value in drawn]
+            series[f"{each['name']}: {each['by']}"] = (xs, ys)
+            if each["fit"] is not None and each["name"] == group[0]["name"]:
+                ends = [math.log10(rank) for rank in each["fit"]["ranks"]]
+                line = [each["fit"]["log10_c"] - each["fit"]["alpha"]["value"] * end for end in ends]
+                series[f"{each['by']}: rank^-{each['fit']['alpha']['value']:.2f}"] = (ends, line)
+        if series:
+            chart = charts.lines(series, x="log10 of the rank", y=f"log10 of the {title}")
+            caption = "A power law is a straight line. The fitted lines are those of the first SAE; the table has all."
+            figures.append(Figure(chart, caption))
+    return Section("Does importance fall as a power law?", "", [Table(columns, rows)] if rows else [], figures)

@@ -1,0 +1,50 @@
+"""Rows from whatever was given: a source, an array, the path of a folder or of an array file."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..errors import ShapeError
+from .arrays import ArrayRows
+from .shards import open_rows
+from .source import Source
+
+
+def as_source(rows: Any, width: int, where: str) -> Source:
+    """Return a source of rows of the width of an SAE.
+
+    Parameters
+    ----------
+    rows
+        A source, an array ``[n, d_in]``, or the path of a cache folder or array file.
+    width
+        The width that the rows must have.
+    where
+        Function that messages name.
+
+    Raises
+    ------
+    ShapeError
+        Another width.
+    """
+    if isinstance(rows, str | os.PathLike):
+        source: Source = open_rows(rows)
+    else:
+        source = rows if isinstance(rows, Source) else ArrayRows(rows)
+    check_row_width(source, width, where)
+    return source
+
+
+def check_row_width(source: Source, width: int, where: str) -> None:
+    """Refuse rows of another width than that of the SAE; raises `ShapeError`."""
+    if source.d_in != width:
+        raise ShapeError(
+            f"{where}: rows must have the width of the SAE, {width}; they have {source.d_in}. "
+            "Was it trained on another model or hook?"
+        )
+
+
+def facts_of(source: Source) -> dict[str, Any]:
+    """Return what is written down about rows: enough to find them again."""
+    return {key: source.info[key] for key in ("model", "hook", "data", "digest") if source.info.get(key) is not None}

@@ -1,0 +1,119 @@
+"""What tables call SAEs, what results write down about them, and which sets of them can be measured together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, DataError, ShapeError
+from .model import SAE
+
+Given = SAE | str | os.PathLike[str]
+"""An SAE, or a path that `SAE.load` takes."""
+
+
+def as_sae(sae: Given) -> SAE:
+    """Return an SAE, loaded where a path is given."""
+    return sae if isinstance(sae, SAE) else SAE.load(sae)
+
+
+def named_saes(saes: Given | Sequence[Given], where: str) -> list[tuple[str, SAE]]:
+    """Return SAEs with a unique name for each: of a path its last part, of a value what `name_of` says.
+
+    Parameters
+    ----------
+    saes
+        One SAE or several: values or paths.
+    where
+        Function that messages name.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    given = [saes] if isinstance(saes, SAE | str | os.PathLike) else list(saes)
+    if not given:
+        raise ConfigError(f"{where}: at least one SAE must be given; got an empty list.")
+    named: dict[str, SAE] = {}
+    for item in given:
+        sae = as_sae(item)
+        name = name_of(sae) if isinstance(item, SAE) else os.path.basename(os.fspath(item).rstrip("/\\")) or "sae"
+        unique, count = name, 1
+        while unique in named:
+            count += 1
+            unique = f"{name} ({count})"
+        named[unique] = sae
+    return list(named.items())
+
+
+def name_of(sae: SAE) -> str:
+    """Return what tables call an SAE: architecture, latents, k, control, seed, as far as they are known.
+
+    >>> from saekit.sae.rules import TopKRule
+    >>> W = torch.eye(4)
+    >>> name_of(SAE(W_enc=W, b_enc=W[0], W_dec=W, b_dec=W[0], rule=TopKRule(2), provenance={"seed": 0}))
+    'topk-4-k2-seed0'
+    """
+    config = training_config(sae)
+    parts = [str(config.get("arch") or sae.rule.name), str(sae.n_latents)]
+    k = config.get("k") or sae.rule.settings().get("k")
+    parts += [f"k{k}"] if k else []
+    untrained = sae.provenance.get("rows_seen") == 0
+    parts += [str(config["control"])] if config.get("control") else ["untrained"] if untrained else []
+    parts += ["consensus"] if sae.provenance.get("consensus") else []
+    parts += [f"seed{sae.provenance['seed']}"] if sae.provenance.get("seed") is not None else []
+    return "-".join(parts)
+
+
+def training_config(sae: SAE) -> dict[str, Any]:
+    """Return the configuration that an SAE was trained with; empty where it is not known."""
+    config = sae.provenance.get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def shape_of(sae: SAE) -> dict[str, Any]:
+    """Return latents, width and rule of an SAE as plain JSON."""
+    return {"n_latents": sae.n_latents, "d_in": sae.d_in, "rule": {"name": sae.rule.name, **sae.rule.settings()}}
+
+
+def common_width(named: Sequence[tuple[str, SAE]], where: str) -> int:
+    """Return the one width that all SAEs read and write.
+
+    Raises
+    ------
+    ShapeError
+        Two widths, or a transcoder.
+    DataError
+        NaN or infinity in weights.
+    """
+    width = named[0][1].d_in
+    for name, sae in named:
+        check_width(name, sae, width, where)
+    return width
+
+
+def check_width(name: str, sae: SAE, width: int, where: str) -> None:
+    """Refuse an SAE that does not read and write rows of `width`, or has weights that are not finite."""
+    if sae.d_in != sae.d_out:
+        raise ShapeError(
+            f"{where}: `{name}` must write rows of the width it reads; it maps {sae.d_in} to {sae.d_out}. "
+            f"A transcoder needs target rows, which {where} does not take."
+        )
+    if sae.d_in != width:
+        raise ShapeError(
+            f"{where}: all SAEs must have one width; `{name}` has {sae.d_in}, others {width}. Take them one at a time."
+        )
+    check_finite(name, sae)
+
+
+def check_finite(name: str, sae: SAE) -> None:
+    """Refuse weights that hold NaN or infinity; raises `DataError`."""
+    for key, tensor in sae.tensors().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(
+                f"`{name}` must have finite weights; `{key}` holds NaN or infinity. Its training went wrong."
+            )

@@ -1,0 +1,117 @@
+"""The page: offline, safe, with the numbers of the JSON and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fixtures.results import NASTY
+from saekit import report
+from saekit.errors import DataError
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements, attributes, the embedded JSON, numbers by row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.values: list[float] = []
+        self.scripts: list[str] = []
+        self._inside: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+        if "data-value" in dict(attrs):
+            self.values.append(float(dict(attrs)["data-value"]))
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts.append(data)
+
+    def handle_endtag(self, tag):
+        self._inside = None
+
+
+def test_the_page_needs_nothing_from_outside(evaluation, training):
+    text = report.render([evaluation, training])
+    page = Page(text)
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "iframe", "img", "object", "embed", "base"), tag
+        for name in ("src", "href", "xlink:href", "action"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+    styles = " ".join(re.findall(r"url\(([^)]*)\)", text))
+    assert all(target.startswith("#") for target in styles.split())
+    assert "@import" not in text
+    outside = set(re.findall(r"https?://[^\s\"'<>]*", text)) - {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert not outside
+    assert "default-src 'none'" in text
+
+
+def test_no_text_becomes_markup(evaluation, training):
+    page = Page(report.render([evaluation, training], title=NASTY))
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "results"}]
+    assert not [tag for tag, _ in page.elements if tag == "b"]
+
+
+def test_the_embedded_json_is_the_results(evaluation, training):
+    page = Page(report.render([evaluation, training]))
+    assert json.loads("".join(page.scripts)) == [evaluation, training]
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        return {n for item in value.values() for n in numbers(item)}
+    if isinstance(value, list):
+        return {n for item in value for n in numbers(item)}
+    return {float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else set()
+
+
+def test_every_number_on_the_page_is_in_the_json(evaluation, training):
+    page = Page(report.render([evaluation, training]))
+    sums = {float(sum(each["density"]["counts"])) for each in evaluation["entries"]}
+    assert set(page.values) <= numbers(evaluation) | numbers(training) | sums
+    shown = {m["value"] for e in evaluation["entries"] for m in e["metrics"].values() if m["value"] is not None}
+    assert shown <= set(page.values)
+
+
+def test_same_results_same_bytes(evaluation, training, tmp_path):
+    first = report.write([evaluation, training], tmp_path / "a").read_bytes()
+    second = report.write([copy.deepcopy(evaluation), training], tmp_path / "b").read_bytes()
+    assert first == second
+    assert len(first) < 1_000_000  # bytes
+
+
+def test_ids_are_unique(evaluation, training):
+    ids = [
+        attributes["id"] for _, attributes in Page(report.render([evaluation, training])).elements if "id" in attributes
+    ]
+    assert len(ids) == len(set(ids))
+
+
+def test_objects_with_to_json(evaluation):
+    class Result:
+        def to_json(self):
+            return evaluation
+
+    assert report.render([Result()]) == report.render([evaluation])
+
+
+def test_no_result():
+    with pytest.raises(DataError, match="needs at least one result"):
+        report.render([])
+
+
+def test_unknown_kind():
+    with pytest.raises(DataError, match=r"of the kinds .*`evaluation`.*; got 'tea'"):
+        report.render([{"kind": "tea"}])
