@@ -45,6 +45,8 @@ def suggest_keywords(function: F) -> F:
     Traceback (most recent call last):
     ...
     saekit.settings.KeywordError: classify: unknown argument `lable`. Did you mean `label`?
+
+    An argument that is one of the function's ``settings`` is pointed there.
     """
     if inspect.isclass(function):
         function.__init__ = _suggesting(function.__init__, function.__name__)  # type: ignore[method-assign]
@@ -55,10 +57,16 @@ def suggest_keywords(function: F) -> F:
 def _suggesting(function: F, name: str) -> F:
     parameters = inspect.signature(function).parameters
     known = [each for each in parameters if each != "self"]
+    settings = parameters["settings"].default if "settings" in parameters else None
+    grouped = getattr(settings, "__dataclass_fields__", {})
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for word in kwargs:
+            if word not in parameters and word in grouped:
+                raise KeywordError(
+                    f"{name}: `{word}` is one of its settings. Pass settings={type(settings).__name__}({word}=…)."
+                )
             if word not in parameters:
                 raise KeywordError(f"{name}: unknown argument `{word}`. {did_you_mean(word, known)}")
         return function(*args, **kwargs)

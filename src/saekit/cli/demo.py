@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .classify import print_classification
-from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell, training_progress
+from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell
 from .options import Json
 
 HELP = """The whole flow on this machine, without network: capture rows of the built-in language model on the built-in
@@ -108,6 +108,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train as train_saes
+    from ..training.settings import TrainSettings
 
     size = SHORT if short else FULL
     train_data, test_data = (data, data) if data else ("builtin@train", "builtin@heldout")
@@ -131,10 +132,10 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
             configs,
             rows,
             seeds=[[0, 1], [0], [0]],
-            batch_rows=size.batch_rows,
+            settings=TrainSettings(batch_rows=size.batch_rows),
             out=out / "run",
             resume=True,
-            progress=training_progress(progress),
+            progress=progress,
         )
         heldout = capture(lm, test_data, layer=LAYER, tokens=size.test_rows)
         texts: dict[str, Any] = {"model": lm, "data": test_data, "tokens": size.test_tokens}

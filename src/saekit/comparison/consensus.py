@@ -21,6 +21,7 @@ from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
 from ..settings import Progress
 from ..training.architectures import config_from_dict
 from ..training.loop import train
+from ..training.settings import TrainSettings
 from .result import Comparison
 from .run import compare
 
@@ -335,14 +336,19 @@ def _refitted(
     if refit < batch_rows:
         raise DataError(f"consensus: `refit` must be at least one batch of {batch_rows} rows; got {refit}.")
 
-    def tell(state: Any) -> None:
+    def tell(stage: str, done: int, total: int | None = None, note: str = "") -> None:
         if progress is not None:
-            progress("refit", state.step, state.total_steps)
+            progress("refit", done, total)
 
     [fitted] = train(
-        config_from_dict(settings), source, seeds=[seed], tokens=refit, batch_rows=batch_rows, data_seed=seed,
-        start=sae, progress=tell,
-    )  # fmt: skip
+        config_from_dict(settings),
+        source,
+        seeds=seed,
+        tokens=refit,
+        start=sae,
+        settings=TrainSettings(batch_rows=batch_rows, data_seed=seed),
+        progress=tell,
+    )
     about = {**sae.provenance["consensus"], "refit_rows": fitted.provenance["rows_seen"]}
     kept = {key: value for key, value in fitted.provenance.items() if key not in ("seed", "start")}
     return fitted.replace(provenance={**sae.provenance, **kept, "consensus": about}, scores=sae.scores)

@@ -63,11 +63,11 @@ of order 1, an entry of a weight vector of norm 1 only one of order ``1 / sqrt(d
 
 
 def _finish_topk(config: TopK | HierarchicalTopK | Matryoshka, p: Tensors, state: Tensors) -> SAE:
-    return SAE(**_common(p), rule=rules.TopKRule(config.k))
+    return _sae(p, rules.TopKRule(config.k))
 
 
 def _finish_batch(config: Config, p: Tensors, state: Tensors) -> SAE:
-    return freeze_batchtopk(SAE(**_common(p), rule=rules.ReLURule()), float(state["threshold"]))
+    return freeze_batchtopk(_sae(p, rules.ReLURule()), float(state["threshold"]))
 
 
 def _finish_matryoshka(config: Matryoshka, p: Tensors, state: Tensors) -> SAE:
@@ -75,11 +75,11 @@ def _finish_matryoshka(config: Matryoshka, p: Tensors, state: Tensors) -> SAE:
 
 
 def _finish_relu(config: Config, p: Tensors, state: Tensors) -> SAE:
-    return SAE(**_common(p), rule=rules.ReLURule())
+    return _sae(p, rules.ReLURule())
 
 
 def _finish_jumprelu(config: JumpReLU, p: Tensors, state: Tensors) -> SAE:
-    return SAE(**_common(p), rule=rules.JumpReLURule(p["log_threshold"].exp()))
+    return _sae(p, rules.JumpReLURule(p["log_threshold"].exp()))
 
 
 def _finish_gated(config: Gated, p: Tensors, state: Tensors) -> SAE:
@@ -94,8 +94,9 @@ def _finish_gated(config: Gated, p: Tensors, state: Tensors) -> SAE:
     )
 
 
-def _common(p: Tensors) -> Tensors:
-    return {name: p[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")} | {"b_pre": p["b_dec"].clone()}
+def _sae(p: Tensors, rule: rules.Rule) -> SAE:
+    b_pre = p["b_dec"].clone()  # the losses subtract b_dec before the encoder
+    return SAE(W_enc=p["W_enc"], b_enc=p["b_enc"], W_dec=p["W_dec"], b_dec=p["b_dec"], rule=rule, b_pre=b_pre)
 
 
 def _initial_threshold(config: JumpReLU, p: Tensors, x: Tensor) -> Tensors:
@@ -158,9 +159,7 @@ _ROWS: tuple[Architecture[Any], ...] = (
     Architecture(
         PAnneal, losses.p_anneal_loss, _finish_relu, extra=_initial_bias, state=_anneal_state, unit_decoder=False
     ),
-    Architecture(
-        Matryoshka, losses.matryoshka_loss, _finish_matryoshka, state=_threshold_state, batch_threshold=True
-    ),
+    Architecture(Matryoshka, losses.matryoshka_loss, _finish_matryoshka, state=_threshold_state, batch_threshold=True),
 )
 ARCHITECTURES: dict[str, Architecture[Any]] = {row.config.arch: row for row in _ROWS}
 """Every architecture by its name on the command line and in files."""

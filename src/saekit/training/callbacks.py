@@ -1,7 +1,7 @@
 """Where log records can go besides ``log.jsonl``: TensorBoard, Weights & Biases, trackio, or a function of your own.
 
 A callback is anything with ``log(record)`` and ``close()``; a plain function of the record also works. Records are the
-lines of ``log.jsonl``: ``learner``, ``step``, ``rows`` and numbers. The packages are imported when the callback is made.
+lines of ``log.jsonl``: ``learner``, ``step``, ``rows`` and numbers. Packages are imported when the callback is made.
 """
 
 from __future__ import annotations

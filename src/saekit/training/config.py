@@ -1,9 +1,9 @@
 """What to train: one small frozen value per architecture, validated when it is made.
 
-Fields that are None are filled in from the run (its width and its length) by `saekit.training.learner.resolve`; the rule
-is stated at each field. Row norms, coefficients and bandwidths refer to *scaled* rows: with ``scaling="scalar"`` (the
-default) rows are multiplied by one number so that their mean length is ``sqrt(d_in)``, about 1 per dimension, and the
-same coefficients fit any model.
+Fields that are None are filled in from the run (its width and its length) by `saekit.training.learner.resolve`; the
+rule is stated at each field. Row norms, coefficients and bandwidths refer to *scaled* rows: with ``scaling="scalar"``
+(the default) rows are multiplied by one number so that their mean length is ``sqrt(d_in)``, about 1 per dimension, and
+the same coefficients fit any model.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Config:
     initial `W_dec` (`W_enc`), with biases and thresholds, so that a sparsity target can be met [everything trained]."""
 
     mutual: float = 0.0
-    """Weight of mutual feature regularization (2411.01220), as a fraction of the variance of the rows: the seeds of this
-    configuration that are trained together pull each other's decoder rows closer, so an SAE then depends on which seeds
-    are in the same call; 0 for none [0]."""
+    """Weight of mutual feature regularization (2411.01220), as a fraction of the variance of the rows: the seeds of
+    this configuration that are trained together pull each other's decoder rows closer, so an SAE then depends on which
+    seeds are in the same call; 0 for none [0]."""
 
     arch: ClassVar[str] = ""
 
@@ -210,7 +210,9 @@ class Penalized(Config):
     def _check(self) -> None:
         if self.target_l0 is not None:
             self._check_target(self.target_l0)
-            self._must("l1", self.l1 > 0, "positive when `target_l0` is given, since the coefficient is adjusted by factors")
+            self._must(
+                "l1", self.l1 > 0, "positive when `target_l0` is given, since the coefficient is adjusted by factors"
+            )
 
 
 @suggest_keywords

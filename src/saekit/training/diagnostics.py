@@ -88,7 +88,5 @@ def warnings_for(learner: Learner, record: Record) -> list[str]:
             + (", or raise `sparsity`." if config.arch == "jumprelu" else ".")
         )
     if target is None and l0 > DENSE_LIMIT * config.n_latents:
-        found.append(
-            f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
-        )
+        found.append(f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`.")
     return found

@@ -75,7 +75,7 @@ def initial_bias(x: Tensor, kind: str) -> Tensor:
 
 
 def initial_scale(x: Tensor, kind: str) -> Tensor | None:
-    """Return the factor ``[]`` that gives rows a mean norm of ``sqrt(d_in)``; None for ``none``; 1 for rows of zeros."""
+    """Return the factor ``[]`` that gives rows a mean norm of ``sqrt(d_in)``; None for ``none``, 1 for rows of 0."""
     if kind == "none":
         return None
     norm = x.norm(dim=1).double().mean().float()
@@ -120,7 +120,10 @@ def level_of(x: Tensor, W_enc: Tensor, bias: Tensor, l0: float) -> Tensor:
 
 
 def read_first_rows(batches: Iterable[Batch], wanted: int) -> tuple[list[Batch], Tensor]:
-    """Read whole batches until `wanted` rows are there; return them, and those rows ``[wanted or fewer, d]`` on the CPU."""
+    """Read whole batches until `wanted` rows are there.
+
+    Returns the batches, and those rows ``[wanted or fewer, d]`` on the CPU.
+    """
     head: list[Batch] = []
     have = 0
     for batch in batches:

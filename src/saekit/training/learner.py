@@ -49,9 +49,7 @@ class ResolvedConfig:
     precision: str
 
 
-def resolve(
-    config: Config, d_in: int, *, total_steps: int, batch_rows: int, precision: str = "fp32"
-) -> ResolvedConfig:
+def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precision: str = "fp32") -> ResolvedConfig:
     """Return a configuration with what depends on the run filled in.
 
     =============== ============================================================================================

@@ -16,8 +16,8 @@ from ..files import write_bytes
 from ..rows.source import Source
 from ..settings import Progress
 from .callbacks import Receiver, Record
-from .learner import Statistics
 from .run_state import Run
+from .step import Statistics
 
 LOG_FILE = "log.jsonl"
 STAGE = "train"

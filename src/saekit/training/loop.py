@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from ..files import locked_folder
 from ..errors import ConfigError
+from ..files import locked_folder
 from ..sae.model import SAE
 from ..settings import Progress, silent, suggest_keywords
 from .architectures import ARCHITECTURES, config_to_dict
@@ -18,12 +18,13 @@ from .callbacks import Callback, Receiver, receiver
 from .config import Config
 from .diagnostics import check_step, check_weights
 from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
-from .learner import STEPS, finish, initialize_learner, resolve
+from .learner import finish, initialize_learner, resolve
 from .log import Clock, Log, add_step
 from .request import RowsLike, Seeds, as_source, check_configs, check_seeds, make_request
 from .run_folder import claim, provenance_of, read_back, save_finished, source_facts
 from .run_state import Run, begin, save_checkpoint
 from .settings import TrainSettings
+from .step import STEPS
 
 CHECK_EVERY = 50
 """Steps between checks for NaN on a GPU, where a check waits for the device; on a CPU every step is checked."""

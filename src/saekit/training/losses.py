@@ -175,8 +175,7 @@ def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcom
 
 
 def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outcome:
-    """Return the loss of Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK``, AuxK on the full size's residual.
-    """
+    """Return the loss of Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK``, with AuxK of the full size."""
     c = context.config
     sizes = context.sizes or matryoshka_sizes(c)
     weights = c.weights or (1 / len(sizes),) * len(sizes)
@@ -224,10 +223,11 @@ def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
 
 
 def aux_loss(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
-    """Return AuxK: the fraction of the residual that dead latents leave unexplained, ``||e - e_hat||^2 / ||e - mean(e)||^2``.
+    """Return AuxK: the fraction of the residual that dead latents leave unexplained.
 
-    ``e`` is the residual, detached; ``e_hat`` is decoded from the `k_aux` largest pre-activations (after ReLU) of dead
-    latents, without decoder bias. The gradient reaches the encoder and the decoder of the dead latents chosen.
+    It is ``||e - e_hat||^2 / ||e - mean(e)||^2``. ``e`` is the residual, detached; ``e_hat`` is decoded from the
+    `k_aux` largest pre-activations (after ReLU) of dead latents, without decoder bias. The gradient reaches the encoder
+    and the decoder of the dead latents chosen.
 
     Parameters
     ----------
@@ -259,7 +259,7 @@ def aux_loss(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, dead: Tensor
 
 
 def threshold_updates(context: Context[Config], smallest: Tensor) -> Tensors:
-    """Return the running mean of the smallest kept activation: the first value as it is, then an exponential average."""
+    """Return the running mean of the smallest kept activation: the first as it is, then an exponential average."""
     threshold, seen = context.state["threshold"], context.state["threshold_steps"]
     if context.step < context.threshold_start:
         return {"last_smallest": smallest}
@@ -291,9 +291,7 @@ def _reconstruct(p: Tensors, x: Tensor, bias: Tensor, offset: Tensor, values: Te
     return decode_pairs(encode_pairs(p["W_enc"], bias, x, values, pairs), p["W_dec"], pairs) + offset
 
 
-def _add_aux(
-    terms: Tensors, p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Context[Revived]
-) -> None:
+def _add_aux(terms: Tensors, p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Context[Revived]) -> None:
     """Add ``aux_coefficient * V * AuxK`` when some latent can be dead."""
     coefficient = context.config.aux_coefficient
     if coefficient and context.dead is not None and context.k_aux:
@@ -436,8 +434,8 @@ def gated_loss(p: Tensors, x: Tensor, context: Context[Gated]) -> Outcome:
 
 
 P_SMOOTH = 1e-3
-"""``f**p`` is taken as ``(f + P_SMOOTH)**p - P_SMOOTH**p``: 0 at 0, equal to f at p = 1, with a bounded slope at 0 (that
-of ``f**p`` is infinite, and one code near 0 would outweigh all others in the clipped gradient)."""
+"""``f**p`` is taken as ``(f + P_SMOOTH)**p - P_SMOOTH**p``: 0 at 0, equal to f at p = 1, with a bounded slope at 0
+(that of ``f**p`` is infinite, and one code near 0 would outweigh all others in the clipped gradient)."""
 
 
 def p_anneal_loss(p: Tensors, x: Tensor, context: Context[PAnneal]) -> Outcome:
@@ -472,7 +470,7 @@ def p_anneal_loss(p: Tensors, x: Tensor, context: Context[PAnneal]) -> Outcome:
 
 
 def p_penalty(sizes: Tensor, p: float) -> Tensor:
-    """Return ``mean over rows of sum_j size_j ** p`` (smoothed at 0, see `P_SMOOTH`) of non-negative ``[n, n_latents]``."""
+    """Return ``mean over rows of sum_j size_j ** p`` of non-negative ``[n, n_latents]``, smoothed at 0 (`P_SMOOTH`)."""
     if p == 1:
         return sizes.sum() / len(sizes)
     return ((sizes + P_SMOOTH).pow(p) - P_SMOOTH**p).sum() / len(sizes)

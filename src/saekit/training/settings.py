@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..settings import check_choice, check_whole, is_whole, suggest_keywords
+from ..settings import check_whole, is_whole, suggest_keywords
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -42,12 +42,13 @@ class TrainSettings:
         )
         if not is_whole(self.data_seed):
             raise ConfigError(f"TrainSettings: `data_seed` must be a whole number; got {self.data_seed!r}.")
-        check_choice("TrainSettings", PRECISIONS, precision=self.precision)
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"TrainSettings: `precision` must be 'fp32' or 'bf16'; got {self.precision!r}.")
 
     def log_interval(self, total_steps: int) -> int:
         """Return the steps between log records of a run: about 100 records, but a look at least every 100 steps."""
         return self.log_every or min(max(total_steps // 100, 1), 100)
 
     def checkpoint_interval(self, total_steps: int) -> int:
-        """Return the steps between checkpoints of a run: a kill costs a tenth of it, and never more than 1,000 steps."""
+        """Return the steps between checkpoints of a run: a kill costs at most a tenth of it, and 1,000 steps."""
         return self.checkpoint_every or min(max(total_steps // 10, 1), 1000)

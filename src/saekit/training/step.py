@@ -59,9 +59,6 @@ class Statistics:
 Step = Callable[[Learner, Tensor], Statistics]
 
 
-Step = Callable[[Learner, Tensor], Statistics]
-
-
 def learning_rate(resolved: ResolvedConfig, step: int) -> float:
     """Return the rate after `step` steps: linear warm-up from 0, constant, linear decay to 0 at the end."""
     rate = resolved.lr
