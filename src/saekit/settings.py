@@ -7,6 +7,7 @@ default, which is also the help text of the command line option of that name.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import math
@@ -17,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from .errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S")
 
 
 class Progress(Protocol):
@@ -45,8 +47,6 @@ def suggest_keywords(function: F) -> F:
     Traceback (most recent call last):
     ...
     saekit.settings.KeywordError: classify: unknown argument `lable`. Did you mean `label`?
-
-    An argument that is one of the function's ``settings`` is pointed there.
     """
     if inspect.isclass(function):
         function.__init__ = _suggesting(function.__init__, function.__name__)  # type: ignore[method-assign]
@@ -57,18 +57,17 @@ def suggest_keywords(function: F) -> F:
 def _suggesting(function: F, name: str) -> F:
     parameters = inspect.signature(function).parameters
     known = [each for each in parameters if each != "self"]
-    settings = parameters["settings"].default if "settings" in parameters else None
-    grouped = getattr(settings, "__dataclass_fields__", {})
+    defaults = parameters["settings"].default if "settings" in parameters else None
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for word in kwargs:
-            if word not in parameters and word in grouped:
-                raise KeywordError(
-                    f"{name}: `{word}` is one of its settings. Pass settings={type(settings).__name__}({word}=…)."
-                )
             if word not in parameters:
-                raise KeywordError(f"{name}: unknown argument `{word}`. {did_you_mean(word, known)}")
+                hint = did_you_mean(word, known)
+                if hasattr(defaults, word):
+                    kind = type(defaults)
+                    hint = f"Pass settings={kind.__name__}({word}=…), which is in `{kind.__module__}`."
+                raise KeywordError(f"{name}: unknown argument `{word}`. {hint}")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
@@ -91,6 +90,12 @@ def attribute_docs(settings: type) -> dict[str, str]:
             if isinstance(attribute, ast.AnnAssign) and isinstance(below, ast.Expr):
                 found[ast.unparse(attribute.target)] = " ".join(ast.literal_eval(below.value).split())
     return found
+
+
+def part_of(settings: Any, kind: type[S], **changes: Any) -> S:
+    """Return settings of one class from those of a class that has all its fields, with some changed."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{**values, **changes})
 
 
 def is_whole(value: Any) -> bool:

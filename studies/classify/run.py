@@ -30,6 +30,7 @@ import saekit as sk
 from saekit.classification.labelled import Labelled, read_labelled
 from saekit.classification.result import Classification, summarize
 from saekit.classification.run import plan_classification
+from saekit.evaluation.settings import EvaluationSettings
 from saekit.files import read_json, write_bytes, write_json
 from saekit.report.classification import write_classification_figures
 from saekit.rows.pooling import Ask, pool_texts
@@ -209,7 +210,11 @@ def trained(name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], o
             )  # fmt: skip
             for seed, each in zip(sae["seeds"], made):
                 each.save(folders[sae_name(sae, seed)])
-            shown = sk.evaluate(made[0], rows[f"layers.{sae['layer']}"], rows=20_000, controls=False, draws=0).metrics
+            shown = sk.evaluate(
+                made[0],
+                rows[f"layers.{sae['layer']}"],
+                settings=EvaluationSettings(max_rows=20_000, controls=False, draws=0),
+            ).metrics
             tell(f"{sae_name(sae, sae['seeds'][0])}: FVU {shown.fvu.value:.3f}, dead {shown.dead_fraction.value:.1%}, "
                  f"{time.monotonic() - since:.0f} s")  # fmt: skip
     return folders

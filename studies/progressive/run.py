@@ -39,6 +39,7 @@ from saekit.rows.split import halves
 from saekit.sizes.latent_metrics import seed_overlap
 from saekit.sizes.progressive import progressive
 from saekit.sizes.ranking import rank
+from saekit.sizes.settings import ProgressiveSettings
 from saekit.training.config import HierarchicalTopK, Matryoshka, TopK
 from saekit.training.learner import initialize_learner, resolve
 from saekit.training.step import STEPS
@@ -138,16 +139,16 @@ def run_subject(subject: Subject, plan: Plan, work: Path) -> dict[str, Any]:
         for seed in plan.seeds
     ]
     saes = {seed: load_saes(folder / f"seed{seed}") for seed in plan.seeds}
+    settings = ProgressiveSettings(by=BY, tokens=plan.ce_tokens, sample_rows=plan.sample_rows, draws=0)
     compared = [
         cells.run(
             f"measure-{seed}",
             lambda seed=seed: progressive(
-                saes[seed], measured, fit=fit, sizes=plan.sizes, by=BY, model=lm, data=measure_on,
-                tokens=plan.ce_tokens, sample_rows=plan.sample_rows, draws=0,
+                saes[seed], measured, fit=fit, sizes=plan.sizes, model=lm, data=measure_on, settings=settings
             ).to_json(),
         )
         for seed in plan.seeds
-    ]  # fmt: skip
+    ]
     overlap = cells.run("overlap", lambda: overlap_cell(saes, fit, plan))
     probes = (
         [cells.run(f"probe-{seed}", lambda seed=seed: probe_cell(lm, saes[seed], fit, plan)) for seed in plan.seeds]

@@ -20,8 +20,10 @@ from saekit.comparison.orphans import (
     silenced,
     span_of,
 )
+from saekit.comparison.settings import ComparisonSettings, OrphanSettings
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.evaluation.run import evaluate
+from saekit.evaluation.settings import EvaluationSettings
 from saekit.measure.importance import importance
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
@@ -87,7 +89,8 @@ def test_matched_latents_have_equal_frequencies(n, share, seed):
 def test_silencing_one_latent_costs_its_loss(oracle, rows):
     lost = importance(oracle, rows).scores["loss"]
     whole, without = (
-        evaluate(sae, rows, controls=False, draws=0).metrics.fvu.value for sae in (oracle, silenced(oracle, [5]))
+        evaluate(sae, rows, settings=EvaluationSettings(controls=False, draws=0)).metrics.fvu.value
+        for sae in (oracle, silenced(oracle, [5]))
     )
     variance = float(rows.double().var(0, unbiased=False).sum())
     assert without - whole == pytest.approx(float(lost[5]) / variance, rel=1e-4)
@@ -113,7 +116,9 @@ def family(oracle) -> list[SAE]:
 def found(family, rows) -> Orphans:
     token = (rows[:, 0] * 3).round().long() % 7
     document = torch.arange(len(rows)) // 30
-    return orphans(family, ArrayRows(rows, token=token, document=document), ranks=[4, 12], batch_rows=700)
+    return orphans(
+        family, ArrayRows(rows, token=token, document=document), settings=OrphanSettings(ranks=[4, 12], batch_rows=700)
+    )
 
 
 def test_what_is_planted_is_found(found, family):
@@ -143,7 +148,12 @@ def test_what_is_planted_is_found(found, family):
 def test_any_batching_and_a_given_comparison_give_the_same(found, family, rows):
     token = (rows[:, 0] * 3).round().long() % 7
     source = ArrayRows(rows, token=token, document=torch.arange(len(rows)) // 30)
-    again = orphans(family, source, compare(family, controls=False), ranks=[4, 12], batch_rows=3000)
+    again = orphans(
+        family,
+        source,
+        comparison=compare(family, settings=ComparisonSettings(controls=False)),
+        settings=OrphanSettings(ranks=[4, 12], batch_rows=3000),
+    )
     for one, other in zip(found.properties, again.properties, strict=True):
         assert one.auc.value == pytest.approx(other.auc.value, abs=1e-6)
         assert one.p == pytest.approx(other.p, rel=1e-3)
@@ -153,12 +163,14 @@ def test_any_batching_and_a_given_comparison_give_the_same(found, family, rows):
 def test_detection_has_both_halves_whatever_the_ids_of_documents(family, rows):
     token = (rows[:, 0] * 3).round().long() % 7
     for document in (torch.arange(len(rows)) // 30 * 10 + 9, torch.arange(len(rows)) // 30 * 2**20):
-        found = orphans(family[:2], ArrayRows(rows, token=token, document=document), rows=1500)
+        found = orphans(
+            family[:2], ArrayRows(rows, token=token, document=document), settings=OrphanSettings(max_rows=1500)
+        )
         assert math.isfinite(found.property("detection").orphans.value)
 
 
 def test_rows_without_tokens_have_no_interpretability(family, rows):
-    plain = orphans(family[:2], rows, rows=600)
+    plain = orphans(family[:2], rows, settings=OrphanSettings(max_rows=600))
     assert plain.n_rows == 600
     assert not {"lift", "detection"} & {each.name for each in plain.properties}
     assert "over latents" in plain.property("loss").auc.reason
@@ -180,11 +192,11 @@ def test_what_is_refused(family, rows, oracle):
     with pytest.raises(DataError, match=r"needs at least 2 orphans .* they have \[\(0, 48\), \(0, 48\)\]"):
         orphans([oracle, oracle], rows)
     with pytest.raises(ConfigError, match="`comparison` must be of these 3 SAEs, in this order"):
-        orphans(family, rows, compare(family[::-1], controls=False))
+        orphans(family, rows, comparison=compare(family[::-1], settings=ComparisonSettings(controls=False)))
     with pytest.raises(ConfigError, match=r"`ranks` must lie within 1\.\.23"):
-        orphans(family, rows, ranks=[24])
-    with pytest.raises(ConfigError, match="`rows` and `batch_rows` must be at least 1; got 0"):
-        orphans(family, rows, rows=0)
+        orphans(family, rows, settings=OrphanSettings(ranks=[24]))
+    with pytest.raises(ConfigError, match="orphans: `max_rows` must be a whole number from 1; got 0"):
+        orphans(family, rows, settings=OrphanSettings(max_rows=0))
     with pytest.raises(DataError, match="at least one row"):
         orphans(family, rows[:0])
 

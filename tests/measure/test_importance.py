@@ -123,7 +123,7 @@ def test_merged_parts_are_the_whole(x):
 
 def test_rows_limit_and_progress(x):
     seen = []
-    found = importance(make(), x, rows=150, batch_rows=100, progress=lambda *call: seen.append(call))
+    found = importance(make(), x, max_rows=150, batch_rows=100, progress=lambda *call: seen.append(call))
     assert found.n_rows == 150
     assert seen == [("importance", 100, 150), ("importance", 150, 150)]
 
@@ -132,8 +132,8 @@ def test_importance_refuses(x):
     sae = make()
     with pytest.raises(ShapeError, match="rows must have the width of the SAE, 6; they have 5"):
         importance(sae, x[:, :5])
-    with pytest.raises(ConfigError, match="`rows` must be at least 1; got 0"):
-        importance(sae, x, rows=0)
+    with pytest.raises(ConfigError, match="`max_rows` must be at least 1; got 0"):
+        importance(sae, x, max_rows=0)
     with pytest.raises(ConfigError, match="`batch_rows` must be at least 1"):
         importance(sae, x, batch_rows=0)
     with pytest.raises(ShapeError, match="it maps 6 to 3"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from saekit import compare
+from saekit.comparison.settings import ComparisonSettings
 from saekit.errors import ConfigError
 from saekit.rows.synthetic import SyntheticRows
 from saekit.training.config import ReLU, TopK
@@ -47,7 +48,9 @@ def test_seeds_agree_more(kind, rows):
         return train(config, rows, seeds=[0, 1, 2], settings=TrainSettings(batch_rows=256), tokens=20_480)
 
     plain, tied = of(0.0), of(0.5)
-    with_it, without = (compare(saes, controls=False).mean_cosine.value for saes in (tied, plain))
+    with_it, without = (
+        compare(saes, settings=ComparisonSettings(controls=False)).mean_cosine.value for saes in (tied, plain)
+    )
     assert with_it > without + 0.05
     assert tied[0].provenance["config"]["mutual"] == 0.5
 

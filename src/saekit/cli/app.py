@@ -28,9 +28,7 @@ from .demo import HELP as DEMO_HELP
 from .demo import demo
 from .evaluate import HELP as EVALUATE_HELP
 from .evaluate import evaluate
-from .progressive import HELP as PROGRESSIVE_HELP
 from .progressive import progressive
-from .prune import HELP as PRUNE_HELP
 from .prune import prune
 from .report import report
 from .show import show
@@ -93,10 +91,8 @@ app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language 
 app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
 app.command("evaluate", help=EVALUATE_HELP, short_help="Measure SAEs beside their controls.")(evaluate)
 app.command("compare", help=COMPARE_HELP, short_help="Which latents SAEs share, beside chance.")(compare)
-app.command("prune", help=PRUNE_HELP, short_help="Smaller SAEs from a trained one, each size measured.")(prune)
-app.command("progressive", help=PROGRESSIVE_HELP, short_help="Pruned, nested and separate SAEs side by side.")(
-    progressive
-)
+register(prune)
+register(progressive)
 app.command("classify", help=CLASSIFY_HELP, short_help="Classify texts by latents, beside what they must beat.")(
     classify
 )

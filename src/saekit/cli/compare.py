@@ -10,7 +10,6 @@ import typer
 from ..errors import ConfigError
 from .console import print_comparison, print_json, print_orphans, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
-from .rows_option import rows_for
 from .settings import merge, names_of
 
 HELP = """Match the latents of SAEs one to one and tell which they share, beside random dictionaries.
@@ -61,10 +60,11 @@ def compare(
 ) -> None:
     """Compare SAEs with each other."""
     from ..comparison.run import compare as run
+    from ..comparison.settings import ComparisonSettings
     from ..store.address import sae_paths
 
     places = ("rows", "model", "data", "layer", "hook", "text", "tokens")
-    known = {**names_of(run, without=("saes", "source", "progress")), **dict.fromkeys(places)}
+    known = names_of(ComparisonSettings) | dict.fromkeys((*places, "write"))
     options: dict[str, Any] = {
         "rows": rows, "threshold": threshold, "strict": strict, "controls": controls, "write": write, "model": model,
         "data": data, "layer": layer, "hook": hook, "text": text, "tokens": tokens,
@@ -76,14 +76,29 @@ def compare(
             f"at least two SAEs must be given; got `{found[0]}` alone. Name another, or a run with several."
         )
     where = {name: settings.pop(name, None) for name in places}
+    write_scores = bool(settings.pop("write", False))
     with progress_bar(quiet=json) as progress:
         source: Any = None
         language: dict[str, Any] = {}
         if where["rows"] is not None or where["model"] is not None or orphans:
+            from ..rows.origin import OriginSettings, find_rows
             from ..sae.model import SAE
 
-            source, language = rows_for(SAE.load(found[0]), found[0], where, progress)
-        result = run(found, source, **settings, progress=progress)
+            how = {name: where[name] for name in ("layer", "hook", "text", "tokens") if where[name] is not None}
+            origin = find_rows(
+                SAE.load(found[0]),
+                where["rows"],
+                model=where["model"],
+                data=where["data"],
+                path=found[0],
+                settings=OriginSettings(**how),
+                progress=progress,
+            )
+            source = origin.rows
+            if origin.model is not None:
+                language = {"model": origin.model, "data": origin.data, "tokens": origin.ce_tokens}
+                language |= {"text": how["text"]} if "text" in how else {}
+        result = run(found, source, write=write_scores, settings=ComparisonSettings(**settings), progress=progress)
         lonely = _orphans(found, source, result, language, progress) if orphans else None
     if out is not None:
         from ..report.comparison import write_figures
@@ -98,7 +113,7 @@ def compare(
     print_comparison(result)
     if lonely is not None:
         print_orphans(lonely)
-    if settings.get("write"):
+    if write_scores:
         tell("wrote each latent's stability into the SAEs; `saekit prune SAE --by stability` ranks by it")
     if out is not None:
         tell(f"wrote {out}/comparison.json and figures; `saekit report {out}` makes a page of them")
@@ -107,10 +122,13 @@ def compare(
 def _orphans(found: list[str], source: Any, result: Any, language: dict[str, Any], progress: Any) -> Any:
     """What orphans are; None, with the reason told, where SAEs share nothing or everything."""
     from ..comparison.orphans import orphans as run
+    from ..comparison.settings import OrphanSettings
     from ..errors import DataError
 
     try:
-        return run(found, source, result, **language, progress=progress)
+        settings = OrphanSettings(**{name: language[name] for name in ("text", "tokens") if name in language})
+        model, data = language.get("model"), language.get("data")
+        return run(found, source, comparison=result, model=model, data=data, settings=settings, progress=progress)
     except DataError as error:
         tell(str(error))
         return None

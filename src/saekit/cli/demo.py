@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from saekit.evaluation.settings import EvaluationSettings
+
 from .classify import print_classification
 from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell
 from .options import Json
@@ -105,6 +107,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
     from ..inputs.texts import read_texts
     from ..models.loading import load_language_model
     from ..rows.capture import capture
+    from ..sizes.settings import SizeSettings
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train as train_saes
@@ -138,15 +141,27 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
             progress=progress,
         )
         heldout = capture(lm, test_data, layer=LAYER, tokens=size.test_rows)
-        texts: dict[str, Any] = {"model": lm, "data": test_data, "tokens": size.test_tokens}
 
         def stage(what: str) -> Any:
             return lambda stage, done, total=None, note="": progress(f"{what} {stage}", done, total)
 
         answers: dict[str, Any] = {
-            "evaluation": evaluate(saes, **texts, rows=size.test_rows, progress=stage("evaluate")),
+            "evaluation": evaluate(
+                saes,
+                model=lm,
+                data=test_data,
+                progress=stage("evaluate"),
+                settings=EvaluationSettings(max_rows=size.test_rows, tokens=size.test_tokens),
+            ),
             "comparison": compare(saes[:2], progress=stage("compare")),
-            "sizes": measure_sizes(saes[3], heldout, **texts, sample_rows=1_000, progress=stage("sizes")),
+            "sizes": measure_sizes(
+                saes[3],
+                heldout,
+                model=lm,
+                data=test_data,
+                settings=SizeSettings(tokens=size.test_tokens, sample_rows=1_000),
+                progress=stage("sizes"),
+            ),
         }
         if not data:
             paragraphs = read_texts("builtin:paragraphs@heldout")

@@ -23,6 +23,8 @@ SAE is a folder, a run with several, or hf:owner/name/folder. With --out the num
 which `saekit report OUT` makes a page.
 """
 
+GIVEN = ("rows", "model", "data", "fit", "frozen")
+
 
 def evaluate(
     sae: Annotated[list[str], typer.Argument(metavar="SAE...", help="SAEs: folders, runs, hf:owner/name/folder.")],
@@ -43,9 +45,10 @@ def evaluate(
 ) -> None:
     """Evaluate SAEs on the same rows."""
     from ..evaluation.run import evaluate as run
+    from ..evaluation.settings import EvaluationSettings
     from ..store.address import sae_paths
 
-    known = {**names_of(run, without=("saes", "source", "progress", "rows")), "rows": None, "max_rows": None}
+    known = names_of(EvaluationSettings) | dict.fromkeys(GIVEN)
     options: dict[str, Any] = {
         "model": model, "data": data, "rows": rows, "layer": layer, "hook": hook, "tokens": tokens, "text": text,
         "controls": controls,
@@ -53,11 +56,9 @@ def evaluate(
     settings = merge(known, file=config, options=options, sets=set_)
     if settings.get("rows") is None and (settings.get("model") is None or settings.get("data") is None):
         raise ConfigError("either --rows, or --model and --data, must be given: what the SAEs are measured on.")
-    source = settings.pop("rows", None)
-    if "max_rows" in settings:
-        settings["rows"] = settings.pop("max_rows")
+    given = {name: settings.pop(name) for name in GIVEN if name in settings}
     with progress_bar(quiet=json) as progress:
-        result = run(sae_paths(sae), source, **settings, progress=progress)
+        result = run(sae_paths(sae), **given, settings=EvaluationSettings(**settings), progress=progress)
     if out is not None:
         result.save(Path(out) / "evaluation.json")
     if json:

@@ -34,7 +34,10 @@ Hook = Annotated[
 ]
 Text = Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Column of the texts in --data [text].")]
 Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens (rows) to use.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
+_OUT = typer.Option("--out", metavar="DIR", help="Folder for the results.")
+Out = Annotated[Path | None, _OUT]
+OutFolder = Annotated[Path, _OUT]
+"""For commands that need one."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML file with these settings; options override it.")

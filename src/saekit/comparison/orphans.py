@@ -21,17 +21,18 @@ from ..measure.pca import Covariance
 from ..measure.reconstruction import measure_saes
 from ..measure.redundancy import max_cosines
 from ..measure.results import Measured, Result
-from ..measure.settings import CE_TOKENS, MeasureSettings
+from ..measure.settings import MeasureSettings
 from ..measure.token_statistics import TokenScores, token_detection
 from ..models.language import LanguageModel
 from ..provenance import library_versions, release, sae_digest
-from ..rows.opening import as_source, facts_of
+from ..rows.opening import Rows, as_source, facts_of
 from ..rows.source import Source
 from ..sae.model import SAE
-from ..sae.naming import common_width, named_saes
-from ..settings import Progress
+from ..sae.naming import Given, common_width, named_saes
+from ..settings import Progress, suggest_keywords
 from .result import Comparison
 from .run import compare
+from .settings import ComparisonSettings, OrphanSettings
 
 PROPERTIES = {
     "frequency": "share of rows on which it fires",
@@ -176,49 +177,39 @@ class Orphans(Result):
         return "; ".join(parts)
 
 
+@suggest_keywords
 def orphans(
-    saes: Sequence[SAE | str | os.PathLike[str]],
-    source: Source | Tensor | Any,
-    comparison: Comparison | None = None,
+    saes: Sequence[Given],
+    rows: Rows,
     *,
+    comparison: Comparison | None = None,
     model: str | os.PathLike[str] | LanguageModel | None = None,
     data: Any = None,
-    text: str = "text",
-    rows: int | None = None,
-    tokens: int | None = None,
-    ranks: Sequence[int] | None = None,
-    batch_rows: int = 4096,
-    seed: int = 0,
+    settings: OrphanSettings = OrphanSettings(),
     progress: Progress | None = None,
 ) -> Orphans:
-    """Measure what sets latents that no other seed finds apart from those that another finds.
+    """Measure how latents that no other seed finds differ from those that another finds.
 
     Parameters
     ----------
     saes
         Two SAEs or more of one hook, differing in their seeds: values or paths.
-    source
+    rows
         Rows to measure on: a source, an array ``[n, d_in]``, or a path. Rows that know their tokens and documents give
         scores of interpretability too.
     comparison
         What `compare` found about these SAEs, in this order; None: it is made here.
-    model, data, text
-        A language model and texts, for what silencing latents does to its cross-entropy; see `evaluate`.
-    rows, tokens
-        Most rows, and most tokens for cross-entropies, to see.
-    ranks
-        Dimensions of the spans; by default an eighth, a quarter and a half of ``d_out``.
-    batch_rows
-        Rows at a time; changes no result beyond rounding.
-    seed
-        Of the matching by frequency and of the random subspaces.
+    model, data
+        A language model and texts, for what ablating latents does to its cross-entropy; see `evaluate`.
+    settings
+        How many rows and tokens, which ranks of subspaces.
     progress
         Called as ``progress(stage, done, total)``.
 
     Returns
     -------
     Orphans
-        Properties with their AUC, plain and among latents of equal frequency; costs of silencing; spans.
+        Properties with their AUC, plain and among latents of equal frequency; costs of ablation; spans.
 
     Raises
     ------
@@ -232,9 +223,11 @@ def orphans(
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
         raise ConfigError("orphans: at least two SAEs must be given; an orphan is what no other has.")
     named = named_saes(saes, "orphans")
-    source = as_source(source, named[0][1].d_in, "orphans")
-    comparison = comparison or compare([sae for _, sae in named], controls=False, progress=progress)
-    _check(named, comparison, ranks)
+    source = as_source(rows, named[0][1].d_in, "orphans")
+    comparison = comparison or compare(
+        [sae for _, sae in named], settings=ComparisonSettings(controls=False), progress=progress
+    )
+    _check(named, comparison, settings.ranks)
     kinds = [np.asarray(each.stability) > 0 for each in comparison.saes]
     part = [at for at, shared in enumerate(kinds) if min(int(shared.sum()), int((~shared).sum())) >= LEAST]
     if not part:
@@ -243,14 +236,11 @@ def orphans(
             f"orphans: an SAE needs at least {LEAST} orphans and {LEAST} shared latents; they have {counts} (orphans, "
             "shared). Train longer, or move the threshold of the comparison."
         )
-    measured, n_rows, components = _measure([sae for _, sae in named], source, rows, batch_rows, seed, progress)
-    generator = np.random.default_rng(seed)
+    measured, n_rows, components = _measure([sae for _, sae in named], source, settings, progress)
+    generator = np.random.default_rng(settings.seed)
     matched = {at: frequency_matched(measured[at]["frequency"], kinds[at], generator) for at in part}
     properties = _properties(measured, kinds, matched, part)
-    silenced, differences, language = _silence(
-        named, kinds, matched, part, source, rows, batch_rows,
-        {"model": model, "data": data, "text": text, "tokens": tokens} if model is not None else {}, progress,
-    )  # fmt: skip
+    silenced, differences, language = _silence(named, kinds, matched, part, source, model, data, settings, progress)
     return Orphans(
         saekit=release(),
         versions=library_versions(model is not None),
@@ -260,9 +250,9 @@ def orphans(
             "orphan": "no other SAE has it",
             "shared": "at least one other SAE has it",
             "equal_frequency": f"within classes of 2^{FREQUENCY_STEP}, as many of each",
-            "rows": rows,
-            "batch_rows": batch_rows,
-            "seed": seed,
+            "rows": settings.max_rows,
+            "batch_rows": settings.batch_rows,
+            "seed": settings.seed,
             "intervals": {"level": LEVEL, "over": "SAEs (Student's t), latents of one kind where there are two"},
         },
         rows=facts_of(source),
@@ -275,7 +265,7 @@ def orphans(
         silenced=silenced,
         fvu_difference=differences.get("fvu"),
         ce_difference=differences.get("ce"),
-        spans=_spans([sae for _, sae in named], kinds, ranks, components, seed),
+        spans=_spans([sae for _, sae in named], kinds, settings, components),
     )
 
 
@@ -295,17 +285,16 @@ def _check(named: list[tuple[str, SAE]], comparison: Comparison, ranks: Sequence
 
 
 def _measure(
-    saes: list[SAE], source: Source, limit: int | None, batch_rows: int, seed: int, progress: Progress | None
+    saes: list[SAE], source: Source, settings: OrphanSettings, progress: Progress | None
 ) -> tuple[list[dict[str, np.ndarray]], int, Tensor]:
     """Properties per SAE and latent, the rows seen, and the principal components of the rows ``[d, d]``."""
-    if batch_rows < 1 or (limit is not None and limit < 1):
-        raise ConfigError(f"orphans: `rows` and `batch_rows` must be at least 1; got {limit} and {batch_rows}.")
+    limit, seed = settings.max_rows, settings.seed
     scores = [ImportanceSums(sae) for sae in saes]
     tokens = [(TokenScores(sae.n_latents), TokenScores(sae.n_latents)) for sae in saes]
     covariance = Covariance(source.d_in)
     known, done = True, 0
     numbers: dict[int, int] = {}
-    for batch in source.batches(batch_rows):
+    for batch in source.batches(settings.batch_rows):
         x = batch.x if limit is None else batch.x[: limit - done]
         covariance.update(x.float().cpu())
         place = torch.arange(done, done + len(x)) // 64
@@ -502,9 +491,9 @@ def _silence(
     matched: dict[int, tuple[np.ndarray, np.ndarray]],
     part: list[int],
     source: Source,
-    rows: int | None,
-    batch_rows: int,
-    language: dict[str, Any],
+    model: Any,
+    data: Any,
+    settings: OrphanSettings,
     progress: Progress | None,
 ) -> tuple[list[Silenced], dict[str, Measured], dict[str, Any] | None]:
     arms: list[SAE] = []
@@ -515,15 +504,11 @@ def _silence(
         counts[row] = [len(group) for group in groups]
         arms += [sae, *(silenced(sae, group) for group in groups)]
     common_width(named, "orphans")
-    tokens = language.get("tokens")
-    settings = MeasureSettings(
-        text=language.get("text") or "text", max_rows=rows, tokens=CE_TOKENS if tokens is None else tokens,
-        batch_rows=batch_rows, draws=0,
-    )  # fmt: skip
     spliced = None
-    if language:
-        spliced = SplicedModel.of(language["model"], language["data"], arms, source, settings, "orphans")
-    found = measure_saes(arms, source, spliced=spliced, settings=settings, progress=progress)
+    if model is not None:
+        spliced = SplicedModel.of(model, data, arms, source, settings, "orphans")
+    measured = MeasureSettings(max_rows=settings.max_rows, batch_rows=settings.batch_rows, draws=0)
+    found = measure_saes(arms, source, spliced=spliced, settings=measured, progress=progress)
     metrics = [found.metrics(at) for at in range(len(arms))]
     width = 1 + len(_GROUPS)
     rises: dict[str, np.ndarray] = {}
@@ -598,13 +583,11 @@ def _overlap(a: Tensor, b: Tensor) -> float:
     return float((a @ b.T).square().sum()) / min(len(a), len(b))
 
 
-def _spans(
-    saes: list[SAE], kinds: list[np.ndarray], ranks: Sequence[int] | None, components: Tensor, seed: int
-) -> list[Span]:
+def _spans(saes: list[SAE], kinds: list[np.ndarray], settings: OrphanSettings, components: Tensor) -> list[Span]:
     d = saes[0].d_out
-    wanted = sorted(set(ranks or [max(1, d // 8), max(1, d // 4), max(1, d // 2)]))
+    wanted = sorted(set(settings.ranks or [max(1, d // 8), max(1, d // 4), max(1, d // 2)]))
     rows = [sae.W_dec.float().cpu() for sae in saes]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     found = []
     for rank in wanted:
         if any(min(int(kind.sum()), int((~kind).sum())) < rank for kind in kinds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,72 +16,55 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
 from ..matching.matching import Certificate, Matching, match_latents
-from ..matching.shared import THRESHOLD, SharedRule, agree
+from ..matching.shared import SharedRule, agree
 from ..matching.top_cosines import Directions, extremes
 from ..measure.bootstrap import LEVEL, NORMAL, Estimate, row_groups, wilson_interval
 from ..measure.redundancy import random_max_cosine
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
 from ..provenance import facts_of_sae, library_versions, release, sae_digest
-from ..rows.opening import as_source
+from ..rows.opening import Rows, as_source
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
-from ..sae.naming import named_saes
-from ..settings import Progress
+from ..sae.naming import Given, named_saes
+from ..settings import Progress, suggest_keywords
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 from .result import Compared, Comparison, Null, OnRows, Pair, Side
-
-ROWS = 32_768
-"""Most rows that activations are correlated over when `max_rows` is not given."""
+from .settings import ComparisonSettings
 
 SAMPLE_ROWS = 512
 """Rows of these that are compared with each other for CKA and RSA."""
 
 
+@suggest_keywords
 def compare(
-    saes: Sequence[SAE | str | os.PathLike[str]],
-    source: Source | Tensor | Any | None = None,
+    saes: Sequence[Given],
+    rows: Rows | None = None,
     *,
-    threshold: float = THRESHOLD,
-    strict: bool = True,
-    controls: bool = True,
-    max_rows: int = ROWS,
-    batch_rows: int = 4096,
-    seed: int = 0,
     write: bool = False,
+    settings: ComparisonSettings = ComparisonSettings(),
     progress: Progress | None = None,
 ) -> Comparison:
     """Match the latents of SAEs one to one, on decoder and on encoder cosine, and count those that they share.
 
     A latent is *shared* by two SAEs when the matching of the decoders and the matching of the encoders, found
-    independently, give it the same partner and both cosines exceed `threshold`; otherwise it is an orphan. Both
+    independently, give it the same partner and both cosines exceed a threshold; otherwise it is an orphan. Both
     matchings have the largest possible sum of cosines and carry the proof.
 
     Parameters
     ----------
     saes
         Two SAEs or more, of the same hook: values, or paths that `SAE.load` takes. Widths may differ: then every
-        latent of the narrower gets a partner, and shares are of its latents.
-    source
+        latent of the narrower gets a partner, and fractions are of its latents.
+    rows
         Rows to compare activations on: a source, an array ``[n, d_in]``, or the path of a cache folder or array file.
         None: only weights are compared.
-    threshold
-        Cosine that counts as the same direction, -1 to 1.
-    strict
-        Whether a cosine must exceed the threshold (True) or may equal it.
-    controls
-        Whether to match random dictionaries of the same shape, and the first pair with the coordinates of one permuted.
-        It costs as much as two more pairs.
-    max_rows
-        Most rows of `source` to see.
-    batch_rows
-        Rows at a time; changes no result beyond rounding.
-    seed
-        Of the random dictionaries.
     write
         Whether to write what was found about each latent into the SAEs' files: the SAEs must be given as local paths.
         See `with_stability` for what is written.
+    settings
+        The threshold, the controls, how many rows.
     progress
         Called as ``progress(stage, done, total)`` with the stages ``"match"`` (matchings) and ``"rows"``.
 
@@ -98,7 +82,6 @@ def compare(
     DataError
         NaN in weights or rows, or no rows.
     """
-    _check(threshold, max_rows, batch_rows)
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
         raise ConfigError(
             "compare: at least two SAEs must be given; got one. Train another seed: train(…, seeds=[0, 1])."
@@ -107,13 +90,12 @@ def compare(
         check_local(saes)
     named = named_saes(saes, "compare")
     _check_widths(named)
-    if source is not None:
-        source = as_source(source, named[0][1].d_in, "compare")
+    source = None if rows is None else as_source(rows, named[0][1].d_in, "compare")
     every = list(combinations(range(len(named)), 2))
-    tick = _Count(progress, 2 * len(every) + (4 if controls else 0))
+    tick = _Count(progress, 2 * len(every) + (4 if settings.controls else 0))
     matched = [(i, j, *_match(named[i][1], named[j][1], tick)) for i, j in every]
-    rule = SharedRule(threshold, strict)
-    seen = None if source is None else _act(named, matched, rule, source, max_rows, batch_rows, progress)
+    rule = SharedRule(settings.threshold, settings.strict)
+    seen = None if source is None else _act(named, matched, rule, source, settings, progress)
     pairs = [
         _pair(named[i], named[j], decoder, encoder, rule, None if seen is None else seen.on_rows[at])
         for at, (i, j, decoder, encoder) in enumerate(matched)
@@ -121,7 +103,7 @@ def compare(
     has = _has(named, matched, rule)
     others = [have.sum(1) for have in has]
     counted = _counted(named)
-    nulls = _nulls(named[0][1], named[1][1], rule, seed, tick) if controls else {}
+    nulls = _nulls(named[0][1], named[1][1], rule, settings.seed, tick) if settings.controls else {}
     chance = nulls.get("random")
     # What SAEs share that began alike is no answer to the question; where there are other pairs, those alone count.
     counting = [at for at, pair in enumerate(pairs) if not pair.same_seed] or list(range(len(pairs)))
@@ -131,13 +113,13 @@ def compare(
         saekit=release(),
         versions=library_versions(False),
         settings={
-            "threshold": threshold,
-            "strict": strict,
-            "controls": controls,
-            "seed": seed,
-            "max_rows": max_rows if source is not None else None,
+            "threshold": settings.threshold,
+            "strict": settings.strict,
+            "controls": settings.controls,
+            "seed": settings.seed,
+            "max_rows": settings.max_rows if source is not None else None,
             "sample_rows": SAMPLE_ROWS if source is not None else None,
-            "batch_rows": batch_rows,
+            "batch_rows": settings.batch_rows,
             "intervals": {"level": LEVEL, "over": over.meaning},
         },
         rows=None if source is None else dict(source.info),
@@ -251,14 +233,6 @@ def local_folder(path: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- the call
-
-
-def _check(threshold: float, max_rows: int, batch_rows: int) -> None:
-    if not -1 <= threshold <= 1:
-        raise ConfigError(f"compare: `threshold` is a cosine and must be -1 to 1; got {threshold}. The usual is 0.7.")
-    for name, value in {"max_rows": max_rows, "batch_rows": batch_rows}.items():
-        if value < 1:
-            raise ConfigError(f"compare: `{name}` must be at least 1; got {value}.")
 
 
 def _check_widths(named: list[tuple[str, SAE]]) -> None:
@@ -564,8 +538,7 @@ def _act(
     matched: _Found,
     rule: SharedRule,
     source: Source,
-    max_rows: int,
-    batch_rows: int,
+    settings: ComparisonSettings,
     progress: Progress | None,
 ) -> _Acted:
     """One pass over the rows for all SAEs: sums per latent and per matched pair, and a sample of codes."""
@@ -573,10 +546,11 @@ def _act(
     products = [np.zeros(len(decoder.matching.partner)) for _, _, decoder, _ in matched]
     samples: list[list[Codes]] = [[] for _ in named]
     groups: list[np.ndarray] = []
+    max_rows = settings.max_rows or source.n_rows or sys.maxsize
     total = max_rows if source.n_rows is None else min(max_rows, source.n_rows)
     step = max(1, total // SAMPLE_ROWS)
     done = 0
-    for batch in source.batches(batch_rows):
+    for batch in source.batches(settings.batch_rows):
         x = batch.x[: max_rows - done]
         document = None if batch.document is None else batch.document[: len(x)]
         group, _ = row_groups(document, done, len(x))

@@ -17,7 +17,7 @@ _COLUMNS = (
 
 
 def comparison(result: Mapping[str, Any]) -> list[Section]:
-    """Shared latents beside chance, in how many SAEs a latent is found, proofs, settings."""
+    """Show shared latents compared with chance, in how many SAEs a latent is found, proofs, settings."""
     settings = result["settings"]
     limit = f"{'>' if settings['strict'] else '≥'} {number(settings['threshold'])}"
     starred = [pair["same_seed"] for pair in result["pairs"]]
@@ -37,7 +37,7 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
     rows += [_null(name, null) for name, null in result["nulls"].items()]
     drawn = figures(result)
     main = Section(
-        "Which latents SAEs share, beside chance",
+        "Which latents SAEs share, compared with chance",
         "A latent is shared when decoder and encoder, matched independently, give it the same partner and both "
         f"cosines are {limit}. Intervals: {settings['intervals']['over']}. Grey rows are "
         "dictionaries that have nothing in common. Pairs with a star began from the same random weights: what they "
@@ -49,13 +49,13 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
 
 
 def _many(result: Mapping[str, Any]) -> list[Section]:
-    """What more than two SAEs share: the share that only one has as their number grows, its law, concepts."""
+    """Show what more than two SAEs share: the fraction that only one has as their number grows, its law, concepts."""
     m = len(result["saes"])
     if m < 3 or not result.get("only_in_one"):
         return []
     curve = list(enumerate(result["only_in_one"], start=2))
-    chart = charts.curves({"only in one": curve}, x="number of SAEs", y="share of latents")
-    figures = [Figure(chart, "Share of latents that none of the others has, among that many of the SAEs.")]
+    chart = charts.curves({"only in one": curve}, x="number of SAEs", y="fraction of latents")
+    figures = [Figure(chart, "Fraction of latents that none of the others has, among that many of the SAEs.")]
     tables = []
     law = result.get("law")
     if law is not None:
@@ -73,7 +73,7 @@ def _many(result: Mapping[str, Any]) -> list[Section]:
         heads = ("", "amplitude", "exponent", "offset", "error", "error at the last")
         verdicts = {"offset": "an offset: some latents no further seed would find", "no offset": "no offset"}
         caption = (
-            "share = amplitude × number^-exponent + offset; the points speak for "
+            "fraction = amplitude × number^-exponent + offset; the points speak for "
             f"{verdicts.get(law['verdict'], 'neither')}. "
             "Error at the last: of the number of SAEs that there are, predicted from the fewer."
         )
@@ -87,14 +87,14 @@ def _many(result: Mapping[str, Any]) -> list[Section]:
         contested = count_cell(groups["contested"])
         caption = (
             "Shared latents of all pairs clustered into concepts, at most one latent of an SAE in each. Pairs that "
-            "agree: share of the pairs within a concept that are shared themselves."
+            "agree: fraction of the pairs within a concept that are shared themselves."
         )
         tables.append(Table(columns, [[Cell("concepts"), *counts, agree, contested]], caption))
     return [Section(f"What {m} SAEs have in common", "", tables, figures)]
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
-    """Charts of a comparison with their captions, by name."""
+    """Return the charts of a comparison with their captions, by name."""
     threshold = result["settings"]["threshold"]
     sides = {
         f"{side} rows": [value for pair in result["pairs"] for value in pair[side]["cosine"] if value is not None]
@@ -110,7 +110,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
     m = len(result["saes"])
     drawn = {
         "cosines": (
-            charts.histogram(sides, edges, x="cosine of the pair", y="share of pairs", marks=marks),
+            charts.histogram(sides, edges, x="cosine of the pair", y="fraction of pairs", marks=marks),
             "Cosines of matched latents, all pairs of SAEs together.",
         ),
         "decoder-encoder": (
@@ -124,19 +124,19 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
     if m > 2:
         values = {str(count): {"": each} for count, each in enumerate(result["in_exactly"], start=1)}
         drawn["in-exactly"] = (
-            charts.bars(values, x=f"number of the {m} SAEs that have it", y="share of latents"),
+            charts.bars(values, x=f"number of the {m} SAEs that have it", y="fraction of latents"),
             "In how many of the SAEs a latent is found, itself included; mean over the SAEs.",
         )
         shares = [(f"in {place}", each["value"]) for place, each in enumerate(result["in_exactly"], start=1)]
         drawn["donut"] = (
             charts.donut(shares, centre=f"of {m} SAEs"),
-            f"The same as shares of a whole: latents that exactly 1 … {m} of the SAEs have.",
+            f"The same as fractions of a whole: latents that exactly 1 … {m} of the SAEs have.",
         )
     by_frequency = _by_frequency(result)
     if by_frequency:
         drawn["frequency"] = (
             charts.scatter(
-                by_frequency, x="share of rows on which it fires", y="mean cosine with its partners", log_x=True
+                by_frequency, x="fraction of rows on which it fires", y="mean cosine with its partners", log_x=True
             ),
             "Every latent that fires: how often, against how well its partners in the other SAEs agree with it.",
         )
@@ -144,7 +144,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
 
 
 def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
-    """Frequency and alignment of the latents of all SAEs, by how many SAEs have them."""
+    """Return frequency and alignment of the latents of all SAEs, by how many SAEs have them."""
     m = len(result["saes"])
     names = {1: "in only one SAE", m: "in all SAEs"}
     groups: dict[str, tuple[list[float], list[float]]] = {}
@@ -159,7 +159,7 @@ def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
 
 
 def across(results: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """How overlap changes with width, k and rows of training, where several comparisons differ in one of them."""
+    """Show how overlap changes with width, k and rows of training, where several comparisons differ in one of them."""
     known = [(_facts(each), each) for each in results if each.get("kind") == "comparison"]
     figures = []
     for name, title in (("latents", "latents"), ("k", "k: latents per row"), ("rows", "rows of training")):
@@ -174,13 +174,13 @@ def across(results: Sequence[Mapping[str, Any]]) -> list[Section]:
             if len({at for at, _ in points}) > 1
         }
         if series:
-            chart = charts.curves(series, x=title, y="share of latents that two SAEs share")
+            chart = charts.curves(series, x=title, y="fraction of latents that two SAEs share")
             figures.append(Figure(chart, f"Shared latents by {title}, with their intervals."))
     return [Section("How overlap changes", "One point per comparison.", [], figures)] if figures else []
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the SAEs of a comparison have in common, as far as they do."""
+    """Return the facts that the SAEs of a comparison have in common."""
     found = []
     for each in result["saes"]:
         provenance = each["sae"].get("provenance") or {}
@@ -198,7 +198,7 @@ def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def orphans(result: Mapping[str, Any]) -> list[Section]:
-    """Properties of orphans beside those of shared latents, what silencing costs, what they span."""
+    """Show properties of orphans compared with those of shared latents, the cost of ablating them, what they span."""
     properties = [
         [
             Cell(each["name"], note=each["meaning"]),
@@ -228,15 +228,15 @@ def orphans(result: Mapping[str, Any]) -> list[Section]:
     heads = ("", "orphans (median)", "shared (median)", "AUC", "p", "AUC, equal frequency", "p")
     tables = [Table(heads, properties, "AUC: the chance that an orphan has more of it; 0.5 is no difference.")]
     if costs:
-        tables.append(Table(("when silent", "how many", "rise of FVU", "rise of cross-entropy"), costs))
+        tables.append(Table(("ablated", "how many", "rise of FVU", "rise of cross-entropy"), costs))
     if spans:
         caption = "Mean squared cosine of the principal angles between what latents of two seeds span."
         tables.append(Table(("rank", "orphans", "shared", "random", "orphans | rows"), spans, caption))
     chart = charts.intervals([(each["name"], each["auc"], False) for each in result["properties"]], x="AUC")
     main = Section(
         "What orphans are",
-        f"{sum(result['n_orphans']):,} latents that none of the other SAEs has, beside {sum(result['n_shared']):,} "
-        "that at least one other has. Intervals are over SAEs.",
+        f"{sum(result['n_orphans']):,} latents that none of the other SAEs has, compared with "
+        f"{sum(result['n_shared']):,} that at least one other has. Intervals are over SAEs.",
         tables,
         [Figure(chart, "Chance that an orphan has more of a property than a shared latent.")],
     )
@@ -248,7 +248,7 @@ def _p(value: float | None) -> Cell:
 
 
 def lighter(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A comparison for embedding in a page: long lists with a number per latent give way to their length."""
+    """Return a comparison for embedding in a page: long lists with a number per latent give way to their length."""
     if result.get("kind") != "comparison":
         return result
     numbers = sum(len(each["found_in"]) for each in result["saes"]) * (len(result["saes"]) + 3)

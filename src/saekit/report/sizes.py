@@ -18,7 +18,7 @@ _LATENTS = (
 
 
 def size_curve(result: Mapping[str, Any]) -> list[Section]:
-    """What each size of an SAE is worth."""
+    """Show what each size of an SAE is worth."""
     points = result["points"]
     along = (*MAIN_METRICS, "rsa", "cka", "cka_codes", *_LATENTS)
     names = [name for name in along if any(name in p["metrics"] for p in points)]
@@ -38,7 +38,7 @@ def size_curve(result: Mapping[str, Any]) -> list[Section]:
 
 
 def progressive(result: Mapping[str, Any]) -> list[Section]:
-    """Every way of getting a small SAE: curves, differences, power laws."""
+    """Show every way of getting a small SAE: curves, differences, power laws."""
     curves = result["curves"]
     names = list(dict.fromkeys(point["name"] for point in curves))
     measured = {
@@ -62,7 +62,7 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
 
 
 def _along_sizes(series: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], name: str) -> list[Figure]:
-    """One metric over the latents kept, with intervals; nothing where it has no value."""
+    """Draw one metric over the latents kept, with intervals; nothing where it has no value."""
     drawn = {way: points for way, points in series.items() if any(each["value"] is not None for _, each in points)}
     if not drawn:
         return []
@@ -73,7 +73,7 @@ def _along_sizes(series: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], 
 
 
 def _trade_off(curves: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Figure]:
-    """Fidelity against interpretability: a line per way, from its smallest size (right) to its largest."""
+    """Draw fidelity against interpretability: a line per way, from its smallest size (right) to its largest."""
     series = {}
     for name in names:
         mine = [p for p in curves if p["name"] == name and {"fvu", "detection"} <= p.keys()]

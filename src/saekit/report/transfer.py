@@ -1,4 +1,4 @@
-"""Sections and figures of a transfer: heat maps of every way to classify, and every cell in words."""
+"""Sections and figures of a transfer: heat maps of every classifier, and every cell in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AT_CHANCE = "at chance"
 
 
 def transfer(result: Mapping[str, Any]) -> list[Section]:
-    """Ways to classify over the whole matrix, heat maps, cells in words, settings."""
+    """Show the classifiers over the whole matrix, heat maps, cells in words, settings."""
     several = len(result["values"]) > 1
     settings = result["settings"]
     rows = [_way(way, several) for way in result["ways"]]
@@ -34,8 +34,8 @@ def transfer(result: Mapping[str, Any]) -> list[Section]:
     if several:
         intro = (
             f"Trained on one `{result['across']}`, tested on another; the drop is against a classifier of the tested "
-            f"one, judged on the same rows. {intro} A pair is above chance when the whole interval of its AUC "
-            "lies above 0.5; about one pair in forty would be by luck."
+            f"one, evaluated on the same rows. {intro} A pair is above chance when the whole interval of its AUC "
+            "lies above 0.5; about one pair in forty would be so by chance."
         )
     if result["notes"]:
         intro += " " + "; ".join(result["notes"]) + "."
@@ -47,7 +47,7 @@ def transfer(result: Mapping[str, Any]) -> list[Section]:
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
-    """A heat map of the AUC of every way that looks at its input, by its name, with captions."""
+    """Return a heat map of the AUC of every classifier that reads its input, by its name, with captions."""
     names = [value["name"] for value in result["values"]]
     drawn = {}
     for way in result["ways"]:
@@ -140,7 +140,7 @@ def _values(result: Mapping[str, Any]) -> Section:
     ]
     tables = [Table(("", "train rows", "test rows", "test groups", "test rows by class"), rows)]
     tables += [Table(("matched latents", "pairs", "without", "mean cosine"), matched)] if matched else []
-    return Section("What was trained and judged on", "", tables, is_folded=True)
+    return Section("Training and test sets", "", tables, is_folded=True)
 
 
 def _settings(result: Mapping[str, Any]) -> Section:

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import ConfigError
 from ..files import locked_folder
+from ..rows.opening import Rows, source_of
 from ..sae.model import SAE
 from ..settings import Progress, silent, suggest_keywords
 from .architectures import ARCHITECTURES, config_to_dict
@@ -20,7 +21,7 @@ from .diagnostics import check_step, check_weights
 from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
 from .learner import finish, initialize_learner, resolve
 from .log import Clock, Log, add_step
-from .request import RowsLike, Seeds, as_source, check_configs, check_seeds, make_request
+from .request import Seeds, check_configs, check_seeds, make_request
 from .run_folder import claim, provenance_of, read_back, save_finished, source_facts
 from .run_state import Run, begin, save_checkpoint
 from .settings import TrainSettings
@@ -33,7 +34,7 @@ CHECK_EVERY = 50
 @suggest_keywords
 def train(
     configs: Config | Sequence[Config],
-    rows: RowsLike,
+    rows: Rows,
     *,
     seeds: Seeds = 0,
     tokens: int | None = None,
@@ -147,7 +148,7 @@ def advance(run: Run, log: Log, clock: Clock) -> None:
 
 
 @suggest_keywords
-def untrained(config: Config, rows: RowsLike, seed: int = 0, *, settings: TrainSettings = TrainSettings()) -> SAE:
+def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSettings = TrainSettings()) -> SAE:
     """Return the SAE that training with this configuration and seed starts from: a baseline that costs nothing.
 
     Parameters
@@ -163,7 +164,7 @@ def untrained(config: Config, rows: RowsLike, seed: int = 0, *, settings: TrainS
     """
     check_configs([config])
     check_seeds([seed])
-    source = as_source(rows)
+    source = source_of(rows)
     batch_rows = settings.batch_rows
     available = source.n_rows if source.n_rows is not None else batch_rows * 8
     batches = source.batches(min(batch_rows, available), seed=settings.data_seed)

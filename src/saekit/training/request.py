@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ..errors import ConfigError, DataError, listed
-from ..rows.arrays import ArrayRows
-from ..rows.shards import open_rows
+from ..rows.opening import Rows, source_of
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import check_whole, is_whole
@@ -25,7 +21,6 @@ from .settings import TrainSettings
 from .warm_start import warm_starts
 
 Seeds = int | Sequence[int] | Sequence[Sequence[int]]
-RowsLike = Source | Tensor | NDArray[Any] | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class Request:
 
 def make_request(
     configs: Config | Sequence[Config],
-    rows: RowsLike,
+    rows: Rows,
     *,
     seeds: Seeds,
     tokens: int | None,
@@ -88,7 +83,7 @@ def make_request(
     """
     configs = [configs] if isinstance(configs, Config) else list(configs)
     asked_seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    source = as_source(rows)
+    source = source_of(rows)
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_configs(configs)
     own_seeds = seeds_of(configs, asked_seeds)
@@ -115,13 +110,6 @@ def make_request(
         device=device,
         step=step,
     )
-
-
-def as_source(rows: RowsLike) -> Source:
-    """Return rows as a source: a source itself, an array ``[n, d_in]``, or the path of a file or folder of rows."""
-    if isinstance(rows, Source):
-        return rows
-    return open_rows(rows) if isinstance(rows, str | os.PathLike) else ArrayRows(rows)
 
 
 def check_configs(configs: Sequence[Config]) -> None:
