@@ -72,6 +72,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Train SAEs into a folder."""
+    from ..rows.settings import StreamSettings
     from ..rows.shards import open_rows
     from ..rows.stream import stream
     from ..training.loop import train as run
@@ -79,7 +80,7 @@ def train(
 
     direct = names_of(run, without=("configs", "rows", "settings", "callbacks", "progress"))
     loop = dict.fromkeys(field.name for field in dataclasses.fields(TrainSettings))
-    stream_settings = names_of(stream, without=("model", "data", "tokens", "layer", "hook", "text"))
+    stream_settings = dict.fromkeys(field.name for field in dataclasses.fields(StreamSettings))
     known: dict[str, Any] = {
         **direct,
         **loop,
@@ -188,7 +189,10 @@ def _source(settings: Mapping[str, Any], open_rows: Any, stream: Any) -> Any:
         raise ConfigError("exactly one of --layer and --hook must be given with --model.")
     names = ("layer", "hook", "text", "tokens")
     given = {name: settings[name] for name in names if settings.get(name) is not None}
-    return stream(settings["model"], settings["data"], **given, **settings.get("stream", {}))
+    from ..rows.settings import StreamSettings
+
+    how = StreamSettings(**settings.get("stream", {}))
+    return stream(settings["model"], settings["data"], **given, settings=how)
 
 
 def _tell_result(out: str, json: bool) -> None:

@@ -27,7 +27,7 @@ from ..rows.opening import Rows, as_source
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
-from ..sae.naming import Given, named_saes
+from ..sae.naming import Given, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 from .result import Compared, Comparison, Null, OnRows, Pair, Side
@@ -39,7 +39,7 @@ SAMPLE_ROWS = 512
 
 @suggest_keywords
 def compare(
-    saes: Sequence[Given],
+    saes: Given | Sequence[Given],
     rows: Rows | None = None,
     *,
     write: bool = False,
@@ -82,7 +82,8 @@ def compare(
     DataError
         NaN in weights or rows, or no rows.
     """
-    if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
+    saes = given_saes(saes)
+    if len(saes) < 2:
         raise ConfigError(
             "compare: at least two SAEs must be given; got one. Train another seed: train(…, seeds=[0, 1])."
         )
