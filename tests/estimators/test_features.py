@@ -164,7 +164,7 @@ def test_a_grid_search_over_pooling_threshold_and_sae_runs_each_text_once_per_po
         "features__pool": ["sum", "max"],
         "features__sae": [sae],
         "binarize__threshold": [0.5, 1.0],
-        "select__by": ["mean_difference", "auc"],
+        "select__scoring": ["mean_difference", "auc"],
     }
     search = GridSearchCV(pipeline, grid, cv=3, error_score="raise").fit(texts, labels)
     assert search.best_score_ > 0.9

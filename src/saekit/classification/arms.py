@@ -520,7 +520,7 @@ def _steps(arm: Arm, X: Any, settings: Mapping[str, Any], budget: Budget) -> lis
             rule: Any = {"threshold": float(threshold)} if threshold != "median" else _MEDIAN
             steps.append((step, Binarize(**rule)))
         elif step == "select":
-            steps.append((step, SelectLatents(k or 1, by=arm.by, scores=scores, seed=budget.seed)))
+            steps.append((step, SelectLatents(k or 1, scoring=arm.by, scores=scores, random_state=budget.seed)))
         elif step == "match":
             steps.append((step, DensityMatched(k or 1, by=arm.by, scores=scores, seed=budget.seed)))
         elif step == "means":

@@ -22,11 +22,9 @@ from .capture import capture
 from .classify import HELP as CLASSIFY_HELP
 from .classify import PREDICT_HELP, classify, predict
 from .command import Command
-from .compare import HELP as COMPARE_HELP
 from .compare import compare
 from .demo import HELP as DEMO_HELP
 from .demo import demo
-from .evaluate import HELP as EVALUATE_HELP
 from .evaluate import evaluate
 from .progressive import progressive
 from .prune import prune
@@ -89,8 +87,8 @@ def register(each: Command) -> None:
 
 app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language model as rows on disk.")(capture)
 app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
-app.command("evaluate", help=EVALUATE_HELP, short_help="Measure SAEs beside their controls.")(evaluate)
-app.command("compare", help=COMPARE_HELP, short_help="Which latents SAEs share, beside chance.")(compare)
+register(evaluate)
+register(compare)
 register(prune)
 register(progressive)
 app.command("classify", help=CLASSIFY_HELP, short_help="Classify texts by latents, beside what they must beat.")(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,8 +14,7 @@ from ..measure.bootstrap import LEVEL
 from ..measure.results import Measured
 from ..provenance import facts_of_sae, library_versions, release
 from ..rows.opening import Rows, as_source
-from ..sae.model import SAE
-from ..sae.naming import Given, check_finite, named_saes
+from ..sae.naming import Given, check_finite, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 from .intervals import OverPairs, over_saes
@@ -30,7 +28,7 @@ from .stability import alignment, check_local, counted_others, local_folder, wit
 
 @suggest_keywords
 def compare(
-    saes: Sequence[Given],
+    saes: Given | Sequence[Given],
     rows: Rows | None = None,
     *,
     write: bool = False,
@@ -73,7 +71,8 @@ def compare(
     DataError
         NaN in weights or rows, or no rows.
     """
-    if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
+    saes = given_saes(saes)
+    if len(saes) < 2:
         raise ConfigError(
             "compare: at least two SAEs must be given; got one. Train another seed: train(…, seeds=[0, 1])."
         )

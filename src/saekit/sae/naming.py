@@ -21,13 +21,23 @@ def as_sae(sae: Given) -> SAE:
     return sae if isinstance(sae, SAE) else SAE.load(sae)
 
 
+def given_saes(saes: Given | Sequence[Given]) -> list[Given]:
+    """Return SAEs one by one: a folder that holds several, such as a training run, stands for all of them."""
+    from ..store.address import sae_paths
+
+    found: list[Given] = []
+    for item in [saes] if isinstance(saes, SAE | str | os.PathLike) else saes:
+        found += [item] if isinstance(item, SAE) else sae_paths(item)
+    return found
+
+
 def named_saes(saes: Given | Sequence[Given], where: str) -> list[tuple[str, SAE]]:
     """Return SAEs with a unique name for each: of a path its last part, of a value what `name_of` says.
 
     Parameters
     ----------
     saes
-        One SAE or several: values or paths.
+        One SAE or several: values or paths; a folder that holds several, such as a training run, stands for all.
     where
         Function that messages name.
 
@@ -36,7 +46,7 @@ def named_saes(saes: Given | Sequence[Given], where: str) -> list[tuple[str, SAE
     ConfigError
         There is none.
     """
-    given = [saes] if isinstance(saes, SAE | str | os.PathLike) else list(saes)
+    given = given_saes(saes)
     if not given:
         raise ConfigError(f"{where}: at least one SAE must be given; got an empty list.")
     named: dict[str, SAE] = {}
