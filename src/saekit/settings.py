@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import textwrap
 from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
@@ -100,7 +101,7 @@ def part_of(settings: Any, kind: type[S], **changes: Any) -> S:
 
 def is_whole(value: Any) -> bool:
     """Return whether a value is a whole number and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:

@@ -34,7 +34,6 @@ from saekit.files import read_json, write_bytes, write_json
 from saekit.measure.paired_scores import PairedBootstrap, Predictions, score
 from saekit.measure.results import to_plain
 from saekit.report.transfer import write_transfer_figures
-from saekit.rows.capture_images import capture_images
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
@@ -262,7 +261,7 @@ class Study:
         """Train a ViT on the first `n` images and an SAE on its patches; classify the others."""
         vit, head = trained_vit(images[:n], self.out / f"vit-{name}", side, patch, width, epochs)
         rest = images[n:][: self.size.judged_images]
-        rows = capture_images(vit, images[: min(n, 2500)], layer=1)
+        rows = sk.capture(vit, images[: min(n, 2500)], layer=1)
         tokens = min(self.size.train_tokens, 2 * rows.n_rows)
         (sae,) = sk.train(sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, batch_rows=1024)
         # on the rows that judge the arms, by the same metric

@@ -35,9 +35,9 @@ from ..measure.paired_scores import (
     verdict,
 )
 from ..measure.results import Measured
+from ..models.deferred import defer_model
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
-from ..models.origin import language_origin
 from ..provenance import library_versions, place_of, release, sae_digest
 from ..rows.capture import capture
 from ..rows.pooling import DENSE_POOLS, Ask, check_pool, pool_texts
@@ -305,7 +305,7 @@ def plan_classification(
         groups = None if labelled.groups is None else labelled.groups[train]
         check_folds(labelled.y[train], groups, given.inner, "inner", labelled.classes)
     wanted = _arms(origins, kinds, pools, ks, control_ks, select_by)
-    digest = language_origin(model).digest
+    digest = defer_model(model).digest
     common = [_CELL_VERSION, digest, labelled.digest(), asdict(given), shuffles, max_tokens, seed]
     cells = [_cell(arm, None, origins, common) for arm in wanted]
     for size in sizes:
@@ -669,7 +669,7 @@ def _features(plan: Plan, arms: Sequence[Arm], progress: Progress) -> dict[str, 
     }
     pooled = pool_texts(
         lm, plan.data.texts, list(asks.values()), max_tokens=plan.settings["max_tokens"], cache=plan.cache,
-        progress=lambda done, total: progress("tokens", done, total),
+        progress=progress,
     )  # fmt: skip
     for name, matrices in zip(asks, pooled):
         X |= {f"{name}|{pool}": matrix for pool, matrix in matrices.items()}
@@ -922,6 +922,6 @@ def _more_versions() -> dict[str, str]:
 
 
 def _model(model: Any) -> dict[str, Any]:
-    origin = language_origin(model)
+    origin = defer_model(model)
     name = model.name if isinstance(model, LanguageModel) else os.path.basename(os.fspath(model).rstrip("/"))
     return {"name": name, "digest": origin.digest}

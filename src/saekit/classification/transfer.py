@@ -34,6 +34,7 @@ from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import hashed_key, random_order
 from ..rows.capture_images import pool_images
 from ..rows.pooling import DENSE_POOLS, Ask, check_pool, pool_texts
+from ..rows.settings import PoolingSettings
 from ..sae.model import SAE
 from ..sae.naming import named_saes
 from .transfer_result import Cell, Transfer, Value, Way, cell_sentence, loss, near_chance, way_sentence
@@ -514,9 +515,13 @@ def _pool(
     progress: Progress | None,
     prompt: str | None = None,
 ) -> list[dict[str, Any]]:
-    tick = None if progress is None else lambda done, total: progress("features", done, total)
+
+    def tick(stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        if progress is not None:
+            progress("features", done, total)
+
     if labelled.images is not None:
-        return pool_images(reader, labelled.images, asks, prompt=prompt, progress=tick)
+        return pool_images(reader, labelled.images, asks, settings=PoolingSettings(prompt=prompt), progress=tick)
     return pool_texts(reader, labelled.texts, asks, max_tokens=max_tokens, cache=cache, progress=tick)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from ..errors import ConfigError
 from .console import print_facts, print_json, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Set, Text, Tokens
-from .settings import merge, names_of, required
+from .settings import merge, required
 
 HELP = """Run a language model over texts and store its activations at one place as rows.
 
@@ -20,7 +21,7 @@ HELP = """Run a language model over texts and store its activations at one place
   saekit capture --model vit --images photos --layer 6 --out rows        one row per patch, or per image token
 
 An interrupted capture goes on where it stopped when it is called again. `--set` reaches every setting of
-saekit.capture, or of saekit.rows.capture_images.capture_images.
+saekit.rows.settings.CaptureSettings, and with --images `image` (a column) and `limit` (a number of images).
 """
 
 
@@ -41,8 +42,10 @@ def capture(
     json: Json = False,
 ) -> None:
     """Capture rows into a folder."""
-    from ..rows.capture import capture as capture_texts
-    from ..rows.capture_images import capture_images
+    from ..inputs.images import read_images
+    from ..models.loading import load_model
+    from ..rows.capture import capture as run
+    from ..rows.settings import CaptureSettings
 
     options: dict[str, Any] = {
         "model": model, "data": data, "layer": layer, "hook": hook, "tokens": tokens, "text": text,
@@ -53,16 +56,22 @@ def capture(
         if alone:
             raise ConfigError(f"--{alone[0]} is for texts; --images is given. Leave one of them out.")
         options["images"] = images
-    run: Any = capture_texts if images is None else capture_images
     seen = "data" if images is None else "images"
-    settings = merge(names_of(run, without=("progress",)), file=config, options=options, sets=set_)
+    known = ["model", "layer", "hook", "out"] + (["data", "tokens", "text"] if images is None else ["image", "limit"])
+    fields = [field.name for field in dataclasses.fields(CaptureSettings)]
+    settings = merge(dict.fromkeys([*known, seen, *fields]), file=config, options=options, sets=set_)
     required(settings, "model", seen, "out")
     if (settings.get("layer") is None) == (settings.get("hook") is None):
         raise ConfigError("exactly one of --layer and --hook must be given: where in the model the rows come from.")
     with progress_bar(quiet=json) as progress:
-        model, data = settings.pop("model"), settings.pop(seen)
-        stage = "rows" if images is None else "images"
-        rows = run(model, data, **settings, progress=lambda done, total: progress(stage, done, total))
+        reading = CaptureSettings(**{name: value for name, value in settings.items() if name in fields})
+        loaded = load_model(settings["model"], vision=images is not None, **reading.placement)
+        source: Any = settings[seen]
+        if images is not None:
+            names = ("image", "split", "limit")
+            source = read_images(source, **{name: settings[name] for name in names if name in settings})
+        given = {name: settings[name] for name in ("layer", "hook", "tokens", "text", "out") if name in settings}
+        rows = run(loaded, source, **given, settings=reading, progress=progress)
     sources = rows if isinstance(rows, dict) else {"": rows}
     facts: dict[str, Any] = {"out": settings["out"]}
     for name, source in sources.items():

@@ -107,6 +107,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
     from ..inputs.texts import read_texts
     from ..models.loading import load_language_model
     from ..rows.capture import capture
+    from ..rows.settings import CaptureSettings
     from ..sizes.settings import SizeSettings
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
@@ -126,9 +127,9 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
             train_data,
             layer=LAYER,
             tokens=size.tokens,
-            dtype="float16",
             out=out / "rows",
-            progress=lambda done, total: progress("capture", done, total),
+            settings=CaptureSettings(dtype="float16"),
+            progress=lambda stage, done, total=None, note="": progress("capture", done, total),
         )
         saes = train_saes(
             configs,

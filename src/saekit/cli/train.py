@@ -72,12 +72,13 @@ def train(
     json: Json = False,
 ) -> None:
     """Train SAEs into a folder."""
+    from ..rows.settings import StreamSettings
     from ..rows.shards import open_rows
     from ..rows.stream import stream
     from ..training.loop import train as run
 
     run_settings = names_of(run, without=("configs", "source", "callbacks", "progress"))
-    stream_settings = names_of(stream, without=("model", "data", "tokens", "layer", "hook", "text"))
+    stream_settings = dict.fromkeys(field.name for field in dataclasses.fields(StreamSettings))
     known: dict[str, Any] = {
         **run_settings,
         **dict.fromkeys(("rows", "model", "data", "layer", "hook", "text", "arch", "latents", "k")),
@@ -184,7 +185,10 @@ def _source(settings: Mapping[str, Any], open_rows: Any, stream: Any) -> Any:
         raise ConfigError("exactly one of --layer and --hook must be given with --model.")
     names = ("layer", "hook", "text", "tokens")
     given = {name: settings[name] for name in names if settings.get(name) is not None}
-    return stream(settings["model"], settings["data"], **given, **settings.get("stream", {}))
+    from ..rows.settings import StreamSettings
+
+    how = StreamSettings(**settings.get("stream", {}))
+    return stream(settings["model"], settings["data"], **given, settings=how)
 
 
 def _tell_result(out: str, json: bool) -> None:

@@ -21,6 +21,7 @@ from ..errors import ConfigError, DataError, FormatError, did_you_mean, listed
 from ..files import digest_bytes
 from ..randomness import random_order
 from .hub_datasets import _open_hub
+from .texts import TEXT_ENDINGS
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What image files in a folder end in."""
@@ -112,6 +113,26 @@ class Images(Sequence[Any]):
                 f"{listed(known, 12) if known else 'none'}. {did_you_mean(name, known) if known else ''}".rstrip()
             )
         return self.columns[name]
+
+
+def are_images(data: Any) -> bool | None:
+    """Return whether data are images rather than texts; None where their name does not tell.
+
+    >>> are_images(np.zeros((3, 8, 8))), are_images(["a text"]), are_images("owner/name")
+    (True, False, None)
+    """
+    if isinstance(data, np.ndarray) and data.dtype.kind in "OUS":
+        data = data.tolist()
+    if isinstance(data, Images | np.ndarray | Tensor):
+        return True
+    if not isinstance(data, str | os.PathLike):
+        first = next(iter(data), None) if isinstance(data, Sequence) else None
+        return _is_image(first) or isinstance(first, np.ndarray | Tensor)
+    name = os.fspath(data).partition("@")[0].removesuffix(".gz")
+    path = Path(name).expanduser()
+    if name in ("builtin", "builtin:paragraphs") or path.suffix.lower() in TEXT_ENDINGS:
+        return False
+    return True if path.suffix in (".npy", ".npz") or "idx" in path.suffix else None
 
 
 def read_images(

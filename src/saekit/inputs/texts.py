@@ -27,6 +27,9 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
     ".txt": ("text", {}),
 }
+TEXT_ENDINGS = tuple(_BUILDERS)
+"""What text files end in, compression left aside."""
+
 _SCALARS = (str, int, float, bool, type(None))
 
 

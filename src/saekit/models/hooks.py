@@ -45,6 +45,16 @@ class Hook:
     layer: int | None
     """Number of the block that it is or lies in, from 0; None outside the blocks."""
 
+    @property
+    def is_residual(self) -> bool:
+        """Whether it is a whole block: its output is the residual stream."""
+        return self.layer is not None and self.name == f"layers.{self.layer}"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Name, path and layer, as plain JSON."""
+        return {"hook": self.name, "module": self.path, "layer": self.layer}
+
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of blocks of a transformer, and its path.
@@ -127,6 +137,38 @@ def find_hook(
     if not isinstance(hook, str):
         raise ConfigError(f"`hook` must be the name or path of a module; got {hook!r}.")
     return _by_path(model, hook)
+
+
+def find_hooks(
+    model: nn.Module,
+    layer: int | Sequence[int] | None,
+    hook: str | Hook | Sequence[str | Hook] | None,
+    *,
+    site: Site = "resid",
+) -> tuple[Hook, ...]:
+    """Find the modules that one or several layer numbers, or names, mean; see `find_hook`.
+
+    Raises
+    ------
+    ModelError
+        There is no such layer or module.
+    ConfigError
+        Neither or both of `layer` and `hook` are given, two of them are the same, or there are none.
+    """
+    if (layer is None) == (hook is None):
+        raise ConfigError(f"exactly one of `layer` and `hook` must be given; got layer={layer!r} and hook={hook!r}.")
+    if hook is None:
+        layers = layer if isinstance(layer, Sequence) else [layer]
+        found = tuple(find_hook(model, layer=each, site=site) for each in layers)
+    else:
+        hooks = [hook] if isinstance(hook, str | Hook) or not isinstance(hook, Sequence) else hook
+        found = tuple(find_hook(model, each) for each in hooks)
+    names = [each.name for each in found]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"hooks must differ, and there must be one at least; got {listed(names) if names else 'none'}."
+        )
+    return found
 
 
 def hook_path(model: nn.Module, hook: str | int) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.language import LanguageModel
-from ..models.pretrained import accepts
+from ..models.pretrained import PretrainedModel, accepts
 from ..models.quiet import quiet_transformers
 
 CONTEXT = 1024
@@ -186,7 +186,7 @@ def token_batches(
     skip_special
         Whether added tokens (BOS, CLS, SEP) are left out of `TokenBatch.keep`.
     """
-    batch_tokens = batch_tokens or _batch_tokens(lm)
+    batch_tokens = batch_tokens or batch_tokens_on(lm)
     lengths = contexts.lengths()
     order = np.argsort(-lengths, kind="stable")
     first = 0
@@ -197,9 +197,9 @@ def token_batches(
         first += count
 
 
-def _batch_tokens(lm: LanguageModel) -> int:
-    """The usual size of a batch on the device of the model."""
-    return BATCH_TOKENS.get(lm.device.type, BATCH_TOKENS["cuda"])
+def batch_tokens_on(model: PretrainedModel) -> int:
+    """Return the usual size of a batch on the device of a model."""
+    return BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
 
 
 def _pad(
