@@ -30,10 +30,10 @@ from verdicts import claims, page
 
 import saekit as sk
 from saekit.comparison.consensus import consensus
-from saekit.comparison.orphans import frequency_matched
+from saekit.comparison.orphan_properties import frequency_matched
 from saekit.comparison.result import Comparison
-from saekit.comparison.run import with_stability
 from saekit.comparison.settings import ComparisonSettings, ConsensusSettings, OrphanSettings
+from saekit.comparison.stability import with_stability
 from saekit.errors import ConfigError
 from saekit.evaluation.settings import EvaluationSettings
 from saekit.files import read_json, write_json

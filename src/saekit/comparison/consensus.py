@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,11 +10,10 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..measure.importance import importance
-from ..provenance import sae_digest
 from ..rows.opening import Rows, as_source
 from ..rows.source import Source
 from ..sae.model import SAE
-from ..sae.naming import Given, named_saes
+from ..sae.naming import Given, given_saes, named_saes
 from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
 from ..settings import Progress, suggest_keywords
 from ..training.architectures import config_from_dict
@@ -34,7 +32,7 @@ CHUNK = 256
 
 @suggest_keywords
 def consensus(
-    saes: Sequence[Given],
+    saes: Given | Sequence[Given],
     rows: Rows | None = None,
     *,
     comparison: Comparison | None = None,
@@ -81,7 +79,8 @@ def consensus(
         both = consensus(saes, rows, settings=ConsensusSettings(refit=200_000))
         sk.evaluate([both, *saes], heldout)
     """
-    if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
+    saes = given_saes(saes)
+    if len(saes) < 2:
         raise ConfigError("consensus: at least two SAEs must be given; one agrees with itself.")
     named = named_saes(saes, "consensus")
     values = [sae.fold_norms() for _, sae in named]
@@ -92,7 +91,7 @@ def consensus(
     if comparison is None:
         compared = ComparisonSettings(threshold=settings.threshold, controls=False)
         comparison = compare([sae for _, sae in named], settings=compared)
-    if [each.sae["digest"] for each in comparison.saes] != [sae_digest(sae) for _, sae in named]:
+    if [each.sae["digest"] for each in comparison.saes] != [sae.digest() for _, sae in named]:
         raise ConfigError("consensus: `comparison` must be of these SAEs, in this order; it is of others.")
     groups = comparison.groups
     if groups is None:
