@@ -17,7 +17,6 @@ from ..errors import ConfigError, SaekitError, ShapeError
 from ..version import __version__
 from .actions import HELP as ACTIONS_HELP
 from .actions import actions
-from .capture import HELP as CAPTURE_HELP
 from .capture import capture
 from .classify import HELP as CLASSIFY_HELP
 from .classify import PREDICT_HELP, classify, predict
@@ -85,7 +84,7 @@ def register(each: Command) -> None:
     app.command(each.name, help=each.help, short_help=each.short_help, epilog=each.epilog or None)(each.callback)
 
 
-app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language model as rows on disk.")(capture)
+register(capture)
 app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
 register(evaluate)
 register(compare)

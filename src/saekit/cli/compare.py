@@ -16,7 +16,7 @@ from .console import print_comparison, print_json, print_orphans, progress_bar, 
 from .options import Data, Json, Model, Out, Rows
 
 if TYPE_CHECKING:
-    from ..comparison.orphans import Orphans
+    from ..comparison.orphans_result import Orphans
     from ..comparison.result import Comparison
     from ..rows.origin import Origin
 

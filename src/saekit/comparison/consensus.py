@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +10,15 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..measure.importance import importance
-from ..provenance import sae_digest
 from ..rows.opening import Rows, as_source
 from ..rows.source import Source
 from ..sae.model import SAE
-from ..sae.naming import Given, named_saes
+from ..sae.naming import Given, given_saes, named_saes
 from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
 from ..settings import Progress, suggest_keywords
 from ..training.architectures import config_from_dict
 from ..training.loop import train
+from ..training.settings import TrainSettings
 from .result import Comparison
 from .run import compare
 from .settings import ComparisonSettings, ConsensusSettings
@@ -34,7 +32,7 @@ CHUNK = 256
 
 @suggest_keywords
 def consensus(
-    saes: Sequence[Given],
+    saes: Given | Sequence[Given],
     rows: Rows | None = None,
     *,
     comparison: Comparison | None = None,
@@ -81,7 +79,8 @@ def consensus(
         both = consensus(saes, rows, settings=ConsensusSettings(refit=200_000))
         sk.evaluate([both, *saes], heldout)
     """
-    if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
+    saes = given_saes(saes)
+    if len(saes) < 2:
         raise ConfigError("consensus: at least two SAEs must be given; one agrees with itself.")
     named = named_saes(saes, "consensus")
     values = [sae.fold_norms() for _, sae in named]
@@ -92,7 +91,7 @@ def consensus(
     if comparison is None:
         compared = ComparisonSettings(threshold=settings.threshold, controls=False)
         comparison = compare([sae for _, sae in named], settings=compared)
-    if [each.sae["digest"] for each in comparison.saes] != [sae_digest(sae) for _, sae in named]:
+    if [each.sae["digest"] for each in comparison.saes] != [sae.digest() for _, sae in named]:
         raise ConfigError("consensus: `comparison` must be of these SAEs, in this order; it is of others.")
     groups = comparison.groups
     if groups is None:
@@ -315,14 +314,19 @@ def _refitted(
     if refit < batch_rows:
         raise DataError(f"consensus: `refit` must be at least one batch of {batch_rows} rows; got {refit}.")
 
-    def tell(state: Any) -> None:
+    def tell(stage: str, done: int, total: int | None = None, note: str = "") -> None:
         if progress is not None:
-            progress("refit", state.step, state.total_steps)
+            progress("refit", done, total)
 
     [fitted] = train(
-        config_from_dict(wanted), source, seeds=[settings.seed], tokens=refit, batch_rows=batch_rows,
-        data_seed=settings.seed, start=sae, progress=tell,
-    )  # fmt: skip
+        config_from_dict(wanted),
+        source,
+        seeds=settings.seed,
+        tokens=refit,
+        start=sae,
+        settings=TrainSettings(batch_rows=batch_rows, data_seed=settings.seed),
+        progress=tell,
+    )
     about = {**sae.provenance["consensus"], "refit_rows": fitted.provenance["rows_seen"]}
     kept = {key: value for key, value in fitted.provenance.items() if key not in ("seed", "start")}
     return fitted.replace(provenance={**sae.provenance, **kept, "consensus": about}, scores=sae.scores)

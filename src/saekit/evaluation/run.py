@@ -85,7 +85,11 @@ def evaluate(
     frozen_sae = None if frozen is None else as_sae(frozen)
     if frozen_sae is not None:
         check_width("frozen", frozen_sae, width, "evaluate")
-    _check_what_is_given(rows, model, data)
+    if rows is None and model is None:
+        raise ConfigError(
+            "evaluate: rows or a language model with texts must be given; got neither. "
+            "Pass `rows`, or `model` and `data`."
+        )
     source = None if rows is None else as_source(rows, width, "evaluate")
     data = repeatable(data)
     spliced = None
@@ -122,16 +126,6 @@ def evaluate(
         language_model=found.language_model,
         entries=[_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)],
     )
-
-
-def _check_what_is_given(rows: Any, model: Any, data: Any) -> None:
-    if rows is None and model is None:
-        raise ConfigError(
-            "evaluate: rows or a language model with texts must be given; got neither. "
-            "Pass `rows`, or `model` and `data`."
-        )
-    if model is not None and data is None:
-        raise ConfigError("evaluate: `model` must come with `data`, the texts it reads; got none. Pass data='builtin'.")
 
 
 _COMMON = ("redundancy_null", "ce_clean", "ce_zero", "ce_mean")  # the same for an SAE and its controls

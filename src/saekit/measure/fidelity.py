@@ -148,6 +148,10 @@ class SplicedModel:
         ShapeError
             The model has another width than the SAEs.
         """
+        if data is None:
+            raise ConfigError(
+                f"{where}: `model` must come with `data`, the texts it reads; got none. Pass data='builtin'."
+            )
         lm = load_language_model(model)
         info = {} if rows is None else dict(rows.info)
         hook = _hook_of_all(lm, saes, info, settings, where)

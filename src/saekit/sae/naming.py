@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
 from .model import SAE
@@ -117,12 +118,12 @@ def check_width(name: str, sae: SAE, width: int, where: str) -> None:
         raise ShapeError(
             f"{where}: all SAEs must have one width; `{name}` has {sae.d_in}, others {width}. Take them one at a time."
         )
-    check_finite(name, sae)
+    check_finite(name, sae.tensors())
 
 
-def check_finite(name: str, sae: SAE) -> None:
+def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
     """Refuse weights that hold NaN or infinity; raises `DataError`."""
-    for key, tensor in sae.tensors().items():
+    for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DataError(
                 f"`{name}` must have finite weights; `{key}` holds NaN or infinity. Its training went wrong."
