@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import textwrap
 from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
@@ -57,12 +58,17 @@ def suggest_keywords(function: F) -> F:
 def _suggesting(function: F, name: str) -> F:
     parameters = inspect.signature(function).parameters
     known = [each for each in parameters if each != "self"]
+    defaults = parameters["settings"].default if "settings" in parameters else None
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for word in kwargs:
             if word not in parameters:
-                raise KeywordError(f"{name}: unknown argument `{word}`. {did_you_mean(word, known)}")
+                hint = did_you_mean(word, known)
+                if hasattr(defaults, word):
+                    kind = type(defaults)
+                    hint = f"Pass settings={kind.__name__}({word}=…), which is in `{kind.__module__}`."
+                raise KeywordError(f"{name}: unknown argument `{word}`. {hint}")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
@@ -95,7 +101,7 @@ def part_of(settings: Any, kind: type[S], **changes: Any) -> S:
 
 def is_whole(value: Any) -> bool:
     """Return whether a value is a whole number and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:

@@ -32,6 +32,7 @@ from saekit.classification.result import Classification, summarize
 from saekit.classification.run import run_plan
 from saekit.classification.settings import Budget, ClassifierSettings
 from saekit.classification.verdicts import difference
+from saekit.evaluation.settings import EvaluationSettings
 from saekit.files import read_json, write_bytes, write_json
 from saekit.inputs.labelled import Labelled, read_labelled
 from saekit.report.classification import write_classification_figures
@@ -208,11 +209,15 @@ def trained(name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], o
             settings = {"control": sae["control"]} if sae.get("control") else {}
             made = sk.train(
                 sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings), rows[f"layers.{sae['layer']}"],
-                seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], batch_rows=model["batch_rows"],
+                seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], settings=sk.TrainSettings(batch_rows=model["batch_rows"]),
             )  # fmt: skip
             for seed, each in zip(sae["seeds"], made):
                 each.save(folders[sae_name(sae, seed)])
-            shown = sk.evaluate(made[0], rows[f"layers.{sae['layer']}"], rows=20_000, controls=False, draws=0).metrics
+            shown = sk.evaluate(
+                made[0],
+                rows[f"layers.{sae['layer']}"],
+                settings=EvaluationSettings(max_rows=20_000, controls=False, draws=0),
+            ).metrics
             tell(f"{sae_name(sae, sae['seeds'][0])}: FVU {shown.fvu.value:.3f}, dead {shown.dead_fraction.value:.1%}, "
                  f"{time.monotonic() - since:.0f} s")  # fmt: skip
     return folders

@@ -36,7 +36,6 @@ from saekit.files import read_json, write_bytes, write_json
 from saekit.measure.paired_scores import PairedBootstrap, Predictions, score
 from saekit.measure.results import to_plain
 from saekit.report.transfer import write_transfer_figures
-from saekit.rows.capture_images import capture_images
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
@@ -161,7 +160,7 @@ class Study:
         rows = sk.capture(model, texts, layer=LAYER, tokens=self.size.train_tokens)
         config = sk.TopK(n_latents=self.size.latents, k=32)
         # every row is seen twice
-        return sk.train(config, rows, seeds=[0, 1], tokens=2 * rows.n_rows, batch_rows=1024)
+        return sk.train(config, rows, seeds=[0, 1], tokens=2 * rows.n_rows, settings=sk.TrainSettings(batch_rows=1024))
 
     # ------------------------------------------------------------------ the parts
 
@@ -201,7 +200,9 @@ class Study:
         readers = {}
         for lm, layer in ((stories, 2), (builtin, 2)):
             rows = sk.capture(lm, others, layer=layer, tokens=tokens)
-            readers[lm.name] = sk.train(sk.TopK(n_latents=small, k=16), rows, tokens=2 * tokens, batch_rows=1024)[0]
+            readers[lm.name] = sk.train(
+                sk.TopK(n_latents=small, k=16), rows, tokens=2 * tokens, settings=sk.TrainSettings(batch_rows=1024)
+            )[0]
         tasks = {
             "stories": cloze_task(STORIES, questions=self.size.questions),
             "docs": cloze_task("builtin@heldout", questions=self.size.questions),
@@ -291,9 +292,11 @@ class Study:
         """Train a ViT on the first `n` images and an SAE on its patches; classify the others."""
         vit, head = trained_vit(images[:n], self.out / f"vit-{name}", side, patch, width, epochs)
         rest = images[n:][: self.size.judged_images]
-        rows = capture_images(vit, images[: min(n, 2500)], layer=1)
+        rows = sk.capture(vit, images[: min(n, 2500)], layer=1)
         tokens = min(self.size.train_tokens, 2 * rows.n_rows)
-        (sae,) = sk.train(sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, batch_rows=1024)
+        (sae,) = sk.train(
+            sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, settings=sk.TrainSettings(batch_rows=1024)
+        )
         # on the rows that judge the arms, by the same metric
         judges = held_out(rest)
         y = np.array(rest.column("label"))[judges]

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from saekit.errors import ConfigError, DataError, ModelError, ShapeError
 from saekit.kernels.pooling import largest_of_rows, pool_segments
-from saekit.models import origin
+from saekit.models import deferred
 from saekit.models.language import LanguageModel
 from saekit.rows import pooling, pooling_cache
 from saekit.rows.capture import capture
-from saekit.rows.pooling import DENSE_POOLS, Ask, encoder_digest, pool_batches, pool_texts
+from saekit.rows.pooling import DENSE_POOLS, Ask, pool_batches, pool_texts
+from saekit.rows.pooling_cache import encoder_digest
+from saekit.rows.settings import CaptureSettings, PoolingSettings
 from saekit.rows.tokens import tokenize
 from saekit.sae import rules
 from saekit.sae.codes import Codes
@@ -209,7 +212,7 @@ def test_no_array_of_tokens_by_latents_is_ever_made(monkeypatch: pytest.MonkeyPa
     def refuse(*_: Any) -> Any:
         raise AssertionError("codes were made dense")
 
-    monkeypatch.setattr(Codes, "dense", refuse)
+    monkeypatch.setattr(Codes, "to_dense", refuse)
     monkeypatch.setattr(SAE, "pre", refuse)
     with Largest() as largest:
         (found,) = pool_batches([({"h": x}, document)], n_rows // 10, [Ask(SPARSE, sae, hook="h")])
@@ -248,7 +251,7 @@ def assert_equal(a: Any, b: Any, **close: float) -> None:
 @pytest.mark.parametrize("kind", ["llama", "bert", "gpt2"])
 def test_texts_are_pooled_over_the_rows_that_capture_gives(kind: str, models: Any, texts: list[str]) -> None:
     """Texts longer than the context (24 here) are read in windows, none of it is lost."""
-    rows = capture(models[kind], texts, layer=LAYER, outliers=None)
+    rows = capture(models[kind], texts, layer=LAYER, settings=CaptureSettings(outliers=None))
     found, states = pool_texts(models[kind], texts, asks())
     z = random_sae().encode(rows.x).to_dense().numpy()
     assert len(np.unique(rows.document.numpy())) == len(texts)
@@ -275,8 +278,8 @@ def test_permuted_texts_give_permuted_rows_bit_for_bit(
         return original(model, hooks, inputs)
 
     monkeypatch.setattr(pooling, "activations", seen)
-    found = pool_texts(models["bert"], texts, asks(), batch_tokens=64)
-    again = pool_texts(models["bert"], [texts[i] for i in order], asks(), batch_tokens=64)
+    found = pool_texts(models["bert"], texts, asks(), settings=PoolingSettings(batch_tokens=64))
+    again = pool_texts(models["bert"], [texts[i] for i in order], asks(), settings=PoolingSettings(batch_tokens=64))
     assert_equal(again, [{name: x[order] for name, x in one.items()} for one in found])
     assert batches[: len(batches) // 2] == batches[len(batches) // 2 :]
     once = tokenize(models["bert"].tokenizer, sorted(set(texts)), context=models["bert"].context)
@@ -293,7 +296,7 @@ def test_a_text_alone_is_the_text_among_others(kind: str, models: Any, texts: li
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 100_000])
 def test_the_size_of_a_batch_does_not_matter(batch_tokens: int, models: Any, texts: list[str]) -> None:
-    found = pool_texts(models["llama"], texts, asks(), batch_tokens=batch_tokens)
+    found = pool_texts(models["llama"], texts, asks(), settings=PoolingSettings(batch_tokens=batch_tokens))
     assert_equal(found, pool_texts(models["llama"], texts, asks()), **CLOSE)
 
 
@@ -344,7 +347,12 @@ def test_an_sae_asked_for_twice_encodes_once(models: Any, texts: list[str], monk
 
     monkeypatch.setattr(SAE, "encode", counted)
     sae = random_sae()
-    pool_texts(models["llama"], texts, [Ask(SPARSE, sae, layer=1), Ask(("sum",), sae, layer=1)], batch_tokens=10**6)
+    pool_texts(
+        models["llama"],
+        texts,
+        [Ask(SPARSE, sae, layer=1), Ask(("sum",), sae, layer=1)],
+        settings=PoolingSettings(batch_tokens=10**6),
+    )
     assert len(calls) == 1
 
 
@@ -355,7 +363,9 @@ def test_padding_never_counts_and_added_tokens_only_when_asked(models: Any, text
     for skip in (True, False):
         kept = (contexts.position >= 0) | (not skip)
         expected = np.bincount(contexts.document[kept], minlength=len(texts))
-        (found,) = pool_texts(lm, texts, [Ask(("count", "sum", "mean"), always, layer=1)], skip_special=skip)
+        (found,) = pool_texts(
+            lm, texts, [Ask(("count", "sum", "mean"), always, layer=1)], settings=PoolingSettings(skip_special=skip)
+        )
         assert dense(found["count"])[:, 0].tolist() == expected.tolist()
         assert dense(found["sum"])[:, 0].tolist() == expected.tolist()
         np.testing.assert_allclose(dense(found["mean"]), 1)
@@ -379,14 +389,16 @@ def test_texts_without_tokens(models: Any) -> None:
         DataError, match=r"texts must have at least one token; 2 have none: rows `1`, `2`.* empty='zero'"
     ):
         pool_texts(models["llama"], texts, asks())
-    found, states = pool_texts(models["llama"], texts, asks(), empty="zero")
+    found, states = pool_texts(models["llama"], texts, asks(), settings=PoolingSettings(empty="zero"))
     assert found["sum"][1:3].nnz == 0
     assert found["sum"][[0, 3]].nnz > 0
     assert not states["mean"][1:3].any()
-    (nothing,) = pool_texts(models["llama"], [""], [Ask(("sum",), random_sae(), layer=1)], empty="zero")
+    (nothing,) = pool_texts(
+        models["llama"], [""], [Ask(("sum",), random_sae(), layer=1)], settings=PoolingSettings(empty="zero")
+    )
     assert nothing["sum"].shape == (1, 48)
     with pytest.raises(DataError, match="2 have none"):  # tokens that are added make no text
-        pool_texts(models["llama"], texts, asks(), skip_special=False)
+        pool_texts(models["llama"], texts, asks(), settings=PoolingSettings(skip_special=False))
 
 
 def test_the_place_is_what_the_sae_knows_unless_it_is_given(models: Any, texts: list[str]) -> None:
@@ -412,9 +424,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("the model was needed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(origin, "load_language_model", refuse)
+        patch.setattr(deferred, "load_language_model", refuse)
         patch.setattr(pooling, "activations", refuse)
-        origin._loaded.cache_clear()
+        deferred._loaded.cache_clear()
         yield
 
 
@@ -447,7 +459,7 @@ def test_only_texts_that_are_missing_are_run(models: Any, texts: list[str], tmp_
     lm, n_tokens = models["llama"], []
     ask = [Ask(("sum",), random_sae(), layer=1)]
 
-    def progress(done: int, total: int | None) -> None:
+    def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
         n_tokens.append(total)
 
     pool_texts(lm, texts[:6], ask, cache=tmp_path)
@@ -478,7 +490,7 @@ def variants() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         "hook": ({"layer": 0}, {}),
         "pool": ({"pools": ("max",)}, {}),
         "states": ({"sae": None}, {}),
-        "special": ({}, {"skip_special": False}),
+        "special": ({}, {"settings": PoolingSettings(skip_special=False)}),
         "cut": ({}, {"max_tokens": 100}),
         "model": ({}, {"lm": "bert"}),
     }
@@ -506,7 +518,13 @@ def test_what_does_not_decide_a_row_is_not_in_the_key(
     n_passes = len(passes)
     other = sae.replace(W_dec=sae.W_dec * 2, b_dec=sae.b_dec + 1)
     assert encoder_digest(other) == encoder_digest(sae)
-    pool_texts(models["llama"], texts, [Ask(("sum",), other, hook="layers.1")], cache=tmp_path, batch_tokens=100)
+    pool_texts(
+        models["llama"],
+        texts,
+        [Ask(("sum",), other, hook="layers.1")],
+        cache=tmp_path,
+        settings=PoolingSettings(batch_tokens=100),
+    )
     assert len(passes) == n_passes
 
 
@@ -536,7 +554,9 @@ def test_the_cache_remembers_what_is_empty_and_what_was_cut(models: Any, tmp_pat
     texts, ask = ["the cat sat on", ""], [Ask(("sum",), random_sae(), layer=1)]
     for _ in range(2):
         with pytest.warns(UserWarning, match="max_tokens=3 cuts 1 of 2 texts and loses 1 of 4 tokens \\(25.0%\\)"):
-            pool_texts(models["llama"], texts, ask, cache=tmp_path, empty="zero", max_tokens=3)
+            pool_texts(
+                models["llama"], texts, ask, cache=tmp_path, max_tokens=3, settings=PoolingSettings(empty="zero")
+            )
     with pytest.raises(DataError, match="1 have none: rows `1`"):
         pool_texts(models["llama"], texts, ask, cache=tmp_path, max_tokens=3)
 
@@ -615,16 +635,17 @@ def test_what_is_no_text(texts: Any, message: str, models: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"max_tokens": 0}, {"max_tokens": 2.5}, {"batch_tokens": -1}, {"batch_tokens": True}]
+    ("name", "value"), [("max_tokens", 0), ("max_tokens", 2.5), ("batch_tokens", -1), ("batch_tokens", True)]
 )
-def test_bad_settings(setting: dict[str, Any], models: Any) -> None:
-    with pytest.raises(ConfigError, match=f"`{next(iter(setting))}` must be a positive integer or None"):
-        pool_texts(models["llama"], ["the cat"], asks(), **setting)
+def test_bad_settings(name: str, value: Any, models: Any) -> None:
+    kind: Any = PoolingSettings if name == "batch_tokens" else partial(pool_texts, models["llama"], ["the cat"], asks())
+    with pytest.raises(ConfigError, match=f"`{name}` must be a whole number from 1"):
+        kind(**{name: value})
 
 
 def test_other_bad_settings(models: Any) -> None:
-    with pytest.raises(ConfigError, match="`empty` must be `refuse` or `zero`; got 'skip'"):
-        pool_texts(models["llama"], ["the cat"], asks(), empty="skip")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="`empty` must be one of its options; got 'skip'"):
+        pool_texts(models["llama"], ["the cat"], asks(), settings=PoolingSettings(empty="skip"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="`model` must be a LanguageModel, a folder or a name; got int"):
         pool_texts(3, ["the cat"], asks())  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="there is no such folder"):
@@ -652,14 +673,14 @@ def test_warnings_are_not_shown_without_a_reason(models: Any, texts: list[str]) 
 
 def test_the_model_of_a_name_is_loaded_once(folders: Any, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    original = origin.load_language_model
+    original = deferred.load_language_model
 
     def counted(name: str) -> LanguageModel:
         loads.append(name)
         return original(name)
 
-    monkeypatch.setattr(origin, "load_language_model", counted)
-    origin._loaded.cache_clear()
+    monkeypatch.setattr(deferred, "load_language_model", counted)
+    deferred._loaded.cache_clear()
     for _ in range(2):
         pool_texts(folders["llama"], texts, asks())
     assert len(loads) == 1

@@ -15,14 +15,15 @@ from ..errors import ConfigError, DataError, ShapeError, listed
 from ..inputs.images import Images
 from ..inputs.labelled import Labelled
 from ..measure.controls import untrained_like
+from ..models.deferred import defer_model
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model, load_vision_model
-from ..models.origin import language_origin
 from ..models.vision import VisionModel
 from ..provenance import place_of, sae_digest
 from ..rows.capture import capture
-from ..rows.capture_images import capture_images, pool_images
+from ..rows.capture_images import pool_images
 from ..rows.pooling import Ask, pool_texts
+from ..rows.settings import PoolingSettings
 from ..rows.tokens import tokenize
 from ..sae.model import SAE
 from ..sae.rules import TopKRule
@@ -60,7 +61,7 @@ class Reader:
         if self.data.images is not None or isinstance(self.model, VisionModel):
             vision: Any = load_vision_model(self.model)  # type: ignore[arg-type]
             return {"name": vision.name, "digest": vision.digest}
-        origin = language_origin(self.model)
+        origin = defer_model(self.model)
         named = isinstance(self.model, LanguageModel)
         name = self.model.name if named else os.path.basename(os.fspath(self.model).rstrip("/"))  # type: ignore
         return {"name": name, "digest": origin.digest}
@@ -73,23 +74,19 @@ class Reader:
 
     def pool(self, asks: Sequence[Ask], progress: Progress) -> list[dict[str, Any]]:
         """Return what is asked for, one row per text or image."""
-        images, stage = self.data.images, "tokens" if self.data.images is None else "images"
-
-        def tick(done: int, total: int | None) -> None:
-            progress(stage, done, total)
-
+        images = self.data.images
         if images is not None:
-            return pool_images(self.load(), images, asks, prompt=self.prompt, progress=tick)
+            how = PoolingSettings(prompt=self.prompt)
+            return pool_images(self.load(), images, asks, settings=how, progress=progress)
         return pool_texts(
-            self.load(), self.data.texts, asks, max_tokens=self.max_tokens, cache=self.cache, progress=tick
+            self.load(), self.data.texts, asks, max_tokens=self.max_tokens, cache=self.cache, progress=progress
         )
 
     def sample(self, train: np.ndarray, hook: str, seed: int) -> torch.Tensor:
         """Return activations of some training rows."""
         order = train[np.argsort(np.random.Generator(np.random.PCG64([seed, 5])).random(len(train)))]
         if self.data.images is not None:
-            shown = self.data.images.pick(order[:SAMPLE_IMAGES])
-            rows: Any = capture_images(self.load(), shown, hook=hook)
+            rows = capture(self.load(), self.data.images.pick(order[:SAMPLE_IMAGES]), hook=hook)
         else:
             texts = [self.data.texts[row] for row in order[:SAMPLE_TOKENS]]
             rows = capture(self.load(), texts, hook=hook, tokens=SAMPLE_TOKENS)

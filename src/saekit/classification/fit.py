@@ -366,8 +366,10 @@ def _selection(name: str, arm: Arm, X: Any, budget: Budget) -> Any:
     from .sklearn_steps import DensityMatched
 
     k = 1 if arm.k is None else max(1, min(arm.k, _most(X)))
-    kind = SelectLatents if name == "select" else DensityMatched
-    return kind(k, by=arm.by, scores=None if arm.scores is None else np.array(arm.scores), seed=_seed(budget))
+    scores = None if arm.scores is None else np.array(arm.scores)
+    if name == "select":
+        return SelectLatents(k, scoring=arm.by, scores=scores, random_state=_seed(budget))
+    return DensityMatched(k, by=arm.by, scores=scores, seed=_seed(budget))
 
 
 def _components(name: str, arm: Arm, X: Any, budget: Budget) -> Any:

@@ -117,8 +117,8 @@ def plan_classification(
     model: ModelLike,
     data: Any,
     across: str | None = None,
-    split: Split | None = None,
-    settings: ClassifierSettings | None = None,
+    split: Split = Split(),
+    settings: ClassifierSettings = ClassifierSettings(),
     out: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Return what `classify` (or `transfer`, between the values of a column) will do.
@@ -137,8 +137,7 @@ def plan_classification(
     DataError
         See `read_labelled`; a class that cannot fill the inner folds.
     """
-    split, how = split or Split(), settings or ClassifierSettings()
-    budget = seeded(how.budget, split)
+    how, budget = settings, seeded(settings.budget, split)
     pools = how.pools or (POOLS if across is None else POOLS[:1])
     for pool in pools:
         check_pool(pool)

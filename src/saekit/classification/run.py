@@ -40,10 +40,10 @@ def classify(
     *,
     model: ModelLike,
     data: Any,
-    split: Split | None = None,
-    settings: ClassifierSettings | None = None,
+    split: Split = Split(),
+    settings: ClassifierSettings = ClassifierSettings(),
     out: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Classification:
     """Classify texts or images by SAE features, compared with baselines and controls.
 
@@ -96,7 +96,7 @@ def classify(
     return run_plan(plan, progress)
 
 
-def run_plan(plan: Plan, progress: Progress | None = None) -> Classification:
+def run_plan(plan: Plan, progress: Progress = silent) -> Classification:
     """Compute what is missing of a plan, compare the arms, and write what `classify` leaves in its folder.
 
     Raises
@@ -108,7 +108,7 @@ def run_plan(plan: Plan, progress: Progress | None = None) -> Classification:
 
     if plan.how.save_arm not in (None, "none"):
         check_savable(plan, str(plan.how.save_arm))
-    result = classification_of(judged(plan, progress or silent))
+    result = classification_of(judged(plan, progress))
     if plan.out is not None:
         result.save(plan.out / RESULT)
         _save_classifier(plan, result, plan.out / CLASSIFIER)

@@ -36,7 +36,7 @@ class DensityMatched(SelectorMixin, BaseEstimator):
         from ..estimators.select import SelectLatents
 
         X = validate_data(self, X, accept_sparse="csr")
-        best = SelectLatents(self.k, by=self.by, scores=self.scores, seed=self.seed).fit(X, y)
+        best = SelectLatents(self.k, scoring=self.by, scores=self.scores, random_state=self.seed).fit(X, y)
         chosen = np.flatnonzero(best.get_support())
         fires = np.asarray(np.diff(X.tocsc().indptr) if scipy.sparse.issparse(X) else (X != 0).sum(0), dtype=float)
         self.support_ = np.zeros(X.shape[1], bool)

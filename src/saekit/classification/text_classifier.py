@@ -27,6 +27,7 @@ from ..models.loading import load_language_model
 from ..models.vision import VisionModel
 from ..rows.capture import capture
 from ..rows.pooling import Ask, pool_texts
+from ..rows.settings import CaptureSettings
 from ..sae.model import SAE
 from .arms import Arm
 from .fit import fit_arm
@@ -262,8 +263,10 @@ class TextClassifier:
         if not latents:
             return found
         lm = self._lm
-        source = capture(lm, [text], hook=self.hook, outliers=None)
+        source = capture(lm, [text], hook=self.hook, settings=CaptureSettings(outliers=None))
         for batch in source.batches(4096):
+            assert batch.token is not None
+            assert batch.position is not None
             with torch.no_grad():
                 codes = self.sae.encode(batch.x.to(self.sae.device, self.sae.dtype))
             rows, columns, values = codes.row_of().cpu(), codes.indices.cpu(), codes.values.float().cpu()
@@ -372,6 +375,7 @@ def _latent_labels(lm: LanguageModel, classifier: TextClassifier, texts: Sequenc
     for batch in capture(lm, list(texts), hook=classifier.hook, tokens=LABEL_TOKENS).batches(4096):
         with torch.no_grad():
             codes = classifier.sae.encode(batch.x.to(classifier.sae.device, classifier.sae.dtype))
+        assert batch.token is not None
         scores.update(codes, batch.token, batch.document)
     labels = labels_of(scores, lambda token: lm.tokenizer.decode([token]))
     return {int(j): labels[j] for j in wanted if labels[j]}

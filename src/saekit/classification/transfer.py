@@ -36,10 +36,10 @@ def transfer(
     model: ModelLike,
     data: Any,
     across: str | None = None,
-    split: Split | None = None,
-    settings: ClassifierSettings | None = None,
+    split: Split = Split(),
+    settings: ClassifierSettings = ClassifierSettings(),
     out: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Transfer:
     """Train classifiers on each value of a column (a language, a domain) and test them on every other.
 
@@ -85,7 +85,7 @@ def transfer(
     """
     named = [] if isinstance(saes, list | tuple) and not saes else named_saes(saes, "transfer")
     plan = plan_classification(named, model=model, data=data, across=across, split=split, settings=settings, out=out)
-    return saved(transfer_of(judged(plan, progress or silent), facts_of(named)), out)
+    return saved(transfer_of(judged(plan, progress), facts_of(named)), out)
 
 
 def saved(result: Transfer, out: str | os.PathLike[str] | None) -> Transfer:
@@ -101,7 +101,7 @@ def facts_of(named: Named) -> list[dict[str, Any]]:
 
 
 @suggest_keywords
-def held_out(data: Any, *, across: str | None = None, split: Split | None = None) -> np.ndarray:
+def held_out(data: Any, *, across: str | None = None, split: Split = Split()) -> np.ndarray:
     """Return the rows that an SAE should not be trained on, if it is to be tested on rows that it has not seen.
 
     Parameters
@@ -129,7 +129,6 @@ def held_out(data: Any, *, across: str | None = None, split: Split | None = None
         texts = [text for text, out in zip(sk.read_texts("hate.csv.gz"), seen) if not out]
         rows = sk.capture(model, texts, layer=4)
     """
-    split = split or Split()
     labelled = read_labelled(data, across=across, split=split)
     test = np.unique(labelled.test)
     names = {labelled.keys[row] for row in test}

@@ -17,15 +17,12 @@ from ..errors import ConfigError, SaekitError, ShapeError
 from ..version import __version__
 from .actions import HELP as ACTIONS_HELP
 from .actions import actions
-from .capture import HELP as CAPTURE_HELP
 from .capture import capture
 from .classify import PREDICT_HELP, classify, predict
 from .command import Command
-from .compare import HELP as COMPARE_HELP
 from .compare import compare
 from .demo import HELP as DEMO_HELP
 from .demo import demo
-from .evaluate import HELP as EVALUATE_HELP
 from .evaluate import evaluate
 from .progressive import progressive
 from .prune import prune
@@ -85,10 +82,10 @@ def register(each: Command) -> None:
     app.command(each.name, help=each.help, short_help=each.short_help, epilog=each.epilog or None)(each.callback)
 
 
-app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language model as rows on disk.")(capture)
+register(capture)
 app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
-app.command("evaluate", help=EVALUATE_HELP, short_help="Measure SAEs beside their controls.")(evaluate)
-app.command("compare", help=COMPARE_HELP, short_help="Which latents SAEs share, beside chance.")(compare)
+register(evaluate)
+register(compare)
 register(prune)
 register(progressive)
 register(classify)

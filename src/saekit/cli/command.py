@@ -14,6 +14,7 @@ Commands without settings have neither ``--config`` nor ``--set``.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import sys
@@ -52,6 +53,13 @@ class Table:
 
     keys: Callable[[], Iterable[str]] | None = None
     repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Marks a parameter that has no flag: it is set by ``--set`` and in files only."""
+
+    help: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,8 @@ class _Builder:
         self.tables: dict[str, tuple[Any, Table]] = {}
         self.json = False
         hints = typing.get_type_hints(function, include_extras=True)
-        for name, parameter in inspect.signature(function).parameters.items():
+        self.parameters = inspect.signature(function).parameters
+        for name, parameter in self.parameters.items():
             self._add(name, hints[name], parameter.default is inspect.Parameter.empty, flags)
         for flag in {*flags, *named} - {*self.flags}:
             raise ConfigError(f"{function.__name__}: `flags` must name fields of its settings; got `{flag}`.")
@@ -137,6 +146,8 @@ class _Builder:
             self.arguments.append(_Option(name, hint, info, "", is_required))
         elif name == "json":
             self.json = True
+        elif isinstance(info, Setting):
+            self.options[name] = _Option(name, hint, None, info.help, is_required)
         else:
             self.options[name] = _Option(name, hint, info, info.help or "", is_required)
             self.flags.append(name)
@@ -165,7 +176,7 @@ class _Builder:
             hint = each.hint if each.is_required else each.hint | None
             found.append((each.name, Annotated[hint, each.info], default))
         found += [(name, self._annotation(self.options[name]), None) for name in self.flags]
-        if self.settings or self.tables:
+        if self.settings or self.tables or set(self.options) - set(self.flags):
             found += [("config", ConfigFile, None), ("set_", Set, None)]
         if self.json:
             info = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
@@ -221,6 +232,16 @@ class _Builder:
                 known[name] = dict.fromkeys(table.keys()) if table.keys is not None else {}
         return known
 
+    def _values_of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that were given, as the types they have."""
+        words = {name: self._word(name) for name in self.options}
+        required(tree, *(name for name, each in self.options.items() if each.is_required), words=words)
+        return {
+            name: converted(tree[name], option.hint, f"--{words[name].replace('_', '-')}")
+            for name, option in self.options.items()
+            if tree.get(name) is not None
+        }
+
     def values(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the function, from what typer read."""
         passed: dict[str, Any] = {each.name: given.pop(each.name) for each in self.arguments}
@@ -229,24 +250,13 @@ class _Builder:
         file, sets = given.pop("config", None), given.pop("set_", None)
         options = {name: value for name, value in given.items() if value != []}  # an option that repeats, not given
         tree = merge(self._known(), file=file, options=options, sets=sets, aliases=self.aliases)
-        words = {name: self._word(name) for name in self.options}
-        required(tree, *(name for name, each in self.options.items() if each.is_required), words=words)
-        found = {
-            name: converted(tree[name], option.hint, f"--{words[name].replace('_', '-')}")
-            for name, option in self.options.items()
-            if tree.get(name) is not None
-        }
-        for name in inspect.signature(self.function).parameters:
-            if name in self.settings:
-                kind = self.settings[name]
-                mine = {field.name for field in dataclasses.fields(kind)}
-                passed[name] = kind(**{each: value for each, value in found.items() if each in mine})
-            elif name in self.tables:
-                hint, table = self.tables[name]
-                passed[name] = converted(tree.get(name, [] if table.repeated else {}), hint, name)
-            elif name in found:
-                passed[name] = found[name]
-        return passed
+        found = self._values_of(tree)
+        for name, kind in self.settings.items():
+            mine = {field.name for field in dataclasses.fields(kind)}
+            passed[name] = kind(**{each: value for each, value in found.items() if each in mine})
+        for name, (hint, table) in self.tables.items():
+            passed[name] = converted(tree.get(name, [] if table.repeated else {}), hint, name)
+        return passed | {name: found[name] for name in self.parameters if name in found}
 
 
 def converted(value: Any, hint: Any, where: str) -> Any:
@@ -327,5 +337,9 @@ def _fields(kind: Any) -> list[_Option]:
     found = []
     for field in dataclasses.fields(kind):
         hint, info = _unpacked(SHARED.get(field.name, hints[field.name]))
-        found.append(_Option(field.name, hint, info, docs.get(field.name, "")))
+        text = docs.get(field.name, "")
+        if info is not None and text:  # the flag is the shared one; what it is for, and its default, says the field
+            info = copy.copy(info)
+            info.help = text
+        found.append(_Option(field.name, hint, info, text))
     return found

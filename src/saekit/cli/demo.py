@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from saekit.evaluation.settings import EvaluationSettings
+
 from .classify import print_classification
-from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell, training_progress
+from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell
 from .options import Json
 
 HELP = """The whole flow on this machine, without network: capture rows of the built-in language model on the built-in
@@ -107,10 +109,12 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
     from ..inputs.texts import read_texts
     from ..models.loading import load_language_model
     from ..rows.capture import capture
+    from ..rows.settings import CaptureSettings
     from ..sizes.settings import SizeSettings
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train as train_saes
+    from ..training.settings import TrainSettings
 
     size = SHORT if short else FULL
     train_data, test_data = (data, data) if data else ("builtin@train", "builtin@heldout")
@@ -126,27 +130,32 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
             train_data,
             layer=LAYER,
             tokens=size.tokens,
-            dtype="float16",
             out=out / "rows",
-            progress=lambda done, total: progress("capture", done, total),
+            settings=CaptureSettings(dtype="float16"),
+            progress=lambda stage, done, total=None, note="": progress("capture", done, total),
         )
         saes = train_saes(
             configs,
             rows,
             seeds=[[0, 1], [0], [0]],
-            batch_rows=size.batch_rows,
+            settings=TrainSettings(batch_rows=size.batch_rows),
             out=out / "run",
             resume=True,
-            progress=training_progress(progress),
+            progress=progress,
         )
         heldout = capture(lm, test_data, layer=LAYER, tokens=size.test_rows)
-        texts: dict[str, Any] = {"model": lm, "data": test_data, "tokens": size.test_tokens}
 
         def stage(what: str) -> Any:
             return lambda stage, done, total=None, note="": progress(f"{what} {stage}", done, total)
 
         answers: dict[str, Any] = {
-            "evaluation": evaluate(saes, **texts, rows=size.test_rows, progress=stage("evaluate")),
+            "evaluation": evaluate(
+                saes,
+                model=lm,
+                data=test_data,
+                progress=stage("evaluate"),
+                settings=EvaluationSettings(max_rows=size.test_rows, tokens=size.test_tokens),
+            ),
             "comparison": compare(saes[:2], progress=stage("compare")),
             "sizes": measure_sizes(
                 saes[3],

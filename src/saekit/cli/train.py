@@ -11,7 +11,7 @@ import typer
 
 from ..errors import ConfigError, did_you_mean, listed
 from ..files import read_json
-from .console import print_json, print_table, progress_bar, tell, training_progress
+from .console import print_json, print_table, progress_bar, tell
 from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
 from .settings import merge, names_of, required, whole_numbers
 
@@ -72,14 +72,18 @@ def train(
     json: Json = False,
 ) -> None:
     """Train SAEs into a folder."""
+    from ..rows.settings import StreamSettings
     from ..rows.shards import open_rows
     from ..rows.stream import stream
     from ..training.loop import train as run
+    from ..training.settings import TrainSettings
 
-    run_settings = names_of(run, without=("configs", "source", "callbacks", "progress"))
-    stream_settings = names_of(stream, without=("model", "data", "tokens", "layer", "hook", "text"))
+    direct = names_of(run, without=("configs", "rows", "settings", "callbacks", "progress"))
+    loop = dict.fromkeys(field.name for field in dataclasses.fields(TrainSettings))
+    stream_settings = dict.fromkeys(field.name for field in dataclasses.fields(StreamSettings))
     known: dict[str, Any] = {
-        **run_settings,
+        **direct,
+        **loop,
         **dict.fromkeys(("rows", "model", "data", "layer", "hook", "text", "arch", "latents", "k")),
         "stream": stream_settings,
         "config": _config_names(),
@@ -99,8 +103,9 @@ def train(
         run(
             configs,
             source,
-            **{name: value for name, value in settings.items() if name in run_settings},
-            progress=training_progress(progress),
+            **{name: value for name, value in settings.items() if name in direct},
+            settings=TrainSettings(**{name: value for name, value in settings.items() if name in loop}),
+            progress=progress,
         )
     _tell_result(settings["out"], json)
 
@@ -184,7 +189,10 @@ def _source(settings: Mapping[str, Any], open_rows: Any, stream: Any) -> Any:
         raise ConfigError("exactly one of --layer and --hook must be given with --model.")
     names = ("layer", "hook", "text", "tokens")
     given = {name: settings[name] for name in names if settings.get(name) is not None}
-    return stream(settings["model"], settings["data"], **given, **settings.get("stream", {}))
+    from ..rows.settings import StreamSettings
+
+    how = StreamSettings(**settings.get("stream", {}))
+    return stream(settings["model"], settings["data"], **given, settings=how)
 
 
 def _tell_result(out: str, json: bool) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +10,18 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..measure.importance import importance
-from ..provenance import sae_digest
-from ..rows.opening import as_source
+from ..rows.opening import Rows, as_source
 from ..rows.source import Source
 from ..sae.model import SAE
-from ..sae.naming import named_saes
+from ..sae.naming import Given, given_saes, named_saes
 from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
-from ..settings import Progress
+from ..settings import Progress, suggest_keywords
 from ..training.architectures import config_from_dict
 from ..training.loop import train
+from ..training.settings import TrainSettings
 from .result import Comparison
 from .run import compare
+from .settings import ComparisonSettings, ConsensusSettings
 
 SCALE_TOLERANCE = 1e-3
 """Relative difference of the input scales of seeds that is rounding of the same rows."""
@@ -31,64 +30,41 @@ CHUNK = 256
 """Candidates that are compared with the latents chosen so far at once."""
 
 
+@suggest_keywords
 def consensus(
-    saes: Sequence[SAE | str | os.PathLike[str]],
-    source: Source | Tensor | Any | None = None,
-    comparison: Comparison | None = None,
+    saes: Given | Sequence[Given],
+    rows: Rows | None = None,
     *,
-    size: int | None = None,
-    least: int = 2,
-    fill: bool = True,
-    threshold: float = 0.7,
-    refit: int = 0,
-    config: dict[str, Any] | None = None,
-    rows: int | None = None,
-    batch_rows: int = 4096,
-    seed: int = 0,
+    comparison: Comparison | None = None,
+    settings: ConsensusSettings = ConsensusSettings(),
     progress: Progress | None = None,
 ) -> SAE:
     """Pool the latents that several seeds share into one SAE.
 
     Each concept group (see `Groups`) becomes one latent: the unit mean direction of its members' decoder rows, the mean
     of their encoder rows, biases and thresholds. The groups that most seeds have come first, then those of higher
-    energy. What is missing to `size` is filled with the other latents of highest energy that point elsewhere.
+    energy. What is missing to the size is filled with the other latents of highest energy that point elsewhere.
 
     Parameters
     ----------
     saes
         Two SAEs or more that differ in their seeds only: one hook, one rule, one scale. Values or paths.
-    source
-        Rows, for energies and for the refit; not needed where all SAEs carry ``scores["energy"]`` and `refit` is 0.
+    rows
+        Rows, for energies and for the refit; not needed where all SAEs carry ``scores["energy"]`` and there is no
+        refit.
     comparison
         What `compare` found about these SAEs, in this order; None: it is made here.
-    size
-        Latents of the result. None: as many as there are groups without `fill`, as the widest parent has with it.
-    least
-        Seeds that must have a concept for it to be pooled, 2 to the number of SAEs.
-    fill
-        Whether to fill up with latents that fewer seeds have.
-    threshold
-        Cosine with a latent taken already, of decoder rows, from which a latent counts as the same and is not filled
-        in; and, where the comparison is made here, its threshold.
-    refit
-        Rows to train on from there, with the parents' configuration. Means of directions are not yet an SAE that
-        works together: a tenth of the parents' training mends most of it.
-    config
-        Settings that differ from the parents' in the refit, such as ``{"lr": 1e-3}``.
-    rows
-        Most rows for energies.
-    batch_rows
-        Rows at a time, in the refit rows per step.
-    seed
-        Of the order of rows in the refit.
+    settings
+        The size, what is pooled, what it is filled up with, the refit.
     progress
         Called as ``progress(stage, done, total)``.
 
     Returns
     -------
     SAE
-        An ordinary SAE. ``scores["stability"]`` is the share of the other parents that have the concept, for a parent
-        that has it; ``scores["energy"]`` the mean over its members. ``provenance["consensus"]`` says what was pooled.
+        An ordinary SAE. ``scores["stability"]`` is the fraction of the other parents that have the concept, for a
+        parent that has it; ``scores["energy"]`` the mean over its members. ``provenance["consensus"]`` says what was
+        pooled.
 
     Raises
     ------
@@ -100,61 +76,63 @@ def consensus(
     --------
     ::
 
-        both = consensus(saes, rows, refit=200_000)
+        both = consensus(saes, rows, settings=ConsensusSettings(refit=200_000))
         sk.evaluate([both, *saes], heldout)
     """
-    if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
+    saes = given_saes(saes)
+    if len(saes) < 2:
         raise ConfigError("consensus: at least two SAEs must be given; one agrees with itself.")
     named = named_saes(saes, "consensus")
     values = [sae.fold_norms() for _, sae in named]
-    _check(named, least, size, refit)
-    source = None if source is None else as_source(source, values[0].d_in, "consensus")
-    if refit and source is None:
+    _check(named, settings)
+    source = None if rows is None else as_source(rows, values[0].d_in, "consensus")
+    if settings.refit and source is None:
         raise ConfigError("consensus: `refit` trains on rows; got none. Pass rows like the training's.")
-    comparison = comparison or compare([sae for _, sae in named], threshold=threshold, controls=False)
-    if [each.sae["digest"] for each in comparison.saes] != [sae_digest(sae) for _, sae in named]:
+    if comparison is None:
+        compared = ComparisonSettings(threshold=settings.threshold, controls=False)
+        comparison = compare([sae for _, sae in named], settings=compared)
+    if [each.sae["digest"] for each in comparison.saes] != [sae.digest() for _, sae in named]:
         raise ConfigError("consensus: `comparison` must be of these SAEs, in this order; it is of others.")
     groups = comparison.groups
     if groups is None:
         raise ConfigError("consensus: `comparison` must hold concept groups; this one is of an older release.")
-    energies = _energies(values, source, rows, batch_rows, progress)
-    parts = [members for members, count in zip(groups.members(), groups.size, strict=True) if count >= least]
+    energies = _energies(values, source, settings, progress)
+    parts = [
+        members for members, count in zip(groups.members(), groups.size, strict=True) if count >= settings.min_seeds
+    ]
     pooled = [_Latent.pooled(values, members, energies) for members in parts]
     if not pooled:
         raise ConfigError(
-            f"consensus: there must be a concept that {least} of the SAEs have; there is none at a cosine of "
-            f"{comparison.settings['threshold']}. Train longer, or lower `threshold`."
+            f"consensus: there must be a concept that {settings.min_seeds} of the SAEs have; there is none at a "
+            f"cosine of {comparison.settings['threshold']}. Train longer, or lower `threshold`."
         )
     if energies is not None:
         order = sorted(range(len(pooled)), key=lambda at: (-pooled[at].count, -pooled[at].energy, at))
         pooled = [pooled[at] for at in order]
-    size = size or (max(sae.n_latents for sae in values) if fill else len(pooled))
+    size = settings.size or (max(sae.n_latents for sae in values) if settings.fill else len(pooled))
     chosen = pooled[:size]
     if len(chosen) < size:
-        if not fill:
+        if not settings.fill:
             raise ConfigError(
-                f"consensus: `size` must be at most the {len(pooled)} concepts that {least} SAEs have; got {size}. "
-                "Pass fill=True to add others."
+                f"consensus: `size` must be at most the {len(pooled)} concepts that {settings.min_seeds} SAEs have; "
+                f"got {size}. Pass fill=True to add others."
             )
-        chosen += _filling(values, parts, chosen, size, threshold, energies)
-    sae = _assemble(named, values, chosen, len(pooled[:size]), comparison, least)
-    if not refit:
+        chosen += _filling(values, parts, chosen, size, settings.threshold, energies)
+    sae = _assemble(named, values, chosen, len(pooled[:size]), comparison, settings.min_seeds)
+    if not settings.refit:
         return sae
     assert source is not None  # seen to above
-    return _refitted(named, sae, source, refit, config or {}, batch_rows, seed, progress)
+    return _refitted(named, sae, source, settings, progress)
 
 
 # ---------------------------------------------------------------------------------------------------------- the call
 
 
-def _check(named: list[tuple[str, SAE]], least: int, size: int | None, refit: int) -> None:
+def _check(named: list[tuple[str, SAE]], settings: ConsensusSettings) -> None:
     first, reference = named[0]
     m = len(named)
-    if not 2 <= least <= m:
-        raise ConfigError(f"consensus: `least` must be 2 to the number of SAEs, {m}; got {least}.")
-    for name, value in (("size", size), ("refit", refit)):
-        if value is not None and value < (name == "size"):
-            raise ConfigError(f"consensus: `{name}` must be a positive whole number; got {value}.")
+    if settings.min_seeds > m:
+        raise ConfigError(f"consensus: `min_seeds` must be 2 to the number of SAEs, {m}; got {settings.min_seeds}.")
     for name, sae in named:
         same = type(sae.rule) is type(reference.rule) and sae.rule.settings() == reference.rule.settings()
         if not same or isinstance(sae.rule, GroupMaxRule):
@@ -176,12 +154,12 @@ def _check(named: list[tuple[str, SAE]], least: int, size: int | None, refit: in
 
 
 def _energies(
-    saes: list[SAE], source: Source | None, rows: int | None, batch_rows: int, progress: Progress | None
+    saes: list[SAE], source: Source | None, settings: ConsensusSettings, progress: Progress | None
 ) -> list[np.ndarray] | None:
     """Energy of every latent, measured where there are rows, else as the SAEs say; None where neither is known."""
     if source is not None:
         return [
-            importance(sae, source, rows=rows, batch_rows=batch_rows, progress=progress)
+            importance(sae, source, max_rows=settings.max_rows, batch_rows=settings.batch_rows, progress=progress)
             .scores["weighted_energy"]
             .numpy()
             for sae in saes
@@ -318,31 +296,37 @@ def _assemble(
 
 
 def _refitted(
-    named: list[tuple[str, SAE]], sae: SAE, source: Source, refit: int, changes: dict[str, Any], batch_rows: int,
-    seed: int, progress: Progress | None,
-) -> SAE:  # fmt: skip
+    named: list[tuple[str, SAE]], sae: SAE, source: Source, settings: ConsensusSettings, progress: Progress | None
+) -> SAE:
     known = named[0][1].provenance.get("config")
     if not isinstance(known, dict):
         raise ConfigError(
             f"consensus: `refit` needs the configuration that `{named[0][0]}` was trained with; its provenance has "
             "none. Pass refit=0, or train it yourself: train(config, rows, start=consensus(…))."
         )
-    settings = {**known, "latents": sae.n_latents, **changes}
+    changes = settings.config or {}
+    wanted = {**known, "latents": sae.n_latents, **changes}
     if "k" in known and "k" not in changes:
-        settings["k"] = min(known["k"], sae.n_latents)
+        wanted["k"] = min(known["k"], sae.n_latents)
     if known.get("sizes") is not None:
-        settings["sizes"] = None
+        wanted["sizes"] = None
+    refit, batch_rows = settings.refit, settings.batch_rows
     if refit < batch_rows:
         raise DataError(f"consensus: `refit` must be at least one batch of {batch_rows} rows; got {refit}.")
 
-    def tell(state: Any) -> None:
+    def tell(stage: str, done: int, total: int | None = None, note: str = "") -> None:
         if progress is not None:
-            progress("refit", state.step, state.total_steps)
+            progress("refit", done, total)
 
     [fitted] = train(
-        config_from_dict(settings), source, seeds=[seed], tokens=refit, batch_rows=batch_rows, data_seed=seed,
-        start=sae, progress=tell,
-    )  # fmt: skip
+        config_from_dict(wanted),
+        source,
+        seeds=settings.seed,
+        tokens=refit,
+        start=sae,
+        settings=TrainSettings(batch_rows=batch_rows, data_seed=settings.seed),
+        progress=tell,
+    )
     about = {**sae.provenance["consensus"], "refit_rows": fitted.provenance["rows_seen"]}
     kept = {key: value for key, value in fitted.provenance.items() if key not in ("seed", "start")}
     return fitted.replace(provenance={**sae.provenance, **kept, "consensus": about}, scores=sae.scores)

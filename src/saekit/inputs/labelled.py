@@ -87,7 +87,7 @@ class Labelled:
         return "sha256:" + found.hexdigest()
 
 
-def read_labelled(data: Any, *, across: str | None = None, split: Split | None = None) -> Labelled:
+def read_labelled(data: Any, *, across: str | None = None, split: Split = Split()) -> Labelled:
     """Read labelled texts or images and split them.
 
     Parameters
@@ -107,7 +107,6 @@ def read_labelled(data: Any, *, across: str | None = None, split: Split | None =
     ConfigError
         A setting that the data contradicts: a split column without test rows, say.
     """
-    split = split or Split()
     if across == split.label:
         raise ConfigError(
             f"`across` must be another column than the label, or each value has one class; both are `{across}`."

@@ -28,7 +28,7 @@ from .accumulators import Fidelity
 from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
 from .controls import Reconstructor
 from .settings import CE_TOKENS as CE_TOKENS
-from .settings import MeasureSettings
+from .settings import TextSettings
 
 CHUNK_NUMBERS = 2**24
 """Log-probabilities that are held at once (float32: 64 MiB), whatever the vocabulary."""
@@ -123,7 +123,7 @@ class SplicedModel:
         data: Any,
         saes: Sequence[SAE],
         rows: Source | None,
-        settings: MeasureSettings,
+        settings: TextSettings,
         where: str,
     ) -> SplicedModel:
         """Load a model and texts, and find where in the model the SAEs belong.
@@ -148,6 +148,10 @@ class SplicedModel:
         ShapeError
             The model has another width than the SAEs.
         """
+        if data is None:
+            raise ConfigError(
+                f"{where}: `model` must come with `data`, the texts it reads; got none. Pass data='builtin'."
+            )
         lm = load_language_model(model)
         info = {} if rows is None else dict(rows.info)
         hook = _hook_of_all(lm, saes, info, settings, where)
@@ -171,7 +175,7 @@ def repeatable(data: Any) -> Any:
 
 
 def _hook_of_all(
-    lm: LanguageModel, saes: Sequence[SAE], info: dict[str, Any], settings: MeasureSettings, where: str
+    lm: LanguageModel, saes: Sequence[SAE], info: dict[str, Any], settings: TextSettings, where: str
 ) -> str:
     """The name of the hook of all SAEs, checked against the model."""
     if settings.layer is not None or settings.hook is not None:

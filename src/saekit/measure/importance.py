@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError, did_you_mean
-from ..rows.opening import as_source, facts_of
+from ..rows.opening import Rows, as_source, facts_of
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
@@ -153,18 +153,18 @@ class ImportanceSums:
 
 
 def importance(
-    sae: SAE, source: Any, *, rows: int | None = None, batch_rows: int = 4096, progress: Progress | None = None
+    sae: SAE, rows: Rows, *, max_rows: int | None = None, batch_rows: int = 4096, progress: Progress | None = None
 ) -> Importance:
-    """Every score of every latent, in one pass over the rows.
+    """Measure every score of every latent, in one pass over the rows.
 
     Parameters
     ----------
     sae
         An SAE with ``d_in = d_out``.
-    source
-        Rows: a source, an array ``[n, d_in]``, or the path of a cache folder or array file.
     rows
-        Most rows to see; None for all.
+        A source, an array ``[n, d_in]``, or the path of a cache folder or array file.
+    max_rows
+        Maximum number of rows; None for all.
     batch_rows
         Rows at a time; changes no score beyond rounding.
     progress
@@ -184,10 +184,10 @@ def importance(
     ConfigError
         A setting out of range.
     """
-    source = as_source(source, sae.d_in, "importance")
+    source = as_source(rows, sae.d_in, "importance")
     scores = ImportanceSums(sae)
     with torch.no_grad():
-        for x in batches(source, rows, batch_rows, "importance", progress):
+        for x in batches(source, max_rows, batch_rows, "importance", progress):
             scores.update(x)
     return scores.compute(facts_of(source))
 
@@ -223,7 +223,7 @@ def batches(
     source: Source, limit: int | None, batch_rows: int, stage: str, progress: Progress | None
 ) -> Iterator[Tensor]:
     """Rows in stored order, at most `limit`."""
-    for name, value in (("rows", limit), ("batch_rows", batch_rows)):
+    for name, value in (("max_rows", limit), ("batch_rows", batch_rows)):
         if value is not None and value < 1:
             raise ConfigError(f"{stage}: `{name}` must be at least 1; got {value}.")
     done = 0

@@ -45,9 +45,19 @@ class Hook:
     layer: int | None
     """Number of the block that it is or lies in, from 0; None outside the blocks."""
 
+    @property
+    def is_residual(self) -> bool:
+        """Whether it is a whole block: its output is the residual stream."""
+        return self.layer is not None and self.name == f"layers.{self.layer}"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Name, path and layer, as plain JSON."""
+        return {"hook": self.name, "module": self.path, "layer": self.layer}
+
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of blocks of a transformer, and its path.
+    """Return the path of the list of blocks of a transformer, and the list.
 
     Found by shape, not by model name: the ``ModuleList`` with as many entries as the config has layers, outermost
     first, language parts before vision parts.
@@ -92,7 +102,7 @@ def _n_layers(model: nn.Module) -> int | None:
 def find_hook(
     model: nn.Module, hook: str | int | Hook | None = None, *, layer: int | None = None, site: Site = "resid"
 ) -> Hook:
-    """The module that a layer number, a short name or a path means.
+    """Find the module that a layer number, a short name or a path means.
 
     Parameters
     ----------
@@ -129,8 +139,40 @@ def find_hook(
     return _by_path(model, hook)
 
 
+def find_hooks(
+    model: nn.Module,
+    layer: int | Sequence[int] | None,
+    hook: str | Hook | Sequence[str | Hook] | None,
+    *,
+    site: Site = "resid",
+) -> tuple[Hook, ...]:
+    """Find the modules that one or several layer numbers, or names, mean; see `find_hook`.
+
+    Raises
+    ------
+    ModelError
+        There is no such layer or module.
+    ConfigError
+        Neither or both of `layer` and `hook` are given, two of them are the same, or there are none.
+    """
+    if (layer is None) == (hook is None):
+        raise ConfigError(f"exactly one of `layer` and `hook` must be given; got layer={layer!r} and hook={hook!r}.")
+    if hook is None:
+        layers = layer if isinstance(layer, Sequence) else [layer]
+        found = tuple(find_hook(model, layer=each, site=site) for each in layers)
+    else:
+        hooks = [hook] if isinstance(hook, str | Hook) or not isinstance(hook, Sequence) else hook
+        found = tuple(find_hook(model, each) for each in hooks)
+    names = [each.name for each in found]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"hooks must differ, and there must be one at least; got {listed(names) if names else 'none'}."
+        )
+    return found
+
+
 def hook_path(model: nn.Module, hook: str | int) -> str:
-    """The path of the module that a layer number, a short name or a path means; see `find_hook`."""
+    """Return the path of the module that a layer number, a short name or a path means; see `find_hook`."""
     return find_hook(model, hook).path
 
 
@@ -157,7 +199,7 @@ def _by_path(model: nn.Module, hook: str) -> Hook:
 
 
 def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
-    """A block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
+    """Return a block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
     root, listing = blocks(model)
     if not 0 <= layer < len(listing):
         raise ModelError(
@@ -203,7 +245,7 @@ class _Stop(BaseException):
 def activations(
     model: nn.Module, hooks: Sequence[Hook], inputs: Mapping[str, Any], *, stop: bool = True
 ) -> list[Tensor]:
-    """Outputs of several modules in one forward pass.
+    """Return the outputs of several modules in one forward pass.
 
     Parameters
     ----------
@@ -270,7 +312,7 @@ def _input_shape(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
 
 
 def _hidden(output: Any, hook: Hook) -> Tensor:
-    """The hidden states in what a module returned: a tensor, the first of a tuple, a field of a ModelOutput."""
+    """Return the hidden states in what a module returned: a tensor, the first of a tuple, a field of a ModelOutput."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):

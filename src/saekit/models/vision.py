@@ -21,9 +21,9 @@ _HEADS = ("pooler", "classifier", "lm_head", "head", "logit")  # parts that no r
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VisionModel(PretrainedModel):
-    """A transformers model that looks at images, with its processor.
+    """A transformers model that reads images, with its processor.
 
-    Of a model of the CLIP kind `model` is the vision part alone; `d_model` is the width of the language part of a
+    For a model of the CLIP kind `model` is the vision part alone; `d_model` is the width of the language part of a
     vision-language model.
     """
 

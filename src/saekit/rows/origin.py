@@ -111,15 +111,7 @@ def find_rows(
     lm = load_language_model(model)
     hook = place_of(sae, layer=settings.layer, hook=settings.hook, name=f"`{name}`")
     if source is None:
-        tell = progress or silent
-        source = capture(
-            lm,
-            data,
-            hook=hook,
-            text=settings.text,
-            tokens=settings.tokens,
-            progress=lambda done, total: tell("rows", done, total),
-        )
+        source = capture(lm, data, hook=hook, text=settings.text, tokens=settings.tokens, progress=progress or silent)
     return Origin(source, lm, data, min(settings.tokens, settings.ce_tokens))
 
 

@@ -100,6 +100,14 @@ def families_of(named: Mapping[str, SAE]) -> list[Family]:
     ConfigError
         Two SAEs of one architecture and size have the same seed.
     """
+    _check_seeds(named)
+    return [
+        _family(arch, {name: sae for name, sae in named.items() if arch_of(sae) == arch})
+        for arch in sorted({arch_of(sae) for sae in named.values()})
+    ]
+
+
+def _check_seeds(named: Mapping[str, SAE]) -> None:
     known: dict[tuple[str, int, int], str] = {}
     for name, sae in named.items():
         other = known.setdefault((arch_of(sae), sae.n_latents, seed_of(sae)), name)
@@ -108,16 +116,15 @@ def families_of(named: Mapping[str, SAE]) -> list[Family]:
                 f"progressive: SAEs of one architecture and size must differ in their seed, over which they are "
                 f"averaged; `{other}` and `{name}` do not. Compare different settings apart."
             )
-    families = []
-    for arch in sorted({arch_of(sae) for sae in named.values()}):
-        mine = {name: sae for name, sae in named.items() if arch_of(sae) == arch}
-        sizes = {sae.n_latents for sae in mine.values()}
-        family = Family(arch, {name: sae for name, sae in mine.items() if sae.n_latents == max(sizes)}, {})
-        if not family.is_nested and len(sizes) > 1:
-            for sae in mine.values():
-                family.separate.setdefault(seed_of(sae), {})[sae.n_latents] = sae
-        families.append(family)
-    return families
+
+
+def _family(arch: str, saes: Mapping[str, SAE]) -> Family:
+    sizes = {sae.n_latents for sae in saes.values()}
+    family = Family(arch, {name: sae for name, sae in saes.items() if sae.n_latents == max(sizes)}, {})
+    if not family.is_nested and len(sizes) > 1:
+        for sae in saes.values():
+            family.separate.setdefault(seed_of(sae), {})[sae.n_latents] = sae
+    return family
 
 
 def sizes_of(sizes: Sequence[int] | None, families: Sequence[Family]) -> list[int]:

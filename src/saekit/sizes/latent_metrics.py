@@ -106,22 +106,18 @@ def latent_metrics(
                 break
             second = _second_half(batch, first)[: len(x)]
             token = None if batch.token is None else batch.token[: len(x)]
-            before: Codes | None = None
-            for each, ring in zip(passes, rings, strict=True):
-                codes = each.sized.codes(x)
-                each.update(codes, token, second)
-                if ring is not None and before is not None:
-                    ring.update(before, codes)
-                before = codes
+            codes = [each.sized.codes(x) for each in passes]
+            for each, mine in zip(passes, codes, strict=True):
+                each.update(mine, token, second)
+            for ring, before, mine in zip(rings[1:], codes, codes[1:]):
+                if ring is not None:
+                    ring.update(before, mine)
             first += len(x)
             progress("latents", first, n_rows)
-    chance: Chance | None = None  # all sizes saw the same tokens
-    found = []
-    for each, ring, smaller in zip(passes, rings, [0, *(one.n_latents for one in sized)]):
-        chance = each.chance(seed) if chance is None else chance
-        values = each.compute(smaller if each.sized.nested else 0, chance)
-        found.append(values if ring is None else values | ring.compute())
-    return found
+    chance = passes[0].chance(seed)  # all sizes saw the same tokens
+    starts = [0, *(each.n_latents for each in sized)]
+    found = [each.compute(start if each.sized.nested else 0, chance) for each, start in zip(passes, starts)]
+    return [values if ring is None else values | ring.compute() for values, ring in zip(found, rings, strict=True)]
 
 
 class _Pass:

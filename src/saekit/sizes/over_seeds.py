@@ -9,6 +9,7 @@ import numpy as np
 
 from ..measure.metrics import METRICS, Metrics
 from ..measure.results import Measured
+from .ranking import BASELINES
 from .result import CurvePoint, Difference
 
 COMPARED = ("fvu", "ce_sae", "rsa", "cka", "detection", "purity", "description_length")
@@ -74,11 +75,12 @@ def paired_differences(values: SeedMetrics, by: Sequence[str]) -> list[Differenc
 
 def _pairs(names: Sequence[str], by: Sequence[str]) -> list[tuple[str, str]]:
     """Return the ways to compare."""
-    best = next((each for each in by if each not in ("unsorted", "random")), None)
-    leaders = [name for name in names if best is not None and name.endswith(f"pruned by {best}")]
-    pairs = [("matryoshka", leader) for leader in leaders if "matryoshka" in names]
-    for leader in leaders:
-        arch = leader.removesuffix(f" pruned by {best}")
+    best = next((each for each in by if each not in BASELINES), None)
+    if best is None:
+        return []
+    leaders = {name.removesuffix(f" pruned by {best}"): name for name in names if name.endswith(f"pruned by {best}")}
+    pairs = [("matryoshka", leader) for leader in leaders.values() if "matryoshka" in names]
+    for arch, leader in leaders.items():
         pairs += [(leader, name) for name in names if name.startswith(f"{arch} ") and name != leader]
     return pairs
 

@@ -111,9 +111,7 @@ def progressive(
 
 
 def _check_rankings(by: Sequence[str], families: Sequence[Family], *, has_model: bool) -> None:
-    pruned = [sae for family in families if not family.is_nested for sae in family.widest.values()]
-    carried = set.intersection(*(set(sae.scores) for sae in pruned)) if pruned else set()
-    known = [*ORDERS, *ATTRIBUTIONS, *sorted(carried)]
+    known = [*ORDERS, *ATTRIBUTIONS, *sorted(_carried(families))]
     for each in by:
         if each not in known:
             written = " Stability is written by `saekit compare --write`." if each in ("stability", "alignment") else ""
@@ -125,6 +123,12 @@ def _check_rankings(by: Sequence[str], families: Sequence[Family], *, has_model:
                 f"progressive: `{each}` is a gradient of a language model; got none. "
                 "Pass `model` and `data` with the rows."
             )
+
+
+def _carried(families: Sequence[Family]) -> set[str]:
+    """Return the scores that all the SAEs to be pruned carry."""
+    scores = [set(sae.scores) for each in families if not each.is_nested for sae in each.widest.values()]
+    return set.intersection(*scores) if scores else set()
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,11 @@ class _Comparison:
         scores = None
         if set(self.settings.by) & set(SCORES):  # one pass over the rows serves all of them
             scores = importance(
-                sae, self.fit, rows=self.settings.max_rows, batch_rows=self.settings.batch_rows, progress=self.progress
+                sae,
+                self.fit,
+                max_rows=self.settings.max_rows,
+                batch_rows=self.settings.batch_rows,
+                progress=self.progress,
             )
             falling = [each for each in self.settings.by if each in SCORES]
             self.rankings += [_falling(name, each, scores.scores[each].numpy()) for each in falling]

@@ -110,17 +110,16 @@ def _calibrated(
     ranked: SAE, sizes: Sequence[int], source: Source | None, settings: PruneSettings, progress: Progress | None
 ) -> list[SAE]:
     """Return the prefixes, with thresholds where the settings want them."""
-    pruned = [ranked.take(size) for size in sizes]
-    after = settings.selection == "after" and competes(ranked)
-    if not (after or settings.recalibrate) or sizes == [ranked.n_latents]:
-        return pruned
-    assert source is not None
-    sample = _sample(source, settings, progress).to(ranked.device, ranked.dtype)
-    with torch.no_grad():
+    whole, after = ranked, settings.selection == "after" and competes(ranked)
+    is_cut = sizes[0] < ranked.n_latents
+    if is_cut and (after or settings.recalibrate):
+        assert source is not None
+        sample = _sample(source, settings, progress).to(ranked.device, ranked.dtype)
         if after:
             whole = ranked.replace(rule=JumpReLURule(matched_thresholds(ranked, sample)))
-            pruned = [whole.take(size) if size < ranked.n_latents else ranked for size in sizes]
-        if settings.recalibrate:
+    pruned = [whole.take(size) if size < ranked.n_latents else ranked for size in sizes]
+    if is_cut and settings.recalibrate:
+        with torch.no_grad():
             l0 = ranked.encode(sample).l0()
             pruned = [
                 each if each.n_latents == ranked.n_latents else _recalibrated(each, sample, l0) for each in pruned
@@ -216,6 +215,7 @@ def _sample(source: Source, settings: PruneSettings, progress: Progress | None) 
     return torch.cat(found)
 
 
+@torch.no_grad()
 def matched_thresholds(sae: SAE, x: Tensor) -> Tensor:
     """Return thresholds ``[n_latents]`` such that each latent fires on as many rows of `x` as under its rule."""
     codes = sae.encode(x)

@@ -164,7 +164,7 @@ def _greedily(by: str, rows: _Rows) -> _Order:
 
 
 def _by_importance(by: str, rows: _Rows) -> _Order:
-    found = importance(rows.sae, rows.given, rows=rows.max_rows, batch_rows=rows.batch_rows, progress=rows.progress)
+    found = importance(rows.sae, rows.given, max_rows=rows.max_rows, batch_rows=rows.batch_rows, progress=rows.progress)
     order = found.order(by)
     ranking = {
         "by": by, "formula": ORDERS[by], "n_rows": found.n_rows, **found.rows, "alive": int(found.alive.sum()),

@@ -108,16 +108,16 @@ class SizeCurve(Result):
                 "write_into: a file needs the curve of selection='before', which is what loading a prefix does; this "
                 "one was measured with 'after'."
             )
-        points = [
-            {"latents": p.size, "metrics": {name: p.metrics[name].to_json() for name in IN_FILE if name in p.metrics}}
-            for p in self.points
-        ]
-        about = {
+        sizes = {"measured_on": self._measured_on(), "points": [_in_file(point) for point in self.points]}
+        return sae.replace(provenance={**sae.provenance, "sizes": sizes})
+
+    def _measured_on(self) -> dict[str, Any]:
+        """Return what a file says about the rows and tokens."""
+        return {
             "n_rows": self.n_rows,
             **{key: self.rows[key] for key in ("model", "hook", "data", "digest") if self.rows.get(key) is not None},
             **({} if self.language_model is None else {"n_tokens": self.language_model["n_tokens"]}),
         }
-        return sae.replace(provenance={**sae.provenance, "sizes": {"measured_on": about, "points": points}})
 
     def check(self) -> None:
         """Refuse what contradicts itself; raises `FormatError`."""
@@ -135,6 +135,11 @@ class SizeCurve(Result):
     def caption(self) -> str:
         """Return the line under the table."""
         return f"{self.sae['name']}: {self.n_rows:,} rows, latents in order of {self.sae['order']}"
+
+
+def _in_file(point: SizePoint) -> dict[str, Any]:
+    metrics = {name: point.metrics[name].to_json() for name in IN_FILE if name in point.metrics}
+    return {"latents": point.size, "metrics": metrics}
 
 
 @dataclass(frozen=True)

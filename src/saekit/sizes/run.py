@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -118,8 +119,7 @@ def study_pruning(
     """
     path = "" if isinstance(sae, SAE) else os.fspath(sae)
     sae = sae if isinstance(sae, SAE) else SAE.load(sae)
-    sizes = check_sizes(sae, sizes, "prune")
-    by = _order(sae, by)
+    sizes, by = check_sizes(sae, sizes, "prune"), _order(sae, by)
     if isinstance(by, str) and by in sae.scores and by not in ORDERS:  # known before any row is read
         check_ties(rank(sae, None, by=by), sizes, "prune")
     origin = find_rows(
@@ -132,23 +132,18 @@ def study_pruning(
     check_ties(ranked, sizes, "prune")
     how = part_of(settings, PruneSettings)
     small = prune(ranked, ranked_on, by="unsorted", sizes=sizes, settings=how, progress=progress)
-
-    def measured(each: SAE | list[SAE], sizes: list[int] | None, name: str) -> SizeCurve:
-        return measure_sizes(
-            each,
-            measured_on,
-            sizes,
-            model=origin.model,
-            data=origin.data,
-            name=name or None,
-            settings=part_of(settings, SizeSettings, tokens=origin.ce_tokens, selection="before"),
-            progress=progress,
-        )
-
-    name = Path(path).name
-    prefixes = measured(ranked, sorted({*sizes, sae.n_latents}), name)
-    are_prefixes = not (how.refit or how.recalibrate or how.selection == "after")
-    curve = prefixes if are_prefixes else measured(small, None, f"{name}, pruned" if name else "")
+    measured = functools.partial(
+        measure_sizes,
+        rows=measured_on,
+        model=origin.model,
+        data=origin.data,
+        settings=part_of(settings, SizeSettings, tokens=origin.ce_tokens, selection="before"),
+        progress=progress,
+    )
+    name = Path(path).name or "SAE"
+    prefixes = measured(ranked, sizes=sorted({*sizes, sae.n_latents}), name=name)
+    are_prefixes = how == replace(how, refit=False, recalibrate=False, selection="before")
+    curve = prefixes if are_prefixes else measured(small, name=f"{name}, pruned")
     return Pruning(prefixes.write_into(ranked), small, curve)
 
 

@@ -95,11 +95,9 @@ def measure_sizes(
     source = as_source(rows, whole.d_in, "measure_sizes")
     saes = [each.measured for each in prefixes]
     common_width(named_saes(saes, "measure_sizes"), "measure_sizes")
-    spliced = None
-    if model is not None:
-        if data is None:
-            raise ConfigError("measure_sizes: `model` must come with `data`, the texts it reads; got none.")
-        spliced = SplicedModel.of(model, data, saes, source, settings, "measure_sizes")
+    if model is not None and data is None:
+        raise ConfigError("measure_sizes: `model` must come with `data`, the texts it reads; got none.")
+    spliced = None if model is None else SplicedModel.of(model, data, saes, source, settings, "measure_sizes")
     found = measure_saes(saes, source, spliced=spliced, settings=settings, progress=progress)
     measured = [dict(found.metrics(at)) for at in range(len(prefixes))]
     more = _MoreMetrics(prefixes, source, found.n_rows, settings, progress or silent)
@@ -164,18 +162,21 @@ class _Prefix:
 
 def _prefixes(sae: SAE | Sequence[SAE], sizes: Sequence[int] | None, selection: str) -> list[_Prefix]:
     if not isinstance(sae, SAE):
-        each = list(sae)
-        found = [one.n_latents for one in each]
-        if sizes is not None or not each or found != sorted(set(found)):
-            raise ConfigError(
-                f"measure_sizes: several SAEs must be of increasing sizes, and `sizes` left out; got {found}."
-            )
-        return [_Prefix(one, one.n_latents, one) for one in each]
+        return _whole(list(sae), sizes)
     wanted = default_sizes(sae.n_latents) if sizes is None else check_sizes(sae, sizes, "measure_sizes")
-    if selection == "before" or not competes(sae):
-        small = [sae.take(size) if size < sae.n_latents else sae for size in wanted]
-        return [_Prefix(one, one.n_latents, one) for one in small]
-    return [_Prefix(sae, size, _ablated(sae, size)) for size in wanted]
+    if selection == "after" and competes(sae):
+        return [_Prefix(sae, size, _ablated(sae, size)) for size in wanted]
+    return _whole([sae.take(size) if size < sae.n_latents else sae for size in wanted])
+
+
+def _whole(saes: Sequence[SAE], sizes: Sequence[int] | None = None) -> list[_Prefix]:
+    """Return SAEs that are measured as they are."""
+    found = [each.n_latents for each in saes]
+    if sizes is not None or not saes or found != sorted(set(found)):
+        raise ConfigError(
+            f"measure_sizes: several SAEs must be of increasing sizes, and `sizes` left out; got {found}."
+        )
+    return [_Prefix(each, each.n_latents, each) for each in saes]
 
 
 def _are_prefixes(saes: Sequence[SAE]) -> bool:

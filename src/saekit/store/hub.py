@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ..errors import ConfigError, FormatError, ModelError, OfflineError
+from ..errors import ConfigError, FormatError, ModelError, OfflineError, SaekitError
 
 
 def parse(address: str) -> tuple[str, str, str | None]:
@@ -94,34 +94,39 @@ def _in_our_words(address: str, names: tuple[str, ...]) -> Iterator[None]:
     """Raise errors of huggingface_hub as errors of saekit."""
     from huggingface_hub import errors
 
-    repository, folder, revision = parse(address)
-    inside = f"the folder `{folder}` of " if folder else ""
     try:
         yield
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
         raise _offline(address) from None
-    except errors.GatedRepoError:
-        raise ModelError(
-            f"the repository `{repository}` is gated: its owner must grant access first. Accept its terms on the hub "
-            "and log in with `hf auth login`."
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise ModelError(
-            f"the hub has no repository `{repository}` that this account may read; check the spelling of `{address}`."
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelError(f"the repository `{repository}` has no revision `{revision}`.") from None
-    except (errors.EntryNotFoundError, FileNotFoundError):
-        raise FormatError(
-            f"{inside}`{repository}` must hold {' and '.join(f'`{name}`' for name in names)}; it does not. "
-            "Name the folder of one saekit SAE."
-        ) from None
     except errors.HFValidationError as error:
         raise ConfigError(f"`{address}` is no hub address: {error}") from None
-    except errors.HfHubHTTPError as error:
-        raise ModelError(f"the hub refused `{address}`: {error}") from None
-    except ConnectionError:
-        raise _offline(address) from None
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, FileNotFoundError) as error:
+        raise _refused(error, address, names) from None
+
+
+def _refused(error: Exception, address: str, names: tuple[str, ...]) -> SaekitError:
+    """Return what to say when the hub does not give the files of an address."""
+    from huggingface_hub import errors
+
+    repository, folder, revision = parse(address)
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(
+            f"the repository `{repository}` is gated: its owner must grant access first. Accept its terms on the hub "
+            "and log in with `hf auth login`."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelError(
+            f"the hub has no repository `{repository}` that this account may read; check the spelling of `{address}`."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(f"the repository `{repository}` has no revision `{revision}`.")
+    if isinstance(error, (errors.EntryNotFoundError, FileNotFoundError)):
+        inside = f"the folder `{folder}` of " if folder else ""
+        return FormatError(
+            f"{inside}`{repository}` must hold {' and '.join(f'`{name}`' for name in names)}; it does not. "
+            "Name the folder of one saekit SAE."
+        )
+    return ModelError(f"the hub refused `{address}`: {error}")
 
 
 def _offline(address: str) -> OfflineError:
