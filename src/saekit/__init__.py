@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .inputs.images import read_images as read_images
     from .inputs.settings import Split as Split
     from .inputs.texts import read_texts as read_texts
-    from .measure.importance import importance as importance
     from .measure.results import Measured as Measured
     from .models.loading import load_model as load_model
     from .report.results_folder import write_report as write_report
@@ -96,7 +95,6 @@ PUBLIC: dict[str, dict[str, str]] = {
     },
     "How many latents are needed?": {
         "rank": "sizes.ranking",
-        "importance": "measure.importance",
         "prune": "sizes.prune",
         "measure_sizes": "sizes.size_curve",
         "progressive": "sizes.progressive",
