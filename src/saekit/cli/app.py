@@ -1,4 +1,4 @@
-"""The application: its commands, and what becomes of errors.
+"""The application: its commands and its exit statuses.
 
 Nothing heavy is imported here; a command imports what it needs when it runs, so that ``--help`` and tab completion
 answer at once. Exit status: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted.
@@ -39,8 +39,8 @@ HELP = """Sparse autoencoders from training to report.
   saekit demo --out demo                                  everything once, offline, in minutes
   saekit capture --model M --data D --layer 2 --out rows  activations of a language model
   saekit train --rows rows --arch topk --latents 1024 --k 16 --out run
-  saekit evaluate run --rows rows                         numbers beside their controls
-  saekit compare run                                      latents that seeds share, beside chance
+  saekit evaluate run --rows rows                         numbers compared with their baselines
+  saekit compare run                                      latents that seeds share, compared with chance
   saekit report run                                       one HTML page
 
 --model takes a folder, a hub name or `builtin`; --data a file, a hub data set (owner/name[:config][@split]) or
@@ -142,7 +142,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"`{error.filename}`: " if error.filename else ""
         return f"{place}{error.strerror}. Nothing that was complete before is lost."
-    return f"{type(error).__name__}: {error}\nThis is not an error that saekit foresaw. Add --debug for the traceback."
+    return (
+        f"{type(error).__name__}: {error}\nUnexpected error, probably a bug in saekit. Add --debug for the traceback."
+    )
 
 
 def _tell(message: str) -> None:
