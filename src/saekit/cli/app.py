@@ -15,7 +15,6 @@ import typer
 
 from ..errors import ConfigError, SaekitError, ShapeError
 from ..version import __version__
-from .actions import HELP as ACTIONS_HELP
 from .actions import actions
 from .capture import capture
 from .classify import HELP as CLASSIFY_HELP
@@ -96,7 +95,7 @@ app.command("predict", help=PREDICT_HELP, short_help="Use a fitted classifier, a
 app.command("transfer", help=TRANSFER_HELP, short_help="Train on one language, domain or SAE, test on the others.")(
     transfer
 )
-app.command("actions", help=ACTIONS_HELP, short_help="What a language model answers, as labels to predict.")(actions)
+register(actions)
 register(show)
 register(report)
 app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)
