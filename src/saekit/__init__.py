@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .training.config import TopK as TopK
     from .training.loop import train as train
     from .training.loop import untrained as untrained
+    from .training.settings import TrainSettings as TrainSettings
 
 PUBLIC: dict[str, dict[str, str]] = {
     "An SAE and what it computes": {
@@ -77,6 +78,7 @@ PUBLIC: dict[str, dict[str, str]] = {
     "Training": {
         "train": "training.loop",
         "untrained": "training.loop",
+        "TrainSettings": "training.settings",
         "TopK": "training.config",
         "BatchTopK": "training.config",
         "ReLU": "training.config",

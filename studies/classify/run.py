@@ -206,7 +206,7 @@ def trained(name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], o
             settings = {"control": sae["control"]} if sae.get("control") else {}
             made = sk.train(
                 sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings), rows[f"layers.{sae['layer']}"],
-                seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], batch_rows=model["batch_rows"],
+                seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], settings=sk.TrainSettings(batch_rows=model["batch_rows"]),
             )  # fmt: skip
             for seed, each in zip(sae["seeds"], made):
                 each.save(folders[sae_name(sae, seed)])

@@ -140,7 +140,7 @@ class Study:
         rows = sk.capture(model, texts, layer=LAYER, tokens=self.size.train_tokens)
         config = sk.TopK(n_latents=self.size.latents, k=32)
         # every row is seen twice
-        return sk.train(config, rows, seeds=[0, 1], tokens=2 * rows.n_rows, batch_rows=1024)
+        return sk.train(config, rows, seeds=[0, 1], tokens=2 * rows.n_rows, settings=sk.TrainSettings(batch_rows=1024))
 
     # ------------------------------------------------------------------ the parts
 
@@ -181,7 +181,9 @@ class Study:
         readers = {}
         for lm, layer in ((stories, 2), (builtin, 2)):
             rows = sk.capture(lm, others, layer=layer, tokens=tokens)
-            readers[lm.name] = sk.train(sk.TopK(n_latents=small, k=16), rows, tokens=2 * tokens, batch_rows=1024)[0]
+            readers[lm.name] = sk.train(
+                sk.TopK(n_latents=small, k=16), rows, tokens=2 * tokens, settings=sk.TrainSettings(batch_rows=1024)
+            )[0]
         tasks = {
             "stories": cloze_task(STORIES, questions=self.size.questions),
             "docs": cloze_task("builtin@heldout", questions=self.size.questions),
@@ -263,7 +265,9 @@ class Study:
         rest = images[n:][: self.size.judged_images]
         rows = sk.capture(vit, images[: min(n, 2500)], layer=1)
         tokens = min(self.size.train_tokens, 2 * rows.n_rows)
-        (sae,) = sk.train(sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, batch_rows=1024)
+        (sae,) = sk.train(
+            sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, settings=sk.TrainSettings(batch_rows=1024)
+        )
         # on the rows that judge the arms, by the same metric
         judges = held_out(rest)
         y = np.array(rest.column("label"))[judges]

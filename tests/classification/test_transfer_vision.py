@@ -23,6 +23,7 @@ from saekit.classification.transfer import held_out
 from saekit.errors import ConfigError
 from saekit.models.quiet import quiet_transformers
 from saekit.rows.capture import capture
+from saekit.training.settings import TrainSettings
 
 QUICK = Budget(C=(0.1, 1.0, 10.0))
 
@@ -65,7 +66,7 @@ def vit(digits, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sae(vit, digits):
     rows = capture(vit, digits[0][:900], layer=1)
-    (trained,) = train(TopK(n_latents=128, k=8), rows, seeds=[0], tokens=60_000, batch_rows=512)
+    (trained,) = train(TopK(n_latents=128, k=8), rows, seeds=[0], tokens=60_000, settings=TrainSettings(batch_rows=512))
     return trained
 
 

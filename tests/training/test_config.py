@@ -18,7 +18,8 @@ from saekit.training.config import (
     matryoshka_selection,
     matryoshka_sizes,
 )
-from saekit.training.learner import learning_rate, resolve
+from saekit.training.learner import resolve
+from saekit.training.step import learning_rate
 
 EXAMPLES = [
     TopK(64, k=4, multi_topk=0.125),

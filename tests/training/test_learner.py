@@ -5,7 +5,8 @@ import torch
 
 from saekit import kernels
 from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
-from saekit.training.learner import Learner, finish, permute, plain_step, resolve, restore, start_learner, tensors_of
+from saekit.training.learner import Learner, finish, initialize_learner, permute, resolve, restore, tensors_of
+from saekit.training.step import plain_step
 
 D, N, B = 8, 24, 64
 ALL = [
@@ -34,8 +35,8 @@ def rows(steps, seed=0, batch=B):
 
 def new(config, *, seed=0, steps=40, batch=B, sample=None):
     x = torch.cat(rows(4)) if sample is None else sample
-    settings = resolve(config, D, steps, batch)
-    return start_learner(config, seed, settings, bias=x.mean(0), scale=torch.tensor(2.0), sample=x, device="cpu")
+    resolved = resolve(config, D, steps, batch)
+    return initialize_learner(config, seed, resolved, bias=x.mean(0), scale=torch.tensor(2.0), sample=x, device="cpu")
 
 
 def run(learner, batches):
@@ -257,7 +258,7 @@ def test_hierarchical_serves_every_k_better_than_one_trained_for_the_largest():
 
 def test_bf16_keeps_fp32_masters_and_changes_little():
     low, full = new(TopK(N, k=3), steps=60), new(TopK(N, k=3), steps=60)
-    low.settings = dataclasses.replace(low.settings, precision="bf16")
+    low.resolved = dataclasses.replace(low.resolved, precision="bf16")
     with kernels.using("plain"):  # the fast ones are exact all the same
         a, b = run(low, rows(60))[-1], run(full, rows(60))[-1]
     assert low.parameters["W_enc"].dtype == torch.float32

@@ -179,18 +179,3 @@ def _lines() -> Progress:
             since[0] = now
 
     return progress
-
-
-def training_progress(progress: Progress) -> Any:
-    """The callback that `saekit.train` takes, shown as one bar with the state of the learners beside it."""
-
-    def show(state: Any) -> None:
-        parts = [f"{state.rows_per_second:,.0f} rows/s"]
-        for label, name, form in (("FVU", "fvu", ".3f"), ("L0", "l0", ".0f"), ("dead", "dead_fraction", ".0%")):
-            values = [getattr(learner, name) for learner in state.learners]
-            ends = [format(value, form) for value in (min(values), max(values))]
-            parts.append(f"{label} {ends[0] if ends[0] == ends[1] else f'{ends[0]}–{ends[1]}'}")
-        per_step = state.rows // max(state.step, 1)
-        progress("train", state.rows, state.total_steps * per_step, "  ".join(parts))
-
-    return show

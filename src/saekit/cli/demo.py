@@ -12,7 +12,7 @@ import typer
 from saekit.evaluation.settings import EvaluationSettings
 
 from .classify import print_classification
-from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell, training_progress
+from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell
 from .options import Json
 
 HELP = """The whole flow on this machine, without network: capture rows of the built-in language model on the built-in
@@ -112,6 +112,7 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train as train_saes
+    from ..training.settings import TrainSettings
 
     size = SHORT if short else FULL
     train_data, test_data = (data, data) if data else ("builtin@train", "builtin@heldout")
@@ -135,10 +136,10 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
             configs,
             rows,
             seeds=[[0, 1], [0], [0]],
-            batch_rows=size.batch_rows,
+            settings=TrainSettings(batch_rows=size.batch_rows),
             out=out / "run",
             resume=True,
-            progress=training_progress(progress),
+            progress=progress,
         )
         heldout = capture(lm, test_data, layer=LAYER, tokens=size.test_rows)
 

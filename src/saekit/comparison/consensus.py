@@ -20,6 +20,7 @@ from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
 from ..settings import Progress, suggest_keywords
 from ..training.architectures import config_from_dict
 from ..training.loop import train
+from ..training.settings import TrainSettings
 from .pairs import Named
 from .result import Comparison
 from .run import compare
@@ -141,7 +142,7 @@ def _check_alike(reference: tuple[str, SAE], other: tuple[str, SAE]) -> None:
 
 
 def _compared(named: Named, comparison: Comparison | None, settings: ConsensusSettings) -> Comparison:
-    """The comparison of the SAEs, made where it is not given, with its concept groups."""
+    """Return the comparison of the SAEs, made where it is not given, with its concept groups."""
     if comparison is None:
         compared = ComparisonSettings(threshold=settings.threshold, controls=False)
         comparison = compare([sae for _, sae in named], settings=compared)
@@ -196,7 +197,7 @@ class _Latent:
 
 
 def _tensors_of(sae: SAE, latent: int) -> dict[str, Tensor]:
-    """The tensors of one latent, in float64."""
+    """Return the tensors of one latent, in float64."""
     found = {name: getattr(sae, name)[latent].double().cpu() for name in ("W_enc", "b_enc", "W_dec")}
     if isinstance(sae.rule, JumpReLURule):
         found["threshold"] = sae.rule.threshold[latent].double().cpu()
@@ -206,7 +207,7 @@ def _tensors_of(sae: SAE, latent: int) -> dict[str, Tensor]:
 def _pooled(
     saes: list[SAE], comparison: Comparison, energies: list[np.ndarray] | None, settings: ConsensusSettings
 ) -> list[_Latent]:
-    """A latent for every concept that enough seeds have; those of most seeds first, then those of higher energy."""
+    """Return a latent for every concept that enough seeds have; those of most seeds first, then those of higher energy."""
     groups = comparison.groups
     assert groups is not None  # seen to in _compared
     enough = [
@@ -272,7 +273,7 @@ def _others(pooled: list[_Latent], energies: list[np.ndarray]) -> list[tuple[flo
 
 
 def _apart(rows: Tensor, directions: Tensor, threshold: float, most: int) -> list[int]:
-    """Indices of the first rows that point away from the directions and from each other, at most `most`."""
+    """Return the indices of the first rows that point away from the directions and from each other, at most `most`."""
     far = (rows @ directions.T).amax(1) <= threshold
     among = rows @ rows.T
     kept: list[int] = []
@@ -283,7 +284,7 @@ def _apart(rows: Tensor, directions: Tensor, threshold: float, most: int) -> lis
 
 
 def _facts(named: Named, comparison: Comparison, chosen: list[_Latent], settings: ConsensusSettings) -> dict[str, Any]:
-    """What the provenance says about the pooling."""
+    """Return what the provenance says about the pooling."""
     pooled = sum(latent.count >= settings.min_seeds for latent in chosen)
     return {
         "of": [
@@ -299,7 +300,7 @@ def _facts(named: Named, comparison: Comparison, chosen: list[_Latent], settings
 
 
 def _assemble(saes: list[SAE], chosen: list[_Latent], facts: dict[str, Any]) -> SAE:
-    """The SAE of the latents chosen, with the mean biases of the parents."""
+    """Return the SAE of the latents chosen, with the mean biases of the parents."""
     first = saes[0]
     stacked = {
         name: torch.stack([latent.tensors[name] for latent in chosen]).to(first.dtype) for name in chosen[0].tensors
@@ -348,14 +349,19 @@ def _refitted(named: Named, sae: SAE, source: Source, settings: ConsensusSetting
     if refit < batch_rows:
         raise DataError(f"consensus: `refit` must be at least one batch of {batch_rows} rows; got {refit}.")
 
-    def tell(state: Any) -> None:
+    def tell(stage: str, done: int, total: int | None = None, note: str = "") -> None:
         if progress is not None:
-            progress("refit", state.step, state.total_steps)
+            progress("refit", done, total)
 
     [fitted] = train(
-        config_from_dict(wanted), source, seeds=[settings.seed], tokens=refit, batch_rows=batch_rows,
-        data_seed=settings.seed, start=sae, progress=tell,
-    )  # fmt: skip
+        config_from_dict(wanted),
+        source,
+        seeds=settings.seed,
+        tokens=refit,
+        start=sae,
+        settings=TrainSettings(batch_rows=batch_rows, data_seed=settings.seed),
+        progress=tell,
+    )
     about = {**sae.provenance["consensus"], "refit_rows": fitted.provenance["rows_seen"]}
     kept = {key: value for key, value in fitted.provenance.items() if key not in ("seed", "start")}
     return fitted.replace(provenance={**sae.provenance, **kept, "consensus": about}, scores=sae.scores)

@@ -142,7 +142,7 @@ def _shared_alive(pair: MatchedPair, rule: SharedRule, sums: Sequence[_CodeSums]
 
 
 def _partners(matching: Matching) -> tuple[np.ndarray, np.ndarray]:
-    """The latents of both SAEs that have a partner, in step."""
+    """Return the latents of both SAEs that have a partner, in step."""
     mine = (matching.partner >= 0).nonzero().squeeze(1)
     return mine.numpy(), matching.partner[mine].numpy()
 

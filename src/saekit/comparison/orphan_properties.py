@@ -151,7 +151,7 @@ def measure_latents(
 
 
 def _documents(batch: Batch, first: int) -> Tensor:
-    """The document of each row, -1 where it is not known; runs of rows where no document is."""
+    """Return the document of each row, -1 where it is not known; runs of rows where no document is."""
     if batch.document is None:
         return torch.arange(first, first + batch.n_rows) // BLOCK_ROWS
     return torch.where(batch.document >= 0, batch.document, -1)

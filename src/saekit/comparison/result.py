@@ -223,7 +223,7 @@ class Comparison(Result):
 
 
 def _cells_on_rows(seen: OnRows | None) -> list[str]:
-    """What two SAEs do on rows, as cells of a table."""
+    """Return what two SAEs do on rows, as cells of a table."""
     if seen is None:
         return ["–"] * 3
     return ["–" if each is None else str(each) for each in (seen.shared_alive, seen.correlation, seen.cka)]

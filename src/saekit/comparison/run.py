@@ -131,7 +131,7 @@ def _check_widths(named: Named) -> None:
 
 
 def _facts(settings: ComparisonSettings, over: OverPairs, *, with_rows: bool) -> dict[str, Any]:
-    """What the result says about how it was made."""
+    """Return what the result says about how it was made."""
     return {
         "threshold": settings.threshold,
         "strict": settings.strict,
@@ -145,7 +145,7 @@ def _facts(settings: ComparisonSettings, over: OverPairs, *, with_rows: bool) ->
 
 
 def _means(pairs: Sequence[Pair], over: OverPairs) -> dict[str, Measured]:
-    """What the comparison says about all pairs together."""
+    """Return what the comparison says about all pairs together."""
     decoders, encoders = [pair.decoder for pair in pairs], [pair.encoder for pair in pairs]
     return {
         "shared": over.mean([pair.shared for pair in pairs]),
@@ -158,7 +158,7 @@ def _means(pairs: Sequence[Pair], over: OverPairs) -> dict[str, Measured]:
 
 
 def _shared_alive(pairs: Sequence[Pair], over: OverPairs) -> Measured | None:
-    """The mean over pairs; None without rows."""
+    """Return the mean over pairs; None without rows."""
     each = [pair.on_rows.shared_alive for pair in pairs if pair.on_rows is not None]
     known = [measured for measured in each if measured is not None]
     return over.mean(known) if known else None
@@ -167,7 +167,7 @@ def _shared_alive(pairs: Sequence[Pair], over: OverPairs) -> Measured | None:
 def _compared(
     named: Named, matched: Sequence[MatchedPair], has: Sequence[np.ndarray], seen: Activity
 ) -> list[Compared]:
-    """What is known about each latent of each SAE."""
+    """Return what is known about each latent of each SAE."""
     counted = counted_others(named)
     return [
         Compared(
