@@ -17,7 +17,6 @@ from ..errors import ConfigError, SaekitError, ShapeError
 from ..version import __version__
 from .actions import HELP as ACTIONS_HELP
 from .actions import actions
-from .capture import HELP as CAPTURE_HELP
 from .capture import capture
 from .classify import HELP as CLASSIFY_HELP
 from .classify import PREDICT_HELP, classify, predict
@@ -30,7 +29,6 @@ from .progressive import progressive
 from .prune import prune
 from .report import report
 from .show import show
-from .train import HELP as TRAIN_HELP
 from .train import train
 from .transfer import HELP as TRANSFER_HELP
 from .transfer import transfer
@@ -85,8 +83,8 @@ def register(each: Command) -> None:
     app.command(each.name, help=each.help, short_help=each.short_help, epilog=each.epilog or None)(each.callback)
 
 
-app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language model as rows on disk.")(capture)
-app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
+register(capture)
+register(train)
 register(evaluate)
 register(compare)
 register(prune)
