@@ -207,7 +207,7 @@ def _tensors_of(sae: SAE, latent: int) -> dict[str, Tensor]:
 def _pooled(
     saes: list[SAE], comparison: Comparison, energies: list[np.ndarray] | None, settings: ConsensusSettings
 ) -> list[_Latent]:
-    """Return a latent for every concept that enough seeds have; those of most seeds first, then those of higher energy."""
+    """Return a latent for every concept that enough seeds have, in order of seeds, then of energy."""
     groups = comparison.groups
     assert groups is not None  # seen to in _compared
     enough = [
@@ -273,7 +273,7 @@ def _others(pooled: list[_Latent], energies: list[np.ndarray]) -> list[tuple[flo
 
 
 def _apart(rows: Tensor, directions: Tensor, threshold: float, most: int) -> list[int]:
-    """Return the indices of the first rows that point away from the directions and from each other, at most `most`."""
+    """Return the indices of the first `most` rows that point away from the directions and from each other."""
     far = (rows @ directions.T).amax(1) <= threshold
     among = rows @ rows.T
     kept: list[int] = []

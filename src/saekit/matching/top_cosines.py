@@ -115,7 +115,7 @@ def best(
     exact: bool = False,
     tick: Tick | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the `k` columns per row with the largest ``cosine - price``: values ``[rows, k]`` descending, and columns."""
+    """Return the `k` largest ``cosine - price`` per row, ``[rows, k]`` descending, and their columns."""
     k = min(k, len(b))
     n = len(a) if rows is None else len(rows)
     if _is_plain(a) and _is_plain(b) and not exact:

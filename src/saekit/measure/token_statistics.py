@@ -296,7 +296,7 @@ def _shapes(
 def labels_of(
     scores: TokenScores, decode: Callable[[int], str], n: int = 3, *, by: str = "lift", least_share: float = 0.02
 ) -> list[str]:
-    """Return an offline label for every latent: the tokens that it responds to, as in ``"`return` · `Returns` · `yield`"``.
+    """Return a label for every latent: the tokens that it responds to, as ``"`return` · `Returns` · `yield`"``.
 
     Parameters
     ----------
@@ -488,9 +488,9 @@ class Cohesion:
         self._n_rows += other._n_rows
 
     def compute(self) -> tuple[Tensor, float]:
-        """Return the mean cosine of every latent, ``float64 [n_latents]`` (NaN below two firings), and of all pairs of rows.
+        """Return the mean cosine of every latent, ``float64 [n_latents]``, and of all pairs of rows.
 
-        The second is what a latent that fires anywhere has.
+        The first is NaN below two firings. The second is what a latent that fires anywhere has.
         """
         total, squares = self._sums
         pairs = total**2 - squares
