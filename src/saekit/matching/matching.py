@@ -191,7 +191,7 @@ class _Search:
         return graph.add(keys, cosines(self.a, i, self.b, j).numpy())
 
     def _doubts(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what prices have lost since each row was looked at, the rows that are in doubt now, and pairs to add."""
+        """Return what prices have lost since each row was looked at, the rows in doubt, and pairs to add."""
         slack = np.zeros(self.n)
         is_doubtful = np.zeros(self.n, dtype=bool)
         pairs = []
