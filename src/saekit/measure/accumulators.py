@@ -147,7 +147,7 @@ class Moments:
         return float(self._deviation.sum() + spread.sum())
 
     def totals(self, bootstrap: DocumentBootstrap) -> np.ndarray | None:
-        """The same on every resample, each about its own resampled mean: ``float64 [n_draws]``."""
+        """Return the same on every resample, each about its own resampled mean: ``float64 [n_draws]``."""
         if bootstrap.weights is None:
             return None
         if self._denominators is None or self._denominators[0].weights is not bootstrap.weights:
@@ -233,7 +233,7 @@ class Reconstruction:
             self.moments.merge(other.moments)
 
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """The metrics by name, with intervals from `bootstrap` (by default over the groups seen).
+        """Return the metrics by name, with intervals from `bootstrap` (by default over the groups seen).
 
         Raises
         ------
@@ -363,7 +363,7 @@ class Sparsity:
         return DensityHistogram(edges, [int(c) for c in counts], int((fires == 0).sum()), self.n_rows)
 
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """The metrics by name.
+        """Return the metrics by name.
 
         The share of dead latents cannot be bootstrapped: a resample leaves documents out and so always has more of
         them. Its interval is the delete-one jackknife over groups of documents.
@@ -436,7 +436,7 @@ class Fidelity:
         return self._sums["n"]
 
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """The metrics by name.
+        """Return the metrics by name.
 
         Raises
         ------
@@ -463,7 +463,7 @@ class Fidelity:
 
 
 def merged(accumulators: Iterable[Sums | Moments | Reconstruction | Sparsity | Fidelity]):  # type: ignore[no-untyped-def]
-    """The first of several accumulators of one kind after merging all others into it."""
+    """Return the first of several accumulators of one kind after merging all others into it."""
     first, *rest = accumulators
     for other in rest:
         first.merge(other)  # type: ignore[arg-type]

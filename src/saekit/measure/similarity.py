@@ -129,7 +129,7 @@ def linear_cka(x: Tensor | Codes, y: Tensor | Codes, group: np.ndarray | None = 
 
 
 def jackknife(value_of: Callable[[np.ndarray], float], n_rows: int, group: np.ndarray | None) -> Estimate:
-    """A value on all rows, with the interval of a jackknife that leaves out groups of documents.
+    """Return a value on all rows, with the interval of a jackknife that leaves out groups of documents.
 
     Parameters
     ----------
