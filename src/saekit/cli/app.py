@@ -88,15 +88,8 @@ register(prune)
 register(progressive)
 register(classify)
 app.command("predict", help=PREDICT_HELP, short_help="Use a fitted classifier, and see which latents decide.")(predict)
-<<<<<<< HEAD
 register(transfer)
-app.command("actions", help=ACTIONS_HELP, short_help="What a language model answers, as labels to predict.")(actions)
-=======
-app.command("transfer", help=TRANSFER_HELP, short_help="Train on one language, domain or SAE, test on the others.")(
-    transfer
-)
 register(actions)
->>>>>>> main
 register(show)
 register(report)
 app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)
