@@ -85,7 +85,7 @@ def place_of(
 
 def facts_of_sae(sae: SAE) -> dict[str, Any]:
     """Return what results write down about an SAE: latents, width, rule, digest of all tensors, provenance."""
-    return {**shape_of(sae), "digest": sae_digest(sae), "provenance": sae.provenance}
+    return {**shape_of(sae), "digest": sae.digest(), "provenance": sae.provenance}
 
 
 def release() -> str:

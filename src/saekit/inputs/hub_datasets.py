@@ -36,7 +36,7 @@ _HUB_TIMEOUT = 6.0  # seconds to find out whether the hub can be reached at all
 
 
 def _open_hub(data: str, name: str, config: str | None, split: str | None) -> tuple[Iterable[Any], dict[str, Any]]:
-    """A data set of the hub as a stream; without network, from the cache of earlier downloads."""
+    """Open a data set of the hub as a stream; without network, from the cache of earlier downloads."""
     from datasets import DownloadConfig, IterableDatasetDict, load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
@@ -70,14 +70,14 @@ def _open_hub(data: str, name: str, config: str | None, split: str | None) -> tu
 
 
 def _is_cached(name: str) -> bool:
-    """True when an earlier download may have left the data set in the cache of datasets."""
+    """Return whether an earlier download may have left the data set in the cache of datasets."""
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir()
 
 
 def _named_labels(data: Any) -> Iterator[dict[str, Any]]:
-    """Records with class numbers replaced by the names of the classes."""
+    """Yield records with class numbers replaced by the names of the classes."""
     names = {column: kind.names for column, kind in data.features.items() if hasattr(kind, "names")}
     for record in data:
         for column, classes in names.items():

@@ -64,7 +64,7 @@ class Images(Sequence[Any]):
         return self._open(range(len(self))[index])
 
     def pick(self, index: Sequence[int] | np.ndarray) -> Images:
-        """The images at `index`, in that order."""
+        """Return the images at `index`, in that order."""
         places = [int(i) for i in index]
         ids = tuple(self.ids[i] for i in places)
         digest = digest_bytes(f"{self.digest} {places}".encode())
@@ -76,7 +76,7 @@ class Images(Sequence[Any]):
         )
 
     def with_columns(self, **columns: Sequence[Any]) -> Images:
-        """The same images with further columns, or others of the same name: ``images.with_columns(label=labels)``.
+        """Return the images with columns added or replaced: ``images.with_columns(label=labels)``.
 
         Raises
         ------
@@ -142,22 +142,22 @@ def read_images(
     split: str | None = None,
     limit: int | None = None,
 ) -> Images:
-    """Read images and the labels beside them.
+    """Read images and their labels.
 
     Parameters
     ----------
     data
         A folder of image files (the first subfolder is the label); a ``.npy`` or ``.npz`` file of arrays
         ``[n, height, width]`` or ``[n, height, width, 1 | 3]`` (other arrays of n entries in the .npz are columns); an
-        IDX file, gzipped or not (``…-images-idx3-ubyte``; labels from ``…-labels-idx1-ubyte`` beside it); a folder that
-        ``Dataset.save_to_disk`` wrote; a hub name ``owner/name[:config][@split]``; such an array; or a sequence of PIL
-        images or arrays. Arrays hold ``uint8``, or numbers from 0 to 1.
+        IDX file, gzipped or not (``…-images-idx3-ubyte``; labels from ``…-labels-idx1-ubyte`` in the same folder); a
+        folder that ``Dataset.save_to_disk`` wrote; a hub name ``owner/name[:config][@split]``; such an array; or a
+        sequence of PIL images or arrays. Arrays hold ``uint8``, or numbers from 0 to 1.
     image
         Column of the images in a data set; None: the one that holds images.
     split
         Split of a data set; None: ``train`` where there is one.
     limit
-        Most images to read. They are drawn from all by a fixed permutation, because files are often sorted by class;
+        Maximum number of images. They are sampled by a fixed permutation, because files are often sorted by class;
         of a data set on the hub, the first ones are read.
 
     Returns
@@ -300,7 +300,7 @@ def _from_idx(path: Path) -> Images:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An IDX array of bytes: two zero bytes, type 8, the number of axes, their lengths (big-endian), the values."""
+    """Read an IDX array of bytes: two zero bytes, type 8, number of axes, their lengths (big-endian), values."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zero, kind, n_axes = struct.unpack(">HBB", data[:4])
@@ -370,7 +370,7 @@ def _is_image(value: Any) -> bool:
 def _from_values(
     data: Any, source: Mapping[str, Any] | None = None, columns: dict[str, tuple[Any, ...]] | None = None
 ) -> Images:
-    """An array of images, or a sequence of images and arrays."""
+    """Read an array of images, or a sequence of images and arrays."""
     source = source or {"kind": "list", "name": "list"}
     if isinstance(data, Tensor):
         data = data.detach().cpu().numpy()

@@ -105,7 +105,7 @@ def read_texts(
     split
         Split of a hub data set or of the built-in corpus; None: ``train`` where there is one; all of the built-in.
     limit
-        Most texts to read; None: all.
+        Maximum number of texts; None: all.
     characters
         Stop after the text in which this many characters are reached; None: no limit.
     columns
@@ -198,7 +198,7 @@ def _collect(
 
 
 def _record(record: Any, row: int, text: str, name: str) -> tuple[str, dict[str, Any]]:
-    """The text of a record, and its other columns."""
+    """Return the text of a record, and its other columns."""
     if not isinstance(record, Mapping):
         raise DataError(
             f"`{name}` must hold texts or dictionaries with a column `{text}`; record {row} is {type(record).__name__}."
@@ -225,7 +225,7 @@ def _no_column(name: str, columns: Iterable[str], where: str) -> str:
 
 
 def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
-    """The records, with errors of the readers turned into ours."""
+    """Yield the records, with errors of the readers turned into ours."""
     try:
         yield from records
     except (DataError, OfflineError):
@@ -238,7 +238,7 @@ def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
 
 
 def _open(data: str, split: str | None) -> tuple[Iterable[Any], dict[str, Any]]:
-    """Records of a named source, and what it is."""
+    """Return the records of a named source, and its description."""
     name, _, named_split = data.partition("@")
     if name in ("builtin", "builtin:paragraphs"):
         return _open_builtin(name, split or named_split or "all")
@@ -255,7 +255,7 @@ def _open(data: str, split: str | None) -> tuple[Iterable[Any], dict[str, Any]]:
 
 
 def _open_builtin(name: str, split: str) -> tuple[Iterable[Any], dict[str, Any]]:
-    """The built-in corpus: whole docstrings, or their paragraphs, which know their section."""
+    """Return the built-in corpus: whole docstrings, or their paragraphs with the name of their section."""
     from . import corpus
 
     whole = name == "builtin"
@@ -269,7 +269,7 @@ def _open_builtin(name: str, split: str) -> tuple[Iterable[Any], dict[str, Any]]
 
 
 def _ending(path: Path) -> str | None:
-    """The ending that says what a file is, compression left aside; None when unknown."""
+    """Return the ending that tells the format of a file, without compression; None when unknown."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()

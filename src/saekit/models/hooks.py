@@ -57,7 +57,7 @@ class Hook:
 
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of blocks of a transformer, and its path.
+    """Find the list of blocks of a transformer, and its path.
 
     Found by shape, not by model name: the ``ModuleList`` with as many entries as the config has layers, outermost
     first, language parts before vision parts.
@@ -102,7 +102,7 @@ def _n_layers(model: nn.Module) -> int | None:
 def find_hook(
     model: nn.Module, hook: str | int | Hook | None = None, *, layer: int | None = None, site: Site = "resid"
 ) -> Hook:
-    """The module that a layer number, a short name or a path means.
+    """Find the module that a layer number, a short name or a path means.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def find_hooks(
 
 
 def hook_path(model: nn.Module, hook: str | int) -> str:
-    """The path of the module that a layer number, a short name or a path means; see `find_hook`."""
+    """Return the path of the module that a layer number, a short name or a path means; see `find_hook`."""
     return find_hook(model, hook).path
 
 
@@ -199,7 +199,7 @@ def _by_path(model: nn.Module, hook: str) -> Hook:
 
 
 def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
-    """A block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
+    """Find a block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
     root, listing = blocks(model)
     if not 0 <= layer < len(listing):
         raise ModelError(
@@ -245,7 +245,7 @@ class _Stop(BaseException):
 def activations(
     model: nn.Module, hooks: Sequence[Hook], inputs: Mapping[str, Any], *, stop: bool = True
 ) -> list[Tensor]:
-    """Outputs of several modules in one forward pass.
+    """Record the outputs of several modules in one forward pass.
 
     Parameters
     ----------
@@ -312,7 +312,7 @@ def _input_shape(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
 
 
 def _hidden(output: Any, hook: Hook) -> Tensor:
-    """The hidden states in what a module returned: a tensor, the first of a tuple, a field of a ModelOutput."""
+    """Return the hidden states in the output of a module: a tensor, the first of a tuple, a field of a ModelOutput."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
