@@ -71,13 +71,6 @@ def test_encoder_starts_as_a_copy_in_other_storage():
     torch.testing.assert_close(p["W_dec"].norm(dim=1), torch.ones(8))
 
 
-def test_streams_of_seeds_and_names_differ():
-    draws = {
-        (s, n): float(torch.rand((), generator=generator(s, n))) for s in (0, 1) for n in ("init", "data", "resample")
-    }
-    assert len(set(draws.values())) == 6
-
-
 def test_untrained_is_the_start():
     rows = SyntheticRows(d_in=8, n_features=16, n_rows=4096, mean=2.0)
     sae = untrained(TopK(32, k=4), rows, 3, settings=TrainSettings(batch_rows=512))

@@ -29,7 +29,6 @@ from .progressive import progressive
 from .prune import prune
 from .report import report
 from .show import show
-from .train import HELP as TRAIN_HELP
 from .train import train
 from .transfer import HELP as TRANSFER_HELP
 from .transfer import transfer
@@ -85,7 +84,7 @@ def register(each: Command) -> None:
 
 
 register(capture)
-app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
+register(train)
 register(evaluate)
 register(compare)
 register(prune)

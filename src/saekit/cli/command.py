@@ -21,7 +21,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,14 +45,25 @@ class Table:
 
     Parameters
     ----------
-    keys
-        Returns the keys of a mapping; not needed for a settings class. Without it any key is taken.
+    kinds
+        Classes whose fields are the keys of a mapping; not needed for a settings class.
+    also
+        Further keys.
     repeated
         Whether it is a list of tables, ``[[name]]``.
     """
 
-    keys: Callable[[], Iterable[str]] | None = None
+    kinds: Sequence[type] = ()
+    also: Sequence[str] = ()
     repeated: bool = False
+
+    def fields(self, hint: Any) -> dict[str, _Option]:
+        """Return the options of the table."""
+        kinds = [hint] if dataclasses.is_dataclass(hint) else self.kinds
+        found: dict[str, _Option] = {}
+        for option in (each for kind in kinds for each in _fields(kind)):
+            found.setdefault(option.name, option)
+        return found
 
 
 @dataclass(frozen=True)
@@ -204,9 +215,8 @@ class _Builder:
     def _epilog(self) -> str:
         """Return the list of settings without a flag."""
         rest = {name: option.help for name, option in self.options.items() if name not in self.flags}
-        for table, (hint, _) in self.tables.items():
-            if dataclasses.is_dataclass(hint):
-                rest |= {f"{table}.{option.name}": option.help for option in _fields(hint)}
+        for name, (hint, table) in self.tables.items():
+            rest |= {f"{name}.{key}": option.help for key, option in table.fields(hint).items()}
         if not rest:
             return ""
         width = min(max(map(len, rest)), 24)
@@ -224,12 +234,7 @@ class _Builder:
             nested = dataclasses.is_dataclass(option.hint)
             known[name] = {each.name: None for each in _fields(option.hint)} if nested else None
         for name, (hint, table) in self.tables.items():
-            if table.repeated:
-                known[name] = []
-            elif dataclasses.is_dataclass(hint):
-                known[name] = {each.name: None for each in _fields(hint)}
-            else:
-                known[name] = dict.fromkeys(table.keys()) if table.keys is not None else {}
+            known[name] = [] if table.repeated else dict.fromkeys([*table.fields(hint), *table.also])
         return known
 
     def _values_of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,7 +342,7 @@ def _fields(kind: Any) -> list[_Option]:
     found = []
     for field in dataclasses.fields(kind):
         hint, info = _unpacked(SHARED.get(field.name, hints[field.name]))
-        text = docs.get(field.name, "")
+        text = docs.get(field.name, "").replace("``", "`")
         if info is not None and text:  # the flag is the shared one; what it is for, and its default, says the field
             info = copy.copy(info)
             info.help = text

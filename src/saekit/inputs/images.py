@@ -12,25 +12,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, FormatError, did_you_mean, listed
+from ..errors import DataError, FormatError, listed
 from ..files import digest_bytes
 from ..randomness import random_order
-from .hub_datasets import _open_hub
+from ..settings import check_whole
+from .hub_datasets import HubName, choose_split, named_labels, open_hub
+from .tables import Table, first_line, no_column
 from .texts import TEXT_ENDINGS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What image files in a folder end in."""
 
-_HUB = 2  # a name with this many parts may be one of the hub
-
 
 @dataclass(frozen=True, eq=False)
-class Images(Sequence[Any]):
+class Images(Table, Sequence["Image"]):
     """Images in a fixed order, with the other columns of their table; an image is opened when it is asked for.
 
     Examples
@@ -46,17 +49,17 @@ class Images(Sequence[Any]):
     """The other columns, one entry per image; ``label`` where the source has labels."""
     info: dict[str, Any]
     """Where they come from (plain JSON): kind, name, n_images, complete, digest."""
-    _open: Callable[[int], Any] = field(repr=False)
+    _open: Callable[[int], Image] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @overload
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> Image: ...
     @overload
     def __getitem__(self, index: slice) -> Images: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        """One image (``PIL.Image.Image``), or some of them as `Images`."""
+    def __getitem__(self, index: int | slice) -> Image | Images:
+        """Return one image (``PIL.Image.Image``), or some of them as `Images`."""
         if isinstance(index, slice):
             return self.pick(range(len(self))[index])
         if not -len(self) <= index < len(self):
@@ -76,7 +79,7 @@ class Images(Sequence[Any]):
         )
 
     def with_columns(self, **columns: Sequence[Any]) -> Images:
-        """Return the images with columns added or replaced: ``images.with_columns(label=labels)``.
+        """Return the same images with further columns, or others of the same name: ``with_columns(label=labels)``.
 
         Raises
         ------
@@ -92,27 +95,6 @@ class Images(Sequence[Any]):
             for name, values in columns.items()
         }
         return Images(self.ids, {**self.columns, **plain}, self.info, self._open)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all images, in order."""
-        return str(self.info["digest"])
-
-    def column(self, name: str) -> tuple[Any, ...]:
-        """One column of the table.
-
-        Raises
-        ------
-        DataError
-            There is no such column.
-        """
-        if name not in self.columns:
-            known = list(self.columns)
-            raise DataError(
-                f"`{self.info['name']}` must have a column `{name}`; its columns are "
-                f"{listed(known, 12) if known else 'none'}. {did_you_mean(name, known) if known else ''}".rstrip()
-            )
-        return self.columns[name]
 
 
 def are_images(data: Any) -> bool | None:
@@ -132,7 +114,7 @@ def are_images(data: Any) -> bool | None:
     path = Path(name).expanduser()
     if name in ("builtin", "builtin:paragraphs") or path.suffix.lower() in TEXT_ENDINGS:
         return False
-    return True if path.suffix in (".npy", ".npz") or "idx" in path.suffix else None
+    return True if path.suffix in (".npy", ".npz") or "idx3" in path.name else None
 
 
 def read_images(
@@ -149,16 +131,16 @@ def read_images(
     data
         A folder of image files (the first subfolder is the label); a ``.npy`` or ``.npz`` file of arrays
         ``[n, height, width]`` or ``[n, height, width, 1 | 3]`` (other arrays of n entries in the .npz are columns); an
-        IDX file, gzipped or not (``…-images-idx3-ubyte``; labels from ``…-labels-idx1-ubyte`` in the same folder); a
-        folder that ``Dataset.save_to_disk`` wrote; a hub name ``owner/name[:config][@split]``; such an array; or a
-        sequence of PIL images or arrays. Arrays hold ``uint8``, or numbers from 0 to 1.
+        IDX file, gzipped or not (``…-images-idx3-ubyte``; labels from ``…-labels-idx1-ubyte`` next to it); a folder that
+        ``Dataset.save_to_disk`` wrote; a hub name ``owner/name[:config][@split]``; such an array; or a sequence of PIL
+        images or arrays. Arrays hold ``uint8``, or numbers from 0 to 1.
     image
         Column of the images in a data set; None: the one that holds images.
     split
         Split of a data set; None: ``train`` where there is one.
     limit
-        Maximum number of images. They are sampled by a fixed permutation, because files are often sorted by class;
-        of a data set on the hub, the first ones are read.
+        Maximum number of images; None: all. They are sampled by a fixed permutation, because files are often sorted by
+        class; of a data set on the hub, the first ones are read.
 
     Returns
     -------
@@ -175,8 +157,7 @@ def read_images(
     ConfigError
         `limit` is not positive.
     """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ConfigError(f"`limit` must be a positive integer or None; got {limit!r}.")
+    check_whole("read_images", limit=limit)
     images = _read(data, image, split, limit)
     if limit is not None and limit < len(images):
         images = images.pick(np.sort(random_order(len(images), "images")[:limit]))
@@ -197,15 +178,13 @@ def _read(data: Any, image: str | None, split: str | None, limit: int | None) ->
         return _from_folder(path)
     if path.is_file():
         return _from_file(path)
-    bare, _, named_split = name.partition("@")
-    parts = bare.partition(":")[0].split("/")
-    if name.startswith((".", "/", "~")) or len(parts) != _HUB or path.suffix.lower() in (*ENDINGS, ".npy", ".npz"):
+    hub = HubName.parse(name)
+    if hub is None or path.suffix.lower() in (*ENDINGS, ".npy", ".npz"):
         raise DataError(
             f"`{name}` must be a folder of images, a .npy, .npz or IDX file, or a hub data set `owner/name`; there is "
             "no such file or folder. Check the path."
         )
-    config = bare.partition(":")[2] or None
-    records, source = _open_hub(name, "/".join(parts), config, split or named_split or None)
+    records, source = open_hub(hub, split)
     found = _from_records(list(islice(records, limit)), source, image)
     found.info["complete"] = limit is None or len(found) < limit
     return found
@@ -232,7 +211,7 @@ def _from_folder(path: Path) -> Images:
     )
 
 
-def _open_image(data: bytes, name: str) -> Any:
+def _open_image(data: bytes, name: str) -> Image:
     import PIL.Image
 
     try:
@@ -241,7 +220,7 @@ def _open_image(data: bytes, name: str) -> Any:
             return image
     except (OSError, ValueError, SyntaxError) as error:
         raise FormatError(
-            f"`{name}` must be an image; it cannot be read: {_first_line(error)}. Remove it or save it again."
+            f"`{name}` must be an image; it cannot be read: {first_line(error)}. Remove it or save it again."
         ) from None
 
 
@@ -279,7 +258,7 @@ def _load_numpy(path: Path) -> Any:
             return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise FormatError(
-            f"`{path}` must be a file of numpy arrays of numbers; it cannot be read: {_first_line(error)}. "
+            f"`{path}` must be a file of numpy arrays of numbers; it cannot be read: {first_line(error)}. "
             "Save it again."
         ) from None
 
@@ -310,7 +289,7 @@ def _read_idx(path: Path) -> np.ndarray:
             raise ValueError(f"{len(values)} values of type {kind} for shape {shape}")
     except (struct.error, ValueError, EOFError, gzip.BadGzipFile, OSError) as error:
         raise FormatError(
-            f"`{path}` must be an IDX file of bytes; it makes no sense: {_first_line(error)}. Fetch it again."
+            f"`{path}` must be an IDX file of bytes; it makes no sense: {first_line(error)}. Fetch it again."
         ) from None
     return values.reshape(shape)
 
@@ -322,32 +301,22 @@ def _from_disk(path: Path, image: str | None, split: str | None) -> Images:
         found = load_from_disk(str(path))
     except Exception as error:  # whatever pyarrow and datasets raise for a damaged folder
         raise FormatError(
-            f"`{path}` must be a data set that save_to_disk wrote; it cannot be read: {_first_line(error)}."
+            f"`{path}` must be a data set that save_to_disk wrote; it cannot be read: {first_line(error)}."
         ) from None
     if isinstance(found, DatasetDict):
-        wanted = split or ("train" if "train" in found else next(iter(found)))
-        if wanted not in found:
-            raise DataError(f"`{path.name}` must have the split `{wanted}`; it has {listed(found)}.")
-        found, split = found[wanted], wanted
-    classes = {name: kind.names for name, kind in found.features.items() if hasattr(kind, "names")}
-    records = [
-        {key: classes[key][value] if key in classes and value is not None and value >= 0 else value
-         for key, value in record.items()}
-        for record in found
-    ]  # fmt: skip
-    return _from_records(records, {"kind": "disk", "name": path.resolve().name, "split": split}, image)
+        split = choose_split(found, split, path.name)
+        found = found[split]
+    return _from_records(
+        list(named_labels(found)), {"kind": "disk", "name": path.resolve().name, "split": split}, image
+    )
 
 
 def _from_records(records: list[dict[str, Any]], source: dict[str, Any], image: str | None) -> Images:
     if not records:
         raise DataError(f"`{source['name']}` must hold at least one image; it has no rows.")
-    with_pixels = [name for name, value in records[0].items() if _is_image(value)]
     if image is not None and image not in records[0]:
-        raise DataError(
-            f"`{source['name']}` must have a column `{image}`; its columns are {listed(records[0], 12)}. "
-            f"{did_you_mean(image, records[0])}"
-        )
-    name = image or (with_pixels[0] if with_pixels else None)
+        raise no_column(image, records[0], source["name"])
+    name = image or next((name for name, value in records[0].items() if _is_image(value)), None)
     if name is None or not _is_image(records[0][name]):
         raise DataError(
             f"`{source['name']}` must have a column of images; its columns are {listed(records[0], 12)}. Name it "
@@ -370,7 +339,7 @@ def _is_image(value: Any) -> bool:
 def _from_values(
     data: Any, source: Mapping[str, Any] | None = None, columns: dict[str, tuple[Any, ...]] | None = None
 ) -> Images:
-    """Read an array of images, or a sequence of images and arrays."""
+    """Return images from an array, or from a sequence of images and arrays."""
     source = source or {"kind": "list", "name": "list"}
     if isinstance(data, Tensor):
         data = data.detach().cpu().numpy()
@@ -430,7 +399,7 @@ def _as_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
     )
 
 
-def _as_image(pixels: np.ndarray, name: str) -> Any:
+def _as_image(pixels: np.ndarray, name: str) -> Image:
     import PIL.Image
 
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
@@ -442,10 +411,6 @@ def _as_image(pixels: np.ndarray, name: str) -> Any:
 
 
 def _images(
-    ids: tuple[str, ...], columns: dict[str, tuple[Any, ...]], info: dict[str, Any], opener: Callable[[int], Any]
+    ids: tuple[str, ...], columns: dict[str, tuple[Any, ...]], info: dict[str, Any], opener: Callable[[int], Image]
 ) -> Images:
     return Images(ids, columns, {**info, "n_images": len(ids), "complete": True}, opener)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

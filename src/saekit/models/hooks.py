@@ -57,7 +57,7 @@ class Hook:
 
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find the list of blocks of a transformer, and its path.
+    """Return the path of the list of blocks of a transformer, and the list.
 
     Found by shape, not by model name: the ``ModuleList`` with as many entries as the config has layers, outermost
     first, language parts before vision parts.
@@ -199,7 +199,7 @@ def _by_path(model: nn.Module, hook: str) -> Hook:
 
 
 def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
-    """Find a block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
+    """Return a block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
     root, listing = blocks(model)
     if not 0 <= layer < len(listing):
         raise ModelError(
@@ -245,7 +245,7 @@ class _Stop(BaseException):
 def activations(
     model: nn.Module, hooks: Sequence[Hook], inputs: Mapping[str, Any], *, stop: bool = True
 ) -> list[Tensor]:
-    """Record the outputs of several modules in one forward pass.
+    """Return the outputs of several modules in one forward pass.
 
     Parameters
     ----------
@@ -312,7 +312,7 @@ def _input_shape(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
 
 
 def _hidden(output: Any, hook: Hook) -> Tensor:
-    """Return the hidden states in the output of a module: a tensor, the first of a tuple, a field of a ModelOutput."""
+    """Return the hidden states in what a module returned: a tensor, the first of a tuple, a field of a ModelOutput."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):

@@ -83,7 +83,7 @@ class Source(Protocol):
         ...
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
-        """Rows in batches.
+        """Yield rows in batches.
 
         ``seed=None``: one pass in stored order; the last batch may be short. With a seed: epochs without end in an
         order computed from (seed, epoch, block); every batch is full, blocks count on over epochs. The same
@@ -105,7 +105,7 @@ class Columns:
         return self.x.shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Columns:
-        """The same function on every column that is there."""
+        """Apply the same function to every column that is there."""
         return Columns(
             function(self.x),
             None if self.token is None else function(self.token),
@@ -115,7 +115,7 @@ class Columns:
 
     @staticmethod
     def cat(parts: list[Columns]) -> Columns:
-        """Parts one after another; they must have the same columns."""
+        """Join parts one after another; they must have the same columns."""
         if len(parts) == 1:
             return parts[0]
 
@@ -137,7 +137,7 @@ class Block:
         return len(self.columns)
 
     def part(self, first: int, last: int) -> Columns:
-        """Rows `first` to `last` of the block, in reading order, in new memory."""
+        """Return the rows `first` to `last` of the block, in reading order, in new memory."""
         if self.order is None:
             return self.columns.map(lambda column: column[first:last].clone())
         index = self.order[first:last]

@@ -50,7 +50,7 @@ class Half:
         return {**self.source.info, "n_rows": None, "part": part}
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
-        """Rows in stored order, in batches of at most `batch_rows`; see `Source.batches`.
+        """Yield rows in stored order, in batches of at most `batch_rows`; see `Source.batches`.
 
         Raises
         ------
@@ -76,12 +76,12 @@ class Half:
 
 
 def halves(source: Source) -> tuple[Half, Half]:
-    """The rows of even and of odd documents: nothing chosen on the first was seen in the second."""
+    """Return the rows of even and of odd documents: nothing chosen on the first was seen in the second."""
     return Half(source, False), Half(source, True)
 
 
 def text_halves(texts: Texts) -> tuple[Texts, Texts]:
-    """The texts with even and those with odd places, as `halves` divides their rows."""
+    """Return the texts with even and those with odd indices, as `halves` divides their rows."""
     parts = []
     for start, name in ((0, "even"), (1, "odd")):
         columns = {key: column[start::2] for key, column in texts.columns.items()}
