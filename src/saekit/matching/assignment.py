@@ -154,7 +154,7 @@ def row_prices(graph: Graph, v: np.ndarray) -> np.ndarray:
 
 
 def _run(starts: np.ndarray, columns: np.ndarray, gains: np.ndarray, prices: np.ndarray, coarsest: float) -> np.ndarray:
-    """Match a square graph; `prices` are changed in place."""
+    """Return matches of a square graph; `prices` are changed in place."""
     size = len(starts) - 1
     scratch = {name: np.full(size, -1, dtype=np.int64) for name in ("mate", "owner", "stack")}
     relaxed = gains.copy()

@@ -191,7 +191,7 @@ class _Search:
         return graph.add(keys, cosines(self.a, i, self.b, j).numpy())
 
     def _doubts(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the fall of prices since each row was checked, the rows now in doubt, and pairs to add."""
+        """Return what prices have lost since each row was looked at, the rows in doubt, and pairs to add."""
         slack = np.zeros(self.n)
         is_doubtful = np.zeros(self.n, dtype=bool)
         pairs = []
@@ -233,7 +233,7 @@ class _Search:
         return np.concatenate(keys), np.concatenate(crowded)
 
     def _look_again(self, rows: np.ndarray, u: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
-        """Find new candidates of some rows at the present prices, as keys; their bounds are renewed."""
+        """Return new candidates of some rows at the present prices, as keys; their bounds are renewed."""
         if not len(rows):
             return []
         self.seen.append(v)

@@ -41,7 +41,7 @@ class Directions:
 
     @classmethod
     def of(cls, x: Tensor, name: str) -> Directions:
-        """Compute unit vectors of the rows of `x`.
+        """Return the unit vectors of the rows of `x`.
 
         Raises
         ------
@@ -115,7 +115,7 @@ def best(
     exact: bool = False,
     tick: Tick | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Find the `k` columns per row with the largest ``cosine - price``; values ``[rows, k]`` descending."""
+    """Return the `k` largest ``cosine - price`` per row, ``[rows, k]`` descending, and their columns."""
     k = min(k, len(b))
     n = len(a) if rows is None else len(rows)
     if _is_plain(a) and _is_plain(b) and not exact:
@@ -151,7 +151,7 @@ class Candidates:
 def best_both_ways(
     a: Directions, b: Directions, k: int, k_columns: int, *, tick: Tick | None = None
 ) -> Candidates:  # fmt: skip
-    """Find the `k` largest cosines per row and the `k_columns` largest per column; nearly so where made in bf16."""
+    """Return the `k` largest cosines per row and the `k_columns` largest per column; nearly so where made in bf16."""
     k, k_columns = min(k, len(b)), min(k_columns, len(a))
     error, relative = reach(a.x.shape[1], 0.0, exact=False), 0.0
     if _is_plain(a) and _is_plain(b):

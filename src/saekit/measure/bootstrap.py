@@ -155,7 +155,7 @@ class DocumentBootstrap:
         return self.estimate(float(_divide(numerator.sum(), denominator.sum())), draws, undefined=undefined)
 
     def estimate(self, value: float, draws: np.ndarray | None, *, undefined: str = "0 / 0") -> Estimate:
-        """Make an estimate from a value and its draws, with the reason where either is not defined."""
+        """Return an estimate from a value and its draws; says so where either is not defined."""
         if not math.isfinite(value):
             return Estimate(math.nan, None, f"undefined: {undefined}")
         if draws is not None and not np.isfinite(draws).all():

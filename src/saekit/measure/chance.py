@@ -124,7 +124,7 @@ def against_chance(
 
 
 def _between(grid: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the index below each value in an increasing `grid`, never the last, and the distance to the next."""
+    """Return the index below each value in a grid, never the last, and the fraction of the way to the next."""
     at = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
     return at, np.clip((values - grid[at]) / (grid[at + 1] - grid[at]), 0.0, 1.0)
 

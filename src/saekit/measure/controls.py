@@ -61,7 +61,7 @@ def pca_reconstructor(pca: PCA, about: dict[str, Any]) -> Reconstructor:
 
 
 def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int) -> SAE:
-    """Make an SAE of the same shape, rule and scaling that was never trained.
+    """Return an SAE of the same shape, rule and scaling that never saw a gradient.
 
     Decoder rows are random unit vectors, the encoder equals the decoder, and both biases are the mean row. TopK and
     GroupMax keep their k; rules that look at one latent at a time get one threshold for all latents, set so that

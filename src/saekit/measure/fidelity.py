@@ -293,7 +293,7 @@ def measure_fidelity(
 
 
 def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callable[[Tensor], Tensor]:
-    """Apply `function` in float32, except to rows longer than `norm`, which stay as they are."""
+    """Return `function` in float32, except for rows longer than `norm`, which stay as they are."""
 
     def replaced(x: Tensor) -> Tensor:
         rows = x.float()

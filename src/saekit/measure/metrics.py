@@ -157,7 +157,7 @@ class Metrics(Mapping[str, Measured]):
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "metrics") -> Metrics:
-        """Read what `to_json` wrote.
+        """Return the inverse of `to_json`.
 
         Raises
         ------

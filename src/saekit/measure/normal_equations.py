@@ -78,7 +78,7 @@ class NormalEquations:
         self.n_rows += len(x)
 
     def refit(self, sae: SAE) -> tuple[Tensor, Tensor]:
-        """Solve for decoder ``[n_latents, d]`` and bias ``[d]`` with the least squared error for these codes.
+        """Return the decoder ``[n_latents, d]`` and bias ``[d]`` with the least squared error for these codes.
 
         A latent that never fired keeps its row.
         """

@@ -120,7 +120,7 @@ class PairedBootstrap:
         return len(self.counts)
 
     def weights(self) -> Iterator[np.ndarray]:
-        """Yield weights of 1 for the original rows, then the resamples, ``float32 [some, n]`` at a time."""
+        """Return the rows as they are (weights 1), then the resamples, ``float32 [some, n]`` at a time."""
         yield np.ones((1, len(self.y)), np.float32)
         step = max(_CHUNK_NUMBERS // max(len(self.y), 1), 16)
         for start in range(0, self.draws, step):
@@ -336,7 +336,7 @@ def _mean_area(areas: list[list[_Area]], weights: np.ndarray) -> np.ndarray:
 
 
 def verdict(difference: Measured, margin: float = MARGIN) -> str:
-    """Return the verdict of an interval of a difference and a margin around 0 (a region of practical equivalence).
+    """Return what an interval of a difference says and a margin around 0 (a region of practical equivalence).
 
     ``better``: the whole interval lies above `margin`; ``worse``: below ``-margin``; ``equivalent``: within
     ``[-margin, margin]``; ``undecided``: anything else, and where there is no interval.

@@ -104,7 +104,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "measured") -> Measured:
-        """Read what `to_json` wrote.
+        """Return the inverse of `to_json`.
 
         Raises
         ------
@@ -280,7 +280,7 @@ def _plain_fields(value: Any) -> dict[str, Any]:
 
 
 def _build(cls: type[R], plain: Any, where: str) -> R:
-    """Make a dataclass from a JSON object, by its type hints."""
+    """Return a dataclass from a JSON object, by its type hints."""
     if not isinstance(plain, dict):
         raise FormatError(f"`{where}` must be a JSON object; it is {plain!r}.")
     fields = [field for field in dataclasses.fields(cls) if not field.name.startswith("_")]  # type: ignore[arg-type]

@@ -249,7 +249,7 @@ class TokenScores:
         )  # fmt: skip
 
     def top_tokens(self, n: int = 5, *, by: str = "share") -> list[list[tuple[int, float]]]:
-        """Return the tokens that each latent responds to, with the fraction p(t) of its activation.
+        """Return the tokens that each latent responds to, with the share p(t) of its activation.
 
         Parameters
         ----------
@@ -296,7 +296,7 @@ def _shapes(
 def labels_of(
     scores: TokenScores, decode: Callable[[int], str], n: int = 3, *, by: str = "lift", least_share: float = 0.02
 ) -> list[str]:
-    """Label every latent offline by the tokens that it responds to, as in ``"`return` · `Returns` · `yield`"``.
+    """Return a label for every latent: the tokens that it responds to, as ``"`return` · `Returns` · `yield`"``.
 
     Parameters
     ----------
@@ -330,7 +330,7 @@ def labels_of(
 
 
 def _shown(text: str) -> str:
-    """Return a token's text without the space around it; white space alone as in a string literal."""
+    """Return a token's text without the space around it; white space alone is written as in a string literal."""
     return text.strip() if text.strip() else repr(text)[1:-1]
 
 
@@ -488,9 +488,9 @@ class Cohesion:
         self._n_rows += other._n_rows
 
     def compute(self) -> tuple[Tensor, float]:
-        """Return the mean cosine of every latent, ``float64 [n_latents]`` (NaN below two firings), and of all pairs.
+        """Return the mean cosine of every latent, ``float64 [n_latents]``, and of all pairs of rows.
 
-        The second is what a latent that fires anywhere has.
+        The first is NaN below two firings. The second is what a latent that fires anywhere has.
         """
         total, squares = self._sums
         pairs = total**2 - squares
