@@ -26,7 +26,7 @@ class Progress(Protocol):
     """Called as work advances: ``progress(stage, done, total, note)``."""
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
-        """Tell how far a stage is; `total` is None where it is not known, `note` is shown beside the count."""
+        """Tell how far a stage is; `total` is None where it is not known, `note` is shown after the count."""
         ...
 
 
