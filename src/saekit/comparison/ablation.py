@@ -73,6 +73,6 @@ def ablation_costs(measured: Measurement, kinds: Kinds) -> AblationCosts:
 
 
 def _groups(kinds: Kinds, at: int) -> list[np.ndarray]:
-    """The latents of one SAE in each of `GROUPS`."""
+    """Return the latents of one SAE in each of `GROUPS`."""
     shared = kinds.shared[at]
     return [np.flatnonzero(~shared), np.flatnonzero(shared), *kinds.matched[at]]

@@ -119,7 +119,7 @@ class OverPairs:
 
 
 def _widest(value: float, each: Sequence[Measured]) -> Measured:
-    """A value within the widest interval of several over latents."""
+    """Return a value within the widest interval of several over latents."""
     lows, highs = ([end for end in ends if end is not None] for ends in zip(*((m.low, m.high) for m in each)))
     low, high = (min(lows), max(highs)) if lows and highs else (None, None)
     return Measured(value, low, high, each[0].unit, "interval over latents: all pairs of SAEs are alike")

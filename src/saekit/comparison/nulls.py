@@ -54,7 +54,7 @@ def _null(made: str, decoders: Both, encoders: Both, rule: SharedRule, tick: Mat
 
 
 def _with_formulas(null: Null, decoders: Both) -> Null:
-    """The null of random directions, with what is expected of them."""
+    """Return the null of random directions, with what is expected of them."""
     (n, d), m = decoders[0].shape, len(decoders[1])
     # Two random matchings give one latent the same partner with probability 1 / larger width.
     equal = _with_formula(null.equal, 1 / max(n, m))

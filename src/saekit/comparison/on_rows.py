@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..matching.matching import Matching
 from ..matching.shared import SharedRule
-from ..measure.bootstrap import Estimate, row_groups, wilson_interval
+from ..measure.bootstrap import row_groups, wilson_interval
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
 from ..rows.source import Source
@@ -40,6 +40,10 @@ class Activity:
     """Rows seen."""
     frequency: list[list[float]]
     """Per SAE and latent: fraction of rows on which it fires."""
+
+
+NOT_SEEN = Activity([], 0, [])
+"""Without rows."""
 
 
 class _CodeSums:
@@ -95,21 +99,13 @@ def act_on(
         n_rows += len(x)
     if not n_rows:
         raise DataError("compare: there must be at least one row; the source has none. Is the data empty?")
-    samples = [each.sample() for each in sums]
     documents = np.concatenate(groups)[:SAMPLE_ROWS]
+    samples = [each.sample() for each in sums]
     on_rows = []
     for pair, product in zip(matched, products, strict=True):
-        one, other = samples[pair.first], samples[pair.second]
+        similarity = _similarity(samples[pair.first], samples[pair.second], documents)
         correlation, n_pairs = _correlation(pair, sums, product, n_rows)
-        on_rows.append(
-            OnRows(
-                correlation,
-                n_pairs,
-                _measured(linear_cka(one, other, documents), "fraction", None),
-                _measured(rsa(one.to_dense(), other.to_dense(), documents), "correlation", -1.0),
-                _shared_alive(pair, rule, sums),
-            )
-        )
+        on_rows.append(OnRows(correlation, n_pairs, *similarity, _shared_alive(pair, rule, sums)))
     return Activity(on_rows, n_rows, [[round(float(n), 9) for n in each.fired / n_rows] for each in sums])
 
 
@@ -146,7 +142,7 @@ def _shared_alive(pair: MatchedPair, rule: SharedRule, sums: Sequence[_CodeSums]
 
 
 def _partners(matching: Matching) -> tuple[np.ndarray, np.ndarray]:
-    """The latents of both SAEs that have a partner, in step."""
+    """Return the latents of both SAEs that have a partner, in step."""
     mine = (matching.partner >= 0).nonzero().squeeze(1)
     return mine.numpy(), matching.partner[mine].numpy()
 
@@ -171,5 +167,7 @@ def _correlation(
     return over_latents(mean, error, unit="correlation", reason="over pairs of latents"), n_pairs
 
 
-def _measured(estimate: Estimate, unit: str, least: float | None) -> Measured:
-    return estimate.measured(unit, least=least, most=1.0)
+def _similarity(one: Codes, other: Codes, documents: np.ndarray) -> tuple[Measured, Measured]:
+    """CKA and RSA of the codes of the same rows."""
+    cka = linear_cka(one, other, documents).measured("fraction", most=1.0)
+    return cka, rsa(one.to_dense(), other.to_dense(), documents).measured("correlation", least=-1.0, most=1.0)

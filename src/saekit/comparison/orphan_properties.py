@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from ..measure.results import Measured
 from ..measure.token_statistics import TokenScores, token_detection
 from ..rows.source import Batch, Source
 from ..sae.model import SAE
-from ..settings import Progress
+from ..settings import Progress, silent
 from .intervals import over_saes
 from .orphans_result import Property
 from .settings import OrphanSettings
@@ -122,13 +123,14 @@ def measure_latents(
     DataError
         No rows.
     """
+    tell = progress or silent
     latents = [_Latents(sae) for sae in saes]
     covariance = Covariance(source.d_in)
-    limit = settings.max_rows
+    limit = settings.max_rows or sys.maxsize
     with_tokens, done = True, 0
     numbers: dict[int, int] = {}
     for batch in source.batches(settings.batch_rows):
-        x = batch.x if limit is None else batch.x[: limit - done]
+        x = batch.x[: limit - done]
         covariance.update(x.float().cpu())
         document = _documents(batch, done)[: len(x)]
         halves = _halves(document, numbers)
@@ -137,9 +139,8 @@ def measure_latents(
         for each in latents:
             each.update(x, token if with_tokens else None, document, halves)
         done += len(x)
-        if progress is not None:
-            progress("rows", done, source.n_rows if limit is None else limit)
-        if limit is not None and done >= limit:
+        tell("rows", done, settings.max_rows or source.n_rows)
+        if done >= limit:
             break
     if not done:
         raise DataError("orphans: there must be at least one row; the source has none. Is the data empty?")
@@ -150,7 +151,7 @@ def measure_latents(
 
 
 def _documents(batch: Batch, first: int) -> Tensor:
-    """The document of each row, -1 where it is not known; runs of rows where no document is."""
+    """Return the document of each row, -1 where it is not known; runs of rows where no document is."""
     if batch.document is None:
         return torch.arange(first, first + batch.n_rows) // BLOCK_ROWS
     return torch.where(batch.document >= 0, batch.document, -1)

@@ -150,7 +150,7 @@ def _check(named: Named, comparison: Comparison, ranks: Sequence[int] | None) ->
 
 
 def _with_enough_of_both(shared: Sequence[np.ndarray]) -> list[int]:
-    """Indices of the SAEs that have enough orphans and enough shared latents."""
+    """Return the indices of the SAEs that have enough orphans and enough shared latents."""
     counts = [(int((~each).sum()), int(each.sum())) for each in shared]
     enough = [at for at, both in enumerate(counts) if min(both) >= MIN_LATENTS]
     if not enough:

@@ -69,6 +69,12 @@ class Pair:
     on_rows: OnRows | None
     """What the two do on rows; None where none were given."""
 
+    def cells(self) -> list[str]:
+        """Return the line of a table: names (* of SAEs that began alike), fractions and cosines."""
+        mark = " *" if self.same_seed else ""
+        sides = (self.decoder.mean_cosine, self.encoder.mean_cosine, self.decoder.max_cosine)
+        return [f"{self.first} | {self.second}{mark}", *map(str, (self.shared, self.equal, *sides))]
+
 
 @dataclass(frozen=True)
 class Null:
@@ -176,45 +182,20 @@ class Comparison(Result):
             )
 
     def table(self) -> list[list[str]]:
-        """Rows of text, headings first: all pairs together, what chance gives, then each pair."""
-        head = ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"]
+        """Return rows of text, headings first: all pairs together, what chance gives, then each pair."""
         with_rows = any(pair.on_rows for pair in self.pairs)
-        head += ["shared alive", "correlation", "cka"] if with_rows else []
-        gap = [""] * (2 if with_rows else 0)
-        alive = [""] if with_rows else []
-        lines = [head]
+        head = ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"]
+        lines = [head + (["shared alive", "correlation", "cka"] if with_rows else [])]
         if len(self.pairs) > 1:
-            lines.append([
-                f"{self.n_counted} pairs",
-                *map(str, (self.shared, self.equal, self.mean_cosine, self.mean_cosine_encoder, self.max_cosine)),
-                *(alive if self.shared_alive is None else [str(self.shared_alive)]),
-                *gap,
-            ])  # fmt: skip
+            means = (self.shared, self.equal, self.mean_cosine, self.mean_cosine_encoder, self.max_cosine)
+            alive = "" if self.shared_alive is None else str(self.shared_alive)
+            lines.append([f"{self.n_counted} pairs", *map(str, means), *([alive, "", ""] if with_rows else [])])
         for pair in self.pairs:
-            sides = pair.decoder.mean_cosine, pair.encoder.mean_cosine, pair.decoder.max_cosine
-            on_rows = [] if not with_rows else ["–"] * 3
-            if pair.on_rows is not None:
-                seen = pair.on_rows
-                on_rows = [
-                    "–" if each is None else str(each) for each in (seen.shared_alive, seen.correlation, seen.cka)
-                ]
-            mark = " *" if pair.same_seed else ""
-            lines.append(
-                [f"{pair.first} | {pair.second}{mark}", *map(str, (pair.shared, pair.equal, *sides)), *on_rows]
-            )
-        lines += [
-            [
-                f"  {name}",
-                str(null.shared),
-                str(null.equal),
-                str(null.mean_cosine),
-                "",
-                str(null.max_cosine),
-                *alive,
-                *gap,
-            ]
-            for name, null in self.nulls.items()
-        ]
+            lines.append(pair.cells() + (_cells_on_rows(pair.on_rows) if with_rows else []))
+        for name, null in self.nulls.items():
+            found = (null.shared, null.equal, null.mean_cosine)
+            line = [f"  {name}", *map(str, found), "", str(null.max_cosine)]
+            lines.append(line + ([""] * 3 if with_rows else []))
         return lines
 
     @property
@@ -239,3 +220,10 @@ class Comparison(Result):
             f"{self.settings['intervals']['level']:.0%} intervals {self.settings['intervals']['over']}; "
             f"matching exact within {gap:.0e} in all{alive}{many}{warning}"
         )
+
+
+def _cells_on_rows(seen: OnRows | None) -> list[str]:
+    """Return what two SAEs do on rows, as cells of a table."""
+    if seen is None:
+        return ["–"] * 3
+    return ["–" if each is None else str(each) for each in (seen.shared_alive, seen.correlation, seen.cka)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from ..settings import Progress, suggest_keywords
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 from .intervals import OverPairs, over_saes
 from .nulls import chance_of, nulls_of
-from .on_rows import SAMPLE_ROWS, Activity, act_on
+from .on_rows import NOT_SEEN, SAMPLE_ROWS, Activity, act_on
 from .pairs import MatchedPair, MatchProgress, Named, found_in, match_all
 from .result import Compared, Comparison, Pair
 from .settings import ComparisonSettings
@@ -80,15 +82,15 @@ def compare(
         check_local(saes)
     named = named_saes(saes, "compare")
     _check_widths(named)
-    source = None if rows is None else as_source(rows, named[0][1].d_in, "compare")
+    values = [sae for _, sae in named]
+    source = None if rows is None else as_source(rows, values[0].d_in, "compare")
     n_pairs = len(named) * (len(named) - 1) // 2
     tick = MatchProgress(progress, 2 * n_pairs + (4 if settings.controls else 0))
-    matched = match_all(named, tick)
     rule = SharedRule(settings.threshold, settings.strict)
-    values = [sae for _, sae in named]
-    seen = None if source is None else act_on(values, matched, rule, source, settings, progress)
+    matched = match_all(named, tick)
+    seen = NOT_SEEN if source is None else act_on(values, matched, rule, source, settings, progress)
     nulls = nulls_of(values[0], values[1], rule, settings.seed, tick) if settings.controls else {}
-    pairs = [pair.result(named, rule, None if seen is None else seen.on_rows[at]) for at, pair in enumerate(matched)]
+    pairs = [pair.result(named, rule, on_rows) for pair, on_rows in zip_longest(matched, seen.on_rows)]
     # What SAEs share that began alike is no answer to the question; where there are other pairs, those alone count.
     counting = [at for at, pair in enumerate(pairs) if not pair.same_seed] or list(range(len(pairs)))
     over = OverPairs([(matched[at].first, matched[at].second) for at in counting], len(named))
@@ -96,24 +98,12 @@ def compare(
     result = Comparison(
         saekit=release(),
         versions=library_versions(False),
-        settings={
-            "threshold": settings.threshold,
-            "strict": settings.strict,
-            "controls": settings.controls,
-            "seed": settings.seed,
-            "max_rows": settings.max_rows if source is not None else None,
-            "sample_rows": SAMPLE_ROWS if source is not None else None,
-            "batch_rows": settings.batch_rows,
-            "intervals": {"level": LEVEL, "over": over.meaning},
-        },
+        settings=_facts(settings, over, with_rows=source is not None),
         rows=None if source is None else dict(source.info),
-        n_rows=0 if seen is None else seen.n_rows,
+        n_rows=seen.n_rows,
         **_means([pairs[at] for at in counting], over),
         **chance_of(nulls),
-        certificate={
-            "decoder": _sum([pair.decoder.certificate for pair in pairs]),
-            "encoder": _sum([pair.encoder.certificate for pair in pairs]),
-        },
+        certificate=_certificates(pairs),
         in_exactly=in_exactly([have.sum(1) for have in has]),
         only_in_one=[_over_bases(each) for each in only_in_one(has).T],
         saes=_compared(named, matched, has, seen),
@@ -140,8 +130,22 @@ def _check_widths(named: Named) -> None:
         check_finite(name, {"W_enc": sae.W_enc, "W_dec": sae.W_dec})
 
 
+def _facts(settings: ComparisonSettings, over: OverPairs, *, with_rows: bool) -> dict[str, Any]:
+    """Return what the result says about how it was made."""
+    return {
+        "threshold": settings.threshold,
+        "strict": settings.strict,
+        "controls": settings.controls,
+        "seed": settings.seed,
+        "max_rows": settings.max_rows if with_rows else None,
+        "sample_rows": SAMPLE_ROWS if with_rows else None,
+        "batch_rows": settings.batch_rows,
+        "intervals": {"level": LEVEL, "over": over.meaning},
+    }
+
+
 def _means(pairs: Sequence[Pair], over: OverPairs) -> dict[str, Measured]:
-    """What the comparison says about all pairs together."""
+    """Return what the comparison says about all pairs together."""
     decoders, encoders = [pair.decoder for pair in pairs], [pair.encoder for pair in pairs]
     return {
         "shared": over.mean([pair.shared for pair in pairs]),
@@ -154,16 +158,16 @@ def _means(pairs: Sequence[Pair], over: OverPairs) -> dict[str, Measured]:
 
 
 def _shared_alive(pairs: Sequence[Pair], over: OverPairs) -> Measured | None:
-    """The mean over pairs; None without rows."""
+    """Return the mean over pairs; None without rows."""
     each = [pair.on_rows.shared_alive for pair in pairs if pair.on_rows is not None]
     known = [measured for measured in each if measured is not None]
     return over.mean(known) if known else None
 
 
 def _compared(
-    named: Named, matched: Sequence[MatchedPair], has: Sequence[np.ndarray], seen: Activity | None
+    named: Named, matched: Sequence[MatchedPair], has: Sequence[np.ndarray], seen: Activity
 ) -> list[Compared]:
-    """What is known about each latent of each SAE."""
+    """Return what is known about each latent of each SAE."""
     counted = counted_others(named)
     return [
         Compared(
@@ -172,7 +176,7 @@ def _compared(
             found_in=(1 + has[at].sum(1)).tolist(),
             stability=has[at][:, counted[at]].mean(1).tolist(),
             alignment=alignment(at, matched, counted[at]),
-            frequency=[] if seen is None else seen.frequency[at],
+            frequency=seen.frequency[at] if seen.frequency else [],
         )
         for at, (name, sae) in enumerate(named)
     ]
@@ -188,6 +192,13 @@ def _groups(named: Named, matched: Sequence[MatchedPair], rule: SharedRule) -> G
         latents, partners = mine.nonzero().squeeze(1), decoder.partner[mine]
         shared.append((pair.first, pair.second, latents.numpy(), partners.numpy(), close.numpy()))
     return concept_groups([sae.n_latents for _, sae in named], shared)
+
+
+def _certificates(pairs: Sequence[Pair]) -> dict[str, Certificate]:
+    return {
+        "decoder": _sum([pair.decoder.certificate for pair in pairs]),
+        "encoder": _sum([pair.encoder.certificate for pair in pairs]),
+    }
 
 
 def _sum(certificates: Sequence[Certificate]) -> Certificate:

@@ -96,7 +96,7 @@ def _untrained(sae: SAE, calibration: Calibration, l0: float, seed: int) -> Reco
 
 
 def _most_similar(sae: SAE, others: list[tuple[int, SAE]]) -> int:
-    """The index of the SAE that is most like `sae` in shape and rule, the first of equals."""
+    """Return the index of the SAE that is most like `sae` in shape and rule, the first of equals."""
 
     def likeness(item: tuple[int, SAE]) -> tuple[bool, bool, bool, int]:
         index, other = item

@@ -19,7 +19,7 @@ from ..sae.codes import Codes
 from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
 
 DENSE = 0.1
-"""A latent that fires on more than this share of rows is dense."""
+"""Fraction of rows above which a latent is dense."""
 
 FIRE_GROUPS = 64
 """Firings are kept per latent for this many coarser groups: a `[64, n_latents]` table of int32."""
@@ -147,7 +147,7 @@ class Moments:
         return float(self._deviation.sum() + spread.sum())
 
     def totals(self, bootstrap: DocumentBootstrap) -> np.ndarray | None:
-        """The same on every resample, each about its own resampled mean: ``float64 [n_draws]``."""
+        """Return the same on every resample, each about its own resampled mean: ``float64 [n_draws]``."""
         if bootstrap.weights is None:
             return None
         if self._denominators is None or self._denominators[0].weights is not bootstrap.weights:
@@ -233,7 +233,7 @@ class Reconstruction:
             self.moments.merge(other.moments)
 
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """The metrics by name, with intervals from `bootstrap` (by default over the groups seen).
+        """Return the metrics by name, with intervals from `bootstrap` (by default over the groups seen).
 
         Raises
         ------
@@ -272,7 +272,7 @@ class DensityHistogram:
     Parameters
     ----------
     log10_edges
-        Bin edges, powers of ten of the density (share of rows on which a latent fires); the first bin starts below
+        Bin edges, powers of ten of the density (fraction of rows on which a latent fires); the first bin starts below
         one firing in all rows seen.
     counts
         Latents per bin; the last bin includes a density of 1.
@@ -348,7 +348,7 @@ class Sparsity:
         return self._fires.sum(0, dtype=torch.int64)
 
     def density(self) -> Tensor:
-        """``float64 [n_latents]``: share of the rows seen on which each latent fired."""
+        """``float64 [n_latents]``: fraction of the rows seen on which each latent fired."""
         return self.fires().cpu().double() / max(self.n_rows, 1)
 
     def histogram(self) -> DensityHistogram:
@@ -363,9 +363,9 @@ class Sparsity:
         return DensityHistogram(edges, [int(c) for c in counts], int((fires == 0).sum()), self.n_rows)
 
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """The metrics by name.
+        """Return the metrics by name.
 
-        The share of dead latents cannot be bootstrapped: a resample leaves documents out and so always has more of
+        The fraction of dead latents cannot be bootstrapped: a resample leaves documents out and so always has more of
         them. Its interval is the delete-one jackknife over groups of documents.
 
         Raises
@@ -436,7 +436,7 @@ class Fidelity:
         return self._sums["n"]
 
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """The metrics by name.
+        """Return the metrics by name.
 
         Raises
         ------
@@ -463,7 +463,7 @@ class Fidelity:
 
 
 def merged(accumulators: Iterable[Sums | Moments | Reconstruction | Sparsity | Fidelity]):  # type: ignore[no-untyped-def]
-    """The first of several accumulators of one kind after merging all others into it."""
+    """Return the first of several accumulators of one kind after merging all others into it."""
     first, *rest = accumulators
     for other in rest:
         first.merge(other)  # type: ignore[arg-type]

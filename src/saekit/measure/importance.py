@@ -132,7 +132,7 @@ class ImportanceSums:
         self._n_rows += other._n_rows
 
     def compute(self, rows: dict[str, Any] | None = None) -> Importance:
-        """The scores.
+        """Return the scores.
 
         Raises
         ------

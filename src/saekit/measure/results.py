@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with its unit and, where one can be had, its interval.
+    """A number with its unit and, where available, its interval.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "measured") -> Measured:
-        """The inverse of `to_json`.
+        """Return the inverse of `to_json`.
 
         Raises
         ------
@@ -228,7 +228,7 @@ R = TypeVar("R")
 
 
 def result_to_json(result: Any) -> dict[str, Any]:
-    """A result dataclass as plain JSON: ``{"kind": ..., "schema": ..., <fields>}``.
+    """Return a result dataclass as plain JSON: ``{"kind": ..., "schema": ..., <fields>}``.
 
     Fields whose name starts with ``_`` are left out.
     """
@@ -280,7 +280,7 @@ def _plain_fields(value: Any) -> dict[str, Any]:
 
 
 def _build(cls: type[R], plain: Any, where: str) -> R:
-    """A dataclass from a JSON object, by its type hints."""
+    """Return a dataclass from a JSON object, by its type hints."""
     if not isinstance(plain, dict):
         raise FormatError(f"`{where}` must be a JSON object; it is {plain!r}.")
     fields = [field for field in dataclasses.fields(cls) if not field.name.startswith("_")]  # type: ignore[arg-type]
@@ -333,7 +333,7 @@ def _check_keys(plain: dict[str, Any], known: typing.Iterable[str], required: ty
 
 
 def _decimals(number: float) -> int:
-    """The decimal place of the first digit of `number`: 2 for 0.05, -1 for 30; 99 for 0."""
+    """Return the decimal place of the first digit of `number`: 2 for 0.05, -1 for 30; 99 for 0."""
     return -math.floor(math.log10(abs(number))) if number and math.isfinite(number) else 99
 
 
