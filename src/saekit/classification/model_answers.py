@@ -146,7 +146,7 @@ def _as_list(value: Any, row: int, name: str) -> list[Any]:
 
 
 def _as_number(value: Any, choices: Sequence[Any]) -> Any:
-    """The number of the right choice, from its number or its text; what is neither is refused by the task."""
+    """Return the number of the right choice, from its number or its text; what is neither is refused by the task."""
     if isinstance(value, str):
         if value in choices:
             return list(choices).index(value)
@@ -496,7 +496,7 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
 def _score(
     lm: LanguageModel, questions: Sequence[_Question], batch_tokens: int | None, progress: Progress | None
 ) -> tuple[np.ndarray, int]:
-    """Summed log-probabilities of all choices, float64, and the number of questions that had to be cut."""
+    """Return summed log-probabilities of all choices, float64, and the number of questions that had to be cut."""
     pieces, firsts, cut = [], [], 0
     n_before = len(special_tokens(lm.tokenizer).before)
     for question in questions:

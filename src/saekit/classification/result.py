@@ -137,7 +137,7 @@ class Classification(Result):
             raise FormatError("a saved classification must name each arm once, with a verdict. The file was altered.")
 
     def arm(self, name: str | None) -> ArmScore:
-        """The arm of that name.
+        """Return the arm of that name.
 
         Raises
         ------
@@ -177,7 +177,7 @@ class Classification(Result):
         return lines
 
     def caption(self) -> str:
-        """What the table rests on, and what to beware of."""
+        """Return the footnote: test size, interval method, warnings."""
         data, settings = self.data, self.settings
         floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
         unit = " AUC" if settings.get("metric") == "auc" else ""
@@ -239,7 +239,7 @@ class ClassificationSummary:
 
     @classmethod
     def from_json(cls, plain: Any) -> ClassificationSummary:
-        """The inverse of `to_json`.
+        """Return the result that `to_json` made `plain` from.
 
         Raises
         ------
@@ -274,7 +274,7 @@ class ClassificationSummary:
         return lines
 
     def caption(self) -> str:
-        """What the table rests on."""
+        """Return the footnote."""
         return (
             f"macro-F1 minus the best dense arm of each of {len(self.sets)} results ({', '.join(self.sets)}); "
             f"intervals from resampled data sets, Wilcoxon's signed-rank test, Holm's correction; "
@@ -355,7 +355,7 @@ def summarize(
 
 
 def _role(arm: ArmScore) -> str:
-    """What an arm is called over data sets and SAEs."""
+    """Return what an arm is called over data sets and SAEs."""
     k = "" if arm.k is None else f" k={arm.k}"
     return " ".join(part for part in (arm.kind, arm.pool if arm.pool != arm.kind else "") if part) + k
 

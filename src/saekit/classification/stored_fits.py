@@ -116,7 +116,7 @@ def compute(plan: Plan, job: Job, view: View) -> StoredFit:
 
 
 def _shuffled(plan: Plan, job: Job, X: Any, fits: Sequence[Fitted], shuffle: int) -> np.ndarray:
-    """What the same fits say after learning permuted labels, with the hyperparameters that were chosen."""
+    """Return what the same fits say after learning permuted labels, with the hyperparameters that were chosen."""
     data = plan.data
     y = shuffled_labels(data, plan.split.seed + shuffle)
     guesses = []

@@ -12,7 +12,7 @@ from ..measure.tables import html_table
 from .settings import ALIASES
 
 CHANCE = ("above chance", "at chance", "below chance", "unknown")
-"""Where the interval of an AUC lies beside 0.5."""
+"""Where the interval of an AUC lies compared with 0.5."""
 
 VERDICTS = ("native", "lost", "kept", "gained", "undecided")
 """What the drop from the native classifier says at the margin; ``native`` on the diagonal."""
@@ -28,18 +28,18 @@ class Value:
     n_train: int
     """Rows that classifiers of it learn from (of the first fold)."""
     n_test: int
-    """Rows that judge."""
+    """Number of test rows."""
     n_groups: int | None
-    """Groups among the rows that judge; None where none were given."""
+    """Number of test groups, or None without groups."""
     classes: dict[str, int]
-    """Rows of each class among those that judge."""
+    """Number of test rows of each class."""
     about: dict[str, Any]
     """What else is known: model, hook, SAE."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to classify, trained on one value and judged on the test rows of another."""
+    """One way to classify, trained on one value and tested on the test rows of another."""
 
     arm: str
     train: str
@@ -107,9 +107,9 @@ class ArmTransfer:
 
 @dataclass(frozen=True, repr=False)
 class Transfer(Result):
-    """Classifiers trained on one language, domain or SAE, judged on all the others.
+    """Classifiers trained on one language, domain or SAE and tested on all the others.
 
-    Everything is judged on rows that no classifier has seen, the same rows for all that are compared.
+    Everything is tested on rows that no classifier has seen, the same rows for all that are compared.
 
     Examples
     --------
@@ -181,7 +181,7 @@ class Transfer(Result):
         raise ConfigError(f"there must be an arm `{name}` in this transfer. {did_you_mean(name, names)}")
 
     def cell(self, arm: str, train: str, test: str) -> Cell:
-        """The cell of an arm, trained on `train` and judged on `test`.
+        """Return the cell of an arm, trained on `train` and tested on `test`.
 
         Raises
         ------
@@ -251,7 +251,7 @@ class Transfer(Result):
         return lines
 
     def sentences(self, arm: str | None = None) -> list[str]:
-        """What every cell off the diagonal says, in words; of one arm or of all."""
+        """Return what every cell off the diagonal says, in words; of one arm or of all."""
         wanted = None if arm is None else self.arm(arm).name
         return [cell.sentence for cell in self.cells if cell.train != cell.test and wanted in (None, cell.arm)]
 
@@ -314,7 +314,7 @@ def near_chance(auc: Measured) -> str:
 
 
 def loss(drop: Measured, margin: float) -> str:
-    """What a drop says at a margin: ``lost``, ``kept``, ``gained`` or ``undecided``.
+    """Return what a drop says at a margin: ``lost``, ``kept``, ``gained`` or ``undecided``.
 
     >>> loss(Measured(0.2, 0.15, 0.25), 0.01), loss(Measured(0.0, -0.005, 0.005), 0.01)
     ('lost', 'kept')
@@ -325,7 +325,7 @@ def loss(drop: Measured, margin: float) -> str:
 
 
 def cell_sentence(cell: Cell) -> str:
-    """A cell in words."""
+    """Return a cell in words."""
     where = f"`{cell.arm}` trained on {cell.train}"
     if cell.train == cell.test:
         return f"{where}, tested on unseen rows of it: macro-F1 {cell.macro_f1:.2f}, AUC {cell.auc:.2f}."
