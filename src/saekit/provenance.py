@@ -14,11 +14,6 @@ from .settings import is_whole
 from .version import __version__
 
 
-def sae_digest(sae: SAE) -> str:
-    """Return `SAE.digest`."""
-    return sae.digest()
-
-
 def known_place(origin: SAE | Mapping[str, Any] | None) -> str | None:
     """Return the hook that an SAE, or other provenance (the `info` of a source of rows), names; None if it names none.
 
@@ -85,7 +80,7 @@ def place_of(
 
 def facts_of_sae(sae: SAE) -> dict[str, Any]:
     """Return what results write down about an SAE: latents, width, rule, digest of all tensors, provenance."""
-    return {**shape_of(sae), "digest": sae_digest(sae), "provenance": sae.provenance}
+    return {**shape_of(sae), "digest": sae.digest(), "provenance": sae.provenance}
 
 
 def release() -> str:

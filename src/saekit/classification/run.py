@@ -38,7 +38,7 @@ from ..measure.results import Measured
 from ..models.deferred import defer_model
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
-from ..provenance import library_versions, place_of, release, sae_digest
+from ..provenance import library_versions, place_of, release
 from ..rows.capture import capture
 from ..rows.pooling import DENSE_POOLS, Ask, check_pool, pool_texts
 from ..rows.tokens import tokenize
@@ -432,7 +432,7 @@ def _origins(
         dense = "dense" if len(hooks) == 1 else f"dense {place}"
         found[dense] = _Origin(dense, "dense", place, None, "states", {"hook": place})
     for name, sae in named:
-        place, digest = places[name], sae_digest(sae)
+        place, digest = places[name], sae.digest()
         config = sae.provenance.get("config")
         control = str((config if isinstance(config, dict) else {}).get("control") or "")
         about = {"hook": place, "n_latents": sae.n_latents, "rule": sae.rule.name, "sae": name}

@@ -13,7 +13,7 @@ from ..measure.results import Result, result_to_json
 
 @dataclass(frozen=True)
 class Control:
-    """The same numbers for something that the SAE must beat."""
+    """The same numbers for a baseline."""
 
     metrics: Metrics
     """Its own values."""
@@ -24,7 +24,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Evaluated:
     """What was measured about one SAE."""
 
     name: str
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """How well SAEs reconstruct rows, and what they cost the language model, beside their controls.
+    """How well SAEs reconstruct rows, and what they cost the language model, compared with their controls.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class Evaluation(Result):
     """Rows seen."""
     language_model: dict[str, Any] | None
     """Model, hook, texts and tokens of the cross-entropies; None without them."""
-    entries: list[Entry]
+    entries: list[Evaluated]
     """One per SAE, in the order given."""
 
     @property
