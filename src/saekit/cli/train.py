@@ -26,7 +26,7 @@ from ..training.config import (
 from ..training.settings import TrainSettings
 from .command import Setting, Table, command
 from .console import print_json, print_table, progress_bar, tell
-from .options import Data, Hook, Json, Layer, Model, OutFolder, Rows, Text, Tokens
+from .options import Data, Hook, Json, Layer, Model, NeededOut, Rows, Text, Tokens
 from .settings import required
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def train(
     ),
     start: Annotated[str | None, Setting("SAE to initialize the learners with [random weights].")] = None,
     settings: TrainSettings,
-    out: OutFolder,
+    out: NeededOut,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted run in --out, bit for bit.")
     ] = False,

@@ -158,17 +158,19 @@ def find_hooks(
     if (layer is None) == (hook is None):
         raise ConfigError(f"exactly one of `layer` and `hook` must be given; got layer={layer!r} and hook={hook!r}.")
     if hook is None:
-        layers = layer if isinstance(layer, Sequence) else [layer]
-        found = tuple(find_hook(model, layer=each, site=site) for each in layers)
+        found = tuple(find_hook(model, layer=each, site=site) for each in _as_list(layer))
     else:
-        hooks = [hook] if isinstance(hook, str | Hook) or not isinstance(hook, Sequence) else hook
-        found = tuple(find_hook(model, each) for each in hooks)
+        found = tuple(find_hook(model, each) for each in _as_list(hook))
     names = [each.name for each in found]
     if not names or len(set(names)) < len(names):
         raise ConfigError(
             f"hooks must differ, and there must be one at least; got {listed(names) if names else 'none'}."
         )
     return found
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def hook_path(model: nn.Module, hook: str | int) -> str:
@@ -192,10 +194,12 @@ def _by_path(model: nn.Module, hook: str) -> Hook:
         return Hook(hook, hook, None)
     layer = int(inside[1])
     rest = (inside[2] or "").removeprefix(".")
-    for site in _SITES:
-        if rest and rest == _site_path(listing[layer], site):
-            rest = site
-    return Hook(f"layers.{layer}" + (f".{rest}" if rest else ""), hook, layer)
+    site = next((site for site in _SITES if rest and rest == _site_path(listing[layer], site)), rest)
+    return Hook(_short_name(layer, site), hook, layer)
+
+
+def _short_name(layer: int, rest: str) -> str:
+    return f"layers.{layer}.{rest}" if rest else f"layers.{layer}"
 
 
 def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
@@ -219,7 +223,7 @@ def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
     path = f"{root}.{layer}" + (f".{inner}" if inner else "")
     if inner and inner not in dict(block.named_modules()):
         raise _unknown(model, path, [name for name, _ in model.named_modules() if name], f"layers.{layer}.{rest}")
-    return Hook(f"layers.{layer}" + (f".{rest}" if rest else ""), path, layer)
+    return Hook(_short_name(layer, rest), path, layer)
 
 
 def _site_path(block: nn.Module, site: str) -> str | None:

@@ -232,12 +232,11 @@ class Recording:
             read += 1
             done = self.reader.done(read, min(sink.n_rows for sink in sinks))
             progress(self.reader.unit, done, self.reader.total)
-        sources = {}
-        for hook, sink in zip(self.hooks, sinks):
-            outliers = None if sink.keep is None else {**sink.keep.info(), "n": sink.n_outliers}
-            filters = {"special": self.reader.special(read), "outliers": outliers}
-            sources[hook.name] = sink.finish({**self.info(hook), "filters": filters})
-        return sources
+        special = self.reader.special(read)
+        return {
+            hook.name: sink.finish({**self.info(hook), "filters": {"special": special, "outliers": sink.outliers}})
+            for hook, sink in zip(self.hooks, sinks)
+        }
 
     def info(self, hook: Hook) -> dict[str, Any]:
         """Return what is recorded with the rows of a hook."""
@@ -290,6 +289,11 @@ class Sink:
         if self.writer is not None and self.writer.complete:
             return True
         return self.tokens is not None and self.n_rows >= self.tokens
+
+    @property
+    def outliers(self) -> dict[str, Any] | None:
+        """What is recorded about outliers; None when nothing is left out for its norm."""
+        return None if self.keep is None else {**self.keep.info(), "n": self.n_outliers}
 
     def take(self, group: int, rows: Columns) -> None:
         """Take the rows of a group, the filter not yet applied."""

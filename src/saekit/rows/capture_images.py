@@ -80,12 +80,7 @@ def patch_batches(
         inputs = model.inputs([images[i] for i in chosen], settings.prompt)
         hidden = activations(model.model, hooks, inputs)
         patch, position = _patches(model, inputs, hidden[0].shape[1], settings.special)
-        for other in hidden[1:]:
-            if other.shape[1] != hidden[0].shape[1]:
-                raise ModelError(
-                    f"hooks read together must see the same tokens; they see {[x.shape[1] for x in hidden]}. "
-                    "Capture them one by one."
-                )
+        _check_same_tokens(hidden)
         there = inputs.get("attention_mask")
         everything = torch.ones_like(patch) if there is None else there > 0
         kept = patch if settings.skip_special else everything
@@ -96,6 +91,12 @@ def patch_batches(
         first = chosen.stop
         if settings.batch_images is None:
             size = max(1, batch_tokens_on(model) // hidden[0].shape[1])
+
+
+def _check_same_tokens(hidden: Sequence[Tensor]) -> None:
+    lengths = [x.shape[1] for x in hidden]
+    if len(set(lengths)) > 1:
+        raise ModelError(f"hooks read together must see the same tokens; they see {lengths}. Capture them one by one.")
 
 
 def _patches(model: VisionModel, inputs: Mapping[str, Any], length: int, special: int | None) -> tuple[Tensor, Tensor]:

@@ -81,19 +81,15 @@ def pool_and_count(
 
     `numbers` is what documents are called in messages; documents without rows are not refused.
     """
-    groups: dict[tuple[str, int], _DensePools | _SparsePools] = {}
-    for ask in asks:
-        key = (ask.place, id(ask.sae))
-        if key not in groups:
-            groups[key] = _DensePools(ask.place) if ask.sae is None else _SparsePools(ask.place, ask.sae)
-        groups[key].pools.update(dict.fromkeys(ask.pools))
+    groups = _groups(asks)
+    places = dict.fromkeys(group.place for group in groups.values())
     n_rows = np.zeros(n_documents, np.int64)
     for states, document in batches:
         if not len(document):
             continue
         pieces, lengths = torch.unique_consecutive(document.cpu(), return_counts=True)
         np.add.at(n_rows, pieces.numpy(), lengths.numpy())
-        for place in dict.fromkeys(group.place for group in groups.values()):
+        for place in places:
             if place not in states:
                 raise ConfigError(
                     f"activations must be given for the hook `{place}`; got {listed(states)}. Name it as asked."
@@ -103,6 +99,17 @@ def pool_and_count(
             group.add(states[group.place], pieces, lengths)
     results = {key: group.finish(n_rows) for key, group in groups.items()}
     return [{pool: results[ask.place, id(ask.sae)][pool] for pool in ask.pools} for ask in asks], n_rows
+
+
+def _groups(asks: Sequence[Ask]) -> dict[tuple[str, int], _DensePools | _SparsePools]:
+    """Return one accumulator per SAE and hook: asks that share both are encoded once."""
+    groups: dict[tuple[str, int], _DensePools | _SparsePools] = {}
+    for ask in asks:
+        key = (ask.place, id(ask.sae))
+        if key not in groups:
+            groups[key] = _DensePools(ask.place) if ask.sae is None else _SparsePools(ask.place, ask.sae)
+        groups[key].pools.update(dict.fromkeys(ask.pools))
+    return groups
 
 
 def _number_of(document: Tensor, numbers: Sequence[int]) -> Callable[[int], int]:
@@ -281,13 +288,18 @@ class _SparsePools:
             if name in self.pools:
                 part = codes.rows(rows)
                 self._pile(name).add(document, part.offsets, part.indices, {name: part.values})
+        self._add_tops(codes, document, lengths)
+
+    def _add_tops(self, codes: Codes, document: Tensor, lengths: Tensor) -> None:
+        """Count the rows where a latent was among the N largest."""
         tops = {pool: n for pool in self.pools if (n := top_of(pool)) is not None}
-        if tops:
-            order = largest_of_rows(codes.offsets, codes.indices, codes.values)
-            for name, n in tops.items():
-                part = _where(codes, order < n)
-                pooled = pool_segments(part.offsets, part.indices, part.values, lengths, codes.n_latents)
-                self._pile(name).add(document, pooled.offsets, pooled.indices, {name: pooled.count})
+        if not tops:
+            return
+        order = largest_of_rows(codes.offsets, codes.indices, codes.values)
+        for name, n in tops.items():
+            part = _where(codes, order < n)
+            pooled = pool_segments(part.offsets, part.indices, part.values, lengths, codes.n_latents)
+            self._pile(name).add(document, pooled.offsets, pooled.indices, {name: pooled.count})
 
     def finish(self, n_rows: np.ndarray) -> Pooled:
         """Return one matrix per pooling: the pieces put together."""

@@ -216,22 +216,33 @@ def through_cache(
     tables = {
         (n, pool): _Table.opened(cache, _key(ask, pool, about)) for n, ask in enumerate(asks) for pool in ask.pools
     }
-    missing = {place: first.keys() - table.index.keys() for place, table in tables.items()}
-    to_run = sorted(set().union(*missing.values()))
-    if to_run:
-        wanted = {n: tuple(pool for pool in ask.pools if missing[n, pool]) for n, ask in enumerate(asks)}
-        short = [n for n, pools in wanted.items() if pools]
-        part = [replace(asks[n], pools=wanted[n]) for n in short]
-        pooled, n_rows, n_tokens = compute([first[digest] for digest in to_run], part)
-        for n, result in zip(short, pooled):
-            for pool, x in result.items():
-                new = Rows(tuple(to_run), x, n_rows, n_tokens)
-                tables[n, pool].add(new.only(missing[n, pool]))
+    _fill(tables, first, asks, compute)
     results: list[Pooled] = [{} for _ in asks]
     for (n, pool), table in tables.items():
         chosen = table.pick(digests)
         results[n][pool] = chosen.x
     return results, chosen.n_rows, chosen.n_tokens
+
+
+def _fill(
+    tables: Mapping[tuple[int, str], _Table],
+    first: Mapping[bytes, int],
+    asks: Sequence[Ask],
+    compute: Callable[[Sequence[int], Sequence[Ask]], Computed],
+) -> None:
+    """Compute in one pass whatever is missing in any table; `first` is where each document lies among those asked."""
+    missing = {place: first.keys() - table.index.keys() for place, table in tables.items()}
+    to_run = sorted(set().union(*missing.values()))
+    if not to_run:
+        return
+    wanted = {n: tuple(pool for pool in ask.pools if missing[n, pool]) for n, ask in enumerate(asks)}
+    short = [n for n, pools in wanted.items() if pools]
+    part = [replace(asks[n], pools=wanted[n]) for n in short]
+    pooled, n_rows, n_tokens = compute([first[digest] for digest in to_run], part)
+    for n, result in zip(short, pooled):
+        for pool, x in result.items():
+            new = Rows(tuple(to_run), x, n_rows, n_tokens)
+            tables[n, pool].add(new.only(missing[n, pool]))
 
 
 @dataclass

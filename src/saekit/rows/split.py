@@ -64,9 +64,8 @@ class Half:
             mine = self._is_mine(batch, first)
             first += batch.n_rows
             if bool(mine.any()):
-                columns = ("x", "token", "document", "position")
-                kept = {name: value[mine] for name in columns if (value := getattr(batch, name)) is not None}
-                yield dataclasses.replace(batch, **kept)
+                kept = batch.map(lambda column, mine=mine: column[mine])  # type: ignore[misc]
+                yield Batch(kept.x, kept.token, kept.document, kept.position, batch.next)
 
     def _is_mine(self, batch: Batch, first: int) -> Tensor:
         number = torch.arange(first, first + batch.n_rows) // RUN_ROWS

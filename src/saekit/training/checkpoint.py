@@ -65,7 +65,7 @@ def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any
 
 
 def read(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The newest whole generation: its facts and tensors; None when there has been none yet.
+    """Read the newest whole generation: its facts and tensors; None when there is none yet.
 
     Raises
     ------

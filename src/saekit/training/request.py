@@ -34,7 +34,7 @@ class Request:
     names: list[str]
     """Folder names of the SAEs, in the order of `learners`."""
     warm_starts: list[SAE]
-    """The SAEs to start from, in the order of `learners`; empty for random initialization."""
+    """The SAEs to initialize from, in the order of `learners`; empty for random initialization."""
     total_steps: int
     settings: TrainSettings
     device: torch.device

@@ -59,7 +59,7 @@ class Pairs:
         return kernels.csr_decode(offsets, self.rows[order], weights[order], x)
 
     def fired(self, values: Tensor) -> Tensor:
-        """Number of pairs with a positive value for each latent, ``[n_latents]`` float (whole numbers)."""
+        """Count the pairs with a positive value for each latent, ``[n_latents]`` float (whole numbers)."""
         return torch.zeros(self.n_latents, device=values.device).scatter_add_(0, self.indices, (values > 0).float())
 
 
@@ -145,7 +145,7 @@ def choose_topk(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Tensor,
 
 
 def choose_batchtopk(pre: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Pairs, Tensor]:
-    """The `count` largest positive entries of a whole batch of pre-activations (ties at the edge are all kept on
+    """Select the `count` largest positive entries of a whole batch of pre-activations (ties at the edge are all kept on
     CPU). No gradient.
 
     Parameters
