@@ -90,7 +90,7 @@ def _given_place(layer: int | None, hook: str | None, prefix: str) -> str | None
 
 def facts_of_sae(sae: SAE) -> dict[str, Any]:
     """Return what results write down about an SAE: latents, width, rule, digest of all tensors, provenance."""
-    return {**shape_of(sae), "digest": sae_digest(sae), "provenance": sae.provenance}
+    return {**shape_of(sae), "digest": sae.digest(), "provenance": sae.provenance}
 
 
 def release() -> str:

@@ -305,8 +305,7 @@ def _many(hint: Any) -> str:
     """Return what stands for several values."""
     if not _is_sequence(hint):
         return "NAME"
-    metavar = METAVARS.get(typing.get_args(hint)[0], "NAME")[0]
-    return f"{metavar},{metavar}" if metavar == "N" else "A,B"
+    return {int: "N,N", float: "X,X"}.get(typing.get_args(hint)[0], "A,B")
 
 
 def _unpacked(hint: Any) -> tuple[Any, Any]:

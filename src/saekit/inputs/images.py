@@ -134,9 +134,9 @@ def read_images(
     data
         A folder of image files (the first subfolder is the label); a ``.npy`` or ``.npz`` file of arrays
         ``[n, height, width]`` or ``[n, height, width, 1 | 3]`` (other arrays of n entries in the .npz are columns); an
-        IDX file, gzipped or not (``…-images-idx3-ubyte``; labels from ``…-labels-idx1-ubyte`` beside it); a folder that
-        ``Dataset.save_to_disk`` wrote; a hub name ``owner/name[:config][@split]``; such an array; or a sequence of PIL
-        images or arrays. Arrays hold ``uint8``, or numbers from 0 to 1.
+        IDX file, gzipped or not (``…-images-idx3-ubyte``; labels from ``…-labels-idx1-ubyte`` next to it); a folder
+        that ``Dataset.save_to_disk`` wrote; a hub name ``owner/name[:config][@split]``; such an array; or a sequence of
+        PIL images or arrays. Arrays hold ``uint8``, or numbers from 0 to 1.
     image
         Column of the images in a data set; None: the one that holds images.
     split

@@ -1,4 +1,4 @@
-"""What texts and images share: named columns beside them, and where they come from."""
+"""What texts and images have in common: named columns of their table, and a description of their origin."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ..sae.codes import Codes
 from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
 
 DENSE = 0.1
-"""A latent that fires on more than this share of rows is dense."""
+"""Fraction of rows above which a latent is dense."""
 
 FIRE_GROUPS = 64
 """Firings are kept per latent for this many coarser groups: a `[64, n_latents]` table of int32."""
@@ -272,7 +272,7 @@ class DensityHistogram:
     Parameters
     ----------
     log10_edges
-        Bin edges, powers of ten of the density (share of rows on which a latent fires); the first bin starts below
+        Bin edges, powers of ten of the density (fraction of rows on which a latent fires); the first bin starts below
         one firing in all rows seen.
     counts
         Latents per bin; the last bin includes a density of 1.
@@ -348,7 +348,7 @@ class Sparsity:
         return self._fires.sum(0, dtype=torch.int64)
 
     def density(self) -> Tensor:
-        """``float64 [n_latents]``: share of the rows seen on which each latent fired."""
+        """``float64 [n_latents]``: fraction of the rows seen on which each latent fired."""
         return self.fires().cpu().double() / max(self.n_rows, 1)
 
     def histogram(self) -> DensityHistogram:
@@ -365,7 +365,7 @@ class Sparsity:
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
         """Return the metrics by name.
 
-        The share of dead latents cannot be bootstrapped: a resample leaves documents out and so always has more of
+        The fraction of dead latents cannot be bootstrapped: a resample leaves documents out and so always has more of
         them. Its interval is the delete-one jackknife over groups of documents.
 
         Raises

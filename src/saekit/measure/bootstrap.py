@@ -37,7 +37,7 @@ NORMAL = 1.959964
 def row_groups(
     document: Tensor | None, first_row: int, n_rows: int, block_rows: int = BLOCK_ROWS
 ) -> tuple[Tensor, bool]:
-    """Return the group of each row: from its document, or from its place where no document is known.
+    """Return the group of each row: from its document, or from its position where no document is known.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What an SAE must beat: an untrained one of the same shape and rule, one whose decoder was frozen, and PCA."""
+"""Baselines of an SAE: an untrained one of the same shape and rule, one whose decoder was frozen, and PCA."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
     Parameters
     ----------
     sae
-        The SAE to stand beside; ``d_in = d_out``.
+        The SAE to compare with; ``d_in = d_out``.
     mean
         ``[d]`` mean row.
     sample
@@ -78,7 +78,7 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
     l0
         Latents per row that `sae` uses.
     seed
-        Of the random directions.
+        Random seed of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
     W = torch.randn(sae.n_latents, sae.d_in, generator=generator).to(sae.device, sae.dtype)

@@ -114,7 +114,7 @@ class SplicedModel:
     tokens: int
     """Predicted tokens, rounded up to a whole context."""
     rows: dict[str, Any]
-    """``info`` of the rows measured beside: context and filters are taken over from it."""
+    """``info`` of the other rows measured: context and filters are taken over from it."""
 
     @classmethod
     def of(
@@ -135,7 +135,7 @@ class SplicedModel:
         saes
             SAEs of one width.
         rows
-            The rows that are measured beside; they must come from this model, where that is known.
+            The other rows that are measured; they must come from this model, where that is known.
         settings
             Layer or hook, text column, tokens.
         where

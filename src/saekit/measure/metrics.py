@@ -22,7 +22,7 @@ class Metric:
     name
         Lower snake case; the key in results.
     unit
-        Of the value.
+        Unit of the value.
     better
         ``"lower"``, ``"higher"``, or ``"neither"`` where it depends on the purpose.
     formula

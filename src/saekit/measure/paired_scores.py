@@ -66,11 +66,11 @@ class PairedBootstrap:
     y
         ``int64 [n]`` true class codes.
     folds
-        ``int64 [n]`` which classifier judged a row; AUC compares rows of one fold only.
+        ``int64 [n]`` which classifier scored a row; AUC compares rows of one fold only.
     counts
         ``uint16 [draws, n]`` how often each row is drawn.
     unit
-        What is drawn: ``rows`` or ``groups``.
+        Resampling unit: ``rows`` or ``groups``.
     """
 
     y: np.ndarray
@@ -102,7 +102,7 @@ class PairedBootstrap:
         draws
             Number of resamples; 0 for no intervals.
         seed
-            Of a generator of its own: the same seed over the same rows gives the same resamples.
+            Random seed of a separate generator: the same seed over the same rows gives the same resamples.
         """
         y = np.asarray(y, dtype=np.int64)
         folds = np.zeros(len(y), np.int64) if folds is None else np.asarray(folds, dtype=np.int64)
@@ -293,7 +293,7 @@ class _Area:
 
 
 def _areas(y: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> list[list[_Area]]:
-    """Per fold, the classes that have rows and others beside them."""
+    """Per fold, the classes that have rows and rows of other classes."""
     n_classes = probabilities.shape[1]
     classes = [1] if n_classes == 2 else range(n_classes)
     found = []
@@ -336,7 +336,7 @@ def _mean_area(areas: list[list[_Area]], weights: np.ndarray) -> np.ndarray:
 
 
 def verdict(difference: Measured, margin: float = MARGIN) -> str:
-    """Return what an interval of a difference says beside a margin around 0 (a region of practical equivalence).
+    """Return the verdict of an interval of a difference for a margin around 0 (a region of practical equivalence).
 
     ``better``: the whole interval lies above `margin`; ``worse``: below ``-margin``; ``equivalent``: within
     ``[-margin, margin]``; ``undecided``: anything else, and where there is no interval.

@@ -58,7 +58,7 @@ def redundancy(W: Tensor, *, sampled: int = SAMPLED, seed: int = 0) -> Estimate:
     sampled
         Wider dictionaries are estimated from this many rows (each still compared with all others).
     seed
-        Of the sample.
+        Random seed of the sample.
 
     Returns
     -------

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with its unit and, where one can be had, its interval.
+    """A number with its unit and, where available, its interval.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ def products(x: Tensor | Codes) -> np.ndarray:
 
 
 def pair_ranks(table: np.ndarray) -> np.ndarray:
-    """Mid-ranks of the entries above the diagonal, put back in their places: ``float64 [n, n]``, symmetric."""
+    """Mid-ranks of the entries above the diagonal, in their positions: ``float64 [n, n]``, symmetric."""
     from scipy.stats import rankdata
 
     above = np.triu_indices(len(table), 1)

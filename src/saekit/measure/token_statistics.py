@@ -1,6 +1,6 @@
 """What latents respond to, told from tokens and documents alone: no explanations, no judge, no key.
 
-For every latent the share of its activation that falls on each token, ``p(t) = sum_i a_i [tok_i = t] / sum_i a_i``,
+For every latent the fraction of its activation that falls on each token, ``p(t) = sum_i a_i [tok_i = t] / sum_i a_i``,
 and on each document. A latent that fires once is perfectly pure; so scores come with what chance would give a latent
 that fires as often (`against_chance`), and with how well the tokens seen in some documents tell, in other documents,
 where the latent fires (`token_detection`). These are scores of coherence, not of causal meaning: a frozen decoder can
@@ -37,7 +37,7 @@ PENDING = 2**20
 
 
 class PairSums:
-    """Sums over pairs of latent and something, kept for the pairs that occur: sorted keys beside their sums."""
+    """Sums over pairs of latent and something, kept for the pairs that occur: sorted keys and their sums."""
 
     def __init__(self, columns: int) -> None:
         self._keys = np.zeros(0, dtype=np.int64)
@@ -83,8 +83,8 @@ class TokenStats:
     """``KL(p, unigram)`` in nats with the same correction, at least 0: 0 where it responds to any token as often as the
     token comes."""
     spread: Tensor
-    """``1 / sum_d q_d^2`` with q_d the share of its activation in document d: how many documents it lives on. NaN where
-    documents are not known."""
+    """``1 / sum_d q_d^2`` with q_d the fraction of its activation in document d: the number of documents it fires
+    on. NaN where documents are not known."""
     fires: Tensor
     """Rows on which it fired; 0 for a dead one."""
     effective_fires: Tensor
@@ -343,9 +343,9 @@ def shifted(codes: Codes, *, seed: int = 0) -> Codes:
     Parameters
     ----------
     codes
-        Of all rows: the shift goes over all of them.
+        Number of all rows: the shift is over all of them.
     seed
-        Of the steps.
+        Random seed of the steps.
     """
     n, generator = max(codes.n_rows, 1), torch.Generator().manual_seed(seed)
     step = torch.randint(0, n, (codes.n_latents,), generator=generator).to(codes.indices.device)
