@@ -27,7 +27,8 @@ from saekit.kernels import reference
 from saekit.kernels.cuda import ops
 from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.fused import fused_step, fuses
-from saekit.training.learner import plain_step, resolve, start_learner
+from saekit.training.learner import initialize_learner, resolve
+from saekit.training.step import plain_step
 
 SHAPES = [(64, 2048, 16, 2048), (768, 16384, 32, 4096), (768, 32768, 32, 4096), (2304, 65536, 64, 4096)]
 OTHERS = {
@@ -61,7 +62,7 @@ def milliseconds(work: Callable[[], Any], repetitions: int) -> float:
 def learner(config: Any, d: int, batch: int, device: str) -> Any:
     sample = rows(d, batch, 0).to(device)
     start = {"bias": sample.mean(0), "scale": d**0.5 / sample.norm(dim=1).mean(), "sample": sample, "device": device}
-    return start_learner(config, 0, resolve(config, d, 10_000, batch), **start)
+    return initialize_learner(config, 0, resolve(config, d, 10_000, batch), **start)
 
 
 def steps(make: Callable[[], Any], d: int, batch: int, device: str, repetitions: int) -> dict[str, float]:

@@ -7,7 +7,7 @@
     ├── ShapeError       (ValueError)    tensors whose shapes do not fit together
     ├── DataError        (ValueError)    text, tables or rows that cannot be used
     ├── FormatError      (ValueError)    a file that is truncated, altered, too new or of another kind
-    ├── ModelError       (RuntimeError)  a language model or one of its modules that cannot be had
+    ├── ModelError       (RuntimeError)  a language model or one of its modules that is not available
     │   └── OfflineError                 ... because there is no network
     ├── NonFiniteError   (RuntimeError)  NaN or infinity appeared during training
     ├── BusyError        (RuntimeError)  a folder that another run is writing to

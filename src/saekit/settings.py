@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import textwrap
 from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
@@ -25,7 +26,7 @@ class Progress(Protocol):
     """Called as work advances: ``progress(stage, done, total, note)``."""
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
-        """Tell how far a stage is; `total` is None where it is not known, `note` is shown beside the count."""
+        """Tell how far a stage is; `total` is None where it is not known, `note` is shown after the count."""
         ...
 
 
@@ -93,14 +94,14 @@ def attribute_docs(settings: type) -> dict[str, str]:
 
 
 def part_of(settings: Any, kind: type[S], **changes: Any) -> S:
-    """Return settings of one class from those of a class that has all its fields, with some changed."""
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{**values, **changes})
+    """Return settings of one class from those of a class that has its fields, except for those in `changes`."""
+    names = {field.name for field in dataclasses.fields(kind)} - changes.keys()  # type: ignore[arg-type]
+    return kind(**{name: getattr(settings, name) for name in names}, **changes)
 
 
 def is_whole(value: Any) -> bool:
     """Return whether a value is a whole number and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:

@@ -30,10 +30,10 @@ from verdicts import claims, page
 
 import saekit as sk
 from saekit.comparison.consensus import consensus
-from saekit.comparison.orphans import frequency_matched
+from saekit.comparison.orphan_properties import frequency_matched
 from saekit.comparison.result import Comparison
-from saekit.comparison.run import with_stability
 from saekit.comparison.settings import ComparisonSettings, ConsensusSettings, OrphanSettings
+from saekit.comparison.stability import with_stability
 from saekit.errors import ConfigError
 from saekit.evaluation.settings import EvaluationSettings
 from saekit.files import read_json, write_json
@@ -218,10 +218,11 @@ class Study:
         found = self.kept(f"cells/{cell['id']}", spec, lambda: self._cell(cell))
         return {**cell, **found}
 
-    def train(self, cell: dict[str, Any], **changes: Any) -> list[sk.SAE]:
+    def train(self, cell: dict[str, Any], *, data_seed: int = 0, **changes: Any) -> list[sk.SAE]:
         rows, _ = self.rows(cell["model"])[cell["layer"]]
-        options = {"seeds": list(range(cell["seeds"])), "tokens": cell["rows"], "batch_rows": cell["batch_rows"]}
-        return sk.train(config_of(cell), rows, **(options | changes))
+        options = {"seeds": list(range(cell["seeds"])), "tokens": cell["rows"]}
+        settings = sk.TrainSettings(batch_rows=cell["batch_rows"], data_seed=data_seed)
+        return sk.train(config_of(cell), rows, settings=settings, **(options | changes))
 
     def _cell(self, cell: dict[str, Any]) -> dict[str, Any]:
         saes = self.train(cell)
@@ -313,8 +314,7 @@ class Study:
                     rows,
                     seeds=[0],
                     tokens=refit,
-                    batch_rows=cell["batch_rows"],
-                    data_seed=1,
+                    settings=sk.TrainSettings(batch_rows=cell["batch_rows"], data_seed=1),
                     start=sae,
                 )[0]
                 for sae in plain

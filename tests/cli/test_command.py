@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adam:
+    lr: float = 1e-3
+    """Learning rate [0.001]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget:
     C: tuple[float, ...] = (1.0,)
     """Penalties [1]."""
@@ -57,7 +63,7 @@ def run():
         rows: Rows = None,
         keep: Annotated[tuple[str, ...] | None, typer.Option("--keep", help="Names to keep.")] = None,
         settings: Settings,
-        extra: Annotated[dict[str, Any], Table(lambda: ("lr", "k"))],
+        extra: Annotated[dict[str, Any], Table(kinds=(Adam,), also=("k",))],
         tables: Annotated[list[dict[str, Any]], Table(repeated=True)],
         out: Out,
         json: Json = False,

@@ -36,7 +36,7 @@ def test_values_are_toml_and_plain_text_otherwise():
         ("=3", r"must look like name=value"),
         ("config=3", r"`config` must be a table of settings"),
         ("configs=3", r"`configs` must be a list of tables"),
-        ("configs.0.k=3", r"`0` must be a place in a list of 0"),
+        ("configs.0.k=3", r"`0` must be an index in a list of 0"),
         ("zzz=1", r"Known: `tokens`, `seeds`"),
     ],
 )

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from saekit import compare
 from saekit.comparison.concept_groups import concept_groups, fit_law, law, only_in_one, sharing_law
-from saekit.comparison.run import with_stability
 from saekit.comparison.settings import ComparisonSettings
+from saekit.comparison.stability import with_stability
 from saekit.errors import ConfigError, DataError
 from saekit.sae.model import SAE
 from saekit.sae.rules import ReLURule

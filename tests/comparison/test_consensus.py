@@ -13,6 +13,7 @@ from saekit.evaluation.settings import EvaluationSettings
 from saekit.sae.model import SAE
 from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
+from saekit.training.settings import TrainSettings
 
 
 def order_of(n: int, seed: int) -> torch.Tensor:
@@ -100,7 +101,9 @@ def test_what_is_pooled_and_what_fills(partly, rows):
 
 
 def test_a_refit_lowers_the_error(synthetic, rows, tmp_path):
-    saes = train(TopK(48, k=2, lr=1e-2), synthetic, seeds=[0, 1, 2], batch_rows=128, tokens=40_000)
+    saes = train(
+        TopK(48, k=2, lr=1e-2), synthetic, seeds=[0, 1, 2], tokens=40_000, settings=TrainSettings(batch_rows=128)
+    )
     plain = consensus(saes, synthetic, settings=ConsensusSettings(threshold=0.5))
     fitted = consensus(saes, synthetic, settings=ConsensusSettings(threshold=0.5, refit=12_800, batch_rows=128))
     fvu = [

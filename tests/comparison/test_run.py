@@ -14,11 +14,10 @@ from scipy.stats import pearsonr
 from saekit import compare
 from saekit.comparison.concept_groups import only_in_one
 from saekit.comparison.result import Comparison
-from saekit.comparison.run import _in_exactly, _Over
+from saekit.comparison.run import in_exactly
 from saekit.comparison.settings import ComparisonSettings
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.measure.bootstrap import wilson_interval
-from saekit.measure.results import Measured
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
 from saekit.sae.rules import ReLURule, TopKRule
@@ -120,8 +119,8 @@ def test_only_in_one_counts_every_subset():
             for base in range(5)
         ]
         assert share == pytest.approx(np.mean(shares))
-    assert sum(each.value for each in _in_exactly(found)) == pytest.approx(1)
-    assert curve[-1] == pytest.approx(_in_exactly(found)[0].value)
+    assert sum(each.value for each in in_exactly(found)) == pytest.approx(1)
+    assert curve[-1] == pytest.approx(in_exactly(found)[0].value)
 
 
 def test_the_threshold_and_what_reaches_it():
@@ -297,20 +296,6 @@ def test_intervals_of_shares():
     assert (all_.value, all_.high) == (1, 1)
     half = wilson_interval(50, 100)
     assert (half.low, half.high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-
-
-def test_means_over_pairs_leave_out_saes():
-    each = [Measured(value, None, None, "fraction") for value in (0.5, 0.52, 0.57)]
-    mean = _Over([(0, 1), (0, 2), (1, 2)], 3).mean(each)
-    # Leaving out one SAE leaves one pair; 4.3027 is the 97.5 % point of t with 2 degrees of freedom.
-    error = 4.302653 * math.sqrt(2 / 3 * (0.03**2 + 0.01**2 + 0.04**2))
-    assert (mean.low, mean.value, mean.high) == pytest.approx((0.53 - error, 0.53, 0.53 + error))
-
-
-def test_pairs_that_are_all_alike_keep_the_interval_of_their_latents():
-    each = [Measured(0.0, 0.0, high, "fraction") for high in (0.03, 0.04, 0.02)]
-    mean = _Over([(0, 1), (0, 2), (1, 2)], 3).mean(each)
-    assert (mean.value, mean.low, mean.high) == (0, 0, 0.04)
 
 
 def test_one_latent_has_no_interval():

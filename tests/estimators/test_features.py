@@ -24,7 +24,8 @@ from saekit.errors import ConfigError, DataError, ModelError, ShapeError
 from saekit.estimators.features import TRUSTED
 from saekit.models.language import LanguageModel
 from saekit.rows import pooling
-from saekit.rows.pooling import Ask, encoder_digest, pool_texts
+from saekit.rows.pooling import Ask, pool_texts
+from saekit.rows.pooling_cache import encoder_digest
 from saekit.sae import rules
 from saekit.sae.model import SAE
 from saekit.sae.scaling import Scaling

@@ -22,6 +22,7 @@ from saekit.sae.model import SAE
 from saekit.sae.scaling import Scaling
 from saekit.training.config import TopK
 from saekit.training.loop import train, untrained
+from saekit.training.settings import TrainSettings
 
 ON_ROWS = {"fvu", "l0", "dead_fraction", "dense_fraction", "cosine", "l2_ratio", "relative_reconstruction_bias",
            "mse", "ev_legacy", "decoder_redundancy", "encoder_redundancy", "redundancy_null"}  # fmt: skip
@@ -151,7 +152,7 @@ def test_an_sae_with_the_true_dictionary_beats_its_controls(evaluation):
 
 def test_training_beats_no_training(synthetic):
     config = TopK(n_latents=48, k=2, lr=1e-2, scaling="none")
-    (trained,) = train([config], synthetic, tokens=12_000, batch_rows=200)
+    (trained,) = train([config], synthetic, tokens=12_000, settings=TrainSettings(batch_rows=200))
     result = evaluate([trained, untrained(config, synthetic, 0)], synthetic, settings=EvaluationSettings(draws=200))
     first, second = result.entries
     assert first.controls["untrained"].differences.fvu.high < -0.1

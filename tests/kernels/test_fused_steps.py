@@ -15,7 +15,8 @@ from saekit.training import fused
 from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
 from saekit.training.fused import fused_step, fuses
 from saekit.training.initialization import level_of
-from saekit.training.learner import Learner, plain_step, resolve, restore, start_learner, tensors_of
+from saekit.training.learner import Learner, initialize_learner, resolve, restore, tensors_of
+from saekit.training.step import plain_step
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -51,8 +52,8 @@ def rows(steps: int, seed: int = 0, d: int = D, batch: int = B) -> list[Tensor]:
 def new(config: Any, *, scale: float | None = 2.0, seed: int = 0, d: int = D, batch: int = B) -> Learner:
     x = torch.cat(rows(4, d=d, batch=batch))
     factor = None if scale is None else torch.tensor(scale)
-    settings = resolve(config, d, 40, batch)
-    return start_learner(config, seed, settings, bias=x.mean(0), scale=factor, sample=x, device="cpu")
+    resolved = resolve(config, d, 40, batch)
+    return initialize_learner(config, seed, resolved, bias=x.mean(0), scale=factor, sample=x, device="cpu")
 
 
 @pytest.fixture

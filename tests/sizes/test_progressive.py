@@ -29,6 +29,7 @@ from saekit.sizes.settings import ProgressiveSettings, SizeSettings
 from saekit.sizes.size_curve import measure_sizes
 from saekit.training.config import Matryoshka, TopK
 from saekit.training.loop import train
+from saekit.training.settings import TrainSettings
 
 QUICK = {"draws": 10, "sample_rows": 60}
 
@@ -46,7 +47,7 @@ def saes(source) -> list[SAE]:
         Matryoshka(n_latents=32, k=3, sizes=(8, 32)),
         TopK(n_latents=32, k=3, control="frozen-decoder"),
     ]
-    return train(configs, source, seeds=[0, 1], tokens=25_600, batch_rows=256)
+    return train(configs, source, seeds=[0, 1], tokens=25_600, settings=TrainSettings(batch_rows=256))
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,7 @@ def test_cross_entropy_is_compared_too(stories):
         "The sun was bright and the cat sat still.",
     ] * 3
     rows = torch.randn(300, lm.d_model, generator=torch.Generator().manual_seed(0))
-    saes = train(TopK(n_latents=16, k=2), rows, seeds=[0], tokens=512, batch_rows=64)
+    saes = train(TopK(n_latents=16, k=2), rows, seeds=[0], tokens=512, settings=TrainSettings(batch_rows=64))
     saes = [sae.replace(provenance={**sae.provenance, "hook": "layers.1"}) for sae in saes]
     found = progressive(
         saes,

@@ -529,7 +529,7 @@ def test_weights_of_another_sae(stored, tmp_path):
 
 def test_missing_weights(stored):
     (stored / "sae.safetensors").unlink()
-    with pytest.raises(FormatError, match=r"must hold `sae.safetensors` beside `sae.json`"):
+    with pytest.raises(FormatError, match=r"must hold `sae.safetensors` next to `sae.json`"):
         load(stored)
 
 

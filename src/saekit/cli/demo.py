@@ -12,7 +12,7 @@ import typer
 from saekit.evaluation.settings import EvaluationSettings
 
 from .classify import print_classification
-from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell, training_progress
+from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell
 from .options import Json
 
 HELP = """The whole flow on this machine, without network: capture rows of the built-in language model on the built-in
@@ -102,15 +102,19 @@ def demo(
 def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[str, Any]:
     """Capture, train, and answer the questions; returns the results by name, each also in ``out/<name>.json``."""
     from ..classification.run import classify
+    from ..classification.settings import ClassifierSettings
     from ..comparison.run import compare
     from ..evaluation.run import evaluate
+    from ..inputs.settings import Split
     from ..inputs.texts import read_texts
     from ..models.loading import load_language_model
     from ..rows.capture import capture
+    from ..rows.settings import CaptureSettings
     from ..sizes.settings import SizeSettings
     from ..sizes.size_curve import measure_sizes
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train as train_saes
+    from ..training.settings import TrainSettings
 
     size = SHORT if short else FULL
     train_data, test_data = (data, data) if data else ("builtin@train", "builtin@heldout")
@@ -126,18 +130,18 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
             train_data,
             layer=LAYER,
             tokens=size.tokens,
-            dtype="float16",
             out=out / "rows",
-            progress=lambda done, total: progress("capture", done, total),
+            settings=CaptureSettings(dtype="float16"),
+            progress=lambda stage, done, total=None, note="": progress("capture", done, total),
         )
         saes = train_saes(
             configs,
             rows,
             seeds=[[0, 1], [0], [0]],
-            batch_rows=size.batch_rows,
+            settings=TrainSettings(batch_rows=size.batch_rows),
             out=out / "run",
             resume=True,
-            progress=training_progress(progress),
+            progress=progress,
         )
         heldout = capture(lm, test_data, layer=LAYER, tokens=size.test_rows)
 
@@ -170,17 +174,14 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
                 for i, text in enumerate(paragraphs.texts)
             ]
             answers["classification"] = classify(
-                lm,
                 saes[0],
-                [each for each in records if each["section"] in SECTIONS],
-                name="sections of docstrings",
-                label="section",
-                group="module",
-                limit=size.paragraphs,
-                pools=("sum",),
-                arms=ARMS,
-                ks=KS,
-                out=out / "classify",
+                model=lm,
+                data=[each for each in records if each["section"] in SECTIONS],
+                split=Split(label="section", group="module", max_rows=size.paragraphs),
+                settings=ClassifierSettings(
+                    name="sections of docstrings", pools=("sum",), arms=ARMS, ks=KS, save_arm="none"
+                ),
+                out=out,
                 progress=stage("classify"),
             )
     for name, result in answers.items():

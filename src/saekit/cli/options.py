@@ -10,9 +10,9 @@ import typer
 Saes = Annotated[
     list[str], typer.Argument(metavar="SAE...", help="SAEs: folders, training runs, or hf:owner/name/folder.")
 ]
-Model = Annotated[
-    str | None, typer.Option("--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.")
-]
+_MODEL = typer.Option("--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.")
+Model = Annotated[str | None, _MODEL]
+NeededModel = Annotated[str, _MODEL]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -36,8 +36,7 @@ Text = Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Colu
 Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens (rows) to use.")]
 _OUT = typer.Option("--out", metavar="DIR", help="Folder for the results.")
 Out = Annotated[Path | None, _OUT]
-OutFolder = Annotated[Path, _OUT]
-"""For commands that need one."""
+NeededOut = Annotated[Path, _OUT]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML file with these settings; options override it.")

@@ -9,7 +9,7 @@ import typer
 from ..sizes.settings import PruningStudySettings
 from .command import command
 from .console import print_curve, print_json, progress_bar, tell
-from .options import Data, Json, Model, OutFolder, Rows
+from .options import Data, Json, Model, NeededOut, Rows
 
 HELP = """Rank the latents of an SAE, keep the most important ones, and measure every size.
 
@@ -44,7 +44,7 @@ def prune(
     model: Model = None,
     data: Data = None,
     settings: PruningStudySettings,
-    out: OutFolder,
+    out: NeededOut,
     json: Json = False,
 ) -> None:
     """Prune an SAE to several sizes."""

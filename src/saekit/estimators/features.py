@@ -78,11 +78,11 @@ class _Features(TransformerMixin, BaseEstimator):
             return self
         self._ask()
         if not _are_images(self.model, X):
-            from ..models.origin import language_origin
+            from ..models.deferred import defer_model
             from ..rows.pooling import check_texts
 
             check_texts(_as_texts(X))
-            self.model_digest_ = language_origin(self.model).digest
+            self.model_digest_ = defer_model(self.model).digest
         return self
 
     def _ask(self) -> Ask:
@@ -96,6 +96,8 @@ class _Features(TransformerMixin, BaseEstimator):
         ask = self._ask()
         if self.model is None:
             return self._pooled_rows(X, ask)
+        from ..rows.settings import PoolingSettings
+
         if _are_images(self.model, X):
             from ..rows.capture_images import pool_images
 
@@ -103,17 +105,22 @@ class _Features(TransformerMixin, BaseEstimator):
                 raise ConfigError(
                     "`cache` and `max_tokens` are for texts; images are neither kept nor cut. Leave them out."
                 )
-            (found,) = pool_images(
-                _loaded_vision(self.model), X, [ask], skip_special=self.skip_special, empty=self.empty
-            )
+            reading = PoolingSettings(skip_special=self.skip_special, empty=self.empty)
+            (found,) = pool_images(_loaded_vision(self.model), X, [ask], settings=reading)
         else:
             from ..rows.pooling import pool_texts
 
             self._check_model()
             (found,) = pool_texts(
-                self.model, _as_texts(X), [ask], max_tokens=self.max_tokens, cache=self.cache,
-                batch_tokens=self.batch_tokens, skip_special=self.skip_special, empty=self.empty,
-            )  # fmt: skip
+                self.model,
+                _as_texts(X),
+                [ask],
+                max_tokens=self.max_tokens,
+                cache=self.cache,
+                settings=PoolingSettings(
+                    batch_tokens=self.batch_tokens, skip_special=self.skip_special, empty=self.empty
+                ),
+            )
         return found[self.pool]
 
     def _pooled_rows(self, X: Any, ask: Ask) -> Any:
@@ -143,9 +150,9 @@ class _Features(TransformerMixin, BaseEstimator):
         fitted = getattr(self, "model_digest_", None)
         if fitted is None:
             return
-        from ..models.origin import language_origin
+        from ..models.deferred import defer_model
 
-        now = language_origin(self.model).digest
+        now = defer_model(self.model).digest
         if now != fitted:
             raise ModelError(
                 f"the model must be the one of fit ({fitted[:19]}…); `{self.model}` is {now[:19]}…. "
@@ -340,16 +347,17 @@ class HiddenStates(_Features):
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return names of columns: ``hidden_012`` for dimension 12. Loads the model."""
+        from ..models.deferred import defer_model
         from ..models.language import LanguageModel
-        from ..models.origin import language_origin
         from ..rows.pooling import pool_texts
+        from ..rows.settings import PoolingSettings
 
         ask = self._ask()
         model = self.model
         if not isinstance(model, LanguageModel) and _are_images(model, None):
             return _names("hidden", model.d_model)
-        model = language_origin(model).load()
-        (found,) = pool_texts(model, ["a"], [ask], skip_special=False)
+        model = defer_model(model).load()
+        (found,) = pool_texts(model, ["a"], [ask], settings=PoolingSettings(skip_special=False))
         return _names("hidden", found[self.pool].shape[1])
 
     def _ask(self) -> Ask:

@@ -88,7 +88,7 @@ class Skipped:
 
     @classmethod
     def by(cls, info: dict[str, Any]) -> Skipped:
-        """The filters that a source of rows records."""
+        """Return the filters that a source of rows records."""
         filters = info.get("filters") or {}
         outliers = filters.get("outliers")
         limit = outliers.get("limit") if isinstance(outliers, dict) else None
@@ -114,7 +114,7 @@ class SplicedModel:
     tokens: int
     """Predicted tokens, rounded up to a whole context."""
     rows: dict[str, Any]
-    """``info`` of the rows measured beside: context and filters are taken over from it."""
+    """``info`` of the other rows measured: context and filters are taken over from it."""
 
     @classmethod
     def of(
@@ -135,7 +135,7 @@ class SplicedModel:
         saes
             SAEs of one width.
         rows
-            The rows that are measured beside; they must come from this model, where that is known.
+            The other rows that are measured; they must come from this model, where that is known.
         settings
             Layer or hook, text column, tokens.
         where
@@ -148,6 +148,10 @@ class SplicedModel:
         ShapeError
             The model has another width than the SAEs.
         """
+        if data is None:
+            raise ConfigError(
+                f"{where}: `model` must come with `data`, the texts it reads; got none. Pass data='builtin'."
+            )
         lm = load_language_model(model)
         info = {} if rows is None else dict(rows.info)
         hook = _hook_of_all(lm, saes, info, settings, where)
@@ -173,7 +177,7 @@ def repeatable(data: Any) -> Any:
 def _hook_of_all(
     lm: LanguageModel, saes: Sequence[SAE], info: dict[str, Any], settings: TextSettings, where: str
 ) -> str:
-    """The name of the hook of all SAEs, checked against the model."""
+    """Return the name of the hook of all SAEs, checked against the model."""
     if settings.layer is not None or settings.hook is not None:
         place = place_of(layer=settings.layer, hook=settings.hook, where=where)
     else:
@@ -289,7 +293,7 @@ def measure_fidelity(
 
 
 def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callable[[Tensor], Tensor]:
-    """`function` in float32, except for rows longer than `norm`, which stay as they are."""
+    """Return `function` in float32, except for rows longer than `norm`, which stay as they are."""
 
     def replaced(x: Tensor) -> Tensor:
         rows = x.float()
@@ -304,7 +308,7 @@ def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callab
 
 
 def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> Contexts:
-    """The first contexts that together predict at least `tokens` tokens."""
+    """Return the first contexts that together predict at least `tokens` tokens."""
     parts: list[Contexts] = []
     predicted = 0
     for first in range(0, len(texts), TEXTS_AT_ONCE):

@@ -22,7 +22,7 @@ class Metric:
     name
         Lower snake case; the key in results.
     unit
-        Of the value.
+        Unit of the value.
     better
         ``"lower"``, ``"higher"``, or ``"neither"`` where it depends on the purpose.
     formula
@@ -157,7 +157,7 @@ class Metrics(Mapping[str, Measured]):
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "metrics") -> Metrics:
-        """The inverse of `to_json`.
+        """Return what `to_json` made it from.
 
         Raises
         ------

@@ -26,7 +26,7 @@ _PAPER_INK = "#22272e"
 MOST_POINTS = 2000
 """A cloud of more points is drawn as an image inside the chart."""
 MOST_SINGLE = 20_000
-"""Of a larger cloud only counts per cell are drawn, not points."""
+"""A larger cloud is drawn as counts per cell, not as points."""
 
 _STYLE: Any = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign

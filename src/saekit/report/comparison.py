@@ -56,61 +56,58 @@ def _many(result: Mapping[str, Any]) -> list[Section]:
     curve = list(enumerate(result["only_in_one"], start=2))
     chart = charts.curves({"only in one": curve}, x="number of SAEs", y="fraction of latents")
     figures = [Figure(chart, "Fraction of latents that none of the others has, among that many of the SAEs.")]
-    tables = []
-    law = result.get("law")
-    if law is not None:
-        rows = [
-            [
-                Cell(name),
-                *(measured_cell(law[key]) if key else Cell("0") for key in keys),
-                *(Cell(number(law[key]), law[key], is_number=True) for key in errors),
-            ]
-            for name, keys, errors in (
-                ("with offset", ("amplitude", "exponent", "offset"), ("error", "held_out")),
-                ("without", ("plain_amplitude", "plain_exponent", None), ("plain_error", "plain_held_out")),
-            )
-        ]
-        heads = ("", "amplitude", "exponent", "offset", "error", "error at the last")
-        verdicts = {"offset": "an offset: some latents no further seed would find", "no offset": "no offset"}
-        caption = (
-            "fraction = amplitude × number^-exponent + offset; the points speak for "
-            f"{verdicts.get(law['verdict'], 'neither')}. "
-            "Error at the last: of the number of SAEs that there are, predicted from the fewer."
-        )
-        tables.append(Table(heads, rows, caption))
-    groups = result.get("groups")
-    if groups is not None:
-        counts = [count_cell(each) for each in groups["count"]]
-        mean = groups["mean_consistency"]
-        agree = Cell(number(mean), mean, is_number=mean is not None)
-        columns = ("", *(f"in {place}" for place in range(1, m + 1)), "pairs that agree", "pairs left out")
-        contested = count_cell(groups["contested"])
-        caption = (
-            "Shared latents of all pairs clustered into concepts, at most one latent of an SAE in each. Pairs that "
-            "agree: fraction of the pairs within a concept that are shared themselves."
-        )
-        tables.append(Table(columns, [[Cell("concepts"), *counts, agree, contested]], caption))
+    law, groups = result.get("law"), result.get("groups")
+    tables = [*([] if law is None else [_law(law)]), *([] if groups is None else [_concepts(groups)])]
     return [Section(f"What {m} SAEs have in common", "", tables, figures)]
+
+
+def _law(law: Mapping[str, Any]) -> Table:
+    """Show both fits of the fraction of latents that only one SAE has."""
+    rows = [
+        [
+            Cell(name),
+            *(measured_cell(law[key]) if key else Cell("0") for key in keys),
+            *(Cell(number(law[key]), law[key], is_number=True) for key in errors),
+        ]
+        for name, keys, errors in (
+            ("with offset", ("amplitude", "exponent", "offset"), ("error", "held_out")),
+            ("without", ("plain_amplitude", "plain_exponent", None), ("plain_error", "plain_held_out")),
+        )
+    ]
+    heads = ("", "amplitude", "exponent", "offset", "error", "error at the last")
+    verdicts = {"offset": "an offset: some latents no further seed would find", "no offset": "no offset"}
+    caption = (
+        "fraction = amplitude × number^-exponent + offset; the points speak for "
+        f"{verdicts.get(law['verdict'], 'neither')}. Error at the last: at the full number of SAEs, predicted from "
+        "fewer."
+    )
+    return Table(heads, rows, caption)
+
+
+def _concepts(groups: Mapping[str, Any]) -> Table:
+    """Show in how many SAEs concepts are found."""
+    mean = groups["mean_consistency"]
+    columns = ("", *(f"in {m}" for m in range(1, len(groups["count"]) + 1)), "pairs that agree", "pairs left out")
+    row = [
+        Cell("concepts"),
+        *map(count_cell, groups["count"]),
+        Cell(number(mean), mean, is_number=mean is not None),
+        count_cell(groups["contested"]),
+    ]
+    caption = (
+        "Shared latents of all pairs clustered into concepts, at most one latent of an SAE in each. Pairs that agree: "
+        "fraction of the pairs within a concept that are shared themselves."
+    )
+    return Table(columns, [row], caption)
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
     """Return the charts of a comparison with their captions, by name."""
     threshold = result["settings"]["threshold"]
-    sides = {
-        f"{side} rows": [value for pair in result["pairs"] for value in pair[side]["cosine"] if value is not None]
-        for side in ("decoder", "encoder")
-    }
-    lowest = min((min(values) for values in sides.values() if values), default=0.0)
-    low = min(0.0, int(lowest * 20 - 1) / 20)
-    steps = round((1 - low) * 40)
-    marks = {"threshold": threshold}
-    if result["mean_cosine_null"] is not None:
-        marks["mean of random dictionaries"] = result["mean_cosine_null"]["value"]
-    edges = [low + (1 - low) * step / steps for step in range(steps + 1)]
     m = len(result["saes"])
     drawn = {
         "cosines": (
-            charts.histogram(sides, edges, x="cosine of the pair", y="fraction of pairs", marks=marks),
+            _cosines(result, threshold),
             "Cosines of matched latents, all pairs of SAEs together.",
         ),
         "decoder-encoder": (
@@ -143,6 +140,22 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
     return drawn
 
 
+def _cosines(result: Mapping[str, Any], threshold: float) -> charts.Chart:
+    """Draw the distribution of the cosines of matched latents on either side."""
+    sides = {
+        f"{side} rows": [value for pair in result["pairs"] for value in pair[side]["cosine"] if value is not None]
+        for side in ("decoder", "encoder")
+    }
+    lowest = min((min(values) for values in sides.values() if values), default=0.0)
+    low = min(0.0, int(lowest * 20 - 1) / 20)
+    steps = round((1 - low) * 40)
+    edges = [low + (1 - low) * step / steps for step in range(steps + 1)]
+    marks = {"threshold": threshold}
+    if result["mean_cosine_null"] is not None:
+        marks["mean of random dictionaries"] = result["mean_cosine_null"]["value"]
+    return charts.histogram(sides, edges, x="cosine of the pair", y="fraction of pairs", marks=marks)
+
+
 def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
     """Return frequency and alignment of the latents of all SAEs, by how many SAEs have them."""
     m = len(result["saes"])
@@ -163,20 +176,27 @@ def across(results: Sequence[Mapping[str, Any]]) -> list[Section]:
     known = [(_facts(each), each) for each in results if each.get("kind") == "comparison"]
     figures = []
     for name, title in (("latents", "latents"), ("k", "k: latents per row"), ("rows", "rows of training")):
-        series: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
-        for own, result in known:
-            if own.get(name) is not None:
-                label = ", ".join(f"{key} {value}" for key, value in own.items() if key != name and value is not None)
-                series.setdefault(label, []).append((own[name], result["shared"]))
-        series = {
-            label: sorted(points, key=lambda point: point[0])
-            for label, points in series.items()
-            if len({at for at, _ in points}) > 1
-        }
+        series = _varying(known, name)
         if series:
             chart = charts.curves(series, x=title, y="fraction of latents that two SAEs share")
             figures.append(Figure(chart, f"Shared latents by {title}, with their intervals."))
     return [Section("How overlap changes", "One point per comparison.", [], figures)] if figures else []
+
+
+def _varying(
+    known: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], name: str
+) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+    """Return shared latents along the fact `name`, for comparisons that are equal in all other facts."""
+    series: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    for own, result in known:
+        if own.get(name) is not None:
+            label = ", ".join(f"{key} {value}" for key, value in own.items() if key != name and value is not None)
+            series.setdefault(label, []).append((own[name], result["shared"]))
+    return {
+        label: sorted(points, key=lambda point: point[0])
+        for label, points in series.items()
+        if len({at for at, _ in points}) > 1
+    }
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, Any]:

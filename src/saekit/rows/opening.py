@@ -17,6 +17,13 @@ Rows: TypeAlias = Source | Tensor | np.ndarray | str | os.PathLike[str]
 """Rows as functions take them: a source, an array ``[n, d_in]``, the path of a cache folder or array file."""
 
 
+def source_of(rows: Rows) -> Source:
+    """Return rows as a source: a source itself, an array ``[n, d_in]``, or the path of a cache folder or array file."""
+    if isinstance(rows, str | os.PathLike):
+        return open_rows(rows)
+    return rows if isinstance(rows, Source) else ArrayRows(rows)
+
+
 def as_source(rows: Rows, width: int, where: str) -> Source:
     """Return a source of rows of the width of an SAE.
 
@@ -34,10 +41,7 @@ def as_source(rows: Rows, width: int, where: str) -> Source:
     ShapeError
         Another width.
     """
-    if isinstance(rows, str | os.PathLike):
-        source: Source = open_rows(rows)
-    else:
-        source = rows if isinstance(rows, Source) else ArrayRows(rows)
+    source = source_of(rows)
     check_row_width(source, width, where)
     return source
 

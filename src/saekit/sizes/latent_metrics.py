@@ -30,7 +30,7 @@ from ..sae.model import SAE
 from ..settings import Progress, silent
 
 CHANCE_DRAWS = 32
-"""Draws of chance for the purity that latents of the same firing have by luck."""
+"""Chance samples for the purity of latents that fire in the same way."""
 
 RUN_ROWS = 64
 """Rows without a document are divided in runs of this many."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,6 @@ def progressive(
     """
     named = name_saes(saes)
     families = families_of(named)
-    settings = replace(settings, selection="before", by=tuple(each.replace("-", "_") for each in settings.by))
     _check_rankings(settings.by, families, has_model=model is not None and data is not None)
     first = next(iter(named.values()))
     source = as_source(rows, first.d_in, "progressive")

@@ -196,7 +196,7 @@ class Ranking:
     """How importance falls off in one vanilla SAE."""
 
     name: str
-    """Of the SAE."""
+    """Name of the SAE."""
     by: str
     """The score."""
     fit: PowerLaw | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import ConfigError
 from ..measure.settings import MeasureSettings
@@ -46,7 +47,7 @@ class PruneSettings:
     """How an SAE is pruned."""
 
     selection: str = "before"
-    """Whether TopK selects `before` or `after` the latents are cut [before]."""
+    """Whether latents are cut `before` or `after` TopK selects [before]."""
     refit: bool = False
     """Refit each decoder by least squares [no]."""
     recalibrate: bool = False
@@ -65,11 +66,9 @@ class PruneSettings:
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
-class SizeSettings(MeasureSettings):
-    """How prefixes of an SAE are measured."""
+class PrefixSettings(MeasureSettings):
+    """What is measured of prefixes of an SAE."""
 
-    selection: str = "before"
-    """Whether TopK selects `before` or `after` the latents are cut [before]."""
     sample_rows: int = 512
     """Rows that are compared pairwise for rsa, cka and cka_codes; 0 leaves these out [512]."""
     latents: bool = False
@@ -77,20 +76,41 @@ class SizeSettings(MeasureSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_selection("measure_sizes", self.selection)
         if not is_whole(self.sample_rows) or self.sample_rows < 0 or 0 < self.sample_rows < 4:
-            raise ConfigError(f"measure_sizes: `sample_rows` must be 0 or at least 4; got {self.sample_rows}.")
+            raise ConfigError(f"{self.CALLER}: `sample_rows` must be 0 or at least 4; got {self.sample_rows}.")
 
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
-class ProgressiveSettings(SizeSettings):
+class SizeSettings(PrefixSettings):
+    """How prefixes of an SAE are measured."""
+
+    CALLER: ClassVar[str] = "measure_sizes"
+
+    selection: str = "before"
+    """Whether latents are cut `before` or `after` TopK selects [before]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_selection(self.CALLER, self.selection)
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveSettings(PrefixSettings):
     """How pruned, nested and separately trained SAEs are compared."""
+
+    CALLER: ClassVar[str] = "progressive"
 
     by: tuple[str, ...] = RANKINGS
     """Rankings by which the vanilla SAEs are pruned [energy,frequency,unsorted,random]."""
     latents: bool = True
     """Measure the latents too: interpretability, description length, parents, overlap of seeds [yes]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        by = (self.by,) if isinstance(self.by, str) else self.by
+        object.__setattr__(self, "by", tuple(each.replace("-", "_") for each in by))
 
 
 @suggest_keywords

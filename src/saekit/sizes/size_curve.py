@@ -19,7 +19,7 @@ from ..measure.metrics import METRICS, Metrics
 from ..measure.reconstruction import interval_facts, measure_saes
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
-from ..provenance import library_versions, release, sae_digest
+from ..provenance import library_versions, release
 from ..rows.opening import as_source
 from ..rows.source import Source
 from ..sae.codes import Codes
@@ -121,7 +121,7 @@ def measure_sizes(
         rows=dict(source.info),
         n_rows=found.n_rows,
         language_model=found.language_model,
-        sae=_about(whole, name, sae_digest(saes[-1])),
+        sae=_about(whole, name, saes[-1].digest()),
         points=[SizePoint(each.size, Metrics(values)) for each, values in zip(prefixes, measured, strict=True)],
     )
 

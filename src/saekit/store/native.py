@@ -280,7 +280,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
 def _tensor_stream(folder: Path) -> IO[bytes]:
     path = folder / TENSORS
     if not path.is_file():
-        raise FormatError(f"`{folder}` must hold `{TENSORS}` beside `{DESCRIPTION}`; it does not. Copy both files.")
+        raise FormatError(f"`{folder}` must hold `{TENSORS}` next to `{DESCRIPTION}`; it does not. Copy both files.")
     return open(path, "rb", buffering=0)
 
 
@@ -301,6 +301,6 @@ def _description(folder: Path, stream: IO[bytes]) -> tuple[dict[str, Any], tenso
             check_header(description, header, path)
             return description, header
     raise FormatError(
-        f"`{folder / DESCRIPTION}` must belong to the `{TENSORS}` beside it; their content digests differ. "
+        f"`{folder / DESCRIPTION}` must belong to the `{TENSORS}` next to it; their content digests differ. "
         "Copy both files from the same place."
     )
