@@ -206,7 +206,7 @@ def check_widths(given: Sequence[tuple[str, SAE, str]], model: Any) -> None:
 
 
 def _dictionary(origin: Origin, reader: Reader, seed: int) -> SAE | None:
-    """The SAE of an origin: itself, or a dictionary of its shape that learned nothing."""
+    """Return the SAE of an origin: itself, or a dictionary of its shape that learned nothing."""
     sae = origin.sae
     if sae is None or origin.kind not in ("random", "untrained"):
         return sae

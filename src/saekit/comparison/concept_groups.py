@@ -64,7 +64,7 @@ def concept_groups(n_latents: Sequence[int], shared: Sequence[Shared]) -> Groups
     Parameters
     ----------
     n_latents
-        Of each SAE.
+        Number of latents of each SAE.
     shared
         One entry per pair of SAEs: ``(i, j, latents of i, their partners in j, closeness)``; larger is closer.
     """
@@ -132,7 +132,7 @@ def _clusters(sae_of: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[
 def only_in_one(has: Sequence[np.ndarray], saes: Sequence[int] | None = None) -> np.ndarray:
     """Return the fraction of latents that only one of s = 2 … m SAEs has: mean over bases and all orders of the rest.
 
-    Of a latent that c of the m - 1 others have, a share C(m - 1 - c, s - 1) / C(m - 1, s - 1) of the subsets has none.
+    For a latent that c of the m - 1 others have, C(m - 1 - c, s - 1) / C(m - 1, s - 1) of the subsets have none.
 
     Parameters
     ----------

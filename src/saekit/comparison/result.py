@@ -42,8 +42,8 @@ class OnRows:
     rsa: Measured
     """Spearman correlation of the dissimilarities of codes between rows, over the same sample."""
     shared_alive: Measured | None = None
-    """Shared pairs of which both fire on the rows, as a fraction of the latents that fire, in the SAE that has fewer
-    of those. None in files of schema 1 and 2."""
+    """Shared pairs of which both fire on the rows, as a fraction of the latents that fire, in the SAE that has fewer of
+    those. None in files of schema 1 and 2."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Compared:
     """Per latent: the number of SAEs that have it, itself included."""
     stability: list[float] = field(repr=False)
     """Per latent: the fraction of the other SAEs that have it, the probability that another seed finds it. SAEs that
-    began from the same random weights do not count where there are others."""
+    began from the same random weights do not count where others exist."""
     alignment: list[float | None] = field(default_factory=list, repr=False)
     """Per latent: mean over those SAEs, and over decoder and encoder, of the cosine with its partner; None where it has
     none."""
@@ -110,7 +110,7 @@ class Compared:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Result):
-    """Which latents SAEs share, compared with what chance gives.
+    """Which latents SAEs share, compared with chance.
 
     Fractions are of the latents of the narrower SAE of a pair: only so many can have a partner.
 
@@ -119,7 +119,7 @@ class Comparison(Result):
     ::
 
         result = sk.compare(saes)
-        result.shared                       # with its interval; chance: result.shared_null
+        result.shared                       # with its interval; result.shared_null is chance
         result.saes[0].stability            # of each latent
         result.pairs[0].decoder.certificate.gap
     """
@@ -133,7 +133,7 @@ class Comparison(Result):
     """Rows seen."""
     shared: Measured
     """Fraction of latents that two SAEs have in common: mean over pairs of SAEs, as all means below. Pairs that began
-    from the same random weights do not count where there are others."""
+    from the same random weights do not count where others exist."""
     shared_null: Measured | None
     """The same for random dictionaries of the same shape (None without controls)."""
     equal: Measured
