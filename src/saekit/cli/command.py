@@ -125,6 +125,8 @@ class _Option:
 
 
 class _Builder:
+    """The options of a function, and the command that they make."""
+
     def __init__(self, function: Callable[..., None], flags: Sequence[str], named: Mapping[str, str]) -> None:
         self.function, self.named = function, named
         self.arguments: list[_Option] = []
@@ -148,11 +150,7 @@ class _Builder:
         if isinstance(info, Table):
             self.tables[name] = (hint, info)
         elif info is None:
-            self.settings[name] = hint
-            fields = {option.name: option for option in _fields(hint) if option.name not in self.options}
-            self.options |= fields
-            self.flags += [each for each in flags if each in fields]
-            self.flags += [each for each, option in fields.items() if option.info is not None and each not in flags]
+            self._add_settings(name, hint, flags)
         elif isinstance(info, _ArgumentInfo):
             self.arguments.append(_Option(name, hint, info, "", is_required))
         elif name == "json":
@@ -162,6 +160,14 @@ class _Builder:
         else:
             self.options[name] = _Option(name, hint, info, info.help or "", is_required)
             self.flags.append(name)
+
+    def _add_settings(self, name: str, kind: type, flags: Sequence[str]) -> None:
+        """Add the fields of a settings class; a field of two classes is one option."""
+        self.settings[name] = kind
+        fields = {option.name: option for option in _fields(kind) if option.name not in self.options}
+        self.options |= fields
+        self.flags += [each for each in flags if each in fields]
+        self.flags += [each for each, option in fields.items() if option.info is not None and each not in flags]
 
     def _word(self, name: str) -> str:
         """Return the flag without dashes, as a key."""
