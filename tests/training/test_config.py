@@ -62,7 +62,7 @@ def test_configs_are_frozen_and_keyword_only():
         (lambda: JumpReLU(8, target_l0=2, bandwidth=0), r"`JumpReLU.bandwidth`"),
         (lambda: JumpReLU(8, target_l0=2, sparsity=-1), r"`JumpReLU.sparsity`"),
         (lambda: ReLU(8, l1=-1), r"`ReLU.l1`"),
-        (lambda: ReLU(8, l1=0, target_l0=3), r"`ReLU.l1` must be positive when `target_l0`"),
+        (lambda: ReLU(8, l1=0, target_l0=3), r"`ReLU.l1` must be positive with `target_l0`"),
         (lambda: Gated(8, target_l0=0), r"`Gated.target_l0`"),
         (lambda: Gated(8, resample=1), r"`Gated.resample` must be True or False"),
         (lambda: PAnneal(8, p_end=0), r"`PAnneal.p_end` must be a number in \(0, 1\]"),

@@ -18,6 +18,7 @@ from ..measure.results import Measured, Result, result_from_json, result_to_json
 from ..measure.tables import html_table, text_table
 
 _COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
+_AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class ArmScore:
     auc_difference: Measured
     """AUC minus that of the best dense arm."""
     verdict: str
-    """What `difference` says at the margin: better, equivalent, worse, undecided."""
+    """Verdict of the difference at the margin: better, equivalent, worse, undecided. Of macro-F1, or of AUC where
+    ``settings["metric"]`` is ``auc``."""
     control_difference: Measured
     """Macro-F1 minus that of the best dictionary that learned nothing or was frozen."""
     control_verdict: str
@@ -159,14 +161,16 @@ class Classification(Result):
 
     def table(self) -> list[list[str]]:
         """Rows of text, headings first; the best dense and the best SAE arm carry a star."""
-        lines = [list(_COLUMNS)]
+        is_auc = self.settings.get("metric") == "auc"
+        lines = [list(_AUC_COLUMNS if is_auc else _COLUMNS)]
         for arm in self.arms:
+            gap = arm.auc_difference if is_auc else arm.difference
             star = " *" if arm.name in (self.best_dense, self.best_sae, self.best_control) else ""
             lines.append(
                 [
                     arm.name + star, f"{arm.macro_f1:.3f}", f"{arm.auc:.3f}", f"{arm.balanced_accuracy.value:.3f}",
                     f"{arm.brier.value:.3f}",
-                    f"{arm.difference:+.3f}" if arm.difference.is_defined else "–", arm.verdict or "–",
+                    f"{gap:+.3f}" if gap.is_defined else "–", arm.verdict or "–",
                     "–" if arm.shuffled_auc is None else f"{arm.shuffled_auc:.2f}",
                 ]
             )  # fmt: skip
@@ -176,13 +180,15 @@ class Classification(Result):
         """What the table rests on, and what to beware of."""
         data, settings = self.data, self.settings
         floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
+        unit = " AUC" if settings.get("metric") == "auc" else ""
         resolved = f"This test set cannot resolve differences of macro-F1 below {floor}."
         if self.floor.value == 0:
             resolved = "Most arms agree on every test row: these rows cannot tell them apart."
         lines = [
             f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(self.classes)} classes; "
             f"{settings['intervals']['level']:.0%} intervals of {settings['intervals']['draws']:,} resamples of test "
-            f"{settings['intervals']['unit']}; margin {settings['margin']:g}. * chosen by inner cross-validation.",
+            f"{settings['intervals']['unit']}; margin {settings['margin']:g}{unit}. * chosen by inner "
+            "cross-validation.",
             resolved,
             *(f"Note: {warning}" for warning in self.warnings),
         ]

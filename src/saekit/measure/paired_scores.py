@@ -336,7 +336,7 @@ def _mean_area(areas: list[list[_Area]], weights: np.ndarray) -> np.ndarray:
 
 
 def verdict(difference: Measured, margin: float = MARGIN) -> str:
-    """Return what an interval of a difference says and a margin around 0 (a region of practical equivalence).
+    """Return the verdict of an interval of a difference for a margin around 0 (a region of practical equivalence).
 
     ``better``: the whole interval lies above `margin`; ``worse``: below ``-margin``; ``equivalent``: within
     ``[-margin, margin]``; ``undecided``: anything else, and where there is no interval.

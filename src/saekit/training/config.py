@@ -22,7 +22,7 @@ CONTROLS = (None, "untrained", "frozen-decoder", "frozen-encoder")
 
 @dataclass(frozen=True)
 class Config:
-    """Fields that every architecture has. Use one of the architectures; this class only holds what they share."""
+    """Fields that every architecture has. Use one of the architectures; this class holds what they share."""
 
     n_latents: int
     """Number of latents."""
@@ -210,9 +210,7 @@ class Penalized(Config):
     def _check(self) -> None:
         if self.target_l0 is not None:
             self._check_target(self.target_l0)
-            self._must(
-                "l1", self.l1 > 0, "positive when `target_l0` is given, since the coefficient is adjusted by factors"
-            )
+            self._must("l1", self.l1 > 0, "positive with `target_l0`, since the coefficient is adjusted by factors")
 
 
 @suggest_keywords
@@ -260,7 +258,7 @@ class Matryoshka(Revived):
     weights: tuple[float, ...] | None = None
     """Weight c_g of each size, as a fraction of the reconstruction loss [equal]."""
     sampled: int = 0
-    """Number of sizes drawn anew in every step (log-uniform from n_latents / 64 up, and `n_latents` itself), instead of
+    """Number of sizes drawn in every step (log-uniform from n_latents / 64 up, and `n_latents` itself), instead of
     fixed `sizes`; 0 for none [0]."""
     over: str = "topk"
     """``topk``: selection per row; ``batchtopk``: over the batch, with one threshold afterwards [topk]."""

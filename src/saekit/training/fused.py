@@ -45,6 +45,8 @@ from .step import ADAM_EPS, STEPS, Statistics, context_of, learning_rate, plain_
 Numbers = Any
 """Numbers of the kernel's library: a numpy array or a tensor."""
 
+Pairs = kernels.Pairs[Any]
+Fit = kernels.Fit[Any]
 C = TypeVar("C", bound=Config, covariant=True)
 
 DENSE = 1 / 4
@@ -102,7 +104,7 @@ class _State(Generic[C]):
 class _Found:
     """What the functions below find out: the reconstruction, the gradients, what to log."""
 
-    fit: kernels.Fit[Any]
+    fit: Fit
     """The reconstruction of the full size."""
     gradients: kernels.Gradients[Any]
     others: dict[str, Numbers]
@@ -198,7 +200,7 @@ def _batchtopk(s: _State[BatchTopK]) -> _Found | None:
     return None if chosen is None else _selected(s, chosen[0][0], chosen[1])
 
 
-def _selected(s: _State[Revived], pairs: kernels.Pairs[Any], smallest: Numbers = None) -> _Found:
+def _selected(s: _State[Revived], pairs: Pairs, smallest: Numbers = None) -> _Found:
     """Differentiate codes that equal the chosen pre-activations, and AuxK."""
     fit = s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
     aux, revived = _revive(s, fit)
@@ -208,9 +210,7 @@ def _selected(s: _State[Revived], pairs: kernels.Pairs[Any], smallest: Numbers =
     return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, updates=_threshold(s, smallest))
 
 
-def _choose_batch(
-    s: _State[Config], prefixes: Sequence[tuple[int, int]]
-) -> tuple[list[kernels.Pairs[Any]], Numbers] | None:
+def _choose_batch(s: _State[Config], prefixes: Sequence[tuple[int, int]]) -> tuple[list[Pairs], Numbers] | None:
     """Choose for each ``(size, k)`` the ``k * rows`` largest pre-activations of the batch in the first `size` latents.
 
     All that equal the smallest of them are kept. Returns the pairs of each prefix, and the smallest value of the last
@@ -248,9 +248,7 @@ def _levels(s: _State[Config], prefixes: Sequence[tuple[int, int]]) -> Iterator[
     yield from ([factor * level for level in levels] for factor in SAMPLED_GUESSES)
 
 
-def _choose_sizes(
-    s: _State[Matryoshka], sizes: tuple[int, ...], truncated: bool
-) -> tuple[list[kernels.Pairs[Any]], Numbers] | None:
+def _choose_sizes(s: _State[Matryoshka], sizes: tuple[int, ...], truncated: bool) -> tuple[list[Pairs], Numbers] | None:
     """Choose the pairs of each size; also the smallest value of a selection over the batch (None over rows)."""
     prefixes = [(size, k_of(s.config, size)) for size in (sizes[-1:] if truncated else sizes)]
     if s.config.over == "batchtopk":
@@ -279,9 +277,9 @@ def _matryoshka(s: _State[Matryoshka]) -> _Found | None:
     chosen, smallest = selected
     pairs = chosen[-1]
     error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(sizes))
-    sets: list[kernels.Pairs[Any]] = []
+    sets: list[Pairs] = []
     slopes: list[Numbers] = []
-    whole: kernels.Fit[Any] | None = None
+    whole: Fit | None = None
     for index in reversed(range(len(sizes))):
         size, weight = sizes[index], weights[index]
         own = chosen[index]
@@ -324,9 +322,9 @@ def _hierarchical(s: _State[HierarchicalTopK]) -> _Found | None:
     values, latents = pairs.values.reshape(n, c.k), pairs.latents.reshape(n, c.k)
     slopes = s.kernel.array.zeros_like(values)
     error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(levels))
-    rings: list[kernels.Pairs[Any]] = []
+    rings: list[Pairs] = []
     ring_slopes: list[Numbers] = []
-    whole: kernels.Fit[Any] | None = None
+    whole: Fit | None = None
     for index in reversed(range(len(levels))):
         level, weight = levels[index], weights[index]
         own = s.kernel.even_pairs(values[:, :level], latents[:, :level])
@@ -353,9 +351,7 @@ def _hierarchical(s: _State[HierarchicalTopK]) -> _Found | None:
     return _Found(full, g, {"b_dec": columns + g.of_offset}, g.counts, parts)
 
 
-def _unweighted(
-    s: _State[Config], whole: kernels.Fit[Any], weight: float, pairs: kernels.Pairs[Any]
-) -> kernels.Fit[Any]:
+def _unweighted(s: _State[Config], whole: Fit, weight: float, pairs: Pairs) -> Fit:
     """Return the reconstruction of all pairs without the weight that it has among others."""
     if not weight:  # it has no part in the loss; its residual is still what dead latents explain
         return s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
@@ -366,7 +362,7 @@ def _threshold(s: _State[Config], smallest: Numbers) -> dict[str, Tensor]:
     return {} if smallest is None else threshold_updates(s.context, torch.as_tensor(smallest, device=s.u.device))
 
 
-def _revive(s: _State[Config], fit: kernels.Fit[Any]) -> tuple[Any, kernels.Revived | None]:
+def _revive(s: _State[Config], fit: Fit) -> tuple[Any, kernels.Revived | None]:
     return kernels.revive(s.kernel, s.u, fit, s.encoder, s.p["W_dec"], s.context.dead, s.aux)
 
 

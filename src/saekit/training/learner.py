@@ -65,7 +65,7 @@ def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precis
     # A window below one batch would call every latent dead that one batch happens not to use.
     window = max(min(DEAD_AFTER_ROWS, total_steps * batch_rows // 5), batch_rows)
     memory = min(float(THRESHOLD_STEPS), max(1.0, 0.05 * total_steps))
-    # Half of the width: as many directions as are needed to span most of a residual, and few enough to stay sparse.
+    # About half of the width, as in 2406.04093.
     k_aux = getattr(config, "k_aux", None) or max(1, round(d_in / 2))
     return ResolvedConfig(
         total_steps=total_steps,
@@ -103,7 +103,7 @@ class Learner:
     rows_since_fired: Tensor
     """Rows seen since each latent last fired, ``[n_latents]`` int64."""
     state: dict[str, Tensor]
-    """Running values of the objective."""
+    """Running values of the loss."""
     generators: dict[str, torch.Generator]
     step: int = 0
     """Steps done."""

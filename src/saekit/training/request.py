@@ -91,10 +91,7 @@ def make_request(
         check_seeds(own)
     check_whole("train", tokens=tokens)
     check_device(device)
-    # Only the plain step knows the penalty that ties seeds together.
-    step = settings.step or ("plain" if any(config.mutual for config in configs) else default_step(device))
-    if step not in STEPS:
-        raise ConfigError(f"train: `step` must be one of {listed(STEPS)}; got {step!r}.")
+    step = choose_step(settings, configs, device)
     for config, own in zip(configs, own_seeds):
         check_mutual(config, own, step)
     total_steps = total_steps_of(source, tokens, settings.batch_rows)
@@ -110,6 +107,16 @@ def make_request(
         device=device,
         step=step,
     )
+
+
+def choose_step(settings: TrainSettings, configs: Sequence[Config], device: torch.device) -> str:
+    """Return the name of the step of a run; raises `ConfigError` for one that does not exist."""
+    if settings.step is not None:
+        if settings.step not in STEPS:
+            raise ConfigError(f"train: `step` must be one of {listed(STEPS)}; got {settings.step!r}.")
+        return settings.step
+    # Only the plain step knows the penalty that ties seeds together.
+    return "plain" if any(config.mutual for config in configs) else default_step(device)
 
 
 def check_configs(configs: Sequence[Config]) -> None:

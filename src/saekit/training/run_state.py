@@ -1,4 +1,4 @@
-"""Where a run stands: its learners, its position in the rows, and its running sums; begun anew or at a checkpoint."""
+"""Where a run stands: its learners, its position in the rows, its running sums; begun, saved and continued."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def begin(request: Request, folder: Path | None, resume: bool) -> Run:
     """
     found = checkpoint.read(folder) if resume and folder is not None else None
     if found is None:
-        return _begin_anew(request, folder)
+        return _begin_first(request, folder)
     return _begin_at(request, folder, *found)
 
 
@@ -82,7 +82,7 @@ def next_digest(digest: str, batch: Batch) -> str:
     return text.hexdigest()
 
 
-def _begin_anew(request: Request, folder: Path | None) -> Run:
+def _begin_first(request: Request, folder: Path | None) -> Run:
     source, settings = request.source, request.settings
     batches = source.batches(settings.batch_rows, seed=settings.data_seed)
     head, rows = read_first_rows(batches, first_rows(request.total_steps * settings.batch_rows, source.d_in))
@@ -138,10 +138,15 @@ def _learners(request: Request, rows: Tensor) -> list[Learner]:
         learners.append(learner)
     for learner, sae in zip(learners, request.warm_starts):  # none, or one for each
         warm_start(learner, sae)
+    _tie_seeds(learners)
+    return learners
+
+
+def _tie_seeds(learners: list[Learner]) -> None:
+    """Show the learners of a configuration to each other where `mutual` makes them depend on each other."""
     for learner in learners:
         if learner.config.mutual:
             learner.peers = [each for each in learners if each is not learner and each.config == learner.config]
-    return learners
 
 
 def _group(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ class Statistics:
     finite: Tensor
     """Whether loss and gradient were finite."""
     parts: dict[str, Tensor]
-    """Terms of the loss and other scalars of the objective, times rows."""
+    """Terms of the loss and other scalars to log, times rows."""
 
 
 Step = Callable[[Learner, Tensor], Statistics]

@@ -30,7 +30,7 @@ def warm_start(learner: Learner, sae: SAE) -> None:
         sae = sae.fold_norms()
     sae = sae.to(learner.device, learner.center.dtype)
     learner.scale = None if sae.scaling.scale is None else sae.scaling.scale.clone()
-    # The objective subtracts b_dec before the encoder; what the SAE subtracts differently goes into the bias.
+    # The losses subtract b_dec before the encoder; what the SAE subtracts differently goes into the bias.
     shift = sae.b_dec if sae.b_pre is None else sae.b_dec - sae.b_pre
     learner.center = sae.b_dec.clone()
     values = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, "b_enc": sae.b_enc + sae.W_enc @ shift}
