@@ -30,7 +30,7 @@ import typer
 
 from ..errors import ConfigError
 from ..settings import attribute_docs
-from .options import SHARED, ConfigFile, Set
+from .options import SHARED, ConfigFile, Json, Set
 from .settings import floats, merge, required, whole_numbers
 
 _ArgumentInfo, _OptionInfo = type(typer.Argument()), type(typer.Option())
@@ -196,8 +196,7 @@ class _Builder:
         if self.settings or self.tables or set(self.options) - set(self.flags):
             found += [("config", ConfigFile, None), ("set_", Set, None)]
         if self.json:
-            info = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
-            found.append(("json", Annotated[bool, info], False))
+            found.append(("json", Json, False))
         kind = inspect.Parameter.KEYWORD_ONLY
         return [inspect.Parameter(name, kind, annotation=hint, default=default) for name, hint, default in found]
 
@@ -220,7 +219,12 @@ class _Builder:
 
     def _epilog(self) -> str:
         """Return the list of settings without a flag."""
-        rest = {name: option.help for name, option in self.options.items() if name not in self.flags}
+        rest: dict[str, str] = {}
+        for name, option in self.options.items():
+            if dataclasses.is_dataclass(option.hint):
+                rest |= {f"{name}.{each.name}": each.help for each in _fields(option.hint)}
+            elif name not in self.flags:
+                rest[name] = option.help
         for name, (hint, table) in self.tables.items():
             rest |= {f"{name}.{key}": option.help for key, option in table.fields(hint).items()}
         if not rest:
