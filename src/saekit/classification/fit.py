@@ -299,7 +299,7 @@ def _train(arm: Arm, X: Any, y: np.ndarray, chosen: Mapping[str, Any], budget: B
 def _fit_steps(
     arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], budget: Budget, notes: list[str]
 ) -> tuple[list[tuple[str, Any]], Any]:
-    """Return what stands before the classifier, fitted on rows, and these rows transformed."""
+    """Fit the steps before the classifier on rows; return them and these rows transformed."""
     steps = []
     for name, step in _steps(arm, X, settings, budget):
         with warnings.catch_warnings(record=True) as caught:
@@ -389,7 +389,7 @@ _MEDIAN: dict[str, Any] = {"threshold": 0.5, "relative": "quantile"}
 
 
 def _fit_classifier(arm: Arm, X: Any, y: np.ndarray, value: Any, budget: Budget, *, start: Any) -> tuple[Any, bool]:
-    """Return a classifier fitted on transformed rows, and whether it converged; `start` is one to continue from."""
+    """Fit a classifier on transformed rows; also return whether it converged. `start` is one to continue from."""
     if arm.probe == "majority":
         from sklearn.dummy import DummyClassifier
 

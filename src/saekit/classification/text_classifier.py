@@ -81,7 +81,7 @@ class Reason:
     value: float
     """Pooled activation in this text."""
     coefficient: float
-    """Of the class, per unit of `value`."""
+    """Weight for the class, per unit of `value`."""
     contribution: float
     """``coefficient * value``: what it adds to the logit of the class."""
     tokens: tuple[Firing, ...]

@@ -69,7 +69,7 @@ def find_rows(
     sae
         The SAE; its provenance says what it was trained on.
     rows
-        A source of rows. Without it, and without `model`: the file of rows beside the training run that has the digest
+        A source of rows. Without it, and without `model`: the file of rows next to the training run that has the digest
         of the training's rows; or else the model and the texts of the training.
     model, data
         A language model and texts: they make the rows where `rows` is not given, and serve the cross-entropies.
@@ -86,22 +86,16 @@ def find_rows(
         Nothing says where the rows come from.
     """
     from ..models.loading import load_language_model
-    from ..provenance import known_place, place_of
+    from ..provenance import place_of
     from .capture import capture
     from .opening import as_source
 
-    known = sae.provenance
     name = os.fspath(path) or "the SAE"
     if rows is None and model is None:
-        again = training_rows(name, known.get("data_digest"))
+        again = training_rows(name, sae.provenance.get("data_digest"))
         if again is not None:
             return Origin(again)
-        model, data = known.get("model"), data or known.get("data")
-        if not (model and data and known_place(sae)):
-            raise ConfigError(
-                f"`rows`, or `model` and `data`, must be given: the latents of `{name}` are ranked on rows, and it "
-                "does not say which model and texts it was trained on."
-            )
+        model, data = _training_texts(sae, name, data)
     source = None if rows is None else as_source(rows, sae.d_in, "find_rows")
     if model is None:
         assert source is not None
@@ -115,8 +109,21 @@ def find_rows(
     return Origin(source, lm, data, min(settings.tokens, settings.ce_tokens))
 
 
+def _training_texts(sae: SAE, name: str, data: Any) -> tuple[Any, Any]:
+    """Return the model that an SAE was trained on, and `data` or else the texts of the training."""
+    from ..provenance import known_place
+
+    model, data = sae.provenance.get("model"), data or sae.provenance.get("data")
+    if not (model and data and known_place(sae)):
+        raise ConfigError(
+            f"`rows`, or `model` and `data`, must be given: the latents of `{name}` are ranked on rows, and it "
+            "does not say which model and texts it was trained on."
+        )
+    return model, data
+
+
 def training_rows(path: str, digest: Any) -> Source | None:
-    """Return the rows that a run was trained on, if their file lies here or beside the run and is still the same."""
+    """Return the rows that a run was trained on, if their file is here or next to the run and is still the same."""
     from .shards import open_rows
 
     if path.startswith("hf:") or digest is None:
