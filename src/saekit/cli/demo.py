@@ -18,7 +18,7 @@ from .options import Json
 HELP = """The whole flow on this machine, without network: capture rows of the built-in language model on the built-in
 corpus (the docstrings that every installation has), train four SAEs in one pass, and ask of them: are they faithful to
 the model, are their latents real (shared by two seeds), how many are needed, and are they useful (which section of a
-docstring is a paragraph from)? All is measured on held-out modules, beside controls, and shown on one page.
+docstring is a paragraph from)? All is measured on held-out modules, compared with baselines, and shown on one page.
 
 \b
   saekit demo --out demo
@@ -30,9 +30,9 @@ Called again with the same folder it goes on where it stopped.
 DIR/rows/                 the captured rows
 DIR/run/                  four SAEs, log.jsonl, run.json
 DIR/evaluation.json       fidelity: every number with its interval and its controls
-DIR/comparison.json       latents that two seeds share, beside chance
+DIR/comparison.json       latents that two seeds share, compared with chance
 DIR/sizes.json            what the first 64, 128, ... latents of the Matryoshka SAE are worth
-DIR/classification.json   classifiers on latents beside hidden states and TF-IDF (built-in corpus only)
+DIR/classification.json   classifiers on latents, hidden states and TF-IDF (built-in corpus only)
 DIR/report.html           all of it as one page
 """
 
