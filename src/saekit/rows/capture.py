@@ -152,9 +152,9 @@ def capture(
     Raises
     ------
     ModelError, OfflineError
-        The model or the hook cannot be had.
+        There is no such model or hook.
     DataError, FormatError
-        The data cannot be read or give no token; a row is NaN or infinite.
+        The data cannot be read or hold no token; a row is NaN or infinite.
     ConfigError
         A setting cannot work, or `out` holds another capture.
     BusyError
