@@ -19,7 +19,7 @@ from ..models.deferred import defer_model
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model, load_vision_model
 from ..models.vision import VisionModel
-from ..provenance import place_of, sae_digest
+from ..provenance import place_of
 from ..rows.capture import capture
 from ..rows.capture_images import pool_images
 from ..rows.pooling import Ask, pool_texts
@@ -136,7 +136,7 @@ def origins_of(
 def _sae_origins(
     name: str, sae: SAE, hook: str, kinds: Sequence[str], seed: int, *, is_single: bool
 ) -> dict[str, Origin]:
-    digest, config = sae_digest(sae), sae.provenance.get("config")
+    digest, config = sae.digest(), sae.provenance.get("config")
     control = str((config if isinstance(config, dict) else {}).get("control") or "")
     about = {"hook": hook, "n_latents": sae.n_latents, "rule": sae.rule.name, "sae": name}
     kind = "frozen" if control.startswith("frozen") else "sae"
@@ -206,7 +206,7 @@ def check_widths(given: Sequence[tuple[str, SAE, str]], model: Any) -> None:
 
 
 def _dictionary(origin: Origin, reader: Reader, seed: int) -> SAE | None:
-    """The SAE of an origin: itself, or a dictionary of its shape that learned nothing."""
+    """Return the SAE of an origin: itself, or a dictionary of its shape that learned nothing."""
     sae = origin.sae
     if sae is None or origin.kind not in ("random", "untrained"):
         return sae

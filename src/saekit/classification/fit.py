@@ -238,7 +238,7 @@ class _Trained:
 def _tune(
     arm: Arm, X: Any, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], budget: Budget, notes: list[str]
 ) -> _Tuned:
-    """The settings with the largest mean macro-F1 over the inner folds, the first of equals."""
+    """Return the settings with the largest mean macro-F1 over the inner folds, the first of equals."""
     grid: Sequence[Any] = budget.C if arm.probe == "logistic" else budget.depths
     name = "C" if arm.probe == "logistic" else "depth"
     settings: dict[str, Any] = {}
@@ -299,7 +299,7 @@ def _train(arm: Arm, X: Any, y: np.ndarray, chosen: Mapping[str, Any], budget: B
 def _fit_steps(
     arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], budget: Budget, notes: list[str]
 ) -> tuple[list[tuple[str, Any]], Any]:
-    """What stands before the classifier, fitted on rows, and these rows transformed."""
+    """Fit the steps before the classifier on rows; return them and these rows transformed."""
     steps = []
     for name, step in _steps(arm, X, settings, budget):
         with warnings.catch_warnings(record=True) as caught:
@@ -357,7 +357,7 @@ def _step(name: str, arm: Arm, X: Any, settings: Mapping[str, Any], budget: Budg
 
 
 def _most(X: Any) -> int:
-    """The largest number of columns or components that rows allow."""
+    """Return the largest number of columns or components that rows allow."""
     return min(X.shape[0] - 1, X.shape[1]) if X.shape[1] else 0
 
 
@@ -389,7 +389,7 @@ _MEDIAN: dict[str, Any] = {"threshold": 0.5, "relative": "quantile"}
 
 
 def _fit_classifier(arm: Arm, X: Any, y: np.ndarray, value: Any, budget: Budget, *, start: Any) -> tuple[Any, bool]:
-    """A classifier fitted on transformed rows, and whether it converged; `start` is one to continue from."""
+    """Fit a classifier on transformed rows; also return whether it converged. `start` is one to continue from."""
     if arm.probe == "majority":
         from sklearn.dummy import DummyClassifier
 

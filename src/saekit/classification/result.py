@@ -23,7 +23,7 @@ _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
 
 @dataclass(frozen=True)
 class ArmScore:
-    """One way to classify, judged on the test rows."""
+    """One classifier, evaluated on the test set."""
 
     name: str
     kind: str
@@ -37,7 +37,7 @@ class ArmScore:
     k: int | None
     """Latents or components kept; None for all."""
     about: dict[str, Any]
-    """Of the source: hook, layer, latents, rule."""
+    """Facts about the source: hook, layer, latents, rule."""
     macro_f1: Measured
     auc: Measured
     balanced_accuracy: Measured
@@ -116,7 +116,7 @@ class Classification(Result):
     classes: dict[str, list[int]]
     """Rows of each class in train and in test."""
     best_dense: str | None
-    """The dense arm with the highest inner macro-F1 (the test set has no say); None without dense arms."""
+    """The dense arm with the highest inner macro-F1 (chosen without the test set); None without dense arms."""
     best_sae: str | None
     """The SAE arm with the highest inner macro-F1."""
     best_control: str | None
@@ -137,7 +137,7 @@ class Classification(Result):
             raise FormatError("a saved classification must name each arm once, with a verdict. The file was altered.")
 
     def arm(self, name: str | None) -> ArmScore:
-        """The arm of that name.
+        """Return the arm of that name.
 
         Raises
         ------
@@ -177,7 +177,7 @@ class Classification(Result):
         return lines
 
     def caption(self) -> str:
-        """What the table rests on, and what to beware of."""
+        """Return the footnote: test size, interval method, warnings."""
         data, settings = self.data, self.settings
         floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
         unit = " AUC" if settings.get("metric") == "auc" else ""
@@ -239,7 +239,7 @@ class ClassificationSummary:
 
     @classmethod
     def from_json(cls, plain: Any) -> ClassificationSummary:
-        """The inverse of `to_json`.
+        """Read what `to_json` wrote.
 
         Raises
         ------
@@ -274,7 +274,7 @@ class ClassificationSummary:
         return lines
 
     def caption(self) -> str:
-        """What the table rests on."""
+        """Return the footnote: data sets, interval method."""
         return (
             f"macro-F1 minus the best dense arm of each of {len(self.sets)} results ({', '.join(self.sets)}); "
             f"intervals from resampled data sets, Wilcoxon's signed-rank test, Holm's correction; "
@@ -355,7 +355,7 @@ def summarize(
 
 
 def _role(arm: ArmScore) -> str:
-    """What an arm is called over data sets and SAEs."""
+    """Return the name of an arm over data sets and SAEs."""
     k = "" if arm.k is None else f" k={arm.k}"
     return " ".join(part for part in (arm.kind, arm.pool if arm.pool != arm.kind else "") if part) + k
 

@@ -101,7 +101,7 @@ class ClassifierSettings:
     """Which classifiers are compared, what they read, and how they are compared."""
 
     arms: tuple[str, ...] | None = None
-    """Kinds of classifiers to compare: dense, sae, words, sparse, … [all that there are]."""
+    """Kinds of classifiers to compare: dense, sae, words, sparse, … [all]."""
     pools: tuple[str, ...] | None = None
     """Poolings over tokens: sum, mean, max, last, … [sum,max; between values or SAEs sum]."""
     ks: tuple[int, ...] = KS

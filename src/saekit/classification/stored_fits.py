@@ -116,7 +116,7 @@ def compute(plan: Plan, job: Job, view: View) -> StoredFit:
 
 
 def _shuffled(plan: Plan, job: Job, X: Any, fits: Sequence[Fitted], shuffle: int) -> np.ndarray:
-    """What the same fits say after learning permuted labels, with the hyperparameters that were chosen."""
+    """Fit on permuted labels with the chosen hyperparameters; return the probabilities of the same fits."""
     data = plan.data
     y = shuffled_labels(data, plan.split.seed + shuffle)
     guesses = []
@@ -130,7 +130,7 @@ def shuffled_labels(data: Labelled, seed: int) -> np.ndarray:
     """Return class codes permuted within training and test rows: what no feature can know.
 
     Labels of test rows are permuted as well: with true ones, a classifier that learned noise along a direction that
-    matters would be off chance by luck in either direction, more than the test rows can tell.
+    matters would differ from chance in either direction, more than the test rows can tell.
     """
     generator = np.random.Generator(np.random.PCG64([seed, 29]))
     y = data.y.copy()

@@ -81,7 +81,7 @@ class Reason:
     value: float
     """Pooled activation in this text."""
     coefficient: float
-    """Of the class, per unit of `value`."""
+    """Weight for the class, per unit of `value`."""
     contribution: float
     """``coefficient * value``: what it adds to the logit of the class."""
     tokens: tuple[Firing, ...]
@@ -214,7 +214,7 @@ class TextClassifier:
         }
 
     def explain(self, text: str, *, top: int = TOP_LATENTS) -> Explanation:
-        """The latents that decided about a text, with the tokens where they fired.
+        """Return the latents that decided about a text, with the tokens where they fired.
 
         For two classes the logit is that of the predicted class against the other; for more, against the mean class.
 
@@ -258,7 +258,7 @@ class TextClassifier:
         )  # fmt: skip
 
     def _firings(self, text: str, latents: Sequence[int]) -> dict[int, list[Firing]]:
-        """The tokens where these latents fired, strongest first."""
+        """Return the tokens where these latents fired, strongest first."""
         found: dict[int, list[Firing]] = {j: [] for j in latents}
         if not latents:
             return found
@@ -455,7 +455,7 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
 
 
 def _with_new_names(data: bytes) -> bytes:
-    """A stored pipeline with the types of `MOVED` under their present names."""
+    """Return a stored pipeline with the types of `MOVED` under their present names."""
     with zipfile.ZipFile(io.BytesIO(data)) as old:
         if SCHEMA_FILE not in old.namelist():
             return data

@@ -122,7 +122,7 @@ def transfer_features(
 
 
 def _checked(saes: Any, model: Any, matching: Matching) -> tuple[Named, list[Any]]:
-    """The SAEs with their names, and the model of each."""
+    """Return the SAEs with their names, and the model of each."""
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
         raise ConfigError("transfer: at least two SAEs must be given; got one. Name the other (--to).")
     named = named_saes(saes, "transfer")
@@ -171,7 +171,7 @@ def _pooled(
 
 
 def _view(pooled: Sequence[dict[str, Any]], partners: Sequence[dict[int, Pairing]], seed: int, n_rows: int) -> View:
-    """What the classifier of SAE i reads of SAE j."""
+    """Return what the classifier of SAE i reads of SAE j."""
     nothing = np.zeros((n_rows, 1), np.float32)
 
     def view(arm: Arm, i: int, j: int) -> Any:

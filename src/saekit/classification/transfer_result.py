@@ -12,10 +12,10 @@ from ..measure.tables import html_table
 from .settings import ALIASES
 
 CHANCE = ("above chance", "at chance", "below chance", "unknown")
-"""Where the interval of an AUC lies beside 0.5."""
+"""Where the interval of an AUC lies, compared with 0.5."""
 
 VERDICTS = ("native", "lost", "kept", "gained", "undecided")
-"""What the drop from the native classifier says at the margin; ``native`` on the diagonal."""
+"""Verdict of the drop from the in-domain classifier at the margin; ``native`` on the diagonal."""
 
 MATRICES = ("macro_f1", "auc", "drop", "drop_auc", "minus_dense")
 
@@ -28,9 +28,9 @@ class Value:
     n_train: int
     """Rows that classifiers of it learn from (of the first fold)."""
     n_test: int
-    """Rows that judge."""
+    """Number of test rows."""
     n_groups: int | None
-    """Groups among the rows that judge; None where none were given."""
+    """Number of test groups, or None without groups."""
     classes: dict[str, int]
     """Rows of each class among those that judge."""
     about: dict[str, Any]
@@ -39,7 +39,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to classify, trained on one value and judged on the test rows of another."""
+    """One classifier, trained on one value and tested on another."""
 
     arm: str
     train: str
@@ -96,7 +96,7 @@ class ArmTransfer:
     n_cells: int
     """Number of cells off the diagonal."""
     n_above: int
-    """Number of them whose AUC is above chance; about one in forty would be by luck alone."""
+    """Number of them whose AUC is above chance; about one in forty would be by chance alone."""
     n_at: int
     """Number of cells that cannot be told from chance."""
     n_below: int
@@ -107,9 +107,9 @@ class ArmTransfer:
 
 @dataclass(frozen=True, repr=False)
 class Transfer(Result):
-    """Classifiers trained on one language, domain or SAE, judged on all the others.
+    """Classifiers trained on one language, domain or SAE, tested on all the others.
 
-    Everything is judged on rows that no classifier has seen, the same rows for all that are compared.
+    Everything is tested on held-out rows, the same rows for all that are compared.
 
     Examples
     --------
@@ -181,7 +181,7 @@ class Transfer(Result):
         raise ConfigError(f"there must be an arm `{name}` in this transfer. {did_you_mean(name, names)}")
 
     def cell(self, arm: str, train: str, test: str) -> Cell:
-        """The cell of an arm, trained on `train` and judged on `test`.
+        """Return the cell of an arm, trained on `train` and tested on `test`.
 
         Raises
         ------
@@ -251,7 +251,7 @@ class Transfer(Result):
         return lines
 
     def sentences(self, arm: str | None = None) -> list[str]:
-        """What every cell off the diagonal says, in words; of one arm or of all."""
+        """Describe every cell off the diagonal in words, for one arm or for all."""
         wanted = None if arm is None else self.arm(arm).name
         return [cell.sentence for cell in self.cells if cell.train != cell.test and wanted in (None, cell.arm)]
 
@@ -301,7 +301,7 @@ def _text(measured: Measured | None) -> str:
 
 
 def near_chance(auc: Measured) -> str:
-    """Where an AUC lies beside 0.5: one of `CHANCE`.
+    """Tell where an AUC lies, compared with 0.5: one of `CHANCE`.
 
     >>> near_chance(Measured(0.53, 0.49, 0.57)), near_chance(Measured(0.6, 0.55, 0.65))
     ('at chance', 'above chance')
@@ -314,7 +314,7 @@ def near_chance(auc: Measured) -> str:
 
 
 def loss(drop: Measured, margin: float) -> str:
-    """What a drop says at a margin: ``lost``, ``kept``, ``gained`` or ``undecided``.
+    """Return the verdict of a drop at a margin: ``lost``, ``kept``, ``gained`` or ``undecided``.
 
     >>> loss(Measured(0.2, 0.15, 0.25), 0.01), loss(Measured(0.0, -0.005, 0.005), 0.01)
     ('lost', 'kept')
@@ -325,7 +325,7 @@ def loss(drop: Measured, margin: float) -> str:
 
 
 def cell_sentence(cell: Cell) -> str:
-    """A cell in words."""
+    """Describe a cell in words."""
     where = f"`{cell.arm}` trained on {cell.train}"
     if cell.train == cell.test:
         return f"{where}, tested on unseen rows of it: macro-F1 {cell.macro_f1:.2f}, AUC {cell.auc:.2f}."

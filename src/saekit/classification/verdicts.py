@@ -156,7 +156,7 @@ def difference(plan: Plan, first: str, second: str, metric: str = "macro_f1") ->
 
 
 def _rarer_fraction(plan: Plan) -> float:
-    """The fraction of the rarer of two classes among all test rows; 1 for more classes."""
+    """Return the fraction of the rarer of two classes among all test rows; 1 for more classes."""
     if len(plan.data.classes) != 2:
         return 1.0
     rows = np.unique(np.concatenate([plan.test(value) for value in range(len(plan.values))]))
@@ -226,7 +226,7 @@ _TWO = ("macro_f1", "auc")
 
 
 def _noise(plan: Plan) -> list[PairedBootstrap]:
-    """The resamples behind the controls with permuted labels, independent of each other."""
+    """Return the resamples for the controls with permuted labels, independent of each other."""
     test, seed = plan.test(0), plan.split.seed
     return [
         PairedBootstrap.over(
@@ -253,7 +253,7 @@ def _p_value(judged: Judged, job: Job, base: Job | None) -> float:
 
 
 def _over_folds(judged: Judged, one: Job, other: Job) -> float:
-    """The same over folds: their training rows overlap, which resamples do not know."""
+    """Return the p-value over folds: their training rows overlap, which resamples do not take into account."""
     parts, y = judged.plan.parts[0], judged.plan.data.y
     gaps, end = [], 0
     for _, test in parts:

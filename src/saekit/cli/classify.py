@@ -145,7 +145,7 @@ def _missing(plan: Plan, json: bool) -> None:
 
 
 def print_classification(result: Any) -> None:
-    """The arms, with the columns that fit a screen, and what to beware of."""
+    """Format the arms, with the columns that fit a screen, and the warnings."""
     lines = result.table()
     short = [[line[0], line[1], bare(line[2]), *line[5:]] for line in lines]
     without = [line[:5] for line in short]  # shuffled labels: what is off chance is among the notes

@@ -196,7 +196,7 @@ class _Table:
 
 
 def _read(data: Any, across: str | None, split: Split) -> tuple[_Table, dict[str, Any], list[str]]:
-    """The columns of the rows that have one of the values, where they come from, and what must be told."""
+    """Read the columns of the rows that have one of the values; also return their origin and warnings."""
     names = [split.label, split.group, across, split.split_column]
     table: Any = data
     warnings = []
@@ -229,7 +229,7 @@ def _read(data: Any, across: str | None, split: Split) -> tuple[_Table, dict[str
 
 
 def _values(column: list[str], name: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """The values to transfer between, and the index of each row's value; -1 for the others."""
+    """Return the values to transfer between, and the index of each row's value; -1 for the others."""
     every = sorted(set(column))
     names = tuple(every if wanted is None else wanted)
     for each in names:
@@ -282,7 +282,7 @@ def image_keys(images: Images) -> list[str]:
 
 
 def _codes(names: Sequence[str]) -> np.ndarray:
-    """The index of each name among all, sorted."""
+    """Return the index of each name among all, sorted."""
     code = {name: index for index, name in enumerate(sorted(set(names)))}
     return np.array([code[name] for name in names], np.int64)
 
@@ -291,7 +291,7 @@ def _codes(names: Sequence[str]) -> np.ndarray:
 
 
 def _without_rare(table: _Table, min_rows: int) -> tuple[_Table, list[str]]:
-    """The rows of the classes that are not rare, and a note on the others."""
+    """Return the rows of the classes that are not rare, and a note on the others."""
     units: dict[str, set[object]] = {name: set() for name in table.labels}
     for row, name in enumerate(table.labels):
         if table.is_test is None or not table.is_test[row]:
@@ -459,7 +459,7 @@ def _check_tested(data: Labelled) -> None:
 
 
 def _doubts(data: Labelled) -> list[str]:
-    """What a reader must know about the split."""
+    """Return warnings about the split."""
     return [*_untested(data), *_few_tested(data), *_known_texts(data)]
 
 

@@ -152,7 +152,7 @@ def capture(
     Raises
     ------
     ModelError, OfflineError
-        There is no such model or hook.
+        The model or the hook is not available.
     DataError, FormatError
         The data cannot be read or hold no token; a row is NaN or infinite.
     ConfigError

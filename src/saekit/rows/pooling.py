@@ -86,7 +86,7 @@ def pool_texts(
     ConfigError, ShapeError
         A setting cannot work, or an SAE is for rows of another width.
     ModelError, OfflineError
-        There is no such model or hook.
+        The model or a hook is not available.
 
     Warns
     -----
