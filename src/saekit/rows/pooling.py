@@ -48,7 +48,7 @@ def pool_texts(
     """Run a language model over texts once and pool its rows for every ask; see `pool_batches` for the poolings.
 
     A text that is longer than a context (what the model takes, and no more than `saekit.rows.tokens.CONTEXT`, as in
-    training) is read in consecutive windows, each with its own BOS, CLS and SEP, and pooled as one. Equal texts are run once.
+    training) is read in consecutive windows, each with its own BOS, CLS and SEP, and pooled as one; equal texts once.
 
     The rows of a text do not depend on the order of the texts, bit for bit. On which other texts are there they depend
     through padding only, that is up to rounding: about 1e-6 of a value in float32, and a latent at the very edge of a
