@@ -14,11 +14,6 @@ from .settings import is_whole
 from .version import __version__
 
 
-def sae_digest(sae: SAE) -> str:
-    """Return `SAE.digest`."""
-    return sae.digest()
-
-
 def known_place(origin: SAE | Mapping[str, Any] | None) -> str | None:
     """Return the hook that an SAE, or other provenance (the `info` of a source of rows), names; None if it names none.
 

@@ -101,9 +101,9 @@ def test_importance_refuses(x):
     sae = random_sae()
     with pytest.raises(ShapeError, match="rows must have the width of the SAE, 6; they have 5"):
         importance(sae, x[:, :5])
-    with pytest.raises(ConfigError, match="`max_rows` must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match="`max_rows` must be a whole number from 1; got 0"):
         importance(sae, x, max_rows=0)
-    with pytest.raises(ConfigError, match="`batch_rows` must be at least 1"):
+    with pytest.raises(ConfigError, match="`batch_rows` must be a whole number from 1"):
         importance(sae, x, batch_rows=0)
     with pytest.raises(ShapeError, match="it maps 6 to 3"):
         importance(sae.replace(W_dec=sae.W_dec[:, :3], b_dec=sae.b_dec[:3]), x)

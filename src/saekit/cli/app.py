@@ -17,7 +17,6 @@ from ..errors import ConfigError, SaekitError, ShapeError
 from ..version import __version__
 from .actions import actions
 from .capture import capture
-from .classify import HELP as CLASSIFY_HELP
 from .classify import PREDICT_HELP, classify, predict
 from .command import Command
 from .compare import compare
@@ -29,7 +28,6 @@ from .prune import prune
 from .report import report
 from .show import show
 from .train import train
-from .transfer import HELP as TRANSFER_HELP
 from .transfer import transfer
 
 HELP = """Sparse autoencoders from training to report.
@@ -88,13 +86,9 @@ register(evaluate)
 register(compare)
 register(prune)
 register(progressive)
-app.command("classify", help=CLASSIFY_HELP, short_help="Classify texts by latents, beside what they must beat.")(
-    classify
-)
+register(classify)
 app.command("predict", help=PREDICT_HELP, short_help="Use a fitted classifier, and see which latents decide.")(predict)
-app.command("transfer", help=TRANSFER_HELP, short_help="Train on one language, domain or SAE, test on the others.")(
-    transfer
-)
+register(transfer)
 register(actions)
 register(show)
 register(report)

@@ -102,8 +102,10 @@ def demo(
 def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[str, Any]:
     """Capture, train, and answer the questions; returns the results by name, each also in ``out/<name>.json``."""
     from ..classification.run import classify
+    from ..classification.settings import ClassifierSettings
     from ..comparison.run import compare
     from ..evaluation.run import evaluate
+    from ..inputs.settings import Split
     from ..inputs.texts import read_texts
     from ..models.loading import load_language_model
     from ..rows.capture import capture
@@ -172,17 +174,14 @@ def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[st
                 for i, text in enumerate(paragraphs.texts)
             ]
             answers["classification"] = classify(
-                lm,
                 saes[0],
-                [each for each in records if each["section"] in SECTIONS],
-                name="sections of docstrings",
-                label="section",
-                group="module",
-                limit=size.paragraphs,
-                pools=("sum",),
-                arms=ARMS,
-                ks=KS,
-                out=out / "classify",
+                model=lm,
+                data=[each for each in records if each["section"] in SECTIONS],
+                split=Split(label="section", group="module", max_rows=size.paragraphs),
+                settings=ClassifierSettings(
+                    name="sections of docstrings", pools=("sum",), arms=ARMS, ks=KS, save_arm="none"
+                ),
+                out=out,
                 progress=stage("classify"),
             )
     for name, result in answers.items():

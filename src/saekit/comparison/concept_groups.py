@@ -28,7 +28,7 @@ class Groups:
     size: list[int] = field(repr=False)
     """Per group: the number of SAEs that have it, 2 to m; larger groups come first."""
     consistency: list[float] = field(repr=False)
-    """Per group: the share of the pairs of its latents that are shared. 1: all of them recognise each other."""
+    """Per group: the fraction of the pairs of its latents that are shared. 1: all of them."""
     count: list[int]
     """Concepts that exactly 1, 2, … m of the SAEs have; the first number counts the latents without a group."""
     mean_consistency: float | None
@@ -64,7 +64,7 @@ def concept_groups(n_latents: Sequence[int], shared: Sequence[Shared]) -> Groups
     Parameters
     ----------
     n_latents
-        Of each SAE.
+        Number of latents of each SAE.
     shared
         One entry per pair of SAEs: ``(i, j, latents of i, their partners in j, closeness)``; larger is closer.
     """
@@ -120,9 +120,9 @@ def concept_groups(n_latents: Sequence[int], shared: Sequence[Shared]) -> Groups
 
 
 def only_in_one(has: Sequence[np.ndarray], saes: Sequence[int] | None = None) -> np.ndarray:
-    """Share of latents that none of the others has, among s = 2 … m SAEs: mean over bases and all orders of the rest.
+    """Return the fraction of latents that none of the others has, among s = 2 … m SAEs, over all orders of the rest.
 
-    Of a latent that c of the m - 1 others have, a share C(m - 1 - c, s - 1) / C(m - 1, s - 1) of the subsets has none.
+    For a latent that c of the m - 1 others have, C(m - 1 - c, s - 1) / C(m - 1, s - 1) of the subsets have none.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def only_in_one(has: Sequence[np.ndarray], saes: Sequence[int] | None = None) ->
 class SharingLaw:
     """``share only in one ~ amplitude * m^-exponent + offset`` as the number m of SAEs grows.
 
-    The offset is the share of latents that no number of further seeds would find, as far as the law holds beyond the
+    The offset is the fraction of latents that no number of further seeds would find, as far as the law holds beyond the
     seeds there are. Intervals come from a jackknife
     that leaves out one SAE at a time: SAEs are what was sampled, not pairs of them.
     """

@@ -75,8 +75,8 @@ def consensus(
     Raises
     ------
     ConfigError
-        SAEs that differ in more than their seeds, a size that cannot be had, nothing to pool, rows that are needed and
-        missing, or a refit without a known configuration.
+        SAEs that differ in more than their seeds, a size that is not available, nothing to pool, rows that are needed
+        and missing, or a refit without a known configuration.
 
     Examples
     --------

@@ -84,7 +84,7 @@ class Orphans(Result):
     names: list[str]
     """The SAEs."""
     n_orphans: list[int]
-    """Of each SAE."""
+    """Number of orphans of each SAE."""
     n_shared: list[int]
     properties: list[Property] = field(default_factory=list)
     silenced: list[Ablated] = field(default_factory=list)

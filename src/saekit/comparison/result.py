@@ -42,7 +42,7 @@ class OnRows:
     rsa: Measured
     """Spearman correlation of the dissimilarities of codes between rows, over the same sample."""
     shared_alive: Measured | None = None
-    """Shared pairs of which both fire on the rows, as a share of the latents that fire, in the SAE that has fewer of
+    """Shared pairs of which both fire on the rows, as a fraction of the latents that fire, in the SAE that has fewer of
     those. None in files of schema 1 and 2."""
 
 
@@ -57,11 +57,11 @@ class Pair:
     same_seed: bool
     """Whether both began from the same random weights (same seed and shape): what they share says nothing then."""
     shared: Measured
-    """Share of latents whose partners agree on both sides with both cosines over the threshold."""
+    """Fraction of latents whose partners agree on both sides with both cosines over the threshold."""
     aligned: Measured
-    """Share of latents with both cosines over the threshold, whether or not the partners agree."""
+    """Fraction of latents with both cosines over the threshold, whether or not the partners agree."""
     equal: Measured
-    """Share of latents whose decoder and encoder partners agree, at any cosine."""
+    """Fraction of latents whose decoder and encoder partners agree, at any cosine."""
     decoder: Side
     """Matching of the decoder rows."""
     encoder: Side
@@ -99,18 +99,18 @@ class Compared:
     found_in: list[int] = field(repr=False)
     """Per latent: the number of SAEs that have it, itself included."""
     stability: list[float] = field(repr=False)
-    """Per latent: the share of the other SAEs that have it, the probability that another seed finds it. SAEs that began
-    from the same random weights do not count where there are others."""
+    """Per latent: the fraction of the other SAEs that have it, the probability that another seed finds it. SAEs that
+    began from the same random weights do not count where others exist."""
     alignment: list[float | None] = field(default_factory=list, repr=False)
     """Per latent: mean over those SAEs, and over decoder and encoder, of the cosine with its partner; None where it has
     none."""
     frequency: list[float] = field(default_factory=list, repr=False)
-    """Per latent: share of the rows on which it fires; empty where no rows were given."""
+    """Per latent: fraction of the rows on which it fires; empty where no rows were given."""
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Result):
-    """Which latents SAEs share, beside what chance gives.
+    """Which latents SAEs share, compared with chance.
 
     Shares are of the latents of the narrower SAE of a pair: only so many can have a partner.
 
@@ -119,7 +119,7 @@ class Comparison(Result):
     ::
 
         result = sk.compare(saes)
-        result.shared                       # with its interval; result.shared_null beside it
+        result.shared                       # with its interval; result.shared_null is chance
         result.saes[0].stability            # of each latent
         result.pairs[0].decoder.certificate.gap
     """
@@ -132,12 +132,12 @@ class Comparison(Result):
     n_rows: int
     """Rows seen."""
     shared: Measured
-    """Share of latents that two SAEs have in common: mean over pairs of SAEs, as all means below. Pairs that began from
-    the same random weights do not count where there are others."""
+    """Fraction of latents that two SAEs have in common: mean over pairs of SAEs, as all means below. Pairs that began
+    from the same random weights do not count where others exist."""
     shared_null: Measured | None
     """The same for random dictionaries of the same shape (None without controls)."""
     equal: Measured
-    """Share of latents whose decoder and encoder partners agree: mean over pairs. Read it beside its null only: where
+    """Fraction of latents whose decoder and encoder partners agree: mean over pairs. Compare it with its null: where
     encoders still resemble decoders, as after little training, partners agree whether or not the SAEs do."""
     equal_null: Measured | None
     """The same for the first pair with the coordinates of the second permuted, which keeps how much each encoder
@@ -155,9 +155,9 @@ class Comparison(Result):
     certificate: dict[str, Certificate]
     """``decoder`` and ``encoder``: objective, dual bound and gap, summed over the pairs."""
     in_exactly: list[Measured]
-    """Share of latents that exactly 1, 2, … m of the m SAEs have: mean over the SAEs."""
+    """Fraction of latents that exactly 1, 2, … m of the m SAEs have: mean over the SAEs."""
     only_in_one: list[Measured]
-    """Share of latents that none of the others has, among any 2, 3, … m of the SAEs."""
+    """Fraction of latents that none of the others has, among any 2, 3, … m of the SAEs."""
     saes: list[Compared]
     """One per SAE, in the order given."""
     pairs: list[Pair]

@@ -24,7 +24,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Evaluated:
     """What was measured about one SAE."""
 
     name: str
@@ -63,7 +63,7 @@ class Evaluation(Result):
     """Rows seen."""
     language_model: dict[str, Any] | None
     """Model, hook, texts and tokens of the cross-entropies; None without them."""
-    entries: list[Entry]
+    entries: list[Evaluated]
     """One per SAE, in the order given."""
 
     @property

@@ -20,8 +20,8 @@ from ..rows.stream import stream
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, check_width, common_width, named_saes, shape_of
 from ..settings import Progress, suggest_keywords
-from .controls import Measured, with_controls
-from .result import Control, Entry, Evaluation
+from .controls import Reconstructors, with_controls
+from .result import Control, Evaluated, Evaluation
 from .settings import MODEL_ROWS, EvaluationSettings
 
 
@@ -82,9 +82,7 @@ def evaluate(
     """
     named = named_saes(saes, "evaluate")
     width = common_width(named, "evaluate")
-    frozen_sae = None if frozen is None else as_sae(frozen)
-    if frozen_sae is not None:
-        check_width("frozen", frozen_sae, width, "evaluate")
+    frozen_sae = _frozen(frozen, width)
     if rows is None and model is None:
         raise ConfigError(
             "evaluate: rows or a language model with texts must be given; got neither. "
@@ -111,16 +109,7 @@ def evaluate(
     return Evaluation(
         saekit=release(),
         versions=library_versions(spliced is not None),
-        settings={
-            "rows": settings.max_rows,
-            "tokens": settings.tokens if spliced is not None else None,
-            "cross_entropy": "not measured: no language model was given" if spliced is None else spliced.status,
-            "controls": settings.controls,
-            "controls_fitted_on": calibration.about,
-            "batch_rows": settings.batch_rows,
-            "seed": settings.seed,
-            "intervals": interval_facts(settings.draws),
-        },
+        settings=_facts(settings, spliced, calibration.about),
         rows=info,
         n_rows=found.n_rows,
         language_model=found.language_model,
@@ -128,10 +117,33 @@ def evaluate(
     )
 
 
+def _frozen(frozen: Given | None, width: int) -> SAE | None:
+    """Return the SAE with a frozen decoder, checked; None where none is given."""
+    if frozen is None:
+        return None
+    sae = as_sae(frozen)
+    check_width("frozen", sae, width, "evaluate")
+    return sae
+
+
+def _facts(settings: EvaluationSettings, spliced: SplicedModel | None, fitted_on: str) -> dict[str, Any]:
+    """Return what the result says about how it was made."""
+    return {
+        "rows": settings.max_rows,
+        "tokens": settings.tokens if spliced is not None else None,
+        "cross_entropy": "not measured: no language model was given" if spliced is None else spliced.status,
+        "controls": settings.controls,
+        "controls_fitted_on": fitted_on,
+        "batch_rows": settings.batch_rows,
+        "seed": settings.seed,
+        "intervals": interval_facts(settings.draws),
+    }
+
+
 _COMMON = ("redundancy_null", "ce_clean", "ce_zero", "ce_mean")  # the same for an SAE and its controls
 
 
-def _entry(name: str, sae: SAE, at: int, measured: Measured, found: Measurement, digest: Any) -> Entry:
+def _entry(name: str, sae: SAE, at: int, measured: Reconstructors, found: Measurement, digest: Any) -> Evaluated:
     own, sparsity = found.estimates[at], found.sparsities[at]
     assert sparsity is not None
     controls = {}
@@ -141,7 +153,7 @@ def _entry(name: str, sae: SAE, at: int, measured: Measured, found: Measurement,
         about = measured.reconstructors[index].about or shape_of(sae)
         controls[label] = Control(found.metrics(index), as_metrics(differences, ranged=False), about)
     trained_on = sae.provenance.get("data_digest")
-    return Entry(
+    return Evaluated(
         name=name,
         sae=facts_of_sae(sae),
         on_training_rows=None if trained_on is None or digest is None else trained_on == digest,

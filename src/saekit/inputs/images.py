@@ -110,8 +110,11 @@ def are_images(data: Any) -> bool | None:
     if not isinstance(data, str | os.PathLike):
         first = next(iter(data), None) if isinstance(data, Sequence) else None
         return _is_image(first) or isinstance(first, np.ndarray | Tensor)
-    name = os.fspath(data).partition("@")[0].removesuffix(".gz")
-    path = Path(name).expanduser()
+    return _are_named_images(os.fspath(data).partition("@")[0].removesuffix(".gz"))
+
+
+def _are_named_images(name: str) -> bool | None:
+    path = Path(name)
     if name in ("builtin", "builtin:paragraphs") or path.suffix.lower() in TEXT_ENDINGS:
         return False
     return True if path.suffix in (".npy", ".npz") or "idx3" in path.name else None
@@ -197,18 +200,22 @@ def _from_folder(path: Path) -> Images:
             f"`{path}` must hold image files ({listed(ENDINGS, 10)}), in one subfolder per label or without; it holds "
             "none. Check the path."
         )
-    digest = hashlib.sha256()
-    for file in files:
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        digest.update(f"{file.relative_to(path).as_posix()} {content}\n".encode())
     parts = [file.relative_to(path).parts for file in files]
     labelled = all(len(part) > 1 for part in parts)
     return _images(
         tuple("/".join(part) for part in parts),
         {"label": tuple(part[0] for part in parts)} if labelled else {},
-        {"kind": "folder", "name": path.resolve().name, "digest": "sha256:" + digest.hexdigest()},
+        {"kind": "folder", "name": path.resolve().name, "digest": _digest_of_files(files, path)},
         lambda i: _open_image(files[i].read_bytes(), str(files[i])),
     )
+
+
+def _digest_of_files(files: Sequence[Path], root: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
+    return "sha256:" + digest.hexdigest()
 
 
 def _open_image(data: bytes, name: str) -> Image:
@@ -228,17 +235,7 @@ def _from_file(path: Path) -> Images:
     if path.suffix == ".npy":
         return _from_array(_load_numpy(path), {"kind": "array", "name": path.name})
     if path.suffix == ".npz":
-        arrays = _load_numpy(path)
-        found = [name for name, values in arrays.items() if values.ndim >= 3]
-        if len(found) != 1:
-            raise DataError(
-                f"`{path.name}` must hold one array of images [n, height, width(, channels)]; of its arrays "
-                f"{listed(arrays)} there are {len(found)} with three axes or more. Save them in separate files."
-            )
-        pixels = arrays[found[0]]
-        others = {name: values for name, values in arrays.items() if values.shape == (len(pixels),)}
-        columns = {_COLUMN.get(name, name): tuple(values.tolist()) for name, values in others.items()}
-        return _from_array(pixels, {"kind": "array", "name": path.name}, columns)
+        return _from_arrays(_load_numpy(path), path.name)
     if "idx" in path.name:
         return _from_idx(path)
     if path.suffix.lower() in ENDINGS:
@@ -246,6 +243,20 @@ def _from_file(path: Path) -> Images:
     raise DataError(
         f"images come from a folder, a .npy, .npz or IDX file; got `{path.name}`. Read it yourself and pass an array."
     )
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> Images:
+    """Return the one array of images, with the other arrays of its length as columns."""
+    found = [key for key, values in arrays.items() if values.ndim >= 3]
+    if len(found) != 1:
+        raise DataError(
+            f"`{name}` must hold one array of images [n, height, width(, channels)]; of its arrays "
+            f"{listed(arrays)} there are {len(found)} with three axes or more. Save them in separate files."
+        )
+    pixels = arrays[found[0]]
+    others = {key: values for key, values in arrays.items() if values.shape == (len(pixels),)}
+    columns = {_COLUMN.get(key, key): tuple(values.tolist()) for key, values in others.items()}
+    return _from_array(pixels, {"kind": "array", "name": name}, columns)
 
 
 _COLUMN = {"labels": "label", "y": "label", "target": "label", "targets": "label"}
@@ -314,20 +325,25 @@ def _from_disk(path: Path, image: str | None, split: str | None) -> Images:
 def _from_records(records: list[dict[str, Any]], source: dict[str, Any], image: str | None) -> Images:
     if not records:
         raise DataError(f"`{source['name']}` must hold at least one image; it has no rows.")
-    if image is not None and image not in records[0]:
-        raise no_column(image, records[0], source["name"])
-    name = image or next((name for name, value in records[0].items() if _is_image(value)), None)
-    if name is None or not _is_image(records[0][name]):
-        raise DataError(
-            f"`{source['name']}` must have a column of images; its columns are {listed(records[0], 12)}. Name it "
-            "(image=…)."
-        )
+    name = _image_column(records[0], image, source["name"])
     columns = {
         key: tuple(record[key] for record in records)
         for key, value in records[0].items()
         if key != name and isinstance(value, str | int | float | bool | type(None))
     }
     return _from_values([record[name] for record in records], source, columns)
+
+
+def _image_column(record: Mapping[str, Any], image: str | None, where: str) -> str:
+    """Return the column of images: the one that is named, else the first that holds some."""
+    if image is not None and image not in record:
+        raise no_column(image, record, where)
+    name = image or next((name for name, value in record.items() if _is_image(value)), None)
+    if name is None or not _is_image(record[name]):
+        raise DataError(
+            f"`{where}` must have a column of images; its columns are {listed(record, 12)}. Name it (image=…)."
+        )
+    return name
 
 
 def _is_image(value: Any) -> bool:
@@ -353,6 +369,12 @@ def _from_values(
         ) from None
     if not values:
         raise DataError("there must be at least one image; the list is empty.")
+    return _from_opened(values, source, columns)
+
+
+def _from_opened(
+    values: Sequence[Any], source: Mapping[str, Any], columns: dict[str, tuple[Any, ...]] | None
+) -> Images:
     opened = [
         value if _is_image(value) else _as_image(np.asarray(value), f"image {i}") for i, value in enumerate(values)
     ]

@@ -7,7 +7,6 @@ bits. Sums are kept per group of documents (see `saekit.measure.bootstrap`), fro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +58,13 @@ class Sums:
         for name, total in other._totals.items():
             mine = self._totals.get(name)
             self._totals[name] = total.clone() if mine is None else mine + total.to(mine.device)
+
+    def resamples(self, bootstrap: DocumentBootstrap | None, empty: str) -> DocumentBootstrap:
+        """Return the resamples given, by default of the groups seen; raises `DataError` `empty` where nothing was."""
+        n = self["n"]
+        if not n.sum():
+            raise DataError(empty)
+        return DocumentBootstrap.over(n) if bootstrap is None else bootstrap
 
     def __getitem__(self, name: str) -> np.ndarray:
         """``float64 [n_groups]``; zeros where nothing was added."""
@@ -241,9 +247,7 @@ class Reconstruction:
             No row was added.
         """
         sums, n = self._sums, self._sums["n"]
-        if not n.sum():
-            raise DataError("a metric needs at least one row; none was added.")
-        bootstrap = DocumentBootstrap.over(n) if bootstrap is None else bootstrap
+        bootstrap = sums.resamples(bootstrap, "a metric needs at least one row; none was added.")
         draws = None
         totals = self.moments.totals(bootstrap)
         if bootstrap.weights is not None and totals is not None:
@@ -374,9 +378,7 @@ class Sparsity:
             No row was added.
         """
         sums, n = self._sums, self._sums["n"]
-        if not n.sum():
-            raise DataError("a metric needs at least one row; none was added.")
-        bootstrap = DocumentBootstrap.over(n) if bootstrap is None else bootstrap
+        bootstrap = sums.resamples(bootstrap, "a metric needs at least one row; none was added.")
         return {
             "l0": bootstrap.ratio(sums["fires"], n),
             "dead_fraction": self._dead(bootstrap),
@@ -444,30 +446,23 @@ class Fidelity:
             No token was added.
         """
         sums, n = self._sums, self._sums["n"]
-        if not n.sum():
-            raise DataError("cross-entropy needs at least one predicted token; there was none. Give longer texts.")
-        bootstrap = DocumentBootstrap.over(n) if bootstrap is None else bootstrap
+        empty = "cross-entropy needs at least one predicted token; there was none. Give longer texts."
+        bootstrap = sums.resamples(bootstrap, empty)
         estimates = {f"ce_{name}": bootstrap.ratio(sums[name], n) for name in ("clean", "sae", "zero", "mean")}
-        for name in ("zero", "mean"):
-            cost = sums[name] - sums["clean"]
-            why = f"{name}-ablation costs the model nothing here"
-            if cost.sum() <= 0:
-                estimates[f"ce_recovered_{name}"] = Estimate(math.nan, None, f"undefined: {why}")
-                continue
-            recovered = bootstrap.ratio(sums[name] - sums["sae"], cost, undefined=why)
-            if bootstrap.weights is not None and (bootstrap.weights @ cost <= 0).any():
-                recovered = Estimate(recovered.value, None, f"no interval: {why} in some resamples")
-            estimates[f"ce_recovered_{name}"] = recovered
-        estimates["kl"] = bootstrap.ratio(sums["kl"], n)
-        return estimates
+        estimates |= {f"ce_recovered_{name}": self._recovered(name, bootstrap) for name in ("zero", "mean")}
+        return estimates | {"kl": bootstrap.ratio(sums["kl"], n)}
 
-
-def merged(accumulators: Iterable[Sums | Moments | Reconstruction | Sparsity | Fidelity]):  # type: ignore[no-untyped-def]
-    """Return the first of several accumulators of one kind after merging all others into it."""
-    first, *rest = accumulators
-    for other in rest:
-        first.merge(other)  # type: ignore[arg-type]
-    return first
+    def _recovered(self, name: str, bootstrap: DocumentBootstrap) -> Estimate:
+        """Return which fraction of what an ablation costs the SAE gives back."""
+        sums = self._sums
+        cost = sums[name] - sums["clean"]
+        why = f"{name}-ablation costs the model nothing here"
+        if cost.sum() <= 0:
+            return Estimate(math.nan, None, f"undefined: {why}")
+        recovered = bootstrap.ratio(sums[name] - sums["sae"], cost, undefined=why)
+        if bootstrap.weights is not None and (bootstrap.weights @ cost <= 0).any():
+            return Estimate(recovered.value, None, f"no interval: {why} in some resamples")
+        return recovered
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> float:

@@ -6,6 +6,7 @@ are gathered together; `rank` sorts an SAE by one of them, which changes none of
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from ..rows.opening import Rows, as_source, facts_of
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
-from ..settings import Progress
+from ..settings import Progress, check_whole, silent
 from .accumulators import check_rows, double
 from .normal_equations import NormalEquations, column_factors, row_factors
 
@@ -193,7 +194,7 @@ def importance(
 
 
 def descending(scores: Tensor) -> Tensor:
-    """Places from the largest to the smallest score; ties stay in order."""
+    """Return the latents from the largest to the smallest score; ties stay in order."""
     return scores.argsort(descending=True, stable=True)
 
 
@@ -208,7 +209,7 @@ def normal_equations(
     progress: Progress | None,
     stage: str = "importance",
 ) -> list[NormalEquations]:
-    """Products of codes with each other and with the rows, for each SAE, in one pass."""
+    """Return the products of codes with each other and with the rows, for each SAE, from one pass."""
     equations = [NormalEquations(sae.n_latents, sae.d_out) for sae in saes]
     with torch.no_grad():
         for x in batches(source, rows, batch_rows, stage, progress):
@@ -222,17 +223,16 @@ def normal_equations(
 def batches(
     source: Source, limit: int | None, batch_rows: int, stage: str, progress: Progress | None
 ) -> Iterator[Tensor]:
-    """Rows in stored order, at most `limit`."""
-    for name, value in (("max_rows", limit), ("batch_rows", batch_rows)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{stage}: `{name}` must be at least 1; got {value}.")
-    done = 0
+    """Yield rows in stored order, at most `limit`."""
+    check_whole(stage, max_rows=limit, batch_rows=batch_rows)
+    most = sys.maxsize if limit is None else limit
     total = source.n_rows if limit is None else min(limit, source.n_rows or limit)
+    tell = progress or silent
+    done = 0
     for batch in source.batches(batch_rows):
-        x = batch.x if limit is None else batch.x[: limit - done]
+        x = batch.x[: most - done]
         yield x
         done += len(x)
-        if progress is not None:
-            progress(stage, done, total)
-        if limit is not None and done >= limit:
+        tell(stage, done, total)
+        if done >= most:
             return

@@ -157,7 +157,7 @@ class Metrics(Mapping[str, Measured]):
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "metrics") -> Metrics:
-        """Return the inverse of `to_json`.
+        """Return what `to_json` made it from.
 
         Raises
         ------

@@ -136,14 +136,14 @@ def _strata(y: np.ndarray, folds: np.ndarray, unit_of: np.ndarray) -> list[np.nd
     strata: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for unit, sign in enumerate(signs):
         strata.setdefault(tuple(sorted(sign)), []).append(unit)
-    lonely = [unit for members in strata.values() if len(members) == 1 for unit in members]
-    together = [members for members in strata.values() if len(members) > 1] + ([lonely] if lonely else [])
-    return [np.array(members) for members in together]
+    lonely = [members[0] for members in strata.values() if len(members) == 1]
+    together = [members for members in strata.values() if len(members) > 1]
+    return [np.array(members) for members in (*together, lonely) if members]
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Metrics of one arm with their resamples.
+    """Metrics of one classifier with their resamples.
 
     ``macro_f1``: mean over classes of ``2 tp / (true + predicted)``; ``auc``: area under the ROC curve with ties as
     halves, for more than two classes the mean of one against the rest, in several folds the mean over folds;
@@ -196,10 +196,7 @@ def score(predictions: Predictions, bootstrap: PairedBootstrap, names: Sequence[
         Another number of rows, or probabilities that are not finite.
     """
     y, probabilities = bootstrap.y, np.asarray(predictions.probabilities, dtype=np.float64)
-    if len(probabilities) != len(y) or len(predictions.labels) != len(y):
-        raise DataError(f"predictions must be of the {len(y)} test rows; got {len(probabilities)}.")
-    if not np.isfinite(probabilities).all():
-        raise DataError("predicted probabilities must be finite; some are NaN or infinite. Did the fit converge?")
+    _check_predictions(predictions, len(y))
     n_classes = probabilities.shape[1]
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     counted = _Counted(y, np.asarray(predictions.labels), probabilities, n_classes)
@@ -215,6 +212,14 @@ def score(predictions: Predictions, bootstrap: PairedBootstrap, names: Sequence[
         elif "auc" in found:
             found["auc"].append(np.full(len(weights), math.nan))
     return Scores({name: _estimate(np.concatenate(values), name) for name, values in found.items()})
+
+
+def _check_predictions(predictions: Predictions, n_rows: int) -> None:
+    """Refuse predictions of another number of rows, or probabilities that are not finite."""
+    if len(predictions.probabilities) != n_rows or len(predictions.labels) != n_rows:
+        raise DataError(f"predictions must be of the {n_rows} test rows; got {len(predictions.probabilities)}.")
+    if not np.isfinite(predictions.probabilities).all():
+        raise DataError("predicted probabilities must be finite; some are NaN or infinite. Did the fit converge?")
 
 
 def _estimate(values: np.ndarray, name: str) -> Estimate:
@@ -336,7 +341,7 @@ def _mean_area(areas: list[list[_Area]], weights: np.ndarray) -> np.ndarray:
 
 
 def verdict(difference: Measured, margin: float = MARGIN) -> str:
-    """Return what an interval of a difference says and a margin around 0 (a region of practical equivalence).
+    """Return the verdict of an interval of a difference for a margin around 0 (a region of practical equivalence).
 
     ``better``: the whole interval lies above `margin`; ``worse``: below ``-margin``; ``equivalent``: within
     ``[-margin, margin]``; ``undecided``: anything else, and where there is no interval.

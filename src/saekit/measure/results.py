@@ -104,7 +104,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "measured") -> Measured:
-        """Return the inverse of `to_json`.
+        """Return what `to_json` made it from.
 
         Raises
         ------
@@ -295,7 +295,7 @@ def _build(cls: type[R], plain: Any, where: str) -> R:
 
 
 def _decode(hint: Any, item: Any, where: str) -> Any:
-    """`item` as the type `hint` says, or `FormatError`."""
+    """Return `item` as the type `hint` says; raises `FormatError`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return item
@@ -307,14 +307,24 @@ def _decode(hint: Any, item: Any, where: str) -> Any:
         return hint.from_json(item, where)
     if dataclasses.is_dataclass(hint):
         return _build(hint, item, where)  # type: ignore[arg-type]
+    if origin in (dict, list, tuple):
+        return _decode_all(origin, arguments, item, where)
+    return _decode_plain(hint, item, where)
+
+
+def _decode_all(origin: type, arguments: tuple[Any, ...], item: Any, where: str) -> Any:
+    """Return every member of a dict, list or tuple decoded."""
     if origin is dict:
         if not isinstance(item, dict):
             raise FormatError(f"`{where}` must be a JSON object; it is {item!r}.")
         return {key: _decode(arguments[1], each, f"{where}.{key}") for key, each in item.items()}
-    if origin in (list, tuple):
-        if not isinstance(item, list):
-            raise FormatError(f"`{where}` must be a JSON list; it is {item!r}.")
-        return origin(_decode(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(item))
+    if not isinstance(item, list):
+        raise FormatError(f"`{where}` must be a JSON list; it is {item!r}.")
+    return origin(_decode(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(item))
+
+
+def _decode_plain(hint: Any, item: Any, where: str) -> Any:
+    """Return a number, text or truth value; whole numbers become floats where those are wanted."""
     if hint is float and isinstance(item, int) and not isinstance(item, bool):
         return float(item)
     if isinstance(hint, type) and (not isinstance(item, hint) or (hint is not bool and isinstance(item, bool))):

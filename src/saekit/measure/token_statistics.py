@@ -125,7 +125,7 @@ class TokenScores:
         Parameters
         ----------
         codes
-            Of ``n`` rows.
+            Codes of ``n`` rows.
         token
             ``[n]`` whole numbers from 0: the token of each row. Pass the previous or the next one to learn what comes
             before or after.
@@ -139,20 +139,10 @@ class TokenScores:
         DataError
             A token below 0 or from `n_vocab` on, or an activation that is not finite.
         """
-        if codes.n_latents != self.n_latents:
-            raise ShapeError(f"codes must have {self.n_latents} latents; they have {codes.n_latents}.")
-        for name, each in (("token", token), ("document", document)):
-            if each is not None and tuple(each.shape) != (codes.n_rows,):
-                raise ShapeError(
-                    f"`{name}` must hold one number per row, ({codes.n_rows},); it has shape {tuple(each.shape)}."
-                )
+        self._check_shapes(codes, token, document)
         if not codes.n_rows:
             return
-        tokens = token.cpu().numpy().astype(np.int64)
-        most = self.n_vocab or 2 ** (TOKEN_BITS - 1)
-        if tokens.min() < 0 or tokens.max() >= most:
-            wrong = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
-            raise DataError(f"tokens must lie within 0..{most - 1}; got {wrong}. Are the rows of another tokenizer?")
+        tokens = self._checked(token)
         a = double(codes.values).cpu().numpy()
         if not np.isfinite(a).all():
             raise DataError("codes must be finite; they hold NaN or infinity. Check the weights of the SAE.")
@@ -167,6 +157,24 @@ class TokenScores:
         known = documents >= 0
         keys = (latent << DOCUMENT_BITS) | (documents % 2**DOCUMENT_BITS)
         self._documents.add(keys[known], a[known, None])
+
+    def _check_shapes(self, codes: Codes, token: Tensor, document: Tensor | None) -> None:
+        if codes.n_latents != self.n_latents:
+            raise ShapeError(f"codes must have {self.n_latents} latents; they have {codes.n_latents}.")
+        for name, each in (("token", token), ("document", document)):
+            if each is not None and tuple(each.shape) != (codes.n_rows,):
+                raise ShapeError(
+                    f"`{name}` must hold one number per row, ({codes.n_rows},); it has shape {tuple(each.shape)}."
+                )
+
+    def _checked(self, token: Tensor) -> np.ndarray:
+        """Return tokens as ``int64 [n]``; raises `DataError` where one is out of range."""
+        tokens = token.cpu().numpy().astype(np.int64)
+        most = self.n_vocab or 2 ** (TOKEN_BITS - 1)
+        if tokens.min() < 0 or tokens.max() >= most:
+            wrong = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
+            raise DataError(f"tokens must lie within 0..{most - 1}; got {wrong}. Are the rows of another tokenizer?")
+        return tokens
 
     def merge(self, other: TokenScores) -> None:
         """Add what `other` saw.

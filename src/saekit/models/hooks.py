@@ -185,17 +185,22 @@ def _by_path(model: nn.Module, hook: str) -> Hook:
         return _in_block(model, int(short[1]), short[2] or "")
     if not hook or hook not in modules:
         raise _unknown(model, hook, [path for path in modules if path])
+    return _named(model, hook)
+
+
+def _named(model: nn.Module, path: str) -> Hook:
+    """Return the hook of a path, under its short name where it lies in a block."""
     try:
         root, listing = blocks(model)
     except ModelError:
-        return Hook(hook, hook, None)
-    inside = re.fullmatch(re.escape(root) + r"\.(\d+)(\..+)?", hook)
+        return Hook(path, path, None)
+    inside = re.fullmatch(re.escape(root) + r"\.(\d+)(\..+)?", path)
     if inside is None:
-        return Hook(hook, hook, None)
+        return Hook(path, path, None)
     layer = int(inside[1])
     rest = (inside[2] or "").removeprefix(".")
     site = next((site for site in _SITES if rest and rest == _site_path(listing[layer], site)), rest)
-    return Hook(_short_name(layer, site), hook, layer)
+    return Hook(_short_name(layer, site), path, layer)
 
 
 def _short_name(layer: int, rest: str) -> str:

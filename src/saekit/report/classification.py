@@ -24,6 +24,7 @@ _BEST = ("best_dense", "best_sae", "best_control")
 def classification(result: Result) -> list[Section]:
     """Show the arms compared with the best dense one, figures, low-data curves, classes, settings."""
     data, settings = result["data"], result["settings"]
+    decides = "AUC" if settings.get("metric") == "auc" else "macro-F1"
     intervals, floor = settings["intervals"], result["floor"]["value"]
     best = {result[name] for name in _BEST}
     arms = result["arms"]
@@ -32,8 +33,8 @@ def classification(result: Result) -> list[Section]:
         f"Classification: {result['name']}",
         f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(result['classes'])} classes; "
         f"{intervals['level']:.0%} intervals from {intervals['draws']:,} resamples of test {intervals['unit']}, paired "
-        f"between arms; differences below {settings['margin']:g} count as none.{resolves} Settings, selections and "
-        "thresholds were chosen within the training rows; bold arms are the best of their family there. "
+        f"between arms; differences below {settings['margin']:g} {decides} count as none.{resolves} Settings, "
+        "selections and thresholds were chosen within the training rows; bold arms are the best of their family there. "
         "Grey arms are baselines and controls.",
         [Table(_COLUMNS, [_row(arm, best) for arm in arms], "", frozenset(_muted(arms)))],
         [Figure(chart, caption) for chart, caption in figures(result).values()],

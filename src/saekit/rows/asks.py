@@ -64,7 +64,7 @@ def check_pool(pool: str, *, dense: bool = False) -> None:
     Raises
     ------
     ConfigError
-        With the poolings that there are.
+        With the available poolings.
     """
     known = DENSE_POOLS if dense else (*POOLS[:-1], "top5")
     if isinstance(pool, str) and (pool in DENSE_POOLS or (not dense and (pool == "count" or _TOP.fullmatch(pool)))):

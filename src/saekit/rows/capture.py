@@ -152,7 +152,7 @@ def capture(
     Raises
     ------
     ModelError, OfflineError
-        The model or the hook cannot be had.
+        The model or the hook is not available.
     DataError, FormatError
         The data cannot be read or give no token; a row is NaN or infinite.
     ConfigError

@@ -69,7 +69,7 @@ def find_rows(
     sae
         The SAE; its provenance says what it was trained on.
     rows
-        A source of rows. Without it, and without `model`: the file of rows beside the training run that has the digest
+        A source of rows. Without it, and without `model`: the file of rows next to the training run that has the digest
         of the training's rows; or else the model and the texts of the training.
     model, data
         A language model and texts: they make the rows where `rows` is not given, and serve the cross-entropies.
@@ -116,7 +116,7 @@ def find_rows(
 
 
 def training_rows(path: str, digest: Any) -> Source | None:
-    """Return the rows that a run was trained on, if their file lies here or beside the run and is still the same."""
+    """Return the rows that a run was trained on, if their file is here or next to the run and is still the same."""
     from .shards import open_rows
 
     if path.startswith("hf:") or digest is None:

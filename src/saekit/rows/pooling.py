@@ -86,7 +86,7 @@ def pool_texts(
     ConfigError, ShapeError
         A setting cannot work, or an SAE is for rows of another width.
     ModelError, OfflineError
-        The model or a hook cannot be had.
+        The model or a hook is not available.
 
     Warns
     -----

@@ -197,7 +197,7 @@ def through_cache(
     asks
         What is wanted.
     about
-        What decides the rows beside the asks: model, tokenizer, settings (plain JSON).
+        What decides the rows besides the asks: model, tokenizer, settings (plain JSON).
     cache
         The folder; None: nothing is read or kept.
     compute

@@ -41,28 +41,28 @@ class Differentiated(NamedTuple):
 
 
 @inlined
-def _decode(codes: Codes, first: Int, last: Int, W: np.ndarray, out: np.ndarray) -> None:
+def _decode(values: np.ndarray, latents: np.ndarray, first: Int, last: Int, W: np.ndarray, out: np.ndarray) -> None:
     """``out += sum of values[c] * W[latents[c]]`` for c from `first` to `last`.
 
     Four at a time: `out` is read and written once for four rows of `W`, whose waits for memory overlap.
     """
     c = first
     while c + 4 <= last:
-        v0 = codes.values[c]
-        v1 = codes.values[c + 1]
-        v2 = codes.values[c + 2]
-        v3 = codes.values[c + 3]
+        v0 = values[c]
+        v1 = values[c + 1]
+        v2 = values[c + 2]
+        v3 = values[c + 3]
         # Without a sign, an index needs no check for counting from the end.
-        j0 = np.uint64(codes.latents[c])
-        j1 = np.uint64(codes.latents[c + 1])
-        j2 = np.uint64(codes.latents[c + 2])
-        j3 = np.uint64(codes.latents[c + 3])
+        j0 = np.uint64(latents[c])
+        j1 = np.uint64(latents[c + 1])
+        j2 = np.uint64(latents[c + 2])
+        j3 = np.uint64(latents[c + 3])
         for i in range(len(out)):
             out[i] += (v0 * W[j0, i] + v1 * W[j1, i]) + (v2 * W[j2, i] + v3 * W[j3, i])
         c += 4
     while c < last:
-        v0 = codes.values[c]
-        j0 = np.uint64(codes.latents[c])
+        v0 = values[c]
+        j0 = np.uint64(latents[c])
         for i in range(len(out)):
             out[i] += v0 * W[j0, i]
         c += 1
@@ -108,21 +108,24 @@ def reconstruct(
     ``start .. stop`` counts chunks of `chunk` rows. Slopes are taken at once, while the row's latents are in a cache.
     """
     n, d = x.shape
+    offsets, latents, values = codes.offsets, codes.latents, codes.values  # once: see `selection_numba`
+    W, offset, scale = decoder.W, decoder.offset, decoder.scale
+    gradient, slopes, squares, columns = out.gradient, out.slopes, out.squares, out.columns
     for at in range(start * chunk, min(n, stop * chunk)):
         r = np.uint64(at)
         part = np.uint64(at // chunk)
         if at % chunk == 0:
             for i in range(d):
-                out.columns[part, i] = np.float32(0.0)
-        row = out.gradient[r]
+                columns[part, i] = np.float32(0.0)
+        row = gradient[r]
         for i in range(d):
-            row[i] = decoder.offset[i] - x[r, i]
-        _decode(codes, codes.offsets[r], codes.offsets[r + np.uint64(1)], decoder.W, row)
+            row[i] = offset[i] - x[r, i]
+        first, last = offsets[r], offsets[r + np.uint64(1)]
+        _decode(values, latents, first, last, W, row)
         total = np.float32(0.0)
         for i in range(d):
             total += row[i] * row[i]
-            row[i] *= decoder.scale
-            out.columns[part, i] += row[i]
-        out.squares[r] = total
-        first, last = codes.offsets[r], codes.offsets[r + np.uint64(1)]
-        _products(row, codes.latents, first, last, decoder.W, out.slopes)
+            row[i] *= scale
+            columns[part, i] += row[i]
+        squares[r] = total
+        _products(row, latents, first, last, W, slopes)

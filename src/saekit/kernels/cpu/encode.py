@@ -211,19 +211,15 @@ def encode_prefixes(
 
 
 def _latents(W_enc: Tensor, bias: Tensor, W: RoundedLatents, bias_reach: np.ndarray) -> Latents:
-    facts = W.facts
-    largest = np.array([part.max() for part in (facts.norm, facts.residual, bias_reach)])
-    return Latents(W_enc.numpy(), bias.numpy(), facts.norm, facts.residual, bias_reach, largest)
+    norm, residual = W.facts.norm, W.facts.residual
+    largest = np.array([norm.max(), residual.max(), bias_reach.max()])
+    return Latents(W_enc.numpy(), bias.numpy(), norm, residual, bias_reach, largest)
 
 
 def _prefix(latents: Latents, size: int) -> Latents:
-    """The first `size` latents."""
-    if size == len(latents.bias):
-        return latents
-    W, bias, norm, residual, bias_reach, _ = latents
-    norm, residual, bias_reach = norm[:size], residual[:size], bias_reach[:size]
-    largest = np.array([part.max() for part in (norm, residual, bias_reach)])
-    return Latents(W[:size], bias[:size], norm, residual, bias_reach, largest)
+    """Return the first `size` latents."""
+    W, bias, norm, residual, bias_reach, _ = (part[:size] for part in latents)
+    return Latents(W, bias, norm, residual, bias_reach, np.array([norm.max(), residual.max(), bias_reach.max()]))
 
 
 # ---------------------------------------------------------------- all above a threshold

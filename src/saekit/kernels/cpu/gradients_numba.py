@@ -79,7 +79,7 @@ class OfEncoder(NamedTuple):
 
 @compiled
 def count_by_latent(latents: np.ndarray, wanted: np.ndarray, offsets: np.ndarray) -> None:
-    """How many wanted pairs each latent has, as segment starts ``offsets [n_latents + 1]`` (zero before the call)."""
+    """Count the wanted pairs of each latent, as segment starts ``offsets [n_latents + 1]`` (zero before the call)."""
     for c in range(len(latents)):
         offsets[latents[c] + 1] += np.int64(wanted[c])
     for j in range(len(offsets) - 1):
@@ -100,38 +100,44 @@ def sort_by_latent(terms: PairTerms, positions: np.ndarray, out: SortedTerms) ->
 
 
 @inlined
-def _sum_rows(j: Int, sums: Sums, panel: Panel, out: np.ndarray) -> Float:
-    """Add latent j's sum to `out` in the columns of the panel; return the sum of its weights.
+def _sum_rows(
+    at: Int,
+    last: Int,
+    sources: np.ndarray,
+    weights: np.ndarray,
+    rows: np.ndarray,
+    left: Int,
+    right: Int,
+    out: np.ndarray,
+) -> Float:
+    """``out += sum of weights[c] * rows[sources[c]]`` in columns ``left .. right``; returns the sum of the weights.
 
     Four rows at a time, as in `decode_numba._decode`.
     """
-    at = sums.offsets[j]
-    last = sums.offsets[j + np.uint64(1)]
-    a = np.uint64(panel.left)
-    z = np.uint64(panel.right)
-    rows = sums.rows
+    a = np.uint64(left)
+    z = np.uint64(right)
     total = np.float32(0.0)
     while at + 4 <= last:
         # Rows are read in any order, which the processor cannot foresee: the next four are asked for, a cache line of
         # 16 numbers at a time; maybe they are of the next latent.
-        for c in range(at + 4, min(at + 8, len(sums.sources))):
-            for i in range(panel.left, panel.right, 16):
-                prefetch(rows, sums.sources[c], i)
-        r0 = np.uint64(sums.sources[at])
-        r1 = np.uint64(sums.sources[at + 1])
-        r2 = np.uint64(sums.sources[at + 2])
-        r3 = np.uint64(sums.sources[at + 3])
-        v0 = sums.weights[at]
-        v1 = sums.weights[at + 1]
-        v2 = sums.weights[at + 2]
-        v3 = sums.weights[at + 3]
+        for c in range(at + 4, min(at + 8, len(sources))):
+            for i in range(left, right, 16):
+                prefetch(rows, sources[c], i)
+        r0 = np.uint64(sources[at])
+        r1 = np.uint64(sources[at + 1])
+        r2 = np.uint64(sources[at + 2])
+        r3 = np.uint64(sources[at + 3])
+        v0 = weights[at]
+        v1 = weights[at + 1]
+        v2 = weights[at + 2]
+        v3 = weights[at + 3]
         total += (v0 + v1) + (v2 + v3)
         for i in range(a, z):
             out[i] += (v0 * rows[r0, i] + v1 * rows[r1, i]) + (v2 * rows[r2, i] + v3 * rows[r3, i])
         at += 4
     while at < last:
-        r0 = np.uint64(sums.sources[at])
-        v0 = sums.weights[at]
+        r0 = np.uint64(sources[at])
+        v0 = weights[at]
         total += v0
         for i in range(a, z):
             out[i] += v0 * rows[r0, i]
@@ -150,19 +156,25 @@ def gradient_of_decoder(
     Decoder and encoder are done one after the other because the rows that latents have in common then stay in a cache;
     columns a panel at a time where they would not even so.
     """
-    a = np.uint64(panel.left)
-    z = np.uint64(panel.right)
+    # Taken out of their tuples once: see `selection_numba`.
+    left, right = panel.left, panel.right
+    offsets, sources, weights, summed = sums.offsets, sums.sources, sums.weights, sums.rows
+    slot, extra = more.slot, more.rows
+    gradient, squares = out.rows, out.squares
+    along = out.along
+    a = np.uint64(left)
+    z = np.uint64(right)
     for j in range(np.uint64(start), np.uint64(stop)):
-        for i in range(panel.left, panel.right, 16):
+        for i in range(left, right, 16):
             prefetch(W_dec, j, i)
-        row = out.rows[j]
+        row = gradient[j]
         for i in range(a, z):
             row[i] = np.float32(0.0)
-        _sum_rows(j, sums, panel, row)
-        if more.slot[j] >= 0:
-            s = np.uint64(more.slot[j])
+        _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, weights, summed, left, right, row)
+        if slot[j] >= 0:
+            s = np.uint64(slot[j])
             for i in range(a, z):
-                row[i] += more.rows[s, i]
+                row[i] += extra[s, i]
         factor = stretch[j]
         parallel = np.float32(0.0)
         square = np.float32(0.0)
@@ -171,8 +183,8 @@ def gradient_of_decoder(
             parallel += value * W_dec[j, i]
             square += value * value
             row[i] = value
-        out.along[j] += parallel
-        out.squares[j] += square
+        along[j] += parallel
+        squares[j] += square
 
 
 @compiled
@@ -180,35 +192,42 @@ def gradient_of_encoder(
     start: Int, stop: Int, chunk: Int, panel: Panel, sums: Sums, more: More, encoder: tuple[np.ndarray, np.ndarray],
     out: OfEncoder,
 ) -> None:  # fmt: skip
-    """The same of encoder rows, ``start .. stop`` counting chunks of `chunk` latents; `encoder` is W_enc and offset.
+    """Gradient of encoder rows, as in `gradient_of_decoder`; `encoder` is W_enc and offset.
+
+    ``start .. stop`` counts chunks of `chunk` latents.
 
     ``bias[j] = sum of slope + more.bias[slot[j]]`` and ``rows[j] = sum of slope * x[row] - bias[j] * offset +
     more.rows[slot[j]]``.
     """
     W_enc, offset = encoder
     n = W_enc.shape[0]
-    a = np.uint64(panel.left)
-    z = np.uint64(panel.right)
+    left, right = panel.left, panel.right
+    offsets, sources, weights, summed = sums.offsets, sums.sources, sums.weights, sums.rows
+    slot, extra = more.slot, more.rows
+    gradient, squares = out.rows, out.squares
+    extra_bias, of_bias, of_offset = more.bias, out.bias, out.offset
+    a = np.uint64(left)
+    z = np.uint64(right)
     for part in range(start, stop):
         for i in range(a, z):
-            out.offset[part, i] = np.float32(0.0)
+            of_offset[part, i] = np.float32(0.0)
         for j in range(np.uint64(part * chunk), np.uint64(min(n, (part + 1) * chunk))):
-            for i in range(panel.left, panel.right, 16):
+            for i in range(left, right, 16):
                 prefetch(W_enc, j, i)
-            row = out.rows[j]
+            row = gradient[j]
             for i in range(a, z):
                 row[i] = np.float32(0.0)
-            bias = _sum_rows(j, sums, panel, row)
-            if more.slot[j] >= 0:
-                s = np.uint64(more.slot[j])
-                bias += more.bias[s]
+            bias = _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, weights, summed, left, right, row)
+            if slot[j] >= 0:
+                s = np.uint64(slot[j])
+                bias += extra_bias[s]
                 for i in range(a, z):
-                    row[i] += more.rows[s, i]
-            out.bias[j] = bias
+                    row[i] += extra[s, i]
+            of_bias[j] = bias
             square = np.float32(0.0)
             for i in range(a, z):
                 value = row[i] - bias * offset[i]
-                out.offset[part, i] += bias * W_enc[j, i]
+                of_offset[part, i] += bias * W_enc[j, i]
                 square += value * value
                 row[i] = value
-            out.squares[j] += square
+            squares[j] += square

@@ -35,43 +35,43 @@ array = np
 
 
 def number(value: Tensor) -> Scalar:
-    """A running value to compute with."""
+    """Return a running value to compute with."""
     return np.float32(float(value))
 
 
 def numbers(t: Tensor) -> np.ndarray:
-    """A tensor to compute with, in the same memory."""
+    """Return a tensor to compute with, in the same memory."""
     return t.numpy()
 
 
 def tensor(values: np.ndarray) -> Tensor:
-    """The inverse of `numbers`."""
+    """Return the inverse of `numbers`."""
     return torch.from_numpy(values)
 
 
 def counts_of(latents: np.ndarray, n_latents: int) -> np.ndarray:
-    """How often each latent is there, ``[n_latents]`` int64."""
+    """Return how often each latent occurs, ``[n_latents]`` int64."""
     return np.bincount(latents, minlength=n_latents)
 
 
 def sums_of(latents: np.ndarray, weights: np.ndarray, n_latents: int) -> np.ndarray:
-    """Sum of the weights of each latent's pairs, ``[n_latents]`` float64."""
+    """Return the sum of the weights of each latent's pairs, ``[n_latents]`` float64."""
     return np.bincount(latents, weights, n_latents).astype(np.float64, copy=False)
 
 
 def smallest_of_largest(values: np.ndarray, count: int) -> Scalar:
-    """The smallest of the `count` largest values."""
+    """Return the smallest of the `count` largest values."""
     more = len(values) - count
     return np.partition(values, more)[more]
 
 
 def room_for(x: Tensor, count: int) -> Tensor:
-    """Memory of undefined content for `count` sets of rows like `x`, one after the other."""
+    """Return memory of undefined content for `count` sets of rows like `x`, one after the other."""
     return buffer("sets of rows", (count * len(x), x.shape[1]))
 
 
 def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
-    """``x * scale - center`` in memory that the next call on this thread uses again."""
+    """Return ``x * scale - center`` in memory that the next call on this thread uses again."""
     x = x.detach().contiguous()
     out = buffer("centered rows", tuple(x.shape))
     factor = np.float32(1.0 if scale is None else float(scale))
@@ -80,7 +80,7 @@ def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
 
 
 def variance(x: Tensor) -> Scalar:
-    """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
+    """Return ``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
     n, d = x.shape
     parts = -(-n // CHUNK)
     columns, squares = buffer("columns", (parts, d)).numpy(), np.empty(parts, np.float32)
@@ -91,14 +91,14 @@ def variance(x: Tensor) -> Scalar:
 
 
 def row_norms(W: Tensor) -> np.ndarray:
-    """Length of each row of ``W [n, d]``."""
+    """Return the length of each row of ``W [n, d]``."""
     norms = np.empty(len(W), np.float32)
     spread(rows_numba.row_norms, len(W), W.shape[1], W.numpy(), norms)
     return norms
 
 
 def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor, x: Tensor) -> Encoder:
-    """The encoder for rows like `x`, from which `offset` is yet to be subtracted."""
+    """Return the encoder for rows like `x`, from which `offset` is yet to be subtracted."""
     buffer("of enc", tuple(W_enc.shape))  # the copy lies in it, and `gradients` wants it this large
     rounded = round_fastest(W_enc, "W", x, offset)
     return Encoder(W_enc, b_enc - torch.from_numpy(rounded.facts.dot), rounded)
@@ -113,7 +113,7 @@ def join(parts: Sequence[Pairs[np.ndarray]]) -> Pairs[np.ndarray]:
 
 
 def even_pairs(values: np.ndarray, latents: np.ndarray) -> Pairs[np.ndarray]:
-    """As many pairs in every row, ``[n, k]`` each."""
+    """Return as many pairs in every row, from ``[n, k]`` each."""
     n, k = values.shape
     return Pairs(
         np.arange(0, n * k + 1, k), np.ascontiguousarray(latents).ravel(), np.ascontiguousarray(values).ravel()
@@ -214,7 +214,7 @@ def gradients(
 
 
 def _by_latent(terms: Terms[np.ndarray], n_latents: int) -> tuple[np.ndarray, SortedTerms]:
-    """The wanted pairs sorted by latent, and where each latent's begin."""
+    """Return the wanted pairs sorted by latent, and where each latent's begin."""
     pairs = terms.pairs
     offsets = np.zeros(n_latents + 1, np.int64)
     gradients_numba.count_by_latent(pairs.latents, terms.wanted, offsets)
@@ -228,7 +228,7 @@ def _by_latent(terms: Terms[np.ndarray], n_latents: int) -> tuple[np.ndarray, So
 
 
 def _slots(revived: Revived | None, n_latents: int, d: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Where each latent's further gradient is, -1 for none, and that of decoder, encoder and biases."""
+    """Return where each latent's further gradient is, -1 for none, and that of decoder, encoder and biases."""
     slot = np.full(n_latents, -1, np.int32)
     if revived is None:
         none = np.empty((0, d), np.float32)
@@ -239,7 +239,7 @@ def _slots(revived: Revived | None, n_latents: int, d: int) -> tuple[np.ndarray,
 
 
 def _panels(n: int, d: int) -> list[Panel]:
-    """Columns of ``[n, d]`` in panels that stay in the last cache."""
+    """Return the columns of ``[n, d]`` in panels that stay in the last cache."""
     panels = max(1, round(4 * n * d / PANEL_BYTES))
     edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]  # whole cache lines
     return [Panel(left, right) for left, right in itertools.pairwise(edges)]
@@ -278,7 +278,7 @@ def descend(
 
 
 def _length(*squares: np.ndarray) -> float:
-    """Root of the sum of squares, each set of which is sorted: the sum does not depend on the order of the latents."""
+    """Return the root of the sum of squares; each set is sorted, so that the order of the latents does not matter."""
     total = 0.0
     for part in squares:
         total += np.sort(part).sum()

@@ -1,4 +1,8 @@
-"""Compiled selection: candidates from coarse products, exact scores for what the bound cannot exclude."""
+"""Compiled selection: candidates from coarse products, exact scores for what the bound cannot exclude.
+
+Arrays that belong together come together, but loops over rows use them one by one: numba counts who uses an array
+whenever it is taken out of a tuple, and threads would wait for each other's counting.
+"""
 
 from __future__ import annotations
 
@@ -92,29 +96,24 @@ class Chosen(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is found out about one row first."""
+    """What is known about one row at a time."""
 
     r: Int
-    lanes: Int
-    """How many lanes there are."""
-    level_key: Int
-    """Key that at least k lanes reach."""
+    reach: Float
+    norm: Float
     widest: Float
     """The bound of any latent, besides the rounding of the product."""
+    level_key: Int
+    """Key that at least k lanes reach."""
+    lowest: Float
+    """Score that at least k latents reach."""
 
 
 class Some(NamedTuple):
-    """Some latents of a row and their scores, with room for 16 more than are used."""
+    """Some latents of a row and their scores."""
 
     latents: np.ndarray
     scores: np.ndarray
-
-
-class Opened(NamedTuple):
-    """Room of `_near`: latents that stand for a lane to look into, and latents found."""
-
-    lanes: np.ndarray
-    near: np.ndarray
 
 
 # ---------------------------------------------------------------- the bound
@@ -122,29 +121,28 @@ class Opened(NamedTuple):
 
 @inlined
 def _rounding(a: Float) -> Float:
-    """What rounding may have changed of a pre-activation that is `a` in bf16."""
+    """Return what rounding may have changed of a pre-activation that is `a` in bf16."""
     size: Any = abs(a)
     return ROUNDING * size
 
 
 @inlined
-def _upper(a: Float, row: tuple[Float, Float], latents: Latents, j: Int) -> Float:
-    """The largest exact pre-activation whose bf16 may be `a`; `row` is reach and norm."""
-    reach, norm = row
-    rest = reach * latents.norm[j] + norm * latents.residual[j] + latents.bias_reach[j]
-    return a + (_rounding(a) + rest)
+def _upper(
+    a: Float, reach: Float, norm: Float, j: Int, norms: np.ndarray, residuals: np.ndarray, bias_reach: np.ndarray
+) -> Float:
+    """Return the largest exact pre-activation of a row and latent j whose bf16 may be `a`."""
+    return a + (_rounding(a) + (reach * norms[j] + norm * residuals[j] + bias_reach[j]))
 
 
 @inlined
-def _widest(rows: Rows, r: Int, latents: Latents) -> Float:
-    """The bound with the largest factors of any latent; 1.0001 for the rounding of all these sums."""
-    largest = latents.largest
-    return np.float32(1.0001) * (rows.reach[r] * largest[0] + rows.norm[r] * largest[1] + largest[2])
+def _widest(reach: Float, norm: Float, largest: np.ndarray) -> Float:
+    """Return the bound with the largest factors of any latent; 1.0001 for the rounding of all these sums."""
+    return np.float32(1.0001) * (reach * largest[0] + norm * largest[1] + largest[2])
 
 
 @inlined
 def _below(sum_: Float) -> Float:
-    """A number that no `a` with ``a + ROUNDING |a| >= sum_`` is below."""
+    """Return a number that no `a` with ``a + ROUNDING |a| >= sum_`` is below."""
     one = np.float32(1.0)
     bar = sum_ / (one + ROUNDING) if sum_ > np.float32(0.0) else sum_ / (one - ROUNDING)
     return bar - np.float32(2.0**-20) * abs(bar)  # the division and the sum are rounded
@@ -152,7 +150,7 @@ def _below(sum_: Float) -> Float:
 
 @inlined
 def _key_below(bar: Float) -> Int:
-    """The `ordered` key that no bf16 at or above `bar` is below."""
+    """Return the `ordered` key that no bf16 at or above `bar` is below."""
     # Cutting bits off goes towards 0: below a positive bar, and no bf16 is between a negative one and the result.
     return ordered(np.int16(bits_of_float(bar) >> 16))
 
@@ -161,25 +159,24 @@ def _key_below(bar: Float) -> Int:
 
 
 @inlined
-def _lane_maxima(product: Product, r: Int, n: Int) -> Int:
-    """Key of the largest bf16 in every lane of a row but the known ones; returns how many lanes there are.
+def _lane_maxima(P: np.ndarray, r: Int, n: Int, lane_size: Int, known: Int, best: np.ndarray) -> Int:
+    """Write the key of the largest bf16 in every lane of a row but the known ones; return how many lanes there are.
 
-    `PANEL` latents side by side make ``PANEL / lane`` lanes: a lane has every so many-th of them. So the latents of
-    one lane are in two cache lines. Lanes at the end may have fewer, or none: their key is `LOWEST`.
+    `PANEL` latents side by side make ``PANEL / lane_size`` lanes: a lane has every so many-th of them. So the latents
+    of one lane are in two cache lines. Lanes at the end may have fewer, or none: their key is `LOWEST`.
     """
-    best = product.maxima[r]
-    apart = np.uint64(PANEL // product.lane)
+    apart = np.uint64(PANEL // lane_size)
     panels = (n + PANEL - 1) // PANEL
-    for s in range(product.known // (PANEL // product.lane), panels):
+    for s in range(known // (PANEL // lane_size), panels):
         base = np.uint64(s * PANEL)
         lane = np.uint64(s) * apart
         for i in range(apart):
             best[lane + i] = LOWEST
         for t in range(base, min(base + np.uint64(PANEL), np.uint64(n)), apart):
             for i in range(min(apart, np.uint64(n) - t)):
-                key = ordered(product.P[r, t + i])
+                key = ordered(P[r, t + i])
                 best[lane + i] = key if key > best[lane + i] else best[lane + i]
-    lanes = panels * (PANEL // product.lane)
+    lanes = panels * (PANEL // lane_size)
     while lanes % 32:  # whole vectors
         best[lanes] = LOWEST
         lanes += 1
@@ -187,8 +184,15 @@ def _lane_maxima(product: Product, r: Int, n: Int) -> Int:
 
 
 @inlined
+def _whole_vectors(n: Int, lane_size: Int) -> Int:
+    """Return how many lanes n latents have, rounded up to vectors of 32 keys."""
+    lanes = (n + PANEL - 1) // PANEL * (PANEL // lane_size)
+    return (lanes + 31) // 32 * 32
+
+
+@inlined
 def _level(best: np.ndarray, lanes: Int, k: Int) -> Int:
-    """A key that at least k lanes reach, and few more where possible: bisection.
+    """Return a key that at least k lanes reach, and few more where possible: bisection.
 
     k lanes hold at least k latents that reach it, so the k-th largest product is not below it. An eighth more than k
     is near enough: another turn costs more than the products that it would save.
@@ -215,11 +219,14 @@ def _level(best: np.ndarray, lanes: Int, k: Int) -> Int:
 
 
 @inlined
-def _near(product: Product, row: tuple[Int, Int], n: Int, bar_key: Int, opened: Opened) -> Int:
-    """The latents of a row whose key is not below `bar_key`; returns how many there are. `row` is row and lanes."""
-    r, lanes = row
-    best = product.maxima[r]
-    apart = PANEL // product.lane
+def _near(
+    P: np.ndarray, r: Int, n: Int, lane_size: Int, best: np.ndarray, lanes: Int, bar_key: Int, near: np.ndarray
+) -> Int:
+    """Find the latents of a row whose key is not below `bar_key`; return how many.
+
+    `near` has room for all of them and one more, and behind that for all lanes: the first latent of those to look into.
+    """
+    apart = PANEL // lane_size
     n_open = 0
     for lane in range(0, lanes, 32):
         bits = reaching(best, lane, bar_key)
@@ -228,18 +235,18 @@ def _near(product: Product, row: tuple[Int, Int], n: Int, bar_key: Int, opened: 
             bits &= bits - 1  # without its lowest one
             first = i // apart * PANEL
             # Asked for here: a lane that waits for its line holds up all others behind it.
-            prefetch(product.P, r, first)
-            prefetch(product.P, r, first + PANEL // 2)
-            opened.lanes[n_open] = first + i % apart
+            prefetch(P, r, first)
+            prefetch(P, r, first + PANEL // 2)
+            near[n + 1 + n_open] = first + i % apart
             n_open += 1
     n_near = 0
     for c in range(n_open):
-        j = opened.lanes[c]
-        for _ in range(product.lane):
+        j = near[n + 1 + c]
+        for _ in range(lane_size):
             # Stored whatever it is and kept by moving on: which latents qualify cannot be predicted.
             if j < n:
-                opened.near[n_near] = j
-                n_near += int(ordered(product.P[r, np.uint64(j)]) >= bar_key)
+                near[n_near] = j
+                n_near += int(ordered(P[r, np.uint64(j)]) >= bar_key)
             j += apart
     return n_near
 
@@ -248,14 +255,14 @@ def _near(product: Product, row: tuple[Int, Int], n: Int, bar_key: Int, opened: 
 
 
 @compiled
-def _multiply(rows: Rows, r: Int, latents: Latents, some: Some, first: Int, count: Int) -> None:
-    """``scores[c] = x[r] . W[latents[c]] + bias[latents[c]]`` for the `count` latents from `first` on.
+def _multiply(
+    x: np.ndarray, r: Int, W: np.ndarray, bias: np.ndarray, asked: np.ndarray, count: Int, scores: np.ndarray
+) -> None:
+    """``scores[c] = x[r] . W[asked[c]] + bias[asked[c]]`` for c below `count`.
 
     Four at a time, because then four waits for memory overlap; both lists have room for three more. Compiled by
     itself: every path then adds in the same order, and a latent has the same score in all of them.
     """
-    x, W, bias = rows.x, latents.W, latents.bias
-    asked, scores = some.latents[first:], some.scores[first:]
     for c in range(count, count + 3):
         asked[c] = asked[count - 1]
     for c in range(0, count, 4):
@@ -290,30 +297,30 @@ def _pad(scores: np.ndarray, count: Int) -> None:
 
 
 @inlined
-def _before(some: Some, count: Int, score: Float, latent: Int) -> Int:
-    """How many of the first `count` come before this one: larger, or equal and of a smaller latent; see `_pad`."""
+def _before(scores: np.ndarray, latents: np.ndarray, count: Int, score: Float, latent: Int) -> Int:
+    """Return how many of the first `count` are larger, or equal and of a smaller latent; see `_pad`."""
     larger = 0
     for c in range(0, count, 16):
-        larger += before_of_16(some.scores, some.latents, c, score, latent)
+        larger += before_of_16(scores, latents, c, score, latent)
     return larger
 
 
 @inlined
-def _kth_best(some: Some, count: Int, k: Int) -> Float:
-    """A number that k of the first `count` scores reach, or where scores are equal, more; see `_pad`.
+def _kth_best(scores: np.ndarray, latents: np.ndarray, count: Int, k: Int) -> Float:
+    """Return a number that k of the first `count` scores reach, or where scores are equal, more; see `_pad`.
 
     Bisection over the floats in their order: the k-th largest itself, or less as soon as no other score is above it.
     """
-    lowest = some.scores[0]
-    highest = some.scores[0]
+    lowest = scores[0]
+    highest = scores[0]
     for c in range(count):
-        lowest = min(lowest, some.scores[c])
-        highest = max(highest, some.scores[c])
+        lowest = min(lowest, scores[c])
+        highest = max(highest, scores[c])
     low = order_of_float(lowest)
     high = order_of_float(highest) + 1
     while high - low > 1:
         middle = (low + high) >> 1
-        n_reaching = _before(some, count, float_of_order(middle), ANY_LATENT)
+        n_reaching = _before(scores, latents, count, float_of_order(middle), ANY_LATENT)
         if n_reaching >= k:
             low = middle
             if n_reaching == k:
@@ -327,66 +334,70 @@ def _kth_best(some: Some, count: Int, k: Int) -> Float:
 
 
 @inlined
-def _add_near(
-    product: Product, row: Row, rows: Rows, latents: Latents, k: Int, sure: Some, n_sure: Int, opened: Opened
-) -> Int:
-    """Multiply the latents below the level that may still be among the k best; returns how many `sure` then has.
+def _lowest(scores: np.ndarray, latents: np.ndarray, count: Int, k: Int, d: Int) -> Float:
+    """Return a number that k of the first `count` scores reach: the better it is, the fewer latents are left."""
+    lowest = scores[0]
+    if count > k and d >= LONG:
+        _pad(scores, count)
+        lowest = _kth_best(scores, latents, count, k)
+    else:
+        for c in range(count):
+            lowest = min(lowest, scores[c])
+    return lowest
+
+
+@inlined
+def _plausible(
+    P: np.ndarray, row: Row, near: np.ndarray, n_near: Int, norms: np.ndarray, residuals: np.ndarray,
+    bias_reach: np.ndarray, sure: np.ndarray,
+) -> Int:  # fmt: skip
+    """Put those of some latents into `sure` that are below the level and may reach the lowest; return how many.
 
     Those whose upper bound is not positive need not be: they would have the value 0.
     """
     zero = np.float32(0.0)
     level = widen(ordered(row.level_key))
-    lowest = sure.scores[0]
-    if n_sure > k and rows.x.shape[1] >= LONG:
-        _pad(sure.scores, n_sure)
-        lowest = _kth_best(sure, n_sure, k)
-    else:
-        for c in range(n_sure):
-            lowest = min(lowest, sure.scores[c])
-    bar_key = _key_below(_below(max(lowest, zero) - row.widest))
-    n_waiting = 0
-    if bar_key < row.level_key:
-        n_near = _near(product, (row.r, row.lanes), len(latents.bias), bar_key, opened)
-        of_row = rows.reach[row.r], rows.norm[row.r]
-        for c in range(n_near):
-            j = opened.near[c]
-            a = widen(product.P[row.r, j])
-            upper = _upper(a, of_row, latents, j)
-            if n_sure + n_waiting < len(sure.latents) - 16:
-                sure.latents[n_sure + n_waiting] = j
-                n_waiting += int((upper >= lowest) & (upper > zero) & (not a >= level))
-    if n_waiting:
-        _multiply(rows, row.r, latents, sure, n_sure, n_waiting)
-    return n_sure + n_waiting
+    count = 0
+    for c in range(n_near):
+        j = near[c]
+        a = widen(P[row.r, j])
+        upper = _upper(a, row.reach, row.norm, j, norms, residuals, bias_reach)
+        if count < len(sure):
+            sure[count] = j
+            count += int((upper >= row.lowest) & (upper > zero) & (not a >= level))
+    return count
 
 
 @inlined
-def _write_best(r: Int, sure: Some, n_sure: Int, k: Int, in_order: bool, out: Chosen) -> None:
+def _write_best(
+    r: Int, scores: np.ndarray, latents: np.ndarray, count: Int, k: Int, in_order: bool, values: np.ndarray,
+    indices: np.ndarray,
+) -> None:  # fmt: skip
     """Write the k best of some latents, all of which have a score."""
     zero = np.float32(0.0)
-    _pad(sure.scores, n_sure)
+    _pad(scores, count)
     done = False
     if not in_order:
-        edge = _kth_best(sure, n_sure, k)
-        if _before(sure, n_sure, edge, ANY_LATENT) == k:
+        edge = _kth_best(scores, latents, count, k)
+        if _before(scores, latents, count, edge, ANY_LATENT) == k:
             done = True
             at: Int = 0
-            for c in range(n_sure):
-                if sure.scores[c] >= edge:
-                    out.values[r, at] = max(sure.scores[c], zero)
-                    out.latents[r, at] = sure.latents[c]
+            for c in range(count):
+                if scores[c] >= edge:
+                    values[r, at] = max(scores[c], zero)
+                    indices[r, at] = latents[c]
                     at += 1
     if not done:  # in order, or several at the edge of which the smallest latents are kept
-        for c in range(n_sure):
-            at = _before(sure, n_sure, sure.scores[c], sure.latents[c])
+        for c in range(count):
+            at = _before(scores, latents, count, scores[c], latents[c])
             if at < k:
-                out.values[r, at] = max(sure.scores[c], zero)
-                out.latents[r, at] = sure.latents[c]
+                values[r, at] = max(scores[c], zero)
+                indices[r, at] = latents[c]
 
 
 @inlined
 def _insert(score: Float, j: Int, best: Some, held: Int) -> Int:
-    """Put a latent into a full-sized list of the best, sorted by score, then latent; returns how many it holds."""
+    """Put a latent into a full-sized list of the best, sorted by score, then latent; return how many it holds."""
     scores, latents = best.scores, best.latents
     room = len(scores)
     if held == room:
@@ -405,9 +416,9 @@ def _insert(score: Float, j: Int, best: Some, held: Int) -> Int:
 
 @inlined
 def _insert_all(rows: Rows, r: Int, latents: Latents, waiting: Some, n_waiting: Int, best: Some, held: Int) -> Int:
-    """Multiply the latents that wait and put them into the list of the best; returns how many that holds."""
+    """Multiply the latents that wait and put them into the list of the best; return how many that holds."""
     if n_waiting:
-        _multiply(rows, r, latents, waiting, 0, n_waiting)
+        _multiply(rows.x, r, latents.W, latents.bias, waiting.latents, n_waiting, waiting.scores)
     for c in range(n_waiting):
         held = _insert(waiting.scores[c], waiting.latents[c], best, held)
     return held
@@ -427,8 +438,9 @@ def _choose_one_by_one(
     waiting = Some(np.empty(WAITING + 4, np.int32), np.empty(WAITING + 4, np.float32))
     zero = np.float32(0.0)
     level = widen(ordered(row.level_key))
-    of_row = rows.reach[r], rows.norm[r]
-    keys = product.maxima[r]
+    P, keys = product.P, product.maxima[r]
+    norm_of, residual_of, bias_reach = latents.norm, latents.residual, latents.bias_reach
+    lanes = _whole_vectors(n, product.lane)
     apart = PANEL // product.lane
     # The k-th best is not below the level by more than the error; a latent below it by as much may be as large.
     bar = _below(level - _rounding(level) - row.widest - row.widest)
@@ -436,14 +448,14 @@ def _choose_one_by_one(
     held: Int = 0
     n_waiting = 0
     for lower in range(2 if exact else 1):
-        for i in range(row.lanes):
+        for i in range(lanes):
             if keys[i] >= (bar_key if lower else row.level_key):
                 first = i // apart * PANEL + i % apart
                 for j in range(first, min(n, first + PANEL), apart):
-                    a = widen(product.P[r, j])
+                    a = widen(P[r, j])
                     wanted: Any = a >= level
                     if lower:
-                        upper = _upper(a, of_row, latents, j)
+                        upper = _upper(a, row.reach, row.norm, j, norm_of, residual_of, bias_reach)
                         wanted = (a < level) & (upper >= best.scores[k - 1]) & (upper > zero)
                     if wanted:
                         waiting.latents[n_waiting] = j
@@ -462,7 +474,7 @@ def _choose_one_by_one(
 def choose(
     n_rows: Int, product: Product, rows: Rows, latents: Latents, k: Int, exact: bool, in_order: bool, out: Chosen
 ) -> None:
-    """The `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
+    """Find the `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
     For every row r and latent j the pre-activation P, bias included, is off by at most ``reach[r] * norm[j] +
     norm[r] * residual[j] + bias_reach[j]`` plus its own rounding. At least k latents with the largest P are
@@ -473,23 +485,39 @@ def choose(
     again.
     """
     n = len(latents.bias)
+    P, W, bias = product.P, latents.W, latents.bias
+    norm_of, residual_of, bias_reach = latents.norm, latents.residual, latents.bias_reach
+    x, values, indices = rows.x, out.values, out.latents
     room = 8 * k + 256  # more than that are close to each other: then one by one, in a list that is kept in order
-    sure = Some(np.zeros(room + 16, np.int32), np.empty(room + 16, np.float32))
-    opened = Opened(np.empty(product.maxima.shape[1], np.int32), np.empty(n + 1, np.int32))
+    sure, scores = np.zeros(room + 16, np.int32), np.empty(room + 16, np.float32)
+    near = np.empty(n + 1 + product.maxima.shape[1], np.int32)
+    zero = np.float32(0.0)
+    lane_size, known, maxima = product.lane, product.known, product.maxima
+    reaches, norms, largest = rows.reach, rows.norm, latents.largest
     for at in range(n_rows):
         r = np.uint64(at)
-        lanes = _lane_maxima(product, r, n)
-        level_key = _level(product.maxima[r], lanes, k)
-        row = Row(r, lanes, level_key, _widest(rows, r, latents))
-        n_sure = _near(product, (r, lanes), n, level_key, opened)  # at least k
+        best = maxima[r]
+        lanes = _lane_maxima(P, r, n, lane_size, known, best)
+        level_key = _level(best, lanes, k)
+        reach, norm = reaches[r], norms[r]
+        row = Row(r, reach, norm, _widest(reach, norm, largest), level_key, zero)
+        n_sure = _near(P, r, n, lane_size, best, lanes, level_key, near)  # at least k
         if n_sure <= room:
             for c in range(n_sure):
-                sure.latents[c] = opened.near[c]
-            _multiply(rows, r, latents, sure, 0, n_sure)
-            if exact:
-                n_sure = _add_near(product, row, rows, latents, k, sure, n_sure, opened)
+                sure[c] = near[c]
+            _multiply(x, r, W, bias, sure, n_sure, scores)
+        if exact and n_sure <= room:
+            lowest = _lowest(scores, sure, n_sure, k, x.shape[1])
+            row = Row(r, reach, norm, row.widest, level_key, lowest)
+            bar_key = _key_below(_below(max(lowest, zero) - row.widest))
+            if bar_key < level_key:
+                n_near = _near(P, r, n, lane_size, best, lanes, bar_key, near)
+                more = _plausible(P, row, near, n_near, norm_of, residual_of, bias_reach, sure[n_sure:room])
+                if more:
+                    _multiply(x, r, W, bias, sure[n_sure:], more, scores[n_sure:])
+                n_sure += more
         if n_sure < room:
-            _write_best(r, sure, n_sure, k, in_order, out)
+            _write_best(r, scores, sure, n_sure, k, in_order, values, indices)
         else:
             _choose_one_by_one(product, row, rows, latents, k, exact, out)
 
@@ -501,41 +529,47 @@ def choose(
 def choose_above(
     n_rows: Int, product: Product, rows: Rows, latents: Latents, threshold: np.ndarray, out: Chosen, counts: np.ndarray
 ) -> None:
-    """All latents of a row with ``x[r] . W[j] + bias[j] > threshold[j]``, from a bf16 product that narrows them down.
+    """Find all latents with ``x[r] . W[j] + bias[j] > threshold[j]``, from a bf16 product that narrows them down.
 
     P is how far they are above their threshold, in bf16. Row r writes its latents, lane by lane, into row r of `out`,
     and their number into ``counts[r]``; the number is -1 when there are more than these have room for. The bound is
     that of `choose`, and so are the lanes.
     """
     n = len(latents.bias)
-    room = out.values.shape[1]
-    opened = Opened(np.empty(product.maxima.shape[1], np.int32), np.empty(n + 1, np.int32))
+    P, W, bias = product.P, latents.W, latents.bias
+    norm_of, residual_of, bias_reach = latents.norm, latents.residual, latents.bias_reach
+    x, values, indices = rows.x, out.values, out.latents
+    room = values.shape[1]
+    near = np.empty(n + 1 + product.maxima.shape[1], np.int32)
     waiting = np.empty(n + 4, np.int32)
-    asked = Some(np.empty(AT_ONCE + 4, np.int32), np.empty(AT_ONCE + 4, np.float32))
+    asked, scores = np.empty(AT_ONCE + 4, np.int32), np.empty(AT_ONCE + 4, np.float32)
     zero = np.float32(0.0)
+    lane_size, known, maxima = product.lane, product.known, product.maxima
+    reaches, norms, largest = rows.reach, rows.norm, latents.largest
     for at in range(n_rows):
         r = np.uint64(at)
-        of_row = rows.reach[r], rows.norm[r]
-        lanes = _lane_maxima(product, r, n)
-        bar_key = _key_below(_below(-_widest(rows, r, latents)))
-        n_near = _near(product, (r, lanes), n, bar_key, opened)
+        best = maxima[r]
+        lanes = _lane_maxima(P, r, n, lane_size, known, best)
+        reach, norm = reaches[r], norms[r]
+        bar_key = _key_below(_below(-_widest(reach, norm, largest)))
+        n_near = _near(P, r, n, lane_size, best, lanes, bar_key, near)
         count = 0
         for c in range(n_near):
-            j = opened.near[c]
+            j = near[c]
             waiting[count] = j
-            count += int(_upper(widen(product.P[r, j]), of_row, latents, j) >= zero)
+            count += int(_upper(widen(P[r, j]), reach, norm, j, norm_of, residual_of, bias_reach) >= zero)
         # Multiplied again in fp32; those at or below their threshold go.
         kept = 0
         for first in range(0, count, AT_ONCE):
             size = min(AT_ONCE, count - first)
             for c in range(size):
-                asked.latents[c] = waiting[first + c]
-            _multiply(rows, r, latents, asked, 0, size)
+                asked[c] = waiting[first + c]
+            _multiply(x, r, W, bias, asked, size, scores)
             for c in range(size):
-                if asked.scores[c] > threshold[asked.latents[c]]:
+                if scores[c] > threshold[asked[c]]:
                     if kept < room:
-                        out.values[r, kept] = asked.scores[c]
-                        out.latents[r, kept] = asked.latents[c]
+                        values[r, kept] = scores[c]
+                        indices[r, kept] = asked[c]
                     kept += 1
             if kept > room:
                 break
@@ -544,7 +578,7 @@ def choose_above(
 
 @compiled
 def pack_rows(found: Chosen, offsets: np.ndarray, packed: Chosen) -> None:
-    """The first ``offsets[r + 1] - offsets[r]`` entries of each row r, one row after the other."""
+    """Copy the first ``offsets[r + 1] - offsets[r]`` entries of each row r, one row after the other."""
     for r in range(len(offsets) - 1):
         first = offsets[r]
         for c in range(offsets[r + 1] - first):
