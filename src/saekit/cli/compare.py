@@ -50,11 +50,11 @@ def compare(
     orphans: Annotated[
         bool, typer.Option("--orphans", help="Measure the latents that no other SAE has; needs rows or a model.")
     ] = False,
-    rows: Rows = None,
-    model: Model = None,
-    data: Data = None,
+    rows: Rows | None = None,
+    model: Model | None = None,
+    data: Data | None = None,
     origin: OriginSettings,
-    out: Out = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Compare SAEs with each other."""

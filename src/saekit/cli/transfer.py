@@ -10,10 +10,10 @@ import typer
 from ..classification.settings import ClassifierSettings, Matching
 from ..errors import ConfigError
 from ..inputs.settings import Split
-from .classify import Images, Sae, images_or_texts
+from .classify import images_or_texts
 from .command import command
 from .console import bare, print_fitting, print_json, print_table, progress_bar, tell
-from .options import Data, Json, Model, Out
+from .options import Data, Images, Json, Model, Out, Sae
 
 if TYPE_CHECKING:
     from ..classification.transfer_result import Transfer
@@ -46,15 +46,15 @@ def transfer(
     ] = None,
     *,
     model: Model,
-    sae: Sae = None,
+    sae: Sae | None = None,
     to: Annotated[
         list[str] | None, typer.Option("--to", metavar="SAE", help="SAE to transfer the classifier to.")
     ] = None,
     to_model: Annotated[
         str | None, typer.Option("--to-model", metavar="M", help="Model of --to [that of the first SAE].")
     ] = None,
-    data: Data = None,
-    images: Images = None,
+    data: Data | None = None,
+    images: Images | None = None,
     across: Annotated[
         str | None, typer.Option("--across", metavar="COLUMN", help="Column of the values to transfer between.")
     ] = None,
@@ -64,7 +64,7 @@ def transfer(
     C: Annotated[
         tuple[float, ...] | None, typer.Option("--C", metavar="X,X", help="Inverse strengths of the L2 penalty.")
     ] = None,
-    out: Out = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Train on one, test on the others."""
