@@ -11,27 +11,11 @@ import pytest
 import torch
 
 from saekit import SAE, load_model
-from saekit.cli import app, console
+from saekit.cli import console
 from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
 QUICK = ("--set", "budget.C=[0.1, 10.0]", "--set", "budget.thresholds=[0.0]", "--set", "draws=50", "--pool", "sum")
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = app.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    yield run
-    monkeypatch.undo()
 
 
 @pytest.fixture

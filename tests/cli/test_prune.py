@@ -10,29 +10,12 @@ import pytest
 import torch
 
 from saekit import SAE, SyntheticRows
-from saekit.cli import app
 from saekit.files import read_json
 from saekit.sae.rules import ReLURule, TopKRule
 from saekit.sizes.result import SizeCurve
 
 WIDTH = 12
 QUICK = ("--set", "draws=10", "--set", "sample_rows=60")
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = app.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    yield run
-    monkeypatch.undo()
 
 
 @pytest.fixture

@@ -11,27 +11,10 @@ import torch
 
 from saekit import SAE
 from saekit.classification.transfer_result import Transfer
-from saekit.cli import app
 from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
 QUICK = ("--set", "C=[1.0]", "--set", "draws=50")
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = app.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    yield run
-    monkeypatch.undo()
 
 
 @pytest.fixture

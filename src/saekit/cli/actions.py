@@ -9,7 +9,7 @@ import typer
 from ..errors import ConfigError
 from .command import Setting, command
 from .console import print_json, print_table, progress_bar, tell
-from .options import Data, Json, NeededModel, NeededOut, Text
+from .options import Data, Json, Model, Out, Text
 
 HELP = """Let a language model choose answers, and record what it chose and whether it was right.
 
@@ -28,12 +28,12 @@ with the chosen answer; asked: with all answers; correct, margin, …), OUT/acti
 @command("Answers of a language model, as labels to predict.", HELP)
 def actions(
     *,
-    model: NeededModel,
+    model: Model,
     task: Annotated[
         str, typer.Option("--task", metavar="T", help="`cloze`, or a table of questions with choices [cloze].")
     ] = "cloze",
-    data: Data = None,
-    text: Text = None,
+    data: Data | None = None,
+    text: Text | None = None,
     questions: Annotated[
         int | None,
         typer.Option("--questions", metavar="N", help="Maximum number of questions [1000 for cloze, else all]."),
@@ -56,7 +56,7 @@ def actions(
     answer_column: Annotated[str, Setting("Column of the right answer in a table [answer].")] = "answer",
     joint: Annotated[str, Setting("What is put between the text and a choice [a space].")] = " ",
     batch_tokens: Annotated[int | None, Setting("Tokens per forward pass [as capture].")] = None,
-    out: NeededOut,
+    out: Out,
     json: Json = False,
 ) -> None:
     """Run a model on a task and write down what it did."""

@@ -17,10 +17,8 @@ from ..errors import ConfigError, SaekitError, ShapeError
 from ..version import __version__
 from .actions import actions
 from .capture import capture
-from .classify import PREDICT_HELP, classify, predict
-from .command import Command
+from .classify import classify, predict
 from .compare import compare
-from .demo import HELP as DEMO_HELP
 from .demo import demo
 from .evaluate import evaluate
 from .progressive import progressive
@@ -75,24 +73,11 @@ def _options(
     """Options of the program itself; `main` acts on --debug."""
 
 
-def register(each: Command) -> None:
-    """Make it a command of the program."""
-    app.command(each.name, help=each.help, short_help=each.short_help, epilog=each.epilog or None)(each.callback)
-
-
-register(capture)
-register(train)
-register(evaluate)
-register(compare)
-register(prune)
-register(progressive)
-register(classify)
-app.command("predict", help=PREDICT_HELP, short_help="Use a fitted classifier, and see which latents decide.")(predict)
-register(transfer)
-register(actions)
-register(show)
-register(report)
-app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)
+COMMANDS = (
+    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, report, demo,
+)  # fmt: skip
+for _each in COMMANDS:
+    app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 

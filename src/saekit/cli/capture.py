@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..errors import ConfigError
 from ..rows.settings import CaptureSettings
 from .command import Setting, command
 from .console import print_facts, print_json, progress_bar, tell
-from .options import Data, Hook, Json, Layer, Model, Out, Text, Tokens
+from .options import Data, Hook, Images, Json, Layer, Model, Out, Text, Tokens
 from .settings import required
 
 if TYPE_CHECKING:
@@ -31,20 +29,17 @@ An interrupted capture continues where it stopped when it is called again.
 @command("Activations of a language model as rows on disk.", HELP)
 def capture(
     *,
-    model: Model = None,
-    data: Data = None,
-    images: Annotated[
-        str | None,
-        typer.Option("--images", metavar="D", help="Images instead of texts: a folder, .npy, .npz, IDX, a data set."),
-    ] = None,
-    layer: Layer = None,
-    hook: Hook = None,
-    tokens: Tokens = None,
-    text: Text = None,
+    model: Model | None = None,
+    data: Data | None = None,
+    images: Images | None = None,
+    layer: Layer | None = None,
+    hook: Hook | None = None,
+    tokens: Tokens | None = None,
+    text: Text | None = None,
     image: Annotated[str | None, Setting("With --images: name of the image column [the only one].")] = None,
     limit: Annotated[int | None, Setting("With --images: maximum number of images [all].")] = None,
     settings: CaptureSettings,
-    out: Out = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Capture rows into a folder."""

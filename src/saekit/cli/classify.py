@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..inputs.settings import Split
 from .command import command
 from .console import bare, print_facts, print_fitting, print_json, print_table, progress_bar, tell
-from .options import Data, Json, Model, Out, Text
+from .options import Data, Images, Json, Model, Out, Sae, Text
 from .settings import required
 
 if TYPE_CHECKING:
@@ -51,14 +51,6 @@ FLAGS = (
 )  # fmt: skip
 NAMED = {"pools": "--pool", "max_rows": "--limit"}
 
-Images = Annotated[
-    str | None,
-    typer.Option("--images", metavar="D", help="Images instead of texts: a folder, array, data set."),
-]
-Sae = Annotated[
-    list[str] | None, typer.Option("--sae", metavar="SAE...", help="SAEs of the model: folders, runs, hf:….")
-]
-
 
 @command("Classify texts or images by latents, compared with baselines.", HELP, flags=FLAGS, named=NAMED)
 def classify(
@@ -67,10 +59,10 @@ def classify(
         typer.Argument(metavar="[SAE...]", help="More SAEs; with --summary, results.", show_default=False),
     ] = None,
     *,
-    model: Model = None,
-    sae: Sae = None,
-    data: Data = None,
-    images: Images = None,
+    model: Model | None = None,
+    sae: Sae | None = None,
+    data: Data | None = None,
+    images: Images | None = None,
     split: Split,
     settings: ClassifierSettings,
     missing: Annotated[
@@ -79,7 +71,7 @@ def classify(
     summary: Annotated[
         bool | None, typer.Option("--summary", help="Put results of several data sets into one table.")
     ] = None,
-    out: Out = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Classify texts or images by SAE features."""
@@ -153,14 +145,16 @@ def print_classification(result: Any) -> None:
     typer.echo(result.caption())
 
 
+@command("Use a fitted classifier, and see which latents decide.", PREDICT_HELP)
 def predict(
     classifier: Annotated[str, typer.Argument(metavar="DIR", help="Folder of the classifier.")],
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT...]", help="Texts to classify.", show_default=False)
     ] = None,
-    data: Data = None,
-    text: Text = None,
-    model: Model = None,
+    *,
+    data: Data | None = None,
+    text: Text | None = None,
+    model: Model | None = None,
     explain: Annotated[bool, typer.Option("--explain", help="Name the latents that decided.")] = False,
     json: Json = False,
 ) -> None:

@@ -30,7 +30,7 @@ import typer
 
 from ..errors import ConfigError
 from ..settings import attribute_docs
-from .options import SHARED, ConfigFile, Set
+from .options import SHARED, ConfigFile, Json, Set
 from .settings import floats, merge, required, whole_numbers
 
 _ArgumentInfo, _OptionInfo = type(typer.Argument()), type(typer.Option())
@@ -125,6 +125,8 @@ class _Option:
 
 
 class _Builder:
+    """The options of a function, and the command that they make."""
+
     def __init__(self, function: Callable[..., None], flags: Sequence[str], named: Mapping[str, str]) -> None:
         self.function, self.named = function, named
         self.arguments: list[_Option] = []
@@ -148,11 +150,7 @@ class _Builder:
         if isinstance(info, Table):
             self.tables[name] = (hint, info)
         elif info is None:
-            self.settings[name] = hint
-            fields = {option.name: option for option in _fields(hint) if option.name not in self.options}
-            self.options |= fields
-            self.flags += [each for each in flags if each in fields]
-            self.flags += [each for each, option in fields.items() if option.info is not None and each not in flags]
+            self._add_settings(name, hint, flags)
         elif isinstance(info, _ArgumentInfo):
             self.arguments.append(_Option(name, hint, info, "", is_required))
         elif name == "json":
@@ -162,6 +160,14 @@ class _Builder:
         else:
             self.options[name] = _Option(name, hint, info, info.help or "", is_required)
             self.flags.append(name)
+
+    def _add_settings(self, name: str, kind: type, flags: Sequence[str]) -> None:
+        """Add the fields of a settings class; a field of two classes is one option."""
+        self.settings[name] = kind
+        fields = {option.name: option for option in _fields(kind) if option.name not in self.options}
+        self.options |= fields
+        self.flags += [each for each in flags if each in fields]
+        self.flags += [each for each, option in fields.items() if option.info is not None and each not in flags]
 
     def _word(self, name: str) -> str:
         """Return the flag without dashes, as a key."""
@@ -190,8 +196,7 @@ class _Builder:
         if self.settings or self.tables or set(self.options) - set(self.flags):
             found += [("config", ConfigFile, None), ("set_", Set, None)]
         if self.json:
-            info = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
-            found.append(("json", Annotated[bool, info], False))
+            found.append(("json", Json, False))
         kind = inspect.Parameter.KEYWORD_ONLY
         return [inspect.Parameter(name, kind, annotation=hint, default=default) for name, hint, default in found]
 
@@ -214,7 +219,12 @@ class _Builder:
 
     def _epilog(self) -> str:
         """Return the list of settings without a flag."""
-        rest = {name: option.help for name, option in self.options.items() if name not in self.flags}
+        rest: dict[str, str] = {}
+        for name, option in self.options.items():
+            if dataclasses.is_dataclass(option.hint):
+                rest |= {f"{name}.{each.name}": each.help for each in _fields(option.hint)}
+            elif name not in self.flags:
+                rest[name] = option.help
         for name, (hint, table) in self.tables.items():
             rest |= {f"{name}.{key}": option.help for key, option in table.fields(hint).items()}
         if not rest:

@@ -27,15 +27,15 @@ which `saekit report OUT` makes a page.
 def evaluate(
     sae: Saes,
     *,
-    model: Model = None,
-    data: Data = None,
-    rows: Rows = None,
+    model: Model | None = None,
+    data: Data | None = None,
+    rows: Rows | None = None,
     settings: EvaluationSettings,
     fit: Annotated[
         str | None, Setting("Rows that the baselines are fitted on [the first 32768 of the rows evaluated].")
     ] = None,
     frozen: Annotated[str | None, Setting("SAE that was trained with a frozen decoder [one among SAE...].")] = None,
-    out: Out = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Evaluate SAEs on the same rows."""

@@ -40,10 +40,10 @@ def progressive(
         tuple[int, ...] | None,
         typer.Option("--sizes", metavar="64,256", help="Numbers of latents [those of the run]."),
     ] = None,
-    rows: Rows = None,
-    model: Model = None,
-    data: Data = None,
-    out: Out = None,
+    rows: Rows | None = None,
+    model: Model | None = None,
+    data: Data | None = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Compare small SAEs."""

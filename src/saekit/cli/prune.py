@@ -9,7 +9,7 @@ import typer
 from ..sizes.settings import PruningStudySettings
 from .command import command
 from .console import print_curve, print_json, progress_bar, tell
-from .options import Data, Json, Model, NeededOut, Rows
+from .options import Data, Json, Model, Out, Rows
 
 HELP = """Rank the latents of an SAE, keep the most important ones, and measure every size.
 
@@ -40,11 +40,11 @@ def prune(
     *,
     by: Annotated[str, typer.Option("--by", metavar="NAME", help="Ranking of the latents [energy].")] = "energy",
     sizes: Annotated[tuple[int, ...], typer.Option("--sizes", metavar="64,256", help="Numbers of latents to keep.")],
-    rows: Rows = None,
-    model: Model = None,
-    data: Data = None,
+    rows: Rows | None = None,
+    model: Model | None = None,
+    data: Data | None = None,
     settings: PruningStudySettings,
-    out: NeededOut,
+    out: Out,
     json: Json = False,
 ) -> None:
     """Prune an SAE to several sizes."""

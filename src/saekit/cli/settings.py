@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,6 @@ def merge(
         _check(_nested(path, value), known, "--set", "")
         _put(tree, path, value, text)
     return tree
-
-
-def names_of(function: Callable[..., Any], *, without: Iterable[str] = ()) -> dict[str, None]:
-    """Return the keyword settings of a library function, as `merge` takes them."""
-    return {name: None for name in inspect.signature(function).parameters if name not in set(without)}
 
 
 def required(tree: Mapping[str, Any], *names: str, why: str = "", words: Mapping[str, str] | None = None) -> None:

@@ -66,10 +66,3 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
         others = [other.get("name") for other in stability["compared_with"] if isinstance(other, dict)]
         provenance["stability"] = {**stability, "compared_with": others}
     return {**head, "provenance": provenance}
-
-
-def expand(paths: list[str]) -> list[str]:
-    """Return the addresses of single SAEs."""
-    from ..store.address import sae_paths
-
-    return sae_paths(paths)

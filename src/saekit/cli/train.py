@@ -26,7 +26,7 @@ from ..training.config import (
 from ..training.settings import TrainSettings
 from .command import Setting, Table, command
 from .console import print_json, print_table, progress_bar, tell
-from .options import Data, Hook, Json, Layer, Model, NeededOut, Rows, Text, Tokens
+from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text, Tokens
 from .settings import required
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ CONFIGS = (TopK, BatchTopK, HierarchicalTopK, Matryoshka, JumpReLU, ReLU, Gated,
 @command("Train SAEs: several architectures and seeds in one pass.", HELP)
 def train(
     *,
-    rows: Rows = None,
-    model: Model = None,
-    data: Data = None,
-    layer: Layer = None,
-    hook: Hook = None,
-    text: Text = None,
+    rows: Rows | None = None,
+    model: Model | None = None,
+    data: Data | None = None,
+    layer: Layer | None = None,
+    hook: Hook | None = None,
+    text: Text | None = None,
     arch: Annotated[
         list[str] | None,
         typer.Option("--arch", metavar="A,B", help=f"Architectures: {', '.join(kind.arch for kind in CONFIGS)}."),
@@ -83,13 +83,13 @@ def train(
         int | None,
         typer.Option("--k", metavar="N", help="Latents per row: `k`, or `target_l0` where the sparsity is a penalty."),
     ] = None,
-    tokens: Tokens = None,
+    tokens: Tokens | None = None,
     seeds: Annotated[tuple[int, ...], typer.Option("--seeds", metavar="0,1", help="Random seeds of the SAEs [0].")] = (
         0,
     ),
     start: Annotated[str | None, Setting("SAE to initialize the learners with [random weights].")] = None,
     settings: TrainSettings,
-    out: NeededOut,
+    out: Out,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted run in --out, bit for bit.")
     ] = False,

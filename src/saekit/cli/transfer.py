@@ -10,15 +10,15 @@ import typer
 from ..classification.settings import ClassifierSettings, Matching
 from ..errors import ConfigError
 from ..inputs.settings import Split
-from .classify import Images, Sae, images_or_texts
+from .classify import images_or_texts
 from .command import command
 from .console import bare, print_fitting, print_json, print_table, progress_bar, tell
-from .options import Data, Json, Model, Out
+from .options import Data, Images, Json, Model, Out, Sae
 
 if TYPE_CHECKING:
     from ..classification.transfer_result import Transfer
 
-HELP = """Train classifiers on each value of a column (a language, a domain) and test them on every other, beside dense
+HELP = """Train classifiers on each value of a column (a language, a domain) and test them on every other, with dense
 states, bag of words and chance; or let a classifier of one SAE's latents read those of another, matched.
 
 \b
@@ -28,7 +28,7 @@ states, bag of words and chance; or let a classifier of one SAE's latents read t
   saekit transfer --model vit --sae A --images photos --across source --out found         images, by patches
 
 Off-diagonal cells are zero-shot. The drop is measured against an in-domain classifier on the same test set. With --out
-the numbers go to OUT/transfer.json, with heat maps beside it; an interrupted call goes on where it stopped. Without
+the numbers go to OUT/transfer.json, with heat maps next to it; an interrupted call goes on where it stopped. Without
 --across all rows are one value: the numbers of `saekit classify`.
 """
 
@@ -46,15 +46,15 @@ def transfer(
     ] = None,
     *,
     model: Model,
-    sae: Sae = None,
+    sae: Sae | None = None,
     to: Annotated[
         list[str] | None, typer.Option("--to", metavar="SAE", help="SAE to transfer the classifier to.")
     ] = None,
     to_model: Annotated[
         str | None, typer.Option("--to-model", metavar="M", help="Model of --to [that of the first SAE].")
     ] = None,
-    data: Data = None,
-    images: Images = None,
+    data: Data | None = None,
+    images: Images | None = None,
     across: Annotated[
         str | None, typer.Option("--across", metavar="COLUMN", help="Column of the values to transfer between.")
     ] = None,
@@ -64,7 +64,7 @@ def transfer(
     C: Annotated[
         tuple[float, ...] | None, typer.Option("--C", metavar="X,X", help="Inverse strengths of the L2 penalty.")
     ] = None,
-    out: Out = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Train on one, test on the others."""

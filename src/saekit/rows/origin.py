@@ -86,22 +86,16 @@ def find_rows(
         Nothing says where the rows come from.
     """
     from ..models.loading import load_language_model
-    from ..provenance import known_place, place_of
+    from ..provenance import place_of
     from .capture import capture
     from .opening import as_source
 
-    known = sae.provenance
     name = os.fspath(path) or "the SAE"
     if rows is None and model is None:
-        again = training_rows(name, known.get("data_digest"))
+        again = training_rows(name, sae.provenance.get("data_digest"))
         if again is not None:
             return Origin(again)
-        model, data = known.get("model"), data or known.get("data")
-        if not (model and data and known_place(sae)):
-            raise ConfigError(
-                f"`rows`, or `model` and `data`, must be given: the latents of `{name}` are ranked on rows, and it "
-                "does not say which model and texts it was trained on."
-            )
+        model, data = _training_texts(sae, name, data)
     source = None if rows is None else as_source(rows, sae.d_in, "find_rows")
     if model is None:
         assert source is not None
@@ -113,6 +107,19 @@ def find_rows(
     if source is None:
         source = capture(lm, data, hook=hook, text=settings.text, tokens=settings.tokens, progress=progress or silent)
     return Origin(source, lm, data, min(settings.tokens, settings.ce_tokens))
+
+
+def _training_texts(sae: SAE, name: str, data: Any) -> tuple[Any, Any]:
+    """Return the model that an SAE was trained on, and `data` or else the texts of the training."""
+    from ..provenance import known_place
+
+    model, data = sae.provenance.get("model"), data or sae.provenance.get("data")
+    if not (model and data and known_place(sae)):
+        raise ConfigError(
+            f"`rows`, or `model` and `data`, must be given: the latents of `{name}` are ranked on rows, and it "
+            "does not say which model and texts it was trained on."
+        )
+    return model, data
 
 
 def training_rows(path: str, digest: Any) -> Source | None:

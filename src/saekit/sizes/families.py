@@ -13,6 +13,9 @@ from ..settings import is_whole
 from ..store.address import sae_paths
 from .size_curve import default_sizes
 
+NESTED = "matryoshka"
+"""The architecture whose prefixes are trained."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -27,7 +30,7 @@ class Family:
     @property
     def is_nested(self) -> bool:
         """Return whether prefixes of these SAEs were trained."""
-        return self.arch == "matryoshka"
+        return self.arch == NESTED
 
     def sizes(self) -> set[int]:
         """Return the sizes that were trained, as prefixes or separately."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..measure.metrics import METRICS, Metrics
 from ..measure.results import Measured
+from .families import NESTED
 from .ranking import BASELINES
 from .result import CurvePoint, Difference
 
@@ -79,7 +80,7 @@ def _pairs(names: Sequence[str], by: Sequence[str]) -> list[tuple[str, str]]:
     if best is None:
         return []
     leaders = {name.removesuffix(f" pruned by {best}"): name for name in names if name.endswith(f"pruned by {best}")}
-    pairs = [("matryoshka", leader) for leader in leaders.values() if "matryoshka" in names]
+    pairs = [(NESTED, leader) for leader in leaders.values() if NESTED in names]
     for arch, leader in leaders.items():
         pairs += [(leader, name) for name in names if name.startswith(f"{arch} ") and name != leader]
     return pairs
