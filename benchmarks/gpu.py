@@ -27,7 +27,8 @@ from saekit.kernels import reference
 from saekit.kernels.cuda import ops
 from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.fused import fused_step, fuses
-from saekit.training.learner import plain_step, resolve, start_learner
+from saekit.training.learner import initialize_learner, resolve
+from saekit.training.step import plain_step
 
 SHAPES = [(64, 2048, 16, 2048), (768, 16384, 32, 4096), (768, 32768, 32, 4096), (2304, 65536, 64, 4096)]
 OTHERS = {
@@ -61,7 +62,7 @@ def milliseconds(work: Callable[[], Any], repetitions: int) -> float:
 def learner(config: Any, d: int, batch: int, device: str) -> Any:
     sample = rows(d, batch, 0).to(device)
     start = {"bias": sample.mean(0), "scale": d**0.5 / sample.norm(dim=1).mean(), "sample": sample, "device": device}
-    return start_learner(config, 0, resolve(config, d, 10_000, batch), **start)
+    return initialize_learner(config, 0, resolve(config, d, 10_000, batch), **start)
 
 
 def steps(make: Callable[[], Any], d: int, batch: int, device: str, repetitions: int) -> dict[str, float]:
@@ -105,7 +106,7 @@ def encoding(d: int, n: int, k: int, batch: int, device: str, repetitions: int) 
     for rows_, product in ops._blocks(low, latents, bound, part):
         candidates = torch.empty((len(product), room), dtype=torch.int32, device=device)
         counts = torch.empty(len(product), dtype=torch.int32, device=device)
-        ops._select(product, bound, rows_, candidates, counts, n, k, above=False, exact=True)
+        ops._select(product, bound, rows_, candidates, counts, n, k)
         found["candidates per row"] = float(counts.float().mean())
         off = (product.double() - x[rows_].double() @ W.double().T).abs()
         most = ops.ROUNDING * product.double().abs() + bound.row[rows_, None].double() * bound.latent + bound.bias

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import arena
 import torch
 
-from saekit import ArrayRows, SyntheticRows, TopK, train
+from saekit import ArrayRows, SyntheticRows, TopK, TrainSettings, train
 
 ABOUT = """## Same result from both steps
 
@@ -48,8 +48,8 @@ def main() -> None:
     variance = (held_out - held_out.mean(0)).double().square().sum()
     found: dict[str, list[float]] = {}
     for step in ("plain", "fused"):
-        settings = {"seeds": [0, 1, 2], "batch_rows": options.batch, "tokens": n_rows, "step": step}
-        saes = train(config, ArrayRows(rows), **settings)
+        settings = TrainSettings(batch_rows=options.batch, step=step)
+        saes = train(config, ArrayRows(rows), seeds=[0, 1, 2], tokens=n_rows, settings=settings)
         found[step] = [float((held_out - sae.reconstruct(held_out)).double().square().sum() / variance) for sae in saes]
         print(step, found[step], flush=True)
     lines = ["| seed | plain | fused | difference |", "| --- | --- | --- | --- |"]

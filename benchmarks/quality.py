@@ -103,7 +103,11 @@ def run_saekit(job: dict[str, Any], l0: float) -> tuple[np.ndarray, dict[str, An
     source = saekit.open_rows(job["rows"])
     start = time.perf_counter()
     (sae,) = saekit.train(
-        config, source, seeds=[job["seed"]], tokens=job["steps"] * job["batch"], batch_rows=job["batch"]
+        config,
+        source,
+        seeds=[job["seed"]],
+        tokens=job["steps"] * job["batch"],
+        settings=saekit.TrainSettings(batch_rows=job["batch"]),
     )
     seconds = time.perf_counter() - start
     x = torch.from_numpy(np.load(job["held_out"]))

@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.tokens, options.repetitions = 2, 4 * options.batch, 1
-    from saekit import capture, stream, train
+    from saekit import TrainSettings, capture, stream, train
     from saekit.training.architectures import config_from_dict
 
     penalized = options.arch in ("jumprelu", "relu")
@@ -49,23 +49,23 @@ def main() -> None:
         {"arch": options.arch, "latents": options.latents, "target_l0" if penalized else "k": options.k}
     )
     seeds = list(range(options.seeds))
-    settings: dict[str, Any] = {"tokens": options.tokens, "batch_rows": options.batch}
+    settings = TrainSettings(batch_rows=options.batch)
     cached = capture("builtin", "builtin", layer=options.layer, tokens=options.tokens)
     sources: dict[str, Callable[[], Any]] = {
         "streamed": lambda: stream("builtin", "builtin", layer=options.layer, tokens=2 * options.tokens),
         "in memory": lambda: cached,
     }
-    train(config, cached, tokens=4 * options.batch, batch_rows=options.batch)  # compile
+    train(config, cached, tokens=4 * options.batch, settings=settings)  # compile
     times: dict[str, dict[str, list[float]]] = {name: {"together": [], "apart": [], "one": []} for name in sources}
     for _ in range(options.repetitions):
         for name, source in sources.items():
             begin = time.perf_counter()
-            train(config, source(), seeds=seeds, **settings)
+            train(config, source(), seeds=seeds, tokens=options.tokens, settings=settings)
             times[name]["together"].append(time.perf_counter() - begin)
             begin = time.perf_counter()
             for seed in seeds:
                 one = time.perf_counter()
-                train(config, source(), seeds=[seed], **settings)
+                train(config, source(), seeds=[seed], tokens=options.tokens, settings=settings)
                 times[name]["one"].append(time.perf_counter() - one)
             times[name]["apart"].append(time.perf_counter() - begin)
     lines = ["| rows | together, s | apart, s | together / apart | range |", "| --- | --- | --- | --- | --- |"]

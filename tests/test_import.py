@@ -66,6 +66,14 @@ except SystemExit as end:
     assert not loaded & {"torch", "numpy", "transformers", "datasets", "sklearn", "matplotlib", "jinja2"}
 
 
+def test_settings_load_nothing_heavy():
+    """`saekit CMD --help` is built from them."""
+    rooms = sorted(path.parent.name for path in (ROOT / "src" / "saekit").glob("*/settings.py"))
+    assert len(rooms) >= 6
+    loaded = modules_after("\n".join(f"import saekit.{room}.settings" for room in rooms))
+    assert not loaded & {"torch", "numpy", "scipy", "transformers", "datasets", "sklearn", "matplotlib", "numba"}
+
+
 def test_the_public_names_are_few_and_documented():
     assert len(saekit.__all__) <= 40
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")

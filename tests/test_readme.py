@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import saekit as sk
+from saekit.evaluation.settings import EvaluationSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,10 +20,10 @@ def test_the_python_tour(tmp_path, monkeypatch):
     for old, new in smaller.items():
         assert old in code
         code = code.replace(old, new)
-    code = code.replace('data="builtin@heldout")', 'data="builtin@heldout", rows=512, tokens=256, draws=20)')
+    code = code.replace('data="builtin@heldout")', 'data="builtin@heldout", settings=FEW)')
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
-        names: dict = {}
+        names: dict = {"FEW": EvaluationSettings(max_rows=512, tokens=256, draws=20)}
         exec(compile(code, "README.md", "exec"), names)
     assert names["result"].metrics.fvu.value < 1
     assert names["result"].controls["pca"].differences["fvu"].unit == "fraction"

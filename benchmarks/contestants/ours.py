@@ -26,15 +26,16 @@ def step(kernels: str) -> None:
     """Training steps of an SAE with AuxK (where it has that), clipping and the counters of dead latents."""
     import saekit.kernels
     from saekit.training.fused import fused_step
-    from saekit.training.learner import plain_step, resolve, start_learner
+    from saekit.training.learner import initialize_learner, resolve
+    from saekit.training.step import plain_step
 
     saekit.kernels.use(kernels)
-    settings = resolve(config(), D, 10_000, BATCH)
+    resolved = resolve(config(), D, 10_000, BATCH)
     sample = BATCHES[0]
-    learner = start_learner(
+    learner = initialize_learner(
         config(),
         0,
-        settings,
+        resolved,
         bias=sample.mean(0),
         scale=D**0.5 / sample.norm(dim=1).mean(),
         sample=sample,
@@ -43,7 +44,7 @@ def step(kernels: str) -> None:
     advance = plain_step if kernels == "plain" else fused_step
     dead = dead_latents(N, JOB.get("dead", 0.0)).to(DEVICE)
     if dead.any():
-        learner.step = settings.total_steps // 2  # before, none can be dead
+        learner.step = resolved.total_steps // 2  # before, none can be dead
         learner.parameters["W_enc"][dead] *= DEAD_SCALE
     count = 0
     while True:

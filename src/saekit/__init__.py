@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from .estimators.select import SelectLatents as SelectLatents
     from .evaluation.run import evaluate as evaluate
     from .inputs.images import read_images as read_images
+    from .inputs.settings import Split as Split
     from .inputs.texts import read_texts as read_texts
-    from .measure.importance import importance as importance
     from .measure.results import Measured as Measured
     from .models.loading import load_model as load_model
     from .report.results_folder import write_report as write_report
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .training.config import TopK as TopK
     from .training.loop import train as train
     from .training.loop import untrained as untrained
+    from .training.settings import TrainSettings as TrainSettings
 
 PUBLIC: dict[str, dict[str, str]] = {
     "An SAE and what it computes": {
@@ -77,6 +78,7 @@ PUBLIC: dict[str, dict[str, str]] = {
     "Training": {
         "train": "training.loop",
         "untrained": "training.loop",
+        "TrainSettings": "training.settings",
         "TopK": "training.config",
         "BatchTopK": "training.config",
         "ReLU": "training.config",
@@ -93,7 +95,6 @@ PUBLIC: dict[str, dict[str, str]] = {
     },
     "How many latents are needed?": {
         "rank": "sizes.ranking",
-        "importance": "measure.importance",
         "prune": "sizes.prune",
         "measure_sizes": "sizes.size_curve",
         "progressive": "sizes.progressive",
@@ -101,6 +102,7 @@ PUBLIC: dict[str, dict[str, str]] = {
     "Are its latents useful?": {
         "classify": "classification.run",
         "transfer": "classification.transfer",
+        "Split": "inputs.settings",
         "load_classifier": "classification.text_classifier",
     },
     "scikit-learn": {

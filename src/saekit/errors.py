@@ -7,7 +7,7 @@
     ├── ShapeError       (ValueError)    tensors whose shapes do not fit together
     ├── DataError        (ValueError)    text, tables or rows that cannot be used
     ├── FormatError      (ValueError)    a file that is truncated, altered, too new or of another kind
-    ├── ModelError       (RuntimeError)  a language model or one of its modules that cannot be had
+    ├── ModelError       (RuntimeError)  a language model or one of its modules that is not available
     │   └── OfflineError                 ... because there is no network
     ├── NonFiniteError   (RuntimeError)  NaN or infinity appeared during training
     ├── BusyError        (RuntimeError)  a folder that another run is writing to
@@ -64,7 +64,7 @@ class MissingExtraError(SaekitError, ImportError):
 
 
 def listed(names: Iterable[object], limit: int = 5) -> str:
-    """Names in backticks, shortened to `limit` with the count of the rest.
+    """Return names in backticks, shortened to `limit` with the count of the rest.
 
     >>> listed(["a", "b", "c"], limit=2)
     '`a`, `b` and 1 more'
@@ -76,7 +76,7 @@ def listed(names: Iterable[object], limit: int = 5) -> str:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """A sentence that suggests the nearest options, or lists them when none is near.
+    """Return a sentence that suggests the nearest options, or lists them when none is near.
 
     >>> did_you_mean("warmup_step", ["warmup_steps", "lr"])
     'Did you mean `warmup_steps`?'

@@ -61,7 +61,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def dump_json(value: Any) -> str:
-    """Strict JSON text: keys in the order given, NaN and unknown types refused."""
+    """Return strict JSON text: keys in the order given, NaN and unknown types refused."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -84,12 +84,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def digest_bytes(data: bytes | memoryview) -> str:
-    """SHA-256 of `data` as ``"sha256:<hex>"``."""
+    """Return the SHA-256 of `data` as ``"sha256:<hex>"``."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def digest_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes as ``"sha256:<hex>"``."""
+    """Return the SHA-256 of a file's bytes as ``"sha256:<hex>"``."""
     with open(path, "rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 

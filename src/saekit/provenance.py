@@ -14,11 +14,6 @@ from .settings import is_whole
 from .version import __version__
 
 
-def sae_digest(sae: SAE) -> str:
-    """Return `SAE.digest`."""
-    return sae.digest()
-
-
 def known_place(origin: SAE | Mapping[str, Any] | None) -> str | None:
     """Return the hook that an SAE, or other provenance (the `info` of a source of rows), names; None if it names none.
 
@@ -63,29 +58,34 @@ def place_of(
         Both `layer` and `hook` are given, or nothing says where the SAE belongs.
     """
     prefix = f"{where}: " if where else ""
-    if layer is not None and hook is not None:
-        raise ConfigError(
-            f"{prefix}at most one of `layer` and `hook` may be given; got layer={layer!r} and hook={hook!r}."
-        )
-    if hook is not None:
-        return hook
-    if layer is not None:
-        if not is_whole(layer):
-            raise ConfigError(f"{prefix}`layer` must be a whole number, 0 for the first block; got {layer!r}.")
-        return f"layers.{layer}"
-    place = next((place for place in map(known_place, origins) if place is not None), None)
+    given = _given_place(layer, hook, prefix)
+    places = [given] if given is not None else [known_place(origin) for origin in origins]
+    place = next((place for place in places if place is not None), None)
     if place is None:
-        silent = f"{name} does not say where in the model it belongs" if any(o is not None for o in origins) else ""
+        silent = any(origin is not None for origin in origins)
         raise ConfigError(
             f"{prefix}`layer` or `hook` must say where the rows come from; got neither"
-            f"{', and ' + silent if silent else ''}. Give layer=2, say."
+            f"{f', and {name} does not say where in the model it belongs' if silent else ''}. Give layer=2, say."
         )
     return place
 
 
+def _given_place(layer: int | None, hook: str | None, prefix: str) -> str | None:
+    """Return the hook that is given, by name or by layer; None: neither is."""
+    if layer is not None and hook is not None:
+        raise ConfigError(
+            f"{prefix}at most one of `layer` and `hook` may be given; got layer={layer!r} and hook={hook!r}."
+        )
+    if hook is not None or layer is None:
+        return hook
+    if not is_whole(layer):
+        raise ConfigError(f"{prefix}`layer` must be a whole number, 0 for the first block; got {layer!r}.")
+    return f"layers.{layer}"
+
+
 def facts_of_sae(sae: SAE) -> dict[str, Any]:
     """Return what results write down about an SAE: latents, width, rule, digest of all tensors, provenance."""
-    return {**shape_of(sae), "digest": sae_digest(sae), "provenance": sae.provenance}
+    return {**shape_of(sae), "digest": sae.digest(), "provenance": sae.provenance}
 
 
 def release() -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def random_order(n: int, *key: int | str) -> np.ndarray:
-    """A permutation of ``range(n)`` that is a function of `key` alone: the stable argsort of Philox words.
+    """Return a permutation of ``range(n)`` that depends on `key` alone: the stable argsort of Philox words.
 
     Parameters
     ----------
@@ -26,6 +26,6 @@ def random_order(n: int, *key: int | str) -> np.ndarray:
 
 
 def hashed_key(*key: int | str, n_bytes: int = 16) -> int:
-    """An integer of `n_bytes` bytes from the SHA-256 of `key`."""
+    """Return an integer of `n_bytes` bytes from the SHA-256 of `key`."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in ("saekit.rows", *key))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:n_bytes], "little")

@@ -7,9 +7,11 @@ default, which is also the help text of the command line option of that name.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import textwrap
 from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
@@ -17,13 +19,14 @@ from typing import Any, Protocol, TypeVar
 from .errors import ConfigError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S")
 
 
 class Progress(Protocol):
     """Called as work advances: ``progress(stage, done, total, note)``."""
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
-        """Tell how far a stage is; `total` is None where it is not known, `note` is shown beside the count."""
+        """Tell how far a stage is; `total` is None where it is not known, `note` is shown after the count."""
         ...
 
 
@@ -55,12 +58,17 @@ def suggest_keywords(function: F) -> F:
 def _suggesting(function: F, name: str) -> F:
     parameters = inspect.signature(function).parameters
     known = [each for each in parameters if each != "self"]
+    defaults = parameters["settings"].default if "settings" in parameters else None
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for word in kwargs:
             if word not in parameters:
-                raise KeywordError(f"{name}: unknown argument `{word}`. {did_you_mean(word, known)}")
+                hint = did_you_mean(word, known)
+                if hasattr(defaults, word):
+                    kind = type(defaults)
+                    hint = f"Pass settings={kind.__name__}({word}=…), which is in `{kind.__module__}`."
+                raise KeywordError(f"{name}: unknown argument `{word}`. {hint}")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
@@ -85,9 +93,15 @@ def attribute_docs(settings: type) -> dict[str, str]:
     return found
 
 
+def part_of(settings: Any, kind: type[S], **changes: Any) -> S:
+    """Return settings of one class from those of a class that has its fields, except for those in `changes`."""
+    names = {field.name for field in dataclasses.fields(kind)} - changes.keys()  # type: ignore[arg-type]
+    return kind(**{name: getattr(settings, name) for name in names}, **changes)
+
+
 def is_whole(value: Any) -> bool:
     """Return whether a value is a whole number and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:

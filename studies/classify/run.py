@@ -27,10 +27,14 @@ import numpy as np
 from selected_alignment import decoder_alignment, selected_alignment
 
 import saekit as sk
-from saekit.classification.labelled import Labelled, read_labelled
+from saekit.classification.plan import Plan, plan_classification
 from saekit.classification.result import Classification, summarize
-from saekit.classification.run import plan_classification
+from saekit.classification.run import run_plan
+from saekit.classification.settings import Budget, ClassifierSettings
+from saekit.classification.verdicts import difference
+from saekit.evaluation.settings import EvaluationSettings
 from saekit.files import read_json, write_bytes, write_json
+from saekit.inputs.labelled import Labelled, read_labelled
 from saekit.report.classification import write_classification_figures
 from saekit.rows.pooling import Ask, pool_texts
 
@@ -155,7 +159,7 @@ def settings_of(each: Config) -> dict[str, Any]:
 
 def split_of(each: Config, table: Sequence[Mapping[str, Any]], config: Config) -> Labelled:
     """The same split that every classification of the set makes."""
-    return read_labelled(table, seed=config["seed"], **settings_of(each))
+    return read_labelled(table, split=sk.Split(seed=config["seed"], **settings_of(each)))
 
 
 def training_texts(splits: Mapping[str, Labelled], tokens: int) -> list[str]:
@@ -205,11 +209,15 @@ def trained(name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], o
             settings = {"control": sae["control"]} if sae.get("control") else {}
             made = sk.train(
                 sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings), rows[f"layers.{sae['layer']}"],
-                seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], batch_rows=model["batch_rows"],
+                seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], settings=sk.TrainSettings(batch_rows=model["batch_rows"]),
             )  # fmt: skip
             for seed, each in zip(sae["seeds"], made):
                 each.save(folders[sae_name(sae, seed)])
-            shown = sk.evaluate(made[0], rows[f"layers.{sae['layer']}"], rows=20_000, controls=False, draws=0).metrics
+            shown = sk.evaluate(
+                made[0],
+                rows[f"layers.{sae['layer']}"],
+                settings=EvaluationSettings(max_rows=20_000, controls=False, draws=0),
+            ).metrics
             tell(f"{sae_name(sae, sae['seeds'][0])}: FVU {shown.fvu.value:.3f}, dead {shown.dead_fraction.value:.1%}, "
                  f"{time.monotonic() - since:.0f} s")  # fmt: skip
     return folders
@@ -218,7 +226,9 @@ def trained(name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], o
 # ----------------------------------------------------------------------------------------------------- classification
 
 
-def plan_of(lm: Any, saes: Mapping[str, Path], run: Config, each: Config, table: Any, config: Config, out: Path) -> Any:
+def plan_of(
+    lm: Any, saes: Mapping[str, Path], run: Config, each: Config, table: Any, config: Config, out: Path
+) -> Plan:
     """The plan of one run over one set."""
     settings = {name: run.get(name, config.get(name)) for name in ("pools", "ks", "control_ks")}
     more = {name: run[name] for name in ("arms", "shuffles") if name in run}
@@ -227,9 +237,13 @@ def plan_of(lm: Any, saes: Mapping[str, Path], run: Config, each: Config, table:
     if run["name"] == "minilm" and "train_sizes" in each:
         more["train_sizes"] = each["train_sizes"]
     return plan_classification(
-        lm, [str(saes[name]) for name in run["saes"]], table, name=each["name"], seed=config["seed"],
-        draws=config["draws"], margin=config["margin"], budget=config.get("budget"), out=out / run["name"] / each["name"], cache=out / "features",
-        **settings_of(each), **settings, **more,
+        [(name, sk.SAE.load(saes[name])) for name in run["saes"]], model=lm, data=table,
+        split=sk.Split(seed=config["seed"], **settings_of(each)),
+        settings=ClassifierSettings(
+            name=each["name"], draws=config["draws"], margin=config["margin"], budget=Budget(**config.get("budget", {})),
+            save_arm="none", cache=str(out / "features"), **settings, **more,
+        ),
+        out=out / run["name"] / each["name"],
     )  # fmt: skip
 
 
@@ -239,22 +253,21 @@ def classify_set(
     """One table: every arm of a run on one set."""
     since, results = time.monotonic(), folder / "results"
     plan = plan_of(lm, saes, run, each, table, config, out)
-    result = plan.run()
+    result = run_plan(plan)
     result.save(results / f"{run['name']}-{each['name']}.json")
-    result.save(plan.out / "classification.json")
     if run["name"] == "minilm":
         write_classification_figures(result.to_json(), plan.out)
         pairs = {}
         for label, other in (("last", named(result, "last")), ("words", named(result, "words"))):
             if other is not None and result.best_sae is not None:
-                pairs[label] = plan.difference(result.best_sae, other).to_json()
+                pairs[label] = difference(plan, result.best_sae, other).to_json()
         for pool in config["pools"]:
             full, binary = named(result, "full", pool), named(result, "binarized", pool)
             if full is not None and binary is not None:
-                pairs[f"binarized {pool}"] = plan.difference(binary, full).to_json()
+                pairs[f"binarized {pool}"] = difference(plan, binary, full).to_json()
         full = [named(result, "full", pool) for pool in config["pools"][:2]]
         if None not in full:
-            pairs["pooling"] = plan.difference(str(full[0]), str(full[1])).to_json()
+            pairs["pooling"] = difference(plan, str(full[0]), str(full[1])).to_json()
         write_json(results / f"pairs-{each['name']}.json", pairs)
         from saekit.report.classification import figures as charts
 
@@ -297,7 +310,7 @@ def alignment_of(
     hook = str(sae.provenance["hook"])
     train = [data.texts[row] for row in data.parts[0][0]]
     X = pool_texts(
-        lm, train, [Ask(("max",), sae=sae, hook=hook)], cache=plan.cache, max_tokens=plan.settings["max_tokens"]
+        lm, train, [Ask(("max",), sae=sae, hook=hook)], cache=plan.reader.cache, max_tokens=plan.how.max_tokens
     )[0]["max"]
     density = np.diff(X.tocsc().indptr) / X.shape[0]
     found = {}

@@ -39,8 +39,10 @@ from saekit.rows.split import halves
 from saekit.sizes.latent_metrics import seed_overlap
 from saekit.sizes.progressive import progressive
 from saekit.sizes.ranking import rank
+from saekit.sizes.settings import ProgressiveSettings
 from saekit.training.config import HierarchicalTopK, Matryoshka, TopK
-from saekit.training.learner import STEPS, resolve, start_learner
+from saekit.training.learner import initialize_learner, resolve
+from saekit.training.step import STEPS
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[1].parent / "shared" / "data"))
@@ -137,16 +139,16 @@ def run_subject(subject: Subject, plan: Plan, work: Path) -> dict[str, Any]:
         for seed in plan.seeds
     ]
     saes = {seed: load_saes(folder / f"seed{seed}") for seed in plan.seeds}
+    settings = ProgressiveSettings(by=BY, tokens=plan.ce_tokens, sample_rows=plan.sample_rows, draws=0)
     compared = [
         cells.run(
             f"measure-{seed}",
             lambda seed=seed: progressive(
-                saes[seed], measured, fit=fit, sizes=plan.sizes, by=BY, model=lm, data=measure_on,
-                tokens=plan.ce_tokens, sample_rows=plan.sample_rows, draws=0,
+                saes[seed], measured, fit=fit, sizes=plan.sizes, model=lm, data=measure_on, settings=settings
             ).to_json(),
         )
         for seed in plan.seeds
-    ]  # fmt: skip
+    ]
     overlap = cells.run("overlap", lambda: overlap_cell(saes, fit, plan))
     probes = (
         [cells.run(f"probe-{seed}", lambda seed=seed: probe_cell(lm, saes[seed], fit, plan)) for seed in plan.seeds]
@@ -191,8 +193,8 @@ def train_cell(subject: Subject, plan: Plan, rows: Any, folder: Path, seed: int)
     """All SAEs of one seed, in one pass over the rows."""
     begun = time.monotonic()
     sk.train(
-        configs_of(subject, plan), rows, seeds=[seed], tokens=plan.tokens, batch_rows=plan.batch_rows,
-        out=folder / f"seed{seed}", resume=True,
+        configs_of(subject, plan), rows, seeds=[seed], tokens=plan.tokens,
+        settings=sk.TrainSettings(batch_rows=plan.batch_rows), out=folder / f"seed{seed}", resume=True,
     )  # fmt: skip
     return {"seconds": round(time.monotonic() - begun, 1)}
 
@@ -267,7 +269,8 @@ def many_k_cell(subject: Subject, plan: Plan, rows: Any, measured: Any, folder: 
     ks = [subject.k // 4, subject.k // 2, subject.k]
     configs = [HierarchicalTopK(n_latents=latents, k=subject.k), *(TopK(n_latents=latents, k=k) for k in ks)]
     saes = sk.train(
-        configs, rows, seeds=[plan.seeds[0]], tokens=plan.tokens, batch_rows=plan.batch_rows, out=folder / "many-k",
+        configs, rows, seeds=[plan.seeds[0]], tokens=plan.tokens,
+        settings=sk.TrainSettings(batch_rows=plan.batch_rows), out=folder / "many-k",
         resume=True,
     )  # fmt: skip
     x = torch.cat([batch.x for batch in measured.batches(4096)])
@@ -289,8 +292,8 @@ def cost_cell(subject: Subject, plan: Plan, rows: Any) -> dict[str, Any]:
     kinds["hierarchical"] = HierarchicalTopK(n_latents=widest, k=subject.k)
     learners = {}
     for name, config in kinds.items():
-        settings = resolve(config, x.shape[1], 1000, plan.batch_rows)
-        learners[name] = start_learner(config, 0, settings, bias=x.mean(0), scale=None, sample=x, device="cpu")
+        resolved = resolve(config, x.shape[1], 1000, plan.batch_rows)
+        learners[name] = initialize_learner(config, 0, resolved, bias=x.mean(0), scale=None, sample=x, device="cpu")
     found: dict[str, Any] = {"batch_rows": plan.batch_rows, "d_in": x.shape[1]}
     for step in ("plain", "fused"):
         if step not in STEPS:

@@ -30,10 +30,12 @@ from verdicts import claims, page
 
 import saekit as sk
 from saekit.comparison.consensus import consensus
-from saekit.comparison.orphans import frequency_matched
+from saekit.comparison.orphan_properties import frequency_matched
 from saekit.comparison.result import Comparison
-from saekit.comparison.run import with_stability
+from saekit.comparison.settings import ComparisonSettings, ConsensusSettings, OrphanSettings
+from saekit.comparison.stability import with_stability
 from saekit.errors import ConfigError
+from saekit.evaluation.settings import EvaluationSettings
 from saekit.files import read_json, write_json
 from saekit.sae.rules import TopKRule
 
@@ -216,19 +218,20 @@ class Study:
         found = self.kept(f"cells/{cell['id']}", spec, lambda: self._cell(cell))
         return {**cell, **found}
 
-    def train(self, cell: dict[str, Any], **changes: Any) -> list[sk.SAE]:
+    def train(self, cell: dict[str, Any], *, data_seed: int = 0, **changes: Any) -> list[sk.SAE]:
         rows, _ = self.rows(cell["model"])[cell["layer"]]
-        options = {"seeds": list(range(cell["seeds"])), "tokens": cell["rows"], "batch_rows": cell["batch_rows"]}
-        return sk.train(config_of(cell), rows, **(options | changes))
+        options = {"seeds": list(range(cell["seeds"])), "tokens": cell["rows"]}
+        settings = sk.TrainSettings(batch_rows=cell["batch_rows"], data_seed=data_seed)
+        return sk.train(config_of(cell), rows, settings=settings, **(options | changes))
 
     def _cell(self, cell: dict[str, Any]) -> dict[str, Any]:
         saes = self.train(cell)
         if "base" in cell["sweeps"]:
             for seed, sae in enumerate(saes):
                 sae.save(self.folder(cell, seed))
-        found = sk.compare(saes, threshold=self.config["threshold"])
+        found = sk.compare(saes, settings=ComparisonSettings(threshold=self.config["threshold"]))
         _, held = self.rows(cell["model"])[cell["layer"]]
-        entries = sk.evaluate(saes, held, controls=False, draws=0).entries
+        entries = sk.evaluate(saes, held, settings=EvaluationSettings(controls=False, draws=0)).entries
         return {
             **summary(found),
             **{name: [entry.metrics[name].value for entry in entries] for name in ("fvu", "l0", "dead_fraction")},
@@ -255,7 +258,7 @@ class Study:
             else:
                 if found.settings["threshold"] == self.config["threshold"]:
                     return found
-        found = sk.compare(saes, threshold=self.config["threshold"], controls=False)
+        found = sk.compare(saes, settings=ComparisonSettings(threshold=self.config["threshold"], controls=False))
         found.save(path)
         return found
 
@@ -269,7 +272,12 @@ class Study:
                 _, held = self.rows(name)[cell["layer"]]
                 model, data = self.place(name)
                 found = sk.orphans(
-                    saes, held, comparison, model=model, data=data, tokens=self.config.get("ce_tokens", 8192)
+                    saes,
+                    held,
+                    comparison=comparison,
+                    model=model,
+                    data=data,
+                    settings=OrphanSettings(tokens=self.config.get("ce_tokens", 8192)),
                 )
                 return {"orphans": found.to_json()}
 
@@ -297,8 +305,8 @@ class Study:
         ]
         for count in (2, len(saes) // 2) if len(saes) > 5 else (2,):
             groups = [saes[start : start + count] for start in range(0, len(saes) - count + 1, count)]
-            options = {"size": cell["latents"], "threshold": threshold, "rows": sample}
-            plain = [consensus(group, rows, **options) for group in groups]
+            pooled = ConsensusSettings(size=cell["latents"], threshold=threshold, max_rows=sample)
+            plain = [consensus(group, rows, settings=pooled) for group in groups]
             arms[f"consensus of {count}"] = plain
             arms[f"consensus of {count}, refitted"] = [
                 sk.train(
@@ -306,8 +314,7 @@ class Study:
                     rows,
                     seeds=[0],
                     tokens=refit,
-                    batch_rows=cell["batch_rows"],
-                    data_seed=1,
+                    settings=sk.TrainSettings(batch_rows=cell["batch_rows"], data_seed=1),
                     start=sae,
                 )[0]
                 for sae in plain
@@ -320,13 +327,13 @@ class Study:
                 held,
                 model=model,
                 data=data,
-                tokens=self.config.get("ce_tokens", 8192),
-                controls=False,
-                draws=0,
+                settings=EvaluationSettings(tokens=self.config.get("ce_tokens", 8192), controls=False, draws=0),
             ).entries
             shared = None
             if len(members) > 1:
-                shared = sk.compare(members, threshold=threshold, controls=False).shared.to_json()
+                shared = sk.compare(
+                    members, settings=ComparisonSettings(threshold=threshold, controls=False)
+                ).shared.to_json()
             found[arm] = {
                 "n": len(members),
                 **{key: [entry.metrics[key].value for entry in entries] for key in ("fvu", "ce_sae", "l0")},
@@ -385,7 +392,7 @@ class Study:
 
     def _outside(self) -> dict[str, Any]:
         saes = [outside_sae(path) for path in sorted(SHARED.glob(self.config["outside"]["files"]))]
-        found = sk.compare(saes, threshold=self.config["threshold"])
+        found = sk.compare(saes, settings=ComparisonSettings(threshold=self.config["threshold"]))
         centres = np.corrcoef(np.stack([sae.b_pre.numpy() for sae in saes if sae.b_pre is not None]))
         return {
             "means_correlation": float(np.abs(centres - np.eye(len(saes))).max()),

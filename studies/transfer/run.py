@@ -27,14 +27,15 @@ import numpy as np
 import torch
 
 import saekit as sk
-from saekit.classification.arms import Budget
 from saekit.classification.model_answers import act, cloze_task
-from saekit.classification.transfer import held_out, transfer_features
+from saekit.classification.settings import ACROSS_KINDS, ALIASES, Budget, ClassifierSettings, Matching
+from saekit.classification.transfer import held_out
+from saekit.classification.transfer_features import transfer_features
+from saekit.classification.transfer_result import migrated
 from saekit.files import read_json, write_bytes, write_json
 from saekit.measure.paired_scores import PairedBootstrap, Predictions, score
 from saekit.measure.results import to_plain
 from saekit.report.transfer import write_transfer_figures
-from saekit.rows.capture_images import capture_images
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
@@ -47,6 +48,10 @@ READ_STORIES = SHARED / "text" / "tinystories_1000_clean.jsonl.gz"
 """Other stories, which the SAEs of readers are trained on."""
 LAYER = 4
 """Block of MiniLM (of 6) that is read."""
+
+
+ACROSS_SAE_KINDS = tuple(kind for kind in ACROSS_KINDS if kind != "pixels")
+IMAGE_KINDS = ("majority", "pixels", "dense", "full", "binarized")
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,9 @@ def sample(texts: Any, n: int, seed: int) -> list[str]:
     return [texts[int(i)] for i in order]
 
 
-def unseen(data: Path, **split: Any) -> list[str]:
-    """Texts that neither judge nor share a group with one that does."""
-    return [text for text, out in zip(sk.read_texts(data), held_out(data, **split)) if not out]
+def unseen(data: Path, split: sk.Split, across: str | None = None) -> list[str]:
+    """Texts that are not in the test set and share no group with one that is."""
+    return [text for text, out in zip(sk.read_texts(data), held_out(data, across=across, split=split)) if not out]
 
 
 def other_stories() -> list[str]:
@@ -106,6 +111,11 @@ def other_stories() -> list[str]:
     return [text for text in sk.read_texts(READ_STORIES) if letters(text) not in asked]
 
 
+def answers(read: str) -> sk.Split:
+    """How records of `act` are read and split."""
+    return sk.Split(text=read, label="correct", group="document")
+
+
 class Study:
     """One run: models and SAEs that several parts share, and the results as they come."""
 
@@ -116,15 +126,24 @@ class Study:
         self.seconds: dict[str, float] = {}
 
     @property
-    def hate_split(self) -> dict[str, Any]:
-        """What decides which rows of HateCheck judge."""
-        languages = None if self.size.languages == 11 else ["english", "german", "spanish"][: self.size.languages]
-        return {"across": "lang", "group": "templ_id", "rows": self.size.per_language, "values": languages}
+    def hate_split(self) -> sk.Split:
+        """What decides which rows of HateCheck are test rows."""
+        languages = None if self.size.languages == 11 else ("english", "german", "spanish")[: self.size.languages]
+        return sk.Split(group="templ_id", max_rows=self.size.per_language, values=languages)
 
     @property
-    def detox_split(self) -> dict[str, Any]:
+    def detox_split(self) -> sk.Split:
         """The same of ParaDetox."""
-        return {"group": "pair", "rows": self.size.pairs}
+        return sk.Split(group="pair", max_rows=self.size.pairs)
+
+    def settings(self, part: int = 1, **more: Any) -> ClassifierSettings:
+        """What all parts have in common; `part`: one part of the resamples."""
+        return ClassifierSettings(
+            **{
+                "budget": self.budget, "draws": self.size.draws // part, "pools": ("sum",), "shuffles": 0,
+                "arms": ACROSS_SAE_KINDS, "cache": str(self.out / "features"), **more,
+            }
+        )  # fmt: skip
 
     def keep(self, name: str, result: Any) -> None:
         """Save a result whole, and what the page needs of it."""
@@ -136,12 +155,12 @@ class Study:
     def minilm_saes(self, model: Any) -> list[sk.SAE]:
         """Two seeds of one SAE on texts of HateCheck (all languages) and ParaDetox, never on one that judges."""
         n = self.size.train_tokens // 12
-        hate, detox = unseen(HATE, **self.hate_split), unseen(DETOX, **self.detox_split)
+        hate, detox = unseen(HATE, self.hate_split, "lang"), unseen(DETOX, self.detox_split)
         texts = sample([*sample(hate, n, 0), *sample(detox, n // 3, 1)], 2 * n, 2)
         rows = sk.capture(model, texts, layer=LAYER, tokens=self.size.train_tokens)
         config = sk.TopK(n_latents=self.size.latents, k=32)
         # every row is seen twice
-        return sk.train(config, rows, seeds=[0, 1], tokens=2 * rows.n_rows, batch_rows=1024)
+        return sk.train(config, rows, seeds=[0, 1], tokens=2 * rows.n_rows, settings=sk.TrainSettings(batch_rows=1024))
 
     # ------------------------------------------------------------------ the parts
 
@@ -153,13 +172,12 @@ class Study:
             return
         model = sk.load_model(folder)
         saes = self.minilm_saes(model)
-        common = {"layer": LAYER, "budget": self.budget, "draws": self.size.draws}
         if "languages" in wanted:
             self.keep(
                 "languages",
                 sk.transfer(
-                    HATE, model=model, sae=saes[0], cache=self.out / "features", out=self.out / "languages",
-                    **self.hate_split, **common,
+                    saes[0], model=model, data=HATE, across="lang", split=self.hate_split,
+                    settings=self.settings(layer=LAYER), out=self.out / "languages",
                 ),
             )  # fmt: skip
         if "seeds" in wanted:
@@ -167,8 +185,8 @@ class Study:
                 self.keep(
                     name,
                     transfer_features(
-                        DETOX, model=model, saes=saes, threshold=threshold, cache=self.out / "features",
-                        out=self.out / name, **self.detox_split, **common,
+                        saes, model=model, data=DETOX, matching=Matching(threshold=threshold), split=self.detox_split,
+                        settings=self.settings(layer=LAYER, arms=None), out=self.out / name,
                     ),
                 )  # fmt: skip
 
@@ -182,7 +200,9 @@ class Study:
         readers = {}
         for lm, layer in ((stories, 2), (builtin, 2)):
             rows = sk.capture(lm, others, layer=layer, tokens=tokens)
-            readers[lm.name] = sk.train(sk.TopK(n_latents=small, k=16), rows, tokens=2 * tokens, batch_rows=1024)[0]
+            readers[lm.name] = sk.train(
+                sk.TopK(n_latents=small, k=16), rows, tokens=2 * tokens, settings=sk.TrainSettings(batch_rows=1024)
+            )[0]
         tasks = {
             "stories": cloze_task(STORIES, questions=self.size.questions),
             "docs": cloze_task("builtin@heldout", questions=self.size.questions),
@@ -199,9 +219,7 @@ class Study:
                 }
                 say(f"--- {lm.name} on {name}: right {acted.accuracy:.3f}")
         # what a weak classifier says most often decides its macro-F1: verdicts look at AUC
-        common = {
-            "label": "correct", "group": "document", "metric": "auc", "budget": self.budget, "draws": self.size.draws,
-        }  # fmt: skip
+        settings = self.settings(metric="auc")
         for target, reader, task in (
             (builtin, stories, "stories"), (stories, builtin, "stories"), (builtin, stories, "docs"),
         ):  # fmt: skip
@@ -211,7 +229,12 @@ class Study:
                 self.keep(
                     name,
                     sk.transfer(
-                        records, model=reader, sae=readers[reader.name], text=read, out=self.out / name, **common
+                        readers[reader.name],
+                        model=reader,
+                        data=records,
+                        split=answers(read),
+                        settings=settings,
+                        out=self.out / name,
                     ),
                 )
         both = [{**r, "target": lm.name} for lm in (stories, builtin) for r in done[lm.name, "stories"].records]
@@ -219,7 +242,13 @@ class Study:
         self.keep(
             name,
             sk.transfer(
-                both, model=builtin, sae=readers["builtin"], across="target", text="said", out=self.out / name, **common
+                readers["builtin"],
+                model=builtin,
+                data=both,
+                across="target",
+                split=answers("said"),
+                settings=settings,
+                out=self.out / name,
             ),
         )
 
@@ -251,8 +280,9 @@ class Study:
         self.keep(
             "images-across-sources",
             sk.transfer(
-                both, model=vit, sae=sae, across="source", budget=self.budget, draws=self.size.draws // 2,
-                rows=min(1500, self.size.judged_images), out=self.out / "images-across-sources",
+                sae, model=vit, data=both, across="source",
+                split=sk.Split(max_rows=min(1500, self.size.judged_images)),
+                settings=self.settings(2, arms=IMAGE_KINDS), out=self.out / "images-across-sources",
             ),
         )  # fmt: skip
 
@@ -262,9 +292,11 @@ class Study:
         """Train a ViT on the first `n` images and an SAE on its patches; classify the others."""
         vit, head = trained_vit(images[:n], self.out / f"vit-{name}", side, patch, width, epochs)
         rest = images[n:][: self.size.judged_images]
-        rows = capture_images(vit, images[: min(n, 2500)], layer=1)
+        rows = sk.capture(vit, images[: min(n, 2500)], layer=1)
         tokens = min(self.size.train_tokens, 2 * rows.n_rows)
-        (sae,) = sk.train(sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, batch_rows=1024)
+        (sae,) = sk.train(
+            sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, settings=sk.TrainSettings(batch_rows=1024)
+        )
         # on the rows that judge the arms, by the same metric
         judges = held_out(rest)
         y = np.array(rest.column("label"))[judges]
@@ -277,11 +309,10 @@ class Study:
         self.keep(
             f"images-{name}",
             sk.transfer(
-                rest,
+                sae,
                 model=vit,
-                sae=sae,
-                budget=self.budget,
-                draws=self.size.draws // 2,
+                data=rest,
+                settings=self.settings(2, arms=IMAGE_KINDS),
                 out=self.out / f"images-{name}",
             ),
         )
@@ -329,21 +360,21 @@ def trained_vit(
 
 
 def shortened(result: Any) -> dict[str, Any]:
-    """What the page needs: the ways to classify, and the AUC matrix of each."""
+    """What the page needs: the arms, and the AUC matrix of each."""
     names = [value.name for value in result.values]
     matrices = {
-        way.name: {
-            "macro_f1": rounded(result.matrix(way.name)),
-            "auc": rounded(result.matrix(way.name, "auc")),
-            "chance": [[result.cell(way.name, a, b).chance for b in names] for a in names],
+        arm.name: {
+            "macro_f1": rounded(result.matrix(arm.name)),
+            "auc": rounded(result.matrix(arm.name, "auc")),
+            "chance": [[result.cell(arm.name, a, b).chance for b in names] for a in names],
         }
-        for way in result.ways
-        if len(names) > 1 and way.family != "floor"
+        for arm in result.arms
+        if len(names) > 1 and arm.family != "floor"
     }
     return {
         "across": result.across,
         "values": [to_plain(value) for value in result.values],
-        "ways": [to_plain(way) for way in result.ways],
+        "arms": [to_plain(arm) for arm in result.arms],
         "matrices": matrices,
         "caption": result.caption(),
         "metric": result.verdict_metric,
@@ -367,8 +398,8 @@ def number(measured: dict[str, Any] | None, digits: int = 3) -> str:
     return f"{measured['value']:.{digits}f} [{measured['low']:.{digits}f}, {measured['high']:.{digits}f}]"
 
 
-def ways_table(result: dict[str, Any]) -> str:
-    """The ways to classify as a table."""
+def arms_table(result: dict[str, Any]) -> str:
+    """The arms as a table."""
     several = len(result["values"]) > 1
     decides = f"verdict ({'AUC' if result.get('metric') == 'auc' else 'F1'})"
     head = ["", "macro-F1", "AUC", "F1 − dense", "AUC − dense", decides]
@@ -378,22 +409,22 @@ def ways_table(result: dict[str, Any]) -> str:
             decides,
         ]  # fmt: skip
     lines = [head, ["---"] * len(head)]
-    for way in result["ways"]:
-        cells = [way["name"], number(way["native"]), number(way["native_auc"])]
+    for arm in result["arms"]:
+        cells = [arm["name"], number(arm["macro_f1"]), number(arm["auc"])]
         if several:
-            counts = f"{way['n_above']} of {way['n_cells']}"
+            counts = f"{arm['n_above']} of {arm['n_cells']}"
             cells = [
-                way["name"], number(way["native"]), number(way["transferred"]), number(way["drop"]),
-                number(way["transferred_auc"]), counts,
+                arm["name"], number(arm["macro_f1"]), number(arm["transferred"]), number(arm["drop"]),
+                number(arm["transferred_auc"]), counts,
             ]  # fmt: skip
-        lines.append([*cells, number(way["minus_dense"]), number(way["minus_dense_auc"]), way["against_dense"] or "–"])
+        lines.append([*cells, number(arm["difference"]), number(arm["auc_difference"]), arm["verdict"] or "–"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def matrix_table(result: dict[str, Any], way: str) -> str:
+def matrix_table(result: dict[str, Any], arm: str) -> str:
     """A matrix of AUCs; cells that cannot be told from chance in brackets."""
     names = [value["name"] for value in result["values"]]
-    found = result["matrices"][way]
+    found = result["matrices"][arm_of(result, arm)["name"]]
     lines = [["train ↓ test →", *names], ["---"] * (len(names) + 1)]
     for name, aucs, chances in zip(names, found["auc"], found["chance"]):
         shown = [f"({auc:.2f})" if chance == "at chance" else f"{auc:.2f}" for auc, chance in zip(aucs, chances)]
@@ -401,18 +432,28 @@ def matrix_table(result: dict[str, Any], way: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def way_of(result: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(way for way in result["ways"] if way["name"] == name)
+def arm_of(result: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The arm of that name or kind."""
+    arms = result["arms"]
+    named = (arm for arm in arms if arm["name"] == kind)
+    return next(named, None) or next(arm for arm in arms if arm["kind"] == ALIASES.get(kind, kind))
 
 
-def verdict(way: dict[str, Any]) -> str:
+def loaded() -> dict[str, Any]:
+    """The numbers in results.json; those that saekit 0.1 wrote with today's names."""
+    kept = read_json(RESULTS)
+    for found in kept["results"].values():
+        if "ways" in found:
+            found["arms"] = [migrated(way) for way in found.pop("ways")]
+    return kept
+
+
+def verdict(arm: dict[str, Any]) -> str:
     words = {
         "better": "better than dense states", "worse": "worse than dense states",
-        "equivalent": "as good as dense states", "undecided": "not told apart from dense states", None: "",
+        "equivalent": "as good as dense states", "undecided": "not told apart from dense states", "": "",
     }  # fmt: skip
-    return (
-        f"{words[way['against_dense']]} ({number(way['minus_dense'])} macro-F1, {number(way['minus_dense_auc'])} AUC)"
-    )
+    return f"{words[arm['verdict']]} ({number(arm['difference'])} macro-F1, {number(arm['auc_difference'])} AUC)"
 
 
 def claims(results: dict[str, Any]) -> str:
@@ -420,11 +461,11 @@ def claims(results: dict[str, Any]) -> str:
     lines = [["claim of 2502.11367", "here", "verdict"], ["---"] * 3]
     if "languages" in results:
         found = results["languages"]
-        sae = way_of(found, "sae")
+        sae = arm_of(found, "sae")
         lines.append([
             "toxicity classifiers on SAE features transfer to other languages without training on them",
             f"English encoder, {len(found['values'])} languages: AUC {number(sae['transferred_auc'])} off the "
-            f"diagonal, {number(sae['native_auc'])} on it; {sae['n_above']} of {sae['n_cells']} pairs above chance "
+            f"diagonal, {number(sae['auc'])} on it; {sae['n_above']} of {sae['n_cells']} pairs above chance "
             f"(about {sae['n_cells'] / 40:.0f} would be by luck), {sae['n_below']} below",
             told_languages(sae),
         ])  # fmt: skip
@@ -433,11 +474,11 @@ def claims(results: dict[str, Any]) -> str:
             f"drop of macro-F1 {number(sae['drop'])}",
             "holds" if sae["drop"]["low"] is not None and sae["drop"]["low"] > 0 else "not shown",
         ])  # fmt: skip
-        binarized = way_of(found, "binarized")
-        gap = binarized["native"]["value"] - sae["native"]["value"]
+        binarized = arm_of(found, "binarized")
+        gap = binarized["macro_f1"]["value"] - sae["macro_f1"]["value"]
         lines.append([
             "binarized features do as well",
-            f"native macro-F1 {number(binarized['native'])} against {number(sae['native'])}",
+            f"native macro-F1 {number(binarized['macro_f1'])} against {number(sae['macro_f1'])}",
             "holds" if gap > -0.01 else "costs something here",
         ])  # fmt: skip
         lines.append(["SAE features beat hidden states (here: the same pooling)", "across languages", verdict(sae)])
@@ -450,22 +491,22 @@ def claims(results: dict[str, Any]) -> str:
         ("actions-builtin-by-stories260K-docs-said", "stories260K reads the built-in model on documentation"),
     ):
         if key in results:
-            sae = way_of(results[key], "sae")
-            low = sae["native_auc"]["low"]
+            sae = arm_of(results[key], "sae")
+            low = sae["auc"]["low"]
             verdict_ = "above chance" if low is not None and low > 0.5 else "not shown: at chance"
             lines.append([
                 "features of a small reader predict whether another model answers rightly",
-                f"{said}: AUC {number(sae['native_auc'])}", f"{verdict_}; {verdict(sae)}",
+                f"{said}: AUC {number(sae['auc'])}", f"{verdict_}; {verdict(sae)}",
             ])  # fmt: skip
     for key in ("digits", "mnist"):
         if f"images-{key}" in results:
-            sae, dense = (way_of(results[f"images-{key}"], name) for name in ("sae", "dense"))
+            sae, dense = (arm_of(results[f"images-{key}"], name) for name in ("sae", "dense"))
             vit = results[f"vit-{key}"]
-            share = sae["native"]["value"] / vit["macro_f1"]["value"]
+            share = sae["macro_f1"]["value"] / vit["macro_f1"]["value"]
             lines.append([
                 "SAE features recover nearly all of what a ViT can",
-                f"{key}: macro-F1 {number(sae['native'])}; the ViT's own head on the same {vit['n']} rows "
-                f"{number(vit['macro_f1'])} (SAE: {share:.0%} of it); dense patches {number(dense['native'])}",
+                f"{key}: macro-F1 {number(sae['macro_f1'])}; the ViT's own head on the same {vit['n']} rows "
+                f"{number(vit['macro_f1'])} (SAE: {share:.0%} of it); dense patches {number(dense['macro_f1'])}",
                 f"{'holds' if share > 0.97 else 'nearly' if share > 0.9 else 'not here'}; {verdict(sae)}",
             ])  # fmt: skip
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -495,8 +536,8 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
         parts.append(
             "## Languages: HateCheck, train on one, test on another\n\nMiniLM (an English encoder), layer "
             f"{LAYER}, TopK SAE trained by saekit on texts that do not judge (no template of theirs does, in any "
-            f"language); templates are never on both sides of the split. {found['caption']}.\n\n{ways_table(found)}\n\n"
-            + "\n".join(f"- {way['sentence']}" for way in found["ways"] if way["family"] == "sae")
+            f"language); templates are never on both sides of the split. {found['caption']}.\n\n{arms_table(found)}\n\n"
+            + "\n".join(f"- {arm['sentence']}" for arm in found["arms"] if arm["family"] == "sae")
             + "\n\nAUC of SAE features; in brackets: not told apart from chance.\n\n"
             + matrix_table(found, "sae")
             + "\n\nThe same of TF-IDF, which shares no words between most languages:\n\n"
@@ -518,7 +559,7 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
             f"larger class.\n\n{table}\n"
         )
         for name in acted:
-            parts.append(f"**{name.removeprefix('actions-')}**\n\n{ways_table(results[name])}\n")
+            parts.append(f"**{name.removeprefix('actions-')}**\n\n{arms_table(results[name])}\n")
     for name, title in (("seeds", "every pair of the matching"), ("seeds-near", "pairs with a cosine of 0.7 or more")):
         if name in results:
             found = results[name]
@@ -533,7 +574,7 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
             pair = next(iter(about.values()))
             parts.append(
                 f"**{title}** ({pair['pairs']:,} of {pair['pairs'] + pair['unmatched']:,} latents, mean cosine "
-                f"{pair['mean_cosine'] or 0:.2f})\n\n{ways_table(found)}\n"
+                f"{pair['mean_cosine'] or 0:.2f})\n\n{arms_table(found)}\n"
             )
     for name, title in (
         ("images-digits", "scikit-learn's digits"), ("images-mnist", "MNIST"),
@@ -545,7 +586,7 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
                     "## Images: patches of a ViT\n\nSmall ViTs trained by this script; SAEs on their patches (CLS left "
                     "out); pooled by summing over patches; `pixels` are 64 principal components of the image.\n"
                 )
-            parts.append(f"**{title}**\n\n{ways_table(results[name])}\n")
+            parts.append(f"**{title}**\n\n{arms_table(results[name])}\n")
     notes = [f"- {name}: {note}" for name, found in results.items() for note in found.get("notes", [])]
     if notes:
         parts.append("## Notes\n\n" + "\n".join(notes) + "\n")
@@ -563,7 +604,7 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="only write the page again")
     options = parser.parse_args()
     if options.page:
-        kept = read_json(RESULTS)
+        kept = loaded()
         write_bytes(HERE / "README.md", page(kept["results"], kept["seconds"]).encode())
         return 0
     if not SHARED.is_dir():
@@ -590,10 +631,10 @@ def main() -> int:
         say(f"quick: the page is {out / 'README.md'}; the one of the repository is as it was")
         return 0
     if RESULTS.is_file():  # parts that did not run this time
-        before = read_json(RESULTS)
+        before = loaded()
         kept = {key: {**before[key], **kept[key]} for key in kept}
     write_json(RESULTS, kept)
-    figure = out / "languages" / "transfer-sae.png"
+    figure = out / "languages" / "transfer-SAE-sum.png"
     if figure.is_file():
         shutil.copyfile(figure, HERE / "languages-sae.png")
     write_bytes(HERE / "README.md", page(kept["results"], kept["seconds"]).encode())

@@ -1,83 +1,29 @@
-"""Classification of texts by a real model: one grid, resumed cell by cell, and classifiers that explain themselves."""
+"""Classification of texts by a real model: one grid, resumed fit by fit."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, classify, load_classifier, load_model
-from saekit.classification.labelled import draw_rows, read_labelled
+from fixtures.flat_settings import asked
+from fixtures.worded_classes import COMMON, FEW, QUICK, plan_of, read, run
+from saekit import classify, load_classifier, transfer
+from saekit.classification import features, stored_fits
 from saekit.classification.result import Classification, ClassificationSummary, summarize
-from saekit.classification.run import _read_cell as read_cell
 from saekit.classification.run import classify as classify_function
-from saekit.classification.run import plan_classification
-from saekit.classification.text_classifier import TRUSTED, fit_classifier, save_classifier
+from saekit.classification.run import run_plan
+from saekit.classification.stored_fits import missing_jobs, read_fit
+from saekit.classification.text_classifier import fit_classifier, save_classifier
+from saekit.classification.transfer import held_out
+from saekit.classification.verdicts import difference
 from saekit.errors import ConfigError, DataError, FormatError
-from saekit.files import digest_file
 from saekit.measure.paired_scores import corrected_t
 from saekit.report.classification import figures, write_classification_figures
 from saekit.report.page import render
-from saekit.sae.rules import TopKRule
-
-GOOD = "returns computes array value shape index number mean sum axis".split()  # noqa: SIM905
-BAD = "raises error warning invalid deprecated exception fails missing broken wrong".split()  # noqa: SIM905
-OTHER = "the of a for in to with and or by".split()  # noqa: SIM905
-
-QUICK = {"C": (0.1, 10.0), "depths": (2,), "thresholds": (0.0,)}
-COMMON = {"budget": QUICK, "draws": 60, "ks": (2, 8), "control_ks": (4,), "pools": ("sum",)}
-FEW = {**COMMON, "arms": ("majority", "words", "dense", "random", "sparse", "full")}
-
-
-def table(n: int, seed: int = 0) -> list[dict]:
-    """Short texts of words that tell their class; pairs share a group."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for i in range(n):
-        label = i % 2
-        words = [*generator.choice((GOOD, BAD)[label], 2), *generator.choice(OTHER, 5)]
-        generator.shuffle(words)
-        rows.append(
-            {"text": " ".join(words), "label": ("good", "bad")[label], "pair": f"p{i // 4}",
-             "split": "test" if i // 4 % 4 == 3 else "train"}
-        )  # fmt: skip
-    return rows
-
-
-@pytest.fixture(scope="module")
-def lm():
-    return load_model("builtin")
-
-
-@pytest.fixture(scope="module")
-def sae(lm) -> SAE:
-    generator = torch.Generator().manual_seed(5)
-    W = torch.randn(64, lm.d_model, generator=generator)
-    return SAE(
-        W_enc=W, b_enc=torch.zeros(64), W_dec=W, b_dec=torch.zeros(lm.d_model), rule=TopKRule(6),
-        provenance={"hook": "layers.1", "seed": 5},
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def rows() -> list[dict]:
-    return table(160)
-
-
-@pytest.fixture(scope="module")
-def full_run(lm, sae, rows, tmp_path_factory):
-    """Every kind of arm, with low-data curves, in a folder."""
-    out = tmp_path_factory.mktemp("classify")
-    plan = plan_classification(
-        lm, sae, rows, label="label", group="pair", **{**COMMON, "pools": ("sum", "count")}, train_sizes=(40,), out=out
-    )
-    return plan, plan.run()
-
 
 # ------------------------------------------------------------------------------------------------------- the result
 
@@ -111,13 +57,13 @@ def test_every_arm_is_there_with_intervals_and_verdicts(full_run):
 
 def test_two_arms_can_be_compared(full_run, lm, sae, rows, tmp_path):
     plan, result = full_run
-    found = plan.difference("SAE sum", "TF-IDF")
+    found = difference(plan, "SAE sum", "TF-IDF")
     assert found.value == pytest.approx(result.arm("SAE sum").macro_f1.value - result.arm("TF-IDF").macro_f1.value)
-    assert plan.difference("SAE sum", result.best_dense) == result.arm("SAE sum").difference
+    assert difference(plan, "SAE sum", result.best_dense) == result.arm("SAE sum").difference
     with pytest.raises(ConfigError, match="there is no arm `SAE sun`"):
-        plan.difference("SAE sun", "TF-IDF")
+        difference(plan, "SAE sun", "TF-IDF")
     with pytest.raises(ConfigError, match="has not been computed"):
-        plan_classification(lm, sae, rows, **FEW, out=tmp_path).difference("SAE sum", "TF-IDF")
+        difference(plan_of(lm, sae, rows, **FEW, out=tmp_path), "SAE sum", "TF-IDF")
 
 
 def test_json_and_tables(full_run, tmp_path):
@@ -152,9 +98,45 @@ def test_report(full_run, tmp_path):
     assert len(write_classification_figures(result.to_json(), tmp_path)) == 10
 
 
+def test_transfer_without_across_gives_the_same_numbers(full_run, lm, sae, rows):
+    _, result = full_run
+    how = asked(label="label", group="pair", **{**COMMON, "pools": ("sum", "count")}, train_sizes=(40,))
+    found = transfer(sae, model=lm, data=rows, **how)
+    assert [arm.name for arm in found.arms] == [arm.name for arm in result.arms]
+    assert found.best_dense == result.best_dense
+    assert found.verdict_metric == result.settings["metric"]
+    for arm, cell in zip(found.arms, found.cells, strict=True):
+        other = result.arm(arm.name)
+        for name in ("macro_f1", "auc", "difference", "auc_difference", "verdict"):
+            assert getattr(arm, name) == getattr(other, name)
+        assert (cell.macro_f1, cell.auc) == (other.macro_f1, other.auc)
+
+
+@pytest.mark.parametrize("split", [{}, {"folds": 3}, {"split_column": "split"}, {"group": "pair", "max_rows": 100}])
+def test_every_split_gives_both_the_same_numbers(lm, sae, rows, split):
+    how = asked(**{**COMMON, "arms": ("words", "dense", "sae")}, **split, shuffles=0)
+    one, other = classify(sae, model=lm, data=rows, **how), transfer(sae, model=lm, data=rows, **how)
+    for arm in other.arms:
+        same = one.arm(arm.name)
+        assert (arm.macro_f1, arm.auc, arm.difference, arm.verdict) == (
+            same.macro_f1, same.auc, same.difference, same.verdict,
+        )  # fmt: skip
+    assert held_out(rows, split=how["split"]).sum() == one.data["n_test"] or "max_rows" in split
+
+
+def test_out_leaves_what_the_command_leaves(lm, sae, rows, tmp_path):
+    how = asked(**{**COMMON, "arms": ("dense", "full")}, group="pair", shuffles=0)
+    result = classify(sae, model=lm, data=rows, **how, out=tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {"classification.json", "classifier", "fits", "features"}
+    assert Classification.load(tmp_path / "classification.json") == result
+    assert load_classifier(tmp_path, model=lm).card["arm"] == "SAE sum"
+    transfer(sae, model=lm, data=rows, **how, out=tmp_path / "t")
+    assert {each.name for each in (tmp_path / "t").iterdir()} == {"transfer.json", "fits", "features"}
+
+
 def test_layers_and_widths_give_a_map(lm, sae, rows):
     other = replace(sae.take(32), provenance={"hook": "layers.2"})
-    result = classify(lm, [sae, other], rows, **{**COMMON, "arms": ("dense", "full")}, shuffles=0)
+    result = run(lm, [sae, other], rows, **{**COMMON, "arms": ("dense", "full")}, shuffles=0)
     assert {arm.about["hook"] for arm in result.arms} == {"layers.1", "layers.2"}
     assert "layers" in figures(result.to_json())
     assert all(arm.shuffled_auc is None for arm in result.arms)
@@ -164,7 +146,7 @@ def test_layers_and_widths_give_a_map(lm, sae, rows):
 
 
 def test_a_cut_off_run_goes_on_where_it_was(lm, sae, rows, tmp_path, monkeypatch):
-    module = sys.modules["saekit.classification.run"]
+    module = stored_fits
     done = []
     original = module.fit_arm
 
@@ -175,28 +157,27 @@ def test_a_cut_off_run_goes_on_where_it_was(lm, sae, rows, tmp_path, monkeypatch
         return original(arm, *arguments, **settings)
 
     monkeypatch.setattr(module, "fit_arm", counted)
-    plan = plan_classification(lm, sae, rows, **FEW, shuffles=0, out=tmp_path)
-    n_cells = len(plan.cells)
+    plan = plan_of(lm, sae, rows, **FEW, shuffles=0, out=tmp_path)
+    n_cells = len(plan.jobs)
     with pytest.raises(KeyboardInterrupt):
-        plan.run()
-    assert len(plan.missing()) == n_cells - 4
+        run_plan(plan)
+    assert len(missing_jobs(plan)) == n_cells - 4
     done[:] = [""] * 10
-    resumed = plan.run()
+    resumed = run_plan(plan)
     assert len(done) - 10 == n_cells - 4
-    assert not plan.missing()
+    assert not missing_jobs(plan)
     monkeypatch.setattr(module, "fit_arm", original)
-    whole = classify(lm, sae, rows, **FEW, shuffles=0)
+    whole = run(lm, sae, rows, **FEW, shuffles=0)
     assert _without_time(resumed) == _without_time(whole)
     monkeypatch.setattr(module, "fit_arm", None)  # nothing is fitted any more
-    assert _without_time(plan.run()) == _without_time(whole)
-    wider = plan_classification(lm, sae, rows, **{**FEW, "ks": (2, 8, 16)}, shuffles=0, out=tmp_path)
-    assert [cell.name for cell in wider.missing()] == ["SAE sum k=16"]
-    other_seed = plan_classification(lm, sae, rows, **FEW, shuffles=0, out=tmp_path, seed=1)
-    assert len(other_seed.missing()) == n_cells
-    file = next((tmp_path / "cells").iterdir())
+    assert _without_time(run_plan(plan)) == _without_time(whole)
+    wider = plan_of(lm, sae, rows, **{**FEW, "ks": (2, 8, 16)}, shuffles=0, out=tmp_path)
+    assert [job.name for job in missing_jobs(wider)] == ["SAE sum k=16"]
+    other_seed = plan_of(lm, sae, rows, **FEW, shuffles=0, out=tmp_path, seed=1)
+    assert len(missing_jobs(other_seed)) == n_cells
+    file = next((tmp_path / "fits").iterdir())
     file.write_bytes(b"cut off")
-    with pytest.raises(FormatError, match="must be a cell of `saekit classify`"):
-        plan.missing()
+    assert len(missing_jobs(plan)) == 1  # a damaged file is fitted again
 
 
 def _without_time(result: Classification) -> dict:
@@ -211,15 +192,15 @@ def test_order_of_documents_changes_no_prediction(lm, sae, rows):
     order = np.random.default_rng(0).permutation(len(rows))
     settings = {**COMMON, "arms": ("dense", "full"), "split_column": "split", "shuffles": 0}
     settings["budget"] = {**QUICK, "C": (1.0,)}
-    one = classify(lm, sae, rows, **settings)
-    other = classify(lm, sae, [rows[i] for i in order], **settings)
+    one = run(lm, sae, rows, **settings)
+    other = run(lm, sae, [rows[i] for i in order], **settings)
     for arm in one.arms:
         assert other.arm(arm.name).macro_f1.value == pytest.approx(arm.macro_f1.value, abs=0.03)
         assert other.arm(arm.name).auc.value == pytest.approx(arm.auc.value, abs=0.01)
 
 
 def test_nested_cross_validation_judges_every_row(lm, sae, rows):
-    result = classify(lm, sae, rows, **{**COMMON, "arms": ("majority", "dense", "full")}, folds=3, shuffles=1)
+    result = run(lm, sae, rows, **{**COMMON, "arms": ("majority", "dense", "full")}, folds=3, shuffles=1)
     assert result.data["n_test"] == len(rows)
     assert len(result.arm("SAE sum").chosen) == 3
     assert result.arm("SAE sum").auc.value > 0.8
@@ -232,17 +213,15 @@ def test_nested_cross_validation_judges_every_row(lm, sae, rows):
 def test_p_values_over_folds_are_those_of_the_corrected_t(lm, sae, rows, tmp_path):
     other = {"good": "bad", "bad": "good"}
     rows = [{**row, "label": other[row["label"]]} if i % 5 == 0 else row for i, row in enumerate(rows)]
-    plan = plan_classification(
-        lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, folds=3, shuffles=0, out=tmp_path
-    )
-    result = plan.run()
+    plan = plan_of(lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, folds=3, shuffles=0, out=tmp_path)
+    result = run_plan(plan)
     gaps, end = [], 0
-    cells = {cell.name: read_cell(plan, cell) for cell in plan.cells}
+    cells = {job.name: read_fit(plan, job) for job in plan.jobs}
     for _, test in plan.data.parts:
         y = plan.data.y[test]
         f1 = []
         for name in ("TF-IDF", result.best_dense):
-            said = cells[name].probabilities[end : end + len(test)].argmax(1)
+            said = cells[name].probabilities[0][end : end + len(test)].argmax(1)
             parts = [2 * ((said == c) & (y == c)).sum() / ((said == c).sum() + (y == c).sum()) for c in (0, 1)]
             f1.append(np.mean(parts))
         gaps.append(f1[0] - f1[1])
@@ -252,7 +231,7 @@ def test_p_values_over_folds_are_those_of_the_corrected_t(lm, sae, rows, tmp_pat
     expected = corrected_t(gaps, round(n_train), round(n_test))[1]
     assert 0 < expected < 1
     assert result.arm("TF-IDF").p == pytest.approx(expected)
-    drawn = classify(lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, shuffles=0)
+    drawn = run(lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, shuffles=0)
     assert drawn.settings["p_values"] == "paired bootstrap"
 
 
@@ -261,11 +240,11 @@ def test_latents_can_be_ranked_by_what_is_stored(lm, sae, rows, tmp_path):
     stored[60] = math.nan
     rated = sae.replace(scores={"stability": stored})
     settings = {**COMMON, "arms": ("dense", "random", "matched", "sparse"), "ks": (3,), "shuffles": 0}
-    plan = plan_classification(lm, rated, rows, **settings, select_by="stability", out=tmp_path)
-    result = plan.run()
+    plan = plan_of(lm, rated, rows, **settings, select_by="stability", out=tmp_path)
+    result = run_plan(plan)
     assert set(result.arm("SAE sum k=3").selected) == {61, 62, 63}
     assert result.settings["select_by"] == "stability"
-    by = {cell.arm.name: cell.arm.by for cell in plan.cells}
+    by = {job.arm.name: job.arm.by for job in plan.jobs}
     assert (by["SAE sum k=3"], by["random sum k=4"]) == ("stability", "mean_difference")
     loaded = load_classifier(save_classifier(fit_classifier(plan, result, "SAE sum k=3"), tmp_path / "c"))
     assert set(loaded.predict(["returns the array", "raises an error"])) <= {"good", "bad"}
@@ -274,17 +253,17 @@ def test_latents_can_be_ranked_by_what_is_stored(lm, sae, rows, tmp_path):
         (sae, "stability", "none are stored"),
     ):
         with pytest.raises(ConfigError, match=message):
-            plan_classification(lm, one, rows, select_by=by_name)
+            plan_of(lm, one, rows, select_by=by_name)
 
 
 def test_frozen_saes_are_controls(lm, sae, rows):
     frozen = sae.replace(provenance={**sae.provenance, "config": {"control": "frozen-decoder", "arch": "topk"}})
-    result = classify(lm, [sae, frozen], rows, **{**COMMON, "arms": ("dense", "frozen", "full")}, shuffles=0)
+    result = run(lm, [sae, frozen], rows, **{**COMMON, "arms": ("dense", "frozen", "full")}, shuffles=0)
     kinds = {arm.kind: arm for arm in result.arms}
     assert kinds["frozen"].family == "control"
     assert result.best_control is not None
     with pytest.raises(ConfigError, match="at least one SAE that is no control"):
-        classify(lm, frozen, rows)
+        run(lm, frozen, rows)
 
 
 # ------------------------------------------------------------------------------------------------ several data sets
@@ -308,87 +287,6 @@ def test_summary_over_data_sets(full_run):
         summarize([])
 
 
-# ---------------------------------------------------------------------------------------------- the saved classifier
-
-
-@pytest.mark.parametrize("arm", ["SAE sum", "SAE sum k=8", "SAE sum binarized"])
-def test_saved_classifier_predicts_and_explains(full_run, tmp_path, arm):
-    plan, result = full_run
-    fitted = fit_classifier(plan, result, arm)
-    folder = save_classifier(fitted, tmp_path / "classifier")
-    loaded = load_classifier(tmp_path, model=plan.model)
-    texts = ["the array returns a shape", "raises an error of invalid"]
-    assert loaded.predict(texts).tolist() == fitted.predict(texts).tolist()
-    assert loaded.predict(texts[1:]).tolist() == ["bad"]
-    assert loaded.predict_proba(texts) == pytest.approx(fitted.predict_proba(texts), abs=1e-6)
-    explanation = loaded.explain(texts[1], top=5)
-    p = explanation.probabilities[explanation.predicted]
-    assert explanation.predicted == "bad"
-    # the parts add up to the logit, and the logit is that of the probability
-    total = explanation.intercept + sum(each.contribution for each in explanation.reasons) + explanation.rest
-    assert total == pytest.approx(explanation.logit, abs=1e-6)
-    assert 1 / (1 + math.exp(-explanation.logit)) == pytest.approx(p, abs=1e-6)
-    for reason in explanation.reasons:
-        assert reason.contribution == pytest.approx(reason.value * reason.coefficient, abs=1e-6)
-        assert reason.tokens
-        if "binarized" not in arm:
-            assert sum(firing.activation for firing in reason.tokens) == pytest.approx(reason.value, rel=1e-3)
-    assert "intercept" in repr(explanation)
-    json.dumps(explanation.to_json())
-    top = loaded.top_latents(3)
-    assert set(top) == {"good", "bad"}
-    assert any(label for rows in top.values() for _, _, label in rows)
-    assert (folder / "classifier.skops").is_file()
-    card = json.loads((folder / "classifier.json").read_text())
-    assert card["arm"] == arm
-    assert card["verdict"] == result.arm(arm).verdict
-
-
-def test_only_linear_probes_of_saes_can_be_saved(full_run):
-    plan, result = full_run
-    for arm in ("SAE sum tree", "dense sum", "random sum"):
-        with pytest.raises(ConfigError, match="only a linear probe of an SAE's latents"):
-            fit_classifier(plan, result, arm)
-    dense = replace(result, arms=[arm for arm in result.arms if arm.family == "dense"], best_sae=None)
-    with pytest.raises(ConfigError, match="there is none"):
-        fit_classifier(plan, dense)
-
-
-def test_altered_classifiers_are_refused(full_run, tmp_path, sae):
-    plan, result = full_run
-    folder = save_classifier(fit_classifier(plan, result, "SAE sum k=2"), tmp_path / "c")
-    card = json.loads((folder / "classifier.json").read_text())
-    with pytest.raises(FormatError, match="must hold a classifier"):
-        load_classifier(tmp_path)
-    (folder / "classifier.json").write_text(json.dumps({**card, "schema": 99}))
-    with pytest.raises(FormatError, match="has schema 99"):
-        load_classifier(folder)
-    (folder / "classifier.json").write_text(json.dumps({**card, "kind": "x"}))
-    with pytest.raises(FormatError, match="must describe a classifier"):
-        load_classifier(folder)
-    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": "sha256:0"}))
-    with pytest.raises(FormatError, match="was altered"):
-        load_classifier(folder)
-    from skops.io import dumps
-
-    (folder / "classifier.skops").write_bytes(dumps(_Strange()))
-    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": digest_file(folder / "classifier.skops")}))
-    with pytest.raises(FormatError, match="types of scikit-learn and saekit only"):
-        load_classifier(folder)
-    assert all(name.startswith("saekit.") for name in TRUSTED)
-
-
-class _Strange:
-    """A type that no classifier of ours holds."""
-
-
-def test_another_model_is_refused(full_run, tmp_path, stories):
-    plan, result = full_run
-    save_classifier(fit_classifier(plan, result, "SAE sum k=2"), tmp_path)
-    with pytest.raises(ConfigError, match="must read the model it was fitted with"):
-        load_classifier(tmp_path, model=stories).predict(["a text"])
-
-
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -399,67 +297,44 @@ def bad(rows: list[dict], **changes) -> list[dict]:
 def test_bad_data_is_refused_before_anything_runs(lm, sae, rows):
     few = {"arms": ("full",)}
     with pytest.raises(DataError, match="at least two classes; all 160 rows are `x`"):
-        classify(lm, sae, bad(rows, label="x"), **few)
+        run(lm, sae, bad(rows, label="x"), **few)
     with pytest.raises(DataError, match="`lonely` has 1"):
-        classify(lm, sae, [*rows, {**rows[0], "label": "lonely"}], **few)
+        run(lm, sae, [*rows, {**rows[0], "label": "lonely"}], **few)
     for missing in (None, math.nan, " "):
         with pytest.raises(DataError, match=r"1 of 161 have none or NaN: rows `160`"):
-            classify(lm, sae, [*rows, {**rows[0], "label": missing}], **few)
+            run(lm, sae, [*rows, {**rows[0], "label": missing}], **few)
     with pytest.raises(DataError, match="every row must have a group"):
-        classify(lm, sae, [*rows, {**rows[0], "pair": None}], group="pair", **few)
+        run(lm, sae, [*rows, {**rows[0], "pair": None}], group="pair", **few)
     with pytest.raises(DataError, match=r"inner folds, 3; `few` has fewer"):
-        classify(lm, sae, [*rows[::2], *[{**rows[1], "label": "few"}] * 3], **few)
+        run(lm, sae, [*rows[::2], *({"text": f"few {i}", "label": "few"} for i in range(3))], **few)
     unseen = [*rows, *[{**rows[0], "label": "new", "split": "test"}] * 2]
     with pytest.raises(DataError, match="`new` are only in test"):
-        classify(lm, sae, unseen, split_column="split", **few)
+        run(lm, sae, unseen, split_column="split", **few)
     torn = [{**row, "pair": "same"} for row in rows]
     with pytest.raises(DataError, match="a group must lie on one side"):
-        classify(lm, sae, torn, split_column="split", group="pair", **few)
+        run(lm, sae, torn, split_column="split", group="pair", **few)
     with pytest.raises(DataError, match="`labels`"):
-        classify(lm, sae, rows, label="labels", **few)
+        run(lm, sae, rows, label="labels", **few)
     alone = [{**row, "split": "test" if row["label"] == "good" and row["split"] == "test" else "train"} for row in rows]
     with pytest.raises(DataError, match=r"the test rows must be of at least two classes; all \d+ are `good`"):
-        classify(lm, sae, alone, split_column="split", **few)
+        run(lm, sae, alone, split_column="split", **few)
     with pytest.raises(DataError, match=r"outer folds, 30; `few` has fewer.*--min-rows"):
-        classify(lm, sae, [*rows, *[{**rows[1], "label": "few"}] * 9], folds=30, **few)
-
-
-def test_rare_classes_are_left_out_when_asked(rows):
-    rare = [{"text": f"rare {i}", "label": "rare", "pair": f"r{i // 2}", "split": "train"} for i in range(4)]
-    new = [{"text": f"new {i}", "label": "new", "pair": "n", "split": "test"} for i in range(9)]
-    found = read_labelled([*rare, *rows], min_rows=5)
-    assert found.classes == ("bad", "good")
-    assert [found.texts[row] for row in range(len(found.texts))] == [row["text"] for row in rows]
-    assert found.warnings[0] == "1 of 3 classes have fewer than 5 rows and were left out, 4 of 164 rows: `rare`"
-    assert read_labelled([*rare, *rows], min_rows=4).classes == ("bad", "good", "rare")
-    with_groups = read_labelled([*rare, *rows], group="pair", min_rows=3)
-    assert with_groups.classes == ("bad", "good")
-    assert "fewer than 3 groups" in with_groups.warnings[0]
-    assert len(np.unique(with_groups.groups)) == 40
-    split = read_labelled([*rare, *rows, *new], split_column="split", min_rows=1)
-    assert split.classes == ("bad", "good", "rare")
-    assert "fewer than 1 training rows" in split.warnings[0]
-    limited = read_labelled([*rare, *rows], min_rows=5, limit=60)
-    assert (limited.classes, len(limited.texts)) == (("bad", "good"), 60)
-    with pytest.raises(DataError, match=r"at least two classes with 81 rows \(min_rows\); there are 0 of 2"):
-        read_labelled(rows, min_rows=81)
-    with pytest.raises(ConfigError, match="`min_rows` must be"):
-        read_labelled(rows, min_rows=0)
+        run(lm, sae, [*rows, *[{**rows[1], "label": "few"}] * 9], folds=30, **few)
 
 
 def test_draws_that_leave_nothing_are_refused(lm, sae, rows):
     marked = [{**row, "split": "test" if i in (0, 1) else "train"} for i, row in enumerate(rows)]
-    with pytest.raises(ConfigError, match="`limit` leaves no training or no test rows"):
-        read_labelled(marked, split_column="split", limit=4)
-    with pytest.raises(DataError, match=r"of the 3 that `limit` leaves.*Raise it"):
-        read_labelled(rows, limit=3)
+    with pytest.raises(ConfigError, match="`max_rows` leaves no training or no test rows"):
+        read(marked, split_column="split", max_rows=4)
+    with pytest.raises(DataError, match=r"of the 3 that `max_rows` leaves.*Raise it"):
+        read(rows, max_rows=3)
     rare = [{"text": f"rare {i}", "label": "rare"} for i in range(6)]
     with pytest.raises(ConfigError, match=r"`train_sizes` of 10 rows hold no row of `rare`"):
-        plan_classification(lm, sae, [*rows, *rare], train_sizes=(10,))
+        plan_of(lm, sae, [*rows, *rare], train_sizes=(10,))
 
 
 def test_texts_without_tokens_are_refused(lm, sae, rows, monkeypatch):
-    module = sys.modules["saekit.classification.run"]
+    module = features
     original = module.tokenize
 
     def tokenize(tokenizer, texts, **settings):
@@ -468,7 +343,7 @@ def test_texts_without_tokens_are_refused(lm, sae, rows, monkeypatch):
 
     monkeypatch.setattr(module, "tokenize", tokenize)
     with pytest.raises(DataError, match="at least one token"):
-        classify(lm, sae, rows, **{**COMMON, "arms": ("full",)})
+        run(lm, sae, rows, **{**COMMON, "arms": ("full",)})
 
 
 @pytest.mark.parametrize(
@@ -482,67 +357,27 @@ def test_texts_without_tokens_are_refused(lm, sae, rows, monkeypatch):
         ({"draws": -1}, "`draws` must be"),
         ({"shuffles": 1.5}, "`shuffles` must be"),
         ({"margin": -1.0}, "`margin` must be"),
-        ({"budget": {"c": (1.0,)}}, "`budget` has no setting `c`"),
+        ({"budget": {"c": (1.0,)}}, "Budget: unknown argument `c`"),
         ({"folds": 1}, "`folds` must be a whole number from 2"),
         ({"folds": 3, "split_column": "split"}, "at most one of `folds` and `split_column`"),
         ({"folds": 3, "train_sizes": (20,)}, "need one locked test set"),
         ({"train_sizes": (500,)}, "`train_sizes` must be smaller than the training set"),
         ({"train_sizes": (3,)}, "`train_sizes` of 3 rows are too few"),
-        ({"test_share": 1.0}, "`test_share` must lie between"),
-        ({"limit": 0}, "`limit` must be"),
+        ({"test_share": 1.0}, "`test_share` must be a number between 0 and 1"),
+        ({"max_rows": 0}, "`max_rows` must be"),
         ({"split_column": "split", "test_split": "dev"}, "must mark some rows, not all, with `dev`"),
         ({"layer": 1, "hook": "layers.1"}, "at most one of `layer` and `hook`"),
     ],
 )
 def test_bad_settings(lm, sae, rows, settings, message):
     with pytest.raises(ConfigError, match=message):
-        plan_classification(lm, sae, rows, **settings)
+        plan_of(lm, sae, rows, **settings)
 
 
 def test_an_sae_must_say_where_it_belongs(lm, sae, rows):
     with pytest.raises(ConfigError, match="does not say where in the model"):
-        plan_classification(lm, sae.replace(provenance={}), rows)
-    assert plan_classification(lm, sae.replace(provenance={}), rows, layer=1).origins["dense"].hook == "layers.1"
-
-
-# ------------------------------------------------------------------------------------------------------- the split
-
-
-def test_rows_are_drawn_by_class_and_by_group():
-    y = np.repeat([0, 1, 2], [60, 30, 10])
-    rows = np.arange(100)
-    drawn = draw_rows(rows, 50, y, None, 0)
-    assert np.bincount(y[drawn]).tolist() == [30, 15, 5]
-    assert set(draw_rows(rows, 20, y, None, 0)) <= set(drawn)
-    groups = rows // 2
-    half = draw_rows(rows, 50, y, groups, 0)
-    assert len(np.unique(groups[half])) == 25
-    assert draw_rows(rows, 200, y, None, 0) is rows
-
-
-def test_the_drawn_split_keeps_classes_on_both_sides_and_groups_whole(rows):
-    data = read_labelled(rows, label="label", group="pair")
-    ((train, test),) = data.parts
-    assert data.groups is not None
-    assert not set(data.groups[train]) & set(data.groups[test])
-    for seed in range(5):
-        small = read_labelled([*table(8), *[{"text": f"rare {i}", "label": "rare"} for i in range(2)]], seed=seed)
-        assert all(min(counts) >= 1 for counts in small.counts().values())
-    limited = read_labelled(rows, label="label", split_column="split", train_rows=40, test_rows=20)
-    assert (limited.about["n_train"], limited.about["n_test"]) == (40, 20)
-    assert limited.digest() != data.digest()
-    assert read_labelled(rows, label="label", group="pair").digest() == data.digest()
-
-
-def test_a_class_that_is_drawn_out_of_training_is_refused(rows):
-    rare = [{"text": f"rare {i}", "label": "rare"} for i in range(8)]
-    with pytest.raises(DataError, match="`rare` are only in test"):
-        read_labelled([*rows, *rare], label="label", train_rows=8)
-
-
-def test_known_test_texts_are_told(rows):
-    data = read_labelled([*rows, *rows], label="label", seed=1)
-    assert any("are in the training rows word for word" in warning for warning in data.warnings)
+        plan_of(lm, sae.replace(provenance={}), rows)
+    assert plan_of(lm, sae.replace(provenance={}), rows, layer=1).origins["dense"].hook == "layers.1"
 
 
 def test_the_public_name_is_the_function():

@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, load_model, transfer
-from saekit.classification.arms import Budget
-from saekit.classification.transfer import held_out, transfer_features
+from fixtures.flat_settings import asked
+from saekit import SAE, load_model
+from saekit.classification import stored_fits
+from saekit.classification.settings import Budget, Matching
+from saekit.classification.transfer import held_out, transfer
+from saekit.classification.transfer_features import transfer_features
 from saekit.classification.transfer_result import Transfer, loss, near_chance
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
+from saekit.inputs.settings import Split
 from saekit.measure.paired_scores import verdict
 from saekit.measure.results import Measured
 from saekit.sae.rules import TopKRule
@@ -29,6 +33,20 @@ COMMON = {"layer": 1, "budget": QUICK, "draws": 100}
 GOOD = "returns computes array value shape index number mean sum axis".split()  # noqa: SIM905
 BAD = "raises error warning invalid deprecated exception fails missing broken wrong".split()  # noqa: SIM905
 OTHER = "the of a for in to with and or by".split()  # noqa: SIM905
+
+
+def run(data, *, model, sae=(), across=None, out=None, **flat) -> Transfer:
+    return transfer(sae, model=model, data=data, across=across, out=out, **asked(**flat))
+
+
+def between(data, *, model, saes, to_model=None, by="decoder", threshold=None, out=None, **flat) -> Transfer:
+    models = model if to_model is None else [model, *[to_model] * (len(saes) - 1)]
+    matching = Matching(by=by, threshold=threshold)
+    return transfer_features(saes, model=models, data=data, matching=matching, out=out, **asked(**flat))
+
+
+def out_of(data, *, across=None, **flat) -> np.ndarray:
+    return held_out(data, across=across, split=Split(**flat))
 
 
 def rows_of(n: int, lang: str, seed: int, *, informative: bool = True) -> list[dict]:
@@ -76,7 +94,7 @@ def data() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def result(lm, sae, data) -> Transfer:
-    return transfer(data, model=lm, sae=sae, across="lang", **COMMON)
+    return run(data, model=lm, sae=sae, across="lang", **COMMON)
 
 
 # ---------------------------------------------------------------------------------------------------------- laws
@@ -85,24 +103,22 @@ def result(lm, sae, data) -> Transfer:
 def test_the_same_data_twice_loses_nothing(lm, sae):
     rows = rows_of(120, "en", 0)
     twice = [*rows, *({**row, "lang": "copy"} for row in rows)]
-    found = transfer(twice, model=lm, sae=sae, across="lang", **COMMON)
+    found = run(twice, model=lm, sae=sae, across="lang", **COMMON)
     for cell in found.cells:
         assert (cell.drop.value, cell.drop_auc.value) == (0, 0)
         assert cell.drop.low in (0, None)
         assert cell.verdict == ("native" if cell.train == cell.test else "kept")
-    assert {way.name: way.drop.value for way in found.ways} == dict.fromkeys(
-        ("sae", "binarized", "dense", "last", "words", "majority"), 0
+    assert {arm.name: arm.drop.value for arm in found.arms} == dict.fromkeys(
+        ("majority", "TF-IDF", "dense sum", "dense last", "SAE sum binarized", "SAE sum"), 0
     )
     assert any("texts occur before" in note for note in found.notes)
 
 
 def test_renaming_the_values_moves_the_matrix(lm, sae, data, result):
     names = {"en": "zz", "fr": "aa", "xx": "mm"}
-    renamed = transfer(
-        [{**row, "lang": names[row["lang"]]} for row in data], model=lm, sae=sae, across="lang", **COMMON
-    )
+    renamed = run([{**row, "lang": names[row["lang"]]} for row in data], model=lm, sae=sae, across="lang", **COMMON)
     assert [value.name for value in renamed.values] == ["aa", "mm", "zz"]
-    turned = transfer(data, model=lm, sae=sae, across="lang", values=["xx", "en", "fr"], **COMMON)
+    turned = run(data, model=lm, sae=sae, across="lang", values=["xx", "en", "fr"], **COMMON)
     for cell in result.cells:
         for other in (
             renamed.cell(cell.arm, names[cell.train], names[cell.test]), turned.cell(cell.arm, cell.train, cell.test),
@@ -111,7 +127,7 @@ def test_renaming_the_values_moves_the_matrix(lm, sae, data, result):
 
 
 def test_other_values_do_not_change_a_cell(lm, sae, data, result):
-    two = transfer(data, model=lm, sae=sae, across="lang", values=["en", "xx"], **COMMON)
+    two = run(data, model=lm, sae=sae, across="lang", values=["en", "xx"], **COMMON)
     for arm in ("sae", "dense", "words"):
         for train, test in (("en", "xx"), ("xx", "en"), ("en", "en")):
             assert two.cell(arm, train, test).macro_f1 == result.cell(arm, train, test).macro_f1
@@ -120,7 +136,7 @@ def test_other_values_do_not_change_a_cell(lm, sae, data, result):
 def test_an_sae_in_another_order_reads_the_same(lm, sae):
     rows = rows_of(160, "en", 3)
     order = torch.randperm(96, generator=torch.Generator().manual_seed(1))
-    found = transfer_features(rows, model=lm, saes=[sae, sae.permute(order)], **COMMON)
+    found = between(rows, model=lm, saes=[sae, sae.permute(order)], **COMMON)
     a, b = (value.name for value in found.values)
     for arm in ("sae", "binarized", "dense"):
         direct = found.cell(arm, a, a)
@@ -132,14 +148,12 @@ def test_an_sae_in_another_order_reads_the_same(lm, sae):
     direct, at_random = found.cell("sae", a, a), found.cell("random", a, b)
     assert direct.auc.value > 0.9
     assert at_random.auc.value < direct.auc.value - 0.1
-    assert found.way("random").family == "control"
+    assert found.arm("random").family == "control"
 
 
 def test_matching_by_documents_finds_the_order_too(lm, sae):
     rows = rows_of(160, "en", 3)
-    found = transfer_features(
-        rows, model=lm, saes=[sae, sae.permute(torch.arange(96).flip(0))], by="documents", **COMMON
-    )
+    found = between(rows, model=lm, saes=[sae, sae.permute(torch.arange(96).flip(0))], by="documents", **COMMON)
     a, b = (value.name for value in found.values)
     assert found.cell("sae", a, b).auc.value == pytest.approx(found.cell("sae", a, a).auc.value, abs=0.02)
 
@@ -147,11 +161,11 @@ def test_matching_by_documents_finds_the_order_too(lm, sae):
 def test_latents_without_a_partner_are_zero(lm, sae):
     rows = rows_of(160, "en", 3)
     other = sae.replace(W_enc=-sae.W_enc, W_dec=-sae.W_dec)
-    found = transfer_features(rows, model=lm, saes=[sae, other], threshold=0.99, arms=["sae", "majority"], **COMMON)
+    found = between(rows, model=lm, saes=[sae, other], threshold=0.99, arms=["sae", "majority"], **COMMON)
     a, b = (value.name for value in found.values)
     assert found.values[0].about["matched"][b] == {"pairs": 0, "unmatched": 96, "mean_cosine": None}
     assert found.cell("sae", a, b).auc.value == 0.5
-    narrow = transfer_features(rows, model=lm, saes=[sae, sae.take(40)], arms=["sae"], **COMMON)
+    narrow = between(rows, model=lm, saes=[sae, sae.take(40)], arms=["sae"], **COMMON)
     assert narrow.values[0].about["matched"]["topk-40-k8-seed0"]["unmatched"] == 56
     assert narrow.values[1].about["matched"]["topk-96-k8-seed0"]["unmatched"] == 0
 
@@ -169,51 +183,51 @@ def test_what_can_be_told_and_what_cannot(result):
     assert "at chance: AUC" in at_chance.sentence
     assert at_chance.verdict == "lost"
     assert "macro-F1 lost against training on en itself" in at_chance.sentence
-    majority = result.way("majority")
-    assert (majority.native_auc.value, majority.n_at, majority.n_above) == (0.5, 6, 0)
+    majority = result.arm("majority")
+    assert (majority.auc.value, majority.n_at, majority.n_above) == (0.5, 6, 0)
     assert len(result.sentences("sae")) == 6
-    assert len(result.sentences()) == 6 * len(result.ways)
-    assert "pairs of different langs" in result.way("sae").sentence
+    assert len(result.sentences()) == 6 * len(result.arms)
+    assert "pairs of different langs" in result.arm("sae").sentence
 
 
 def test_every_cell_has_its_intervals_and_the_same_test_rows(result):
     for cell in result.cells:
         for measured in (cell.macro_f1, cell.auc, cell.drop):
             assert measured.low <= measured.value <= measured.high
-        assert (cell.minus_dense is None) == (cell.arm == "dense")
+        assert (cell.minus_dense is None) == (cell.arm == result.best_dense)
     assert [value.n_train + value.n_test for value in result.values] == [120] * 3
     assert all(25 <= value.n_test <= 35 for value in result.values)
-    way = result.way("sae")
+    arm = result.arm("sae")
     diagonal = [result.cell("sae", name, name).macro_f1.value for name in ("en", "fr", "xx")]
-    assert way.native.value == pytest.approx(np.mean(diagonal))
-    drops = [cell.drop.value for cell in result.cells if cell.arm == "sae" and cell.train != cell.test]
-    assert way.drop.value == pytest.approx(np.mean(drops))
+    assert arm.macro_f1.value == pytest.approx(np.mean(diagonal))
+    drops = [cell.drop.value for cell in result.cells if cell.arm == arm.name and cell.train != cell.test]
+    assert arm.drop.value == pytest.approx(np.mean(drops))
 
 
 def test_one_value_is_plain_classification(lm, sae):
-    found = transfer(rows_of(120, "en", 0), model=lm, sae=sae, **COMMON)
+    found = run(rows_of(120, "en", 0), model=lm, sae=sae, **COMMON)
     assert [value.name for value in found.values] == ["all"]
-    assert len(found.cells) == len(found.ways) == 6
-    assert found.way("sae").transferred is None
-    assert found.way("words").native_auc.value > 0.9
+    assert len(found.cells) == len(found.arms) > 20
+    assert found.arm("sae").transferred is None
+    assert found.arm("words").auc.value > 0.9
     assert found.table()[0] == ["", "macro-F1", "AUC", "F1 − dense", "verdict"]
     assert found._repr_html_().count("<table>") == 1
 
 
 def test_several_saes_and_hooks(lm, sae, data):
     other = sae.replace(provenance={"hook": "layers.2"})
-    found = transfer(
+    found = run(
         data, model=lm, sae=[sae, other], across="lang", values=["en", "fr"], budget=QUICK, draws=20,
         arms=["sae", "dense"],
     )  # fmt: skip
-    assert [way.name for way in found.ways] == [
-        "sae topk-96-k8-seed0", "sae topk-96-k8", "dense layers.1", "dense layers.2",
+    assert [arm.name for arm in found.arms] == [
+        "dense layers.1 sum", "dense layers.2 sum", "topk-96-k8-seed0 sum", "topk-96-k8 sum",
     ]  # fmt: skip
-    assert found.way("sae topk-96-k8").pool == "sum"
+    assert found.arm("topk-96-k8 sum").pool == "sum"
 
 
 def test_cross_fitting_judges_every_row(lm, sae, data):
-    found = transfer(data, model=lm, sae=sae, across="lang", values=["en", "fr"], folds=3, arms=["dense"], **COMMON)
+    found = run(data, model=lm, sae=sae, across="lang", values=["en", "fr"], folds=3, arms=["dense"], **COMMON)
     assert [value.n_test for value in found.values] == [120, 120]
     assert found.cell("dense", "en", "fr").auc.low > 0.7
 
@@ -226,8 +240,8 @@ def test_groups_are_never_on_both_sides(lm, data):
         for item in range(80):
             word = f"{generator.choice(OTHER)} w{item}x"
             rows += [{"text": f"{word} {k} {lang}", "label": item % 2, "lang": lang, "item": item} for k in range(4)]
-    kept = transfer(rows, model=lm, across="lang", group="item", arms=["words"], budget=QUICK, draws=100)
-    leaky = transfer(rows, model=lm, across="lang", arms=["words"], budget=QUICK, draws=100)
+    kept = run(rows, model=lm, across="lang", group="item", arms=["words"], budget=QUICK, draws=100)
+    leaky = run(rows, model=lm, across="lang", arms=["words"], budget=QUICK, draws=100)
     assert leaky.cell("words", "a", "a").auc.value > 0.9
     assert leaky.cell("words", "a", "b").auc.value > 0.9
     for train in "ab":
@@ -238,12 +252,12 @@ def test_groups_are_never_on_both_sides(lm, data):
 
 def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):
     settings = {"arms": ["majority"], "budget": QUICK, "draws": 0}
-    for split in ({"group": "item", "rows": 60}, {"group": "item"}, {"rows": 60}, {}):
-        out = held_out(data, across="lang", **split)
-        judges = sum(value.n_test for value in transfer(data, model=lm, across="lang", **settings, **split).values)
+    for split in ({"group": "item", "max_rows": 60}, {"group": "item"}, {"max_rows": 60}, {}):
+        out = out_of(data, across="lang", **split)
+        judges = sum(value.n_test for value in run(data, model=lm, across="lang", **settings, **split).values)
         assert out.shape == (len(data),)
         assert judges <= out.sum() <= 0.35 * len(data)
-        if "rows" not in split:
+        if "max_rows" not in split:
             assert judges == out.sum()
         if "group" in split:
             sides = {row["item"]: set() for row in data}
@@ -252,38 +266,37 @@ def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):
             assert max(map(len, sides.values())) == 1
     # the same text in another group, which may be on the other side
     twice = [*data, *({**row, "item": 10_000 + row["item"]} for row in data)]
-    out = held_out(twice, across="lang", group="item").reshape(2, -1)
+    out = out_of(twice, across="lang", group="item").reshape(2, -1)
     assert (out[0] == out[1]).all()
     assert 0.4 < out.mean() < 0.5  # 1 - 0.75²
-    assert held_out(data, across="lang", folds=3).all()
+    assert out_of(data, across="lang", folds=3).all()
 
 
 def test_rare_classes_are_judged_by_auc(lm, data):
     rare = [row for i, row in enumerate(data) if row["label"] == "good" or i % 3 == 0]
     settings = {"across": "lang", "values": ["en", "fr"], "arms": ["dense", "words", "majority"], "layer": 1}
-    found = transfer(rare, model=lm, budget=QUICK, draws=100, **settings)
+    found = run(rare, model=lm, budget=QUICK, draws=100, **settings)
     assert found.verdict_metric == "auc"
     assert any("verdicts look at AUC" in note for note in found.notes)
     assert found.table()[0][-2] == "AUC − dense"
     assert "margin 0.01 AUC" in found.caption()
-    assert "AUC)" in found.way("words").sentence
-    by_f1 = transfer(rare, model=lm, budget=QUICK, draws=100, metric="macro_f1", **settings)
+    assert "AUC)" in found.arm("words").sentence
+    by_f1 = run(rare, model=lm, budget=QUICK, draws=100, metric="macro_f1", **settings)
     assert (by_f1.verdict_metric, by_f1.notes) == ("macro_f1", [note for note in found.notes if "AUC" not in note])
-    for one, other in zip(found.ways, by_f1.ways):
-        assert (one.minus_dense, one.minus_dense_auc) == (other.minus_dense, other.minus_dense_auc)
-        if one.minus_dense is not None:
-            assert one.against_dense == verdict(one.minus_dense_auc, 0.01)
-            assert other.against_dense == verdict(other.minus_dense, 0.01)
-    even = transfer(data, model=lm, budget=QUICK, draws=20, **settings)
+    for one, other in zip(found.arms, by_f1.arms):
+        assert (one.difference, one.auc_difference) == (other.difference, other.auc_difference)
+        assert one.verdict == verdict(one.auc_difference, 0.01)
+        assert other.verdict == verdict(other.difference, 0.01)
+    even = run(data, model=lm, budget=QUICK, draws=20, **settings)
     assert even.verdict_metric == "macro_f1"
     with pytest.raises(ConfigError, match="`across` must be another column than the label"):
-        transfer(data, model=lm, across="label", arms=["majority"])
+        run(data, model=lm, across="label", arms=["majority"])
     with pytest.raises(ConfigError, match="`metric` must be one of"):
-        transfer(data, model=lm, metric="accuracy", **settings)
+        run(data, model=lm, metric="accuracy", **settings)
 
 
 def test_rows_are_drawn_by_group(lm, data):
-    found = transfer(data, model=lm, across="lang", rows=60, group="item", arms=["words"], budget=QUICK, draws=20)
+    found = run(data, model=lm, across="lang", max_rows=60, group="item", arms=["words"], budget=QUICK, draws=20)
     assert [value.n_train + value.n_test for value in found.values] == [60] * 3
 
 
@@ -303,9 +316,9 @@ def test_round_trip(result, tmp_path):
     assert result._repr_html_().count("<table>") == 2
     assert result.matrix_table("words", "auc")[0] == ["train ↓ test →", "en", "fr", "xx"]
     assert result.matrix("words")[0][0] == result.cell("words", "en", "en").macro_f1.value
-    assert result.matrix("dense", "minus_dense") == [[None] * 3] * 3
+    assert result.matrix(result.best_dense, "minus_dense") == [[None] * 3] * 3
     for call, message in (
-        (lambda: result.way("tfidf"), "there must be an arm `tfidf`"),
+        (lambda: result.arm("tfdif"), "there must be an arm `tfdif`"),
         (lambda: result.cell("sae", "en", "de"), "`de` must be a value of `lang`"),
         (lambda: result.matrix("sae", "f1"), "a matrix must be of a known number; got `f1`"),
     ):
@@ -313,28 +326,43 @@ def test_round_trip(result, tmp_path):
             call()
 
 
-def test_what_was_fitted_is_not_fitted_again(lm, sae, data, tmp_path, monkeypatch):
-    from saekit.classification import arms
+def test_a_file_of_the_first_schema_is_read(result):
+    plain = result.to_json()
+    old = {"macro_f1": "native", "auc": "native_auc", "difference": "minus_dense", "auc_difference": "minus_dense_auc",
+           "verdict": "against_dense"}  # fmt: skip
+    ways = [{old.get(key, key): value for key, value in arm.items()} for arm in plain.pop("arms")]
+    del plain["best_dense"]
+    dense = next(way for way in ways if way["kind"] == "dense")
+    dense |= {"minus_dense": None, "minus_dense_auc": None, "against_dense": None}
+    read = Transfer.from_json({**plain, "schema": 1, "ways": ways})
+    assert read.best_dense == result.best_dense == dense["name"]
+    assert read.cells == result.cells
+    for one, other in zip(read.arms, result.arms):
+        assert (one.macro_f1, one.transferred, one.sentence) == (other.macro_f1, other.transferred, other.sentence)
+        if one.name != dense["name"]:
+            assert one == other
 
+
+def test_what_was_fitted_is_not_fitted_again(lm, sae, data, tmp_path, monkeypatch):
     fitted = []
-    real = arms.fit_arm
-    monkeypatch.setattr(arms, "fit_arm", lambda arm, *a, **k: fitted.append(arm.name) or real(arm, *a, **k))
+    real = stored_fits.fit_arm
+    monkeypatch.setattr(stored_fits, "fit_arm", lambda arm, *a, **k: fitted.append(arm.name) or real(arm, *a, **k))
     call = {"model": lm, "sae": sae, "across": "lang", "arms": ["sae", "words"], "out": tmp_path, **COMMON}
-    one = transfer(data, **call)
-    assert sorted(fitted) == ["sae"] * 3 + ["words"] * 3
+    one = run(data, **call)
+    assert sorted(fitted) == ["SAE sum"] * 3 + ["TF-IDF"] * 3
     victim = sorted((tmp_path / "fits").iterdir())[0]
     victim.write_bytes(b"damaged")
-    assert transfer(data, **call) == one
+    assert run(data, **call) == one
     assert len(fitted) == 7
-    transfer(data, **call | {"seed": 1})
+    run(data, **call | {"seed": 1})
     assert len(fitted) == 13
     other = [{**row, "label": "good" if row["label"] == "bad" else "bad"} for row in data]
-    transfer(other, **call)
+    run(other, **call)
     assert len(fitted) == 19
 
 
 def test_the_same_twice(lm, sae, data, result):
-    assert transfer(data, model=lm, sae=sae, across="lang", **COMMON) == result
+    assert run(data, model=lm, sae=sae, across="lang", **COMMON) == result
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals
@@ -352,7 +380,7 @@ def test_bad_data_is_refused(lm, sae):
         ([*good, *({**row, "label": "odd"} for row in rows_of(20, "fr", 5))], "it lacks `odd`"),
         (
             [*good, *rows_of(4, "de", 6)],
-            "`de` of column `lang`: class `bad` must have at least 2 rows to judge and 3 to",
+            "`de` of column `lang`: class `bad` must have at least 2 test and 3 training rows",
         ),
         ([{**row, "label": "good"} for row in good], "labels must be of at least two classes; all 120 rows are `good`"),
         (
@@ -365,54 +393,52 @@ def test_bad_data_is_refused(lm, sae):
         ([{k: v for k, v in row.items() if k != "lang"} for row in good], "must have a column `lang`"),
     ):
         with pytest.raises(DataError, match=message):
-            transfer(rows, **call)
+            run(rows, **call)
     with pytest.raises(DataError, match=r"column `lang` must hold the value `de`; Known|Did you mean"):
-        transfer(good, **call, values=["en", "de"])
+        run(good, **call, values=["en", "de"])
     with pytest.raises(ConfigError, match="`values` must differ"):
-        transfer(good, **call, values=["en", "en"])
+        run(good, **call, values=["en", "en"])
 
 
 def test_bad_settings_are_refused(lm, sae, data):
     call = {"model": lm, "sae": sae, "across": "lang", **COMMON}
     for change, message in (
-        ({"test_share": 1.0}, "`test_share` must lie between 0 and 1; got 1.0"),
+        ({"test_share": 1.0}, "`test_share` must be a number between 0 and 1; got 1.0"),
         ({"folds": 1}, "`folds` must be a whole number from 2; got 1"),
         ({"draws": -1}, "`draws` must be a whole number from 0; got -1"),
-        ({"rows": 0}, "`rows` must be a whole number from 1; got 0"),
+        ({"max_rows": 0}, "`max_rows` must be a whole number from 1; got 0"),
         ({"margin": -0.1}, "`margin` must be a difference"),
-        ({"arms": ["binarised"]}, "an arm must be one of .* got `binarised`. Did you mean `binarized`"),
+        ({"arms": ["binarised"]}, "`arms` must name kinds of arms; got `binarised`. Did you mean `binarized`"),
         ({"arms": ["pixels"]}, "the arm `pixels` needs images; there is none"),
-        ({"arms": []}, "at least one arm must be given"),
-        ({"sae": [], "arms": ["sae"]}, "the arm `sae` needs an SAE; there is none"),
+        ({"arms": []}, "at least one kind of arm"),
+        ({"sae": [], "arms": ["sae"]}, "the arm `full` needs an SAE; there is none"),
         ({"hook": "layers.1"}, "at most one of `layer` and `hook` may be given"),
-        ({"pool": "median"}, "`pool` must be a pooling of codes"),
+        ({"pools": ("median",)}, "`pool` must be a pooling of codes"),
     ):
         with pytest.raises(ConfigError, match=message):
-            transfer(data, **call | change)
+            run(data, **call | change)
     with pytest.raises(ShapeError, match="must be for rows of the model's width, 192; it is for 16"):
-        transfer(
-            data, **call | {"sae": SAE(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), TopKRule(2))}
-        )
+        run(data, **call | {"sae": SAE(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), TopKRule(2))})
 
 
 def test_bad_pairs_of_saes_are_refused(lm, sae, data):
     call = {"model": lm, **COMMON}
     narrow = SAE(torch.eye(16), torch.zeros(16), torch.eye(16), torch.zeros(16), TopKRule(2))
     with pytest.raises(ConfigError, match="at least two SAEs must be given; got one"):
-        transfer_features(data, saes=[sae], **call)
-    with pytest.raises(ConfigError, match="`by` must be `decoder` or `documents`"):
-        transfer_features(data, saes=[sae, sae], by="encoder", **call)
+        between(data, saes=[sae], **call)
+    with pytest.raises(ConfigError, match="`by` must be one of its options; got 'encoder'"):
+        between(data, saes=[sae, sae], by="encoder", **call)
     with pytest.raises(ConfigError, match=r"`threshold` is a cosine and must be -1 to 1; got 2"):
-        transfer_features(data, saes=[sae, sae], threshold=2, **call)
+        between(data, saes=[sae, sae], threshold=2, **call)
     with pytest.raises(ShapeError, match="must write rows of one width"):
-        transfer_features(data, saes=[sae, narrow], **call)
+        between(data, saes=[sae, narrow], **call)
 
 
 def test_two_models_of_other_widths(lm, sae, stories):
     other = load_model(stories)
     W = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
     small = SAE(W, torch.zeros(64), W, torch.zeros(64), TopKRule(6), provenance={"hook": "layers.1"})
-    found = transfer_features(
+    found = between(
         rows_of(160, "en", 3), model=lm, to_model=other, saes=[sae, small], by="documents", budget=QUICK, draws=50
     )
     assert [value.about["model"] for value in found.values] == ["builtin", "stories260K"]

@@ -17,14 +17,22 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from saekit import SAEFeatures, TopK, load_model, read_images, train, transfer
-from saekit.classification.arms import Budget
+from fixtures.flat_settings import asked
+from saekit import SAEFeatures, TopK, classify, load_model, read_images, train, transfer
+from saekit.classification.settings import Budget
 from saekit.classification.transfer import held_out
+from saekit.classification.transfer_result import Transfer
 from saekit.errors import ConfigError
+from saekit.inputs.settings import Split
 from saekit.models.quiet import quiet_transformers
-from saekit.rows.capture_images import capture_images
+from saekit.rows.capture import capture
+from saekit.training.settings import TrainSettings
 
 QUICK = Budget(C=(0.1, 1.0, 10.0))
+
+
+def run(data, *, model, sae=(), across=None, out=None, **flat) -> Transfer:
+    return transfer(sae, model=model, data=data, across=across, out=out, **asked(**flat))
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +72,47 @@ def vit(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sae(vit, digits):
-    rows = capture_images(vit, digits[0][:900], layer=1)
-    (trained,) = train(TopK(n_latents=128, k=8), rows, seeds=[0], tokens=60_000, batch_rows=512)
+    rows = capture(vit, digits[0][:900], layer=1)
+    (trained,) = train(TopK(n_latents=128, k=8), rows, seeds=[0], tokens=60_000, settings=TrainSettings(batch_rows=512))
     return trained
 
 
 def test_digits_from_sae_patch_features(vit, sae, digits):
     pixels, labels = (part[900:] for part in digits)
     images = read_images(pixels).with_columns(label=labels)
-    found = transfer(images, model=vit, sae=sae, budget=QUICK, draws=200)
-    assert [way.name for way in found.ways] == ["sae", "binarized", "dense", "pixels", "majority"]
-    assert found.way("sae").native.low > 0.7
-    assert found.way("sae").native.low > found.way("majority").native.high
-    assert found.way("dense").native.value > 0.7
-    assert found.way("pixels").pool == ""
+    kinds = ("sae", "binarized", "dense", "pixels", "majority")
+    asked_for = {"budget": QUICK, "draws": 200, "pools": ("sum",), "shuffles": 0}
+    found = run(images, model=vit, sae=sae, arms=kinds, **asked_for)
+    assert [arm.name for arm in found.arms] == ["majority", "pixels", "dense sum", "SAE sum binarized", "SAE sum"]
+    assert found.arm("sae").macro_f1.low > 0.7
+    assert found.arm("sae").macro_f1.low > found.arm("majority").macro_f1.high
+    assert found.arm("dense").macro_f1.value > 0.7
+    assert found.arm("pixels").pool == ""
     assert found.saes[0]["provenance"]["hook"] == "layers.1"
     assert found.values[0].n_test == pytest.approx(897 / 4, abs=20)
     with pytest.raises(ConfigError, match="the arm `words` needs texts"):
-        transfer(images, model=vit, sae=sae, arms=["words"], budget=QUICK)
+        run(images, model=vit, sae=sae, arms=["words"], budget=QUICK)
+
+
+def test_images_are_classified_like_texts(vit, sae, digits, tmp_path):
+    pixels, labels = digits[0][900:1100], digits[1][900:1100] % 2
+    images = read_images(pixels).with_columns(label=labels)
+    how = asked(
+        budget=Budget(C=(1.0,), depths=(3,), thresholds=(0.0,)), draws=50, ks=(4,), control_ks=(4,), pools=("sum",)
+    )
+    found = classify(sae, model=vit, data=images, **how, out=tmp_path)
+    names = [arm.name for arm in found.arms]
+    assert names[:3] == ["majority", "pixels", "dense sum"]
+    for name in ("random sum", "untrained sum k=4", "SAE sum matched k=4", "SAE sum k=4", "SAE sum binarized tree"):
+        assert name in names
+    assert found.arm("SAE sum").auc.value > 0.8
+    assert found.arm("random sum").about["hook"] == "layers.1"
+    assert (tmp_path / "classification.json").is_file()
+    assert not (tmp_path / "classifier").exists()  # classifiers explain themselves by tokens
+    moved = transfer(sae, model=vit, data=images, **how)
+    for arm in moved.arms:
+        other = found.arm(arm.name)
+        assert (arm.macro_f1, arm.difference, arm.verdict) == (other.macro_f1, other.difference, other.verdict)
 
 
 def test_images_in_a_pipeline(vit, sae, digits):
@@ -96,10 +127,10 @@ def test_domains_of_images(vit, sae, digits):
     pixels, labels = digits[0][900:1400], digits[1][900:1400] % 2
     kinds = ["plain"] * 500 + ["negative"] * 500
     images = read_images(np.concatenate([pixels, 255 - pixels])).with_columns(label=np.tile(labels, 2), kind=kinds)
-    found = transfer(images, model=vit, sae=sae, across="kind", budget=QUICK, draws=200)
+    found = run(images, model=vit, sae=sae, across="kind", budget=QUICK, draws=200)
     assert found.cell("pixels", "plain", "negative").chance != "above chance"
     assert found.cell("sae", "plain", "plain").chance == "above chance"
-    assert found.way("sae").drop.low > 0
+    assert found.arm("sae").drop.low > 0
 
 
 def test_equal_images_stay_on_one_side(vit, digits):
@@ -110,19 +141,17 @@ def test_equal_images_stay_on_one_side(vit, digits):
     out = held_out(images).reshape(3, 100)
     assert (out == out[0]).all()
     assert 15 <= out[0].sum() <= 35
-    found = transfer(images, model=vit, arms=["pixels"], budget=QUICK, draws=100)
+    found = run(images, model=vit, arms=["pixels"], budget=QUICK, draws=100)
     assert found.values[0].n_test == out.sum()
-    assert found.way("pixels").native_auc.value < 0.8
+    assert found.arm("pixels").auc.value < 0.8
     assert any("200 images occur before" in note for note in found.notes)
 
 
 def test_held_out_images_are_those_that_judge(vit, digits):
     images = read_images(digits[0][900:1000]).with_columns(label=digits[1][900:1000] % 2, series=np.arange(100) // 5)
-    out = held_out(images, group="series", test_share=0.5)
+    out = held_out(images, split=Split(group="series", test_share=0.5))
     assert set(np.unique(out.reshape(20, 5).sum(1))) == {0, 5}
-    found = transfer(images, model=vit, arms=["majority"], group="series", test_share=0.5, draws=0)
+    found = run(images, model=vit, arms=["majority"], group="series", test_share=0.5, draws=0)
     assert found.values[0].n_test == out.sum()
     with pytest.raises(ConfigError, match="`prompt` is what a vision-language model reads"):
-        transfer(
-            [{"text": str(i), "label": i % 2} for i in range(40)], model="builtin", arms=["majority"], prompt="<image>"
-        )
+        run([{"text": str(i), "label": i % 2} for i in range(40)], model="builtin", arms=["majority"], prompt="<image>")

@@ -11,27 +11,11 @@ import pytest
 import torch
 
 from saekit import SAE, load_model
-from saekit.cli import app, console
+from saekit.cli import console
 from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
 QUICK = ("--set", "budget.C=[0.1, 10.0]", "--set", "budget.thresholds=[0.0]", "--set", "draws=50", "--pool", "sum")
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = app.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    yield run
-    monkeypatch.undo()
 
 
 @pytest.fixture
@@ -62,7 +46,7 @@ def test_classify_report_predict(call, texts, sae_folder):
     status, out, err = call(*common, "--out", "found", "--missing")
     assert status == 0, err
     assert out.splitlines() == ["majority", "TF-IDF", "dense sum", "SAE sum k=2", "SAE sum k=8", "SAE sum"]
-    assert "6 of 6 cells are missing" in err
+    assert "6 of 6 fits are missing" in err
 
     status, out, err = call(*common, "--out", "found")
     assert status == 0, err
@@ -104,6 +88,20 @@ def test_classify_report_predict(call, texts, sae_folder):
     assert "SAE, best by inner folds" in out
     assert json.loads(Path("both/summary.json").read_text())["sets"] == ["found", "again"]
     assert json.loads(call("classify", "found", "again", "--summary", "--json")[1])["kind"] == "classification_summary"
+
+
+def test_both_commands_give_the_same_numbers(call, texts, sae_folder):
+    common = ("--model", "builtin", "--sae", sae_folder, "--data", texts, "--group", "pair", "--set", "draws=50",
+              "--set", "budget.C=[1.0]", "--arms", "majority,words,dense,sae,binarized")  # fmt: skip
+    arms = {}
+    for command in ("classify", "transfer"):
+        status, out, err = call(command, *common, "--json")
+        assert status == 0, err
+        arms[command] = {arm["name"]: arm for arm in json.loads(out)["arms"]}
+    assert list(arms["classify"]) == list(arms["transfer"])
+    for name, arm in arms["classify"].items():
+        for key in ("name", "macro_f1", "auc", "difference", "verdict"):
+            assert arm[key] == arms["transfer"][name][key]
 
 
 def test_bad_calls(call, texts, sae_folder):

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adam:
+    lr: float = 1e-3
+    """Learning rate [0.001]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget:
     C: tuple[float, ...] = (1.0,)
     """Penalties [1]."""
@@ -54,10 +60,10 @@ def run():
     def act(
         sae: Annotated[list[str], typer.Argument()],
         *,
-        rows: Rows = None,
+        rows: Rows | None = None,
         keep: Annotated[tuple[str, ...] | None, typer.Option("--keep", help="Names to keep.")] = None,
         settings: Settings,
-        extra: Annotated[dict[str, Any], Table(lambda: ("lr", "k"))],
+        extra: Annotated[dict[str, Any], Table(kinds=(Adam,), also=("k",))],
         tables: Annotated[list[dict[str, Any]], Table(repeated=True)],
         out: Out,
         json: Json = False,
@@ -145,7 +151,7 @@ def test_help_has_every_setting(run, capsys):
         "--limit N Maximum number of rows [all].", "--sizes N,N Numbers of latents [none].",
         "--controls / --no-controls Whether to measure controls [yes].", "--refit Whether to refit [no].",
         "--text COLUMN", "draws Number of resamples [1000].", "by What latents are ranked by [energy].",
-        "budget What may be spent.",
+        "budget.C Penalties [1].",
     ):  # fmt: skip
         assert text in out
 

@@ -21,22 +21,6 @@ WIDTH = 12
 
 
 @pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = app.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    yield run
-    monkeypatch.undo()
-
-
-@pytest.fixture
 def rows(tmp_path) -> Path:
     path = tmp_path / "rows.npy"
     source = SyntheticRows(d_in=WIDTH, n_features=24, n_rows=2048, seed=0)

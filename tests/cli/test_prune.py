@@ -10,29 +10,12 @@ import pytest
 import torch
 
 from saekit import SAE, SyntheticRows
-from saekit.cli import app
 from saekit.files import read_json
 from saekit.sae.rules import ReLURule, TopKRule
-from saekit.sizes.size_curve import SizeCurve
+from saekit.sizes.result import SizeCurve
 
 WIDTH = 12
 QUICK = ("--set", "draws=10", "--set", "sample_rows=60")
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = app.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    yield run
-    monkeypatch.undo()
 
 
 @pytest.fixture
@@ -138,7 +121,7 @@ def test_rows_from_the_model_that_the_sae_was_trained_on(call, stories, tmp_path
     assert set(scores) == {"attribution", "cross_entropy"}
     assert (scores["attribution"].diff() <= 0).all()
     status, _, err = call("prune", "plain", *options, "--model", stories)
-    assert (status, "--data must be given with --model" in err) == (2, True)
+    assert (status, "`data` must be given with `model`" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +132,7 @@ def test_rows_from_the_model_that_the_sae_was_trained_on(call, stories, tmp_path
         (("--sizes", "4", "--by", "enrgy"), "Did you mean `energy`"),
         (("--sizes", "4", "--by", "atribution"), "Did you mean `attribution`"),
         (("--sizes", "4", "--by", "none.npy"), "cannot be read"),
-        (("--sizes", "4", "--by", "attribution"), "--model and --data must be given: --by attribution is a gradient"),
+        (("--sizes", "4", "--by", "attribution"), "`model` and `data` must be given: `attribution` is a gradient"),
         (("--sizes", "4", "--selection", "amid"), "must be 'before' or 'after'"),
         (("--by", "energy"), "`--sizes` must be given"),
         (("--sizes", "4", "--set", "size=3"), "unknown setting `size`"),
@@ -175,7 +158,7 @@ def test_ties_of_a_score_in_the_file_are_told_before_any_row_is_read(call, sae):
 def test_no_rows_at_all(call, sae):
     status, _, err = call("prune", sae, "--sizes", "4", "--out", "small")
     assert status == 2
-    assert "--rows, or --model and --data, must be given" in err
+    assert "`rows`, or `model` and `data`, must be given" in err
 
 
 # ------------------------------------------------------------------ progressive
@@ -214,7 +197,7 @@ def test_progressive_finds_the_rows_of_the_run(call, run, rows):
     np.save(rows, np.zeros((4, WIDTH)))  # no longer the rows that the digest is of
     status, _, err = call("progressive", run, *options)
     assert status == 2
-    assert "--rows, or --model and --data, must be given" in err
+    assert "`rows`, or `model` and `data`, must be given" in err
 
 
 def test_progressive_refuses(call, run, rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saekit.cli.settings import merge, names_of, required, whole_numbers
+from saekit.cli.settings import merge, required, whole_numbers
 from saekit.errors import ConfigError
 
 KNOWN = {"tokens": None, "seeds": None, "lr": None, "config": {"lr": None, "k": None}, "configs": [], "free": {}}
@@ -36,7 +36,7 @@ def test_values_are_toml_and_plain_text_otherwise():
         ("=3", r"must look like name=value"),
         ("config=3", r"`config` must be a table of settings"),
         ("configs=3", r"`configs` must be a list of tables"),
-        ("configs.0.k=3", r"`0` must be a place in a list of 0"),
+        ("configs.0.k=3", r"`0` must be an index in a list of 0"),
         ("zzz=1", r"Known: `tokens`, `seeds`"),
     ],
 )
@@ -70,13 +70,6 @@ def test_what_a_file_may_not_hold(tmp_path, text, message):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         merge(KNOWN, file=tmp_path / "no.toml")
-
-
-def test_names_of_a_function():
-    def function(a, *, b=1, progress=None):
-        """For its signature."""
-
-    assert names_of(function, without=("progress",)) == {"a": None, "b": None}
 
 
 def test_required():

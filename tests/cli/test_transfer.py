@@ -11,27 +11,10 @@ import torch
 
 from saekit import SAE
 from saekit.classification.transfer_result import Transfer
-from saekit.cli import app
 from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
 QUICK = ("--set", "C=[1.0]", "--set", "draws=50")
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run a command line in an empty folder; returns exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = app.run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err
-
-    yield run
-    monkeypatch.undo()
 
 
 @pytest.fixture
@@ -62,13 +45,13 @@ def test_transfer_between_languages(call, saes, texts):
     status, out, err = call(*given, "--out", "found")
     assert status == 0, err
     assert out.splitlines()[0].split()[:2] == ["native", "F1"]
-    assert "AUC of `sae`; * can be told from chance" in out
+    assert "AUC of `SAE sum`; * can be told from chance" in out
     assert "pairs of different langs" in out
-    assert "fits: 12 in" in err
+    assert "arms: 12 in" in err
     assert "wrote found/transfer.json" in err
-    assert Path("found/transfer-words.svg").read_text().startswith("<svg")
-    assert Path("found/transfer-sae.png").read_bytes()[:4] == b"\x89PNG"
-    assert list(Path("found/fits").glob("*.npz"))
+    assert Path("found/transfer-TF-IDF.svg").read_text().startswith("<svg")
+    assert Path("found/transfer-SAE-sum.png").read_bytes()[:4] == b"\x89PNG"
+    assert list(Path("found/fits").glob("*.safetensors"))
     result = Transfer.load("found/transfer.json")
     assert result.cell("words", "en", "fr").chance == "above chance"
 
@@ -96,10 +79,22 @@ def test_transfer_between_saes(call, saes, texts):
 
 def test_several_saes_after_one_option(call, saes, texts):
     status, out, err = call(
-        "transfer", "--model", "builtin", "--sae", *saes, "--data", texts, "--arms", "sae", *QUICK, "--json"
+        "transfer",
+        "--model",
+        "builtin",
+        "--sae",
+        *saes,
+        "--data",
+        texts,
+        "--arms",
+        "sae",
+        "--pool",
+        "sum",
+        *QUICK,
+        "--json",
     )
     assert status == 0, err
-    assert [way["name"] for way in json.loads(out)["ways"]] == ["sae a", "sae b"]
+    assert [arm["name"] for arm in json.loads(out)["arms"]] == ["a sum", "b sum"]
 
 
 def test_actions_and_what_predicts_them(call, saes):
@@ -161,13 +156,17 @@ def test_images_from_the_command_line(call, tmp_path):
     assert (status, "--tokens is for texts; --images is given" in err) == (2, True)
     W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
     save(SAE(W, torch.zeros(24), W, torch.zeros(16), TopKRule(4)), tmp_path / "sae")
-    status, out, err = call(
-        "transfer", "--model", "vit", "--sae", "sae", "--layer", 1, "--images", "images.npz", *QUICK, "--json"
-    )
+    images = ("--model", "vit", "--sae", "sae", "--layer", 1, "--images", "images.npz", "--pool", "sum")
+    kinds = ("--arms", "majority,pixels,dense,sae,binarized", "--set", "budget.C=[1.0]", "--set", "draws=50")
+    status, out, err = call("transfer", *images, *kinds, "--json")
     assert status == 0, err
-    ways = {way["name"]: way for way in json.loads(out)["ways"]}
-    assert list(ways) == ["sae", "binarized", "dense", "pixels", "majority"]
-    assert ways["pixels"]["native_auc"]["value"] == 1
+    arms = {arm["name"]: arm for arm in json.loads(out)["arms"]}
+    assert list(arms) == ["majority", "pixels", "dense sum", "SAE sum binarized", "SAE sum"]
+    assert arms["pixels"]["auc"]["value"] == 1
+    status, out, err = call("classify", *images, *kinds, "--out", "found", "--json")
+    assert status == 0, err
+    assert [arm["macro_f1"] for arm in json.loads(out)["arms"]] == [arm["macro_f1"] for arm in arms.values()]
+    assert call("report", "found")[0] == 0
 
 
 @pytest.mark.parametrize(

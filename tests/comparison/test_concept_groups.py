@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from saekit import compare
 from saekit.comparison.concept_groups import concept_groups, fit_law, law, only_in_one, sharing_law
-from saekit.comparison.run import with_stability
+from saekit.comparison.settings import ComparisonSettings
+from saekit.comparison.stability import with_stability
 from saekit.errors import ConfigError, DataError
 from saekit.sae.model import SAE
 from saekit.sae.rules import ReLURule
@@ -58,7 +59,7 @@ def partition(groups) -> set[frozenset]:
 
 
 def test_groups_are_the_planted_concepts(family):
-    groups = compare(family, controls=False).groups
+    groups = compare(family, settings=ComparisonSettings(controls=False)).groups
     assert groups.count == [4 * 20 - 8 * 4 - 4 * 2, 4, 0, 8]
     assert groups.size == [4] * 8 + [2] * 4
     assert groups.consistency == [1.0] * 12
@@ -70,9 +71,9 @@ def test_groups_are_the_planted_concepts(family):
 
 
 def test_groups_do_not_depend_on_the_order_of_the_seeds(family):
-    expected = partition(compare(family, controls=False).groups)
+    expected = partition(compare(family, settings=ComparisonSettings(controls=False)).groups)
     for order in ([3, 1, 0, 2], [2, 3, 1, 0]):
-        found = compare([family[i] for i in order], controls=False).groups
+        found = compare([family[i] for i in order], settings=ComparisonSettings(controls=False)).groups
         assert {frozenset((order[sae], latent) for sae, latent in members) for members in partition(found)} == expected
 
 
@@ -174,7 +175,7 @@ def test_without_such_latents_there_is_none():
 
 
 def test_the_law_needs_five_saes(family):
-    assert compare(family, controls=False).law is None
+    assert compare(family, settings=ComparisonSettings(controls=False)).law is None
     with pytest.raises(ConfigError, match="needs at least 5 SAEs; got 4"):
         sharing_law(has_of(np.ones(3), 4, 0))
     with pytest.raises(DataError, match="at least two points of finite shares"):
@@ -193,7 +194,7 @@ def test_leaving_an_sae_out_is_the_curve_of_the_others():
 def test_an_sae_among_copies_of_itself_is_stable():
     sae = sae_of(directions(24, 3))
     copies = [sae, *(sae.permute(order_of(24, seed)) for seed in range(3))]
-    result = compare(copies, controls=False)
+    result = compare(copies, settings=ComparisonSettings(controls=False))
     for each in result.saes:
         assert each.stability == [1.0] * 24
         assert each.alignment == pytest.approx([1.0] * 24, abs=1e-6)
@@ -201,7 +202,7 @@ def test_an_sae_among_copies_of_itself_is_stable():
 
 
 def test_alignment_is_the_mean_cosine_with_the_partners(family):
-    result = compare(family, controls=False)
+    result = compare(family, settings=ComparisonSettings(controls=False))
     base = family[2]
     expected = torch.zeros(20, dtype=torch.float64)
     for pair, (i, j) in zip(result.pairs, [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], strict=True):
@@ -219,7 +220,7 @@ def test_written_stability_stays_with_the_latents(family, tmp_path):
     for i, sae in enumerate(family):
         sae.save(tmp_path / f"seed{i}")
         paths.append(tmp_path / f"seed{i}" / ("sae.json" if i == 1 else ""))
-    result = compare(paths, controls=False, write=True)
+    result = compare(paths, write=True, settings=ComparisonSettings(controls=False))
     for i, (sae, compared) in enumerate(zip(family, result.saes, strict=True)):
         stored = SAE.load(tmp_path / f"seed{i}")
         assert torch.equal(stored.W_dec, sae.W_dec)
@@ -230,13 +231,15 @@ def test_written_stability_stays_with_the_latents(family, tmp_path):
         assert [other["seed"] for other in about["compared_with"]] == [j for j in range(4) if j != i]
         ranked = rank(stored, by="stability")
         assert ranked.scores["stability"].tolist() == sorted(stored.scores["stability"].tolist(), reverse=True)
-    assert compare(paths, controls=False).saes[0].stability == result.saes[0].stability  # writing changed no weight
+    assert (
+        compare(paths, settings=ComparisonSettings(controls=False)).saes[0].stability == result.saes[0].stability
+    )  # writing changed no weight
 
 
 def test_latents_without_a_partner_are_no_seed_found_them():
     wide = sae_of(directions(20, 0))
     narrow = wide.take(8)
-    result = compare([wide, narrow], controls=False)
+    result = compare([wide, narrow], settings=ComparisonSettings(controls=False))
     assert result.saes[0].alignment[8:] == [None] * 12
     assert with_stability([wide, narrow], result)[0].scores["alignment"][8:].tolist() == [-1.0] * 12
 
@@ -245,8 +248,8 @@ def test_saes_that_began_alike_do_not_count_as_other_seeds():
     shared, own = directions(10, 0), directions(10, 1)
     a, b = sae_of(torch.cat([shared, own]), seed=0), sae_of(torch.cat([shared, own]), seed=0)
     c = sae_of(torch.cat([shared, directions(10, 2)]), seed=1)
-    assert compare([a, b, c], controls=False).saes[0].stability == [1.0] * 10 + [0.0] * 10
-    assert compare([a, b], controls=False).saes[0].stability == [1.0] * 20
+    assert compare([a, b, c], settings=ComparisonSettings(controls=False)).saes[0].stability == [1.0] * 10 + [0.0] * 10
+    assert compare([a, b], settings=ComparisonSettings(controls=False)).saes[0].stability == [1.0] * 20
 
 
 def test_what_cannot_be_written(family, tmp_path):
@@ -255,7 +258,7 @@ def test_what_cannot_be_written(family, tmp_path):
     family[0].save(tmp_path)
     with pytest.raises(ConfigError, match="must be local folders; got `hf:a/b/c`"):
         compare([tmp_path, "hf:a/b/c"], write=True)
-    result = compare(family[:2], controls=False)
+    result = compare(family[:2], settings=ComparisonSettings(controls=False))
     with pytest.raises(ConfigError, match="SAE 0 must be `relu-20-seed0` of the comparison"):
         with_stability(family[1::-1], result)
     with pytest.raises(ConfigError, match="all 2 SAEs compared must be given; got 1"):

@@ -1,28 +1,17 @@
-"""Laws of orphans: subspaces, matching by frequency, and what is planted is found."""
+"""Orphans: what is planted is found, and what cannot be measured is refused."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from saekit import compare
-from saekit.comparison.orphans import (
-    Orphans,
-    frequency_matched,
-    orphans,
-    over_saes,
-    principal_angles,
-    silenced,
-    span_of,
-)
-from saekit.errors import ConfigError, DataError, FormatError, ShapeError
-from saekit.evaluation.run import evaluate
-from saekit.measure.importance import importance
+from saekit.comparison.orphans import orphans
+from saekit.comparison.orphans_result import Orphans
+from saekit.comparison.settings import ComparisonSettings, OrphanSettings
+from saekit.errors import ConfigError, DataError, FormatError
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
 from saekit.sae.rules import TopKRule
@@ -30,70 +19,6 @@ from saekit.sae.rules import TopKRule
 
 def gauss(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-# ------------------------------------------------------------------ subspaces
-
-
-@given(d=st.integers(2, 12), rank=st.integers(1, 12), seed=st.integers(0, 99))
-def test_equal_spans_have_no_angle_between_them(d, rank, seed):
-    rank = min(rank, d)
-    rows = gauss(rank, d, seed=seed)
-    mixed = gauss(rank, rank, seed=seed + 1).double() @ rows.double()
-    assert principal_angles(rows, rows).abs().max() < 1e-7
-    if float(torch.linalg.cond(mixed)) < 1e5:
-        assert principal_angles(rows.double(), mixed).abs().max() < 1e-6
-        assert principal_angles(mixed, rows.double()[: (rank + 1) // 2]).abs().max() < 1e-6
-
-
-def test_known_angles():
-    a = torch.eye(4)[:2]
-    b = torch.tensor([[math.cos(0.3), 0, math.sin(0.3), 0], [0, 0, 0, 1.0]])
-    assert principal_angles(a, b).tolist() == pytest.approx([0.3, math.pi / 2], abs=1e-6)
-    assert principal_angles(torch.eye(4)[:2], torch.eye(4)[2:]).tolist() == pytest.approx([math.pi / 2] * 2)
-    tiny = torch.tensor([[1.0, 1e-9]], dtype=torch.float64)
-    assert principal_angles(tiny, torch.tensor([[1.0, 0.0]])).tolist() == pytest.approx([1e-9], rel=1e-3)
-
-
-def test_the_span_does_not_see_lengths_and_signs():
-    rows = gauss(9, 5)
-    other = rows * torch.tensor([1.0, -3, 0.1, 7, 1, -1, 2, 5, 0.5])[:, None]
-    assert principal_angles(span_of(rows, 3), span_of(other, 3)).abs().max() < 1e-6
-    basis = span_of(rows, 3)
-    torch.testing.assert_close(basis @ basis.T, torch.eye(3, dtype=torch.float64))
-    with pytest.raises(ShapeError, match="4 dimensions need at least as many rows; got 3"):
-        span_of(rows[:3], 4)
-    with pytest.raises(ShapeError, match="two matrices of one width are needed"):
-        principal_angles(rows, rows[:, :3])
-
-
-# ------------------------------------------------------------------ matching and silencing
-
-
-@given(n=st.integers(1, 200), share=st.floats(0, 1), seed=st.integers(0, 99))
-def test_matched_latents_have_equal_frequencies(n, share, seed):
-    generator = np.random.default_rng(seed)
-    frequency = np.where(generator.random(n) < 0.1, 0, generator.random(n) ** 3)
-    shared = generator.random(n) < share
-    orphan, mate = frequency_matched(frequency, shared, generator)
-    assert len(orphan) == len(mate) == len(set(orphan.tolist())) == len(set(mate.tolist()))
-    assert not shared[orphan].any()
-    assert shared[mate].all()
-    assert (frequency[orphan] > 0).all()
-    ratio = np.sort(frequency[orphan]) / np.sort(frequency[mate])
-    assert ((ratio > 2**-0.2501) & (ratio < 2**0.2501)).all()
-
-
-def test_silencing_one_latent_costs_its_loss(oracle, rows):
-    lost = importance(oracle, rows).scores["loss"]
-    whole, without = (
-        evaluate(sae, rows, controls=False, draws=0).metrics.fvu.value for sae in (oracle, silenced(oracle, [5]))
-    )
-    variance = float(rows.double().var(0, unbiased=False).sum())
-    assert without - whole == pytest.approx(float(lost[5]) / variance, rel=1e-4)
-
-
-# ------------------------------------------------------------------ the study
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +38,9 @@ def family(oracle) -> list[SAE]:
 def found(family, rows) -> Orphans:
     token = (rows[:, 0] * 3).round().long() % 7
     document = torch.arange(len(rows)) // 30
-    return orphans(family, ArrayRows(rows, token=token, document=document), ranks=[4, 12], batch_rows=700)
+    return orphans(
+        family, ArrayRows(rows, token=token, document=document), settings=OrphanSettings(ranks=[4, 12], batch_rows=700)
+    )
 
 
 def test_what_is_planted_is_found(found, family):
@@ -143,7 +70,12 @@ def test_what_is_planted_is_found(found, family):
 def test_any_batching_and_a_given_comparison_give_the_same(found, family, rows):
     token = (rows[:, 0] * 3).round().long() % 7
     source = ArrayRows(rows, token=token, document=torch.arange(len(rows)) // 30)
-    again = orphans(family, source, compare(family, controls=False), ranks=[4, 12], batch_rows=3000)
+    again = orphans(
+        family,
+        source,
+        comparison=compare(family, settings=ComparisonSettings(controls=False)),
+        settings=OrphanSettings(ranks=[4, 12], batch_rows=3000),
+    )
     for one, other in zip(found.properties, again.properties, strict=True):
         assert one.auc.value == pytest.approx(other.auc.value, abs=1e-6)
         assert one.p == pytest.approx(other.p, rel=1e-3)
@@ -153,12 +85,14 @@ def test_any_batching_and_a_given_comparison_give_the_same(found, family, rows):
 def test_detection_has_both_halves_whatever_the_ids_of_documents(family, rows):
     token = (rows[:, 0] * 3).round().long() % 7
     for document in (torch.arange(len(rows)) // 30 * 10 + 9, torch.arange(len(rows)) // 30 * 2**20):
-        found = orphans(family[:2], ArrayRows(rows, token=token, document=document), rows=1500)
+        found = orphans(
+            family[:2], ArrayRows(rows, token=token, document=document), settings=OrphanSettings(max_rows=1500)
+        )
         assert math.isfinite(found.property("detection").orphans.value)
 
 
 def test_rows_without_tokens_have_no_interpretability(family, rows):
-    plain = orphans(family[:2], rows, rows=600)
+    plain = orphans(family[:2], rows, settings=OrphanSettings(max_rows=600))
     assert plain.n_rows == 600
     assert not {"lift", "detection"} & {each.name for each in plain.properties}
     assert "over latents" in plain.property("loss").auc.reason
@@ -180,18 +114,10 @@ def test_what_is_refused(family, rows, oracle):
     with pytest.raises(DataError, match=r"needs at least 2 orphans .* they have \[\(0, 48\), \(0, 48\)\]"):
         orphans([oracle, oracle], rows)
     with pytest.raises(ConfigError, match="`comparison` must be of these 3 SAEs, in this order"):
-        orphans(family, rows, compare(family[::-1], controls=False))
+        orphans(family, rows, comparison=compare(family[::-1], settings=ComparisonSettings(controls=False)))
     with pytest.raises(ConfigError, match=r"`ranks` must lie within 1\.\.23"):
-        orphans(family, rows, ranks=[24])
-    with pytest.raises(ConfigError, match="`rows` and `batch_rows` must be at least 1; got 0"):
-        orphans(family, rows, rows=0)
+        orphans(family, rows, settings=OrphanSettings(ranks=[24]))
+    with pytest.raises(ConfigError, match="orphans: `max_rows` must be a whole number from 1; got 0"):
+        orphans(family, rows, settings=OrphanSettings(max_rows=0))
     with pytest.raises(DataError, match="at least one row"):
         orphans(family, rows[:0])
-
-
-def test_means_over_saes():
-    mean = over_saes([1.0, 2.0, 3.0])
-    assert (mean.low, mean.value, mean.high) == pytest.approx((2 - 4.302653 / 3**0.5, 2, 2 + 4.302653 / 3**0.5))
-    assert over_saes([1.0, 2.0]).low is None
-    assert over_saes([0.6, 0.8], fallback=0.1).reason.startswith("interval over latents")
-    assert math.isnan(over_saes([math.nan]).value)

@@ -14,10 +14,10 @@ from scipy.stats import pearsonr
 from saekit import compare
 from saekit.comparison.concept_groups import only_in_one
 from saekit.comparison.result import Comparison
-from saekit.comparison.run import _in_exactly, _Over
+from saekit.comparison.run import in_exactly
+from saekit.comparison.settings import ComparisonSettings
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.measure.bootstrap import wilson_interval
-from saekit.measure.results import Measured
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
 from saekit.sae.rules import ReLURule, TopKRule
@@ -57,7 +57,7 @@ def planted() -> tuple[list[SAE], list[list[int]]]:
 def test_an_sae_and_itself_in_another_order():
     sae = sae_of(directions(40, 0), directions(40, 1))
     order = order_of(40)
-    result = compare([sae, sae.permute(order)], controls=False)
+    result = compare([sae, sae.permute(order)], settings=ComparisonSettings(controls=False))
     assert result.shared.value == result.equal.value == 1
     assert result.mean_cosine.value == pytest.approx(1, abs=1e-12)
     assert order[result.pairs[0].decoder.partner].tolist() == list(range(40))
@@ -95,7 +95,7 @@ def test_the_permuted_null_keeps_what_ties_encoder_and_decoder():
 
 def test_found_in_as_many_as_planted(planted):
     saes, counts = planted
-    result = compare(saes, controls=False)
+    result = compare(saes, settings=ComparisonSettings(controls=False))
     assert [each.found_in for each in result.saes] == counts
     assert result.saes[0].stability == [(count - 1) / 2 for count in counts[0]]
     expected = [np.mean([np.mean(np.array(count) == j) for count in counts]) for j in (1, 2, 3)]
@@ -119,8 +119,8 @@ def test_only_in_one_counts_every_subset():
             for base in range(5)
         ]
         assert share == pytest.approx(np.mean(shares))
-    assert sum(each.value for each in _in_exactly(found)) == pytest.approx(1)
-    assert curve[-1] == pytest.approx(_in_exactly(found)[0].value)
+    assert sum(each.value for each in in_exactly(found)) == pytest.approx(1)
+    assert curve[-1] == pytest.approx(in_exactly(found)[0].value)
 
 
 def test_the_threshold_and_what_reaches_it():
@@ -128,16 +128,18 @@ def test_the_threshold_and_what_reaches_it():
     tilted = axes.clone()
     tilted[0, 1] = 0.75  # cosine 0.8
     pair = [sae_of(axes), sae_of(tilted)]
-    assert compare(pair, controls=False).shared.value == 1
-    assert compare(pair, threshold=0.81, controls=False).shared.value == 15 / 16
-    assert compare(pair, threshold=1.0, controls=False).shared.value == 0
-    assert compare(pair, threshold=1.0, strict=False, controls=False).shared.value == 15 / 16
+    assert compare(pair, settings=ComparisonSettings(controls=False)).shared.value == 1
+    assert compare(pair, settings=ComparisonSettings(threshold=0.81, controls=False)).shared.value == 15 / 16
+    assert compare(pair, settings=ComparisonSettings(threshold=1.0, controls=False)).shared.value == 0
+    assert (
+        compare(pair, settings=ComparisonSettings(threshold=1.0, strict=False, controls=False)).shared.value == 15 / 16
+    )
 
 
 def test_partners_must_agree():
     rows, order = torch.eye(D), order_of(D)
     a, b = sae_of(rows, rows), sae_of(rows, rows[order])
-    result = compare([a, b], controls=False)
+    result = compare([a, b], settings=ComparisonSettings(controls=False))
     fixed = int((order == torch.arange(D)).sum()) / D
     assert result.shared.value == result.equal.value == fixed
     assert result.pairs[0].aligned.value == 1
@@ -158,8 +160,10 @@ def test_unequal_widths_share_what_the_narrower_has():
 def test_on_rows(rows, oracle):
     order = order_of(oracle.n_latents)
     seen = []
-    result = compare([oracle, oracle.permute(order)], ArrayRows(rows, document=torch.arange(len(rows)) // 30),
-                     controls=False, batch_rows=700, progress=lambda *told: seen.append(told))  # fmt: skip
+    source = ArrayRows(rows, document=torch.arange(len(rows)) // 30)
+    settings = ComparisonSettings(controls=False, batch_rows=700)
+    saes = [oracle, oracle.permute(order)]
+    result = compare(saes, source, settings=settings, progress=lambda *told: seen.append(told))
     same = result.pairs[0].on_rows
     assert same.correlation.value == pytest.approx(1)
     assert same.n_pairs == oracle.n_latents
@@ -173,7 +177,7 @@ def test_on_rows(rows, oracle):
 def test_correlations_are_those_of_the_dense_codes(rows, oracle):
     g = torch.Generator().manual_seed(0)
     other = oracle.replace(W_enc=oracle.W_enc + 0.3 * torch.randn(oracle.W_enc.shape, generator=g), rule=TopKRule(3))
-    result = compare([oracle, other], rows, controls=False, max_rows=1000, batch_rows=333)
+    result = compare([oracle, other], rows, settings=ComparisonSettings(controls=False, max_rows=1000, batch_rows=333))
     a, b = (sae.encode(rows[:1000]).to_dense().double().numpy() for sae in (oracle, other))
     partner = result.pairs[0].decoder.partner
     each = [pearsonr(a[:, i], b[:, j]).statistic for i, j in enumerate(partner) if a[:, i].any() and b[:, j].any()]
@@ -184,7 +188,7 @@ def test_correlations_are_those_of_the_dense_codes(rows, oracle):
 
 def test_latents_that_never_fire_have_no_correlation():
     dead = sae_of(torch.eye(4)).replace(b_enc=torch.full((4,), -100.0))
-    result = compare([dead, dead], directions(50, 0, 4), controls=False)
+    result = compare([dead, dead], directions(50, 0, 4), settings=ComparisonSettings(controls=False))
     assert math.isnan(result.pairs[0].on_rows.correlation.value)
     assert "no pair of which both latents fire" in result.pairs[0].on_rows.correlation.reason
 
@@ -201,7 +205,7 @@ def test_round_trip(planted, tmp_path, rows, oracle):
 
 
 def test_altered_files(planted):
-    plain = compare(planted[0], controls=False).to_json()
+    plain = compare(planted[0], settings=ComparisonSettings(controls=False)).to_json()
     with pytest.raises(FormatError, match="must hold every pair of at least two SAEs; it holds 2 pairs"):
         Comparison.from_json(plain | {"pairs": plain["pairs"][:2]})
     with pytest.raises(FormatError, match="schema 4"):
@@ -223,26 +227,26 @@ def test_tables(planted, rows, oracle):
     ]  # fmt: skip
     assert "both cosines > 0.7" in repr(result)
     assert "in exactly 1 … 3 of 3 SAEs" in repr(result)
-    html = compare([oracle, oracle], rows, controls=False)._repr_html_()
+    html = compare([oracle, oracle], rows, settings=ComparisonSettings(controls=False))._repr_html_()
     assert html.startswith("<table><caption>shared: ")
     assert "<th>cka</th>" in html
 
 
 def test_pairs_that_began_alike_are_marked():
     a, b, c = (sae_of(directions(20, i), seed=seed) for i, seed in enumerate((3, 3, 4)))
-    result = compare([a, b, c], controls=False)
+    result = compare([a, b, c], settings=ComparisonSettings(controls=False))
     assert [pair.same_seed for pair in result.pairs] == [True, False, False]
     assert [line[0].endswith(" *") for line in result.table()[2:]] == [True, False, False]
     assert "* began from the same random weights" in repr(result)
-    assert not compare([a, b.take(10)], controls=False).pairs[0].same_seed
+    assert not compare([a, b.take(10)], settings=ComparisonSettings(controls=False)).pairs[0].same_seed
     unknown = sae_of(directions(20, 5))
-    assert not compare([unknown, unknown], controls=False).pairs[0].same_seed
+    assert not compare([unknown, unknown], settings=ComparisonSettings(controls=False)).pairs[0].same_seed
 
 
 def test_means_are_over_pairs_that_began_apart():
     rows = directions(20, 0)
     a, b, c = sae_of(rows, seed=0), sae_of(rows, seed=0, arch="other"), sae_of(directions(20, 1), seed=1)
-    result = compare([a, b, c], directions(200, 2), controls=False)
+    result = compare([a, b, c], directions(200, 2), settings=ComparisonSettings(controls=False))
     assert [pair.shared.value for pair in result.pairs] == [1, 0, 0]
     for name in ("shared", "equal", "mean_cosine", "shared_alive"):
         pairs = [getattr(pair, name, None) or getattr(pair.on_rows, name, None) or pair.decoder.mean_cosine
@@ -253,7 +257,7 @@ def test_means_are_over_pairs_that_began_apart():
     assert result.n_counted == 2
     assert result.table()[1][0] == "2 pairs"
     assert "not in the means" in result.caption()
-    alone = compare([a, b], controls=False)
+    alone = compare([a, b], settings=ComparisonSettings(controls=False))
     assert (alone.n_counted, alone.shared.value) == (1, 1)
     assert "not in the means" not in alone.caption()
 
@@ -266,23 +270,23 @@ def test_latents_that_never_fire_do_not_lower_what_the_others_share():
     bias_a, bias_b = torch.zeros(8), torch.zeros(8)
     bias_a[:3], bias_b[dead_b] = -100.0, -100.0
     a, b = a.replace(b_enc=bias_a), b.replace(b_enc=bias_b)
-    result = compare([a, b], directions(300, 0), controls=False)
+    result = compare([a, b], directions(300, 0), settings=ComparisonSettings(controls=False))
     assert result.shared.value == 5 / 8
     assert result.shared_alive.value == 1 / 5  # a has 5 alive, b 6; of the five shared only axis 4 fires in both
     assert result.shared_alive.low < 1 / 5 < result.shared_alive.high
     assert result.pairs[0].on_rows.shared_alive.value == 1 / 5
     assert "of latents that fire on the rows 0.2" in result.caption()
-    assert compare([b, a], directions(300, 0), controls=False).shared_alive.value == 1 / 5
+    assert compare([b, a], directions(300, 0), settings=ComparisonSettings(controls=False)).shared_alive.value == 1 / 5
     silent = a.replace(b_enc=torch.full((8,), -100.0))
-    none = compare([silent, b], directions(300, 0), controls=False).shared_alive
+    none = compare([silent, b], directions(300, 0), settings=ComparisonSettings(controls=False)).shared_alive
     assert math.isnan(none.value)
-    assert compare([a, b], controls=False).shared_alive is None
+    assert compare([a, b], settings=ComparisonSettings(controls=False)).shared_alive is None
 
 
 def test_names_are_escaped(tmp_path):
     sae = sae_of(torch.eye(3))
     sae.save(tmp_path / "<b>")
-    assert "<b>" not in compare([tmp_path / "<b>", sae], controls=False)._repr_html_()
+    assert "<b>" not in compare([tmp_path / "<b>", sae], settings=ComparisonSettings(controls=False))._repr_html_()
 
 
 def test_intervals_of_shares():
@@ -294,23 +298,9 @@ def test_intervals_of_shares():
     assert (half.low, half.high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 
-def test_means_over_pairs_leave_out_saes():
-    each = [Measured(value, None, None, "fraction") for value in (0.5, 0.52, 0.57)]
-    mean = _Over([(0, 1), (0, 2), (1, 2)], 3).mean(each)
-    # Leaving out one SAE leaves one pair; 4.3027 is the 97.5 % point of t with 2 degrees of freedom.
-    error = 4.302653 * math.sqrt(2 / 3 * (0.03**2 + 0.01**2 + 0.04**2))
-    assert (mean.low, mean.value, mean.high) == pytest.approx((0.53 - error, 0.53, 0.53 + error))
-
-
-def test_pairs_that_are_all_alike_keep_the_interval_of_their_latents():
-    each = [Measured(0.0, 0.0, high, "fraction") for high in (0.03, 0.04, 0.02)]
-    mean = _Over([(0, 1), (0, 2), (1, 2)], 3).mean(each)
-    assert (mean.value, mean.low, mean.high) == (0, 0, 0.04)
-
-
 def test_one_latent_has_no_interval():
     one = sae_of(torch.ones(1, 3))
-    cosine = compare([one, one], controls=False).mean_cosine
+    cosine = compare([one, one], settings=ComparisonSettings(controls=False)).mean_cosine
     assert cosine.low is None
     assert cosine.value == pytest.approx(1)
 
@@ -321,10 +311,10 @@ def test_what_is_refused(oracle, rows):
     with pytest.raises(ConfigError, match="at least two SAEs must be given; got one"):
         compare(oracle)
     with pytest.raises(ConfigError, match=r"`threshold` is a cosine and must be -1 to 1; got 1.5"):
-        compare([oracle, oracle], threshold=1.5)
+        compare([oracle, oracle], settings=ComparisonSettings(threshold=1.5))
     for name in ("max_rows", "batch_rows"):
-        with pytest.raises(ConfigError, match=f"`{name}` must be at least 1; got 0"):
-            compare([oracle, oracle], **{name: 0})
+        with pytest.raises(ConfigError, match=f"compare: `{name}` must be a whole number from 1; got 0"):
+            ComparisonSettings(**{name: 0})
     with pytest.raises(ShapeError, match="all SAEs must read and write rows of one width; `relu-5` maps 5 to 5"):
         compare([oracle, sae_of(torch.eye(5))])
     with pytest.raises(ShapeError, match="rows must have the width of the SAE, 24; they have 23"):

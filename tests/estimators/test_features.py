@@ -24,7 +24,8 @@ from saekit.errors import ConfigError, DataError, ModelError, ShapeError
 from saekit.estimators.features import TRUSTED
 from saekit.models.language import LanguageModel
 from saekit.rows import pooling
-from saekit.rows.pooling import Ask, encoder_digest, pool_texts
+from saekit.rows.pooling import Ask, pool_texts
+from saekit.rows.pooling_cache import encoder_digest
 from saekit.sae import rules
 from saekit.sae.model import SAE
 from saekit.sae.scaling import Scaling
@@ -164,7 +165,7 @@ def test_a_grid_search_over_pooling_threshold_and_sae_runs_each_text_once_per_po
         "features__pool": ["sum", "max"],
         "features__sae": [sae],
         "binarize__threshold": [0.5, 1.0],
-        "select__by": ["mean_difference", "auc"],
+        "select__scoring": ["mean_difference", "auc"],
     }
     search = GridSearchCV(pipeline, grid, cv=3, error_score="raise").fit(texts, labels)
     assert search.best_score_ > 0.9

@@ -26,7 +26,7 @@ ESTIMATORS = [
     Binarize(),
     Binarize(0.5, relative="max"),
     Binarize(0.5, compare=">=", relative="quantile"),
-    *[SelectLatents(1, by=by) for by in SCORES],
+    *[SelectLatents(1, scoring=by) for by in SCORES],
 ]
 
 
@@ -118,7 +118,7 @@ def test_thresholds_come_from_the_rows_of_fit_only() -> None:
         ({"threshold": 0.0, "compare": ">=", "relative": "max"}, "zeros must stay zeros"),
         ({"threshold": np.nan}, "`threshold` must be a finite number; got nan"),
         ({"threshold": "1"}, "`threshold` must be a finite number; got '1'"),
-        ({"threshold": 1.5, "relative": "quantile"}, "share of 0 to 1; got 1.5"),
+        ({"threshold": 1.5, "relative": "quantile"}, "fraction of 0 to 1; got 1.5"),
         ({"threshold": 1.0, "relative": "max"}, "must be below 1, or nothing in the rows of fit is above it"),
         ({"compare": "=>"}, "`compare` must be `>` or `>=`; got '=>'"),
         ({"relative": "quantil"}, "`relative` must be None, `max` or `quantile`.*Did you mean `quantile`"),
@@ -203,7 +203,7 @@ def planted(n: int = 200, d: int = 50, n_classes: int = 2, seed: int = 0) -> tup
 def test_planted_columns_are_found(by: str, n_classes: int) -> None:
     x, label = planted(n_classes=n_classes)
     names = np.array(["cat", "dog", "fox"])[label]
-    step = SelectLatents(n_classes, by=by).fit(x, names)
+    step = SelectLatents(n_classes, scoring=by).fit(x, names)
     assert step.get_support(indices=True).tolist() == [7 * c + 3 for c in range(n_classes)]
     assert sorted(step.order_.tolist()) == step.get_support(indices=True).tolist()
     assert step.classes_.tolist() == sorted(set(names))
@@ -212,7 +212,7 @@ def test_planted_columns_are_found(by: str, n_classes: int) -> None:
 
 def test_one_column_of_each_class_is_found_in_many_classes() -> None:
     x, label = planted(n=400, d=80, n_classes=10)
-    found = SelectLatents(10, by="auc").fit(x, label).get_support(indices=True)
+    found = SelectLatents(10, scoring="auc").fit(x, label).get_support(indices=True)
     assert found.tolist() == [7 * c + 3 for c in range(10)]
 
 
@@ -223,7 +223,7 @@ def test_columns_that_enter_the_l1_path_earlier_score_higher() -> None:
     for column, share in ((12, 0.5), (22, 0.3)):
         chosen = np.flatnonzero((label == 0) & (rng.random(400) < share))
         x[chosen, column] = 2.0
-    scores = SelectLatents(12, by="l1").fit(sp.csr_matrix(x), label).scores_
+    scores = SelectLatents(12, scoring="l1").fit(sp.csr_matrix(x), label).scores_
     steps = np.floor(scores)
     assert steps[3] > steps[12] > steps[22] > 1
 
@@ -235,7 +235,7 @@ def test_what_the_l1_path_does_not_reach_comes_behind_in_order_of_its_gradient()
     x[:, 30] = label  # tells all, so that the path needs no other
     x[:, 20] = label * (rng.random(300) < 0.9)
     x[:, 10] = label * (rng.random(300) < 0.6)
-    step = SelectLatents(3, by="l1").fit(sp.csr_matrix(x), label)
+    step = SelectLatents(3, scoring="l1").fit(sp.csr_matrix(x), label)
     assert step.order_.tolist() == [30, 20, 10]
     assert step.scores_[30] > 12  # in at the first of 12 steps
 
@@ -255,7 +255,7 @@ def test_selection_stays_sparse_and_never_becomes_dense(monkeypatch: pytest.Monk
 
         monkeypatch.setattr(kind, "toarray", toarray)
     for by in SCORES:
-        found = SelectLatents(5, by=by).fit_transform(x, label)
+        found = SelectLatents(5, scoring=by).fit_transform(x, label)
         assert sp.issparse(found)
         assert found.format == "csr"
         assert found.shape == (200, 5)
@@ -268,13 +268,13 @@ def test_selection_stays_sparse_and_never_becomes_dense(monkeypatch: pytest.Monk
 def test_equal_scores_go_to_the_lower_column() -> None:
     x = np.tile([[0.0], [1.0]], (4, 6))
     for by in ("mean_difference", "auc", "chi2"):
-        assert SelectLatents(3, by=by).fit(x, [0, 1] * 4).order_.tolist() == [0, 1, 2]
-    assert SelectLatents(2, by="stability", scores=[1, 3, 3, 3, 0, 0]).fit(x).order_.tolist() == [1, 2]
+        assert SelectLatents(3, scoring=by).fit(x, [0, 1] * 4).order_.tolist() == [0, 1, 2]
+    assert SelectLatents(2, scoring="stability", scores=[1, 3, 3, 3, 0, 0]).fit(x).order_.tolist() == [1, 2]
 
 
 def test_scores_from_elsewhere_need_no_labels() -> None:
     x = sp.csr_matrix(np.eye(4))
-    step = SelectLatents(2, by="stability", scores=np.array([0.1, 0.9, 0.2, 0.8])).fit(x)
+    step = SelectLatents(2, scoring="stability", scores=np.array([0.1, 0.9, 0.2, 0.8])).fit(x)
     assert step.get_support(indices=True).tolist() == [1, 3]
     assert step.get_feature_names_out([f"sae_{i}" for i in range(4)]).tolist() == ["sae_1", "sae_3"]
     for wrong in ([1, 2, 3], [1, 2, np.nan, 3]):
@@ -284,7 +284,7 @@ def test_scores_from_elsewhere_need_no_labels() -> None:
 
 def test_random_selection_is_a_matter_of_the_seed() -> None:
     x = np.ones((3, 100))
-    chosen = [set(SelectLatents(10, by="random", seed=seed).fit(x).order_.tolist()) for seed in (0, 0, 1)]
+    chosen = [set(SelectLatents(10, scoring="random", random_state=seed).fit(x).order_.tolist()) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
 
 
@@ -303,8 +303,11 @@ def test_more_columns_than_there_are() -> None:
         ({"k": 0}, "`k` must be a positive integer or `all`; got 0"),
         ({"k": True}, "`k` must be a positive integer"),
         ({"k": 2.0}, "`k` must be a positive integer"),
-        ({"by": "mean_diference"}, "`by` must be one of.*got 'mean_diference'.*Did you mean `mean_difference`"),
-        ({"by": "stability"}, "or `scores` be given beside it"),
+        (
+            {"scoring": "mean_diference"},
+            "`scoring` must be one of.*got 'mean_diference'.*Did you mean `mean_difference`",
+        ),
+        ({"scoring": "stability"}, "or `scores` must be given"),
     ],
 )
 def test_selection_refuses_settings(settings: dict[str, Any], message: str) -> None:
@@ -332,7 +335,7 @@ def test_labels_that_cannot_be_used(labels: Any, message: str) -> None:
 
 def test_chi2_refuses_negative_features() -> None:
     with pytest.raises(DataError, match="chi2 needs features that are not negative"):
-        SelectLatents(1, by="chi2").fit([[1.0], [-1.0]], [0, 1])
+        SelectLatents(1, scoring="chi2").fit([[1.0], [-1.0]], [0, 1])
 
 
 def test_a_class_with_one_member_can_be_rated() -> None:
@@ -342,9 +345,17 @@ def test_a_class_with_one_member_can_be_rated() -> None:
 
 def test_parameters_are_kept_as_they_were_given() -> None:
     scores = np.arange(3.0)
-    step = SelectLatents(2, by="x", scores=scores)
+    step = SelectLatents(2, scoring="x", scores=scores)
     assert step.get_params()["scores"] is scores
-    assert clone(step).get_params()["by"] == "x"
+    assert clone(step).get_params()["scoring"] == "x"
+
+
+def test_files_of_an_earlier_version_had_other_names() -> None:
+    state = SelectLatents(2, scoring="auc", random_state=3).__getstate__()
+    old = {"scoring": "by", "random_state": "seed"}
+    again = SelectLatents()
+    again.__setstate__({old.get(name, name): value for name, value in state.items()})
+    assert again.get_params() == {"k": 2, "scoring": "auc", "scores": None, "random_state": 3}
 
 
 # ---------------------------------------------------------------------------------------------------------- leaks

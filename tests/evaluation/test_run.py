@@ -12,6 +12,7 @@ import torch
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.evaluation.result import Evaluation
 from saekit.evaluation.run import evaluate
+from saekit.evaluation.settings import EvaluationSettings
 from saekit.files import dump_json
 from saekit.measure.accumulators import fvu
 from saekit.measure.metrics import METRICS
@@ -21,6 +22,7 @@ from saekit.sae.model import SAE
 from saekit.sae.scaling import Scaling
 from saekit.training.config import TopK
 from saekit.training.loop import train, untrained
+from saekit.training.settings import TrainSettings
 
 ON_ROWS = {"fvu", "l0", "dead_fraction", "dense_fraction", "cosine", "l2_ratio", "relative_reconstruction_bias",
            "mse", "ev_legacy", "decoder_redundancy", "encoder_redundancy", "redundancy_null"}  # fmt: skip
@@ -28,7 +30,7 @@ ON_ROWS = {"fvu", "l0", "dead_fraction", "dense_fraction", "cosine", "l2_ratio",
 
 @pytest.fixture(scope="module")
 def evaluation(oracle, thresholded, synthetic) -> Evaluation:
-    return evaluate([oracle, thresholded], synthetic, draws=100)
+    return evaluate([oracle, thresholded], synthetic, settings=EvaluationSettings(draws=100))
 
 
 # ---------------------------------------------------------------- numbers
@@ -49,8 +51,10 @@ def test_metrics_are_those_of_the_rows(evaluation, oracle, rows):
 @pytest.mark.parametrize(("batch_rows", "with_documents"), [(61, True), (399, False)])
 def test_any_batching_gives_the_same_values(oracle, thresholded, synthetic, rows, batch_rows, with_documents):
     source = synthetic if with_documents else rows
-    once = evaluate([oracle, thresholded], source, draws=100, rows=500)
-    again = evaluate([oracle, thresholded], source, draws=100, rows=500, batch_rows=batch_rows)
+    once = evaluate([oracle, thresholded], source, settings=EvaluationSettings(draws=100, max_rows=500))
+    again = evaluate(
+        [oracle, thresholded], source, settings=EvaluationSettings(draws=100, max_rows=500, batch_rows=batch_rows)
+    )
     for one, other in zip(once.entries, again.entries, strict=True):
         pairs = [(one.metrics, other.metrics)]
         pairs += [(one.controls[name].metrics, other.controls[name].metrics) for name in one.controls]
@@ -64,13 +68,13 @@ def test_any_batching_gives_the_same_values(oracle, thresholded, synthetic, rows
 
 
 def test_sae_alone_gives_what_it_gives_beside_others(evaluation, thresholded, synthetic):
-    alone = evaluate(thresholded, synthetic, draws=100)
+    alone = evaluate(thresholded, synthetic, settings=EvaluationSettings(draws=100))
     assert alone.entries[0].metrics == evaluation.entries[1].metrics
     assert alone.entries[0].controls["untrained"] == evaluation.entries[1].controls["untrained"]
 
 
 def test_rows_limits_what_is_seen(oracle, synthetic, rows):
-    result = evaluate(oracle, synthetic, rows=1001, batch_rows=300, controls=False)
+    result = evaluate(oracle, synthetic, settings=EvaluationSettings(max_rows=1001, batch_rows=300, controls=False))
     assert result.n_rows == 1001
     assert result.metrics.fvu.value == pytest.approx(fvu(rows[:1001], oracle.reconstruct(rows[:1001])), rel=1e-9)
 
@@ -81,7 +85,7 @@ def test_a_mean_predictor_scores_one_and_a_perfect_sae_zero(constant, identity, 
 
 
 def test_arrays_without_documents_say_where_their_interval_comes_from(oracle, rows):
-    measured = evaluate(oracle, rows.numpy(), draws=20).metrics.fvu
+    measured = evaluate(oracle, rows.numpy(), settings=EvaluationSettings(draws=20)).metrics.fvu
     assert measured.low is not None
     assert "consecutive rows" in measured.reason
 
@@ -94,7 +98,7 @@ def test_one_document_has_no_interval(oracle, rows):
 
 
 def test_no_draws_means_no_intervals(oracle, rows):
-    measured = evaluate(oracle, rows, draws=0).metrics.fvu
+    measured = evaluate(oracle, rows, settings=EvaluationSettings(draws=0)).metrics.fvu
     assert (measured.low, measured.reason) == (None, "no interval asked for")
 
 
@@ -103,21 +107,26 @@ def test_training_rows_are_recognised(oracle, rows):
     digest = source.info["digest"]
     for known, expected in ((digest, True), ("sha256:00", False), (None, None)):
         provenance = {} if known is None else {"data_digest": known}
-        result = evaluate(oracle.replace(provenance=provenance), source, draws=0)
+        result = evaluate(oracle.replace(provenance=provenance), source, settings=EvaluationSettings(draws=0))
         assert result.entries[0].on_training_rows is expected
         assert ("was trained on" in repr(result)) == bool(expected)
 
 
 def test_nothing_given_is_changed(oracle, rows):
     before = rows.clone(), oracle.W_dec.clone()
-    evaluate(oracle, rows, draws=0)
+    evaluate(oracle, rows, settings=EvaluationSettings(draws=0))
     assert torch.equal(before[0], rows)
     assert torch.equal(before[1], oracle.W_dec)
 
 
 def test_progress_counts_rows(oracle, synthetic):
     seen = []
-    evaluate(oracle, synthetic, batch_rows=1000, draws=0, progress=lambda *call: seen.append(call))
+    evaluate(
+        oracle,
+        synthetic,
+        progress=lambda *call: seen.append(call),
+        settings=EvaluationSettings(batch_rows=1000, draws=0),
+    )
     assert seen == [("rows", 1000, 3000), ("rows", 2000, 3000), ("rows", 3000, 3000)]
 
 
@@ -143,8 +152,8 @@ def test_an_sae_with_the_true_dictionary_beats_its_controls(evaluation):
 
 def test_training_beats_no_training(synthetic):
     config = TopK(n_latents=48, k=2, lr=1e-2, scaling="none")
-    (trained,) = train([config], synthetic, tokens=12_000, batch_rows=200)
-    result = evaluate([trained, untrained(config, synthetic, 0)], synthetic, draws=200)
+    (trained,) = train([config], synthetic, tokens=12_000, settings=TrainSettings(batch_rows=200))
+    result = evaluate([trained, untrained(config, synthetic, 0)], synthetic, settings=EvaluationSettings(draws=200))
     first, second = result.entries
     assert first.controls["untrained"].differences.fvu.high < -0.1
     assert abs(second.controls["untrained"].differences.fvu.value) < 0.1
@@ -155,9 +164,9 @@ def test_training_beats_no_training(synthetic):
 
 
 def test_the_untrained_control_depends_on_the_seed_alone(synthetic, oracle):
-    once = evaluate(oracle, synthetic, draws=0, seed=3)
-    again = evaluate(oracle, synthetic, draws=0, seed=3)
-    other = evaluate(oracle, synthetic, draws=0, seed=4)
+    once = evaluate(oracle, synthetic, settings=EvaluationSettings(draws=0, seed=3))
+    again = evaluate(oracle, synthetic, settings=EvaluationSettings(draws=0, seed=3))
+    other = evaluate(oracle, synthetic, settings=EvaluationSettings(draws=0, seed=4))
     mine, theirs = (each.controls["untrained"].metrics.fvu.value for each in (once, again))
     assert mine == theirs
     assert mine != other.controls["untrained"].metrics.fvu.value
@@ -179,7 +188,7 @@ def test_untrained_twin_matches_rule_scaling_and_l0(oracle, rows, kind):
         ),
         "layer_norm": oracle.replace(scaling=Scaling("layer_norm"), b_pre=None, b_dec=torch.zeros(24)),
     }[kind]
-    result = evaluate(sae, rows, draws=0)
+    result = evaluate(sae, rows, settings=EvaluationSettings(draws=0))
     untrained = result.controls["untrained"].metrics
     assert untrained.l0.value == pytest.approx(result.metrics.l0.value, rel=0.15)
     # Biases at the mean row: an untrained SAE is not absurdly far from predicting the mean.
@@ -189,8 +198,10 @@ def test_untrained_twin_matches_rule_scaling_and_l0(oracle, rows, kind):
 def test_frozen_decoder_is_a_control_when_given_or_recognised(oracle, synthetic):
     config = {"control": "frozen-decoder"}
     frozen = oracle.replace(W_dec=torch.randn(48, 24, generator=torch.Generator().manual_seed(0)))
-    by_argument = evaluate(oracle, synthetic, frozen=frozen, draws=0)
-    by_provenance = evaluate([oracle, frozen.replace(provenance={"config": config})], synthetic, draws=0)
+    by_argument = evaluate(oracle, synthetic, frozen=frozen, settings=EvaluationSettings(draws=0))
+    by_provenance = evaluate(
+        [oracle, frozen.replace(provenance={"config": config})], synthetic, settings=EvaluationSettings(draws=0)
+    )
     assert list(by_argument.controls) == ["untrained", "frozen-decoder", "pca"]
     assert by_argument.controls["frozen-decoder"].metrics == by_provenance.controls["frozen-decoder"].metrics
     assert len(by_provenance.entries) == 2
@@ -199,15 +210,15 @@ def test_frozen_decoder_is_a_control_when_given_or_recognised(oracle, synthetic)
 
 
 def test_controls_can_be_fitted_on_other_rows(oracle, rows):
-    inside = evaluate(oracle, rows[:400], draws=0)
-    outside = evaluate(oracle, rows[:400], fit=rows[400:], draws=0)
+    inside = evaluate(oracle, rows[:400], settings=EvaluationSettings(draws=0))
+    outside = evaluate(oracle, rows[:400], fit=rows[400:], settings=EvaluationSettings(draws=0))
     assert "of the rows evaluated" in inside.controls["pca"].about["fitted_on"]
     assert "given as `fit`" in outside.controls["pca"].about["fitted_on"]
     assert inside.controls["pca"].metrics.fvu.value < outside.controls["pca"].metrics.fvu.value
 
 
 def test_controls_can_be_left_out(oracle, synthetic):
-    assert evaluate(oracle, synthetic, controls=False, draws=0).controls == {}
+    assert evaluate(oracle, synthetic, settings=EvaluationSettings(controls=False, draws=0)).controls == {}
 
 
 # ---------------------------------------------------------------- the result
@@ -275,22 +286,29 @@ def test_table_shows_each_sae_and_its_controls(evaluation):
 
 
 def test_notebook_view_escapes_names(oracle, rows):
-    result = evaluate(oracle.replace(provenance={"seed": "<script>"}), rows, draws=0)
+    result = evaluate(oracle.replace(provenance={"seed": "<script>"}), rows, settings=EvaluationSettings(draws=0))
     page = result._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
 
 def test_equal_names_are_told_apart(oracle, rows):
-    names = [entry.name for entry in evaluate([oracle, oracle, oracle], rows, draws=0, controls=False).entries]
+    names = [
+        entry.name
+        for entry in evaluate(
+            [oracle, oracle, oracle], rows, settings=EvaluationSettings(draws=0, controls=False)
+        ).entries
+    ]
     assert names == ["topk-48-k2", "topk-48-k2 (2)", "topk-48-k2 (3)"]
 
 
 def test_paths_are_loaded_and_named_by_their_folder(oracle, rows, tmp_path):
     oracle.save(tmp_path / "run-1")
-    result = evaluate(tmp_path / "run-1", rows, draws=0, controls=False)
+    result = evaluate(tmp_path / "run-1", rows, settings=EvaluationSettings(draws=0, controls=False))
     assert result.entries[0].name == "run-1"
-    assert result.metrics.fvu == evaluate(oracle, rows, draws=0, controls=False).metrics.fvu
+    assert (
+        result.metrics.fvu == evaluate(oracle, rows, settings=EvaluationSettings(draws=0, controls=False)).metrics.fvu
+    )
 
 
 # ---------------------------------------------------------------- refusals
@@ -348,9 +366,9 @@ def test_calls_that_cannot_work_are_refused(oracle, rows):
     with pytest.raises(ConfigError, match="must come with `data`"):
         evaluate(oracle, rows, model="builtin")
     with pytest.raises(ConfigError, match="`max_rows` must be a whole number from 1; got 0"):
-        evaluate(oracle, rows, rows=0)
+        evaluate(oracle, rows, settings=EvaluationSettings(max_rows=0))
     with pytest.raises(ConfigError, match="`draws` must be a whole number from 0; got -1"):
-        evaluate(oracle, rows, draws=-1)
+        evaluate(oracle, rows, settings=EvaluationSettings(draws=-1))
     with pytest.raises(ShapeError, match="must have one width; `topk-8-k3`"):
         evaluate([oracle, _square(8, 5)], rows)
     with pytest.raises(ShapeError, match="it maps 5 to 7"):
@@ -369,3 +387,12 @@ def test_weights_with_nan_are_refused(oracle, rows):
 def _square(n_latents: int, d: int) -> SAE:
     W = torch.ones(n_latents, d)
     return SAE(W_enc=W, b_enc=torch.zeros(n_latents), W_dec=W, b_dec=torch.zeros(d), rule=rules.TopKRule(3))
+
+
+def test_a_setting_passed_as_a_keyword_is_told_where_it_goes(oracle, rows):
+    with pytest.raises(TypeError, match=r"unknown argument `draws`. Pass settings=EvaluationSettings\(draws=…\)"):
+        evaluate(oracle, rows, draws=0)
+    with pytest.raises(TypeError, match="Did you mean `frozen`"):
+        evaluate(oracle, rows, frozn=oracle)
+    with pytest.raises(TypeError, match="Did you mean `draws`"):
+        EvaluationSettings(draw=0)

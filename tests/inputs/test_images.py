@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from saekit.errors import ConfigError, DataError, FormatError
-from saekit.inputs.images import read_images
+from saekit.inputs.hub_datasets import HubName
+from saekit.inputs.images import are_images, read_images
 
 with warnings.catch_warnings():
     import datasets
@@ -136,10 +137,10 @@ def test_a_data_set_of_the_hub_is_read_no_further_than_wanted(monkeypatch):
 
     asked = []
     monkeypatch.setattr(
-        module, "_open_hub", lambda *a: asked.append(a) or (records(), {"kind": "hub", "name": "owner/name"})
+        module, "open_hub", lambda *a: asked.append(a) or (records(), {"kind": "hub", "name": "owner/name"})
     )
     found = read_images("owner/name:small@test", limit=3)
-    assert asked == [("owner/name:small@test", "owner/name", "small", "test")]
+    assert asked == [(HubName("owner/name:small@test", "owner/name", "small", "test"), None)]
     assert read == [0, 1, 2]
     assert found.columns == {"label": ("a", "b", "c")}
     assert not found.info["complete"]
@@ -172,7 +173,7 @@ def test_what_is_refused(tmp_path, sources):
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(DataError, match=r"images come from a folder, a .npy, .npz or IDX file; got `x.txt`"):
         read_images(tmp_path / "x.txt")
-    with pytest.raises(ConfigError, match="`limit` must be a positive integer or None; got 0"):
+    with pytest.raises(ConfigError, match="`limit` must be a whole number from 1; got 0"):
         read_images(PIXELS, limit=0)
     with pytest.raises(DataError, match=r"must have a column `lable`.*Did you mean `label`"):
         read_images(sources["npz"][0]).column("lable")
@@ -206,3 +207,25 @@ def test_damaged_files(tmp_path, sources):
     (tmp_path / "table" / "data-00000-of-00001.arrow").write_bytes(b"x")
     with pytest.raises(FormatError, match="must be a data set that save_to_disk wrote"):
         read_images(sources["disk"][0])
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (PIXELS, True),
+        (torch.zeros(2, 4, 4), True),
+        ([PIL.Image.new("L", (4, 4))], True),
+        ([PIXELS[0]], True),
+        ("photos.npz", True),
+        ("train-images-idx3-ubyte.gz", True),
+        (["a text"], False),
+        ([{"text": "a"}], False),
+        (np.array(["a", "b"]), False),
+        ("builtin@heldout", False),
+        ("texts.jsonl.gz", False),
+        ("owner/name", None),
+        ("photos", None),
+    ],
+)
+def test_what_tells_images_from_texts(data, expected):
+    assert are_images(data) is expected

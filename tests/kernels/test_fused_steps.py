@@ -15,7 +15,8 @@ from saekit.training import fused
 from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
 from saekit.training.fused import fused_step, fuses
 from saekit.training.initialization import level_of
-from saekit.training.learner import Learner, plain_step, resolve, restore, start_learner, tensors_of
+from saekit.training.learner import Learner, initialize_learner, resolve, restore, tensors_of
+from saekit.training.step import plain_step
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -51,8 +52,8 @@ def rows(steps: int, seed: int = 0, d: int = D, batch: int = B) -> list[Tensor]:
 def new(config: Any, *, scale: float | None = 2.0, seed: int = 0, d: int = D, batch: int = B) -> Learner:
     x = torch.cat(rows(4, d=d, batch=batch))
     factor = None if scale is None else torch.tensor(scale)
-    settings = resolve(config, d, 40, batch)
-    return start_learner(config, seed, settings, bias=x.mean(0), scale=factor, sample=x, device="cpu")
+    resolved = resolve(config, d, 40, batch)
+    return initialize_learner(config, seed, resolved, bias=x.mean(0), scale=factor, sample=x, device="cpu")
 
 
 @pytest.fixture
@@ -293,15 +294,15 @@ def test_what_has_no_fast_path_is_left_alone(plain_steps: list[int]) -> None:
 def test_steps_are_bitwise_the_same_for_any_number_of_threads_and_after_a_restart(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saekit.kernels.cpu import buffers
+    from saekit.kernels.cpu import threads
 
     learners = []
-    for threads in (1, 2, 3):
-        monkeypatch.setattr(buffers, "thread_count", lambda threads=threads: threads)
-        monkeypatch.setattr(buffers, "PIECE", 1000)
+    for count in (1, 2, 3):
+        monkeypatch.setattr(threads, "thread_count", lambda count=count: count)
+        monkeypatch.setattr(threads, "PIECE", 1000)
         learner = new(CONFIGS[name])
         for index, x in enumerate(rows(6)):
-            if index == 3 and threads == 2:
+            if index == 3 and count == 2:
                 fresh = new(CONFIGS[name], seed=9)
                 restore(fresh, {key: t.clone() for key, t in tensors_of(learner).items()}, learner.step)
                 learner = fresh
@@ -312,15 +313,14 @@ def test_steps_are_bitwise_the_same_for_any_number_of_threads_and_after_a_restar
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.usefixtures("whole_numbers")
 def test_steps_are_bitwise_the_same_whichever_product_finds_the_candidates(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it does not matter that a resumed run, or one alone, may choose another format than the run it stands for."""
-    from saekit.kernels.cpu import encode, low_bit_matmul
+    from saekit.kernels.cpu import low_bit_matmul, rounded
 
-    if not low_bit_matmul.whole_numbers_pay():
-        pytest.skip("no instructions for products of bytes")
-    monkeypatch.setattr(encode, "FARTHER", 0.0)
+    monkeypatch.setattr(rounded, "FARTHER", 0.0)
     learners = []
     for whole in (True, False):
         monkeypatch.setattr(low_bit_matmul, "whole_numbers_pay", lambda whole=whole: whole)

@@ -14,8 +14,10 @@ from torch import Tensor
 from saekit import SAE, SyntheticRows, kernels
 from saekit.training.config import BatchTopK, JumpReLU, PAnneal, TopK
 from saekit.training.fused import fused_step, fuses
-from saekit.training.learner import Learner, permute, plain_step, resolve, restore, start_learner, tensors_of
+from saekit.training.learner import Learner, initialize_learner, permute, resolve, restore, tensors_of
 from saekit.training.loop import train
+from saekit.training.settings import TrainSettings
+from saekit.training.step import plain_step
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -32,9 +34,9 @@ def rows(steps: int, seed: int = 0) -> list[Tensor]:
 
 def new(config: TopK = CONFIG, *, seed: int = 0, scale: float | None = 2.0) -> Learner:
     x = torch.cat(rows(4))
-    settings = resolve(config, D, 40, B)
+    resolved = resolve(config, D, 40, B)
     factor = None if scale is None else torch.tensor(scale)
-    return start_learner(config, seed, settings, bias=x.mean(0), scale=factor, sample=x, device="cpu")
+    return initialize_learner(config, seed, resolved, bias=x.mean(0), scale=factor, sample=x, device="cpu")
 
 
 def same(a: Learner, b: Learner) -> bool:
@@ -128,7 +130,7 @@ def bitwise(a: SAE, b: SAE) -> bool:
 
 
 SOURCE = {"d_in": 16, "n_features": 40, "l0": 4.0, "n_rows": 4000, "mean": 1.0}
-RUN = {"batch_rows": 128, "log_every": 5, "checkpoint_every": 7}
+RUN = {"settings": TrainSettings(batch_rows=128, log_every=5, checkpoint_every=7)}
 
 
 def test_a_run_uses_the_fused_step_and_says_so(tmp_path: Path) -> None:
@@ -141,16 +143,16 @@ def test_a_run_uses_the_fused_step_and_says_so(tmp_path: Path) -> None:
 
 def test_together_equals_alone_bitwise() -> None:
     configs = [TopK(600, k=4, dead_after_rows=600), JumpReLU(700, target_l0=3.0), BatchTopK(600, k=4)]
-    together = train(configs, SyntheticRows(**SOURCE), seeds=[0, 7], batch_rows=128)
+    together = train(configs, SyntheticRows(**SOURCE), seeds=[0, 7], settings=TrainSettings(batch_rows=128))
     for index, config in enumerate(configs[:2]):
-        [alone] = train(config, SyntheticRows(**SOURCE), seeds=[7], batch_rows=128)
+        [alone] = train(config, SyntheticRows(**SOURCE), seeds=[7], settings=TrainSettings(batch_rows=128))
         assert bitwise(alone, together[2 * index + 1])
         assert not bitwise(alone, together[2 * index])
 
 
 def test_resume_equals_uninterrupted_bitwise(tmp_path: Path) -> None:
-    def stop(progress: object) -> None:
-        if progress.step >= 17:  # type: ignore[attr-defined]
+    def stop(stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        if done >= 17 * 128:
             raise Interrupted
 
     config = TopK(600, k=4, dead_after_rows=600)

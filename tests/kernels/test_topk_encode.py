@@ -95,24 +95,34 @@ def test_inexact_is_a_setting_and_its_values_are_fp32() -> None:
 @settings(max_examples=60)
 def test_the_bound_holds(shape: tuple[int, int, int], seed: int, kind: str, scale: float) -> None:
     """The bf16 product is never further from the exact one than the kernel assumes."""
-    from saekit.kernels.cpu import encode, selection_numba
+    from saekit.kernels.cpu import rounded, selection_numba
 
     n, d, n_latents = shape
     x, W, b = problem(seed, n, d, n_latents, kind)
     x = x * scale
-    rows, latents = encode._round(x, "x"), encode._round(W, "W")
-    bias_reach = encode._with_bias(latents, b)
-    product = (rows.matrix() @ latents.matrix().T).double()
+    rows, latents = rounded.round_rows(x, "x"), rounded.round_latents(W, "W")
+    bias_reach = rounded.with_bias(latents, b)
+    product = (matrix(rows) @ matrix(latents).T).double()
     exact = x.double() @ W.double().T + b.double()
     reach = bound(rows, latents, d) + torch.from_numpy(bias_reach)
     assert ((product - exact).abs() <= float(selection_numba.ROUNDING) * product.abs() + reach).all()
 
 
+def matrix(rounded: Any) -> Tensor:
+    """A bf16 copy as ``[n, width]``."""
+    if rounded.copy.ndim == 2:
+        return rounded.copy
+    pairs = rounded.copy.shape[1]
+    return rounded.copy.permute(0, 2, 1, 3).reshape(-1, 2 * pairs)[: len(rounded.facts.norm)]
+
+
 def bound(rows: Any, latents: Any, d: int) -> Tensor:
     """What the kernels assume of the product without its own rounding and the bias, ``[n, n_latents]``."""
-    from saekit.kernels.cpu import encode
+    from saekit.kernels.cpu import rounded
 
-    reach = np.outer(encode.row_reach(rows, d), latents.norm) + np.outer(rows.norm, latents.residual)
+    reach = np.outer(rounded.row_reach(rows.facts, d), latents.facts.norm) + np.outer(
+        rows.facts.norm, latents.facts.residual
+    )
     return torch.from_numpy(reach).double()
 
 
@@ -128,26 +138,22 @@ def test_the_bound_of_whole_numbers_holds(
     shape: tuple[int, int, int], seed: int, kind: str, scale: float, uneven: bool
 ) -> None:
     """The same of their product, whose columns are balanced before."""
-    from saekit.kernels.cpu import buffers, encode, intrinsics_numba, low_bit_matmul, selection_numba
+    from saekit.kernels.cpu import low_bit_matmul, rounded, selection_numba
 
-    if not low_bit_matmul.whole_numbers_pay():
+    if not low_bit_matmul.multiplies_bytes():
         pytest.skip("no instructions for products of bytes")
     n, d, n_latents = shape
     x, W, b = problem(seed, n, d, n_latents, kind)
     x = x * scale * (torch.logspace(-2, 2, d) if uneven else 1.0)
-    buffers.release()  # also what is remembered of whole numbers that were too coarse
-    latents = encode._round_latents(W, "W", x)
-    rows = encode._round8(x, "x", latents.factor)
-    bias_reach = encode._with_bias(latents, b)
-    width = intrinsics_numba.PANEL * len(latents.copy)
+    latents = rounded.round_latents8(W, "W", rounded.balance(x, W))
+    rows = rounded.round_rows8(x, "x", latents.factor)
+    bias_reach = rounded.with_bias(latents, b)
+    width = low_bit_matmul.PANEL * len(latents.copy)
     room = -(-n // low_bit_matmul.ROWS) * low_bit_matmul.ROWS
     P = torch.zeros((room, width), dtype=torch.bfloat16)
-    best = torch.zeros((room, width // low_bit_matmul.SHARE), dtype=torch.int16)
-    low_bit_matmul.multiply8(
-        n, rows.copy.view(torch.int32).numpy(), rows.scale, latents.copy.numpy(), latents.starts, latents.scale,
-        latents.bias, P.view(torch.int16).numpy(), best.numpy(),
-    )  # fmt: skip
-    largest = P.view(room, len(latents.copy), low_bit_matmul.SHARE, -1).amax(2).view(room, -1)[:n]
+    best = torch.zeros((room, width // low_bit_matmul.LANE), dtype=torch.int16)
+    low_bit_matmul.multiply8(n, rows.whole, latents.whole, P.view(torch.int16).numpy(), best.numpy())
+    largest = P.view(room, len(latents.copy), low_bit_matmul.LANE, -1).amax(2).view(room, -1)[:n]
     bits = best[:n].int()
     assert torch.equal(torch.where(bits < 0, bits ^ 0x7FFF, bits).to(torch.int16).view(torch.bfloat16), largest)
     got = P[:n, :n_latents].double()
@@ -156,22 +162,21 @@ def test_the_bound_of_whole_numbers_holds(
     assert ((got - exact).abs() <= float(selection_numba.ROUNDING) * got.abs() + reach).all()
     # What was lost is what is said to be lost, and 127 steps are made use of.
     factor = torch.from_numpy(latents.factor).double()
-    whole = (rows.copy[:, :d].double() - 128) * torch.from_numpy(rows.scale[:n]).double()[:, None]
+    whole = (rows.copy[:, :d].double() - 128) * torch.from_numpy(rows.whole.scale[:n]).double()[:, None]
     lost = (x.double() * factor - whole).norm(dim=1)
-    assert (lost <= torch.from_numpy(rows.residual).double()).all()
+    assert (lost <= torch.from_numpy(rows.facts.residual).double()).all()
     if scale in (1.0, 1e12):
         assert (rows.copy[:, :d].int() - 128).abs().amax(1).eq(127).all()
 
 
 @pytest.mark.parametrize("of_row", [True, False])
+@pytest.mark.usefixtures("whole_numbers")
 def test_a_latent_that_rounding_hides_as_well_as_it_can_is_found(monkeypatch: pytest.MonkeyPatch, of_row: bool) -> None:
     """What is lost lies along the other factor: whole numbers give 0, and the bound is reached."""
-    from saekit.kernels.cpu import encode, low_bit_matmul
+    from saekit.kernels.cpu import rounded
 
-    if not low_bit_matmul.whole_numbers_pay():
-        pytest.skip("no instructions for products of bytes")
-    monkeypatch.setattr(encode, "_balance", lambda x, W: np.ones(x.shape[1], np.float32))
-    monkeypatch.setattr(encode, "FARTHER", 0.0)
+    monkeypatch.setattr(rounded, "balance", lambda x, W: np.ones(x.shape[1], np.float32))
+    monkeypatch.setattr(rounded, "FARTHER", 0.0)
     signs = torch.where(torch.rand(64, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
     hidden, plain = torch.zeros(65), torch.zeros(65)
     hidden[0], hidden[1:] = 127.0, 0.49 * signs  # one step is 1
@@ -189,29 +194,28 @@ def test_a_latent_that_rounding_hides_as_well_as_it_can_is_found(monkeypatch: py
     assert (latents == 300).all()
 
 
+@pytest.mark.usefixtures("whole_numbers")
 def test_columns_of_very_different_size_are_balanced() -> None:
-    from saekit.kernels.cpu import encode, low_bit_matmul
+    from saekit.kernels.cpu import rounded
 
-    if not low_bit_matmul.whole_numbers_pay():
-        pytest.skip("no instructions for products of bytes")
     x, W, _ = problem(0, 64, 768, 512)
     x[:, 5] *= 300.0
-    latents = encode._round_latents(W, "W", x)
-    rows = encode._round8(x, "x", latents.factor)
-    plain = encode._round8(x, "y", np.ones(768, np.float32))
+    latents = rounded.round_fastest(W, "W", x)
+    rows = rounded.round_rows8(x, "x", latents.factor)
+    plain = rounded.round_rows8(x, "y", np.ones(768, np.float32))
     error = bound(rows, latents, 768).mean()
-    assert error < 0.3 * np.mean(np.outer(plain.residual, W.norm(dim=1).numpy()))
+    assert error < 0.3 * np.mean(np.outer(plain.facts.residual, W.norm(dim=1).numpy()))
 
 
 @given(seed=st.integers(0, 2**20), scale=st.sampled_from([1e-30, 1e-3, 1.0, 3e4, 1e15]))
 @settings(max_examples=30)
 def test_the_bias_costs_the_product_16_of_its_24_bits(seed: int, scale: float) -> None:
-    from saekit.kernels.cpu import encode
+    from saekit.kernels.cpu import rounded
 
     b = scale * torch.randn(500, generator=torch.Generator().manual_seed(seed))
-    latents = encode._round(torch.zeros(500, 1), "W")
-    reach = torch.from_numpy(encode._with_bias(latents, b)).double()
-    parts = latents.matrix()[:, 1:].double().sum(1)
+    latents = rounded.round_latents(torch.zeros(500, 1), "W")
+    reach = torch.from_numpy(rounded.with_bias(latents, b)).double()
+    parts = matrix(latents)[:, 1:].double().sum(1)
     assert ((parts - b.double()).abs() <= reach).all()
     assert (reach <= b.double().abs() * 2.0**-14 + 1e-30).all()
 
@@ -222,7 +226,7 @@ def compiled_keys() -> tuple[Callable[[np.int16], int], Callable[[np.float32], i
     numba = pytest.importorskip("numba")
     from saekit.kernels.cpu import intrinsics_numba, selection_numba
 
-    ordered, below = intrinsics_numba._ordered, selection_numba._key_below
+    ordered, below = intrinsics_numba.ordered, selection_numba._key_below
     return numba.njit(lambda bits: ordered(bits)), numba.njit(lambda bar: below(bar))
 
 
@@ -240,10 +244,10 @@ def test_keys_sort_like_the_numbers(bits: list[int], bar: float) -> None:
 
 def test_bound_is_worth_having() -> None:
     """Few latents are multiplied again: the bound is about as tight as bf16 allows."""
-    from saekit.kernels.cpu import encode
+    from saekit.kernels.cpu import rounded
 
     x, W, _ = problem(0, 64, 768, 512)
-    reach = bound(encode._round(x, "x"), encode._round(W, "W"), 768)
+    reach = bound(rounded.round_rows(x, "x"), rounded.round_latents(W, "W"), 768)
     relative = float(reach.max()) / float(x.norm(dim=1).max() * W.norm(dim=1).max())
     assert relative < 2.0**-8
 
@@ -308,12 +312,12 @@ def test_extreme_numbers_come_out_as_from_the_plain_kernel(value: float, where: 
 
 
 def test_a_row_does_not_depend_on_rows_beside_it_nor_on_blocks_nor_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saekit.kernels.cpu import buffers
+    from saekit.kernels.cpu import threads
 
     x, W, b = problem(4, 150, 48, 1000, "mean")
     values, indices = kernels.topk_encode(x, W, b, 12)
-    for threads, block_rows in [(1, None), (2, 7), (3, 64)]:
-        monkeypatch.setattr(buffers, "thread_count", lambda threads=threads: threads)
+    for count, block_rows in [(1, None), (2, 7), (3, 64)]:
+        monkeypatch.setattr(threads, "thread_count", lambda count=count: count)
         again = kernels.topk_encode(x, W, b, 12, block_rows=block_rows)
         assert torch.equal(again[0], values)
         assert torch.equal(again[1], indices)
@@ -370,21 +374,21 @@ def test_an_sae_encodes_the_same_with_both_kernels() -> None:
 @given(shape=st.tuples(st.integers(1, 30), st.integers(1, 40), st.integers(1, 300)), seed=st.integers(0, 2**20))
 @settings(max_examples=40)
 def test_the_compiled_product_and_the_largest_of_its_lanes(shape: tuple[int, int, int], seed: int) -> None:
-    from saekit.kernels.cpu import encode, intrinsics_numba, low_bit_matmul
+    from saekit.kernels.cpu import low_bit_matmul, rounded
 
     n, d, n_latents = shape
     x, W, b = problem(seed, n, d, n_latents)
-    rows, latents = encode._round(x, "x"), encode._round(W, "W", packed=True)
-    encode._with_bias(latents, b)
-    assert torch.equal(latents.matrix()[:, :d], W.bfloat16())
-    panels = latents.copy.view(torch.int32)[..., 0].numpy()
+    rows, latents = rounded.round_rows(x, "x"), rounded.round_latents(W, "W", packed=True)
+    rounded.with_bias(latents, b)
+    assert torch.equal(matrix(latents)[:, :d], W.bfloat16())
+    panels = latents.panels
     room = -(-n // low_bit_matmul.ROWS) * low_bit_matmul.ROWS
-    P = torch.zeros((room, intrinsics_numba.PANEL * len(panels)), dtype=torch.bfloat16)
-    best = torch.zeros((room, intrinsics_numba.PANEL // low_bit_matmul.SHARE * len(panels)), dtype=torch.int16)
-    low_bit_matmul.multiply(n, rows.copy.view(torch.int32).numpy(), panels, P.view(torch.int16).numpy(), best.numpy())
-    expected = rows.matrix().double() @ latents.matrix().double().T
+    P = torch.zeros((room, low_bit_matmul.PANEL * len(panels)), dtype=torch.bfloat16)
+    best = torch.zeros((room, low_bit_matmul.PANEL // low_bit_matmul.LANE * len(panels)), dtype=torch.int16)
+    low_bit_matmul.multiply(n, rows.words, panels, P.view(torch.int16).numpy(), best.numpy())
+    expected = matrix(rows).double() @ matrix(latents).double().T
     torch.testing.assert_close(P[:n, :n_latents].double(), expected, rtol=2.0**-7, atol=1e-4)
-    largest = P[:n].view(n, len(panels), low_bit_matmul.SHARE, -1).amax(2).view(n, -1)
+    largest = P[:n].view(n, len(panels), low_bit_matmul.LANE, -1).amax(2).view(n, -1)
     bits = best[:n].int()
     assert torch.equal(torch.where(bits < 0, bits ^ 0x7FFF, bits).to(torch.int16).view(torch.bfloat16), largest)
 
@@ -395,16 +399,16 @@ def test_codes_are_bitwise_the_same_with_any_product(
     monkeypatch: pytest.MonkeyPatch, n: int, d: int, n_latents: int, k: int, kind: str
 ) -> None:
     """Whole numbers, however coarse, bf16 of ours and of torch rule latents out; what is left decides."""
-    from saekit.kernels.cpu import encode, low_bit_matmul
+    from saekit.kernels.cpu import low_bit_matmul, rounded
 
     x, W, b = problem(2, n, d, n_latents, kind)
     x[: n // 2] *= torch.logspace(-1.5, 1.5, d)
     codes = []
-    whole = low_bit_matmul.whole_numbers_pay()
+    whole = low_bit_matmul.multiplies_bytes()
     for eight, packed in ((whole, True), (False, True), (False, False)):
         monkeypatch.setattr(low_bit_matmul, "pays", lambda packed=packed: packed)
         monkeypatch.setattr(low_bit_matmul, "whole_numbers_pay", lambda eight=eight: eight)
-        monkeypatch.setattr(encode, "FARTHER", 0.0)
+        monkeypatch.setattr(rounded, "FARTHER", 0.0)
         offsets, indices, values = kernels.threshold_encode(x, W, b - 3, None)
         order = (indices + n_latents * torch.repeat_interleave(torch.arange(n), offsets.diff())).argsort()
         top, latents = kernels.topk_encode(x, W, b, k)  # which latents have the value 0 means nothing
@@ -414,42 +418,40 @@ def test_codes_are_bitwise_the_same_with_any_product(
             assert torch.equal(mine, other)
 
 
+@pytest.mark.usefixtures("whole_numbers")
 def test_which_rows_are_left_out_does_not_depend_on_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that are left to plain torch for a dense row are the same ones in a run that has chosen another format."""
-    from saekit.kernels.cpu import encode, low_bit_matmul
+    from saekit.kernels.cpu import encode, low_bit_matmul, rounded
 
-    if not low_bit_matmul.whole_numbers_pay():
-        pytest.skip("no instructions for products of bytes")
     x, W, b = problem(3, 60, 24, 640)
     exact = (x @ W.T + b > 1.0).sum(1)
-    monkeypatch.setattr(encode, "FARTHER", 0.0)
+    monkeypatch.setattr(rounded, "FARTHER", 0.0)
     for whole in (True, False):
         monkeypatch.setattr(low_bit_matmul, "whole_numbers_pay", lambda whole=whole: whole)
         for room in range(int(exact.min()), int(exact.max()) + 1):
-            latents = encode._round_latents(W, "W", x)
-            found = encode._encode_above(x, W, b, latents, torch.ones(640), room, None)
+            latents = rounded.round_fastest(W, "W", x)
+            found = encode.encode_above(x, W, b, latents, torch.ones(640), room=room)
             assert found is not None
-            assert found[3].tolist() == (exact > room).nonzero()[:, 0].tolist()
+            assert found.left_out.tolist() == (exact > room).nonzero()[:, 0].tolist()
 
 
+@pytest.mark.usefixtures("whole_numbers")
 def test_rows_that_whole_numbers_tell_too_little_of_are_left_to_bf16() -> None:
-    from saekit.kernels.cpu import encode, low_bit_matmul
+    from saekit.kernels.cpu import rounded
 
-    if not low_bit_matmul.whole_numbers_pay():
-        pytest.skip("no instructions for products of bytes")
     x, W, _ = problem(0, 64, 300, 600)
-    latents = encode._round_latents(W, "W", x)
-    rows, same = encode._rounded_alike(x, W, latents, 1)
-    assert rows.scale is not None
+    latents = rounded.round_fastest(W, "W", x)
+    rows, same = rounded.round_alike(x, W, latents, 1)
+    assert rows.whole is not None
     assert same is latents
     for kept, exact in ((1, False), (30, True)):
-        rows, other = encode._rounded_alike(x, W, latents, kept, exact)
-        assert rows.scale is None
-        assert other.scale is None
-        assert torch.equal(other.matrix()[:, :300], W.bfloat16())
-    for _ in range(encode.NOT_AGAIN):  # remembered for a while
-        assert encode._round_latents(W, "W", x).scale is None
-    assert encode._round_latents(W, "W", x).scale is not None
+        rows, other = rounded.round_alike(x, W, latents, kept, exact)
+        assert rows.whole is None
+        assert other.whole is None
+        assert torch.equal(matrix(other)[:, :300], W.bfloat16())
+    for _ in range(rounded.NOT_AGAIN):  # remembered for a while
+        assert rounded.round_fastest(W, "W", x).whole is None
+    assert rounded.round_fastest(W, "W", x).whole is not None
 
 
 @given(
@@ -473,14 +475,14 @@ def test_a_row_that_is_not_finite_leaves_its_neighbours_alone(width: int, n: int
             assert torch.equal(a, c)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("block_rows", [None, 7, 1000])
 def test_blocks_cover_the_rows_and_get_smaller(
-    monkeypatch: pytest.MonkeyPatch, threads: int, block_rows: int | None
+    monkeypatch: pytest.MonkeyPatch, count: int, block_rows: int | None
 ) -> None:
-    from saekit.kernels.cpu import buffers, encode
+    from saekit.kernels.cpu import encode, threads
 
-    monkeypatch.setattr(buffers, "thread_count", lambda: threads)
+    monkeypatch.setattr(threads, "thread_count", lambda: count)
     for n in (1, 6, 63, 500, 4096):
         edges = encode._edges(n, 16384, block_rows)
         sizes = np.diff(edges)

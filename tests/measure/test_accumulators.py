@@ -12,11 +12,19 @@ from hypothesis import strategies as st
 from sklearn.metrics import r2_score
 
 from saekit.errors import DataError, ShapeError
-from saekit.measure.accumulators import Fidelity, Moments, Reconstruction, Sparsity, Sums, fvu, merged
+from saekit.measure.accumulators import Fidelity, Moments, Reconstruction, Sparsity, Sums, fvu
 from saekit.measure.bootstrap import DocumentBootstrap
 from saekit.sae.codes import Codes
 
 ROUNDING = 1e-9  # relative; float64 sums in another order
+
+
+def merged(accumulators):
+    """The first of several accumulators of one kind after merging all others into it."""
+    first, *rest = accumulators
+    for other in rest:
+        first.merge(other)
+    return first
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:

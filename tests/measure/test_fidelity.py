@@ -9,7 +9,8 @@ import torch
 
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.evaluation.run import evaluate
-from saekit.measure.fidelity import Skipped, predicted_places, token_costs
+from saekit.evaluation.settings import EvaluationSettings
+from saekit.measure.fidelity import Skipped, predicted_positions, token_costs
 from saekit.models.loading import load_model
 from saekit.rows.capture import capture
 from saekit.rows.tokens import TokenBatch
@@ -75,7 +76,9 @@ def test_divergence_in_half_precision_stays_finite():
 
 
 def test_identity_recovers_everything(lm, source, identity):
-    metrics = evaluate(identity(lm.d_model), source, model=lm, data=TEXTS, layer=LAYER, controls=False).metrics
+    metrics = evaluate(
+        identity(lm.d_model), source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False)
+    ).metrics
     assert metrics.ce_sae.value == metrics.ce_clean.value
     assert metrics.ce_recovered_zero.value == 1.0
     assert metrics.ce_recovered_mean.value == 1.0
@@ -87,7 +90,7 @@ def test_identity_recovers_everything(lm, source, identity):
 def test_an_sae_that_answers_zero_or_the_mean_recovers_nothing(lm, source, constant):
     rows = torch.cat([batch.x for batch in source.batches(4096)])
     saes = [constant(torch.zeros(lm.d_model)), constant(rows.mean(0))]
-    result = evaluate(saes, source, model=lm, data=TEXTS, layer=LAYER, controls=False)
+    result = evaluate(saes, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False))
     zero, mean = (entry.metrics for entry in result.entries)
     assert zero.ce_sae.value == pytest.approx(zero.ce_zero.value, abs=1e-6)
     assert zero.ce_recovered_zero.value == pytest.approx(0, abs=1e-6)
@@ -96,7 +99,9 @@ def test_an_sae_that_answers_zero_or_the_mean_recovers_nothing(lm, source, const
 
 
 def test_controls_get_cross_entropies_too_and_differences_are_paired(lm, source):
-    result = evaluate(random_sae(lm.d_model), source, model=lm, data=TEXTS, layer=LAYER, draws=50)
+    result = evaluate(
+        random_sae(lm.d_model), source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, draws=50)
+    )
     names = {"ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_recovered_zero", "ce_recovered_mean", "kl"}
     assert names <= set(result.metrics)
     for control in result.controls.values():
@@ -114,7 +119,13 @@ def test_controls_get_cross_entropies_too_and_differences_are_paired(lm, source)
 
 def test_predicted_tokens_are_those_of_the_texts(lm, source, identity):
     """Every token of the text but a first one that nothing comes before; added tokens are never predicted."""
-    result = evaluate(identity(lm.d_model), source, model=lm, data=TEXTS, layer=LAYER, controls=False, draws=0)
+    result = evaluate(
+        identity(lm.d_model),
+        source,
+        model=lm,
+        data=TEXTS,
+        settings=EvaluationSettings(layer=LAYER, controls=False, draws=0),
+    )
     encoded = [lm.tokenizer(text)["input_ids"] for text in TEXTS]
     assert result.language_model["n_tokens"] == sum(len(ids) - 1 for ids in encoded)
     assert result.language_model["n_documents"] == len(TEXTS)
@@ -131,7 +142,9 @@ def test_forward_batching_changes_nothing_beyond_rounding(lm, source, monkeypatc
     sae = random_sae(lm.d_model)
 
     def measured():
-        return evaluate(sae, source, model=lm, data=TEXTS, layer=LAYER, controls=False, draws=20).metrics
+        return evaluate(
+            sae, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False, draws=20)
+        ).metrics
 
     together = measured()
     monkeypatch.setattr("saekit.measure.fidelity.BATCH_TOKENS", 1)
@@ -142,10 +155,22 @@ def test_forward_batching_changes_nothing_beyond_rounding(lm, source, monkeypatc
 
 
 def test_tokens_limits_the_texts_read(lm, source, identity):
-    result = evaluate(identity(lm.d_model), source, model=lm, data=TEXTS, layer=LAYER, tokens=30, controls=False)
+    result = evaluate(
+        identity(lm.d_model),
+        source,
+        model=lm,
+        data=TEXTS,
+        settings=EvaluationSettings(layer=LAYER, tokens=30, controls=False),
+    )
     assert 30 <= result.language_model["n_tokens"] < 90
     assert result.metrics.ce_clean.low is None
-    none = evaluate(identity(lm.d_model), source, model=lm, data=TEXTS, layer=LAYER, tokens=0, controls=False)
+    none = evaluate(
+        identity(lm.d_model),
+        source,
+        model=lm,
+        data=TEXTS,
+        settings=EvaluationSettings(layer=LAYER, tokens=0, controls=False),
+    )
     assert none.language_model is None
     assert none.settings["cross_entropy"] == "not measured: tokens = 0"
     assert "ce_sae" not in none.metrics
@@ -153,7 +178,9 @@ def test_tokens_limits_the_texts_read(lm, source, identity):
 
 def test_rows_come_from_the_model_when_none_are_given(lm, identity):
     sae = identity(lm.d_model).replace(provenance={"hook": f"layers.{LAYER}"})
-    result = evaluate(sae, model=lm, data=iter(TEXTS), rows=200, tokens=60, controls=False, draws=0)
+    result = evaluate(
+        sae, model=lm, data=iter(TEXTS), settings=EvaluationSettings(max_rows=200, tokens=60, controls=False, draws=0)
+    )
     assert result.n_rows >= 190
     assert result.rows["hook"] == f"layers.{LAYER}"
     assert result.language_model["hook"] == f"layers.{LAYER}"
@@ -164,7 +191,9 @@ def test_skipped_tokens_pass_through_unchanged(lm, source, constant, monkeypatch
     """With a norm limit of 0 every token is too long to be replaced, so nothing changes."""
     sae = constant(torch.zeros(lm.d_model))
     monkeypatch.setattr(Skipped, "by", classmethod(lambda cls, info: cls(True, 0.0)))
-    metrics = evaluate(sae, source, model=lm, data=TEXTS, layer=LAYER, controls=False, draws=0).metrics
+    metrics = evaluate(
+        sae, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False, draws=0)
+    ).metrics
     assert metrics.ce_sae.value == metrics.ce_clean.value == metrics.ce_zero.value
     assert math.isnan(metrics.ce_recovered_zero.value)
     assert "costs the model nothing" in metrics.ce_recovered_zero.reason
@@ -175,7 +204,9 @@ def test_replacing_added_tokens_as_well_costs_more(lm, source, constant, monkeyp
 
     def ce_zero(special):
         monkeypatch.setattr(Skipped, "by", classmethod(lambda cls, info: cls(special, None)))
-        return evaluate(sae, source, model=lm, data=TEXTS, layer=LAYER, controls=False, draws=0).metrics.ce_zero.value
+        return evaluate(
+            sae, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False, draws=0)
+        ).metrics.ce_zero.value
 
     assert ce_zero(False) != ce_zero(True)
 
@@ -190,7 +221,12 @@ def test_filters_of_the_rows_are_taken_over(source):
 
 def test_an_encoder_has_no_cross_entropy_and_the_result_says_so(minilm, identity):
     encoder = load_model(minilm, device="cpu", dtype="float32")
-    result = evaluate(identity(encoder.d_model), model=encoder, data=TEXTS[:2], layer=1, controls=False, draws=0)
+    result = evaluate(
+        identity(encoder.d_model),
+        model=encoder,
+        data=TEXTS[:2],
+        settings=EvaluationSettings(layer=1, controls=False, draws=0),
+    )
     assert result.language_model is None
     assert "not a causal language model" in result.settings["cross_entropy"]
     assert result.metrics.fvu.value == 0
@@ -207,9 +243,11 @@ def test_calls_that_cannot_work_are_refused(lm, source, identity):
     with pytest.raises(ConfigError, match="must belong to one hook"):
         evaluate(two, model=lm, data=TEXTS)
     with pytest.raises(ShapeError, match="its residual stream has"):
-        evaluate(identity(8), torch.ones(10, 8), model=lm, data=TEXTS, layer=LAYER)
+        evaluate(identity(8), torch.ones(10, 8), model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER))
     with pytest.raises(DataError, match="at least two tokens"):
-        evaluate(sae, source, model=_without_bos(lm), data=["a"], layer=LAYER, controls=False)
+        evaluate(
+            sae, source, model=_without_bos(lm), data=["a"], settings=EvaluationSettings(layer=LAYER, controls=False)
+        )
 
 
 def test_rows_of_another_model_are_refused(lm, source, identity):
@@ -217,7 +255,7 @@ def test_rows_of_another_model_are_refused(lm, source, identity):
 
     other = dataclasses.replace(lm, digest="sha256:00", name="another")
     with pytest.raises(ConfigError, match="captured from `builtin` with other weights"):
-        evaluate(identity(lm.d_model), source, model=other, data=TEXTS, layer=LAYER)
+        evaluate(identity(lm.d_model), source, model=other, data=TEXTS, settings=EvaluationSettings(layer=LAYER))
 
 
 def test_a_model_that_gives_nan_is_refused(lm, source, identity):
@@ -228,7 +266,13 @@ def test_a_model_that_gives_nan_is_refused(lm, source, identity):
     model.get_output_embeddings().weight[0, 0] = math.nan
     broken = dataclasses.replace(lm, model=model)
     with pytest.raises(DataError, match="must be finite; it is not on its own activations"):
-        evaluate(identity(lm.d_model), source, model=broken, data=TEXTS, layer=LAYER, controls=False)
+        evaluate(
+            identity(lm.d_model),
+            source,
+            model=broken,
+            data=TEXTS,
+            settings=EvaluationSettings(layer=LAYER, controls=False),
+        )
 
 
 def _without_bos(lm):
@@ -247,7 +291,7 @@ def test_predicted_is_what_follows_a_token_wherever_the_padding_is():
         inputs = {"attention_mask": torch.tensor([attended])}
         at = torch.tensor([position], dtype=torch.int32)
         batch = TokenBatch(inputs, at >= 0, torch.zeros_like(at), at, (0,))
-        return predicted_places(batch)[0].tolist()
+        return predicted_positions(batch)[0].tolist()
 
     assert places([0, 1, 2, -1, -1], [1, 1, 1, 0, 0]) == [True, True, False, False]
     assert places([-1, -1, 0, 1, 2], [0, 0, 1, 1, 1]) == [False, False, True, True]

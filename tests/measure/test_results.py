@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from saekit.errors import FormatError
 from saekit.files import dump_json
 from saekit.measure.metrics import METRICS
-from saekit.measure.results import Measured, result_from_json, result_to_json
+from saekit.measure.results import Measured, Result, result_from_json, result_to_json
 
 
 @dataclass(frozen=True)
@@ -109,3 +111,109 @@ def test_every_metric_is_declared_in_full():
         assert metric.unit
         assert metric.since
         assert metric.better in ("lower", "higher", "neither")
+
+
+# ---------------------------------------------------------------- the base class of results
+
+
+@dataclass(frozen=True, repr=False)
+class Counted(Result):
+    KIND: ClassVar[str] = "counted"
+    SCHEMA: ClassVar[int] = 3
+
+    n: int
+    share: Measured
+    parts: list[Part] = field(default_factory=list)
+
+    @classmethod
+    def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Schema 1 called `n` `count`."""
+        if plain.get("schema") == 1:
+            plain = {("n" if key == "count" else key): value for key, value in plain.items()}
+        return plain
+
+    def check(self) -> None:
+        if self.n < 0:
+            raise FormatError("`counted.n` must not be negative.")
+
+    def table(self) -> list[list[str]]:
+        return [["n", "share"], [str(self.n), str(self.share)]]
+
+    def caption(self) -> str:
+        return f"{len(self.parts)} parts <here>"
+
+
+def counted(n: int = 3, share: Measured | None = None, parts: list[Part] | None = None) -> Counted:
+    return Counted("0.2", {"python": "3.11"}, {"seed": 0}, n, share or Measured(0.5, 0.4, 0.6, "fraction"), parts or [])
+
+
+numbers = st.floats(allow_nan=True, allow_infinity=False, width=64)
+texts = st.text(max_size=8)
+values = st.builds(
+    Measured, numbers, st.none() | st.floats(-9, 0), st.none() | st.floats(0, 9), texts, st.none() | texts
+)
+results = st.builds(
+    Counted,
+    texts,
+    st.dictionaries(texts, texts, max_size=2),
+    st.dictionaries(texts, st.none() | st.booleans() | st.integers() | texts | st.lists(st.integers()), max_size=3),
+    st.integers(0, 2**60),
+    values,
+    st.lists(st.builds(Part, texts, values, st.lists(st.integers(), max_size=3)), max_size=3),
+)
+
+
+@given(result=results)
+def test_any_result_reads_back_equal_to_what_was_written(result):
+    plain = json.loads(dump_json(result.to_json()))
+    assert (plain["kind"], plain["schema"]) == ("counted", 3)
+    assert Counted.from_json(plain) == result
+
+
+def test_a_result_survives_its_file(tmp_path):
+    result = counted(parts=[Part("a", Measured(1.0), [1])])
+    result.save(tmp_path / "deep" / "counted.json")
+    assert Counted.load(tmp_path / "deep" / "counted.json") == result
+    with pytest.raises(FileNotFoundError):
+        Counted.load(tmp_path / "none.json")
+
+
+def test_newer_schemas_other_kinds_and_contradictions_are_refused():
+    plain = counted().to_json()
+    with pytest.raises(FormatError, match=r"schema 4; this saekit reads up to 3\. Install the newer release"):
+        Counted.from_json(plain | {"schema": 4})
+    with pytest.raises(FormatError, match="`kind` must be 'counted'; it is 'sample'"):
+        Counted.from_json(plain | {"kind": "sample"})
+    with pytest.raises(FormatError, match="must not be negative"):
+        Counted.from_json(plain | {"n": -1})
+    with pytest.raises(FormatError, match="must be a JSON object"):
+        Counted.from_json([plain])
+    for schema in (0, True, "3", None):
+        with pytest.raises(FormatError, match="must be a whole number from 1"):
+            Counted.from_json(plain | {"schema": schema})
+
+
+def test_older_schemas_are_migrated():
+    plain = counted(7).to_json()
+    plain["count"] = plain.pop("n")
+    assert Counted.from_json(plain | {"schema": 1}).n == 7
+    with pytest.raises(FormatError, match="unknown key `count`"):
+        Counted.from_json(plain)
+
+
+def test_pandas_shows_every_measured_quantity():
+    pytest.importorskip("pandas")
+    result = counted(parts=[Part("a", Measured(0.25, None, None, "ratio", "no interval: one"), [])])
+    table = result.to_pandas()
+    assert table.columns.tolist() == ["name", "value", "low", "high", "unit", "reason"]
+    assert table.name.tolist() == ["share", "parts[0].share"]
+    assert table.value.tolist() == [0.5, 0.25]
+    assert table.low[0] == 0.4
+    assert table.reason[1] == "no interval: one"
+
+
+def test_text_and_html_show_the_table_and_the_caption():
+    assert repr(counted()) == "n  share\n3  0.500 [0.40, 0.60]\n0 parts <here>"
+    page = counted()._repr_html_()
+    assert "<td>3</td>" in page
+    assert "0 parts &lt;here&gt;" in page

@@ -107,7 +107,7 @@ def test_orphans_are_shown(tmp_path):
     }  # fmt: skip
     page = report.render([result])
     assert "<script>alert" not in page
-    assert "7 latents that none of the other SAEs has, beside 11" in page
+    assert "7 latents that none of the other SAEs has, compared with 11" in page
     tables = RENDERERS["orphans"](result)[0].tables
     assert [cell.text for cell in tables[0].rows[0]] == ["loss", "0.25", "0.25", "0.25", "0.001", "0.25", "–"]
     assert [cell.text for cell in tables[2].rows[0]] == ["4", "0.6", "0.7", "0.1", "–"]

@@ -17,6 +17,7 @@ from saekit.sae.rules import JumpReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.sizes.attribution import attribution
 from saekit.sizes.ranking import rank
+from saekit.sizes.settings import AttributionSettings
 
 LAYER = 1
 TEXTS = ["Return the mean of an array over a given axis.", "Parameters: a is an array_like.", "Raises ValueError."]
@@ -68,7 +69,7 @@ def cost(lm, sae, factors, texts=TEXTS, error=False) -> float:
 @pytest.mark.parametrize("at", ["reconstruction", "activation"])
 def test_it_is_the_finite_difference(lm, scaling, at):
     sae = make(lm, scaling)
-    found = attribution(sae, lm, TEXTS, layer=LAYER, at=at)
+    found = attribution(sae, lm, TEXTS, layer=LAYER, settings=AttributionSettings(at=at))
     step = 1e-2  # the model's norms compute in single precision
     for latent in found.scores["attribution"].topk(3).indices.tolist():
         factors = torch.ones(sae.n_latents, dtype=torch.float64)
@@ -91,7 +92,10 @@ def test_on_one_row_the_size_is_the_sum_over_rows_of_the_sizes(lm):
 
 def test_any_batching_gives_the_same(lm):
     sae = make(lm, rule="jumprelu")
-    one, other = (attribution(sae, lm, TEXTS, layer=LAYER, batch_tokens=n, context=8) for n in (8, 4096))
+    one, other = (
+        attribution(sae, lm, TEXTS, layer=LAYER, settings=AttributionSettings(batch_tokens=n, context=8))
+        for n in (8, 4096)
+    )
     for name, value in one.scores.items():
         torch.testing.assert_close(value, other.scores[name], rtol=1e-8, atol=1e-12)
     assert one.n_rows == other.n_rows
@@ -129,8 +133,8 @@ def test_what_is_refused(lm):
     with pytest.raises(ConfigError, match="does not say where in the model it belongs"):
         attribution(sae, lm, TEXTS)
     with pytest.raises(ConfigError, match="`at` must be 'reconstruction' or 'activation'; got 'here'"):
-        attribution(sae, lm, TEXTS, layer=LAYER, at="here")
-    with pytest.raises(ConfigError, match="`tokens` and `batch_tokens` must be at least 1"):
+        attribution(sae, lm, TEXTS, layer=LAYER, settings=AttributionSettings(at="here"))
+    with pytest.raises(ConfigError, match="`tokens` must be a whole number from 1; got 0"):
         attribution(sae, lm, TEXTS, layer=LAYER, tokens=0)
     with pytest.raises(DataError, match="must hold texts of at least two tokens"):
         attribution(sae, without_bos(lm), ["a"], layer=LAYER)

@@ -15,6 +15,7 @@ from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
 from saekit.sae.rules import ReLURule, TopKRule
 from saekit.sizes.latent_metrics import nearest, over_latents, seed_overlap
+from saekit.sizes.settings import SizeSettings
 from saekit.sizes.size_curve import measure_sizes
 
 QUICK = {"draws": 0, "sample_rows": 0, "latents": True}
@@ -38,7 +39,10 @@ def random_sae(seed=0, n=32, rule=None) -> SAE:
 @pytest.mark.parametrize("selection", ["before", "after"])
 def test_any_batching_gives_the_same(source, selection):
     one, other = (
-        measure_sizes(random_sae(), source, [8, 16, 32], selection=selection, batch_rows=n, **QUICK) for n in (7, 600)
+        measure_sizes(
+            random_sae(), source, [8, 16, 32], settings=SizeSettings(selection=selection, batch_rows=n, **QUICK)
+        )
+        for n in (7, 600)
     )
     for a, b in zip(one.points, other.points, strict=True):
         assert set(a.metrics) == set(b.metrics)
@@ -51,7 +55,7 @@ def test_any_batching_gives_the_same(source, selection):
 
 def test_they_are_what_the_accumulators_say(source):
     sae = random_sae()
-    point = measure_sizes(sae, source, [8, 32], **QUICK).points[1].metrics
+    point = measure_sizes(sae, source, [8, 32], settings=SizeSettings(**QUICK)).points[1].metrics
     length, halves = DescriptionLength(32), [TokenScores(32), TokenScores(32)]
     codes = sae.encode(source.x)
     length.update(codes)
@@ -69,7 +73,9 @@ def test_they_are_what_the_accumulators_say(source):
 
 
 def test_the_smallest_size_is_its_own_ring_and_has_no_parents(source):
-    first, second = (point.metrics for point in measure_sizes(random_sae(), source, [8, 32], **QUICK).points)
+    first, second = (
+        point.metrics for point in measure_sizes(random_sae(), source, [8, 32], settings=SizeSettings(**QUICK)).points
+    )
     assert first["ring_purity"] == first["purity"]
     assert "parent_cosine" not in first
     assert "parent_cosine" in second
@@ -82,13 +88,13 @@ def test_a_latent_that_takes_over_from_its_parent():
     rows = torch.cat([general.expand(30, 3), special.expand(10, 3), other.expand(20, 3)])
     common = {"W_enc": W, "b_enc": torch.zeros(3), "W_dec": W, "b_dec": torch.zeros(3)}
     compete, together = SAE(**common, rule=TopKRule(1)), SAE(**common, rule=ReLURule())
-    found = measure_sizes(compete, rows, [2, 3], **QUICK).points[1].metrics
+    found = measure_sizes(compete, rows, [2, 3], settings=SizeSettings(**QUICK)).points[1].metrics
     assert found["parent_cosine"].value == pytest.approx(0.8)
     assert (found["coactivation"].value, found["handed_over"].value) == (1, 1)
-    found = measure_sizes(together, rows, [2, 3], **QUICK).points[1].metrics
+    found = measure_sizes(together, rows, [2, 3], settings=SizeSettings(**QUICK)).points[1].metrics
     assert (found["coactivation"].value, found["handed_over"].value) == (1, 0)
     unrelated = SAE(**common, rule=ReLURule()).permute(torch.tensor([1, 0, 2])).take(torch.tensor([0, 1]))
-    found = measure_sizes(unrelated, rows, [1, 2], **QUICK).points[1].metrics
+    found = measure_sizes(unrelated, rows, [1, 2], settings=SizeSettings(**QUICK)).points[1].metrics
     assert found["coactivation"].value == 0
     assert math.isnan(found["handed_over"].value)
     assert "no new latent fires with its parent" in found["handed_over"].reason
@@ -96,27 +102,35 @@ def test_a_latent_that_takes_over_from_its_parent():
 
 def test_saes_of_their_own_have_no_parents_and_prefixes_given_one_by_one_have(source):
     sae = random_sae()
-    apart = measure_sizes([random_sae(1, 8), sae], source, **QUICK)
+    apart = measure_sizes([random_sae(1, 8), sae], source, settings=SizeSettings(**QUICK))
     assert all("parent_cosine" not in point.metrics for point in apart.points)
     assert apart.points[1].metrics["ring_purity"] == apart.points[1].metrics["purity"]
-    given = measure_sizes([sae.take(8), sae], source, **QUICK)
-    assert given.points[1].metrics == measure_sizes(sae, source, [8, 32], **QUICK).points[1].metrics
+    given = measure_sizes([sae.take(8), sae], source, settings=SizeSettings(**QUICK))
+    assert (
+        given.points[1].metrics == measure_sizes(sae, source, [8, 32], settings=SizeSettings(**QUICK)).points[1].metrics
+    )
 
 
 def test_rows_without_tokens_have_no_interpretability(source):
-    point = measure_sizes(random_sae(), source.x, [8], **QUICK).points[0].metrics
+    point = measure_sizes(random_sae(), source.x, [8], settings=SizeSettings(**QUICK)).points[0].metrics
     assert "description_length" in point
     assert "purity" not in point
 
 
 def test_no_more_rows_than_asked_for(source):
     few = ArrayRows(source.x[:100], token=source.token[:100], document=source.document[:100])
-    part = measure_sizes(random_sae(), source, [8, 32], rows=100, batch_rows=64, **QUICK)
-    assert part.points == measure_sizes(random_sae(), few, [8, 32], batch_rows=64, **QUICK).points
+    part = measure_sizes(random_sae(), source, [8, 32], settings=SizeSettings(max_rows=100, batch_rows=64, **QUICK))
+    assert (
+        part.points == measure_sizes(random_sae(), few, [8, 32], settings=SizeSettings(batch_rows=64, **QUICK)).points
+    )
 
 
 def test_rows_without_documents_are_divided_in_runs(source):
-    found = measure_sizes(random_sae(), ArrayRows(source.x, token=source.token), [8], **QUICK).points[0].metrics
+    found = (
+        measure_sizes(random_sae(), ArrayRows(source.x, token=source.token), [8], settings=SizeSettings(**QUICK))
+        .points[0]
+        .metrics
+    )
     assert found["detection"].value > 0.5
 
 

@@ -25,9 +25,11 @@ from saekit.sizes.attribution import attribution
 from saekit.sizes.latent_metrics import seed_overlap
 from saekit.sizes.progressive import Progressive, progressive
 from saekit.sizes.ranking import rank
+from saekit.sizes.settings import ProgressiveSettings, SizeSettings
 from saekit.sizes.size_curve import measure_sizes
 from saekit.training.config import Matryoshka, TopK
 from saekit.training.loop import train
+from saekit.training.settings import TrainSettings
 
 QUICK = {"draws": 10, "sample_rows": 60}
 
@@ -45,13 +47,15 @@ def saes(source) -> list[SAE]:
         Matryoshka(n_latents=32, k=3, sizes=(8, 32)),
         TopK(n_latents=32, k=3, control="frozen-decoder"),
     ]
-    return train(configs, source, seeds=[0, 1], tokens=25_600, batch_rows=256)
+    return train(configs, source, seeds=[0, 1], tokens=25_600, settings=TrainSettings(batch_rows=256))
 
 
 @pytest.fixture(scope="module")
 def result(saes, source) -> Progressive:
     first, second = halves(source)
-    return progressive(saes, second, fit=first, by=["energy", "unsorted", "forward"], **QUICK)
+    return progressive(
+        saes, second, fit=first, settings=ProgressiveSettings(by=("energy", "unsorted", "forward"), **QUICK)
+    )
 
 
 def at(result, name, size):
@@ -122,7 +126,7 @@ def test_power_laws_of_importance_and_decoder(result):
 
 
 def test_one_seed_keeps_its_own_interval_and_judges_nothing(saes, source):
-    found = progressive([saes[0], saes[4]], source, sizes=[8], by=["energy"], **QUICK)
+    found = progressive([saes[0], saes[4]], source, sizes=[8], settings=ProgressiveSettings(by=("energy",), **QUICK))
     point = at(found, "matryoshka", 8).metrics.fvu
     assert point.low < point.value < point.high
     assert {each.verdict for each in found.differences} == {"one seed"}
@@ -135,7 +139,7 @@ def test_scaled_and_truncated_selections_are_measured_as_trained(saes, source):
     def first_point(how):
         config = {**nested.provenance["config"], "k_per_size": how}
         sae = nested.replace(provenance={**nested.provenance, "config": config})
-        return progressive([sae], source, sizes=[11], **QUICK).curves[0].metrics.fvu.value
+        return progressive([sae], source, sizes=[11], settings=ProgressiveSettings(**QUICK)).curves[0].metrics.fvu.value
 
     k1 = nested.take(11).replace(rule=type(nested.rule)(1))
     assert first_point("scaled") == pytest.approx(fvu(x, k1.reconstruct(x)), rel=1e-6)
@@ -145,7 +149,7 @@ def test_scaled_and_truncated_selections_are_measured_as_trained(saes, source):
 
 
 def test_sizes_of_a_lone_sae(saes, source):
-    found = progressive(saes[0], source, by=["energy"], **QUICK)
+    found = progressive(saes[0], source, settings=ProgressiveSettings(by=("energy",), **QUICK))
     assert sorted({point.size for point in found.curves}) == [1, 2, 4, 8, 16, 32]
 
 
@@ -190,7 +194,7 @@ def test_tables_and_page(result, tmp_path):
 def test_the_page_shows_fidelity_against_interpretability(saes, source, tmp_path):
     x = torch.cat([batch.x for batch in source.batches(4096)])
     rows = ArrayRows(x, token=torch.arange(len(x)).int() % 7, document=torch.arange(len(x)) // 20)
-    progressive(saes, rows, by=["energy"], **QUICK).save(tmp_path / "progressive.json")
+    progressive(saes, rows, settings=ProgressiveSettings(by=("energy",), **QUICK)).save(tmp_path / "progressive.json")
     page = write(collect(tmp_path), tmp_path, title="t").read_text()
     assert "Fidelity against interpretability" in page
     assert "detection (AUC)" in page
@@ -205,9 +209,16 @@ def test_cross_entropy_is_compared_too(stories):
         "The sun was bright and the cat sat still.",
     ] * 3
     rows = torch.randn(300, lm.d_model, generator=torch.Generator().manual_seed(0))
-    saes = train(TopK(n_latents=16, k=2), rows, seeds=[0], tokens=512, batch_rows=64)
+    saes = train(TopK(n_latents=16, k=2), rows, seeds=[0], tokens=512, settings=TrainSettings(batch_rows=64))
     saes = [sae.replace(provenance={**sae.provenance, "hook": "layers.1"}) for sae in saes]
-    found = progressive(saes, rows, sizes=[4, 16], by=["energy", "unsorted"], model=lm, data=data, tokens=60, **QUICK)
+    found = progressive(
+        saes,
+        rows,
+        sizes=[4, 16],
+        model=lm,
+        data=data,
+        settings=ProgressiveSettings(by=("energy", "unsorted"), tokens=60, **QUICK),
+    )
     assert math.isfinite(found.curves[0].metrics.ce_sae.value)
     assert found.language_model["n_tokens"] >= 60
     assert any(each.metric == "ce_sae" for each in found.differences)
@@ -216,7 +227,7 @@ def test_cross_entropy_is_compared_too(stories):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": ["enrgy"]}, "Did you mean `energy`"),
+        ({"settings": ProgressiveSettings(by=("enrgy",))}, "Did you mean `energy`"),
         ({"sizes": [8, 33]}, r"within 1\.\.32, the widest SAE; got \[8, 33\]"),
         ({"sizes": [8, 4]}, "must be increasing whole numbers"),
         ({"sizes": []}, "must be increasing whole numbers"),
@@ -242,10 +253,12 @@ def test_saes_that_differ_in_a_setting_are_no_seeds_of_one_another(saes, source)
 
 def test_only_the_saes_to_be_pruned_need_the_score(saes, source):
     scored = [sae.with_scores(stability=torch.arange(sae.n_latents) / sae.n_latents) for sae in saes[:2]]
-    result = progressive([*scored, *saes[2:6]], source, by=["stability"], latents=False, **QUICK)
+    result = progressive(
+        [*scored, *saes[2:6]], source, settings=ProgressiveSettings(by=("stability",), latents=False, **QUICK)
+    )
     assert at(result, "topk pruned by stability", 8).seeds == [0, 1]
     with pytest.raises(ConfigError, match=r"got `stability`.*written by `saekit compare --write`"):
-        progressive([scored[0], saes[1]], source, by=["stability"])
+        progressive([scored[0], saes[1]], source, settings=ProgressiveSettings(by=("stability",)))
 
 
 def test_given_scores_rank_like_their_name(saes, source):
@@ -257,8 +270,8 @@ def test_given_scores_rank_like_their_name(saes, source):
 
 
 def test_latents_and_the_overlap_of_seeds_are_measured_at_every_size(saes, source):
-    by = ["energy", "unsorted"]
-    result = progressive(saes, source, by=by, **QUICK)
+    by = ("energy", "unsorted")
+    result = progressive(saes, source, settings=ProgressiveSettings(by=by, **QUICK))
     topk = [sae for sae in saes if sae.provenance["config"]["arch"] == "topk" and sae.n_latents == 32]
     topk = [sae for sae in topk if sae.provenance["config"]["control"] is None]
     for way, order in (("unsorted", topk), ("pruned by energy", [rank(sae, source) for sae in topk])):
@@ -271,7 +284,7 @@ def test_latents_and_the_overlap_of_seeds_are_measured_at_every_size(saes, sourc
     assert "parent_cosine" in at(result, "matryoshka", 32).metrics
     assert "parent_cosine" not in at(result, "topk trained separately", 32).metrics
     assert any(each.metric == "description_length" for each in result.differences)
-    plain = progressive(saes, source, by=by, latents=False, **QUICK)
+    plain = progressive(saes, source, settings=ProgressiveSettings(by=by, latents=False, **QUICK))
     assert "shared" not in at(plain, "matryoshka", 8).metrics
     assert at(plain, "matryoshka", 8).metrics.fvu == at(result, "matryoshka", 8).metrics.fvu
 
@@ -287,14 +300,16 @@ def test_rankings_by_gradient_are_taken_on_other_texts_than_the_cross_entropies(
         provenance={"hook": "layers.1"}, scores={"mine": torch.arange(32.0)},
     )  # fmt: skip
     rows = capture(lm, texts, layer=1)
-    by = ["attribution", "mine", "energy"]
-    result = progressive([sae], rows, sizes=[8, 32], by=by, model=lm, data=texts, tokens=60, **QUICK)
+    by = ("attribution", "mine", "energy")
+    result = progressive(
+        [sae], rows, sizes=[8, 32], model=lm, data=texts, settings=ProgressiveSettings(by=by, tokens=60, **QUICK)
+    )
     assert set(result.names) == {f"topk pruned by {each}" for each in by}
     assert result.language_model["n_documents"] <= 12  # those in odd places
     assert {ranking.by for ranking in result.rankings} == {"attribution", "energy"}
     gradient = attribution(sae, lm, texts[::2], hook="layers.1", tokens=60)
     ranked = rank(sae.with_scores(**gradient.scores), by="attribution")
-    expected = measure_sizes(ranked, rows, [8], **QUICK)
+    expected = measure_sizes(ranked, rows, [8], settings=SizeSettings(**QUICK))
     assert at(result, "topk pruned by attribution", 8).metrics.fvu.value == expected.points[0].metrics.fvu.value
     with pytest.raises(ConfigError, match="`attribution` is a gradient of a language model; got none"):
-        progressive([sae], rows, by=["attribution"])
+        progressive([sae], rows, settings=ProgressiveSettings(by=("attribution",)))

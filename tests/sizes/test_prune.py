@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,7 @@ from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.sizes.prune import prune
 from saekit.sizes.ranking import ORDERS, rank
+from saekit.sizes.settings import PruneSettings
 from saekit.store.native import load
 
 N, D = 20, 6
@@ -76,14 +78,16 @@ def test_pruned_saes_are_prefixes_of_the_ranked_one(by, rule, x):
 @pytest.mark.parametrize("selection", ["before", "after"])
 def test_the_full_size_is_the_original(rule, selection, x):
     sae = make(rule)
-    *_, same = prune(sae, x, sizes=[5, N], selection=selection)
+    *_, same = prune(sae, x, sizes=[5, N], settings=PruneSettings(selection=selection))
     torch.testing.assert_close(same.reconstruct(x), sae.reconstruct(x), rtol=1e-5, atol=1e-4)
     assert same.rule.name == rule
 
 
 @pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_before_and_after_are_the_same_for_rules_without_competition(rule, x):
-    one, other = (prune(make(rule), x, sizes=[7], selection=each)[0] for each in ("before", "after"))
+    one, other = (
+        prune(make(rule), x, sizes=[7], settings=PruneSettings(selection=each))[0] for each in ("before", "after")
+    )
     assert torch.equal(one.reconstruct(x), other.reconstruct(x))
 
 
@@ -91,14 +95,14 @@ def test_before_and_after_are_the_same_for_rules_without_competition(rule, x):
 def test_after_a_competition_every_latent_fires_as_often_as_before_pruning(rule, x):
     sae = make(rule)
     ranked = rank(sae, x)
-    (small,) = prune(sae, x, sizes=[8], selection="after")
+    (small,) = prune(sae, x, sizes=[8], settings=PruneSettings(selection="after"))
     assert small.rule.name == "jumprelu"
     wanted = torch.bincount(ranked.encode(x).take(8).indices, minlength=8)
     assert torch.equal(torch.bincount(small.encode(x).indices, minlength=8), wanted)
 
 
 def test_what_was_done_is_written_down_and_saved(x, tmp_path):
-    (small,) = prune(make(), ArrayRows(x), sizes=[5], by="weighted-energy", refit=True)
+    (small,) = prune(make(), ArrayRows(x), sizes=[5], by="weighted-energy", settings=PruneSettings(refit=True))
     assert "metrics" not in small.provenance  # they were about the whole SAE
     done = small.provenance["pruned"]
     assert (done["from"], done["by"], done["selection"], done["refit"]) == (N, "weighted_energy", "before", True)
@@ -108,13 +112,15 @@ def test_what_was_done_is_written_down_and_saved(x, tmp_path):
 
 @pytest.mark.parametrize("batch_rows", [1, 64])
 def test_any_batching_prunes_alike(batch_rows, x):
-    options = {"sizes": [3, 9], "refit": True, "selection": "after"}
-    for one, other in zip(prune(make(), x, **options), prune(make(), x, **options, batch_rows=batch_rows), strict=True):
+    how = PruneSettings(refit=True, selection="after")
+    parts = replace(how, batch_rows=batch_rows)
+    whole, cut = (prune(make(), x, sizes=[3, 9], settings=each) for each in (how, parts))
+    for one, other in zip(whole, cut, strict=True):
         torch.testing.assert_close(one.reconstruct(x), other.reconstruct(x), rtol=1e-4, atol=1e-4)
 
 
 def test_rankings_from_other_controls_need_no_rows():
-    small, _ = prune(make(), sizes=[4, 8], by="random", seed=1)
+    small, _ = prune(make(), sizes=[4, 8], by="random", settings=PruneSettings(seed=1))
     assert small.n_latents == 4
     scores = torch.arange(N)
     (top,) = prune(make(), sizes=[3], by=scores)
@@ -206,7 +212,7 @@ def test_energy_beats_unsorted_and_random(oracle, rows):
 @pytest.mark.parametrize("rule", ("relu", "topk"))
 def test_a_refit_is_the_least_squares_decoder(rule, scaling, x):
     sae = make(rule, scaling, skip=scaling == "scalar")
-    plain, fitted = (prune(sae, x, sizes=[7], refit=each)[0] for each in (False, True))
+    plain, fitted = (prune(sae, x, sizes=[7], settings=PruneSettings(refit=each))[0] for each in (False, True))
     assert torch.equal(plain.W_enc, fitted.W_enc)
     if scaling == "none" and rule == "relu":
         z = torch.cat([plain.encode(x).to_dense(), torch.ones(len(x), 1)], 1).double()
@@ -225,7 +231,7 @@ def test_a_refit_is_the_least_squares_decoder(rule, scaling, x):
 @pytest.mark.parametrize("rule", ELEMENTWISE)
 @pytest.mark.parametrize("by", ["energy", "random", "forward"])
 def test_fvu_falls_with_the_size_after_a_refit(rule, by, x):
-    values = fvus(prune(make(rule), x, by=by, sizes=range(1, N + 1), refit=True), x)
+    values = fvus(prune(make(rule), x, by=by, sizes=range(1, N + 1), settings=PruneSettings(refit=True)), x)
     assert all(later <= earlier + 1e-6 for earlier, later in pairwise(values))
 
 
@@ -234,7 +240,7 @@ def test_dead_latents_keep_their_decoder_rows(x):
     threshold = sae.rule.threshold.clone()
     threshold[3] = 1e6
     sae = sae.replace(rule=JumpReLURule(threshold))
-    (fitted,) = prune(sae, x, sizes=[N], by="unsorted", refit=True)
+    (fitted,) = prune(sae, x, sizes=[N], by="unsorted", settings=PruneSettings(refit=True))
     torch.testing.assert_close(fitted.W_dec[3], sae.W_dec[3])
     assert not torch.allclose(fitted.W_dec[4], sae.W_dec[4])
 
@@ -245,7 +251,7 @@ def test_dead_latents_keep_their_decoder_rows(x):
 def test_recalibrated_saes_use_as_many_latents_as_the_whole(x):
     sae = make("jumprelu")
     l0 = sae.encode(x).l0()
-    (plain,), (again,) = (prune(sae, x, sizes=[14], recalibrate=each) for each in (False, True))
+    (plain,), (again,) = (prune(sae, x, sizes=[14], settings=PruneSettings(recalibrate=each)) for each in (False, True))
     assert plain.encode(x).l0() < l0 - 0.2
     assert again.encode(x).l0() == pytest.approx(l0, abs=0.02)
     ratio = again.rule.threshold / plain.rule.threshold
@@ -255,21 +261,21 @@ def test_recalibrated_saes_use_as_many_latents_as_the_whole(x):
 
 def test_recalibration_goes_as_far_as_it_can(x):
     sae = make("jumprelu")
-    (small,) = prune(sae, x, sizes=[2], recalibrate=True)
+    (small,) = prune(sae, x, sizes=[2], settings=PruneSettings(recalibrate=True))
     assert small.encode(x).l0() < sae.encode(x).l0()
     assert bool((small.rule.threshold == 0).all())
 
 
 def test_recalibration_leaves_topk_and_the_full_size_alone(x):
-    assert prune(make(), x, sizes=[6], recalibrate=True)[0].rule.settings() == {"k": 4}
+    assert prune(make(), x, sizes=[6], settings=PruneSettings(recalibrate=True))[0].rule.settings() == {"k": 4}
     sae = make("jumprelu")
-    (same,) = prune(sae, x, sizes=[N], by="unsorted", recalibrate=True)
+    (same,) = prune(sae, x, sizes=[N], by="unsorted", settings=PruneSettings(recalibrate=True))
     assert torch.equal(same.rule.threshold, sae.rule.threshold)
 
 
 def test_recalibration_after_a_competition(x):
     sae = make()
-    (small,) = prune(sae, x, sizes=[8], selection="after", recalibrate=True)
+    (small,) = prune(sae, x, sizes=[8], settings=PruneSettings(selection="after", recalibrate=True))
     assert small.encode(x).l0() == pytest.approx(4, abs=0.02)
 
 
@@ -284,26 +290,27 @@ def test_recalibration_after_a_competition(x):
         ({"sizes": []}, "must be whole numbers of latents"),
         ({"sizes": [2.5]}, "must be whole numbers of latents"),
         ({"sizes": [4, 4]}, r"must increase; got \[4, 4\]"),
-        ({"sizes": [4], "selection": "during"}, "must be 'before' or 'after'; got 'during'"),
         ({"sizes": [4], "by": "enrgy"}, "Did you mean `energy`"),
     ],
 )
 def test_prune_refuses(options, message, x):
     with pytest.raises(ConfigError, match=message):
         prune(make(), x, **options)
+    with pytest.raises(ConfigError, match="must be 'before' or 'after'; got 'during'"):
+        PruneSettings(selection="during")
 
 
 def test_prune_needs_rows_for_what_looks_at_rows():
     for options, word in (({"refit": True}, "refit"), ({"selection": "after"}, "selection='after'")):
         with pytest.raises(ConfigError, match=f"{word}.* is computed from rows; got none"):
-            prune(make(), sizes=[4], by="random", **options)
+            prune(make(), sizes=[4], by="random", settings=PruneSettings(**options))
     with pytest.raises(ConfigError, match="is measured on rows; got none"):
         prune(make(), sizes=[4])
 
 
 def test_relu_has_no_thresholds(x):
     with pytest.raises(ConfigError, match="a ReLU SAE has none"):
-        prune(make("relu"), x, sizes=[4], recalibrate=True)
+        prune(make("relu"), x, sizes=[4], settings=PruneSettings(recalibrate=True))
 
 
 def test_other_rows(x):
@@ -318,14 +325,14 @@ def test_an_empty_source():
         def batches(self, batch_rows, *, seed=None, start=(0, 0)):
             return iter(())
 
-    for options in (
-        {"by": "energy"},
-        {"by": "forward"},
-        {"by": "random", "selection": "after"},
-        {"by": "random", "refit": True},
+    for by, how in (
+        ("energy", PruneSettings()),
+        ("forward", PruneSettings()),
+        ("random", PruneSettings(selection="after")),
+        ("random", PruneSettings(refit=True)),
     ):
         with pytest.raises(DataError, match="at least one row"):
-            prune(make(), Empty(), sizes=[4], **options)
+            prune(make(), Empty(), sizes=[4], by=by, settings=how)
 
 
 def test_a_table_of_all_pairs_has_a_limit():

@@ -20,6 +20,7 @@ from saekit.sae.model import SAE
 from saekit.sae.rules import TopKRule
 from saekit.sizes.prune import prune
 from saekit.sizes.ranking import rank
+from saekit.sizes.settings import PruneSettings, SizeSettings
 from saekit.sizes.size_curve import SizeCurve, default_sizes, measure_sizes
 from saekit.store.native import describe, load
 
@@ -34,7 +35,7 @@ def ranked(oracle, synthetic) -> SAE:
 
 @pytest.fixture(scope="module")
 def curve(ranked, synthetic) -> SizeCurve:
-    return measure_sizes(ranked, synthetic, SIZES, **QUICK, name="oracle")
+    return measure_sizes(ranked, synthetic, SIZES, name="oracle", settings=SizeSettings(**QUICK))
 
 
 # ---------------------------------------------------------------- numbers
@@ -66,9 +67,9 @@ def test_larger_sizes_are_more_like_the_rows(curve):
 
 @pytest.mark.parametrize("selection", ["before", "after"])
 def test_any_batching_gives_the_same_curve(ranked, synthetic, selection):
-    options = {**QUICK, "selection": selection, "rows": 900}
-    one = measure_sizes(ranked, synthetic, [4, 12], **options)
-    other = measure_sizes(ranked, synthetic, [4, 12], **options, batch_rows=77)
+    options = {**QUICK, "selection": selection, "max_rows": 900}
+    one = measure_sizes(ranked, synthetic, [4, 12], settings=SizeSettings(**options))
+    other = measure_sizes(ranked, synthetic, [4, 12], settings=SizeSettings(**options, batch_rows=77))
     for mine, theirs in zip(one.points, other.points, strict=True):
         assert set(mine.metrics) == set(theirs.metrics)
         for name in mine.metrics:
@@ -78,7 +79,7 @@ def test_any_batching_gives_the_same_curve(ranked, synthetic, selection):
 
 
 def test_after_counts_and_decodes_what_is_left_of_the_whole_selection(ranked, synthetic, rows):
-    found = measure_sizes(ranked, synthetic, [12, 48], selection="after", **QUICK)
+    found = measure_sizes(ranked, synthetic, [12, 48], settings=SizeSettings(selection="after", **QUICK))
     codes = ranked.encode(rows).take(12)
     assert found.values("fvu")[0].value == pytest.approx(fvu(rows, ranked.decode(codes)), rel=1e-6)
     assert found.values("l0")[0].value == pytest.approx(codes.l0())
@@ -88,13 +89,16 @@ def test_after_counts_and_decodes_what_is_left_of_the_whole_selection(ranked, sy
 
 
 def test_before_and_after_are_one_without_competition(thresholded, synthetic):
-    one, other = (measure_sizes(thresholded, synthetic, [12], selection=each, **QUICK) for each in ("before", "after"))
+    one, other = (
+        measure_sizes(thresholded, synthetic, [12], settings=SizeSettings(selection=each, **QUICK))
+        for each in ("before", "after")
+    )
     assert one.points == other.points
 
 
 def test_several_saes_are_measured_whole(oracle, synthetic, rows):
-    small = prune(oracle, synthetic, sizes=[4, 12], refit=True)
-    found = measure_sizes(small, synthetic, **QUICK)
+    small = prune(oracle, synthetic, sizes=[4, 12], settings=PruneSettings(refit=True))
+    found = measure_sizes(small, synthetic, settings=SizeSettings(**QUICK))
     assert found.sizes == [4, 12]
     assert found.values("fvu")[0].value == pytest.approx(fvu(rows, small[0].reconstruct(rows)), rel=1e-6)
     assert found.settings["each_size"] == "an SAE of its own"
@@ -102,15 +106,21 @@ def test_several_saes_are_measured_whole(oracle, synthetic, rows):
 
 def test_similarity_can_be_left_out_and_progress_is_told(ranked, synthetic):
     seen = []
-    found = measure_sizes(ranked, synthetic, [4], draws=0, sample_rows=0, progress=lambda *call: seen.append(call))
+    found = measure_sizes(
+        ranked, synthetic, [4], progress=lambda *call: seen.append(call), settings=SizeSettings(draws=0, sample_rows=0)
+    )
     assert "rsa" not in found.points[0].metrics
     assert seen[-1] == ("rows", 3000, 3000)
-    measure_sizes(ranked, synthetic, [4], **QUICK, progress=lambda *call: seen.append(call))
+    measure_sizes(ranked, synthetic, [4], progress=lambda *call: seen.append(call), settings=SizeSettings(**QUICK))
     assert seen[-1] == ("similarity", 1, 1)
 
 
 def test_default_sizes(ranked, synthetic):
-    assert measure_sizes(ranked, synthetic, draws=0, sample_rows=0).sizes == default_sizes(48) == [1, 3, 6, 12, 24, 48]
+    assert (
+        measure_sizes(ranked, synthetic, settings=SizeSettings(draws=0, sample_rows=0)).sizes
+        == default_sizes(48)
+        == [1, 3, 6, 12, 24, 48]
+    )
 
 
 def test_cross_entropy_along_the_sizes(stories):
@@ -124,7 +134,7 @@ def test_cross_entropy_along_the_sizes(stories):
     sae = SAE(W_enc=W, b_enc=torch.zeros(2 * d), W_dec=W, b_dec=torch.zeros(d), rule=TopKRule(d),
               provenance={"hook": "layers.1"})  # fmt: skip
     rows = torch.randn(200, d, generator=torch.Generator().manual_seed(0))
-    found = measure_sizes(sae, rows, [8, 2 * d], model=lm, data=data, tokens=60, **QUICK)
+    found = measure_sizes(sae, rows, [8, 2 * d], model=lm, data=data, settings=SizeSettings(tokens=60, **QUICK))
     assert found.values("ce_recovered_zero")[-1].value == pytest.approx(1, abs=1e-3)
     assert found.values("ce_sae")[0].value > found.values("ce_sae")[-1].value
     assert found.language_model["n_tokens"] >= 60
@@ -189,7 +199,7 @@ def test_a_file_carries_the_curve(curve, ranked, tmp_path, rows):
 def test_a_curve_of_something_else_is_not_written(curve, ranked, synthetic):
     with pytest.raises(ConfigError, match="it goes to 48 latents where the SAE has 12"):
         curve.write_into(ranked.take(12))
-    after = measure_sizes(ranked, synthetic, [4], selection="after", draws=0, sample_rows=0)
+    after = measure_sizes(ranked, synthetic, [4], settings=SizeSettings(selection="after", draws=0, sample_rows=0))
     with pytest.raises(ConfigError, match="needs the curve of selection='before'"):
         after.write_into(ranked)
 
@@ -208,7 +218,7 @@ def test_a_curve_of_something_else_is_not_written(curve, ranked, synthetic):
 )
 def test_measure_sizes_refuses(ranked, synthetic, sizes, options, message):
     with pytest.raises(ConfigError, match=message):
-        measure_sizes(ranked, synthetic, sizes, **options)
+        measure_sizes(ranked, synthetic, sizes, settings=SizeSettings(**options))
 
 
 def test_several_saes_of_the_wrong_kind(oracle, synthetic):
@@ -249,6 +259,6 @@ def test_a_half_is_not_shuffled(synthetic):
 
 def test_choosing_and_measuring_on_two_halves(oracle, synthetic):
     first, second = halves(synthetic)
-    found = measure_sizes(rank(oracle, first), second, [12, 48], **QUICK)
+    found = measure_sizes(rank(oracle, first), second, [12, 48], settings=SizeSettings(**QUICK))
     assert found.n_rows == 1500
     assert found.rows["part"].startswith("odd")

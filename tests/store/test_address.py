@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
+from saekit.sae.model import SAE
+from saekit.sae.naming import given_saes, named_saes
+from saekit.sae.rules import ReLURule
 from saekit.store.address import sae_paths
 
 
@@ -18,3 +23,11 @@ def test_what_is_not_there_and_what_is_on_the_hub_stays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     assert sae_paths(["nowhere", "empty", "hf:a/b/c"]) == ["nowhere", "empty", "hf:a/b/c"]
+
+
+def test_functions_take_a_run_as_all_its_saes(tmp_path):
+    W = torch.eye(3)
+    for name in ("a", "b"):
+        SAE(W_enc=W, b_enc=W[0], W_dec=W, b_dec=W[0], rule=ReLURule()).save(tmp_path / name)
+    assert [name for name, _ in named_saes(tmp_path, "evaluate")] == ["a", "b"]
+    assert len(given_saes([tmp_path, tmp_path / "a"])) == 3

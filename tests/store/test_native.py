@@ -23,6 +23,7 @@ from saekit.sae.model import SAE
 from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.store import hub, native, tensorfile
+from saekit.store.description import SCHEMA
 from saekit.store.native import describe, load, save
 
 RULES = ("relu", "topk", "topk-rank", "jumprelu", "groupmax", "groupmax-group")
@@ -130,7 +131,7 @@ def test_other_libraries_read_the_tensors(tmp_path):
 def test_json_is_strict_and_carries_the_digest_of_the_tensor_file(tmp_path):
     save(make_sae(), tmp_path)
     value = json.loads((tmp_path / "sae.json").read_text(encoding="utf-8"))
-    assert value["schema"] == native.SCHEMA == 3
+    assert value["schema"] == SCHEMA == 3
     assert value["sizes"] is None
     assert value["file"]["digest"] == files.digest_file(tmp_path / "sae.safetensors")
     assert value["rule"] == {"name": "topk", "k": 5}
@@ -528,7 +529,7 @@ def test_weights_of_another_sae(stored, tmp_path):
 
 def test_missing_weights(stored):
     (stored / "sae.safetensors").unlink()
-    with pytest.raises(FormatError, match=r"must hold `sae.safetensors` beside `sae.json`"):
+    with pytest.raises(FormatError, match=r"must hold `sae.safetensors` next to `sae.json`"):
         load(stored)
 
 

@@ -6,9 +6,10 @@ from scipy.optimize import minimize
 from saekit import ArrayRows, SyntheticRows
 from saekit.training import initialization
 from saekit.training.config import BatchTopK, JumpReLU, ReLU, TopK
-from saekit.training.initialization import first_weights, geometric_median, level_of, start_bias, start_scale
+from saekit.training.initialization import geometric_median, initial_bias, initial_scale, initial_weights, level_of
 from saekit.training.learner import generator
 from saekit.training.loop import untrained
+from saekit.training.settings import TrainSettings
 
 
 def skewed():
@@ -39,17 +40,17 @@ def test_geometric_median_survives_identical_rows():
 
 def test_bias_options_differ_and_are_what_they_say():
     x = skewed()
-    assert torch.equal(start_bias(x, "zero"), torch.zeros(5))
-    torch.testing.assert_close(start_bias(x, "mean"), x.mean(0))
-    torch.testing.assert_close(start_bias(x, "geometric-median"), geometric_median(x))
+    assert torch.equal(initial_bias(x, "zero"), torch.zeros(5))
+    torch.testing.assert_close(initial_bias(x, "mean"), x.mean(0))
+    torch.testing.assert_close(initial_bias(x, "geometric-median"), geometric_median(x))
 
 
 def test_scale_gives_mean_norm_root_d():
     x = skewed()
-    scale = start_scale(x, "scalar")
+    scale = initial_scale(x, "scalar")
     assert float((x * scale).norm(dim=1).mean()) == pytest.approx(5**0.5, rel=1e-5)
-    assert start_scale(x, "none") is None
-    assert start_scale(torch.zeros(4, 3), "scalar") == 1
+    assert initial_scale(x, "none") is None
+    assert initial_scale(torch.zeros(4, 3), "scalar") == 1
 
 
 @pytest.mark.parametrize("l0", [0.01, 1.0, 3.3, 29.0, 100.0])
@@ -64,22 +65,15 @@ def test_as_many_pre_activations_as_wanted_reach_the_level(l0, block_bytes, monk
 
 
 def test_encoder_starts_as_a_copy_in_other_storage():
-    p = first_weights(8, 3, generator(0, "init"))
+    p = initial_weights(8, 3, generator(0, "init"))
     assert torch.equal(p["W_enc"], p["W_dec"])
     assert p["W_enc"].untyped_storage().data_ptr() != p["W_dec"].untyped_storage().data_ptr()
     torch.testing.assert_close(p["W_dec"].norm(dim=1), torch.ones(8))
 
 
-def test_streams_of_seeds_and_names_differ():
-    draws = {
-        (s, n): float(torch.rand((), generator=generator(s, n))) for s in (0, 1) for n in ("init", "data", "resample")
-    }
-    assert len(set(draws.values())) == 6
-
-
 def test_untrained_is_the_start():
     rows = SyntheticRows(d_in=8, n_features=16, n_rows=4096, mean=2.0)
-    sae = untrained(TopK(32, k=4), rows, 3, batch_rows=512)
+    sae = untrained(TopK(32, k=4), rows, 3, settings=TrainSettings(batch_rows=512))
     assert torch.equal(sae.W_enc, sae.W_dec)
     assert sae.provenance["seed"] == 3
     assert sae.provenance["rows_seen"] == 0

@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from saekit import kernels
 from saekit.training import config as configs
 from saekit.training import losses as o
-from saekit.training.sparse_autograd import Pairs, choose_batchtopk, decode_pairs, encode_pairs, pair_products
 
 _spec = importlib.util.spec_from_file_location("train_reference", Path(__file__).with_name("reference.py"))
 ref = importlib.util.module_from_spec(_spec)
@@ -88,20 +85,20 @@ def test_aux_gradients_reach_encoder_and_decoder_of_dead_latents_only(k_aux):
     offset = p["b_dec"] - center
     bias = p["b_enc"] - p["W_enc"] @ offset
     residual = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(9), requires_grad=True)
-    alone = o.aux_loss(p, u - center, bias, residual, dead, k_aux)
+    alone = o.aux_loss(p, u - center, bias, residual, dead=dead, k_aux=k_aux)
     found = compare(alone, ref.aux(p, u, residual, dead, k_aux), p)
     assert found["W_enc"][dead].abs().sum() > 0
     assert found["W_enc"][~dead].abs().sum() == 0
     assert found["W_dec"][~dead].abs().sum() == 0
-    assert not torch.autograd.grad(o.aux_loss(p, u - center, bias, residual, dead, k_aux), residual, allow_unused=True)[
-        0
-    ]
+    assert not torch.autograd.grad(
+        o.aux_loss(p, u - center, bias, residual, dead=dead, k_aux=k_aux), residual, allow_unused=True
+    )[0]
 
 
 def test_aux_without_dead_latents_is_zero():
     p, u, center = problem()
     bias = p["b_enc"] - p["W_enc"] @ (p["b_dec"] - center)
-    assert o.aux_loss(p, u - center, bias, u, torch.zeros(N, dtype=torch.bool), 4) == 0
+    assert o.aux_loss(p, u - center, bias, u, dead=torch.zeros(N, dtype=torch.bool), k_aux=4) == 0
 
 
 @pytest.mark.parametrize("guess", [0.0, 0.5, 1e9])
@@ -297,41 +294,3 @@ def test_bf16_autocast_is_near_fp32():
         assert low.dtype == torch.float32
         assert float(low) != float(full)
         assert float(low) == pytest.approx(float(full), rel=0.02)
-
-
-# ---------------------------------------------------------------- pairs
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 5), st.integers(0, 1000))
-def test_pairs_equal_dense_products(rows, n, d, seed):
-    g = torch.Generator().manual_seed(seed)
-    mask = torch.rand(rows, n, generator=g) < 0.4
-    where = mask.nonzero()
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
-    pairs = Pairs(offsets, where[:, 1], n)
-    assert torch.equal(pairs.rows, where[:, 0])
-    W, x, b = torch.randn(n, d, generator=g), torch.randn(rows, d, generator=g), torch.randn(n, generator=g)
-    pre = (x @ W.T + b)[mask]
-    torch.testing.assert_close(pair_products(x, W, pairs) + b[pairs.indices], pre)
-
-    leaves = [t.clone().requires_grad_() for t in (W, b, W)]
-    dense = [t.clone().requires_grad_() for t in (W, b, W)]
-    ours = decode_pairs(encode_pairs(leaves[0], leaves[1], x, pre.relu(), pairs), leaves[2], pairs)
-    theirs = ((x @ dense[0].T + dense[1]).relu() * mask) @ dense[2]
-    torch.testing.assert_close(ours, theirs)
-    for a, c in zip(torch.autograd.grad(ours.sin().sum(), leaves), torch.autograd.grad(theirs.sin().sum(), dense)):
-        torch.testing.assert_close(a, c)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 8), st.integers(1, 10), st.integers(1, 40), st.floats(0, 3), st.integers(0, 1000))
-def test_choose_batchtopk_equals_sorting(rows, n, count, guess, seed):
-    pre = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed))
-    count = min(count, rows * n)
-    values, pairs, smallest = choose_batchtopk(pre, count, torch.tensor(guess))
-    want = pre.flatten().sort(descending=True).values[:count]
-    want = want[want > 0]
-    assert torch.equal(values.sort(descending=True).values, want)
-    assert torch.equal(pre[pairs.rows, pairs.indices], values)
-    assert float(smallest) == (float(want[-1]) if len(want) else 0.0)

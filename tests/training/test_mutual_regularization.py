@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from saekit import compare
+from saekit.comparison.settings import ComparisonSettings
 from saekit.errors import ConfigError
 from saekit.rows.synthetic import SyntheticRows
 from saekit.training.config import ReLU, TopK
 from saekit.training.loop import train
 from saekit.training.mutual_regularization import pull
+from saekit.training.settings import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -43,25 +45,28 @@ def test_seeds_agree_more(kind, rows):
         config = (
             TopK(48, k=3, lr=1e-2, mutual=mutual) if kind == "topk" else ReLU(48, target_l0=3, lr=1e-2, mutual=mutual)
         )
-        return train(config, rows, seeds=[0, 1, 2], batch_rows=256, tokens=20_480)
+        return train(config, rows, seeds=[0, 1, 2], settings=TrainSettings(batch_rows=256), tokens=20_480)
 
     plain, tied = of(0.0), of(0.5)
-    with_it, without = (compare(saes, controls=False).mean_cosine.value for saes in (tied, plain))
+    with_it, without = (
+        compare(saes, settings=ComparisonSettings(controls=False)).mean_cosine.value for saes in (tied, plain)
+    )
     assert with_it > without + 0.05
     assert tied[0].provenance["config"]["mutual"] == 0.5
 
 
 def test_other_configurations_do_not_notice(rows):
     free, tied = TopK(24, k=3), TopK(24, k=3, mutual=0.2)
-    together = train([free, tied], rows, seeds=[0, 1], batch_rows=256, tokens=4096)
-    alone = train(free, rows, seeds=[1], batch_rows=256, tokens=4096, step="plain")
+    together = train([free, tied], rows, seeds=[0, 1], settings=TrainSettings(batch_rows=256), tokens=4096)
+    alone = train(free, rows, seeds=[1], settings=TrainSettings(batch_rows=256, step="plain"), tokens=4096)
     assert torch.equal(together[1].W_dec, alone[0].W_dec)
     assert not torch.equal(together[2].W_dec, together[0].W_dec)
 
 
 def test_resumed_exactly(rows, tmp_path):
     config = TopK(24, k=3, mutual=0.2)
-    options = {"seeds": [0, 1], "batch_rows": 256, "tokens": 4096, "checkpoint_every": 4, "log_every": 1}
+    settings = TrainSettings(batch_rows=256, checkpoint_every=4, log_every=1)
+    options = {"seeds": [0, 1], "tokens": 4096, "settings": settings}
     whole = train(config, rows, **options, out=tmp_path / "a")
     assert (tmp_path / "a" / "topk-24-k3-mutual0.2-seed1").is_dir()
 
@@ -89,4 +94,4 @@ def test_what_makes_no_sense(rows):
         with pytest.raises(ConfigError, match="`mutual` moves the decoder, which control="):
             train(TopK(24, k=3, mutual=0.1, control=control), rows, seeds=[0, 1])
     with pytest.raises(ConfigError, match="`mutual` needs step='plain'; got step='fused'"):
-        train(TopK(24, k=3, mutual=0.1), rows, seeds=[0, 1], step="fused")
+        train(TopK(24, k=3, mutual=0.1), rows, seeds=[0, 1], settings=TrainSettings(step="fused"))

@@ -11,6 +11,7 @@ from saekit.sae.model import SAE
 from saekit.sae.scaling import Scaling
 from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.loop import train
+from saekit.training.settings import TrainSettings
 
 CONFIGS = [
     TopK(24, k=4), ReLU(24, target_l0=4), JumpReLU(24, target_l0=4), Gated(24, target_l0=4), Matryoshka(24, k=4),
@@ -31,9 +32,9 @@ def frozen(config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.arch)
 def test_the_start_is_the_sae_given(config, rows):
-    [sae] = train(config, rows, seeds=[1], batch_rows=256)
+    [sae] = train(config, rows, seeds=[1], settings=TrainSettings(batch_rows=256))
     x = next(iter(rows.batches(500))).x
-    [again] = train(frozen(config), rows, seeds=[5], batch_rows=256, data_seed=3, start=sae)
+    [again] = train(frozen(config), rows, seeds=[5], settings=TrainSettings(batch_rows=256, data_seed=3), start=sae)
     torch.testing.assert_close(again.reconstruct(x), sae.reconstruct(x), rtol=1e-4, atol=1e-4)
     assert again.provenance["start"] == sae.digest()
     assert "start" not in sae.provenance
@@ -41,7 +42,7 @@ def test_the_start_is_the_sae_given(config, rows):
 
 def test_biases_and_norms_of_another_form_are_folded_in(rows):
     config = JumpReLU(24, target_l0=4)
-    [sae] = train(config, rows, batch_rows=256)
+    [sae] = train(config, rows, settings=TrainSettings(batch_rows=256))
     g = torch.Generator().manual_seed(0)
     norms = torch.rand(24, generator=g) + 0.5
     other = sae.replace(
@@ -50,15 +51,17 @@ def test_biases_and_norms_of_another_form_are_folded_in(rows):
     )  # fmt: skip
     x = next(iter(rows.batches(500))).x
     for start in (other, other.replace(b_pre=None)):
-        [again] = train(frozen(config), rows, batch_rows=256, start=start)
+        [again] = train(frozen(config), rows, settings=TrainSettings(batch_rows=256), start=start)
         torch.testing.assert_close(again.reconstruct(x), start.reconstruct(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("step", ["plain", "fused"])
 def test_going_on_lowers_the_error(rows, step):
     config = TopK(24, k=4, lr=1e-2)
-    [short] = train(config, rows, batch_rows=256, tokens=2048, step=step)
-    [more, other] = train(config, rows, batch_rows=256, tokens=4096, seeds=[0, 1], start=[short, short], step=step)
+    [short] = train(config, rows, settings=TrainSettings(batch_rows=256, step=step), tokens=2048)
+    [more, other] = train(
+        config, rows, settings=TrainSettings(batch_rows=256, step=step), tokens=4096, seeds=[0, 1], start=[short, short]
+    )
     x = next(iter(rows.batches(4096))).x
 
     def error(sae: SAE) -> float:
@@ -66,13 +69,15 @@ def test_going_on_lowers_the_error(rows, step):
 
     assert error(more) < error(short)
     assert torch.equal(more.W_dec, other.W_dec)  # TopK draws nothing: the start decides
-    [fresh] = train(config, rows, batch_rows=256, tokens=4096, step=step)
+    [fresh] = train(config, rows, settings=TrainSettings(batch_rows=256, step=step), tokens=4096)
     assert error(more) < error(fresh)
 
 
 def test_resumed_from_a_given_start(rows, tmp_path):
-    [sae] = train(TopK(24, k=4), rows, batch_rows=256)
-    whole = train(TopK(24, k=4), rows, batch_rows=256, start=sae, out=tmp_path / "a", checkpoint_every=4)
+    [sae] = train(TopK(24, k=4), rows, settings=TrainSettings(batch_rows=256))
+    whole = train(
+        TopK(24, k=4), rows, settings=TrainSettings(batch_rows=256, checkpoint_every=4), start=sae, out=tmp_path / "a"
+    )
 
     class Stopped(Exception):
         pass
@@ -81,7 +86,8 @@ def test_resumed_from_a_given_start(rows, tmp_path):
         if record["step"] == 9:
             raise Stopped
 
-    options = {"batch_rows": 256, "start": sae, "out": tmp_path / "b", "checkpoint_every": 4, "log_every": 1}
+    settings = TrainSettings(batch_rows=256, checkpoint_every=4, log_every=1)
+    options = {"start": sae, "out": tmp_path / "b", "settings": settings}
     with pytest.raises(Stopped):
         train(TopK(24, k=4), rows, **options, callbacks=[stop])
     [resumed] = train(TopK(24, k=4), rows, **options, resume=True)
@@ -91,7 +97,7 @@ def test_resumed_from_a_given_start(rows, tmp_path):
 
 
 def test_what_is_refused(rows):
-    [sae] = train(TopK(24, k=4), rows, batch_rows=256)
+    [sae] = train(TopK(24, k=4), rows, settings=TrainSettings(batch_rows=256))
     for config, start, message in (
         (TopK(16, k=4), sae, "must have n_latents=16 on rows of width 12; it has 24 on 12"),
         (JumpReLU(24, target_l0=4), sae, "the rule that JumpReLU ends with, jumprelu; it has topk"),
@@ -101,4 +107,4 @@ def test_what_is_refused(rows):
         (TopK(24, k=4), [sae, sae], "one for each of the 1 learners; got 2"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train(config, rows, batch_rows=256, start=start)
+            train(config, rows, settings=TrainSettings(batch_rows=256), start=start)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def builtin_model_path() -> Path:
-    """The folder of the built-in language model, what ``--model builtin`` stands for.
+    """Return the folder of the built-in language model, what ``--model builtin`` stands for.
 
     >>> (builtin_model_path() / "config.json").is_file()
     True

@@ -1,1 +1,1 @@
-"""Are latents useful? Classification and transfer against the baselines that they must beat."""
+"""Are latents useful? Classification and transfer compared with baselines."""

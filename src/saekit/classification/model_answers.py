@@ -146,7 +146,7 @@ def _as_list(value: Any, row: int, name: str) -> list[Any]:
 
 
 def _as_number(value: Any, choices: Sequence[Any]) -> Any:
-    """The number of the right choice, from its number or its text; what is neither is refused by the task."""
+    """Return the number of the right choice, from its number or its text; the task refuses what is neither."""
     if isinstance(value, str):
         if value in choices:
             return list(choices).index(value)
@@ -174,7 +174,7 @@ def cloze_task(
     data
         What `saekit.read_texts` takes.
     questions
-        Most questions; there may be fewer in the text. At most one per sentence and four per text.
+        Maximum number of questions; there may be fewer in the text. At most one per sentence and four per text.
     choices
         Answers to choose from.
     words
@@ -278,7 +278,7 @@ class Actions(Result):
     ::
 
         result = act("builtin", cloze_task("builtin", questions=2000))
-        result.accuracy                     # beside result.chance
+        result.accuracy                     # compare with result.chance
         result.save("run")                  # run/actions.jsonl for `saekit classify --label correct`, run/actions.json
     """
 
@@ -463,7 +463,7 @@ def _as_lines(records: Sequence[dict[str, Any]]) -> bytes:
 
 @dataclass(frozen=True)
 class _Question:
-    """Text and choice as token ids, for each choice; tokens from `start` on are scored, the same place for all."""
+    """Text and choice as token ids, for each choice; tokens from `start` on are scored, the same index for all."""
 
     start: int
     choices: list[list[int]]
@@ -496,7 +496,7 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
 def _score(
     lm: LanguageModel, questions: Sequence[_Question], batch_tokens: int | None, progress: Progress | None
 ) -> tuple[np.ndarray, int]:
-    """Summed log-probabilities of all choices, float64, and the number of questions that had to be cut."""
+    """Sum the log-probabilities of all choices, float64; also return the number of questions that had to be cut."""
     pieces, firsts, cut = [], [], 0
     n_before = len(special_tokens(lm.tokenizer).before)
     for question in questions:

@@ -18,11 +18,12 @@ from ..measure.results import Measured, Result, result_from_json, result_to_json
 from ..measure.tables import html_table, text_table
 
 _COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
+_AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
 
 
 @dataclass(frozen=True)
 class ArmScore:
-    """One way to classify, judged on the test rows."""
+    """One classifier, evaluated on the test set."""
 
     name: str
     kind: str
@@ -36,7 +37,7 @@ class ArmScore:
     k: int | None
     """Latents or components kept; None for all."""
     about: dict[str, Any]
-    """Of the source: hook, layer, latents, rule."""
+    """Facts about the source: hook, layer, latents, rule."""
     macro_f1: Measured
     auc: Measured
     balanced_accuracy: Measured
@@ -47,7 +48,8 @@ class ArmScore:
     auc_difference: Measured
     """AUC minus that of the best dense arm."""
     verdict: str
-    """What `difference` says at the margin: better, equivalent, worse, undecided."""
+    """Verdict of the difference at the margin: better, equivalent, worse, undecided. Of macro-F1, or of AUC where
+    ``settings["metric"]`` is ``auc``."""
     control_difference: Measured
     """Macro-F1 minus that of the best dictionary that learned nothing or was frozen."""
     control_verdict: str
@@ -114,7 +116,7 @@ class Classification(Result):
     classes: dict[str, list[int]]
     """Rows of each class in train and in test."""
     best_dense: str | None
-    """The dense arm with the highest inner macro-F1 (the test set has no say); None without dense arms."""
+    """The dense arm with the highest inner macro-F1 (chosen without the test set); None without dense arms."""
     best_sae: str | None
     """The SAE arm with the highest inner macro-F1."""
     best_control: str | None
@@ -135,7 +137,7 @@ class Classification(Result):
             raise FormatError("a saved classification must name each arm once, with a verdict. The file was altered.")
 
     def arm(self, name: str | None) -> ArmScore:
-        """The arm of that name.
+        """Return the arm of that name.
 
         Raises
         ------
@@ -159,30 +161,34 @@ class Classification(Result):
 
     def table(self) -> list[list[str]]:
         """Rows of text, headings first; the best dense and the best SAE arm carry a star."""
-        lines = [list(_COLUMNS)]
+        is_auc = self.settings.get("metric") == "auc"
+        lines = [list(_AUC_COLUMNS if is_auc else _COLUMNS)]
         for arm in self.arms:
+            gap = arm.auc_difference if is_auc else arm.difference
             star = " *" if arm.name in (self.best_dense, self.best_sae, self.best_control) else ""
             lines.append(
                 [
                     arm.name + star, f"{arm.macro_f1:.3f}", f"{arm.auc:.3f}", f"{arm.balanced_accuracy.value:.3f}",
                     f"{arm.brier.value:.3f}",
-                    f"{arm.difference:+.3f}" if arm.difference.is_defined else "–", arm.verdict or "–",
+                    f"{gap:+.3f}" if gap.is_defined else "–", arm.verdict or "–",
                     "–" if arm.shuffled_auc is None else f"{arm.shuffled_auc:.2f}",
                 ]
             )  # fmt: skip
         return lines
 
     def caption(self) -> str:
-        """What the table rests on, and what to beware of."""
+        """Return the footnote: test size, interval method, warnings."""
         data, settings = self.data, self.settings
         floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
+        unit = " AUC" if settings.get("metric") == "auc" else ""
         resolved = f"This test set cannot resolve differences of macro-F1 below {floor}."
         if self.floor.value == 0:
             resolved = "Most arms agree on every test row: these rows cannot tell them apart."
         lines = [
             f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(self.classes)} classes; "
             f"{settings['intervals']['level']:.0%} intervals of {settings['intervals']['draws']:,} resamples of test "
-            f"{settings['intervals']['unit']}; margin {settings['margin']:g}. * chosen by inner cross-validation.",
+            f"{settings['intervals']['unit']}; margin {settings['margin']:g}{unit}. * chosen by inner "
+            "cross-validation.",
             resolved,
             *(f"Note: {warning}" for warning in self.warnings),
         ]
@@ -233,7 +239,7 @@ class ClassificationSummary:
 
     @classmethod
     def from_json(cls, plain: Any) -> ClassificationSummary:
-        """The inverse of `to_json`.
+        """Read what `to_json` wrote.
 
         Raises
         ------
@@ -268,7 +274,7 @@ class ClassificationSummary:
         return lines
 
     def caption(self) -> str:
-        """What the table rests on."""
+        """Return the footnote: data sets, interval method."""
         return (
             f"macro-F1 minus the best dense arm of each of {len(self.sets)} results ({', '.join(self.sets)}); "
             f"intervals from resampled data sets, Wilcoxon's signed-rank test, Holm's correction; "
@@ -349,7 +355,7 @@ def summarize(
 
 
 def _role(arm: ArmScore) -> str:
-    """What an arm is called over data sets and SAEs."""
+    """Return the name of an arm over data sets and SAEs."""
     k = "" if arm.k is None else f" k={arm.k}"
     return " ".join(part for part in (arm.kind, arm.pool if arm.pool != arm.kind else "") if part) + k
 

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 
 class DensityMatched(SelectorMixin, BaseEstimator):
-    """Random columns that are active in as many rows as the k best ones: what a selection must beat.
+    """Random columns that are active in as many rows as the k best ones: the baseline of a selection.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ class DensityMatched(SelectorMixin, BaseEstimator):
     by, scores
         How the best are ranked, as in `SelectLatents`.
     seed
-        Of the choice.
+        Random seed of the choice.
     """
 
     def __init__(self, k: int = 16, *, by: str = "mean_difference", scores: Any = None, seed: int = 0) -> None:
@@ -36,7 +36,7 @@ class DensityMatched(SelectorMixin, BaseEstimator):
         from ..estimators.select import SelectLatents
 
         X = validate_data(self, X, accept_sparse="csr")
-        best = SelectLatents(self.k, by=self.by, scores=self.scores, seed=self.seed).fit(X, y)
+        best = SelectLatents(self.k, scoring=self.by, scores=self.scores, random_state=self.seed).fit(X, y)
         chosen = np.flatnonzero(best.get_support())
         fires = np.asarray(np.diff(X.tocsc().indptr) if scipy.sparse.issparse(X) else (X != 0).sum(0), dtype=float)
         self.support_ = np.zeros(X.shape[1], bool)
@@ -64,7 +64,7 @@ def density_partners(density: np.ndarray, chosen: np.ndarray, *, seed: int = 0, 
     chosen
         Columns to find partners for.
     seed
-        Of the draw among the `near` columns that are nearest in density.
+        Random seed of the choice among the `near` columns that are nearest in density.
 
     Returns
     -------

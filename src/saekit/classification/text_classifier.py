@@ -6,7 +6,10 @@ against what saekit itself writes), ``sae/`` and ``classifier.json``, which says
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,21 +19,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, FormatError
+from ..errors import ConfigError, FormatError, did_you_mean
 from ..files import digest_file, read_json, write_bytes, write_json
 from ..measure.token_statistics import TokenScores, labels_of
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
+from ..models.vision import VisionModel
 from ..rows.capture import capture
 from ..rows.pooling import Ask, pool_texts
+from ..rows.settings import CaptureSettings
 from ..sae.model import SAE
-from .arms import Arm, fit_arm
+from .arms import Arm
+from .fit import fit_arm
+from .plan import Plan
 from .result import ArmScore, Classification
-from .run import Plan
 
 CARD = "classifier.json"
 PIPELINE = "classifier.skops"
 SAE_FOLDER = "sae"
+SCHEMA_FILE = "schema.json"
 SCHEMA = 1
 
 TRUSTED = (
@@ -39,6 +46,13 @@ TRUSTED = (
     "saekit.classification.sklearn_steps.DensityMatched",
 )
 """Types of saekit's own that a stored pipeline may hold, besides those of scikit-learn and numpy that skops knows."""
+
+MOVED = {
+    ("saekit.estimators", "Binarize"): "saekit.estimators.binarize",
+    ("saekit.estimators", "SelectLatents"): "saekit.estimators.select",
+    ("saekit.study.steps", "DensityMatched"): "saekit.classification.sklearn_steps",
+}
+"""Modules of these types in classifiers that saekit 0.1 saved, and where they are now."""
 
 LABEL_TOKENS = 50_000
 """Tokens of training texts that labels of latents are made from."""
@@ -67,7 +81,7 @@ class Reason:
     value: float
     """Pooled activation in this text."""
     coefficient: float
-    """Of the class, per unit of `value`."""
+    """Weight for the class, per unit of `value`."""
     contribution: float
     """``coefficient * value``: what it adds to the logit of the class."""
     tokens: tuple[Firing, ...]
@@ -200,7 +214,7 @@ class TextClassifier:
         }
 
     def explain(self, text: str, *, top: int = TOP_LATENTS) -> Explanation:
-        """The latents that decided about a text, with the tokens where they fired.
+        """Return the latents that decided about a text, with the tokens where they fired.
 
         For two classes the logit is that of the predicted class against the other; for more, against the mean class.
 
@@ -244,13 +258,15 @@ class TextClassifier:
         )  # fmt: skip
 
     def _firings(self, text: str, latents: Sequence[int]) -> dict[int, list[Firing]]:
-        """The tokens where these latents fired, strongest first."""
+        """Return the tokens where these latents fired, strongest first."""
         found: dict[int, list[Firing]] = {j: [] for j in latents}
         if not latents:
             return found
         lm = self._lm
-        source = capture(lm, [text], hook=self.hook, outliers=None)
+        source = capture(lm, [text], hook=self.hook, settings=CaptureSettings(outliers=None))
         for batch in source.batches(4096):
+            assert batch.token is not None
+            assert batch.position is not None
             with torch.no_grad():
                 codes = self.sae.encode(batch.x.to(self.sae.device, self.sae.dtype))
             rows, columns, values = codes.row_of().cpu(), codes.indices.cpu(), codes.values.float().cpu()
@@ -263,25 +279,79 @@ class TextClassifier:
 
 
 def is_savable(arm: Arm | ArmScore) -> bool:
-    """Whether an arm is a linear probe of an SAE's latents: what can be saved and explained."""
+    """Return whether an arm is a linear probe of an SAE's latents: what can be saved and explained."""
     return arm.family in ("sae", "control") and arm.kind not in ("random", "untrained") and arm.probe == "logistic"
 
 
+def check_savable(plan: Plan, name: str) -> None:
+    """Refuse to save an arm that is no linear probe of the latents of an SAE of a language model.
+
+    Raises
+    ------
+    ConfigError
+        With what must be named.
+    """
+    found = [job.arm for job in plan.jobs if job.arm.name == name]
+    if not found:
+        names = list(dict.fromkeys(job.arm.name for job in plan.jobs))
+        raise ConfigError(f"--save-arm must name an arm; got `{name}`. {did_you_mean(name, names)}")
+    if not is_savable(found[0]) or plan.data.images is not None:
+        raise ConfigError(
+            "--save-arm must name a linear probe of an SAE's latents of texts: only these can be explained by latents; "
+            f"got `{name}`. Name another, such as the same arm without its tree."
+        )
+
+
 def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -> TextClassifier:
-    """Fit one arm of a classification on its training rows, with the settings that were chosen for it.
+    """Fit one arm of a classification on its training rows, with the hyperparameters that were chosen for it.
 
     Parameters
     ----------
     plan, result
         What was run, and what came out.
     arm
-        Name of an SAE arm with a linear probe; by default the best one by inner cross-validation.
+        Name of an SAE arm with a linear probe; None: the best one by inner cross-validation.
 
     Raises
     ------
     ConfigError
         No such arm, or one that is no linear probe of a trained SAE's latents.
     """
+    scored = _to_save(result, arm)
+    found = next(job.arm for job in plan.jobs if job.arm.name == scored.name)
+    origin, model, data = plan.origins[found.source], plan.reader.model, plan.data
+    assert origin.sae is not None
+    assert not isinstance(model, VisionModel)
+    sae = origin.sae if origin.sae.provenance.get("hook") else _with_hook(origin.sae, origin.hook)
+    train = data.parts[0][0]
+    lm = load_language_model(model)
+    texts = [data.texts[row] for row in train]
+    max_tokens = plan.how.max_tokens
+    ask = Ask((found.pool,), sae=sae, hook=origin.hook)
+    X = pool_texts(lm, texts, [ask], max_tokens=max_tokens, cache=plan.reader.cache)[0][found.pool]
+    fitted = fit_arm(found, X, data.y[train], budget=plan.budget, chosen=scored.chosen[0])
+    card = {
+        "kind": "classifier",
+        "schema": SCHEMA,
+        "saekit": result.saekit,
+        "versions": result.versions,
+        "arm": scored.name,
+        "model": {**result.model, "path": lm.name if isinstance(model, LanguageModel) else os.fspath(model)},
+        "hook": origin.hook,
+        "pool": found.pool,
+        "max_tokens": max_tokens,
+        "classes": list(data.classes),
+        "settings": scored.chosen[0],
+        "data": result.data,
+        "macro_f1": scored.macro_f1.to_json(),
+        "difference": scored.difference.to_json(),
+        "verdict": scored.verdict,
+    }
+    draft = TextClassifier(fitted.pipeline, sae, data.classes, origin.hook, found.pool, max_tokens, {}, card, model)
+    return replace(draft, labels=_latent_labels(lm, draft, texts))
+
+
+def _to_save(result: Classification, arm: str | None) -> ArmScore:
     if arm is None:
         linear = [a for a in result.arms if a.family == "sae" and a.probe == "logistic" and a.inner is not None]
         if not linear:
@@ -290,37 +360,7 @@ def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -
     scored = result.arm(arm)
     if not is_savable(scored):
         raise ConfigError(f"only a linear probe of an SAE's latents can be saved and explained; `{arm}` is none.")
-    found: Arm = next(cell.arm for cell in plan.cells if cell.arm.name == arm)
-    origin = plan.origins[found.source]
-    assert origin.sae is not None
-    sae = origin.sae if origin.sae.provenance.get("hook") else _with_hook(origin.sae, origin.hook)
-    data, train = plan.data, plan.data.parts[0][0]
-    lm = load_language_model(plan.model)
-    ask = Ask((found.pool,), sae=sae, hook=origin.hook)
-    texts = [data.texts[row] for row in train]
-    X = pool_texts(lm, texts, [ask], max_tokens=plan.settings["max_tokens"], cache=plan.cache)[0][found.pool]
-    fitted = fit_arm(found, X, data.y[train], budget=plan.budget, chosen=scored.chosen[0])
-    card = {
-        "kind": "classifier",
-        "schema": SCHEMA,
-        "saekit": result.saekit,
-        "versions": result.versions,
-        "arm": arm,
-        "model": {**result.model, "path": lm.name if isinstance(plan.model, LanguageModel) else os.fspath(plan.model)},
-        "hook": origin.hook,
-        "pool": found.pool,
-        "max_tokens": plan.settings["max_tokens"],
-        "classes": list(data.classes),
-        "settings": scored.chosen[0],
-        "data": result.data,
-        "macro_f1": scored.macro_f1.to_json(),
-        "difference": scored.difference.to_json(),
-        "verdict": scored.verdict,
-    }
-    draft = TextClassifier(
-        fitted.pipeline, sae, data.classes, origin.hook, found.pool, plan.settings["max_tokens"], {}, card, plan.model
-    )
-    return replace(draft, labels=_latent_labels(lm, draft, texts))
+    return scored
 
 
 def _with_hook(sae: SAE, hook: str) -> SAE:
@@ -335,6 +375,7 @@ def _latent_labels(lm: LanguageModel, classifier: TextClassifier, texts: Sequenc
     for batch in capture(lm, list(texts), hook=classifier.hook, tokens=LABEL_TOKENS).batches(4096):
         with torch.no_grad():
             codes = classifier.sae.encode(batch.x.to(classifier.sae.device, classifier.sae.dtype))
+        assert batch.token is not None
         scores.update(codes, batch.token, batch.document)
     labels = labels_of(scores, lambda token: lm.tokenizer.decode([token]))
     return {int(j): labels[j] for j in wanted if labels[j]}
@@ -401,6 +442,7 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
     data = (folder / PIPELINE).read_bytes()
     if digest_file(folder / PIPELINE) != card["pipeline"]:
         raise FormatError(f"`{folder / PIPELINE}` must have the digest that {CARD} says; it was altered.")
+    data = _with_new_names(data)
     strange = sorted(set(get_untrusted_types(data=data)) - set(TRUSTED))
     if strange:
         raise FormatError(f"`{folder / PIPELINE}` must hold types of scikit-learn and saekit only; it holds {strange}.")
@@ -410,3 +452,31 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
         pipeline, SAE.load(folder / SAE_FOLDER), tuple(card["classes"]), card["hook"], card["pool"],
         card["max_tokens"], labels, card, card["model"]["path"] if model is None else model,
     )  # fmt: skip
+
+
+def _with_new_names(data: bytes) -> bytes:
+    """Return a stored pipeline with the types of `MOVED` under their present names."""
+    with zipfile.ZipFile(io.BytesIO(data)) as old:
+        if SCHEMA_FILE not in old.namelist():
+            return data
+        schema = json.loads(old.read(SCHEMA_FILE))
+        if not _rename(schema):
+            return data
+        written = io.BytesIO()
+        with zipfile.ZipFile(written, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, json.dumps(schema) if name == SCHEMA_FILE else old.read(name))
+    return written.getvalue()
+
+
+def _rename(node: Any) -> bool:
+    """Put present module names into a tree of skops; whether there were old ones."""
+    found = False
+    if isinstance(node, dict):
+        now = MOVED.get((str(node.get("__module__")), str(node.get("__class__"))))
+        if now is not None:
+            node["__module__"], found = now, True
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for part in parts:
+        found = _rename(part) or found
+    return found

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, FormatError, did_you_mean
 from ..measure.results import Measured, Result
 from ..measure.tables import html_table
+from .settings import ALIASES
 
 CHANCE = ("above chance", "at chance", "below chance", "unknown")
-"""Where the interval of an AUC lies beside 0.5."""
+"""Where the interval of an AUC lies, compared with 0.5."""
 
 VERDICTS = ("native", "lost", "kept", "gained", "undecided")
-"""What the drop from the native classifier says at the margin; ``native`` on the diagonal."""
+"""Verdict of the drop from the in-domain classifier at the margin; ``native`` on the diagonal."""
 
 MATRICES = ("macro_f1", "auc", "drop", "drop_auc", "minus_dense")
 
@@ -28,9 +28,9 @@ class Value:
     n_train: int
     """Rows that classifiers of it learn from (of the first fold)."""
     n_test: int
-    """Rows that judge."""
+    """Number of test rows."""
     n_groups: int | None
-    """Groups among the rows that judge; None where none were given."""
+    """Number of test groups, or None without groups."""
     classes: dict[str, int]
     """Rows of each class among those that judge."""
     about: dict[str, Any]
@@ -39,7 +39,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to classify, trained on one value and judged on the test rows of another."""
+    """One classifier, trained on one value and tested on another."""
 
     arm: str
     train: str
@@ -66,62 +66,63 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to classify, over the whole matrix."""
+class ArmTransfer:
+    """One way to classify, over the whole matrix; with one value the same numbers as `ArmScore`."""
 
     name: str
     kind: str
-    """What it classifies: see ``saekit.classification.arms.KINDS``."""
+    """One of ``saekit.classification.settings.KINDS``."""
     family: str
     """floor, words, dense, reduced, control or sae."""
     source: str
     """The SAE behind its features; ``dense``, ``words``, ``pixels`` or empty."""
     pool: str
-    native: Measured
-    """Macro-F1, mean over the diagonal."""
-    native_auc: Measured
+    macro_f1: Measured
+    """Macro-F1 of classifiers of the tested value itself, mean over the diagonal."""
+    auc: Measured
+    """The same of AUC."""
     transferred: Measured | None
     """Macro-F1, mean over all other cells; None with one value."""
     transferred_auc: Measured | None
     drop: Measured | None
     """Mean drop of macro-F1."""
-    minus_dense: Measured | None
-    """Transferred macro-F1 minus that of the dense arm (native macro-F1 with one value)."""
-    minus_dense_auc: Measured | None
+    difference: Measured
+    """Macro-F1 minus that of the best dense arm: transferred macro-F1, with one value that of the diagonal."""
+    auc_difference: Measured
     """The same of AUC."""
-    against_dense: str | None
-    """What the difference from dense says at the margin: better, equivalent, worse, undecided. Of macro-F1, or of AUC
-    where ``settings["metric"]`` is ``auc``."""
+    verdict: str
+    """Verdict of the difference at the margin: better, equivalent, worse, undecided; empty without dense arms. Of
+    macro-F1, or of AUC where ``settings["metric"]`` is ``auc``."""
     n_cells: int
-    """Cells off the diagonal."""
+    """Number of cells off the diagonal."""
     n_above: int
-    """Of these, cells whose AUC is above chance; about one in forty would be by luck alone."""
+    """Number of them whose AUC is above chance; about one in forty would be by chance alone."""
     n_at: int
-    """Cells that cannot be told from chance."""
+    """Number of cells that cannot be told from chance."""
     n_below: int
-    """Cells below chance: what was learned points the other way."""
+    """Number of cells below chance: what was learned points the other way."""
     sentence: str
     """The same in words."""
 
 
 @dataclass(frozen=True, repr=False)
 class Transfer(Result):
-    """Classifiers trained on one language, domain or SAE, judged on all the others.
+    """Classifiers trained on one language, domain or SAE, tested on all the others.
 
-    Everything is judged on rows that no classifier has seen, the same rows for all that are compared.
+    Everything is tested on held-out rows, the same rows for all that are compared.
 
     Examples
     --------
     ::
 
-        result = sk.transfer("hate.csv.gz", model="minilm", sae=sae, across="lang", group="templ_id")
-        result.cell("full", "english", "german").auc
-        result.matrix("full", "macro_f1")
-        print(result.ways[0].sentence)
+        result = sk.transfer(sae, model="minilm", data="hate.csv.gz", across="lang", split=sk.Split(group="templ_id"))
+        result.cell("sae", "english", "german").auc
+        result.matrix("sae", "macro_f1")
+        print(result.arms[0].sentence)
     """
 
     KIND: ClassVar[str] = "transfer"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
 
     data: dict[str, Any]
     """Name and digest of the data."""
@@ -133,51 +134,66 @@ class Transfer(Result):
     """What the values are: a column, or ``sae``."""
     classes: list[str]
     values: list[Value]
-    ways: list[Way]
+    best_dense: str | None
+    """The dense arm that all are compared with: the one with the highest inner macro-F1."""
+    arms: list[ArmTransfer]
     cells: list[Cell]
-    """One per way, training value and test value, in this order."""
+    """One per arm, training value and test value, in this order."""
     notes: list[str]
     """What a reader must know."""
+
+    @classmethod
+    def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return a file of schema 1, in which arms were ways with other names, in the layout of this one."""
+        if plain.get("schema") != 1 or "ways" not in plain:
+            return plain
+        plain = {**plain, "arms": [migrated(way) for way in plain["ways"]]}
+        plain["best_dense"] = next((way["name"] for way in plain.pop("ways") if way["kind"] == "dense"), None)
+        return plain
 
     def check(self) -> None:
         """Refuse what contradicts itself; raises `FormatError`."""
         names = [value.name for value in self.values]
-        expected = [(way.name, a, b) for way in self.ways for a in names for b in names]
+        expected = [(arm.name, a, b) for arm in self.arms for a in names for b in names]
         if not names or [(cell.arm, cell.train, cell.test) for cell in self.cells] != expected:
             raise FormatError(
-                f"a saved transfer of {len(names)} values and {len(self.ways)} ways must hold {len(expected)} "
+                f"a saved transfer of {len(names)} values and {len(self.arms)} arms must hold {len(expected)} "
                 f"cells in order; it holds {len(self.cells)}. The file was altered."
             )
 
     # ------------------------------------------------------------------ parts
 
-    def way(self, name: str) -> Way:
-        """A way to classify by its name.
+    def arm(self, name: str) -> ArmTransfer:
+        """Return the arm of that name; or the first one of that kind (``sae``, ``dense``, …).
 
         Raises
         ------
         ConfigError
-            There is none of that name.
+            There is none.
         """
-        names = [way.name for way in self.ways]
-        if name not in names:
-            raise ConfigError(f"there must be an arm `{name}` in this transfer. {did_you_mean(name, names)}")
-        return self.ways[names.index(name)]
+        names = [each.name for each in self.arms]
+        kinds = [each.kind for each in self.arms]
+        kind = ALIASES.get(name, name)
+        if name in names:
+            return self.arms[names.index(name)]
+        if kind in kinds:
+            return self.arms[kinds.index(kind)]
+        raise ConfigError(f"there must be an arm `{name}` in this transfer. {did_you_mean(name, names)}")
 
     def cell(self, arm: str, train: str, test: str) -> Cell:
-        """The cell of an arm, trained on `train` and judged on `test`.
+        """Return the cell of an arm, trained on `train` and tested on `test`.
 
         Raises
         ------
         ConfigError
             There is no such arm or value.
         """
-        self.way(arm)
+        name_of_arm = self.arm(arm).name
         names = [value.name for value in self.values]
         for name in (train, test):
             if name not in names:
                 raise ConfigError(f"`{name}` must be a value of `{self.across}`. {did_you_mean(name, names)}")
-        return next(c for c in self.cells if (c.arm, c.train, c.test) == (arm, train, test))
+        return next(c for c in self.cells if (c.arm, c.train, c.test) == (name_of_arm, train, test))
 
     def matrix(self, arm: str, name: str = "macro_f1") -> list[list[float | None]]:
         """Values of one number for an arm: a row per training value, a column per test value.
@@ -189,8 +205,8 @@ class Transfer(Result):
         """
         if name not in MATRICES:
             raise ConfigError(f"a matrix must be of a known number; got `{name}`. {did_you_mean(name, MATRICES)}")
-        self.way(arm)
-        found = [getattr(cell, name) for cell in self.cells if cell.arm == arm]
+        name_of_arm = self.arm(arm).name
+        found = [getattr(cell, name) for cell in self.cells if cell.arm == name_of_arm]
         numbers = [None if each is None or math.isnan(each.value) else each.value for each in found]
         n = len(self.values)
         return [numbers[row * n : (row + 1) * n] for row in range(n)]
@@ -203,32 +219,29 @@ class Transfer(Result):
     # ------------------------------------------------------------------ tables
 
     def table(self) -> list[list[str]]:
-        """One line per way to classify, headings first."""
-        decides = "AUC" if self.verdict_metric == "auc" else "F1"
-        minus = {way.name: way.minus_dense_auc if decides == "AUC" else way.minus_dense for way in self.ways}
+        """Return one line per arm, headings first."""
+        is_auc = self.verdict_metric == "auc"
+        gap = f"{'AUC' if is_auc else 'F1'} − dense"
+        minus = {arm.name: arm.auc_difference if is_auc else arm.difference for arm in self.arms}
+        ends = {name: ["–" if not each.is_defined else str(each)] for name, each in minus.items()}
         if len(self.values) == 1:
-            lines = [["", "macro-F1", "AUC", f"{decides} − dense", "verdict"]]
+            lines = [["", "macro-F1", "AUC", gap, "verdict"]]
             return lines + [
-                [way.name, str(way.native), str(way.native_auc), _text(minus[way.name]), way.against_dense or "–"]
-                for way in self.ways
+                [arm.name, str(arm.macro_f1), str(arm.auc), *ends[arm.name], arm.verdict or "–"] for arm in self.arms
             ]
-        lines = [
-            [
-                "", "native F1", "transferred F1", "drop", "transferred AUC", "above chance", f"{decides} − dense",
-                "verdict",
-            ]
-        ]  # fmt: skip
+        lines = [["", "native F1", "transferred F1", "drop", "transferred AUC", "above chance", gap, "verdict"]]
         return lines + [
             [
-                way.name, str(way.native), _text(way.transferred), _text(way.drop), _text(way.transferred_auc),
-                f"{way.n_above} of {way.n_cells}", _text(minus[way.name]), way.against_dense or "–",
+                arm.name, str(arm.macro_f1), _text(arm.transferred), _text(arm.drop), _text(arm.transferred_auc),
+                f"{arm.n_above} of {arm.n_cells}", *ends[arm.name], arm.verdict or "–",
             ]
-            for way in self.ways
+            for arm in self.arms
         ]  # fmt: skip
 
     def matrix_table(self, arm: str, name: str = "macro_f1") -> list[list[str]]:
         """One matrix as text: rows trained on, columns tested on. With ``auc``, ``*`` marks cells not at chance."""
-        cells = {(cell.train, cell.test): cell for cell in self.cells if cell.arm == arm}
+        name_of_arm = self.arm(arm).name
+        cells = {(cell.train, cell.test): cell for cell in self.cells if cell.arm == name_of_arm}
         names = [value.name for value in self.values]
         lines = [["train ↓ test →", *names]]
         for train, numbers in zip(names, self.matrix(arm, name)):
@@ -238,10 +251,9 @@ class Transfer(Result):
         return lines
 
     def sentences(self, arm: str | None = None) -> list[str]:
-        """What every cell off the diagonal says, in words; of one arm or of all."""
-        if arm is not None:
-            self.way(arm)
-        return [cell.sentence for cell in self.cells if cell.train != cell.test and arm in (None, cell.arm)]
+        """Describe every cell off the diagonal in words, for one arm or for all."""
+        wanted = None if arm is None else self.arm(arm).name
+        return [cell.sentence for cell in self.cells if cell.train != cell.test and wanted in (None, cell.arm)]
 
     def caption(self) -> str:
         """One line under the table."""
@@ -256,17 +268,32 @@ class Transfer(Result):
 
     def _repr_html_(self) -> str:
         parts = [html_table(self.table(), self.caption())]
-        shown = self._shown()
-        if shown is not None:
+        shown = self.shown_arm
+        if len(self.values) > 1:
             caption = f"Macro-F1 of `{shown}`: trained on the row, tested on the column."
             parts.append(html_table(self.matrix_table(shown), caption))
         return "".join(parts)
 
-    def _shown(self) -> str | None:
-        """The arm whose matrix stands for all: the first of an SAE."""
-        if len(self.values) == 1:
-            return None
-        return next((way.name for way in self.ways if way.family == "sae"), self.ways[0].name)
+    @property
+    def shown_arm(self) -> str:
+        """The arm whose matrix stands for all: all latents of the first SAE."""
+        ranked = sorted(self.arms, key=lambda arm: (arm.family != "sae", arm.kind != "full"))
+        return ranked[0].name
+
+
+def migrated(way: dict[str, Any]) -> dict[str, Any]:
+    """Return an arm of a transfer file of schema 1 in the layout of this one."""
+    none = {"value": None, "low": None, "high": None, "unit": "", "reason": "no other dense arm to compare with"}
+    arm = {_RENAMED.get(key, key): value for key, value in way.items()}
+    for key in ("difference", "auc_difference"):
+        arm[key] = none if arm[key] is None else arm[key]
+    return {**arm, "verdict": arm["verdict"] or ""}
+
+
+_RENAMED = {
+    "native": "macro_f1", "native_auc": "auc", "minus_dense": "difference", "minus_dense_auc": "auc_difference",
+    "against_dense": "verdict",
+}  # fmt: skip
 
 
 def _text(measured: Measured | None) -> str:
@@ -274,7 +301,7 @@ def _text(measured: Measured | None) -> str:
 
 
 def near_chance(auc: Measured) -> str:
-    """Where an AUC lies beside 0.5: one of `CHANCE`.
+    """Tell where an AUC lies, compared with 0.5: one of `CHANCE`.
 
     >>> near_chance(Measured(0.53, 0.49, 0.57)), near_chance(Measured(0.6, 0.55, 0.65))
     ('at chance', 'above chance')
@@ -287,7 +314,7 @@ def near_chance(auc: Measured) -> str:
 
 
 def loss(drop: Measured, margin: float) -> str:
-    """What a drop says at a margin: ``lost``, ``kept``, ``gained`` or ``undecided``.
+    """Return the verdict of a drop at a margin: ``lost``, ``kept``, ``gained`` or ``undecided``.
 
     >>> loss(Measured(0.2, 0.15, 0.25), 0.01), loss(Measured(0.0, -0.005, 0.005), 0.01)
     ('lost', 'kept')
@@ -298,7 +325,7 @@ def loss(drop: Measured, margin: float) -> str:
 
 
 def cell_sentence(cell: Cell) -> str:
-    """A cell in words."""
+    """Describe a cell in words."""
     where = f"`{cell.arm}` trained on {cell.train}"
     if cell.train == cell.test:
         return f"{where}, tested on unseen rows of it: macro-F1 {cell.macro_f1:.2f}, AUC {cell.auc:.2f}."
@@ -317,23 +344,23 @@ def cell_sentence(cell: Cell) -> str:
     return f"{where}, tested on {cell.test}: macro-F1 {cell.macro_f1:.2f}, {chance}; {drop}."
 
 
-def way_sentence(way: Way, values: Sequence[Value], across: str, metric: str = "macro_f1") -> str:
-    """A way to classify in words."""
+def arm_sentence(arm: ArmTransfer, across: str, metric: str = "macro_f1", *, is_baseline: bool = False) -> str:
+    """Return an arm in words; the baseline is not compared with itself."""
     dense = ""
-    minus, unit = (way.minus_dense_auc, "AUC") if metric == "auc" else (way.minus_dense, "macro-F1")
-    if minus is not None:
+    minus, unit = (arm.auc_difference, "AUC") if metric == "auc" else (arm.difference, "macro-F1")
+    if minus.is_defined and not is_baseline:
         words = {
             "better": "better than", "worse": "worse than", "equivalent": "as good as",
             "undecided": "not told apart from",
         }  # fmt: skip
-        dense = f"; {words[way.against_dense or 'undecided']} dense states ({minus:.3f} {unit})"
-    if way.transferred is None or way.drop is None:
-        return f"`{way.name}`: macro-F1 {way.native:.2f}, AUC {way.native_auc:.2f}{dense}."
+        dense = f"; {words[arm.verdict or 'undecided']} dense states ({minus:.3f} {unit})"
+    if arm.transferred is None or arm.drop is None:
+        return f"`{arm.name}`: macro-F1 {arm.macro_f1:.2f}, AUC {arm.auc:.2f}{dense}."
     counts = [
-        (way.n_above, "above chance"), (way.n_at, "at chance"), (way.n_below, "below chance"),
+        (arm.n_above, "above chance"), (arm.n_at, "at chance"), (arm.n_below, "below chance"),
     ]  # fmt: skip
     told = ", ".join(f"{count} {what}" for count, what in counts if count) or "none judged"
     return (
-        f"`{way.name}`: macro-F1 {way.native:.2f} on the {across} trained on, {way.transferred:.2f} on another "
-        f"(drop {way.drop:.2f}); of {way.n_cells} pairs of different {across}s {told}{dense}."
+        f"`{arm.name}`: macro-F1 {arm.macro_f1:.2f} on the {across} trained on, {arm.transferred:.2f} on another "
+        f"(drop {arm.drop:.2f}); of {arm.n_cells} pairs of different {across}s {told}{dense}."
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from ..errors import ConfigError
+from .command import Setting, command
 from .console import print_json, print_table, progress_bar, tell
-from .options import ConfigFile, Data, Json, Model, Out, Set, Text
-from .settings import merge, required
+from .options import Data, Json, Model, Out, Text
 
 HELP = """Let a language model choose answers, and record what it chose and whether it was right.
 
@@ -24,62 +24,69 @@ the largest sum of log-probabilities after the text is taken. OUT/actions.jsonl 
 with the chosen answer; asked: with all answers; correct, margin, …), OUT/actions.json says what it is.
 """
 
-SETTINGS = (
-    "model", "task", "data", "text", "split", "questions", "choices", "words", "seed", "normalize", "joint",
-    "choices_column", "answer_column", "batch_tokens", "out",
-)  # fmt: skip
 
-
+@command("Answers of a language model, as labels to predict.", HELP)
 def actions(
-    model: Model = None,
+    *,
+    model: Model,
     task: Annotated[
-        str | None, typer.Option("--task", metavar="T", help="`cloze`, or a table of questions with choices [cloze].")
-    ] = None,
-    data: Data = None,
-    text: Text = None,
+        str, typer.Option("--task", metavar="T", help="`cloze`, or a table of questions with choices [cloze].")
+    ] = "cloze",
+    data: Data | None = None,
+    text: Text | None = None,
     questions: Annotated[
-        int | None, typer.Option("--questions", metavar="N", help="Most questions [1000 of a cloze; all of a table].")
+        int | None,
+        typer.Option("--questions", metavar="N", help="Maximum number of questions [1000 for cloze, else all]."),
     ] = None,
-    choices: Annotated[
-        int | None, typer.Option("--choices", metavar="K", help="Answers to choose from in a cloze [4].")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the sentences and distractors of a cloze [0].")] = None,
+    choices: Annotated[int, typer.Option("--choices", metavar="K", help="Choices per question of a cloze [4].")] = 4,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Random seed (sentences and distractors of a cloze) [0].")
+    ] = 0,
     normalize: Annotated[
-        str | None, typer.Option("--normalize", help="Compare per `tokens`, `characters`, or `none`: the sum [none].")
-    ] = None,
-    out: Out = None,
-    config: ConfigFile = None,
-    set_: Set = None,
+        str,
+        typer.Option(
+            "--normalize", metavar="BY", help="Divide log-probabilities by `tokens`, `characters`, or `none` [none]."
+        ),
+    ] = "none",
+    split: Annotated[str | None, Setting("Split of a hub data set [train where there is one].")] = None,
+    words: Annotated[
+        tuple[int, ...], Setting("Minimum and maximum number of words of the sentences of a cloze [6,40].")
+    ] = (6, 40),
+    choices_column: Annotated[str, Setting("Column of the choices in a table [choices].")] = "choices",
+    answer_column: Annotated[str, Setting("Column of the right answer in a table [answer].")] = "answer",
+    joint: Annotated[str, Setting("What is put between the text and a choice [a space].")] = " ",
+    batch_tokens: Annotated[int | None, Setting("Tokens per forward pass [as capture].")] = None,
+    out: Out,
     json: Json = False,
 ) -> None:
     """Run a model on a task and write down what it did."""
     from ..classification.model_answers import CARD, RECORDS, act, cloze_task, read_task
 
-    options: dict[str, Any] = {
-        "model": model, "task": task, "data": data, "text": text, "questions": questions, "choices": choices,
-        "seed": seed, "normalize": normalize, "out": None if out is None else str(out),
-    }  # fmt: skip
-    settings = merge(dict.fromkeys(SETTINGS), file=config, options=options, sets=set_)
-    required(settings, "model", "out")
-    wanted = settings.get("task", "cloze")
-    given: dict[str, Any] = {name: settings[name] for name in ("text", "split") if name in settings}
-    if wanted == "cloze":
-        given |= {name: settings[name] for name in ("questions", "choices", "seed") if name in settings}
-        if "words" in settings:
-            given["words"] = tuple(settings["words"])
-        asked = cloze_task(settings.get("data", "builtin"), **given)
+    text = text or "text"
+    if task == "cloze":
+        asked = cloze_task(
+            data or "builtin",
+            questions=1000 if questions is None else questions,
+            choices=choices,
+            words=_two(words),
+            text=text,
+            split=split,
+            seed=seed,
+        )
     else:
-        names = {"choices": "choices_column", "answer": "answer_column", "limit": "questions"}
-        given |= {name: settings[key] for name, key in names.items() if key in settings}
-        asked = read_task(wanted, **given)
-    how = {name: settings[name] for name in ("normalize", "joint", "batch_tokens") if name in settings}
+        asked = read_task(task, text=text, choices=choices_column, answer=answer_column, split=split, limit=questions)
     with progress_bar(quiet=json) as progress:
-        result = act(settings["model"], asked, **how, progress=progress)
-    folder = Path(settings["out"])
-    result.save(folder)
+        result = act(model, asked, normalize=normalize, joint=joint, batch_tokens=batch_tokens, progress=progress)
+    result.save(out)
     if json:
         print_json(result.to_json())
         return
     print_table(result.table())
     typer.echo(result.caption())
-    tell(f"wrote {folder / RECORDS} ({result.n_questions:,} records, column `correct`) and {folder / CARD}")
+    tell(f"wrote {out / RECORDS} ({result.n_questions:,} records, column `correct`) and {out / CARD}")
+
+
+def _two(words: tuple[int, ...]) -> tuple[int, int]:
+    if len(words) != 2:
+        raise ConfigError(f"`words` must be a minimum and a maximum; got {words}. Example: --set words=[6,40]")
+    return words[0], words[1]

@@ -1,4 +1,4 @@
-"""The application: its commands, and what becomes of errors.
+"""The application: its commands and its exit statuses.
 
 Nothing heavy is imported here; a command imports what it needs when it runs, so that ``--help`` and tab completion
 answer at once. Exit status: 0 done, 1 the work failed, 2 the call was wrong, 130 interrupted.
@@ -15,28 +15,17 @@ import typer
 
 from ..errors import ConfigError, SaekitError, ShapeError
 from ..version import __version__
-from .actions import HELP as ACTIONS_HELP
 from .actions import actions
-from .capture import HELP as CAPTURE_HELP
 from .capture import capture
-from .classify import HELP as CLASSIFY_HELP
-from .classify import PREDICT_HELP, classify, predict
-from .command import Command
-from .compare import HELP as COMPARE_HELP
+from .classify import classify, predict
 from .compare import compare
-from .demo import HELP as DEMO_HELP
 from .demo import demo
-from .evaluate import HELP as EVALUATE_HELP
 from .evaluate import evaluate
-from .progressive import HELP as PROGRESSIVE_HELP
 from .progressive import progressive
-from .prune import HELP as PRUNE_HELP
 from .prune import prune
 from .report import report
 from .show import show
-from .train import HELP as TRAIN_HELP
 from .train import train
-from .transfer import HELP as TRANSFER_HELP
 from .transfer import transfer
 
 HELP = """Sparse autoencoders from training to report.
@@ -45,8 +34,8 @@ HELP = """Sparse autoencoders from training to report.
   saekit demo --out demo                                  everything once, offline, in minutes
   saekit capture --model M --data D --layer 2 --out rows  activations of a language model
   saekit train --rows rows --arch topk --latents 1024 --k 16 --out run
-  saekit evaluate run --rows rows                         numbers beside their controls
-  saekit compare run                                      latents that seeds share, beside chance
+  saekit evaluate run --rows rows                         numbers compared with their baselines
+  saekit compare run                                      latents that seeds share, compared with chance
   saekit report run                                       one HTML page
 
 --model takes a folder, a hub name or `builtin`; --data a file, a hub data set (owner/name[:config][@split]) or
@@ -84,30 +73,11 @@ def _options(
     """Options of the program itself; `main` acts on --debug."""
 
 
-def register(each: Command) -> None:
-    """Make it a command of the program."""
-    app.command(each.name, help=each.help, short_help=each.short_help, epilog=each.epilog or None)(each.callback)
-
-
-app.command("capture", help=CAPTURE_HELP, short_help="Activations of a language model as rows on disk.")(capture)
-app.command("train", help=TRAIN_HELP, short_help="Train SAEs: several architectures and seeds in one pass.")(train)
-app.command("evaluate", help=EVALUATE_HELP, short_help="Measure SAEs beside their controls.")(evaluate)
-app.command("compare", help=COMPARE_HELP, short_help="Which latents SAEs share, beside chance.")(compare)
-app.command("prune", help=PRUNE_HELP, short_help="Smaller SAEs from a trained one, each size measured.")(prune)
-app.command("progressive", help=PROGRESSIVE_HELP, short_help="Pruned, nested and separate SAEs side by side.")(
-    progressive
-)
-app.command("classify", help=CLASSIFY_HELP, short_help="Classify texts by latents, beside what they must beat.")(
-    classify
-)
-app.command("predict", help=PREDICT_HELP, short_help="Use a fitted classifier, and see which latents decide.")(predict)
-app.command("transfer", help=TRANSFER_HELP, short_help="Train on one language, domain or SAE, test on the others.")(
-    transfer
-)
-app.command("actions", help=ACTIONS_HELP, short_help="What a language model answers, as labels to predict.")(actions)
-register(show)
-register(report)
-app.command("demo", help=DEMO_HELP, short_help="The whole flow once, offline, in minutes.")(demo)
+COMMANDS = (
+    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, report, demo,
+)  # fmt: skip
+for _each in COMMANDS:
+    app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -150,7 +120,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"`{error.filename}`: " if error.filename else ""
         return f"{place}{error.strerror}. Nothing that was complete before is lost."
-    return f"{type(error).__name__}: {error}\nThis is not an error that saekit foresaw. Add --debug for the traceback."
+    return (
+        f"{type(error).__name__}: {error}\nUnexpected error, probably a bug in saekit. Add --debug for the traceback."
+    )
 
 
 def _tell(message: str) -> None:

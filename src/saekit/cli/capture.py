@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import ConfigError
+from ..rows.settings import CaptureSettings
+from .command import Setting, command
 from .console import print_facts, print_json, progress_bar, tell
-from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Set, Text, Tokens
-from .settings import merge, names_of, required
+from .options import Data, Hook, Images, Json, Layer, Model, Out, Text, Tokens
+from .settings import required
 
-HELP = """Run a language model over texts and store its activations at one place as rows.
+if TYPE_CHECKING:
+    from ..rows.source import Source
+
+HELP = """Run a language model over texts and store its activations at one module as rows.
 
 \b
   saekit capture --model builtin --data builtin --layer 2 --tokens 200000 --out rows
@@ -19,65 +22,64 @@ HELP = """Run a language model over texts and store its activations at one place
   saekit capture --model builtin --data builtin --layer 2 --out rows --set dtype="float32" --set context=256
   saekit capture --model vit --images photos --layer 6 --out rows        one row per patch, or per image token
 
-An interrupted capture goes on where it stopped when it is called again. `--set` reaches every setting of
-saekit.capture, or of saekit.rows.capture_images.capture_images.
+An interrupted capture continues where it stopped when it is called again.
 """
 
 
+@command("Activations of a language model as rows on disk.", HELP)
 def capture(
-    model: Model = None,
-    data: Data = None,
-    images: Annotated[
-        str | None,
-        typer.Option("--images", metavar="D", help="Images instead of texts: a folder, .npy, .npz, IDX, a data set."),
-    ] = None,
-    layer: Layer = None,
-    hook: Hook = None,
-    tokens: Tokens = None,
-    text: Text = None,
-    out: Out = None,
-    config: ConfigFile = None,
-    set_: Set = None,
+    *,
+    model: Model | None = None,
+    data: Data | None = None,
+    images: Images | None = None,
+    layer: Layer | None = None,
+    hook: Hook | None = None,
+    tokens: Tokens | None = None,
+    text: Text | None = None,
+    image: Annotated[str | None, Setting("With --images: name of the image column [the only one].")] = None,
+    limit: Annotated[int | None, Setting("With --images: maximum number of images [all].")] = None,
+    settings: CaptureSettings,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Capture rows into a folder."""
-    from ..rows.capture import capture as capture_texts
-    from ..rows.capture_images import capture_images
+    from ..inputs.images import read_images
+    from ..models.loading import load_model
+    from ..rows.capture import capture as run
 
-    options: dict[str, Any] = {
-        "model": model, "data": data, "layer": layer, "hook": hook, "tokens": tokens, "text": text,
-        "out": None if out is None else str(out),
-    }  # fmt: skip
-    if images is not None:
-        alone = [name for name in ("data", "tokens", "text") if options.pop(name) is not None]
-        if alone:
-            raise ConfigError(f"--{alone[0]} is for texts; --images is given. Leave one of them out.")
-        options["images"] = images
-    run: Any = capture_texts if images is None else capture_images
-    seen = "data" if images is None else "images"
-    settings = merge(names_of(run, without=("progress",)), file=config, options=options, sets=set_)
-    required(settings, "model", seen, "out")
-    if (settings.get("layer") is None) == (settings.get("hook") is None):
+    given = {"model": model, "data": data, "images": images, "out": out}
+    required(given, "model", "data" if images is None else "images", "out")
+    for option, value in {"--data": data, "--tokens": tokens, "--text": text}.items():
+        if images is not None and value is not None:
+            raise ConfigError(f"{option} is for texts; --images is given. Leave one of them out.")
+    if (layer is None) == (hook is None):
         raise ConfigError("exactly one of --layer and --hook must be given: where in the model the rows come from.")
+    assert model is not None
     with progress_bar(quiet=json) as progress:
-        model, data = settings.pop("model"), settings.pop(seen)
-        stage = "rows" if images is None else "images"
-        rows = run(model, data, **settings, progress=lambda done, total: progress(stage, done, total))
-    sources = rows if isinstance(rows, dict) else {"": rows}
-    facts: dict[str, Any] = {"out": settings["out"]}
-    for name, source in sources.items():
-        facts |= {name: summary(source)} if name else summary(source)
+        loaded = load_model(model, vision=images is not None, **settings.placement)
+        source: Any = data if images is None else read_images(images, image=image, split=settings.split, limit=limit)
+        rows = run(
+            loaded,
+            source,
+            layer=layer,
+            hook=hook,
+            tokens=tokens,
+            text=text or "text",
+            out=out,
+            settings=settings,
+            progress=progress,
+        )
+    facts: dict[str, Any] = {"out": str(out)}
+    for name, each in (rows if isinstance(rows, dict) else {"": rows}).items():
+        facts |= {name: summary(each)} if name else summary(each)
     if json:
         print_json(facts)
     else:
         print_facts(facts)
-        tell(f"\nTrain on them: saekit train --rows {settings['out']} --arch topk --latents 1024 --k 16 --out run")
+        tell(f"\nTrain on them: saekit train --rows {out} --arch topk --latents 1024 --k 16 --out run")
 
 
-def summary(rows: Any) -> dict[str, Any]:
-    """What is told about a source of rows."""
-    return {
-        "n_rows": rows.n_rows,
-        "d_in": rows.d_in,
-        **{k: v for k, v in rows.info.items() if k not in ("n_rows", "d_in")},
-    }
+def summary(rows: Source) -> dict[str, Any]:
+    """Return what is told about a source of rows."""
+    info = {name: value for name, value in rows.info.items() if name not in ("n_rows", "d_in")}
+    return {"n_rows": rows.n_rows, "d_in": rows.d_in, **info}

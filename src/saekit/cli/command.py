@@ -14,13 +14,14 @@ Commands without settings have neither ``--config`` nor ``--set``.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ import typer
 
 from ..errors import ConfigError
 from ..settings import attribute_docs
-from .options import SHARED, ConfigFile, Set
+from .options import SHARED, ConfigFile, Json, Set
 from .settings import floats, merge, required, whole_numbers
 
 _ArgumentInfo, _OptionInfo = type(typer.Argument()), type(typer.Option())
@@ -44,14 +45,32 @@ class Table:
 
     Parameters
     ----------
-    keys
-        Returns the keys of a mapping; not needed for a settings class. Without it any key is taken.
+    kinds
+        Classes whose fields are the keys of a mapping; not needed for a settings class.
+    also
+        Further keys.
     repeated
         Whether it is a list of tables, ``[[name]]``.
     """
 
-    keys: Callable[[], Iterable[str]] | None = None
+    kinds: Sequence[type] = ()
+    also: Sequence[str] = ()
     repeated: bool = False
+
+    def fields(self, hint: Any) -> dict[str, _Option]:
+        """Return the options of the table."""
+        kinds = [hint] if dataclasses.is_dataclass(hint) else self.kinds
+        found: dict[str, _Option] = {}
+        for option in (each for kind in kinds for each in _fields(kind)):
+            found.setdefault(option.name, option)
+        return found
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Marks a parameter that has no flag: it is set by ``--set`` and in files only."""
+
+    help: str
 
 
 @dataclass(frozen=True)
@@ -106,6 +125,8 @@ class _Option:
 
 
 class _Builder:
+    """The options of a function, and the command that they make."""
+
     def __init__(self, function: Callable[..., None], flags: Sequence[str], named: Mapping[str, str]) -> None:
         self.function, self.named = function, named
         self.arguments: list[_Option] = []
@@ -117,7 +138,8 @@ class _Builder:
         self.tables: dict[str, tuple[Any, Table]] = {}
         self.json = False
         hints = typing.get_type_hints(function, include_extras=True)
-        for name, parameter in inspect.signature(function).parameters.items():
+        self.parameters = inspect.signature(function).parameters
+        for name, parameter in self.parameters.items():
             self._add(name, hints[name], parameter.default is inspect.Parameter.empty, flags)
         for flag in {*flags, *named} - {*self.flags}:
             raise ConfigError(f"{function.__name__}: `flags` must name fields of its settings; got `{flag}`.")
@@ -128,18 +150,24 @@ class _Builder:
         if isinstance(info, Table):
             self.tables[name] = (hint, info)
         elif info is None:
-            self.settings[name] = hint
-            fields = {option.name: option for option in _fields(hint) if option.name not in self.options}
-            self.options |= fields
-            self.flags += [each for each in flags if each in fields]
-            self.flags += [each for each, option in fields.items() if option.info is not None and each not in flags]
+            self._add_settings(name, hint, flags)
         elif isinstance(info, _ArgumentInfo):
             self.arguments.append(_Option(name, hint, info, "", is_required))
         elif name == "json":
             self.json = True
+        elif isinstance(info, Setting):
+            self.options[name] = _Option(name, hint, None, info.help, is_required)
         else:
             self.options[name] = _Option(name, hint, info, info.help or "", is_required)
             self.flags.append(name)
+
+    def _add_settings(self, name: str, kind: type, flags: Sequence[str]) -> None:
+        """Add the fields of a settings class; a field of two classes is one option."""
+        self.settings[name] = kind
+        fields = {option.name: option for option in _fields(kind) if option.name not in self.options}
+        self.options |= fields
+        self.flags += [each for each in flags if each in fields]
+        self.flags += [each for each, option in fields.items() if option.info is not None and each not in flags]
 
     def _word(self, name: str) -> str:
         """Return the flag without dashes, as a key."""
@@ -165,11 +193,10 @@ class _Builder:
             hint = each.hint if each.is_required else each.hint | None
             found.append((each.name, Annotated[hint, each.info], default))
         found += [(name, self._annotation(self.options[name]), None) for name in self.flags]
-        if self.settings or self.tables:
+        if self.settings or self.tables or set(self.options) - set(self.flags):
             found += [("config", ConfigFile, None), ("set_", Set, None)]
         if self.json:
-            info = typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
-            found.append(("json", Annotated[bool, info], False))
+            found.append(("json", Json, False))
         kind = inspect.Parameter.KEYWORD_ONLY
         return [inspect.Parameter(name, kind, annotation=hint, default=default) for name, hint, default in found]
 
@@ -192,10 +219,14 @@ class _Builder:
 
     def _epilog(self) -> str:
         """Return the list of settings without a flag."""
-        rest = {name: option.help for name, option in self.options.items() if name not in self.flags}
-        for table, (hint, _) in self.tables.items():
-            if dataclasses.is_dataclass(hint):
-                rest |= {f"{table}.{option.name}": option.help for option in _fields(hint)}
+        rest: dict[str, str] = {}
+        for name, option in self.options.items():
+            if dataclasses.is_dataclass(option.hint):
+                rest |= {f"{name}.{each.name}": each.help for each in _fields(option.hint)}
+            elif name not in self.flags:
+                rest[name] = option.help
+        for name, (hint, table) in self.tables.items():
+            rest |= {f"{name}.{key}": option.help for key, option in table.fields(hint).items()}
         if not rest:
             return ""
         width = min(max(map(len, rest)), 24)
@@ -213,13 +244,18 @@ class _Builder:
             nested = dataclasses.is_dataclass(option.hint)
             known[name] = {each.name: None for each in _fields(option.hint)} if nested else None
         for name, (hint, table) in self.tables.items():
-            if table.repeated:
-                known[name] = []
-            elif dataclasses.is_dataclass(hint):
-                known[name] = {each.name: None for each in _fields(hint)}
-            else:
-                known[name] = dict.fromkeys(table.keys()) if table.keys is not None else {}
+            known[name] = [] if table.repeated else dict.fromkeys([*table.fields(hint), *table.also])
         return known
+
+    def _values_of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that were given, as the types they have."""
+        words = {name: self._word(name) for name in self.options}
+        required(tree, *(name for name, each in self.options.items() if each.is_required), words=words)
+        return {
+            name: converted(tree[name], option.hint, f"--{words[name].replace('_', '-')}")
+            for name, option in self.options.items()
+            if tree.get(name) is not None
+        }
 
     def values(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the function, from what typer read."""
@@ -229,24 +265,13 @@ class _Builder:
         file, sets = given.pop("config", None), given.pop("set_", None)
         options = {name: value for name, value in given.items() if value != []}  # an option that repeats, not given
         tree = merge(self._known(), file=file, options=options, sets=sets, aliases=self.aliases)
-        words = {name: self._word(name) for name in self.options}
-        required(tree, *(name for name, each in self.options.items() if each.is_required), words=words)
-        found = {
-            name: converted(tree[name], option.hint, f"--{words[name].replace('_', '-')}")
-            for name, option in self.options.items()
-            if tree.get(name) is not None
-        }
-        for name in inspect.signature(self.function).parameters:
-            if name in self.settings:
-                kind = self.settings[name]
-                mine = {field.name for field in dataclasses.fields(kind)}
-                passed[name] = kind(**{each: value for each, value in found.items() if each in mine})
-            elif name in self.tables:
-                hint, table = self.tables[name]
-                passed[name] = converted(tree.get(name, [] if table.repeated else {}), hint, name)
-            elif name in found:
-                passed[name] = found[name]
-        return passed
+        found = self._values_of(tree)
+        for name, kind in self.settings.items():
+            mine = {field.name for field in dataclasses.fields(kind)}
+            passed[name] = kind(**{each: value for each, value in found.items() if each in mine})
+        for name, (hint, table) in self.tables.items():
+            passed[name] = converted(tree.get(name, [] if table.repeated else {}), hint, name)
+        return passed | {name: found[name] for name in self.parameters if name in found}
 
 
 def converted(value: Any, hint: Any, where: str) -> Any:
@@ -290,8 +315,7 @@ def _many(hint: Any) -> str:
     """Return what stands for several values."""
     if not _is_sequence(hint):
         return "NAME"
-    metavar = METAVARS.get(typing.get_args(hint)[0], "NAME")[0]
-    return f"{metavar},{metavar}" if metavar == "N" else "A,B"
+    return {int: "N,N", float: "X,X"}.get(typing.get_args(hint)[0], "A,B")
 
 
 def _unpacked(hint: Any) -> tuple[Any, Any]:
@@ -327,5 +351,9 @@ def _fields(kind: Any) -> list[_Option]:
     found = []
     for field in dataclasses.fields(kind):
         hint, info = _unpacked(SHARED.get(field.name, hints[field.name]))
-        found.append(_Option(field.name, hint, info, docs.get(field.name, "")))
+        text = docs.get(field.name, "").replace("``", "`")
+        if info is not None and text:  # the flag is the shared one; what it is for, and its default, says the field
+            info = copy.copy(info)
+            info.help = text
+        found.append(_Option(field.name, hint, info, text))
     return found

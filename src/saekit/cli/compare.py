@@ -1,19 +1,26 @@
-"""``saekit compare``: which latents SAEs share, matched exactly, beside what chance gives."""
+"""``saekit compare``: which latents SAEs share, matched exactly, compared with chance."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ConfigError
+from ..comparison.settings import ComparisonSettings
+from ..errors import ConfigError, DataError
+from ..rows.origin import OriginSettings
+from ..settings import Progress
+from .command import command
 from .console import print_comparison, print_json, print_orphans, progress_bar, tell
-from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
-from .rows_option import rows_for
-from .settings import merge, names_of
+from .options import Data, Json, Model, Out, Rows
 
-HELP = """Match the latents of SAEs one to one and tell which they share, beside random dictionaries.
+if TYPE_CHECKING:
+    from ..comparison.orphans_result import Orphans
+    from ..comparison.result import Comparison
+    from ..rows.origin import Origin
+
+HELP = """Match the latents of SAEs one to one and count those that they share, compared with random dictionaries.
 
 \b
   saekit compare run/topk-1024-k16-seed0 run/topk-1024-k16-seed1
@@ -24,93 +31,89 @@ HELP = """Match the latents of SAEs one to one and tell which they share, beside
 
 Decoders and encoders are matched independently, each to the largest possible sum of cosines, with a proof. A latent is
 shared when both give it the same partner and both cosines exceed the threshold. With --out the numbers go to
-OUT/comparison.json, with each latent's stability, and figures beside it. --orphans also measures, on the rows, what the
-latents are that no other SAE has: how often they fire, what they carry, what they respond to.
+OUT/comparison.json, with each latent's stability, and figures next to it. --orphans also measures, on the rows,
+the latents that no other SAE has: how often they fire, what they carry, what they respond to.
 """
 
 
+@command(
+    "Which latents SAEs share, compared with chance.",
+    HELP,
+    flags=("threshold", "strict", "controls"),
+    named={"strict": "--strict/--not-strict"},
+)
 def compare(
     sae: Annotated[list[str], typer.Argument(metavar="SAE SAE...", help="SAEs: folders, runs, hf:owner/name/folder.")],
-    rows: Rows = None,
-    threshold: Annotated[
-        float | None, typer.Option("--threshold", metavar="C", help="Cosine that counts as the same direction [0.7].")
-    ] = None,
-    strict: Annotated[
-        bool | None,
-        typer.Option("--strict/--not-strict", help="Whether cosines must exceed it or may equal it [exceed]."),
-    ] = None,
-    controls: Annotated[
-        bool | None, typer.Option("--controls/--no-controls", help="Whether to match random dictionaries too [yes].")
-    ] = None,
-    write: Annotated[
-        bool | None, typer.Option("--write", help="Write each latent's stability into the SAE files.")
-    ] = None,
+    *,
+    settings: ComparisonSettings,
+    write: Annotated[bool, typer.Option("--write", help="Write each latent's stability into the SAE files.")] = False,
     orphans: Annotated[
-        bool, typer.Option("--orphans", help="Measure what latents are that no other SAE has; needs rows or a model.")
+        bool, typer.Option("--orphans", help="Measure the latents that no other SAE has; needs rows or a model.")
     ] = False,
-    model: Model = None,
-    data: Data = None,
-    layer: Layer = None,
-    hook: Hook = None,
-    text: Text = None,
-    tokens: Tokens = None,
-    out: Out = None,
-    config: ConfigFile = None,
-    set_: Set = None,
+    rows: Rows | None = None,
+    model: Model | None = None,
+    data: Data | None = None,
+    origin: OriginSettings,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Compare SAEs with each other."""
     from ..comparison.run import compare as run
+    from ..rows.origin import find_rows
+    from ..sae.model import SAE
     from ..store.address import sae_paths
 
-    places = ("rows", "model", "data", "layer", "hook", "text", "tokens")
-    known = {**names_of(run, without=("saes", "source", "progress")), **dict.fromkeys(places)}
-    options: dict[str, Any] = {
-        "rows": rows, "threshold": threshold, "strict": strict, "controls": controls, "write": write, "model": model,
-        "data": data, "layer": layer, "hook": hook, "text": text, "tokens": tokens,
-    }  # fmt: skip
-    settings = merge(known, file=config, options=options, sets=set_)
-    found = sae_paths(sae)
-    if len(found) < 2:
+    paths = sae_paths(sae)
+    if len(paths) < 2:
         raise ConfigError(
-            f"at least two SAEs must be given; got `{found[0]}` alone. Name another, or a run with several."
+            f"at least two SAEs must be given; got `{paths[0]}` alone. Name another, or a run with several."
         )
-    where = {name: settings.pop(name, None) for name in places}
     with progress_bar(quiet=json) as progress:
-        source: Any = None
-        language: dict[str, Any] = {}
-        if where["rows"] is not None or where["model"] is not None or orphans:
-            from ..sae.model import SAE
-
-            source, language = rows_for(SAE.load(found[0]), found[0], where, progress)
-        result = run(found, source, **settings, progress=progress)
-        lonely = _orphans(found, source, result, language, progress) if orphans else None
+        found, lonely = None, None
+        if rows is not None or model is not None or orphans:
+            found = find_rows(
+                SAE.load(paths[0]), rows, model=model, data=data, path=paths[0], settings=origin, progress=progress
+            )
+        result = run(paths, None if found is None else found.rows, write=write, settings=settings, progress=progress)
+        if orphans and found is not None:
+            lonely = _orphans(paths, found, result, origin.text, progress)
     if out is not None:
         from ..report.comparison import write_figures
 
-        result.save(Path(out) / "comparison.json")
+        result.save(out / "comparison.json")
         write_figures(result.to_json(), out)
         if lonely is not None:
-            lonely.save(Path(out) / "orphans.json")
+            lonely.save(out / "orphans.json")
     if json:
         print_json(result.to_json())
         return
     print_comparison(result)
     if lonely is not None:
         print_orphans(lonely)
-    if settings.get("write"):
+    if write:
         tell("wrote each latent's stability into the SAEs; `saekit prune SAE --by stability` ranks by it")
     if out is not None:
         tell(f"wrote {out}/comparison.json and figures; `saekit report {out}` makes a page of them")
 
 
-def _orphans(found: list[str], source: Any, result: Any, language: dict[str, Any], progress: Any) -> Any:
-    """What orphans are; None, with the reason told, where SAEs share nothing or everything."""
-    from ..comparison.orphans import orphans as run
-    from ..errors import DataError
+def _orphans(paths: list[str], origin: Origin, comparison: Comparison, text: str, progress: Progress) -> Orphans | None:
+    """Measure orphans; where the SAEs share nothing or everything, tell so and return None."""
+    from ..comparison.orphans import orphans
+    from ..comparison.settings import OrphanSettings
 
+    settings = OrphanSettings(text=text)
+    if origin.model is not None:
+        settings = replace(settings, tokens=origin.ce_tokens)
     try:
-        return run(found, source, result, **language, progress=progress)
+        return orphans(
+            paths,
+            origin.rows,
+            comparison=comparison,
+            model=origin.model,
+            data=origin.data,
+            settings=settings,
+            progress=progress,
+        )
     except DataError as error:
         tell(str(error))
         return None

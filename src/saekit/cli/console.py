@@ -8,26 +8,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import typer
 
-
-class Progress(Protocol):
-    """Called as work advances; `total` is None when it is not known, `note` is shown beside the count."""
-
-    def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
-        """Tell how far a stage is."""
-        ...
+from ..settings import Progress, silent
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(lines: Sequence[Sequence[str]]) -> None:
-    """Aligned columns on stdout; the first line holds the headings, the first column the names."""
+    """Print aligned columns on stdout; the first line holds the headings, the first column the names."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for number, line in enumerate(lines):
         cells = [cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))]
@@ -37,7 +31,7 @@ def print_table(lines: Sequence[Sequence[str]]) -> None:
 
 
 def print_fitting(*tables: Sequence[Sequence[str]]) -> None:
-    """The first of these tables that fits the screen, or the last; all of the first where there is no screen."""
+    """Print the first of these tables that fits the screen, or the last; without a screen the first."""
     chosen = tables[0]
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
@@ -51,7 +45,7 @@ def _width(lines: Sequence[Sequence[str]]) -> int:
 
 
 def print_facts(values: Mapping[str, Any], indent: int = 0) -> None:
-    """Names and values, one per line, tables indented; what has no value is left out."""
+    """Print names and values, one per line, tables indented; names without a value are left out."""
     values = {name: value for name, value in values.items() if value is not None}
     width = max((len(str(name)) for name, value in values.items() if not isinstance(value, Mapping)), default=0)
     for name, value in values.items():
@@ -65,12 +59,12 @@ def print_facts(values: Mapping[str, Any], indent: int = 0) -> None:
 
 
 def tell(message: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     typer.echo(message, err=True)
 
 
 def print_evaluation(result: Any) -> None:
-    """The numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
+    """Print the numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
     names = tuple(name for name in _SHOWN if name in result.metrics)
     lines = result.table(names)
     alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
@@ -79,7 +73,7 @@ def print_evaluation(result: Any) -> None:
 
 
 def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
-    """The measured sizes of an SAE as bars of the variance explained, with the other numbers beside them."""
+    """Print the measured sizes of an SAE as bars of the variance explained, with the other numbers."""
     names = [name for name in _ALONG if any(name in point["metrics"] for point in points)]
     lines = [["latents", "variance explained", *names]]
     for point in points:
@@ -96,7 +90,7 @@ _BAR = 32
 
 
 def _bar(fvu: float | None) -> str:
-    """Eighths of a block: full for an FVU of 0, empty from 1 on."""
+    """Return a bar in eighths of a block: full for an FVU of 0, empty from 1 on."""
     eighths = 0 if fvu is None else round(8 * _BAR * min(max(1 - fvu, 0.0), 1.0))
     full, rest = divmod(eighths, 8)
     return ("█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")).ljust(_BAR, "·")
@@ -111,18 +105,18 @@ _WITHOUT_INTERVAL = ("l0", "dead_fraction")
 
 
 def bare(cell: str) -> str:
-    """A number without its interval."""
+    """Return a number without its interval."""
     return cell.split(" [")[0]
 
 
 def print_comparison(result: Any) -> None:
-    """Shared latents, equal partners and cosines of all pairs, then what chance gives and what was counted."""
+    """Print shared latents, equal partners and cosines of all pairs, then the chance level and the rule."""
     print_table([line[:4] for line in result.table()])
     typer.echo(result.caption())
 
 
 def print_orphans(result: Any) -> None:
-    """What sets orphans apart, after an empty line."""
+    """Print the properties of orphans, after an empty line."""
     typer.echo()
     print_table(result.table())
     typer.echo(result.caption())
@@ -130,21 +124,17 @@ def print_orphans(result: Any) -> None:
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
-    """Bars on stderr, one per stage; without a terminal a line at the end of each stage."""
+    """Show bars on stderr, one per stage; without a terminal a line at the end of each stage."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if quiet:
-        yield _silent
+        yield silent
     elif console.is_terminal:
         with _bars(console) as progress:
             yield progress
     else:
         yield _lines()
-
-
-def _silent(stage: str, done: int, total: int | None = None, note: str = "") -> None:
-    """Nothing: for --json."""
 
 
 @contextmanager
@@ -179,18 +169,3 @@ def _lines() -> Progress:
             since[0] = now
 
     return progress
-
-
-def training_progress(progress: Progress) -> Any:
-    """The callback that `saekit.train` takes, shown as one bar with the state of the learners beside it."""
-
-    def show(state: Any) -> None:
-        parts = [f"{state.rows_per_second:,.0f} rows/s"]
-        for label, name, form in (("FVU", "fvu", ".3f"), ("L0", "l0", ".0f"), ("dead", "dead_fraction", ".0%")):
-            values = [getattr(learner, name) for learner in state.learners]
-            ends = [format(value, form) for value in (min(values), max(values))]
-            parts.append(f"{label} {ends[0] if ends[0] == ends[1] else f'{ends[0]}–{ends[1]}'}")
-        per_step = state.rows // max(state.step, 1)
-        progress("train", state.rows, state.total_steps * per_step, "  ".join(parts))
-
-    return show

@@ -5,37 +5,50 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..settings import Progress
 from .classify import print_classification
-from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell, training_progress
+from .command import command
+from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell
 from .options import Json
 
+if TYPE_CHECKING:
+    from ..models.language import LanguageModel
+    from ..rows.source import Source
+    from ..sae.model import SAE
+
 HELP = """The whole flow on this machine, without network: capture rows of the built-in language model on the built-in
-corpus (the docstrings that every installation has), train four SAEs in one pass, and ask of them: are they faithful to
-the model, are their latents real (shared by two seeds), how many are needed, and are they useful (which section of a
-docstring is a paragraph from)? All is measured on held-out modules, beside controls, and shown on one page.
+corpus (the docstrings that every installation has), train four SAEs in one pass, and ask: are they faithful to the
+model, are their latents real (shared by two seeds), how many are needed, and are they useful (which section of a
+docstring is a paragraph from)? Everything is measured on held-out modules, compared with baselines and controls, and
+shown on one page.
 
 \b
   saekit demo --out demo
   saekit demo --out demo --short       a smaller run, with worse SAEs
 
-Called again with the same folder it goes on where it stopped.
+Called again with the same folder it continues where it stopped.
 
 \b
 DIR/rows/                 the captured rows
 DIR/run/                  four SAEs, log.jsonl, run.json
-DIR/evaluation.json       fidelity: every number with its interval and its controls
-DIR/comparison.json       latents that two seeds share, beside chance
-DIR/sizes.json            what the first 64, 128, ... latents of the Matryoshka SAE are worth
-DIR/classification.json   classifiers on latents beside hidden states and TF-IDF (built-in corpus only)
+DIR/evaluation.json       fidelity, with intervals and baselines
+DIR/comparison.json       latents that two seeds share, compared with chance
+DIR/sizes.json            metrics of the first 64, 128, ... latents of the Matryoshka SAE
+DIR/classification.json   classifiers on latents, hidden states and TF-IDF (built-in corpus only)
 DIR/report.html           all of it as one page
 """
 
 LAYER = 2
 K = 16
+SECTIONS = ("Description", "Examples", "Notes", "Parameters", "Returns", "Summary")
+"""Sections of docstrings that occur in many modules."""
+
+ARMS = ("majority", "words", "dense", "untrained", "full", "binarized", "sparse")
+KS = (4, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -56,35 +69,41 @@ class Size:
 
 FULL = Size(tokens=400_000, latents=1024, batch_rows=512, test_rows=32_768, test_tokens=8_192, paragraphs=4_000)
 SHORT = Size(tokens=20_000, latents=256, batch_rows=256, test_rows=4_096, test_tokens=1_024, paragraphs=800)
-SECTIONS = ("Description", "Examples", "Notes", "Parameters", "Returns", "Summary")
-"""Sections of docstrings that occur in many modules."""
-
-ARMS = ("majority", "words", "dense", "untrained", "full", "binarized", "sparse")
-KS = (4, 16, 64)
 
 
+@command("The whole flow once, offline, in minutes.", HELP)
 def demo(
+    *,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything.")],
     short: Annotated[bool, typer.Option("--short", help="A small run, to see that everything works.")] = False,
-    model: Annotated[str, typer.Option("--model", metavar="M", help="Another language model.")] = "builtin",
-    data: Annotated[str, typer.Option("--data", metavar="D", help="Other texts, for training and measuring.")] = "",
+    model: Annotated[str, typer.Option("--model", metavar="M", help="Another language model [builtin].")] = "builtin",
+    data: Annotated[
+        str, typer.Option("--data", metavar="D", help="Other texts, for training and measuring [builtin].")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Run the demo and print its tables."""
-    begun = time.monotonic()
-    answers = run(out, model=model, data=data, short=short, json=json)
     from ..report.page import write
     from ..report.results_folder import collect
 
+    begun = time.monotonic()
+    with progress_bar(quiet=json) as progress:
+        answers = run(out, model=model, data=data, size=SHORT if short else FULL, progress=progress)
     page = write(collect(out), out, title="saekit demo")
     seconds = time.monotonic() - begun
-    found = answers["evaluation"]
     if json:
-        others = {name: result.to_json() for name, result in answers.items() if name != "evaluation"}
-        print_json({**found.to_json(), **others, "seconds": round(seconds, 1), "report": str(page)})
+        plain = {name: result.to_json() for name, result in answers.items()}
+        print_json({**plain.pop("evaluation"), **plain, "seconds": round(seconds, 1), "report": str(page)})
         return
+    print_answers(answers)
+    typer.echo(f"\nNumbers: {out}/*.json   Page: {page}")
+    tell(f"{seconds:.0f} s in all")
+
+
+def print_answers(answers: dict[str, Any]) -> None:
+    """Print the table of every question."""
     typer.echo("Are they faithful?\n")
-    print_evaluation(found)
+    print_evaluation(answers["evaluation"])
     typer.echo("\nAre their latents real? Two seeds of one SAE\n")
     print_comparison(answers["comparison"])
     typer.echo("\nHow many are needed? Prefixes of the Matryoshka SAE\n")
@@ -93,81 +112,104 @@ def demo(
     if "classification" in answers:
         typer.echo("\nAre they useful? Which section of a docstring a paragraph is from\n")
         print_classification(answers["classification"])
-    typer.echo(f"\nNumbers: {out}/*.json   Page: {page}")
-    tell(f"{seconds:.0f} s in all")
 
 
-def run(out: Path, *, model: str, data: str, short: bool, json: bool) -> dict[str, Any]:
-    """Capture, train, and answer the questions; returns the results by name, each also in ``out/<name>.json``."""
-    from ..classification.run import classify
-    from ..comparison.run import compare
-    from ..evaluation.run import evaluate
-    from ..inputs.texts import read_texts
+def run(out: Path, *, model: str, data: str, size: Size, progress: Progress) -> dict[str, Any]:
+    """Capture, train, and answer the questions; return the results by name, each also in ``out/<name>.json``."""
     from ..models.loading import load_language_model
-    from ..rows.capture import capture
-    from ..sizes.size_curve import measure_sizes
-    from ..training.config import Matryoshka, ReLU, TopK
-    from ..training.loop import train as train_saes
 
-    size = SHORT if short else FULL
     train_data, test_data = (data, data) if data else ("builtin@train", "builtin@heldout")
-    configs = [
-        TopK(n_latents=size.latents, k=K),
-        ReLU(n_latents=size.latents, target_l0=K),
-        Matryoshka(n_latents=size.latents, k=K),
-    ]
-    with progress_bar(quiet=json) as progress:
-        lm = load_language_model(model)
-        rows = capture(
-            lm,
-            train_data,
-            layer=LAYER,
-            tokens=size.tokens,
-            dtype="float16",
-            out=out / "rows",
-            progress=lambda done, total: progress("capture", done, total),
-        )
-        saes = train_saes(
-            configs,
-            rows,
-            seeds=[[0, 1], [0], [0]],
-            batch_rows=size.batch_rows,
-            out=out / "run",
-            resume=True,
-            progress=training_progress(progress),
-        )
-        heldout = capture(lm, test_data, layer=LAYER, tokens=size.test_rows)
-        texts: dict[str, Any] = {"model": lm, "data": test_data, "tokens": size.test_tokens}
-
-        def stage(what: str) -> Any:
-            return lambda stage, done, total=None, note="": progress(f"{what} {stage}", done, total)
-
-        answers: dict[str, Any] = {
-            "evaluation": evaluate(saes, **texts, rows=size.test_rows, progress=stage("evaluate")),
-            "comparison": compare(saes[:2], progress=stage("compare")),
-            "sizes": measure_sizes(saes[3], heldout, **texts, sample_rows=1_000, progress=stage("sizes")),
-        }
-        if not data:
-            paragraphs = read_texts("builtin:paragraphs@heldout")
-            columns = {name: paragraphs.column(name) for name in ("section", "module")}
-            records = [
-                {"text": text, **{name: values[i] for name, values in columns.items()}}
-                for i, text in enumerate(paragraphs.texts)
-            ]
-            answers["classification"] = classify(
-                lm,
-                saes[0],
-                [each for each in records if each["section"] in SECTIONS],
-                name="sections of docstrings",
-                label="section",
-                group="module",
-                limit=size.paragraphs,
-                pools=("sum",),
-                arms=ARMS,
-                ks=KS,
-                out=out / "classify",
-                progress=stage("classify"),
-            )
+    lm = load_language_model(model)
+    saes = train_saes(lm, train_data, out, size, progress)
+    answers = measure(lm, test_data, saes, size, progress)
+    if not data:
+        answers["classification"] = classify_paragraphs(lm, saes[0], out, size, _within("classify", progress))
     for name, result in answers.items():
         result.save(out / f"{name}.json")
     return answers
+
+
+def train_saes(lm: LanguageModel, data: str, out: Path, size: Size, progress: Progress) -> list[SAE]:
+    """Return two seeds of a TopK SAE, a ReLU SAE and a Matryoshka SAE."""
+    from ..rows.capture import capture
+    from ..rows.settings import CaptureSettings
+    from ..training.config import Matryoshka, ReLU, TopK
+    from ..training.loop import train
+    from ..training.settings import TrainSettings
+
+    rows = capture(
+        lm,
+        data,
+        layer=LAYER,
+        tokens=size.tokens,
+        out=out / "rows",
+        settings=CaptureSettings(dtype="float16"),
+        progress=lambda stage, done, total=None, note="": progress("capture", done, total),
+    )
+    n = size.latents
+    return train(
+        [TopK(n_latents=n, k=K), ReLU(n_latents=n, target_l0=K), Matryoshka(n_latents=n, k=K)],
+        rows,
+        seeds=[[0, 1], [0], [0]],
+        settings=TrainSettings(batch_rows=size.batch_rows),
+        out=out / "run",
+        resume=True,
+        progress=progress,
+    )
+
+
+def measure(lm: LanguageModel, data: str, saes: list[SAE], size: Size, progress: Progress) -> dict[str, Any]:
+    """Answer the questions that need no labels."""
+    from ..comparison.run import compare
+    from ..evaluation.run import evaluate
+    from ..evaluation.settings import EvaluationSettings
+    from ..rows.capture import capture
+    from ..sizes.settings import SizeSettings
+    from ..sizes.size_curve import measure_sizes
+
+    heldout: Source = capture(lm, data, layer=LAYER, tokens=size.test_rows)
+    tokens = size.test_tokens
+    return {
+        "evaluation": evaluate(
+            saes,
+            model=lm,
+            data=data,
+            settings=EvaluationSettings(max_rows=size.test_rows, tokens=tokens),
+            progress=_within("evaluate", progress),
+        ),
+        "comparison": compare(saes[:2], progress=_within("compare", progress)),
+        "sizes": measure_sizes(
+            saes[3],
+            heldout,
+            model=lm,
+            data=data,
+            settings=SizeSettings(tokens=tokens, sample_rows=1_000),
+            progress=_within("sizes", progress),
+        ),
+    }
+
+
+def classify_paragraphs(lm: LanguageModel, sae: SAE, out: Path, size: Size, progress: Progress) -> Any:
+    """Classify paragraphs of held-out docstrings by their section."""
+    from ..classification.run import classify
+    from ..classification.settings import ClassifierSettings
+    from ..inputs.settings import Split
+    from ..inputs.texts import read_texts
+
+    paragraphs = read_texts("builtin:paragraphs@heldout")
+    columns = (paragraphs.texts, paragraphs.column("section"), paragraphs.column("module"))
+    records = [{"text": text, "section": section, "module": module} for text, section, module in zip(*columns)]
+    return classify(
+        sae,
+        model=lm,
+        data=[each for each in records if each["section"] in SECTIONS],
+        split=Split(label="section", group="module", max_rows=size.paragraphs),
+        settings=ClassifierSettings(name="sections of docstrings", pools=("sum",), arms=ARMS, ks=KS, save_arm="none"),
+        out=out,
+        progress=progress,
+    )
+
+
+def _within(question: str, progress: Progress) -> Progress:
+    """Return progress whose stages are called after the question."""
+    return lambda stage, done, total=None, note="": progress(f"{question} {stage}", done, total, note)

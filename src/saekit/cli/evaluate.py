@@ -1,18 +1,17 @@
-"""``saekit evaluate``: how well SAEs reconstruct rows and what they cost the model, beside their controls."""
+"""``saekit evaluate``: how well SAEs reconstruct rows and what they cost the model, compared with their baselines."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Annotated
 
 from ..errors import ConfigError
+from ..evaluation.settings import EvaluationSettings
+from .command import Setting, command
 from .console import print_evaluation, print_json, progress_bar, tell
-from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
-from .settings import merge, names_of
+from .options import Data, Json, Model, Out, Rows, Saes
 
-HELP = """Measure SAEs on rows, each beside an untrained SAE and PCA, with intervals from resampled documents.
+HELP = """Measure SAEs on rows, each compared with an untrained SAE and PCA, with confidence intervals from resampled
+documents.
 
 \b
   saekit evaluate run/topk-1024-k16-seed0 --rows rows
@@ -24,42 +23,40 @@ which `saekit report OUT` makes a page.
 """
 
 
+@command("Measure SAEs, compared with their baselines.", HELP, flags=("controls",))
 def evaluate(
-    sae: Annotated[list[str], typer.Argument(metavar="SAE...", help="SAEs: folders, runs, hf:owner/name/folder.")],
-    model: Model = None,
-    data: Data = None,
-    rows: Rows = None,
-    layer: Layer = None,
-    hook: Hook = None,
-    tokens: Tokens = None,
-    text: Text = None,
-    controls: Annotated[
-        bool | None, typer.Option("--controls/--no-controls", help="Whether to measure the controls [yes].")
+    sae: Saes,
+    *,
+    model: Model | None = None,
+    data: Data | None = None,
+    rows: Rows | None = None,
+    settings: EvaluationSettings,
+    fit: Annotated[
+        str | None, Setting("Rows that the baselines are fitted on [the first 32768 of the rows evaluated].")
     ] = None,
-    out: Out = None,
-    config: ConfigFile = None,
-    set_: Set = None,
+    frozen: Annotated[str | None, Setting("SAE that was trained with a frozen decoder [one among SAE...].")] = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Evaluate SAEs on the same rows."""
     from ..evaluation.run import evaluate as run
     from ..store.address import sae_paths
 
-    known = {**names_of(run, without=("saes", "source", "progress", "rows")), "rows": None, "max_rows": None}
-    options: dict[str, Any] = {
-        "model": model, "data": data, "rows": rows, "layer": layer, "hook": hook, "tokens": tokens, "text": text,
-        "controls": controls,
-    }  # fmt: skip
-    settings = merge(known, file=config, options=options, sets=set_)
-    if settings.get("rows") is None and (settings.get("model") is None or settings.get("data") is None):
+    if rows is None and (model is None or data is None):
         raise ConfigError("either --rows, or --model and --data, must be given: what the SAEs are measured on.")
-    source = settings.pop("rows", None)
-    if "max_rows" in settings:
-        settings["rows"] = settings.pop("max_rows")
     with progress_bar(quiet=json) as progress:
-        result = run(sae_paths(sae), source, **settings, progress=progress)
+        result = run(
+            sae_paths(sae),
+            rows,
+            model=model,
+            data=data,
+            fit=fit,
+            frozen=frozen,
+            settings=settings,
+            progress=progress,
+        )
     if out is not None:
-        result.save(Path(out) / "evaluation.json")
+        result.save(out / "evaluation.json")
     if json:
         print_json(result.to_json())
         return

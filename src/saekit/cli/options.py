@@ -1,4 +1,7 @@
-"""Options that several commands share: the same word means the same everywhere."""
+"""Options that several commands share: the same word means the same everywhere.
+
+A command writes ``model: Model`` where it needs one, and ``model: Model | None = None`` where it does not.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,31 @@ import typer
 Saes = Annotated[
     list[str], typer.Argument(metavar="SAE...", help="SAEs: folders, training runs, or hf:owner/name/folder.")
 ]
-Model = Annotated[
-    str | None, typer.Option("--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.")
+Sae = Annotated[
+    list[str], typer.Option("--sae", metavar="SAE...", help="SAEs of the model: folders, runs, hf:owner/name/folder.")
 ]
+Model = Annotated[str, typer.Option("--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.")]
 Data = Annotated[
-    str | None,
+    str,
     typer.Option(
         "--data", metavar="D", help="Texts: a file or folder, owner/name[:config][@split] on the hub, or `builtin`."
     ),
 ]
+Images = Annotated[
+    str,
+    typer.Option("--images", metavar="D", help="Images instead of texts: a folder, .npy, .npz, IDX, a data set."),
+]
 Rows = Annotated[
-    str | None,
+    str,
     typer.Option(
         "--rows", metavar="R", help="Rows instead of a model: a folder of `saekit capture`, .npy, .safetensors."
     ),
 ]
-Layer = Annotated[
-    int | None, typer.Option("--layer", metavar="L", help="Residual stream after block L, counted from 0.")
-]
-Hook = Annotated[
-    str | None,
-    typer.Option("--hook", metavar="PATH", help="Any module instead of --layer, e.g. layers.6.mlp."),
-]
-Text = Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="Column of the texts in --data [text].")]
-Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens (rows) to use.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
+Layer = Annotated[int, typer.Option("--layer", metavar="L", help="Residual stream after block L, counted from 0.")]
+Hook = Annotated[str, typer.Option("--hook", metavar="PATH", help="Any module instead of --layer, e.g. layers.6.mlp.")]
+Text = Annotated[str, typer.Option("--text", metavar="COLUMN", help="Column of the texts in --data [text].")]
+Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens (rows) to use.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML file with these settings; options override it.")

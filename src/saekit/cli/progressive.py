@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ConfigError
+from ..sizes.settings import ProgressiveStudySettings
+from .command import command
 from .console import print_json, print_table, progress_bar, tell
-from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
-from .rows_option import rows_for
-from .settings import merge, whole_numbers
+from .options import Data, Json, Model, Out, Rows
+
+if TYPE_CHECKING:
+    from ..sizes.result import Progressive
 
 HELP = """Compare the ways of getting small SAEs: the widest vanilla SAE of a run pruned by each ranking, Matryoshka
 prefixes, separately trained SAEs, and unsorted prefixes, at equal sizes, over the seeds of the run.
@@ -26,81 +27,42 @@ measured on the others. Without --rows and --model, the rows come from what the 
 numbers go to OUT/progressive.json, from which `saekit report OUT` makes a page.
 """
 
-CE_TOKENS = 8192
-"""Tokens of the cross-entropies by default: they are measured for every way, size and seed."""
-
-SETTINGS = (
-    "rows", "model", "data", "layer", "hook", "text", "tokens", "by", "sizes", "batch_rows", "sample_rows",
-    "latents", "ce_tokens", "draws", "seed", "out",
-)  # fmt: skip
-
-
-MEASURING = ("batch_rows", "sample_rows", "latents", "draws", "seed")
-
 SHOWN = ("fvu", "ce_sae", "rsa", "detection", "shared")
 """Metrics that get a table in the terminal; the page and the JSON have all."""
 
 
+@command("Pruned, nested and separately trained SAEs compared.", HELP, flags=("by",))
 def progressive(
     run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folder of a training run, or SAEs.")],
-    by: Annotated[
-        str | None, typer.Option("--by", metavar="A,B", help="Rankings [energy,frequency,unsorted,random].")
-    ] = None,
+    *,
+    settings: ProgressiveStudySettings,
     sizes: Annotated[
-        str | None, typer.Option("--sizes", metavar="64,256", help="Numbers of latents [those of the run].")
+        tuple[int, ...] | None,
+        typer.Option("--sizes", metavar="64,256", help="Numbers of latents [those of the run]."),
     ] = None,
-    rows: Rows = None,
-    model: Model = None,
-    data: Data = None,
-    layer: Layer = None,
-    hook: Hook = None,
-    text: Text = None,
-    tokens: Tokens = None,
-    out: Out = None,
-    config: ConfigFile = None,
-    set_: Set = None,
+    rows: Rows | None = None,
+    model: Model | None = None,
+    data: Data | None = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Compare small SAEs."""
-    from ..rows.split import halves
-    from ..sae.model import SAE
-    from ..sizes.progressive import RANKINGS
-    from ..sizes.progressive import progressive as compare_sizes
-    from ..store.address import sae_paths
+    from ..sizes.run import study_progressive
 
-    options: dict[str, Any] = {
-        "by": by, "sizes": sizes, "rows": rows, "model": model, "data": data, "layer": layer, "hook": hook,
-        "text": text, "tokens": tokens, "out": None if out is None else str(out),
-    }  # fmt: skip
-    settings = merge(dict.fromkeys(SETTINGS), file=config, options=options, sets=set_)
-    paths = sae_paths(run)
-    short = len({Path(path).name for path in paths}) == len(paths)
-    saes = {Path(path).name if short else path: SAE.load(path) for path in paths}
-    if not saes:
-        raise ConfigError(f"RUN must be a folder with SAEs; `{run[0]}` holds none.")
-    wanted = settings.get("sizes")
-    if isinstance(wanted, str):
-        wanted = whole_numbers(wanted, "--sizes")
-    rankings = settings.get("by") or RANKINGS
-    rankings = [part.strip() for part in rankings.split(",")] if isinstance(rankings, str) else rankings
     with progress_bar(quiet=json) as progress:
-        source, language = rows_for(next(iter(saes.values())), paths[0], settings, progress, ce_tokens=CE_TOKENS)
-        chosen_on, measured_on = halves(source)
-        result = compare_sizes(
-            saes,
-            measured_on,
-            fit=chosen_on,
-            sizes=wanted,
-            by=rankings,
-            **language,
-            **{name: settings[name] for name in MEASURING if name in settings},
-            progress=progress,
-        )
-    if settings.get("out") is not None:
-        result.save(Path(settings["out"]) / "progressive.json")
+        result = study_progressive(run, rows, sizes=sizes, model=model, data=data, settings=settings, progress=progress)
+    if out is not None:
+        result.save(out / "progressive.json")
     if json:
         print_json(result.to_json())
         return
+    print_progressive(result)
+    if out is not None:
+        tell(f"wrote {out}/progressive.json; `saekit report {out}` makes a page of it")
+
+
+def print_progressive(result: Progressive) -> None:
+    """Print a table per metric, then the power laws."""
     first = result.curves[0].metrics
     shown = [name for name in SHOWN if name in first and first[name].is_defined]
     for number, metric in enumerate(shown):
@@ -110,5 +72,3 @@ def progressive(
     for each in result.rankings:
         if each.fit is not None:
             typer.echo(f"\n{each.name}, {each.by}: exponent {each.fit.alpha}, R² {each.fit.r2:.3f}; {each.fit.verdict}")
-    if settings.get("out") is not None:
-        tell(f"wrote {settings['out']}/progressive.json; `saekit report {settings['out']}` makes a page of it")

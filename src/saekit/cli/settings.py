@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,19 +48,11 @@ def merge(
         if value is not None:
             tree[name] = value
     for text in sets or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise ConfigError(f"--set must look like name=value; got `{text}`. Example: --set config.lr=1e-3")
-        path = name.strip().split(".")
+        path, value = _assignment(text)
         path[0] = words.get(path[0], path[0])
-        _check(_nested(path, _value(value.strip())), known, "--set", "")
-        _put(tree, path, _value(value.strip()), text)
+        _check(_nested(path, value), known, "--set", "")
+        _put(tree, path, value, text)
     return tree
-
-
-def names_of(function: Callable[..., Any], *, without: Iterable[str] = ()) -> dict[str, None]:
-    """The keyword settings of a library function, as `merge` takes them: what it learns, the command line knows."""
-    return {name: None for name in inspect.signature(function).parameters if name not in set(without)}
 
 
 def required(tree: Mapping[str, Any], *names: str, why: str = "", words: Mapping[str, str] | None = None) -> None:
@@ -105,6 +96,14 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"`{file}` must be TOML; {error}.") from None
 
 
+def _assignment(text: str) -> tuple[list[str], Any]:
+    """Return the path and the value of ``a.b=value``."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set must look like name=value; got `{text}`. Example: --set config.lr=1e-3")
+    return name.strip().split("."), _value(value.strip())
+
+
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -120,7 +119,7 @@ def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def _check(tree: Any, known: Any, where: str, prefix: str) -> None:
-    """Every name of `tree` must be in `known`, with tables and lists where `known` has them."""
+    """Refuse names of `tree` that are not in `known`, and values where `known` has tables or lists."""
     if isinstance(known, list):
         if not isinstance(tree, list) or not all(isinstance(item, dict) for item in tree):
             raise ConfigError(f"{where}: `{prefix}` must be a list of tables, written [[{prefix}]]; got {tree!r}.")
@@ -129,14 +128,17 @@ def _check(tree: Any, known: Any, where: str, prefix: str) -> None:
         raise ConfigError(f"{where}: `{prefix}` must be a table of settings, written [{prefix}]; got {tree!r}.")
     for name, value in tree.items():
         dotted = f"{prefix}.{name}" if prefix else name
-        if name not in known:
-            if prefix and not known:
-                continue
-            deeper = [f"{table}.{name}" for table, inner in known.items() if isinstance(inner, dict) and name in inner]
-            hint = f"Did you mean {listed(deeper)}?" if deeper else did_you_mean(name, known)
-            raise ConfigError(f"{where}: unknown setting `{dotted}`. {hint}")
-        if known[name] is not None:
-            _check(value, known[name], where, dotted)
+        if name in known:
+            if known[name] is not None:
+                _check(value, known[name], where, dotted)
+        elif known or not prefix:
+            raise ConfigError(f"{where}: unknown setting `{dotted}`. {_hint(name, known)}")
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
+    """Return which names were probably meant: those of the same word in a table, or the nearest."""
+    deeper = [f"{table}.{name}" for table, inner in known.items() if isinstance(inner, dict) and name in inner]
+    return f"Did you mean {listed(deeper)}?" if deeper else did_you_mean(name, known)
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any, text: str) -> None:
@@ -151,5 +153,5 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any, text: str) -> No
 
 def _item(items: list[Any], name: str, text: str) -> Any:
     if not name.isdigit() or int(name) >= len(items):
-        raise ConfigError(f"--set {text}: `{name}` must be a place in a list of {len(items)}, counted from 0.")
+        raise ConfigError(f"--set {text}: `{name}` must be an index in a list of {len(items)}, counted from 0.")
     return items[int(name)]

@@ -41,7 +41,7 @@ def show(sae: Saes, *, json: Json = False) -> None:
 
 
 def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
-    """What a reader wants first, first; digests of single tensors left out."""
+    """Return the facts in the order of interest, without the digests of single tensors."""
     rule = dict(facts["rule"])
     name = rule.pop("name")
     settings = ", ".join(f"{key}={value}" for key, value in rule.items())
@@ -66,10 +66,3 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
         others = [other.get("name") for other in stability["compared_with"] if isinstance(other, dict)]
         provenance["stability"] = {**stability, "compared_with": others}
     return {**head, "provenance": provenance}
-
-
-def expand(paths: list[str]) -> list[str]:
-    """Return the addresses of single SAEs."""
-    from ..store.address import sae_paths
-
-    return sae_paths(paths)

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from ..errors import ConfigError, did_you_mean, listed
 from ..files import read_json
-from .console import print_json, print_table, progress_bar, tell, training_progress
-from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Rows, Set, Text, Tokens
-from .settings import merge, names_of, required, whole_numbers
+from ..rows.settings import StreamSettings
+from ..training.config import (
+    BatchTopK,
+    Config,
+    Gated,
+    HierarchicalTopK,
+    JumpReLU,
+    Matryoshka,
+    PAnneal,
+    ReLU,
+    TopK,
+)
+from ..training.settings import TrainSettings
+from .command import Setting, Table, command
+from .console import print_json, print_table, progress_bar, tell
+from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text, Tokens
+from .settings import required
+
+if TYPE_CHECKING:
+    from ..rows.source import Source
 
 HELP = """Train sparse autoencoders: every architecture and seed sees the same rows, read once.
 
@@ -40,73 +57,79 @@ A TOML file holds the same words; [[configs]] repeats, [config] applies to all o
   target_l0 = 16
 
 The results are OUT/<arch>-<latents>-…-seed<S>/ (one SAE each), OUT/run.json and OUT/log.jsonl. A run that was
-interrupted, in any way, goes on with --resume and ends with the same bits.
+interrupted, in any way, continues with --resume and ends with the same bits.
 """
 
-_ARCHITECTURES = "topk, batchtopk, hierarchical-topk, matryoshka, jumprelu, relu, gated, p-anneal"
+CONFIGS = (TopK, BatchTopK, HierarchicalTopK, Matryoshka, JumpReLU, ReLU, Gated, PAnneal)
 
 
+@command("Train SAEs: several architectures and seeds in one pass.", HELP)
 def train(
-    rows: Rows = None,
-    model: Model = None,
-    data: Data = None,
-    layer: Layer = None,
-    hook: Hook = None,
-    text: Text = None,
+    *,
+    rows: Rows | None = None,
+    model: Model | None = None,
+    data: Data | None = None,
+    layer: Layer | None = None,
+    hook: Hook | None = None,
+    text: Text | None = None,
     arch: Annotated[
-        list[str] | None, typer.Option("--arch", metavar="A,B", help=f"Architectures: {_ARCHITECTURES}.")
+        list[str] | None,
+        typer.Option("--arch", metavar="A,B", help=f"Architectures: {', '.join(kind.arch for kind in CONFIGS)}."),
     ] = None,
-    latents: Annotated[int | None, typer.Option("--latents", metavar="N", help="Latents of each SAE.")] = None,
+    latents: Annotated[
+        int | None, typer.Option("--latents", metavar="N", help="Number of latents of each SAE.")
+    ] = None,
     k: Annotated[
         int | None,
         typer.Option("--k", metavar="N", help="Latents per row: `k`, or `target_l0` where the sparsity is a penalty."),
     ] = None,
-    tokens: Tokens = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", metavar="0,1", help="Seeds of the first weights [0].")] = None,
-    out: Out = None,
+    tokens: Tokens | None = None,
+    seeds: Annotated[tuple[int, ...], typer.Option("--seeds", metavar="0,1", help="Random seeds of the SAEs [0].")] = (
+        0,
+    ),
+    start: Annotated[str | None, Setting("SAE to initialize the learners with [random weights].")] = None,
+    settings: TrainSettings,
+    out: Out,
     resume: Annotated[
-        bool | None, typer.Option("--resume", help="Continue the interrupted run in --out, bit for bit.")
-    ] = None,
-    config: ConfigFile = None,
-    set_: Set = None,
+        bool, typer.Option("--resume", help="Continue the interrupted run in --out, bit for bit.")
+    ] = False,
+    stream: Annotated[StreamSettings, Table()],
+    config: Annotated[dict[str, Any], Table(kinds=CONFIGS, also=("latents",))],
+    configs: Annotated[list[dict[str, Any]], Table(repeated=True)],
     json: Json = False,
 ) -> None:
     """Train SAEs into a folder."""
-    from ..rows.shards import open_rows
-    from ..rows.stream import stream
+    from ..sae.model import SAE
     from ..training.loop import train as run
 
-    run_settings = names_of(run, without=("configs", "source", "callbacks", "progress"))
-    stream_settings = names_of(stream, without=("model", "data", "tokens", "layer", "hook", "text"))
-    known: dict[str, Any] = {
-        **run_settings,
-        **dict.fromkeys(("rows", "model", "data", "layer", "hook", "text", "arch", "latents", "k")),
-        "stream": stream_settings,
-        "config": _config_names(),
-        "configs": [],
-    }
-    options: dict[str, Any] = {
-        "rows": rows, "model": model, "data": data, "layer": layer, "hook": hook, "text": text, "arch": arch,
-        "latents": latents, "k": k, "tokens": tokens, "out": None if out is None else str(out), "resume": resume,
-        "seeds": None if seeds is None else whole_numbers(seeds, "--seeds"),
-    }  # fmt: skip
-    settings = merge(known, file=config, options=options, sets=set_)
-    required(settings, "out")
-    configs = configs_from(settings)
-    settings["seeds"] = _seeds(settings.get("seeds", (0,)))
-    source = _source(settings, open_rows, stream)
+    wanted = _configs(_Asked(arch, latents, k), config, configs)
+    place = {"data": data, "layer": layer, "hook": hook, "text": text}
+    source = _source(rows, model, place, tokens, stream)
     with progress_bar(quiet=json) as progress:
         run(
-            configs,
+            wanted,
             source,
-            **{name: value for name, value in settings.items() if name in run_settings},
-            progress=training_progress(progress),
+            seeds=list(seeds),
+            tokens=tokens,
+            start=None if start is None else SAE.load(start),
+            out=out,
+            resume=resume,
+            settings=settings,
+            progress=progress,
         )
-    _tell_result(settings["out"], json)
+    _tell_result(str(out), json)
 
 
-def configs_from(settings: Mapping[str, Any]) -> list[Any]:
-    """Training configurations from ``configs``, or from ``arch``, ``latents`` and ``k``; ``config`` applies to all.
+class _Asked(NamedTuple):
+    """Training configurations as the flags say them."""
+
+    arch: list[str] | None
+    latents: int | None
+    k: int | None
+
+
+def _configs(asked: _Asked, common: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> list[Config]:
+    """Return training configurations from tables, or from flags; `common` applies to all.
 
     Raises
     ------
@@ -115,80 +138,60 @@ def configs_from(settings: Mapping[str, Any]) -> list[Any]:
     """
     from ..training.architectures import config_from_dict
 
-    common = settings.get("config", {})
-    tables = settings.get("configs", [])
-    names = settings.get("arch")
-    if bool(tables) == bool(names):
+    if bool(tables) == bool(asked.arch):
         raise ConfigError(
             "the architectures must come from --arch (with --latents and --k) or from [[configs]] in --config; "
-            f"{'both' if names else 'neither'} came."
+            f"{'both' if tables else 'neither'} came."
         )
-    if names:
-        names = [names] if isinstance(names, str) else names
-        tables = [_table(name.strip(), settings, common) for part in names for name in part.split(",")]
-    elif settings.get("latents") is not None or settings.get("k") is not None:
+    if asked.arch:
+        names = [name.strip() for part in asked.arch for name in part.split(",")]
+        tables = [_table(name, asked, common) for name in names]
+    elif asked.latents is not None or asked.k is not None:
         raise ConfigError("--latents and --k go with --arch; in a file set them inside [[configs]] or in [config].")
     return [config_from_dict({**common, **table}) for table in tables]
 
 
-def _table(name: str, settings: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
-    from ..training.architectures import ARCHITECTURES
-
-    if name not in ARCHITECTURES:
-        raise ConfigError(f"--arch must name architectures; got `{name}`. {did_you_mean(name, ARCHITECTURES)}")
+def _table(name: str, asked: _Asked, common: Mapping[str, Any]) -> dict[str, Any]:
+    known = {kind.arch: {field.name for field in dataclasses.fields(kind)} for kind in CONFIGS}
+    if name not in known:
+        raise ConfigError(f"--arch must name architectures; got `{name}`. {did_you_mean(name, known)}")
     table: dict[str, Any] = {"arch": name}
-    if settings.get("latents") is not None:
-        table["latents"] = settings["latents"]
+    if asked.latents is not None:
+        table["latents"] = asked.latents
     elif not {"latents", "n_latents"} & common.keys():
         raise ConfigError("--latents must be given with --arch: the number of latents of each SAE.")
-    if settings.get("k") is not None:
-        fields = _fields(name)
-        word = "k" if "k" in fields else "target_l0"
-        if word not in common:
-            table[word] = settings["k"]
+    word = "k" if "k" in known[name] else "target_l0"
+    if asked.k is not None and word not in common:
+        table[word] = asked.k
     return table
 
 
-def _fields(arch: str) -> set[str]:
-    from ..training.architectures import ARCHITECTURES
+def _source(
+    rows: str | None, model: str | None, place: Mapping[str, Any], tokens: int | None, settings: StreamSettings
+) -> Source:
+    """Return rows from a file or folder, or from a model while it trains."""
+    from ..rows.shards import open_rows
+    from ..rows.stream import stream
 
-    return {field.name for field in dataclasses.fields(ARCHITECTURES[arch].config)}
-
-
-def _config_names() -> dict[str, None]:
-    """Every setting that some architecture has."""
-    from ..training.architectures import ARCHITECTURES
-
-    return dict.fromkeys(sorted({name for arch in ARCHITECTURES for name in _fields(arch)} | {"latents"}))
-
-
-def _seeds(value: Any) -> list[int]:
-    if isinstance(value, int):
-        return [value]
-    return whole_numbers(value, "seeds") if isinstance(value, str) else list(value)
-
-
-def _source(settings: Mapping[str, Any], open_rows: Any, stream: Any) -> Any:
-    """Rows from a file or folder, or from a model on the fly."""
-    if (settings.get("rows") is None) == (settings.get("model") is None):
+    if (rows is None) == (model is None):
         raise ConfigError(
             "the rows must come from --rows or from --model with --data and --layer; give one of the two."
         )
-    if settings.get("rows") is not None:
-        extra = [f"--{name}" for name in ("data", "layer", "hook", "text") if settings.get(name) is not None]
-        if extra or settings.get("stream"):
-            raise ConfigError(f"{listed(extra or ['stream'])} are about --model; the rows of --rows exist already.")
-        return open_rows(settings["rows"])
-    required(settings, "data", why="with --model")
-    if (settings.get("layer") is None) == (settings.get("hook") is None):
+    given = {name: value for name, value in place.items() if value is not None}
+    if rows is not None:
+        extra = [f"--{name}" for name in given] or (["stream"] if settings != StreamSettings() else [])
+        if extra:
+            raise ConfigError(f"{listed(extra)} are about --model; the rows of --rows exist already.")
+        return open_rows(rows)
+    assert model is not None
+    required(given, "data", why="with --model")
+    if ("layer" in given) == ("hook" in given):
         raise ConfigError("exactly one of --layer and --hook must be given with --model.")
-    names = ("layer", "hook", "text", "tokens")
-    given = {name: settings[name] for name in names if settings.get(name) is not None}
-    return stream(settings["model"], settings["data"], **given, **settings.get("stream", {}))
+    return stream(model, given.pop("data"), **given, tokens=tokens, settings=settings)
 
 
 def _tell_result(out: str, json: bool) -> None:
-    """The last numbers of every SAE, from the run's own record."""
+    """Print the last numbers of every SAE, from the run's own record."""
     record = read_json(Path(out) / "run.json")
     saes: list[dict[str, Any]] = [{"sae": f"{out}/{name}", **_final(record["final"][name])} for name in record["saes"]]
     if json:
@@ -212,7 +215,7 @@ def _final(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _time(seconds: Mapping[str, float]) -> str:
-    """Where the time of a run went, in words.
+    """Return where the time of a run went, in words.
 
     >>> _time({"total": 10.0, "start": 0.5, "rows": 2.0, "steps": 7.5, "model": 6.0})
     '10 s: 5% start, 75% training the SAEs, 20% waiting for rows (the language model worked for 60% of it)'

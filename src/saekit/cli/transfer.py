@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..classification.settings import ClassifierSettings, Matching
 from ..errors import ConfigError
+from ..inputs.settings import Split
+from .classify import images_or_texts
+from .command import command
 from .console import bare, print_fitting, print_json, print_table, progress_bar, tell
-from .options import ConfigFile, Data, Hook, Json, Layer, Model, Out, Set, Text
-from .settings import merge, names_of, required, whole_numbers
-from .show import expand
+from .options import Data, Images, Json, Model, Out, Sae
 
-HELP = """Train classifiers on each value of a column (a language, a domain) and test them on every other, beside dense
+if TYPE_CHECKING:
+    from ..classification.transfer_result import Transfer
+
+HELP = """Train classifiers on each value of a column (a language, a domain) and test them on every other, with dense
 states, bag of words and chance; or let a classifier of one SAE's latents read those of another, matched.
 
 \b
@@ -22,145 +27,101 @@ states, bag of words and chance; or let a classifier of one SAE's latents read t
   saekit transfer --model M --sae A --to B --to-model M2 --set by="documents" --data texts.csv --out found
   saekit transfer --model vit --sae A --images photos --across source --out found         images, by patches
 
-Off the diagonal nothing of the tested value is seen in training; the drop is against a classifier of the tested value,
-judged on the same rows. With --out the numbers go to OUT/transfer.json, with heat maps beside it; an interrupted call
-goes on where it stopped. Without --across all rows are one value: plain classification.
+Off-diagonal cells are zero-shot. The drop is measured against an in-domain classifier on the same test set. With --out
+the numbers go to OUT/transfer.json, with heat maps next to it; an interrupted call goes on where it stopped. Without
+--across all rows are one value: the numbers of `saekit classify`.
 """
 
 MOST_SHOWN = 14
 
 
+FLAGS = ("label", "group", "values", "max_rows", "pools", "arms", "folds", "seed")
+NAMED = {"pools": "--pool", "max_rows": "--rows"}
+
+
+@command("Train on one language, domain or SAE, test on the others.", HELP, flags=FLAGS, named=NAMED)
 def transfer(
     more: Annotated[
         list[str] | None, typer.Argument(metavar="[SAE...]", help="Further SAEs after --sae.", show_default=False)
     ] = None,
-    model: Model = None,
-    sae: Annotated[
-        list[str] | None, typer.Option("--sae", metavar="SAE...", help="SAEs of the model: folders, runs, hf:….")
-    ] = None,
+    *,
+    model: Model,
+    sae: Sae | None = None,
     to: Annotated[
-        list[str] | None, typer.Option("--to", metavar="SAE", help="Another SAE that the classifier is to read.")
+        list[str] | None, typer.Option("--to", metavar="SAE", help="SAE to transfer the classifier to.")
     ] = None,
     to_model: Annotated[
-        str | None, typer.Option("--to-model", metavar="M", help="The model of --to, where it is another.")
+        str | None, typer.Option("--to-model", metavar="M", help="Model of --to [that of the first SAE].")
     ] = None,
-    data: Data = None,
-    images: Annotated[
-        str | None, typer.Option("--images", metavar="D", help="Images instead of texts: a folder, array, data set.")
-    ] = None,
-    text: Text = None,
-    label: Annotated[
-        str | None, typer.Option("--label", metavar="COLUMN", help="Column of the classes [label].")
-    ] = None,
+    data: Data | None = None,
+    images: Images | None = None,
     across: Annotated[
         str | None, typer.Option("--across", metavar="COLUMN", help="Column of the values to transfer between.")
     ] = None,
-    group: Annotated[
-        str | None,
-        typer.Option("--group", metavar="COLUMN", help="Column of what must not be torn apart: template, author."),
+    split: Split,
+    settings: ClassifierSettings,
+    matching: Matching,
+    C: Annotated[
+        tuple[float, ...] | None, typer.Option("--C", metavar="X,X", help="Inverse strengths of the L2 penalty.")
     ] = None,
-    values: Annotated[
-        str | None, typer.Option("--values", metavar="en,de", help="Some of the values, with commas between [all].")
-    ] = None,
-    rows: Annotated[int | None, typer.Option("--rows", metavar="N", help="Most rows of each value [all].")] = None,
-    layer: Layer = None,
-    hook: Hook = None,
-    pool: Annotated[
-        str | None, typer.Option("--pool", metavar="P", help="Pooling over tokens: sum, mean, max, last, … [sum].")
-    ] = None,
-    arms: Annotated[
-        str | None, typer.Option("--arms", metavar="sae,dense", help="Ways to classify [all that there are].")
-    ] = None,
-    folds: Annotated[
-        int | None, typer.Option("--folds", metavar="K", help="Judge every row by cross-fitting [one locked test set].")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of split, folds and resamples [0].")] = None,
-    out: Out = None,
-    config: ConfigFile = None,
-    set_: Set = None,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Train on one, test on the others."""
-    from ..classification.transfer import transfer as across_values
-    from ..classification.transfer import transfer_features as across_saes
-
-    options: dict[str, Any] = {
-        "model": model, "sae": [*(sae or []), *(more or [])] or None, "to": to, "to_model": to_model, "data": data,
-        "images": images, "text": text, "label": label, "across": across, "group": group,
-        "values": None if values is None else values.split(","), "rows": rows, "layer": layer, "hook": hook,
-        "pool": pool, "arms": None if arms is None else arms.split(","), "folds": folds, "seed": seed,
-        "out": None if out is None else str(out),
-    }  # fmt: skip
-    known: dict[str, Any] = {
-        **names_of(across_saes, without=("saes", "progress", "budget")),
-        **names_of(across_values, without=("progress", "budget")),
-        "to": None, "images": None, "C": None,
-    }  # fmt: skip
-    settings = merge(known, file=config, options=options, sets=set_)
-    required(settings, "model")
-    if (settings.get("data") is None) == (settings.get("images") is None):
-        raise ConfigError("exactly one of --data and --images must be given: what is classified.")
-    if settings.get("to") is not None and settings.get("across") is not None:
+    if to and across is not None:
         raise ConfigError("at most one of --across (values of a column) and --to (another SAE) may be given; got both.")
-    folder = None if settings.get("out") is None else Path(settings["out"])
-    saes = expand(_listed(settings.pop("sae", [])))
-    if "C" in settings:
-        settings["budget"] = _budget(settings.pop("C"))
-    if folder is not None:
-        settings.setdefault("cache", str(folder / "features"))
-    to_saes = expand(_listed(settings.pop("to"))) if "to" in settings else []
-    if to_saes and not saes:
+    saes = [*(sae or []), *(more or [])]
+    if to and not saes:
         raise ConfigError("--sae must be given with --to: the SAE that the classifier learns from.")
-    source: Any = settings.pop("data", None)
-    if "images" in settings:
-        from ..inputs.images import read_images
+    if not to:
+        _check_unneeded(matching, to_model)
+    source = images_or_texts(data, images)
+    from ..classification.transfer import RESULT
+    from ..classification.transfer import transfer as across_values
+    from ..classification.transfer_features import transfer_features as across_saes
+    from ..store.address import sae_paths
 
-        source = read_images(settings.pop("images"))
+    assert model is not None
+    if C is not None:
+        settings = replace(settings, budget=replace(settings.budget, C=C))
+    first, second = sae_paths(saes), sae_paths(to or [])
+    common: dict[str, Any] = {"data": source, "split": split, "settings": settings, "out": out}
     with progress_bar(quiet=json) as progress:
-        if to_saes:
-            result = across_saes(source, saes=[*saes, *to_saes], **settings, progress=progress)
+        if to:
+            models = [model] * len(first) + [to_model or model] * len(second)
+            result = across_saes([*first, *second], model=models, matching=matching, **common, progress=progress)
         else:
-            unknown = {"to_model", "by", "threshold"} & set(settings)
-            if unknown:
-                raise ConfigError(f"`{sorted(unknown)[0]}` needs --to: it says how latents of another SAE are read.")
-            result = across_values(source, sae=saes, **settings, progress=progress)
-    if folder is not None:
+            result = across_values(first, model=model, across=across, **common, progress=progress)
+    if out is not None:
         from ..report.transfer import write_transfer_figures
 
-        result.save(folder / "transfer.json")
-        write_transfer_figures(result.to_json(), folder)
+        write_transfer_figures(result.to_json(), out)
     if json:
         print_json(result.to_json())
         return
     print_transfer(result)
-    if folder is not None:
-        tell(f"wrote {folder}/transfer.json; `saekit report {folder}` makes a page of it")
+    if out is not None:
+        tell(f"wrote {out}/{RESULT}; `saekit report {out}` makes a page of it")
 
 
-def print_transfer(result: Any) -> None:
-    """The ways to classify, the matrix of the first of an SAE, and what they say in words."""
+def _check_unneeded(matching: Matching, to_model: str | None) -> None:
+    given = {"to_model": to_model, "by": matching.by != Matching().by, "threshold": matching.threshold is not None}
+    unneeded = [name for name, value in given.items() if value]
+    if unneeded:
+        raise ConfigError(f"`{unneeded[0]}` needs --to: it says how latents of another SAE are read.")
+
+
+def print_transfer(result: Transfer) -> None:
+    """Print the classifiers, the matrix of the first of an SAE, and what they say in words."""
     lines = result.table()
     # from the whole table to one number each, with the interval of what decides
     print_fitting(lines, [[line[0], *map(bare, line[1:-2]), *line[-2:]] for line in lines])
     typer.echo(result.caption())
-    shown = next((way.name for way in result.ways if way.family == "sae"), result.ways[0].name)
     if 1 < len(result.values) <= MOST_SHOWN:
-        typer.echo(f"\nAUC of `{shown}`; * can be told from chance (0.5):")
-        print_table(result.matrix_table(shown, "auc"))
+        typer.echo(f"\nAUC of `{result.shown_arm}`; * can be told from chance (0.5):")
+        print_table(result.matrix_table(result.shown_arm, "auc"))
     typer.echo()
-    for way in result.ways:
-        typer.echo(way.sentence)
+    for arm in result.arms:
+        typer.echo(arm.sentence)
     for note in result.notes:
         tell(f"note: {note}")
-
-
-def _listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _budget(value: Any) -> Any:
-    """The strengths of the penalty that the inner cross-validation chooses from."""
-    from ..classification.arms import Budget
-
-    numbers = whole_numbers(value, "C") if isinstance(value, str) else value
-    return Budget(C=tuple(float(each) for each in (numbers if isinstance(numbers, list | tuple) else [numbers])))

@@ -42,7 +42,7 @@ class OnRows:
     rsa: Measured
     """Spearman correlation of the dissimilarities of codes between rows, over the same sample."""
     shared_alive: Measured | None = None
-    """Shared pairs of which both fire on the rows, as a share of the latents that fire, in the SAE that has fewer of
+    """Shared pairs of which both fire on the rows, as a fraction of the latents that fire, in the SAE that has fewer of
     those. None in files of schema 1 and 2."""
 
 
@@ -57,17 +57,23 @@ class Pair:
     same_seed: bool
     """Whether both began from the same random weights (same seed and shape): what they share says nothing then."""
     shared: Measured
-    """Share of latents whose partners agree on both sides with both cosines over the threshold."""
+    """Fraction of latents whose partners agree on both sides with both cosines over the threshold."""
     aligned: Measured
-    """Share of latents with both cosines over the threshold, whether or not the partners agree."""
+    """Fraction of latents with both cosines over the threshold, whether or not the partners agree."""
     equal: Measured
-    """Share of latents whose decoder and encoder partners agree, at any cosine."""
+    """Fraction of latents whose decoder and encoder partners agree, at any cosine."""
     decoder: Side
     """Matching of the decoder rows."""
     encoder: Side
     """Matching of the encoder rows, found independently."""
     on_rows: OnRows | None
     """What the two do on rows; None where none were given."""
+
+    def cells(self) -> list[str]:
+        """Return the line of a table: names (* of SAEs that began alike), fractions and cosines."""
+        mark = " *" if self.same_seed else ""
+        sides = (self.decoder.mean_cosine, self.encoder.mean_cosine, self.decoder.max_cosine)
+        return [f"{self.first} | {self.second}{mark}", *map(str, (self.shared, self.equal, *sides))]
 
 
 @dataclass(frozen=True)
@@ -93,27 +99,27 @@ class Compared:
     found_in: list[int] = field(repr=False)
     """Per latent: the number of SAEs that have it, itself included."""
     stability: list[float] = field(repr=False)
-    """Per latent: the share of the other SAEs that have it, the probability that another seed finds it. SAEs that began
-    from the same random weights do not count where there are others."""
+    """Per latent: the fraction of the other SAEs that have it, the probability that another seed finds it. SAEs that
+    began from the same random weights do not count where others exist."""
     alignment: list[float | None] = field(default_factory=list, repr=False)
     """Per latent: mean over those SAEs, and over decoder and encoder, of the cosine with its partner; None where it has
     none."""
     frequency: list[float] = field(default_factory=list, repr=False)
-    """Per latent: share of the rows on which it fires; empty where no rows were given."""
+    """Per latent: fraction of the rows on which it fires; empty where no rows were given."""
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Result):
-    """Which latents SAEs share, beside what chance gives.
+    """Which latents SAEs share, compared with chance.
 
-    Shares are of the latents of the narrower SAE of a pair: only so many can have a partner.
+    Fractions are of the latents of the narrower SAE of a pair: only so many can have a partner.
 
     Examples
     --------
     ::
 
         result = sk.compare(saes)
-        result.shared                       # with its interval; result.shared_null beside it
+        result.shared                       # with its interval; result.shared_null is chance
         result.saes[0].stability            # of each latent
         result.pairs[0].decoder.certificate.gap
     """
@@ -126,12 +132,12 @@ class Comparison(Result):
     n_rows: int
     """Rows seen."""
     shared: Measured
-    """Share of latents that two SAEs have in common: mean over pairs of SAEs, as all means below. Pairs that began from
-    the same random weights do not count where there are others."""
+    """Fraction of latents that two SAEs have in common: mean over pairs of SAEs, as all means below. Pairs that began
+    from the same random weights do not count where others exist."""
     shared_null: Measured | None
     """The same for random dictionaries of the same shape (None without controls)."""
     equal: Measured
-    """Share of latents whose decoder and encoder partners agree: mean over pairs. Read it beside its null only: where
+    """Fraction of latents whose decoder and encoder partners agree: mean over pairs. Compare it with its null: where
     encoders still resemble decoders, as after little training, partners agree whether or not the SAEs do."""
     equal_null: Measured | None
     """The same for the first pair with the coordinates of the second permuted, which keeps how much each encoder
@@ -149,9 +155,9 @@ class Comparison(Result):
     certificate: dict[str, Certificate]
     """``decoder`` and ``encoder``: objective, dual bound and gap, summed over the pairs."""
     in_exactly: list[Measured]
-    """Share of latents that exactly 1, 2, … m of the m SAEs have: mean over the SAEs."""
+    """Fraction of latents that exactly 1, 2, … m of the m SAEs have: mean over the SAEs."""
     only_in_one: list[Measured]
-    """Share of latents that none of the others has, among any 2, 3, … m of the SAEs."""
+    """Fraction of latents that none of the others has, among any 2, 3, … m of the SAEs."""
     saes: list[Compared]
     """One per SAE, in the order given."""
     pairs: list[Pair]
@@ -176,45 +182,20 @@ class Comparison(Result):
             )
 
     def table(self) -> list[list[str]]:
-        """Rows of text, headings first: all pairs together, what chance gives, then each pair."""
-        head = ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"]
+        """Return rows of text, headings first: all pairs together, what chance gives, then each pair."""
         with_rows = any(pair.on_rows for pair in self.pairs)
-        head += ["shared alive", "correlation", "cka"] if with_rows else []
-        gap = [""] * (2 if with_rows else 0)
-        alive = [""] if with_rows else []
-        lines = [head]
+        head = ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"]
+        lines = [head + (["shared alive", "correlation", "cka"] if with_rows else [])]
         if len(self.pairs) > 1:
-            lines.append([
-                f"{self.n_counted} pairs",
-                *map(str, (self.shared, self.equal, self.mean_cosine, self.mean_cosine_encoder, self.max_cosine)),
-                *(alive if self.shared_alive is None else [str(self.shared_alive)]),
-                *gap,
-            ])  # fmt: skip
+            means = (self.shared, self.equal, self.mean_cosine, self.mean_cosine_encoder, self.max_cosine)
+            alive = "" if self.shared_alive is None else str(self.shared_alive)
+            lines.append([f"{self.n_counted} pairs", *map(str, means), *([alive, "", ""] if with_rows else [])])
         for pair in self.pairs:
-            sides = pair.decoder.mean_cosine, pair.encoder.mean_cosine, pair.decoder.max_cosine
-            on_rows = [] if not with_rows else ["–"] * 3
-            if pair.on_rows is not None:
-                seen = pair.on_rows
-                on_rows = [
-                    "–" if each is None else str(each) for each in (seen.shared_alive, seen.correlation, seen.cka)
-                ]
-            mark = " *" if pair.same_seed else ""
-            lines.append(
-                [f"{pair.first} | {pair.second}{mark}", *map(str, (pair.shared, pair.equal, *sides)), *on_rows]
-            )
-        lines += [
-            [
-                f"  {name}",
-                str(null.shared),
-                str(null.equal),
-                str(null.mean_cosine),
-                "",
-                str(null.max_cosine),
-                *alive,
-                *gap,
-            ]
-            for name, null in self.nulls.items()
-        ]
+            lines.append(pair.cells() + (_cells_on_rows(pair.on_rows) if with_rows else []))
+        for name, null in self.nulls.items():
+            found = (null.shared, null.equal, null.mean_cosine)
+            line = [f"  {name}", *map(str, found), "", str(null.max_cosine)]
+            lines.append(line + ([""] * 3 if with_rows else []))
         return lines
 
     @property
@@ -239,3 +220,10 @@ class Comparison(Result):
             f"{self.settings['intervals']['level']:.0%} intervals {self.settings['intervals']['over']}; "
             f"matching exact within {gap:.0e} in all{alive}{many}{warning}"
         )
+
+
+def _cells_on_rows(seen: OnRows | None) -> list[str]:
+    """Return what two SAEs do on rows, as cells of a table."""
+    if seen is None:
+        return ["–"] * 3
+    return ["–" if each is None else str(each) for each in (seen.shared_alive, seen.correlation, seen.cka)]

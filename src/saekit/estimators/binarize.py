@@ -27,7 +27,7 @@ class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     Parameters
     ----------
     threshold
-        A number in the units of the features, or a share of 0 to 1 with `relative`.
+        A number in the units of the features, or a fraction of 0 to 1 with `relative`.
     compare
         ``">"`` or ``">="``. The two differ for counts: published rules are ``x > 1`` and ``x >= 1``.
     relative
@@ -76,7 +76,7 @@ class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Any) -> Any:
-        """Zeros and ones in the number type of `X`; CSR without stored zeros when `X` is sparse."""
+        """Return zeros and ones in the dtype of `X`; CSR without stored zeros when `X` is sparse."""
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse=["csr"], dtype=[np.float64, np.float32], reset=False)
         above = np.greater if self.compare == ">" else np.greater_equal
@@ -100,12 +100,12 @@ class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             raise ConfigError(f"Binarize: `threshold` must be a finite number; got {t!r}.")
         if self.relative is not None and not 0 <= t <= 1:
             raise ConfigError(
-                f"Binarize: with relative={self.relative!r}, `threshold` must be a share of 0 to 1; got {t!r}."
+                f"Binarize: with relative={self.relative!r}, `threshold` must be a fraction of 0 to 1; got {t!r}."
             )
         if self.relative is not None and t == 1 and self.compare == ">":
             raise ConfigError(
                 f"Binarize: with relative={self.relative!r} and compare='>', `threshold` must be below 1, or nothing "
-                "in the rows of fit is above it; got 1. Give a share such as 0.2."
+                "in the rows of fit is above it; got 1. Give a fraction such as 0.2."
             )
         fills = t < 0 or (t == 0 and self.compare == ">=" and self.relative != "quantile")
         if fills:

@@ -13,16 +13,23 @@ over each text.
 from __future__ import annotations
 
 import functools
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_array, validate_data
 
 from ..errors import ConfigError, DataError, ModelError, ShapeError
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+    from ..models.language import LanguageModel
+    from ..models.vision import VisionModel
+    from ..rows.pooling import Ask
+    from ..sae.model import SAE
 
 TRUSTED = tuple(
     f"saekit.estimators.{module}{name}"
@@ -37,11 +44,31 @@ TRUSTED = tuple(
 """What `skops.io.loads` must be told to trust (``trusted=[...]``) to read these classes from a file."""
 
 
-# ----------------------------------------------------------------------------------------------------------- features
-
-
 class _Features(TransformerMixin, BaseEstimator):
-    """What both kinds of features share: settings checked early, clones that share, states that can be stored."""
+    """What both kinds of features have in common: settings checked early, states that can be stored."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | LanguageModel | VisionModel | None,
+        *,
+        layer: int | None = None,
+        hook: str | None = None,
+        pool: str = "mean",
+        max_tokens: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        batch_tokens: int | None = None,
+        skip_special: bool = True,
+        empty: Literal["refuse", "zero"] = "refuse",
+    ) -> None:
+        self.model: Any = model  # of either kind: what `X` holds decides
+        self.layer = layer
+        self.hook = hook
+        self.pool = pool
+        self.max_tokens = max_tokens
+        self.cache = cache
+        self.batch_tokens = batch_tokens
+        self.skip_special = skip_special
+        self.empty = empty
 
     def fit(self, X: Any, y: Any = None) -> Any:
         """Check the settings and the kind of `X`; nothing is learned, `y` is not used, and the model does not run."""
@@ -51,47 +78,53 @@ class _Features(TransformerMixin, BaseEstimator):
             return self
         self._ask()
         if not _are_images(self.model, X):
-            from ..models.origin import language_origin
+            from ..models.deferred import defer_model
             from ..rows.pooling import check_texts
 
             check_texts(_as_texts(X))
-            self.model_digest_ = language_origin(self.model).digest
+            self.model_digest_ = defer_model(self.model).digest
         return self
 
-    def _ask(self) -> Any:
+    def _ask(self) -> Ask:
         raise NotImplementedError
 
     def _check_width(self, width: int) -> None:
         raise NotImplementedError
 
     def _pooled(self, X: Any) -> Any:
-        """Features of texts, images or rows."""
+        """Return features of texts, images or rows."""
         ask = self._ask()
-        settings: Any = self
-        if settings.model is None:
+        if self.model is None:
             return self._pooled_rows(X, ask)
-        if _are_images(settings.model, X):
+        from ..rows.settings import PoolingSettings
+
+        if _are_images(self.model, X):
             from ..rows.capture_images import pool_images
 
-            if settings.cache is not None or settings.max_tokens is not None:
+            if self.cache is not None or self.max_tokens is not None:
                 raise ConfigError(
                     "`cache` and `max_tokens` are for texts; images are neither kept nor cut. Leave them out."
                 )
-            (found,) = pool_images(
-                _loaded_vision(settings.model), X, [ask], skip_special=settings.skip_special, empty=settings.empty
-            )
+            reading = PoolingSettings(skip_special=self.skip_special, empty=self.empty)
+            (found,) = pool_images(_loaded_vision(self.model), X, [ask], settings=reading)
         else:
             from ..rows.pooling import pool_texts
 
             self._check_model()
             (found,) = pool_texts(
-                settings.model, _as_texts(X), [ask], max_tokens=settings.max_tokens, cache=settings.cache,
-                batch_tokens=settings.batch_tokens, skip_special=settings.skip_special, empty=settings.empty,
-            )  # fmt: skip
-        return found[settings.pool]
+                self.model,
+                _as_texts(X),
+                [ask],
+                max_tokens=self.max_tokens,
+                cache=self.cache,
+                settings=PoolingSettings(
+                    batch_tokens=self.batch_tokens, skip_special=self.skip_special, empty=self.empty
+                ),
+            )
+        return found[self.pool]
 
-    def _pooled_rows(self, X: Any, ask: Any) -> Any:
-        """Every row of an array as a document of its own."""
+    def _pooled_rows(self, X: Any, ask: Ask) -> Any:
+        """Pool every row of an array as a document of its own."""
         import torch
 
         from ..rows.pooling import pool_batches
@@ -117,9 +150,9 @@ class _Features(TransformerMixin, BaseEstimator):
         fitted = getattr(self, "model_digest_", None)
         if fitted is None:
             return
-        from ..models.origin import language_origin
+        from ..models.deferred import defer_model
 
-        now = language_origin(self.model).digest
+        now = defer_model(self.model).digest
         if now != fitted:
             raise ModelError(
                 f"the model must be the one of fit ({fitted[:19]}…); `{self.model}` is {now[:19]}…. "
@@ -127,17 +160,18 @@ class _Features(TransformerMixin, BaseEstimator):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Plain values and numpy arrays only, so that pickle, joblib and skops can store them.
+        """Return plain values and numpy arrays only, so that pickle, joblib and skops can store them.
 
         A path stays a path. An SAE that was given as a value goes along as arrays. A model that was given as a value is
         replaced by the folder or hub name it came from.
         """
         from ..sae.model import SAE
+        from .stored_sae import state_of
 
         state = dict(super().__getstate__())
         for name, value in state.items():
             if isinstance(value, SAE):
-                state[name] = _state_of(value)
+                state[name] = state_of(value)
             elif isinstance(value, os.PathLike):
                 state[name] = os.fspath(value)
             elif name == "model" and value is not None and not isinstance(value, str):
@@ -146,12 +180,9 @@ class _Features(TransformerMixin, BaseEstimator):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(
-            {
-                name: _sae_of(value) if isinstance(value, dict) and _STATE in value else value
-                for name, value in state.items()
-            }
-        )
+        from .stored_sae import is_state, sae_of
+
+        super().__setstate__({name: sae_of(value) if is_state(value) else value for name, value in state.items()})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -213,8 +244,8 @@ class SAEFeatures(_Features):
 
     def __init__(
         self,
-        model: Any,
-        sae: Any,
+        model: str | os.PathLike[str] | LanguageModel | VisionModel | None,
+        sae: SAE | str | os.PathLike[str],
         *,
         layer: int | None = None,
         hook: str | None = None,
@@ -223,21 +254,16 @@ class SAEFeatures(_Features):
         cache: str | os.PathLike[str] | None = None,
         batch_tokens: int | None = None,
         skip_special: bool = True,
-        empty: str = "refuse",
+        empty: Literal["refuse", "zero"] = "refuse",
     ) -> None:
-        self.model = model
+        super().__init__(
+            model, layer=layer, hook=hook, pool=pool, max_tokens=max_tokens, cache=cache, batch_tokens=batch_tokens,
+            skip_special=skip_special, empty=empty,
+        )  # fmt: skip
         self.sae = sae
-        self.layer = layer
-        self.hook = hook
-        self.pool = pool
-        self.max_tokens = max_tokens
-        self.cache = cache
-        self.batch_tokens = batch_tokens
-        self.skip_special = skip_special
-        self.empty = empty
 
-    def transform(self, X: Any) -> Any:
-        """Pooled codes ``[n, n_latents]`` of texts, images or rows, as ``scipy.sparse.csr_matrix``.
+    def transform(self, X: Any) -> scipy.sparse.csr_matrix:
+        """Return pooled codes ``[n, n_latents]`` of texts, images or rows, as ``scipy.sparse.csr_matrix``.
 
         Raises
         ------
@@ -254,10 +280,10 @@ class SAEFeatures(_Features):
         return self._pooled(X)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """``sae_00012`` for latent 12; names sort as latents do."""
+        """Return names of columns: ``sae_00012`` for latent 12, so that names sort as latents do."""
         return _names("sae", self._sae().n_latents)
 
-    def _sae(self) -> Any:
+    def _sae(self) -> SAE:
         from ..sae.model import SAE
 
         if isinstance(self.sae, SAE):
@@ -269,7 +295,7 @@ class SAEFeatures(_Features):
             )
         return _loaded_sae(os.fspath(self.sae), _stamp(os.fspath(self.sae)))
 
-    def _ask(self) -> Any:
+    def _ask(self) -> Ask:
         from ..rows.pooling import Ask
 
         if self.model is None:
@@ -290,7 +316,7 @@ class SAEFeatures(_Features):
 class HiddenStates(_Features):
     """Hidden states, pooled over the tokens of each text (or the patches of each image); dense float32.
 
-    The arm that an SAE has to beat, under the same pooling.
+    The baseline of an SAE, under the same pooling.
 
     Parameters
     ----------
@@ -309,31 +335,8 @@ class HiddenStates(_Features):
         Digest of the language model of `fit`.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        layer: int | None = None,
-        hook: str | None = None,
-        pool: str = "mean",
-        max_tokens: int | None = None,
-        cache: str | os.PathLike[str] | None = None,
-        batch_tokens: int | None = None,
-        skip_special: bool = True,
-        empty: str = "refuse",
-    ) -> None:
-        self.model = model
-        self.layer = layer
-        self.hook = hook
-        self.pool = pool
-        self.max_tokens = max_tokens
-        self.cache = cache
-        self.batch_tokens = batch_tokens
-        self.skip_special = skip_special
-        self.empty = empty
-
     def transform(self, X: Any) -> np.ndarray:
-        """Pooled states ``[n, d]`` of texts or images.
+        """Return pooled states ``[n, d]`` of texts or images.
 
         Raises
         ------
@@ -343,20 +346,21 @@ class HiddenStates(_Features):
         return self._pooled(X)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """``hidden_012`` for dimension 12. Loads the model, and runs it on one word where its width is not known."""
+        """Return names of columns: ``hidden_012`` for dimension 12. Loads the model."""
+        from ..models.deferred import defer_model
         from ..models.language import LanguageModel
-        from ..models.origin import language_origin
         from ..rows.pooling import pool_texts
+        from ..rows.settings import PoolingSettings
 
         ask = self._ask()
         model = self.model
         if not isinstance(model, LanguageModel) and _are_images(model, None):
             return _names("hidden", model.d_model)
-        model = language_origin(model).load()
-        (found,) = pool_texts(model, ["a"], [ask], skip_special=False)
+        model = defer_model(model).load()
+        (found,) = pool_texts(model, ["a"], [ask], settings=PoolingSettings(skip_special=False))
         return _names("hidden", found[self.pool].shape[1])
 
-    def _ask(self) -> Any:
+    def _ask(self) -> Ask:
         from ..rows.pooling import Ask
 
         if self.model is None:
@@ -370,7 +374,6 @@ class HiddenStates(_Features):
 
 
 _ROWS_AT_ONCE = 4096
-_STATE = "saekit_sae"  # marks the stored form of an SAE in the state of an estimator
 
 
 def _names(prefix: str, n: int) -> np.ndarray:
@@ -378,7 +381,7 @@ def _names(prefix: str, n: int) -> np.ndarray:
 
 
 def _as_texts(X: Any) -> Any:
-    """Texts from a list, an array, or the one column of a table."""
+    """Return texts from a list, an array, or the one column of a table."""
     if isinstance(X, str):
         return X
     if hasattr(X, "to_numpy"):
@@ -394,8 +397,8 @@ def _as_texts(X: Any) -> Any:
     return X
 
 
-def _are_images(model: Any, X: Any) -> bool:
-    """Whether the model looks at images, or `X` are some."""
+def _are_images(model: object, X: object) -> bool:
+    """Return whether the model reads images, or `X` are images."""
     from ..inputs.images import Images
     from ..models.vision import VisionModel
 
@@ -405,79 +408,26 @@ def _are_images(model: Any, X: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded_vision_model(name: str) -> Any:
+def _loaded_vision_model(name: str) -> VisionModel:
     from ..models.loading import load_vision_model
 
     return load_vision_model(name)
 
 
-def _loaded_vision(model: Any) -> Any:
+def _loaded_vision(model: str | os.PathLike[str] | VisionModel) -> VisionModel:
     return _loaded_vision_model(os.fspath(model)) if isinstance(model, str | os.PathLike) else model
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded_sae(path: str, stamp: tuple[Any, ...]) -> Any:
-    """The SAE of that path; the last ones stay loaded, for the clones that cross-validation makes."""
+def _loaded_sae(path: str, stamp: tuple[tuple[str, int, int], ...]) -> SAE:
+    """Load the SAE of that path; the last ones stay loaded, for the clones that cross-validation makes."""
     from ..store.native import load
 
     return load(path)
 
 
-def _stamp(path: str) -> tuple[Any, ...]:
-    """Sizes and times of the files of an SAE's folder: when they are as before, so is the SAE."""
+def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:
+    """Return sizes and times of the files of an SAE's folder: while they are the same, so is the SAE."""
     folder = Path(path).expanduser()
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
-
-
-def _state_of(sae: Any) -> dict[str, Any]:
-    """An SAE as plain values and numpy arrays."""
-    scores = getattr(sae, "scores", None) or {}
-    tensors = {**sae.tensors(), **{f"scores.{name}": value for name, value in scores.items()}}
-    facts = {
-        "rule": {"name": sae.rule.name, **sae.rule.settings()},
-        "scaling": sae.scaling.settings(),
-        "provenance": sae.provenance,
-        "dtypes": {name: str(t.dtype).removeprefix("torch.") for name, t in tensors.items()},
-        "shapes": {name: list(t.shape) for name, t in tensors.items()},
-    }
-    arrays = {name: np.frombuffer(_bytes_of(t), np.uint8) for name, t in tensors.items()}
-    return {_STATE: 1, "facts": json.dumps(facts), "tensors": arrays}
-
-
-def _bytes_of(tensor: Any) -> bytes:
-    import torch
-
-    # numpy has no bfloat16, bytes have every type
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _sae_of(state: dict[str, Any]) -> Any:
-    """The SAE that `_state_of` took apart."""
-    import torch
-
-    from ..sae.model import SAE
-    from ..sae.rules import RULES
-    from ..sae.scaling import Scaling
-
-    facts = json.loads(state["facts"])
-    tensors = {
-        name: torch.from_numpy(np.array(array))
-        .view(getattr(torch, facts["dtypes"][name]))
-        .reshape(facts["shapes"][name])
-        for name, array in state["tensors"].items()
-    }
-
-    def part(prefix: str) -> dict[str, Any]:
-        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-    settings = facts["rule"]
-    own: dict[str, Any] = {name: t for name, t in tensors.items() if "." not in name}
-    if part("scores."):
-        own["scores"] = part("scores.")
-    return SAE(
-        **own,
-        rule=RULES[settings.pop("name")](**settings, **part("rule.")),
-        scaling=Scaling(**facts["scaling"], **part("scaling.")),
-        provenance=facts["provenance"],
-    )

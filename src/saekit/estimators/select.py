@@ -31,7 +31,7 @@ class SelectLatents(SelectorMixin, BaseEstimator):
         chi2                     the chi-squared statistic of the sums per class, for all classes together
         l1                       how early the latent enters the L1 path of a logistic regression for c, on columns
                                  divided by their largest entry; those it does not reach by the gradient at its end
-        random                   a permutation drawn from `seed`
+        random                   a random permutation, from `random_state`
 
     With more than two classes, a score is the largest over the classes against the rest. Equal scores go to the lower
     column, so that the choice is the same on every machine.
@@ -40,13 +40,13 @@ class SelectLatents(SelectorMixin, BaseEstimator):
     ----------
     k
         Columns to keep; all (with a warning) when there are fewer. ``"all"`` keeps all.
-    by
-        One of the scores above, or any name beside `scores`.
+    scoring
+        One of the scores above; any name with `scores`.
     scores
         Scores that were computed elsewhere, ``[n_features]``, the higher the better: stability, importance. Labels are
         then not used.
-    seed
-        For ``"random"``, and for the solver of ``"l1"``.
+    random_state
+        Random seed for ``"random"`` and for the solver of ``"l1"``, a whole number.
 
     Attributes
     ----------
@@ -66,34 +66,37 @@ class SelectLatents(SelectorMixin, BaseEstimator):
         Labels are missing (NaN, None), continuous, or of one class only; ``"chi2"`` meets a negative number.
     """
 
-    def __init__(self, k: int | str = 16, *, by: str = "mean_difference", scores: Any = None, seed: int = 0) -> None:
+    def __init__(
+        self, k: int | str = 16, *, scoring: str = "mean_difference", scores: Any = None, random_state: int = 0
+    ) -> None:
         self.k = k
-        self.by = by
+        self.scoring = scoring
         self.scores = scores
-        self.seed = seed
+        self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> SelectLatents:
         """Rate the columns of `X` for the labels `y` and keep the best."""
         self._check()
-        labelled = self.scores is None and self.by != "random"
+        labelled = self.scores is None and self.scoring != "random"
         if labelled and y is not None:
             check_labels(y)
             X, y = validate_data(self, X, y, accept_sparse=["csr", "csc"], dtype=[np.float64, np.float32])
         elif labelled:
             raise DataError(
-                f"SelectLatents: by={self.by!r} requires y to be passed, but the target y is None. Pass the labels."
+                f"SelectLatents: scoring={self.scoring!r} requires y to be passed, but the target y is None. Pass "
+                "the labels."
             )
         else:
             X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=[np.float64, np.float32])
         self.pvalues_ = None
         if self.scores is not None:
             self.scores_ = self._given(X.shape[1])
-        elif self.by == "random":
-            self.scores_ = np.random.default_rng(self.seed).permutation(X.shape[1]).astype(float)
+        elif self.scoring == "random":
+            self.scores_ = np.random.default_rng(self.random_state).permutation(X.shape[1]).astype(float)
         else:
             self.classes_, label = np.unique(y, return_inverse=True)
             self.scores_, self.pvalues_ = rate_latents(
-                X, label, len(self.classes_), self.by, self.seed, self._wanted(X)
+                X, label, len(self.classes_), self.scoring, self.random_state, self._wanted(X)
             )
         self.order_ = np.argsort(-self.scores_, kind="stable")[: self._wanted(X)]
         if self.k != "all" and self.k > X.shape[1]:
@@ -124,17 +127,21 @@ class SelectLatents(SelectorMixin, BaseEstimator):
         k = self.k
         if k != "all" and (isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1):
             raise ConfigError(f"SelectLatents: `k` must be a positive integer or `all`; got {k!r}.")
-        if self.scores is None and self.by not in SCORES:
+        if self.scores is None and self.scoring not in SCORES:
             raise ConfigError(
-                f"SelectLatents: `by` must be one of {listed(SCORES, 12)}, or `scores` be given beside it; "
-                f"got {self.by!r}. {did_you_mean(str(self.by), SCORES)}"
+                f"SelectLatents: `scoring` must be one of {listed(SCORES, 12)}, or `scores` must be given; "
+                f"got {self.scoring!r}. {did_you_mean(str(self.scoring), SCORES)}"
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        old = {"by": "scoring", "seed": "random_state"}  # names in files of 0.1
+        super().__setstate__({old.get(name, name): value for name, value in state.items()})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
-        tags.input_tags.positive_only = self.by == "chi2" and self.scores is None
-        tags.target_tags.required = self.scores is None and self.by != "random"
+        tags.input_tags.positive_only = self.scoring == "chi2" and self.scores is None
+        tags.target_tags.required = self.scores is None and self.scoring != "random"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -180,7 +187,7 @@ def check_labels(y: Any) -> None:
 
 
 def _entries(X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Column, value (float64) and row of every entry that is not zero."""
+    """Return column, value (float64) and row of every entry that is not zero."""
     X = scipy.sparse.coo_array(X)
     kept = X.data != 0
     row, column = X.coords
@@ -190,7 +197,7 @@ def _entries(X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def rate_latents(
     X: Any, label: np.ndarray, n_classes: int, by: str, seed: int = 0, wanted: int = 16
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Score of every column for the classes; see `SelectLatents`.
+    """Score every column for the classes; see `SelectLatents`.
 
     Parameters
     ----------
@@ -236,7 +243,7 @@ def rate_latents(
 def _class_sums(
     column: np.ndarray, value: np.ndarray, label: np.ndarray, n_classes: int, n_features: int
 ) -> np.ndarray:
-    """Sum of `value` for each class and column, ``[n_classes, n_features]``."""
+    """Sum `value` for each class and column: ``[n_classes, n_features]``."""
     key = label * n_features + column
     return np.bincount(key, value, minlength=n_classes * n_features).reshape(n_classes, n_features)
 
@@ -255,7 +262,7 @@ def _chi2(value: np.ndarray, sums: np.ndarray, size: np.ndarray) -> tuple[np.nda
 
 
 def _auc(column: np.ndarray, value: np.ndarray, label: np.ndarray, size: np.ndarray, n_features: int) -> np.ndarray:
-    """``max(AUC, 1 - AUC)`` of every column by mid-ranks; only entries that are not zero are sorted.
+    """Compute ``max(AUC, 1 - AUC)`` of every column by mid-ranks; only entries that are not zero are sorted.
 
     The zeros of a column are one block of ties between its negative and its positive entries: their common rank follows
     from counting.
@@ -288,7 +295,7 @@ _L1_STEPS = 12  # strengths on the path, a factor of 1.5 apart; it ends when eno
 
 
 def _l1_path(X: Any, label: np.ndarray, n_classes: int, seed: int, wanted: int) -> np.ndarray:
-    """How early each column enters an L1 path: steps left at entry, plus its share of the coefficients there.
+    """Score how early each column enters an L1 path: steps left at entry, plus its fraction of the coefficients there.
 
     Columns that the path does not reach come behind, by the gradient of the loss at its end: what would enter next.
     """

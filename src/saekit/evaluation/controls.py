@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..sae.naming import shape_of, training_config
 
 
 @dataclass(frozen=True)
-class Measured:
+class Reconstructors:
     """Everything that is measured, without repeats: SAEs may share a control, and one may be the control of another."""
 
     reconstructors: list[Reconstructor]
@@ -25,14 +25,19 @@ class Measured:
     controls: list[dict[str, int]]
     """Per SAE: by label the index of each of its controls."""
 
-    def add(self, sae: int, label: str, index: int) -> None:
-        """Make a reconstructor a control of an SAE."""
-        self.controls[sae][label] = index
+    _made: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    def add(self, sae: int, label: str, key: tuple[Any, ...], make: Callable[[], Reconstructor]) -> None:
+        """Give an SAE a control: the one made for an equal key, or a new one."""
+        if key not in self._made:
+            self.reconstructors.append(make())
+            self._made[key] = len(self.reconstructors) - 1
+        self.controls[sae][label] = self._made[key]
 
 
 def with_controls(
     named: Sequence[tuple[str, SAE]], frozen: SAE | None, calibration: Calibration | None, seed: int
-) -> Measured:
+) -> Reconstructors:
     """Return SAEs and their controls.
 
     Parameters
@@ -46,33 +51,30 @@ def with_controls(
     seed
         Random seed of the untrained SAEs.
     """
-    found = Measured([reconstructor_of(name, sae) for name, sae in named], [{} for _ in named])
+    found = Reconstructors([reconstructor_of(name, sae) for name, sae in named], [{} for _ in named])
     if calibration is None:
         return found
-    made: dict[Hashable, int] = {}
-
-    def index(key: Hashable, make: Callable[[], Reconstructor]) -> int:
-        if key not in made:
-            found.reconstructors.append(make())
-            made[key] = len(found.reconstructors) - 1
-        return made[key]
-
-    given = [i for i, (_, sae) in enumerate(named) if training_config(sae).get("control") == "frozen-decoder"]
-    for i, (_, sae) in enumerate(named):
+    frozen_at = _frozen_among(named)
+    for at, (_, sae) in enumerate(named):
         with torch.no_grad():
             l0 = sae.encode(calibration.sample).l0()
         key = ("untrained", *_control_key(sae, l0))
-        found.add(i, "untrained", index(key, partial(_untrained, sae, calibration, l0, seed)))
+        found.add(at, "untrained", key, partial(_untrained, sae, calibration, l0, seed))
         if frozen is not None:
             make = partial(reconstructor_of, "frozen-decoder", frozen, shape_of(frozen))
-            found.add(i, "frozen-decoder", index("frozen", make))
-        elif i not in given and given:
-            found.add(i, "frozen-decoder", _most_similar(sae, [(j, named[j][1]) for j in given]))
+            found.add(at, "frozen-decoder", ("frozen",), make)
+        elif at not in frozen_at and frozen_at:
+            found.controls[at]["frozen-decoder"] = _most_similar(sae, [(j, named[j][1]) for j in frozen_at])
         if calibration.pca is not None:
             k = max(1, min(sae.d_in, round(l0)))
             about = {"fitted_on": calibration.about}
-            found.add(i, "pca", index(("pca", k), partial(pca_reconstructor, calibration.pca.take(k), about)))
+            found.add(at, "pca", ("pca", k), partial(pca_reconstructor, calibration.pca.take(k), about))
     return found
+
+
+def _frozen_among(named: Sequence[tuple[str, SAE]]) -> list[int]:
+    """Return the indices of the SAEs that were trained with a frozen decoder."""
+    return [at for at, (_, sae) in enumerate(named) if training_config(sae).get("control") == "frozen-decoder"]
 
 
 def _control_key(sae: SAE, l0: float) -> tuple[Any, ...]:
@@ -96,7 +98,7 @@ def _untrained(sae: SAE, calibration: Calibration, l0: float, seed: int) -> Reco
 
 
 def _most_similar(sae: SAE, others: list[tuple[int, SAE]]) -> int:
-    """The index of the SAE that is most like `sae` in shape and rule, the first of equals."""
+    """Return the index of the SAE that is most like `sae` in shape and rule, the first of equals."""
 
     def likeness(item: tuple[int, SAE]) -> tuple[bool, bool, bool, int]:
         index, other = item

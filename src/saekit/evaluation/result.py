@@ -13,7 +13,7 @@ from ..measure.results import Result, result_to_json
 
 @dataclass(frozen=True)
 class Control:
-    """The same numbers for something that the SAE must beat."""
+    """The same numbers for a baseline of the SAE."""
 
     metrics: Metrics
     """Its own values."""
@@ -24,7 +24,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Evaluated:
     """What was measured about one SAE."""
 
     name: str
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """How well SAEs reconstruct rows, and what they cost the language model, beside their controls.
+    """How well SAEs reconstruct rows, and what they cost the language model, compared with baselines.
 
     Examples
     --------
@@ -63,17 +63,17 @@ class Evaluation(Result):
     """Rows seen."""
     language_model: dict[str, Any] | None
     """Model, hook, texts and tokens of the cross-entropies; None without them."""
-    entries: list[Entry]
+    entries: list[Evaluated]
     """One per SAE, in the order given."""
 
     @property
     def metrics(self) -> Metrics:
-        """Of the first SAE."""
+        """Metrics of the first SAE."""
         return self.entries[0].metrics
 
     @property
     def controls(self) -> dict[str, Control]:
-        """Of the first SAE."""
+        """Baselines of the first SAE."""
         return self.entries[0].controls
 
     def to_json(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ technical English and code, with nothing to download and nothing to license. The
 importing the packages and read with `ast`; a package that is not installed is left out. Texts are
 de-duplicated, their order is fixed, and whole modules are held out by a hash of the module's name.
 
-Two functions give the two uses of it: `docs` (documents, to capture rows from) and `paragraphs` (text with
+Two functions return it: `docs` (documents, to capture rows from) and `paragraphs` (text with
 two labels, numpydoc section and library, to classify).
 """
 
@@ -65,7 +65,7 @@ _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 _FORMAT = 2  # of the cache; raise it whenever the rules of this file change what is read
 _MIN_CHARACTERS = 40
 _MIN_PARAGRAPH_CHARACTERS = 20
-_SEEN_BEFORE = 0.8  # a text of which this share of characters stands in lines seen earlier adds nothing
+_SEEN_BEFORE = 0.8  # a text of which this fraction of characters lies in lines seen earlier adds nothing
 _SKIPPED_FOLDERS = frozenset(
     # lib2to3 is a deprecated copy of an old grammar that Python 3.13 no longer has.
     ("__pycache__", "_vendor", "dist-packages", "idle_test", "lib2to3", "site-packages", "test", "testing", "tests")
@@ -210,7 +210,7 @@ def corpus_digest(documents: Iterable[Document]) -> str:
 
 
 def corpus_info(documents: Sequence[Document]) -> dict[str, object]:
-    """What a corpus is made of, as plain JSON: digest, counts, bytes of UTF-8, versions of the libraries.
+    """Return what a corpus is made of, as plain JSON: digest, counts, bytes of UTF-8, versions of the libraries.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def split_sections(text: str) -> list[tuple[str, str]]:
     lines = text.split("\n")
     found: list[tuple[str, str]] = []
     block: list[str] = []
-    section, least = "Summary", 0  # the section rules as long as lines are indented at least so much
+    section, margin = "Summary", 0  # the section lasts as long as lines are indented at least so much
 
     def close() -> None:
         nonlocal section
@@ -294,18 +294,18 @@ def split_sections(text: str) -> list[tuple[str, str]]:
         heading, rest = _heading(bare, underlined)
         if heading or (underlined and indent == 0 and len(bare) < 60):
             close()
-            section, least = heading or "Description", indent
+            section, margin = heading or "Description", indent
             if underlined:
                 next(rows)
             else:
                 below = next((_indent(later) for later in lines[number + 1 :] if later.strip()), indent)
-                least = max(indent, min(indent + 1, below))
+                margin = max(indent, min(indent + 1, below))
             if rest:
                 block.append(rest)
         else:
-            if indent < least:
+            if indent < margin:
                 close()
-                section, least = "Description", 0
+                section, margin = "Description", 0
             block.append(line)
     close()
     return found
@@ -316,7 +316,7 @@ def _indent(line: str) -> int:
 
 
 def _heading(bare: str, underlined: bool) -> tuple[str | None, str]:
-    """The section that a line opens, if it is a heading, and what of the line is text of that section."""
+    """Return the section that a line opens, if it is a heading, and what of the line is text of that section."""
     if underlined:
         return _HEADINGS.get(bare.lower().rstrip(":")), ""
     if bare.startswith(".. "):
@@ -328,7 +328,7 @@ def _heading(bare: str, underlined: bool) -> tuple[str | None, str]:
 
 
 def _field_section(paragraph: str) -> str | None:
-    """The section of a reStructuredText field list."""
+    """Return the section of a reStructuredText field list."""
     if not paragraph.startswith(":"):
         return None
     for start, section in (
@@ -361,7 +361,7 @@ def _belongs(module: str, split: Split) -> bool:
 
 
 def _all_documents() -> list[Document]:
-    """The whole corpus, from the cache when it is whole, else from the packages."""
+    """Return the whole corpus, from the cache when it is whole, else from the packages."""
     versions = library_versions()
     key = hashlib.sha256(json.dumps([_FORMAT, sys.prefix, versions]).encode()).hexdigest()[:16]
     path = _cache_folder() / f"docs-{key}.jsonl.gz"
@@ -391,7 +391,7 @@ def _store(path: Path, documents: Sequence[Document]) -> None:
 
 
 def _load(path: Path) -> list[Document] | None:
-    """The documents of a cache file; None if there is none or anything about it is wrong."""
+    """Return the documents of a cache file; None if there is none or anything about it is wrong."""
     try:
         head, *rows = gzip.decompress(path.read_bytes()).split(b"\n")
         wanted = json.loads(head)
@@ -438,7 +438,7 @@ def _every_docstring() -> Iterator[Document]:
 
 
 def _root(library: str) -> Path | None:
-    """The folder of a library; None if it is not installed. Only the path is looked up."""
+    """Return the folder of a library; None if it is not installed. Only the path is looked up."""
     if library == "python":
         return Path(sysconfig.get_path("stdlib"))
     spec = importlib.util.find_spec(library)
@@ -465,7 +465,7 @@ def _modules(library: str) -> list[tuple[str, Path]]:
 
 
 def _docstrings(library: str, module: str, data: bytes) -> Iterator[Document]:
-    """The docstrings of one file, in the order of the file; a file that does not parse has none."""
+    """Return the docstrings of one file, in the order of the file; a file that does not parse has none."""
     if _GENERATED in data[:1000]:
         return  # a copy of another module of the same package
     try:

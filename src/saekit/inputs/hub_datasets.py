@@ -6,10 +6,12 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, OfflineError, listed
+from .tables import first_line
 
 
 @contextmanager
@@ -30,54 +32,105 @@ def quiet_datasets() -> Iterator[None]:
                 datasets.enable_progress_bars()
 
 
-pass
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.+-]+))?(@(?P<split>[\w.-]+))?")
 _HUB_TIMEOUT = 6.0  # seconds to find out whether the hub can be reached at all
 
 
-def _open_hub(data: str, name: str, config: str | None, split: str | None) -> tuple[Iterable[Any], dict[str, Any]]:
-    """A data set of the hub as a stream; without network, from the cache of earlier downloads."""
-    from datasets import DownloadConfig, IterableDatasetDict, load_dataset
+@dataclass(frozen=True)
+class HubName:
+    """``owner/name[:config][@split]``."""
+
+    asked: str
+    """The whole, as it was given."""
+    name: str
+    config: str | None
+    split: str | None
+
+    @staticmethod
+    def parse(data: str) -> HubName | None:
+        """Return the parts of a name; None when it cannot be one of the hub, but is a path."""
+        match = _HUB_NAME.fullmatch(data)
+        if match is None or data.startswith((".", "/", "~")):
+            return None
+        return HubName(data, match["name"], match["config"], match["split"])
+
+
+def open_hub(hub: HubName, split: str | None = None) -> tuple[Iterable[dict[str, Any]], dict[str, Any]]:
+    """Open a data set of the hub as a stream; without network, from the cache of earlier downloads.
+
+    Returns
+    -------
+    records, source
+        Class numbers are replaced by the names of the classes; and what is known about the source.
+
+    Raises
+    ------
+    DataError
+        There is no such data set or split, or it cannot be read.
+    OfflineError
+        It would have to be downloaded and the hub cannot be reached.
+    """
+    from datasets import IterableDatasetDict
+
+    found = _load(hub)
+    wanted = choose_split(found, split or hub.split, hub.name)
+    chosen = found[wanted]
+    config = {"config": hub.config} if hub.config else {}
+    source = {"kind": "hub", "name": hub.name, "split": wanted, **config}
+    if isinstance(found, IterableDatasetDict) and chosen.features is None:
+        return chosen, source
+    return named_labels(chosen), source
+
+
+def _load(hub: HubName) -> Any:
+    """Return all splits of a data set."""
+    from datasets import DownloadConfig, load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
+    data, name, config = hub.asked, hub.name, hub.config
     online = _hub_is_reachable(data, name)
     try:
         if not online and not _is_cached(name):
             raise FileNotFoundError(name)
         with quiet_datasets():
             if online:
-                found = load_dataset(name, config, streaming=True)
-            else:
-                found = load_dataset(name, config, download_config=DownloadConfig(local_files_only=True))
+                return load_dataset(name, config, streaming=True)
+            return load_dataset(name, config, download_config=DownloadConfig(local_files_only=True))
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         if not online:
             raise OfflineError(
                 f"the data set `{data}` must be downloaded and the hub cannot be reached (no network, or offline "
                 "mode); it is not in the cache either. Give a local file (--data FILE.jsonl) or `--data builtin`."
             ) from None
-        raise DataError(f"the data set `{data}` must exist on the hub and be readable: {_first_line(error)}") from None
+        raise DataError(f"the data set `{data}` must exist on the hub and be readable: {first_line(error)}") from None
     except (ValueError, RuntimeError) as error:
-        raise DataError(f"the data set `{data}` cannot be opened: {_first_line(error)}") from None
-    splits = list(found)
-    wanted = split or ("train" if "train" in splits else splits[0])
-    if wanted not in splits:
-        raise DataError(f"`{name}` must have the split `{wanted}`; it has {listed(splits)}.")
-    chosen = found[wanted]
-    source = {"kind": "hub", "name": name, "split": wanted, **({"config": config} if config else {})}
-    if isinstance(found, IterableDatasetDict) and chosen.features is None:
-        return chosen, source
-    return _named_labels(chosen), source
+        raise DataError(f"the data set `{data}` cannot be opened: {first_line(error)}") from None
+
+
+def choose_split(splits: Iterable[str], split: str | None, name: str) -> str:
+    """Return the split that is wanted; None: ``train`` where there is one, else the first.
+
+    Raises
+    ------
+    DataError
+        There is no such split.
+    """
+    known = list(splits)
+    wanted = split or ("train" if "train" in known else known[0])
+    if wanted not in known:
+        raise DataError(f"`{name}` must have the split `{wanted}`; it has {listed(known)}.")
+    return wanted
 
 
 def _is_cached(name: str) -> bool:
-    """True when an earlier download may have left the data set in the cache of datasets."""
+    """Return whether an earlier download may have left the data set in the cache of datasets."""
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir()
 
 
-def _named_labels(data: Any) -> Iterator[dict[str, Any]]:
-    """Records with class numbers replaced by the names of the classes."""
+def named_labels(data: Any) -> Iterator[dict[str, Any]]:
+    """Yield records with class numbers replaced by the names of the classes."""
     names = {column: kind.names for column, kind in data.features.items() if hasattr(kind, "names")}
     for record in data:
         for column, classes in names.items():
@@ -88,7 +141,7 @@ def _named_labels(data: Any) -> Iterator[dict[str, Any]]:
 
 
 def _hub_is_reachable(data: str, name: str) -> bool:
-    """One quick question to the hub instead of many slow retries.
+    """Ask the hub one quick question instead of many slow retries.
 
     Raises
     ------
@@ -109,8 +162,3 @@ def _hub_is_reachable(data: str, name: str) -> bool:
         # no route, no name service, offline mode, a proxy in the way: whatever it is, the hub is out of reach
         return False
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    message = str(error).strip() or type(error).__name__
-    return message.splitlines()[0].rstrip(".")

@@ -8,28 +8,32 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, FormatError, did_you_mean, listed
+from ..errors import DataError, FormatError, listed
 from ..files import digest_bytes
 from ..randomness import random_order
-from .hub_datasets import _open_hub
+from ..settings import check_whole
+from .hub_datasets import HubName, choose_split, named_labels, open_hub
+from .tables import Table, first_line, no_column
+from .texts import TEXT_ENDINGS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What image files in a folder end in."""
 
-_HUB = 2  # a name with this many parts may be one of the hub
-
 
 @dataclass(frozen=True, eq=False)
-class Images(Sequence[Any]):
+class Images(Table, Sequence["Image"]):
     """Images in a fixed order, with the other columns of their table; an image is opened when it is asked for.
 
     Examples
@@ -45,17 +49,17 @@ class Images(Sequence[Any]):
     """The other columns, one entry per image; ``label`` where the source has labels."""
     info: dict[str, Any]
     """Where they come from (plain JSON): kind, name, n_images, complete, digest."""
-    _open: Callable[[int], Any] = field(repr=False)
+    _open: Callable[[int], Image] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @overload
-    def __getitem__(self, index: int) -> Any: ...
+    def __getitem__(self, index: int) -> Image: ...
     @overload
     def __getitem__(self, index: slice) -> Images: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        """One image (``PIL.Image.Image``), or some of them as `Images`."""
+    def __getitem__(self, index: int | slice) -> Image | Images:
+        """Return one image (``PIL.Image.Image``), or some of them as `Images`."""
         if isinstance(index, slice):
             return self.pick(range(len(self))[index])
         if not -len(self) <= index < len(self):
@@ -63,19 +67,19 @@ class Images(Sequence[Any]):
         return self._open(range(len(self))[index])
 
     def pick(self, index: Sequence[int] | np.ndarray) -> Images:
-        """The images at `index`, in that order."""
-        places = [int(i) for i in index]
-        ids = tuple(self.ids[i] for i in places)
-        digest = digest_bytes(f"{self.digest} {places}".encode())
+        """Return the images at `index`, in that order."""
+        chosen = [int(i) for i in index]
+        ids = tuple(self.ids[i] for i in chosen)
+        digest = digest_bytes(f"{self.digest} {chosen}".encode())
         return Images(
             ids,
-            {name: tuple(values[i] for i in places) for name, values in self.columns.items()},
+            {name: tuple(values[i] for i in chosen) for name, values in self.columns.items()},
             {**self.info, "n_images": len(ids), "digest": digest},
-            lambda i: self._open(places[i]),
+            lambda i: self._open(chosen[i]),
         )
 
     def with_columns(self, **columns: Sequence[Any]) -> Images:
-        """The same images with further columns, or others of the same name: ``images.with_columns(label=labels)``.
+        """Return the same images with further columns, or others of the same name: ``with_columns(label=labels)``.
 
         Raises
         ------
@@ -92,52 +96,58 @@ class Images(Sequence[Any]):
         }
         return Images(self.ids, {**self.columns, **plain}, self.info, self._open)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all images, in order."""
-        return str(self.info["digest"])
 
-    def column(self, name: str) -> tuple[Any, ...]:
-        """One column of the table.
+ImageData = str | os.PathLike[str] | Images | np.ndarray | Tensor | Iterable[Any]
+"""What `read_images` takes."""
 
-        Raises
-        ------
-        DataError
-            There is no such column.
-        """
-        if name not in self.columns:
-            known = list(self.columns)
-            raise DataError(
-                f"`{self.info['name']}` must have a column `{name}`; its columns are "
-                f"{listed(known, 12) if known else 'none'}. {did_you_mean(name, known) if known else ''}".rstrip()
-            )
-        return self.columns[name]
+
+def are_images(data: Any) -> bool | None:
+    """Return whether data are images rather than texts; None where their name does not tell.
+
+    >>> are_images(np.zeros((3, 8, 8))), are_images(["a text"]), are_images("owner/name")
+    (True, False, None)
+    """
+    if isinstance(data, np.ndarray) and data.dtype.kind in "OUS":
+        data = data.tolist()
+    if isinstance(data, Images | np.ndarray | Tensor):
+        return True
+    if not isinstance(data, str | os.PathLike):
+        first = next(iter(data), None) if isinstance(data, Sequence) else None
+        return _is_image(first) or isinstance(first, np.ndarray | Tensor)
+    return _are_named_images(os.fspath(data).partition("@")[0].removesuffix(".gz"))
+
+
+def _are_named_images(name: str) -> bool | None:
+    path = Path(name)
+    if name in ("builtin", "builtin:paragraphs") or path.suffix.lower() in TEXT_ENDINGS:
+        return False
+    return True if path.suffix in (".npy", ".npz") or "idx3" in path.name else None
 
 
 def read_images(
-    data: Any,
+    data: ImageData,
     *,
     image: str | None = None,
     split: str | None = None,
     limit: int | None = None,
 ) -> Images:
-    """Read images and the labels beside them.
+    """Read images and their labels.
 
     Parameters
     ----------
     data
         A folder of image files (the first subfolder is the label); a ``.npy`` or ``.npz`` file of arrays
         ``[n, height, width]`` or ``[n, height, width, 1 | 3]`` (other arrays of n entries in the .npz are columns); an
-        IDX file, gzipped or not (``…-images-idx3-ubyte``; labels from ``…-labels-idx1-ubyte`` beside it); a folder that
-        ``Dataset.save_to_disk`` wrote; a hub name ``owner/name[:config][@split]``; such an array; or a sequence of PIL
-        images or arrays. Arrays hold ``uint8``, or numbers from 0 to 1.
+        IDX file, gzipped or not (``…-images-idx3-ubyte``; labels from ``…-labels-idx1-ubyte`` next to it); a folder
+        that ``Dataset.save_to_disk`` wrote; a hub name ``owner/name[:config][@split]``; such an array; or a sequence of
+        PIL images or arrays. Arrays hold ``uint8``, or numbers from 0 to 1.
     image
         Column of the images in a data set; None: the one that holds images.
     split
         Split of a data set; None: ``train`` where there is one.
     limit
-        Most images to read. They are drawn from all by a fixed permutation, because files are often sorted by class;
-        of a data set on the hub, the first ones are read.
+        Maximum number of images; None: all. They are sampled by a fixed permutation, because files are often sorted by
+        class; of a data set on the hub, the first ones are read.
 
     Returns
     -------
@@ -154,8 +164,7 @@ def read_images(
     ConfigError
         `limit` is not positive.
     """
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ConfigError(f"`limit` must be a positive integer or None; got {limit!r}.")
+    check_whole("read_images", limit=limit)
     images = _read(data, image, split, limit)
     if limit is not None and limit < len(images):
         images = images.pick(np.sort(random_order(len(images), "images")[:limit]))
@@ -176,15 +185,13 @@ def _read(data: Any, image: str | None, split: str | None, limit: int | None) ->
         return _from_folder(path)
     if path.is_file():
         return _from_file(path)
-    bare, _, named_split = name.partition("@")
-    parts = bare.partition(":")[0].split("/")
-    if name.startswith((".", "/", "~")) or len(parts) != _HUB or path.suffix.lower() in (*ENDINGS, ".npy", ".npz"):
+    hub = HubName.parse(name)
+    if hub is None or path.suffix.lower() in (*ENDINGS, ".npy", ".npz"):
         raise DataError(
             f"`{name}` must be a folder of images, a .npy, .npz or IDX file, or a hub data set `owner/name`; there is "
             "no such file or folder. Check the path."
         )
-    config = bare.partition(":")[2] or None
-    records, source = _open_hub(name, "/".join(parts), config, split or named_split or None)
+    records, source = open_hub(hub, split)
     found = _from_records(list(islice(records, limit)), source, image)
     found.info["complete"] = limit is None or len(found) < limit
     return found
@@ -197,21 +204,25 @@ def _from_folder(path: Path) -> Images:
             f"`{path}` must hold image files ({listed(ENDINGS, 10)}), in one subfolder per label or without; it holds "
             "none. Check the path."
         )
-    digest = hashlib.sha256()
-    for file in files:
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        digest.update(f"{file.relative_to(path).as_posix()} {content}\n".encode())
     parts = [file.relative_to(path).parts for file in files]
     labelled = all(len(part) > 1 for part in parts)
     return _images(
         tuple("/".join(part) for part in parts),
         {"label": tuple(part[0] for part in parts)} if labelled else {},
-        {"kind": "folder", "name": path.resolve().name, "digest": "sha256:" + digest.hexdigest()},
+        {"kind": "folder", "name": path.resolve().name, "digest": _digest_of_files(files, path)},
         lambda i: _open_image(files[i].read_bytes(), str(files[i])),
     )
 
 
-def _open_image(data: bytes, name: str) -> Any:
+def _digest_of_files(files: Sequence[Path], root: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
+    return "sha256:" + digest.hexdigest()
+
+
+def _open_image(data: bytes, name: str) -> Image:
     import PIL.Image
 
     try:
@@ -220,7 +231,7 @@ def _open_image(data: bytes, name: str) -> Any:
             return image
     except (OSError, ValueError, SyntaxError) as error:
         raise FormatError(
-            f"`{name}` must be an image; it cannot be read: {_first_line(error)}. Remove it or save it again."
+            f"`{name}` must be an image; it cannot be read: {first_line(error)}. Remove it or save it again."
         ) from None
 
 
@@ -228,17 +239,7 @@ def _from_file(path: Path) -> Images:
     if path.suffix == ".npy":
         return _from_array(_load_numpy(path), {"kind": "array", "name": path.name})
     if path.suffix == ".npz":
-        arrays = _load_numpy(path)
-        found = [name for name, values in arrays.items() if values.ndim >= 3]
-        if len(found) != 1:
-            raise DataError(
-                f"`{path.name}` must hold one array of images [n, height, width(, channels)]; of its arrays "
-                f"{listed(arrays)} there are {len(found)} with three axes or more. Save them in separate files."
-            )
-        pixels = arrays[found[0]]
-        others = {name: values for name, values in arrays.items() if values.shape == (len(pixels),)}
-        columns = {_COLUMN.get(name, name): tuple(values.tolist()) for name, values in others.items()}
-        return _from_array(pixels, {"kind": "array", "name": path.name}, columns)
+        return _from_arrays(_load_numpy(path), path.name)
     if "idx" in path.name:
         return _from_idx(path)
     if path.suffix.lower() in ENDINGS:
@@ -246,6 +247,20 @@ def _from_file(path: Path) -> Images:
     raise DataError(
         f"images come from a folder, a .npy, .npz or IDX file; got `{path.name}`. Read it yourself and pass an array."
     )
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> Images:
+    """Return the one array of images, with the other arrays of its length as columns."""
+    found = [key for key, values in arrays.items() if values.ndim >= 3]
+    if len(found) != 1:
+        raise DataError(
+            f"`{name}` must hold one array of images [n, height, width(, channels)]; of its arrays "
+            f"{listed(arrays)} there are {len(found)} with three axes or more. Save them in separate files."
+        )
+    pixels = arrays[found[0]]
+    others = {key: values for key, values in arrays.items() if values.shape == (len(pixels),)}
+    columns = {_COLUMN.get(key, key): tuple(values.tolist()) for key, values in others.items()}
+    return _from_array(pixels, {"kind": "array", "name": name}, columns)
 
 
 _COLUMN = {"labels": "label", "y": "label", "target": "label", "targets": "label"}
@@ -258,7 +273,7 @@ def _load_numpy(path: Path) -> Any:
             return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
     except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
         raise FormatError(
-            f"`{path}` must be a file of numpy arrays of numbers; it cannot be read: {_first_line(error)}. "
+            f"`{path}` must be a file of numpy arrays of numbers; it cannot be read: {first_line(error)}. "
             "Save it again."
         ) from None
 
@@ -279,7 +294,7 @@ def _from_idx(path: Path) -> Images:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An IDX array of bytes: two zero bytes, type 8, the number of axes, their lengths (big-endian), the values."""
+    """Read an IDX array of bytes: two zero bytes, type 8, number of axes, their lengths (big-endian), values."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zero, kind, n_axes = struct.unpack(">HBB", data[:4])
@@ -289,7 +304,7 @@ def _read_idx(path: Path) -> np.ndarray:
             raise ValueError(f"{len(values)} values of type {kind} for shape {shape}")
     except (struct.error, ValueError, EOFError, gzip.BadGzipFile, OSError) as error:
         raise FormatError(
-            f"`{path}` must be an IDX file of bytes; it makes no sense: {_first_line(error)}. Fetch it again."
+            f"`{path}` must be an IDX file of bytes; it makes no sense: {first_line(error)}. Fetch it again."
         ) from None
     return values.reshape(shape)
 
@@ -301,43 +316,38 @@ def _from_disk(path: Path, image: str | None, split: str | None) -> Images:
         found = load_from_disk(str(path))
     except Exception as error:  # whatever pyarrow and datasets raise for a damaged folder
         raise FormatError(
-            f"`{path}` must be a data set that save_to_disk wrote; it cannot be read: {_first_line(error)}."
+            f"`{path}` must be a data set that save_to_disk wrote; it cannot be read: {first_line(error)}."
         ) from None
     if isinstance(found, DatasetDict):
-        wanted = split or ("train" if "train" in found else next(iter(found)))
-        if wanted not in found:
-            raise DataError(f"`{path.name}` must have the split `{wanted}`; it has {listed(found)}.")
-        found, split = found[wanted], wanted
-    classes = {name: kind.names for name, kind in found.features.items() if hasattr(kind, "names")}
-    records = [
-        {key: classes[key][value] if key in classes and value is not None and value >= 0 else value
-         for key, value in record.items()}
-        for record in found
-    ]  # fmt: skip
-    return _from_records(records, {"kind": "disk", "name": path.resolve().name, "split": split}, image)
+        split = choose_split(found, split, path.name)
+        found = found[split]
+    return _from_records(
+        list(named_labels(found)), {"kind": "disk", "name": path.resolve().name, "split": split}, image
+    )
 
 
 def _from_records(records: list[dict[str, Any]], source: dict[str, Any], image: str | None) -> Images:
     if not records:
         raise DataError(f"`{source['name']}` must hold at least one image; it has no rows.")
-    with_pixels = [name for name, value in records[0].items() if _is_image(value)]
-    if image is not None and image not in records[0]:
-        raise DataError(
-            f"`{source['name']}` must have a column `{image}`; its columns are {listed(records[0], 12)}. "
-            f"{did_you_mean(image, records[0])}"
-        )
-    name = image or (with_pixels[0] if with_pixels else None)
-    if name is None or not _is_image(records[0][name]):
-        raise DataError(
-            f"`{source['name']}` must have a column of images; its columns are {listed(records[0], 12)}. Name it "
-            "(image=…)."
-        )
+    name = _image_column(records[0], image, source["name"])
     columns = {
         key: tuple(record[key] for record in records)
         for key, value in records[0].items()
         if key != name and isinstance(value, str | int | float | bool | type(None))
     }
     return _from_values([record[name] for record in records], source, columns)
+
+
+def _image_column(record: Mapping[str, Any], image: str | None, where: str) -> str:
+    """Return the column of images: the one that is named, else the first that holds some."""
+    if image is not None and image not in record:
+        raise no_column(image, record, where)
+    name = image or next((name for name, value in record.items() if _is_image(value)), None)
+    if name is None or not _is_image(record[name]):
+        raise DataError(
+            f"`{where}` must have a column of images; its columns are {listed(record, 12)}. Name it (image=…)."
+        )
+    return name
 
 
 def _is_image(value: Any) -> bool:
@@ -349,7 +359,7 @@ def _is_image(value: Any) -> bool:
 def _from_values(
     data: Any, source: Mapping[str, Any] | None = None, columns: dict[str, tuple[Any, ...]] | None = None
 ) -> Images:
-    """An array of images, or a sequence of images and arrays."""
+    """Return images from an array, or from a sequence of images and arrays."""
     source = source or {"kind": "list", "name": "list"}
     if isinstance(data, Tensor):
         data = data.detach().cpu().numpy()
@@ -363,6 +373,12 @@ def _from_values(
         ) from None
     if not values:
         raise DataError("there must be at least one image; the list is empty.")
+    return _from_opened(values, source, columns)
+
+
+def _from_opened(
+    values: Sequence[Any], source: Mapping[str, Any], columns: dict[str, tuple[Any, ...]] | None
+) -> Images:
     opened = [
         value if _is_image(value) else _as_image(np.asarray(value), f"image {i}") for i, value in enumerate(values)
     ]
@@ -409,7 +425,7 @@ def _as_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
     )
 
 
-def _as_image(pixels: np.ndarray, name: str) -> Any:
+def _as_image(pixels: np.ndarray, name: str) -> Image:
     import PIL.Image
 
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
@@ -421,10 +437,6 @@ def _as_image(pixels: np.ndarray, name: str) -> Any:
 
 
 def _images(
-    ids: tuple[str, ...], columns: dict[str, tuple[Any, ...]], info: dict[str, Any], opener: Callable[[int], Any]
+    ids: tuple[str, ...], columns: dict[str, tuple[Any, ...]], info: dict[str, Any], opener: Callable[[int], Image]
 ) -> Images:
     return Images(ids, columns, {**info, "n_images": len(ids), "complete": True}, opener)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from ..errors import ConfigError, DataError, OfflineError, did_you_mean, listed
+from ..errors import DataError, OfflineError, listed
 from ..randomness import random_order
-from .hub_datasets import _HUB_NAME, _first_line, _open_hub, quiet_datasets
+from ..settings import check_whole
+from .hub_datasets import HubName, open_hub, quiet_datasets
+from .tables import Table, first_line, no_column
 
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     # keep_default_na: a text that reads "null" or "NA" is a text
@@ -27,11 +29,14 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
     ".txt": ("text", {}),
 }
+TEXT_ENDINGS = tuple(_BUILDERS)
+"""What text files end in, compression left aside."""
+
 _SCALARS = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True, eq=False)
-class Texts(Sequence[str]):
+class Texts(Table, Sequence[str]):
     """Texts in a fixed order, with the other columns of their table.
 
     Examples
@@ -60,23 +65,6 @@ class Texts(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
         return self.texts[index]
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over all texts, in order."""
-        return str(self.info["digest"])
-
-    def column(self, name: str) -> tuple[Any, ...]:
-        """One column of the table.
-
-        Raises
-        ------
-        DataError
-            There is no such column.
-        """
-        if name not in self.columns:
-            raise DataError(_no_column(name, list(self.columns), str(self.info["name"])))
-        return self.columns[name]
-
 
 def read_texts(
     data: str | os.PathLike[str] | Iterable[Any],
@@ -102,7 +90,7 @@ def read_texts(
     split
         Split of a hub data set or of the built-in corpus; None: ``train`` where there is one; all of the built-in.
     limit
-        Most texts to read; None: all.
+        Maximum number of texts; None: all.
     characters
         Stop after the text in which this many characters are reached; None: no limit.
     columns
@@ -123,85 +111,121 @@ def read_texts(
     ConfigError
         `limit` or `characters` is not positive.
     """
-    for name, value in (("limit", limit), ("characters", characters)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ConfigError(f"`{name}` must be a positive integer or None; got {value!r}.")
+    check_whole("read_texts", limit=limit, characters=characters)
+    records: Iterable[Any]
     if isinstance(data, Texts):
-        records: Iterable[Any] = (
-            {**{name: values[i] for name, values in data.columns.items()}, text: data.texts[i], "__id__": data.ids[i]}
-            for i in range(len(data))
-        )
+        records = _records_of(data, text)
         source: dict[str, Any] = {key: data.info[key] for key in ("kind", "name", "split") if key in data.info}
     elif isinstance(data, str | os.PathLike):
         records, source = _open(os.fspath(data), split)
     else:
         records, source = data, {"kind": "list", "name": "list"}
+    gathered = _Gathering(text, source["name"], columns)
+    complete = True
     with quiet_datasets() if source["kind"] in ("hub", "file") else nullcontext():
-        return _collect(records, source, text, limit, characters, columns)
+        for row, record in enumerate(_read(records, source["name"])):
+            if gathered.reaches(limit, characters):
+                complete = False
+                break
+            gathered.add(row, record)
+    return gathered.finish(source, complete)
 
 
-def _collect(
-    records: Iterable[Any],
-    source: dict[str, Any],
-    text: str,
-    limit: int | None,
-    characters: int | None,
-    columns: Sequence[str] | None,
-) -> Texts:
-    """Walk the records once, keeping texts that are not empty."""
-    texts: list[str] = []
-    ids: list[str] = []
-    kept: dict[str, list[Any]] | None = None
-    n_empty, n_characters, complete = 0, 0, True
-    digest = hashlib.sha256()
-    for row, record in enumerate(_read(records, source["name"])):
-        if (limit is not None and len(texts) >= limit) or (characters is not None and n_characters >= characters):
-            complete = False
-            break
+def _records_of(texts: Texts, text: str) -> Iterator[dict[str, Any]]:
+    for i in range(len(texts)):
+        columns = {name: values[i] for name, values in texts.columns.items()}
+        yield {**columns, text: texts.texts[i], "__id__": texts.ids[i]}
+
+
+@dataclass
+class _Gathering:
+    """Texts that are not empty, with their columns, as they are read."""
+
+    text: str
+    name: str
+    """Name of the source, for messages."""
+    wanted: Sequence[str] | None
+    """Columns to keep; None: all that hold plain values."""
+    texts: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    columns: dict[str, list[Any]] | None = None
+    """The columns that are kept; None before the first record."""
+    n_empty: int = 0
+    n_characters: int = 0
+
+    def reaches(self, limit: int | None, characters: int | None) -> bool:
+        """Return whether there are enough texts or characters."""
+        if limit is not None and len(self.texts) >= limit:
+            return True
+        return characters is not None and self.n_characters >= characters
+
+    def add(self, row: int, record: Any) -> None:
+        """Take the text of a record, unless it is empty."""
         if isinstance(record, str):
-            record = {text: record}
-        value, others = _record(record, row, text, source["name"])
-        if kept is None:
-            wanted = [name for name, other in others.items() if isinstance(other, _SCALARS)]
-            for name in columns if columns is not None else ():
-                if name not in others:
-                    raise DataError(_no_column(name, list(others), source["name"]))
-            kept = {name: [] for name in (wanted if columns is None else columns) if name != "__id__"}
+            record = {self.text: record}
+        value, others = _record(record, row, self.text, self.name)
+        if self.columns is None:
+            self.columns = self._chosen(others)
         if not value.strip():
-            n_empty += 1
-            continue
-        texts.append(value)
-        ids.append(str(others.get("__id__", row)))
-        for name, values in kept.items():
+            self.n_empty += 1
+            return
+        self.texts.append(value)
+        self.ids.append(str(others.get("__id__", row)))
+        for name, values in self.columns.items():
             values.append(others.get(name))
-        n_characters += len(value)
-        data = value.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little") + data)
-    if not texts:
-        raise DataError(
-            f"`{source['name']}` must hold at least one text that is not empty; "
-            + (f"all {n_empty} texts of column `{text}` are empty." if n_empty else "it has no rows.")
-            + " Check the file and the name of the column."
-        )
-    info = {
-        **source,
-        "text": text,
-        "n_texts": len(texts),
-        "n_empty": n_empty,
-        "complete": complete,
-        "digest": "sha256:" + digest.hexdigest(),
-    }
-    return Texts(tuple(texts), tuple(ids), {name: tuple(values) for name, values in (kept or {}).items()}, info)
+        self.n_characters += len(value)
+
+    def _chosen(self, others: Mapping[str, Any]) -> dict[str, list[Any]]:
+        wanted = self.wanted
+        if wanted is None:
+            wanted = [name for name, other in others.items() if isinstance(other, _SCALARS)]
+        for name in wanted:
+            if name not in others:
+                raise no_column(name, others, self.name)
+        return {name: [] for name in wanted if name != "__id__"}
+
+    def finish(self, source: Mapping[str, Any], complete: bool) -> Texts:
+        """Return the texts.
+
+        Raises
+        ------
+        DataError
+            There are none.
+        """
+        if not self.texts:
+            raise DataError(
+                f"`{self.name}` must hold at least one text that is not empty; "
+                + (
+                    f"all {self.n_empty} texts of column `{self.text}` are empty."
+                    if self.n_empty
+                    else "it has no rows."
+                )
+                + " Check the file and the name of the column."
+            )
+        digest = hashlib.sha256()
+        for text in self.texts:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        info = {
+            **source,
+            "text": self.text,
+            "n_texts": len(self.texts),
+            "n_empty": self.n_empty,
+            "complete": complete,
+            "digest": "sha256:" + digest.hexdigest(),
+        }
+        columns = {name: tuple(values) for name, values in (self.columns or {}).items()}
+        return Texts(tuple(self.texts), tuple(self.ids), columns, info)
 
 
 def _record(record: Any, row: int, text: str, name: str) -> tuple[str, dict[str, Any]]:
-    """The text of a record, and its other columns."""
+    """Return the text of a record, and its other columns."""
     if not isinstance(record, Mapping):
         raise DataError(
             f"`{name}` must hold texts or dictionaries with a column `{text}`; record {row} is {type(record).__name__}."
         )
     if text not in record:
-        raise DataError(_no_column(text, list(record), name))
+        raise no_column(text, record, name)
     value = record[text]
     if value is None:
         value = ""
@@ -213,16 +237,8 @@ def _record(record: Any, row: int, text: str, name: str) -> tuple[str, dict[str,
     return value, {key: other for key, other in record.items() if key != text}
 
 
-def _no_column(name: str, columns: Iterable[str], where: str) -> str:
-    columns = [column for column in columns if column != "__id__"]
-    return (
-        f"`{where}` must have a column `{name}`; its columns are {listed(columns, 12) if columns else 'none'}. "
-        f"{did_you_mean(name, columns) if columns else ''}".rstrip()
-    )
-
-
 def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
-    """The records, with errors of the readers turned into ours."""
+    """Yield the records, with errors of the readers turned into ours."""
     try:
         yield from records
     except (DataError, OfflineError):
@@ -230,29 +246,29 @@ def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
     except Exception as error:
         # the builders of datasets raise classes of pandas, pyarrow, gzip and fsspec
         raise DataError(
-            f"`{name}` cannot be read: {_first_line(error)}. Is the file complete, and of the kind its ending says?"
+            f"`{name}` cannot be read: {first_line(error)}. Is the file complete, and of the kind its ending says?"
         ) from error
 
 
 def _open(data: str, split: str | None) -> tuple[Iterable[Any], dict[str, Any]]:
-    """Records of a named source, and what it is."""
+    """Return the records of a named source, and what it is."""
     name, _, named_split = data.partition("@")
     if name in ("builtin", "builtin:paragraphs"):
         return _open_builtin(name, split or named_split or "all")
     path = Path(data).expanduser()
     if path.exists():
         return _open_file(path)
-    match = _HUB_NAME.fullmatch(data)
-    if match is None or _ending(path) is not None or data.startswith((".", "/", "~")):
+    hub = HubName.parse(data)
+    if hub is None or _ending(path) is not None:
         raise DataError(
             f"`{data}` must be `builtin`, a file or a hub data set `owner/name`; there is no such file. "
             f"Files end in {listed(_BUILDERS, 6)}, with or without `.gz`. Check the path."
         )
-    return _open_hub(data, match["name"], match["config"], split or match["split"])
+    return open_hub(hub, split)
 
 
 def _open_builtin(name: str, split: str) -> tuple[Iterable[Any], dict[str, Any]]:
-    """The built-in corpus: whole docstrings, or their paragraphs, which know their section."""
+    """Open the built-in corpus: whole docstrings, or their paragraphs with their section."""
     from . import corpus
 
     whole = name == "builtin"
@@ -266,7 +282,7 @@ def _open_builtin(name: str, split: str) -> tuple[Iterable[Any], dict[str, Any]]
 
 
 def _ending(path: Path) -> str | None:
-    """The ending that says what a file is, compression left aside; None when unknown."""
+    """Return the ending that says what a file is, compression left aside; None when unknown."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()

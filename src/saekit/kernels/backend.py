@@ -21,7 +21,7 @@ _chosen: str | None = None
 
 
 def mode() -> str:
-    """The mode in force: ``auto`` (fast where it pays), ``plain`` (torch only) or ``fast`` (wherever it can run).
+    """Return the mode in force: ``auto`` (fast where it pays), ``plain`` (torch only) or ``fast`` (where it can run).
 
     Raises
     ------
@@ -32,7 +32,7 @@ def mode() -> str:
 
 
 def use(mode: str) -> str:
-    """Choose the kernels of this process: ``auto``, ``plain`` or ``fast``. Returns the mode that was in force before.
+    """Choose the kernels of this process: ``auto``, ``plain`` or ``fast``; return the mode that was in force before.
 
     On a CUDA device ``fast`` means Triton kernels for encode, decode and the training step; ``auto`` means plain torch,
     because no GPU has run these kernels yet.
@@ -57,7 +57,7 @@ def use(mode: str) -> str:
 
 @contextmanager
 def using(mode: str) -> Iterator[None]:
-    """`use` for the length of a ``with`` block."""
+    """Call `use` for the length of a ``with`` block."""
     global _chosen
     before = _chosen
     use(mode)
@@ -69,7 +69,8 @@ def using(mode: str) -> Iterator[None]:
 
 @functools.cache
 def unavailable() -> str | None:
-    """Why the compiled loops cannot run on this machine; None when they can."""
+    """Say why the compiled loops cannot run on this machine; None when they can."""
+    # Looked for before it is imported: that takes half a second, which a machine without it should not pay.
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed (pip install numba)"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
@@ -77,15 +78,16 @@ def unavailable() -> str | None:
     try:
         import llvmlite.binding
         import numba  # noqa: F401
-    except Exception as problem:  # a version of numpy that it does not know, for example
+    except Exception as problem:  # whatever it is (a version of numpy that it does not know), plain torch works
         return f"numba cannot be imported: {problem}"
+    # The loops are written for its 512-bit vectors and its products of bf16; elsewhere torch is as fast.
     if not llvmlite.binding.get_host_cpu_features().get("avx512bf16", False):
         return "the processor has no AVX-512 bf16 instructions"
     return None
 
 
 def fast_here() -> bool:
-    """Whether the mode asks for the compiled loops and they can run; says so once in the log when they cannot."""
+    """Return whether the mode asks for the compiled loops and they can run; log once when they cannot."""
     if mode() == "plain":
         return False
     reason = unavailable()
@@ -96,7 +98,7 @@ def fast_here() -> bool:
 
 @functools.cache
 def triton_here() -> bool:
-    """Whether Triton is installed (torch for CUDA brings it): without it plain torch does the work on a GPU too."""
+    """Return whether Triton is installed (torch for CUDA brings it): without it plain torch does the work."""
     return importlib.util.find_spec("triton") is not None
 
 

@@ -12,9 +12,13 @@ from . import backend, reference
 from .step_interface import StepKernels
 
 FEWEST_ROWS = 32
-"""Below this many rows `auto` stays plain; also below `FEWEST_LATENTS` and above `LARGEST_SHARE` of them kept."""
+"""Minimum rows of the fast encoders under `auto`: with fewer, rounding all latents costs more than it saves."""
+
 FEWEST_LATENTS = 512
-LARGEST_SHARE = 1 / 8
+"""Minimum latents of the fast kernels under `auto`: with fewer, a dense product takes no longer than the search."""
+
+LARGEST_FRACTION = 1 / 8
+"""Maximum fraction of the latents that are kept under `auto`: with more, most of them would be multiplied again."""
 
 
 def topk_encode(
@@ -27,29 +31,15 @@ def topk_encode(
     block_rows: int | None = None,
     exact: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The `k` largest pre-activations of each row: ``pre = x @ W_enc.T + b_enc``, then ReLU on those kept.
+    """Return the `k` largest pre-activations of each row, after ReLU: ``values, indices``, both ``[n, k]``.
+
+    See `saekit.kernels.reference.topk_encode` for both and for the other parameters; each latent is there once per
+    row.
 
     Parameters
     ----------
-    x
-        Centred rows, ``[n, d_in]``.
-    W_enc, b_enc
-        Encoder, ``[n_latents, d_in]`` and ``[n_latents]``.
-    k
-        Latents kept per row, 1 to n_latents.
-    rank
-        Positive weights ``[n_latents]``: chosen by ``pre * rank``, the codes stay ``pre``. None: by ``pre``.
-    block_rows
-        Rows per dense block; None lets the kernel pick.
     exact
         True: the codes of the fp32 product, whichever kernel runs. False: a kernel may choose latents in bf16.
-
-    Returns
-    -------
-    values : Tensor ``[n, k]``
-        Codes, zero where the pre-activation kept was not positive (such a latent has not fired).
-    indices : Tensor ``[n, k]`` int64
-        Latent of each value, each once per row; the order within a row is descending in the ranked value.
     """
     worth = len(x) >= FEWEST_ROWS and _worth(W_enc, k)
     if rank is None and _runs([x, W_enc, b_enc], worth) and not _differentiated(x, W_enc, b_enc):
@@ -71,23 +61,9 @@ def threshold_encode(
     *,
     block_rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All pre-activations above a threshold: ``pre = x @ W_enc.T + b_enc`` where ``pre > max(threshold, 0)``.
+    """Return all pre-activations above a threshold, as compressed sparse rows: ``offsets, indices, values``.
 
-    Parameters
-    ----------
-    x
-        Centred rows, ``[n, d_in]``.
-    W_enc, b_enc
-        Encoder, ``[n_latents, d_in]`` and ``[n_latents]``.
-    threshold
-        ``[n_latents]``; None for 0, which is ReLU.
-    block_rows
-        Rows per dense block; None lets the kernel pick.
-
-    Returns
-    -------
-    offsets, indices, values : Tensor
-        Compressed sparse rows: ``[n + 1]`` int64, ``[nnz]`` int64, ``[nnz]``; the order within a row has no meaning.
+    See `saekit.kernels.reference.threshold_encode`; the order within a row has no meaning.
     """
     tensors = [x, W_enc, b_enc] if threshold is None else [x, W_enc, b_enc, threshold]
     worth = len(x) >= FEWEST_ROWS and _worth(W_enc, 1)
@@ -103,15 +79,8 @@ def threshold_encode(
 
 
 def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
-    """Sum of decoder rows weighted by codes, ``[n, d_out]``: row r sums over ``offsets[r]:offsets[r + 1]``.
-
-    Parameters
-    ----------
-    offsets, indices, values
-        Compressed sparse rows: ``[n + 1]`` int64, ``[nnz]`` int64, ``[nnz]``.
-    W_dec
-        Decoder, ``[n_latents, d_out]``; the codes are taken in its dtype.
-    """
+    """Return the sum of decoder rows weighted by codes; see `saekit.kernels.reference.csr_decode`."""
+    # On a CPU, torch's own loop is as fast as memory.
     if _runs_on_gpu(values, W_dec) and not _differentiated(values, W_dec):
         from .cuda import ops
 
@@ -154,17 +123,17 @@ def step_pays(weights: dict[str, Tensor], k: int) -> bool:
 
 
 def _worth(W_enc: Tensor, k: int) -> bool:
-    return W_enc.shape[0] >= FEWEST_LATENTS and k <= LARGEST_SHARE * W_enc.shape[0]
+    return W_enc.shape[0] >= FEWEST_LATENTS and k <= LARGEST_FRACTION * W_enc.shape[0]
 
 
 def _runs(tensors: list[Tensor], worth: bool) -> bool:
-    """Whether the compiled loops take these tensors: float32 on the CPU, and the switch allows it."""
+    """Return whether the compiled loops take these tensors: float32 on the CPU, and the switch allows it."""
     possible = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
     return possible and (worth or backend.mode() == "fast") and backend.fast_here()
 
 
 def _runs_on_gpu(*tensors: Tensor) -> bool:
-    """Whether the Triton kernels take these tensors: float32 on a CUDA device, and the switch asks for them.
+    """Return whether the Triton kernels take these tensors: float32 on a CUDA device, and the switch asks for them.
 
     Triton's interpreter has run them and its compiler has compiled them, no GPU yet: `auto` stays with plain torch.
     """

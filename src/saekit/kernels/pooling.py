@@ -64,14 +64,14 @@ def pool_segments(offsets: Tensor, indices: Tensor, values: Tensor, lengths: Ten
 
 
 def largest_of_rows(offsets: Tensor, indices: Tensor, values: Tensor) -> Tensor:
-    """Place of each stored code in its row when sorted from the largest down: ``[nnz]`` int64, from 0.
+    """Return the rank of each stored code in its row, from 0 for the largest: ``[nnz]`` int64.
 
-    Equal codes are placed by latent, lowest first, so that the first n of a row are always the same n.
+    Equal codes are ranked by latent, lowest first, so that the first n of a row are always the same n.
     """
     row = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=indices.device), offsets.diff())
-    order = indices.argsort(stable=True)
+    order = indices.argsort(stable=True)  # from the last key to the first: each sort keeps the order of the one before
     order = order[values[order].argsort(stable=True, descending=True)]
     order = order[row[order].argsort(stable=True)]
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device) - offsets[:-1][row[order]]
-    return place
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - offsets[:-1][row[order]]
+    return rank

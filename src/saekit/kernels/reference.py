@@ -1,4 +1,4 @@
-"""Plain torch kernels: the definition that every faster path is held to, and the fallback everywhere."""
+"""Plain torch kernels: the definition that every faster path is compared with, and the fallback everywhere."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ BLOCK_BYTES = 32 * 2**20
 
 
 def block_rows_for(n_latents: int, *, bytes_per_value: int = 4) -> int:
-    """Rows of one block, so that a dense ``[rows, n_latents]`` block stays within `BLOCK_BYTES` (at least 1)."""
+    """Return the rows of one block (at least 1): a dense ``[rows, n_latents]`` block stays within `BLOCK_BYTES`."""
     return max(1, BLOCK_BYTES // (n_latents * bytes_per_value))
 
 
 def topk_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, rank: Tensor | None = None, block_rows: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The `k` largest pre-activations of each row: ``pre = x @ W_enc.T + b_enc``, then ReLU on those kept.
+    """Return the `k` largest pre-activations of each row: ``pre = x @ W_enc.T + b_enc``, then ReLU on those kept.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def topk_encode(
 def threshold_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor | None, *, block_rows: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All pre-activations above a threshold: ``pre = x @ W_enc.T + b_enc`` where ``pre > max(threshold, 0)``.
+    """Return all pre-activations above a threshold: ``pre = x @ W_enc.T + b_enc`` where ``pre > max(threshold, 0)``.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def threshold_encode(
 
 
 def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) -> Tensor:
-    """Sum of decoder rows weighted by codes, ``[n, d_out]``: row r sums over ``offsets[r]:offsets[r + 1]``.
+    """Return the sum of decoder rows weighted by codes, ``[n, d_out]``: row r sums over ``offsets[r]:offsets[r + 1]``.
 
     Parameters
     ----------

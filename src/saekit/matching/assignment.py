@@ -63,7 +63,7 @@ class Graph:
         return keys[~known]
 
     def add(self, keys: np.ndarray, weights: np.ndarray) -> Graph:
-        """The graph with more edges, none of which it has yet."""
+        """Return the graph with more edges, none of which it has yet."""
         keys, weights = np.concatenate([self.keys, keys]), np.concatenate([self.weights, weights])
         order = np.argsort(keys, kind="stable")
         return Graph(self.n, self.m, keys[order], weights[order])
@@ -122,7 +122,7 @@ def solve(graph: Graph, start: Solution | None = None, coarsest: float = COARSES
 
 
 def centred(graph: Graph, solution: Solution, sweeps: int = SWEEPS) -> Solution:
-    """The same matching with prices moved to the middle of where its edges let them be.
+    """Return the same matching with prices moved to the middle of where its edges let them be.
 
     The auction leaves a price at one end of its range. In the middle, fewer pairs outside the graph exceed their
     prices. With ``v[j]`` moved by at most half of each slack, in all columns at once, every edge stays below its
@@ -148,13 +148,13 @@ def centred(graph: Graph, solution: Solution, sweeps: int = SWEEPS) -> Solution:
 
 
 def row_prices(graph: Graph, v: np.ndarray) -> np.ndarray:
-    """The least ``u`` with ``u[i] + v[j] >= weight`` on every edge."""
+    """Return the least ``u`` with ``u[i] + v[j] >= weight`` on every edge."""
     starts = np.searchsorted(graph.keys, np.arange(graph.n) * graph.m)
     return np.maximum.reduceat(graph.weights - v[graph.columns], starts)
 
 
 def _run(starts: np.ndarray, columns: np.ndarray, gains: np.ndarray, prices: np.ndarray, coarsest: float) -> np.ndarray:
-    """Matches of a square graph; `prices` are changed in place."""
+    """Return matches of a square graph; `prices` are changed in place."""
     size = len(starts) - 1
     scratch = {name: np.full(size, -1, dtype=np.int64) for name in ("mate", "owner", "stack")}
     relaxed = gains.copy()

@@ -69,7 +69,7 @@ class Matching:
         return self.certificate.objective / min(len(self.partner), self.n_b)
 
     def inverse(self) -> Matching:
-        """The same pairs seen from `b`."""
+        """Return the same pairs seen from `b`."""
         paired = self.partner >= 0
         partner = torch.full((self.n_b,), -1)
         cosine = torch.full((self.n_b,), torch.nan, dtype=torch.float64)
@@ -185,13 +185,13 @@ class _Search:
         return solution
 
     def _with(self, graph: Graph, keys: np.ndarray) -> Graph:
-        """The graph with these pairs, weighted by their exact cosines."""
+        """Return the graph with these pairs, weighted by their exact cosines."""
         keys = graph.new(_distinct(keys))
         i, j = (torch.from_numpy(part) for part in (keys // self.m, keys % self.m))
         return graph.add(keys, cosines(self.a, i, self.b, j).numpy())
 
     def _doubts(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What prices have lost since each row was looked at, the rows that this leaves in doubt, and pairs to add."""
+        """Return what prices have lost since each row was looked at, the rows in doubt, and pairs to add."""
         slack = np.zeros(self.n)
         is_doubtful = np.zeros(self.n, dtype=bool)
         pairs = []
@@ -233,7 +233,7 @@ class _Search:
         return np.concatenate(keys), np.concatenate(crowded)
 
     def _look_again(self, rows: np.ndarray, u: np.ndarray, v: np.ndarray) -> list[np.ndarray]:
-        """New candidates of some rows at the present prices, as keys; their bounds are renewed."""
+        """Return new candidates of some rows at the present prices, as keys; their bounds are renewed."""
         if not len(rows):
             return []
         self.seen.append(v)
@@ -285,6 +285,6 @@ class _Search:
 
 
 def _distinct(keys: np.ndarray) -> np.ndarray:
-    """The distinct keys in ascending order; a sort is several times faster than `np.unique` here."""
+    """Return the distinct keys in ascending order; a sort is several times faster than `np.unique` here."""
     keys = np.sort(keys)
     return keys[np.flatnonzero(np.diff(keys, prepend=-1))]

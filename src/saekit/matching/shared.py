@@ -8,9 +8,7 @@ from torch import Tensor
 
 from ..sae.model import SAE
 from .matching import Matching, match_latents
-
-THRESHOLD = 0.7
-"""Cosine that both sides of a shared latent must exceed (2501.16615)."""
+from .settings import THRESHOLD
 
 
 @dataclass(frozen=True)

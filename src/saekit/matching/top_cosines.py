@@ -41,7 +41,7 @@ class Directions:
 
     @classmethod
     def of(cls, x: Tensor, name: str) -> Directions:
-        """Unit vectors of the rows of `x`.
+        """Return the unit vectors of the rows of `x`.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class Directions:
         return len(self.x)
 
     def block(self, which: slice | Tensor, exact: bool) -> Tensor:
-        """Some unit vectors, in float32 or, `exact`, in float64."""
+        """Return some unit vectors, in float32 or, `exact`, in float64."""
         return self.x[which].double() * self.inverse[which, None] if exact else self.unit[which]
 
 
@@ -115,7 +115,7 @@ def best(
     exact: bool = False,
     tick: Tick | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The `k` columns per row with the largest ``cosine - price``: values ``[rows, k]`` descending, and columns."""
+    """Return the `k` largest ``cosine - price`` per row, ``[rows, k]`` descending, and their columns."""
     k = min(k, len(b))
     n = len(a) if rows is None else len(rows)
     if _is_plain(a) and _is_plain(b) and not exact:
@@ -151,7 +151,7 @@ class Candidates:
 def best_both_ways(
     a: Directions, b: Directions, k: int, k_columns: int, *, tick: Tick | None = None
 ) -> Candidates:  # fmt: skip
-    """The `k` largest cosines per row and the `k_columns` largest per column; nearly so where made in bf16."""
+    """Return the `k` largest cosines per row and the `k_columns` largest per column; nearly so where made in bf16."""
     k, k_columns = min(k, len(b)), min(k_columns, len(a))
     error, relative = reach(a.x.shape[1], 0.0, exact=False), 0.0
     if _is_plain(a) and _is_plain(b):
@@ -236,7 +236,7 @@ def scattered(
 
 
 def _merge(value: Tensor, column: Tensor, tile: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` largest per row of those known and a new tile of columns from `first` on."""
+    """Return the `k` largest per row of those known and a new tile of columns from `first` on."""
     new_value, new_column = tile.topk(min(k, tile.shape[1]), dim=1)
     if value.shape[1]:
         new_value = torch.cat([value, new_value], dim=1)
@@ -261,7 +261,7 @@ def _multiplies_bf16() -> bool:
 
 
 def _rounded(rows: Directions) -> tuple[Tensor, float]:
-    """The unit vectors in bf16, and the largest length that rounding took from one."""
+    """Return the unit vectors in bf16, and the largest length that rounding took from one."""
     half = rows.unit.bfloat16()
     blocks = range(0, len(rows), BLOCK_ROWS)
     lost = [(rows.unit[at : at + BLOCK_ROWS] - half[at : at + BLOCK_ROWS].float()).norm(dim=1).amax() for at in blocks]

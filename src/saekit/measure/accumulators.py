@@ -7,7 +7,6 @@ bits. Sums are kept per group of documents (see `saekit.measure.bootstrap`), fro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..sae.codes import Codes
 from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
 
 DENSE = 0.1
-"""A latent that fires on more than this share of rows is dense."""
+"""Fraction of rows above which a latent is dense."""
 
 FIRE_GROUPS = 64
 """Firings are kept per latent for this many coarser groups: a `[64, n_latents]` table of int32."""
@@ -59,6 +58,13 @@ class Sums:
         for name, total in other._totals.items():
             mine = self._totals.get(name)
             self._totals[name] = total.clone() if mine is None else mine + total.to(mine.device)
+
+    def resamples(self, bootstrap: DocumentBootstrap | None, empty: str) -> DocumentBootstrap:
+        """Return the resamples given, by default of the groups seen; raises `DataError` `empty` where nothing was."""
+        n = self["n"]
+        if not n.sum():
+            raise DataError(empty)
+        return DocumentBootstrap.over(n) if bootstrap is None else bootstrap
 
     def __getitem__(self, name: str) -> np.ndarray:
         """``float64 [n_groups]``; zeros where nothing was added."""
@@ -147,7 +153,7 @@ class Moments:
         return float(self._deviation.sum() + spread.sum())
 
     def totals(self, bootstrap: DocumentBootstrap) -> np.ndarray | None:
-        """The same on every resample, each about its own resampled mean: ``float64 [n_draws]``."""
+        """Return the same on every resample, each about its own resampled mean: ``float64 [n_draws]``."""
         if bootstrap.weights is None:
             return None
         if self._denominators is None or self._denominators[0].weights is not bootstrap.weights:
@@ -233,7 +239,7 @@ class Reconstruction:
             self.moments.merge(other.moments)
 
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """The metrics by name, with intervals from `bootstrap` (by default over the groups seen).
+        """Return the metrics by name, with intervals from `bootstrap` (by default over the groups seen).
 
         Raises
         ------
@@ -241,9 +247,7 @@ class Reconstruction:
             No row was added.
         """
         sums, n = self._sums, self._sums["n"]
-        if not n.sum():
-            raise DataError("a metric needs at least one row; none was added.")
-        bootstrap = DocumentBootstrap.over(n) if bootstrap is None else bootstrap
+        bootstrap = sums.resamples(bootstrap, "a metric needs at least one row; none was added.")
         draws = None
         totals = self.moments.totals(bootstrap)
         if bootstrap.weights is not None and totals is not None:
@@ -272,7 +276,7 @@ class DensityHistogram:
     Parameters
     ----------
     log10_edges
-        Bin edges, powers of ten of the density (share of rows on which a latent fires); the first bin starts below
+        Bin edges, powers of ten of the density (fraction of rows on which a latent fires); the first bin starts below
         one firing in all rows seen.
     counts
         Latents per bin; the last bin includes a density of 1.
@@ -348,7 +352,7 @@ class Sparsity:
         return self._fires.sum(0, dtype=torch.int64)
 
     def density(self) -> Tensor:
-        """``float64 [n_latents]``: share of the rows seen on which each latent fired."""
+        """``float64 [n_latents]``: fraction of the rows seen on which each latent fired."""
         return self.fires().cpu().double() / max(self.n_rows, 1)
 
     def histogram(self) -> DensityHistogram:
@@ -363,9 +367,9 @@ class Sparsity:
         return DensityHistogram(edges, [int(c) for c in counts], int((fires == 0).sum()), self.n_rows)
 
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """The metrics by name.
+        """Return the metrics by name.
 
-        The share of dead latents cannot be bootstrapped: a resample leaves documents out and so always has more of
+        The fraction of dead latents cannot be bootstrapped: a resample leaves documents out and so always has more of
         them. Its interval is the delete-one jackknife over groups of documents.
 
         Raises
@@ -374,9 +378,7 @@ class Sparsity:
             No row was added.
         """
         sums, n = self._sums, self._sums["n"]
-        if not n.sum():
-            raise DataError("a metric needs at least one row; none was added.")
-        bootstrap = DocumentBootstrap.over(n) if bootstrap is None else bootstrap
+        bootstrap = sums.resamples(bootstrap, "a metric needs at least one row; none was added.")
         return {
             "l0": bootstrap.ratio(sums["fires"], n),
             "dead_fraction": self._dead(bootstrap),
@@ -436,7 +438,7 @@ class Fidelity:
         return self._sums["n"]
 
     def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """The metrics by name.
+        """Return the metrics by name.
 
         Raises
         ------
@@ -444,30 +446,23 @@ class Fidelity:
             No token was added.
         """
         sums, n = self._sums, self._sums["n"]
-        if not n.sum():
-            raise DataError("cross-entropy needs at least one predicted token; there was none. Give longer texts.")
-        bootstrap = DocumentBootstrap.over(n) if bootstrap is None else bootstrap
+        empty = "cross-entropy needs at least one predicted token; there was none. Give longer texts."
+        bootstrap = sums.resamples(bootstrap, empty)
         estimates = {f"ce_{name}": bootstrap.ratio(sums[name], n) for name in ("clean", "sae", "zero", "mean")}
-        for name in ("zero", "mean"):
-            cost = sums[name] - sums["clean"]
-            why = f"{name}-ablation costs the model nothing here"
-            if cost.sum() <= 0:
-                estimates[f"ce_recovered_{name}"] = Estimate(math.nan, None, f"undefined: {why}")
-                continue
-            recovered = bootstrap.ratio(sums[name] - sums["sae"], cost, undefined=why)
-            if bootstrap.weights is not None and (bootstrap.weights @ cost <= 0).any():
-                recovered = Estimate(recovered.value, None, f"no interval: {why} in some resamples")
-            estimates[f"ce_recovered_{name}"] = recovered
-        estimates["kl"] = bootstrap.ratio(sums["kl"], n)
-        return estimates
+        estimates |= {f"ce_recovered_{name}": self._recovered(name, bootstrap) for name in ("zero", "mean")}
+        return estimates | {"kl": bootstrap.ratio(sums["kl"], n)}
 
-
-def merged(accumulators: Iterable[Sums | Moments | Reconstruction | Sparsity | Fidelity]):  # type: ignore[no-untyped-def]
-    """The first of several accumulators of one kind after merging all others into it."""
-    first, *rest = accumulators
-    for other in rest:
-        first.merge(other)  # type: ignore[arg-type]
-    return first
+    def _recovered(self, name: str, bootstrap: DocumentBootstrap) -> Estimate:
+        """Return which fraction of what an ablation costs the SAE gives back."""
+        sums = self._sums
+        cost = sums[name] - sums["clean"]
+        why = f"{name}-ablation costs the model nothing here"
+        if cost.sum() <= 0:
+            return Estimate(math.nan, None, f"undefined: {why}")
+        recovered = bootstrap.ratio(sums[name] - sums["sae"], cost, undefined=why)
+        if bootstrap.weights is not None and (bootstrap.weights @ cost <= 0).any():
+            return Estimate(recovered.value, None, f"no interval: {why} in some resamples")
+        return recovered
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> float:

@@ -37,7 +37,7 @@ NORMAL = 1.959964
 def row_groups(
     document: Tensor | None, first_row: int, n_rows: int, block_rows: int = BLOCK_ROWS
 ) -> tuple[Tensor, bool]:
-    """The group of each row: from its document, or from its place where no document is known.
+    """Return the group of each row: from its document, or from its position where no document is known.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Estimate:
     def measured(
         self, unit: str, level: float = LEVEL, *, least: float | None = None, most: float | None = None
     ) -> Measured:
-        """The estimate with the basic bootstrap interval of its draws, cut at the range of the quantity."""
+        """Return the estimate with the basic bootstrap interval of its draws, cut at the range of the quantity."""
         ends = self.ends
         if ends is None and self.draws is not None and not math.isnan(self.value):
             ends = basic_interval(self.value, self.draws, level)
@@ -98,7 +98,7 @@ class Estimate:
         return Measured(self.value, low, high, unit, self.reason)
 
     def minus(self, other: Estimate) -> Estimate:
-        """The difference of two estimates over the same resamples (paired)."""
+        """Return the difference of two estimates over the same resamples (paired)."""
         draws = None if self.draws is None or other.draws is None else self.draws - other.draws
         reason = self.reason or other.reason
         if draws is None and reason is None:
@@ -155,7 +155,7 @@ class DocumentBootstrap:
         return self.estimate(float(_divide(numerator.sum(), denominator.sum())), draws, undefined=undefined)
 
     def estimate(self, value: float, draws: np.ndarray | None, *, undefined: str = "0 / 0") -> Estimate:
-        """An estimate from a value and its draws; says so where either is not defined."""
+        """Return an estimate from a value and its draws; says so where either is not defined."""
         if not math.isfinite(value):
             return Estimate(math.nan, None, f"undefined: {undefined}")
         if draws is not None and not np.isfinite(draws).all():
@@ -163,7 +163,7 @@ class DocumentBootstrap:
         return Estimate(value, draws, self.reason)
 
     def with_reason(self, reason: str | None) -> DocumentBootstrap:
-        """The same resamples under another stated reason."""
+        """Return the same resamples under another stated reason."""
         return replace(self, reason=reason)
 
 
@@ -176,7 +176,7 @@ def wilson_interval(count: int, n: int) -> Measured:
 
 
 def basic_interval(value: float, draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The basic (pivotal) bootstrap interval: `value` minus the quantiles of the error ``draws - value``.
+    """Return the basic (pivotal) bootstrap interval: `value` minus the quantiles of the error ``draws - value``.
 
     A resample of documents is less diverse than the documents themselves, so ratios to a variance come out too large
     in every resample. The percentile interval would add that error to the one that the value already has; this one

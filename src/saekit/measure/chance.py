@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .token_statistics import TOKEN_BITS, TokenScores, _shapes, _summed
 
 CHANCE_FIRES = 2**12
-"""Chance is drawn for this many firings at most: of more, the shares of the tokens hardly vary any more."""
+"""Maximum number of firings of the chance samples: with more, the fractions of the tokens hardly vary."""
 
 CHANCE_EVENNESS = (0.1, 0.25, 0.5, 0.75, 1.0)
 """Effective firings per firing that chance is drawn for: 1 with equal activations, 1/2 with exponential ones."""
@@ -24,14 +24,14 @@ CHANCE_EVENNESS = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class AgainstChance:
-    """A score beside what chance gives latents that fire as often; ``float64 [n_latents]`` each, NaN where dead."""
+    """A score compared with chance for latents that fire as often; ``float64 [n_latents]`` each, NaN where dead."""
 
     chance: Tensor
     """Mean of the score under chance."""
     z: Tensor
     """``(score - chance) / deviation of chance``, signed so that more than 0 is more coherent."""
     percentile: Tensor
-    """Share of the chance draws that are less coherent (ties count half), in [0, 1]."""
+    """Fraction of the chance samples that are less coherent (ties count half), in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Chance:
 def against_chance(
     scores: TokenScores, chance: Chance | None = None, *, draws: int = 64, seed: int = 0
 ) -> dict[str, AgainstChance]:
-    """Purity, entropy and lift beside those of density-matched chance.
+    """Compare purity, entropy and lift with density-matched chance.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def against_chance(
 
 
 def _between(grid: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The place below each value in the increasing `grid`, never the last, and how far it is to the next, in [0, 1]."""
+    """Return the index below each value in a grid, never the last, and the fraction of the way to the next."""
     at = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
     return at, np.clip((values - grid[at]) / (grid[at + 1] - grid[at]), 0.0, 1.0)
 

@@ -1,4 +1,4 @@
-"""What an SAE must beat: an untrained one of the same shape and rule, one whose decoder was frozen, and PCA."""
+"""Baselines of an SAE: an untrained one of the same shape and rule, one whose decoder was frozen, and PCA."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def pca_reconstructor(pca: PCA, about: dict[str, Any]) -> Reconstructor:
 
 
 def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int) -> SAE:
-    """An SAE of the same shape, rule and scaling that never saw a gradient.
+    """Return an SAE of the same shape, rule and scaling that never saw a gradient.
 
     Decoder rows are random unit vectors, the encoder equals the decoder, and both biases are the mean row. TopK and
     GroupMax keep their k; rules that look at one latent at a time get one threshold for all latents, set so that
@@ -70,7 +70,7 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
     Parameters
     ----------
     sae
-        The SAE to stand beside; ``d_in = d_out``.
+        The SAE to compare with; ``d_in = d_out``.
     mean
         ``[d]`` mean row.
     sample
@@ -78,7 +78,7 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
     l0
         Latents per row that `sae` uses.
     seed
-        Of the random directions.
+        Random seed of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
     W = torch.randn(sae.n_latents, sae.d_in, generator=generator).to(sae.device, sae.dtype)
@@ -101,7 +101,7 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
 
 
 def _rule_like(rule: Rule, blank: SAE, sample: Tensor, l0: float) -> Rule:
-    """The same rule, without what it learned."""
+    """Return the same rule, without what it learned."""
     if isinstance(rule, TopKRule):
         return TopKRule(rule.k)
     if isinstance(rule, GroupMaxRule):

@@ -28,7 +28,7 @@ from .accumulators import Fidelity
 from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
 from .controls import Reconstructor
 from .settings import CE_TOKENS as CE_TOKENS
-from .settings import MeasureSettings
+from .settings import TextSettings
 
 CHUNK_NUMBERS = 2**24
 """Log-probabilities that are held at once (float32: 64 MiB), whatever the vocabulary."""
@@ -88,7 +88,7 @@ class Skipped:
 
     @classmethod
     def by(cls, info: dict[str, Any]) -> Skipped:
-        """The filters that a source of rows records."""
+        """Return the filters that a source of rows records."""
         filters = info.get("filters") or {}
         outliers = filters.get("outliers")
         limit = outliers.get("limit") if isinstance(outliers, dict) else None
@@ -114,7 +114,7 @@ class SplicedModel:
     tokens: int
     """Predicted tokens, rounded up to a whole context."""
     rows: dict[str, Any]
-    """``info`` of the rows measured beside: context and filters are taken over from it."""
+    """``info`` of the other rows measured: context and filters are taken over from it."""
 
     @classmethod
     def of(
@@ -123,7 +123,7 @@ class SplicedModel:
         data: Any,
         saes: Sequence[SAE],
         rows: Source | None,
-        settings: MeasureSettings,
+        settings: TextSettings,
         where: str,
     ) -> SplicedModel:
         """Load a model and texts, and find where in the model the SAEs belong.
@@ -135,7 +135,7 @@ class SplicedModel:
         saes
             SAEs of one width.
         rows
-            The rows that are measured beside; they must come from this model, where that is known.
+            The other rows that are measured; they must come from this model, where that is known.
         settings
             Layer or hook, text column, tokens.
         where
@@ -148,6 +148,10 @@ class SplicedModel:
         ShapeError
             The model has another width than the SAEs.
         """
+        if data is None:
+            raise ConfigError(
+                f"{where}: `model` must come with `data`, the texts it reads; got none. Pass data='builtin'."
+            )
         lm = load_language_model(model)
         info = {} if rows is None else dict(rows.info)
         hook = _hook_of_all(lm, saes, info, settings, where)
@@ -171,9 +175,9 @@ def repeatable(data: Any) -> Any:
 
 
 def _hook_of_all(
-    lm: LanguageModel, saes: Sequence[SAE], info: dict[str, Any], settings: MeasureSettings, where: str
+    lm: LanguageModel, saes: Sequence[SAE], info: dict[str, Any], settings: TextSettings, where: str
 ) -> str:
-    """The name of the hook of all SAEs, checked against the model."""
+    """Return the name of the hook of all SAEs, checked against the model."""
     if settings.layer is not None or settings.hook is not None:
         place = place_of(layer=settings.layer, hook=settings.hook, where=where)
     else:
@@ -247,12 +251,12 @@ def measure_fidelity(
     batch_tokens = max(context, min(BATCH_TOKENS, LOGITS // vocabulary))
     done = 0
     for batch in token_batches(lm, contexts, batch_tokens=batch_tokens, skip_special=skipped.special):
-        predicted = predicted_places(batch)
+        predicted = predicted_positions(batch)
         targets = batch.inputs["input_ids"][:, 1:][predicted]
         group = batch.document[:, 1:][predicted].remainder(N_GROUPS)
 
         def logits(function: Callable[[Tensor], Tensor] | None) -> Tensor:
-            """``[n, vocabulary]`` at the predicted places, with the kept rows replaced by `function` of them."""
+            """``[n, vocabulary]`` at the predicted positions, with the kept rows replaced by `function` of them."""
             with torch.no_grad(), kernels.fast_linears():
                 if function is None:
                     return lm.model(**batch.inputs).logits[:, :-1][predicted]  # noqa: B023
@@ -289,7 +293,7 @@ def measure_fidelity(
 
 
 def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callable[[Tensor], Tensor]:
-    """`function` in float32, except for rows longer than `norm`, which stay as they are."""
+    """Return `function` in float32, except for rows longer than `norm`, which stay as they are."""
 
     def replaced(x: Tensor) -> Tensor:
         rows = x.float()
@@ -304,7 +308,7 @@ def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callab
 
 
 def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> Contexts:
-    """The first contexts that together predict at least `tokens` tokens."""
+    """Return the first contexts that together predict at least `tokens` tokens."""
     parts: list[Contexts] = []
     predicted = 0
     for first in range(0, len(texts), TEXTS_AT_ONCE):
@@ -319,7 +323,7 @@ def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> 
     return Contexts.cat(parts)
 
 
-def predicted_places(batch: TokenBatch) -> Tensor:
+def predicted_positions(batch: TokenBatch) -> Tensor:
     """Which tokens but the first are predicted, ``bool [contexts, tokens - 1]``: those of the text that follow another.
 
     With padding on the left the first token of a text follows none.

@@ -6,6 +6,7 @@ are gathered together; `rank` sorts an SAE by one of them, which changes none of
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError, did_you_mean
-from ..rows.opening import as_source, facts_of
+from ..rows.opening import Rows, as_source, facts_of
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
-from ..settings import Progress
+from ..settings import Progress, check_whole, silent
 from .accumulators import check_rows, double
 from .normal_equations import NormalEquations, column_factors, row_factors
 
@@ -132,7 +133,7 @@ class ImportanceSums:
         self._n_rows += other._n_rows
 
     def compute(self, rows: dict[str, Any] | None = None) -> Importance:
-        """The scores.
+        """Return the scores.
 
         Raises
         ------
@@ -153,18 +154,18 @@ class ImportanceSums:
 
 
 def importance(
-    sae: SAE, source: Any, *, rows: int | None = None, batch_rows: int = 4096, progress: Progress | None = None
+    sae: SAE, rows: Rows, *, max_rows: int | None = None, batch_rows: int = 4096, progress: Progress | None = None
 ) -> Importance:
-    """Every score of every latent, in one pass over the rows.
+    """Measure every score of every latent, in one pass over the rows.
 
     Parameters
     ----------
     sae
         An SAE with ``d_in = d_out``.
-    source
-        Rows: a source, an array ``[n, d_in]``, or the path of a cache folder or array file.
     rows
-        Most rows to see; None for all.
+        A source, an array ``[n, d_in]``, or the path of a cache folder or array file.
+    max_rows
+        Maximum number of rows; None for all.
     batch_rows
         Rows at a time; changes no score beyond rounding.
     progress
@@ -184,26 +185,16 @@ def importance(
     ConfigError
         A setting out of range.
     """
-    source = as_source(source, sae.d_in, "importance")
+    source = as_source(rows, sae.d_in, "importance")
     scores = ImportanceSums(sae)
     with torch.no_grad():
-        for x in batches(source, rows, batch_rows, "importance", progress):
+        for x in batches(source, max_rows, batch_rows, "importance", progress):
             scores.update(x)
     return scores.compute(facts_of(source))
 
 
-def shares_held(scores: Tensor) -> dict[str, Any]:
-    """Share of the total score that the first 1, 2, 4, ... latents hold."""
-    total = float(scores.clamp_min(0).sum())
-    if not total > 0:
-        return {}
-    held = scores.clamp_min(0).cumsum(0) / total
-    sizes = [2**power for power in range(len(scores).bit_length()) if 2**power <= len(scores)]
-    return {"share": {str(size): round(float(held[size - 1]), 6) for size in sizes}}
-
-
 def descending(scores: Tensor) -> Tensor:
-    """Places from the largest to the smallest score; ties stay in order."""
+    """Return the latents from the largest to the smallest score; ties stay in order."""
     return scores.argsort(descending=True, stable=True)
 
 
@@ -218,7 +209,7 @@ def normal_equations(
     progress: Progress | None,
     stage: str = "importance",
 ) -> list[NormalEquations]:
-    """Products of codes with each other and with the rows, for each SAE, in one pass."""
+    """Return the products of codes with each other and with the rows, for each SAE, from one pass."""
     equations = [NormalEquations(sae.n_latents, sae.d_out) for sae in saes]
     with torch.no_grad():
         for x in batches(source, rows, batch_rows, stage, progress):
@@ -232,17 +223,16 @@ def normal_equations(
 def batches(
     source: Source, limit: int | None, batch_rows: int, stage: str, progress: Progress | None
 ) -> Iterator[Tensor]:
-    """Rows in stored order, at most `limit`."""
-    for name, value in (("rows", limit), ("batch_rows", batch_rows)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{stage}: `{name}` must be at least 1; got {value}.")
-    done = 0
+    """Yield rows in stored order, at most `limit`."""
+    check_whole(stage, max_rows=limit, batch_rows=batch_rows)
+    most = sys.maxsize if limit is None else limit
     total = source.n_rows if limit is None else min(limit, source.n_rows or limit)
+    tell = progress or silent
+    done = 0
     for batch in source.batches(batch_rows):
-        x = batch.x if limit is None else batch.x[: limit - done]
+        x = batch.x[: most - done]
         yield x
         done += len(x)
-        if progress is not None:
-            progress(stage, done, total)
-        if limit is not None and done >= limit:
+        tell(stage, done, total)
+        if done >= most:
             return

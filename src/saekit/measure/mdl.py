@@ -26,8 +26,8 @@ class DescriptionLength:
     """Accumulates what codes cost in bits: ``update``, ``merge``, ``compute``.
 
     Every latent has its own code for whether it fires and for how strongly:
-    ``DL = sum_f [H_b(p_f) + p_f H(hist_f)]`` bits per row, with p_f the share of rows on which latent f fires, H_b the
-    entropy of that choice, and hist_f the histogram of its activations. The bins come from the data, whatever its
+    ``DL = sum_f [H_b(p_f) + p_f H(hist_f)]`` bits per row, with p_f the fraction of rows on which latent f fires, H_b
+    the entropy of that choice, and hist_f the histogram of its activations. The bins come from the data, whatever its
     units: activations are quantized on a logarithmic scale, ``floor(2**precision * log2(z))``, so each is known to a
     fraction of its own size; a code twice as large costs the same. The decoder itself is not counted: over many rows it
     costs nothing.

@@ -18,7 +18,7 @@ MOST_LATENTS = 16_384
 """Widest SAE that products of latents with each other are gathered for: a table of 2 GiB."""
 
 RIDGE = 1e-9
-"""Pull toward the old decoder in a refit, as a share of the mean diagonal: latents that hardly fire keep their rows."""
+"""Pull toward the old decoder in a refit, as a fraction of the mean diagonal: rare latents keep their rows."""
 
 
 class NormalEquations:
@@ -78,7 +78,7 @@ class NormalEquations:
         self.n_rows += len(x)
 
     def refit(self, sae: SAE) -> tuple[Tensor, Tensor]:
-        """Decoder ``[n_latents, d]`` and bias ``[d]`` with the least squared error for these codes.
+        """Return the decoder ``[n_latents, d]`` and bias ``[d]`` with the least squared error for these codes.
 
         A latent that never fired keeps its row.
         """

@@ -66,11 +66,11 @@ class PairedBootstrap:
     y
         ``int64 [n]`` true class codes.
     folds
-        ``int64 [n]`` which classifier judged a row; AUC compares rows of one fold only.
+        ``int64 [n]`` which classifier scored a row; AUC compares rows of one fold only.
     counts
         ``uint16 [draws, n]`` how often each row is drawn.
     unit
-        What is drawn: ``rows`` or ``groups``.
+        Resampling unit: ``rows`` or ``groups``.
     """
 
     y: np.ndarray
@@ -102,7 +102,7 @@ class PairedBootstrap:
         draws
             Number of resamples; 0 for no intervals.
         seed
-            Of a generator of its own: the same seed over the same rows gives the same resamples.
+            Random seed of a separate generator: the same seed over the same rows gives the same resamples.
         """
         y = np.asarray(y, dtype=np.int64)
         folds = np.zeros(len(y), np.int64) if folds is None else np.asarray(folds, dtype=np.int64)
@@ -120,7 +120,7 @@ class PairedBootstrap:
         return len(self.counts)
 
     def weights(self) -> Iterator[np.ndarray]:
-        """The rows as they are (weights 1), then the resamples, ``float32 [some, n]`` at a time."""
+        """Return the rows as they are (weights 1), then the resamples, ``float32 [some, n]`` at a time."""
         yield np.ones((1, len(self.y)), np.float32)
         step = max(_CHUNK_NUMBERS // max(len(self.y), 1), 16)
         for start in range(0, self.draws, step):
@@ -136,14 +136,14 @@ def _strata(y: np.ndarray, folds: np.ndarray, unit_of: np.ndarray) -> list[np.nd
     strata: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for unit, sign in enumerate(signs):
         strata.setdefault(tuple(sorted(sign)), []).append(unit)
-    lonely = [unit for members in strata.values() if len(members) == 1 for unit in members]
-    together = [members for members in strata.values() if len(members) > 1] + ([lonely] if lonely else [])
-    return [np.array(members) for members in together]
+    lonely = [members[0] for members in strata.values() if len(members) == 1]
+    together = [members for members in strata.values() if len(members) > 1]
+    return [np.array(members) for members in (*together, lonely) if members]
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Metrics of one arm with their resamples.
+    """Metrics of one classifier with their resamples.
 
     ``macro_f1``: mean over classes of ``2 tp / (true + predicted)``; ``auc``: area under the ROC curve with ties as
     halves, for more than two classes the mean of one against the rest, in several folds the mean over folds;
@@ -196,10 +196,7 @@ def score(predictions: Predictions, bootstrap: PairedBootstrap, names: Sequence[
         Another number of rows, or probabilities that are not finite.
     """
     y, probabilities = bootstrap.y, np.asarray(predictions.probabilities, dtype=np.float64)
-    if len(probabilities) != len(y) or len(predictions.labels) != len(y):
-        raise DataError(f"predictions must be of the {len(y)} test rows; got {len(probabilities)}.")
-    if not np.isfinite(probabilities).all():
-        raise DataError("predicted probabilities must be finite; some are NaN or infinite. Did the fit converge?")
+    _check_predictions(predictions, len(y))
     n_classes = probabilities.shape[1]
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     counted = _Counted(y, np.asarray(predictions.labels), probabilities, n_classes)
@@ -215,6 +212,14 @@ def score(predictions: Predictions, bootstrap: PairedBootstrap, names: Sequence[
         elif "auc" in found:
             found["auc"].append(np.full(len(weights), math.nan))
     return Scores({name: _estimate(np.concatenate(values), name) for name, values in found.items()})
+
+
+def _check_predictions(predictions: Predictions, n_rows: int) -> None:
+    """Refuse predictions of another number of rows, or probabilities that are not finite."""
+    if len(predictions.probabilities) != n_rows or len(predictions.labels) != n_rows:
+        raise DataError(f"predictions must be of the {n_rows} test rows; got {len(predictions.probabilities)}.")
+    if not np.isfinite(predictions.probabilities).all():
+        raise DataError("predicted probabilities must be finite; some are NaN or infinite. Did the fit converge?")
 
 
 def _estimate(values: np.ndarray, name: str) -> Estimate:
@@ -293,7 +298,7 @@ class _Area:
 
 
 def _areas(y: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> list[list[_Area]]:
-    """Per fold, the classes that have rows and others beside them."""
+    """Per fold, the classes that have rows and rows of other classes."""
     n_classes = probabilities.shape[1]
     classes = [1] if n_classes == 2 else range(n_classes)
     found = []
@@ -336,7 +341,7 @@ def _mean_area(areas: list[list[_Area]], weights: np.ndarray) -> np.ndarray:
 
 
 def verdict(difference: Measured, margin: float = MARGIN) -> str:
-    """What an interval of a difference says beside a margin around 0 (a region of practical equivalence).
+    """Return the verdict of an interval of a difference for a margin around 0 (a region of practical equivalence).
 
     ``better``: the whole interval lies above `margin`; ``worse``: below ``-margin``; ``equivalent``: within
     ``[-margin, margin]``; ``undecided``: anything else, and where there is no interval.

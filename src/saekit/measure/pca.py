@@ -39,7 +39,7 @@ class PCA:
         return mean + (centred @ components.T) @ components
 
     def take(self, k: int) -> PCA:
-        """The same with the first `k` components only."""
+        """Return the same with the first `k` components only."""
         return PCA(self.components[:k], self.mean, self.variance, self.n_rows)
 
 
@@ -92,7 +92,7 @@ class Covariance:
         return self._mean.clone()
 
     def compute(self, k: int | None = None) -> PCA:
-        """The first `k` principal components (all by default).
+        """Return the first `k` principal components (all by default).
 
         Raises
         ------

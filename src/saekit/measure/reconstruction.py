@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..rows.source import Source
 from ..sae.model import SAE
-from ..settings import Progress
+from ..settings import Progress, silent
 from .accumulators import Moments, Reconstruction, Sparsity
 from .bootstrap import BLOCK_ROWS, LEVEL, N_GROUPS, DocumentBootstrap, Estimate, row_groups
 from .controls import Reconstructor, reconstructor_of
@@ -199,6 +199,32 @@ def numbered_batches(rows: Source, batch_rows: int, limit: int | None) -> Iterat
             return
 
 
+class _Pass:
+    """What one pass over the rows gathers about one reconstructor."""
+
+    def __init__(self, reconstructor: Reconstructor, mean: Tensor, moments: Moments) -> None:
+        self.reconstructor = reconstructor
+        self.error = Reconstruction(moments.d, centre=mean, moments=moments)
+        self.sparsity = None if reconstructor.sae is None else Sparsity(reconstructor.sae.n_latents)
+
+    def update(self, x: Tensor, group: Tensor) -> None:
+        """Add rows."""
+        x_hat, codes = self.reconstructor.forward(x)
+        self.error.update(x, x_hat, group)
+        if self.sparsity is not None and codes is not None:
+            self.sparsity.update(codes, group)
+
+    def compute(self, bootstrap: DocumentBootstrap) -> dict[str, Estimate]:
+        """Return the metrics."""
+        found = self.error.compute(bootstrap)
+        if self.sparsity is not None:
+            found |= self.sparsity.compute(bootstrap)
+        l0 = self.reconstructor.l0
+        if l0 is not None:
+            found["l0"] = Estimate(float(l0), None, "no interval: the number of components, fixed beforehand")
+        return found | _redundancies(self.reconstructor.sae)
+
+
 def _measure_rows(
     reconstructors: Sequence[Reconstructor],
     rows: Source,
@@ -206,26 +232,22 @@ def _measure_rows(
     settings: MeasureSettings,
     progress: Progress | None,
 ) -> Measurement:
-    """One pass over the rows for all reconstructors."""
+    """Measure all reconstructors in one pass over the rows."""
     moments = Moments(rows.d_in)
-    errors = [Reconstruction(rows.d_in, centre=mean, moments=moments) for _ in reconstructors]
-    sparsities = [None if each.sae is None else Sparsity(each.sae.n_latents) for each in reconstructors]
+    passes = [_Pass(each, mean, moments) for each in reconstructors]
     device = reconstructors[0].sae.device if reconstructors[0].sae is not None else mean.device
     limit = settings.max_rows
     total = rows.n_rows if limit is None else min(limit, rows.n_rows or limit)
+    tell = progress or silent
     all_by_document = True
     for first, x, document in numbered_batches(rows, settings.batch_rows, limit):
         group, by_document = row_groups(document, first, len(x))
         all_by_document &= by_document
         x, group = x.to(device), group.to(device)
         moments.update(x, group)
-        for each, error, sparsity in zip(reconstructors, errors, sparsities, strict=True):
-            x_hat, codes = each.forward(x)
-            error.update(x, x_hat, group)
-            if sparsity is not None and codes is not None:
-                sparsity.update(codes, group)
-        if progress is not None:
-            progress("rows", first + len(x), total)
+        for each in passes:
+            each.update(x, group)
+        tell("rows", first + len(x), total)
     by_position = f"interval from runs of {BLOCK_ROWS} consecutive rows: documents are not known"
     bootstrap = DocumentBootstrap.over(
         moments.rows_per_group,
@@ -233,15 +255,8 @@ def _measure_rows(
         seed=settings.seed,
         reason=None if all_by_document else by_position,
     )
-    estimates = []
-    for each, error, sparsity in zip(reconstructors, errors, sparsities, strict=True):
-        found = error.compute(bootstrap)
-        if sparsity is not None:
-            found |= sparsity.compute(bootstrap)
-        if each.l0 is not None:
-            found["l0"] = Estimate(float(each.l0), None, "no interval: the number of components, fixed beforehand")
-        estimates.append(found | _redundancies(each.sae))
-    return Measurement(estimates, sparsities, moments.n_rows, None)
+    estimates = [each.compute(bootstrap) for each in passes]
+    return Measurement(estimates, [each.sparsity for each in passes], moments.n_rows, None)
 
 
 def _redundancies(sae: SAE | None) -> dict[str, Estimate]:

@@ -58,7 +58,7 @@ def redundancy(W: Tensor, *, sampled: int = SAMPLED, seed: int = 0) -> Estimate:
     sampled
         Wider dictionaries are estimated from this many rows (each still compared with all others).
     seed
-        Of the sample.
+        Random seed of the sample.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def redundancy(W: Tensor, *, sampled: int = SAMPLED, seed: int = 0) -> Estimate:
 
 
 def random_max_cosine(n_latents: int, d: int) -> float:
-    """Expected `redundancy` of `n_latents` independent random directions in `d` dimensions: the null.
+    """Return the expected `redundancy` of `n_latents` independent random directions in `d` dimensions: the null.
 
     With ``F`` the distribution function of the cosine of two random directions, the largest of ``m = n_latents - 1``
     has mean ``1 - integral of F(t)^m over [-1, 1]``; computed by quadrature.

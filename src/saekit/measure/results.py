@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with its unit and, where one can be had, its interval.
+    """A number with its unit and, where available, its interval.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class Measured:
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "measured") -> Measured:
-        """The inverse of `to_json`.
+        """Return what `to_json` made it from.
 
         Raises
         ------
@@ -228,7 +228,7 @@ R = TypeVar("R")
 
 
 def result_to_json(result: Any) -> dict[str, Any]:
-    """A result dataclass as plain JSON: ``{"kind": ..., "schema": ..., <fields>}``.
+    """Return a result dataclass as plain JSON: ``{"kind": ..., "schema": ..., <fields>}``.
 
     Fields whose name starts with ``_`` are left out.
     """
@@ -280,7 +280,7 @@ def _plain_fields(value: Any) -> dict[str, Any]:
 
 
 def _build(cls: type[R], plain: Any, where: str) -> R:
-    """A dataclass from a JSON object, by its type hints."""
+    """Return a dataclass from a JSON object, by its type hints."""
     if not isinstance(plain, dict):
         raise FormatError(f"`{where}` must be a JSON object; it is {plain!r}.")
     fields = [field for field in dataclasses.fields(cls) if not field.name.startswith("_")]  # type: ignore[arg-type]
@@ -295,7 +295,7 @@ def _build(cls: type[R], plain: Any, where: str) -> R:
 
 
 def _decode(hint: Any, item: Any, where: str) -> Any:
-    """`item` as the type `hint` says, or `FormatError`."""
+    """Return `item` as the type `hint` says; raises `FormatError`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return item
@@ -307,14 +307,24 @@ def _decode(hint: Any, item: Any, where: str) -> Any:
         return hint.from_json(item, where)
     if dataclasses.is_dataclass(hint):
         return _build(hint, item, where)  # type: ignore[arg-type]
+    if origin in (dict, list, tuple):
+        return _decode_all(origin, arguments, item, where)
+    return _decode_plain(hint, item, where)
+
+
+def _decode_all(origin: type, arguments: tuple[Any, ...], item: Any, where: str) -> Any:
+    """Return every member of a dict, list or tuple decoded."""
     if origin is dict:
         if not isinstance(item, dict):
             raise FormatError(f"`{where}` must be a JSON object; it is {item!r}.")
         return {key: _decode(arguments[1], each, f"{where}.{key}") for key, each in item.items()}
-    if origin in (list, tuple):
-        if not isinstance(item, list):
-            raise FormatError(f"`{where}` must be a JSON list; it is {item!r}.")
-        return origin(_decode(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(item))
+    if not isinstance(item, list):
+        raise FormatError(f"`{where}` must be a JSON list; it is {item!r}.")
+    return origin(_decode(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(item))
+
+
+def _decode_plain(hint: Any, item: Any, where: str) -> Any:
+    """Return a number, text or truth value; whole numbers become floats where those are wanted."""
     if hint is float and isinstance(item, int) and not isinstance(item, bool):
         return float(item)
     if isinstance(hint, type) and (not isinstance(item, hint) or (hint is not bool and isinstance(item, bool))):
@@ -333,7 +343,7 @@ def _check_keys(plain: dict[str, Any], known: typing.Iterable[str], required: ty
 
 
 def _decimals(number: float) -> int:
-    """The decimal place of the first digit of `number`: 2 for 0.05, -1 for 30; 99 for 0."""
+    """Return the decimal place of the first digit of `number`: 2 for 0.05, -1 for 30; 99 for 0."""
     return -math.floor(math.log10(abs(number))) if number and math.isfinite(number) else 99
 
 

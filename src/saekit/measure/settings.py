@@ -1,8 +1,9 @@
-"""Settings that every measurement of SAEs on rows and on a language model shares."""
+"""Settings that measurements share: how many rows, which model and texts, how many resamples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..settings import check_whole, suggest_keywords
 
@@ -12,8 +13,8 @@ CE_TOKENS = 32_768
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
-class MeasureSettings:
-    """On how many rows and tokens SAEs are measured, and how sure the numbers are.
+class RowSettings:
+    """How many rows are seen.
 
     Raises
     ------
@@ -21,24 +22,47 @@ class MeasureSettings:
         A number that is not whole, or out of range.
     """
 
-    layer: int | None = None
-    """Layer that the SAEs belong to [what their provenance says]."""
-    hook: str | None = None
-    """Module that the SAEs belong to, instead of a layer [what their provenance says]."""
-    text: str = "text"
-    """Name of the text column [text]."""
+    CALLER: ClassVar[str] = "measure"
+    """Function that messages name."""
+
     max_rows: int | None = None
-    """Maximum number of rows [all rows given, or 131,072 of a model]."""
-    tokens: int = CE_TOKENS
-    """Tokens for the cross-entropies, rounded up to a whole context; 0 for none [32768]."""
+    """Maximum number of rows [all]."""
     batch_rows: int = 4096
-    """Rows at a time; changes no result beyond rounding [4096]."""
-    draws: int = 1000
-    """Resamples of documents behind each interval; 0 for no intervals [1000]."""
+    """Rows per batch; changes no result beyond rounding [4096]."""
     seed: int = 0
-    """Random seed of the resamples and of whatever else is random [0]."""
+    """Random seed [0]."""
 
     def __post_init__(self) -> None:
-        where = type(self).__name__
-        check_whole(where, max_rows=self.max_rows, batch_rows=self.batch_rows)
-        check_whole(where, least=0, tokens=self.tokens, draws=self.draws)
+        check_whole(self.CALLER, max_rows=self.max_rows, batch_rows=self.batch_rows)
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(RowSettings):
+    """How many rows are seen, and on which texts a language model's cross-entropy is measured."""
+
+    layer: int | None = None
+    """Layer that the SAEs belong to [the one of their provenance]."""
+    hook: str | None = None
+    """Module that the SAEs belong to, instead of a layer [the one of their provenance]."""
+    text: str = "text"
+    """Name of the text column [text]."""
+    tokens: int = CE_TOKENS
+    """Tokens for the cross-entropies, rounded up to a whole context; 0 for none [32768]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self.CALLER, least=0, tokens=self.tokens)
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings(TextSettings):
+    """How many rows and texts SAEs are measured on, and by how many resamples intervals are found."""
+
+    draws: int = 1000
+    """Resamples of documents for each interval; 0 for no intervals [1000]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self.CALLER, least=0, draws=self.draws)

@@ -50,7 +50,7 @@ def products(x: Tensor | Codes) -> np.ndarray:
 
 
 def pair_ranks(table: np.ndarray) -> np.ndarray:
-    """Mid-ranks of the entries above the diagonal, put back in their places: ``float64 [n, n]``, symmetric."""
+    """Mid-ranks of the entries above the diagonal, in their positions: ``float64 [n, n]``, symmetric."""
     from scipy.stats import rankdata
 
     above = np.triu_indices(len(table), 1)
@@ -129,12 +129,12 @@ def linear_cka(x: Tensor | Codes, y: Tensor | Codes, group: np.ndarray | None = 
 
 
 def jackknife(value_of: Callable[[np.ndarray], float], n_rows: int, group: np.ndarray | None) -> Estimate:
-    """A value on all rows, with the interval of a jackknife that leaves out groups of documents.
+    """Return a value on all rows, with the interval of a jackknife that leaves out groups of documents.
 
     Parameters
     ----------
     value_of
-        From the places of the rows to use, ``int64 [m]``, to the value.
+        From the indices of the rows to use, ``int64 [m]``, to the value.
     n_rows
         Number of rows.
     group

@@ -14,7 +14,7 @@ def text_table(lines: Sequence[Sequence[str]], caption: str) -> str:
 
 
 def html_table(lines: Sequence[Sequence[str]], caption: str) -> str:
-    """The same as one ``<table>``; every cell is escaped, indentation is kept.
+    """Return the same as one ``<table>``; every cell is escaped, indentation is kept.
 
     >>> html_table([["a"], ["<b>"]], "c")
     '<table><caption>c</caption><thead><tr><th>a</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'

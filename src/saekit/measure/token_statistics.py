@@ -1,6 +1,6 @@
-"""What latents respond to, told from tokens and documents alone: no explanations, no judge, no key.
+"""What latents respond to, told from tokens and documents alone: no explanations, no language model, no key.
 
-For every latent the share of its activation that falls on each token, ``p(t) = sum_i a_i [tok_i = t] / sum_i a_i``,
+For every latent the fraction of its activation that falls on each token, ``p(t) = sum_i a_i [tok_i = t] / sum_i a_i``,
 and on each document. A latent that fires once is perfectly pure; so scores come with what chance would give a latent
 that fires as often (`against_chance`), and with how well the tokens seen in some documents tell, in other documents,
 where the latent fires (`token_detection`). These are scores of coherence, not of causal meaning: a frozen decoder can
@@ -37,7 +37,7 @@ PENDING = 2**20
 
 
 class PairSums:
-    """Sums over pairs of latent and something, kept for the pairs that occur: sorted keys beside their sums."""
+    """Sums over pairs of latent and something, kept for the pairs that occur: sorted keys and their sums."""
 
     def __init__(self, columns: int) -> None:
         self._keys = np.zeros(0, dtype=np.int64)
@@ -83,8 +83,8 @@ class TokenStats:
     """``KL(p, unigram)`` in nats with the same correction, at least 0: 0 where it responds to any token as often as the
     token comes."""
     spread: Tensor
-    """``1 / sum_d q_d^2`` with q_d the share of its activation in document d: how many documents it lives on. NaN where
-    documents are not known."""
+    """``1 / sum_d q_d^2`` with q_d the fraction of its activation in document d: the number of documents it fires
+    on. NaN where documents are not known."""
     fires: Tensor
     """Rows on which it fired; 0 for a dead one."""
     effective_fires: Tensor
@@ -93,7 +93,7 @@ class TokenStats:
     """Rows seen."""
 
     def named(self) -> dict[str, Tensor]:
-        """The scores by name."""
+        """Return the scores by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "n_rows"}
 
 
@@ -125,7 +125,7 @@ class TokenScores:
         Parameters
         ----------
         codes
-            Of ``n`` rows.
+            Codes of ``n`` rows.
         token
             ``[n]`` whole numbers from 0: the token of each row. Pass the previous or the next one to learn what comes
             before or after.
@@ -139,20 +139,10 @@ class TokenScores:
         DataError
             A token below 0 or from `n_vocab` on, or an activation that is not finite.
         """
-        if codes.n_latents != self.n_latents:
-            raise ShapeError(f"codes must have {self.n_latents} latents; they have {codes.n_latents}.")
-        for name, each in (("token", token), ("document", document)):
-            if each is not None and tuple(each.shape) != (codes.n_rows,):
-                raise ShapeError(
-                    f"`{name}` must hold one number per row, ({codes.n_rows},); it has shape {tuple(each.shape)}."
-                )
+        self._check_shapes(codes, token, document)
         if not codes.n_rows:
             return
-        tokens = token.cpu().numpy().astype(np.int64)
-        most = self.n_vocab or 2 ** (TOKEN_BITS - 1)
-        if tokens.min() < 0 or tokens.max() >= most:
-            wrong = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
-            raise DataError(f"tokens must lie within 0..{most - 1}; got {wrong}. Are the rows of another tokenizer?")
+        tokens = self._checked(token)
         a = double(codes.values).cpu().numpy()
         if not np.isfinite(a).all():
             raise DataError("codes must be finite; they hold NaN or infinity. Check the weights of the SAE.")
@@ -167,6 +157,24 @@ class TokenScores:
         known = documents >= 0
         keys = (latent << DOCUMENT_BITS) | (documents % 2**DOCUMENT_BITS)
         self._documents.add(keys[known], a[known, None])
+
+    def _check_shapes(self, codes: Codes, token: Tensor, document: Tensor | None) -> None:
+        if codes.n_latents != self.n_latents:
+            raise ShapeError(f"codes must have {self.n_latents} latents; they have {codes.n_latents}.")
+        for name, each in (("token", token), ("document", document)):
+            if each is not None and tuple(each.shape) != (codes.n_rows,):
+                raise ShapeError(
+                    f"`{name}` must hold one number per row, ({codes.n_rows},); it has shape {tuple(each.shape)}."
+                )
+
+    def _checked(self, token: Tensor) -> np.ndarray:
+        """Return tokens as ``int64 [n]``; raises `DataError` where one is out of range."""
+        tokens = token.cpu().numpy().astype(np.int64)
+        most = self.n_vocab or 2 ** (TOKEN_BITS - 1)
+        if tokens.min() < 0 or tokens.max() >= most:
+            wrong = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
+            raise DataError(f"tokens must lie within 0..{most - 1}; got {wrong}. Are the rows of another tokenizer?")
+        return tokens
 
     def merge(self, other: TokenScores) -> None:
         """Add what `other` saw.
@@ -217,7 +225,7 @@ class TokenScores:
         return keys >> TOKEN_BITS, keys & (2**TOKEN_BITS - 1), sums[:, 0], sums[:, 1]
 
     def compute(self) -> TokenStats:
-        """The scores.
+        """Return the scores.
 
         Raises
         ------
@@ -249,7 +257,7 @@ class TokenScores:
         )  # fmt: skip
 
     def top_tokens(self, n: int = 5, *, by: str = "share") -> list[list[tuple[int, float]]]:
-        """The tokens that each latent responds to, with the share p(t) of its activation.
+        """Return the tokens that each latent responds to, with the share p(t) of its activation.
 
         Parameters
         ----------
@@ -296,7 +304,7 @@ def _shapes(
 def labels_of(
     scores: TokenScores, decode: Callable[[int], str], n: int = 3, *, by: str = "lift", least_share: float = 0.02
 ) -> list[str]:
-    """An offline label for every latent: the tokens that it responds to, as in ``"`return` · `Returns` · `yield`"``.
+    """Return a label for every latent: the tokens that it responds to, as ``"`return` · `Returns` · `yield`"``.
 
     Parameters
     ----------
@@ -330,7 +338,7 @@ def labels_of(
 
 
 def _shown(text: str) -> str:
-    """A token's text without the space around it; white space alone is written as in a string literal."""
+    """Return a token's text without the space around it; white space alone is written as in a string literal."""
     return text.strip() if text.strip() else repr(text)[1:-1]
 
 
@@ -343,9 +351,9 @@ def shifted(codes: Codes, *, seed: int = 0) -> Codes:
     Parameters
     ----------
     codes
-        Of all rows: the shift goes over all of them.
+        Number of all rows: the shift is over all of them.
     seed
-        Of the steps.
+        Random seed of the steps.
     """
     n, generator = max(codes.n_rows, 1), torch.Generator().manual_seed(seed)
     step = torch.randint(0, n, (codes.n_latents,), generator=generator).to(codes.indices.device)
@@ -488,9 +496,9 @@ class Cohesion:
         self._n_rows += other._n_rows
 
     def compute(self) -> tuple[Tensor, float]:
-        """The mean cosine of every latent, ``float64 [n_latents]`` (NaN below two firings), and of all pairs of rows.
+        """Return the mean cosine of every latent, ``float64 [n_latents]``, and of all pairs of rows.
 
-        The second is what a latent that fires anywhere has.
+        The first is NaN below two firings. The second is what a latent that fires anywhere has.
         """
         total, squares = self._sums
         pairs = total**2 - squares

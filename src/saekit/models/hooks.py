@@ -36,7 +36,7 @@ _SHORT = re.compile(r"(?:layers?|blocks?|h)\.(-?\d+)(?:\.(.+))?")
 
 @dataclass(frozen=True)
 class Hook:
-    """A module whose output gives the rows."""
+    """A module whose outputs are the rows."""
 
     name: str
     """Short name, the same for all models: ``layers.2``, ``layers.2.mlp``; the path of any other module."""
@@ -45,9 +45,19 @@ class Hook:
     layer: int | None
     """Number of the block that it is or lies in, from 0; None outside the blocks."""
 
+    @property
+    def is_residual(self) -> bool:
+        """Whether it is a whole block: its output is the residual stream."""
+        return self.layer is not None and self.name == f"layers.{self.layer}"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Name, path and layer, as plain JSON."""
+        return {"hook": self.name, "module": self.path, "layer": self.layer}
+
 
 def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of blocks of a transformer, and its path.
+    """Return the path of the list of blocks of a transformer, and the list.
 
     Found by shape, not by model name: the ``ModuleList`` with as many entries as the config has layers, outermost
     first, language parts before vision parts.
@@ -92,7 +102,7 @@ def _n_layers(model: nn.Module) -> int | None:
 def find_hook(
     model: nn.Module, hook: str | int | Hook | None = None, *, layer: int | None = None, site: Site = "resid"
 ) -> Hook:
-    """The module that a layer number, a short name or a path means.
+    """Find the module that a layer number, a short name or a path means.
 
     Parameters
     ----------
@@ -129,8 +139,42 @@ def find_hook(
     return _by_path(model, hook)
 
 
+def find_hooks(
+    model: nn.Module,
+    layer: int | Sequence[int] | None,
+    hook: str | Hook | Sequence[str | Hook] | None,
+    *,
+    site: Site = "resid",
+) -> tuple[Hook, ...]:
+    """Find the modules that one or several layer numbers, or names, mean; see `find_hook`.
+
+    Raises
+    ------
+    ModelError
+        There is no such layer or module.
+    ConfigError
+        Neither or both of `layer` and `hook` are given, two of them are the same, or there are none.
+    """
+    if (layer is None) == (hook is None):
+        raise ConfigError(f"exactly one of `layer` and `hook` must be given; got layer={layer!r} and hook={hook!r}.")
+    if hook is None:
+        found = tuple(find_hook(model, layer=each, site=site) for each in _as_list(layer))
+    else:
+        found = tuple(find_hook(model, each) for each in _as_list(hook))
+    names = [each.name for each in found]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"hooks must differ, and there must be one at least; got {listed(names) if names else 'none'}."
+        )
+    return found
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def hook_path(model: nn.Module, hook: str | int) -> str:
-    """The path of the module that a layer number, a short name or a path means; see `find_hook`."""
+    """Return the path of the module that a layer number, a short name or a path means; see `find_hook`."""
     return find_hook(model, hook).path
 
 
@@ -141,23 +185,30 @@ def _by_path(model: nn.Module, hook: str) -> Hook:
         return _in_block(model, int(short[1]), short[2] or "")
     if not hook or hook not in modules:
         raise _unknown(model, hook, [path for path in modules if path])
+    return _named(model, hook)
+
+
+def _named(model: nn.Module, path: str) -> Hook:
+    """Return the hook of a path, under its short name where it lies in a block."""
     try:
         root, listing = blocks(model)
     except ModelError:
-        return Hook(hook, hook, None)
-    inside = re.fullmatch(re.escape(root) + r"\.(\d+)(\..+)?", hook)
+        return Hook(path, path, None)
+    inside = re.fullmatch(re.escape(root) + r"\.(\d+)(\..+)?", path)
     if inside is None:
-        return Hook(hook, hook, None)
+        return Hook(path, path, None)
     layer = int(inside[1])
     rest = (inside[2] or "").removeprefix(".")
-    for site in _SITES:
-        if rest and rest == _site_path(listing[layer], site):
-            rest = site
-    return Hook(f"layers.{layer}" + (f".{rest}" if rest else ""), hook, layer)
+    site = next((site for site in _SITES if rest and rest == _site_path(listing[layer], site)), rest)
+    return Hook(_short_name(layer, site), path, layer)
+
+
+def _short_name(layer: int, rest: str) -> str:
+    return f"layers.{layer}.{rest}" if rest else f"layers.{layer}"
 
 
 def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
-    """A block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
+    """Return a block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
     root, listing = blocks(model)
     if not 0 <= layer < len(listing):
         raise ModelError(
@@ -177,7 +228,7 @@ def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
     path = f"{root}.{layer}" + (f".{inner}" if inner else "")
     if inner and inner not in dict(block.named_modules()):
         raise _unknown(model, path, [name for name, _ in model.named_modules() if name], f"layers.{layer}.{rest}")
-    return Hook(f"layers.{layer}" + (f".{rest}" if rest else ""), path, layer)
+    return Hook(_short_name(layer, rest), path, layer)
 
 
 def _site_path(block: nn.Module, site: str) -> str | None:
@@ -203,7 +254,7 @@ class _Stop(BaseException):
 def activations(
     model: nn.Module, hooks: Sequence[Hook], inputs: Mapping[str, Any], *, stop: bool = True
 ) -> list[Tensor]:
-    """Outputs of several modules in one forward pass.
+    """Return the outputs of several modules in one forward pass.
 
     Parameters
     ----------
@@ -270,7 +321,7 @@ def _input_shape(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
 
 
 def _hidden(output: Any, hook: Hook) -> Tensor:
-    """The hidden states in what a module returned: a tensor, the first of a tuple, a field of a ModelOutput."""
+    """Return the hidden states in what a module returned: a tensor, the first of a tuple, a field of a ModelOutput."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):

@@ -21,9 +21,9 @@ _HEADS = ("pooler", "classifier", "lm_head", "head", "logit")  # parts that no r
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VisionModel(PretrainedModel):
-    """A transformers model that looks at images, with its processor.
+    """A transformers model that reads images, with its processor.
 
-    Of a model of the CLIP kind `model` is the vision part alone; `d_model` is the width of the language part of a
+    For a model of the CLIP kind `model` is the vision part alone; `d_model` is the width of the language part of a
     vision-language model.
     """
 
@@ -55,15 +55,17 @@ class VisionModel(PretrainedModel):
             The processor cannot take them.
         """
         pixels = [image.convert("L" if self.channels == 1 else "RGB") for image in images]
-        text = {"text": [prompt or _image_prompt(self.processor)] * len(pixels), "padding": True}
+        text: dict[str, Any] = {}
+        if self.is_language_model:
+            text = {"text": [prompt or _image_prompt(self.processor)] * len(pixels), "padding": True}
         try:
             with quiet_transformers():
-                found = self.processor(images=pixels, return_tensors="pt", **(text if self.is_language_model else {}))
+                found = self.processor(images=pixels, return_tensors="pt", **text)
         except Exception as error:  # processors raise whatever their libraries do
             message = " ".join(str(error).split())[:200].rstrip(".")
             hint = f"The model takes {self.channels} channel(s); is its preprocessor_config.json complete?"
             if self.is_language_model:
-                hint = "Does the prompt contain the place of the image?"
+                hint = "Does the prompt contain the image token?"
             raise ModelError(f"the processor of `{self.name}` cannot take these images: {message}. {hint}") from error
         inputs: dict[str, Any] = {
             key: value.to(self.device, self.dtype if value.is_floating_point() else None)

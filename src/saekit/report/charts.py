@@ -26,7 +26,7 @@ _PAPER_INK = "#22272e"
 MOST_POINTS = 2000
 """A cloud of more points is drawn as an image inside the chart."""
 MOST_SINGLE = 20_000
-"""Of a larger cloud only counts per cell are drawn, not points."""
+"""A larger cloud is drawn as counts per cell, not as points."""
 
 _STYLE: Any = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
@@ -344,7 +344,7 @@ def _line_style(index: int) -> str:
 
 
 def _logarithmic(axes: Axes, which: str) -> None:
-    """A logarithmic axis with plain numbers: the usual labels are formulas, which are not drawn here."""
+    """Make an axis logarithmic, with plain numbers: the usual labels are formulas, which are not drawn here."""
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
 
@@ -358,7 +358,7 @@ def _logarithmic(axes: Axes, which: str) -> None:
 
 @contextmanager
 def _styled(chart: Chart, style: Any) -> Iterator[Figure]:
-    """The chart as a figure of matplotlib, within its style."""
+    """Draw the chart as a figure of matplotlib, within its style."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -372,7 +372,7 @@ _METADATA = ("Date", "Creator", "Format", "Type")
 
 
 def _inline(svg: str) -> str:
-    """SVG that can stand inside HTML: no prolog, no fixed size, ink in the text colour of the page."""
+    """Return SVG that can stand inside HTML: no prolog, no fixed size, ink in the text colour of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -381,11 +381,11 @@ def _inline(svg: str) -> str:
 
 
 def with_own_ids(svg: str, prefix: str) -> str:
-    """The same SVG with every id prefixed, so that several can stand in one page."""
+    """Prefix every id of an SVG, so that several can stand in one page."""
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", svg)
 
 
 def _plain(name: str) -> str:
-    """A label that a legend shows: one with a leading underscore would be hidden."""
+    """Return a label that a legend shows: one with a leading underscore would be hidden."""
     return name.lstrip("_") or " "

@@ -22,8 +22,9 @@ _BEST = ("best_dense", "best_sae", "best_control")
 
 
 def classification(result: Result) -> list[Section]:
-    """Arms beside the best dense one, figures that the arms allow, low-data curves, classes, settings."""
+    """Show the arms compared with the best dense one, figures, low-data curves, classes, settings."""
     data, settings = result["data"], result["settings"]
+    decides = "AUC" if settings.get("metric") == "auc" else "macro-F1"
     intervals, floor = settings["intervals"], result["floor"]["value"]
     best = {result[name] for name in _BEST}
     arms = result["arms"]
@@ -32,9 +33,9 @@ def classification(result: Result) -> list[Section]:
         f"Classification: {result['name']}",
         f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(result['classes'])} classes; "
         f"{intervals['level']:.0%} intervals from {intervals['draws']:,} resamples of test {intervals['unit']}, paired "
-        f"between arms; differences below {settings['margin']:g} count as none.{resolves} Settings, selections and "
-        "thresholds were chosen within the training rows; bold arms are the best of their family there. "
-        "Grey arms are floors and controls.",
+        f"between arms; differences below {settings['margin']:g} {decides} count as none.{resolves} Settings, "
+        "selections and thresholds were chosen within the training rows; bold arms are the best of their family there. "
+        "Grey arms are baselines and controls.",
         [Table(_COLUMNS, [_row(arm, best) for arm in arms], "", frozenset(_muted(arms)))],
         [Figure(chart, caption) for chart, caption in figures(result).values()],
     )
@@ -62,14 +63,14 @@ def _muted(arms: Sequence[Arm]) -> list[int]:
 
 
 def figures(result: Result) -> dict[str, tuple[charts.Chart, str]]:
-    """Charts that the arms of a classification allow, with their captions, by name."""
+    """Return the charts that the arms of a classification allow, with their captions, by name."""
     arms = result["arms"]
     drawn: dict[str, tuple[charts.Chart, str]] = {}
     leaders = _leaders(result)
     if len(leaders) > 1:
         drawn["best"] = (
             charts.intervals(leaders, x="macro-F1", from_zero=False),
-            "The best arm of each kind, chosen by inner cross-validation; floors and controls are grey.",
+            "The best arm of each kind, chosen by inner cross-validation; baselines and controls are grey.",
         )
     curves = _sparsity(arms)
     if any(len(points) > 1 for points in curves.values()):
@@ -77,7 +78,7 @@ def figures(result: Result) -> dict[str, tuple[charts.Chart, str]]:
         drawn["price"] = (
             charts.curves(curves, x="latents or components kept (k)", y="macro-F1", from_zero=False,
                           level=None if dense is None else (f"best dense: {dense['name']}", dense["macro_f1"])),
-            "The price of sparsity: macro-F1 of the k latents that tell the classes apart best, beside as many "
+            "The price of sparsity: macro-F1 of the k latents that tell the classes apart best, compared with as many "
             "principal components and controls, and the best dense arm.",
         )  # fmt: skip
     for kind, title in (("pooling", "How tokens are pooled."), ("binarized", "What binarizing does.")):
@@ -101,7 +102,7 @@ def figures(result: Result) -> dict[str, tuple[charts.Chart, str]]:
 
 
 def _leaders(result: Result) -> list[tuple[str, Mapping[str, Any], bool]]:
-    """The best arm of each kind by inner score."""
+    """Return the best arm of each kind by inner score."""
     found: dict[str, Arm] = {}
     for arm in result["arms"]:
         kind = arm["kind"]
@@ -140,7 +141,7 @@ def _binarized(arms: Sequence[Arm]) -> dict[str, dict[str, Mapping[str, Any]]]:
 
 
 def _grid(arms: Sequence[Arm]) -> tuple[list[str], list[str], list[list[float | None]]] | None:
-    """Best macro-F1 of all latents by layer and width; None unless there are several of either."""
+    """Return the best macro-F1 of all latents by layer and width; None unless there are several of either."""
     best: dict[tuple[str, str], float] = {}
     for arm in arms:
         if arm["kind"] in ("full", "binarized") and arm["macro_f1"]["value"] is not None:
@@ -154,7 +155,7 @@ def _grid(arms: Sequence[Arm]) -> tuple[list[str], list[str], list[list[float | 
 
 
 def low_data_curves(result: Result) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
-    """Per arm the macro-F1 at every number of training rows, all of them last: the leaders of each kind only."""
+    """Return the macro-F1 at every number of training rows, all of them last, for the best arm of each kind."""
     points = result["low_data"]
     wanted: dict[str, str] = {}
     inner = {arm["name"]: arm["inner"] or 0 for arm in result["arms"]}
@@ -189,7 +190,7 @@ def write_classification_figures(result: Result, folder: str | os.PathLike[str])
 def _notes(result: Result) -> list[Section]:
     if not result["warnings"]:
         return []
-    return [Section("Beware", "", [Table(("",), [[Cell(warning)] for warning in result["warnings"]])])]
+    return [Section("Warnings", "", [Table(("",), [[Cell(warning)] for warning in result["warnings"]])])]
 
 
 def _low_data(result: Result) -> list[Section]:
@@ -211,7 +212,7 @@ def _low_data(result: Result) -> list[Section]:
 
 
 def _latents(result: Result) -> Section:
-    """What the k-sparse arms selected, and how stable that is."""
+    """Show what the k-sparse arms selected, and how stable that is."""
     rows = [
         [
             Cell(arm["name"]),
@@ -226,7 +227,7 @@ def _latents(result: Result) -> Section:
     ]
     intro = (
         "The latents that reach the classifier, best first (at most 16 shown), and how far the choices of the inner "
-        "folds agree: shared over joint (Jaccard), and corrected for chance (Kuncheva; 1 the same, 0 chance)."
+        "folds agree: intersection over union (Jaccard), and corrected for chance (Kuncheva; 1 the same, 0 chance)."
     )
     tables = [Table(("", "latents", "Jaccard", "Kuncheva"), rows)] if rows else []
     return Section("Which latents are selected", intro, tables, is_folded=True)
@@ -243,7 +244,7 @@ def _settings(result: Result) -> Section:
 
 
 def classification_summary(result: Result) -> list[Section]:
-    """Each kind of arm over data sets."""
+    """Show each kind of arm over data sets."""
     rows = [
         [
             Cell(arm["name"]),

@@ -17,7 +17,7 @@ _COLUMNS = (
 
 
 def comparison(result: Mapping[str, Any]) -> list[Section]:
-    """Shared latents beside chance, in how many SAEs a latent is found, proofs, settings."""
+    """Show shared latents compared with chance, in how many SAEs a latent is found, proofs, settings."""
     settings = result["settings"]
     limit = f"{'>' if settings['strict'] else '≥'} {number(settings['threshold'])}"
     starred = [pair["same_seed"] for pair in result["pairs"]]
@@ -37,7 +37,7 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
     rows += [_null(name, null) for name, null in result["nulls"].items()]
     drawn = figures(result)
     main = Section(
-        "Which latents SAEs share, beside chance",
+        "Which latents SAEs share, compared with chance",
         "A latent is shared when decoder and encoder, matched independently, give it the same partner and both "
         f"cosines are {limit}. Intervals: {settings['intervals']['over']}. Grey rows are "
         "dictionaries that have nothing in common. Pairs with a star began from the same random weights: what they "
@@ -49,68 +49,65 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
 
 
 def _many(result: Mapping[str, Any]) -> list[Section]:
-    """What more than two SAEs share: the share that only one has as their number grows, its law, concepts."""
+    """Show what more than two SAEs share: the fraction that only one has as their number grows, its law, concepts."""
     m = len(result["saes"])
     if m < 3 or not result.get("only_in_one"):
         return []
     curve = list(enumerate(result["only_in_one"], start=2))
-    chart = charts.curves({"only in one": curve}, x="number of SAEs", y="share of latents")
-    figures = [Figure(chart, "Share of latents that none of the others has, among that many of the SAEs.")]
-    tables = []
-    law = result.get("law")
-    if law is not None:
-        rows = [
-            [
-                Cell(name),
-                *(measured_cell(law[key]) if key else Cell("0") for key in keys),
-                *(Cell(number(law[key]), law[key], is_number=True) for key in errors),
-            ]
-            for name, keys, errors in (
-                ("with offset", ("amplitude", "exponent", "offset"), ("error", "held_out")),
-                ("without", ("plain_amplitude", "plain_exponent", None), ("plain_error", "plain_held_out")),
-            )
-        ]
-        heads = ("", "amplitude", "exponent", "offset", "error", "error at the last")
-        verdicts = {"offset": "an offset: some latents no further seed would find", "no offset": "no offset"}
-        caption = (
-            "share = amplitude × number^-exponent + offset; the points speak for "
-            f"{verdicts.get(law['verdict'], 'neither')}. "
-            "Error at the last: of the number of SAEs that there are, predicted from the fewer."
-        )
-        tables.append(Table(heads, rows, caption))
-    groups = result.get("groups")
-    if groups is not None:
-        counts = [count_cell(each) for each in groups["count"]]
-        mean = groups["mean_consistency"]
-        agree = Cell(number(mean), mean, is_number=mean is not None)
-        columns = ("", *(f"in {place}" for place in range(1, m + 1)), "pairs that agree", "pairs left out")
-        contested = count_cell(groups["contested"])
-        caption = (
-            "Shared latents of all pairs clustered into concepts, at most one latent of an SAE in each. Pairs that "
-            "agree: share of the pairs within a concept that are shared themselves."
-        )
-        tables.append(Table(columns, [[Cell("concepts"), *counts, agree, contested]], caption))
+    chart = charts.curves({"only in one": curve}, x="number of SAEs", y="fraction of latents")
+    figures = [Figure(chart, "Fraction of latents that none of the others has, among that many of the SAEs.")]
+    law, groups = result.get("law"), result.get("groups")
+    tables = [*([] if law is None else [_law(law)]), *([] if groups is None else [_concepts(groups)])]
     return [Section(f"What {m} SAEs have in common", "", tables, figures)]
 
 
+def _law(law: Mapping[str, Any]) -> Table:
+    """Show both fits of the fraction of latents that only one SAE has."""
+    rows = [
+        [
+            Cell(name),
+            *(measured_cell(law[key]) if key else Cell("0") for key in keys),
+            *(Cell(number(law[key]), law[key], is_number=True) for key in errors),
+        ]
+        for name, keys, errors in (
+            ("with offset", ("amplitude", "exponent", "offset"), ("error", "held_out")),
+            ("without", ("plain_amplitude", "plain_exponent", None), ("plain_error", "plain_held_out")),
+        )
+    ]
+    heads = ("", "amplitude", "exponent", "offset", "error", "error at the last")
+    verdicts = {"offset": "an offset: some latents no further seed would find", "no offset": "no offset"}
+    caption = (
+        "fraction = amplitude × number^-exponent + offset; the points speak for "
+        f"{verdicts.get(law['verdict'], 'neither')}. Error at the last: at the full number of SAEs, predicted from "
+        "fewer."
+    )
+    return Table(heads, rows, caption)
+
+
+def _concepts(groups: Mapping[str, Any]) -> Table:
+    """Show in how many SAEs concepts are found."""
+    mean = groups["mean_consistency"]
+    columns = ("", *(f"in {m}" for m in range(1, len(groups["count"]) + 1)), "pairs that agree", "pairs left out")
+    row = [
+        Cell("concepts"),
+        *map(count_cell, groups["count"]),
+        Cell(number(mean), mean, is_number=mean is not None),
+        count_cell(groups["contested"]),
+    ]
+    caption = (
+        "Shared latents of all pairs clustered into concepts, at most one latent of an SAE in each. Pairs that agree: "
+        "fraction of the pairs within a concept that are shared themselves."
+    )
+    return Table(columns, [row], caption)
+
+
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
-    """Charts of a comparison with their captions, by name."""
+    """Return the charts of a comparison with their captions, by name."""
     threshold = result["settings"]["threshold"]
-    sides = {
-        f"{side} rows": [value for pair in result["pairs"] for value in pair[side]["cosine"] if value is not None]
-        for side in ("decoder", "encoder")
-    }
-    lowest = min((min(values) for values in sides.values() if values), default=0.0)
-    low = min(0.0, int(lowest * 20 - 1) / 20)
-    steps = round((1 - low) * 40)
-    marks = {"threshold": threshold}
-    if result["mean_cosine_null"] is not None:
-        marks["mean of random dictionaries"] = result["mean_cosine_null"]["value"]
-    edges = [low + (1 - low) * step / steps for step in range(steps + 1)]
     m = len(result["saes"])
     drawn = {
         "cosines": (
-            charts.histogram(sides, edges, x="cosine of the pair", y="share of pairs", marks=marks),
+            _cosines(result, threshold),
             "Cosines of matched latents, all pairs of SAEs together.",
         ),
         "decoder-encoder": (
@@ -124,27 +121,43 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
     if m > 2:
         values = {str(count): {"": each} for count, each in enumerate(result["in_exactly"], start=1)}
         drawn["in-exactly"] = (
-            charts.bars(values, x=f"number of the {m} SAEs that have it", y="share of latents"),
+            charts.bars(values, x=f"number of the {m} SAEs that have it", y="fraction of latents"),
             "In how many of the SAEs a latent is found, itself included; mean over the SAEs.",
         )
         shares = [(f"in {place}", each["value"]) for place, each in enumerate(result["in_exactly"], start=1)]
         drawn["donut"] = (
             charts.donut(shares, centre=f"of {m} SAEs"),
-            f"The same as shares of a whole: latents that exactly 1 … {m} of the SAEs have.",
+            f"The same as fractions of a whole: latents that exactly 1 … {m} of the SAEs have.",
         )
     by_frequency = _by_frequency(result)
     if by_frequency:
         drawn["frequency"] = (
             charts.scatter(
-                by_frequency, x="share of rows on which it fires", y="mean cosine with its partners", log_x=True
+                by_frequency, x="fraction of rows on which it fires", y="mean cosine with its partners", log_x=True
             ),
             "Every latent that fires: how often, against how well its partners in the other SAEs agree with it.",
         )
     return drawn
 
 
+def _cosines(result: Mapping[str, Any], threshold: float) -> charts.Chart:
+    """Draw the distribution of the cosines of matched latents on either side."""
+    sides = {
+        f"{side} rows": [value for pair in result["pairs"] for value in pair[side]["cosine"] if value is not None]
+        for side in ("decoder", "encoder")
+    }
+    lowest = min((min(values) for values in sides.values() if values), default=0.0)
+    low = min(0.0, int(lowest * 20 - 1) / 20)
+    steps = round((1 - low) * 40)
+    edges = [low + (1 - low) * step / steps for step in range(steps + 1)]
+    marks = {"threshold": threshold}
+    if result["mean_cosine_null"] is not None:
+        marks["mean of random dictionaries"] = result["mean_cosine_null"]["value"]
+    return charts.histogram(sides, edges, x="cosine of the pair", y="fraction of pairs", marks=marks)
+
+
 def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
-    """Frequency and alignment of the latents of all SAEs, by how many SAEs have them."""
+    """Return frequency and alignment of the latents of all SAEs, by how many SAEs have them."""
     m = len(result["saes"])
     names = {1: "in only one SAE", m: "in all SAEs"}
     groups: dict[str, tuple[list[float], list[float]]] = {}
@@ -159,28 +172,35 @@ def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
 
 
 def across(results: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """How overlap changes with width, k and rows of training, where several comparisons differ in one of them."""
+    """Show how overlap changes with width, k and rows of training, where several comparisons differ in one of them."""
     known = [(_facts(each), each) for each in results if each.get("kind") == "comparison"]
     figures = []
     for name, title in (("latents", "latents"), ("k", "k: latents per row"), ("rows", "rows of training")):
-        series: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
-        for own, result in known:
-            if own.get(name) is not None:
-                label = ", ".join(f"{key} {value}" for key, value in own.items() if key != name and value is not None)
-                series.setdefault(label, []).append((own[name], result["shared"]))
-        series = {
-            label: sorted(points, key=lambda point: point[0])
-            for label, points in series.items()
-            if len({at for at, _ in points}) > 1
-        }
+        series = _varying(known, name)
         if series:
-            chart = charts.curves(series, x=title, y="share of latents that two SAEs share")
+            chart = charts.curves(series, x=title, y="fraction of latents that two SAEs share")
             figures.append(Figure(chart, f"Shared latents by {title}, with their intervals."))
     return [Section("How overlap changes", "One point per comparison.", [], figures)] if figures else []
 
 
+def _varying(
+    known: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], name: str
+) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+    """Return shared latents along the fact `name`, for comparisons that are equal in all other facts."""
+    series: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    for own, result in known:
+        if own.get(name) is not None:
+            label = ", ".join(f"{key} {value}" for key, value in own.items() if key != name and value is not None)
+            series.setdefault(label, []).append((own[name], result["shared"]))
+    return {
+        label: sorted(points, key=lambda point: point[0])
+        for label, points in series.items()
+        if len({at for at, _ in points}) > 1
+    }
+
+
 def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the SAEs of a comparison have in common, as far as they do."""
+    """Return the facts that the SAEs of a comparison have in common."""
     found = []
     for each in result["saes"]:
         provenance = each["sae"].get("provenance") or {}
@@ -198,7 +218,7 @@ def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def orphans(result: Mapping[str, Any]) -> list[Section]:
-    """Properties of orphans beside those of shared latents, what silencing costs, what they span."""
+    """Show properties of orphans compared with those of shared latents, the cost of ablating them, what they span."""
     properties = [
         [
             Cell(each["name"], note=each["meaning"]),
@@ -228,15 +248,15 @@ def orphans(result: Mapping[str, Any]) -> list[Section]:
     heads = ("", "orphans (median)", "shared (median)", "AUC", "p", "AUC, equal frequency", "p")
     tables = [Table(heads, properties, "AUC: the chance that an orphan has more of it; 0.5 is no difference.")]
     if costs:
-        tables.append(Table(("when silent", "how many", "rise of FVU", "rise of cross-entropy"), costs))
+        tables.append(Table(("ablated", "how many", "rise of FVU", "rise of cross-entropy"), costs))
     if spans:
         caption = "Mean squared cosine of the principal angles between what latents of two seeds span."
         tables.append(Table(("rank", "orphans", "shared", "random", "orphans | rows"), spans, caption))
     chart = charts.intervals([(each["name"], each["auc"], False) for each in result["properties"]], x="AUC")
     main = Section(
         "What orphans are",
-        f"{sum(result['n_orphans']):,} latents that none of the other SAEs has, beside {sum(result['n_shared']):,} "
-        "that at least one other has. Intervals are over SAEs.",
+        f"{sum(result['n_orphans']):,} latents that none of the other SAEs has, compared with "
+        f"{sum(result['n_shared']):,} that at least one other has. Intervals are over SAEs.",
         tables,
         [Figure(chart, "Chance that an orphan has more of a property than a shared latent.")],
     )
@@ -248,7 +268,7 @@ def _p(value: float | None) -> Cell:
 
 
 def lighter(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A comparison for embedding in a page: long lists with a number per latent give way to their length."""
+    """Return a comparison for embedding in a page: long lists with a number per latent give way to their length."""
     if result.get("kind") != "comparison":
         return result
     numbers = sum(len(each["found_in"]) for each in result["saes"]) * (len(result["saes"]) + 3)

@@ -1,4 +1,4 @@
-"""Sections of an evaluation: fidelity, controls, densities, every metric, settings."""
+"""Sections of an evaluation: fidelity, baselines, densities, every metric, settings."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cel
 
 
 def evaluation(result: Mapping[str, Any]) -> list[Section]:
-    """Fidelity beside controls, what it costs the language model, densities, every number, settings."""
+    """Show fidelity compared with baselines, the cost to the language model, densities, every metric, settings."""
     entries = result["entries"]
     found = {name for entry in entries for name in entry["metrics"]}
     intervals = result["settings"].get("intervals") or {}
     level = f"{intervals['level']:.0%}" if "level" in intervals else "95%"
     main = Section(
-        "Fidelity, beside its controls",
+        "Fidelity, compared with baselines",
         f"{number(result['n_rows'])} rows. Small numbers are {level} intervals from resampled documents. Grey rows are "
-        "controls: what an SAE must beat to be worth its training.",
+        "baselines: an SAE must do better to be worth its training.",
         [_metrics_table(entries, [name for name in MAIN_METRICS if name in found])],
         [
             Figure(
                 charts.intervals(_points(entries, name), x=f"{heading(name)} ({METRICS[name].unit})"),
-                f"{METRICS[name].formula}. Better is {METRICS[name].better}. Controls are grey.",
+                f"{METRICS[name].formula}. Better is {METRICS[name].better}. Baselines are grey.",
             )
             for name in ("fvu", "ce_sae")
             if name in found
@@ -70,10 +70,10 @@ def _differences(entries: Sequence[Mapping[str, Any]]) -> Section:
         for entry in entries
         for label, control in entry["controls"].items()
     ]
-    columns = ["SAE − control", *(heading(name) for name in names)]
+    columns = ["SAE − baseline", *(heading(name) for name in names)]
     return Section(
-        "Differences from the controls",
-        "The SAE's value minus the control's over the same resampled documents. An interval that holds 0 means: not "
+        "Differences from the baselines",
+        "The SAE's value minus the baseline's over the same resampled documents. An interval that holds 0 means: not "
         "told apart.",
         [Table(columns, rows)] if rows else [],
     )
@@ -92,10 +92,10 @@ def _density(entries: Sequence[Mapping[str, Any]]) -> Section:
         )
     return Section(
         "How often latents fire",
-        "Latents by the share of rows on which they fire. Far right are those that are nearly always on; the dead are "
-        "in no bin.",
+        "Latents by the fraction of rows on which they fire. Far right are those that are nearly always on; "
+        "the dead are in no bin.",
         [Table(("", "dead latents", "alive latents", "rows seen"), rows)],
-        [Figure(charts.lines(series, x="log10 of the share of rows", y="latents", steps=True), "Latents per bin.")],
+        [Figure(charts.lines(series, x="log10 of the fraction of rows", y="latents", steps=True), "Latents per bin.")],
     )
 
 

@@ -9,7 +9,7 @@ from .parts import Cell, Section, Table, facts, measured_cell, number
 
 
 def actions(result: Mapping[str, Any]) -> list[Section]:
-    """Accuracy beside chance, answers by place, settings."""
+    """Show accuracy compared with chance, answers by position, settings."""
     task = result["task"]
     row = [
         Cell(str(result["target"].get("model"))),
@@ -19,11 +19,12 @@ def actions(result: Mapping[str, Any]) -> list[Section]:
         Cell(number(result["chance"]), result["chance"], is_number=True),
         Cell(", ".join(f"{count:,}" for count in result["most_chosen"].values())),
     ]
-    columns = ("target", "task", "questions", "accuracy", "chance", "answers by place")
+    columns = ("target", "task", "questions", "accuracy", "chance", "answers by position")
     main = Section(
         "What a model did on a task",
         "The answer with the largest log-probability after the text is taken. The records are a data set: the features "
-        "of another model may predict what this one does. A model that prefers a place is not reading.",
+        "of another model may predict what this one does. A model that prefers one position does not read "
+        "the question.",
         [Table(columns, [row])],
     )
     tables = [

@@ -65,7 +65,7 @@ def write(results: Sequence[Any], folder: str | os.PathLike[str], *, title: str 
 
 
 def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
-    """The HTML text of the page; parameters and errors as in `write`."""
+    """Return the HTML text of the page; parameters and errors as in `write`."""
     import jinja2
 
     plain = [result if isinstance(result, Mapping) else result.to_json() for result in results]
@@ -95,7 +95,7 @@ def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
 
 
 def embedded(value: Any) -> str:
-    r"""JSON text that may stand inside a ``<script>``: nothing in it can end the element.
+    r"""Return JSON text that may stand inside a ``<script>``: nothing in it can end the element.
 
     >>> embedded({"token": "</script>"})
     '{"token":"\\u003c/script>"}'

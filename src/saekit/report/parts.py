@@ -60,7 +60,7 @@ class Section:
 
 
 def number(value: float | None) -> str:
-    """A number for a table: three significant digits, thousands separated, ``–`` for none.
+    """Format a number for a table: three significant digits, thousands separated, ``–`` for none.
 
     >>> number(0.123456), number(12345.6), number(None), number(0.0), number(16.0)
     ('0.123', '12,346', '–', '0', '16')
@@ -75,7 +75,7 @@ def number(value: float | None) -> str:
 
 
 def measured_cell(measured: Any, *, where: str = "result") -> Cell:
-    """A cell from ``{"value", "low", "high", "unit"[, "reason"]}``; an empty cell from None.
+    """Return a cell for ``{"value", "low", "high", "unit"[, "reason"]}``; an empty cell for None.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def count_cell(value: int) -> Cell:
 
 
 def text_cell(value: Any) -> Cell:
-    """A cell that shows `value` as text; numbers keep all their digits."""
+    """Return a cell that shows `value` as text; numbers keep all their digits."""
     if isinstance(value, Mapping):
         return Cell(", ".join(f"{key}={item}" for key, item in value.items()))
     if isinstance(value, list | tuple):
@@ -106,13 +106,13 @@ def text_cell(value: Any) -> Cell:
 
 
 def facts(settings: Mapping[str, Any], *, caption: str = "") -> Table:
-    """Names and values as a table of two columns, nested settings with dotted names."""
+    """Return names and values as a table of two columns, nested settings with dotted names."""
     flat = dict(flatten(settings))
     return Table(("setting", "value"), [(Cell(name), text_cell(value)) for name, value in flat.items()], caption)
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted names and values of nested mappings.
+    """Return dotted names and values of nested mappings.
 
     >>> flatten({"a": {"b": 1}, "c": [2]})
     [('a.b', 1), ('c', [2])]

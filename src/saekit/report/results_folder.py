@@ -36,7 +36,7 @@ def write_report(folder: str | os.PathLike[str], *, title: str = "saekit report"
 
 
 def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Every result in `folder` and its subfolders one level down: ``*.json`` with a known ``kind``, and training logs.
+    """Read every result in `folder` and one level below: ``*.json`` with a known ``kind``, and training logs.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def _is_result(value: Any) -> bool:
 
 
 def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The log of a training run (``log.jsonl``, with ``run.json`` beside it) as a result of kind ``training``.
+    """Read the log of a training run (``log.jsonl``, and ``run.json`` next to it) as a result of kind ``training``.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _learners_of(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The learners that one line of the log speaks of."""
+    """Return the learners that one line of the log is about."""
     if isinstance(record.get("learners"), Mapping):
         return list(record["learners"].items())
     name = record.get("learner") or record.get("sae")

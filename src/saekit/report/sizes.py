@@ -18,7 +18,7 @@ _LATENTS = (
 
 
 def size_curve(result: Mapping[str, Any]) -> list[Section]:
-    """What each size of an SAE is worth."""
+    """Show what each size of an SAE is worth."""
     points = result["points"]
     along = (*MAIN_METRICS, "rsa", "cka", "cka_codes", *_LATENTS)
     names = [name for name in along if any(name in p["metrics"] for p in points)]
@@ -38,18 +38,19 @@ def size_curve(result: Mapping[str, Any]) -> list[Section]:
 
 
 def progressive(result: Mapping[str, Any]) -> list[Section]:
-    """Every way of getting a small SAE: curves, differences, power laws."""
+    """Show every way of getting a small SAE: curves, differences, power laws."""
     curves = result["curves"]
     names = list(dict.fromkeys(point["name"] for point in curves))
-    measured = {
-        name for point in curves for name, each in point.items() if isinstance(each, dict) and each["value"] is not None
-    }
+    measured = {name for point in curves for name, each in point.items() if _has_value(each)}
     shown = [name for name in (*MAIN_METRICS, "rsa", "cka", *_LATENTS) if name in measured]
     figures = []
     for metric in ("fvu", "ce_sae", "rsa", "detection", "shared"):
-        drawn = {name: [(p["size"], p[metric]) for p in curves if p["name"] == name and metric in p] for name in names}
-        figures += _along_sizes(drawn, metric)
-    figures += _trade_off(curves, names) if {"fvu", "detection"} <= measured else []
+        by_name: dict[str, list[tuple[int, Mapping[str, Any]]]] = {name: [] for name in names}
+        for point in curves:
+            if metric in point:
+                by_name[point["name"]].append((point["size"], point[metric]))
+        figures += _along_sizes(by_name, metric)
+    figures += _trade_off(curves, names)
     rows = [metric_row(f"{point['name']}, {point['size']:,}", point, shown) for point in curves]
     columns = ["", *(heading(name) for name in shown)]
     intro = f"Measured on {number(result['n_rows'])} rows; intervals over seeds where there are several."
@@ -62,8 +63,8 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
 
 
 def _along_sizes(series: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], name: str) -> list[Figure]:
-    """One metric over the latents kept, with intervals; nothing where it has no value."""
-    drawn = {way: points for way, points in series.items() if any(each["value"] is not None for _, each in points)}
+    """Draw one metric over the latents kept, with intervals; nothing where it has no value."""
+    drawn = {way: points for way, points in series.items() if any(_has_value(each) for _, each in points)}
     if not drawn:
         return []
     title = f"{heading(name)} ({METRICS[name].unit})"
@@ -73,18 +74,23 @@ def _along_sizes(series: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], 
 
 
 def _trade_off(curves: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Figure]:
-    """Fidelity against interpretability: a line per way, from its smallest size (right) to its largest."""
-    series = {}
+    """Draw fidelity against interpretability: a line per way, from its smallest size (right) to its largest."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
     for name in names:
-        mine = [p for p in curves if p["name"] == name and {"fvu", "detection"} <= p.keys()]
-        drawn = [(p["fvu"]["value"], p["detection"]["value"]) for p in mine if p["detection"]["value"] is not None]
-        if drawn:
-            series[name] = ([fvu for fvu, _ in drawn], [value for _, value in drawn])
+        mine = [
+            p for p in curves if p["name"] == name and all(_has_value(p.get(each)) for each in ("fvu", "detection"))
+        ]
+        if mine:
+            series[name] = ([p["fvu"]["value"] for p in mine], [p["detection"]["value"] for p in mine])
     caption = (
         "Fidelity against interpretability: each line goes from the smallest size (right) to the largest. Up and to "
         f"the left is better. Detection: {METRICS['detection'].formula}."
     )
     return [Figure(charts.lines(series, x="FVU", y="detection (AUC)"), caption)] if series else []
+
+
+def _has_value(measured: Any) -> bool:
+    return isinstance(measured, Mapping) and measured["value"] is not None
 
 
 def _paired(differences: Sequence[Mapping[str, Any]]) -> Section:
@@ -115,19 +121,27 @@ def _power_laws(rankings: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping
         for each in fitted
     ]
     columns = ("", "exponent (line)", "R²", "exponent (likelihood)", "against log-normal", "against exponential")
-    figures = []
-    for group, title in ((rankings, "score of the latent"), (spectra, "eigenvalue")):
-        series = {}
-        for each in group:
-            drawn = [(rank, value) for rank, value in zip(each["ranks"], each["scores"]) if value > 0]
-            xs, ys = [math.log10(rank) for rank, _ in drawn], [math.log10(value) for _, value in drawn]
-            series[f"{each['name']}: {each['by']}"] = (xs, ys)
-            if each["fit"] is not None and each["name"] == group[0]["name"]:
-                ends = [math.log10(rank) for rank in each["fit"]["ranks"]]
-                line = [each["fit"]["log10_c"] - each["fit"]["alpha"]["value"] * end for end in ends]
-                series[f"{each['by']}: rank^-{each['fit']['alpha']['value']:.2f}"] = (ends, line)
-        if series:
-            chart = charts.lines(series, x="log10 of the rank", y=f"log10 of the {title}")
-            caption = "A power law is a straight line. The fitted lines are those of the first SAE; the table has all."
-            figures.append(Figure(chart, caption))
+    figures = [
+        Figure(
+            charts.lines(_falling(group), x="log10 of the rank", y=f"log10 of the {title}"),
+            "A power law is a straight line. The fitted lines are those of the first SAE; the table has all.",
+        )
+        for group, title in ((rankings, "score of the latent"), (spectra, "eigenvalue"))
+        if group
+    ]
     return Section("Does importance fall as a power law?", "", [Table(columns, rows)] if rows else [], figures)
+
+
+def _falling(group: Sequence[Mapping[str, Any]]) -> dict[str, charts.Series]:
+    """Return logarithms of ranks and scores of each ranking, and the fitted lines of the first SAE."""
+    series: dict[str, charts.Series] = {}
+    for each in group:
+        drawn = [(rank, value) for rank, value in zip(each["ranks"], each["scores"]) if value > 0]
+        xs, ys = [math.log10(rank) for rank, _ in drawn], [math.log10(value) for _, value in drawn]
+        series[f"{each['name']}: {each['by']}"] = (xs, ys)
+        fit = each["fit"]
+        if fit is not None and each["name"] == group[0]["name"]:
+            ends = [math.log10(rank) for rank in fit["ranks"]]
+            line = [fit["log10_c"] - fit["alpha"]["value"] * end for end in ends]
+            series[f"{each['by']}: rank^-{fit['alpha']['value']:.2f}"] = (ends, line)
+    return series

@@ -1,4 +1,4 @@
-"""Sections of a training run: its curves, and what was asked for."""
+"""Sections of a training run: its curves and settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .parts import Cell, Figure, Section, Table, facts, number
 
 
 def training(result: Mapping[str, Any]) -> list[Section]:
-    """Curves over the rows seen, and what was asked for."""
+    """Show curves over the rows seen, and the settings of the run."""
     learners = result["learners"]
     figures = []
     for name, title in (

@@ -1,4 +1,4 @@
-"""Sections and figures of a transfer: heat maps of every way to classify, and every cell in words."""
+"""Sections and figures of a transfer: heat maps of every classifier, and every cell in words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..classification.transfer_result import Transfer
 from . import charts
 from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell
 
@@ -14,11 +15,12 @@ _AT_CHANCE = "at chance"
 
 
 def transfer(result: Mapping[str, Any]) -> list[Section]:
-    """Ways to classify over the whole matrix, heat maps, cells in words, settings."""
+    """Show the classifiers over the whole matrix, heat maps, cells in words, settings."""
+    result = Transfer.migrate(dict(result))
     several = len(result["values"]) > 1
     settings = result["settings"]
-    rows = [_way(way, several) for way in result["ways"]]
-    muted = frozenset(i for i, way in enumerate(result["ways"]) if way["family"] in ("floor", "control"))
+    rows = [_arm(arm, several) for arm in result["arms"]]
+    muted = frozenset(i for i, arm in enumerate(result["arms"]) if arm["family"] in ("floor", "control"))
     columns: tuple[str, ...] = ("", "native F1", "native AUC", "F1 − dense", "AUC − dense", "against dense")
     if several:
         columns = (
@@ -34,39 +36,39 @@ def transfer(result: Mapping[str, Any]) -> list[Section]:
     if several:
         intro = (
             f"Trained on one `{result['across']}`, tested on another; the drop is against a classifier of the tested "
-            f"one, judged on the same rows. {intro} A pair is above chance when the whole interval of its AUC "
-            "lies above 0.5; about one pair in forty would be by luck."
+            f"one, evaluated on the same rows. {intro} A pair is above chance when the whole interval of its AUC "
+            "lies above 0.5; about one pair in forty would be so by chance."
         )
     if result["notes"]:
         intro += " " + "; ".join(result["notes"]) + "."
     title = f"Transfer across `{result['across']}`" if several else "Classification"
     figures_ = [Figure(chart, caption) for chart, caption in figures(result).values()] if several else []
-    words = Table(("in words",), [[Cell(way["sentence"])] for way in result["ways"]])
+    words = Table(("in words",), [[Cell(arm["sentence"])] for arm in result["arms"]])
     main = Section(title, intro, [Table(columns, rows, "", muted), words], figures_)
     return [main, *([_cells(result)] if several else []), _values(result), _settings(result)]
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
-    """A heat map of the AUC of every way that looks at its input, by its name, with captions."""
+    """Return a heat map of the AUC of every classifier that reads its input, by its name, with captions."""
     names = [value["name"] for value in result["values"]]
     drawn = {}
-    for way in result["ways"]:
-        if way["family"] == "floor":
+    for arm in result["arms"]:
+        if arm["family"] == "floor":
             continue
-        cells = [cell for cell in result["cells"] if cell["arm"] == way["name"]]
+        cells = [cell for cell in result["cells"] if cell["arm"] == arm["name"]]
         numbers = [[cell["auc"]["value"] for cell in cells if cell["train"] == name] for name in names]
         marked = [[cell["chance"] == _AT_CHANCE for cell in cells if cell["train"] == name] for name in names]
         caption = (
-            f"AUC of `{way['name']}`: trained on the row, tested on the column. 0.5 is chance; in brackets: not told "
+            f"AUC of `{arm['name']}`: trained on the row, tested on the column. 0.5 is chance; in brackets: not told "
             "apart from it."
         )
         chart = charts.heat_map(numbers, names, names, x="tested on", y="trained on", centred=True, bracketed=marked)
-        drawn[way["name"]] = (chart, caption)
+        drawn[arm["name"]] = (chart, caption)
     return drawn
 
 
 def write_transfer_figures(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write the heat maps of a transfer as ``transfer-<way>.svg`` and ``.png``.
+    """Write the heat maps of a transfer as ``transfer-<arm>.svg`` and ``.png``.
 
     Parameters
     ----------
@@ -79,33 +81,33 @@ def write_transfer_figures(result: Mapping[str, Any], folder: str | os.PathLike[
     return charts.write_charts(figures(result) if several else {}, folder, "transfer")
 
 
-def _way(way: Mapping[str, Any], several: bool) -> list[Cell]:
-    name = Cell(way["name"], note=" ".join(part for part in (way["source"], way["pool"]) if part))
-    native = [measured_cell(way["native"]), measured_cell(way["native_auc"])]
-    end = [measured_cell(way["minus_dense"]), measured_cell(way["minus_dense_auc"]), Cell(way["against_dense"] or "–")]
+def _arm(arm: Mapping[str, Any], several: bool) -> list[Cell]:
+    name = Cell(arm["name"], note=" ".join(part for part in (arm["source"], arm["pool"]) if part))
+    native = [measured_cell(arm["macro_f1"]), measured_cell(arm["auc"])]
+    end = [measured_cell(arm["difference"]), measured_cell(arm["auc_difference"]), Cell(arm["verdict"] or "–")]
     if not several:
         return [name, *native, *end]
-    counts = [Cell(f"{way[key]} of {way['n_cells']}", way[key], is_number=True) for key in ("n_above", "n_at")]
-    moved = [measured_cell(way[key]) for key in ("transferred", "drop", "transferred_auc")]
+    counts = [Cell(f"{arm[key]} of {arm['n_cells']}", arm[key], is_number=True) for key in ("n_above", "n_at")]
+    moved = [measured_cell(arm[key]) for key in ("transferred", "drop", "transferred_auc")]
     return [name, *native, *moved, *counts, *end]
 
 
 def _cells(result: Mapping[str, Any]) -> Section:
     names = [value["name"] for value in result["values"]]
     tables = []
-    for way in result["ways"]:
-        cells = {(cell["train"], cell["test"]): cell for cell in result["cells"] if cell["arm"] == way["name"]}
+    for arm in result["arms"]:
+        cells = {(cell["train"], cell["test"]): cell for cell in result["cells"] if cell["arm"] == arm["name"]}
         rows = [[Cell(train), *(measured_cell(cells[train, test]["macro_f1"]) for test in names)] for train in names]
-        tables.append(Table(("train ↓ test →", *names), rows, f"Macro-F1 of `{way['name']}`."))
-    for way in result["ways"]:
-        if way["family"] != "sae":
+        tables.append(Table(("train ↓ test →", *names), rows, f"Macro-F1 of `{arm['name']}`."))
+    for arm in result["arms"]:
+        if arm["family"] != "sae":
             continue
         told = [
             [Cell(cell["sentence"])]
             for cell in result["cells"]
-            if cell["arm"] == way["name"] and cell["train"] != cell["test"]
+            if cell["arm"] == arm["name"] and cell["train"] != cell["test"]
         ]
-        tables.append(Table((f"`{way['name']}`, every pair in words",), told))
+        tables.append(Table((f"`{arm['name']}`, every pair in words",), told))
     return Section("Every pair", "", tables, is_folded=True)
 
 
@@ -140,7 +142,7 @@ def _values(result: Mapping[str, Any]) -> Section:
     ]
     tables = [Table(("", "train rows", "test rows", "test groups", "test rows by class"), rows)]
     tables += [Table(("matched latents", "pairs", "without", "mean cosine"), matched)] if matched else []
-    return Section("What was trained and judged on", "", tables, is_folded=True)
+    return Section("Training and test sets", "", tables, is_folded=True)
 
 
 def _settings(result: Mapping[str, Any]) -> Section:

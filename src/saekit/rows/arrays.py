@@ -17,7 +17,7 @@ from ..errors import DataError, FormatError, ShapeError, did_you_mean, listed
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
 from .source import _SCAN_ROWS, Batch, Block, Columns, check_finite, check_reading
 
-_DIGEST_BYTES = 2**30  # beyond this, a digest is made from evenly spaced chunks and says so
+_DIGEST_BYTES = 2**30  # beyond this, a digest is made from evenly spaced chunks and is marked as such
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -109,7 +109,7 @@ class ArrayRows:
         return int(self.info["n_rows"])
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
-        """Rows in batches; see `Source.batches`."""
+        """Yield rows in batches; see `Source.batches`."""
         start = check_reading(batch_rows, seed, start)
         return read_batches(lambda number: self._block(seed, number), batch_rows, start)
 
@@ -135,7 +135,7 @@ class ArrayRows:
 
     @staticmethod
     def from_file(path: str | os.PathLike[str]) -> ArrayRows:
-        """Rows from a ``.npy`` or ``.safetensors`` file, memory-mapped.
+        """Return rows from a ``.npy`` or ``.safetensors`` file, memory-mapped.
 
         A safetensors file holds ``x`` (or exactly one two-dimensional tensor of any name) and optionally ``token``,
         ``document`` and ``position``.
@@ -161,7 +161,7 @@ class ArrayRows:
 
 
 def _as_rows(x: Any) -> tuple[Any, Callable[[int, int], Tensor], torch.dtype, bool]:
-    """The array, a reader of row ranges, its type, and whether reading is lazy (from disk)."""
+    """Return the array, a reader of row ranges, its type, and whether reading is lazy (from disk)."""
     if hasattr(x, "get_shape"):  # a slice of a safetensors file
         dtype = x[0:0].dtype
         return x, lambda first, last: x[first:last], dtype, True
@@ -198,7 +198,7 @@ def _as_rows(x: Any) -> tuple[Any, Callable[[int, int], Tensor], torch.dtype, bo
 
 
 def _as_column(name: str, column: Any, n_rows: int) -> Tensor | None:
-    """A column of integers `[n_rows]`, or None."""
+    """Return a column of integers `[n_rows]`, or None."""
     if column is None:
         return None
     column = column.detach().cpu() if isinstance(column, Tensor) else torch.from_numpy(np.array(column))
@@ -210,7 +210,7 @@ def _as_column(name: str, column: Any, n_rows: int) -> Tensor | None:
 
 
 def _digest_rows(read: Callable[[int, int], Tensor], n_rows: int, d_in: int, row_bytes: int, dtype: torch.dtype) -> str:
-    """SHA-256 over shape, type and values; very large arrays by 1,024 evenly spaced chunks, and then it says so."""
+    """SHA-256 over shape, type and values; very large arrays by 1,024 evenly spaced chunks, marked as such."""
     digest = hashlib.sha256(f"{n_rows} {d_in} {dtype} ".encode())
     whole = n_rows * row_bytes <= _DIGEST_BYTES
     step = _SCAN_ROWS if whole else CHUNK_ROWS

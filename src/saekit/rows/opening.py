@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor
 
 from ..errors import ShapeError
 from .arrays import ArrayRows
 from .shards import open_rows
 from .source import Source
 
+Rows: TypeAlias = Source | Tensor | np.ndarray | str | os.PathLike[str]
+"""Rows as functions take them: a source, an array ``[n, d_in]``, the path of a cache folder or array file."""
 
-def as_source(rows: Any, width: int, where: str) -> Source:
+
+def source_of(rows: Rows) -> Source:
+    """Return rows as a source: a source itself, an array ``[n, d_in]``, or the path of a cache folder or array file."""
+    if isinstance(rows, str | os.PathLike):
+        return open_rows(rows)
+    return rows if isinstance(rows, Source) else ArrayRows(rows)
+
+
+def as_source(rows: Rows, width: int, where: str) -> Source:
     """Return a source of rows of the width of an SAE.
 
     Parameters
@@ -28,10 +41,7 @@ def as_source(rows: Any, width: int, where: str) -> Source:
     ShapeError
         Another width.
     """
-    if isinstance(rows, str | os.PathLike):
-        source: Source = open_rows(rows)
-    else:
-        source = rows if isinstance(rows, Source) else ArrayRows(rows)
+    source = source_of(rows)
     check_row_width(source, width, where)
     return source
 

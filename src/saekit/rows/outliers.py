@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .source import Columns
+from torch import Tensor
 
-OUTLIER_TIMES = 10.0
-"""A token is an outlier when its norm is more than this many times the median norm."""
+from .source import Columns
 
 CALIBRATION_TOKENS = 4096
 """Tokens from the beginning of the data that the median norm is taken from. Unit: tokens."""
@@ -25,16 +24,21 @@ class OutlierFilter:
     n_measured: int
     """Tokens measured."""
 
+    @staticmethod
+    def measured(times: float | None, x: Tensor) -> OutlierFilter | None:
+        """Return the filter for `times` the median norm of the rows `x`; None where nothing is to be left out."""
+        return None if times is None else OutlierFilter(times, float(x.float().norm(dim=1).median()), len(x))
+
     @property
     def limit(self) -> float:
         """Largest norm that is kept."""
         return self.times * self.median
 
     def apply(self, rows: Columns) -> Columns:
-        """The rows that are kept."""
+        """Return the rows that are kept."""
         kept = rows.x.float().norm(dim=1) <= self.limit
         return rows if bool(kept.all()) else rows.map(lambda column: column[kept])
 
     def info(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return the filter as plain JSON."""
         return {"times": self.times, "median": self.median, "limit": self.limit, "n_measured": self.n_measured}

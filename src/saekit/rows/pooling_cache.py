@@ -11,16 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError
+from ..errors import ConfigError, FormatError
 from ..files import digest_bytes, write_bytes
+from ..sae.model import SAE
+from .asks import Ask
+from .document_pools import Matrix, Pooled
 
 SCHEMA = 1
 """Version of the layout and of what pooling means; a file of another version is not used."""
@@ -29,13 +33,17 @@ DIGEST_BYTES = 16
 """Length of the digest of a document, the first bytes of its SHA-256."""
 
 
+Computed = tuple[list[Pooled], np.ndarray, np.ndarray]
+"""Matrices per ask, rows pooled per document, tokens per document before any cut."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Pooled features of some documents under one key."""
 
     digests: tuple[bytes, ...]
     """Digest of each document."""
-    x: Any
+    x: Matrix
     """Features, float32: CSR ``[n, n_latents]`` or an array ``[n, d]``."""
     n_rows: np.ndarray
     """Tokens of each document that were pooled, int64; 0 for one without tokens."""
@@ -46,17 +54,23 @@ class Rows:
         return len(self.digests)
 
     def pick(self, index: Sequence[int] | np.ndarray) -> Rows:
-        """Some of the documents, in the order given."""
+        """Return some of the documents, in the order given."""
         index = np.asarray(index, np.int64)
         return Rows(tuple(self.digests[i] for i in index), self.x[index], self.n_rows[index], self.n_tokens[index])
 
+    def only(self, digests: Collection[bytes]) -> Rows:
+        """Return the documents whose digest is among `digests`, in their order."""
+        if len(digests) == len(self):
+            return self
+        return self.pick([i for i, digest in enumerate(self.digests) if digest in digests])
+
     @staticmethod
     def cat(parts: Sequence[Rows]) -> Rows:
-        """The documents of all parts, one after another."""
+        """Return the documents of all parts, one after another."""
         if len(parts) == 1:
             return parts[0]
         if isinstance(parts[0].x, np.ndarray):
-            x: Any = np.concatenate([part.x for part in parts])
+            x: Matrix = np.concatenate([part.x for part in parts])
         else:
             import scipy.sparse
 
@@ -70,18 +84,18 @@ class Rows:
 
 
 def digest_of(document: str | bytes) -> bytes:
-    """The digest that a document is kept under."""
+    """Return the digest that a document is kept under."""
     data = document.encode("utf-8", "surrogatepass") if isinstance(document, str) else document
     return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
 def folder_of(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Path:
-    """The folder for a key (plain JSON)."""
+    """Return the folder for a key (plain JSON)."""
     return Path(cache).expanduser() / digest_bytes(_text(key).encode()).removeprefix("sha256:")[:32]
 
 
 def read_rows(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Rows | None:
-    """Everything that is kept under a key; None when there is nothing. Damaged files are removed."""
+    """Return everything that is kept under a key; None when there is nothing. Damaged files are removed."""
     parts = []
     for path in sorted(folder_of(cache, key).glob("*.safetensors")):
         try:
@@ -137,7 +151,7 @@ def _content(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> Rows:
-    """One file, checked.
+    """Read one file and check it.
 
     Raises
     ------
@@ -157,8 +171,119 @@ def _read(path: Path, key: Mapping[str, Any]) -> Rows:
         raise FormatError(f"`{path}` is not what was written for this key. It can be deleted.")
     digests = tuple(row.tobytes() for row in arrays["digest"])
     if "x" in arrays:
-        x: Any = arrays["x"]
+        x: Matrix = arrays["x"]
     else:
         parts = (arrays["values"], arrays["indices"], arrays["offsets"])
         x = scipy.sparse.csr_matrix(parts, shape=tuple(arrays["shape"].tolist()), dtype=np.float32)
     return Rows(digests, x, arrays["n_rows"], arrays["n_tokens"])
+
+
+def through_cache(
+    digests: Sequence[bytes],
+    asks: Sequence[Ask],
+    about: Mapping[str, Any],
+    cache: str | os.PathLike[str] | None,
+    compute: Callable[[Sequence[int], Sequence[Ask]], Computed],
+) -> Computed:
+    """Return the rows of every document for every ask: from the cache, the others computed in one pass and kept.
+
+    Each different document is computed once, in the order of the digests: which other documents it shares a batch with
+    then does not depend on the order they came in.
+
+    Parameters
+    ----------
+    digests
+        Digest of each document; see `digest_of`.
+    asks
+        What is wanted.
+    about
+        What decides the rows besides the asks: model, tokenizer, settings (plain JSON).
+    cache
+        The folder; None: nothing is read or kept.
+    compute
+        From the indices of documents and asks to what is computed for them.
+
+    Raises
+    ------
+    ConfigError
+        There are no asks.
+    """
+    if not asks:
+        raise ConfigError("there must be at least one ask; got none.")
+    first: dict[bytes, int] = {}
+    for i, digest in enumerate(digests):
+        first.setdefault(digest, i)
+    tables = {
+        (n, pool): _Table.opened(cache, _key(ask, pool, about)) for n, ask in enumerate(asks) for pool in ask.pools
+    }
+    _fill(tables, first, asks, compute)
+    results: list[Pooled] = [{} for _ in asks]
+    for (n, pool), table in tables.items():
+        chosen = table.pick(digests)
+        results[n][pool] = chosen.x
+    return results, chosen.n_rows, chosen.n_tokens
+
+
+def _fill(
+    tables: Mapping[tuple[int, str], _Table],
+    first: Mapping[bytes, int],
+    asks: Sequence[Ask],
+    compute: Callable[[Sequence[int], Sequence[Ask]], Computed],
+) -> None:
+    """Compute in one pass whatever is missing in any table; `first` is where each document lies among those asked."""
+    missing = {place: first.keys() - table.index.keys() for place, table in tables.items()}
+    to_run = sorted(set().union(*missing.values()))
+    if not to_run:
+        return
+    wanted = {n: tuple(pool for pool in ask.pools if missing[n, pool]) for n, ask in enumerate(asks)}
+    short = [n for n, pools in wanted.items() if pools]
+    part = [replace(asks[n], pools=wanted[n]) for n in short]
+    pooled, n_rows, n_tokens = compute([first[digest] for digest in to_run], part)
+    for n, result in zip(short, pooled):
+        for pool, x in result.items():
+            new = Rows(tuple(to_run), x, n_rows, n_tokens)
+            tables[n, pool].add(new.only(missing[n, pool]))
+
+
+@dataclass
+class _Table:
+    """The rows under one key: those that were in the cache, and those that are added."""
+
+    cache: str | os.PathLike[str] | None
+    key: dict[str, Any]
+    rows: Rows | None
+    index: dict[bytes, int] = field(default_factory=dict)
+    """Where the row of each document lies."""
+
+    @staticmethod
+    def opened(cache: str | os.PathLike[str] | None, key: dict[str, Any]) -> _Table:
+        rows = None if cache is None else read_rows(cache, key)
+        return _Table(cache, key, rows, {} if rows is None else {d: i for i, d in enumerate(rows.digests)})
+
+    def add(self, new: Rows) -> None:
+        """Add rows, and write them into the cache."""
+        if self.cache is not None:
+            write_rows(self.cache, self.key, new)
+        self.rows = new if self.rows is None else Rows.cat([self.rows, new])
+        self.index = {digest: i for i, digest in enumerate(self.rows.digests)}
+
+    def pick(self, digests: Sequence[bytes]) -> Rows:
+        """Return the rows of documents, in the order given."""
+        assert self.rows is not None
+        return self.rows.pick([self.index[digest] for digest in digests])
+
+
+def _key(ask: Ask, pool: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    sae = None if ask.sae is None else encoder_digest(ask.sae)
+    return {**about, "hook": ask.place, "sae": sae, "pool": pool}
+
+
+_encoder_digests: weakref.WeakKeyDictionary[SAE, str] = weakref.WeakKeyDictionary()
+
+
+def encoder_digest(sae: SAE) -> str:
+    """Return the digest of an SAE with an empty decoder: what decides its codes, and nothing else."""
+    if sae not in _encoder_digests:
+        encoder = sae.replace(W_dec=sae.W_dec[:, :0], b_dec=sae.b_dec[:0], W_skip=None)
+        _encoder_digests[sae] = encoder.digest()
+    return _encoder_digests[sae]

@@ -221,7 +221,7 @@ class ShardWriter:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of rows, checked.
+    """Read the manifest of a folder of rows and check it.
 
     Raises
     ------
@@ -327,7 +327,7 @@ class ShardRows:
         return int(self._manifest["n_rows"])
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
-        """Rows in batches, see `saekit.rows.source.Source.batches`; a thread reads the next block meanwhile."""
+        """Yield rows in batches, see `saekit.rows.source.Source.batches`; a thread reads the next block meanwhile."""
         start = check_reading(batch_rows, seed, start)
         return read_ahead(lambda number: self._block(seed, number), batch_rows, start)
 
@@ -335,7 +335,7 @@ class ShardRows:
         return planned_block(self.plan, seed, number, self._columns)
 
     def _columns(self, ranges: list[tuple[int, int]]) -> Columns:
-        """Rows of these ranges, one after the other, copied out of the mapped files."""
+        """Return the rows of these ranges, one after the other, copied out of the mapped files."""
         columns: dict[str, np.ndarray] = {}
         size, place = sum(last - first for first, last in ranges), 0
         for first, last in ranges:
@@ -353,7 +353,7 @@ class ShardRows:
         return Columns(**tensors | {"x": tensors["x"].view(DTYPES[self._manifest["dtype"]])})
 
     def _shard(self, index: int) -> dict[str, np.ndarray]:
-        """The mapped columns of a shard; its digest is checked the first time."""
+        """Return the mapped columns of a shard; its digest is checked the first time."""
         if index not in self._mapped:
             shard = self._manifest["shards"][index]
             path = self.folder / shard["file"]
@@ -380,7 +380,7 @@ def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
 
 
 def _map(path: Path, rows: int, d_in: int) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file as read-only memory maps, bfloat16 as int16."""
+    """Return the tensors of a safetensors file as read-only memory maps, bfloat16 as int16."""
     try:
         with open(path, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -402,7 +402,7 @@ def _map(path: Path, rows: int, d_in: int) -> dict[str, np.ndarray]:
 
 
 def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows:
-    """Rows from a folder of shards, a ``.npy`` or a ``.safetensors`` file.
+    """Open rows: a folder of shards, a ``.npy`` or a ``.safetensors`` file.
 
     Raises
     ------

@@ -16,7 +16,7 @@ CHUNK_ROWS = 64
 """Rows that are read together: the grain of the shuffle on disk. Unit: rows."""
 
 BLOCK_ROWS = 131_072
-"""Rows that are shuffled together, at most. Unit: rows."""
+"""Maximum number of rows that are shuffled together. Unit: rows."""
 
 BLOCK_BYTES = 256 * 2**20
 """Memory that a block may take, in the type it is stored in; wide rows get shorter blocks. Unit: bytes."""
@@ -34,7 +34,7 @@ class ShufflePlan:
 
     @staticmethod
     def for_rows(n_rows: int, row_bytes: int, chunk_rows: int = CHUNK_ROWS) -> ShufflePlan:
-        """The plan for rows of `row_bytes` bytes: blocks within `BLOCK_ROWS` and `BLOCK_BYTES`."""
+        """Return the plan for rows of `row_bytes` bytes: blocks within `BLOCK_ROWS` and `BLOCK_BYTES`."""
         fitting = BLOCK_BYTES // max(row_bytes, 1)
         return ShufflePlan(n_rows, chunk_rows, max(_SMALLEST_BLOCK_ROWS, min(BLOCK_ROWS, fitting)))
 
@@ -49,7 +49,7 @@ class ShufflePlan:
         return -(-self.n_chunks // max(self.block_rows // self.chunk_rows, 1))
 
     def ranges(self, seed: int | None, block: int) -> list[tuple[int, int]] | None:
-        """Row ranges of a block, in reading order; None when there is no such block (only without a seed)."""
+        """Return the row ranges of a block, in reading order; None (only without a seed): no such block."""
         epoch, index = divmod(block, self.n_blocks)
         if seed is None and epoch:
             return None
@@ -148,7 +148,7 @@ def _batch(parts: list[Columns], following: tuple[int, int]) -> Batch:
 def planned_block(
     plan: ShufflePlan, seed: int | None, number: int, read: Callable[[list[tuple[int, int]]], Columns]
 ) -> Block | None:
-    """The block with a given number of a plan, read through ``read([(first_row, last_row), ...])``."""
+    """Return the block with a given number of a plan, read through ``read([(first_row, last_row), ...])``."""
     ranges = plan.ranges(seed, number)
     if ranges is None:
         return None

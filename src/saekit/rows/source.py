@@ -24,28 +24,52 @@ _SCAN_ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Some rows, and where they came from.
-
-    Attributes
-    ----------
-    x
-        Activations ``[n, d_in]``, float32. The batch owns this memory: changing it changes no source.
-    token
-        Token ids ``[n]``, int32; None when the rows are not tokens.
-    document
-        Document numbers ``[n]``, int64; -1 where unknown, None when no row has one.
-    position
-        Position of the token in its document ``[n]``, int32, counted from 0; None when unknown.
-    next
-        ``(block, row)`` of the first row after this batch: pass it as `start` to continue exactly here.
-    """
+class Columns:
+    """Some rows, and where each came from."""
 
     x: Tensor
-    token: Tensor | None
-    document: Tensor | None
-    position: Tensor | None
-    next: tuple[int, int]
+    """Activations ``[n, d_in]``, in any float type."""
+    token: Tensor | None = None
+    """Token ids ``[n]``; None when the rows are not tokens."""
+    document: Tensor | None = None
+    """Document numbers ``[n]``; -1 where unknown, None when no row has one."""
+    position: Tensor | None = None
+    """Position of the token in its document ``[n]``, counted from 0; None when unknown."""
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Columns:
+        """Apply the same function to every column that is there."""
+        return Columns(
+            function(self.x),
+            None if self.token is None else function(self.token),
+            None if self.document is None else function(self.document),
+            None if self.position is None else function(self.position),
+        )
+
+    @staticmethod
+    def cat(parts: list[Columns]) -> Columns:
+        """Join parts one after another; they must have the same columns."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def join(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values)
+
+        return Columns(torch.cat([part.x for part in parts]), join("token"), join("document"), join("position"))
+
+
+@dataclass(frozen=True)
+class Batch(Columns):
+    """Rows as they are read: `x` is float32, ids are int32, int64 and int32.
+
+    The batch owns its memory: changing it changes no source.
+    """
+
+    next: tuple[int, int] = (0, 0)
+    """``(block, row)`` of the first row after this batch: pass it as `start` to continue exactly here."""
 
     @property
     def n_rows(self) -> int:
@@ -83,47 +107,13 @@ class Source(Protocol):
         ...
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
-        """Rows in batches.
+        """Yield rows in batches.
 
         ``seed=None``: one pass in stored order; the last batch may be short. With a seed: epochs without end in an
         order computed from (seed, epoch, block); every batch is full, blocks count on over epochs. The same
         ``(seed, start)`` gives bitwise the same batches, whatever was read before.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Rows as they are stored: `x` ``[n, d]`` in any float type, beside optional columns ``[n]``."""
-
-    x: Tensor
-    token: Tensor | None = None
-    document: Tensor | None = None
-    position: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.x.shape[0]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Columns:
-        """The same function on every column that is there."""
-        return Columns(
-            function(self.x),
-            None if self.token is None else function(self.token),
-            None if self.document is None else function(self.document),
-            None if self.position is None else function(self.position),
-        )
-
-    @staticmethod
-    def cat(parts: list[Columns]) -> Columns:
-        """Parts one after another; they must have the same columns."""
-        if len(parts) == 1:
-            return parts[0]
-
-        def join(name: str) -> Tensor | None:
-            values = [getattr(part, name) for part in parts]
-            return None if values[0] is None else torch.cat(values)
-
-        return Columns(torch.cat([part.x for part in parts]), join("token"), join("document"), join("position"))
 
 
 @dataclass(frozen=True)
@@ -137,7 +127,7 @@ class Block:
         return len(self.columns)
 
     def part(self, first: int, last: int) -> Columns:
-        """Rows `first` to `last` of the block, in reading order, in new memory."""
+        """Return the rows `first` to `last` of the block, in reading order, in new memory."""
         if self.order is None:
             return self.columns.map(lambda column: column[first:last].clone())
         index = self.order[first:last]

@@ -50,7 +50,7 @@ class Half:
         return {**self.source.info, "n_rows": None, "part": part}
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
-        """Rows in stored order, in batches of at most `batch_rows`; see `Source.batches`.
+        """Yield rows in stored order, in batches of at most `batch_rows`; see `Source.batches`.
 
         Raises
         ------
@@ -64,9 +64,8 @@ class Half:
             mine = self._is_mine(batch, first)
             first += batch.n_rows
             if bool(mine.any()):
-                columns = ("x", "token", "document", "position")
-                kept = {name: value[mine] for name in columns if (value := getattr(batch, name)) is not None}
-                yield dataclasses.replace(batch, **kept)
+                kept = batch.map(lambda column, mine=mine: column[mine])  # type: ignore[misc]
+                yield Batch(kept.x, kept.token, kept.document, kept.position, batch.next)
 
     def _is_mine(self, batch: Batch, first: int) -> Tensor:
         number = torch.arange(first, first + batch.n_rows) // RUN_ROWS
@@ -76,12 +75,12 @@ class Half:
 
 
 def halves(source: Source) -> tuple[Half, Half]:
-    """The rows of even and of odd documents: nothing chosen on the first was seen in the second."""
+    """Return the rows of even and of odd documents: nothing chosen on the first was seen in the second."""
     return Half(source, False), Half(source, True)
 
 
 def text_halves(texts: Texts) -> tuple[Texts, Texts]:
-    """The texts with even and those with odd places, as `halves` divides their rows."""
+    """Return the texts with even and those with odd indices, as `halves` divides their rows."""
     parts = []
     for start, name in ((0, "even"), (1, "odd")):
         columns = {key: column[start::2] for key, column in texts.columns.items()}

@@ -5,64 +5,49 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..errors import ConfigError, listed
 from ..files import digest_bytes
-from ..models.hooks import Hook, Site
+from ..models.hooks import Hook, find_hooks
 from ..models.language import LanguageModel
+from ..models.loading import load_language_model
 from ..models.pretrained import dtype_name
 from ..randomness import random_order
-from .capture import Data, Settings, _contexts, _kept_per_context, _measure, _request, _run
-from .outliers import OUTLIER_TIMES, OutlierFilter
+from ..settings import check_whole, suggest_keywords
+from .capture_texts import TextRunner, open_texts
+from .outliers import OutlierFilter
+from .settings import StreamSettings
 from .shuffle import read_ahead, read_batches
 from .source import Batch, Block, check_finite, check_reading
 from .tokens import Contexts
 
-BLOCK_TOKENS = 32_768
-"""Tokens in a shuffled block of a stream. Unit: tokens."""
 
-
+@suggest_keywords
 def stream(
     model: str | os.PathLike[str] | LanguageModel,
-    data: Data,
+    data: str | os.PathLike[str] | Iterable[Any],
     *,
     layer: int | None = None,
     hook: str | Hook | None = None,
-    site: Site = "resid",
     tokens: int | None = None,
     text: str = "text",
-    split: str | None = None,
-    context: int | None = None,
-    pack: bool = False,
-    skip_special: bool = True,
-    outliers: float | None = OUTLIER_TIMES,
-    padding: Literal["right", "left"] = "right",
-    batch_tokens: int | None = None,
-    block_tokens: int = BLOCK_TOKENS,
-    model_dtype: str | torch.dtype | None = None,
-    device: str | torch.device | None = None,
-    device_map: Any = None,
-    prefetch: bool = True,
+    settings: StreamSettings = StreamSettings(),
 ) -> StreamRows:
-    """Rows that are computed while they are read, so that nothing is stored; see `capture` for the settings they share.
+    """Return rows that are computed while they are read, so that nothing is stored.
 
     Parameters
     ----------
-    model, data, layer, hook, site, text, split, context, pack, skip_special, outliers, padding, batch_tokens
+    model, data, layer, hook, text
         As for `capture`.
     tokens
         Size of a pass: contexts until this many tokens are reached. None: all.
-    block_tokens
-        Tokens that are computed and shuffled together. Contexts are shuffled over the whole data before that.
-    model_dtype, device, device_map
-        How the model is loaded; see `load_model`.
-    prefetch
-        Compute the next block in a second thread while this one is being used.
+    settings
+        Everything else.
 
     Returns
     -------
@@ -73,40 +58,41 @@ def stream(
     ModelError, OfflineError, DataError, ConfigError
         As for `capture`.
     """
-    if isinstance(block_tokens, bool) or not isinstance(block_tokens, int) or block_tokens < 1:
-        raise ConfigError(f"`block_tokens` must be a positive integer; got {block_tokens!r}.")
-    request = _request(
-        model, data, layer, hook, site, tokens, text, split, context, pack, skip_special, outliers, None,
-        padding, batch_tokens, model_dtype, device, device_map,
-    )  # fmt: skip
-    if request.several:
-        raise ConfigError(f"a stream has one hook; got {listed(found.name for found in request.hooks)}. Use `capture`.")
-    texts, contexts, enough = _contexts(request)
-    ((d_in, keep),) = _measure(request, contexts)
-    contexts = contexts.pick(range(enough))
-    n_kept = int(_kept_per_context(contexts, skip_special).sum())
+    check_whole("stream", tokens=tokens)
+    lm = load_language_model(model, **settings.placement)
+    hooks = find_hooks(lm.model, layer, hook, site=settings.site)
+    if len(hooks) > 1 or isinstance(layer if hook is None else hook, list | tuple):
+        raise ConfigError(f"a stream has one hook; got {listed(found.name for found in hooks)}. Use `capture`.")
+    if not isinstance(data, str | os.PathLike | Sequence):
+        data = list(data)  # an iterator can be read only once
+    runner = TextRunner(lm, hooks, lm.row_dtype, settings)
+    reader = open_texts(runner, data, text=text, tokens=tokens)
+    (sample,) = reader.sample()
+    check_finite(sample.x.float(), 0, "the stream")
+    keep = OutlierFilter.measured(settings.outliers, sample.x)
+    contexts = reader.contexts.pick(range(reader.enough))
+    n_kept = int(runner.n_rows(contexts).sum())
+    special = {"skipped": settings.skip_special, "n": int((contexts.position < 0).sum())}
     info = {
         "kind": "stream",
-        **request.info(request.hooks[0], texts),
-        "filters": {
-            "special": {"skipped": skip_special, "n": int((contexts.position < 0).sum())},
-            "outliers": None if keep is None else keep.info(),
-        },
-        "d_in": d_in,
-        "dtype": dtype_name(request.settings.dtype),
+        **lm.info,
+        **hooks[0].info,
+        **reader.info(),
+        "filters": {"special": special, "outliers": None if keep is None else keep.info()},
+        "d_in": sample.x.shape[1],
+        "dtype": dtype_name(runner.dtype),
         "n_tokens": n_kept,
         "n_rows": n_kept if keep is None else None,
-        "block_tokens": block_tokens,
+        "block_tokens": settings.block_tokens,
     }
     digest = digest_bytes(json.dumps(info, sort_keys=True).encode())
     return StreamRows(
-        lm=request.lm,
+        runner=runner,
         contexts=contexts,
         info={**info, "digest": digest},
         keep=keep,
-        settings=request.settings,
-        block_contexts=max(1, round(block_tokens * len(contexts) / max(len(contexts.ids), 1))),
-        prefetch=prefetch,
+        block_contexts=max(1, round(settings.block_tokens * len(contexts) / max(len(contexts.ids), 1))),
+        prefetch=settings.prefetch,
     )
 
 
@@ -118,11 +104,10 @@ class StreamRows:
     permuted. To begin at a place, only its block is computed.
     """
 
-    lm: LanguageModel
+    runner: TextRunner = field(repr=False)
     contexts: Contexts = field(repr=False)
     info: dict[str, Any] = field(repr=False)
     keep: OutlierFilter | None
-    settings: Settings = field(repr=False)
     block_contexts: int
     """Contexts in a block."""
     prefetch: bool = True
@@ -141,7 +126,7 @@ class StreamRows:
         return self.info["n_rows"]
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
-        """Rows in batches; see `saekit.rows.source.Source.batches`."""
+        """Yield rows in batches; see `saekit.rows.source.Source.batches`."""
         start = check_reading(batch_rows, seed, start)
         if not self.prefetch:
             return read_batches(lambda number: self._waited(lambda: self._block(seed, number)), batch_rows, start)
@@ -164,7 +149,7 @@ class StreamRows:
             range(first, last) if seed is None else random_order(len(self.contexts), "chunks", seed, epoch)[first:last]
         )
         begin = time.perf_counter()
-        (rows,) = _run(self.lm, self.contexts.pick(chosen), self.settings)
+        (rows,) = self.runner.rows(self.contexts.pick(chosen))
         self.seconds["lm"] += time.perf_counter() - begin
         check_finite(rows.x.float(), 0, f"block {number} of the stream")
         if self.keep is not None:

@@ -97,7 +97,7 @@ class SyntheticRows:
         }
 
     def codes(self, first: int, last: int) -> Tensor:
-        """The true sizes ``[last - first, n_features]`` of all features in rows `first` to `last` (dense, float32)."""
+        """Return the true sizes ``[last - first, n_features]`` of all features in rows `first` to `last`, float32."""
         chunks = range(first // _CHUNK_ROWS, -(-last // _CHUNK_ROWS))
         skipped = first - chunks.start * _CHUNK_ROWS
         return torch.cat([self._codes(chunk)[0] for chunk in chunks])[skipped : skipped + last - first]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.language import LanguageModel
-from ..models.pretrained import accepts
+from ..models.pretrained import PretrainedModel, accepts
 from ..models.quiet import quiet_transformers
 
 CONTEXT = 1024
@@ -40,11 +40,11 @@ class Contexts:
         return len(self.offsets) - 1
 
     def lengths(self) -> np.ndarray:
-        """Tokens in each context."""
+        """Return the number of tokens in each context."""
         return np.diff(self.offsets)
 
     def pick(self, index: Sequence[int] | np.ndarray) -> Contexts:
-        """The contexts at `index`, in that order."""
+        """Return the contexts at `index`, in that order."""
         spans = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in index]
         where = np.concatenate(spans) if spans else np.empty(0, np.int64)
         return Contexts(
@@ -56,7 +56,7 @@ class Contexts:
 
     @staticmethod
     def cat(parts: Sequence[Contexts]) -> Contexts:
-        """Contexts one after another."""
+        """Join contexts one after another."""
         lengths = np.concatenate([part.lengths() for part in parts]) if parts else np.empty(0, np.int64)
         return Contexts(
             np.concatenate([part.ids for part in parts]) if parts else np.empty(0, np.int32),
@@ -94,7 +94,7 @@ class SpecialTokens:
 
 
 def special_tokens(tokenizer: Any) -> SpecialTokens:
-    """Ids that the tokenizer puts before and after a single text, found by asking it."""
+    """Return the ids that the tokenizer puts before and after a single text, found by asking it."""
     with quiet_transformers():
         bare = list(tokenizer("a b", add_special_tokens=False)["input_ids"])
         full = list(tokenizer("a b", add_special_tokens=True)["input_ids"])
@@ -119,7 +119,7 @@ def tokenize(
     texts
         The texts.
     context
-        Tokens in a context at most, added ones included.
+        Maximum number of tokens in a context, added ones included.
     pack
         Fill contexts with text after text instead, the added tokens around each text; tokens then see earlier texts.
     first_document
@@ -168,7 +168,7 @@ def token_batches(
     padding: Literal["right", "left"] = "right",
     skip_special: bool = True,
 ) -> Iterator[TokenBatch]:
-    """Padded batches of contexts of similar length.
+    """Yield padded batches of contexts of similar length.
 
     Contexts are sorted by length, so batches come in another order than contexts; `TokenBatch.index` tells which is
     which.
@@ -180,13 +180,13 @@ def token_batches(
     contexts
         The contexts.
     batch_tokens
-        Tokens in a batch at most, padding included; a longer context comes alone. None: `BATCH_TOKENS`.
+        Maximum number of tokens in a batch, padding included; a longer context comes alone. None: `BATCH_TOKENS`.
     padding
         Side of the padding. The values of tokens do not depend on it.
     skip_special
         Whether added tokens (BOS, CLS, SEP) are left out of `TokenBatch.keep`.
     """
-    batch_tokens = batch_tokens or _batch_tokens(lm)
+    batch_tokens = batch_tokens or batch_tokens_on(lm)
     lengths = contexts.lengths()
     order = np.argsort(-lengths, kind="stable")
     first = 0
@@ -197,9 +197,9 @@ def token_batches(
         first += count
 
 
-def _batch_tokens(lm: LanguageModel) -> int:
-    """The usual size of a batch on the device of the model."""
-    return BATCH_TOKENS.get(lm.device.type, BATCH_TOKENS["cuda"])
+def batch_tokens_on(model: PretrainedModel) -> int:
+    """Return the usual size of a batch on the device of a model."""
+    return BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
 
 
 def _pad(
@@ -234,7 +234,7 @@ def _pad(
 
 
 def _derives_positions(lm: LanguageModel) -> bool:
-    """True for models of the RoBERTa family, which number the tokens that are not padding by themselves."""
+    """Return whether the model is of the RoBERTa family, which numbers the tokens that are not padding itself."""
     return any(
         hasattr(module, "padding_idx") and hasattr(module, "position_embeddings") for module in lm.model.modules()
     )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Codes:
     """Compressed sparse rows of latent activations: only the latents that fired are stored.
 
-    Row r holds ``indices[offsets[r]:offsets[r + 1]]`` with the activations in `values` at the same places. The order of
-    the latents within a row has no meaning. A stored value is never zero.
+    Row r holds ``indices[offsets[r]:offsets[r + 1]]`` with the activations in `values` at the same positions. The order
+    of the latents within a row has no meaning. A stored value is never zero.
     """
 
     offsets: Tensor
@@ -42,20 +42,20 @@ class Codes:
 
     @classmethod
     def from_dense(cls, z: Tensor) -> Codes:
-        """Codes of a dense ``[n_rows, n_latents]`` array: its entries that are not zero."""
+        """Make codes of a dense ``[n_rows, n_latents]`` array: its entries that are not zero."""
         rows, indices = z.nonzero(as_tuple=True)
         counts = torch.bincount(rows, minlength=z.shape[0])
         return cls(_offsets(counts), indices, z[rows, indices], z.shape[1])
 
     @classmethod
     def from_topk(cls, values: Tensor, indices: Tensor, n_latents: int) -> Codes:
-        """Codes of ``[n_rows, k]`` values and latents; entries that are not positive have not fired and are dropped."""
+        """Make codes of ``[n_rows, k]`` values and latents; entries that are not positive did not fire: dropped."""
         fired = values > 0
         return cls(_offsets(fired.sum(dim=1)), indices[fired], values[fired], n_latents)
 
     @classmethod
     def cat(cls, parts: Sequence[Codes]) -> Codes:
-        """The rows of all `parts`, in order. They must have the same number of latents."""
+        """Concatenate the rows of all `parts`, in order. They must have the same number of latents."""
         if len({part.n_latents for part in parts}) != 1:
             raise ShapeError(
                 f"Codes.cat: all parts must have the same n_latents; got {sorted({p.n_latents for p in parts})}. "
@@ -79,21 +79,21 @@ class Codes:
         return self.n_rows
 
     def l0(self) -> float:
-        """Mean number of latents that fired per row; 0 for no rows."""
+        """Return the mean number of latents that fired per row; 0 for no rows."""
         return self.nnz / max(self.n_rows, 1)
 
     def row_of(self) -> Tensor:
-        """The row of each stored code, ``[nnz]`` int64."""
+        """Return the row of each stored code, ``[nnz]`` int64."""
         return torch.repeat_interleave(self.offsets.diff())
 
     def to_dense(self) -> Tensor:
-        """The dense ``[n_rows, n_latents]`` array. Large: meant for small data and tests."""
+        """Return the dense ``[n_rows, n_latents]`` array. Large: meant for small data and tests."""
         z = self.values.new_zeros((self.n_rows, self.n_latents))
         z[self.row_of(), self.indices] = self.values
         return z
 
     def to_scipy(self) -> scipy.sparse.csr_array:
-        """A ``scipy.sparse.csr_array`` ``[n_rows, n_latents]``, latents sorted within each row."""
+        """Return a ``scipy.sparse.csr_array`` ``[n_rows, n_latents]``, latents sorted within each row."""
         import scipy.sparse
 
         values = self.values.detach().cpu()
@@ -104,30 +104,30 @@ class Codes:
         return csr
 
     def rows(self, which: slice | Sequence[int] | Tensor) -> Codes:
-        """Codes of some rows, in the order given (a slice, positions, or a boolean mask)."""
+        """Return the codes of some rows, in the order given (a slice, indices, or a boolean mask)."""
         index = torch.arange(self.n_rows, device=self.offsets.device)
         index = index[which] if isinstance(which, slice) else index[torch.as_tensor(which, device=index.device)]
         counts = self.offsets.diff()[index]
         offsets = _offsets(counts)
-        # Position of every kept code: the start of its old row plus its place within the row.
+        # Index of every kept code: the start of its old row plus its index within the row.
         within = torch.arange(int(offsets[-1]), device=index.device) - torch.repeat_interleave(offsets[:-1], counts)
         at = torch.repeat_interleave(self.offsets[:-1][index], counts) + within
         return Codes(offsets, self.indices[at], self.values[at], self.n_latents)
 
     def take(self, m: int) -> Codes:
-        """Codes of the first `m` latents, chosen AFTER the rule made its selection (a row may keep fewer than k)."""
+        """Return the codes of the first `m` latents, selected by the rule BEFORE (a row may keep fewer than k)."""
         keep = self.indices < m
         counts = torch.bincount(self.row_of()[keep], minlength=self.n_rows)
         return Codes(_offsets(counts), self.indices[keep], self.values[keep], min(m, self.n_latents))
 
     def permute(self, order: Tensor) -> Codes:
-        """Codes in which new latent j is old latent ``order[j]``."""
+        """Return codes in which new latent j is old latent ``order[j]``."""
         new_place = torch.empty_like(order)
         new_place[order] = torch.arange(len(order), device=order.device)
         return Codes(self.offsets, new_place[self.indices], self.values, self.n_latents)
 
     def to(self, device: torch.device | str) -> Codes:
-        """Codes on another device."""
+        """Return the codes on another device."""
         return Codes(self.offsets.to(device), self.indices.to(device), self.values.to(device), self.n_latents)
 
     def __repr__(self) -> str:
@@ -135,5 +135,5 @@ class Codes:
 
 
 def _offsets(counts: Tensor) -> Tensor:
-    """Running starts of segments with these lengths: ``[len(counts) + 1]``."""
+    """Return the running starts of segments with these lengths: ``[len(counts) + 1]``."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -12,7 +12,7 @@ from .rules import JumpReLURule
 
 
 def freeze_batchtopk(sae: SAE, threshold: float) -> SAE:
-    """An SAE trained with BatchTopK as a JumpReLU SAE with one `threshold` for all latents.
+    """Return an SAE trained with BatchTopK as a JumpReLU SAE with one `threshold` for all latents.
 
     ``codes = relu(pre) * (pre > threshold)``. The threshold is the running mean of the smallest positive activation
     that BatchTopK kept (Bussmann et al., 2412.06410), in the units of the pre-activations.
@@ -23,7 +23,7 @@ def freeze_batchtopk(sae: SAE, threshold: float) -> SAE:
 def freeze_gated(
     *, W_gate: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor, W_dec: Tensor, b_dec: Tensor, **fields: Any
 ) -> SAE:
-    """A Gated SAE as a JumpReLU SAE that computes the same codes.
+    """Return a Gated SAE as a JumpReLU SAE that computes the same codes.
 
     With ``g = u @ W_gate.T``, a gated unit is ``(g + b_gate > 0) * relu(exp(r_mag) * g + b_mag)``. Put
     ``W_enc = exp(r_mag) * W_gate`` and ``b_enc = b_mag``: then ``pre = exp(r_mag) * g + b_mag`` and the gate is open

@@ -32,7 +32,7 @@ class SAE:
         codes = rule(pre)
         x_hat = scaling.undo(codes @ W_dec + b_dec [+ u @ W_skip])
 
-    The latent axis is first in every tensor. Encoding a row never depends on the rows beside it.
+    The latent axis is first in every tensor. Encoding a row never depends on the other rows.
 
     Raises
     ------
@@ -85,7 +85,7 @@ class SAE:
         for name, tensor in self.tensors().items():
             if name in expected and tuple(tensor.shape) != expected[name]:
                 raise ShapeError(
-                    f"SAE: `{name}` must be {expected[name]} beside W_enc {(n, d_in)}; got {tuple(tensor.shape)}. "
+                    f"SAE: `{name}` must be {expected[name]} with W_enc {(n, d_in)}; got {tuple(tensor.shape)}. "
                     "The latent axis comes first; transpose a decoder stored as [d_out, n_latents]."
                 )
         k = self.rule.settings().get("k", 1)
@@ -120,13 +120,13 @@ class SAE:
         return self.W_enc.dtype
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name (``rule.`` and ``scaling.`` prefixed): all that is needed at inference."""
+        """Return every tensor by name (``rule.`` and ``scaling.`` prefixed): all that is needed at inference."""
         own = {name: t for name in _FIELDS if (t := getattr(self, name)) is not None}
         rule = {f"rule.{name}": t for name, t in self.rule.tensors().items()}
         return own | rule | {f"scaling.{name}": t for name, t in self.scaling.tensors().items()}
 
     def digest(self) -> str:
-        """Return ``"sha256:<hex>"``: the identity of this function, which is also `content` in the file of the SAE.
+        """Return ``"sha256:<hex>"``, which identifies this function; the file of the SAE states it as `content`.
 
         It covers the rule, the scaling and every tensor with its dtype, not scores and provenance. Computed once.
         """
@@ -138,11 +138,11 @@ class SAE:
     # ------------------------------------------------------------------ what it does
 
     def pre(self, x: Tensor) -> Tensor:
-        """Dense pre-activations ``[n, n_latents]`` of rows ``[n, d_in]``. Large: meant for few rows."""
+        """Compute the dense pre-activations ``[n, n_latents]`` of rows ``[n, d_in]``. Large: meant for few rows."""
         return torch.addmm(self.b_enc, self._centred(self._rows(x))[0], self.W_enc.T)
 
     def encode(self, x: Tensor, *, block_rows: int | None = None) -> Codes:
-        """Sparse codes of rows.
+        """Encode rows to sparse codes.
 
         Parameters
         ----------
@@ -159,7 +159,7 @@ class SAE:
         return self.rule.encode(self._centred(self._rows(x))[0], self.W_enc, self.b_enc, block_rows)
 
     def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
-        """Rows ``[n, d_out]`` from codes.
+        """Decode codes to rows ``[n, d_out]``.
 
         Codes with fewer latents than the SAE are taken as codes of its first latents, so
         ``sae.decode(sae.encode(x).take(m))`` is the reconstruction by a prefix chosen after the selection.
@@ -193,13 +193,13 @@ class SAE:
         return self.scaling.undo(u_hat, context)
 
     def reconstruct(self, x: Tensor, *, block_rows: int | None = None) -> Tensor:
-        """``decode(encode(x))`` in the shape of `x` (last axis `d_out`)."""
+        """Return ``decode(encode(x))`` in the shape of `x` (last axis `d_out`)."""
         return self.decode(self.encode(x, block_rows=block_rows), x).reshape(*x.shape[:-1], self.d_out)
 
     # ------------------------------------------------------------------ other SAEs from this one
 
     def take(self, which: int | Tensor) -> SAE:
-        """A smaller SAE: the first `which` latents, or those of an index tensor in its order.
+        """Return a smaller SAE: the first `which` latents, or those of an index tensor in its order.
 
         The selection happens BEFORE the rule: a TopK SAE chooses its k among the latents kept. For the other reading
         (choose among all, then keep a prefix) decode ``sae.encode(x).take(m)``.
@@ -223,7 +223,7 @@ class SAE:
         return self.replace(**latents, rule=rule, provenance=provenance, scores=scores)
 
     def with_k(self, k: int) -> SAE:
-        """The same latents with another number of them per row; for a TopK SAE, best one trained for many k.
+        """Return the same latents with another k; for a TopK SAE, best one that was trained for many k.
 
         An SAE trained with `HierarchicalTopK` reconstructs from any k up to its own as well as it can; others were
         trained for one k.
@@ -240,7 +240,7 @@ class SAE:
         return self.replace(rule=TopKRule(k, self.rule.rank))
 
     def permute(self, order: Tensor) -> SAE:
-        """The same SAE with new latent j = old latent ``order[j]``; reconstructions stay as they were.
+        """Return the same SAE with new latent j = old latent ``order[j]``; reconstructions stay the same.
 
         Raises
         ------
@@ -256,7 +256,7 @@ class SAE:
         return self.take(order)
 
     def fold_norms(self) -> SAE:
-        """The same SAE with decoder rows of length 1: norms move into the encoder (and thresholds), codes grow by them.
+        """Return the same SAE with decoder rows of length 1: encoder, thresholds and codes are multiplied by the norms.
 
         Reconstructions and L0 stay as they were under every rule. A row of length 0 stays.
         """
@@ -270,7 +270,7 @@ class SAE:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SAE:
-        """The same SAE on another device or in another floating type."""
+        """Return the same SAE on another device or in another floating type."""
 
         def move(t: Tensor) -> Tensor:
             return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
@@ -281,11 +281,11 @@ class SAE:
         return self.replace(**own, rule=rule, scaling=self.scaling.to(device, dtype))
 
     def replace(self, **changes: Any) -> SAE:
-        """A copy with some fields changed."""
+        """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def with_scores(self, **scores: Any) -> SAE:
-        """A copy with `scores` (each ``[n_latents]``) added to those it has; equal names are replaced.
+        """Return a copy with `scores` (each ``[n_latents]``) added to those it has; equal names are replaced.
 
         Raises
         ------
@@ -367,7 +367,7 @@ class SAE:
 
 
 def _score(sae: SAE, name: str, value: Any) -> Tensor:
-    """One of the scores, in the form they all have."""
+    """Return one of the scores in the form they all have."""
     if not name.isidentifier():
         raise ConfigError(f"SAE: the name of a score must be letters, digits and underscores; got {name!r}.")
     score = torch.as_tensor(value).detach().to("cpu", torch.float32).contiguous()

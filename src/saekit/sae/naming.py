@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
 from .model import SAE
@@ -20,13 +21,23 @@ def as_sae(sae: Given) -> SAE:
     return sae if isinstance(sae, SAE) else SAE.load(sae)
 
 
+def given_saes(saes: Given | Sequence[Given]) -> list[Given]:
+    """Return SAEs one by one: a folder that holds several, such as a training run, stands for all of them."""
+    from ..store.address import sae_paths
+
+    found: list[Given] = []
+    for item in [saes] if isinstance(saes, SAE | str | os.PathLike) else saes:
+        found += [item] if isinstance(item, SAE) else sae_paths(item)
+    return found
+
+
 def named_saes(saes: Given | Sequence[Given], where: str) -> list[tuple[str, SAE]]:
     """Return SAEs with a unique name for each: of a path its last part, of a value what `name_of` says.
 
     Parameters
     ----------
     saes
-        One SAE or several: values or paths.
+        One SAE or several: values or paths; a folder that holds several, such as a training run, stands for all.
     where
         Function that messages name.
 
@@ -35,7 +46,7 @@ def named_saes(saes: Given | Sequence[Given], where: str) -> list[tuple[str, SAE
     ConfigError
         There is none.
     """
-    given = [saes] if isinstance(saes, SAE | str | os.PathLike) else list(saes)
+    given = given_saes(saes)
     if not given:
         raise ConfigError(f"{where}: at least one SAE must be given; got an empty list.")
     named: dict[str, SAE] = {}
@@ -107,12 +118,12 @@ def check_width(name: str, sae: SAE, width: int, where: str) -> None:
         raise ShapeError(
             f"{where}: all SAEs must have one width; `{name}` has {sae.d_in}, others {width}. Take them one at a time."
         )
-    check_finite(name, sae)
+    check_finite(name, sae.tensors())
 
 
-def check_finite(name: str, sae: SAE) -> None:
+def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
     """Refuse weights that hold NaN or infinity; raises `DataError`."""
-    for key, tensor in sae.tensors().items():
+    for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DataError(
                 f"`{name}` must have finite weights; `{key}` holds NaN or infinity. Its training went wrong."

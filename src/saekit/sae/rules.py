@@ -24,27 +24,27 @@ class Rule(Protocol):
     name: ClassVar[str]
 
     def codes(self, pre: Tensor) -> Codes:
-        """Codes of pre-activations ``[n, n_latents]``."""
+        """Return the codes of pre-activations ``[n, n_latents]``."""
         ...
 
     def encode(self, u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None) -> Codes:
-        """Codes of centred rows ``[n, d_in]``."""
+        """Encode centred rows ``[n, d_in]``."""
         ...
 
     def take(self, index: Tensor, n_latents: int) -> Rule:
-        """The rule for some of the latents."""
+        """Return the rule for some of the latents."""
         ...
 
     def fold(self, norms: Tensor) -> Rule:
-        """The rule after the encoder was multiplied by `norms` ``[n_latents]``."""
+        """Return the rule after the encoder was multiplied by `norms` ``[n_latents]``."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """JSON-able settings."""
+        """Return JSON-able settings."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors with the latent axis first, to be stored."""
+        """Return the tensors to be stored, with the latent axis first."""
         ...
 
 
@@ -55,27 +55,27 @@ class ReLURule:
     name: ClassVar[str] = "relu"
 
     def codes(self, pre: Tensor) -> Codes:
-        """Codes of pre-activations ``[n, n_latents]``."""
+        """Return the codes of pre-activations ``[n, n_latents]``."""
         return Codes.from_dense(pre.relu())
 
     def encode(self, u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None) -> Codes:
-        """Codes of centred rows ``[n, d_in]`` by the threshold kernel."""
+        """Encode centred rows ``[n, d_in]`` by the threshold kernel."""
         return Codes(*kernels.threshold_encode(u, W_enc, b_enc, None, block_rows=block_rows), W_enc.shape[0])
 
     def take(self, index: Tensor, n_latents: int) -> ReLURule:
-        """The rule for some of the latents."""
+        """Return the rule for some of the latents."""
         return self
 
     def fold(self, norms: Tensor) -> ReLURule:
-        """The rule after the encoder was multiplied by `norms` ``[n_latents]``."""
+        """Return the rule after the encoder was multiplied by `norms` ``[n_latents]``."""
         return self
 
     def settings(self) -> dict[str, Any]:
-        """JSON-able settings."""
+        """Return JSON-able settings."""
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors with the latent axis first, to be stored."""
+        """Return the tensors to be stored, with the latent axis first."""
         return {}
 
 
@@ -97,29 +97,29 @@ class TopKRule:
         _check_k(self.k, "TopKRule")
 
     def codes(self, pre: Tensor) -> Codes:
-        """Codes of pre-activations ``[n, n_latents]``."""
+        """Return the codes of pre-activations ``[n, n_latents]``."""
         chosen = (pre if self.rank is None else pre * self.rank).topk(self.k, dim=-1).indices
         return Codes.from_topk(pre.gather(1, chosen), chosen, pre.shape[1])
 
     def encode(self, u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None) -> Codes:
-        """Codes of centred rows ``[n, d_in]`` by the top-k kernel."""
+        """Encode centred rows ``[n, d_in]`` by the top-k kernel."""
         values, indices = kernels.topk_encode(u, W_enc, b_enc, self.k, rank=self.rank, block_rows=block_rows)
         return Codes.from_topk(values, indices, W_enc.shape[0])
 
     def take(self, index: Tensor, n_latents: int) -> TopKRule:
-        """The rule for some of the latents: the selection is made among those kept, so k is at most their number."""
+        """Return the rule for some of the latents: it selects among those kept, so k is at most their number."""
         return TopKRule(min(self.k, len(index)), None if self.rank is None else self.rank[index])
 
     def fold(self, norms: Tensor) -> TopKRule:
-        """The rule after the encoder was multiplied by `norms`: it makes the same choice as before."""
+        """Return the rule that makes the same choice after the encoder was multiplied by `norms`."""
         return TopKRule(self.k, _folded_rank(self.rank, norms))
 
     def settings(self) -> dict[str, Any]:
-        """JSON-able settings."""
+        """Return JSON-able settings."""
         return {"k": self.k}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors with the latent axis first, to be stored."""
+        """Return the tensors to be stored, with the latent axis first."""
         return {} if self.rank is None else {"rank": self.rank}
 
 
@@ -132,27 +132,27 @@ class JumpReLURule:
     name: ClassVar[str] = "jumprelu"
 
     def codes(self, pre: Tensor) -> Codes:
-        """Codes of pre-activations ``[n, n_latents]``."""
+        """Return the codes of pre-activations ``[n, n_latents]``."""
         return Codes.from_dense(pre.relu() * (pre > self.threshold))
 
     def encode(self, u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None) -> Codes:
-        """Codes of centred rows ``[n, d_in]`` by the threshold kernel."""
+        """Encode centred rows ``[n, d_in]`` by the threshold kernel."""
         return Codes(*kernels.threshold_encode(u, W_enc, b_enc, self.threshold, block_rows=block_rows), W_enc.shape[0])
 
     def take(self, index: Tensor, n_latents: int) -> JumpReLURule:
-        """The rule for some of the latents."""
+        """Return the rule for some of the latents."""
         return JumpReLURule(self.threshold[index])
 
     def fold(self, norms: Tensor) -> JumpReLURule:
-        """The rule after the encoder was multiplied by `norms`: thresholds move along."""
+        """Return the rule with thresholds multiplied by `norms`, as the encoder was."""
         return JumpReLURule(self.threshold * norms)
 
     def settings(self) -> dict[str, Any]:
-        """JSON-able settings."""
+        """Return JSON-able settings."""
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors with the latent axis first, to be stored."""
+        """Return the tensors to be stored, with the latent axis first."""
         return {"threshold": self.threshold}
 
 
@@ -175,7 +175,7 @@ class GroupMaxRule:
         _check_k(self.k, "GroupMaxRule")
 
     def codes(self, pre: Tensor) -> Codes:
-        """Codes of pre-activations ``[n, n_latents]``."""
+        """Return the codes of pre-activations ``[n, n_latents]``."""
         members = _group_members(self._groups(pre.shape[1], pre.device))  # [groups, largest group]
         ranked = pre if self.rank is None else pre * self.rank
         grouped = ranked[:, members.clamp(min=0)].masked_fill(members < 0, -torch.inf)
@@ -184,24 +184,24 @@ class GroupMaxRule:
         return Codes.from_topk(pre.gather(1, chosen), chosen, pre.shape[1])
 
     def encode(self, u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None) -> Codes:
-        """Codes of centred rows ``[n, d_in]``, block by block."""
+        """Encode centred rows ``[n, d_in]``, block by block."""
         return _blockwise(self.codes, u, W_enc, b_enc, block_rows)
 
     def take(self, index: Tensor, n_latents: int) -> GroupMaxRule:
-        """The rule for some of the latents: they stay in their groups, a group that lost all its latents is gone."""
+        """Return the rule for some of the latents: they stay in their groups; a group without latents is gone."""
         kept = self._groups(n_latents, index.device)[index]
         return GroupMaxRule(len(kept.unique()), kept, None if self.rank is None else self.rank[index])
 
     def fold(self, norms: Tensor) -> GroupMaxRule:
-        """The rule after the encoder was multiplied by `norms`: it makes the same choice as before."""
+        """Return the rule that makes the same choice after the encoder was multiplied by `norms`."""
         return GroupMaxRule(self.k, self.group, _folded_rank(self.rank, norms))
 
     def settings(self) -> dict[str, Any]:
-        """JSON-able settings."""
+        """Return JSON-able settings."""
         return {"k": self.k}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors with the latent axis first, to be stored."""
+        """Return the tensors to be stored, with the latent axis first."""
         named = {"group": self.group, "rank": self.rank}
         return {name: t for name, t in named.items() if t is not None}
 
@@ -216,7 +216,7 @@ RULES: dict[str, type[ReLURule] | type[TopKRule] | type[JumpReLURule] | type[Gro
 
 
 def contiguous_groups(n_latents: int, k: int) -> Tensor:
-    """Group of each latent when `k` contiguous groups of equal size share `n_latents`, ``[n_latents]`` int64.
+    """Return the group of each latent, ``[n_latents]`` int64, for `k` contiguous groups of equal size.
 
     Raises
     ------
@@ -232,7 +232,7 @@ def contiguous_groups(n_latents: int, k: int) -> Tensor:
 
 
 def _group_members(group: Tensor) -> Tensor:
-    """Latents of each group, ``[groups, largest group]``, in ascending order, padded with -1."""
+    """Return the latents of each group, ``[groups, largest group]``, in ascending order, padded with -1."""
     _, group, sizes = group.unique(return_inverse=True, return_counts=True)
     order = group.argsort(stable=True)
     starts = sizes.cumsum(0) - sizes
@@ -245,13 +245,13 @@ def _group_members(group: Tensor) -> Tensor:
 def _blockwise(
     codes: Callable[[Tensor], Codes], u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None
 ) -> Codes:
-    """Codes of all rows, one dense block of pre-activations at a time."""
+    """Encode all rows, one dense block of pre-activations at a time."""
     blocks = u.split(block_rows or kernels.block_rows_for(W_enc.shape[0])) if len(u) else (u,)
     return Codes.cat([codes(torch.addmm(b_enc, block, W_enc.T)) for block in blocks])
 
 
 def _folded_rank(rank: Tensor | None, norms: Tensor) -> Tensor | None:
-    """Weights that undo `norms` in the choice; None when all weights are equal."""
+    """Return weights that undo `norms` in the choice; None when all weights are equal."""
     folded = (torch.ones_like(norms) if rank is None else rank) / norms
     return None if bool((folded == folded[0]).all()) else folded
 

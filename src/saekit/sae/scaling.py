@@ -50,7 +50,7 @@ class Scaling:
                 raise ConfigError(f"Scaling: kind {self.kind!r} {verb} `{name}`; got {getattr(self, name)!r}.")
 
     def apply(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Scaled rows ``[n, d_in]`` and what `undo` needs: (mean, std) of each row for ``layer_norm``, else None."""
+        """Scale rows ``[n, d_in]``; also return what `undo` needs: None, or (mean, std) per row for ``layer_norm``."""
         if self.kind == "none":
             return x, None
         if self.kind == "layer_norm":
@@ -62,7 +62,7 @@ class Scaling:
         return centred * self.scale, None
 
     def undo(self, u: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Rows in the units of x, from scaled rows and the context that `apply` returned."""
+        """Return rows in the units of x, from scaled rows and the context that `apply` returned."""
         if self.kind == "none":
             return u
         if self.kind == "layer_norm":
@@ -78,14 +78,14 @@ class Scaling:
         return x + self.mean if self.mean is not None else x
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors to store, by name."""
+        """Return the tensors to store, by name."""
         return {name: t for name in ("scale", "mean") if (t := getattr(self, name)) is not None}
 
     def to(self, device: torch.device | str | None, dtype: torch.dtype | None) -> Scaling:
-        """The same scaling on another device or in another dtype."""
+        """Return the same scaling on another device or in another dtype."""
         moved = {name: t.to(device=device, dtype=dtype) for name, t in self.tensors().items()}
         return Scaling(**{**{f.name: getattr(self, f.name) for f in fields(self)}, **moved})
 
     def settings(self) -> dict[str, Any]:
-        """What besides the tensors is needed to rebuild this value; JSON-able."""
+        """Return what is needed besides the tensors to rebuild this value; JSON-able."""
         return {"kind": self.kind} if self.kind != "layer_norm" else {"kind": self.kind, "eps": self.eps}

@@ -27,10 +27,10 @@ from ..measure.token_statistics import TokenScores, token_detection
 from ..rows.source import Batch, Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
-from ..settings import Progress
+from ..settings import Progress, silent
 
 CHANCE_DRAWS = 32
-"""Draws of chance for the purity that latents of the same firing have by luck."""
+"""Chance samples for the purity of latents that fire in the same way."""
 
 RUN_ROWS = 64
 """Rows without a document are divided in runs of this many."""
@@ -60,7 +60,7 @@ class Sized:
 
     @property
     def decoder(self) -> Tensor:
-        """Rows of the latents kept."""
+        """Return the decoder rows of the latents kept."""
         return self.sae.W_dec[: self.n_latents]
 
 
@@ -68,11 +68,12 @@ def latent_metrics(
     sized: Sequence[Sized],
     source: Source,
     n_rows: int,
+    *,
     batch_rows: int,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[dict[str, Measured]]:
-    """Metrics of the latents at every size, in one pass.
+    """Measure the latents at every size, in one pass.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def latent_metrics(
     batch_rows
         Rows at a time; changes nothing beyond rounding.
     seed
-        Of chance.
+        Random seed of the chance level.
 
     Returns
     -------
@@ -105,27 +106,22 @@ def latent_metrics(
                 break
             second = _second_half(batch, first)[: len(x)]
             token = None if batch.token is None else batch.token[: len(x)]
-            before: Codes | None = None
-            for each, ring in zip(passes, rings, strict=True):
-                codes = each.sized.codes(x)
-                each.update(codes, token, second)
-                if ring is not None and before is not None:
-                    ring.update(before, codes)
-                before = codes
+            codes = [each.sized.codes(x) for each in passes]
+            for each, mine in zip(passes, codes, strict=True):
+                each.update(mine, token, second)
+            for ring, before, mine in zip(rings[1:], codes, codes[1:]):
+                if ring is not None:
+                    ring.update(before, mine)
             first += len(x)
-            if progress is not None:
-                progress("latents", first, n_rows)
-    chance: Chance | None = None  # all sizes saw the same tokens
-    found = []
-    for each, ring, smaller in zip(passes, rings, [0, *(one.n_latents for one in sized)]):
-        chance = each.chance(seed) if chance is None else chance
-        values = each.compute(smaller if each.sized.nested else 0, chance)
-        found.append(values if ring is None else values | ring.compute())
-    return found
+            progress("latents", first, n_rows)
+    chance = passes[0].chance(seed)  # all sizes saw the same tokens
+    starts = [0, *(each.n_latents for each in sized)]
+    found = [each.compute(start if each.sized.nested else 0, chance) for each, start in zip(passes, starts)]
+    return [values if ring is None else values | ring.compute() for values, ring in zip(found, rings, strict=True)]
 
 
 class _Pass:
-    """What is gathered at one size."""
+    """Accumulators of one size."""
 
     def __init__(self, sized: Sized) -> None:
         self.sized = sized
@@ -143,7 +139,7 @@ class _Pass:
             scores.update(codes.rows(mine), token[mine.to(token.device)])
 
     def chance(self, seed: int) -> Chance | None:
-        """Chance for the tokens of the first half; None where there is no interpretability."""
+        """Return the chance level of the tokens of the first half; None where there is no interpretability."""
         return Chance.of(self._halves[0], draws=CHANCE_DRAWS, seed=seed) if self._has_tokens else None
 
     @property
@@ -151,7 +147,7 @@ class _Pass:
         return self._tokens_known and all(half.n_rows for half in self._halves)
 
     def compute(self, ring_from: int, chance: Chance | None) -> dict[str, Measured]:
-        """The metrics; the ring is the latents from `ring_from` on."""
+        """Return the metrics; the ring is the latents from `ring_from` on."""
         found = {"description_length": _measured("description_length", self._length.compute())}
         learned, scored = self._halves
         if chance is None:
@@ -178,7 +174,7 @@ class _Ring:
 
     @staticmethod
     def of(smaller: Sized | None, larger: Sized) -> _Ring | None:
-        """None where there is no size before that `larger` contains."""
+        """Return None where there is no size before that `larger` contains."""
         return _Ring(smaller, larger) if smaller is not None and larger.nested else None
 
     def update(self, small: Codes, large: Codes) -> None:
@@ -192,7 +188,7 @@ class _Ring:
         self._handed_over += float(together.sum() - together.multiply(parent).sum())
 
     def compute(self) -> dict[str, Measured]:
-        """The metrics."""
+        """Return the metrics."""
         none = "undefined: no new latent fires"
         return {
             "parent_cosine": over_latents("parent_cosine", self._cosine),
@@ -202,7 +198,7 @@ class _Ring:
 
 
 def nearest(rows: Tensor, among: Tensor) -> tuple[np.ndarray, Tensor]:
-    """For each of `rows` ``[n, d]`` the place of the row of `among` with the largest cosine, and that cosine."""
+    """Return for each of `rows` ``[n, d]`` the index of the row of `among` with the largest cosine, and that cosine."""
     unit = among.float() / among.float().norm(dim=1, keepdim=True).clamp_min(1e-30)
     places, cosines = [], []
     for block in rows.float().split(max(1, 2**22 // len(among))):
@@ -213,7 +209,7 @@ def nearest(rows: Tensor, among: Tensor) -> tuple[np.ndarray, Tensor]:
 
 
 def seed_overlap(saes: Sequence[SAE]) -> Measured:
-    """Share of latents that two of the SAEs have in common, the mean over pairs.
+    """Return the fraction of latents that two of the SAEs have in common, the mean over pairs.
 
     A latent is shared when the best one-to-one matching of decoder rows and that of encoder rows pair it with the same
     latent, and both cosines exceed 0.7, as in `saekit.compare`.
@@ -238,7 +234,7 @@ def seed_overlap(saes: Sequence[SAE]) -> Measured:
 
 
 def over_latents(name: str, values: Tensor) -> Measured:
-    """Mean over the latents that have a value, with its normal interval over them."""
+    """Return the mean over the latents that have a value, with its normal interval over them."""
     values = values[~values.isnan()].double()
     metric = METRICS[name]
     if not len(values):
@@ -261,14 +257,14 @@ def _ratio(name: str, numerator: float, denominator: float, undefined: str) -> M
 
 
 def _fired(codes: Codes) -> Any:
-    """Which codes there are, as a sparse table of ones that is quick to take columns of."""
+    """Return which codes there are, as a sparse table of ones that is quick to take columns of."""
     fired = codes.to_scipy().tocsc()
     fired.data = np.ones_like(fired.data)
     return fired
 
 
 def _second_half(batch: Batch, first: int) -> Tensor:
-    """Rows of every other pair of documents (of runs of 64 rows where unknown), so that halves of halves differ."""
+    """Return which rows are in every other pair of documents (or runs of 64 rows), so that halves of halves differ."""
     number = torch.arange(first, first + batch.n_rows) // RUN_ROWS
     if batch.document is not None:
         number = torch.where(batch.document >= 0, batch.document.cpu(), number)

@@ -1,4 +1,4 @@
-"""Does importance fall off as a power of the rank? Fits, intervals, and the rivals that a power law must beat.
+"""Does importance fall off as a power of the rank? Fits, intervals, and comparisons with other distributions.
 
 References
 ----------
@@ -25,7 +25,7 @@ LEAST_LATENTS = 10
 """Alive latents that a fit needs at least."""
 
 LEAST_TAIL = 0.1
-"""Share of the alive latents that the maximum likelihood fit must leave in its tail (and at least 10)."""
+"""Fraction of the alive latents that the maximum likelihood fit must leave in its tail (and at least 10)."""
 
 STARTS = 200
 """Places that are tried as the beginning of the tail, at most."""
@@ -52,7 +52,7 @@ class PowerLaw:
     alpha: Measured
     """Exponent from least squares of log importance on log rank, all alive latents; interval from resampled ones."""
     r2: float
-    """Share of the variance of log importance that the line explains. A curved line can have a high one."""
+    """Fraction of the variance of log importance that the line explains. It can be high for a curved line."""
     log10_c: float
     """Logarithm to base 10 of C."""
     ranks: tuple[int, int]
@@ -92,7 +92,7 @@ def power_law(values: Tensor | np.ndarray | Any, *, draws: int = 200, seed: int 
     draws
         Resamples of the values behind the interval of the least squares exponent.
     seed
-        Of the resamples.
+        Random seed of the resamples.
 
     Raises
     ------
@@ -140,8 +140,8 @@ def power_law(values: Tensor | np.ndarray | Any, *, draws: int = 200, seed: int 
 def decoder_spectrum(sae: SAE) -> Tensor:
     """Eigenvalues of the covariance of the decoder's rows, largest first, ``float64 [d_out]``.
 
-    In squared units of the decoder; they sum to the mean squared distance of a row from the mean row. What is rounding
-    beside the largest (fewer latents than dimensions leave such) is 0.
+    In squared units of the decoder; they sum to the mean squared distance of a row from the mean row. Those that are
+    rounding errors of the largest (with fewer latents than dimensions) are 0.
     """
     W = sae.W_dec.double().cpu()
     W = W - W.mean(0)

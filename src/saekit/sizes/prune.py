@@ -14,65 +14,58 @@ from ..rows.opening import as_source, facts_of
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
-from ..settings import Progress
+from ..settings import Progress, suggest_keywords
 from .ranking import ORDERS, rank
-
-SELECTIONS = ("before", "after")
+from .settings import PruneSettings
 
 CALIBRATION_ROWS = 8192
-"""Rows that thresholds are found from, at most."""
+"""Maximum number of rows that thresholds are found from."""
 
 CALIBRATION_NUMBERS = 2**22
 """Pre-activations that are sorted at once (float32: 16 MiB)."""
 
 
+@suggest_keywords
 def prune(
     sae: SAE,
-    source: Any = None,
+    rows: Any = None,
     *,
     sizes: Sequence[int],
     by: str | Tensor = "energy",
-    selection: str = "before",
-    refit: bool = False,
-    recalibrate: bool = False,
-    rows: int | None = None,
-    batch_rows: int = 4096,
-    seed: int = 0,
+    settings: PruneSettings = PruneSettings(),
     progress: Progress | None = None,
 ) -> list[SAE]:
-    """Ordinary SAEs with the most important latents of `sae`, one per size, without training.
+    """Return ordinary SAEs with the most important latents of `sae`, one per size, without training.
 
     Parameters
     ----------
     sae
         An SAE with ``d_in = d_out``.
-    source
-        Rows: a source, an array ``[n, d_in]``, or the path of a cache folder or array file. Needed by rankings that
-        look at rows, by `refit`, by `recalibrate` and by selection after TopK.
+    rows
+        A source of rows, an array ``[n, d_in]``, or the path of a cache folder or array file. Needed by rankings that
+        look at rows, by ``refit``, by ``recalibrate`` and by selection after TopK.
     sizes
         Numbers of latents to keep, increasing, each from 1 to ``n_latents``. The full size gives the SAE itself,
         sorted.
     by
         What the latents are ranked by: see `rank`. ``"unsorted"`` keeps the stored order. With ``"forward"`` or
         ``"backward"`` and a rule that looks at one latent at a time the error falls with the size up to the best
-        size; latents beyond that only hurt (with `refit` it falls along any order).
-    selection
-        What a rule that lets latents compete (TopK, GroupMax) does. ``"before"``: the competition is among the
-        latents kept, as in ``rank(sae).take(m)``; each row uses as many latents as before. ``"after"``: the latents
-        kept fire where they fired in the whole SAE. No small TopK SAE can do that exactly, for it does not see the
-        competitors; the result is a JumpReLU SAE whose thresholds let every latent fire as often as it did on the
-        first 8,192 rows. `measure_sizes` measures the exact curve of either. Rules that look at one latent at a time
-        (ReLU, JumpReLU) know no difference.
-    refit
-        Whether to fit the decoder and its bias anew, by least squares over the rows, to the codes of the latents
-        kept. Latents that never fire keep their rows.
-    recalibrate
-        Whether to multiply the thresholds of a JumpReLU SAE by one factor such that as many latents fire per row as
-        in the whole SAE (or as many as can). TopK keeps its k anyway.
-    rows
-        Most rows to see; None for all.
-    batch_rows, seed, progress
-        As for `rank`; the stages are ``"importance"``, ``"thresholds"`` and ``"refit"``.
+        size; latents beyond that only hurt (with ``refit`` it falls along any order).
+    settings
+        How, and on how many rows.
+
+        ``selection`` says what a rule that lets latents compete (TopK, GroupMax) does. ``"before"``: the competition
+        is among the latents kept, as in ``rank(sae).take(m)``; each row uses as many latents as before. ``"after"``:
+        the latents kept fire where they fired in the whole SAE. No small TopK SAE can do that exactly, for it does not
+        see the competitors; the result is a JumpReLU SAE whose thresholds let every latent fire as often as it did on
+        the first 8,192 rows. `measure_sizes` measures the exact curve of either. It makes no difference to rules that
+        look at one latent at a time (ReLU, JumpReLU).
+
+        ``refit`` fits the decoder and its bias by least squares over the rows to the codes of the latents kept; latents
+        that never fire keep their decoder rows. ``recalibrate`` multiplies the thresholds of a JumpReLU SAE by one
+        factor such that as many latents fire per row as in the whole SAE (or as many as can). TopK keeps its k anyway.
+    progress
+        Called as ``progress(stage, done, total)``; stages are ``"importance"``, ``"thresholds"`` and ``"refit"``.
 
     Returns
     -------
@@ -83,53 +76,64 @@ def prune(
     ------
     ConfigError
         A size that is not within 1..n_latents, sizes that do not increase, a size that would cut through latents that
-        all have an importance of 0 (the dead, say), an unknown `by` or `selection`, rows that are needed and missing,
-        or `recalibrate` of a rule without thresholds (ReLU).
+        all have an importance of 0 (the dead, say), an unknown `by`, rows that are needed and missing, or
+        ``recalibrate`` of a rule without thresholds (ReLU).
     DataError, ShapeError
         As `rank`.
     """
     sizes = check_sizes(sae, sizes, "prune")
-    _check(sae, source, selection, refit, recalibrate)
-    if source is not None:
-        source = as_source(source, sae.d_in, "prune")
-    ranked = rank(sae, source, by=by, rows=rows, batch_rows=batch_rows, seed=seed, progress=progress)
+    _check(sae, rows, settings)
+    source = None if rows is None else as_source(rows, sae.d_in, "prune")
+    ranked = rank(
+        sae, source, by=by, max_rows=settings.max_rows, batch_rows=settings.batch_rows, seed=settings.seed,
+        progress=progress,
+    )  # fmt: skip
     check_ties(ranked, sizes, "prune")
-    after = selection == "after" and competes(ranked)
-    pruned = [ranked.take(size) for size in sizes]
-    if (after or recalibrate) and any(size < sae.n_latents for size in sizes):
-        sample = _sample(source, rows, batch_rows, progress).to(sae.device, sae.dtype)
-        with torch.no_grad():
-            if after:
-                rule = JumpReLURule(matched_thresholds(ranked, sample))
-                whole = ranked.replace(rule=rule)
-                pruned = [whole.take(size) if size < sae.n_latents else ranked for size in sizes]
-            if recalibrate:
-                l0 = ranked.encode(sample).l0()
-                pruned = [
-                    each if each.n_latents == sae.n_latents else _recalibrated(each, sample, l0) for each in pruned
-                ]
-    if refit:
-        equations = normal_equations(pruned, source, rows, batch_rows, progress, "refit")
+    pruned = _calibrated(ranked, sizes, source, settings, progress)
+    if settings.refit:
+        assert source is not None
+        equations = normal_equations(pruned, source, settings.max_rows, settings.batch_rows, progress, "refit")
         decoders = [each.refit(small) for each, small in zip(equations, pruned, strict=True)]
         pruned = [small.replace(W_dec=W, b_dec=b) for small, (W, b) in zip(pruned, decoders, strict=True)]
     done = {
         "from": sae.n_latents,
         "by": _name_of(by, ranked),
-        "selection": selection,
-        "refit": refit,
-        "recalibrate": recalibrate,
+        "selection": settings.selection,
+        "refit": settings.refit,
+        "recalibrate": settings.recalibrate,
         **({} if source is None else {"rows": facts_of(source)}),
     }
     return [small.replace(provenance=_provenance(small, done)) for small in pruned]
 
 
+def _calibrated(
+    ranked: SAE, sizes: Sequence[int], source: Source | None, settings: PruneSettings, progress: Progress | None
+) -> list[SAE]:
+    """Return the prefixes, with thresholds where the settings want them."""
+    whole, after = ranked, settings.selection == "after" and competes(ranked)
+    is_cut = sizes[0] < ranked.n_latents
+    if is_cut and (after or settings.recalibrate):
+        assert source is not None
+        sample = _sample(source, settings, progress).to(ranked.device, ranked.dtype)
+        if after:
+            whole = ranked.replace(rule=JumpReLURule(matched_thresholds(ranked, sample)))
+    pruned = [whole.take(size) if size < ranked.n_latents else ranked for size in sizes]
+    if is_cut and settings.recalibrate:
+        with torch.no_grad():
+            l0 = ranked.encode(sample).l0()
+            pruned = [
+                each if each.n_latents == ranked.n_latents else _recalibrated(each, sample, l0) for each in pruned
+            ]
+    return pruned
+
+
 def competes(sae: SAE) -> bool:
-    """Whether latents keep each other from firing, so that a selection before and after pruning differ."""
+    """Return whether latents keep each other from firing, so that a selection before and after pruning differ."""
     return isinstance(sae.rule, TopKRule | GroupMaxRule)
 
 
 def check_sizes(sae: SAE, sizes: Sequence[int], where: str) -> list[int]:
-    """Sizes as a list of whole numbers.
+    """Return sizes as a list of whole numbers.
 
     Raises
     ------
@@ -176,19 +180,19 @@ def check_ties(ranked: SAE, sizes: Sequence[int], where: str) -> None:
             )
 
 
-def _check(sae: SAE, source: Any, selection: str, refit: bool, recalibrate: bool) -> None:
-    if selection not in SELECTIONS:
-        raise ConfigError(f"prune: `selection` must be 'before' or 'after'; got {selection!r}.")
-    if recalibrate and isinstance(sae.rule, ReLURule):
+def _check(sae: SAE, rows: Any, settings: PruneSettings) -> None:
+    if settings.recalibrate and isinstance(sae.rule, ReLURule):
         raise ConfigError("prune: `recalibrate` needs a rule with thresholds; a ReLU SAE has none. Use `refit`.")
-    after = selection == "after" and competes(sae)
-    if source is None and (refit or recalibrate or after):
-        asked = "refit" if refit else "recalibrate" if recalibrate else "selection='after' of a TopK SAE"
+    after = settings.selection == "after" and competes(sae)
+    if rows is None and (settings.refit or settings.recalibrate or after):
+        asked = (
+            "refit" if settings.refit else "recalibrate" if settings.recalibrate else "selection='after' of a TopK SAE"
+        )
         raise ConfigError(f"prune: {asked} is computed from rows; got none. Pass rows like the training's.")
 
 
 def _name_of(by: str | Tensor, ranked: SAE) -> str:
-    """What the latents kept were chosen by; an SAE that was in order already says by what."""
+    """Return what the latents kept were chosen by; an SAE that was in order already says by what."""
     if isinstance(by, str) and by != "unsorted":
         return by.replace("-", "_")
     return str(ranked.provenance.get("latent_order", by if isinstance(by, str) else "given"))
@@ -203,16 +207,17 @@ def _provenance(small: SAE, done: dict[str, Any]) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- thresholds
 
 
-def _sample(source: Source, rows: int | None, batch_rows: int, progress: Progress | None) -> Tensor:
-    limit = min(CALIBRATION_ROWS, rows or CALIBRATION_ROWS)
-    found = list(batches(source, limit, batch_rows, "thresholds", progress))
+def _sample(source: Source, settings: PruneSettings, progress: Progress | None) -> Tensor:
+    limit = min(CALIBRATION_ROWS, settings.max_rows or CALIBRATION_ROWS)
+    found = list(batches(source, limit, settings.batch_rows, "thresholds", progress))
     if not found:
         raise DataError("prune: there must be at least one row; the source has none. Is the data empty?")
     return torch.cat(found)
 
 
+@torch.no_grad()
 def matched_thresholds(sae: SAE, x: Tensor) -> Tensor:
-    """Thresholds ``[n_latents]`` with which each latent fires on as many of the rows `x` as under the SAE's rule."""
+    """Return thresholds ``[n_latents]`` such that each latent fires on as many rows of `x` as under its rule."""
     codes = sae.encode(x)
     fires = torch.bincount(codes.indices, minlength=sae.n_latents)
     centred = sae.scaling.apply(x)[0]
@@ -222,7 +227,7 @@ def matched_thresholds(sae: SAE, x: Tensor) -> Tensor:
     for start in range(0, sae.n_latents, step):
         part = slice(start, start + step)
         pre = torch.addmm(sae.b_enc[part], centred, sae.W_enc[part].T).sort(dim=0, descending=True).values
-        # Half way between the last that fires and the first that stays silent: rounding moves neither across.
+        # Half way between the last that fires and the first that does not fire: rounding moves neither across.
         last, first = (
             pre.gather(0, at[None])[0] for at in ((fires[part] - 1).clamp(min=0), fires[part].clamp(max=len(x) - 1))
         )
@@ -232,7 +237,7 @@ def matched_thresholds(sae: SAE, x: Tensor) -> Tensor:
 
 
 def _recalibrated(sae: SAE, x: Tensor, l0: float) -> SAE:
-    """The SAE with its thresholds times one factor, such that about `l0` latents fire per row of `x`."""
+    """Return the SAE with its thresholds times one factor, such that about `l0` latents fire per row of `x`."""
     if not isinstance(sae.rule, JumpReLURule):
         return sae
     threshold = sae.rule.threshold.clamp_min(0)

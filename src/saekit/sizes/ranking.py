@@ -1,25 +1,20 @@
-"""The order of latents: by importance, greedily, or by a control."""
+"""The order of latents: by importance, greedily, or a baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, did_you_mean
-from ..measure.importance import (
-    SCORES,
-    descending,
-    importance,
-    normal_equations,
-    shares_held,
-)
+from ..measure.importance import SCORES, descending, importance, normal_equations
 from ..measure.normal_equations import greedy_order
 from ..rows.opening import as_source, facts_of
 from ..sae.model import SAE
-from ..settings import Progress
+from ..settings import Progress, suggest_keywords
 
 GREEDY = {
     "forward": "greedy: at each step add the latent that lowers E[||x - xh||^2] most",
@@ -27,26 +22,27 @@ GREEDY = {
 }
 """Orders that account for what the other latents kept already explain; the codes are those of the whole SAE."""
 
-CONTROLS = {"random": "a random order", "unsorted": "the order in which the latents are stored"}
-"""Orders that know nothing: what every ranking must beat."""
+BASELINES = {"random": "a random order", "unsorted": "the order in which the latents are stored"}
+"""Orders that use no information about the latents: the baselines of every ranking."""
 
-ORDERS = {**SCORES, **GREEDY, **CONTROLS}
+ORDERS = {**SCORES, **GREEDY, **BASELINES}
 """Everything that `rank` and `prune` take as `by`, besides scores of your own."""
 
 
+@suggest_keywords
 def rank(
     sae: SAE,
-    source: Any = None,
+    rows: Any = None,
     *,
     by: str | Tensor = "energy",
-    rows: int | None = None,
+    max_rows: int | None = None,
     batch_rows: int = 4096,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> SAE:
-    """The same SAE with its latents in order of importance, so that ``take(m)`` keeps the m that matter most.
+    """Return the same SAE with its latents in order of importance, so that ``take(m)`` keeps the m that matter most.
 
-    Reconstructions stay as they were. What was ranked by, and the share of the score that prefixes hold, is written
+    Reconstructions stay as they were. What was ranked by, and the fraction of the score that prefixes hold, is written
     into ``provenance["ranking"]``; a saved file says so as its ``latent_order``. The scores themselves stay on the SAE
     (``sae.scores``, saved with it): all of `SCORES` where rows were seen, a greedy order as ``n_latents`` for its
     first latent down to 1 for its last, scores of your own as ``"given"``.
@@ -55,18 +51,20 @@ def rank(
     ----------
     sae
         An SAE with ``d_in = d_out``.
-    source
-        Rows, as for `importance`; not needed for ``"random"``, ``"unsorted"``, scores that the SAE carries and scores
-        of your own.
+    rows
+        A source of rows, as for `importance`; not needed for ``"random"``, ``"unsorted"``, scores that the SAE carries
+        and scores of your own.
     by
         A name in `ORDERS`, a name in ``sae.scores`` (``"stability"``, written by ``compare(…, write=True)``), or scores
         ``[n_latents]`` from elsewhere (relevance to a class, from
         `saekit.estimators.select.rate_latents`): higher is more important. Latents with equal scores keep their
         stored order. With rows, the names of `SCORES` are measured anew.
-    rows, batch_rows, progress
+    max_rows
+        Maximum number of rows [all].
+    batch_rows, progress
         As for `importance`.
     seed
-        Of the random order.
+        Random seed of the random order.
 
     Returns
     -------
@@ -86,63 +84,103 @@ def rank(
 
         small = sk.rank(sae, rows, by="energy").take(256)
     """
-    order, ranking, scores = _order(sae, source, by, rows, batch_rows, seed, progress)
-    if ranking["by"] == "unsorted":
+    order = _order(sae, by, _Rows(sae, rows, max_rows, batch_rows, progress), seed)
+    if order.ranking["by"] == "unsorted":
         return sae
-    provenance = {**sae.provenance, "latent_order": ranking["by"], "ranking": ranking}
+    provenance = {**sae.provenance, "latent_order": order.ranking["by"], "ranking": order.ranking}
     provenance.pop("sizes", None)  # a curve measured along another order
-    return sae.with_scores(**scores).permute(order).replace(provenance=provenance)
+    return sae.with_scores(**order.scores).permute(order.latents).replace(provenance=provenance)
 
 
-def _order(
-    sae: SAE,
-    source: Any,
-    by: str | Tensor,
-    rows: int | None,
-    batch_rows: int,
-    seed: int,
-    progress: Progress | None,
-) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
-    """The order, what it comes from, and the scores behind it (of the latents as they are stored now)."""
+@dataclass(frozen=True)
+class _Rows:
+    """The rows to rank on, as they were asked for."""
+
+    sae: SAE
+    given: Any
+    max_rows: int | None
+    batch_rows: int
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class _Order:
+    """An order of latents."""
+
+    latents: Tensor
+    """From the most to the least important."""
+    ranking: dict[str, Any]
+    """Where it comes from."""
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    """The scores behind it, of the latents as they are stored now."""
+
+
+def _order(sae: SAE, by: str | Tensor, rows: _Rows, seed: int) -> _Order:
     if not isinstance(by, str):
-        scores = torch.as_tensor(by).detach().double().cpu()
-        if scores.shape != (sae.n_latents,):
-            raise ConfigError(
-                f"rank: scores given as `by` must be one number per latent, ({sae.n_latents},); "
-                f"got {tuple(scores.shape)}."
-            )
-        if bool(scores.isnan().any()):
-            raise DataError("rank: scores given as `by` must not hold NaN; they do. Give such latents a low score.")
-        order = descending(scores)
-        return order, {"by": "given", **shares_held(scores[order])}, {"given": scores}
+        return _by_given(sae, by)
     by = by.replace("-", "_")
-    if by in CONTROLS:
-        if by == "unsorted":
-            return torch.arange(sae.n_latents), {"by": by}, {}
+    if by == "unsorted":
+        return _Order(torch.arange(sae.n_latents), {"by": by})
+    if by == "random":
         order = torch.randperm(sae.n_latents, generator=torch.Generator().manual_seed(seed))
-        return order, {"by": by, "seed": seed}, {}
-    if by in sae.scores and (source is None or by not in ORDERS):
-        scores = sae.scores[by].double()
-        if bool(scores.isnan().any()):
-            raise DataError(f"rank: `{by}` of this SAE must not hold NaN; it does. Give such latents a low score.")
-        order = descending(scores)
-        return order, {"by": by, "formula": "stored with the SAE", **shares_held(scores[order])}, {}
+        return _Order(order, {"by": by, "seed": seed})
+    if by in sae.scores and (rows.given is None or by not in ORDERS):
+        return _by_stored(sae, by)
     check_order(sae, by, "rank")
-    if source is None:
+    if rows.given is None:
         raise ConfigError(f"rank: importance by `{by}` is measured on rows; got none. Pass rows like the training's.")
-    if by in GREEDY:
-        source = as_source(source, sae.d_in, "rank")
-        equations = normal_equations([sae], source, rows, batch_rows, progress)[0]
-        order, losses = greedy_order(*equations.quadratic(sae), by)
-        facts = {"n_rows": equations.n_rows, **facts_of(source), "best": int(losses.argmin())}
-        kept_longer = torch.empty(sae.n_latents)
-        kept_longer[order] = torch.arange(sae.n_latents, 0, -1, dtype=torch.float32)
-        return order, {"by": by, "formula": ORDERS[by], **facts}, {by: kept_longer}
-    found = importance(sae, source, rows=rows, batch_rows=batch_rows, progress=progress)
+    return _greedily(by, rows) if by in GREEDY else _by_importance(by, rows)
+
+
+def _by_given(sae: SAE, by: Tensor) -> _Order:
+    scores = torch.as_tensor(by).detach().double().cpu()
+    if scores.shape != (sae.n_latents,):
+        raise ConfigError(
+            f"rank: scores given as `by` must be one number per latent, ({sae.n_latents},); got {tuple(scores.shape)}."
+        )
+    if bool(scores.isnan().any()):
+        raise DataError("rank: scores given as `by` must not hold NaN; they do. Give such latents a low score.")
+    order = descending(scores)
+    return _Order(order, {"by": "given", **_fractions(scores[order])}, {"given": scores})
+
+
+def _by_stored(sae: SAE, by: str) -> _Order:
+    scores = sae.scores[by].double()
+    if bool(scores.isnan().any()):
+        raise DataError(f"rank: `{by}` of this SAE must not hold NaN; it does. Give such latents a low score.")
+    order = descending(scores)
+    return _Order(order, {"by": by, "formula": "stored with the SAE", **_fractions(scores[order])})
+
+
+def _greedily(by: str, rows: _Rows) -> _Order:
+    sae = rows.sae
+    source = as_source(rows.given, sae.d_in, "rank")
+    equations = normal_equations([sae], source, rows.max_rows, rows.batch_rows, rows.progress)[0]
+    order, losses = greedy_order(*equations.quadratic(sae), by)
+    facts = {"n_rows": equations.n_rows, **facts_of(source), "best": int(losses.argmin())}
+    kept_longer = torch.empty(sae.n_latents)
+    kept_longer[order] = torch.arange(sae.n_latents, 0, -1, dtype=torch.float32)
+    return _Order(order, {"by": by, "formula": ORDERS[by], **facts}, {by: kept_longer})
+
+
+def _by_importance(by: str, rows: _Rows) -> _Order:
+    found = importance(rows.sae, rows.given, max_rows=rows.max_rows, batch_rows=rows.batch_rows, progress=rows.progress)
     order = found.order(by)
-    alive = int(found.alive.sum())
-    ranking = {"by": by, "formula": ORDERS[by], "n_rows": found.n_rows, **found.rows, "alive": alive}
-    return order, {**ranking, **shares_held(found.scores[by][order])}, found.scores
+    ranking = {
+        "by": by, "formula": ORDERS[by], "n_rows": found.n_rows, **found.rows, "alive": int(found.alive.sum()),
+        **_fractions(found.scores[by][order]),
+    }  # fmt: skip
+    return _Order(order, ranking, found.scores)
+
+
+def _fractions(scores: Tensor) -> dict[str, Any]:
+    """Return the fraction of the total score that the first 1, 2, 4, ... latents hold."""
+    total = float(scores.clamp_min(0).sum())
+    if not total > 0:
+        return {}
+    held = scores.clamp_min(0).cumsum(0) / total
+    sizes = [2**power for power in range(len(scores).bit_length()) if 2**power <= len(scores)]
+    return {"share": {str(size): round(float(held[size - 1]), 6) for size in sizes}}
 
 
 def check_order(sae: SAE, by: str, where: str, also: Iterable[str] = ()) -> None:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ..errors import ConfigError, FormatError, ModelError, OfflineError
+from ..errors import ConfigError, FormatError, ModelError, OfflineError, SaekitError
 
 
 def parse(address: str) -> tuple[str, str, str | None]:
-    """Repository, folder inside it and revision of ``"hf:owner/name/sub/folder@revision"``.
+    """Return repository, folder inside it and revision of ``"hf:owner/name/sub/folder@revision"``.
 
     >>> parse("hf:me/saes/layers.6/topk@v1")
     ('me/saes', 'layers.6/topk', 'v1')
@@ -53,7 +53,7 @@ def download(address: str, names: tuple[str, ...]) -> Path:
 
 @contextmanager
 def opened(address: str, small: str, large: str) -> Iterator[tuple[Path, IO[bytes]]]:
-    """The file `small` of the folder at `address` on disk, and `large` open for reading by range requests.
+    """Download the file `small` of the folder at `address`, and open `large` for reading by range requests.
 
     A `large` that is in the cache already is read from there.
 
@@ -91,37 +91,42 @@ def opened(address: str, small: str, large: str) -> Iterator[tuple[Path, IO[byte
 
 @contextmanager
 def _in_our_words(address: str, names: tuple[str, ...]) -> Iterator[None]:
-    """Errors of huggingface_hub as errors of saekit."""
+    """Raise errors of huggingface_hub as errors of saekit."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
+        raise _offline(address) from None
+    except errors.HFValidationError as error:
+        raise ConfigError(f"`{address}` is no hub address: {error}") from None
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, FileNotFoundError) as error:
+        raise _refused(error, address, names) from None
+
+
+def _refused(error: Exception, address: str, names: tuple[str, ...]) -> SaekitError:
+    """Return what to say when the hub does not give the files of an address."""
     from huggingface_hub import errors
 
     repository, folder, revision = parse(address)
-    inside = f"the folder `{folder}` of " if folder else ""
-    try:
-        yield
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise _offline(address) from None
-    except errors.GatedRepoError:
-        raise ModelError(
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(
             f"the repository `{repository}` is gated: its owner must grant access first. Accept its terms on the hub "
             "and log in with `hf auth login`."
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise ModelError(
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelError(
             f"the hub has no repository `{repository}` that this account may read; check the spelling of `{address}`."
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelError(f"the repository `{repository}` has no revision `{revision}`.") from None
-    except (errors.EntryNotFoundError, FileNotFoundError):
-        raise FormatError(
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(f"the repository `{repository}` has no revision `{revision}`.")
+    if isinstance(error, (errors.EntryNotFoundError, FileNotFoundError)):
+        inside = f"the folder `{folder}` of " if folder else ""
+        return FormatError(
             f"{inside}`{repository}` must hold {' and '.join(f'`{name}`' for name in names)}; it does not. "
             "Name the folder of one saekit SAE."
-        ) from None
-    except errors.HFValidationError as error:
-        raise ConfigError(f"`{address}` is no hub address: {error}") from None
-    except errors.HfHubHTTPError as error:
-        raise ModelError(f"the hub refused `{address}`: {error}") from None
-    except ConnectionError:
-        raise _offline(address) from None
+        )
+    return ModelError(f"the hub refused `{address}`: {error}")
 
 
 def _offline(address: str) -> OfflineError:

@@ -145,7 +145,7 @@ def parse_header(stream: IO[bytes], path: Path) -> Header:
 
 
 def read_exactly(stream: IO[bytes], length: int, path: Path) -> bytes:
-    """The next `length` bytes; a file may hand out less than it is asked for.
+    """Read the next `length` bytes; a file may return fewer than it is asked for.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def read_exactly(stream: IO[bytes], length: int, path: Path) -> bytes:
 
 
 def read_rows(stream: IO[bytes], entry: Entry, rows: int | None = None) -> Tensor:
-    """The first `rows` rows (axis 0) of a tensor, or all of it; reads exactly those bytes."""
+    """Read the first `rows` rows (axis 0) of a tensor, or all of it, and no other bytes."""
     shape = entry.shape if rows is None else (rows, *entry.shape[1:])
     tensor = torch.empty(shape, dtype=entry.dtype)
     if tensor.numel():

@@ -1,8 +1,7 @@
 """Where log records can go besides ``log.jsonl``: TensorBoard, Weights & Biases, trackio, or a function of your own.
 
-A callback is anything with ``log(record)`` and ``close()``; a plain function of the record also works. Records are
-the lines
-of ``log.jsonl``: ``learner``, ``step``, ``rows`` and numbers. The packages are imported when the callback is made.
+A callback is anything with ``log(record)`` and ``close()``; a plain function of the record also works. Records are the
+lines of ``log.jsonl``: ``learner``, ``step``, ``rows`` and numbers. Packages are imported when the callback is made.
 """
 
 from __future__ import annotations
@@ -10,23 +9,25 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import MissingExtraError
 
-Record = Mapping[str, Any]
+Record = Mapping[str, int | float | str]
+Receiver = Callable[[Record], object]
 
 
 @runtime_checkable
 class Callback(Protocol):
-    """Receives every log record."""
+    """An object that receives every log record."""
 
     def log(self, record: Record) -> None:
-        """One record of one learner."""
+        """Take one record of one learner."""
         ...
 
     def close(self) -> None:
-        """The run has ended, in whatever way."""
+        """Take note that the run has ended, in whatever way."""
         ...
 
 
@@ -88,8 +89,16 @@ CALLBACKS: dict[str, Callable[..., Callback]] = {"tensorboard": TensorBoard, "wa
 """Callbacks by name."""
 
 
+def receiver(callback: Callback | Receiver, stack: ExitStack) -> Receiver:
+    """Return the function that takes records; `stack` closes the callback when it ends."""
+    if isinstance(callback, Callback):
+        stack.callback(callback.close)
+        return callback.log
+    return callback
+
+
 def _numbers(record: Record) -> dict[str, float]:
-    skipped = ("step", "learner")
+    skipped = ("step", "learner")  # the first is the axis, the second part of the name
     return {
         n: v for n, v in record.items() if n not in skipped and isinstance(v, int | float) and not isinstance(v, bool)
     }

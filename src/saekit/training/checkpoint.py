@@ -4,11 +4,11 @@
 
     checkpoints/step-00000500.safetensors      every tensor of every learner, and the loop's running sums
     checkpoints/step-00001000.safetensors
-    checkpoints/index.json                     newest first: step, place in the rows, digest of the file
+    checkpoints/index.json                     newest first: step, position in the rows, digest of the file
 
-The tensors are written first, the index after them, each atomically: a ``kill -9`` at any moment leaves an index
-whose files
-are complete. The newest generation and the one before it are kept; a generation whose digest is wrong is passed over.
+The tensors are written first, the index after them, each atomically: a ``kill -9`` at any moment leaves an index whose
+files are complete. The newest generation and the one before it are kept; a generation whose digest is wrong is passed
+over.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from ..files import digest_bytes, digest_file, read_json, write_bytes, write_jso
 
 FOLDER = "checkpoints"
 KEPT = 2
-"""Generations kept."""
+"""Generations kept: the one before the newest is there for the case that a disk damages the newest."""
 FORMAT = 1
+"""Version of the index."""
 
 
 def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
-    """Write a generation and forget the oldest.
+    """Write a generation and remove the oldest.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any
 
 
 def read(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The newest whole generation: its facts and tensors; None when there has been none yet.
+    """Return the facts and tensors of the newest whole generation; None when there has been none yet.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def read(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
 
 
 def newest(out: Path | None) -> str | None:
-    """Path of the newest generation, for messages; None when there is none."""
+    """Return the path of the newest generation, for messages; None when there is none."""
     entries = _entries(out) if out is not None else []
     return str(out / FOLDER / entries[0]["file"]) if out is not None and entries else None
 

@@ -1,19 +1,66 @@
-"""Plain-word warnings at the end of a run: signs that an SAE is not what was asked for."""
+"""Diagnostics: values that are not finite stop a run; at its end, signs that an SAE is not what was asked for."""
 
 from __future__ import annotations
 
-from typing import Any
+import torch
 
+from ..errors import NonFiniteError
+from . import checkpoint
+from .callbacks import Record
 from .learner import Learner
+from .run_state import Run
 
+FVU_LIMIT = 1.0
+"""FVU from which an SAE is flagged: predicting the mean row scores 1. Unit: fraction."""
 DEAD_LIMIT = 0.1
-"""Share of dead latents from which the doctor speaks. Unit: fraction."""
+"""Fraction of dead latents above which an SAE is flagged: that many latents bought nothing. Unit: fraction."""
 L0_LIMIT = 0.15
-"""Relative distance of L0 from its target from which the doctor speaks. Unit: fraction of the target."""
+"""Distance of L0 from its target above which an SAE is flagged; the controller ends well within it. Unit: fraction of
+the target."""
+DENSE_LIMIT = 0.2
+"""L0 above which an SAE without a target is flagged as hardly sparse. Unit: fraction of the latents."""
 
 
-def warnings_for(learner: Learner, record: dict[str, Any]) -> list[str]:
-    """What is wrong with a learner at the end of its run, a sentence each; empty when nothing is.
+def check_step(run: Run) -> None:
+    """Refuse to go on when a loss or gradient was not finite since the last log record; raises `NonFiniteError`."""
+    bad = torch.stack([run.sums[f"{index}.bad"] for index in range(len(run.learners))])
+    if not bool((bad > 0).any()):
+        return
+    index = int((bad > 0).nonzero()[0])
+    learner, steps_ago = run.learners[index], int(bad[index])  # once not finite, every later step is not
+    kept = checkpoint.newest(run.folder)
+    hint = (
+        f"The last good checkpoint is `{kept}`; pass resume=True to continue from it."
+        if kept
+        else "No checkpoint exists."
+    )
+    rows_bad = not bool(torch.isfinite(run.sums["x.squares"]))
+    cause = "the rows hold NaN or infinity" if rows_bad else "lower `lr`, or use precision='fp32'"
+    raise NonFiniteError(
+        f"train: loss and gradient must be finite; got NaN or infinity in step {run.step - steps_ago + 1}, learner "
+        f"`{run.request.names[index]}` (seed {learner.seed}, {learner.config!r}): {cause}. {hint}"
+    )
+
+
+def check_weights(run: Run) -> None:
+    """Refuse weights that are not finite: the last update came after its gradient was checked.
+
+    Raises
+    ------
+    NonFiniteError
+        Nothing that is not finite is ever saved.
+    """
+    for name, learner in run.named_learners():
+        if not all(bool(torch.isfinite(t).all()) for t in learner.parameters.values()):
+            kept = checkpoint.newest(run.folder)
+            raise NonFiniteError(
+                f"train: weights must be finite; learner `{name}` (seed {learner.seed}) is not after step "
+                f"{run.step}. Last good checkpoint: {kept or 'none'}. Lower `lr`."
+            )
+
+
+def warnings_for(learner: Learner, record: Record) -> list[str]:
+    """Return what is wrong with a learner at the end of its run, a sentence each; empty when nothing is.
 
     Parameters
     ----------
@@ -24,24 +71,22 @@ def warnings_for(learner: Learner, record: dict[str, Any]) -> list[str]:
     """
     config, found = learner.config, []
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
-    if record["fvu"] >= 1:
+    fvu, l0, dead = (float(record[name]) for name in ("fvu", "l0", "dead_fraction"))
+    if fvu >= FVU_LIMIT:
         found.append(
-            f"FVU is {record['fvu']:.3g}: the SAE is no better than predicting the mean row. Train longer, "
+            f"FVU is {fvu:.3g}: the SAE is no better than predicting the mean row. Train longer, "
             "or lower the sparsity coefficient or the learning rate."
         )
-    if record["dead_fraction"] > DEAD_LIMIT:
+    if dead > DEAD_LIMIT:
         found.append(
-            f"{record['dead_fraction']:.0%} of the latents did not fire in the last "
-            f"{learner.settings.dead_after_rows:,} rows. "
+            f"{dead:.0%} of the latents did not fire in the last {learner.resolved.dead_after_rows:,} rows. "
             "Use fewer latents, a larger k or aux_coefficient, or more rows."
         )
-    if target and abs(record["l0"] / target - 1) > L0_LIMIT:
+    if target and abs(l0 / target - 1) > L0_LIMIT:
         found.append(
-            f"L0 is {record['l0']:.3g} and should be {target:g}. Train longer"
+            f"L0 is {l0:.3g} and should be {target:g}. Train longer"
             + (", or raise `sparsity`." if config.arch == "jumprelu" else ".")
         )
-    if target is None and record["l0"] > 0.2 * config.n_latents:
-        found.append(
-            f"L0 is {record['l0']:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
-        )
+    if target is None and l0 > DENSE_LIMIT * config.n_latents:
+        found.append(f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`.")
     return found

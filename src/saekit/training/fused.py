@@ -1,7 +1,7 @@
-"""The fast step behind the seam of `saekit.training.learner`: sparse products of `saekit.kernels`, no dense gradient.
+"""The fast step behind the seam of `saekit.training.step`: sparse products of `saekit.kernels`, no dense gradient.
 
 Each architecture has one function here. It finds the (row, latent) pairs that matter by a product in few bits with a
-bound and multiplies them again in fp32, differentiates the objective of `saekit.training.losses` for these pairs alone,
+bound and multiplies them again in fp32, differentiates the loss of `saekit.training.losses` for these pairs alone,
 and hands the gradient of each latent to one pass of projection, clipping and Adam. What it returns is what `plain_step`
 returns, up to the rounding of sums. A step whose codes are dense (a penalty that has not yet had its effect) is left to
 `plain_step`; which of the two runs depends on the weights and rows of that step only.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,82 +25,86 @@ from .. import kernels
 from .architectures import ARCHITECTURES
 from .config import (
     BatchTopK,
+    Config,
     Gated,
     HierarchicalTopK,
     JumpReLU,
     Matryoshka,
     ReLU,
+    Revived,
     TopK,
     hierarchical_levels,
     matryoshka_selection,
     matryoshka_sizes,
 )
 from .initialization import level_of
-from .learner import (
-    ADAM_EPS,
-    STEPS,
-    Learner,
-    Statistics,
-    _context,
-    _resample,
-    _resamples_now,
-    learning_rate,
-    plain_step,
-)
-from .losses import Context, _controlled, _k_of, threshold_updates
+from .learner import Learner
+from .losses import Context, controlled, k_of, threshold_updates
+from .step import ADAM_EPS, STEPS, Statistics, context_of, learning_rate, plain_step, resample, resamples_now
 
 Numbers = Any
-"""Of the kernel's library: a numpy array or a tensor."""
+"""Numbers of the kernel's library: a numpy array or a tensor."""
+
+Pairs = kernels.Pairs[Any]
+Fit = kernels.Fit[Any]
+C = TypeVar("C", bound=Config, covariant=True)
 
 DENSE = 1 / 4
-"""Share of the latents that one row may have above their level; beyond that a step is left to `plain_step`."""
+"""Fraction of the latents that one row may have above their level; beyond that sparse products cost more than a dense
+one, and the step is left to `plain_step`."""
 
-MOST_DECODED = 6
-"""Times k that the levels of a hierarchical SAE may sum to; with more levels the step is left to `plain_step`."""
+MAX_DECODED = 6
+"""Maximum sum of the levels of a hierarchical SAE, in multiples of k: every level is decoded by itself here; with more
+of them the step is left to `plain_step`, which decodes each latent once."""
 
 GUESSES = (0.95, 0.75)
-"""Levels for the selection over a batch that are tried, as multiples of the last batch's smallest code."""
+"""Levels for the selection over a batch that are tried, as multiples of the last batch's smallest code: batches differ
+little, so the first is nearly always low enough; a lower one only finds more candidates."""
 
 SAMPLED_GUESSES = (0.9, 0.6)
-"""Levels that are tried next, as multiples of the level that `SAMPLED_ROWS` rows of the batch would have."""
+"""Levels that are tried next, as multiples of the level that `SAMPLED_ROWS` rows of the batch would have: a sample is
+less certain than the last batch."""
 
 SAMPLED_ROWS = 256
-"""Evenly spaced rows of the batch, at most. Unit: rows."""
+"""Maximum number of evenly spaced rows of the batch in that sample. Unit: rows."""
 
 
 def default_step(device: torch.device) -> str:
-    """The name of the step that a run on this device uses when none is asked for."""
+    """Return the name of the step that a run on this device uses when none is asked for."""
     return "plain" if kernels.step_kernels(device) is None else "fused"
 
 
 def fuses(learner: Learner) -> bool:
-    """Whether this learner's step has a fast path here: everything trained, fast kernels, enough latents to pay."""
+    """Return whether this learner's step has a fast path here.
+
+    Everything is trained, the device has the kernels, and the latents are enough to pay for them.
+    """
     config = learner.config
     simple = type(config) in _PATHS and config.control is None and not getattr(config, "multi_topk", 0)
-    k = getattr(config, "k", None) or config.target_l0 or 1
+    k = getattr(config, "k", None) or getattr(config, "target_l0", None) or 1
     return simple and kernels.step_pays(learner.parameters, k)
 
 
 @dataclass(frozen=True)
-class _State:
-    """What the functions below start from."""
+class _State(Generic[C]):
+    """One step of a learner, ready for the kernels."""
 
     kernel: kernels.StepKernels[Any]
-    config: Any
+    config: C
     p: dict[str, Tensor]
     u: Tensor
     """Scaled and centred rows ``[n, d]``."""
     offset: Tensor
     encoder: kernels.Encoder
-    context: Context
+    context: Context[C]
     aux: kernels.AuxK
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What they return."""
+    """What the functions below find out: the reconstruction, the gradients, what to log."""
 
-    fit: kernels.Fit[Any]
+    fit: Fit
     """The reconstruction of the full size."""
     gradients: kernels.Gradients[Any]
     others: dict[str, Numbers]
@@ -116,7 +120,7 @@ class _Found:
 
 
 def fused_step(learner: Learner, x: Tensor) -> Statistics:
-    """One step without a dense gradient, where there is such a path; `plain_step` otherwise.
+    """Do one step without a dense gradient, where there is such a path; `plain_step` otherwise.
 
     The codes are those of the fp32 product whatever the precision of the run. Weights agree with `plain_step` up to the
     rounding of sums.
@@ -132,13 +136,22 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
         return plain_step(learner, x)
     kernel = kernels.step_kernels(learner.device)
     assert kernel is not None  # `fuses` has asked
-    config, settings, p = learner.config, learner.settings, learner.parameters
+    config, resolved, p = learner.config, learner.resolved, learner.parameters
     u = kernel.centered(x, learner.scale, learner.center)
     offset = p["b_dec"] - learner.center
     draws = learner.generators["data"].get_state()
-    context = _context(learner)
-    aux = kernels.AuxK(settings.k_aux, getattr(config, "aux_coefficient", 0.0))
-    state = _State(kernel, config, p, u, offset, kernel.encoder_at(p["W_enc"], p["b_enc"], offset, u), context, aux)
+    context = context_of(learner)
+    aux = kernels.AuxK(resolved.k_aux, getattr(config, "aux_coefficient", 0.0))
+    state = _State(
+        kernel=kernel,
+        config=config,
+        p=p,
+        u=u,
+        offset=offset,
+        encoder=kernel.encoder_at(p["W_enc"], p["b_enc"], offset, u),
+        context=context,
+        aux=aux,
+    )
     found = _PATHS[type(config)](state)
     if found is None:
         learner.generators["data"].set_state(draws)  # what was drawn for this step is drawn again
@@ -146,7 +159,7 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
     row = ARCHITECTURES[config.arch]
     beta1, beta2 = config.betas
     adam = kernels.Adam(
-        lr=learning_rate(settings, learner.step),
+        lr=learning_rate(resolved, learner.step),
         step=learner.step + 1,
         beta1=beta1,
         beta2=beta2,
@@ -160,8 +173,8 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
     fired = kernel.tensor(found.fired)
     learner.rows_since_fired = torch.where(fired > 0, 0, learner.rows_since_fired + len(x))
     learner.step += 1
-    if _resamples_now(learner):
-        _resample(learner, found.fit.gradient * (-len(x) / 2))
+    if resamples_now(learner):  # the fit's gradient is -2 / n times the residual
+        resample(learner, found.fit.gradient * (-len(x) / 2))
 
     def scalar(value: Any) -> Tensor:
         return torch.as_tensor(value, device=x.device)
@@ -174,7 +187,7 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
         loss=loss,
         error=error if learner.scale is None else error / learner.scale**2,
         fired=fired.sum().float(),
-        dead=(learner.rows_since_fired >= settings.dead_after_rows).sum(),
+        dead=(learner.rows_since_fired >= resolved.dead_after_rows).sum(),
         grad_norm=norm * len(x),
         finite=torch.isfinite(loss) & torch.isfinite(norm),
         parts=parts | {name: value * len(x) for name, value in found.scalars.items()},
@@ -187,17 +200,17 @@ STEPS["fused"] = fused_step
 # ---------------------------------------------------------------- the top-k family
 
 
-def _topk(s: _State) -> _Found:
+def _topk(s: _State[TopK]) -> _Found:
     return _selected(s, s.kernel.topk_pairs(s.u, s.encoder, s.config.k))
 
 
-def _batchtopk(s: _State) -> _Found | None:
+def _batchtopk(s: _State[BatchTopK]) -> _Found | None:
     chosen = _choose_batch(s, [(s.config.n_latents, s.config.k)])
     return None if chosen is None else _selected(s, chosen[0][0], chosen[1])
 
 
-def _selected(s: _State, pairs: kernels.Pairs[Any], smallest: Numbers = None) -> _Found:
-    """Codes that are what was chosen, and AuxK."""
+def _selected(s: _State[Revived], pairs: Pairs, smallest: Numbers = None) -> _Found:
+    """Differentiate codes that equal the chosen pre-activations, and AuxK."""
     fit = s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
     aux, revived = _revive(s, fit)
     terms = kernels.Terms(pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient)
@@ -206,8 +219,8 @@ def _selected(s: _State, pairs: kernels.Pairs[Any], smallest: Numbers = None) ->
     return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, updates=_threshold(s, smallest))
 
 
-def _choose_batch(s: _State, prefixes: Sequence[tuple[int, int]]) -> tuple[list[kernels.Pairs[Any]], Numbers] | None:
-    """For each ``(size, k)`` the ``k * rows`` largest pre-activations of the batch among the first `size` latents.
+def _choose_batch(s: _State[Config], prefixes: Sequence[tuple[int, int]]) -> tuple[list[Pairs], Numbers] | None:
+    """Choose for each ``(size, k)`` the ``k * rows`` largest pre-activations of the batch in the first `size` latents.
 
     All that equal the smallest of them are kept. Returns the pairs of each prefix, and the smallest value of the last
     one. None when they are not all positive or a row has too many.
@@ -234,48 +247,58 @@ def _choose_batch(s: _State, prefixes: Sequence[tuple[int, int]]) -> tuple[list[
     return None
 
 
-def _levels(s: _State, prefixes: Sequence[tuple[int, int]]) -> Iterator[list[float]]:
-    """Guesses below the smallest value that will be kept of each prefix."""
+def _levels(s: _State[Config], prefixes: Sequence[tuple[int, int]]) -> Iterator[list[float]]:
+    """Yield guesses below the smallest value that will be kept of each prefix."""
     if len(prefixes) == 1:
         last = float(s.context.state["last_smallest"])
-        yield from ([share * last] for share in GUESSES)
+        yield from ([factor * last] for factor in GUESSES)
     sample, bias = s.u[:: -(-len(s.u) // SAMPLED_ROWS)], s.encoder.bias
     levels = [float(level_of(sample, s.p["W_enc"][:size], bias[:size], k)) for size, k in prefixes]
-    yield from ([share * level for level in levels] for share in SAMPLED_GUESSES)
+    yield from ([factor * level for level in levels] for factor in SAMPLED_GUESSES)
 
 
-def _matryoshka(s: _State) -> _Found | None:
-    """Every size reconstructs by itself; a latent's gradient sums those of the sizes that it is a part of."""
-    config: Matryoshka = s.config
-    sizes = s.context.sizes or matryoshka_sizes(config)
-    weights = config.weights or (1 / len(sizes),) * len(sizes)
-    W_dec, n = s.p["W_dec"], len(s.u)
-    smallest = None
-    truncated = matryoshka_selection(config) == "truncated"
-    prefixes = [(size, _k_of(config, size)) for size in (sizes[-1:] if truncated else sizes)]
-    if config.over == "batchtopk":
+def _choose_sizes(s: _State[Matryoshka], sizes: tuple[int, ...], truncated: bool) -> tuple[list[Pairs], Numbers] | None:
+    """Choose the pairs of each size; also the smallest value of a selection over the batch (None over rows)."""
+    prefixes = [(size, k_of(s.config, size)) for size in (sizes[-1:] if truncated else sizes)]
+    if s.config.over == "batchtopk":
         selected = _choose_batch(s, prefixes)
         if selected is None:
             return None
         chosen, smallest = selected
     else:
-        chosen = s.kernel.topk_pairs_of_prefixes(s.u, s.encoder, prefixes)
-    pairs = chosen[-1]
+        chosen, smallest = s.kernel.topk_pairs_of_prefixes(s.u, s.encoder, prefixes), None
     if truncated:
+        pairs = chosen[-1]
         chosen = [*(pairs.where(pairs.latents < size) for size in sizes[:-1]), pairs]
+    return chosen, smallest
+
+
+def _matryoshka(s: _State[Matryoshka]) -> _Found | None:
+    """Every size reconstructs by itself; a latent's gradient sums those of the sizes that it is a part of."""
+    config = s.config
+    sizes = s.context.sizes or matryoshka_sizes(config)
+    weights = config.weights or (1 / len(sizes),) * len(sizes)
+    W_dec, n = s.p["W_dec"], len(s.u)
+    truncated = matryoshka_selection(config) == "truncated"
+    selected = _choose_sizes(s, sizes, truncated)
+    if selected is None:
+        return None
+    chosen, smallest = selected
+    pairs = chosen[-1]
     error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(sizes))
-    sets: list[kernels.Pairs[Any]] = []
+    sets: list[Pairs] = []
     slopes: list[Numbers] = []
-    whole: kernels.Fit[Any] | None = None
+    whole: Fit | None = None
     for index in reversed(range(len(sizes))):
         size, weight = sizes[index], weights[index]
         own = chosen[index]
-        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight, name=str(index))
+        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight=weight, name=str(index))
         whole = whole or fit
         error = error + weight * fit.error / n
         columns = columns + fit.columns
         place = stack[index * n : (index + 1) * n]
         if truncated and size < config.n_latents:
+            # The same pairs as the size above: their gradients are those of all sizes from this one on.
             torch.add(stack[(index + 1) * n : (index + 2) * n], fit.gradient, out=place)
             slopes[0][pairs.latents < size] += fit.slopes
         else:
@@ -296,11 +319,11 @@ def _matryoshka(s: _State) -> _Found | None:
     return _Found(full, g, {"b_dec": columns + g.of_offset}, fired, parts, updates=_threshold(s, smallest))
 
 
-def _hierarchical(s: _State) -> _Found | None:
+def _hierarchical(s: _State[HierarchicalTopK]) -> _Found | None:
     """Every level reconstructs from the first of each row's pairs; a pair's gradient sums those of its levels."""
-    c: HierarchicalTopK = s.config
+    c = s.config
     levels = hierarchical_levels(c)
-    if sum(levels) > MOST_DECODED * c.k:
+    if sum(levels) > MAX_DECODED * c.k:
         return None
     weights = c.weights or (1 / len(levels),) * len(levels)
     W_dec, n = s.p["W_dec"], len(s.u)
@@ -308,13 +331,13 @@ def _hierarchical(s: _State) -> _Found | None:
     values, latents = pairs.values.reshape(n, c.k), pairs.latents.reshape(n, c.k)
     slopes = s.kernel.array.zeros_like(values)
     error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(levels))
-    rings: list[kernels.Pairs[Any]] = []
+    rings: list[Pairs] = []
     ring_slopes: list[Numbers] = []
-    whole: kernels.Fit[Any] | None = None
+    whole: Fit | None = None
     for index in reversed(range(len(levels))):
         level, weight = levels[index], weights[index]
         own = s.kernel.even_pairs(values[:, :level], latents[:, :level])
-        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight, name=str(index))
+        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight=weight, name=str(index))
         whole = whole or fit
         error = error + weight * fit.error / n
         columns = columns + fit.columns
@@ -337,32 +360,33 @@ def _hierarchical(s: _State) -> _Found | None:
     return _Found(full, g, {"b_dec": columns + g.of_offset}, g.counts, parts)
 
 
-def _unweighted(s: _State, whole: kernels.Fit[Any], weight: float, pairs: kernels.Pairs[Any]) -> kernels.Fit[Any]:
-    """The reconstruction of all pairs without the weight that it has among others."""
+def _unweighted(s: _State[Config], whole: Fit, weight: float, pairs: Pairs) -> Fit:
+    """Return the reconstruction of all pairs without the weight that it has among others."""
     if not weight:  # it has no part in the loss; its residual is still what dead latents explain
         return s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
     return kernels.Fit(whole.error, whole.gradient / weight, whole.slopes, whole.columns)
 
 
-def _threshold(s: _State, smallest: Numbers) -> dict[str, Tensor]:
+def _threshold(s: _State[Config], smallest: Numbers) -> dict[str, Tensor]:
     return {} if smallest is None else threshold_updates(s.context, torch.as_tensor(smallest, device=s.u.device))
 
 
-def _revive(s: _State, fit: kernels.Fit[Any]) -> tuple[Any, kernels.Revived | None]:
+def _revive(s: _State[Config], fit: Fit) -> tuple[Any, kernels.Revived | None]:
     return kernels.revive(s.kernel, s.u, fit, s.encoder, s.p["W_dec"], s.context.dead, s.aux)
 
 
-def _with_aux(parts: dict[str, Any], aux: float | None, s: _State) -> dict[str, Any]:
+def _with_aux(parts: dict[str, Any], aux: float | None, s: _State[Revived]) -> dict[str, Any]:
     if s.config.aux_coefficient and s.context.dead is not None and s.context.k_aux:
         parts["aux"] = 0.0 if aux is None else aux
     return parts
 
 
-def _float32(s: _State, values: Numbers) -> Numbers:
+def _float32(s: _State[Config], values: Numbers) -> Numbers:
     return s.kernel.array.asarray(values, dtype=s.kernel.array.float32)
 
 
-def _room(s: _State) -> int:
+def _room(s: _State[Config]) -> int:
+    """Return the maximum number of pairs of a row."""
     n_latents = len(s.p["b_enc"])
     return max(min(n_latents, 64), int(n_latents * DENSE))
 
@@ -370,9 +394,9 @@ def _room(s: _State) -> int:
 # ---------------------------------------------------------------- thresholds and penalties
 
 
-def _jumprelu(s: _State) -> _Found | None:
+def _jumprelu(s: _State[JumpReLU]) -> _Found | None:
     """Pairs within the band around the threshold count too: they move it."""
-    c: JumpReLU = s.config
+    c = s.config
     n, n_latents = len(s.u), c.n_latents
     threshold = s.p["log_threshold"].exp()
     # A little below the band, so that rounding does not cut its edge.
@@ -400,7 +424,7 @@ def _jumprelu(s: _State) -> _Found | None:
     return _Found(fit, g, others, g.counts, parts)
 
 
-def _relu(s: _State) -> _Found | None:
+def _relu(s: _State[ReLU]) -> _Found | None:
     n = len(s.u)
     pairs = s.kernel.pairs_above(s.u, s.encoder, torch.zeros_like(s.p["b_enc"]), _room(s))
     if pairs is None:
@@ -417,11 +441,12 @@ def _relu(s: _State) -> _Found | None:
     terms = kernels.Terms(pairs, everything, pairs.values, fit.slopes + pressure * own, fit.gradient)
     g = s.kernel.gradients(s.u, s.offset, s.p, terms, stretch=stretch)
     parts = {"reconstruction": fit.error / n, "sparsity": pressure * (totals * norms).sum()}
-    updates = _controlled(s.context, coefficient, s.kernel.tensor(g.counts), n)
-    return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, {"coefficient": coefficient}, updates)
+    updates = controlled(s.context, coefficient, s.kernel.tensor(g.counts), n)
+    others = {"b_dec": fit.columns + g.of_offset}
+    return _Found(fit, g, others, g.counts, parts, scalars={"coefficient": coefficient}, updates=updates)
 
 
-def _gated(s: _State) -> _Found | None:
+def _gated(s: _State[Gated]) -> _Found | None:
     """Two reconstructions of the same pairs; the gate's sees a decoder that does not move."""
     n, n_latents = len(s.u), s.config.n_latents
     pairs = s.kernel.pairs_above(s.u, s.encoder, torch.zeros_like(s.p["b_enc"]), _room(s))
@@ -452,11 +477,11 @@ def _gated(s: _State) -> _Found | None:
     fired = s.kernel.counts_of(at[codes > 0], n_latents)
     sparsity = pressure * (s.kernel.sums_of(at, pairs.values, n_latents) * norms).sum()
     parts = {"reconstruction": fit.error / n, "sparsity": sparsity, "gate": gate.error / n}
-    updates = _controlled(s.context, coefficient, s.kernel.tensor(fired), n)
-    return _Found(fit, g, others, fired, parts, {"coefficient": coefficient}, updates)
+    updates = controlled(s.context, coefficient, s.kernel.tensor(fired), n)
+    return _Found(fit, g, others, fired, parts, scalars={"coefficient": coefficient}, updates=updates)
 
 
-_PATHS: dict[type, Callable[[_State], _Found | None]] = {
+_PATHS: dict[type, Callable[[_State[Any]], _Found | None]] = {
     TopK: _topk,
     BatchTopK: _batchtopk,
     Matryoshka: _matryoshka,
@@ -465,3 +490,4 @@ _PATHS: dict[type, Callable[[_State], _Found | None]] = {
     ReLU: _relu,
     Gated: _gated,
 }
+"""The function of each architecture that has one."""

@@ -1,36 +1,40 @@
-"""Where training starts: the centre and the scale of the rows, and first weights."""
+"""Initialization: the centre and the scale of the rows, weights, and levels for thresholds; from the first rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from ..errors import NonFiniteError, ShapeError, listed
+from ..rows.source import Batch, Source
+
 FIRST_ROWS = 100_000
-"""Rows from which centre and scale are computed, at most. Unit: rows."""
+"""Maximum number of rows from which centre and scale are computed: the error of their mean is 0.3% of a standard
+deviation. Unit: rows."""
 
 FIRST_BYTES = 512 * 2**20
-"""Memory that these rows may take (float32); wide rows are fewer. Unit: bytes."""
+"""Maximum memory of these rows (float32), so that wide rows fit an ordinary machine. Unit: bytes."""
 
 MEDIAN_ROWS = 16_384
-"""Rows (evenly spaced among the first ones) that the geometric median is computed from. Unit: rows."""
+"""Rows (evenly spaced among the first ones) that the geometric median is computed from, in up to 200 passes. Unit:
+rows."""
 
 SAMPLE_ROWS = 2_048
-"""Rows that first thresholds are fitted on. Unit: rows."""
+"""Rows that initial thresholds are fitted on: enough to place a quantile, cheap at any width. Unit: rows."""
 
 BLOCK_BYTES = 16 * 2**20
-"""Pre-activations that `level_of` computes at a time. Unit: bytes."""
+"""Memory of the pre-activations that `level_of` computes at a time: about a processor's cache. Unit: bytes."""
 
 
 def first_rows(total_rows: int, d_in: int) -> int:
-    """How many rows the start of a run is computed from."""
+    """Return the number of rows that the initialization of a run is computed from."""
     return min(FIRST_ROWS, total_rows, max(FIRST_BYTES // (4 * d_in), 1))
 
 
 def geometric_median(x: Tensor, *, tolerance: float = 1e-6, max_iterations: int = 200) -> Tensor:
-    """The point that minimizes ``sum_i ||x_i - m||``, by Weiszfeld's iteration from the mean.
+    """Return the point that minimizes ``sum_i ||x_i - m||``, by Weiszfeld's iteration from the mean.
 
     Parameters
     ----------
@@ -60,8 +64,8 @@ def geometric_median(x: Tensor, *, tolerance: float = 1e-6, max_iterations: int 
     return median
 
 
-def start_bias(x: Tensor, kind: str) -> Tensor:
-    """First `b_dec` ``[d]`` in the units of the rows: ``geometric-median``, ``mean`` or ``zero``."""
+def initial_bias(x: Tensor, kind: str) -> Tensor:
+    """Return the initial `b_dec` ``[d]`` in the units of the rows: ``geometric-median``, ``mean`` or ``zero``."""
     if kind == "zero":
         return torch.zeros(x.shape[1])
     if kind == "mean":
@@ -70,27 +74,26 @@ def start_bias(x: Tensor, kind: str) -> Tensor:
     return geometric_median(x[::stride])
 
 
-def start_scale(x: Tensor, kind: str) -> Tensor | None:
-    """The factor ``[]`` that gives rows a mean norm of ``sqrt(d_in)``; None for ``none``; 1 for rows that are all
-    zero.
-    """
+def initial_scale(x: Tensor, kind: str) -> Tensor | None:
+    """Return the factor ``[]`` that gives rows a mean norm of ``sqrt(d_in)``; None for ``none``, 1 for rows of 0."""
     if kind == "none":
         return None
     norm = x.norm(dim=1).double().mean().float()
     return torch.where(norm > 0, x.shape[1] ** 0.5 / norm, torch.ones(()))
 
 
-def first_weights(latents: int, d_in: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Decoder rows uniform on the unit sphere; the encoder starts as a copy of the decoder (in memory of its own);
-    zero bias.
+def initial_weights(n_latents: int, d_in: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return decoder rows uniform on the unit sphere, an encoder that copies them, and a bias of zeros.
+
+    The encoder is the decoder's transpose at first because few latents then die (2406.04093); its memory is its own.
     """
-    W_dec = torch.randn(latents, d_in, generator=generator)
+    W_dec = torch.randn(n_latents, d_in, generator=generator)
     W_dec = W_dec / W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(latents), "W_dec": W_dec}
+    return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(n_latents), "W_dec": W_dec}
 
 
 def level_of(x: Tensor, W_enc: Tensor, bias: Tensor, l0: float) -> Tensor:
-    """The value ``[]`` that `l0` pre-activations of a row reach on average, the largest such value.
+    """Return the value ``[]`` that `l0` pre-activations of a row reach on average, the largest such value.
 
     Works on a block of rows at a time and keeps ``l0 * n`` values.
 
@@ -116,9 +119,12 @@ def level_of(x: Tensor, W_enc: Tensor, bias: Tensor, l0: float) -> Tensor:
     return largest.min()
 
 
-def gather_first(batches: Iterable[Any], wanted: int) -> tuple[list[Any], Tensor]:
-    """Whole batches until `wanted` rows are there, and those rows ``[wanted or fewer, d]`` on the CPU."""
-    head: list[Any] = []
+def read_first_rows(batches: Iterable[Batch], wanted: int) -> tuple[list[Batch], Tensor]:
+    """Read whole batches until `wanted` rows are there.
+
+    Returns the batches, and those rows ``[wanted or fewer, d]`` on the CPU.
+    """
+    head: list[Batch] = []
     have = 0
     for batch in batches:
         head.append(batch)
@@ -126,3 +132,25 @@ def gather_first(batches: Iterable[Any], wanted: int) -> tuple[list[Any], Tensor
         if have >= wanted:
             break
     return head, torch.cat([batch.x for batch in head])[:wanted].float().cpu()
+
+
+def check_first_rows(rows: Tensor, source: Source, names: Sequence[str] = ()) -> None:
+    """Refuse rows that cannot be trained on; `names` are those of the learners, for the message.
+
+    Raises
+    ------
+    ShapeError
+        The rows have another width than the source says.
+    NonFiniteError
+        A value is NaN or infinite.
+    """
+    if rows.shape[1] != source.d_in:
+        raise ShapeError(
+            f"train: rows must have width d_in={source.d_in}, as the source says; got {tuple(rows.shape)}."
+        )
+    if not bool(torch.isfinite(rows).all()):
+        where = f"; learners {listed(names)}" if names else ""
+        raise NonFiniteError(
+            f"train: rows must be finite; NaN or infinity among the first {len(rows)} rows, before step 1{where}. "
+            "No checkpoint exists. Look for overflow in the captured model (half precision)."
+        )

@@ -1,35 +1,36 @@
 """Training losses: pure functions of parameters and rows.
 
-Every objective is called as ``objective(parameters, x, context) -> Outcome``. Rows come scaled and centred
-(``x = u - centre`` with the centre that `b_dec` started from), which changes nothing in exact arithmetic and keeps
-large means out of the
-products. In these coordinates the decoder bias is ``offset = b_dec - centre`` and::
+Every loss is called as ``loss(parameters, x, context) -> Outcome``. Rows come scaled and centred (``x = u - centre``
+with the centre that `b_dec` was initialized with), which changes nothing in exact arithmetic and keeps large means out
+of the products. In these coordinates the decoder bias is ``offset = b_dec - centre`` and::
 
     pre   = (x - offset) @ W_enc.T + b_enc
     x_hat = codes @ W_dec + offset
 
-The squared error is summed over dimensions and averaged over rows. Auxiliary terms are in units of the batch's
-variance V
-(summed over dimensions, a constant for the gradient), so that their weights do not depend on the data.
+The squared error is summed over dimensions and averaged over rows. Auxiliary terms are in units of the batch's variance
+V (summed over dimensions, a constant for the gradient), so that their weights do not depend on the data.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from .config import (
     BatchTopK,
+    Config,
     Gated,
     HierarchicalTopK,
     JumpReLU,
     Matryoshka,
     PAnneal,
+    Penalized,
     ReLU,
+    Revived,
     TopK,
     hierarchical_levels,
     matryoshka_selection,
@@ -38,22 +39,30 @@ from .config import (
 from .sparse_autograd import Pairs, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
 
 CONTROLLER_GAIN = 0.02
-"""How fast a penalty's coefficient follows L0: in a step its logarithm moves by `gain` times the expected ``log(L0 /
-target)``."""
+"""How fast a penalty's coefficient follows L0: in a step its logarithm moves by `gain` times the expected
+``log(L0 / target)``. An L0 that stays twice too high doubles the coefficient in 50 steps; L0 itself answers over some
+hundred, so a larger gain would overshoot, and a smaller one would take more than a short run has."""
 CONTROLLER_LEAD = 10.0
-"""How far ahead L0 is expected: this many times its distance from its own running mean (which lags by about 10
-steps)."""
+"""How far ahead L0 is expected: this many times its distance from its own running mean (which lags by about 10 steps),
+so that the coefficient stops before L0 arrives."""
+WIDER = 4
+"""Multi-TopK: the second reconstruction has this many times k latents (2406.04093)."""
+COEFFICIENTS = (1e-6, 1e6)
+"""Minimum and maximum of an adjusted coefficient: a target out of reach must not let it overflow or vanish."""
+
+Tensors = dict[str, Tensor]
+C = TypeVar("C", bound=Config, covariant=True)
 
 
 @dataclass(frozen=True)
-class Context:
-    """What an objective needs besides parameters and rows."""
+class Context(Generic[C]):
+    """What a loss needs besides parameters and rows."""
 
-    config: Any
+    config: C
     """The architecture's configuration."""
     center: Tensor
-    """What was subtracted from the scaled rows, ``[d]``."""
-    state: dict[str, Tensor] = field(default_factory=dict)
+    """Vector that was subtracted from the scaled rows, ``[d]``."""
+    state: Tensors = field(default_factory=dict)
     """Running values of the architecture: threshold, coefficient, ..."""
     dead: Tensor | None = None
     """Latents that count as dead, ``[n_latents]`` bool; None when none can be."""
@@ -74,13 +83,13 @@ class Context:
 
     @property
     def warmth(self) -> float:
-        """Rises linearly from 0 to 1 over the warm-up."""
+        """Factor of a penalty: rises linearly from 0 to 1 over the warm-up, then stays."""
         return min(1.0, (self.step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an objective returns. Sums run over the rows of the batch; nothing here was read back from the device."""
+    """Result of a loss. Sums run over the rows of the batch; nothing here was read back from the device."""
 
     loss: Tensor
     """Scalar to differentiate."""
@@ -88,19 +97,19 @@ class Outcome:
     """``x - x_hat`` ``[n, d]``, detached."""
     fired: Tensor
     """Rows in which each latent fired, ``[n_latents]`` float (whole numbers)."""
-    parts: dict[str, Tensor]
+    parts: Tensors
     """Named terms of the loss (weighted as in the loss) and other scalars to log, detached."""
-    updates: dict[str, Tensor] = field(default_factory=dict)
+    updates: Tensors = field(default_factory=dict)
     """New running values."""
 
 
 def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
-    """``mean over rows of ||x - x_hat||^2`` (summed over dimensions)."""
+    """Return ``mean over rows of ||x - x_hat||^2`` (summed over dimensions)."""
     return (x - x_hat).pow(2).sum() / len(x)
 
 
 def variance(x: Tensor) -> Tensor:
-    """``mean over rows of ||x - mean(x)||^2`` (summed over dimensions), detached, at least 1e-12."""
+    """Return ``mean over rows of ||x - mean(x)||^2`` (summed over dimensions), detached, at least 1e-12."""
     x = x.detach()
     return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)
 
@@ -108,30 +117,32 @@ def variance(x: Tensor) -> Tensor:
 # ---------------------------------------------------------------- the top-k family
 
 
-def topk_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
-    """TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``."""
-    c: TopK = context.config
+def topk_loss(p: Tensors, x: Tensor, context: Context[TopK]) -> Outcome:
+    """Return the loss of TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``."""
+    c = context.config
     offset, bias = _biases(p, context)
-    k_wide = min(4 * c.k, c.n_latents) if c.multi_topk else c.k
+    k_wide = min(WIDER * c.k, c.n_latents) if c.multi_topk else c.k
     wide_values, wide_indices = choose_topk(x, p["W_enc"], bias, k_wide)
     values, pairs = _first(wide_values, wide_indices, c.k, c.n_latents)
-    x_hat = _reconstruct(p, x, bias, offset, values, pairs)
+    x_hat = _decode(p, x, bias, (values, pairs)) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
     if c.multi_topk:
         wide = _first(wide_values, wide_indices, k_wide, c.n_latents)
-        terms["multi_topk"] = c.multi_topk * squared_error(x, _reconstruct(p, x, bias, offset, *wide))
+        terms["multi_topk"] = c.multi_topk * squared_error(x, _decode(p, x, bias, wide) + offset)
     residual = (x - x_hat).detach()
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values))
 
 
-def hierarchical_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
-    """HierarchicalTopK: ``sum_l c_l * error(l) + aux_coefficient * AuxK`` with ``x_hat`` of level l from the l largest.
+def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK]) -> Outcome:
+    """Return the loss of HierarchicalTopK: ``sum_l c_l * error(l) + aux_coefficient * AuxK``.
+
+    ``x_hat`` of level l comes from the l largest.
 
     A level adds the latents between the one before and itself to that one's reconstruction, so all levels together
     decode every chosen latent once.
     """
-    c: HierarchicalTopK = context.config
+    c = context.config
     levels = hierarchical_levels(c)
     weights = c.weights or (1 / len(levels),) * len(levels)
     offset, bias = _biases(p, context)
@@ -139,33 +150,33 @@ def hierarchical_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outc
     x_hat, error, fired = offset, x.new_zeros(()), torch.zeros_like(bias)
     for start, level, weight in zip((0, *levels), levels, weights):
         ring = values[:, start:level].reshape(-1), Pairs.even(indices[:, start:level], c.n_latents)
-        x_hat = _reconstruct(p, x, bias, x_hat, *ring)
+        x_hat = _decode(p, x, bias, ring) + x_hat
         error = error + weight * squared_error(x, x_hat)
         fired = fired + ring[1].fired(ring[0])
     terms = {"reconstruction": error}
     residual = (x - x_hat).detach()
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, fired.detach())
 
 
-def batchtopk_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
-    """BatchTopK: ``error + aux_coefficient * AuxK`` with ``k * rows`` codes in the batch."""
-    c: BatchTopK = context.config
+def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcome:
+    """Return the loss of BatchTopK: ``error + aux_coefficient * AuxK`` with ``k * rows`` codes in the batch."""
+    c = context.config
     offset, bias = _biases(p, context)
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T)
         values, pairs, smallest = choose_batchtopk(pre, c.k * len(x), context.state["last_smallest"])
         del pre
-    x_hat = _reconstruct(p, x, bias, offset, values, pairs)
+    x_hat = _decode(p, x, bias, (values, pairs)) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
     residual = (x - x_hat).detach()
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values), threshold_updates(context, smallest))
 
 
-def matryoshka_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
-    """Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK`` (AuxK on the residual of the full size)."""
-    c: Matryoshka = context.config
+def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outcome:
+    """Return the loss of Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK``, with AuxK of the full size."""
+    c = context.config
     sizes = context.sizes or matryoshka_sizes(c)
     weights = c.weights or (1 / len(sizes),) * len(sizes)
     offset, bias = _biases(p, context)
@@ -174,7 +185,7 @@ def matryoshka_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcom
         pre = torch.addmm(bias, x, p["W_enc"].T) if c.over == "batchtopk" else None
 
     def select(size: int) -> tuple[Tensor, Pairs, Tensor | None]:
-        k = _k_of(c, size)
+        k = k_of(c, size)
         if pre is None:
             return *_first(*choose_topk(x, p["W_enc"][:size], bias[:size], k), k, c.n_latents), None
         values, pairs, smallest = choose_batchtopk(pre[:, :size], k * len(x), context.state["last_smallest"])
@@ -189,18 +200,19 @@ def matryoshka_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcom
             kept, kept_pairs, _ = select(size)
             chosen.append((kept, kept_pairs))
     # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
-    x_hat = _reconstruct(p, x.repeat(len(chosen), 1), bias, offset, *_stacked(chosen)).view(len(chosen), *x.shape)
+    x_hat = _decode(p, x.repeat(len(chosen), 1), bias, _stacked(chosen)) + offset
+    x_hat = x_hat.view(len(chosen), *x.shape)
     residual = (x - x_hat[0]).detach()
     errors = (x - x_hat).pow(2).sum((1, 2)) / len(x)
     weighted = [weight * each for weight, each in zip((weights[-1], *weights[:-1]), errors.unbind())]
     terms = {"reconstruction": torch.stack(weighted).sum()}
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     updates = {} if smallest is None else threshold_updates(context, smallest)
     return _outcome(terms, residual, pairs.fired(values), updates)
 
 
 def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
-    """Several choices for the same rows as one choice for as many copies of the rows."""
+    """Return several choices for the same rows as one choice for as many copies of the rows."""
     if len(chosen) == 1:
         return chosen[0]
     offsets, end = [chosen[0][1].offsets[:1]], 0
@@ -211,11 +223,12 @@ def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
     return torch.cat([values for values, _ in chosen]), Pairs(torch.cat(offsets), indices, chosen[0][1].n_latents)
 
 
-def aux_loss(p: dict[str, Tensor], x: Tensor, bias: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
-    """AuxK: how much of the residual dead latents leave unexplained, ``||e - e_hat||^2 / ||e - mean(e)||^2``.
+def aux_loss(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, *, dead: Tensor, k_aux: int) -> Tensor:
+    """Return AuxK: the fraction of the residual that dead latents leave unexplained.
 
-    ``e`` is the residual, detached; ``e_hat`` is decoded from the `k_aux` largest pre-activations (after ReLU) of dead
-    latents, without decoder bias. The gradient reaches the encoder and the decoder of the dead latents chosen.
+    It is ``||e - e_hat||^2 / ||e - mean(e)||^2``. ``e`` is the residual, detached; ``e_hat`` is decoded from the
+    `k_aux` largest pre-activations (after ReLU) of dead latents, without decoder bias. The gradient reaches the encoder
+    and the decoder of the dead latents chosen.
 
     Parameters
     ----------
@@ -242,12 +255,12 @@ def aux_loss(p: dict[str, Tensor], x: Tensor, bias: Tensor, residual: Tensor, de
         values, indices = choose_topk(x, W_enc, bias.detach().masked_fill(~dead, -torch.inf), min(k_aux, n_latents))
     pairs = Pairs.even(indices, n_latents)
     e_hat = decode_pairs(encode_pairs(W_enc, bias, x, values.reshape(-1), pairs), p["W_dec"], pairs)
-    share = squared_error(e, e_hat) / variance(e)
-    return torch.where(dead.any(), share, torch.zeros_like(share))
+    fraction = squared_error(e, e_hat) / variance(e)
+    return torch.where(dead.any(), fraction, torch.zeros_like(fraction))
 
 
-def threshold_updates(context: Context, smallest: Tensor) -> dict[str, Tensor]:
-    """Running mean of the smallest kept activation: the first value as it is, then an exponential average."""
+def threshold_updates(context: Context[Config], smallest: Tensor) -> Tensors:
+    """Return the running mean of the smallest kept activation: the first as it is, then an exponential average."""
     threshold, seen = context.state["threshold"], context.state["threshold_steps"]
     if context.step < context.threshold_start:
         return {"last_smallest": smallest}
@@ -256,15 +269,15 @@ def threshold_updates(context: Context, smallest: Tensor) -> dict[str, Tensor]:
     return {"last_smallest": smallest, "threshold": averaged, "threshold_steps": seen + 1}
 
 
-def _k_of(c: Matryoshka, size: int) -> int:
-    """Latents per row that a prefix of `size` latents keeps."""
+def k_of(c: Matryoshka, size: int) -> int:
+    """Return the latents per row that a prefix of `size` latents keeps."""
     k = max(1, round(c.k * size / c.n_latents)) if matryoshka_selection(c) == "scaled" else c.k
     return min(k, size)
 
 
-def _biases(p: dict[str, Tensor], context: Context) -> tuple[Tensor, Tensor]:
-    """``offset`` and ``b_enc - W_enc @ offset``: the encoder's subtraction of b_dec as a bias, so that its gradient
-    is one small product.
+def _biases(p: Tensors, context: Context[Config]) -> tuple[Tensor, Tensor]:
+    """Return ``offset`` and ``b_enc - W_enc @ offset``: the encoder's subtraction of b_dec as a bias, so that its
+    gradient is one small product.
     """
     with torch.autocast(p["W_enc"].device.type, enabled=False):
         offset = p["b_dec"] - context.center
@@ -275,25 +288,26 @@ def _first(values: Tensor, indices: Tensor, k: int, n_latents: int) -> tuple[Ten
     return values[:, :k].reshape(-1), Pairs.even(indices[:, :k], n_latents)
 
 
-def _reconstruct(p: dict[str, Tensor], x: Tensor, bias: Tensor, offset: Tensor, values: Tensor, pairs: Pairs) -> Tensor:
-    return decode_pairs(encode_pairs(p["W_enc"], bias, x, values, pairs), p["W_dec"], pairs) + offset
+def _decode(p: Tensors, x: Tensor, bias: Tensor, chosen: tuple[Tensor, Pairs]) -> Tensor:
+    """Return what the chosen pairs add to the decoder bias, with gradient for encoder and decoder."""
+    values, pairs = chosen
+    return decode_pairs(encode_pairs(p["W_enc"], bias, x, values, pairs), p["W_dec"], pairs)
 
 
-def _add_aux(
-    terms: dict[str, Tensor], p: dict[str, Tensor], x: Tensor, bias: Tensor, residual: Tensor, context: Context
-) -> None:
-    """Add ``aux_coefficient * V * AuxK`` when some latent can be dead."""
+def _aux_term(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Context[Revived]) -> Tensors:
+    """Return the term ``aux_coefficient * V * AuxK`` when some latent can be dead."""
     coefficient = context.config.aux_coefficient
-    if coefficient and context.dead is not None and context.k_aux:
-        aux = aux_loss(p, x, bias, residual, context.dead, context.k_aux)
-        terms["aux"] = coefficient * variance(x) * aux
+    if not coefficient or context.dead is None or not context.k_aux:
+        return {}
+    aux = aux_loss(p, x, bias, residual, dead=context.dead, k_aux=context.k_aux)
+    return {"aux": coefficient * variance(x) * aux}
 
 
 def _outcome(
-    terms: dict[str, Tensor],
+    terms: Tensors,
     residual: Tensor,
     fired: Tensor,
-    updates: dict[str, Tensor] | None = None,
+    updates: Tensors | None = None,
     **scalars: Tensor,
 ) -> Outcome:
     loss = torch.stack(list(terms.values())).sum()
@@ -338,7 +352,7 @@ class _Step(torch.autograd.Function):
 
 
 def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """JumpReLU ``pre * (pre > threshold)``.
+    """Return JumpReLU ``pre * (pre > threshold)``.
 
     Its gradient by the threshold is ``-(threshold / bandwidth) * K((pre - threshold) / bandwidth)`` with the rectangle
     ``K(t) = 1 if |t| < 1/2`` (2407.14435, eq. 11).
@@ -356,15 +370,15 @@ def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
 
 
 def count_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Mean number of latents above their threshold per row; gradient by the threshold ``-(1 / bandwidth) * K(...)``,
-    none by `pre`.
+    """Return the mean number of latents above their threshold per row; gradient by the threshold
+    ``-(1 / bandwidth) * K(...)``, none by `pre`.
     """
     return _Step.apply(pre, threshold, bandwidth).sum() / len(pre)
 
 
-def jumprelu_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
-    """JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``."""
-    c: JumpReLU = context.config
+def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
+    """Return the loss of JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``."""
+    c = context.config
     offset, bias = _biases(p, context)
     threshold = p["log_threshold"].exp()
     pre = torch.addmm(bias, x, p["W_enc"].T).float()
@@ -376,15 +390,15 @@ def jumprelu_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
         "sparsity": context.warmth * c.sparsity * variance(x) * (l0 / c.target_l0 - 1).pow(2),
     }
     residual = (x - x_hat).detach()
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, _count(codes))
 
 
 # ---------------------------------------------------------------- penalties
 
 
-def relu_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
-    """ReLU with L1: ``error + l1 * mean over rows of sum_j codes_j * ||W_dec[j]||``."""
+def relu_loss(p: Tensors, x: Tensor, context: Context[ReLU]) -> Outcome:
+    """Return the loss of ReLU: ``error + l1 * mean over rows of sum_j codes_j * ||W_dec[j]||``."""
     offset, bias = _biases(p, context)
     codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
     x_hat = codes @ p["W_dec"] + offset
@@ -394,14 +408,14 @@ def relu_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
         "reconstruction": squared_error(x, x_hat),
         "sparsity": context.warmth * coefficient * (codes.sum(0) * p["W_dec"].norm(dim=1)).sum() / len(x),
     }
-    updates = _controlled(context, coefficient, fired, len(x))
+    updates = controlled(context, coefficient, fired, len(x))
     return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient)
 
 
-def gated_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
-    """Gated: ``error + l1 * mean sum_j relu(gate_j) * ||W_dec[j]|| + ||x - x_hat(relu(gate))||^2`` with a frozen
-    decoder in the last.
+def gated_loss(p: Tensors, x: Tensor, context: Context[Gated]) -> Outcome:
+    """Return the loss of Gated: ``error + l1 * mean sum_j relu(gate_j) * ||W_dec[j]|| + ||x - x_hat(relu(gate))||^2``.
 
+    The decoder is frozen in the last term, so that the gate is trained by it and the decoder is not.
     ``W_enc`` and ``b_enc`` are the gate's; the magnitude is ``relu(exp(r_mag) * g + b_mag)`` with
     ``g = (x - offset) @ W_enc.T``.
     """
@@ -419,21 +433,22 @@ def gated_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
         "sparsity": context.warmth * coefficient * (opened.sum(0) * p["W_dec"].norm(dim=1)).sum() / len(x),
         "gate": squared_error(x, x_hat_gate),
     }
-    updates = _controlled(context, coefficient, fired, len(x))
+    updates = controlled(context, coefficient, fired, len(x))
     return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient)
 
 
 P_SMOOTH = 1e-3
-"""``f**p`` is taken as ``(f + P_SMOOTH)**p - P_SMOOTH**p``: 0 at 0, equal to f at p = 1, with a bounded slope at 0."""
+"""``f**p`` is taken as ``(f + P_SMOOTH)**p - P_SMOOTH**p``: 0 at 0, equal to f at p = 1, with a bounded slope at 0
+(that of ``f**p`` is infinite, and one code near 0 would outweigh all others in the clipped gradient)."""
 
 
-def p_anneal_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
-    """P-anneal: ``error + coefficient * mean over rows of sum_j (codes_j * ||W_dec[j]||)^p``.
+def p_anneal_loss(p: Tensors, x: Tensor, context: Context[PAnneal]) -> Outcome:
+    """Return the loss of P-anneal: ``error + coefficient * mean over rows of sum_j (codes_j * ||W_dec[j]||)^p``.
 
     When p falls, the coefficient is multiplied by the ratio of the two penalties (averaged over about 10 steps), so the
     pressure stays as it was.
     """
-    c: PAnneal = context.config
+    c = context.config
     offset, bias = _biases(p, context)
     codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
     x_hat = codes @ p["W_dec"] + offset
@@ -447,7 +462,8 @@ def p_anneal_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
         "reconstruction": squared_error(x, x_hat),
         "sparsity": context.warmth * coefficient * penalty,
     }
-    updates = _controlled(context, coefficient, fired, len(x))
+    updates = controlled(context, coefficient, fired, len(x))
+    # Both penalties averaged over about 10 steps: one batch is too noisy to rescale a coefficient by.
     recent = 0.9 * context.state["penalties"] + torch.stack([penalty.detach(), p_penalty(sizes.detach(), following)])
     if p_index(c, context.step + 1, context.total_steps) != index:
         updates["coefficient"] = updates.get("coefficient", coefficient) * recent[0] / recent[1].clamp(min=1e-12)
@@ -458,32 +474,32 @@ def p_anneal_loss(p: dict[str, Tensor], x: Tensor, context: Context) -> Outcome:
 
 
 def p_penalty(sizes: Tensor, p: float) -> Tensor:
-    """``mean over rows of sum_j size_j ** p`` (smoothed at 0, see `P_SMOOTH`) of non-negative ``[n, n_latents]``."""
+    """Return ``mean over rows of sum_j size_j ** p`` of non-negative ``[n, n_latents]``, smoothed at 0 (`P_SMOOTH`)."""
     if p == 1:
         return sizes.sum() / len(sizes)
     return ((sizes + P_SMOOTH).pow(p) - P_SMOOTH**p).sum() / len(sizes)
 
 
 def p_index(c: PAnneal, step: int, total_steps: int) -> int:
-    """How many times p has changed before `step` (0 to `p_updates`)."""
+    """Return how many times p has changed before `step` (0 to `p_updates`)."""
     progress = step / max(total_steps, 1)
-    share = (progress - c.p_start_fraction) / (1 - c.p_start_fraction)
-    return min(max(math.floor((c.p_updates + 1) * share), 0), c.p_updates)
+    fraction = (progress - c.p_start_fraction) / (1 - c.p_start_fraction)
+    return min(max(math.floor((c.p_updates + 1) * fraction), 0), c.p_updates)
 
 
 def p_value(c: PAnneal, index: int) -> float:
-    """The exponent after `index` changes: from 1 to `p_end` in equal steps."""
+    """Return the exponent after `index` changes: from 1 to `p_end` in equal steps."""
     return 1 + (c.p_end - 1) * min(index, c.p_updates) / c.p_updates
 
 
 def _count(codes: Tensor) -> Tensor:
-    """Rows in which each latent fired, ``[n_latents]`` float."""
+    """Return the number of rows in which each latent fired, ``[n_latents]`` float."""
     return (codes.detach() > 0).sum(0).float()
 
 
-def _controlled(context: Context, coefficient: Tensor, fired: Tensor, n_rows: int) -> dict[str, Tensor]:
-    """The coefficient after one step of the L0 controller; nothing when no L0 is asked for."""
-    c: ReLU | Gated | PAnneal = context.config
+def controlled(context: Context[Penalized], coefficient: Tensor, fired: Tensor, n_rows: int) -> Tensors:
+    """Return the coefficient after one step of the L0 controller; nothing when no L0 is asked for."""
+    c = context.config
     if c.target_l0 is None:
         return {}
     distance = (fired.sum() / n_rows / c.target_l0).clamp(min=1e-3).log()
@@ -492,6 +508,6 @@ def _controlled(context: Context, coefficient: Tensor, fired: Tensor, n_rows: in
     ahead = (distance + CONTROLLER_LEAD * (distance - past)).clamp(-1, 1)
     factor = (CONTROLLER_GAIN * context.warmth * ahead).exp()
     return {
-        "coefficient": (coefficient * factor).clamp(1e-6, 1e6),
+        "coefficient": (coefficient * factor).clamp(*COEFFICIENTS),
         "distance": past + 0.1 * (distance - past),
     }

@@ -1,26 +1,26 @@
 """Mutual feature regularization: seeds that are trained together pull each other's decoder rows closer (2411.01220).
 
 ``penalty = mutual * d_in * (1 - mean over the other seeds, and over latents, of the largest cosine of a decoder row
-with theirs)``. With it an SAE depends on which seeds run beside it; that is the point.
+with theirs)``. With it an SAE depends on which seeds are trained together; that is the point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import kernels
 from ..errors import ConfigError
+from .config import Config
 
 BLOCK_ROWS = 1024
-"""Rows of cosines held at once."""
+"""Rows of cosines held at once: the matrix of all is never made."""
 
 
 def pull(W: Tensor, others: Sequence[Tensor], mutual: float) -> tuple[Tensor, Tensor]:
-    """The penalty and its gradient with respect to `W`, the others held fixed.
+    """Return the penalty and its gradient with respect to `W`, the others held fixed.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def pull(W: Tensor, others: Sequence[Tensor], mutual: float) -> tuple[Tensor, Te
     return mutual * d - weight * mean, gradient.mul_(-weight)
 
 
-def check_mutual(config: Any, seeds: Sequence[int], step: str) -> None:
+def check_mutual(config: Config, seeds: Sequence[int], step: str) -> None:
     """Refuse what makes no sense with `mutual`.
 
     Raises
@@ -72,4 +72,4 @@ def check_mutual(config: Any, seeds: Sequence[int], step: str) -> None:
             f"train: `mutual` moves the decoder, which control={config.control!r} keeps. Drop one of them."
         )
     if step != "plain":
-        raise ConfigError(f"train: `mutual` needs step='plain'; got step={step!r}. Leave `step` out.")
+        raise ConfigError(f"train: `mutual` needs step='plain'; got step={step!r}. Leave `step` out of TrainSettings.")

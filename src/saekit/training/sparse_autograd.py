@@ -1,8 +1,7 @@
 """Differentiable sparse codes: the top-k family works on (row, latent) pairs, never on a dense gradient.
 
-The pairs are chosen without gradient; `encode_pairs` and `decode_pairs` then carry the gradient of exactly those
-pairs. A
-chosen pair whose value is 0 (its pre-activation was not positive) gets no gradient. All sums run in a fixed order, so
+The pairs are chosen without gradient; `encode_pairs` and `decode_pairs` then carry the gradient of exactly those pairs.
+A chosen pair whose value is 0 (its pre-activation was not positive) gets no gradient. All sums run in a fixed order, so
 the same input gives bitwise the same gradient.
 """
 
@@ -32,7 +31,7 @@ class Pairs:
 
     @staticmethod
     def even(indices: Tensor, n_latents: int) -> Pairs:
-        """Pairs of ``[n_rows, k]`` latents."""
+        """Return the pairs of ``[n_rows, k]`` latents."""
         n, k = indices.shape
         return Pairs(torch.arange(0, n * k + 1, k, device=indices.device), indices.reshape(-1), n_latents)
 
@@ -55,12 +54,12 @@ class Pairs:
         return order, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
     def sum_by_latent(self, weights: Tensor, x: Tensor) -> Tensor:
-        """``out[j] = sum over pairs (r, j) of weight * x[r]``, ``[n_latents, d]``, in a fixed order."""
+        """Return ``out[j] = sum over pairs (r, j) of weight * x[r]``, ``[n_latents, d]``, in a fixed order."""
         order, offsets = self.by_latent
         return kernels.csr_decode(offsets, self.rows[order], weights[order], x)
 
     def fired(self, values: Tensor) -> Tensor:
-        """Number of pairs with a positive value for each latent, ``[n_latents]`` float (whole numbers)."""
+        """Return the number of pairs with a positive value for each latent, ``[n_latents]`` float (whole numbers)."""
         return torch.zeros(self.n_latents, device=values.device).scatter_add_(0, self.indices, (values > 0).float())
 
 
@@ -100,7 +99,7 @@ class _Decode(torch.autograd.Function):
 
 
 def pair_products(x: Tensor, W: Tensor, pairs: Pairs) -> Tensor:
-    """``x[r] . W[j]`` for each pair (r, j), ``[n_pairs]``."""
+    """Return ``x[r] . W[j]`` for each pair (r, j), ``[n_pairs]``."""
     # The gradient of a weighted sum with respect to its weights is this product; torch has it without a gathered copy.
     with torch.enable_grad():
         ones = torch.ones(len(pairs.indices), device=x.device, dtype=x.dtype).requires_grad_()
@@ -111,7 +110,7 @@ def pair_products(x: Tensor, W: Tensor, pairs: Pairs) -> Tensor:
 
 
 def encode_pairs(W_enc: Tensor, bias: Tensor, x: Tensor, values: Tensor, pairs: Pairs) -> Tensor:
-    """Codes of chosen pairs, with their gradient.
+    """Return the codes of chosen pairs, with their gradient.
 
     Parameters
     ----------
@@ -128,13 +127,14 @@ def encode_pairs(W_enc: Tensor, bias: Tensor, x: Tensor, values: Tensor, pairs: 
 
 
 def decode_pairs(values: Tensor, W_dec: Tensor, pairs: Pairs) -> Tensor:
-    """``sum over the pairs of a row of value * W_dec[latent]``, ``[n_rows, d]``; differentiable in values and W_dec."""
+    """Return ``sum over the pairs of a row of value * W_dec[latent]``, ``[n_rows, d]``, with gradient for both."""
     return _Decode.apply(values, W_dec, pairs)
 
 
 def choose_topk(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values (after ReLU) and latents of the `k` largest pre-activations per row, ``[n, k]`` each, largest first. No
-    gradient.
+    """Return values (after ReLU) and latents of the `k` largest pre-activations per row, ``[n, k]`` each.
+
+    The largest comes first. No gradient.
     """
     with torch.no_grad():
         W_enc, bias = W_enc.detach(), bias.detach()
@@ -146,8 +146,9 @@ def choose_topk(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Tensor,
 
 
 def choose_batchtopk(pre: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Pairs, Tensor]:
-    """The `count` largest positive entries of a whole batch of pre-activations (ties at the edge are all kept on
-    CPU). No gradient.
+    """Choose the `count` largest positive entries of a whole batch of pre-activations, without gradient.
+
+    Ties at the edge are all kept on the CPU.
 
     Parameters
     ----------
@@ -169,6 +170,7 @@ def choose_batchtopk(pre: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Pa
     pre = pre.detach().float()
     flat = pre.reshape(-1)
     if pre.device.type == "cpu":
+        # A little below the last batch's edge: few candidates to sort, and nearly always enough of them.
         at, values = _above(flat, max(float(guess) * 0.9, 0.0), count)
         if len(at) > count:
             edge = values.kthvalue(len(at) - count + 1).values
@@ -186,7 +188,7 @@ def choose_batchtopk(pre: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Pa
 
 
 def _above(flat: Tensor, limit: float, count: int) -> tuple[Tensor, Tensor]:
-    """Places and values of entries above `limit`; above 0 when fewer than `count` are."""
+    """Return positions and values of entries above `limit`; above 0 when fewer than `count` are."""
     at = (flat > limit).nonzero()[:, 0]
     if len(at) < count and limit > 0:
         at = (flat > 0).nonzero()[:, 0]

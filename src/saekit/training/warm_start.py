@@ -1,27 +1,44 @@
-"""A given SAE as the place where training starts: the inverse of freezing a learner."""
+"""Warm start: initialize a learner from an existing SAE, the inverse of freezing a learner."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..errors import ConfigError
 from ..sae.model import SAE
 from ..sae.rules import JumpReLURule
-from .architectures import ARCHITECTURES
+from .architectures import ARCHITECTURES, LEAST_THRESHOLD
 from .learner import Learner, finish
 
-LEAST_THRESHOLD = 1e-3
-"""Thresholds are trained by their logarithm: smaller ones start here. Unit: pre-activations of scaled rows."""
 
-
-def start_from(learner: Learner, sae: SAE) -> None:
+def warm_start(learner: Learner, sae: SAE) -> None:
     """Give a learner at step 0 the weights, the biases and the scale of `sae`, in place.
 
     ``finish(learner, {})`` is then the same function as `sae`, with two exceptions: a threshold over the whole batch,
-    which only training finds, starts anew; and TopK with decoder rows of lengths other than 1 chooses by code times
-    length from then on.
+    which only training finds, is found again; and TopK with decoder rows of lengths other than 1 chooses by code times
+    length from then on (its rows are brought to length 1).
+
+    Raises
+    ------
+    ConfigError
+        The SAE has another shape or rule than the configuration trains, or parts that no training has.
+    """
+    check_warm_start(learner, sae)
+    if ARCHITECTURES[learner.config.arch].unit_decoder:
+        sae = sae.fold_norms()
+    sae = sae.to(learner.device, learner.center.dtype)
+    learner.scale = None if sae.scaling.scale is None else sae.scaling.scale.clone()
+    # The losses subtract b_dec before the encoder; what the SAE subtracts differently goes into the bias.
+    shift = sae.b_dec if sae.b_pre is None else sae.b_dec - sae.b_pre
+    learner.center = sae.b_dec.clone()
+    values = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, "b_enc": sae.b_enc + sae.W_enc @ shift}
+    learner.parameters |= {name: t.clone() for name, t in (values | _of_the_rule(learner, sae, values)).items()}
+
+
+def check_warm_start(learner: Learner, sae: SAE) -> None:
+    """Refuse an SAE that the learner cannot become.
 
     Raises
     ------
@@ -44,19 +61,10 @@ def start_from(learner: Learner, sae: SAE) -> None:
     if sae.W_skip is not None or sae.scaling.kind not in ("none", "scalar"):
         part = "a skip path" if sae.W_skip is not None else f"{sae.scaling.kind} scaling"
         raise ConfigError(f"train: the SAE to start from must have no more than training has; it has {part}.")
-    if ARCHITECTURES[config.arch].unit_decoder:
-        sae = sae.fold_norms()
-    sae = sae.to(learner.device, learner.center.dtype)
-    learner.scale = None if sae.scaling.scale is None else sae.scaling.scale.clone()
-    # The objective subtracts b_dec before the encoder; what the SAE subtracts differently goes into the bias.
-    shift = sae.b_dec if sae.b_pre is None else sae.b_dec - sae.b_pre
-    learner.center = sae.b_dec.clone()
-    values = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, "b_enc": sae.b_enc + sae.W_enc @ shift}
-    learner.parameters |= {name: t.clone() for name, t in (values | _of_the_rule(learner, sae, values)).items()}
 
 
 def _of_the_rule(learner: Learner, sae: SAE, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of the gate or the thresholds."""
+    """Return the parameters of the gate or the thresholds."""
     names = learner.parameters
     if not isinstance(sae.rule, JumpReLURule):
         return {}
@@ -68,8 +76,8 @@ def _of_the_rule(learner: Learner, sae: SAE, values: dict[str, Tensor]) -> dict[
     return {}
 
 
-def starts_of(start: Any, count: int) -> list[SAE]:
-    """One SAE per learner from what was given: nothing, one for all, or one each.
+def warm_starts(start: SAE | Sequence[SAE] | None, count: int) -> list[SAE]:
+    """Return one SAE per learner, or none: `start` is None, one for all, or one each.
 
     Raises
     ------
@@ -78,10 +86,10 @@ def starts_of(start: Any, count: int) -> list[SAE]:
     """
     if start is None:
         return []
-    given = [start] * count if isinstance(start, SAE) else list(start)
-    if len(given) != count or not all(isinstance(each, SAE) for each in given):
+    saes = [start] * count if isinstance(start, SAE) else list(start)
+    if len(saes) != count or not all(isinstance(sae, SAE) for sae in saes):
         raise ConfigError(
-            f"train: `start` must be one SAE, or one for each of the {count} learners; got {len(given)}. "
+            f"train: `start` must be one SAE, or one for each of the {count} learners; got {len(saes)}. "
             "They come configuration by configuration, seed by seed."
         )
-    return given
+    return saes

@@ -2,57 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from .intrinsics_numba import _compiled
+from .intrinsics_numba import Float, Int, compiled
 
 
-@_compiled
-def adam_row(
-    g: Any, w: Any, m: Any, v: Any, factor: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any
-) -> None:
-    """Adam for one vector of weights `w` with gradient ``factor * g``, as in torch.
+class Factors(NamedTuple):
+    """Numbers of an update, float32: see `saekit.kernels.step_interface.Adam.factors`."""
+
+    clip: Float
+    """What the gradient is multiplied by before."""
+    memory_m: Float
+    memory_v: Float
+    rate: Float
+    root: Float
+    eps: Float
+
+
+class LatentWeights(NamedTuple):
+    """Encoder and decoder rows and biases of all latents, or Adam's moments of them."""
+
+    enc: np.ndarray
+    dec: np.ndarray
+    bias: np.ndarray
+
+
+class LatentGradient(NamedTuple):
+    """Their gradient; that of the decoder rows is projected in place."""
+
+    enc: np.ndarray
+    dec: np.ndarray
+    bias: np.ndarray
+    along: np.ndarray
+    """Product of the decoder row and its gradient."""
+
+
+@compiled
+def adam_row(g: np.ndarray, w: np.ndarray, m: np.ndarray, v: np.ndarray, factors: Factors) -> None:
+    """Adam for one vector of weights `w` with gradient ``clip * g``, as in torch.
 
     ``m += memory_m (g - m)``, ``v += memory_v (g^2 - v)``, ``w -= rate * m / (sqrt(v) * root + eps)`` with ``memory_m =
     1 - beta1``, ``memory_v = 1 - beta2``, ``rate = lr / (1 - beta1^t)`` and ``root = 1 / sqrt(1 - beta2^t)``.
     """
     for i in range(len(g)):
-        slope = g[i] * factor
-        mean = m[i] + (slope - m[i]) * memory_m
-        square = v[i] + (slope * slope - v[i]) * memory_v
+        slope = g[i] * factors.clip
+        mean = m[i] + (slope - m[i]) * factors.memory_m
+        square = v[i] + (slope * slope - v[i]) * factors.memory_v
         m[i] = mean
         v[i] = square
-        w[i] -= rate * mean / (np.sqrt(square) * root + eps)
+        w[i] -= factors.rate * mean / (np.sqrt(square) * factors.root + factors.eps)
 
 
-@_compiled
+@compiled
 def update_latents(
-    start: int, stop: int, of_dec: Any, of_enc: Any, of_bias: Any, along: Any,
-    W_enc: Any, W_dec: Any, b_enc: Any, m_enc: Any, m_dec: Any, m_bias: Any, v_enc: Any, v_dec: Any, v_bias: Any,
-    unit: bool, factor: Any, memory_m: Any, memory_v: Any, rate: Any, root: Any, eps: Any,
+    start: Int, stop: Int, g: LatentGradient, weights: LatentWeights, first: LatentWeights, second: LatentWeights,
+    unit: bool, factors: Factors,
 ) -> None:  # fmt: skip
-    """Clipping by `factor` and Adam for a range of latents, in one pass; with `unit`, projection of the decoder rows'
-    gradient before, and length 1 afterwards.
+    """Clipping and Adam for a range of latents, in one pass; with `unit`, projection of the decoder rows' gradient
+    before, and length 1 afterwards.
 
-    Latents that did not fire have gradient 0 and move too, as with a dense Adam.
+    Latents that did not fire have gradient 0 and move too, as with a dense Adam. One pass, because all of this is
+    bound by memory: weights, gradients and moments of a latent are read once.
     """
-    d = W_enc.shape[1]
-    adam_row(
-        of_bias[start:stop], b_enc[start:stop], m_bias[start:stop], v_bias[start:stop],
-        factor, memory_m, memory_v, rate, root, eps,
-    )  # fmt: skip
+    W_dec = weights.dec
+    d = W_dec.shape[1]
+    some = slice(start, stop)
+    adam_row(g.bias[some], weights.bias[some], first.bias[some], second.bias[some], factors)
     for j in range(start, stop):
-        adam_row(of_enc[j], W_enc[j], m_enc[j], v_enc[j], factor, memory_m, memory_v, rate, root, eps)
+        adam_row(g.enc[j], weights.enc[j], first.enc[j], second.enc[j], factors)
         if unit:
             for i in range(d):
-                of_dec[j, i] -= along[j] * W_dec[j, i]
-        adam_row(of_dec[j], W_dec[j], m_dec[j], v_dec[j], factor, memory_m, memory_v, rate, root, eps)
+                g.dec[j, i] -= g.along[j] * W_dec[j, i]
+        adam_row(g.dec[j], W_dec[j], first.dec[j], second.dec[j], factors)
         if unit:
             length = np.float32(0.0)
             for i in range(d):
                 length += W_dec[j, i] * W_dec[j, i]
-            length = np.float32(1.0) / max(np.sqrt(length), np.float32(1e-12))
+            length = np.float32(1.0) / max(np.sqrt(length), np.float32(1e-12))  # as in plain torch: a zero row stays 0
             for i in range(d):
                 W_dec[j, i] *= length

@@ -2,48 +2,82 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from .intrinsics_numba import _compiled
+from .intrinsics_numba import Float, Int, compiled, inlined
 
 
-@njit(inline="always")
-def _decode(values: Any, indices: Any, first: Any, last: Any, W: Any, out: Any) -> None:
-    """``out += sum of values[c] * W[indices[c]]`` for c from `first` to `last`, four at a time."""
+class Codes(NamedTuple):
+    """Codes of (row, latent) pairs, row by row."""
+
+    offsets: np.ndarray
+    """``[n_rows + 1]``."""
+    latents: np.ndarray
+    values: np.ndarray
+
+
+class Decoder(NamedTuple):
+    """What codes are decoded with."""
+
+    W: np.ndarray
+    offset: np.ndarray
+    scale: Float
+    """Factor of the error in the gradient, float32."""
+
+
+class Differentiated(NamedTuple):
+    """A reconstruction and its gradient."""
+
+    gradient: np.ndarray
+    """``[n, d]``."""
+    slopes: np.ndarray
+    """``gradient . W[latent]`` of each pair: the gradient of its code."""
+    squares: np.ndarray
+    """Sum of squares of each row's error."""
+    columns: np.ndarray
+    """Sum of the gradient over each chunk of rows, ``[chunks, d]``."""
+
+
+@inlined
+def _decode(values: np.ndarray, latents: np.ndarray, first: Int, last: Int, W: np.ndarray, out: np.ndarray) -> None:
+    """``out += sum of values[c] * W[latents[c]]`` for c from `first` to `last`.
+
+    Four at a time: `out` is read and written once for four rows of `W`, whose waits for memory overlap.
+    """
     c = first
     while c + 4 <= last:
         v0 = values[c]
         v1 = values[c + 1]
         v2 = values[c + 2]
         v3 = values[c + 3]
-        j0 = np.uint64(indices[c])
-        j1 = np.uint64(indices[c + 1])
-        j2 = np.uint64(indices[c + 2])
-        j3 = np.uint64(indices[c + 3])
+        # Without a sign, an index needs no check for counting from the end.
+        j0 = np.uint64(latents[c])
+        j1 = np.uint64(latents[c + 1])
+        j2 = np.uint64(latents[c + 2])
+        j3 = np.uint64(latents[c + 3])
         for i in range(len(out)):
             out[i] += (v0 * W[j0, i] + v1 * W[j1, i]) + (v2 * W[j2, i] + v3 * W[j3, i])
         c += 4
     while c < last:
         v0 = values[c]
-        j0 = np.uint64(indices[c])
+        j0 = np.uint64(latents[c])
         for i in range(len(out)):
             out[i] += v0 * W[j0, i]
         c += 1
 
 
-@njit(inline="always")
-def _products(g: Any, indices: Any, first: Any, last: Any, W: Any, products: Any) -> None:
-    """``products[c] = g . W[indices[c]]`` for c from `first` to `last`, four at a time."""
+@inlined
+def _products(g: np.ndarray, latents: np.ndarray, first: Int, last: Int, W: np.ndarray, products: np.ndarray) -> None:
+    """``products[c] = g . W[latents[c]]`` for c from `first` to `last`, four at a time as in `_decode`."""
     c = first
     while c < last:
-        z = last - 1
-        j0 = np.uint64(indices[c])
-        j1 = np.uint64(indices[min(c + 1, z)])
-        j2 = np.uint64(indices[min(c + 2, z)])
-        j3 = np.uint64(indices[min(c + 3, z)])
+        z = last - 1  # behind the end, the last one again
+        j0 = np.uint64(latents[c])
+        j1 = np.uint64(latents[min(c + 1, z)])
+        j2 = np.uint64(latents[min(c + 2, z)])
+        j3 = np.uint64(latents[min(c + 3, z)])
         s0 = np.float32(0.0)
         s1 = np.float32(0.0)
         s2 = np.float32(0.0)
@@ -64,19 +98,19 @@ def _products(g: Any, indices: Any, first: Any, last: Any, W: Any, products: Any
         c += 4
 
 
-@_compiled
+@compiled
 def reconstruct(
-    start: int, stop: int, chunk: int, x: Any, offsets: Any, values: Any, indices: Any, W: Any, offset: Any, scale: Any,
-    gradient: Any, products: Any, squares: Any, columns: Any,
+    start: Int, stop: Int, chunk: Int, x: np.ndarray, codes: Codes, decoder: Decoder, out: Differentiated
 ) -> None:  # fmt: skip
     """Decode rows and differentiate their squared error.
 
-    ``error = sum_c values[c] * W[indices[c]] + offset - x`` over the row's pairs, ``offsets[r] .. offsets[r + 1]``.
-    Writes ``gradient = scale * error``, the error's sum of squares, and for each pair ``gradient . W[latent]``, the
-    gradient of its code. ``start .. stop`` counts chunks of `chunk` rows; ``columns [chunks, d]`` gets the sum of the
-    gradient over each.
+    ``error = sum_c values[c] * W[latents[c]] + offset - x`` over the row's pairs, ``gradient = scale * error``.
+    ``start .. stop`` counts chunks of `chunk` rows. Slopes are taken at once, while the row's latents are in a cache.
     """
     n, d = x.shape
+    offsets, latents, values = codes.offsets, codes.latents, codes.values  # once: see `selection_numba`
+    W, offset, scale = decoder.W, decoder.offset, decoder.scale
+    gradient, slopes, squares, columns = out.gradient, out.slopes, out.squares, out.columns
     for at in range(start * chunk, min(n, stop * chunk)):
         r = np.uint64(at)
         part = np.uint64(at // chunk)
@@ -86,11 +120,12 @@ def reconstruct(
         row = gradient[r]
         for i in range(d):
             row[i] = offset[i] - x[r, i]
-        _decode(values, indices, offsets[r], offsets[r + np.uint64(1)], W, row)
+        first, last = offsets[r], offsets[r + np.uint64(1)]
+        _decode(values, latents, first, last, W, row)
         total = np.float32(0.0)
         for i in range(d):
             total += row[i] * row[i]
             row[i] *= scale
             columns[part, i] += row[i]
         squares[r] = total
-        _products(row, indices, offsets[r], offsets[r + np.uint64(1)], W, products)
+        _products(row, latents, first, last, W, slopes)

@@ -1,75 +1,143 @@
-"""Compiled loops for the gradients of decoder and encoder, latent by latent."""
+"""Compiled loops for the gradients of decoder and encoder, latent by latent.
+
+Pairs are sorted by latent first, so that a latent's gradient is summed by one thread, in one order, and written once.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from .intrinsics_numba import _compiled, _prefetch
+from .intrinsics_numba import Float, Int, compiled, inlined, prefetch
 
 
-@_compiled
-def count_by_latent(indices: Any, wanted: Any, offsets: Any) -> None:
-    """How many wanted pairs each latent has, as segment starts ``offsets [n_latents + 1]`` (zero before the call)."""
-    for c in range(len(indices)):
-        offsets[indices[c] + 1] += np.int64(wanted[c])
+class PairTerms(NamedTuple):
+    """Pairs, row by row, and what they contribute."""
+
+    offsets: np.ndarray
+    """``[n_rows + 1]``."""
+    latents: np.ndarray
+    codes: np.ndarray
+    slopes: np.ndarray
+    wanted: np.ndarray
+    """Which of them count."""
+
+
+class SortedTerms(NamedTuple):
+    """The wanted ones, latent by latent."""
+
+    rows: np.ndarray
+    codes: np.ndarray
+    slopes: np.ndarray
+
+
+class Panel(NamedTuple):
+    """Columns that are worked on at a time."""
+
+    left: Int
+    right: Int
+
+
+class Sums(NamedTuple):
+    """For latent j, the sum of ``weights[c] * rows[sources[c]]`` for c from ``offsets[j]`` to ``offsets[j + 1]``."""
+
+    offsets: np.ndarray
+    sources: np.ndarray
+    weights: np.ndarray
+    rows: np.ndarray
+
+
+class More(NamedTuple):
+    """A further gradient, of some latents."""
+
+    slot: np.ndarray
+    """Index of each latent in `rows`, ``[n_latents]`` int32; -1 for none."""
+    rows: np.ndarray
+    bias: np.ndarray
+
+
+class OfDecoder(NamedTuple):
+    """Gradient of the decoder; the last two add up over panels of columns."""
+
+    rows: np.ndarray
+    along: np.ndarray
+    """``rows[j] . W_dec[j]``."""
+    squares: np.ndarray
+    """``|rows[j]|^2``, float64."""
+
+
+class OfEncoder(NamedTuple):
+    """Gradient of the encoder; `squares` adds up over panels of columns."""
+
+    rows: np.ndarray
+    bias: np.ndarray
+    offset: np.ndarray
+    """Sum over each chunk of latents of ``bias[j] * W_enc[j]``."""
+    squares: np.ndarray
+
+
+@compiled
+def count_by_latent(latents: np.ndarray, wanted: np.ndarray, offsets: np.ndarray) -> None:
+    """Count the wanted pairs of each latent, as segment starts ``offsets [n_latents + 1]`` (zero before the call)."""
+    for c in range(len(latents)):
+        offsets[latents[c] + 1] += np.int64(wanted[c])
     for j in range(len(offsets) - 1):
         offsets[j + 1] += offsets[j]
 
 
-@_compiled
-def sort_by_latent(
-    row_offsets: Any,
-    values: Any,
-    indices: Any,
-    products: Any,
-    wanted: Any,
-    place: Any,
-    rows: Any,
-    code: Any,
-    slope: Any,
-) -> None:
-    """Put row, value and gradient of each wanted pair at ``place[latent]``, which moves on; rows ascend."""
-    for r in range(len(row_offsets) - 1):
-        for c in range(row_offsets[r], row_offsets[r + 1]):
-            if wanted[c]:
-                at = place[indices[c]]
-                place[indices[c]] = at + 1
-                rows[at] = r
-                code[at] = values[c]
-                slope[at] = products[c]
+@compiled
+def sort_by_latent(terms: PairTerms, positions: np.ndarray, out: SortedTerms) -> None:
+    """Put each wanted pair at ``positions[latent]``, which moves on; the rows of a latent ascend."""
+    for r in range(len(terms.offsets) - 1):
+        for c in range(terms.offsets[r], terms.offsets[r + 1]):
+            if terms.wanted[c]:
+                at = positions[terms.latents[c]]
+                positions[terms.latents[c]] = at + 1
+                out.rows[at] = r
+                out.codes[at] = terms.codes[c]
+                out.slopes[at] = terms.slopes[c]
 
 
-@njit(inline="always")
-def _sum_rows(at: Any, last: Any, sources: Any, weight: Any, rows: Any, left: Any, right: Any, out: Any) -> Any:
-    """``out += sum of weight[c] * rows[sources[c]]`` in columns ``left .. right``, four at a time.
+@inlined
+def _sum_rows(
+    at: Int,
+    last: Int,
+    sources: np.ndarray,
+    weights: np.ndarray,
+    rows: np.ndarray,
+    left: Int,
+    right: Int,
+    out: np.ndarray,
+) -> Float:
+    """``out += sum of weights[c] * rows[sources[c]]`` in columns ``left .. right``; returns the sum of the weights.
 
-    Returns the sum of the weights.
+    Four rows at a time, as in `decode_numba._decode`.
     """
     a = np.uint64(left)
     z = np.uint64(right)
     total = np.float32(0.0)
     while at + 4 <= last:
-        for c in range(at + 4, min(at + 8, len(sources))):  # maybe of the next latent
+        # Rows are read in any order, which the processor cannot foresee: the next four are asked for, a cache line of
+        # 16 numbers at a time; maybe they are of the next latent.
+        for c in range(at + 4, min(at + 8, len(sources))):
             for i in range(left, right, 16):
-                _prefetch(rows, sources[c], i)  # type: ignore[call-arg]
+                prefetch(rows, sources[c], i)
         r0 = np.uint64(sources[at])
         r1 = np.uint64(sources[at + 1])
         r2 = np.uint64(sources[at + 2])
         r3 = np.uint64(sources[at + 3])
-        v0 = weight[at]
-        v1 = weight[at + 1]
-        v2 = weight[at + 2]
-        v3 = weight[at + 3]
+        v0 = weights[at]
+        v1 = weights[at + 1]
+        v2 = weights[at + 2]
+        v3 = weights[at + 3]
         total += (v0 + v1) + (v2 + v3)
         for i in range(a, z):
             out[i] += (v0 * rows[r0, i] + v1 * rows[r1, i]) + (v2 * rows[r2, i] + v3 * rows[r3, i])
         at += 4
     while at < last:
         r0 = np.uint64(sources[at])
-        v0 = weight[at]
+        v0 = weights[at]
         total += v0
         for i in range(a, z):
             out[i] += v0 * rows[r0, i]
@@ -77,57 +145,67 @@ def _sum_rows(at: Any, last: Any, sources: Any, weight: Any, rows: Any, left: An
     return total
 
 
-@_compiled
+@compiled
 def gradient_of_decoder(
-    start: int, stop: int, left: int, right: int, offsets: Any, sources: Any, code: Any, gradient: Any, W_dec: Any,
-    slot: Any, more_dec: Any, stretch: Any, of_dec: Any, along: Any, squares: Any,
-) -> None:  # fmt: skip
-    """Columns ``left .. right`` of the gradient of decoder rows, and what is needed of its length.
+    start: Int, stop: Int, panel: Panel, sums: Sums, more: More, stretch: np.ndarray, W_dec: np.ndarray, out: OfDecoder
+) -> None:
+    """Gradient of decoder rows in the columns of a panel, and what is needed of its length.
 
-    ``of_dec[j] = sum over pairs of code * gradient[source] + stretch[j] * W_dec[j] + more_dec[slot[j]]``, before
-    projection. Adds up over panels of columns: ``along[j] = of_dec[j] . W_dec[j]`` and ``squares[j] = |of_dec[j]|^2``.
+    ``rows[j] = sum of code * gradient[source] + stretch[j] * W_dec[j] + more.rows[slot[j]]``, before projection.
 
     Decoder and encoder are done one after the other because the rows that latents have in common then stay in a cache;
     columns a panel at a time where they would not even so.
     """
+    # Taken out of their tuples once: see `selection_numba`.
+    left, right = panel.left, panel.right
+    offsets, sources, weights, summed = sums.offsets, sums.sources, sums.weights, sums.rows
+    slot, extra = more.slot, more.rows
+    gradient, squares = out.rows, out.squares
+    along = out.along
     a = np.uint64(left)
     z = np.uint64(right)
     for j in range(np.uint64(start), np.uint64(stop)):
         for i in range(left, right, 16):
-            _prefetch(W_dec, j, i)  # type: ignore[call-arg]
-        out = of_dec[j]
+            prefetch(W_dec, j, i)
+        row = gradient[j]
         for i in range(a, z):
-            out[i] = np.float32(0.0)
-        _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, code, gradient, left, right, out)
+            row[i] = np.float32(0.0)
+        _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, weights, summed, left, right, row)
         if slot[j] >= 0:
             s = np.uint64(slot[j])
             for i in range(a, z):
-                out[i] += more_dec[s, i]
-        more = stretch[j]
+                row[i] += extra[s, i]
+        factor = stretch[j]
         parallel = np.float32(0.0)
         square = np.float32(0.0)
         for i in range(a, z):
-            value = out[i] + more * W_dec[j, i]
+            value = row[i] + factor * W_dec[j, i]
             parallel += value * W_dec[j, i]
             square += value * value
-            out[i] = value
+            row[i] = value
         along[j] += parallel
         squares[j] += square
 
 
-@_compiled
+@compiled
 def gradient_of_encoder(
-    start: int, stop: int, chunk: int, left: int, right: int, offsets: Any, rows: Any, slope: Any, x: Any, offset: Any,
-    W_enc: Any, slot: Any, more_enc: Any, more_bias: Any, of_enc: Any, of_bias: Any, of_offset: Any,
-    squares: Any,
+    start: Int, stop: Int, chunk: Int, panel: Panel, sums: Sums, more: More, encoder: tuple[np.ndarray, np.ndarray],
+    out: OfEncoder,
 ) -> None:  # fmt: skip
-    """The same of encoder rows, ``start .. stop`` counting chunks of `chunk` latents.
+    """Gradient of encoder rows, as in `gradient_of_decoder`; `encoder` is W_enc and offset.
 
-    ``of_bias[j] = sum over pairs of slope + more_bias[slot[j]]``, ``of_enc[j] = sum over pairs of slope * x[row] -
-    of_bias[j] * offset + more_enc[slot[j]]``, and ``of_offset[chunk]`` the sum over the chunk of ``of_bias[j] *
-    W_enc[j]``. ``squares[j] += |of_enc[j]|^2``.
+    ``start .. stop`` counts chunks of `chunk` latents.
+
+    ``bias[j] = sum of slope + more.bias[slot[j]]`` and ``rows[j] = sum of slope * x[row] - bias[j] * offset +
+    more.rows[slot[j]]``.
     """
+    W_enc, offset = encoder
     n = W_enc.shape[0]
+    left, right = panel.left, panel.right
+    offsets, sources, weights, summed = sums.offsets, sums.sources, sums.weights, sums.rows
+    slot, extra = more.slot, more.rows
+    gradient, squares = out.rows, out.squares
+    extra_bias, of_bias, of_offset = more.bias, out.bias, out.offset
     a = np.uint64(left)
     z = np.uint64(right)
     for part in range(start, stop):
@@ -135,21 +213,21 @@ def gradient_of_encoder(
             of_offset[part, i] = np.float32(0.0)
         for j in range(np.uint64(part * chunk), np.uint64(min(n, (part + 1) * chunk))):
             for i in range(left, right, 16):
-                _prefetch(W_enc, j, i)  # type: ignore[call-arg]
-            out = of_enc[j]
+                prefetch(W_enc, j, i)
+            row = gradient[j]
             for i in range(a, z):
-                out[i] = np.float32(0.0)
-            bias = _sum_rows(offsets[j], offsets[j + np.uint64(1)], rows, slope, x, left, right, out)
+                row[i] = np.float32(0.0)
+            bias = _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, weights, summed, left, right, row)
             if slot[j] >= 0:
                 s = np.uint64(slot[j])
-                bias += more_bias[s]
+                bias += extra_bias[s]
                 for i in range(a, z):
-                    out[i] += more_enc[s, i]
+                    row[i] += extra[s, i]
             of_bias[j] = bias
             square = np.float32(0.0)
             for i in range(a, z):
-                value = out[i] - bias * offset[i]
+                value = row[i] - bias * offset[i]
                 of_offset[part, i] += bias * W_enc[j, i]
                 square += value * value
-                out[i] = value
+                row[i] = value
             squares[j] += square

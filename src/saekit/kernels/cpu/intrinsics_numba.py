@@ -1,29 +1,38 @@
-"""Building blocks of the compiled loops: bit patterns of floats, dot products, prefetching."""
+"""Building blocks of the compiled loops: how they are compiled, bit patterns of floats, vector code, prefetching.
+
+numba compiles a loop for the types that it is called with, so annotations here are for readers and for mypy alone.
+Functions of LLVM take a builder; what they return is one instruction or a few that the compiler does not find itself.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-# Sums may be re-associated and multiply-adds fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
+"""Sums may be re-associated and multiply-adds fused, or no loop of sums is vectorized. Not ``fast``, which would let
+the compiler assume that there is no NaN and no infinity: those have to show."""
 
-LOWEST = np.int16(-32768)
-"""Key of a lane without latents: below all others."""
+Float: TypeAlias = float | np.floating
+"""A number of the loops, whatever its width."""
 
-PANEL = 64
-"""Latents that share lanes, see `_lane_maxima`; and those of one tile of `saekit.kernels.cpu.low_bit_matmul`."""
+Int: TypeAlias = int | np.integer
+"""A whole number or an index of the loops. Indices without a sign are faster: there is no counting from the end."""
 
-ANY_LATENT = np.int32(2**31 - 1)
-"""Above all latents."""
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+llvm_code: Any = intrinsic
+"""`numba.extending.intrinsic`; as Any, because callers do not pass the typing context that the definition has."""
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Function) -> Function:
     """Compile on first use, release Python's lock while running, and remember the machine code between processes."""
+    # `error_model`: a division by 0 gives infinity, as in numpy, and loops have no branch for it.
     options: Any = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
@@ -31,7 +40,15 @@ def _compiled(function: Any) -> Any:
         return njit(**options)(function)
 
 
-@intrinsic
+def inlined(function: Function) -> Function:
+    """Compile into the loops that call it, with their settings."""
+    return cast(Function, njit(inline="always")(function))
+
+
+# ---------------------------------------------------------------- bits of floats
+
+
+@llvm_code
 def _float_of_bits(typingctx: Any, bits: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(builder.trunc(args[0], ir.IntType(32)), ir.FloatType())
@@ -39,43 +56,52 @@ def _float_of_bits(typingctx: Any, bits: Any) -> Any:
     return types.float32(types.int64), build
 
 
-@intrinsic
-def _bits_of_float(typingctx: Any, value: Any) -> Any:
+@llvm_code
+def bits_of_float(typingctx: Any, value: Any) -> Any:
+    """Return the bits of a float32 as int64, sign-extended."""
+
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.sext(builder.bitcast(args[0], ir.IntType(32)), ir.IntType(64))
 
     return types.int64(types.float32), build
 
 
-@njit(inline="always")
-def _widen(bits: Any) -> Any:
-    """float32 of a bf16 given as int16."""
-    return _float_of_bits(np.int64(bits) << 16)  # type: ignore[call-arg]
+@inlined
+def float_of_bits(bits: Int) -> Float:
+    """Return the inverse of `bits_of_float`."""
+    return _float_of_bits(bits)
 
 
-@njit(inline="always")
-def _narrow(value: Any) -> Any:
-    """bf16 bits (int16) of a float32, rounded to nearest, ties to even."""
-    bits: Any = _bits_of_float(value)  # type: ignore[call-arg]
+@inlined
+def widen(bits: Int) -> Float:
+    """Return the float32 of a bf16 given as int16."""
+    return _float_of_bits(np.int64(bits) << 16)
+
+
+@inlined
+def narrow(value: Float) -> Any:
+    """Return the bf16 bits (int16) of a float32, rounded to nearest, ties to even."""
+    bits = bits_of_float(value)
+    # Half of the last place is added, less one where the last bit is even: a tie then goes to the even neighbour.
     return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
-@njit(inline="always")
-def _order_of_float(value: Any) -> Any:
-    """int64 that sorts like this float32."""
-    bits: Any = _bits_of_float(value)  # type: ignore[call-arg]
-    return bits ^ ((bits >> 63) & 0x7FFFFFFF)
+@inlined
+def order_of_float(value: Float) -> Int:
+    """Return an int64 that sorts like this float32."""
+    bits = bits_of_float(value)
+    return bits ^ ((bits >> 63) & 0x7FFFFFFF)  # negative numbers sort the other way round
 
 
-@njit(inline="always")
-def _float_of_order(order: Any) -> Any:
-    """The inverse of `_order_of_float`."""
-    return _float_of_bits(order ^ ((order >> 63) & 0x7FFFFFFF))  # type: ignore[call-arg]
+@inlined
+def float_of_order(order: Int) -> Float:
+    """Return the inverse of `order_of_float`."""
+    return _float_of_bits(order ^ ((order >> 63) & 0x7FFFFFFF))
 
 
-@intrinsic
-def _ordered(typingctx: Any, bits: Any) -> Any:
-    """int16 that sorts like the bf16 with these bits; its own inverse."""
+@llvm_code
+def ordered(typingctx: Any, bits: Any) -> Any:
+    """Return an int16 key that sorts like the bf16 with these bits; its own inverse."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sign = builder.ashr(args[0], ir.Constant(ir.IntType(16), 15))
@@ -84,17 +110,75 @@ def _ordered(typingctx: Any, bits: Any) -> Any:
     return types.int16(types.int16), build
 
 
-@njit(fastmath=FAST)
-def _dot(x: Any, r: Any, offset: Any) -> Any:
-    """``x[r] . offset``: in a loop of its own its terms are added in the same order wherever it is used."""
-    along = np.float32(0.0)
-    for i in range(x.shape[1]):
-        along += x[r, i] * offset[i]
-    return along
+# ---------------------------------------------------------------- sets of bits
 
 
-@intrinsic
-def _prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
+@llvm_code
+def ones(typingctx: Any, bits: Any) -> Any:
+    """Return how many bits are set."""
+    return types.int64(types.int64), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+@llvm_code
+def first_one(typingctx: Any, bits: Any) -> Any:
+    """Return the index of the lowest bit that is set; some bit is."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), build
+
+
+# ---------------------------------------------------------------- vectors
+
+
+def everywhere(builder: Any, value: Any, lanes: Int) -> Any:
+    """Return code that puts a value into all lanes of a vector."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    one = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+
+
+@llvm_code
+def reaching(typingctx: Any, keys: Any, at: Any, bar: Any) -> Any:
+    """Return which of the 32 keys from `at` are not below `bar`, as bits."""
+    shorts = ir.VectorType(ir.IntType(16), 32)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), shorts.as_pointer())
+        bits = builder.icmp_signed(">=", builder.load(place, align=2), everywhere(builder, args[2], 32))
+        return builder.zext(builder.bitcast(bits, ir.IntType(32)), ir.IntType(64))
+
+    return types.int64(keys, types.int64, types.int16), build
+
+
+@llvm_code
+def before_of_16(typingctx: Any, scores: Any, latents: Any, at: Any, score: Any, latent: Any) -> Any:
+    """Return how many of the 16 entries from `at` come before this one: a larger score, or an equal one of a smaller
+    latent.
+    """
+    floats, ints = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def part(which: Int, kind: Any) -> Any:
+            array = context.make_array(signature.args[which])(context, builder, args[which])
+            place = builder.gep(array.data, [args[2]])
+            return builder.load(builder.bitcast(place, kind.as_pointer()), align=4)
+
+        score_of, latent_of = part(0, floats), part(1, ints)
+        score_, latent_ = everywhere(builder, args[3], 16), everywhere(builder, args[4], 16)
+        larger = builder.fcmp_ordered(">", score_of, score_)
+        equal = builder.fcmp_ordered("==", score_of, score_)
+        smaller = builder.icmp_signed("<", latent_of, latent_)
+        first = builder.bitcast(builder.or_(larger, builder.and_(equal, smaller)), ir.IntType(16))
+        return builder.zext(builder.ctpop(first), ir.IntType(64))
+
+    return types.int64(scores, latents, types.int64, types.float32, types.int32), build
+
+
+@llvm_code
+def prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
     """Ask for the cache line that ``W[row, column]`` is in; `W` is contiguous."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -105,6 +189,7 @@ def _prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        # To be read (0), into all caches (3), as data (1).
         builder.call(function, [builder.bitcast(place, byte), *(ir.Constant(number, v) for v in (0, 3, 1))])
         return context.get_dummy_value()
 

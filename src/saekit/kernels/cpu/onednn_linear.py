@@ -26,7 +26,7 @@ SMALLEST = 2**21
 
 @contextlib.contextmanager
 def fast_linears() -> Iterator[None]:
-    """Linear layers called in the block on this thread run on the faster library, where there is a choice.
+    """Run linear layers that are called in the block, on this thread, on the faster library where there is a choice.
 
     That is on a CPU of AMD with AVX-512, for fp32, without gradients; everywhere else nothing changes, nor with
     ``saekit.kernels.use("plain")``.
@@ -39,7 +39,7 @@ def fast_linears() -> Iterator[None]:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` for matrices, by the same choice as in `fast_linears`."""
+    """Return ``a @ b`` for matrices, by the same choice as in `fast_linears`."""
     if backend.mode() == "plain" or not pays() or not _fits(a, b.mT) or _differentiated(a, b):
         return a @ b
     return _linear(a, b.mT, None)
@@ -51,7 +51,7 @@ def _differentiated(*tensors: Tensor) -> bool:
 
 @functools.cache
 def pays() -> bool:
-    """Whether oneDNN is there and beats torch's choice on this processor."""
+    """Return whether oneDNN is there and beats torch's choice on this processor."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or _vendor() != "AuthenticAMD":
@@ -65,7 +65,7 @@ def pays() -> bool:
 
 
 def _vendor() -> str:
-    """The processor's vendor in Linux's words; empty elsewhere."""
+    """Return the processor's vendor in Linux's words; empty elsewhere."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("vendor_id"):
@@ -93,7 +93,7 @@ class _Linears(TorchFunctionMode):
 
 
 def _fits(x: Tensor, W: Tensor, b: Tensor | None = None) -> bool:
-    """Whether this is a product for oneDNN: plain fp32 tensors on the CPU, a bias per column, large enough."""
+    """Return whether this is a product for oneDNN: plain fp32 tensors on the CPU, a bias per column, large enough."""
     tensors = (x, W) if b is None else (x, W, b)
     if any(type(t) not in PLAIN or t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
         return False

@@ -13,12 +13,21 @@ import torch
 from torch import Tensor
 
 from ..step_interface import Adam, Encoder, Fit, Gradients, Pairs, Revived, Scalar, Terms
-from . import adam_numba, decode_numba, gradients_numba, low_bit_matmul, rounding_numba
-from .buffers import CHUNK, _spread, buffer
-from .encode import _encode, _encode_above, _encode_prefixes, _round, _round_latents
+from . import adam_numba, decode_numba, gradients_numba, low_bit_matmul, rows_numba
+from .adam_numba import Factors, LatentGradient, LatentWeights
+from .buffers import buffer
+from .decode_numba import Codes, Decoder, Differentiated
+from .encode import encode_above, encode_prefixes
+from .gradients_numba import More, OfDecoder, OfEncoder, PairTerms, Panel, SortedTerms, Sums
+from .rounded import round_fastest, round_latents
+from .threads import CHUNK, spread
 
 PANEL_BYTES = 12 * 2**20
-"""Columns of the rows and of their gradients that are read over and over, latent by latent. Unit: bytes."""
+"""Columns of the rows and of their gradients that are read over and over, latent by latent: they should stay in the
+last cache. Unit: bytes."""
+
+LATENT_WEIGHTS = ("W_enc", "W_dec", "b_enc")
+"""Names of the weights that are updated latent by latent."""
 
 
 array = np
@@ -26,73 +35,73 @@ array = np
 
 
 def number(value: Tensor) -> Scalar:
-    """A running value to compute with."""
+    """Return a running value to compute with."""
     return np.float32(float(value))
 
 
 def numbers(t: Tensor) -> np.ndarray:
-    """A tensor to compute with, in the same memory."""
+    """Return a tensor to compute with, in the same memory."""
     return t.numpy()
 
 
 def tensor(values: np.ndarray) -> Tensor:
-    """The inverse of `numbers`."""
+    """Return the inverse of `numbers`."""
     return torch.from_numpy(values)
 
 
 def counts_of(latents: np.ndarray, n_latents: int) -> np.ndarray:
-    """How often each latent is there, ``[n_latents]`` int64."""
+    """Return how often each latent occurs, ``[n_latents]`` int64."""
     return np.bincount(latents, minlength=n_latents)
 
 
 def sums_of(latents: np.ndarray, weights: np.ndarray, n_latents: int) -> np.ndarray:
-    """Sum of the weights of each latent's pairs, ``[n_latents]`` float64."""
+    """Return the sum of the weights of each latent's pairs, ``[n_latents]`` float64."""
     return np.bincount(latents, weights, n_latents).astype(np.float64, copy=False)
 
 
 def smallest_of_largest(values: np.ndarray, count: int) -> Scalar:
-    """The smallest of the `count` largest values."""
+    """Return the smallest of the `count` largest values."""
     more = len(values) - count
     return np.partition(values, more)[more]
 
 
 def room_for(x: Tensor, count: int) -> Tensor:
-    """Memory of undefined content for `count` sets of rows like `x`, one after the other."""
+    """Return memory of undefined content for `count` sets of rows like `x`, one after the other."""
     return buffer("sets of rows", (count * len(x), x.shape[1]))
 
 
 def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
-    """``x * scale - center`` in memory that the next call on this thread uses again."""
+    """Return ``x * scale - center`` in memory that the next call on this thread uses again."""
     x = x.detach().contiguous()
     out = buffer("centered rows", tuple(x.shape))
     factor = np.float32(1.0 if scale is None else float(scale))
-    _spread(rounding_numba.center_rows, len(x), 4 * x.shape[1], x.numpy(), factor, center.numpy(), out.numpy())
+    spread(rows_numba.center_rows, len(x), 4 * x.shape[1], x.numpy(), factor, center.numpy(), out.numpy())
     return out
 
 
 def variance(x: Tensor) -> Scalar:
-    """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
+    """Return ``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
     n, d = x.shape
     parts = -(-n // CHUNK)
     columns, squares = buffer("columns", (parts, d)).numpy(), np.empty(parts, np.float32)
-    _spread(rounding_numba.column_sums, parts, CHUNK * d, CHUNK, x.numpy(), columns)
+    spread(rows_numba.column_sums, parts, CHUNK * d, CHUNK, x.numpy(), columns)
     mean = (columns.sum(0, dtype=np.float64) / n).astype(np.float32)
-    _spread(rounding_numba.squares_around, parts, CHUNK * d, CHUNK, x.numpy(), mean, squares)
+    spread(rows_numba.squares_around, parts, CHUNK * d, CHUNK, x.numpy(), mean, squares)
     return max(float(squares.sum(dtype=np.float64)) / n, 1e-12)
 
 
 def row_norms(W: Tensor) -> np.ndarray:
-    """Length of each row of ``W [n, d]``."""
+    """Return the length of each row of ``W [n, d]``."""
     norms = np.empty(len(W), np.float32)
-    _spread(rounding_numba.row_norms, len(W), W.shape[1], W.numpy(), norms)
+    spread(rows_numba.row_norms, len(W), W.shape[1], W.numpy(), norms)
     return norms
 
 
 def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor, x: Tensor) -> Encoder:
-    """The encoder for rows like `x`, from which `offset` is yet to be subtracted."""
+    """Return the encoder for rows like `x`, from which `offset` is yet to be subtracted."""
     buffer("of enc", tuple(W_enc.shape))  # the copy lies in it, and `gradients` wants it this large
-    rounded = _round_latents(W_enc, "W", x, offset)
-    return Encoder(W_enc, b_enc - torch.from_numpy(rounded.dot), rounded)
+    rounded = round_fastest(W_enc, "W", x, offset)
+    return Encoder(W_enc, b_enc - torch.from_numpy(rounded.facts.dot), rounded)
 
 
 def join(parts: Sequence[Pairs[np.ndarray]]) -> Pairs[np.ndarray]:
@@ -104,7 +113,7 @@ def join(parts: Sequence[Pairs[np.ndarray]]) -> Pairs[np.ndarray]:
 
 
 def even_pairs(values: np.ndarray, latents: np.ndarray) -> Pairs[np.ndarray]:
-    """As many pairs in every row, ``[n, k]`` each."""
+    """Return as many pairs in every row, from ``[n, k]`` each."""
     n, k = values.shape
     return Pairs(
         np.arange(0, n * k + 1, k), np.ascontiguousarray(latents).ravel(), np.ascontiguousarray(values).ravel()
@@ -112,32 +121,33 @@ def even_pairs(values: np.ndarray, latents: np.ndarray) -> Pairs[np.ndarray]:
 
 
 def topk_pairs(x: Tensor, encoder: Encoder, k: int) -> Pairs[np.ndarray]:
-    """The `k` largest of each row, after ReLU (0 where the pre-activation was not positive)."""
-    values, indices = _encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, True)
-    return Pairs(np.arange(0, len(x) * k + 1, k), indices.view(-1).numpy(), values.view(-1).numpy())
+    """See `saekit.kernels.step_interface.StepKernels.topk_pairs`."""
+    [pairs] = topk_pairs_of_prefixes(x, encoder, [(len(encoder.W), k)])
+    return pairs
 
 
-def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple[int, int]]) -> list[Pairs[np.ndarray]]:
-    """`topk_pairs` of the first `size` latents for each ``(size, k)``, from one product of all latents."""
-    found = _encode_prefixes(x, encoder.W, encoder.bias, encoder.rounded, prefixes, None, True)
+def topk_pairs_of_prefixes(
+    x: Tensor, encoder: Encoder, prefixes: Sequence[tuple[int, int]]
+) -> list[Pairs[np.ndarray]]:  # fmt: skip
+    """See `saekit.kernels.step_interface.StepKernels.topk_pairs_of_prefixes`."""
+    found = encode_prefixes(x, encoder.W, encoder.bias, encoder.rounded, prefixes)
     return [even_pairs(values.numpy(), indices.numpy()) for values, indices in found]
 
 
 def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> Pairs[np.ndarray]:
-    """The `k` largest of each row among some latents, after ReLU, in no order; an `Encoder` loses its copy.
+    """See `saekit.kernels.step_interface.StepKernels.topk_pairs_of_some`.
 
     Always from bf16: the order follows the format, and the choice of that what other encoders have met.
     """
-    values, indices = _encode(x, W_enc, bias, _round(W_enc, "some", packed=low_bit_matmul.pays()), k, None, True, False)
+    rounded = round_latents(W_enc, "some", packed=low_bit_matmul.pays())
+    [(values, indices)] = encode_prefixes(x, W_enc, bias, rounded, [(len(W_enc), k)], in_order=False)
     return even_pairs(values.numpy(), indices.numpy())
 
 
 def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs[np.ndarray] | None:
-    """All pre-activations above a level ``[n_latents]`` of any sign; None when a row has more than `room`, or when
-    something is not finite.
-    """
-    found = _encode_above(x, encoder.W, encoder.bias, encoder.rounded, level, room, None, all_or_none=True)
-    return None if found is None else Pairs(*found[:3])
+    """See `saekit.kernels.step_interface.StepKernels.pairs_above`."""
+    found = encode_above(x, encoder.W, encoder.bias, encoder.rounded, level, room=room, all_or_none=True)
+    return None if found is None else Pairs(found.offsets, found.latents, found.values)
 
 
 def reconstruct(
@@ -149,16 +159,16 @@ def reconstruct(
     weight: float = 1.0,
     name: str = "",
 ) -> Fit[np.ndarray]:
-    """Decode the pairs and differentiate ``weight * mean over rows of ||x - x_hat||^2``."""
+    """See `saekit.kernels.step_interface.StepKernels.reconstruct`."""
     n, d = x.shape
     parts = -(-n // CHUNK)
     gradient, columns = buffer(f"gradient {name}", (n, d)), buffer("columns", (parts, d)).numpy()
     slopes, squares = buffer(f"slopes {name}", (len(codes),)).numpy(), buffer("squares", (n,)).numpy()
-    _spread(
-        decode_numba.reconstruct, parts, 4 * CHUNK * d * len(codes) / max(n, 1),
-        CHUNK, x.numpy(), pairs.offsets, codes, pairs.latents, W_dec.numpy(), offset.numpy(),
-        np.float32(2 * weight / n), gradient.numpy(), slopes, squares, columns,
-    )  # fmt: skip
+    cost = 4 * CHUNK * d * len(codes) / max(n, 1)
+    given = Codes(pairs.offsets, pairs.latents, codes)
+    decoder = Decoder(W_dec.numpy(), offset.numpy(), np.float32(2 * weight / n))
+    out = Differentiated(gradient.numpy(), slopes, squares, columns)
+    spread(decode_numba.reconstruct, parts, cost, CHUNK, x.numpy(), given, decoder, out)
     return Fit(float(squares.sum(dtype=np.float64)), gradient, slopes, columns.sum(0))
 
 
@@ -174,23 +184,11 @@ def gradients(
 ) -> Gradients[np.ndarray]:
     """See `saekit.kernels.step_interface.StepKernels.gradients`."""
     n, d = x.shape
-    pairs, wanted, gradient = terms.pairs, terms.wanted, terms.gradient
-    W_enc, W_dec = weights["W_enc"], weights["W_dec"]
+    W_enc, W_dec, gradient = weights["W_enc"].numpy(), weights["W_dec"].numpy(), terms.gradient.numpy()
     n_latents = len(W_enc)
-    slot, more = np.full(n_latents, -1, np.int32), [torch.empty((0, d)), torch.empty((0, d)), torch.empty(0)]
-    if revived is not None:
-        slot[revived[0].numpy()] = np.arange(len(revived[0]), dtype=np.int32)
-        more = list(revived[1:])
-    offsets = np.zeros(n_latents + 1, np.int64)
-    gradients_numba.count_by_latent(pairs.latents, wanted, offsets)
-    count = int(offsets[-1])
-    rows = buffer("rows", (count,), torch.int32).numpy()
-    code, slope = buffer("code", (count,)).numpy(), buffer("slope", (count,)).numpy()
-    gradients_numba.sort_by_latent(
-        pairs.offsets, terms.codes, pairs.latents, terms.slopes, wanted, offsets[:-1].copy(), rows, code, slope
-    )  # fmt: skip
-    sources = rows
-    if len(pairs.offsets) - 1 > n:
+    offsets, by_latent = _by_latent(terms, n_latents)
+    rows = sources = by_latent.rows
+    if len(terms.pairs.offsets) - 1 > n:
         rows = sources % np.int32(n)
     elif terms.sections:
         sources = rows.copy()
@@ -198,30 +196,53 @@ def gradients(
             sources[offsets[edge] :] += np.int32(n)
     chunks = -(-n_latents // CHUNK)
     of_dec, of_enc = (buffer(f"{name}of {part}", (n_latents, d)).numpy() for part in ("dec", "enc"))
-    of_bias, of_offset = np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy()
-    along, squares = np.zeros(n_latents, np.float32), np.zeros(n_latents)
+    squares = np.zeros(n_latents)
+    decoder = OfDecoder(of_dec, np.zeros(n_latents, np.float32), squares)
+    encoder = OfEncoder(of_enc, np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy(), squares)
+    slot, (more_dec, more_enc, more_bias) = _slots(revived, n_latents, d)
     stretch = np.zeros(n_latents, np.float32) if stretch is None else stretch
-    cost = 4 * count * d / n_latents
-    for left, right in _panels(len(gradient), d):
-        _spread(
-            gradients_numba.gradient_of_decoder, n_latents, cost, left, right, offsets, sources, code, gradient.numpy(),
-            W_dec.numpy(), slot, more[0].numpy(), stretch, of_dec, along, squares,
-        )  # fmt: skip
-    for left, right in _panels(n, d):
-        _spread(
-            gradients_numba.gradient_of_encoder, chunks, CHUNK * cost, CHUNK, left, right, offsets, rows, slope,
-            x.numpy(),
-            offset.numpy(), W_enc.numpy(), slot, more[1].numpy(), more[2].numpy(), of_enc, of_bias, of_offset,
-            squares,
-        )  # fmt: skip
-    return Gradients(of_enc, of_dec, of_bias, along, squares, -of_offset.sum(0), np.diff(offsets))
+    cost = 4 * len(rows) * d / n_latents
+    for panel in _panels(len(gradient), d):
+        sums, more = Sums(offsets, sources, by_latent.codes, gradient), More(slot, more_dec, more_bias)
+        spread(gradients_numba.gradient_of_decoder, n_latents, cost, panel, sums, more, stretch, W_dec, decoder)
+    for panel in _panels(n, d):
+        sums, more = Sums(offsets, rows, by_latent.slopes, x.numpy()), More(slot, more_enc, more_bias)
+        given = CHUNK, panel, sums, more, (W_enc, offset.numpy()), encoder
+        spread(gradients_numba.gradient_of_encoder, chunks, CHUNK * cost, *given)
+    of_offset = -encoder.offset.sum(0)  # a fixed number of chunks: the same for any number of threads
+    return Gradients(of_enc, of_dec, encoder.bias, decoder.along, squares, of_offset, np.diff(offsets))
 
 
-def _panels(n: int, d: int) -> list[tuple[int, int]]:
-    """Columns of ``[n, d]`` in panels that stay in the last cache."""
+def _by_latent(terms: Terms[np.ndarray], n_latents: int) -> tuple[np.ndarray, SortedTerms]:
+    """Return the wanted pairs sorted by latent, and where each latent's begin."""
+    pairs = terms.pairs
+    offsets = np.zeros(n_latents + 1, np.int64)
+    gradients_numba.count_by_latent(pairs.latents, terms.wanted, offsets)
+    shape = (int(offsets[-1]),)
+    out = SortedTerms(
+        buffer("rows", shape, torch.int32).numpy(), buffer("code", shape).numpy(), buffer("slope", shape).numpy()
+    )
+    given = PairTerms(pairs.offsets, pairs.latents, terms.codes, terms.slopes, terms.wanted)
+    gradients_numba.sort_by_latent(given, offsets[:-1].copy(), out)
+    return offsets, out
+
+
+def _slots(revived: Revived | None, n_latents: int, d: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Return where each latent's further gradient is, -1 for none, and that of decoder, encoder and biases."""
+    slot = np.full(n_latents, -1, np.int32)
+    if revived is None:
+        none = np.empty((0, d), np.float32)
+        return slot, (none, none, np.empty(0, np.float32))
+    which, *more = revived
+    slot[which.numpy()] = np.arange(len(which), dtype=np.int32)
+    return slot, tuple(part.numpy() for part in more)
+
+
+def _panels(n: int, d: int) -> list[Panel]:
+    """Return the columns of ``[n, d]`` in panels that stay in the last cache."""
     panels = max(1, round(4 * n * d / PANEL_BYTES))
-    edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]
-    return list(itertools.pairwise(edges))
+    edges = [16 * (d * panel // (16 * panels)) for panel in range(panels)] + [d]  # whole cache lines
+    return [Panel(left, right) for left, right in itertools.pairwise(edges)]
 
 
 def descend(
@@ -233,31 +254,32 @@ def descend(
     adam: Adam,
 ) -> Scalar:
     """See `saekit.kernels.step_interface.StepKernels.descend`."""
-    W_enc, W_dec, b_enc = (weights[name].numpy() for name in ("W_enc", "W_dec", "b_enc"))
     of_bias = others.get("b_enc", g.of_bias)
+    others = {name: gradient for name, gradient in others.items() if name != "b_enc"}
     lengths = g.squares + np.square(of_bias, dtype=np.float64)
     if adam.unit:  # what projection removes from the gradient of a row of length 1 is the square of `along`
         lengths -= np.square(g.along, dtype=np.float64)
-    # Sorted, so that the sum does not depend on the order of the latents.
-    total = np.sort(lengths).sum()
-    for name, gradient in others.items():
-        if name != "b_enc":
-            total += np.sort(np.square(gradient, dtype=np.float64)).sum()
-    norm = float(np.sqrt(np.maximum(total, 0.0)))
-    factor = 1.0 if adam.clip is None else min(1.0, adam.clip / (norm + 1e-6))
+    norm = _length(lengths, *(np.square(gradient, dtype=np.float64) for gradient in others.values()))
+    clip = 1.0 if adam.clip is None else min(1.0, adam.clip / (norm + 1e-6))
     if not np.isfinite(norm):
-        factor = np.nan  # as in plain torch: nothing survives, and the caller sees it
+        clip = np.nan  # as in plain torch: nothing survives, and the caller sees it
 
-    def numbers(name: str) -> tuple[np.float32, ...]:
-        return tuple(np.float32(value) for value in (factor, *adam.factors(name)))
+    def factors(name: str) -> Factors:
+        return Factors(np.float32(clip), *(np.float32(value) for value in adam.factors(name)))
 
-    moments = [group[name].numpy() for group in (first, second) for name in ("W_enc", "W_dec", "b_enc")]
-    _spread(
-        adam_numba.update_latents, len(W_enc), 32 * W_enc.shape[1], g.of_dec, g.of_enc, of_bias, g.along,
-        W_enc, W_dec, b_enc, *moments, adam.unit, *numbers("W_enc"),
-    )  # fmt: skip
-    for name, gradient in others.items():
-        if name != "b_enc":
-            moving = (group[name].numpy() for group in (weights, first, second))
-            adam_numba.adam_row(gradient.astype(np.float32, copy=False), *moving, *numbers(name))
+    moving = [LatentWeights(*(group[name].numpy() for name in LATENT_WEIGHTS)) for group in (weights, first, second)]
+    gradient = LatentGradient(g.of_enc, g.of_dec, of_bias, g.along)
+    n_latents, d = g.of_dec.shape
+    spread(adam_numba.update_latents, n_latents, 32 * d, gradient, *moving, adam.unit, factors("W_enc"))
+    for name, vector in others.items():
+        w, m, v = (group[name].numpy() for group in (weights, first, second))
+        adam_numba.adam_row(vector.astype(np.float32, copy=False), w, m, v, factors(name))
     return norm
+
+
+def _length(*squares: np.ndarray) -> float:
+    """Return the root of the sum of squares; each set is sorted, so that the order of the latents does not matter."""
+    total = 0.0
+    for part in squares:
+        total += np.sort(part).sum()
+    return float(np.sqrt(np.maximum(total, 0.0)))  # rounding may leave a negative sum

@@ -1,90 +1,145 @@
-"""Compiled loops that round rows and latents to bf16 or whole numbers and sum what was lost."""
+"""Compiled loops that round rows and latents to bf16 or whole numbers and measure what was lost.
+
+What is lost is measured, not estimated: the bound of a product (see `rounded.row_reach`) uses the length of the
+difference between a row and its copy, which is several times less than the largest rounding error of each entry.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from .intrinsics_numba import PANEL, _bits_of_float, _compiled, _dot, _float_of_bits, _narrow, _widen
-
-LARGEST = np.float32(1e18)
-"""Rows and weights with a norm above this could overflow the product: the plain kernel takes them."""
+from .intrinsics_numba import FAST, Float, Int, bits_of_float, compiled, float_of_bits, inlined, narrow, widen
+from .low_bit_matmul import PANEL, WholeLatents
 
 BF16_UNIT = 2.0**-8
 """Largest relative error of rounding to bf16 (8 bits of significand, to nearest)."""
 
-
-@_compiled
-def round_rows(start: int, stop: int, x: Any, offset: Any, rounded: Any, norm: Any, residual: Any, dot: Any) -> None:
-    """bf16 copy of rows, upper bounds of their norm and of the norm of what rounding lost, and ``row . offset``.
-
-    `norm` bounds the length of the row and of its bf16 copy. Rows with NaN or infinity get a norm that is not finite.
-    The copy of a row that the plain kernel takes (see `LARGEST`) is 0: oneDNN's bf16 product on AMX reads past the end
-    of a row whose length is no multiple of its tile and multiplies what it finds by 0, so that NaN in one row would
-    become NaN in the row before it.
-    """
-    d = x.shape[1]
-    # Relative error of the sums below, and what flushing of denormal numbers may lose per entry.
-    slack = np.float32(1.0 + (d + 8) * 2.0**-23)
-    tiny = np.float32(np.sqrt(d) * 2.0**-125)
-    for r in range(start, stop):
-        total = np.float32(0.0)
-        lost = np.float32(0.0)
-        for i in range(d):
-            value = x[r, i]
-            bits = _narrow(value)
-            rounded[r, i] = bits
-            difference = value - _widen(bits)
-            total += value * value
-            lost += difference * difference
-        residual[r] = np.sqrt(lost) * slack + tiny
-        norm[r] = np.sqrt(total) * slack + residual[r]
-        dot[r] = _dot(x, r, offset)
-        if not norm[r] <= LARGEST:
-            for i in range(d):
-                rounded[r, i] = np.int16(0)
-
+LARGEST = np.float32(1e18)
+"""Rows and weights with a norm above this are left to the plain kernel: a product of two of them, 1e36, and a sum of
+such products stay below the largest float32, 3e38."""
 
 MOST_WHOLE = 2**17
-"""Columns of rows of whole numbers: their sum is exact in fp32."""
+"""Maximum columns of rows of whole numbers. The sum of a row's, at most 127 * 2^17, is then exact in fp32, and the
+product of two rows, at most 127^2 * 2^17, stays below 2^31; that it wraps around on the way does not matter."""
 
 TINY = np.float32(1e-12)
 """Rows without a larger number are 0 as whole numbers: the product of two scales must not underflow."""
 
 
-@njit(inline="always")
-def _whole(value: Any) -> Any:
-    """The nearest whole number."""
+class Facts(NamedTuple):
+    """What is known about rounded rows; the arrays are ``[n]`` float32."""
+
+    norm: np.ndarray
+    """At least the length of the row, and of its copy; not finite when the row is not."""
+    residual: np.ndarray
+    """At least the length of the difference between the two."""
+    dot: np.ndarray
+    """Product of the row, not rounded, with an offset."""
+
+
+class WholeCopy(NamedTuple):
+    """Rows as whole numbers."""
+
+    numbers: np.ndarray
+    """``[n, width]`` uint8."""
+    scale: np.ndarray
+    """What the numbers count, ``[n]``."""
+    total: np.ndarray
+    """Sum of a row's numbers, ``[n]`` int32."""
+
+
+# Compiled by itself, so that its terms are added in the same order wherever it is used: `dot` does not depend on the
+# format of the copy, and so neither does the bias of an encoder.
+@njit(fastmath=FAST)
+def _dot(x: np.ndarray, r: Int, offset: np.ndarray) -> Float:
+    """Return ``x[r] . offset``."""
+    along = np.float32(0.0)
+    for i in range(x.shape[1]):
+        along += x[r, i] * offset[i]
+    return along
+
+
+@inlined
+def _slack(d: Int) -> Float:
+    """Return a factor that makes an upper bound of a sum of d squares, or its root.
+
+    A sum of d rounded terms is off by at most d 2^-24 of itself in any order (Higham 2002, Accuracy and Stability of
+    Numerical Algorithms, section 3.1); twice that, and some more for the root and this product.
+    """
+    return np.float32(1.0 + (d + 8) * 2.0**-23)
+
+
+@inlined
+def _flushed(d: Int) -> Float:
+    """Return the largest length of d entries of which each was flushed to 0 for being below 2^-126, and some more."""
+    return np.float32(np.sqrt(d) * 2.0**-125)
+
+
+@compiled
+def round_rows(
+    start: Int, stop: Int, x: np.ndarray, offset: np.ndarray, copy: np.ndarray, facts: Facts
+) -> None:  # fmt: skip
+    """Round rows to bf16: their bits go into `copy`.
+
+    The copy of a row that the plain kernel takes (see `LARGEST`) is 0: oneDNN's bf16 product on AMX reads past the end
+    of a row whose length is no multiple of its tile and multiplies what it finds by 0, so that NaN in one row would
+    become NaN in the row before it.
+    """
+    d = x.shape[1]
+    slack = _slack(d)
+    tiny = _flushed(d)
+    for r in range(start, stop):
+        total = np.float32(0.0)
+        lost = np.float32(0.0)
+        for i in range(d):
+            value = x[r, i]
+            bits = narrow(value)
+            copy[r, i] = bits
+            difference = value - widen(bits)
+            total += value * value
+            lost += difference * difference
+        facts.residual[r] = np.sqrt(lost) * slack + tiny
+        facts.norm[r] = np.sqrt(total) * slack + facts.residual[r]  # of the row and, by the triangle inequality, copy
+        facts.dot[r] = _dot(x, r, offset)
+        if not facts.norm[r] <= LARGEST:  # also when it is NaN
+            for i in range(d):
+                copy[r, i] = np.int16(0)
+
+
+@inlined
+def _whole(value: Float) -> Int:
+    """Return the nearest whole number."""
     return np.int32(value + (np.float32(0.5) if value >= np.float32(0.0) else np.float32(-0.5)))
 
 
-@_compiled
+@compiled
 def round_rows8(
-    start: int, stop: int, x: Any, factor: Any, offset: Any, shift: int, rounded: Any, scale: Any, total: Any,
-    norm: Any, residual: Any, dot: Any,
+    start: Int, stop: Int, x: np.ndarray, factor: np.ndarray, offset: np.ndarray, shift: Int, copy: WholeCopy,
+    facts: Facts,
 ) -> None:  # fmt: skip
-    """Rows as whole numbers from -127 to 127: ``row * factor = scale * (rounded - shift)``.
+    """Round rows to whole numbers from -127 to 127: ``row * factor = scale * (numbers - shift)``.
 
-    ``total`` gets the sum of a row's whole numbers, of which there are at most `MOST_WHOLE`; `norm` and `residual` are
-    those of ``row * factor``. The rest is as in `round_rows`.
+    There are at most `MOST_WHOLE` columns. `norm` and `residual` are those of ``row * factor``. -128 is not used, so
+    that a number and its negative are rounded alike.
     """
     d = x.shape[1]
-    slack = np.float32(1.0 + (d + 8) * 2.0**-23)
-    tiny = np.float32(np.sqrt(d) * 2.0**-125)
+    slack = _slack(d)
+    tiny = _flushed(d)
     for r in range(start, stop):
-        bits: Any = np.int64(0)
+        bits = np.int64(0)
         for i in range(d):  # the largest as whole numbers, which becomes vector code
-            bits = max(bits, _bits_of_float(x[r, i] * factor[i]) & 0x7FFFFFFF)  # type: ignore[call-arg]
-        largest: Any = _float_of_bits(bits)  # type: ignore[call-arg]
+            bits = max(bits, bits_of_float(x[r, i] * factor[i]) & 0x7FFFFFFF)
+        largest = float_of_bits(bits)
         squares = np.float32(0.0)
         for i in range(d):
             value = x[r, i] * factor[i]
             squares += value * value
         step = largest / np.float32(127.0)
         inverse = np.float32(127.0) / largest if largest >= TINY else np.float32(0.0)
-        row = rounded[r]
+        row = copy.numbers[r]
         for i in range(d):
             row[i] = np.uint8(_whole(x[r, i] * factor[i] * inverse) + shift)
         lost = np.float32(0.0)
@@ -95,20 +150,20 @@ def round_rows8(
             difference = value - number * step
             lost += difference * difference
             count += number
-        for i in range(d, rounded.shape[1]):
-            rounded[r, i] = np.uint8(0)
-        scale[r] = step
-        total[r] = np.int32(count)
-        # `factor` times the row, `scale` and its multiples are rounded too.
+        for i in range(d, copy.numbers.shape[1]):
+            copy.numbers[r, i] = np.uint8(0)
+        copy.scale[r] = step
+        copy.total[r] = np.int32(count)
+        # `factor` times the row, `scale` and its multiples are rounded too: 2^-22 is four such errors.
         length = np.sqrt(squares) * slack
-        residual[r] = np.sqrt(lost) * slack + length * np.float32(2.0**-22) + tiny
-        norm[r] = length + residual[r]
-        dot[r] = _dot(x, r, offset)
+        facts.residual[r] = np.sqrt(lost) * slack + length * np.float32(2.0**-22) + tiny
+        facts.norm[r] = length + facts.residual[r]
+        facts.dot[r] = _dot(x, r, offset)
 
 
-@_compiled
+@compiled
 def round_panels(
-    start: int, stop: int, W: Any, offset: Any, panels: Any, norm: Any, residual: Any, dot: Any
+    start: Int, stop: Int, W: np.ndarray, offset: np.ndarray, panels: np.ndarray, facts: Facts
 ) -> None:  # fmt: skip
     """`round_rows` of the latents of panels ``start .. stop``, in the order of `low_bit_matmul.multiply`.
 
@@ -116,6 +171,7 @@ def round_panels(
     """
     n = len(W)
     pairs = panels.shape[1]
+    # A panel is rounded row by row and then transposed, which stays in the first cache.
     rounded = np.zeros((PANEL, 2 * pairs), np.int16)
     words = rounded.view(np.int32)
     for s in range(start, stop):
@@ -123,25 +179,23 @@ def round_panels(
         last = min(n, first + PANEL)
         if last < first + PANEL:
             rounded[:] = 0
-        round_rows(
-            0, last - first, W[first:last], offset, rounded, norm[first:last], residual[first:last], dot[first:last]
-        )  # fmt: skip
+        part = Facts(facts.norm[first:last], facts.residual[first:last], facts.dot[first:last])
+        round_rows(0, last - first, W[first:last], offset, rounded, part)
         for p in range(pairs):
             for j in range(PANEL):
                 panels[s, p, j] = words[j, p]
 
 
-@_compiled
+@compiled
 def round_panels8(
-    start: int, stop: int, W: Any, factor: Any, offset: Any, panels: Any, scales: Any, starts: Any, norm: Any,
-    residual: Any, dot: Any,
+    start: Int, stop: Int, W: np.ndarray, factor: np.ndarray, offset: np.ndarray, panels: WholeLatents, facts: Facts
 ) -> None:  # fmt: skip
     """`round_rows8` of the latents of panels ``start .. stop``, in the order of `low_bit_matmul.multiply8`.
 
-    `scales` and `starts` have entries for whole panels: 0 beyond the last latent.
+    `scale` and `starts` have entries for whole panels: 0 beyond the last latent.
     """
     n = len(W)
-    count = panels.shape[1]
+    count = panels.words.shape[1]
     rounded = np.zeros((PANEL, 4 * count), np.uint8)
     words = rounded.view(np.int32)
     total = np.zeros(PANEL, np.int32)
@@ -153,72 +207,12 @@ def round_panels8(
             rounded[:] = 0
             scale[:] = 0
             total[:] = 0
-        round_rows8(
-            0, last - first, W[first:last], factor, offset, 0, rounded, scale, total, norm[first:last],
-            residual[first:last], dot[first:last],
-        )  # fmt: skip
+        part = Facts(facts.norm[first:last], facts.residual[first:last], facts.dot[first:last])
+        copy = WholeCopy(rounded, scale, total)
+        round_rows8(0, last - first, W[first:last], factor, offset, 0, copy, part)
         for j in range(PANEL):
-            scales[first + j] = scale[j]
-            starts[first + j] = np.int32(-128) * total[j]
+            panels.scale[first + j] = scale[j]
+            panels.starts[first + j] = np.int32(-128) * total[j]
         for p in range(count):
             for j in range(PANEL):
-                panels[s, p, j] = words[j, p]
-
-
-@_compiled
-def center_rows(start: int, stop: int, x: Any, scale: Any, center: Any, out: Any) -> None:
-    """``out = x * scale - center``."""
-    for r in range(start, stop):
-        for i in range(x.shape[1]):
-            out[r, i] = x[r, i] * scale - center[i]
-
-
-@_compiled
-def spread(x: Any, W: Any) -> Any:
-    """Standard deviation of the entries of ``x @ W.T``."""
-    total: Any = 0.0
-    squares: Any = 0.0
-    for r in range(len(x)):
-        for j in range(len(W)):
-            value = np.float32(0.0)
-            for i in range(x.shape[1]):
-                value += x[r, i] * W[j, i]
-            total += value
-            squares += value * value
-    count = len(x) * len(W)
-    return np.sqrt(max(squares / count - (total / count) * (total / count), 0.0))
-
-
-@_compiled
-def row_norms(start: int, stop: int, x: Any, norms: Any) -> None:
-    """Length of each row."""
-    for r in range(start, stop):
-        total = np.float32(0.0)
-        for i in range(x.shape[1]):
-            total += x[r, i] * x[r, i]
-        norms[r] = np.sqrt(total)
-
-
-@_compiled
-def column_sums(start: int, stop: int, chunk: int, x: Any, columns: Any) -> None:
-    """Sum of the rows over chunks of `chunk` rows."""
-    n, d = x.shape
-    for part in range(start, stop):
-        for i in range(d):
-            columns[part, i] = np.float32(0.0)
-        for r in range(part * chunk, min(n, (part + 1) * chunk)):
-            for i in range(d):
-                columns[part, i] += x[r, i]
-
-
-@_compiled
-def squares_around(start: int, stop: int, chunk: int, x: Any, mean: Any, squares: Any) -> None:
-    """Sum of ``|row - mean|^2`` over chunks of `chunk` rows."""
-    n, d = x.shape
-    for part in range(start, stop):
-        total = np.float32(0.0)
-        for r in range(part * chunk, min(n, (part + 1) * chunk)):
-            for i in range(d):
-                away = x[r, i] - mean[i]
-                total += away * away
-        squares[part] = total
+                panels.words[s, p, j] = words[j, p]

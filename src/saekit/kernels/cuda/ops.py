@@ -33,10 +33,10 @@ BLOCK_BYTES = 64 * 2**20
 """Size of the buffer for one block of the product: most of it should stay in the last cache. Unit: bytes."""
 
 SEGMENT = 256
-"""Pairs of one latent that one program sums."""
+"""Pairs of one latent that one program sums: a latent that fires in every row would keep one program busy for long."""
 
 LARGEST_K = 512
-"""More latents per row are left to the plain kernel."""
+"""Maximum latents per row: `best_of` sorts more than twice as many in registers. The plain kernel takes the rest."""
 
 ROUNDING = 2.0**-8 * 1.01 + 2.0**-22
 """Rounding of a product to bf16, and the fp32 rounding of the reference: error relative to the bf16 value."""
@@ -46,18 +46,18 @@ ADDING = 2.0**-22
 
 
 def _power_of_two(n: int) -> int:
-    """The smallest power of two that is at least `n`."""
+    """Return the smallest power of two that is at least `n`."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def _panel(d: int, largest: int) -> int:
-    """Columns that a program takes at a time."""
+    """Return the columns that a program takes at a time: tiles are powers of two, and 16 wide at least."""
     return min(largest, max(16, _power_of_two(d)))
 
 
 @contextlib.contextmanager
 def _full_sums() -> Iterator[None]:
-    """Products inside add up in fp32 to the end: torch's default lets partial sums be rounded to bf16."""
+    """Let products inside add up in fp32 to the end: torch's default lets partial sums be rounded to bf16."""
     settings, name = torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction"
     before: Any = getattr(settings, name)
     with contextlib.suppress(AttributeError):  # torch has had two numbers there since 2.11
@@ -88,7 +88,7 @@ def _round(x: Tensor, offset: Tensor | None = None) -> _Rounded:
     n, d = x.shape
     rounded = _Rounded(x.new_empty((n, d), dtype=torch.bfloat16), *x.new_empty((3, n)).unbind())
     if n:
-        slack = 1.0 + (d + 8) * 2.0**-23
+        slack = 1.0 + (d + 8) * 2.0**-23  # a sum of d squares in fp32, as in `saekit.kernels.cpu.rounding_numba`
         loops.round_rows[(n,)](
             x, x if offset is None else offset, rounded.bf16, rounded.norm, rounded.residual, rounded.dot, d, slack,
             HAS_OFFSET=offset is not None, BLOCK_D=_panel(d, 1024),
@@ -112,6 +112,8 @@ class _Bound:
 def _bound(rows: _Rounded, W: _Rounded, bias: Tensor, size: Tensor | None = None) -> _Bound:
     """`size` bounds the numbers that the bias is a sum of; None: it is no sum."""
     d = rows.bf16.shape[1]
+    # One factor for all latents, so that the bound of a pair is one product: what rounding lost of each is about the
+    # same part of its length.
     loss = (W.residual / W.norm).max() + 2 * (d + 8) * ADDING
     row = torch.addcmul(rows.residual, rows.norm, loss).mul_(1 + 1e-6)
     low = bias.to(torch.bfloat16)
@@ -123,8 +125,9 @@ def _bound(rows: _Rounded, W: _Rounded, bias: Tensor, size: Tensor | None = None
 
 
 def _blocks(rows: _Rounded, W: _Rounded, bound: _Bound, block_rows: int | None) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows with their bf16 pre-activations, in memory that the next block uses again."""
+    """Yield blocks of rows with their bf16 pre-activations, in memory that the next block uses again."""
     n, n_latents = len(rows.norm), len(W.norm)
+    # 16 rows at least, the height of a tile, even where the product does not stay in a cache.
     block = max(1, min(block_rows or n, n, max(16, BLOCK_BYTES // (2 * n_latents))))
     product = rows.bf16.new_empty((block, n_latents))
     for start in range(0, n, block):
@@ -135,21 +138,25 @@ def _blocks(rows: _Rounded, W: _Rounded, bound: _Bound, block_rows: int | None) 
 
 
 def lanes_for(n_latents: int, k: int) -> int:
-    """Lanes whose maxima locate the k largest: a power of two, so many that few lanes hold two of them."""
+    """Return how many lanes locate the k largest: a power of two, so many that few lanes hold two of them.
+
+    At most 4,096, which a program of 8 warps keeps in registers, and no more than there are latents.
+    """
     wanted = _power_of_two(max(8 * k, n_latents // 8, 256))
     return max(16, min(wanted, 4096, 1 << (n_latents.bit_length() - 1)))
 
 
 def _select(
-    product: Tensor, bound: _Bound, part: slice, candidates: Tensor, counts: Tensor, n_latents: int, k: int,
-    above: bool, exact: bool,
+    product: Tensor, bound: _Bound, part: slice, candidates: Tensor, counts: Tensor, n_latents: int,
+    k: int | None, exact: bool = True,
 ) -> None:  # fmt: skip
+    """Find candidates for the k largest of the first `n_latents`, or with k None for those not below 0."""
     n, width = product.shape
-    lanes = lanes_for(n_latents, k)
+    lanes = lanes_for(n_latents, k or 1)
     loops.select[(n,)](
         product.view(torch.int16), bound.row[part], bound.latent, bound.bias, bound.most_latent, bound.most_bias,
-        candidates, counts, n_latents, width, k, candidates.shape[1], ROUNDING, ABOVE=above, EXACT=exact, LANES=lanes,
-        num_warps=4 if lanes <= 1024 else 8,
+        candidates, counts, n_latents, width, k or 1, candidates.shape[1], ROUNDING, ABOVE=k is None, EXACT=exact,
+        LANES=lanes, num_warps=4 if lanes <= 1024 else 8,
     )  # fmt: skip
 
 
@@ -196,6 +203,7 @@ def _encode_prefixes(
 ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
     """For each ``(size, k)`` the k largest of the first `size` latents, all from one product."""
     n, d = x.shape
+    # A row that is not finite is known by its norm, see `select`: `best_of_all` takes it.
     if max(k for _, k in prefixes) > LARGEST_K or not n:
         return [reference.topk_encode(x, W_enc[:m], bias[:m], k, block_rows=block_rows) for m, k in prefixes]
     found = [(x.new_empty((n, k)), torch.empty((n, k), dtype=torch.int64, device=x.device)) for _, k in prefixes]
@@ -207,7 +215,7 @@ def _encode_prefixes(
             room, size = min(_power_of_two(2 * k + 64), _power_of_two(m)), _power_of_two(max(k, 16))
             candidates = torch.empty((length, room), dtype=torch.int32, device=x.device)
             counts = torch.empty(length, dtype=torch.int32, device=x.device)
-            _select(product, bound, part, candidates, counts, m, k, above=False, exact=exact)
+            _select(product, bound, part, candidates, counts, m, k, exact)
             scores = _rescore(x[part], W_enc, bias, candidates, counts)
             into = values[part], indices[part]
             warps = max(1, min(8, room // 128))
@@ -252,7 +260,7 @@ def _encode_above(
         length = part.stop - part.start
         candidates = torch.empty((length, room), dtype=torch.int32, device=x.device)
         counts = torch.empty(length, dtype=torch.int32, device=x.device)
-        _select(product, bound, part, candidates, counts, len(W_enc), 1, above=True, exact=True)
+        _select(product, bound, part, candidates, counts, len(W_enc), None)
         least, most = torch.stack(counts.aminmax()).tolist()
         if least < 0 or most > room:
             return None
@@ -283,59 +291,59 @@ def csr_decode(offsets: Tensor, indices: Tensor, values: Tensor, W_dec: Tensor) 
 
 
 def number(value: Tensor) -> Scalar:
-    """A running value to compute with: it stays on the device."""
+    """Return a running value to compute with: it stays on the device."""
     return value
 
 
 def numbers(t: Tensor) -> Tensor:
-    """A tensor to compute with: the tensor."""
+    """Return a tensor to compute with: the tensor."""
     return t
 
 
 def tensor(values: Tensor) -> Tensor:
-    """The inverse of `numbers`."""
+    """Return the inverse of `numbers`."""
     return values
 
 
 def room_for(x: Tensor, count: int) -> Tensor:
-    """Memory of undefined content for `count` sets of rows like `x`, one after the other."""
+    """Return memory of undefined content for `count` sets of rows like `x`, one after the other."""
     return x.new_empty((count * len(x), x.shape[1]))
 
 
 def counts_of(latents: Tensor, n_latents: int) -> Tensor:
-    """How often each latent is there, ``[n_latents]`` int64."""
+    """Return how often each latent occurs, ``[n_latents]`` int64."""
     return latents.new_zeros(n_latents).scatter_add_(0, latents, torch.ones_like(latents))
 
 
 def sums_of(latents: Tensor, weights: Tensor, n_latents: int) -> Tensor:
-    """Sum of the weights of each latent's pairs, ``[n_latents]`` float64, in a fixed order."""
+    """Return the sum of the weights of each latent's pairs, ``[n_latents]`` float64, in a fixed order."""
     order, starts = _by_latent(latents, n_latents)
     return torch.segment_reduce(weights.double()[order], "sum", offsets=starts)
 
 
 def smallest_of_largest(values: Tensor, count: int) -> Scalar:
-    """The smallest of the `count` largest values."""
+    """Return the smallest of the `count` largest values."""
     return values.sort(descending=True).values[count - 1]
 
 
 def centered(x: Tensor, scale: Tensor | None, center: Tensor) -> Tensor:
-    """``x * scale - center``."""
+    """Return ``x * scale - center``."""
     x = x.detach()
     return x - center if scale is None else torch.addcmul(-center, x, scale)
 
 
 def variance(x: Tensor) -> Scalar:
-    """``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
+    """Return ``mean over rows of ||x - mean(x)||^2``, at least 1e-12."""
     return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)
 
 
 def row_norms(W: Tensor) -> Tensor:
-    """Length of each row of ``W [n, d]``."""
+    """Return the length of each row of ``W [n, d]``."""
     return W.norm(dim=1)
 
 
 def encoder_at(W_enc: Tensor, b_enc: Tensor, offset: Tensor, x: Tensor) -> Encoder:
-    """The encoder for rows like `x`, from which `offset` is yet to be subtracted."""
+    """Return the encoder for rows like `x`, from which `offset` is yet to be subtracted."""
     rounded = _round(W_enc, offset)
     return Encoder(W_enc, b_enc - rounded.dot, rounded)
 
@@ -351,32 +359,30 @@ def join(parts: Sequence[Pairs[Tensor]]) -> Pairs[Tensor]:
 
 
 def even_pairs(values: Tensor, latents: Tensor) -> Pairs[Tensor]:
-    """As many pairs in every row, ``[n, k]`` each."""
+    """Return as many pairs in every row, from ``[n, k]`` each."""
     n, k = values.shape
     offsets = torch.arange(0, n * k + 1, k, device=values.device)
     return Pairs(offsets, latents.reshape(-1), values.reshape(-1))
 
 
 def topk_pairs(x: Tensor, encoder: Encoder, k: int) -> Pairs[Tensor]:
-    """The `k` largest of each row, after ReLU (0 where the pre-activation was not positive)."""
+    """See `saekit.kernels.step_interface.StepKernels.topk_pairs`."""
     return even_pairs(*_encode(x, encoder.W, encoder.bias, encoder.rounded, k, None, True))
 
 
 def topk_pairs_of_prefixes(x: Tensor, encoder: Encoder, prefixes: Sequence[tuple[int, int]]) -> list[Pairs[Tensor]]:
-    """`topk_pairs` of the first `size` latents for each ``(size, k)``, from one product of all latents."""
+    """See `saekit.kernels.step_interface.StepKernels.topk_pairs_of_prefixes`."""
     found = _encode_prefixes(x, encoder.W, encoder.bias, encoder.rounded, prefixes, None, True)
     return [even_pairs(values, indices) for values, indices in found]
 
 
 def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> Pairs[Tensor]:
-    """The `k` largest of each row among some latents, after ReLU."""
+    """See `saekit.kernels.step_interface.StepKernels.topk_pairs_of_some`."""
     return even_pairs(*_encode(x, W_enc, bias, _round(W_enc), k, None, True))
 
 
 def pairs_above(x: Tensor, encoder: Encoder, level: Tensor, room: int) -> Pairs[Tensor] | None:
-    """All pre-activations above a level ``[n_latents]`` of any sign; None when a row has more than `room`, or when
-    something is not finite.
-    """
+    """See `saekit.kernels.step_interface.StepKernels.pairs_above`."""
     found = _encode_above(x, encoder.W, encoder.bias, encoder.rounded, level, room, None)
     return None if found is None else Pairs(*found)
 
@@ -397,8 +403,9 @@ def reconstruct(
 
 
 def _by_latent(latents: Tensor, n_latents: int) -> tuple[Tensor, Tensor]:
-    """Order that sorts pairs by latent, rows ascending within one, and where each latent's begin; a latent of
-    `n_latents` is none.
+    """Return the order that sorts pairs by latent, rows ascending within one, and where each latent's begin.
+
+    A latent of `n_latents` is none.
     """
     narrow = latents.to(torch.int16 if n_latents < 2**15 else torch.int32)  # narrow keys sort faster
     keys, order = narrow.sort(stable=True)

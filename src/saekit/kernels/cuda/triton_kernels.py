@@ -24,7 +24,7 @@ def _compiled(function: Any) -> Any:
 
 
 def blocks_of(size: int, block: int) -> int:
-    """Blocks of `block` that cover `size`."""
+    """Return how many blocks of `block` cover `size`."""
     return -(-size // block)
 
 
@@ -33,19 +33,22 @@ def blocks_of(size: int, block: int) -> int:
 
 @_compiled
 def _ordered(bits, low: tl.constexpr):
-    """Integers that sort like the floats with these (sign-extended) bits; its own inverse. `low`: all bits but one."""
+    """Return integers that sort like the floats with these (sign-extended) bits; its own inverse.
+
+    `low`: all bits but one.
+    """
     return bits ^ ((bits >> 31) & low)
 
 
 @_compiled
 def _value_of_key(key):
-    """The bf16 of an `_ordered` key, as fp32."""
+    """Return the bf16 of an `_ordered` key, as fp32."""
     return (_ordered(key, 0x7FFF) << 16).to(tl.float32, bitcast=True)
 
 
 @_compiled
 def _rank_key(score, latent):
-    """int64 that sorts by score, then by smaller latent; NaN is larger than all."""
+    """Return an int64 that sorts by score, then by smaller latent; NaN is larger than all, so that it shows."""
     score = tl.where(score == 0, 0.0, score)  # one zero
     bits = tl.where(score != score, 0x7FC00000, score.to(tl.int32, bitcast=True))
     return (_ordered(bits, 0x7FFFFFFF).to(tl.int64) << 32) | (0x7FFFFFFF - latent).to(tl.int64)
@@ -53,7 +56,7 @@ def _rank_key(score, latent):
 
 @_compiled
 def _store_best(keys, values, indices, r, k, SIZE: tl.constexpr):
-    """The first k of sorted keys, as values after ReLU and latents."""
+    """Store the first k of sorted keys, as values after ReLU and latents."""
     at = tl.arange(0, SIZE)
     score = _ordered((keys >> 32).to(tl.int32), 0x7FFFFFFF).to(tl.float32, bitcast=True)
     score = tl.where(score <= 0, 0.0, score)  # NaN stays
@@ -69,7 +72,7 @@ def round_rows(
     x, offset, low, norm, residual, dot, d, slack, HAS_OFFSET: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """bf16 copy of a row; upper bounds of its norm and of the norm of what rounding lost; ``row . offset``."""
+    """Round a row to bf16; store upper bounds of its norm and of the norm of what was lost, and ``row . offset``."""
     r = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK_D,), tl.float32)
     lost = tl.zeros((BLOCK_D,), tl.float32)
@@ -84,7 +87,7 @@ def round_rows(
         lost += difference * difference
         if HAS_OFFSET:
             along += value * tl.load(offset + at, mask=at < d, other=0.0)
-    left = tl.sqrt(tl.sum(lost)) * slack + 1e-36
+    left = tl.sqrt(tl.sum(lost)) * slack + 1e-36  # for what is flushed to 0: sqrt(d) 2^-126, up to d = 4,000
     tl.store(residual + r, left)
     tl.store(norm + r, tl.sqrt(tl.sum(total)) * slack + left)
     if HAS_OFFSET:
@@ -97,7 +100,7 @@ def select(
     counts, n_latents, width, k, room, rounding, ABOVE: tl.constexpr, EXACT: tl.constexpr,
     LANES: tl.constexpr,
 ):  # fmt: skip
-    """Latents of a row that may be among its k largest, or (with ABOVE) not below 0, and how many there are.
+    """Find the latents of a row that may be among its k largest, or (with ABOVE) not below 0; count them.
 
     ``P [n, width]`` are the bits of a bf16 product, bias included; its first `n_latents` columns are meant. It is off
     by at most ``row_reach * latent_reach + bias_reach``, and ``rounding`` times itself. Lane maxima locate a level that
@@ -107,6 +110,7 @@ def select(
     r = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     reach = tl.load(row_reach + r)
+    # 1.0001 for the rounding of these sums.
     widest = 1.0001 * (reach * tl.load(most_reach) + tl.load(most_bias))
     level = 0.0
     least = 0.0
@@ -121,9 +125,11 @@ def select(
         while high - low > 1:
             middle = (low + high) >> 1
             reached = tl.sum((best >= middle).to(tl.int32))
+            # An eighth more lanes than k are near enough: then both ends meet. A loop has no break here.
             low = tl.where(reached >= k, middle, low)
             high = tl.where(reached >= k, tl.where(reached <= k + k // 8, low + 1, high), middle)
         level = _value_of_key(low)
+        # Not below 0: a latent that is not positive would have the value 0.
         least = tl.maximum(level - rounding * tl.abs(level) - widest, 0.0)
     count = 0
     for first in range(0, n_latents, LANES):
@@ -140,10 +146,11 @@ def select(
         else:
             sure = (at < n_latents) & (a >= level)
             wanted = sure | (near & (upper >= least) & (upper > 0)) if EXACT else sure
-        place = count + tl.cumsum(wanted.to(tl.int32), 0) - 1
-        tl.store(candidates + r * room + place, at, mask=wanted & (place < room))
+        index = count + tl.cumsum(wanted.to(tl.int32), 0) - 1
+        tl.store(candidates + r * room + index, at, mask=wanted & (index < room))
         count += tl.sum(wanted.to(tl.int32))
-    tl.store(counts + r, tl.where(reach < 1e18, count, -1))  # -1: not finite
+    # -1: not finite, or so large that a product could overflow; `best_of_all` takes such rows, and -1 is below any k.
+    tl.store(counts + r, tl.where(reach < 1e18, count, -1))
 
 
 @_compiled
@@ -151,7 +158,7 @@ def rescore(
     x, W, bias, candidates, counts, scores, d, room, BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``scores[r, c] = x[r] . W[candidates[r, c]] + bias`` in fp32 for the candidates of a row."""
+    """Store ``scores[r, c] = x[r] . W[candidates[r, c]] + bias`` in fp32 for the candidates of a row."""
     r = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     count = tl.minimum(tl.load(counts + r), room)
@@ -172,8 +179,9 @@ def rescore(
 def best_of(
     candidates, scores, counts, values, indices, k, ROOM: tl.constexpr,
 ):  # fmt: skip
-    """The k largest scores of a row, largest first, smaller latents first among equals; rows for `best_of_all` are not
-    written.
+    """Store the k largest scores of a row, largest first, smaller latents first among equals.
+
+    Rows for `best_of_all` are not written.
     """
     r = tl.program_id(0).to(tl.int64)
     count = tl.load(counts + r)
@@ -221,7 +229,7 @@ def best_of_all(
 def weighted_sums(
     offsets, indices, weights, W, out, d, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``out[r] = sum over the row's entries of weight * W[index]``."""
+    """Store ``out[r] = sum over the row's entries of weight * W[index]``."""
     r = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_C, BLOCK_D), tl.float32)
@@ -241,7 +249,7 @@ def reconstruct(
     x, offsets, indices, values, W, offset, scale, gradient, slopes,
     squares, n, n_pairs, d, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_D columns of a row decoded, and its squared error differentiated.
+    """Decode BLOCK_D columns of a row and differentiate its squared error.
 
     ``error = sum_c values[c] * W[indices[c]] + offset - x``; writes ``gradient = scale * error``, the error's sum of
     squares over these columns, ``squares [panels, n]``, and their part of ``gradient . W[indices[c]]``, ``slopes
@@ -283,7 +291,7 @@ def _finish_latent(
     more_enc, more_bias, stretch, of_dec, of_enc, of_bias, along, squares,
     n_latents, d, HAS_MORE: tl.constexpr, HAS_STRETCH: tl.constexpr,
 ):  # fmt: skip
-    """What is added to a latent's sums once, and what is needed of their length."""
+    """Add what is added to a latent's sums once; store them and what is needed of their length."""
     inside = at < d
     w = tl.load(W_dec + j * d + at, mask=inside, other=0.0)
     if HAS_STRETCH:
@@ -312,7 +320,7 @@ def gradient_of_segments(
     HAS_SHIFT: tl.constexpr, HAS_MORE: tl.constexpr, HAS_STRETCH: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_D columns of the gradient of one latent's weights, from at most SEGMENT of its pairs.
+    """Sum BLOCK_D columns of the gradient of one latent's weights, from at most SEGMENT of its pairs.
 
     Segments are numbered latent by latent: segment s is of latent ``segment_latent[s]``, whose first one is
     ``segment_first[latent]``. The pairs of latent j are ``order[starts[j]:starts[j + 1]]``. ``of_dec = sum code *
@@ -355,12 +363,13 @@ def gradient_of_segments(
                 HAS_STRETCH,
             )  # fmt: skip
         else:
-            # A latent with m > 1 segments has m places from here on, before those of the next latent with several.
-            place = (tl.load(starts + j) // SEGMENT) * 2 + number
-            tl.store(parts_dec + place * d + at, tl.sum(dec, axis=0), mask=at < d)
-            tl.store(parts_enc + place * d + at, tl.sum(enc, axis=0), mask=at < d)
+            # A latent with m > 1 segments has m slots from here on, before those of the next latent with several: it
+            # has more than (m - 1) SEGMENT pairs, so 2 (m - 1) >= m slots lie between its first pair and the next.
+            slot_of_part = (tl.load(starts + j) // SEGMENT) * 2 + number
+            tl.store(parts_dec + slot_of_part * d + at, tl.sum(dec, axis=0), mask=at < d)
+            tl.store(parts_enc + slot_of_part * d + at, tl.sum(enc, axis=0), mask=at < d)
             if panel == 0:
-                tl.store(parts_bias + place, tl.sum(bias))
+                tl.store(parts_bias + slot_of_part, tl.sum(bias))
 
 
 @_compiled
@@ -370,7 +379,7 @@ def gradient_of_parts(
     n_latents, d, SEGMENT: tl.constexpr, HAS_MORE: tl.constexpr, HAS_STRETCH: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of latents with more than SEGMENT pairs, from the sums of `gradient_of_segments`."""
+    """Add up the gradient of latents with more than SEGMENT pairs, from the sums of `gradient_of_segments`."""
     j = tl.program_id(0).to(tl.int64)
     panel = tl.program_id(1).to(tl.int64)
     begin = tl.load(starts + j)
@@ -380,11 +389,11 @@ def gradient_of_parts(
         dec = tl.zeros((BLOCK_D,), tl.float32)
         enc = tl.zeros((BLOCK_D,), tl.float32)
         bias = 0.0
-        place = (begin // SEGMENT) * 2
+        first_slot = (begin // SEGMENT) * 2
         for number in range(0, tl.cdiv(pairs, SEGMENT)):
-            dec += tl.load(parts_dec + (place + number) * d + at, mask=at < d, other=0.0)
-            enc += tl.load(parts_enc + (place + number) * d + at, mask=at < d, other=0.0)
-            bias += tl.load(parts_bias + place + number)
+            dec += tl.load(parts_dec + (first_slot + number) * d + at, mask=at < d, other=0.0)
+            enc += tl.load(parts_enc + (first_slot + number) * d + at, mask=at < d, other=0.0)
+            bias += tl.load(parts_bias + first_slot + number)
         _finish_latent(
             j, at, panel, dec, enc, bias, offset, W_dec, slot, more_dec, more_enc, more_bias, stretch, of_dec, of_enc,
             of_bias, along, squares, n_latents, d, HAS_MORE, HAS_STRETCH,
@@ -396,7 +405,7 @@ def gradient_of_parts(
 
 @_compiled
 def _adam(g, w, m, v, at, inside, memory_m, memory_v, rate, root, eps):
-    """Moments of `g` in place; returns the new weights."""
+    """Update the moments of `g` in place; return the new weights."""
     mean = tl.load(m + at, mask=inside, other=0.0)
     square = tl.load(v + at, mask=inside, other=0.0)
     mean += (g - mean) * memory_m

@@ -19,7 +19,7 @@ _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "
 
 
 @dataclass(frozen=True)
-class Origin:
+class DeferredModel:
     """A model that is loaded when it is needed, and what must be known of it before."""
 
     digest: str
@@ -30,7 +30,7 @@ class Origin:
     """Returns the model."""
 
 
-def language_origin(model: LanguageModel | str | os.PathLike[str]) -> Origin:
+def defer_model(model: LanguageModel | str | os.PathLike[str]) -> DeferredModel:
     """Return a language model by value or by name; by name only its files are read, for their digest.
 
     Raises
@@ -43,13 +43,13 @@ def language_origin(model: LanguageModel | str | os.PathLike[str]) -> Origin:
     if isinstance(model, LanguageModel):
         folder = str(getattr(model.tokenizer, "name_or_path", "") or "")
         about = {"model": model.digest, "dtype": dtype_name(model.dtype), "tokenizer": _digest_tokenizer(folder)}
-        return Origin(model.digest, about, lambda: model)
+        return DeferredModel(model.digest, about, lambda: model)
     if not isinstance(model, str | os.PathLike):
         raise ConfigError(f"`model` must be a LanguageModel, a folder or a name; got {type(model).__name__}.")
     files = find_model(model)
     digest = files.digest
     about = {"model": digest, "dtype": _dtype_in(files.folder), "tokenizer": _digest_tokenizer(files.folder)}
-    return Origin(digest, about, lambda: _loaded(files.name, digest))
+    return DeferredModel(digest, about, lambda: _loaded(files.name, digest))
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,16 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
-from saekit.classification.arms import (
-    KINDS,
-    Arm,
-    Budget,
-    fit_arm,
-    inner_folds,
-    outer_folds,
-    predict_arm,
-    selection_stability,
-)
+from saekit.classification.arms import Arm
+from saekit.classification.fit import fit_arm, inner_folds, predict_arm, selection_stability
+from saekit.classification.settings import KINDS, Budget
 from saekit.classification.sklearn_steps import DensityMatched, MeanDifference, density_partners
 from saekit.errors import ConfigError, DataError
 from saekit.estimators.select import SelectLatents
@@ -105,7 +98,7 @@ def test_selection_within_the_folds_finds_nothing_in_noise_and_outside_finds_it(
     for seed in range(6):
         z = scipy.sparse.random(n, 16_384, density=0.05, random_state=seed, format="csr", dtype=np.float32)
         y = np.arange(n) % 2
-        parts = outer_folds(y, None, 5, seed)
+        parts = inner_folds(y, None, Budget(inner=5, seed=seed))
         test = np.concatenate([rows for _, rows in parts])
         folds = np.repeat(np.arange(5), [len(rows) for _, rows in parts])
         guesses = [predict_arm(fit_arm(arm, z[a], y[a], budget=budget), z[b], 2).probabilities for a, b in parts]

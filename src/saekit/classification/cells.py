@@ -1,0 +1,168 @@
+"""Cells of a transfer: every arm trained on one value and tested on another, and its means over the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..measure.bootstrap import Estimate
+from ..measure.paired_scores import verdict
+from ..measure.results import Measured
+from ..provenance import release
+from .plan import Job
+from .run import versions
+from .transfer_result import (
+    ArmTransfer,
+    Cell,
+    Transfer,
+    Value,
+    arm_sentence,
+    cell_sentence,
+    loss,
+    near_chance,
+)
+from .verdicts import NO_DENSE, Judged, why_auc
+
+_UNITS = {"macro_f1": "fraction", "auc": "area"}
+Pairs = Sequence[tuple[int, int]]
+
+
+def transfer_of(
+    judged: Judged, saes: list[dict[str, Any]], *, notes: Sequence[str] = (), about: Sequence[dict[str, Any]] = ()
+) -> Transfer:
+    """Return the result of a plan between its values.
+
+    Parameters
+    ----------
+    judged
+        Scores of every fit.
+    saes
+        Name, shape, digest and provenance of each SAE.
+    notes
+        What a reader must know besides what the data says.
+    about
+        What else is known of each value.
+    """
+    plan = judged.plan
+    n, names = len(plan.values), list(dict.fromkeys(job.arm.name for job in judged.jobs()))
+    cells = [_cell(judged, name, i, j) for name in names for i in range(n) for j in range(n)]
+    facts = plan.reader.facts
+    return Transfer(
+        saekit=release(),
+        versions=versions(),
+        settings={**plan.settings, "metric": judged.metric},
+        data=plan.data.about,
+        model={**facts, "model": facts["name"], "model_digest": facts["digest"]},
+        saes=saes,
+        across=plan.across,
+        classes=list(plan.data.classes),
+        values=[_value(judged, j, about[j] if about else {}) for j in range(n)],
+        best_dense=judged.baseline,
+        arms=[_arm(judged, name, [cell for cell in cells if cell.arm == name]) for name in names],
+        cells=cells,
+        notes=[*plan.data.warnings, *notes, *why_auc(judged)],
+    )
+
+
+def _value(judged: Judged, j: int, about: dict[str, Any]) -> Value:
+    plan, test = judged.plan, judged.plan.test(j)
+    counts = np.bincount(plan.data.y[test], minlength=len(plan.data.classes))
+    groups = plan.data.groups
+    return Value(
+        name=plan.values[j],
+        n_train=len(plan.parts[j][0][0]),
+        n_test=len(test),
+        n_groups=None if groups is None else len(np.unique(groups[test])),
+        classes={name: int(count) for name, count in zip(plan.data.classes, counts)},
+        about=about,
+    )
+
+
+def _cell(judged: Judged, name: str, i: int, j: int) -> Cell:
+    jobs = judged.of_arm(name)
+    mine, native = judged.score(jobs[i], j), judged.score(jobs[j], j)
+    base = judged.baseline
+    drop, auc = native.difference(mine), mine.measured("auc")
+    facts = judged.fits[jobs[i].key].facts
+    minus_dense = None
+    if base is not None and base != name:
+        minus_dense = mine.difference(judged.score(judged.of_arm(base)[i], j))
+    cell = Cell(
+        arm=name,
+        train=judged.plan.values[i],
+        test=judged.plan.values[j],
+        macro_f1=mine.measured("macro_f1"),
+        auc=auc,
+        drop=drop,
+        drop_auc=native.difference(mine, "auc"),
+        minus_dense=minus_dense,
+        chance=near_chance(auc),
+        verdict="native" if i == j else loss(drop, judged.plan.how.margin),
+        sentence="",
+        chosen=facts["chosen"][0],
+        notes=facts["notes"],
+    )
+    return replace(cell, sentence=cell_sentence(cell))
+
+
+def _arm(judged: Judged, name: str, cells: Sequence[Cell]) -> ArmTransfer:
+    jobs, n = judged.of_arm(name), len(judged.plan.values)
+    arm = jobs[0].arm
+    diagonal = [(j, j) for j in range(n)]
+    others = [(i, j) for i in range(n) for j in range(n) if i != j]
+    gaps = {metric: _gap(judged, jobs, others or diagonal, metric) for metric in _UNITS}
+    chances = [cell.chance for cell in cells if cell.train != cell.test]
+    drops = [judged.score(jobs[j], j)["macro_f1"].minus(judged.score(jobs[i], j)["macro_f1"]) for i, j in others]
+    found = ArmTransfer(
+        name=name,
+        kind=arm.kind,
+        family=arm.family,
+        source=arm.source,
+        pool=arm.pool,
+        macro_f1=_measured(judged, jobs, diagonal, "macro_f1"),
+        auc=_measured(judged, jobs, diagonal, "auc"),
+        transferred=_measured(judged, jobs, others, "macro_f1") if others else None,
+        transferred_auc=_measured(judged, jobs, others, "auc") if others else None,
+        drop=_mean(drops).measured("fraction", least=-1.0, most=1.0) if others else None,
+        difference=gaps["macro_f1"],
+        auc_difference=gaps["auc"],
+        verdict="" if judged.baseline is None else verdict(gaps[judged.metric], judged.plan.how.margin),
+        n_cells=len(others),
+        n_above=chances.count("above chance"),
+        n_at=chances.count("at chance") + chances.count("unknown"),
+        n_below=chances.count("below chance"),
+        sentence="",
+    )
+    is_baseline = name == judged.baseline
+    sentence = arm_sentence(found, judged.plan.across, judged.metric, is_baseline=is_baseline)
+    return replace(found, sentence=sentence)
+
+
+def _over(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) -> Estimate:
+    return _mean([judged.score(jobs[i], j)[metric] for i, j in pairs])
+
+
+def _measured(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) -> Measured:
+    return _over(judged, jobs, pairs, metric).measured(_UNITS[metric], least=0.0, most=1.0)
+
+
+def _gap(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) -> Measured:
+    """Minus the best dense arm, over the same cells."""
+    if judged.baseline is None:
+        return NO_DENSE
+    base = _over(judged, judged.of_arm(judged.baseline), pairs, metric)
+    return _over(judged, jobs, pairs, metric).minus(base).measured(_UNITS[metric], least=-1.0, most=1.0)
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of estimates whose resamples belong together, resample by resample."""
+    value = float(np.mean([each.value for each in estimates]))
+    draws = [each.draws for each in estimates if each.draws is not None]
+    if len(draws) < len(estimates):
+        reason = next((each.reason for each in estimates if each.draws is None), None)
+        return Estimate(value, None, reason or "no interval in some cell")
+    shortest = min(len(each) for each in draws)
+    return Estimate(value, np.mean([each[:shortest] for each in draws], axis=0))

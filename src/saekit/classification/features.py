@@ -1,0 +1,250 @@
+"""The matrices that arms read: codes and hidden states of one pass of the model, pixels, and controls of the SAEs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError, DataError, ShapeError, listed
+from ..inputs.images import Images
+from ..inputs.labelled import Labelled
+from ..measure.controls import untrained_like
+from ..models.deferred import defer_model
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model, load_vision_model
+from ..models.vision import VisionModel
+from ..provenance import place_of
+from ..rows.capture import capture
+from ..rows.capture_images import pool_images
+from ..rows.pooling import Ask, pool_texts
+from ..rows.settings import PoolingSettings
+from ..rows.tokens import tokenize
+from ..sae.model import SAE
+from ..sae.rules import TopKRule
+from ..settings import Progress
+from .arms import Arm, Origin
+
+SAMPLE_TOKENS = 4096
+"""Tokens of training texts that the random and untrained dictionaries are centred on."""
+
+SAMPLE_IMAGES = 64
+"""Training images that they are centred on."""
+
+PIXEL_SIDE = 16
+"""Images are made grey and at most this wide and high for the arm of pixels."""
+
+Named = Sequence[tuple[str, SAE]]
+ModelLike = str | os.PathLike[str] | LanguageModel | VisionModel
+View = Callable[[Arm, int, int], Any]
+"""``view(arm, i, j)``: rows of value j as a classifier of value i reads them, a matrix with every row of the data."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A model and the labelled texts or images that it reads."""
+
+    model: ModelLike
+    data: Labelled
+    max_tokens: int | None = None
+    prompt: str | None = None
+    cache: Path | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Name and digest of the model."""
+        if self.data.images is not None or isinstance(self.model, VisionModel):
+            vision: Any = load_vision_model(self.model)  # type: ignore[arg-type]
+            return {"name": vision.name, "digest": vision.digest}
+        origin = defer_model(self.model)
+        named = isinstance(self.model, LanguageModel)
+        name = self.model.name if named else os.path.basename(os.fspath(self.model).rstrip("/"))  # type: ignore
+        return {"name": name, "digest": origin.digest}
+
+    def load(self) -> Any:
+        """Return the loaded model."""
+        if self.data.images is not None:
+            return load_vision_model(self.model)  # type: ignore[arg-type]
+        return load_language_model(self.model)  # type: ignore[arg-type]
+
+    def pool(self, asks: Sequence[Ask], progress: Progress) -> list[dict[str, Any]]:
+        """Return what is asked for, one row per text or image."""
+        images = self.data.images
+        if images is not None:
+            how = PoolingSettings(prompt=self.prompt)
+            return pool_images(self.load(), images, asks, settings=how, progress=progress)
+        return pool_texts(
+            self.load(), self.data.texts, asks, max_tokens=self.max_tokens, cache=self.cache, progress=progress
+        )
+
+    def sample(self, train: np.ndarray, hook: str, seed: int) -> torch.Tensor:
+        """Return activations of some training rows."""
+        order = train[np.argsort(np.random.Generator(np.random.PCG64([seed, 5])).random(len(train)))]
+        if self.data.images is not None:
+            rows = capture(self.load(), self.data.images.pick(order[:SAMPLE_IMAGES]), hook=hook)
+        else:
+            texts = [self.data.texts[row] for row in order[:SAMPLE_TOKENS]]
+            rows = capture(self.load(), texts, hook=hook, tokens=SAMPLE_TOKENS)
+        return next(iter(rows.batches(SAMPLE_TOKENS))).x
+
+    def check(self) -> None:
+        """Refuse texts without tokens before the model runs."""
+        if self.data.images is not None:
+            return
+        lm = self.load()
+        contexts = tokenize(lm.tokenizer, list(self.data.texts), context=lm.context)
+        counts = np.bincount(contexts.document[contexts.position >= 0], minlength=len(self.data))
+        without = np.flatnonzero(counts == 0)
+        if len(without):
+            shown = listed([repr(self.data.texts[int(row)])[:40] for row in without], 3)
+            raise DataError(
+                f"every text must have at least one token of `{lm.name}`; {len(without)} have none: {shown}. Remove "
+                "them."
+            )
+
+
+def origins_of(
+    named: Named, kinds: Sequence[str], seed: int, *, layer: int | None = None, hook: str | None = None
+) -> dict[str, Origin]:
+    """Return the hidden states of every hook, the SAEs, and their random and untrained controls.
+
+    Raises
+    ------
+    ConfigError
+        Nothing says where an SAE belongs, or all SAEs are controls.
+    """
+    hook_of = {name: place_of(sae, layer=layer, hook=hook, where="classify", name=f"`{name}`") for name, sae in named}
+    hooks = list(dict.fromkeys(hook_of.values()))
+    if not named and (layer is not None or hook is not None or {"dense", "last"} & set(kinds)):
+        hooks = [place_of(layer=layer, hook=hook, where="classify")]
+    found: dict[str, Origin] = {}
+    for each in hooks:
+        dense = "dense" if len(hooks) == 1 else f"dense {each}"
+        found[dense] = Origin(dense, "dense", each, None, "states", {"hook": each})
+    for name, sae in named:
+        found |= _sae_origins(name, sae, hook_of[name], kinds, seed, is_single=len(named) == 1)
+    if named and not any(origin.kind == "sae" for origin in found.values()):
+        raise ConfigError("classify: at least one SAE that is no control must be given; got none.")
+    return found
+
+
+def _sae_origins(
+    name: str, sae: SAE, hook: str, kinds: Sequence[str], seed: int, *, is_single: bool
+) -> dict[str, Origin]:
+    digest, config = sae.digest(), sae.provenance.get("config")
+    control = str((config if isinstance(config, dict) else {}).get("control") or "")
+    about = {"hook": hook, "n_latents": sae.n_latents, "rule": sae.rule.name, "sae": name}
+    kind = "frozen" if control.startswith("frozen") else "sae"
+    if kind == "frozen" and "frozen" not in kinds:
+        return {}
+    found = {name: Origin(name, kind, hook, sae, digest, {**about, **({"control": control} if control else {})})}
+    for twin in ("random", "untrained"):
+        if kind == "sae" and twin in kinds:
+            label = twin if is_single else f"{twin} {name}"
+            found[label] = Origin(label, twin, hook, sae, f"{twin} {digest} {seed}", about)
+    return found
+
+
+def read_features(
+    reader: Reader, origins: dict[str, Origin], arms: Sequence[Arm], seed: int, progress: Progress
+) -> View:
+    """Compute every matrix that the arms read, from one pass of the model.
+
+    Raises
+    ------
+    DataError
+        A text without tokens, activations that are NaN.
+    ShapeError
+        An SAE for rows of another width.
+    """
+    data = reader.data
+    X: dict[str, Any] = {"texts": data.texts, "none": np.zeros((len(data), 1), np.float32)}
+    if any(arm.features == "pixels" for arm in arms) and data.images is not None:
+        X["pixels"] = grey_pixels(data.images)
+    wanted: dict[str, list[str]] = {}
+    for arm in arms:
+        if arm.source in origins and arm.pool not in wanted.setdefault(arm.source, []):
+            wanted[arm.source].append(arm.pool)
+    if wanted:
+        check_widths([(name, sae, origins[name].hook) for name in wanted if (sae := origins[name].sae)], reader.load())
+        reader.check()
+        asks = [
+            Ask(tuple(pools), sae=_dictionary(origins[name], reader, seed), hook=origins[name].hook)
+            for name, pools in wanted.items()
+        ]
+        for name, matrices in zip(wanted, reader.pool(asks, progress)):
+            X |= {f"{name}|{pool}": matrix for pool, matrix in matrices.items()}
+    return lambda arm, i, j: X[arm.features]
+
+
+def check_widths(given: Sequence[tuple[str, SAE, str]], model: Any) -> None:
+    """Refuse SAEs of another width before the model runs; hooks inside a block may have another width.
+
+    Parameters
+    ----------
+    given
+        Name, SAE and hook of each.
+    model
+        The loaded model.
+
+    Raises
+    ------
+    ShapeError
+        With both widths.
+    """
+    for name, sae, hook in given:
+        if hook.startswith("layers.") and hook.count(".") == 1 and sae.d_in != model.d_model:
+            raise ShapeError(
+                f"`{name}` must be for rows of the model's width, {model.d_model}; it is for {sae.d_in}. Was it "
+                f"trained on another model than `{model.name}`?"
+            )
+
+
+def _dictionary(origin: Origin, reader: Reader, seed: int) -> SAE | None:
+    """Return the SAE of an origin: itself, or a dictionary of its shape that learned nothing."""
+    sae = origin.sae
+    if sae is None or origin.kind not in ("random", "untrained"):
+        return sae
+    rows = reader.sample(reader.data.parts[0][0], origin.hook, seed)
+    with torch.no_grad():
+        l0 = float(sae.encode(rows.to(sae.device, sae.dtype)).l0())
+    if origin.kind == "untrained":
+        return untrained_like(sae, rows.mean(0), rows, l0, seed)
+    return random_projection(sae, max(1, round(l0)), seed)
+
+
+def random_projection(sae: SAE, k: int, seed: int) -> SAE:
+    """Return random unit directions with the k largest positive projections: no bias, no scaling, nothing learned.
+
+    Parameters
+    ----------
+    sae
+        SAE whose width and number of latents to take.
+    k
+        Number of latents per row.
+    seed
+        Random seed of the directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    W = torch.randn(sae.n_latents, sae.d_in, generator=generator)
+    W = (W / W.norm(dim=1, keepdim=True)).to(sae.device, sae.dtype)
+    return SAE(
+        W_enc=W, b_enc=torch.zeros_like(sae.b_enc), W_dec=W, b_dec=W.new_zeros(sae.d_in), rule=TopKRule(k),
+        provenance={key: sae.provenance[key] for key in ("model", "hook", "layer") if key in sae.provenance},
+    )  # fmt: skip
+
+
+def grey_pixels(images: Images) -> np.ndarray:
+    """Return grey pixels ``[n, side * side]``, shrunk to the same small square."""
+    side = min(PIXEL_SIDE, max(images[0].size))
+    return np.stack([np.asarray(image.convert("L").resize((side, side)), np.float32).ravel() / 255 for image in images])
+
+
+def take(X: Any, rows: np.ndarray) -> Any:
+    """Return some rows of a matrix or of texts."""
+    return [X[row] for row in rows] if isinstance(X, tuple | list) else X[rows]

@@ -1,0 +1,159 @@
+"""Jobs computed and kept: the predictions of every fitted arm, one file each, so that a cut-off run goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import write_bytes
+from ..inputs.labelled import Labelled
+from ..settings import Progress
+from .arms import Arm
+from .features import View, take
+from .fit import Fitted, fit_arm, predict_arm
+from .plan import Job, Plan
+
+FITS = "fits"
+"""Folder of the fits within the output folder."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFit:
+    """What the classifiers of a job said about test rows, and what is to be told about their fit."""
+
+    probabilities: list[np.ndarray]
+    """For each value ``float32 [n_test, n_classes]``."""
+    shuffled: np.ndarray
+    """``float32 [shuffles, n_test, n_classes]`` after learning permuted labels."""
+    facts: dict[str, Any]
+    """chosen (per fold), inner, selected, stability, converged, notes, seconds."""
+
+
+def run_jobs(plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progress: Progress) -> dict[str, StoredFit]:
+    """Return the fits of all jobs by their keys; those that the output folder lacks are computed.
+
+    Parameters
+    ----------
+    plan
+        What to fit.
+    read
+        Computes the matrices of some arms; called when a fit is missing.
+    progress
+        Called with the stage ``arms``.
+    """
+    found = {job.key: read_fit(plan, job) for job in plan.jobs}
+    missing = [job for job in plan.jobs if found[job.key] is None]
+    if missing:
+        view = read([job.arm for job in missing], progress)
+        for done, job in enumerate(missing):
+            progress("arms", done, len(missing), job.name)
+            computed = compute(plan, job, view)
+            _write_fit(plan, job, computed)
+            found[job.key] = computed
+        progress("arms", len(missing), len(missing), "")
+    return {key: fit for key, fit in found.items() if fit is not None}
+
+
+def missing_jobs(plan: Plan) -> list[Job]:
+    """Return the jobs that have no file yet; all of them without a folder."""
+    return [job for job in plan.jobs if read_fit(plan, job) is None]
+
+
+def read_fit(plan: Plan, job: Job) -> StoredFit | None:
+    """Return the fit of a job from its file; None where there is none, or a damaged one."""
+    if plan.out is None:
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    path = plan.out / FITS / job.file
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            about = json.loads(file.metadata()["fit"])
+            probabilities = [file.get_tensor(f"value{j}") for j in range(len(plan.values))]
+            shuffled = file.get_tensor("shuffled")
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+        return None  # cut off or altered: fitted again
+    return StoredFit(probabilities, shuffled, about["facts"]) if about.get("key") == job.key else None
+
+
+def _write_fit(plan: Plan, job: Job, fit: StoredFit) -> Path | None:
+    if plan.out is None:
+        return None
+    from safetensors.numpy import save
+
+    about = json.dumps({"key": job.key, "name": job.name, "facts": fit.facts}, allow_nan=False)
+    tensors = {f"value{j}": each for j, each in enumerate(fit.probabilities)} | {"shuffled": fit.shuffled}
+    path = plan.out / FITS / job.file
+    write_bytes(path, save(tensors, metadata={"fit": about}))
+    return path
+
+
+def compute(plan: Plan, job: Job, view: View) -> StoredFit:
+    """Fit a job on every part and predict the test rows of every value; then on permuted labels."""
+    data, own = plan.data, view(job.arm, job.value, job.value)
+    trains = plan.train_rows(job)
+    fits = []
+    said: list[list[np.ndarray]] = [[] for _ in plan.values]
+    for part, train in enumerate(trains):
+        together = None if data.together is None else data.together[train]
+        fits.append(fit_arm(job.arm, take(own, train), data.y[train], groups=together, budget=plan.budget))
+        for j, parts in enumerate(plan.parts):
+            test = parts[part][1]
+            X = take(view(job.arm, job.value, j), test)
+            said[j].append(predict_arm(fits[-1], X, len(data.classes)).probabilities)
+    n_shuffles = plan.shuffles if job.n_train is None else 0
+    shuffled = [_shuffled(plan, job, own, fits, each) for each in range(n_shuffles)]
+    empty = np.zeros((0, len(plan.test(job.value)), len(data.classes)), np.float32)
+    return StoredFit([np.concatenate(each) for each in said], np.stack(shuffled) if shuffled else empty, _facts(fits))
+
+
+def _shuffled(plan: Plan, job: Job, X: Any, fits: Sequence[Fitted], shuffle: int) -> np.ndarray:
+    """Fit on permuted labels with the chosen hyperparameters; return the probabilities of the same fits."""
+    data = plan.data
+    y = shuffled_labels(data, plan.split.seed + shuffle)
+    guesses = []
+    for (_, test), train, fitted in zip(plan.parts[job.value], plan.train_rows(job), fits):
+        noise = fit_arm(job.arm, take(X, train), y[train], budget=plan.budget, chosen=fitted.chosen)
+        guesses.append(predict_arm(noise, take(X, test), len(data.classes)).probabilities)
+    return np.concatenate(guesses)
+
+
+def shuffled_labels(data: Labelled, seed: int) -> np.ndarray:
+    """Return class codes permuted within training and test rows: what no feature can know.
+
+    Labels of test rows are permuted as well: with true ones, a classifier that learned noise along a direction that
+    matters would differ from chance in either direction, more than the test rows can tell.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, 29]))
+    y = data.y.copy()
+    blocks = data.parts[0] if len(data.parts) == 1 else [test for _, test in data.parts]
+    for rows in blocks:
+        y[rows] = generator.permutation(y[rows])
+    return y
+
+
+def _facts(fits: Sequence[Fitted]) -> dict[str, Any]:
+    inner = [fitted.inner_score for fitted in fits]
+    stability = [fitted.stability for fitted in fits if fitted.stability is not None]
+    return {
+        "chosen": [_plain(fitted.chosen) for fitted in fits],
+        "inner": None if any(math.isnan(each) for each in inner) else float(np.mean(inner)),
+        "selected": list(fits[0].selected or ()),
+        "stability": {k: float(np.mean([each[k] for each in stability])) for k in stability[0]} if stability else None,
+        "converged": all(fitted.converged for fitted in fits),
+        "notes": list(dict.fromkeys(note for fitted in fits for note in fitted.notes)),
+        "seconds": round(sum(fitted.seconds for fitted in fits), 2),
+    }
+
+
+def _plain(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(dict(chosen), default=float))
+    return found

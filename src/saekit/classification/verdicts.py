@@ -1,0 +1,327 @@
+"""Scores of every fitted arm on the same resamples of the test rows, the baseline among them, and verdicts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import ConfigError, did_you_mean, listed
+from ..measure.bootstrap import NORMAL
+from ..measure.paired_scores import (
+    METRIC_NAMES,
+    PairedBootstrap,
+    Predictions,
+    Scores,
+    chance_interval,
+    corrected_t,
+    holm,
+    score,
+    verdict,
+)
+from ..measure.results import Measured
+from ..randomness import hashed_key
+from ..rows.pooling import DENSE_POOLS
+from ..settings import Progress
+from .plan import Job, Plan
+from .result import ArmScore, LowData
+from .stored_fits import StoredFit, read_fit, shuffled_labels
+
+SKEWED = 0.4
+"""With two classes, of which one has a smaller fraction of the test rows, ``auto`` means AUC: macro-F1 then mostly
+tells how often a weak classifier says the larger class."""
+
+LEAK_LEVEL = 0.05
+"""Level of the warning that shuffled labels were not at chance, after Holm's correction."""
+
+DENSE_KINDS = ("last", "dense", "dense-tree")
+SAE_KINDS = ("full", "binarized", "sparse", "tree", "binarized-tree")
+CONTROL_KINDS = ("random", "untrained", "frozen")
+
+NO_DENSE = Measured(math.nan, None, None, "fraction", "no dense arm to compare with")
+NO_CONTROL = Measured(math.nan, None, None, "fraction", "no random, untrained or frozen dictionary to compare with")
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Every fit of a plan, scored."""
+
+    plan: Plan
+    fits: Mapping[str, StoredFit]
+    bootstraps: list[PairedBootstrap]
+    """The resamples of the test rows of each value."""
+    scores: Mapping[tuple[str, int], Scores]
+    """Scores by the key of a job and the index of the tested value."""
+    metric: str
+    """What verdicts look at: ``macro_f1`` or ``auc``."""
+
+    def jobs(self, n_train: int | None = None) -> list[Job]:
+        """Return the jobs on that number of training rows; None: on all."""
+        return [job for job in self.plan.jobs if job.n_train == n_train]
+
+    def of_arm(self, name: str) -> list[Job]:
+        """Return the jobs of an arm on all training rows, a job per value."""
+        return [job for job in self.jobs() if job.arm.name == name]
+
+    def score(self, job: Job, value: int = 0) -> Scores:
+        """Return the scores of a job on the test rows of a value."""
+        return self.scores[job.key, value]
+
+    def best(self, kinds: Sequence[str], n_train: int | None = None) -> str | None:
+        """Return the arm of these kinds with the highest inner macro-F1 (mean over values), the first of equals."""
+        inner: dict[str, list[float | None]] = {}
+        for job in self.jobs(n_train):
+            if job.arm.kind in kinds:
+                inner.setdefault(job.arm.name, []).append(self.fits[job.key].facts["inner"])
+        known = {name: float(np.mean(each)) for name, each in inner.items() if None not in each}  # type: ignore
+        return max(known, key=lambda name: known[name], default=None)
+
+    @cached_property
+    def baseline(self) -> str | None:
+        """The dense arm that all are compared with."""
+        return self.best(DENSE_KINDS)
+
+
+def judge(plan: Plan, fits: Mapping[str, StoredFit], progress: Progress) -> Judged:
+    """Score the fits of a plan.
+
+    Parameters
+    ----------
+    plan, fits
+        What was fitted, and what came out; see `run_jobs`.
+    progress
+        Called with the stage ``scores``.
+    """
+    n = len(plan.values)
+    bootstraps = [bootstrap_of(plan, value) for value in range(n)]
+    names = METRIC_NAMES if n == 1 else ("macro_f1", "auc")
+    scores = {}
+    for done, job in enumerate(plan.jobs):
+        progress("scores", done, len(plan.jobs), "")
+        for j, bootstrap in enumerate(bootstraps):
+            scores[job.key, j] = score(Predictions(fits[job.key].probabilities[j]), bootstrap, names)
+    progress("scores", len(plan.jobs), len(plan.jobs), "")
+    return Judged(plan, fits, bootstraps, scores, _metric(plan))
+
+
+def bootstrap_of(plan: Plan, value: int) -> PairedBootstrap:
+    """Return the resamples of the test rows of a value, which all arms share.
+
+    Values of the same groups (translations of one text) are resampled alike, others independently.
+    """
+    data, rows = plan.data, plan.test(value)
+    names = json.dumps([[data.keys[row], int(data.y[row])] for row in rows])
+    return PairedBootstrap.over(
+        data.y[rows],
+        groups=None if data.groups is None else data.groups[rows],
+        folds=_fold_of_test(plan, value),
+        draws=plan.how.draws,
+        seed=hashed_key("resamples", plan.split.seed, hashlib.sha256(names.encode()).hexdigest()) % 2**63,
+    )
+
+
+def _fold_of_test(plan: Plan, value: int) -> np.ndarray:
+    parts = plan.parts[value]
+    return np.repeat(np.arange(len(parts)), [len(test) for _, test in parts])
+
+
+def difference(plan: Plan, first: str, second: str, metric: str = "macro_f1") -> Measured:
+    """Return one arm minus another on the same test rows, over the same resamples; both must have been computed.
+
+    Raises
+    ------
+    ConfigError
+        There is no such arm, or its fit has no file yet.
+    """
+    found = []
+    for name in (first, second):
+        job = next((job for job in plan.jobs if job.name == name), None)
+        if job is None:
+            raise ConfigError(
+                f"there is no arm `{name}` in this plan. {did_you_mean(name, [j.name for j in plan.jobs])}"
+            )
+        fit = read_fit(plan, job)
+        if fit is None:
+            raise ConfigError(f"`{name}` has not been computed in this folder; run the plan first.")
+        found.append(score(Predictions(fit.probabilities[job.value]), bootstrap_of(plan, job.value), (metric,)))
+    return found[0].difference(found[1], metric)
+
+
+# ------------------------------------------------------------------------------------------------------- the metric
+
+
+def _rarer_fraction(plan: Plan) -> float:
+    """Return the fraction of the rarer of two classes among all test rows; 1 for more classes."""
+    if len(plan.data.classes) != 2:
+        return 1.0
+    rows = np.unique(np.concatenate([plan.test(value) for value in range(len(plan.values))]))
+    fraction = float(plan.data.y[rows].mean())
+    return min(fraction, 1 - fraction)
+
+
+def _metric(plan: Plan) -> str:
+    if plan.how.metric != "auto":
+        return plan.how.metric
+    return "auc" if _rarer_fraction(plan) < SKEWED else "macro_f1"
+
+
+def why_auc(judged: Judged) -> list[str]:
+    """Return why verdicts look at AUC, where nobody asked for it."""
+    if judged.plan.how.metric != "auto" or judged.metric != "auc":
+        return []
+    return [
+        f"the rarer class has {_rarer_fraction(judged.plan):.0%} of the test rows: verdicts look at AUC, because "
+        "macro-F1 depends on the threshold then (metric='macro_f1' to look at it all the same)"
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- one value: arms
+
+
+def arm_scores(judged: Judged) -> list[ArmScore]:
+    """Return every arm on the test rows of the one value, compared with the best dense arm and the best control."""
+    plan, main = judged.plan, judged.jobs()
+    base, control = _of(judged, judged.baseline), _of(judged, judged.best(CONTROL_KINDS))
+    p_values = [_p_value(judged, job, base) for job in main]
+    noise = _noise(plan)
+    return [
+        _arm_score(judged, job, base=base, control=control, p=(p, q), chance=_chance(judged, job, noise))
+        for job, p, q in zip(main, p_values, holm(p_values))
+    ]
+
+
+def _of(judged: Judged, name: str | None) -> Job | None:
+    return None if name is None else judged.of_arm(name)[0]
+
+
+def _arm_score(
+    judged: Judged, job: Job, *, base: Job | None, control: Job | None, p: tuple[float, float], chance: Measured | None
+) -> ArmScore:
+    arm, facts, scores, margin = job.arm, judged.fits[job.key].facts, judged.score(job), judged.plan.how.margin
+    gaps = {
+        name: {metric: none if other is None else scores.difference(judged.score(other), metric) for metric in _TWO}
+        for name, other, none in (("dense", base, NO_DENSE), ("control", control, NO_CONTROL))
+    }
+    metrics = {name: scores.measured(name) for name in METRIC_NAMES}
+    return ArmScore(
+        name=arm.name, kind=arm.kind, family=arm.family, source=arm.source, pool=arm.pool, probe=arm.probe, k=arm.k,
+        about=dict(arm.about), **metrics,
+        difference=gaps["dense"]["macro_f1"],
+        auc_difference=gaps["dense"]["auc"],
+        verdict="" if base is None else verdict(gaps["dense"][judged.metric], margin),
+        control_difference=gaps["control"]["macro_f1"],
+        control_verdict="" if control is None else verdict(gaps["control"][judged.metric], margin),
+        p=None if math.isnan(p[0]) else p[0], p_holm=None if math.isnan(p[1]) else p[1],
+        inner=facts["inner"], shuffled_auc=chance, chosen=facts["chosen"], selected=facts["selected"],
+        stability=facts["stability"], converged=facts["converged"], notes=facts["notes"], seconds=facts["seconds"],
+    )  # fmt: skip
+
+
+_TWO = ("macro_f1", "auc")
+
+
+def _noise(plan: Plan) -> list[PairedBootstrap]:
+    """Return the resamples for the controls with permuted labels, independent of each other."""
+    test, seed = plan.test(0), plan.split.seed
+    return [
+        PairedBootstrap.over(
+            shuffled_labels(plan.data, seed + each)[test], folds=_fold_of_test(plan, 0), draws=plan.how.draws,
+            seed=seed + 1 + each,
+        )
+        for each in range(plan.shuffles)
+    ]  # fmt: skip
+
+
+def _chance(judged: Judged, job: Job, noise: Sequence[PairedBootstrap]) -> Measured | None:
+    """AUC after learning permuted labels."""
+    guesses = [Predictions(each) for each in judged.fits[job.key].shuffled]
+    return chance_interval([score(g, b, ("auc",)) for g, b in zip(guesses, noise)]) if noise else None
+
+
+def _p_value(judged: Judged, job: Job, base: Job | None) -> float:
+    """P-value of no difference of macro-F1 from the baseline; NaN for the baseline itself."""
+    if base is None or job is base:
+        return math.nan
+    if judged.plan.split.folds is None:
+        return judged.score(job).p_value(judged.score(base))
+    return _over_folds(judged, job, base)
+
+
+def _over_folds(judged: Judged, one: Job, other: Job) -> float:
+    """Return the p-value over folds: their training rows overlap, which resamples do not take into account."""
+    parts, y = judged.plan.parts[0], judged.plan.data.y
+    gaps, end = [], 0
+    for _, test in parts:
+        rows = slice(end, end + len(test))
+        rest = PairedBootstrap.over(y[test], draws=0)
+        first, second = (
+            score(Predictions(judged.fits[job.key].probabilities[0][rows]), rest, ("macro_f1",)) for job in (one, other)
+        )
+        gaps.append(first["macro_f1"].value - second["macro_f1"].value)
+        end = rows.stop
+    n_train, n_test = (round(float(np.mean([len(part[side]) for part in parts]))) for side in (0, 1))
+    return corrected_t(gaps, n_train, n_test)[1]
+
+
+def resolution(arms: Sequence[ArmScore], best: str | None) -> Measured:
+    """Return half the width of the interval of a difference, in the median over the arms that learned something."""
+    halves = [
+        (arm.difference.high - arm.difference.low) / 2
+        for arm in arms
+        if arm.name != best
+        and arm.family != "floor"
+        and arm.difference.high is not None
+        and arm.difference.low is not None
+    ]
+    if not halves:
+        return Measured(math.nan, None, None, "macro-F1", "no difference with an interval")
+    return Measured(float(np.median(halves)), None, None, "macro-F1", f"median over {len(halves)} arms")
+
+
+def low_data(judged: Judged) -> list[LowData]:
+    """Return every arm on fewer training rows, compared with the best dense arm there."""
+    lines = []
+    for size in judged.plan.how.train_sizes:
+        jobs = judged.jobs(size)
+        best = judged.best(DENSE_KINDS, size)
+        base = next((judged.score(job) for job in jobs if job.arm.name == best), None)
+        for job in jobs:
+            mine = judged.score(job)
+            gap = NO_DENSE if base is None else mine.difference(base)
+            lines.append(
+                LowData(job.arm.name, job.arm.kind, size, mine.measured("macro_f1"), mine.measured("auc"), gap)
+            )
+    return lines
+
+
+def doubts(arms: Sequence[ArmScore], pools: Sequence[str]) -> list[str]:
+    """Return what a reader must know about the fits."""
+    found = []
+    off = [(arm.name, arm.shuffled_auc) for arm in arms if arm.shuffled_auc is not None]
+    adjusted = holm([_p_of_chance(auc) for _, auc in off])
+    leaky = [name for (name, _), p in zip(off, adjusted) if p < LEAK_LEVEL]
+    if leaky:
+        found.append(f"with shuffled labels these arms are not at chance, so something leaks: {listed(leaky)}")
+    stuck = [arm.name for arm in arms if not arm.converged]
+    if stuck:
+        found.append(f"the fit of these arms did not converge: {listed(stuck)}")
+    dead = [arm.name for arm in arms if any("are 0 in every training row" in note for note in arm.notes)]
+    if dead:
+        found.append(f"some selected columns never fire in training: {listed(dead)}")
+    alone = [pool for pool in pools if pool not in DENSE_POOLS]
+    if alone:
+        found.append(f"hidden states have no pooling {listed(alone)}: these arms are compared with dense mean")
+    return found
+
+
+def _p_of_chance(auc: Measured) -> float:
+    """Two-sided p-value of AUC = 0.5 from its interval, by the normal distribution."""
+    if auc.low is None or auc.high is None:
+        return math.nan
+    gap, error = abs(auc.value - 0.5), (auc.high - auc.low) / (2 * NORMAL)
+    return 1.0 if gap == 0 else math.erfc(gap / (error * math.sqrt(2))) if error > 0 else 0.0

@@ -1,0 +1,91 @@
+"""Settings of comparisons, of orphans and of consensus SAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..errors import ConfigError
+from ..matching.settings import THRESHOLD
+from ..measure.settings import RowSettings, TextSettings
+from ..settings import check_whole, is_number, suggest_keywords
+
+MAX_ROWS = 32_768
+"""Maximum number of rows that activations are correlated over by default."""
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings(RowSettings):
+    """When latents count as shared, and what they are compared with."""
+
+    CALLER: ClassVar[str] = "compare"
+
+    threshold: float = THRESHOLD
+    """Cosine that counts as the same direction, -1 to 1 [0.7]."""
+    strict: bool = True
+    """Whether cosines must exceed the threshold or may equal it [exceed]."""
+    controls: bool = True
+    """Whether to match random dictionaries of the same shape, and the first pair with permuted coordinates, too [yes].
+    It costs as much as two more pairs."""
+    max_rows: int | None = MAX_ROWS
+    """Maximum number of rows that activations are compared on [32768]."""
+    seed: int = 0
+    """Random seed of the random dictionaries [0]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_threshold(self.CALLER, self.threshold)
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class OrphanSettings(TextSettings):
+    """What orphans are measured on."""
+
+    CALLER: ClassVar[str] = "orphans"
+
+    seed: int = 0
+    """Random seed of the matching by frequency and of the random subspaces [0]."""
+    ranks: Sequence[int] | None = None
+    """Dimensions of the subspaces that latents span [an eighth, a quarter and a half of d_out]."""
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class ConsensusSettings(RowSettings):
+    """Which latents a consensus SAE pools, and what it is filled up and refitted with."""
+
+    CALLER: ClassVar[str] = "consensus"
+
+    size: int | None = None
+    """Latents of the result [without fill as many as there are concepts, with it as many as the widest parent has]."""
+    min_seeds: int = 2
+    """Minimum number of seeds that have a concept, for it to be pooled [2]."""
+    fill: bool = True
+    """Whether to fill up with the latents of highest energy that fewer seeds have [yes]."""
+    threshold: float = THRESHOLD
+    """Cosine of decoder rows above which a latent counts as one that is taken already, and is not filled in; where the
+    comparison is made here, also its threshold [0.7]."""
+    refit: int = 0
+    """Rows to train on from there, with the parents' configuration [0]. Means of directions are not yet an SAE that
+    works together: a tenth of the parents' training mends most of it."""
+    config: Mapping[str, Any] | None = None
+    """Training settings of the refit that differ from the parents', such as ``{"lr": 1e-3}`` [none]."""
+    max_rows: int | None = None
+    """Maximum number of rows for the energies [all]."""
+    seed: int = 0
+    """Random seed of the order of rows in the refit [0]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self.CALLER, least=1, size=self.size)
+        check_whole(self.CALLER, least=0, refit=self.refit)
+        check_whole(self.CALLER, least=2, min_seeds=self.min_seeds)
+        _check_threshold(self.CALLER, self.threshold)
+
+
+def _check_threshold(where: str, threshold: float) -> None:
+    if not (is_number(threshold) and -1 <= threshold <= 1):
+        raise ConfigError(f"{where}: `threshold` is a cosine and must be -1 to 1; got {threshold}. The usual is 0.7.")

@@ -1,0 +1,27 @@
+"""Settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..measure.settings import MeasureSettings
+from ..settings import suggest_keywords
+
+MODEL_ROWS = 131_072
+"""Rows by default when they are made by a language model."""
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(MeasureSettings):
+    """What is measured, on how many rows and tokens, with how many resamples."""
+
+    CALLER: ClassVar[str] = "evaluate"
+
+    max_rows: int | None = None
+    """Maximum number of rows [all rows given; 131072 from a model]."""
+    seed: int = 0
+    """Random seed of the untrained SAE and of the resamples [0]."""
+    controls: bool = True
+    """Whether to measure the untrained SAE, the frozen-decoder SAE where there is one, and PCA [yes]."""

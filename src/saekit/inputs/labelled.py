@@ -1,0 +1,646 @@
+"""Labelled texts or images, split once before anything is fitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, DataError, did_you_mean, listed
+from ..randomness import hashed_key
+from .images import Images
+from .settings import Split
+from .texts import read_texts
+
+FEW_TEST_ROWS = 50
+"""Test rows of a class below which a warning says that its numbers are uncertain."""
+
+FEW_TEST_GROUPS = 20
+"""The same for groups."""
+
+MIN_TEST_GROUPS = 2
+"""Test rows (or groups) of a class that each of several values must have, at least."""
+
+Part = tuple[np.ndarray, np.ndarray]
+"""Training and test rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Texts or images with their classes, and their split into training and test rows."""
+
+    texts: tuple[str, ...] = field(repr=False)
+    """``[n]`` texts; empty for images."""
+    images: Images | None = field(repr=False)
+    """``[n]`` images; None for texts."""
+    y: np.ndarray
+    """``int64 [n]`` class codes."""
+    classes: tuple[str, ...]
+    """Name of each code, sorted."""
+    groups: np.ndarray | None
+    """``[n]`` group codes; None where no group column was given."""
+    together: np.ndarray | None
+    """``[n]`` codes of rows that must stay on one side: groups, else equal texts; None where every row is alone."""
+    keys: tuple[str, ...] = field(repr=False)
+    """``[n]`` names of the groups (of the texts or images themselves, without groups)."""
+    values: tuple[str, ...]
+    """Values of the column `across`; ``("all",)`` without one."""
+    value: np.ndarray
+    """``[n]`` index into `values`."""
+    parts: tuple[Part, ...]
+    """Training and test rows: one pair for a locked test set, one per fold for nested cross-validation."""
+    about: dict[str, Any]
+    """Where the rows come from, plain JSON."""
+    warnings: tuple[str, ...]
+    """What a reader must know."""
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def test(self) -> np.ndarray:
+        """Test rows of all parts, one after another."""
+        return np.concatenate([test for _, test in self.parts])
+
+    def parts_of(self, value: int) -> tuple[Part, ...]:
+        """Return the training and test rows that belong to one value."""
+        mine = self.value == value
+        return tuple((train[mine[train]], test[mine[test]]) for train, test in self.parts)
+
+    def counts(self) -> dict[str, list[int]]:
+        """Return the number of rows of each class in train (of the first part) and test (of all)."""
+        train = np.bincount(self.y[self.parts[0][0]], minlength=len(self.classes))
+        test = np.bincount(self.y[self.test], minlength=len(self.classes))
+        return {name: [int(train[c]), int(test[c])] for c, name in enumerate(self.classes)}
+
+    def digest(self) -> str:
+        """Return the SHA-256 over texts, classes, groups, values and parts."""
+        found = hashlib.sha256(json.dumps([self.about["digest"], self.classes, self.values]).encode())
+        for array in (self.y, self.groups, self.value, *(rows for part in self.parts for rows in part)):
+            found.update(b"-" if array is None else np.ascontiguousarray(array, np.int64).tobytes())
+        return "sha256:" + found.hexdigest()
+
+
+def read_labelled(data: Any, *, across: str | None = None, split: Split = Split()) -> Labelled:
+    """Read labelled texts or images and split them.
+
+    Parameters
+    ----------
+    data
+        What `read_texts` takes; or `Images`.
+    across
+        Column of values (languages, domains) that are kept apart; None: one value with all rows.
+    split
+        Columns, and how rows are split.
+
+    Raises
+    ------
+    DataError
+        Missing labels, one class, a class with one row, groups on both sides of a given split, classes in test that
+        train lacks.
+    ConfigError
+        A setting that the data contradicts: a split column without test rows, say.
+    """
+    if across == split.label:
+        raise ConfigError(
+            f"`across` must be another column than the label, or each value has one class; both are `{across}`."
+        )
+    table, about, warnings = _read(data, across, split)
+    if split.min_rows is not None:
+        table, dropped = _without_rare(table, split.min_rows)
+        warnings += dropped
+    if table.is_test is not None:
+        _check_given(table, split)
+    _check_classes(table.labels)
+    if split.max_rows is not None:
+        table = table.pick(_draw_by_value(table, np.arange(len(table.labels)), split.max_rows, split.seed))
+        _check_classes(table.labels, f" of the {split.max_rows} that `max_rows` leaves")
+    parts = _parts(table, split)
+    if split.train_rows is not None:
+        parts = [(_draw_by_value(table, train, split.train_rows, split.seed), test) for train, test in parts]
+    if split.test_rows is not None:
+        parts = [(train, _draw_by_value(table, test, split.test_rows, split.seed)) for train, test in parts]
+    used = np.unique(np.concatenate([rows for part in parts for rows in part]))
+    index = np.full(len(table.labels), -1)
+    index[used] = np.arange(len(used))
+    parts = [(index[train], index[test]) for train, test in parts]
+    return _labelled(data, table.pick(used), parts, about, warnings)
+
+
+def _labelled(data: Any, table: _Table, parts: list[Part], about: dict[str, Any], warnings: list[str]) -> Labelled:
+    classes = tuple(sorted(set(table.labels)))
+    codes = _codes(table.units)
+    is_grouped = about["group"] is not None
+    images = data.pick(table.index) if isinstance(data, Images) else None
+    twice = len(table.keys) - len(set(table.keys))
+    if twice:
+        kept = "together with their group" if is_grouped else "on one side of the split"
+        kept = "where the split puts them" if about["split_column"] is not None else kept
+        warnings.append(f"{twice:,} {'texts' if images is None else 'images'} occur before; they are kept {kept}")
+    about |= {"n_rows": len(table.keys), "n_train": int(np.mean([len(train) for train, _ in parts]))}
+    found = Labelled(
+        texts=() if images is not None else tuple(table.keys),
+        images=images,
+        y=_codes(table.labels),
+        classes=classes,
+        groups=codes if is_grouped else None,
+        together=codes if is_grouped or codes.max() + 1 < len(codes) else None,
+        keys=tuple(table.units),
+        values=table.values,
+        value=table.value,
+        parts=tuple(parts),
+        about={**about, "n_test": sum(len(test) for _, test in parts)},
+        warnings=(),
+    )
+    _check_tested(found)
+    return replace(found, warnings=(*warnings, *_doubts(found)))
+
+
+# ------------------------------------------------------------------------------------------------------- the columns
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The columns that a split is made from."""
+
+    keys: list[str]
+    """Texts; of images, the first one's name with these pixels."""
+    units: list[str]
+    """Names of the groups; without groups, the keys."""
+    labels: list[str]
+    value: np.ndarray
+    is_test: np.ndarray | None
+    index: np.ndarray
+    """Row in the data."""
+    values: tuple[str, ...]
+    what: str
+    """What units are called: ``rows`` or ``groups``."""
+
+    def pick(self, rows: np.ndarray) -> _Table:
+        """Return some of the rows."""
+        return replace(
+            self,
+            keys=[self.keys[row] for row in rows],
+            units=[self.units[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+            value=self.value[rows],
+            is_test=None if self.is_test is None else self.is_test[rows],
+            index=self.index[rows],
+        )
+
+
+def _read(data: Any, across: str | None, split: Split) -> tuple[_Table, dict[str, Any], list[str]]:
+    """Return the columns of the rows that have one of the values, where they come from, and what must be told."""
+    names = [split.label, split.group, across, split.split_column]
+    table: Any = data
+    warnings = []
+    if isinstance(data, Images):
+        keys = image_keys(data)
+    else:
+        wanted = list(dict.fromkeys(name for name in names if name is not None))
+        table = read_texts(data, text=split.text, split=split.hub_split, columns=wanted)
+        keys = list(table.texts)
+        if table.info["n_empty"]:
+            warnings.append(f"{table.info['n_empty']:,} rows without text were left out")
+    labels = column_of(table, split.label, "label")
+    units = keys if split.group is None else column_of(table, split.group, "group")
+    is_test = None
+    if split.split_column is not None:
+        is_test = np.array([str(each) == split.test_split for each in table.column(split.split_column)])
+    values: tuple[str, ...] = ("all",)
+    value = np.zeros(len(keys), np.int64)
+    if across is not None:
+        values, value = _values(column_of(table, across, "value"), across, split.values)
+    all_rows = _Table(
+        keys, units, labels, value, is_test, np.arange(len(keys)), values, "rows" if split.group is None else "groups"
+    )
+    about = {
+        **{key: table.info[key] for key in ("kind", "name", "split", "digest") if key in table.info},
+        "text": split.text, "label": split.label, "group": split.group, "across": across,
+        "split_column": split.split_column, "n_rows_read": len(keys), "folds": split.folds,
+    }  # fmt: skip
+    return all_rows.pick(np.flatnonzero(value >= 0)), about, warnings
+
+
+def _values(column: list[str], name: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the values to transfer between, and the index of each row's value; -1 for the others."""
+    every = sorted(set(column))
+    names = tuple(every if wanted is None else wanted)
+    for each in names:
+        if each not in every:
+            raise DataError(f"column `{name}` must hold the value `{each}`; {did_you_mean(each, every)}")
+    if len(names) < 2:
+        raise DataError(
+            f"column `{name}` must have at least two values to transfer between; it has {listed(names)}. Check "
+            "--across."
+        )
+    code = {each: index for index, each in enumerate(names)}
+    return names, np.array([code.get(each, -1) for each in column])
+
+
+def column_of(table: Any, name: str, what: str) -> list[str]:
+    """Return a column as text.
+
+    Raises
+    ------
+    DataError
+        Rows without a value.
+    """
+    values = table.column(name)
+    missing = [row for row, value in enumerate(values) if _is_missing(value)]
+    if missing:
+        raise DataError(
+            f"every row must have a {what} in column `{name}`; {len(missing)} of {len(values)} have none or NaN: rows "
+            f"{listed(missing)}. Remove these rows, or name another column."
+        )
+    return [str(value) for value in values]
+
+
+def _is_missing(value: Any) -> bool:
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    )
+
+
+def image_keys(images: Images) -> list[str]:
+    """Return the name of each image, or of the first one with the same pixels."""
+    first: dict[str, str] = {}
+    keys = []
+    for i, name in enumerate(images.ids):
+        image = images[i]
+        content = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+        keys.append(first.setdefault(content, name))
+    return keys
+
+
+def _codes(names: Sequence[str]) -> np.ndarray:
+    """Return the index of each name among all, sorted."""
+    code = {name: index for index, name in enumerate(sorted(set(names)))}
+    return np.array([code[name] for name in names], np.int64)
+
+
+# --------------------------------------------------------------------------------------------------------- refusals
+
+
+def _without_rare(table: _Table, min_rows: int) -> tuple[_Table, list[str]]:
+    """Return the rows of the classes that are not rare, and a note on the others."""
+    units: dict[str, set[object]] = {name: set() for name in table.labels}
+    for row, name in enumerate(table.labels):
+        if table.is_test is None or not table.is_test[row]:
+            units[name].add(row if table.what == "rows" else table.units[row])
+    rare = sorted(name for name, found in units.items() if len(found) < min_rows)
+    if len(units) - len(rare) < 2:
+        raise DataError(
+            f"there must be at least two classes with {min_rows} {table.what} (min_rows); "
+            f"there are {len(units) - len(rare)} of {len(units)}. Ask for fewer."
+        )
+    if not rare:
+        return table, []
+    rows = np.array([row for row, name in enumerate(table.labels) if len(units[name]) >= min_rows], np.int64)
+    what = f"{'training ' if table.is_test is not None else ''}{table.what}"
+    return table.pick(rows), [
+        f"{len(rare)} of {len(units)} classes have fewer than {min_rows} {what} and were left out, "
+        f"{len(table.labels) - len(rows):,} of {len(table.labels):,} rows: {listed(rare)}"
+    ]
+
+
+def _check_classes(labels: Sequence[str], which: str = "") -> None:
+    """Refuse rows of one class, and classes of one row."""
+    counts = Counter(labels)
+    if len(counts) < 2:
+        raise DataError(
+            f"labels must be of at least two classes; all {len(labels)} rows{which} are `{labels[0]}`. "
+            f"{'Raise it' if which else 'Check --label'}."
+        )
+    single = sorted(name for name, count in counts.items() if count < 2)
+    if single:
+        raise DataError(
+            f"every class must have at least 2 rows{which}, one to learn from and one to test on; {listed(single)} "
+            f"{'has' if len(single) == 1 else 'have'} 1. "
+            f"{'Raise it, or leave' if which else 'Leave'} out the classes that are rare (--min-rows N), or merge them."
+        )
+
+
+def _check_given(table: _Table, split: Split) -> None:
+    """Refuse a given split that cannot be used."""
+    is_test = table.is_test
+    assert is_test is not None
+    if not is_test.any() or is_test.all():
+        raise ConfigError(
+            f"column `{split.split_column}` must mark some rows, not all, with `{split.test_split}`; it marks "
+            f"{int(is_test.sum())} of {len(is_test)}. Name the value of the test rows (test_split)."
+        )
+    sides = [{table.labels[row] for row in np.flatnonzero(is_test == side)} for side in (True, False)]
+    unseen = sorted(sides[0] - sides[1])
+    if unseen:
+        raise DataError(
+            f"every class of the test rows must be in the training rows too; {listed(unseen)} are only in test. Leave "
+            "these classes out (--min-rows N) or correct the split."
+        )
+    if table.what == "groups":
+        both = {table.units[row] for row in np.flatnonzero(is_test)}
+        both &= {table.units[row] for row in np.flatnonzero(~is_test)}
+        if both:
+            raise DataError(
+                f"a group must lie on one side of the split in column `{split.split_column}`; {len(both)} groups lie "
+                "on both, so test rows would be known from training. Correct the split, or leave it out and let saekit "
+                "draw one."
+            )
+
+
+def check_folds(
+    y: np.ndarray, units: np.ndarray | None, folds: int, which: str, names: Sequence[str] | None = None
+) -> None:
+    """Refuse folds that a class cannot fill.
+
+    Parameters
+    ----------
+    y
+        ``[n]`` class codes.
+    units
+        ``[n]`` codes of what stays in one fold; None: every row is alone.
+    folds, which
+        Number of folds, and whether they are ``inner`` or ``outer``, for messages.
+    names
+        Names of the classes, for messages.
+
+    Raises
+    ------
+    DataError
+        A class has fewer rows (or groups) than there are folds.
+    """
+    if len(y) < folds:
+        raise DataError(f"there must be at least as many training rows as {which} folds, {folds}; there are {len(y)}.")
+    codes, counts = np.unique(y, return_counts=True)
+    what = "rows"
+    if units is not None:
+        pairs = np.unique(np.stack([y, _codes(units.tolist())]), axis=1)
+        codes, counts = np.unique(pairs[0], return_counts=True)
+        what = "groups (rows that stay together)"
+    if counts.min() < folds:
+        few = [int(code) for code, count in zip(codes, counts) if count < folds]
+        shown = few if names is None else [names[code] for code in few]
+        raise DataError(
+            f"every class must have at least as many training {what} as there are {which} folds, {folds}; "
+            f"{listed(shown)} {'has' if len(few) == 1 else 'have'} fewer. Give more rows, fewer folds, or leave out "
+            "the classes that are rare (--min-rows N)."
+        )
+
+
+def check_values(data: Labelled, inner: int) -> None:
+    """Refuse values that nothing can be learned from or tested on.
+
+    Parameters
+    ----------
+    data
+        Rows of several values.
+    inner
+        Number of inner folds.
+
+    Raises
+    ------
+    DataError
+        One class, another set of classes, too few rows or groups on either side.
+    """
+    units = _codes(data.keys)
+    what = "rows" if data.groups is None else "groups"
+    for v, name in enumerate(data.values):
+        where = f"`{name}` of column `{data.about['across']}`"
+        of_value = data.y[data.value == v]
+        missing = [label for c, label in enumerate(data.classes) if not (of_value == c).any()]
+        if len(data.classes) - len(missing) < 2:
+            only = next(label for label in data.classes if label not in missing)
+            raise DataError(
+                f"{where} must have at least two classes; all its {len(of_value)} rows are `{only}`. Leave it out "
+                "(values=…), or check the label column."
+            )
+        if missing:
+            raise DataError(
+                f"{where} must have every class, or nothing can be said about them there; it lacks "
+                f"{listed(missing)}. Leave the value out (values=…), or the rows of these classes."
+            )
+        parts = data.parts_of(v)
+        for c, label in enumerate(data.classes):
+            tested, *learned = [
+                len(np.unique(units[rows[data.y[rows] == c]]))
+                for rows in (np.concatenate([test for _, test in parts]), *(train for train, _ in parts))
+            ]
+            if tested < MIN_TEST_GROUPS or min(learned) < inner:
+                raise DataError(
+                    f"{where}: class `{label}` must have at least {MIN_TEST_GROUPS} test and {inner} training {what}; "
+                    f"it has {tested} and {min(learned)}. Give more rows, fewer inner folds, or leave it out "
+                    "(values=…)."
+                )
+
+
+def _check_tested(data: Labelled) -> None:
+    """Refuse test rows of one class, and of classes that the training rows lack."""
+    counts = data.counts()
+    tested = [name for name, (_, test) in counts.items() if test]
+    unlearned = [name for name, (train, test) in counts.items() if test and not train]
+    if unlearned:
+        raise DataError(
+            f"every class of the test rows must be in the training rows too; {listed(unlearned)} are only in test. "
+            "Give more rows (train_rows, max_rows) or leave these classes out (--min-rows N)."
+        )
+    if len(tested) < 2:
+        raise DataError(
+            f"the test rows must be of at least two classes; all {len(data.test)} are `{''.join(tested)}`. Correct the "
+            "split, or give more rows."
+        )
+
+
+def _doubts(data: Labelled) -> list[str]:
+    """Return what a reader must know about the split."""
+    return [*_untested(data), *_few_tested(data), *_known_texts(data)]
+
+
+def _untested(data: Labelled) -> list[str]:
+    untested = [name for name, (_, test) in data.counts().items() if not test]
+    return [f"classes without test rows do not count: {listed(untested)}"] if untested else []
+
+
+def _few_tested(data: Labelled) -> list[str]:
+    """Where there is too little for narrow intervals."""
+    few = []
+    for v, value in enumerate(data.values):
+        test = np.concatenate([test for _, test in data.parts_of(v)])
+        for c, name in enumerate(data.classes):
+            rows = test[data.y[test] == c]
+            groups = FEW_TEST_GROUPS if data.groups is None else len(np.unique(data.groups[rows]))
+            if len(rows) and (len(rows) < FEW_TEST_ROWS or groups < FEW_TEST_GROUPS):
+                few.append((value, name))
+    if not few:
+        return []
+    least = f"{FEW_TEST_ROWS} test rows"
+    if data.groups is not None:
+        least += f" or {FEW_TEST_GROUPS} test groups"
+    if len(data.values) == 1:
+        names = [name for _, name in few]
+        return [
+            f"{len(few)} of {len(data.classes)} classes have fewer than {least} ({listed(names, 3)}): their part of "
+            "macro-F1 is uncertain"
+        ]
+    n_values = len({value for value, _ in few})
+    return [f"{n_values} of {len(data.values)} values have a class with fewer than {least}: intervals are rough there"]
+
+
+def _known_texts(data: Labelled) -> list[str]:
+    """Test texts that a given split, or groups, leave in the training rows as well."""
+    twice, n_test = 0, 0
+    if data.images is None:
+        for train, test in data.parts:
+            known = {data.texts[row] for row in train}
+            twice += sum(data.texts[row] in known for row in test)
+            n_test += len(test)
+    return [f"{twice:,} of {n_test:,} test texts are in the training rows word for word"] if twice else []
+
+
+# ----------------------------------------------------------------------------------------------------------- drawing
+
+
+def _parts(table: _Table, split: Split) -> list[Part]:
+    """Training and test rows: given, drawn, or one pair per fold."""
+    every = np.arange(len(table.labels))
+    if table.is_test is not None:
+        train, test = every[~table.is_test], every[table.is_test]
+        if not len(train) or not len(test):
+            raise ConfigError("`max_rows` leaves no training or no test rows; raise it.")
+        return [(train, test)]
+    if split.folds is not None:
+        if len(table.values) == 1:
+            units = _codes(table.units)
+            alone = table.what == "rows" and units.max() + 1 == len(units)
+            names = sorted(set(table.labels))
+            check_folds(_codes(table.labels), None if alone else units, split.folds, "outer", names)
+        fold = _drawn_folds(table, split)
+        return [(every[fold != part], every[fold == part]) for part in range(split.folds)]
+    is_test = _drawn_folds(table, split) == 0
+    return [(every[~is_test], every[is_test])]
+
+
+def _drawn_folds(table: _Table, split: Split) -> np.ndarray:
+    """Return the fold of each row; without folds 0 for test rows and -1 for training rows.
+
+    Given groups of one value, which may be of any size, are dealt out so that every fold has as many rows of each class
+    as can be. Otherwise units (texts; or groups of several values, translations of one text say) that hold the same
+    values and classes are one stratum; each is dealt out in an order computed from the seed and the names of the units
+    alone, so neither other values nor the order of the rows change it.
+    """
+    if table.what == "groups" and len(table.values) == 1:
+        return _balanced_folds(table, split)
+    classes = _codes(table.labels).tolist()
+    members: dict[str, set[tuple[str, int]]] = {}
+    for unit, v, c in zip(table.units, table.value.tolist(), classes):
+        members.setdefault(unit, set()).add((table.values[v], c))
+    rank = {unit: hashed_key("split", split.seed, unit) for unit in members}
+    strata: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for unit in sorted(members, key=lambda unit: rank[unit]):
+        strata.setdefault(tuple(sorted(members[unit])), []).append(unit)
+    fold: dict[str, int] = {}
+    for mine in strata.values():
+        # where the first one falls is drawn as well, or small strata would all be rounded the same way
+        start = hashed_key("start", split.seed, mine[0]) / 2**128
+        if split.folds is not None:
+            dealt = (np.arange(len(mine)) + int(start * split.folds)) % split.folds
+        else:
+            at = np.arange(len(mine)) + start / split.test_share
+            is_test = np.floor((at + 1) * split.test_share) > np.floor(at * split.test_share)
+            dealt = np.where(is_test, 0, -1)
+        fold |= dict(zip(mine, dealt.tolist()))
+    if split.folds is None and len(table.values) == 1:
+        _both_sides(fold, members, rank)
+    return np.array([fold[unit] for unit in table.units])
+
+
+def _balanced_folds(table: _Table, split: Split) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    y, units = _codes(table.labels), _codes(table.units)
+    n_folds = split.folds or max(2, round(1 / split.test_share))
+    check_folds(y, units, n_folds, "outer", sorted(set(table.labels)))
+    fold = np.full(len(y), -1)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=split.seed)
+    for part, (_, test) in enumerate(splitter.split(y, y, units)):
+        if split.folds is not None or part == 0:
+            fold[test] = part
+    return fold
+
+
+def _both_sides(fold: dict[str, int], members: dict[str, set[tuple[str, int]]], rank: dict[str, int]) -> None:
+    """Move a group of each class that small strata have put on one side; one of a single group is trained on."""
+    of_class: dict[tuple[str, int], list[str]] = {}
+    for unit in sorted(members, key=lambda unit: rank[unit]):
+        for each in members[unit]:
+            of_class.setdefault(each, []).append(unit)
+    for _, mine in sorted(of_class.items()):
+        n_test = sum(fold[unit] == 0 for unit in mine)
+        if n_test == len(mine):
+            fold[mine[-1]] = -1
+        elif n_test == 0 and len(mine) > 1:
+            fold[mine[0]] = 0
+
+
+def _draw_by_value(table: _Table, rows: np.ndarray, wanted: int, seed: int) -> np.ndarray:
+    """Return `wanted` of these rows of each value."""
+    is_grouped = table.what == "groups"
+    # between values only the names of groups count, so that the same ones are drawn from each
+    y = np.zeros(len(table.labels)) if is_grouped and len(table.values) > 1 else _codes(table.labels)
+    drawn = []
+    for v in range(len(table.values)):
+        mine = rows[table.value[rows] == v]
+        keys = [table.units[row] for row in mine]
+        drawn.append(mine[draw_rows(keys, y[mine], wanted, is_grouped=is_grouped, seed=seed)])
+    return np.sort(np.concatenate(drawn))
+
+
+def draw_rows(keys: Sequence[str], y: np.ndarray, wanted: int, *, is_grouped: bool, seed: int) -> np.ndarray:
+    """Return the indices of some rows: the same fraction of every class, or whole groups until there are enough.
+
+    Parameters
+    ----------
+    keys
+        ``[n]`` names of the rows or of their groups; their order is computed from these and the seed alone.
+    y
+        ``[n]`` classes.
+    wanted
+        Number of rows; all where there are no more. More rows of the same seed hold the fewer ones.
+    is_grouped
+        Whether `keys` name groups; then the same fraction of the groups is drawn that hold a class, the rarest one of
+        each group.
+    seed
+        Random seed.
+    """
+    if wanted >= len(keys):
+        return np.arange(len(keys))
+    names = list(dict.fromkeys(keys)) if is_grouped else list(keys)
+    number = {name: index for index, name in enumerate(names)}
+    of_row = np.array([number[key] for key in keys]) if is_grouped else np.arange(len(keys))
+    hashed = [hashed_key("rows", seed, name) for name in names]
+    order = np.array(sorted(range(len(names)), key=lambda index: (hashed[index], index)))
+    stratum = _rarest_class(of_row, y, len(names))
+    rank = np.empty(len(names))
+    for c in np.unique(stratum):
+        mine = order[stratum[order] == c]
+        rank[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    place = np.empty(len(names), np.int64)
+    place[order[np.argsort(rank[order], kind="stable")]] = np.arange(len(names))
+    return np.sort(np.argsort(place[of_row], kind="stable")[:wanted])
+
+
+def _rarest_class(group: np.ndarray, y: np.ndarray, n_groups: int) -> np.ndarray:
+    """Return for each group the class of its rows that the fewest groups have."""
+    pairs = np.unique(np.stack([group, y.astype(np.int64)]), axis=1)
+    counts = np.bincount(pairs[1])
+    rarest = np.full(n_groups, -1)
+    for index, c in sorted(pairs.T.tolist(), key=lambda pair: -counts[pair[1]]):
+        rarest[index] = c
+    return rarest

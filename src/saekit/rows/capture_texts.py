@@ -1,0 +1,214 @@
+"""Texts to rows: contexts are run through a language model, and hooks give one row per token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from ..inputs.texts import Texts, read_texts
+from ..models.hooks import Hook, activations
+from ..models.language import LanguageModel
+from .outliers import CALIBRATION_TOKENS
+from .settings import ReadingSettings
+from .source import Columns
+from .tokens import CONTEXT, Contexts, batch_tokens_on, special_tokens, token_batches, tokenize
+
+_GROUP_TOKENS = 16_384  # tokens in consecutive contexts that are sorted by length together; the grain of resuming
+_TEXTS_AT_ONCE = 512
+_CHARACTERS_PER_TOKEN = 12  # how much text is read for a number of tokens before more is fetched
+
+
+@dataclass(frozen=True)
+class TextRunner:
+    """Turns contexts into rows at several hooks.
+
+    Raises
+    ------
+    ConfigError
+        The context is longer than what the model takes.
+    """
+
+    lm: LanguageModel
+    hooks: tuple[Hook, ...]
+    dtype: torch.dtype
+    """Number type of the rows."""
+    settings: ReadingSettings
+
+    def __post_init__(self) -> None:
+        wanted = self.settings.context
+        if wanted is not None and wanted > self.lm.context:
+            raise ConfigError(f"`context` must fit the model, which takes {self.lm.context} tokens; got {wanted}.")
+
+    @property
+    def context(self) -> int:
+        """Maximum number of tokens in a context."""
+        return min(self.settings.context or CONTEXT, self.lm.context)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in one forward pass."""
+        return self.settings.batch_tokens or batch_tokens_on(self.lm)
+
+    def rows(self, contexts: Contexts) -> list[Columns]:
+        """Return the rows of contexts at every hook, in the order of the contexts; added tokens as the settings say."""
+        wanted = self._wanted(contexts)
+        # index of each kept token among the kept ones: batches come sorted by length, rows return to the text's order
+        place = np.cumsum(wanted) - 1
+        stored: list[Tensor] = []
+        for batch in token_batches(
+            self.lm,
+            contexts,
+            batch_tokens=self.batch_tokens,
+            padding=self.settings.padding,
+            skip_special=self.settings.skip_special,
+        ):
+            span = np.concatenate([np.arange(contexts.offsets[i], contexts.offsets[i + 1]) for i in batch.index])
+            target = torch.from_numpy(place[span[wanted[span]]])
+            for index, hidden in enumerate(activations(self.lm.model, self.hooks, batch.inputs)):
+                if len(stored) <= index:
+                    stored.append(torch.empty(int(wanted.sum()), hidden.shape[-1], dtype=self.dtype))
+                stored[index][target] = hidden[batch.keep.to(hidden.device)].to("cpu", self.dtype)
+        token, document, position = (
+            torch.from_numpy(column[wanted]) for column in (contexts.ids, contexts.document, contexts.position)
+        )
+        return [Columns(x, token, document, position) for x in stored]
+
+    def n_rows(self, contexts: Contexts) -> np.ndarray:
+        """Return how many rows each context gives before the filter for outliers."""
+        ends = np.concatenate([[0], np.cumsum(self._wanted(contexts))])
+        return np.diff(ends[contexts.offsets])
+
+    def _wanted(self, contexts: Contexts) -> np.ndarray:
+        return contexts.position >= 0 if self.settings.skip_special else np.ones(len(contexts.ids), bool)
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """Texts cut into contexts, in groups of consecutive ones."""
+
+    runner: TextRunner
+    texts: Texts
+    contexts: Contexts = field(repr=False)
+    enough: int
+    """Contexts that hold the tokens wanted; those behind them replace what the filter for outliers takes out."""
+    total: int | None
+    """Rows wanted."""
+
+    unit = "rows"
+
+    @cached_property
+    def groups(self) -> list[tuple[int, int]]:
+        """Ranges of consecutive contexts that are run together; the first `enough` contexts end a group."""
+        groups = []
+        first = n_tokens = 0
+        for last, length in enumerate(self.contexts.lengths(), 1):
+            n_tokens += int(length)
+            if n_tokens >= _GROUP_TOKENS or last in (self.enough, len(self.contexts)):
+                groups.append((first, last))
+                first, n_tokens = last, 0
+        return groups
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups."""
+        return len(self.groups)
+
+    def done(self, n_groups: int, n_rows: int) -> int:
+        """Return the number of rows."""
+        return n_rows
+
+    def sample(self) -> list[Columns]:
+        """Return the first rows at every hook."""
+        n_rows = np.cumsum(self.runner.n_rows(self.contexts))
+        n_contexts = min(int(np.searchsorted(n_rows, CALIBRATION_TOKENS)) + 1, len(self.contexts))
+        rows = self.runner.rows(self.contexts.pick(range(n_contexts)))
+        return [each.map(lambda column: column[:CALIBRATION_TOKENS]) for each in rows]
+
+    def rows(self, group: int) -> list[Columns]:
+        """Return the rows of a group at every hook."""
+        return self.runner.rows(self.contexts.pick(range(*self.groups[group])))
+
+    def special(self, n_groups: int) -> dict[str, Any]:
+        """Return how many tokens of the first groups were added, and whether they were skipped."""
+        end = self.contexts.offsets[self.groups[n_groups - 1][1]] if n_groups else 0
+        n_added = int((self.contexts.position[:end] < 0).sum())
+        return {"skipped": self.runner.settings.skip_special, "n": n_added}
+
+    def info(self) -> dict[str, Any]:
+        """Return what is recorded with the rows: the data, and how they are read."""
+        settings = self.runner.settings
+        around = special_tokens(self.runner.lm.tokenizer)
+        return {
+            "data": self.texts.info["name"],
+            "data_split": self.texts.info.get("split"),
+            "data_text": self.texts.info["text"],
+            "data_digest": self.texts.digest,
+            "tokens": self.total,
+            "context": self.runner.context,
+            "pack": settings.pack,
+            "padding": settings.padding,
+            "batch_tokens": self.runner.batch_tokens,
+            "added_tokens": {"before": list(around.before), "after": list(around.after)},
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+        }
+
+
+def open_texts(
+    runner: TextRunner, data: str | os.PathLike[str] | Iterable[Any], *, text: str, tokens: int | None
+) -> TextReader:
+    """Read texts and cut them into contexts, until they give enough tokens.
+
+    Raises
+    ------
+    DataError
+        The texts cannot be read or give no token.
+    """
+    for texts in _growing(data, text, runner.settings.split, tokens):
+        parts: list[Contexts] = []
+        count = 0
+        for first in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = tokenize(
+                runner.lm.tokenizer,
+                texts[first : first + _TEXTS_AT_ONCE],
+                context=runner.context,
+                pack=runner.settings.pack,
+                first_document=first,
+            )
+            parts.append(part)
+            count += int(runner.n_rows(part).sum())
+            if tokens is not None and count >= tokens + tokens // 8 + CALIBRATION_TOKENS:
+                break
+        if tokens is None or count >= tokens:
+            break
+    contexts = Contexts.cat(parts)
+    if not count:
+        raise DataError(
+            f"`{texts.info['name']}` must give at least one token; the tokenizer of `{runner.lm.name}` makes none of "
+            f"its {len(texts)} texts. Is it the tokenizer for this language?"
+        )
+    enough = len(contexts)
+    if tokens is not None:
+        enough = min(int(np.searchsorted(np.cumsum(runner.n_rows(contexts)), tokens)) + 1, len(contexts))
+    return TextReader(runner, texts, contexts, enough, tokens)
+
+
+def _growing(
+    data: str | os.PathLike[str] | Iterable[Any], text: str, split: str | None, tokens: int | None
+) -> Iterator[Texts]:
+    """Yield the texts; first as many as should do, then, should they not, ever more of them."""
+    characters = None if tokens is None else max(tokens * _CHARACTERS_PER_TOKEN, 10_000)
+    while True:
+        found = read_texts(data, text=text, split=split, columns=(), characters=characters)
+        yield found
+        if characters is None or found.info["complete"]:
+            return
+        characters *= 4

@@ -1,0 +1,145 @@
+"""Rows that an SAE is ranked and measured on: given, made by a language model, or those of its training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, SaekitError
+from ..files import read_json
+from ..settings import Progress, silent, suggest_keywords
+
+if TYPE_CHECKING:
+    from ..models.language import LanguageModel
+    from ..sae.model import SAE
+    from .source import Source
+
+ROWS = 131_072
+"""Rows that are made by a language model, where `tokens` is not given."""
+
+CE_TOKENS = 32_768
+"""Tokens of the cross-entropies, where `ce_tokens` is not given."""
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class OriginSettings:
+    """Where rows come from when they are made by a language model."""
+
+    layer: int | None = None
+    """Residual stream after block L, counted from 0 [where the SAE belongs]."""
+    hook: str | None = None
+    """Any module of the language model instead of `layer` [where the SAE belongs]."""
+    text: str = "text"
+    """Name of the text column [text]."""
+    tokens: int = ROWS
+    """Rows (tokens) to make [131072]."""
+    ce_tokens: int = CE_TOKENS
+    """Maximum number of tokens for the cross-entropies [32768]."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Rows, and the language model that they come from where there is one."""
+
+    rows: Source
+    model: LanguageModel | None = None
+    data: Any = None
+    """The texts; None without a model."""
+    ce_tokens: int = 0
+    """Tokens of the cross-entropies; 0 without a model."""
+
+
+def find_rows(
+    sae: SAE,
+    rows: Any = None,
+    *,
+    model: Any = None,
+    data: Any = None,
+    path: str | os.PathLike[str] = "",
+    settings: OriginSettings = OriginSettings(),
+    progress: Progress | None = None,
+) -> Origin:
+    """Return the rows that an SAE is ranked and measured on.
+
+    Parameters
+    ----------
+    sae
+        The SAE; its provenance says what it was trained on.
+    rows
+        A source of rows. Without it, and without `model`: the file of rows next to the training run that has the digest
+        of the training's rows; or else the model and the texts of the training.
+    model, data
+        A language model and texts: they make the rows where `rows` is not given, and serve the cross-entropies.
+    path
+        Where the SAE was read from.
+    settings
+        Where in the model, and how many rows.
+    progress
+        Called as ``progress("rows", done, total)``.
+
+    Raises
+    ------
+    ConfigError
+        Nothing says where the rows come from.
+    """
+    from ..models.loading import load_language_model
+    from ..provenance import place_of
+    from .capture import capture
+    from .opening import as_source
+
+    name = os.fspath(path) or "the SAE"
+    if rows is None and model is None:
+        again = training_rows(name, sae.provenance.get("data_digest"))
+        if again is not None:
+            return Origin(again)
+        model, data = _training_texts(sae, name, data)
+    source = None if rows is None else as_source(rows, sae.d_in, "find_rows")
+    if model is None:
+        assert source is not None
+        return Origin(source)
+    if data is None:
+        raise ConfigError("`data` must be given with `model`: the texts that it reads.")
+    lm = load_language_model(model)
+    hook = place_of(sae, layer=settings.layer, hook=settings.hook, name=f"`{name}`")
+    if source is None:
+        source = capture(lm, data, hook=hook, text=settings.text, tokens=settings.tokens, progress=progress or silent)
+    return Origin(source, lm, data, min(settings.tokens, settings.ce_tokens))
+
+
+def _training_texts(sae: SAE, name: str, data: Any) -> tuple[Any, Any]:
+    """Return the model that an SAE was trained on, and `data` or else the texts of the training."""
+    from ..provenance import known_place
+
+    model, data = sae.provenance.get("model"), data or sae.provenance.get("data")
+    if not (model and data and known_place(sae)):
+        raise ConfigError(
+            f"`rows`, or `model` and `data`, must be given: the latents of `{name}` are ranked on rows, and it "
+            "does not say which model and texts it was trained on."
+        )
+    return model, data
+
+
+def training_rows(path: str, digest: Any) -> Source | None:
+    """Return the rows that a run was trained on, if their file is here or next to the run and is still the same."""
+    from .shards import open_rows
+
+    if path.startswith("hf:") or digest is None:
+        return None
+    folder = Path(path)
+    for run in (folder, folder.parent):
+        record = run / "run.json"
+        if not record.is_file():
+            continue
+        name = read_json(record).get("source", {}).get("path")
+        places = [Path(name), run.parent / Path(name).name, run / Path(name).name] if name else []
+        for place in places:
+            try:
+                rows = open_rows(place)
+            except (SaekitError, OSError):
+                continue
+            if rows.info.get("digest") == digest:
+                return rows
+    return None

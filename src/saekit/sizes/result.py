@@ -1,0 +1,259 @@
+"""Results about sizes: what each size of an SAE keeps, and how ways to small SAEs compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ..errors import ConfigError, FormatError
+from ..measure.metrics import Metrics
+from ..measure.results import Measured, Result
+from ..measure.tables import html_table, text_table
+from ..sae.model import SAE
+from .power_law import PowerLaw
+from .prune import competes
+
+IN_FILE = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero", "ce_recovered_mean", "rsa", "cka")
+"""Metrics of a curve that are written into an SAE's file."""
+
+SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa", "cka")
+"""Metrics of the table of a curve, as far as they were measured."""
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """One size of the curve."""
+
+    size: int
+    """Latents kept."""
+    metrics: Metrics
+    """Measured with these latents alone."""
+
+
+@dataclass(frozen=True, repr=False)
+class SizeCurve(Result):
+    """Fidelity, sparsity and similarity of an SAE at several sizes, over the same rows.
+
+    Examples
+    --------
+    ::
+
+        curve = sk.measure_sizes(sk.rank(sae, rows), heldout, [64, 256, 1024])
+        curve.points[0].metrics.fvu.value
+        curve.smallest(fvu=0.2)             # latents that suffice
+        curve.write_into(sae).save("out")   # then SAE.load("out", fvu=0.2)
+    """
+
+    KIND: ClassVar[str] = "size_curve"
+    SCHEMA: ClassVar[int] = 1
+
+    rows: dict[str, Any]
+    """``info`` of the rows."""
+    n_rows: int
+    """Rows seen."""
+    language_model: dict[str, Any] | None
+    """Model, hook, texts and tokens of the cross-entropies; None without them."""
+    sae: dict[str, Any]
+    """Name, n_latents, rule, order of the latents, provenance of the SAE."""
+    points: list[SizePoint] = field(default_factory=list)
+    """From the smallest size to the largest."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Return the number of latents of each point."""
+        return [point.size for point in self.points]
+
+    def values(self, name: str) -> list[Measured]:
+        """Return one metric at every size.
+
+        Raises
+        ------
+        AttributeError
+            It was not measured.
+        """
+        return [getattr(point.metrics, name) for point in self.points]
+
+    def smallest(self, *, fvu: float) -> int:
+        """Return the smallest measured size whose FVU is at most `fvu`.
+
+        Raises
+        ------
+        ConfigError
+            No size meets it; the message says which is best.
+        """
+        meets = [point.size for point in self.points if point.metrics.fvu.value <= fvu]
+        if not meets:
+            best = min(self.points, key=lambda point: point.metrics.fvu.value)
+            raise ConfigError(
+                f"smallest: no measured size reaches an FVU of {fvu:g}; the best is {best.metrics.fvu.value:.3g} with "
+                f"{best.size:,} latents. Ask for no less."
+            )
+        return min(meets)
+
+    def write_into(self, sae: SAE) -> SAE:
+        """Return `sae` with this curve in its provenance: saved, its file says what each prefix is worth.
+
+        Raises
+        ------
+        ConfigError
+            The curve is of another number of latents, or was measured with a selection that no prefix has.
+        """
+        if self.sizes and self.sizes[-1] > sae.n_latents:
+            raise ConfigError(
+                f"write_into: the curve must be one of this SAE; it goes to {self.sizes[-1]:,} latents where the SAE "
+                f"has {sae.n_latents:,}."
+            )
+        if self.settings.get("selection") == "after" and competes(sae):
+            raise ConfigError(
+                "write_into: a file needs the curve of selection='before', which is what loading a prefix does; this "
+                "one was measured with 'after'."
+            )
+        sizes = {"measured_on": self._measured_on(), "points": [_in_file(point) for point in self.points]}
+        return sae.replace(provenance={**sae.provenance, "sizes": sizes})
+
+    def _measured_on(self) -> dict[str, Any]:
+        """Return what a file says about the rows and tokens."""
+        return {
+            "n_rows": self.n_rows,
+            **{key: self.rows[key] for key in ("model", "hook", "data", "digest") if self.rows.get(key) is not None},
+            **({} if self.language_model is None else {"n_tokens": self.language_model["n_tokens"]}),
+        }
+
+    def check(self) -> None:
+        """Refuse what contradicts itself; raises `FormatError`."""
+        if not self.sizes or self.sizes != sorted(set(self.sizes)):
+            raise FormatError(f"`size_curve.points` must be of increasing sizes; they are of {self.sizes}.")
+
+    def table(self, names: tuple[str, ...] | None = None) -> list[list[str]]:
+        """Return rows of text, headings first, for some metrics (by default `SHOWN`)."""
+        names = names or tuple(name for name in SHOWN if name in self.points[0].metrics)
+        lines = [["latents", *names]]
+        for point in self.points:
+            lines.append([f"{point.size:,}", *(str(point.metrics[name]) for name in names)])
+        return lines
+
+    def caption(self) -> str:
+        """Return the line under the table."""
+        return f"{self.sae['name']}: {self.n_rows:,} rows, latents in order of {self.sae['order']}"
+
+
+def _in_file(point: SizePoint) -> dict[str, Any]:
+    metrics = {name: point.metrics[name].to_json() for name in IN_FILE if name in point.metrics}
+    return {"latents": point.size, "metrics": metrics}
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One way of getting an SAE of one size, over all seeds."""
+
+    name: str
+    """``"topk pruned by energy"``, ``"matryoshka"``, ``"topk trained separately"``, ..."""
+    size: int
+    """Latents."""
+    seeds: list[int]
+    """The seeds behind it."""
+    metrics: Metrics
+    """Mean over seeds, with the interval of Student's t over seeds; with one seed, its own over documents."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return name, size, seeds and every metric."""
+        return {"name": self.name, "size": self.size, "seeds": self.seeds, **self.metrics.to_json()}
+
+    @classmethod
+    def from_json(cls, plain: Any, where: str = "curve") -> CurvePoint:
+        """Return the point that `to_json` wrote.
+
+        Raises
+        ------
+        FormatError
+            Name, size or seeds are missing or of another type.
+        """
+        rest = dict(plain) if isinstance(plain, dict) else {}
+        name, size, seeds = (rest.pop(key, None) for key in ("name", "size", "seeds"))
+        if not isinstance(name, str) or not isinstance(size, int) or not isinstance(seeds, list):
+            raise FormatError(f"`{where}` must hold `name`, `size`, `seeds` and metrics; it is {plain!r}.")
+        return cls(name, size, seeds, Metrics.from_json(rest, where))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One way minus another at the same size, paired by seed."""
+
+    metric: str
+    name: str
+    """The first way."""
+    minus: str
+    """The second."""
+    size: int
+    difference: Measured
+    """Mean over the seeds that both have, with the interval of Student's t; none with a single seed."""
+    verdict: str
+    """The name of the better way, ``"undecided"`` (the interval holds 0) or ``"one seed"``."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How importance falls off in one vanilla SAE."""
+
+    name: str
+    """Name of the SAE."""
+    by: str
+    """The score."""
+    fit: PowerLaw | None
+    """Power law of the sorted scores; None where too few latents are alive."""
+    ranks: list[int]
+    """Some ranks from the first to the last."""
+    scores: list[float]
+    """The sorted score at each of these ranks."""
+
+
+@dataclass(frozen=True, repr=False)
+class Progressive(Result):
+    """Fidelity along sizes for every way of getting a small SAE from the same rows.
+
+    Examples
+    --------
+    ::
+
+        result = progressive({"a": topk, "b": matryoshka}, heldout, fit=rows)
+        [(point.name, point.size, point.metrics.fvu.value) for point in result.curves]
+    """
+
+    KIND: ClassVar[str] = "progressive"
+    SCHEMA: ClassVar[int] = 1
+
+    rows: dict[str, Any]
+    """The rows measured on."""
+    n_rows: int
+    language_model: dict[str, Any] | None
+    curves: list[CurvePoint]
+    """By name, then size."""
+    differences: list[Difference]
+    """Claims to test: nested minus pruned, energy minus frequency, energy minus unsorted, at each size."""
+    rankings: list[Ranking]
+    """Power laws of the importance in the vanilla SAEs."""
+    spectra: list[Ranking]
+    """Power laws of the eigenvalues of the decoder's covariance."""
+    runs: list[SizeCurve] = field(default_factory=list)
+    """The curve of every single SAE."""
+
+    @property
+    def names(self) -> list[str]:
+        """Return the ways, in order."""
+        return list(dict.fromkeys(point.name for point in self.curves))
+
+    def table(self, metric: str = "fvu") -> list[list[str]]:
+        """Return rows of text for one metric: a row per way, a column per size."""
+        sizes = sorted({point.size for point in self.curves})
+        at = {(point.name, point.size): point.metrics for point in self.curves}
+        lines = [[metric, *(f"{size:,}" for size in sizes)]]
+        for name in self.names:
+            cells = [at.get((name, size)) for size in sizes]
+            lines.append([name, *("" if c is None or metric not in c else f"{c[metric].value:.3f}" for c in cells)])
+        return lines
+
+    def __repr__(self) -> str:
+        return text_table(self.table(), f"{self.n_rows:,} rows")
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table(), f"FVU by latents; {self.n_rows:,} rows")

@@ -1,0 +1,196 @@
+"""What a run is asked for: checked before anything is computed, with every default filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, DataError, listed
+from ..rows.opening import Rows, source_of
+from ..rows.source import Source
+from ..sae.model import SAE
+from ..settings import check_whole, is_whole
+from .architectures import config_to_dict, name_of
+from .config import Config
+from .fused import STEPS, default_step
+from .mutual_regularization import check_mutual
+from .settings import TrainSettings
+from .warm_start import warm_starts
+
+Seeds = int | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run: what to train, on which rows, and how."""
+
+    source: Source
+    configs: list[Config]
+    asked_seeds: list[Any]
+    """The seeds as they were asked for, one list for all configurations or one each."""
+    names: list[str]
+    """Folder names of the SAEs, in the order of `learners`."""
+    warm_starts: list[SAE]
+    """The SAEs to initialize from, in the order of `learners`; empty for random initialization."""
+    total_steps: int
+    settings: TrainSettings
+    device: torch.device
+    step: str
+
+    @property
+    def learners(self) -> Iterator[tuple[Config, int]]:
+        """Configuration and seed of every SAE to train: configuration by configuration, seed by seed."""
+        for config, own in zip(self.configs, seeds_of(self.configs, self.asked_seeds)):
+            for seed in own:
+                yield config, seed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides the numbers, as ``run.json`` records it; a resumed run must have the same."""
+        return {
+            "configs": [config_to_dict(config) for config in self.configs],
+            "seeds": self.asked_seeds,
+            "total_steps": self.total_steps,
+            "batch_rows": self.settings.batch_rows,
+            "data_seed": self.settings.data_seed,
+            "precision": self.settings.precision,
+            "step": self.step,
+            "d_in": self.source.d_in,
+            "rows": self.source.info.get("digest"),
+            **({"start": [sae.digest() for sae in self.warm_starts]} if self.warm_starts else {}),
+        }
+
+
+def make_request(
+    configs: Config | Sequence[Config],
+    rows: Rows,
+    *,
+    seeds: Seeds,
+    tokens: int | None,
+    start: SAE | Sequence[SAE] | None,
+    settings: TrainSettings,
+) -> Request:
+    """Return the request for a call of `saekit.train`.
+
+    Raises
+    ------
+    ConfigError
+        A setting cannot work.
+    DataError
+        The source has fewer rows than a batch.
+    """
+    configs = [configs] if isinstance(configs, Config) else list(configs)
+    asked_seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    source = source_of(rows)
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_configs(configs)
+    own_seeds = seeds_of(configs, asked_seeds)
+    for own in own_seeds:
+        check_seeds(own)
+    check_whole("train", tokens=tokens)
+    check_device(device)
+    step = choose_step(settings, configs, device)
+    for config, own in zip(configs, own_seeds):
+        check_mutual(config, own, step)
+    total_steps = total_steps_of(source, tokens, settings.batch_rows)
+    names = run_names(configs, asked_seeds)
+    return Request(
+        source=source,
+        configs=configs,
+        asked_seeds=asked_seeds,
+        names=names,
+        warm_starts=warm_starts(start, len(names)),
+        total_steps=total_steps,
+        settings=settings,
+        device=device,
+        step=step,
+    )
+
+
+def choose_step(settings: TrainSettings, configs: Sequence[Config], device: torch.device) -> str:
+    """Return the name of the step of a run; raises `ConfigError` for one that does not exist."""
+    if settings.step is not None:
+        if settings.step not in STEPS:
+            raise ConfigError(f"train: `step` must be one of {listed(STEPS)}; got {settings.step!r}.")
+        return settings.step
+    # Only the plain step knows the penalty that ties seeds together.
+    return "plain" if any(config.mutual for config in configs) else default_step(device)
+
+
+def check_configs(configs: Sequence[Config]) -> None:
+    """Refuse an empty list, what is no configuration, and the same configuration twice; raises `ConfigError`."""
+    if not configs:
+        raise ConfigError(
+            "train: `configs` must hold at least one configuration; got none. Pass TopK(n_latents=1024, k=16), say."
+        )
+    for config in configs:
+        if not isinstance(config, Config):
+            raise ConfigError(
+                f"train: every one of `configs` must be a configuration such as TopK(n_latents=1024, k=16); "
+                f"got {config!r}. Make one from a dictionary with config_from_dict."
+            )
+    if len(set(map(repr, configs))) < len(configs):
+        raise ConfigError("train: `configs` must all be different; got one twice. Use seeds=[0, 1] for repetitions.")
+
+
+def check_seeds(seeds: Sequence[Any]) -> None:
+    """Refuse seeds of one configuration that are not different whole numbers; raises `ConfigError`."""
+    if not seeds or not all(is_whole(seed) for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"train: `seeds` must be different whole numbers, at least one; got {seeds!r}. Pass seeds=[0, 1]."
+        )
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a CUDA device where there is none; raises `ConfigError`."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"train: device='{device}' needs a CUDA device; none is available. Use TrainSettings(device='cpu')."
+        )
+
+
+def seeds_of(configs: Sequence[Any], seeds: list[Any]) -> list[list[Any]]:
+    """Return the seeds of each configuration: the same for all, or one list each.
+
+    >>> seeds_of(["a", "b"], [0, 1]), seeds_of(["a", "b"], [[0, 1], [0]])
+    ([[0, 1], [0, 1]], [[0, 1], [0]])
+    """
+    if not any(isinstance(own, list | tuple) for own in seeds):
+        return [seeds] * len(configs)
+    if not all(isinstance(own, list | tuple) for own in seeds) or len(seeds) != len(configs):
+        raise ConfigError(
+            f"train: `seeds` must be whole numbers, or one list of them for each of the {len(configs)} configurations; "
+            f"got {seeds!r}. Pass seeds=[0, 1], or seeds=[[0, 1], [0]] for two configurations."
+        )
+    return [list(own) for own in seeds]
+
+
+def total_steps_of(source: Source, tokens: int | None, batch_rows: int) -> int:
+    """Return the whole batches in `tokens` rows, or in one pass over the source."""
+    rows = tokens if tokens is not None else source.n_rows
+    if rows is None:
+        raise ConfigError("train: `tokens` must be given for a source that does not know its number of rows; got None.")
+    if rows < batch_rows:
+        what = "`tokens` must be" if tokens is not None else "the source must have"
+        kind = ConfigError if tokens is not None else DataError
+        raise kind(
+            f"train: {what} at least batch_rows={batch_rows} rows; got {rows}. "
+            "Use a smaller batch: settings=TrainSettings(batch_rows=256), say."
+        )
+    return rows // batch_rows
+
+
+def run_names(configs: Sequence[Config], seeds: list[Any]) -> list[str]:
+    """Return folder names in the order of the learners; of configurations with one name, all but the first are
+    numbered.
+    """
+    seen: dict[str, int] = {}
+    names = []
+    for config, own in zip(configs, seeds_of(configs, seeds), strict=True):
+        base = name_of(config)
+        seen[base] = seen.get(base, 0) + 1
+        base += f"-{seen[base]}" if seen[base] > 1 else ""
+        names += [f"{base}-seed{seed}" for seed in own]
+    return names

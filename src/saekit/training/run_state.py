@@ -1,0 +1,161 @@
+"""Where a run stands: its learners, its position in the rows, its running sums; begun, saved and continued."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rows.source import Batch
+from . import checkpoint
+from .callbacks import Record
+from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
+from .learner import Learner, initialize_learner, resolve, restore, tensors_of
+from .request import Request
+from .warm_start import warm_start
+
+
+@dataclass
+class Run:
+    """One call of `train`: what it was asked for and where it stands."""
+
+    request: Request
+    folder: Path | None
+    learners: list[Learner]
+    batches: Iterator[Batch]
+    center: Tensor
+    """Mean of the first rows, ``[d_in]``: the fixed point of the variance sums."""
+    step: int = 0
+    position: tuple[int, int] = (0, 0)
+    """Block and row of the first row that has not been trained on."""
+    order_digest: str = "saekit"
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sums since the last log record."""
+    last: dict[str, Record] = field(default_factory=dict)
+    """The last log record of each learner, by its name."""
+
+    def named_learners(self) -> Iterator[tuple[str, Learner]]:
+        """Yield the learners with the names of their folders."""
+        yield from zip(self.request.names, self.learners, strict=True)
+
+    def move_on(self, batch: Batch) -> None:
+        """Count a batch that every learner has been trained on."""
+        self.step += 1
+        self.position = batch.next
+        self.order_digest = next_digest(self.order_digest, batch)
+
+
+def begin(request: Request, folder: Path | None, resume: bool) -> Run:
+    """Return a run before its first step, or at its last checkpoint in `folder`.
+
+    Raises
+    ------
+    ShapeError, NonFiniteError
+        The first rows have another width than the source says, or a value that is not finite.
+    """
+    found = checkpoint.read(folder) if resume and folder is not None else None
+    if found is None:
+        return _begin_first(request, folder)
+    return _begin_at(request, folder, *found)
+
+
+def save_checkpoint(run: Run) -> None:
+    """Write everything that the rest of the run depends on."""
+    assert run.folder is not None
+    tensors = {f"sums.{name}": t for name, t in run.sums.items()} | {"center": run.center}
+    for index, learner in enumerate(run.learners):
+        tensors |= {f"{index}.{name}": t for name, t in tensors_of(learner).items()}
+    facts = {"place": list(run.position), "order_digest": run.order_digest, "last": run.last}
+    checkpoint.write(run.folder, run.step, tensors, facts)
+
+
+def next_digest(digest: str, batch: Batch) -> str:
+    """Return the chained digest of the data order: positions, and the first and the last row of each batch."""
+    text = hashlib.sha256(f"{digest} {batch.next}".encode())
+    if batch.x.device.type == "cpu":  # reading rows back from a GPU would make every step wait
+        text.update(batch.x[[0, -1]].contiguous().numpy().tobytes())
+    return text.hexdigest()
+
+
+def _begin_first(request: Request, folder: Path | None) -> Run:
+    source, settings = request.source, request.settings
+    batches = source.batches(settings.batch_rows, seed=settings.data_seed)
+    head, rows = read_first_rows(batches, first_rows(request.total_steps * settings.batch_rows, source.d_in))
+    check_first_rows(rows, source, request.names)
+    center = rows.mean(0).to(request.device)
+    return Run(request, folder, _learners(request, rows), _chained(head, batches), center)
+
+
+def _begin_at(request: Request, folder: Path | None, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Run:
+    source, settings, device = request.source, request.settings, request.device
+    position = tuple(facts["place"])
+    sums = _group("sums", tensors)
+    # The learners' tensors are replaced, so their shapes are all that counts here: one row of zeros is enough.
+    run = Run(
+        request=request,
+        folder=folder,
+        learners=_learners(request, torch.zeros(1, source.d_in)),
+        batches=source.batches(settings.batch_rows, seed=settings.data_seed, start=position),
+        center=tensors["center"].to(device, copy=True),
+        step=facts["step"],
+        position=position,
+        order_digest=facts["order_digest"],
+        sums={name: t.to(device, copy=True) for name, t in sums.items()},
+        last=facts["last"],
+    )
+    for index, learner in enumerate(run.learners):
+        restore(learner, _group(str(index), tensors), run.step)
+    return run
+
+
+def _learners(request: Request, rows: Tensor) -> list[Learner]:
+    """Return every learner before its first step; what depends on the rows alone is computed once for all."""
+    biases = {kind: initial_bias(rows, kind) for kind in {config.bias for config in request.configs}}
+    scales = {kind: initial_scale(rows, kind) for kind in {config.scaling for config in request.configs}}
+    learners = []
+    for config, seed in request.learners:
+        resolved = resolve(
+            config,
+            request.source.d_in,
+            total_steps=request.total_steps,
+            batch_rows=request.settings.batch_rows,
+            precision=request.settings.precision,
+        )
+        learner = initialize_learner(
+            config,
+            seed,
+            resolved,
+            bias=biases[config.bias],
+            scale=scales[config.scaling],
+            sample=rows[:SAMPLE_ROWS],
+            device=request.device,
+        )
+        learners.append(learner)
+    for learner, sae in zip(learners, request.warm_starts):  # none, or one for each
+        warm_start(learner, sae)
+    _tie_seeds(learners)
+    return learners
+
+
+def _tie_seeds(learners: list[Learner]) -> None:
+    """Show the learners of a configuration to each other where `mutual` makes them depend on each other."""
+    for learner in learners:
+        if learner.config.mutual:
+            learner.peers = [each for each in learners if each is not learner and each.config == learner.config]
+
+
+def _group(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with the prefix and a dot, without it."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _chained(head: list[Batch], batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches that were read for the initialization, then the others."""
+    while head:  # emptied on the way, so that these rows do not stay in memory
+        yield head.pop(0)
+    yield from batches

@@ -1,0 +1,54 @@
+"""Settings of a training run. Nothing heavy is imported here: the command line makes its help from this class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+from ..settings import check_whole, is_whole, suggest_keywords
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a run is done: nothing here says what is trained, except for the order of the rows and the precision."""
+
+    batch_rows: int = 4096
+    """Rows per step [4096]."""
+    data_seed: int = 0
+    """Random seed of the order of the rows [0]."""
+    precision: str = "fp32"
+    """``fp32``, or ``bf16``: matrix products in bfloat16 with fp32 master weights [fp32]."""
+    device: str | None = None
+    """Device to train on, ``cpu`` or ``cuda`` [cuda if there is one]."""
+    log_every: int | None = None
+    """Steps between log records [1% of the run, from 1 to 100]."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints [10% of the run, at most 1000]."""
+    step: str | None = None
+    """Implementation of the step, ``plain`` or ``fused``; they differ in the rounding of sums only [fused where the
+    compiled kernels run]."""
+
+    def __post_init__(self) -> None:
+        if self.batch_rows is None:
+            raise ConfigError("TrainSettings: `batch_rows` must be a whole number from 1; got None.")
+        check_whole(
+            "TrainSettings",
+            batch_rows=self.batch_rows,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
+        )
+        if not is_whole(self.data_seed):
+            raise ConfigError(f"TrainSettings: `data_seed` must be a whole number; got {self.data_seed!r}.")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"TrainSettings: `precision` must be 'fp32' or 'bf16'; got {self.precision!r}.")
+
+    def log_interval(self, total_steps: int) -> int:
+        """Return the steps between log records of a run: about 100 records, but a look at least every 100 steps."""
+        return self.log_every or min(max(total_steps // 100, 1), 100)
+
+    def checkpoint_interval(self, total_steps: int) -> int:
+        """Return the steps between checkpoints of a run: a kill costs at most a tenth of it, and 1,000 steps."""
+        return self.checkpoint_every or min(max(total_steps // 10, 1), 1000)

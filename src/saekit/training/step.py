@@ -1,0 +1,257 @@
+"""The step of a learner in plain torch: loss, gradient, projection, clipping, Adam, unit decoder rows, dead latents.
+
+The step is one seam, ``step(learner, x) -> Statistics``: rows in, statistics out, nothing read back from the device.
+Whatever has this signature (a fused kernel, a learner spread over devices) can take the place of `plain_step`; see
+`STEPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from .architectures import ARCHITECTURES
+from .config import Config, Matryoshka
+from .learner import Learner, ResolvedConfig, latent_parameters
+from .losses import Context, Outcome
+from .mutual_regularization import pull
+
+ADAM_EPS = 1e-8
+"""PyTorch's default. The 6.25e-10 of 2406.04093 is for rows of norm 1; here they have norm ``sqrt(d_in)``."""
+RESAMPLE_UNTIL = 0.6
+"""Fraction of the run after which dead latents are no longer resampled: the last ones need the rest of the run to
+settle, and the decay of the learning rate must not find them fresh."""
+RESAMPLE_ENCODER = 0.2
+"""Encoder norm of a resampled latent, small so that it does not disturb the others at once (Bricken et al. 2023). Unit:
+mean encoder norm of the latents that are alive."""
+CLIP_EPS = 1e-6
+"""Keeps the clipping factor finite where the gradient is 0; the value of `torch.nn.utils.clip_grad_norm_`."""
+LEAST_NORM = 1e-12
+"""Lengths are divided by at least this, so that a row of zeros stays one."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Report of one step: scalars on the learner's device. Divide sums by `rows`."""
+
+    rows: int
+    """Rows of the batch."""
+    loss: Tensor
+    """Loss (mean over rows) times rows."""
+    error: Tensor
+    """Sum over rows of ``||x - x_hat||^2`` in the units of the rows."""
+    fired: Tensor
+    """Number of codes that are not zero in the batch."""
+    dead: Tensor
+    """Latents that have not fired for `dead_after_rows` rows, after this step."""
+    grad_norm: Tensor
+    """L2 norm of the gradient before clipping, times rows."""
+    finite: Tensor
+    """Whether loss and gradient were finite."""
+    parts: dict[str, Tensor]
+    """Terms of the loss and other scalars to log, times rows."""
+
+
+Step = Callable[[Learner, Tensor], Statistics]
+
+
+def learning_rate(resolved: ResolvedConfig, step: int) -> float:
+    """Return the rate after `step` steps: linear warm-up from 0, constant, linear decay to 0 at the end."""
+    rate = resolved.lr
+    if resolved.warmup_steps:
+        rate *= min(1.0, (step + 1) / resolved.warmup_steps)
+    if resolved.decay_steps:
+        rate *= min(1.0, (resolved.total_steps - step) / resolved.decay_steps)
+    return rate
+
+
+def plain_step(learner: Learner, x: Tensor) -> Statistics:
+    """Do one step in plain torch: loss, gradient, clipping, Adam, unit decoder rows, counters.
+
+    Parameters
+    ----------
+    learner
+        Changed in place.
+    x
+        Rows ``[n, d_in]`` on the learner's device, in their own units; not changed.
+    """
+    u = x if learner.scale is None else x * learner.scale
+    outcome, gradients = _differentiate(learner, u - learner.center)
+    loss, parts = outcome.loss.detach(), outcome.parts
+    if learner.peers:
+        others = [peer.parameters["W_dec"] for peer in learner.peers]
+        penalty, gradient = pull(learner.parameters["W_dec"], others, learner.config.mutual)
+        gradients["W_dec"] = gradients["W_dec"] + gradient
+        loss, parts = loss + penalty, {**parts, "mutual": penalty}
+    norm = _update(learner, gradients)
+    learner.state |= outcome.updates
+    learner.rows_since_fired = torch.where(outcome.fired > 0, 0, learner.rows_since_fired + len(x))
+    learner.step += 1
+    if resamples_now(learner):
+        resample(learner, outcome.residual)
+    error = outcome.residual.pow(2).sum()
+    return Statistics(
+        rows=len(x),
+        loss=loss * len(x),
+        error=error if learner.scale is None else error / learner.scale**2,
+        fired=outcome.fired.sum(),
+        dead=(learner.rows_since_fired >= learner.resolved.dead_after_rows).sum(),
+        grad_norm=norm * len(x),
+        finite=torch.isfinite(loss) & torch.isfinite(norm),
+        parts={name: value * len(x) for name, value in parts.items()},
+    )
+
+
+STEPS: dict[str, Step] = {"plain": plain_step}
+"""Steps by name; `saekit.training.fused` adds its own."""
+
+
+def frozen_parameters(config: Config) -> set[str] | None:
+    """Return the names of the parameters that `control` keeps as they are; None for all."""
+    return {"untrained": None, "frozen-decoder": {"W_dec"}, "frozen-encoder": {"W_enc"}, None: set()}[config.control]
+
+
+def context_of(learner: Learner) -> Context[Config]:
+    """Return what the loss of the learner's next step needs besides parameters and rows."""
+    config, resolved = learner.config, learner.resolved
+    # No latent can be dead before that many rows: known without asking the device.
+    can_be_dead = learner.rows_seen >= resolved.dead_after_rows
+    return Context(
+        config=config,
+        center=learner.center,
+        state=learner.state,
+        dead=learner.rows_since_fired >= resolved.dead_after_rows if can_be_dead else None,
+        k_aux=resolved.k_aux,
+        step=learner.step,
+        total_steps=resolved.total_steps,
+        warmup_steps=resolved.warmup_steps,
+        threshold_start=resolved.threshold_start,
+        threshold_decay=resolved.threshold_decay,
+        sizes=_draw_sizes(config, learner.generators["data"])
+        if isinstance(config, Matryoshka) and config.sampled
+        else None,
+    )
+
+
+def resamples_now(learner: Learner) -> bool:
+    """Return whether dead latents are resampled after this step.
+
+    They are whenever another `dead_after_rows` rows have gone by, so that a resampled latent has a whole window to fire
+    in, in the first part of the run.
+    """
+    resolved = learner.resolved
+    if not getattr(learner.config, "resample", False) or learner.config.control is not None:
+        return False
+    if learner.step > RESAMPLE_UNTIL * resolved.total_steps:
+        return False
+    before = learner.rows_seen - resolved.batch_rows
+    return learner.rows_seen // resolved.dead_after_rows > before // resolved.dead_after_rows
+
+
+def resample(learner: Learner, residual: Tensor) -> None:
+    """Point dead latents at badly reconstructed rows: direction of the residual, drawn with probability ~ its squared
+    length.
+
+    Parameters
+    ----------
+    learner
+        Changed in place.
+    residual
+        ``x - x_hat`` of the rows of the step ``[n, d]``.
+    """
+    dead = learner.rows_since_fired >= learner.resolved.dead_after_rows
+    p = learner.parameters
+    squares = residual.pow(2).sum(1)
+    chance = (squares if learner.device.type == "mps" else squares.double()).cumsum(0)
+    # One draw per latent, dead or not: what is drawn does not depend on how many are dead.
+    drawn = torch.rand(len(dead), generator=learner.generators["resample"]).to(chance)
+    rows = torch.searchsorted(chance, drawn * chance[-1]).clamp(max=len(residual) - 1)
+    direction = residual[rows]
+    direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM)
+    norms = p["W_enc"].norm(dim=1)
+    alive = (norms * ~dead).sum() / (~dead).sum().clamp(min=1)
+    fresh = {name: torch.zeros_like(t) for name, t in p.items()}
+    fresh |= {"W_dec": direction, "W_enc": direction * alive * RESAMPLE_ENCODER}
+    for name in latent_parameters(learner):
+        mask = dead.view(-1, *[1] * (p[name].ndim - 1))
+        p[name] = torch.where(mask, fresh[name], p[name])
+        for moments in (learner.first_moments, learner.second_moments):  # they are about the old direction
+            moments[name] = torch.where(mask, 0.0, moments[name])
+    learner.rows_since_fired = torch.where(dead, 0, learner.rows_since_fired)
+
+
+def _differentiate(learner: Learner, x: Tensor) -> tuple[Outcome, dict[str, Tensor]]:
+    """Return the outcome of the loss and the gradient of each trained parameter."""
+    frozen = frozen_parameters(learner.config)
+    loss_of = ARCHITECTURES[learner.config.arch].loss
+    context = context_of(learner)
+    with (
+        torch.set_grad_enabled(frozen is not None),
+        torch.autocast(x.device.type, torch.bfloat16, enabled=learner.resolved.precision == "bf16"),
+    ):
+        if frozen is None:
+            return loss_of(learner.parameters, x, context), {}
+        leaves = {n: t.detach().requires_grad_(n not in frozen) for n, t in learner.parameters.items()}
+        outcome = loss_of(leaves, x, context)
+    trained = [name for name in leaves if name not in frozen]
+    gradients = torch.autograd.grad(
+        outcome.loss, [leaves[name] for name in trained], allow_unused=True, materialize_grads=True
+    )
+    return outcome, dict(zip(trained, gradients))
+
+
+def _draw_sizes(config: Matryoshka, stream: torch.Generator) -> tuple[int, ...]:
+    """Draw `sampled` prefix lengths, log-uniform from n_latents / 64 to n_latents, and add the full size."""
+    low = max(1.0, config.n_latents / 64)
+    power = torch.rand(config.sampled, generator=stream, dtype=torch.float64)
+    drawn = (low * (config.n_latents / low) ** power).long().clamp(1, config.n_latents - 1 or 1).tolist()
+    return (*sorted(drawn), config.n_latents)
+
+
+def _update(learner: Learner, gradients: dict[str, Tensor]) -> Tensor:
+    """Project, clip, descend and normalize; return the norm of the gradient before clipping."""
+    if not gradients:
+        return torch.zeros((), device=learner.device)
+    config, parameters = learner.config, learner.parameters
+    unit = ARCHITECTURES[config.arch].unit_decoder and "W_dec" in gradients
+    with torch.no_grad():
+        if unit:  # what would only change the length of a decoder row is undone below; keep it out of the moments
+            W, g = parameters["W_dec"], gradients["W_dec"]
+            gradients["W_dec"] = torch.addcmul(g, (g * W).sum(1, keepdim=True), W, value=-1)
+        values = list(gradients.values())
+        norm = torch.nn.utils.get_total_norm(values)  # after the projection: clipping sees what the step will do
+        if config.clip is not None:
+            torch._foreach_mul_(values, (config.clip / (norm + CLIP_EPS)).clamp(max=1.0))
+        _descend(learner, gradients)
+        if unit:
+            W = parameters["W_dec"]
+            W.div_(W.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM))
+    return norm
+
+
+def _descend(learner: Learner, gradients: dict[str, Tensor]) -> None:
+    """Do one step of Adam, with the rates of the architecture."""
+    rate = learning_rate(learner.resolved, learner.step)
+    rates = ARCHITECTURES[learner.config.arch].rates
+    for multiple in sorted({rates.get(name, 1.0) for name in gradients}):  # torch's Adam has one rate per call
+        group = [name for name in gradients if rates.get(name, 1.0) == multiple]
+        adam(
+            params=[learner.parameters[name] for name in group],
+            grads=[gradients[name] for name in group],
+            exp_avgs=[learner.first_moments[name] for name in group],
+            exp_avg_sqs=[learner.second_moments[name] for name in group],
+            max_exp_avg_sqs=[],
+            state_steps=[torch.tensor(float(learner.step), device=learner.device) for _ in group],
+            fused=True,
+            amsgrad=False,
+            beta1=learner.config.betas[0],
+            beta2=learner.config.betas[1],
+            lr=rate * multiple,
+            weight_decay=0.0,
+            eps=ADAM_EPS,
+            maximize=False,
+        )

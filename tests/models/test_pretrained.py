@@ -1,0 +1,105 @@
+"""Finding and reading model files: digests, number types, hub names without network, damaged folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from saekit.errors import ConfigError, ModelError, OfflineError
+from saekit.models.loading import load_model
+
+
+def test_digest_follows_the_weights(folders, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["llama"], copy)
+    first = load_model(folders["llama"]).digest
+    assert load_model(copy).digest == first
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    assert load_model(copy).digest != first
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "float16", torch.bfloat16])
+def test_dtype(folders, dtype):
+    expected = {"bf16": torch.bfloat16, "float16": torch.float16}.get(dtype, dtype)
+    assert load_model(folders["llama"], dtype=dtype).dtype == expected
+
+
+def test_a_hub_name_without_network():
+    with pytest.raises(OfflineError, match=r"`google/gemma-2-2b` must be downloaded .*--model PATH"):
+        load_model("google/gemma-2-2b")
+
+
+class _Api:
+    """The hub, as far as one question goes."""
+
+    def __init__(self, error=None, gated=False):
+        self.error, self.gated, self.sha = error, gated, "abc"
+
+    def __call__(self):
+        return self
+
+    def model_info(self, name, timeout):
+        if self.error and not self.gated:
+            raise self.error
+        return self
+
+    def auth_check(self, name):
+        raise self.error
+
+
+def test_gated_and_missing_models(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    # their constructors want a response of the hub
+    gated, missing = (kind.__new__(kind, "no") for kind in (GatedRepoError, RepositoryNotFoundError))
+    monkeypatch.setattr(huggingface_hub, "HfApi", _Api(gated, gated=True))
+    with pytest.raises(ModelError, match=r"`meta/secret` is gated.*hf auth login.*--model PATH"):
+        load_model("meta/secret")
+    monkeypatch.setattr(huggingface_hub, "HfApi", _Api(missing))
+    with pytest.raises(ModelError, match=r"`meta/nothing` must exist on the hub.*--model PATH"):
+        load_model("meta/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("./nowhere", "no such folder"), ("/a/b/c", "no such folder"), ("a/b/c", "no such folder")],
+)
+def test_missing_folders(name, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(name)
+
+
+def test_damaged_folders(folders, tmp_path):
+    with pytest.raises(ModelError, match=r"it has no config\.json"):
+        load_model(tmp_path)
+    truncated = tmp_path / "truncated"
+    shutil.copytree(folders["llama"], truncated)
+    weights = truncated / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(ModelError, match=r"`.*truncated` cannot be loaded"):
+        load_model(truncated)
+    other = tmp_path / "other"
+    shutil.copytree(folders["llama"], other)
+    shutil.copy(folders["neox"] / "model.safetensors", other / "model.safetensors")
+    with pytest.raises(ModelError, match="must be complete"):
+        load_model(other)
+
+
+def test_bad_settings(folders):
+    with pytest.raises(ConfigError, match="`dtype` must be one of"):
+        load_model(folders["llama"], dtype="int7")
+    with pytest.raises(ConfigError, match="`device` must be a device of this machine"):
+        load_model(folders["llama"], device="quantum")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        load_model(folders["llama"], device="cpu", device_map="auto")
+
+
+def test_a_missing_builtin_model(monkeypatch, tmp_path):
+    monkeypatch.setattr("saekit.models.pretrained.BUILTIN_FOLDER", tmp_path)
+    with pytest.raises(ModelError, match="built-in model must lie"):
+        load_model("builtin")

@@ -1,0 +1,116 @@
+"""Rows of texts: those of the bare model, whatever the padding, the batches, the order and the context."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import saekit
+import saekit.rows.capture_texts as reading
+from fixtures.row_checks import KINDS, TOLERANCE, everything, same_rows
+from saekit.errors import DataError
+from saekit.inputs.texts import read_texts
+from saekit.rows.capture import capture
+from saekit.rows.settings import CaptureSettings
+from saekit.rows.tokens import tokenize
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_those_of_the_bare_model_one_context_at_a_time(models, texts, kind):
+    lm = models[kind]
+    source = capture(lm, texts, layer=1, settings=CaptureSettings(outliers=None))
+    rows = everything(source)
+    contexts = tokenize(lm.tokenizer, texts, context=lm.context)
+    expected = []
+    for i in range(len(contexts)):
+        one = contexts.pick([i])
+        with torch.no_grad():
+            ids = torch.from_numpy(one.ids).long()[None]
+            states = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
+        expected.append(states[2][0][torch.from_numpy(one.position >= 0)])
+    torch.testing.assert_close(rows["x"], torch.cat(expected), **TOLERANCE)
+    kept = contexts.position >= 0
+    assert rows["token"].tolist() == contexts.ids[kept].tolist()
+    assert rows["document"].tolist() == contexts.document[kept].tolist()
+    assert rows["position"].tolist() == contexts.position[kept].tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_side_and_batch_size_change_nothing(models, texts, kind):
+    base = capture(models[kind], texts, layer=2)
+    for settings in ({"padding": "left"}, {"batch_tokens": 1}, {"padding": "left", "batch_tokens": 60}):
+        same_rows(base, capture(models[kind], texts, layer=2, settings=CaptureSettings(**settings)))
+
+
+@pytest.mark.parametrize("name", ["stories", "minilm"])
+def test_padding_side_and_batch_size_change_nothing_in_real_models(request, name, shared_data):
+    lm = saekit.load_model(request.getfixturevalue(name), dtype="float32", device="cpu")
+    texts = read_texts(shared_data / "text" / "tinystories_1000_clean.jsonl.gz", limit=6)
+    # lengths that differ much, so that there is much padding
+    texts = [text[: 40 + 150 * i] for i, text in enumerate(texts)]
+    base = capture(lm, texts, layer=3, settings=CaptureSettings(context=100))
+    for settings in ({"padding": "left"}, {"batch_tokens": 1}):
+        same_rows(base, capture(lm, texts, layer=3, settings=CaptureSettings(context=100, **settings)))
+
+
+def test_order_of_texts_changes_no_row(models, texts):
+    """Rows of a text do not depend on its neighbours in the batch."""
+    forward, backward = (everything(capture(models["llama"], t, layer=1)) for t in (texts, texts[::-1]))
+    for document in range(len(texts)):
+        one = forward["x"][forward["document"] == document]
+        other = backward["x"][backward["document"] == len(texts) - 1 - document]
+        torch.testing.assert_close(one, other, **TOLERANCE)
+
+
+def test_added_tokens_can_be_kept(models, texts):
+    source = capture(models["bert"], texts, layer=0, settings=CaptureSettings(skip_special=False, outliers=None))
+    contexts = tokenize(models["bert"].tokenizer, texts, context=24)
+    assert source.n_rows == len(contexts.ids)
+    assert everything(source)["position"].tolist() == contexts.position.tolist()
+    skipped = capture(models["bert"], texts, layer=0)
+    assert skipped.info["filters"]["special"] == {"skipped": True, "n": 2 * len(contexts)}
+
+
+def test_more_text_is_read_until_the_tokens_suffice(models, tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "cat " + "x" * 3000}) for _ in range(60)))
+    asked = []
+    monkeypatch.setattr(reading, "read_texts", lambda *a, **k: asked.append(k["characters"]) or read_texts(*a, **k))
+    assert capture(models["llama"], path, layer=1, tokens=100, settings=CaptureSettings(outliers=None)).n_rows == 100
+    assert asked == [10_000, 40_000, 160_000]
+
+
+def test_documents_longer_than_the_context(models):
+    text = " ".join(["cat dog"] * 50)
+    rows = everything(capture(models["llama"], [text], layer=1))
+    assert rows["position"].tolist() == list(range(100))
+    # windows of 23 words with a BOS before each: the second begins anew
+    torch.testing.assert_close(rows["x"][:22], everything(capture(models["llama"], [text[:-8]], layer=1))["x"][:22])
+    first = [everything(capture(models["llama"], [w], layer=1))["x"] for w in ("cat dog", "dog cat")]
+    torch.testing.assert_close(rows["x"][0:2], first[0], **TOLERANCE)
+    torch.testing.assert_close(rows["x"][23:25], first[1], **TOLERANCE)
+
+
+def test_texts_without_tokens(models):
+    with pytest.raises(DataError, match="must hold at least one text"):
+        capture(models["llama"], ["", " "], layer=1)
+
+    class Silent:
+        pad_token_id = 0
+
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [] if isinstance(text, str) else [[] for _ in text]}
+
+    with pytest.raises(DataError, match="must give at least one token; the tokenizer of `tiny-llama` makes none"):
+        capture(dataclasses.replace(models["llama"], tokenizer=Silent()), ["cat"], layer=1)
+
+
+def test_a_model_that_gives_nan(folders, texts):
+    lm = saekit.load_model(folders["llama"])
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[lm.tokenizer("dog")["input_ids"][-1]] = float("nan")
+    with pytest.raises(DataError, match=r"row \d+ of the capture has nan"):
+        capture(lm, ["the cat and the dog", *texts], layer=1)

@@ -1,0 +1,52 @@
+"""Where the rows come from that an SAE is ranked and measured on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fixtures.known_saes import random_sae
+from saekit.errors import ConfigError, ShapeError
+from saekit.rows.origin import OriginSettings, find_rows, training_rows
+from saekit.rows.shards import open_rows
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+
+
+def test_rows_that_are_given_are_taken(x, tmp_path):
+    np.save(tmp_path / "rows.npy", x)
+    for rows in (x, tmp_path / "rows.npy", open_rows(tmp_path / "rows.npy")):
+        found = find_rows(random_sae(), rows)
+        assert (found.rows.n_rows, found.model, found.ce_tokens) == (50, None, 0)
+    with pytest.raises(ShapeError, match="must have the width"):
+        find_rows(random_sae(), x[:, :3])
+
+
+def test_rows_of_the_training_are_found_beside_the_run(x, tmp_path):
+    np.save(tmp_path / "rows.npy", x)
+    digest = open_rows(tmp_path / "rows.npy").info["digest"]
+    (tmp_path / "run" / "sae").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"source": {"path": "elsewhere/rows.npy"}}))
+    sae = random_sae().replace(provenance={"data_digest": digest})
+    for path in (tmp_path / "run" / "sae", tmp_path / "run"):
+        assert find_rows(sae, path=path).rows.info["digest"] == digest
+    assert training_rows(str(tmp_path / "run"), "sha256:other") is None
+    assert training_rows("hf:a/b", digest) is None
+    with pytest.raises(ConfigError, match="`rows`, or `model` and `data`, must be given"):
+        find_rows(sae)
+
+
+def test_a_model_makes_them(stories):
+    texts = ["Once upon a time there was a little dog who ran."] * 20
+    sae = random_sae(d=64).replace(provenance={"hook": "layers.1"})
+    found = find_rows(sae, model=stories, data=texts, settings=OriginSettings(tokens=100, ce_tokens=40))
+    assert (found.rows.n_rows, found.ce_tokens) == (100, 40)
+    with pytest.raises(ConfigError, match="`data` must be given with `model`"):
+        find_rows(sae, model=stories)
+    with pytest.raises(ConfigError, match="`the SAE` does not say where in the model it belongs"):
+        find_rows(random_sae(d=64), model=stories, data=texts)

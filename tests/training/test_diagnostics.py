@@ -1,0 +1,87 @@
+"""Values that are not finite stop a run; warnings at its end."""
+
+import json
+
+import pytest
+import torch
+
+from fixtures.training_runs import source
+from saekit.errors import NonFiniteError
+from saekit.training import checkpoint as checkpoints
+from saekit.training import initialization
+from saekit.training.config import JumpReLU, ReLU, TopK
+from saekit.training.diagnostics import warnings_for
+from saekit.training.learner import initialize_learner, resolve
+from saekit.training.loop import train
+from saekit.training.settings import TrainSettings
+
+
+class Poisoned:
+    """A source whose rows turn into NaN after some batches."""
+
+    d_in = 8
+    n_rows = 4000
+    info = {"kind": "poisoned", "digest": "none"}  # noqa: RUF012
+
+    def __init__(self, after):
+        self.after = after
+
+    def batches(self, batch_rows, *, seed=None, start=(0, 0)):
+        for index, batch in enumerate(source().batches(batch_rows, seed=seed, start=start)):
+            if start == (0, 0) and index >= self.after:
+                batch.x[3, 2] = float("nan")
+            yield batch
+
+
+def test_nan_rows_stop_with_step_seed_and_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(initialization, "FIRST_ROWS", 500)
+    with pytest.raises(
+        NonFiniteError,
+        match=r"in step 13, learner `topk-24-k3-seed4` \(seed 4, TopK\(.*the rows hold NaN.*step-00000010",
+    ) as caught:
+        train(
+            TopK(24, k=3),
+            Poisoned(12),
+            seeds=[4],
+            settings=TrainSettings(batch_rows=100, checkpoint_every=5),
+            out=tmp_path,
+        )
+    assert "resume=True" in str(caught.value)
+    _, tensors = checkpoints.read(tmp_path)
+    assert all(torch.isfinite(t.float()).all() for t in tensors.values())
+    assert not any((p / "sae.json").exists() for p in tmp_path.iterdir())
+    with pytest.raises(NonFiniteError, match="among the first"):
+        train(TopK(24, k=3), Poisoned(0), settings=TrainSettings(batch_rows=100))
+
+
+def test_diverging_training_stops(tmp_path):
+    config = ReLU(24, lr=1e30, clip=None, warmup_steps=0)
+    with pytest.raises(NonFiniteError, match=r"learner `relu-24-l1-2-seed0` \(seed 0.*lower `lr`"):
+        train(config, source(), settings=TrainSettings(batch_rows=100, checkpoint_every=1), out=tmp_path)
+    found = checkpoints.read(tmp_path)
+    assert found is None or all(torch.isfinite(t.float()).all() for t in found[1].values())
+
+
+def test_warnings_are_in_run_json(tmp_path):
+    train([ReLU(24, l1=0.0), TopK(24, k=3)], source(), settings=TrainSettings(batch_rows=100), out=tmp_path)
+    warnings = json.loads((tmp_path / "run.json").read_text())["warnings"]
+    assert any("hardly sparse" in text for text in warnings["relu-24-l1-0-seed0"])
+
+
+@pytest.mark.parametrize(
+    "config, record, words",
+    [
+        (TopK(24, k=3), {"fvu": 1.2, "l0": 3.0, "dead_fraction": 0.0}, ["no better than predicting the mean row"]),
+        (TopK(24, k=3), {"fvu": 0.2, "l0": 3.0, "dead_fraction": 0.5}, ["50% of the latents did not fire"]),
+        (JumpReLU(24, target_l0=3), {"fvu": 0.2, "l0": 6.0, "dead_fraction": 0.0}, ["L0 is 6 and should be 3"]),
+        (TopK(24, k=3), {"fvu": 0.2, "l0": 3.0, "dead_fraction": 0.05}, []),
+    ],
+)
+def test_warnings_say_what_is_wrong(config, record, words):
+    settings = resolve(config, 8, 10, 100)
+    learner = initialize_learner(
+        config, 0, settings, bias=torch.zeros(8), scale=None, sample=torch.ones(4, 8), device="cpu"
+    )
+    found = warnings_for(learner, record)
+    assert len(found) == len(words)
+    assert all(word in text for word, text in zip(words, found))

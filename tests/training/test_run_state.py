@@ -1,0 +1,80 @@
+"""Resumed equals uninterrupted, to the last byte: after an exception, after a real kill at any write."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixtures.training_runs import ALL, Interrupted, log_of, same, source, stop_at
+from saekit.training.loop import train
+from saekit.training.settings import TrainSettings
+
+
+def test_resume_equals_uninterrupted_for_every_architecture(tmp_path):
+    settings = {
+        "seeds": [0, 1], "settings": TrainSettings(batch_rows=100, log_every=3, checkpoint_every=7)
+    }  # fmt: skip
+    whole = train(ALL, source(), out=tmp_path / "whole", **settings)
+    for stop in (12, 29):
+        with pytest.raises(Interrupted):
+            train(ALL, source(), out=tmp_path / "cut", resume=stop > 12, progress=stop_at(stop * 100), **settings)
+    resumed = train(ALL, source(), out=tmp_path / "cut", resume=True, **settings)
+    assert all(same(a, b) for a, b in zip(whole, resumed))
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
+    for folder in sorted(p.name for p in (tmp_path / "whole").iterdir() if (p / "sae.json").exists()):
+        for name in ("sae.safetensors", "sae.json"):
+            assert (tmp_path / "whole" / folder / name).read_bytes() == (tmp_path / "cut" / folder / name).read_bytes()
+    again = train(ALL, source(), out=tmp_path / "cut", resume=True, **settings)  # a finished run is read back
+    assert all(same(a, b) for a, b in zip(whole, again))
+
+
+CHILD = """
+import os, signal, sys
+from saekit import BatchTopK, ReLU, SyntheticRows, TrainSettings, train
+
+out, event, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+def killed_at(name, count):  # kill -9 in place of the call: what was to be written is there by halves or not at all
+    true = getattr(os, name)
+    def call(*args, **options):
+        nonlocal count
+        count -= 1
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return true(*args, **options)
+    setattr(os, name, call)
+
+if event != "none":
+    killed_at(event, count)
+rows = SyntheticRows(d_in=8, n_features=16, l0=3.0, n_rows=3_000, mean=1.0)
+settings = TrainSettings(batch_rows=50, log_every=10, checkpoint_every=5)
+train([BatchTopK(24, k=3), ReLU(24)], rows, seeds=[0, 1], settings=settings, out=out, resume=True)
+"""
+
+
+def child(out, event="none", count=0):
+    environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD, str(out), event, str(count)], env=environment, capture_output=True, text=True
+    )
+    return run.returncode, run.stderr
+
+
+def test_kill_nine_at_any_write_then_resume_gives_the_same_bytes(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert child(whole) == (0, "")
+    # Of a checkpoint the tensors are renamed first, then the index: killed before the one, before the other, and
+    # before the bytes of a third are on disk; at last when the SAEs are being saved.
+    for event, count in (("replace", 4), ("replace", 5), ("fsync", 7), ("replace", 20)):
+        assert child(cut, event, count)[0] == -signal.SIGKILL, (event, count)
+    assert child(cut) == (0, "")
+    for name in ("batchtopk-24-k3-seed0", "batchtopk-24-k3-seed1", "relu-24-l1-2-seed0", "relu-24-l1-2-seed1"):
+        for file in ("sae.safetensors", "sae.json"):
+            assert (whole / name / file).read_bytes() == (cut / name / file).read_bytes()
+    assert log_of(whole) == log_of(cut)
+    orders = [json.loads((out / "run.json").read_text())["order_digest"] for out in (whole, cut)]
+    assert orders[0] == orders[1]
