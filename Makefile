@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: setup demo test check fmt bench docs clean study-transfer study-classify study-seeds study-progressive
+.PHONY: setup demo test check fmt bench families docs clean study-transfer study-classify study-seeds study-progressive
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -44,6 +44,10 @@ BENCH ?= quality parity step encode growth seeds extract match rows imports line
 bench: $(STAMP)
 	benchmarks/peers.sh
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
+
+# Every text and vision family of transformers, tiny and random: writes docs/models.md. FAMILIES="bloom vit_mae" some of them.
+families: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/families.py $(FAMILIES)
 
 # Small SAEs from large ones: pruned, nested, trained apart. A run that was stopped goes on. STUDY_OPTIONS=--quick a little of it.
 study-progressive: $(STAMP)

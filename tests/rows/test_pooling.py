@@ -12,6 +12,7 @@ import torch
 
 from fixtures.pooling_checks import CLOSE, LAYER, SPARSE, asks, assert_equal, dense, random_sae
 from saekit.errors import ConfigError, DataError, ModelError, ShapeError
+from saekit.models.hooks import find_hook
 from saekit.rows import pooling
 from saekit.rows.capture import capture
 from saekit.rows.pooling import DENSE_POOLS, Ask, pool_texts
@@ -105,6 +106,9 @@ def test_one_pass_serves_all_asks_as_separate_passes_would(models: Any, texts: l
         Ask(("last",), layer=1),
         Ask(("count",), random_sae(0), layer=0),
     ]
+    find_hook(lm.model, "layers.0.mlp")  # what must be known of a model is asked once, by passes that run through it
+    pool_texts(lm, texts[:1], wanted[:1])
+    passes.clear()
     reached = []
     handle = lm.model.get_submodule("model.layers.2").register_forward_hook(lambda *_: reached.append(1))
     try:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..errors import ConfigError, ModelError, did_you_mean, listed
+from .probe import BATCH, TOKENS, added_parts, broken_after, facts_of
 
 Site = Literal["resid", "mlp", "attn"]
 
@@ -181,7 +182,7 @@ def hook_path(model: nn.Module, hook: str | int) -> str:
 def _by_path(model: nn.Module, hook: str) -> Hook:
     modules = dict(model.named_modules())
     short = _SHORT.fullmatch(hook)
-    if short and hook not in modules:
+    if short and (hook not in modules or short[2] in _SITES):
         return _in_block(model, int(short[1]), short[2] or "")
     if not hook or hook not in modules:
         raise _unknown(model, hook, [path for path in modules if path])
@@ -196,11 +197,15 @@ def _named(model: nn.Module, path: str) -> Hook:
         return Hook(path, path, None)
     inside = re.fullmatch(re.escape(root) + r"\.(\d+)(\..+)?", path)
     if inside is None:
-        return Hook(path, path, None)
+        return _checked(model, Hook(path, path, None))
     layer = int(inside[1])
     rest = (inside[2] or "").removeprefix(".")
     site = next((site for site in _SITES if rest and rest == _site_path(listing[layer], site)), rest)
-    return Hook(_short_name(layer, site), path, layer)
+    keeps = _is_added(model, listing[layer], f"{root}.{layer}", site) if site in _SITES else True
+    if not rest:
+        keeps = broken_after(model, root, len(listing)) is None
+    # a short name promises what it stands for; where the module gives something else, its path is its name
+    return _checked(model, Hook(_short_name(layer, site) if keeps else path, path, layer))
 
 
 def _short_name(layer: int, rest: str) -> str:
@@ -228,7 +233,59 @@ def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
     path = f"{root}.{layer}" + (f".{inner}" if inner else "")
     if inner and inner not in dict(block.named_modules()):
         raise _unknown(model, path, [name for name, _ in model.named_modules() if name], f"layers.{layer}.{rest}")
-    return Hook(_short_name(layer, rest), path, layer)
+    if rest in _SITES and not _is_added(model, block, f"{root}.{layer}", rest):
+        raise ModelError(_not_added(model, _short_name(layer, rest), f"{root}.{layer}", path))
+    broken = None if rest else broken_after(model, root, len(listing))
+    if broken is not None:
+        raise ModelError(
+            f"the residual stream of `{type(model).__name__}` must run through its blocks; what `{root}.{broken}` "
+            f"gives is nothing that `{root}.{broken + 1}` takes, so that no module is a whole block. Name a module by "
+            "its path."
+        )
+    return _checked(model, Hook(_short_name(layer, rest), path, layer))
+
+
+def _is_added(model: nn.Module, block: nn.Module, path: str, site: str) -> bool:
+    """Return whether the part of a block that looks like a sub-layer gives what is added to the residual stream."""
+    parts = [found for found in (_site_path(block, each) for each in _SITES) if found is not None]
+    added = added_parts(model, path, parts)
+    return added is not None and _site_path(block, site) in added
+
+
+def _not_added(model: nn.Module, name: str, block: str, path: str) -> str:
+    inner = [each for each, _ in model.get_submodule(block).named_modules() if each]
+    added = sorted(added_parts(model, block, inner, together=False) or (), key=lambda each: (each.count("."), each))
+    instead = f"What is added there comes from {listed((f'{block}.{each}' for each in added), 4)}. " if added else ""
+    itself = f"; `{path}` is taken as it is" if path != name else ""
+    return (
+        f"`{name}` must be what a sub-layer adds to the residual stream; the output of `{path}` is not: it is scaled, "
+        f"normalized or summed before it is added, or that cannot be measured. {instead}"
+        f"Name a module by its path{itself}."
+    )
+
+
+def _checked(model: nn.Module, hook: Hook) -> Hook:
+    """Refuse a module whose output in one pass is not one row per token."""
+    facts = facts_of(model)
+    if facts is None:
+        return hook
+    if not facts.repeats:
+        raise ModelError(
+            f"two identical calls must give the same rows; those of `{type(model).__name__}` differ, because it draws "
+            "random numbers as it runs. Switch that off in its config, or take another model."
+        )
+    n_calls = facts.calls.get(hook.path, 0)
+    if n_calls > 1:
+        raise ModelError(
+            f"the module of `{hook.name}` must run once in a forward pass; `{hook.path}` runs {n_calls} times (its "
+            "weights are shared), so that its rows are not those of one layer. Name another module."
+        )
+    if facts.is_text and facts.shapes.get(hook.path, ())[:2] == (TOKENS, BATCH):
+        raise ModelError(
+            f"the output of `{hook.name}` must be hidden states of shape (batch, sequence, width); `{hook.path}` puts "
+            "the sequence before the batch. Name another module."
+        )
+    return hook
 
 
 def _site_path(block: nn.Module, site: str) -> str | None:

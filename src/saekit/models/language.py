@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .pretrained import ModelFiles, Placement, PretrainedModel, read_weights, readable, settle, width
+from .probe import sees_later_tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,7 +23,7 @@ class LanguageModel(PretrainedModel):
     context: int
     """Maximum number of tokens at once."""
     is_causal: bool
-    """True for a causal LM with its head: then there is a cross-entropy."""
+    """True for a causal LM with its head, whose output depends on no later token: then there is a cross-entropy."""
 
 
 def read_language_model(files: ModelFiles, config: PretrainedConfig, how: Placement) -> LanguageModel:
@@ -39,17 +40,18 @@ def read_language_model(files: ModelFiles, config: PretrainedConfig, how: Placem
     with readable(files, "tokenizer files"):
         tokenizer = AutoTokenizer.from_pretrained(files.folder, **files.options)
         model = read_weights(AutoModelForCausalLM if is_causal else AutoModel, files, how, _HEADS)
-    if model.config.is_encoder_decoder:
+    whole = model.config
+    if whole.is_encoder_decoder:
         model = model.get_encoder()
-    text_config = model.config.get_text_config()
+    text_config = getattr(model, "config", whole).get_text_config()
     return LanguageModel(
         model=settle(model, how),
         tokenizer=tokenizer,
         name=files.short_name,
         digest=files.digest,
         d_model=width(text_config, model),
-        context=_context(text_config, tokenizer),
-        is_causal=is_causal,
+        context=_context(text_config, tokenizer, model),
+        is_causal=is_causal and not sees_later_tokens(model),
         revision=files.revision,
     )
 
@@ -70,9 +72,23 @@ def is_causal_lm(config: PretrainedConfig) -> bool:
     return config.model_type not in masked
 
 
-def _context(config: PretrainedConfig, tokenizer: Any) -> int:
+def _context(config: PretrainedConfig, tokenizer: Any, model: Any) -> int:
     """Return the smaller of what the position embedding and the tokenizer allow; 2048 where neither says."""
+    first = first_position(model)
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
+    limits = [limit - first if isinstance(limit, int) else limit for limit in limits]
     limits.append(getattr(tokenizer, "model_max_length", None))
     # tokenizers without a limit say 1e30
     return min((int(n) for n in limits if isinstance(n, int | float) and 0 < n < 10**8), default=2048)
+
+
+def first_position(model: Any) -> int:
+    """Return the number of the first position: above 0 in the RoBERTa family, which counts on from its padding."""
+    return max(
+        (
+            int(module.padding_idx) + 1
+            for module in model.modules()
+            if getattr(module, "padding_idx", None) is not None and hasattr(module, "position_embeddings")
+        ),
+        default=0,
+    )

@@ -350,4 +350,10 @@ def width(config: PretrainedConfig, model: nn.Module) -> int:
         if isinstance(found, int):
             return found
     embedding: Any = model.get_input_embeddings
-    return int(embedding().weight.shape[1])
+    try:
+        return int(embedding().weight.shape[1])
+    except (AttributeError, NotImplementedError):
+        raise ModelError(
+            f"`{type(model).__name__}` must have a residual stream of one width; neither its config nor its embedding "
+            "says one. Convolutional models and models in stages of several widths cannot be read."
+        ) from None

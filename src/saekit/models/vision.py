@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .pretrained import ModelFiles, Placement, PretrainedModel, accepts, read_weights, readable, settle, width
+from .probe import fixed_noise
 from .quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class VisionModel(PretrainedModel):
             for key, value in found.items()
             if isinstance(value, Tensor)
         }
+        if not self.is_language_model and "pixel_values" in inputs:
+            inputs |= fixed_noise(self.model, inputs["pixel_values"])
         if self.is_language_model and accepts(self.model, "use_cache"):
             inputs["use_cache"] = False
         return inputs
@@ -100,6 +103,8 @@ def read_vision_model(files: ModelFiles, config: PretrainedConfig, how: Placemen
         model = read_weights(AutoModel if image_token is None else AutoModelForImageTextToText, files, how, _HEADS)
     if image_token is None and isinstance(getattr(model, "vision_model", None), nn.Module):
         model = model.vision_model  # of CLIP and its kind
+    if getattr(model.config, "mask_ratio", None):
+        model.config.mask_ratio = 0.0  # a masked autoencoder: all patches are seen, in their order
     vision = getattr(model.config, "vision_config", None) or model.config
     return VisionModel(
         model=settle(model, how),

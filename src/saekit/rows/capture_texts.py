@@ -20,7 +20,7 @@ from ..models.language import LanguageModel
 from .outliers import CALIBRATION_TOKENS
 from .settings import ReadingSettings
 from .source import Columns
-from .tokens import CONTEXT, Contexts, batch_tokens_on, special_tokens, token_batches, tokenize
+from .tokens import CONTEXT, Contexts, batch_tokens_on, batching_on, special_tokens, token_batches, tokenize
 
 _GROUP_TOKENS = 16_384  # tokens in consecutive contexts that are sorted by length together; the grain of resuming
 _TEXTS_AT_ONCE = 512
@@ -147,6 +147,7 @@ class TextReader:
         """Return what is recorded with the rows: the data, and how they are read."""
         settings = self.runner.settings
         around = special_tokens(self.runner.lm.tokenizer)
+        batching = batching_on(self.runner.lm, settings.padding)
         return {
             "data": self.texts.info["name"],
             "data_split": self.texts.info.get("split"),
@@ -157,6 +158,7 @@ class TextReader:
             "pack": settings.pack,
             "padding": settings.padding,
             "batch_tokens": self.runner.batch_tokens,
+            **({} if batching == "padded" else {"batching": batching}),
             "added_tokens": {"before": list(around.before), "after": list(around.after)},
             "versions": {name: version(name) for name in ("torch", "transformers")},
         }

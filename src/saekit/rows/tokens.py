@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
 from ..models.language import LanguageModel
 from ..models.pretrained import PretrainedModel, accepts
 from ..models.quiet import quiet_transformers
+from .batching import Batching, batching_of
 
 CONTEXT = 1024
 """Longest context unless given; models with less take less. Unit: tokens."""
@@ -95,13 +96,30 @@ class SpecialTokens:
 
 def special_tokens(tokenizer: Any) -> SpecialTokens:
     """Return the ids that the tokenizer puts before and after a single text, found by asking it."""
+    makes_tokens = False
     with quiet_transformers():
-        bare = list(tokenizer("a b", add_special_tokens=False)["input_ids"])
-        full = list(tokenizer("a b", add_special_tokens=True)["input_ids"])
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return SpecialTokens(tuple(full[:start]), tuple(full[start + len(bare) :]))
-    return SpecialTokens((), ())
+        for text in _probe_texts(tokenizer):
+            bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            full = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+            makes_tokens |= bool(bare)
+            for start in range(len(full) - len(bare) + 1 if bare else 0):
+                if full[start : start + len(bare)] == bare:
+                    return SpecialTokens(tuple(full[:start]), tuple(full[start + len(bare) :]))
+    if not makes_tokens:  # of any text: whoever needs tokens says so
+        return SpecialTokens((), ())
+    raise ModelError(
+        "it must be clear which tokens the tokenizer adds to a text; none of the texts tried comes back between added "
+        f"tokens (`{type(tokenizer).__name__}`). Are the tokenizer files complete?"
+    )
+
+
+def _probe_texts(tokenizer: Any) -> Iterator[str]:
+    """Yield short texts; after a few common ones, entries of the vocabulary: not every tokenizer knows ``a``."""
+    yield from ("a b", "1 2", ". ,")
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    for token in range(min(len(tokenizer) if hasattr(tokenizer, "__len__") else 0, 1000)):
+        if token not in special:
+            yield tokenizer.decode([token])
 
 
 def tokenize(
@@ -182,19 +200,38 @@ def token_batches(
     batch_tokens
         Maximum number of tokens in a batch, padding included; a longer context comes alone. None: `BATCH_TOKENS`.
     padding
-        Side of the padding. The values of tokens do not depend on it.
+        Side of the padding. The values of tokens do not depend on it: a model for which they do, as measured, gets
+        batches of equal length.
     skip_special
         Whether added tokens (BOS, CLS, SEP) are left out of `TokenBatch.keep`.
     """
     batch_tokens = batch_tokens or batch_tokens_on(lm)
+    batching = batching_on(lm, padding)
     lengths = contexts.lengths()
     order = np.argsort(-lengths, kind="stable")
     first = 0
     while first < len(order):
         longest = int(lengths[order[first]])
         count = max(1, batch_tokens // longest)
+        if batching == "one at a time":
+            count = 1
+        elif batching == "equal lengths":
+            count = min(count, int((lengths == longest).sum()) - int((lengths[order[:first]] == longest).sum()))
         yield _pad(lm, contexts, order[first : first + count], longest, padding, skip_special)
         first += count
+
+
+def batching_on(lm: LanguageModel, padding: Literal["right", "left"]) -> Batching:
+    """Return how contexts may share a forward pass of a model; see `saekit.rows.batching`."""
+
+    def make(contexts: Sequence[Sequence[int]]) -> dict[str, Any]:
+        lengths = [len(context) for context in contexts]
+        ids = np.concatenate([np.asarray(context, np.int32) for context in contexts])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        plain = Contexts(ids, np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int32), offsets)
+        return _pad(lm, plain, np.arange(len(contexts)), max(lengths), padding, False).inputs
+
+    return batching_of(lm.model, padding, make)
 
 
 def batch_tokens_on(model: PretrainedModel) -> int:
@@ -225,7 +262,9 @@ def _pad(
         return torch.from_numpy(array).to(device)
 
     inputs: dict[str, Any] = {"input_ids": put(ids), "attention_mask": put(mask)}
-    if padding == "left" and accepts(lm.model, "position_ids") and not _derives_positions(lm):
+    # without padding the model's own numbers are right, whatever they begin with
+    counts = padding == "left" and not mask.all() and accepts(lm.model, "position_ids")
+    if counts and not _derives_positions(lm):
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     if accepts(lm.model, "use_cache"):
         inputs["use_cache"] = False
