@@ -567,12 +567,13 @@ def _vision_model(family: str, kind: Any) -> Any:
 
     try:
         own = tiny.build(tiny.tiny_config(family), kind)
+        part = getattr(own, "vision_model", None)  # of CLIP and its kind
         with torch.no_grad():
-            own(pixel_values=torch.zeros(1, 3, tiny.IMAGE, tiny.IMAGE))
+            (part if isinstance(part, nn.Module) else own)(pixel_values=torch.zeros(1, 3, tiny.IMAGE, tiny.IMAGE))
         return own
-    except ImportError:
+    except (ImportError, TypeError):  # a package that is not there, or other arguments than images alone
         raise
-    except Exception:
+    except Exception:  # kernels larger than the image, widths that no longer divide: whatever the rules spoiled
         config = transformers.CONFIG_MAPPING[family]()
         size = getattr(config, "image_size", None) or 224
         patch = getattr(config, "patch_size", None) or 32
