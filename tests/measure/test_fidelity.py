@@ -10,7 +10,7 @@ import torch
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.evaluation.run import evaluate
 from saekit.evaluation.settings import EvaluationSettings
-from saekit.measure.fidelity import Skipped, predicted_places, token_costs
+from saekit.measure.fidelity import Skipped, predicted_positions, token_costs
 from saekit.models.loading import load_model
 from saekit.rows.capture import capture
 from saekit.rows.tokens import TokenBatch
@@ -291,7 +291,7 @@ def test_predicted_is_what_follows_a_token_wherever_the_padding_is():
         inputs = {"attention_mask": torch.tensor([attended])}
         at = torch.tensor([position], dtype=torch.int32)
         batch = TokenBatch(inputs, at >= 0, torch.zeros_like(at), at, (0,))
-        return predicted_places(batch)[0].tolist()
+        return predicted_positions(batch)[0].tolist()
 
     assert places([0, 1, 2, -1, -1], [1, 1, 1, 0, 0]) == [True, True, False, False]
     assert places([-1, -1, 0, 1, 2], [0, 0, 1, 1, 1]) == [False, False, True, True]

@@ -63,7 +63,7 @@ def test_image_tokens_of_a_vision_language_model(llava):
         vision, PIXELS, layer=0, settings=CaptureSettings(outliers=None, prompt="<image> what", skip_special=False)
     )
     assert whole.n_rows == 9 * 18
-    with pytest.raises(ModelError, match="Does the prompt contain the place of the image"):
+    with pytest.raises(ModelError, match="Does the prompt contain the image token"):
         capture(vision, PIXELS, layer=0, settings=CaptureSettings(prompt="what is this"))
 
 
@@ -195,7 +195,7 @@ def test_tokens_that_nobody_can_name(vision_folders, tmp_path):
     """A model with more tokens than patches, CLS and registers: they must be said."""
     vision = load_vision_model(vision_folders["dino"])
     vision.model.config.num_register_tokens = 0
-    with pytest.raises(ModelError, match="it must be clear which tokens of `dino` are patches; it has 4 beside them"):
+    with pytest.raises(ModelError, match="it must be clear which tokens of `dino` are patches; it has 4 others"):
         capture(vision, PIXELS, layer=1)
     rows = capture(vision, PIXELS, layer=1, settings=CaptureSettings(special=4))
     assert rows.n_rows == 9 * 16

@@ -85,20 +85,20 @@ def test_aux_gradients_reach_encoder_and_decoder_of_dead_latents_only(k_aux):
     offset = p["b_dec"] - center
     bias = p["b_enc"] - p["W_enc"] @ offset
     residual = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(9), requires_grad=True)
-    alone = o.aux_loss(p, u - center, bias, residual, dead, k_aux)
+    alone = o.aux_loss(p, u - center, bias, residual, dead=dead, k_aux=k_aux)
     found = compare(alone, ref.aux(p, u, residual, dead, k_aux), p)
     assert found["W_enc"][dead].abs().sum() > 0
     assert found["W_enc"][~dead].abs().sum() == 0
     assert found["W_dec"][~dead].abs().sum() == 0
-    assert not torch.autograd.grad(o.aux_loss(p, u - center, bias, residual, dead, k_aux), residual, allow_unused=True)[
-        0
-    ]
+    assert not torch.autograd.grad(
+        o.aux_loss(p, u - center, bias, residual, dead=dead, k_aux=k_aux), residual, allow_unused=True
+    )[0]
 
 
 def test_aux_without_dead_latents_is_zero():
     p, u, center = problem()
     bias = p["b_enc"] - p["W_enc"] @ (p["b_dec"] - center)
-    assert o.aux_loss(p, u - center, bias, u, torch.zeros(N, dtype=torch.bool), 4) == 0
+    assert o.aux_loss(p, u - center, bias, u, dead=torch.zeros(N, dtype=torch.bool), k_aux=4) == 0
 
 
 @pytest.mark.parametrize("guess", [0.0, 0.5, 1e9])

@@ -31,7 +31,7 @@ HELP = """Match the latents of SAEs one to one and count those that they share, 
 
 Decoders and encoders are matched independently, each to the largest possible sum of cosines, with a proof. A latent is
 shared when both give it the same partner and both cosines exceed the threshold. With --out the numbers go to
-OUT/comparison.json, with each latent's stability, and figures beside it. --orphans also measures, on the rows,
+OUT/comparison.json, with each latent's stability, and figures next to it. --orphans also measures, on the rows,
 the latents that no other SAE has: how often they fire, what they carry, what they respond to.
 """
 

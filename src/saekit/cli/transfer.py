@@ -18,7 +18,7 @@ from .options import Data, Images, Json, Model, Out, Sae
 if TYPE_CHECKING:
     from ..classification.transfer_result import Transfer
 
-HELP = """Train classifiers on each value of a column (a language, a domain) and test them on every other, beside dense
+HELP = """Train classifiers on each value of a column (a language, a domain) and test them on every other, with dense
 states, bag of words and chance; or let a classifier of one SAE's latents read those of another, matched.
 
 \b
@@ -28,7 +28,7 @@ states, bag of words and chance; or let a classifier of one SAE's latents read t
   saekit transfer --model vit --sae A --images photos --across source --out found         images, by patches
 
 Off-diagonal cells are zero-shot. The drop is measured against an in-domain classifier on the same test set. With --out
-the numbers go to OUT/transfer.json, with heat maps beside it; an interrupted call continues. Without
+the numbers go to OUT/transfer.json, with heat maps next to it; an interrupted call continues. Without
 --across all rows are one value: the numbers of `saekit classify`.
 """
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from ..measure.bootstrap import LEVEL
 from ..measure.results import Measured
+from .intervals import jackknife_error, student
 
 LEAST_POINTS = 4
 """Points of a curve that a power law with offset (three numbers) is fitted to at least."""
@@ -28,7 +28,7 @@ class Groups:
     size: list[int] = field(repr=False)
     """Per group: the number of SAEs that have it, 2 to m; larger groups come first."""
     consistency: list[float] = field(repr=False)
-    """Per group: the fraction of the pairs of its latents that are shared. 1: all of them."""
+    """Per group: the fraction of the pairs of its latents that are shared. 1: all of them recognise each other."""
     count: list[int]
     """Concepts that exactly 1, 2, … m of the SAEs have; the first number counts the latents without a group."""
     mean_consistency: float | None
@@ -69,13 +69,43 @@ def concept_groups(n_latents: Sequence[int], shared: Sequence[Shared]) -> Groups
         One entry per pair of SAEs: ``(i, j, latents of i, their partners in j, closeness)``; larger is closer.
     """
     starts = np.concatenate([[0], np.cumsum(n_latents)]).astype(np.int64)
-    total = int(starts[-1])
+    total, m = int(starts[-1]), len(n_latents)
     left = np.concatenate([np.zeros(0, np.int64), *(starts[i] + mine for i, _, mine, _, _ in shared)])
     right = np.concatenate([np.zeros(0, np.int64), *(starts[j] + theirs for _, j, _, theirs, _ in shared)])
     close = np.concatenate([np.zeros(0), *(each for *_, each in shared)])
-    parent = list(range(total))
-    sae_of = np.repeat(np.arange(len(n_latents)), n_latents)
-    has = [1 << int(sae) for sae in sae_of]  # SAEs in the group, as bits
+    edges = np.argsort(-close, kind="stable")
+    roots, contested = _clusters(np.repeat(np.arange(m), n_latents), left[edges], right[edges])
+    sizes = np.bincount(roots, minlength=total)
+    within = roots[left] == roots[right]
+    n_edges = np.bincount(roots[left[within]], minlength=total)
+    strength = np.bincount(roots[left[within]], close[within], minlength=total)
+    kept = np.flatnonzero(sizes > 1)
+    order = kept[np.lexsort((-strength[kept], -sizes[kept]))]
+    number = np.full(total, -1, dtype=np.int64)
+    number[order] = np.arange(len(order))
+    of = number[roots]
+    pairs = sizes[order] * (sizes[order] - 1) // 2
+    consistency = n_edges[order] / np.maximum(pairs, 1)
+    return Groups(
+        of=[of[starts[i] : starts[i + 1]].tolist() for i in range(m)],
+        size=sizes[order].tolist(),
+        consistency=[round(float(value), 6) for value in consistency],
+        count=np.bincount(sizes[sizes > 0], minlength=m + 1)[1:].tolist(),
+        mean_consistency=float(n_edges[order].sum() / pairs.sum()) if len(order) else None,
+        contested=contested,
+    )
+
+
+def _clusters(sae_of: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, int]:
+    """Join nodes along edges in their order, unless two nodes of one SAE would come together.
+
+    Returns
+    -------
+    roots, contested
+        ``int64 [n_nodes]``, equal for nodes of one cluster; edges that were left out.
+    """
+    parent = list(range(len(sae_of)))
+    has = [1 << int(sae) for sae in sae_of]  # SAEs in the cluster, as bits
 
     def root(node: int) -> int:
         while parent[node] != node:
@@ -84,8 +114,8 @@ def concept_groups(n_latents: Sequence[int], shared: Sequence[Shared]) -> Groups
         return node
 
     contested = 0
-    for edge in np.argsort(-close, kind="stable").tolist():
-        a, b = root(int(left[edge])), root(int(right[edge]))
+    for one, other in zip(left.tolist(), right.tolist(), strict=True):
+        a, b = root(one), root(other)
         if a == b:
             continue
         if has[a] & has[b]:
@@ -93,34 +123,14 @@ def concept_groups(n_latents: Sequence[int], shared: Sequence[Shared]) -> Groups
             continue
         parent[b] = a
         has[a] |= has[b]
-    roots = np.array([root(node) for node in range(total)], dtype=np.int64)
-    sizes = np.bincount(roots, minlength=total)
-    within = roots[left] == roots[right]
-    edges = np.bincount(roots[left[within]], minlength=total)
-    strength = np.bincount(roots[left[within]], close[within], minlength=total)
-    kept = np.flatnonzero(sizes > 1)
-    order = kept[np.lexsort((-strength[kept], -sizes[kept]))]
-    number = np.full(total, -1, dtype=np.int64)
-    number[order] = np.arange(len(order))
-    of = number[roots]
-    pairs = sizes[order] * (sizes[order] - 1) // 2
-    consistency = edges[order] / np.maximum(pairs, 1)
-    m = len(n_latents)
-    return Groups(
-        of=[of[starts[i] : starts[i + 1]].tolist() for i in range(m)],
-        size=sizes[order].tolist(),
-        consistency=[round(float(value), 6) for value in consistency],
-        count=np.bincount(sizes[sizes > 0], minlength=m + 1)[1:].tolist(),
-        mean_consistency=float(edges[order].sum() / pairs.sum()) if len(order) else None,
-        contested=contested,
-    )
+    return np.array([root(node) for node in range(len(sae_of))], dtype=np.int64), contested
 
 
 # --------------------------------------------------------------------------------------------------- only in one of m
 
 
 def only_in_one(has: Sequence[np.ndarray], saes: Sequence[int] | None = None) -> np.ndarray:
-    """Return the fraction of latents that none of the others has, among s = 2 … m SAEs, over all orders of the rest.
+    """Return the fraction of latents that only one of s = 2 … m SAEs has: mean over bases and all orders of the rest.
 
     For a latent that c of the m - 1 others have, C(m - 1 - c, s - 1) / C(m - 1, s - 1) of the subsets have none.
 
@@ -192,37 +202,48 @@ def sharing_law(has: Sequence[np.ndarray]) -> SharingLaw:
         raise ConfigError(
             f"sharing_law: a power law with offset needs at least {LEAST_POINTS + 1} SAEs; got {m}. Train more seeds."
         )
-    curve = only_in_one(has).mean(0)
     sizes = np.arange(2, m + 1)
-    fits = [fit_law(sizes, curve, offset=with_offset) for with_offset in (True, False)]
-    left_out = [
-        [fit_law(sizes[:-1], only_in_one(has, [s for s in range(m) if s != out]).mean(0), offset=o) for out in range(m)]
-        for o in (True, False)
-    ]
-    numbers = [
-        [_jackknife(fit[place], np.array([each[place] for each in others]), m) for place in range(3)]
-        for fit, others in zip(fits, left_out, strict=True)
-    ]
-    errors = [law(fit, sizes) - curve for fit in fits]
-    held = [
-        abs(float(law(fit_law(sizes[:-1], curve[:-1], offset=o), sizes[-1:])[0] - curve[-1])) for o in (True, False)
-    ]
-    offset = numbers[0][2]
-    better = held[0] < held[1]
-    above = offset.low is not None and offset.low > 0
+    curve = only_in_one(has).mean(0)
+    without = [only_in_one(has, [sae for sae in range(m) if sae != out]).mean(0) for out in range(m)]
+    fit, plain = (_Fit.to(sizes, curve, without, offset=offset) for offset in (True, False))
+    better = fit.held_out < plain.held_out
+    above = fit.offset.low is not None and fit.offset.low > 0
     return SharingLaw(
-        amplitude=numbers[0][0],
-        exponent=numbers[0][1],
-        offset=offset,
-        plain_amplitude=numbers[1][0],
-        plain_exponent=numbers[1][1],
-        error=float(np.sqrt(np.mean(errors[0] ** 2))),
-        plain_error=float(np.sqrt(np.mean(errors[1] ** 2))),
-        aic_difference=_aic_difference(errors[0], errors[1]),
-        held_out=held[0],
-        plain_held_out=held[1],
+        amplitude=fit.amplitude,
+        exponent=fit.exponent,
+        offset=fit.offset,
+        plain_amplitude=plain.amplitude,
+        plain_exponent=plain.exponent,
+        error=float(np.sqrt(np.mean(fit.errors**2))),
+        plain_error=float(np.sqrt(np.mean(plain.errors**2))),
+        aic_difference=_aic_difference(fit.errors, plain.errors),
+        held_out=fit.held_out,
+        plain_held_out=plain.held_out,
         verdict="offset" if above and better else "undecided" if above or better else "no offset",
     )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The law with or without offset, fitted to a curve."""
+
+    amplitude: Measured
+    exponent: Measured
+    offset: Measured
+    errors: np.ndarray
+    """At each point of the curve."""
+    held_out: float
+    """Absolute error at the last point of the fit to the others."""
+
+    @classmethod
+    def to(cls, sizes: np.ndarray, curve: np.ndarray, without: Sequence[np.ndarray], *, offset: bool) -> _Fit:
+        """Fit the law; `without` holds the curves that leave out one SAE each."""
+        fitted = fit_law(sizes, curve, offset=offset)
+        left_out = np.array([fit_law(sizes[:-1], each, offset=offset) for each in without])
+        numbers = [_jackknife(value, others, len(without)) for value, others in zip(fitted, left_out.T, strict=True)]
+        before = fit_law(sizes[:-1], curve[:-1], offset=offset)
+        held_out = abs(float(law(before, sizes[-1:])[0] - curve[-1]))
+        return cls(numbers[0], numbers[1], numbers[2], law(fitted, sizes) - curve, held_out)
 
 
 def law(fit: tuple[float, float, float], m: np.ndarray) -> np.ndarray:
@@ -281,9 +302,6 @@ def _aic_difference(with_offset: np.ndarray, plain: np.ndarray) -> float | None:
 
 
 def _jackknife(value: float, left_out: np.ndarray, m: int) -> Measured:
-    from scipy.stats import t
-
-    error = math.sqrt((m - 1) / m * float(np.square(left_out - left_out.mean()).sum()))
-    half = float(t.ppf((1 + LEVEL) / 2, m - 1)) * error
+    half = student(m - 1) * jackknife_error(left_out)
     reason = f"interval from a jackknife over {m} SAEs"
     return Measured(value, max(value - half, 0.0), value + half, "", reason)

@@ -27,7 +27,7 @@ from .orphans_result import Property
 from .settings import OrphanSettings
 
 PROPERTIES = {
-    "frequency": "share of rows on which it fires",
+    "frequency": "fraction of rows on which it fires",
     "activation": "mean code where it fires",
     "decoder_norm": "length of its decoder row",
     "encoder_norm": "length of its encoder row",

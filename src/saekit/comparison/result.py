@@ -112,7 +112,7 @@ class Compared:
 class Comparison(Result):
     """Which latents SAEs share, compared with chance.
 
-    Shares are of the latents of the narrower SAE of a pair: only so many can have a partner.
+    Fractions are of the latents of the narrower SAE of a pair: only so many can have a partner.
 
     Examples
     --------

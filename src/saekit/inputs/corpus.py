@@ -5,7 +5,7 @@ technical English and code, with nothing to download and nothing to license. The
 importing the packages and read with `ast`; a package that is not installed is left out. Texts are
 de-duplicated, their order is fixed, and whole modules are held out by a hash of the module's name.
 
-Two functions give the two uses of it: `docs` (documents, to capture rows from) and `paragraphs` (text with
+Two functions return it: `docs` (documents, to capture rows from) and `paragraphs` (text with
 two labels, numpydoc section and library, to classify).
 """
 
@@ -65,7 +65,7 @@ _DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 _FORMAT = 2  # of the cache; raise it whenever the rules of this file change what is read
 _MIN_CHARACTERS = 40
 _MIN_PARAGRAPH_CHARACTERS = 20
-_SEEN_BEFORE = 0.8  # a text of which this share of characters stands in lines seen earlier adds nothing
+_SEEN_BEFORE = 0.8  # a text of which this fraction of characters lies in lines seen earlier adds nothing
 _SKIPPED_FOLDERS = frozenset(
     # lib2to3 is a deprecated copy of an old grammar that Python 3.13 no longer has.
     ("__pycache__", "_vendor", "dist-packages", "idle_test", "lib2to3", "site-packages", "test", "testing", "tests")
@@ -273,7 +273,7 @@ def split_sections(text: str) -> list[tuple[str, str]]:
     lines = text.split("\n")
     found: list[tuple[str, str]] = []
     block: list[str] = []
-    section, least = "Summary", 0  # the section rules as long as lines are indented at least so much
+    section, margin = "Summary", 0  # the section lasts as long as lines are indented at least so much
 
     def close() -> None:
         nonlocal section
@@ -294,18 +294,18 @@ def split_sections(text: str) -> list[tuple[str, str]]:
         heading, rest = _heading(bare, underlined)
         if heading or (underlined and indent == 0 and len(bare) < 60):
             close()
-            section, least = heading or "Description", indent
+            section, margin = heading or "Description", indent
             if underlined:
                 next(rows)
             else:
                 below = next((_indent(later) for later in lines[number + 1 :] if later.strip()), indent)
-                least = max(indent, min(indent + 1, below))
+                margin = max(indent, min(indent + 1, below))
             if rest:
                 block.append(rest)
         else:
-            if indent < least:
+            if indent < margin:
                 close()
-                section, least = "Description", 0
+                section, margin = "Description", 0
             block.append(line)
     close()
     return found

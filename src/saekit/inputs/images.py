@@ -8,7 +8,7 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -68,14 +68,14 @@ class Images(Table, Sequence["Image"]):
 
     def pick(self, index: Sequence[int] | np.ndarray) -> Images:
         """Return the images at `index`, in that order."""
-        places = [int(i) for i in index]
-        ids = tuple(self.ids[i] for i in places)
-        digest = digest_bytes(f"{self.digest} {places}".encode())
+        chosen = [int(i) for i in index]
+        ids = tuple(self.ids[i] for i in chosen)
+        digest = digest_bytes(f"{self.digest} {chosen}".encode())
         return Images(
             ids,
-            {name: tuple(values[i] for i in places) for name, values in self.columns.items()},
+            {name: tuple(values[i] for i in chosen) for name, values in self.columns.items()},
             {**self.info, "n_images": len(ids), "digest": digest},
-            lambda i: self._open(places[i]),
+            lambda i: self._open(chosen[i]),
         )
 
     def with_columns(self, **columns: Sequence[Any]) -> Images:
@@ -95,6 +95,10 @@ class Images(Table, Sequence["Image"]):
             for name, values in columns.items()
         }
         return Images(self.ids, {**self.columns, **plain}, self.info, self._open)
+
+
+ImageData = str | os.PathLike[str] | Images | np.ndarray | Tensor | Iterable[Any]
+"""What `read_images` takes."""
 
 
 def are_images(data: Any) -> bool | None:
@@ -121,7 +125,7 @@ def _are_named_images(name: str) -> bool | None:
 
 
 def read_images(
-    data: Any,
+    data: ImageData,
     *,
     image: str | None = None,
     split: str | None = None,

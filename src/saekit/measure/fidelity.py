@@ -251,12 +251,12 @@ def measure_fidelity(
     batch_tokens = max(context, min(BATCH_TOKENS, LOGITS // vocabulary))
     done = 0
     for batch in token_batches(lm, contexts, batch_tokens=batch_tokens, skip_special=skipped.special):
-        predicted = predicted_places(batch)
+        predicted = predicted_positions(batch)
         targets = batch.inputs["input_ids"][:, 1:][predicted]
         group = batch.document[:, 1:][predicted].remainder(N_GROUPS)
 
         def logits(function: Callable[[Tensor], Tensor] | None) -> Tensor:
-            """``[n, vocabulary]`` at the predicted places, with the kept rows replaced by `function` of them."""
+            """``[n, vocabulary]`` at the predicted positions, with the kept rows replaced by `function` of them."""
             with torch.no_grad(), kernels.fast_linears():
                 if function is None:
                     return lm.model(**batch.inputs).logits[:, :-1][predicted]  # noqa: B023
@@ -323,7 +323,7 @@ def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> 
     return Contexts.cat(parts)
 
 
-def predicted_places(batch: TokenBatch) -> Tensor:
+def predicted_positions(batch: TokenBatch) -> Tensor:
     """Which tokens but the first are predicted, ``bool [contexts, tokens - 1]``: those of the text that follow another.
 
     With padding on the left the first token of a text follows none.

@@ -45,18 +45,18 @@ class Metric:
 
 _FVU = "sum ||x - xh||^2 / sum ||x - mean(x)||^2: 0 is perfect, 1 is as good as predicting the mean row"
 _LEGACY = "mean over rows of 1 - ||x - xh||^2 / ||x - m||^2 with m the mean row: an older formula, not 1 - fvu"
-_DEAD = "share of latents with f = 0 on every row seen; its interval is a jackknife over documents"
+_DEAD = "fraction of latents with f = 0 on every row seen; its interval is a jackknife over documents"
 _REDUNDANCY = "mean over latents of the largest cosine with any other row of the"
 _NULL = "expected largest cosine with any other row in a random dictionary of the same shape"
 _RSA = "Spearman correlation, over pairs of a sample of rows, of 1 - Pearson(x_i, x_j) and 1 - Pearson(xh_i, xh_j)"
 _CKA = "linear CKA, each HSIC in its unbiased form, over a sample of rows, of x and"
 _MEAN = "mean over latents that fire"
-_LENGTH = "sum_f H_b(p_f) + p_f H(hist_f), p_f the share of rows with f != 0, activations in 8 levels per octave"
+_LENGTH = "sum_f H_b(p_f) + p_f H(hist_f), p_f the fraction of rows with f != 0, activations in 8 levels per octave"
 _DETECTION = f"{_MEAN} of the area under the ROC curve: rows ordered by how often it fired on their token elsewhere"
 _PARENT = "mean over latents that are new at this size of the largest cosine of their decoder row with an older one"
-_COACTIVATION = "share of the firings of new latents on rows where the parent fires at the size before"
-_HANDED_OVER = "share of those on which the parent no longer fires at this size: splitting and absorption"
-_SHARED = "share of latents whose partner in decoder and encoder matching is the same, both cosines above 0.7"
+_COACTIVATION = "fraction of the firings of new latents on rows where the parent fires at the size before"
+_HANDED_OVER = "fraction of those on which the parent no longer fires at this size: splitting and absorption"
+_SHARED = "fraction of latents whose partner in decoder and encoder matching is the same, both cosines above 0.7"
 _CE = "next-token cross-entropy"
 _TOKEN = "nats per token"
 
@@ -65,7 +65,12 @@ _DECLARED = (
     Metric("l0", "latents per row", "lower", "mean count of f != 0", least=0),
     Metric("dead_fraction", "fraction", "lower", _DEAD, least=0, most=1),
     Metric(
-        "dense_fraction", "fraction", "lower", "share of latents with f != 0 on more than 10 % of rows", least=0, most=1
+        "dense_fraction",
+        "fraction",
+        "lower",
+        "fraction of latents with f != 0 on more than 10 % of rows",
+        least=0,
+        most=1,
     ),
     Metric("cosine", "cosine", "higher", "mean of x . xh / (||x|| ||xh||), 0 where either is 0", least=-1, most=1),
     Metric("l2_ratio", "ratio", "neither", "sum ||xh|| / sum ||x||: below 1 is shrinkage", least=0),

@@ -134,7 +134,7 @@ def jackknife(value_of: Callable[[np.ndarray], float], n_rows: int, group: np.nd
     Parameters
     ----------
     value_of
-        From the places of the rows to use, ``int64 [m]``, to the value.
+        From the indices of the rows to use, ``int64 [m]``, to the value.
     n_rows
         Number of rows.
     group

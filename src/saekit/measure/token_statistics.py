@@ -1,4 +1,4 @@
-"""What latents respond to, told from tokens and documents alone: no explanations, no judge, no key.
+"""What latents respond to, told from tokens and documents alone: no explanations, no language model, no key.
 
 For every latent the fraction of its activation that falls on each token, ``p(t) = sum_i a_i [tok_i = t] / sum_i a_i``,
 and on each document. A latent that fires once is perfectly pure; so scores come with what chance would give a latent

@@ -36,7 +36,7 @@ _SHORT = re.compile(r"(?:layers?|blocks?|h)\.(-?\d+)(?:\.(.+))?")
 
 @dataclass(frozen=True)
 class Hook:
-    """A module whose output gives the rows."""
+    """A module whose outputs are the rows."""
 
     name: str
     """Short name, the same for all models: ``layers.2``, ``layers.2.mlp``; the path of any other module."""

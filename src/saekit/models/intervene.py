@@ -1,4 +1,4 @@
-"""Put values back into a running model: a function of the hidden states in place of what a module gave."""
+"""Put values back into a running model: a function of the hidden states instead of what a module returned."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class VisionModel(PretrainedModel):
             message = " ".join(str(error).split())[:200].rstrip(".")
             hint = f"The model takes {self.channels} channel(s); is its preprocessor_config.json complete?"
             if self.is_language_model:
-                hint = "Does the prompt contain the place of the image?"
+                hint = "Does the prompt contain the image token?"
             raise ModelError(f"the processor of `{self.name}` cannot take these images: {message}. {hint}") from error
         inputs: dict[str, Any] = {
             key: value.to(self.device, self.dtype if value.is_floating_point() else None)

@@ -17,7 +17,7 @@ from ..errors import DataError, FormatError, ShapeError, did_you_mean, listed
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
 from .source import _SCAN_ROWS, Batch, Block, Columns, check_finite, check_reading
 
-_DIGEST_BYTES = 2**30  # beyond this, a digest is made from evenly spaced chunks and says so
+_DIGEST_BYTES = 2**30  # beyond this, a digest is made from evenly spaced chunks and is marked as such
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -210,7 +210,7 @@ def _as_column(name: str, column: Any, n_rows: int) -> Tensor | None:
 
 
 def _digest_rows(read: Callable[[int, int], Tensor], n_rows: int, d_in: int, row_bytes: int, dtype: torch.dtype) -> str:
-    """SHA-256 over shape, type and values; very large arrays by 1,024 evenly spaced chunks, and then it says so."""
+    """SHA-256 over shape, type and values; very large arrays by 1,024 evenly spaced chunks, marked as such."""
     digest = hashlib.sha256(f"{n_rows} {d_in} {dtype} ".encode())
     whole = n_rows * row_bytes <= _DIGEST_BYTES
     step = _SCAN_ROWS if whole else CHUNK_ROWS

@@ -154,7 +154,7 @@ def capture(
     ModelError, OfflineError
         The model or the hook is not available.
     DataError, FormatError
-        The data cannot be read or give no token; a row is NaN or infinite.
+        The data cannot be read or hold no token; a row is NaN or infinite.
     ConfigError
         A setting cannot work, or `out` holds another capture.
     BusyError

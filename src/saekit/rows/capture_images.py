@@ -20,13 +20,14 @@ from torch import Tensor
 
 from ..errors import ConfigError, ModelError
 from ..files import digest_bytes
-from ..inputs.images import Images, read_images
+from ..inputs.images import ImageData, Images, read_images
 from ..models.hooks import Hook, activations, find_hook
 from ..models.loading import load_vision_model
 from ..models.vision import VisionModel
 from ..settings import Progress, silent
+from .asks import Ask
+from .document_pools import Pooled, pool_batches
 from .outliers import CALIBRATION_TOKENS
-from .pooling import Ask, pool_batches
 from .settings import PatchSettings, PoolingSettings
 from .source import Columns
 from .tokens import batch_tokens_on
@@ -106,7 +107,7 @@ def _patches(model: VisionModel, inputs: Mapping[str, Any], length: int, special
         if not bool(kept.any(1).all()):
             raise ModelError(
                 f"every input of `{model.name}` must hold image tokens ({model.image_token}); some hold none. Does the "
-                "prompt contain the place of the image?"
+                "prompt contain the image token?"
             )
     else:
         before = _n_special(model, inputs["pixel_values"], length) if special is None else special
@@ -126,10 +127,10 @@ def _n_special(model: VisionModel, pixels: Tensor, length: int) -> int:
         return 0
     height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     beyond = length - (pixels.shape[-2] // height) * (pixels.shape[-1] // width)
-    most = 2 + max(int(getattr(config, "num_register_tokens", 0) or 0), 0)
-    if beyond > most:
+    known = 2 + max(int(getattr(config, "num_register_tokens", 0) or 0), 0)
+    if beyond > known:
         raise ModelError(
-            f"it must be clear which tokens of `{model.name}` are patches; it has {beyond} beside them, {most} at most "
+            f"it must be clear which tokens of `{model.name}` are patches; it has {beyond} others, at most {known} "
             "are known. Say how many come before the patches (special=…)."
         )
     return max(beyond, 0)  # fewer tokens than patches: a model that merges them, without CLS
@@ -137,12 +138,12 @@ def _n_special(model: VisionModel, pixels: Tensor, length: int) -> int:
 
 def pool_images(
     model: str | os.PathLike[str] | VisionModel,
-    images: Any,
+    images: ImageData,
     asks: Sequence[Ask],
     *,
     settings: PoolingSettings = PoolingSettings(),
     progress: Progress = silent,
-) -> list[dict[str, Any]]:
+) -> list[Pooled]:
     """Run a vision model over images once and pool, per image, what every ask wants over its patches.
 
     Parameters

@@ -47,8 +47,8 @@ def pool_texts(
 ) -> list[Pooled]:
     """Run a language model over texts once and pool its rows for every ask; see `pool_batches` for the poolings.
 
-    A text that is longer than a context (what the model takes, `saekit.rows.tokens.CONTEXT` at most, as in training)
-    is read in consecutive windows, each with its own BOS, CLS and SEP, and pooled as one. Equal texts are run once.
+    A text that is longer than a context (what the model takes, and no more than `saekit.rows.tokens.CONTEXT`, as in
+    training) is read in consecutive windows, each with its own BOS, CLS and SEP, and pooled as one; equal texts once.
 
     The rows of a text do not depend on the order of the texts, bit for bit. On which other texts are there they depend
     through padding only, that is up to rounding: about 1e-6 of a value in float32, and a latent at the very edge of a
@@ -64,7 +64,7 @@ def pool_texts(
     asks
         What is wanted; all are served by one pass, which ends after the last hook.
     max_tokens
-        Read this many tokens of a text at most, added ones not counted; a warning tells how much was cut. None: all.
+        Maximum number of tokens of a text, added ones not counted; a warning tells how much was cut. None: all.
     cache
         Folder for pooled rows; see `saekit.rows.pooling_cache`. A text that is there is not run again, and when all are
         there, the model is not loaded. The key holds the digests of the model and of the SAE's encoder, the hook, the

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, ShapeError
 from ..inputs.texts import Texts, read_texts
 from ..measure.accumulators import double
-from ..measure.fidelity import CE_TOKENS, CHARACTERS_PER_TOKEN, contexts_for, predicted_places, predicted_tokens
+from ..measure.fidelity import CE_TOKENS, CHARACTERS_PER_TOKEN, contexts_for, predicted_positions, predicted_tokens
 from ..measure.importance import GATHERED_NUMBERS, Importance
 from ..measure.normal_equations import column_factors, row_factors
 from ..models.hooks import find_hook
@@ -127,7 +127,7 @@ class _Attribution:
 
     def _add(self, batch: TokenBatch) -> int:
         """Add a batch; returns the number of tokens predicted."""
-        predicted = predicted_places(batch)
+        predicted = predicted_positions(batch)
         targets = batch.inputs["input_ids"][:, 1:][predicted]
         seen: list[tuple[Tensor, Codes, Tensor]] = []
 

@@ -142,7 +142,16 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
     draws = learner.generators["data"].get_state()
     context = context_of(learner)
     aux = kernels.AuxK(resolved.k_aux, getattr(config, "aux_coefficient", 0.0))
-    state = _State(kernel, config, p, u, offset, kernel.encoder_at(p["W_enc"], p["b_enc"], offset, u), context, aux)
+    state = _State(
+        kernel=kernel,
+        config=config,
+        p=p,
+        u=u,
+        offset=offset,
+        encoder=kernel.encoder_at(p["W_enc"], p["b_enc"], offset, u),
+        context=context,
+        aux=aux,
+    )
     found = _PATHS[type(config)](state)
     if found is None:
         learner.generators["data"].set_state(draws)  # what was drawn for this step is drawn again
@@ -283,7 +292,7 @@ def _matryoshka(s: _State[Matryoshka]) -> _Found | None:
     for index in reversed(range(len(sizes))):
         size, weight = sizes[index], weights[index]
         own = chosen[index]
-        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight, name=str(index))
+        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight=weight, name=str(index))
         whole = whole or fit
         error = error + weight * fit.error / n
         columns = columns + fit.columns
@@ -328,7 +337,7 @@ def _hierarchical(s: _State[HierarchicalTopK]) -> _Found | None:
     for index in reversed(range(len(levels))):
         level, weight = levels[index], weights[index]
         own = s.kernel.even_pairs(values[:, :level], latents[:, :level])
-        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight, name=str(index))
+        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight=weight, name=str(index))
         whole = whole or fit
         error = error + weight * fit.error / n
         columns = columns + fit.columns
@@ -433,7 +442,8 @@ def _relu(s: _State[ReLU]) -> _Found | None:
     g = s.kernel.gradients(s.u, s.offset, s.p, terms, stretch=stretch)
     parts = {"reconstruction": fit.error / n, "sparsity": pressure * (totals * norms).sum()}
     updates = controlled(s.context, coefficient, s.kernel.tensor(g.counts), n)
-    return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, {"coefficient": coefficient}, updates)
+    others = {"b_dec": fit.columns + g.of_offset}
+    return _Found(fit, g, others, g.counts, parts, scalars={"coefficient": coefficient}, updates=updates)
 
 
 def _gated(s: _State[Gated]) -> _Found | None:
@@ -468,7 +478,7 @@ def _gated(s: _State[Gated]) -> _Found | None:
     sparsity = pressure * (s.kernel.sums_of(at, pairs.values, n_latents) * norms).sum()
     parts = {"reconstruction": fit.error / n, "sparsity": sparsity, "gate": gate.error / n}
     updates = controlled(s.context, coefficient, s.kernel.tensor(fired), n)
-    return _Found(fit, g, others, fired, parts, {"coefficient": coefficient}, updates)
+    return _Found(fit, g, others, fired, parts, scalars={"coefficient": coefficient}, updates=updates)
 
 
 _PATHS: dict[type, Callable[[_State[Any]], _Found | None]] = {

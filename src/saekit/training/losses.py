@@ -124,13 +124,13 @@ def topk_loss(p: Tensors, x: Tensor, context: Context[TopK]) -> Outcome:
     k_wide = min(WIDER * c.k, c.n_latents) if c.multi_topk else c.k
     wide_values, wide_indices = choose_topk(x, p["W_enc"], bias, k_wide)
     values, pairs = _first(wide_values, wide_indices, c.k, c.n_latents)
-    x_hat = _reconstruct(p, x, bias, offset, values, pairs)
+    x_hat = _decode(p, x, bias, (values, pairs)) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
     if c.multi_topk:
         wide = _first(wide_values, wide_indices, k_wide, c.n_latents)
-        terms["multi_topk"] = c.multi_topk * squared_error(x, _reconstruct(p, x, bias, offset, *wide))
+        terms["multi_topk"] = c.multi_topk * squared_error(x, _decode(p, x, bias, wide) + offset)
     residual = (x - x_hat).detach()
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values))
 
 
@@ -150,12 +150,12 @@ def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK])
     x_hat, error, fired = offset, x.new_zeros(()), torch.zeros_like(bias)
     for start, level, weight in zip((0, *levels), levels, weights):
         ring = values[:, start:level].reshape(-1), Pairs.even(indices[:, start:level], c.n_latents)
-        x_hat = _reconstruct(p, x, bias, x_hat, *ring)
+        x_hat = _decode(p, x, bias, ring) + x_hat
         error = error + weight * squared_error(x, x_hat)
         fired = fired + ring[1].fired(ring[0])
     terms = {"reconstruction": error}
     residual = (x - x_hat).detach()
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, fired.detach())
 
 
@@ -167,10 +167,10 @@ def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcom
         pre = torch.addmm(bias, x, p["W_enc"].T)
         values, pairs, smallest = choose_batchtopk(pre, c.k * len(x), context.state["last_smallest"])
         del pre
-    x_hat = _reconstruct(p, x, bias, offset, values, pairs)
+    x_hat = _decode(p, x, bias, (values, pairs)) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
     residual = (x - x_hat).detach()
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values), threshold_updates(context, smallest))
 
 
@@ -200,12 +200,13 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
             kept, kept_pairs, _ = select(size)
             chosen.append((kept, kept_pairs))
     # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
-    x_hat = _reconstruct(p, x.repeat(len(chosen), 1), bias, offset, *_stacked(chosen)).view(len(chosen), *x.shape)
+    x_hat = _decode(p, x.repeat(len(chosen), 1), bias, _stacked(chosen)) + offset
+    x_hat = x_hat.view(len(chosen), *x.shape)
     residual = (x - x_hat[0]).detach()
     errors = (x - x_hat).pow(2).sum((1, 2)) / len(x)
     weighted = [weight * each for weight, each in zip((weights[-1], *weights[:-1]), errors.unbind())]
     terms = {"reconstruction": torch.stack(weighted).sum()}
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     updates = {} if smallest is None else threshold_updates(context, smallest)
     return _outcome(terms, residual, pairs.fired(values), updates)
 
@@ -222,7 +223,7 @@ def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
     return torch.cat([values for values, _ in chosen]), Pairs(torch.cat(offsets), indices, chosen[0][1].n_latents)
 
 
-def aux_loss(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
+def aux_loss(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, *, dead: Tensor, k_aux: int) -> Tensor:
     """Return AuxK: the fraction of the residual that dead latents leave unexplained.
 
     It is ``||e - e_hat||^2 / ||e - mean(e)||^2``. ``e`` is the residual, detached; ``e_hat`` is decoded from the
@@ -287,16 +288,19 @@ def _first(values: Tensor, indices: Tensor, k: int, n_latents: int) -> tuple[Ten
     return values[:, :k].reshape(-1), Pairs.even(indices[:, :k], n_latents)
 
 
-def _reconstruct(p: Tensors, x: Tensor, bias: Tensor, offset: Tensor, values: Tensor, pairs: Pairs) -> Tensor:
-    return decode_pairs(encode_pairs(p["W_enc"], bias, x, values, pairs), p["W_dec"], pairs) + offset
+def _decode(p: Tensors, x: Tensor, bias: Tensor, chosen: tuple[Tensor, Pairs]) -> Tensor:
+    """Return what the chosen pairs add to the decoder bias, with gradient for encoder and decoder."""
+    values, pairs = chosen
+    return decode_pairs(encode_pairs(p["W_enc"], bias, x, values, pairs), p["W_dec"], pairs)
 
 
-def _add_aux(terms: Tensors, p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Context[Revived]) -> None:
-    """Add ``aux_coefficient * V * AuxK`` when some latent can be dead."""
+def _aux_term(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Context[Revived]) -> Tensors:
+    """Return the term ``aux_coefficient * V * AuxK`` when some latent can be dead."""
     coefficient = context.config.aux_coefficient
-    if coefficient and context.dead is not None and context.k_aux:
-        aux = aux_loss(p, x, bias, residual, context.dead, context.k_aux)
-        terms["aux"] = coefficient * variance(x) * aux
+    if not coefficient or context.dead is None or not context.k_aux:
+        return {}
+    aux = aux_loss(p, x, bias, residual, dead=context.dead, k_aux=context.k_aux)
+    return {"aux": coefficient * variance(x) * aux}
 
 
 def _outcome(
@@ -386,7 +390,7 @@ def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
         "sparsity": context.warmth * c.sparsity * variance(x) * (l0 / c.target_l0 - 1).pow(2),
     }
     residual = (x - x_hat).detach()
-    _add_aux(terms, p, x, bias, residual, context)
+    terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, _count(codes))
 
 

@@ -240,12 +240,12 @@ def _descend(learner: Learner, gradients: dict[str, Tensor]) -> None:
     for multiple in sorted({rates.get(name, 1.0) for name in gradients}):  # torch's Adam has one rate per call
         group = [name for name in gradients if rates.get(name, 1.0) == multiple]
         adam(
-            [learner.parameters[name] for name in group],
-            [gradients[name] for name in group],
-            [learner.first_moments[name] for name in group],
-            [learner.second_moments[name] for name in group],
-            [],
-            [torch.tensor(float(learner.step), device=learner.device) for _ in group],
+            params=[learner.parameters[name] for name in group],
+            grads=[gradients[name] for name in group],
+            exp_avgs=[learner.first_moments[name] for name in group],
+            exp_avg_sqs=[learner.second_moments[name] for name in group],
+            max_exp_avg_sqs=[],
+            state_steps=[torch.tensor(float(learner.step), device=learner.device) for _ in group],
             fused=True,
             amsgrad=False,
             beta1=learner.config.betas[0],
