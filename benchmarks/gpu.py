@@ -106,7 +106,7 @@ def encoding(d: int, n: int, k: int, batch: int, device: str, repetitions: int) 
     for rows_, product in ops._blocks(low, latents, bound, part):
         candidates = torch.empty((len(product), room), dtype=torch.int32, device=device)
         counts = torch.empty(len(product), dtype=torch.int32, device=device)
-        ops._select(product, bound, rows_, candidates, counts, n, k, above=False, exact=True)
+        ops._select(product, bound, rows_, candidates, counts, n, k)
         found["candidates per row"] = float(counts.float().mean())
         off = (product.double() - x[rows_].double() @ W.double().T).abs()
         most = ops.ROUNDING * product.double().abs() + bound.row[rows_, None].double() * bound.latent + bound.bias

@@ -1,8 +1,7 @@
-"""Classification of texts by a real model: one grid, resumed cell by cell, and classifiers that explain themselves."""
+"""Classification of texts by a real model: one grid, resumed fit by fit."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -11,92 +10,20 @@ import pytest
 import torch
 
 from fixtures.flat_settings import asked
-from saekit import SAE, classify, load_classifier, load_model, transfer
+from fixtures.worded_classes import COMMON, FEW, QUICK, plan_of, read, run
+from saekit import classify, load_classifier, transfer
 from saekit.classification import features, stored_fits
-from saekit.classification.plan import Plan, plan_classification
 from saekit.classification.result import Classification, ClassificationSummary, summarize
 from saekit.classification.run import classify as classify_function
 from saekit.classification.run import run_plan
 from saekit.classification.stored_fits import missing_jobs, read_fit
-from saekit.classification.text_classifier import TRUSTED, fit_classifier, save_classifier
+from saekit.classification.text_classifier import fit_classifier, save_classifier
 from saekit.classification.transfer import held_out
 from saekit.classification.verdicts import difference
 from saekit.errors import ConfigError, DataError, FormatError
-from saekit.files import digest_file
-from saekit.inputs.labelled import Labelled, draw_rows, read_labelled
-from saekit.inputs.settings import Split
 from saekit.measure.paired_scores import corrected_t
 from saekit.report.classification import figures, write_classification_figures
 from saekit.report.page import render
-from saekit.sae.naming import named_saes
-from saekit.sae.rules import TopKRule
-
-GOOD = "returns computes array value shape index number mean sum axis".split()  # noqa: SIM905
-BAD = "raises error warning invalid deprecated exception fails missing broken wrong".split()  # noqa: SIM905
-OTHER = "the of a for in to with and or by".split()  # noqa: SIM905
-
-QUICK = {"C": (0.1, 10.0), "depths": (2,), "thresholds": (0.0,)}
-COMMON = {"budget": QUICK, "draws": 60, "ks": (2, 8), "control_ks": (4,), "pools": ("sum",)}
-FEW = {**COMMON, "arms": ("majority", "words", "dense", "random", "sparse", "full")}
-
-
-def plan_of(lm, saes, rows, *, out=None, **flat) -> Plan:
-    flat = {"save_arm": "none", **flat}
-    return plan_classification(named_saes(saes, "classify"), model=lm, data=rows, **asked(**flat), out=out)
-
-
-def run(lm, saes, rows, *, out=None, **flat) -> Classification:
-    return classify(saes, model=lm, data=rows, **asked(**flat), out=out)
-
-
-def read(rows, **flat) -> Labelled:
-    return read_labelled(rows, split=Split(**flat))
-
-
-def table(n: int, seed: int = 0) -> list[dict]:
-    """Short texts of words that tell their class; pairs share a group."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for i in range(n):
-        label = i % 2
-        words = [*generator.choice((GOOD, BAD)[label], 2), *generator.choice(OTHER, 5)]
-        generator.shuffle(words)
-        rows.append(
-            {"text": " ".join(words), "label": ("good", "bad")[label], "pair": f"p{i // 4}",
-             "split": "test" if i // 4 % 4 == 3 else "train"}
-        )  # fmt: skip
-    return rows
-
-
-@pytest.fixture(scope="module")
-def lm():
-    return load_model("builtin")
-
-
-@pytest.fixture(scope="module")
-def sae(lm) -> SAE:
-    generator = torch.Generator().manual_seed(5)
-    W = torch.randn(64, lm.d_model, generator=generator)
-    return SAE(
-        W_enc=W, b_enc=torch.zeros(64), W_dec=W, b_dec=torch.zeros(lm.d_model), rule=TopKRule(6),
-        provenance={"hook": "layers.1", "seed": 5},
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def rows() -> list[dict]:
-    return table(160)
-
-
-@pytest.fixture(scope="module")
-def full_run(lm, sae, rows, tmp_path_factory):
-    """Every kind of arm, with low-data curves, in a folder."""
-    out = tmp_path_factory.mktemp("classify")
-    plan = plan_of(
-        lm, sae, rows, label="label", group="pair", **{**COMMON, "pools": ("sum", "count")}, train_sizes=(40,), out=out
-    )
-    return plan, run_plan(plan)
-
 
 # ------------------------------------------------------------------------------------------------------- the result
 
@@ -360,87 +287,6 @@ def test_summary_over_data_sets(full_run):
         summarize([])
 
 
-# ---------------------------------------------------------------------------------------------- the saved classifier
-
-
-@pytest.mark.parametrize("arm", ["SAE sum", "SAE sum k=8", "SAE sum binarized"])
-def test_saved_classifier_predicts_and_explains(full_run, tmp_path, arm):
-    plan, result = full_run
-    fitted = fit_classifier(plan, result, arm)
-    folder = save_classifier(fitted, tmp_path / "classifier")
-    loaded = load_classifier(tmp_path, model=plan.reader.model)
-    texts = ["the array returns a shape", "raises an error of invalid"]
-    assert loaded.predict(texts).tolist() == fitted.predict(texts).tolist()
-    assert loaded.predict(texts[1:]).tolist() == ["bad"]
-    assert loaded.predict_proba(texts) == pytest.approx(fitted.predict_proba(texts), abs=1e-6)
-    explanation = loaded.explain(texts[1], top=5)
-    p = explanation.probabilities[explanation.predicted]
-    assert explanation.predicted == "bad"
-    # the parts add up to the logit, and the logit is that of the probability
-    total = explanation.intercept + sum(each.contribution for each in explanation.reasons) + explanation.rest
-    assert total == pytest.approx(explanation.logit, abs=1e-6)
-    assert 1 / (1 + math.exp(-explanation.logit)) == pytest.approx(p, abs=1e-6)
-    for reason in explanation.reasons:
-        assert reason.contribution == pytest.approx(reason.value * reason.coefficient, abs=1e-6)
-        assert reason.tokens
-        if "binarized" not in arm:
-            assert sum(firing.activation for firing in reason.tokens) == pytest.approx(reason.value, rel=1e-3)
-    assert "intercept" in repr(explanation)
-    json.dumps(explanation.to_json())
-    top = loaded.top_latents(3)
-    assert set(top) == {"good", "bad"}
-    assert any(label for rows in top.values() for _, _, label in rows)
-    assert (folder / "classifier.skops").is_file()
-    card = json.loads((folder / "classifier.json").read_text())
-    assert card["arm"] == arm
-    assert card["verdict"] == result.arm(arm).verdict
-
-
-def test_only_linear_probes_of_saes_can_be_saved(full_run):
-    plan, result = full_run
-    for arm in ("SAE sum tree", "dense sum", "random sum"):
-        with pytest.raises(ConfigError, match="only a linear probe of an SAE's latents"):
-            fit_classifier(plan, result, arm)
-    dense = replace(result, arms=[arm for arm in result.arms if arm.family == "dense"], best_sae=None)
-    with pytest.raises(ConfigError, match="there is none"):
-        fit_classifier(plan, dense)
-
-
-def test_altered_classifiers_are_refused(full_run, tmp_path, sae):
-    plan, result = full_run
-    folder = save_classifier(fit_classifier(plan, result, "SAE sum k=2"), tmp_path / "c")
-    card = json.loads((folder / "classifier.json").read_text())
-    with pytest.raises(FormatError, match="must hold a classifier"):
-        load_classifier(tmp_path)
-    (folder / "classifier.json").write_text(json.dumps({**card, "schema": 99}))
-    with pytest.raises(FormatError, match="has schema 99"):
-        load_classifier(folder)
-    (folder / "classifier.json").write_text(json.dumps({**card, "kind": "x"}))
-    with pytest.raises(FormatError, match="must describe a classifier"):
-        load_classifier(folder)
-    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": "sha256:0"}))
-    with pytest.raises(FormatError, match="was altered"):
-        load_classifier(folder)
-    from skops.io import dumps
-
-    (folder / "classifier.skops").write_bytes(dumps(_Strange()))
-    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": digest_file(folder / "classifier.skops")}))
-    with pytest.raises(FormatError, match="types of scikit-learn and saekit only"):
-        load_classifier(folder)
-    assert all(name.startswith("saekit.") for name in TRUSTED)
-
-
-class _Strange:
-    """A type that no classifier of ours holds."""
-
-
-def test_another_model_is_refused(full_run, tmp_path, stories):
-    plan, result = full_run
-    save_classifier(fit_classifier(plan, result, "SAE sum k=2"), tmp_path)
-    with pytest.raises(ConfigError, match="must read the model it was fitted with"):
-        load_classifier(tmp_path, model=stories).predict(["a text"])
-
-
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -474,29 +320,6 @@ def test_bad_data_is_refused_before_anything_runs(lm, sae, rows):
         run(lm, sae, alone, split_column="split", **few)
     with pytest.raises(DataError, match=r"outer folds, 30; `few` has fewer.*--min-rows"):
         run(lm, sae, [*rows, *[{**rows[1], "label": "few"}] * 9], folds=30, **few)
-
-
-def test_rare_classes_are_left_out_when_asked(rows):
-    rare = [{"text": f"rare {i}", "label": "rare", "pair": f"r{i // 2}", "split": "train"} for i in range(4)]
-    new = [{"text": f"new {i}", "label": "new", "pair": "n", "split": "test"} for i in range(9)]
-    found = read([*rare, *rows], min_rows=5)
-    assert found.classes == ("bad", "good")
-    assert [found.texts[row] for row in range(len(found.texts))] == [row["text"] for row in rows]
-    assert found.warnings[0] == "1 of 3 classes have fewer than 5 rows and were left out, 4 of 164 rows: `rare`"
-    assert read([*rare, *rows], min_rows=4).classes == ("bad", "good", "rare")
-    with_groups = read([*rare, *rows], group="pair", min_rows=3)
-    assert with_groups.classes == ("bad", "good")
-    assert "fewer than 3 groups" in with_groups.warnings[0]
-    assert len(np.unique(with_groups.groups)) == 40
-    split = read([*rare, *rows, *new], split_column="split", min_rows=1)
-    assert split.classes == ("bad", "good", "rare")
-    assert "fewer than 1 training rows" in split.warnings[0]
-    limited = read([*rare, *rows], min_rows=5, max_rows=60)
-    assert (limited.classes, len(limited.texts)) == (("bad", "good"), 60)
-    with pytest.raises(DataError, match=r"at least two classes with 81 rows \(min_rows\); there are 0 of 2"):
-        read(rows, min_rows=81)
-    with pytest.raises(ConfigError, match="`min_rows` must be"):
-        read(rows, min_rows=0)
 
 
 def test_draws_that_leave_nothing_are_refused(lm, sae, rows):
@@ -555,54 +378,6 @@ def test_an_sae_must_say_where_it_belongs(lm, sae, rows):
     with pytest.raises(ConfigError, match="does not say where in the model"):
         plan_of(lm, sae.replace(provenance={}), rows)
     assert plan_of(lm, sae.replace(provenance={}), rows, layer=1).origins["dense"].hook == "layers.1"
-
-
-# ------------------------------------------------------------------------------------------------------- the split
-
-
-def test_rows_are_drawn_by_class_and_by_group():
-    y = np.repeat([0, 1, 2], [60, 30, 10])
-    keys = [f"text {row}" for row in range(100)]
-    drawn = draw_rows(keys, y, 50, is_grouped=False, seed=0)
-    assert np.bincount(y[drawn]).tolist() == [30, 15, 5]
-    assert set(draw_rows(keys, y, 20, is_grouped=False, seed=0)) <= set(drawn)
-    pairs = [f"pair {row // 2}" for row in range(100)]
-    half = draw_rows(pairs, y, 50, is_grouped=True, seed=0)
-    assert len({pairs[row] for row in half}) == 25
-    assert draw_rows(keys, y, 200, is_grouped=False, seed=0).tolist() == list(range(100))
-    order = np.random.default_rng(0).permutation(100)
-    turned = draw_rows([keys[row] for row in order], y[order], 50, is_grouped=False, seed=0)
-    assert sorted(order[turned]) == drawn.tolist()
-
-
-def test_the_drawn_split_keeps_classes_on_both_sides_and_groups_whole(rows):
-    data = read(rows, label="label", group="pair")
-    ((train, test),) = data.parts
-    assert data.groups is not None
-    assert not set(data.groups[train]) & set(data.groups[test])
-    for seed in range(5):
-        small = read([*table(8), *[{"text": f"rare {i}", "label": "rare"} for i in range(2)]], seed=seed)
-        assert all(min(counts) >= 1 for counts in small.counts().values())
-    limited = read(rows, label="label", split_column="split", train_rows=40, test_rows=20)
-    assert (limited.about["n_train"], limited.about["n_test"]) == (40, 20)
-    assert limited.digest() != data.digest()
-    assert read(rows, label="label", group="pair").digest() == data.digest()
-
-
-def test_a_class_that_is_drawn_out_of_training_is_refused(rows):
-    rare = [{"text": f"rare {i}", "label": "rare"} for i in range(8)]
-    with pytest.raises(DataError, match="`rare` are only in test"):
-        read([*rows, *rare], label="label", train_rows=8)
-
-
-def test_equal_texts_stay_together_unless_the_split_is_given(rows):
-    drawn = read([*rows, *rows], label="label", seed=1)
-    ((train, test),) = drawn.parts
-    assert not {drawn.texts[row] for row in train} & {drawn.texts[row] for row in test}
-    assert any("texts occur before; they are kept on one side of the split" in each for each in drawn.warnings)
-    marked = [{**row, "split": "test"} for row in rows]
-    given = read([*rows, *marked], label="label", split_column="split")
-    assert any("are in the training rows word for word" in warning for warning in given.warnings)
 
 
 def test_the_public_name_is_the_function():

@@ -196,7 +196,7 @@ class _Table:
 
 
 def _read(data: Any, across: str | None, split: Split) -> tuple[_Table, dict[str, Any], list[str]]:
-    """Read the columns of the rows that have one of the values; also return their origin and warnings."""
+    """Return the columns of the rows that have one of the values, where they come from, and what must be told."""
     names = [split.label, split.group, across, split.split_column]
     table: Any = data
     warnings = []
@@ -459,7 +459,7 @@ def _check_tested(data: Labelled) -> None:
 
 
 def _doubts(data: Labelled) -> list[str]:
-    """Return warnings about the split."""
+    """Return what a reader must know about the split."""
     return [*_untested(data), *_few_tested(data), *_known_texts(data)]
 
 
@@ -528,11 +528,15 @@ def _parts(table: _Table, split: Split) -> list[Part]:
 
 
 def _drawn_folds(table: _Table, split: Split) -> np.ndarray:
-    """Fold of each row; without folds 0 for test rows and -1 for training rows.
+    """Return the fold of each row; without folds 0 for test rows and -1 for training rows.
 
-    Groups that hold the same values and classes are one stratum; each is dealt out in an order computed from the seed
-    and the names of the groups alone, so neither other values nor the order of the rows change it.
+    Given groups of one value, which may be of any size, are dealt out so that every fold has as many rows of each class
+    as can be. Otherwise units (texts; or groups of several values, translations of one text say) that hold the same
+    values and classes are one stratum; each is dealt out in an order computed from the seed and the names of the units
+    alone, so neither other values nor the order of the rows change it.
     """
+    if table.what == "groups" and len(table.values) == 1:
+        return _balanced_folds(table, split)
     classes = _codes(table.labels).tolist()
     members: dict[str, set[tuple[str, int]]] = {}
     for unit, v, c in zip(table.units, table.value.tolist(), classes):
@@ -557,6 +561,20 @@ def _drawn_folds(table: _Table, split: Split) -> np.ndarray:
     return np.array([fold[unit] for unit in table.units])
 
 
+def _balanced_folds(table: _Table, split: Split) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    y, units = _codes(table.labels), _codes(table.units)
+    n_folds = split.folds or max(2, round(1 / split.test_share))
+    check_folds(y, units, n_folds, "outer", sorted(set(table.labels)))
+    fold = np.full(len(y), -1)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=split.seed)
+    for part, (_, test) in enumerate(splitter.split(y, y, units)):
+        if split.folds is not None or part == 0:
+            fold[test] = part
+    return fold
+
+
 def _both_sides(fold: dict[str, int], members: dict[str, set[tuple[str, int]]], rank: dict[str, int]) -> None:
     """Move a group of each class that small strata have put on one side; one of a single group is trained on."""
     of_class: dict[tuple[str, int], list[str]] = {}
@@ -572,8 +590,10 @@ def _both_sides(fold: dict[str, int], members: dict[str, set[tuple[str, int]]], 
 
 
 def _draw_by_value(table: _Table, rows: np.ndarray, wanted: int, seed: int) -> np.ndarray:
-    """`wanted` of these rows of each value."""
-    y, is_grouped = np.array(table.labels), table.what == "groups"
+    """Return `wanted` of these rows of each value."""
+    is_grouped = table.what == "groups"
+    # between values only the names of groups count, so that the same ones are drawn from each
+    y = np.zeros(len(table.labels)) if is_grouped and len(table.values) > 1 else _codes(table.labels)
     drawn = []
     for v in range(len(table.values)):
         mine = rows[table.value[rows] == v]
@@ -594,17 +614,33 @@ def draw_rows(keys: Sequence[str], y: np.ndarray, wanted: int, *, is_grouped: bo
     wanted
         Number of rows; all where there are no more. More rows of the same seed hold the fewer ones.
     is_grouped
-        Whether `keys` name groups.
+        Whether `keys` name groups; then the same fraction of the groups is drawn that hold a class, the rarest one of
+        each group.
     seed
         Random seed.
     """
     if wanted >= len(keys):
         return np.arange(len(keys))
-    order = np.array(sorted(range(len(keys)), key=lambda row: (hashed_key("rows", seed, keys[row]), row)))
-    if not is_grouped:
-        rank = np.empty(len(keys))
-        for c in np.unique(y):
-            mine = order[y[order] == c]
-            rank[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-        order = order[np.argsort(rank[order], kind="stable")]
-    return np.sort(order[:wanted])
+    names = list(dict.fromkeys(keys)) if is_grouped else list(keys)
+    number = {name: index for index, name in enumerate(names)}
+    of_row = np.array([number[key] for key in keys]) if is_grouped else np.arange(len(keys))
+    hashed = [hashed_key("rows", seed, name) for name in names]
+    order = np.array(sorted(range(len(names)), key=lambda index: (hashed[index], index)))
+    stratum = _rarest_class(of_row, y, len(names))
+    rank = np.empty(len(names))
+    for c in np.unique(stratum):
+        mine = order[stratum[order] == c]
+        rank[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    place = np.empty(len(names), np.int64)
+    place[order[np.argsort(rank[order], kind="stable")]] = np.arange(len(names))
+    return np.sort(np.argsort(place[of_row], kind="stable")[:wanted])
+
+
+def _rarest_class(group: np.ndarray, y: np.ndarray, n_groups: int) -> np.ndarray:
+    """Return for each group the class of its rows that the fewest groups have."""
+    pairs = np.unique(np.stack([group, y.astype(np.int64)]), axis=1)
+    counts = np.bincount(pairs[1])
+    rarest = np.full(n_groups, -1)
+    for index, c in sorted(pairs.T.tolist(), key=lambda pair: -counts[pair[1]]):
+        rarest[index] = c
+    return rarest

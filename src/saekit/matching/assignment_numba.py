@@ -11,8 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 LOWEST = -(2**62)
+"""Below every gain less a price, and far enough from the end of int64 that a difference does not wrap around."""
+
 HIGHEST = 2**62
+"""A column's distance before it is reached; above every path."""
+
 PRICE_LIMIT = 2**60
+"""Prices above this mean that rows bid each other up for too few columns: the auction gives up before they wrap."""
 
 
 def release(starts: Any, columns: Any, gains: Any, prices: Any, mate: Any, owner: Any, slack: int) -> None:

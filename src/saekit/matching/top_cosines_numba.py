@@ -11,6 +11,8 @@ import numpy as np
 from numba import njit
 
 CHUNK = 64
+"""Entries that are first asked whether any of them is large enough: a test of all is vector code, and hardly ever
+true once the heaps are full."""
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})

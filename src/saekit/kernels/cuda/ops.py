@@ -147,15 +147,16 @@ def lanes_for(n_latents: int, k: int) -> int:
 
 
 def _select(
-    product: Tensor, bound: _Bound, part: slice, candidates: Tensor, counts: Tensor, n_latents: int, k: int,
-    above: bool, exact: bool,
+    product: Tensor, bound: _Bound, part: slice, candidates: Tensor, counts: Tensor, n_latents: int,
+    k: int | None, exact: bool = True,
 ) -> None:  # fmt: skip
+    """Find candidates for the k largest of the first `n_latents`, or with k None for those not below 0."""
     n, width = product.shape
-    lanes = lanes_for(n_latents, k)
+    lanes = lanes_for(n_latents, k or 1)
     loops.select[(n,)](
         product.view(torch.int16), bound.row[part], bound.latent, bound.bias, bound.most_latent, bound.most_bias,
-        candidates, counts, n_latents, width, k, candidates.shape[1], ROUNDING, ABOVE=above, EXACT=exact, LANES=lanes,
-        num_warps=4 if lanes <= 1024 else 8,
+        candidates, counts, n_latents, width, k or 1, candidates.shape[1], ROUNDING, ABOVE=k is None, EXACT=exact,
+        LANES=lanes, num_warps=4 if lanes <= 1024 else 8,
     )  # fmt: skip
 
 
@@ -214,7 +215,7 @@ def _encode_prefixes(
             room, size = min(_power_of_two(2 * k + 64), _power_of_two(m)), _power_of_two(max(k, 16))
             candidates = torch.empty((length, room), dtype=torch.int32, device=x.device)
             counts = torch.empty(length, dtype=torch.int32, device=x.device)
-            _select(product, bound, part, candidates, counts, m, k, above=False, exact=exact)
+            _select(product, bound, part, candidates, counts, m, k, exact)
             scores = _rescore(x[part], W_enc, bias, candidates, counts)
             into = values[part], indices[part]
             warps = max(1, min(8, room // 128))
@@ -259,7 +260,7 @@ def _encode_above(
         length = part.stop - part.start
         candidates = torch.empty((length, room), dtype=torch.int32, device=x.device)
         counts = torch.empty(length, dtype=torch.int32, device=x.device)
-        _select(product, bound, part, candidates, counts, len(W_enc), 1, above=True, exact=True)
+        _select(product, bound, part, candidates, counts, len(W_enc), None)
         least, most = torch.stack(counts.aminmax()).tolist()
         if least < 0 or most > room:
             return None

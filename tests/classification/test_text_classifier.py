@@ -1,0 +1,119 @@
+"""Classifiers that were saved: they predict as before, explain themselves, and are refused when altered."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import zipfile
+from dataclasses import replace
+
+import pytest
+
+from saekit import load_classifier
+from saekit.classification.text_classifier import MOVED, SCHEMA_FILE, TRUSTED, fit_classifier, save_classifier
+from saekit.errors import ConfigError, FormatError
+from saekit.files import digest_file
+
+
+@pytest.mark.parametrize("arm", ["SAE sum", "SAE sum k=8", "SAE sum binarized"])
+def test_saved_classifier_predicts_and_explains(full_run, tmp_path, arm):
+    plan, result = full_run
+    fitted = fit_classifier(plan, result, arm)
+    folder = save_classifier(fitted, tmp_path / "classifier")
+    loaded = load_classifier(tmp_path, model=plan.reader.model)
+    texts = ["the array returns a shape", "raises an error of invalid"]
+    assert loaded.predict(texts).tolist() == fitted.predict(texts).tolist()
+    assert loaded.predict(texts[1:]).tolist() == ["bad"]
+    assert loaded.predict_proba(texts) == pytest.approx(fitted.predict_proba(texts), abs=1e-6)
+    explanation = loaded.explain(texts[1], top=5)
+    p = explanation.probabilities[explanation.predicted]
+    assert explanation.predicted == "bad"
+    # the parts add up to the logit, and the logit is that of the probability
+    total = explanation.intercept + sum(each.contribution for each in explanation.reasons) + explanation.rest
+    assert total == pytest.approx(explanation.logit, abs=1e-6)
+    assert 1 / (1 + math.exp(-explanation.logit)) == pytest.approx(p, abs=1e-6)
+    for reason in explanation.reasons:
+        assert reason.contribution == pytest.approx(reason.value * reason.coefficient, abs=1e-6)
+        assert reason.tokens
+        if "binarized" not in arm:
+            assert sum(firing.activation for firing in reason.tokens) == pytest.approx(reason.value, rel=1e-3)
+    assert "intercept" in repr(explanation)
+    json.dumps(explanation.to_json())
+    top = loaded.top_latents(3)
+    assert set(top) == {"good", "bad"}
+    assert any(label for rows in top.values() for _, _, label in rows)
+    assert (folder / "classifier.skops").is_file()
+    card = json.loads((folder / "classifier.json").read_text())
+    assert card["arm"] == arm
+    assert card["verdict"] == result.arm(arm).verdict
+
+
+def test_only_linear_probes_of_saes_can_be_saved(full_run):
+    plan, result = full_run
+    for arm in ("SAE sum tree", "dense sum", "random sum"):
+        with pytest.raises(ConfigError, match="only a linear probe of an SAE's latents"):
+            fit_classifier(plan, result, arm)
+    dense = replace(result, arms=[arm for arm in result.arms if arm.family == "dense"], best_sae=None)
+    with pytest.raises(ConfigError, match="there is none"):
+        fit_classifier(plan, dense)
+
+
+def test_altered_classifiers_are_refused(full_run, tmp_path, sae):
+    plan, result = full_run
+    folder = save_classifier(fit_classifier(plan, result, "SAE sum k=2"), tmp_path / "c")
+    card = json.loads((folder / "classifier.json").read_text())
+    with pytest.raises(FormatError, match="must hold a classifier"):
+        load_classifier(tmp_path)
+    (folder / "classifier.json").write_text(json.dumps({**card, "schema": 99}))
+    with pytest.raises(FormatError, match="has schema 99"):
+        load_classifier(folder)
+    (folder / "classifier.json").write_text(json.dumps({**card, "kind": "x"}))
+    with pytest.raises(FormatError, match="must describe a classifier"):
+        load_classifier(folder)
+    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": "sha256:0"}))
+    with pytest.raises(FormatError, match="was altered"):
+        load_classifier(folder)
+    from skops.io import dumps
+
+    (folder / "classifier.skops").write_bytes(dumps(_Strange()))
+    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": digest_file(folder / "classifier.skops")}))
+    with pytest.raises(FormatError, match="types of scikit-learn and saekit only"):
+        load_classifier(folder)
+    assert all(name.startswith("saekit.") for name in TRUSTED)
+
+
+class _Strange:
+    """A type that no classifier of ours holds."""
+
+
+def test_another_model_is_refused(full_run, tmp_path, stories):
+    plan, result = full_run
+    save_classifier(fit_classifier(plan, result, "SAE sum k=2"), tmp_path)
+    with pytest.raises(ConfigError, match="must read the model it was fitted with"):
+        load_classifier(tmp_path, model=stories).predict(["a text"])
+
+
+@pytest.mark.parametrize("arm", ["SAE sum binarized", "SAE sum k=8"])
+def test_a_classifier_of_the_first_release_is_read(full_run, tmp_path, arm):
+    """Its types had other modules."""
+    plan, result = full_run
+    fitted = fit_classifier(plan, result, arm)
+    folder = save_classifier(fitted, tmp_path / "c")
+    path = folder / "classifier.skops"
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as stored:
+        files = {name: stored.read(name) for name in stored.namelist()}
+    schema = files[SCHEMA_FILE].decode()
+    for (old, kind), now in MOVED.items():
+        here = rf'("__class__": "{kind}",\s+"__module__": )"{re.escape(now)}"'
+        schema = re.sub(here, rf'\1"{old}"', schema)
+    assert schema != files[SCHEMA_FILE].decode()
+    with zipfile.ZipFile(path, "w") as changed:
+        for name, content in files.items():
+            changed.writestr(name, schema if name == SCHEMA_FILE else content)
+    card = json.loads((folder / "classifier.json").read_text())
+    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": digest_file(path)}))
+    texts = ["the array returns a shape", "raises an error of invalid"]
+    loaded = load_classifier(folder, model=plan.reader.model)
+    assert (loaded.predict_proba(texts) == fitted.predict_proba(texts)).all()
