@@ -126,14 +126,8 @@ def rooms() -> list[str]:
     return sorted({path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")})
 
 
-# Rooms whose words are still to be changed.
-NOT_YET = {"kernels"}
-
-
 @pytest.mark.parametrize("room", rooms())
 def test_public_docstrings_use_the_words_of_the_glossary(room):
-    if room in NOT_YET:
-        pytest.skip("its words are still to be changed")
     paths = [PACKAGE / room] if room.endswith(".py") else sorted((PACKAGE / room).rglob("*.py"))
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {found}"

@@ -158,6 +158,17 @@ def test_matching_by_documents_finds_the_order_too(lm, sae):
     assert found.cell("sae", a, b).auc.value == pytest.approx(found.cell("sae", a, a).auc.value, abs=0.02)
 
 
+def test_fits_between_saes_are_kept_for_their_matching(lm, sae, tmp_path):
+    rows = rows_of(120, "en", 3)
+    other = sae.replace(W_enc=-sae.W_enc, W_dec=-sae.W_dec)
+    call = {"model": lm, "arms": ["sae", "majority"], **COMMON}
+    between(rows, saes=[sae, other], out=tmp_path, **call)
+    for change in ({"threshold": 0.99}, {"by": "documents"}, {"saes": [sae, sae.permute(torch.arange(96).flip(0))]}):
+        given = {"saes": [sae, other], **call, **change}
+        kept, fresh = between(rows, out=tmp_path, **given), between(rows, **given)
+        assert [cell.auc for cell in kept.cells] == [cell.auc for cell in fresh.cells]
+
+
 def test_latents_without_a_partner_are_zero(lm, sae):
     rows = rows_of(160, "en", 3)
     other = sae.replace(W_enc=-sae.W_enc, W_dec=-sae.W_dec)

@@ -28,6 +28,8 @@ FEATURES = "features"
 """Folder of pooled features within the output folder."""
 
 _VERSION = 2
+_BETWEEN_SAES = ("saes", "hooks", "matched_by", "threshold", "to_model")
+"""Settings of a transfer between SAEs that its fits depend on."""
 _NEED_SAE = ("random", "untrained", "frozen", "full", "binarized", "sparse", "matched", "tree", "binarized-tree")
 _LOW_DATA = ("majority", "words", "last", "dense", "pca", "full", "binarized", "sparse")
 """Kinds of arms of the low-data curves (PCA and k-sparse ones at the control ks)."""
@@ -195,23 +197,15 @@ def make_plan(
     sources = [data.parts_of(v) for v in range(len(data.values))]
     parts = tuple(sources) if len(sources) == len(values) else tuple(sources[:1] * len(values))
     shuffles = how.shuffles if how.shuffles is not None else int(len(values) == 1)
-    settings: dict[str, Any] = {
-        "text": split.text, "label": split.label, "group": split.group, "across": across, "values": list(values),
-        "test_share": split.test_share if split.folds is None else None, "folds": split.folds, **said,
-        "budget": json.loads(json.dumps(asdict(budget))), "margin": how.margin, "metric": how.metric,
-        "shuffles": shuffles, "max_tokens": how.max_tokens, "seed": split.seed, "level": LEVEL, "draws": how.draws,
-        **({} if how.prompt is None else {"prompt": how.prompt}),
-        **{name: getattr(split, name) for name in ("max_rows", "train_rows", "test_rows", "min_rows")},
-        "hooks": list(dict.fromkeys(origin.hook for origin in origins.values())) or said.get("hooks", []),
-        "p_values": "corrected t over folds" if split.folds else "paired bootstrap",
-        "intervals": {
-            "level": LEVEL, "draws": how.draws, "unit": "rows" if split.group is None else "groups",
-            "method": "basic bootstrap of the test set, stratified by class, paired between arms; nothing is refitted",
-        },
+    hooks = list(dict.fromkeys(origin.hook for origin in origins.values()))
+    settings = {
+        **_told(split, how, budget), "across": across, "values": list(values), "shuffles": shuffles,
+        "hooks": hooks, **said,
     }  # fmt: skip
     common = [
         _VERSION, reader.facts["digest"], data.digest(), asdict(budget), shuffles, how.max_tokens, how.prompt,
         split.seed, values,
+        [said.get(name) for name in _BETWEEN_SAES],
     ]  # fmt: skip
     jobs = [
         _job(arm, value, None, [origins.get(arm.source), *common], values)
@@ -226,6 +220,23 @@ def make_plan(
         reader, across or "data", values, parts, origins, tuple(jobs), split, how, budget, settings,
         None if out is None else Path(out),
     )  # fmt: skip
+
+
+def _told(split: Split, how: ClassifierSettings, budget: Budget) -> dict[str, Any]:
+    """Return what a result says about how its rows were split, fitted and compared."""
+    is_nested = split.folds is not None
+    return {
+        "text": split.text, "label": split.label, "group": split.group, "folds": split.folds,
+        "test_share": None if is_nested else split.test_share,
+        **{name: getattr(split, name) for name in ("max_rows", "train_rows", "test_rows", "min_rows", "seed")},
+        "budget": json.loads(json.dumps(asdict(budget))), "margin": how.margin, "metric": how.metric,
+        "max_tokens": how.max_tokens, **({} if how.prompt is None else {"prompt": how.prompt}),
+        "level": LEVEL, "draws": how.draws, "p_values": "corrected t over folds" if is_nested else "paired bootstrap",
+        "intervals": {
+            "level": LEVEL, "draws": how.draws, "unit": "rows" if split.group is None else "groups",
+            "method": "basic bootstrap of the test set, stratified by class, paired between arms; nothing is refitted",
+        },
+    }  # fmt: skip
 
 
 def _job(arm: Arm, value: int, size: int | None, rest: list[Any], values: Sequence[str]) -> Job:

@@ -11,7 +11,7 @@ from ..classification.settings import ClassifierSettings, Matching
 from ..errors import ConfigError
 from ..inputs.settings import Split
 from .classify import images_or_texts
-from .command import command
+from .command import Setting, command
 from .console import bare, print_fitting, print_json, print_table, progress_bar, tell
 from .options import Data, Images, Json, Model, Out, Sae
 
@@ -28,7 +28,7 @@ states, bag of words and chance; or let a classifier of one SAE's latents read t
   saekit transfer --model vit --sae A --images photos --across source --out found         images, by patches
 
 Off-diagonal cells are zero-shot. The drop is measured against an in-domain classifier on the same test set. With --out
-the numbers go to OUT/transfer.json, with heat maps next to it; an interrupted call goes on where it stopped. Without
+the numbers go to OUT/transfer.json, with heat maps next to it; an interrupted call continues. Without
 --across all rows are one value: the numbers of `saekit classify`.
 """
 
@@ -62,7 +62,8 @@ def transfer(
     settings: ClassifierSettings,
     matching: Matching,
     C: Annotated[
-        tuple[float, ...] | None, typer.Option("--C", metavar="X,X", help="Inverse strengths of the L2 penalty.")
+        tuple[float, ...] | None,
+        Setting("Inverse strengths of the L2 penalty, instead of budget.C [0.01,0.1,1,10,100]."),
     ] = None,
     out: Out | None = None,
     json: Json = False,
@@ -81,7 +82,6 @@ def transfer(
     from ..classification.transfer_features import transfer_features as across_saes
     from ..store.address import sae_paths
 
-    assert model is not None
     if C is not None:
         settings = replace(settings, budget=replace(settings.budget, C=C))
     first, second = sae_paths(saes), sae_paths(to or [])

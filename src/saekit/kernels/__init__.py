@@ -1,4 +1,4 @@
-"""The hot loops on plain tensors, each beside its plain torch reference; `use` picks between them."""
+"""The hot loops on plain tensors, each with its plain torch reference; `use` picks between them."""
 
 from .aux_loss import AuxK as AuxK
 from .aux_loss import revive as revive

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 FAST = {"reassoc", "contract", "nsz"}
 """Sums may be re-associated and multiply-adds fused, or no loop of sums is vectorized. Not ``fast``, which would let
-the compiler assume that there is no NaN and no infinity: those have to show."""
+the compiler assume the absence of NaN and infinity: those have to show."""
 
 Float: TypeAlias = float | np.floating
 """A number of the loops, whatever its width."""
