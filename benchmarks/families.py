@@ -828,14 +828,13 @@ def _warm_up() -> None:
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:
+    """Write the results, one family on a line."""
     from importlib.metadata import version
 
-    found = {
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "tolerance": TOLERANCE,
-        "families": dict(sorted(results.items())),
-    }
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    head = f'"versions": {json.dumps(versions)},\n"tolerance": {TOLERANCE},\n"families": {{\n'
+    lines = (f"{json.dumps(family)}: {json.dumps(found)}" for family, found in sorted(results.items()))
+    path.write_text("{\n" + head + ",\n".join(lines) + "\n}}\n")
 
 
 LAWS = {
@@ -911,9 +910,14 @@ def page(stored: dict[str, Any]) -> str:
         *SHORT_NAMES.splitlines(),
         "",
         *_table(
-            ("family", "short names", "cross-entropy"),
+            ("family", "short names", "cross-entropy", "refused"),
             [
-                (f"`{f}`", families[f]["laws"].get("short names", {}).get("status", "-"), _cross_entropy(families[f]))
+                (
+                    f"`{f}`",
+                    families[f]["laws"].get("short names", {}).get("status", "-"),
+                    families[f]["laws"].get("cross-entropy", {}).get("status", "none"),
+                    _also_refused(families[f]),
+                )
                 for f in groups["exact"]
             ],
         ),
@@ -952,8 +956,12 @@ def _untried(found: dict[str, Any]) -> str:
     return found.get("not_built") or next(law["note"] for law in found["laws"].values() if law["status"] == "harness")
 
 
-def _cross_entropy(found: dict[str, Any]) -> str:
-    return found["laws"].get("cross-entropy", {}).get("status", "none")
+def _also_refused(found: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name}: {_cell(law['note'], 80)}"
+        for name, law in found["laws"].items()
+        if law["status"] == "refused" and name != "short names"
+    )
 
 
 if __name__ == "__main__":
