@@ -238,3 +238,17 @@ def test_what_is_for_data_of_the_other_kind_is_refused(vision_folders):
 def test_a_setting_given_as_an_argument_is_told_its_place(vision_folders):
     with pytest.raises(TypeError, match=r"unknown argument `outliers`. Pass settings=CaptureSettings\(outliers=…\)"):
         capture(vision_folders["vit"], PIXELS, layer=0, outliers=None)
+
+
+def test_padding_between_images_of_unequal_sizes_never_becomes_a_row(tmp_path):
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vision = {**sizes, "patch_size": 4, "num_patches": 25}
+    config = transformers.Siglip2Config(vision_config=vision, text_config={**sizes, "vocab_size": 20})
+    processor = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=25)
+    made(tmp_path / "siglip2", lambda: transformers.Siglip2Model(config), processor)
+    wide = np.random.default_rng(0).integers(0, 256, (2, 8, 24, 3), np.uint8)  # three times as wide as high: 3 x 8
+    for skip_special in (True, False):
+        rows = capture(tmp_path / "siglip2", wide, layer=0, settings=CaptureSettings(skip_special=skip_special))
+        assert rows.position.tolist() == [*range(24), *range(24)]

@@ -82,8 +82,7 @@ def patch_batches(
         hidden = activations(model.model, hooks, inputs)
         patch, position = _patches(model, inputs, hidden[0].shape[1], settings.special)
         _check_same_tokens(hidden)
-        there = inputs.get("attention_mask")
-        everything = torch.ones_like(patch) if there is None else there > 0
+        everything = _not_padding(inputs, patch.shape, patch.device)
         kept = patch if settings.skip_special else everything
         document = torch.arange(chosen.start, chosen.stop, device=kept.device)[:, None].expand_as(kept)
         yield PatchBatch(
@@ -92,6 +91,15 @@ def patch_batches(
         first = chosen.stop
         if settings.batch_images is None:
             size = max(1, batch_tokens_on(model) // hidden[0].shape[1])
+
+
+def _not_padding(inputs: Mapping[str, Any], shape: torch.Size, device: torch.device) -> Tensor:
+    """Return which tokens are no padding: of the text, or of images with unequal numbers of patches."""
+    for name in ("attention_mask", "pixel_attention_mask"):
+        mask = inputs.get(name)
+        if mask is not None and mask.shape == shape:
+            return mask > 0
+    return torch.ones(shape, dtype=torch.bool, device=device)
 
 
 def _check_same_tokens(hidden: Sequence[Tensor]) -> None:
@@ -115,6 +123,7 @@ def _patches(model: VisionModel, inputs: Mapping[str, Any], length: int, special
             raise ConfigError(f"`special` must leave a patch of {length} tokens; got {before}.")
         batch = inputs["pixel_values"].shape[0]
         kept = (torch.arange(length, device=inputs["pixel_values"].device) >= before)[None].expand(batch, length)
+        kept = kept & _not_padding(inputs, kept.shape, kept.device)
     position = torch.where(kept, kept.cumsum(1) - 1, -1)
     return kept, position.to(torch.int32)
 
@@ -126,7 +135,9 @@ def _n_special(model: VisionModel, pixels: Tensor, length: int) -> int:
     if not isinstance(size, int | list | tuple):
         return 0
     height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
-    beyond = length - (pixels.shape[-2] // height) * (pixels.shape[-1] // width)
+    # images come as pixels, or cut into patches already
+    cut = pixels.ndim == 3
+    beyond = length - (pixels.shape[1] if cut else (pixels.shape[-2] // height) * (pixels.shape[-1] // width))
     known = 2 + max(int(getattr(config, "num_register_tokens", 0) or 0), 0)
     if beyond > known:
         raise ModelError(
