@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import functools
 import inspect
 import math
@@ -58,20 +59,30 @@ def suggest_keywords(function: F) -> F:
 def _suggesting(function: F, name: str) -> F:
     parameters = inspect.signature(function).parameters
     known = [each for each in parameters if each != "self"]
-    defaults = parameters["settings"].default if "settings" in parameters else None
+    # Settings that are passed as one value: parameter -> its default value.
+    values = {each: p.default for each, p in parameters.items() if dataclasses.is_dataclass(p.default)}
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for word in kwargs:
             if word not in parameters:
-                hint = did_you_mean(word, known)
-                if hasattr(defaults, word):
-                    kind = type(defaults)
-                    hint = f"Pass settings={kind.__name__}({word}=…), which is in `{kind.__module__}`."
-                raise KeywordError(f"{name}: unknown argument `{word}`. {hint}")
+                raise KeywordError(f"{name}: unknown argument `{word}`. {_where_it_goes(word, known, values)}")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def _where_it_goes(word: str, known: list[str], values: dict[str, Any]) -> str:
+    """Name the settings that have a field of this name, else the nearest argument, else the nearest field."""
+    fields = {each: [f.name for f in dataclasses.fields(value)] for each, value in values.items()}
+    near = [word, *difflib.get_close_matches(word, [name for names in fields.values() for name in names], n=1)]
+    if not difflib.get_close_matches(word, known, n=1) or any(word in names for names in fields.values()):
+        for wanted in near:
+            for argument, names in fields.items():
+                if wanted in names:
+                    kind = type(values[argument])
+                    return f"Pass {argument}={kind.__name__}({wanted}=…), which is in `{kind.__module__}`."
+    return did_you_mean(word, known)
 
 
 @functools.cache

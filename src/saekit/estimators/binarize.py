@@ -10,11 +10,13 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import ConfigError, did_you_mean
+from ..settings import suggest_keywords
 from .select import _entries
 
 # ------------------------------------------------------------------------------------------------------- binarization
 
 
+@suggest_keywords
 class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """1 where a feature is above its threshold, else 0; sparse in, sparse out.
 

@@ -22,6 +22,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_array, validate_data
 
 from ..errors import ConfigError, DataError, ModelError, ShapeError
+from ..settings import suggest_keywords
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -194,6 +195,7 @@ class _Features(TransformerMixin, BaseEstimator):
         return tags
 
 
+@suggest_keywords
 class SAEFeatures(_Features):
     """An SAE's codes, pooled over the tokens of each text (or the patches of each image); CSR float32.
 
@@ -313,6 +315,7 @@ class SAEFeatures(_Features):
             )
 
 
+@suggest_keywords
 class HiddenStates(_Features):
     """Hidden states, pooled over the tokens of each text (or the patches of each image); dense float32.
 

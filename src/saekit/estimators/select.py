@@ -12,6 +12,7 @@ from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import ConfigError, DataError, did_you_mean, listed
+from ..settings import suggest_keywords
 
 SCORES = ("mean_difference", "mean_difference_nonzero", "auc", "chi2", "l1", "random")
 """How `SelectLatents` can rate latents by itself."""
@@ -20,6 +21,7 @@ SCORES = ("mean_difference", "mean_difference_nonzero", "auc", "chi2", "l1", "ra
 # ---------------------------------------------------------------------------------------------------------- selection
 
 
+@suggest_keywords
 class SelectLatents(SelectorMixin, BaseEstimator):
     """Keep the k columns with the highest scores; sparse in, sparse out, never made dense.
 
