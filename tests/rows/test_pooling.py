@@ -231,7 +231,7 @@ def test_bad_settings(name: str, value: Any, models: Any) -> None:
 
 
 def test_other_bad_settings(models: Any) -> None:
-    with pytest.raises(ConfigError, match="`empty` must be one of its options; got 'skip'"):
+    with pytest.raises(ConfigError, match=r"`empty` must be one of .*; got 'skip'"):
         pool_texts(models["llama"], ["the cat"], asks(), settings=PoolingSettings(empty="skip"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="`model` must be a LanguageModel, a folder or a name; got int"):
         pool_texts(3, ["the cat"], asks())  # type: ignore[arg-type]

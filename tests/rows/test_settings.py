@@ -27,9 +27,9 @@ def test_every_attribute_is_described_with_its_default(kind):
         (CaptureSettings, {"shard_rows": 1.5}, "`shard_rows` must be a whole number from 1; got 1.5"),
         (CaptureSettings, {"outliers": 1}, "`outliers` must be above 1"),
         (StreamSettings, {"block_tokens": 0}, "StreamSettings: `block_tokens` must be a whole number from 1"),
-        (StreamSettings, {"padding": "middle"}, "`padding` must be one of its options; got 'middle'"),
+        (StreamSettings, {"padding": "middle"}, "`padding` must be one of `right`, `left`; got 'middle'"),
         (PatchSettings, {"batch_images": 0}, "`batch_images` must be a whole number from 1"),
-        (PoolingSettings, {"empty": "skip"}, "`empty` must be one of its options; got 'skip'"),
+        (PoolingSettings, {"empty": "skip"}, "`empty` must be one of `refuse`, `zero`; got 'skip'"),
         (CaptureSettings, {"outlier": None}, "unknown argument `outlier`. Did you mean `outliers`?"),
     ],
 )

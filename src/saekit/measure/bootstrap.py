@@ -13,7 +13,7 @@ Efron & Tibshirani (1993), *An Introduction to the Bootstrap*: jackknife (chapte
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -161,10 +161,6 @@ class DocumentBootstrap:
         if draws is not None and not np.isfinite(draws).all():
             return Estimate(value, None, f"no interval: undefined in some resamples ({undefined})")
         return Estimate(value, draws, self.reason)
-
-    def with_reason(self, reason: str | None) -> DocumentBootstrap:
-        """Return the same resamples under another stated reason."""
-        return replace(self, reason=reason)
 
 
 def wilson_interval(count: int, n: int) -> Measured:
