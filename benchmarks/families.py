@@ -762,7 +762,8 @@ def _examined_here(family: str, group: str, folder: Path) -> dict[str, Any]:
         return (examine_vision if group == "vision" else examine_text)(family, folder)
     except BaseException as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        message = " ".join(str(error).split())[:250]
+        # Paths of this machine say nothing about the family.
+        message = re.sub(r"/\S*/site-packages/", "", " ".join(str(error).split()))[:250]
         return {"not_built": f"{type(error).__name__}: {message} ({Path(frame.filename).name}:{frame.lineno})"}
 
 
