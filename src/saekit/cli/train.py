@@ -103,8 +103,7 @@ def train(
     from ..training.loop import train as run
 
     wanted = _configs(_Asked(arch, latents, k), config, configs)
-    place = {"data": data, "layer": layer, "hook": hook, "text": text}
-    source = _source(rows, model, place, tokens, stream)
+    source = _source(rows, model, _Texts(data, layer, hook, text), tokens, stream)
     with progress_bar(quiet=json) as progress:
         run(
             wanted,
@@ -166,9 +165,16 @@ def _table(name: str, asked: _Asked, common: Mapping[str, Any]) -> dict[str, Any
     return table
 
 
-def _source(
-    rows: str | None, model: str | None, place: Mapping[str, Any], tokens: int | None, settings: StreamSettings
-) -> Source:
+class _Texts(NamedTuple):
+    """What a model reads and where its rows are taken, as the flags say it."""
+
+    data: str | None
+    layer: int | None
+    hook: str | None
+    text: str | None
+
+
+def _source(rows: str | None, model: str | None, texts: _Texts, tokens: int | None, settings: StreamSettings) -> Source:
     """Return rows from a file or folder, or from a model while it trains."""
     from ..rows.shards import open_rows
     from ..rows.stream import stream
@@ -177,17 +183,20 @@ def _source(
         raise ConfigError(
             "the rows must come from --rows or from --model with --data and --layer; give one of the two."
         )
-    given = {name: value for name, value in place.items() if value is not None}
     if rows is not None:
-        extra = [f"--{name}" for name in given] or (["stream"] if settings != StreamSettings() else [])
+        given = [f"--{name}" for name, value in texts._asdict().items() if value is not None]
+        extra = given or (["stream"] if settings != StreamSettings() else [])
         if extra:
             raise ConfigError(f"{listed(extra)} are about --model; the rows of --rows exist already.")
         return open_rows(rows)
     assert model is not None
-    required(given, "data", why="with --model")
-    if ("layer" in given) == ("hook" in given):
+    required(texts._asdict(), "data", why="with --model")
+    if (texts.layer is None) == (texts.hook is None):
         raise ConfigError("exactly one of --layer and --hook must be given with --model.")
-    return stream(model, given.pop("data"), **given, tokens=tokens, settings=settings)
+    return stream(
+        model, str(texts.data), layer=texts.layer, hook=texts.hook, text=texts.text or "text", tokens=tokens,
+        settings=settings,
+    )  # fmt: skip
 
 
 def _tell_result(out: str, json: bool) -> None:
