@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from tests.fixtures.tiny_models import CONTEXT, LAYERS, SIZES, WIDTH, _tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from fixtures.tiny_models import CONTEXT, LAYERS, SIZES, WIDTH, _tokenizer
 from saekit.errors import ModelError
 from saekit.models import probe
 from saekit.models.hooks import find_hook

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from tests.fixtures.tiny_models import CONTEXT, LAYERS, SIZES, TEXTS, WIDTH, _tokenizer
 
+from fixtures.tiny_models import CONTEXT, LAYERS, SIZES, TEXTS, WIDTH, _tokenizer
 from saekit.errors import ModelError
 from saekit.models.loading import load_language_model
 from saekit.models.quiet import quiet_transformers

@@ -13,32 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fixtures.pooling_checks import CLOSE, SPARSE, assert_equal, dense, identity, random_sae
+from fixtures.pooling_checks import CLOSE, SPARSE, assert_equal, dense, identity, random_sae, reference
 from saekit.errors import DataError
 from saekit.kernels.pooling import largest_of_rows, pool_segments
 from saekit.rows.pooling import DENSE_POOLS, Ask, pool_batches
 from saekit.sae import rules
 from saekit.sae.codes import Codes
 from saekit.sae.model import SAE
-
-
-def reference(z: np.ndarray, name: str) -> np.ndarray:
-    """The definition of a pooling, on the dense rows [n, m] of one document."""
-    if name == "sum":
-        return z.sum(0)
-    if name == "mean":
-        return z.mean(0)
-    if name == "max":
-        return z.max(0)
-    if name in ("first", "last"):
-        return z[0 if name == "first" else -1]
-    if name == "count":
-        return (z > 0).sum(0)
-    total = np.zeros(z.shape[1])
-    for row in z:
-        best = np.argsort(-row, kind="stable")[: int(name.removeprefix("top"))]
-        total[best[row[best] > 0]] += 1
-    return total
 
 
 @st.composite

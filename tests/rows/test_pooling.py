@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures.pooling_checks import CLOSE, LAYER, SPARSE, asks, assert_equal, dense, random_sae
+from fixtures.pooling_checks import CLOSE, LAYER, SPARSE, asks, assert_equal, dense, random_sae, reference
 from saekit.errors import ConfigError, DataError, ModelError, ShapeError
 from saekit.models.hooks import find_hook
 from saekit.rows import pooling
@@ -21,26 +21,6 @@ from saekit.rows.tokens import tokenize
 from saekit.sae import rules
 from saekit.sae.codes import Codes
 from saekit.sae.model import SAE
-
-
-def reference(z: np.ndarray, name: str) -> np.ndarray:
-    """The definition of a pooling, on the dense rows [n, m] of one document."""
-    if name == "sum":
-        return z.sum(0)
-    if name == "mean":
-        return z.mean(0)
-    if name == "max":
-        return z.max(0)
-    if name in ("first", "last"):
-        return z[0 if name == "first" else -1]
-    if name == "count":
-        return (z > 0).sum(0)
-    total = np.zeros(z.shape[1])
-    for row in z:
-        best = np.argsort(-row, kind="stable")[: int(name.removeprefix("top"))]
-        total[best[row[best] > 0]] += 1
-    return total
-
 
 # --------------------------------------------------------------------------------------------------------------- texts
 

@@ -6,43 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saekit.rows.arrays import ArrayRows
-from saekit.rows.shuffle import ShufflePlan, read_batches
-from saekit.rows.synthetic import SyntheticRows
-
-
-def numbered(n: int, d: int = 3, rows_per_document: int = 50) -> ArrayRows:
-    """Rows whose first entry is the row number."""
-    row = torch.arange(n)
-    return ArrayRows(
-        row[:, None].expand(n, d).float(),
-        token=row % 7,
-        document=row // rows_per_document,
-        position=row % rows_per_document,
-    )
-
-
-def small_blocks(source: ArrayRows, chunk_rows: int, block_rows: int) -> ArrayRows:
-    object.__setattr__(source, "plan", ShufflePlan(source.n_rows, chunk_rows, block_rows))
-    return source
-
-
-def take(source, rows: int, batch_rows: int, seed: int, start=(0, 0)):
-    """The first `rows` rows of the shuffled stream, as batches."""
-    batches = []
-    for batch in source.batches(batch_rows, seed=seed, start=start):
-        batches.append(batch)
-        rows -= batch.n_rows
-        if rows <= 0:
-            return batches
-
-
-sources = {
-    "array": lambda: small_blocks(numbered(1000), 8, 200),
-    "one block": lambda: numbered(777),
-    "synthetic": lambda: SyntheticRows(d_in=4, n_features=8, l0=2, n_rows=20_000),
-    "endless": lambda: SyntheticRows(d_in=4, n_features=8, l0=2, n_rows=None),
-}
+from fixtures.row_checks import numbered, small_blocks, sources, take
+from saekit.rows.shuffle import read_batches
 
 
 @settings(max_examples=25, deadline=None)
