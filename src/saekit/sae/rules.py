@@ -17,7 +17,6 @@ from .. import kernels
 from ..errors import ConfigError
 from .codes import Codes
 
-
 SIGNS = ("positive", "signed", "magnitude")
 
 

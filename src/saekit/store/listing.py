@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Listing:
         return all(name in self.names for name in names)
 
     def weights(self) -> list[str]:
-        """Return the names of the files that may hold tensors: the one that the address names, else all beside it."""
+        """Return the names of the files that may hold tensors: the one that the address names, else all in the folder."""
         if self.focus is not None and self.focus.endswith(WEIGHTS):
             return [self.focus]
         return [name for name in self.names if "/" not in name and name.endswith(WEIGHTS)]
@@ -114,16 +114,19 @@ class Listing:
         FormatError
             The file is damaged, or holds objects that need unpickling.
         """
-        return _read_pt(self.fetch(name))
+        path = self.fetch(name)
+        return read_pickled(path, path)
 
     def _small(self, name: str) -> Path:
         path = self.fetch(name)
         if path.stat().st_size > _MAX_TEXT:
-            raise FormatError(f"`{name}` of `{self.address}` must be a configuration; it has {path.stat().st_size:,} bytes.")
+            raise FormatError(
+                f"`{name}` of `{self.address}` must be a configuration; it has {path.stat().st_size:,} bytes."
+            )
         return path
 
 
-def list_local(path: Path) -> Listing:
+def list_local(address: str) -> Listing:
     """Return the listing of a local folder, or of the folder of a local file.
 
     Raises
@@ -131,9 +134,10 @@ def list_local(path: Path) -> Listing:
     ConfigError
         Nothing is there, or far more files than an SAE has.
     """
+    path = Path(address)
     if not path.exists():
         raise ConfigError(
-            f"an SAE must be a folder, a file of weights, or `hf:owner/name/folder`; `{path}` does not exist. "
+            f"an SAE must be a folder, a file of weights, or `hf:owner/name/folder`; `{address}` does not exist. "
             "`saekit catalog` lists addresses that are known."
         )
     folder, focus = (path, None) if path.is_dir() else (path.parent, path.name)
@@ -141,7 +145,7 @@ def list_local(path: Path) -> Listing:
     def fetch(name: str) -> Path:
         return _inside(folder, name)
 
-    return Listing(str(path), tuple(sorted(_names_below(folder))), fetch, focus)
+    return Listing(address, tuple(sorted(_names_below(folder))), fetch, focus)
 
 
 def _names_below(folder: Path) -> Iterable[str]:
@@ -157,7 +161,7 @@ def _names_below(folder: Path) -> Iterable[str]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return the path of a file, refusing a link that leads out of the folder; a hub cache's own links stay within it."""
+    """Return the path of a file, refusing a link out of the folder; a hub cache's own links stay in it."""
     if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
         raise FormatError(f"`{folder}`: a file's name must stay within the folder; got `{name}`.")
     path = folder / name
@@ -206,21 +210,36 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, error) from None
 
 
-def _read_pt(path: Path) -> Any:
-    """Read a file of ``torch.save`` with its restricted reader. Checks first that no entry is larger than the file."""
+def read_pickled(source: Path | IO[bytes], path: Path) -> Any:
+    """Read what ``torch.save`` wrote, with torch's restricted reader; no entry may be far larger than the file.
+
+    Parameters
+    ----------
+    source
+        The file, or its content as a stream.
+    path
+        What messages call it.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged, or holds objects that need unpickling.
+    """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
+        if zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
                 _check_expansion(path, sum(entry.file_size for entry in archive.infolist()))
+        if not isinstance(source, Path):
+            source.seek(0)
         # GPU files load on a CPU: every storage is mapped there.
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except FormatError:
         raise
     except Exception as error:  # the reader raises whatever a damaged stream leads to
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise FormatError(
                 f"`{path}` holds Python objects besides tensors and plain values; saekit unpickles nothing, because "
-                f"unpickling runs code ({_first_line(error)}). Save its state dict, or as safetensors, where it was made."
+                f"unpickling runs code ({_first_line(error)}). Save its state dict where it was made."
             ) from None
         raise _damaged(path, error) from None
 

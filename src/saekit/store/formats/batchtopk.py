@@ -75,7 +75,7 @@ def _rule(tensors: Mapping[str, Tensor], config: Mapping[str, Any], kind: str, n
         return threshold_rule(tensors["threshold"], n)
     if stated.k is None:
         raise FormatError(
-            f"`{_WEIGHTS}`: an SAE of type {kind!r} chooses over the batch, and the file has no threshold for single rows. "
+            f"`{_WEIGHTS}`: an SAE of type {kind!r} chooses over the batch, and the file has no threshold for rows. "
             f"State k to keep the k largest of each row: SAE.load(…, k={_number(config.get('top_k')) or 64})."
         )
     return topk_rule(None, stated, what=_CONFIG)

@@ -14,13 +14,14 @@ from torch import Tensor
 from ...errors import ConfigError, FormatError, listed
 from ...sae.model import SAE
 from ...sae.rules import JumpReLURule, ReLURule, Rule, TopKRule
-from ...settings import check_choice
+from ...settings import check_choice, suggest_keywords
 
 Layout = Literal["latents_first", "width_first"]
 LAYOUTS = ("latents_first", "width_first")
 
 
-@dataclass(frozen=True)
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
 class Stated:
     """What the caller says about a file, where the file itself does not."""
 
@@ -33,7 +34,7 @@ class Stated:
 
     def __post_init__(self) -> None:
         if self.orientation is not None:
-            check_choice("SAE.load: `orientation`", self.orientation, LAYOUTS)
+            check_choice("SAE.load", LAYOUTS, orientation=self.orientation)
 
 
 def need(tensors: Mapping[str, Tensor], names: tuple[str, ...], what: str) -> None:
@@ -115,9 +116,7 @@ def latents_first(
     return matrix if layout == "latents_first" else matrix.T
 
 
-def build(
-    W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule, **fields: Any
-) -> SAE:
+def build(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule, **fields: Any) -> SAE:
     """Return the SAE of canonical tensors, contiguous and in one floating type.
 
     Raises
@@ -184,6 +183,12 @@ def topk_rule(k: Any, stated: Stated, *, what: str, sign: str = "positive") -> T
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise FormatError(f"{what}: `k` must be a whole number of at least 1; got {k!r}.")
     return TopKRule(value, sign=sign)
+
+
+def mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the object under a key of a configuration; an empty one where there is none."""
+    value = config.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def agree(what: str, **pairs: tuple[Any, int]) -> None:

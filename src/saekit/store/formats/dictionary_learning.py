@@ -12,7 +12,19 @@ from ...sae.freeze import freeze_gated
 from ...sae.model import SAE
 from ...sae.rules import ReLURule, Rule
 from ..listing import Listing
-from .canonical import Layout, Stated, agree, build, latents_first, need, only, place, threshold_rule, topk_rule
+from .canonical import (
+    Layout,
+    Stated,
+    agree,
+    build,
+    latents_first,
+    mapping,
+    need,
+    only,
+    place,
+    threshold_rule,
+    topk_rule,
+)
 
 NAME, LIBRARY = "dictionary_learning", "dictionary-learning"
 _CONFIG, _WEIGHTS = "config.json", "ae.pt"
@@ -47,8 +59,7 @@ def _weights(listing: Listing) -> str | None:
 
 
 def _trainer(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    trainer = config.get("trainer", {})
-    return trainer if isinstance(trainer, dict) else {}
+    return mapping(config, "trainer")
 
 
 def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: Stated) -> SAE:
@@ -74,7 +85,9 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
                   .get(kind, "b_dec")]  # fmt: skip
     n, d = len(b_enc), len(b_dec)
     agree(_CONFIG, activation_dim=(trainer.get("activation_dim"), d), dict_size=(trainer.get("dict_size"), n))
-    layouts: tuple[Layout, Layout] = ("width_first", "latents_first") if width_first else ("latents_first", "width_first")
+    layouts: tuple[Layout, Layout] = (
+        ("width_first", "latents_first") if width_first else ("latents_first", "width_first")
+    )
     W_enc = latents_first(named[encoder], encoder, n_latents=n, width=d, documented=layouts[0], stated=stated)
     W_dec = latents_first(named[decoder], decoder, n_latents=n, width=d, documented=layouts[1], stated=stated)
     b_pre = None if kind in ("AutoEncoderNew", "JumpReluAutoEncoder") else b_dec
@@ -107,15 +120,15 @@ def _rule(named: Mapping[str, Tensor], kind: str, n: int, stated: Stated) -> Rul
     if kind != "JumpReluAutoEncoder" and bool((threshold < 0).all()):
         if stated.k is None:
             raise FormatError(
-                f"`{_WEIGHTS}`: the threshold of this {kind} was never set ({float(threshold.flatten()[0]):g}), so every "
-                "positive latent would fire. State k to keep the k largest of each row: SAE.load(…, k=64)."
+                f"`{_WEIGHTS}`: the threshold of this {kind} was never set ({float(threshold.flatten()[0]):g}), so "
+                "every positive latent would fire. State k to keep the k largest of each row: SAE.load(…, k=64)."
             )
         return topk_rule(None, stated, what=f"a {kind}")
     return threshold_rule(threshold, n)
 
 
 def _place(trainer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    buffer = config.get("buffer") if isinstance(config.get("buffer"), dict) else {}
+    buffer = mapping(config, "buffer")
     layer, name = trainer.get("layer"), str(trainer.get("submodule_name") or "")
     hook = name if "." in name else None if layer is None else f"blocks.{layer}.{_site(name)}"
     return place(hook=hook, model=trainer.get("lm_name"), context=buffer.get("ctx_len"), seed=trainer.get("seed"))
@@ -124,4 +137,4 @@ def _place(trainer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, A
 def _site(name: str) -> str:
     """Return SAELens' word for a submodule like ``resid_post_layer_8``."""
     return next((f"hook_{site}" for site in ("resid_post", "resid_pre", "mlp_out", "attn_out") if site in name),
-                "hook_resid_post" if not name else name)  # fmt: skip
+                name or "hook_resid_post")  # fmt: skip

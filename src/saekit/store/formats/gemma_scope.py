@@ -1,4 +1,4 @@
-"""Gemma Scope (Gemma 2): ``params.npz`` with ``W_enc`` or ``w_enc``, and a threshold; layer, width and L0 in the path."""
+"""Gemma Scope (Gemma 2): ``params.npz`` with ``W_enc`` or ``w_enc``; layer, width and L0 in the path."""
 
 from __future__ import annotations
 
@@ -73,7 +73,12 @@ def _place(address: str) -> dict[str, Any]:
     facts["model"] = f"google/gemma-2-{size}{'-it' if tuned == 'it' else ''}"
     if not layer:
         return place(**facts)
-    words = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z", "transcoders": "ln2.hook_normalized"}
+    words = {
+        "res": "hook_resid_post",
+        "mlp": "hook_mlp_out",
+        "att": "attn.hook_z",
+        "transcoders": "ln2.hook_normalized",
+    }
     out = f"blocks.{layer[1]}.hook_mlp_out" if kind == "transcoders" else None
     return place(
         hook=f"blocks.{layer[1]}.{words[kind]}", hook_out=out, transcoder=kind == "transcoders" or None, **facts

@@ -49,8 +49,8 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
     """Return the SAE of Llama Scope's tensors. ``s = sqrt(d) / dataset_average_activation_norm.in``.
 
     The library of the release (OpenMOSS at f0058a58, ``sae.py``) folds the scale on load: ``encoder.bias /= s``,
-    ``decoder.bias /= s_out``, ``decoder.weight *= s / s_out``, then moves the decoder norms into the encoder and compares
-    the threshold of the file, unchanged, with that pre-activation. So, on raw rows::
+    ``decoder.bias /= s_out``, ``decoder.weight *= s / s_out``, then moves the decoder norms into the encoder and
+    compares the threshold of the file, unchanged, with that pre-activation. So, on raw rows::
 
         pre   = x @ encoder.weight.T + encoder.bias / s
         codes = relu(pre) where pre * ‖W_dec_i‖ > threshold

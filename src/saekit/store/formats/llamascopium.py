@@ -61,8 +61,8 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
         codes = act(pre * ‖W_D_i‖) / ‖W_D_i‖        (without sparsity_include_decoder_norm: act(pre))
         x_hat = (codes @ W_D + b_D) / s_out
 
-    The scales (norm_activation: dataset-wise) are folded: ``b_E /= s_in``, ``b_D /= s_out``, ``W_D *= s_in / s_out``, and the
-    thresholds with them. Source: ``sparse_dictionary.py`` of llamascopium 2.0.0b34.
+    The scales (norm_activation: dataset-wise) are folded: ``b_E /= s_in``, ``b_D /= s_out``, ``W_D *= s_in / s_out``,
+    and the thresholds with them. Source: ``sparse_dictionary.py`` of llamascopium 2.0.0b34.
     """
     if config.get("use_glu_encoder"):
         raise FormatError(f"{_CONFIG}: `use_glu_encoder` multiplies two encoders; saekit's SAE has one.")
@@ -103,7 +103,11 @@ def _scales(tensors: Mapping[str, Tensor], config: Mapping[str, Any], d_in: int)
             "dataset-wise and, for SAEs that are no transcoders, token-wise."
         )
     norm_in, norm_out = (tensors.get(f"{_NORM}{hook}") for hook in (hook_in, hook_out))
-    return root_scale(norm_in, d_in, f"`{_NORM}{hook_in}`"), root_scale(norm_out, d_in, f"`{_NORM}{hook_out}`"), Scaling()
+    return (
+        root_scale(norm_in, d_in, f"`{_NORM}{hook_in}`"),
+        root_scale(norm_out, d_in, f"`{_NORM}{hook_out}`"),
+        Scaling(),
+    )
 
 
 def _rule(

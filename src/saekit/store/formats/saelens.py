@@ -14,7 +14,7 @@ from ...sae.model import SAE
 from ...sae.rules import ReLURule, Rule
 from ...sae.scaling import Scaling
 from ..listing import Listing
-from .canonical import Stated, agree, build, latents_first, need, only, place, threshold_rule, topk_rule
+from .canonical import Stated, agree, build, latents_first, mapping, need, only, place, threshold_rule, topk_rule
 
 NAME, LIBRARY = "saelens", "sae-lens"
 _CONFIG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -32,11 +32,12 @@ _TENSORS = {
     "gated": ("b_gate", "b_mag", "r_mag"), "transcoder": (), "skip_transcoder": ("W_skip",),
     "jumprelu_transcoder": ("threshold",), "jumprelu_skip_transcoder": ("threshold", "W_skip"),
 }  # fmt: skip
-_UNSAID = {
+_TRAINING = "it is a training class: its codes depend on the batch. Export it with save_inference_model"
+_UNREAD = {
     "temporal": "its codes of a token depend on the tokens before it",
     "matching_pursuit": "it encodes by matching pursuit, step by step, not by one product and a rule",
-    "batchtopk": "it is a training class: its codes depend on the batch. Export it with save_inference_model",
-    "matryoshka_batchtopk": "it is a training class: its codes depend on the batch. Export it with save_inference_model",
+    "batchtopk": _TRAINING,
+    "matryoshka_batchtopk": _TRAINING,
 }
 
 
@@ -52,7 +53,7 @@ def read(listing: Listing, stated: Stated) -> SAE:
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration as version 6 writes it: flat, with the defaults of the version that wrote it."""
-    nested = config.get("metadata") if isinstance(config.get("metadata"), dict) else {}
+    nested = mapping(config, "metadata")
     flat = {_RENAMED.get(key, key): value for key, value in {**config, **nested}.items() if key != "metadata"}
     if _is_version_6(config):
         return {"apply_b_dec_to_input": True, "normalize_activations": "none", **flat}
@@ -64,14 +65,14 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     function = str(old["activation_fn"])
     if old["architecture"] == "standard" and function.startswith("topk"):
         old["architecture"] = "topk"
-        old["k"] = (old.get("activation_fn_kwargs") or {}).get("k", old.get("k"))
+        old["k"] = mapping(old, "activation_fn_kwargs").get("k", old.get("k"))
     elif function not in ("relu", "topk") and old["architecture"] == "standard":
         raise FormatError(f"{_CONFIG}: saekit reads the activation functions relu and topk; it is {function!r}.")
     return old
 
 
 def _is_version_6(config: Mapping[str, Any]) -> bool:
-    nested = config.get("metadata") if isinstance(config.get("metadata"), dict) else {}
+    nested = mapping(config, "metadata")
     version = str(config.get("sae_lens_version") or nested.get("sae_lens_version") or "0")
     major = version.split(".")[0]
     return major.isdigit() and int(major) >= 6
@@ -82,7 +83,7 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
 
     ::
 
-        x'    = normalize(x) - b_dec            (apply_b_dec_to_input; normalize: none, layer_norm, constant_norm_rescale)
+        x'    = normalize(x) - b_dec     (apply_b_dec_to_input; none, layer_norm or constant_norm_rescale)
         pre   = x' @ W_enc + b_enc
         codes = relu | topk | abstopk | jumprelu | gated
         x_hat = undo(codes @ W_dec + b_dec [+ x @ W_skip.T])
@@ -92,8 +93,10 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
     """
     says = settings_of(config)
     architecture = str(says.get("architecture", "standard"))
-    if architecture in _UNSAID:
-        raise FormatError(f"{_CONFIG}: an SAE of architecture `{architecture}` cannot be read: {_UNSAID[architecture]}.")
+    if architecture in _UNREAD:
+        raise FormatError(
+            f"{_CONFIG}: an SAE of architecture `{architecture}` cannot be read: {_UNREAD[architecture]}."
+        )
     if architecture not in _TENSORS:
         raise FormatError(f"{_CONFIG}: saekit does not know the architecture `{architecture}` of SAELens.")
     tensors = _without_scaling_factor(tensors, says)
@@ -114,9 +117,7 @@ def _from_parts(tensors: Mapping[str, Tensor], says: Mapping[str, Any], architec
         d_in = tensors["W_enc"].numel() // n
     agree(_CONFIG, d_in=(says.get("d_in"), d_in), d_sae=(says.get("d_sae"), n),
           d_out=(says.get("d_out") if is_transcoder else None, len(b_dec)))  # fmt: skip
-    W_enc = latents_first(
-        tensors["W_enc"], "W_enc", n_latents=n, width=d_in, documented="width_first", stated=stated
-    )
+    W_enc = latents_first(tensors["W_enc"], "W_enc", n_latents=n, width=d_in, documented="width_first", stated=stated)
     W_dec = latents_first(
         tensors["W_dec"], "W_dec", n_latents=n, width=len(b_dec), documented="latents_first", stated=stated
     )

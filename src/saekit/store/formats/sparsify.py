@@ -33,9 +33,7 @@ def read(listing: Listing, stated: Stated) -> SAE:
     return canonical(listing.tensors(_WEIGHTS), listing.json(_CONFIG), stated, hook=parts[-1] if parts else None)
 
 
-def canonical(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: Stated, hook: str | None = None
-) -> SAE:
+def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: Stated, hook: str | None = None) -> SAE:
     """Return the SAE of sparsify's tensors.
 
     ::
