@@ -41,7 +41,7 @@ class Listing:
         return all(name in self.names for name in names)
 
     def weights(self) -> list[str]:
-        """Return the names of the files that may hold tensors: the one that the address names, else all in the folder."""
+        """Return the names of the files that may hold tensors: the one that the address names, or all."""
         if self.focus is not None and self.focus.endswith(WEIGHTS):
             return [self.focus]
         return [name for name in self.names if "/" not in name and name.endswith(WEIGHTS)]

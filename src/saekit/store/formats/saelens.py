@@ -105,7 +105,9 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
     need(tensors, names, _WEIGHTS)
     only(tensors, names, _WEIGHTS)
     sae = _from_parts(tensors, says, architecture, stated)
-    return sae.fold_norms() if architecture == "topk" and says.get("rescale_acts_by_decoder_norm") else sae
+    if architecture == "topk" and says.get("rescale_acts_by_decoder_norm"):
+        return sae.fold_norms().replace(rule=sae.rule)  # chosen by the folded pre-activation, not as before the fold
+    return sae
 
 
 def _from_parts(tensors: Mapping[str, Tensor], says: Mapping[str, Any], architecture: str, stated: Stated) -> SAE:
