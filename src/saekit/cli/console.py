@@ -123,5 +123,5 @@ def print_orphans(result: Any) -> None:
 
 
 def progress_of(json: bool) -> AbstractContextManager[Progress]:
-    """Show progress on stderr; beside JSON only of work that takes longer than a moment."""
+    """Show progress on stderr; with JSON only of work that takes longer than a moment."""
     return show_progress(delay=DELAY if json else 0.0)
