@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from ..inputs.labelled import check_folds
+from ..inputs.split import check_folds
 from ..measure.paired_scores import Predictions
 from .arms import Arm
 from .settings import Budget

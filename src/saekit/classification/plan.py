@@ -15,8 +15,9 @@ import numpy as np
 from ..errors import ConfigError, DataError, listed
 from ..files import digest_bytes
 from ..inputs.images import Images, read_images
-from ..inputs.labelled import Labelled, Part, check_folds, check_values, draw_rows, read_labelled
+from ..inputs.labelled import Labelled, check_values, read_labelled
 from ..inputs.settings import Split
+from ..inputs.split import Part, check_folds, draw_rows
 from ..measure.bootstrap import LEVEL
 from ..models.vision import VisionModel
 from ..rows.pooling import check_pool
