@@ -27,6 +27,7 @@ from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..models.pretrained import accepts
 from ..models.quiet import quiet_transformers
+from ..progress import shows_progress
 from ..provenance import library_versions, release
 from ..rows.tokens import Contexts, TokenBatch, special_tokens, token_batches
 from ..settings import Progress, check_choice, silent
@@ -127,6 +128,7 @@ class Actions(Result):
         return {"none": "answer", "tokens": "token", "characters": "character"}[self.settings["normalize"]]
 
 
+@shows_progress
 def act(
     model: str | os.PathLike[str] | LanguageModel,
     task: Task | Any,
@@ -134,7 +136,7 @@ def act(
     normalize: str = "none",
     joint: str = " ",
     batch_tokens: int | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Actions:
     """Let a causal language model answer a task: it chooses the answer that it finds most probable after the text.
 
@@ -155,7 +157,7 @@ def act(
     batch_tokens
         Tokens in one forward pass; choices do not depend on it beyond rounding.
     progress
-        Called with the stage ``answers`` and the number of choices scored.
+        Called with the stage ``answers`` and the number of choices scored [shown on stderr; ``False``: none].
 
     Returns
     -------
@@ -179,7 +181,7 @@ def act(
         )
     questions = [_tokens_of(lm, text, choices, joint) for text, choices in zip(task.texts, task.choices)]
     pieces, n_truncated = _fitted(lm, questions)
-    sums = iter(_score(lm, pieces, batch_tokens, progress))
+    sums = iter(_score(lm, pieces, batch_tokens, progress or silent))
     logprobs = [np.array([next(sums) for _ in choices]) for choices in task.choices]
     records = [
         _record(task, row, logprobs[row], _lengths(task.choices[row], questions[row], normalize), joint)

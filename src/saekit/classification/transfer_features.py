@@ -16,6 +16,7 @@ from ..inputs.labelled import read_labelled
 from ..inputs.settings import Split
 from ..matching.matching import match_latents
 from ..models.language import LanguageModel
+from ..progress import shows_progress
 from ..provenance import place_of
 from ..randomness import random_order
 from ..rows.pooling import Ask, check_pool
@@ -39,6 +40,7 @@ TextModel = str | os.PathLike[str] | LanguageModel
 
 
 @suggest_keywords
+@shows_progress
 def transfer_features(
     saes: Sequence[SAE | str | os.PathLike[str]],
     *,
@@ -48,7 +50,7 @@ def transfer_features(
     split: Split = Split(),
     settings: ClassifierSettings = ClassifierSettings(),
     out: str | os.PathLike[str] | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Transfer:
     """Train a classifier on the latents of one SAE and let it read those of another, put into its order by matching.
 
@@ -82,7 +84,7 @@ def transfer_features(
     ShapeError
         Decoder rows of different widths: match by documents.
     """
-    how = settings
+    how, tell = settings, progress or silent
     named, models = _checked(saes, model, data, matching)
     kinds, pool = kinds_of(how, FEATURE_KINDS, False, True, FEATURE_KINDS), _only_pool(how)
     labelled = read_labelled(data, split=split)
@@ -94,7 +96,7 @@ def transfer_features(
         )
         for (name, sae), m in zip(named, models)
     ]
-    pooled = _pooled(sides, pool, "dense" in kinds, progress)
+    pooled = _pooled(sides, pool, "dense" in kinds, tell)
     partners = match_all(named, [each["codes"] for each in pooled], labelled.parts[0][0], matching)
     is_lost = len({each["dense"].shape[1] for each in pooled if "dense" in each}) > 1
     notes = ["no dense arm: the hidden states of the models differ in width"] if is_lost else []
@@ -102,8 +104,8 @@ def transfer_features(
     said = {"arms": list(kinds), "pools": [pool], "dense_pools": list(dense_pools([pool])), **_said(sides, matching)}
     plan = make_plan(sides[0].reader, arms, {}, split=split, how=how, said=said, across="sae", out=out)
     view = _view(pooled, partners, split.seed, len(labelled))
-    fits = run_jobs(plan, lambda arms, tick: view, progress)
-    result = transfer_of(judge(plan, fits, progress), facts_of(named), notes=notes, about=_about(sides, partners))
+    fits = run_jobs(plan, lambda arms, _: view, tell)
+    result = transfer_of(judge(plan, fits, tell), facts_of(named), notes=notes, about=_about(sides, partners))
     return saved(result, out)
 
 
