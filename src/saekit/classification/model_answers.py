@@ -21,6 +21,7 @@ import torch
 from .. import kernels
 from ..errors import ConfigError, DataError, FormatError, did_you_mean, listed
 from ..files import digest_bytes, read_json, write_bytes, write_json
+from ..inputs.records import repeatable
 from ..inputs.texts import read_texts
 from ..measure.bootstrap import wilson_interval
 from ..measure.results import Measured, Result, result_to_json
@@ -123,8 +124,7 @@ def read_task(
     DataError
         A column is missing, or a question has no two different choices or no right answer.
     """
-    if not isinstance(data, str | os.PathLike | Sequence):
-        data = list(data)  # an iterator can be read only once
+    data = repeatable(data)
     texts = read_texts(data, text=text, split=split, limit=limit, columns=[choices, answer])
     rest = read_texts(data, text=text, split=split, limit=limit).columns
     lists = [_as_list(value, row, choices) for row, value in enumerate(texts.column(choices))]
