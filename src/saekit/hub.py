@@ -1,0 +1,38 @@
+"""The Hugging Face hub: one quick question before anything is downloaded, instead of many slow retries."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+TIMEOUT = 6.0
+"""How long the hub has to answer. Unit: s."""
+
+
+class Unreachable(Exception):  # noqa: N818  (a reason, not an error: files in the cache may do)
+    """The hub does not answer; the message is the reason."""
+
+
+def ask_hub(kind: Literal["model", "dataset"], name: str) -> Any:
+    """Return what the hub says about a repository.
+
+    Raises
+    ------
+    Unreachable
+        There is no answer, or none that helps.
+    huggingface_hub.errors.RepositoryNotFoundError
+        The hub answers, and lets this account read no such repository.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    api = HfApi()
+    try:
+        return (api.model_info if kind == "model" else api.dataset_info)(name, timeout=TIMEOUT)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise
+    except OfflineModeIsEnabled:
+        raise Unreachable("offline mode: HF_HUB_OFFLINE is set") from None
+    except HfHubHTTPError as error:
+        raise Unreachable(f"it answers {getattr(error.response, 'status_code', 'with an error')}") from None
+    except Exception:  # no route, no name service, a proxy or a login page in the way
+        raise Unreachable("no network, or a proxy in the way") from None
