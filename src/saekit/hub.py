@@ -12,27 +12,27 @@ class Unreachable(Exception):  # noqa: N818  (a reason, not an error: files in t
     """The hub does not answer; the message is the reason."""
 
 
-def ask_hub(kind: Literal["model", "dataset"], name: str) -> Any:
+def ask_hub(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> Any:
     """Return what the hub says about a repository.
 
     Raises
     ------
     Unreachable
         There is no answer, or none that helps.
-    huggingface_hub.errors.RepositoryNotFoundError
-        The hub answers, and lets this account read no such repository.
+    huggingface_hub.errors.RepositoryNotFoundError, RevisionNotFoundError, HFValidationError
+        The hub answers, and lets this account read no such repository, or there can be none.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub import HfApi, errors
 
     api = HfApi()
+    at = {} if revision is None else {"revision": revision}
     try:
-        return (api.model_info if kind == "model" else api.dataset_info)(name, timeout=TIMEOUT)
-    except (RepositoryNotFoundError, HFValidationError):
+        return (api.model_info if kind == "model" else api.dataset_info)(name, timeout=TIMEOUT, **at)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise
-    except OfflineModeIsEnabled:
+    except errors.OfflineModeIsEnabled:
         raise Unreachable("offline mode: HF_HUB_OFFLINE is set") from None
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         raise Unreachable(f"it answers {getattr(error.response, 'status_code', 'with an error')}") from None
     except Exception:  # no route, no name service, a proxy or a login page in the way
         raise Unreachable("no network, or a proxy in the way") from None
