@@ -32,7 +32,9 @@ def endpoint(monkeypatch):
         address = f"http://127.0.0.1:{port}"
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(hf_api.api, "endpoint", address)
 
     return make
@@ -83,7 +85,9 @@ def test_without_network_it_is_said_at_once_and_in_one_line(what, endpoint, capf
     assert "etry" not in "".join(capfd.readouterr()) + caplog.text
 
 
-@pytest.mark.parametrize(("status", "why"), [(503, "it answers 503"), (429, "it answers 429"), (200, "proxy in the way")])
+@pytest.mark.parametrize(
+    ("status", "why"), [(503, "it answers 503"), (429, "it answers 429"), (200, "proxy in the way")]
+)
 @pytest.mark.parametrize("what", WAYS)
 def test_a_hub_that_answers_with_something_else(what, status, why, endpoint, answers):
     endpoint(answers(status, b"log in first"))

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 
 from saekit import files
 from saekit.errors import ConfigError, FormatError, OfflineError
+from saekit.hub import ask_hub
 from saekit.sae.model import SAE
 from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
-from saekit.hub import ask_hub
 from saekit.store import hub, native, tensorfile
 from saekit.store.description import SCHEMA
 from saekit.store.native import describe, load, save
