@@ -8,8 +8,8 @@ TIMEOUT = 6.0
 """How long the hub has to answer. Unit: s."""
 
 
-class Unreachable(Exception):  # noqa: N818  (a reason, not an error: files in the cache may do)
-    """The hub does not answer; the message is the reason."""
+class Unreachable(Exception):
+    """The hub does not answer; the message is the reason. Files in the cache may do."""
 
 
 def ask_hub(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> Any:
