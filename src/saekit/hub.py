@@ -24,10 +24,9 @@ def ask_hub(kind: Literal["model", "dataset"], name: str, revision: str | None =
     """
     from huggingface_hub import HfApi, errors
 
-    api = HfApi()
-    at = {} if revision is None else {"revision": revision}
+    asked: dict[str, Any] = {"timeout": TIMEOUT, **({} if revision is None else {"revision": revision})}
     try:
-        return (api.model_info if kind == "model" else api.dataset_info)(name, timeout=TIMEOUT, **at)
+        return HfApi().model_info(name, **asked) if kind == "model" else HfApi().dataset_info(name, **asked)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise
     except errors.OfflineModeIsEnabled:
