@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError, DataError
 from ..files import digest_bytes
+from ..inputs.records import repeatable
 from ..inputs.texts import Texts, read_texts
 from ..randomness import hashed_key, random_order
 from ..settings import check_whole, is_whole
@@ -106,8 +106,7 @@ def read_task(
     DataError
         A column is missing, or a question has no two different choices or no right answer.
     """
-    if not isinstance(data, str | os.PathLike | Sequence):
-        data = list(data)  # an iterator can be read only once
+    data = repeatable(data)
     texts = read_texts(data, text=text, split=split, limit=limit, columns=[choices, answer])
     rest = read_texts(data, text=text, split=split, limit=limit).columns
     lists = [_as_list(value, row, choices) for row, value in enumerate(texts.column(choices))]
