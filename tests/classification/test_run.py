@@ -157,6 +157,18 @@ def test_out_leaves_what_the_command_leaves(lm, sae, rows, tmp_path):
     assert {each.name for each in (tmp_path / "t").iterdir()} == {"transfer.json", "fits", "features"}
 
 
+def test_lists_of_texts_and_labels_are_classified_like_their_table(lm, sae, rows):
+    how = asked(**{**COMMON, "arms": ("dense", "full")}, shuffles=0, max_rows=120)
+    texts, labels, pairs = ([row[name] for row in rows] for name in ("text", "label", "pair"))
+    one, other = (classify(sae, model=lm, data=data, **how) for data in (rows, (texts, labels)))
+    assert [arm.macro_f1 for arm in one.arms] == [arm.macro_f1 for arm in other.arms]
+    with pytest.raises(ConfigError, match="'group': groups} and group='group'"):
+        asked(group=pairs)
+    grouped = {"text": texts, "label": labels, "group": pairs}
+    how = asked(**{**COMMON, "arms": ("dense",)}, shuffles=0, group="group")
+    assert classify(sae, model=lm, data=grouped, **how).data["group"] == "group"
+
+
 def test_layers_and_widths_give_a_map(lm, sae, rows):
     other = replace(sae.take(32), provenance={"hook": "layers.2"})
     result = run(lm, [sae, other], rows, **{**COMMON, "arms": ("dense", "full")}, shuffles=0)

@@ -114,6 +114,18 @@ def test_the_same_data_twice_loses_nothing(lm, sae):
     assert any("texts occur before" in note for note in found.notes)
 
 
+def test_lists_of_texts_labels_and_values_are_the_table(lm, sae, data, result):
+    columns = {name: [row[name] for row in data] for name in ("text", "label", "lang")}
+    for given in ((columns["text"], columns["label"]), {"text": columns["text"], "label": columns["label"]}):
+        found = run(given, model=lm, sae=sae, across=columns["lang"], **COMMON)
+        assert [cell.macro_f1 for cell in found.cells] == [cell.macro_f1 for cell in result.cells]
+        assert (out_of(given, across=columns["lang"]) == out_of(data, across="lang")).all()
+    with pytest.raises(DataError, match="a value per row; got 3 for 360 rows"):
+        run((columns["text"], columns["label"]), model=lm, sae=sae, across=["en", "fr", "xx"], **COMMON)
+    with pytest.raises(ConfigError, match="for data in memory only"):
+        run("some.csv", model=lm, sae=sae, across=columns["lang"], **COMMON)
+
+
 def test_renaming_the_values_moves_the_matrix(lm, sae, data, result):
     names = {"en": "zz", "fr": "aa", "xx": "mm"}
     renamed = run([{**row, "lang": names[row["lang"]]} for row in data], model=lm, sae=sae, across="lang", **COMMON)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError, DataError
 from ..inputs.images import Images
 from ..inputs.labelled import column_of, image_keys, read_labelled
+from ..inputs.records import one_column, records_of
 from ..inputs.settings import Split
 from ..inputs.texts import read_texts
 from ..progress import shows_progress
@@ -37,7 +39,7 @@ def transfer(
     *,
     model: ModelLike,
     data: Any,
-    across: str | None = None,
+    across: str | Sequence[str] | None = None,
     split: Split = Split(),
     settings: ClassifierSettings = ClassifierSettings(),
     out: str | os.PathLike[str] | None = None,
@@ -59,7 +61,8 @@ def transfer(
         Labelled texts, as `read_texts` takes them; or `Images` (for a loaded vision model, whatever `read_images`
         takes).
     across
-        Column of the values. None: no transfer, one value with all rows.
+        Column of the values; or the values themselves, one per row of data in memory. None: no transfer, one value with
+        all rows.
     split
         Columns, and how rows are split. Rows of one group (template, author, document) are never on both sides of the
         split, in whatever values they are. Without groups, equal texts are kept together.
@@ -85,6 +88,7 @@ def transfer(
     ShapeError
         An SAE is for rows of another width.
     """
+    data, across = _with_values(data, across, split)
     named = [] if isinstance(saes, list | tuple) and not saes else named_saes(saes, "transfer")
     plan = plan_classification(named, model=model, data=data, across=across, split=split, settings=settings, out=out)
     return saved(transfer_of(judged(plan, progress or silent), facts_of(named)), out)
@@ -97,13 +101,32 @@ def saved(result: Transfer, out: str | os.PathLike[str] | None) -> Transfer:
     return result
 
 
+def _with_values(data: Any, across: Any, split: Split) -> tuple[Any, str | None]:
+    """Return data with the values as its column ``across``, where they are given by themselves, and that name."""
+    if across is None or isinstance(across, str):
+        return data, across
+    if isinstance(data, str | os.PathLike | Images):
+        raise ConfigError(
+            "transfer: `across` may be a list of values for data in memory only; got one for a file or images. Name a "
+            "column of it."
+        )
+    rows = [row if isinstance(row, Mapping) else dict(zip((split.text, split.label), row)) for row in records_of(data)]
+    values = one_column(across)
+    if len(values) != len(rows):
+        raise DataError(f"transfer: `across` must hold a value per row; got {len(values)} for {len(rows)} rows.")
+    return [{**row, _ACROSS: value} for row, value in zip(rows, values)], _ACROSS
+
+
+_ACROSS = "across"
+
+
 def facts_of(named: Named) -> list[dict[str, Any]]:
     """Return name, shape, digest and provenance of each SAE."""
     return [{"name": name, **facts_of_sae(sae)} for name, sae in named]
 
 
 @suggest_keywords
-def held_out(data: Any, *, across: str | None = None, split: Split = Split()) -> np.ndarray:
+def held_out(data: Any, *, across: str | Sequence[str] | None = None, split: Split = Split()) -> np.ndarray:
     """Return the rows that an SAE should not be trained on, if it is to be tested on rows that it has not seen.
 
     Parameters
@@ -131,6 +154,7 @@ def held_out(data: Any, *, across: str | None = None, split: Split = Split()) ->
         texts = [text for text, out in zip(sk.read_texts("hate.csv.gz"), seen) if not out]
         rows = sk.capture(model, texts, layer=4)
     """
+    data, across = _with_values(data, across, split)
     labelled = read_labelled(data, across=across, split=split)
     test = np.unique(labelled.test)
     names = {labelled.keys[row] for row in test}

@@ -52,7 +52,8 @@ class Split:
             if not isinstance(value, str | None):
                 raise ConfigError(
                     f"split: `{name}` must be the name of a column; got {type(value).__name__}. Values are given with "
-                    "the data: data=(texts, labels)."
+                    "the data: data=(texts, labels), or data={'text': texts, 'label': labels, 'group': groups} and "
+                    "group='group'."
                 )
         if self.values is not None:
             values = (self.values,) if isinstance(self.values, str) else self.values
