@@ -90,7 +90,10 @@ def main() -> int:
             for each in sets:
                 alignment_of(lm, saes, each, tables[each["name"]], config, out, folder)
     tell(f"all in {time.monotonic() - since:.0f} s")
-    write_page(config, folder)
+    if any((folder / "results").glob("minilm-*.json")):
+        write_page(config, folder)
+    else:
+        tell("no page: it is about the runs of minilm, which were not made")
     return 0
 
 

@@ -119,23 +119,24 @@ def origins_of(
         Nothing says where an SAE belongs, or all SAEs are controls.
     """
     at = {name: place_of(sae, layer=layer, hook=hook, where="classify", name=f"`{name}`") for name, sae in named}
-    hooks = list(dict.fromkeys(at.values()))
     if not named and (layer is not None or hook is not None or {"dense", "last"} & set(kinds)):
-        hooks = [place_of(layer=layer, hook=hook, where="classify")]
-    found = [
-        Origin("dense" if len(hooks) == 1 else f"dense {h}", "dense", h, None, "states", {"hook": h}) for h in hooks
-    ]
+        at = {"": place_of(layer=layer, hook=hook, where="classify")}
+    found = _dense_origins(list(dict.fromkeys(at.values())))
     for name, sae in named:
         found += _sae_origins(name, sae, at[name], kinds, seed, is_single=len(named) == 1)
-    if named and all(origin.role != "sae" for origin in found):
+    if named and "sae" not in {origin.kind for origin in found}:
         raise ConfigError("classify: at least one SAE that is no control must be given; got none.")
     return {origin.name: origin for origin in found}
 
 
+def _dense_origins(hooks: Sequence[str]) -> list[Origin]:
+    names = ["dense"] if len(hooks) == 1 else [f"dense {hook}" for hook in hooks]
+    return [Origin(name, "dense", hook, None, "states", {"hook": hook}) for name, hook in zip(names, hooks)]
+
+
 def _sae_origins(name: str, sae: SAE, hook: str, kinds: Sequence[str], seed: int, *, is_single: bool) -> list[Origin]:
     """Return an SAE and its twins that learned nothing, or a frozen SAE, which is a control itself."""
-    config = sae.provenance.get("config")
-    control = str((config if isinstance(config, dict) else {}).get("control") or "")
+    control = _control_of(sae)
     about = {"hook": hook, "n_latents": sae.n_latents, "rule": sae.rule.name, "sae": name}
     own = Origin(name, "sae", hook, sae, sae.digest(), {**about, **({"control": control} if control else {})})
     if control.startswith("frozen"):
@@ -149,6 +150,12 @@ def _sae_origins(name: str, sae: SAE, hook: str, kinds: Sequence[str], seed: int
             for label, twin in zip(labels, twins)
         ),
     ]
+
+
+def _control_of(sae: SAE) -> str:
+    """Return the control that an SAE was trained as (``frozen-decoder``, say), or an empty text."""
+    config = sae.provenance.get("config")
+    return str(config.get("control") or "") if isinstance(config, dict) else ""
 
 
 def read_features(

@@ -180,16 +180,16 @@ def act(
             f"the target must be a causal language model, which gives probabilities to answers; `{lm.name}` is an "
             "encoder. Give another --model."
         )
-    questions = [_tokens_of(lm, text, choices, joint) for text, choices in zip(task.texts, task.choices)]
+    questions = [_tokens_of(lm, *question, joint) for question in zip(task.texts, task.choices)]
     pieces, n_truncated = _fitted(lm, questions)
-    sums = iter(_score(lm, pieces, batch_tokens, progress or silent))
-    logprobs = [np.array([next(sums) for _ in choices]) for choices in task.choices]
+    sums = _score(lm, pieces, batch_tokens, progress or silent)
+    logprobs = np.split(sums, np.cumsum([*map(len, task.choices)])[:-1])
     records = [
         _record(task, row, logprobs[row], _lengths(task.choices[row], questions[row], normalize), joint)
         for row in range(len(task))
     ]
     right = sum(record["correct"] for record in records)
-    most = max(len(choices) for choices in task.choices)
+    chosen = np.bincount([record["choice"] for record in records], minlength=max(map(len, task.choices)))
     accuracy = wilson_interval(right, len(task))
     return Actions(
         saekit=release(),
@@ -201,7 +201,7 @@ def act(
         n_truncated=n_truncated,
         accuracy=Measured(accuracy.value, accuracy.low, accuracy.high, "fraction", "over questions (Wilson)"),
         chance=math.fsum(1 / len(choices) for choices in task.choices) / len(task),
-        most_chosen={str(i): sum(record["choice"] == i for record in records) for i in range(most)},
+        most_chosen={str(i): int(count) for i, count in enumerate(chosen)},
         records_digest=digest_bytes(_as_lines(records)),
         records=records,
     )

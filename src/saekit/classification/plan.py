@@ -142,9 +142,7 @@ def plan_classification(
     """
     how, named = settings, list(saes)
     default = tuple(KINDS) if across is None else ACROSS_KINDS
-    pools = how.pools or (POOLS if across is None else POOLS[:1])
-    for pool in pools:
-        check_pool(pool)
+    pools = checked_pools(how, POOLS if across is None else POOLS[:1])
     is_images = isinstance(data, Images) or isinstance(model, VisionModel)
     _check_possible(how, split, is_images)
     kinds = kinds_of(how, default, is_images, bool(named))
@@ -197,10 +195,7 @@ def make_plan(
 ) -> Plan:
     """Return a plan of these arms between the values of the data (SAEs where ``said["values"]`` names them)."""
     data, budget = reader.data, seeded(how.budget, split)
-    values = tuple(said.get("values") or data.values)
-    parts = [data.parts_of(v) for v in range(len(data.values))]
-    if len(parts) < len(values):  # SAEs, which read the same rows
-        parts *= len(values)
+    values, parts = _values_of(data, said.get("values"))
     shuffles = how.shuffles if how.shuffles is not None else int(len(values) == 1)
     settings = {
         **_told(split, how, budget), "across": across, "values": list(values), "shuffles": shuffles,
@@ -211,25 +206,31 @@ def make_plan(
         split.seed, values,
         [said.get(name) for name in _BETWEEN_SAES],
     ]  # fmt: skip
-    sizes = how.train_sizes if len(values) == 1 else ()
-    for size in sizes:
+    for size in how.train_sizes if len(values) == 1 else ():
         _check_size(data, size, budget, split)
     jobs = [
         _job(arm, value, size, [origins.get(arm.source), *common], values)
-        for size in (None, *sizes)
-        for arm in arms
+        for arm, size in _sized(arms, how, len(values) == 1)
         for value in range(len(values))
-        if size is None or is_of_curves(arm, how)
     ]
     return Plan(
-        reader, across or "data", values, tuple(parts), origins, tuple(jobs), split, how, budget, settings,
+        reader, across or "data", values, parts, origins, tuple(jobs), split, how, budget, settings,
         None if out is None else Path(out),
     )  # fmt: skip
 
 
-def is_of_curves(arm: Arm, how: ClassifierSettings) -> bool:
-    """Return whether an arm is fitted to fewer training rows as well."""
-    return arm.kind in _LOW_DATA and (arm.k is None or arm.k in how.control_ks)
+def _values_of(data: Labelled, saes: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[tuple[Part, ...], ...]]:
+    """Return what is trained and tested on, with the rows of each; SAEs read the same rows."""
+    if saes is not None:
+        return tuple(saes), (data.parts_of(0),) * len(saes)
+    return data.values, tuple(data.parts_of(value) for value in range(len(data.values)))
+
+
+def _sized(arms: Sequence[Arm], how: ClassifierSettings, is_single: bool) -> list[tuple[Arm, int | None]]:
+    """Return the arms, and those of the low-data curves with each number of training rows."""
+    few = [arm for arm in arms if arm.kind in _LOW_DATA and (arm.k is None or arm.k in how.control_ks)]
+    curves = [(arm, size) for size in how.train_sizes for arm in few] if is_single else []
+    return [*((arm, None) for arm in arms), *curves]
 
 
 def _told(split: Split, how: ClassifierSettings, budget: Budget) -> dict[str, Any]:
@@ -275,6 +276,13 @@ def kinds_of(
             what = lacking[kind]
             raise ConfigError(f"the arm `{kind}` needs {what}; there is none. Leave it out, or give {what}.")
     return checked_kinds(how.arms, known)
+
+
+def checked_pools(how: ClassifierSettings, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the poolings that are asked for; unknown ones are refused."""
+    for pool in how.pools or ():
+        check_pool(pool)
+    return how.pools or default
 
 
 def check_inner(data: Labelled, budget: Budget, *trains: np.ndarray) -> None:

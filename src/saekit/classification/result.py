@@ -289,7 +289,7 @@ def summarize(
     for _, result in found:
         for role, arm in _standing(result).items():
             rows.setdefault(role, []).append(arm)
-    tests = [_wilcoxon(arms) for arms in rows.values()]
+    tests = [*map(_wilcoxon, rows.values())]
     arms = [_across(*row, draws, seed, p) for row, p in zip(rows.items(), zip(tests, holm(tests)))]
     return ClassificationSummary(
         release(), library_versions(False), {"draws": draws, "seed": seed}, [name for name, _ in found],

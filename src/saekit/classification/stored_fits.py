@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -148,7 +149,7 @@ def _facts(fits: Sequence[Fitted]) -> dict[str, Any]:
         "selected": list(fits[0].selected or ()),
         "stability": _mean_stability([fitted.stability for fitted in fits if fitted.stability is not None]),
         "converged": all(fitted.converged for fitted in fits),
-        "notes": list(dict.fromkeys(note for fitted in fits for note in fitted.notes)),
+        "notes": list(dict.fromkeys(itertools.chain(*(fitted.notes for fitted in fits)))),
         "seconds": round(sum(fitted.seconds for fitted in fits), 2),
     }
 

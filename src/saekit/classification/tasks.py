@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,9 +179,7 @@ def cloze_task(
         raise ConfigError(f"cloze: `words` must be an ascending pair of whole numbers from 1; got {tuple(words)}.")
     texts = read_texts(data, text=text, split=split, characters=max(questions, 200) * 2000)
     sentences = list(_all_sentences(texts, words))
-    counts = Counter(word for _, _, word in sentences)
-    # words by how often they end a sentence; equals in the order of the alphabet
-    vocabulary = sorted((word for word, count in counts.items() if count >= _COMMON), key=lambda w: (-counts[w], w))
+    vocabulary = _common_words(word for _, _, word in sentences)
     place = {word: i for i, word in enumerate(vocabulary)}
     if len(vocabulary) <= choices:
         raise DataError(
@@ -196,8 +194,14 @@ def cloze_task(
         "questions": len(rows), "choices": choices, "words": list(words), "seed": seed,
         "digest": digest_bytes(body.encode("utf-8", "surrogatepass")),
     }  # fmt: skip
-    columns = {"document": tuple(texts.ids[row[3]] for row in rows)}
-    return Task(tuple(r[0] for r in rows), tuple(r[1] for r in rows), tuple(r[2] for r in rows), columns, info)
+    asked, options, answers, documents = zip(*rows)
+    return Task(asked, options, answers, {"document": tuple(texts.ids[document] for document in documents)}, info)
+
+
+def _common_words(words: Iterable[str]) -> list[str]:
+    """Return words by how often they end a sentence; equals in the order of the alphabet."""
+    counts = Counter(words)
+    return sorted((word for word, count in counts.items() if count >= _COMMON), key=lambda w: (-counts[w], w))
 
 
 def _all_sentences(texts: Texts, words: tuple[int, int]) -> Iterator[tuple[int, str, str]]:

@@ -19,15 +19,15 @@ from ..models.language import LanguageModel
 from ..progress import shows_progress
 from ..provenance import place_of
 from ..randomness import random_order
-from ..rows.pooling import Ask, check_pool
+from ..rows.pooling import Ask
 from ..sae.model import SAE
 from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .arms import Arm, dense_pools
 from .cells import transfer_of
 from .features import Named, Reader, View, check_widths
-from .plan import check_inner, kinds_of, make_plan, reader_of
-from .settings import FEATURE_KINDS, ClassifierSettings, Matching
+from .plan import check_inner, checked_pools, kinds_of, make_plan, reader_of
+from .settings import FEATURE_KINDS, POOLS, ClassifierSettings, Matching
 from .stored_fits import run_jobs
 from .transfer import facts_of, saved
 from .transfer_result import Transfer
@@ -99,8 +99,8 @@ def transfer_features(
     pooled = _pooled(sides, pool, "dense" in kinds, tell)
     partners = match_all(named, [each["codes"] for each in pooled], labelled.parts[0][0], matching)
     is_lost = len({each["dense"].shape[1] for each in pooled if "dense" in each}) > 1
-    notes = ["no dense arm: the hidden states of the models differ in width"] if is_lost else []
-    arms = _arms(" | ".join(side.name for side in sides), pool, set(kinds) - ({"dense"} if is_lost else set()))
+    notes = ["no dense arm: the hidden states of the models differ in width"] * is_lost
+    arms = _arms(sides, pool, {*kinds} - {"dense"} if is_lost else kinds)
     said = {"arms": list(kinds), "pools": [pool], "dense_pools": list(dense_pools([pool])), **_said(sides, matching)}
     plan = make_plan(sides[0].reader, arms, {}, split=split, how=how, said=said, across="sae", out=out)
     view = _view(pooled, partners, split.seed, len(labelled))
@@ -130,8 +130,7 @@ def _checked(saes: Any, model: Any, data: Any, matching: Matching) -> tuple[Name
 
 
 def _only_pool(how: ClassifierSettings) -> str:
-    (pool, *more) = how.pools or ("sum",)
-    check_pool(pool)
+    pool, *more = checked_pools(how, POOLS[:1])
     if more:
         raise ConfigError(f"transfer: `pools` must name one pooling between SAEs; got {list(how.pools or ())}.")
     return pool
@@ -169,7 +168,8 @@ def _about(sides: Sequence[_Side], partners: Sequence[Mapping[int, Pairing]]) ->
     ]  # fmt: skip
 
 
-def _arms(names: str, pool: str, kinds: Collection[str]) -> list[Arm]:
+def _arms(sides: Sequence[_Side], pool: str, kinds: Collection[str]) -> list[Arm]:
+    names = " | ".join(side.name for side in sides)
     dense = dense_pools([pool])[0]
     arms = [
         Arm("majority", "majority", features="none", probe="majority"),
@@ -184,22 +184,19 @@ def _arms(names: str, pool: str, kinds: Collection[str]) -> list[Arm]:
 def _pooled(sides: Sequence[_Side], pool: str, with_dense: bool, progress: Progress) -> list[dict[str, Any]]:
     """For each SAE its codes and, where they are wanted, the hidden states; one pass of each model."""
     dense = dense_pools([pool])[0] if with_dense else None
-    found: list[dict[str, Any]] = [{} for _ in sides]
+    asks = {(side, what): ask for side in sides for what, ask in _asks(side, pool, dense)}
+    found: dict[_Side, dict[str, Any]] = {side: {} for side in sides}
     for reader in dict.fromkeys(side.reader for side in sides):
-        mine = [i for i, side in enumerate(sides) if side.reader is reader]
-        check_widths([(sides[i].name, sides[i].sae, sides[i].hook) for i in mine], reader.load())
-        asks = [ask for i in mine for ask in _asks(sides[i], pool, dense)]
-        matrices = iter(reader.pool(asks, progress))
-        for i in mine:
-            found[i]["codes"] = next(matrices)[pool]
-            if dense is not None:
-                found[i]["dense"] = next(matrices)[dense]
-    return found
+        mine = {key: ask for key, ask in asks.items() if key[0].reader is reader}
+        check_widths([(side.name, side.sae, side.hook) for side, what in mine if what == "codes"], reader.load())
+        for ((side, what), ask), matrix in zip(mine.items(), reader.pool(list(mine.values()), progress)):
+            found[side][what] = matrix[ask.pools[0]]
+    return list(found.values())
 
 
-def _asks(side: _Side, pool: str, dense: str | None) -> list[Ask]:
-    codes = Ask((pool,), side.sae, None, side.hook)
-    return [codes] if dense is None else [codes, Ask((dense,), None, None, side.hook)]
+def _asks(side: _Side, pool: str, dense: str | None) -> list[tuple[str, Ask]]:
+    codes = ("codes", Ask((pool,), side.sae, None, side.hook))
+    return [codes] if dense is None else [codes, ("dense", Ask((dense,), None, None, side.hook))]
 
 
 def _view(pooled: Sequence[dict[str, Any]], partners: Sequence[dict[int, Pairing]], seed: int, n_rows: int) -> View:
