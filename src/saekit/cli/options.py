@@ -36,7 +36,7 @@ Rows = Annotated[
 Layer = Annotated[int, typer.Option("--layer", metavar="L", help="Residual stream after block L, counted from 0.")]
 Hook = Annotated[str, typer.Option("--hook", metavar="PATH", help="Any module instead of --layer, e.g. layers.6.mlp.")]
 Text = Annotated[str, typer.Option("--text", metavar="COLUMN", help="Column of the texts in --data [text].")]
-Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens (rows) to use.")]
+Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to capture, one row each [all].")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 ConfigFile = Annotated[

@@ -26,7 +26,7 @@ from ..training.config import (
 from ..training.settings import TrainSettings
 from .command import Setting, Table, command
 from .console import print_json, print_table, progress_of, tell
-from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text, Tokens
+from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text
 from .settings import required
 
 if TYPE_CHECKING:
@@ -83,7 +83,12 @@ def train(
         int | None,
         typer.Option("--k", metavar="N", help="Latents per row: `k`, or `target_l0` where the sparsity is a penalty."),
     ] = None,
-    tokens: Tokens | None = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens", metavar="N", help="Rows (tokens) to train on; fewer rows than that are repeated [all, once]."
+        ),
+    ] = None,
     seeds: Annotated[tuple[int, ...], typer.Option("--seeds", metavar="0,1", help="Random seeds of the SAEs [0].")] = (
         0,
     ),
@@ -210,9 +215,9 @@ def _tell_result(out: str, json: bool) -> None:
     lines += [[str(sae["sae"]), *(f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
     print_table(lines)
     tell(_time(record["seconds"]))
-    for name, found in record["warnings"].items():
-        for warning in found:
-            tell(f"warning: {name}: {warning}")
+    for warning in record["warnings"]:
+        about = f"{warning['sae']}: " if "sae" in warning else ""
+        tell(f"warning: {about}{warning['message']}")
     tell(f"\nTraining batches only. Measure them: saekit evaluate {out} --model M --data D, or --rows R")
 
 
