@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
 
-from .errors import ConfigError, did_you_mean, listed
+from .errors import ConfigError, did_you_mean, listed, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S")
@@ -144,11 +144,5 @@ def check_choice(where: str, options: Collection[str], **values: Any) -> None:
     """Refuse values that are not among `options`; raises `ConfigError` with the nearest option."""
     for name, value in values.items():
         if value not in options:
-            raise ConfigError(
-                f"{where}: `{name}` must be one of {listed(options, 12)}; got {value!r}.{_near(value, options)}"
-            )
-
-
-def _near(value: Any, options: Collection[str]) -> str:
-    near = difflib.get_close_matches(value, list(options), n=1) if isinstance(value, str) else []
-    return f" Did you mean `{near[0]}`?" if near else ""
+            hint = nearest(value, options)
+            raise ConfigError(f"{where}: `{name}` must be one of {listed(options, 12)}; got {value!r}.{hint}")

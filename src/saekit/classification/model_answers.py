@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .. import kernels
-from ..errors import ConfigError, DataError, FormatError, did_you_mean, listed
+from ..errors import ConfigError, DataError, FormatError, listed, nearest
 from ..files import digest_bytes, read_json, write_bytes, write_json
 from ..inputs.texts import read_texts
 from ..measure.bootstrap import wilson_interval
@@ -403,8 +403,7 @@ def act(
     """
     if normalize not in NORMALIZE:
         raise ConfigError(
-            f"`normalize` must be one of {listed(NORMALIZE)}; got {normalize!r}. "
-            f"{did_you_mean(str(normalize), NORMALIZE)}"
+            f"`normalize` must be one of {listed(NORMALIZE)}; got {normalize!r}.{nearest(normalize, NORMALIZE)}"
         )
     task = task if isinstance(task, Task) else read_task(task)
     lm = load_language_model(model)

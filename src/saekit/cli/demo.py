@@ -12,6 +12,7 @@ import typer
 from ..settings import Progress
 from .classify import print_classification
 from .command import command
+from .completion import models
 from .console import print_comparison, print_curve, print_evaluation, print_json, progress_of, tell
 from .options import Json
 
@@ -76,7 +77,9 @@ def demo(
     *,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything.")],
     short: Annotated[bool, typer.Option("--short", help="A small run, to see that everything works.")] = False,
-    model: Annotated[str, typer.Option("--model", metavar="M", help="Another language model [builtin].")] = "builtin",
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="Another language model [builtin].", autocompletion=models)
+    ] = "builtin",
     data: Annotated[
         str, typer.Option("--data", metavar="D", help="Other texts, for training and measuring [builtin].")
     ] = "",

@@ -10,13 +10,29 @@ from typing import Annotated, Any
 
 import typer
 
+from .completion import models, saes
+
 Saes = Annotated[
-    list[str], typer.Argument(metavar="SAE...", help="SAEs: folders, training runs, or hf:owner/name/folder.")
+    list[str],
+    typer.Argument(
+        metavar="SAE...", help="SAEs: folders, training runs, or hf:owner/name/folder.", autocompletion=saes
+    ),
 ]
 Sae = Annotated[
-    list[str], typer.Option("--sae", metavar="SAE...", help="SAEs of the model: folders, runs, hf:owner/name/folder.")
+    list[str],
+    typer.Option(
+        "--sae",
+        metavar="SAE...",
+        help="SAEs of the model: folders, runs, hf:owner/name/folder.",
+        autocompletion=saes,
+    ),
 ]
-Model = Annotated[str, typer.Option("--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.", autocompletion=models
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, FormatError, ShapeError, did_you_mean, listed
+from ..errors import DataError, FormatError, ShapeError, listed, nearest
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
 from .source import _SCAN_ROWS, Batch, Block, Columns, check_finite, check_reading
 
@@ -245,7 +245,7 @@ def _open_safetensors(path: Path) -> dict[str, Any]:
         matrices = ["x"]
     if len(matrices) != 1:
         raise FormatError(
-            f"`{path}` must hold the rows as `x` [n, d_in]; it holds {listed(names)}. {did_you_mean('x', names)}"
+            f"`{path}` must hold the rows as `x` [n, d_in]; it holds {listed(names)}.{nearest('x', names)}"
             if names
             else f"`{path}` must hold the rows as `x` [n, d_in]; it is empty."
         )
