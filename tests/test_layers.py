@@ -48,7 +48,7 @@ REACH = {
 }
 
 # Import name -> name in pyproject.toml, where they differ.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 # Declared for a reason that no import shows.
 NOT_IMPORTED: set[str] = {"scikit-learn", "skops", "pillow"}
 

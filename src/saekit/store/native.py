@@ -255,6 +255,12 @@ def _altered(path: Path) -> FormatError:
 # ------------------------------------------------------------------------------------------------------ description
 
 
+def is_native(path: Path) -> bool:
+    """Return whether a local path is, or is in, a folder of this format."""
+    folder = path.parent if path.name in (DESCRIPTION, TENSORS) else path
+    return (folder / DESCRIPTION).is_file() or (folder / _NEXT).is_file()
+
+
 def _folder(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if text.startswith("hf:"):
