@@ -16,6 +16,7 @@ from ..measure.bootstrap import bootstrap_mean
 from ..measure.paired_scores import VERDICTS, holm
 from ..measure.results import Measured, Result, result_from_json, result_to_json
 from ..measure.tables import html_table, text_table
+from ..settings import brief
 
 _COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
 _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
@@ -24,6 +25,8 @@ _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
 @dataclass(frozen=True)
 class ArmScore:
     """One classifier, evaluated on the test set."""
+
+    __repr__ = brief
 
     name: str
     kind: str

@@ -96,7 +96,8 @@ def demo(
     seconds = time.monotonic() - begun
     if json:
         plain = {name: result.to_json() for name, result in answers.items()}
-        print_json({**plain.pop("evaluation"), **plain, "seconds": round(seconds, 1), "report": str(page)})
+        facts = {"kind": "demo", "seconds": round(seconds, 1), "report": str(page)}
+        print_json({**plain.pop("evaluation"), **plain, **facts})
         return
     print_answers(answers)
     typer.echo(f"\nNumbers: {out}/*.json   Page: {page}")
@@ -170,7 +171,7 @@ def measure(lm: LanguageModel, data: str, saes: list[SAE], size: Size, progress:
     from ..sizes.settings import SizeSettings
     from ..sizes.size_curve import measure_sizes
 
-    heldout: Source = capture(lm, data, layer=LAYER, tokens=size.test_rows)
+    heldout: Source = capture(lm, data, layer=LAYER, tokens=size.test_rows, progress=_within("held-out", progress))
     tokens = size.test_tokens
     return {
         "evaluation": evaluate(

@@ -16,7 +16,7 @@ from typing import Any, overload
 
 from ..errors import DataError, OfflineError, listed
 from ..randomness import random_order
-from ..settings import check_whole
+from ..settings import brief, check_whole
 from .hub_datasets import HubName, open_hub, quiet_datasets
 from .tables import Table, first_line, no_column
 
@@ -45,6 +45,8 @@ class Texts(Table, Sequence[str]):
     >>> len(texts), texts[1], texts.ids
     (2, 'another', ('0', '1'))
     """
+
+    __repr__ = brief
 
     texts: tuple[str, ...] = field(repr=False)
     """The texts; none is empty."""

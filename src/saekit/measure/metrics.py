@@ -108,6 +108,9 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}
 """Every metric by name, in the order in which tables show them."""
 
 
+_SHOWN = 6  # metrics in the representation of all
+
+
 class Metrics(Mapping[str, Measured]):
     """Measured values by name, as items and as attributes: ``metrics["fvu"]`` is ``metrics.fvu``."""
 
@@ -154,7 +157,8 @@ class Metrics(Mapping[str, Measured]):
         return [*super().__dir__(), *self._values]
 
     def __repr__(self) -> str:
-        return "Metrics(" + ", ".join(f"{name}={value!r}" for name, value in self.items()) + ")"
+        shown = [f"{name}={value.value:.3g}" for name, value in self.items()]
+        return f"Metrics({', '.join([*shown[:_SHOWN], *(['…'] if len(shown) > _SHOWN else [])])})"
 
     def to_json(self) -> dict[str, Any]:
         """Name to plain `Measured`."""

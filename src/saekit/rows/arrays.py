@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError, FormatError, ShapeError, listed, nearest
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
-from .source import _SCAN_ROWS, Batch, Block, Columns, check_finite, check_reading
+from .source import _SCAN_ROWS, Batch, Block, Columns, check_finite, check_reading, rows_in_words
 
 _DIGEST_BYTES = 2**30  # beyond this, a digest is made from evenly spaced chunks and is marked as such
 
@@ -46,6 +46,8 @@ class ArrayRows:
     >>> [batch.x.tolist() for batch in rows.batches(2)]
     [[[0.0, 1.0], [2.0, 3.0]], [[4.0, 5.0]]]
     """
+
+    __repr__ = rows_in_words
 
     x: Any = field(repr=False)
     token: Tensor | None = field(repr=False)

@@ -144,7 +144,7 @@ def check_configs(configs: Sequence[Config]) -> None:
                 f"train: every one of `configs` must be a configuration such as TopK(n_latents=1024, k=16); "
                 f"got {config!r}. Make one from a dictionary with config_from_dict."
             )
-    if len(set(map(repr, configs))) < len(configs):
+    if len(set(configs)) < len(configs):
         raise ConfigError("train: `configs` must all be different; got one twice. Use seeds=[0, 1] for repetitions.")
 
 
