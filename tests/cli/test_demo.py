@@ -25,6 +25,8 @@ def test_the_demo_answers_every_question_that_needs_no_labels(call, monkeypatch)
 def test_its_json_is_of_its_own_kind(call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(demo, "run", lambda *_, **__: {"evaluation": Plain(kind="evaluation", metrics={}), "x": Plain()})
+        patch.setattr("saekit.report.results_folder.collect", lambda _: [])
+        patch.setattr("saekit.report.page.write", lambda *_, **__: "page")
         status, out, err = call("demo", "--out", "demo", "--short", "--json")
     assert status == 0, err
     assert json.loads(out)["kind"] == "demo"
