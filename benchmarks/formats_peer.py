@@ -4,7 +4,7 @@
     .venv-peers/bin/python benchmarks/formats_peer.py read OUT
 
 ``write`` leaves ``OUT/<library>/<case>`` (what the library saved), ``OUT/<library>/<case>.safetensors`` (rows of
-norm 1 and 30, the library's dense codes and reconstructions) and ``OUT/index.json``. ``read`` loads what saekit wrote to
+norm 1 and 30, the library's dense codes and reconstructions) and ``OUT/index.json``. ``read`` loads saekit's
 ``OUT/exports/<format>/<case>`` and leaves ``<case>.safetensors`` next to it. `benchmarks/formats.py` calls both.
 """
 

@@ -198,7 +198,7 @@ def _sparsify(sae: SAE, folder: Path) -> None:
     groups = isinstance(rule, GroupMaxRule) and rule.rank is None and rule.group is None
     if not (topk or groups):
         raise _refuse("sparsify", f"rule {rule.name} with these settings (it has TopK and groupmax)")
-    transcode = sae.b_pre is None or sae.d_in != sae.d_out
+    transcode = sae.d_in != sae.d_out or bool(sae.provenance.get("transcoder"))
     sae = _with_b_pre(sae, None if transcode else sae.b_dec)
     config = {
         "activation": "topk" if topk else "groupmax", "expansion_factor": max(sae.n_latents // sae.d_in, 1),
