@@ -73,7 +73,7 @@ def load(
 def describe(address: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a file says about its SAE: shapes, rule, dtype, provenance; JSON-able, ``"path"`` is the address.
 
-    Of saekit's own files no tensor is read; a foreign file is read, because only its tensors say how they lie.
+    No tensor of saekit's own files is read; a foreign file is read, because only its tensors say how they lie.
     Raises as `load` does.
     """
     address = resolve(os.fspath(address))
