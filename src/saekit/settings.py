@@ -62,7 +62,7 @@ def _is_default(value: Any, field: dataclasses.Field[Any]) -> bool:
     return type(mine) is type(default) and not hasattr(mine, "shape") and bool(mine == default)
 
 
-def _short(value: Any) -> str:
+def _in_brief(value: Any) -> str:
     if hasattr(value, "shape"):
         return f"{type(value).__name__.lower()}{list(value.shape)}"
     if isinstance(value, str) and len(value) > _LONG:
@@ -170,7 +170,7 @@ def _differing(then: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]
         yield name, then, now
 
 
-def _in_brief(value: Any) -> str:
+def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..errors import FormatError, did_you_mean
 from .results import Measured
+from .tables import html_table
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,11 @@ _DECLARED = (
     Metric("kl", _TOKEN, "lower", "mean over tokens of sum_v p_clean (log p_clean - log p_sae)", least=0),
 )
 
+SHOWN = 6
+"""Metrics that a short text names."""
+
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}
 """Every metric by name, in the order in which tables show them."""
-
-
-_SHOWN = 6  # metrics in the representation of all
 
 
 class Metrics(Mapping[str, Measured]):
@@ -157,8 +158,12 @@ class Metrics(Mapping[str, Measured]):
         return [*super().__dir__(), *self._values]
 
     def __repr__(self) -> str:
-        shown = [f"{name}={value.value:.3g}" for name, value in self.items()]
-        return f"Metrics({', '.join([*shown[:_SHOWN], *(['…'] if len(shown) > _SHOWN else [])])})"
+        shown = [f"{name}={value.value:.3g}" for name, value in list(self.items())[:SHOWN]]
+        return f"Metrics({', '.join(shown)}{f', … {len(self)} in all' if len(self) > SHOWN else ''})"
+
+    def _repr_html_(self) -> str:
+        lines = [[name, str(value), value.unit] for name, value in self.items()]
+        return html_table([["metric", "value", "unit"], *lines], "")
 
     def to_json(self) -> dict[str, Any]:
         """Name to plain `Measured`."""
