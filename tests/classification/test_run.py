@@ -21,7 +21,7 @@ from saekit.classification.text_classifier import fit_classifier, save_classifie
 from saekit.classification.transfer import held_out
 from saekit.classification.verdicts import difference
 from saekit.errors import ConfigError, DataError, FormatError
-from saekit.measure.paired_scores import corrected_t
+from saekit.measure.verdicts import corrected_t
 from saekit.report.classification import figures, write_classification_figures
 from saekit.report.page import render
 
@@ -354,7 +354,6 @@ def test_texts_without_tokens_are_refused(lm, sae, rows, monkeypatch):
         ({"pools": ("median",)}, "`pool` must be"),
         ({"pools": ()}, "`pools` must name"),
         ({"ks": (0,)}, "`ks` must be"),
-        ({"draws": -1}, "`draws` must be"),
         ({"shuffles": 1.5}, "`shuffles` must be"),
         ({"margin": -1.0}, "`margin` must be"),
         ({"budget": {"c": (1.0,)}}, "Budget: unknown argument `c`"),

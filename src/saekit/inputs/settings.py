@@ -44,7 +44,7 @@ class Split:
     hub_split: str | None = None
     """Split of a hub data set [train where there is one]."""
     seed: int = 0
-    """Random seed (split, folds, bootstrap) [0]."""
+    """Random seed (split, folds) [0]."""
 
     def __post_init__(self) -> None:
         if self.values is not None:
