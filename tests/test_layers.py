@@ -17,7 +17,8 @@ PACKAGE = ROOT / "src" / "saekit"
 # A room imports rooms with a lower number only; rooms on one floor do not import each other.
 FLOORS = {
     "errors": 0, "version": 0,
-    "files": 1, "assets": 1, "randomness": 1, "settings": 1,
+    "files": 1, "assets": 1, "randomness": 1, "settings": 1, "interruption": 1,
+    "progress": 2,
     "kernels": 2,
     "sae": 3,
     "provenance": 4, "inputs": 4,
@@ -37,7 +38,7 @@ EXCEPTIONS = {("sae", "store")}
 # Third-party packages that only some rooms may use.
 REACH = {
     "typer": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "progress"},
     "jinja2": {"report"},
     "matplotlib": {"report"},
     "transformers": {"models", "rows"},
@@ -47,7 +48,7 @@ REACH = {
 }
 
 # Import name -> name in pyproject.toml, where they differ.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 # Declared for a reason that no import shows.
 NOT_IMPORTED: set[str] = {"scikit-learn", "skops", "pillow"}
 

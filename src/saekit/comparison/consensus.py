@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..measure.importance import importance
+from ..progress import shows_progress
 from ..rows.opening import Rows, as_source
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -37,6 +38,7 @@ CHUNK = 256
 
 
 @suggest_keywords
+@shows_progress
 def consensus(
     saes: Given | Sequence[Given],
     rows: Rows | None = None,
@@ -63,7 +65,7 @@ def consensus(
     settings
         The size, what is pooled, what it is filled up with, the refit.
     progress
-        Called as ``progress(stage, done, total)``.
+        Called as ``progress(stage, done, total)`` [shown on stderr; ``False``: none].
 
     Returns
     -------

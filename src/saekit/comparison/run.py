@@ -14,6 +14,7 @@ from ..matching.matching import Certificate
 from ..matching.shared import SharedRule
 from ..measure.intervals import LEVEL
 from ..measure.results import Measured
+from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..rows.opening import Rows, as_source
 from ..sae.naming import Given, check_finite, given_saes, named_saes
@@ -29,6 +30,7 @@ from .stability import alignment, check_local, counted_others, local_folder, wit
 
 
 @suggest_keywords
+@shows_progress
 def compare(
     saes: Given | Sequence[Given],
     rows: Rows | None = None,
@@ -57,7 +59,8 @@ def compare(
     settings
         The threshold, the controls, how many rows.
     progress
-        Called as ``progress(stage, done, total)`` with the stages ``"match"`` (matchings) and ``"rows"``.
+        Called as ``progress(stage, done, total)`` with the stages ``"match"`` (matchings) and ``"rows"``
+        [shown on stderr; ``False``: none].
 
     Returns
     -------

@@ -20,11 +20,13 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, listed
 from ..files import locked_folder
 from ..inputs.images import Images, are_images, read_images
+from ..interruption import Interruption, noted_interrupts
 from ..models.hooks import Hook, find_hooks
 from ..models.language import LanguageModel
 from ..models.loading import load_model
 from ..models.pretrained import DTYPES, PretrainedModel, as_dtype
 from ..models.vision import VisionModel
+from ..progress import shows_progress
 from ..settings import Progress, check_whole, silent, suggest_keywords
 from .arrays import ArrayRows
 from .capture_images import ImageReader
@@ -88,7 +90,7 @@ def capture(
     text: str = "text",
     out: str | os.PathLike[str] | None = None,
     settings: CaptureSettings = ...,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Captured: ...
 @overload
 def capture(
@@ -101,9 +103,10 @@ def capture(
     text: str = "text",
     out: str | os.PathLike[str] | None = None,
     settings: CaptureSettings = ...,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> dict[str, Captured]: ...
 @suggest_keywords
+@shows_progress
 def capture(
     model: str | os.PathLike[str] | LanguageModel | VisionModel,
     data: Data,
@@ -114,7 +117,7 @@ def capture(
     text: str = "text",
     out: str | os.PathLike[str] | None = None,
     settings: CaptureSettings = CaptureSettings(),
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Captured | dict[str, Captured]:
     """Run a model over texts or images and keep one row per token or patch.
 
@@ -140,7 +143,8 @@ def capture(
     settings
         Everything else.
     progress
-        Called as ``progress("rows", done, total)`` after every group of contexts, or with images done.
+        Called as ``progress("rows", done, total)`` after every group of contexts, or with images done
+        [shown on stderr; ``False``: none].
 
     Returns
     -------
@@ -186,10 +190,10 @@ def capture(
     several = isinstance(layer if hook is None else hook, list | tuple)
     recording = Recording(reader, loaded, hooks, several=several, tokens=tokens, dtype=dtype, settings=settings)
     if out is None:
-        sources = recording.run(None, progress)
+        sources = recording.run(None, progress or silent)
     else:
         with locked_folder(out):
-            sources = recording.run(Path(out), progress)
+            sources = recording.run(Path(out), progress or silent)
     return sources if recording.several else sources[hooks[0].name]
 
 
@@ -224,6 +228,16 @@ class Recording:
     def run(self, out: Path | None, progress: Progress) -> dict[str, Captured]:
         """Read group by group and hand the rows of each hook to its sink."""
         sinks = self._sinks(out)
+        with noted_interrupts() as interruption:
+            self._read(sinks, progress, interruption)
+        special = self._special(sinks)
+        return {
+            hook.name: sink.finish({**self.info(hook), "filters": {"special": special, "outliers": sink.outliers}})
+            for hook, sink in zip(self.hooks, sinks)
+        }
+
+    def _read(self, sinks: Sequence[Sink], progress: Progress, interruption: Interruption) -> None:
+        """Read until every sink has its rows."""
         read = 0
         while read < self.reader.n_groups and not all(sink.is_done for sink in sinks):
             if not all(sink.is_done or read < sink.group for sink in sinks):
@@ -232,11 +246,17 @@ class Recording:
             read += 1
             done = self.reader.done(read, min(sink.n_rows for sink in sinks))
             progress(self.reader.unit, done, self.reader.total)
-        special = self.reader.special(read)
-        return {
-            hook.name: sink.finish({**self.info(hook), "filters": {"special": special, "outliers": sink.outliers}})
-            for hook, sink in zip(self.hooks, sinks)
-        }
+            if interruption.requested:
+                for sink in sinks:
+                    sink.pause()
+                raise KeyboardInterrupt(f"capture: interrupted after {done:,} {self.reader.unit}")
+
+    def _special(self, sinks: Sequence[Sink]) -> dict[str, Any]:
+        """Return what is recorded about added tokens; the same for every hook, also where one was finished before."""
+        finished = [sink.writer.info for sink in sinks if sink.writer is not None and sink.writer.complete]
+        if finished:
+            return dict(finished[0]["filters"]["special"])
+        return self.reader.special(max(sink.group for sink in sinks))
 
     def info(self, hook: Hook) -> dict[str, Any]:
         """Return what is recorded with the rows of a hook."""
@@ -271,7 +291,9 @@ class Sink:
     keep: OutlierFilter | None
     writer: ShardWriter | None
     group: int = 0
+    """Number of the next group to take."""
     skip: int = 0
+    """Rows of that group that are taken already."""
     n_rows: int = 0
     n_outliers: int = 0
     parts: list[Columns] = field(default_factory=list)
@@ -288,7 +310,8 @@ class Sink:
         """Whether no more rows are wanted."""
         if self.writer is not None and self.writer.complete:
             return True
-        return self.tokens is not None and self.n_rows >= self.tokens
+        # a group whose rows were taken before an interruption is read again: its outliers are not yet counted
+        return self.tokens is not None and self.n_rows >= self.tokens and not self.skip
 
     @property
     def outliers(self) -> dict[str, Any] | None:
@@ -312,6 +335,11 @@ class Sink:
             self.writer.append(kept, cursor, row=first)
         self.n_rows += len(kept)
         self.group = group + 1
+
+    def pause(self) -> None:
+        """Keep what has been taken, for the call that goes on."""
+        if self.writer is not None and not self.writer.complete:
+            self.writer.pause({"group": self.group, "row": self.skip, "n_outliers": self.n_outliers})
 
     def finish(self, info: dict[str, Any]) -> Captured:
         """Return the rows as a source."""

@@ -19,6 +19,7 @@ from ..models.hooks import find_hook
 from ..models.intervene import splice
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
+from ..progress import shows_progress
 from ..provenance import place_of
 from ..rows.tokens import CONTEXT, TokenBatch, token_batches
 from ..sae.codes import Codes
@@ -34,6 +35,7 @@ ATTRIBUTIONS = {
 
 
 @suggest_keywords
+@shows_progress
 def attribution(
     sae: SAE | str | os.PathLike[str],
     model: str | os.PathLike[str] | LanguageModel,
@@ -63,7 +65,7 @@ def attribution(
     settings
         Where the gradient is taken, and how texts are read.
     progress
-        Called as ``progress("attribution", done, total)``.
+        Called as ``progress("attribution", done, total)`` [shown on stderr; ``False``: none].
 
     Returns
     -------

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, did_you_mean
 from ..measure.importance import SCORES, descending, importance, normal_equations
 from ..measure.normal_equations import greedy_order
+from ..progress import shows_progress
 from ..rows.opening import as_source, facts_of
 from ..sae.model import SAE
 from ..settings import Progress, suggest_keywords
@@ -30,6 +31,7 @@ ORDERS = {**SCORES, **GREEDY, **BASELINES}
 
 
 @suggest_keywords
+@shows_progress
 def rank(
     sae: SAE,
     rows: Any = None,
