@@ -73,7 +73,7 @@ def test_json_and_tables(full_run, tmp_path):
     assert again.to_json() == result.to_json()
     plain = result.to_json()
     assert {"name", "macro_f1", "auc", "difference", "verdict"} <= set(plain["arms"][0])
-    assert "cannot resolve differences of macro-F1 below" in repr(result)
+    assert "This test set resolves ±" in repr(result)
     assert "<table>" in result._repr_html_()
     curves = result.price_of_sparsity()
     assert [k for k, _ in curves["topk-64-k6-seed5 sum"]] == [2, 8]
@@ -232,7 +232,7 @@ def test_p_values_over_folds_are_those_of_the_corrected_t(lm, sae, rows, tmp_pat
     assert 0 < expected < 1
     assert result.arm("TF-IDF").p == pytest.approx(expected)
     drawn = run(lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, shuffles=0)
-    assert drawn.settings["p_values"] == "paired bootstrap"
+    assert drawn.settings["p_values"] == "paired jackknife"
 
 
 def test_latents_can_be_ranked_by_what_is_stored(lm, sae, rows, tmp_path):
@@ -280,7 +280,7 @@ def test_summary_over_data_sets(full_run):
     assert first.better + first.equivalent + first.worse + first.undecided == 3
     assert first.difference.value == pytest.approx(result.arm(result.best_sae).difference.value)
     assert ClassificationSummary.from_json(summary.to_json()) == summary
-    assert "resampled data sets" in repr(summary)
+    assert "intervals over data sets" in repr(summary)
     with pytest.raises(ConfigError, match="one margin"):
         summarize([result, replace(result, settings={**result.settings, "margin": 0.5})])
     with pytest.raises(ConfigError, match="got no results"):

