@@ -227,7 +227,7 @@ class Across:
     name: str
     n_sets: int
     difference: Measured
-    """Mean over data sets of macro-F1 minus the best dense arm's; interval from resampled data sets."""
+    """Mean over data sets of macro-F1 minus the best dense arm's; interval over data sets."""
     better: int
     """Data sets on which its verdict is better."""
     equivalent: int

@@ -201,7 +201,8 @@ def arm_verdicts(judged: Judged, gaps: Mapping[str, Estimate], other: str) -> di
     main = judged.best(SAE_KINDS)
     rest = [name for name in gaps if name not in (main, other)]
     found = {other: "equivalent"}
-    for family in ([main] if main in gaps and main != other else [], rest):
+    alone = [main] if main is not None and main in gaps and main != other else []
+    for family in (alone, rest):
         found |= dict(zip(family, family_verdicts([gaps[name] for name in family], judged.plan.how.margin)))
     return {name: found[name] for name in gaps}
 
