@@ -73,8 +73,7 @@ def _differences(entries: Sequence[Mapping[str, Any]]) -> Section:
     columns = ["SAE − baseline", *(heading(name) for name in names)]
     return Section(
         "Differences from the baselines",
-        "The SAE's value minus the baseline's over the same documents. An interval that holds 0 means: not "
-        "told apart.",
+        "The SAE's value minus the baseline's over the same documents. An interval that holds 0 means: not told apart.",
         [Table(columns, rows)] if rows else [],
     )
 
