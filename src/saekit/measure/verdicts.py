@@ -59,8 +59,8 @@ def family_verdicts(
 ) -> list[str]:
     """Return the verdicts of differences that are claimed together, by Holm's method.
 
-    As long as n of them are open, each is judged by its interval of level ``1 - (1 - level) / n``; those that such an
-    interval decides are decided, and the rest is judged again. One difference alone has its ordinary verdict.
+    As long as n of them are open, each is decided by its interval of level ``1 - (1 - level) / n``; those that such an
+    interval decides drop out, and the rest is taken again. One difference alone has its ordinary verdict.
 
     Parameters
     ----------
