@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigError, FormatError, did_you_mean
-from ..files import read_json, write_json
+from ..files import read_json, unsealed, write_sealed
 from ..measure.bootstrap import bootstrap_mean
 from ..measure.paired_scores import VERDICTS, holm
 from ..measure.results import Measured, Result, result_from_json, result_to_json
@@ -246,11 +246,11 @@ class ClassificationSummary:
         FormatError
             Another kind, a newer schema, an unknown or missing key.
         """
-        return result_from_json(cls, plain)
+        return result_from_json(cls, unsealed(plain, "summary"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file `path`, atomically."""
-        write_json(path, self.to_json())
+        write_sealed(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassificationSummary:

@@ -20,13 +20,15 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FormatError
-from ..files import digest_bytes, digest_file, read_json, write_bytes, write_json
+from ..files import digest_bytes, digest_file, read_sealed, write_bytes, write_sealed
+from ..forms import INDEX, check_form
 
 FOLDER = "checkpoints"
 KEPT = 2
 """Generations kept: the one before the newest is there for the case that a disk damages the newest."""
-FORMAT = 1
+FORMAT = 2
 """Version of the index."""
+_FORM = {"generations": [{"step": INDEX, "file": str, "digest": str}]}
 
 
 def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
@@ -56,7 +58,7 @@ def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any
     write_bytes(path, data)
     entry = {"step": step, "file": path.name, "digest": digest_bytes(data), **facts}
     entries = [entry, *(old for old in _entries(out) if old["step"] < step)][:KEPT]
-    write_json(folder / "index.json", {"format": FORMAT, "generations": entries})
+    write_sealed(folder / "index.json", {"format": FORMAT, "generations": entries})
     kept = {old["file"] for old in entries}
     for stale in folder.glob("*"):  # older generations, and what a killed run left half written
         if stale.name not in kept and stale.name != "index.json":
@@ -77,7 +79,7 @@ def read(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
 
     entries = _entries(out)
     for entry in entries:
-        path = out / FOLDER / entry["file"]
+        path = out / FOLDER / Path(entry["file"]).name
         if path.is_file() and digest_file(path) == entry["digest"]:
             return entry, load_file(path)
     if entries:
@@ -98,10 +100,12 @@ def _entries(out: Path) -> list[dict[str, Any]]:
     path = out / FOLDER / "index.json"
     if not path.is_file():
         return []
-    index = read_json(path)
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    index = read_sealed(path, since=2, version="format")
+    if not isinstance(index, dict) or index.get("format") not in (1, FORMAT):
         found = index.get("format") if isinstance(index, dict) else index
         raise FormatError(
             f"`{path}` must have checkpoint format {FORMAT}; got {found!r}. Resume with the release that wrote it."
         )
-    return index["generations"]
+    check_form(index, _FORM, path)
+    entries: list[dict[str, Any]] = index["generations"]
+    return entries
