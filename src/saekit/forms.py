@@ -20,7 +20,7 @@ class Whole:
         return f"a whole number from {self.least}"
 
 
-COUNT, INDEX = Whole(1), Whole(0)
+COUNT, NATURAL = Whole(1), Whole(0)
 
 _NAMES = {str: "text", float: "a number", bool: "true or false", dict: "an object", list: "a list", None: "null"}
 
@@ -33,7 +33,7 @@ def check_form(value: Any, form: Any, where: object, place: str = "") -> None:
     value
         What was read.
     form
-        ``Any``; ``str``, ``float`` (any finite number), ``bool``, ``dict`` or ``list``; `COUNT`, `INDEX` or another
+        ``Any``; ``str``, ``float`` (any finite number), ``bool``, ``dict`` or ``list``; `COUNT`, `NATURAL` or another
         `Whole`; None (null); ``[form]``: a list of such values; ``{key: form}``: an object with these keys, and perhaps
         others; a tuple: one of several forms.
     where

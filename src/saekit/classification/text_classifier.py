@@ -21,7 +21,7 @@ import torch
 
 from ..errors import ConfigError, FormatError, did_you_mean, listed
 from ..files import digest_bytes, digest_file, parse_json, read_bytes, read_sealed, write_bytes, write_sealed
-from ..forms import COUNT, INDEX, check_form
+from ..forms import COUNT, NATURAL, check_form
 from ..measure.token_statistics import TokenScores, labels_of
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
@@ -459,7 +459,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     card: dict[str, Any] = read_sealed(path, since=2)
     if not isinstance(card, dict) or card.get("kind") != "classifier":
         raise FormatError(f"`{path}` must describe a classifier; it does not.")
-    check_form(card, {"schema": INDEX}, path)
+    check_form(card, {"schema": NATURAL}, path)
     if card["schema"] > SCHEMA:
         raise FormatError(
             f"this classifier has schema {card['schema']}; this saekit reads up to {SCHEMA}. Install the newer release."

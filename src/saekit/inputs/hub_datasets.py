@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, OfflineError, listed
+from ..hub import Unreachable, ask_hub
 from .tables import first_line
 
 
@@ -33,7 +34,6 @@ def quiet_datasets() -> Iterator[None]:
 
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.+-]+))?(@(?P<split>[\w.-]+))?")
-_HUB_TIMEOUT = 6.0  # seconds to find out whether the hub can be reached at all
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,19 @@ def _load(hub: HubName) -> Any:
     from datasets.exceptions import DatasetNotFoundError
 
     data, name, config = hub.asked, hub.name, hub.config
-    online = _hub_is_reachable(data, name)
+    why = _why_unreachable(data, name)
     try:
-        if not online and not _is_cached(name):
+        if why and not _is_cached(name):
             raise FileNotFoundError(name)
         with quiet_datasets():
-            if online:
+            if why is None:
                 return load_dataset(name, config, streaming=True)
             return load_dataset(name, config, download_config=DownloadConfig(local_files_only=True))
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        if not online:
+        if why:
             raise OfflineError(
-                f"the data set `{data}` must be downloaded and the hub cannot be reached (no network, or offline "
-                "mode); it is not in the cache either. Give a local file (--data FILE.jsonl) or `--data builtin`."
+                f"the data set `{data}` must be downloaded and the hub cannot be reached ({why}); it is not in "
+                "the cache either. Give a local file (--data FILE.jsonl) or `--data builtin`."
             ) from None
         raise DataError(f"the data set `{data}` must exist on the hub and be readable: {first_line(error)}") from None
     except (ValueError, RuntimeError) as error:
@@ -140,25 +140,23 @@ def named_labels(data: Any) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _hub_is_reachable(data: str, name: str) -> bool:
-    """Ask the hub one quick question instead of many slow retries.
+def _why_unreachable(data: str, name: str) -> Unreachable | None:
+    """Return why the hub does not answer; None when it does.
 
     Raises
     ------
     DataError
         The hub answers and has no such data set, or does not let us read it.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        HfApi().dataset_info(name, timeout=_HUB_TIMEOUT)
-    except RepositoryNotFoundError:
+        ask_hub("dataset", name)
+    except (RepositoryNotFoundError, HFValidationError):
         raise DataError(
             f"the data set `{data}` must exist on the hub; there is none of that name, or it is private or gated. "
             "Check the name, log in with `hf auth login`, or give a local file (--data FILE.jsonl)."
         ) from None
-    except Exception:
-        # no route, no name service, offline mode, a proxy in the way: whatever it is, the hub is out of reach
-        return False
-    return True
+    except Unreachable as why:
+        return why
+    return None

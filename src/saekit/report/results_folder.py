@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, FormatError
 from ..files import parse_json, read_bytes, read_sealed
-from ..forms import INDEX, check_form
+from ..forms import NATURAL, check_form
 from .page import RENDERERS, write
 
 _LOG = "log.jsonl"
@@ -111,7 +111,7 @@ def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
     for count, line in enumerate(lines, start=1):
         try:
             record = parse_json(line, path)
-            check_form(record, {"rows": INDEX}, path)
+            check_form(record, {"rows": NATURAL}, path)
             own = _learners_of(record, path)
         except FormatError:
             if count == len(lines):

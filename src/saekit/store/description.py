@@ -113,7 +113,7 @@ def check_description(value: Any, path: Path) -> dict[str, Any]:
 
 
 def _migrated(value: dict[str, Any], path: Path) -> dict[str, Any]:
-    schema = value.get("schema")
+    schema: Any = value.get("schema")
     if not is_whole(schema) or schema < 1:
         raise FormatError(f"`{path}`: `schema` must be a whole number of at least 1; got {schema!r}.")
     if schema > SCHEMA:

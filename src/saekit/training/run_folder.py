@@ -13,11 +13,13 @@ import torch
 
 from ..errors import ConfigError, FormatError, listed
 from ..files import read_sealed, write_sealed
-from ..forms import COUNT, INDEX, check_form
+from ..forms import COUNT, NATURAL, check_form
 from ..provenance import library_versions, release
 from ..rows.source import Source
 from ..sae.model import SAE
+from ..settings import differences
 from .architectures import config_to_dict
+from .checkpoint import drop_unscheduled
 from .diagnostics import warnings_for
 from .log import LOG_FILE, Seconds
 from .request import Request
@@ -61,7 +63,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN_FILE
     record: dict[str, Any] = read_sealed(path, since=2, version="format")
-    check_form(record, {"format": INDEX}, path)
+    check_form(record, {"format": NATURAL}, path)
     if not 1 <= record["format"] <= RUN_FORMAT:
         raise FormatError(
             f"`{path}` must have format {RUN_FORMAT}; got {record['format']!r}. Resume with the release that wrote it."
@@ -117,6 +119,7 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
         },
         "source": request.source.info,
     }
+    drop_unscheduled(run.folder)
     write_sealed(run.folder / RUN_FILE, record)  # last: a folder that says "done" is complete
 
 
@@ -166,10 +169,9 @@ def _claim_new(folder: Path, request: Request) -> None:
 
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
-    if changed:
-        shown = "; ".join(f"`{name}` was {then.get(name)!r}, now {now.get(name)!r}" for name in changed)
+    different = differences(then, now)
+    if different:
         raise ConfigError(
-            f"train: a resumed run must have the settings it began with; {shown}. "
+            f"train: a resumed run must have the settings it began with; {different}. "
             "Repeat the old settings or give another folder."
         )
