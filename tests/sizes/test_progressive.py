@@ -116,8 +116,8 @@ def test_differences_are_paired_by_seed(result):
 
 def test_power_laws_of_importance_and_decoder(result):
     assert [(each.name, each.by) for each in result.rankings] == [
-        ("topk-32-seed0", "energy"),
-        ("topk-32-seed1", "energy"),
+        ("topk-32-k3-seed0", "energy"),
+        ("topk-32-k3-seed1", "energy"),
     ]
     for each in (*result.rankings, *result.spectra):
         assert each.scores == sorted(each.scores, reverse=True)

@@ -10,11 +10,14 @@ from ..files import unsealed
 from ..measure.accumulators import DensityHistogram
 from ..measure.metrics import Metrics
 from ..measure.results import Result, result_to_json
+from ..settings import brief
 
 
 @dataclass(frozen=True)
 class Control:
     """The same numbers for a baseline of the SAE."""
+
+    __repr__ = brief
 
     metrics: Metrics
     """Its own values."""
@@ -27,6 +30,8 @@ class Control:
 @dataclass(frozen=True)
 class Evaluated:
     """What was measured about one SAE."""
+
+    __repr__ = brief
 
     name: str
     """What tables call it; unique within an evaluation."""

@@ -26,7 +26,7 @@ from ..settings import differences
 from ..store.tensorfile import read_header
 from .arrays import ArrayRows
 from .shuffle import ShufflePlan, planned_block, read_ahead
-from .source import Batch, Block, Columns, check_finite, check_reading
+from .source import Batch, Block, Columns, check_finite, check_reading, rows_in_words
 
 SCHEMA = 2
 """Version of the folder's layout; raised at every change that older releases cannot read."""
@@ -364,6 +364,8 @@ class ShardRows:
     FormatError
         A shard is missing, truncated or altered, the capture was not finished, or the schema is newer.
     """
+
+    __repr__ = rows_in_words
 
     folder: Path
     info: dict[str, Any] = field(repr=False)

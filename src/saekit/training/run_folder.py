@@ -20,7 +20,7 @@ from ..sae.model import SAE
 from ..settings import differences
 from .architectures import config_to_dict
 from .checkpoint import drop_unscheduled
-from .diagnostics import warnings_for
+from .diagnostics import warnings_of
 from .log import LOG_FILE, Seconds
 from .request import Request
 from .run_state import Run
@@ -97,7 +97,6 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
     request = run.request
     for name, sae in zip(request.names, saes, strict=True):
         save(sae, run.folder / name)
-    warnings = {name: warnings_for(learner, run.last[name]) for name, learner in run.named_learners()}
     parts = {name: float(value) for name, value in seconds.items() if isinstance(value, float)}
     total = max(parts["total"], 1e-9)
     fractions = {f"{part}_fraction": value / total for part, value in parts.items() if part != "total"}
@@ -106,10 +105,12 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
         "status": "done",
         "request": request.to_json(),
         "saes": request.names,
-        "rows_seen": run.step * request.settings.batch_rows,
+        "rows_seen": request.used_rows,
+        "rows_asked": request.asked_rows,
+        "epochs": request.epochs,
         "order_digest": f"sha256:{run.order_digest}",
         "final": run.last,
-        "warnings": {name: found for name, found in warnings.items() if found},
+        "warnings": warnings_of(run),
         "seconds": {**parts, **fractions},
         "versions": versions(),
         "machine": {
