@@ -170,7 +170,7 @@ def test_json_round_trip_and_the_flat_curves(result, tmp_path):
         assert point["ce_sae"]["value"] is None
         assert "no language model" in point["ce_sae"]["reason"]
     with pytest.raises(FormatError, match="must hold `name`, `size`, `seeds`"):
-        Progressive.from_json({**plain, "curves": [{"name": "a"}]})
+        Progressive.from_json({**result.to_json(), "curves": [{"name": "a"}]})
 
 
 def test_tables_and_page(result, tmp_path):

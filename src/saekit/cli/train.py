@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import ConfigError, did_you_mean, listed
-from ..files import read_json
 from ..rows.settings import StreamSettings
 from ..training.config import (
     BatchTopK,
@@ -222,7 +221,9 @@ def _source(rows: str | None, model: str | None, texts: _Texts, tokens: int | No
 
 def _tell_result(out: str, json: bool) -> None:
     """Print the last numbers of every SAE, from the run's own record."""
-    record = read_json(Path(out) / "run.json")
+    from ..training.run_folder import read_record
+
+    record = read_record(Path(out))
     saes: list[dict[str, Any]] = [{"sae": f"{out}/{name}", **_final(record["final"][name])} for name in record["saes"]]
     if json:
         print_json({"out": out, "rows": record["rows_seen"], "saes": saes, "warnings": record["warnings"]})
