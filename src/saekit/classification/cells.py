@@ -27,6 +27,7 @@ from .transfer_result import (
 from .verdicts import NO_DENSE, Judged, arm_verdicts, why_auc
 
 _UNITS = {"macro_f1": "fraction", "auc": "area"}
+_RANGE = {"least": 0.0, "most": 1.0}
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -59,7 +60,7 @@ def transfer_of(
         model={**facts, "model": facts["name"], "model_digest": facts["digest"]},
         saes=saes,
         across=plan.across,
-        classes=list(plan.data.classes),
+        classes=plan.data.counts(),
         values=[_value(judged, j, about[j] if about else {}) for j in range(n)],
         best_dense=judged.baseline,
         arms=[_arm(judged, name, cells[name], words[name]) for name in names],
@@ -69,15 +70,14 @@ def transfer_of(
 
 
 def _value(judged: Judged, j: int, about: dict[str, Any]) -> Value:
-    plan, test = judged.plan, judged.plan.test(j)
-    counts = np.bincount(plan.data.y[test], minlength=len(plan.data.classes))
-    groups = plan.data.groups
+    plan, test, groups = judged.plan, judged.plan.test(j), judged.plan.data.groups
+    train = plan.parts[j][0][0]
     return Value(
         name=plan.values[j],
-        n_train=len(plan.parts[j][0][0]),
+        n_train=len(train),
         n_test=len(test),
         n_groups=None if groups is None else len(np.unique(groups[test])),
-        classes={name: int(count) for name, count in zip(plan.data.classes, counts)},
+        classes=plan.data.counts(train, test),
         about=about,
     )
 
@@ -129,7 +129,7 @@ def _cell(judged: Judged, name: str, place: tuple[int, int], lost: str | None, f
         chance=near_chance(auc, found),
         verdict="native" if lost is None else LOSSES[lost],
         sentence="",
-        chosen=facts["chosen"][0],
+        chosen=facts["chosen"],
         notes=facts["notes"],
     )
     return replace(cell, sentence=cell_sentence(cell))
@@ -137,28 +137,17 @@ def _cell(judged: Judged, name: str, place: tuple[int, int], lost: str | None, f
 
 def _arm(judged: Judged, name: str, cells: Sequence[Cell], verdict: str) -> ArmTransfer:
     jobs, n = judged.of_arm(name), len(judged.plan.values)
-    arm = jobs[0].arm
-    diagonal = [(j, j) for j in range(n)]
-    compared = _other_cells(n)
-    others = compared if n > 1 else []
-    gaps = {metric: _measured_gap(judged, name, compared, metric) for metric in _UNITS}
+    arm, diagonal = jobs[0].arm, [(j, j) for j in range(n)]
     chances = [cell.chance for cell in cells if cell.train != cell.test]
-    drops = [judged.score(jobs[j], j)["macro_f1"].minus(judged.score(jobs[i], j)["macro_f1"]) for i, j in others]
     found = ArmTransfer(
-        name=name,
-        kind=arm.kind,
-        family=arm.family,
-        source=arm.source,
-        pool=arm.pool,
-        macro_f1=_measured(judged, jobs, diagonal, "macro_f1"),
-        auc=_measured(judged, jobs, diagonal, "auc"),
-        transferred=_measured(judged, jobs, others, "macro_f1") if others else None,
-        transferred_auc=_measured(judged, jobs, others, "auc") if others else None,
-        drop=mean_estimate(drops).measured("fraction", least=-1.0, most=1.0) if others else None,
-        difference=gaps["macro_f1"],
-        auc_difference=gaps["auc"],
+        **{key: getattr(arm, key) for key in ("name", "kind", "family", "source", "pool")},
+        macro_f1=_over(judged, jobs, diagonal, "macro_f1").measured("fraction", **_RANGE),
+        auc=_over(judged, jobs, diagonal, "auc").measured("area", **_RANGE),
+        **_moved(judged, jobs),
+        difference=_measured_gap(judged, name, "macro_f1"),
+        auc_difference=_measured_gap(judged, name, "auc"),
         verdict=verdict,
-        n_cells=len(others),
+        n_cells=len(chances),
         n_above=chances.count("above chance"),
         n_at=chances.count("at chance") + chances.count("unknown"),
         n_below=chances.count("below chance"),
@@ -169,12 +158,21 @@ def _arm(judged: Judged, name: str, cells: Sequence[Cell], verdict: str) -> ArmT
     return replace(found, sentence=sentence)
 
 
+def _moved(judged: Judged, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return the means over the cells off the diagonal; None of one value."""
+    if len(jobs) == 1:
+        return dict.fromkeys(("transferred", "transferred_auc", "drop"))
+    others = _other_cells(len(jobs))
+    drops = [judged.score(jobs[j], j)["macro_f1"].minus(judged.score(jobs[i], j)["macro_f1"]) for i, j in others]
+    return {
+        "transferred": _over(judged, jobs, others, "macro_f1").measured("fraction", **_RANGE),
+        "transferred_auc": _over(judged, jobs, others, "auc").measured("area", **_RANGE),
+        "drop": mean_estimate(drops).measured("fraction", least=-1.0, most=1.0),
+    }
+
+
 def _over(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) -> Estimate:
     return mean_estimate([judged.score(jobs[i], j)[metric] for i, j in pairs])
-
-
-def _measured(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) -> Measured:
-    return _over(judged, jobs, pairs, metric).measured(_UNITS[metric], least=0.0, most=1.0)
 
 
 def _gap(judged: Judged, name: str, pairs: Pairs, metric: str) -> Estimate:
@@ -185,7 +183,8 @@ def _gap(judged: Judged, name: str, pairs: Pairs, metric: str) -> Estimate:
     return mine.minus(base)
 
 
-def _measured_gap(judged: Judged, name: str, pairs: Pairs, metric: str) -> Measured:
+def _measured_gap(judged: Judged, name: str, metric: str) -> Measured:
     if judged.baseline is None:
         return NO_DENSE
-    return _gap(judged, name, pairs, metric).measured(_UNITS[metric], least=-1.0, most=1.0)
+    gap = _gap(judged, name, _other_cells(len(judged.plan.values)), metric)
+    return gap.measured(_UNITS[metric], least=-1.0, most=1.0)

@@ -9,48 +9,32 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ConfigError, FormatError, did_you_mean
+from ..errors import ConfigError, FormatError
 from ..measure.intervals import measured_mean
 from ..measure.results import Measured, Result
 from ..measure.verdicts import VERDICTS, detectable, holm
 from ..provenance import library_versions, release
 from ..settings import brief
+from .arm_results import ArmsResult, ComparedArm
 
 _COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
 _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
 
 
-@dataclass(frozen=True)
-class ArmScore:
+@dataclass(frozen=True, kw_only=True)
+class ArmScore(ComparedArm):
     """One classifier, evaluated on the test set."""
 
     __repr__ = brief
 
-    name: str
-    kind: str
-    """One of `KINDS`."""
-    family: str
-    """floor, words, dense, reduced, control or sae."""
-    source: str
-    """The SAE or ``dense`` behind its features; empty for words."""
-    pool: str
     probe: str
     k: int | None
     """Latents or components kept; None for all."""
     about: dict[str, Any]
     """Facts about the source: hook, layer, latents, rule."""
-    macro_f1: Measured
-    auc: Measured
     balanced_accuracy: Measured
     accuracy: Measured
     brier: Measured
-    difference: Measured
-    """Macro-F1 minus that of the best dense arm, on the same test rows."""
-    auc_difference: Measured
-    """AUC minus that of the best dense arm."""
-    verdict: str
-    """Verdict of the difference at the margin: better, equivalent, worse, undecided, corrected for the number of arms
-    (Holm). Of macro-F1, or of AUC where ``settings["metric"]`` is ``auc``."""
     control_difference: Measured
     """Macro-F1 minus that of the best dictionary that learned nothing or was frozen."""
     control_verdict: str
@@ -90,7 +74,7 @@ class LowData:
 
 
 @dataclass(frozen=True, repr=False)
-class Classification(Result):
+class Classification(ArmsResult):
     """What an interpretable classifier costs against the best simple alternative.
 
     Examples
@@ -109,16 +93,6 @@ class Classification(Result):
 
     name: str
     """What tables over several data sets call it."""
-    data: dict[str, Any]
-    """Texts, digest, columns, rows in train and test."""
-    model: dict[str, Any]
-    """The language model."""
-    saes: list[dict[str, Any]]
-    """Name, shape, rule, digest, hook and provenance of each SAE."""
-    classes: dict[str, list[int]]
-    """Rows of each class in train and in test."""
-    best_dense: str | None
-    """The dense arm with the highest inner macro-F1 (chosen without the test set); None without dense arms."""
     best_sae: str | None
     """The SAE arm with the highest inner macro-F1."""
     best_control: str | None
@@ -138,20 +112,6 @@ class Classification(Result):
                 raise FormatError(f"a saved classification must hold the arm `{best}`; it does not. It was altered.")
         if len(set(names)) < len(names) or any(arm.verdict not in ("", *VERDICTS) for arm in self.arms):
             raise FormatError("a saved classification must name each arm once, with a verdict. The file was altered.")
-
-    def arm(self, name: str | None) -> ArmScore:
-        """Return the arm of that name.
-
-        Raises
-        ------
-        ConfigError
-            There is none.
-        """
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        names = [arm.name for arm in self.arms]
-        raise ConfigError(f"there is no arm `{name}` in this classification. {did_you_mean(str(name), names)}")
 
     def price_of_sparsity(self) -> dict[str, list[tuple[int, ArmScore]]]:
         """Per curve (an SAE under a pooling, or a control) the arms by rising k."""

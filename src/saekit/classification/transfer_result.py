@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, FormatError, did_you_mean
-from ..measure.results import Measured, Result
+from ..measure.results import Measured
 from ..measure.tables import html_table
 from ..settings import brief
-from .settings import ALIASES
+from .arm_results import ArmsResult, ComparedArm
 
 CHANCE = ("above chance", "at chance", "below chance", "unknown")
 """Where the interval of an AUC lies, compared with 0.5; corrected for the cells of an arm (Holm)."""
@@ -37,8 +38,8 @@ class Value:
     """Number of test rows."""
     n_groups: int | None
     """Number of test groups, or None without groups."""
-    classes: dict[str, int]
-    """Rows of each class among those that judge."""
+    classes: dict[str, list[int | None]]
+    """Rows of each class in train (of the first fold; None in files of schema 1 and 2) and in test."""
     about: dict[str, Any]
     """What else is known: model, hook, SAE."""
 
@@ -67,42 +68,23 @@ class Cell:
     """One of `VERDICTS`."""
     sentence: str
     """The same in words."""
-    chosen: dict[str, Any]
-    """Settings that the inner cross-validation chose on the training rows (of the first fold)."""
+    chosen: list[dict[str, Any]]
+    """Settings that the inner cross-validation chose on the training rows, per outer fold."""
     notes: list[str]
     """What a reader must know about the fit."""
 
 
-@dataclass(frozen=True)
-class ArmTransfer:
+@dataclass(frozen=True, kw_only=True)
+class ArmTransfer(ComparedArm):
     """One way to classify, over the whole matrix; with one value the same numbers as `ArmScore`."""
 
     __repr__ = brief
 
-    name: str
-    kind: str
-    """One of ``saekit.classification.settings.KINDS``."""
-    family: str
-    """floor, words, dense, reduced, control or sae."""
-    source: str
-    """The SAE behind its features; ``dense``, ``words``, ``pixels`` or empty."""
-    pool: str
-    macro_f1: Measured
-    """Macro-F1 of classifiers of the tested value itself, mean over the diagonal."""
-    auc: Measured
-    """The same of AUC."""
     transferred: Measured | None
     """Macro-F1, mean over all other cells; None with one value."""
     transferred_auc: Measured | None
     drop: Measured | None
     """Mean drop of macro-F1."""
-    difference: Measured
-    """Macro-F1 minus that of the best dense arm: transferred macro-F1, with one value that of the diagonal."""
-    auc_difference: Measured
-    """The same of AUC."""
-    verdict: str
-    """Verdict of the difference at the margin: better, equivalent, worse, undecided; empty without dense arms. Of
-    macro-F1, or of AUC where ``settings["metric"]`` is ``auc``."""
     n_cells: int
     """Number of cells off the diagonal."""
     n_above: int
@@ -116,7 +98,7 @@ class ArmTransfer:
 
 
 @dataclass(frozen=True, repr=False)
-class Transfer(Result):
+class Transfer(ArmsResult):
     """Classifiers trained on one language, domain or SAE, tested on all the others.
 
     Everything is tested on held-out rows, the same rows for all that are compared.
@@ -132,21 +114,12 @@ class Transfer(Result):
     """
 
     KIND: ClassVar[str] = "transfer"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
     PARTS: ClassVar[tuple[str, ...]] = ("arms", "cells", "values")
 
-    data: dict[str, Any]
-    """Name and digest of the data."""
-    model: dict[str, Any]
-    """The model that read it."""
-    saes: list[dict[str, Any]]
-    """Name, digest, shape and provenance of each SAE."""
     across: str
     """What the values are: a column, or ``sae``."""
-    classes: list[str]
     values: list[Value]
-    best_dense: str | None
-    """The dense arm that all are compared with: the one with the highest inner macro-F1."""
     arms: list[ArmTransfer]
     cells: list[Cell]
     """One per arm, training value and test value, in this order."""
@@ -155,11 +128,24 @@ class Transfer(Result):
 
     @classmethod
     def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Return a file of schema 1, in which arms were ways with other names, in the layout of this one."""
-        if plain.get("schema") != 1 or "ways" not in plain:
+        """Return a file of an older schema in the layout of this one.
+
+        In schema 1 arms were ways with other names; up to schema 2 classes were named without their training rows, and
+        cells told the settings of the first fold only.
+        """
+        if plain.get("schema") not in (1, 2):
             return plain
-        plain = {**plain, "arms": [migrated(way) for way in plain["ways"]]}
-        plain["best_dense"] = next((way["name"] for way in plain.pop("ways") if way["kind"] == "dense"), None)
+        plain = dict(plain)
+        if "ways" in plain:
+            ways = plain.pop("ways")
+            plain["arms"] = [migrated(way) for way in ways]
+            plain["best_dense"] = next((way["name"] for way in ways if way["kind"] == "dense"), None)
+        plain["values"] = [
+            {**value, "classes": {name: [None, n] for name, n in value["classes"].items()}} for value in plain["values"]
+        ]
+        tested = [value["classes"] for value in plain["values"]]
+        plain["classes"] = {name: [None, sum(each[name][1] for each in tested)] for name in plain["classes"]}
+        plain["cells"] = [{**cell, "chosen": [cell["chosen"]]} for cell in plain["cells"]]
         return plain
 
     def check(self) -> None:
@@ -173,23 +159,6 @@ class Transfer(Result):
             )
 
     # ------------------------------------------------------------------ parts
-
-    def arm(self, name: str) -> ArmTransfer:
-        """Return the arm of that name; or the first one of that kind (``sae``, ``dense``, …).
-
-        Raises
-        ------
-        ConfigError
-            There is none.
-        """
-        names = [each.name for each in self.arms]
-        kinds = [each.kind for each in self.arms]
-        kind = ALIASES.get(name, name)
-        if name in names:
-            return self.arms[names.index(name)]
-        if kind in kinds:
-            return self.arms[kinds.index(kind)]
-        raise ConfigError(f"there must be an arm `{name}` in this transfer. {did_you_mean(name, names)}")
 
     def cell(self, arm: str, train: str, test: str) -> Cell:
         """Return the cell of an arm, trained on `train` and tested on `test`.
@@ -222,43 +191,28 @@ class Transfer(Result):
         n = len(self.values)
         return [numbers[row * n : (row + 1) * n] for row in range(n)]
 
-    @property
-    def verdict_metric(self) -> str:
-        """What the verdicts against dense states look at: ``macro_f1`` or ``auc``."""
-        return str(self.settings.get("metric", "macro_f1"))
-
     # ------------------------------------------------------------------ tables
 
     def table(self) -> list[list[str]]:
         """Return one line per arm, headings first."""
-        is_auc = self.verdict_metric == "auc"
-        gap = f"{'AUC' if is_auc else 'F1'} − dense"
-        minus = {arm.name: arm.auc_difference if is_auc else arm.difference for arm in self.arms}
-        ends = {name: ["–" if not each.is_defined else str(each)] for name, each in minus.items()}
-        if len(self.values) == 1:
-            lines = [["", "macro-F1", "AUC", gap, "verdict"]]
-            return lines + [
-                [arm.name, str(arm.macro_f1), str(arm.auc), *ends[arm.name], arm.verdict or "–"] for arm in self.arms
-            ]
-        lines = [["", "native F1", "transferred F1", "drop", "transferred AUC", "above chance", gap, "verdict"]]
-        return lines + [
-            [
-                arm.name, str(arm.macro_f1), _text(arm.transferred), _text(arm.drop), _text(arm.transferred_auc),
-                f"{arm.n_above} of {arm.n_cells}", *ends[arm.name], arm.verdict or "–",
-            ]
-            for arm in self.arms
-        ]  # fmt: skip
+        several = len(self.values) > 1
+        native, moved = ("native F1", list(_MOVED)) if several else ("macro-F1", ["AUC"])
+        gap = f"{'AUC' if self.verdict_metric == 'auc' else 'F1'} − dense"
+        return [["", native, *moved, gap, "verdict"], *(self._line(arm, several) for arm in self.arms)]
+
+    def _line(self, arm: ArmTransfer, several: bool) -> list[str]:
+        moved = [read(arm) for read in _MOVED.values()] if several else [str(arm.auc)]
+        gap = arm.auc_difference if self.verdict_metric == "auc" else arm.difference
+        return [arm.name, str(arm.macro_f1), *moved, str(gap) if gap.is_defined else "–", arm.verdict or "–"]
 
     def matrix_table(self, arm: str, name: str = "macro_f1") -> list[list[str]]:
         """One matrix as text: rows trained on, columns tested on. With ``auc``, ``*`` marks cells not at chance."""
-        name_of_arm = self.arm(arm).name
-        cells = {(cell.train, cell.test): cell for cell in self.cells if cell.arm == name_of_arm}
-        names = [value.name for value in self.values]
+        names, name_of_arm = [value.name for value in self.values], self.arm(arm).name
+        told = iter(cell.chance in CHANCE[::2] and name == "auc" for cell in self.cells if cell.arm == name_of_arm)
         lines = [["train ↓ test →", *names]]
         for train, numbers in zip(names, self.matrix(arm, name)):
-            marks = ["*" if name == "auc" and cells[train, test].chance in CHANCE[::2] else "" for test in names]
             shown = ["–" if number is None else f"{number:.2f}" for number in numbers]
-            lines.append([train, *(text + mark for text, mark in zip(shown, marks))])
+            lines.append([train, *(text + "*" * next(told) for text in shown)])
         return lines
 
     def sentences(self, arm: str | None = None) -> list[str]:
@@ -305,6 +259,14 @@ _RENAMED = {
     "native": "macro_f1", "native_auc": "auc", "minus_dense": "difference", "minus_dense_auc": "auc_difference",
     "against_dense": "verdict",
 }  # fmt: skip
+
+
+_MOVED: dict[str, Callable[[ArmTransfer], str]] = {
+    "transferred F1": lambda arm: _text(arm.transferred),
+    "drop": lambda arm: _text(arm.drop),
+    "transferred AUC": lambda arm: _text(arm.transferred_auc),
+    "above chance": lambda arm: f"{arm.n_above} of {arm.n_cells}",
+}
 
 
 def _text(measured: Measured | None) -> str:

@@ -70,11 +70,11 @@ class Labelled:
         mine = self.value == value
         return tuple((train[mine[train]], test[mine[test]]) for train, test in self.parts)
 
-    def counts(self) -> dict[str, list[int]]:
-        """Return the number of rows of each class in train (of the first part) and test (of all)."""
-        train = np.bincount(self.y[self.parts[0][0]], minlength=len(self.classes))
-        test = np.bincount(self.y[self.test], minlength=len(self.classes))
-        return {name: [int(train[c]), int(test[c])] for c, name in enumerate(self.classes)}
+    def counts(self, train: np.ndarray | None = None, test: np.ndarray | None = None) -> dict[str, list[int | None]]:
+        """Return the number of rows of each class in train [those of the first part] and test [those of all]."""
+        sides = (self.parts[0][0] if train is None else train, self.test if test is None else test)
+        counts = [np.bincount(self.y[rows], minlength=len(self.classes)).tolist() for rows in sides]
+        return {name: list(pair) for name, *pair in zip(self.classes, *counts)}
 
     def digest(self) -> str:
         """Return the SHA-256 over texts, classes, groups, values and parts."""

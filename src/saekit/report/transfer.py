@@ -121,7 +121,7 @@ def _values(result: Mapping[str, Any]) -> Section:
     columns = (
         ("", name), ("train rows", "n_train"), ("test rows", "n_test"),
         ("test groups", lambda value: Cell("–" if value["n_groups"] is None else f"{value['n_groups']:,}")),
-        ("test rows by class", lambda value: Cell(", ".join(f"{c}: {n:,}" for c, n in value["classes"].items()))),
+        ("test rows by class", lambda value: Cell(", ".join(f"{c}: {n[1]:,}" for c, n in value["classes"].items()))),
     )  # fmt: skip
     matched = [
         {"name": f"{value['name']} → {other}", **pair}
