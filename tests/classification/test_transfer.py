@@ -129,6 +129,22 @@ def test_lists_of_texts_labels_and_values_are_the_table(lm, sae, data, result):
         run("some.csv", model=lm, sae=sae, across=columns["lang"], **COMMON)
 
 
+def as_in_schema_2(result: Transfer) -> dict:
+    plain = result.to_json()
+    return {
+        **plain, "schema": 2, "classes": list(plain["classes"]),
+        "values": [{**v, "classes": {name: n for name, (_, n) in v["classes"].items()}} for v in plain["values"]],
+        "cells": [{**cell, "chosen": cell["chosen"][0]} for cell in plain["cells"]],
+    }  # fmt: skip
+
+
+def test_files_of_the_second_schema_still_load(result):
+    again = Transfer.from_json(as_in_schema_2(result))
+    assert (again.arms, again.cells) == (result.arms, result.cells)
+    assert again.classes == {name: [None, n] for name, (_, n) in result.classes.items()}
+    assert [sum(n for n, _ in value.classes.values()) for value in result.values] == [v.n_train for v in result.values]
+
+
 def test_renaming_the_values_moves_the_matrix(lm, sae, data, result):
     names = {"en": "zz", "fr": "aa", "xx": "mm"}
     renamed = run([{**row, "lang": names[row["lang"]]} for row in data], model=lm, sae=sae, across="lang", **COMMON)
@@ -334,6 +350,9 @@ def test_round_trip(result, tmp_path):
     assert Transfer.load(tmp_path / "transfer.json") == result
     plain = json.loads((tmp_path / "transfer.json").read_text())
     json.dumps(plain, allow_nan=False)
+    with pytest.raises(FormatError, match="seal does not fit"):
+        Transfer.from_json(plain | {"across": "x"})
+    del plain["seal"]
     with pytest.raises(FormatError, match="must hold 54 cells in order; it holds 53"):
         Transfer.from_json(plain | {"cells": plain["cells"][1:]})
     with pytest.raises(FormatError, match="unknown key `wais`"):
@@ -344,7 +363,7 @@ def test_round_trip(result, tmp_path):
     assert result.matrix("words")[0][0] == result.cell("words", "en", "en").macro_f1.value
     assert result.matrix(result.best_dense, "minus_dense") == [[None] * 3] * 3
     for call, message in (
-        (lambda: result.arm("tfdif"), "there must be an arm `tfdif`"),
+        (lambda: result.arm("tfdif"), "there is no arm `tfdif` in this transfer"),
         (lambda: result.cell("sae", "en", "de"), "`de` must be a value of `lang`"),
         (lambda: result.matrix("sae", "f1"), "a matrix must be of a known number; got `f1`"),
     ):
@@ -353,7 +372,7 @@ def test_round_trip(result, tmp_path):
 
 
 def test_a_file_of_the_first_schema_is_read(result):
-    plain = result.to_json()
+    plain = as_in_schema_2(result)
     old = {"macro_f1": "native", "auc": "native_auc", "difference": "minus_dense", "auc_difference": "minus_dense_auc",
            "verdict": "against_dense"}  # fmt: skip
     ways = [{old.get(key, key): value for key, value in arm.items()} for arm in plain.pop("arms")]

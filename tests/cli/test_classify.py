@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from saekit import SAE, load_model
-from saekit.cli import console
 from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
@@ -138,21 +136,3 @@ def test_rare_classes_can_be_left_out(call, texts, sae_folder):
     status, out, err = call(*common, "--min-rows", 5)
     assert status == 0, err
     assert "1 of 3 classes have fewer than 5 rows and were left out, 1 of 121 rows: `odd`" in out
-
-
-def test_tables_fit_the_screen(capsys, monkeypatch):
-    wide = [["arm", "macro-F1", "note"], ["a", "0.5 [0.4, 0.6]", "much to say"]]
-    tables = (wide, [line[:2] for line in wide], [["arm", "macro-F1"], ["a", "0.5"]])
-
-    def printed(columns: int) -> list[str]:
-        monkeypatch.setattr(console.shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
-        console.print_fitting(*tables)
-        return capsys.readouterr().out.splitlines()
-
-    assert printed(10)[0].split() == ["arm", "macro-F1", "note"]  # no screen: everything
-    monkeypatch.setattr(console.sys.stdout, "isatty", lambda: True, raising=False)
-    assert printed(32)[2] == "a    0.5 [0.4, 0.6]  much to say"
-    assert len(printed(32)[2]) == 32
-    assert printed(31)[2] == "a    0.5 [0.4, 0.6]"
-    assert printed(18)[2] == "a         0.5"
-    assert printed(5)[2] == "a         0.5"
