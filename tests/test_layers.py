@@ -21,7 +21,7 @@ FLOORS = {
     "kernels": 2,
     "sae": 3,
     "provenance": 4, "inputs": 4,
-    "models": 5, "store": 5,
+    "places": 5, "models": 5, "store": 5,
     "rows": 6,
     "training": 7, "matching": 7, "estimators": 7,
     "measure": 8,

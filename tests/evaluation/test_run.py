@@ -236,7 +236,7 @@ def test_json_has_the_fixed_names(evaluation):
     for name in ("fvu", "l0", "dead_fraction"):
         assert set(plain["metrics"][name]) >= {"value", "low", "high", "unit"}
     assert plain["metrics"] == plain["entries"][0]["metrics"]
-    assert (plain["kind"], plain["schema"]) == ("evaluation", 1)
+    assert (plain["kind"], plain["schema"]) == ("evaluation", 2)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def test_diverging_training_stops(tmp_path):
 def test_warnings_are_in_run_json(tmp_path):
     train([ReLU(24, l1=0.0), TopK(24, k=3)], source(), settings=TrainSettings(batch_rows=100), out=tmp_path)
     warnings = json.loads((tmp_path / "run.json").read_text())["warnings"]
-    assert any("hardly sparse" in text for text in warnings["relu-24-l1-0-seed0"])
+    told = {each["code"]: each["message"] for each in warnings}
+    assert told["hardly_sparse"].startswith("relu-24-l1-0-seed0: L0 is ")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,6 @@ def test_warnings_say_what_is_wrong(config, record, words):
     learner = initialize_learner(
         config, 0, settings, bias=torch.zeros(8), scale=None, sample=torch.ones(4, 8), device="cpu"
     )
-    found = warnings_for(learner, record)
+    found = warnings_for("a", learner, record)
     assert len(found) == len(words)
-    assert all(word in text for word, text in zip(words, found))
+    assert all(word in each.message for word, each in zip(words, found))

@@ -12,6 +12,7 @@ from ..measure.bootstrap import Estimate
 from ..measure.paired_scores import verdict
 from ..measure.results import Measured
 from ..provenance import release
+from .features import place_warnings
 from .plan import Job
 from .run import versions
 from .transfer_result import (
@@ -64,6 +65,7 @@ def transfer_of(
         arms=[_arm(judged, name, [cell for cell in cells if cell.arm == name]) for name in names],
         cells=cells,
         notes=[*plan.data.warnings, *notes, *why_auc(judged)],
+        warnings=place_warnings(plan.reader, plan.origins.values()),
     )
 
 

@@ -103,7 +103,7 @@ class Classification(Result):
     """
 
     KIND: ClassVar[str] = "classification"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
 
     name: str
     """What tables over several data sets call it."""
@@ -125,7 +125,6 @@ class Classification(Result):
     """Half the width of the interval of a difference, in the median over arms: what the test set cannot resolve."""
     arms: list[ArmScore]
     low_data: list[LowData]
-    warnings: list[str]
 
     def check(self) -> None:
         """Refuse what contradicts itself; raises `FormatError`."""
@@ -177,7 +176,7 @@ class Classification(Result):
         return lines
 
     def caption(self) -> str:
-        """Return the footnote: test size, interval method, warnings."""
+        """Return the footnote: test size, interval method."""
         data, settings = self.data, self.settings
         floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
         unit = " AUC" if settings.get("metric") == "auc" else ""
@@ -190,7 +189,6 @@ class Classification(Result):
             f"{settings['intervals']['unit']}; margin {settings['margin']:g}{unit}. * chosen by inner "
             "cross-validation.",
             resolved,
-            *(f"Note: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..inputs.labelled import read_labelled
 from ..inputs.settings import Split
 from ..matching.matching import match_latents
 from ..models.language import LanguageModel
+from ..places import warnings_on
 from ..provenance import place_of
 from ..randomness import random_order
 from ..rows.pooling import Ask, check_pool
@@ -118,7 +120,12 @@ def transfer_features(
         for i, row in enumerate(partners)
     ]
     notes = ["no dense arm: the hidden states of the models differ in width"] if is_lost else []
-    return saved(transfer_of(judge(plan, fits, progress), facts_of(named), notes=notes, about=about), out)
+    result = transfer_of(judge(plan, fits, progress), facts_of(named), notes=notes, about=about)
+    told = [
+        warnings_on([each], {**readers[id(models[i])].place(), "hook": hooks[i]}, what="the model given makes")
+        for i, each in enumerate(named)
+    ]
+    return saved(replace(result, warnings=list(dict.fromkeys(itertools.chain(*told)))), out)
 
 
 def _checked(saes: Any, model: Any, matching: Matching) -> tuple[Named, list[Any]]:

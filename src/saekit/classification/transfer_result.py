@@ -122,7 +122,7 @@ class Transfer(Result):
     """
 
     KIND: ClassVar[str] = "transfer"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
 
     data: dict[str, Any]
     """Name and digest of the data."""
@@ -267,7 +267,7 @@ class Transfer(Result):
         )
 
     def _repr_html_(self) -> str:
-        parts = [html_table(self.table(), self.caption())]
+        parts = [html_table(self.table(), self.footer())]
         shown = self.shown_arm
         if len(self.values) > 1:
             caption = f"Macro-F1 of `{shown}`: trained on the row, tested on the column."

@@ -11,7 +11,7 @@ from ..classification.settings import ClassifierSettings
 from ..errors import ConfigError
 from ..inputs.settings import Split
 from .command import command
-from .console import bare, print_facts, print_fitting, print_json, print_table, progress_bar, tell
+from .console import bare, print_facts, print_fitting, print_json, print_table, progress_bar, tell, tell_warnings
 from .options import Data, Images, Json, Model, Out, Sae, Text
 from .settings import required
 
@@ -143,6 +143,7 @@ def print_classification(result: Any) -> None:
     without = [line[:5] for line in short]  # shuffled labels: what is off chance is among the notes
     print_fitting(short, without, [[line[0], bare(line[1]), *line[2:]] for line in without])
     typer.echo(result.caption())
+    tell_warnings(result.warnings)
 
 
 @command("Use a fitted classifier, and see which latents decide.", PREDICT_HELP)
@@ -172,11 +173,14 @@ def predict(
 
         texts = list(read_texts(data, text=text or "text", columns=()).texts)
     assert texts is not None
+    told = loaded.warnings()
+    warnings = [each.to_json() for each in told]
     if explain:
         found = [loaded.explain(each) for each in texts]
         if json:
-            print_json({"predictions": [each.to_json() for each in found]})
+            print_json({"predictions": [each.to_json() for each in found], "warnings": warnings})
             return
+        tell_warnings(told)
         for each in found:
             typer.echo(f"{each.text}\n{each!r}\n")
         return
@@ -186,8 +190,9 @@ def predict(
         for each, p in zip(texts, probabilities)
     ]
     if json:
-        print_json({"predictions": rows})
+        print_json({"predictions": rows, "warnings": warnings})
         return
+    tell_warnings(told)
     for row in rows:
         typer.echo(f"{row['predicted']}\t{row['probability']:.2f}\t{row['text']}")
 

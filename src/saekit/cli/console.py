@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,13 +63,20 @@ def tell(message: str) -> None:
     typer.echo(message, err=True)
 
 
+def tell_warnings(warnings: Iterable[Any]) -> None:
+    """Print the warnings of a result on stderr, a line each."""
+    for each in warnings:
+        tell(str(each))
+
+
 def print_evaluation(result: Any) -> None:
     """Print the numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
     names = tuple(name for name in _SHOWN if name in result.metrics)
     lines = result.table(names)
     alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
     print_table([[bare(cell) if i in alone else cell for i, cell in enumerate(line)] for line in lines])
-    typer.echo(repr(result).splitlines()[-1])
+    typer.echo(result.caption())
+    tell_warnings(result.warnings)
 
 
 def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
@@ -113,6 +120,7 @@ def print_comparison(result: Any) -> None:
     """Print shared latents, equal partners and cosines of all pairs, then the chance level and the rule."""
     print_table([line[:4] for line in result.table()])
     typer.echo(result.caption())
+    tell_warnings(result.warnings)
 
 
 def print_orphans(result: Any) -> None:
@@ -120,6 +128,7 @@ def print_orphans(result: Any) -> None:
     typer.echo()
     print_table(result.table())
     typer.echo(result.caption())
+    tell_warnings(result.warnings)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import typer
 
 from ..sizes.settings import ProgressiveStudySettings
 from .command import command
-from .console import print_json, print_table, progress_bar, tell
+from .console import print_json, print_table, progress_bar, tell, tell_warnings
 from .options import Data, Json, Model, Out, Rows
 
 if TYPE_CHECKING:
@@ -72,3 +72,4 @@ def print_progressive(result: Progressive) -> None:
     for each in result.rankings:
         if each.fit is not None:
             typer.echo(f"\n{each.name}, {each.by}: exponent {each.fit.alpha}, R² {each.fit.r2:.3f}; {each.fit.verdict}")
+    tell_warnings(result.warnings)

@@ -25,7 +25,7 @@ from ..training.config import (
 )
 from ..training.settings import TrainSettings
 from .command import Setting, Table, command
-from .console import print_json, print_table, progress_bar, tell
+from .console import print_json, print_table, progress_bar, tell, tell_warnings
 from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text, Tokens
 from .settings import required
 
@@ -201,6 +201,8 @@ def _source(rows: str | None, model: str | None, texts: _Texts, tokens: int | No
 
 def _tell_result(out: str, json: bool) -> None:
     """Print the last numbers of every SAE, from the run's own record."""
+    from ..places import Warned
+
     record = read_json(Path(out) / "run.json")
     saes: list[dict[str, Any]] = [{"sae": f"{out}/{name}", **_final(record["final"][name])} for name in record["saes"]]
     if json:
@@ -210,9 +212,7 @@ def _tell_result(out: str, json: bool) -> None:
     lines += [[str(sae["sae"]), *(f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
     print_table(lines)
     tell(_time(record["seconds"]))
-    for name, found in record["warnings"].items():
-        for warning in found:
-            tell(f"warning: {name}: {warning}")
+    tell_warnings(map(Warned.from_json, record["warnings"]))
     tell(f"\nTraining batches only. Measure them: saekit evaluate {out} --model M --data D, or --rows R")
 
 

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..inputs.settings import Split
 from .classify import images_or_texts
 from .command import Setting, command
-from .console import bare, print_fitting, print_json, print_table, progress_bar, tell
+from .console import bare, print_fitting, print_json, print_table, progress_bar, tell, tell_warnings
 from .options import Data, Images, Json, Model, Out, Sae
 
 if TYPE_CHECKING:
@@ -124,4 +124,5 @@ def print_transfer(result: Transfer) -> None:
     for arm in result.arms:
         typer.echo(arm.sentence)
     for note in result.notes:
-        tell(f"note: {note}")
+        tell(f"Note: {note}")
+    tell_warnings(result.warnings)

@@ -10,10 +10,11 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..measure.bootstrap import LEVEL
-from ..measure.fidelity import SplicedModel
+from ..measure.fidelity import SplicedModel, place_warnings
 from ..measure.reconstruction import measure_saes
 from ..measure.settings import MeasureSettings
 from ..models.language import LanguageModel
+from ..places import warnings_between
 from ..provenance import library_versions, release
 from ..rows.opening import Rows, as_source, facts_of
 from ..sae.naming import Given, common_width, given_saes, named_saes
@@ -134,6 +135,7 @@ def orphans(
         fvu_difference=costs.differences.get("fvu"),
         ce_difference=costs.differences.get("ce"),
         spans=spans(values, shared, settings.ranks, latents.components, settings.seed),
+        warnings=warnings_between(named) + place_warnings(named, source, spliced),
     )
 
 

@@ -73,7 +73,7 @@ class Orphans(Result):
     """
 
     KIND: ClassVar[str] = "orphans"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
 
     rows: dict[str, Any]
     """Where the rows come from."""

@@ -125,7 +125,7 @@ class Comparison(Result):
     """
 
     KIND: ClassVar[str] = "comparison"
-    SCHEMA: ClassVar[int] = 3
+    SCHEMA: ClassVar[int] = 4
 
     rows: dict[str, Any] | None
     """``info`` of the rows; None where none were given."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError
-from ..measure.fidelity import SplicedModel, repeatable
+from ..measure.fidelity import SplicedModel, place_warnings, repeatable
 from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
 from ..models.language import LanguageModel
 from ..provenance import facts_of_sae, library_versions, release
@@ -114,6 +114,7 @@ def evaluate(
         n_rows=found.n_rows,
         language_model=found.language_model,
         entries=[_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)],
+        warnings=place_warnings(named, source, spliced),
     )
 
 

@@ -12,11 +12,12 @@ import os
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from ..errors import FormatError, did_you_mean
 from ..files import read_json, write_json
+from ..places import Warned
 from .tables import html_table, text_table
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ class Result:
     """Versions of Python and of the libraries that it ran on."""
     settings: dict[str, Any]
     """What was asked for, with the level and the source of the intervals."""
+    warnings: list[Warned] = field(default_factory=list, kw_only=True)
+    """What a reader must know before believing the numbers: SAEs on other rows than their own, say."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON: ``kind``, ``schema`` and every field."""
@@ -195,6 +198,10 @@ class Result:
         """Return the line under the table."""
         return ""
 
+    def footer(self) -> str:
+        """Return the caption and the warnings, a line each."""
+        return "\n".join([*filter(None, [self.caption()]), *map(str, self.warnings)])
+
     def to_pandas(self) -> pandas.DataFrame:
         """Return every measured quantity as a pandas data frame.
 
@@ -206,10 +213,10 @@ class Result:
         return pandas.DataFrame(list(_measured_in(self.to_json(), "")), columns=columns)
 
     def __repr__(self) -> str:
-        return text_table(self.table(), self.caption())
+        return text_table(self.table(), self.footer())
 
     def _repr_html_(self) -> str:
-        return html_table(self.table(), self.caption())
+        return html_table(self.table(), self.footer())
 
 
 def _measured_in(plain: Any, path: str) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,11 @@ class LanguageModel(PretrainedModel):
     is_causal: bool
     """True for a causal LM with its head, whose output depends on no later token: then there is a cross-entropy."""
 
+    @property
+    def info(self) -> dict[str, Any]:
+        """What every model says, and the maximum number of tokens at once."""
+        return {**super().info, "model_context": self.context}
+
 
 def read_language_model(files: ModelFiles, config: PretrainedConfig, how: Placement) -> LanguageModel:
     """Read a language model and its tokenizer.
@@ -53,6 +58,7 @@ def read_language_model(files: ModelFiles, config: PretrainedConfig, how: Placem
         context=_context(text_config, tokenizer, model),
         is_causal=is_causal and not sees_later_tokens(model),
         revision=files.revision,
+        path=files.path,
     )
 
 

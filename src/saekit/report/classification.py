@@ -39,7 +39,7 @@ def classification(result: Result) -> list[Section]:
         [Table(_COLUMNS, [_row(arm, best) for arm in arms], "", frozenset(_muted(arms)))],
         [Figure(chart, caption) for chart, caption in figures(result).values()],
     )
-    return [main, *_notes(result), *_low_data(result), _latents(result), _classes(result), _settings(result)]
+    return [main, *_low_data(result), _latents(result), _classes(result), _settings(result)]
 
 
 def _row(arm: Arm, best: set[str | None]) -> list[Cell]:
@@ -185,12 +185,6 @@ def write_classification_figures(result: Result, folder: str | os.PathLike[str])
 
 
 # ---------------------------------------------------------------------------------------------------------- the rest
-
-
-def _notes(result: Result) -> list[Section]:
-    if not result["warnings"]:
-        return []
-    return [Section("Warnings", "", [Table(("",), [[Cell(warning)] for warning in result["warnings"]])])]
 
 
 def _low_data(result: Result) -> list[Section]:

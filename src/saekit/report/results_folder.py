@@ -87,12 +87,15 @@ def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
             log["rows"].append(record.get("rows"))
             for curve in _CURVES:
                 log[curve].append(values.get(curve))
-    run = path.with_name(_RUN)
+    file = path.with_name(_RUN)
+    run = read_json(file) if file.is_file() else {}
+    warnings = run.get("warnings", [])
     return {
         "kind": "training",
         "schema": 1,
-        "run": read_json(run) if run.is_file() else {},
+        "run": run,
         "learners": learners,
+        "warnings": warnings if isinstance(warnings, list) else [],  # of older runs: texts by learner, shown with `run`
     }
 
 

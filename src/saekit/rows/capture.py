@@ -25,6 +25,7 @@ from ..models.language import LanguageModel
 from ..models.loading import load_model
 from ..models.pretrained import DTYPES, PretrainedModel, as_dtype
 from ..models.vision import VisionModel
+from ..places import without_locations
 from ..settings import Progress, check_whole, silent, suggest_keywords
 from .arrays import ArrayRows
 from .capture_images import ImageReader
@@ -256,7 +257,7 @@ class Recording:
                     out / hook.name if self.several else out,
                     sample.x.shape[1],
                     self.dtype,
-                    {**self.info(hook), **shown},
+                    {**without_locations(self.info(hook)), **shown},
                     shard_rows=self.settings.shard_rows,
                 )
             sinks.append(Sink(self.tokens, keep, writer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import NonFiniteError
+from ..places import Warned
 from . import checkpoint
 from .callbacks import Record
 from .learner import Learner
@@ -59,34 +60,37 @@ def check_weights(run: Run) -> None:
             )
 
 
-def warnings_for(learner: Learner, record: Record) -> list[str]:
-    """Return what is wrong with a learner at the end of its run, a sentence each; empty when nothing is.
+def warnings_for(name: str, learner: Learner, record: Record) -> list[Warned]:
+    """Return what is wrong with a learner at the end of its run; empty when nothing is.
 
     Parameters
     ----------
+    name
+        Name of the learner, for messages.
     learner
         After its last step.
     record
         Its last log record: `fvu`, `l0`, `dead_fraction`.
     """
-    config, found = learner.config, []
+    config, found = learner.config, {}
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
     fvu, l0, dead = (float(record[name]) for name in ("fvu", "l0", "dead_fraction"))
     if fvu >= FVU_LIMIT:
-        found.append(
+        found["no_better_than_mean"] = (
             f"FVU is {fvu:.3g}: the SAE is no better than predicting the mean row. Train longer, "
             "or lower the sparsity coefficient or the learning rate."
         )
     if dead > DEAD_LIMIT:
-        found.append(
+        found["dead_latents"] = (
             f"{dead:.0%} of the latents did not fire in the last {learner.resolved.dead_after_rows:,} rows. "
             "Use fewer latents, a larger k or aux_coefficient, or more rows."
         )
     if target and abs(l0 / target - 1) > L0_LIMIT:
-        found.append(
-            f"L0 is {l0:.3g} and should be {target:g}. Train longer"
-            + (", or raise `sparsity`." if config.arch == "jumprelu" else ".")
+        found["l0_off_target"] = f"L0 is {l0:.3g} and should be {target:g}. Train longer" + (
+            ", or raise `sparsity`." if config.arch == "jumprelu" else "."
         )
     if target is None and l0 > DENSE_LIMIT * config.n_latents:
-        found.append(f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`.")
-    return found
+        found["hardly_sparse"] = (
+            f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
+        )
+    return [Warned(code, f"{name}: {message}") for code, message in found.items()]

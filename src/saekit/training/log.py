@@ -136,6 +136,7 @@ def records_of(run: Run) -> dict[str, Record]:
             "learner": name,
             "loss": own["loss"] / n,
             "fvu": own["error"] / variance,
+            "row_variance": variance / n,
             "l0": own["fired"] / n,
             "dead_fraction": own["dead="] / learner.config.n_latents,
             "grad_norm": own["grad_norm"] / n,

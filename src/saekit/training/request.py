@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError, DataError, listed
-from ..rows.opening import Rows, source_of
+from ..places import Warned
+from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import check_whole, is_whole
@@ -39,6 +40,8 @@ class Request:
     settings: TrainSettings
     device: torch.device
     step: str
+    warnings: list[Warned] = field(default_factory=list)
+    """In what the rows are not like those of the SAEs to initialize from."""
 
     @property
     def learners(self) -> Iterator[tuple[Config, int]]:
@@ -94,14 +97,15 @@ def make_request(
     step = choose_step(settings, configs, device)
     for config, own in zip(configs, own_seeds):
         check_mutual(config, own, step)
+    given = warm_starts(start, len(names := run_names(configs, asked_seeds)))
     total_steps = total_steps_of(source, tokens, settings.batch_rows)
-    names = run_names(configs, asked_seeds)
     return Request(
         source=source,
         configs=configs,
         asked_seeds=asked_seeds,
         names=names,
-        warm_starts=warm_starts(start, len(names)),
+        warm_starts=given,
+        warnings=warnings_on_rows([*zip(names, given)], source) if given else [],
         total_steps=total_steps,
         settings=settings,
         device=device,

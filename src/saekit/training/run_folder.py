@@ -13,6 +13,7 @@ import torch
 
 from ..errors import ConfigError, FormatError, listed
 from ..files import read_json, write_json
+from ..places import place_facts
 from ..provenance import library_versions, release
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -70,7 +71,9 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
     request = run.request
     for name, sae in zip(request.names, saes, strict=True):
         save(sae, run.folder / name)
-    warnings = {name: warnings_for(learner, run.last[name]) for name, learner in run.named_learners()}
+    warnings = list(request.warnings)
+    for name, learner in run.named_learners():
+        warnings += warnings_for(name, learner, run.last[name])
     parts = {name: float(value) for name, value in seconds.items() if isinstance(value, float)}
     total = max(parts["total"], 1e-9)
     fractions = {f"{part}_fraction": value / total for part, value in parts.items() if part != "total"}
@@ -82,7 +85,7 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
         "rows_seen": run.step * request.settings.batch_rows,
         "order_digest": f"sha256:{run.order_digest}",
         "final": run.last,
-        "warnings": {name: found for name, found in warnings.items() if found},
+        "warnings": [each.to_json() for each in warnings],
         "seconds": {**parts, **fractions},
         "versions": versions(),
         "machine": {
@@ -107,15 +110,14 @@ def provenance_of(run: Run, index: int) -> dict[str, Any]:
         "rows_digest": f"sha256:{run.order_digest}",
         "versions": versions(),
         "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")},
+        "row_variance": record["row_variance"],
         **({"start": starts[index]} if starts else {}),
     }
 
 
 def source_facts(source: Source) -> dict[str, Any]:
     """Return what an SAE's provenance says about its rows."""
-    info = source.info
-    known = {key: info[key] for key in ("model", "model_digest", "hook", "layer", "data") if info.get(key) is not None}
-    return known | {"data_digest": info.get("digest")}
+    return place_facts(source.info) | {"data_digest": source.info.get("digest")}
 
 
 def versions() -> dict[str, str]:
