@@ -18,6 +18,7 @@ PACKAGE = ROOT / "src" / "saekit"
 FLOORS = {
     "errors": 0, "version": 0,
     "files": 1, "assets": 1, "randomness": 1, "settings": 1,
+    "progress": 2,
     "kernels": 2,
     "sae": 3,
     "provenance": 4, "inputs": 4,
@@ -37,7 +38,7 @@ EXCEPTIONS = {("sae", "store")}
 # Third-party packages that only some rooms may use.
 REACH = {
     "typer": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "progress"},
     "jinja2": {"report"},
     "matplotlib": {"report"},
     "transformers": {"models", "rows"},

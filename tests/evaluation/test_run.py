@@ -242,7 +242,7 @@ def test_json_has_the_fixed_names(evaluation):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plain: plain.update(schema=99), "reads up to 1. Install the newer release"),
+        (lambda plain: plain.update(schema=99), "reads up to 2. Install the newer release"),
         (lambda plain: plain.update(entris=[]), "Did you mean `entries`"),
         (lambda plain: plain["metrics"]["fvu"].update(value=0.0), "must equal those of the first entry"),
         (

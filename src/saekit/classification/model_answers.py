@@ -28,6 +28,7 @@ from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..models.pretrained import accepts
 from ..models.quiet import quiet_transformers
+from ..progress import shows_progress
 from ..provenance import library_versions, release
 from ..randomness import hashed_key, random_order
 from ..rows.tokens import Contexts, special_tokens, token_batches
@@ -357,6 +358,7 @@ class Actions(Result):
         return {"none": "answer", "tokens": "token", "characters": "character"}[self.settings["normalize"]]
 
 
+@shows_progress
 def act(
     model: str | os.PathLike[str] | LanguageModel,
     task: Task | Any,
@@ -385,7 +387,8 @@ def act(
     batch_tokens
         Tokens in one forward pass; choices do not depend on it beyond rounding.
     progress
-        Called as ``progress("answers", done, total)`` with the choices scored.
+        Called as ``progress("answers", done, total)`` with the choices scored
+        [shown on stderr; ``False``: none].
 
     Returns
     -------

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..inputs.settings import Split
 from ..places import NOTE, Warned
+from ..progress import shows_progress
 from ..provenance import library_versions, release
 from ..sae.model import SAE
 from ..sae.naming import named_saes
@@ -36,6 +37,7 @@ CLASSIFIER = "classifier"
 
 
 @suggest_keywords
+@shows_progress
 def classify(
     saes: SAE | str | os.PathLike[str] | Sequence[SAE | str | os.PathLike[str]],
     *,
@@ -44,7 +46,7 @@ def classify(
     split: Split = Split(),
     settings: ClassifierSettings = ClassifierSettings(),
     out: str | os.PathLike[str] | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Classification:
     """Classify texts or images by SAE features, compared with baselines and controls.
 
@@ -68,7 +70,7 @@ def classify(
         Output folder: ``classification.json``, the fitted classifier in ``classifier`` (of texts), fits, features. Fits
         that are there are not computed again. Figures: `saekit.report.classification.write_classification_figures`.
     progress
-        Called with the stages ``tokens`` (``images``), ``arms`` and ``scores``.
+        Called with the stages ``tokens`` (``images``), ``arms`` and ``scores`` [shown on stderr; ``False``: none].
 
     Returns
     -------
@@ -94,7 +96,7 @@ def classify(
     plan = plan_classification(
         named_saes(saes, "classify"), model=model, data=data, split=split, settings=settings, out=out
     )
-    return run_plan(plan, progress)
+    return run_plan(plan, progress or silent)
 
 
 def run_plan(plan: Plan, progress: Progress = silent) -> Classification:

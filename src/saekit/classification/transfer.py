@@ -13,6 +13,7 @@ from ..inputs.images import Images
 from ..inputs.labelled import column_of, image_keys, read_labelled
 from ..inputs.settings import Split
 from ..inputs.texts import read_texts
+from ..progress import shows_progress
 from ..provenance import facts_of_sae
 from ..sae.model import SAE
 from ..sae.naming import named_saes
@@ -30,6 +31,7 @@ Saes = SAE | str | os.PathLike[str] | Sequence[SAE | str | os.PathLike[str]]
 
 
 @suggest_keywords
+@shows_progress
 def transfer(
     saes: Saes = (),
     *,
@@ -39,7 +41,7 @@ def transfer(
     split: Split = Split(),
     settings: ClassifierSettings = ClassifierSettings(),
     out: str | os.PathLike[str] | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Transfer:
     """Train classifiers on each value of a column (a language, a domain) and test them on every other.
 
@@ -68,7 +70,7 @@ def transfer(
         Output folder: ``transfer.json``, fits, features. Fits that are there are not computed again. Figures:
         `saekit.report.transfer.write_transfer_figures`.
     progress
-        Called with the stages ``tokens`` (``images``), ``arms`` and ``scores``.
+        Called with the stages ``tokens`` (``images``), ``arms`` and ``scores`` [shown on stderr; ``False``: none].
 
     Returns
     -------
@@ -85,7 +87,7 @@ def transfer(
     """
     named = [] if isinstance(saes, list | tuple) and not saes else named_saes(saes, "transfer")
     plan = plan_classification(named, model=model, data=data, across=across, split=split, settings=settings, out=out)
-    return saved(transfer_of(judged(plan, progress), facts_of(named)), out)
+    return saved(transfer_of(judged(plan, progress or silent), facts_of(named)), out)
 
 
 def saved(result: Transfer, out: str | os.PathLike[str] | None) -> Transfer:

@@ -18,6 +18,7 @@ from ..inputs.settings import Split
 from ..matching.matching import match_latents
 from ..models.language import LanguageModel
 from ..places import warnings_on
+from ..progress import shows_progress
 from ..provenance import place_of
 from ..randomness import random_order
 from ..rows.pooling import Ask, check_pool
@@ -41,6 +42,7 @@ TextModel = str | os.PathLike[str] | LanguageModel
 
 
 @suggest_keywords
+@shows_progress
 def transfer_features(
     saes: Sequence[SAE | str | os.PathLike[str]],
     *,
@@ -50,7 +52,7 @@ def transfer_features(
     split: Split = Split(),
     settings: ClassifierSettings = ClassifierSettings(),
     out: str | os.PathLike[str] | None = None,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Transfer:
     """Train a classifier on the latents of one SAE and let it read those of another, put into its order by matching.
 
@@ -85,6 +87,7 @@ def transfer_features(
         Decoder rows of different widths: match by documents.
     """
     how = settings
+    tell = progress or silent
     named, models = _checked(saes, model, matching)
     if isinstance(data, Images):
         raise ConfigError("features are transferred between SAEs on texts; got images. Use `transfer` for them.")
@@ -98,7 +101,7 @@ def transfer_features(
         check_inner(labelled, train, seeded(how.budget, split))
     hooks = [place_of(sae, layer=how.layer, hook=how.hook, where="transfer", name=f"`{name}`") for name, sae in named]
     readers = {id(each): reader_of(each, labelled, how, out) for each in models}
-    pooled = _pooled(named, hooks, [readers[id(each)] for each in models], (pool, "dense" in kinds), progress)
+    pooled = _pooled(named, hooks, [readers[id(each)] for each in models], (pool, "dense" in kinds), tell)
     partners = match_all(named, [each["codes"] for each in pooled], labelled.parts[0][0], matching)
     names = [name for name, _ in named]
     facts = [readers[id(each)].facts for each in models]
@@ -114,13 +117,13 @@ def transfer_features(
     ]
     plan = make_plan(readers[id(models[0])], arms, {}, split=split, how=how, said=said, across="sae", out=out)
     view = _view(pooled, partners, split.seed, len(labelled))
-    fits = run_jobs(plan, lambda arms, tick: view, progress)
+    fits = run_jobs(plan, lambda arms, _: view, tell)
     about = [
         {"model": facts[i]["name"], "hook": hooks[i], "matched": {names[j]: pair.about for j, pair in row.items()}}
         for i, row in enumerate(partners)
     ]
     notes = ["no dense arm: the hidden states of the models differ in width"] if is_lost else []
-    result = transfer_of(judge(plan, fits, progress), facts_of(named), notes=notes, about=about)
+    result = transfer_of(judge(plan, fits, tell), facts_of(named), notes=notes, about=about)
     told = [
         warnings_on([each], {**readers[id(models[i])].place(), "hook": hooks[i]}, what="the model given makes")
         for i, each in enumerate(named)

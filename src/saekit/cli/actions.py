@@ -8,7 +8,7 @@ import typer
 
 from ..errors import ConfigError
 from .command import Setting, command
-from .console import print_json, print_table, progress_bar, tell
+from .console import print_json, print_table, progress_of, tell
 from .options import Data, Json, Model, Out, Text
 
 HELP = """Let a language model choose answers, and record what it chose and whether it was right.
@@ -75,7 +75,7 @@ def actions(
         )
     else:
         asked = read_task(task, text=text, choices=choices_column, answer=answer_column, split=split, limit=questions)
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         result = act(model, asked, normalize=normalize, joint=joint, batch_tokens=batch_tokens, progress=progress)
     result.save(out)
     if json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..errors import ConfigError
 from ..rows.settings import CaptureSettings
 from .command import Setting, command
-from .console import print_facts, print_json, progress_bar, tell
+from .console import print_facts, print_json, progress_of, tell
 from .options import Data, Hook, Images, Json, Layer, Model, Out, Text, Tokens
 from .settings import required
 
@@ -55,7 +55,7 @@ def capture(
     if (layer is None) == (hook is None):
         raise ConfigError("exactly one of --layer and --hook must be given: where in the model the rows come from.")
     assert model is not None
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         loaded = load_model(model, vision=images is not None, **settings.placement)
         source: Any = data if images is None else read_images(images, image=image, split=settings.split, limit=limit)
         rows = run(

@@ -11,7 +11,7 @@ from ..classification.settings import ClassifierSettings
 from ..errors import ConfigError
 from ..inputs.settings import Split
 from .command import command
-from .console import bare, print_facts, print_fitting, print_json, print_table, progress_bar, tell, tell_warnings
+from .console import bare, print_facts, print_fitting, print_json, print_table, progress_of, tell, tell_warnings
 from .options import Data, Images, Json, Model, Out, Sae, Text
 from .settings import required
 
@@ -92,7 +92,7 @@ def classify(
     if missing:
         _missing(plan, json)
         return
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         result = run_plan(plan, progress)
     if out is not None:
         from ..report.classification import write_classification_figures

@@ -12,7 +12,7 @@ from ..errors import ConfigError, DataError
 from ..rows.origin import OriginSettings
 from ..settings import Progress
 from .command import command
-from .console import print_comparison, print_json, print_orphans, progress_bar, tell
+from .console import print_comparison, print_json, print_orphans, progress_of, tell
 from .options import Data, Json, Model, Out, Rows
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def compare(
         raise ConfigError(
             f"at least two SAEs must be given; got `{paths[0]}` alone. Name another, or a run with several."
         )
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         found, lonely = None, None
         if rows is not None or model is not None or orphans:
             found = find_rows(

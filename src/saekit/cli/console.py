@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import typer
 
-from ..settings import Progress, silent
+from ..progress import DELAY, show_progress
+from ..settings import Progress
 
 
 def print_json(value: Any) -> None:
@@ -131,50 +131,6 @@ def print_orphans(result: Any) -> None:
     tell_warnings(result.warnings)
 
 
-@contextmanager
-def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
-    """Show bars on stderr, one per stage; without a terminal a line at the end of each stage."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if quiet:
-        yield silent
-    elif console.is_terminal:
-        with _bars(console) as progress:
-            yield progress
-    else:
-        yield _lines()
-
-
-@contextmanager
-def _bars(console: Any) -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
-    with Bars(*columns, console=console) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, note=note)
-            bars.update(tasks[stage], completed=done, total=total, note=note)
-
-        yield progress
-
-
-def _lines() -> Progress:
-    since = [time.monotonic()]  # the end of the stage before
-    ended: set[str] = set()
-
-    def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
-        if total is not None and done >= total and stage not in ended:
-            ended.add(stage)
-            now = time.monotonic()
-            tell(f"{stage}: {done:,} in {now - since[0]:.1f} s{f'   {note}' if note else ''}")
-            since[0] = now
-
-    return progress
+def progress_of(json: bool) -> AbstractContextManager[Progress]:
+    """Show progress on stderr; with JSON only of work that takes longer than a moment."""
+    return show_progress(delay=DELAY if json else 0.0)

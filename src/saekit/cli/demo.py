@@ -12,7 +12,7 @@ import typer
 from ..settings import Progress
 from .classify import print_classification
 from .command import command
-from .console import print_comparison, print_curve, print_evaluation, print_json, progress_bar, tell
+from .console import print_comparison, print_curve, print_evaluation, print_json, progress_of, tell
 from .options import Json
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def demo(
     from ..report.results_folder import collect
 
     begun = time.monotonic()
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         answers = run(out, model=model, data=data, size=SHORT if short else FULL, progress=progress)
     page = write(collect(out), out, title="saekit demo")
     seconds = time.monotonic() - begun

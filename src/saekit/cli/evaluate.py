@@ -7,7 +7,7 @@ from typing import Annotated
 from ..errors import ConfigError
 from ..evaluation.settings import EvaluationSettings
 from .command import Setting, command
-from .console import print_evaluation, print_json, progress_bar, tell
+from .console import print_evaluation, print_json, progress_of, tell
 from .options import Data, Json, Model, Out, Rows, Saes
 
 HELP = """Measure SAEs on rows, each compared with an untrained SAE and PCA, with confidence intervals from resampled
@@ -44,7 +44,7 @@ def evaluate(
 
     if rows is None and (model is None or data is None):
         raise ConfigError("either --rows, or --model and --data, must be given: what the SAEs are measured on.")
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         result = run(
             sae_paths(sae),
             rows,

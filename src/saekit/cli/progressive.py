@@ -8,7 +8,7 @@ import typer
 
 from ..sizes.settings import ProgressiveStudySettings
 from .command import command
-from .console import print_json, print_table, progress_bar, tell, tell_warnings
+from .console import print_json, print_table, progress_of, tell, tell_warnings
 from .options import Data, Json, Model, Out, Rows
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def progressive(
     """Compare small SAEs."""
     from ..sizes.run import study_progressive
 
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         result = study_progressive(run, rows, sizes=sizes, model=model, data=data, settings=settings, progress=progress)
     if out is not None:
         result.save(out / "progressive.json")

@@ -8,7 +8,7 @@ import typer
 
 from ..sizes.settings import PruningStudySettings
 from .command import command
-from .console import print_curve, print_json, progress_bar, tell, tell_warnings
+from .console import print_curve, print_json, progress_of, tell, tell_warnings
 from .options import Data, Json, Model, Out, Rows
 
 HELP = """Rank the latents of an SAE, keep the most important ones, and measure every size.
@@ -50,7 +50,7 @@ def prune(
     """Prune an SAE to several sizes."""
     from ..sizes.run import study_pruning
 
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         found = study_pruning(
             sae, rows, sizes=sizes, by=by, model=model, data=data, settings=settings, progress=progress
         )

@@ -25,7 +25,7 @@ from ..training.config import (
 )
 from ..training.settings import TrainSettings
 from .command import Setting, Table, command
-from .console import print_json, print_table, progress_bar, tell, tell_warnings
+from .console import print_json, print_table, progress_of, tell, tell_warnings
 from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text, Tokens
 from .settings import required
 
@@ -104,7 +104,7 @@ def train(
 
     wanted = _configs(_Asked(arch, latents, k), config, configs)
     source = _source(rows, model, _Texts(data, layer, hook, text), tokens, stream)
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         run(
             wanted,
             source,

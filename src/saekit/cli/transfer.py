@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..inputs.settings import Split
 from .classify import images_or_texts
 from .command import Setting, command
-from .console import bare, print_fitting, print_json, print_table, progress_bar, tell, tell_warnings
+from .console import bare, print_fitting, print_json, print_table, progress_of, tell, tell_warnings
 from .options import Data, Images, Json, Model, Out, Sae
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def transfer(
         settings = replace(settings, budget=replace(settings.budget, C=C))
     first, second = sae_paths(saes), sae_paths(to or [])
     common: dict[str, Any] = {"data": source, "split": split, "settings": settings, "out": out}
-    with progress_bar(quiet=json) as progress:
+    with progress_of(json) as progress:
         if to:
             models = [model] * len(first) + [to_model or model] * len(second)
             result = across_saes([*first, *second], model=models, matching=matching, **common, progress=progress)

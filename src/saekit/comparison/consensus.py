@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..measure.importance import importance
 from ..places import RECORDED, Warned, warn, warnings_between
+from ..progress import shows_progress
 from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -38,6 +39,7 @@ CHUNK = 256
 
 
 @suggest_keywords
+@shows_progress
 def consensus(
     saes: Given | Sequence[Given],
     rows: Rows | None = None,
@@ -64,7 +66,7 @@ def consensus(
     settings
         The size, what is pooled, what it is filled up with, the refit.
     progress
-        Called as ``progress(stage, done, total)``.
+        Called as ``progress(stage, done, total)`` [shown on stderr; ``False``: none].
 
     Returns
     -------

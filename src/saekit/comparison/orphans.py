@@ -15,6 +15,7 @@ from ..measure.reconstruction import measure_saes
 from ..measure.settings import MeasureSettings
 from ..models.language import LanguageModel
 from ..places import warnings_between
+from ..progress import shows_progress
 from ..provenance import library_versions, release
 from ..rows.opening import Rows, as_source, facts_of
 from ..sae.naming import Given, common_width, given_saes, named_saes
@@ -37,6 +38,7 @@ from .subspaces import spans
 
 
 @suggest_keywords
+@shows_progress
 def orphans(
     saes: Given | Sequence[Given],
     rows: Rows,
@@ -63,7 +65,7 @@ def orphans(
     settings
         How many rows and tokens, which ranks of subspaces.
     progress
-        Called as ``progress(stage, done, total)``.
+        Called as ``progress(stage, done, total)`` [shown on stderr; ``False``: none].
 
     Returns
     -------

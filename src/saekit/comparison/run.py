@@ -15,6 +15,7 @@ from ..matching.shared import SharedRule
 from ..measure.bootstrap import LEVEL
 from ..measure.results import Measured
 from ..places import Warned, warnings_between
+from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
@@ -31,6 +32,7 @@ from .stability import alignment, check_local, counted_others, local_folder, wit
 
 
 @suggest_keywords
+@shows_progress
 def compare(
     saes: Given | Sequence[Given],
     rows: Rows | None = None,
@@ -59,7 +61,8 @@ def compare(
     settings
         The threshold, the controls, how many rows.
     progress
-        Called as ``progress(stage, done, total)`` with the stages ``"match"`` (matchings) and ``"rows"``.
+        Called as ``progress(stage, done, total)`` with the stages ``"match"`` (matchings) and ``"rows"``
+        [shown on stderr; ``False``: none].
 
     Returns
     -------

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..measure.fidelity import SplicedModel, place_warnings, repeatable
 from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
 from ..models.language import LanguageModel
+from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..rows.opening import Rows, as_source, check_row_width
 from ..rows.stream import stream
@@ -26,6 +27,7 @@ from .settings import MODEL_ROWS, EvaluationSettings
 
 
 @suggest_keywords
+@shows_progress
 def evaluate(
     saes: Given | Sequence[Given],
     rows: Rows | None = None,
@@ -57,7 +59,8 @@ def evaluate(
     settings
         How many rows and tokens, where in the model, which controls, how many resamples.
     progress
-        Called as ``progress(stage, done, total)`` with the stages ``"rows"`` and ``"tokens"``.
+        Called as ``progress(stage, done, total)`` with the stages ``"rows"`` and ``"tokens"``
+        [shown on stderr; ``False``: none].
 
     Returns
     -------

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..progress import shows_progress
 from ..settings import Progress
 from .assignment import COARSEST, FINEST, Graph, Solution, row_prices, solve
 from .top_cosines import Directions, best, best_both_ways, cosines, reach, scattered
@@ -85,6 +86,7 @@ class Matching:
         )
 
 
+@shows_progress
 def match_latents(a: Tensor, b: Tensor, *, progress: Progress | None = None) -> Matching:
     """Pair the rows of two matrices one to one so that the sum of their cosines is largest, and prove it.
 
@@ -98,7 +100,8 @@ def match_latents(a: Tensor, b: Tensor, *, progress: Progress | None = None) -> 
         ``[n_a, d]`` and ``[n_b, d]``: decoder or encoder rows; they need not have unit length. A zero row has cosine
         0 with everything. The products run where `a` is.
     progress
-        Called as ``progress("match", done, total)`` with the rows of products computed; the total is not known.
+        Called as ``progress("match", done, total)`` with the rows of products computed; the total is not known
+        [shown on stderr; ``False``: none].
 
     Returns
     -------

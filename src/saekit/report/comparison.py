@@ -8,7 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from . import charts
-from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell, number
+from .parts import (
+    Cell,
+    Figure,
+    Section,
+    Table,
+    count_cell,
+    facts,
+    measured_cell,
+    number,
+    number_cell,
+    settings_section,
+    table_of,
+    tables_of,
+)
 
 _COLUMNS = (
     "", "shared", "partners equal", "cosine decoder", "cosine encoder", "largest cosine", "shared, alive",
@@ -63,25 +76,19 @@ def _many(result: Mapping[str, Any]) -> list[Section]:
 
 def _law(law: Mapping[str, Any]) -> Table:
     """Show both fits of the fraction of latents that only one SAE has."""
-    rows = [
-        [
-            Cell(name),
-            *(measured_cell(law[key]) if key else Cell("0") for key in keys),
-            *(Cell(number(law[key]), law[key], is_number=True) for key in errors),
-        ]
-        for name, keys, errors in (
-            ("with offset", ("amplitude", "exponent", "offset"), ("error", "held_out")),
-            ("without", ("plain_amplitude", "plain_exponent", None), ("plain_error", "plain_held_out")),
-        )
+    fits = [
+        {"name": "with offset", **law},
+        {"name": "without", "offset": "0", **{key[6:]: law[key] for key in law if key.startswith("plain_")}},
     ]
-    heads = ("", "amplitude", "exponent", "offset", "error", "error at the last")
+    columns = [(name, name) for name in ("amplitude", "exponent", "offset")]
+    columns = [("", "name"), *columns, ("error", "error"), ("error at the last", "held_out")]
     verdicts = {"offset": "an offset: some latents no further seed would find", "no offset": "no offset"}
     caption = (
         "fraction = amplitude × number^-exponent + offset; the points speak for "
         f"{verdicts.get(law['verdict'], 'neither')}. Error at the last: at the full number of SAEs, predicted from "
         "fewer."
     )
-    return Table(heads, rows, caption)
+    return table_of(fits, columns, caption=caption)
 
 
 def _concepts(groups: Mapping[str, Any]) -> Table:
@@ -219,39 +226,26 @@ def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def orphans(result: Mapping[str, Any]) -> list[Section]:
     """Show properties of orphans compared with those of shared latents, the cost of ablating them, what they span."""
-    properties = [
-        [
-            Cell(each["name"], note=each["meaning"]),
-            *(measured_cell(each[name], where=each["name"]) for name in ("orphans", "shared", "auc")),
-            _p(each["p"]),
-            measured_cell(each["auc_matched"], where=each["name"]),
-            _p(each["p_matched"]),
-        ]
-        for each in result["properties"]
+    heads = (
+        ("", lambda each: Cell(each["name"], note=each["meaning"])), ("orphans (median)", "orphans"),
+        ("shared (median)", "shared"), ("AUC", "auc"), ("p", lambda each: _p(each["p"])),
+        ("AUC, equal frequency", "auc_matched"), ("p", lambda each: _p(each["p_matched"])),
+    )  # fmt: skip
+    costs = (
+        ("ablated", "latents"), ("how many", lambda each: number_cell(each["n_latents"])), ("rise of FVU", "fvu"),
+        ("rise of cross-entropy", "ce"),
+    )  # fmt: skip
+    spans = (
+        ("rank", lambda each: Cell(str(each["rank"]), each["rank"], is_number=True)), ("orphans", "orphans"),
+        ("shared", "shared"), ("random", "null"), ("orphans | rows", "rows"),
+    )  # fmt: skip
+    above = "AUC: the chance that an orphan has more of it; 0.5 is no difference."
+    caption = "Mean squared cosine of the principal angles between what latents of two seeds span."
+    tables = [
+        table_of(result["properties"], heads, caption=above),
+        *tables_of(result["silenced"], costs),
+        *tables_of(result["spans"], spans, caption=caption),
     ]
-    costs = [
-        [
-            Cell(each["latents"]),
-            Cell(number(each["n_latents"]), each["n_latents"], is_number=True),
-            measured_cell(each["fvu"]),
-            measured_cell(each["ce"]),
-        ]
-        for each in result["silenced"]
-    ]
-    spans = [
-        [
-            Cell(str(each["rank"]), each["rank"], is_number=True),
-            *(measured_cell(each[name]) for name in ("orphans", "shared", "null", "rows")),
-        ]
-        for each in result["spans"]
-    ]
-    heads = ("", "orphans (median)", "shared (median)", "AUC", "p", "AUC, equal frequency", "p")
-    tables = [Table(heads, properties, "AUC: the chance that an orphan has more of it; 0.5 is no difference.")]
-    if costs:
-        tables.append(Table(("ablated", "how many", "rise of FVU", "rise of cross-entropy"), costs))
-    if spans:
-        caption = "Mean squared cosine of the principal angles between what latents of two seeds span."
-        tables.append(Table(("rank", "orphans", "shared", "random", "orphans | rows"), spans, caption))
     chart = charts.intervals([(each["name"], each["auc"], False) for each in result["properties"]], x="AUC")
     main = Section(
         "What orphans are",
@@ -334,30 +328,24 @@ def _null(name: str, null: Mapping[str, Any]) -> list[Cell]:
 
 
 def _proofs(result: Mapping[str, Any]) -> Section:
-    rows = [
-        [
-            Cell(f"{pair['first']} | {pair['second']}, {side}"),
-            *map(_cell, ("objective", "dual", "gap"), [pair[side]] * 3),
-        ]
+    proofs = [
+        {"name": f"{pair['first']} | {pair['second']}, {side}", **pair[side]["certificate"]}
         for pair in result["pairs"]
         for side in ("decoder", "encoder")
     ]
+    columns = (
+        ("", "name"), ("sum of cosines", lambda each: number_cell(each["objective"], ".9g")),
+        ("dual bound", lambda each: number_cell(each["dual"], ".9g")),
+        ("gap", lambda each: number_cell(each["gap"], ".1e")),
+    )  # fmt: skip
     return Section(
         "How exact the matching is",
         "No one-to-one matching has a sum of cosines above the dual bound.",
-        [Table(("", "sum of cosines", "dual bound", "gap"), rows)],
+        [table_of(proofs, columns)],
         is_folded=True,
     )
 
 
-def _cell(name: str, side: Mapping[str, Any]) -> Cell:
-    value = side["certificate"][name]
-    return Cell(f"{value:.1e}" if name == "gap" else f"{value:.9g}", value, is_number=True)
-
-
 def _settings(result: Mapping[str, Any]) -> Section:
-    tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings of the comparison.")]
-    tables += [facts(result["rows"], caption="The rows.")] if result["rows"] else []
-    tables.append(facts(result["versions"], caption="Versions."))
-    tables += [facts(each["sae"], caption=f"The SAE {each['name']}.") for each in result["saes"]]
-    return Section("Settings and provenance of the comparison", "", tables, is_folded=True)
+    saes = {each["name"]: each["sae"] for each in result["saes"]}
+    return settings_section("comparison", result, {"The rows.": result["rows"]}, saes)

@@ -9,7 +9,7 @@ from typing import Any
 from ..measure.metrics import METRICS
 from . import charts
 from .metric_tables import MAIN_METRICS, heading, metric_row
-from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell, number
+from .parts import Cell, Figure, Section, Table, measured_cell, number, settings_section, table_of
 
 
 def evaluation(result: Mapping[str, Any]) -> list[Section]:
@@ -87,14 +87,13 @@ def _density(entries: Sequence[Mapping[str, Any]]) -> Section:
         edges, counts = density["log10_edges"], density["counts"]
         middles = [(low + high) / 2 for low, high in pairwise(edges)]
         series[entry["name"]] = (middles, counts[: len(middles)])
-        rows.append(
-            [Cell(entry["name"]), count_cell(density["dead"]), count_cell(sum(counts)), count_cell(density["n_rows"])]
-        )
+        rows.append({"name": entry["name"], "alive": sum(counts), **density})
+    columns = (("", "name"), ("dead latents", "dead"), ("alive latents", "alive"), ("rows seen", "n_rows"))
     return Section(
         "How often latents fire",
         "Latents by the fraction of rows on which they fire. Far right are those that are nearly always on; "
         "the dead are in no bin.",
-        [Table(("", "dead latents", "alive latents", "rows seen"), rows)],
+        [table_of(rows, columns)],
         [Figure(charts.lines(series, x="log10 of the fraction of rows", y="latents", steps=True), "Latents per bin.")],
     )
 
@@ -115,10 +114,6 @@ def _meaning(name: str) -> list[Cell]:
 
 
 def _settings(result: Mapping[str, Any]) -> Section:
-    tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings of the evaluation.")]
-    tables.append(facts(result["rows"], caption="The rows."))
-    if result["language_model"]:
-        tables.append(facts(result["language_model"], caption="The language model."))
-    tables.append(facts(result["versions"], caption="Versions."))
-    tables += [facts(entry["sae"], caption=f"The SAE {entry['name']}.") for entry in result["entries"]]
-    return Section("Settings and provenance", "", tables, is_folded=True)
+    others = {"The rows.": result["rows"], "The language model.": result["language_model"]}
+    saes = {entry["name"]: entry["sae"] for entry in result["entries"]}
+    return settings_section("evaluation", result, others, saes)

@@ -5,32 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .parts import Cell, Section, Table, facts, measured_cell, number
+from .parts import Cell, Section, number, number_cell, settings_section, table_of
+
+_COLUMNS = (
+    ("target", lambda result: Cell(str(result["target"].get("model")))),
+    ("task", lambda result: Cell(f"{result['task'].get('kind')} of {result['task'].get('name')}")),
+    ("questions", lambda result: Cell(number(result["n_questions"]), result["n_questions"], is_number=True)),
+    ("accuracy", "accuracy"),
+    ("chance", lambda result: number_cell(result["chance"])),
+    ("answers by position", lambda result: Cell(", ".join(f"{n:,}" for n in result["most_chosen"].values()))),
+)
 
 
 def actions(result: Mapping[str, Any]) -> list[Section]:
     """Show accuracy compared with chance, answers by position, settings."""
-    task = result["task"]
-    row = [
-        Cell(str(result["target"].get("model"))),
-        Cell(f"{task.get('kind')} of {task.get('name')}"),
-        Cell(number(result["n_questions"]), result["n_questions"], is_number=True),
-        measured_cell(result["accuracy"], where="accuracy"),
-        Cell(number(result["chance"]), result["chance"], is_number=True),
-        Cell(", ".join(f"{count:,}" for count in result["most_chosen"].values())),
-    ]
-    columns = ("target", "task", "questions", "accuracy", "chance", "answers by position")
     main = Section(
         "What a model did on a task",
         "The answer with the largest log-probability after the text is taken. The records are a data set: the features "
         "of another model may predict what this one does. A model that prefers one position does not read "
         "the question.",
-        [Table(columns, [row])],
+        [table_of([result], _COLUMNS)],
     )
-    tables = [
-        facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings."),
-        facts(result["target"], caption="The target."),
-        facts(task, caption="The task."),
-        facts(result["versions"], caption="Versions."),
-    ]
-    return [main, Section("Settings and provenance of the actions", "", tables, is_folded=True)]
+    return [main, settings_section("actions", result, {"The target.": result["target"], "The task.": result["task"]})]

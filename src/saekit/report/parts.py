@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,59 @@ def text_cell(value: Any) -> Cell:
     if isinstance(value, list | tuple):
         return Cell(", ".join(str(item) for item in value))
     return Cell("–" if value is None else str(value))
+
+
+Column = str | Callable[[Any], Cell]
+"""What a column shows of an item: the value under a key, or the cell that a function makes."""
+
+
+def table_of(
+    items: Sequence[Any],
+    columns: Sequence[tuple[str, Column]],
+    *,
+    caption: str = "",
+    is_muted: Callable[[Any], bool] = lambda _: False,
+) -> Table:
+    """Return a table with a row per item, from headings with what stands below them."""
+    shown = [show if callable(show) else _keyed(show) for _, show in columns]
+    rows = [[show(each) for show in shown] for each in items]
+    muted = frozenset(place for place, each in enumerate(items) if is_muted(each))
+    return Table([heading for heading, _ in columns], rows, caption, muted)
+
+
+def _keyed(key: str) -> Callable[[Any], Cell]:
+    return lambda item: cell_of(item[key], where=key)
+
+
+def tables_of(items: Sequence[Any], columns: Sequence[tuple[str, Column]], *, caption: str = "") -> list[Table]:
+    """Return the same as the tables of a section: none where there are no items."""
+    return [table_of(items, columns, caption=caption)] if items else []
+
+
+def cell_of(value: Any, *, where: str = "result") -> Cell:
+    """Return a cell for what stands in the JSON: a measured quantity, a number, text, or nothing (``–``)."""
+    if value is None or isinstance(value, Mapping):
+        return measured_cell(value, where=where)
+    if isinstance(value, str):
+        return Cell(value or "–")
+    return count_cell(value) if isinstance(value, int) else number_cell(value)
+
+
+def number_cell(value: float | None, spec: str = "") -> Cell:
+    """Return a cell with a number that has no interval; ``–`` for none."""
+    text = number(value) if value is None or not spec else format(value, spec)
+    return Cell(text, value, is_number=True)
+
+
+def settings_section(
+    what: str, result: Mapping[str, Any], others: Mapping[str, Any], saes: Mapping[str, Any] | None = None
+) -> Section:
+    """Return settings and provenance of a result, folded; `others` are further facts by their captions."""
+    tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption=f"Settings of the {what}.")]
+    tables += [facts(each, caption=caption) for caption, each in others.items() if each]
+    tables.append(facts(result["versions"], caption="Versions."))
+    tables += [facts(each, caption=f"The SAE {name}.") for name, each in (saes or {}).items()]
+    return Section(f"Settings and provenance of the {what}", "", tables, is_folded=True)
 
 
 def facts(settings: Mapping[str, Any], *, caption: str = "") -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 from ..measure.metrics import METRICS
 from . import charts
 from .metric_tables import MAIN_METRICS, heading, metric_row
-from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell, number
+from .parts import Cell, Figure, Section, Table, facts, measured_cell, number, number_cell, tables_of
 
 _LATENTS = (
     "description_length", "purity", "purity_chance", "detection", "ring_purity", "ring_detection", "parent_cosine",
@@ -41,15 +41,13 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
     """Show every way of getting a small SAE: curves, differences, power laws."""
     curves = result["curves"]
     names = list(dict.fromkeys(point["name"] for point in curves))
-    measured = {name for point in curves for name, each in point.items() if _has_value(each)}
-    shown = [name for name in (*MAIN_METRICS, "rsa", "cka", *_LATENTS) if name in measured]
+    shown = _with_values(curves, (*MAIN_METRICS, "rsa", "cka", *_LATENTS))
     figures = []
     for metric in ("fvu", "ce_sae", "rsa", "detection", "shared"):
-        by_name: dict[str, list[tuple[int, Mapping[str, Any]]]] = {name: [] for name in names}
-        for point in curves:
-            if metric in point:
-                by_name[point["name"]].append((point["size"], point[metric]))
-        figures += _along_sizes(by_name, metric)
+        of_metric = {name: [p for p in curves if p["name"] == name and metric in p] for name in names}
+        figures += _along_sizes(
+            {name: [(p["size"], p[metric]) for p in points] for name, points in of_metric.items()}, metric
+        )
     figures += _trade_off(curves, names)
     rows = [metric_row(f"{point['name']}, {point['size']:,}", point, shown) for point in curves]
     columns = ["", *(heading(name) for name in shown)]
@@ -89,38 +87,32 @@ def _trade_off(curves: Sequence[Mapping[str, Any]], names: Sequence[str]) -> lis
     return [Figure(charts.lines(series, x="FVU", y="detection (AUC)"), caption)] if series else []
 
 
+def _with_values(curves: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    return [name for name in names if any(_has_value(point.get(name)) for point in curves)]
+
+
 def _has_value(measured: Any) -> bool:
     return isinstance(measured, Mapping) and measured["value"] is not None
 
 
 def _paired(differences: Sequence[Mapping[str, Any]]) -> Section:
-    rows = [
-        [
-            Cell(f"{each['name']} − {each['minus']}"),
-            Cell(each["metric"]),
-            count_cell(each["size"]),
-            measured_cell(each["difference"], where=f"{each['name']} − {each['minus']}"),
-            Cell(each["verdict"]),
-        ]
-        for each in differences
-    ]
-    columns = ("difference", "metric", "latents", "value", "better")
-    return Section("Differences, paired by seed", "", [Table(columns, rows)] if rows else [])
+    columns = (
+        ("difference", lambda each: Cell(f"{each['name']} − {each['minus']}")), ("metric", "metric"),
+        ("latents", "size"), ("value", "difference"), ("better", "verdict"),
+    )  # fmt: skip
+    return Section("Differences, paired by seed", "", tables_of(differences, columns))
 
 
 def _power_laws(rankings: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping[str, Any]]) -> Section:
+    columns = (
+        ("", lambda each: Cell(f"{each['name']}: {each['by']}")),
+        ("exponent (line)", lambda each: measured_cell(each["fit"]["alpha"], where="alpha")),
+        ("R²", lambda each: number_cell(each["fit"]["r2"])),
+        ("exponent (likelihood)", lambda each: measured_cell(each["fit"]["alpha_likelihood"])),
+        ("against log-normal", lambda each: _rival(each["fit"]["rivals"][0])),
+        ("against exponential", lambda each: _rival(each["fit"]["rivals"][1])),
+    )
     fitted = [each for each in (*rankings, *spectra) if each["fit"] is not None]
-    rows = [
-        [
-            Cell(f"{each['name']}: {each['by']}"),
-            measured_cell(each["fit"]["alpha"], where="alpha"),
-            Cell(number(each["fit"]["r2"]), each["fit"]["r2"], is_number=True),
-            measured_cell(each["fit"]["alpha_likelihood"], where="alpha_likelihood"),
-            *(Cell(f"{rival['verdict']} (p {rival['p']:.2g})") for rival in each["fit"]["rivals"]),
-        ]
-        for each in fitted
-    ]
-    columns = ("", "exponent (line)", "R²", "exponent (likelihood)", "against log-normal", "against exponential")
     figures = [
         Figure(
             charts.lines(_falling(group), x="log10 of the rank", y=f"log10 of the {title}"),
@@ -129,7 +121,11 @@ def _power_laws(rankings: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping
         for group, title in ((rankings, "score of the latent"), (spectra, "eigenvalue"))
         if group
     ]
-    return Section("Does importance fall as a power law?", "", [Table(columns, rows)] if rows else [], figures)
+    return Section("Does importance fall as a power law?", "", tables_of(fitted, columns), figures)
+
+
+def _rival(rival: Mapping[str, Any]) -> Cell:
+    return Cell(f"{rival['verdict']} (p {rival['p']:.2g})")
 
 
 def _falling(group: Sequence[Mapping[str, Any]]) -> dict[str, charts.Series]:

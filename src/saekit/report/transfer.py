@@ -9,24 +9,36 @@ from typing import Any
 
 from ..classification.transfer_result import Transfer
 from . import charts
-from .parts import Cell, Figure, Section, Table, count_cell, facts, measured_cell
+from .classification import is_baseline
+from .parts import Cell, Figure, Section, Table, measured_cell, number_cell, settings_section, table_of, tables_of
 
-_AT_CHANCE = "at chance"
+_ALONE = (("native F1", "macro_f1"), ("native AUC", "auc"))
+_MOVED = (
+    ("transferred F1", "transferred"), ("drop", "drop"), ("transferred AUC", "transferred_auc"),
+    ("above chance", lambda arm: _count(arm, "n_above")), ("at chance", lambda arm: _count(arm, "n_at")),
+)  # fmt: skip
+_AGAINST_DENSE = (("F1 − dense", "difference"), ("AUC − dense", "auc_difference"), ("against dense", "verdict"))
 
 
 def transfer(result: Mapping[str, Any]) -> list[Section]:
     """Show the classifiers over the whole matrix, heat maps, cells in words, settings."""
     result = Transfer.migrate(dict(result))
     several = len(result["values"]) > 1
+    columns = [("", _name), *_ALONE, *(_MOVED if several else ()), *_AGAINST_DENSE]
+    main = Section(
+        f"Transfer across `{result['across']}`" if several else "Classification",
+        _intro(result, several),
+        [
+            table_of(result["arms"], columns, is_muted=is_baseline),
+            table_of(result["arms"], [("in words", "sentence")]),
+        ],
+        [Figure(chart, caption) for chart, caption in figures(result).values()],
+    )
+    return [main, *([_pairs(result)] if several else []), _values(result), _settings(result)]
+
+
+def _intro(result: Mapping[str, Any], several: bool) -> str:
     settings = result["settings"]
-    rows = [_arm(arm, several) for arm in result["arms"]]
-    muted = frozenset(i for i, arm in enumerate(result["arms"]) if arm["family"] in ("floor", "control"))
-    columns: tuple[str, ...] = ("", "native F1", "native AUC", "F1 − dense", "AUC − dense", "against dense")
-    if several:
-        columns = (
-            "", "native F1", "native AUC", "transferred F1", "drop", "transferred AUC", "above chance", "at chance",
-            "F1 − dense", "AUC − dense", "against dense",
-        )  # fmt: skip
     unit = "groups" if any(value["n_groups"] for value in result["values"]) else "rows"
     decides = "AUC" if settings.get("metric") == "auc" else "macro-F1"
     intro = (
@@ -39,31 +51,26 @@ def transfer(result: Mapping[str, Any]) -> list[Section]:
             f"one, evaluated on the same rows. {intro} A pair is above chance when the whole interval of its AUC "
             "lies above 0.5; about one pair in forty would be so by chance."
         )
-    if result["notes"]:
-        intro += " " + "; ".join(result["notes"]) + "."
-    title = f"Transfer across `{result['across']}`" if several else "Classification"
-    figures_ = [Figure(chart, caption) for chart, caption in figures(result).values()] if several else []
-    words = Table(("in words",), [[Cell(arm["sentence"])] for arm in result["arms"]])
-    main = Section(title, intro, [Table(columns, rows, "", muted), words], figures_)
-    return [main, *([_cells(result)] if several else []), _values(result), _settings(result)]
+    return f"{intro} {'; '.join(result['notes'])}." if result["notes"] else intro
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
-    """Return a heat map of the AUC of every classifier that reads its input, by its name, with captions."""
+    """Return a heat map of the AUC of every classifier that reads its input, by its name; none for a single value."""
     names = [value["name"] for value in result["values"]]
     drawn = {}
-    for arm in result["arms"]:
-        if arm["family"] == "floor":
-            continue
-        cells = [cell for cell in result["cells"] if cell["arm"] == arm["name"]]
-        numbers = [[cell["auc"]["value"] for cell in cells if cell["train"] == name] for name in names]
-        marked = [[cell["chance"] == _AT_CHANCE for cell in cells if cell["train"] == name] for name in names]
-        caption = (
-            f"AUC of `{arm['name']}`: trained on the row, tested on the column. 0.5 is chance; in brackets: not told "
-            "apart from it."
-        )
-        chart = charts.heat_map(numbers, names, names, x="tested on", y="trained on", centred=True, bracketed=marked)
-        drawn[arm["name"]] = (chart, caption)
+    for arm in result["arms"] if len(names) > 1 else ():
+        if arm["family"] != "floor":
+            cells = _cells_of(result, arm)
+            numbers = [[cells[row, column]["auc"]["value"] for column in names] for row in names]
+            marked = [[cells[row, column]["chance"] == "at chance" for column in names] for row in names]
+            caption = (
+                f"AUC of `{arm['name']}`: trained on the row, tested on the column. 0.5 is chance; in brackets: not "
+                "told apart from it."
+            )
+            chart = charts.heat_map(
+                numbers, names, names, x="tested on", y="trained on", centred=True, bracketed=marked
+            )
+            drawn[arm["name"]] = (chart, caption)
     return drawn
 
 
@@ -77,80 +84,58 @@ def write_transfer_figures(result: Mapping[str, Any], folder: str | os.PathLike[
     folder
         Created if missing.
     """
-    several = len(result["values"]) > 1
-    return charts.write_charts(figures(result) if several else {}, folder, "transfer")
+    return charts.write_charts(figures(result), folder, "transfer")
 
 
-def _arm(arm: Mapping[str, Any], several: bool) -> list[Cell]:
-    name = Cell(arm["name"], note=" ".join(part for part in (arm["source"], arm["pool"]) if part))
-    native = [measured_cell(arm["macro_f1"]), measured_cell(arm["auc"])]
-    end = [measured_cell(arm["difference"]), measured_cell(arm["auc_difference"]), Cell(arm["verdict"] or "–")]
-    if not several:
-        return [name, *native, *end]
-    counts = [Cell(f"{arm[key]} of {arm['n_cells']}", arm[key], is_number=True) for key in ("n_above", "n_at")]
-    moved = [measured_cell(arm[key]) for key in ("transferred", "drop", "transferred_auc")]
-    return [name, *native, *moved, *counts, *end]
+def _name(arm: Mapping[str, Any]) -> Cell:
+    return Cell(arm["name"], note=" ".join(part for part in (arm["source"], arm["pool"]) if part))
 
 
-def _cells(result: Mapping[str, Any]) -> Section:
+def _count(arm: Mapping[str, Any], key: str) -> Cell:
+    return Cell(f"{arm[key]} of {arm['n_cells']}", arm[key], is_number=True)
+
+
+def _cells_of(result: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    return {(cell["train"], cell["test"]): cell for cell in result["cells"] if cell["arm"] == arm["name"]}
+
+
+def _pairs(result: Mapping[str, Any]) -> Section:
     names = [value["name"] for value in result["values"]]
     tables = []
     for arm in result["arms"]:
-        cells = {(cell["train"], cell["test"]): cell for cell in result["cells"] if cell["arm"] == arm["name"]}
+        cells = _cells_of(result, arm)
         rows = [[Cell(train), *(measured_cell(cells[train, test]["macro_f1"]) for test in names)] for train in names]
         tables.append(Table(("train ↓ test →", *names), rows, f"Macro-F1 of `{arm['name']}`."))
     for arm in result["arms"]:
-        if arm["family"] != "sae":
-            continue
-        told = [
-            [Cell(cell["sentence"])]
-            for cell in result["cells"]
-            if cell["arm"] == arm["name"] and cell["train"] != cell["test"]
-        ]
-        tables.append(Table((f"`{arm['name']}`, every pair in words",), told))
+        if arm["family"] == "sae":
+            others = [cell for (train, test), cell in _cells_of(result, arm).items() if train != test]
+            tables.append(table_of(others, [(f"`{arm['name']}`, every pair in words", "sentence")]))
     return Section("Every pair", "", tables, is_folded=True)
 
 
 def _values(result: Mapping[str, Any]) -> Section:
-    rows = []
-    for value in result["values"]:
-        classes = ", ".join(f"{name}: {count:,}" for name, count in value["classes"].items())
-        groups = "–" if value["n_groups"] is None else f"{value['n_groups']:,}"
+    def name(value: Mapping[str, Any]) -> Cell:
         about = ", ".join(f"{key}: {item}" for key, item in value["about"].items() if not isinstance(item, Mapping))
-        rows.append(
-            [
-                Cell(value["name"], note=about),
-                count_cell(value["n_train"]),
-                count_cell(value["n_test"]),
-                Cell(groups),
-                Cell(classes),
-            ]
-        )
+        return Cell(value["name"], note=about)
+
+    columns = (
+        ("", name), ("train rows", "n_train"), ("test rows", "n_test"),
+        ("test groups", lambda value: Cell("–" if value["n_groups"] is None else f"{value['n_groups']:,}")),
+        ("test rows by class", lambda value: Cell(", ".join(f"{c}: {n:,}" for c, n in value["classes"].items()))),
+    )  # fmt: skip
     matched = [
-        [
-            Cell(f"{value['name']} → {other}"),
-            count_cell(pair["pairs"]),
-            count_cell(pair["unmatched"]),
-            Cell(
-                "–" if pair["mean_cosine"] is None else f"{pair['mean_cosine']:.3f}",
-                pair["mean_cosine"],
-                is_number=True,
-            ),
-        ]
+        {"name": f"{value['name']} → {other}", **pair}
         for value in result["values"]
         for other, pair in value["about"].get("matched", {}).items()
     ]
-    tables = [Table(("", "train rows", "test rows", "test groups", "test rows by class"), rows)]
-    tables += [Table(("matched latents", "pairs", "without", "mean cosine"), matched)] if matched else []
+    of_pair = (
+        ("matched latents", "name"), ("pairs", "pairs"), ("without", "unmatched"),
+        ("mean cosine", lambda pair: number_cell(pair["mean_cosine"], ".3f")),
+    )  # fmt: skip
+    tables = [table_of(result["values"], columns), *tables_of(matched, of_pair)]
     return Section("Training and test sets", "", tables, is_folded=True)
 
 
 def _settings(result: Mapping[str, Any]) -> Section:
-    tables = [
-        facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings of the transfer."),
-        facts(result["data"], caption="The data."),
-        facts(result["model"], caption="The model."),
-        facts(result["versions"], caption="Versions."),
-    ]
-    tables += [facts(each, caption=f"The SAE {each['name']}.") for each in result["saes"]]
-    return Section("Settings and provenance of the transfer", "", tables, is_folded=True)
+    others = {"The data.": result["data"], "The model.": result["model"]}
+    return settings_section("transfer", result, others, {each["name"]: each for each in result["saes"]})

@@ -26,6 +26,7 @@ from ..models.loading import load_model
 from ..models.pretrained import DTYPES, PretrainedModel, as_dtype
 from ..models.vision import VisionModel
 from ..places import without_locations
+from ..progress import shows_progress
 from ..settings import Progress, check_whole, silent, suggest_keywords
 from .arrays import ArrayRows
 from .capture_images import ImageReader
@@ -89,7 +90,7 @@ def capture(
     text: str = "text",
     out: str | os.PathLike[str] | None = None,
     settings: CaptureSettings = ...,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Captured: ...
 @overload
 def capture(
@@ -102,9 +103,10 @@ def capture(
     text: str = "text",
     out: str | os.PathLike[str] | None = None,
     settings: CaptureSettings = ...,
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> dict[str, Captured]: ...
 @suggest_keywords
+@shows_progress
 def capture(
     model: str | os.PathLike[str] | LanguageModel | VisionModel,
     data: Data,
@@ -115,7 +117,7 @@ def capture(
     text: str = "text",
     out: str | os.PathLike[str] | None = None,
     settings: CaptureSettings = CaptureSettings(),
-    progress: Progress = silent,
+    progress: Progress | None = None,
 ) -> Captured | dict[str, Captured]:
     """Run a model over texts or images and keep one row per token or patch.
 
@@ -141,7 +143,8 @@ def capture(
     settings
         Everything else.
     progress
-        Called as ``progress("rows", done, total)`` after every group of contexts, or with images done.
+        Called as ``progress("rows", done, total)`` after every group of contexts, or with images done
+        [shown on stderr; ``False``: none].
 
     Returns
     -------
@@ -187,10 +190,10 @@ def capture(
     several = isinstance(layer if hook is None else hook, list | tuple)
     recording = Recording(reader, loaded, hooks, several=several, tokens=tokens, dtype=dtype, settings=settings)
     if out is None:
-        sources = recording.run(None, progress)
+        sources = recording.run(None, progress or silent)
     else:
         with locked_folder(out):
-            sources = recording.run(Path(out), progress)
+            sources = recording.run(Path(out), progress or silent)
     return sources if recording.several else sources[hooks[0].name]
 
 

@@ -20,6 +20,7 @@ from ..models.intervene import splice
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..places import warnings_on
+from ..progress import shows_progress
 from ..provenance import place_of
 from ..rows.tokens import CONTEXT, TokenBatch, token_batches
 from ..sae.codes import Codes
@@ -36,6 +37,7 @@ ATTRIBUTIONS = {
 
 
 @suggest_keywords
+@shows_progress
 def attribution(
     sae: SAE | str | os.PathLike[str],
     model: str | os.PathLike[str] | LanguageModel,
@@ -65,7 +67,7 @@ def attribution(
     settings
         Where the gradient is taken, and how texts are read.
     progress
-        Called as ``progress("attribution", done, total)``.
+        Called as ``progress("attribution", done, total)`` [shown on stderr; ``False``: none].
 
     Returns
     -------

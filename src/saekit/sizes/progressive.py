@@ -23,6 +23,7 @@ from ..measure.settings import CE_TOKENS
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..places import warnings_between
+from ..progress import shows_progress
 from ..provenance import place_of
 from ..rows.opening import as_source, warnings_on_rows
 from ..rows.source import Source
@@ -43,6 +44,7 @@ from .size_curve import measure_sizes
 
 
 @suggest_keywords
+@shows_progress
 def progressive(
     saes: Mapping[str, SAE] | Sequence[SAE | str | os.PathLike[str]] | SAE | str | os.PathLike[str],
     rows: Any,
@@ -78,7 +80,7 @@ def progressive(
         `measure_sizes`), and over seeds the fraction of latents that two of them have in common (``shared``). The
         selection is the one that Matryoshka SAEs were trained with, and ``"before"`` for the others.
     progress
-        Called as ``progress(stage, done, total)``.
+        Called as ``progress(stage, done, total)`` [shown on stderr; ``False``: none].
 
     Returns
     -------

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..measure.importance import batches, normal_equations
 from ..places import warn
+from ..progress import shows_progress
 from ..rows.opening import as_source, facts_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -28,6 +29,7 @@ CALIBRATION_NUMBERS = 2**22
 
 
 @suggest_keywords
+@shows_progress
 def prune(
     sae: SAE,
     rows: Any = None,
@@ -67,7 +69,8 @@ def prune(
         that never fire keep their decoder rows. ``recalibrate`` multiplies the thresholds of a JumpReLU SAE by one
         factor such that as many latents fire per row as in the whole SAE (or as many as can). TopK keeps its k anyway.
     progress
-        Called as ``progress(stage, done, total)``; stages are ``"importance"``, ``"thresholds"`` and ``"refit"``.
+        Called as ``progress(stage, done, total)``; stages are ``"importance"``, ``"thresholds"`` and ``"refit"``
+        [shown on stderr; ``False``: none].
 
     Returns
     -------

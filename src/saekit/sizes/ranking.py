@@ -13,6 +13,7 @@ from ..errors import ConfigError, DataError, did_you_mean
 from ..measure.importance import SCORES, descending, importance, normal_equations
 from ..measure.normal_equations import greedy_order
 from ..places import Warned, warn
+from ..progress import shows_progress
 from ..rows.opening import as_source, facts_of, warnings_on_rows
 from ..sae.model import SAE
 from ..sae.naming import name_of
@@ -32,6 +33,7 @@ ORDERS = {**SCORES, **GREEDY, **BASELINES}
 
 
 @suggest_keywords
+@shows_progress
 def rank(
     sae: SAE,
     rows: Any = None,

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..inputs.texts import read_texts
 from ..measure.fidelity import CHARACTERS_PER_TOKEN
+from ..progress import shows_progress
 from ..provenance import place_of
 from ..rows.origin import Origin, OriginSettings, find_rows
 from ..rows.split import halves, text_halves
@@ -76,6 +77,7 @@ class Pruning:
 
 
 @suggest_keywords
+@shows_progress
 def study_pruning(
     sae: SAE | str | os.PathLike[str],
     rows: Any = None,
@@ -107,7 +109,7 @@ def study_pruning(
     settings
         As for `prune` and `measure_sizes`, and where the rows come from.
     progress
-        Called as ``progress(stage, done, total)``.
+        Called as ``progress(stage, done, total)`` [shown on stderr; ``False``: none].
 
     Returns
     -------
@@ -183,6 +185,7 @@ def _order(sae: SAE, by: str | Tensor) -> str | Tensor:
 
 
 @suggest_keywords
+@shows_progress
 def study_progressive(
     saes: Sequence[SAE | str | os.PathLike[str]] | SAE | str | os.PathLike[str],
     rows: Any = None,

@@ -19,6 +19,7 @@ from ..measure.metrics import METRICS, Metrics
 from ..measure.reconstruction import interval_facts, measure_saes
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
+from ..progress import shows_progress
 from ..provenance import library_versions, release
 from ..rows.opening import as_source
 from ..rows.source import Source
@@ -42,6 +43,7 @@ def default_sizes(n_latents: int) -> list[int]:
 
 
 @suggest_keywords
+@shows_progress
 def measure_sizes(
     sae: SAE | Sequence[SAE],
     rows: Any,
@@ -77,7 +79,7 @@ def measure_sizes(
         prefixes how new latents relate to their parents (``parent_cosine``, ``coactivation``, ``handed_over``). See
         `saekit.sizes.latent_metrics`.
     progress
-        Called as ``progress(stage, done, total)``.
+        Called as ``progress(stage, done, total)`` [shown on stderr; ``False``: none].
 
     Returns
     -------

@@ -12,6 +12,7 @@ import torch
 from ..errors import ConfigError
 from ..files import locked_folder
 from ..places import warn
+from ..progress import shows_progress
 from ..rows.opening import Rows, source_of
 from ..sae.model import SAE
 from ..settings import Progress, silent, suggest_keywords
@@ -33,6 +34,7 @@ CHECK_EVERY = 50
 
 
 @suggest_keywords
+@shows_progress
 def train(
     configs: Config | Sequence[Config],
     rows: Rows,
@@ -77,7 +79,8 @@ def train(
     callbacks
         Further receivers of log records: functions of a record, or objects with ``log`` and ``close``.
     progress
-        Function called with ``("train", rows done, rows in all, note)`` at every log step.
+        Function called with ``("train", rows done, rows in all, note)`` at every log step [shown on stderr;
+        ``False``: none].
 
     Returns
     -------
