@@ -345,7 +345,8 @@ def test_commands_print_warnings_and_have_them_in_their_json(
     command: str, run_in: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app.run(command.split()) == 0
-    told = capsys.readouterr().err
+    shown = capsys.readouterr()
+    told = shown.out + shown.err
     assert "trained on rows of `layers.1`; these are rows of `layers.0`" in told
     shutil.rmtree("run", ignore_errors=True)
     assert app.run([*command.split(), "--json"]) == 0

@@ -11,7 +11,7 @@ from ..classification.settings import ClassifierSettings
 from ..errors import ConfigError
 from ..inputs.settings import Split
 from .command import command
-from .console import bare, print_facts, print_fitting, print_json, print_table, progress_of, tell, tell_warnings
+from .console import bare, print_facts, print_fitting, print_json, print_table, print_warnings, progress_of, tell
 from .options import Data, Images, Json, Model, Out, Sae, Text
 from .settings import required
 
@@ -142,8 +142,7 @@ def print_classification(result: Any) -> None:
     short = [[line[0], line[1], bare(line[2]), *line[5:]] for line in lines]
     without = [line[:5] for line in short]  # shuffled labels: what is off chance is among the notes
     print_fitting(short, without, [[line[0], bare(line[1]), *line[2:]] for line in without])
-    typer.echo(result.caption())
-    tell_warnings(result.warnings)
+    typer.echo(result.footer())
 
 
 @command("Use a fitted classifier, and see which latents decide.", PREDICT_HELP)
@@ -180,7 +179,7 @@ def predict(
         if json:
             print_json({"predictions": [each.to_json() for each in found], "warnings": warnings})
             return
-        tell_warnings(told)
+        print_warnings(told)
         for each in found:
             typer.echo(f"{each.text}\n{each!r}\n")
         return
@@ -192,7 +191,7 @@ def predict(
     if json:
         print_json({"predictions": rows, "warnings": warnings})
         return
-    tell_warnings(told)
+    print_warnings(told)
     for row in rows:
         typer.echo(f"{row['predicted']}\t{row['probability']:.2f}\t{row['text']}")
 

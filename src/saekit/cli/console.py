@@ -63,10 +63,10 @@ def tell(message: str) -> None:
     typer.echo(message, err=True)
 
 
-def tell_warnings(warnings: Iterable[Any]) -> None:
-    """Print the warnings of a result on stderr, a line each."""
+def print_warnings(warnings: Iterable[Any]) -> None:
+    """Print the warnings of a result, a line each."""
     for each in warnings:
-        tell(str(each))
+        typer.echo(str(each))
 
 
 def print_evaluation(result: Any) -> None:
@@ -75,8 +75,7 @@ def print_evaluation(result: Any) -> None:
     lines = result.table(names)
     alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
     print_table([[bare(cell) if i in alone else cell for i, cell in enumerate(line)] for line in lines])
-    typer.echo(result.caption())
-    tell_warnings(result.warnings)
+    typer.echo(result.footer())
 
 
 def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
@@ -119,16 +118,14 @@ def bare(cell: str) -> str:
 def print_comparison(result: Any) -> None:
     """Print shared latents, equal partners and cosines of all pairs, then the chance level and the rule."""
     print_table([line[:4] for line in result.table()])
-    typer.echo(result.caption())
-    tell_warnings(result.warnings)
+    typer.echo(result.footer())
 
 
 def print_orphans(result: Any) -> None:
     """Print the properties of orphans, after an empty line."""
     typer.echo()
     print_table(result.table())
-    typer.echo(result.caption())
-    tell_warnings(result.warnings)
+    typer.echo(result.footer())
 
 
 def progress_of(json: bool) -> AbstractContextManager[Progress]:

@@ -8,7 +8,7 @@ import typer
 
 from ..sizes.settings import PruningStudySettings
 from .command import command
-from .console import print_curve, print_json, progress_of, tell, tell_warnings
+from .console import print_curve, print_json, print_warnings, progress_of, tell
 from .options import Data, Json, Model, Out, Rows
 
 HELP = """Rank the latents of an SAE, keep the most important ones, and measure every size.
@@ -59,5 +59,5 @@ def prune(
         print_json(found.to_json(out))
         return
     print_curve([{"latents": point.size, "metrics": point.metrics.to_json()} for point in found.curve.points])
-    tell_warnings(found.curve.warnings)
+    print_warnings(found.curve.warnings)
     tell(f'\nAny size from one file: SAE.load("{out}/progressive", latents=…); see `saekit show` of it')

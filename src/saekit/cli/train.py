@@ -25,7 +25,7 @@ from ..training.config import (
 )
 from ..training.settings import TrainSettings
 from .command import Setting, Table, command
-from .console import print_json, print_table, progress_of, tell, tell_warnings
+from .console import print_json, print_table, print_warnings, progress_of, tell
 from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text, Tokens
 from .settings import required
 
@@ -209,17 +209,17 @@ def _tell_result(out: str, json: bool) -> None:
         print_json({"out": out, "rows": record["rows_seen"], "saes": saes, "warnings": record["warnings"]})
         return
     lines: list[list[str]] = [["", *_FINAL]]
-    lines += [[str(sae["sae"]), *(f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
+    lines += [[str(sae["sae"]), *("–" if sae[name] is None else f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
     print_table(lines)
     tell(_time(record["seconds"]))
-    tell_warnings(map(Warned.from_json, record["warnings"]))
+    print_warnings(map(Warned.from_json, record["warnings"]))
     tell(f"\nTraining batches only. Measure them: saekit evaluate {out} --model M --data D, or --rows R")
 
 
 _FINAL = ("fvu", "l0", "dead_fraction")
 
 
-def _final(record: Mapping[str, Any]) -> dict[str, float]:
+def _final(record: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: record[name] for name in _FINAL}
 
 

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..inputs.settings import Split
 from .classify import images_or_texts
 from .command import Setting, command
-from .console import bare, print_fitting, print_json, print_table, progress_of, tell, tell_warnings
+from .console import bare, print_fitting, print_json, print_table, print_warnings, progress_of, tell
 from .options import Data, Images, Json, Model, Out, Sae
 
 if TYPE_CHECKING:
@@ -125,4 +125,4 @@ def print_transfer(result: Transfer) -> None:
         typer.echo(arm.sentence)
     for note in result.notes:
         tell(f"Note: {note}")
-    tell_warnings(result.warnings)
+    print_warnings(result.warnings)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError, ShapeError
 from ..sae.codes import Codes
+from ..variance import SAME_ROWS, fraction_unexplained
 from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
 
 DENSE = 0.1
@@ -152,6 +153,10 @@ class Moments:
         spread = self._n * (self._mean - self.mean).square().sum(1)
         return float(self._deviation.sum() + spread.sum())
 
+    def square(self) -> float:
+        """``sum ||x||^2`` over everything seen."""
+        return self.total() + self.n_rows * float(self.mean.square().sum())
+
     def totals(self, bootstrap: DocumentBootstrap) -> np.ndarray | None:
         """Return the same on every resample, each about its own resampled mean: ``float64 [n_draws]``."""
         if bootstrap.weights is None:
@@ -251,9 +256,12 @@ class Reconstruction:
         draws = None
         totals = self.moments.totals(bootstrap)
         if bootstrap.weights is not None and totals is not None:
-            draws = _ratio(bootstrap.weights @ sums["sse"], totals)
+            square = self.moments.square() / n.sum() * (bootstrap.weights @ n)
+            draws = fraction_unexplained(bootstrap.weights @ sums["sse"], totals, square)
         fvu = bootstrap.estimate(
-            float(_ratio(sums["sse"].sum(), self.moments.total())), draws, undefined="all rows are the same"
+            float(fraction_unexplained(sums["sse"].sum(), self.moments.total(), self.moments.square())),
+            draws,
+            undefined=SAME_ROWS,
         )
         estimates = {
             "fvu": fvu,
@@ -265,7 +273,8 @@ class Reconstruction:
             ),
         }
         if self._centre is not None:
-            estimates["ev_legacy"] = bootstrap.ratio(sums["legacy"], n)
+            same = math.isnan(fvu.value)
+            estimates["ev_legacy"] = fvu if same else bootstrap.ratio(sums["legacy"], n)
         return estimates
 
 
@@ -521,8 +530,3 @@ def double(x: Tensor) -> Tensor:
 
 def _home(x: Tensor) -> torch.device:
     return torch.device("cpu") if x.device.type == "mps" else x.device
-
-
-def _ratio(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.divide(numerator, denominator)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..errors import MissingExtraError
 
-Record = Mapping[str, int | float | str]
+Record = Mapping[str, int | float | str | None]
 Receiver = Callable[[Record], object]
 
 

@@ -6,6 +6,7 @@ import torch
 
 from ..errors import NonFiniteError
 from ..places import Warned
+from ..variance import SAME_ROWS
 from . import checkpoint
 from .callbacks import Record
 from .learner import Learner
@@ -36,7 +37,11 @@ def check_step(run: Run) -> None:
         else "No checkpoint exists."
     )
     rows_bad = not bool(torch.isfinite(run.sums["x.squares"]))
-    cause = "the rows hold NaN or infinity" if rows_bad else "lower `lr`, or use precision='fp32'"
+    cause = (
+        "the rows hold NaN, infinity or numbers whose squares float32 cannot hold (scale the rows)"
+        if rows_bad
+        else "lower `lr`, or use precision='fp32'"
+    )
     raise NonFiniteError(
         f"train: loss and gradient must be finite; got NaN or infinity in step {run.step - steps_ago + 1}, learner "
         f"`{run.request.names[index]}` (seed {learner.seed}, {learner.config!r}): {cause}. {hint}"
@@ -74,10 +79,13 @@ def warnings_for(name: str, learner: Learner, record: Record) -> list[Warned]:
     """
     config, found = learner.config, {}
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
-    fvu, l0, dead = (float(record[name]) for name in ("fvu", "l0", "dead_fraction"))
-    if fvu >= FVU_LIMIT:
+    l0, dead = (float(record[name] or 0) for name in ("l0", "dead_fraction"))
+    fvu = record["fvu"]
+    if fvu is None:
+        found["rows_do_not_vary"] = f"FVU is undefined: {SAME_ROWS}. Are these the rows that were meant?"
+    elif float(fvu) >= FVU_LIMIT:
         found["no_better_than_mean"] = (
-            f"FVU is {fvu:.3g}: the SAE is no better than predicting the mean row. Train longer, "
+            f"FVU is {float(fvu):.3g}: the SAE is no better than predicting the mean row. Train longer, "
             "or lower the sparsity coefficient or the learning rate."
         )
     if dead > DEAD_LIMIT:
