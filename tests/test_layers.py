@@ -17,7 +17,7 @@ PACKAGE = ROOT / "src" / "saekit"
 # A room imports rooms with a lower number only; rooms on one floor do not import each other.
 FLOORS = {
     "errors": 0, "version": 0,
-    "files": 1, "assets": 1, "randomness": 1, "settings": 1, "variance": 1,
+    "files": 1, "assets": 1, "randomness": 1, "settings": 1, "interruption": 1, "variance": 1,
     "progress": 2,
     "kernels": 2,
     "sae": 3,
@@ -48,7 +48,7 @@ REACH = {
 }
 
 # Import name -> name in pyproject.toml, where they differ.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 # Declared for a reason that no import shows.
 NOT_IMPORTED: set[str] = {"scikit-learn", "skops", "pillow"}
 

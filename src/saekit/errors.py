@@ -11,6 +11,7 @@
     │   └── OfflineError                 ... because there is no network
     ├── NonFiniteError   (RuntimeError)  NaN or infinity appeared during training
     ├── BusyError        (RuntimeError)  a folder that another run is writing to
+    ├── StorageError     (OSError)       a file or folder that cannot be written: a full disk, no permission
     └── MissingExtraError (ImportError)  an optional package that is not installed
 
 A message has four parts: where, what must hold, what came, what to do. The command line prints the message and exits
@@ -57,6 +58,14 @@ class NonFiniteError(SaekitError, RuntimeError):
 
 class BusyError(SaekitError, RuntimeError):
     """The output folder is in use by another run."""
+
+
+class StorageError(SaekitError, OSError):
+    """A file or folder cannot be written: a full disk, no permission. What was complete before is still there."""
+
+    def __str__(self) -> str:
+        """Return the message, without the number of the system's error."""
+        return str(self.args[0]) if self.args else ""
 
 
 class PlaceWarning(UserWarning):

@@ -1,22 +1,29 @@
 """Files that are never half written: atomic writes, digests, folder locks.
 
 Everything that saekit writes goes through this module: a temporary file in the same folder, ``fsync``, rename. A crash,
-a full disk or ``kill -9`` leaves either the old file or the new one.
+a full disk or ``kill -9`` leaves either the old file or the new one. What the system refuses is a `StorageError`.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import BusyError, FormatError
+from .errors import BusyError, ConfigError, FormatError, StorageError
 
 LOCK_NAME = ".saekit.lock"
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_POLL = 0.01  # seconds between two attempts to get a lock
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -25,29 +32,114 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[IO[bytes]], obje
     Parameters
     ----------
     path
-        The file to create or replace. Its folder is created.
+        The file to create or replace. Its folder is created; temporary files that killed processes left there are
+        removed.
     write
         Called once with an open binary file.
 
     Raises
     ------
-    OSError
-        What the system raised (a full disk, say); the temporary file is removed and an older file stays as it was.
+    StorageError
+        The system refused (a full disk, say); the temporary file is removed and an older file stays as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        temporary, stream = _temporary(path)
+        try:
+            with stream:  # held until it has its name: a file that nobody holds is a leftover
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+                os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
     _sync_folder(path.parent)
+
+
+def append_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` behind what is in a file; a kill may leave a part of it.
+
+    Raises
+    ------
+    StorageError
+        The system refused.
+    """
+    with storage_errors(Path(path)), open(path, "a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def remove_file(path: str | os.PathLike[str]) -> None:
+    """Remove a file that nobody needs; one that is not there, or cannot be removed, is left."""
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def rename_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a file another name, in place of the file that has it.
+
+    Raises
+    ------
+    StorageError
+        The system refused.
+    """
+    with storage_errors(Path(target)):
+        os.replace(source, target)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files in a folder whose writers have ended; those of living ones are locked."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for name in [entry.name for entry in entries if _LEFTOVER.fullmatch(entry.name)]:
+            with suppress(OSError):
+                handle = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    if _try_lock(handle):
+                        os.unlink(folder / name)
+                finally:
+                    os.close(handle)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Raise what the system refuses in this block as `StorageError`, with what to do about it."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """Return what the system said about a path as an error of saekit, which keeps the number of the system's."""
+    reason = error.strerror or str(error)
+    found = StorageError(f"`{path}` cannot be written: {reason}. {_ADVICE.get(error.errno or 0, _NOTHING_LOST)}")
+    found.errno, found.strerror, found.filename = error.errno, error.strerror, os.fspath(path)
+    return found
+
+
+_NOTHING_LOST = "What was complete before is still there."
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"Make room and run it again. {_NOTHING_LOST}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give a folder that you may write to."),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "A part of the path is a file; give another path."),
+    errno.EISDIR: "It is a folder; give another path.",
+}
+
+
+def _temporary(path: Path) -> tuple[Path, IO[bytes]]:
+    """Open a new file with a name that nobody can foresee, beside the one that it becomes, and lock it."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        _try_lock(handle)
+        if os.fstat(handle).st_nlink:  # else another process took it for a leftover before it was locked
+            return temporary, os.fdopen(handle, "wb")
+        os.close(handle)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -95,35 +187,81 @@ def digest_file(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def locked_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Iterator[Path]:
     """Hold `folder` (created if missing) for one run; another process that tries gets `BusyError`.
 
     The lock is the operating system's (``flock``), so it is released when the process ends in any way, ``kill -9``
-    included; the lock file that stays behind means nothing by itself.
+    included; a lock file that stays behind means nothing by itself.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    wait
+        Seconds to wait for another run to end.
 
     Raises
     ------
     BusyError
         Another run holds the folder.
+    ConfigError
+        It is a file, or lies in one.
+    StorageError
+        The folder cannot be made or written to.
     """
-    import fcntl
-
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_NAME, "a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            owner = stream.read().strip() or "unknown"
-            raise BusyError(
-                f"the output folder `{folder}` is in use by another run (process {owner}). "
-                "Wait for it to end, or give another --out."
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(
+            f"the output folder `{folder}` must be a folder; a file is there. Give another --out."
+        ) from None
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    with storage_errors(folder):
+        handle = _hold(folder / LOCK_NAME, time.monotonic() + wait)
+    try:
+        remove_leftovers(folder)
         yield folder
+    finally:
+        remove_file(folder / LOCK_NAME)  # while it is held: nobody else can hold a file of this name
+        os.close(handle)
+
+
+def _hold(path: Path, until: float) -> int:
+    """Open the lock file of a folder and lock it; return its descriptor."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            if _try_lock(handle) is not False:
+                if os.fstat(handle).st_nlink:
+                    os.ftruncate(handle, 0)
+                    os.write(handle, str(os.getpid()).encode())
+                    return handle
+                # it was removed by the process that held it: there is another one of this name, or none
+            elif time.monotonic() >= until:
+                owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise BusyError(
+                    f"the output folder `{path.parent}` is in use by another run (process {owner}). "
+                    "Wait for it to end, or give another --out."
+                )
+            else:
+                time.sleep(_POLL)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool | None:
+    """Lock an open file without waiting; False where another process has it, None where the system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,13 +14,15 @@ import inspect
 import math
 import numbers
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from .errors import ConfigError, did_you_mean, listed
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S")
+
+_SHOWN = 80  # characters of a value in a message
 
 
 class Progress(Protocol):
@@ -108,6 +110,32 @@ def part_of(settings: Any, kind: type[S], **changes: Any) -> S:
     """Return settings of one class from those of a class that has its fields, except for those in `changes`."""
     names = {field.name for field in dataclasses.fields(kind)} - changes.keys()  # type: ignore[arg-type]
     return kind(**{name: getattr(settings, name) for name in names}, **changes)
+
+
+def differences(then: Any, now: Any) -> str:
+    """Return the settings that differ between two nested values, each with what it was and what it is; "" if none.
+
+    >>> differences({"configs": [{"k": 16}], "seeds": [0]}, {"configs": [{"k": 32}], "seeds": [0]})
+    '`configs[0].k` was 16, now 32'
+    """
+    return "; ".join(f"`{name}` was {_short(old)}, now {_short(new)}" for name, old, new in _differing(then, now, ""))
+
+
+def _differing(then: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, old and new value of every setting that differs; what is missing counts as None."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*then, *now}):
+            yield from _differing(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for index, (old, new) in enumerate(zip(then, now)):
+            yield from _differing(old, new, f"{name}[{index}]")
+    elif then != now:
+        yield name, then, now
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def is_whole(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 FLAT = 2.0**-46
-"""Variance, as a fraction of the mean squared norm, up to which rows do not vary: the square of what float32 resolves."""
+"""Variance up to which rows do not vary, as a fraction of their squares: the square of what float32 resolves."""
 
 SAME_ROWS = "the rows do not vary: to the precision of float32 all are the same, and there is no variance to explain"
 """What is said where a number needs rows that vary."""

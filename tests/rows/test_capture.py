@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import saekit
+from fixtures.kills import contents
 from fixtures.row_checks import TOLERANCE, everything, same_rows
 from saekit.errors import BusyError, ConfigError, DataError, FormatError, ModelError
 from saekit.files import locked_folder
 from saekit.inputs.texts import read_texts
+from saekit.rows import capture_texts
 from saekit.rows.arrays import ArrayRows
 from saekit.rows.capture import capture
 from saekit.rows.settings import CaptureSettings
@@ -119,9 +121,11 @@ def test_a_finished_folder_is_not_written_again(models, texts, tmp_path, monkeyp
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").glob("[!.]*")}
     same_rows(first, capture(models["llama"], texts, **settings), exact=True)
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").glob("[!.]*")}
-    with pytest.raises(ConfigError, match="another capture; they differ in `hook`, `module`, `layer`"):
+    with pytest.raises(
+        ConfigError, match=r"another capture: `hook` was 'layers.1', now 'layers.2'; `layer` was 1, now 2"
+    ):
         capture(models["llama"], texts, **{**settings, "layer": 2})
-    with pytest.raises(ConfigError, match="they differ in `data_digest`"):
+    with pytest.raises(ConfigError, match="`data_digest` was"):
         capture(models["llama"], texts[1:], **settings)
 
 
@@ -217,6 +221,42 @@ def test_kill_minus_nine(folders, tmp_path):
     assert len(names) > 5
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM]])
+def test_what_ctrl_c_interrupts_goes_on_and_ends_as_if_nothing_had_been(models, texts, tmp_path, monkeypatch, signals):
+    """The first interruption comes before any shard is full, the last when every row is there."""
+    monkeypatch.setattr(capture_texts, "_GROUP_TOKENS", 40)
+    settings = {"layer": [0, 1], "tokens": 200, "settings": CaptureSettings(shard_rows=150, outliers=3.0)}
+    capture(models["llama"], texts, out=tmp_path / "whole", **settings)
+    done = []
+
+    def progress(stage, rows, total=None, note=""):
+        if rows > (done[-1] if done else 0):
+            done.append(rows)
+            for number in signals:
+                os.kill(os.getpid(), number)
+
+    while not done or done[-1] < 200:
+        with pytest.raises(KeyboardInterrupt, match="capture: interrupted after"):
+            capture(models["llama"], texts, out=tmp_path / "cut", **settings, progress=progress)
+        with pytest.raises(FormatError, match=r"was not finished: \d+ rows are there"):
+            ShardRows(tmp_path / "cut" / "layers.0")
+    capture(models["llama"], texts, out=tmp_path / "cut", **settings, progress=progress)
+    assert done[0] < 150
+    assert done[-1] == 200
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_stops_at_once(models, texts, tmp_path):
+    def progress(stage, rows, total=None, note=""):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="at once"):
+        capture(models["llama"], texts, layer=1, out=tmp_path, progress=progress)
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_folder_in_use_is_refused(models, texts, tmp_path):

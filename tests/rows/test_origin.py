@@ -70,9 +70,7 @@ def test_what_a_run_was_trained_on_is_found_by_its_recorded_path(stories, tmp_pa
     again = find_rows(sae, settings=OriginSettings(tokens=50))
     assert again.rows.info["model_digest"] == rows.info["model_digest"]
     (tmp_path / "models" / "mine").rename(tmp_path / "models" / "moved")
-    with pytest.raises(
-        ConfigError, match=r"`model` \(--model\) must be given.*was trained on `.*models/mine`, which is"
-    ):
+    with pytest.raises(ConfigError, match=r"`model` \(--model\) must be given.*was trained on `.*/mine`, which"):
         find_rows(sae)
     moved = find_rows(sae, model=tmp_path / "models" / "moved", data=str(texts), settings=OriginSettings(tokens=50))
     assert warnings_on([("a", sae)], moved.rows.info) == []

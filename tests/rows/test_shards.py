@@ -186,6 +186,38 @@ def test_going_on_after_an_interruption_gives_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
 
 
+def test_rows_that_fill_no_shard_are_kept_by_a_pause_and_leave_no_trace(tmp_path):
+    write(tmp_path / "whole", pieces=10)
+    rows = columns()
+    cut = tmp_path / "cut"
+    for first in range(0, N, 100):  # paused after every piece
+        writer = ShardWriter.open(cut, D, "float32", {"model": "m"}, shard_rows=300)
+        assert writer.n_rows == first
+        if first % 300:
+            assert writer.cursor == {"group": first, "row": 0}
+        writer.append(rows.map(lambda c, a=first: c[a : a + 100]), {"group": first})
+        writer.pause({"group": first + 100, "row": 0})
+        (cut / "part-00099.safetensors").write_bytes(b"of a kill before the manifest was replaced")
+    [part] = cut.glob("part-0000?.safetensors")
+    kept = part.read_bytes()
+    damaged = kept[:-1] + bytes([kept[-1] ^ 1])
+    part.write_bytes(damaged)
+    assert ShardWriter.open(cut, D, "float32", {"model": "m"}, shard_rows=300).n_rows == N // 300 * 300
+    part.write_bytes(kept)
+    with pytest.raises(FormatError, match="was not finished"):
+        ShardRows(cut)
+    ShardWriter.open(cut, D, "float32", {"model": "m"}, shard_rows=300).finish({"hook": "layers.2"})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()} == {
+        path.name: path.read_bytes() for path in cut.iterdir()
+    }
+
+
+def test_a_folder_without_rows_is_free_for_another_capture(tmp_path):
+    ShardWriter.open(tmp_path, D, "float32", {"model": "one"}, shard_rows=300)
+    write(tmp_path)
+    assert ShardRows(tmp_path).n_rows == N
+
+
 def test_the_cursor_points_into_the_middle_of_a_piece(tmp_path):
     writer = ShardWriter.open(tmp_path, D, "float32", {}, shard_rows=300)
     writer.append(columns(500), {"group": 3}, row=20)
@@ -200,8 +232,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 
     def full(descriptor):
         writes.append(descriptor)
-        # shard, manifest, then the second shard: its bytes are written but never reach the disk
-        if len(writes) >= 5:
+        # manifest, shard, manifest (a file and its folder each), then the second shard: it never reaches the disk
+        if len(writes) >= 7:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -229,9 +261,9 @@ def test_nan_is_refused_with_its_row_and_half_precision_overflow_too(tmp_path):
 
 def test_folders_that_hold_something_else(tmp_path):
     write(tmp_path)
-    with pytest.raises(ConfigError, match="holds rows of another capture; they differ in `model`"):
+    with pytest.raises(ConfigError, match="holds rows of another capture: `model` was 'm', now 'another'"):
         write(tmp_path, fingerprint={"model": "another"})
-    with pytest.raises(ConfigError, match="they differ in `shard_rows`"):
+    with pytest.raises(ConfigError, match="`shard_rows` was 300, now 100"):
         write(tmp_path, shard_rows=100)
     (tmp_path / MANIFEST).unlink()
     with pytest.raises(ConfigError, match="must be empty or hold rows"):

@@ -7,6 +7,8 @@ answer at once. Exit status: 0 done, 1 the work failed, 2 the call was wrong, 13
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from ..version import __version__
 from .actions import actions
 from .capture import capture
 from .classify import classify, predict
+from .command import Interrupted
 from .compare import compare
 from .demo import demo
 from .evaluate import evaluate
@@ -88,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # This process is ours alone. Threads that spin while they wait make a machine with other work on it many times
     # slower (20 times, two threads on two busy cores); the variable is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends the process gets what Ctrl-C gets
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -104,8 +108,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone, `saekit show … | head` say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (typer.Abort, KeyboardInterrupt):
-        _tell("interrupted; what was complete is on disk.")
+    except (typer.Abort, KeyboardInterrupt, Interrupted) as error:
+        typer.echo(_interrupted(error, rest), err=True)
         return 130
     except _UsageError as error:
         error.show()  # type: ignore[attr-defined]
@@ -115,6 +119,20 @@ def run(arguments: Sequence[str]) -> int:
             raise
         _tell(_message(error))
         return 2 if isinstance(error, ConfigError | ShapeError) else 1
+
+
+def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
+    """Return what to type after an interruption."""
+    name = arguments[0] if arguments else ""
+    keeps = name in _RESUMED and any(each.startswith(("--out", "--config")) for each in arguments)
+    resume = ["--resume"] if name == "train" and "--resume" not in arguments else []
+    said = str(error).partition(";")[0] or "interrupted"
+    line = shlex.join(["saekit", *arguments, *resume])
+    return f"{said}. {'To go on' if keeps else 'To begin again'}: {line}"
+
+
+_RESUMED = ("train", "capture", "classify", "transfer")
+"""Commands that go on where an interrupted call with the same folder stopped."""
 
 
 def _message(error: Exception) -> str:

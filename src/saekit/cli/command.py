@@ -35,6 +35,11 @@ from .settings import floats, merge, required, whole_numbers
 
 _ArgumentInfo, _OptionInfo = type(typer.Argument()), type(typer.Option())
 
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM during a command; typer would end the program without a word."""
+
+
 METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 """What stands for a value of a type in the help."""
 
@@ -179,7 +184,10 @@ class _Builder:
 
     def command(self, short_help: str, help: str) -> Command:
         def callback(**given: Any) -> None:
-            self.function(**self.values(given))
+            try:
+                self.function(**self.values(given))
+            except KeyboardInterrupt as error:
+                raise Interrupted(str(error)) from error
 
         callback.__name__ = self.function.__name__
         callback.__signature__ = inspect.Signature(self._parameters())  # type: ignore[attr-defined]

@@ -84,7 +84,7 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
     W = torch.randn(sae.n_latents, sae.d_in, generator=generator).to(sae.device, sae.dtype)
     W = W / W.norm(dim=1, keepdim=True)
     sample, mean = (t.to(sae.device, sae.dtype) for t in (sample, mean))
-    if sae.scaling.kind == "layer_norm":  # not affine: the mean of scaled rows is not the scaled mean row
+    if sae.scaling.per_row:  # not affine: the mean of scaled rows is not the scaled mean row
         centre = sae.scaling.apply(sample)[0].mean(0)
     else:
         centre = sae.scaling.apply(mean[None])[0][0]
@@ -103,7 +103,7 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
 def _rule_like(rule: Rule, blank: SAE, sample: Tensor, l0: float) -> Rule:
     """Return the same rule, without what it learned."""
     if isinstance(rule, TopKRule):
-        return TopKRule(rule.k)
+        return TopKRule(rule.k, sign=rule.sign)
     if isinstance(rule, GroupMaxRule):
         return GroupMaxRule(rule.k, rule.group)
     rows = sample[: max(CALIBRATED_NUMBERS // blank.n_latents, 16)]

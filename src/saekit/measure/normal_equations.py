@@ -151,6 +151,6 @@ def column_factors(sae: SAE) -> Tensor:
 
 
 def row_factors(sae: SAE, x: Tensor) -> Tensor:
-    """``[n]``: the same by row (layer_norm)."""
+    """``[n]``: the same by row (layer_norm, row_norm)."""
     context = sae.scaling.apply(x)[1]
     return x.new_ones(len(x)) if context is None else context[1].squeeze(-1)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, listed
 from ..files import locked_folder
 from ..inputs.images import Images, are_images, read_images
+from ..interruption import Interruption, noted_interrupts
 from ..models.hooks import Hook, find_hooks
 from ..models.language import LanguageModel
 from ..models.loading import load_model
@@ -228,6 +229,16 @@ class Recording:
     def run(self, out: Path | None, progress: Progress) -> dict[str, Captured]:
         """Read group by group and hand the rows of each hook to its sink."""
         sinks = self._sinks(out)
+        with noted_interrupts() as interruption:
+            self._read(sinks, progress, interruption)
+        special = self._special(sinks)
+        return {
+            hook.name: sink.finish({**self.info(hook), "filters": {"special": special, "outliers": sink.outliers}})
+            for hook, sink in zip(self.hooks, sinks)
+        }
+
+    def _read(self, sinks: Sequence[Sink], progress: Progress, interruption: Interruption) -> None:
+        """Read until every sink has its rows."""
         read = 0
         while read < self.reader.n_groups and not all(sink.is_done for sink in sinks):
             if not all(sink.is_done or read < sink.group for sink in sinks):
@@ -236,11 +247,17 @@ class Recording:
             read += 1
             done = self.reader.done(read, min(sink.n_rows for sink in sinks))
             progress(self.reader.unit, done, self.reader.total)
-        special = self.reader.special(read)
-        return {
-            hook.name: sink.finish({**self.info(hook), "filters": {"special": special, "outliers": sink.outliers}})
-            for hook, sink in zip(self.hooks, sinks)
-        }
+            if interruption.requested:
+                for sink in sinks:
+                    sink.pause()
+                raise KeyboardInterrupt(f"capture: interrupted after {done:,} {self.reader.unit}")
+
+    def _special(self, sinks: Sequence[Sink]) -> dict[str, Any]:
+        """Return what is recorded about added tokens; the same for every hook, also where one was finished before."""
+        finished = [sink.writer.info for sink in sinks if sink.writer is not None and sink.writer.complete]
+        if finished:
+            return dict(finished[0]["filters"]["special"])
+        return self.reader.special(max(sink.group for sink in sinks))
 
     def info(self, hook: Hook) -> dict[str, Any]:
         """Return what is recorded with the rows of a hook."""
@@ -275,7 +292,9 @@ class Sink:
     keep: OutlierFilter | None
     writer: ShardWriter | None
     group: int = 0
+    """Number of the next group to take."""
     skip: int = 0
+    """Rows of that group that are taken already."""
     n_rows: int = 0
     n_outliers: int = 0
     parts: list[Columns] = field(default_factory=list)
@@ -292,7 +311,8 @@ class Sink:
         """Whether no more rows are wanted."""
         if self.writer is not None and self.writer.complete:
             return True
-        return self.tokens is not None and self.n_rows >= self.tokens
+        # a group whose rows were taken before an interruption is read again: its outliers are not yet counted
+        return self.tokens is not None and self.n_rows >= self.tokens and not self.skip
 
     @property
     def outliers(self) -> dict[str, Any] | None:
@@ -316,6 +336,11 @@ class Sink:
             self.writer.append(kept, cursor, row=first)
         self.n_rows += len(kept)
         self.group = group + 1
+
+    def pause(self) -> None:
+        """Keep what has been taken, for the call that goes on."""
+        if self.writer is not None and not self.writer.complete:
+            self.writer.pause({"group": self.group, "row": self.skip, "n_outliers": self.n_outliers})
 
     def finish(self, info: dict[str, Any]) -> Captured:
         """Return the rows as a source."""

@@ -13,7 +13,6 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FormatError
-from ..files import digest_bytes, write_bytes
+from ..files import digest_bytes, remove_file, write_bytes
 from ..sae.model import SAE
 from .asks import Ask
 from .document_pools import Matrix, Pooled
@@ -101,8 +100,7 @@ def read_rows(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Rows | N
         try:
             parts.append(_read(path, key))
         except FormatError:
-            with suppress(OSError):
-                path.unlink()
+            remove_file(path)
     return Rows.cat(parts) if parts else None
 
 

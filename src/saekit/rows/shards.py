@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DataError, FormatError, ShapeError, listed
-from ..files import digest_bytes, digest_file, read_json, write_bytes, write_json
+from ..files import digest_bytes, digest_file, read_json, remove_file, write_bytes, write_json
 from ..models.pretrained import DTYPES, as_dtype, dtype_name
+from ..settings import differences
 from .arrays import ArrayRows
 from .shuffle import ShufflePlan, planned_block, read_ahead
 from .source import Batch, Block, Columns, check_finite, check_reading
@@ -29,6 +30,7 @@ SCHEMA = 1
 """Version of the folder's layout; raised at every change that older releases cannot read."""
 
 MANIFEST = "manifest.json"
+_PART = "part-"
 _FORMAT = "saekit-rows"
 _SHARD_BYTES = 64 * 2**20
 _COLUMNS = {"token": torch.int32, "document": torch.int64, "position": torch.int32}
@@ -43,8 +45,8 @@ _MANIFEST_KEYS = {
 class ShardWriter:
     """Writes rows into a folder, shard by shard; a new writer on the same folder goes on after the last whole shard.
 
-    The caller holds the folder (`saekit.files.locked_folder`). After every shard the manifest is replaced, with the
-    caller's `cursor` in it: where to find the first row that is not yet in a shard.
+    The caller holds the folder (`saekit.files.locked_folder`). The manifest comes first, without rows; after every
+    shard it is replaced, with the caller's `cursor` in it: where to find the first row that is not yet in a shard.
     """
 
     folder: Path
@@ -56,6 +58,8 @@ class ShardWriter:
     shards: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
     info: dict[str, Any] = field(default_factory=dict)
+    _part: dict[str, Any] | None = None
+    """The rows of an interrupted capture that fill no shard, as a file."""
     _parts: list[Columns] = field(default_factory=list)
     _waiting: int = 0
 
@@ -107,26 +111,43 @@ class ShardWriter:
             raise ConfigError(
                 f"the output folder `{folder}` must be empty or hold rows; it holds other files. Give another --out."
             )
+        if not writer.complete:
+            writer._remove_parts()
+        if not writer.shards and writer._part is None:
+            writer._write_manifest()  # before the first shard: what a kill leaves is known as ours
         return writer
 
     def _resume(self, manifest: dict[str, Any]) -> None:
-        if manifest["fingerprint"] != self.fingerprint:
-            old, new = manifest["fingerprint"], self.fingerprint
-            differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        different = differences(manifest["fingerprint"], self.fingerprint)
+        if different and manifest["shards"]:
             raise ConfigError(
-                f"the output folder `{self.folder}` holds rows of another capture; they differ in {listed(differing)}. "
-                "Give another --out, or delete the folder."
+                f"the output folder `{self.folder}` holds rows of another capture: {different}. "
+                "Repeat its settings, give another --out, or delete the folder."
             )
-        self.shards = list(manifest["shards"])
+        self.shards = [shard for shard in manifest["shards"] if not shard["file"].startswith(_PART)]
         self.complete = manifest["complete"]
         self.info = manifest["info"]
         for shard in self.shards:
             _check_shard(self.folder, shard)
+        for part in manifest["shards"][len(self.shards) :]:
+            self._read_part(part)
+
+    def _read_part(self, part: dict[str, Any]) -> None:
+        """Go on behind the rows that an interrupted capture kept; from the last whole shard if they are damaged."""
+        path = self.folder / part["file"]
+        if not path.is_file() or digest_file(path) != part["digest"]:
+            return
+        columns = {
+            name: torch.from_numpy(values.copy()) for name, values in _map(path, part["rows"], self.d_in).items()
+        }
+        self._part, self._waiting = part, part["rows"]
+        self._parts = [Columns(**columns | {"x": columns["x"].view(self.dtype)})]
 
     @property
     def cursor(self) -> dict[str, Any] | None:
-        """The cursor given with the last whole shard; None at the beginning."""
-        return self.shards[-1]["cursor"] if self.shards else None
+        """The cursor given with the last rows on disk; None at the beginning."""
+        last = self._part or (self.shards[-1] if self.shards else None)
+        return None if last is None else last["cursor"]
 
     @property
     def n_rows(self) -> int:
@@ -149,7 +170,7 @@ class ShardWriter:
         ------
         DataError
             A value is NaN or infinite in the type of the shards.
-        OSError
+        StorageError
             The disk is full, say; what is written is whole, and running again goes on from there.
         """
         if rows.x.shape[1] != self.d_in:
@@ -186,23 +207,52 @@ class ShardWriter:
         else:
             self._write_manifest()
 
+    def pause(self, cursor: Mapping[str, Any]) -> None:
+        """Keep the rows that fill no shard yet, for the writer that goes on.
+
+        Parameters
+        ----------
+        cursor
+            Where the next row comes from, as plain JSON.
+
+        Raises
+        ------
+        StorageError
+            The system refused.
+        """
+        if self._waiting:
+            self._part = self._write(f"{_PART}{len(self.shards):05d}.safetensors", dict(cursor))
+            self._write_manifest()
+
     def _flush(self, cursor: dict[str, Any]) -> None:
+        self.shards = [*self.shards, self._write(f"shard-{len(self.shards):05d}.safetensors", cursor)]
+        self._part, self._parts, self._waiting = None, [], 0
+        self._write_manifest()
+        self._remove_parts()
+
+    def _write(self, name: str, cursor: dict[str, Any]) -> dict[str, Any]:
+        """Write the waiting rows as one file, and return what the manifest says about it."""
         from safetensors.torch import save
 
         rows = Columns.cat(self._parts)
         tensors = {"x": rows.x.contiguous()}
-        for name, kind in _COLUMNS.items():
-            column = getattr(rows, name)
-            tensors[name] = torch.full((len(rows),), -1, dtype=kind) if column is None else column.to(kind).contiguous()
+        for column, kind in _COLUMNS.items():
+            values = getattr(rows, column)
+            tensors[column] = (
+                torch.full((len(rows),), -1, dtype=kind) if values is None else values.to(kind).contiguous()
+            )
         data = save(tensors)
-        name = f"shard-{len(self.shards):05d}.safetensors"
         write_bytes(self.folder / name, data)
-        shard = {"file": name, "rows": len(rows), "bytes": len(data), "digest": digest_bytes(data), "cursor": cursor}
-        self.shards = [*self.shards, shard]
-        self._parts, self._waiting = [], 0
-        self._write_manifest()
+        return {"file": name, "rows": len(rows), "bytes": len(data), "digest": digest_bytes(data), "cursor": cursor}
+
+    def _remove_parts(self) -> None:
+        """Remove rows of interrupted captures that are in shards by now, or that no manifest names."""
+        for path in self.folder.glob(f"{_PART}*.safetensors"):
+            if self._part is None or path.name != self._part["file"]:
+                remove_file(path)
 
     def _write_manifest(self) -> None:
+        shards = self.shards if self._part is None else [*self.shards, self._part]
         write_json(
             self.folder / MANIFEST,
             {
@@ -211,9 +261,9 @@ class ShardWriter:
                 "complete": self.complete,
                 "d_in": self.d_in,
                 "dtype": dtype_name(self.dtype),
-                "n_rows": sum(shard["rows"] for shard in self.shards),
+                "n_rows": sum(shard["rows"] for shard in shards),
                 "shard_rows": self.shard_rows,
-                "shards": self.shards,
+                "shards": shards,
                 "fingerprint": self.fingerprint,
                 "info": self.info,
             },

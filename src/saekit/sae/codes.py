@@ -48,9 +48,12 @@ class Codes:
         return cls(_offsets(counts), indices, z[rows, indices], z.shape[1])
 
     @classmethod
-    def from_topk(cls, values: Tensor, indices: Tensor, n_latents: int) -> Codes:
-        """Make codes of ``[n_rows, k]`` values and latents; entries that are not positive did not fire: dropped."""
-        fired = values > 0
+    def from_topk(cls, values: Tensor, indices: Tensor, n_latents: int, *, signed: bool = False) -> Codes:
+        """Make codes of ``[n_rows, k]`` values and latents; entries that are not positive did not fire: dropped.
+
+        With `signed`, a negative entry is a code too, and only zeros are dropped.
+        """
+        fired = values != 0 if signed else values > 0
         return cls(_offsets(fired.sum(dim=1)), indices[fired], values[fired], n_latents)
 
     @classmethod

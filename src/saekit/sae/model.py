@@ -237,7 +237,7 @@ class SAE:
             raise ConfigError(f"with_k: the rule must be TopK; it is {self.rule.name}. Thresholds decide there.")
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.n_latents:
             raise ConfigError(f"with_k: `k` must be a whole number within 1..{self.n_latents}; got {k!r}.")
-        return self.replace(rule=TopKRule(k, self.rule.rank))
+        return self.replace(rule=TopKRule(k, self.rule.rank, self.rule.sign))
 
     def permute(self, order: Tensor) -> SAE:
         """Return the same SAE with new latent j = old latent ``order[j]``; reconstructions stay the same.
@@ -303,11 +303,31 @@ class SAE:
         save(self, path)
 
     @staticmethod
-    def load(path: str | os.PathLike[str], *, latents: int | None = None, fvu: float | None = None) -> SAE:
-        """Read an SAE or a prefix of its latents: a folder or ``hf:owner/name/folder``; see `saekit.store.load`."""
-        from ..store.native import load
+    def load(
+        address: str | os.PathLike[str],
+        *,
+        latents: int | None = None,
+        fvu: float | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        **stated: Any,
+    ) -> SAE:
+        """Read an SAE, saekit's own or another library's, or a prefix of its latents.
 
-        return load(path, latents=latents, fvu=fvu)
+        Parameters
+        ----------
+        address
+            A folder, a file of weights, or ``hf:owner/name/folder[@revision]``.
+        latents, fvu, dtype, device
+            See `saekit.store.opening.load`.
+        **stated
+            What a foreign file does not say: ``format``, ``orientation``, ``k``; see
+            `saekit.store.formats.canonical.Stated`.
+        """
+        from ..store.formats.canonical import Stated
+        from ..store.opening import load
+
+        return load(address, latents=latents, fvu=fvu, dtype=dtype, device=device, stated=Stated(**stated))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the SAE into a folder, as `save` does: the name that Hugging Face's libraries use."""

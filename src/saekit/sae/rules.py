@@ -17,6 +17,8 @@ from .. import kernels
 from ..errors import ConfigError
 from .codes import Codes
 
+SIGNS = ("positive", "signed", "magnitude")
+
 
 class Rule(Protocol):
     """What every rule offers. `take` keeps some of the n_latents latents (an index tensor), in the order given."""
@@ -91,32 +93,40 @@ class TopKRule:
     """Latents kept per row, at least 1."""
     rank: Tensor | None = None
     """Positive weights ``[n_latents]`` for the choice; None for equal weights."""
+    sign: str = "positive"
+    """``positive``: ReLU after the choice. ``signed``: none, so a negative pre-activation among the k largest is a code
+    (saev, circuit-tracer). ``magnitude``: the k largest absolute values, sign kept (AbsTopK)."""
     name: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
         _check_k(self.k, "TopKRule")
+        if self.sign not in SIGNS:
+            raise ConfigError(f"TopKRule: `sign` must be one of {', '.join(SIGNS)}; got {self.sign!r}.")
 
     def codes(self, pre: Tensor) -> Codes:
         """Return the codes of pre-activations ``[n, n_latents]``."""
-        chosen = (pre if self.rank is None else pre * self.rank).topk(self.k, dim=-1).indices
-        return Codes.from_topk(pre.gather(1, chosen), chosen, pre.shape[1])
+        score = pre if self.rank is None else pre * self.rank
+        chosen = (score.abs() if self.sign == "magnitude" else score).topk(self.k, dim=-1).indices
+        return Codes.from_topk(pre.gather(1, chosen), chosen, pre.shape[1], signed=self.sign != "positive")
 
     def encode(self, u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None) -> Codes:
-        """Encode centred rows ``[n, d_in]`` by the top-k kernel."""
+        """Encode centred rows ``[n, d_in]`` by the top-k kernel; signed codes block by block."""
+        if self.sign != "positive":
+            return _blockwise(self.codes, u, W_enc, b_enc, block_rows)
         values, indices = kernels.topk_encode(u, W_enc, b_enc, self.k, rank=self.rank, block_rows=block_rows)
         return Codes.from_topk(values, indices, W_enc.shape[0])
 
     def take(self, index: Tensor, n_latents: int) -> TopKRule:
         """Return the rule for some of the latents: it selects among those kept, so k is at most their number."""
-        return TopKRule(min(self.k, len(index)), None if self.rank is None else self.rank[index])
+        return TopKRule(min(self.k, len(index)), None if self.rank is None else self.rank[index], self.sign)
 
     def fold(self, norms: Tensor) -> TopKRule:
         """Return the rule that makes the same choice after the encoder was multiplied by `norms`."""
-        return TopKRule(self.k, _folded_rank(self.rank, norms))
+        return TopKRule(self.k, _folded_rank(self.rank, norms), self.sign)
 
     def settings(self) -> dict[str, Any]:
         """Return JSON-able settings."""
-        return {"k": self.k}
+        return {"k": self.k} if self.sign == "positive" else {"k": self.k, "sign": self.sign}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to be stored, with the latent axis first."""

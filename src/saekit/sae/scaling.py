@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 
-KINDS = ("none", "scalar", "standardize", "layer_norm")
+KINDS = ("none", "scalar", "standardize", "layer_norm", "row_norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +25,11 @@ class Scaling:
     scalar      x * scale
     standardize (x - mean) * scale
     layer_norm  (x - mean(x)) / (std(x) + eps), per row, unbiased std
+    row_norm    x * sqrt(d_in) / ‖x‖, per row; a row of zeros stays
     ========== =====================================================
 
-    The statistics of ``layer_norm`` belong to each row; `apply` returns them and `undo` takes them back, so nothing is
-    remembered in between.
+    The statistics of ``layer_norm`` and ``row_norm`` belong to each row; `apply` returns them and `undo` takes them
+    back, so nothing is remembered in between.
     """
 
     kind: str = "none"
@@ -49,14 +51,23 @@ class Scaling:
                 verb = "needs" if name in needed else "takes no"
                 raise ConfigError(f"Scaling: kind {self.kind!r} {verb} `{name}`; got {getattr(self, name)!r}.")
 
+    @property
+    def per_row(self) -> bool:
+        """Whether each row is scaled by its own statistics, so that `undo` needs what `apply` returned."""
+        return self.kind in ("layer_norm", "row_norm")
+
     def apply(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Scale rows ``[n, d_in]``; also return what `undo` needs: None, or (mean, std) per row for ``layer_norm``."""
+        """Scale rows ``[n, d_in]``; also return what `undo` needs: None, or (shift, factor) of each row."""
         if self.kind == "none":
             return x, None
         if self.kind == "layer_norm":
             mean = x.mean(dim=-1, keepdim=True)
             std = x.std(dim=-1, keepdim=True) + self.eps
             return (x - mean) / std, (mean, std)
+        if self.kind == "row_norm":
+            norm = x.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
+            norm = torch.where(norm > 0, norm, torch.ones_like(norm))
+            return x / norm, (torch.zeros_like(norm), norm)
         assert self.scale is not None  # __post_init__ saw to it
         centred = x - self.mean if self.mean is not None else x
         return centred * self.scale, None
@@ -65,10 +76,10 @@ class Scaling:
         """Return rows in the units of x, from scaled rows and the context that `apply` returned."""
         if self.kind == "none":
             return u
-        if self.kind == "layer_norm":
+        if self.per_row:
             if context is None:
                 raise ShapeError(
-                    "decode: this SAE scales each row by its own mean and std, so it needs the rows; got none. "
+                    "decode: this SAE scales each row by its own statistics, so it needs the rows; got none. "
                     "Call sae.decode(codes, x)."
                 )
             mean, std = context

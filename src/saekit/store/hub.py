@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ..errors import ConfigError, FormatError, ModelError, OfflineError, SaekitError
+from ..errors import ConfigError, FormatError, ModelError, OfflineError, SaekitError, listed
+from .listing import Listing
 
 
 def parse(address: str) -> tuple[str, str, str | None]:
@@ -87,6 +88,70 @@ def opened(address: str, small: str, large: str) -> Iterator[tuple[Path, IO[byte
             stream = HfFileSystem().open(place, "rb", cache_type="none")
         with stream:
             yield local, stream
+
+
+def holds(address: str, name: str) -> bool:
+    """Return whether the folder at `address` has a file `name`, and fetch it; offline, whether the cache has it.
+
+    Raises
+    ------
+    ModelError
+        The repository does not exist, or is gated or private for this account.
+    """
+    try:
+        download(address, (name,))
+    except (FormatError, OfflineError):
+        return False
+    return True
+
+
+def list_hub(address: str) -> Listing:
+    """Return the listing of a folder, or of a file, in a hub repository; files are downloaded when they are asked for.
+
+    Without a network it lists what the cache has.
+
+    Raises
+    ------
+    OfflineError, ModelError
+        As `download`.
+    """
+    repository, inside, revision = parse(address)
+    with _in_our_words(address, (inside or "files",)):
+        commit, names = _names(repository, revision)
+    focus = PurePosixPath(inside).name if inside in names else None
+    folder = str(PurePosixPath(inside).parent) if focus else inside
+    prefix = "" if folder in ("", ".") else f"{folder}/"
+    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    if not below:
+        raise ConfigError(f"`{repository}` has no folder or file `{inside}`; it has {listed(_folders(names), 8)}.")
+
+    def fetch(name: str) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        with _in_our_words(address, (name,)):
+            return Path(hf_hub_download(repository, f"{prefix}{name}", revision=commit))
+
+    return Listing(address, tuple(sorted(name for name in below if name.count("/") <= 1)), fetch, focus)
+
+
+def _names(repository: str, revision: str | None) -> tuple[str | None, list[str]]:
+    """Return the commit and every file of a repository; from the newest snapshot in the cache without a network."""
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            info = HfApi().model_info(repository, revision=revision)
+            return info.sha, [each.rfilename for each in info.siblings or ()]
+        except (errors.HfHubHTTPError, errors.HFValidationError):
+            raise
+        except Exception:  # whatever the HTTP library says when nobody answers: the cache may have it
+            pass
+    folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    return folder.name, [str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()]
+
+
+def _folders(names: list[str]) -> list[str]:
+    return sorted({name.split("/")[0] for name in names})
 
 
 @contextmanager

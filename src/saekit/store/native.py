@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, FormatError, SaekitError, listed
-from ..files import dump_json, read_json, write_bytes
+from ..files import dump_json, locked_folder, read_json, remove_file, rename_file, write_bytes
 from ..sae.digest import bytes_of
 from ..sae.model import SAE
 from ..sae.rules import RULES
@@ -34,7 +34,12 @@ from . import tensorfile
 from .blocks import SCORES, block_digests, blocks_digest, by_latent, shared_digest
 from .description import DESCRIPTION, FORMAT, KEYS, TENSORS, check_description, check_header, describe_value
 
+T = TypeVar("T")
+
 _NEXT = "sae.json.next"
+_PENDING = f".{TENSORS}.new"
+SAVE_WAIT = 60.0
+"""Seconds that `save` waits for others who save into the same folder."""
 _BLOCKS = "saekit-blocks"
 
 
@@ -51,7 +56,8 @@ def save(sae: SAE, folder: str | os.PathLike[str]) -> Path:
         marks latents stored in order of importance, so that a prefix of the file is a sensible smaller SAE;
         ``sae.provenance["sizes"]`` (see `saekit.sizes.size_curve.SizeCurve.write_into`) says what prefixes are worth.
     folder
-        Created if missing. An SAE that is there already is replaced; it stays readable until the new one is complete.
+        Created if missing. An SAE that is there already is replaced; a process that loads it meanwhile gets the old one
+        or the new one. A second process that saves waits.
 
     Returns
     -------
@@ -61,30 +67,48 @@ def save(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     Raises
     ------
     ConfigError
-        The provenance cannot be written as strict JSON (NaN, an object).
-    OSError
-        What the system raised (a full disk, say); the folder holds what it held before.
+        The provenance cannot be written as strict JSON (NaN, an object), or `folder` is a file.
+    StorageError
+        The system refused (a full disk, say); the folder holds what it held before.
+    BusyError
+        Others have been writing to the folder for a minute.
     """
     folder = Path(folder)
     tensors = {name: t.detach().cpu().contiguous() for name, t in sae.tensors().items()}
     tensors |= {f"{SCORES}{name}": score for name, score in sorted(sae.scores.items())}
     description = describe_value(sae, tensors)
     _checked_json(description, folder)
-    pending, n_bytes, digest = folder / f".{TENSORS}.new", 0, ""
-    try:
-        n_bytes, digest = tensorfile.write(
-            pending, tensors, {FORMAT: description["content"], _BLOCKS: blocks_digest(description)}
-        )
-        description["file"] = {"name": TENSORS, "bytes": n_bytes, "digest": digest}
-        ordered = {key: description[key] for key in KEYS}
-        # From here on every state on disk is a readable SAE: see `_description`.
-        write_bytes(folder / _NEXT, dump_json(ordered).encode())
-        os.replace(pending, folder / TENSORS)
-        os.replace(folder / _NEXT, folder / DESCRIPTION)
-    finally:
-        with suppress(OSError):
-            pending.unlink()
+    with locked_folder(folder, wait=SAVE_WAIT):
+        _finish(folder)
+        pending = folder / _PENDING
+        try:
+            metadata = {FORMAT: description["content"], _BLOCKS: blocks_digest(description)}
+            n_bytes, digest = tensorfile.write(pending, tensors, metadata)
+            description["file"] = {"name": TENSORS, "bytes": n_bytes, "digest": digest}
+            ordered = {key: description[key] for key in KEYS}
+            # From here on every state on disk is a readable SAE: see `_description`.
+            write_bytes(folder / _NEXT, dump_json(ordered).encode())
+            rename_file(pending, folder / TENSORS)
+            rename_file(folder / _NEXT, folder / DESCRIPTION)
+        finally:
+            if pending.exists():  # not renamed: the old SAE counts
+                remove_file(folder / _NEXT)
+                remove_file(pending)
     return folder
+
+
+def _finish(folder: Path) -> None:
+    """Bring what a killed save left to its end: what `load` would read becomes the two files."""
+    if (folder / _NEXT).exists():
+        try:
+            with _tensor_stream(folder) as stream:
+                path, *_ = _description(folder, stream)
+        except FormatError:
+            path = folder / DESCRIPTION
+        if path.name == _NEXT:
+            rename_file(path, folder / DESCRIPTION)
+    for name in (_NEXT, _PENDING):
+        remove_file(folder / name)
 
 
 def _checked_json(description: dict[str, Any], folder: Path) -> None:
@@ -139,12 +163,39 @@ def load(path: str | os.PathLike[str], latents: int | None = None, *, fvu: float
         with opened(os.fspath(path), DESCRIPTION, TENSORS) as (folder, stream):
             return _load(folder, stream, latents, fvu)
     folder = _folder(path)
-    with _tensor_stream(folder) as stream:
-        return _load(folder, stream, latents, fvu)
+    return _reading(folder, lambda stream: _load(folder, stream, latents, fvu))
+
+
+def _reading(folder: Path, read: Callable[[IO[bytes]], T]) -> T:
+    """Return what `read` makes of an SAE's tensor file; again where the SAE is replaced meanwhile."""
+    repeats = 1
+    while True:
+        before = _state(folder)
+        try:
+            with _tensor_stream(folder) as stream:
+                return read(stream)
+        except (FormatError, FileNotFoundError):
+            if _state(folder) == before:
+                if not repeats:
+                    raise
+                repeats -= 1  # times of files are told in steps of some ms: it may be another SAE all the same
+                time.sleep(0.005)
+
+
+def _state(folder: Path) -> list[tuple[int, ...] | None]:
+    """Return what changes when the SAE of a folder is replaced."""
+    found: list[tuple[int, ...] | None] = []
+    for name in (TENSORS, DESCRIPTION, _NEXT):
+        try:
+            status = (folder / name).stat()
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
 
 
 def _load(folder: Path, stream: IO[bytes], latents: int | None, fvu: float | None) -> SAE:
-    description, header = _description(folder, stream)
+    _, description, header = _description(folder, stream)
     n_latents = description["n_latents"]
     if fvu is not None:
         latents = _size_for(description, fvu, folder)
@@ -190,8 +241,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Reads no tensor. `path` as in `load`; raises as `load` does. The result is JSON-able; ``"path"`` is the folder.
     """
     folder = _folder(path)
-    with _tensor_stream(folder) as stream:
-        description, _ = _description(folder, stream)
+    description = _reading(folder, lambda stream: _description(folder, stream)[1])
     return {"path": str(folder), **{key: value for key, value in description.items() if key != "blocks"}}
 
 
@@ -255,6 +305,12 @@ def _altered(path: Path) -> FormatError:
 # ------------------------------------------------------------------------------------------------------ description
 
 
+def is_native(path: Path) -> bool:
+    """Return whether a local path is, or is in, a folder of this format."""
+    folder = path.parent if path.name in (DESCRIPTION, TENSORS) else path
+    return (folder / DESCRIPTION).is_file() or (folder / _NEXT).is_file()
+
+
 def _folder(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if text.startswith("hf:"):
@@ -264,7 +320,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(text)
     if folder.name in (DESCRIPTION, TENSORS):
         folder = folder.parent
-    if (folder / DESCRIPTION).is_file() or (folder / _NEXT).is_file():
+    if (folder / DESCRIPTION).is_file() or ((folder / _NEXT).is_file() and (folder / TENSORS).is_file()):
         return folder
     inside = sorted(str(found.parent) for found in folder.glob(f"*/{DESCRIPTION}")) if folder.is_dir() else []
     if inside:
@@ -284,22 +340,22 @@ def _tensor_stream(folder: Path) -> IO[bytes]:
     return open(path, "rb", buffering=0)
 
 
-def _description(folder: Path, stream: IO[bytes]) -> tuple[dict[str, Any], tensorfile.Header]:
-    """Return the description that belongs to the tensor file, and the header of that file.
+def _description(folder: Path, stream: IO[bytes]) -> tuple[Path, dict[str, Any], tensorfile.Header]:
+    """Return the path of the description that belongs to the tensor file, what it says, and the header of that file.
 
     When a save over an older SAE was cut off between its two renames, the description that belongs to the tensors is
     the one still waiting as ``sae.json.next``.
     """
     path = folder / TENSORS
     header = tensorfile.parse_header(stream, path)
-    names = [name for name in (DESCRIPTION, _NEXT) if (folder / name).is_file()]
-    descriptions = [check_description(read_json(folder / name), folder / name) for name in names]
+    paths = [folder / name for name in (DESCRIPTION, _NEXT) if (folder / name).is_file()]
     content = header.metadata.get(FORMAT)
     blocks = header.metadata.get(_BLOCKS, content)
-    for description in descriptions:
+    for place in paths:
+        description = check_description(read_json(place), place)
         if description["content"] == content and blocks_digest(description) == blocks:
             check_header(description, header, path)
-            return description, header
+            return place, description, header
     raise FormatError(
         f"`{folder / DESCRIPTION}` must belong to the `{TENSORS}` next to it; their content digests differ. "
         "Copy both files from the same place."

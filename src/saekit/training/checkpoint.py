@@ -20,16 +20,17 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FormatError
-from ..files import digest_bytes, digest_file, read_json, write_bytes, write_json
+from ..files import digest_bytes, digest_file, read_json, remove_file, write_bytes, write_json
 
 FOLDER = "checkpoints"
+INDEX = "index.json"
 KEPT = 2
 """Generations kept: the one before the newest is there for the case that a disk damages the newest."""
 FORMAT = 1
 """Version of the index."""
 
 
-def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, scheduled: bool = True) -> Path:
     """Write a generation and remove the oldest.
 
     Parameters
@@ -42,6 +43,9 @@ def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any
         What to keep, by name.
     facts
         JSON-able; returned by `read`.
+    scheduled
+        False for one of an interruption: it goes when the next one comes or the run ends, so that what is kept does not
+        depend on interruptions.
 
     Returns
     -------
@@ -55,14 +59,37 @@ def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any
     path = folder / f"step-{step:08d}.safetensors"
     write_bytes(path, data)
     entry = {"step": step, "file": path.name, "digest": digest_bytes(data), **facts}
-    entries = [entry, *(old for old in _entries(out) if old["step"] < step)][:KEPT]
-    write_json(folder / "index.json", {"format": FORMAT, "generations": entries})
-    kept = {old["file"] for old in entries}
-    for stale in folder.glob("*"):  # older generations, and what a killed run left half written
-        if stale.name not in kept and stale.name != "index.json":
-            with suppress(OSError):
-                stale.unlink()
+    older = [old for old in _entries(out) if old["step"] < step and _is_scheduled(old)]
+    if scheduled:
+        _write_index(folder, [entry, *older][:KEPT])
+    else:
+        _write_index(folder, [{**entry, "scheduled": False}, *older[:KEPT]])
     return path
+
+
+def drop_unscheduled(out: Path) -> None:
+    """Remove what interruptions left, once the run has ended; without another generation the whole folder."""
+    folder, entries = out / FOLDER, _entries(out)
+    scheduled = [entry for entry in entries if _is_scheduled(entry)]
+    if scheduled != entries:
+        _write_index(folder, scheduled)
+    if folder.is_dir() and not scheduled:
+        remove_file(folder / INDEX)
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _is_scheduled(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("scheduled", True))
+
+
+def _write_index(folder: Path, entries: list[dict[str, Any]]) -> None:
+    """Write the index, and remove older generations and what a killed run left half written."""
+    write_json(folder / INDEX, {"format": FORMAT, "generations": entries})
+    kept = {INDEX, *(entry["file"] for entry in entries)}
+    for stale in folder.glob("*"):
+        if stale.name not in kept:
+            remove_file(stale)
 
 
 def read(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
@@ -95,7 +122,7 @@ def newest(out: Path | None) -> str | None:
 
 
 def _entries(out: Path) -> list[dict[str, Any]]:
-    path = out / FOLDER / "index.json"
+    path = out / FOLDER / INDEX
     if not path.is_file():
         return []
     index = read_json(path)

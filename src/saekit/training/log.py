@@ -13,7 +13,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from ..files import write_bytes
+from ..files import append_text, write_bytes
 from ..rows.source import Source
 from ..settings import Progress
 from ..variance import fraction_unexplained
@@ -114,8 +114,7 @@ class Log:
             {**record, "seconds": round(elapsed, 3), "rows_per_second": round(rate, 1)} for record in run.last.values()
         ]
         if self._file is not None:
-            with open(self._file, "a", encoding="utf-8") as stream:
-                stream.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+            append_text(self._file, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
         for record in records:
             for receive in self._receivers:
                 receive(record)

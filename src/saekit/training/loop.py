@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..errors import ConfigError
 from ..files import locked_folder
+from ..interruption import noted_interrupts
 from ..places import warn
 from ..progress import shows_progress
 from ..rows.opening import Rows, source_of
@@ -97,6 +98,9 @@ def train(
         NaN or infinity in the rows, a loss or a gradient. Nothing that is not finite is ever written.
     BusyError
         Another process is writing to `out`.
+    KeyboardInterrupt
+        Ctrl-C or SIGTERM, after the step that it came in; with `out` a checkpoint of that step is written first. A
+        second one stops at once.
 
     Examples
     --------
@@ -127,29 +131,81 @@ def train(
 
 
 def advance(run: Run, log: Log, clock: Clock) -> None:
-    """Train every learner to the last step: the loop."""
-    request = run.request
-    step = STEPS[request.step]
-    log_every = request.settings.log_interval(request.total_steps)
-    checkpoint_every = request.settings.checkpoint_interval(request.total_steps)
-    check_every = 1 if request.device.type == "cpu" else CHECK_EVERY
-    while run.step < request.total_steps:
-        with clock.measuring("rows"):
-            batch = next(run.batches)
-        with clock.measuring("steps"):
-            x = batch.x.to(device=request.device, dtype=torch.float32, non_blocking=True)
-            add_step(run, x, [step(learner, x) for learner in run.learners])
-            run.move_on(batch)
-            ends = run.step == request.total_steps
-            logs = run.step % log_every == 0 or ends
-            saves = run.folder is not None and run.step % checkpoint_every == 0 and not ends
-            # Before anything is written: what is not finite never reaches a log or a checkpoint.
-            if logs or saves or run.step % check_every == 0:
-                check_step(run)
-        if logs:
-            log.write(run)
-        if saves:
-            save_checkpoint(run)
+    """Train every learner to the last step: the loop.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Somebody wants the run to end (Ctrl-C, SIGTERM); a checkpoint of the last step is written.
+    """
+    schedule = Schedule.of(run)
+    with noted_interrupts() as interruption:
+        while run.step < run.request.total_steps:
+            train_batch(run, schedule, clock)
+            if schedule.logs(run.step):
+                log.write(run)
+            if schedule.saves(run.step):
+                save_checkpoint(run)
+            if interruption.requested:
+                stop(run, schedule)
+
+
+def train_batch(run: Run, schedule: Schedule, clock: Clock) -> None:
+    """Train every learner on the next batch."""
+    device = run.request.device
+    step = STEPS[run.request.step]
+    with clock.measuring("rows"):
+        batch = next(run.batches)
+    with clock.measuring("steps"):
+        x = batch.x.to(device=device, dtype=torch.float32, non_blocking=True)
+        add_step(run, x, [step(learner, x) for learner in run.learners])
+        run.move_on(batch)
+        # Before anything is written: what is not finite never reaches a log or a checkpoint.
+        if schedule.checks(run.step):
+            check_step(run)
+
+
+def stop(run: Run, schedule: Schedule) -> None:
+    """Keep the run as it is after this step, and raise KeyboardInterrupt."""
+    check_step(run)
+    if run.folder is not None and not schedule.saves(run.step):
+        save_checkpoint(run, scheduled=False)
+    kept = "nothing is kept (no `out`)" if run.folder is None else f"a checkpoint is in `{run.folder}` (resume=True)"
+    raise KeyboardInterrupt(f"train: interrupted after step {run.step:,} of {run.request.total_steps:,}; {kept}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """At which steps a run is checked, logged and saved."""
+
+    last: int
+    log_every: int
+    checkpoint_every: int | None
+    """None: there is no folder."""
+    check_every: int
+
+    @classmethod
+    def of(cls, run: Run) -> Schedule:
+        """Return the schedule of a run."""
+        settings, last = run.request.settings, run.request.total_steps
+        return cls(
+            last=last,
+            log_every=settings.log_interval(last),
+            checkpoint_every=None if run.folder is None else settings.checkpoint_interval(last),
+            check_every=1 if run.request.device.type == "cpu" else CHECK_EVERY,
+        )
+
+    def logs(self, step: int) -> bool:
+        """Return whether a record is due after a step."""
+        return step % self.log_every == 0 or step == self.last
+
+    def saves(self, step: int) -> bool:
+        """Return whether a checkpoint is due after a step."""
+        return self.checkpoint_every is not None and step % self.checkpoint_every == 0 and step != self.last
+
+    def checks(self, step: int) -> bool:
+        """Return whether it is due to look for what is not finite."""
+        return step % self.check_every == 0 or self.logs(step) or self.saves(step)
 
 
 @suggest_keywords

@@ -17,7 +17,9 @@ from ..places import place_facts
 from ..provenance import library_versions, release
 from ..rows.source import Source
 from ..sae.model import SAE
+from ..settings import differences
 from .architectures import config_to_dict
+from .checkpoint import drop_unscheduled
 from .diagnostics import warnings_for
 from .log import LOG_FILE, Seconds
 from .request import Request
@@ -95,6 +97,7 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
         },
         "source": request.source.info,
     }
+    drop_unscheduled(run.folder)
     write_json(run.folder / RUN_FILE, record)  # last: a folder that says "done" is complete
 
 
@@ -143,10 +146,9 @@ def _claim_new(folder: Path, request: Request) -> None:
 
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
-    if changed:
-        shown = "; ".join(f"`{name}` was {then.get(name)!r}, now {now.get(name)!r}" for name in changed)
+    different = differences(then, now)
+    if different:
         raise ConfigError(
-            f"train: a resumed run must have the settings it began with; {shown}. "
+            f"train: a resumed run must have the settings it began with; {different}. "
             "Repeat the old settings or give another folder."
         )

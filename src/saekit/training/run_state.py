@@ -64,14 +64,14 @@ def begin(request: Request, folder: Path | None, resume: bool) -> Run:
     return _begin_at(request, folder, *found)
 
 
-def save_checkpoint(run: Run) -> None:
+def save_checkpoint(run: Run, *, scheduled: bool = True) -> None:
     """Write everything that the rest of the run depends on."""
     assert run.folder is not None
     tensors = {f"sums.{name}": t for name, t in run.sums.items()} | {"center": run.center}
     for index, learner in enumerate(run.learners):
         tensors |= {f"{index}.{name}": t for name, t in tensors_of(learner).items()}
     facts = {"place": list(run.position), "order_digest": run.order_digest, "last": run.last}
-    checkpoint.write(run.folder, run.step, tensors, facts)
+    checkpoint.write(run.folder, run.step, tensors, facts, scheduled=scheduled)
 
 
 def next_digest(digest: str, batch: Batch) -> str:

@@ -1,0 +1,135 @@
+"""An SAE by its address, whatever library wrote it: a folder, a file of weights, or a place on the hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, FormatError, SaekitError
+from ..sae.model import SAE
+from . import native
+from .description import DESCRIPTION
+from .formats import recognize
+from .formats.canonical import Stated
+from .listing import Listing, list_local
+
+HUB = "hf:"
+
+
+def load(
+    address: str | os.PathLike[str],
+    *,
+    latents: int | None = None,
+    fvu: float | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    stated: Stated | None = None,
+) -> SAE:
+    """Read an SAE of saekit's or of any format in `saekit.store.formats`.
+
+    Parameters
+    ----------
+    address
+        A folder, a file of weights, or ``hf:owner/name/folder[@revision]``, of which only what is needed is
+        downloaded.
+    latents, fvu
+        Read a prefix of the latents; see `saekit.store.native.load`. A foreign file is read whole first, and knows
+        no FVU.
+    dtype, device
+        Where the tensors go; None for the file's type, on the CPU.
+    stated
+        What the file itself does not say: its format, the orientation of a square encoder, k.
+
+    Returns
+    -------
+    SAE
+        Its provenance says the format, the address, and where in which model the SAE belongs, as far as it is stated.
+
+    Raises
+    ------
+    ConfigError
+        Nothing is there, there are several SAEs, or something must be stated.
+    FormatError
+        The file is damaged, or of a kind that saekit does not read; the message says which and why.
+    """
+    stated = stated or Stated()
+    if stated == Stated() and _is_native(address):
+        sae = native.load(address, latents=latents, fvu=fvu)
+    else:
+        if fvu is not None:
+            raise ConfigError(
+                "load: `fvu` picks a size from those that saekit measured into its own file; give `latents`."
+            )
+        sae = read_foreign(listing_of(address), stated)
+        sae = sae if latents is None else sae.take(latents)
+    return sae if dtype is None and device is None else sae.to(device, _dtype(dtype))
+
+
+def read_foreign(listing: Listing, stated: Stated) -> SAE:
+    """Return the SAE in a foreign format. Errors of the value itself become errors of the file.
+
+    Raises
+    ------
+    ConfigError, FormatError
+        As `load`.
+    """
+    found = recognize(listing, stated)
+    try:
+        sae = found.read(listing, stated)
+    except (ConfigError, FormatError):
+        raise
+    except (
+        SaekitError,
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        RuntimeError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        raise FormatError(
+            f"`{listing.address}` cannot be read as {found.NAME} ({found.LIBRARY}): {type(error).__name__}: {error}"
+        ) from error
+    origin: dict[str, Any] = {"format": found.NAME, "library": found.LIBRARY, "address": listing.address}
+    return sae.replace(provenance={**origin, **sae.provenance})
+
+
+def listing_of(address: str | os.PathLike[str]) -> Listing:
+    """Return the files at an address; from the hub their names alone.
+
+    Raises
+    ------
+    ConfigError
+        Nothing is there.
+    OfflineError, ModelError
+        The hub cannot be reached, or does not have it.
+    """
+    text = os.fspath(address)
+    if text.startswith(HUB):
+        from .hub import list_hub
+
+        return list_hub(text)
+    return list_local(text)
+
+
+def _is_native(address: str | os.PathLike[str]) -> bool:
+    text = os.fspath(address)
+    if text.startswith(HUB):
+        from .hub import holds
+
+        return holds(text, DESCRIPTION)
+    path = Path(text)
+    return native.is_native(path)
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"load: `dtype` must be a floating type such as float32 or bfloat16; got {dtype!r}.")
+    return found
