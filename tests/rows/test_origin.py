@@ -78,9 +78,9 @@ def test_what_a_run_was_trained_on_is_found_by_its_recorded_path(stories, tmp_pa
 
 def test_where_files_lie_decides_no_digest_and_no_resuming(stories, tmp_path):
     texts = ["Once upon a time there was a little dog who ran."] * 20
-    shutil.copytree(stories, tmp_path / "copy")
-    one, other = (stream(model, texts, layer=1) for model in (stories, tmp_path / "copy"))
+    shutil.copytree(stories, tmp_path / "copy" / stories.name)
+    one, other = (stream(model, texts, layer=1) for model in (stories, tmp_path / "copy" / stories.name))
     assert one.info["model_path"] != other.info["model_path"]
     assert one.info["digest"] == other.info["digest"]
     capture(stories, texts, layer=1, out=tmp_path / "rows")
-    capture(tmp_path / "copy", texts, layer=1, out=tmp_path / "rows")
+    capture(tmp_path / "copy" / stories.name, texts, layer=1, out=tmp_path / "rows")

@@ -11,7 +11,7 @@ from ..classification.settings import ClassifierSettings
 from ..errors import ConfigError
 from ..inputs.settings import Split
 from .command import command
-from .console import bare, print_facts, print_fitting, print_json, print_table, print_warnings, progress_of, tell
+from .console import bare, print_facts, print_fitting, print_json, print_table, progress_of, tell
 from .options import Data, Images, Json, Model, Out, Sae, Text
 from .settings import required
 
@@ -174,12 +174,13 @@ def predict(
     assert texts is not None
     told = loaded.warnings()
     warnings = [each.to_json() for each in told]
+    for warning in () if json else told:
+        tell(str(warning))
     if explain:
         found = [loaded.explain(each) for each in texts]
         if json:
             print_json({"predictions": [each.to_json() for each in found], "warnings": warnings})
             return
-        print_warnings(told)
         for each in found:
             typer.echo(f"{each.text}\n{each!r}\n")
         return
@@ -191,7 +192,6 @@ def predict(
     if json:
         print_json({"predictions": rows, "warnings": warnings})
         return
-    print_warnings(told)
     for row in rows:
         typer.echo(f"{row['predicted']}\t{row['probability']:.2f}\t{row['text']}")
 
