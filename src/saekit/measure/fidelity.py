@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ConfigError, DataError, ShapeError
+from ..inputs.records import repeatable
 from ..inputs.texts import Texts, read_texts
 from ..models.hooks import find_hook
 from ..models.intervene import splice
@@ -182,11 +183,6 @@ def place_warnings(named: Sequence[tuple[str, SAE]], rows: Source, spliced: Spli
     if spliced is not None and rows.info.get("model_digest") is None:
         found += warnings_on(named, spliced.place, what="the model given makes")
     return found
-
-
-def repeatable(data: Any) -> Any:
-    """Return texts that can be read more than once: an iterator becomes a list."""
-    return data if isinstance(data, str | os.PathLike | Sequence | None) else list(data)
 
 
 def _hook_of_all(
