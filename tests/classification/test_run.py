@@ -98,6 +98,20 @@ def test_report(full_run, tmp_path):
     assert len(write_classification_figures(result.to_json(), tmp_path)) == 10
 
 
+def test_frames_have_a_row_per_arm(full_run):
+    _, result = full_run
+    frame = result.to_pandas().set_index("name")
+    arm = result.arm("SAE sum k=2")
+    row = frame.loc[arm.name]
+    assert len(frame) == len(result.arms)
+    assert (row.k, row.pool, row.verdict, row.macro_f1, row.macro_f1_low) == (
+        2, "sum", arm.verdict, arm.macro_f1.value, arm.macro_f1.low,
+    )  # fmt: skip
+    assert result.to_pandas("low_data").n_train.unique().tolist() == [40]
+    summary = summarize({"one": result, "two": result}).to_pandas()
+    assert summary.n_sets.tolist() == [2] * len(summary)
+
+
 def test_summaries_of_the_first_schema_still_load(full_run):
     _, result = full_run
     plain = summarize({"one": result, "two": result}).to_json()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def evaluation(oracle, thresholded, synthetic) -> Evaluation:
 
 
 def test_metrics_are_those_of_the_rows(evaluation, oracle, rows):
-    metrics = evaluation.metrics
+    metrics = evaluation.entries[0].metrics
     assert set(metrics) == ON_ROWS
     assert metrics.fvu.value == pytest.approx(fvu(rows, oracle.reconstruct(rows)), rel=1e-9)
     assert metrics.l0.value == pytest.approx(oracle.encode(rows).l0())
@@ -173,7 +174,7 @@ def test_the_untrained_control_depends_on_the_seed_alone(synthetic, oracle):
 
 
 def test_untrained_dictionary_lands_on_the_null(evaluation):
-    metrics = evaluation.controls["untrained"].metrics
+    metrics = evaluation.entries[0].controls["untrained"].metrics
     assert metrics.decoder_redundancy.value == pytest.approx(metrics.redundancy_null.value, abs=0.06)
 
 
@@ -203,7 +204,7 @@ def test_frozen_decoder_is_a_control_when_given_or_recognised(oracle, synthetic)
         [oracle, frozen.replace(provenance={"config": config})], synthetic, settings=EvaluationSettings(draws=0)
     )
     assert list(by_argument.controls) == ["untrained", "frozen-decoder", "pca"]
-    assert by_argument.controls["frozen-decoder"].metrics == by_provenance.controls["frozen-decoder"].metrics
+    assert by_argument.controls["frozen-decoder"].metrics == by_provenance.entries[0].controls["frozen-decoder"].metrics
     assert len(by_provenance.entries) == 2
     assert "frozen-decoder" not in by_provenance.entries[1].controls
     assert "frozen-decoder" in by_provenance.entries[1].name
@@ -262,7 +263,7 @@ def test_altered_results_are_refused(evaluation, change, message):
 
 
 def test_metrics_are_attributes_and_say_what_is_missing(evaluation):
-    metrics = evaluation.metrics
+    metrics = evaluation.entries[0].metrics
     assert metrics.fvu is metrics["fvu"]
     assert "fvu" in dir(metrics)
     with pytest.raises(AttributeError, match="Did you mean `fvu`"):
@@ -276,11 +277,44 @@ def test_metrics_are_attributes_and_say_what_is_missing(evaluation):
     assert copy.deepcopy(metrics) == metrics
 
 
+def test_with_several_saes_one_must_be_chosen(evaluation, oracle, rows):
+    for name in ("metrics", "controls"):
+        with pytest.raises(ConfigError, match=r"holds 2 SAEs, `topk-48-k2`, `jumprelu-48`: choose one with `entry\("):
+            getattr(evaluation, name)
+    assert evaluation.entry("jumprelu-48") is evaluation.entries[1]
+    with pytest.raises(ConfigError, match="Did you mean `jumprelu-48`"):
+        evaluation.entry("jumprelu48")
+    alone = evaluate(oracle, rows, settings=EvaluationSettings(draws=0, controls=False))
+    assert alone.metrics is alone.entry().metrics is alone.entries[0].metrics
+
+
+def test_a_frame_has_a_row_per_sae_and_one_per_baseline(evaluation):
+    frame = evaluation.to_pandas().set_index("name")
+    assert frame.index.tolist() == ["topk-48-k2", "jumprelu-48"]
+    second = evaluation.entries[1].metrics.fvu
+    assert frame.loc["jumprelu-48", ["fvu", "fvu_low", "fvu_high"]].tolist() == [second.value, second.low, second.high]
+    baselines = evaluation.to_pandas("controls")
+    assert baselines[["name", "control"]].values.tolist()[:2] == [["topk-48-k2", "untrained"], ["topk-48-k2", "pca"]]
+    control = evaluation.entries[0].controls["pca"]
+    assert baselines.fvu[1] == control.metrics.fvu.value
+    assert baselines.difference_fvu_low[1] == control.differences.fvu.low
+    assert "entries[0].metrics.fvu" in evaluation.to_pandas("measured").name.tolist()
+    with pytest.raises(ConfigError, match="`part` must be one of `entries`, `controls`, `measured`"):
+        evaluation.to_pandas("sae")
+
+
+def test_metrics_are_short_as_text_and_whole_in_a_notebook(evaluation):
+    metrics = evaluation.entries[0].metrics
+    assert re.fullmatch(r"Metrics\(fvu=0\.\d+, l0=2, .* … 12 in all\)", repr(metrics))
+    assert len(repr(metrics)) < 160
+    assert metrics._repr_html_().count("<tr>") == 1 + len(metrics)
+
+
 def test_table_shows_each_sae_and_its_controls(evaluation):
     heading, *lines = evaluation.table()
     assert heading == ["", "fvu", "l0", "dead", "cosine"]
     assert [line[0] for line in lines] == ["topk-48-k2", "  untrained", "  pca", "jumprelu-48", "  untrained", "  pca"]
-    assert lines[0][1] == str(evaluation.metrics.fvu)
+    assert lines[0][1] == str(evaluation.entries[0].metrics.fvu)
     assert lines[2][3] == "–"
     assert "3,000 rows; 95% intervals" in repr(evaluation)
 

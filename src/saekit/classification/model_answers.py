@@ -55,6 +55,7 @@ class Actions(Result):
 
     KIND: ClassVar[str] = "actions"
     SCHEMA: ClassVar[int] = 1
+    PARTS: ClassVar[tuple[str, ...]] = ("records",)
 
     target: dict[str, Any]
     """The model: name, digest, number type."""

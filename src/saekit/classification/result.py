@@ -102,6 +102,7 @@ class Classification(Result):
 
     KIND: ClassVar[str] = "classification"
     SCHEMA: ClassVar[int] = 2
+    PARTS: ClassVar[tuple[str, ...]] = ("arms", "low_data")
 
     name: str
     """What tables over several data sets call it."""
@@ -222,6 +223,7 @@ class ClassificationSummary(Result):
 
     KIND: ClassVar[str] = "classification_summary"
     SCHEMA: ClassVar[int] = 2
+    PARTS: ClassVar[tuple[str, ...]] = ("arms",)
 
     sets: list[str]
     """Names of the results, in the order given."""

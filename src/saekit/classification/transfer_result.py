@@ -123,6 +123,7 @@ class Transfer(Result):
 
     KIND: ClassVar[str] = "transfer"
     SCHEMA: ClassVar[int] = 3
+    PARTS: ClassVar[tuple[str, ...]] = ("arms", "cells", "values")
 
     data: dict[str, Any]
     """Name and digest of the data."""

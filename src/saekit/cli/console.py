@@ -71,7 +71,7 @@ def print_warnings(warnings: Iterable[Any]) -> None:
 
 def print_evaluation(result: Any) -> None:
     """Print the numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
-    names = tuple(name for name in _SHOWN if name in result.metrics)
+    names = tuple(name for name in _SHOWN if name in result.entries[0].metrics)
     lines = result.table(names)
     alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
     print_table([[bare(cell) if i in alone else cell for i, cell in enumerate(line)] for line in lines])

@@ -74,6 +74,7 @@ class Orphans(Result):
 
     KIND: ClassVar[str] = "orphans"
     SCHEMA: ClassVar[int] = 2
+    PARTS: ClassVar[tuple[str, ...]] = ("properties", "silenced", "spans")
 
     rows: dict[str, Any]
     """Where the rows come from."""

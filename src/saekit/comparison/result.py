@@ -126,6 +126,7 @@ class Comparison(Result):
 
     KIND: ClassVar[str] = "comparison"
     SCHEMA: ClassVar[int] = 4
+    PARTS: ClassVar[tuple[str, ...]] = ("pairs",)
 
     rows: dict[str, Any] | None
     """``info`` of the rows; None where none were given."""

@@ -45,6 +45,7 @@ class SizeCurve(Result):
 
     KIND: ClassVar[str] = "size_curve"
     SCHEMA: ClassVar[int] = 2
+    PARTS: ClassVar[tuple[str, ...]] = ("points",)
 
     rows: dict[str, Any]
     """``info`` of the rows."""
@@ -220,6 +221,7 @@ class Progressive(Result):
 
     KIND: ClassVar[str] = "progressive"
     SCHEMA: ClassVar[int] = 2
+    PARTS: ClassVar[tuple[str, ...]] = ("curves", "differences", "rankings", "spectra")
 
     rows: dict[str, Any]
     """The rows measured on."""
