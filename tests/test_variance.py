@@ -92,4 +92,4 @@ def test_the_command_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert app.run([*command, str(tmp_path / "x.npy"), "--out", str(tmp_path / "run")]) == 0
     out = capsys.readouterr()
     assert "–" in out.out
-    assert SAME_ROWS in out.out
+    assert SAME_ROWS in out.out + out.err

@@ -14,6 +14,7 @@ from ..measure.intervals import measured_mean
 from ..measure.results import Measured, Result
 from ..measure.verdicts import VERDICTS, detectable, holm
 from ..provenance import library_versions, release
+from ..settings import brief
 
 _COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
 _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
@@ -22,6 +23,8 @@ _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
 @dataclass(frozen=True)
 class ArmScore:
     """One classifier, evaluated on the test set."""
+
+    __repr__ = brief
 
     name: str
     kind: str

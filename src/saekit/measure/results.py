@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from ..errors import FormatError, did_you_mean
-from ..files import read_json, write_json
+from ..files import read_json, unsealed, write_sealed
 from ..places import Warned
 from ..settings import check_choice
 from .tables import html_table, text_table
@@ -162,6 +162,7 @@ class Result:
         FormatError
             Another kind, a newer schema, a key that is unknown or missing, a value that contradicts another.
         """
+        plain = unsealed(plain, where)
         result = result_from_json(cls, cls.migrate(plain) if isinstance(plain, dict) else plain)
         result.check()
         return result
@@ -176,7 +177,7 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file `path`, atomically."""
-        write_json(path, self.to_json())
+        write_sealed(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -189,7 +190,7 @@ class Result:
         FileNotFoundError
             There is no such file.
         """
-        return cls.from_json(read_json(path))
+        return cls.from_json(read_json(path), os.fspath(path))
 
     def table(self) -> list[list[str]]:
         """Return the main table as rows of text, headings first."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, listed
+from ..errors import DataError, SaekitError, listed
 from ..files import write_bytes
 from ..places import Warned
 from . import charts
@@ -92,8 +92,16 @@ def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
     kind = result.get("kind")
     if kind not in RENDERERS:
         raise DataError(f"a report shows results of the kinds {listed(RENDERERS)}; got {kind!r}.")
-    main, *rest = RENDERERS[kind](result)
-    return [main, *_warnings(result), *rest]
+    try:
+        main, *rest = RENDERERS[kind](result)
+        return [main, *_warnings(result), *rest]
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        if isinstance(error, SaekitError):
+            raise
+        raise DataError(
+            f"a result of kind {kind!r} must hold what such results hold; it cannot be shown: {error!r:.200}. "
+            "Make it again."
+        ) from error
 
 
 def _warnings(result: Mapping[str, Any]) -> list[Section]:

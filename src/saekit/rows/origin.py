@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, ModelError, SaekitError
-from ..files import read_json
+from ..files import read_sealed
 from ..settings import Progress, silent, suggest_keywords
 
 if TYPE_CHECKING:
@@ -171,7 +171,11 @@ def _places_of_rows(path: str, known: Mapping[str, Any]) -> Iterator[Path]:
         return
     for run in (Path(path), Path(path).parent):
         if (run / "run.json").is_file():
-            source = read_json(run / "run.json").get("source", {})
-            names = [Path(source[key]) for key in ("rows_path", "path") if source.get(key)]
+            record = read_sealed(run / "run.json", since=2, version="format")
+            source = record.get("source") if isinstance(record, dict) else None
+            known = source if isinstance(source, dict) else {}
+            names = [
+                Path(known[key]) for key in ("rows_path", "path") if isinstance(known.get(key), str) and known[key]
+            ]
             yield from names
             yield from (folder / name.name for name in names for folder in (run.parent, run))

@@ -9,6 +9,7 @@ from ..errors import ConfigError, FormatError
 from ..measure.metrics import Metrics
 from ..measure.results import Measured, Result
 from ..sae.model import SAE
+from ..settings import brief
 from .power_law import PowerLaw
 from .prune import competes
 
@@ -22,6 +23,8 @@ SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa", "cka")
 @dataclass(frozen=True)
 class SizePoint:
     """One size of the curve."""
+
+    __repr__ = brief
 
     size: int
     """Latents kept."""
@@ -146,6 +149,8 @@ def _in_file(point: SizePoint) -> dict[str, Any]:
 class CurvePoint:
     """One way of getting an SAE of one size, over all seeds."""
 
+    __repr__ = brief
+
     name: str
     """``"topk pruned by energy"``, ``"matryoshka"``, ``"topk trained separately"``, ..."""
     size: int
@@ -179,6 +184,8 @@ class CurvePoint:
 class Difference:
     """One way minus another at the same size, paired by seed."""
 
+    __repr__ = brief
+
     metric: str
     name: str
     """The first way."""
@@ -194,6 +201,8 @@ class Difference:
 @dataclass(frozen=True)
 class Ranking:
     """How importance falls off in one vanilla SAE."""
+
+    __repr__ = brief
 
     name: str
     """Name of the SAE."""

@@ -130,12 +130,14 @@ def records_of(run: Run) -> dict[str, Record]:
     shift = run.sums["x.sum"] / n
     variance = max(sums["x.squares"] - n * float(shift.pow(2).sum()), 0.0)
     square = variance + n * float((run.center + shift).pow(2).sum())
+    rows = run.step * run.request.settings.batch_rows
     records: dict[str, Record] = {}
     for index, (name, learner) in enumerate(run.named_learners()):
         own = {key.removeprefix(f"{index}."): value for key, value in sums.items() if key.startswith(f"{index}.")}
         records[name] = {
             "step": run.step,
-            "rows": run.step * run.request.settings.batch_rows,
+            "rows": rows,
+            **({"epochs": rows / run.request.source.n_rows} if run.request.source.n_rows else {}),
             "learner": name,
             "loss": own["loss"] / n,
             "fvu": _defined(float(fraction_unexplained(own["error"], variance, square))),
@@ -160,6 +162,9 @@ def note_of(records: Sequence[Record], rate: float) -> str:
     '2,000 rows/s  FVU 0.250–0.500  L0 16  dead 0%'
     """
     parts = [f"{rate:,.0f} rows/s"]
+    epochs = float(records[0].get("epochs") or 0)
+    if epochs > 1:
+        parts.append(f"epoch {math.ceil(epochs)}")
     for label, name, form in (("FVU", "fvu", ".3f"), ("L0", "l0", ".0f"), ("dead", "dead_fraction", ".0%")):
         values = [float(value) for record in records if (value := record[name]) is not None]
         if values:
