@@ -1,7 +1,7 @@
 """Places: what decides the rows that an SAE reads, besides the texts; and the one guard that compares two of them.
 
 An SAE has the place that its rows had in training; rows, and a model that is about to make some, have one too. Every
-function that puts SAEs onto rows asks `warnings_on`, and every one that puts SAEs beside each other `warnings_between`.
+function that puts SAEs onto rows asks `warnings_on`, and every one that compares SAEs `warnings_between`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Warned:
     """A warning in a result: what a program reads, and what a person reads."""
 
     code: str
-    """What it is about; see `CODES` for those of places."""
+    """What it is about; see `CODES` for those of this module."""
     message: str
     """One or two sentences."""
 
@@ -290,7 +290,7 @@ def without_locations(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def place_facts(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of the `info` of rows that decide their place, as an SAE's provenance records them."""
+    """Return the entries of the `info` of rows that say where they come from, as an SAE's provenance records them."""
     return {key: info[key] for key in RECORDED if info.get(key) is not None}
 
 
