@@ -6,11 +6,8 @@ against what saekit itself writes), ``sae/`` and ``classifier.json``, which says
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, FormatError, did_you_mean
-from ..files import digest_file, read_json, write_bytes, write_json
+from ..files import digest_bytes, is_there, read_json, read_together, replaced_together, write_bytes, write_json
 from ..measure.token_statistics import TokenScores, labels_of
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
@@ -31,28 +28,16 @@ from ..rows.settings import CaptureSettings
 from ..sae.model import SAE
 from .arms import Arm
 from .fit import fit_arm
+from .pipeline_file import dump_pipeline, load_pipeline
 from .plan import Plan
 from .result import ArmScore, Classification
 
 CARD = "classifier.json"
 PIPELINE = "classifier.skops"
 SAE_FOLDER = "sae"
-SCHEMA_FILE = "schema.json"
+PARTS = (SAE_FOLDER, PIPELINE)
+"""What must be of the same save as the card."""
 SCHEMA = 1
-
-TRUSTED = (
-    "saekit.estimators.binarize.Binarize",
-    "saekit.estimators.select.SelectLatents",
-    "saekit.classification.sklearn_steps.DensityMatched",
-)
-"""Types of saekit's own that a stored pipeline may hold, besides those of scikit-learn and numpy that skops knows."""
-
-MOVED = {
-    ("saekit.estimators", "Binarize"): "saekit.estimators.binarize",
-    ("saekit.estimators", "SelectLatents"): "saekit.estimators.select",
-    ("saekit.study.steps", "DensityMatched"): "saekit.classification.sklearn_steps",
-}
-"""Modules of these types in classifiers that saekit 0.1 saved, and where they are now."""
 
 LABEL_TOKENS = 50_000
 """Tokens of training texts that labels of latents are made from."""
@@ -389,22 +374,21 @@ def save_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]) 
     pathlib.Path
         The folder.
     """
-    from skops.io import dumps
-
-    folder = Path(folder)
-    classifier.sae.save(folder / SAE_FOLDER)
-    write_bytes(folder / PIPELINE, dumps(classifier.pipeline))
+    folder, data = Path(folder), dump_pipeline(classifier.pipeline)
     top = {
         name: [{"latent": j, "weight": weight, "label": label} for j, weight, label in rows]
         for name, rows in classifier.top_latents().items()
     }
     card = {
         **classifier.card,
-        "pipeline": digest_file(folder / PIPELINE),
+        "pipeline": digest_bytes(data),
         "labels": {str(j): label for j, label in classifier.labels.items()},
         "top_latents": top,
     }
-    write_json(folder / CARD, card)
+    with replaced_together(folder, CARD, PARTS) as next_to:
+        classifier.sae.save(next_to(SAE_FOLDER))
+        write_bytes(next_to(PIPELINE), data)
+        write_json(next_to(CARD), card)
     return folder
 
 
@@ -423,60 +407,31 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
     FormatError
         The folder holds no classifier, a newer one, an altered one, or types that saekit does not write.
     """
-    from skops.io import get_untrusted_types, loads
-
     folder = Path(folder)
-    if not (folder / CARD).is_file() and (folder / "classifier" / CARD).is_file():
+    if not is_there(folder, CARD) and is_there(folder / "classifier", CARD):
         folder = folder / "classifier"
-    if not (folder / CARD).is_file():
+    if not is_there(folder, CARD):
         raise FormatError(
             f"`{folder}` must hold a classifier ({CARD}); it holds none. Make one with `saekit classify`."
         )
-    card = read_json(folder / CARD)
+    return read_together(folder, CARD, PARTS, lambda path_of: _read(path_of, model))
+
+
+def _read(path_of: Callable[[str], Path], model: Any) -> TextClassifier:
+    path = path_of(CARD)
+    card = read_json(path)
     if card.get("kind") != "classifier" or not isinstance(card.get("schema"), int):
-        raise FormatError(f"`{folder / CARD}` must describe a classifier; it does not.")
+        raise FormatError(f"`{path}` must describe a classifier; it does not.")
     if card["schema"] > SCHEMA:
         raise FormatError(
             f"this classifier has schema {card['schema']}; this saekit reads up to {SCHEMA}. Install the newer release."
         )
-    data = (folder / PIPELINE).read_bytes()
-    if digest_file(folder / PIPELINE) != card["pipeline"]:
-        raise FormatError(f"`{folder / PIPELINE}` must have the digest that {CARD} says; it was altered.")
-    data = _with_new_names(data)
-    strange = sorted(set(get_untrusted_types(data=data)) - set(TRUSTED))
-    if strange:
-        raise FormatError(f"`{folder / PIPELINE}` must hold types of scikit-learn and saekit only; it holds {strange}.")
-    pipeline = loads(data, trusted=list(TRUSTED))
+    data = path_of(PIPELINE).read_bytes()
+    if digest_bytes(data) != card["pipeline"]:
+        raise FormatError(f"`{path_of(PIPELINE)}` must have the digest that {CARD} says; it was altered.")
+    pipeline = load_pipeline(data, path_of(PIPELINE))
     labels = {int(j): label for j, label in card["labels"].items()}
     return TextClassifier(
-        pipeline, SAE.load(folder / SAE_FOLDER), tuple(card["classes"]), card["hook"], card["pool"],
+        pipeline, SAE.load(path_of(SAE_FOLDER)), tuple(card["classes"]), card["hook"], card["pool"],
         card["max_tokens"], labels, card, card["model"]["path"] if model is None else model,
     )  # fmt: skip
-
-
-def _with_new_names(data: bytes) -> bytes:
-    """Return a stored pipeline with the types of `MOVED` under their present names."""
-    with zipfile.ZipFile(io.BytesIO(data)) as old:
-        if SCHEMA_FILE not in old.namelist():
-            return data
-        schema = json.loads(old.read(SCHEMA_FILE))
-        if not _rename(schema):
-            return data
-        written = io.BytesIO()
-        with zipfile.ZipFile(written, "w") as new:
-            for name in old.namelist():
-                new.writestr(name, json.dumps(schema) if name == SCHEMA_FILE else old.read(name))
-    return written.getvalue()
-
-
-def _rename(node: Any) -> bool:
-    """Put present module names into a tree of skops; whether there were old ones."""
-    found = False
-    if isinstance(node, dict):
-        now = MOVED.get((str(node.get("__module__")), str(node.get("__class__"))))
-        if now is not None:
-            node["__module__"], found = now, True
-    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for part in parts:
-        found = _rename(part) or found
-    return found

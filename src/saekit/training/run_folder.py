@@ -18,7 +18,7 @@ from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import differences
 from .architectures import config_to_dict
-from .checkpoint import drop_unscheduled
+from .checkpoint import tidy
 from .diagnostics import warnings_for
 from .log import LOG_FILE, Seconds
 from .request import Request
@@ -94,7 +94,7 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
         },
         "source": request.source.info,
     }
-    drop_unscheduled(run.folder)
+    tidy(run.folder)
     write_json(run.folder / RUN_FILE, record)  # last: a folder that says "done" is complete
 
 
