@@ -17,7 +17,7 @@ PACKAGE = ROOT / "src" / "saekit"
 # A room imports rooms with a lower number only; rooms on one floor do not import each other.
 FLOORS = {
     "errors": 0, "version": 0,
-    "files": 1, "assets": 1, "randomness": 1, "settings": 1, "interruption": 1,
+    "files": 1, "assets": 1, "randomness": 1, "settings": 1, "hub": 1, "interruption": 1,
     "progress": 2,
     "kernels": 2,
     "sae": 3,
@@ -44,7 +44,7 @@ REACH = {
     "transformers": {"models", "rows"},
     "datasets": {"inputs"},
     "tokenizers": {"models"},
-    "huggingface_hub": {"inputs", "models", "store"},
+    "huggingface_hub": {"hub", "inputs", "models", "store"},
 }
 
 # Import name -> name in pyproject.toml, where they differ.

@@ -164,6 +164,17 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def local_path(name: str | os.PathLike[str]) -> Path:
+    """Return the path of this name as it stands where there is such a file, else with ``~`` as the home folder."""
+    path = Path(name)
+    if os.path.exists(path):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no user of that name
+        return path
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 import saekit as sk
-from saekit.classification.model_answers import act, cloze_task
+from saekit.classification.model_answers import act
 from saekit.classification.settings import ACROSS_KINDS, ALIASES, Budget, ClassifierSettings, Matching
+from saekit.classification.tasks import cloze_task
 from saekit.classification.transfer import held_out
 from saekit.classification.transfer_features import transfer_features
 from saekit.classification.transfer_result import migrated

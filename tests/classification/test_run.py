@@ -98,6 +98,15 @@ def test_report(full_run, tmp_path):
     assert len(write_classification_figures(result.to_json(), tmp_path)) == 10
 
 
+def test_summaries_of_the_first_schema_still_load(full_run):
+    _, result = full_run
+    plain = summarize({"one": result, "two": result}).to_json()
+    old = {key: value for key, value in plain.items() if key not in ("versions", "settings")}
+    assert ClassificationSummary.from_json({**old, "schema": 1}).arms == ClassificationSummary.from_json(plain).arms
+    twice = summarize([result, result])  # two results may have one name
+    assert (twice.sets, twice.arms[0].n_sets) == (["list", "list"], 2)
+
+
 def test_transfer_without_across_gives_the_same_numbers(full_run, lm, sae, rows):
     _, result = full_run
     how = asked(label="label", group="pair", **{**COMMON, "pools": ("sum", "count")}, train_sizes=(40,))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from saekit import files
 from saekit.errors import ConfigError, FormatError, OfflineError
+from saekit.hub import ask_hub
 from saekit.sae.model import SAE
 from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from saekit.sae.scaling import Scaling
@@ -648,7 +649,7 @@ def test_hub_folder_is_read_like_a_local_one(stored, monkeypatch):
 
     asked = []
 
-    def fake(repository, name, subfolder=None, revision=None):
+    def fake(repository, name, subfolder=None, revision=None, local_files_only=False):
         asked.append((repository, name, subfolder, revision))
         return str(stored / name)
 
@@ -681,7 +682,6 @@ class RangeRequests(io.FileIO):
 def remote(monkeypatch):
     """Makes a hub that holds a folder, `sae.json` of it in the cache; gives what was opened, as (place, stream)."""
     import huggingface_hub
-    from huggingface_hub import constants
 
     def make(folder, snapshot):
         opened = []
@@ -692,7 +692,7 @@ def remote(monkeypatch):
                 opened.append((place, RangeRequests(folder / "sae.safetensors")))
                 return opened[-1][1]
 
-        def download(repository, name, subfolder=None, revision=None):
+        def download(repository, name, subfolder=None, revision=None, local_files_only=False):
             assert name == "sae.json", "the tensors must not be downloaded whole"
             snapshot.mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / name, snapshot / name)
@@ -700,7 +700,7 @@ def remote(monkeypatch):
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
         monkeypatch.setattr(huggingface_hub, "HfFileSystem", FileSystem)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub, "ask_hub", lambda *_: None)
         return opened
 
     return make
@@ -733,11 +733,9 @@ def test_prefix_from_the_hub_reads_the_cache_when_it_has_the_file(tmp_path, remo
 
 
 def test_prefix_from_the_hub_offline(tmp_path, remote, monkeypatch):
-    from huggingface_hub import constants
-
     save(make_sae(), tmp_path / "there")
     remote(tmp_path / "there", tmp_path / "cache")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "ask_hub", ask_hub)
     with pytest.raises(OfflineError, match="cannot be reached"):
         load("hf:me/saes", latents=12)
 

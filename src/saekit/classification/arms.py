@@ -102,6 +102,11 @@ class Origin:
     """Digest of the SAE, and what is made of it."""
     about: dict[str, Any]
 
+    @property
+    def role(self) -> str:
+        """What its arms are for: dense, sae or control."""
+        return self.kind if self.kind in ("dense", "sae") else "control"
+
 
 def arms_of(
     origins: Sequence[Origin], kinds: Sequence[str], pools: Sequence[str], settings: ClassifierSettings
@@ -125,15 +130,10 @@ def arms_of(
         Arm("pixels", "pixels", features="pixels", steps=("pca",), k=PIXEL_COMPONENTS, source="pixels"),
     ]
     many = sum(origin.kind == "sae" for origin in origins) > 1
-    for origin in origins:
-        if origin.kind == "dense":
-            found += _dense_arms(origin, pools, settings)
-    for origin in origins:
-        if origin.kind in ("random", "untrained", "frozen"):
-            found += _control_arms(origin, pools, settings)
-    for origin in origins:
-        if origin.kind == "sae":
-            found += _sae_arms(origin, origin.name if many else "SAE", pools, settings)
+    for role in ("dense", "control", "sae"):
+        for origin in (origin for origin in origins if origin.role == role):
+            label = origin.name if many else "SAE"
+            found += _OF_ROLE[role](origin, label, pools, settings)
     return [arm for arm in found if arm.kind in kinds]
 
 
@@ -146,7 +146,7 @@ def _at(origin: Origin, pool: str, name: str, kind: str) -> Arm:
     return Arm(name, kind, f"{origin.name}|{pool}", source=origin.name, pool=pool, about=origin.about)
 
 
-def _dense_arms(origin: Origin, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
+def _dense_arms(origin: Origin, label: str, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
     twins = dense_pools(pools)
     if "last" not in twins:
         yield _at(origin, "last", f"{origin.name} last", "last")
@@ -163,7 +163,7 @@ def _dense_arms(origin: Origin, pools: Sequence[str], settings: ClassifierSettin
         yield replace(first, name=f"{first.name} ICA {k}", kind="ica", steps=("ica",), k=k)
 
 
-def _control_arms(origin: Origin, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
+def _control_arms(origin: Origin, label: str, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
     ranking = ranking_of(settings.select_by, origin)
     for pool in pools:
         full = _at(origin, pool, f"{origin.name} {pool}", origin.kind)
@@ -186,6 +186,9 @@ def _sae_arms(origin: Origin, label: str, pools: Sequence[str], settings: Classi
         yield replace(full, name=f"{name} binarized tree", kind="binarized-tree", steps=("binarize",), probe="tree")
         yield replace(full, name=f"{name} binarized", kind="binarized", steps=("binarize",))
         yield full
+
+
+_OF_ROLE = {"dense": _dense_arms, "control": _control_arms, "sae": _sae_arms}
 
 
 def check_ranking(by: str, origins: Sequence[Origin]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,11 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigError, FormatError, did_you_mean
-from ..files import read_json, write_json
 from ..measure.bootstrap import bootstrap_mean
 from ..measure.paired_scores import VERDICTS, holm
-from ..measure.results import Measured, Result, result_from_json, result_to_json
-from ..measure.tables import html_table, text_table
+from ..measure.results import Measured, Result
+from ..provenance import library_versions, release
 
 _COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
 _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
@@ -220,48 +218,22 @@ class Across:
     p_holm: float | None
 
 
-@dataclass(frozen=True)
-class ClassificationSummary:
+@dataclass(frozen=True, repr=False)
+class ClassificationSummary(Result):
     """The same arms over several data sets, each minus the best dense arm of its data set."""
 
     KIND: ClassVar[str] = "classification_summary"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
 
-    saekit: str
     sets: list[str]
     """Names of the results, in the order given."""
     margin: float
     arms: list[Across]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return result_to_json(self)
-
     @classmethod
-    def from_json(cls, plain: Any) -> ClassificationSummary:
-        """Read what `to_json` wrote.
-
-        Raises
-        ------
-        FormatError
-            Another kind, a newer schema, an unknown or missing key.
-        """
-        return result_from_json(cls, plain)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON file `path`, atomically."""
-        write_json(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ClassificationSummary:
-        """Read a file that `save` wrote.
-
-        Raises
-        ------
-        FormatError
-            See `from_json`.
-        """
-        return cls.from_json(read_json(path))
+    def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return a file of schema 1, which did not say versions and settings, in the layout of this one."""
+        return {"versions": {}, "settings": {}, **plain} if plain.get("schema") == 1 else plain
 
     def table(self) -> list[list[str]]:
         """Rows of text, headings first."""
@@ -280,12 +252,6 @@ class ClassificationSummary:
             f"intervals from resampled data sets, Wilcoxon's signed-rank test, Holm's correction; "
             f"margin {self.margin:g}."
         )
-
-    def __repr__(self) -> str:
-        return text_table(self.table(), self.caption())
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table(), self.caption())
 
 
 def _p(value: float | None) -> str:
@@ -313,45 +279,51 @@ def summarize(
     ConfigError
         No results, or results of different margins.
     """
-    from ..version import __version__
-
-    found = list(results.values()) if isinstance(results, Mapping) else list(results)
-    names = list(results) if isinstance(results, Mapping) else [each.name for each in found]
-    margins = {each.settings["margin"] for each in found}
+    found = list(results.items() if isinstance(results, Mapping) else ((each.name, each) for each in results))
+    margins = {each.settings["margin"] for _, each in found}
     if len(margins) != 1:
         raise ConfigError(f"summarize: results must be judged at one margin; got {sorted(margins) or 'no results'}.")
     rows: dict[str, list[ArmScore]] = {}
-    for result in found:
-        if result.best_dense is None:
-            continue
-        if result.best_sae is not None:
-            rows.setdefault("SAE, best by inner folds", []).append(result.arm(result.best_sae))
-        mine: dict[str, ArmScore] = {}
-        for arm in result.arms:
-            role = _role(arm)
-            if role not in mine or (arm.inner or 0) > (mine[role].inner or 0):
-                mine[role] = arm
-        for role, arm in mine.items():
+    for _, result in found:
+        for role, arm in _standing(result).items():
             rows.setdefault(role, []).append(arm)
-    lines = []
-    for role, arms in rows.items():
-        gaps = np.array([arm.difference.value for arm in arms])
-        counts = {verdict: sum(arm.verdict == verdict for arm in arms) for verdict in VERDICTS}
-        difference = bootstrap_mean(gaps, draws=draws, seed=seed, unit="macro-F1")
-        lines.append((role, arms, difference, counts, _wilcoxon(gaps)))
-    adjusted = holm([p for *_, p in lines])
+    tests = [_wilcoxon(arms) for arms in rows.values()]
+    arms = [_across(*row, draws, seed, p) for row, p in zip(rows.items(), zip(tests, holm(tests)))]
     return ClassificationSummary(
-        __version__,
-        names,
-        margins.pop(),
-        [
-            Across(
-                role, len(arms), difference, counts["better"], counts["equivalent"], counts["worse"],
-                counts["undecided"], None if math.isnan(p) else p, None if math.isnan(q) else q,
-            )
-            for (role, arms, difference, counts, p), q in zip(lines, adjusted)
-        ],
+        release(), library_versions(False), {"draws": draws, "seed": seed}, [name for name, _ in found],
+        margins.pop(), arms,
     )  # fmt: skip
+
+
+def _standing(result: Classification) -> dict[str, ArmScore]:
+    """Return the arms that stand for a result, by what they are called over data sets."""
+    found: dict[str, ArmScore] = {}
+    if result.best_dense is None:
+        return found
+    if result.best_sae is not None:
+        found["SAE, best by inner folds"] = result.arm(result.best_sae)
+    for arm in result.arms:
+        role = _role(arm)
+        if role not in found or (arm.inner or 0) > (found[role].inner or 0):
+            found[role] = arm
+    return found
+
+
+def _across(role: str, arms: Sequence[ArmScore], draws: int, seed: int, p: tuple[float, float]) -> Across:
+    gaps = np.array([arm.difference.value for arm in arms])
+    return Across(
+        name=role,
+        n_sets=len(arms),
+        difference=bootstrap_mean(gaps, draws=draws, seed=seed, unit="macro-F1"),
+        **{verdict: sum(arm.verdict == verdict for arm in arms) for verdict in VERDICTS},
+        p=none_if_nan(p[0]),
+        p_holm=none_if_nan(p[1]),
+    )
+
+
+def none_if_nan(number: float) -> float | None:
+    """Return a number as JSON holds it: None for NaN."""
+    return None if math.isnan(number) else number
 
 
 def _role(arm: ArmScore) -> str:
@@ -360,7 +332,8 @@ def _role(arm: ArmScore) -> str:
     return " ".join(part for part in (arm.kind, arm.pool if arm.pool != arm.kind else "") if part) + k
 
 
-def _wilcoxon(gaps: np.ndarray) -> float:
+def _wilcoxon(arms: Sequence[ArmScore]) -> float:
+    gaps = np.array([arm.difference.value for arm in arms])
     if len(gaps) < 2 or not np.any(gaps):
         return math.nan if len(gaps) < 2 else 1.0
     from scipy.stats import wilcoxon

@@ -146,7 +146,7 @@ class TextClassifier:
     def features(self, texts: Sequence[str]) -> Any:
         """Pooled codes ``[n, n_latents]``, CSR."""
         ask = Ask((self.pool,), sae=self.sae, hook=self.hook)
-        return pool_texts(self._lm, list(texts), [ask], max_tokens=self.max_tokens)[0][self.pool]
+        return pool_texts(self._lm, texts, [ask], max_tokens=self.max_tokens)[0][self.pool]
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities ``[n, n_classes]``, columns in the order of `classes`."""

@@ -60,7 +60,8 @@ def actions(
     json: Json = False,
 ) -> None:
     """Run a model on a task and write down what it did."""
-    from ..classification.model_answers import CARD, RECORDS, act, cloze_task, read_task
+    from ..classification.model_answers import CARD, RECORDS, act
+    from ..classification.tasks import cloze_task, read_task
 
     text = text or "text"
     if task == "cloze":

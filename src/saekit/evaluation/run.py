@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError
-from ..measure.fidelity import SplicedModel, repeatable
+from ..inputs.records import repeatable
+from ..measure.fidelity import SplicedModel
 from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
 from ..models.language import LanguageModel
 from ..progress import shows_progress

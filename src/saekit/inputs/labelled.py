@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError, did_you_mean, listed
-from .images import Images
+from .images import Images, read_images
 from .settings import Split
 from .split import Columns, Part, codes_of, draw_by_value, split_rows
 from .texts import read_texts
@@ -168,6 +168,9 @@ def _read(data: Any, across: str | None, split: Split) -> tuple[Columns, dict[st
     table: Any = data
     warnings = []
     if isinstance(data, Images):
+        if split.text != "text":
+            raise ConfigError(f"`text` names a column of texts, `{split.text}`; these are images. Leave it out.")
+        table = read_images(data, split=split.hub_split)
         keys = image_keys(data)
     else:
         wanted = list(dict.fromkeys(name for name in names if name is not None))
@@ -226,6 +229,13 @@ def column_of(table: Any, name: str, what: str) -> list[str]:
             f"every row must have a {what} in column `{name}`; {len(missing)} of {len(values)} have none or NaN: rows "
             f"{listed(missing)}. Remove these rows, or name another column."
         )
+    kinds = {str(value): type(value) for value in values}
+    for row, value in enumerate(values):
+        if kinds[str(value)] is not type(value):
+            raise DataError(
+                f"column `{name}` must tell a {what} from its text; row {row} has {value!r} ({type(value).__name__}), "
+                f"another row the same as {kinds[str(value)].__name__}. Write all of them as text."
+            )
     return [str(value) for value in values]
 
 

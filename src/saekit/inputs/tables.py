@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,13 +34,20 @@ class Table:
         return self.columns[name]
 
 
-def no_column(name: str, columns: Iterable[str], where: str) -> DataError:
-    """Return the error about a column that is not there, with the nearest ones."""
+def no_column(name: str, columns: Iterable[str], where: str, hint: str = "") -> DataError:
+    """Return the error about a column that is not there, with the nearest ones, or another hint."""
     columns = [column for column in columns if column != "__id__"]
+    near = did_you_mean(name, columns) if columns else ""
     return DataError(
         f"`{where}` must have a column `{name}`; its columns are {listed(columns, 12) if columns else 'none'}. "
-        f"{did_you_mean(name, columns) if columns else ''}".rstrip()
+        f"{hint or near}".rstrip()
     )
+
+
+def shortened(value: object, length: int = 80) -> str:
+    """Return what a value looks like, cut to a length."""
+    shown = value if isinstance(value, str) else reprlib.repr(value)
+    return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
 def first_line(error: BaseException) -> str:

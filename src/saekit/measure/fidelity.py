@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ConfigError, DataError, ShapeError
+from ..inputs.records import repeatable
 from ..inputs.texts import Texts, read_texts
 from ..models.hooks import find_hook
 from ..models.intervene import splice
@@ -167,11 +168,6 @@ class SplicedModel:
         if not self.lm.is_causal:
             return f"not measured: {self.lm.name} is not a causal language model"
         return "measured" if self.texts is not None else "not measured: tokens = 0"
-
-
-def repeatable(data: Any) -> Any:
-    """Return texts that can be read more than once: an iterator becomes a list."""
-    return data if isinstance(data, str | os.PathLike | Sequence | None) else list(data)
 
 
 def _hook_of_all(

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import ConfigError, ModelError, OfflineError, did_you_mean, listed
 from ..files import digest_bytes, digest_file
+from ..hub import Unreachable, ask_hub
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,7 +28,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """Number types of models and of stored rows, by name."""
 
 _ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_HUB_TIMEOUT = 6.0  # seconds to find out whether the hub can be reached at all
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 M = TypeVar("M", bound="PretrainedModel")
@@ -239,12 +239,12 @@ def _find_builtin() -> ModelFiles:
 
 
 def _find_on_hub(name: str) -> ModelFiles:
-    """Ask the hub one quick question instead of many slow retries; without an answer, look into the cache."""
+    """Ask the hub; without an answer, look into the cache."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        info = HfApi().model_info(name, timeout=_HUB_TIMEOUT)
+        info = ask_hub("model", name)
         if info.gated:
             HfApi().auth_check(name)
         return ModelFiles(name, name, info.sha, False)
@@ -253,19 +253,18 @@ def _find_on_hub(name: str) -> ModelFiles:
             f"the model `{name}` is gated: its owner must give access. Accept its terms on the hub and log in with "
             "`hf auth login`, or give a local folder (--model PATH)."
         ) from None
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
             f"the model `{name}` must exist on the hub; there is none of that name, or it is private. "
             "Check the name, log in with `hf auth login`, or give a local folder (--model PATH)."
         ) from None
-    except Exception:
-        # no route, no name service, offline mode, a proxy in the way: whatever it is, the hub is out of reach
+    except Unreachable as why:
         try:
             folder = snapshot_download(name, local_files_only=True)
         except Exception:
             raise OfflineError(
-                f"the model `{name}` must be downloaded and the hub cannot be reached (no network, or offline mode); "
-                "it is not in the cache either. Give a local folder (--model PATH) or `--model builtin`."
+                f"the model `{name}` must be downloaded and the hub cannot be reached ({why}); it is not in the cache "
+                "either. Give a local folder (--model PATH) or `--model builtin`."
             ) from None
         return ModelFiles(name, folder, Path(folder).name, True)
 

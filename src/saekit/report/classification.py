@@ -107,9 +107,7 @@ def _price(result: Result) -> Drawn:
     curves: Curves = {}
     for arm in result["arms"]:
         if arm["k"] is not None and arm["kind"] in _CURVES:
-            source = "" if arm["kind"] in ("random", "untrained") else arm["source"]
-            name = " ".join(part for part in (_CURVES[arm["kind"]], source, arm["pool"]) if part)
-            curves.setdefault(name, []).append((arm["k"], arm["macro_f1"]))
+            curves.setdefault(_curve_of(arm), []).append((arm["k"], arm["macro_f1"]))
     if all(len(points) < 2 for points in curves.values()):
         return None
     dense = next((arm for arm in result["arms"] if arm["name"] == result["best_dense"]), None)
@@ -119,6 +117,11 @@ def _price(result: Result) -> Drawn:
         "The price of sparsity: macro-F1 of the k latents that tell the classes apart best, compared with as many "
         "principal components and controls, and the best dense arm.",
     )
+
+
+def _curve_of(arm: Arm) -> str:
+    source = "" if arm["kind"] in ("random", "untrained") else arm["source"]
+    return " ".join(part for part in (_CURVES[arm["kind"]], source, arm["pool"]) if part)
 
 
 def _rising(curves: Curves) -> Curves:

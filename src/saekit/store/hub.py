@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ..errors import ConfigError, FormatError, ModelError, OfflineError, SaekitError, listed
+from ..hub import Unreachable, ask_hub
 from .listing import Listing
 
 
@@ -44,12 +45,37 @@ def download(address: str, names: tuple[str, ...]) -> Path:
     FormatError
         The folder has no such file.
     """
-    from huggingface_hub import hf_hub_download
+    with _in_our_words(address, names):
+        why = _why_unreachable(address)
+        paths = [_fetch(address, name, why) for name in names]
+    return paths[0].parent
+
+
+def _why_unreachable(address: str) -> Unreachable | None:
+    """Return why the hub does not answer; None when it does."""
+    try:
+        ask_hub("model", parse(address)[0])
+    except Unreachable as why:
+        return why
+    return None
+
+
+def _fetch(address: str, name: str, why: Unreachable | None) -> Path:
+    """Return the local path of a file of the folder at an address; from the cache alone when the hub is out of reach.
+
+    Raises
+    ------
+    OfflineError
+        It is not in the cache.
+    """
+    from huggingface_hub import errors, hf_hub_download
 
     repository, folder, revision = parse(address)
-    with _in_our_words(address, names):
-        paths = [Path(hf_hub_download(repository, name, subfolder=folder or None, revision=revision)) for name in names]
-    return paths[0].parent
+    try:
+        place: dict[str, Any] = {"subfolder": folder or None, "revision": revision}
+        return Path(hf_hub_download(repository, name, **place, local_files_only=why is not None))
+    except errors.LocalEntryNotFoundError:
+        raise _offline(address, why) from None
 
 
 @contextmanager
@@ -68,17 +94,18 @@ def opened(address: str, small: str, large: str) -> Iterator[tuple[Path, IO[byte
     OfflineError, ModelError, FormatError
         As `download`.
     """
-    from huggingface_hub import HfFileSystem, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import HfFileSystem, try_to_load_from_cache
 
     repository, folder, revision = parse(address)
     with _in_our_words(address, (small, large)):
-        local = Path(hf_hub_download(repository, small, subfolder=folder or None, revision=revision)).parent
+        why = _why_unreachable(address)
+        local = _fetch(address, small, why).parent
         inside = f"{folder}/{large}" if folder else large
         cached = try_to_load_from_cache(repository, inside, revision=revision)
         if isinstance(cached, str):
             stream: Any = open(cached, "rb", buffering=0)  # noqa: SIM115
-        elif constants.HF_HUB_OFFLINE:
-            raise _offline(address)
+        elif why:
+            raise _offline(address, why)
         else:
             # No read-ahead: a prefix is a handful of requests, each for exactly the bytes that are needed.
             # The snapshot folder names the commit of the small file: both files must be of one commit.
@@ -115,9 +142,9 @@ def list_hub(address: str) -> Listing:
     OfflineError, ModelError
         As `download`.
     """
-    repository, inside, revision = parse(address)
+    repository, inside, _ = parse(address)
     with _in_our_words(address, (inside or "files",)):
-        commit, names = _names(repository, revision)
+        commit, names = _names(address)
     focus = PurePosixPath(inside).name if inside in names else None
     folder = str(PurePosixPath(inside).parent) if focus else inside
     prefix = "" if folder in ("", ".") else f"{folder}/"
@@ -134,19 +161,19 @@ def list_hub(address: str) -> Listing:
     return Listing(address, tuple(sorted(name for name in below if name.count("/") <= 1)), fetch, focus)
 
 
-def _names(repository: str, revision: str | None) -> tuple[str | None, list[str]]:
+def _names(address: str) -> tuple[str | None, list[str]]:
     """Return the commit and every file of a repository; from the newest snapshot in the cache without a network."""
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
-    if not constants.HF_HUB_OFFLINE:
+    repository, _, revision = parse(address)
+    try:
+        info = ask_hub("model", repository, revision)
+        return info.sha, [each.rfilename for each in info.siblings or ()]
+    except Unreachable as why:
         try:
-            info = HfApi().model_info(repository, revision=revision)
-            return info.sha, [each.rfilename for each in info.siblings or ()]
-        except (errors.HfHubHTTPError, errors.HFValidationError):
-            raise
-        except Exception:  # whatever the HTTP library says when nobody answers: the cache may have it
-            pass
-    folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+            folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        except errors.LocalEntryNotFoundError:
+            raise _offline(address, why) from None
     return folder.name, [str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()]
 
 
@@ -162,7 +189,7 @@ def _in_our_words(address: str, names: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
-        raise _offline(address) from None
+        raise _offline(address, None) from None
     except errors.HFValidationError as error:
         raise ConfigError(f"`{address}` is no hub address: {error}") from None
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, FileNotFoundError) as error:
@@ -194,8 +221,8 @@ def _refused(error: Exception, address: str, names: tuple[str, ...]) -> SaekitEr
     return ModelError(f"the hub refused `{address}`: {error}")
 
 
-def _offline(address: str) -> OfflineError:
+def _offline(address: str, why: Unreachable | None) -> OfflineError:
     return OfflineError(
-        f"`{address}` would have to be downloaded, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is "
-        "set). Copy the folder here by other means and give its local path instead."
+        f"`{address}` would have to be downloaded, and the hub cannot be reached ({why or 'the connection broke'}). "
+        "Copy the folder here by other means and give its local path instead."
     )
