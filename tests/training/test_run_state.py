@@ -60,7 +60,6 @@ def test_what_ctrl_c_interrupts_goes_on_and_ends_as_if_nothing_had_been(tmp_path
 CHILD = """
 import os, signal, sys
 from saekit import BatchTopK, ReLU, SyntheticRows, TrainSettings, train
-from saekit.settings import silent
 
 out, event, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -78,7 +77,7 @@ if event != "none":
     killed_at(event, count)
 rows = SyntheticRows(d_in=8, n_features=16, l0=3.0, n_rows=3_000, mean=1.0)
 settings = TrainSettings(batch_rows=50, log_every=10, checkpoint_every=5)
-train([BatchTopK(24, k=3), ReLU(24)], rows, seeds=[0, 1], settings=settings, out=out, resume=True, progress=silent)
+train([BatchTopK(24, k=3), ReLU(24)], rows, seeds=[0, 1], settings=settings, out=out, resume=True, progress=False)
 """
 
 

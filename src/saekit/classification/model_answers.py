@@ -20,8 +20,8 @@ import torch
 
 from .. import kernels
 from ..errors import ConfigError, DataError, FormatError
-from ..files import digest_bytes, read_json, read_together, replaced_together, write_bytes, write_json
-from ..measure.bootstrap import wilson_interval
+from ..files import digest_bytes, read_json, read_together, replaced_together, write_bytes, write_sealed
+from ..measure.intervals import wilson_interval
 from ..measure.results import Measured, Result, result_to_json
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
@@ -55,6 +55,7 @@ class Actions(Result):
 
     KIND: ClassVar[str] = "actions"
     SCHEMA: ClassVar[int] = 1
+    PARTS: ClassVar[tuple[str, ...]] = ("records",)
 
     target: dict[str, Any]
     """The model: name, digest, number type."""
@@ -86,7 +87,7 @@ class Actions(Result):
         """Write ``actions.jsonl`` (a data set, one line per question) and ``actions.json`` (what it is)."""
         with replaced_together(folder, CARD, (RECORDS,)) as next_to:
             write_bytes(next_to(RECORDS), _as_lines(self.records))
-            write_json(next_to(CARD), self.to_json())
+            write_sealed(next_to(CARD), self.to_json())
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Actions:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from ..files import digest_bytes, parse_json, read_bytes
 
 SCHEMA_FILE = "schema.json"
 
@@ -28,6 +29,10 @@ MOVED = {
 """Modules of these types in classifiers that saekit 0.1 saved, and where they are now."""
 
 
+MAX_PIPELINE = 2**28
+"""Size of a stored pipeline after decompression; a small file can claim any. Unit: bytes."""
+
+
 def dump_pipeline(pipeline: Any) -> bytes:
     """Return a pipeline as skops writes it, with numbers in place of memory addresses and no times."""
     from skops.io import dumps
@@ -35,29 +40,37 @@ def dump_pipeline(pipeline: Any) -> bytes:
     return _rewritten(dumps(pipeline), _number_objects)
 
 
-def load_pipeline(data: bytes, path: Path) -> Any:
-    """Return the pipeline; `path` is what messages call it.
+def load_pipeline(path: Path, digest: str) -> Any:
+    """Return the pipeline in a file; no code is run from it.
 
     Raises
     ------
     FormatError
-        It holds types that saekit does not write.
+        It has another digest, is damaged, or holds types that saekit does not write.
     """
     from skops.io import get_untrusted_types, loads
 
-    data = _rewritten(data, _rename_modules)
-    strange = sorted(set(get_untrusted_types(data=data)) - set(TRUSTED))
-    if strange:
-        raise FormatError(f"`{path}` must hold types of scikit-learn and saekit only; it holds {strange}.")
-    return loads(data, trusted=list(TRUSTED))
+    data = read_bytes(path) if path.is_file() else b""
+    if digest_bytes(data) != digest:
+        raise FormatError(f"`{path}` must have the digest that its description says; it was altered.")
+    try:
+        data = _rewritten(data, _rename_modules)
+        strange = sorted(set(get_untrusted_types(data=data)) - set(TRUSTED))
+        if not strange:
+            return loads(data, trusted=list(TRUSTED))
+    except Exception as error:  # the library raises whatever a damaged file leads it to
+        raise FormatError(f"`{path}` must be a stored pipeline; it cannot be read: {error!r:.200}.") from error
+    raise FormatError(f"`{path}` must hold types of scikit-learn and saekit only; it holds {strange}.")
 
 
 def _rewritten(data: bytes, change: Callable[[Any], dict[str, str]]) -> bytes:
     """Return the archive with a changed schema; `change` alters it and returns the new names of files."""
     with zipfile.ZipFile(io.BytesIO(data)) as old:
+        if sum(each.file_size for each in old.infolist()) > MAX_PIPELINE:
+            raise FormatError(f"it holds more than {MAX_PIPELINE:,} bytes")
         if SCHEMA_FILE not in old.namelist():
             return data
-        schema = json.loads(old.read(SCHEMA_FILE))
+        schema = parse_json(old.read(SCHEMA_FILE), SCHEMA_FILE)
         names = change(schema)
         written = io.BytesIO()
         with zipfile.ZipFile(written, "w") as new:

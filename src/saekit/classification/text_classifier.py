@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, FormatError, did_you_mean
-from ..files import digest_bytes, is_there, read_json, read_together, replaced_together, write_bytes, write_json
+from ..errors import ConfigError, FormatError, did_you_mean, listed
+from ..files import digest_bytes, is_there, read_sealed, read_together, replaced_together, write_bytes, write_sealed
+from ..forms import COUNT, NATURAL, check_form
 from ..measure.token_statistics import TokenScores, labels_of
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
@@ -37,7 +38,8 @@ PIPELINE = "classifier.skops"
 SAE_FOLDER = "sae"
 PARTS = (SAE_FOLDER, PIPELINE)
 """What must be of the same save as the card."""
-SCHEMA = 1
+SCHEMA = 2
+"""Version of the layout; schema 2 brought the seal and the digest of the SAE."""
 
 LABEL_TOKENS = 50_000
 """Tokens of training texts that labels of latents are made from."""
@@ -382,13 +384,14 @@ def save_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]) 
     card = {
         **classifier.card,
         "pipeline": digest_bytes(data),
+        "sae": classifier.sae.digest(),
         "labels": {str(j): label for j, label in classifier.labels.items()},
         "top_latents": top,
     }
     with replaced_together(folder, CARD, PARTS) as next_to:
         classifier.sae.save(next_to(SAE_FOLDER))
         write_bytes(next_to(PIPELINE), data)
-        write_json(next_to(CARD), card)
+        write_sealed(next_to(CARD), card)
     return folder
 
 
@@ -418,20 +421,35 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
 
 
 def _read(path_of: Callable[[str], Path], model: Any) -> TextClassifier:
-    path = path_of(CARD)
-    card = read_json(path)
-    if card.get("kind") != "classifier" or not isinstance(card.get("schema"), int):
+    card = _read_card(path_of(CARD))
+    pipeline = load_pipeline(path_of(PIPELINE), card["pipeline"])
+    sae = SAE.load(path_of(SAE_FOLDER))
+    if card["schema"] > 1 and sae.digest() != card["sae"]:
+        raise FormatError(f"`{path_of(SAE_FOLDER)}` must be the SAE of the classifier; {CARD} states another digest.")
+    labels = {int(j): label for j, label in card["labels"].items()}
+    return TextClassifier(
+        pipeline, sae, tuple(card["classes"]), card["hook"], card["pool"],
+        card["max_tokens"], labels, card, card["model"]["path"] if model is None else model,
+    )  # fmt: skip
+
+
+_FORM = {
+    "pipeline": str, "labels": dict, "classes": [str], "hook": str, "pool": str, "max_tokens": (COUNT, None),
+    "model": {"name": str, "digest": str, "path": str},
+}  # fmt: skip
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """Return what ``classifier.json`` says, checked."""
+    card: dict[str, Any] = read_sealed(path, since=2)
+    if not isinstance(card, dict) or card.get("kind") != "classifier":
         raise FormatError(f"`{path}` must describe a classifier; it does not.")
+    check_form(card, {"schema": NATURAL}, path)
     if card["schema"] > SCHEMA:
         raise FormatError(
             f"this classifier has schema {card['schema']}; this saekit reads up to {SCHEMA}. Install the newer release."
         )
-    data = path_of(PIPELINE).read_bytes()
-    if digest_bytes(data) != card["pipeline"]:
-        raise FormatError(f"`{path_of(PIPELINE)}` must have the digest that {CARD} says; it was altered.")
-    pipeline = load_pipeline(data, path_of(PIPELINE))
-    labels = {int(j): label for j, label in card["labels"].items()}
-    return TextClassifier(
-        pipeline, SAE.load(path_of(SAE_FOLDER)), tuple(card["classes"]), card["hook"], card["pool"],
-        card["max_tokens"], labels, card, card["model"]["path"] if model is None else model,
-    )  # fmt: skip
+    check_form(card, _FORM | ({"sae": str} if card["schema"] > 1 else {}), path)
+    if not all(key.isdecimal() for key in card["labels"]):
+        raise FormatError(f"`{path}`: `labels` must be by numbers of latents; got {listed(card['labels'])}.")
+    return card
