@@ -78,7 +78,6 @@ def test_the_line_that_capture_prints_goes_on(call, tmp_path):
             "saekit.sizes.run.study_progressive",
             "To begin again: saekit progressive",
         ),
-        (("show", "SAE"), "saekit.store.native.describe", "To begin again: saekit show SAE"),
     ],
 )
 def test_before_anything_is_kept_or_where_nothing_is(call, rows, monkeypatch, arguments, patched, said):

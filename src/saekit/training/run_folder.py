@@ -76,7 +76,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 _FORMS: dict[str, dict[str, Any]] = {
     "running": {"status": str, "request": dict, "source": dict},
     "done": {
-        "saes": [str], "rows_seen": COUNT, "final": dict, "warnings": dict,
+        "saes": [str], "rows_seen": COUNT, "final": dict, "warnings": (dict, list),
         "seconds": {"total": float, "start": float, "rows": float, "steps": float},
     },
 }  # fmt: skip
