@@ -117,16 +117,14 @@ def window_model(kind):
 @pytest.mark.parametrize("kind", ["longformer", "led"])
 def test_padding_that_the_model_itself_adds_never_becomes_a_row(tmp_path, kind):
     lm = language_model(tmp_path, window_model(kind))
-    texts = TEXTS[:4]
+    texts = TEXTS[:3]  # no length is a whole number of windows
     rows = capture(lm, texts, layer=LAYERS - 2, settings=CaptureSettings(outliers=None))
     alone = []
     for text in texts:
-        for first in range(0, len(text.split()), CONTEXT - 2):
-            piece = " ".join(text.split()[first : first + CONTEXT - 2])
-            ids = torch.tensor([lm.tokenizer(piece)["input_ids"]])
-            with torch.no_grad():
-                states = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
-            alone.append(states[LAYERS - 1][0, 1 : ids.shape[1] - 1])
+        ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            states = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
+        alone.append(states[LAYERS - 1][0, 1 : ids.shape[1] - 1])
     torch.testing.assert_close(rows.x, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 

@@ -53,7 +53,7 @@ def read_language_model(files: ModelFiles, config: PretrainedConfig, how: Placem
     with readable(files, "tokenizer files"):
         tokenizer = AutoTokenizer.from_pretrained(files.folder, **files.options)
         weights = read_weights(AutoModelForCausalLM if is_causal else AutoModel, files, how, _HEADS)
-    model = settle(_reads_text(weights.model, files.name), how)
+    model = settle(_reads_text(weights.model, files.short_name), how)
     text_config = getattr(model, "config", weights.model.config).get_text_config()
     return LanguageModel(
         model=model,

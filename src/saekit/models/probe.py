@@ -40,7 +40,7 @@ class Facts:
 
 @dataclass
 class _Known:
-    facts: list[Facts | None] = field(default_factory=list)
+    facts: Facts | None = None
     adding: dict[tuple[str, tuple[str, ...], bool], frozenset[str]] = field(default_factory=dict)
     broken: dict[str, int | None] = field(default_factory=dict)
     moved: dict[str, tuple[int, int, int] | None] = field(default_factory=dict)
@@ -56,9 +56,9 @@ def _known(model: nn.Module) -> _Known:
 def facts_of(model: nn.Module) -> Facts | None:
     """Return what a tiny forward pass over a model shows; None where no input is known that it takes."""
     known = _known(model)
-    if not known.facts:
-        known.facts.append(_measure(model))
-    return known.facts[0]
+    if known.facts is None:  # once more where there were none: a setting of the model may have been missing
+        known.facts = _measure(model)
+    return known.facts
 
 
 def _measure(model: nn.Module) -> Facts | None:
