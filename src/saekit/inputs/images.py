@@ -292,7 +292,11 @@ def _load_numpy(path: Path) -> Any:
     try:
         with open(path, "rb") as stream:
             found = np.load(stream, allow_pickle=False)
-            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+            arrays = found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+            wrong = [] if arrays is found else [key for key, each in arrays.items() if not isinstance(each, np.ndarray)]
+            if wrong:
+                raise ValueError(f"{listed(wrong)} is no array")
+            return arrays
     except Exception as error:  # numpy and zipfile raise classes of many modules
         raise FormatError(
             f"`{path}` must be a file of numpy arrays of numbers; it cannot be read: {first_line(error)}. "

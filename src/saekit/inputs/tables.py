@@ -52,4 +52,4 @@ def shortened(value: object, length: int = 80) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of a message without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0].rstrip("."), 300)
