@@ -21,6 +21,13 @@ class Table:
         """SHA-256 over all entries, in order."""
         return str(self.info["digest"])
 
+    def check_split(self, split: str | None) -> None:
+        """Refuse another split than the one that was read; raises `DataError`."""
+        if split is not None and split != self.info.get("split"):
+            raise DataError(
+                f"`{self.info['name']}` was read with the split {self.info.get('split')}; `{split}` is asked for."
+            )
+
     def column(self, name: str) -> tuple[Any, ...]:
         """Return one column of the table.
 
