@@ -20,8 +20,8 @@ import torch
 
 from .. import kernels
 from ..errors import ConfigError, DataError, FormatError
-from ..files import digest_bytes, read_json, write_bytes, write_json
-from ..measure.bootstrap import wilson_interval
+from ..files import digest_bytes, read_json, write_bytes, write_sealed
+from ..measure.intervals import wilson_interval
 from ..measure.results import Measured, Result, result_to_json
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
@@ -55,6 +55,7 @@ class Actions(Result):
 
     KIND: ClassVar[str] = "actions"
     SCHEMA: ClassVar[int] = 1
+    PARTS: ClassVar[tuple[str, ...]] = ("records",)
 
     target: dict[str, Any]
     """The model: name, digest, number type."""
@@ -85,7 +86,7 @@ class Actions(Result):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``actions.jsonl`` (a data set, one line per question) and ``actions.json`` (what it is)."""
         write_bytes(Path(folder) / RECORDS, _as_lines(self.records))
-        write_json(Path(folder) / CARD, self.to_json())
+        write_sealed(Path(folder) / CARD, self.to_json())
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Actions:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import DataError, FormatError, listed
 from ..files import digest_bytes
 from ..randomness import random_order
-from ..settings import check_whole
+from ..settings import brief, check_whole
 from .hub_datasets import HubName, choose_split, is_saved, one_split, open_hub, open_saved
 from .readers import ENDINGS as TEXT_ENDINGS
 from .readers import SPLITS, files_of_split, find_local, open_bytes
@@ -43,6 +43,8 @@ class Images(Table, Sequence["Image"]):
     >>> len(images), images[0].size, images.ids
     (3, (8, 8), ('0', '1', '2'))
     """
+
+    __repr__ = brief
 
     ids: tuple[str, ...] = field(repr=False)
     """One name per image: its path in the folder, or its number."""

@@ -15,7 +15,7 @@ from typing import Any, overload
 
 from ..errors import DataError, OfflineError, listed
 from ..randomness import random_order
-from ..settings import check_whole
+from ..settings import brief, check_whole
 from .hub_datasets import HubName, one_split, open_hub, quiet_datasets
 from .readers import ENDINGS, Records, ending, find_local, open_local
 from .records import READABLE, open_values
@@ -35,6 +35,8 @@ class Texts(Table, Sequence[str]):
     >>> len(texts), texts[1], texts.ids
     (2, 'another', ('0', '1'))
     """
+
+    __repr__ = brief
 
     texts: tuple[str, ...] = field(repr=False)
     """The texts; none is empty."""

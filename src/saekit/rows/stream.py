@@ -24,7 +24,7 @@ from .capture_texts import TextRunner, open_texts
 from .outliers import OutlierFilter
 from .settings import StreamSettings
 from .shuffle import read_ahead, read_batches
-from .source import Batch, Block, check_finite, check_reading
+from .source import Batch, Block, check_finite, check_reading, rows_in_words
 from .tokens import Contexts
 
 
@@ -103,6 +103,8 @@ class StreamRows:
     A block is a fixed number of contexts that follow one another in an order computed from (seed, epoch); its rows are
     permuted. To begin at a place, only its block is computed.
     """
+
+    __repr__ = rows_in_words
 
     runner: TextRunner = field(repr=False)
     contexts: Contexts = field(repr=False)
