@@ -127,7 +127,7 @@ def _no_split(name: str, split: str, known: list[str]) -> DataError:
 
 
 def _first_choice(words: list[str], name: str) -> str | None:
-    """Return the split that is read where none is asked for: ``train``; None where not every file names one of several."""
+    """Return ``train`` where every file names one of several splits; else None: all files are read."""
     known = sorted(set(words))
     if len(known) < 2 or "" in known:
         return None
