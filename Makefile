@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: setup demo test check fmt bench families docs clean study-transfer study-classify study-seeds study-progressive
+.PHONY: setup demo test check fmt bench parity families docs clean study-transfer study-classify study-seeds study-progressive
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -44,6 +44,11 @@ BENCH ?= quality parity step encode growth seeds extract match rows imports line
 bench: $(STAMP)
 	benchmarks/peers.sh
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
+
+# SAEs of every class of the other libraries, written by their own code, read here and compared, and back.
+parity: $(STAMP)
+	benchmarks/peers.sh
+	$(BIN)/python benchmarks/formats.py
 
 # Every text and vision family of transformers, tiny and random: writes docs/models.md. FAMILIES="bloom vit_mae" some of them.
 families: $(STAMP)

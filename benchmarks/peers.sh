@@ -20,7 +20,8 @@ pinned="$(mktemp)"
 trap 'rm -f "$pinned"' EXIT
 echo "$torch" >"$pinned"
 "${pip[@]}" install "${from[@]}" -c "$pinned" "$torch"
-"${pip[@]}" install -c "$pinned" sae-lens eai-sparsify dictionary-learning
+"${pip[@]}" install -c "$pinned" sae-lens eai-sparsify dictionary-learning \
+  sentence-transformers hypothesaes latentsae circuit-tracer llamascopium
 "${pip[@]}" uninstall --yes torchvision || true
 "$venv/bin/python" - <<'PY'
 import importlib.metadata as metadata
@@ -29,6 +30,7 @@ import dictionary_learning  # noqa: F401
 import sae_lens  # noqa: F401
 import sparsify  # noqa: F401
 
-for name in ("torch", "sae-lens", "eai-sparsify", "dictionary-learning"):
+for name in ("torch", "sae-lens", "eai-sparsify", "dictionary-learning", "sentence-transformers", "hypothesaes",
+             "latentsae", "circuit-tracer", "llamascopium"):
     print(name, metadata.version(name))
 PY

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "saekit"
 FLOORS = {
     "errors": 0, "version": 0,
     "files": 1, "assets": 1, "randomness": 1, "settings": 1, "hub": 1, "interruption": 1,
-    "progress": 2,
+    "progress": 2, "forms": 2,
     "kernels": 2,
     "sae": 3,
     "provenance": 4, "inputs": 4,

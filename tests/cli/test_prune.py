@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from saekit import SAE, SyntheticRows
-from saekit.files import read_json
+from saekit.files import read_sealed
 from saekit.sae.rules import ReLURule, TopKRule
 from saekit.sizes.result import SizeCurve
 
 WIDTH = 12
-QUICK = ("--set", "draws=10", "--set", "sample_rows=60")
+QUICK = ("--set", "sample_rows=60")
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_json_is_one_object(call, sae, rows):
     assert found["saes"] == ["small/4"]
     assert found["progressive"] == "small/progressive"
     assert found["by"] == "energy"
-    assert found["curve"] == read_json("small/sizes.json")
+    assert found["curve"] == read_sealed("small/sizes.json")
     assert set(found["curve"]["points"][0]["metrics"]["fvu"]) >= {"value", "low", "high", "unit"}
 
 

@@ -331,8 +331,8 @@ def test_the_dense_arm_refuses_what_it_cannot_do(lm: LanguageModel) -> None:
     ("texts", "message"),
     [
         ("one text", "got one string"),
-        (["a", float("nan")], "1 of 2 are not: rows `1` .row 1 is nan, float"),
-        (np.array([["a", "b"]]), r"texts must be one column; got an array of shape \(1, 2\)"),
+        (["a", float("nan")], "1 of 2 are not: rows `1` .row 1 is None, NoneType"),
+        (np.array([["a", "b"]]), r"got ndarray of shape \(1, 2\)\. Give one column"),
         ([], "at least one text"),
     ],
 )

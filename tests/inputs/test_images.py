@@ -166,7 +166,7 @@ def test_what_is_refused(tmp_path, sources):
         (np.full((2, 4, 4), -0.1), "as numbers from 0 to 1; got float64 from -0.1"),
         ([], "there must be at least one image; the list is empty"),
         ([np.zeros((4, 4, 2), np.uint8)], r"image 0 must be \[height, width\]"),
-        (3, "images must be a path, an array or a sequence of images; got int"),
+        (3, "of texts or images, .*; got int"),
     ):
         with pytest.raises(DataError, match=message):
             read_images(data)

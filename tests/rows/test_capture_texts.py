@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -114,3 +116,36 @@ def test_a_model_that_gives_nan(folders, texts):
         lm.model.get_input_embeddings().weight[lm.tokenizer("dog")["input_ids"][-1]] = float("nan")
     with pytest.raises(DataError, match=r"row \d+ of the capture has nan"):
         capture(lm, ["the cat and the dog", *texts], layer=1)
+
+
+_MEASURED = """
+import resource, sys
+import saekit
+from saekit.rows.settings import CaptureSettings
+lm = saekit.load_model("builtin", device="cpu")
+saekit.capture(lm, ["a text " * 3000], layer=1, tokens=2000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = saekit.capture(lm, sys.argv[1], layer=1, tokens=2000)
+print(rows.n_rows, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_memory_for_a_few_tokens_of_a_long_line_is_bounded(tmp_path):
+    path = tmp_path / "line.txt"
+    path.write_text("some words of a line " * 500_000)
+    done = subprocess.run([sys.executable, "-c", _MEASURED, str(path)], capture_output=True, text=True, check=True)
+    n_rows, mebibytes = map(int, done.stdout.split())
+    assert n_rows == 2000
+    assert mebibytes < 150
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_part_of_a_long_text_gives_the_first_rows_of_the_whole(models, texts, monkeypatch, pack):
+    monkeypatch.setattr(reading, "_CHARACTERS_PER_TOKEN", 1)
+    long = [" ".join(texts) * 300, *texts]
+    settings = CaptureSettings(outliers=None, pack=pack)
+    whole = capture(models["llama"], long, layer=1, settings=settings)
+    for tokens in (10, 2000, 9000):
+        part = capture(models["llama"], long, layer=1, tokens=tokens, settings=settings)
+        assert part.n_rows == tokens
+        torch.testing.assert_close(part.x, whole.x[:tokens], **TOLERANCE)

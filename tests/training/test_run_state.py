@@ -52,7 +52,7 @@ if event != "none":
     killed_at(event, count)
 rows = SyntheticRows(d_in=8, n_features=16, l0=3.0, n_rows=3_000, mean=1.0)
 settings = TrainSettings(batch_rows=50, log_every=10, checkpoint_every=5)
-train([BatchTopK(24, k=3), ReLU(24)], rows, seeds=[0, 1], settings=settings, out=out, resume=True)
+train([BatchTopK(24, k=3), ReLU(24)], rows, seeds=[0, 1], settings=settings, out=out, resume=True, progress=False)
 """
 
 

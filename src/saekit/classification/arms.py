@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, did_you_mean, listed
+from ..errors import ConfigError, did_you_mean, listed, nearest
 from ..rows.pooling import DENSE_POOLS
 from ..sae.model import SAE
 from .settings import KINDS, ClassifierSettings
@@ -102,6 +102,11 @@ class Origin:
     """Digest of the SAE, and what is made of it."""
     about: dict[str, Any]
 
+    @property
+    def role(self) -> str:
+        """What its arms are for: dense, sae or control."""
+        return self.kind if self.kind in ("dense", "sae") else "control"
+
 
 def arms_of(
     origins: Sequence[Origin], kinds: Sequence[str], pools: Sequence[str], settings: ClassifierSettings
@@ -125,15 +130,10 @@ def arms_of(
         Arm("pixels", "pixels", features="pixels", steps=("pca",), k=PIXEL_COMPONENTS, source="pixels"),
     ]
     many = sum(origin.kind == "sae" for origin in origins) > 1
-    for origin in origins:
-        if origin.kind == "dense":
-            found += _dense_arms(origin, pools, settings)
-    for origin in origins:
-        if origin.kind in ("random", "untrained", "frozen"):
-            found += _control_arms(origin, pools, settings)
-    for origin in origins:
-        if origin.kind == "sae":
-            found += _sae_arms(origin, origin.name if many else "SAE", pools, settings)
+    for role in ("dense", "control", "sae"):
+        for origin in (origin for origin in origins if origin.role == role):
+            label = origin.name if many else "SAE"
+            found += _OF_ROLE[role](origin, label, pools, settings)
     return [arm for arm in found if arm.kind in kinds]
 
 
@@ -146,7 +146,7 @@ def _at(origin: Origin, pool: str, name: str, kind: str) -> Arm:
     return Arm(name, kind, f"{origin.name}|{pool}", source=origin.name, pool=pool, about=origin.about)
 
 
-def _dense_arms(origin: Origin, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
+def _dense_arms(origin: Origin, label: str, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
     twins = dense_pools(pools)
     if "last" not in twins:
         yield _at(origin, "last", f"{origin.name} last", "last")
@@ -163,7 +163,7 @@ def _dense_arms(origin: Origin, pools: Sequence[str], settings: ClassifierSettin
         yield replace(first, name=f"{first.name} ICA {k}", kind="ica", steps=("ica",), k=k)
 
 
-def _control_arms(origin: Origin, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
+def _control_arms(origin: Origin, label: str, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
     ranking = ranking_of(settings.select_by, origin)
     for pool in pools:
         full = _at(origin, pool, f"{origin.name} {pool}", origin.kind)
@@ -188,6 +188,9 @@ def _sae_arms(origin: Origin, label: str, pools: Sequence[str], settings: Classi
         yield full
 
 
+_OF_ROLE = {"dense": _dense_arms, "control": _control_arms, "sae": _sae_arms}
+
+
 def check_ranking(by: str, origins: Sequence[Origin]) -> None:
     """Refuse a ranking of latents that is neither known nor stored with every SAE.
 
@@ -206,8 +209,8 @@ def check_ranking(by: str, origins: Sequence[Origin]) -> None:
             there = f"are stored {listed(stored, 12)}" if stored else "none are stored"
             raise ConfigError(
                 f"classify: `select_by` must be one of {listed(SCORES, 12)}, or numbers stored with every SAE; got "
-                f"`{by}`, and with `{origin.name}` {there}. "
-                f"{did_you_mean(by, [*SCORES, *stored])}"
+                f"`{by}`, and with `{origin.name}` {there}."
+                f"{nearest(by, [*SCORES, *stored])}"
             )
 
 

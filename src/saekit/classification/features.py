@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,36 +118,37 @@ def origins_of(
     ConfigError
         Nothing says where an SAE belongs, or all SAEs are controls.
     """
-    hook_of = {name: place_of(sae, layer=layer, hook=hook, where="classify", name=f"`{name}`") for name, sae in named}
-    hooks = list(dict.fromkeys(hook_of.values()))
+    at = {name: place_of(sae, layer=layer, hook=hook, where="classify", name=f"`{name}`") for name, sae in named}
+    hooks = list(dict.fromkeys(at.values()))
     if not named and (layer is not None or hook is not None or {"dense", "last"} & set(kinds)):
         hooks = [place_of(layer=layer, hook=hook, where="classify")]
-    found: dict[str, Origin] = {}
-    for each in hooks:
-        dense = "dense" if len(hooks) == 1 else f"dense {each}"
-        found[dense] = Origin(dense, "dense", each, None, "states", {"hook": each})
+    found = [
+        Origin("dense" if len(hooks) == 1 else f"dense {h}", "dense", h, None, "states", {"hook": h}) for h in hooks
+    ]
     for name, sae in named:
-        found |= _sae_origins(name, sae, hook_of[name], kinds, seed, is_single=len(named) == 1)
-    if named and not any(origin.kind == "sae" for origin in found.values()):
+        found += _sae_origins(name, sae, at[name], kinds, seed, is_single=len(named) == 1)
+    if named and all(origin.role != "sae" for origin in found):
         raise ConfigError("classify: at least one SAE that is no control must be given; got none.")
-    return found
+    return {origin.name: origin for origin in found}
 
 
-def _sae_origins(
-    name: str, sae: SAE, hook: str, kinds: Sequence[str], seed: int, *, is_single: bool
-) -> dict[str, Origin]:
-    digest, config = sae.digest(), sae.provenance.get("config")
+def _sae_origins(name: str, sae: SAE, hook: str, kinds: Sequence[str], seed: int, *, is_single: bool) -> list[Origin]:
+    """Return an SAE and its twins that learned nothing, or a frozen SAE, which is a control itself."""
+    config = sae.provenance.get("config")
     control = str((config if isinstance(config, dict) else {}).get("control") or "")
     about = {"hook": hook, "n_latents": sae.n_latents, "rule": sae.rule.name, "sae": name}
-    kind = "frozen" if control.startswith("frozen") else "sae"
-    if kind == "frozen" and "frozen" not in kinds:
-        return {}
-    found = {name: Origin(name, kind, hook, sae, digest, {**about, **({"control": control} if control else {})})}
-    for twin in ("random", "untrained"):
-        if kind == "sae" and twin in kinds:
-            label = twin if is_single else f"{twin} {name}"
-            found[label] = Origin(label, twin, hook, sae, f"{twin} {digest} {seed}", about)
-    return found
+    own = Origin(name, "sae", hook, sae, sae.digest(), {**about, **({"control": control} if control else {})})
+    if control.startswith("frozen"):
+        return [replace(own, kind="frozen")] if "frozen" in kinds else []
+    twins = [twin for twin in ("random", "untrained") if twin in kinds]
+    labels = twins if is_single else [f"{twin} {name}" for twin in twins]
+    return [
+        own,
+        *(
+            replace(own, name=label, kind=twin, recipe=f"{twin} {own.recipe} {seed}", about=about)
+            for label, twin in zip(labels, twins)
+        ),
+    ]
 
 
 def read_features(
@@ -164,22 +165,29 @@ def read_features(
     """
     data = reader.data
     X: dict[str, Any] = {"texts": data.texts, "none": np.zeros((len(data), 1), np.float32)}
-    if any(arm.features == "pixels" for arm in arms) and data.images is not None:
+    if data.images is not None and any(arm.features == "pixels" for arm in arms):
         X["pixels"] = grey_pixels(data.images)
-    wanted: dict[str, list[str]] = {}
+    wanted: dict[str, dict[str, None]] = {}  # poolings of each origin, in the order of the arms
     for arm in arms:
-        if arm.source in origins and arm.pool not in wanted.setdefault(arm.source, []):
-            wanted[arm.source].append(arm.pool)
+        if arm.source in origins:
+            wanted.setdefault(arm.source, {})[arm.pool] = None
     if wanted:
-        check_widths([(name, sae, origins[name].hook) for name in wanted if (sae := origins[name].sae)], reader.load())
-        reader.check()
-        asks = [
-            Ask(tuple(pools), sae=_dictionary(origins[name], reader, seed), hook=origins[name].hook)
-            for name, pools in wanted.items()
-        ]
-        for name, matrices in zip(wanted, reader.pool(asks, progress)):
-            X |= {f"{name}|{pool}": matrix for pool, matrix in matrices.items()}
+        X |= _of_model(reader, [(origins[name], tuple(pools)) for name, pools in wanted.items()], seed, progress)
     return lambda arm, i, j: X[arm.features]
+
+
+def _of_model(
+    reader: Reader, wanted: Sequence[tuple[Origin, tuple[str, ...]]], seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Return the matrices of these origins and poolings, from one pass of the model."""
+    check_widths([(origin.name, origin.sae, origin.hook) for origin, _ in wanted if origin.sae], reader.load())
+    reader.check()
+    asks = [Ask(pools, sae=_dictionary(origin, reader, seed), hook=origin.hook) for origin, pools in wanted]
+    return {
+        f"{origin.name}|{pool}": matrix
+        for (origin, _), matrices in zip(wanted, reader.pool(asks, progress))
+        for pool, matrix in matrices.items()
+    }
 
 
 def check_widths(given: Sequence[tuple[str, SAE, str]], model: Any) -> None:

@@ -108,32 +108,36 @@ def _fit_arm(
     since = time.perf_counter()
     y = np.asarray(y, dtype=np.int64)
     X = as_matrix(X, arm)
+    _check_rows(arm, X, y)
+    notes: list[str] = []
+    tuned = _Tuned(dict(chosen or {}), math.nan, [])
+    if chosen is None and arm.probe != "majority":
+        tuned = _tune(arm, X, y, inner_folds(y, groups, budget), budget, notes)
+    steps, A = _fit_steps(arm, X, y, tuned.chosen, budget, notes)
+    value = tuned.chosen.get("C", tuned.chosen.get("depth"))
+    classifier, converged = _fit_classifier(arm, A, y, value, budget, start=None)
+    if not converged:
+        notes.append(f"the fit had not converged after {budget.max_iter} iterations (C = {value:g})")
+    if chosen is None and "C" in tuned.chosen and (value,) == budget.C[1:][-1:]:
+        notes.append(f"C = {value:g} was chosen, the weakest penalty of the grid: a wider grid may give more")
+    selected = _selected(steps)
+    dead = _dead_columns(steps, X, selected or ())
+    if dead:
+        notes.append(f"{dead} of the {len(selected or ())} selected columns are 0 in every training row")
+    from sklearn.pipeline import Pipeline
+
+    return Fitted(
+        arm, Pipeline([*steps, ("classify", classifier)]), tuned.chosen, tuned.score, selected,
+        _agreement(tuned.selections, X.shape[1] if selected else 0), converged, tuple(notes),
+        time.perf_counter() - since,
+    )  # fmt: skip
+
+
+def _check_rows(arm: Arm, X: Any, y: np.ndarray) -> None:
     if X.shape[0] != len(y):
         raise DataError(f"`{arm.name}`: there must be one label per row; got {X.shape[0]} rows and {len(y)} labels.")
     if len(np.unique(y)) < 2:
         raise DataError(f"`{arm.name}`: training rows must be of at least two classes; they are all of one.")
-    notes: list[str] = []
-    tuned = _Tuned({}, math.nan, [])
-    if chosen is not None:
-        tuned = _Tuned(dict(chosen), math.nan, [])
-    elif arm.probe != "majority":
-        tuned = _tune(arm, X, y, inner_folds(y, groups, budget), budget, notes)
-    trained = _train(arm, X, y, tuned.chosen, budget)
-    notes += trained.notes
-    if chosen is None and arm.probe == "logistic" and len(budget.C) > 1 and tuned.chosen["C"] == budget.C[-1]:
-        notes.append(f"C = {budget.C[-1]:g} was chosen, the weakest penalty of the grid: a wider grid may give more")
-    selected = _selected(trained.steps)
-    if selected is not None:
-        dead = _dead_columns(trained.steps, X, selected)
-        if dead:
-            notes.append(f"{dead} of the {len(selected)} selected columns are 0 in every training row")
-    from sklearn.pipeline import Pipeline
-
-    pipeline = Pipeline([*trained.steps, ("classify", trained.classifier)])
-    return Fitted(
-        arm, pipeline, tuned.chosen, tuned.score, selected, _agreement(tuned.selections, X.shape[1] if selected else 0),
-        trained.converged, tuple(notes), time.perf_counter() - since,
-    )  # fmt: skip
 
 
 @contextmanager
@@ -227,14 +231,6 @@ class _Tuned:
     selections: list[tuple[int, ...]]
 
 
-@dataclass(frozen=True, eq=False)
-class _Trained:
-    steps: list[tuple[str, Any]]
-    classifier: Any
-    converged: bool
-    notes: list[str]
-
-
 def _tune(
     arm: Arm, X: Any, y: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], budget: Budget, notes: list[str]
 ) -> _Tuned:
@@ -284,16 +280,6 @@ def _inner(
                 failed.append((fold, value))
             scores[fold, place] = _macro_f1(y[validate], classifier.predict(B))
     return scores.mean(0), selections
-
-
-def _train(arm: Arm, X: Any, y: np.ndarray, chosen: Mapping[str, Any], budget: Budget) -> _Trained:
-    notes: list[str] = []
-    steps, A = _fit_steps(arm, X, y, chosen, budget, notes)
-    value = chosen.get("C", chosen.get("depth"))
-    classifier, converged = _fit_classifier(arm, A, y, value, budget, start=None)
-    if not converged:
-        notes.append(f"the fit had not converged after {budget.max_iter} iterations (C = {value:g})")
-    return _Trained(steps, classifier, converged, notes)
 
 
 def _fit_steps(
@@ -441,6 +427,8 @@ def _dead_columns(steps: Sequence[tuple[str, Any]], X: Any, selected: Sequence[i
     """How many of the selected columns are 0 in every row that the selection saw."""
     import scipy.sparse
 
+    if not selected:
+        return 0
     for _, step in steps:
         if hasattr(step, "get_support"):
             break

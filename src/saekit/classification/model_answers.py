@@ -6,11 +6,11 @@ records are an ordinary data set for `classify` and `transfer` (``label="correct
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from .. import kernels
-from ..errors import ConfigError, DataError, FormatError, did_you_mean, listed
-from ..files import digest_bytes, read_json, write_bytes, write_json
-from ..inputs.texts import read_texts
-from ..measure.bootstrap import wilson_interval
+from ..errors import ConfigError, DataError, FormatError
+from ..files import digest_bytes, read_json, write_bytes, write_sealed
+from ..measure.intervals import wilson_interval
 from ..measure.results import Measured, Result, result_to_json
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
@@ -30,244 +29,15 @@ from ..models.pretrained import accepts
 from ..models.quiet import quiet_transformers
 from ..progress import shows_progress
 from ..provenance import library_versions, release
-from ..randomness import hashed_key, random_order
-from ..rows.tokens import Contexts, special_tokens, token_batches
+from ..rows.tokens import Contexts, TokenBatch, special_tokens, token_batches
+from ..settings import Progress, check_choice, silent
+from .tasks import Task, read_task
 
 NORMALIZE = ("none", "tokens", "characters")
 """What the log-probability of a choice is divided by before choices are compared."""
 
 RECORDS = "actions.jsonl"
 CARD = "actions.json"
-
-Progress = Callable[[str, int, int | None], None]
-
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
-_LAST_WORD = re.compile(r"^(.*\S)\s+([A-Za-z]{3,})[.!?]?[\"')\]]*$", re.DOTALL)
-_NEIGHBOURS = 40  # words of nearest frequency that distractors are drawn from
-_COMMON = 3  # a word must end a sentence this often to be an answer or a distractor
-
-
-# ---------------------------------------------------------------------------------------------------------- tasks
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """Questions with several answers, one of which is right.
-
-    Examples
-    --------
-    >>> task = Task(("The sky is",), (("blue", "a fish"),), (0,))
-    >>> len(task), task.choices[0][task.answers[0]]
-    (1, 'blue')
-    """
-
-    texts: tuple[str, ...] = field(repr=False)
-    """What the model reads before the answer."""
-    choices: tuple[tuple[str, ...], ...] = field(repr=False)
-    """The answers to choose from, two or more each."""
-    answers: tuple[int, ...] = field(repr=False)
-    """Number of the right one."""
-    columns: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
-    """Further columns, which go into the records: ``document``, say, to group by."""
-    info: dict[str, Any] = field(default_factory=dict)
-    """Where it comes from (plain JSON): kind, name, digest, seed, …"""
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __post_init__(self) -> None:
-        if not self.texts:
-            raise DataError("a task must have at least one question; it has none.")
-        if not len(self.texts) == len(self.choices) == len(self.answers):
-            raise DataError(
-                f"a task must have choices and an answer for each of its {len(self.texts)} questions; got "
-                f"{len(self.choices)} and {len(self.answers)}."
-            )
-        for row, (text, choices, answer) in enumerate(zip(self.texts, self.choices, self.answers)):
-            _check_question(row, text, choices, answer)
-
-
-def _check_question(row: int, text: Any, choices: Any, answer: Any) -> None:
-    where = f"question {row}"
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: the text must not be empty; got {text!r}.")
-    if isinstance(choices, str) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise DataError(f"{where}: `choices` must be two texts or more, none empty; got {choices!r}.")
-    if len(set(choices)) < len(choices):
-        raise DataError(f"{where}: `choices` must differ; got {list(choices)!r}.")
-    if isinstance(answer, bool) or not isinstance(answer, int | np.integer) or not 0 <= answer < len(choices):
-        raise DataError(f"{where}: `answer` must be the number of a choice, 0 to {len(choices) - 1}; got {answer!r}.")
-
-
-def read_task(
-    data: Any,
-    *,
-    text: str = "text",
-    choices: str = "choices",
-    answer: str = "answer",
-    split: str | None = None,
-    limit: int | None = None,
-) -> Task:
-    """Read a task from a table.
-
-    Parameters
-    ----------
-    data
-        What `saekit.read_texts` takes: a jsonl, csv or parquet file, a hub data set, a list of dictionaries.
-    text, choices, answer
-        Columns: what is asked; a list of texts (in a csv, written as JSON); the number of the right one, or its text.
-    split, limit
-        As for `read_texts`.
-
-    Raises
-    ------
-    DataError
-        A column is missing, or a question has no two different choices or no right answer.
-    """
-    if not isinstance(data, str | os.PathLike | Sequence):
-        data = list(data)  # an iterator can be read only once
-    texts = read_texts(data, text=text, split=split, limit=limit, columns=[choices, answer])
-    rest = read_texts(data, text=text, split=split, limit=limit).columns
-    lists = [_as_list(value, row, choices) for row, value in enumerate(texts.column(choices))]
-    right = [_as_number(value, found) for value, found in zip(texts.column(answer), lists)]
-    columns = {name: values for name, values in rest.items() if name not in (choices, answer, *_OWN)}
-    info = {**texts.info, "kind": "table"}
-    return Task(texts.texts, tuple(tuple(found) for found in lists), tuple(right), columns, info)
-
-
-def _as_list(value: Any, row: int, name: str) -> list[Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            value = None
-    if not isinstance(value, list | tuple):
-        raise DataError(f'question {row}: `{name}` must be a list of texts, in a csv as JSON: ["yes", "no"].')
-    return list(value)
-
-
-def _as_number(value: Any, choices: Sequence[Any]) -> Any:
-    """Return the number of the right choice, from its number or its text; the task refuses what is neither."""
-    if isinstance(value, str):
-        if value in choices:
-            return list(choices).index(value)
-        return int(value) if value.strip().isdigit() else value
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def cloze_task(
-    data: Any = "builtin",
-    *,
-    questions: int = 1000,
-    choices: int = 4,
-    words: tuple[int, int] = (6, 40),
-    text: str = "text",
-    split: str | None = None,
-    seed: int = 0,
-) -> Task:
-    """Make a task from real text: which word ends the sentence?
-
-    The last word of a sentence is taken away; the other choices are words that also end sentences of this text, about
-    as often. Everything is a function of the texts and the seed.
-
-    Parameters
-    ----------
-    data
-        What `saekit.read_texts` takes.
-    questions
-        Maximum number of questions; there may be fewer in the text. At most one per sentence and four per text.
-    choices
-        Answers to choose from.
-    words
-        Fewest and most words of a sentence.
-    text, split
-        As for `read_texts`.
-    seed
-        Which sentences, which distractors, and their order.
-
-    Raises
-    ------
-    ConfigError
-        A setting is out of range.
-    DataError
-        The text has too few sentences or words.
-    """
-    if questions < 1 or choices < 2 or not 1 <= words[0] <= words[1]:
-        raise ConfigError(
-            f"cloze: `questions` must be 1 or more, `choices` 2 or more and `words` an ascending pair; got "
-            f"{questions}, {choices} and {tuple(words)}."
-        )
-    texts = read_texts(data, text=text, split=split, characters=max(questions, 200) * 2000)
-    sentences: list[tuple[int, str, str]] = []
-    seen: set[str] = set()  # texts repeat each other; a question that is asked twice would be known from training
-    for document, whole in enumerate(texts):
-        for before, word in _sentences(whole, words):
-            if before not in seen:
-                seen.add(before)
-                sentences.append((document, before, word))
-    counts: dict[str, int] = {}
-    for _, _, word in sentences:
-        counts[word] = counts.get(word, 0) + 1
-    # words by how often they end a sentence; equals in the order of the alphabet
-    vocabulary = sorted((word for word, count in counts.items() if count >= _COMMON), key=lambda w: (-counts[w], w))
-    place = {word: i for i, word in enumerate(vocabulary)}
-    if len(vocabulary) <= choices:
-        raise DataError(
-            f"cloze: `{texts.info['name']}` must have more than {choices} words that end {_COMMON} sentences each; it "
-            f"has {len(vocabulary)} in {len(sentences)} sentences. Give more text."
-        )
-    usable = [sentence for sentence in sentences if sentence[2] in place]
-    taken: dict[int, int] = {}
-    chosen: list[int] = []
-    for i in random_order(len(usable), "cloze", seed):
-        document = usable[i][0]
-        if len(chosen) < questions and taken.get(document, 0) < 4:
-            taken[document] = taken.get(document, 0) + 1
-            chosen.append(int(i))
-    rows = [_question(usable[i], vocabulary, place, choices, seed) for i in sorted(chosen)]
-    body = json.dumps([row[:3] for row in rows], ensure_ascii=False)
-    info = {
-        "kind": "cloze",
-        "name": texts.info["name"],
-        "split": texts.info.get("split"),
-        "data_digest": texts.digest,
-        "questions": len(rows),
-        "choices": choices,
-        "words": list(words),
-        "seed": seed,
-        "digest": digest_bytes(body.encode("utf-8", "surrogatepass")),
-    }
-    columns = {"document": tuple(texts.ids[row[3]] for row in rows)}
-    return Task(tuple(r[0] for r in rows), tuple(r[1] for r in rows), tuple(r[2] for r in rows), columns, info)
-
-
-def _sentences(text: str, words: tuple[int, int]) -> list[tuple[str, str]]:
-    """Sentences of a text as what comes before the last word, and the last word."""
-    found = []
-    for sentence in _SENTENCE.split(" ".join(text.split())):
-        match = _LAST_WORD.match(sentence)
-        if match and words[0] <= len(sentence.split()) <= words[1] and match[2].islower():
-            found.append((match[1], match[2]))
-    return found
-
-
-def _question(
-    sentence: tuple[int, str, str], vocabulary: list[str], place: dict[str, int], choices: int, seed: int
-) -> tuple[str, tuple[str, ...], int, int]:
-    document, before, word = sentence
-    at = place[word]
-    low = max(0, min(at - _NEIGHBOURS // 2, len(vocabulary) - _NEIGHBOURS - 1))
-    near = [other for other in vocabulary[low : low + _NEIGHBOURS + 1] if other != word]
-    key = (seed, digest_bytes(f"{document} {before} {word}".encode("utf-8", "surrogatepass")))
-    order = random_order(len(near), "distractors", *key)
-    options = [near[i] for i in order[: choices - 1]]
-    right = hashed_key("place", *key) % choices
-    return before, (*options[:right], word, *options[right:]), right, document
-
-
-# ---------------------------------------------------------------------------------------------------------- actions
-
-_OWN = ("said", "chosen", "correct", "margin", "logprobs", "choice", "asked")
 
 
 @dataclass(frozen=True, repr=False)
@@ -285,6 +55,7 @@ class Actions(Result):
 
     KIND: ClassVar[str] = "actions"
     SCHEMA: ClassVar[int] = 1
+    PARTS: ClassVar[tuple[str, ...]] = ("records",)
 
     target: dict[str, Any]
     """The model: name, digest, number type."""
@@ -315,7 +86,7 @@ class Actions(Result):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``actions.jsonl`` (a data set, one line per question) and ``actions.json`` (what it is)."""
         write_bytes(Path(folder) / RECORDS, _as_lines(self.records))
-        write_json(Path(folder) / CARD, self.to_json())
+        write_sealed(Path(folder) / CARD, self.to_json())
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Actions:
@@ -387,8 +158,7 @@ def act(
     batch_tokens
         Tokens in one forward pass; choices do not depend on it beyond rounding.
     progress
-        Called as ``progress("answers", done, total)`` with the choices scored
-        [shown on stderr; ``False``: none].
+        Called with the stage ``answers`` and the number of choices scored [shown on stderr; ``False``: none].
 
     Returns
     -------
@@ -399,13 +169,10 @@ def act(
     ConfigError
         A setting is unknown, or the model is no causal language model.
     DataError
-        The task cannot be used, or a choice alone is longer than the model's context.
+        The task cannot be used, a choice alone is longer than the model's context, or the model reads two choices as
+        the same tokens.
     """
-    if normalize not in NORMALIZE:
-        raise ConfigError(
-            f"`normalize` must be one of {listed(NORMALIZE)}; got {normalize!r}. "
-            f"{did_you_mean(str(normalize), NORMALIZE)}"
-        )
+    check_choice("act", NORMALIZE, normalize=normalize)
     task = task if isinstance(task, Task) else read_task(task)
     lm = load_language_model(model)
     if not lm.is_causal:
@@ -414,33 +181,13 @@ def act(
             "encoder. Give another --model."
         )
     questions = [_tokens_of(lm, text, choices, joint) for text, choices in zip(task.texts, task.choices)]
-    sums, n_truncated = _score(lm, questions, batch_tokens, progress)
-    records, at = [], 0
-    for row, (text, choices, answer, question) in enumerate(zip(task.texts, task.choices, task.answers, questions)):
-        logprobs = sums[at : at + len(choices)]
-        at += len(choices)
-        lengths = {
-            "none": np.ones(len(choices)),
-            "tokens": np.array([len(tokens) - question.start for tokens in question.choices]),
-            "characters": np.array([len(choice) for choice in choices]),
-        }[normalize]
-        scores = logprobs / lengths
-        best = int(scores.argmax())
-        records.append(
-            {
-                "text": text,
-                "said": f"{text}{joint}{choices[best]}",
-                "asked": f"{text} ({' / '.join(choices)})",
-                "choice": best,
-                "chosen": choices[best],
-                "correct": bool(best == answer),
-                "margin": round(float(scores[best] - np.delete(scores, best).max()), 6),
-                "choices": list(choices),
-                "answer": int(answer),
-                "logprobs": [round(float(value), 6) for value in logprobs],
-                **{name: values[row] for name, values in task.columns.items()},
-            }
-        )
+    pieces, n_truncated = _fitted(lm, questions)
+    sums = iter(_score(lm, pieces, batch_tokens, progress or silent))
+    logprobs = [np.array([next(sums) for _ in choices]) for choices in task.choices]
+    records = [
+        _record(task, row, logprobs[row], _lengths(task.choices[row], questions[row], normalize), joint)
+        for row in range(len(task))
+    ]
     right = sum(record["correct"] for record in records)
     most = max(len(choices) for choices in task.choices)
     accuracy = wilson_interval(right, len(task))
@@ -460,6 +207,26 @@ def act(
     )
 
 
+def _record(task: Task, row: int, logprobs: np.ndarray, lengths: np.ndarray, joint: str) -> dict[str, Any]:
+    """Return what the model did on one question."""
+    text, choices, answer = task.texts[row], task.choices[row], task.answers[row]
+    scores = logprobs / lengths
+    best = int(scores.argmax())
+    return {
+        "text": text,
+        "said": f"{text}{joint}{choices[best]}",
+        "asked": f"{text} ({' / '.join(choices)})",
+        "choice": best,
+        "chosen": choices[best],
+        "correct": bool(best == answer),
+        "margin": round(float(scores[best] - np.delete(scores, best).max()), 6),
+        "choices": list(choices),
+        "answer": int(answer),
+        "logprobs": [round(float(value), 6) for value in logprobs],
+        **{name: values[row] for name, values in task.columns.items()},
+    }
+
+
 def _as_lines(records: Sequence[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records).encode()
 
@@ -470,6 +237,15 @@ class _Question:
 
     start: int
     choices: list[list[int]]
+
+
+def _lengths(choices: Sequence[str], question: _Question, normalize: str) -> np.ndarray:
+    """Return what the log-probability of each choice is divided by."""
+    if normalize == "none":
+        return np.ones(len(choices))
+    if normalize == "characters":
+        return np.array([len(choice) for choice in choices])
+    return np.array([len(tokens) - question.start for tokens in question.choices])
 
 
 def _tokens_of(lm: LanguageModel, text: str, choices: Sequence[str], joint: str) -> _Question:
@@ -489,6 +265,12 @@ def _tokens_of(lm: LanguageModel, text: str, choices: Sequence[str], joint: str)
         raise DataError(
             f"a text must give at least one token before its choices; {text[:40]!r} gives none with `{lm.name}`."
         )
+    for i, j in itertools.combinations(range(len(full)), 2):
+        if full[i] == full[j]:
+            raise DataError(
+                f"choices must differ in the tokens that `{lm.name}` reads; {choices[i]!r} and {choices[j]!r} are the "
+                f"same to it (after {text[:40]!r}), so that nothing could tell them apart. Reword one of them."
+            )
     return _Question(start + len(before), [before + ids for ids in full])
 
 
@@ -496,46 +278,56 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def _score(
-    lm: LanguageModel, questions: Sequence[_Question], batch_tokens: int | None, progress: Progress | None
-) -> tuple[np.ndarray, int]:
-    """Sum the log-probabilities of all choices, float64; also return the number of questions that had to be cut."""
-    pieces, firsts, cut = [], [], 0
+Piece = tuple[list[int], int]
+"""Tokens of a text with a choice, and how many of them, at the end, are scored."""
+
+
+def _fitted(lm: LanguageModel, questions: Sequence[_Question]) -> tuple[list[Piece], int]:
+    """Cut what does not fit the model from the beginning of texts; return all choices, and how many texts were cut."""
+    pieces, cut = [], 0
     n_before = len(special_tokens(lm.tokenizer).before)
     for question in questions:
-        over = max(max(len(ids) for ids in question.choices) - lm.context, 0)
+        longest = max(len(ids) for ids in question.choices)
+        over = max(longest - lm.context, 0)
         cut += over > 0
         if over and question.start - over < max(n_before, 1):
             raise DataError(
                 f"choices must fit the model's {lm.context} tokens with some text before them; one has "
-                f"{max(len(ids) for ids in question.choices) - question.start} tokens. Shorten it."
+                f"{longest - question.start} tokens. Shorten it."
             )
-        for ids in question.choices:
-            pieces.append(ids[:n_before] + ids[n_before + over :])
-            firsts.append(question.start - over)
+        pieces += [(ids[:n_before] + ids[n_before + over :], len(ids) - question.start) for ids in question.choices]
+    return pieces, cut
+
+
+def _score(lm: LanguageModel, pieces: Sequence[Piece], batch_tokens: int | None, progress: Progress) -> np.ndarray:
+    """Sum the log-probabilities of all choices, float64."""
+    lengths = [len(ids) for ids, _ in pieces]
     contexts = Contexts(
-        np.concatenate([np.array(ids, np.int32) for ids in pieces]),
-        np.concatenate([np.full(len(ids), i, np.int64) for i, ids in enumerate(pieces)]),
-        np.concatenate([np.arange(len(ids), dtype=np.int32) for ids in pieces]),
-        np.concatenate([[0], np.cumsum([len(ids) for ids in pieces])]).astype(np.int64),
+        np.concatenate([np.array(ids, np.int32) for ids, _ in pieces]),
+        np.repeat(np.arange(len(pieces)), lengths),
+        np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
     sums = np.zeros(len(pieces))
     done = 0
     for batch in token_batches(lm, contexts, batch_tokens=batch_tokens, padding="left", skip_special=False):
-        ids = batch.inputs["input_ids"]
-        wanted = max(len(pieces[i]) - firsts[i] for i in batch.index)
-        options = dict(batch.inputs)
-        if accepts(lm.model, "logits_to_keep"):
-            options["logits_to_keep"] = wanted + 1  # the head of a large vocabulary costs most of the memory
-        with torch.no_grad(), kernels.fast_linears():
-            logits = lm.model(**options).logits[:, -(wanted + 1) : -1]
-        targets = ids[:, -wanted:]
-        logp = logits.float().log_softmax(-1).gather(-1, targets[..., None].to(logits.device))[..., 0].double().cpu()
+        wanted = max(pieces[i][1] for i in batch.index)
+        logp = _log_probabilities(lm, batch, wanted)
         for row, i in enumerate(batch.index):
-            sums[i] = float(logp[row, wanted - (len(pieces[i]) - firsts[i]) :].sum())
+            sums[i] = float(logp[row, wanted - pieces[i][1] :].sum())
         done += len(batch.index)
-        if progress is not None:
-            progress("answers", done, len(pieces))
+        progress("answers", done, len(pieces))
     if not np.isfinite(sums).all():
         raise DataError("log-probabilities must be finite; some are not. Is the model's number type too small?")
-    return sums, cut
+    return sums
+
+
+def _log_probabilities(lm: LanguageModel, batch: TokenBatch, wanted: int) -> torch.Tensor:
+    """Return the log-probability of each of the last `wanted` tokens, ``float64 [contexts, wanted]``."""
+    options = dict(batch.inputs)
+    if accepts(lm.model, "logits_to_keep"):
+        options["logits_to_keep"] = wanted + 1  # the head of a large vocabulary costs most of the memory
+    with torch.no_grad(), kernels.fast_linears():
+        logits = lm.model(**options).logits[:, -(wanted + 1) : -1]
+    targets = batch.inputs["input_ids"][:, -wanted:, None].to(logits.device)
+    return logits.float().log_softmax(-1).gather(-1, targets)[..., 0].double().cpu()

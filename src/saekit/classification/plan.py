@@ -18,12 +18,12 @@ from ..inputs.images import Images, read_images
 from ..inputs.labelled import Labelled, check_values, read_labelled
 from ..inputs.settings import Split
 from ..inputs.split import Part, check_folds, draw_rows
-from ..measure.bootstrap import LEVEL
+from ..measure.intervals import LEVEL
 from ..models.vision import VisionModel
 from ..rows.pooling import check_pool
 from .arms import Arm, Origin, arms_of, check_ranking, dense_pools
 from .features import ModelLike, Named, Reader, origins_of
-from .settings import ACROSS_KINDS, KINDS, POOLS, Budget, ClassifierSettings
+from .settings import ACROSS_KINDS, KINDS, POOLS, Budget, ClassifierSettings, checked_kinds
 
 FEATURES = "features"
 """Folder of pooled features within the output folder."""
@@ -140,34 +140,37 @@ def plan_classification(
     DataError
         See `read_labelled`; a class that cannot fill the inner folds.
     """
-    how, budget = settings, seeded(settings.budget, split)
+    how, named = settings, list(saes)
+    default = tuple(KINDS) if across is None else ACROSS_KINDS
     pools = how.pools or (POOLS if across is None else POOLS[:1])
     for pool in pools:
         check_pool(pool)
-    if split.folds is not None and how.train_sizes:
-        raise ConfigError("classify: low-data curves (train_sizes) need one locked test set; leave out `folds`.")
     is_images = isinstance(data, Images) or isinstance(model, VisionModel)
-    kinds = kinds_of(how, tuple(KINDS) if across is None else ACROSS_KINDS, is_images, bool(named := list(saes)))
+    _check_possible(how, split, is_images)
+    kinds = kinds_of(how, default, is_images, bool(named))
     origins = origins_of(named, kinds, split.seed, layer=how.layer, hook=how.hook)
     check_ranking(how.select_by, list(origins.values()))
     if is_images and not isinstance(data, Images):
         data = read_images(data, split=split.hub_split)
-    if how.prompt is not None and not is_images:
-        raise ConfigError("`prompt` is what a vision-language model reads beside an image; these are texts.")
     labelled = read_labelled(data, across=across, split=split)
     if across is not None:
-        check_values(labelled, budget.inner)
-    for train, _ in labelled.parts:
-        check_inner(labelled, train, budget)
-    arms = arms_of(list(origins.values()), kinds, pools, how)
+        check_values(labelled, how.budget.inner)
+    check_inner(labelled, how.budget, *(train for train, _ in labelled.parts))
     said = {
         "split": "given" if split.split_column else "nested" if split.folds else "drawn", "arms": list(kinds),
         "pools": list(pools), "dense_pools": list(dense_pools(pools)), "ks": list(how.ks),
         "control_ks": list(how.control_ks), "select_by": how.select_by, "train_sizes": list(how.train_sizes),
     }  # fmt: skip
-    return make_plan(
-        reader_of(model, labelled, how, out), arms, origins, split=split, how=how, said=said, across=across, out=out
-    )
+    arms, reader = arms_of(list(origins.values()), kinds, pools, how), reader_of(model, labelled, how, out)
+    return make_plan(reader, arms, origins, split=split, how=how, said=said, across=across, out=out)
+
+
+def _check_possible(how: ClassifierSettings, split: Split, is_images: bool) -> None:
+    """Refuse settings that contradict each other or the data."""
+    if split.folds is not None and how.train_sizes:
+        raise ConfigError("classify: low-data curves (train_sizes) need one locked test set; leave out `folds`.")
+    if how.prompt is not None and not is_images:
+        raise ConfigError("`prompt` is what a vision-language model reads beside an image; these are texts.")
 
 
 def reader_of(model: ModelLike, data: Labelled, how: ClassifierSettings, out: str | os.PathLike[str] | None) -> Reader:
@@ -195,32 +198,38 @@ def make_plan(
     """Return a plan of these arms between the values of the data (SAEs where ``said["values"]`` names them)."""
     data, budget = reader.data, seeded(how.budget, split)
     values = tuple(said.get("values") or data.values)
-    sources = [data.parts_of(v) for v in range(len(data.values))]
-    parts = tuple(sources) if len(sources) == len(values) else tuple(sources[:1] * len(values))
+    parts = [data.parts_of(v) for v in range(len(data.values))]
+    if len(parts) < len(values):  # SAEs, which read the same rows
+        parts *= len(values)
     shuffles = how.shuffles if how.shuffles is not None else int(len(values) == 1)
-    hooks = list(dict.fromkeys(origin.hook for origin in origins.values()))
     settings = {
         **_told(split, how, budget), "across": across, "values": list(values), "shuffles": shuffles,
-        "hooks": hooks, **said,
+        "hooks": list(dict.fromkeys(origin.hook for origin in origins.values())), **said,
     }  # fmt: skip
     common = [
         _VERSION, reader.facts["digest"], data.digest(), asdict(budget), shuffles, how.max_tokens, how.prompt,
         split.seed, values,
         [said.get(name) for name in _BETWEEN_SAES],
     ]  # fmt: skip
+    sizes = how.train_sizes if len(values) == 1 else ()
+    for size in sizes:
+        _check_size(data, size, budget, split)
     jobs = [
-        _job(arm, value, None, [origins.get(arm.source), *common], values)
+        _job(arm, value, size, [origins.get(arm.source), *common], values)
+        for size in (None, *sizes)
         for arm in arms
         for value in range(len(values))
+        if size is None or is_of_curves(arm, how)
     ]
-    for size in how.train_sizes if len(values) == 1 else ():
-        _check_size(data, size, budget, split)
-        few = [arm for arm in arms if arm.kind in _LOW_DATA and (arm.k is None or arm.k in how.control_ks)]
-        jobs += [_job(arm, 0, size, [origins.get(arm.source), *common], values) for arm in few]
     return Plan(
-        reader, across or "data", values, parts, origins, tuple(jobs), split, how, budget, settings,
+        reader, across or "data", values, tuple(parts), origins, tuple(jobs), split, how, budget, settings,
         None if out is None else Path(out),
     )  # fmt: skip
+
+
+def is_of_curves(arm: Arm, how: ClassifierSettings) -> bool:
+    """Return whether an arm is fitted to fewer training rows as well."""
+    return arm.kind in _LOW_DATA and (arm.k is None or arm.k in how.control_ks)
 
 
 def _told(split: Split, how: ClassifierSettings, budget: Budget) -> dict[str, Any]:
@@ -232,10 +241,10 @@ def _told(split: Split, how: ClassifierSettings, budget: Budget) -> dict[str, An
         **{name: getattr(split, name) for name in ("max_rows", "train_rows", "test_rows", "min_rows", "seed")},
         "budget": json.loads(json.dumps(asdict(budget))), "margin": how.margin, "metric": how.metric,
         "max_tokens": how.max_tokens, **({} if how.prompt is None else {"prompt": how.prompt}),
-        "level": LEVEL, "draws": how.draws, "p_values": "corrected t over folds" if is_nested else "paired bootstrap",
+        "level": LEVEL, "p_values": "corrected t over folds" if is_nested else "paired jackknife",
         "intervals": {
-            "level": LEVEL, "draws": how.draws, "unit": "rows" if split.group is None else "groups",
-            "method": "basic bootstrap of the test set, stratified by class, paired between arms; nothing is refitted",
+            "level": LEVEL, "unit": "rows" if split.group is None else "groups",
+            "method": "jackknife of the test set, paired between arms, nothing refitted" if how.intervals else "none",
         },
     }  # fmt: skip
 
@@ -257,23 +266,22 @@ def kinds_of(
     ConfigError
         An arm that needs an SAE, texts or images where there are none.
     """
-    lacking = {kind: "an SAE" for kind in _NEED_SAE if not has_sae}
+    lacking = dict.fromkeys(() if has_sae else _NEED_SAE, "an SAE")
     lacking |= {"words": "texts", "last": "texts"} if is_images else {"pixels": "images"}
     if how.arms is None:
         return tuple(kind for kind in KINDS if kind in default and kind not in lacking)
     for kind in how.arms:
-        if kind not in known:
-            raise ConfigError(f"`arms` must name kinds of arms, of {listed(known, 12)} here; got `{kind}`.")
-        if kind in lacking:
+        if kind in lacking and kind in known:
             what = lacking[kind]
             raise ConfigError(f"the arm `{kind}` needs {what}; there is none. Leave it out, or give {what}.")
-    return how.arms
+    return checked_kinds(how.arms, known)
 
 
-def check_inner(data: Labelled, train: np.ndarray, budget: Budget) -> None:
+def check_inner(data: Labelled, budget: Budget, *trains: np.ndarray) -> None:
     """Refuse training rows that cannot fill the inner folds; see `check_folds`."""
-    together = None if data.together is None else data.together[train]
-    check_folds(data.y[train], together, budget.inner, "inner", data.classes)
+    for train in trains:
+        together = None if data.together is None else data.together[train]
+        check_folds(data.y[train], together, budget.inner, "inner", data.classes)
 
 
 def _check_size(data: Labelled, size: int, budget: Budget, split: Split) -> None:
@@ -285,7 +293,7 @@ def _check_size(data: Labelled, size: int, budget: Budget, split: Split) -> None
         )
     rows = few_rows(data, train, size, split)
     try:
-        check_inner(data, rows, budget)
+        check_inner(data, budget, rows)
     except DataError as error:
         raise ConfigError(f"classify: `train_sizes` of {size} rows are too few: {error}") from None
     missing = sorted(set(data.classes) - {data.classes[c] for c in data.y[rows]})

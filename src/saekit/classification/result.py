@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,11 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigError, FormatError, did_you_mean
-from ..files import read_json, write_json
-from ..measure.bootstrap import bootstrap_mean
-from ..measure.paired_scores import VERDICTS, holm
-from ..measure.results import Measured, Result, result_from_json, result_to_json
-from ..measure.tables import html_table, text_table
+from ..measure.intervals import measured_mean
+from ..measure.results import Measured, Result
+from ..measure.verdicts import VERDICTS, detectable, holm
+from ..provenance import library_versions, release
+from ..settings import brief
 
 _COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
 _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
@@ -24,6 +23,8 @@ _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
 @dataclass(frozen=True)
 class ArmScore:
     """One classifier, evaluated on the test set."""
+
+    __repr__ = brief
 
     name: str
     kind: str
@@ -44,18 +45,18 @@ class ArmScore:
     accuracy: Measured
     brier: Measured
     difference: Measured
-    """Macro-F1 minus that of the best dense arm, over the same resamples."""
+    """Macro-F1 minus that of the best dense arm, on the same test rows."""
     auc_difference: Measured
     """AUC minus that of the best dense arm."""
     verdict: str
-    """Verdict of the difference at the margin: better, equivalent, worse, undecided. Of macro-F1, or of AUC where
-    ``settings["metric"]`` is ``auc``."""
+    """Verdict of the difference at the margin: better, equivalent, worse, undecided, corrected for the number of arms
+    (Holm). Of macro-F1, or of AUC where ``settings["metric"]`` is ``auc``."""
     control_difference: Measured
     """Macro-F1 minus that of the best dictionary that learned nothing or was frozen."""
     control_verdict: str
     """What `control_difference` says at the margin."""
     p: float | None
-    """Two-sided p-value of no difference of macro-F1: from the paired bootstrap, in nested cross-validation from Nadeau
+    """Two-sided p-value of no difference of macro-F1: from the paired jackknife, in nested cross-validation from Nadeau
     and Bengio's corrected t over the folds (``settings["p_values"]``); None without one."""
     p_holm: float | None
     """The same after Holm's correction over all arms of this result."""
@@ -104,6 +105,7 @@ class Classification(Result):
 
     KIND: ClassVar[str] = "classification"
     SCHEMA: ClassVar[int] = 1
+    PARTS: ClassVar[tuple[str, ...]] = ("arms", "low_data")
 
     name: str
     """What tables over several data sets call it."""
@@ -122,7 +124,8 @@ class Classification(Result):
     best_control: str | None
     """The random, untrained or frozen arm with the highest inner macro-F1."""
     floor: Measured
-    """Half the width of the interval of a difference, in the median over arms: what the test set cannot resolve."""
+    """What the test set resolves: half the width of the interval of the best SAE arm minus the best dense arm (without
+    SAEs the median over arms)."""
     arms: list[ArmScore]
     low_data: list[LowData]
     warnings: list[str]
@@ -179,20 +182,37 @@ class Classification(Result):
     def caption(self) -> str:
         """Return the footnote: test size, interval method, warnings."""
         data, settings = self.data, self.settings
-        floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
         unit = " AUC" if settings.get("metric") == "auc" else ""
-        resolved = f"This test set cannot resolve differences of macro-F1 below {floor}."
-        if self.floor.value == 0:
-            resolved = "Most arms agree on every test row: these rows cannot tell them apart."
         lines = [
             f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(self.classes)} classes; "
-            f"{settings['intervals']['level']:.0%} intervals of {settings['intervals']['draws']:,} resamples of test "
-            f"{settings['intervals']['unit']}; margin {settings['margin']:g}{unit}. * chosen by inner "
+            f"{describe_intervals(settings['intervals'])}; margin {settings['margin']:g}{unit}. * chosen by inner "
             "cross-validation.",
-            resolved,
+            describe_resolution(self.floor.to_json(), settings),
             *(f"Note: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
+
+
+def describe_intervals(intervals: Mapping[str, Any]) -> str:
+    """Return what the intervals of a result are over, in words."""
+    unit, n, effective = intervals["unit"], intervals.get("n"), intervals.get("effective")
+    if n is None:  # of earlier versions, from resamples
+        return f"{intervals['level']:.0%} intervals from resampled test {unit}"
+    equal = "" if effective is None or effective > 0.95 * n else f" (which tell as much as {effective:.1f} equal ones)"
+    return f"{intervals['level']:.0%} intervals over {n:,} test {unit}{equal}"
+
+
+def describe_resolution(floor: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return what the test set resolves, in words, with the power it means."""
+    if floor["value"] is None:
+        return "What this test set resolves is not known: no difference has an interval."
+    metric = "AUC" if settings.get("metric") == "auc" else "macro-F1"
+    half, margin = floor["value"], settings["margin"]
+    reason = floor.get("reason") or "half the width of an interval"
+    return (
+        f"This test set resolves ±{half:.3f} {metric} ({reason}); a true difference of "
+        f" {detectable(half, margin):.3f} would be found 4 times in 5 at the margin of {margin:g}."
+    )
 
 
 _CURVES = {"sparse": "", "matched": "density-matched", "pca": "PCA", "svd": "SVD", "ica": "ICA",
@@ -209,7 +229,7 @@ class Across:
     name: str
     n_sets: int
     difference: Measured
-    """Mean over data sets of macro-F1 minus the best dense arm's; interval from resampled data sets."""
+    """Mean over data sets of macro-F1 minus the best dense arm's; interval over data sets."""
     better: int
     """Data sets on which its verdict is better."""
     equivalent: int
@@ -220,48 +240,23 @@ class Across:
     p_holm: float | None
 
 
-@dataclass(frozen=True)
-class ClassificationSummary:
+@dataclass(frozen=True, repr=False)
+class ClassificationSummary(Result):
     """The same arms over several data sets, each minus the best dense arm of its data set."""
 
     KIND: ClassVar[str] = "classification_summary"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
+    PARTS: ClassVar[tuple[str, ...]] = ("arms",)
 
-    saekit: str
     sets: list[str]
     """Names of the results, in the order given."""
     margin: float
     arms: list[Across]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return result_to_json(self)
-
     @classmethod
-    def from_json(cls, plain: Any) -> ClassificationSummary:
-        """Read what `to_json` wrote.
-
-        Raises
-        ------
-        FormatError
-            Another kind, a newer schema, an unknown or missing key.
-        """
-        return result_from_json(cls, plain)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON file `path`, atomically."""
-        write_json(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ClassificationSummary:
-        """Read a file that `save` wrote.
-
-        Raises
-        ------
-        FormatError
-            See `from_json`.
-        """
-        return cls.from_json(read_json(path))
+    def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return a file of schema 1, which did not say versions and settings, in the layout of this one."""
+        return {"versions": {}, "settings": {}, **plain} if plain.get("schema") == 1 else plain
 
     def table(self) -> list[list[str]]:
         """Rows of text, headings first."""
@@ -277,15 +272,9 @@ class ClassificationSummary:
         """Return the footnote: data sets, interval method."""
         return (
             f"macro-F1 minus the best dense arm of each of {len(self.sets)} results ({', '.join(self.sets)}); "
-            f"intervals from resampled data sets, Wilcoxon's signed-rank test, Holm's correction; "
+            f"intervals over data sets, Wilcoxon's signed-rank test, Holm's correction; "
             f"margin {self.margin:g}."
         )
-
-    def __repr__(self) -> str:
-        return text_table(self.table(), self.caption())
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table(), self.caption())
 
 
 def _p(value: float | None) -> str:
@@ -293,7 +282,7 @@ def _p(value: float | None) -> str:
 
 
 def summarize(
-    results: Sequence[Classification] | Mapping[str, Classification], *, draws: int = 2000, seed: int = 0
+    results: Sequence[Classification] | Mapping[str, Classification],
 ) -> ClassificationSummary:
     """Each kind of arm minus the best dense arm, over data sets.
 
@@ -305,53 +294,57 @@ def summarize(
     ----------
     results
         One per data set (and model).
-    draws, seed
-        Resamples of the data sets.
 
     Raises
     ------
     ConfigError
         No results, or results of different margins.
     """
-    from ..version import __version__
-
-    found = list(results.values()) if isinstance(results, Mapping) else list(results)
-    names = list(results) if isinstance(results, Mapping) else [each.name for each in found]
-    margins = {each.settings["margin"] for each in found}
+    found = list(results.items() if isinstance(results, Mapping) else ((each.name, each) for each in results))
+    margins = {each.settings["margin"] for _, each in found}
     if len(margins) != 1:
         raise ConfigError(f"summarize: results must be judged at one margin; got {sorted(margins) or 'no results'}.")
     rows: dict[str, list[ArmScore]] = {}
-    for result in found:
-        if result.best_dense is None:
-            continue
-        if result.best_sae is not None:
-            rows.setdefault("SAE, best by inner folds", []).append(result.arm(result.best_sae))
-        mine: dict[str, ArmScore] = {}
-        for arm in result.arms:
-            role = _role(arm)
-            if role not in mine or (arm.inner or 0) > (mine[role].inner or 0):
-                mine[role] = arm
-        for role, arm in mine.items():
+    for _, result in found:
+        for role, arm in _standing(result).items():
             rows.setdefault(role, []).append(arm)
-    lines = []
-    for role, arms in rows.items():
-        gaps = np.array([arm.difference.value for arm in arms])
-        counts = {verdict: sum(arm.verdict == verdict for arm in arms) for verdict in VERDICTS}
-        difference = bootstrap_mean(gaps, draws=draws, seed=seed, unit="macro-F1")
-        lines.append((role, arms, difference, counts, _wilcoxon(gaps)))
-    adjusted = holm([p for *_, p in lines])
+    tests = [_wilcoxon(arms) for arms in rows.values()]
+    arms = [_across(*row, p) for row, p in zip(rows.items(), zip(tests, holm(tests)))]
     return ClassificationSummary(
-        __version__,
-        names,
-        margins.pop(),
-        [
-            Across(
-                role, len(arms), difference, counts["better"], counts["equivalent"], counts["worse"],
-                counts["undecided"], None if math.isnan(p) else p, None if math.isnan(q) else q,
-            )
-            for (role, arms, difference, counts, p), q in zip(lines, adjusted)
-        ],
+        release(), library_versions(False), {"intervals": "jackknife over data sets"}, [name for name, _ in found],
+        margins.pop(), arms,
     )  # fmt: skip
+
+
+def _standing(result: Classification) -> dict[str, ArmScore]:
+    """Return the arms that stand for a result, by what they are called over data sets."""
+    found: dict[str, ArmScore] = {}
+    if result.best_dense is None:
+        return found
+    if result.best_sae is not None:
+        found["SAE, best by inner folds"] = result.arm(result.best_sae)
+    for arm in result.arms:
+        role = _role(arm)
+        if role not in found or (arm.inner or 0) > (found[role].inner or 0):
+            found[role] = arm
+    return found
+
+
+def _across(role: str, arms: Sequence[ArmScore], p: tuple[float, float]) -> Across:
+    gaps = np.array([arm.difference.value for arm in arms])
+    return Across(
+        name=role,
+        n_sets=len(arms),
+        difference=measured_mean(gaps, "macro-F1", least=-1.0, most=1.0),
+        **{verdict: sum(arm.verdict == verdict for arm in arms) for verdict in VERDICTS},
+        p=none_if_nan(p[0]),
+        p_holm=none_if_nan(p[1]),
+    )
+
+
+def none_if_nan(number: float) -> float | None:
+    """Return a number as JSON holds it: None for NaN."""
+    return None if math.isnan(number) else number
 
 
 def _role(arm: ArmScore) -> str:
@@ -360,7 +353,8 @@ def _role(arm: ArmScore) -> str:
     return " ".join(part for part in (arm.kind, arm.pool if arm.pool != arm.kind else "") if part) + k
 
 
-def _wilcoxon(gaps: np.ndarray) -> float:
+def _wilcoxon(arms: Sequence[ArmScore]) -> float:
+    gaps = np.array([arm.difference.value for arm in arms])
     if len(gaps) < 2 or not np.any(gaps):
         return math.nan if len(gaps) < 2 else 1.0
     from scipy.stats import wilcoxon

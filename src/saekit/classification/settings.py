@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import ConfigError, did_you_mean
+from ..measure.settings import MARGIN
 from ..settings import check_choice, check_whole, is_number, is_whole, suggest_keywords
 
 KINDS: dict[str, str] = {
@@ -52,9 +54,6 @@ CONTROL_KS = (16, 64)
 METRICS = ("auto", "macro_f1", "auc")
 """What verdicts look at."""
 
-DRAWS = 2000
-MARGIN = 0.01
-
 
 @suggest_keywords
 @dataclass(frozen=True)
@@ -78,21 +77,24 @@ class Budget:
     """Random seed of the inner folds and of the arms [that of the split]."""
 
     def __post_init__(self) -> None:
-        for name in ("C", "depths", "thresholds"):
+        for name, (holds, what) in _GRIDS.items():
             given = getattr(self, name)
-            object.__setattr__(self, name, tuple(given) if isinstance(given, list | tuple) else (given,))
-        if not self.C or any(not (is_number(c) and c > 0) for c in self.C) or list(self.C) != sorted(set(self.C)):
-            raise ConfigError(f"budget: `C` must be increasing positive numbers; got {self.C}.")
-        if not self.depths or any(not is_whole(depth) or depth < 1 for depth in self.depths):
-            raise ConfigError(f"budget: `depths` must be whole numbers from 1; got {self.depths}.")
-        if not self.thresholds:
-            raise ConfigError("budget: `thresholds` must name at least one; got none.")
-        for threshold in self.thresholds:
-            if threshold != "median" and not is_number(threshold):
-                raise ConfigError(f"budget: a threshold must be a number or `median`; got {threshold!r}.")
-        if not is_whole(self.inner) or self.inner < 2:
-            raise ConfigError(f"budget: `inner` must be at least 2 folds; got {self.inner}.")
+            values = tuple(given) if isinstance(given, list | tuple) else (given,)
+            object.__setattr__(self, name, values)
+            if not values or not all(map(holds, values)):
+                raise ConfigError(f"budget: `{name}` must be {what}; got {given}.")
+        if list(self.C) != sorted(set(self.C)):
+            raise ConfigError(f"budget: `C` must be increasing; got {self.C}.")
+        check_whole("budget", 2, inner=self.inner)
         check_whole("budget", max_iter=self.max_iter)
+
+
+_GRIDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "C": (lambda c: is_number(c) and c > 0, "increasing positive numbers, at least one"),
+    "depths": (lambda depth: is_whole(depth) and depth > 0, "whole numbers from 1, at least one"),
+    "thresholds": (lambda t: t == "median" or is_number(t), "numbers or `median`, at least one"),
+}
+"""Grids of hyperparameters: what each value must be."""
 
 
 @suggest_keywords
@@ -126,8 +128,8 @@ class ClassifierSettings:
     """Equivalence margin of the verdicts, on macro-F1 or AUC [0.01]."""
     metric: str = "auto"
     """Metric of the verdicts: macro_f1, auc, or auto: AUC for two classes of which one is rare [auto]."""
-    draws: int = DRAWS
-    """Number of bootstrap resamples of the test rows [2000]."""
+    intervals: bool = True
+    """Whether to compute confidence intervals, by leaving out test rows or groups in turn [true]."""
     budget: Budget = field(default_factory=Budget)
     """What every classifier may spend on its hyperparameters."""
     save_arm: str | None = None
@@ -147,7 +149,7 @@ class ClassifierSettings:
             object.__setattr__(self, "pools", pools)
         for name in ("ks", "control_ks", "train_sizes"):
             object.__setattr__(self, name, _whole_numbers(name, getattr(self, name), name == "train_sizes"))
-        check_whole("classify", 0, draws=self.draws, shuffles=self.shuffles)
+        check_whole("classify", 0, shuffles=self.shuffles)
         check_whole("classify", max_tokens=self.max_tokens)
         check_choice("classify", METRICS, metric=self.metric)
         if not (is_number(self.margin) and self.margin >= 0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,19 +141,17 @@ def shuffled_labels(data: Labelled, seed: int) -> np.ndarray:
 
 
 def _facts(fits: Sequence[Fitted]) -> dict[str, Any]:
-    inner = [fitted.inner_score for fitted in fits]
-    stability = [fitted.stability for fitted in fits if fitted.stability is not None]
+    inner = float(np.mean([fitted.inner_score for fitted in fits]))
     return {
-        "chosen": [_plain(fitted.chosen) for fitted in fits],
-        "inner": None if any(math.isnan(each) for each in inner) else float(np.mean(inner)),
+        "chosen": json.loads(json.dumps([fitted.chosen for fitted in fits], default=float)),
+        "inner": None if math.isnan(inner) else inner,
         "selected": list(fits[0].selected or ()),
-        "stability": {k: float(np.mean([each[k] for each in stability])) for k in stability[0]} if stability else None,
+        "stability": _mean_stability([fitted.stability for fitted in fits if fitted.stability is not None]),
         "converged": all(fitted.converged for fitted in fits),
         "notes": list(dict.fromkeys(note for fitted in fits for note in fitted.notes)),
         "seconds": round(sum(fitted.seconds for fitted in fits), 2),
     }
 
 
-def _plain(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(dict(chosen), default=float))
-    return found
+def _mean_stability(found: Sequence[dict[str, float]]) -> dict[str, float] | None:
+    return {name: float(np.mean([each[name] for each in found])) for name in found[0]} if found else None

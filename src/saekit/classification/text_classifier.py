@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, FormatError, did_you_mean
-from ..files import digest_file, read_json, write_bytes, write_json
+from ..errors import ConfigError, FormatError, did_you_mean, listed
+from ..files import digest_bytes, digest_file, parse_json, read_bytes, read_sealed, write_bytes, write_sealed
+from ..forms import COUNT, NATURAL, check_form
 from ..measure.token_statistics import TokenScores, labels_of
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
@@ -38,7 +39,8 @@ CARD = "classifier.json"
 PIPELINE = "classifier.skops"
 SAE_FOLDER = "sae"
 SCHEMA_FILE = "schema.json"
-SCHEMA = 1
+SCHEMA = 2
+"""Version of the layout; schema 2 brought the seal and the digest of the SAE."""
 
 TRUSTED = (
     "saekit.estimators.binarize.Binarize",
@@ -53,6 +55,9 @@ MOVED = {
     ("saekit.study.steps", "DensityMatched"): "saekit.classification.sklearn_steps",
 }
 """Modules of these types in classifiers that saekit 0.1 saved, and where they are now."""
+
+MAX_PIPELINE = 2**28
+"""Size of a stored pipeline after decompression; a small file can claim any. Unit: bytes."""
 
 LABEL_TOKENS = 50_000
 """Tokens of training texts that labels of latents are made from."""
@@ -161,7 +166,7 @@ class TextClassifier:
     def features(self, texts: Sequence[str]) -> Any:
         """Pooled codes ``[n, n_latents]``, CSR."""
         ask = Ask((self.pool,), sae=self.sae, hook=self.hook)
-        return pool_texts(self._lm, list(texts), [ask], max_tokens=self.max_tokens)[0][self.pool]
+        return pool_texts(self._lm, texts, [ask], max_tokens=self.max_tokens)[0][self.pool]
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities ``[n, n_classes]``, columns in the order of `classes`."""
@@ -401,10 +406,11 @@ def save_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]) 
     card = {
         **classifier.card,
         "pipeline": digest_file(folder / PIPELINE),
+        "sae": classifier.sae.digest(),
         "labels": {str(j): label for j, label in classifier.labels.items()},
         "top_latents": top,
     }
-    write_json(folder / CARD, card)
+    write_sealed(folder / CARD, card)
     return folder
 
 
@@ -423,8 +429,6 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
     FormatError
         The folder holds no classifier, a newer one, an altered one, or types that saekit does not write.
     """
-    from skops.io import get_untrusted_types, loads
-
     folder = Path(folder)
     if not (folder / CARD).is_file() and (folder / "classifier" / CARD).is_file():
         folder = folder / "classifier"
@@ -432,34 +436,65 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
         raise FormatError(
             f"`{folder}` must hold a classifier ({CARD}); it holds none. Make one with `saekit classify`."
         )
-    card = read_json(folder / CARD)
-    if card.get("kind") != "classifier" or not isinstance(card.get("schema"), int):
-        raise FormatError(f"`{folder / CARD}` must describe a classifier; it does not.")
+    card = _read_card(folder / CARD)
+    pipeline = _read_pipeline(folder / PIPELINE, card["pipeline"])
+    sae = SAE.load(folder / SAE_FOLDER)
+    if card["schema"] > 1 and sae.digest() != card["sae"]:
+        raise FormatError(f"`{folder / SAE_FOLDER}` must be the SAE of the classifier; {CARD} states another digest.")
+    labels = {int(j): label for j, label in card["labels"].items()}
+    return TextClassifier(
+        pipeline, sae, tuple(card["classes"]), card["hook"], card["pool"],
+        card["max_tokens"], labels, card, card["model"]["path"] if model is None else model,
+    )  # fmt: skip
+
+
+_FORM = {
+    "pipeline": str, "labels": dict, "classes": [str], "hook": str, "pool": str, "max_tokens": (COUNT, None),
+    "model": {"name": str, "digest": str, "path": str},
+}  # fmt: skip
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """Return what ``classifier.json`` says, checked."""
+    card: dict[str, Any] = read_sealed(path, since=2)
+    if not isinstance(card, dict) or card.get("kind") != "classifier":
+        raise FormatError(f"`{path}` must describe a classifier; it does not.")
+    check_form(card, {"schema": NATURAL}, path)
     if card["schema"] > SCHEMA:
         raise FormatError(
             f"this classifier has schema {card['schema']}; this saekit reads up to {SCHEMA}. Install the newer release."
         )
-    data = (folder / PIPELINE).read_bytes()
-    if digest_file(folder / PIPELINE) != card["pipeline"]:
-        raise FormatError(f"`{folder / PIPELINE}` must have the digest that {CARD} says; it was altered.")
-    data = _with_new_names(data)
-    strange = sorted(set(get_untrusted_types(data=data)) - set(TRUSTED))
-    if strange:
-        raise FormatError(f"`{folder / PIPELINE}` must hold types of scikit-learn and saekit only; it holds {strange}.")
-    pipeline = loads(data, trusted=list(TRUSTED))
-    labels = {int(j): label for j, label in card["labels"].items()}
-    return TextClassifier(
-        pipeline, SAE.load(folder / SAE_FOLDER), tuple(card["classes"]), card["hook"], card["pool"],
-        card["max_tokens"], labels, card, card["model"]["path"] if model is None else model,
-    )  # fmt: skip
+    check_form(card, _FORM | ({"sae": str} if card["schema"] > 1 else {}), path)
+    if not all(key.isdecimal() for key in card["labels"]):
+        raise FormatError(f"`{path}`: `labels` must be by numbers of latents; got {listed(card['labels'])}.")
+    return card
+
+
+def _read_pipeline(path: Path, digest: str) -> Any:
+    """Return the stored scikit-learn pipeline; no code is run from it."""
+    from skops.io import get_untrusted_types, loads
+
+    data = read_bytes(path) if path.is_file() else b""
+    if digest_bytes(data) != digest:
+        raise FormatError(f"`{path}` must have the digest that {CARD} says; it was altered.")
+    try:
+        data = _with_new_names(data)
+        strange = sorted(set(get_untrusted_types(data=data)) - set(TRUSTED))
+        if not strange:
+            return loads(data, trusted=list(TRUSTED))
+    except Exception as error:  # the library raises whatever a damaged file leads it to
+        raise FormatError(f"`{path}` must be a stored pipeline; it cannot be read: {error!r:.200}.") from error
+    raise FormatError(f"`{path}` must hold types of scikit-learn and saekit only; it holds {strange}.")
 
 
 def _with_new_names(data: bytes) -> bytes:
     """Return a stored pipeline with the types of `MOVED` under their present names."""
     with zipfile.ZipFile(io.BytesIO(data)) as old:
+        if sum(each.file_size for each in old.infolist()) > MAX_PIPELINE:
+            raise FormatError(f"it holds more than {MAX_PIPELINE:,} bytes")
         if SCHEMA_FILE not in old.namelist():
             return data
-        schema = json.loads(old.read(SCHEMA_FILE))
+        schema = parse_json(old.read(SCHEMA_FILE), SCHEMA_FILE)
         if not _rename(schema):
             return data
         written = io.BytesIO()

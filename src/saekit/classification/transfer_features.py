@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..settings import Progress, silent, suggest_keywords
 from .arms import Arm, dense_pools
 from .cells import transfer_of
 from .features import Named, Reader, View, check_widths
-from .plan import check_inner, kinds_of, make_plan, reader_of, seeded
+from .plan import check_inner, kinds_of, make_plan, reader_of
 from .settings import FEATURE_KINDS, ClassifierSettings, Matching
 from .stored_fits import run_jobs
 from .transfer import facts_of, saved
@@ -84,47 +84,32 @@ def transfer_features(
     ShapeError
         Decoder rows of different widths: match by documents.
     """
-    how = settings
-    tell = progress or silent
-    named, models = _checked(saes, model, matching)
-    if isinstance(data, Images):
-        raise ConfigError("features are transferred between SAEs on texts; got images. Use `transfer` for them.")
-    kinds = kinds_of(how, FEATURE_KINDS, False, True, FEATURE_KINDS)
-    (pool, *more) = how.pools or ("sum",)
-    check_pool(pool)
-    if more:
-        raise ConfigError(f"transfer: `pools` must name one pooling between SAEs; got {list(how.pools or ())}.")
+    how, tell = settings, progress or silent
+    named, models = _checked(saes, model, data, matching)
+    kinds, pool = kinds_of(how, FEATURE_KINDS, False, True, FEATURE_KINDS), _only_pool(how)
     labelled = read_labelled(data, split=split)
-    for train, _ in labelled.parts:
-        check_inner(labelled, train, seeded(how.budget, split))
-    hooks = [place_of(sae, layer=how.layer, hook=how.hook, where="transfer", name=f"`{name}`") for name, sae in named]
+    check_inner(labelled, how.budget, *(train for train, _ in labelled.parts))
     readers = {id(each): reader_of(each, labelled, how, out) for each in models}
-    pooled = _pooled(named, hooks, [readers[id(each)] for each in models], (pool, "dense" in kinds), tell)
-    partners = match_all(named, [each["codes"] for each in pooled], labelled.parts[0][0], matching)
-    names = [name for name, _ in named]
-    facts = [readers[id(each)].facts for each in models]
-    is_lost = "dense" in kinds and len({each["dense"].shape[1] for each in pooled}) > 1
-    said = {
-        "arms": list(kinds), "pools": [pool], "dense_pools": list(dense_pools([pool])), "hooks": hooks, "values": names,
-        "matched_by": matching.by, "threshold": matching.threshold,
-        "to_model": {**facts[1], "model": facts[1]["name"]} if facts[1] != facts[0] else None,
-        "saes": [sae["digest"] for sae in facts_of(named)],
-    }  # fmt: skip
-    arms = [
-        arm for arm in _arms(" | ".join(names), pool) if arm.kind in kinds and not (is_lost and arm.kind == "dense")
+    sides = [
+        _Side(
+            name, sae, place_of(sae, layer=how.layer, hook=how.hook, where="transfer", name=f"`{name}`"), readers[id(m)]
+        )
+        for (name, sae), m in zip(named, models)
     ]
-    plan = make_plan(readers[id(models[0])], arms, {}, split=split, how=how, said=said, across="sae", out=out)
+    pooled = _pooled(sides, pool, "dense" in kinds, tell)
+    partners = match_all(named, [each["codes"] for each in pooled], labelled.parts[0][0], matching)
+    is_lost = len({each["dense"].shape[1] for each in pooled if "dense" in each}) > 1
+    notes = ["no dense arm: the hidden states of the models differ in width"] if is_lost else []
+    arms = _arms(" | ".join(side.name for side in sides), pool, set(kinds) - ({"dense"} if is_lost else set()))
+    said = {"arms": list(kinds), "pools": [pool], "dense_pools": list(dense_pools([pool])), **_said(sides, matching)}
+    plan = make_plan(sides[0].reader, arms, {}, split=split, how=how, said=said, across="sae", out=out)
     view = _view(pooled, partners, split.seed, len(labelled))
     fits = run_jobs(plan, lambda arms, _: view, tell)
-    about = [
-        {"model": facts[i]["name"], "hook": hooks[i], "matched": {names[j]: pair.about for j, pair in row.items()}}
-        for i, row in enumerate(partners)
-    ]
-    notes = ["no dense arm: the hidden states of the models differ in width"] if is_lost else []
-    return saved(transfer_of(judge(plan, fits, tell), facts_of(named), notes=notes, about=about), out)
+    result = transfer_of(judge(plan, fits, tell), facts_of(named), notes=notes, about=_about(sides, partners))
+    return saved(result, out)
 
 
-def _checked(saes: Any, model: Any, matching: Matching) -> tuple[Named, list[Any]]:
+def _checked(saes: Any, model: Any, data: Any, matching: Matching) -> tuple[Named, list[Any]]:
     """Return the SAEs with their names, and the model of each."""
     if isinstance(saes, SAE | str | os.PathLike) or len(saes) < 2:
         raise ConfigError("transfer: at least two SAEs must be given; got one. Name the other (--to).")
@@ -139,38 +124,82 @@ def _checked(saes: Any, model: Any, matching: Matching) -> tuple[Named, list[Any
             f"SAEs matched by their decoders must write rows of one width; they write {[s.d_out for _, s in named]}. "
             "Match them by documents (by='documents')."
         )
+    if isinstance(data, Images):
+        raise ConfigError("features are transferred between SAEs on texts; got images. Use `transfer` for them.")
     return named, models
 
 
-def _arms(names: str, pool: str) -> list[Arm]:
-    dense = dense_pools([pool])[0]
+def _only_pool(how: ClassifierSettings) -> str:
+    (pool, *more) = how.pools or ("sum",)
+    check_pool(pool)
+    if more:
+        raise ConfigError(f"transfer: `pools` must name one pooling between SAEs; got {list(how.pools or ())}.")
+    return pool
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One of the SAEs, and what reads its texts."""
+
+    name: str
+    sae: SAE
+    hook: str
+    reader: Reader
+
+
+def _said(sides: Sequence[_Side], matching: Matching) -> dict[str, Any]:
+    """Return what the result says about the SAEs."""
+    first, second = sides[0].reader.facts, sides[1].reader.facts
+    return {
+        "hooks": [side.hook for side in sides], "values": [side.name for side in sides],
+        "matched_by": matching.by, "threshold": matching.threshold,
+        "to_model": {**second, "model": second["name"]} if second != first else None,
+        "saes": [side.sae.digest() for side in sides],
+    }  # fmt: skip
+
+
+def _about(sides: Sequence[_Side], partners: Sequence[Mapping[int, Pairing]]) -> list[dict[str, Any]]:
+    """Return what is known of each SAE, with how near its latents are to those of the others."""
     return [
+        {
+            "model": side.reader.facts["name"], "hook": side.hook,
+            "matched": {sides[j].name: pair.about for j, pair in row.items()},
+        }
+        for side, row in zip(sides, partners)
+    ]  # fmt: skip
+
+
+def _arms(names: str, pool: str, kinds: Collection[str]) -> list[Arm]:
+    dense = dense_pools([pool])[0]
+    arms = [
         Arm("majority", "majority", features="none", probe="majority"),
         Arm(f"dense {dense}", "dense", features="dense", source="dense", pool=dense),
         Arm(f"random {pool}", "random", features="random", source=names, pool=pool),
         Arm(f"SAE {pool} binarized", "binarized", features="codes", steps=("binarize",), source=names, pool=pool),
         Arm(f"SAE {pool}", "full", features="codes", source=names, pool=pool),
     ]
+    return [arm for arm in arms if arm.kind in kinds]
 
 
-def _pooled(
-    named: Named, hooks: Sequence[str], readers: Sequence[Reader], wanted: tuple[str, bool], progress: Progress
-) -> list[dict[str, Any]]:
+def _pooled(sides: Sequence[_Side], pool: str, with_dense: bool, progress: Progress) -> list[dict[str, Any]]:
     """For each SAE its codes and, where they are wanted, the hidden states; one pass of each model."""
-    pool, with_dense = wanted
-    dense = dense_pools([pool])[0]
-    found: list[dict[str, Any]] = [{} for _ in named]
-    for reader in dict.fromkeys(readers):
-        mine = [i for i, other in enumerate(readers) if other is reader]
-        check_widths([(*named[i], hooks[i]) for i in mine], reader.load())
-        asks = [Ask((pool,), named[i][1], None, hooks[i]) for i in mine]
-        asks += [Ask((dense,), None, None, hooks[i]) for i in mine] if with_dense else []
-        matrices = reader.pool(asks, progress)
-        for at, i in enumerate(mine):
-            found[i] = {"codes": matrices[at][pool]}
-            if with_dense:
-                found[i]["dense"] = matrices[len(mine) + at][dense]
+    dense = dense_pools([pool])[0] if with_dense else None
+    found: list[dict[str, Any]] = [{} for _ in sides]
+    for reader in dict.fromkeys(side.reader for side in sides):
+        mine = [i for i, side in enumerate(sides) if side.reader is reader]
+        check_widths([(sides[i].name, sides[i].sae, sides[i].hook) for i in mine], reader.load())
+        asks = [ask for i in mine for ask in _asks(sides[i], pool, dense)]
+        matrices = iter(reader.pool(asks, progress))
+        for i in mine:
+            found[i]["codes"] = next(matrices)[pool]
+            if dense is not None:
+                found[i]["dense"] = next(matrices)[dense]
     return found
+
+
+def _asks(side: _Side, pool: str, dense: str | None) -> list[Ask]:
+    codes = Ask((pool,), side.sae, None, side.hook)
+    return [codes] if dense is None else [codes, Ask((dense,), None, None, side.hook)]
 
 
 def _view(pooled: Sequence[dict[str, Any]], partners: Sequence[dict[int, Pairing]], seed: int, n_rows: int) -> View:

@@ -9,13 +9,17 @@ from typing import Any, ClassVar
 from ..errors import ConfigError, FormatError, did_you_mean
 from ..measure.results import Measured, Result
 from ..measure.tables import html_table
+from ..settings import brief
 from .settings import ALIASES
 
 CHANCE = ("above chance", "at chance", "below chance", "unknown")
-"""Where the interval of an AUC lies, compared with 0.5."""
+"""Where the interval of an AUC lies, compared with 0.5; corrected for the cells of an arm (Holm)."""
 
-VERDICTS = ("native", "lost", "kept", "gained", "undecided")
-"""Verdict of the drop from the in-domain classifier at the margin; ``native`` on the diagonal."""
+LOSSES = {"better": "lost", "worse": "gained", "equivalent": "kept", "undecided": "undecided"}
+"""Verdict of the drop from the in-domain classifier at the margin, corrected for the cells of an arm (Holm)."""
+
+VERDICTS = ("native", *LOSSES.values())
+"""The same; ``native`` on the diagonal."""
 
 MATRICES = ("macro_f1", "auc", "drop", "drop_auc", "minus_dense")
 
@@ -23,6 +27,8 @@ MATRICES = ("macro_f1", "auc", "drop", "drop_auc", "minus_dense")
 @dataclass(frozen=True)
 class Value:
     """One of the things that are transferred between: a language, a domain, an SAE."""
+
+    __repr__ = brief
 
     name: str
     n_train: int
@@ -40,6 +46,8 @@ class Value:
 @dataclass(frozen=True)
 class Cell:
     """One classifier, trained on one value and tested on another."""
+
+    __repr__ = brief
 
     arm: str
     train: str
@@ -69,6 +77,8 @@ class Cell:
 class ArmTransfer:
     """One way to classify, over the whole matrix; with one value the same numbers as `ArmScore`."""
 
+    __repr__ = brief
+
     name: str
     kind: str
     """One of ``saekit.classification.settings.KINDS``."""
@@ -96,7 +106,7 @@ class ArmTransfer:
     n_cells: int
     """Number of cells off the diagonal."""
     n_above: int
-    """Number of them whose AUC is above chance; about one in forty would be by chance alone."""
+    """Number of them whose AUC is above chance."""
     n_at: int
     """Number of cells that cannot be told from chance."""
     n_below: int
@@ -123,6 +133,7 @@ class Transfer(Result):
 
     KIND: ClassVar[str] = "transfer"
     SCHEMA: ClassVar[int] = 2
+    PARTS: ClassVar[tuple[str, ...]] = ("arms", "cells", "values")
 
     data: dict[str, Any]
     """Name and digest of the data."""
@@ -262,8 +273,8 @@ class Transfer(Result):
         matrix = f"{len(self.values)} × {len(self.values)} by `{self.across}`, " if len(self.values) > 1 else ""
         unit = "groups" if any(value.n_groups for value in self.values) else "rows"
         return (
-            f"{matrix}{judged:,} test rows that no classifier has seen; {settings['level']:.0%} intervals from "
-            f"resampled {unit}; margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
+            f"{matrix}{judged:,} test rows that no classifier has seen; {settings['level']:.0%} intervals over "
+            f"{unit}; margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
         )
 
     def _repr_html_(self) -> str:
@@ -300,28 +311,24 @@ def _text(measured: Measured | None) -> str:
     return "–" if measured is None else str(measured)
 
 
-def near_chance(auc: Measured) -> str:
+def near_chance(auc: Measured, found: str | None = None) -> str:
     """Tell where an AUC lies, compared with 0.5: one of `CHANCE`.
+
+    Parameters
+    ----------
+    auc
+        The AUC.
+    found
+        Verdict of its difference from 0.5 within a family; None: of the interval alone.
 
     >>> near_chance(Measured(0.53, 0.49, 0.57)), near_chance(Measured(0.6, 0.55, 0.65))
     ('at chance', 'above chance')
     """
     if not auc.is_defined or auc.low is None or auc.high is None:
         return "unknown"
-    if auc.low > 0.5:
-        return "above chance"
-    return "below chance" if auc.high < 0.5 else "at chance"
-
-
-def loss(drop: Measured, margin: float) -> str:
-    """Return the verdict of a drop at a margin: ``lost``, ``kept``, ``gained`` or ``undecided``.
-
-    >>> loss(Measured(0.2, 0.15, 0.25), 0.01), loss(Measured(0.0, -0.005, 0.005), 0.01)
-    ('lost', 'kept')
-    """
-    from ..measure.paired_scores import verdict
-
-    return {"better": "lost", "worse": "gained", "equivalent": "kept", "undecided": "undecided"}[verdict(drop, margin)]
+    if found is None:
+        found = "better" if auc.low > 0.5 else "worse" if auc.high < 0.5 else "undecided"
+    return {"better": "above chance", "worse": "below chance"}.get(found, "at chance")
 
 
 def cell_sentence(cell: Cell) -> str:
@@ -331,7 +338,7 @@ def cell_sentence(cell: Cell) -> str:
         return f"{where}, tested on unseen rows of it: macro-F1 {cell.macro_f1:.2f}, AUC {cell.auc:.2f}."
     chance = {
         "above chance": f"above chance (AUC {cell.auc:.2f})",
-        "at chance": f"at chance: AUC {cell.auc:.2f} holds 0.5",
+        "at chance": f"at chance: AUC {cell.auc:.2f} is not told apart from 0.5",
         "below chance": f"below chance (AUC {cell.auc:.2f}): what it learned points the other way",
         "unknown": f"AUC {cell.auc:.2f}, no interval",
     }[cell.chance]

@@ -19,9 +19,11 @@ from ..errors import ConfigError, SaekitError, ShapeError
 from ..version import __version__
 from .actions import actions
 from .capture import capture
+from .catalog import catalog
 from .classify import classify, predict
 from .command import Interrupted
 from .compare import compare
+from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .progressive import progressive
@@ -77,7 +79,8 @@ def _options(
 
 
 COMMANDS = (
-    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, report, demo,
+    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, catalog,
+    convert, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
     app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)

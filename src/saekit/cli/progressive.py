@@ -8,6 +8,7 @@ import typer
 
 from ..sizes.settings import ProgressiveStudySettings
 from .command import command
+from .completion import saes
 from .console import print_json, print_table, progress_of, tell
 from .options import Data, Json, Model, Out, Rows
 
@@ -33,7 +34,9 @@ SHOWN = ("fvu", "ce_sae", "rsa", "detection", "shared")
 
 @command("Pruned, nested and separately trained SAEs compared.", HELP, flags=("by",))
 def progressive(
-    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folder of a training run, or SAEs.")],
+    run: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Folder of a training run, or SAEs.", autocompletion=saes)
+    ],
     *,
     settings: ProgressiveStudySettings,
     sizes: Annotated[

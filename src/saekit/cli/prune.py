@@ -8,6 +8,7 @@ import typer
 
 from ..sizes.settings import PruningStudySettings
 from .command import command
+from .completion import RANKINGS, one_of, saes
 from .console import print_curve, print_json, progress_of, tell
 from .options import Data, Json, Model, Out, Rows
 
@@ -36,9 +37,14 @@ OUT/sizes.json     the curve with intervals
     "Smaller SAEs from a trained one, each size measured.", HELP, flags=("selection", "refit", "recalibrate")
 )  # fmt: skip
 def prune(
-    sae: Annotated[str, typer.Argument(metavar="SAE", help="The SAE: a folder, or hf:owner/name/folder.")],
+    sae: Annotated[
+        str, typer.Argument(metavar="SAE", help="The SAE: a folder, or hf:owner/name/folder.", autocompletion=saes)
+    ],
     *,
-    by: Annotated[str, typer.Option("--by", metavar="NAME", help="Ranking of the latents [energy].")] = "energy",
+    by: Annotated[
+        str,
+        typer.Option("--by", metavar="NAME", help="Ranking of the latents [energy].", autocompletion=one_of(RANKINGS)),
+    ] = "energy",
     sizes: Annotated[tuple[int, ...], typer.Option("--sizes", metavar="64,256", help="Numbers of latents to keep.")],
     rows: Rows | None = None,
     model: Model | None = None,

@@ -16,6 +16,7 @@ HELP = """Show what an SAE file says about itself, without reading its tensors o
   saekit show run/topk-1024-k16-seed0
   saekit show run                       every SAE of a training run
   saekit show hf:owner/name/folder --json
+  saekit show layer7.sae.pt             an SAE of another library
 
 Sizes that `saekit prune` measured are drawn as bars: the longer the bar, the more variance is explained.
 """
@@ -25,7 +26,7 @@ Sizes that `saekit prune` measured are drawn as bars: the longer the bar, the mo
 def show(sae: Saes, *, json: Json = False) -> None:
     """Print the description of each SAE."""
     from ..store.address import sae_paths
-    from ..store.native import describe
+    from ..store.opening import describe
 
     found = [describe(path) for path in sae_paths(sae)]
     if json:
@@ -56,9 +57,7 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
         "dtype": facts["dtype"],
         "latent order": facts["latent_order"],
         **({"scores": ", ".join(scores)} if scores else {}),
-        "size": f"{facts['file']['bytes'] / 2**20:.1f} MiB",
-        "digest": facts["file"]["digest"],
-        "schema": f"{facts['schema']} (written by saekit {facts['saekit']})",
+        **_file(facts),
     }
     provenance = dict(facts["provenance"])
     stability = provenance.get("stability")
@@ -66,3 +65,14 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
         others = [other.get("name") for other in stability["compared_with"] if isinstance(other, dict)]
         provenance["stability"] = {**stability, "compared_with": others}
     return {**head, "provenance": provenance}
+
+
+def _file(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return size, digest and schema of saekit's own file; the digest of what was read of another library's."""
+    if "file" not in facts:
+        return {"digest": facts["digest"]}
+    return {
+        "size": f"{facts['file']['bytes'] / 2**20:.1f} MiB",
+        "digest": facts["file"]["digest"],
+        "schema": f"{facts['schema']} (written by saekit {facts['saekit']})",
+    }

@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_array, validate_data
 
-from ..errors import ConfigError, DataError, ModelError, ShapeError
+from ..errors import ConfigError, ModelError, ShapeError
 from ..settings import suggest_keywords
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class _Features(TransformerMixin, BaseEstimator):
             from ..models.deferred import defer_model
             from ..rows.pooling import check_texts
 
-            check_texts(_as_texts(X))
+            check_texts(X)
             self.model_digest_ = defer_model(self.model).digest
         return self
 
@@ -114,7 +114,7 @@ class _Features(TransformerMixin, BaseEstimator):
             self._check_model()
             (found,) = pool_texts(
                 self.model,
-                _as_texts(X),
+                X,
                 [ask],
                 max_tokens=self.max_tokens,
                 cache=self.cache,
@@ -383,31 +383,14 @@ def _names(prefix: str, n: int) -> np.ndarray:
     return np.array([f"{prefix}_{i:0{len(str(max(n - 1, 0)))}d}" for i in range(n)], dtype=object)
 
 
-def _as_texts(X: Any) -> Any:
-    """Return texts from a list, an array, or the one column of a table."""
-    if isinstance(X, str):
-        return X
-    if hasattr(X, "to_numpy"):
-        X = X.to_numpy()
-    if isinstance(X, np.ndarray):
-        if X.ndim == 2 and X.shape[1] == 1:
-            X = X[:, 0]
-        if X.ndim != 1:
-            raise DataError(
-                f"texts must be one column; got an array of shape {X.shape}. Without a model (model=None) rows of "
-                "activations can be given."
-            )
-    return X
-
-
 def _are_images(model: object, X: object) -> bool:
     """Return whether the model reads images, or `X` are images."""
-    from ..inputs.images import Images
+    from ..inputs.images import are_images
     from ..models.vision import VisionModel
 
-    if isinstance(model, VisionModel) or isinstance(X, Images):
+    if isinstance(model, VisionModel):
         return True
-    return isinstance(X, list | tuple) and len(X) > 0 and hasattr(X[0], "getbbox")  # of PIL
+    return not isinstance(X, str | np.ndarray | None) and are_images(X) is True
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from ..errors import FormatError
+from ..errors import ConfigError, FormatError, did_you_mean, listed
+from ..files import unsealed
 from ..measure.accumulators import DensityHistogram
 from ..measure.metrics import Metrics
 from ..measure.results import Result, result_to_json
+from ..settings import brief
 
 
 @dataclass(frozen=True)
 class Control:
     """The same numbers for a baseline of the SAE."""
+
+    __repr__ = brief
 
     metrics: Metrics
     """Its own values."""
@@ -26,6 +30,8 @@ class Control:
 @dataclass(frozen=True)
 class Evaluated:
     """What was measured about one SAE."""
+
+    __repr__ = brief
 
     name: str
     """What tables call it; unique within an evaluation."""
@@ -50,8 +56,9 @@ class Evaluation(Result):
     ::
 
         result = sk.evaluate(saes, rows)
-        result.metrics.fvu.value                              # of the first SAE
+        result.entry("topk-64-k8-seed0").metrics.fvu.value    # of one SAE; `result.metrics` where there is only one
         result.entries[1].controls["pca"].differences["fvu"]  # SAE minus PCA, with its interval
+        result.to_pandas()                                    # a row per SAE
     """
 
     KIND: ClassVar[str] = "evaluation"
@@ -66,28 +73,63 @@ class Evaluation(Result):
     entries: list[Evaluated]
     """One per SAE, in the order given."""
 
+    PARTS: ClassVar[tuple[str, ...]] = ("entries", "controls")
+
+    def items_of(self, part: str) -> list[Any]:
+        """Return one entry per SAE, or one per SAE and baseline."""
+        if part == "entries":
+            return list(self.entries)
+        return [
+            {"name": entry.name, "control": label, "metrics": control.metrics, "difference": control.differences}
+            for entry in self.entries
+            for label, control in entry.controls.items()
+        ]
+
+    def entry(self, name: str | None = None) -> Evaluated:
+        """Return the entry of the SAE of that name, or of the only one.
+
+        Raises
+        ------
+        ConfigError
+            There is no such SAE; or there are several and none is named.
+        """
+        names = [each.name for each in self.entries]
+        if name is None and len(names) > 1:
+            raise ConfigError(
+                f"this evaluation holds {len(names)} SAEs, {listed(names)}: choose one with `entry({names[0]!r})` or "
+                "`entries[0]`, or take all with `to_pandas()`."
+            )
+        if name is not None and name not in names:
+            raise ConfigError(f"there is no SAE `{name}` in this evaluation. {did_you_mean(name, names)}")
+        return self.entries[0 if name is None else names.index(name)]
+
     @property
     def metrics(self) -> Metrics:
-        """Metrics of the first SAE."""
-        return self.entries[0].metrics
+        """Metrics of the only SAE; with several, `entry` chooses one (`ConfigError`)."""
+        return self.entry().metrics
 
     @property
     def controls(self) -> dict[str, Control]:
-        """Baselines of the first SAE."""
-        return self.entries[0].controls
+        """Baselines of the only SAE; with several, `entry` chooses one (`ConfigError`)."""
+        return self.entry().controls
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: everything, and `metrics` of the first SAE once more at the top level."""
         plain = result_to_json(self)
-        return {"kind": plain.pop("kind"), "schema": plain.pop("schema"), "metrics": self.metrics.to_json(), **plain}
+        return {
+            "kind": plain.pop("kind"),
+            "schema": plain.pop("schema"),
+            "metrics": self.entries[0].metrics.to_json(),
+            **plain,
+        }
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "evaluation") -> Self:
         """Return the evaluation that `to_json` made; raises `FormatError` also where the two `metrics` differ."""
-        plain = dict(plain) if isinstance(plain, dict) else plain
+        plain = unsealed(plain, where)
         top = plain.pop("metrics", None) if isinstance(plain, dict) else None
         result = super().from_json(plain, where)
-        if top != result.metrics.to_json():
+        if top != result.entries[0].metrics.to_json():
             raise FormatError("`metrics` must equal those of the first entry; they differ. The file was altered.")
         return result
 
@@ -105,7 +147,7 @@ class Evaluation(Result):
             Metrics to show; by default fvu, l0, dead_fraction, cosine and, with a language model, ce_sae,
             ce_recovered_zero, ce_recovered_mean, kl.
         """
-        names = names or tuple(name for name in _SHOWN if name in self.metrics)
+        names = names or tuple(name for name in _SHOWN if name in self.entries[0].metrics)
         lines = [["", *(_HEADINGS.get(name, name) for name in names)]]
         for entry in self.entries:
             lines.append([entry.name, *(_cell(entry.metrics, name) for name in names)])

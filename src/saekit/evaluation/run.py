@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError
-from ..measure.fidelity import SplicedModel, repeatable
+from ..inputs.records import repeatable
+from ..measure.fidelity import SplicedModel
 from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
 from ..models.language import LanguageModel
 from ..progress import shows_progress
@@ -139,7 +140,7 @@ def _facts(settings: EvaluationSettings, spliced: SplicedModel | None, fitted_on
         "controls_fitted_on": fitted_on,
         "batch_rows": settings.batch_rows,
         "seed": settings.seed,
-        "intervals": interval_facts(settings.draws),
+        "intervals": interval_facts(settings.intervals),
     }
 
 

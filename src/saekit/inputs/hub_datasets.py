@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, OfflineError, listed
+from ..errors import ConfigError, DataError, FormatError, OfflineError, listed
 from ..hub import Unreachable, ask_hub
 from .tables import first_line
 
@@ -70,16 +70,56 @@ def open_hub(hub: HubName, split: str | None = None) -> tuple[Iterable[dict[str,
     OfflineError
         It would have to be downloaded and the hub cannot be reached.
     """
-    from datasets import IterableDatasetDict
-
     found = _load(hub)
-    wanted = choose_split(found, split or hub.split, hub.name)
-    chosen = found[wanted]
+    wanted = choose_split(found, one_split(split, hub.split, hub.name), hub.name)
     config = {"config": hub.config} if hub.config else {}
-    source = {"kind": "hub", "name": hub.name, "split": wanted, **config}
-    if isinstance(found, IterableDatasetDict) and chosen.features is None:
-        return chosen, source
-    return named_labels(chosen), source
+    return named_labels(found[wanted]), {"kind": "hub", "name": hub.name, "split": wanted, **config}
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether ``save_to_disk`` wrote a folder."""
+    return any((folder / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
+
+
+def open_saved(folder: Path, split: str | None) -> tuple[Iterable[dict[str, Any]], dict[str, Any]]:
+    """Open a data set that ``save_to_disk`` wrote.
+
+    Raises
+    ------
+    DataError
+        It has no such split, or its path cannot be given to `datasets`.
+    FormatError
+        It is damaged.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    path = str(folder.resolve())
+    if "::" in path:
+        raise DataError(f"the path of a data set must not hold `::`, a chain of addresses to `datasets`; got `{path}`.")
+    try:
+        found = load_from_disk(path)
+    except Exception as error:  # whatever pyarrow and datasets raise for a damaged folder
+        raise FormatError(
+            f"`{folder}` must be a data set that save_to_disk wrote; it cannot be read: {first_line(error)}."
+        ) from None
+    if not isinstance(found, DatasetDict):
+        found = {str(found.split): found}
+    wanted = choose_split(found, split, folder.name)
+    source = {"kind": "disk", "name": Path(path).name, "path": path, "split": None if wanted == "None" else wanted}
+    return named_labels(found[wanted]), source
+
+
+def one_split(split: str | None, named: str | None, name: str) -> str | None:
+    """Return the split that is asked for by an argument or behind an ``@``.
+
+    Raises
+    ------
+    ConfigError
+        By both, differently.
+    """
+    if split and named and split != named:
+        raise ConfigError(f"`{name}` is asked for with the split `{named}` and with `{split}`. Leave one of them out.")
+    return split or named
 
 
 def _load(hub: HubName) -> Any:
@@ -131,10 +171,10 @@ def _is_cached(name: str) -> bool:
 
 def named_labels(data: Any) -> Iterator[dict[str, Any]]:
     """Yield records with class numbers replaced by the names of the classes."""
-    names = {column: kind.names for column, kind in data.features.items() if hasattr(kind, "names")}
+    names = {column: kind.names for column, kind in (data.features or {}).items() if hasattr(kind, "names")}
     for record in data:
         for column, classes in names.items():
-            value = record[column]
+            value = record.get(column)
             if isinstance(value, int) and 0 <= value < len(classes):
                 record[column] = classes[value]
         yield record

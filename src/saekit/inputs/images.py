@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
 import struct
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,10 +19,12 @@ from torch import Tensor
 from ..errors import DataError, FormatError, listed
 from ..files import digest_bytes
 from ..randomness import random_order
-from ..settings import check_whole
-from .hub_datasets import HubName, choose_split, named_labels, open_hub
-from .tables import Table, first_line, no_column
-from .texts import TEXT_ENDINGS
+from ..settings import brief, check_whole
+from .hub_datasets import HubName, choose_split, is_saved, one_split, open_hub, open_saved
+from .readers import ENDINGS as TEXT_ENDINGS
+from .readers import SPLITS, files_of_split, find_local, open_bytes
+from .records import one_column, open_values, records_of
+from .tables import Table, first_line, no_column, shortened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,6 +43,8 @@ class Images(Table, Sequence["Image"]):
     >>> len(images), images[0].size, images.ids
     (3, (8, 8), ('0', '1', '2'))
     """
+
+    __repr__ = brief
 
     ids: tuple[str, ...] = field(repr=False)
     """One name per image: its path in the folder, or its number."""
@@ -107,14 +110,17 @@ def are_images(data: Any) -> bool | None:
     >>> are_images(np.zeros((3, 8, 8))), are_images(["a text"]), are_images("owner/name")
     (True, False, None)
     """
-    if isinstance(data, np.ndarray) and data.dtype.kind in "OUS":
-        data = data.tolist()
-    if isinstance(data, Images | np.ndarray | Tensor):
+    if isinstance(data, Images | Tensor) or (isinstance(data, np.ndarray) and data.dtype.kind in "fiub"):
         return True
-    if not isinstance(data, str | os.PathLike):
-        first = next(iter(data), None) if isinstance(data, Sequence) else None
-        return _is_image(first) or isinstance(first, np.ndarray | Tensor)
-    return _are_named_images(os.fspath(data).partition("@")[0].removesuffix(".gz"))
+    if isinstance(data, str | os.PathLike):
+        return _are_named_images(os.fspath(data).partition("@")[0].removesuffix(".gz"))
+    if isinstance(data, Iterator):  # looking at its first entry would take it away
+        return None
+    if _is_pair(data):
+        return are_images(data[0])
+    first = next(records_of(_sequence(data)), None)
+    shown = first[:1] if isinstance(first, tuple) else first.values() if isinstance(first, Mapping) else [first]
+    return any(map(_is_picture, shown))
 
 
 def _are_named_images(name: str) -> bool | None:
@@ -174,27 +180,51 @@ def read_images(
 
 def _read(data: Any, image: str | None, split: str | None, limit: int | None) -> Images:
     if isinstance(data, Images):
+        data.check_split(split)
         return data
     if not isinstance(data, str | os.PathLike):
-        return _from_values(data)
+        return _from_memory(data, image, split)
     name = os.fspath(data)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
-            return _from_disk(path, image, split)
-        return _from_folder(path)
-    if path.is_file():
-        return _from_file(path)
+    path, named = find_local(name)
+    if path is not None:
+        return _from_local(path, image, one_split(split, named, name))
     hub = HubName.parse(name)
-    if hub is None or path.suffix.lower() in (*ENDINGS, ".npy", ".npz"):
+    if hub is None or Path(hub.name).suffix.lower() in (*ENDINGS, ".npy", ".npz") or find_local(hub.name)[0]:
         raise DataError(
-            f"`{name}` must be a folder of images, a .npy, .npz or IDX file, or a hub data set `owner/name`; there is "
-            "no such file or folder. Check the path."
+            f"`{shortened(name)}` must be a folder of images, a .npy, .npz or IDX file, or a hub data set "
+            "`owner/name`; there is no such file or folder. Check the path."
         )
     records, source = open_hub(hub, split)
     found = _from_records(list(islice(records, limit)), source, image)
     found.info["complete"] = limit is None or len(found) < limit
     return found
+
+
+def _from_local(path: Path, image: str | None, split: str | None) -> Images:
+    if path.is_dir() and is_saved(path):
+        records, source = open_saved(path, split)
+        return _from_records(list(records), source, image)
+    _check_no_columns(image, f"`{path.name}`")
+    place, split = _place_of_split(path, split)
+    found = _from_folder(place) if place.is_dir() else _from_file(place)
+    found.info.update({"name": path.resolve().name if path.is_dir() else path.name, "path": str(path.resolve())})
+    if split is not None:
+        found.info["split"] = split
+    return found
+
+
+def _check_no_columns(image: str | None, what: str) -> None:
+    if image is not None:
+        raise DataError(f"{what} has no columns; a column of images, `{image}`, is asked for. Leave it out.")
+
+
+def _place_of_split(path: Path, split: str | None) -> tuple[Path, str | None]:
+    """Return the subfolder of a split where a folder consists of such; else the path itself, if its name says so."""
+    known = sorted(each.name for each in path.iterdir() if each.is_dir()) if path.is_dir() else []
+    if len(known) > 1 and set(known) <= set(SPLITS):
+        split = choose_split(known, split, path.name)
+        return path / split, split
+    return path, files_of_split([path], path, split)[1]
 
 
 def _from_folder(path: Path) -> Images:
@@ -229,7 +259,7 @@ def _open_image(data: bytes, name: str) -> Image:
         with PIL.Image.open(io.BytesIO(data)) as image:
             image.load()
             return image
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # the decoders of Pillow raise whatever they stumble over
         raise FormatError(
             f"`{name}` must be an image; it cannot be read: {first_line(error)}. Remove it or save it again."
         ) from None
@@ -270,8 +300,13 @@ def _load_numpy(path: Path) -> Any:
     try:
         with open(path, "rb") as stream:
             found = np.load(stream, allow_pickle=False)
-            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
+            if isinstance(found, np.ndarray):
+                return found
+            arrays = {name: found[name] for name in found.files}
+            if wrong := [name for name, each in arrays.items() if not isinstance(each, np.ndarray)]:
+                raise ValueError(f"{listed(wrong)} is no array")
+            return arrays
+    except Exception as error:  # numpy and zipfile raise classes of many modules
         raise FormatError(
             f"`{path}` must be a file of numpy arrays of numbers; it cannot be read: {first_line(error)}. "
             "Save it again."
@@ -296,34 +331,18 @@ def _from_idx(path: Path) -> Images:
 def _read_idx(path: Path) -> np.ndarray:
     """Read an IDX array of bytes: two zero bytes, type 8, number of axes, their lengths (big-endian), values."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_bytes(path) as stream:
+            data = stream.read()
         zero, kind, n_axes = struct.unpack(">HBB", data[:4])
         shape = struct.unpack(f">{n_axes}I", data[4 : 4 + 4 * n_axes])
         values = np.frombuffer(data, np.uint8, offset=4 + 4 * n_axes)
         if zero != 0 or kind != 8 or len(values) != np.prod(shape):
             raise ValueError(f"{len(values)} values of type {kind} for shape {shape}")
-    except (struct.error, ValueError, EOFError, gzip.BadGzipFile, OSError) as error:
+    except (struct.error, ValueError, EOFError, zlib.error, OSError) as error:
         raise FormatError(
             f"`{path}` must be an IDX file of bytes; it makes no sense: {first_line(error)}. Fetch it again."
         ) from None
     return values.reshape(shape)
-
-
-def _from_disk(path: Path, image: str | None, split: str | None) -> Images:
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        found = load_from_disk(str(path))
-    except Exception as error:  # whatever pyarrow and datasets raise for a damaged folder
-        raise FormatError(
-            f"`{path}` must be a data set that save_to_disk wrote; it cannot be read: {first_line(error)}."
-        ) from None
-    if isinstance(found, DatasetDict):
-        split = choose_split(found, split, path.name)
-        found = found[split]
-    return _from_records(
-        list(named_labels(found)), {"kind": "disk", "name": path.resolve().name, "split": split}, image
-    )
 
 
 def _from_records(records: list[dict[str, Any]], source: dict[str, Any], image: str | None) -> Images:
@@ -335,15 +354,15 @@ def _from_records(records: list[dict[str, Any]], source: dict[str, Any], image: 
         for key, value in records[0].items()
         if key != name and isinstance(value, str | int | float | bool | type(None))
     }
-    return _from_values([record[name] for record in records], source, columns)
+    return _from_opened([record[name] for record in records], source, columns)
 
 
 def _image_column(record: Mapping[str, Any], image: str | None, where: str) -> str:
     """Return the column of images: the one that is named, else the first that holds some."""
     if image is not None and image not in record:
         raise no_column(image, record, where)
-    name = image or next((name for name, value in record.items() if _is_image(value)), None)
-    if name is None or not _is_image(record[name]):
+    name = image or next((name for name, value in record.items() if _is_picture(value)), None)
+    if name is None or not _is_picture(record[name]):
         raise DataError(
             f"`{where}` must have a column of images; its columns are {listed(record, 12)}. Name it (image=…)."
         )
@@ -356,32 +375,54 @@ def _is_image(value: Any) -> bool:
     return isinstance(value, PIL.Image.Image)
 
 
-def _from_values(
-    data: Any, source: Mapping[str, Any] | None = None, columns: dict[str, tuple[Any, ...]] | None = None
-) -> Images:
-    """Return images from an array, or from a sequence of images and arrays."""
-    source = source or {"kind": "list", "name": "list"}
+def _is_picture(value: Any) -> bool:
+    """Return whether a value is an image, or an array that can be one."""
+    return _is_image(value) or (isinstance(value, np.ndarray | Tensor) and value.ndim > 1)
+
+
+def _is_pair(data: Any) -> bool:
+    """Return whether the data are images and their labels: (X, y)."""
+    if not isinstance(data, tuple) or len(data) != 2 or isinstance(data[1], str) or _is_picture(data[1]):
+        return False
+    return isinstance(data[1], Iterable) and not _is_picture(next(iter(data[1]), None))
+
+
+def _sequence(data: Any) -> Any:
+    return list(data) if isinstance(data, tuple) else data
+
+
+def _from_memory(data: Any, image: str | None, split: str | None) -> Images:
+    """Return images from an array, from images with or without labels, or from a table with a column of images."""
     if isinstance(data, Tensor):
         data = data.detach().cpu().numpy()
-    if isinstance(data, np.ndarray) and data.dtype != object:
-        return _from_array(data, {"kind": "array", "name": "array"} if source["kind"] == "list" else source, columns)
-    try:
-        values = list(data)
-    except TypeError:
-        raise DataError(
-            f"images must be a path, an array or a sequence of images; got {type(data).__name__}."
-        ) from None
-    if not values:
+    if isinstance(data, np.ndarray) and data.dtype != object and data.dtype.names is None:
+        _check_no_columns(image, "an array")
+        if split is not None:
+            raise DataError(f"an array has no split `{split}`. Leave it out.")
+        return _from_array(data, {"kind": "array", "name": "array"})
+    if _is_pair(data):
+        images = _from_memory(data[0], image, split)
+        return images.with_columns(label=one_column(data[1]))
+    records, source = open_values(_sequence(data), split)
+    return _from_entries(list(records), source, image)
+
+
+def _from_entries(entries: list[Any], source: dict[str, Any], image: str | None) -> Images:
+    """Return images from records: dictionaries, pairs with a label, or the images themselves."""
+    if not entries:
         raise DataError("there must be at least one image; the list is empty.")
-    return _from_opened(values, source, columns)
+    if isinstance(entries[0], Mapping):
+        return _from_records(entries, source, image)
+    _check_no_columns(image, "a list of images")
+    if isinstance(entries[0], tuple):
+        return _from_opened([each[0] for each in entries], source, {"label": tuple(each[1] for each in entries)})
+    return _from_opened(entries, source, {})
 
 
 def _from_opened(
     values: Sequence[Any], source: Mapping[str, Any], columns: dict[str, tuple[Any, ...]] | None
 ) -> Images:
-    opened = [
-        value if _is_image(value) else _as_image(np.asarray(value), f"image {i}") for i, value in enumerate(values)
-    ]
+    opened = [value if _is_image(value) else _as_image(value, f"image {i}") for i, value in enumerate(values)]
     digest = hashlib.sha256()
     for each in opened:
         digest.update(f"{each.mode} {each.size} ".encode() + each.tobytes())
@@ -425,9 +466,13 @@ def _as_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
     )
 
 
-def _as_image(pixels: np.ndarray, name: str) -> Image:
+def _as_image(value: Any, name: str) -> Image:
     import PIL.Image
 
+    try:
+        pixels = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name} must be an image or an array; {first_line(error)}.") from None
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
     if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[-1] != 3):
         raise DataError(

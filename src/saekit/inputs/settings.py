@@ -42,11 +42,18 @@ class Split:
     min_rows: int | None = None
     """Leave out classes with fewer rows (groups, where there are any) [refuse rare ones]."""
     hub_split: str | None = None
-    """Split of a hub data set [train where there is one]."""
+    """Split of a hub data set, or of a folder whose files name theirs [train where there is one]."""
     seed: int = 0
-    """Random seed (split, folds, bootstrap) [0]."""
+    """Random seed (split, folds) [0]."""
 
     def __post_init__(self) -> None:
+        names = {"text": self.text, "label": self.label, "group": self.group, "split_column": self.split_column}
+        for name, value in names.items():
+            if not isinstance(value, str | None):
+                raise ConfigError(
+                    f"split: `{name}` must be the name of a column; got {type(value).__name__}. Values are given with "
+                    "the data: data=(texts, labels)."
+                )
         if self.values is not None:
             values = (self.values,) if isinstance(self.values, str) else self.values
             object.__setattr__(self, "values", tuple(str(value) for value in values))

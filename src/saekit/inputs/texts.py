@@ -1,14 +1,13 @@
-"""Texts from wherever they lie: the built-in corpus, a local file, a data set of the Hugging Face hub, a list.
+"""Texts from wherever they lie: the built-in corpus, a local file, a data set of the Hugging Face hub, memory.
 
-Files are read by the builders of ``datasets`` as a stream: nothing is copied into a cache. Columns are named, never
-guessed.
+Everything is read as a stream: nothing is copied into a cache. Columns are named, never guessed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,23 +15,14 @@ from typing import Any, overload
 
 from ..errors import DataError, OfflineError, listed
 from ..randomness import random_order
-from ..settings import check_whole
-from .hub_datasets import HubName, open_hub, quiet_datasets
-from .tables import Table, first_line, no_column
-
-_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    # keep_default_na: a text that reads "null" or "NA" is a text
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {}),
-}
-TEXT_ENDINGS = tuple(_BUILDERS)
-"""What text files end in, compression left aside."""
+from ..settings import brief, check_whole
+from .hub_datasets import HubName, one_split, open_hub, quiet_datasets
+from .readers import ENDINGS, Records, ending, find_local, open_local
+from .records import READABLE, open_values
+from .tables import Table, first_line, no_column, shortened
 
 _SCALARS = (str, int, float, bool, type(None))
+_COLUMNS_WITHIN = 1000  # records after which a column that none of them had counts as missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +35,8 @@ class Texts(Table, Sequence[str]):
     >>> len(texts), texts[1], texts.ids
     (2, 'another', ('0', '1'))
     """
+
+    __repr__ = brief
 
     texts: tuple[str, ...] = field(repr=False)
     """The texts; none is empty."""
@@ -67,7 +59,7 @@ class Texts(Table, Sequence[str]):
 
 
 def read_texts(
-    data: str | os.PathLike[str] | Iterable[Any],
+    data: Any,
     *,
     text: str = "text",
     split: str | None = None,
@@ -81,14 +73,17 @@ def read_texts(
     ----------
     data
         ``"builtin"``; a path to a csv, tsv, json, jsonl, parquet or txt file, gzipped or not, or to a folder of such
-        files (a line of a txt file is a text); a hub name ``owner/name[:config][@split]``; or an iterable of strings or
-        of dictionaries. The name may be followed by ``@split`` for ``"builtin"`` too (``all``, ``train``, ``heldout``).
-        ``"builtin:paragraphs"`` is the same corpus by paragraph, with its ``section`` and ``library`` as labels and its
-        ``module`` as group.
+        files (a line of a txt file is a text; cells of csv and tsv are text); a folder that ``Dataset.save_to_disk``
+        wrote; a hub name ``owner/name[:config][@split]``; or values in memory: a list, array, Series or iterator of
+        texts, of dictionaries or of ``(text, label)`` pairs, two columns ``(texts, labels)``, a dictionary of columns,
+        a frame of pandas or polars, a table of pyarrow, a ``Dataset``. Any name may be followed by ``@split``.
+        ``"builtin:paragraphs"`` is the built-in corpus by paragraph, with its ``section`` and ``library`` as labels
+        and its ``module`` as group.
     text
         Name of the column that holds the text.
     split
-        Split of a hub data set or of the built-in corpus; None: ``train`` where there is one; all of the built-in.
+        Split of a hub data set, of the built-in corpus (``all``, ``train``, ``heldout``), or of a folder whose files
+        name theirs (``train.jsonl``, ``test-00000.parquet``); None: ``train`` where there is one; all of the built-in.
     limit
         Maximum number of texts; None: all.
     characters
@@ -99,31 +94,25 @@ def read_texts(
     Returns
     -------
     Texts
-        Empty texts left out and counted in ``info["n_empty"]``. The built-in corpus comes in a fixed shuffled order, so
-        that its beginning is a sample of the whole.
+        Empty and missing texts left out and counted in ``info["n_empty"]``. The built-in corpus comes in a fixed
+        shuffled order, so that its beginning is a sample of the whole.
 
     Raises
     ------
     DataError
-        No such file, no such column, no text at all, or a file that cannot be parsed.
+        No such file, split or column, no text at all, or a file that cannot be read.
     OfflineError
         A hub data set is wanted and the hub cannot be reached.
     ConfigError
-        `limit` or `characters` is not positive.
+        `limit` or `characters` is not positive, or two splits are named.
     """
     check_whole("read_texts", limit=limit, characters=characters)
-    records: Iterable[Any]
-    if isinstance(data, Texts):
-        records = _records_of(data, text)
-        source: dict[str, Any] = {key: data.info[key] for key in ("kind", "name", "split") if key in data.info}
-    elif isinstance(data, str | os.PathLike):
-        records, source = _open(os.fspath(data), split)
-    else:
-        records, source = data, {"kind": "list", "name": "list"}
+    records, source = _open(data, text, split, columns)
     gathered = _Gathering(text, source["name"], columns)
     complete = True
-    with quiet_datasets() if source["kind"] in ("hub", "file") else nullcontext():
-        for row, record in enumerate(_read(records, source["name"])):
+    through_datasets = source["kind"] in ("hub", "disk")
+    with quiet_datasets() if through_datasets else nullcontext():
+        for row, record in enumerate(_read(records, source["name"]) if through_datasets else records):
             if gathered.reaches(limit, characters):
                 complete = False
                 break
@@ -131,10 +120,13 @@ def read_texts(
     return gathered.finish(source, complete)
 
 
-def _records_of(texts: Texts, text: str) -> Iterator[dict[str, Any]]:
+def _records_of_texts(texts: Texts, text: str) -> Iterator[dict[str, Any]]:
+    own = text in ("text", texts.info["text"])
+    if not own and text not in texts.columns:
+        raise no_column(text, [*texts.columns, texts.info["text"]], texts.info["name"])
     for i in range(len(texts)):
         columns = {name: values[i] for name, values in texts.columns.items()}
-        yield {**columns, text: texts.texts[i], "__id__": texts.ids[i]}
+        yield {**columns, **({text: texts.texts[i]} if own else {}), _ID: texts.ids[i]}
 
 
 @dataclass
@@ -148,8 +140,11 @@ class _Gathering:
     """Columns to keep; None: all that hold plain values."""
     texts: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    columns: dict[str, list[Any]] | None = None
-    """The columns that are kept; None before the first record."""
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """The columns that are kept; shorter than the texts where the last ones have none."""
+    names: dict[str, None] = field(default_factory=dict)
+    """Names of all columns, in the order of their appearance."""
+    not_plain: set[str] = field(default_factory=set)
     n_empty: int = 0
     n_characters: int = 0
 
@@ -161,28 +156,81 @@ class _Gathering:
 
     def add(self, row: int, record: Any) -> None:
         """Take the text of a record, unless it is empty."""
-        if isinstance(record, str):
-            record = {self.text: record}
-        value, others = _record(record, row, self.text, self.name)
-        if self.columns is None:
-            self.columns = self._chosen(others)
-        if not value.strip():
+        record = self._by_columns(record, row)
+        self.names |= dict.fromkeys(record)
+        if row + 1 == _COLUMNS_WITHIN:
+            self._check_columns()
+        text = self._text_of(record, row)
+        if not text.strip():
             self.n_empty += 1
             return
-        self.texts.append(value)
-        self.ids.append(str(others.get("__id__", row)))
-        for name, values in self.columns.items():
-            values.append(others.get(name))
-        self.n_characters += len(value)
+        self.texts.append(text)
+        self.ids.append(str(record.get(_ID, row)))
+        self.n_characters += len(text)
+        for name, value in record.items():
+            if name not in (self.text, _ID) and (self.wanted is None or name in self.wanted):
+                self._keep(name, value, row)
 
-    def _chosen(self, others: Mapping[str, Any]) -> dict[str, list[Any]]:
-        wanted = self.wanted
-        if wanted is None:
-            wanted = [name for name, other in others.items() if isinstance(other, _SCALARS)]
-        for name in wanted:
-            if name not in others:
-                raise no_column(name, others, self.name)
-        return {name: [] for name in wanted if name != "__id__"}
+    def _by_columns(self, record: Any, row: int) -> Mapping[str, Any]:
+        """Return a record as a dictionary; a text, or a text with its label, becomes one."""
+        if isinstance(record, tuple) and len(record) == 2:
+            label = self.wanted[0] if self.wanted else "label"
+            return {**self._by_columns(record[0], row), label: record[1]}
+        if record is None or isinstance(record, str):
+            if self.text != "text":
+                raise DataError(
+                    f"`{self.name}` holds texts without names of columns; a column `{self.text}` is asked for. Leave "
+                    "the name of the text column out."
+                )
+            return {"text": record}
+        if not isinstance(record, Mapping):
+            raise DataError(
+                f"`{self.name}` must hold texts or dictionaries with a column `{self.text}`; record {row} is "
+                f"{type(record).__name__}. What can be read: {READABLE}."
+            )
+        return record
+
+    def _text_of(self, record: Mapping[str, Any], row: int) -> str:
+        if self.text not in self.names:
+            raise no_column(self.text, record, self.name, hint=_CHAT if any(map(_is_chat, record.values())) else "")
+        value = record.get(self.text)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            hint = _CHAT if _is_chat(value) else "Name the column that holds the text (--text)."
+            raise DataError(
+                f"column `{self.text}` of `{self.name}` must hold text; row {row} has {shortened(value)} "
+                f"({type(value).__name__}). {hint}"
+            )
+        self._check_unicode(value, self.text, row)
+        return value
+
+    def _keep(self, name: str, value: Any, row: int) -> None:
+        if name in self.not_plain:
+            return
+        if self.wanted is None and not isinstance(value, _SCALARS):
+            self.not_plain.add(name)
+            self.columns.pop(name, None)
+            return
+        if isinstance(value, str):
+            self._check_unicode(value, name, row)
+        column = self.columns.setdefault(name, [])
+        column.extend([None] * (len(self.texts) - 1 - len(column)))
+        column.append(value)
+
+    def _check_unicode(self, value: str, name: str, row: int) -> None:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"column `{name}` of `{self.name}` must hold Unicode text; row {row} has half of a surrogate pair, "
+                f"{value[error.start]!a}, at character {error.start}. Remove it."
+            ) from None
+
+    def _check_columns(self) -> None:
+        for name in self.wanted or ():
+            if name not in self.names:
+                raise no_column(name, self.names, self.name)
 
     def finish(self, source: Mapping[str, Any], complete: bool) -> Texts:
         """Return the texts.
@@ -190,7 +238,7 @@ class _Gathering:
         Raises
         ------
         DataError
-            There are none.
+            There are none, or a column is missing.
         """
         if not self.texts:
             raise DataError(
@@ -202,9 +250,10 @@ class _Gathering:
                 )
                 + " Check the file and the name of the column."
             )
+        self._check_columns()
         digest = hashlib.sha256()
         for text in self.texts:
-            data = text.encode("utf-8", "surrogatepass")
+            data = text.encode()
             digest.update(len(data).to_bytes(8, "little") + data)
         info = {
             **source,
@@ -214,60 +263,65 @@ class _Gathering:
             "complete": complete,
             "digest": "sha256:" + digest.hexdigest(),
         }
-        columns = {name: tuple(values) for name, values in (self.columns or {}).items()}
-        return Texts(tuple(self.texts), tuple(self.ids), columns, info)
+        for values in self.columns.values():
+            values.extend([None] * (len(self.texts) - len(values)))
+        return Texts(tuple(self.texts), tuple(self.ids), {k: tuple(v) for k, v in self.columns.items()}, info)
 
 
-def _record(record: Any, row: int, text: str, name: str) -> tuple[str, dict[str, Any]]:
-    """Return the text of a record, and its other columns."""
-    if not isinstance(record, Mapping):
-        raise DataError(
-            f"`{name}` must hold texts or dictionaries with a column `{text}`; record {row} is {type(record).__name__}."
-        )
-    if text not in record:
-        raise no_column(text, record, name)
-    value = record[text]
-    if value is None:
-        value = ""
-    if not isinstance(value, str):
-        raise DataError(
-            f"column `{text}` of `{name}` must hold text; row {row} has {value!r} ({type(value).__name__}). "
-            "Name the column that holds the text (--text)."
-        )
-    return value, {key: other for key, other in record.items() if key != text}
+_ID = "__id__"
+"""Column of names of the texts, from sources that have some."""
+
+_CHAT = (
+    "Conversations are no texts: render them first, [{'text': tokenizer.apply_chat_template(each, tokenize=False)} for "
+    "each in …], with the tokenizer of the model."
+)
+
+
+def _is_chat(value: Any) -> bool:
+    """Return whether a value is a list of messages."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
 
 
 def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
-    """Yield the records, with errors of the readers turned into ours."""
+    """Yield the records of a data set, with its errors turned into ours."""
     try:
         yield from records
     except (DataError, OfflineError):
         raise
     except Exception as error:
-        # the builders of datasets raise classes of pandas, pyarrow, gzip and fsspec
-        raise DataError(
-            f"`{name}` cannot be read: {first_line(error)}. Is the file complete, and of the kind its ending says?"
-        ) from error
+        # datasets raises classes of pandas, pyarrow, gzip and fsspec
+        raise DataError(f"`{name}` cannot be read: {first_line(error)}. Is it complete?") from error
 
 
-def _open(data: str, split: str | None) -> tuple[Iterable[Any], dict[str, Any]]:
-    """Return the records of a named source, and what it is."""
-    name, _, named_split = data.partition("@")
-    if name in ("builtin", "builtin:paragraphs"):
-        return _open_builtin(name, split or named_split or "all")
-    path = Path(data).expanduser()
-    if path.exists():
-        return _open_file(path)
-    hub = HubName.parse(data)
-    if hub is None or _ending(path) is not None:
+def _open(data: Any, text: str, split: str | None, columns: Sequence[str] | None) -> Records:
+    """Return the records of a source, and what it is."""
+    if isinstance(data, Texts):
+        data.check_split(split)
+        known = ("kind", "name", "path", "split")
+        return _records_of_texts(data, text), {key: data.info[key] for key in known if key in data.info}
+    if isinstance(data, str | os.PathLike):
+        return _open_named(os.fspath(data), split, None if columns is None else {text, *columns})
+    return open_values(data, split)
+
+
+def _open_named(name: str, split: str | None, wanted: Collection[str] | None) -> Records:
+    """Return the records of the corpus, of a local file or folder, or of a data set of the hub."""
+    before, _, named = name.partition("@")
+    if before in ("builtin", "builtin:paragraphs"):
+        return _open_builtin(before, one_split(split, named, name) or "all")
+    path, named_split = find_local(name)
+    if path is not None:
+        return open_local(path, one_split(split, named_split, name), wanted)
+    hub = HubName.parse(name)
+    if hub is None or ending(Path(hub.name)) is not None or find_local(hub.name)[0] is not None:
         raise DataError(
-            f"`{data}` must be `builtin`, a file or a hub data set `owner/name`; there is no such file. "
-            f"Files end in {listed(_BUILDERS, 6)}, with or without `.gz`. Check the path."
+            f"`{shortened(name)}` must be `builtin`, a file or a hub data set `owner/name`; there is no such file. "
+            f"Files end in {listed(ENDINGS, 6)}, with or without `.gz`, and have no `:config`. Check the path."
         )
     return open_hub(hub, split)
 
 
-def _open_builtin(name: str, split: str) -> tuple[Iterable[Any], dict[str, Any]]:
+def _open_builtin(name: str, split: str) -> Records:
     """Open the built-in corpus: whole docstrings, or their paragraphs with their section."""
     from . import corpus
 
@@ -275,50 +329,7 @@ def _open_builtin(name: str, split: str) -> tuple[Iterable[Any], dict[str, Any]]
     found: Sequence[Any] = corpus.docs(split=split) if whole else corpus.paragraphs(split=split)  # type: ignore[arg-type]
     columns = ("text", "module", "library") if whole else ("text", "module", "library", "section")
     records = (
-        {**{column: getattr(found[i], column) for column in columns}, "__id__": found[i].id}
+        {**{column: getattr(found[i], column) for column in columns}, _ID: found[i].id}
         for i in random_order(len(found), "corpus")
     )
     return records, {"kind": "builtin", "name": name, "split": split}
-
-
-def _ending(path: Path) -> str | None:
-    """Return the ending that says what a file is, compression left aside; None when unknown."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in _BUILDERS else None
-
-
-def _open_file(path: Path) -> tuple[Iterable[Any], dict[str, Any]]:
-    files = sorted(file for file in path.rglob("*") if _ending(file)) if path.is_dir() else [path]
-    endings = {_ending(file) for file in files}
-    if len(endings) != 1 or None in endings:
-        found = f"the folder holds {listed(sorted(map(str, endings)))}" if path.is_dir() else f"got `{path.name}`"
-        raise DataError(
-            f"a text source must end in {listed(_BUILDERS, 6)} (with or without `.gz`), one kind per folder; {found}. "
-            "Convert it, or read it yourself and pass a list of texts."
-        )
-    builder, options = _BUILDERS[endings.pop() or ""]
-    from datasets import load_dataset
-
-    def records() -> Iterator[Any]:
-        # pyarrow must seek in a parquet file, so a gzipped one is unpacked in memory
-        for file in files:
-            if builder == "parquet" and file.suffix == ".gz":
-                yield from _gzipped_parquet(file)
-            else:
-                yield from load_dataset(builder, data_files=str(file), split="train", streaming=True, **options)
-
-    return records(), {"kind": "file", "name": path.name}
-
-
-def _gzipped_parquet(path: Path) -> Iterator[Any]:
-    import gzip
-    import io
-
-    import pyarrow.parquet
-
-    with gzip.open(path) as stream:
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(stream.read()))
-    for batch in table.iter_batches():
-        yield from batch.to_pylist()

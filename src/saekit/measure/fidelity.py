@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ConfigError, DataError, ShapeError
+from ..inputs.records import repeatable
 from ..inputs.texts import Texts, read_texts
 from ..models.hooks import find_hook
 from ..models.intervene import splice
@@ -25,8 +26,8 @@ from ..rows.tokens import CONTEXT, Contexts, TokenBatch, token_batches, tokenize
 from ..sae.model import SAE
 from ..settings import Progress
 from .accumulators import Fidelity
-from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
 from .controls import Reconstructor
+from .intervals import N_GROUPS, Estimate, Sample
 from .settings import CE_TOKENS as CE_TOKENS
 from .settings import TextSettings
 
@@ -169,11 +170,6 @@ class SplicedModel:
         return "measured" if self.texts is not None else "not measured: tokens = 0"
 
 
-def repeatable(data: Any) -> Any:
-    """Return texts that can be read more than once: an iterator becomes a list."""
-    return data if isinstance(data, str | os.PathLike | Sequence | None) else list(data)
-
-
 def _hook_of_all(
     lm: LanguageModel, saes: Sequence[SAE], info: dict[str, Any], settings: TextSettings, where: str
 ) -> str:
@@ -207,8 +203,7 @@ def measure_fidelity(
     reconstructors: Sequence[Reconstructor],
     mean: Tensor,
     *,
-    draws: int,
-    seed: int,
+    intervals: bool,
     progress: Progress | None = None,
 ) -> tuple[list[dict[str, Estimate]], dict[str, Any]]:
     """Measure cross-entropies and KL of every reconstructor over the first predicted tokens.
@@ -221,8 +216,8 @@ def measure_fidelity(
         What replaces the output of the hook.
     mean
         ``[d]`` row that mean-ablation puts in place of every row.
-    draws, seed
-        Number of resamples of documents, and their random seed.
+    intervals
+        Whether intervals are asked for.
     progress
         Called as ``progress("tokens", done, total)``.
 
@@ -278,7 +273,7 @@ def measure_fidelity(
         done += len(targets)
         if progress is not None:
             progress("tokens", done, total)
-    bootstrap = DocumentBootstrap.over(fidelities[0].tokens_per_group, draws=draws, seed=seed)
+    sample = Sample.over(fidelities[0].tokens_per_group, intervals=intervals)
     facts = {
         **lm.info,
         "hook": hook,
@@ -289,7 +284,7 @@ def measure_fidelity(
         "context": context,
         "passed_through": skipped.facts(),
     }
-    return [fidelity.compute(bootstrap) for fidelity in fidelities], facts
+    return [fidelity.compute(sample) for fidelity in fidelities], facts
 
 
 def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callable[[Tensor], Tensor]:

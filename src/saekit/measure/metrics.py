@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..errors import FormatError, did_you_mean
 from .results import Measured
+from .tables import html_table
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ _DECLARED = (
     Metric("kl", _TOKEN, "lower", "mean over tokens of sum_v p_clean (log p_clean - log p_sae)", least=0),
 )
 
+SHOWN = 6
+"""Metrics that a short text names."""
+
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}
 """Every metric by name, in the order in which tables show them."""
 
@@ -154,7 +158,12 @@ class Metrics(Mapping[str, Measured]):
         return [*super().__dir__(), *self._values]
 
     def __repr__(self) -> str:
-        return "Metrics(" + ", ".join(f"{name}={value!r}" for name, value in self.items()) + ")"
+        shown = [f"{name}={value.value:.3g}" for name, value in list(self.items())[:SHOWN]]
+        return f"Metrics({', '.join(shown)}{f', … {len(self)} in all' if len(self) > SHOWN else ''})"
+
+    def _repr_html_(self) -> str:
+        lines = [[name, str(value), value.unit] for name, value in self.items()]
+        return html_table([["metric", "value", "unit"], *lines], "")
 
     def to_json(self) -> dict[str, Any]:
         """Name to plain `Measured`."""

@@ -11,12 +11,13 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from ..errors import FormatError, did_you_mean
-from ..files import read_json, write_json
+from ..files import read_json, unsealed, write_sealed
+from ..settings import check_choice
 from .tables import html_table, text_table
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class Result:
         FormatError
             Another kind, a newer schema, a key that is unknown or missing, a value that contradicts another.
         """
+        plain = unsealed(plain, where)
         result = result_from_json(cls, cls.migrate(plain) if isinstance(plain, dict) else plain)
         result.check()
         return result
@@ -172,7 +174,7 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file `path`, atomically."""
-        write_json(path, self.to_json())
+        write_sealed(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -185,7 +187,7 @@ class Result:
         FileNotFoundError
             There is no such file.
         """
-        return cls.from_json(read_json(path))
+        return cls.from_json(read_json(path), os.fspath(path))
 
     def table(self) -> list[list[str]]:
         """Return the main table as rows of text, headings first."""
@@ -195,21 +197,66 @@ class Result:
         """Return the line under the table."""
         return ""
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """Return every measured quantity as a pandas data frame.
+    PARTS: ClassVar[tuple[str, ...]] = ()
+    """Parts that `to_pandas` can show, a row per item; the first by default."""
 
-        Columns: ``name`` (the path of the quantity in the JSON), ``value``, ``low``, ``high``, ``unit``, ``reason``.
+    def to_pandas(self, part: str | None = None) -> pandas.DataFrame:
+        """Return a part of the result as a pandas data frame, with a row per item: SAE, arm, cell, pair, size.
+
+        A measured quantity, ``fvu`` say, gives three columns: ``fvu``, ``fvu_low``, ``fvu_high``. Lists and free-form
+        facts are left out; they are in the JSON.
+
+        Parameters
+        ----------
+        part
+            One of `PARTS` [the first]; or ``measured`` for every measured quantity of the result, a row each: ``name``
+            (its path in the JSON), ``value``, ``low``, ``high``, ``unit``, ``reason``.
+
+        Raises
+        ------
+        ConfigError
+            There is no such part.
         """
         import pandas
 
-        columns = ["name", "value", "low", "high", "unit", "reason"]
-        return pandas.DataFrame(list(_measured_in(self.to_json(), "")), columns=columns)
+        check_choice("to_pandas", (*self.PARTS, "measured"), part=part or (*self.PARTS, "measured")[0])
+        if part == "measured" or not self.PARTS:
+            columns = ["name", "value", "low", "high", "unit", "reason"]
+            return pandas.DataFrame(list(_measured_in(self.to_json(), "")), columns=columns)
+        return pandas.DataFrame([flat_row(item) for item in self.items_of(part or self.PARTS[0])])
+
+    def items_of(self, part: str) -> list[Any]:
+        """Return the items of one of `PARTS`."""
+        return list(getattr(self, part))
 
     def __repr__(self) -> str:
         return text_table(self.table(), self.caption())
 
     def _repr_html_(self) -> str:
         return html_table(self.table(), self.caption())
+
+
+def flat_row(item: Any, prefix: str = "") -> dict[str, Any]:
+    """Return numbers and texts of an item (a dataclass or mapping) under flat names; metrics under their own.
+
+    >>> flat_row({"name": "a", "metrics": {"fvu": Measured(0.5, 0.4, 0.6)}, "latents": [1, 2]})
+    {'name': 'a', 'fvu': 0.5, 'fvu_low': 0.4, 'fvu_high': 0.6}
+    """
+    fields = item if isinstance(item, Mapping) else {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}
+    row: dict[str, Any] = {}
+    for name, value in fields.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Measured):
+            row |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
+        elif value is None or isinstance(value, str | int | float):
+            row[key] = value
+        elif dataclasses.is_dataclass(value) or _is_measured_mapping(value):
+            row |= flat_row(value, prefix if name == "metrics" else f"{key}_")
+    return row
+
+
+def _is_measured_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(each, Measured) for each in value.values())
 
 
 def _measured_in(plain: Any, path: str) -> Iterator[dict[str, Any]]:

@@ -61,7 +61,7 @@ def _loaded(name: str, digest: str) -> LanguageModel:
 def _dtype_in(folder: str) -> str:
     """Return the number type that a model folder is loaded in."""
     path = Path(folder) / "config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path, finite=False) if path.is_file() else {}
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from ..errors import ConfigError, ModelError, OfflineError, did_you_mean, listed
+from ..errors import ConfigError, ModelError, OfflineError, listed, nearest
 from ..files import digest_bytes, digest_file
 from ..hub import Unreachable, ask_hub
 
@@ -99,7 +99,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return dtype
     name = _ALIASES.get(str(dtype), str(dtype))
     if name not in DTYPES:
-        raise ConfigError(f"`dtype` must be one of {listed(DTYPES)}; got {dtype!r}. {did_you_mean(name, DTYPES)}")
+        raise ConfigError(f"`dtype` must be one of {listed(DTYPES)}; got {dtype!r}.{nearest(name, DTYPES)}")
     return DTYPES[name]
 
 

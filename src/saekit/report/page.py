@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, listed
+from ..errors import DataError, SaekitError, listed
 from ..files import write_bytes
 from . import charts
 from .classification import classification, classification_summary
@@ -91,7 +91,15 @@ def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
     kind = result.get("kind")
     if kind not in RENDERERS:
         raise DataError(f"a report shows results of the kinds {listed(RENDERERS)}; got {kind!r}.")
-    return RENDERERS[kind](result)
+    try:
+        return RENDERERS[kind](result)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        if isinstance(error, SaekitError):
+            raise
+        raise DataError(
+            f"a result of kind {kind!r} must hold what such results hold; it cannot be shown: {error!r:.200}. "
+            "Make it again."
+        ) from error
 
 
 def embedded(value: Any) -> str:

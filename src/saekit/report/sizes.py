@@ -44,10 +44,7 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
     shown = _with_values(curves, (*MAIN_METRICS, "rsa", "cka", *_LATENTS))
     figures = []
     for metric in ("fvu", "ce_sae", "rsa", "detection", "shared"):
-        of_metric = {name: [p for p in curves if p["name"] == name and metric in p] for name in names}
-        figures += _along_sizes(
-            {name: [(p["size"], p[metric]) for p in points] for name, points in of_metric.items()}, metric
-        )
+        figures += _along_sizes({name: _points(curves, name, metric) for name in names}, metric)
     figures += _trade_off(curves, names)
     rows = [metric_row(f"{point['name']}, {point['size']:,}", point, shown) for point in curves]
     columns = ["", *(heading(name) for name in shown)]
@@ -85,6 +82,10 @@ def _trade_off(curves: Sequence[Mapping[str, Any]], names: Sequence[str]) -> lis
         f"the left is better. Detection: {METRICS['detection'].formula}."
     )
     return [Figure(charts.lines(series, x="FVU", y="detection (AUC)"), caption)] if series else []
+
+
+def _points(curves: Sequence[Mapping[str, Any]], name: str, metric: str) -> list[tuple[int, Mapping[str, Any]]]:
+    return [(each["size"], each[metric]) for each in curves if each["name"] == name and metric in each]
 
 
 def _with_values(curves: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:

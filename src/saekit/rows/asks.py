@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import ConfigError, did_you_mean, listed
+from ..errors import ConfigError, listed, nearest
 from ..provenance import place_of
 from ..sae.model import SAE
 
@@ -72,8 +72,7 @@ def check_pool(pool: str, *, dense: bool = False) -> None:
     what = "hidden states" if dense else "codes"
     hint = " `top` needs a number: `top5`." if pool == "top" and not dense else ""
     raise ConfigError(
-        f"`pool` must be a pooling of {what}, one of {listed(known, 12)}; got {pool!r}.{hint} "
-        f"{did_you_mean(str(pool), known)}"
+        f"`pool` must be a pooling of {what}, one of {listed(known, 12)}; got {pool!r}.{hint}{nearest(pool, known)}"
     )
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, listed
 from ..files import locked_folder
-from ..inputs.images import Images, are_images, read_images
+from ..inputs.images import are_images, read_images
+from ..inputs.records import repeatable
 from ..interruption import Interruption, noted_interrupts
 from ..models.hooks import Hook, find_hooks
 from ..models.language import LanguageModel
@@ -175,15 +176,14 @@ def capture(
     row_type = as_dtype(settings.dtype)
     if row_type not in (None, *DTYPES.values()):
         raise ConfigError(f"`dtype` must be one of {listed(DTYPES)}; got {settings.dtype!r}.")
-    if not isinstance(data, str | os.PathLike | Sequence | np.ndarray | Tensor):
-        data = list(data)  # an iterator can be read only once
+    data = repeatable(data)
     loaded = load_model(model, vision=are_images(data), **settings.placement)
     _check_applicable(settings, text, isinstance(loaded, VisionModel))
     hooks = find_hooks(loaded.model, layer, hook, site=settings.site)
     dtype = row_type or loaded.row_dtype
     reader: Reader
     if isinstance(loaded, VisionModel):
-        images = data if isinstance(data, Images) else read_images(data, split=settings.split)
+        images = read_images(data, split=settings.split)
         reader = ImageReader(loaded, images, hooks, dtype, settings.patches)
     else:
         reader = open_texts(TextRunner(loaded, hooks, dtype, settings), data, text=text, tokens=tokens)

@@ -174,22 +174,24 @@ def open_texts(
     DataError
         The texts cannot be read or give no token.
     """
-    for texts in _growing(data, text, runner.settings.split, tokens):
+    spare = 0 if tokens is None else tokens + tokens // 8 + CALIBRATION_TOKENS
+    for texts, characters in _growing(data, text, runner.settings.split, tokens):
         parts: list[Contexts] = []
         count = 0
         for first in range(0, len(texts), _TEXTS_AT_ONCE):
             part = tokenize(
                 runner.lm.tokenizer,
-                texts[first : first + _TEXTS_AT_ONCE],
+                [each[:characters] for each in texts[first : first + _TEXTS_AT_ONCE]],
                 context=runner.context,
                 pack=runner.settings.pack,
                 first_document=first,
             )
             parts.append(part)
             count += int(runner.n_rows(part).sum())
-            if tokens is not None and count >= tokens + tokens // 8 + CALIBRATION_TOKENS:
+            if tokens is not None and count >= spare:
                 break
-        if tokens is None or count >= tokens:
+        # where a text was cut, its last token may be another: there must be enough without it
+        if tokens is None or count >= (spare if _is_longer(texts, characters) else tokens):
             break
     contexts = Contexts.cat(parts)
     if not count:
@@ -205,12 +207,17 @@ def open_texts(
 
 def _growing(
     data: str | os.PathLike[str] | Iterable[Any], text: str, split: str | None, tokens: int | None
-) -> Iterator[Texts]:
-    """Yield the texts; first as many as should do, then, should they not, ever more of them."""
+) -> Iterator[tuple[Texts, int | None]]:
+    """Yield the texts, and how many characters of each; first as many as should do, then ever more of them."""
     characters = None if tokens is None else max(tokens * _CHARACTERS_PER_TOKEN, 10_000)
     while True:
         found = read_texts(data, text=text, split=split, columns=(), characters=characters)
-        yield found
-        if characters is None or found.info["complete"]:
+        yield found, characters
+        if characters is None or (found.info["complete"] and not _is_longer(found, characters)):
             return
         characters *= 4
+
+
+def _is_longer(texts: Texts, characters: int | None) -> bool:
+    """Return whether a text has more characters."""
+    return characters is not None and any(len(text) > characters for text in texts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, SaekitError
-from ..files import read_json
+from ..files import read_sealed
 from ..settings import Progress, silent, suggest_keywords
 
 if TYPE_CHECKING:
@@ -133,8 +133,12 @@ def training_rows(path: str, digest: Any) -> Source | None:
         record = run / "run.json"
         if not record.is_file():
             continue
-        name = read_json(record).get("source", {}).get("path")
-        places = [Path(name), run.parent / Path(name).name, run / Path(name).name] if name else []
+        known = read_sealed(record, since=2, version="format")
+        source = known.get("source") if isinstance(known, dict) else None
+        name = source.get("path") if isinstance(source, dict) else None
+        places = (
+            [Path(name), run.parent / Path(name).name, run / Path(name).name] if isinstance(name, str) and name else []
+        )
         for place in places:
             try:
                 rows = open_rows(place)

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import DataError, ShapeError, listed
+from ..inputs.records import one_column
 from ..models.deferred import DeferredModel, defer_model
 from ..models.hooks import Hook, activations, find_hook
 from ..models.language import LanguageModel
@@ -126,7 +127,7 @@ def check_texts(texts: Any) -> list[str]:
     """
     if isinstance(texts, str):
         raise DataError("texts must be a list of strings; got one string. Put it in a list: [text].")
-    texts = list(texts)
+    texts = one_column(texts)
     wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
         first = texts[wrong[0]]

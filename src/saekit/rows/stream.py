@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from ..errors import ConfigError, listed
 from ..files import digest_bytes
+from ..inputs.records import repeatable
 from ..models.hooks import Hook, find_hooks
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
@@ -23,7 +24,7 @@ from .capture_texts import TextRunner, open_texts
 from .outliers import OutlierFilter
 from .settings import StreamSettings
 from .shuffle import read_ahead, read_batches
-from .source import Batch, Block, check_finite, check_reading
+from .source import Batch, Block, check_finite, check_reading, rows_in_words
 from .tokens import Contexts
 
 
@@ -63,8 +64,7 @@ def stream(
     hooks = find_hooks(lm.model, layer, hook, site=settings.site)
     if len(hooks) > 1 or isinstance(layer if hook is None else hook, list | tuple):
         raise ConfigError(f"a stream has one hook; got {listed(found.name for found in hooks)}. Use `capture`.")
-    if not isinstance(data, str | os.PathLike | Sequence):
-        data = list(data)  # an iterator can be read only once
+    data = repeatable(data)
     runner = TextRunner(lm, hooks, lm.row_dtype, settings)
     reader = open_texts(runner, data, text=text, tokens=tokens)
     (sample,) = reader.sample()
@@ -103,6 +103,8 @@ class StreamRows:
     A block is a fixed number of contexts that follow one another in an order computed from (seed, epoch); its rows are
     permuted. To begin at a place, only its block is computed.
     """
+
+    __repr__ = rows_in_words
 
     runner: TextRunner = field(repr=False)
     contexts: Contexts = field(repr=False)

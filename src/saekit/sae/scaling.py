@@ -24,7 +24,8 @@ class Scaling:
     none        x
     scalar      x * scale
     standardize (x - mean) * scale
-    layer_norm  (x - mean(x)) / (std(x) + eps), per row, unbiased std
+    layer_norm  (x - mean(x)) / (std(x) + eps), per row, unbiased std;
+                undone by ``u_hat * std(x) + mean(x)``
     row_norm    x * sqrt(d_in) / ‖x‖, per row; a row of zeros stays
     ========== =====================================================
 
@@ -62,8 +63,8 @@ class Scaling:
             return x, None
         if self.kind == "layer_norm":
             mean = x.mean(dim=-1, keepdim=True)
-            std = x.std(dim=-1, keepdim=True) + self.eps
-            return (x - mean) / std, (mean, std)
+            std = x.std(dim=-1, keepdim=True)
+            return (x - mean) / (std + self.eps), (mean, std)  # undone without eps, as every library does
         if self.kind == "row_norm":
             norm = x.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
             norm = torch.where(norm > 0, norm, torch.ones_like(norm))

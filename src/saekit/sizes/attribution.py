@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,8 +91,6 @@ def attribution(
     if not lm.is_causal:
         raise ConfigError(f"attribution: the model must predict next tokens; `{lm.name}` is not a causal one.")
     target = find_hook(lm.model, place_of(sae, layer=layer, hook=hook, where="attribution"))
-    if not isinstance(data, str | os.PathLike | Sequence):
-        data = list(data)
     texts = read_texts(data, text=settings.text, columns=(), characters=tokens * CHARACTERS_PER_TOKEN)
     return _Attribution(sae, lm, target.name, settings).over(texts, tokens, progress or silent)
 

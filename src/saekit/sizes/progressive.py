@@ -28,10 +28,11 @@ from ..rows.opening import as_source
 from ..rows.source import Source
 from ..rows.split import text_halves
 from ..sae.model import SAE
+from ..sae.naming import training_config
 from ..sae.rules import TopKRule
 from ..settings import Progress, part_of, silent, suggest_keywords
 from .attribution import ATTRIBUTIONS, attribution
-from .families import Family, config_of, families_of, name_saes, seed_of, sizes_of
+from .families import Family, families_of, name_saes, seed_of, sizes_of
 from .latent_metrics import seed_overlap
 from .over_seeds import curves_over_seeds, paired_differences
 from .power_law import decoder_spectrum, power_law
@@ -213,7 +214,7 @@ class _Comparison:
 
     def _nested(self, sae: SAE, sizes: list[int], name: str) -> SizeCurve:
         """Measure prefixes as they were trained: with the k of each size, or with the whole selection cut."""
-        how = config_of(sae).get("k_per_size")
+        how = training_config(sae).get("k_per_size")
         if how == "scaled" and isinstance(sae.rule, TopKRule):
             small = []
             for size in sizes:

@@ -10,6 +10,7 @@ from ..measure.metrics import Metrics
 from ..measure.results import Measured, Result
 from ..measure.tables import html_table, text_table
 from ..sae.model import SAE
+from ..settings import brief
 from .power_law import PowerLaw
 from .prune import competes
 
@@ -23,6 +24,8 @@ SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa", "cka")
 @dataclass(frozen=True)
 class SizePoint:
     """One size of the curve."""
+
+    __repr__ = brief
 
     size: int
     """Latents kept."""
@@ -46,6 +49,7 @@ class SizeCurve(Result):
 
     KIND: ClassVar[str] = "size_curve"
     SCHEMA: ClassVar[int] = 1
+    PARTS: ClassVar[tuple[str, ...]] = ("points",)
 
     rows: dict[str, Any]
     """``info`` of the rows."""
@@ -146,6 +150,8 @@ def _in_file(point: SizePoint) -> dict[str, Any]:
 class CurvePoint:
     """One way of getting an SAE of one size, over all seeds."""
 
+    __repr__ = brief
+
     name: str
     """``"topk pruned by energy"``, ``"matryoshka"``, ``"topk trained separately"``, ..."""
     size: int
@@ -179,6 +185,8 @@ class CurvePoint:
 class Difference:
     """One way minus another at the same size, paired by seed."""
 
+    __repr__ = brief
+
     metric: str
     name: str
     """The first way."""
@@ -194,6 +202,8 @@ class Difference:
 @dataclass(frozen=True)
 class Ranking:
     """How importance falls off in one vanilla SAE."""
+
+    __repr__ = brief
 
     name: str
     """Name of the SAE."""
@@ -221,6 +231,7 @@ class Progressive(Result):
 
     KIND: ClassVar[str] = "progressive"
     SCHEMA: ClassVar[int] = 1
+    PARTS: ClassVar[tuple[str, ...]] = ("curves", "differences", "rankings", "spectra")
 
     rows: dict[str, Any]
     """The rows measured on."""

@@ -11,6 +11,7 @@ import torch
 from ..errors import ConfigError, FormatError, SaekitError
 from ..sae.model import SAE
 from . import native
+from .catalog import resolve
 from .description import DESCRIPTION
 from .formats import recognize
 from .formats.canonical import Stated
@@ -56,6 +57,7 @@ def load(
         The file is damaged, or of a kind that saekit does not read; the message says which and why.
     """
     stated = stated or Stated()
+    address = resolve(os.fspath(address))
     if stated == Stated() and _is_native(address):
         sae = native.load(address, latents=latents, fvu=fvu)
     else:
@@ -66,6 +68,25 @@ def load(
         sae = read_foreign(listing_of(address), stated)
         sae = sae if latents is None else sae.take(latents)
     return sae if dtype is None and device is None else sae.to(device, _dtype(dtype))
+
+
+def describe(address: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a file says about its SAE: shapes, rule, dtype, provenance; JSON-able, ``"path"`` is the address.
+
+    No tensor of saekit's own files is read; a foreign file is read, because only its tensors say how they lie.
+    Raises as `load` does.
+    """
+    address = resolve(os.fspath(address))
+    if _is_native(address):
+        return native.describe(address)
+    sae = read_foreign(listing_of(address), Stated())
+    rule, tensors = {"name": sae.rule.name, **sae.rule.settings()}, sae.tensors()
+    return {
+        "path": address, "n_latents": sae.n_latents, "d_in": sae.d_in, "d_out": sae.d_out,
+        "dtype": str(sae.dtype).removeprefix("torch."), "rule": rule, "scaling": sae.scaling.settings(),
+        "latent_order": "none", "sizes": None, "tensors": {name: list(t.shape) for name, t in tensors.items()},
+        "digest": sae.digest(), "provenance": sae.provenance,
+    }  # fmt: skip
 
 
 def read_foreign(listing: Listing, stated: Stated) -> SAE:

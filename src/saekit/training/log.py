@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -126,12 +127,14 @@ def records_of(run: Run) -> dict[str, Record]:
     n = sums["x.rows"]
     # Sums about a point near the mean: the difference of two large squares would lose its digits.
     variance = max(sums["x.squares"] - float(run.sums["x.sum"].pow(2).sum()) / n, 1e-30)
+    rows = run.step * run.request.settings.batch_rows
     records: dict[str, Record] = {}
     for index, (name, learner) in enumerate(run.named_learners()):
         own = {key.removeprefix(f"{index}."): value for key, value in sums.items() if key.startswith(f"{index}.")}
         records[name] = {
             "step": run.step,
-            "rows": run.step * run.request.settings.batch_rows,
+            "rows": rows,
+            **({"epochs": rows / run.request.source.n_rows} if run.request.source.n_rows else {}),
             "learner": name,
             "loss": own["loss"] / n,
             "fvu": own["error"] / variance,
@@ -150,6 +153,9 @@ def note_of(records: Sequence[Record], rate: float) -> str:
     '2,000 rows/s  FVU 0.250–0.500  L0 16  dead 0%'
     """
     parts = [f"{rate:,.0f} rows/s"]
+    epochs = float(records[0].get("epochs", 0))
+    if epochs > 1:
+        parts.append(f"epoch {math.ceil(epochs)}")
     for label, name, form in (("FVU", "fvu", ".3f"), ("L0", "l0", ".0f"), ("dead", "dead_fraction", ".0%")):
         values = [float(record[name]) for record in records]
         low, high = format(min(values), form), format(max(values), form)

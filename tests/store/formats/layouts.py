@@ -81,8 +81,8 @@ def above(p: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
 
 
 def layer_norm(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True) + 1e-5
-    return (x - mean) / std, mean, std
+    mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)
+    return (x - mean) / (std + 1e-5), mean, std
 
 
 # ------------------------------------------------------------------------------------------------------------ cases

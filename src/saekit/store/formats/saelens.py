@@ -105,7 +105,7 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
     need(tensors, names, _WEIGHTS)
     only(tensors, names, _WEIGHTS)
     sae = _from_parts(tensors, says, architecture, stated)
-    if architecture == "topk" and says.get("rescale_acts_by_decoder_norm"):
+    if architecture in ("topk", "abstopk") and says.get("rescale_acts_by_decoder_norm"):
         return sae.fold_norms().replace(rule=sae.rule)  # chosen by the folded pre-activation, not as before the fold
     return sae
 

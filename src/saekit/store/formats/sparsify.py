@@ -11,7 +11,7 @@ from ...errors import FormatError
 from ...sae.model import SAE
 from ...sae.rules import GroupMaxRule, Rule
 from ..listing import Listing
-from .canonical import Stated, agree, build, latents_first, need, only, place, topk_rule
+from .canonical import Stated, agree, build, hook_of, latents_first, need, only, place, topk_rule
 
 NAME, LIBRARY = "sparsify", "eai-sparsify"
 _CONFIG, _WEIGHTS = "cfg.json", "sae.safetensors"
@@ -30,7 +30,8 @@ def read(listing: Listing, stated: Stated) -> SAE:
     """Return the SAE."""
     # Folders are named by the hookpoint: `…/layers.10.mlp`, or `…/layers.10/seed1`.
     parts = [part for part in listing.address.replace("@", "/").split("/") if not part.startswith("seed")]
-    return canonical(listing.tensors(_WEIGHTS), listing.json(_CONFIG), stated, hook=parts[-1] if parts else None)
+    hook = next((part for part in reversed(parts) if hook_of(part) is not None), None)
+    return canonical(listing.tensors(_WEIGHTS), listing.json(_CONFIG), stated, hook)
 
 
 def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: Stated, hook: str | None = None) -> SAE:
