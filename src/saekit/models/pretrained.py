@@ -311,7 +311,16 @@ def read_config(files: ModelFiles) -> PretrainedConfig:
         return AutoConfig.from_pretrained(files.folder, **files.options)
 
 
-def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequence[str]) -> Any:
+@dataclass(frozen=True)
+class Weights:
+    """A model with the weights of its files."""
+
+    model: Any
+    ignored: tuple[str, ...]
+    """Weights that the files do not have and no row comes from: random numbers in a head."""
+
+
+def read_weights(loader: Any, files: ModelFiles, how: Placement, heads: Sequence[str]) -> Weights:
     """Read a model with one of the ``Auto`` classes of transformers.
 
     Parameters
@@ -320,8 +329,8 @@ def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequenc
         The class.
     files, how
         What is read, and into which number type.
-    unused
-        Parts of names of weights that may be missing, because no row comes from them.
+    heads
+        Parts of names of weights outside the blocks that may be missing, because no row comes from them.
 
     Raises
     ------
@@ -335,13 +344,41 @@ def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequenc
         output_loading_info=True,
         **files.options,
     )
-    missing = [key for key in report["missing_keys"] if not any(part in key for part in unused)]
-    if missing:
+    inside = _paths_of_rows(model)
+    missing = {key for key in report["missing_keys"] if not (model.config.is_encoder_decoder and "decoder." in key)}
+    ignored = {key for key in missing if any(part in key for part in heads) and not key.startswith(inside)}
+    random = sorted(_random(model, missing - ignored))
+    if random:
         raise ModelError(
-            f"the weights of `{files.name}` must be complete; {listed(missing)} are missing and would be random "
+            f"the weights of `{files.name}` must be complete; {listed(random, 8)} are missing and would be random "
             "numbers. Are these files of the model that config.json describes?"
         )
-    return model
+    return Weights(model, tuple(sorted(ignored)))
+
+
+def _paths_of_rows(model: Any) -> tuple[str, ...]:
+    """Return beginnings of names of weights that rows come from whatever they are called: those of the blocks."""
+    from .hooks import blocks
+
+    try:
+        return (f"{blocks(model)[0]}.",)
+    except ModelError:
+        return ()
+
+
+def _random(model: Any, names: set[str]) -> set[str]:
+    """Return which of some weights are drawn, or are what training begins with, rather than computed (sinusoids)."""
+    if not names:
+        return set()
+    found = model.state_dict()
+    drawn = {name for name in names if name not in found or found[name].unique().numel() <= 2}
+    for seed in (1, 2):
+        if names - drawn:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                again = type(model)(model.config).state_dict()
+            drawn |= {name for name in names - drawn if not torch.equal(again[name].to(found[name]), found[name])}
+    return drawn
 
 
 def settle(model: nn.Module, how: Placement) -> nn.Module:

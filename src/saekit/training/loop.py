@@ -167,7 +167,8 @@ def train_batch(run: Run, schedule: Schedule, clock: Clock) -> None:
 
 def stop(run: Run, schedule: Schedule) -> None:
     """Keep the run as it is after this step, and raise KeyboardInterrupt."""
-    check_step(run)
+    if not schedule.checks(run.step):
+        check_step(run)
     if run.folder is not None and not schedule.saves(run.step):
         save_checkpoint(run, scheduled=False)
     kept = "nothing is kept (no `out`)" if run.folder is None else f"a checkpoint is in `{run.folder}` (resume=True)"

@@ -20,7 +20,7 @@ from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import differences
 from .architectures import config_to_dict
-from .checkpoint import drop_unscheduled
+from .checkpoint import tidy
 from .diagnostics import warnings_of
 from .log import LOG_FILE, Seconds
 from .request import Request
@@ -77,7 +77,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 _FORMS: dict[str, dict[str, Any]] = {
     "running": {"status": str, "request": dict, "source": dict},
     "done": {
-        "saes": [str], "rows_seen": COUNT, "final": dict, "warnings": dict,
+        "saes": [str], "rows_seen": COUNT, "final": dict, "warnings": (dict, list),
         "seconds": {"total": float, "start": float, "rows": float, "steps": float},
     },
 }  # fmt: skip
@@ -121,7 +121,7 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
         },
         "source": request.source.info,
     }
-    drop_unscheduled(run.folder)
+    tidy(run.folder)
     write_sealed(run.folder / RUN_FILE, record)  # last: a folder that says "done" is complete
 
 
