@@ -197,17 +197,17 @@ def of_result(function: Callable[[], Any]) -> list[str]:
     return list(dict.fromkeys(code for code in codes(result.warnings) if code != NOTE))
 
 
-FEW = ClassifierSettings(arms=("majority", "full"), pools=("sum",), shuffles=0, draws=20, budget=Budget(inner=2))
-NO_ORDER = SizeSettings(draws=0, sample_rows=0, tokens=30)
+FEW = ClassifierSettings(arms=("majority", "full"), pools=("sum",), shuffles=0, budget=Budget(inner=2))
+NO_ORDER = SizeSettings(intervals=False, sample_rows=0, tokens=30)
 
 FUNCTIONS: dict[str, Callable[[Scene], list[str]]] = {
     "evaluate": lambda s: of_result(
-        lambda: evaluate(s.saes, s.rows, settings=EvaluationSettings(draws=0, controls=False))
+        lambda: evaluate(s.saes, s.rows, settings=EvaluationSettings(intervals=False, controls=False))
     ),
     "evaluate, rows of a model": lambda s: of_result(
         lambda: evaluate(
             s.saes, model=s.lm, data=TEXTS,
-            settings=EvaluationSettings(draws=0, controls=False, tokens=30, hook=s.hook),
+            settings=EvaluationSettings(intervals=False, controls=False, tokens=30, hook=s.hook),
         )
     ),
     "compare": lambda s: of_result(lambda: compare(s.saes, s.rows, settings=ComparisonSettings(controls=False))),
@@ -219,7 +219,7 @@ FUNCTIONS: dict[str, Callable[[Scene], list[str]]] = {
     "measure_sizes": lambda s: of_result(lambda: measure_sizes(s.saes[0], s.rows, [12, 24], settings=NO_ORDER)),
     "progressive": lambda s: of_result(
         lambda: progressive(
-            s.saes, s.rows, sizes=[12, 24], settings=ProgressiveSettings(draws=0, sample_rows=0, latents=False)
+            s.saes, s.rows, sizes=[12, 24], settings=ProgressiveSettings(intervals=False, sample_rows=0, latents=False)
         )
     ),
     "prune, measured": lambda s: codes(
@@ -281,7 +281,7 @@ def test_saes_of_two_places_are_told_apart(scene: Scene) -> None:
 
 def test_arrays_without_origin_are_noted_once_and_their_scale_is_compared(scene: Scene) -> None:
     x = torch.cat([batch.x for batch in scene.rows.batches(4096)])
-    settings = EvaluationSettings(draws=0, controls=False)
+    settings = EvaluationSettings(intervals=False, controls=False)
     assert codes(evaluate(scene.saes, x[:300], settings=settings).warnings) == ["unknown_rows"]
     assert codes(evaluate(scene.saes, 100 * x[:300], settings=settings).warnings) == ["unknown_rows", "other_scale"]
     features = SAEFeatures(None, scene.saes[0])
@@ -291,7 +291,7 @@ def test_arrays_without_origin_are_noted_once_and_their_scale_is_compared(scene:
 
 def test_another_model_of_equal_width_is_said(scene: Scene, models: dict[str, LanguageModel]) -> None:
     rows = capture(models["gpt2"], TEXTS, hook="layers.1")
-    found = evaluate(scene.saes, rows, settings=EvaluationSettings(draws=0, controls=False)).warnings
+    found = evaluate(scene.saes, rows, settings=EvaluationSettings(intervals=False, controls=False)).warnings
     assert "other_model" in codes(found)
     assert "`tiny-llama` (sha256:" in found[0].message
     assert "`tiny-gpt2` (sha256:" in found[0].message
@@ -301,7 +301,7 @@ def test_a_moved_model_is_the_same_and_another_number_type_is_another_precision(
     scene: Scene, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(folders["llama"], tmp_path / "moved")
-    settings = EvaluationSettings(draws=0, controls=False)
+    settings = EvaluationSettings(intervals=False, controls=False)
     rows = capture(tmp_path / "moved", TEXTS, hook="layers.1")
     assert evaluate(scene.saes, rows, settings=settings).warnings == []
     half = capture(load_model(tmp_path / "moved", dtype="bfloat16"), TEXTS, hook="layers.1")
@@ -309,7 +309,7 @@ def test_a_moved_model_is_the_same_and_another_number_type_is_another_precision(
 
 
 def test_skipped_tokens_and_contexts_are_compared(scene: Scene) -> None:
-    settings = EvaluationSettings(draws=0, controls=False)
+    settings = EvaluationSettings(intervals=False, controls=False)
     for how, code in (
         (CaptureSettings(skip_special=False), "other_tokens"),
         (CaptureSettings(context=8), "other_context"),
@@ -334,10 +334,10 @@ def run_in(scene: Scene, elsewhere: Scene, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "command",
     [
-        "evaluate sae0 --rows rows --no-controls --set draws=0",
+        "evaluate sae0 --rows rows --no-controls --set intervals=false",
         "compare sae0 sae1 --rows rows --no-controls",
-        "prune sae0 --rows rows --sizes 12 --out small --set draws=0 --set sample_rows=0",
-        "progressive sae0 sae1 --rows rows --sizes 12,24 --set draws=0 --set sample_rows=0 --set latents=false",
+        "prune sae0 --rows rows --sizes 12 --out small --set intervals=false --set sample_rows=0",
+        "progressive sae0 sae1 --rows rows --sizes 12,24 --set intervals=false --set sample_rows=0 --set latents=false",
         "train --rows rows --arch topk --latents 24 --k 3 --tokens 64 --set batch_rows=64 --set start=sae0 --out run",
     ],
 )

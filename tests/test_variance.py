@@ -45,7 +45,7 @@ def test_one_row_repeated_has_no_fvu_anywhere(scale: float, n: int, tmp_path: Pa
     assert "FVU undefined" in notes[-1]
     record = json.loads((tmp_path / "run.json").read_text())
     assert any(each["code"] == "rows_do_not_vary" and SAME_ROWS in each["message"] for each in record["warnings"])
-    found = evaluate(sae(), rows, settings=EvaluationSettings(draws=20))
+    found = evaluate(sae(), rows, settings=EvaluationSettings())
     assert found.metrics.fvu.reason == found.metrics.ev_legacy.reason == f"undefined: {SAME_ROWS}"
     assert np.isnan(fvu(rows, torch.zeros_like(rows)))
     assert SAME_ROWS in render([found, training_log(tmp_path / "log.jsonl")])
@@ -53,9 +53,9 @@ def test_one_row_repeated_has_no_fvu_anywhere(scale: float, n: int, tmp_path: Pa
 
 def test_curves_say_it_too() -> None:
     rows = row(1.0).repeat(200, 1)
-    curve = measure_sizes(sae(), rows, [16, 32], settings=SizeSettings(draws=20, sample_rows=0))
+    curve = measure_sizes(sae(), rows, [16, 32], settings=SizeSettings(sample_rows=0))
     assert {point.metrics.fvu.reason for point in curve.points} == {f"undefined: {SAME_ROWS}"}
-    settings = ProgressiveSettings(draws=20, sample_rows=0, latents=False, by=("unsorted",))
+    settings = ProgressiveSettings(sample_rows=0, latents=False, by=("unsorted",))
     found = progressive([sae()], rows, sizes=[16, 32], settings=settings)
     assert all(SAME_ROWS in str(point.metrics.fvu.reason) for point in found.curves)
 
@@ -80,7 +80,7 @@ def test_rows_whose_squares_overflow_are_told_to_be_scaled() -> None:
     x = torch.randn(400, 16, generator=torch.Generator().manual_seed(3))
     with pytest.raises(DataError, match=r"squared norms of rows must fit into float32; row 0 .* Scale the rows"):
         train(TopK(32, k=4), x * 1e30, settings=QUICK)
-    settings = EvaluationSettings(draws=0, controls=False)
+    settings = EvaluationSettings(intervals=False, controls=False)
     flat = sae()
     small, large = (evaluate(flat, x * scale, settings=settings).metrics.fvu.value for scale in (1.0, 1e30))
     assert small == pytest.approx(large, rel=1e-5)

@@ -282,7 +282,7 @@ def test_with_several_saes_one_must_be_chosen(evaluation, oracle, rows):
     assert evaluation.entry("jumprelu-48") is evaluation.entries[1]
     with pytest.raises(ConfigError, match="Did you mean `jumprelu-48`"):
         evaluation.entry("jumprelu48")
-    alone = evaluate(oracle, rows, settings=EvaluationSettings(draws=0, controls=False))
+    alone = evaluate(oracle, rows, settings=EvaluationSettings(intervals=False, controls=False))
     assert alone.metrics is alone.entry().metrics is alone.entries[0].metrics
 
 
