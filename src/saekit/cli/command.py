@@ -66,8 +66,14 @@ class Table:
         """Return the options of the table."""
         kinds = [hint] if dataclasses.is_dataclass(hint) else self.kinds
         found: dict[str, _Option] = {}
-        for option in (each for kind in kinds for each in _fields(kind)):
-            found.setdefault(option.name, option)
+        having: dict[str, list[str]] = {}
+        for one in kinds:
+            for option in _fields(one):
+                found.setdefault(option.name, option)
+                having.setdefault(option.name, []).append(getattr(one, "arch", ""))
+        for name, owners in having.items():
+            if len(owners) < len(kinds):  # a setting of some of the kinds only
+                found[name] = dataclasses.replace(found[name], help=f"{', '.join(owners)}: {found[name].help}")
         return found
 
 

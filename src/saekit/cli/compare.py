@@ -12,6 +12,7 @@ from ..errors import ConfigError, DataError
 from ..rows.origin import OriginSettings
 from ..settings import Progress
 from .command import command
+from .completion import saes
 from .console import print_comparison, print_json, print_orphans, progress_of, tell
 from .options import Data, Json, Model, Out, Rows
 
@@ -43,7 +44,10 @@ the latents that no other SAE has: how often they fire, what they carry, what th
     named={"strict": "--strict/--not-strict"},
 )
 def compare(
-    sae: Annotated[list[str], typer.Argument(metavar="SAE SAE...", help="SAEs: folders, runs, hf:owner/name/folder.")],
+    sae: Annotated[
+        list[str],
+        typer.Argument(metavar="SAE SAE...", help="SAEs: folders, runs, hf:owner/name/folder.", autocompletion=saes),
+    ],
     *,
     settings: ComparisonSettings,
     write: Annotated[bool, typer.Option("--write", help="Write each latent's stability into the SAE files.")] = False,

@@ -19,14 +19,16 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DataError, FormatError, ShapeError, listed
-from ..files import digest_bytes, digest_file, read_json, remove_file, write_bytes, write_json
+from ..files import digest_bytes, digest_file, read_sealed, remove_file, write_bytes, write_sealed
+from ..forms import COUNT, NATURAL, check_form
 from ..models.pretrained import DTYPES, as_dtype, dtype_name
 from ..settings import differences
+from ..store.tensorfile import read_header
 from .arrays import ArrayRows
 from .shuffle import ShufflePlan, planned_block, read_ahead
-from .source import Batch, Block, Columns, check_finite, check_reading
+from .source import Batch, Block, Columns, check_finite, check_reading, rows_in_words
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the folder's layout; raised at every change that older releases cannot read."""
 
 MANIFEST = "manifest.json"
@@ -34,10 +36,15 @@ _PART = "part-"
 _FORMAT = "saekit-rows"
 _SHARD_BYTES = 64 * 2**20
 _COLUMNS = {"token": torch.int32, "document": torch.int64, "position": torch.int32}
-# how safetensors names types, and how numpy can map them (it has no bfloat16)
-_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<i2", "I32": "<i4", "I64": "<i8"}
+# how numpy can map types (it has no bfloat16)
+_NUMPY = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2", torch.int32: "<i4", torch.int64: "<i8"}
 _MANIFEST_KEYS = {
     "format", "schema", "complete", "d_in", "dtype", "n_rows", "shard_rows", "shards", "fingerprint", "info",
+}  # fmt: skip
+_FORM = {
+    "complete": bool, "d_in": COUNT, "dtype": str, "n_rows": NATURAL, "shard_rows": COUNT, "fingerprint": dict,
+    "info": dict,
+    "shards": [{"file": str, "rows": COUNT, "bytes": COUNT, "digest": str, "cursor": dict}],
 }  # fmt: skip
 
 
@@ -138,7 +145,8 @@ class ShardWriter:
         if not path.is_file() or digest_file(path) != part["digest"]:
             return
         columns = {
-            name: torch.from_numpy(values.copy()) for name, values in _map(path, part["rows"], self.d_in).items()
+            name: torch.from_numpy(values.copy())
+            for name, values in _map(path, part["rows"], self.d_in, self.dtype).items()
         }
         self._part, self._waiting = part, part["rows"]
         self._parts = [Columns(**columns | {"x": columns["x"].view(self.dtype)})]
@@ -225,7 +233,7 @@ class ShardWriter:
             self._write_manifest()
 
     def _flush(self, cursor: dict[str, Any]) -> None:
-        self.shards = [*self.shards, self._write(f"shard-{len(self.shards):05d}.safetensors", cursor)]
+        self.shards = [*self.shards, self._write(_shard_name(len(self.shards)), cursor)]
         self._part, self._parts, self._waiting = None, [], 0
         self._write_manifest()
         self._remove_parts()
@@ -253,7 +261,7 @@ class ShardWriter:
 
     def _write_manifest(self) -> None:
         shards = self.shards if self._part is None else [*self.shards, self._part]
-        write_json(
+        write_sealed(
             self.folder / MANIFEST,
             {
                 "format": _FORMAT,
@@ -287,7 +295,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
         advice = f"It holds {listed(inner)}: name one of them." if inner else "Make rows with `saekit capture`."
         raise DataError(f"`{folder}` must be a folder of rows; it has no {MANIFEST}. {advice}")
-    manifest = read_json(path)
+    manifest = read_sealed(path, since=2)
     if (
         not isinstance(manifest, dict)
         or manifest.get("format") != _FORMAT
@@ -305,7 +313,37 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"`{path}` must have the entries {listed(sorted(_MANIFEST_KEYS), 12)}; missing or unknown: "
             f"{listed(sorted(set(manifest) ^ _MANIFEST_KEYS))}. Restore it, or capture again."
         )
+    check_form(manifest, _FORM, path)
+    _check_consistent(manifest, path)
     return manifest
+
+
+def _check_consistent(manifest: Mapping[str, Any], path: Path) -> None:
+    """Refuse entries that contradict each other: without a seal (schema 1) that is all that can be checked."""
+    shards, rows = manifest["shards"], [shard["rows"] for shard in manifest["shards"]]
+    names = [shard["file"] for shard in shards]
+    expected = (
+        [_shard_name(index) for index in range(len(shards))]
+        if manifest["complete"]
+        else [*map(os.path.basename, names)]
+    )
+    checks = {
+        "`dtype`": manifest["dtype"] in DTYPES,
+        "`n_rows`": manifest["n_rows"] == sum(rows) and (bool(rows) or not manifest["complete"]),
+        "`shard_rows`": all(n == manifest["shard_rows"] for n in rows[:-1])
+        and max(rows, default=0) <= manifest["shard_rows"],
+        "the order of `shards`": names == expected,
+    }
+    wrong = [name for name, fits in checks.items() if not fits]
+    if wrong:
+        raise FormatError(
+            f"`{path}` must describe the shards beside it; {wrong[0]} does not fit the rest. "
+            "Restore it, or capture again."
+        )
+
+
+def _shard_name(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -326,6 +364,8 @@ class ShardRows:
     FormatError
         A shard is missing, truncated or altered, the capture was not finished, or the schema is newer.
     """
+
+    __repr__ = rows_in_words
 
     folder: Path
     info: dict[str, Any] = field(repr=False)
@@ -359,6 +399,7 @@ class ShardRows:
             {
                 **manifest["info"],
                 "kind": "shards",
+                "rows_path": str(folder.resolve()),
                 "n_rows": manifest["n_rows"],
                 "d_in": manifest["d_in"],
                 "dtype": manifest["dtype"],
@@ -413,7 +454,7 @@ class ShardRows:
                     f"the shard `{path}` has been altered: its digest is not the one in {MANIFEST}. "
                     "Restore it from a copy, or delete the folder and capture again."
                 )
-            self._mapped[index] = _map(path, shard["rows"], self.d_in)
+            self._mapped[index] = _map(path, shard["rows"], self.d_in, DTYPES[self._manifest["dtype"]])
         return self._mapped[index]
 
 
@@ -429,19 +470,16 @@ def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
         )
 
 
-def _map(path: Path, rows: int, d_in: int) -> dict[str, np.ndarray]:
+def _map(path: Path, rows: int, d_in: int, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """Return the tensors of a safetensors file as read-only memory maps, bfloat16 as int16."""
     try:
-        with open(path, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
+        entries = read_header(path).entries
         mapped: dict[str, np.ndarray] = {}
-        for name, shape in {"x": (rows, d_in), **dict.fromkeys(_COLUMNS, (rows,))}.items():
-            entry = header[name]
-            if tuple(entry["shape"]) != shape:
-                raise ValueError(f"`{name}` has shape {entry['shape']}, not {shape}")
-            start = 8 + length + entry["data_offsets"][0]
-            values = np.memmap(path, dtype=_NUMPY[entry["dtype"]], mode="r", offset=start, shape=shape)
+        for name, kind in {"x": dtype, **_COLUMNS}.items():
+            entry, shape = entries[name], (rows, d_in) if name == "x" else (rows,)
+            if (entry.shape, entry.dtype) != (shape, kind):
+                raise ValueError(f"`{name}` is {entry.dtype} {entry.shape}, not {kind} {shape}")
+            values = np.memmap(path, dtype=_NUMPY[kind], mode="r", offset=entry.start, shape=shape)
             mapped[name] = values.view(np.ndarray)  # cutting one is several times faster than cutting a memmap
         return mapped
     except (KeyError, ValueError, OSError) as error:

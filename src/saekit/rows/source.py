@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
+from ..settings import brief
 
 _SCAN_ROWS = 65_536
 
@@ -67,6 +68,8 @@ class Batch(Columns):
 
     The batch owns its memory: changing it changes no source.
     """
+
+    __repr__ = brief
 
     next: tuple[int, int] = (0, 0)
     """``(block, row)`` of the first row after this batch: pass it as `start` to continue exactly here."""
@@ -186,3 +189,21 @@ def check_finite(x: Tensor, first_row: int | Callable[[int], int], where: str) -
             f"rows must be finite; row {row} of {where} has {float(x[place, column])} in column {column}{more}. "
             "Remove such rows, or find out where they come from (half precision overflows at 65504)."
         )
+
+
+def rows_in_words(source: Source) -> str:
+    """Return a source of rows as text: how many, how wide, where from. For ``__repr__ = rows_in_words``.
+
+    Examples
+    --------
+    ::
+
+        ArrayRows(600 rows of width 192, layers.2 of builtin)
+    """
+    info, n_rows = source.info, source.n_rows
+    facts = [f"rows of width {source.d_in}" if n_rows is None else f"{n_rows:,} rows of width {source.d_in}"]
+    if info.get("model") is not None:
+        facts.append(f"{info.get('hook')} of {info['model']}")
+    elif isinstance(info.get("path"), str):
+        facts.append(info["path"])
+    return f"{type(source).__name__}({', '.join(facts)})"
