@@ -47,6 +47,8 @@ class PretrainedModel:
     """Width of the residual stream."""
     revision: str | None = None
     """Commit of a hub model."""
+    path: str | None = None
+    """Folder that it was read from, where it was given as one."""
 
     @property
     def device(self) -> torch.device:
@@ -75,12 +77,13 @@ class PretrainedModel:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Name, digest, revision and number type, as plain JSON."""
+        """Name, digest, revision, number type and folder, as plain JSON."""
         return {
             "model": self.name,
             "model_digest": self.digest,
             "model_revision": self.revision,
             "model_dtype": dtype_name(self.dtype),
+            **({} if self.path is None else {"model_path": self.path}),
         }
 
 
@@ -174,8 +177,14 @@ class ModelFiles:
     @property
     def short_name(self) -> str:
         """The hub name, ``builtin``, or the last part of a path."""
-        is_path = self.is_local and self.name != "builtin" and Path(self.name).exists()
-        return Path(self.name).expanduser().resolve().name if is_path else self.name
+        return self.name if self.path is None else Path(self.path).name
+
+    @property
+    def path(self) -> str | None:
+        """The folder, resolved, where the model was asked for by its folder."""
+        given = Path(self.name).expanduser()
+        is_path = self.is_local and self.name != "builtin" and given.exists()
+        return str(given.resolve()) if is_path else None
 
     @property
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
