@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelError, OfflineError, listed, nearest
-from ..files import digest_bytes, digest_file
+from ..files import digest_bytes, digest_file, local_path
 from ..hub import Unreachable, ask_hub
 
 if TYPE_CHECKING:
@@ -173,8 +173,8 @@ class ModelFiles:
     @property
     def short_name(self) -> str:
         """The hub name, ``builtin``, or the last part of a path."""
-        is_path = self.is_local and self.name != "builtin" and Path(self.name).exists()
-        return Path(self.name).expanduser().resolve().name if is_path else self.name
+        is_path = self.is_local and self.name != "builtin" and os.path.exists(local_path(self.name))
+        return local_path(self.name).resolve().name if is_path else self.name
 
     @property
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
@@ -214,15 +214,15 @@ def find_model(model: str | os.PathLike[str]) -> ModelFiles:
     name = os.fspath(model)
     if name == "builtin":
         return _find_builtin()
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = local_path(name)
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"`{name}` must be a folder that `save_pretrained` wrote; it has no config.json. Check the path."
             )
         return ModelFiles(name, str(path), None, True)
     parts = name.split("/")
-    if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or path.exists():
+    if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or os.path.exists(path):
         raise ModelError(f"`{name}` must be a model folder or a hub name; there is no such folder. Check the path.")
     return _find_on_hub(name)
 
