@@ -371,15 +371,6 @@ def test_an_unforeseen_error_points_to_debug(call, sae_folder, monkeypatch):
             app.run(["show", str(sae_folder), "--debug"])
 
 
-def test_an_interrupted_command_ends_with_130(call, sae_folder, monkeypatch):
-    def interrupted(path):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("saekit.store.native.describe", interrupted)
-        assert call("show", sae_folder)[0] == 130
-
-
 def test_two_runs_in_one_folder(call, rows, tmp_path):
     with files.locked_folder(tmp_path / "run"):
         status, _, err = call("train", "--rows", rows, *TRAIN, "--out", "run")

@@ -47,6 +47,8 @@ class PretrainedModel:
     """Width of the residual stream."""
     revision: str | None = None
     """Commit of a hub model."""
+    path: str | None = None
+    """Folder that it was read from, where it was given as one."""
 
     @property
     def device(self) -> torch.device:
@@ -75,12 +77,13 @@ class PretrainedModel:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Name, digest, revision and number type, as plain JSON."""
+        """Name, digest, revision, number type and folder, as plain JSON."""
         return {
             "model": self.name,
             "model_digest": self.digest,
             "model_revision": self.revision,
             "model_dtype": dtype_name(self.dtype),
+            **({} if self.path is None else {"model_path": self.path}),
         }
 
 
@@ -173,8 +176,14 @@ class ModelFiles:
     @property
     def short_name(self) -> str:
         """The hub name, ``builtin``, or the last part of a path."""
-        is_path = self.is_local and self.name != "builtin" and os.path.exists(local_path(self.name))
-        return local_path(self.name).resolve().name if is_path else self.name
+        return self.name if self.path is None else Path(self.path).name
+
+    @property
+    def path(self) -> str | None:
+        """The folder, resolved, where the model was asked for by its folder."""
+        given = local_path(self.name)
+        is_path = self.is_local and self.name != "builtin" and os.path.exists(given)
+        return str(given.resolve()) if is_path else None
 
     @property
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
@@ -302,7 +311,16 @@ def read_config(files: ModelFiles) -> PretrainedConfig:
         return AutoConfig.from_pretrained(files.folder, **files.options)
 
 
-def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequence[str]) -> Any:
+@dataclass(frozen=True)
+class Weights:
+    """A model with the weights of its files."""
+
+    model: Any
+    ignored: tuple[str, ...]
+    """Weights that the files do not have and no row comes from: random numbers in a head."""
+
+
+def read_weights(loader: Any, files: ModelFiles, how: Placement, heads: Sequence[str]) -> Weights:
     """Read a model with one of the ``Auto`` classes of transformers.
 
     Parameters
@@ -311,8 +329,8 @@ def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequenc
         The class.
     files, how
         What is read, and into which number type.
-    unused
-        Parts of names of weights that may be missing, because no row comes from them.
+    heads
+        Parts of names of weights outside the blocks that may be missing, because no row comes from them.
 
     Raises
     ------
@@ -326,13 +344,41 @@ def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequenc
         output_loading_info=True,
         **files.options,
     )
-    missing = [key for key in report["missing_keys"] if not any(part in key for part in unused)]
-    if missing:
+    inside = _paths_of_rows(model)
+    missing = {key for key in report["missing_keys"] if not (model.config.is_encoder_decoder and "decoder." in key)}
+    ignored = {key for key in missing if any(part in key for part in heads) and not key.startswith(inside)}
+    random = sorted(_random(model, missing - ignored))
+    if random:
         raise ModelError(
-            f"the weights of `{files.name}` must be complete; {listed(missing)} are missing and would be random "
+            f"the weights of `{files.name}` must be complete; {listed(random, 8)} are missing and would be random "
             "numbers. Are these files of the model that config.json describes?"
         )
-    return model
+    return Weights(model, tuple(sorted(ignored)))
+
+
+def _paths_of_rows(model: Any) -> tuple[str, ...]:
+    """Return beginnings of names of weights that rows come from whatever they are called: those of the blocks."""
+    from .hooks import blocks
+
+    try:
+        return (f"{blocks(model)[0]}.",)
+    except ModelError:
+        return ()
+
+
+def _random(model: Any, names: set[str]) -> set[str]:
+    """Return which of some weights are drawn, or are what training begins with, rather than computed (sinusoids)."""
+    if not names:
+        return set()
+    found = model.state_dict()
+    drawn = {name for name in names if name not in found or found[name].unique().numel() <= 2}
+    for seed in (1, 2):
+        if names - drawn:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                again = type(model)(model.config).state_dict()
+            drawn |= {name for name in names - drawn if not torch.equal(again[name].to(found[name]), found[name])}
+    return drawn
 
 
 def settle(model: nn.Module, how: Placement) -> nn.Module:

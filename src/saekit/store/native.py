@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -25,7 +24,17 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, FormatError, SaekitError, listed
-from ..files import dump_json, locked_folder, read_json, remove_file, rename_file, seal, write_bytes
+from ..files import (
+    SAVE_WAIT,
+    dump_json,
+    locked_folder,
+    read_json,
+    read_steadily,
+    remove_file,
+    rename_file,
+    seal,
+    write_bytes,
+)
 from ..sae.digest import bytes_of
 from ..sae.model import SAE
 from ..sae.rules import RULES
@@ -38,8 +47,6 @@ T = TypeVar("T")
 
 _NEXT = "sae.json.next"
 _PENDING = f".{TENSORS}.new"
-SAVE_WAIT = 60.0
-"""Seconds that `save` waits for others who save into the same folder."""
 _BLOCKS = "saekit-blocks"
 
 
@@ -168,30 +175,12 @@ def load(path: str | os.PathLike[str], latents: int | None = None, *, fvu: float
 
 def _reading(folder: Path, read: Callable[[IO[bytes]], T]) -> T:
     """Return what `read` makes of an SAE's tensor file; again where the SAE is replaced meanwhile."""
-    repeats = 1
-    while True:
-        before = _state(folder)
-        try:
-            with _tensor_stream(folder) as stream:
-                return read(stream)
-        except (FormatError, FileNotFoundError):
-            if _state(folder) == before:
-                if not repeats:
-                    raise
-                repeats -= 1  # times of files are told in steps of some ms: it may be another SAE all the same
-                time.sleep(0.005)
 
+    def once() -> T:
+        with _tensor_stream(folder) as stream:
+            return read(stream)
 
-def _state(folder: Path) -> list[tuple[int, ...] | None]:
-    """Return what changes when the SAE of a folder is replaced."""
-    found: list[tuple[int, ...] | None] = []
-    for name in (TENSORS, DESCRIPTION, _NEXT):
-        try:
-            status = (folder / name).stat()
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        except OSError:
-            found.append(None)
-    return found
+    return read_steadily([folder / name for name in (TENSORS, DESCRIPTION, _NEXT)], once)
 
 
 def _load(folder: Path, stream: IO[bytes], latents: int | None, fvu: float | None) -> SAE:
