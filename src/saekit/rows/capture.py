@@ -240,7 +240,7 @@ class Recording:
         """Read until every sink has its rows."""
         read = 0
         while read < self.reader.n_groups and not all(sink.is_done for sink in sinks):
-            if not all(sink.is_done or read < sink.group for sink in sinks):
+            if any(sink.wants(read) for sink in sinks):
                 for sink, rows in zip(sinks, self.reader.rows(read)):
                     sink.take(read, rows)
             read += 1
@@ -318,9 +318,13 @@ class Sink:
         """What is recorded about outliers; None when nothing is left out for its norm."""
         return None if self.keep is None else {**self.keep.info(), "n": self.n_outliers}
 
+    def wants(self, group: int) -> bool:
+        """Return whether rows of a group are still to be taken."""
+        return not self.is_done and group >= self.group
+
     def take(self, group: int, rows: Columns) -> None:
         """Take the rows of a group, the filter not yet applied."""
-        if self.is_done or group < self.group:
+        if not self.wants(group):
             return
         check_finite(rows.x.float(), self.n_rows - self.skip, "the capture")
         kept = rows if self.keep is None else self.keep.apply(rows)
