@@ -235,13 +235,13 @@ def test_json_has_the_fixed_names(evaluation):
     for name in ("fvu", "l0", "dead_fraction"):
         assert set(plain["metrics"][name]) >= {"value", "low", "high", "unit"}
     assert plain["metrics"] == plain["entries"][0]["metrics"]
-    assert (plain["kind"], plain["schema"]) == ("evaluation", 1)
+    assert (plain["kind"], plain["schema"]) == ("evaluation", 2)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plain: plain.update(schema=99), "reads up to 1. Install the newer release"),
+        (lambda plain: plain.update(schema=99), "reads up to 2. Install the newer release"),
         (lambda plain: plain.update(entris=[]), "Did you mean `entries`"),
         (lambda plain: plain["metrics"]["fvu"].update(value=0.0), "must equal those of the first entry"),
         (
@@ -282,7 +282,7 @@ def test_with_several_saes_one_must_be_chosen(evaluation, oracle, rows):
     assert evaluation.entry("jumprelu-48") is evaluation.entries[1]
     with pytest.raises(ConfigError, match="Did you mean `jumprelu-48`"):
         evaluation.entry("jumprelu48")
-    alone = evaluate(oracle, rows, settings=EvaluationSettings(draws=0, controls=False))
+    alone = evaluate(oracle, rows, settings=EvaluationSettings(intervals=False, controls=False))
     assert alone.metrics is alone.entry().metrics is alone.entries[0].metrics
 
 

@@ -20,11 +20,14 @@ from ..errors import ConfigError, FormatError, did_you_mean, listed
 from ..files import digest_bytes, is_there, read_sealed, read_together, replaced_together, write_bytes, write_sealed
 from ..forms import COUNT, NATURAL, check_form
 from ..measure.token_statistics import TokenScores, labels_of
+from ..models.deferred import defer_model
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..models.vision import VisionModel
+from ..places import Warned
+from ..rows.asks import warnings_on_pooling
 from ..rows.capture import capture
-from ..rows.pooling import Ask, pool_texts
+from ..rows.pooling import Ask, place_of_pooling, pool_texts
 from ..rows.settings import CaptureSettings
 from ..sae.model import SAE
 from .arms import Arm
@@ -144,6 +147,11 @@ class TextClassifier:
                 "has other weights. Give that model (--model)."
             )
         return lm
+
+    def warnings(self) -> list[Warned]:
+        """Return what is not as in the SAE's training about the rows that the model makes."""
+        ask = Ask((self.pool,), sae=self.sae, hook=self.hook)
+        return warnings_on_pooling([ask], place_of_pooling(defer_model(self._lm)))
 
     def features(self, texts: Sequence[str]) -> Any:
         """Pooled codes ``[n, n_latents]``, CSR."""

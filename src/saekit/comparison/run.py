@@ -14,9 +14,11 @@ from ..matching.matching import Certificate
 from ..matching.shared import SharedRule
 from ..measure.intervals import LEVEL
 from ..measure.results import Measured
+from ..places import Warned, warnings_between
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
-from ..rows.opening import Rows, as_source
+from ..rows.opening import Rows, as_source, warnings_on_rows
+from ..rows.source import Source
 from ..sae.naming import Given, check_finite, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
@@ -115,6 +117,7 @@ def compare(
         groups=_groups(named, matched, rule),
         law=sharing_law(has) if len(named) > LEAST_POINTS else None,
         shared_alive=_shared_alive([pairs[at] for at in counting], over),
+        warnings=_place_warnings(named, source),
     )
     if write:
         for path, scored in zip(saes, with_stability(values, result), strict=True):
@@ -131,6 +134,11 @@ def _check_widths(named: Named) -> None:
                 f"`{first}` {reference.d_in} to {reference.d_out}. Compare SAEs of one hook."
             )
         check_finite(name, {"W_enc": sae.W_enc, "W_dec": sae.W_dec})
+
+
+def _place_warnings(named: Named, source: Source | None) -> list[Warned]:
+    """Return in what the SAEs' places differ from each other, and from that of the rows."""
+    return warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
 
 
 def _facts(settings: ComparisonSettings, over: OverPairs, *, with_rows: bool) -> dict[str, Any]:

@@ -135,6 +135,13 @@ class _Features(TransformerMixin, BaseEstimator):
         else:
             X = check_array(X, dtype=[np.float32, np.float64])
         self._check_width(X.shape[1])
+        if ask.sae is not None:
+            from ..places import warn, warnings_on
+            from ..rows.opening import SCALE_ROWS, variance_of
+            from ..sae.naming import name_of
+
+            seen = {"row_variance": variance_of(torch.from_numpy(np.array(X[:SCALE_ROWS])))}
+            warn(warnings_on([(name_of(ask.sae), ask.sae)], seen))
         blocks = range(0, len(X), _ROWS_AT_ONCE)
         batches = (
             (

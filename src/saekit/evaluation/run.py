@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..inputs.records import repeatable
-from ..measure.fidelity import SplicedModel
+from ..measure.fidelity import SplicedModel, place_warnings
 from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
 from ..models.language import LanguageModel
 from ..progress import shows_progress
@@ -118,6 +118,7 @@ def evaluate(
         n_rows=found.n_rows,
         language_model=found.language_model,
         entries=[_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)],
+        warnings=place_warnings(named, source, spliced),
     )
 
 

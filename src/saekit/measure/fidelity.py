@@ -20,7 +20,9 @@ from ..models.hooks import find_hook
 from ..models.intervene import splice
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
+from ..places import Warned, warnings_on
 from ..provenance import known_place, place_of
+from ..rows.opening import warnings_on_rows
 from ..rows.source import Source
 from ..rows.tokens import CONTEXT, Contexts, TokenBatch, token_batches, tokenize
 from ..sae.model import SAE
@@ -163,11 +165,24 @@ class SplicedModel:
         return cls(lm, hook, texts, settings.tokens, info)
 
     @property
+    def place(self) -> dict[str, Any]:
+        """Model and hook, as the `info` of the rows that they would make."""
+        return {**self.lm.info, "hook": self.hook}
+
+    @property
     def status(self) -> str:
         """Whether the cross-entropy is measured, or why not."""
         if not self.lm.is_causal:
             return f"not measured: {self.lm.name} is not a causal language model"
         return "measured" if self.texts is not None else "not measured: tokens = 0"
+
+
+def place_warnings(named: Sequence[tuple[str, SAE]], rows: Source, spliced: SplicedModel | None) -> list[Warned]:
+    """Return what is not as in the training of SAEs that are measured on rows and in a language model."""
+    found = warnings_on_rows(named, rows)
+    if spliced is not None and rows.info.get("model_digest") is None:
+        found += warnings_on(named, spliced.place, what="the model given makes")
+    return found
 
 
 def _hook_of_all(

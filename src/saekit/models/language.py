@@ -29,6 +29,11 @@ class LanguageModel(PretrainedModel):
     """True for a causal LM with its head, whose output depends on no later token: then there is a cross-entropy."""
 
     @property
+    def info(self) -> dict[str, Any]:
+        """What every model says, and the maximum number of tokens at once."""
+        return {**super().info, "model_context": self.context}
+
+    @property
     def vocabulary(self) -> int | None:
         """Number of tokens that the model has an embedding of; None where that is no table."""
         model: Any = self.model
@@ -64,6 +69,7 @@ def read_language_model(files: ModelFiles, config: PretrainedConfig, how: Placem
         context=_context(text_config, tokenizer, model),
         is_causal=is_causal and not weights.ignored and not sees_later_tokens(model),
         revision=files.revision,
+        path=files.path,
     )
 
 

@@ -47,6 +47,8 @@ class PretrainedModel:
     """Width of the residual stream."""
     revision: str | None = None
     """Commit of a hub model."""
+    path: str | None = None
+    """Folder that it was read from, where it was given as one."""
 
     @property
     def device(self) -> torch.device:
@@ -75,12 +77,13 @@ class PretrainedModel:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Name, digest, revision and number type, as plain JSON."""
+        """Name, digest, revision, number type and folder, as plain JSON."""
         return {
             "model": self.name,
             "model_digest": self.digest,
             "model_revision": self.revision,
             "model_dtype": dtype_name(self.dtype),
+            **({} if self.path is None else {"model_path": self.path}),
         }
 
 
@@ -168,13 +171,20 @@ class ModelFiles:
     def options(self) -> dict[str, Any]:
         """Keyword arguments for every ``from_pretrained``."""
         pinned = {"revision": self.revision} if self.revision is not None and not self.is_local else {}
-        return {"local_files_only": self.is_local, **pinned}
+        # without a word about code, transformers asks the terminal whether to run it
+        return {"local_files_only": self.is_local, "trust_remote_code": False, **pinned}
 
     @property
     def short_name(self) -> str:
         """The hub name, ``builtin``, or the last part of a path."""
-        is_path = self.is_local and self.name != "builtin" and Path(self.name).exists()
-        return Path(self.name).expanduser().resolve().name if is_path else self.name
+        return self.name if self.path is None else Path(self.path).name
+
+    @property
+    def path(self) -> str | None:
+        """The folder, resolved, where the model was asked for by its folder."""
+        given = Path(self.name).expanduser()
+        is_path = self.is_local and self.name != "builtin" and given.exists()
+        return str(given.resolve()) if is_path else None
 
     @property
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
@@ -281,6 +291,12 @@ def readable(files: ModelFiles, needed: str) -> Iterator[None]:
         raise
     except Exception as error:
         # transformers raises OSError, ValueError, KeyError, SafetensorError, ImportError ... for files that do not fit
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the model `{files.name}` must be one that transformers itself can build; it needs code that lies "
+                "with its files, and such code is never run (no `trust_remote_code`). Give a model without `auto_map` "
+                "in its config.json and tokenizer_config.json: a version converted to transformers, where there is one."
+            ) from None
         message = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
             f"the model `{files.name}` cannot be loaded: {message} "

@@ -120,6 +120,7 @@ def read_vision_model(files: ModelFiles, config: PretrainedConfig, how: Placemen
         channels=1 if getattr(vision, "num_channels", 3) == 1 else 3,
         image_token=image_token,
         revision=files.revision,
+        path=files.path,
     )
 
 

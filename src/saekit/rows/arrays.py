@@ -152,7 +152,7 @@ class ArrayRows:
         path = Path(path)
         if not path.is_file():
             raise DataError(f"`{path}` must be a file of rows; there is no such file. Check the path.")
-        info = {"kind": "array", "path": path.name}
+        info = {"kind": "array", "path": path.name, "rows_path": str(path.resolve())}
         if path.suffix == ".npy":
             return ArrayRows(_open_npy(path), info=info)
         if path.suffix == ".safetensors":

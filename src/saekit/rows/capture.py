@@ -27,6 +27,7 @@ from ..models.language import LanguageModel
 from ..models.loading import load_model
 from ..models.pretrained import DTYPES, PretrainedModel, as_dtype
 from ..models.vision import VisionModel
+from ..places import without_locations
 from ..progress import shows_progress
 from ..settings import Progress, check_whole, silent, suggest_keywords
 from .arrays import ArrayRows
@@ -276,7 +277,7 @@ class Recording:
                     out / hook.name if self.several else out,
                     sample.x.shape[1],
                     self.dtype,
-                    {**self.info(hook), **shown},
+                    {**without_locations(self.info(hook)), **shown},
                     shard_rows=self.settings.shard_rows,
                 )
             sinks.append(Sink(self.tokens, keep, writer))

@@ -24,8 +24,9 @@ from ..inputs.images import ImageData, Images, read_images
 from ..models.hooks import Hook, activations, find_hook, other_tokens
 from ..models.loading import load_vision_model
 from ..models.vision import VisionModel
+from ..places import warn
 from ..settings import Progress, silent
-from .asks import Ask
+from .asks import Ask, warnings_on_pooling
 from .document_pools import Pooled, pool_batches
 from .outliers import CALIBRATION_TOKENS
 from .settings import PatchSettings, PoolingSettings
@@ -192,6 +193,8 @@ def pool_images(
     """
     vision = load_vision_model(model)
     found = read_images(images)
+    filters = {"special": {"skipped": settings.skip_special}, "outliers": None}
+    warn(warnings_on_pooling(asks, {**vision.info, "filters": filters}))
     hooks = {ask.place: find_hook(vision.model, ask.place) for ask in asks}
 
     def batches() -> Iterator[tuple[dict[str, Tensor], Tensor]]:

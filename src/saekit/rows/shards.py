@@ -403,6 +403,7 @@ class ShardRows:
             {
                 **manifest["info"],
                 "kind": "shards",
+                "rows_path": str(folder.resolve()),
                 "n_rows": manifest["n_rows"],
                 "d_in": manifest["d_in"],
                 "dtype": manifest["dtype"],

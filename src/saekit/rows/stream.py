@@ -18,6 +18,7 @@ from ..models.hooks import Hook, find_hooks
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..models.pretrained import dtype_name
+from ..places import without_locations
 from ..randomness import random_order
 from ..settings import check_whole, suggest_keywords
 from .capture_texts import TextRunner, open_texts
@@ -85,7 +86,7 @@ def stream(
         "n_rows": n_kept if keep is None else None,
         "block_tokens": settings.block_tokens,
     }
-    digest = digest_bytes(json.dumps(info, sort_keys=True).encode())
+    digest = digest_bytes(json.dumps(without_locations(info), sort_keys=True).encode())
     return StreamRows(
         runner=runner,
         contexts=contexts,

@@ -73,6 +73,7 @@ class Pruning:
             "by": self.ranked.provenance.get("latent_order", "unsorted"),
             "ranking": self.ranked.provenance.get("ranking", {}),
             "curve": self.curve.to_json(),
+            "warnings": [each.to_json() for each in self.curve.warnings],
         }
 
 

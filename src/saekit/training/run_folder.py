@@ -14,6 +14,7 @@ import torch
 from ..errors import ConfigError, FormatError, listed
 from ..files import read_sealed, write_sealed
 from ..forms import COUNT, NATURAL, check_form
+from ..places import place_facts
 from ..provenance import library_versions, release
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -136,15 +137,14 @@ def provenance_of(run: Run, index: int) -> dict[str, Any]:
         "rows_digest": f"sha256:{run.order_digest}",
         "versions": versions(),
         "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")},
+        "row_variance": record["row_variance"],
         **({"start": starts[index]} if starts else {}),
     }
 
 
 def source_facts(source: Source) -> dict[str, Any]:
     """Return what an SAE's provenance says about its rows."""
-    info = source.info
-    known = {key: info[key] for key in ("model", "model_digest", "hook", "layer", "data") if info.get(key) is not None}
-    return known | {"data_digest": info.get("digest")}
+    return place_facts(source.info) | {"data_digest": source.info.get("digest")}
 
 
 def versions() -> dict[str, str]:
