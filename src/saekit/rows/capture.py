@@ -29,6 +29,7 @@ from ..models.pretrained import DTYPES, PretrainedModel, as_dtype
 from ..models.vision import VisionModel
 from ..places import without_locations
 from ..progress import shows_progress
+from ..sae.finite import check_finite
 from ..settings import Progress, check_whole, silent, suggest_keywords
 from .arrays import ArrayRows
 from .capture_images import ImageReader
@@ -36,7 +37,7 @@ from .capture_texts import TextRunner, open_texts
 from .outliers import OutlierFilter
 from .settings import CaptureSettings
 from .shards import ShardRows, ShardWriter
-from .source import Columns, check_finite
+from .source import Columns
 
 Captured = ArrayRows | ShardRows
 Data = str | os.PathLike[str] | Iterable[Any] | np.ndarray | Tensor

@@ -22,11 +22,12 @@ from ..errors import ConfigError, DataError, FormatError, ShapeError, listed
 from ..files import digest_bytes, digest_file, read_sealed, remove_file, write_bytes, write_sealed
 from ..forms import COUNT, NATURAL, check_form
 from ..models.pretrained import DTYPES, as_dtype, dtype_name
+from ..sae.finite import check_finite
 from ..settings import differences
 from ..store.tensorfile import read_header
 from .arrays import ArrayRows
 from .shuffle import ShufflePlan, planned_block, read_ahead
-from .source import Batch, Block, Columns, check_finite, check_reading, rows_in_words
+from .source import Batch, Block, Columns, check_reading, rows_in_words
 
 SCHEMA = 2
 """Version of the folder's layout; raised at every change that older releases cannot read."""
