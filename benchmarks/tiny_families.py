@@ -70,6 +70,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "donut-swin": _SWIN,
     "maskformer-swin": _SWIN,
+    "led": {"attention_window": 8},
+    "longformer": {"attention_window": 8},
     "swin": _SWIN,
     "swinv2": _SWIN,
     "xmod": {"default_language": "en_XX"},

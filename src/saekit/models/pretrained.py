@@ -171,7 +171,8 @@ class ModelFiles:
     def options(self) -> dict[str, Any]:
         """Keyword arguments for every ``from_pretrained``."""
         pinned = {"revision": self.revision} if self.revision is not None and not self.is_local else {}
-        return {"local_files_only": self.is_local, **pinned}
+        # without a word about code, transformers asks the terminal whether to run it
+        return {"local_files_only": self.is_local, "trust_remote_code": False, **pinned}
 
     @property
     def short_name(self) -> str:
@@ -290,6 +291,12 @@ def readable(files: ModelFiles, needed: str) -> Iterator[None]:
         raise
     except Exception as error:
         # transformers raises OSError, ValueError, KeyError, SafetensorError, ImportError ... for files that do not fit
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the model `{files.name}` must be one that transformers itself can build; it needs code that lies "
+                "with its files, and such code is never run (no `trust_remote_code`). Give a model without `auto_map` "
+                "in its config.json and tokenizer_config.json: a version converted to transformers, where there is one."
+            ) from None
         message = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
             f"the model `{files.name}` cannot be loaded: {message} "

@@ -143,6 +143,23 @@ class TextReader:
         n_added = int((self.contexts.position[:end] < 0).sum())
         return {"skipped": self.runner.settings.skip_special, "n": n_added}
 
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many texts are read for the rows wanted, how many of them give no token, how many several contexts.
+
+        Empty texts are left out before that, and counted by themselves.
+        """
+        document = self.contexts.document[: self.contexts.offsets[self.enough]]
+        n_texts = len(self.texts) if self.total is None else int(document.max(initial=-1)) + 1
+        n_contexts = np.bincount(document[self.contexts.offsets[: self.enough]], minlength=n_texts)
+        packed = self.runner.settings.pack
+        return {
+            "n_texts": n_texts,
+            "n_texts_empty": self.texts.info["n_empty"],
+            "n_texts_without_tokens": n_texts - len(np.unique(document)),
+            "n_texts_cut": 0 if packed else int((n_contexts > 1).sum()),
+        }
+
     def info(self) -> dict[str, Any]:
         """Return what is recorded with the rows: the data, and how they are read."""
         settings = self.runner.settings
@@ -154,6 +171,7 @@ class TextReader:
             "data_text": self.texts.info["text"],
             **({"data_path": self.texts.info["path"]} if "path" in self.texts.info else {}),
             "data_digest": self.texts.digest,
+            **self.counts,
             "tokens": self.total,
             "context": self.runner.context,
             "pack": settings.pack,
