@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FormatError
-from ..files import digest_bytes, remove_file, write_bytes
+from ..files import digest_bytes, local_path, remove_file, write_bytes
 from ..sae.model import SAE
 from .asks import Ask
 from .document_pools import Matrix, Pooled
@@ -90,7 +90,7 @@ def digest_of(document: str | bytes) -> bytes:
 
 def folder_of(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Path:
     """Return the folder for a key (plain JSON)."""
-    return Path(cache).expanduser() / digest_bytes(_text(key).encode()).removeprefix("sha256:")[:32]
+    return local_path(cache) / digest_bytes(_text(key).encode()).removeprefix("sha256:")[:32]
 
 
 def read_rows(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Rows | None:
