@@ -13,6 +13,7 @@ import torch
 
 import saekit
 import saekit.rows.capture_texts as reading
+import saekit.rows.stream
 from fixtures.row_checks import KINDS, TOLERANCE, everything, same_rows
 from saekit.errors import DataError
 from saekit.inputs.texts import read_texts
@@ -150,6 +151,21 @@ def test_a_part_of_a_long_text_gives_the_first_rows_of_the_whole(models, texts, 
         part = capture(models["llama"], long, layer=1, tokens=tokens, settings=settings)
         assert part.n_rows == tokens
         torch.testing.assert_close(part.x, whole.x[:tokens], **TOLERANCE)
+
+
+def test_the_path_of_the_data_is_recorded_and_changes_no_row(models, tmp_path):
+    """Data that moved are the same data: a capture goes on, a stream has the same digest."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jsonl").write_text('{"text": "the cat sat"}\n{"text": "on a mat"}\n')
+    one, two = (tmp_path / folder / "a.jsonl" for folder in ("one", "two"))
+    assert capture(models["llama"], one, layer=1).info["data_path"] == str(one)
+    assert "data_path" not in capture(models["llama"], ["the cat sat"], layer=1).info
+    capture(models["llama"], one, layer=1, out=tmp_path / "rows")
+    again = capture(models["llama"], two, layer=1, out=tmp_path / "rows")
+    assert again.n_rows == 6
+    streams = [saekit.rows.stream.stream(models["llama"], path, layer=1) for path in (one, two)]
+    assert streams[0].info["digest"] == streams[1].info["digest"]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])

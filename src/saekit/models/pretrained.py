@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelError, OfflineError, listed, nearest
-from ..files import digest_bytes, digest_file
+from ..files import digest_bytes, digest_file, local_path
 from ..hub import Unreachable, ask_hub
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ class ModelFiles:
     @property
     def path(self) -> str | None:
         """The folder, resolved, where the model was asked for by its folder."""
-        given = Path(self.name).expanduser()
-        is_path = self.is_local and self.name != "builtin" and given.exists()
+        given = local_path(self.name)
+        is_path = self.is_local and self.name != "builtin" and os.path.exists(given)
         return str(given.resolve()) if is_path else None
 
     @property
@@ -224,15 +224,15 @@ def find_model(model: str | os.PathLike[str]) -> ModelFiles:
     name = os.fspath(model)
     if name == "builtin":
         return _find_builtin()
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = local_path(name)
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"`{name}` must be a folder that `save_pretrained` wrote; it has no config.json. Check the path."
             )
         return ModelFiles(name, str(path), None, True)
     parts = name.split("/")
-    if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or path.exists():
+    if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or os.path.exists(path):
         raise ModelError(f"`{name}` must be a model folder or a hub name; there is no such folder. Check the path.")
     return _find_on_hub(name)
 

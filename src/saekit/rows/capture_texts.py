@@ -169,6 +169,7 @@ class TextReader:
             "data": self.texts.info["name"],
             "data_split": self.texts.info.get("split"),
             "data_text": self.texts.info["text"],
+            **({"data_path": self.texts.info["path"]} if "path" in self.texts.info else {}),
             "data_digest": self.texts.digest,
             **self.counts,
             "tokens": self.total,
