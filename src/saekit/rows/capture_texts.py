@@ -195,24 +195,11 @@ def open_texts(
     """
     spare = 0 if tokens is None else tokens + tokens // 8 + CALIBRATION_TOKENS
     for texts, characters in _growing(data, text, runner.settings.split, tokens):
-        parts: list[Contexts] = []
-        count = 0
-        for first in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = tokenize(
-                runner.lm.tokenizer,
-                [each[:characters] for each in texts[first : first + _TEXTS_AT_ONCE]],
-                context=runner.context,
-                pack=runner.settings.pack,
-                first_document=first,
-            )
-            parts.append(part)
-            count += int(runner.n_rows(part).sum())
-            if tokens is not None and count >= spare:
-                break
+        contexts = _cut(runner, texts, characters, None if tokens is None else spare)
+        count = int(runner.n_rows(contexts).sum())
         # where a text was cut, its last token may be another: there must be enough without it
         if tokens is None or count >= (spare if _is_longer(texts, characters) else tokens):
             break
-    contexts = Contexts.cat(parts)
     if not count:
         raise DataError(
             f"`{texts.info['name']}` must give at least one token; the tokenizer of `{runner.lm.name}` makes none of "
@@ -222,6 +209,25 @@ def open_texts(
     if tokens is not None:
         enough = min(int(np.searchsorted(np.cumsum(runner.n_rows(contexts)), tokens)) + 1, len(contexts))
     return TextReader(runner, texts, contexts, enough, tokens)
+
+
+def _cut(runner: TextRunner, texts: Texts, characters: int | None, rows: int | None) -> Contexts:
+    """Cut texts, of each that many characters, into contexts that give that many rows; None: all."""
+    parts: list[Contexts] = []
+    count = 0
+    for first in range(0, len(texts), _TEXTS_AT_ONCE):
+        part = tokenize(
+            runner.lm.tokenizer,
+            [each[:characters] for each in texts[first : first + _TEXTS_AT_ONCE]],
+            context=runner.context,
+            pack=runner.settings.pack,
+            first_document=first,
+        )
+        parts.append(part)
+        count += int(runner.n_rows(part).sum())
+        if rows is not None and count >= rows:
+            break
+    return Contexts.cat(parts)
 
 
 def _growing(
