@@ -63,23 +63,21 @@ _EVEN_IF_NONE = {
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _MROPE = {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}}
 
-_SWIN = {"window_size": 2, "depths": [2, 2], "num_heads": [2, 2]}
+_SWIN = {"window_size": 2, "depths": [2, 2, 2], "num_heads": [2, 2, 2], "patch_size": 2}
 
 # fmt: off
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "donut-swin": _SWIN,
     "maskformer-swin": _SWIN,
+    "led": {"attention_window": 8},
+    "longformer": {"attention_window": 8},
     "swin": _SWIN,
     "swinv2": _SWIN,
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
-    "glm5_next": {"index_kpool": 2},
-    "mistral4": {"num_key_value_heads": HEADS},
     "zamba": {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * HEAD_DIM},
     "zamba2": {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * HEAD_DIM, "use_mem_rope": False},
-    "step3p7": {"sliding_window": 8},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "cosmos3_edge_text": _MROPE,
     "dots3_note_text": {"num_key_value_heads": HEADS},
@@ -87,7 +85,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "esmc": {"num_key_value_heads": HEADS},
         "glm4v_moe_text": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 0]}},
     "glm4v_text": _MROPE,
-    "glm5_next_text": {"num_key_value_heads": HEADS, "index_kpool": 2},
+    "glm5_next_text": {"num_key_value_heads": HEADS},
     "glm_image_text": _MROPE,
     "glm_ocr_text": _MROPE,
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
 import ipaddress
+import signal
 import socket
 import sys
 import warnings
@@ -138,6 +139,14 @@ def _third_party_environment(before: dict[str, Any], after: dict[str, Any]) -> b
     differing = {key for key in {*old, *new} if old.get(key) != new.get(key)}
     known = ("PYTEST_", "KMP_", "TORCH", "TRITON_", "OMP_", "USE_", "HF_", "PYTORCH_", "TF_", "CUDA_", "NUMBA_")
     return all(key.startswith(known) for key in differing)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C raise, also where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 # --- sample data and models ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 from fixtures.kills import Killed, forked, watched
 from saekit.errors import BusyError, ConfigError, FormatError, StorageError, did_you_mean, listed
 from saekit.files import (
+    check_folder,
     digest_bytes,
     digest_file,
     dump_json,
@@ -169,8 +170,12 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
         with pytest.raises(ConfigError, match=r"must be a folder; a file is there. Give another --out"):
             locked_folder(folder).__enter__()
+        with pytest.raises(ConfigError, match=r"must be a folder; a file is there. Give another --out"):
+            check_folder(folder)
         with pytest.raises(StorageError, match="A part of the path is a file; give another path"):
             write_bytes(folder / "x", b"")
+    check_folder(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(StorageError, match="It is a folder; give another path"):
         write_bytes(tmp_path, b"")
 
@@ -197,6 +202,9 @@ def test_no_permission_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
+    monkeypatch.setattr("saekit.files.os.access", lambda *_: False)
+    with pytest.raises(StorageError, match=r"Permission denied. Give a folder that you may write to"):
+        check_folder(tmp_path)
     monkeypatch.setattr("saekit.files.os.open", refuse)
     with pytest.raises(StorageError, match=r"Permission denied. Give a folder that you may write to") as caught:
         write_bytes(tmp_path / "file", b"")

@@ -362,3 +362,11 @@ def test_what_training_recorded_is_the_place_of_the_sae(scene: Scene, folders: d
     assert (place.hook, place.width, place.precision, place.context) == ("layers.1", 16, "float32", 24)
     assert (place.special, place.outliers) == (True, 10.0)
     assert place.scale == pytest.approx(float((x - x.mean(0)).square().sum(1).mean()), rel=0.2)
+
+
+def test_orphans_that_cannot_be_measured_are_in_the_json(run_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "compare sae0 sae0 --rows rows --no-controls --orphans --json"
+    assert app.run(command.split()) == 0
+    told = json.loads(capsys.readouterr().out)["warnings"]
+    assert [each["code"] for each in told] == ["other_hook", "orphans_not_measured"]
+    assert "an SAE needs at least 2 orphans" in told[1]["message"]

@@ -342,6 +342,29 @@ def digest_file(path: str | os.PathLike[str]) -> str:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse an output folder that cannot be made or written to; nothing is made.
+
+    Raises
+    ------
+    ConfigError
+        A file is there, or it lies in one.
+    StorageError
+        No permission.
+    """
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise _no_folder(Path(folder))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise storage_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), Path(folder))
+
+
+def _no_folder(folder: Path) -> ConfigError:
+    return ConfigError(f"the output folder `{folder}` must be a folder; a file is there. Give another --out.")
+
+
 @contextmanager
 def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Iterator[Path]:
     """Hold `folder` (created if missing) for one run; another process that tries gets `BusyError`.
@@ -369,9 +392,7 @@ def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Itera
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ConfigError(
-            f"the output folder `{folder}` must be a folder; a file is there. Give another --out."
-        ) from None
+        raise _no_folder(folder) from None
     except OSError as error:
         raise storage_error(error, folder) from error
     with storage_errors(folder):

@@ -20,6 +20,8 @@ from saekit.training import loop
 
 TRAIN = ("train", "--rows", "rows.npy", "--arch", "topk", "--latents", "32", "--k", "4", "--set", "batch_rows=64")
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 
 @pytest.fixture
 def rows(tmp_path) -> Path:

@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 
+from fixtures.known_saes import random_sae
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.evaluation.result import Evaluation
 from saekit.evaluation.run import evaluate
@@ -431,3 +432,16 @@ def test_a_setting_passed_as_a_keyword_is_told_where_it_goes(oracle, rows):
         evaluate(oracle, rows, frozn=oracle)
     with pytest.raises(TypeError, match="Did you mean `intervals`"):
         EvaluationSettings(interval=False)
+
+
+def test_tokens_are_tokens_and_rows_are_rows(stories, oracle, rows):
+    texts = ["Once upon a time there was a little dog who ran and ran."] * 200
+    sae = random_sae(d=64).replace(provenance={"hook": "layers.1"})
+    for asked, n_rows in (({"tokens": 600}, 600), ({"tokens": 600, "max_rows": 90}, 90)):
+        how = EvaluationSettings(controls=False, intervals=False, **asked)
+        found = evaluate(sae, model=stories, data=texts, settings=how)
+        assert found.n_rows == found.settings["rows"] == n_rows
+        assert 600 <= found.language_model["n_tokens"] < 640
+        assert f"{n_rows:,} rows, {found.language_model['n_tokens']:,} predicted tokens" in found.caption()
+    with pytest.raises(ConfigError, match="`tokens` is about a language model, and there is none; got 600"):
+        evaluate(oracle, rows, settings=EvaluationSettings(tokens=600))

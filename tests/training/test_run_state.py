@@ -33,6 +33,7 @@ def test_resume_equals_uninterrupted_for_every_architecture(tmp_path):
     assert all(same(a, b) for a, b in zip(whole, again))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("every", [7, 1000])
 def test_what_ctrl_c_interrupts_goes_on_and_ends_as_if_nothing_had_been(tmp_path, every):
     """Also before the first checkpoint is due, at a step that has one, and after the last step."""

@@ -317,13 +317,25 @@ def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callab
     return replaced
 
 
+def _tokenized(lm: LanguageModel, chunk: Sequence[str], context: int, first: int, tokens: int) -> Contexts:
+    """Return the contexts of texts; of the first long one and what follows it no more than `tokens` tokens need."""
+    characters = max(tokens * CHARACTERS_PER_TOKEN, 10_000)
+    long = next((i for i, text in enumerate(chunk) if len(text) > characters), len(chunk))
+    shown = [*chunk[:long], *(text[:characters] for text in chunk[long : long + 1])]
+    part = tokenize(lm.tokenizer, shown, context=context, first_document=first)
+    # the last token of a text that was cut may be another, so it must not be needed
+    if long == len(chunk) or predicted_tokens(part).sum() >= tokens + context:
+        return part
+    return tokenize(lm.tokenizer, chunk, context=context, first_document=first)
+
+
 def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> Contexts:
     """Return the first contexts that together predict at least `tokens` tokens."""
     parts: list[Contexts] = []
     predicted = 0
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         chunk = texts[first : first + TEXTS_AT_ONCE]
-        part = tokenize(lm.tokenizer, chunk, context=context, first_document=first)
+        part = _tokenized(lm, chunk, context, first, tokens - predicted)
         reached = predicted + np.cumsum(predicted_tokens(part))
         if len(reached) and reached[-1] >= tokens:
             parts.append(part.pick(np.arange(int(np.searchsorted(reached, tokens)) + 1)))

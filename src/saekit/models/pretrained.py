@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelError, OfflineError, listed, nearest
-from ..files import digest_bytes, digest_file
+from ..files import digest_bytes, digest_file, local_path
 from ..hub import Unreachable, ask_hub
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ class ModelFiles:
     def options(self) -> dict[str, Any]:
         """Keyword arguments for every ``from_pretrained``."""
         pinned = {"revision": self.revision} if self.revision is not None and not self.is_local else {}
-        return {"local_files_only": self.is_local, **pinned}
+        # without a word about code, transformers asks the terminal whether to run it
+        return {"local_files_only": self.is_local, "trust_remote_code": False, **pinned}
 
     @property
     def short_name(self) -> str:
@@ -181,8 +182,8 @@ class ModelFiles:
     @property
     def path(self) -> str | None:
         """The folder, resolved, where the model was asked for by its folder."""
-        given = Path(self.name).expanduser()
-        is_path = self.is_local and self.name != "builtin" and given.exists()
+        given = local_path(self.name)
+        is_path = self.is_local and self.name != "builtin" and os.path.exists(given)
         return str(given.resolve()) if is_path else None
 
     @property
@@ -223,15 +224,15 @@ def find_model(model: str | os.PathLike[str]) -> ModelFiles:
     name = os.fspath(model)
     if name == "builtin":
         return _find_builtin()
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = local_path(name)
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"`{name}` must be a folder that `save_pretrained` wrote; it has no config.json. Check the path."
             )
         return ModelFiles(name, str(path), None, True)
     parts = name.split("/")
-    if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or path.exists():
+    if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or os.path.exists(path):
         raise ModelError(f"`{name}` must be a model folder or a hub name; there is no such folder. Check the path.")
     return _find_on_hub(name)
 
@@ -290,6 +291,12 @@ def readable(files: ModelFiles, needed: str) -> Iterator[None]:
         raise
     except Exception as error:
         # transformers raises OSError, ValueError, KeyError, SafetensorError, ImportError ... for files that do not fit
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the model `{files.name}` must be one that transformers itself can build; it needs code that lies "
+                "with its files, and such code is never run (no `trust_remote_code`). Give a model without `auto_map` "
+                "in its config.json and tokenizer_config.json: a version converted to transformers, where there is one."
+            ) from None
         message = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
             f"the model `{files.name}` cannot be loaded: {message} "

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, FormatError, ShapeError, listed, nearest
+from ..sae.finite import check_finite
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
-from .source import _SCAN_ROWS, Batch, Block, Columns, check_finite, check_reading, rows_in_words
+from .source import _SCAN_ROWS, Batch, Block, Columns, check_reading, rows_in_words
 
 _DIGEST_BYTES = 2**30  # beyond this, a digest is made from evenly spaced chunks and is marked as such
 

@@ -265,6 +265,7 @@ class ImageReader:
         return {
             "data": self.images.info["name"],
             "data_split": self.images.info.get("split"),
+            **({"data_path": self.images.info["path"]} if "path" in self.images.info else {}),
             "data_digest": self.images.digest,
             "n_images": len(self.images),
             "skip_special": self.settings.skip_special,

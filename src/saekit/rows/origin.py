@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, ModelError, SaekitError
 from ..files import read_sealed
 from ..settings import Progress, silent, suggest_keywords
+from .settings import CE_TOKENS
 
 if TYPE_CHECKING:
     from ..models.language import LanguageModel
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 ROWS = 131_072
 """Rows that are made by a language model, where `tokens` is not given."""
-
-CE_TOKENS = 32_768
-"""Tokens of the cross-entropies, where `ce_tokens` is not given."""
 
 
 @suggest_keywords

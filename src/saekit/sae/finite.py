@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, listed
+from ..errors import DataError, ShapeError
+from .codes import Codes
 
 
 def as_tensor(x: Any, where: str) -> Tensor:
@@ -58,10 +59,9 @@ def check_finite(x: Tensor, first_row: int | Callable[[int], int], where: str) -
         index = int(bad[0])
         row = first_row(index) if callable(first_row) else first_row + index
         column = int((~torch.isfinite(x[index])).nonzero()[0])
-        value = "NaN" if bool(x[index, column].isnan()) else "infinity"
-        more = "" if len(bad) == 1 else f", and {len(bad) - 1} more of {len(x)} rows are not finite"
+        more = f"; {len(bad)} of these {len(x)} rows are not finite" if len(bad) > 1 else ""
         raise DataError(
-            f"rows must be finite; row {row} of {where} has {value} in column {column}{more}. "
+            f"rows must be finite; row {row} of {where} has {float(x[index, column])} in column {column}{more}. "
             "Remove such rows, or find out where they come from (half precision overflows at 65504)."
         )
 
@@ -94,12 +94,30 @@ def as_rows(x: Any, width: int, dtype: torch.dtype, device: torch.device, where:
     x = x.reshape(-1, width)
     rows = x.to(device=device, dtype=dtype)
     if not bool(torch.isfinite(rows.sum())):
-        check_finite(x, 0, "the rows")
-        if not bool(torch.isfinite(rows).all()):
-            row = int((~torch.isfinite(rows)).any(1).nonzero()[0])
-            largest = float(x[row].abs().max())
-            raise DataError(
-                f"{where}: rows must fit into {listed([str(dtype).removeprefix('torch.')])}, the number type of the "
-                f"SAE; row {row} has {largest:.3g}. Scale the rows."
-            )
+        check_finite(x, 0, f"the rows given to {where}")
+        check_held(rows, x, where)
     return rows
+
+
+def check_held(values: Tensor, x: Tensor, where: str) -> None:
+    """Refuse finite rows `x` whose `values` overflow the number type; raises `DataError`."""
+    held = torch.isfinite(values).flatten(1).all(1)
+    if not bool(held.all()):
+        row = int((~held).nonzero()[0])
+        raise DataError(
+            f"{where}: rows and their norms must fit into {str(values.dtype).removeprefix('torch.')}, the number type "
+            f"of the SAE; row {row} has numbers up to {float(x[row].abs().max()):.3g}, and {int((~held).sum())} of "
+            f"{len(held)} rows are too large. Scale the rows."
+        )
+
+
+def check_codes(codes: Codes) -> None:
+    """Refuse codes with NaN or infinity, naming the row; raises `DataError`."""
+    if not bool(torch.isfinite(codes.values.sum())):
+        bad = (~torch.isfinite(codes.values)).nonzero().flatten()
+        if len(bad):
+            row, latent = int(codes.row_of()[bad[0]]), int(codes.indices[bad[0]])
+            raise DataError(
+                f"decode: codes must be finite; latent {latent} of row {row} has {float(codes.values[bad[0]])}, and "
+                f"{len(bad)} of {codes.nnz} codes are not finite."
+            )

@@ -188,14 +188,15 @@ def _load(folder: Path, stream: IO[bytes], latents: int | None, fvu: float | Non
     n_latents = description["n_latents"]
     if fvu is not None:
         latents = _size_for(description, fvu, folder)
-    if latents is not None and not (isinstance(latents, int) and 1 <= latents <= n_latents):
+    latents = n_latents if latents is None else latents
+    if not (isinstance(latents, int) and 1 <= latents <= n_latents):
         raise ConfigError(
             f"load: `latents` must be a whole number from 1 to n_latents={n_latents}; got {latents!r} for `{folder}`."
         )
-    read = _read_whole if latents is None or latents == n_latents else _read_prefix
-    tensors = read(stream, header, description, latents or n_latents, folder / TENSORS)
+    read = _read_whole if latents == n_latents else _read_prefix
+    tensors = read(stream, header, description, latents, folder / TENSORS)
     try:
-        sae = _build(description, tensors, latents or n_latents)
+        sae = _build(description, tensors, latents)
     except (SaekitError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"`{folder / DESCRIPTION}` describes an SAE that cannot be: {error}") from None
     # Without a seal, the digest of the function is what binds the rule and the scaling to the tensors.
@@ -326,13 +327,18 @@ def _folder(path: str | os.PathLike[str]) -> Path:
         folder = folder.parent
     if (folder / DESCRIPTION).is_file() or ((folder / _NEXT).is_file() and (folder / TENSORS).is_file()):
         return folder
+    raise _no_sae(folder, text)
+
+
+def _no_sae(folder: Path, text: str) -> ConfigError:
+    """Return why a path is not that of an SAE."""
     inside = sorted(str(found.parent) for found in folder.glob(f"*/{DESCRIPTION}")) if folder.is_dir() else []
     if inside:
-        raise ConfigError(
+        return ConfigError(
             f"`{folder}` must be the folder of one SAE; it holds {len(inside)}: {listed(inside)}. Name one of them."
         )
     came = "holds no `sae.json`" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
-    raise ConfigError(
+    return ConfigError(
         f"an SAE must be a folder with `{DESCRIPTION}` and `{TENSORS}`, or hf:owner/name/folder; `{text}` {came}."
     )
 

@@ -1,10 +1,10 @@
 """How often intervals hold the truth, and how often verdicts are right, by simulation.
 
-``python benchmarks/coverage.py`` (``make coverage``) simulates groups of equal, lognormal and Pareto sizes whose rows
-go together, measures what saekit measures on them, and counts how often the 95 % interval holds the true value; then
-the same for FVU of real rows (stories and encyclopedia articles, documents drawn at random), and the verdict of a power
-law on samples of power laws, log-normals and exponentials. Tables go to ``coverage.json``; ``tests/measure`` runs a
-short version.
+``python benchmarks/interval_coverage.py`` (``make coverage``) simulates groups of equal, lognormal and Pareto sizes
+whose rows go together, measures what saekit measures on them, and counts how often the 95 % interval holds the true
+value; then the same for FVU of real rows (stories and encyclopedia articles, documents drawn at random), and the
+verdict of a power law on samples of power laws, log-normals and exponentials. Tables go to ``coverage.json``;
+``tests/measure`` runs a short version.
 """
 
 from __future__ import annotations
