@@ -232,7 +232,7 @@ class Transfer(ArmsResult):
         )
 
     def _repr_html_(self) -> str:
-        parts = [html_table(self.table(), self.caption())]
+        parts = [html_table(self.table(), self.footer())]
         shown = self.shown_arm
         if len(self.values) > 1:
             caption = f"Macro-F1 of `{shown}`: trained on the row, tested on the column."
