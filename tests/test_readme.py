@@ -23,7 +23,7 @@ def test_the_python_tour(tmp_path, monkeypatch):
     code = code.replace('data="builtin@heldout")', 'data="builtin@heldout", settings=FEW)')
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
-        names: dict = {"FEW": EvaluationSettings(max_rows=512, tokens=256, draws=20)}
+        names: dict = {"FEW": EvaluationSettings(max_rows=512, tokens=256)}
         exec(compile(code, "README.md", "exec"), names)
     assert names["result"].entries[0].metrics.fvu.value < 1
     assert names["result"].entries[0].controls["pca"].differences["fvu"].unit == "fraction"

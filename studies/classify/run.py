@@ -123,7 +123,7 @@ def smaller(config: Config) -> dict[str, Any]:
         saes = [{**sae, "latents": quick["latents"], "width": sae["latents"]} for sae in model["saes"]]
         models[name] = {**model, **{k: quick[k] for k in ("tokens", "steps", "batch_rows")}, "saes": saes}
     return {
-        **config, "sets": sets, "models": models, "draws": quick["draws"], "ks": quick["ks"], "control_ks": [4],
+        **config, "sets": sets, "models": models, "ks": quick["ks"], "control_ks": [4],
         "budget": {"C": quick["C"], "depths": [3], "thresholds": [0.0]},
         "runs": [{**run, **({"ks": quick["ks"]} if "ks" in run else {})} for run in config["runs"]],
     }  # fmt: skip
@@ -216,7 +216,7 @@ def trained(name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], o
             shown = sk.evaluate(
                 made[0],
                 rows[f"layers.{sae['layer']}"],
-                settings=EvaluationSettings(max_rows=20_000, controls=False, draws=0),
+                settings=EvaluationSettings(max_rows=20_000, controls=False, intervals=False),
             ).metrics
             tell(f"{sae_name(sae, sae['seeds'][0])}: FVU {shown.fvu.value:.3f}, dead {shown.dead_fraction.value:.1%}, "
                  f"{time.monotonic() - since:.0f} s")  # fmt: skip
@@ -240,7 +240,7 @@ def plan_of(
         [(name, sk.SAE.load(saes[name])) for name in run["saes"]], model=lm, data=table,
         split=sk.Split(seed=config["seed"], **settings_of(each)),
         settings=ClassifierSettings(
-            name=each["name"], draws=config["draws"], margin=config["margin"], budget=Budget(**config.get("budget", {})),
+            name=each["name"], margin=config["margin"], budget=Budget(**config.get("budget", {})),
             save_arm="none", cache=str(out / "features"), **settings, **more,
         ),
         out=out / run["name"] / each["name"],
@@ -388,7 +388,7 @@ def page(config: Config, folder: Path) -> str:
         "",
         f"Models: all-MiniLM-L6-v2 (an encoder; residual stream after block 4 of 6) and saekit's built-in language model, with "
         f"TopK SAEs trained by this study. {first.settings['intervals']['level']:.0%} intervals from "
-        f"{first.settings['intervals']['draws']:,} resamples of the test rows (groups where there are any); differences "
+        f"test rows (groups where there are any); differences "
         f"below {first.settings['margin']:g} macro-F1 count as none (*equivalent*).",
         "",
         "## What the paper says, and what we find",
@@ -412,7 +412,7 @@ def page(config: Config, folder: Path) -> str:
     lines += [
         "",
         "*− learned nothing*: minus the best of random projections, untrained and frozen-decoder SAEs of the same width and L0. "
-        "*resolves*: smaller differences cannot be told from none on this test set.",
+        "*resolves*: half the width of the interval of SAE − dense.",
         "",
         "In the paper: " + "; ".join(f"{each['name']}: {each['paper']}" for each in config["sets"]) + ".",
         "",

@@ -139,7 +139,7 @@ def run_subject(subject: Subject, plan: Plan, work: Path) -> dict[str, Any]:
         for seed in plan.seeds
     ]
     saes = {seed: load_saes(folder / f"seed{seed}") for seed in plan.seeds}
-    settings = ProgressiveSettings(by=BY, tokens=plan.ce_tokens, sample_rows=plan.sample_rows, draws=0)
+    settings = ProgressiveSettings(by=BY, tokens=plan.ce_tokens, sample_rows=plan.sample_rows, intervals=False)
     compared = [
         cells.run(
             f"measure-{seed}",

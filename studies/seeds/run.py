@@ -231,7 +231,7 @@ class Study:
                 sae.save(self.folder(cell, seed))
         found = sk.compare(saes, settings=ComparisonSettings(threshold=self.config["threshold"]))
         _, held = self.rows(cell["model"])[cell["layer"]]
-        entries = sk.evaluate(saes, held, settings=EvaluationSettings(controls=False, draws=0)).entries
+        entries = sk.evaluate(saes, held, settings=EvaluationSettings(controls=False, intervals=False)).entries
         return {
             **summary(found),
             **{name: [entry.metrics[name].value for entry in entries] for name in ("fvu", "l0", "dead_fraction")},
@@ -327,7 +327,7 @@ class Study:
                 held,
                 model=model,
                 data=data,
-                settings=EvaluationSettings(tokens=self.config.get("ce_tokens", 8192), controls=False, draws=0),
+                settings=EvaluationSettings(tokens=self.config.get("ce_tokens", 8192), controls=False, intervals=False),
             ).entries
             shared = None
             if len(members) > 1:

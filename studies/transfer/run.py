@@ -34,7 +34,7 @@ from saekit.classification.transfer import held_out
 from saekit.classification.transfer_features import transfer_features
 from saekit.classification.transfer_result import migrated
 from saekit.files import read_json, write_bytes, write_json
-from saekit.measure.paired_scores import PairedBootstrap, Predictions, score
+from saekit.measure.paired_scores import HeldOut, Predictions, score
 from saekit.measure.results import to_plain
 from saekit.report.transfer import write_transfer_figures
 
@@ -72,12 +72,11 @@ class Size:
     vit_epochs: int
     judged_images: int
     """Images that are classified."""
-    draws: int
     C: tuple[float, ...]
 
 
-FULL = Size(300_000, 2048, 1200, 11, 4000, 3000, 5000, 15, 3000, 1000, (0.01, 0.1, 1.0, 10.0))
-QUICK = Size(12_000, 256, 240, 3, 400, 200, 600, 2, 300, 50, (1.0,))
+FULL = Size(300_000, 2048, 1200, 11, 4000, 3000, 5000, 15, 3000, (0.01, 0.1, 1.0, 10.0))
+QUICK = Size(12_000, 256, 240, 3, 400, 200, 600, 2, 300, (1.0,))
 
 
 def minilm() -> Path | None:
@@ -141,7 +140,7 @@ class Study:
         """What all parts have in common; `part`: one part of the resamples."""
         return ClassifierSettings(
             **{
-                "budget": self.budget, "draws": self.size.draws // part, "pools": ("sum",), "shuffles": 0,
+                "budget": self.budget, "pools": ("sum",), "shuffles": 0,
                 "arms": ACROSS_SAE_KINDS, "cache": str(self.out / "features"), **more,
             }
         )  # fmt: skip
@@ -302,7 +301,7 @@ class Study:
         judges = held_out(rest)
         y = np.array(rest.column("label"))[judges]
         said = head(rest)[judges]
-        own = score(Predictions(np.eye(10)[said]), PairedBootstrap.over(y, draws=self.size.draws // 2))
+        own = score(Predictions(np.eye(10)[said]), HeldOut.over(y))
         say(f"--- {name}: the ViT's own head on the {len(y)} rows that judge: macro-F1 {own['macro_f1'].value:.3f}")
         self.results[f"vit-{name}"] = {
             "macro_f1": to_plain(own.measured("macro_f1")), "accuracy": to_plain(own.measured("accuracy")), "n": len(y),

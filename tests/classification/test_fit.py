@@ -15,7 +15,7 @@ from saekit.classification.settings import KINDS, Budget
 from saekit.classification.sklearn_steps import DensityMatched, MeanDifference, density_partners
 from saekit.errors import ConfigError, DataError
 from saekit.estimators.select import SelectLatents
-from saekit.measure.paired_scores import PairedBootstrap, Predictions, score
+from saekit.measure.paired_scores import HeldOut, Predictions, score
 
 QUICK = Budget(C=(0.1, 1.0), depths=(2, 3), thresholds=(0.0, "median"))
 
@@ -70,7 +70,7 @@ def test_every_arm_learns_what_is_there_and_nothing_from_shuffled_labels(arm, n_
     fitted = fit_arm(arm, matrix(data, arm, train), y[train], budget=QUICK)
     predictions = predict_arm(fitted, matrix(data, arm, test), n_classes)
     assert predictions.probabilities.sum(1) == pytest.approx(1, abs=1e-5)
-    found = score(predictions, PairedBootstrap.over(y[test], draws=100))
+    found = score(predictions, HeldOut.over(y[test]))
     if arm.kind not in ("majority", "matched"):
         assert found["auc"].value > 0.7
         assert fitted.converged
@@ -84,9 +84,8 @@ def test_every_arm_learns_what_is_there_and_nothing_from_shuffled_labels(arm, n_
     shuffled[train], shuffled[test] = generator.permutation(y[train]), generator.permutation(y[test])
     noise = fit_arm(arm, matrix(data, arm, train), shuffled[train], budget=QUICK, chosen=fitted.chosen)
     guess = predict_arm(noise, matrix(data, arm, test), n_classes)
-    bootstrap = PairedBootstrap.over(shuffled[test], draws=300)
-    draws = score(guess, bootstrap, ("auc",))["auc"]
-    assert abs(draws.value - 0.5) <= 3.3 * float(np.std(draws.draws)) + 1e-12  # type: ignore[arg-type]
+    chance = score(guess, HeldOut.over(shuffled[test]), ("auc",))["auc"]
+    assert abs(chance.value - 0.5) <= 3.3 * chance.spread.error + 1e-12  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("n", [20, 60])
@@ -102,17 +101,17 @@ def test_selection_within_the_folds_finds_nothing_in_noise_and_outside_finds_it(
         test = np.concatenate([rows for _, rows in parts])
         folds = np.repeat(np.arange(5), [len(rows) for _, rows in parts])
         guesses = [predict_arm(fit_arm(arm, z[a], y[a], budget=budget), z[b], 2).probabilities for a, b in parts]
-        bootstrap = PairedBootstrap.over(y[test], folds=folds, draws=200, seed=seed)
-        found = score(Predictions(np.concatenate(guesses)), bootstrap, ("auc",))["auc"]
+        held_out = HeldOut.over(y[test], folds=folds)
+        found = score(Predictions(np.concatenate(guesses)), held_out, ("auc",))["auc"]
         nested.append(found.value)
-        errors.append(float(np.std(found.draws)))  # type: ignore[arg-type]
+        errors.append(found.spread.error)  # type: ignore[union-attr]
 
         peeked = SelectLatents(128).fit(z, y).transform(z)
         guesses = []
         for a, b in parts:
             model = make_pipeline(MaxAbsScaler(), LogisticRegression()).fit(peeked[a], y[a])
             guesses.append(model.predict_proba(peeked[b]))
-        leaky.append(score(Predictions(np.concatenate(guesses)), bootstrap, ("auc",))["auc"].value)
+        leaky.append(score(Predictions(np.concatenate(guesses)), held_out, ("auc",))["auc"].value)
     assert np.mean(leaky) > 0.85
     assert abs(np.mean(nested) - 0.5) < 3 * np.sqrt(np.mean(np.square(errors)) / len(nested)) + 0.02
 

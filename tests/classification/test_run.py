@@ -21,7 +21,7 @@ from saekit.classification.text_classifier import fit_classifier, save_classifie
 from saekit.classification.transfer import held_out
 from saekit.classification.verdicts import difference
 from saekit.errors import ConfigError, DataError, FormatError
-from saekit.measure.paired_scores import corrected_t
+from saekit.measure.verdicts import corrected_t
 from saekit.report.classification import figures, write_classification_figures
 from saekit.report.page import render
 
@@ -73,7 +73,7 @@ def test_json_and_tables(full_run, tmp_path):
     assert again.to_json() == result.to_json()
     plain = result.to_json()
     assert {"name", "macro_f1", "auc", "difference", "verdict"} <= set(plain["arms"][0])
-    assert "cannot resolve differences of macro-F1 below" in repr(result)
+    assert "This test set resolves ±" in repr(result)
     assert "<table>" in result._repr_html_()
     curves = result.price_of_sparsity()
     assert [k for k, _ in curves["topk-64-k6-seed5 sum"]] == [2, 8]
@@ -255,7 +255,7 @@ def test_p_values_over_folds_are_those_of_the_corrected_t(lm, sae, rows, tmp_pat
     assert 0 < expected < 1
     assert result.arm("TF-IDF").p == pytest.approx(expected)
     drawn = run(lm, sae, rows, **{**COMMON, "arms": ("words", "dense")}, shuffles=0)
-    assert drawn.settings["p_values"] == "paired bootstrap"
+    assert drawn.settings["p_values"] == "paired jackknife"
 
 
 def test_latents_can_be_ranked_by_what_is_stored(lm, sae, rows, tmp_path):
@@ -303,7 +303,7 @@ def test_summary_over_data_sets(full_run):
     assert first.better + first.equivalent + first.worse + first.undecided == 3
     assert first.difference.value == pytest.approx(result.arm(result.best_sae).difference.value)
     assert ClassificationSummary.from_json(summary.to_json()) == summary
-    assert "resampled data sets" in repr(summary)
+    assert "intervals over data sets" in repr(summary)
     with pytest.raises(ConfigError, match="one margin"):
         summarize([result, replace(result, settings={**result.settings, "margin": 0.5})])
     with pytest.raises(ConfigError, match="got no results"):
@@ -377,7 +377,6 @@ def test_texts_without_tokens_are_refused(lm, sae, rows, monkeypatch):
         ({"pools": ("median",)}, "`pool` must be"),
         ({"pools": ()}, "`pools` must name"),
         ({"ks": (0,)}, "`ks` must be"),
-        ({"draws": -1}, "`draws` must be"),
         ({"shuffles": 1.5}, "`shuffles` must be"),
         ({"margin": -1.0}, "`margin` must be"),
         ({"budget": {"c": (1.0,)}}, "Budget: unknown argument `c`"),

@@ -19,16 +19,16 @@ from saekit.classification import stored_fits
 from saekit.classification.settings import Budget, Matching
 from saekit.classification.transfer import held_out, transfer
 from saekit.classification.transfer_features import transfer_features
-from saekit.classification.transfer_result import Transfer, loss, near_chance
+from saekit.classification.transfer_result import Transfer, near_chance
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.inputs.settings import Split
-from saekit.measure.paired_scores import verdict
 from saekit.measure.results import Measured
+from saekit.measure.verdicts import verdict
 from saekit.sae.rules import TopKRule
 
 D = 192
 QUICK = Budget(C=(1.0,))
-COMMON = {"layer": 1, "budget": QUICK, "draws": 100}
+COMMON = {"layer": 1, "budget": QUICK}
 
 GOOD = "returns computes array value shape index number mean sum axis".split()  # noqa: SIM905
 BAD = "raises error warning invalid deprecated exception fails missing broken wrong".split()  # noqa: SIM905
@@ -106,8 +106,11 @@ def test_the_same_data_twice_loses_nothing(lm, sae):
     found = run(twice, model=lm, sae=sae, across="lang", **COMMON)
     for cell in found.cells:
         assert (cell.drop.value, cell.drop_auc.value) == (0, 0)
-        assert cell.drop.low in (0, None)
-        assert cell.verdict == ("native" if cell.train == cell.test else "kept")
+        if cell.train == cell.test:
+            assert (cell.drop.low, cell.verdict) == (0, "native")
+        else:  # thirty rows on which all agree do not tell that less than 0.01 would be lost on others
+            assert cell.drop.low == -cell.drop.high < -0.01
+            assert cell.verdict == "undecided"
     assert {arm.name: arm.drop.value for arm in found.arms} == dict.fromkeys(
         ("majority", "TF-IDF", "dense sum", "dense last", "SAE sum binarized", "SAE sum"), 0
     )
@@ -228,7 +231,7 @@ def test_one_value_is_plain_classification(lm, sae):
 def test_several_saes_and_hooks(lm, sae, data):
     other = sae.replace(provenance={"hook": "layers.2"})
     found = run(
-        data, model=lm, sae=[sae, other], across="lang", values=["en", "fr"], budget=QUICK, draws=20,
+        data, model=lm, sae=[sae, other], across="lang", values=["en", "fr"], budget=QUICK,
         arms=["sae", "dense"],
     )  # fmt: skip
     assert [arm.name for arm in found.arms] == [
@@ -251,8 +254,8 @@ def test_groups_are_never_on_both_sides(lm, data):
         for item in range(80):
             word = f"{generator.choice(OTHER)} w{item}x"
             rows += [{"text": f"{word} {k} {lang}", "label": item % 2, "lang": lang, "item": item} for k in range(4)]
-    kept = run(rows, model=lm, across="lang", group="item", arms=["words"], budget=QUICK, draws=100)
-    leaky = run(rows, model=lm, across="lang", arms=["words"], budget=QUICK, draws=100)
+    kept = run(rows, model=lm, across="lang", group="item", arms=["words"], budget=QUICK)
+    leaky = run(rows, model=lm, across="lang", arms=["words"], budget=QUICK)
     assert leaky.cell("words", "a", "a").auc.value > 0.9
     assert leaky.cell("words", "a", "b").auc.value > 0.9
     for train in "ab":
@@ -262,7 +265,7 @@ def test_groups_are_never_on_both_sides(lm, data):
 
 
 def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):
-    settings = {"arms": ["majority"], "budget": QUICK, "draws": 0}
+    settings = {"arms": ["majority"], "budget": QUICK, "intervals": False}
     for split in ({"group": "item", "max_rows": 60}, {"group": "item"}, {"max_rows": 60}, {}):
         out = out_of(data, across="lang", **split)
         judges = sum(value.n_test for value in run(data, model=lm, across="lang", **settings, **split).values)
@@ -286,19 +289,19 @@ def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):
 def test_rare_classes_are_judged_by_auc(lm, data):
     rare = [row for i, row in enumerate(data) if row["label"] == "good" or i % 3 == 0]
     settings = {"across": "lang", "values": ["en", "fr"], "arms": ["dense", "words", "majority"], "layer": 1}
-    found = run(rare, model=lm, budget=QUICK, draws=100, **settings)
+    found = run(rare, model=lm, budget=QUICK, **settings)
     assert found.verdict_metric == "auc"
     assert any("verdicts look at AUC" in note for note in found.notes)
     assert found.table()[0][-2] == "AUC − dense"
     assert "margin 0.01 AUC" in found.caption()
     assert "AUC)" in found.arm("words").sentence
-    by_f1 = run(rare, model=lm, budget=QUICK, draws=100, metric="macro_f1", **settings)
+    by_f1 = run(rare, model=lm, budget=QUICK, metric="macro_f1", **settings)
     assert (by_f1.verdict_metric, by_f1.notes) == ("macro_f1", [note for note in found.notes if "AUC" not in note])
     for one, other in zip(found.arms, by_f1.arms):
         assert (one.difference, one.auc_difference) == (other.difference, other.auc_difference)
-        assert one.verdict == verdict(one.auc_difference, 0.01)
-        assert other.verdict == verdict(other.difference, 0.01)
-    even = run(data, model=lm, budget=QUICK, draws=20, **settings)
+        assert one.verdict in (verdict(one.auc_difference, 0.01), "undecided")  # corrected for the number of arms
+        assert other.verdict in (verdict(other.difference, 0.01), "undecided")
+    even = run(data, model=lm, budget=QUICK, **settings)
     assert even.verdict_metric == "macro_f1"
     with pytest.raises(ConfigError, match="`across` must be another column than the label"):
         run(data, model=lm, across="label", arms=["majority"])
@@ -307,7 +310,7 @@ def test_rare_classes_are_judged_by_auc(lm, data):
 
 
 def test_rows_are_drawn_by_group(lm, data):
-    found = run(data, model=lm, across="lang", max_rows=60, group="item", arms=["words"], budget=QUICK, draws=20)
+    found = run(data, model=lm, across="lang", max_rows=60, group="item", arms=["words"], budget=QUICK)
     assert [value.n_train + value.n_test for value in found.values] == [60] * 3
 
 
@@ -416,7 +419,6 @@ def test_bad_settings_are_refused(lm, sae, data):
     for change, message in (
         ({"test_share": 1.0}, "`test_share` must be a number between 0 and 1; got 1.0"),
         ({"folds": 1}, "`folds` must be a whole number from 2; got 1"),
-        ({"draws": -1}, "`draws` must be a whole number from 0; got -1"),
         ({"max_rows": 0}, "`max_rows` must be a whole number from 1; got 0"),
         ({"margin": -0.1}, "`margin` must be a difference"),
         ({"arms": ["binarised"]}, "`arms` must name kinds of arms; got `binarised`. Did you mean `binarized`"),
@@ -449,9 +451,7 @@ def test_two_models_of_other_widths(lm, sae, stories):
     other = load_model(stories)
     W = torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
     small = SAE(W, torch.zeros(64), W, torch.zeros(64), TopKRule(6), provenance={"hook": "layers.1"})
-    found = between(
-        rows_of(160, "en", 3), model=lm, to_model=other, saes=[sae, small], by="documents", budget=QUICK, draws=50
-    )
+    found = between(rows_of(160, "en", 3), model=lm, to_model=other, saes=[sae, small], by="documents", budget=QUICK)
     assert [value.about["model"] for value in found.values] == ["builtin", "stories260K"]
     assert "no dense arm: the hidden states of the models differ in width" in found.notes
     assert found.settings["to_model"]["model"] == "stories260K"
@@ -460,5 +460,3 @@ def test_two_models_of_other_widths(lm, sae, stories):
 def test_words_for_intervals():
     assert near_chance(Measured(0.4, 0.3, 0.45)) == "below chance"
     assert near_chance(Measured(0.5, None, None)) == "unknown"
-    assert loss(Measured(-0.2, -0.3, -0.1), 0.01) == "gained"
-    assert loss(Measured(0.0, -0.3, 0.1), 0.01) == "undecided"

@@ -81,7 +81,7 @@ def test_digits_from_sae_patch_features(vit, sae, digits):
     pixels, labels = (part[900:] for part in digits)
     images = read_images(pixels).with_columns(label=labels)
     kinds = ("sae", "binarized", "dense", "pixels", "majority")
-    asked_for = {"budget": QUICK, "draws": 200, "pools": ("sum",), "shuffles": 0}
+    asked_for = {"budget": QUICK, "pools": ("sum",), "shuffles": 0}
     found = run(images, model=vit, sae=sae, arms=kinds, **asked_for)
     assert [arm.name for arm in found.arms] == ["majority", "pixels", "dense sum", "SAE sum binarized", "SAE sum"]
     assert found.arm("sae").macro_f1.low > 0.7
@@ -97,9 +97,7 @@ def test_digits_from_sae_patch_features(vit, sae, digits):
 def test_images_are_classified_like_texts(vit, sae, digits, tmp_path):
     pixels, labels = digits[0][900:1100], digits[1][900:1100] % 2
     images = read_images(pixels).with_columns(label=labels)
-    how = asked(
-        budget=Budget(C=(1.0,), depths=(3,), thresholds=(0.0,)), draws=50, ks=(4,), control_ks=(4,), pools=("sum",)
-    )
+    how = asked(budget=Budget(C=(1.0,), depths=(3,), thresholds=(0.0,)), ks=(4,), control_ks=(4,), pools=("sum",))
     found = classify(sae, model=vit, data=images, **how, out=tmp_path)
     names = [arm.name for arm in found.arms]
     assert names[:3] == ["majority", "pixels", "dense sum"]
@@ -127,7 +125,7 @@ def test_domains_of_images(vit, sae, digits):
     pixels, labels = digits[0][900:1400], digits[1][900:1400] % 2
     kinds = ["plain"] * 500 + ["negative"] * 500
     images = read_images(np.concatenate([pixels, 255 - pixels])).with_columns(label=np.tile(labels, 2), kind=kinds)
-    found = run(images, model=vit, sae=sae, across="kind", budget=QUICK, draws=200)
+    found = run(images, model=vit, sae=sae, across="kind", budget=QUICK)
     assert found.cell("pixels", "plain", "negative").chance != "above chance"
     assert found.cell("sae", "plain", "plain").chance == "above chance"
     assert found.arm("sae").drop.low > 0
@@ -141,7 +139,7 @@ def test_equal_images_stay_on_one_side(vit, digits):
     out = held_out(images).reshape(3, 100)
     assert (out == out[0]).all()
     assert 15 <= out[0].sum() <= 35
-    found = run(images, model=vit, arms=["pixels"], budget=QUICK, draws=100)
+    found = run(images, model=vit, arms=["pixels"], budget=QUICK)
     assert found.values[0].n_test == out.sum()
     assert found.arm("pixels").auc.value < 0.8
     assert any("200 images occur before" in note for note in found.notes)
@@ -151,7 +149,7 @@ def test_held_out_images_are_those_that_judge(vit, digits):
     images = read_images(digits[0][900:1000]).with_columns(label=digits[1][900:1000] % 2, series=np.arange(100) // 5)
     out = held_out(images, split=Split(group="series", test_share=0.5))
     assert set(np.unique(out.reshape(20, 5).sum(1))) == {0, 5}
-    found = run(images, model=vit, arms=["majority"], group="series", test_share=0.5, draws=0)
+    found = run(images, model=vit, arms=["majority"], group="series", test_share=0.5, intervals=False)
     assert found.values[0].n_test == out.sum()
     with pytest.raises(ConfigError, match="`prompt` is what a vision-language model reads"):
         run([{"text": str(i), "label": i % 2} for i in range(40)], model="builtin", arms=["majority"], prompt="<image>")

@@ -120,7 +120,7 @@ def test_stability_is_written_and_orphans_are_measured(call, rows, tmp_path):
     assert "scores" in out
     assert "alignment, stability" in out
     assert "compared_with  topk-32-k4-seed1, topk-32-k4-seed2" in out
-    options = ("--rows", rows, "--sizes", "8", "--set", "draws=0", "--set", "sample_rows=60")
+    options = ("--rows", rows, "--sizes", "8", "--set", "intervals=false", "--set", "sample_rows=60")
     status, out, err = call("prune", first, "--by", "stability", *options, "--out", "small")
     assert status == 0, err
     assert SAE.load("small/8").scores["stability"].tolist() == stored.sort(descending=True).values[:8].tolist()

@@ -15,7 +15,7 @@ from saekit.sae.rules import ReLURule, TopKRule
 from saekit.sizes.result import SizeCurve
 
 WIDTH = 12
-QUICK = ("--set", "draws=10", "--set", "sample_rows=60")
+QUICK = ("--set", "sample_rows=60")
 
 
 @pytest.fixture

@@ -14,7 +14,10 @@ from saekit.classification.transfer_result import Transfer
 from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
-QUICK = ("--set", "C=[1.0]", "--set", "draws=50")
+QUICK = (
+    "--set",
+    "C=[1.0]",
+)
 
 
 @pytest.fixture
@@ -157,7 +160,12 @@ def test_images_from_the_command_line(call, tmp_path):
     W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
     save(SAE(W, torch.zeros(24), W, torch.zeros(16), TopKRule(4)), tmp_path / "sae")
     images = ("--model", "vit", "--sae", "sae", "--layer", 1, "--images", "images.npz", "--pool", "sum")
-    kinds = ("--arms", "majority,pixels,dense,sae,binarized", "--set", "budget.C=[1.0]", "--set", "draws=50")
+    kinds = (
+        "--arms",
+        "majority,pixels,dense,sae,binarized",
+        "--set",
+        "budget.C=[1.0]",
+    )
     status, out, err = call("transfer", *images, *kinds, "--json")
     assert status == 0, err
     arms = {arm["name"]: arm for arm in json.loads(out)["arms"]}

@@ -19,7 +19,7 @@ from saekit.rows.arrays import ArrayRows
 def test_ablating_one_latent_costs_its_loss(oracle, rows):
     lost = importance(oracle, rows).scores["loss"]
     whole, without = (
-        evaluate(sae, rows, settings=EvaluationSettings(controls=False, draws=0)).metrics.fvu.value
+        evaluate(sae, rows, settings=EvaluationSettings(controls=False, intervals=False)).metrics.fvu.value
         for sae in (oracle, ablated(oracle, [5]))
     )
     variance = float(rows.double().var(0, unbiased=False).sum())
@@ -37,7 +37,7 @@ def test_costs_of_each_group_are_those_of_its_ablation(oracle, rows):
     shared = np.arange(oracle.n_latents) < 30
     kinds = Kinds([shared, shared], {1: (np.array([40, 41]), np.array([3, 4]))})
     measured = measure_saes(
-        variants([oracle, oracle], kinds), ArrayRows(rows), settings=MeasureSettings(draws=0, max_rows=1000)
+        variants([oracle, oracle], kinds), ArrayRows(rows), settings=MeasureSettings(intervals=False, max_rows=1000)
     )
     costs = ablation_costs(measured, kinds)
     assert [each.latents for each in costs.groups] == list(GROUPS)

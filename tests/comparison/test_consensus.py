@@ -54,7 +54,9 @@ def test_means_of_noisy_copies_are_nearer_to_the_truth(oracle, rows):
     found = consensus(family, rows)
     fvus = [
         entry.metrics.fvu.value
-        for entry in evaluate([found, *family], rows, settings=EvaluationSettings(controls=False, draws=0)).entries
+        for entry in evaluate(
+            [found, *family], rows, settings=EvaluationSettings(controls=False, intervals=False)
+        ).entries
     ]
     assert fvus[0] < min(fvus[1:])
     assert found.W_dec.norm(dim=1).tolist() == pytest.approx([1.0] * 48, abs=1e-5)
@@ -108,7 +110,9 @@ def test_a_refit_lowers_the_error(synthetic, rows, tmp_path):
     fitted = consensus(saes, synthetic, settings=ConsensusSettings(threshold=0.5, refit=12_800, batch_rows=128))
     fvu = [
         e.metrics.fvu.value
-        for e in evaluate([plain, fitted, *saes], rows, settings=EvaluationSettings(controls=False, draws=0)).entries
+        for e in evaluate(
+            [plain, fitted, *saes], rows, settings=EvaluationSettings(controls=False, intervals=False)
+        ).entries
     ]
     assert fvu[1] < fvu[0]
     assert fvu[1] < max(fvu[2:])
@@ -117,7 +121,10 @@ def test_a_refit_lowers_the_error(synthetic, rows, tmp_path):
     assert fitted.scores.keys() == {"stability", "energy"}
     fitted.save(tmp_path / "c")
     assert torch.equal(SAE.load(tmp_path / "c").scores["stability"], fitted.scores["stability"])
-    assert "consensus" in evaluate(fitted, rows, settings=EvaluationSettings(controls=False, draws=0)).entries[0].name
+    assert (
+        "consensus"
+        in evaluate(fitted, rows, settings=EvaluationSettings(controls=False, intervals=False)).entries[0].name
+    )
 
 
 def test_what_is_refused(partly, oracle, rows):

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from saekit.comparison.intervals import OverPairs, jackknife_error, over_latents, over_saes, standard_error
+from saekit.comparison.intervals import OverPairs, over_latents, over_saes, standard_error
+from saekit.measure.intervals import jackknife_error
 from saekit.measure.results import Measured
 
 

@@ -17,7 +17,7 @@ from saekit.comparison.result import Comparison
 from saekit.comparison.run import in_exactly
 from saekit.comparison.settings import ComparisonSettings
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
-from saekit.measure.bootstrap import wilson_interval
+from saekit.measure.intervals import wilson_interval
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
 from saekit.sae.rules import ReLURule, TopKRule

@@ -31,7 +31,7 @@ ON_ROWS = {"fvu", "l0", "dead_fraction", "dense_fraction", "cosine", "l2_ratio",
 
 @pytest.fixture(scope="module")
 def evaluation(oracle, thresholded, synthetic) -> Evaluation:
-    return evaluate([oracle, thresholded], synthetic, settings=EvaluationSettings(draws=100))
+    return evaluate([oracle, thresholded], synthetic)
 
 
 # ---------------------------------------------------------------- numbers
@@ -52,10 +52,8 @@ def test_metrics_are_those_of_the_rows(evaluation, oracle, rows):
 @pytest.mark.parametrize(("batch_rows", "with_documents"), [(61, True), (399, False)])
 def test_any_batching_gives_the_same_values(oracle, thresholded, synthetic, rows, batch_rows, with_documents):
     source = synthetic if with_documents else rows
-    once = evaluate([oracle, thresholded], source, settings=EvaluationSettings(draws=100, max_rows=500))
-    again = evaluate(
-        [oracle, thresholded], source, settings=EvaluationSettings(draws=100, max_rows=500, batch_rows=batch_rows)
-    )
+    once = evaluate([oracle, thresholded], source, settings=EvaluationSettings(max_rows=500))
+    again = evaluate([oracle, thresholded], source, settings=EvaluationSettings(max_rows=500, batch_rows=batch_rows))
     for one, other in zip(once.entries, again.entries, strict=True):
         pairs = [(one.metrics, other.metrics)]
         pairs += [(one.controls[name].metrics, other.controls[name].metrics) for name in one.controls]
@@ -69,7 +67,7 @@ def test_any_batching_gives_the_same_values(oracle, thresholded, synthetic, rows
 
 
 def test_sae_alone_gives_what_it_gives_beside_others(evaluation, thresholded, synthetic):
-    alone = evaluate(thresholded, synthetic, settings=EvaluationSettings(draws=100))
+    alone = evaluate(thresholded, synthetic)
     assert alone.entries[0].metrics == evaluation.entries[1].metrics
     assert alone.entries[0].controls["untrained"] == evaluation.entries[1].controls["untrained"]
 
@@ -86,7 +84,7 @@ def test_a_mean_predictor_scores_one_and_a_perfect_sae_zero(constant, identity, 
 
 
 def test_arrays_without_documents_say_where_their_interval_comes_from(oracle, rows):
-    measured = evaluate(oracle, rows.numpy(), settings=EvaluationSettings(draws=20)).metrics.fvu
+    measured = evaluate(oracle, rows.numpy()).metrics.fvu
     assert measured.low is not None
     assert "consecutive rows" in measured.reason
 
@@ -95,11 +93,11 @@ def test_one_document_has_no_interval(oracle, rows):
     source = ArrayRows(rows, document=torch.zeros(len(rows), dtype=torch.long))
     measured = evaluate(oracle, source).metrics.fvu
     assert measured.low is None
-    assert "at least 2 documents" in measured.reason
+    assert "at least 3 documents" in measured.reason
 
 
-def test_no_draws_means_no_intervals(oracle, rows):
-    measured = evaluate(oracle, rows, settings=EvaluationSettings(draws=0)).metrics.fvu
+def test_intervals_can_be_left_out(oracle, rows):
+    measured = evaluate(oracle, rows, settings=EvaluationSettings(intervals=False)).metrics.fvu
     assert (measured.low, measured.reason) == (None, "no interval asked for")
 
 
@@ -108,14 +106,14 @@ def test_training_rows_are_recognised(oracle, rows):
     digest = source.info["digest"]
     for known, expected in ((digest, True), ("sha256:00", False), (None, None)):
         provenance = {} if known is None else {"data_digest": known}
-        result = evaluate(oracle.replace(provenance=provenance), source, settings=EvaluationSettings(draws=0))
+        result = evaluate(oracle.replace(provenance=provenance), source, settings=EvaluationSettings(intervals=False))
         assert result.entries[0].on_training_rows is expected
         assert ("was trained on" in repr(result)) == bool(expected)
 
 
 def test_nothing_given_is_changed(oracle, rows):
     before = rows.clone(), oracle.W_dec.clone()
-    evaluate(oracle, rows, settings=EvaluationSettings(draws=0))
+    evaluate(oracle, rows, settings=EvaluationSettings(intervals=False))
     assert torch.equal(before[0], rows)
     assert torch.equal(before[1], oracle.W_dec)
 
@@ -126,7 +124,7 @@ def test_progress_counts_rows(oracle, synthetic):
         oracle,
         synthetic,
         progress=lambda *call: seen.append(call),
-        settings=EvaluationSettings(batch_rows=1000, draws=0),
+        settings=EvaluationSettings(batch_rows=1000, intervals=False),
     )
     assert seen == [("rows", 1000, 3000), ("rows", 2000, 3000), ("rows", 3000, 3000)]
 
@@ -154,7 +152,7 @@ def test_an_sae_with_the_true_dictionary_beats_its_controls(evaluation):
 def test_training_beats_no_training(synthetic):
     config = TopK(n_latents=48, k=2, lr=1e-2, scaling="none")
     (trained,) = train([config], synthetic, tokens=12_000, settings=TrainSettings(batch_rows=200))
-    result = evaluate([trained, untrained(config, synthetic, 0)], synthetic, settings=EvaluationSettings(draws=200))
+    result = evaluate([trained, untrained(config, synthetic, 0)], synthetic)
     first, second = result.entries
     assert first.controls["untrained"].differences.fvu.high < -0.1
     assert abs(second.controls["untrained"].differences.fvu.value) < 0.1
@@ -165,9 +163,9 @@ def test_training_beats_no_training(synthetic):
 
 
 def test_the_untrained_control_depends_on_the_seed_alone(synthetic, oracle):
-    once = evaluate(oracle, synthetic, settings=EvaluationSettings(draws=0, seed=3))
-    again = evaluate(oracle, synthetic, settings=EvaluationSettings(draws=0, seed=3))
-    other = evaluate(oracle, synthetic, settings=EvaluationSettings(draws=0, seed=4))
+    once = evaluate(oracle, synthetic, settings=EvaluationSettings(intervals=False, seed=3))
+    again = evaluate(oracle, synthetic, settings=EvaluationSettings(intervals=False, seed=3))
+    other = evaluate(oracle, synthetic, settings=EvaluationSettings(intervals=False, seed=4))
     mine, theirs = (each.controls["untrained"].metrics.fvu.value for each in (once, again))
     assert mine == theirs
     assert mine != other.controls["untrained"].metrics.fvu.value
@@ -189,7 +187,7 @@ def test_untrained_twin_matches_rule_scaling_and_l0(oracle, rows, kind):
         ),
         "layer_norm": oracle.replace(scaling=Scaling("layer_norm"), b_pre=None, b_dec=torch.zeros(24)),
     }[kind]
-    result = evaluate(sae, rows, settings=EvaluationSettings(draws=0))
+    result = evaluate(sae, rows, settings=EvaluationSettings(intervals=False))
     untrained = result.controls["untrained"].metrics
     assert untrained.l0.value == pytest.approx(result.metrics.l0.value, rel=0.15)
     # Biases at the mean row: an untrained SAE is not absurdly far from predicting the mean.
@@ -199,9 +197,9 @@ def test_untrained_twin_matches_rule_scaling_and_l0(oracle, rows, kind):
 def test_frozen_decoder_is_a_control_when_given_or_recognised(oracle, synthetic):
     config = {"control": "frozen-decoder"}
     frozen = oracle.replace(W_dec=torch.randn(48, 24, generator=torch.Generator().manual_seed(0)))
-    by_argument = evaluate(oracle, synthetic, frozen=frozen, settings=EvaluationSettings(draws=0))
+    by_argument = evaluate(oracle, synthetic, frozen=frozen, settings=EvaluationSettings(intervals=False))
     by_provenance = evaluate(
-        [oracle, frozen.replace(provenance={"config": config})], synthetic, settings=EvaluationSettings(draws=0)
+        [oracle, frozen.replace(provenance={"config": config})], synthetic, settings=EvaluationSettings(intervals=False)
     )
     assert list(by_argument.controls) == ["untrained", "frozen-decoder", "pca"]
     assert by_argument.controls["frozen-decoder"].metrics == by_provenance.entries[0].controls["frozen-decoder"].metrics
@@ -211,15 +209,15 @@ def test_frozen_decoder_is_a_control_when_given_or_recognised(oracle, synthetic)
 
 
 def test_controls_can_be_fitted_on_other_rows(oracle, rows):
-    inside = evaluate(oracle, rows[:400], settings=EvaluationSettings(draws=0))
-    outside = evaluate(oracle, rows[:400], fit=rows[400:], settings=EvaluationSettings(draws=0))
+    inside = evaluate(oracle, rows[:400], settings=EvaluationSettings(intervals=False))
+    outside = evaluate(oracle, rows[:400], fit=rows[400:], settings=EvaluationSettings(intervals=False))
     assert "of the rows evaluated" in inside.controls["pca"].about["fitted_on"]
     assert "given as `fit`" in outside.controls["pca"].about["fitted_on"]
     assert inside.controls["pca"].metrics.fvu.value < outside.controls["pca"].metrics.fvu.value
 
 
 def test_controls_can_be_left_out(oracle, synthetic):
-    assert evaluate(oracle, synthetic, settings=EvaluationSettings(controls=False, draws=0)).controls == {}
+    assert evaluate(oracle, synthetic, settings=EvaluationSettings(controls=False, intervals=False)).controls == {}
 
 
 # ---------------------------------------------------------------- the result
@@ -320,7 +318,9 @@ def test_table_shows_each_sae_and_its_controls(evaluation):
 
 
 def test_notebook_view_escapes_names(oracle, rows):
-    result = evaluate(oracle.replace(provenance={"seed": "<script>"}), rows, settings=EvaluationSettings(draws=0))
+    result = evaluate(
+        oracle.replace(provenance={"seed": "<script>"}), rows, settings=EvaluationSettings(intervals=False)
+    )
     page = result._repr_html_()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
@@ -330,7 +330,7 @@ def test_equal_names_are_told_apart(oracle, rows):
     names = [
         entry.name
         for entry in evaluate(
-            [oracle, oracle, oracle], rows, settings=EvaluationSettings(draws=0, controls=False)
+            [oracle, oracle, oracle], rows, settings=EvaluationSettings(intervals=False, controls=False)
         ).entries
     ]
     assert names == ["topk-48-k2", "topk-48-k2 (2)", "topk-48-k2 (3)"]
@@ -338,10 +338,11 @@ def test_equal_names_are_told_apart(oracle, rows):
 
 def test_paths_are_loaded_and_named_by_their_folder(oracle, rows, tmp_path):
     oracle.save(tmp_path / "run-1")
-    result = evaluate(tmp_path / "run-1", rows, settings=EvaluationSettings(draws=0, controls=False))
+    result = evaluate(tmp_path / "run-1", rows, settings=EvaluationSettings(intervals=False, controls=False))
     assert result.entries[0].name == "run-1"
     assert (
-        result.metrics.fvu == evaluate(oracle, rows, settings=EvaluationSettings(draws=0, controls=False)).metrics.fvu
+        result.metrics.fvu
+        == evaluate(oracle, rows, settings=EvaluationSettings(intervals=False, controls=False)).metrics.fvu
     )
 
 
@@ -401,8 +402,6 @@ def test_calls_that_cannot_work_are_refused(oracle, rows):
         evaluate(oracle, rows, model="builtin")
     with pytest.raises(ConfigError, match="`max_rows` must be a whole number from 1; got 0"):
         evaluate(oracle, rows, settings=EvaluationSettings(max_rows=0))
-    with pytest.raises(ConfigError, match="`draws` must be a whole number from 0; got -1"):
-        evaluate(oracle, rows, settings=EvaluationSettings(draws=-1))
     with pytest.raises(ShapeError, match="must have one width; `topk-8-k3`"):
         evaluate([oracle, _square(8, 5)], rows)
     with pytest.raises(ShapeError, match="it maps 5 to 7"):
@@ -424,9 +423,11 @@ def _square(n_latents: int, d: int) -> SAE:
 
 
 def test_a_setting_passed_as_a_keyword_is_told_where_it_goes(oracle, rows):
-    with pytest.raises(TypeError, match=r"unknown argument `draws`. Pass settings=EvaluationSettings\(draws=…\)"):
-        evaluate(oracle, rows, draws=0)
+    with pytest.raises(
+        TypeError, match=r"unknown argument `intervals`. Pass settings=EvaluationSettings\(intervals=…\)"
+    ):
+        evaluate(oracle, rows, intervals=False)
     with pytest.raises(TypeError, match="Did you mean `frozen`"):
         evaluate(oracle, rows, frozn=oracle)
-    with pytest.raises(TypeError, match="Did you mean `draws`"):
-        EvaluationSettings(draw=0)
+    with pytest.raises(TypeError, match="Did you mean `intervals`"):
+        EvaluationSettings(interval=False)

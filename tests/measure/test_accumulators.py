@@ -13,7 +13,7 @@ from sklearn.metrics import r2_score
 
 from saekit.errors import DataError, ShapeError
 from saekit.measure.accumulators import Fidelity, Moments, Reconstruction, Sparsity, Sums, fvu
-from saekit.measure.bootstrap import DocumentBootstrap
+from saekit.measure.intervals import Sample
 from saekit.sae.codes import Codes
 
 ROUNDING = 1e-9  # relative; float64 sums in another order
@@ -101,7 +101,7 @@ def reconstruct_in(parts: list[slice], merge: bool) -> dict[str, tuple[float, np
     for index, part in enumerate(parts):
         accumulators[index if merge else 0].update(x[part], x_hat[part], group[part])
     estimates = merged(accumulators).compute()
-    return {name: (estimate.value, estimate.draws) for name, estimate in estimates.items()}
+    return {name: (estimate.value, estimate.left_out) for name, estimate in estimates.items()}
 
 
 def cuts(n: int):
@@ -114,9 +114,9 @@ def cuts(n: int):
 @given(cuts(97), st.booleans())
 def test_any_batching_and_any_merging_give_the_same_reconstruction_metrics(parts, merge):
     whole = reconstruct_in([slice(0, 97)], merge=False)
-    for name, (value, draws) in reconstruct_in(parts, merge).items():
+    for name, (value, left_out) in reconstruct_in(parts, merge).items():
         assert value == pytest.approx(whole[name][0], rel=ROUNDING), name
-        np.testing.assert_allclose(draws, whole[name][1], rtol=1e-8, err_msg=name)
+        np.testing.assert_allclose(left_out, whole[name][1], rtol=1e-8, err_msg=name)
 
 
 @settings(max_examples=15, deadline=None)
@@ -147,17 +147,17 @@ def test_moments_equal_the_direct_formula():
     assert moments.total() == pytest.approx(float((x - x.mean(0)).square().sum()), rel=ROUNDING)
 
 
-def test_a_resample_recomputes_the_denominator_about_its_own_mean():
+def test_what_is_left_recomputes_the_denominator_about_its_own_mean():
     x, x_hat, group = rows()
     accumulator = Reconstruction(x.shape[1])
     accumulator.update(x, x_hat, group)
-    bootstrap = DocumentBootstrap.over(accumulator.moments.rows_per_group, draws=5, seed=3)
-    draws = accumulator.compute(bootstrap)["fvu"].draws
-    assert bootstrap.weights is not None
-    assert draws is not None
-    for weight, draw in zip(bootstrap.weights, draws, strict=True):
+    sample = Sample.over(accumulator.moments.rows_per_group)
+    left_out = accumulator.compute(sample)["fvu"].left_out
+    assert sample.weights is not None
+    assert left_out is not None
+    for weight, value in zip(sample.weights, left_out, strict=True):
         chosen = torch.cat([(group == g).nonzero().squeeze(1).repeat(int(w)) for g, w in enumerate(weight) if w])
-        assert draw == pytest.approx(fvu(x[chosen], x_hat[chosen]), rel=1e-8)
+        assert value == pytest.approx(fvu(x[chosen], x_hat[chosen]), rel=1e-8)
 
 
 def test_shared_moments_give_what_own_moments_give():

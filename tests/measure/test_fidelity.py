@@ -99,9 +99,7 @@ def test_an_sae_that_answers_zero_or_the_mean_recovers_nothing(lm, source, const
 
 
 def test_controls_get_cross_entropies_too_and_differences_are_paired(lm, source):
-    result = evaluate(
-        random_sae(lm.d_model), source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, draws=50)
-    )
+    result = evaluate(random_sae(lm.d_model), source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER))
     names = {"ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_recovered_zero", "ce_recovered_mean", "kl"}
     assert names <= set(result.metrics)
     for control in result.controls.values():
@@ -124,7 +122,7 @@ def test_predicted_tokens_are_those_of_the_texts(lm, source, identity):
         source,
         model=lm,
         data=TEXTS,
-        settings=EvaluationSettings(layer=LAYER, controls=False, draws=0),
+        settings=EvaluationSettings(layer=LAYER, controls=False, intervals=False),
     )
     encoded = [lm.tokenizer(text)["input_ids"] for text in TEXTS]
     assert result.language_model["n_tokens"] == sum(len(ids) - 1 for ids in encoded)
@@ -143,7 +141,7 @@ def test_forward_batching_changes_nothing_beyond_rounding(lm, source, monkeypatc
 
     def measured():
         return evaluate(
-            sae, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False, draws=20)
+            sae, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False)
         ).metrics
 
     together = measured()
@@ -179,7 +177,10 @@ def test_tokens_limits_the_texts_read(lm, source, identity):
 def test_rows_come_from_the_model_when_none_are_given(lm, identity):
     sae = identity(lm.d_model).replace(provenance={"hook": f"layers.{LAYER}"})
     result = evaluate(
-        sae, model=lm, data=iter(TEXTS), settings=EvaluationSettings(max_rows=200, tokens=60, controls=False, draws=0)
+        sae,
+        model=lm,
+        data=iter(TEXTS),
+        settings=EvaluationSettings(max_rows=200, tokens=60, controls=False, intervals=False),
     )
     assert result.n_rows >= 190
     assert result.rows["hook"] == f"layers.{LAYER}"
@@ -192,7 +193,7 @@ def test_skipped_tokens_pass_through_unchanged(lm, source, constant, monkeypatch
     sae = constant(torch.zeros(lm.d_model))
     monkeypatch.setattr(Skipped, "by", classmethod(lambda cls, info: cls(True, 0.0)))
     metrics = evaluate(
-        sae, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False, draws=0)
+        sae, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False, intervals=False)
     ).metrics
     assert metrics.ce_sae.value == metrics.ce_clean.value == metrics.ce_zero.value
     assert math.isnan(metrics.ce_recovered_zero.value)
@@ -205,7 +206,7 @@ def test_replacing_added_tokens_as_well_costs_more(lm, source, constant, monkeyp
     def ce_zero(special):
         monkeypatch.setattr(Skipped, "by", classmethod(lambda cls, info: cls(special, None)))
         return evaluate(
-            sae, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False, draws=0)
+            sae, source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False, intervals=False)
         ).metrics.ce_zero.value
 
     assert ce_zero(False) != ce_zero(True)
@@ -225,7 +226,7 @@ def test_an_encoder_has_no_cross_entropy_and_the_result_says_so(minilm, identity
         identity(encoder.d_model),
         model=encoder,
         data=TEXTS[:2],
-        settings=EvaluationSettings(layer=1, controls=False, draws=0),
+        settings=EvaluationSettings(layer=1, controls=False, intervals=False),
     )
     assert result.language_model is None
     assert "not a causal language model" in result.settings["cross_entropy"]

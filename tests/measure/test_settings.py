@@ -28,8 +28,6 @@ def test_every_setting_has_a_help_text(settings):
 def test_particular_ranges():
     with pytest.raises(ConfigError, match="evaluate: `tokens` must be a whole number from 0; got -1"):
         EvaluationSettings(tokens=-1)
-    with pytest.raises(ConfigError, match="evaluate: `draws`"):
-        EvaluationSettings(draws=1.5)
     for settings in (ComparisonSettings, ConsensusSettings):
         with pytest.raises(ConfigError, match=f"{settings.CALLER}: `threshold` is a cosine"):
             settings(threshold=1.01)

@@ -67,7 +67,8 @@ def test_intervals_come_from_a_jackknife_over_documents():
     documents = np.arange(200) // 4
     for measure in (rsa, linear_cka):
         found = measure(x, y, documents)
-        assert found.ends[0] < found.value < found.ends[1]
+        measured = found.measured("")
+        assert measured.low < found.value < measured.high
         assert "jackknife over 20 parts" in found.reason
         assert measure(x, y, documents // 10).ends is None
         assert "at least 20 documents" in measure(x, y, documents // 10).reason
@@ -83,8 +84,8 @@ def test_the_interval_covers_the_value_of_many_rows():
         return x, x @ mix + torch.randn(n, 8, generator=generator)
 
     truth = linear_cka(*sample(3000)).value
-    ends = [linear_cka(*sample(120), np.arange(120)).ends for _ in range(40)]
-    assert sum(low <= truth <= high for low, high in ends) >= 33
+    found = [linear_cka(*sample(120), np.arange(120)).measured("", most=1.0) for _ in range(40)]
+    assert sum(each.low <= truth <= each.high for each in found) >= 35
 
 
 def test_rows_that_do_not_vary_are_undefined():

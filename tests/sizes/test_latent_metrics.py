@@ -18,7 +18,7 @@ from saekit.sizes.latent_metrics import nearest, over_latents, seed_overlap
 from saekit.sizes.settings import SizeSettings
 from saekit.sizes.size_curve import measure_sizes
 
-QUICK = {"draws": 0, "sample_rows": 0, "latents": True}
+QUICK = {"intervals": False, "sample_rows": 0, "latents": True}
 N_ROWS, D = 600, 12
 
 

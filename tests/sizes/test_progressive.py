@@ -31,7 +31,7 @@ from saekit.training.config import Matryoshka, TopK
 from saekit.training.loop import train
 from saekit.training.settings import TrainSettings
 
-QUICK = {"draws": 10, "sample_rows": 60}
+QUICK = {"sample_rows": 60}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from saekit.sizes.settings import (
 )
 from saekit.sizes.size_curve import measure_sizes
 
-QUICK = {"draws": 10, "sample_rows": 60}
+QUICK = {"sample_rows": 60}
 
 
 def test_it_ranks_on_one_half_and_measures_on_the_other(oracle, synthetic):

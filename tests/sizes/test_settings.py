@@ -18,9 +18,9 @@ from saekit.sizes.settings import (
 
 
 def test_a_study_has_the_settings_of_its_steps():
-    study = PruningStudySettings(refit=True, seed=3, text="body", tokens=100, ce_tokens=50, draws=0)
+    study = PruningStudySettings(refit=True, seed=3, text="body", tokens=100, ce_tokens=50, intervals=False)
     assert part_of(study, PruneSettings) == PruneSettings(refit=True, seed=3)
-    assert part_of(study, SizeSettings, tokens=50) == SizeSettings(seed=3, text="body", tokens=50, draws=0)
+    assert part_of(study, SizeSettings, tokens=50) == SizeSettings(seed=3, text="body", tokens=50, intervals=False)
     assert part_of(study, OriginSettings) == OriginSettings(text="body", tokens=100, ce_tokens=50)
 
 
@@ -37,7 +37,6 @@ def test_defaults_of_the_two_studies():
         (PruneSettings, {"batch_rows": 0}, "`batch_rows` must be"),
         (SizeSettings, {"selection": "during"}, "must be 'before' or 'after'"),
         (SizeSettings, {"sample_rows": 3}, "must be 0 or at least 4; got 3"),
-        (SizeSettings, {"draws": -1}, "`draws` must be"),
         (ProgressiveSettings, {"sample_rows": -1}, "must be 0 or at least 4"),
         (PruningStudySettings, {"selection": "during"}, "must be 'before' or 'after'"),
         (AttributionSettings, {"at": "here"}, "must be 'reconstruction' or 'activation'"),

@@ -25,7 +25,7 @@ from saekit.sizes.size_curve import SizeCurve, default_sizes, measure_sizes
 from saekit.store.native import describe, load
 
 SIZES = [4, 12, 48]
-QUICK = {"draws": 20, "sample_rows": 60}
+QUICK = {"sample_rows": 60}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,11 @@ def test_several_saes_are_measured_whole(oracle, synthetic, rows):
 def test_similarity_can_be_left_out_and_progress_is_told(ranked, synthetic):
     seen = []
     found = measure_sizes(
-        ranked, synthetic, [4], progress=lambda *call: seen.append(call), settings=SizeSettings(draws=0, sample_rows=0)
+        ranked,
+        synthetic,
+        [4],
+        progress=lambda *call: seen.append(call),
+        settings=SizeSettings(intervals=False, sample_rows=0),
     )
     assert "rsa" not in found.points[0].metrics
     assert seen[-1] == ("rows", 3000, 3000)
@@ -117,7 +121,7 @@ def test_similarity_can_be_left_out_and_progress_is_told(ranked, synthetic):
 
 def test_default_sizes(ranked, synthetic):
     assert (
-        measure_sizes(ranked, synthetic, settings=SizeSettings(draws=0, sample_rows=0)).sizes
+        measure_sizes(ranked, synthetic, settings=SizeSettings(intervals=False, sample_rows=0)).sizes
         == default_sizes(48)
         == [1, 3, 6, 12, 24, 48]
     )
@@ -199,7 +203,9 @@ def test_a_file_carries_the_curve(curve, ranked, tmp_path, rows):
 def test_a_curve_of_something_else_is_not_written(curve, ranked, synthetic):
     with pytest.raises(ConfigError, match="it goes to 48 latents where the SAE has 12"):
         curve.write_into(ranked.take(12))
-    after = measure_sizes(ranked, synthetic, [4], settings=SizeSettings(selection="after", draws=0, sample_rows=0))
+    after = measure_sizes(
+        ranked, synthetic, [4], settings=SizeSettings(selection="after", intervals=False, sample_rows=0)
+    )
     with pytest.raises(ConfigError, match="needs the curve of selection='before'"):
         after.write_into(ranked)
 

@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from ..measure.bootstrap import Estimate
-from ..measure.paired_scores import verdict
+from ..measure.intervals import Estimate, mean_estimate
 from ..measure.results import Measured
+from ..measure.verdicts import family_verdicts
 from ..provenance import release
 from .plan import Job
 from .run import versions
 from .transfer_result import (
+    LOSSES,
     ArmTransfer,
     Cell,
     Transfer,
     Value,
     arm_sentence,
     cell_sentence,
-    loss,
     near_chance,
 )
-from .verdicts import NO_DENSE, Judged, why_auc
+from .verdicts import NO_DENSE, Judged, arm_verdicts, why_auc
 
 _UNITS = {"macro_f1": "fraction", "auc": "area"}
 Pairs = Sequence[tuple[int, int]]
@@ -48,7 +48,8 @@ def transfer_of(
     """
     plan = judged.plan
     n, names = len(plan.values), list(dict.fromkeys(job.arm.name for job in judged.jobs()))
-    cells = [_cell(judged, name, i, j) for name in names for i in range(n) for j in range(n)]
+    cells = {name: _cells(judged, name) for name in names}
+    words = _verdicts(judged, names)
     facts = plan.reader.facts
     return Transfer(
         saekit=release(),
@@ -61,8 +62,8 @@ def transfer_of(
         classes=list(plan.data.classes),
         values=[_value(judged, j, about[j] if about else {}) for j in range(n)],
         best_dense=judged.baseline,
-        arms=[_arm(judged, name, [cell for cell in cells if cell.arm == name]) for name in names],
-        cells=cells,
+        arms=[_arm(judged, name, cells[name], words[name]) for name in names],
+        cells=[cell for each in cells.values() for cell in each],
         notes=[*plan.data.warnings, *notes, *why_auc(judged)],
     )
 
@@ -81,7 +82,33 @@ def _value(judged: Judged, j: int, about: dict[str, Any]) -> Value:
     )
 
 
-def _cell(judged: Judged, name: str, i: int, j: int) -> Cell:
+def _verdicts(judged: Judged, names: Sequence[str]) -> dict[str, str]:
+    """Return the verdict of every arm against the best dense one, corrected for the number of arms."""
+    if judged.baseline is None:
+        return dict.fromkeys(names, "")
+    others = _other_cells(len(judged.plan.values))
+    return arm_verdicts(judged, {name: _gap(judged, name, others, judged.metric) for name in names}, judged.baseline)
+
+
+def _other_cells(n: int) -> Pairs:
+    """Return the cells off the diagonal; of one value the one that there is."""
+    return [(i, j) for i in range(n) for j in range(n) if i != j] or [(0, 0)]
+
+
+def _cells(judged: Judged, name: str) -> list[Cell]:
+    """Return every cell of an arm; what is claimed of those off the diagonal is one family."""
+    n, jobs = len(judged.plan.values), judged.of_arm(name)
+    others = [(i, j) for i, j in _other_cells(n) if i != j]
+    drops = [judged.score(jobs[j], j).gap(judged.score(jobs[i], j)) for i, j in others]
+    areas = [judged.score(jobs[i], j)["auc"].plus(-0.5) for i, j in others]
+    lost = dict(zip(others, family_verdicts(drops, judged.plan.how.margin)))
+    found = dict(zip(others, family_verdicts(areas, 0.0, least=-0.5, most=0.5)))
+    return [_cell(judged, name, (i, j), lost.get((i, j)), found.get((i, j))) for i in range(n) for j in range(n)]
+
+
+def _cell(judged: Judged, name: str, place: tuple[int, int], lost: str | None, found: str | None) -> Cell:
+    """Return a cell, with the verdicts of its drop and of its AUC; None on the diagonal."""
+    i, j = place
     jobs = judged.of_arm(name)
     mine, native = judged.score(jobs[i], j), judged.score(jobs[j], j)
     base = judged.baseline
@@ -99,8 +126,8 @@ def _cell(judged: Judged, name: str, i: int, j: int) -> Cell:
         drop=drop,
         drop_auc=native.difference(mine, "auc"),
         minus_dense=minus_dense,
-        chance=near_chance(auc),
-        verdict="native" if i == j else loss(drop, judged.plan.how.margin),
+        chance=near_chance(auc, found),
+        verdict="native" if lost is None else LOSSES[lost],
         sentence="",
         chosen=facts["chosen"][0],
         notes=facts["notes"],
@@ -108,12 +135,13 @@ def _cell(judged: Judged, name: str, i: int, j: int) -> Cell:
     return replace(cell, sentence=cell_sentence(cell))
 
 
-def _arm(judged: Judged, name: str, cells: Sequence[Cell]) -> ArmTransfer:
+def _arm(judged: Judged, name: str, cells: Sequence[Cell], verdict: str) -> ArmTransfer:
     jobs, n = judged.of_arm(name), len(judged.plan.values)
     arm = jobs[0].arm
     diagonal = [(j, j) for j in range(n)]
-    others = [(i, j) for i in range(n) for j in range(n) if i != j]
-    gaps = {metric: _gap(judged, jobs, others or diagonal, metric) for metric in _UNITS}
+    compared = _other_cells(n)
+    others = compared if n > 1 else []
+    gaps = {metric: _measured_gap(judged, name, compared, metric) for metric in _UNITS}
     chances = [cell.chance for cell in cells if cell.train != cell.test]
     drops = [judged.score(jobs[j], j)["macro_f1"].minus(judged.score(jobs[i], j)["macro_f1"]) for i, j in others]
     found = ArmTransfer(
@@ -126,10 +154,10 @@ def _arm(judged: Judged, name: str, cells: Sequence[Cell]) -> ArmTransfer:
         auc=_measured(judged, jobs, diagonal, "auc"),
         transferred=_measured(judged, jobs, others, "macro_f1") if others else None,
         transferred_auc=_measured(judged, jobs, others, "auc") if others else None,
-        drop=_mean(drops).measured("fraction", least=-1.0, most=1.0) if others else None,
+        drop=mean_estimate(drops).measured("fraction", least=-1.0, most=1.0) if others else None,
         difference=gaps["macro_f1"],
         auc_difference=gaps["auc"],
-        verdict="" if judged.baseline is None else verdict(gaps[judged.metric], judged.plan.how.margin),
+        verdict=verdict,
         n_cells=len(others),
         n_above=chances.count("above chance"),
         n_at=chances.count("at chance") + chances.count("unknown"),
@@ -142,27 +170,22 @@ def _arm(judged: Judged, name: str, cells: Sequence[Cell]) -> ArmTransfer:
 
 
 def _over(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) -> Estimate:
-    return _mean([judged.score(jobs[i], j)[metric] for i, j in pairs])
+    return mean_estimate([judged.score(jobs[i], j)[metric] for i, j in pairs])
 
 
 def _measured(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) -> Measured:
     return _over(judged, jobs, pairs, metric).measured(_UNITS[metric], least=0.0, most=1.0)
 
 
-def _gap(judged: Judged, jobs: Sequence[Job], pairs: Pairs, metric: str) -> Measured:
+def _gap(judged: Judged, name: str, pairs: Pairs, metric: str) -> Estimate:
     """Minus the best dense arm, over the same cells."""
+    assert judged.baseline is not None
+    mine = _over(judged, judged.of_arm(name), pairs, metric)
+    base = mine if name == judged.baseline else _over(judged, judged.of_arm(judged.baseline), pairs, metric)
+    return mine.minus(base)
+
+
+def _measured_gap(judged: Judged, name: str, pairs: Pairs, metric: str) -> Measured:
     if judged.baseline is None:
         return NO_DENSE
-    base = _over(judged, judged.of_arm(judged.baseline), pairs, metric)
-    return _over(judged, jobs, pairs, metric).minus(base).measured(_UNITS[metric], least=-1.0, most=1.0)
-
-
-def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean of estimates whose resamples belong together, resample by resample."""
-    value = float(np.mean([each.value for each in estimates]))
-    draws = [each.draws for each in estimates if each.draws is not None]
-    if len(draws) < len(estimates):
-        reason = next((each.reason for each in estimates if each.draws is None), None)
-        return Estimate(value, None, reason or "no interval in some cell")
-    shortest = min(len(each) for each in draws)
-    return Estimate(value, np.mean([each[:shortest] for each in draws], axis=0))
+    return _gap(judged, name, pairs, metric).measured(_UNITS[metric], least=-1.0, most=1.0)

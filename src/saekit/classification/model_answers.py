@@ -21,7 +21,7 @@ import torch
 from .. import kernels
 from ..errors import ConfigError, DataError, FormatError
 from ..files import digest_bytes, read_json, write_bytes, write_json
-from ..measure.bootstrap import wilson_interval
+from ..measure.intervals import wilson_interval
 from ..measure.results import Measured, Result, result_to_json
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model

@@ -18,7 +18,7 @@ from ..inputs.images import Images, read_images
 from ..inputs.labelled import Labelled, check_values, read_labelled
 from ..inputs.settings import Split
 from ..inputs.split import Part, check_folds, draw_rows
-from ..measure.bootstrap import LEVEL
+from ..measure.intervals import LEVEL
 from ..models.vision import VisionModel
 from ..rows.pooling import check_pool
 from .arms import Arm, Origin, arms_of, check_ranking, dense_pools
@@ -241,10 +241,10 @@ def _told(split: Split, how: ClassifierSettings, budget: Budget) -> dict[str, An
         **{name: getattr(split, name) for name in ("max_rows", "train_rows", "test_rows", "min_rows", "seed")},
         "budget": json.loads(json.dumps(asdict(budget))), "margin": how.margin, "metric": how.metric,
         "max_tokens": how.max_tokens, **({} if how.prompt is None else {"prompt": how.prompt}),
-        "level": LEVEL, "draws": how.draws, "p_values": "corrected t over folds" if is_nested else "paired bootstrap",
+        "level": LEVEL, "p_values": "corrected t over folds" if is_nested else "paired jackknife",
         "intervals": {
-            "level": LEVEL, "draws": how.draws, "unit": "rows" if split.group is None else "groups",
-            "method": "basic bootstrap of the test set, stratified by class, paired between arms; nothing is refitted",
+            "level": LEVEL, "unit": "rows" if split.group is None else "groups",
+            "method": "jackknife of the test set, paired between arms, nothing refitted" if how.intervals else "none",
         },
     }  # fmt: skip
 

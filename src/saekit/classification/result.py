@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigError, FormatError, did_you_mean
-from ..measure.bootstrap import bootstrap_mean
-from ..measure.paired_scores import VERDICTS, holm
+from ..measure.intervals import measured_mean
 from ..measure.results import Measured, Result
+from ..measure.verdicts import VERDICTS, detectable, holm
 from ..provenance import library_versions, release
 
 _COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
@@ -42,18 +42,18 @@ class ArmScore:
     accuracy: Measured
     brier: Measured
     difference: Measured
-    """Macro-F1 minus that of the best dense arm, over the same resamples."""
+    """Macro-F1 minus that of the best dense arm, on the same test rows."""
     auc_difference: Measured
     """AUC minus that of the best dense arm."""
     verdict: str
-    """Verdict of the difference at the margin: better, equivalent, worse, undecided. Of macro-F1, or of AUC where
-    ``settings["metric"]`` is ``auc``."""
+    """Verdict of the difference at the margin: better, equivalent, worse, undecided, corrected for the number of arms
+    (Holm). Of macro-F1, or of AUC where ``settings["metric"]`` is ``auc``."""
     control_difference: Measured
     """Macro-F1 minus that of the best dictionary that learned nothing or was frozen."""
     control_verdict: str
     """What `control_difference` says at the margin."""
     p: float | None
-    """Two-sided p-value of no difference of macro-F1: from the paired bootstrap, in nested cross-validation from Nadeau
+    """Two-sided p-value of no difference of macro-F1: from the paired jackknife, in nested cross-validation from Nadeau
     and Bengio's corrected t over the folds (``settings["p_values"]``); None without one."""
     p_holm: float | None
     """The same after Holm's correction over all arms of this result."""
@@ -121,7 +121,8 @@ class Classification(Result):
     best_control: str | None
     """The random, untrained or frozen arm with the highest inner macro-F1."""
     floor: Measured
-    """Half the width of the interval of a difference, in the median over arms: what the test set cannot resolve."""
+    """What the test set resolves: half the width of the interval of the best SAE arm minus the best dense arm (without
+    SAEs the median over arms)."""
     arms: list[ArmScore]
     low_data: list[LowData]
     warnings: list[str]
@@ -178,20 +179,37 @@ class Classification(Result):
     def caption(self) -> str:
         """Return the footnote: test size, interval method, warnings."""
         data, settings = self.data, self.settings
-        floor = f"{self.floor.value:.3f}" if self.floor.is_defined else "unknown sizes"
         unit = " AUC" if settings.get("metric") == "auc" else ""
-        resolved = f"This test set cannot resolve differences of macro-F1 below {floor}."
-        if self.floor.value == 0:
-            resolved = "Most arms agree on every test row: these rows cannot tell them apart."
         lines = [
             f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(self.classes)} classes; "
-            f"{settings['intervals']['level']:.0%} intervals of {settings['intervals']['draws']:,} resamples of test "
-            f"{settings['intervals']['unit']}; margin {settings['margin']:g}{unit}. * chosen by inner "
+            f"{describe_intervals(settings['intervals'])}; margin {settings['margin']:g}{unit}. * chosen by inner "
             "cross-validation.",
-            resolved,
+            describe_resolution(self.floor.to_json(), settings),
             *(f"Note: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
+
+
+def describe_intervals(intervals: Mapping[str, Any]) -> str:
+    """Return what the intervals of a result are over, in words."""
+    unit, n, effective = intervals["unit"], intervals.get("n"), intervals.get("effective")
+    if n is None:  # of earlier versions, from resamples
+        return f"{intervals['level']:.0%} intervals from resampled test {unit}"
+    equal = "" if effective is None or effective > 0.95 * n else f" (which tell as much as {effective:.1f} equal ones)"
+    return f"{intervals['level']:.0%} intervals over {n:,} test {unit}{equal}"
+
+
+def describe_resolution(floor: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return what the test set resolves, in words, with the power it means."""
+    if floor["value"] is None:
+        return "What this test set resolves is not known: no difference has an interval."
+    metric = "AUC" if settings.get("metric") == "auc" else "macro-F1"
+    half, margin = floor["value"], settings["margin"]
+    reason = floor.get("reason") or "half the width of an interval"
+    return (
+        f"This test set resolves ±{half:.3f} {metric} ({reason}); a true difference of "
+        f" {detectable(half, margin):.3f} would be found 4 times in 5 at the margin of {margin:g}."
+    )
 
 
 _CURVES = {"sparse": "", "matched": "density-matched", "pca": "PCA", "svd": "SVD", "ica": "ICA",
@@ -208,7 +226,7 @@ class Across:
     name: str
     n_sets: int
     difference: Measured
-    """Mean over data sets of macro-F1 minus the best dense arm's; interval from resampled data sets."""
+    """Mean over data sets of macro-F1 minus the best dense arm's; interval over data sets."""
     better: int
     """Data sets on which its verdict is better."""
     equivalent: int
@@ -251,7 +269,7 @@ class ClassificationSummary(Result):
         """Return the footnote: data sets, interval method."""
         return (
             f"macro-F1 minus the best dense arm of each of {len(self.sets)} results ({', '.join(self.sets)}); "
-            f"intervals from resampled data sets, Wilcoxon's signed-rank test, Holm's correction; "
+            f"intervals over data sets, Wilcoxon's signed-rank test, Holm's correction; "
             f"margin {self.margin:g}."
         )
 
@@ -261,7 +279,7 @@ def _p(value: float | None) -> str:
 
 
 def summarize(
-    results: Sequence[Classification] | Mapping[str, Classification], *, draws: int = 2000, seed: int = 0
+    results: Sequence[Classification] | Mapping[str, Classification],
 ) -> ClassificationSummary:
     """Each kind of arm minus the best dense arm, over data sets.
 
@@ -273,8 +291,6 @@ def summarize(
     ----------
     results
         One per data set (and model).
-    draws, seed
-        Resamples of the data sets.
 
     Raises
     ------
@@ -290,9 +306,9 @@ def summarize(
         for role, arm in _standing(result).items():
             rows.setdefault(role, []).append(arm)
     tests = [_wilcoxon(arms) for arms in rows.values()]
-    arms = [_across(*row, draws, seed, p) for row, p in zip(rows.items(), zip(tests, holm(tests)))]
+    arms = [_across(*row, p) for row, p in zip(rows.items(), zip(tests, holm(tests)))]
     return ClassificationSummary(
-        release(), library_versions(False), {"draws": draws, "seed": seed}, [name for name, _ in found],
+        release(), library_versions(False), {"intervals": "jackknife over data sets"}, [name for name, _ in found],
         margins.pop(), arms,
     )  # fmt: skip
 
@@ -311,12 +327,12 @@ def _standing(result: Classification) -> dict[str, ArmScore]:
     return found
 
 
-def _across(role: str, arms: Sequence[ArmScore], draws: int, seed: int, p: tuple[float, float]) -> Across:
+def _across(role: str, arms: Sequence[ArmScore], p: tuple[float, float]) -> Across:
     gaps = np.array([arm.difference.value for arm in arms])
     return Across(
         name=role,
         n_sets=len(arms),
-        difference=bootstrap_mean(gaps, draws=draws, seed=seed, unit="macro-F1"),
+        difference=measured_mean(gaps, "macro-F1", least=-1.0, most=1.0),
         **{verdict: sum(arm.verdict == verdict for arm in arms) for verdict in VERDICTS},
         p=none_if_nan(p[0]),
         p_holm=none_if_nan(p[1]),

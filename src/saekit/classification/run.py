@@ -149,7 +149,7 @@ def classification_of(judged: Judged) -> Classification:
         saekit=release(),
         versions=versions(),
         name=plan.title,
-        settings={**plan.settings, "metric": judged.metric},
+        settings={**plan.settings, "metric": judged.metric, "intervals": _interval_facts(judged)},
         data=plan.data.about,
         model=plan.reader.facts,
         saes=[
@@ -161,11 +161,18 @@ def classification_of(judged: Judged) -> Classification:
         best_dense=judged.baseline,
         best_sae=judged.best(SAE_KINDS),
         best_control=judged.best(CONTROL_KINDS),
-        floor=resolution(arms, judged.baseline),
+        floor=resolution(judged, arms),
         arms=arms,
         low_data=low_data(judged),
         warnings=[*plan.data.warnings, *why_auc(judged), *doubts(arms, plan.settings["pools"])],
     )
+
+
+def _interval_facts(judged: Judged) -> dict[str, Any]:
+    """Return what the intervals are over, with the number of groups (or rows) and how many equal ones tell as much."""
+    rows = judged.held_out[0]
+    n, effective = rows.n_groups, round(rows.effective_groups, 2)
+    return {**judged.plan.settings["intervals"], "unit": rows.unit, "n": n, "effective": effective}
 
 
 def versions() -> dict[str, str]:

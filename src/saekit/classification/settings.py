@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, did_you_mean
+from ..measure.settings import MARGIN
 from ..settings import check_choice, check_whole, is_number, is_whole, suggest_keywords
 
 KINDS: dict[str, str] = {
@@ -52,9 +53,6 @@ CONTROL_KS = (16, 64)
 
 METRICS = ("auto", "macro_f1", "auc")
 """What verdicts look at."""
-
-DRAWS = 2000
-MARGIN = 0.01
 
 
 @suggest_keywords
@@ -130,8 +128,8 @@ class ClassifierSettings:
     """Equivalence margin of the verdicts, on macro-F1 or AUC [0.01]."""
     metric: str = "auto"
     """Metric of the verdicts: macro_f1, auc, or auto: AUC for two classes of which one is rare [auto]."""
-    draws: int = DRAWS
-    """Number of bootstrap resamples of the test rows [2000]."""
+    intervals: bool = True
+    """Whether to compute confidence intervals, by leaving out test rows or groups in turn [true]."""
     budget: Budget = field(default_factory=Budget)
     """What every classifier may spend on its hyperparameters."""
     save_arm: str | None = None
@@ -151,7 +149,7 @@ class ClassifierSettings:
             object.__setattr__(self, "pools", pools)
         for name in ("ks", "control_ks", "train_sizes"):
             object.__setattr__(self, name, _whole_numbers(name, getattr(self, name), name == "train_sizes"))
-        check_whole("classify", 0, draws=self.draws, shuffles=self.shuffles)
+        check_whole("classify", 0, shuffles=self.shuffles)
         check_whole("classify", max_tokens=self.max_tokens)
         check_choice("classify", METRICS, metric=self.metric)
         if not (is_number(self.margin) and self.margin >= 0):

@@ -12,10 +12,13 @@ from ..measure.tables import html_table
 from .settings import ALIASES
 
 CHANCE = ("above chance", "at chance", "below chance", "unknown")
-"""Where the interval of an AUC lies, compared with 0.5."""
+"""Where the interval of an AUC lies, compared with 0.5; corrected for the cells of an arm (Holm)."""
 
-VERDICTS = ("native", "lost", "kept", "gained", "undecided")
-"""Verdict of the drop from the in-domain classifier at the margin; ``native`` on the diagonal."""
+LOSSES = {"better": "lost", "worse": "gained", "equivalent": "kept", "undecided": "undecided"}
+"""Verdict of the drop from the in-domain classifier at the margin, corrected for the cells of an arm (Holm)."""
+
+VERDICTS = ("native", *LOSSES.values())
+"""The same; ``native`` on the diagonal."""
 
 MATRICES = ("macro_f1", "auc", "drop", "drop_auc", "minus_dense")
 
@@ -96,7 +99,7 @@ class ArmTransfer:
     n_cells: int
     """Number of cells off the diagonal."""
     n_above: int
-    """Number of them whose AUC is above chance; about one in forty would be by chance alone."""
+    """Number of them whose AUC is above chance."""
     n_at: int
     """Number of cells that cannot be told from chance."""
     n_below: int
@@ -263,8 +266,8 @@ class Transfer(Result):
         matrix = f"{len(self.values)} × {len(self.values)} by `{self.across}`, " if len(self.values) > 1 else ""
         unit = "groups" if any(value.n_groups for value in self.values) else "rows"
         return (
-            f"{matrix}{judged:,} test rows that no classifier has seen; {settings['level']:.0%} intervals from "
-            f"resampled {unit}; margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
+            f"{matrix}{judged:,} test rows that no classifier has seen; {settings['level']:.0%} intervals over "
+            f"{unit}; margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
         )
 
     def _repr_html_(self) -> str:
@@ -301,28 +304,24 @@ def _text(measured: Measured | None) -> str:
     return "–" if measured is None else str(measured)
 
 
-def near_chance(auc: Measured) -> str:
+def near_chance(auc: Measured, found: str | None = None) -> str:
     """Tell where an AUC lies, compared with 0.5: one of `CHANCE`.
+
+    Parameters
+    ----------
+    auc
+        The AUC.
+    found
+        Verdict of its difference from 0.5 within a family; None: of the interval alone.
 
     >>> near_chance(Measured(0.53, 0.49, 0.57)), near_chance(Measured(0.6, 0.55, 0.65))
     ('at chance', 'above chance')
     """
     if not auc.is_defined or auc.low is None or auc.high is None:
         return "unknown"
-    if auc.low > 0.5:
-        return "above chance"
-    return "below chance" if auc.high < 0.5 else "at chance"
-
-
-def loss(drop: Measured, margin: float) -> str:
-    """Return the verdict of a drop at a margin: ``lost``, ``kept``, ``gained`` or ``undecided``.
-
-    >>> loss(Measured(0.2, 0.15, 0.25), 0.01), loss(Measured(0.0, -0.005, 0.005), 0.01)
-    ('lost', 'kept')
-    """
-    from ..measure.paired_scores import verdict
-
-    return {"better": "lost", "worse": "gained", "equivalent": "kept", "undecided": "undecided"}[verdict(drop, margin)]
+    if found is None:
+        found = "better" if auc.low > 0.5 else "worse" if auc.high < 0.5 else "undecided"
+    return {"better": "above chance", "worse": "below chance"}.get(found, "at chance")
 
 
 def cell_sentence(cell: Cell) -> str:
@@ -332,7 +331,7 @@ def cell_sentence(cell: Cell) -> str:
         return f"{where}, tested on unseen rows of it: macro-F1 {cell.macro_f1:.2f}, AUC {cell.auc:.2f}."
     chance = {
         "above chance": f"above chance (AUC {cell.auc:.2f})",
-        "at chance": f"at chance: AUC {cell.auc:.2f} holds 0.5",
+        "at chance": f"at chance: AUC {cell.auc:.2f} is not told apart from 0.5",
         "below chance": f"below chance (AUC {cell.auc:.2f}): what it learned points the other way",
         "unknown": f"AUC {cell.auc:.2f}, no interval",
     }[cell.chance]

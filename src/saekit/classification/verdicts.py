@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +10,11 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import ConfigError, did_you_mean, listed
-from ..measure.bootstrap import NORMAL
-from ..measure.paired_scores import (
-    METRIC_NAMES,
-    PairedBootstrap,
-    Predictions,
-    Scores,
-    chance_interval,
-    corrected_t,
-    holm,
-    score,
-    verdict,
-)
+from ..measure.intervals import NORMAL, Estimate
+from ..measure.paired_scores import METRIC_NAMES, HeldOut, Predictions, Scores, chance_interval, score
 from ..measure.results import Measured
-from ..randomness import hashed_key
+from ..measure.verdicts import corrected_t, family_verdicts, holm
+from ..measure.verdicts import resolution as resolved
 from ..rows.pooling import DENSE_POOLS
 from ..settings import Progress
 from .plan import Job, Plan
@@ -53,8 +42,8 @@ class Judged:
 
     plan: Plan
     fits: Mapping[str, StoredFit]
-    bootstraps: list[PairedBootstrap]
-    """The resamples of the test rows of each value."""
+    held_out: list[HeldOut]
+    """The test rows of each value."""
     scores: Mapping[tuple[str, int], Scores]
     """Scores by the key of a job and the index of the tested value."""
     metric: str
@@ -98,30 +87,29 @@ def judge(plan: Plan, fits: Mapping[str, StoredFit], progress: Progress) -> Judg
         Called with the stage ``scores``.
     """
     n = len(plan.values)
-    bootstraps = [bootstrap_of(plan, value) for value in range(n)]
+    held_out = [held_out_of(plan, value) for value in range(n)]
     names = METRIC_NAMES if n == 1 else ("macro_f1", "auc")
     scores = {}
     for done, job in enumerate(plan.jobs):
         progress("scores", done, len(plan.jobs), "")
-        for j, bootstrap in enumerate(bootstraps):
-            scores[job.key, j] = score(Predictions(fits[job.key].probabilities[j]), bootstrap, names)
+        for j, rows in enumerate(held_out):
+            scores[job.key, j] = score(Predictions(fits[job.key].probabilities[j]), rows, names)
     progress("scores", len(plan.jobs), len(plan.jobs), "")
-    return Judged(plan, fits, bootstraps, scores, _metric(plan))
+    return Judged(plan, fits, held_out, scores, _metric(plan))
 
 
-def bootstrap_of(plan: Plan, value: int) -> PairedBootstrap:
-    """Return the resamples of the test rows of a value, which all arms share.
+def held_out_of(plan: Plan, value: int) -> HeldOut:
+    """Return the test rows of a value, which all arms share.
 
-    Values of the same groups (translations of one text) are resampled alike, others independently.
+    Groups and texts that several values have (translations of one text) are the same parts in each.
     """
     data, rows = plan.data, plan.test(value)
-    names = json.dumps([[data.keys[row], int(data.y[row])] for row in rows])
-    return PairedBootstrap.over(
+    return HeldOut.over(
         data.y[rows],
         groups=None if data.groups is None else data.groups[rows],
         folds=_fold_of_test(plan, value),
-        draws=plan.how.draws,
-        seed=hashed_key("resamples", plan.split.seed, hashlib.sha256(names.encode()).hexdigest()) % 2**63,
+        names=[data.keys[row] for row in rows],
+        intervals=plan.how.intervals,
     )
 
 
@@ -131,7 +119,7 @@ def _fold_of_test(plan: Plan, value: int) -> np.ndarray:
 
 
 def difference(plan: Plan, first: str, second: str, metric: str = "macro_f1") -> Measured:
-    """Return one arm minus another on the same test rows, over the same resamples; both must have been computed.
+    """Return one arm minus another on the same test rows; both must have been computed.
 
     Raises
     ------
@@ -148,7 +136,7 @@ def difference(plan: Plan, first: str, second: str, metric: str = "macro_f1") ->
         fit = read_fit(plan, job)
         if fit is None:
             raise ConfigError(f"`{name}` has not been computed in this folder; run the plan first.")
-        found.append(score(Predictions(fit.probabilities[job.value]), bootstrap_of(plan, job.value), (metric,)))
+        found.append(score(Predictions(fit.probabilities[job.value]), held_out_of(plan, job.value), (metric,)))
     return found[0].difference(found[1], metric)
 
 
@@ -189,10 +177,34 @@ def arm_scores(judged: Judged) -> list[ArmScore]:
     base, control = _of(judged, judged.baseline), _of(judged, judged.best(CONTROL_KINDS))
     p_values = [_p_value(judged, job, base) for job in main]
     noise = _noise(plan)
+    words = zip(_verdicts(judged, main, base), _verdicts(judged, main, control))
     return [
-        _arm_score(judged, job, base=base, control=control, p=(p, q), chance=_chance(judged, job, noise))
-        for job, p, q in zip(main, p_values, holm(p_values))
+        _arm_score(judged, job, against=(base, control), verdicts=said, p=(p, q), chance=_chance(judged, job, noise))
+        for job, said, p, q in zip(main, words, p_values, holm(p_values))
     ]
+
+
+def _verdicts(judged: Judged, jobs: Sequence[Job], other: Job | None) -> list[str]:
+    """Return the verdicts of all arms minus one of them."""
+    if other is None:
+        return [""] * len(jobs)
+    gaps = {job.arm.name: judged.score(job).gap(judged.score(other), judged.metric) for job in jobs}
+    return list(arm_verdicts(judged, gaps, other.arm.name).values())
+
+
+def arm_verdicts(judged: Judged, gaps: Mapping[str, Estimate], other: str) -> dict[str, str]:
+    """Return the verdicts of all arms minus an `other` one, which is equivalent to itself.
+
+    The claim of a result is that of the SAE arm that the inner folds chose, and stands alone; what is said of all the
+    other arms is one family.
+    """
+    main = judged.best(SAE_KINDS)
+    rest = [name for name in gaps if name not in (main, other)]
+    found = {other: "equivalent"}
+    alone = [main] if main is not None and main in gaps and main != other else []
+    for family in (alone, rest):
+        found |= dict(zip(family, family_verdicts([gaps[name] for name in family], judged.plan.how.margin)))
+    return {name: found[name] for name in gaps}
 
 
 def _of(judged: Judged, name: str | None) -> Job | None:
@@ -200,9 +212,16 @@ def _of(judged: Judged, name: str | None) -> Job | None:
 
 
 def _arm_score(
-    judged: Judged, job: Job, *, base: Job | None, control: Job | None, p: tuple[float, float], chance: Measured | None
+    judged: Judged,
+    job: Job,
+    *,
+    against: tuple[Job | None, Job | None],
+    verdicts: tuple[str, str],
+    p: tuple[float, float],
+    chance: Measured | None,
 ) -> ArmScore:
-    arm, facts, scores, margin = job.arm, judged.fits[job.key].facts, judged.score(job), judged.plan.how.margin
+    arm, facts, scores = job.arm, judged.fits[job.key].facts, judged.score(job)
+    base, control = against
     gaps = {
         name: {metric: none if other is None else scores.difference(judged.score(other), metric) for metric in _TWO}
         for name, other, none in (("dense", base, NO_DENSE), ("control", control, NO_CONTROL))
@@ -213,9 +232,9 @@ def _arm_score(
         about=dict(arm.about), **metrics,
         difference=gaps["dense"]["macro_f1"],
         auc_difference=gaps["dense"]["auc"],
-        verdict="" if base is None else verdict(gaps["dense"][judged.metric], margin),
+        verdict=verdicts[0],
         control_difference=gaps["control"]["macro_f1"],
-        control_verdict="" if control is None else verdict(gaps["control"][judged.metric], margin),
+        control_verdict=verdicts[1],
         p=None if math.isnan(p[0]) else p[0], p_holm=None if math.isnan(p[1]) else p[1],
         inner=facts["inner"], shuffled_auc=chance, chosen=facts["chosen"], selected=facts["selected"],
         stability=facts["stability"], converged=facts["converged"], notes=facts["notes"], seconds=facts["seconds"],
@@ -225,19 +244,18 @@ def _arm_score(
 _TWO = ("macro_f1", "auc")
 
 
-def _noise(plan: Plan) -> list[PairedBootstrap]:
-    """Return the resamples for the controls with permuted labels, independent of each other."""
+def _noise(plan: Plan) -> list[HeldOut]:
+    """Return the test rows with permuted labels, of every control."""
     test, seed = plan.test(0), plan.split.seed
     return [
-        PairedBootstrap.over(
-            shuffled_labels(plan.data, seed + each)[test], folds=_fold_of_test(plan, 0), draws=plan.how.draws,
-            seed=seed + 1 + each,
+        HeldOut.over(
+            shuffled_labels(plan.data, seed + each)[test], folds=_fold_of_test(plan, 0), intervals=plan.how.intervals
         )
         for each in range(plan.shuffles)
-    ]  # fmt: skip
+    ]
 
 
-def _chance(judged: Judged, job: Job, noise: Sequence[PairedBootstrap]) -> Measured | None:
+def _chance(judged: Judged, job: Job, noise: Sequence[HeldOut]) -> Measured | None:
     """AUC after learning permuted labels."""
     guesses = [Predictions(each) for each in judged.fits[job.key].shuffled]
     return chance_interval([score(g, b, ("auc",)) for g, b in zip(guesses, noise)]) if noise else None
@@ -253,12 +271,12 @@ def _p_value(judged: Judged, job: Job, base: Job | None) -> float:
 
 
 def _over_folds(judged: Judged, one: Job, other: Job) -> float:
-    """Return the p-value over folds: their training rows overlap, which resamples do not take into account."""
+    """Return the p-value over folds: their training rows overlap, which leaving out test rows ignores."""
     parts, y = judged.plan.parts[0], judged.plan.data.y
     gaps, end = [], 0
     for _, test in parts:
         rows = slice(end, end + len(test))
-        rest = PairedBootstrap.over(y[test], draws=0)
+        rest = HeldOut.over(y[test], intervals=False)
         first, second = (
             score(Predictions(judged.fits[job.key].probabilities[0][rows]), rest, ("macro_f1",)) for job in (one, other)
         )
@@ -268,19 +286,21 @@ def _over_folds(judged: Judged, one: Job, other: Job) -> float:
     return corrected_t(gaps, n_train, n_test)[1]
 
 
-def resolution(arms: Sequence[ArmScore], best: str | None) -> Measured:
-    """Return half the width of the interval of a difference, in the median over the arms that learned something."""
-    halves = [
-        (arm.difference.high - arm.difference.low) / 2
-        for arm in arms
-        if arm.name != best
-        and arm.family != "floor"
-        and arm.difference.high is not None
-        and arm.difference.low is not None
-    ]
-    if not halves:
-        return Measured(math.nan, None, None, "macro-F1", "no difference with an interval")
-    return Measured(float(np.median(halves)), None, None, "macro-F1", f"median over {len(halves)} arms")
+def resolution(judged: Judged, arms: Sequence[ArmScore]) -> Measured:
+    """Return half the width of the interval of the difference that is decided.
+
+    That of the best SAE arm from the best dense arm; without an SAE, the median over the arms that learned something.
+    """
+    gaps = {arm.name: arm.auc_difference if judged.metric == "auc" else arm.difference for arm in arms}
+    unit, best, base = "AUC" if judged.metric == "auc" else "macro-F1", judged.best(SAE_KINDS), judged.baseline
+    if best is not None and base is not None:
+        reason = f"half the 95% interval of `{best}` minus `{base}`"
+        return Measured(resolved(gaps[best]), None, None, unit, reason)
+    halves = [resolved(gaps[arm.name]) for arm in arms if arm.name != base and arm.family != "floor"]
+    known = [half for half in halves if not math.isnan(half)]
+    if not known:
+        return Measured(math.nan, None, None, unit, "no difference with an interval")
+    return Measured(float(np.median(known)), None, None, unit, f"half a 95% interval, median over {len(known)} arms")
 
 
 def low_data(judged: Judged) -> list[LowData]:

@@ -10,7 +10,7 @@ from .command import Setting, command
 from .console import print_evaluation, print_json, progress_of, tell
 from .options import Data, Json, Model, Out, Rows, Saes
 
-HELP = """Measure SAEs on rows, each compared with an untrained SAE and PCA, with confidence intervals from resampled
+HELP = """Measure SAEs on rows, each compared with an untrained SAE and PCA, with confidence intervals over
 documents.
 
 \b

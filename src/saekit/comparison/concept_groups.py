@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from ..measure.intervals import jackknife_error, student
 from ..measure.results import Measured
-from .intervals import jackknife_error, student
 
 LEAST_POINTS = 4
 """Points of a curve that a power law with offset (three numbers) is fitted to at least."""

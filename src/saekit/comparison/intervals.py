@@ -9,26 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ..measure.bootstrap import LEVEL, NORMAL
+from ..measure.intervals import NORMAL, jackknife_error, student
 from ..measure.results import Measured
-
-
-def student(degrees: int) -> float:
-    """Return the 97.5 % point of Student's t."""
-    from scipy.stats import t
-
-    return float(t.ppf((1 + LEVEL) / 2, degrees))
 
 
 def standard_error(values: Tensor) -> float:
     """Return the standard error of the mean; infinite of one value."""
     return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-
-
-def jackknife_error(left_out: Sequence[float] | np.ndarray) -> float:
-    """Return the standard error of an estimate from the estimates that leave out one of its m parts each."""
-    values, m = np.asarray(left_out), len(left_out)
-    return math.sqrt((m - 1) / m * float(np.square(values - np.mean(values)).sum()))
 
 
 def over_latents(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..matching.matching import Matching
 from ..matching.shared import SharedRule
-from ..measure.bootstrap import row_groups, wilson_interval
+from ..measure.intervals import row_groups, wilson_interval
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
 from ..rows.source import Source

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..measure.bootstrap import BLOCK_ROWS
 from ..measure.chance import against_chance
 from ..measure.importance import ImportanceSums
+from ..measure.intervals import BLOCK_ROWS
 from ..measure.pca import Covariance
 from ..measure.redundancy import max_cosines
 from ..measure.results import Measured

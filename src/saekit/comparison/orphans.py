@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from ..measure.bootstrap import LEVEL
 from ..measure.fidelity import SplicedModel
+from ..measure.intervals import LEVEL
 from ..measure.reconstruction import measure_saes
 from ..measure.settings import MeasureSettings
 from ..models.language import LanguageModel
@@ -106,7 +106,7 @@ def orphans(
             variants(values, kinds),
             source,
             spliced=spliced,
-            settings=MeasureSettings(max_rows=settings.max_rows, batch_rows=settings.batch_rows, draws=0),
+            settings=MeasureSettings(max_rows=settings.max_rows, batch_rows=settings.batch_rows, intervals=False),
             progress=progress,
         ),
         kinds,

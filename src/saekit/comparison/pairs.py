@@ -14,7 +14,7 @@ from torch import Tensor
 from ..matching.matching import Matching, match_latents
 from ..matching.shared import SharedRule, agree
 from ..matching.top_cosines import Directions, extremes
-from ..measure.bootstrap import wilson_interval
+from ..measure.intervals import wilson_interval
 from ..measure.results import Measured
 from ..sae.model import SAE
 from ..settings import Progress

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import ConfigError, ShapeError
 from ..matching.matching import Certificate
 from ..matching.shared import SharedRule
-from ..measure.bootstrap import LEVEL
+from ..measure.intervals import LEVEL
 from ..measure.results import Measured
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..measure.bootstrap import LEVEL
+from ..measure.intervals import LEVEL, jackknife_error, student
 from ..measure.results import Measured
 from ..sae.model import SAE
-from .intervals import jackknife_error, over_saes, student
+from .intervals import over_saes
 from .orphans_result import Span
 
 NULL_DRAWS = 200

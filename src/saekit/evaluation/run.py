@@ -140,7 +140,7 @@ def _facts(settings: EvaluationSettings, spliced: SplicedModel | None, fitted_on
         "controls_fitted_on": fitted_on,
         "batch_rows": settings.batch_rows,
         "seed": settings.seed,
-        "intervals": interval_facts(settings.draws),
+        "intervals": interval_facts(settings.intervals),
     }
 
 

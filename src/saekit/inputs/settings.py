@@ -44,7 +44,7 @@ class Split:
     hub_split: str | None = None
     """Split of a hub data set, or of a folder whose files name theirs [train where there is one]."""
     seed: int = 0
-    """Random seed (split, folds, bootstrap) [0]."""
+    """Random seed (split, folds) [0]."""
 
     def __post_init__(self) -> None:
         names = {"text": self.text, "label": self.label, "group": self.group, "split_column": self.split_column}

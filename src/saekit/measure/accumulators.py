@@ -1,7 +1,7 @@
 """Streamed accumulators: ``update`` with a batch, ``merge`` with another, ``compute`` at the end.
 
 Everything is summed in float64 before any division, so the way rows were cut into batches changes nothing but the last
-bits. Sums are kept per group of documents (see `saekit.measure.bootstrap`), from which the intervals come.
+bits. Sums are kept per group of documents (see `saekit.measure.intervals`), from which the intervals come.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from torch import Tensor
 
 from ..errors import DataError, ShapeError
 from ..sae.codes import Codes
-from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
+from .intervals import N_GROUPS, Estimate, Sample
 
 DENSE = 0.1
 """Fraction of rows above which a latent is dense."""
 
 FIRE_GROUPS = 64
 """Firings are kept per latent for this many coarser groups: a `[64, n_latents]` table of int32."""
+
+HALVES = 32
+"""Random halves of the documents for the interval of the fraction of dense latents."""
 
 HISTOGRAM_STEP = 0.25
 """Width of the bins of the density histogram, in powers of ten."""
@@ -59,12 +62,12 @@ class Sums:
             mine = self._totals.get(name)
             self._totals[name] = total.clone() if mine is None else mine + total.to(mine.device)
 
-    def resamples(self, bootstrap: DocumentBootstrap | None, empty: str) -> DocumentBootstrap:
-        """Return the resamples given, by default of the groups seen; raises `DataError` `empty` where nothing was."""
+    def sample(self, given: Sample | None, empty: str) -> Sample:
+        """Return the sample given, by default of the groups seen; raises `DataError` `empty` where nothing was."""
         n = self["n"]
         if not n.sum():
             raise DataError(empty)
-        return DocumentBootstrap.over(n) if bootstrap is None else bootstrap
+        return Sample.over(n) if given is None else given
 
     def __getitem__(self, name: str) -> np.ndarray:
         """``float64 [n_groups]``; zeros where nothing was added."""
@@ -93,7 +96,7 @@ class Moments:
         self._n = torch.zeros(n_groups, dtype=torch.float64)
         self._mean = torch.zeros(n_groups, d, dtype=torch.float64)
         self._deviation = torch.zeros(n_groups, dtype=torch.float64)
-        self._denominators: tuple[DocumentBootstrap, np.ndarray] | None = None
+        self._denominators: tuple[Sample, np.ndarray] | None = None
 
     def update(self, x: Tensor, group: Tensor) -> None:
         """Add rows ``x [n, d]`` with their groups ``int64 [n]``.
@@ -152,17 +155,17 @@ class Moments:
         spread = self._n * (self._mean - self.mean).square().sum(1)
         return float(self._deviation.sum() + spread.sum())
 
-    def totals(self, bootstrap: DocumentBootstrap) -> np.ndarray | None:
-        """Return the same on every resample, each about its own resampled mean: ``float64 [n_draws]``."""
-        if bootstrap.weights is None:
+    def totals(self, sample: Sample) -> np.ndarray | None:
+        """Return the same without each part of the sample, about the mean of what stays: ``float64 [n]``."""
+        if sample.weights is None:
             return None
-        if self._denominators is None or self._denominators[0].weights is not bootstrap.weights:
+        if self._denominators is None or self._denominators[0].weights is not sample.weights:
             n = self._n.cpu().numpy()
             centred = (self._mean - self.mean).cpu().numpy() * (n > 0)[:, None]
             within = self._deviation.cpu().numpy() + n * np.square(centred).sum(1)
-            shift = bootstrap.weights @ (n[:, None] * centred)
-            totals = bootstrap.weights @ within - np.square(shift).sum(1) / (bootstrap.weights @ n)
-            self._denominators = (bootstrap, totals)
+            shift = sample.weights @ (n[:, None] * centred)
+            totals = sample.weights @ within - np.square(shift).sum(1) / (sample.weights @ n)
+            self._denominators = (sample, totals)
         return self._denominators[1]
 
 
@@ -238,8 +241,8 @@ class Reconstruction:
         if not self._shared:
             self.moments.merge(other.moments)
 
-    def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
-        """Return the metrics by name, with intervals from `bootstrap` (by default over the groups seen).
+    def compute(self, sample: Sample | None = None) -> dict[str, Estimate]:
+        """Return the metrics by name, with intervals from `sample` (by default over the groups seen).
 
         Raises
         ------
@@ -247,25 +250,25 @@ class Reconstruction:
             No row was added.
         """
         sums, n = self._sums, self._sums["n"]
-        bootstrap = sums.resamples(bootstrap, "a metric needs at least one row; none was added.")
-        draws = None
-        totals = self.moments.totals(bootstrap)
-        if bootstrap.weights is not None and totals is not None:
-            draws = _ratio(bootstrap.weights @ sums["sse"], totals)
-        fvu = bootstrap.estimate(
-            float(_ratio(sums["sse"].sum(), self.moments.total())), draws, undefined="all rows are the same"
+        sample = sums.sample(sample, "a metric needs at least one row; none was added.")
+        left_out = None
+        totals = self.moments.totals(sample)
+        if sample.weights is not None and totals is not None:
+            left_out = _ratio(sample.weights @ sums["sse"], totals)
+        fvu = sample.estimate(
+            float(_ratio(sums["sse"].sum(), self.moments.total())), left_out, undefined="all rows are the same"
         )
         estimates = {
             "fvu": fvu,
-            "mse": bootstrap.ratio(sums["sse"], n),
-            "cosine": bootstrap.ratio(sums["cosine"], n),
-            "l2_ratio": bootstrap.ratio(sums["norm_hat"], sums["norm"], undefined="all rows are zero"),
-            "relative_reconstruction_bias": bootstrap.ratio(
+            "mse": sample.ratio(sums["sse"], n),
+            "cosine": sample.ratio(sums["cosine"], n),
+            "l2_ratio": sample.ratio(sums["norm_hat"], sums["norm"], undefined="all rows are zero"),
+            "relative_reconstruction_bias": sample.ratio(
                 sums["square_hat"], sums["dot"], undefined="reconstructions are orthogonal to their rows"
             ),
         }
         if self._centre is not None:
-            estimates["ev_legacy"] = bootstrap.ratio(sums["legacy"], n)
+            estimates["ev_legacy"] = sample.ratio(sums["legacy"], n)
         return estimates
 
 
@@ -366,11 +369,11 @@ class Sparsity:
         edges = [start + HISTOGRAM_STEP * index for index in range(n_bins + 1)]
         return DensityHistogram(edges, [int(c) for c in counts], int((fires == 0).sum()), self.n_rows)
 
-    def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
+    def compute(self, sample: Sample | None = None) -> dict[str, Estimate]:
         """Return the metrics by name.
 
-        The fraction of dead latents cannot be bootstrapped: a resample leaves documents out and so always has more of
-        them. Its interval is the delete-one jackknife over groups of documents.
+        A sample without some documents always has more dead latents: what is left out tells the error of that fraction,
+        not its bias. Whether a latent is dense changes by jumps: there halves of the documents stand in.
 
         Raises
         ------
@@ -378,41 +381,53 @@ class Sparsity:
             No row was added.
         """
         sums, n = self._sums, self._sums["n"]
-        bootstrap = sums.resamples(bootstrap, "a metric needs at least one row; none was added.")
+        sample = sums.sample(sample, "a metric needs at least one row; none was added.")
         return {
-            "l0": bootstrap.ratio(sums["fires"], n),
-            "dead_fraction": self._dead(bootstrap),
-            "dense_fraction": self._dense(bootstrap),
+            "l0": sample.ratio(sums["fires"], n),
+            "dead_fraction": self._dead(sample),
+            "dense_fraction": self._dense(sample),
         }
 
-    def _dead(self, bootstrap: DocumentBootstrap) -> Estimate:
-        fires = self._fires[self._rows > 0]
-        value = float((fires.sum(0) == 0).double().mean())
-        if bootstrap.weights is None or len(fires) < 2:
-            return bootstrap.estimate(value, None)
-        fired = fires > 0
+    def _dead(self, sample: Sample) -> Estimate:
+        value = float((self._fires.sum(0) == 0).double().mean())
+        coarse = self._coarse(sample)
+        if coarse.weights is None:
+            return Estimate(value, reason=coarse.reason)
+        fired = self._fires[self._rows > 0] > 0
         # Without group g, the latents that fire in g alone are dead as well.
         alone = (fired & (fired.sum(0) == 1)).sum(1).double().cpu().numpy() / self.n_latents
-        groups = len(alone)
-        spread = 1.96 * math.sqrt((groups - 1) / groups * float(np.square(alone - alone.mean()).sum()))
-        # The replicates cannot lie below the value itself, nor can the truth lie above 1.
-        ends = (max(0.0, value - spread), min(1.0, value + spread))
-        return Estimate(value, None, bootstrap.reason, ends)
+        return Estimate(value, value + alone - alone.mean(), coarse, coarse.reason)
 
-    def _dense(self, bootstrap: DocumentBootstrap) -> Estimate:
+    def _dense(self, sample: Sample) -> Estimate:
         value = float((self.density() > DENSE).double().mean())
-        rows = self._rows.cpu().double()
-        if bootstrap.weights is None:
-            return bootstrap.estimate(value, None)
-        coarse = DocumentBootstrap.over(rows.numpy(), draws=min(len(bootstrap.weights), 200))
+        coarse = self._coarse(sample)
         if coarse.weights is None:
-            return coarse.estimate(value, None)
-        weights = torch.from_numpy(coarse.weights).float()
-        limit = DENSE * (weights @ rows.float())
-        dense = torch.zeros(len(weights))
-        for block in self._fires.cpu().split(8192, dim=1):
-            dense += ((weights @ block.float()) > limit[:, None]).sum(1)
-        return Estimate(value, (dense.double() / self.n_latents).numpy(), bootstrap.reason)
+            return Estimate(value, reason=coarse.reason)
+        rows, fires = self._rows.cpu().float(), self._fires.cpu()
+        halves = _halves(np.flatnonzero(rows.numpy()), len(rows))
+        limit = DENSE * (halves @ rows)
+        dense = torch.zeros(len(halves))
+        for block in fires.split(8192, dim=1):
+            dense += ((halves @ block.float()) > limit[:, None]).sum(1)
+        gaps = (dense.double() / self.n_latents).numpy() - value
+        # Both signs of every gap: their mean square is the error, as if each came from leaving out one part.
+        gaps = np.concatenate([gaps, -gaps]) / math.sqrt(2 * len(gaps) - 1)
+        return Estimate(value, value + gaps, coarse, coarse.reason)
+
+    def _coarse(self, sample: Sample) -> Sample:
+        """Return the sample of the groups that firings are kept for."""
+        if sample.weights is None:
+            return sample
+        return Sample.over(self._rows.cpu().numpy(), reason=sample.reason)
+
+
+def _halves(present: np.ndarray, n_groups: int) -> Tensor:
+    """Return halves of the groups that hold rows, drawn at random, ``float32 [HALVES, n_groups]``: 1 for what stays."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    halves = np.zeros((HALVES, n_groups), np.float32)
+    for half in halves:
+        half[generator.permutation(present)[: len(present) // 2]] = 1
+    return torch.from_numpy(halves)
 
 
 class Fidelity:
@@ -437,7 +452,7 @@ class Fidelity:
         """``float64 [n_groups]`` predicted tokens."""
         return self._sums["n"]
 
-    def compute(self, bootstrap: DocumentBootstrap | None = None) -> dict[str, Estimate]:
+    def compute(self, sample: Sample | None = None) -> dict[str, Estimate]:
         """Return the metrics by name.
 
         Raises
@@ -447,21 +462,21 @@ class Fidelity:
         """
         sums, n = self._sums, self._sums["n"]
         empty = "cross-entropy needs at least one predicted token; there was none. Give longer texts."
-        bootstrap = sums.resamples(bootstrap, empty)
-        estimates = {f"ce_{name}": bootstrap.ratio(sums[name], n) for name in ("clean", "sae", "zero", "mean")}
-        estimates |= {f"ce_recovered_{name}": self._recovered(name, bootstrap) for name in ("zero", "mean")}
-        return estimates | {"kl": bootstrap.ratio(sums["kl"], n)}
+        sample = sums.sample(sample, empty)
+        estimates = {f"ce_{name}": sample.ratio(sums[name], n) for name in ("clean", "sae", "zero", "mean")}
+        estimates |= {f"ce_recovered_{name}": self._recovered(name, sample) for name in ("zero", "mean")}
+        return estimates | {"kl": sample.ratio(sums["kl"], n)}
 
-    def _recovered(self, name: str, bootstrap: DocumentBootstrap) -> Estimate:
+    def _recovered(self, name: str, sample: Sample) -> Estimate:
         """Return which fraction of what an ablation costs the SAE gives back."""
         sums = self._sums
         cost = sums[name] - sums["clean"]
         why = f"{name}-ablation costs the model nothing here"
         if cost.sum() <= 0:
-            return Estimate(math.nan, None, f"undefined: {why}")
-        recovered = bootstrap.ratio(sums[name] - sums["sae"], cost, undefined=why)
-        if bootstrap.weights is not None and (bootstrap.weights @ cost <= 0).any():
-            return Estimate(recovered.value, None, f"no interval: {why} in some resamples")
+            return Estimate(math.nan, reason=f"undefined: {why}")
+        recovered = sample.ratio(sums[name] - sums["sae"], cost, undefined=why)
+        if sample.weights is not None and (sample.weights @ cost <= 0).any():
+            return Estimate(recovered.value, reason=f"no interval: {why} without some documents")
         return recovered
 
 

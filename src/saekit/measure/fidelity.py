@@ -26,8 +26,8 @@ from ..rows.tokens import CONTEXT, Contexts, TokenBatch, token_batches, tokenize
 from ..sae.model import SAE
 from ..settings import Progress
 from .accumulators import Fidelity
-from .bootstrap import N_GROUPS, DocumentBootstrap, Estimate
 from .controls import Reconstructor
+from .intervals import N_GROUPS, Estimate, Sample
 from .settings import CE_TOKENS as CE_TOKENS
 from .settings import TextSettings
 
@@ -203,8 +203,7 @@ def measure_fidelity(
     reconstructors: Sequence[Reconstructor],
     mean: Tensor,
     *,
-    draws: int,
-    seed: int,
+    intervals: bool,
     progress: Progress | None = None,
 ) -> tuple[list[dict[str, Estimate]], dict[str, Any]]:
     """Measure cross-entropies and KL of every reconstructor over the first predicted tokens.
@@ -217,8 +216,8 @@ def measure_fidelity(
         What replaces the output of the hook.
     mean
         ``[d]`` row that mean-ablation puts in place of every row.
-    draws, seed
-        Number of resamples of documents, and their random seed.
+    intervals
+        Whether intervals are asked for.
     progress
         Called as ``progress("tokens", done, total)``.
 
@@ -274,7 +273,7 @@ def measure_fidelity(
         done += len(targets)
         if progress is not None:
             progress("tokens", done, total)
-    bootstrap = DocumentBootstrap.over(fidelities[0].tokens_per_group, draws=draws, seed=seed)
+    sample = Sample.over(fidelities[0].tokens_per_group, intervals=intervals)
     facts = {
         **lm.info,
         "hook": hook,
@@ -285,7 +284,7 @@ def measure_fidelity(
         "context": context,
         "passed_through": skipped.facts(),
     }
-    return [fidelity.compute(bootstrap) for fidelity in fidelities], facts
+    return [fidelity.compute(sample) for fidelity in fidelities], facts
 
 
 def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callable[[Tensor], Tensor]:

@@ -1,37 +1,26 @@
-"""How good predictions are: metrics of all resamples of the test rows at once, paired between arms.
+"""How good predictions are: metrics of the test rows without each row or group at once, paired between arms.
 
-Nothing is fitted again: a resample is a vector of row weights, every metric is a function of weighted counts, and all
-resamples of one metric are a product of matrices. Arms scored with the same `PairedBootstrap` share its resamples, so
-the difference of two is a paired one.
+Nothing is fitted again: every metric is a function of weighted counts, and all metrics without some rows are a product
+of matrices. Arms scored on the same `HeldOut` leave out the same rows, so the difference of two is a paired one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
-from .bootstrap import LEVEL, Estimate
+from ..errors import DataError
+from .intervals import LEVEL, Estimate, Sample, effective_number, mean_estimate, why_no_interval
 from .results import Measured
-
-DRAWS = 2000
-"""Resamples of the test rows by default."""
-
-MARGIN = 0.01
-"""Differences of macro-F1 smaller than this count as none, by default. Unit: macro-F1."""
-
-VERDICTS = ("better", "equivalent", "worse", "undecided")
 
 METRIC_NAMES = ("macro_f1", "auc", "balanced_accuracy", "accuracy", "brier")
 
-MANY_CLASSES = 10
-"""With more classes than this, AUC is computed on fewer resamples."""
-
-AUC_DRAWS = 500
-"""Resamples of AUC with many classes: it is a mean over classes, and each costs a product of matrices."""
+MOST_PARTS = 509
+"""Groups or rows are left out one at a time; more than this many are joined to as many parts."""
 
 _CHUNK_NUMBERS = 2**21  # weights converted at a time
 _FEW_CLASSES = 4  # up to here sorting is faster than a product of matrices
@@ -58,8 +47,8 @@ class Predictions:
 
 
 @dataclass(frozen=True, eq=False)
-class PairedBootstrap:
-    """Resamples of test rows, stratified by class (and fold), or of whole groups.
+class HeldOut:
+    """Test rows, and the parts of them that are left out in turn: groups, else rows.
 
     Parameters
     ----------
@@ -67,15 +56,24 @@ class PairedBootstrap:
         ``int64 [n]`` true class codes.
     folds
         ``int64 [n]`` which classifier scored a row; AUC compares rows of one fold only.
-    counts
-        ``uint16 [draws, n]`` how often each row is drawn.
+    part
+        ``int64 [n]`` the part that a row is in.
+    sample
+        The parts.
+    n_groups
+        Number of groups (or rows) behind them.
+    effective_groups
+        Kish's effective number of those.
     unit
-        Resampling unit: ``rows`` or ``groups``.
+        ``rows`` or ``groups``.
     """
 
     y: np.ndarray
     folds: np.ndarray
-    counts: np.ndarray
+    part: np.ndarray
+    sample: Sample
+    n_groups: int
+    effective_groups: float
     unit: str
 
     @classmethod
@@ -85,71 +83,73 @@ class PairedBootstrap:
         *,
         groups: np.ndarray | None = None,
         folds: np.ndarray | None = None,
-        draws: int = DRAWS,
-        seed: int = 0,
-    ) -> PairedBootstrap:
-        """Draw the resamples.
+        names: Sequence[str] | None = None,
+        intervals: bool = True,
+    ) -> HeldOut:
+        """Return the test rows with their parts.
 
         Parameters
         ----------
         y
             True class codes ``[n]``.
         groups
-            Rows of one group are drawn together. Groups that hold the same classes in the same folds are one stratum;
-            strata of a single group are drawn together.
+            ``[n]`` rows of one group are left out together.
         folds
             See the class.
-        draws
-            Number of resamples; 0 for no intervals.
-        seed
-            Random seed of a separate generator: the same seed over the same rows gives the same resamples.
+        names
+            ``[n]`` names of the rows, for samples that have groups or rows in common with others.
+        intervals
+            Whether intervals are asked for.
         """
         y = np.asarray(y, dtype=np.int64)
         folds = np.zeros(len(y), np.int64) if folds is None else np.asarray(folds, dtype=np.int64)
-        generator = np.random.Generator(np.random.PCG64(seed))
-        unit_of = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
-        drawn = np.zeros((draws, int(unit_of.max(initial=-1)) + 1), np.uint16)
-        for members in _strata(y, folds, unit_of):
-            even = np.full(len(members), 1 / len(members))
-            drawn[:, members] = generator.multinomial(len(members), even, size=draws)
-        return cls(y, folds, drawn[:, unit_of], "rows" if groups is None else "groups")
-
-    @property
-    def draws(self) -> int:
-        """Number of resamples."""
-        return len(self.counts)
+        own = [str(row) for row in range(len(y))] if names is None else [str(name) for name in names]
+        unit_names = own if groups is None else [str(group) for group in groups]
+        units, unit_of = np.unique(unit_names, return_inverse=True)
+        if groups is None:
+            units, unit_of = np.array(own), np.arange(len(y))
+        part, labels = _parts(units, unit_of.ravel(), folds * (int(y.max(initial=0)) + 1) + y, groups is None)
+        sizes = np.bincount(part, minlength=len(labels)).astype(np.float64)
+        per_unit = np.bincount(unit_of.ravel())
+        what = "rows" if groups is None else "groups"
+        reason = why_no_interval(per_unit, f"test {what}") if intervals else "no interval asked for"
+        shared = tuple(labels) if groups is not None or names is not None else None
+        sample = Sample(sizes, None, reason, shared)
+        return cls(y, folds, part, sample, len(per_unit), effective_number(per_unit), what)
 
     def weights(self) -> Iterator[np.ndarray]:
-        """Return the rows as they are (weights 1), then the resamples, ``float32 [some, n]`` at a time."""
+        """Return the rows as they are (weights 1), then without each part, ``float32 [some, n]`` at a time."""
         yield np.ones((1, len(self.y)), np.float32)
-        step = max(_CHUNK_NUMBERS // max(len(self.y), 1), 16)
-        for start in range(0, self.draws, step):
-            yield self.counts[start : start + step].astype(np.float32)
+        if self.sample.reason is not None:
+            return
+        n, step = len(self.sample.sizes), max(_CHUNK_NUMBERS // max(len(self.y), 1), 16)
+        for start in range(0, n, step):
+            yield (self.part != np.arange(start, min(start + step, n))[:, None]).astype(np.float32)
 
 
-def _strata(y: np.ndarray, folds: np.ndarray, unit_of: np.ndarray) -> list[np.ndarray]:
-    """Units (rows or groups) that are drawn among each other."""
-    n_units = int(unit_of.max(initial=-1)) + 1
-    signs: list[set[tuple[int, int]]] = [set() for _ in range(n_units)]
-    for unit, fold, label in zip(unit_of.tolist(), folds.tolist(), y.tolist()):
-        signs[unit].add((fold, label))
-    strata: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for unit, sign in enumerate(signs):
-        strata.setdefault(tuple(sorted(sign)), []).append(unit)
-    lonely = [members[0] for members in strata.values() if len(members) == 1]
-    together = [members for members in strata.values() if len(members) > 1]
-    return [np.array(members) for members in (*together, lonely) if members]
+def _parts(units: np.ndarray, unit_of: np.ndarray, stratum: np.ndarray, is_rows: bool) -> tuple[np.ndarray, list[str]]:
+    """Return the part of each row and the names of the parts, at most `MOST_PARTS`.
+
+    Rows are dealt out by fold and class, so that every part has its fraction of each; groups by their names.
+    """
+    if len(units) <= MOST_PARTS:
+        return unit_of, units.tolist()
+    order = np.argsort(stratum, kind="stable") if is_rows else np.arange(len(units))
+    dealt = np.empty(len(units), np.int64)
+    dealt[order] = np.arange(len(units)) % MOST_PARTS
+    mark = hashlib.sha256("\0".join(units.tolist()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return dealt[unit_of], [f"{mark}:{part}" for part in range(MOST_PARTS)]
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Metrics of one classifier with their resamples.
+    """Metrics of one classifier, with and without each part of the test rows.
 
     ``macro_f1``: mean over classes of ``2 tp / (true + predicted)``; ``auc``: area under the ROC curve with ties as
     halves, for more than two classes the mean of one against the rest, in several folds the mean over folds;
     ``balanced_accuracy``: mean over classes of ``tp / true``; ``accuracy``; ``brier``: mean squared error of the
-    probabilities, summed over classes (for two classes, of one). Classes without rows in the test set, or in a
-    resample, do not count.
+    probabilities, summed over classes (for two classes, of one). Classes without rows in the test set, or in what is
+    left of it, do not count.
     """
 
     estimates: Mapping[str, Estimate]
@@ -162,31 +162,31 @@ class Scores:
         most = 2.0 if name == "brier" else 1.0
         return self.estimates[name].measured(_UNITS.get(name, "fraction"), least=0.0, most=most)
 
+    def gap(self, other: Scores, name: str = "macro_f1") -> Estimate:
+        """Minus `other`, without the same parts."""
+        return self[name].minus(other[name])
+
     def difference(self, other: Scores, name: str = "macro_f1") -> Measured:
-        """Minus `other`, over the same resamples; exactly 0 for equal predictions."""
-        return self[name].minus(other[name]).measured(_UNITS.get(name, "fraction"), least=-1.0, most=1.0)
+        """Minus `other`, with its interval; exactly 0 for equal predictions."""
+        return self.gap(other, name).measured(_UNITS.get(name, "fraction"), least=-1.0, most=1.0)
 
     def p_value(self, other: Scores, name: str = "macro_f1") -> float:
-        """Two-sided bootstrap p-value of no difference, in ``(0, 1]``; NaN without resamples."""
-        draws = self[name].minus(other[name]).draws
-        if draws is None or not len(draws):
-            return math.nan
-        smaller = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-        return min(1.0, 2 * (1 + smaller) / (1 + len(draws)))
+        """Two-sided p-value of no difference; NaN without an interval."""
+        return self.gap(other, name).p_value()
 
 
 _UNITS = {"auc": "area", "brier": "squared error"}
 
 
-def score(predictions: Predictions, bootstrap: PairedBootstrap, names: Sequence[str] = METRIC_NAMES) -> Scores:
-    """Score predictions of the rows of `bootstrap`.
+def score(predictions: Predictions, held_out: HeldOut, names: Sequence[str] = METRIC_NAMES) -> Scores:
+    """Score predictions of test rows.
 
     Parameters
     ----------
     predictions
         One row per test row.
-    bootstrap
-        The true classes and the resamples.
+    held_out
+        The true classes and the parts of the rows.
     names
         Metrics to compute.
 
@@ -195,23 +195,19 @@ def score(predictions: Predictions, bootstrap: PairedBootstrap, names: Sequence[
     DataError
         Another number of rows, or probabilities that are not finite.
     """
-    y, probabilities = bootstrap.y, np.asarray(predictions.probabilities, dtype=np.float64)
+    y, probabilities = held_out.y, np.asarray(predictions.probabilities, dtype=np.float64)
     _check_predictions(predictions, len(y))
     n_classes = probabilities.shape[1]
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     counted = _Counted(y, np.asarray(predictions.labels), probabilities, n_classes)
-    areas = _areas(y, probabilities, bootstrap.folds) if "auc" in found else []
-    for weights in bootstrap.weights():
+    areas = _areas(y, probabilities, held_out.folds) if "auc" in found else []
+    for weights in held_out.weights():
         for name, values in counted(weights).items():
             if name in found:
                 found[name].append(values)
-        if areas:
-            room = (1 + AUC_DRAWS if n_classes > MANY_CLASSES else 1 + bootstrap.draws) - sum(map(len, found["auc"]))
-            if room > 0:
-                found["auc"].append(_mean_area(areas, weights[:room]))
-        elif "auc" in found:
-            found["auc"].append(np.full(len(weights), math.nan))
-    return Scores({name: _estimate(np.concatenate(values), name) for name, values in found.items()})
+        if "auc" in found:
+            found["auc"].append(_mean_area(areas, weights) if areas else np.full(len(weights), math.nan))
+    return Scores({name: _estimate(np.concatenate(values), held_out, name) for name, values in found.items()})
 
 
 def _check_predictions(predictions: Predictions, n_rows: int) -> None:
@@ -222,15 +218,15 @@ def _check_predictions(predictions: Predictions, n_rows: int) -> None:
         raise DataError("predicted probabilities must be finite; some are NaN or infinite. Did the fit converge?")
 
 
-def _estimate(values: np.ndarray, name: str) -> Estimate:
-    value, draws = float(values[0]), values[1:]
+def _estimate(values: np.ndarray, held_out: HeldOut, name: str) -> Estimate:
+    value, left_out, sample = float(values[0]), values[1:], held_out.sample
     if math.isnan(value):
-        return Estimate(value, None, "undefined: it needs two classes in the test set")
-    if not len(draws):
-        return Estimate(value, None, "no interval asked for")
-    if np.isnan(draws).any():
-        return Estimate(value, None, f"no interval: {name} is undefined in some resamples")
-    return Estimate(value, draws)
+        return Estimate(value, reason="undefined: it needs two classes in the test set")
+    if not len(left_out):
+        return Estimate(value, reason=sample.reason)
+    if np.isnan(left_out).any():
+        return Estimate(value, reason=f"no interval: {name} is undefined without some of the test {held_out.unit}")
+    return Estimate(value, left_out, sample, counts=held_out.effective_groups)
 
 
 class _Counted:
@@ -278,7 +274,7 @@ class _Area:
     above: np.ndarray | None
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
-        """``[draws]``; NaN where a resample lacks either side."""
+        """``[n]``; NaN where either side is missing."""
         if self.above is not None:
             mine = weights if self.rows is None else weights[:, self.rows]
             positives = mine[:, self.positive]
@@ -326,7 +322,7 @@ def _areas(y: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> list[
 
 
 def _mean_area(areas: list[list[_Area]], weights: np.ndarray) -> np.ndarray:
-    """Mean over classes, then over folds; what a resample lacks does not count."""
+    """Mean over classes, then over folds; what is missing does not count."""
 
     def mean(values: list[np.ndarray]) -> np.ndarray:
         stacked = np.stack(values)
@@ -337,74 +333,12 @@ def _mean_area(areas: list[list[_Area]], weights: np.ndarray) -> np.ndarray:
     return mean([mean([area(weights) for area in fold]) for fold in areas])
 
 
-# ---------------------------------------------------------------------------------------------------------- verdicts
-
-
-def verdict(difference: Measured, margin: float = MARGIN) -> str:
-    """Return the verdict of an interval of a difference for a margin around 0 (a region of practical equivalence).
-
-    ``better``: the whole interval lies above `margin`; ``worse``: below ``-margin``; ``equivalent``: within
-    ``[-margin, margin]``; ``undecided``: anything else, and where there is no interval.
-
-    >>> verdict(Measured(0.03, 0.02, 0.04)), verdict(Measured(0.0, -0.004, 0.004)), verdict(Measured(0.0, -0.1, 0.1))
-    ('better', 'equivalent', 'undecided')
-
-    Raises
-    ------
-    ConfigError
-        A negative margin.
-    """
-    if not margin >= 0:
-        raise ConfigError(f"`margin` must be a difference of macro-F1 from 0; got {margin}.")
-    if difference.low is None or difference.high is None:
-        return "undecided"
-    if difference.low > margin:
-        return "better"
-    if difference.high < -margin:
-        return "worse"
-    return "equivalent" if -margin <= difference.low and difference.high <= margin else "undecided"
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: the chance of any false rejection stays below the level. NaN stays NaN.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    values = np.asarray(p_values, dtype=float)
-    known = np.flatnonzero(~np.isnan(values))
-    adjusted = np.full(len(values), math.nan)
-    largest = 0.0
-    for place, index in enumerate(known[np.argsort(values[known], kind="stable")]):
-        largest = max(largest, min(1.0, (len(known) - place) * values[index]))
-        adjusted[index] = largest
-    return [float(value) for value in adjusted]
-
-
-def corrected_t(differences: Sequence[float], n_train: int, n_test: int) -> tuple[float, float]:
-    """Nadeau and Bengio's t for differences over folds whose training sets overlap, and its p-value.
-
-    ``t = mean(d) / sqrt((1 / r + n_test / n_train) var(d))`` with ``r - 1`` degrees of freedom. Equal differences of 0
-    give ``(0, 1)``; fewer than two folds give NaN.
-    """
-    from scipy.special import stdtr
-
-    d = np.asarray(differences, dtype=float)
-    if len(d) < 2:
-        return math.nan, math.nan
-    spread = math.sqrt((1 / len(d) + n_test / n_train) * float(d.var(ddof=1)))
-    if spread == 0:
-        return (0.0, 1.0) if d.mean() == 0 else (math.copysign(math.inf, d.mean()), 0.0)
-    t = float(d.mean()) / spread
-    return t, float(2 * stdtr(len(d) - 1, -abs(t)))
-
-
 def chance_interval(scores: Sequence[Scores], level: float = LEVEL) -> Measured:
     """Mean AUC of classifiers that learned permuted labels, with its interval; chance is 0.5."""
-    parts = [each["auc"] for each in scores]
-    value = float(np.mean([part.value for part in parts]))
-    drawn = [part.draws for part in parts if part.draws is not None]
-    if len(drawn) < len(parts):
-        return Measured(value, None, None, "area", parts[0].reason or "no interval in some shuffle")
-    draws = np.mean(drawn, axis=0)  # independent: every shuffle has its own resamples
-    return Estimate(value, draws).measured("area", level, least=0.0, most=1.0)
+    # every shuffle has its own labels, so the shuffles are independent
+    parts = [replace(each["auc"], sample=_alone(each["auc"].sample)) for each in scores]
+    return mean_estimate(parts).measured("area", level, least=0.0, most=1.0)
+
+
+def _alone(sample: Sample | None) -> Sample | None:
+    return None if sample is None else replace(sample, names=None)

@@ -17,9 +17,9 @@ from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import Progress, silent
 from .accumulators import Moments, Reconstruction, Sparsity
-from .bootstrap import BLOCK_ROWS, LEVEL, N_GROUPS, DocumentBootstrap, Estimate, row_groups
 from .controls import Reconstructor, reconstructor_of
 from .fidelity import SplicedModel, measure_fidelity
+from .intervals import BLOCK_ROWS, LEVEL, N_GROUPS, Estimate, Sample, row_groups
 from .metrics import METRICS, Metrics
 from .pca import PCA, Covariance
 from .redundancy import random_max_cosine, redundancy
@@ -122,19 +122,16 @@ def measure_reconstructors(
     found = _measure_rows(reconstructors, rows, mean, settings, progress)
     if spliced is None or spliced.texts is None:
         return found
-    costs, facts = measure_fidelity(
-        spliced, reconstructors, mean, draws=settings.draws, seed=settings.seed, progress=progress
-    )
+    costs, facts = measure_fidelity(spliced, reconstructors, mean, intervals=settings.intervals, progress=progress)
     estimates = [each | cost for each, cost in zip(found.estimates, costs, strict=True)]
     return Measurement(estimates, found.sparsities, found.n_rows, facts)
 
 
-def interval_facts(draws: int) -> dict[str, Any]:
+def interval_facts(intervals: bool) -> dict[str, Any]:
     """Return what results say about their intervals."""
     return {
         "level": LEVEL,
-        "draws": draws,
-        "method": "basic bootstrap over documents, paired between an SAE and its controls",
+        "method": "jackknife over documents, paired between an SAE and its controls" if intervals else "none",
         "documents": f"put into at most {N_GROUPS} groups by document id",
         "rows_without_document": f"runs of {BLOCK_ROWS} consecutive rows",
     }
@@ -214,14 +211,14 @@ class _Pass:
         if self.sparsity is not None and codes is not None:
             self.sparsity.update(codes, group)
 
-    def compute(self, bootstrap: DocumentBootstrap) -> dict[str, Estimate]:
+    def compute(self, sample: Sample) -> dict[str, Estimate]:
         """Return the metrics."""
-        found = self.error.compute(bootstrap)
+        found = self.error.compute(sample)
         if self.sparsity is not None:
-            found |= self.sparsity.compute(bootstrap)
+            found |= self.sparsity.compute(sample)
         l0 = self.reconstructor.l0
         if l0 is not None:
-            found["l0"] = Estimate(float(l0), None, "no interval: the number of components, fixed beforehand")
+            found["l0"] = Estimate(float(l0), reason="no interval: the number of components, fixed beforehand")
         return found | _redundancies(self.reconstructor.sae)
 
 
@@ -249,13 +246,10 @@ def _measure_rows(
             each.update(x, group)
         tell("rows", first + len(x), total)
     by_position = f"interval from runs of {BLOCK_ROWS} consecutive rows: documents are not known"
-    bootstrap = DocumentBootstrap.over(
-        moments.rows_per_group,
-        draws=settings.draws,
-        seed=settings.seed,
-        reason=None if all_by_document else by_position,
+    sample = Sample.over(
+        moments.rows_per_group, intervals=settings.intervals, reason=None if all_by_document else by_position
     )
-    estimates = [each.compute(bootstrap) for each in passes]
+    estimates = [each.compute(sample) for each in passes]
     return Measurement(estimates, [each.sparsity for each in passes], moments.n_rows, None)
 
 
@@ -268,5 +262,5 @@ def _redundancies(sae: SAE | None) -> dict[str, Estimate]:
     return {
         "decoder_redundancy": decoder,
         "encoder_redundancy": decoder if sae.W_enc is sae.W_dec else redundancy(sae.W_enc),
-        "redundancy_null": Estimate(null, None, "no interval: computed, not measured"),
+        "redundancy_null": Estimate(null, reason="no interval: computed, not measured"),
     }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from .bootstrap import Estimate
+from .intervals import Estimate
 
 SAMPLED = 4096
 """Latents that are compared with all others; in wider dictionaries a sample of this many stands for all."""
@@ -67,14 +67,14 @@ def redundancy(W: Tensor, *, sampled: int = SAMPLED, seed: int = 0) -> Estimate:
     """
     n = len(W)
     if n < 2:
-        return Estimate(math.nan, None, "undefined: there is no other latent")
+        return Estimate(math.nan, reason="undefined: there is no other latent")
     if n <= sampled:
         value = float(max_cosines(W).double().mean())
-        return Estimate(value, None, "no interval: computed from the weights, nothing was sampled")
+        return Estimate(value, reason="no interval: computed from the weights, nothing was sampled")
     queries = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:sampled]
     best = max_cosines(W, queries).double()
     value, spread = float(best.mean()), 1.96 * float(best.std()) / math.sqrt(sampled)
-    return Estimate(value, None, f"from {sampled:,} of {n:,} latents", (value - spread, value + spread))
+    return Estimate(value, reason=f"from {sampled:,} of {n:,} latents", ends=(value - spread, value + spread))
 
 
 def random_max_cosine(n_latents: int, d: int) -> float:

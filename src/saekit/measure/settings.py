@@ -1,4 +1,4 @@
-"""Settings that measurements share: how many rows, which model and texts, how many resamples."""
+"""Settings that measurements share: how many rows, which model and texts, which margin."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..settings import check_whole, suggest_keywords
+
+MARGIN = 0.01
+"""Differences of macro-F1 or AUC smaller than this count as none, by default."""
 
 CE_TOKENS = 32_768
 """Tokens that cross-entropies are measured on by default."""
@@ -58,11 +61,7 @@ class TextSettings(RowSettings):
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings(TextSettings):
-    """How many rows and texts SAEs are measured on, and by how many resamples intervals are found."""
+    """How many rows and texts SAEs are measured on, and whether with intervals."""
 
-    draws: int = 1000
-    """Resamples of documents for each interval; 0 for no intervals [1000]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole(self.CALLER, least=0, draws=self.draws)
+    intervals: bool = True
+    """Whether to compute confidence intervals, by leaving out documents in turn [true]."""

@@ -20,13 +20,10 @@ from torch import Tensor
 from ..errors import ShapeError
 from ..sae.codes import Codes
 from .accumulators import double
-from .bootstrap import Estimate
+from .intervals import Estimate, Sample
 
 JACKKNIFE_GROUPS = 20
 """Parts of the rows that are left out in turn."""
-
-STUDENT = 2.093
-"""97.5 % point of Student's t with 19 degrees of freedom: for 95 % intervals from 20 groups."""
 
 
 def row_correlations(x: Tensor) -> np.ndarray:
@@ -143,18 +140,17 @@ def jackknife(value_of: Callable[[np.ndarray], float], n_rows: int, group: np.nd
     everything = np.arange(n_rows)
     value = value_of(everything)
     if math.isnan(value):
-        return Estimate(value, None, "undefined: one side does not vary")
+        return Estimate(value, reason="undefined: one side does not vary")
     groups = np.zeros(0) if group is None else np.unique(group)
     if group is None or len(groups) < JACKKNIFE_GROUPS:
         reason = f"no interval: it needs rows of at least {JACKKNIFE_GROUPS} documents"
-        return Estimate(value, None, reason if group is not None else "no interval asked for")
+        return Estimate(value, reason=reason if group is not None else "no interval asked for")
     part = np.searchsorted(groups, group) % JACKKNIFE_GROUPS
     left_out = np.array([value_of(everything[part != each]) for each in range(JACKKNIFE_GROUPS)])
     if np.isnan(left_out).any():
-        return Estimate(value, None, "no interval: undefined without some documents")
-    spread = math.sqrt((JACKKNIFE_GROUPS - 1) / JACKKNIFE_GROUPS * float(np.square(left_out - left_out.mean()).sum()))
+        return Estimate(value, reason="no interval: undefined without some documents")
     reason = f"interval from a jackknife over {JACKKNIFE_GROUPS} parts of the documents"
-    return Estimate(value, None, reason, (value - STUDENT * spread, value + STUDENT * spread))
+    return Estimate(value, left_out, Sample.over(np.bincount(part)), reason)
 
 
 def _check_rows(n: int, m: int) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..classification.result import describe_intervals, describe_resolution
 from . import charts
 from .parts import (
     Cell,
     Figure,
     Section,
     count_cell,
-    number,
     number_cell,
     settings_section,
     table_of,
@@ -35,9 +35,8 @@ def classification(result: Result) -> list[Section]:
     """Show the arms compared with the best dense one, figures, low-data curves, classes, settings."""
     data, settings = result["data"], result["settings"]
     decides = "AUC" if settings.get("metric") == "auc" else "macro-F1"
-    intervals, floor = settings["intervals"], result["floor"]["value"]
     best = {result[name] for name in _BEST}
-    resolves = "" if floor is None else f" It cannot resolve differences of macro-F1 below {number(floor)}."
+    resolves = describe_resolution(result["floor"], settings)
 
     def name(arm: Arm) -> Cell:
         return Cell(f"▸ {arm['name']}" if arm["name"] in best else arm["name"], note="; ".join(arm["notes"]))
@@ -50,8 +49,8 @@ def classification(result: Result) -> list[Section]:
     main = Section(
         f"Classification: {result['name']}",
         f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(result['classes'])} classes; "
-        f"{intervals['level']:.0%} intervals from {intervals['draws']:,} resamples of test {intervals['unit']}, paired "
-        f"between arms; differences below {settings['margin']:g} {decides} count as none.{resolves} Settings, "
+        f"{describe_intervals(settings['intervals'])}, paired between arms; differences below {settings['margin']:g} "
+        f"{decides} count as none; verdicts are corrected for the number of arms (Holm). {resolves} Settings, "
         "selections and thresholds were chosen within the training rows; bold arms are the best of their family there. "
         "Grey arms are baselines and controls.",
         [table_of(result["arms"], columns, is_muted=is_baseline)],
@@ -254,7 +253,7 @@ def classification_summary(result: Result) -> list[Section]:
     points = [(arm["name"], arm["difference"], arm["name"].startswith(("random", "untrained"))) for arm in arms]
     intro = (
         f"Macro-F1 minus that of the best dense arm, over {len(result['sets'])} results: {', '.join(result['sets'])}. "
-        f"Intervals from resampled data sets, Wilcoxon's signed-rank test, Holm's correction; "
+        f"Intervals over data sets, Wilcoxon's signed-rank test, Holm's correction; "
         f"margin {result['margin']:g}."
     )
     chart = charts.intervals(points, x="macro-F1 minus best dense arm", from_zero=False)

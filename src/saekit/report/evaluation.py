@@ -20,7 +20,7 @@ def evaluation(result: Mapping[str, Any]) -> list[Section]:
     level = f"{intervals['level']:.0%}" if "level" in intervals else "95%"
     main = Section(
         "Fidelity, compared with baselines",
-        f"{number(result['n_rows'])} rows. Small numbers are {level} intervals from resampled documents. Grey rows are "
+        f"{number(result['n_rows'])} rows. Small numbers are {level} intervals over documents. Grey rows are "
         "baselines: an SAE must do better to be worth its training.",
         [_metrics_table(entries, [name for name in MAIN_METRICS if name in found])],
         [
@@ -73,8 +73,7 @@ def _differences(entries: Sequence[Mapping[str, Any]]) -> Section:
     columns = ["SAE − baseline", *(heading(name) for name in names)]
     return Section(
         "Differences from the baselines",
-        "The SAE's value minus the baseline's over the same resampled documents. An interval that holds 0 means: not "
-        "told apart.",
+        "The SAE's value minus the baseline's over the same documents. An interval that holds 0 means: not told apart.",
         [Table(columns, rows)] if rows else [],
     )
 

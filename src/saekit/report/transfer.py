@@ -42,7 +42,7 @@ def _intro(result: Mapping[str, Any], several: bool) -> str:
     unit = "groups" if any(value["n_groups"] for value in result["values"]) else "rows"
     decides = "AUC" if settings.get("metric") == "auc" else "macro-F1"
     intro = (
-        f"{settings['level']:.0%} intervals from resampled {unit} of the test set. Differences from the dense states "
+        f"{settings['level']:.0%} intervals over {unit} of the test set. Differences from the dense states "
         f"are over the same rows; less than {settings['margin']:g} {decides} counts as none."
     )
     if several:

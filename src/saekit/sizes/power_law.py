@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..measure.bootstrap import basic_interval
 from ..measure.results import Measured
 from ..sae.model import SAE
 
@@ -118,7 +117,7 @@ def power_law(values: Tensor | np.ndarray | Any, *, draws: int = 200, seed: int 
     for _ in range(draws):
         sample = np.sort(generator.choice(ordered, len(ordered)))[::-1]
         resampled.append(-_line(sample)[0])
-    low, high = basic_interval(-slope, np.array(resampled))
+    low, high = (float(-2 * slope - end) for end in np.quantile(resampled, [0.975, 0.025]))
     tail, gamma, distance = _tail(ordered)
     error = (gamma - 1) / math.sqrt(tail)
     ends = (gamma - 1 - 1.96 * error, gamma - 1 + 1.96 * error)

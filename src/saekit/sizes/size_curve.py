@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..measure.accumulators import Sparsity
-from ..measure.bootstrap import N_GROUPS, DocumentBootstrap, Estimate, row_groups
 from ..measure.fidelity import SplicedModel
+from ..measure.intervals import N_GROUPS, Estimate, Sample, row_groups
 from ..measure.metrics import METRICS, Metrics
 from ..measure.reconstruction import interval_facts, measure_saes
 from ..measure.results import Measured
@@ -114,7 +114,7 @@ def measure_sizes(
             "tokens": None if spliced is None else spliced.tokens,
             "batch_rows": settings.batch_rows,
             "seed": settings.seed,
-            "intervals": interval_facts(settings.draws),
+            "intervals": interval_facts(settings.intervals),
             "selection": settings.selection,
             "sample_rows": settings.sample_rows,
             "latents": settings.latents,
@@ -217,7 +217,7 @@ class _MoreMetrics:
         x, document = self._sample()
         found = []
         for done, each in enumerate(self.prefixes, start=1):
-            found.append(_similarity(each, x, document if self.settings.draws else None))
+            found.append(_similarity(each, x, document if self.settings.intervals else None))
             self.progress("similarity", done, len(self.prefixes))
         return found
 
@@ -248,8 +248,7 @@ class _MoreMetrics:
             counted = here if not len(counted) else counted + here
             first += len(x)
         reason = None if by_document else "interval from runs of 64 consecutive rows: documents are not known"
-        draws, seed = self.settings.draws, self.settings.seed
-        return _bounded(sparsity.compute(DocumentBootstrap.over(counted, draws=draws, seed=seed, reason=reason)))
+        return _bounded(sparsity.compute(Sample.over(counted, intervals=self.settings.intervals, reason=reason)))
 
     def _sample(self) -> tuple[Tensor, np.ndarray]:
         """Return rows drawn evenly, with the document of each (or its run of 64 rows, where unknown)."""
