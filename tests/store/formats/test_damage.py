@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-from fixtures.mutations import mutate_folder
 
+from fixtures.mutations import mutate_folder
 from saekit import SAE
 from saekit.errors import SaekitError
 
