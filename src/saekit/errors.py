@@ -68,6 +68,14 @@ class StorageError(SaekitError, OSError):
         return str(self.args[0]) if self.args else ""
 
 
+class PlaceWarning(UserWarning):
+    """An SAE is used on other rows than those it was trained for; `code` says in what they differ."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class MissingExtraError(SaekitError, ImportError):
     """An optional package is not installed; the message holds the line to type."""
 
@@ -91,5 +99,14 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     'Did you mean `warmup_steps`?'
     """
     options = list(options)
-    near = difflib.get_close_matches(word, options, n=3, cutoff=0.6)
-    return f"Did you mean {listed(near)}?" if near else f"Known: {listed(options, 12)}."
+    return nearest(word, options).lstrip() or f"Known: {listed(options, 12)}."
+
+
+def nearest(word: object, options: Iterable[str]) -> str:
+    """Return a space and a sentence that suggests the nearest options, for a message that lists them; else nothing.
+
+    >>> nearest("warmup_step", ["warmup_steps", "lr"]), nearest(3, ["lr"])
+    (' Did you mean `warmup_steps`?', '')
+    """
+    near = difflib.get_close_matches(word, list(options), n=3, cutoff=0.6) if isinstance(word, str) else []
+    return f" Did you mean {listed(near)}?" if near else ""

@@ -10,20 +10,28 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from .errors import BusyError, ConfigError, FormatError, StorageError
+from .errors import BusyError, ConfigError, FormatError, SaekitError, StorageError
+
+T = TypeVar("T")
 
 LOCK_NAME = ".saekit.lock"
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_NEXT = ".next"
 _POLL = 0.01  # seconds between two attempts to get a lock
+_TICK = 0.005  # seconds; times of files are not told more exactly
+
+SAVE_WAIT = 60.0
+"""Seconds that a save waits for others who save into the same folder."""
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -168,22 +176,159 @@ def local_path(name: str | os.PathLike[str]) -> Path:
         return path
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
+def read_json(path: str | os.PathLike[str], *, finite: bool = True) -> Any:
+    """Read a JSON file; `finite` as in `parse_json`.
 
     Raises
     ------
     FormatError
-        The file is not JSON (truncated, say).
+        The file is not JSON (truncated, say), or cannot be read.
+    FileNotFoundError
+        There is no such file.
+    """
+    return parse_json(read_bytes(path), path, finite=finite)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a whole file.
+
+    Raises
+    ------
+    FormatError
+        It cannot be read: a folder, say, or one of another user.
     FileNotFoundError
         There is no such file.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FormatError(f"`{path}` must be a file that can be read; {error.strerror or error}.") from None
+
+
+def parse_json(text: str | bytes, where: object, *, finite: bool = True) -> Any:
+    """Return the value of JSON text: only what JSON has, and only what can be passed on.
+
+    Refused besides broken text: NaN and infinity, whole numbers of more than 64 bits, a key that stands twice in an
+    object, half a character (a lone surrogate), and more than 100 levels.
+
+    Parameters
+    ----------
+    text
+        The text; bytes are UTF-8.
+    where
+        What messages call it: a path, say.
+    finite
+        False: NaN and infinity are numbers, as in configurations of models.
+
+    Raises
+    ------
+    FormatError
+        See above.
+    """
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        number = _finite if finite else float
+        value = json.loads(
+            text, parse_int=_whole, parse_float=number, parse_constant=number, object_pairs_hook=_without_repeats
+        )
+        _check_depth(value)
+        if "\\ud" in text or "\\uD" in text or not text.isascii():
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise FormatError(
-            f"`{path}` must be JSON; it stops making sense: {error}. Restore the file from its source."
+            f"`{where}` must be JSON; it stops making sense: {reason}. Restore the file from its source."
         ) from None
+    return value
+
+
+_DEEPEST = 100
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**64:
+        raise ValueError(f"the whole number {digits[:24]} has more than 64 bits")
+    return number
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {digits[:24]} is not finite")
+    return number
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:40]!r} stands twice in an object")
+    return found
+
+
+def _check_depth(value: Any) -> None:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_DEEPEST):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise RecursionError
+
+
+SEAL = "seal"
+"""Key of the digest of a description over all its other entries, the digests of its data files among them."""
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its seal as the last entry: the digest of all others, keys sorted, without spaces."""
+    bare = {key: item for key, item in value.items() if key != SEAL}
+    plain = json.loads(json.dumps(bare, allow_nan=False))  # as it will be read back: keys are texts, tuples are lists
+    return {**bare, SEAL: digest_bytes(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())}
+
+
+def write_sealed(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Write a JSON object with its seal; see `write_json`."""
+    write_json(path, seal(value))
+
+
+def read_sealed(path: str | os.PathLike[str], *, since: int = 0, version: str = "schema") -> Any:
+    """Read what `write_sealed` wrote, and return it without its seal.
+
+    A description names the digests of the data that it belongs to, so that the two are bound together by its seal.
+
+    Parameters
+    ----------
+    path
+        The file. One without a seal is returned as it is.
+    since, version
+        Files whose entry `version` is at least `since` must have a seal; 0: none must.
+
+    Raises
+    ------
+    FormatError
+        As `read_json`, or an entry was changed after the file was written.
+    FileNotFoundError
+        There is no such file.
+    """
+    return unsealed(read_json(path), path, since=since, version=version)
+
+
+def unsealed(value: Any, where: object, *, since: int = 0, version: str = "schema") -> Any:
+    """Return a JSON value without its seal, once that fits; see `read_sealed`."""
+    if not isinstance(value, dict):
+        return value
+    bare = {key: item for key, item in value.items() if key != SEAL}
+    needed = since and isinstance(value.get(version), int) and value[version] >= since
+    if (SEAL in value or needed) and seal(bare)[SEAL] != value.get(SEAL):
+        raise FormatError(
+            f"`{where}` must be as it was written; its seal does not fit its entries: one was edited, or the file is "
+            "damaged. Restore it from a copy, or make it again."
+        )
+    return bare
 
 
 def digest_bytes(data: bytes | memoryview) -> str:
@@ -195,6 +340,29 @@ def digest_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's bytes as ``"sha256:<hex>"``."""
     with open(path, "rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse an output folder that cannot be made or written to; nothing is made.
+
+    Raises
+    ------
+    ConfigError
+        A file is there, or it lies in one.
+    StorageError
+        No permission.
+    """
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise _no_folder(Path(folder))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise storage_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), Path(folder))
+
+
+def _no_folder(folder: Path) -> ConfigError:
+    return ConfigError(f"the output folder `{folder}` must be a folder; a file is there. Give another --out.")
 
 
 @contextmanager
@@ -224,9 +392,7 @@ def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Itera
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ConfigError(
-            f"the output folder `{folder}` must be a folder; a file is there. Give another --out."
-        ) from None
+        raise _no_folder(folder) from None
     except OSError as error:
         raise storage_error(error, folder) from error
     with storage_errors(folder):
@@ -237,6 +403,99 @@ def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Itera
     finally:
         remove_file(folder / LOCK_NAME)  # while it is held: nobody else can hold a file of this name
         os.close(handle)
+
+
+@contextmanager
+def replaced_together(
+    folder: str | os.PathLike[str], card: str, parts: Sequence[str], *, wait: float = SAVE_WAIT
+) -> Iterator[Callable[[str], Path]]:
+    """Replace files that must agree: whoever reads them with `read_together` gets all old ones or all new ones.
+
+    The block writes every part, and then the card, to the paths that it is told. The card is the last: with it the new
+    files count, and a kill afterwards costs nothing. A part may be a folder.
+
+    Parameters
+    ----------
+    folder
+        Where they lie; held meanwhile. Who holds it already is waited for.
+    card, parts
+        Name of the file that says what the others are, and names of these.
+    wait
+        Seconds.
+    """
+    with locked_folder(folder, wait=wait) as place:
+        _settle(place, card, parts)
+        try:
+            yield lambda name: place / f"{name}{_NEXT}"
+        finally:
+            _settle(place, card, parts)
+
+
+def read_together(
+    folder: str | os.PathLike[str], card: str, parts: Sequence[str], read: Callable[[Callable[[str], Path]], T]
+) -> T:
+    """Return what `read` makes of files that are replaced together; it is told the path of each."""
+    place = Path(folder)
+
+    def path_of(name: str) -> Path:
+        replacement = place / f"{name}{_NEXT}"
+        return replacement if (place / f"{card}{_NEXT}").exists() and replacement.exists() else place / name
+
+    names = [name for each in (card, *parts) for name in (each, f"{each}{_NEXT}")]
+    return read_steadily([place / name for name in names], lambda: read(path_of))
+
+
+def is_there(folder: Path, card: str) -> bool:
+    """Return whether there is something for `read_together` to read."""
+    return (folder / card).is_file() or (folder / f"{card}{_NEXT}").is_file()
+
+
+def read_steadily(paths: Sequence[Path], read: Callable[[], T]) -> T:
+    """Return what `read` returns; where it fails while any of the files is being replaced, it is called again."""
+    repeats = 1
+    while True:
+        before = [_state(path) for path in paths]
+        try:
+            return read()
+        except (SaekitError, OSError):
+            if [_state(path) for path in paths] == before:
+                if not repeats:
+                    raise
+                repeats -= 1  # it may be another file of the same tick
+                time.sleep(_TICK)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is replaced."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _settle(folder: Path, card: str, parts: Sequence[str]) -> None:
+    """Bring a replacement to its end: forward if the new card is there, else back."""
+    if (folder / f"{card}{_NEXT}").exists():
+        for name in (*parts, card):
+            replacement = folder / f"{name}{_NEXT}"
+            if replacement.is_dir():
+                _remove_tree(folder / name)
+            if replacement.exists():
+                rename_file(replacement, folder / name)
+    for name in parts:
+        _remove_tree(folder / f"{name}{_NEXT}")
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a file, or a folder with everything in it; or nothing, if nothing is there."""
+    if path.is_dir() and not path.is_symlink():
+        for inside in list(path.iterdir()):
+            _remove_tree(inside)
+        with suppress(OSError):
+            path.rmdir()
+    else:
+        remove_file(path)
 
 
 def _hold(path: Path, until: float) -> int:

@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from .errors import ConfigError, did_you_mean, listed
+from .errors import ConfigError, did_you_mean, listed, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S")
@@ -41,8 +41,43 @@ class KeywordError(ConfigError, TypeError):
     """A keyword argument that the function does not have; also a TypeError, as Python raises it."""
 
 
+def brief(value: Any) -> str:
+    """Return a dataclass as text: without what is at its default, and of long values only how much they hold.
+
+    For ``__repr__ = brief``.
+    """
+    fields = [each for each in dataclasses.fields(value) if each.repr and hasattr(value, each.name)]
+    shown = [f"{each.name}={_in_brief(getattr(value, each.name))}" for each in fields if not _is_default(value, each)]
+    shown[_FIELDS:] = ["…"] if len(shown) > _FIELDS else []
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+_FIELDS = 8  # that are shown
+_LONG = 60  # characters of a value from which on its size stands for it
+
+
+def _is_default(value: Any, field: dataclasses.Field[Any]) -> bool:
+    mine = getattr(value, field.name)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return type(mine) is type(default) and not hasattr(mine, "shape") and bool(mine == default)
+
+
+def _in_brief(value: Any) -> str:
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__.lower()}{list(value.shape)}"
+    if isinstance(value, str) and len(value) > _LONG:
+        return repr(f"{value[: _LONG - 1]}…")
+    if isinstance(value, dict | list | tuple) and len(repr(value)) > _LONG:
+        return f"{type(value).__name__} of {len(value)}"
+    if dataclasses.is_dataclass(value):
+        return text if len(text := str(value)) <= _LONG else f"{type(value).__name__}(…)"
+    return repr(value)
+
+
 def suggest_keywords(function: F) -> F:
     """Decorate a function or dataclass so that an unknown keyword argument is refused with the nearest known ones.
+
+    A dataclass is shown as `brief` says.
 
     >>> @suggest_keywords
     ... def classify(data, *, label="label"):
@@ -54,6 +89,8 @@ def suggest_keywords(function: F) -> F:
     """
     if inspect.isclass(function):
         function.__init__ = _suggesting(function.__init__, function.__name__)  # type: ignore[method-assign]
+        if dataclasses.is_dataclass(function):
+            function.__repr__ = brief  # type: ignore[method-assign]
         return function
     return _suggesting(function, function.__name__)
 
@@ -172,11 +209,5 @@ def check_choice(where: str, options: Collection[str], **values: Any) -> None:
     """Refuse values that are not among `options`; raises `ConfigError` with the nearest option."""
     for name, value in values.items():
         if value not in options:
-            raise ConfigError(
-                f"{where}: `{name}` must be one of {listed(options, 12)}; got {value!r}.{_near(value, options)}"
-            )
-
-
-def _near(value: Any, options: Collection[str]) -> str:
-    near = difflib.get_close_matches(value, list(options), n=1) if isinstance(value, str) else []
-    return f" Did you mean `{near[0]}`?" if near else ""
+            hint = nearest(value, options)
+            raise ConfigError(f"{where}: `{name}` must be one of {listed(options, 12)}; got {value!r}.{hint}")

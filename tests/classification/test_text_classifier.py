@@ -11,10 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from saekit import load_classifier
-from saekit.classification.text_classifier import MOVED, SCHEMA_FILE, TRUSTED, fit_classifier, save_classifier
-from saekit.errors import ConfigError, FormatError
-from saekit.files import digest_file
+from fixtures.kills import contents
+from saekit import SAE, load_classifier
+from saekit.classification.pipeline_file import MOVED, SCHEMA_FILE, TRUSTED
+from saekit.classification.stored_fits import run_jobs
+from saekit.classification.text_classifier import fit_classifier, save_classifier
+from saekit.errors import BusyError, ConfigError, FormatError
+from saekit.files import digest_file, locked_folder, write_sealed
+from saekit.settings import silent
 
 
 @pytest.mark.parametrize("arm", ["SAE sum", "SAE sum k=8", "SAE sum binarized"])
@@ -50,6 +54,22 @@ def test_saved_classifier_predicts_and_explains(full_run, tmp_path, arm):
     assert card["verdict"] == result.arm(arm).verdict
 
 
+def test_the_same_classifier_makes_the_same_bytes(full_run, tmp_path):
+    plan, result = full_run
+    for name in ("one", "two"):
+        save_classifier(fit_classifier(plan, result, "SAE sum binarized"), tmp_path / name)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    with zipfile.ZipFile(tmp_path / "one" / "classifier.skops") as stored:
+        assert {each.date_time for each in stored.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert all(len(each.filename) < 12 for each in stored.infolist())
+
+
+def test_one_call_at_a_time_fits_into_a_folder(full_run, tmp_path):
+    plan, _ = full_run
+    with locked_folder(tmp_path), pytest.raises(BusyError, match="in use by another run"):
+        run_jobs(replace(plan, out=tmp_path), lambda *_: pytest.fail("it began"), silent)
+
+
 def test_only_linear_probes_of_saes_can_be_saved(full_run):
     plan, result = full_run
     for arm in ("SAE sum tree", "dense sum", "random sum"):
@@ -66,22 +86,38 @@ def test_altered_classifiers_are_refused(full_run, tmp_path, sae):
     card = json.loads((folder / "classifier.json").read_text())
     with pytest.raises(FormatError, match="must hold a classifier"):
         load_classifier(tmp_path)
-    (folder / "classifier.json").write_text(json.dumps({**card, "schema": 99}))
+    write_sealed(folder / "classifier.json", {**card, "schema": 99})
     with pytest.raises(FormatError, match="has schema 99"):
         load_classifier(folder)
-    (folder / "classifier.json").write_text(json.dumps({**card, "kind": "x"}))
+    write_sealed(folder / "classifier.json", {**card, "kind": "x"})
     with pytest.raises(FormatError, match="must describe a classifier"):
         load_classifier(folder)
-    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": "sha256:0"}))
+    write_sealed(folder / "classifier.json", {**card, "pipeline": "sha256:0"})
     with pytest.raises(FormatError, match="was altered"):
         load_classifier(folder)
     from skops.io import dumps
 
     (folder / "classifier.skops").write_bytes(dumps(_Strange()))
-    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": digest_file(folder / "classifier.skops")}))
+    write_sealed(folder / "classifier.json", {**card, "pipeline": digest_file(folder / "classifier.skops")})
     with pytest.raises(FormatError, match="types of scikit-learn and saekit only"):
         load_classifier(folder)
     assert all(name.startswith("saekit.") for name in TRUSTED)
+
+
+def test_class_names_and_the_sae_are_bound_to_the_classifier(full_run, tmp_path):
+    plan, result = full_run
+    folder = save_classifier(fit_classifier(plan, result, "SAE sum k=2"), tmp_path / "c")
+    path = folder / "classifier.json"
+    card = json.loads(path.read_text())
+    for change in ({"classes": card["classes"][::-1]}, {"pool": "max"}, {"labels": {}}, {"hook": "layers.0"}):
+        path.write_text(json.dumps({**card, **change}))
+        with pytest.raises(FormatError, match="its seal does not fit"):
+            load_classifier(folder)
+    path.write_text(json.dumps(card))
+    other = SAE.load(folder / "sae")
+    other.replace(b_enc=other.b_enc + 1).save(folder / "sae")
+    with pytest.raises(FormatError, match="must be the SAE of the classifier"):
+        load_classifier(folder)
 
 
 class _Strange:
@@ -113,7 +149,8 @@ def test_a_classifier_of_the_first_release_is_read(full_run, tmp_path, arm):
         for name, content in files.items():
             changed.writestr(name, schema if name == SCHEMA_FILE else content)
     card = json.loads((folder / "classifier.json").read_text())
-    (folder / "classifier.json").write_text(json.dumps({**card, "pipeline": digest_file(path)}))
+    del card["seal"], card["sae"]
+    (folder / "classifier.json").write_text(json.dumps({**card, "schema": 1, "pipeline": digest_file(path)}))
     texts = ["the array returns a shape", "raises an error of invalid"]
     loaded = load_classifier(folder, model=plan.reader.model)
     assert (loaded.predict_proba(texts) == fitted.predict_proba(texts)).all()

@@ -173,3 +173,38 @@ def test_converted():
     assert converted("a", list[str], "--sae") == ["a"]
     assert converted({"C": 2}, Budget, "budget") == Budget(C=(2,))
     assert Text  # its column is an option of its own
+
+
+def test_help_says_which_architectures_have_a_setting():
+    from saekit.cli.train import train
+
+    help = " ".join(train.epilog.split())
+    assert "config.lr Peak learning rate of Adam" in help
+    assert "config.levels hierarchical-topk: Latents per row at each level" in help
+    assert "config.target_l0 jumprelu, relu, gated, p-anneal: Mean latents per row" in help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word", "value"),
+    [(("--lr", "0.01"), "lr", 0.01), (("--set", "config.lr=0.02"), "lr", 0.02), ((), "lr", None)],
+)
+def test_the_learning_rate_is_an_option(arguments, word, value, monkeypatch, tmp_path):
+    from saekit.cli import app
+    from saekit.training import loop
+
+    got = []
+
+    def stop(configs, rows, **rest):
+        got.append((configs, rest))
+        raise ConfigError("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", stop)
+        patch.setattr("saekit.rows.shards.open_rows", lambda path: path)
+        app.run(
+            ["train", "--rows", "R", "--arch", "topk", "--latents", "8", "--k", "2", "--out", str(tmp_path),
+             "--batch-rows", "64", "--device", "cpu", *arguments]
+        )  # fmt: skip
+    [([config], rest)] = got
+    assert getattr(config, word) == value
+    assert (rest["settings"].batch_rows, rest["settings"].device) == (64, "cpu")

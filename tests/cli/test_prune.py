@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saekit import SAE, SyntheticRows
-from saekit.files import read_json
+from saekit.files import read_sealed
 from saekit.sae.rules import ReLURule, TopKRule
 from saekit.sizes.result import SizeCurve
 
@@ -69,7 +69,7 @@ def test_json_is_one_object(call, sae, rows):
     assert found["saes"] == ["small/4"]
     assert found["progressive"] == "small/progressive"
     assert found["by"] == "energy"
-    assert found["curve"] == read_json("small/sizes.json")
+    assert found["curve"] == read_sealed("small/sizes.json")
     assert set(found["curve"]["points"][0]["metrics"]["fvu"]) >= {"value", "low", "high", "unit"}
 
 

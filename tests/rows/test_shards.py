@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
+from saekit.files import seal
 from saekit.rows.arrays import ArrayRows
 from saekit.rows.shards import MANIFEST, ShardRows, ShardWriter, open_rows
 from saekit.rows.shuffle import ShufflePlan
@@ -145,7 +146,7 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "has schema 2; this release reads up to 1. Install a newer saekit"),
+        ({"schema": 3}, "has schema 3; this release reads up to 2. Install a newer saekit"),
         ({"format": "other"}, "must describe rows of saekit"),
         ({"surprise": 1}, "missing or unknown: `surprise`"),
         ({"complete": False}, "was not finished: 1000 rows are there"),
@@ -154,8 +155,48 @@ def test_a_header_that_does_not_fit_is_refused(tmp_path):
 def test_manifests_that_are_refused(tmp_path, change, message):
     write(tmp_path)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, **change}))
+    (tmp_path / MANIFEST).write_text(json.dumps(seal({**manifest, **change})))
     with pytest.raises(FormatError, match=message):
+        ShardRows(tmp_path)
+
+
+EDITS = {
+    "another type of equal width": lambda m: m.update(dtype="float16"),
+    "more rows": lambda m: m.update(n_rows=m["n_rows"] + 100),
+    "shards in another order": lambda m: m["shards"].reverse(),
+    "a shard less": lambda m: m["shards"].pop(),
+    "another stride": lambda m: m.update(shard_rows=m["shard_rows"] - 64),
+    "a shard elsewhere": lambda m: m["shards"][0].update(file="../a/shard-00000.safetensors"),
+    "more rows in the last shard": lambda m: (m["shards"][-1].update(rows=150), m.update(n_rows=1050)),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("schema", [1, 2])
+def test_rows_and_their_description_are_bound_together(tmp_path, edit, schema):
+    """With a seal any edit is refused; without one (schema 1) an edit that contradicts the rest."""
+    write(tmp_path / "a", dtype="bfloat16")
+    path = tmp_path / "a" / MANIFEST
+    manifest = json.loads(path.read_text())
+    if schema == 1:
+        manifest.update(schema=1)
+        del manifest["seal"]
+        path.write_text(json.dumps(manifest))
+        assert torch.equal(read(ShardRows(tmp_path / "a")).x, columns().x.bfloat16().float())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        FormatError, match="its seal does not fit" if schema == 2 else "does not fit the rest|cannot be"
+    ):
+        read(ShardRows(tmp_path / "a"))
+
+
+def test_a_manifest_without_its_seal(tmp_path):
+    write(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    del manifest["seal"]
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "dtype": "bfloat16"}))
+    with pytest.raises(FormatError, match="its seal does not fit"):
         ShardRows(tmp_path)
 
 

@@ -8,9 +8,23 @@ import pytest
 import torch
 
 from saekit.errors import ConfigError, DataError, ShapeError
+from saekit.rows.synthetic import SyntheticRows
 from saekit.sae.model import SAE
 from saekit.sae.naming import as_sae, common_width, name_of, named_saes, shape_of
 from saekit.sae.rules import ReLURule, TopKRule
+from saekit.sizes.families import name_saes
+from saekit.training.config import (
+    BatchTopK,
+    Gated,
+    HierarchicalTopK,
+    JumpReLU,
+    Matryoshka,
+    PAnneal,
+    ReLU,
+    TopK,
+)
+from saekit.training.loop import train
+from saekit.training.settings import TrainSettings
 
 
 def sae_of(n: int = 6, d: int = 4, rule=None, **provenance) -> SAE:
@@ -59,3 +73,25 @@ def test_saes_that_cannot_be_measured_together_are_refused():
 
 def test_the_shape_is_plain():
     assert shape_of(sae_of()) == {"n_latents": 6, "d_in": 4, "rule": {"name": "topk", "k": 2}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TopK(8, k=2), TopK(8, k=2, control="frozen-decoder"), TopK(8, k=2, mutual=0.1), ReLU(8, target_l0=2),
+        ReLU(8, l1=0.5), JumpReLU(8, target_l0=2), BatchTopK(8, k=2), Matryoshka(8, k=2), Gated(8, target_l0=2.5),
+        HierarchicalTopK(8, k=2), PAnneal(8, target_l0=2),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_an_sae_has_one_name_as_a_value_in_a_folder_and_in_every_table(config, tmp_path):
+    rows = SyntheticRows(d_in=4, n_features=8, n_rows=256)
+    seeds = [3, 4] if config.mutual else [3]
+    sae = train(config, rows, seeds=seeds, settings=TrainSettings(batch_rows=128), out=tmp_path / "run")[0]
+    [folder] = [path.parent.name for path in (tmp_path / "run").glob("*-seed3/sae.json")]
+    assert name_of(sae) == folder
+    assert name_of(SAE.load(tmp_path / "run" / folder)) == folder
+    [(named, _)] = named_saes(sae, "evaluate")
+    assert named == folder
+    if not config.control:
+        assert [*name_saes(sae)] == [folder]

@@ -19,7 +19,7 @@ def test_the_widest_are_pruned_and_all_sizes_are_separate_ones():
     nested = trained("matryoshka", 24, 0, sizes=[6, 24])
     nest, topk = families_of(name_saes([*saes, nested, trained("topk", 24, 2, control="frozen-decoder")]))
     assert (nest.arch, nest.is_nested, nest.separate) == ("matryoshka", True, {})
-    assert list(topk.widest) == ["topk-24-seed0", "topk-24-seed1"]
+    assert list(topk.widest) == ["topk-24-k4-seed0", "topk-24-k4-seed1"]
     assert {seed: sorted(found) for seed, found in topk.separate.items()} == {0: [8, 24], 1: [8, 24]}
     assert sizes_of(None, [nest, topk]) == [6, 8, 24]
     assert sizes_of([3, 5], [topk]) == [3, 5]

@@ -116,8 +116,8 @@ def test_differences_are_paired_by_seed(result):
 
 def test_power_laws_of_importance_and_decoder(result):
     assert [(each.name, each.by) for each in result.rankings] == [
-        ("topk-32-seed0", "energy"),
-        ("topk-32-seed1", "energy"),
+        ("topk-32-k3-seed0", "energy"),
+        ("topk-32-k3-seed1", "energy"),
     ]
     for each in (*result.rankings, *result.spectra):
         assert each.scores == sorted(each.scores, reverse=True)
@@ -170,7 +170,7 @@ def test_json_round_trip_and_the_flat_curves(result, tmp_path):
         assert point["ce_sae"]["value"] is None
         assert "no language model" in point["ce_sae"]["reason"]
     with pytest.raises(FormatError, match="must hold `name`, `size`, `seeds`"):
-        Progressive.from_json({**plain, "curves": [{"name": "a"}]})
+        Progressive.from_json({**result.to_json(), "curves": [{"name": "a"}]})
 
 
 def test_tables_and_page(result, tmp_path):

@@ -132,7 +132,7 @@ def test_other_libraries_read_the_tensors(tmp_path):
 def test_json_is_strict_and_carries_the_digest_of_the_tensor_file(tmp_path):
     save(make_sae(), tmp_path)
     value = json.loads((tmp_path / "sae.json").read_text(encoding="utf-8"))
-    assert value["schema"] == SCHEMA == 3
+    assert value["schema"] == SCHEMA == 4
     assert value["sizes"] is None
     assert value["file"]["digest"] == files.digest_file(tmp_path / "sae.safetensors")
     assert value["rule"] == {"name": "topk", "k": 5}
@@ -483,9 +483,10 @@ def stored(tmp_path) -> Path:
     return tmp_path / "sae"
 
 
-def edit(folder: Path, change) -> None:
+def edit(folder: Path, change, *, sealed: bool = True) -> None:
     value = json.loads((folder / "sae.json").read_text(encoding="utf-8"))
     change(value)
+    value = files.seal(value) if sealed else value
     (folder / "sae.json").write_text(json.dumps(value), encoding="utf-8")
 
 
@@ -543,11 +544,11 @@ def test_truncated_description(stored):
 
 def test_newer_schema_says_which_release_to_install(stored):
     def newer(value):
-        value.update(schema=4, saekit="0.9.0", something_new=1)
+        value.update(schema=5, saekit="0.9.0", something_new=1)
 
     edit(stored, newer)
     for read in readers(stored):
-        with pytest.raises(FormatError, match=r"has schema 4; .* Install saekit 0\.9\.0 or later"):
+        with pytest.raises(FormatError, match=r"has schema 5; .* Install saekit 0\.9\.0 or later"):
             read()
 
 
@@ -561,7 +562,7 @@ def test_newer_schema_says_which_release_to_install(stored):
         (lambda v: v["blocks"].update(rows=3), r"unknown key `blocks.rows`"),
         (lambda v: v.pop("scaling"), r"must have the keys `scaling`"),
         (lambda v: v.update(rule={"name": "topp"}), r"`rule.name` must be one of"),
-        (lambda v: v.update(rule=3), r"`rule.name` must be one of"),
+        (lambda v: v.update(rule=3), r"`rule` must be an object"),
         (lambda v: v.update(scaling=3), r"`scaling` must be an object"),
         (lambda v: v.update(file=3), r"`file` must be an object"),
         (lambda v: v.update(format="other"), r"must be the description of a saekit SAE"),
@@ -576,6 +577,44 @@ def test_edited_description(stored, change, message):
     edit(stored, change)
     with pytest.raises(FormatError, match=message):
         load(stored)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v["rule"].update(k=4),
+        lambda v: v.update(pre_bias=False),
+        lambda v: v.update(rule={"name": "relu"}),
+        lambda v: v["provenance"].update(hook="layers.3"),
+        lambda v: v.update(latent_order="energy"),
+        lambda v: v.update(sizes={"measured_on": {}, "points": [{"latents": 8, "metrics": {"fvu": {"value": 0.1}}}]}),
+        lambda v: v.pop("seal"),
+        lambda v: v.update(seal="sha256:" + "0" * 64),
+        lambda v: v.update(seal=None),
+    ],
+)
+def test_any_edit_of_the_description_breaks_its_seal(tmp_path, change):
+    save(make_sae("topk"), tmp_path)
+    edit(tmp_path, change, sealed=False)
+    for read in readers(tmp_path):
+        with pytest.raises(FormatError, match="its seal does not fit"):
+            read()
+
+
+def test_without_a_seal_the_digest_of_the_function_binds_the_rule(tmp_path):
+    """What releases before the seal wrote is checked as far as it can be: by `content`."""
+
+    def unseal(value):
+        value.update(schema=3)
+        del value["seal"]
+
+    save(make_sae("topk"), tmp_path)
+    edit(tmp_path, unseal, sealed=False)
+    assert_same(load(tmp_path), make_sae("topk"))
+    for change in ({"k": 4}, {"k": 96}):
+        edit(tmp_path, lambda v, change=change: v["rule"].update(change), sealed=False)
+        with pytest.raises(FormatError, match="its `content` is another"):
+            load(tmp_path)
 
 
 def test_k_beyond_the_latents(tmp_path):

@@ -1,10 +1,13 @@
 """Checkpoints: two generations, the older one where the newer is damaged, refusal of what cannot be read."""
 
+import json
+
 import pytest
 import torch
 
 from fixtures.training_runs import Interrupted, log_of, same, source, stop_at
 from saekit.errors import FormatError
+from saekit.files import write_sealed
 from saekit.training import checkpoint as checkpoints
 from saekit.training.config import TopK
 from saekit.training.loop import train
@@ -41,8 +44,11 @@ def test_all_checkpoints_altered_or_newer_is_an_error(tmp_path):
         file.write_bytes(b"")
     with pytest.raises(FormatError, match="must hold an unaltered checkpoint"):
         train(TopK(24, k=3), source(), out=tmp_path, settings=TrainSettings(batch_rows=100), resume=True)
-    index.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(FormatError, match="must have checkpoint format 1; got 2"):
+    index.write_text(text.replace('"order_digest": "', '"order_digest": "0'))
+    with pytest.raises(FormatError, match="its seal does not fit"):
+        train(TopK(24, k=3), source(), out=tmp_path, settings=TrainSettings(batch_rows=100), resume=True)
+    write_sealed(index, json.loads(text) | {"format": 3})
+    with pytest.raises(FormatError, match="must have checkpoint format 2; got 3"):
         train(TopK(24, k=3), source(), out=tmp_path, settings=TrainSettings(batch_rows=100), resume=True)
 
 

@@ -7,6 +7,7 @@ import torch
 
 from fixtures.training_runs import source
 from saekit.errors import NonFiniteError
+from saekit.rows.arrays import ArrayRows
 from saekit.training import checkpoint as checkpoints
 from saekit.training import initialization
 from saekit.training.config import JumpReLU, ReLU, TopK
@@ -65,7 +66,9 @@ def test_diverging_training_stops(tmp_path):
 def test_warnings_are_in_run_json(tmp_path):
     train([ReLU(24, l1=0.0), TopK(24, k=3)], source(), settings=TrainSettings(batch_rows=100), out=tmp_path)
     warnings = json.loads((tmp_path / "run.json").read_text())["warnings"]
-    assert any("hardly sparse" in text for text in warnings["relu-24-l1-0-seed0"])
+    [found] = [each for each in warnings if each["code"] == "hardly_sparse"]
+    assert found["sae"] == "relu-24-l1-0-seed0"
+    assert "hardly sparse" in found["message"]
 
 
 @pytest.mark.parametrize(
@@ -84,4 +87,37 @@ def test_warnings_say_what_is_wrong(config, record, words):
     )
     found = warnings_for(learner, record)
     assert len(found) == len(words)
-    assert all(word in text for word, text in zip(words, found))
+    assert all(word in each["message"] for word, each in zip(words, found))
+
+
+def codes_of(folder):
+    return [warning["code"] for warning in json.loads((folder / "run.json").read_text())["warnings"]]
+
+
+def test_rows_that_are_seen_more_than_once_are_told(tmp_path):
+    few = ArrayRows(torch.randn(25, 8, generator=torch.Generator().manual_seed(0)))
+    notes = []
+    train(
+        TopK(24, k=3), few, tokens=2000, settings=TrainSettings(batch_rows=25), out=tmp_path,
+        progress=lambda *step: notes.append(step[3]),
+    )  # fmt: skip
+    record = json.loads((tmp_path / "run.json").read_text())
+    [warning] = [each for each in record["warnings"] if each["code"] == "repeated_rows"]
+    assert warning["message"].startswith("Each of the 25 rows is seen 80 times, to train on 2,000.")
+    assert record["epochs"] == 80
+    logged = [json.loads(line)["epochs"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert logged[0] == pytest.approx(1 / 1)
+    assert logged[-1] == 80
+    assert "epoch 80" in notes[-1]
+
+
+@pytest.mark.parametrize(("tokens", "is_told"), [(1040, True), (1005, False), (None, False)])
+def test_rows_that_do_not_fill_a_batch_are_told(tmp_path, tokens, is_told):
+    train(TopK(24, k=3), source(), tokens=tokens, settings=TrainSettings(batch_rows=100), out=tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert ("rows_left_out" in codes_of(tmp_path)) is is_told
+    if is_told:
+        assert (record["rows_seen"], record["rows_asked"]) == (1000, 1040)
+        assert any(
+            "Trained on 1,000 of 1,040 rows, whole batches of 100" in each["message"] for each in record["warnings"]
+        )

@@ -8,7 +8,7 @@ import torch
 from fixtures.training_runs import same, source
 from saekit import SAE, store
 from saekit.errors import BusyError, ConfigError, FormatError
-from saekit.files import locked_folder
+from saekit.files import locked_folder, write_sealed
 from saekit.training.config import JumpReLU, TopK
 from saekit.training.loop import train
 from saekit.training.settings import TrainSettings
@@ -49,10 +49,17 @@ def test_folder_of_another_run_is_refused(tmp_path):
         ConfigError, match=r"must have the settings it began with; `batch_rows` was 1000, now 500; `total_steps`"
     ):
         train(TopK(24, k=3), source(), settings=TrainSettings(batch_rows=500), out=tmp_path, resume=True)
+    with pytest.raises(
+        ConfigError, match=r"it began with; `configs\[0\].k` was 3, now 4; `seeds\[0\]` was 0, now 1. Rep"
+    ):
+        train(TopK(24, k=4), source(), seeds=[1], settings=TrainSettings(batch_rows=1000), out=tmp_path, resume=True)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*.json*")}
     record = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(record | {"format": 99}))
-    with pytest.raises(FormatError, match="must have format 1; got 99"):
+    (tmp_path / "run.json").write_text(json.dumps(record | {"rows_seen": 1}))
+    with pytest.raises(FormatError, match="its seal does not fit"):
+        train(TopK(24, k=3), source(), settings=TrainSettings(batch_rows=1000), out=tmp_path, resume=True)
+    write_sealed(tmp_path / "run.json", record | {"format": 99})
+    with pytest.raises(FormatError, match="must have format 2; got 99"):
         train(TopK(24, k=3), source(), settings=TrainSettings(batch_rows=1000), out=tmp_path, resume=True)
     (tmp_path / "run.json").unlink()
     with pytest.raises(ConfigError, match=r"`out` must be empty or hold a run"):

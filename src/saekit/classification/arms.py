@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, did_you_mean, listed
+from ..errors import ConfigError, did_you_mean, listed, nearest
 from ..rows.pooling import DENSE_POOLS
 from ..sae.model import SAE
 from .settings import KINDS, ClassifierSettings
@@ -209,8 +209,8 @@ def check_ranking(by: str, origins: Sequence[Origin]) -> None:
             there = f"are stored {listed(stored, 12)}" if stored else "none are stored"
             raise ConfigError(
                 f"classify: `select_by` must be one of {listed(SCORES, 12)}, or numbers stored with every SAE; got "
-                f"`{by}`, and with `{origin.name}` {there}. "
-                f"{did_you_mean(by, [*SCORES, *stored])}"
+                f"`{by}`, and with `{origin.name}` {there}."
+                f"{nearest(by, [*SCORES, *stored])}"
             )
 
 

@@ -14,6 +14,7 @@ from ..measure.intervals import measured_mean
 from ..measure.results import Measured, Result
 from ..measure.verdicts import VERDICTS, detectable, holm
 from ..provenance import library_versions, release
+from ..settings import brief
 
 _COLUMNS = ("arm", "macro-F1", "AUC", "balanced accuracy", "Brier", "− best dense", "verdict", "shuffled AUC")
 _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
@@ -22,6 +23,8 @@ _AUC_COLUMNS = (*_COLUMNS[:5], "AUC − best dense", *_COLUMNS[6:])
 @dataclass(frozen=True)
 class ArmScore:
     """One classifier, evaluated on the test set."""
+
+    __repr__ = brief
 
     name: str
     kind: str
@@ -101,7 +104,7 @@ class Classification(Result):
     """
 
     KIND: ClassVar[str] = "classification"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
     PARTS: ClassVar[tuple[str, ...]] = ("arms", "low_data")
 
     name: str
@@ -125,7 +128,6 @@ class Classification(Result):
     SAEs the median over arms)."""
     arms: list[ArmScore]
     low_data: list[LowData]
-    warnings: list[str]
 
     def check(self) -> None:
         """Refuse what contradicts itself; raises `FormatError`."""
@@ -177,7 +179,7 @@ class Classification(Result):
         return lines
 
     def caption(self) -> str:
-        """Return the footnote: test size, interval method, warnings."""
+        """Return the footnote: test size, interval method."""
         data, settings = self.data, self.settings
         unit = " AUC" if settings.get("metric") == "auc" else ""
         lines = [
@@ -185,7 +187,6 @@ class Classification(Result):
             f"{describe_intervals(settings['intervals'])}; margin {settings['margin']:g}{unit}. * chosen by inner "
             "cross-validation.",
             describe_resolution(self.floor.to_json(), settings),
-            *(f"Note: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ..errors import ConfigError, FormatError, did_you_mean
 from ..measure.results import Measured, Result
 from ..measure.tables import html_table
+from ..settings import brief
 from .settings import ALIASES
 
 CHANCE = ("above chance", "at chance", "below chance", "unknown")
@@ -27,6 +28,8 @@ MATRICES = ("macro_f1", "auc", "drop", "drop_auc", "minus_dense")
 class Value:
     """One of the things that are transferred between: a language, a domain, an SAE."""
 
+    __repr__ = brief
+
     name: str
     n_train: int
     """Rows that classifiers of it learn from (of the first fold)."""
@@ -43,6 +46,8 @@ class Value:
 @dataclass(frozen=True)
 class Cell:
     """One classifier, trained on one value and tested on another."""
+
+    __repr__ = brief
 
     arm: str
     train: str
@@ -71,6 +76,8 @@ class Cell:
 @dataclass(frozen=True)
 class ArmTransfer:
     """One way to classify, over the whole matrix; with one value the same numbers as `ArmScore`."""
+
+    __repr__ = brief
 
     name: str
     kind: str
@@ -125,7 +132,7 @@ class Transfer(Result):
     """
 
     KIND: ClassVar[str] = "transfer"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
     PARTS: ClassVar[tuple[str, ...]] = ("arms", "cells", "values")
 
     data: dict[str, Any]
@@ -271,7 +278,7 @@ class Transfer(Result):
         )
 
     def _repr_html_(self) -> str:
-        parts = [html_table(self.table(), self.caption())]
+        parts = [html_table(self.table(), self.footer())]
         shown = self.shown_arm
         if len(self.values) > 1:
             caption = f"Macro-F1 of `{shown}`: trained on the row, tested on the column."

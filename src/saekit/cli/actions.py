@@ -8,7 +8,7 @@ import typer
 
 from ..errors import ConfigError
 from .command import Setting, command
-from .console import print_json, print_table, progress_of, tell
+from .console import print_json, print_table, print_text, progress_of, tell
 from .options import Data, Json, Model, Out, Text
 
 HELP = """Let a language model choose answers, and record what it chose and whether it was right.
@@ -83,7 +83,7 @@ def actions(
         print_json(result.to_json())
         return
     print_table(result.table())
-    typer.echo(result.caption())
+    print_text(result.caption())
     tell(f"wrote {out / RECORDS} ({result.n_questions:,} records, column `correct`) and {out / CARD}")
 
 

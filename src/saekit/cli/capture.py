@@ -26,7 +26,7 @@ An interrupted capture continues where it stopped when it is called again.
 """
 
 
-@command("Activations of a language model as rows on disk.", HELP)
+@command("Activations of a language model as rows on disk.", HELP, flags=("device",))
 def capture(
     *,
     model: Model | None = None,

@@ -29,8 +29,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..files import check_folder
 from ..settings import attribute_docs
-from .options import SHARED, ConfigFile, Json, Set
+from .options import SHARED, ConfigFile, Json, Out, Set
 from .settings import floats, merge, required, whole_numbers
 
 _ArgumentInfo, _OptionInfo = type(typer.Argument()), type(typer.Option())
@@ -66,8 +67,14 @@ class Table:
         """Return the options of the table."""
         kinds = [hint] if dataclasses.is_dataclass(hint) else self.kinds
         found: dict[str, _Option] = {}
-        for option in (each for kind in kinds for each in _fields(kind)):
-            found.setdefault(option.name, option)
+        having: dict[str, list[str]] = {}
+        for one in kinds:
+            for option in _fields(one):
+                found.setdefault(option.name, option)
+                having.setdefault(option.name, []).append(getattr(one, "arch", ""))
+        for name, owners in having.items():
+            if len(owners) < len(kinds):  # a setting of some of the kinds only
+                found[name] = dataclasses.replace(found[name], help=f"{', '.join(owners)}: {found[name].help}")
         return found
 
 
@@ -279,7 +286,10 @@ class _Builder:
             passed[name] = kind(**{each: value for each, value in found.items() if each in mine})
         for name, (hint, table) in self.tables.items():
             passed[name] = converted(tree.get(name, [] if table.repeated else {}), hint, name)
-        return passed | {name: found[name] for name in self.parameters if name in found}
+        passed |= {name: found[name] for name in self.parameters if name in found}
+        if "out" in passed and self.options["out"].info is _unpacked(Out)[1]:
+            check_folder(passed["out"])  # now, not after hours
+        return passed
 
 
 def converted(value: Any, hint: Any, where: str) -> Any:

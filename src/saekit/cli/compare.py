@@ -12,6 +12,7 @@ from ..errors import ConfigError, DataError
 from ..rows.origin import OriginSettings
 from ..settings import Progress
 from .command import command
+from .completion import saes
 from .console import print_comparison, print_json, print_orphans, progress_of, tell
 from .options import Data, Json, Model, Out, Rows
 
@@ -43,7 +44,10 @@ the latents that no other SAE has: how often they fire, what they carry, what th
     named={"strict": "--strict/--not-strict"},
 )
 def compare(
-    sae: Annotated[list[str], typer.Argument(metavar="SAE SAE...", help="SAEs: folders, runs, hf:owner/name/folder.")],
+    sae: Annotated[
+        list[str],
+        typer.Argument(metavar="SAE SAE...", help="SAEs: folders, runs, hf:owner/name/folder.", autocompletion=saes),
+    ],
     *,
     settings: ComparisonSettings,
     write: Annotated[bool, typer.Option("--write", help="Write each latent's stability into the SAE files.")] = False,
@@ -59,6 +63,7 @@ def compare(
 ) -> None:
     """Compare SAEs with each other."""
     from ..comparison.run import compare as run
+    from ..places import Warned
     from ..rows.origin import find_rows
     from ..sae.model import SAE
     from ..store.address import sae_paths
@@ -76,7 +81,11 @@ def compare(
             )
         result = run(paths, None if found is None else found.rows, write=write, settings=settings, progress=progress)
         if orphans and found is not None:
-            lonely = _orphans(paths, found, result, origin.text, progress)
+            measured = _orphans(paths, found, result, origin.text, progress)
+            if isinstance(measured, str):
+                result = replace(result, warnings=[*result.warnings, Warned("orphans_not_measured", measured)])
+            else:
+                lonely = measured
     if out is not None:
         from ..report.comparison import write_figures
 
@@ -96,8 +105,8 @@ def compare(
         tell(f"wrote {out}/comparison.json and figures; `saekit report {out}` makes a page of them")
 
 
-def _orphans(paths: list[str], origin: Origin, comparison: Comparison, text: str, progress: Progress) -> Orphans | None:
-    """Measure orphans; where the SAEs share nothing or everything, tell so and return None."""
+def _orphans(paths: list[str], origin: Origin, comparison: Comparison, text: str, progress: Progress) -> Orphans | str:
+    """Measure orphans; where the SAEs share nothing or everything, return why not."""
     from ..comparison.orphans import orphans
     from ..comparison.settings import OrphanSettings
 
@@ -115,5 +124,4 @@ def _orphans(paths: list[str], origin: Origin, comparison: Comparison, text: str
             progress=progress,
         )
     except DataError as error:
-        tell(str(error))
-        return None
+        return str(error)

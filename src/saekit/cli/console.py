@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import typer
 
-from ..progress import DELAY, show_progress
+from ..progress import DELAY, plain, show_progress
 from ..settings import Progress
 
 
@@ -20,9 +20,19 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def print_table(lines: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns on stdout; the first line holds the headings, the first column the names."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+def screen_width() -> int:
+    """Return the columns of the screen, or of COLUMNS; without a screen `PAGE`."""
+    return shutil.get_terminal_size((PAGE, 24)).columns
+
+
+PAGE = 100
+"""Columns of text where there is no screen; running text is never wider."""
+
+
+def print_table(lines: Sequence[Sequence[str]], keep: Sequence[str] = ()) -> None:
+    """Print aligned columns on stdout, as wide as the screen at most (see `fitted`)."""
+    lines = fitted([[plain(cell) for cell in line] for line in lines], screen_width(), keep)
+    widths = _widths(lines)
     for number, line in enumerate(lines):
         cells = [cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))]
         typer.echo("  ".join(cells).rstrip())
@@ -30,18 +40,49 @@ def print_table(lines: Sequence[Sequence[str]]) -> None:
             typer.echo("─" * _width(lines))
 
 
-def print_fitting(*tables: Sequence[Sequence[str]]) -> None:
-    """Print the first of these tables that fits the screen, or the last; without a screen the first."""
-    chosen = tables[0]
-    if sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
-        chosen = next((table for table in tables if _width(table) <= width), tables[-1])
-    print_table(chosen)
+def fitted(lines: Sequence[Sequence[str]], width: int, keep: Sequence[str] = ()) -> list[list[str]]:
+    """Return a table that is at most `width` wide: from the right, intervals are left out, then columns.
+
+    Parameters
+    ----------
+    lines
+        The first holds the headings, the first column the names.
+    width
+        Columns of the screen.
+    keep
+        Headings of columns that keep their intervals longest.
+
+    Examples
+    --------
+    >>> fitted([["", "fvu", "l0"], ["a", "0.2 [0.1, 0.3]", "16 [15, 17]"]], 24)
+    [['', 'fvu', 'l0'], ['a', '0.2 [0.1, 0.3]', '16']]
+    """
+    found = [list(line) for line in lines]
+    columns = range(len(found[0]) - 1, 0, -1)
+    for column in sorted(columns, key=lambda column: found[0][column] in keep):
+        if _width(found) <= width:
+            return found
+        for line in found[1:]:
+            line[column] = bare(line[column])
+    while _width(found) > width and len(found[0]) > 2:
+        found = [line[:-1] for line in found]
+    return found
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
 
 
 def _width(lines: Sequence[Sequence[str]]) -> int:
-    columns = range(len(lines[0]))
-    return sum(max(len(line[column]) for line in lines) for column in columns) + 2 * (len(columns) - 1)
+    return sum(_widths(lines)) + 2 * (len(lines[0]) - 1)
+
+
+def print_text(text: str) -> None:
+    """Print running text on stdout, wrapped to the screen."""
+    for line in text.splitlines():
+        typer.echo(
+            textwrap.fill(plain(line), min(screen_width(), PAGE), break_long_words=False, break_on_hyphens=False)
+        )
 
 
 def print_facts(values: Mapping[str, Any], indent: int = 0) -> None:
@@ -51,11 +92,18 @@ def print_facts(values: Mapping[str, Any], indent: int = 0) -> None:
     for name, value in values.items():
         if isinstance(value, Mapping):
             if value:
-                typer.echo(f"{' ' * indent}{name}:")
+                typer.echo(f"{' ' * indent}{plain(str(name))}:")
                 print_facts(value, indent + 2)
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            typer.echo(f"{' ' * indent}{str(name).ljust(width)}  {shown}")
+            shown = ", ".join(map(_fact, value)) if isinstance(value, list | tuple) else _fact(value)
+            typer.echo(f"{' ' * indent}{plain(str(name)).ljust(width)}  {shown}")
+
+
+def _fact(value: Any) -> str:
+    """Return a value in few digits; whole numbers keep theirs."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() or abs(value) >= 10_000 else f"{value:.4g}"
+    return plain(str(value))
 
 
 def tell(message: str) -> None:
@@ -63,30 +111,39 @@ def tell(message: str) -> None:
     typer.echo(message, err=True)
 
 
+def print_warnings(warnings: Iterable[Any]) -> None:
+    """Print the warnings of a result, a line each."""
+    for each in warnings:
+        print_text(str(each))
+
+
 def print_evaluation(result: Any) -> None:
     """Print the numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
     names = tuple(name for name in _SHOWN if name in result.entries[0].metrics)
     lines = result.table(names)
+    lines[0] = [heading.removesuffix(" (zero)") for heading in lines[0]]
     alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
     print_table([[bare(cell) if i in alone else cell for i, cell in enumerate(line)] for line in lines])
-    typer.echo(repr(result).splitlines()[-1])
+    print_text(result.caption())
+    print_warnings(result.warnings)
 
 
 def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
     """Print the measured sizes of an SAE as bars of the variance explained, with the other numbers."""
     names = [name for name in _ALONG if any(name in point["metrics"] for point in points)]
-    lines = [["latents", "variance explained", *names]]
+    lines = [["latents", "variance explained", *(_SHORTER.get(name, name) for name in names)]]
     for point in points:
         cells = [_number(point["metrics"].get(name, {}).get("value")) for name in names]
         lines.append([f"{point['latents']:,}", _bar(point["metrics"].get("fvu", {}).get("value")), *cells])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    widths = _widths(lines)
     for line in lines:
         numbers = [cell.rjust(width) for cell, width in zip(line, widths)]
         typer.echo("  ".join([numbers[0], line[1].ljust(widths[1]), *numbers[2:]]).rstrip())
 
 
 _ALONG = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa")
-_BAR = 32
+_SHORTER = {"ce_sae": "ce", "ce_recovered_zero": "recovered"}
+_BAR = 28
 
 
 def _bar(fvu: float | None) -> str:
@@ -112,14 +169,16 @@ def bare(cell: str) -> str:
 def print_comparison(result: Any) -> None:
     """Print shared latents, equal partners and cosines of all pairs, then the chance level and the rule."""
     print_table([line[:4] for line in result.table()])
-    typer.echo(result.caption())
+    print_text(result.caption())
+    print_warnings(result.warnings)
 
 
 def print_orphans(result: Any) -> None:
     """Print the properties of orphans, after an empty line."""
     typer.echo()
     print_table(result.table())
-    typer.echo(result.caption())
+    print_text(result.caption())
+    print_warnings(result.warnings)
 
 
 def progress_of(json: bool) -> AbstractContextManager[Progress]:

@@ -12,6 +12,7 @@ import typer
 from ..settings import Progress
 from .classify import print_classification
 from .command import command
+from .completion import models
 from .console import print_comparison, print_curve, print_evaluation, print_json, progress_of, tell
 from .options import Json
 
@@ -76,7 +77,9 @@ def demo(
     *,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for everything.")],
     short: Annotated[bool, typer.Option("--short", help="A small run, to see that everything works.")] = False,
-    model: Annotated[str, typer.Option("--model", metavar="M", help="Another language model [builtin].")] = "builtin",
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="Another language model [builtin].", autocompletion=models)
+    ] = "builtin",
     data: Annotated[
         str, typer.Option("--data", metavar="D", help="Other texts, for training and measuring [builtin].")
     ] = "",
@@ -93,7 +96,8 @@ def demo(
     seconds = time.monotonic() - begun
     if json:
         plain = {name: result.to_json() for name, result in answers.items()}
-        print_json({**plain.pop("evaluation"), **plain, "seconds": round(seconds, 1), "report": str(page)})
+        facts = {"kind": "demo", "seconds": round(seconds, 1), "report": str(page)}
+        print_json({**plain.pop("evaluation"), **plain, **facts})
         return
     print_answers(answers)
     typer.echo(f"\nNumbers: {out}/*.json   Page: {page}")
@@ -167,7 +171,7 @@ def measure(lm: LanguageModel, data: str, saes: list[SAE], size: Size, progress:
     from ..sizes.settings import SizeSettings
     from ..sizes.size_curve import measure_sizes
 
-    heldout: Source = capture(lm, data, layer=LAYER, tokens=size.test_rows)
+    heldout: Source = capture(lm, data, layer=LAYER, tokens=size.test_rows, progress=_within("held-out", progress))
     tokens = size.test_tokens
     return {
         "evaluation": evaluate(

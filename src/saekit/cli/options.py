@@ -10,13 +10,29 @@ from typing import Annotated, Any
 
 import typer
 
+from .completion import models, saes
+
 Saes = Annotated[
-    list[str], typer.Argument(metavar="SAE...", help="SAEs: folders, training runs, or hf:owner/name/folder.")
+    list[str],
+    typer.Argument(
+        metavar="SAE...", help="SAEs: folders, training runs, or hf:owner/name/folder.", autocompletion=saes
+    ),
 ]
 Sae = Annotated[
-    list[str], typer.Option("--sae", metavar="SAE...", help="SAEs of the model: folders, runs, hf:owner/name/folder.")
+    list[str],
+    typer.Option(
+        "--sae",
+        metavar="SAE...",
+        help="SAEs of the model: folders, runs, hf:owner/name/folder.",
+        autocompletion=saes,
+    ),
 ]
-Model = Annotated[str, typer.Option("--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.", autocompletion=models
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(
@@ -36,7 +52,7 @@ Rows = Annotated[
 Layer = Annotated[int, typer.Option("--layer", metavar="L", help="Residual stream after block L, counted from 0.")]
 Hook = Annotated[str, typer.Option("--hook", metavar="PATH", help="Any module instead of --layer, e.g. layers.6.mlp.")]
 Text = Annotated[str, typer.Option("--text", metavar="COLUMN", help="Column of the texts in --data [text].")]
-Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens (rows) to use.")]
+Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to capture, one row each [all].")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 ConfigFile = Annotated[

@@ -8,7 +8,8 @@ import typer
 
 from ..sizes.settings import ProgressiveStudySettings
 from .command import command
-from .console import print_json, print_table, progress_of, tell
+from .completion import saes
+from .console import print_json, print_table, print_warnings, progress_of, tell
 from .options import Data, Json, Model, Out, Rows
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ SHOWN = ("fvu", "ce_sae", "rsa", "detection", "shared")
 
 @command("Pruned, nested and separately trained SAEs compared.", HELP, flags=("by",))
 def progressive(
-    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folder of a training run, or SAEs.")],
+    run: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Folder of a training run, or SAEs.", autocompletion=saes)
+    ],
     *,
     settings: ProgressiveStudySettings,
     sizes: Annotated[
@@ -72,3 +75,4 @@ def print_progressive(result: Progressive) -> None:
     for each in result.rankings:
         if each.fit is not None:
             typer.echo(f"\n{each.name}, {each.by}: exponent {each.fit.alpha}, R² {each.fit.r2:.3f}; {each.fit.verdict}")
+    print_warnings(result.warnings)

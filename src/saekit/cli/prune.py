@@ -8,7 +8,8 @@ import typer
 
 from ..sizes.settings import PruningStudySettings
 from .command import command
-from .console import print_curve, print_json, progress_of, tell
+from .completion import RANKINGS, one_of, saes
+from .console import print_curve, print_json, print_warnings, progress_of, tell
 from .options import Data, Json, Model, Out, Rows
 
 HELP = """Rank the latents of an SAE, keep the most important ones, and measure every size.
@@ -36,9 +37,14 @@ OUT/sizes.json     the curve with intervals
     "Smaller SAEs from a trained one, each size measured.", HELP, flags=("selection", "refit", "recalibrate")
 )  # fmt: skip
 def prune(
-    sae: Annotated[str, typer.Argument(metavar="SAE", help="The SAE: a folder, or hf:owner/name/folder.")],
+    sae: Annotated[
+        str, typer.Argument(metavar="SAE", help="The SAE: a folder, or hf:owner/name/folder.", autocompletion=saes)
+    ],
     *,
-    by: Annotated[str, typer.Option("--by", metavar="NAME", help="Ranking of the latents [energy].")] = "energy",
+    by: Annotated[
+        str,
+        typer.Option("--by", metavar="NAME", help="Ranking of the latents [energy].", autocompletion=one_of(RANKINGS)),
+    ] = "energy",
     sizes: Annotated[tuple[int, ...], typer.Option("--sizes", metavar="64,256", help="Numbers of latents to keep.")],
     rows: Rows | None = None,
     model: Model | None = None,
@@ -59,4 +65,5 @@ def prune(
         print_json(found.to_json(out))
         return
     print_curve([{"latents": point.size, "metrics": point.metrics.to_json()} for point in found.curve.points])
+    print_warnings(found.curve.warnings)
     tell(f'\nAny size from one file: SAE.load("{out}/progressive", latents=…); see `saekit show` of it')

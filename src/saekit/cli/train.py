@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import ConfigError, did_you_mean, listed
-from ..files import read_json
 from ..rows.settings import StreamSettings
 from ..training.config import (
     BatchTopK,
@@ -25,8 +24,9 @@ from ..training.config import (
 )
 from ..training.settings import TrainSettings
 from .command import Setting, Table, command
+from .completion import several_of
 from .console import print_json, print_table, progress_of, tell
-from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text, Tokens
+from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text
 from .settings import required
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ HELP = """Train sparse autoencoders: every architecture and seed sees the same r
 \b
   saekit train --rows rows --arch topk --latents 1024 --k 16 --seeds 0,1,2 --out run
   saekit train --model builtin --data builtin --layer 2 --tokens 500000 --arch topk,relu --latents 1024 --k 16 --out run
-  saekit train --rows X.npy --arch matryoshka --latents 512 --k 16 --set config.sizes=[64,128,512] --out run
+  saekit train --rows X.npy --arch matryoshka --latents 512 --k 16 --lr 1e-3 --batch-rows 512 --out run
+  saekit train --rows rows --arch matryoshka --latents 512 --k 16 --set config.sizes=[64,128,512] --out run
   saekit train --config run.toml --resume
 
 \b
@@ -63,7 +64,7 @@ interrupted, in any way, continues with --resume and ends with the same bits.
 CONFIGS = (TopK, BatchTopK, HierarchicalTopK, Matryoshka, JumpReLU, ReLU, Gated, PAnneal)
 
 
-@command("Train SAEs: several architectures and seeds in one pass.", HELP)
+@command("Train SAEs: several architectures and seeds in one pass.", HELP, flags=("batch_rows", "device"))
 def train(
     *,
     rows: Rows | None = None,
@@ -74,7 +75,12 @@ def train(
     text: Text | None = None,
     arch: Annotated[
         list[str] | None,
-        typer.Option("--arch", metavar="A,B", help=f"Architectures: {', '.join(kind.arch for kind in CONFIGS)}."),
+        typer.Option(
+            "--arch",
+            metavar="A,B",
+            help=f"Architectures: {', '.join(kind.arch for kind in CONFIGS)}.",
+            autocompletion=several_of([kind.arch for kind in CONFIGS]),
+        ),
     ] = None,
     latents: Annotated[
         int | None, typer.Option("--latents", metavar="N", help="Number of latents of each SAE.")
@@ -83,7 +89,16 @@ def train(
         int | None,
         typer.Option("--k", metavar="N", help="Latents per row: `k`, or `target_l0` where the sparsity is a penalty."),
     ] = None,
-    tokens: Tokens | None = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", metavar="X", help="Peak learning rate of Adam [2e-4 * sqrt(2**14 / n_latents)]."),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens", metavar="N", help="Rows (tokens) to train on; fewer rows than that are repeated [all, once]."
+        ),
+    ] = None,
     seeds: Annotated[tuple[int, ...], typer.Option("--seeds", metavar="0,1", help="Random seeds of the SAEs [0].")] = (
         0,
     ),
@@ -102,7 +117,9 @@ def train(
     from ..sae.model import SAE
     from ..training.loop import train as run
 
-    wanted = _configs(_Asked(arch, latents, k), config, configs)
+    wanted = _configs(_Asked(arch, latents, k, lr), config, configs)
+    if model is not None and stream.device is None:
+        stream = dataclasses.replace(stream, device=settings.device)
     source = _source(rows, model, _Texts(data, layer, hook, text), tokens, stream)
     with progress_of(json) as progress:
         run(
@@ -125,6 +142,7 @@ class _Asked(NamedTuple):
     arch: list[str] | None
     latents: int | None
     k: int | None
+    lr: float | None
 
 
 def _configs(asked: _Asked, common: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> list[Config]:
@@ -145,8 +163,8 @@ def _configs(asked: _Asked, common: Mapping[str, Any], tables: Sequence[Mapping[
     if asked.arch:
         names = [name.strip() for part in asked.arch for name in part.split(",")]
         tables = [_table(name, asked, common) for name in names]
-    elif asked.latents is not None or asked.k is not None:
-        raise ConfigError("--latents and --k go with --arch; in a file set them inside [[configs]] or in [config].")
+    elif asked[1:] != (None, None, None):
+        raise ConfigError("--latents, --k and --lr go with --arch; in a file they are in [[configs]] or [config].")
     return [config_from_dict({**common, **table}) for table in tables]
 
 
@@ -162,6 +180,8 @@ def _table(name: str, asked: _Asked, common: Mapping[str, Any]) -> dict[str, Any
     word = "k" if "k" in known[name] else "target_l0"
     if asked.k is not None and word not in common:
         table[word] = asked.k
+    if asked.lr is not None and "lr" not in common:
+        table["lr"] = asked.lr
     return table
 
 
@@ -201,25 +221,27 @@ def _source(rows: str | None, model: str | None, texts: _Texts, tokens: int | No
 
 def _tell_result(out: str, json: bool) -> None:
     """Print the last numbers of every SAE, from the run's own record."""
-    record = read_json(Path(out) / "run.json")
+    from ..training.run_folder import read_record
+
+    record = read_record(Path(out))
     saes: list[dict[str, Any]] = [{"sae": f"{out}/{name}", **_final(record["final"][name])} for name in record["saes"]]
     if json:
         print_json({"out": out, "rows": record["rows_seen"], "saes": saes, "warnings": record["warnings"]})
         return
     lines: list[list[str]] = [["", *_FINAL]]
-    lines += [[str(sae["sae"]), *(f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
+    lines += [[str(sae["sae"]), *("–" if sae[name] is None else f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
     print_table(lines)
     tell(_time(record["seconds"]))
-    for name, found in record["warnings"].items():
-        for warning in found:
-            tell(f"warning: {name}: {warning}")
+    for warning in record["warnings"]:
+        about = f"{warning['sae']}: " if "sae" in warning else ""
+        tell(f"warning: {about}{warning['message']}")
     tell(f"\nTraining batches only. Measure them: saekit evaluate {out} --model M --data D, or --rows R")
 
 
 _FINAL = ("fvu", "l0", "dead_fraction")
 
 
-def _final(record: Mapping[str, Any]) -> dict[str, float]:
+def _final(record: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: record[name] for name in _FINAL}
 
 

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..inputs.settings import Split
 from .classify import images_or_texts
 from .command import Setting, command
-from .console import bare, print_fitting, print_json, print_table, progress_of, tell
+from .console import print_json, print_table, print_text, print_warnings, progress_of, tell
 from .options import Data, Images, Json, Model, Out, Sae
 
 if TYPE_CHECKING:
@@ -114,14 +114,14 @@ def _check_unneeded(matching: Matching, to_model: str | None) -> None:
 def print_transfer(result: Transfer) -> None:
     """Print the classifiers, the matrix of the first of an SAE, and what they say in words."""
     lines = result.table()
-    # from the whole table to one number each, with the interval of what decides
-    print_fitting(lines, [[line[0], *map(bare, line[1:-2]), *line[-2:]] for line in lines])
-    typer.echo(result.caption())
+    print_table(lines, keep=lines[0][-2:])  # what decides
+    print_text(result.caption())
     if 1 < len(result.values) <= MOST_SHOWN:
         typer.echo(f"\nAUC of `{result.shown_arm}`; * can be told from chance (0.5):")
         print_table(result.matrix_table(result.shown_arm, "auc"))
     typer.echo()
     for arm in result.arms:
-        typer.echo(arm.sentence)
+        print_text(arm.sentence)
     for note in result.notes:
-        tell(f"note: {note}")
+        tell(f"Note: {note}")
+    print_warnings(result.warnings)

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..measure.results import Measured, Result
+from ..settings import brief
 
 
 @dataclass(frozen=True)
 class Property:
     """One property of orphans compared with that of shared latents."""
+
+    __repr__ = brief
 
     name: str
     meaning: str
@@ -31,6 +34,8 @@ class Property:
 class Ablated:
     """How much worse the reconstruction gets when some latents are ablated."""
 
+    __repr__ = brief
+
     latents: str
     """Which."""
     n_latents: float
@@ -44,6 +49,8 @@ class Ablated:
 @dataclass(frozen=True)
 class Span:
     """How alike the subspaces are that latents of two seeds span: mean squared cosine of their principal angles."""
+
+    __repr__ = brief
 
     rank: int
     """Dimensions of each subspace: those in which the unit decoder rows are longest."""
@@ -73,7 +80,7 @@ class Orphans(Result):
     """
 
     KIND: ClassVar[str] = "orphans"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
     PARTS: ClassVar[tuple[str, ...]] = ("properties", "silenced", "spans")
 
     rows: dict[str, Any]

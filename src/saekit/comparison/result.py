@@ -8,12 +8,15 @@ from typing import Any, ClassVar
 from ..errors import FormatError
 from ..matching.matching import Certificate
 from ..measure.results import Measured, Result
+from ..settings import brief
 from .concept_groups import Groups, SharingLaw
 
 
 @dataclass(frozen=True)
 class Side:
     """The matching of the decoders, or of the encoders, of two SAEs."""
+
+    __repr__ = brief
 
     partner: list[int] = field(repr=False)
     """Per latent of the first SAE: the latent of the second that it is matched with, -1 for none."""
@@ -33,6 +36,8 @@ class Side:
 class OnRows:
     """How alike two SAEs act on the same rows."""
 
+    __repr__ = brief
+
     correlation: Measured
     """Mean Pearson correlation of the codes of pairs (matched by decoder) of which both fire."""
     n_pairs: int
@@ -49,6 +54,8 @@ class OnRows:
 @dataclass(frozen=True)
 class Pair:
     """Two SAEs compared."""
+
+    __repr__ = brief
 
     first: str
     """Name of one SAE."""
@@ -80,6 +87,8 @@ class Pair:
 class Null:
     """The same quantities for dictionaries that have nothing in common: what chance gives."""
 
+    __repr__ = brief
+
     made: str
     """How the two dictionaries were made."""
     shared: Measured
@@ -91,6 +100,8 @@ class Null:
 @dataclass(frozen=True)
 class Compared:
     """One of the SAEs, latent by latent."""
+
+    __repr__ = brief
 
     name: str
     """What tables call it; unique within a comparison."""
@@ -125,7 +136,7 @@ class Comparison(Result):
     """
 
     KIND: ClassVar[str] = "comparison"
-    SCHEMA: ClassVar[int] = 3
+    SCHEMA: ClassVar[int] = 4
     PARTS: ClassVar[tuple[str, ...]] = ("pairs",)
 
     rows: dict[str, Any] | None

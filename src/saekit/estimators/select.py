@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..errors import ConfigError, DataError, did_you_mean, listed
+from ..errors import ConfigError, DataError, listed, nearest
 from ..settings import suggest_keywords
 
 SCORES = ("mean_difference", "mean_difference_nonzero", "auc", "chi2", "l1", "random")
@@ -132,7 +132,7 @@ class SelectLatents(SelectorMixin, BaseEstimator):
         if self.scores is None and self.scoring not in SCORES:
             raise ConfigError(
                 f"SelectLatents: `scoring` must be one of {listed(SCORES, 12)}, or `scores` must be given; "
-                f"got {self.scoring!r}. {did_you_mean(str(self.scoring), SCORES)}"
+                f"got {self.scoring!r}.{nearest(self.scoring, SCORES)}"
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -6,14 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from ..errors import ConfigError, FormatError, did_you_mean, listed
+from ..files import unsealed
 from ..measure.accumulators import DensityHistogram
 from ..measure.metrics import Metrics
 from ..measure.results import Result, result_to_json
+from ..settings import brief
 
 
 @dataclass(frozen=True)
 class Control:
     """The same numbers for a baseline of the SAE."""
+
+    __repr__ = brief
 
     metrics: Metrics
     """Its own values."""
@@ -26,6 +30,8 @@ class Control:
 @dataclass(frozen=True)
 class Evaluated:
     """What was measured about one SAE."""
+
+    __repr__ = brief
 
     name: str
     """What tables call it; unique within an evaluation."""
@@ -56,7 +62,7 @@ class Evaluation(Result):
     """
 
     KIND: ClassVar[str] = "evaluation"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
 
     rows: dict[str, Any]
     """``info`` of the rows: model, hook, data, digest, filters."""
@@ -120,7 +126,7 @@ class Evaluation(Result):
     @classmethod
     def from_json(cls, plain: Any, where: str = "evaluation") -> Self:
         """Return the evaluation that `to_json` made; raises `FormatError` also where the two `metrics` differ."""
-        plain = dict(plain) if isinstance(plain, dict) else plain
+        plain = unsealed(plain, where)
         top = plain.pop("metrics", None) if isinstance(plain, dict) else None
         result = super().from_json(plain, where)
         if top != result.entries[0].metrics.to_json():

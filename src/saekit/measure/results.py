@@ -12,11 +12,12 @@ import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from ..errors import FormatError, did_you_mean
-from ..files import read_json, write_json
+from ..files import read_json, unsealed, write_sealed
+from ..places import Warned
 from ..settings import check_choice
 from .tables import html_table, text_table
 
@@ -145,6 +146,8 @@ class Result:
     """Versions of Python and of the libraries that it ran on."""
     settings: dict[str, Any]
     """What was asked for, with the level and the source of the intervals."""
+    warnings: list[Warned] = field(default_factory=list, kw_only=True)
+    """What a reader must know before believing the numbers: SAEs on other rows than their own, say."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON: ``kind``, ``schema`` and every field."""
@@ -159,6 +162,7 @@ class Result:
         FormatError
             Another kind, a newer schema, a key that is unknown or missing, a value that contradicts another.
         """
+        plain = unsealed(plain, where)
         result = result_from_json(cls, cls.migrate(plain) if isinstance(plain, dict) else plain)
         result.check()
         return result
@@ -173,7 +177,7 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file `path`, atomically."""
-        write_json(path, self.to_json())
+        write_sealed(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -186,7 +190,7 @@ class Result:
         FileNotFoundError
             There is no such file.
         """
-        return cls.from_json(read_json(path))
+        return cls.from_json(read_json(path), os.fspath(path))
 
     def table(self) -> list[list[str]]:
         """Return the main table as rows of text, headings first."""
@@ -198,6 +202,10 @@ class Result:
 
     PARTS: ClassVar[tuple[str, ...]] = ()
     """Parts that `to_pandas` can show, a row per item; the first by default."""
+
+    def footer(self) -> str:
+        """Return the caption and the warnings, a line each."""
+        return "\n".join([*filter(None, [self.caption()]), *map(str, self.warnings)])
 
     def to_pandas(self, part: str | None = None) -> pandas.DataFrame:
         """Return a part of the result as a pandas data frame, with a row per item: SAE, arm, cell, pair, size.
@@ -229,10 +237,10 @@ class Result:
         return list(getattr(self, part))
 
     def __repr__(self) -> str:
-        return text_table(self.table(), self.caption())
+        return text_table(self.table(), self.footer())
 
     def _repr_html_(self) -> str:
-        return html_table(self.table(), self.caption())
+        return html_table(self.table(), self.footer())
 
 
 def flat_row(item: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FormatError
-from ..files import read_json
+from ..files import parse_json, read_bytes, read_sealed
+from ..forms import NATURAL, check_form
 from .page import RENDERERS, write
 
 _LOG = "log.jsonl"
@@ -43,13 +44,13 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     ConfigError
         The folder does not exist or holds no result.
     FormatError
-        A file is not JSON.
+        A file is not JSON, or a result that was altered or comes from a newer release.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"a report needs a folder with results; `{folder}` is not a folder.")
     files = [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))]
-    saved = [value for file in files if _is_result(value := read_json(file))]
+    saved = [value for file in files if (value := read_result(file)) is not None]
     logs = [training_log(file) for file in (*sorted(folder.glob(_LOG)), *sorted(folder.glob(f"*/{_LOG}")))]
     found = [*saved, *logs]
     if not found:
@@ -60,8 +61,40 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _is_result(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("kind") in RENDERERS
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Read a result, checked and in the layout of this release; None for JSON that is no result.
+
+    Raises
+    ------
+    FormatError
+        It was altered, does not hold what a result of its kind holds, or comes from a newer release.
+    """
+    data = read_bytes(path)
+    value = parse_json(data, path, finite=False)
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind not in RENDERERS:
+        return None
+    plain = parse_json(data, path)
+    module, name = _RESULTS[kind].split(":")
+    try:
+        shown: dict[str, Any] = getattr(import_module(module, __package__), name).from_json(plain).to_json()
+    except FormatError as error:
+        raise FormatError(f"`{path}`: {error}") from None
+    return shown
+
+
+_RESULTS = {
+    "evaluation": "..evaluation.result:Evaluation",
+    "comparison": "..comparison.result:Comparison",
+    "orphans": "..comparison.orphans_result:Orphans",
+    "size_curve": "..sizes.result:SizeCurve",
+    "progressive": "..sizes.result:Progressive",
+    "classification": "..classification.result:Classification",
+    "classification_summary": "..classification.result:ClassificationSummary",
+    "transfer": "..classification.transfer_result:Transfer",
+    "actions": "..classification.model_answers:Actions",
+}
+"""Kind of result -> where its class is; imported when there is one to read."""
 
 
 def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -74,31 +107,57 @@ def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     learners: dict[str, dict[str, list[Any]]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_bytes(path).splitlines()
     for count, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line, path)
+            check_form(record, {"rows": NATURAL}, path)
+            own = _learners_of(record, path)
+        except FormatError:
             if count == len(lines):
                 break
             raise FormatError(f"`{path}`: line {count} must be a JSON object; it is {line[:60]!r}.") from None
-        for name, values in _learners_of(record):
+        for name, values in own:
             log = learners.setdefault(name, {"rows": [], **{curve: [] for curve in _CURVES}})
             log["rows"].append(record.get("rows"))
             for curve in _CURVES:
                 log[curve].append(values.get(curve))
-    run = path.with_name(_RUN)
+    file = path.with_name(_RUN)
+    run = _read_run(file) if file.is_file() else {}
+    warnings = run.get("warnings", [])
     return {
         "kind": "training",
         "schema": 1,
-        "run": read_json(run) if run.is_file() else {},
+        "run": run,
         "learners": learners,
+        "warnings": _named(warnings) if isinstance(warnings, list) else [],  # of older runs: shown with `run`
     }
 
 
-def _learners_of(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the learners that one line of the log is about."""
+def _named(warnings: list[Any]) -> list[Any]:
+    """Return warnings of a run with the SAE that each is about in its text."""
+    return [
+        {**each, "message": f"{each['sae']}: {each.get('message')}"}
+        if isinstance(each, dict) and "sae" in each
+        else each
+        for each in warnings
+    ]
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    record = read_sealed(path, since=2, version="format")
+    check_form(record, dict, path)
+    return dict(record)
+
+
+def _learners_of(record: Mapping[str, Any], path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the learners that one line of the log is about, with their numbers."""
     if isinstance(record.get("learners"), Mapping):
-        return list(record["learners"].items())
-    name = record.get("learner") or record.get("sae")
-    return [(str(name), record)] if name and "fvu" in record else []
+        found = list(record["learners"].items())
+    else:
+        name = record.get("learner") or record.get("sae")
+        found = [(str(name), record)] if name and "fvu" in record else []
+    for name, values in found:
+        check_form(values, dict, path, name)
+        check_form({curve: values.get(curve) for curve in _CURVES}, dict.fromkeys(_CURVES, (float, None)), path, name)
+    return found

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, FormatError, ShapeError, did_you_mean, listed
+from ..errors import DataError, FormatError, ShapeError, listed, nearest
+from ..sae.finite import check_finite
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
-from .source import _SCAN_ROWS, Batch, Block, Columns, check_finite, check_reading
+from .source import _SCAN_ROWS, Batch, Block, Columns, check_reading, rows_in_words
 
 _DIGEST_BYTES = 2**30  # beyond this, a digest is made from evenly spaced chunks and is marked as such
 
@@ -46,6 +47,8 @@ class ArrayRows:
     >>> [batch.x.tolist() for batch in rows.batches(2)]
     [[[0.0, 1.0], [2.0, 3.0]], [[4.0, 5.0]]]
     """
+
+    __repr__ = rows_in_words
 
     x: Any = field(repr=False)
     token: Tensor | None = field(repr=False)
@@ -150,7 +153,7 @@ class ArrayRows:
         path = Path(path)
         if not path.is_file():
             raise DataError(f"`{path}` must be a file of rows; there is no such file. Check the path.")
-        info = {"kind": "array", "path": path.name}
+        info = {"kind": "array", "path": path.name, "rows_path": str(path.resolve())}
         if path.suffix == ".npy":
             return ArrayRows(_open_npy(path), info=info)
         if path.suffix == ".safetensors":
@@ -245,7 +248,7 @@ def _open_safetensors(path: Path) -> dict[str, Any]:
         matrices = ["x"]
     if len(matrices) != 1:
         raise FormatError(
-            f"`{path}` must hold the rows as `x` [n, d_in]; it holds {listed(names)}. {did_you_mean('x', names)}"
+            f"`{path}` must hold the rows as `x` [n, d_in]; it holds {listed(names)}.{nearest('x', names)}"
             if names
             else f"`{path}` must hold the rows as `x` [n, d_in]; it is empty."
         )

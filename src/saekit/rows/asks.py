@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ..errors import ConfigError, did_you_mean, listed
+from ..errors import ConfigError, listed, nearest
+from ..places import Warned, warnings_on
 from ..provenance import place_of
 from ..sae.model import SAE
+from ..sae.naming import name_of
 
 POOLS = ("sum", "mean", "max", "last", "first", "count", "top")
 """Poolings over the tokens of a document. ``top`` is written with a number: ``top5``."""
@@ -58,6 +62,24 @@ class Ask:
         return place_of(self.sae, layer=self.layer, hook=self.hook)
 
 
+def warnings_on_pooling(asks: Sequence[Ask], made: Mapping[str, Any]) -> list[Warned]:
+    """Return what is not as in training about the rows that a model makes for the SAEs of some asks.
+
+    Parameters
+    ----------
+    asks
+        What is wanted.
+    made
+        What is known of the rows, but for the hook, as the `info` of rows.
+    """
+    told = [
+        warnings_on([(name_of(ask.sae), ask.sae)], {**made, "hook": ask.place}, what="the model given makes")
+        for ask in asks
+        if ask.sae is not None
+    ]
+    return list(dict.fromkeys(each for some in told for each in some))
+
+
 def check_pool(pool: str, *, dense: bool = False) -> None:
     """Refuse a pooling that is unknown, or that hidden states do not have.
 
@@ -72,8 +94,7 @@ def check_pool(pool: str, *, dense: bool = False) -> None:
     what = "hidden states" if dense else "codes"
     hint = " `top` needs a number: `top5`." if pool == "top" and not dense else ""
     raise ConfigError(
-        f"`pool` must be a pooling of {what}, one of {listed(known, 12)}; got {pool!r}.{hint} "
-        f"{did_you_mean(str(pool), known)}"
+        f"`pool` must be a pooling of {what}, one of {listed(known, 12)}; got {pool!r}.{hint}{nearest(pool, known)}"
     )
 
 

@@ -19,14 +19,17 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DataError, FormatError, ShapeError, listed
-from ..files import digest_bytes, digest_file, read_json, remove_file, write_bytes, write_json
+from ..files import digest_bytes, digest_file, read_sealed, remove_file, write_bytes, write_sealed
+from ..forms import COUNT, NATURAL, check_form
 from ..models.pretrained import DTYPES, as_dtype, dtype_name
+from ..sae.finite import check_finite
 from ..settings import differences
+from ..store.tensorfile import read_header
 from .arrays import ArrayRows
 from .shuffle import ShufflePlan, planned_block, read_ahead
-from .source import Batch, Block, Columns, check_finite, check_reading
+from .source import Batch, Block, Columns, check_reading, rows_in_words
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the folder's layout; raised at every change that older releases cannot read."""
 
 MANIFEST = "manifest.json"
@@ -34,10 +37,15 @@ _PART = "part-"
 _FORMAT = "saekit-rows"
 _SHARD_BYTES = 64 * 2**20
 _COLUMNS = {"token": torch.int32, "document": torch.int64, "position": torch.int32}
-# how safetensors names types, and how numpy can map them (it has no bfloat16)
-_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<i2", "I32": "<i4", "I64": "<i8"}
+# how numpy can map types (it has no bfloat16)
+_NUMPY = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2", torch.int32: "<i4", torch.int64: "<i8"}
 _MANIFEST_KEYS = {
     "format", "schema", "complete", "d_in", "dtype", "n_rows", "shard_rows", "shards", "fingerprint", "info",
+}  # fmt: skip
+_FORM = {
+    "complete": bool, "d_in": COUNT, "dtype": str, "n_rows": NATURAL, "shard_rows": COUNT, "fingerprint": dict,
+    "info": dict,
+    "shards": [{"file": str, "rows": COUNT, "bytes": COUNT, "digest": str, "cursor": dict}],
 }  # fmt: skip
 
 
@@ -94,28 +102,28 @@ class ShardWriter:
         FormatError
             The manifest is damaged or from a newer release.
         """
-        folder = Path(folder)
         number_type = as_dtype(dtype)
         if number_type is None or number_type not in DTYPES.values():
             raise ConfigError(f"shards hold {listed(DTYPES)}; got {dtype!r}. Choose one of them as `dtype`.")
-        stride = d_in * number_type.itemsize + sum(kind.itemsize for kind in _COLUMNS.values())
-        # whole chunks, so that a chunk of the shuffle lies in one file
-        rows = shard_rows or max(4096, _SHARD_BYTES // stride // 64 * 64)
-        if not isinstance(rows, int) or rows < 1:
-            raise ConfigError(f"`shard_rows` must be a positive integer; got {shard_rows!r}.")
+        rows = _rows_of_a_shard(shard_rows, d_in, number_type)
         fingerprint = {**json.loads(json.dumps(dict(fingerprint), allow_nan=False)), "shard_rows": rows}
-        writer = ShardWriter(folder, d_in, number_type, fingerprint, rows)
-        if (folder / MANIFEST).exists():
-            writer._resume(read_manifest(folder))
-        elif folder.exists() and any(path.suffix == ".safetensors" for path in folder.iterdir()):
-            raise ConfigError(
-                f"the output folder `{folder}` must be empty or hold rows; it holds other files. Give another --out."
-            )
-        if not writer.complete:
-            writer._remove_parts()
-        if not writer.shards and writer._part is None:
-            writer._write_manifest()  # before the first shard: what a kill leaves is known as ours
+        writer = ShardWriter(Path(folder), d_in, number_type, fingerprint, rows)
+        writer._claim()
         return writer
+
+    def _claim(self) -> None:
+        """Go on with what is in the folder, or make it the folder of these rows."""
+        if (self.folder / MANIFEST).exists():
+            self._resume(read_manifest(self.folder))
+        elif any(self.folder.glob("*.safetensors")):
+            raise ConfigError(
+                f"the output folder `{self.folder}` must be empty or hold rows; it holds other files. "
+                "Give another --out."
+            )
+        if not self.complete:
+            self._remove_parts()
+        if not self.shards and self._part is None:
+            self._write_manifest()  # before the first shard: what a kill leaves is known as ours
 
     def _resume(self, manifest: dict[str, Any]) -> None:
         different = differences(manifest["fingerprint"], self.fingerprint)
@@ -138,7 +146,8 @@ class ShardWriter:
         if not path.is_file() or digest_file(path) != part["digest"]:
             return
         columns = {
-            name: torch.from_numpy(values.copy()) for name, values in _map(path, part["rows"], self.d_in).items()
+            name: torch.from_numpy(values.copy())
+            for name, values in _map(path, part["rows"], self.d_in, self.dtype).items()
         }
         self._part, self._waiting = part, part["rows"]
         self._parts = [Columns(**columns | {"x": columns["x"].view(self.dtype)})]
@@ -225,7 +234,7 @@ class ShardWriter:
             self._write_manifest()
 
     def _flush(self, cursor: dict[str, Any]) -> None:
-        self.shards = [*self.shards, self._write(f"shard-{len(self.shards):05d}.safetensors", cursor)]
+        self.shards = [*self.shards, self._write(_shard_name(len(self.shards)), cursor)]
         self._part, self._parts, self._waiting = None, [], 0
         self._write_manifest()
         self._remove_parts()
@@ -253,7 +262,7 @@ class ShardWriter:
 
     def _write_manifest(self) -> None:
         shards = self.shards if self._part is None else [*self.shards, self._part]
-        write_json(
+        write_sealed(
             self.folder / MANIFEST,
             {
                 "format": _FORMAT,
@@ -268,6 +277,15 @@ class ShardWriter:
                 "info": self.info,
             },
         )
+
+
+def _rows_of_a_shard(asked: int | None, d_in: int, dtype: torch.dtype) -> int:
+    """Return the rows of a shard: those asked for, or whole chunks, so that a chunk of the shuffle lies in one file."""
+    stride = d_in * dtype.itemsize + sum(kind.itemsize for kind in _COLUMNS.values())
+    rows = asked or max(4096, _SHARD_BYTES // stride // 64 * 64)
+    if not isinstance(rows, int) or rows < 1:
+        raise ConfigError(f"`shard_rows` must be a positive integer; got {asked!r}.")
+    return rows
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -287,7 +305,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
         advice = f"It holds {listed(inner)}: name one of them." if inner else "Make rows with `saekit capture`."
         raise DataError(f"`{folder}` must be a folder of rows; it has no {MANIFEST}. {advice}")
-    manifest = read_json(path)
+    manifest = read_sealed(path, since=2)
     if (
         not isinstance(manifest, dict)
         or manifest.get("format") != _FORMAT
@@ -305,7 +323,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"`{path}` must have the entries {listed(sorted(_MANIFEST_KEYS), 12)}; missing or unknown: "
             f"{listed(sorted(set(manifest) ^ _MANIFEST_KEYS))}. Restore it, or capture again."
         )
+    check_form(manifest, _FORM, path)
+    _check_consistent(manifest, path)
     return manifest
+
+
+def _check_consistent(manifest: Mapping[str, Any], path: Path) -> None:
+    """Refuse entries that contradict each other: without a seal (schema 1) that is all that can be checked."""
+    rows, stride = [shard["rows"] for shard in manifest["shards"]], manifest["shard_rows"]
+    names = [shard["file"] for shard in manifest["shards"]]
+    in_order = list(map(_shard_name, range(len(names)))) if manifest["complete"] else list(map(os.path.basename, names))
+    checks = {
+        "`dtype`": manifest["dtype"] in DTYPES,
+        "`n_rows`": manifest["n_rows"] == sum(rows) and (bool(rows) or not manifest["complete"]),
+        "`shard_rows`": {*rows[:-1]} <= {stride} and max(rows, default=0) <= stride,
+        "the order of `shards`": names == in_order,
+    }
+    wrong = [name for name, fits in checks.items() if not fits]
+    if wrong:
+        raise FormatError(
+            f"`{path}` must describe the shards beside it; {wrong[0]} does not fit the rest. "
+            "Restore it, or capture again."
+        )
+
+
+def _shard_name(index: int) -> str:
+    return f"shard-{index:05d}.safetensors"
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -326,6 +369,8 @@ class ShardRows:
     FormatError
         A shard is missing, truncated or altered, the capture was not finished, or the schema is newer.
     """
+
+    __repr__ = rows_in_words
 
     folder: Path
     info: dict[str, Any] = field(repr=False)
@@ -359,6 +404,7 @@ class ShardRows:
             {
                 **manifest["info"],
                 "kind": "shards",
+                "rows_path": str(folder.resolve()),
                 "n_rows": manifest["n_rows"],
                 "d_in": manifest["d_in"],
                 "dtype": manifest["dtype"],
@@ -413,7 +459,7 @@ class ShardRows:
                     f"the shard `{path}` has been altered: its digest is not the one in {MANIFEST}. "
                     "Restore it from a copy, or delete the folder and capture again."
                 )
-            self._mapped[index] = _map(path, shard["rows"], self.d_in)
+            self._mapped[index] = _map(path, shard["rows"], self.d_in, DTYPES[self._manifest["dtype"]])
         return self._mapped[index]
 
 
@@ -429,19 +475,16 @@ def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
         )
 
 
-def _map(path: Path, rows: int, d_in: int) -> dict[str, np.ndarray]:
+def _map(path: Path, rows: int, d_in: int, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """Return the tensors of a safetensors file as read-only memory maps, bfloat16 as int16."""
     try:
-        with open(path, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
+        entries = read_header(path).entries
         mapped: dict[str, np.ndarray] = {}
-        for name, shape in {"x": (rows, d_in), **dict.fromkeys(_COLUMNS, (rows,))}.items():
-            entry = header[name]
-            if tuple(entry["shape"]) != shape:
-                raise ValueError(f"`{name}` has shape {entry['shape']}, not {shape}")
-            start = 8 + length + entry["data_offsets"][0]
-            values = np.memmap(path, dtype=_NUMPY[entry["dtype"]], mode="r", offset=start, shape=shape)
+        for name, kind in {"x": dtype, **_COLUMNS}.items():
+            entry, shape = entries[name], (rows, d_in) if name == "x" else (rows,)
+            if (entry.shape, entry.dtype) != (shape, kind):
+                raise ValueError(f"`{name}` is {entry.dtype} {entry.shape}, not {kind} {shape}")
+            values = np.memmap(path, dtype=_NUMPY[kind], mode="r", offset=entry.start, shape=shape)
             mapped[name] = values.view(np.ndarray)  # cutting one is several times faster than cutting a memmap
         return mapped
     except (KeyError, ValueError, OSError) as error:

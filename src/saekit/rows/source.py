@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
+from ..settings import brief
 
 _SCAN_ROWS = 65_536
 
@@ -67,6 +68,8 @@ class Batch(Columns):
 
     The batch owns its memory: changing it changes no source.
     """
+
+    __repr__ = brief
 
     next: tuple[int, int] = (0, 0)
     """``(block, row)`` of the first row after this batch: pass it as `start` to continue exactly here."""
@@ -156,33 +159,19 @@ def check_reading(batch_rows: int, seed: int | None, start: tuple[int, int]) -> 
     return int(number), int(row)
 
 
-def check_finite(x: Tensor, first_row: int | Callable[[int], int], where: str) -> None:
-    """Refuse NaN and infinity, naming the row.
+def rows_in_words(source: Source) -> str:
+    """Return a source of rows as text: how many, how wide, where from. For ``__repr__ = rows_in_words``.
 
-    Parameters
-    ----------
-    x
-        Rows ``[n, d]``.
-    first_row
-        Number of row 0 of `x`, or a function from the place in `x` to the row number.
-    where
-        What the rows are called in the message.
+    Examples
+    --------
+    ::
 
-    Raises
-    ------
-    DataError
-        A value is NaN or infinite.
+        ArrayRows(600 rows of width 192, layers.2 of builtin)
     """
-    # A finite sum proves that every entry is finite; only a suspicious one pays for the exact look.
-    if bool(torch.isfinite(x.sum(dtype=torch.float64))):
-        return
-    bad = (~torch.isfinite(x)).any(dim=1).nonzero().flatten()
-    if len(bad):
-        place = int(bad[0])
-        row = first_row(place) if callable(first_row) else first_row + place
-        column = int((~torch.isfinite(x[place])).nonzero()[0])
-        more = f"; {len(bad)} rows of this part are affected" if len(bad) > 1 else ""
-        raise DataError(
-            f"rows must be finite; row {row} of {where} has {float(x[place, column])} in column {column}{more}. "
-            "Remove such rows, or find out where they come from (half precision overflows at 65504)."
-        )
+    info, n_rows = source.info, source.n_rows
+    facts = [f"rows of width {source.d_in}" if n_rows is None else f"{n_rows:,} rows of width {source.d_in}"]
+    if info.get("model") is not None:
+        facts.append(f"{info.get('hook')} of {info['model']}")
+    elif isinstance(info.get("path"), str):
+        facts.append(info["path"])
+    return f"{type(source).__name__}({', '.join(facts)})"

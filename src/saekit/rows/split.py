@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..inputs.texts import Texts
-from .source import Batch, Source
+from .source import Batch, Source, rows_in_words
 
 RUN_ROWS = 64
 """Rows without a document are divided in runs of this many."""
@@ -29,6 +29,8 @@ class Half:
     second
         False: the documents with even numbers; True: those with odd ones.
     """
+
+    __repr__ = rows_in_words
 
     source: Source
     second: bool

@@ -69,14 +69,28 @@ def name_of(sae: SAE) -> str:
     >>> name_of(SAE(W_enc=W, b_enc=W[0], W_dec=W, b_dec=W[0], rule=TopKRule(2), provenance={"seed": 0}))
     'topk-4-k2-seed0'
     """
-    config = training_config(sae)
-    parts = [str(config.get("arch") or sae.rule.name), str(sae.n_latents)]
-    k = config.get("k") or sae.rule.settings().get("k")
-    parts += [f"k{k}"] if k else []
-    untrained = sae.provenance.get("rows_seen") == 0
-    parts += [str(config["control"])] if config.get("control") else ["untrained"] if untrained else []
+    config = {"arch": sae.rule.name, **sae.rule.settings(), **training_config(sae)}
+    if sae.provenance.get("rows_seen") == 0 and not config.get("control"):
+        config["control"] = "untrained"
+    parts = [name_of_config(config, sae.n_latents)]
     parts += ["consensus"] if sae.provenance.get("consensus") else []
     parts += [f"seed{sae.provenance['seed']}"] if sae.provenance.get("seed") is not None else []
+    return "-".join(parts)
+
+
+def name_of_config(config: Mapping[str, Any], n_latents: int) -> str:
+    """Return ``<arch>-<latents>[-<what sets the sparsity>][-<control>]`` of a training configuration as plain JSON.
+
+    >>> name_of_config({"arch": "relu", "target_l0": 16.0, "l1": 2.0}, 1024)
+    'relu-1024-l0-16'
+    """
+    parts = [str(config["arch"]), str(n_latents)]
+    for key, form in {"k": "k{:g}", "target_l0": "l0-{:g}", "l1": "l1-{:g}"}.items():
+        if config.get(key) is not None:
+            parts.append(form.format(config[key]))
+            break
+    parts += [str(config["control"])] if config.get("control") else []
+    parts += [f"mutual{config['mutual']:g}"] if config.get("mutual") else []
     return "-".join(parts)
 
 

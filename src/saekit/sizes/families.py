@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
 from ..sae.model import SAE
+from ..sae.naming import named_saes, training_config
 from ..settings import is_whole
-from ..store.address import sae_paths
 from .size_curve import default_sizes
 
 NESTED = "matryoshka"
@@ -37,7 +36,7 @@ class Family:
         found = {size for trained in self.separate.values() for size in trained}
         for sae in self.widest.values() if self.is_nested else ():
             parts = [sae.n_latents // part for part in (8, 4, 2, 1)]
-            found |= {size for size in config_of(sae).get("sizes") or parts if size >= 1}
+            found |= {size for size in training_config(sae).get("sizes") or parts if size >= 1}
         return found
 
 
@@ -49,8 +48,8 @@ def name_saes(saes: Any) -> dict[str, SAE]:
     ConfigError
         There is none, or they have different widths.
     """
-    named = dict(saes) if isinstance(saes, Mapping) else _named(saes)
-    named = {name: sae for name, sae in named.items() if not config_of(sae).get("control")}
+    named = dict(saes) if isinstance(saes, Mapping) else dict(named_saes(saes, "progressive"))
+    named = {name: sae for name, sae in named.items() if not training_config(sae).get("control")}
     if not named:
         raise ConfigError("progressive: at least one SAE that is no control must be given; got none.")
     widths = {sae.d_in for sae in named.values()}
@@ -59,34 +58,9 @@ def name_saes(saes: Any) -> dict[str, SAE]:
     return named
 
 
-def _named(saes: Any) -> dict[str, SAE]:
-    named: dict[str, SAE] = {}
-    for item in [saes] if isinstance(saes, SAE | str | os.PathLike) else list(saes):
-        if isinstance(item, SAE):
-            _put(f"{arch_of(item)}-{item.n_latents}-seed{seed_of(item)}", item, named)
-            continue
-        for path in sae_paths(item):
-            _put(os.path.basename(path.rstrip("/\\")), SAE.load(path), named)
-    return named
-
-
-def _put(name: str, sae: SAE, named: dict[str, SAE]) -> None:
-    unique, count = name, 1
-    while unique in named:
-        count += 1
-        unique = f"{name} ({count})"
-    named[unique] = sae
-
-
-def config_of(sae: SAE) -> dict[str, Any]:
-    """Return the training configuration of an SAE, as far as it is known."""
-    config = sae.provenance.get("config")
-    return config if isinstance(config, dict) else {}
-
-
 def arch_of(sae: SAE) -> str:
     """Return the architecture that an SAE was trained as."""
-    return str(config_of(sae).get("arch") or sae.rule.name)
+    return str(training_config(sae).get("arch") or sae.rule.name)
 
 
 def seed_of(sae: SAE) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,18 @@ from ..measure.results import Measured
 from ..measure.settings import CE_TOKENS
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
+from ..places import warnings_between
 from ..progress import shows_progress
 from ..provenance import place_of
-from ..rows.opening import as_source
+from ..rows.opening import as_source, warnings_on_rows
 from ..rows.source import Source
 from ..rows.split import text_halves
 from ..sae.model import SAE
+from ..sae.naming import training_config
 from ..sae.rules import TopKRule
 from ..settings import Progress, part_of, silent, suggest_keywords
 from .attribution import ATTRIBUTIONS, attribution
-from .families import Family, config_of, families_of, name_saes, seed_of, sizes_of
+from .families import Family, families_of, name_saes, seed_of, sizes_of
 from .latent_metrics import seed_overlap
 from .over_seeds import curves_over_seeds, paired_differences
 from .power_law import decoder_spectrum, power_law
@@ -108,7 +110,9 @@ def progressive(
     )
     for family in families:
         comparison.add(family)
-    return comparison.result()
+    saes_by_name = list(named.items())
+    told = warnings_between(saes_by_name) + warnings_on_rows(saes_by_name, source)
+    return replace(comparison.result(), warnings=told)
 
 
 def _check_rankings(by: Sequence[str], families: Sequence[Family], *, has_model: bool) -> None:
@@ -213,7 +217,7 @@ class _Comparison:
 
     def _nested(self, sae: SAE, sizes: list[int], name: str) -> SizeCurve:
         """Measure prefixes as they were trained: with the k of each size, or with the whole selection cut."""
-        how = config_of(sae).get("k_per_size")
+        how = training_config(sae).get("k_per_size")
         if how == "scaled" and isinstance(sae.rule, TopKRule):
             small = []
             for size in sizes:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from ..errors import ConfigError, FormatError
 from ..measure.metrics import Metrics
 from ..measure.results import Measured, Result
-from ..measure.tables import html_table, text_table
 from ..sae.model import SAE
+from ..settings import brief
 from .power_law import PowerLaw
 from .prune import competes
 
@@ -23,6 +23,8 @@ SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa", "cka")
 @dataclass(frozen=True)
 class SizePoint:
     """One size of the curve."""
+
+    __repr__ = brief
 
     size: int
     """Latents kept."""
@@ -45,7 +47,7 @@ class SizeCurve(Result):
     """
 
     KIND: ClassVar[str] = "size_curve"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
     PARTS: ClassVar[tuple[str, ...]] = ("points",)
 
     rows: dict[str, Any]
@@ -147,6 +149,8 @@ def _in_file(point: SizePoint) -> dict[str, Any]:
 class CurvePoint:
     """One way of getting an SAE of one size, over all seeds."""
 
+    __repr__ = brief
+
     name: str
     """``"topk pruned by energy"``, ``"matryoshka"``, ``"topk trained separately"``, ..."""
     size: int
@@ -180,6 +184,8 @@ class CurvePoint:
 class Difference:
     """One way minus another at the same size, paired by seed."""
 
+    __repr__ = brief
+
     metric: str
     name: str
     """The first way."""
@@ -195,6 +201,8 @@ class Difference:
 @dataclass(frozen=True)
 class Ranking:
     """How importance falls off in one vanilla SAE."""
+
+    __repr__ = brief
 
     name: str
     """Name of the SAE."""
@@ -221,7 +229,7 @@ class Progressive(Result):
     """
 
     KIND: ClassVar[str] = "progressive"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
     PARTS: ClassVar[tuple[str, ...]] = ("curves", "differences", "rankings", "spectra")
 
     rows: dict[str, Any]
@@ -254,8 +262,6 @@ class Progressive(Result):
             lines.append([name, *("" if c is None or metric not in c else f"{c[metric].value:.3f}" for c in cells)])
         return lines
 
-    def __repr__(self) -> str:
-        return text_table(self.table(), f"{self.n_rows:,} rows")
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table(), f"FVU by latents; {self.n_rows:,} rows")
+    def caption(self) -> str:
+        """Return the line under the table."""
+        return f"FVU by latents; {self.n_rows:,} rows"

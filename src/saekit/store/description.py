@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, FormatError, SaekitError, did_you_mean, listed
+from ..files import SEAL, unsealed
+from ..forms import COUNT, check_form
 from ..sae.model import SAE
 from ..sae.rules import RULES
 from ..sae.scaling import Scaling
+from ..settings import is_whole
 from ..version import __version__
 from .blocks import BY_LATENT, SCORES, block_digests, block_rows, shared_digest
 from .tensorfile import Entry, Header
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the layout that this release writes; it reads this one and all before it."""
 
 TENSORS = "sae.safetensors"
@@ -28,8 +31,11 @@ FORMAT = "saekit-sae"
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda value: {**value, "schema": 2, "sizes": None},  # schema 2 brought the measured curve of prefixes
     2: lambda value: {**value, "schema": 3},  # schema 3 brought tensors `scores.<name>`
+    3: lambda value: {**value, "schema": 4},  # schema 4 brought the seal
 }
 """Schema v -> a function from the description in v to the one in v + 1."""
+
+_SEALED = 4  # the schema since which a description must have a seal
 
 _REQUIRED = (*BY_LATENT, "b_dec")
 
@@ -37,6 +43,14 @@ KEYS = (
     "format", "schema", "saekit", "n_latents", "d_in", "d_out", "dtype", "rule", "scaling", "pre_bias", "skip",
     "latent_order", "sizes", "tensors", "content", "file", "blocks", "provenance",
 )  # fmt: skip
+
+
+_FORM = {
+    "n_latents": COUNT, "d_in": COUNT, "d_out": COUNT, "dtype": str, "rule": {"name": str}, "scaling": {"kind": str},
+    "pre_bias": bool, "skip": bool, "latent_order": str, "tensors": dict, "content": str, "provenance": dict,
+    "file": {"name": str, "bytes": COUNT, "digest": str},
+    "blocks": {"latents": COUNT, "digests": list, "shared": str},
+}  # fmt: skip
 
 
 def describe_value(sae: SAE, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -76,7 +90,7 @@ def _sizes_of(sae: SAE) -> dict[str, Any] | None:
 
 
 def check_description(value: Any, path: Path) -> dict[str, Any]:
-    """Return the description in the present schema.
+    """Return the description in the present schema, without its seal; ``"sealed"`` says whether it had one.
 
     Raises
     ------
@@ -85,46 +99,41 @@ def check_description(value: Any, path: Path) -> dict[str, Any]:
     """
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise FormatError(f'`{path}` must be the description of a saekit SAE ("format": "{FORMAT}"); it is not.')
+    sealed = SEAL in value
     value = _migrated(value, path)
     _same_keys(value, KEYS, path, "")
     _same_keys(value["file"], ("name", "bytes", "digest"), path, "file.")
-    _check_blocks(value["blocks"], path)
+    check_form(value, _FORM, path)
+    _same_keys(value["blocks"], ("latents", "digests", "shared"), path, "blocks.")
+    check_form(value["blocks"]["digests"], [str], path, "blocks.digests")
     if value["sizes"] is not None:
         check_sizes(value["sizes"], f"`{path}`", FormatError)
     _check_function(value, path)
-    return value
+    return {**value, "sealed": sealed}
 
 
 def _migrated(value: dict[str, Any], path: Path) -> dict[str, Any]:
-    schema = value.get("schema")
-    if not isinstance(schema, int) or schema < 1:
+    schema: Any = value.get("schema")
+    if not is_whole(schema) or schema < 1:
         raise FormatError(f"`{path}`: `schema` must be a whole number of at least 1; got {schema!r}.")
     if schema > SCHEMA:
         raise FormatError(
             f"`{path}` has schema {schema}; this release of saekit ({__version__}) reads schemas up to {SCHEMA}. "
             f"Install saekit {value.get('saekit', 'of a later version')} or later."
         )
+    value = unsealed(value, path, since=_SEALED)
     for version in range(schema, SCHEMA):
         value = _MIGRATIONS[version](value)
     return value
 
 
-def _check_blocks(blocks: Any, path: Path) -> None:
-    _same_keys(blocks, ("latents", "digests", "shared"), path, "blocks.")
-    digests = blocks["digests"]
-    if not isinstance(digests, list) or not all(isinstance(each, str) for each in [*digests, blocks["shared"]]):
-        raise FormatError(f"`{path}`: `blocks` must hold digests; it holds something else. Copy both files again.")
-
-
 def _check_function(value: Mapping[str, Any], path: Path) -> None:
     """Refuse a rule or a scaling with other settings than it has."""
     rule, scaling = value["rule"], value["scaling"]
-    if not isinstance(rule, dict) or rule.get("name") not in RULES:
-        raise FormatError(f"`{path}`: `rule.name` must be one of {listed(RULES)}; got {rule!r}.")
-    tensor_names = value["tensors"] if isinstance(value["tensors"], dict) else {}
+    if rule["name"] not in RULES:
+        raise FormatError(f"`{path}`: `rule.name` must be one of {listed(RULES)}; got {rule!r:.60}.")
+    tensor_names = value["tensors"]
     _known(rule, {"name", *_plain_fields(RULES[rule["name"]], tensor_names, "rule.")}, path, "rule.")
-    if not isinstance(scaling, dict):
-        raise FormatError(f"`{path}`: `scaling` must be an object; got {scaling!r}.")
     _known(scaling, _plain_fields(Scaling, tensor_names, "scaling."), path, "scaling.")
 
 

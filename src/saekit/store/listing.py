@@ -54,7 +54,7 @@ class Listing:
         FormatError
             The file is no JSON object.
         """
-        value = read_json(self._small(name))
+        value = read_json(self._small(name), finite=False)
         if not isinstance(value, dict):
             raise FormatError(f"`{name}` of `{self.address}` must be a JSON object; it is {type(value).__name__}.")
         return value

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ..errors import FormatError
-from ..files import write_atomic
+from ..files import parse_json, write_atomic
 from ..sae.digest import bytes_of
+from ..settings import is_whole
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -127,8 +128,10 @@ def parse_header(stream: IO[bytes], path: Path) -> Header:
         raise _broken(path, f"its first 8 bytes announce a header of {length:,} bytes in a file of {size:,}")
     text = read_exactly(stream, length, path)
     try:
-        table = json.loads(text)
+        table = parse_json(text, path)
         metadata = table.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(each, str) for each in metadata.values()):
+            raise TypeError("its metadata must be texts")
         entries = {name: _entry(value, 8 + length) for name, value in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, f"its header cannot be read ({type(error).__name__}: {error})") from None
@@ -180,10 +183,12 @@ def read_rows(stream: IO[bytes], entry: Entry, rows: int | None = None) -> Tenso
 
 def _entry(value: dict[str, Any], base: int) -> Entry:
     start, end = value["data_offsets"]
+    if not isinstance(value["shape"], list) or not all(is_whole(each) for each in (start, end, *value["shape"])):
+        raise TypeError("shapes and offsets must be whole numbers")
     if value["dtype"] not in DTYPES:
         raise ValueError(f"element type {value['dtype']!r} is not one of {', '.join(DTYPES)}")
-    shape = tuple(int(length) for length in value["shape"])
-    entry = Entry(DTYPES[value["dtype"]], shape, base + int(start))
+    shape = tuple(value["shape"])
+    entry = Entry(DTYPES[value["dtype"]], shape, base + start)
     if min(shape, default=0) < 0 or entry.n_bytes != end - start:
         raise ValueError(f"shape {shape} does not fill data_offsets {start}..{end}")
     return entry

@@ -18,6 +18,7 @@ from ..errors import ConfigError, did_you_mean
 from ..sae import rules
 from ..sae.freeze import freeze_batchtopk, freeze_gated
 from ..sae.model import SAE
+from ..sae.naming import name_of_config
 from ..sae.scaling import Scaling
 from . import losses
 from .config import BatchTopK, Config, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Penalized, ReLU, TopK
@@ -213,17 +214,7 @@ def _by_field(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def name_of(config: Config) -> str:
     """Return ``<arch>-<latents>-<what sets the sparsity>[-<control>]``: the start of a run folder's name."""
-    k, l0 = getattr(config, "k", None), getattr(config, "target_l0", None)
-    if k is not None:
-        sparsity = f"k{k}"
-    elif l0 is not None:
-        sparsity = f"l0-{l0:g}"
-    else:
-        assert isinstance(config, Penalized)
-        sparsity = f"l1-{config.l1:g}"
-    parts = [config.arch, str(config.n_latents), sparsity, *([config.control] if config.control else [])]
-    parts += [f"mutual{config.mutual:g}"] if config.mutual else []
-    return "-".join(parts)
+    return name_of_config(config_to_dict(config), config.n_latents)
 
 
 def scaling_of(scale: Tensor | None) -> Scaling:

@@ -20,14 +20,16 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import FormatError
-from ..files import digest_bytes, digest_file, read_json, remove_file, write_bytes, write_json
+from ..files import digest_bytes, digest_file, read_sealed, remove_file, write_bytes, write_sealed
+from ..forms import NATURAL, check_form
 
 FOLDER = "checkpoints"
 INDEX = "index.json"
 KEPT = 2
 """Generations kept: the one before the newest is there for the case that a disk damages the newest."""
-FORMAT = 1
+FORMAT = 2
 """Version of the index."""
+_FORM = {"generations": [{"step": NATURAL, "file": str, "digest": str}]}
 
 
 def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, scheduled: bool = True) -> Path:
@@ -67,12 +69,13 @@ def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any
     return path
 
 
-def drop_unscheduled(out: Path) -> None:
-    """Remove what interruptions left, once the run has ended; without another generation the whole folder."""
+def tidy(out: Path) -> None:
+    """Remove what interruptions and kills left, once the run has ended; without a generation the whole folder."""
     folder, entries = out / FOLDER, _entries(out)
     scheduled = [entry for entry in entries if _is_scheduled(entry)]
     if scheduled != entries:
         _write_index(folder, scheduled)
+    _remove_all_but(folder, scheduled)
     if folder.is_dir() and not scheduled:
         remove_file(folder / INDEX)
         with suppress(OSError):
@@ -84,8 +87,13 @@ def _is_scheduled(entry: dict[str, Any]) -> bool:
 
 
 def _write_index(folder: Path, entries: list[dict[str, Any]]) -> None:
-    """Write the index, and remove older generations and what a killed run left half written."""
-    write_json(folder / INDEX, {"format": FORMAT, "generations": entries})
+    """Write the index, and remove older generations."""
+    write_sealed(folder / INDEX, {"format": FORMAT, "generations": entries})
+    _remove_all_but(folder, entries)
+
+
+def _remove_all_but(folder: Path, entries: list[dict[str, Any]]) -> None:
+    """Remove what is in the folder and not in its index: older generations, and what killed runs left."""
     kept = {INDEX, *(entry["file"] for entry in entries)}
     for stale in folder.glob("*"):
         if stale.name not in kept:
@@ -104,7 +112,7 @@ def read(out: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
 
     entries = _entries(out)
     for entry in entries:
-        path = out / FOLDER / entry["file"]
+        path = out / FOLDER / Path(entry["file"]).name
         if path.is_file() and digest_file(path) == entry["digest"]:
             return entry, load_file(path)
     if entries:
@@ -125,10 +133,12 @@ def _entries(out: Path) -> list[dict[str, Any]]:
     path = out / FOLDER / INDEX
     if not path.is_file():
         return []
-    index = read_json(path)
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    index = read_sealed(path, since=2, version="format")
+    if not isinstance(index, dict) or index.get("format") not in (1, FORMAT):
         found = index.get("format") if isinstance(index, dict) else index
         raise FormatError(
             f"`{path}` must have checkpoint format {FORMAT}; got {found!r}. Resume with the release that wrote it."
         )
-    return index["generations"]
+    check_form(index, _FORM, path)
+    entries: list[dict[str, Any]] = index["generations"]
+    return entries

@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 
 from ..errors import NonFiniteError
+from ..variance import SAME_ROWS
 from . import checkpoint
 from .callbacks import Record
 from .learner import Learner
+from .request import Request
 from .run_state import Run
+
+Warned = dict[str, str]
+"""A warning: its `code`, its `message` and, where it is about one SAE, the name of that, `sae`."""
 
 FVU_LIMIT = 1.0
 """FVU from which an SAE is flagged: predicting the mean row scores 1. Unit: fraction."""
@@ -19,6 +24,8 @@ L0_LIMIT = 0.15
 the target."""
 DENSE_LIMIT = 0.2
 """L0 above which an SAE without a target is flagged as hardly sparse. Unit: fraction of the latents."""
+LEFT_OUT_LIMIT = 0.01
+"""Fraction of the rows asked for above which it is told that they do not fill a whole batch."""
 
 
 def check_step(run: Run) -> None:
@@ -35,7 +42,11 @@ def check_step(run: Run) -> None:
         else "No checkpoint exists."
     )
     rows_bad = not bool(torch.isfinite(run.sums["x.squares"]))
-    cause = "the rows hold NaN or infinity" if rows_bad else "lower `lr`, or use precision='fp32'"
+    cause = (
+        "the rows hold NaN, infinity or numbers whose squares float32 cannot hold (scale the rows)"
+        if rows_bad
+        else "lower `lr`, or use precision='fp32'"
+    )
     raise NonFiniteError(
         f"train: loss and gradient must be finite; got NaN or infinity in step {run.step - steps_ago + 1}, learner "
         f"`{run.request.names[index]}` (seed {learner.seed}, {learner.config!r}): {cause}. {hint}"
@@ -59,8 +70,43 @@ def check_weights(run: Run) -> None:
             )
 
 
-def warnings_for(learner: Learner, record: Record) -> list[str]:
-    """Return what is wrong with a learner at the end of its run, a sentence each; empty when nothing is.
+def warnings_of(run: Run) -> list[Warned]:
+    """Return what is doubtful about a finished run: its start, its rows, then each learner."""
+    found = [each.to_json() for each in run.request.warnings] + row_warnings(run.request)
+    for name, learner in run.named_learners():
+        found += [{**warning, "sae": name} for warning in warnings_for(learner, run.last[name])]
+    return found
+
+
+def row_warnings(request: Request) -> list[Warned]:
+    """Return whether rows are seen more than once, and whether asked rows do not fill a whole batch."""
+    used, asked, batch_rows = request.used_rows, request.asked_rows, request.settings.batch_rows
+    found = []
+    if request.epochs is not None and request.epochs > 1:
+        found.append(
+            _warned(
+                "repeated_rows",
+                f"Each of the {request.source.n_rows:,} rows is seen {request.epochs:.3g} times, to train on {used:,}. "
+                "Give more rows, or fewer tokens.",
+            )
+        )
+    if asked - used > LEFT_OUT_LIMIT * asked:
+        found.append(
+            _warned(
+                "rows_left_out",
+                f"Trained on {used:,} of {asked:,} rows, whole batches of {batch_rows:,}. "
+                "A smaller `batch_rows` uses more.",
+            )
+        )
+    return found
+
+
+def _warned(code: str, message: str) -> Warned:
+    return {"code": code, "message": message}
+
+
+def warnings_for(learner: Learner, record: Record) -> list[Warned]:
+    """Return what is wrong with a learner at the end of its run; empty when nothing is.
 
     Parameters
     ----------
@@ -71,22 +117,20 @@ def warnings_for(learner: Learner, record: Record) -> list[str]:
     """
     config, found = learner.config, []
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
-    fvu, l0, dead = (float(record[name]) for name in ("fvu", "l0", "dead_fraction"))
-    if fvu >= FVU_LIMIT:
-        found.append(
-            f"FVU is {fvu:.3g}: the SAE is no better than predicting the mean row. Train longer, "
-            "or lower the sparsity coefficient or the learning rate."
-        )
+    l0, dead = (float(record[name] or 0) for name in ("l0", "dead_fraction"))
+    fvu = record["fvu"]
+    if fvu is None:
+        found.append(_warned("rows_do_not_vary", f"FVU is undefined: {SAME_ROWS}. Are these the rows that were meant?"))
+    elif float(fvu) >= FVU_LIMIT:
+        text = f"FVU is {float(fvu):.3g}: the SAE is no better than predicting the mean row. Train longer, "
+        found.append(_warned("no_better_than_mean", text + "or lower the sparsity coefficient or the learning rate."))
     if dead > DEAD_LIMIT:
-        found.append(
-            f"{dead:.0%} of the latents did not fire in the last {learner.resolved.dead_after_rows:,} rows. "
-            "Use fewer latents, a larger k or aux_coefficient, or more rows."
-        )
+        text = f"{dead:.0%} of the latents did not fire in the last {learner.resolved.dead_after_rows:,} rows. "
+        found.append(_warned("dead_latents", text + "Use fewer latents, a larger k or aux_coefficient, or more rows."))
     if target and abs(l0 / target - 1) > L0_LIMIT:
-        found.append(
-            f"L0 is {l0:.3g} and should be {target:g}. Train longer"
-            + (", or raise `sparsity`." if config.arch == "jumprelu" else ".")
-        )
+        text = f"L0 is {l0:.3g} and should be {target:g}. Train longer"
+        found.append(_warned("l0_off_target", text + (", or raise `sparsity`." if config.arch == "jumprelu" else ".")))
     if target is None and l0 > DENSE_LIMIT * config.n_latents:
-        found.append(f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`.")
+        text = f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
+        found.append(_warned("hardly_sparse", text))
     return found

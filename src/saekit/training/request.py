@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError, DataError, listed
-from ..rows.opening import Rows, source_of
+from ..places import Warned
+from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import check_whole, is_whole
@@ -35,10 +36,24 @@ class Request:
     """Folder names of the SAEs, in the order of `learners`."""
     warm_starts: list[SAE]
     """The SAEs to initialize from, in the order of `learners`; empty for random initialization."""
+    asked_rows: int
+    """Rows to train on before they are cut to whole batches."""
     total_steps: int
     settings: TrainSettings
     device: torch.device
     step: str
+    warnings: list[Warned] = field(default_factory=list)
+    """In what the rows are not like those of the SAEs to initialize from."""
+
+    @property
+    def used_rows(self) -> int:
+        """Rows that the run trains on: whole batches, a row that is seen twice counts twice."""
+        return self.total_steps * self.settings.batch_rows
+
+    @property
+    def epochs(self) -> float | None:
+        """How many times each row of the source is seen; None where the number of its rows is not known."""
+        return self.used_rows / self.source.n_rows if self.source.n_rows else None
 
     @property
     def learners(self) -> Iterator[tuple[Config, int]]:
@@ -94,15 +109,18 @@ def make_request(
     step = choose_step(settings, configs, device)
     for config, own in zip(configs, own_seeds):
         check_mutual(config, own, step)
-    total_steps = total_steps_of(source, tokens, settings.batch_rows)
+    asked_rows = asked_rows_of(source, tokens, settings.batch_rows)
     names = run_names(configs, asked_seeds)
+    given = warm_starts(start, len(names))
     return Request(
         source=source,
         configs=configs,
         asked_seeds=asked_seeds,
         names=names,
-        warm_starts=warm_starts(start, len(names)),
-        total_steps=total_steps,
+        warm_starts=given,
+        asked_rows=asked_rows,
+        total_steps=asked_rows // settings.batch_rows,
+        warnings=warnings_on_rows([*zip(names, given)], source) if given else [],
         settings=settings,
         device=device,
         step=step,
@@ -131,7 +149,7 @@ def check_configs(configs: Sequence[Config]) -> None:
                 f"train: every one of `configs` must be a configuration such as TopK(n_latents=1024, k=16); "
                 f"got {config!r}. Make one from a dictionary with config_from_dict."
             )
-    if len(set(map(repr, configs))) < len(configs):
+    if len(set(configs)) < len(configs):
         raise ConfigError("train: `configs` must all be different; got one twice. Use seeds=[0, 1] for repetitions.")
 
 
@@ -167,8 +185,8 @@ def seeds_of(configs: Sequence[Any], seeds: list[Any]) -> list[list[Any]]:
     return [list(own) for own in seeds]
 
 
-def total_steps_of(source: Source, tokens: int | None, batch_rows: int) -> int:
-    """Return the whole batches in `tokens` rows, or in one pass over the source."""
+def asked_rows_of(source: Source, tokens: int | None, batch_rows: int) -> int:
+    """Return `tokens`, or the rows of one pass over the source; raises where that is less than a batch."""
     rows = tokens if tokens is not None else source.n_rows
     if rows is None:
         raise ConfigError("train: `tokens` must be given for a source that does not know its number of rows; got None.")
@@ -179,7 +197,7 @@ def total_steps_of(source: Source, tokens: int | None, batch_rows: int) -> int:
             f"train: {what} at least batch_rows={batch_rows} rows; got {rows}. "
             "Use a smaller batch: settings=TrainSettings(batch_rows=256), say."
         )
-    return rows // batch_rows
+    return rows
 
 
 def run_names(configs: Sequence[Config], seeds: list[Any]) -> list[str]:

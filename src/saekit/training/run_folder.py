@@ -12,20 +12,22 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, FormatError, listed
-from ..files import read_json, write_json
+from ..files import read_sealed, write_sealed
+from ..forms import COUNT, NATURAL, check_form
+from ..places import place_facts
 from ..provenance import library_versions, release
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import differences
 from .architectures import config_to_dict
-from .checkpoint import drop_unscheduled
-from .diagnostics import warnings_for
+from .checkpoint import tidy
+from .diagnostics import warnings_of
 from .log import LOG_FILE, Seconds
 from .request import Request
 from .run_state import Run
 
 RUN_FILE = "run.json"
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 """Version of ``run.json``."""
 
 
@@ -47,14 +49,38 @@ def claim(folder: Path, request: Request, resume: bool) -> bool:
             f"train: `out` must be a new folder; `{folder}` holds a run. "
             "Pass resume=True (--resume) to continue it, or another folder."
         )
-    record = read_json(folder / RUN_FILE)
-    if record.get("format") != RUN_FORMAT:
-        raise FormatError(
-            f"`{folder / RUN_FILE}` must have format {RUN_FORMAT}; got {record.get('format')!r}. "
-            "Resume with the release that wrote it."
-        )
-    _check_same(record.get("request", {}), json.loads(json.dumps(request.to_json())))
+    record = read_record(folder)
+    _check_same(record["request"], json.loads(json.dumps(request.to_json())))
     return bool(record.get("status") == "done")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what ``run.json`` says.
+
+    Raises
+    ------
+    FormatError
+        It was altered, is none, or comes from a newer release.
+    """
+    path = folder / RUN_FILE
+    record: dict[str, Any] = read_sealed(path, since=2, version="format")
+    check_form(record, {"format": NATURAL}, path)
+    if not 1 <= record["format"] <= RUN_FORMAT:
+        raise FormatError(
+            f"`{path}` must have format {RUN_FORMAT}; got {record['format']!r}. Resume with the release that wrote it."
+        )
+    check_form(record, _FORMS["running"], path)
+    check_form(record, _FORMS.get(record["status"], {}), path)
+    return record
+
+
+_FORMS: dict[str, dict[str, Any]] = {
+    "running": {"status": str, "request": dict, "source": dict},
+    "done": {
+        "saes": [str], "rows_seen": COUNT, "final": dict, "warnings": (dict, list),
+        "seconds": {"total": float, "start": float, "rows": float, "steps": float},
+    },
+}  # fmt: skip
 
 
 def read_back(folder: Path, names: Sequence[str], device: torch.device) -> list[SAE]:
@@ -72,7 +98,6 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
     request = run.request
     for name, sae in zip(request.names, saes, strict=True):
         save(sae, run.folder / name)
-    warnings = {name: warnings_for(learner, run.last[name]) for name, learner in run.named_learners()}
     parts = {name: float(value) for name, value in seconds.items() if isinstance(value, float)}
     total = max(parts["total"], 1e-9)
     fractions = {f"{part}_fraction": value / total for part, value in parts.items() if part != "total"}
@@ -81,10 +106,12 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
         "status": "done",
         "request": request.to_json(),
         "saes": request.names,
-        "rows_seen": run.step * request.settings.batch_rows,
+        "rows_seen": request.used_rows,
+        "rows_asked": request.asked_rows,
+        "epochs": request.epochs,
         "order_digest": f"sha256:{run.order_digest}",
         "final": run.last,
-        "warnings": {name: found for name, found in warnings.items() if found},
+        "warnings": warnings_of(run),
         "seconds": {**parts, **fractions},
         "versions": versions(),
         "machine": {
@@ -94,8 +121,8 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
         },
         "source": request.source.info,
     }
-    drop_unscheduled(run.folder)
-    write_json(run.folder / RUN_FILE, record)  # last: a folder that says "done" is complete
+    tidy(run.folder)
+    write_sealed(run.folder / RUN_FILE, record)  # last: a folder that says "done" is complete
 
 
 def provenance_of(run: Run, index: int) -> dict[str, Any]:
@@ -110,15 +137,14 @@ def provenance_of(run: Run, index: int) -> dict[str, Any]:
         "rows_digest": f"sha256:{run.order_digest}",
         "versions": versions(),
         "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")},
+        "row_variance": record["row_variance"],
         **({"start": starts[index]} if starts else {}),
     }
 
 
 def source_facts(source: Source) -> dict[str, Any]:
     """Return what an SAE's provenance says about its rows."""
-    info = source.info
-    known = {key: info[key] for key in ("model", "model_digest", "hook", "layer", "data") if info.get(key) is not None}
-    return known | {"data_digest": info.get("digest")}
+    return place_facts(source.info) | {"data_digest": source.info.get("digest")}
 
 
 def versions() -> dict[str, str]:
@@ -140,7 +166,7 @@ def _claim_new(folder: Path, request: Request) -> None:
         "versions": versions(),
         "source": request.source.info,
     }
-    write_json(folder / RUN_FILE, record)
+    write_sealed(folder / RUN_FILE, record)
 
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

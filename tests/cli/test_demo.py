@@ -1,0 +1,41 @@
+"""The demo from end to end, very small: every question is answered, on screens of any width."""
+
+from __future__ import annotations
+
+import json
+
+from saekit.cli import demo
+
+TINY = demo.Size(tokens=2_048, latents=64, batch_rows=256, test_rows=512, test_tokens=128, paragraphs=0)
+
+
+def test_the_demo_answers_every_question_that_needs_no_labels(call, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "SHORT", TINY)
+        status, out, err = call("demo", "--out", "demo", "--short", "--data", "builtin@heldout")
+    assert status == 0, err
+    for question in ("faithful?", "real?", "How many"):
+        assert question in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert {"held-out", "train", "evaluate", "compare", "sizes"} <= {
+        line.split(":")[0].split()[0] for line in err.splitlines()
+    }
+
+
+def test_its_json_is_of_its_own_kind(call, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "run", lambda *_, **__: {"evaluation": Plain(kind="evaluation", metrics={}), "x": Plain()})
+        patch.setattr("saekit.report.results_folder.collect", lambda _: [])
+        patch.setattr("saekit.report.page.write", lambda *_, **__: "page")
+        status, out, err = call("demo", "--out", "demo", "--short", "--json")
+    assert status == 0, err
+    assert json.loads(out)["kind"] == "demo"
+    assert json.loads(out)["metrics"] == {}
+
+
+class Plain:
+    def __init__(self, **facts):
+        self.facts = facts
+
+    def to_json(self):
+        return dict(self.facts)
