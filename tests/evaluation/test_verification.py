@@ -84,14 +84,14 @@ def test_sae_that_states_no_place_is_tried_everywhere(sae, found):
     result = found(sae.replace(provenance={}))
     assert result.fits
     assert result.hook == "layers.2"
-    assert [warning["code"] for warning in result.warnings] == ["place_not_stated"]
+    assert [warning.code for warning in result.warnings] == ["place_not_stated"]
 
 
 def test_claim_that_is_off_is_a_warning(sae, found):
     claims = {"claimed": {"l0": 12 * L0_FACTOR * 1.1}}
     result = found(sae.replace(provenance={**sae.provenance, **claims}))
     assert not result.fits
-    assert [warning["code"] for warning in result.warnings] == ["l0_off"]
+    assert [warning.code for warning in result.warnings] == ["l0_off"]
 
 
 def test_sae_of_another_width_or_a_transcoder_is_refused(found):

@@ -42,7 +42,7 @@ def verify(
     with progress_of(json) as progress:
         found = verified(sae, model, data, layer=layer, hook=hook, tokens=tokens, settings=settings, progress=progress)
     for warning in found.warnings:
-        tell(f"warning: {warning['message']}")
+        tell(f"warning: {warning.message}")
     if json:
         print_json(found.to_json())
         return

@@ -20,6 +20,7 @@ from ..measure.settings import MeasureSettings
 from ..models.hooks import blocks, find_hook
 from ..models.language import LanguageModel
 from ..models.loading import load_model
+from ..places import Warned
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, known_place, library_versions, place_of, release
 from ..rows.capture import capture
@@ -75,8 +76,6 @@ class Verification(Result):
     """Whether the FVU is below 1 and what is claimed is met within a factor of three."""
     likely_causes: list[Cause] = field(default_factory=list)
     """Changes under which the SAE explains clearly more, best first."""
-    warnings: list[dict[str, str]] = field(default_factory=list)
-    """``{"code": …, "message": …}`` for everything that does not fit."""
 
     def table(self) -> list[list[str]]:
         """Return the measured numbers next to the claimed ones, then the causes."""
@@ -157,11 +156,11 @@ def verify(
     causes = _causes(value, taker, place, metrics["fvu"].value, everywhere=bool(doubts))
     if causes and not doubts:  # something near fits better: what fits best may be further away
         causes = _causes(value, taker, place, metrics["fvu"].value, everywhere=True)
-    if causes and not any(doubt["code"] in _FAILS for doubt in doubts):
+    if causes and not any(doubt.code in _FAILS for doubt in doubts):
         message = f"the SAE explains clearly more with {causes[0].what}: FVU {causes[0].fvu:.3g}, here {metrics['fvu']}"
-        doubts.append({"code": "other_fits_better", "message": message})
+        doubts.append(Warned("other_fits_better", message))
     if not stated:
-        doubts.append({"code": "place_not_stated", "message": f"the file names no hook; {place} fits best"})
+        doubts.append(Warned("place_not_stated", f"the file names no hook; {place} fits best"))
     return Verification(
         saekit=release(),
         versions=library_versions(True),
@@ -174,7 +173,7 @@ def verify(
         fvu=metrics["fvu"],
         dead_fraction=metrics["dead_fraction"],
         claimed=claimed,
-        fits=not any(doubt["code"] in _FAILS for doubt in doubts),
+        fits=not any(doubt.code in _FAILS for doubt in doubts),
         likely_causes=causes,
         warnings=doubts,
     )
@@ -192,18 +191,18 @@ def claims_of(sae: SAE) -> dict[str, float]:
     return {key: float(known[key]) for key in ("l0", "fvu") if isinstance(known.get(key), int | float)}
 
 
-def _doubts(measured: Measured, l0: Measured, claimed: dict[str, float]) -> list[dict[str, str]]:
+def _doubts(measured: Measured, l0: Measured, claimed: dict[str, float]) -> list[Warned]:
     """Return what does not fit, as warnings."""
     doubts = []
     if measured.value is None or not measured.value < 1:
         message = f"FVU {measured} is no better than the mean row: wrong rows, or a wrong reading of the file"
-        doubts.append({"code": "fvu_above_mean", "message": message})
+        doubts.append(Warned("fvu_above_mean", message))
     elif measured.value > _MATTERS:
-        doubts.append({"code": "fvu_near_mean", "message": f"FVU {measured}: almost nothing is explained"})
+        doubts.append(Warned("fvu_near_mean", f"FVU {measured}: almost nothing is explained"))
     stated = claimed.get("l0")
     if stated and (l0.value is None or not stated / L0_FACTOR <= l0.value <= stated * L0_FACTOR):
         message = f"{l0} latents per row are active, and the file states {stated:g}: more than {L0_FACTOR:g} times off"
-        doubts.append({"code": "l0_off", "message": message})
+        doubts.append(Warned("l0_off", message))
     return doubts
 
 
