@@ -33,6 +33,7 @@ from .report import report
 from .show import show
 from .train import train
 from .transfer import transfer
+from .verify import verify
 
 HELP = """Sparse autoencoders from training to report.
 
@@ -80,7 +81,7 @@ def _options(
 
 
 COMMANDS = (
-    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, catalog,
+    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, catalog, verify,
     convert, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
