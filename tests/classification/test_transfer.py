@@ -21,6 +21,7 @@ from saekit.classification.transfer import held_out, transfer
 from saekit.classification.transfer_features import transfer_features
 from saekit.classification.transfer_result import Transfer, near_chance
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
+from saekit.files import write_sealed
 from saekit.inputs.settings import Split
 from saekit.measure.results import Measured
 from saekit.measure.verdicts import verdict
@@ -129,17 +130,24 @@ def test_lists_of_texts_labels_and_values_are_the_table(lm, sae, data, result):
         run("some.csv", model=lm, sae=sae, across=columns["lang"], **COMMON)
 
 
-def as_in_schema_2(result: Transfer) -> dict:
+def as_in_schema_3(result: Transfer) -> dict:
     plain = result.to_json()
     return {
-        **plain, "schema": 2, "classes": list(plain["classes"]),
+        **plain, "schema": 3, "classes": list(plain["classes"]),
         "values": [{**v, "classes": {name: n for name, (_, n) in v["classes"].items()}} for v in plain["values"]],
         "cells": [{**cell, "chosen": cell["chosen"][0]} for cell in plain["cells"]],
     }  # fmt: skip
 
 
-def test_files_of_the_second_schema_still_load(result):
-    again = Transfer.from_json(as_in_schema_2(result))
+@pytest.mark.parametrize("schema", [2, 3])
+def test_files_of_earlier_schemas_still_load(result, tmp_path, schema):
+    # up to schema 3 classes had no training rows, and cells the settings of one fold; up to 2 warnings were texts
+    told = [{"code": "other_hook", "message": "of another hook"}] if schema == 3 else ["of another hook"]
+    write_sealed(tmp_path / "transfer.json", {**as_in_schema_3(result), "schema": schema, "warnings": told})
+    again = Transfer.load(tmp_path / "transfer.json")
+    assert [(each.code, each.message) for each in again.warnings] == [
+        ("other_hook" if schema == 3 else "note", "of another hook")
+    ]
     assert (again.arms, again.cells) == (result.arms, result.cells)
     assert again.classes == {name: [None, n] for name, (_, n) in result.classes.items()}
     assert [sum(n for n, _ in value.classes.values()) for value in result.values] == [v.n_train for v in result.values]
@@ -372,7 +380,7 @@ def test_round_trip(result, tmp_path):
 
 
 def test_a_file_of_the_first_schema_is_read(result):
-    plain = as_in_schema_2(result)
+    plain = as_in_schema_3(result)
     old = {"macro_f1": "native", "auc": "native_auc", "difference": "minus_dense", "auc_difference": "minus_dense_auc",
            "verdict": "against_dense"}  # fmt: skip
     ways = [{old.get(key, key): value for key, value in arm.items()} for arm in plain.pop("arms")]

@@ -135,4 +135,4 @@ def test_rare_classes_can_be_left_out(call, texts, sae_folder):
     assert "(--min-rows N)" in err
     status, out, err = call(*common, "--min-rows", 5)
     assert status == 0, err
-    assert "1 of 3 classes have fewer than 5 rows and were left out, 1 of 121 rows: `odd`" in out
+    assert "1 of 3 classes have fewer than 5 rows and were left out, 1 of 121 rows: `odd`" in " ".join(out.split())

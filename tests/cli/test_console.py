@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from saekit.cli import console
+from saekit.places import Warned
 
 WIDE = [
     ["", "fvu", "l0", "dead", "ce", "recovered (zero)"],
@@ -20,7 +23,8 @@ LONG = "shared: decoder and encoder partners agree, both cosines > 0.7; 95% inte
 
 
 class Result:
-    metrics = dict.fromkeys(("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero"))
+    warnings = (Warned("other_hook", "trained on rows of another hook, which is a long story " * 3),)
+    entries = (SimpleNamespace(metrics=dict.fromkeys(("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero"))),)
 
     def __init__(self, lines):
         self.lines = lines
@@ -48,7 +52,7 @@ def test_tables_and_footers_fit_the_screen(width, capsys, show, lines):
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= width
     assert lines[1][0] in out
-    assert " ".join(out.split()).endswith(" ".join(LONG.split()))
+    assert " ".join(out.split()).endswith(" ".join(f"{LONG} {Result.warnings[0]}".split()))
 
 
 def test_intervals_are_left_out_from_the_right_and_then_columns(width):

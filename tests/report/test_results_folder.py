@@ -8,6 +8,7 @@ import pytest
 
 from saekit import report
 from saekit.errors import ConfigError, FormatError
+from saekit.evaluation.result import Evaluation
 from saekit.report.results_folder import training_log, write_report
 
 
@@ -53,4 +54,8 @@ def test_a_report_of_a_folder(tmp_path, evaluation):
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     page = write_report(tmp_path, title="Ours")
     assert page == tmp_path / "report.html"
-    assert page.read_text() == report.render([evaluation], title="Ours")
+    in_this_layout = Evaluation.from_json(evaluation).to_json()
+    assert page.read_text() == report.render([in_this_layout], title="Ours")
+    (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation, "schema": 99}))
+    with pytest.raises(FormatError, match=r"evaluation.json.*has schema 99.*Install the newer release"):
+        write_report(tmp_path)

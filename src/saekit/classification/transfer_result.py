@@ -39,7 +39,7 @@ class Value:
     n_groups: int | None
     """Number of test groups, or None without groups."""
     classes: dict[str, list[int | None]]
-    """Rows of each class in train (of the first fold; None in files of schema 1 and 2) and in test."""
+    """Rows of each class in train (of the first fold; None in files of schema 1 to 3) and in test."""
     about: dict[str, Any]
     """What else is known: model, hook, SAE."""
 
@@ -114,7 +114,7 @@ class Transfer(ArmsResult):
     """
 
     KIND: ClassVar[str] = "transfer"
-    SCHEMA: ClassVar[int] = 3
+    SCHEMA: ClassVar[int] = 4
     PARTS: ClassVar[tuple[str, ...]] = ("arms", "cells", "values")
 
     across: str
@@ -130,10 +130,10 @@ class Transfer(ArmsResult):
     def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Return a file of an older schema in the layout of this one.
 
-        In schema 1 arms were ways with other names; up to schema 2 classes were named without their training rows, and
+        In schema 1 arms were ways with other names; up to schema 3 classes were named without their training rows, and
         cells told the settings of the first fold only.
         """
-        if plain.get("schema") not in (1, 2):
+        if plain.get("schema") not in (1, 2, 3):
             return plain
         plain = dict(plain)
         if "ways" in plain:
