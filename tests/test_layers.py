@@ -17,12 +17,12 @@ PACKAGE = ROOT / "src" / "saekit"
 # A room imports rooms with a lower number only; rooms on one floor do not import each other.
 FLOORS = {
     "errors": 0, "version": 0,
-    "files": 1, "assets": 1, "randomness": 1, "settings": 1, "hub": 1, "interruption": 1,
+    "files": 1, "assets": 1, "randomness": 1, "settings": 1, "hub": 1, "interruption": 1, "variance": 1,
     "progress": 2, "forms": 2,
     "kernels": 2,
     "sae": 3,
     "provenance": 4, "inputs": 4,
-    "models": 5, "store": 5,
+    "places": 5, "models": 5, "store": 5,
     "rows": 6,
     "training": 7, "matching": 7, "estimators": 7,
     "measure": 8,

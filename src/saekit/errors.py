@@ -68,6 +68,14 @@ class StorageError(SaekitError, OSError):
         return str(self.args[0]) if self.args else ""
 
 
+class PlaceWarning(UserWarning):
+    """An SAE is used on other rows than those it was trained for; `code` says in what they differ."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class MissingExtraError(SaekitError, ImportError):
     """An optional package is not installed; the message holds the line to type."""
 

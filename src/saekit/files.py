@@ -15,16 +15,23 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from .errors import BusyError, ConfigError, FormatError, StorageError
+from .errors import BusyError, ConfigError, FormatError, SaekitError, StorageError
+
+T = TypeVar("T")
 
 LOCK_NAME = ".saekit.lock"
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+_NEXT = ".next"
 _POLL = 0.01  # seconds between two attempts to get a lock
+_TICK = 0.005  # seconds; times of files are not told more exactly
+
+SAVE_WAIT = 60.0
+"""Seconds that a save waits for others who save into the same folder."""
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -335,6 +342,29 @@ def digest_file(path: str | os.PathLike[str]) -> str:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse an output folder that cannot be made or written to; nothing is made.
+
+    Raises
+    ------
+    ConfigError
+        A file is there, or it lies in one.
+    StorageError
+        No permission.
+    """
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise _no_folder(Path(folder))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise storage_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), Path(folder))
+
+
+def _no_folder(folder: Path) -> ConfigError:
+    return ConfigError(f"the output folder `{folder}` must be a folder; a file is there. Give another --out.")
+
+
 @contextmanager
 def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Iterator[Path]:
     """Hold `folder` (created if missing) for one run; another process that tries gets `BusyError`.
@@ -362,9 +392,7 @@ def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Itera
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ConfigError(
-            f"the output folder `{folder}` must be a folder; a file is there. Give another --out."
-        ) from None
+        raise _no_folder(folder) from None
     except OSError as error:
         raise storage_error(error, folder) from error
     with storage_errors(folder):
@@ -375,6 +403,99 @@ def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Itera
     finally:
         remove_file(folder / LOCK_NAME)  # while it is held: nobody else can hold a file of this name
         os.close(handle)
+
+
+@contextmanager
+def replaced_together(
+    folder: str | os.PathLike[str], card: str, parts: Sequence[str], *, wait: float = SAVE_WAIT
+) -> Iterator[Callable[[str], Path]]:
+    """Replace files that must agree: whoever reads them with `read_together` gets all old ones or all new ones.
+
+    The block writes every part, and then the card, to the paths that it is told. The card is the last: with it the new
+    files count, and a kill afterwards costs nothing. A part may be a folder.
+
+    Parameters
+    ----------
+    folder
+        Where they lie; held meanwhile. Who holds it already is waited for.
+    card, parts
+        Name of the file that says what the others are, and names of these.
+    wait
+        Seconds.
+    """
+    with locked_folder(folder, wait=wait) as place:
+        _settle(place, card, parts)
+        try:
+            yield lambda name: place / f"{name}{_NEXT}"
+        finally:
+            _settle(place, card, parts)
+
+
+def read_together(
+    folder: str | os.PathLike[str], card: str, parts: Sequence[str], read: Callable[[Callable[[str], Path]], T]
+) -> T:
+    """Return what `read` makes of files that are replaced together; it is told the path of each."""
+    place = Path(folder)
+
+    def path_of(name: str) -> Path:
+        replacement = place / f"{name}{_NEXT}"
+        return replacement if (place / f"{card}{_NEXT}").exists() and replacement.exists() else place / name
+
+    names = [name for each in (card, *parts) for name in (each, f"{each}{_NEXT}")]
+    return read_steadily([place / name for name in names], lambda: read(path_of))
+
+
+def is_there(folder: Path, card: str) -> bool:
+    """Return whether there is something for `read_together` to read."""
+    return (folder / card).is_file() or (folder / f"{card}{_NEXT}").is_file()
+
+
+def read_steadily(paths: Sequence[Path], read: Callable[[], T]) -> T:
+    """Return what `read` returns; where it fails while any of the files is being replaced, it is called again."""
+    repeats = 1
+    while True:
+        before = [_state(path) for path in paths]
+        try:
+            return read()
+        except (SaekitError, OSError):
+            if [_state(path) for path in paths] == before:
+                if not repeats:
+                    raise
+                repeats -= 1  # it may be another file of the same tick
+                time.sleep(_TICK)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is replaced."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _settle(folder: Path, card: str, parts: Sequence[str]) -> None:
+    """Bring a replacement to its end: forward if the new card is there, else back."""
+    if (folder / f"{card}{_NEXT}").exists():
+        for name in (*parts, card):
+            replacement = folder / f"{name}{_NEXT}"
+            if replacement.is_dir():
+                _remove_tree(folder / name)
+            if replacement.exists():
+                rename_file(replacement, folder / name)
+    for name in parts:
+        _remove_tree(folder / f"{name}{_NEXT}")
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a file, or a folder with everything in it; or nothing, if nothing is there."""
+    if path.is_dir() and not path.is_symlink():
+        for inside in list(path.iterdir()):
+            _remove_tree(inside)
+        with suppress(OSError):
+            path.rmdir()
+    else:
+        remove_file(path)
 
 
 def _hold(path: Path, until: float) -> int:

@@ -14,7 +14,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from saekit.errors import ConfigError, FormatError
 from saekit.files import read_json, write_bytes, write_json
-from saekit.inputs.corpus import Document, corpus_info, docs
+from saekit.inputs.corpus import LIBRARIES, Document, corpus_digest, docs, library_versions
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 
@@ -69,6 +70,39 @@ def main() -> None:
     if threads:
         torch.set_num_threads(threads)
     train(Settings(**arguments), out)
+
+
+def corpus_info(documents: Sequence[Document]) -> dict[str, object]:
+    """Return what a corpus is made of, as plain JSON: digest, counts, bytes of UTF-8, versions of the libraries.
+
+    Parameters
+    ----------
+    documents
+        What `docs` returned.
+
+    Returns
+    -------
+    dict
+        Keys ``digest``, ``documents``, ``modules``, ``bytes`` and ``libraries`` (name to ``version``,
+        ``documents``, ``bytes``).
+    """
+    versions = library_versions()
+    count: Counter[str] = Counter()
+    size: Counter[str] = Counter()
+    for document in documents:
+        count[document.library] += 1
+        size[document.library] += len(document.text.encode("utf-8", "surrogatepass"))
+    return {
+        "digest": corpus_digest(documents),
+        "documents": len(documents),
+        "modules": len({document.module for document in documents}),
+        "bytes": size.total(),
+        "libraries": {
+            name: {"version": versions.get(name), "documents": count[name], "bytes": size[name]}
+            for name in LIBRARIES
+            if name in count
+        },
+    }
 
 
 def train(settings: Settings, out: Path) -> None:

@@ -49,8 +49,8 @@ def test_every_arm_is_there_with_intervals_and_verdicts(full_run):
     assert result.arm(result.best_control).control_difference.value == 0.0
     assert result.settings["intervals"]["unit"] == "groups"
     assert 0 < result.floor.value < 0.5
-    assert any("fewer than 50 test rows" in warning for warning in result.warnings)
-    assert any("no pooling `count`" in warning for warning in result.warnings)
+    assert any("fewer than 50 test rows" in warning.message for warning in result.warnings)
+    assert any("no pooling `count`" in warning.message for warning in result.warnings)
     assert {point.n_train for point in result.low_data} == {40}
     assert set(result.classes) == {"good", "bad"}
 

@@ -11,10 +11,14 @@ from dataclasses import replace
 
 import pytest
 
+from fixtures.kills import contents
 from saekit import SAE, load_classifier
-from saekit.classification.text_classifier import MOVED, SCHEMA_FILE, TRUSTED, fit_classifier, save_classifier
-from saekit.errors import ConfigError, FormatError
-from saekit.files import digest_file, write_sealed
+from saekit.classification.pipeline_file import MOVED, SCHEMA_FILE, TRUSTED
+from saekit.classification.stored_fits import run_jobs
+from saekit.classification.text_classifier import fit_classifier, save_classifier
+from saekit.errors import BusyError, ConfigError, FormatError
+from saekit.files import digest_file, locked_folder, write_sealed
+from saekit.settings import silent
 
 
 @pytest.mark.parametrize("arm", ["SAE sum", "SAE sum k=8", "SAE sum binarized"])
@@ -48,6 +52,22 @@ def test_saved_classifier_predicts_and_explains(full_run, tmp_path, arm):
     card = json.loads((folder / "classifier.json").read_text())
     assert card["arm"] == arm
     assert card["verdict"] == result.arm(arm).verdict
+
+
+def test_the_same_classifier_makes_the_same_bytes(full_run, tmp_path):
+    plan, result = full_run
+    for name in ("one", "two"):
+        save_classifier(fit_classifier(plan, result, "SAE sum binarized"), tmp_path / name)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    with zipfile.ZipFile(tmp_path / "one" / "classifier.skops") as stored:
+        assert {each.date_time for each in stored.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert all(len(each.filename) < 12 for each in stored.infolist())
+
+
+def test_one_call_at_a_time_fits_into_a_folder(full_run, tmp_path):
+    plan, _ = full_run
+    with locked_folder(tmp_path), pytest.raises(BusyError, match="in use by another run"):
+        run_jobs(replace(plan, out=tmp_path), lambda *_: pytest.fail("it began"), silent)
 
 
 def test_only_linear_probes_of_saes_can_be_saved(full_run):

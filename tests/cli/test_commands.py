@@ -358,6 +358,13 @@ def test_a_full_disk_is_told_in_one_line(call, rows, monkeypatch):
     assert "No space left on device" in err
 
 
+def test_an_out_that_is_a_file_is_refused_before_anything_is_read(call, tmp_path):
+    (tmp_path / "file").touch()
+    for command in (("evaluate", "nothing"), ("train", *TRAIN), ("prune", "nothing", "--sizes", "8")):
+        status, _, err = call(*command, "--out", "file")
+        assert (status, "`file` must be a folder; a file is there" in err) == (2, True)
+
+
 def test_an_unforeseen_error_points_to_debug(call, sae_folder, monkeypatch):
     def broken(path):
         raise KeyError("odd")
@@ -369,15 +376,6 @@ def test_an_unforeseen_error_points_to_debug(call, sae_folder, monkeypatch):
         assert "--debug" in err
         with pytest.raises(KeyError, match="odd"):
             app.run(["show", str(sae_folder), "--debug"])
-
-
-def test_an_interrupted_command_ends_with_130(call, sae_folder, monkeypatch):
-    def interrupted(path):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("saekit.store.native.describe", interrupted)
-        assert call("show", sae_folder)[0] == 130
 
 
 def test_two_runs_in_one_folder(call, rows, tmp_path):

@@ -208,9 +208,9 @@ def test_altered_files(planted):
     plain = compare(planted[0], settings=ComparisonSettings(controls=False)).to_json()
     with pytest.raises(FormatError, match="must hold every pair of at least two SAEs; it holds 2 pairs"):
         Comparison.from_json(plain | {"pairs": plain["pairs"][:2]})
-    with pytest.raises(FormatError, match="schema 4"):
-        Comparison.from_json(plain | {"schema": 4})
-    older = {key: value for key, value in plain.items() if key != "shared_alive"} | {"schema": 2}
+    with pytest.raises(FormatError, match="schema 5"):
+        Comparison.from_json(plain | {"schema": 5})
+    older = {key: value for key, value in plain.items() if key not in ("shared_alive", "warnings")} | {"schema": 2}
     assert Comparison.from_json(older).shared_alive is None
     with pytest.raises(FormatError, match="unknown key `sharde`"):
         Comparison.from_json(plain | {"sharde": 1})

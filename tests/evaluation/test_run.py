@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 
+from fixtures.known_saes import random_sae
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.evaluation.result import Evaluation
 from saekit.evaluation.run import evaluate
@@ -235,13 +236,13 @@ def test_json_has_the_fixed_names(evaluation):
     for name in ("fvu", "l0", "dead_fraction"):
         assert set(plain["metrics"][name]) >= {"value", "low", "high", "unit"}
     assert plain["metrics"] == plain["entries"][0]["metrics"]
-    assert (plain["kind"], plain["schema"]) == ("evaluation", 1)
+    assert (plain["kind"], plain["schema"]) == ("evaluation", 2)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plain: plain.update(schema=99), "reads up to 1. Install the newer release"),
+        (lambda plain: plain.update(schema=99), "reads up to 2. Install the newer release"),
         (lambda plain: plain.update(entris=[]), "Did you mean `entries`"),
         (lambda plain: plain["metrics"]["fvu"].update(value=0.0), "must equal those of the first entry"),
         (
@@ -282,7 +283,7 @@ def test_with_several_saes_one_must_be_chosen(evaluation, oracle, rows):
     assert evaluation.entry("jumprelu-48") is evaluation.entries[1]
     with pytest.raises(ConfigError, match="Did you mean `jumprelu-48`"):
         evaluation.entry("jumprelu48")
-    alone = evaluate(oracle, rows, settings=EvaluationSettings(draws=0, controls=False))
+    alone = evaluate(oracle, rows, settings=EvaluationSettings(intervals=False, controls=False))
     assert alone.metrics is alone.entry().metrics is alone.entries[0].metrics
 
 
@@ -431,3 +432,16 @@ def test_a_setting_passed_as_a_keyword_is_told_where_it_goes(oracle, rows):
         evaluate(oracle, rows, frozn=oracle)
     with pytest.raises(TypeError, match="Did you mean `intervals`"):
         EvaluationSettings(interval=False)
+
+
+def test_tokens_are_tokens_and_rows_are_rows(stories, oracle, rows):
+    texts = ["Once upon a time there was a little dog who ran and ran."] * 200
+    sae = random_sae(d=64).replace(provenance={"hook": "layers.1"})
+    for asked, n_rows in (({"tokens": 600}, 600), ({"tokens": 600, "max_rows": 90}, 90)):
+        how = EvaluationSettings(controls=False, intervals=False, **asked)
+        found = evaluate(sae, model=stories, data=texts, settings=how)
+        assert found.n_rows == found.settings["rows"] == n_rows
+        assert 600 <= found.language_model["n_tokens"] < 640
+        assert f"{n_rows:,} rows, {found.language_model['n_tokens']:,} predicted tokens" in found.caption()
+    with pytest.raises(ConfigError, match="`tokens` is about a language model, and there is none; got 600"):
+        evaluate(oracle, rows, settings=EvaluationSettings(tokens=600))

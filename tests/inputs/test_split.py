@@ -53,14 +53,41 @@ def test_a_drawn_split_depends_on_texts_and_seed_alone(rows):
         assert read(rows, **settings, seed=1).digest() != one.digest()
 
 
-def test_groups_of_any_size_are_split_by_rows():
-    generator = np.random.default_rng(0)
-    sizes = generator.integers(1, 60, 60)
-    rows = [
-        {"text": f"text {group} {i}", "label": str(generator.integers(3)), "group": group}
+def heavy_rows(seed: int, n_groups: int = 60) -> list[dict]:
+    """Groups of Pareto sizes, a few with most of the rows, each with classes of its own."""
+    generator = np.random.default_rng(seed)
+    sizes = np.ceil(5 * (1 + generator.pareto(1.1, n_groups))).astype(int).clip(max=250)
+    mix = generator.dirichlet(np.ones(3), n_groups)
+    return [
+        {"text": f"text {group} {i}", "label": str(generator.choice(3, p=mix[group])), "group": group}
         for group, size in enumerate(sizes)
         for i in range(size)
     ]
-    for seed in range(5):
-        data = read(rows, group="group", seed=seed)
-        assert len(data.test) / len(rows) == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_groups_of_any_size_are_split_by_rows_and_classes(share):
+    """A few heavy groups: the test set has the fraction of the rows that was asked for, of every class."""
+    for seed in range(12):
+        rows = heavy_rows(seed)
+        data = read(rows, group="group", seed=seed, test_share=share)
+        assert len(data.test) / len(rows) == pytest.approx(share, abs=0.03)
+        for c in range(3):
+            assert (data.y[data.test] == c).sum() / (data.y == c).sum() == pytest.approx(share, abs=0.1)
+
+
+def test_folds_of_groups_of_any_size_are_balanced():
+    for seed in range(6):
+        rows = heavy_rows(seed, 200)
+        data = read(rows, group="group", seed=seed, folds=4)
+        largest = np.bincount(data.groups).max() / len(rows)
+        for _, test in data.parts:
+            assert len(test) / len(rows) <= max(0.25, largest) + 0.03
+            assert len(set(data.y[test])) == 3
+
+
+def test_seeds_draw_other_groups():
+    rows = heavy_rows(0)
+    tests = [frozenset(data.groups[data.test]) for data in (read(rows, group="group", seed=s) for s in range(8))]
+    assert len(set(tests)) == 8
+    assert len(frozenset.union(*tests)) > 30

@@ -10,6 +10,7 @@ import torch
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.evaluation.run import evaluate
 from saekit.evaluation.settings import EvaluationSettings
+from saekit.measure import fidelity
 from saekit.measure.fidelity import Skipped, predicted_positions, token_costs
 from saekit.models.loading import load_model
 from saekit.rows.capture import capture
@@ -297,3 +298,23 @@ def test_predicted_is_what_follows_a_token_wherever_the_padding_is():
     assert places([0, 1, 2, -1, -1], [1, 1, 1, 0, 0]) == [True, True, False, False]
     assert places([-1, -1, 0, 1, 2], [0, 0, 1, 1, 1]) == [False, False, True, True]
     assert places([-1, -1, 0, 1, -1], [0, 1, 1, 1, 1]) == [False, True, True, False]  # a token added on either side
+
+
+def test_the_beginning_of_a_long_text_is_enough(models, texts, monkeypatch):
+    """Contexts for a few tokens are those of the whole text, of which only a part is tokenized."""
+    from saekit.inputs.texts import read_texts
+
+    lm = models["llama"]
+    read = read_texts(["the cat", " ".join(texts) * 60, *texts])
+    seen = []
+    tokenize = fidelity.tokenize
+    monkeypatch.setattr(
+        fidelity, "tokenize", lambda tok, chunk, **how: seen.append(sum(map(len, chunk))) or tokenize(tok, chunk, **how)
+    )
+    whole = tokenize(lm.tokenizer, read, context=20)
+    for tokens in (5, 800, 4000, 12_000, 10**6):
+        found = fidelity.contexts_for(lm, read, 20, tokens)
+        n = len(found.ids)
+        assert (found.ids == whole.ids[:n]).all()
+        assert (found.document == whole.document[:n]).all()
+    assert seen[0] < 10_100 < len(read[1])

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from saekit.errors import ConfigError, ModelError, ShapeError
-from saekit.models.hooks import activations, find_hook, hook_path
+from saekit.models.hooks import activations, find_hook
 from saekit.models.intervene import splice
 from saekit.rows.tokens import token_batches, tokenize
 
@@ -43,8 +43,8 @@ def test_short_names_and_paths(models, kind):
         assert by_layer.name == "layers.1" + ("" if site == "resid" else f".{site}")
         assert find_hook(model, by_layer.name) == by_layer
         assert find_hook(model, path) == by_layer
-        assert hook_path(model, by_layer.name) == path
-    assert hook_path(model, 1) == hook_path(model, "h.1") == hook_path(model, "blocks.1")
+        assert find_hook(model, by_layer.name).path == path
+    assert find_hook(model, 1) == find_hook(model, "h.1") == find_hook(model, "blocks.1")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,7 +70,7 @@ def test_stopping_early_changes_no_value_and_runs_no_later_block(models, texts, 
     batch = inputs(lm, texts)
     hooks = [find_hook(lm.model, name) for name in ("layers.1", "layers.0.mlp", "layers.1.attn")]
     ran = []
-    handle = lm.model.get_submodule(hook_path(lm.model, 2)).register_forward_hook(lambda *_: ran.append(1))
+    handle = lm.model.get_submodule(find_hook(lm.model, 2).path).register_forward_hook(lambda *_: ran.append(1))
     try:
         early = activations(lm.model, hooks, batch.inputs)
         assert not ran
@@ -97,7 +97,7 @@ def test_no_hook_stays_behind(models, texts):
     activations(model, [hook], batch.inputs)
     with pytest.raises(ShapeError), splice(model, hook, lambda x: x[:, :3]):
         model(**batch.inputs)
-    with pytest.raises(AttributeError):
+    with pytest.raises(ModelError, match="its forward pass fails"):
         activations(model, [hook], {"input_ids": batch.inputs["input_ids"], "attention_mask": object()})
     assert count() == before
 

@@ -103,3 +103,22 @@ def test_a_missing_builtin_model(monkeypatch, tmp_path):
     monkeypatch.setattr("saekit.models.pretrained.BUILTIN_FOLDER", tmp_path)
     with pytest.raises(ModelError, match="built-in model must lie"):
         load_model("builtin")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_beside_the_files_is_neither_run_nor_asked_for(folders, tmp_path, monkeypatch, capfd, file):
+    folder = tmp_path / "own"
+    shutil.copytree(folders["llama"], folder)
+    ran = folder / "ran"
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    found = json.loads((folder / file).read_text())
+    if file == "config.json":
+        found |= {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoModelForCausalLM": "code.Own"}}
+    else:
+        found |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", None]}}
+    (folder / file).write_text(json.dumps(found))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody is asked"))
+    with pytest.raises(ModelError, match=r"needs code that lies with its files, and such code is never run"):
+        load_model(folder)
+    assert not ran.exists()
+    assert "trust_remote_code" not in "".join(capfd.readouterr())

@@ -97,3 +97,43 @@ def test_added_tokens_of_a_tokenizer_that_knows_neither_a_nor_b():
 def test_a_tokenizer_that_changes_texts_is_refused():
     with pytest.raises(ModelError, match="must be clear which tokens the tokenizer adds"):
         special_tokens(_Words(keeps=False))
+
+
+def window_model(kind):
+    """Return a config whose model makes a text longer: padding to whole windows."""
+    common = {**SIZES, "attention_window": [8] * LAYERS, "max_position_embeddings": 70}
+    if kind == "longformer":
+        return transformers.LongformerConfig(
+            **{**common, "pad_token_id": 0}, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2,
+            intermediate_size=32,
+        )  # fmt: skip
+    common |= {"max_encoder_position_embeddings": 70, "max_decoder_position_embeddings": 70}
+    return transformers.LEDConfig(
+        **common, d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["longformer", "led"])
+def test_padding_that_the_model_itself_adds_never_becomes_a_row(tmp_path, kind):
+    lm = language_model(tmp_path, window_model(kind))
+    texts = TEXTS[:3]  # no length is a whole number of windows
+    rows = capture(lm, texts, layer=LAYERS - 2, settings=CaptureSettings(outliers=None))
+    alone = []
+    for text in texts:
+        ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            states = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
+        alone.append(states[LAYERS - 1][0, 1 : ids.shape[1] - 1])
+    torch.testing.assert_close(rows.x, torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_rows_that_depend_on_random_hashes_are_refused(tmp_path):
+    config = transformers.ReformerConfig(
+        **SIZES, attn_layers=["local", "lsh"], hidden_size=WIDTH, num_attention_heads=2, attention_head_size=8,
+        feed_forward_size=32, axial_pos_embds=False, max_position_embeddings=64, local_attn_chunk_length=8,
+        lsh_attn_chunk_length=8, num_buckets=4,
+    )  # fmt: skip
+    lm = language_model(tmp_path, config)
+    with pytest.raises(ModelError, match="sorts tokens by random hashes"):
+        capture(lm, TEXTS, layer=0)

@@ -223,6 +223,7 @@ def test_kill_minus_nine(folders, tmp_path):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM]])
 def test_what_ctrl_c_interrupts_goes_on_and_ends_as_if_nothing_had_been(models, texts, tmp_path, monkeypatch, signals):
     """The first interruption comes before any shard is full, the last when every row is there."""
@@ -248,6 +249,7 @@ def test_what_ctrl_c_interrupts_goes_on_and_ends_as_if_nothing_had_been(models, 
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_stops_at_once(models, texts, tmp_path):
     def progress(stage, rows, total=None, note=""):
         for _ in range(2):

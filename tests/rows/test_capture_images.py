@@ -19,6 +19,7 @@ from fixtures.tiny_vision import PIXELS, SIZE, VISION, made
 from saekit.errors import ConfigError, DataError, ModelError
 from saekit.inputs.images import read_images
 from saekit.models.loading import load_model, load_vision_model
+from saekit.places import without_locations
 from saekit.rows.capture import capture
 from saekit.rows.capture_images import patch_batches, pool_images
 from saekit.rows.pooling import Ask
@@ -126,7 +127,7 @@ def test_an_interrupted_capture_goes_on(vision_folders, tmp_path):
         vision_folders["vit"], many, layer=1, out=tmp_path / "a", settings=CaptureSettings(shard_rows=300)
     )
     whole = capture(vision_folders["vit"], many, layer=1, out=tmp_path / "b", settings=CaptureSettings(shard_rows=300))
-    assert resumed.info == whole.info
+    assert without_locations(resumed.info) == without_locations(whole.info)
     assert resumed.n_rows == 150 * 16
 
 
@@ -193,14 +194,36 @@ def test_what_is_refused(vision_folders, tmp_path):
         capture(vision_folders["vit"], PIXELS[0, :, :, 0], layer=1)
 
 
-def test_tokens_that_nobody_can_name(vision_folders, tmp_path):
-    """A model with more tokens than patches, CLS and registers: they must be said."""
+def test_which_tokens_are_patches_is_measured_and_otherwise_must_be_said(vision_folders, monkeypatch):
     vision = load_vision_model(vision_folders["dino"])
-    vision.model.config.num_register_tokens = 0
+    named = capture(vision, PIXELS, layer=1)
+    vision.model.config.num_register_tokens = 0  # the config says one token beside the patches, the model adds four
+    assert torch.equal(capture(vision, PIXELS, layer=1).x, named.x)
+    monkeypatch.setattr("saekit.rows.capture_images.other_tokens", lambda _: None)
     with pytest.raises(ModelError, match="it must be clear which tokens of `dino` are patches; it has 4 others"):
         capture(vision, PIXELS, layer=1)
     rows = capture(vision, PIXELS, layer=1, settings=CaptureSettings(special=4))
-    assert rows.n_rows == 9 * 16
+    assert torch.equal(rows.x, named.x)
+
+
+@pytest.mark.parametrize("special", [None, 1])
+def test_tokens_behind_the_patches_are_none(tmp_path, special):
+    """YOLOS: CLS, patches, detection tokens; positions are added between its blocks."""
+    config = transformers.YolosConfig(**{**VISION, "image_size": [8, 8]}, num_detection_tokens=5)
+    folder = made(tmp_path / "yolos", lambda: transformers.YolosModel(config), ViTImageProcessorPil(size=SIZE))
+    vision = load_vision_model(folder)
+    rows = capture(vision, PIXELS, layer=1, settings=CaptureSettings(special=special, outliers=None))
+    with torch.no_grad():
+        states = vision.model(**vision.inputs(read_images(PIXELS)), output_hidden_states=True).hidden_states
+    seen = []
+    handle = vision.model.get_submodule("encoder.layer.1").register_forward_hook(lambda *args: seen.append(args[-1]))
+    with torch.no_grad():
+        vision.model(**vision.inputs(read_images(PIXELS)))
+    handle.remove()
+    block = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    assert states[0].shape[1] == 1 + 16 + 5
+    torch.testing.assert_close(rows.x, block[:, 1:17].reshape(-1, 16))
+    assert rows.position.reshape(9, 16).tolist() == [list(range(16))] * 9
 
 
 def test_the_data_or_else_the_model_decide_what_is_read(vision_folders, llava, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -12,12 +13,13 @@ import torch
 
 import saekit
 import saekit.rows.capture_texts as reading
+import saekit.rows.stream
 from fixtures.row_checks import KINDS, TOLERANCE, everything, same_rows
 from saekit.errors import DataError
 from saekit.inputs.texts import read_texts
 from saekit.rows.capture import capture
 from saekit.rows.settings import CaptureSettings
-from saekit.rows.tokens import tokenize
+from saekit.rows.tokens import special_tokens, tokenize
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,3 +151,39 @@ def test_a_part_of_a_long_text_gives_the_first_rows_of_the_whole(models, texts, 
         part = capture(models["llama"], long, layer=1, tokens=tokens, settings=settings)
         assert part.n_rows == tokens
         torch.testing.assert_close(part.x, whole.x[:tokens], **TOLERANCE)
+
+
+def test_the_path_of_the_data_is_recorded_and_changes_no_row(models, tmp_path):
+    """Data that moved are the same data: a capture goes on, a stream has the same digest."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jsonl").write_text('{"text": "the cat sat"}\n{"text": "on a mat"}\n')
+    one, two = (tmp_path / folder / "a.jsonl" for folder in ("one", "two"))
+    assert capture(models["llama"], one, layer=1).info["data_path"] == str(one)
+    assert "data_path" not in capture(models["llama"], ["the cat sat"], layer=1).info
+    capture(models["llama"], one, layer=1, out=tmp_path / "rows")
+    again = capture(models["llama"], two, layer=1, out=tmp_path / "rows")
+    assert again.n_rows == 6
+    streams = [saekit.rows.stream.stream(models["llama"], path, layer=1) for path in (one, two)]
+    assert streams[0].info["digest"] == streams[1].info["digest"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_texts_that_give_no_row_or_several_contexts_are_counted(models, kind, tmp_path):
+    """An empty text, one of blanks, one without tokens, one token, as many as fit, and one more."""
+    from tokenizers import normalizers
+
+    lm = dataclasses.replace(models[kind], tokenizer=copy.deepcopy(models[kind].tokenizer))
+    lm.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("nothing", "")
+    around = special_tokens(lm.tokenizer)
+    room = lm.context - len(around.before) - len(around.after)
+    texts = ["", "the", "nothing", "   ", " ".join(["cat"] * room), " ".join(["dog"] * (room + 1)), ""]
+    settings = CaptureSettings(outliers=None)
+    names = ("n_texts", "n_texts_empty", "n_texts_without_tokens", "n_texts_cut")
+    rows = capture(lm, texts, layer=1, settings=settings)
+    stored = capture(lm, texts, layer=1, out=tmp_path / "rows", settings=settings)
+    for info in (rows.info, stored.info):
+        assert [info[name] for name in names] == [4, 3, 1, 1]
+    assert rows.document.bincount().tolist() == [1, 0, room, room + 1], "no text takes the number of another"
+    few = capture(lm, texts, layer=1, tokens=2, settings=settings)
+    assert [few.info[name] for name in names] == [3, 3, 1, 0]

@@ -173,9 +173,9 @@ def test_the_place_is_what_the_sae_knows_unless_it_is_given(models: Any, texts: 
     for facts in ({"hook": "layers.1", "layer": 1}, {"layer": 1}, {"hook": "layers.1", "model_digest": lm.digest}):
         sae = random_sae(provenance=facts)
         assert_equal(pool_texts(lm, texts, [Ask(("sum",), sae)]), pool_texts(lm, texts, there))
-    with pytest.warns(UserWarning, match="trained at `layers.1` and is used at `layers.0`"):
+    with pytest.warns(UserWarning, match="trained on rows of `layers.1`; the model given makes rows of `layers.0`"):
         pool_texts(lm, texts, [Ask(("sum",), sae, layer=0)])
-    with pytest.warns(UserWarning, match="trained on another model \\(gemma, sha256:0"):
+    with pytest.warns(UserWarning, match="trained on rows of `gemma` \\(sha256:0"):
         pool_texts(lm, texts, [Ask(("sum",), random_sae(provenance={"model": "gemma", "model_digest": "sha256:0"}), 1)])
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from fixtures.row_checks import KINDS
+from saekit.errors import ModelError
+from saekit.rows.capture import capture
+from saekit.rows.settings import CaptureSettings
 from saekit.rows.tokens import token_batches, tokenize
 
 
@@ -56,3 +62,29 @@ def test_padded_batches(models, texts, padding):
             assert bool(mask[row][-1 if padding == "left" else 0])
         seen.extend(batch.index)
     assert sorted(seen) == list(range(len(contexts)))
+
+
+def longer(tokenizer, pad):
+    """Return a copy of a tokenizer with tokens that the model has no embedding of."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([f"new{i}" for i in range(40)])
+    tokenizer.pad_token = pad
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "roberta"])
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_a_padding_token_outside_the_embedding_changes_no_row(models, texts, kind, padding):
+    lm = models[kind]
+    other = dataclasses.replace(lm, tokenizer=longer(lm.tokenizer, "new39"))
+    assert other.tokenizer.pad_token_id >= other.vocabulary
+    settings = CaptureSettings(padding=padding)
+    rows, expected = (capture(each, texts, layer=1, settings=settings) for each in (other, lm))
+    torch.testing.assert_close(rows.x, expected.x, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_token_outside_the_embedding_is_refused_by_name(models, kind):
+    lm = dataclasses.replace(models[kind], tokenizer=longer(models[kind].tokenizer, "<pad>"))
+    with pytest.raises(ModelError, match=r"which has 40; `new\d+` is token \d+.*resize_token_embeddings"):
+        capture(lm, ["the cat new39 sat", "a dog"], layer=1)

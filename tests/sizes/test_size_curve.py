@@ -156,7 +156,7 @@ def test_json_round_trip(curve, tmp_path):
     assert again == curve
     assert dump_json(again.to_json()) == dump_json(curve.to_json())
     plain = json.loads((tmp_path / "sizes.json").read_text())
-    assert (plain["kind"], plain["schema"]) == ("size_curve", 1)
+    assert (plain["kind"], plain["schema"]) == ("size_curve", 2)
     assert plain["points"][0]["metrics"]["fvu"]["unit"] == "fraction"
 
 

@@ -49,6 +49,10 @@ def test_folder_of_another_run_is_refused(tmp_path):
         ConfigError, match=r"must have the settings it began with; `batch_rows` was 1000, now 500; `total_steps`"
     ):
         train(TopK(24, k=3), source(), settings=TrainSettings(batch_rows=500), out=tmp_path, resume=True)
+    with pytest.raises(
+        ConfigError, match=r"it began with; `configs\[0\].k` was 3, now 4; `seeds\[0\]` was 0, now 1. Rep"
+    ):
+        train(TopK(24, k=4), source(), seeds=[1], settings=TrainSettings(batch_rows=1000), out=tmp_path, resume=True)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*.json*")}
     record = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(record | {"rows_seen": 1}))

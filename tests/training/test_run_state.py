@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.kills import contents
 from fixtures.training_runs import ALL, Interrupted, log_of, same, source, stop_at
 from saekit.training.loop import train
 from saekit.training.settings import TrainSettings
@@ -30,6 +31,31 @@ def test_resume_equals_uninterrupted_for_every_architecture(tmp_path):
             assert (tmp_path / "whole" / folder / name).read_bytes() == (tmp_path / "cut" / folder / name).read_bytes()
     again = train(ALL, source(), out=tmp_path / "cut", resume=True, **settings)  # a finished run is read back
     assert all(same(a, b) for a, b in zip(whole, again))
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("every", [7, 1000])
+def test_what_ctrl_c_interrupts_goes_on_and_ends_as_if_nothing_had_been(tmp_path, every):
+    """Also before the first checkpoint is due, at a step that has one, and after the last step."""
+    rows, configs = source(), [ALL[0], ALL[3]]
+    settings = {"settings": TrainSettings(batch_rows=100, log_every=4, checkpoint_every=every)}
+    train(configs, rows, out=tmp_path / "whole", **settings)
+
+    def stop(step):
+        def receive(record):
+            if record["step"] == step and record["learner"].startswith("topk"):
+                os.kill(os.getpid(), signal.SIGTERM if step == 28 else signal.SIGINT)
+
+        return receive
+
+    for step in (4, 28, 40):
+        with pytest.raises(KeyboardInterrupt, match=f"train: interrupted after step {step} of 40; a checkpoint is in"):
+            train(configs, rows, out=tmp_path / "cut", resume=True, callbacks=[stop(step)], **settings)
+        assert (tmp_path / "cut" / "checkpoints" / f"step-{step:08d}.safetensors").is_file()
+    train(configs, rows, out=tmp_path / "cut", resume=True, **settings)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt, match=r"after step 4 of 40; nothing is kept \(no `out`\)"):
+        train(configs, rows, callbacks=[stop(4)], **settings)
 
 
 CHILD = """

@@ -12,6 +12,7 @@ from ..measure.intervals import Estimate, mean_estimate
 from ..measure.results import Measured
 from ..measure.verdicts import family_verdicts
 from ..provenance import release
+from .features import place_warnings
 from .plan import Job
 from .run import versions
 from .transfer_result import (
@@ -65,6 +66,7 @@ def transfer_of(
         arms=[_arm(judged, name, cells[name], words[name]) for name in names],
         cells=[cell for each in cells.values() for cell in each],
         notes=[*plan.data.warnings, *notes, *why_auc(judged)],
+        warnings=place_warnings(plan.reader, plan.origins.values()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from ..models.deferred import defer_model
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model, load_vision_model
 from ..models.vision import VisionModel
+from ..places import Warned, warnings_on
 from ..provenance import place_of
 from ..rows.capture import capture
 from ..rows.capture_images import pool_images
-from ..rows.pooling import Ask, pool_texts
+from ..rows.pooling import Ask, place_of_pooling, pool_texts
 from ..rows.settings import PoolingSettings
 from ..rows.tokens import tokenize
 from ..sae.model import SAE
@@ -65,6 +66,13 @@ class Reader:
         named = isinstance(self.model, LanguageModel)
         name = self.model.name if named else os.path.basename(os.fspath(self.model).rstrip("/"))  # type: ignore
         return {"name": name, "digest": origin.digest}
+
+    def place(self) -> dict[str, Any]:
+        """Return what is known of the rows that SAEs are put onto, but for the hook, as the `info` of rows."""
+        if self.data.images is None and not isinstance(self.model, VisionModel):
+            return place_of_pooling(defer_model(self.model))
+        vision: Any = load_vision_model(self.model)  # type: ignore[arg-type]
+        return {**vision.info, "filters": {"special": {"skipped": True}, "outliers": None}}
 
     def load(self) -> Any:
         """Return the loaded model."""
@@ -148,6 +156,20 @@ def _sae_origins(name: str, sae: SAE, hook: str, kinds: Sequence[str], seed: int
             replace(own, name=label, kind=twin, recipe=f"{twin} {own.recipe} {seed}", about=about)
             for label, twin in zip(labels, twins)
         ),
+    ]
+
+
+def place_warnings(reader: Reader, origins: Iterable[Origin]) -> list[Warned]:
+    """Return what is not as in training about the rows that SAEs are put onto."""
+    made = reader.place()
+    by_hook: dict[str, list[tuple[str, SAE]]] = {}
+    for origin in origins:
+        if origin.sae is not None and origin.kind in ("sae", "frozen"):
+            by_hook.setdefault(origin.hook, []).append((origin.name, origin.sae))
+    return [
+        each
+        for hook, named in by_hook.items()
+        for each in warnings_on(named, {**made, "hook": hook}, what="the model given makes")
     ]
 
 

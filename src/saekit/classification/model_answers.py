@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ import torch
 
 from .. import kernels
 from ..errors import ConfigError, DataError, FormatError
-from ..files import digest_bytes, read_json, write_bytes, write_sealed
+from ..files import digest_bytes, read_json, read_together, replaced_together, write_bytes, write_sealed
 from ..measure.intervals import wilson_interval
 from ..measure.results import Measured, Result, result_to_json
 from ..models.language import LanguageModel
@@ -85,8 +85,9 @@ class Actions(Result):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``actions.jsonl`` (a data set, one line per question) and ``actions.json`` (what it is)."""
-        write_bytes(Path(folder) / RECORDS, _as_lines(self.records))
-        write_sealed(Path(folder) / CARD, self.to_json())
+        with replaced_together(folder, CARD, (RECORDS,)) as next_to:
+            write_bytes(next_to(RECORDS), _as_lines(self.records))
+            write_sealed(next_to(CARD), self.to_json())
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Actions:
@@ -99,11 +100,15 @@ class Actions(Result):
         FileNotFoundError
             There is no such file.
         """
-        card = cls.from_json(read_json(Path(folder) / CARD))
-        data = (Path(folder) / RECORDS).read_bytes()
+        return read_together(folder, CARD, (RECORDS,), cls._read)
+
+    @classmethod
+    def _read(cls, path_of: Callable[[str], Path]) -> Actions:
+        card = cls.from_json(read_json(path_of(CARD)))
+        data = path_of(RECORDS).read_bytes()
         if digest_bytes(data) != card.records_digest:
             raise FormatError(
-                f"`{Path(folder) / RECORDS}` must be the records that {CARD} describes; its digest is another. Run the "
+                f"`{path_of(RECORDS)}` must be the records that {CARD} describes; its digest is another. Run the "
                 "actions again."
             )
         card.records.extend(json.loads(line) for line in data.decode("utf-8").splitlines())

@@ -104,7 +104,7 @@ class Classification(Result):
     """
 
     KIND: ClassVar[str] = "classification"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
     PARTS: ClassVar[tuple[str, ...]] = ("arms", "low_data")
 
     name: str
@@ -128,7 +128,6 @@ class Classification(Result):
     SAEs the median over arms)."""
     arms: list[ArmScore]
     low_data: list[LowData]
-    warnings: list[str]
 
     def check(self) -> None:
         """Refuse what contradicts itself; raises `FormatError`."""
@@ -180,7 +179,7 @@ class Classification(Result):
         return lines
 
     def caption(self) -> str:
-        """Return the footnote: test size, interval method, warnings."""
+        """Return the footnote: test size, interval method."""
         data, settings = self.data, self.settings
         unit = " AUC" if settings.get("metric") == "auc" else ""
         lines = [
@@ -188,7 +187,6 @@ class Classification(Result):
             f"{describe_intervals(settings['intervals'])}; margin {settings['margin']:g}{unit}. * chosen by inner "
             "cross-validation.",
             describe_resolution(self.floor.to_json(), settings),
-            *(f"Note: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..inputs.settings import Split
+from ..places import NOTE, Warned
 from ..progress import shows_progress
 from ..provenance import library_versions, release
 from ..sae.model import SAE
 from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
-from .features import ModelLike, read_features
+from .features import ModelLike, place_warnings, read_features
 from .plan import Plan, plan_classification
 from .result import Classification
 from .settings import ClassifierSettings
@@ -145,6 +146,7 @@ def judged(plan: Plan, progress: Progress) -> Judged:
 def classification_of(judged: Judged) -> Classification:
     """Return the result of a plan of one value."""
     plan, arms = judged.plan, arm_scores(judged)
+    settings = plan.settings
     return Classification(
         saekit=release(),
         versions=versions(),
@@ -164,7 +166,10 @@ def classification_of(judged: Judged) -> Classification:
         floor=resolution(judged, arms),
         arms=arms,
         low_data=low_data(judged),
-        warnings=[*plan.data.warnings, *why_auc(judged), *doubts(arms, plan.settings["pools"])],
+        warnings=[
+            *place_warnings(plan.reader, plan.origins.values()),
+            *(Warned(NOTE, text) for text in (*plan.data.warnings, *why_auc(judged), *doubts(arms, settings["pools"]))),
+        ],
     )
 
 

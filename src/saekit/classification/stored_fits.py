@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
-from ..files import dump_json, parse_json, seal, unsealed, write_bytes
+from ..files import dump_json, locked_folder, parse_json, seal, unsealed, write_bytes
 from ..inputs.labelled import Labelled
 from ..rows.pooling_cache import digest_arrays
 from ..settings import Progress
@@ -48,7 +49,17 @@ def run_jobs(plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progre
         Computes the matrices of some arms; called when a fit is missing.
     progress
         Called with the stage ``arms``.
+
+    Raises
+    ------
+    BusyError
+        Another call fits into the output folder.
     """
+    with nullcontext() if plan.out is None else locked_folder(plan.out):
+        return _run(plan, read, progress)
+
+
+def _run(plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progress: Progress) -> dict[str, StoredFit]:
     found = {job.key: read_fit(plan, job) for job in plan.jobs}
     missing = [job for job in plan.jobs if found[job.key] is None]
     if missing:

@@ -6,11 +6,8 @@ against what saekit itself writes), ``sae/`` and ``classifier.json``, which says
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,44 +17,32 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, FormatError, did_you_mean, listed
-from ..files import digest_bytes, digest_file, parse_json, read_bytes, read_sealed, write_bytes, write_sealed
+from ..files import digest_bytes, is_there, read_sealed, read_together, replaced_together, write_bytes, write_sealed
 from ..forms import COUNT, NATURAL, check_form
 from ..measure.token_statistics import TokenScores, labels_of
+from ..models.deferred import defer_model
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..models.vision import VisionModel
+from ..places import Warned
+from ..rows.asks import warnings_on_pooling
 from ..rows.capture import capture
-from ..rows.pooling import Ask, pool_texts
+from ..rows.pooling import Ask, place_of_pooling, pool_texts
 from ..rows.settings import CaptureSettings
 from ..sae.model import SAE
 from .arms import Arm
 from .fit import fit_arm
+from .pipeline_file import dump_pipeline, load_pipeline
 from .plan import Plan
 from .result import ArmScore, Classification
 
 CARD = "classifier.json"
 PIPELINE = "classifier.skops"
 SAE_FOLDER = "sae"
-SCHEMA_FILE = "schema.json"
+PARTS = (SAE_FOLDER, PIPELINE)
+"""What must be of the same save as the card."""
 SCHEMA = 2
 """Version of the layout; schema 2 brought the seal and the digest of the SAE."""
-
-TRUSTED = (
-    "saekit.estimators.binarize.Binarize",
-    "saekit.estimators.select.SelectLatents",
-    "saekit.classification.sklearn_steps.DensityMatched",
-)
-"""Types of saekit's own that a stored pipeline may hold, besides those of scikit-learn and numpy that skops knows."""
-
-MOVED = {
-    ("saekit.estimators", "Binarize"): "saekit.estimators.binarize",
-    ("saekit.estimators", "SelectLatents"): "saekit.estimators.select",
-    ("saekit.study.steps", "DensityMatched"): "saekit.classification.sklearn_steps",
-}
-"""Modules of these types in classifiers that saekit 0.1 saved, and where they are now."""
-
-MAX_PIPELINE = 2**28
-"""Size of a stored pipeline after decompression; a small file can claim any. Unit: bytes."""
 
 LABEL_TOKENS = 50_000
 """Tokens of training texts that labels of latents are made from."""
@@ -162,6 +147,11 @@ class TextClassifier:
                 "has other weights. Give that model (--model)."
             )
         return lm
+
+    def warnings(self) -> list[Warned]:
+        """Return what is not as in the SAE's training about the rows that the model makes."""
+        ask = Ask((self.pool,), sae=self.sae, hook=self.hook)
+        return warnings_on_pooling([ask], place_of_pooling(defer_model(self._lm)))
 
     def features(self, texts: Sequence[str]) -> Any:
         """Pooled codes ``[n, n_latents]``, CSR."""
@@ -394,23 +384,22 @@ def save_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]) 
     pathlib.Path
         The folder.
     """
-    from skops.io import dumps
-
-    folder = Path(folder)
-    classifier.sae.save(folder / SAE_FOLDER)
-    write_bytes(folder / PIPELINE, dumps(classifier.pipeline))
+    folder, data = Path(folder), dump_pipeline(classifier.pipeline)
     top = {
         name: [{"latent": j, "weight": weight, "label": label} for j, weight, label in rows]
         for name, rows in classifier.top_latents().items()
     }
     card = {
         **classifier.card,
-        "pipeline": digest_file(folder / PIPELINE),
+        "pipeline": digest_bytes(data),
         "sae": classifier.sae.digest(),
         "labels": {str(j): label for j, label in classifier.labels.items()},
         "top_latents": top,
     }
-    write_sealed(folder / CARD, card)
+    with replaced_together(folder, CARD, PARTS) as next_to:
+        classifier.sae.save(next_to(SAE_FOLDER))
+        write_bytes(next_to(PIPELINE), data)
+        write_sealed(next_to(CARD), card)
     return folder
 
 
@@ -430,17 +419,21 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
         The folder holds no classifier, a newer one, an altered one, or types that saekit does not write.
     """
     folder = Path(folder)
-    if not (folder / CARD).is_file() and (folder / "classifier" / CARD).is_file():
+    if not is_there(folder, CARD) and is_there(folder / "classifier", CARD):
         folder = folder / "classifier"
-    if not (folder / CARD).is_file():
+    if not is_there(folder, CARD):
         raise FormatError(
             f"`{folder}` must hold a classifier ({CARD}); it holds none. Make one with `saekit classify`."
         )
-    card = _read_card(folder / CARD)
-    pipeline = _read_pipeline(folder / PIPELINE, card["pipeline"])
-    sae = SAE.load(folder / SAE_FOLDER)
+    return read_together(folder, CARD, PARTS, lambda path_of: _read(path_of, model))
+
+
+def _read(path_of: Callable[[str], Path], model: Any) -> TextClassifier:
+    card = _read_card(path_of(CARD))
+    pipeline = load_pipeline(path_of(PIPELINE), card["pipeline"])
+    sae = SAE.load(path_of(SAE_FOLDER))
     if card["schema"] > 1 and sae.digest() != card["sae"]:
-        raise FormatError(f"`{folder / SAE_FOLDER}` must be the SAE of the classifier; {CARD} states another digest.")
+        raise FormatError(f"`{path_of(SAE_FOLDER)}` must be the SAE of the classifier; {CARD} states another digest.")
     labels = {int(j): label for j, label in card["labels"].items()}
     return TextClassifier(
         pipeline, sae, tuple(card["classes"]), card["hook"], card["pool"],
@@ -468,50 +461,3 @@ def _read_card(path: Path) -> dict[str, Any]:
     if not all(key.isdecimal() for key in card["labels"]):
         raise FormatError(f"`{path}`: `labels` must be by numbers of latents; got {listed(card['labels'])}.")
     return card
-
-
-def _read_pipeline(path: Path, digest: str) -> Any:
-    """Return the stored scikit-learn pipeline; no code is run from it."""
-    from skops.io import get_untrusted_types, loads
-
-    data = read_bytes(path) if path.is_file() else b""
-    if digest_bytes(data) != digest:
-        raise FormatError(f"`{path}` must have the digest that {CARD} says; it was altered.")
-    try:
-        data = _with_new_names(data)
-        strange = sorted(set(get_untrusted_types(data=data)) - set(TRUSTED))
-        if not strange:
-            return loads(data, trusted=list(TRUSTED))
-    except Exception as error:  # the library raises whatever a damaged file leads it to
-        raise FormatError(f"`{path}` must be a stored pipeline; it cannot be read: {error!r:.200}.") from error
-    raise FormatError(f"`{path}` must hold types of scikit-learn and saekit only; it holds {strange}.")
-
-
-def _with_new_names(data: bytes) -> bytes:
-    """Return a stored pipeline with the types of `MOVED` under their present names."""
-    with zipfile.ZipFile(io.BytesIO(data)) as old:
-        if sum(each.file_size for each in old.infolist()) > MAX_PIPELINE:
-            raise FormatError(f"it holds more than {MAX_PIPELINE:,} bytes")
-        if SCHEMA_FILE not in old.namelist():
-            return data
-        schema = parse_json(old.read(SCHEMA_FILE), SCHEMA_FILE)
-        if not _rename(schema):
-            return data
-        written = io.BytesIO()
-        with zipfile.ZipFile(written, "w") as new:
-            for name in old.namelist():
-                new.writestr(name, json.dumps(schema) if name == SCHEMA_FILE else old.read(name))
-    return written.getvalue()
-
-
-def _rename(node: Any) -> bool:
-    """Put present module names into a tree of skops; whether there were old ones."""
-    found = False
-    if isinstance(node, dict):
-        now = MOVED.get((str(node.get("__module__")), str(node.get("__class__"))))
-        if now is not None:
-            node["__module__"], found = now, True
-    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for part in parts:
-        found = _rename(part) or found
-    return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..inputs.labelled import read_labelled
 from ..inputs.settings import Split
 from ..matching.matching import match_latents
 from ..models.language import LanguageModel
+from ..places import Warned, warnings_on
 from ..progress import shows_progress
 from ..provenance import place_of
 from ..randomness import random_order
@@ -106,7 +108,16 @@ def transfer_features(
     view = _view(pooled, partners, split.seed, len(labelled))
     fits = run_jobs(plan, lambda arms, _: view, tell)
     result = transfer_of(judge(plan, fits, tell), facts_of(named), notes=notes, about=_about(sides, partners))
-    return saved(result, out)
+    return saved(replace(result, warnings=_place_warnings(sides)), out)
+
+
+def _place_warnings(sides: Sequence[_Side]) -> list[Warned]:
+    """Return what is not as in training about the rows that each model makes for its SAE."""
+    told = [
+        warnings_on([(side.name, side.sae)], {**side.reader.place(), "hook": side.hook}, what="the model given makes")
+        for side in sides
+    ]
+    return list(dict.fromkeys(itertools.chain(*told)))
 
 
 def _checked(saes: Any, model: Any, data: Any, matching: Matching) -> tuple[Named, list[Any]]:

@@ -132,7 +132,7 @@ class Transfer(Result):
     """
 
     KIND: ClassVar[str] = "transfer"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
     PARTS: ClassVar[tuple[str, ...]] = ("arms", "cells", "values")
 
     data: dict[str, Any]
@@ -278,7 +278,7 @@ class Transfer(Result):
         )
 
     def _repr_html_(self) -> str:
-        parts = [html_table(self.table(), self.caption())]
+        parts = [html_table(self.table(), self.footer())]
         shown = self.shown_arm
         if len(self.values) > 1:
             caption = f"Macro-F1 of `{shown}`: trained on the row, tested on the column."

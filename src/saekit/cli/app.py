@@ -10,12 +10,13 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError, SaekitError, ShapeError
+from ..errors import ConfigError, PlaceWarning, SaekitError, ShapeError
 from ..version import __version__
 from .actions import actions
 from .capture import capture
@@ -32,6 +33,7 @@ from .report import report
 from .show import show
 from .train import train
 from .transfer import transfer
+from .verify import verify
 
 HELP = """Sparse autoencoders from training to report.
 
@@ -79,7 +81,7 @@ def _options(
 
 
 COMMANDS = (
-    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, catalog,
+    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, catalog, verify,
     convert, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
@@ -103,7 +105,9 @@ def run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     rest = [argument for argument in arguments if argument != "--debug"]
     try:
-        status = command.main(args=rest, prog_name="saekit", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PlaceWarning)  # the results that are printed hold them
+            status = command.main(args=rest, prog_name="saekit", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except BrokenPipeError:  # the reader of our output has gone, `saekit show … | head` say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,7 @@ from ..classification.settings import ClassifierSettings
 from ..errors import ConfigError
 from ..inputs.settings import Split
 from .command import command
-from .console import bare, print_facts, print_json, print_table, print_text, progress_of, tell
+from .console import bare, print_facts, print_json, print_table, print_text, print_warnings, progress_of, tell
 from .options import Data, Images, Json, Model, Out, Sae, Text
 from .settings import required
 
@@ -140,6 +140,7 @@ def print_classification(result: Any) -> None:
     """Format the arms, with the columns that fit a screen, and the warnings."""
     print_table([[line[0], line[1], bare(line[2]), *line[5:]] for line in result.table()])
     print_text(result.caption())
+    print_warnings(result.warnings)
 
 
 @command("Use a fitted classifier, and see which latents decide.", PREDICT_HELP)
@@ -169,10 +170,14 @@ def predict(
 
         texts = list(read_texts(data, text=text or "text", columns=()).texts)
     assert texts is not None
+    told = loaded.warnings()
+    warnings = [each.to_json() for each in told]
+    for warning in () if json else told:
+        tell(str(warning))
     if explain:
         found = [loaded.explain(each) for each in texts]
         if json:
-            print_json({"predictions": [each.to_json() for each in found]})
+            print_json({"predictions": [each.to_json() for each in found], "warnings": warnings})
             return
         for each in found:
             typer.echo(f"{each.text}\n{each!r}\n")
@@ -183,7 +188,7 @@ def predict(
         for each, p in zip(texts, probabilities)
     ]
     if json:
-        print_json({"predictions": rows})
+        print_json({"predictions": rows, "warnings": warnings})
         return
     for row in rows:
         typer.echo(f"{row['predicted']}\t{row['probability']:.2f}\t{row['text']}")

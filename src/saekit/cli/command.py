@@ -29,8 +29,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..files import check_folder
 from ..settings import attribute_docs
-from .options import SHARED, ConfigFile, Json, Set
+from .options import SHARED, ConfigFile, Json, Out, Set
 from .settings import floats, merge, required, whole_numbers
 
 _ArgumentInfo, _OptionInfo = type(typer.Argument()), type(typer.Option())
@@ -285,7 +286,10 @@ class _Builder:
             passed[name] = kind(**{each: value for each, value in found.items() if each in mine})
         for name, (hint, table) in self.tables.items():
             passed[name] = converted(tree.get(name, [] if table.repeated else {}), hint, name)
-        return passed | {name: found[name] for name in self.parameters if name in found}
+        passed |= {name: found[name] for name in self.parameters if name in found}
+        if "out" in passed and self.options["out"].info is _unpacked(Out)[1]:
+            check_folder(passed["out"])  # now, not after hours
+        return passed
 
 
 def converted(value: Any, hint: Any, where: str) -> Any:

@@ -63,6 +63,7 @@ def compare(
 ) -> None:
     """Compare SAEs with each other."""
     from ..comparison.run import compare as run
+    from ..places import Warned
     from ..rows.origin import find_rows
     from ..sae.model import SAE
     from ..store.address import sae_paths
@@ -80,7 +81,11 @@ def compare(
             )
         result = run(paths, None if found is None else found.rows, write=write, settings=settings, progress=progress)
         if orphans and found is not None:
-            lonely = _orphans(paths, found, result, origin.text, progress)
+            measured = _orphans(paths, found, result, origin.text, progress)
+            if isinstance(measured, str):
+                result = replace(result, warnings=[*result.warnings, Warned("orphans_not_measured", measured)])
+            else:
+                lonely = measured
     if out is not None:
         from ..report.comparison import write_figures
 
@@ -100,8 +105,8 @@ def compare(
         tell(f"wrote {out}/comparison.json and figures; `saekit report {out}` makes a page of them")
 
 
-def _orphans(paths: list[str], origin: Origin, comparison: Comparison, text: str, progress: Progress) -> Orphans | None:
-    """Measure orphans; where the SAEs share nothing or everything, tell so and return None."""
+def _orphans(paths: list[str], origin: Origin, comparison: Comparison, text: str, progress: Progress) -> Orphans | str:
+    """Measure orphans; where the SAEs share nothing or everything, return why not."""
     from ..comparison.orphans import orphans
     from ..comparison.settings import OrphanSettings
 
@@ -119,5 +124,4 @@ def _orphans(paths: list[str], origin: Origin, comparison: Comparison, text: str
             progress=progress,
         )
     except DataError as error:
-        tell(str(error))
-        return None
+        return str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -111,6 +111,12 @@ def tell(message: str) -> None:
     typer.echo(message, err=True)
 
 
+def print_warnings(warnings: Iterable[Any]) -> None:
+    """Print the warnings of a result, a line each."""
+    for each in warnings:
+        print_text(str(each))
+
+
 def print_evaluation(result: Any) -> None:
     """Print the numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
     names = tuple(name for name in _SHOWN if name in result.entries[0].metrics)
@@ -119,6 +125,7 @@ def print_evaluation(result: Any) -> None:
     alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
     print_table([[bare(cell) if i in alone else cell for i, cell in enumerate(line)] for line in lines])
     print_text(result.caption())
+    print_warnings(result.warnings)
 
 
 def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
@@ -163,6 +170,7 @@ def print_comparison(result: Any) -> None:
     """Print shared latents, equal partners and cosines of all pairs, then the chance level and the rule."""
     print_table([line[:4] for line in result.table()])
     print_text(result.caption())
+    print_warnings(result.warnings)
 
 
 def print_orphans(result: Any) -> None:
@@ -170,6 +178,7 @@ def print_orphans(result: Any) -> None:
     typer.echo()
     print_table(result.table())
     print_text(result.caption())
+    print_warnings(result.warnings)
 
 
 def progress_of(json: bool) -> AbstractContextManager[Progress]:

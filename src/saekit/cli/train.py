@@ -229,7 +229,7 @@ def _tell_result(out: str, json: bool) -> None:
         print_json({"out": out, "rows": record["rows_seen"], "saes": saes, "warnings": record["warnings"]})
         return
     lines: list[list[str]] = [["", *_FINAL]]
-    lines += [[str(sae["sae"]), *(f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
+    lines += [[str(sae["sae"]), *("–" if sae[name] is None else f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
     print_table(lines)
     tell(_time(record["seconds"]))
     for warning in record["warnings"]:
@@ -241,7 +241,7 @@ def _tell_result(out: str, json: bool) -> None:
 _FINAL = ("fvu", "l0", "dead_fraction")
 
 
-def _final(record: Mapping[str, Any]) -> dict[str, float]:
+def _final(record: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: record[name] for name in _FINAL}
 
 

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..inputs.settings import Split
 from .classify import images_or_texts
 from .command import Setting, command
-from .console import print_json, print_table, print_text, progress_of, tell
+from .console import print_json, print_table, print_text, print_warnings, progress_of, tell
 from .options import Data, Images, Json, Model, Out, Sae
 
 if TYPE_CHECKING:
@@ -123,4 +123,5 @@ def print_transfer(result: Transfer) -> None:
     for arm in result.arms:
         print_text(arm.sentence)
     for note in result.notes:
-        tell(f"note: {note}")
+        tell(f"Note: {note}")
+    print_warnings(result.warnings)

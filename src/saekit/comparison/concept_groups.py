@@ -15,6 +15,12 @@ from ..measure.results import Measured
 LEAST_POINTS = 4
 """Points of a curve that a power law with offset (three numbers) is fitted to at least."""
 
+DECIDING_SAES = 20
+"""SAEs below which an offset is undecided: over less than a decade a slow power law looks like one with an offset."""
+
+NO_OFFSET = 0.01
+"""Fraction of the latents below which an offset counts as none."""
+
 STEEPEST = 8.0
 """Largest exponent that is tried."""
 
@@ -185,8 +191,8 @@ class SharingLaw:
     plain_held_out: float
     """The same without offset."""
     verdict: str
-    """``"offset"``: its interval lies above 0 and it predicts the last point better; ``"no offset"``: neither;
-    otherwise ``"undecided"``."""
+    """``"offset"``: its interval lies above 0 and it predicts the last point better; ``"no offset"``: its interval lies
+    below 0.01 and it predicts no better; otherwise, and with fewer than 20 SAEs, ``"undecided"``."""
 
 
 def sharing_law(has: Sequence[np.ndarray]) -> SharingLaw:
@@ -206,8 +212,6 @@ def sharing_law(has: Sequence[np.ndarray]) -> SharingLaw:
     curve = only_in_one(has).mean(0)
     without = [only_in_one(has, [sae for sae in range(m) if sae != out]).mean(0) for out in range(m)]
     fit, plain = (_Fit.to(sizes, curve, without, offset=offset) for offset in (True, False))
-    better = fit.held_out < plain.held_out
-    above = fit.offset.low is not None and fit.offset.low > 0
     return SharingLaw(
         amplitude=fit.amplitude,
         exponent=fit.exponent,
@@ -219,8 +223,16 @@ def sharing_law(has: Sequence[np.ndarray]) -> SharingLaw:
         aic_difference=_aic_difference(fit.errors, plain.errors),
         held_out=fit.held_out,
         plain_held_out=plain.held_out,
-        verdict="offset" if above and better else "undecided" if above or better else "no offset",
+        verdict=_offset_verdict(m, fit.offset, is_better=fit.held_out < plain.held_out),
     )
+
+
+def _offset_verdict(n_saes: int, offset: Measured, *, is_better: bool) -> str:
+    if n_saes < DECIDING_SAES or offset.low is None or offset.high is None:
+        return "undecided"
+    if offset.low > 0 and is_better:
+        return "offset"
+    return "no offset" if offset.high < NO_OFFSET and not is_better else "undecided"
 
 
 @dataclass(frozen=True)
@@ -302,6 +314,8 @@ def _aic_difference(with_offset: np.ndarray, plain: np.ndarray) -> float | None:
 
 
 def _jackknife(value: float, left_out: np.ndarray, m: int) -> Measured:
+    if value == 0 and not left_out.any():
+        return Measured(value, None, None, "", "no interval: 0 is the bound of the fit, with and without each SAE")
     half = student(m - 1) * jackknife_error(left_out)
     reason = f"interval from a jackknife over {m} SAEs"
     return Measured(value, max(value - half, 0.0), value + half, "", reason)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..measure.importance import importance
+from ..places import RECORDED, Warned, warn, warnings_between
 from ..progress import shows_progress
-from ..rows.opening import Rows, as_source
+from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.naming import Given, given_saes, named_saes
@@ -30,7 +31,7 @@ from .settings import ComparisonSettings, ConsensusSettings
 SCALE_TOLERANCE = 1e-3
 """Relative difference of the input scales of seeds that is rounding of the same rows."""
 
-INHERITED = ("model", "hook", "layer", "data", "data_digest", "model_digest", "config", "context", "filters")
+INHERITED = (*RECORDED, "data_digest", "row_variance", "config")
 """What the provenance takes over from the first parent."""
 
 CHUNK = 256
@@ -103,7 +104,9 @@ def consensus(
     chosen = pooled[:size]
     if len(chosen) < size:
         chosen += _filling(values, pooled, size - len(chosen), energies, settings)
-    sae = _assemble(values, chosen, _facts(named, comparison, chosen, settings))
+    told = warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
+    warn(told)
+    sae = _assemble(values, chosen, _facts(named, comparison, chosen, settings, told))
     if source is None or not settings.refit:
         return sae
     return _refitted(named, sae, source, settings, progress)
@@ -285,7 +288,9 @@ def _apart(rows: Tensor, directions: Tensor, threshold: float, most: int) -> lis
     return kept
 
 
-def _facts(named: Named, comparison: Comparison, chosen: list[_Latent], settings: ConsensusSettings) -> dict[str, Any]:
+def _facts(
+    named: Named, comparison: Comparison, chosen: list[_Latent], settings: ConsensusSettings, told: list[Warned]
+) -> dict[str, Any]:
     """Return what the provenance says about the pooling."""
     pooled = sum(latent.count >= settings.min_seeds for latent in chosen)
     return {
@@ -298,6 +303,7 @@ def _facts(named: Named, comparison: Comparison, chosen: list[_Latent], settings
         "least": settings.min_seeds,
         "threshold": comparison.settings["threshold"],
         "refit_rows": 0,
+        **({"warnings": [each.to_json() for each in told]} if told else {}),
     }
 
 

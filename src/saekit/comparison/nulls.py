@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..matching.shared import SharedRule
+from ..measure.intervals import measured_mean, wilson_interval
 from ..measure.redundancy import random_max_cosine
 from ..measure.results import Measured
 from ..sae.model import SAE
@@ -17,33 +19,61 @@ from .result import Null
 Both = tuple[Tensor, Tensor]
 """A matrix of either SAE."""
 
+PERMUTATIONS = 20
+"""Permutations of the coordinates that `equal` is averaged over, up to `MATCHED_OFTEN` pairs of latents."""
+
+MATCHED_OFTEN = 2048**2
+"""Pairs of latents above which fewer permutations do: each one then counts more latents."""
+
 
 def nulls_of(a: SAE, b: SAE, rule: SharedRule, seed: int, tick: MatchProgress) -> dict[str, Null]:
     """Return what chance gives, for dictionaries of the shape of two SAEs.
 
-    ``random``: random directions; ``permuted``: the second SAE with its coordinates permuted.
+    ``random``: random directions; ``permuted``: the second SAE with its coordinates permuted, where `equal` is the mean
+    over several permutations.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def random(rows: Tensor) -> Tensor:
         return torch.randn(rows.shape, generator=generator).to(rows.device)
 
-    dec, enc = (torch.randperm(width, generator=generator) for width in (b.d_out, b.d_in))
-    enc = dec if b.d_in == b.d_out else enc
-    mixed = b.W_dec[:, dec.to(b.device)], b.W_enc[:, enc.to(b.device)]
+    wanted = [_orders(b, generator)]
     decoders, encoders = (random(a.W_dec), random(b.W_dec)), (random(a.W_enc), random(b.W_enc))
-    return {
-        "random": _with_formulas(
-            _null("directions drawn at random, decoder and encoder apart", decoders, encoders, rule, tick), decoders
-        ),
-        "permuted": _null(
+    unrelated = _null("directions drawn at random, decoder and encoder apart", decoders, encoders, rule, tick)
+    n = max(1, min(PERMUTATIONS, PERMUTATIONS * MATCHED_OFTEN // (a.n_latents * b.n_latents)))
+    wanted += [_orders(b, generator) for _ in range(n - 1)]
+    permuted = [
+        _null(
             "the first pair, coordinates of the second permuted alike in decoder and encoder",
-            (a.W_dec, mixed[0]),
-            (a.W_enc, mixed[1]),
+            (a.W_dec, b.W_dec[:, dec.to(b.device)]),
+            (a.W_enc, b.W_enc[:, enc.to(b.device)]),
             rule,
             tick,
-        ),
+        )
+        for dec, enc in wanted
+    ]
+    return {
+        "random": _with_formulas(unrelated, decoders),
+        "permuted": replace(permuted[0], equal=_mean_equal([each.equal for each in permuted], b.n_latents)),
     }
+
+
+def _orders(sae: SAE, generator: torch.Generator) -> Both:
+    """Return a permutation of the coordinates of the decoder and one of the encoder, the same where that can be."""
+    dec, enc = (torch.randperm(width, generator=generator) for width in (sae.d_out, sae.d_in))
+    return dec, dec if sae.d_in == sae.d_out else enc
+
+
+def _mean_equal(each: list[Measured], n_latents: int) -> Measured:
+    """Return the mean over permutations with its interval, and between which values single ones lie."""
+    if len(each) == 1:
+        return each[0]
+    values = [one.value for one in each]
+    mean = measured_mean(values, each[0].unit, least=0.0, most=1.0)
+    if min(values) == max(values):  # 0 in all, say: what the latents leave open remains
+        mean = wilson_interval(round(sum(values) * n_latents), len(each) * n_latents)
+    reason = f"mean of {len(each)} permutations, which lie from {min(values):.3g} to {max(values):.3g}"
+    return replace(mean, reason=reason)
 
 
 def _null(made: str, decoders: Both, encoders: Both, rule: SharedRule, tick: MatchProgress) -> Null:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from ..measure.fidelity import SplicedModel
+from ..measure.fidelity import SplicedModel, place_warnings
 from ..measure.intervals import LEVEL
 from ..measure.reconstruction import measure_saes
 from ..measure.settings import MeasureSettings
 from ..models.language import LanguageModel
+from ..places import warnings_between
 from ..progress import shows_progress
 from ..provenance import library_versions, release
 from ..rows.opening import Rows, as_source, facts_of
@@ -136,6 +137,7 @@ def orphans(
         fvu_difference=costs.differences.get("fvu"),
         ce_difference=costs.differences.get("ce"),
         spans=spans(values, shared, settings.ranks, latents.components, settings.seed),
+        warnings=warnings_between(named) + place_warnings(named, source, spliced),
     )
 
 

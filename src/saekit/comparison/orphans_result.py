@@ -80,7 +80,7 @@ class Orphans(Result):
     """
 
     KIND: ClassVar[str] = "orphans"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
     PARTS: ClassVar[tuple[str, ...]] = ("properties", "silenced", "spans")
 
     rows: dict[str, Any]

@@ -136,7 +136,7 @@ class Comparison(Result):
     """
 
     KIND: ClassVar[str] = "comparison"
-    SCHEMA: ClassVar[int] = 3
+    SCHEMA: ClassVar[int] = 4
     PARTS: ClassVar[tuple[str, ...]] = ("pairs",)
 
     rows: dict[str, Any] | None

@@ -14,9 +14,11 @@ from ..matching.matching import Certificate
 from ..matching.shared import SharedRule
 from ..measure.intervals import LEVEL
 from ..measure.results import Measured
+from ..places import Warned, warnings_between
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
-from ..rows.opening import Rows, as_source
+from ..rows.opening import Rows, as_source, warnings_on_rows
+from ..rows.source import Source
 from ..sae.naming import Given, check_finite, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
@@ -87,6 +89,18 @@ def compare(
     _check_widths(named)
     values = [sae for _, sae in named]
     source = None if rows is None else as_source(rows, values[0].d_in, "compare")
+    result = _compared_with_chance(named, source, settings, progress)
+    if write:
+        for path, scored in zip(saes, with_stability(values, result), strict=True):
+            scored.save(local_folder(path))
+    return result
+
+
+def _compared_with_chance(
+    named: Named, source: Source | None, settings: ComparisonSettings, progress: Progress | None
+) -> Comparison:
+    """Match every pair, look at what they do on rows, and match dictionaries that have nothing in common."""
+    values = [sae for _, sae in named]
     n_pairs = len(named) * (len(named) - 1) // 2
     tick = MatchProgress(progress, 2 * n_pairs + (4 if settings.controls else 0))
     rule = SharedRule(settings.threshold, settings.strict)
@@ -94,32 +108,44 @@ def compare(
     seen = NOT_SEEN if source is None else act_on(values, matched, rule, source, settings, progress)
     nulls = nulls_of(values[0], values[1], rule, settings.seed, tick) if settings.controls else {}
     pairs = [pair.result(named, rule, on_rows) for pair, on_rows in zip_longest(matched, seen.on_rows)]
-    # What SAEs share that began alike is no answer to the question; where there are other pairs, those alone count.
-    counting = [at for at, pair in enumerate(pairs) if not pair.same_seed] or list(range(len(pairs)))
+    counting = _counting(pairs)
     over = OverPairs([(matched[at].first, matched[at].second) for at in counting], len(named))
-    has = found_in(named, matched, rule)
-    result = Comparison(
+    counted = [pairs[at] for at in counting]
+    return Comparison(
         saekit=release(),
         versions=library_versions(False),
         settings=_facts(settings, over, with_rows=source is not None),
         rows=None if source is None else dict(source.info),
         n_rows=seen.n_rows,
-        **_means([pairs[at] for at in counting], over),
+        **_means(counted, over),
         **chance_of(nulls),
         certificate=_certificates(pairs),
-        in_exactly=in_exactly([have.sum(1) for have in has]),
-        only_in_one=[_over_bases(each) for each in only_in_one(has).T],
-        saes=_compared(named, matched, has, seen),
+        **_latents_found(named, matched, rule, seen),
         pairs=pairs,
         nulls=nulls,
         groups=_groups(named, matched, rule),
-        law=sharing_law(has) if len(named) > LEAST_POINTS else None,
-        shared_alive=_shared_alive([pairs[at] for at in counting], over),
+        shared_alive=_shared_alive(counted, over),
+        warnings=_place_warnings(named, source),
     )
-    if write:
-        for path, scored in zip(saes, with_stability(values, result), strict=True):
-            scored.save(local_folder(path))
-    return result
+
+
+def _counting(pairs: Sequence[Pair]) -> list[int]:
+    """Return the indices of the pairs that means are over.
+
+    What SAEs share that began alike is no answer to the question; where there are other pairs, those alone count.
+    """
+    return [at for at, pair in enumerate(pairs) if not pair.same_seed] or list(range(len(pairs)))
+
+
+def _latents_found(named: Named, matched: Sequence[MatchedPair], rule: SharedRule, seen: Activity) -> dict[str, Any]:
+    """Return the fields of a comparison that say in how many SAEs latents are found."""
+    has = found_in(named, matched, rule)
+    return {
+        "in_exactly": in_exactly([have.sum(1) for have in has]),
+        "only_in_one": [_over_bases(each) for each in only_in_one(has).T],
+        "saes": _compared(named, matched, has, seen),
+        "law": sharing_law(has) if len(named) > LEAST_POINTS else None,
+    }
 
 
 def _check_widths(named: Named) -> None:
@@ -131,6 +157,11 @@ def _check_widths(named: Named) -> None:
                 f"`{first}` {reference.d_in} to {reference.d_out}. Compare SAEs of one hook."
             )
         check_finite(name, {"W_enc": sae.W_enc, "W_dec": sae.W_dec})
+
+
+def _place_warnings(named: Named, source: Source | None) -> list[Warned]:
+    """Return in what the SAEs' places differ from each other, and from that of the rows."""
+    return warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
 
 
 def _facts(settings: ComparisonSettings, over: OverPairs, *, with_rows: bool) -> dict[str, Any]:
@@ -147,7 +178,7 @@ def _facts(settings: ComparisonSettings, over: OverPairs, *, with_rows: bool) ->
     }
 
 
-def _means(pairs: Sequence[Pair], over: OverPairs) -> dict[str, Measured]:
+def _means(pairs: Sequence[Pair], over: OverPairs) -> dict[str, Any]:
     """Return what the comparison says about all pairs together."""
     decoders, encoders = [pair.decoder for pair in pairs], [pair.encoder for pair in pairs]
     return {

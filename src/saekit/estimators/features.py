@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_array, validate_data
 
 from ..errors import ConfigError, ModelError, ShapeError
+from ..files import local_path
 from ..settings import suggest_keywords
 
 if TYPE_CHECKING:
@@ -135,6 +135,13 @@ class _Features(TransformerMixin, BaseEstimator):
         else:
             X = check_array(X, dtype=[np.float32, np.float64])
         self._check_width(X.shape[1])
+        if ask.sae is not None:
+            from ..places import warn, warnings_on
+            from ..rows.opening import SCALE_ROWS, variance_of
+            from ..sae.naming import name_of
+
+            seen = {"row_variance": variance_of(torch.from_numpy(np.array(X[:SCALE_ROWS])))}
+            warn(warnings_on([(name_of(ask.sae), ask.sae)], seen))
         blocks = range(0, len(X), _ROWS_AT_ONCE)
         batches = (
             (
@@ -414,6 +421,6 @@ def _loaded_sae(path: str, stamp: tuple[tuple[str, int, int], ...]) -> SAE:
 
 def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:
     """Return sizes and times of the files of an SAE's folder: while they are the same, so is the SAE."""
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())

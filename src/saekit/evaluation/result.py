@@ -62,7 +62,7 @@ class Evaluation(Result):
     """
 
     KIND: ClassVar[str] = "evaluation"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
 
     rows: dict[str, Any]
     """``info`` of the rows: model, hook, data, digest, filters."""

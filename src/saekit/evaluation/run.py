@@ -12,8 +12,9 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..inputs.records import repeatable
-from ..measure.fidelity import SplicedModel
+from ..measure.fidelity import SplicedModel, place_warnings
 from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
+from ..measure.settings import CE_TOKENS
 from ..models.language import LanguageModel
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
@@ -92,6 +93,11 @@ def evaluate(
             "evaluate: rows or a language model with texts must be given; got neither. "
             "Pass `rows`, or `model` and `data`."
         )
+    if model is None and settings.tokens not in (0, CE_TOKENS):
+        raise ConfigError(
+            f"evaluate: `tokens` is about a language model, and there is none; got {settings.tokens}. "
+            "Rows are limited by max_rows (--set max_rows=N)."
+        )
     source = None if rows is None else as_source(rows, width, "evaluate")
     data = repeatable(data)
     spliced = None
@@ -99,7 +105,7 @@ def evaluate(
         spliced = SplicedModel.of(model, data, [sae for _, sae in named], source, settings, "evaluate")
     if source is None:
         assert spliced is not None
-        settings = replace(settings, max_rows=settings.max_rows or MODEL_ROWS)
+        settings = replace(settings, max_rows=_rows_to_make(settings))
         source = stream(spliced.lm, data, hook=spliced.hook, text=settings.text, tokens=settings.max_rows)
         check_row_width(source, width, "evaluate")
         spliced = replace(spliced, rows=dict(source.info))
@@ -118,7 +124,15 @@ def evaluate(
         n_rows=found.n_rows,
         language_model=found.language_model,
         entries=[_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)],
+        warnings=place_warnings(named, source, spliced),
     )
+
+
+def _rows_to_make(settings: EvaluationSettings) -> int:
+    """Return the number of rows that a model makes: as many as the tokens that were asked for, if any were."""
+    if settings.max_rows is not None:
+        return settings.max_rows
+    return MODEL_ROWS if settings.tokens in (0, CE_TOKENS) else settings.tokens
 
 
 def _frozen(frozen: Given | None, width: int) -> SAE | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..measure.settings import MeasureSettings
+from ..measure.settings import CE_TOKENS, MeasureSettings
 from ..settings import suggest_keywords
 
 MODEL_ROWS = 131_072
@@ -20,7 +20,10 @@ class EvaluationSettings(MeasureSettings):
     CALLER: ClassVar[str] = "evaluate"
 
     max_rows: int | None = None
-    """Maximum number of rows [all rows given; 131072 from a model]."""
+    """Maximum number of rows [all rows given; from a model as many as `tokens`, or 131072]."""
+    tokens: int = CE_TOKENS
+    """Tokens that the model reads, for the cross-entropies (rounded up to a whole context) and for the rows that it
+    makes; 0 for no cross-entropies [32768, and 131072 rows]."""
     seed: int = 0
     """Random seed of the untrained SAE and of the resamples [0]."""
     controls: bool = True

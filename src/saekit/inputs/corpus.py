@@ -209,39 +209,6 @@ def corpus_digest(documents: Iterable[Document]) -> str:
     return "sha256:" + total.hexdigest()
 
 
-def corpus_info(documents: Sequence[Document]) -> dict[str, object]:
-    """Return what a corpus is made of, as plain JSON: digest, counts, bytes of UTF-8, versions of the libraries.
-
-    Parameters
-    ----------
-    documents
-        What `docs` returned.
-
-    Returns
-    -------
-    dict
-        Keys ``digest``, ``documents``, ``modules``, ``bytes`` and ``libraries`` (name to ``version``,
-        ``documents``, ``bytes``).
-    """
-    versions = library_versions()
-    count: Counter[str] = Counter()
-    size: Counter[str] = Counter()
-    for document in documents:
-        count[document.library] += 1
-        size[document.library] += len(document.text.encode("utf-8", "surrogatepass"))
-    return {
-        "digest": corpus_digest(documents),
-        "documents": len(documents),
-        "modules": len({document.module for document in documents}),
-        "bytes": size.total(),
-        "libraries": {
-            name: {"version": versions.get(name), "documents": count[name], "bytes": size[name]}
-            for name in LIBRARIES
-            if name in count
-        },
-    }
-
-
 def library_versions() -> dict[str, str]:
     """Versions of the installed libraries of the corpus, by their names in `LIBRARIES`."""
     versions = {"python": platform.python_version()}
@@ -454,14 +421,17 @@ def _modules(library: str) -> list[tuple[str, Path]]:
     prefix = () if library == "python" else (library,)
     found = {}
     for folder, folders, files in os.walk(root):
-        inside = Path(folder).relative_to(root).parts
+        inside = (*prefix, *Path(folder).relative_to(root).parts)
         folders[:] = [name for name in folders if name.isidentifier() and name not in _SKIPPED_FOLDERS]
-        for name in files:
+        for name in filter(_is_module, files):
             stem = name.removesuffix(".py")
-            if name != stem and stem.isidentifier() and not stem.startswith("test_"):
-                parts = (*prefix, *inside) if stem == "__init__" else (*prefix, *inside, stem)
-                found[".".join(parts)] = Path(folder, name)
+            found[".".join(inside if stem == "__init__" else (*inside, stem))] = Path(folder, name)
     return sorted(found.items())
+
+
+def _is_module(name: str) -> bool:
+    stem = name.removesuffix(".py")
+    return name != stem and stem.isidentifier() and not stem.startswith("test_")
 
 
 def _docstrings(library: str, module: str, data: bytes) -> Iterator[Document]:
@@ -510,7 +480,11 @@ def _documenting_call(call: ast.Call) -> Iterator[tuple[str, str]]:
     *owners, last = call.args
     if isinstance(last, (ast.Tuple, ast.List)) and len(last.elts) == 2:
         owners, last = [*owners, last.elts[0]], last.elts[1]
-    constants = [part.value for part in ast.walk(last) if isinstance(part, ast.Constant)]
-    text = "".join(value for value in constants if isinstance(value, str))
     names = [str(owner.value) if isinstance(owner, ast.Constant) else ast.unparse(owner) for owner in owners]
-    yield ".".join(names), _PLACEHOLDER_LINE.sub("", text)
+    yield ".".join(names), _PLACEHOLDER_LINE.sub("", _constant_text(last))
+
+
+def _constant_text(node: ast.AST) -> str:
+    """Return the strings in an expression, joined."""
+    constants = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+    return "".join(value for value in constants if isinstance(value, str))

@@ -180,10 +180,7 @@ def read_images(
 
 def _read(data: Any, image: str | None, split: str | None, limit: int | None) -> Images:
     if isinstance(data, Images):
-        if split is not None and split != data.info.get("split"):
-            raise DataError(
-                f"`{data.info['name']}` was read with the split {data.info.get('split')}; `{split}` is asked for."
-            )
+        data.check_split(split)
         return data
     if not isinstance(data, str | os.PathLike):
         return _from_memory(data, image, split)
@@ -207,18 +204,27 @@ def _from_local(path: Path, image: str | None, split: str | None) -> Images:
     if path.is_dir() and is_saved(path):
         records, source = open_saved(path, split)
         return _from_records(list(records), source, image)
+    _check_no_columns(image, f"`{path.name}`")
+    place, split = _place_of_split(path, split)
+    found = _from_folder(place) if place.is_dir() else _from_file(place)
+    found.info.update({"name": path.resolve().name if path.is_dir() else path.name, "path": str(path.resolve())})
+    if split is not None:
+        found.info["split"] = split
+    return found
+
+
+def _check_no_columns(image: str | None, what: str) -> None:
     if image is not None:
-        raise DataError(f"`{path.name}` has no columns; a column of images, `{image}`, is asked for. Leave it out.")
+        raise DataError(f"{what} has no columns; a column of images, `{image}`, is asked for. Leave it out.")
+
+
+def _place_of_split(path: Path, split: str | None) -> tuple[Path, str | None]:
+    """Return the subfolder of a split where a folder consists of such; else the path itself, if its name says so."""
     known = sorted(each.name for each in path.iterdir() if each.is_dir()) if path.is_dir() else []
     if len(known) > 1 and set(known) <= set(SPLITS):
         split = choose_split(known, split, path.name)
-        found = _from_folder(path / split)
-        found.info["name"] = path.resolve().name
-    else:
-        _, split = files_of_split([path], path, split)
-        found = _from_folder(path) if path.is_dir() else _from_file(path)
-    found.info.update({"path": str(path.resolve()), **({} if split is None else {"split": split})})
-    return found
+        return path / split, split
+    return path, files_of_split([path], path, split)[1]
 
 
 def _from_folder(path: Path) -> Images:
@@ -295,7 +301,12 @@ def _load_numpy(path: Path) -> Any:
     try:
         with open(path, "rb") as stream:
             found = np.load(stream, allow_pickle=False)
-            return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+            if isinstance(found, np.ndarray):
+                return found
+            arrays = {name: found[name] for name in found.files}
+            if wrong := [name for name, each in arrays.items() if not isinstance(each, np.ndarray)]:
+                raise ValueError(f"{listed(wrong)} is no array")
+            return arrays
     except Exception as error:  # numpy and zipfile raise classes of many modules
         raise FormatError(
             f"`{path}` must be a file of numpy arrays of numbers; it cannot be read: {first_line(error)}. "
@@ -386,20 +397,24 @@ def _from_memory(data: Any, image: str | None, split: str | None) -> Images:
     if isinstance(data, Tensor):
         data = data.detach().cpu().numpy()
     if isinstance(data, np.ndarray) and data.dtype != object and data.dtype.names is None:
-        if image is not None or split is not None:
-            raise DataError("an array of images has neither columns nor splits. Leave `image` and `split` out.")
+        _check_no_columns(image, "an array")
+        if split is not None:
+            raise DataError(f"an array has no split `{split}`. Leave it out.")
         return _from_array(data, {"kind": "array", "name": "array"})
     if _is_pair(data):
         images = _from_memory(data[0], image, split)
         return images.with_columns(label=one_column(data[1]))
     records, source = open_values(_sequence(data), split)
-    entries = list(records)
+    return _from_entries(list(records), source, image)
+
+
+def _from_entries(entries: list[Any], source: dict[str, Any], image: str | None) -> Images:
+    """Return images from records: dictionaries, pairs with a label, or the images themselves."""
     if not entries:
         raise DataError("there must be at least one image; the list is empty.")
     if isinstance(entries[0], Mapping):
         return _from_records(entries, source, image)
-    if image is not None:
-        raise DataError(f"these images have no columns; a column of images, `{image}`, is asked for. Leave it out.")
+    _check_no_columns(image, "a list of images")
     if isinstance(entries[0], tuple):
         return _from_opened([each[0] for each in entries], source, {"label": tuple(each[1] for each in entries)})
     return _from_opened(entries, source, {})

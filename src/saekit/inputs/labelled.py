@@ -16,7 +16,7 @@ from ..errors import ConfigError, DataError, did_you_mean, listed
 from .images import Images, read_images
 from .settings import Split
 from .split import Columns, Part, codes_of, draw_by_value, split_rows
-from .texts import read_texts
+from .texts import Texts, read_texts
 
 FEW_TEST_ROWS = 50
 """Test rows of a class below which a warning says that its numbers are uncertain."""
@@ -118,11 +118,10 @@ def read_labelled(data: Any, *, across: str | None = None, split: Split = Split(
     if split.max_rows is not None:
         table = table.pick(draw_by_value(table, np.arange(len(table.labels)), split.max_rows, split.seed))
         _check_classes(table.labels, f" of the {split.max_rows} that `max_rows` leaves")
-    parts = split_rows(table, split)
-    if split.train_rows is not None:
-        parts = [(draw_by_value(table, train, split.train_rows, split.seed), test) for train, test in parts]
-    if split.test_rows is not None:
-        parts = [(train, draw_by_value(table, test, split.test_rows, split.seed)) for train, test in parts]
+    parts = [
+        (_at_most(split.train_rows, table, train, split.seed), _at_most(split.test_rows, table, test, split.seed))
+        for train, test in split_rows(table, split)
+    ]
     used = np.unique(np.concatenate([rows for part in parts for rows in part]))
     index = np.full(len(table.labels), -1)
     index[used] = np.arange(len(used))
@@ -130,16 +129,16 @@ def read_labelled(data: Any, *, across: str | None = None, split: Split = Split(
     return _labelled(data, table.pick(used), parts, about, warnings)
 
 
+def _at_most(limit: int | None, table: Columns, rows: np.ndarray, seed: int) -> np.ndarray:
+    return rows if limit is None else draw_by_value(table, rows, limit, seed)
+
+
 def _labelled(data: Any, table: Columns, parts: list[Part], about: dict[str, Any], warnings: list[str]) -> Labelled:
     classes = tuple(sorted(set(table.labels)))
     codes = codes_of(table.units)
     is_grouped = about["group"] is not None
     images = data.pick(table.index) if isinstance(data, Images) else None
-    twice = len(table.keys) - len(set(table.keys))
-    if twice:
-        kept = "together with their group" if is_grouped else "on one side of the split"
-        kept = "where the split puts them" if about["split_column"] is not None else kept
-        warnings.append(f"{twice:,} {'texts' if images is None else 'images'} occur before; they are kept {kept}")
+    warnings = [*warnings, *_repeated(table.keys, "texts" if images is None else "images", about)]
     about |= {"n_rows": len(table.keys), "n_train": int(np.mean([len(train) for train, _ in parts]))}
     found = Labelled(
         texts=() if images is not None else tuple(table.keys),
@@ -159,25 +158,22 @@ def _labelled(data: Any, table: Columns, parts: list[Part], about: dict[str, Any
     return replace(found, warnings=(*warnings, *_doubts(found)))
 
 
+def _repeated(keys: Sequence[str], what: str, about: dict[str, Any]) -> list[str]:
+    """Return a note on texts or images that occur several times."""
+    twice = len(keys) - len(set(keys))
+    if not twice:
+        return []
+    kept = "together with their group" if about["group"] is not None else "on one side of the split"
+    kept = "where the split puts them" if about["split_column"] is not None else kept
+    return [f"{twice:,} {what} occur before; they are kept {kept}"]
+
+
 # ------------------------------------------------------------------------------------------------------- the columns
 
 
 def _read(data: Any, across: str | None, split: Split) -> tuple[Columns, dict[str, Any], list[str]]:
     """Return the columns of the rows that have one of the values, where they come from, and what must be told."""
-    names = [split.label, split.group, across, split.split_column]
-    table: Any = data
-    warnings = []
-    if isinstance(data, Images):
-        if split.text != "text":
-            raise ConfigError(f"`text` names a column of texts, `{split.text}`; these are images. Leave it out.")
-        table = read_images(data, split=split.hub_split)
-        keys = image_keys(data)
-    else:
-        wanted = list(dict.fromkeys(name for name in names if name is not None))
-        table = read_texts(data, text=split.text, split=split.hub_split, columns=wanted)
-        keys = list(table.texts)
-        if table.info["n_empty"]:
-            warnings.append(f"{table.info['n_empty']:,} rows without text were left out")
+    table, keys, warnings = _read_entries(data, across, split)
     labels = column_of(table, split.label, "label")
     units = keys if split.group is None else column_of(table, split.group, "group")
     is_test = None
@@ -190,12 +186,26 @@ def _read(data: Any, across: str | None, split: Split) -> tuple[Columns, dict[st
     all_rows = Columns(
         keys, units, labels, value, is_test, np.arange(len(keys)), values, "rows" if split.group is None else "groups"
     )
-    about = {
-        **{key: table.info[key] for key in ("kind", "name", "split", "digest") if key in table.info},
+    origin = ("kind", "name", "path", "split", "digest")
+    about: dict[str, Any] = {
+        **{key: table.info[key] for key in origin if key in table.info},
         "text": split.text, "label": split.label, "group": split.group, "across": across,
         "split_column": split.split_column, "n_rows_read": len(keys), "folds": split.folds,
     }  # fmt: skip
     return all_rows.pick(np.flatnonzero(value >= 0)), about, warnings
+
+
+def _read_entries(data: Any, across: str | None, split: Split) -> tuple[Texts | Images, list[str], list[str]]:
+    """Return the texts or images with the columns that are needed, the key of each, and what must be told."""
+    if isinstance(data, Images):
+        if split.text != "text":
+            raise ConfigError(f"`text` names a column of texts, `{split.text}`; these are images. Leave it out.")
+        return read_images(data, split=split.hub_split), image_keys(data), []
+    names = (split.label, split.group, across, split.split_column)
+    wanted = list(dict.fromkeys(name for name in names if name is not None))
+    texts = read_texts(data, text=split.text, split=split.hub_split, columns=wanted)
+    n_empty = texts.info["n_empty"]
+    return texts, list(texts.texts), [f"{n_empty:,} rows without text were left out"] if n_empty else []
 
 
 def _values(column: list[str], name: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -263,24 +273,30 @@ def image_keys(images: Images) -> list[str]:
 
 def _without_rare(table: Columns, min_rows: int) -> tuple[Columns, list[str]]:
     """Return the rows of the classes that are not rare, and a note on the others."""
+    counts = _training_units(table)
+    rare = sorted(name for name, count in counts.items() if count < min_rows)
+    if len(counts) - len(rare) < 2:
+        raise DataError(
+            f"there must be at least two classes with {min_rows} {table.what} (min_rows); "
+            f"there are {len(counts) - len(rare)} of {len(counts)}. Ask for fewer."
+        )
+    if not rare:
+        return table, []
+    rows = np.array([row for row, name in enumerate(table.labels) if counts[name] >= min_rows], np.int64)
+    what = f"{'training ' if table.is_test is not None else ''}{table.what}"
+    return table.pick(rows), [
+        f"{len(rare)} of {len(counts)} classes have fewer than {min_rows} {what} and were left out, "
+        f"{len(table.labels) - len(rows):,} of {len(table.labels):,} rows: {listed(rare)}"
+    ]
+
+
+def _training_units(table: Columns) -> dict[str, int]:
+    """Return for each class how many rows or groups it has that are not given as test rows."""
     units: dict[str, set[object]] = {name: set() for name in table.labels}
     for row, name in enumerate(table.labels):
         if table.is_test is None or not table.is_test[row]:
             units[name].add(row if table.what == "rows" else table.units[row])
-    rare = sorted(name for name, found in units.items() if len(found) < min_rows)
-    if len(units) - len(rare) < 2:
-        raise DataError(
-            f"there must be at least two classes with {min_rows} {table.what} (min_rows); "
-            f"there are {len(units) - len(rare)} of {len(units)}. Ask for fewer."
-        )
-    if not rare:
-        return table, []
-    rows = np.array([row for row, name in enumerate(table.labels) if len(units[name]) >= min_rows], np.int64)
-    what = f"{'training ' if table.is_test is not None else ''}{table.what}"
-    return table.pick(rows), [
-        f"{len(rare)} of {len(units)} classes have fewer than {min_rows} {what} and were left out, "
-        f"{len(table.labels) - len(rows):,} of {len(table.labels):,} rows: {listed(rare)}"
-    ]
+    return {name: len(found) for name, found in units.items()}
 
 
 def _check_classes(labels: Sequence[str], which: str = "") -> None:
@@ -309,22 +325,20 @@ def _check_given(table: Columns, split: Split) -> None:
             f"column `{split.split_column}` must mark some rows, not all, with `{split.test_split}`; it marks "
             f"{int(is_test.sum())} of {len(is_test)}. Name the value of the test rows (test_split)."
         )
-    sides = [{table.labels[row] for row in np.flatnonzero(is_test == side)} for side in (True, False)]
-    unseen = sorted(sides[0] - sides[1])
+    labels, units = np.array(table.labels, object), np.array(table.units, object)
+    unseen = sorted(set(labels[is_test]) - set(labels[~is_test]))
     if unseen:
         raise DataError(
             f"every class of the test rows must be in the training rows too; {listed(unseen)} are only in test. Leave "
             "these classes out (--min-rows N) or correct the split."
         )
-    if table.what == "groups":
-        both = {table.units[row] for row in np.flatnonzero(is_test)}
-        both &= {table.units[row] for row in np.flatnonzero(~is_test)}
-        if both:
-            raise DataError(
-                f"a group must lie on one side of the split in column `{split.split_column}`; {len(both)} groups lie "
-                "on both, so test rows would be known from training. Correct the split, or leave it out and let saekit "
-                "draw one."
-            )
+    both = set(units[is_test]) & set(units[~is_test])
+    if both and table.what == "groups":
+        raise DataError(
+            f"a group must lie on one side of the split in column `{split.split_column}`; {len(both)} groups lie "
+            "on both, so test rows would be known from training. Correct the split, or leave it out and let saekit "
+            "draw one."
+        )
 
 
 def check_values(data: Labelled, inner: int) -> None:
@@ -343,34 +357,35 @@ def check_values(data: Labelled, inner: int) -> None:
         One class, another set of classes, too few rows or groups on either side.
     """
     units = codes_of(data.keys)
-    what = "rows" if data.groups is None else "groups"
     for v, name in enumerate(data.values):
         where = f"`{name}` of column `{data.about['across']}`"
-        of_value = data.y[data.value == v]
-        missing = [label for c, label in enumerate(data.classes) if not (of_value == c).any()]
-        if len(data.classes) - len(missing) < 2:
-            only = next(label for label in data.classes if label not in missing)
-            raise DataError(
-                f"{where} must have at least two classes; all its {len(of_value)} rows are `{only}`. Leave it out "
-                "(values=…), or check the label column."
-            )
-        if missing:
-            raise DataError(
-                f"{where} must have every class, or nothing can be said about them there; it lacks "
-                f"{listed(missing)}. Leave the value out (values=…), or the rows of these classes."
-            )
+        _check_classes_of_value(data, v, where)
         parts = data.parts_of(v)
+        sides = [np.concatenate([test for _, test in parts]), *(train for train, _ in parts)]
         for c, label in enumerate(data.classes):
-            tested, *learned = [
-                len(np.unique(units[rows[data.y[rows] == c]]))
-                for rows in (np.concatenate([test for _, test in parts]), *(train for train, _ in parts))
-            ]
+            tested, *learned = [len(np.unique(units[rows[data.y[rows] == c]])) for rows in sides]
             if tested < MIN_TEST_GROUPS or min(learned) < inner:
                 raise DataError(
-                    f"{where}: class `{label}` must have at least {MIN_TEST_GROUPS} test and {inner} training {what}; "
-                    f"it has {tested} and {min(learned)}. Give more rows, fewer inner folds, or leave it out "
-                    "(values=…)."
+                    f"{where}: class `{label}` must have at least {MIN_TEST_GROUPS} test and {inner} training "
+                    f"{'rows' if data.groups is None else 'groups'}; it has {tested} and {min(learned)}. Give more "
+                    "rows, fewer inner folds, or leave it out (values=…)."
                 )
+
+
+def _check_classes_of_value(data: Labelled, value: int, where: str) -> None:
+    of_value = data.y[data.value == value]
+    missing = [label for c, label in enumerate(data.classes) if not (of_value == c).any()]
+    if len(data.classes) - len(missing) < 2:
+        only = next(label for label in data.classes if label not in missing)
+        raise DataError(
+            f"{where} must have at least two classes; all its {len(of_value)} rows are `{only}`. Leave it out "
+            "(values=…), or check the label column."
+        )
+    if missing:
+        raise DataError(
+            f"{where} must have every class, or nothing can be said about them there; it lacks "
+            f"{listed(missing)}. Leave the value out (values=…), or the rows of these classes."
+        )
 
 
 def _check_tested(data: Labelled) -> None:
@@ -400,16 +415,18 @@ def _untested(data: Labelled) -> list[str]:
     return [f"classes without test rows do not count: {listed(untested)}"] if untested else []
 
 
+def _is_few(data: Labelled, rows: np.ndarray) -> bool:
+    """Return whether the test rows of a class are few, or of few groups."""
+    groups = FEW_TEST_GROUPS if data.groups is None else len(np.unique(data.groups[rows]))
+    return 0 < len(rows) < FEW_TEST_ROWS or (len(rows) > 0 and groups < FEW_TEST_GROUPS)
+
+
 def _few_tested(data: Labelled) -> list[str]:
     """Where there is too little for narrow intervals."""
     few = []
     for v, value in enumerate(data.values):
         test = np.concatenate([test for _, test in data.parts_of(v)])
-        for c, name in enumerate(data.classes):
-            rows = test[data.y[test] == c]
-            groups = FEW_TEST_GROUPS if data.groups is None else len(np.unique(data.groups[rows]))
-            if len(rows) and (len(rows) < FEW_TEST_ROWS or groups < FEW_TEST_GROUPS):
-                few.append((value, name))
+        few += [(value, name) for c, name in enumerate(data.classes) if _is_few(data, test[data.y[test] == c])]
     if not few:
         return []
     least = f"{FEW_TEST_ROWS} test rows"

@@ -79,7 +79,17 @@ def open_local(path: Path, split: str | None, wanted: Collection[str] | None) ->
     source = {"kind": "file", "name": path.resolve().name, "path": str(path.resolve())}
     if path.is_dir() and is_saved(path):
         return open_saved(path, split)
-    files = sorted(_inside(path)) if path.is_dir() else [path]
+    files, split = files_of_split(_files(path), path, split)
+    if split is not None:
+        source["split"] = split
+    return (record for file in files for record in read_file(file, wanted)), source
+
+
+def _files(path: Path) -> list[Path]:
+    """Return a file, or the files of a folder and its subfolders without the hidden ones; all of one kind."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if ending(file) and file.is_file() and _is_shown(file, path))
     endings = {ending(file) for file in files}
     if len(endings) != 1 or None in endings:
         found = f"the folder holds {listed(sorted(map(str, endings)))}" if path.is_dir() else f"got `{path.name}`"
@@ -87,41 +97,43 @@ def open_local(path: Path, split: str | None, wanted: Collection[str] | None) ->
             f"a text source must end in {listed(ENDINGS, 6)} (with or without `.gz`), one kind per folder; {found}. "
             "Convert it, or read it yourself and pass a list of texts."
         )
-    files, split = files_of_split(files, path, split)
-    if split is not None:
-        source["split"] = split
-    return (record for file in files for record in read_file(file, wanted)), source
+    return files
 
 
-def _inside(folder: Path) -> Iterator[Path]:
-    """Yield the readable files of a folder and its subfolders, hidden ones left out."""
-    for file in folder.rglob("*"):
-        if ending(file) and file.is_file() and not any(part[0] == "." for part in file.relative_to(folder).parts):
-            yield file
+def _is_shown(file: Path, folder: Path) -> bool:
+    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def files_of_split(files: list[Path], root: Path, split: str | None) -> tuple[list[Path], str | None]:
     """Return the files of a split, and its name; all files where they have none."""
-    names = {file: file.relative_to(root.parent if file == root else root).as_posix().lower() for file in files}
-    words = {file: match[1] if (match := _SPLIT_WORDS.search(name)) else None for file, name in names.items()}
-    known = sorted({word for word in words.values() if word})
+    top = root.parent if files == [root] else root
+    names = [file.relative_to(top).as_posix().lower() for file in files]
+    words = [next(iter(_SPLIT_WORDS.findall(name)), "") for name in names]
+    split = split or _first_choice(words, root.name)
     if split is None:
-        if len(known) < 2 or None in words.values():
-            return files, None
-        if "train" not in known:
-            raise DataError(
-                f"`{root.name}` holds the splits {listed(known)}. Say which one is meant (split=…, @SPLIT)."
-            )
-        split = "train"
+        return files, None
     pattern = re.compile(rf"(?<![a-z0-9]){re.escape(split.lower())}(?![a-z0-9])")
-    chosen = [file for file in files if pattern.search(names[file])]
+    chosen = [file for file, name in zip(files, names) if pattern.search(name)]
     if not chosen:
-        raise DataError(
-            f"`{root.name}` must have the split `{split}`; "
-            + (f"its files name {listed(known)}." if known else "files have splits only where their names say so.")
-            + " Leave the split out, or give the file that is meant."
-        )
+        raise _no_split(root.name, split, sorted({*words} - {""}))
     return chosen, split
+
+
+def _no_split(name: str, split: str, known: list[str]) -> DataError:
+    has = f"its files name {listed(known)}." if known else "files have splits only where their names say so."
+    return DataError(
+        f"`{name}` must have the split `{split}`; {has} Leave the split out, or give the file that is meant."
+    )
+
+
+def _first_choice(words: list[str], name: str) -> str | None:
+    """Return ``train`` where every file names one of several splits; else None: all files are read."""
+    known = sorted(set(words))
+    if len(known) < 2 or "" in known:
+        return None
+    if "train" not in known:
+        raise DataError(f"`{name}` holds the splits {listed(known)}. Say which one is meant (split=…, @SPLIT).")
+    return "train"
 
 
 def read_file(path: Path, wanted: Collection[str] | None = None) -> Iterator[Any]:

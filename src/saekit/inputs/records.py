@@ -7,7 +7,7 @@ over their records (a frame iterates over the names of its columns) are read row
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -148,15 +148,12 @@ def _rows_of_table(data: Any) -> Iterator[Any] | None:
         return _rows_of_mapping(data)
     if isinstance(data, np.ndarray) and data.dtype.names:
         return rows_of_columns({name: data[name] for name in data.dtype.names})
-    if isinstance(data, tuple) and len(data) == 2 and all(map(_is_container, data)):
+    if _is_pair(data):
         return _rows_of_pair(*data)
-    if hasattr(data, "itertuples"):  # pandas
-        return _rows_of_frame(data)
-    if hasattr(data, "iter_rows") and hasattr(data, "columns"):  # polars
-        return iter(data.iter_rows(named=True))
-    if hasattr(data, "column_names") and hasattr(data, "features"):  # datasets
-        return named_labels(data)
-    return _rows_of_arrow(data)
+    for marks, rows in _FRAMES:
+        if all(hasattr(data, mark) for mark in marks):
+            return rows(data)
+    return None
 
 
 def _rows_of_mapping(data: Mapping[Any, Any]) -> Iterator[Any]:
@@ -168,6 +165,10 @@ def _rows_of_mapping(data: Mapping[Any, Any]) -> Iterator[Any]:
             f"{listed(data)}. Records come in a list: [{{'text': …}}, {{'text': …}}]."
         )
     return rows_of_columns(data)
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple) and len(data) == 2 and all(map(_is_container, data))
 
 
 def _rows_of_pair(texts: Any, labels: Any) -> Iterator[tuple[Any, ...]]:
@@ -182,24 +183,28 @@ def _rows_of_frame(frame: Any) -> Iterator[dict[str, Any]]:
         yield dict(zip(names, map(plain, values)))
 
 
-def _rows_of_arrow(data: Any) -> Iterator[Any] | None:
-    """Return the rows of a table or batch of pyarrow, or of whatever gives itself as a stream of these."""
-    if hasattr(data, "to_batches"):
-        batches = data.to_batches()
-    elif hasattr(data, "to_pylist") and hasattr(data, "schema"):
-        batches = [data]
-    elif hasattr(data, "__arrow_c_stream__") and (hasattr(data, "schema") or hasattr(data, "columns")):
-        import pyarrow
+def _rows_of_batches(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        for first in range(0, len(batch), _ROWS_AT_ONCE):
+            yield from batch.slice(first, _ROWS_AT_ONCE).to_pylist()
 
-        batches = pyarrow.RecordBatchReader.from_stream(data)
-    else:
-        return None
-    return (
-        row
-        for batch in batches
-        for first in range(0, len(batch), _ROWS_AT_ONCE)
-        for row in batch.slice(first, _ROWS_AT_ONCE).to_pylist()
-    )
+
+def _rows_of_stream(data: Any) -> Iterator[dict[str, Any]]:
+    import pyarrow
+
+    return _rows_of_batches(pyarrow.RecordBatchReader.from_stream(data))
+
+
+_FRAMES: tuple[tuple[tuple[str, ...], Callable[[Any], Iterator[Any]]], ...] = (
+    (("itertuples", "columns"), _rows_of_frame),  # pandas
+    (("iter_rows", "columns"), lambda data: iter(data.iter_rows(named=True))),  # polars
+    (("column_names", "features"), named_labels),  # datasets
+    (("to_batches", "schema"), lambda data: _rows_of_batches(data.to_batches())),  # tables of pyarrow
+    (("to_pylist", "schema"), lambda data: _rows_of_batches([data])),  # a batch of them
+    (("__arrow_c_stream__", "schema"), _rows_of_stream),  # whoever speaks Arrow
+    (("__arrow_c_stream__", "columns"), _rows_of_stream),
+)
+"""What a table is recognized by, and how its rows are read; the libraries themselves need not be there."""
 
 
 def _are_splits(data: Any) -> bool:
@@ -223,8 +228,6 @@ def _side_by_side(columns: Mapping[str, Iterator[Any]]) -> Iterator[tuple[Any, .
 
 def _entries(data: Any) -> Iterator[Any]:
     """Return the entries of what is no table."""
-    if isinstance(data, np.ndarray) and data.ndim == 2 and data.shape[1] == 1:
-        data = data[:, 0]
     why = ""
     if isinstance(data, str | bytes):
         why = ": one string. Put it into a list"
@@ -233,7 +236,9 @@ def _entries(data: Any) -> Iterator[Any]:
     elif isinstance(data, Set):
         why = ", which has no order. Make it a list"
     elif isinstance(data, np.ndarray) and data.ndim in (0, 2):  # more axes: images
+        if data.shape[1:] == (1,):
+            return iter(data[:, 0])
         why = f" of shape {data.shape}. Give one column"
-    elif isinstance(data, Iterable) or hasattr(data, "__getitem__"):
+    elif hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
         return iter(data)
     raise DataError(f"data in memory must be {READABLE}; got {type(data).__name__}{why}.")

@@ -14,7 +14,8 @@ class Split:
     """Which columns of a table are read, and which of its rows are training and test rows.
 
     A drawn split depends on the seed and on the groups' names (the texts themselves without groups) only: the order of
-    the rows changes nothing, and equal texts are never on both sides.
+    the rows changes nothing, and equal texts are never on both sides. Groups of any size are dealt out so that the test
+    set, or every fold, has about its fraction of the rows of every class; large groups tend to be training rows.
     """
 
     text: str = "text"

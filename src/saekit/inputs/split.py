@@ -14,6 +14,9 @@ from .settings import Split
 Part = tuple[np.ndarray, np.ndarray]
 """Training and test rows."""
 
+_HEAVY = 3.0  # cost of a group that has much of a part to itself, compared with that of missing as many rows
+_ORDERS = 16  # in which groups are dealt out, with up to a thousand groups
+
 
 @dataclass(frozen=True, eq=False)
 class Columns:
@@ -145,17 +148,61 @@ def _drawn_folds(table: Columns, split: Split) -> np.ndarray:
 
 
 def _balanced_folds(table: Columns, split: Split) -> np.ndarray:
-    from sklearn.model_selection import StratifiedGroupKFold
-
+    """Return the fold of each row of groups of any size; without folds 0 for test rows and -1 for training rows."""
     y, units = codes_of(table.labels), codes_of(table.units)
-    n_folds = split.folds or max(2, round(1 / split.test_share))
-    check_folds(y, units, n_folds, "outer", sorted(set(table.labels)))
-    fold = np.full(len(y), -1)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=split.seed)
-    for part, (_, test) in enumerate(splitter.split(y, y, units)):
-        if split.folds is not None or part == 0:
-            fold[test] = part
-    return fold
+    check_folds(y, units, split.folds or 2, "outer", sorted(set(table.labels)))
+    counts = np.zeros((int(units.max()) + 1, int(y.max()) + 1))
+    np.add.at(counts, (units, y), 1)
+    fractions = (
+        np.array([split.test_share, 1 - split.test_share])
+        if split.folds is None
+        else np.full(split.folds, 1 / split.folds)
+    )
+    fold = dealt_groups(sorted(set(table.units)), counts, fractions, split.seed)[units]
+    return fold if split.folds is not None else np.where(fold == 0, 0, -1)
+
+
+def dealt_groups(names: Sequence[str], counts: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:
+    """Return the part of each group, so that every part has about its fraction of the rows of every class.
+
+    Groups are dealt out one at a time, mostly the large ones first, each to where rows of its classes are missing most.
+    That is done in several orders; the one that comes closest counts. A group that is larger than a part tends to be in
+    the larger part, the training rows.
+
+    Parameters
+    ----------
+    names
+        Names of the groups: the orders are computed from these and the seed alone.
+    counts
+        ``float64 [n_groups, n_classes]`` rows.
+    fractions
+        ``float64 [n_parts]`` what every part should have; they sum to 1.
+    seed
+        Random seed.
+    """
+    size = np.log(counts.sum(1))
+    wanted = fractions[:, None] * np.concatenate([counts.sum(0), [counts.sum()]])
+    rows = np.concatenate([counts, counts.sum(1, keepdims=True)], axis=1)
+    weight = 1 / wanted
+    weight[:, -1] *= counts.shape[1]  # all rows together count as much as the classes
+    heavy = _HEAVY * np.square(rows[:, -1:]) * weight[:, -1]
+    best: tuple[tuple[int, float], np.ndarray] | None = None
+    for order in range(max(1, min(_ORDERS, _ORDERS * 1000 // len(names)))):
+        noise = np.array([hashed_key("split", seed + order * 1_000_003, name) for name in names], dtype=float) / 2**128
+        placed, missing = np.empty(len(names), np.int64), wanted.copy()
+        for group in np.argsort(-(size + noise), kind="stable"):
+            # what the squared distance to the wanted rows, relative to these, gains in every part
+            gain = ((2 * missing - rows[group]) * rows[group] * weight).sum(1) - heavy[group]
+            part = int(gain.argmax())
+            placed[group] = part
+            missing[part] -= rows[group]
+        empty = int((missing[:, :-1] >= wanted[:, :-1]).sum())
+        distance = (np.square(missing) * weight).sum() + heavy[np.arange(len(names)), placed].sum()
+        found = (empty, float(distance))
+        if best is None or found < best[0]:
+            best = (found, placed)
+    assert best is not None
+    return best[1]
 
 
 def _both_sides(fold: dict[str, int], members: dict[str, set[tuple[str, int]]], rank: dict[str, int]) -> None:

@@ -21,6 +21,13 @@ class Table:
         """SHA-256 over all entries, in order."""
         return str(self.info["digest"])
 
+    def check_split(self, split: str | None) -> None:
+        """Refuse another split than the one that was read; raises `DataError`."""
+        if split is not None and split != self.info.get("split"):
+            raise DataError(
+                f"`{self.info['name']}` was read with the split {self.info.get('split')}; `{split}` is asked for."
+            )
+
     def column(self, name: str) -> tuple[Any, ...]:
         """Return one column of the table.
 
@@ -52,4 +59,4 @@ def shortened(value: object, length: int = 80) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of a message without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0].rstrip("."), 300)

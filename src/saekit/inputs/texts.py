@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -296,22 +296,22 @@ def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
 def _open(data: Any, text: str, split: str | None, columns: Sequence[str] | None) -> Records:
     """Return the records of a source, and what it is."""
     if isinstance(data, Texts):
+        data.check_split(split)
         known = ("kind", "name", "path", "split")
-        source: dict[str, Any] = {key: data.info[key] for key in known if key in data.info}
-        if split is not None and split != source.get("split"):
-            raise DataError(
-                f"`{source['name']}` was read with the split {source.get('split')}; `{split}` is asked for."
-            )
-        return _records_of_texts(data, text), source
-    if not isinstance(data, str | os.PathLike):
-        return open_values(data, split)
-    name = os.fspath(data)
+        return _records_of_texts(data, text), {key: data.info[key] for key in known if key in data.info}
+    if isinstance(data, str | os.PathLike):
+        return _open_named(os.fspath(data), split, None if columns is None else {text, *columns})
+    return open_values(data, split)
+
+
+def _open_named(name: str, split: str | None, wanted: Collection[str] | None) -> Records:
+    """Return the records of the corpus, of a local file or folder, or of a data set of the hub."""
     before, _, named = name.partition("@")
     if before in ("builtin", "builtin:paragraphs"):
         return _open_builtin(before, one_split(split, named, name) or "all")
     path, named_split = find_local(name)
     if path is not None:
-        return open_local(path, one_split(split, named_split, name), None if columns is None else {text, *columns})
+        return open_local(path, one_split(split, named_split, name), wanted)
     hub = HubName.parse(name)
     if hub is None or ending(Path(hub.name)) is not None or find_local(hub.name)[0] is not None:
         raise DataError(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError, ShapeError
 from ..sae.codes import Codes
+from ..variance import SAME_ROWS, fraction_unexplained
 from .intervals import N_GROUPS, Estimate, Sample
 
 DENSE = 0.1
@@ -155,6 +156,10 @@ class Moments:
         spread = self._n * (self._mean - self.mean).square().sum(1)
         return float(self._deviation.sum() + spread.sum())
 
+    def square(self) -> float:
+        """``sum ||x||^2`` over everything seen."""
+        return self.total() + self.n_rows * float(self.mean.square().sum())
+
     def totals(self, sample: Sample) -> np.ndarray | None:
         """Return the same without each part of the sample, about the mean of what stays: ``float64 [n]``."""
         if sample.weights is None:
@@ -254,9 +259,12 @@ class Reconstruction:
         left_out = None
         totals = self.moments.totals(sample)
         if sample.weights is not None and totals is not None:
-            left_out = _ratio(sample.weights @ sums["sse"], totals)
+            square = self.moments.square() / n.sum() * (sample.weights @ n)
+            left_out = fraction_unexplained(sample.weights @ sums["sse"], totals, square)
         fvu = sample.estimate(
-            float(_ratio(sums["sse"].sum(), self.moments.total())), left_out, undefined="all rows are the same"
+            float(fraction_unexplained(sums["sse"].sum(), self.moments.total(), self.moments.square())),
+            left_out,
+            undefined=SAME_ROWS,
         )
         estimates = {
             "fvu": fvu,
@@ -268,7 +276,8 @@ class Reconstruction:
             ),
         }
         if self._centre is not None:
-            estimates["ev_legacy"] = sample.ratio(sums["legacy"], n)
+            same = math.isnan(fvu.value)
+            estimates["ev_legacy"] = fvu if same else sample.ratio(sums["legacy"], n)
         return estimates
 
 
@@ -536,8 +545,3 @@ def double(x: Tensor) -> Tensor:
 
 def _home(x: Tensor) -> torch.device:
     return torch.device("cpu") if x.device.type == "mps" else x.device
-
-
-def _ratio(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.divide(numerator, denominator)

@@ -20,7 +20,9 @@ from ..models.hooks import find_hook
 from ..models.intervene import splice
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
+from ..places import Warned, warnings_on
 from ..provenance import known_place, place_of
+from ..rows.opening import warnings_on_rows
 from ..rows.source import Source
 from ..rows.tokens import CONTEXT, Contexts, TokenBatch, token_batches, tokenize
 from ..sae.model import SAE
@@ -163,11 +165,24 @@ class SplicedModel:
         return cls(lm, hook, texts, settings.tokens, info)
 
     @property
+    def place(self) -> dict[str, Any]:
+        """Model and hook, as the `info` of the rows that they would make."""
+        return {**self.lm.info, "hook": self.hook}
+
+    @property
     def status(self) -> str:
         """Whether the cross-entropy is measured, or why not."""
         if not self.lm.is_causal:
             return f"not measured: {self.lm.name} is not a causal language model"
         return "measured" if self.texts is not None else "not measured: tokens = 0"
+
+
+def place_warnings(named: Sequence[tuple[str, SAE]], rows: Source, spliced: SplicedModel | None) -> list[Warned]:
+    """Return what is not as in the training of SAEs that are measured on rows and in a language model."""
+    found = warnings_on_rows(named, rows)
+    if spliced is not None and rows.info.get("model_digest") is None:
+        found += warnings_on(named, spliced.place, what="the model given makes")
+    return found
 
 
 def _hook_of_all(
@@ -302,13 +317,25 @@ def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callab
     return replaced
 
 
+def _tokenized(lm: LanguageModel, chunk: Sequence[str], context: int, first: int, tokens: int) -> Contexts:
+    """Return the contexts of texts; of the first long one and what follows it no more than `tokens` tokens need."""
+    characters = max(tokens * CHARACTERS_PER_TOKEN, 10_000)
+    long = next((i for i, text in enumerate(chunk) if len(text) > characters), len(chunk))
+    shown = [*chunk[:long], *(text[:characters] for text in chunk[long : long + 1])]
+    part = tokenize(lm.tokenizer, shown, context=context, first_document=first)
+    # the last token of a text that was cut may be another, so it must not be needed
+    if long == len(chunk) or predicted_tokens(part).sum() >= tokens + context:
+        return part
+    return tokenize(lm.tokenizer, chunk, context=context, first_document=first)
+
+
 def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> Contexts:
     """Return the first contexts that together predict at least `tokens` tokens."""
     parts: list[Contexts] = []
     predicted = 0
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         chunk = texts[first : first + TEXTS_AT_ONCE]
-        part = tokenize(lm.tokenizer, chunk, context=context, first_document=first)
+        part = _tokenized(lm, chunk, context, first, tokens - predicted)
         reached = predicted + np.cumsum(predicted_tokens(part))
         if len(reached) and reached[-1] >= tokens:
             parts.append(part.pick(np.arange(int(np.searchsorted(reached, tokens)) + 1)))

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError, did_you_mean
-from ..rows.opening import Rows, as_source, facts_of
+from ..places import Warned
+from ..rows.opening import Rows, as_source, facts_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.naming import name_of
 from ..settings import Progress, check_whole, silent
 from .accumulators import check_rows, double
 from .normal_equations import NormalEquations, column_factors, row_factors
@@ -46,6 +48,8 @@ class Importance:
     """Rows seen."""
     rows: dict[str, Any] = field(default_factory=dict)
     """What the rows are: digest, model, hook, data."""
+    warnings: list[Warned] = field(default_factory=list)
+    """In what the rows are not like those of the training."""
 
     @property
     def alive(self) -> Tensor:
@@ -190,7 +194,7 @@ def importance(
     with torch.no_grad():
         for x in batches(source, max_rows, batch_rows, "importance", progress):
             scores.update(x)
-    return scores.compute(facts_of(source))
+    return replace(scores.compute(facts_of(source)), warnings=warnings_on_rows([(name_of(sae), sae)], source))
 
 
 def descending(scores: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Rows of one document are not independent, so what is left out in turn is a whole
 is that of a delete-one jackknife, bias included; its degrees of freedom follow from the sizes of the documents, so that
 a few long ones widen the interval instead of hiding in it; fractions are computed on the logit and positive quantities
 on the log scale, which keeps them in their range. All estimates over the same `Sample` leave out the same documents, so
-a difference of two is a paired one. `benchmarks/coverage.py` measures how often the intervals hold the truth.
+a difference of two is a paired one. `benchmarks/interval_coverage.py` measures how often the intervals hold the truth.
 
 References
 ----------

@@ -12,11 +12,12 @@ import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from ..errors import FormatError, did_you_mean
 from ..files import read_json, unsealed, write_sealed
+from ..places import Warned
 from ..settings import check_choice
 from .tables import html_table, text_table
 
@@ -145,6 +146,8 @@ class Result:
     """Versions of Python and of the libraries that it ran on."""
     settings: dict[str, Any]
     """What was asked for, with the level and the source of the intervals."""
+    warnings: list[Warned] = field(default_factory=list, kw_only=True)
+    """What a reader must know before believing the numbers: SAEs on other rows than their own, say."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON: ``kind``, ``schema`` and every field."""
@@ -200,6 +203,10 @@ class Result:
     PARTS: ClassVar[tuple[str, ...]] = ()
     """Parts that `to_pandas` can show, a row per item; the first by default."""
 
+    def footer(self) -> str:
+        """Return the caption and the warnings, a line each."""
+        return "\n".join([*filter(None, [self.caption()]), *map(str, self.warnings)])
+
     def to_pandas(self, part: str | None = None) -> pandas.DataFrame:
         """Return a part of the result as a pandas data frame, with a row per item: SAE, arm, cell, pair, size.
 
@@ -230,10 +237,10 @@ class Result:
         return list(getattr(self, part))
 
     def __repr__(self) -> str:
-        return text_table(self.table(), self.caption())
+        return text_table(self.table(), self.footer())
 
     def _repr_html_(self) -> str:
-        return html_table(self.table(), self.caption())
+        return html_table(self.table(), self.footer())
 
 
 def flat_row(item: Any, prefix: str = "") -> dict[str, Any]:

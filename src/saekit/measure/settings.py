@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..rows.settings import CE_TOKENS as CE_TOKENS
 from ..settings import check_whole, suggest_keywords
 
 MARGIN = 0.01
 """Differences of macro-F1 or AUC smaller than this count as none, by default."""
-
-CE_TOKENS = 32_768
-"""Tokens that cross-entropies are measured on by default."""
 
 
 @suggest_keywords

@@ -22,6 +22,8 @@ _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "
 class DeferredModel:
     """A model that is loaded when it is needed, and what must be known of it before."""
 
+    name: str
+    """What it is called; see `PretrainedModel.name`."""
     digest: str
     """SHA-256 over config and weights; see `PretrainedModel.digest`."""
     about: dict[str, Any]
@@ -43,13 +45,13 @@ def defer_model(model: LanguageModel | str | os.PathLike[str]) -> DeferredModel:
     if isinstance(model, LanguageModel):
         folder = str(getattr(model.tokenizer, "name_or_path", "") or "")
         about = {"model": model.digest, "dtype": dtype_name(model.dtype), "tokenizer": _digest_tokenizer(folder)}
-        return DeferredModel(model.digest, about, lambda: model)
+        return DeferredModel(model.name, model.digest, about, lambda: model)
     if not isinstance(model, str | os.PathLike):
         raise ConfigError(f"`model` must be a LanguageModel, a folder or a name; got {type(model).__name__}.")
     files = find_model(model)
     digest = files.digest
     about = {"model": digest, "dtype": _dtype_in(files.folder), "tokenizer": _digest_tokenizer(files.folder)}
-    return DeferredModel(digest, about, lambda: _loaded(files.name, digest))
+    return DeferredModel(files.short_name, digest, about, lambda: _loaded(files.name, digest))
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernels
-from ..errors import ConfigError, ModelError, did_you_mean, listed
-from .probe import BATCH, TOKENS, added_parts, broken_after, facts_of
+from ..errors import ConfigError, ModelError, SaekitError, did_you_mean, listed
+from .probe import BATCH, TOKENS, added_parts, broken_after, facts_of, tokens_around
 
 Site = Literal["resid", "mlp", "attn"]
 
@@ -127,17 +127,21 @@ def find_hook(
         return hook
     if isinstance(hook, int) and layer is None:
         hook, layer = None, hook
-    if (hook is None) == (layer is None):
-        raise ConfigError(f"exactly one of `layer` and `hook` must be given; got layer={layer!r} and hook={hook!r}.")
+    _check_one_given(layer, hook)
     if site not in ("resid", *_SITES):
         raise ConfigError(f"`site` must be `resid`, `mlp` or `attn`; got {site!r}.")
-    if layer is not None:
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise ConfigError(f"`layer` must be an integer, 0 for the first block; got {layer!r}.")
-        return _in_block(model, layer, "" if site == "resid" else site)
-    if not isinstance(hook, str):
+    if isinstance(hook, str):
+        return _by_path(model, hook)
+    if hook is not None:
         raise ConfigError(f"`hook` must be the name or path of a module; got {hook!r}.")
-    return _by_path(model, hook)
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise ConfigError(f"`layer` must be an integer, 0 for the first block; got {layer!r}.")
+    return _in_block(model, layer, "" if site == "resid" else site)
+
+
+def _check_one_given(layer: Any, hook: Any) -> None:
+    if (hook is None) == (layer is None):
+        raise ConfigError(f"exactly one of `layer` and `hook` must be given; got layer={layer!r} and hook={hook!r}.")
 
 
 def find_hooks(
@@ -156,8 +160,7 @@ def find_hooks(
     ConfigError
         Neither or both of `layer` and `hook` are given, two of them are the same, or there are none.
     """
-    if (layer is None) == (hook is None):
-        raise ConfigError(f"exactly one of `layer` and `hook` must be given; got layer={layer!r} and hook={hook!r}.")
+    _check_one_given(layer, hook)
     if hook is None:
         found = tuple(find_hook(model, layer=each, site=site) for each in _as_list(layer))
     else:
@@ -172,11 +175,6 @@ def find_hooks(
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def hook_path(model: nn.Module, hook: str | int) -> str:
-    """Return the path of the module that a layer number, a short name or a path means; see `find_hook`."""
-    return find_hook(model, hook).path
 
 
 def _by_path(model: nn.Module, hook: str) -> Hook:
@@ -220,29 +218,40 @@ def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
             f"`layer` must lie between 0 and {len(listing) - 1} for a model of {len(listing)} blocks; got {layer}. "
             "Layers are counted from 0 at the input."
         )
-    block = listing[layer]
-    inner = rest
-    if rest in _SITES:
-        found = _site_path(block, rest)
-        if found is None:
-            raise ModelError(
-                f"block {layer} must have a part that is its `{rest}`; its parts are "
-                f"{listed((name for name, _ in block.named_children()), 12)}. Name the module by its path instead."
-            )
-        inner = found
-    path = f"{root}.{layer}" + (f".{inner}" if inner else "")
-    if inner and inner not in dict(block.named_modules()):
-        raise _unknown(model, path, [name for name, _ in model.named_modules() if name], f"layers.{layer}.{rest}")
-    if rest in _SITES and not _is_added(model, block, f"{root}.{layer}", rest):
-        raise ModelError(_not_added(model, _short_name(layer, rest), f"{root}.{layer}", path))
-    broken = None if rest else broken_after(model, root, len(listing))
+    place = f"{root}.{layer}"
+    if not rest:
+        _check_stream(model, root, len(listing))
+        return _checked(model, Hook(_short_name(layer, ""), place, layer))
+    path = f"{place}.{_part_of(listing[layer], layer, rest)}"
+    modules = [name for name, _ in model.named_modules() if name]
+    if path not in modules:
+        raise _unknown(model, path, modules, _short_name(layer, rest))
+    if rest in _SITES and not _is_added(model, listing[layer], place, rest):
+        raise ModelError(_not_added(model, _short_name(layer, rest), place, path))
+    return _checked(model, Hook(_short_name(layer, rest), path, layer))
+
+
+def _part_of(block: nn.Module, layer: int, rest: str) -> str:
+    """Return the path inside a block of ``mlp``, ``attn`` or a path."""
+    if rest not in _SITES:
+        return rest
+    found = _site_path(block, rest)
+    if found is None:
+        raise ModelError(
+            f"block {layer} must have a part that is its `{rest}`; its parts are "
+            f"{listed((name for name, _ in block.named_children()), 12)}. Name the module by its path instead."
+        )
+    return found
+
+
+def _check_stream(model: nn.Module, root: str, n_blocks: int) -> None:
+    broken = broken_after(model, root, n_blocks)
     if broken is not None:
         raise ModelError(
             f"the residual stream of `{type(model).__name__}` must run through its blocks; what `{root}.{broken}` "
             f"gives is nothing that `{root}.{broken + 1}` takes, so that no module is a whole block. Name a module by "
             "its path."
         )
-    return _checked(model, Hook(_short_name(layer, rest), path, layer))
 
 
 def _is_added(model: nn.Module, block: nn.Module, path: str, site: str) -> bool:
@@ -266,6 +275,11 @@ def _not_added(model: nn.Module, name: str, block: str, path: str) -> str:
 
 def _checked(model: nn.Module, hook: Hook) -> Hook:
     """Refuse a module whose output in one pass is not one row per token."""
+    if "lsh" in (getattr(getattr(model, "config", None), "attn_layers", None) or ()):  # only where texts are longer
+        raise ModelError(
+            f"the rows of a text must depend on it alone; `{type(model).__name__}` sorts tokens by random hashes. Take "
+            "another model, or one with local attention only (`attn_layers`)."
+        )
     facts = facts_of(model)
     if facts is None:
         return hook
@@ -342,7 +356,7 @@ def activations(
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if threading.get_ident() != thread:
                 return
-            found[index] = _as_hidden(_hidden(output, hooks[index]), batch, length, hooks[index]).detach()
+            found[index] = hidden_of(output, hooks[index]).detach()
             if stop and len(found) == len(hooks):
                 raise _Stop
 
@@ -357,6 +371,10 @@ def activations(
             model(**inputs)
     except _Stop:
         pass
+    except (SaekitError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model raises about inputs that it does not take
+        raise ModelError(_not_taken(model, inputs, error)) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -365,7 +383,16 @@ def activations(
         raise ModelError(
             f"the forward pass must reach every hook; it does not reach {listed(unseen)}. Name another module."
         )
-    return [found[index] for index in range(len(hooks))]
+    return [_as_hidden(model, found[index], batch, length, hook) for index, hook in enumerate(hooks)]
+
+
+def _not_taken(model: nn.Module, inputs: Mapping[str, Any], error: Exception) -> str:
+    message = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
+    return (
+        f"`{type(model).__name__}` must take {listed(inputs)} and nothing else; its forward pass fails: {message}. "
+        "What it asks for can be set on the `.model` of what `load_model` returns, which is then given instead of its "
+        "name; a model that cannot do without other inputs is not read."
+    )
 
 
 def _input_shape(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
@@ -377,7 +404,7 @@ def _input_shape(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
     return first.shape[0], None
 
 
-def _hidden(output: Any, hook: Hook) -> Tensor:
+def hidden_of(output: Any, hook: Hook) -> Tensor:
     """Return the hidden states in what a module returned: a tensor, the first of a tuple, a field of a ModelOutput."""
     if isinstance(output, Tensor):
         return output
@@ -396,13 +423,39 @@ def _hidden(output: Any, hook: Hook) -> Tensor:
     )
 
 
-def _as_hidden(x: Tensor, batch: int, length: int | None, hook: Hook) -> Tensor:
+def _as_hidden(model: nn.Module, x: Tensor, batch: int, length: int | None, hook: Hook) -> Tensor:
     """`[batch, sequence, d]`; some modules (mixtures of experts) flatten the first two axes."""
-    if x.ndim == 2 and length is not None and x.shape[0] == batch * length:
-        x = x.reshape(batch, length, -1)
-    if x.ndim != 3 or x.shape[0] != batch or (length is not None and x.shape[1] != length) or not x.is_floating_point():
+    if length is not None:
+        x = _of_tokens(model, x, batch, length)
+    fits = x.ndim == 3 and x.shape[0] == batch and x.shape[1] == (length or x.shape[1]) and x.is_floating_point()
+    if not fits:
         raise ModelError(
             f"the output of `{hook.name}` must be hidden states of shape (batch, sequence, width); got "
             f"{tuple(x.shape)} {x.dtype} for a batch of {batch}. Name another module."
         )
     return x
+
+
+def _of_tokens(model: nn.Module, x: Tensor, batch: int, length: int) -> Tensor:
+    """Return the hidden states of the tokens of the input, where they are flattened or among others."""
+    if x.ndim == 2 and x.shape[0] == batch * length:
+        return x.reshape(batch, length, -1)
+    start = first_token(model) if x.ndim == 3 and x.shape[1] > length else None
+    return x if start is None else x[:, start : start + length]
+
+
+def first_token(model: nn.Module) -> int | None:
+    """Return where the tokens of the input begin in hidden states that hold more: padding to whole windows, a prompt.
+
+    None where it cannot be measured.
+    """
+    around = other_tokens(model)
+    return None if around is None or around[0] < 0 else around[0]
+
+
+def other_tokens(model: nn.Module) -> tuple[int, int] | None:
+    """Return how many hidden states come before and behind those of the input; None where it cannot be measured."""
+    try:
+        return tokens_around(model, f"{blocks(model)[0]}.0")
+    except ModelError:
+        return None

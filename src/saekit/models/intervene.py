@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ShapeError
-from .hooks import Hook, _hidden, find_hook
+from .hooks import Hook, find_hook, first_token, hidden_of
 
 
 def _put_hidden(output: Any, hook: Hook, x: Tensor) -> Any:
     """`output` with its hidden states replaced, of the same type and structure."""
     if isinstance(output, Tensor):
         return x.reshape(output.shape)
-    old = _hidden(output, hook)
+    old = hidden_of(output, hook)
     x = x.reshape(old.shape)
     if isinstance(output, Mapping):
         key = next(key for key, value in output.items() if value is old)
@@ -27,6 +27,23 @@ def _put_hidden(output: Any, hook: Hook, x: Tensor) -> Any:
     if isinstance(output, list):
         return list(values)
     return type(output)(*values) if hasattr(output, "_fields") else values
+
+
+def _kept(model: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Return which rows of hidden states, one after another, are replaced."""
+    n_rows = hidden.shape[:-1].numel()
+    if mask is None:
+        return torch.ones(n_rows, dtype=torch.bool, device=hidden.device)
+    if mask.ndim == 2 and hidden.ndim == 3 and hidden.shape[1] > mask.shape[1]:
+        start = first_token(model) or 0  # the model itself made the text longer
+        whole = torch.zeros(hidden.shape[:2], dtype=mask.dtype, device=mask.device)
+        whole[:, start : start + mask.shape[1]] = mask
+        mask = whole
+    if mask.dtype != torch.bool or mask.numel() != n_rows:
+        raise ShapeError(
+            f"`mask` must be bool with one entry per token, {n_rows} here; got {tuple(mask.shape)} {mask.dtype}."
+        )
+    return mask.reshape(-1).to(hidden.device)
 
 
 @contextmanager
@@ -76,17 +93,9 @@ def splice(
     def replace(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if threading.get_ident() != thread:
             return None
-        hidden = _hidden(output, target)
+        hidden = hidden_of(output, target)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        if mask is None:
-            kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        else:
-            kept = mask.reshape(-1).to(rows.device)
-            if mask.dtype != torch.bool or len(kept) != len(rows):
-                raise ShapeError(
-                    f"`mask` must be bool with one entry per token, {len(rows)} here; "
-                    f"got {tuple(mask.shape)} {mask.dtype}."
-                )
+        kept = _kept(model, hidden, mask)
         taken = rows[kept]
         replaced = function(taken)
         if replaced.shape != taken.shape:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .pretrained import ModelFiles, Placement, PretrainedModel, read_weights, readable, settle, width
-from .probe import sees_later_tokens
+from torch import nn
+
+from ..errors import ModelError
+from .pretrained import ModelFiles, Placement, PretrainedModel, accepts, read_weights, readable, settle, width
+from .probe import facts_of, sees_later_tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,6 +28,21 @@ class LanguageModel(PretrainedModel):
     is_causal: bool
     """True for a causal LM with its head, whose output depends on no later token: then there is a cross-entropy."""
 
+    @property
+    def info(self) -> dict[str, Any]:
+        """What every model says, and the maximum number of tokens at once."""
+        return {**super().info, "model_context": self.context}
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the model has an embedding of; None where that is no table."""
+        model: Any = self.model
+        try:
+            embedding = model.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            return None
+        return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+
 
 def read_language_model(files: ModelFiles, config: PretrainedConfig, how: Placement) -> LanguageModel:
     """Read a language model and its tokenizer.
@@ -39,21 +57,40 @@ def read_language_model(files: ModelFiles, config: PretrainedConfig, how: Placem
     is_causal = is_causal_lm(config)
     with readable(files, "tokenizer files"):
         tokenizer = AutoTokenizer.from_pretrained(files.folder, **files.options)
-        model = read_weights(AutoModelForCausalLM if is_causal else AutoModel, files, how, _HEADS)
-    whole = model.config
-    if whole.is_encoder_decoder:
-        model = model.get_encoder()
-    text_config = getattr(model, "config", whole).get_text_config()
+        weights = read_weights(AutoModelForCausalLM if is_causal else AutoModel, files, how, _HEADS)
+    model = settle(_reads_text(weights.model, files.short_name), how)
+    text_config = getattr(model, "config", weights.model.config).get_text_config()
     return LanguageModel(
-        model=settle(model, how),
+        model=model,
         tokenizer=tokenizer,
         name=files.short_name,
         digest=files.digest,
         d_model=width(text_config, model),
         context=_context(text_config, tokenizer, model),
-        is_causal=is_causal and not sees_later_tokens(model),
+        is_causal=is_causal and not weights.ignored and not sees_later_tokens(model),
         revision=files.revision,
+        path=files.path,
     )
+
+
+def _reads_text(model: Any, name: str) -> nn.Module:
+    """Return the part of a model that reads a text alone: the encoder, or the text tower of the CLIP kind.
+
+    Raises
+    ------
+    ModelError
+        There is none.
+    """
+    part: Any = model.get_encoder() if model.config.is_encoder_decoder else model
+    tower = getattr(part, "text_model", None)
+    if isinstance(tower, nn.Module) and accepts(part, "pixel_values") and facts_of(part) is None:
+        part = tower
+    if not accepts(part, "input_ids"):
+        raise ModelError(
+            f"`{name}` must read texts; `{type(part).__name__}` takes `{getattr(part, 'main_input_name', '?')}`. "
+            "Give another model."
+        )
+    return part
 
 
 def is_causal_lm(config: PretrainedConfig) -> bool:

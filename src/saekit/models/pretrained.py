@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, ModelError, OfflineError, listed, nearest
-from ..files import digest_bytes, digest_file
+from ..files import digest_bytes, digest_file, local_path
 from ..hub import Unreachable, ask_hub
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class PretrainedModel:
     """Width of the residual stream."""
     revision: str | None = None
     """Commit of a hub model."""
+    path: str | None = None
+    """Folder that it was read from, where it was given as one."""
 
     @property
     def device(self) -> torch.device:
@@ -75,12 +77,13 @@ class PretrainedModel:
 
     @property
     def info(self) -> dict[str, Any]:
-        """Name, digest, revision and number type, as plain JSON."""
+        """Name, digest, revision, number type and folder, as plain JSON."""
         return {
             "model": self.name,
             "model_digest": self.digest,
             "model_revision": self.revision,
             "model_dtype": dtype_name(self.dtype),
+            **({} if self.path is None else {"model_path": self.path}),
         }
 
 
@@ -168,13 +171,20 @@ class ModelFiles:
     def options(self) -> dict[str, Any]:
         """Keyword arguments for every ``from_pretrained``."""
         pinned = {"revision": self.revision} if self.revision is not None and not self.is_local else {}
-        return {"local_files_only": self.is_local, **pinned}
+        # without a word about code, transformers asks the terminal whether to run it
+        return {"local_files_only": self.is_local, "trust_remote_code": False, **pinned}
 
     @property
     def short_name(self) -> str:
         """The hub name, ``builtin``, or the last part of a path."""
-        is_path = self.is_local and self.name != "builtin" and Path(self.name).exists()
-        return Path(self.name).expanduser().resolve().name if is_path else self.name
+        return self.name if self.path is None else Path(self.path).name
+
+    @property
+    def path(self) -> str | None:
+        """The folder, resolved, where the model was asked for by its folder."""
+        given = local_path(self.name)
+        is_path = self.is_local and self.name != "builtin" and os.path.exists(given)
+        return str(given.resolve()) if is_path else None
 
     @property
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
@@ -214,15 +224,15 @@ def find_model(model: str | os.PathLike[str]) -> ModelFiles:
     name = os.fspath(model)
     if name == "builtin":
         return _find_builtin()
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = local_path(name)
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"`{name}` must be a folder that `save_pretrained` wrote; it has no config.json. Check the path."
             )
         return ModelFiles(name, str(path), None, True)
     parts = name.split("/")
-    if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or path.exists():
+    if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or os.path.exists(path):
         raise ModelError(f"`{name}` must be a model folder or a hub name; there is no such folder. Check the path.")
     return _find_on_hub(name)
 
@@ -281,6 +291,12 @@ def readable(files: ModelFiles, needed: str) -> Iterator[None]:
         raise
     except Exception as error:
         # transformers raises OSError, ValueError, KeyError, SafetensorError, ImportError ... for files that do not fit
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the model `{files.name}` must be one that transformers itself can build; it needs code that lies "
+                "with its files, and such code is never run (no `trust_remote_code`). Give a model without `auto_map` "
+                "in its config.json and tokenizer_config.json: a version converted to transformers, where there is one."
+            ) from None
         message = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
             f"the model `{files.name}` cannot be loaded: {message} "
@@ -302,7 +318,16 @@ def read_config(files: ModelFiles) -> PretrainedConfig:
         return AutoConfig.from_pretrained(files.folder, **files.options)
 
 
-def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequence[str]) -> Any:
+@dataclass(frozen=True)
+class Weights:
+    """A model with the weights of its files."""
+
+    model: Any
+    ignored: tuple[str, ...]
+    """Weights that the files do not have and no row comes from: random numbers in a head."""
+
+
+def read_weights(loader: Any, files: ModelFiles, how: Placement, heads: Sequence[str]) -> Weights:
     """Read a model with one of the ``Auto`` classes of transformers.
 
     Parameters
@@ -311,8 +336,8 @@ def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequenc
         The class.
     files, how
         What is read, and into which number type.
-    unused
-        Parts of names of weights that may be missing, because no row comes from them.
+    heads
+        Parts of names of weights outside the blocks that may be missing, because no row comes from them.
 
     Raises
     ------
@@ -326,13 +351,41 @@ def read_weights(loader: Any, files: ModelFiles, how: Placement, unused: Sequenc
         output_loading_info=True,
         **files.options,
     )
-    missing = [key for key in report["missing_keys"] if not any(part in key for part in unused)]
-    if missing:
+    inside = _paths_of_rows(model)
+    missing = {key for key in report["missing_keys"] if not (model.config.is_encoder_decoder and "decoder." in key)}
+    ignored = {key for key in missing if any(part in key for part in heads) and not key.startswith(inside)}
+    random = sorted(_random(model, missing - ignored))
+    if random:
         raise ModelError(
-            f"the weights of `{files.name}` must be complete; {listed(missing)} are missing and would be random "
+            f"the weights of `{files.name}` must be complete; {listed(random, 8)} are missing and would be random "
             "numbers. Are these files of the model that config.json describes?"
         )
-    return model
+    return Weights(model, tuple(sorted(ignored)))
+
+
+def _paths_of_rows(model: Any) -> tuple[str, ...]:
+    """Return beginnings of names of weights that rows come from whatever they are called: those of the blocks."""
+    from .hooks import blocks
+
+    try:
+        return (f"{blocks(model)[0]}.",)
+    except ModelError:
+        return ()
+
+
+def _random(model: Any, names: set[str]) -> set[str]:
+    """Return which of some weights are drawn, or are what training begins with, rather than computed (sinusoids)."""
+    if not names:
+        return set()
+    found = model.state_dict()
+    drawn = {name for name in names if name not in found or found[name].unique().numel() <= 2}
+    for seed in (1, 2):
+        if names - drawn:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                again = type(model)(model.config).state_dict()
+            drawn |= {name for name in names - drawn if not torch.equal(again[name].to(found[name]), found[name])}
+    return drawn
 
 
 def settle(model: nn.Module, how: Placement) -> nn.Module:

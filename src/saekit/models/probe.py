@@ -1,11 +1,12 @@
 """What a model does with its input, measured by tiny forward passes instead of guessed from the names of its parts.
 
-Each question costs one or two passes over a few tokens (or one image) and is asked once per model.
+Each question costs one or two passes over a few tokens (or two images) and is asked once per model.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,9 +40,10 @@ class Facts:
 
 @dataclass
 class _Known:
-    facts: list[Facts | None] = field(default_factory=list)
+    facts: Facts | None = None
     adding: dict[tuple[str, tuple[str, ...], bool], frozenset[str]] = field(default_factory=dict)
     broken: dict[str, int | None] = field(default_factory=dict)
+    moved: dict[str, tuple[int, int, int] | None] = field(default_factory=dict)
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
@@ -54,9 +56,9 @@ def _known(model: nn.Module) -> _Known:
 def facts_of(model: nn.Module) -> Facts | None:
     """Return what a tiny forward pass over a model shows; None where no input is known that it takes."""
     known = _known(model)
-    if not known.facts:
-        known.facts.append(_measure(model))
-    return known.facts[0]
+    if known.facts is None:  # once more where there were none: a setting of the model may have been missing
+        known.facts = _measure(model)
+    return known.facts
 
 
 def _measure(model: nn.Module) -> Facts | None:
@@ -141,30 +143,107 @@ def _broken_after(model: nn.Module, paths: Sequence[str]) -> int | None:
     given: dict[str, Tensor] = {}
 
     def keep(path: str, value: Any, *, is_output: bool) -> None:
-        if is_output:
-            found = first_tensor(value)
-            if found is not None:
-                given.setdefault(path, found.detach().clone())
-        else:
-            values = list(value.values()) if isinstance(value, Mapping) else list(value)
-            taken.setdefault(path, [x.detach().clone() for x in values if isinstance(x, Tensor)])
+        if not is_output:
+            taken.setdefault(path, [x.detach().clone() for x in _tensors(value)])
+        elif (found := first_tensor(value)) is not None:
+            given.setdefault(path, found.detach().clone())
 
+    if not _run_watched(model, {path: model.get_submodule(path) for path in paths}, keep):
+        return None
+    for at, (path, following) in enumerate(pairwise(paths)):
+        if path in given and not _leads_to(given[path], taken.get(following, [])):
+            return at
+    return None
+
+
+def _leads_to(output: Tensor, taken: Sequence[Tensor]) -> bool:
+    """Return whether a block takes what the one before gave, or that plus what is the same for every input."""
+    options = [x for x in taken if x.shape == output.shape]
+    return not options or any(differs(output, x) <= tolerance(x) or _is_constant(x - output, x) for x in options)
+
+
+def _is_constant(added: Tensor, x: Tensor) -> bool:
+    """Return whether something is the same for every input of the batch: positions added between two blocks."""
+    if len(added) != BATCH:
+        return False
+    return float((added[0] - added[1]).abs().max()) <= tolerance(x) * float(x.abs().max())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors among what a module takes."""
+    return [x for x in (value.values() if isinstance(value, Mapping) else value) if isinstance(x, Tensor)]
+
+
+def _run_watched(
+    model: nn.Module, modules: Mapping[str, nn.Module], see: Callable[..., None], inputs: dict[str, Any] | None = None
+) -> bool:
+    """Run a model over a tiny input and watch some modules; return whether there is one and the model takes it."""
+    inputs = tiny_inputs(model) if inputs is None else inputs
+    if inputs is None:
+        return False
+    try:
+        with _watched(modules, see), seeded(model, 0):
+            model(**inputs)
+    except _Enough:
+        return True
+    except Exception:  # whatever a model raises about inputs that it does not take
+        return False
+    return True
+
+
+class _Enough(BaseException):
+    """Ends a forward pass when all has been seen; not an Exception, so that no model catches it by accident."""
+
+
+def tokens_around(model: nn.Module, block: str) -> tuple[int, int] | None:
+    """Return how many tokens a model puts before and behind those of its input; None where it cannot be measured.
+
+    Two inputs are run: texts of `TOKENS` tokens that differ in the last one, or two images. Of the hidden states that
+    `block`, the first one, takes, only those of the tokens (the patches) of the input can then differ.
+
+    Parameters
+    ----------
+    model
+        The model.
+    block
+        Path of the first block.
+    """
+    known = _known(model)
+    if block not in known.moved:
+        known.moved[block] = _moved(model, block)
+    found = known.moved[block]
+    if found is None:
+        return None
+    first, last, total = found
+    facts = facts_of(model)
+    return (last - TOKENS + 1 if facts is not None and facts.is_text else first), total - last - 1
+
+
+def _moved(model: nn.Module, block: str) -> tuple[int, int, int] | None:
+    """Return the first and the last hidden state that differ between two inputs, and how many there are."""
     inputs = tiny_inputs(model)
     if inputs is None:
         return None
-    try:
-        with _watched({path: model.get_submodule(path) for path in paths}, keep), seeded(model, 0):
-            model(**inputs)
-    except Exception:
+    if "input_ids" in inputs:
+        inputs["input_ids"] = _unlike_at_the_end(inputs["input_ids"])
+    seen: list[Tensor] = []
+
+    def keep(path: str, value: Any, *, is_output: bool) -> None:
+        seen.extend(x.detach() for x in _tensors(value) if x.ndim == 3 and x.is_floating_point() and len(x) == BATCH)
+        raise _Enough
+
+    if not _run_watched(model, {block: model.get_submodule(block)}, keep, inputs) or not seen:
         return None
-    for at, (path, following) in enumerate(pairwise(paths)):
-        output = given.get(path)
-        if output is None:
-            continue
-        options = [x for x in taken.get(following, []) if x.shape == output.shape]
-        if options and all(differs(output, x) > tolerance(x) for x in options):
-            return at
-    return None
+    differ = (seen[0][0] - seen[0][1]).abs().amax(-1).nonzero().flatten().tolist()
+    return (differ[0], differ[-1], seen[0].shape[1]) if differ else None
+
+
+def _unlike_at_the_end(ids: Tensor) -> Tensor:
+    """Return texts that are equal up to their last token."""
+    ids = ids.clone()
+    ids[1] = ids[0]
+    ids[1, -1] = ids[0, 0]
+    return ids
 
 
 @dataclass
@@ -185,9 +264,6 @@ class _Seen:
 
 
 def _inside(model: nn.Module, block: str) -> _Seen | None:
-    inputs = tiny_inputs(model)
-    if inputs is None:
-        return None
     seen = _Seen()
 
     def keep(path: str, value: Any, *, is_output: bool) -> None:
@@ -200,11 +276,7 @@ def _inside(model: nn.Module, block: str) -> _Seen | None:
         if is_output:
             seen.outputs[path] = noted
 
-    modules = dict(model.get_submodule(block).named_modules())
-    try:
-        with _watched(modules, keep), seeded(model, 0):
-            model(**inputs)
-    except Exception:
+    if not _run_watched(model, dict(model.get_submodule(block).named_modules()), keep):
         return None
     whole = seen.outputs.get("")
     if whole is None:
@@ -250,9 +322,7 @@ def sees_later_tokens(model: nn.Module) -> bool | None:
     inputs = tiny_inputs(model)
     if inputs is None or "input_ids" not in inputs:
         return None
-    ids = inputs["input_ids"].clone()
-    ids[1] = ids[0]
-    ids[1, -1] = ids[0, 0]
+    ids = _unlike_at_the_end(inputs["input_ids"])
     try:
         with seeded(model, 0):
             output = first_tensor(model(**{**inputs, "input_ids": ids}))
@@ -267,7 +337,7 @@ def sees_later_tokens(model: nn.Module) -> bool | None:
 
 
 def tiny_inputs(model: nn.Module) -> dict[str, Any] | None:
-    """Return arguments for a forward pass over a few tokens, or over one image; None where neither can be made."""
+    """Return arguments for a forward pass over a few tokens, or over two images; None where neither can be made."""
     try:
         taken = inspect.signature(model.forward).parameters
         parameter = next(model.parameters(), torch.zeros(()))
@@ -290,7 +360,7 @@ def tiny_inputs(model: nn.Module) -> dict[str, Any] | None:
     height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
     channels = getattr(config, "num_channels", 3)
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(1, channels, height, width, generator=generator)
+    pixels = torch.randn(BATCH, channels, height, width, generator=generator)
     return {"pixel_values": pixels.to(parameter.device, parameter.dtype), **fixed_noise(model, pixels)}
 
 
@@ -308,15 +378,16 @@ def plain_tokens(model: nn.Module, count: int) -> list[int]:
     """Return ordinary token ids, spread over the vocabulary; ids that the config names are left out."""
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocabulary = getattr(text, "vocab_size", None) or 2
-    special = {
-        value
-        for each in (config, text)
-        for name, value in (vars(each) if each is not None else {}).items()
-        if isinstance(value, int) and ("token_id" in name or "token_index" in name)
-    }
-    plain = [token for token in range(min(int(vocabulary), 2000)) if token not in special] or [0]
+    special = _named_ids(config) | _named_ids(text)
+    size = min(int(getattr(text, "vocab_size", None) or 2), 2000)
+    plain = [token for token in range(size) if token not in special] or [0]
     return [plain[i * len(plain) // count] for i in range(count)]
+
+
+def _named_ids(config: Any) -> set[int]:
+    """Return the token ids that a config names: of padding, of images, …"""
+    fields = vars(config) if config is not None else {}
+    return {value for name, value in fields.items() if isinstance(value, int) and re.search("token_(id|index)", name)}
 
 
 # ------------------------------------------------------------------------------------------------------------- passes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,19 +55,7 @@ class VisionModel(PretrainedModel):
         ModelError
             The processor cannot take them.
         """
-        pixels = [image.convert("L" if self.channels == 1 else "RGB") for image in images]
-        text: dict[str, Any] = {}
-        if self.is_language_model:
-            text = {"text": [prompt or _image_prompt(self.processor)] * len(pixels), "padding": True}
-        try:
-            with quiet_transformers():
-                found = self.processor(images=pixels, return_tensors="pt", **text)
-        except Exception as error:  # processors raise whatever their libraries do
-            message = " ".join(str(error).split())[:200].rstrip(".")
-            hint = f"The model takes {self.channels} channel(s); is its preprocessor_config.json complete?"
-            if self.is_language_model:
-                hint = "Does the prompt contain the image token?"
-            raise ModelError(f"the processor of `{self.name}` cannot take these images: {message}. {hint}") from error
+        found = self._processed([image.convert("L" if self.channels == 1 else "RGB") for image in images], prompt)
         inputs: dict[str, Any] = {
             key: value.to(self.device, self.dtype if value.is_floating_point() else None)
             for key, value in found.items()
@@ -78,6 +66,21 @@ class VisionModel(PretrainedModel):
         if self.is_language_model and accepts(self.model, "use_cache"):
             inputs["use_cache"] = False
         return inputs
+
+    def _processed(self, pixels: list[Image], prompt: str | None) -> Mapping[str, Any]:
+        text: dict[str, Any] = {}
+        if self.is_language_model:
+            text = {"text": [prompt or _image_prompt(self.processor)] * len(pixels), "padding": True}
+        try:
+            with quiet_transformers():
+                found: Mapping[str, Any] = self.processor(images=pixels, return_tensors="pt", **text)
+        except Exception as error:  # processors raise whatever their libraries do
+            message = " ".join(str(error).split())[:200].rstrip(".")
+            hint = f"The model takes {self.channels} channel(s); is its preprocessor_config.json complete?"
+            if self.is_language_model:
+                hint = "Does the prompt contain the image token?"
+            raise ModelError(f"the processor of `{self.name}` cannot take these images: {message}. {hint}") from error
+        return found
 
 
 def read_vision_model(files: ModelFiles, config: PretrainedConfig, how: Placement) -> VisionModel:
@@ -100,7 +103,9 @@ def read_vision_model(files: ModelFiles, config: PretrainedConfig, how: Placemen
         # torchvision is often not there, and what it computes differs a little from PIL
         kind: Any = AutoImageProcessor if image_token is None else AutoProcessor
         processor = kind.from_pretrained(files.folder, backend="pil", **files.options)
-        model = read_weights(AutoModel if image_token is None else AutoModelForImageTextToText, files, how, _HEADS)
+        model = read_weights(
+            AutoModel if image_token is None else AutoModelForImageTextToText, files, how, _HEADS
+        ).model
     if image_token is None and isinstance(getattr(model, "vision_model", None), nn.Module):
         model = model.vision_model  # of CLIP and its kind
     if getattr(model.config, "mask_ratio", None):
@@ -115,6 +120,7 @@ def read_vision_model(files: ModelFiles, config: PretrainedConfig, how: Placemen
         channels=1 if getattr(vision, "num_channels", 3) == 1 else 3,
         image_token=image_token,
         revision=files.revision,
+        path=files.path,
     )
 
 

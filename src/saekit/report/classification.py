@@ -56,7 +56,7 @@ def classification(result: Result) -> list[Section]:
         [table_of(result["arms"], columns, is_muted=is_baseline)],
         [Figure(chart, caption) for chart, caption in figures(result).values()],
     )
-    return [main, *_notes(result), *_low_data(result), _latents(result), _classes(result), _settings(result)]
+    return [main, *_low_data(result), _latents(result), _classes(result), _settings(result)]
 
 
 def is_baseline(arm: Arm) -> bool:
@@ -199,11 +199,6 @@ def write_classification_figures(result: Result, folder: str | os.PathLike[str])
 
 
 # ---------------------------------------------------------------------------------------------------------- the rest
-
-
-def _notes(result: Result) -> list[Section]:
-    tables = tables_of(result["warnings"], [("", Cell)])
-    return [Section("Warnings", "", tables)] if tables else []
 
 
 def _low_data(result: Result) -> list[Section]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from ..errors import DataError, SaekitError, listed
 from ..files import write_bytes
+from ..places import Warned
 from . import charts
 from .classification import classification, classification_summary
 from .comparison import across, comparison, lighter, orphans
 from .evaluation import evaluation
 from .model_answers import actions
-from .parts import Section
+from .parts import Cell, Section, Table
 from .sizes import progressive, size_curve
 from .training import training
 from .transfer import transfer
@@ -92,7 +93,8 @@ def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
     if kind not in RENDERERS:
         raise DataError(f"a report shows results of the kinds {listed(RENDERERS)}; got {kind!r}.")
     try:
-        return RENDERERS[kind](result)
+        main, *rest = RENDERERS[kind](result)
+        return [main, *_warnings(result), *rest]
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         if isinstance(error, SaekitError):
             raise
@@ -100,6 +102,12 @@ def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
             f"a result of kind {kind!r} must hold what such results hold; it cannot be shown: {error!r:.200}. "
             "Make it again."
         ) from error
+
+
+def _warnings(result: Mapping[str, Any]) -> list[Section]:
+    """Show the warnings of a result; older files have plain texts."""
+    told = [Warned.from_json(each) for each in result.get("warnings") or ()]
+    return [Section("Warnings", "", [Table(("",), [[Cell(str(each))] for each in told])])] if told else []
 
 
 def embedded(value: Any) -> str:

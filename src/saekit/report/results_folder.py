@@ -122,13 +122,26 @@ def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
             log["rows"].append(record.get("rows"))
             for curve in _CURVES:
                 log[curve].append(values.get(curve))
-    run = path.with_name(_RUN)
+    file = path.with_name(_RUN)
+    run = _read_run(file) if file.is_file() else {}
+    warnings = run.get("warnings", [])
     return {
         "kind": "training",
         "schema": 1,
-        "run": _read_run(run) if run.is_file() else {},
+        "run": run,
         "learners": learners,
+        "warnings": _named(warnings) if isinstance(warnings, list) else [],  # of older runs: shown with `run`
     }
+
+
+def _named(warnings: list[Any]) -> list[Any]:
+    """Return warnings of a run with the SAE that each is about in its text."""
+    return [
+        {**each, "message": f"{each['sae']}: {each.get('message')}"}
+        if isinstance(each, dict) and "sae" in each
+        else each
+        for each in warnings
+    ]
 
 
 def _read_run(path: Path) -> dict[str, Any]:

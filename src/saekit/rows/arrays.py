@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, FormatError, ShapeError, listed, nearest
+from ..sae.finite import check_finite
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
-from .source import _SCAN_ROWS, Batch, Block, Columns, check_finite, check_reading, rows_in_words
+from .source import _SCAN_ROWS, Batch, Block, Columns, check_reading, rows_in_words
 
 _DIGEST_BYTES = 2**30  # beyond this, a digest is made from evenly spaced chunks and is marked as such
 
@@ -152,7 +153,7 @@ class ArrayRows:
         path = Path(path)
         if not path.is_file():
             raise DataError(f"`{path}` must be a file of rows; there is no such file. Check the path.")
-        info = {"kind": "array", "path": path.name}
+        info = {"kind": "array", "path": path.name, "rows_path": str(path.resolve())}
         if path.suffix == ".npy":
             return ArrayRows(_open_npy(path), info=info)
         if path.suffix == ".safetensors":

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ConfigError, listed, nearest
+from ..places import Warned, warnings_on
 from ..provenance import place_of
 from ..sae.model import SAE
+from ..sae.naming import name_of
 
 POOLS = ("sum", "mean", "max", "last", "first", "count", "top")
 """Poolings over the tokens of a document. ``top`` is written with a number: ``top5``."""
@@ -56,6 +60,24 @@ class Ask:
             It is not given, and the provenance of the SAE does not name it.
         """
         return place_of(self.sae, layer=self.layer, hook=self.hook)
+
+
+def warnings_on_pooling(asks: Sequence[Ask], made: Mapping[str, Any]) -> list[Warned]:
+    """Return what is not as in training about the rows that a model makes for the SAEs of some asks.
+
+    Parameters
+    ----------
+    asks
+        What is wanted.
+    made
+        What is known of the rows, but for the hook, as the `info` of rows.
+    """
+    told = [
+        warnings_on([(name_of(ask.sae), ask.sae)], {**made, "hook": ask.place}, what="the model given makes")
+        for ask in asks
+        if ask.sae is not None
+    ]
+    return list(dict.fromkeys(each for some in told for each in some))
 
 
 def check_pool(pool: str, *, dense: bool = False) -> None:

@@ -34,11 +34,14 @@ def batching_of(model: nn.Module, side: str, make: Callable[[Sequence[Sequence[i
     """
     known = _KNOWN.setdefault(model, {})
     if side not in known:
-        known[side] = _measure(model, side, make)
+        found = _measure(model, side, make)
+        if found is None:  # the model takes no such input; the run itself will say why
+            return "padded"
+        known[side] = found
     return known[side]
 
 
-def _measure(model: nn.Module, side: str, make: Callable[[Sequence[Sequence[int]]], dict[str, Any]]) -> Batching:
+def _measure(model: nn.Module, side: str, make: Callable[[Sequence[Sequence[int]]], dict[str, Any]]) -> Batching | None:
     ids = plain_tokens(model, _SHORT + 2 * _LONG)
     short, long, other = ids[:_SHORT], ids[_SHORT : _SHORT + _LONG], ids[_SHORT + _LONG :]
 
@@ -66,5 +69,5 @@ def _measure(model: nn.Module, side: str, make: Callable[[Sequence[Sequence[int]
         if same(short, long):
             return "padded"
         return "equal lengths" if same(long, other) else "one at a time"
-    except Exception:  # the model takes no such input; the run itself will say why
-        return "padded"
+    except Exception:
+        return None

@@ -27,7 +27,9 @@ from ..models.language import LanguageModel
 from ..models.loading import load_model
 from ..models.pretrained import DTYPES, PretrainedModel, as_dtype
 from ..models.vision import VisionModel
+from ..places import without_locations
 from ..progress import shows_progress
+from ..sae.finite import check_finite
 from ..settings import Progress, check_whole, silent, suggest_keywords
 from .arrays import ArrayRows
 from .capture_images import ImageReader
@@ -35,7 +37,7 @@ from .capture_texts import TextRunner, open_texts
 from .outliers import OutlierFilter
 from .settings import CaptureSettings
 from .shards import ShardRows, ShardWriter
-from .source import Columns, check_finite
+from .source import Columns
 
 Captured = ArrayRows | ShardRows
 Data = str | os.PathLike[str] | Iterable[Any] | np.ndarray | Tensor
@@ -240,7 +242,7 @@ class Recording:
         """Read until every sink has its rows."""
         read = 0
         while read < self.reader.n_groups and not all(sink.is_done for sink in sinks):
-            if not all(sink.is_done or read < sink.group for sink in sinks):
+            if any(sink.wants(read) for sink in sinks):
                 for sink, rows in zip(sinks, self.reader.rows(read)):
                     sink.take(read, rows)
             read += 1
@@ -276,7 +278,7 @@ class Recording:
                     out / hook.name if self.several else out,
                     sample.x.shape[1],
                     self.dtype,
-                    {**self.info(hook), **shown},
+                    {**without_locations(self.info(hook)), **shown},
                     shard_rows=self.settings.shard_rows,
                 )
             sinks.append(Sink(self.tokens, keep, writer))
@@ -318,9 +320,13 @@ class Sink:
         """What is recorded about outliers; None when nothing is left out for its norm."""
         return None if self.keep is None else {**self.keep.info(), "n": self.n_outliers}
 
+    def wants(self, group: int) -> bool:
+        """Return whether rows of a group are still to be taken."""
+        return not self.is_done and group >= self.group
+
     def take(self, group: int, rows: Columns) -> None:
         """Take the rows of a group, the filter not yet applied."""
-        if self.is_done or group < self.group:
+        if not self.wants(group):
             return
         check_finite(rows.x.float(), self.n_rows - self.skip, "the capture")
         kept = rows if self.keep is None else self.keep.apply(rows)

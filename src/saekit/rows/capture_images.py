@@ -21,11 +21,12 @@ from torch import Tensor
 from ..errors import ConfigError, ModelError
 from ..files import digest_bytes
 from ..inputs.images import ImageData, Images, read_images
-from ..models.hooks import Hook, activations, find_hook
+from ..models.hooks import Hook, activations, find_hook, other_tokens
 from ..models.loading import load_vision_model
 from ..models.vision import VisionModel
+from ..places import warn
 from ..settings import Progress, silent
-from .asks import Ask
+from .asks import Ask, warnings_on_pooling
 from .document_pools import Pooled, pool_batches
 from .outliers import CALIBRATION_TOKENS
 from .settings import PatchSettings, PoolingSettings
@@ -118,33 +119,45 @@ def _patches(model: VisionModel, inputs: Mapping[str, Any], length: int, special
                 "prompt contain the image token?"
             )
     else:
-        before = _n_special(model, inputs["pixel_values"], length) if special is None else special
-        if not 0 <= before < length:
-            raise ConfigError(f"`special` must leave a patch of {length} tokens; got {before}.")
-        batch = inputs["pixel_values"].shape[0]
-        kept = (torch.arange(length, device=inputs["pixel_values"].device) >= before)[None].expand(batch, length)
+        first, last = _patch_range(model, inputs["pixel_values"], length, special)
+        places = torch.arange(length, device=inputs["pixel_values"].device)
+        kept = ((places >= first) & (places < last))[None].expand(inputs["pixel_values"].shape[0], length)
         kept = kept & _not_padding(inputs, kept.shape, kept.device)
     position = torch.where(kept, kept.cumsum(1) - 1, -1)
     return kept, position.to(torch.int32)
 
 
-def _n_special(model: VisionModel, pixels: Tensor, length: int) -> int:
-    """Tokens beyond the patches: CLS, distillation token, registers. All known vision models put them first."""
-    config: Any = model.model.config
-    size = getattr(config, "patch_size", None)
-    if not isinstance(size, int | list | tuple):
-        return 0
-    height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
-    # images come as pixels, or cut into patches already
-    cut = pixels.ndim == 3
-    beyond = length - (pixels.shape[1] if cut else (pixels.shape[-2] // height) * (pixels.shape[-1] // width))
-    known = 2 + max(int(getattr(config, "num_register_tokens", 0) or 0), 0)
+def _patch_range(model: VisionModel, pixels: Tensor, length: int, special: int | None) -> tuple[int, int]:
+    """Return the first token that is a patch, and the end: beside the patches are CLS, registers, detection tokens."""
+    n_patches = _n_patches(model, pixels)
+    if special is not None:
+        if not 0 <= special < length:
+            raise ConfigError(f"`special` must leave a patch of {length} tokens; got {special}.")
+        return special, length if n_patches is None else min(length, special + n_patches)
+    if n_patches is None or length <= n_patches:  # a model that merges patches, without CLS
+        return 0, length
+    around = other_tokens(model.model)
+    if around is not None and length - sum(around) == n_patches:
+        return around[0], length - around[1]
+    beyond = length - n_patches
+    known = 2 + max(int(getattr(model.model.config, "num_register_tokens", 0) or 0), 0)
     if beyond > known:
         raise ModelError(
             f"it must be clear which tokens of `{model.name}` are patches; it has {beyond} others, at most {known} "
             "are known. Say how many come before the patches (special=…)."
         )
-    return max(beyond, 0)  # fewer tokens than patches: a model that merges them, without CLS
+    return beyond, length
+
+
+def _n_patches(model: VisionModel, pixels: Tensor) -> int | None:
+    """Return how many patches an image is cut into; None where the config does not say."""
+    size = getattr(model.model.config, "patch_size", None)
+    if not isinstance(size, int | list | tuple):
+        return None
+    if pixels.ndim == 3:  # cut already
+        return pixels.shape[1]
+    height, width = (size, size) if isinstance(size, int) else (size[-2], size[-1])
+    return int((pixels.shape[-2] // height) * (pixels.shape[-1] // width))
 
 
 def pool_images(
@@ -180,6 +193,8 @@ def pool_images(
     """
     vision = load_vision_model(model)
     found = read_images(images)
+    filters = {"special": {"skipped": settings.skip_special}, "outliers": None}
+    warn(warnings_on_pooling(asks, {**vision.info, "filters": filters}))
     hooks = {ask.place: find_hook(vision.model, ask.place) for ask in asks}
 
     def batches() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -250,6 +265,7 @@ class ImageReader:
         return {
             "data": self.images.info["name"],
             "data_split": self.images.info.get("split"),
+            **({"data_path": self.images.info["path"]} if "path" in self.images.info else {}),
             "data_digest": self.images.digest,
             "n_images": len(self.images),
             "skip_special": self.settings.skip_special,

@@ -143,6 +143,23 @@ class TextReader:
         n_added = int((self.contexts.position[:end] < 0).sum())
         return {"skipped": self.runner.settings.skip_special, "n": n_added}
 
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many texts are read for the rows wanted, how many of them give no token, how many several contexts.
+
+        Empty texts are left out before that, and counted by themselves.
+        """
+        document = self.contexts.document[: self.contexts.offsets[self.enough]]
+        n_texts = len(self.texts) if self.total is None else int(document.max(initial=-1)) + 1
+        n_contexts = np.bincount(document[self.contexts.offsets[: self.enough]], minlength=n_texts)
+        packed = self.runner.settings.pack
+        return {
+            "n_texts": n_texts,
+            "n_texts_empty": self.texts.info["n_empty"],
+            "n_texts_without_tokens": n_texts - len(np.unique(document)),
+            "n_texts_cut": 0 if packed else int((n_contexts > 1).sum()),
+        }
+
     def info(self) -> dict[str, Any]:
         """Return what is recorded with the rows: the data, and how they are read."""
         settings = self.runner.settings
@@ -152,7 +169,9 @@ class TextReader:
             "data": self.texts.info["name"],
             "data_split": self.texts.info.get("split"),
             "data_text": self.texts.info["text"],
+            **({"data_path": self.texts.info["path"]} if "path" in self.texts.info else {}),
             "data_digest": self.texts.digest,
+            **self.counts,
             "tokens": self.total,
             "context": self.runner.context,
             "pack": settings.pack,
@@ -176,24 +195,11 @@ def open_texts(
     """
     spare = 0 if tokens is None else tokens + tokens // 8 + CALIBRATION_TOKENS
     for texts, characters in _growing(data, text, runner.settings.split, tokens):
-        parts: list[Contexts] = []
-        count = 0
-        for first in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = tokenize(
-                runner.lm.tokenizer,
-                [each[:characters] for each in texts[first : first + _TEXTS_AT_ONCE]],
-                context=runner.context,
-                pack=runner.settings.pack,
-                first_document=first,
-            )
-            parts.append(part)
-            count += int(runner.n_rows(part).sum())
-            if tokens is not None and count >= spare:
-                break
+        contexts = _cut(runner, texts, characters, None if tokens is None else spare)
+        count = int(runner.n_rows(contexts).sum())
         # where a text was cut, its last token may be another: there must be enough without it
         if tokens is None or count >= (spare if _is_longer(texts, characters) else tokens):
             break
-    contexts = Contexts.cat(parts)
     if not count:
         raise DataError(
             f"`{texts.info['name']}` must give at least one token; the tokenizer of `{runner.lm.name}` makes none of "
@@ -203,6 +209,25 @@ def open_texts(
     if tokens is not None:
         enough = min(int(np.searchsorted(np.cumsum(runner.n_rows(contexts)), tokens)) + 1, len(contexts))
     return TextReader(runner, texts, contexts, enough, tokens)
+
+
+def _cut(runner: TextRunner, texts: Texts, characters: int | None, rows: int | None) -> Contexts:
+    """Cut texts, of each that many characters, into contexts that give that many rows; None: all."""
+    parts: list[Contexts] = []
+    count = 0
+    for first in range(0, len(texts), _TEXTS_AT_ONCE):
+        part = tokenize(
+            runner.lm.tokenizer,
+            [each[:characters] for each in texts[first : first + _TEXTS_AT_ONCE]],
+            context=runner.context,
+            pack=runner.settings.pack,
+            first_document=first,
+        )
+        parts.append(part)
+        count += int(runner.n_rows(part).sum())
+        if rows is not None and count >= rows:
+            break
+    return Contexts.cat(parts)
 
 
 def _growing(

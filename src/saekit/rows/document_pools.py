@@ -13,9 +13,9 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, listed
 from ..kernels.pooling import largest_of_rows, pool_segments
 from ..sae.codes import Codes
+from ..sae.finite import check_finite
 from ..sae.model import SAE
 from .asks import Ask, top_of
-from .source import check_finite
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..places import Warned, warnings_on
+from ..sae.model import SAE
 from .arrays import ArrayRows
 from .shards import open_rows
 from .source import Source
+
+SCALE_ROWS = 4096
+"""First rows that the variance of rows is compared on."""
+
+FEWEST_SCALE_ROWS = 256
+"""Number of rows below which their variance is not compared."""
 
 Rows: TypeAlias = Source | Tensor | np.ndarray | str | os.PathLike[str]
 """Rows as functions take them: a source, an array ``[n, d_in]``, the path of a cache folder or array file."""
@@ -53,6 +62,26 @@ def check_row_width(source: Source, width: int, where: str) -> None:
             f"{where}: rows must have the width of the SAE, {width}; they have {source.d_in}. "
             "Was it trained on another model or hook?"
         )
+
+
+def warnings_on_rows(named: Sequence[tuple[str, SAE]], source: Source) -> list[Warned]:
+    """Return what is not as in training when SAEs are put onto these rows; see `saekit.places.warnings_on`."""
+    return warnings_on(named, {**source.info, "row_variance": _variance(source)})
+
+
+def _variance(source: Source) -> float | None:
+    """Return the variance of the first rows, where no model has to make them."""
+    if source.info.get("kind") not in ("array", "capture", "shards"):
+        return None
+    return variance_of(next(source.batches(SCALE_ROWS)).x)
+
+
+def variance_of(x: Tensor) -> float | None:
+    """Return the mean squared distance of rows from their mean; None of so few that it says little."""
+    if len(x) < FEWEST_SCALE_ROWS:
+        return None
+    x = x.double()
+    return float((x - x.mean(0)).square().sum(1).mean())
 
 
 def facts_of(source: Source) -> dict[str, Any]:

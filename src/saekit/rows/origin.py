@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, SaekitError
+from ..errors import ConfigError, ModelError, SaekitError
 from ..files import read_sealed
 from ..settings import Progress, silent, suggest_keywords
+from .settings import CE_TOKENS
 
 if TYPE_CHECKING:
     from ..models.language import LanguageModel
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
 
 ROWS = 131_072
 """Rows that are made by a language model, where `tokens` is not given."""
-
-CE_TOKENS = 32_768
-"""Tokens of the cross-entropies, where `ce_tokens` is not given."""
 
 
 @suggest_keywords
@@ -69,8 +68,8 @@ def find_rows(
     sae
         The SAE; its provenance says what it was trained on.
     rows
-        A source of rows. Without it, and without `model`: the file of rows next to the training run that has the digest
-        of the training's rows; or else the model and the texts of the training.
+        A source of rows. Without it, and without `model`: the rows of the training, where they were or next to its run,
+        recognized by their digest; or else the model and the texts of the training, by their recorded paths.
     model, data
         A language model and texts: they make the rows where `rows` is not given, and serve the cross-entropies.
     path
@@ -83,7 +82,7 @@ def find_rows(
     Raises
     ------
     ConfigError
-        Nothing says where the rows come from.
+        Nothing says where the rows come from, or the model of the training is not where it was.
     """
     from ..models.loading import load_language_model
     from ..provenance import place_of
@@ -92,7 +91,7 @@ def find_rows(
 
     name = os.fspath(path) or "the SAE"
     if rows is None and model is None:
-        again = training_rows(name, sae.provenance.get("data_digest"))
+        again = training_rows(name, sae.provenance)
         if again is not None:
             return Origin(again)
         model, data = _training_texts(sae, name, data)
@@ -111,39 +110,70 @@ def find_rows(
 
 def _training_texts(sae: SAE, name: str, data: Any) -> tuple[Any, Any]:
     """Return the model that an SAE was trained on, and `data` or else the texts of the training."""
+    from ..models.pretrained import find_model
     from ..provenance import known_place
 
-    model, data = sae.provenance.get("model"), data or sae.provenance.get("data")
-    if not (model and data and known_place(sae)):
+    known = sae.provenance
+    data = data or _where(known, "data")
+    if not (known.get("model") and data and known_place(sae)):
         raise ConfigError(
             f"`rows`, or `model` and `data`, must be given: the latents of `{name}` are ranked on rows, and it "
             "does not say which model and texts it was trained on."
         )
+    model = _where(known, "model")
+    try:
+        find_model(model)
+    except ModelError as error:
+        raise ConfigError(
+            f"`model` (--model) must be given, with `data` (--data), or `rows` (--rows): `{name}` was trained on "
+            f"`{model}`, which is not found. {error}"
+        ) from None
     return model, data
 
 
-def training_rows(path: str, digest: Any) -> Source | None:
-    """Return the rows that a run was trained on, if their file is here or next to the run and is still the same."""
+def _where(known: Mapping[str, Any], what: str) -> Any:
+    """Return the path at which the model or the texts of a training were, or their name where they had no path."""
+    return known.get(f"{what}_path") or known.get(what)
+
+
+def training_rows(path: str, known: Mapping[str, Any]) -> Source | None:
+    """Return the rows that an SAE was trained on, if they are where they were or next to its run, and still the same.
+
+    Parameters
+    ----------
+    path
+        Where the SAE, or its run, lies.
+    known
+        The SAE's provenance.
+    """
     from .shards import open_rows
 
-    if path.startswith("hf:") or digest is None:
+    digest = known.get("data_digest")
+    if digest is None:
         return None
-    folder = Path(path)
-    for run in (folder, folder.parent):
-        record = run / "run.json"
-        if not record.is_file():
+    for place in dict.fromkeys(_places_of_rows(path, known)):
+        try:
+            rows = open_rows(place)
+        except (SaekitError, OSError):
             continue
-        known = read_sealed(record, since=2, version="format")
-        source = known.get("source") if isinstance(known, dict) else None
-        name = source.get("path") if isinstance(source, dict) else None
-        places = (
-            [Path(name), run.parent / Path(name).name, run / Path(name).name] if isinstance(name, str) and name else []
-        )
-        for place in places:
-            try:
-                rows = open_rows(place)
-            except (SaekitError, OSError):
-                continue
-            if rows.info.get("digest") == digest:
-                return rows
+        if rows.info.get("digest") == digest:
+            return rows
     return None
+
+
+def _places_of_rows(path: str, known: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield where the rows of a training may be: where they were, and beside the run and its folder."""
+    if known.get("rows_path"):
+        yield Path(known["rows_path"])
+    if path.startswith("hf:"):
+        return
+    for run in (Path(path), Path(path).parent):
+        if (run / "run.json").is_file():
+            record = read_sealed(run / "run.json", since=2, version="format")
+            source = record.get("source") if isinstance(record, dict) else None
+            known = source if isinstance(source, dict) else {}
+            names = [
+                Path(known[key]) for key in ("rows_path", "path") if isinstance(known.get(key), str) and known[key]
+            ]
+            yield from names
+            yield from (folder / name.name for name in names for folder in (run.parent, run))

@@ -23,11 +23,17 @@ class OutlierFilter:
     """Median norm of the tokens measured."""
     n_measured: int
     """Tokens measured."""
+    n_above: int = 0
+    """Number of these that are skipped."""
 
     @staticmethod
     def measured(times: float | None, x: Tensor) -> OutlierFilter | None:
         """Return the filter for `times` the median norm of the rows `x`; None where nothing is to be left out."""
-        return None if times is None else OutlierFilter(times, float(x.float().norm(dim=1).median()), len(x))
+        if times is None:
+            return None
+        norms = x.float().norm(dim=1)
+        median = norms.median()
+        return OutlierFilter(times, float(median), len(x), int((norms > times * median).sum()))
 
     @property
     def limit(self) -> float:
@@ -41,4 +47,7 @@ class OutlierFilter:
 
     def info(self) -> dict[str, Any]:
         """Return the filter as plain JSON."""
-        return {"times": self.times, "median": self.median, "limit": self.limit, "n_measured": self.n_measured}
+        return {
+            "times": self.times, "median": self.median, "limit": self.limit, "n_measured": self.n_measured,
+            "n_above": self.n_above,
+        }  # fmt: skip

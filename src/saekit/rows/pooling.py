@@ -7,7 +7,6 @@ encoder to the result: memory is O(tokens of a batch · active latents) and the 
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,19 +20,18 @@ from ..inputs.records import one_column
 from ..models.deferred import DeferredModel, defer_model
 from ..models.hooks import Hook, activations, find_hook
 from ..models.language import LanguageModel
+from ..places import warn
 from ..settings import Progress, check_whole, silent
 from . import pooling_cache
 from .asks import DENSE_POOLS as DENSE_POOLS
 from .asks import POOLS as POOLS
-from .asks import Ask
+from .asks import Ask, warnings_on_pooling
 from .asks import check_pool as check_pool
 from .document_pools import Pooled, check_empty, pool_and_count
 from .document_pools import pool_batches as pool_batches
 from .pooling_cache import Computed
 from .settings import PoolingSettings
 from .tokens import CONTEXT, Contexts, token_batches, tokenize
-
-_RESIDUAL = re.compile(r"layers\.\d+")
 
 
 def pool_texts(
@@ -97,7 +95,7 @@ def pool_texts(
     check_whole("pool_texts", max_tokens=max_tokens)
     texts = check_texts(texts)
     deferred = defer_model(lm)
-    _check_provenance(asks, deferred)
+    warn(warnings_on_pooling(asks, place_of_pooling(deferred, skip_special=bool(settings.skip_special))))
     run = _TextRun(deferred, texts, max_tokens, settings, progress)
     about = {
         **deferred.about, "unit": "text", "context": CONTEXT, "max_tokens": max_tokens,
@@ -193,24 +191,16 @@ def _check_widths(asks: Sequence[Ask], hooks: Mapping[str, Hook], d_model: int) 
             )
 
 
-def _check_provenance(asks: Sequence[Ask], deferred: DeferredModel) -> None:
-    """Warn about SAEs that were trained on another model or at another hook."""
-    for ask in asks:
-        known = {} if ask.sae is None else ask.sae.provenance
-        name = known.get("model", "another model")
-        if known.get("model_digest") not in (None, deferred.digest):
-            warnings.warn(
-                f"the SAE was trained on another model ({name}, {str(known['model_digest'])[:19]}…) than the one given "
-                f"({deferred.digest[:19]}…). Give the model it was trained on.",
-                stacklevel=3,
-            )
-        hook = str(known.get("hook") or ask.place)
-        # other names may mean the same module
-        if hook != ask.place and _RESIDUAL.fullmatch(hook) and _RESIDUAL.fullmatch(ask.place):
-            warnings.warn(
-                f"the SAE was trained at `{hook}` and is used at `{ask.place}`. Leave `layer` out to use it there.",
-                stacklevel=3,
-            )
+def place_of_pooling(deferred: DeferredModel, *, skip_special: bool = True) -> dict[str, Any]:
+    """Return what is known of the rows that `pool_texts` makes of texts, but for the hook, as the `info` of rows."""
+    return {
+        "model": deferred.name,
+        "model_digest": deferred.digest,
+        "model_dtype": deferred.about["dtype"],
+        "dtype": deferred.about["dtype"],
+        "context": CONTEXT,
+        "filters": {"special": {"skipped": skip_special}, "outliers": None},
+    }
 
 
 def _cut(contexts: Contexts, max_tokens: int) -> Contexts:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FormatError
-from ..files import digest_bytes, parse_json, remove_file, write_bytes
+from ..files import digest_bytes, local_path, parse_json, remove_file, write_bytes
 from ..sae.model import SAE
 from .asks import Ask
 from .document_pools import Matrix, Pooled
@@ -90,7 +90,7 @@ def digest_of(document: str | bytes) -> bytes:
 
 def folder_of(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Path:
     """Return the folder for a key (plain JSON)."""
-    return Path(cache).expanduser() / digest_bytes(_text(key).encode()).removeprefix("sha256:")[:32]
+    return local_path(cache) / digest_bytes(_text(key).encode()).removeprefix("sha256:")[:32]
 
 
 def read_rows(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Rows | None:
@@ -234,14 +234,20 @@ def _fill(
     to_run = sorted(set().union(*missing.values()))
     if not to_run:
         return
-    wanted = {n: tuple(pool for pool in ask.pools if missing[n, pool]) for n, ask in enumerate(asks)}
-    short = [n for n, pools in wanted.items() if pools]
-    part = [replace(asks[n], pools=wanted[n]) for n in short]
-    pooled, n_rows, n_tokens = compute([first[digest] for digest in to_run], part)
-    for n, result in zip(short, pooled):
+    part = _asks_for([place for place, digests in missing.items() if digests], asks)
+    pooled, n_rows, n_tokens = compute([first[digest] for digest in to_run], list(part.values()))
+    for n, result in zip(part, pooled):
         for pool, x in result.items():
             new = Rows(tuple(to_run), x, n_rows, n_tokens)
             tables[n, pool].add(new.only(missing[n, pool]))
+
+
+def _asks_for(places: Sequence[tuple[int, str]], asks: Sequence[Ask]) -> dict[int, Ask]:
+    """Return the asks for these places (numbers of asks and poolings), by their numbers."""
+    pools: dict[int, tuple[str, ...]] = {}
+    for n, pool in places:
+        pools[n] = (*pools.get(n, ()), pool)
+    return {n: replace(asks[n], pools=wanted) for n, wanted in pools.items()}
 
 
 @dataclass

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 OUTLIER_TIMES = 10.0
 """A token is an outlier when its norm is more than this many times the median norm."""
 
+CE_TOKENS = 32_768
+"""Tokens that cross-entropies are measured on by default."""
+
 BLOCK_TOKENS = 32_768
 """Tokens in a shuffled block of a stream. Unit: tokens."""
 

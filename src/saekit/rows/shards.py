@@ -22,11 +22,12 @@ from ..errors import ConfigError, DataError, FormatError, ShapeError, listed
 from ..files import digest_bytes, digest_file, read_sealed, remove_file, write_bytes, write_sealed
 from ..forms import COUNT, NATURAL, check_form
 from ..models.pretrained import DTYPES, as_dtype, dtype_name
+from ..sae.finite import check_finite
 from ..settings import differences
 from ..store.tensorfile import read_header
 from .arrays import ArrayRows
 from .shuffle import ShufflePlan, planned_block, read_ahead
-from .source import Batch, Block, Columns, check_finite, check_reading, rows_in_words
+from .source import Batch, Block, Columns, check_reading, rows_in_words
 
 SCHEMA = 2
 """Version of the folder's layout; raised at every change that older releases cannot read."""
@@ -101,28 +102,28 @@ class ShardWriter:
         FormatError
             The manifest is damaged or from a newer release.
         """
-        folder = Path(folder)
         number_type = as_dtype(dtype)
         if number_type is None or number_type not in DTYPES.values():
             raise ConfigError(f"shards hold {listed(DTYPES)}; got {dtype!r}. Choose one of them as `dtype`.")
-        stride = d_in * number_type.itemsize + sum(kind.itemsize for kind in _COLUMNS.values())
-        # whole chunks, so that a chunk of the shuffle lies in one file
-        rows = shard_rows or max(4096, _SHARD_BYTES // stride // 64 * 64)
-        if not isinstance(rows, int) or rows < 1:
-            raise ConfigError(f"`shard_rows` must be a positive integer; got {shard_rows!r}.")
+        rows = _rows_of_a_shard(shard_rows, d_in, number_type)
         fingerprint = {**json.loads(json.dumps(dict(fingerprint), allow_nan=False)), "shard_rows": rows}
-        writer = ShardWriter(folder, d_in, number_type, fingerprint, rows)
-        if (folder / MANIFEST).exists():
-            writer._resume(read_manifest(folder))
-        elif folder.exists() and any(path.suffix == ".safetensors" for path in folder.iterdir()):
-            raise ConfigError(
-                f"the output folder `{folder}` must be empty or hold rows; it holds other files. Give another --out."
-            )
-        if not writer.complete:
-            writer._remove_parts()
-        if not writer.shards and writer._part is None:
-            writer._write_manifest()  # before the first shard: what a kill leaves is known as ours
+        writer = ShardWriter(Path(folder), d_in, number_type, fingerprint, rows)
+        writer._claim()
         return writer
+
+    def _claim(self) -> None:
+        """Go on with what is in the folder, or make it the folder of these rows."""
+        if (self.folder / MANIFEST).exists():
+            self._resume(read_manifest(self.folder))
+        elif any(self.folder.glob("*.safetensors")):
+            raise ConfigError(
+                f"the output folder `{self.folder}` must be empty or hold rows; it holds other files. "
+                "Give another --out."
+            )
+        if not self.complete:
+            self._remove_parts()
+        if not self.shards and self._part is None:
+            self._write_manifest()  # before the first shard: what a kill leaves is known as ours
 
     def _resume(self, manifest: dict[str, Any]) -> None:
         different = differences(manifest["fingerprint"], self.fingerprint)
@@ -278,6 +279,15 @@ class ShardWriter:
         )
 
 
+def _rows_of_a_shard(asked: int | None, d_in: int, dtype: torch.dtype) -> int:
+    """Return the rows of a shard: those asked for, or whole chunks, so that a chunk of the shuffle lies in one file."""
+    stride = d_in * dtype.itemsize + sum(kind.itemsize for kind in _COLUMNS.values())
+    rows = asked or max(4096, _SHARD_BYTES // stride // 64 * 64)
+    if not isinstance(rows, int) or rows < 1:
+        raise ConfigError(f"`shard_rows` must be a positive integer; got {asked!r}.")
+    return rows
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a folder of rows and check it.
 
@@ -320,19 +330,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _check_consistent(manifest: Mapping[str, Any], path: Path) -> None:
     """Refuse entries that contradict each other: without a seal (schema 1) that is all that can be checked."""
-    shards, rows = manifest["shards"], [shard["rows"] for shard in manifest["shards"]]
-    names = [shard["file"] for shard in shards]
-    expected = (
-        [_shard_name(index) for index in range(len(shards))]
-        if manifest["complete"]
-        else [*map(os.path.basename, names)]
-    )
+    rows, stride = [shard["rows"] for shard in manifest["shards"]], manifest["shard_rows"]
+    names = [shard["file"] for shard in manifest["shards"]]
+    in_order = list(map(_shard_name, range(len(names)))) if manifest["complete"] else list(map(os.path.basename, names))
     checks = {
         "`dtype`": manifest["dtype"] in DTYPES,
         "`n_rows`": manifest["n_rows"] == sum(rows) and (bool(rows) or not manifest["complete"]),
-        "`shard_rows`": all(n == manifest["shard_rows"] for n in rows[:-1])
-        and max(rows, default=0) <= manifest["shard_rows"],
-        "the order of `shards`": names == expected,
+        "`shard_rows`": {*rows[:-1]} <= {stride} and max(rows, default=0) <= stride,
+        "the order of `shards`": names == in_order,
     }
     wrong = [name for name, fits in checks.items() if not fits]
     if wrong:
@@ -399,6 +404,7 @@ class ShardRows:
             {
                 **manifest["info"],
                 "kind": "shards",
+                "rows_path": str(folder.resolve()),
                 "n_rows": manifest["n_rows"],
                 "d_in": manifest["d_in"],
                 "dtype": manifest["dtype"],

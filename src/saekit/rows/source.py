@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..settings import brief
 
 _SCAN_ROWS = 65_536
@@ -157,38 +157,6 @@ def check_reading(batch_rows: int, seed: int | None, start: tuple[int, int]) -> 
     if not valid:
         raise ConfigError(f"`start` must be (block, row), two integers from 0 on; got {start!r}. Use `Batch.next`.")
     return int(number), int(row)
-
-
-def check_finite(x: Tensor, first_row: int | Callable[[int], int], where: str) -> None:
-    """Refuse NaN and infinity, naming the row.
-
-    Parameters
-    ----------
-    x
-        Rows ``[n, d]``.
-    first_row
-        Number of row 0 of `x`, or a function from the place in `x` to the row number.
-    where
-        What the rows are called in the message.
-
-    Raises
-    ------
-    DataError
-        A value is NaN or infinite.
-    """
-    # A finite sum proves that every entry is finite; only a suspicious one pays for the exact look.
-    if bool(torch.isfinite(x.sum(dtype=torch.float64))):
-        return
-    bad = (~torch.isfinite(x)).any(dim=1).nonzero().flatten()
-    if len(bad):
-        place = int(bad[0])
-        row = first_row(place) if callable(first_row) else first_row + place
-        column = int((~torch.isfinite(x[place])).nonzero()[0])
-        more = f"; {len(bad)} rows of this part are affected" if len(bad) > 1 else ""
-        raise DataError(
-            f"rows must be finite; row {row} of {where} has {float(x[place, column])} in column {column}{more}. "
-            "Remove such rows, or find out where they come from (half precision overflows at 65504)."
-        )
 
 
 def rows_in_words(source: Source) -> str:

@@ -18,13 +18,15 @@ from ..models.hooks import Hook, find_hooks
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..models.pretrained import dtype_name
+from ..places import without_locations
 from ..randomness import random_order
+from ..sae.finite import check_finite
 from ..settings import check_whole, suggest_keywords
 from .capture_texts import TextRunner, open_texts
 from .outliers import OutlierFilter
 from .settings import StreamSettings
 from .shuffle import read_ahead, read_batches
-from .source import Batch, Block, check_finite, check_reading, rows_in_words
+from .source import Batch, Block, check_reading, rows_in_words
 from .tokens import Contexts
 
 
@@ -85,7 +87,7 @@ def stream(
         "n_rows": n_kept if keep is None else None,
         "block_tokens": settings.block_tokens,
     }
-    digest = digest_bytes(json.dumps(info, sort_keys=True).encode())
+    digest = digest_bytes(json.dumps(without_locations(info), sort_keys=True).encode())
     return StreamRows(
         runner=runner,
         contexts=contexts,

@@ -156,10 +156,7 @@ def tokenize(
         )
     with quiet_transformers():
         bare = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    pieces: list[tuple[int, int, list[int]]] = []
-    for number, tokens in enumerate(bare, first_document):
-        step = max(len(tokens), 1) if pack else room
-        pieces.extend((number, start, tokens[start : start + step]) for start in range(0, len(tokens), step))
+    pieces = list(_pieces(bare, None if pack else room, first_document))
     ids = [np.array([*around.before, *piece, *around.after], np.int32) for _, _, piece in pieces]
     position = [
         np.array([*[-1] * len(around.before), *range(start, start + len(piece)), *[-1] * len(around.after)], np.int32)
@@ -176,6 +173,14 @@ def tokenize(
         np.concatenate([np.empty(0, np.int32), *position]),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
+
+
+def _pieces(texts: Sequence[list[int]], room: int | None, first_document: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield number of the text, place of the first token and tokens, at most `room` at once; nothing of empty texts."""
+    for number, tokens in enumerate(texts, first_document):
+        step = room or max(len(tokens), 1)
+        for start in range(0, len(tokens), step):
+            yield number, start, tokens[start : start + step]
 
 
 def token_batches(
@@ -204,7 +209,13 @@ def token_batches(
         batches of equal length.
     skip_special
         Whether added tokens (BOS, CLS, SEP) are left out of `TokenBatch.keep`.
+
+    Raises
+    ------
+    ModelError
+        A token has no row in the embedding of the model.
     """
+    _check_vocabulary(lm, contexts)
     batch_tokens = batch_tokens or batch_tokens_on(lm)
     batching = batching_on(lm, padding)
     lengths = contexts.lengths()
@@ -239,12 +250,31 @@ def batch_tokens_on(model: PretrainedModel) -> int:
     return BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
 
 
+def _check_vocabulary(lm: LanguageModel, contexts: Contexts) -> None:
+    """Refuse tokens that the model has no embedding of, before one of them ends a forward pass."""
+    size, largest = lm.vocabulary, int(contexts.ids.max(initial=0))
+    if size is not None and largest >= size:
+        token = lm.tokenizer.convert_ids_to_tokens(largest)
+        raise ModelError(
+            f"every token of the tokenizer must have a row in the embedding of `{lm.name}`, which has {size}; "
+            f"`{token}` is token {largest}. Tokens were added to the tokenizer and not to the model "
+            "(`resize_token_embeddings`), or it is the tokenizer of another model."
+        )
+
+
+def _padding_id(lm: LanguageModel) -> int:
+    """Return what to pad with: a token that has a row in the embedding, be it not the one that the tokenizer names."""
+    config = getattr(lm.model, "config", None)
+    named = (getattr(lm.tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None))
+    size = lm.vocabulary
+    return next((pad for pad in named if isinstance(pad, int) and pad >= 0 and (size is None or pad < size)), 0)
+
+
 def _pad(
     lm: LanguageModel, contexts: Contexts, index: np.ndarray, longest: int, padding: str, skip_special: bool
 ) -> TokenBatch:
     shape = (len(index), longest)
-    pad = getattr(lm.tokenizer, "pad_token_id", None)
-    ids = np.full(shape, 0 if pad is None else pad, np.int64)
+    ids = np.full(shape, _padding_id(lm), np.int64)
     mask = np.zeros(shape, np.int64)
     document = np.full(shape, -1, np.int64)
     position = np.full(shape, -1, np.int32)
@@ -263,8 +293,7 @@ def _pad(
 
     inputs: dict[str, Any] = {"input_ids": put(ids), "attention_mask": put(mask)}
     # without padding the model's own numbers are right, whatever they begin with
-    counts = padding == "left" and not mask.all() and accepts(lm.model, "position_ids")
-    if counts and not _derives_positions(lm):
+    if padding == "left" and not mask.all() and _takes_positions(lm):
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     if accepts(lm.model, "use_cache"):
         inputs["use_cache"] = False
@@ -272,8 +301,9 @@ def _pad(
     return TokenBatch(inputs, put(keep), put(document), put(position), tuple(int(i) for i in index))
 
 
-def _derives_positions(lm: LanguageModel) -> bool:
-    """Return whether the model is of the RoBERTa family, which numbers the tokens that are not padding itself."""
-    return any(
+def _takes_positions(lm: LanguageModel) -> bool:
+    """Return whether the model is to be told positions: one of the RoBERTa family skips the padding itself."""
+    derives = any(
         hasattr(module, "padding_idx") and hasattr(module, "position_embeddings") for module in lm.model.modules()
     )
+    return accepts(lm.model, "position_ids") and not derives

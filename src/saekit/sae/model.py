@@ -17,6 +17,7 @@ from .. import kernels
 from ..errors import ConfigError, ShapeError
 from .codes import Codes
 from .digest import compute_digest
+from .finite import as_rows, as_tensor, check_codes, check_held
 from .rules import Rule, TopKRule
 from .scaling import Scaling
 
@@ -137,17 +138,18 @@ class SAE:
 
     # ------------------------------------------------------------------ what it does
 
-    def pre(self, x: Tensor) -> Tensor:
+    def pre(self, x: Any) -> Tensor:
         """Compute the dense pre-activations ``[n, n_latents]`` of rows ``[n, d_in]``. Large: meant for few rows."""
-        return torch.addmm(self.b_enc, self._centred(self._rows(x))[0], self.W_enc.T)
+        return torch.addmm(self.b_enc, self._centred(x, "pre"), self.W_enc.T)
 
-    def encode(self, x: Tensor, *, block_rows: int | None = None) -> Codes:
+    def encode(self, x: Any, *, block_rows: int | None = None) -> Codes:
         """Encode rows to sparse codes.
 
         Parameters
         ----------
         x
-            Rows ``[..., d_in]``; leading axes are flattened. Cast to the SAE's dtype and device.
+            Rows ``[..., d_in]``: a tensor, an array, a list or a frame; leading axes are flattened. Cast to the SAE's
+            dtype and device.
         block_rows
             Rows computed at a time; None keeps one dense block within a few tens of MiB.
 
@@ -155,10 +157,12 @@ class SAE:
         ------
         ShapeError
             The width of the rows is not `d_in`.
+        DataError
+            NaN or infinity in the rows, or numbers too large for the SAE's dtype.
         """
-        return self.rule.encode(self._centred(self._rows(x))[0], self.W_enc, self.b_enc, block_rows)
+        return self.rule.encode(self._centred(x, "encode"), self.W_enc, self.b_enc, block_rows)
 
-    def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
+    def decode(self, codes: Codes, x: Any = None) -> Tensor:
         """Decode codes to rows ``[n, d_out]``.
 
         Codes with fewer latents than the SAE are taken as codes of its first latents, so
@@ -175,16 +179,19 @@ class SAE:
         ------
         ShapeError
             More latents than the SAE has, or `x` is needed and missing.
+        DataError
+            NaN or infinity in the codes or the rows.
         """
         if codes.n_latents > self.n_latents:
             raise ShapeError(
                 f"decode: codes must have at most n_latents={self.n_latents} latents; got {codes.n_latents}. "
                 "Decode with the SAE that made them."
             )
+        check_codes(codes)
         u_hat = kernels.csr_decode(codes.offsets, codes.indices, codes.values, self.W_dec) + self.b_dec
         context = None
         if x is not None:
-            u, context = self.scaling.apply(self._rows(x))
+            u, context = self._scaled(x, "decode")
             u_hat = u_hat if self.W_skip is None else u_hat + u @ self.W_skip
         elif self.W_skip is not None:
             raise ShapeError(
@@ -192,8 +199,9 @@ class SAE:
             )
         return self.scaling.undo(u_hat, context)
 
-    def reconstruct(self, x: Tensor, *, block_rows: int | None = None) -> Tensor:
+    def reconstruct(self, x: Any, *, block_rows: int | None = None) -> Tensor:
         """Return ``decode(encode(x))`` in the shape of `x` (last axis `d_out`)."""
+        x = as_tensor(x, "reconstruct")
         return self.decode(self.encode(x, block_rows=block_rows), x).reshape(*x.shape[:-1], self.d_out)
 
     # ------------------------------------------------------------------ other SAEs from this one
@@ -360,17 +368,17 @@ class SAE:
     def __deepcopy__(self, memo: dict[int, Any]) -> SAE:
         return self  # a value needs no copies: clones of an estimator share it
 
-    def _rows(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.d_in:
-            raise ShapeError(
-                f"SAE: rows must have width d_in={self.d_in}; got {tuple(x.shape)}. "
-                "Was this SAE trained on another model or hook?"
-            )
-        return x.reshape(-1, self.d_in).to(device=self.device, dtype=self.dtype)
+    def _scaled(self, x: Any, where: str) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return rows scaled, and what undoing it needs."""
+        rows = as_rows(x, self.d_in, self.dtype, self.device, where)
+        u, context = self.scaling.apply(rows)
+        if context is not None and not bool(torch.isfinite(context[1].sum())):
+            check_held(context[1], rows, where)
+        return u, context
 
-    def _centred(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        u, context = self.scaling.apply(x)
-        return (u if self.b_pre is None else u - self.b_pre), context
+    def _centred(self, x: Any, where: str) -> Tensor:
+        u, _ = self._scaled(x, where)
+        return u if self.b_pre is None else u - self.b_pre
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in self.rule.settings().items())

@@ -18,11 +18,13 @@ from ..models.hooks import find_hook
 from ..models.intervene import splice
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
+from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import place_of
 from ..rows.tokens import CONTEXT, TokenBatch, token_batches
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.naming import name_of
 from ..settings import Progress, check_whole, silent, suggest_keywords
 from .settings import AttributionSettings
 
@@ -122,7 +124,10 @@ class _Attribution:
         means = self.sums / total
         about = {"model": lm.name, "hook": self.hook, "data": texts.info["name"], "digest": texts.digest}
         scores = {"frequency": means[0], "attribution": means[1], "cross_entropy": means[2]}
-        return Importance(scores, total, {**about, "at": settings.at})
+        filters = {"special": {"skipped": settings.special}}
+        seen = {**lm.info, "hook": self.hook, "context": context, "filters": filters}
+        warnings = warnings_on([(name_of(self.sae), self.sae)], seen, what="the model given makes")
+        return Importance(scores, total, {**about, "at": settings.at}, warnings)
 
     def _add(self, batch: TokenBatch) -> int:
         """Add a batch; returns the number of tokens predicted."""

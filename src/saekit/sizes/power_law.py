@@ -18,10 +18,14 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..measure.results import Measured
+from ..measure.verdicts import holm
 from ..sae.model import SAE
 
 LEAST_LATENTS = 10
 """Alive latents that a fit needs at least."""
+
+LEAST_CLAIM = 200
+"""Alive latents below which no power law is claimed: of 100, a wide log-normal would be taken for one in 3 of 10."""
 
 LEAST_TAIL = 0.1
 """Fraction of the alive latents that the maximum likelihood fit must leave in its tail (and at least 10)."""
@@ -32,16 +36,17 @@ STARTS = 200
 
 @dataclass(frozen=True)
 class Rival:
-    """Likelihood ratio of the power law to another distribution, over the same tail."""
+    """Likelihood ratio of the power law to another distribution, over the tail and at least the larger half."""
 
     name: str
     """``"lognormal"`` or ``"exponential"``."""
     log_ratio: float
     """Sum over latents of ``log p_power - log p_rival``: positive where the power law fits better."""
     p: float
-    """Two-sided, Vuong's test: how easily the sign is chance."""
+    """How easily the sign is chance: Vuong's test; for the log-normal, of which the power law is a limit, the
+    likelihood ratio test."""
     verdict: str
-    """``"power law"``, the rival's name, or ``"undecided"`` at 5 %."""
+    """``"power law"``, the rival's name, or ``"undecided"`` at 5 %, corrected for two rivals (Holm)."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,16 @@ class PowerLaw:
 
     @property
     def verdict(self) -> str:
-        """One sentence: is it a power law?"""
+        """One sentence: is it a power law? Only where no rival fits better and the exponential fits worse."""
         better = [rival.name for rival in self.rivals if rival.verdict == rival.name]
         if better:
-            return f"not a power law: {' and '.join(better)} fits the tail better"
+            return f"not a power law: {' and '.join(better)} fits better"
         beaten = [rival.name for rival in self.rivals if rival.verdict == "power law"]
-        undecided = [rival.name for rival in self.rivals if rival.verdict == "undecided"]
-        if not beaten:
-            return f"undecided: the tail does not tell a power law from {' and '.join(undecided)}"
-        rest = f", not told apart from {' and '.join(undecided)}" if undecided else ""
-        return f"a power law fits the tail better than {' and '.join(beaten)}{rest}"
+        if "exponential" not in beaten:
+            return "undecided: the importances do not tell a power law from an exponential"
+        if self.ranks[1] < LEAST_CLAIM:
+            return f"undecided: {self.ranks[1]} alive latents would hardly tell a power law from a log-normal"
+        return "a power law: it fits better than an exponential, and no log-normal fits better"
 
 
 def power_law(values: Tensor | np.ndarray | Any, *, draws: int = 200, seed: int = 0) -> PowerLaw:
@@ -131,7 +136,7 @@ def power_law(values: Tensor | np.ndarray | Any, *, draws: int = 200, seed: int 
         ),
         tail=tail,
         distance=distance,
-        rivals=_rivals(ordered[:tail], gamma),
+        rivals=_rivals(ordered[: max(tail, math.ceil(len(ordered) / 2))]),
         dead=len(numbers) - len(ordered),
     )
 
@@ -178,12 +183,38 @@ def _tail(ordered: np.ndarray) -> tuple[int, float, float]:
     return best
 
 
-def _rivals(tail: np.ndarray, gamma: float) -> list[Rival]:
+def _rivals(tail: np.ndarray) -> list[Rival]:
+    """Compare the power law with others where there is enough to see the difference.
+
+    Any distribution looks like a power law over a tail that is short enough, so at least the larger half counts.
+    """
     start = tail[-1]
-    power = math.log((gamma - 1) / start) - gamma * np.log(tail / start)
+    logs = np.log(tail / start)
+    gamma = 1 + len(tail) / float(logs.sum())
+    power = math.log((gamma - 1) / start) - gamma * logs
     rate = 1 / max(float(tail.mean() - start), 1e-300)
     exponential = math.log(rate) - rate * (tail - start)
-    return [_vuong("lognormal", power, _lognormal(tail)), _vuong("exponential", power, exponential)]
+    gaps = {"lognormal": power - _lognormal(tail), "exponential": power - exponential}
+    ratios = {name: float(gap.sum()) for name, gap in gaps.items()}
+    p_values = {"lognormal": _nested(ratios["lognormal"]), "exponential": _vuong(gaps["exponential"])}
+    adjusted = dict(zip(p_values, holm(list(p_values.values()))))
+    return [
+        Rival(
+            name, ratio, p_values[name], "undecided" if adjusted[name] >= 0.05 else "power law" if ratio > 0 else name
+        )
+        for name, ratio in ratios.items()
+    ]
+
+
+def _nested(ratio: float) -> float:
+    """P-value of the likelihood ratio test with one parameter more; 1 where that does not help."""
+    return math.erfc(math.sqrt(max(-ratio, 0.0)))
+
+
+def _vuong(gap: np.ndarray) -> float:
+    """Two-sided p-value of Vuong's test, from the log-likelihood ratio of each value."""
+    ratio, spread = float(gap.sum()), float(gap.std())
+    return math.erfc(abs(ratio) / (spread * math.sqrt(2 * len(gap)))) if spread > 0 else 1.0
 
 
 def _lognormal(tail: np.ndarray) -> np.ndarray:
@@ -207,11 +238,3 @@ def _lognormal(tail: np.ndarray) -> np.ndarray:
     bounds = [(first - 200, float(logs[0]) + 10), (-7.0, 6.0)]
     found = minimize(cost, begin, method="Nelder-Mead", bounds=bounds, options={"maxiter": 4000, "maxfev": 4000})
     return density(*found.x)
-
-
-def _vuong(name: str, power: np.ndarray, rival: np.ndarray) -> Rival:
-    difference = power - rival
-    ratio, spread = float(difference.sum()), float(difference.std())
-    p = math.erfc(abs(ratio) / (spread * math.sqrt(2 * len(difference)))) if spread > 0 else 1.0
-    verdict = "undecided" if p >= 0.05 else "power law" if ratio > 0 else name
-    return Rival(name, ratio, p, verdict)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from ..measure.results import Measured
 from ..measure.settings import CE_TOKENS
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
+from ..places import warnings_between
 from ..progress import shows_progress
 from ..provenance import place_of
-from ..rows.opening import as_source
+from ..rows.opening import as_source, warnings_on_rows
 from ..rows.source import Source
 from ..rows.split import text_halves
 from ..sae.model import SAE
@@ -109,7 +110,9 @@ def progressive(
     )
     for family in families:
         comparison.add(family)
-    return comparison.result()
+    saes_by_name = list(named.items())
+    told = warnings_between(saes_by_name) + warnings_on_rows(saes_by_name, source)
+    return replace(comparison.result(), warnings=told)
 
 
 def _check_rankings(by: Sequence[str], families: Sequence[Family], *, has_model: bool) -> None:

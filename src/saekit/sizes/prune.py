@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..measure.importance import batches, normal_equations
+from ..places import warn
 from ..progress import shows_progress
-from ..rows.opening import as_source, facts_of
+from ..rows.opening import as_source, facts_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
+from ..sae.naming import name_of
 from ..sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from ..settings import Progress, suggest_keywords
 from .ranking import ORDERS, rank
@@ -106,6 +108,8 @@ def prune(
         "recalibrate": settings.recalibrate,
         **({} if source is None else {"rows": facts_of(source)}),
     }
+    if source is not None and "n_rows" not in ranked.provenance.get("ranking", {}):  # else `rank` has said it
+        warn(warnings_on_rows([(name_of(sae), sae)], source))
     return [small.replace(provenance=_provenance(small, done)) for small in pruned]
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, did_you_mean
 from ..measure.importance import SCORES, descending, importance, normal_equations
 from ..measure.normal_equations import greedy_order
+from ..places import Warned, warn
 from ..progress import shows_progress
-from ..rows.opening import as_source, facts_of
+from ..rows.opening import as_source, facts_of, warnings_on_rows
 from ..sae.model import SAE
+from ..sae.naming import name_of
 from ..settings import Progress, suggest_keywords
 
 GREEDY = {
@@ -87,6 +89,7 @@ def rank(
         small = sk.rank(sae, rows, by="energy").take(256)
     """
     order = _order(sae, by, _Rows(sae, rows, max_rows, batch_rows, progress), seed)
+    warn(order.warnings)
     if order.ranking["by"] == "unsorted":
         return sae
     provenance = {**sae.provenance, "latent_order": order.ranking["by"], "ranking": order.ranking}
@@ -115,6 +118,8 @@ class _Order:
     """Where it comes from."""
     scores: dict[str, Tensor] = field(default_factory=dict)
     """The scores behind it, of the latents as they are stored now."""
+    warnings: list[Warned] = field(default_factory=list)
+    """In what the rows are not like those of the training."""
 
 
 def _order(sae: SAE, by: str | Tensor, rows: _Rows, seed: int) -> _Order:
@@ -162,7 +167,8 @@ def _greedily(by: str, rows: _Rows) -> _Order:
     facts = {"n_rows": equations.n_rows, **facts_of(source), "best": int(losses.argmin())}
     kept_longer = torch.empty(sae.n_latents)
     kept_longer[order] = torch.arange(sae.n_latents, 0, -1, dtype=torch.float32)
-    return _Order(order, {"by": by, "formula": ORDERS[by], **facts}, {by: kept_longer})
+    told = warnings_on_rows([(name_of(sae), sae)], source)
+    return _Order(order, {"by": by, "formula": ORDERS[by], **facts, **_plain(told)}, {by: kept_longer}, told)
 
 
 def _by_importance(by: str, rows: _Rows) -> _Order:
@@ -170,9 +176,14 @@ def _by_importance(by: str, rows: _Rows) -> _Order:
     order = found.order(by)
     ranking = {
         "by": by, "formula": ORDERS[by], "n_rows": found.n_rows, **found.rows, "alive": int(found.alive.sum()),
-        **_fractions(found.scores[by][order]),
+        **_fractions(found.scores[by][order]), **_plain(found.warnings),
     }  # fmt: skip
-    return _Order(order, ranking, found.scores)
+    return _Order(order, ranking, found.scores, found.warnings)
+
+
+def _plain(told: list[Warned]) -> dict[str, Any]:
+    """Return the warnings as an entry of a provenance; nothing where there are none."""
+    return {"warnings": [each.to_json() for each in told]} if told else {}
 
 
 def _fractions(scores: Tensor) -> dict[str, Any]:

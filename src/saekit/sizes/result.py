@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from ..errors import ConfigError, FormatError
 from ..measure.metrics import Metrics
 from ..measure.results import Measured, Result
-from ..measure.tables import html_table, text_table
 from ..sae.model import SAE
 from ..settings import brief
 from .power_law import PowerLaw
@@ -48,7 +47,7 @@ class SizeCurve(Result):
     """
 
     KIND: ClassVar[str] = "size_curve"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
     PARTS: ClassVar[tuple[str, ...]] = ("points",)
 
     rows: dict[str, Any]
@@ -230,7 +229,7 @@ class Progressive(Result):
     """
 
     KIND: ClassVar[str] = "progressive"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
     PARTS: ClassVar[tuple[str, ...]] = ("curves", "differences", "rankings", "spectra")
 
     rows: dict[str, Any]
@@ -263,8 +262,6 @@ class Progressive(Result):
             lines.append([name, *("" if c is None or metric not in c else f"{c[metric].value:.3f}" for c in cells)])
         return lines
 
-    def __repr__(self) -> str:
-        return text_table(self.table(), f"{self.n_rows:,} rows")
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table(), f"FVU by latents; {self.n_rows:,} rows")
+    def caption(self) -> str:
+        """Return the line under the table."""
+        return f"FVU by latents; {self.n_rows:,} rows"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..files import SAVE_WAIT, locked_folder
 from ..inputs.texts import read_texts
 from ..measure.fidelity import CHARACTERS_PER_TOKEN
 from ..progress import shows_progress
@@ -56,11 +57,11 @@ class Pruning:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``progressive/`` (the ranked SAE), ``<size>/`` for every size, and ``sizes.json`` into a folder."""
-        folder = Path(folder)
-        self.ranked.save(folder / "progressive")
-        for each in self.saes:
-            each.save(folder / str(each.n_latents))
-        self.curve.save(folder / CURVE)
+        with locked_folder(folder, wait=SAVE_WAIT) as place:
+            self.ranked.save(place / "progressive")
+            for each in self.saes:
+                each.save(place / str(each.n_latents))
+            self.curve.save(place / CURVE)  # last: what it says is there
 
     def to_json(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Return what was written into `folder` and measured, as plain JSON."""
@@ -72,6 +73,7 @@ class Pruning:
             "by": self.ranked.provenance.get("latent_order", "unsorted"),
             "ranking": self.ranked.provenance.get("ranking", {}),
             "curve": self.curve.to_json(),
+            "warnings": [each.to_json() for each in self.curve.warnings],
         }
 
 

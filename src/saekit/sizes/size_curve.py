@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..measure.accumulators import Sparsity
-from ..measure.fidelity import SplicedModel
+from ..measure.fidelity import SplicedModel, place_warnings
 from ..measure.intervals import N_GROUPS, Estimate, Sample, row_groups
 from ..measure.metrics import METRICS, Metrics
 from ..measure.reconstruction import interval_facts, measure_saes
@@ -25,7 +25,7 @@ from ..rows.opening import as_source
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
-from ..sae.naming import common_width, named_saes
+from ..sae.naming import common_width, name_of, named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .latent_metrics import Sized, latent_metrics
 from .prune import check_sizes, competes
@@ -125,6 +125,7 @@ def measure_sizes(
         language_model=found.language_model,
         sae=_about(whole, name, saes[-1].digest()),
         points=[SizePoint(each.size, Metrics(values)) for each, values in zip(prefixes, measured, strict=True)],
+        warnings=place_warnings([(name or name_of(whole), whole)], source, spliced),
     )
 
 

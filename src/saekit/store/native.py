@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -25,7 +24,17 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, FormatError, SaekitError, listed
-from ..files import dump_json, locked_folder, read_json, remove_file, rename_file, seal, write_bytes
+from ..files import (
+    SAVE_WAIT,
+    dump_json,
+    locked_folder,
+    read_json,
+    read_steadily,
+    remove_file,
+    rename_file,
+    seal,
+    write_bytes,
+)
 from ..sae.digest import bytes_of
 from ..sae.model import SAE
 from ..sae.rules import RULES
@@ -38,8 +47,6 @@ T = TypeVar("T")
 
 _NEXT = "sae.json.next"
 _PENDING = f".{TENSORS}.new"
-SAVE_WAIT = 60.0
-"""Seconds that `save` waits for others who save into the same folder."""
 _BLOCKS = "saekit-blocks"
 
 
@@ -168,30 +175,12 @@ def load(path: str | os.PathLike[str], latents: int | None = None, *, fvu: float
 
 def _reading(folder: Path, read: Callable[[IO[bytes]], T]) -> T:
     """Return what `read` makes of an SAE's tensor file; again where the SAE is replaced meanwhile."""
-    repeats = 1
-    while True:
-        before = _state(folder)
-        try:
-            with _tensor_stream(folder) as stream:
-                return read(stream)
-        except (FormatError, FileNotFoundError):
-            if _state(folder) == before:
-                if not repeats:
-                    raise
-                repeats -= 1  # times of files are told in steps of some ms: it may be another SAE all the same
-                time.sleep(0.005)
 
+    def once() -> T:
+        with _tensor_stream(folder) as stream:
+            return read(stream)
 
-def _state(folder: Path) -> list[tuple[int, ...] | None]:
-    """Return what changes when the SAE of a folder is replaced."""
-    found: list[tuple[int, ...] | None] = []
-    for name in (TENSORS, DESCRIPTION, _NEXT):
-        try:
-            status = (folder / name).stat()
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        except OSError:
-            found.append(None)
-    return found
+    return read_steadily([folder / name for name in (TENSORS, DESCRIPTION, _NEXT)], once)
 
 
 def _load(folder: Path, stream: IO[bytes], latents: int | None, fvu: float | None) -> SAE:
@@ -199,14 +188,15 @@ def _load(folder: Path, stream: IO[bytes], latents: int | None, fvu: float | Non
     n_latents = description["n_latents"]
     if fvu is not None:
         latents = _size_for(description, fvu, folder)
-    if latents is not None and not (isinstance(latents, int) and 1 <= latents <= n_latents):
+    latents = n_latents if latents is None else latents
+    if not (isinstance(latents, int) and 1 <= latents <= n_latents):
         raise ConfigError(
             f"load: `latents` must be a whole number from 1 to n_latents={n_latents}; got {latents!r} for `{folder}`."
         )
-    read = _read_whole if latents is None or latents == n_latents else _read_prefix
-    tensors = read(stream, header, description, latents or n_latents, folder / TENSORS)
+    read = _read_whole if latents == n_latents else _read_prefix
+    tensors = read(stream, header, description, latents, folder / TENSORS)
     try:
-        sae = _build(description, tensors, latents or n_latents)
+        sae = _build(description, tensors, latents)
     except (SaekitError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"`{folder / DESCRIPTION}` describes an SAE that cannot be: {error}") from None
     # Without a seal, the digest of the function is what binds the rule and the scaling to the tensors.
@@ -337,13 +327,18 @@ def _folder(path: str | os.PathLike[str]) -> Path:
         folder = folder.parent
     if (folder / DESCRIPTION).is_file() or ((folder / _NEXT).is_file() and (folder / TENSORS).is_file()):
         return folder
+    raise _no_sae(folder, text)
+
+
+def _no_sae(folder: Path, text: str) -> ConfigError:
+    """Return why a path is not that of an SAE."""
     inside = sorted(str(found.parent) for found in folder.glob(f"*/{DESCRIPTION}")) if folder.is_dir() else []
     if inside:
-        raise ConfigError(
+        return ConfigError(
             f"`{folder}` must be the folder of one SAE; it holds {len(inside)}: {listed(inside)}. Name one of them."
         )
     came = "holds no `sae.json`" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
-    raise ConfigError(
+    return ConfigError(
         f"an SAE must be a folder with `{DESCRIPTION}` and `{TENSORS}`, or hf:owner/name/folder; `{text}` {came}."
     )
 

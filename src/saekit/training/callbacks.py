@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..errors import MissingExtraError
 
-Record = Mapping[str, int | float | str]
+Record = Mapping[str, int | float | str | None]
 Receiver = Callable[[Record], object]
 
 
@@ -45,7 +45,7 @@ class TensorBoard:
         if learner not in self._writers:
             self._writers[learner] = self._make(os.path.join(self._folder, learner))
         for name, value in _numbers(record).items():
-            self._writers[learner].add_scalar(name, value, int(record["step"]))
+            self._writers[learner].add_scalar(name, value, int(record["step"] or 0))
 
     def close(self) -> None:
         """Flush and close the event files."""
@@ -64,7 +64,7 @@ class _Service:
         """Send the record's numbers at its step."""
         learner = record["learner"]
         values = {f"{learner}/{name}": value for name, value in _numbers(record).items()}
-        self._run.log(values, step=int(record["step"]))
+        self._run.log(values, step=int(record["step"] or 0))
 
     def close(self) -> None:
         """End the service's run."""

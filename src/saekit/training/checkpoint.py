@@ -69,12 +69,13 @@ def write(out: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, Any
     return path
 
 
-def drop_unscheduled(out: Path) -> None:
-    """Remove what interruptions left, once the run has ended; without another generation the whole folder."""
+def tidy(out: Path) -> None:
+    """Remove what interruptions and kills left, once the run has ended; without a generation the whole folder."""
     folder, entries = out / FOLDER, _entries(out)
     scheduled = [entry for entry in entries if _is_scheduled(entry)]
     if scheduled != entries:
         _write_index(folder, scheduled)
+    _remove_all_but(folder, scheduled)
     if folder.is_dir() and not scheduled:
         remove_file(folder / INDEX)
         with suppress(OSError):
@@ -86,8 +87,13 @@ def _is_scheduled(entry: dict[str, Any]) -> bool:
 
 
 def _write_index(folder: Path, entries: list[dict[str, Any]]) -> None:
-    """Write the index, and remove older generations and what a killed run left half written."""
+    """Write the index, and remove older generations."""
     write_sealed(folder / INDEX, {"format": FORMAT, "generations": entries})
+    _remove_all_but(folder, entries)
+
+
+def _remove_all_but(folder: Path, entries: list[dict[str, Any]]) -> None:
+    """Remove what is in the folder and not in its index: older generations, and what killed runs left."""
     kept = {INDEX, *(entry["file"] for entry in entries)}
     for stale in folder.glob("*"):
         if stale.name not in kept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import NonFiniteError
+from ..variance import SAME_ROWS
 from . import checkpoint
 from .callbacks import Record
 from .learner import Learner
@@ -41,7 +42,11 @@ def check_step(run: Run) -> None:
         else "No checkpoint exists."
     )
     rows_bad = not bool(torch.isfinite(run.sums["x.squares"]))
-    cause = "the rows hold NaN or infinity" if rows_bad else "lower `lr`, or use precision='fp32'"
+    cause = (
+        "the rows hold NaN, infinity or numbers whose squares float32 cannot hold (scale the rows)"
+        if rows_bad
+        else "lower `lr`, or use precision='fp32'"
+    )
     raise NonFiniteError(
         f"train: loss and gradient must be finite; got NaN or infinity in step {run.step - steps_ago + 1}, learner "
         f"`{run.request.names[index]}` (seed {learner.seed}, {learner.config!r}): {cause}. {hint}"
@@ -66,8 +71,8 @@ def check_weights(run: Run) -> None:
 
 
 def warnings_of(run: Run) -> list[Warned]:
-    """Return what is doubtful about a finished run: its rows, then each learner."""
-    found = row_warnings(run.request)
+    """Return what is doubtful about a finished run: its start, its rows, then each learner."""
+    found = [each.to_json() for each in run.request.warnings] + row_warnings(run.request)
     for name, learner in run.named_learners():
         found += [{**warning, "sae": name} for warning in warnings_for(learner, run.last[name])]
     return found
@@ -112,9 +117,12 @@ def warnings_for(learner: Learner, record: Record) -> list[Warned]:
     """
     config, found = learner.config, []
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
-    fvu, l0, dead = (float(record[name]) for name in ("fvu", "l0", "dead_fraction"))
-    if fvu >= FVU_LIMIT:
-        text = f"FVU is {fvu:.3g}: the SAE is no better than predicting the mean row. Train longer, "
+    l0, dead = (float(record[name] or 0) for name in ("l0", "dead_fraction"))
+    fvu = record["fvu"]
+    if fvu is None:
+        found.append(_warned("rows_do_not_vary", f"FVU is undefined: {SAME_ROWS}. Are these the rows that were meant?"))
+    elif float(fvu) >= FVU_LIMIT:
+        text = f"FVU is {float(fvu):.3g}: the SAE is no better than predicting the mean row. Train longer, "
         found.append(_warned("no_better_than_mean", text + "or lower the sparsity coefficient or the learning rate."))
     if dead > DEAD_LIMIT:
         text = f"{dead:.0%} of the latents did not fire in the last {learner.resolved.dead_after_rows:,} rows. "

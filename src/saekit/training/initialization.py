@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, ShapeError, listed
+from ..errors import DataError, NonFiniteError, ShapeError, listed
 from ..rows.source import Batch, Source
 
 FIRST_ROWS = 100_000
@@ -143,6 +143,8 @@ def check_first_rows(rows: Tensor, source: Source, names: Sequence[str] = ()) ->
         The rows have another width than the source says.
     NonFiniteError
         A value is NaN or infinite.
+    DataError
+        The square of a norm is too large for float32.
     """
     if rows.shape[1] != source.d_in:
         raise ShapeError(
@@ -153,4 +155,11 @@ def check_first_rows(rows: Tensor, source: Source, names: Sequence[str] = ()) ->
         raise NonFiniteError(
             f"train: rows must be finite; NaN or infinity among the first {len(rows)} rows, before step 1{where}. "
             "No checkpoint exists. Look for overflow in the captured model (half precision)."
+        )
+    squares = rows.pow(2).sum(1)
+    if not bool(torch.isfinite(squares).all()):
+        row = int((~torch.isfinite(squares)).nonzero()[0])
+        raise DataError(
+            f"train: squared norms of rows must fit into float32; row {row} has numbers up to "
+            f"{float(rows[row].abs().max()):.3g}. Scale the rows."
         )

@@ -18,6 +18,7 @@ from ..files import append_text, parse_json, write_bytes
 from ..forms import NATURAL, check_form
 from ..rows.source import Source
 from ..settings import Progress
+from ..variance import fraction_unexplained
 from .callbacks import Receiver, Record
 from .run_state import Run
 from .step import Statistics
@@ -128,7 +129,9 @@ def records_of(run: Run) -> dict[str, Record]:
     sums = {name: float(t) for name, t in run.sums.items() if name != "x.sum"}
     n = sums["x.rows"]
     # Sums about a point near the mean: the difference of two large squares would lose its digits.
-    variance = max(sums["x.squares"] - float(run.sums["x.sum"].pow(2).sum()) / n, 1e-30)
+    shift = run.sums["x.sum"] / n
+    variance = max(sums["x.squares"] - n * float(shift.pow(2).sum()), 0.0)
+    square = variance + n * float((run.center + shift).pow(2).sum())
     rows = run.step * run.request.settings.batch_rows
     records: dict[str, Record] = {}
     for index, (name, learner) in enumerate(run.named_learners()):
@@ -139,13 +142,19 @@ def records_of(run: Run) -> dict[str, Record]:
             **({"epochs": rows / run.request.source.n_rows} if run.request.source.n_rows else {}),
             "learner": name,
             "loss": own["loss"] / n,
-            "fvu": own["error"] / variance,
+            "fvu": _defined(float(fraction_unexplained(own["error"], variance, square))),
+            "row_variance": variance / n,
             "l0": own["fired"] / n,
             "dead_fraction": own["dead="] / learner.config.n_latents,
             "grad_norm": own["grad_norm"] / n,
             **{key.removeprefix("part."): value / n for key, value in own.items() if key.startswith("part.")},
         }
     return records
+
+
+def _defined(value: float) -> float | None:
+    """Return None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
 
 
 def note_of(records: Sequence[Record], rate: float) -> str:
@@ -155,13 +164,16 @@ def note_of(records: Sequence[Record], rate: float) -> str:
     '2,000 rows/s  FVU 0.250–0.500  L0 16  dead 0%'
     """
     parts = [f"{rate:,.0f} rows/s"]
-    epochs = float(records[0].get("epochs", 0))
+    epochs = float(records[0].get("epochs") or 0)
     if epochs > 1:
         parts.append(f"epoch {math.ceil(epochs)}")
     for label, name, form in (("FVU", "fvu", ".3f"), ("L0", "l0", ".0f"), ("dead", "dead_fraction", ".0%")):
-        values = [float(record[name]) for record in records]
-        low, high = format(min(values), form), format(max(values), form)
-        parts.append(f"{label} {low if low == high else f'{low}–{high}'}")
+        values = [float(value) for record in records if (value := record[name]) is not None]
+        if values:
+            low, high = format(min(values), form), format(max(values), form)
+            parts.append(f"{label} {low if low == high else f'{low}–{high}'}")
+        else:
+            parts.append(f"{label} undefined")
     return "  ".join(parts)
 
 

@@ -12,6 +12,7 @@ import torch
 from ..errors import ConfigError
 from ..files import locked_folder
 from ..interruption import noted_interrupts
+from ..places import warn
 from ..progress import shows_progress
 from ..rows.opening import Rows, source_of
 from ..sae.model import SAE
@@ -112,6 +113,7 @@ def train(
     if resume and out is None:
         raise ConfigError("train: `resume` needs the folder of the run to continue; got out=None. Give `out`.")
     request = make_request(configs, rows, seeds=seeds, tokens=tokens, start=start, settings=settings)
+    warn(request.warnings)
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(locked_folder(out))
         if folder is not None and claim(folder, request, resume):
@@ -165,7 +167,8 @@ def train_batch(run: Run, schedule: Schedule, clock: Clock) -> None:
 
 def stop(run: Run, schedule: Schedule) -> None:
     """Keep the run as it is after this step, and raise KeyboardInterrupt."""
-    check_step(run)
+    if not schedule.checks(run.step):
+        check_step(run)
     if run.folder is not None and not schedule.saves(run.step):
         save_checkpoint(run, scheduled=False)
     kept = "nothing is kept (no `out`)" if run.folder is None else f"a checkpoint is in `{run.folder}` (resume=True)"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError, DataError, listed
-from ..rows.opening import Rows, source_of
+from ..places import Warned
+from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import check_whole, is_whole
@@ -41,6 +42,8 @@ class Request:
     settings: TrainSettings
     device: torch.device
     step: str
+    warnings: list[Warned] = field(default_factory=list)
+    """In what the rows are not like those of the SAEs to initialize from."""
 
     @property
     def used_rows(self) -> int:
@@ -108,14 +111,16 @@ def make_request(
         check_mutual(config, own, step)
     asked_rows = asked_rows_of(source, tokens, settings.batch_rows)
     names = run_names(configs, asked_seeds)
+    given = warm_starts(start, len(names))
     return Request(
         source=source,
         configs=configs,
         asked_seeds=asked_seeds,
         names=names,
-        warm_starts=warm_starts(start, len(names)),
+        warm_starts=given,
         asked_rows=asked_rows,
         total_steps=asked_rows // settings.batch_rows,
+        warnings=warnings_on_rows([*zip(names, given)], source) if given else [],
         settings=settings,
         device=device,
         step=step,

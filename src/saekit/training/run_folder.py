@@ -14,12 +14,13 @@ import torch
 from ..errors import ConfigError, FormatError, listed
 from ..files import read_sealed, write_sealed
 from ..forms import COUNT, NATURAL, check_form
+from ..places import place_facts
 from ..provenance import library_versions, release
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import differences
 from .architectures import config_to_dict
-from .checkpoint import drop_unscheduled
+from .checkpoint import tidy
 from .diagnostics import warnings_of
 from .log import LOG_FILE, Seconds
 from .request import Request
@@ -76,7 +77,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 _FORMS: dict[str, dict[str, Any]] = {
     "running": {"status": str, "request": dict, "source": dict},
     "done": {
-        "saes": [str], "rows_seen": COUNT, "final": dict, "warnings": dict,
+        "saes": [str], "rows_seen": COUNT, "final": dict, "warnings": (dict, list),
         "seconds": {"total": float, "start": float, "rows": float, "steps": float},
     },
 }  # fmt: skip
@@ -120,7 +121,7 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
         },
         "source": request.source.info,
     }
-    drop_unscheduled(run.folder)
+    tidy(run.folder)
     write_sealed(run.folder / RUN_FILE, record)  # last: a folder that says "done" is complete
 
 
@@ -136,15 +137,14 @@ def provenance_of(run: Run, index: int) -> dict[str, Any]:
         "rows_digest": f"sha256:{run.order_digest}",
         "versions": versions(),
         "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")},
+        "row_variance": record["row_variance"],
         **({"start": starts[index]} if starts else {}),
     }
 
 
 def source_facts(source: Source) -> dict[str, Any]:
     """Return what an SAE's provenance says about its rows."""
-    info = source.info
-    known = {key: info[key] for key in ("model", "model_digest", "hook", "layer", "data") if info.get(key) is not None}
-    return known | {"data_digest": info.get("digest")}
+    return place_facts(source.info) | {"data_digest": source.info.get("digest")}
 
 
 def versions() -> dict[str, str]:

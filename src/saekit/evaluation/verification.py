@@ -1,0 +1,334 @@
+"""Does an SAE do on real rows what its file or card says? And if not, which misunderstanding fits?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from math import sqrt
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, ModelError, SaekitError, ShapeError
+from ..measure.accumulators import fvu
+from ..measure.reconstruction import interval_facts, measure_saes
+from ..measure.results import Measured, Result
+from ..measure.settings import MeasureSettings
+from ..models.hooks import blocks, find_hook
+from ..models.language import LanguageModel
+from ..models.loading import load_model
+from ..places import Warned
+from ..progress import shows_progress
+from ..provenance import facts_of_sae, known_place, library_versions, place_of, release
+from ..rows.capture import capture
+from ..rows.settings import CaptureSettings
+from ..rows.source import Source
+from ..sae.model import SAE
+from ..sae.naming import Given, as_sae
+from ..sae.scaling import Scaling
+from ..settings import Progress, silent, suggest_keywords
+
+L0_FACTOR = 3.0
+"""A measured L0 more than this many times above or below the stated one is another SAE, or other rows."""
+_CLEARLY = 0.9  # an alternative is a cause when its FVU is at most this fraction of the measured one, and below 1
+_MATTERS = 0.95  # above this, what is measured now is not questioned
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A misunderstanding that would explain the numbers: measured, not guessed."""
+
+    what: str
+    """What to change."""
+    fvu: float
+    """FVU with the change."""
+    l0: float
+    """Latents per row with the change."""
+
+
+@dataclass(frozen=True, repr=False)
+class Verification(Result):
+    """What an SAE does on rows of the place that it states, compared with what its file states."""
+
+    KIND: ClassVar[str] = "verification"
+    SCHEMA: ClassVar[int] = 1
+
+    sae: dict[str, Any]
+    """Latents, width, rule, digest, provenance."""
+    hook: str
+    """Where the rows come from."""
+    rows: dict[str, Any]
+    """What the rows are."""
+    n_rows: int
+    """Number of rows."""
+    l0: Measured
+    """Mean number of active latents per row."""
+    fvu: Measured
+    """Fraction of variance unexplained; the mean row scores 1."""
+    dead_fraction: Measured
+    """Fraction of latents that never fired on these rows; falls with more rows."""
+    claimed: dict[str, float]
+    """What the file, its configuration or its address state: ``l0``, ``fvu``."""
+    fits: bool
+    """Whether the FVU is below 1 and what is claimed is met within a factor of three."""
+    likely_causes: list[Cause] = field(default_factory=list)
+    """Changes under which the SAE explains clearly more, best first."""
+
+    def table(self) -> list[list[str]]:
+        """Return the measured numbers next to the claimed ones, then the causes."""
+        lines = [["", "measured", "stated"]]
+        for name in ("fvu", "l0", "dead_fraction"):
+            stated = self.claimed.get(name)
+            lines.append([name, f"{getattr(self, name)}", "–" if stated is None else f"{stated:g}"])
+        return lines
+
+    def __repr__(self) -> str:
+        verdict = "fits" if self.fits else "DOES NOT FIT"
+        causes = "".join(f"\n  {cause.what}: FVU {cause.fvu:.3g}, L0 {cause.l0:.3g}" for cause in self.likely_causes)
+        numbers = f"FVU {self.fvu}, L0 {self.l0}, dead {self.dead_fraction}"
+        return f"{verdict} at {self.hook}: {numbers}" + (f"\nwould fit better with{causes}" if causes else "")
+
+
+@suggest_keywords
+@shows_progress
+def verify(
+    sae: Given,
+    model: str | os.PathLike[str] | LanguageModel,
+    data: Any,
+    *,
+    layer: int | None = None,
+    hook: str | None = None,
+    tokens: int = 4000,
+    settings: CaptureSettings = CaptureSettings(),
+    progress: Progress | None = None,
+) -> Verification:
+    """Measure an SAE on real rows, compare with what it claims, and try what could be wrong.
+
+    Each likely misunderstanding is measured on the same texts: scaled rows, an input bias subtracted or not, transposed
+    square matrices, rows of special tokens, neighbouring hooks; and every layer and sub-layer when the FVU is near or
+    above 1, or L0 is more than three times off.
+
+    Parameters
+    ----------
+    sae
+        An SAE, or the address of one.
+    model, data
+        Model and texts, as `capture` takes them.
+    layer, hook
+        Where the rows are taken; None: where the SAE says it belongs. An SAE that says nothing is tried at every layer.
+    tokens
+        Number of rows.
+    settings
+        How the model reads the texts.
+    progress
+        Called as ``progress(stage, done, total)``.
+
+    Returns
+    -------
+    Verification
+        ``.fits``, the numbers with intervals, and ``.likely_causes``, best first.
+
+    Raises
+    ------
+    ConfigError
+        No layer of the model has rows of the SAE's width.
+    """
+    value = as_sae(sae)
+    if value.d_in != value.d_out or value.provenance.get("hook_out"):
+        raise ConfigError("verify: an SAE must reconstruct the rows that it reads; this one is a transcoder.")
+    lm = model if isinstance(model, LanguageModel) else load_model(model, **settings.placement)
+    if not isinstance(lm, LanguageModel):
+        raise ConfigError("verify: `model` must be a language model; it is a vision model.")
+    taker = _Taker(lm, data, tokens, settings)
+    stated = hook is not None or layer is not None or known_place(value) is not None
+    place = place_of(value, layer=layer, hook=hook, where="verify") if stated else _best_layer(value, taker)
+    rows = taker.rows(place)
+    if rows.shape[1] != value.d_in:
+        raise ShapeError(f"verify: rows at {place} must have width {value.d_in}; they have {rows.shape[1]}.")
+    source = taker.source(place)
+    found = measure_saes([value], source, settings=MeasureSettings(), progress=progress)
+    metrics = found.metrics(0)
+    claimed = claims_of(value)
+    doubts = _doubts(metrics["fvu"], metrics["l0"], claimed)
+    causes = _causes(value, taker, place, metrics["fvu"].value, everywhere=bool(doubts))
+    if causes and not doubts:  # something near fits better: what fits best may be further away
+        causes = _causes(value, taker, place, metrics["fvu"].value, everywhere=True)
+    if causes and not any(doubt.code in _FAILS for doubt in doubts):
+        message = f"the SAE explains clearly more with {causes[0].what}: FVU {causes[0].fvu:.3g}, here {metrics['fvu']}"
+        doubts.append(Warned("other_fits_better", message))
+    if not stated:
+        doubts.append(Warned("place_not_stated", f"the file names no hook; {place} fits best"))
+    return Verification(
+        saekit=release(),
+        versions=library_versions(True),
+        settings={"tokens": tokens, "intervals": interval_facts(True)},
+        sae=facts_of_sae(value),
+        hook=place,
+        rows=dict(source.info),
+        n_rows=found.n_rows,
+        l0=metrics["l0"],
+        fvu=metrics["fvu"],
+        dead_fraction=metrics["dead_fraction"],
+        claimed=claimed,
+        fits=not any(doubt.code in _FAILS for doubt in doubts),
+        likely_causes=causes,
+        warnings=doubts,
+    )
+
+
+_FAILS = ("fvu_above_mean", "l0_off", "other_fits_better")
+
+
+def claims_of(sae: SAE) -> dict[str, float]:
+    """Return the numbers that a file states about its SAE: ``l0`` and ``fvu``, where they are numbers."""
+    claimed = sae.provenance.get("claimed")
+    claimed = claimed if isinstance(claimed, dict) else {}
+    k = sae.rule.settings().get("k")
+    known = {**({"l0": k} if k is not None else {}), **claimed}
+    return {key: float(known[key]) for key in ("l0", "fvu") if isinstance(known.get(key), int | float)}
+
+
+def _doubts(measured: Measured, l0: Measured, claimed: dict[str, float]) -> list[Warned]:
+    """Return what does not fit, as warnings."""
+    doubts = []
+    if measured.value is None or not measured.value < 1:
+        message = f"FVU {measured} is no better than the mean row: wrong rows, or a wrong reading of the file"
+        doubts.append(Warned("fvu_above_mean", message))
+    elif measured.value > _MATTERS:
+        doubts.append(Warned("fvu_near_mean", f"FVU {measured}: almost nothing is explained"))
+    stated = claimed.get("l0")
+    if stated and (l0.value is None or not stated / L0_FACTOR <= l0.value <= stated * L0_FACTOR):
+        message = f"{l0} latents per row are active, and the file states {stated:g}: more than {L0_FACTOR:g} times off"
+        doubts.append(Warned("l0_off", message))
+    return doubts
+
+
+# -------------------------------------------------------------------------------------------------------- alternatives
+
+
+@dataclass(frozen=True)
+class _Taker:
+    """Rows of a model at any hook, of the same texts; each is taken once."""
+
+    lm: LanguageModel
+    data: Any
+    tokens: int
+    settings: CaptureSettings
+    known: dict[str, Source] = field(default_factory=dict)
+
+    def take(self, hooks: Sequence[str]) -> None:
+        """Take the rows of several hooks in one pass of the model."""
+        hooks = [hook for hook in hooks if f"{hook} {{}}" not in self.known]
+        if hooks:
+            found = capture(self.lm, self.data, hook=hooks, tokens=self.tokens, settings=self.settings, progress=silent)
+            self.known.update({f"{hook} {{}}": source for hook, source in found.items()})
+
+    def source(self, hook: str, **changed: Any) -> Source:
+        """Return the rows at a hook, with some settings changed."""
+        key = f"{hook} {changed}"
+        if key not in self.known:
+            settings = replace(self.settings, **changed)
+            self.known[key] = capture(
+                self.lm, self.data, hook=hook, tokens=self.tokens, settings=settings, progress=silent
+            )
+        return self.known[key]
+
+    def rows(self, hook: str, **changed: Any) -> Tensor:
+        """Return the same as one tensor ``[n, d]``."""
+        return torch.cat([batch.x.float() for batch in self.source(hook, **changed).batches(4096)])
+
+
+def _best_layer(sae: SAE, taker: _Taker) -> str:
+    """Return the layer at which an SAE that names no place explains most."""
+    found: dict[str, float] = {}
+    layers = [f"layers.{layer}" for layer in range(len(blocks(taker.lm.model)[1]))]
+    taker.take(layers)
+    for layer in layers:
+        rows = taker.rows(layer)
+        if rows.shape[1] == sae.d_in:
+            found[layer] = _measured(sae, rows)[0]
+    if not found:
+        raise ConfigError(
+            f"verify: the SAE reads rows of width {sae.d_in}, and no layer of the model has them. Is it of another?"
+        )
+    return min(found, key=lambda place: found[place])
+
+
+def _measured(sae: SAE, rows: Tensor) -> tuple[float, float]:
+    """Return FVU and L0 of an SAE on rows."""
+    codes = sae.encode(rows)
+    return fvu(rows, sae.decode(codes, rows).to(rows)), codes.l0()
+
+
+def _causes(sae: SAE, taker: _Taker, place: str, now: float | None, *, everywhere: bool) -> list[Cause]:
+    """Return the changes that explain clearly more; without `everywhere`, only near places are tried."""
+    causes = []
+    for what, changed, other in _alternatives(sae, taker, place, everywhere=everywhere):
+        value, l0 = _measured(changed, other)
+        if value < 1 and (now is None or value <= _CLEARLY * now):
+            causes.append(Cause(what, value, l0))
+    return sorted(causes, key=lambda cause: cause.fvu)
+
+
+def _alternatives(sae: SAE, taker: _Taker, place: str, *, everywhere: bool) -> Iterator[tuple[str, SAE, Tensor]]:
+    """Yield what could have been misunderstood, with the SAE and the rows as they would be then."""
+    rows = taker.rows(place)
+    yield from _other_readings(sae, rows)
+    yield from ((f"{what}, at {place}", changed, rows) for what, changed in _transposed(sae))
+    hooks = list(_other_hooks(taker.lm, place, everywhere))
+    taker.take(hooks)
+    for hook in hooks:
+        if (other := taker.rows(hook)).shape[1] == sae.d_in:
+            yield f"rows of {hook} instead of {place}", sae, other
+    if taker.settings.skip_special:
+        try:
+            yield "special tokens (BOS) among the rows", sae, taker.rows(place, skip_special=False, outliers=None)
+        except SaekitError:
+            return
+
+
+def _other_readings(sae: SAE, rows: Tensor) -> Iterator[tuple[str, SAE, Tensor]]:
+    """Yield the same rows with another scaling or input bias."""
+    if sae.scaling.kind == "none":
+        s = torch.tensor(sqrt(sae.d_in) / float(rows.norm(dim=1).mean()), dtype=sae.dtype)
+        yield "rows scaled to a mean norm of sqrt(d)", sae.replace(scaling=Scaling("scalar", s)), rows
+        unit = torch.tensor(1 / float(rows.square().sum(1).mean().sqrt()), dtype=sae.dtype)
+        yield "rows scaled to a mean square norm of 1", sae.replace(scaling=Scaling("scalar", unit)), rows
+        yield "rows standardized each by itself (layer norm)", sae.replace(scaling=Scaling("layer_norm")), rows
+        yield "each row scaled to norm sqrt(d)", sae.replace(scaling=Scaling("row_norm")), rows
+        mean = rows.mean(0).to(sae.dtype)
+        centred = Scaling("standardize", scale=torch.ones_like(mean), mean=mean)
+        yield "rows centred by their mean", sae.replace(scaling=centred), rows
+    else:
+        yield "rows not scaled", sae.replace(scaling=Scaling()), rows
+    if sae.b_pre is None:
+        yield "b_dec subtracted before the encoder", sae.replace(b_pre=sae.b_dec), rows
+    else:
+        yield "nothing subtracted before the encoder", sae.replace(b_pre=None), rows
+    norms = sae.W_dec.norm(dim=1, keepdim=True)
+    if float((norms - 1).abs().max()) > 0.01:
+        yield "decoder rows of length 1", sae.replace(W_dec=sae.W_dec / norms.clamp(min=1e-12)), rows
+
+
+def _transposed(sae: SAE) -> Iterator[tuple[str, SAE]]:
+    """Yield the other ways round of square matrices."""
+    if sae.n_latents == sae.d_in:
+        encoder, decoder = sae.W_enc.T.contiguous(), sae.W_dec.T.contiguous()
+        yield "the encoder transposed", sae.replace(W_enc=encoder)
+        yield "the decoder transposed", sae.replace(W_dec=decoder)
+        yield "encoder and decoder transposed", sae.replace(W_enc=encoder, W_dec=decoder)
+
+
+def _other_hooks(lm: LanguageModel, place: str, everywhere: bool) -> Iterator[str]:
+    """Yield the other places of the model: layers, and what their sub-layers add; the nearest, or all of them."""
+    own = find_hook(lm.model, place).layer
+    for layer in range(len(blocks(lm.model)[1])):
+        if everywhere or own is None or abs(layer - own) <= 1:
+            sites = ("", ".mlp", ".attn") if everywhere or layer == own else ("",)
+            for hook in (f"layers.{layer}{site}" for site in sites):
+                with suppress(ModelError):  # the family has no such place, or it is not what the sub-layer adds
+                    if find_hook(lm.model, hook).name != place:
+                        yield hook
