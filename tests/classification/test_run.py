@@ -205,7 +205,10 @@ def test_a_cut_off_run_goes_on_where_it_was(lm, sae, rows, tmp_path, monkeypatch
         file.write_bytes(data)
         assert len(missing_jobs(plan)) == 1  # a damaged file is fitted again
     monkeypatch.setattr(module, "fit_arm", original)
-    assert _without_time(run_plan(plan)) == _without_time(whole)
+    notes = []
+    again = run_plan(plan, lambda stage, done, total=None, note="": notes.append(note))
+    assert [note for note in notes if "its file was damaged" in note]
+    assert _without_time(again) == _without_time(whole)
 
 
 def _without_time(result: Classification) -> dict:
