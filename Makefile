@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: setup demo test check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
+.PHONY: coverage setup demo test check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -57,6 +57,10 @@ families: $(STAMP)
 # Every command that writes, killed at every write event. KILLS="train capture" some of them.
 kills: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py $(KILLS)
+
+# How often intervals hold the truth, and verdicts are right, by simulation.
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/interval_coverage.py
 
 # Small SAEs from large ones: pruned, nested, trained apart. A run that was stopped goes on. STUDY_OPTIONS=--quick a little of it.
 study-progressive: $(STAMP)

@@ -34,7 +34,7 @@ CODES = {
     "unknown_model": "the SAE names no model by digest, so that the model cannot be compared",
     "unknown_rows": "the rows do not say which model and module they come from",
 }
-"""Codes of the warnings of this module, with their meaning. Those that begin with ``unknown`` are notes."""
+"""Codes of the warnings of this module, with their meaning. ``unknown_…`` and ``other_dtype`` (rounding) are notes."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Warned:
     @property
     def is_note(self) -> bool:
         """Whether it says only what could not be compared, or what was done, not that something is wrong."""
-        return self.code.startswith("unknown") or self.code == NOTE
+        return self.code.startswith("unknown") or self.code in (NOTE, "other_dtype")
 
     def __str__(self) -> str:
         return f"{'Note' if self.is_note else 'Warning'}: {self.message}"

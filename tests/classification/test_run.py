@@ -211,8 +211,16 @@ def test_a_cut_off_run_goes_on_where_it_was(lm, sae, rows, tmp_path, monkeypatch
     other_seed = plan_of(lm, sae, rows, **FEW, shuffles=0, out=tmp_path, seed=1)
     assert len(missing_jobs(other_seed)) == n_cells
     file = next((tmp_path / "fits").iterdir())
-    file.write_bytes(b"cut off")
-    assert len(missing_jobs(plan)) == 1  # a damaged file is fitted again
+    data = bytearray(file.read_bytes())
+    for change in (lambda: data.__setitem__(-3, data[-3] ^ 64), lambda: data.__delitem__(slice(9, None))):
+        change()  # one bit of a probability; then cut off
+        file.write_bytes(data)
+        assert len(missing_jobs(plan)) == 1  # a damaged file is fitted again
+    monkeypatch.setattr(module, "fit_arm", original)
+    notes = []
+    again = run_plan(plan, lambda stage, done, total=None, note="": notes.append(note))
+    assert [note for note in notes if "its file was damaged" in note]
+    assert _without_time(again) == _without_time(whole)
 
 
 def _without_time(result: Classification) -> dict:

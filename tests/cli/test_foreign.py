@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,11 @@ from saekit import SAE
 from saekit.sae.rules import ReLURule
 from saekit.store.native import save
 
-REAL = Path(os.environ.get("SAEKIT_SHARED_DATA", "/work/shared/data")) / "sae_files/rf_topk_5seeds"
-real = pytest.mark.skipif(not REAL.is_dir(), reason="the shared SAE files are not here")
+
+@pytest.fixture(scope="module")
+def real(shared_data: Path) -> Path:
+    """Folder of five seeds of one real TopK SAE, made by others."""
+    return shared_data / "sae_files" / "rf_topk_5seeds"
 
 
 def test_catalog(call):
@@ -47,9 +49,8 @@ def test_convert_refuses_what_the_format_lacks(call, tmp_path):
     assert (status, "must not exist, or be an empty folder" in err) == (2, True)
 
 
-@real
-def test_real_files_are_shown_converted_and_compared(call, tmp_path):
-    first, second = REAL / "seed_0.sae.pt", REAL / "seed_1.sae.pt"
+def test_real_files_are_shown_converted_and_compared(call, tmp_path, real):
+    first, second = real / "seed_0.sae.pt", real / "seed_1.sae.pt"
     status, out, err = call("show", first)
     assert status == 0, err
     assert "single_file" in out
@@ -64,8 +65,7 @@ def test_real_files_are_shown_converted_and_compared(call, tmp_path):
     assert json.loads(out)["mean_cosine"]["value"] == pytest.approx(np.mean(cosines[rows, columns]), abs=1e-6)
 
 
-@real
-def test_folder_with_several_foreign_saes_lists_them(call):
-    status, _, err = call("show", REAL)
+def test_folder_with_several_foreign_saes_lists_them(call, real):
+    status, _, err = call("show", real)
     assert status == 2
     assert "`seed_0.sae.pt`, `seed_1.sae.pt`" in err

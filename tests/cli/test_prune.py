@@ -39,7 +39,7 @@ def test_prune_writes_every_size_and_one_file_for_all(call, sae, rows):
     assert status == 0, err
     lines = out.splitlines()
     assert lines[0].split()[:1] == ["latents"]
-    assert [line.split()[0] for line in lines[1:]] == ["4", "12", "24"]
+    assert [line.split()[0] for line in lines[1:4]] == ["4", "12", "24"]
     assert "█" in lines[3]
     for size in (4, 12):
         assert SAE.load(f"small/{size}").n_latents == size
@@ -53,7 +53,7 @@ def test_prune_writes_every_size_and_one_file_for_all(call, sae, rows):
     status, out, err = call("show", "small/progressive")
     assert status == 0, err
     assert "latent order  energy" in out
-    assert out.splitlines()[-4:] == lines
+    assert out.splitlines()[-4:] == lines[:4]
     assert call("show", "small/4")[1].count("█") == 0
 
     status, out, err = call("report", "small")

@@ -27,7 +27,7 @@ from saekit.sae.codes import Codes
 
 @pytest.fixture(scope="module")
 def coverage(load_benchmark):
-    return load_benchmark("coverage")
+    return load_benchmark("interval_coverage")
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say(coverage):

@@ -169,7 +169,7 @@ def describe_resolution(floor: Mapping[str, Any], settings: Mapping[str, Any]) -
     reason = floor.get("reason") or "half the width of an interval"
     return (
         f"This test set resolves ±{half:.3f} {metric} ({reason}); a true difference of "
-        f" {detectable(half, margin):.3f} would be found 4 times in 5 at the margin of {margin:g}."
+        f"{detectable(half, margin):.3f} would be found 4 times in 5 at the margin of {margin:g}."
     )
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..files import locked_folder, write_bytes
+from ..errors import FormatError
+from ..files import dump_json, locked_folder, parse_json, seal, unsealed, write_bytes
 from ..inputs.labelled import Labelled
+from ..rows.pooling_cache import digest_arrays
 from ..settings import Progress
 from .arms import Arm
 from .features import View, take
@@ -64,7 +66,8 @@ def _run(plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progress: 
     if missing:
         view = read([job.arm for job in missing], progress)
         for done, job in enumerate(missing):
-            progress("arms", done, len(missing), job.name)
+            damaged = plan.out is not None and (plan.out / FITS / job.file).is_file()
+            progress("arms", done, len(missing), f"{job.name} (again: its file was damaged)" if damaged else job.name)
             computed = compute(plan, job, view)
             _write_fit(plan, job, computed)
             found[job.key] = computed
@@ -88,12 +91,13 @@ def read_fit(plan: Plan, job: Job) -> StoredFit | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            about = json.loads(file.metadata()["fit"])
-            probabilities = [file.get_tensor(f"value{j}") for j in range(len(plan.values))]
-            shuffled = file.get_tensor("shuffled")
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+            about = unsealed(parse_json(file.metadata()["fit"], path), path, since=1)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["key"] != job.key or about["content"] != digest_arrays(tensors):
+            return None
+        return StoredFit([tensors[f"value{j}"] for j in range(len(plan.values))], tensors["shuffled"], about["facts"])
+    except (SafetensorError, OSError, FormatError, KeyError, TypeError):
         return None  # cut off or altered: fitted again
-    return StoredFit(probabilities, shuffled, about["facts"]) if about.get("key") == job.key else None
 
 
 def _write_fit(plan: Plan, job: Job, fit: StoredFit) -> Path | None:
@@ -101,8 +105,9 @@ def _write_fit(plan: Plan, job: Job, fit: StoredFit) -> Path | None:
         return None
     from safetensors.numpy import save
 
-    about = json.dumps({"key": job.key, "name": job.name, "facts": fit.facts}, allow_nan=False)
     tensors = {f"value{j}": each for j, each in enumerate(fit.probabilities)} | {"shuffled": fit.shuffled}
+    facts = {"schema": 1, "key": job.key, "name": job.name, "facts": fit.facts}
+    about = dump_json(seal({**facts, "content": digest_arrays(tensors)}))
     path = plan.out / FITS / job.file
     write_bytes(path, save(tensors, metadata={"fit": about}))
     return path

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .command import command
 from .console import print_json
 from .options import Json
+
+if TYPE_CHECKING:
+    from ..store.catalog import Release
 
 HELP = """List releases of SAEs that saekit can read, by model and layer, with the address to load one.
 
@@ -41,13 +46,16 @@ def catalog(
     if json:
         print_json({"releases": [dataclasses.asdict(release) for release in found]})
         return
-    for model in dict.fromkeys(release.model for release in found):
-        typer.echo(model)
-        own = [release for release in found if release.model == model]
-        lines = [[f"  {release.place}", f"layers {release.layers}", release.widths, release.format] for release in own]
-        for release, line in zip(own, lines):
-            typer.echo("  ".join(line))
-            typer.echo(f"      {release.address}")
+    _print_releases(found)
     example = next((release.example for release in found if "{" not in release.example), None)
     if example is not None:
         typer.echo(f'\nLoad one: SAE.load("{example}"), or look at it: saekit show {example}')
+
+
+def _print_releases(found: Sequence[Release]) -> None:
+    """Print the releases under their models."""
+    for model, own in groupby(sorted(found, key=lambda release: release.model), key=lambda release: release.model):
+        typer.echo(model)
+        for release in own:
+            typer.echo(f"  {release.place}  layers {release.layers}  {release.widths}  {release.format}")
+            typer.echo(f"      {release.address}")

@@ -139,10 +139,7 @@ def verify(
     value = as_sae(sae)
     if value.d_in != value.d_out or value.provenance.get("hook_out"):
         raise ConfigError("verify: an SAE must reconstruct the rows that it reads; this one is a transcoder.")
-    lm = model if isinstance(model, LanguageModel) else load_model(model, **settings.placement)
-    if not isinstance(lm, LanguageModel):
-        raise ConfigError("verify: `model` must be a language model; it is a vision model.")
-    taker = _Taker(lm, data, tokens, settings)
+    taker = _Taker(_language_model(model, settings), data, tokens, settings)
     stated = hook is not None or layer is not None or known_place(value) is not None
     place = place_of(value, layer=layer, hook=hook, where="verify") if stated else _best_layer(value, taker)
     rows = taker.rows(place)
@@ -153,12 +150,7 @@ def verify(
     metrics = found.metrics(0)
     claimed = claims_of(value)
     doubts = _doubts(metrics["fvu"], metrics["l0"], claimed)
-    causes = _causes(value, taker, place, metrics["fvu"].value, everywhere=bool(doubts))
-    if causes and not doubts:  # something near fits better: what fits best may be further away
-        causes = _causes(value, taker, place, metrics["fvu"].value, everywhere=True)
-    if causes and not any(doubt.code in _FAILS for doubt in doubts):
-        message = f"the SAE explains clearly more with {causes[0].what}: FVU {causes[0].fvu:.3g}, here {metrics['fvu']}"
-        doubts.append(Warned("other_fits_better", message))
+    causes = _likely_causes(value, taker, place, metrics["fvu"], doubts)
     if not stated:
         doubts.append(Warned("place_not_stated", f"the file names no hook; {place} fits best"))
     return Verification(
@@ -180,6 +172,25 @@ def verify(
 
 
 _FAILS = ("fvu_above_mean", "l0_off", "other_fits_better")
+
+
+def _language_model(model: Any, settings: CaptureSettings) -> LanguageModel:
+    """Return the language model that is given or named."""
+    lm = model if isinstance(model, LanguageModel) else load_model(model, **settings.placement)
+    if not isinstance(lm, LanguageModel):
+        raise ConfigError("verify: `model` must be a language model; it is a vision model.")
+    return lm
+
+
+def _likely_causes(sae: SAE, taker: _Taker, place: str, now: Measured, doubts: list[Warned]) -> list[Cause]:
+    """Return what would explain the numbers; what fits clearly better than numbers that nobody doubted is a doubt."""
+    causes = _causes(sae, taker, place, now.value, everywhere=bool(doubts))
+    if causes and not doubts:  # something near fits better: what fits best may be further away
+        causes = _causes(sae, taker, place, now.value, everywhere=True)
+    if causes and not any(doubt.code in _FAILS for doubt in doubts):
+        message = f"the SAE explains clearly more with {causes[0].what}: FVU {causes[0].fvu:.3g}, here {now}"
+        doubts.append(Warned("other_fits_better", message))
+    return causes
 
 
 def claims_of(sae: SAE) -> dict[str, float]:

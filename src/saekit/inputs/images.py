@@ -281,6 +281,7 @@ def _from_file(path: Path) -> Images:
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> Images:
     """Return the one array of images, with the other arrays of its length as columns."""
+    arrays = {key: values for key, values in arrays.items() if isinstance(values, np.ndarray)}  # else no array: bytes
     found = [key for key, values in arrays.items() if values.ndim >= 3]
     if len(found) != 1:
         raise DataError(

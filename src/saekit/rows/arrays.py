@@ -226,7 +226,7 @@ def _digest_rows(read: Callable[[int, int], Tensor], n_rows: int, d_in: int, row
 def _open_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # numpy reads the header as Python text and raises whatever that leads to
         raise FormatError(
             f"`{path}` must be a .npy array of numbers; it cannot be read: {error}. Save it again."
         ) from None

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FormatError
-from ..files import digest_bytes, local_path, remove_file, write_bytes
+from ..files import digest_bytes, local_path, parse_json, remove_file, write_bytes
 from ..sae.model import SAE
 from .asks import Ask
 from .document_pools import Matrix, Pooled
@@ -129,7 +129,7 @@ def write_rows(cache: str | os.PathLike[str], key: Mapping[str, Any], rows: Rows
             "shape": np.array(rows.x.shape, np.int64),
         }
     # one entry only: the library writes several in any order, and equal rows should be equal bytes
-    data = save(arrays, {"saekit": _text({"key": key, "content": _content(arrays)})})
+    data = save(arrays, {"saekit": _text({"key": key, "content": digest_arrays(arrays)})})
     name = digest_bytes(b"".join(rows.digests)).removeprefix("sha256:")[:32]
     path = folder_of(cache, key) / f"{name}.safetensors"
     write_bytes(path, data)
@@ -140,7 +140,8 @@ def _text(value: Mapping[str, Any]) -> str:
     return json.dumps({"schema": SCHEMA, **value}, sort_keys=True, allow_nan=False)
 
 
-def _content(arrays: Mapping[str, np.ndarray]) -> str:
+def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 over names, types, shapes and values of arrays, in order of names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
@@ -161,11 +162,11 @@ def _read(path: Path, key: Mapping[str, Any]) -> Rows:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get("saekit", "{}"))
+            about = parse_json((file.metadata() or {}).get("saekit", "{}"), path)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"`{path}` cannot be read: {error}. It can be deleted.") from None
-    if about.get("content") != _content(arrays) or about.get("key") != key:
+    if not isinstance(about, dict) or about.get("content") != digest_arrays(arrays) or about.get("key") != key:
         raise FormatError(f"`{path}` is not what was written for this key. It can be deleted.")
     digests = tuple(row.tobytes() for row in arrays["digest"])
     if "x" in arrays:

@@ -13,7 +13,9 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from ..files import append_text, write_bytes
+from ..errors import FormatError
+from ..files import append_text, parse_json, write_bytes
+from ..forms import NATURAL, check_form
 from ..rows.source import Source
 from ..settings import Progress
 from ..variance import fraction_unexplained
@@ -206,8 +208,9 @@ def cut_log(path: Path, step: int) -> None:
     kept = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(line, path)
+            check_form(record, {"step": NATURAL}, path)
+        except FormatError:
             continue
         if record["step"] <= step:
             kept.append(line + b"\n")

@@ -174,15 +174,19 @@ def topk_rule(k: Any, stated: Stated, *, what: str, sign: str = "positive") -> T
     value = k if k is not None else stated.k
     if value is None:
         raise ConfigError(f"{what}: k is not in the file. State it: SAE.load(…, k=64).")
-    if isinstance(value, Tensor):
-        value = value.item() if value.numel() == 1 else None
-    if isinstance(value, str) and value.isdigit():
-        value = int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    whole = _whole(value)
+    if whole is None or whole < 1:
         raise FormatError(f"{what}: `k` must be a whole number of at least 1; got {k!r}.")
-    return TopKRule(value, sign=sign)
+    return TopKRule(whole, sign=sign)
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number that is written as a number, a tensor of one number, or a text; None of anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and value.isdecimal()):
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

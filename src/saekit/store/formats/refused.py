@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from ..listing import Listing
 
@@ -31,9 +32,11 @@ def recognized(listing: Listing) -> tuple[str, str] | None:
     if any(re.fullmatch(r"W_(enc|dec)_\d+\.safetensors", name) for name in listing.names):
         return "a cross-layer transcoder (mntss)", "it writes to many layers"
     names = listing.weights()
-    if len(names) != 1:
-        return None
-    shapes = listing.shapes(names[0])
+    return None if len(names) != 1 else _by_shapes(listing.shapes(names[0]))
+
+
+def _by_shapes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | None:
+    """Return the same of the names and shapes of a file's tensors."""
     for pattern, what, why in _BY_TENSOR:
         if any(re.search(pattern, name) for name in shapes):
             return what, why
