@@ -1,6 +1,7 @@
 # make          install everything into .venv (CPU torch on a machine without GPU)
 # make demo     the whole flow on this machine: capture, train, evaluate, report
-# make test     the whole test suite          make check   format, lint, types, layers, docs in sync
+# make test     the whole test suite          make test-fast   a minute of it, from every room
+# make check   format, lint, types, layers, docs in sync
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= demo
@@ -10,7 +11,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: coverage setup demo test check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
+.PHONY: coverage setup demo test test-fast check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -24,6 +25,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-fast: $(STAMP)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) -m "fast and not slow" tests
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

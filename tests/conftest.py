@@ -91,7 +91,47 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     socket.socket.connect_ex = _connect_ex  # type: ignore[method-assign]
 
 
+# What `make test-fast` runs: quick files of every room, tests in them that are marked `slow` left out.
+FAST = {
+    "": ("files", "provenance", "progress", "settings", "import"),
+    "cli": ("command", "completion", "console", "settings", "wrong_calls"),
+    "classification": ("fit", "text_classifier"),
+    "comparison": ("ablation", "intervals", "orphan_properties", "run", "subspaces"),
+    "estimators": ("features",),
+    "evaluation": ("run",),
+    "inputs": ("hub_datasets", "images", "labelled", "tables", "texts"),
+    "kernels": ("onednn_linear", "step_interface", "threshold_encode"),
+    "matching": ("shared",),
+    "measure": ("accumulators", "controls", "importance", "intervals", "mdl", "metrics", "normal_equations",
+                "paired_scores", "pca", "redundancy", "settings", "similarity", "tables"),
+    "models": ("deferred", "hooks", "intervene", "language", "pretrained"),
+    "report": ("parts", "results_folder"),
+    "rows": ("arrays", "asks", "batching", "document_pools", "opening", "origin", "outliers", "pooling", "settings",
+             "shards", "shuffle", "source", "stream", "synthetic", "tokens"),
+    "sae": ("naming", "sae"),
+    "sizes": ("families", "over_seeds", "power_law", "prune", "ranking", "run", "settings"),
+    "store": ("address",),
+    "studies": ("progressive_page", "seeds_study"),
+    "training": ("architectures", "callbacks", "initialization", "log", "losses", "request"),
+}  # fmt: skip
+
+
+def _is_fast(path: Path) -> bool:
+    folder = path.parent.relative_to(ROOT / "tests").as_posix()
+    return path.stem.removeprefix("test_") in FAST.get("" if folder == "." else folder, ())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import what `-m fast` leaves out."""
+    wanted = config.option.markexpr
+    is_test = collection_path.name.startswith("test_") and collection_path.is_relative_to(ROOT / "tests")
+    return True if wanted.startswith("fast") and is_test and not _is_fast(collection_path) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(ROOT / "tests") and _is_fast(item.path):
+            item.add_marker(pytest.mark.fast)
     if torch.cuda.is_available():
         return
     for item in items:

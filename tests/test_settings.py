@@ -77,7 +77,7 @@ def test_rows_metrics_and_parts_of_results_are_short():
 
     rows = sk.SyntheticRows(d_in=8, n_features=16, n_rows=1024)
     saes = sk.train(sk.TopK(16, k=4), rows, seeds=[0, 1], settings=TrainSettings(batch_rows=256))
-    found, pairs = sk.evaluate(saes, rows), sk.compare(saes)
+    found, pairs = sk.evaluate(saes[0], rows), sk.compare(saes)
     batch = next(rows.batches(10))
     assert repr(batch).startswith("Batch(x=tensor[10, 8], ")
     assert repr(sk.ArrayRows(batch.x)) == "ArrayRows(10 rows of width 8)"

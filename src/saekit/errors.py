@@ -6,8 +6,11 @@
     ├── ConfigError      (ValueError)    a setting that cannot work, or an unknown one
     ├── ShapeError       (ValueError)    tensors whose shapes do not fit together
     ├── DataError        (ValueError)    text, tables or rows that cannot be used
+    │   └── InputError                   ... because what the call names is not there, empty or of another kind
     ├── FormatError      (ValueError)    a file that is truncated, altered, too new or of another kind
+    │   └── MissingFileError             ... because the call names one that is not there
     ├── ModelError       (RuntimeError)  a language model or one of its modules that is not available
+    │   ├── MissingModelError            ... because the call names one that is not there
     │   └── OfflineError                 ... because there is no network
     ├── NonFiniteError   (RuntimeError)  NaN or infinity appeared during training
     ├── BusyError        (RuntimeError)  a folder that another run is writing to
@@ -15,7 +18,7 @@
     └── MissingExtraError (ImportError)  an optional package that is not installed
 
 A message has four parts: where, what must hold, what came, what to do. The command line prints the message and exits
-with status 2 for errors in the call (``ConfigError``, ``ShapeError``) and 1 for work that failed.
+with status 2 for errors in the call (`CALL_ERRORS`) and 1 for work that failed.
 """
 
 from __future__ import annotations
@@ -46,6 +49,22 @@ class FormatError(SaekitError, ValueError):
 
 class ModelError(SaekitError, RuntimeError):
     """A language model, or a module inside it, cannot be found or loaded."""
+
+
+class InputError(DataError):
+    """What the call names is not there, is empty, or is not of the kind that is needed; nothing was computed."""
+
+
+class MissingFileError(FormatError):
+    """The call names a file or folder that is not there; nothing was computed."""
+
+
+class MissingModelError(ModelError):
+    """The call names a model, or a module inside it, that is not there; nothing was computed."""
+
+
+CALL_ERRORS = (ConfigError, ShapeError, InputError, MissingFileError, MissingModelError)
+"""Errors of a wrong call: the command line ends with 2, and nothing was computed."""
 
 
 class OfflineError(ModelError):

@@ -120,7 +120,7 @@ def test_bad_calls(call, texts, sae_folder):
         status, out, err = call("classify", *arguments)
         assert (status, out) == (2, ""), err
         assert message in err or message.replace(" and ", ", ") in err
-    assert call("predict", "nowhere", "x")[0] == 1
+    assert call("predict", "nowhere", "x")[0] == 2
     status, out, err = call("predict", "nowhere", "x", "--data", texts)
     assert status == 2
     assert "at most one of TEXT and --data" in err

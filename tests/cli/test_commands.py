@@ -334,7 +334,7 @@ def test_hook_that_does_not_exist_lists_near_ones(call):
     status, _, err = call(
         "capture", "--model", "builtin", "--data", "builtin", "--hook", "layers.2.mpl", "--out", "rows"
     )
-    assert status == 1
+    assert status == 2
     assert "layers.2.mlp" in err
 
 
@@ -343,7 +343,7 @@ def test_a_column_that_is_not_there(call, tmp_path):
     status, _, err = call(
         "capture", "--model", "builtin", "--data", "texts.csv", "--text", "bodi", "--layer", 1, "--out", "rows"
     )
-    assert status == 1
+    assert status == 2
     assert "`body`" in err
 
 

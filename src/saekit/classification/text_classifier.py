@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, FormatError, did_you_mean, listed
+from ..errors import ConfigError, FormatError, MissingFileError, did_you_mean, listed
 from ..files import digest_bytes, is_there, read_sealed, read_together, replaced_together, write_bytes, write_sealed
 from ..forms import COUNT, NATURAL, check_form
 from ..measure.token_statistics import TokenScores, labels_of
@@ -422,7 +422,7 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
     if not is_there(folder, CARD) and is_there(folder / "classifier", CARD):
         folder = folder / "classifier"
     if not is_there(folder, CARD):
-        raise FormatError(
+        raise MissingFileError(
             f"`{folder}` must hold a classifier ({CARD}); it holds none. Make one with `saekit classify`."
         )
     return read_together(folder, CARD, PARTS, lambda path_of: _read(path_of, model))

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError, PlaceWarning, SaekitError, ShapeError
+from ..errors import CALL_ERRORS, PlaceWarning, SaekitError
 from ..version import __version__
 from .actions import actions
 from .capture import capture
@@ -122,7 +122,7 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             raise
         _tell(_message(error))
-        return 2 if isinstance(error, ConfigError | ShapeError) else 1
+        return 2 if isinstance(error, CALL_ERRORS) else 1
 
 
 def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from torch import Tensor
 
-from ..errors import DataError, FormatError, listed
+from ..errors import DataError, FormatError, InputError, listed
 from ..files import digest_bytes
 from ..randomness import random_order
 from ..settings import brief, check_whole
@@ -190,7 +190,7 @@ def _read(data: Any, image: str | None, split: str | None, limit: int | None) ->
         return _from_local(path, image, one_split(split, named, name))
     hub = HubName.parse(name)
     if hub is None or Path(hub.name).suffix.lower() in (*ENDINGS, ".npy", ".npz") or find_local(hub.name)[0]:
-        raise DataError(
+        raise InputError(
             f"`{shortened(name)}` must be a folder of images, a .npy, .npz or IDX file, or a hub data set "
             "`owner/name`; there is no such file or folder. Check the path."
         )

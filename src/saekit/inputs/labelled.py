@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DataError, did_you_mean, listed
+from ..errors import ConfigError, DataError, InputError, did_you_mean, listed
 from .images import Images, read_images
 from .settings import Split
 from .split import Columns, Part, codes_of, draw_by_value, split_rows
@@ -214,7 +214,7 @@ def _values(column: list[str], name: str, wanted: Sequence[str] | None) -> tuple
     names = tuple(every if wanted is None else wanted)
     for each in names:
         if each not in every:
-            raise DataError(f"column `{name}` must hold the value `{each}`; {did_you_mean(each, every)}")
+            raise InputError(f"column `{name}` must hold the value `{each}`; {did_you_mean(each, every)}")
     if len(names) < 2:
         raise DataError(
             f"column `{name}` must have at least two values to transfer between; it has {listed(names)}. Check "
@@ -303,7 +303,7 @@ def _check_classes(labels: Sequence[str], which: str = "") -> None:
     """Refuse rows of one class, and classes of one row."""
     counts = Counter(labels)
     if len(counts) < 2:
-        raise DataError(
+        raise InputError(
             f"labels must be of at least two classes; all {len(labels)} rows{which} are `{labels[0]}`. "
             f"{'Raise it' if which else 'Check --label'}."
         )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, listed
+from ..errors import DataError, InputError, listed
 from ..files import local_path
 from .hub_datasets import is_saved, open_saved
 from .records import rows_of_columns
@@ -93,7 +93,7 @@ def _files(path: Path) -> list[Path]:
     endings = {ending(file) for file in files}
     if len(endings) != 1 or None in endings:
         found = f"the folder holds {listed(sorted(map(str, endings)))}" if path.is_dir() else f"got `{path.name}`"
-        raise DataError(
+        raise InputError(
             f"a text source must end in {listed(ENDINGS, 6)} (with or without `.gz`), one kind per folder; {found}. "
             "Convert it, or read it yourself and pass a list of texts."
         )

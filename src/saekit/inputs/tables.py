@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import DataError, did_you_mean, listed
+from ..errors import DataError, InputError, did_you_mean, listed
 
 
 class Table:
@@ -45,7 +45,7 @@ def no_column(name: str, columns: Iterable[str], where: str, hint: str = "") -> 
     """Return the error about a column that is not there, with the nearest ones, or another hint."""
     columns = [column for column in columns if column != "__id__"]
     near = did_you_mean(name, columns) if columns else ""
-    return DataError(
+    return InputError(
         f"`{where}` must have a column `{name}`; its columns are {listed(columns, 12) if columns else 'none'}. "
         f"{hint or near}".rstrip()
     )

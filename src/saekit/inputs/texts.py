@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from ..errors import DataError, OfflineError, listed
+from ..errors import DataError, InputError, OfflineError, listed
 from ..randomness import random_order
 from ..settings import brief, check_whole
 from .hub_datasets import HubName, one_split, open_hub, quiet_datasets
@@ -241,7 +241,7 @@ class _Gathering:
             There are none, or a column is missing.
         """
         if not self.texts:
-            raise DataError(
+            raise InputError(
                 f"`{self.name}` must hold at least one text that is not empty; "
                 + (
                     f"all {self.n_empty} texts of column `{self.text}` are empty."
@@ -314,7 +314,7 @@ def _open_named(name: str, split: str | None, wanted: Collection[str] | None) ->
         return open_local(path, one_split(split, named_split, name), wanted)
     hub = HubName.parse(name)
     if hub is None or ending(Path(hub.name)) is not None or find_local(hub.name)[0] is not None:
-        raise DataError(
+        raise InputError(
             f"`{shortened(name)}` must be `builtin`, a file or a hub data set `owner/name`; there is no such file. "
             f"Files end in {listed(ENDINGS, 6)}, with or without `.gz`, and have no `:config`. Check the path."
         )

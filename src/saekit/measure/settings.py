@@ -35,6 +35,7 @@ class RowSettings:
 
     def __post_init__(self) -> None:
         check_whole(self.CALLER, max_rows=self.max_rows, batch_rows=self.batch_rows)
+        check_whole(self.CALLER, least=0, seed=self.seed)
 
 
 @suggest_keywords

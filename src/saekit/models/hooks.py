@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import kernels
-from ..errors import ConfigError, ModelError, SaekitError, did_you_mean, listed
+from ..errors import ConfigError, MissingModelError, ModelError, SaekitError, did_you_mean, listed
 from .probe import BATCH, TOKENS, added_parts, broken_after, facts_of, tokens_around
 
 Site = Literal["resid", "mlp", "attn"]
@@ -214,7 +214,7 @@ def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
     """Return a block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
     root, listing = blocks(model)
     if not 0 <= layer < len(listing):
-        raise ModelError(
+        raise MissingModelError(
             f"`layer` must lie between 0 and {len(listing) - 1} for a model of {len(listing)} blocks; got {layer}. "
             "Layers are counted from 0 at the input."
         )
@@ -312,7 +312,7 @@ def _unknown(model: nn.Module, path: str, modules: list[str], given: str | None 
     same_block = re.match(re.escape(root) + r"\.\d+\.", path)
     near = [name for name in modules if name.startswith(same_block[0])] if same_block else modules
     advice = did_you_mean(path, near or modules)
-    return ModelError(
+    return MissingModelError(
         f"the hook `{given or path}` must be a module of the model; there is none of that name. {advice} Short forms: "
         f"`layers.0` to `layers.{len(listing) - 1}`, and `.mlp` or `.attn` after them."
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from ..errors import ConfigError, ModelError, OfflineError, listed, nearest
+from ..errors import ConfigError, MissingModelError, ModelError, OfflineError, listed, nearest
 from ..files import digest_bytes, digest_file, local_path
 from ..hub import Unreachable, ask_hub
 
@@ -227,13 +227,15 @@ def find_model(model: str | os.PathLike[str]) -> ModelFiles:
     path = local_path(name)
     if os.path.isdir(path):
         if not (path / "config.json").is_file():
-            raise ModelError(
+            raise MissingModelError(
                 f"`{name}` must be a folder that `save_pretrained` wrote; it has no config.json. Check the path."
             )
         return ModelFiles(name, str(path), None, True)
     parts = name.split("/")
     if name.startswith((".", "/", "~")) or len(parts) > 2 or not all(parts) or os.path.exists(path):
-        raise ModelError(f"`{name}` must be a model folder or a hub name; there is no such folder. Check the path.")
+        raise MissingModelError(
+            f"`{name}` must be a model folder or a hub name; there is no such folder. Check the path."
+        )
     return _find_on_hub(name)
 
 

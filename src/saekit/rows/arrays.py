@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, FormatError, ShapeError, listed, nearest
+from ..errors import DataError, FormatError, InputError, ShapeError, listed, nearest
 from ..sae.finite import check_finite
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
 from .source import _SCAN_ROWS, Batch, Block, Columns, check_reading, rows_in_words
@@ -70,7 +70,7 @@ class ArrayRows:
         x, read, dtype, lazy = _as_rows(x)
         n_rows, d_in = x.shape if hasattr(x, "shape") else x.get_shape()
         if not n_rows or not d_in:
-            raise DataError(
+            raise InputError(
                 f"there must be at least one row; got an array of shape {(n_rows, d_in)}. Is the source empty?"
             )
         columns = {
@@ -152,13 +152,13 @@ class ArrayRows:
         """
         path = Path(path)
         if not path.is_file():
-            raise DataError(f"`{path}` must be a file of rows; there is no such file. Check the path.")
+            raise InputError(f"`{path}` must be a file of rows; there is no such file. Check the path.")
         info = {"kind": "array", "path": path.name, "rows_path": str(path.resolve())}
         if path.suffix == ".npy":
             return ArrayRows(_open_npy(path), info=info)
         if path.suffix == ".safetensors":
             return ArrayRows(info=info, **_open_safetensors(path))
-        raise DataError(
+        raise InputError(
             f"rows come from .npy or .safetensors files; got `{path.name}`. Save the array as one of these."
         )
 

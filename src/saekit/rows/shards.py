@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..errors import ConfigError, DataError, FormatError, ShapeError, listed
+from ..errors import ConfigError, DataError, FormatError, InputError, ShapeError, listed
 from ..files import digest_bytes, digest_file, read_sealed, remove_file, write_bytes, write_sealed
 from ..forms import COUNT, NATURAL, check_form
 from ..models.pretrained import DTYPES, as_dtype, dtype_name
@@ -304,7 +304,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             sorted(str(p.parent.relative_to(folder)) for p in folder.glob(f"**/{MANIFEST}")) if folder.is_dir() else []
         )
         advice = f"It holds {listed(inner)}: name one of them." if inner else "Make rows with `saekit capture`."
-        raise DataError(f"`{folder}` must be a folder of rows; it has no {MANIFEST}. {advice}")
+        raise InputError(f"`{folder}` must be a folder of rows; it has no {MANIFEST}. {advice}")
     manifest = read_sealed(path, since=2)
     if (
         not isinstance(manifest, dict)

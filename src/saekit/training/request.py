@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, DataError, listed
+from ..errors import ConfigError, InputError, listed
 from ..places import Warned
 from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
@@ -99,7 +99,7 @@ def make_request(
     configs = [configs] if isinstance(configs, Config) else list(configs)
     asked_seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     source = source_of(rows)
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(settings)
     check_configs(configs)
     own_seeds = seeds_of(configs, asked_seeds)
     for own in own_seeds:
@@ -161,6 +161,16 @@ def check_seeds(seeds: Sequence[Any]) -> None:
         )
 
 
+def device_of(settings: TrainSettings) -> torch.device:
+    """Return the device to train on; raises `ConfigError` for one that torch does not know."""
+    try:
+        return torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"train: `device` must be a device of torch, `cpu` or `cuda` say; got {settings.device!r}."
+        ) from error
+
+
 def check_device(device: torch.device) -> None:
     """Refuse a CUDA device where there is none; raises `ConfigError`."""
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -192,7 +202,7 @@ def asked_rows_of(source: Source, tokens: int | None, batch_rows: int) -> int:
         raise ConfigError("train: `tokens` must be given for a source that does not know its number of rows; got None.")
     if rows < batch_rows:
         what = "`tokens` must be" if tokens is not None else "the source must have"
-        kind = ConfigError if tokens is not None else DataError
+        kind = ConfigError if tokens is not None else InputError
         raise kind(
             f"train: {what} at least batch_rows={batch_rows} rows; got {rows}. "
             "Use a smaller batch: settings=TrainSettings(batch_rows=256), say."
