@@ -11,7 +11,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: coverage setup demo test test-fast check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
+.PHONY: fuzz coverage setup demo test test-fast check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -61,6 +61,11 @@ families: $(STAMP)
 # Every command that writes, killed at every write event. KILLS="train capture" some of them.
 kills: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kills.py $(KILLS)
+
+# Damaged files of every kind that saekit reads: an error of its own, or read; nothing else. MUTATIONS=10000 for all of it.
+MUTATIONS ?= 2000
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --mutations $(MUTATIONS)
 
 # How often intervals hold the truth, and verdicts are right, by simulation.
 coverage: $(STAMP)

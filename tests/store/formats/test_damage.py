@@ -13,7 +13,7 @@ from saekit.errors import SaekitError
 
 from .layouts import CASES
 
-SEEDS = range(12)  # `make fuzz` tries thousands
+SEEDS = range(12)  # a sample: thousands take minutes
 
 
 @pytest.mark.parametrize("name", CASES)
