@@ -164,7 +164,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> Rows:
         with safe_open(path, framework="numpy") as file:
             about = parse_json((file.metadata() or {}).get("saekit", "{}"), path)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:  # numpy lacks some of the number types
         raise FormatError(f"`{path}` cannot be read: {error}. It can be deleted.") from None
     if not isinstance(about, dict) or about.get("content") != digest_arrays(arrays) or about.get("key") != key:
         raise FormatError(f"`{path}` is not what was written for this key. It can be deleted.")
