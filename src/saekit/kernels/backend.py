@@ -85,12 +85,13 @@ def compiler_unavailable() -> str | None:
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return "NUMBA_DISABLE_JIT is set"
     try:
-        from numba import config
+        import numba
     except Exception as problem:  # whatever it is (a version of numpy that it does not know), plain torch works
         return f"numba cannot be imported: {problem}"
     # LLVM ends the process on a list that it cannot read.
-    if config.CPU_FEATURES and any(word[:1] not in ("+", "-") for word in config.CPU_FEATURES.split(",")):
-        return f"NUMBA_CPU_FEATURES must name each feature with + or - before it, not {config.CPU_FEATURES!r}"
+    features = getattr(numba.config, "CPU_FEATURES", None)
+    if features and any(word[:1] not in ("+", "-") for word in features.split(",")):
+        return f"NUMBA_CPU_FEATURES must name each feature with + or - before it, not {features!r}"
     return None
 
 
