@@ -26,7 +26,7 @@ FLOORS = {
     "rows": 6,
     "training": 7, "matching": 7, "estimators": 7,
     "measure": 8,
-    "evaluation": 9, "comparison": 9, "sizes": 9, "classification": 9,
+    "evaluation": 9, "comparison": 9, "sizes": 9, "classification": 9, "explanation": 9,
     "report": 10,
     "cli": 11,
     "__main__": 12,
