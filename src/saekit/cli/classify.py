@@ -184,7 +184,7 @@ def predict(
             say(f"{each.text}\n{each!r}\n")
         return
     probabilities = loaded.predict_proba(texts)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": each, "predicted": loaded.classes[int(p.argmax())], "probability": float(p.max())}
         for each, p in zip(texts, probabilities)
     ]
