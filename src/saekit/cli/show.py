@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
-
 from .command import command
-from .console import print_curve, print_facts, print_json
+from .console import print_curve, print_facts, print_json, say
 from .options import Json, Saes
 
 HELP = """Show what an SAE file says about itself, without reading its weights or any model.
@@ -35,10 +33,10 @@ def show(sae: Saes, *, json: Json = False) -> None:
         return
     for number, facts in enumerate(found):
         if number:
-            typer.echo()
+            say()
         print_facts(_ordered(facts))
         if facts["sizes"] is not None:
-            typer.echo("\nIts prefixes (SAE.load(path, latents=…) or (path, fvu=…)):")
+            say("\nIts prefixes (SAE.load(path, latents=…) or (path, fvu=…)):")
             print_curve(facts["sizes"]["points"])
 
 
