@@ -17,7 +17,7 @@ from .settings import whole_numbers
 if TYPE_CHECKING:
     from ..measure.results import Result
 
-HELP = """Generate from a prompt while latents are edited, beside the untouched model and control directions.
+HELP = """Generate from a prompt while latents are edited, next to the untouched model and control directions.
 
 \b
   saekit steer run/topk-1024-k16-seed0 --model builtin --latent 17 --strength 8 "Once upon a time"

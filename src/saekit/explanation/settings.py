@@ -23,7 +23,7 @@ class SteerSettings:
     temperature: float = 0.0
     """Temperature of sampling; 0 takes the most likely token [0]."""
     controls: int = 10
-    """Number of other latents whose directions are written in the same places, at the same norm [10]."""
+    """Number of other latents whose directions are written at the same tokens, at the same norm [10]."""
     special: bool = False
     """Edit special tokens (BOS) as well [no]."""
     seed: int = 0

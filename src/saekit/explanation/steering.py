@@ -1,4 +1,4 @@
-"""Steer: generate texts while latents are edited, beside the same model untouched and edited in other directions."""
+"""Steer: generate while latents are edited, compared with the untouched model and with edits in other directions."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _DOSES = (
 
 
 def effects(result: Mapping[str, Any]) -> list[Section]:
-    """Show what ablating and adding each latent does, beside the controls."""
+    """Show what ablating and adding each latent does compared with the controls."""
     main = Section(
         "What latents do",
         "Each latent is ablated where it fires, in documents that its followers were not read from. Controls change "
