@@ -236,13 +236,23 @@ def test_json_has_the_fixed_names(evaluation):
     for name in ("fvu", "l0", "dead_fraction"):
         assert set(plain["metrics"][name]) >= {"value", "low", "high", "unit"}
     assert plain["metrics"] == plain["entries"][0]["metrics"]
-    assert (plain["kind"], plain["schema"]) == ("evaluation", 2)
+    assert (plain["kind"], plain["schema"]) == ("evaluation", 3)
+
+
+def test_results_of_schema_2_say_that_their_untrained_saes_had_no_factor(evaluation):
+    plain = json.loads(dump_json(evaluation.to_json()))
+    about = plain["entries"][0]["controls"]["untrained"]["about"]
+    assert 0 < about["factor"] < 1
+    del about["factor"]
+    read = Evaluation.from_json(plain | {"schema": 2})
+    assert read.entries[0].controls["untrained"].about["factor"] == 1.0
+    assert read.entries[0].metrics == evaluation.entries[0].metrics
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plain: plain.update(schema=99), "reads up to 2. Install the newer release"),
+        (lambda plain: plain.update(schema=99), "reads up to 3. Install the newer release"),
         (lambda plain: plain.update(entris=[]), "Did you mean `entries`"),
         (lambda plain: plain["metrics"]["fvu"].update(value=0.0), "must equal those of the first entry"),
         (

@@ -16,7 +16,7 @@ from .prune import competes
 IN_FILE = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero", "ce_recovered_mean", "rsa", "cka")
 """Metrics of a curve that are written into an SAE's file."""
 
-SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa", "cka")
+SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_mean", "ce_recovered_zero", "rsa", "cka")
 """Metrics of the table of a curve, as far as they were measured."""
 
 
