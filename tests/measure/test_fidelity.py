@@ -136,7 +136,9 @@ def test_ablations_equal_a_plain_forward_pass_and_the_one_that_costs_less_leads(
     assert result.language_model["leading_ablation"] == "mean"
     heading = result.table()[0]
     assert heading.index("recovered (mean)") < heading.index("recovered (zero)")
-    assert f"recovered from mean-ablation, CE {costs['mean']:.3g} (zero-ablation: {costs['zero']:.3g})" in result.caption()
+    assert (
+        f"recovered from mean-ablation, CE {costs['mean']:.3g} (zero-ablation: {costs['zero']:.3g})" in result.caption()
+    )
 
 
 def test_what_leads_is_the_ablation_that_costs_less_whichever_it_is():
