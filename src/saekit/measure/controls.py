@@ -116,7 +116,7 @@ def rescaled(sae: SAE, sample: Tensor) -> SAE:
     wanted = double(sample - nothing)
 
     def bias_of(rows: Tensor) -> Tensor:
-        """The bias that fits rows best by itself: a mean, weighted where every row has its own scale."""
+        """Return the bias that fits rows best by itself: a mean, weighted where every row has its own scale."""
         return (slope * rows).sum(0) / slope.square().sum(0)
 
     varied, rest = (rows - slope * bias_of(rows) for rows in (written, wanted))

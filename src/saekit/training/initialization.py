@@ -99,7 +99,7 @@ def initial_weights(
 
 
 def covariance_root(x: Tensor) -> Tensor:
-    """Return the lower triangular L ``[d, d]`` with ``L L^T`` the covariance of rows, which may lie in fewer dimensions."""
+    """Return the lower triangular L ``[d, d]`` with ``L L^T`` the covariance of rows, also of rows in a subspace."""
     centred = x.double() - x.double().mean(0)
     covariance = centred.T @ centred / len(x)
     typical = float(covariance.trace()) / len(covariance)
