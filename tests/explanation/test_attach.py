@@ -220,6 +220,8 @@ def test_an_encoder_decoder(sae):
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.T5ForConditionalGeneration(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
     how = {"attention_mask": torch.ones_like(ids()), "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     how |= {"output_logits": True, "return_dict_in_generate": True}
     with quiet_transformers():

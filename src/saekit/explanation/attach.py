@@ -216,9 +216,7 @@ class _Positions:
         """Note what a forward pass is given, before it runs."""
         if threading.get_ident() != self.thread:
             return
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        self.ids = ids if isinstance(ids, Tensor) and not ids.is_floating_point() else None
-        tokens = self.ids if self.ids is not None else kwargs.get("inputs_embeds")
+        self.ids, tokens = _tokens(args, kwargs)
         if tokens is None:  # images
             self.real = None
             return
@@ -302,6 +300,14 @@ def _special_ids(given: PretrainedModel | nn.Module) -> Tensor:
         named = [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "cls", "sep")]
         ids = {each for each in named if isinstance(each, int)}
     return torch.tensor(sorted(ids), dtype=torch.int64)
+
+
+def _tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Return the token ids that a pass is given, and what has a column per token: the ids, or embeddings."""
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    if isinstance(ids, Tensor) and not ids.is_floating_point():
+        return ids, ids
+    return None, kwargs.get("inputs_embeds")
 
 
 def _cached(kwargs: Mapping[str, Any]) -> int:
