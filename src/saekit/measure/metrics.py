@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..errors import FormatError, did_you_mean
 from .results import Measured
+from .settings import MARGIN
 from .tables import html_table
 
 
@@ -43,6 +44,8 @@ class Metric:
     since: str = "0.1"
     least: float | None = None
     most: float | None = None
+    margin: float = MARGIN
+    """Differences smaller than this count as none, in verdicts."""
 
 
 _FVU = "sum ||x - xh||^2 / sum ||x - mean(x)||^2: 0 is perfect, 1 is as good as predicting the mean row"
@@ -88,7 +91,7 @@ _DECLARED = (
     Metric("rsa", "correlation", "higher", _RSA, least=-1, most=1),
     Metric("cka", "fraction", "higher", f"{_CKA} xh", most=1),
     Metric("cka_codes", "fraction", "higher", f"{_CKA} f", most=1),
-    Metric("description_length", "bits per row", "lower", _LENGTH, least=0),
+    Metric("description_length", "bits per row", "lower", _LENGTH, least=0, margin=1.0),
     Metric("purity", "fraction", "higher", f"{_MEAN} of max_t p(t), p(t) = sum f [token = t] / sum f", least=0, most=1),
     Metric("purity_chance", "fraction", "neither", "the same if firings fell on tokens at random", least=0, most=1),
     Metric("detection", "AUC", "higher", _DETECTION, least=0, most=1),
