@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ConfigError, ShapeError
+from ..terminal import plain
 from .codes import Codes
 from .digest import compute_digest
 from .finite import as_rows, as_tensor, check_codes, check_held
@@ -405,7 +406,7 @@ class SAE:
         width = f"{self.d_in}" if self.d_in == self.d_out else f"{self.d_in} → {self.d_out}"
         hook = self.provenance.get("hook")
         place = f", {self.provenance.get('model', '?')} at {hook}" if hook else ""
-        return f"SAE({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})"
+        return plain(f"SAE({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})")
 
     def _repr_html_(self) -> str:
         facts = {"latents": f"{self.n_latents:,}", "width": self.d_in, "rule": self.rule.name, **self.rule.settings()}
