@@ -32,26 +32,27 @@ INTRO = """# How many latents are needed?
 The claims of *Empirical Evaluation of Progressive Coding for Sparse Autoencoders* (2505.00190) on two small language
 models. Made by `make study-progressive`; this page is written from `results/*.json` alone.
 
-**Before you read on.** The paper used gemma-2-2b with 2^14 to 2^16 latents and 50 million tokens. Here two language models
-of 0.26 and 2.9 million parameters, 600,000 rows and 256 to 4,096 latents show the mechanisms at a size that two cores can
-repeat over seeds: what is found here need not hold there. With three seeds only large differences are decided. Where a
-narrower SAE reconstructs better than the widest, from which the others are pruned, the widest was not trained to the end, and
-what is pruned from it is not the best that pruning can do ({undertrained}).
-Numbers of the paper are quoted where they are known.
+**Before you read on.** The paper used gemma-2-2b with 2^14 to 2^16 latents and 50 million tokens. Here two language
+models of 0.26 and 2.9 million parameters, 600,000 rows and 256 to 4,096 latents show the mechanisms at a size that
+two cores can repeat over seeds: what is found here need not hold there. With three seeds only large differences are
+decided. Where a narrower SAE reconstructs better than the widest, from which the others are pruned, the widest was
+not trained to the end, and what is pruned from it is not the best that pruning can do ({undertrained}). Numbers of
+the paper are quoted where they are known.
 
 **How.** Vanilla TopK SAEs of every size and one Matryoshka SAE with these sizes see the same rows in the same order,
 for every seed. The widest vanilla SAE is pruned by rankings measured on every second held-out document; everything is
 measured on the others. A prefix of a TopK SAE selects its k among its own latents, so all ways have the same k at the
 same size. Interpretability needs no judge: *detection* is the area under the ROC curve with which the tokens that a
-latent fired on in some documents tell where it fires in others; *purity* is the largest share of its activation on one
-token. Both measure how lexical a latent is, not what it means.
+latent fired on in some documents tell where it fires in others; *purity* is the largest share of its activation on
+one token. Both measure how lexical a latent is, not what it means.
 
-**Verdicts** follow the one rule of saekit ([concepts](../../docs/concepts.md)). Differences are paired by seed, with 95 %
-intervals (Student's t). At a size the first way is *better* where the whole interval lies beyond the margin (0.01 of FVU, nats,
-RSA, AUC or purity) on its side, *worse* where it lies beyond it on the other, *equivalent* where it lies within both,
-*undecided* otherwise; all sizes of all models of a claim are corrected together (Holm), and the largest size, where pruning
-removes nothing, does not count. A claim *holds* where it holds at every size of every model. A power law is claimed only
-where every seed fits an exponential worse and no seed fits a log-normal or exponential better.
+**Verdicts** follow the one rule of saekit ([concepts](../../docs/concepts.md)). Differences are paired by seed, with
+95 % intervals (Student's t). At a size the first way is *better* where the whole interval lies beyond the margin
+(0.01 of FVU, nats, RSA, AUC or purity) on its side, *worse* where it lies beyond it on the other, *equivalent* where
+it lies within both, *undecided* otherwise; all sizes of all models of a claim are corrected together (Holm), and the
+largest size, where pruning removes nothing, does not count. A claim *holds* where it holds at every size of every
+model. A power law is claimed only where every seed fits an exponential worse and no seed fits a log-normal or
+exponential better.
 """
 
 
@@ -237,8 +238,8 @@ def details(result: Mapping[str, Any]) -> str:
         f"\n**One SAE for many k**: FVU with {many['latents']} latents, one seed\n",
         table([["k", *map(str, many["ks"])], *([n, *(f"{v:.3f}" for v in vs)] for n, vs in many["fvu"].items())]),
         "\n**Power laws**\n",
-        table([["", "energy and others", "a power law"], *([by, *law_row(result, "power_laws", by)] for by in result["power_laws"]),
-               *([by, *law_row(result, "spectra", by)] for by in result["spectra"])]),
+        table([["", "energy and others", "a power law"],
+               *([by, *law_row(result, where, by)] for where in ("power_laws", "spectra") for by in result[where])]),
         "\n**Seconds per training step**, medians, each kind in turn\n",
         table([["step", *result["cost"]["plain"]["seconds_per_step"]],
                *([step, *(f"{v:.4f}" for v in result["cost"][step]["seconds_per_step"].values())]

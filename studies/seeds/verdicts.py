@@ -255,26 +255,27 @@ def _offset(measured: dict[str, Any], seeds: int) -> dict[str, Any]:
 INTRO = """# Do seeds of one SAE find the same latents?
 
 The claims of *Sparse Autoencoders Trained on the Same Data Learn Different Features* (2501.16615) on two small real
-models. **Before you read on:** the models have 0.26 and 2.9 million parameters, the SAEs see at most a few million rows, not
-billions, and many latents are dead at these budgets (column *dead*): levels are not comparable with the paper's, directions
-may be. Dead latents have no partner: *among live latents* divides by the share that fires.
+models. **Before you read on:** the models have 0.26 and 2.9 million parameters, the SAEs see at most a few million
+rows, not billions, and many latents are dead at these budgets (column *dead*): levels are not comparable with the
+paper's, directions may be. Dead latents have no partner: *among live latents* divides by the share that fires.
 
-A latent is shared by two SAEs when the matchings of decoders and of encoders, each exact and found apart, give
-it the same partner and both cosines exceed {threshold}. SAEs of a cell differ in their first weights only: same rows,
-same order.
+A latent is shared by two SAEs when the matchings of decoders and of encoders, each exact and found apart, give it the
+same partner and both cosines exceed {threshold}. SAEs of a cell differ in their first weights only: same rows, same
+order.
 
 ```bash
 make study-seeds                                             # 20 minutes on two quiet cores; goes on where it stopped
 python studies/seeds/run.py --out runs/seeds-quick --quick   # does everything run? under a minute
 ```
 
-Intervals (95 %) are over seeds: a jackknife that leaves out one seed at a time, in all cells of a sweep together; pairs
-of SAEs share SAEs and are no sample. Verdicts follow the one rule of saekit ([concepts](../../docs/concepts.md)): a claim is
-*reproduced* where the whole interval lies beyond the margin (0.01 of a fraction, a cosine or an AUC; of trends, per doubling)
-on the claimed side, *refuted* where it lies beyond it on the other side, *no difference* where it lies within both, *undecided*
-otherwise; all claims of the page are corrected together (Holm). "Costs little" is a claim of non-inferiority. A trend is
-*mixed* where one of its steps goes the other way, beyond its own interval and the margin. An offset is decided from
-{deciding} seeds on: a curve of nine points shows a bound, not a value. *All models* has a verdict where the models agree.
+Intervals (95 %) are over seeds: a jackknife that leaves out one seed at a time, in all cells of a sweep together;
+pairs of SAEs share SAEs and are no sample. Verdicts follow the one rule of saekit
+([concepts](../../docs/concepts.md)): a claim is *reproduced* where the whole interval lies beyond the margin (0.01 of
+a fraction, a cosine or an AUC; of trends, per doubling) on the claimed side, *refuted* where it lies beyond it on the
+other side, *no difference* where it lies within both, *undecided* otherwise; all claims of the page are corrected
+together (Holm). "Costs little" is a claim of non-inferiority. A trend is *mixed* where one of its steps goes the
+other way, beyond its own interval and the margin. An offset is decided from {deciding} seeds on: a curve of nine
+points shows a bound, not a value. *All models* has a verdict where the models agree.
 """
 
 

@@ -85,7 +85,7 @@ def test_sizes_are_one_family():
     gaps = (0.03, 0.04, 0.035, 0.025)
     (alone,) = paired_differences(pairs_of({8: gaps}), ["energy"])
     assert alone.verdict == "worse"
-    noise = {size: (0.5, -0.5, 0.2, -0.3) for size in range(9, 60)}
+    noise = dict.fromkeys(range(9, 60), (0.5, -0.5, 0.2, -0.3))
     among = paired_differences(pairs_of({8: gaps} | noise), ["energy"])
     assert {each.verdict for each in among} == {"undecided"}
     assert among[0].difference == alone.difference

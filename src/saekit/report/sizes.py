@@ -101,11 +101,12 @@ def _has_value(measured: Any) -> bool:
 def _paired(differences: Sequence[Mapping[str, Any]]) -> Section:
     columns = (
         ("difference", lambda each: Cell(f"{each['name']} − {each['minus']}")), ("metric", "metric"),
-        ("latents", "size"), ("value", "difference"), ("verdict", "verdict"), ("detects", lambda each: number_cell(each.get("detects"))),
+        ("latents", "size"), ("value", "difference"), ("verdict", "verdict"),
+        ("detects", lambda each: number_cell(each.get("detects"))),
     )  # fmt: skip
     about = (
-        "The first way compared with the second, for the margin of the metric (0.01; 1 bit), corrected for the number of "
-        "sizes (Holm). *detects*: a true difference that would be found 4 times in 5, uncorrected."
+        "The first way compared with the second, for the margin of the metric (0.01; 1 bit), corrected for the number "
+        "of sizes (Holm). *detects*: a true difference that would be found 4 times in 5, uncorrected."
     )
     return Section("Differences, paired by seed", about, tables_of(differences, columns))
 
