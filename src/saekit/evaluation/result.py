@@ -27,8 +27,8 @@ class Control:
     about: dict[str, Any] = field(default_factory=dict)
     """How it was made."""
     verdicts: dict[str, str] = field(default_factory=dict)
-    """By metric (`fvu` and, with a language model, `ce_sae`): whether the SAE is ``better``, ``worse``, ``equivalent`` or
-    ``undecided``, for the margin of the metric, corrected for the number of SAEs and baselines (Holm)."""
+    """By metric (`fvu` and, with a language model, `ce_sae`): whether the SAE is ``better``, ``worse``, ``equivalent``
+    or ``undecided``, for the margin of the metric, corrected for the number of SAEs and baselines (Holm)."""
     detects: dict[str, float] = field(default_factory=dict)
     """By the same metrics: the true difference that such an interval, uncorrected, decides 4 times in 5."""
 
