@@ -59,7 +59,9 @@ def test_top_examples_are_the_strongest_of_each_document(seed):
             if d not in best or abs(v) > abs(best[d][1]):
                 best[d] = (t, v)
         expected = sorted(best.values(), key=lambda each: (-abs(each[1]), each[0]))[:4]
-        assert [(int(t), float(v)) for t, v in zip(tokens, values, strict=True)] == [(int(t), float(v)) for t, v in expected]
+        assert [(int(t), float(v)) for t, v in zip(tokens, values, strict=True)] == [
+            (int(t), float(v)) for t, v in expected
+        ]
         assert found.count[j] == mine.sum()
         assert found.maximum[j] == pytest.approx(np.abs(value[mine]).max())
         assert found.total[j] == pytest.approx(np.abs(value[mine]).sum(), rel=1e-5)

@@ -33,10 +33,9 @@ class Examples:
     def __init__(self, n_latents: int, n_top: int, n_sample: int, seed: int = 0) -> None:
         self.n_latents, self.n_top, self.n_sample = n_latents, n_top, n_sample
         self._seed = np.uint64(seed)
-        self.histogram = np.zeros((n_latents, BINS_PER_OCTAVE * OCTAVES), np.int64)
-        self.maximum = np.zeros(n_latents)
-        self.total = np.zeros(n_latents)
-        self.count = np.zeros(n_latents, np.int64)
+        self._histogram = np.zeros((n_latents, BINS_PER_OCTAVE * OCTAVES), np.int64)
+        self._maximum = np.zeros(n_latents)
+        self._total = np.zeros(n_latents)
         self._top = _Firings.none()
         self._sample = _Firings.none()
         self._waiting: list[_Firings] = []
@@ -48,16 +47,40 @@ class Examples:
             self._settle()
 
     def _settle(self) -> None:
+        if not self._waiting:
+            return
         new = _Firings.cat(self._waiting)
         self._waiting = []
         size = np.abs(new.value)
-        np.add.at(self.histogram, (new.latent, _bin(size)), 1)
-        np.maximum.at(self.maximum, new.latent, size)
-        self.total += np.bincount(new.latent, size, self.n_latents)
-        self.count += np.bincount(new.latent, minlength=self.n_latents)
+        np.add.at(self._histogram, (new.latent, _bin(size)), 1)
+        np.maximum.at(self._maximum, new.latent, size)
+        self._total += np.bincount(new.latent, size, self.n_latents)
         self._top = _best_of_documents(_Firings.cat([self._top, new])).first(self.n_top)
         both = _Firings.cat([self._sample, new])
         self._sample = both.pick(np.lexsort((both.token, self._hash(both), both.latent))).first(self.n_sample)
+
+    @property
+    def histogram(self) -> np.ndarray:
+        """``int64 [n_latents, bins]``: firings by magnitude; see `bin_edges`."""
+        self._settle()
+        return self._histogram
+
+    @property
+    def count(self) -> np.ndarray:
+        """``int64 [n_latents]``: firings."""
+        return self.histogram.sum(1)
+
+    @property
+    def maximum(self) -> np.ndarray:
+        """``[n_latents]``: the largest code, by magnitude."""
+        self._settle()
+        return self._maximum
+
+    @property
+    def total(self) -> np.ndarray:
+        """``[n_latents]``: sum of the magnitudes of the codes."""
+        self._settle()
+        return self._total
 
     def _hash(self, firings: _Firings) -> np.ndarray:
         """SplitMix64 (Steele, Lea & Flood 2014) of token and latent: the same in every block and order."""
@@ -79,8 +102,7 @@ class Examples:
         return token[order], value[order]
 
     def _kept(self, name: str, latent: int) -> tuple[np.ndarray, np.ndarray]:
-        if self._waiting:
-            self._settle()
+        self._settle()
         kept: _Firings = getattr(self, name)
         start, stop = np.searchsorted(kept.latent, [latent, latent + 1])
         return kept.token[start:stop], kept.value[start:stop]
@@ -100,7 +122,9 @@ class _Firings:
     @classmethod
     def cat(cls, parts: list[_Firings]) -> _Firings:
         names = ("latent", "token", "document", "value")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names)) if parts else cls.none()
+        return (
+            cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names)) if parts else cls.none()
+        )
 
     def pick(self, index: np.ndarray) -> _Firings:
         return _Firings(self.latent[index], self.token[index], self.document[index], self.value[index])
