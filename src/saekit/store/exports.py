@@ -130,7 +130,9 @@ def _refuse(to: str, what: str) -> ConfigError:
 
 
 def _tensor_file(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
-    write_bytes(folder / name, safetensors_bytes({key: t.detach().cpu().contiguous() for key, t in tensors.items()}))
+    # Tensors of an SAE may share memory (tied weights, a bias that is a row), which safetensors refuses.
+    own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
+    write_bytes(folder / name, safetensors_bytes(own))
 
 
 def _state_file(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
