@@ -186,6 +186,8 @@ class JumpReLU(Revived):
     """Mean latents per row to reach."""
     sparsity: float = 4.0
     """Weight of the L0 term, as a fraction of the variance of the rows when L0 is twice its target [4.0]."""
+    # FVU / dead latents at 0.1, 1 and 2: .092 / 54%, .084 / 2.9%, .086 / .1% (stories260K, 1,024 latents, target 16,
+    # 400,000 rows, lr 3e-3, dead after 2% of the rows).
     bandwidth: float = 2.0
     """Width of the rectangular kernel that gives the thresholds their gradient, in pre-activations of scaled rows. A
     narrow one reaches few rows, and thresholds that are too high stay there: their latents die [2.0]."""

@@ -14,7 +14,8 @@ from ..settings import is_number
 from .defaults import ResolvedConfig
 
 FALL_LIMIT = 0.1
-"""Fall of FVU per doubling of the rows from which an SAE is undertrained. Unit: fraction of FVU."""
+"""Fall of FVU per doubling of the rows from which an SAE is undertrained. Runs of 100,000, 400,000 and 1,400,000 rows
+(TopK, 1,024 latents, stories260K) end at .095, .069 and .059: 15% and 8% per doubling. Unit: fraction of FVU."""
 FALL = "fvu_fall_per_doubling"
 """Name of the fall among the metrics in an SAE's provenance."""
 LEAST_POINTS = 5
