@@ -171,7 +171,7 @@ ABOUT = """## Learning rates
 The default learning rate, half, a quarter and twice of it: FVU of held-out documents / dead latents in percent (silent
 on 100,000 training rows), one seed. The last column is FVU at the default, relative to the lowest with at most 2% dead.
 A blank is a rate that was not tried, or a cell without such a rate: 4,096 latents have 24 rows each, and half of them
-are not reached at any rate; with as many latents per row as dimensions (k = 64) FVU is close to 0 and falls as latents die.
+are not reached at any rate; with as many latents per row as dimensions (k = 64) FVU is near 0 and falls as latents die.
 
 `python benchmarks/rates.py`"""
 
