@@ -19,7 +19,7 @@ from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
-from ..sae.naming import Given, check_finite, given_saes, named_saes
+from ..sae.naming import Given, check_finite, check_same_target, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 from .intervals import OverPairs, over_saes
@@ -156,6 +156,8 @@ def _check_widths(named: Named) -> None:
                 f"compare: all SAEs must read and write rows of one width; `{name}` maps {sae.d_in} to {sae.d_out}, "
                 f"`{first}` {reference.d_in} to {reference.d_out}. Compare SAEs of one hook."
             )
+        check_same_target(name, sae, reference, "compare")
+        check_same_target(name, sae, reference, "compare")
         check_finite(name, {"W_enc": sae.W_enc, "W_dec": sae.W_dec})
 
 

@@ -237,7 +237,7 @@ def rate_latents(
         np.maximum(best, np.abs(sums[c] / size[c] - (total - sums[c]) / rest[c]), out=best)
     if by == "mean_difference_nonzero":
         count = np.bincount(column, minlength=n_features)
-        mean = np.abs(total) / np.maximum(count, 1)
+        mean = np.bincount(column, np.abs(value), minlength=n_features) / np.maximum(count, 1)
         best = np.divide(best, mean, out=np.zeros(n_features), where=mean > 0)
     return best, None
 

@@ -1,4 +1,4 @@
-"""Baselines of an SAE: an untrained one of the same shape and rule, one whose decoder was frozen, and PCA."""
+"""Baselines: of an SAE an untrained one, one whose decoder was frozen, and PCA; of a transcoder affine maps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..sae.codes import Codes
 from ..sae.model import SAE
 from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
+from .linear import AffineMap
 from .pca import PCA
 
 CALIBRATED_NUMBERS = 2**24
@@ -27,13 +28,13 @@ class Reconstructor:
     name
         What tables call it.
     forward
-        Rows ``[n, d]`` to their reconstructions and, where there are any, their codes.
+        Rows ``[n, d]`` to their reconstructions (a transcoder: its predictions) and, where there are any, their codes.
     sae
-        The SAE behind it; None for PCA.
+        The SAE behind it; None for PCA and affine maps.
     about
         How it was made; JSON-able.
     l0
-        Latents per row where that is fixed by construction (PCA).
+        Latents per row where that is fixed by construction (PCA, affine maps).
     """
 
     name: str
@@ -58,6 +59,12 @@ def pca_reconstructor(pca: PCA, about: dict[str, Any]) -> Reconstructor:
     """Return principal components as a reconstructor."""
     k = len(pca.components)
     return Reconstructor("pca", lambda x: (pca.reconstruct(x).to(x.dtype), None), None, {"k": k, **about}, k)
+
+
+def affine_reconstructor(name: str, found: AffineMap, about: dict[str, Any]) -> Reconstructor:
+    """Return the best affine map of a rank as a reconstructor."""
+    k = len(found.decoder)
+    return Reconstructor(name, lambda x: (found.predict(x).to(x.dtype), None), None, {"k": k, **about}, k)
 
 
 def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int) -> SAE:

@@ -111,6 +111,13 @@ class SAE:
         return self.W_dec.shape[1]
 
     @property
+    def is_transcoder(self) -> bool:
+        """Whether it predicts the rows of another module (``hook_out`` in `provenance`) from those that it reads."""
+        known = self.provenance
+        elsewhere = known.get("hook_out") not in (None, known.get("hook"))
+        return self.d_in != self.d_out or elsewhere or bool(known.get("transcoder"))
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.W_enc.device
@@ -383,15 +390,17 @@ class SAE:
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in self.rule.settings().items())
         width = f"{self.d_in}" if self.d_in == self.d_out else f"{self.d_in} → {self.d_out}"
-        hook = self.provenance.get("hook")
-        place = f", {self.provenance.get('model', '?')} at {hook}" if hook else ""
-        return f"SAE({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})"
+        hook, out = self.provenance.get("hook"), self.provenance.get("hook_out")
+        place = f", {self.provenance.get('model', '?')} at {hook}{f' to {out}' if out else ''}" if hook else ""
+        kind = "Transcoder" if self.is_transcoder else "SAE"
+        return f"{kind}({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})"
 
     def _repr_html_(self) -> str:
         facts = {"latents": f"{self.n_latents:,}", "width": self.d_in, "rule": self.rule.name, **self.rule.settings()}
-        facts |= {key: self.provenance[key] for key in ("model", "hook", "data", "seed") if key in self.provenance}
+        shown = ("model", "hook", "hook_out", "data", "seed")
+        facts |= {key: self.provenance[key] for key in shown if key in self.provenance}
         cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-        return f"<table><caption>SAE</caption>{cells}</table>"
+        return f"<table><caption>{'Transcoder' if self.is_transcoder else 'SAE'}</caption>{cells}</table>"
 
 
 def _score(sae: SAE, name: str, value: Any) -> Tensor:

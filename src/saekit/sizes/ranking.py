@@ -14,7 +14,7 @@ from ..measure.importance import SCORES, descending, importance, normal_equation
 from ..measure.normal_equations import greedy_order
 from ..places import Warned, warn
 from ..progress import shows_progress
-from ..rows.opening import as_source, facts_of, warnings_on_rows
+from ..rows.opening import facts_of, source_for, warnings_on_rows
 from ..sae.model import SAE
 from ..sae.naming import name_of
 from ..settings import Progress, suggest_keywords
@@ -54,7 +54,7 @@ def rank(
     Parameters
     ----------
     sae
-        An SAE with ``d_in = d_out``.
+        An SAE or a transcoder.
     rows
         A source of rows, as for `importance`; not needed for ``"random"``, ``"unsorted"``, scores that the SAE carries
         and scores of your own.
@@ -161,7 +161,7 @@ def _by_stored(sae: SAE, by: str) -> _Order:
 
 def _greedily(by: str, rows: _Rows) -> _Order:
     sae = rows.sae
-    source = as_source(rows.given, sae.d_in, "rank")
+    source = source_for(sae, rows.given, "rank")
     equations = normal_equations([sae], source, rows.max_rows, rows.batch_rows, rows.progress)[0]
     order, losses = greedy_order(*equations.quadratic(sae), by)
     facts = {"n_rows": equations.n_rows, **facts_of(source), "best": int(losses.argmin())}

@@ -148,7 +148,7 @@ def _native(sae: SAE, folder: Path) -> None:
 
 def _saelens(sae: SAE, folder: Path) -> None:
     sae = fold_constants(sae)
-    transcoder = sae.W_skip is not None or sae.d_in != sae.d_out
+    transcoder = sae.W_skip is not None or sae.is_transcoder
     architecture, settings, tensors = _saelens_rule(sae, transcoder)
     subtract = not transcoder and sae.b_pre is not None and torch.equal(sae.b_pre, sae.b_dec)
     sae = _with_b_pre(sae, sae.b_dec if subtract else None)
@@ -160,6 +160,7 @@ def _saelens(sae: SAE, folder: Path) -> None:
         "model_name": known.get("model"), "hook_name": known.get("hook_stated") or known.get("hook"),
         "context_size": known.get("context"), "prepend_bos": known.get("prepend_bos", True),
         "dataset_path": known.get("data"), "sae_lens_version": "6.0.0", "sae_lens_training_version": None,
+        **({"hook_name_out": known.get("hook_out_stated") or known.get("hook_out")} if transcoder else {}),
     }  # fmt: skip
     config = {
         "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.n_latents, "dtype": _dtype_name(sae),
@@ -198,7 +199,7 @@ def _sparsify(sae: SAE, folder: Path) -> None:
     groups = isinstance(rule, GroupMaxRule) and rule.rank is None and rule.group is None
     if not (topk or groups):
         raise _refuse("sparsify", f"rule {rule.name} with these settings (it has TopK and groupmax)")
-    transcode = sae.d_in != sae.d_out or bool(sae.provenance.get("transcoder"))
+    transcode = sae.is_transcoder
     sae = _with_b_pre(sae, None if transcode else sae.b_dec)
     config = {
         "activation": "topk" if topk else "groupmax", "expansion_factor": max(sae.n_latents // sae.d_in, 1),
@@ -213,7 +214,7 @@ def _sparsify(sae: SAE, folder: Path) -> None:
 
 def _dictionary_learning(sae: SAE, folder: Path) -> None:
     sae, rule = fold_constants(sae), sae.rule
-    if sae.scaling.kind != "none" or sae.W_skip is not None or sae.d_in != sae.d_out:
+    if sae.scaling.kind != "none" or sae.W_skip is not None or sae.is_transcoder:
         raise _refuse("dictionary_learning", "skip, transcoder or scaling of rows by their own statistics")
     layers = {"encoder.weight": sae.W_enc, "decoder.weight": sae.W_dec.T}
     if isinstance(rule, ReLURule):  # AutoEncoderNew: AutoEncoder would be rescaled when the library loads it
