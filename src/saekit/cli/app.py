@@ -29,6 +29,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .progressive import progressive
 from .prune import prune
+from .push import push
 from .report import report
 from .show import show
 from .train import train
@@ -82,7 +83,7 @@ def _options(
 
 COMMANDS = (
     capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, catalog, verify,
-    convert, report, demo,
+    convert, push, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
     app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)

@@ -58,7 +58,7 @@ def splice(
     hook: Hook | str | int,
     function: Callable[..., Tensor],
     *,
-    mask: Tensor | None = None,
+    mask: Tensor | Callable[[Tensor], Tensor] | None = None,
     source: Hook | str | None = None,
 ) -> Iterator[Hook]:
     """Replace the activations at a hook during the forward passes inside the block.
@@ -74,7 +74,8 @@ def splice(
         the model's own number type. The result is cast back to that type.
     mask
         Which tokens are replaced, bool ``[batch, sequence]``; all others (padding, BOS, whatever capture skips) pass
-        through unchanged. None: all tokens. It holds for forward passes of this shape.
+        through unchanged. None: all tokens. It holds for forward passes of this shape; a function of the hidden states
+        is asked in every pass.
     source
         A hook that a pass reaches before, for a transcoder: `function` is called with the rows there and the rows at
         `hook`, and returns what replaces the latter. None: with the rows at `hook` alone.
@@ -104,9 +105,12 @@ def splice(
 
     read: list[Tensor] = []  # the rows at `source` in this pass
 
+    def kept_in(hidden: Tensor) -> Tensor:
+        return _kept(model, hidden, mask(hidden) if callable(mask) else mask)
+
     def replaced(hidden: Tensor) -> Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])
-        kept = _kept(model, hidden, mask)
+        kept = kept_in(hidden)
         taken = rows[kept]
         if source is None:
             changed = function(taken)
@@ -125,7 +129,7 @@ def splice(
 
     def note(hidden: Tensor) -> None:
         if threading.get_ident() == thread:
-            read[:] = [hidden.reshape(-1, hidden.shape[-1])[_kept(model, hidden, mask)]]
+            read[:] = [hidden.reshape(-1, hidden.shape[-1])[kept_in(hidden)]]
 
     def replace_output(module: nn.Module, args: Any, output: Any) -> Any:
         if threading.get_ident() != thread:

@@ -370,6 +370,26 @@ class SAE:
             raise ConfigError(f"from_pretrained: a local folder has no `revision`; got {revision!r} for `{text}`.")
         return SAE.load(text, latents=latents)
 
+    def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:
+        """Upload the SAE with a model card to a repository of the hub, and return the address of the commit.
+
+        Results come along with `saekit.report.sharing.push`, which uploads a folder.
+
+        Parameters
+        ----------
+        name
+            ``owner/name[@branch]``, with or without ``hf:`` before it.
+        private, message
+            See `saekit.report.sharing.push`.
+        """
+        from tempfile import TemporaryDirectory
+
+        from ..report.sharing import push
+
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            return push(folder, f"hf:{name.removeprefix('hf:')}", private=private, message=message)
+
     # ------------------------------------------------------------------ inside
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SAE:
