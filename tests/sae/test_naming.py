@@ -70,7 +70,7 @@ def test_saes_that_cannot_be_measured_together_are_refused():
         common_width([("a", sae_of()), ("b", transcoder)], "here")
     other = sae_of().replace(provenance={"hook": "layers.1.mlp.input", "hook_out": "layers.1.mlp"})
     assert common_width([("a", other), ("b", other)], "here") == 4
-    with pytest.raises(ConfigError, match="`b` is a transcoder to `layers.1.mlp`, the first is an SAE"):
+    with pytest.raises(ConfigError, match=r"`b` is a transcoder to `layers.1.mlp`, the first is an SAE"):
         common_width([("a", sae_of()), ("b", other)], "here")
     with pytest.raises(DataError, match="`b_dec` holds NaN"):
         common_width([("a", sae_of().replace(b_dec=torch.full((4,), math.nan)))], "here")

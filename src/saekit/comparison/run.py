@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, ShapeError, listed
 from ..matching.matching import Certificate
 from ..matching.shared import SharedRule
 from ..measure.intervals import LEVEL
@@ -125,7 +125,7 @@ def _compared_with_chance(
         nulls=nulls,
         groups=_groups(named, matched, rule),
         shared_alive=_shared_alive(counted, over),
-        warnings=_place_warnings(named, source),
+        warnings=_warnings(named, source),
     )
 
 
@@ -161,9 +161,17 @@ def _check_widths(named: Named) -> None:
         check_finite(name, {"W_enc": sae.W_enc, "W_dec": sae.W_dec})
 
 
-def _place_warnings(named: Named, source: Source | None) -> list[Warned]:
-    """Return in what the SAEs' places differ from each other, and from that of the rows."""
-    return warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
+def _warnings(named: Named, source: Source | None) -> list[Warned]:
+    """Return in what the SAEs' places differ from each other and from that of the rows, and what signs hide."""
+    signed = [name for name, sae in named if sae.rule.settings().get("sign") == "magnitude"]
+    told = warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
+    if not signed:
+        return told
+    message = (
+        f"the codes of {listed(signed)} are signed, so that a latent and its negative are the same; here they count as "
+        "different: the fractions are lower bounds"
+    )
+    return [*told, Warned("signed_codes", message)]
 
 
 def _facts(settings: ComparisonSettings, over: OverPairs, *, with_rows: bool) -> dict[str, Any]:

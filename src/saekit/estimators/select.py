@@ -28,7 +28,7 @@ class SelectLatents(SelectorMixin, BaseEstimator):
     With n_c rows of class c, of which the others are the rest, and x_j the column of latent j::
 
         mean_difference          |mean(x_j | c) − mean(x_j | rest)|
-        mean_difference_nonzero  the same divided by the mean of the column's nonzero entries
+        mean_difference_nonzero  the same divided by the mean magnitude of the column's nonzero entries
         auc                      max(AUC, 1 − AUC) of x_j as a score for c; ties (most are zeros) by mid-rank
         chi2                     the chi-squared statistic of the sums per class, for all classes together
         l1                       how early the latent enters the L1 path of a logistic regression for c, on columns

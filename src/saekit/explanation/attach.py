@@ -115,7 +115,7 @@ def attach(
             ...
     """
     value = as_sae(sae)
-    if value.d_in != value.d_out or value.provenance.get("hook_out"):
+    if value.is_transcoder:
         raise ShapeError(
             "attach: the SAE must write where it reads; it is a transcoder, which reads one module and writes another."
         )

@@ -113,9 +113,7 @@ class SAE:
     @property
     def is_transcoder(self) -> bool:
         """Whether it predicts the rows of another module (``hook_out`` in `provenance`) from those that it reads."""
-        known = self.provenance
-        elsewhere = known.get("hook_out") not in (None, known.get("hook"))
-        return self.d_in != self.d_out or elsewhere or bool(known.get("transcoder"))
+        return predicts_other_rows(self.d_in, self.d_out, self.provenance)
 
     @property
     def device(self) -> torch.device:
@@ -421,6 +419,12 @@ class SAE:
         facts |= {key: self.provenance[key] for key in shown if key in self.provenance}
         cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
         return f"<table><caption>{'Transcoder' if self.is_transcoder else 'SAE'}</caption>{cells}</table>"
+
+
+def predicts_other_rows(d_in: int, d_out: int, provenance: Mapping[str, Any]) -> bool:
+    """Return whether an SAE of these widths and this provenance is a transcoder; see `SAE.is_transcoder`."""
+    elsewhere = provenance.get("hook_out") not in (None, provenance.get("hook"))
+    return d_in != d_out or elsewhere or bool(provenance.get("transcoder"))
 
 
 def _score(sae: SAE, name: str, value: Any) -> Tensor:

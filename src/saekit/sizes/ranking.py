@@ -25,6 +25,9 @@ GREEDY = {
 }
 """Orders that account for what the other latents kept already explain; the codes are those of the whole SAE."""
 
+NORM_RATIO = 1.5
+"""Ratio of the lengths of two decoder rows from which codes alone say little about importance."""
+
 BASELINES = {"random": "a random order", "unsorted": "the order in which the latents are stored"}
 """Orders that use no information about the latents: the baselines of every ranking."""
 
@@ -173,12 +176,27 @@ def _greedily(by: str, rows: _Rows) -> _Order:
 
 def _by_importance(by: str, rows: _Rows) -> _Order:
     found = importance(rows.sae, rows.given, max_rows=rows.max_rows, batch_rows=rows.batch_rows, progress=rows.progress)
-    order = found.order(by)
+    order, told = found.order(by), found.warnings + _unequal_norms(rows.sae, by)
     ranking = {
         "by": by, "formula": ORDERS[by], "n_rows": found.n_rows, **found.rows, "alive": int(found.alive.sum()),
-        **_fractions(found.scores[by][order]), **_plain(found.warnings),
+        **_fractions(found.scores[by][order]), **_plain(told),
     }  # fmt: skip
-    return _Order(order, ranking, found.scores, found.warnings)
+    return _Order(order, ranking, found.scores, told)
+
+
+def _unequal_norms(sae: SAE, by: str) -> list[Warned]:
+    """Return a warning where the lengths of decoder rows, which codes alone do not show, would decide the order."""
+    if by not in ("energy", "mean"):
+        return []
+    norms = sae.W_dec.float().norm(dim=1)
+    norms = norms[norms > 0]
+    if not len(norms) or float(norms.max() / norms.min()) <= NORM_RATIO:
+        return []
+    message = (
+        f"the decoder rows of {name_of(sae)} have lengths from {float(norms.min()):.3g} to {float(norms.max()):.3g}, "
+        f"which `{by}` of the codes does not see: rank by weighted_energy, or fold_norms() first"
+    )
+    return [Warned("decoder_norms", message)]
 
 
 def _plain(told: list[Warned]) -> dict[str, Any]:

@@ -99,6 +99,10 @@ def make_request(
     configs = [configs] if isinstance(configs, Config) else list(configs)
     asked_seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     source = source_of(rows)
+    if source.info.get("d_out") is not None:
+        raise ConfigError(
+            "train: rows must come without targets: saekit trains SAEs, no transcoders. Leave `target` out."
+        )
     device = device_of(settings)
     check_configs(configs)
     own_seeds = seeds_of(configs, asked_seeds)
