@@ -17,6 +17,7 @@ from typing import Any, Self
 from .errors import FormatError, PlaceWarning, listed
 from .provenance import known_place
 from .sae.model import SAE
+from .terminal import plain
 
 SCALE_LIMIT = 4.0
 """Ratio of the variances of rows above which they are on another scale; texts of one language differ less."""
@@ -54,7 +55,7 @@ class Warned:
         return self.code.startswith("unknown") or self.code in (NOTE, "other_dtype")
 
     def __str__(self) -> str:
-        return f"{'Note' if self.is_note else 'Warning'}: {self.message}"
+        return plain(f"{'Note' if self.is_note else 'Warning'}: {self.message}")
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "warnings") -> Self:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .command import command
-from .console import print_json, tell
+from .console import print_json, say, tell
 from .options import Json
 
 HELP = """Upload the SAEs of a folder and the results in it to a repository of the Hugging Face hub, with a model card.
@@ -54,7 +54,7 @@ def push(
         print_json(facts)
         return
     if dry_run:
-        typer.echo(f"{parcel.card}\n{'─' * 40}")
+        say(f"{parcel.card}\n{'─' * 40}")
     for name, size in parcel.sizes().items():
-        typer.echo(f"{size:>14,} bytes  {name}")
-    typer.echo("nothing was uploaded: --dry-run" if url is None else f"pushed to {url}")
+        say(f"{size:>14,} bytes  {name}")
+    say("nothing was uploaded: --dry-run" if url is None else f"pushed to {url}")

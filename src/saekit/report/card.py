@@ -159,7 +159,7 @@ def _word(gap: Measured) -> str:
 def _open_questions(saes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> str:
     kinds = {result.KIND for result in results.values()}
     kinds |= {_ANSWERS_TOO.get(kind, kind) for kind in kinds}
-    kinds |= {"size_curve" for facts in saes.values() if facts["sizes"]}
+    kinds |= {"size_curve" for facts in saes.values() if facts.get("sizes")}
     lines = [f"- {name}: {what}." for kind, (name, what) in QUESTIONS.items() if what and kind not in kinds]
     evaluations = {file: each for file, each in results.items() if isinstance(each, Evaluation)}
     lines += [line for file, each in evaluations.items() for line in _open_in(file, each)]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ConfigError, ShapeError
+from ..terminal import plain
 from .codes import Codes
 from .digest import compute_digest
 from .finite import as_rows, as_tensor, check_codes, check_held
@@ -411,7 +412,7 @@ class SAE:
         hook, out = self.provenance.get("hook"), self.provenance.get("hook_out")
         place = f", {self.provenance.get('model', '?')} at {hook}{f' to {out}' if out else ''}" if hook else ""
         kind = "Transcoder" if self.is_transcoder else "SAE"
-        return f"{kind}({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})"
+        return plain(f"{kind}({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})")
 
     def _repr_html_(self) -> str:
         facts = {"latents": f"{self.n_latents:,}", "width": self.d_in, "rule": self.rule.name, **self.rule.settings()}
