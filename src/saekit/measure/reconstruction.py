@@ -31,7 +31,7 @@ CALIBRATION_ROWS = 32_768
 """First rows that the mean row and the principal components are computed from."""
 
 SAMPLE_ROWS = 4_096
-"""Rows of these that are kept to find thresholds and the number of components."""
+"""Rows of these, evenly spaced, that thresholds, scales and the number of components are found from, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Calibration:
     mean: Tensor
     """Mean ``[d_out]`` of the rows that are reconstructed, or predicted."""
     sample: Tensor
-    """First rows ``[m, d_in]``."""
+    """Some of these rows ``[m, d_in]``, evenly spaced, so that they come from many documents."""
     pca: PCA | None
     """Principal components; None where they were not asked for, of a single row, and for transcoders."""
     linear: AffineMap | None
@@ -180,14 +180,14 @@ def calibrate(
     if with_controls and like.is_transcoder:
         regression = Regression(rows.d_in, like.d_out)
     sample: list[Tensor] = []
+    stride = -(-min(limit, rows.n_rows or limit) // SAMPLE_ROWS)
     for first, x, y, _ in numbered_batches(rows, like, settings.batch_rows, limit):
         moments.update(y, torch.zeros(len(y), dtype=torch.long))
         if regression is not None:
             regression.update(x, y)
         elif with_controls:
             covariance.update(x)
-        if first < SAMPLE_ROWS:
-            sample.append(x[: SAMPLE_ROWS - first].clone())
+        sample.append(x[-first % stride :: stride].clone())
     if not sample:
         raise DataError("evaluate: there must be at least one row; the source has none. Is the data empty?")
     pca = covariance.compute() if covariance.n_rows > 1 else None
