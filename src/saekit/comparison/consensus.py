@@ -139,6 +139,8 @@ def _check_alike(reference: tuple[str, SAE], other: tuple[str, SAE]) -> None:
             f"consensus: all must {what}; `{name}` {'is a transcoder' if sae.is_transcoder else 'has one'}: what is "
             "pooled is trained on to reconstruct the rows that it reads."
         )
+    if isinstance(sae.rule, TopKRule) and sae.rule.threshold is not None:
+        raise ConfigError(f"consensus: TopK must have no thresholds besides k; `{name}` has them.")
     if isinstance(sae.rule, TopKRule) and sae.rule.sign == "magnitude":
         raise ConfigError(
             f"consensus: codes must not be signed by magnitude, as those of `{name}` are: a latent and its negative "
@@ -326,7 +328,7 @@ def _assemble(saes: list[SAE], chosen: list[_Latent], facts: dict[str, Any]) -> 
     if "threshold" in stacked:
         rule = JumpReLURule(stacked.pop("threshold"))
     elif isinstance(rule, TopKRule):
-        rule = TopKRule(min(rule.k, len(chosen)))
+        rule = TopKRule(min(rule.k, len(chosen)), sign=rule.sign)
     biases = {"b_dec": _mean_bias([sae.b_dec for sae in saes], first.dtype)}
     if first.b_pre is not None:
         biases["b_pre"] = _mean_bias([sae.b_pre for sae in saes if sae.b_pre is not None], first.dtype)

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from ..sae.codes import Codes
+from ..sae.freeze import CALIBRATED_NUMBERS, threshold_for
 from ..sae.model import SAE
 from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
 from .accumulators import double
 from .linear import AffineMap
 from .pca import PCA
-
-CALIBRATED_NUMBERS = 2**24
-"""Pre-activations that the threshold of an untrained SAE is found from, at most."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +142,5 @@ def _rule_like(rule: Rule, blank: SAE, sample: Tensor, l0: float) -> Rule:
     if isinstance(rule, GroupMaxRule):
         return GroupMaxRule(rule.k, rule.group)
     rows = sample[: max(CALIBRATED_NUMBERS // blank.n_latents, 16)]
-    pre = blank.pre(rows).flatten().float()
-    fired = min(round(l0 * len(rows)), len(pre))
-    # Strictly more than the threshold fires, so it is the largest number that must stay silent.
-    silent = len(pre) - fired
-    threshold = float(pre.kthvalue(silent).values) if silent else 0.0
-    return JumpReLURule(torch.full((blank.n_latents,), max(threshold, 0.0), dtype=blank.dtype, device=blank.device))
+    threshold = threshold_for(blank.pre(rows), l0)
+    return JumpReLURule(torch.full((blank.n_latents,), threshold, dtype=blank.dtype, device=blank.device))

@@ -87,7 +87,7 @@ def claims_of(sae: SAE) -> dict[str, float]:
     """Return the numbers that a file states about its SAE: ``l0`` and ``fvu``, where they are numbers."""
     claimed = sae.provenance.get("claimed")
     claimed = claimed if isinstance(claimed, dict) else {}
-    k = sae.rule.settings().get("k")
+    k = None if "threshold" in sae.rule.tensors() else sae.rule.settings().get("k")  # a cap is no L0
     known = {**({"l0": k} if k is not None else {}), **claimed}
     return {key: float(known[key]) for key in ("l0", "fvu") if isinstance(known.get(key), int | float)}
 

@@ -251,7 +251,7 @@ class SAE:
             raise ConfigError(f"with_k: the rule must be TopK; it is {self.rule.name}. Thresholds decide there.")
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.n_latents:
             raise ConfigError(f"with_k: `k` must be a whole number within 1..{self.n_latents}; got {k!r}.")
-        return self.replace(rule=TopKRule(k, self.rule.rank, self.rule.sign))
+        return self.replace(rule=dataclasses.replace(self.rule, k=k))
 
     def permute(self, order: Tensor) -> SAE:
         """Return the same SAE with new latent j = old latent ``order[j]``; reconstructions stay the same.

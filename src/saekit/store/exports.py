@@ -194,6 +194,8 @@ def _saelens_rule(sae: SAE, transcoder: bool) -> tuple[str, dict[str, Any], dict
         raise _refuse("saelens", f"{'transcoder' if transcoder else 'SAE'} with the rule {rule.name}")
     if rule.rank is not None:
         raise _refuse("saelens", "TopK that weighs latents in its choice; fold_norms() may remove the weights")
+    if rule.threshold is not None:
+        raise _refuse("saelens", "TopK with thresholds")
     if rule.sign == "signed":
         raise _refuse("saelens", "TopK with negative codes")
     name = "topk" if rule.sign == "positive" else "abstopk"
@@ -204,7 +206,7 @@ def _sparsify(sae: SAE, folder: Path) -> None:
     sae, rule = fold_constants(sae), sae.rule
     if sae.scaling.kind != "none":
         raise _refuse("sparsify", "scaling of rows by their own statistics")
-    topk = isinstance(rule, TopKRule) and rule.rank is None and rule.sign == "positive"
+    topk = isinstance(rule, TopKRule) and not rule.tensors() and rule.sign == "positive"
     groups = isinstance(rule, GroupMaxRule) and rule.rank is None and rule.group is None
     if not (topk or groups):
         raise _refuse("sparsify", f"rule {rule.name} with these settings (it has TopK and groupmax)")
@@ -229,7 +231,7 @@ def _dictionary_learning(sae: SAE, folder: Path) -> None:
     if isinstance(rule, ReLURule):  # AutoEncoderNew: AutoEncoder would be rescaled when the library loads it
         sae = _with_b_pre(sae, None)
         kind, own = "AutoEncoderNew", {**layers, "encoder.bias": sae.b_enc, "decoder.bias": sae.b_dec}
-    elif isinstance(rule, TopKRule) and rule.rank is None and rule.sign == "positive":
+    elif isinstance(rule, TopKRule) and not rule.tensors() and rule.sign == "positive":
         sae = _with_b_pre(sae, sae.b_dec)
         kind = "AutoEncoderTopK"
         own = {**layers, "encoder.bias": sae.b_enc, "b_dec": sae.b_dec, "k": torch.tensor(rule.k, dtype=torch.int),

@@ -60,7 +60,7 @@ def check_warm_start(learner: Learner, sae: SAE) -> None:
     if isinstance(sae.rule, TopKRule) and sae.rule.sign != "positive":
         raise ConfigError("train: the SAE to start from must have codes that are not negative, as training has.")
     rule = finish(learner, {}).rule
-    if type(rule) is not type(sae.rule) or getattr(sae.rule, "rank", None) is not None:
+    if type(rule) is not type(sae.rule) or {*sae.rule.tensors()} - {*rule.tensors()}:
         raise ConfigError(
             f"train: the SAE to start from must have the rule that {type(config).__name__} ends with, {rule.name}; it "
             f"has {sae.rule.name}. Train the architecture that it comes from."

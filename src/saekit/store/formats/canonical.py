@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, Literal
 
@@ -141,8 +141,9 @@ def build(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule
 def _cast(rule: Rule, dtype: torch.dtype) -> Rule:
     if isinstance(rule, JumpReLURule):
         return JumpReLURule(rule.threshold.to(dtype).contiguous())
-    if isinstance(rule, TopKRule) and rule.rank is not None:
-        return TopKRule(rule.k, rule.rank.to(dtype).contiguous(), rule.sign)
+    if isinstance(rule, TopKRule):
+        rank, threshold = (None if t is None else t.to(dtype).contiguous() for t in (rule.rank, rule.threshold))
+        return replace(rule, rank=rank, threshold=threshold)
     return rule
 
 
