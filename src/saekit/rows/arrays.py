@@ -113,7 +113,7 @@ class ArrayRows:
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Yield rows in batches; see `Source.batches`."""
-        start = check_reading(batch_rows, seed, start)
+        start = check_reading(self, batch_rows, seed, start)
         return read_batches(lambda number: self._block(seed, number), batch_rows, start)
 
     def _block(self, seed: int | None, number: int) -> Block | None:
