@@ -1,4 +1,4 @@
-"""What is absurdly large is refused with its arithmetic before anything is allocated, in the library and on the shell."""
+"""What is absurdly large is refused with its arithmetic, before anything is allocated."""
 
 from __future__ import annotations
 

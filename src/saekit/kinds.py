@@ -40,7 +40,7 @@ class _Names(dict[str, Any]):
 
 
 @functools.cache
-def hints_of(kind: type, instead: Any = Any) -> dict[str, Any]:
+def hints_of(kind: Any, instead: Any = Any) -> dict[str, Any]:
     """Return the annotations of a class, `instead` for types that are only imported for type checking."""
     return typing.get_type_hints(kind, localns=_Names(kind, instead), include_extras=True)
 
@@ -68,13 +68,13 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _is_plain(value: Any, kind: Any) -> bool:
-    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == bool  # numpy's too
+    is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"  # numpy's too
     if kind is bool:
         return is_bool
-    if kind is int:
-        return isinstance(value, numbers.Integral) and not is_bool and abs(int(value)) <= LARGEST
-    if kind is float:
-        return isinstance(value, numbers.Real) and not is_bool and (isinstance(value, float) or abs(value) <= LARGEST)
+    if kind in (int, float) and isinstance(value, numbers.Integral):
+        return not is_bool and abs(int(value)) <= LARGEST
+    if kind in (int, float):
+        return kind is float and isinstance(value, numbers.Real)
     if kind in (str, Path):
         return isinstance(value, str | os.PathLike)
     return True

@@ -135,7 +135,8 @@ def _checking(init: F) -> F:
 
 def check_kinds(settings: Any) -> None:
     """Refuse settings whose values are not of the kind that their fields are annotated with; raises `ConfigError`."""
-    hints = hints_of(type(settings))
+    kind: Any = type(settings)
+    hints = hints_of(kind)
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name, field.default)  # not there: the call left out what must be given
         if value is not field.default and not fits(value, hints[field.name]):

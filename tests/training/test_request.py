@@ -79,6 +79,9 @@ def test_seeds_of_one_configuration_must_differ(seeds):
         train(CONFIGS, ROWS, seeds=seeds, settings=TrainSettings(batch_rows=128))
 
 
+BATCH = TrainSettings(batch_rows=512)
+
+
 def endless():
     return SyntheticRows(d_in=8, n_features=16, n_rows=None)
 
@@ -86,9 +89,9 @@ def endless():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: train(TopK(10**9, k=2), ROWS, settings=TrainSettings(batch_rows=512)), r"got 272 GB: 272 GB for weights and moments of 1 SAEs"),
-        (lambda: train(TopK(10**12, k=2), ROWS, settings=TrainSettings(batch_rows=512)), r"17,000,000,000,008 parameters"),
-        (lambda: train(TopK(10**12, k=10**12), ROWS, settings=TrainSettings(batch_rows=512)), "TB for batches of 512 rows"),
+        (lambda: train(TopK(10**9, k=2), ROWS, settings=BATCH), r"got 272 GB: 272 GB for weights and moments"),
+        (lambda: train(TopK(10**12, k=2), ROWS, settings=BATCH), r"17,000,000,000,008 parameters"),
+        (lambda: train(TopK(10**12, k=10**12), ROWS, settings=BATCH), "TB for batches of 512 rows"),
         (lambda: train(TopK(16, k=2), endless(), tokens=10**15, settings=TrainSettings(batch_rows=10**12)), "120 TB for batches of 1,000,000,000,000 rows"),  # noqa: E501
         (lambda: train(TopK(16, k=2), ROWS, seeds=range(10**12)), "TB for 1,000,000,000,000 seeds"),
         (lambda: train(TopK(16, k=2), ROWS, seeds=range(10**40)), "seeds. Use fewer seeds"),

@@ -144,8 +144,8 @@ def check_reading(source: Source, batch_rows: int, seed: int | None, start: tupl
     Raises
     ------
     ConfigError
-        `batch_rows` is not a positive integer, or more rows than fit into memory, `seed` not an integer or None, `start`
-        not two integers from 0 on.
+        `batch_rows` is not a positive integer, or more rows than fit into memory; `seed` is not an integer or None;
+        `start` is not two integers from 0 on.
     """
     if isinstance(batch_rows, bool) or not isinstance(batch_rows, int | np.integer) or batch_rows < 1:
         raise ConfigError(f"`batch_rows` must be a positive integer; got {batch_rows!r}. The usual value is 4096.")

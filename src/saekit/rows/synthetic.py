@@ -74,8 +74,8 @@ class SyntheticRows:
             if value is None and name == "n_rows":
                 continue
             if not (is_whole(value) and 1 <= value <= LARGEST):
-                end = ", or None for no end" if name == "n_rows" else ""
-                raise ConfigError(f"`SyntheticRows.{name}` must be a positive integer{end} (below 2**63); got {value!r}.")
+                what = f"a positive integer{', or None for no end' if name == 'n_rows' else ''} (below 2**63)"
+                raise ConfigError(f"`SyntheticRows.{name}` must be {what}; got {value!r}.")
         if not 0 < self.l0 <= self.n_features:
             raise ConfigError(
                 f"`SyntheticRows.l0` must lie above 0 and not above n_features={self.n_features}; got {self.l0!r}."

@@ -116,7 +116,7 @@ def make_request(
     check_memory(
         "train",
         memory_of(learners, source.d_in) | memory_of_batch(learners, source.d_in, settings.batch_rows, step),
-        "Use fewer latents or seeds, or a smaller `batch_rows`; configurations may also be trained in calls of their own.",
+        "Use fewer latents or seeds, a smaller `batch_rows`, or a call for each configuration.",
         device,
     )
     names = run_names(configs, asked_seeds)
