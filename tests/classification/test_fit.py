@@ -215,7 +215,7 @@ def test_bad_calls():
         fit_arm(SPARSE[0], z[:2], y[:2])
     with pytest.raises(DataError, match="`1` has fewer"):
         fit_arm(SPARSE[0], z, np.array([0] * 38 + [1] * 2))
-    with pytest.raises(DataError, match="at least as many training groups"):
+    with pytest.raises(DataError, match="at least 3 groups"):
         fit_arm(SPARSE[0], z, y, groups=np.repeat([0, 1], 20))
     with pytest.raises(ConfigError, match="Did you mean `sparse`"):
         Arm("x", "spares")

@@ -364,7 +364,7 @@ def test_bad_data_is_refused_before_anything_runs(lm, sae, rows):
     with pytest.raises(DataError, match=r"the test rows must be of at least two classes; all \d+ are `good`"):
         run(lm, sae, alone, split_column="split", **few)
     with pytest.raises(
-        DataError, match=r"at least 30 rows: one for each of the 30 folds \(--folds\); `few` has fewer.*--min-rows"
+        DataError, match=r"at least 30 groups .*: one for each of the 30 folds \(--folds\); `few` has fewer.*--min-rows"
     ):
         run(lm, sae, [*rows, *[{**rows[1], "label": "few"}] * 9], folds=30, **few)
 
