@@ -167,7 +167,7 @@ class Result:
             migrated = cls.migrate(plain) if isinstance(plain, dict) else plain
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:  # old files have no seal
             raise FormatError(
-                f"`{where}` must hold what results of schema {plain.get('schema')!r} hold; it does not: {error!r:.100}. "
+                f"`{where}` must hold what results of schema {plain.get('schema')!r} hold; not so: {error!r:.99}. "
                 "The file was altered."
             ) from error
         result = result_from_json(cls, migrated)
