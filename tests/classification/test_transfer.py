@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 
 with warnings.catch_warnings():
@@ -298,6 +299,15 @@ def test_groups_are_never_on_both_sides(lm, data):
         for test in "ab":
             assert kept.cell("words", train, test).chance == "at chance"
     assert kept.values[0].n_groups == kept.values[0].n_test // 4
+    assert kept.values[0].effective == kept.values[0].n_groups
+    unequal = [row for i, row in enumerate(rows) if row["item"] < 8 or i % 4 == 0]  # groups of four rows, and of one
+    told = run(unequal, model=lm, across="lang", group="item", arms=["majority"], budget=QUICK)
+    for value in told.values:
+        large = (value.n_test - value.n_groups) // 3
+        assert 0 < large < value.n_groups
+        squares = 16 * large + value.n_groups - large
+        assert value.effective == pytest.approx(value.n_test**2 / squares, abs=0.01)
+    assert re.search(r"at least \d+ test groups \(which tell as much as [\d.]+ equal ones\)", told.caption())
 
 
 def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):

@@ -28,7 +28,7 @@ from saekit.models.quiet import quiet_transformers
 from saekit.rows.capture import capture
 from saekit.training.settings import TrainSettings
 
-QUICK = Budget(C=(0.1, 1.0, 10.0))
+QUICK = Budget(C=(0.1, 1.0, 10.0), widen=0)
 
 
 def run(data, *, model, sae=(), across=None, out=None, **flat) -> Transfer:
