@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .estimators.features import SAEFeatures as SAEFeatures
     from .estimators.select import SelectLatents as SelectLatents
     from .evaluation.run import evaluate as evaluate
+    from .explanation.attach import attach as attach
     from .inputs.images import read_images as read_images
     from .inputs.settings import Split as Split
     from .inputs.texts import read_texts as read_texts
@@ -104,6 +105,9 @@ PUBLIC: dict[str, dict[str, str]] = {
         "transfer": "classification.transfer",
         "Split": "inputs.settings",
         "load_classifier": "classification.text_classifier",
+    },
+    "What does a latent do?": {
+        "attach": "explanation.attach",
     },
     "scikit-learn": {
         "SAEFeatures": "estimators.features",

@@ -13,7 +13,7 @@ from ..settings import Progress
 from .classify import print_classification
 from .command import command
 from .completion import models
-from .console import print_comparison, print_curve, print_evaluation, print_json, progress_of, tell
+from .console import print_comparison, print_curve, print_evaluation, print_json, progress_of, say, tell
 from .options import Json
 
 if TYPE_CHECKING:
@@ -100,21 +100,21 @@ def demo(
         print_json({**plain.pop("evaluation"), **plain, **facts})
         return
     print_answers(answers)
-    typer.echo(f"\nNumbers: {out}/*.json   Page: {page}")
+    say(f"\nNumbers: {out}/*.json   Page: {page}")
     tell(f"{seconds:.0f} s in all")
 
 
 def print_answers(answers: dict[str, Any]) -> None:
     """Print the table of every question."""
-    typer.echo("Are they faithful?\n")
+    say("Are they faithful?\n")
     print_evaluation(answers["evaluation"])
-    typer.echo("\nAre their latents real? Two seeds of one SAE\n")
+    say("\nAre their latents real? Two seeds of one SAE\n")
     print_comparison(answers["comparison"])
-    typer.echo("\nHow many are needed? Prefixes of the Matryoshka SAE\n")
+    say("\nHow many are needed? Prefixes of the Matryoshka SAE\n")
     points = answers["sizes"].to_json()["points"]
     print_curve([{"latents": point["size"], "metrics": point["metrics"]} for point in points])
     if "classification" in answers:
-        typer.echo("\nAre they useful? Which section of a docstring a paragraph is from\n")
+        say("\nAre they useful? Which section of a docstring a paragraph is from\n")
         print_classification(answers["classification"])
 
 

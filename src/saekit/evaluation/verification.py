@@ -30,6 +30,7 @@ from ..sae.model import SAE
 from ..sae.naming import Given, as_sae
 from ..sae.scaling import Scaling
 from ..settings import Progress, silent, suggest_keywords
+from ..terminal import plain
 
 L0_FACTOR = 3.0
 """A measured L0 more than this many times above or below the stated one is another SAE, or other rows."""
@@ -89,7 +90,8 @@ class Verification(Result):
         verdict = "fits" if self.fits else "DOES NOT FIT"
         causes = "".join(f"\n  {cause.what}: FVU {cause.fvu:.3g}, L0 {cause.l0:.3g}" for cause in self.likely_causes)
         numbers = f"FVU {self.fvu}, L0 {self.l0}, dead {self.dead_fraction}"
-        return f"{verdict} at {self.hook}: {numbers}" + (f"\nwould fit better with{causes}" if causes else "")
+        shown = f"{verdict} at {self.hook}: {numbers}" + (f"\nwould fit better with{causes}" if causes else "")
+        return plain(shown, keep="\n")
 
 
 @suggest_keywords

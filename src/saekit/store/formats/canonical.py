@@ -15,6 +15,7 @@ from ...errors import ConfigError, FormatError, listed
 from ...sae.model import SAE
 from ...sae.rules import JumpReLURule, ReLURule, Rule, TopKRule
 from ...settings import check_choice, suggest_keywords
+from ..hollow import Hollow
 
 Layout = Literal["latents_first", "width_first"]
 LAYOUTS = ("latents_first", "width_first")
@@ -130,7 +131,7 @@ def build(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule
     for name, tensor in {**given, **{f"rule.{key}": t for key, t in rule.tensors().items()}}.items():
         if not (tensor.dtype.is_floating_point or name == "rule.group"):
             raise FormatError(f"`{name}` must hold floating-point numbers; it holds {tensor.dtype}.")
-        if not bool(tensor.isfinite().all()):
+        if not all(bool(block.isfinite().all()) for block in tensor.split(4096)):
             bad = int((~tensor.isfinite()).sum())
             raise FormatError(f"`{name}` holds {bad:,} numbers that are NaN or infinite. The file is damaged.")
     fields |= {name: t.to(dtype).contiguous() for name, t in given.items()}
@@ -158,7 +159,7 @@ def threshold_rule(threshold: Tensor, n_latents: int) -> Rule:
     flat = threshold.detach().reshape(-1)
     if not flat.dtype.is_floating_point:
         flat = flat.float()
-    if bool((flat <= 0).all()):
+    if not isinstance(flat, Hollow) and bool((flat <= 0).all()):
         return ReLURule()  # relu(pre) where pre > threshold, with a threshold below 0
     return JumpReLURule(flat.expand(n_latents).clone() if flat.numel() == 1 else flat)
 
