@@ -24,7 +24,6 @@ from ..measure.paired_scores import Predictions
 from .arms import Arm
 from .probes import PROBES, WIDE, Grid, at_the_edge, fit_probe
 from .settings import Budget
-from .sklearn_steps import Margins, decision_values, slope_of
 
 MAX_WORDS = 20_000
 """Words and word pairs of the TF-IDF arm, the most frequent ones."""
@@ -144,6 +143,8 @@ def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget) -> 
     if not converged:
         notes.append(f"the fit had not converged after {budget.max_iter} iterations ({probe.setting} = {value:g})")
     if probe.is_margin:
+        from .sklearn_steps import Margins
+
         classifier = Margins(classifier, tuned.chosen.get("slope", 1.0))
     selected = _selected(steps)
     dead = _dead_columns(steps, X, selected or ())
@@ -331,6 +332,8 @@ class _Inner:
             labels[validate] = model.predict(B)
             scores.append(_macro_f1(self.y[validate], labels[validate]))
             if PROBES[self.arm.probe].is_margin:
+                from .sklearn_steps import decision_values
+
                 margins.append(decision_values(model, B))
             if is_larger:
                 self.models[fold] = model
@@ -340,6 +343,8 @@ class _Inner:
 
     def slope(self, value: Any) -> float:
         """Return the slope of the decision values at a value; see `Margins`."""
+        from .sklearn_steps import slope_of
+
         columns = np.unique(self.y, return_inverse=True)[1]
         rows = np.concatenate([validate for _, validate in self.rows])
         return slope_of(np.concatenate(self.margins[value]), columns[rows])
