@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fixtures.flat_settings import asked
+from fixtures.worded_classes import SEARCH
 from saekit import SAE, load_model
 from saekit.classification import stored_fits
 from saekit.classification.settings import Budget, Matching
@@ -256,7 +257,7 @@ def test_every_cell_has_its_intervals_and_the_same_test_rows(result):
 
 
 def test_one_value_is_plain_classification(lm, sae):
-    found = run(rows_of(120, "en", 0), model=lm, sae=sae, **COMMON)
+    found = run(rows_of(120, "en", 0), model=lm, sae=sae, **{**COMMON, **SEARCH})
     assert [value.name for value in found.values] == ["all"]
     assert len(found.cells) == len(found.arms) > 20
     assert found.arm("sae").transferred is None
