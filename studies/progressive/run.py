@@ -370,7 +370,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes; results stay in the work folder")
     parser.add_argument("--work", type=Path, default=HERE.parents[1] / "build" / "study-progressive")
     parser.add_argument("--model", choices=[subject.name for subject in SUBJECTS], help="one of the models only")
+    parser.add_argument("--page", action="store_true", help="only write the page again, from the stored results")
     options = parser.parse_args()
+    if options.page:
+        page.write(sorted((HERE / "results").glob("*.json")), HERE / "README.md")
+        return
     plan = QUICK if options.quick else Plan()
     digest = hashlib.sha256(repr((plan, BY, SUBJECTS)).encode()).hexdigest()[:8]  # cells of another plan are not reused
     work = options.work / f"{'quick' if options.quick else 'full'}-{digest}"

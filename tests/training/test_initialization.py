@@ -71,6 +71,24 @@ def test_encoder_starts_as_a_copy_in_other_storage():
     torch.testing.assert_close(p["W_dec"].norm(dim=1), torch.ones(8))
 
 
+def test_a_decoder_that_stays_frozen_is_random_with_the_covariance_of_the_rows():
+    x = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([10.0, 1.0, 0.0]) + 5
+    W = initial_weights(4000, 3, generator(0, "init"), x)["W_dec"]
+    torch.testing.assert_close(W.norm(dim=1), torch.ones(4000))
+    # the angle of a Gaussian row with deviations 10 and 1: its tangent is Cauchy with scale 1/10
+    assert float((W[:, 1] / W[:, 0]).abs().median()) == pytest.approx(0.1, rel=0.08)
+    assert float(W[:, 2].abs().max()) < 0.2
+    rows = ArrayRows(x)
+    settings = TrainSettings(batch_rows=512)
+    frozen, other, free = (
+        untrained(TopK(400, k=2, control=control), rows, 0, settings=settings)
+        for control in ("frozen-decoder", "frozen-encoder", None)
+    )
+    assert torch.equal(other.W_dec, free.W_dec)
+    assert float((frozen.W_dec[:, 0].abs() > 0.9).float().mean()) > 0.85
+    assert float((free.W_dec[:, 0].abs() > 0.9).float().mean()) < 0.2
+
+
 def test_untrained_is_the_start():
     rows = SyntheticRows(d_in=8, n_features=16, n_rows=4096, mean=2.0)
     sae = untrained(TopK(32, k=4), rows, 3, settings=TrainSettings(batch_rows=512))

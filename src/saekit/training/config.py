@@ -46,7 +46,8 @@ class Config:
     ``none``: rows as they are [scalar]."""
     control: str | None = None
     """Parameters that are not trained: ``untrained``: none is; ``frozen-decoder``, ``frozen-encoder``: all but the
-    initial `W_dec` (`W_enc`), with biases and thresholds, so that a sparsity target can be met [everything trained]."""
+    initial `W_dec` (`W_enc`), with biases and thresholds, so that a sparsity target can be met. A frozen decoder is
+    random with the covariance of the rows, the stronger baseline [everything trained]."""
 
     mutual: float = 0.0
     """Weight of mutual feature regularization (2411.01220), as a fraction of the variance of the rows: the seeds of

@@ -159,11 +159,12 @@ def initialize_learner(
     """
     streams = {name: generator(seed, name) for name in GENERATORS}
     center = bias if scale is None else bias * scale
-    parameters = initial_weights(config.n_latents, len(bias), streams["init"])
-    parameters["b_dec"] = center.clone()
     # On the CPU, and moved only then: the same seed gives the same weights on every device.
     row = ARCHITECTURES[config.arch]
     scaled = sample if scale is None else sample * scale
+    like = scaled if config.control == "frozen-decoder" else None
+    parameters = initial_weights(config.n_latents, len(bias), streams["init"], like)
+    parameters["b_dec"] = center.clone()
     parameters |= row.extra(config, parameters, scaled - center)
     parameters = {name: kernels.moved_to_large_pages(t.to(device)) for name, t in parameters.items()}
     first, second = (
