@@ -49,7 +49,7 @@ class Arm:
     about
         What else tables say about it: layer, latents, ...
     candidates
-        Of a search, the arms that it chooses from, within the training rows.
+        Arms that a search chooses from, within the training rows; empty for others.
     """
 
     name: str

@@ -59,7 +59,7 @@ class Fitted:
         ``int64 [n]`` what the inner folds said about every training row at the chosen settings, from fits that had not
         seen it; None where nothing was chosen.
     finalists
-        Of a search, the fitted arms that came next.
+        Fitted arms that came next in a search.
     """
 
     arm: Arm

@@ -112,7 +112,7 @@ def fit_probe(name: str, X: Any, y: np.ndarray, value: Any, budget: Budget, *, s
     X, y
         Rows and class codes.
     value
-        Of its hyperparameter.
+        Value of its hyperparameter.
     budget
         Tolerance, iterations, seed.
     start
