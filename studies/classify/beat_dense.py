@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from run import HERE, SHARED, chosen, model_path, plan_of, sae_name, smaller, table_of, tell
+from run import HERE, SHARED, chosen, model_path, plan_of, sae_name, smaller, table_of, tell, write_page
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import f1_score
@@ -116,7 +116,7 @@ def main() -> int:
     parser.add_argument("--sets", help="names of data sets, with commas between [all]")
     parser.add_argument("--models", default="minilm,builtin", help="runs of config.toml [minilm,builtin]")
     parser.add_argument("--quick", action="store_true", help="on the quick run")
-    options = parser.parse_args()
+    options, _ = parser.parse_known_args()  # run.py has more
     config = tomllib.loads((HERE / "config.toml").read_text(encoding="utf-8"))
     out, folder = options.out, HERE
     if options.quick:
@@ -138,6 +138,8 @@ def main() -> int:
             tell(str(found[-1]))
     if found:
         write_json(folder / "results" / "beat_dense.json", {"margin": MARGIN, "sets": found})
+        if any((folder / "results").glob("minilm-*.json")):
+            write_page(config, folder)
     beaten = [each for each in found if each["gap"] > MARGIN]
     for each in beaten:
         tell(f"beaten on {each['set']} ({each['run']}): {each['gap']:+.4f} [{each['low']:+.4f}, {each['high']:+.4f}]")
