@@ -41,7 +41,8 @@ from saekit.sizes.progressive import progressive
 from saekit.sizes.ranking import rank
 from saekit.sizes.settings import ProgressiveSettings
 from saekit.training.config import HierarchicalTopK, Matryoshka, TopK
-from saekit.training.learner import initialize_learner, resolve
+from saekit.training.defaults import resolve
+from saekit.training.learner import initialize_learner
 from saekit.training.step import STEPS
 
 HERE = Path(__file__).parent

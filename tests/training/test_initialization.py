@@ -45,12 +45,16 @@ def test_bias_options_differ_and_are_what_they_say():
     torch.testing.assert_close(initial_bias(x, "geometric-median"), geometric_median(x))
 
 
-def test_scale_gives_mean_norm_root_d():
-    x = skewed()
-    scale = initial_scale(x, "scalar")
+def test_scale_gives_mean_length_root_d():
+    x, bias = skewed(), torch.arange(5.0)
+    scale = initial_scale(x, "scalar", bias)
     assert float((x * scale).norm(dim=1).mean()) == pytest.approx(5**0.5, rel=1e-5)
-    assert initial_scale(x, "none") is None
-    assert initial_scale(torch.zeros(4, 3), "scalar") == 1
+    scale = initial_scale(x, "centered", bias)
+    assert float(((x - bias) * scale).norm(dim=1).mean()) == pytest.approx(5**0.5, rel=1e-5)
+    torch.testing.assert_close(initial_scale(x + 100, "centered", bias + 100), scale)
+    assert initial_scale(x, "none", bias) is None
+    assert initial_scale(torch.zeros(4, 3), "scalar", torch.ones(3)) == 1
+    assert initial_scale(torch.ones(4, 3), "centered", torch.ones(3)) == 1
 
 
 @pytest.mark.parametrize("l0", [0.01, 1.0, 3.3, 29.0, 100.0])
@@ -96,7 +100,7 @@ def test_untrained_is_the_start():
     assert sae.provenance["seed"] == 3
     assert sae.provenance["rows_seen"] == 0
     x = next(rows.batches(4096)).x
-    norm = sae.scaling.apply(x)[0].norm(dim=1).mean()
+    norm = (sae.scaling.apply(x)[0] - sae.b_dec).norm(dim=1).mean()
     assert float(norm) == pytest.approx(8**0.5, rel=0.02)
     assert not torch.equal(sae.W_enc, untrained(TopK(32, k=4), rows, 4).W_enc)
 

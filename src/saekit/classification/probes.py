@@ -13,6 +13,10 @@ import numpy as np
 from .settings import Budget
 
 
+SOLVED_DENSE = 4096
+"""Columns up to which sparse rows are made dense for a ridge classifier."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """One kind of classifier.
@@ -118,9 +122,12 @@ def fit_probe(name: str, X: Any, y: np.ndarray, value: Any, budget: Budget, *, s
     start
         A fitted one of another value to go on from.
     """
+    import scipy.sparse
     from sklearn.exceptions import ConvergenceWarning
 
     probe = PROBES[name]
+    if name == "ridge" and scipy.sparse.issparse(X) and X.shape[1] <= SOLVED_DENSE:
+        X = X.toarray()  # one factorization for all classes, where sparse solvers iterate for each
     model = probe.make(value, budget) if start is None or not probe.is_warm else start
     if probe.is_warm:
         model.set_params(**{probe.setting: value})

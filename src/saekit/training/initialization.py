@@ -74,11 +74,16 @@ def initial_bias(x: Tensor, kind: str) -> Tensor:
     return geometric_median(x[::stride])
 
 
-def initial_scale(x: Tensor, kind: str) -> Tensor | None:
-    """Return the factor ``[]`` that gives rows a mean norm of ``sqrt(d_in)``; None for ``none``, 1 for rows of 0."""
+def initial_scale(x: Tensor, kind: str, bias: Tensor) -> Tensor | None:
+    """Return the factor ``[]`` that gives rows a mean length of ``sqrt(d_in)``; None for ``none``, 1 for length 0.
+
+    The length of a row is its distance from `bias` ``[d_in]`` for ``centered``, its norm for ``scalar``. Losses see
+    centred rows: a factor from norms shrinks them where the mean of the rows is far from 0, and no learning rate,
+    bandwidth or coefficient fits them then.
+    """
     if kind == "none":
         return None
-    norm = x.norm(dim=1).double().mean().float()
+    norm = (x - bias if kind == "centered" else x).norm(dim=1).double().mean().float()
     return torch.where(norm > 0, x.shape[1] ** 0.5 / norm, torch.ones(()))
 
 

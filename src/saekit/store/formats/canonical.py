@@ -254,6 +254,28 @@ def hook_of(word: str | None) -> str | None:
     return f"layers.{layer}{_SITE[site]}"
 
 
+def word_of(hook: str | None, stated: str | None = None) -> str | None:
+    """Return TransformerLens' name of a hook, as SAELens writes it: the stated one where it is such a name, or that of
+    saekit's; None where there is none.
+
+    >>> word_of("layers.3"), word_of("layers.3.mlp"), word_of(None, "blocks.4.attn.hook_z"), word_of("encoder.x")
+    ('blocks.3.hook_resid_post', 'blocks.3.hook_mlp_out', 'blocks.4.attn.hook_z', None)
+    """
+    if stated is not None and re.match(r"blocks\.\d+\.", stated):
+        return stated
+    found = re.fullmatch(r"layers\.(\d+)(|\.mlp|\.attn)", hook or "")
+    return f"blocks.{found[1]}.hook_{_WORDS[found[2]]}" if found else None
+
+
+_WORDS = {"": "resid_post", ".mlp": "mlp_out", ".attn": "attn_out"}
+
+
+def layer_of(word: str) -> int:
+    """Return the number of the block in the name of a hook; 0 where there is none."""
+    found = re.search(r"\.(\d+)(\.|$)", word)
+    return int(found[1]) if found else 0
+
+
 def place(*, hook: str | None = None, hook_out: str | None = None, **facts: Any) -> dict[str, Any]:
     """Return the provenance of a loaded SAE: what is known, with the hooks in saekit's names and as they were stated.
 
