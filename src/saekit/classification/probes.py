@@ -12,7 +12,6 @@ import numpy as np
 
 from .settings import Budget
 
-
 SOLVED_DENSE = 4096
 """Columns up to which sparse rows are made dense for a ridge classifier."""
 
