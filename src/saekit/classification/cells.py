@@ -11,6 +11,7 @@ import numpy as np
 from ..measure.intervals import Estimate, mean_estimate
 from ..measure.results import Measured
 from ..measure.verdicts import family_verdicts
+from ..places import NOTE, Warned
 from ..provenance import release
 from .features import place_warnings
 from .plan import Job
@@ -67,8 +68,11 @@ def transfer_of(
         best_dense=judged.baseline,
         arms=[_arm(judged, name, cells[name], words[name]) for name in names],
         cells=every,
-        notes=[*plan.data.warnings, *notes, *why_auc(judged)],
-        warnings=[*place_warnings(plan.reader, plan.origins.values()), *edge_warnings(every)],
+        warnings=[
+            *(Warned(NOTE, text) for text in (*plan.data.warnings, *notes, *why_auc(judged))),
+            *place_warnings(plan.reader, plan.origins.values()),
+            *edge_warnings(every),
+        ],
     )
 
 

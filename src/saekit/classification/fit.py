@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
-from ..inputs.split import balanced_folds, check_folds, draw_rows
+from ..errors import ConfigError, InputError
+from ..inputs.split import INNER, balanced_folds, check_folds, draw_rows
 from ..measure.paired_scores import Predictions
 from .arms import Arm
 from .probes import PROBES, WIDE, Grid, at_the_edge, fit_probe
@@ -158,9 +158,9 @@ def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget) -> 
 
 def _check_rows(arm: Arm, X: Any, y: np.ndarray) -> None:
     if X.shape[0] != len(y):
-        raise DataError(f"`{arm.name}`: there must be one label per row; got {X.shape[0]} rows and {len(y)} labels.")
+        raise InputError(f"`{arm.name}`: there must be one label per row; got {X.shape[0]} rows and {len(y)} labels.")
     if len(np.unique(y)) < 2:
-        raise DataError(f"`{arm.name}`: training rows must be of at least two classes; they are all of one.")
+        raise InputError(f"`{arm.name}`: training rows must be of at least two classes; they are all of one.")
 
 
 @contextmanager
@@ -235,7 +235,7 @@ def inner_folds(y: np.ndarray, groups: np.ndarray | None, budget: Budget) -> lis
     DataError
         A class has fewer rows (or groups) than there are folds.
     """
-    check_folds(y, groups, budget.inner, "inner")
+    check_folds(y, groups, budget.inner, INNER.format(budget.inner))
     if groups is not None:
         fold = balanced_folds(groups, y, np.full(budget.inner, 1 / budget.inner), _seed(budget))
         return [(np.flatnonzero(fold != part), np.flatnonzero(fold == part)) for part in range(budget.inner)]
@@ -501,7 +501,7 @@ def _screened(
     rows = draw_rows(keys, y, budget.screen_rows, is_grouped=groups is not None, seed=_seed(budget))
     try:
         folds = inner_folds(y[rows], None if groups is None else groups[rows], budget)
-    except DataError:  # a rare class is not in the sample often enough
+    except InputError:  # a rare class is not in the sample often enough
         rows = np.arange(len(y))
         folds = inner_folds(y, groups, budget)
     few = replace(budget, widen=0)
