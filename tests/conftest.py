@@ -99,6 +99,7 @@ FAST = {
     "comparison": ("ablation", "intervals", "orphan_properties", "run", "subspaces"),
     "estimators": ("features",),
     "evaluation": ("run",),
+    "explanation": ("edits",),
     "inputs": ("hub_datasets", "images", "labelled", "tables", "texts"),
     "kernels": ("onednn_linear", "step_interface", "threshold_encode"),
     "matching": ("shared",),

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from fixtures.hub import point_to as point_to
 from saekit.errors import OfflineError
 from saekit.hub import Unreachable, ask_hub
 from saekit.inputs.texts import read_texts
@@ -21,23 +22,6 @@ WAYS = {
     "data": (lambda: read_texts("nobody/texts"), r"must be downloaded .*{}.*--data FILE"),
     "SAE": (lambda: load("hf:nobody/saes/layer_12"), r"would have to be downloaded.*{}.*local path"),
 }
-
-
-@pytest.fixture
-def endpoint(monkeypatch):
-    """Makes a place of this machine the hub."""
-    from huggingface_hub import constants, hf_api
-
-    def make(port):
-        address = f"http://127.0.0.1:{port}"
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(hf_api.api, "endpoint", address)
-
-    return make
 
 
 def closed_port():
@@ -74,8 +58,8 @@ def answers():
 
 
 @pytest.mark.parametrize("what", WAYS)
-def test_without_network_it_is_said_at_once_and_in_one_line(what, endpoint, capfd, caplog):
-    endpoint(closed_port())
+def test_without_network_it_is_said_at_once_and_in_one_line(what, point_to, capfd, caplog):
+    point_to(closed_port())
     action, message = WAYS[what]
     begin = time.monotonic()
     with caplog.at_level(logging.WARNING), pytest.raises(OfflineError, match=message.format("no network")):
@@ -89,8 +73,8 @@ def test_without_network_it_is_said_at_once_and_in_one_line(what, endpoint, capf
     ("status", "why"), [(503, "it answers 503"), (429, "it answers 429"), (200, "proxy in the way")]
 )
 @pytest.mark.parametrize("what", WAYS)
-def test_a_hub_that_answers_with_something_else(what, status, why, endpoint, answers):
-    endpoint(answers(status, b"log in first"))
+def test_a_hub_that_answers_with_something_else(what, status, why, point_to, answers):
+    point_to(answers(status, b"log in first"))
     action, message = WAYS[what]
     with pytest.raises(OfflineError, match=message.format(why)):
         action()

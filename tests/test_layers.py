@@ -16,6 +16,7 @@ PACKAGE = ROOT / "src" / "saekit"
 
 # A room imports rooms with a lower number only; rooms on one floor do not import each other.
 FLOORS = {
+    "terminal": -1,
     "errors": 0, "version": 0,
     "files": 1, "assets": 1, "randomness": 1, "settings": 1, "hub": 1, "interruption": 1, "variance": 1,
     "progress": 2, "forms": 2,
@@ -26,14 +27,14 @@ FLOORS = {
     "rows": 6,
     "training": 7, "matching": 7, "estimators": 7,
     "measure": 8,
-    "evaluation": 9, "comparison": 9, "sizes": 9, "classification": 9,
+    "evaluation": 9, "comparison": 9, "sizes": 9, "classification": 9, "explanation": 9,
     "report": 10,
     "cli": 11,
     "__main__": 12,
 }  # fmt: skip
 
-# The methods SAE.save and SAE.load reach up, inside their bodies.
-EXCEPTIONS = {("sae", "store")}
+# The methods SAE.save, SAE.load and SAE.push_to_hub reach up, inside their bodies.
+EXCEPTIONS = {("sae", "store"), ("sae", "report")}
 
 # Third-party packages that only some rooms may use.
 REACH = {
@@ -155,7 +156,7 @@ def test_functions_take_few_parameters():
 def test_the_exception_is_inside_function_bodies():
     tree = ast.parse((PACKAGE / "sae" / "model.py").read_text(encoding="utf-8"))
     top = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert not any("store" in (node.module or "") for node in top)
+    assert not any({"store", "report"} & set((node.module or "").split(".")) for node in top)
 
 
 def third_party() -> dict[str, set[str]]:

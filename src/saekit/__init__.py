@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .estimators.features import SAEFeatures as SAEFeatures
     from .estimators.select import SelectLatents as SelectLatents
     from .evaluation.run import evaluate as evaluate
+    from .explanation.attach import attach as attach
+    from .explanation.effects import effects as effects
+    from .explanation.steering import steer as steer
     from .inputs.images import read_images as read_images
     from .inputs.settings import Split as Split
     from .inputs.texts import read_texts as read_texts
@@ -104,6 +107,11 @@ PUBLIC: dict[str, dict[str, str]] = {
         "transfer": "classification.transfer",
         "Split": "inputs.settings",
         "load_classifier": "classification.text_classifier",
+    },
+    "What does a latent do?": {
+        "attach": "explanation.attach",
+        "steer": "explanation.steering",
+        "effects": "explanation.effects",
     },
     "scikit-learn": {
         "SAEFeatures": "estimators.features",

@@ -26,9 +26,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from .terminal import plain
+
 
 class SaekitError(Exception):
     """Base class: ``except saekit.SaekitError`` catches everything saekit raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message, made `plain`: names and texts in it come from anywhere."""
+        return plain(str(self.args[0]) if self.args else "", keep="\n\t")
 
 
 class ConfigError(SaekitError, ValueError):
@@ -82,16 +88,12 @@ class BusyError(SaekitError, RuntimeError):
 class StorageError(SaekitError, OSError):
     """A file or folder cannot be written: a full disk, no permission. What was complete before is still there."""
 
-    def __str__(self) -> str:
-        """Return the message, without the number of the system's error."""
-        return str(self.args[0]) if self.args else ""
-
 
 class PlaceWarning(UserWarning):
     """An SAE is used on other rows than those it was trained for; `code` says in what they differ."""
 
     def __init__(self, message: str, code: str = "") -> None:
-        super().__init__(message)
+        super().__init__(plain(message, keep="\n\t"))
         self.code = code
 
 

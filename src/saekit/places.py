@@ -7,6 +7,7 @@ function that puts SAEs onto rows asks `warnings_on`, and every one that compare
 from __future__ import annotations
 
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Self
 from .errors import FormatError, PlaceWarning, listed
 from .provenance import known_place
 from .sae.model import SAE
+from .terminal import plain
 
 SCALE_LIMIT = 4.0
 """Ratio of the variances of rows above which they are on another scale; texts of one language differ less."""
@@ -52,7 +54,7 @@ class Warned:
         return self.code.startswith("unknown") or self.code in (NOTE, "other_dtype")
 
     def __str__(self) -> str:
-        return f"{'Note' if self.is_note else 'Warning'}: {self.message}"
+        return plain(f"{'Note' if self.is_note else 'Warning'}: {self.message}")
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "warnings") -> Self:
@@ -287,6 +289,42 @@ LOCATIONS = ("model_path", "data_path", "rows_path")
 def without_locations(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return `info` without what changes when a file or folder moves."""
     return {key: value for key, value in info.items() if key not in LOCATIONS}
+
+
+_LOCAL_PATH = re.compile(
+    r"""(?<![\w.:/\\])                        # not inside a word, an address or another path
+        (?:file://+|~[\w.-]*[/\\]|[A-Za-z]:[\\/]|\\\\|/)(?=[\w.~-])
+        [^\s`'"<>|,;)]*""",
+    re.VERBOSE,
+)
+
+
+def without_local_paths(value: Any) -> Any:
+    """Return plain JSON without paths of this machine: without `LOCATIONS`, and of absolute paths the last name.
+
+    >>> without_local_paths({"model": "/home/me/models/gemma", "rows_path": "/data/rows", "data": "owner/name"})
+    {'model': 'gemma', 'data': 'owner/name'}
+    >>> without_local_paths("rows of `/home/me/rows`; 3 nats/token, https://host/a/b")
+    'rows of `rows`; 3 nats/token, https://host/a/b'
+    """
+    if isinstance(value, Mapping):
+        return {
+            without_local_paths(key): without_local_paths(item) for key, item in value.items() if key not in LOCATIONS
+        }
+    if isinstance(value, list | tuple):
+        return [without_local_paths(item) for item in value]
+    return _bare(value) if isinstance(value, str) else value
+
+
+def _bare(text: str) -> str:
+    whole = text.strip()
+    if os.path.isabs(whole) and "\n" not in whole:  # all of it is a path, which may hold spaces
+        return _last(whole)
+    return _LOCAL_PATH.sub(lambda found: _last(found[0]), text)
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def place_facts(info: Mapping[str, Any]) -> dict[str, Any]:

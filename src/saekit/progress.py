@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from .errors import ConfigError
 from .settings import Progress, silent
+from .terminal import plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -140,15 +141,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def plain(text: str) -> str:
-    r"""Return text without what moves a terminal's cursor or colours it.
-
-    >>> plain("a\x1b[31mb\n")
-    'a?[31mb?'
-    """
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def lines_of(stages: list[Stage], width: int) -> str:

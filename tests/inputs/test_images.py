@@ -204,6 +204,9 @@ def test_damaged_files(tmp_path, sources):
     images = read_images(tmp_path / "images")
     with pytest.raises(FormatError, match=r"1.png` must be an image; it cannot be read"):
         list(images)
+    PIL.Image.fromarray(PIXELS[0]).save(bad, "EPS")  # a program of PostScript, which Pillow hands to Ghostscript
+    with pytest.raises(FormatError, match=r"1.png` must be an image; it cannot be read"):
+        list(images)
     (tmp_path / "table" / "data-00000-of-00001.arrow").write_bytes(b"x")
     with pytest.raises(FormatError, match="must be a data set that save_to_disk wrote"):
         read_images(sources["disk"][0])

@@ -86,3 +86,48 @@ def _environment() -> dict[str, str]:
     from pathlib import Path
 
     return os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+
+
+# What numba may be told to compile for: (environment, whether the loops can run where the processor has them all).
+TARGETS = [
+    ({"NUMBA_CPU_NAME": "generic"}, False),
+    ({"NUMBA_CPU_NAME": "haswell"}, True),  # an order of instructions; the features are still the processor's own
+    ({"NUMBA_CPU_FEATURES": "-avx512f"}, False),
+    ({"NUMBA_CPU_FEATURES": "+avx512bf16,-avx512bw"}, False),
+    ({"NUMBA_CPU_FEATURES": "+avx512bf16,+avx512bw,+avx512f,-avx512vnni"}, True),
+    ({"NUMBA_CPU_FEATURES": "no sign"}, False),
+]
+
+ENCODE = """
+import torch
+from saekit import kernels
+from saekit.kernels import backend, reference
+from saekit.matching.top_cosines import Directions, cosines
+
+torch.manual_seed(0)
+x, W, b = torch.randn(96, 64), torch.randn(640, 64), torch.zeros(640)
+wanted = reference.topk_encode(x, W, b, 8)
+can = backend.unavailable() is None
+for pays in (True, False):  # the product that this processor would not choose, too
+    if can:
+        from saekit.kernels.cpu import low_bit_matmul
+        low_bit_matmul.pays = lambda: pays
+    values, latents = kernels.topk_encode(x, W, b, 8)
+    assert torch.equal(latents, wanted[1])
+    assert torch.allclose(values, wanted[0], rtol=1e-5, atol=1e-5)
+every, one = torch.arange(640), Directions.of(W, "W")
+assert torch.allclose(cosines(one, every, one, every), torch.ones(640, dtype=torch.float64))
+print("runs" if can else "cannot")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "can"), TARGETS, ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else ""
+)
+def test_whatever_numba_compiles_for_the_codes_are_the_plain_ones(environment: dict[str, str], can: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENCODE], capture_output=True, text=True, env=_environment() | environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["runs" if can and backend.unavailable() is None else "cannot"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from fixtures.results import measured
 from saekit.report import charts
+from saekit.terminal import is_plain
 
 
 def test_a_dollar_sign_in_a_name_is_shown_as_it_is():
@@ -45,6 +48,30 @@ def test_numbers_stand_in_the_cells_of_a_heat_map():
     ).svg()
     assert [text in svg for text in (">(0.50)<", ">0.91<", ">0.12<", ">b<")] == [True] * 4
     assert ">0.910<" in charts.heat_map(numbers, ["a", "b"], ["c", "d"], x="x", y="y").svg()
+
+
+@pytest.mark.parametrize(
+    "name", ["日本語のラベル", "🧪" * 9, "a" * 300, "\x1b[31m\u202e" * 30, ' id="x" url(#x) ', "_" * 9, ""]
+)
+def test_any_name_leaves_room_and_stays_text(name):
+    """Nothing is warned about, and nothing but the name's own signs is drawn."""
+    value = measured(0.5)
+    drawn = (
+        charts.heat_map([[0.5, 0.6]], [name], [name, "b"], x=name, y=name),
+        charts.bars({name: {name: value}}, x=name, y=name),
+        charts.intervals([(name, value, False)], x=name),
+        charts.donut([(name, 1.0), ("b", 2.0)], centre=name),
+        charts.lines({name: ([1, 2], [1, 2]), "b": ([1], [1])}, x=name, y=name),
+        charts.curves({name: [(1, value)]}, x=name, y=name),
+        charts.histogram({name: [1.0]}, [0, 1, 2], x=name, y=name, marks={name: 1.0}),
+        charts.scatter({name: ([1.0], [2.0])}, x=name, y=name, threshold=0.5),
+    )
+    for chart in drawn:
+        svg = charts.with_own_ids(chart.svg(), "p-")
+        assert all(is_plain(sign) or sign == "\n" for sign in svg)
+        assert 'p-x"' not in svg
+        assert "p-x)" not in svg
+        assert chart.png()
 
 
 def test_files_of_charts_have_plain_names(tmp_path):

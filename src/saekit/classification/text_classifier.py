@@ -30,6 +30,7 @@ from ..rows.capture import capture
 from ..rows.pooling import Ask, place_of_pooling, pool_texts
 from ..rows.settings import CaptureSettings
 from ..sae.model import SAE
+from ..terminal import plain
 from .arms import Arm
 from .fit import fit_arm
 from .pipeline_file import dump_pipeline, load_pipeline
@@ -100,14 +101,13 @@ class Explanation:
             where = ", ".join(f"{firing.token!r}" for firing in each.tokens[:4])
             lines.append(f"  {each.contribution:+.2f}  latent {each.latent} {each.label}  at {where}")
         lines.append(f"  {self.rest:+.2f}  all other latents;  {self.intercept:+.2f}  intercept")
-        return "\n".join(lines)
+        return "\n".join(map(plain, lines))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         from ..measure.results import to_plain
 
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: to_plain(value) for name, value in plain.items()}
+        return {name: to_plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from ..inputs.labelled import read_labelled
 from ..inputs.settings import Split
 from ..matching.matching import match_latents
 from ..models.language import LanguageModel
-from ..places import Warned, warnings_on
+from ..places import Warned
 from ..progress import shows_progress
 from ..provenance import place_of
 from ..randomness import random_order
@@ -27,7 +27,7 @@ from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .arms import Arm, dense_pools
 from .cells import transfer_of
-from .features import Named, Reader, View, check_widths
+from .features import Named, Reader, View, check_widths, warnings_at
 from .plan import check_inner, checked_pools, kinds_of, make_plan, reader_of
 from .settings import FEATURE_KINDS, POOLS, ClassifierSettings, Matching
 from .stored_fits import run_jobs
@@ -113,10 +113,7 @@ def transfer_features(
 
 def _place_warnings(sides: Sequence[_Side]) -> list[Warned]:
     """Return what is not as in training about the rows that each model makes for its SAE."""
-    told = [
-        warnings_on([(side.name, side.sae)], {**side.reader.place(), "hook": side.hook}, what="the model given makes")
-        for side in sides
-    ]
+    told = [warnings_at(side.reader, side.hook, [(side.name, side.sae)]) for side in sides]
     return list(dict.fromkeys(itertools.chain(*told)))
 
 

@@ -6,17 +6,21 @@ answer at once. Exit status: 0 done, 1 the work failed, 2 the call was wrong, 13
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import CALL_ERRORS, PlaceWarning, SaekitError
+from ..terminal import plain
 from ..version import __version__
 from .actions import actions
 from .capture import capture
@@ -24,13 +28,16 @@ from .catalog import catalog
 from .classify import classify, predict
 from .command import Interrupted
 from .compare import compare
+from .console import say, tell
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .progressive import progressive
 from .prune import prune
+from .push import push
 from .report import report
 from .show import show
+from .steer import steer
 from .train import train
 from .transfer import transfer
 from .verify import verify
@@ -64,7 +71,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"saekit {__version__}")
+        say(f"saekit {__version__}")
         raise typer.Exit
 
 
@@ -81,8 +88,8 @@ def _options(
 
 
 COMMANDS = (
-    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, catalog, verify,
-    convert, report, demo,
+    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, steer, catalog,
+    verify, convert, push, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
     app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)
@@ -96,7 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # slower (20 times, two threads on two busy cores); the variable is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends the process gets what Ctrl-C gets
+    # What others print for us: warnings, records of the logs of libraries, the traceback of --debug.
+    warnings.formatwarning = lambda message, *_, **__: plain(f"warning: {message}", keep="\n\t") + "\n"
+    logging.setLogRecordFactory(_plain_record)
+    sys.excepthook = lambda *error: tell("".join(traceback.format_exception(*error)).rstrip())
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _plain_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    record.msg, record.args = plain(record.getMessage(), keep="\n\t"), ()
+    return record
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -113,15 +130,17 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (typer.Abort, KeyboardInterrupt, Interrupted) as error:
-        typer.echo(_interrupted(error, rest), err=True)
+        tell(_interrupted(error, rest))
         return 130
     except _UsageError as error:
-        error.show()  # type: ignore[attr-defined]
+        shown = io.StringIO()
+        error.show(shown)  # type: ignore[attr-defined]
+        tell(shown.getvalue().rstrip())
         return 2
     except Exception as error:
         if debug:
             raise
-        _tell(_message(error))
+        tell(f"error: {_message(error)}")
         return 2 if isinstance(error, CALL_ERRORS) else 1
 
 
@@ -148,7 +167,3 @@ def _message(error: Exception) -> str:
     return (
         f"{type(error).__name__}: {error}\nUnexpected error, probably a bug in saekit. Add --debug for the traceback."
     )
-
-
-def _tell(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .command import command
-from .console import print_json
+from .console import print_json, say
 from .options import Json
 
 if TYPE_CHECKING:
@@ -49,13 +49,13 @@ def catalog(
     _print_releases(found)
     example = next((release.example for release in found if "{" not in release.example), None)
     if example is not None:
-        typer.echo(f'\nLoad one: SAE.load("{example}"), or look at it: saekit show {example}')
+        say(f'\nLoad one: SAE.load("{example}"), or look at it: saekit show {example}')
 
 
 def _print_releases(found: Sequence[Release]) -> None:
     """Print the releases under their models."""
     for model, own in groupby(sorted(found, key=lambda release: release.model), key=lambda release: release.model):
-        typer.echo(model)
+        say(model)
         for release in own:
-            typer.echo(f"  {release.place}  layers {release.layers}  {release.widths}  {release.format}")
-            typer.echo(f"      {release.address}")
+            say(f"  {release.place}  layers {release.layers}  {release.widths}  {release.format}")
+            say(f"      {release.address}")

@@ -10,8 +10,9 @@ import typer
 from ..classification.settings import ClassifierSettings
 from ..errors import ConfigError
 from ..inputs.settings import Split
+from ..terminal import plain
 from .command import command
-from .console import bare, print_facts, print_json, print_table, print_text, print_warnings, progress_of, tell
+from .console import bare, print_facts, print_json, print_table, print_text, print_warnings, progress_of, say, tell
 from .options import Data, Images, Json, Model, Out, Sae, Text
 from .settings import required
 
@@ -132,7 +133,7 @@ def _missing(plan: Plan, json: bool) -> None:
         print_json({"cells": len(plan.jobs), "missing": left})
         return
     for name in left:
-        typer.echo(name)
+        say(name)
     tell(f"{len(left)} of {len(plan.jobs)} fits are missing")
 
 
@@ -180,10 +181,10 @@ def predict(
             print_json({"predictions": [each.to_json() for each in found], "warnings": warnings})
             return
         for each in found:
-            typer.echo(f"{each.text}\n{each!r}\n")
+            say(f"{each.text}\n{each!r}\n")
         return
     probabilities = loaded.predict_proba(texts)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": each, "predicted": loaded.classes[int(p.argmax())], "probability": float(p.max())}
         for each, p in zip(texts, probabilities)
     ]
@@ -191,7 +192,7 @@ def predict(
         print_json({"predictions": rows, "warnings": warnings})
         return
     for row in rows:
-        typer.echo(f"{row['predicted']}\t{row['probability']:.2f}\t{row['text']}")
+        say(f"{plain(row['predicted'])}\t{row['probability']:.2f}\t{plain(row['text'])}")
 
 
 def _describe(classifier: Any, json: bool) -> None:
@@ -202,9 +203,9 @@ def _describe(classifier: Any, json: bool) -> None:
     shown = {key: card[key] for key in ("arm", "hook", "pool", "verdict", "saekit")}
     print_facts({**shown, "model": card["model"]["name"], "macro-F1": card["macro_f1"]["value"]})
     for name, rows in classifier.top_latents(5).items():
-        typer.echo(f"\n{name}")
+        say(f"\n{name}")
         for latent, weight, label in rows:
-            typer.echo(f"  {weight:+.3f}  latent {latent}  {label}")
+            say(f"  {weight:+.3f}  latent {latent}  {label}")
 
 
 def _summary(folders: list[str], out: Path | None, json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,13 +10,19 @@ from typing import Any
 
 import typer
 
-from ..progress import DELAY, plain, show_progress
+from ..progress import DELAY, show_progress
 from ..settings import Progress
+from ..terminal import escaped, plain
+
+
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print text on stdout or stderr: the only way in which commands print, so that none can move the terminal."""
+    typer.echo(plain(text, keep="\n\t"), err=err)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """Print one JSON object on stdout; what does not show itself is escaped, which JSON reads back."""
+    say(escaped(value))
 
 
 def screen_width() -> int:
@@ -35,9 +40,9 @@ def print_table(lines: Sequence[Sequence[str]], keep: Sequence[str] = ()) -> Non
     widths = _widths(lines)
     for number, line in enumerate(lines):
         cells = [cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))]
-        typer.echo("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
         if number == 0:
-            typer.echo("─" * _width(lines))
+            say("─" * _width(lines))
 
 
 def fitted(lines: Sequence[Sequence[str]], width: int, keep: Sequence[str] = ()) -> list[list[str]]:
@@ -80,9 +85,7 @@ def _width(lines: Sequence[Sequence[str]]) -> int:
 def print_text(text: str) -> None:
     """Print running text on stdout, wrapped to the screen."""
     for line in text.splitlines():
-        typer.echo(
-            textwrap.fill(plain(line), min(screen_width(), PAGE), break_long_words=False, break_on_hyphens=False)
-        )
+        say(textwrap.fill(plain(line), min(screen_width(), PAGE), break_long_words=False, break_on_hyphens=False))
 
 
 def print_facts(values: Mapping[str, Any], indent: int = 0) -> None:
@@ -92,11 +95,11 @@ def print_facts(values: Mapping[str, Any], indent: int = 0) -> None:
     for name, value in values.items():
         if isinstance(value, Mapping):
             if value:
-                typer.echo(f"{' ' * indent}{plain(str(name))}:")
+                say(f"{' ' * indent}{plain(str(name))}:")
                 print_facts(value, indent + 2)
         else:
             shown = ", ".join(map(_fact, value)) if isinstance(value, list | tuple) else _fact(value)
-            typer.echo(f"{' ' * indent}{plain(str(name)).ljust(width)}  {shown}")
+            say(f"{' ' * indent}{plain(str(name)).ljust(width)}  {shown}")
 
 
 def _fact(value: Any) -> str:
@@ -108,7 +111,7 @@ def _fact(value: Any) -> str:
 
 def tell(message: str) -> None:
     """Print a line on stderr."""
-    typer.echo(message, err=True)
+    say(message, err=True)
 
 
 def print_warnings(warnings: Iterable[Any]) -> None:
@@ -119,9 +122,12 @@ def print_warnings(warnings: Iterable[Any]) -> None:
 
 def print_evaluation(result: Any) -> None:
     """Print the numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
-    names = tuple(name for name in _SHOWN if name in result.entries[0].metrics)
+    from ..measure.metrics import leading_recovered
+
+    metrics = result.entries[0].metrics
+    names = (*(name for name in _SHOWN if name in metrics), *leading_recovered(metrics)[:1])
     lines = result.table(names)
-    lines[0] = [heading.removesuffix(" (zero)") for heading in lines[0]]
+    lines[0] = [heading.split(" (")[0] for heading in lines[0]]  # the caption says what it is recovered from
     alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
     print_table([[bare(cell) if i in alone else cell for i, cell in enumerate(line)] for line in lines])
     print_text(result.caption())
@@ -130,7 +136,10 @@ def print_evaluation(result: Any) -> None:
 
 def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
     """Print the measured sizes of an SAE as bars of the variance explained, with the other numbers."""
-    names = [name for name in _ALONG if any(name in point["metrics"] for point in points)]
+    from ..measure.metrics import leading_recovered
+
+    along = (*_ALONG[:-1], *leading_recovered(points[-1]["metrics"] if points else {})[:1], *_ALONG[-1:])
+    names = [name for name in along if any(name in point["metrics"] for point in points)]
     lines = [["latents", "variance explained", *(_SHORTER.get(name, name) for name in names)]]
     for point in points:
         cells = [_number(point["metrics"].get(name, {}).get("value")) for name in names]
@@ -138,12 +147,16 @@ def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
     widths = _widths(lines)
     for line in lines:
         numbers = [cell.rjust(width) for cell, width in zip(line, widths)]
-        typer.echo("  ".join([numbers[0], line[1].ljust(widths[1]), *numbers[2:]]).rstrip())
+        say("  ".join([numbers[0], line[1].ljust(widths[1]), *numbers[2:]]).rstrip())
 
 
-_ALONG = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa")
-_SHORTER = {"ce_sae": "ce", "ce_recovered_zero": "recovered"}
-_BAR = 28
+_ALONG = ("fvu", "l0", "ce_sae", "rsa")
+_SHORTER = {
+    "ce_sae": "ce",
+    "ce_recovered_zero": "recovered (zero)",
+    "ce_recovered_mean": "recovered (mean)",
+}
+_BAR = 24
 
 
 def _bar(fvu: float | None) -> str:
@@ -157,7 +170,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-_SHOWN = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero")
+_SHOWN = ("fvu", "l0", "dead_fraction", "ce_sae")
 _WITHOUT_INTERVAL = ("l0", "dead_fraction")
 
 
@@ -175,7 +188,7 @@ def print_comparison(result: Any) -> None:
 
 def print_orphans(result: Any) -> None:
     """Print the properties of orphans, after an empty line."""
-    typer.echo()
+    say()
     print_table(result.table())
     print_text(result.caption())
     print_warnings(result.warnings)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .command import command
-from .console import print_json
+from .console import print_json, say
 from .options import Json
 
 HELP = """Read an SAE of any format and write it in another, with the same codes and reconstructions, or refuse.
@@ -52,8 +52,8 @@ def convert(
     if json:
         print_json({"source": source, "target": target, "format": to, "differences": difference._asdict()})
         return
-    typer.echo(f"{sae}\nwritten to {target} as {to}")
-    typer.echo(
+    say(f"{sae}\nwritten to {target} as {to}")
+    say(
         f"read back: codes differ by {difference.codes:.1e}, reconstructions by {difference.reconstruction:.1e} "
         "of their largest value"
     )

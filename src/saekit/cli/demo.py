@@ -13,7 +13,7 @@ from ..settings import Progress
 from .classify import print_classification
 from .command import command
 from .completion import models
-from .console import print_comparison, print_curve, print_evaluation, print_json, progress_of, tell
+from .console import print_comparison, print_curve, print_evaluation, print_json, progress_of, say, tell
 from .options import Json
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ class Size:
     tokens: int
     """Rows to train on."""
     latents: int
-    batch_rows: int
     test_rows: int
     """Held-out rows for the reconstruction metrics."""
     test_tokens: int
@@ -68,8 +67,8 @@ class Size:
     """Held-out paragraphs to classify, a quarter of them for the test."""
 
 
-FULL = Size(tokens=400_000, latents=1024, batch_rows=512, test_rows=32_768, test_tokens=8_192, paragraphs=4_000)
-SHORT = Size(tokens=20_000, latents=256, batch_rows=256, test_rows=4_096, test_tokens=1_024, paragraphs=1_600)
+FULL = Size(tokens=400_000, latents=1024, test_rows=32_768, test_tokens=8_192, paragraphs=4_000)
+SHORT = Size(tokens=20_000, latents=256, test_rows=4_096, test_tokens=1_024, paragraphs=1_600)
 
 
 @command("The whole flow once, offline, in minutes.", HELP)
@@ -100,21 +99,21 @@ def demo(
         print_json({**plain.pop("evaluation"), **plain, **facts})
         return
     print_answers(answers)
-    typer.echo(f"\nNumbers: {out}/*.json   Page: {page}")
+    say(f"\nNumbers: {out}/*.json   Page: {page}")
     tell(f"{seconds:.0f} s in all")
 
 
 def print_answers(answers: dict[str, Any]) -> None:
     """Print the table of every question."""
-    typer.echo("Are they faithful?\n")
+    say("Are they faithful?\n")
     print_evaluation(answers["evaluation"])
-    typer.echo("\nAre their latents real? Two seeds of one SAE\n")
+    say("\nAre their latents real? Two seeds of one SAE\n")
     print_comparison(answers["comparison"])
-    typer.echo("\nHow many are needed? Prefixes of the Matryoshka SAE\n")
+    say("\nHow many are needed? Prefixes of the Matryoshka SAE\n")
     points = answers["sizes"].to_json()["points"]
     print_curve([{"latents": point["size"], "metrics": point["metrics"]} for point in points])
     if "classification" in answers:
-        typer.echo("\nAre they useful? Which section of a docstring a paragraph is from\n")
+        say("\nAre they useful? Which section of a docstring a paragraph is from\n")
         print_classification(answers["classification"])
 
 
@@ -136,10 +135,8 @@ def run(out: Path, *, model: str, data: str, size: Size, progress: Progress) -> 
 def train_saes(lm: LanguageModel, data: str, out: Path, size: Size, progress: Progress) -> list[SAE]:
     """Return two seeds of a TopK SAE, a ReLU SAE and a Matryoshka SAE."""
     from ..rows.capture import capture
-    from ..rows.settings import CaptureSettings
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train
-    from ..training.settings import TrainSettings
 
     rows = capture(
         lm,
@@ -147,7 +144,6 @@ def train_saes(lm: LanguageModel, data: str, out: Path, size: Size, progress: Pr
         layer=LAYER,
         tokens=size.tokens,
         out=out / "rows",
-        settings=CaptureSettings(dtype="float16"),
         progress=lambda stage, done, total=None, note="": progress("capture", done, total),
     )
     n = size.latents
@@ -155,7 +151,6 @@ def train_saes(lm: LanguageModel, data: str, out: Path, size: Size, progress: Pr
         [TopK(n_latents=n, k=K), ReLU(n_latents=n, target_l0=K), Matryoshka(n_latents=n, k=K)],
         rows,
         seeds=[[0, 1], [0], [0]],
-        settings=TrainSettings(batch_rows=size.batch_rows),
         out=out / "run",
         resume=True,
         progress=progress,

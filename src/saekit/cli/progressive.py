@@ -9,7 +9,7 @@ import typer
 from ..sizes.settings import ProgressiveStudySettings
 from .command import command
 from .completion import saes
-from .console import print_json, print_table, print_warnings, progress_of, tell
+from .console import print_json, print_table, print_warnings, progress_of, say, tell
 from .options import Data, Json, Model, Out, Rows
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def print_progressive(result: Progressive) -> None:
     shown = [name for name in SHOWN if name in first and first[name].is_defined]
     for number, metric in enumerate(shown):
         if number:
-            typer.echo()
+            say()
         print_table(result.table(metric))
     for each in result.rankings:
         if each.fit is not None:
-            typer.echo(f"\n{each.name}, {each.by}: exponent {each.fit.alpha}, R² {each.fit.r2:.3f}; {each.fit.verdict}")
+            say(f"\n{each.name}, {each.by}: exponent {each.fit.alpha}, R² {each.fit.r2:.3f}; {each.fit.verdict}")
     print_warnings(result.warnings)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .command import command
-from .console import print_json
+from .console import print_json, say
 from .options import Json
 
 HELP = """Write DIR/report.html from the results in DIR: evaluations, training logs. One file, readable offline.
@@ -34,4 +34,4 @@ def report(
     if json:
         print_json({"report": str(page), "results": [result["kind"] for result in results]})
     else:
-        typer.echo(str(page))
+        say(str(page))

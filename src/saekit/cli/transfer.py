@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..inputs.settings import Split
 from .classify import images_or_texts
 from .command import Setting, command
-from .console import print_json, print_table, print_text, print_warnings, progress_of, tell
+from .console import print_json, print_table, print_text, print_warnings, progress_of, say, tell
 from .options import Data, Images, Json, Model, Out, Sae
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def print_transfer(result: Transfer) -> None:
     print_table(lines, keep=lines[0][-2:])  # what decides
     print_text(result.caption())
     if 1 < len(result.values) <= MOST_SHOWN:
-        typer.echo(f"\nAUC of `{result.shown_arm}`; * can be told from chance (0.5):")
+        say(f"\nAUC of `{result.shown_arm}`; * can be told from chance (0.5):")
         print_table(result.matrix_table(result.shown_arm, "auc"))
-    typer.echo()
+    say()
     for arm in result.arms:
         print_text(arm.sentence)
     for note in result.notes:

@@ -8,7 +8,7 @@ import typer
 
 from ..rows.settings import CaptureSettings
 from .command import command
-from .console import print_json, print_table, progress_of, tell
+from .console import print_json, print_table, progress_of, say, tell
 from .options import Data, Hook, Json, Layer, Model
 
 HELP = """Measure an SAE on real rows of the place it states, and compare with what its file or card states.
@@ -47,6 +47,6 @@ def verify(
         print_json(found.to_json())
         return
     print_table(found.table())
-    typer.echo(f"{'fits' if found.fits else 'does not fit'}: {found.n_rows:,} rows at {found.hook}")
+    say(f"{'fits' if found.fits else 'does not fit'}: {found.n_rows:,} rows at {found.hook}")
     for cause in found.likely_causes:
-        typer.echo(f"  would fit better with {cause.what}: FVU {cause.fvu:.3g}, L0 {cause.l0:.3g}")
+        say(f"  would fit better with {cause.what}: FVU {cause.fvu:.3g}, L0 {cause.l0:.3g}")

@@ -29,6 +29,7 @@ from .tables import Table, first_line, no_column, shortened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no other decoder sees what comes from outside
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What image files in a folder end in."""
 
@@ -256,7 +257,7 @@ def _open_image(data: bytes, name: str) -> Image:
     import PIL.Image
 
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
+        with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             image.load()
             return image
     except Exception as error:  # the decoders of Pillow raise whatever they stumble over

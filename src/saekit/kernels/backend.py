@@ -70,20 +70,46 @@ def using(mode: str) -> Iterator[None]:
 @functools.cache
 def unavailable() -> str | None:
     """Say why the compiled loops cannot run on this machine; None when they can."""
+    # The loops are written for its 512-bit vectors and its products of bf16; elsewhere torch is as fast.
+    if (reason := compiler_unavailable()) is None and not has_instruction("avx512bf16"):
+        reason = "numba does not compile for AVX-512 bf16 instructions on this machine"
+    return reason
+
+
+@functools.cache
+def compiler_unavailable() -> str | None:
+    """Say why numba cannot compile anything here; None when it can."""
     # Looked for before it is imported: that takes half a second, which a machine without it should not pay.
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed (pip install numba)"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return "NUMBA_DISABLE_JIT is set"
     try:
-        import llvmlite.binding
-        import numba  # noqa: F401
+        import numba
     except Exception as problem:  # whatever it is (a version of numpy that it does not know), plain torch works
         return f"numba cannot be imported: {problem}"
-    # The loops are written for its 512-bit vectors and its products of bf16; elsewhere torch is as fast.
-    if not llvmlite.binding.get_host_cpu_features().get("avx512bf16", False):
-        return "the processor has no AVX-512 bf16 instructions"
+    # LLVM ends the process on a list that it cannot read.
+    features = getattr(numba.config, "CPU_FEATURES", None)
+    if features and any(word[:1] not in ("+", "-") for word in features.split(",")):
+        return f"NUMBA_CPU_FEATURES must name each feature with + or - before it, not {features!r}"
     return None
+
+
+@functools.cache
+def has_instruction(name: str) -> bool:
+    """Return whether the processor has an instruction set of AVX-512 and numba may use it.
+
+    LLVM ends the process on an intrinsic that its target lacks, and the target is not always this processor:
+    NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another.
+    """
+    import llvmlite.binding
+    from numba.core.registry import cpu_target
+
+    if not llvmlite.binding.get_host_cpu_features().get(name, False):
+        return False
+    # As LLVM reads the list: the last sign counts, and to take away what a feature is built on takes it away as well.
+    signs = {word[1:]: word[0] for word in cpu_target.target_context.codegen().magic_tuple()[2].split(",") if word}
+    return all(signs.get(base) == "+" for base in ("avx512f", "avx512bw", name))
 
 
 def fast_here() -> bool:

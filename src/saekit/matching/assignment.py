@@ -14,7 +14,6 @@ Tarjan (2012), *On minimum-cost assignments in unbalanced bipartite graphs* (the
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -190,8 +189,8 @@ def _run(starts: np.ndarray, columns: np.ndarray, gains: np.ndarray, prices: np.
 
 
 def is_compiled() -> bool:
-    """Whether the loops are compiled: numba is there and the mode of the kernels is not ``plain``."""
-    return backend.mode() != "plain" and importlib.util.find_spec("numba") is not None
+    """Whether the loops are compiled: numba can compile and the mode of the kernels is not ``plain``."""
+    return backend.mode() != "plain" and backend.compiler_unavailable() is None
 
 
 def _compiled() -> dict[str, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from ..terminal import plain
+
 
 def text_table(lines: Sequence[Sequence[str]], caption: str) -> str:
     """Columns in line, two spaces apart; `lines` begin with the heading and have equal lengths."""
+    lines = [[plain(cell) for cell in line] for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
-    return "\n".join([*rows, caption])
+    return "\n".join([*rows, plain(caption, keep="\n")])
 
 
 def html_table(lines: Sequence[Sequence[str]], caption: str) -> str:

@@ -52,7 +52,7 @@ def splice(
     hook: Hook | str | int,
     function: Callable[[Tensor], Tensor],
     *,
-    mask: Tensor | None = None,
+    mask: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Hook]:
     """Replace the activations at a hook during the forward passes inside the block.
 
@@ -67,7 +67,8 @@ def splice(
         the model's own number type. The result is cast back to that type.
     mask
         Which tokens are replaced, bool ``[batch, sequence]``; all others (padding, BOS, whatever capture skips) pass
-        through unchanged. None: all tokens. It holds for forward passes of this shape.
+        through unchanged. None: all tokens. It holds for forward passes of this shape; a function of the hidden states
+        is asked in every pass.
 
     Yields
     ------
@@ -95,7 +96,7 @@ def splice(
             return None
         hidden = hidden_of(output, target)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        kept = _kept(model, hidden, mask)
+        kept = _kept(model, hidden, mask(hidden) if callable(mask) else mask)
         taken = rows[kept]
         replaced = function(taken)
         if replaced.shape != taken.shape:

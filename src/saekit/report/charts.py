@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_bytes
+from ..terminal import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +111,7 @@ def lines(series: Mapping[str, Series], *, x: str, y: str, log_y: bool = False, 
             )
         if log_y:
             _logarithmic(axes, "y")
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(xlabel=_title(x), ylabel=_title(y))
         if len(series) > 1:
             axes.legend(fontsize=8)
 
@@ -128,7 +130,7 @@ def intervals(points: Sequence[tuple[str, Quantity, bool]], *, x: str, from_zero
                 axes.plot([measured["value"]], [row], marker="o", color=colour, markersize=5)
         axes.set_yticks(range(len(points)), [_plain(name) for name, _, _ in points])
         axes.set_ylim(len(points) - 0.5, -0.5)
-        axes.set_xlabel(x)
+        axes.set_xlabel(_title(x))
         if from_zero:
             axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
@@ -152,7 +154,7 @@ def histogram(
             axes.plot(middles, fractions, drawstyle="steps-mid", color=_colour(index), label=_plain(name))
         for index, (name, at) in enumerate(marks.items()):
             axes.axvline(at, color=MUTED, linestyle=("--", ":", "-.")[index % 3], label=_plain(name))
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(xlabel=_title(x), ylabel=_title(y))
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
 
@@ -190,7 +192,7 @@ def scatter(
         (draw_density if n > MOST_SINGLE else draw_points)(axes)
         if log_x:
             _logarithmic(axes, "x")
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(xlabel=_title(x), ylabel=_title(y))
 
     return Chart(draw, (6.4, 3.6) if threshold is None or n > MOST_SINGLE else (4.8, 4.4))
 
@@ -208,9 +210,9 @@ def donut(values: Sequence[tuple[str, float]], *, centre: str) -> Chart:
             normalize=True, wedgeprops={"width": 0.38},
         )[0]  # fmt: skip
         axes.legend(wedges, labels, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside: none overlaps
-        axes.text(0, 0, centre, ha="center", va="center", fontsize=9, color=_INK)
+        axes.text(0, 0, _title(centre), ha="center", va="center", fontsize=9, color=_INK)
 
-    return Chart(draw, (5.4, 3.4))
+    return Chart(draw, (5.4 + _margin([name for name, _ in values], 16), 3.4))
 
 
 def curves(
@@ -242,7 +244,7 @@ def curves(
                     axes.plot([at, at], [each["low"], each["high"]], color=_colour(index), alpha=0.5, linewidth=2)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(xlabel=_title(x), ylabel=_title(y))
         if from_zero:
             axes.set_ylim(bottom=0)
         if len(series) > 1 or from_zero:
@@ -268,7 +270,7 @@ def bars(groups: Mapping[str, Mapping[str, Quantity]], *, x: str = "", y: str) -
                 if _has_interval(measured):
                     axes.plot([at, at], [measured["low"], measured["high"]], color=MUTED, linewidth=1.8)
         axes.set_xticks(range(len(groups)), [_plain(label) for label in groups])
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(xlabel=_title(x), ylabel=_title(y))
         axes.set_ylim(bottom=0)
         axes.grid(axis="x", visible=False)
         if len(names) > 1:
@@ -324,11 +326,12 @@ def heat_map(
         shown = [_plain(name) for name in columns]
         axes.set_xticks(middles[: len(columns)], shown, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(middles[: len(rows)], [_plain(name) for name in rows])
-        axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), xlabel=x, ylabel=y)
+        axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), xlabel=_title(x), ylabel=_title(y))
         axes.grid(visible=False)
         axes.tick_params(length=0)
 
-    return Chart(draw, (0.55 * len(columns) + 1.6, 0.55 * len(rows) + 1.2))
+    margin = _margin([*rows, *columns], 16)
+    return Chart(draw, (0.55 * len(columns) + 1.6 + margin, 0.55 * len(rows) + 1.2 + margin))
 
 
 def _has_interval(measured: Quantity) -> bool:
@@ -362,7 +365,8 @@ def _styled(chart: Chart, style: Any) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader of an SVG has the font, or nobody has
         figure = Figure(figsize=chart.size, layout="constrained")
         chart.draw(figure.add_subplot())
         yield figure
@@ -382,10 +386,28 @@ def _inline(svg: str) -> str:
 
 def with_own_ids(svg: str, prefix: str) -> str:
     """Prefix every id of an SVG, so that several can stand in one page."""
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", svg)
+    return re.sub("<[^>]+>", lambda tag: re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", tag[0]), svg)
+
+
+_LONGEST, _LONGEST_TITLE = 40, 72
+"""Characters of a name and of a title that are drawn: longer ones would leave no room for what they name."""
+_LETTER = 0.08  # inches
 
 
 def _plain(name: str) -> str:
     """Return a label that a legend shows: one with a leading underscore would be hidden."""
-    return name.lstrip("_") or " "
+    return _cut(name, _LONGEST).lstrip("_") or " "
+
+
+def _margin(names: Sequence[str], room: int) -> float:
+    """Return the inches that the longest name needs beyond those of a name of `room` characters."""
+    return _LETTER * max(min(max(map(len, names), default=0), _LONGEST) - room, 0)
+
+
+def _title(text: str) -> str:
+    return _cut(text, _LONGEST_TITLE)
+
+
+def _cut(text: str, length: int) -> str:
+    text = plain(text)
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 from ..errors import DataError, SaekitError, listed
 from ..files import write_bytes
 from ..places import Warned
+from ..terminal import escaped, plain
 from . import charts
 from .classification import classification, classification_summary
 from .comparison import across, comparison, lighter, orphans
+from .effects import effects, steered
 from .evaluation import evaluation
 from .model_answers import actions
 from .parts import Cell, Section, Table
@@ -34,6 +35,8 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "classification_summary": classification_summary,
     "transfer": transfer,
     "actions": actions,
+    "effects": effects,
+    "steered": steered,
 }
 """Kind of result -> the function that shows it: JSON in, sections out. A new kind is one function and one row."""
 
@@ -78,6 +81,7 @@ def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        finalize=_shown,
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
@@ -86,6 +90,11 @@ def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
         data=embedded([lighter(each) for each in plain]),
         own_ids=charts.with_own_ids,
     )
+
+
+def _shown(value: Any) -> Any:
+    """Return text without signs that turn or hide what stands on the page; markup of our own as it is."""
+    return plain(value, keep="\n\t") if type(value) is str else value
 
 
 def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
@@ -116,5 +125,4 @@ def embedded(value: Any) -> str:
     >>> embedded({"token": "</script>"})
     '{"token":"\\u003c/script>"}'
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return escaped(value, separators=(",", ":")).replace("<", "\\u003c")

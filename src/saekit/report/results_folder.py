@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ConfigError, FormatError
 from ..files import parse_json, read_bytes, read_sealed
 from ..forms import NATURAL, check_form
+from ..measure.results import Result
 from .page import RENDERERS, write
 
 _LOG = "log.jsonl"
@@ -67,6 +68,18 @@ def read_result(path: Path) -> dict[str, Any] | None:
     Raises
     ------
     FormatError
+        As `load_result`.
+    """
+    found = load_result(path)
+    return None if found is None else found.to_json()
+
+
+def load_result(path: Path) -> Result | None:
+    """Return the value of a result file; None for JSON that is no result.
+
+    Raises
+    ------
+    FormatError
         It was altered, does not hold what a result of its kind holds, or comes from a newer release.
     """
     data = read_bytes(path)
@@ -77,10 +90,10 @@ def read_result(path: Path) -> dict[str, Any] | None:
     plain = parse_json(data, path)
     module, name = _RESULTS[kind].split(":")
     try:
-        shown: dict[str, Any] = getattr(import_module(module, __package__), name).from_json(plain).to_json()
+        found: Result = getattr(import_module(module, __package__), name).from_json(plain)
     except FormatError as error:
         raise FormatError(f"`{path}`: {error}") from None
-    return shown
+    return found
 
 
 _RESULTS = {
@@ -93,6 +106,8 @@ _RESULTS = {
     "classification_summary": "..classification.result:ClassificationSummary",
     "transfer": "..classification.transfer_result:Transfer",
     "actions": "..classification.model_answers:Actions",
+    "effects": "..explanation.effects_result:Effects",
+    "steered": "..explanation.steering:Steered",
 }
 """Kind of result -> where its class is; imported when there is one to read."""
 

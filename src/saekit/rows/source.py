@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..settings import brief
+from ..terminal import plain
 
 _SCAN_ROWS = 65_536
 
@@ -174,4 +175,4 @@ def rows_in_words(source: Source) -> str:
         facts.append(f"{info.get('hook')} of {info['model']}")
     elif isinstance(info.get("path"), str):
         facts.append(info["path"])
-    return f"{type(source).__name__}({', '.join(facts)})"
+    return plain(f"{type(source).__name__}({', '.join(facts)})")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ConfigError, ShapeError
+from ..terminal import plain
 from .codes import Codes
 from .digest import compute_digest
 from .finite import as_rows, as_tensor, check_codes, check_held
@@ -363,6 +364,26 @@ class SAE:
             raise ConfigError(f"from_pretrained: a local folder has no `revision`; got {revision!r} for `{text}`.")
         return SAE.load(text, latents=latents)
 
+    def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:
+        """Upload the SAE with a model card to a repository of the hub, and return the address of the commit.
+
+        Results come along with `saekit.report.sharing.push`, which uploads a folder.
+
+        Parameters
+        ----------
+        name
+            ``owner/name[@branch]``, with or without ``hf:`` before it.
+        private, message
+            See `saekit.report.sharing.push`.
+        """
+        from tempfile import TemporaryDirectory
+
+        from ..report.sharing import push
+
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            return push(folder, f"hf:{name.removeprefix('hf:')}", private=private, message=message)
+
     # ------------------------------------------------------------------ inside
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SAE:
@@ -385,7 +406,7 @@ class SAE:
         width = f"{self.d_in}" if self.d_in == self.d_out else f"{self.d_in} → {self.d_out}"
         hook = self.provenance.get("hook")
         place = f", {self.provenance.get('model', '?')} at {hook}" if hook else ""
-        return f"SAE({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})"
+        return plain(f"SAE({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})")
 
     def _repr_html_(self) -> str:
         facts = {"latents": f"{self.n_latents:,}", "width": self.d_in, "rule": self.rule.name, **self.rule.settings()}

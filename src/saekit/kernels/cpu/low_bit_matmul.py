@@ -16,6 +16,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import types
 
+from .. import backend
 from .intrinsics_numba import compiled, everywhere, llvm_code
 
 PANEL = 64
@@ -53,13 +54,13 @@ class WholeLatents(NamedTuple):
 @functools.cache
 def pays() -> bool:
     """Return whether this product is faster than torch's on this machine."""
+    # The processor is asked, not numba: torch uses what there is.
     return not binding.get_host_cpu_features().get("amx-bf16", False)
 
 
-@functools.cache
 def multiplies_bytes() -> bool:
-    """Return whether the processor has the instructions of `multiply8`."""
-    return bool(binding.get_host_cpu_features().get("avx512vnni", False))
+    """Return whether numba may use the instructions of `multiply8`."""
+    return backend.has_instruction("avx512vnni")
 
 
 def whole_numbers_pay() -> bool:
