@@ -30,7 +30,7 @@ def pair_cosines(
 
 
 @njit(nogil=True, cache=True)
-def _sift(value: np.ndarray, item: np.ndarray, k: int, new_value: float, new_item: int) -> None:
+def _sift(value: np.ndarray, item: np.ndarray, k: int, new_value: np.floating, new_item: int) -> None:
     """Put a new entry in the place of the least of a heap of `k`."""
     at = 0
     while 2 * at + 1 < k:
@@ -47,7 +47,7 @@ def _sift(value: np.ndarray, item: np.ndarray, k: int, new_value: float, new_ite
 
 
 @njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
-def _any_above(line: np.ndarray, limits: np.ndarray, least: float) -> int:
+def _any_above(line: np.ndarray, limits: np.ndarray, least: np.floating) -> int:
     """Whether ``line - limits`` exceeds `least` anywhere. Without branches or a start index it is vectorized."""
     above = 0
     for c in range(len(line)):
