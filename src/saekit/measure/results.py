@@ -154,7 +154,7 @@ class Result:
         return result_to_json(self)
 
     @classmethod
-    def from_json(cls, plain: object, where: str = "result") -> Self:
+    def from_json(cls, plain: Any, where: str = "result") -> Self:
         """Return the result that `to_json` made `plain` from.
 
         Raises
