@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, DataError, ShapeError, listed
+from ..errors import ConfigError, InputError, ShapeError, listed
 from ..inputs.images import Images
 from ..inputs.labelled import Labelled
 from ..measure.controls import untrained_like
@@ -111,7 +111,7 @@ class Reader:
         without = np.flatnonzero(counts == 0)
         if len(without):
             shown = listed([repr(self.data.texts[int(row)])[:40] for row in without], 3)
-            raise DataError(
+            raise InputError(
                 f"every text must have at least one token of `{lm.name}`; {len(without)} have none: {shown}. Remove "
                 "them."
             )

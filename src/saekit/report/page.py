@@ -114,8 +114,8 @@ def _sections_of(result: Mapping[str, object]) -> Sequence[Section]:
 
 
 def _warnings(result: Mapping[str, Any]) -> list[Section]:
-    """Show the warnings of a result; older files have plain texts."""
-    told = [Warned.from_json(each) for each in result.get("warnings") or ()]
+    """Show the warnings of a result; older files have plain texts, some of them in `notes`."""
+    told = [Warned.from_json(each) for name in ("notes", "warnings") for each in result.get(name) or ()]
     return [Section("Warnings", "", [Table(("",), [[Cell(str(each))] for each in told])])] if told else []
 
 
