@@ -57,7 +57,7 @@ class Warned:
         return plain(f"{'Note' if self.is_note else 'Warning'}: {self.message}")
 
     @classmethod
-    def from_json(cls, plain: object, where: str = "warnings") -> Self:
+    def from_json(cls, plain: Any, where: str = "warnings") -> Self:
         """Return a warning from its JSON object; a plain text, as files of older schemas have it, is a note."""
         if isinstance(plain, str):
             return cls(NOTE, plain)
@@ -141,9 +141,7 @@ class Place:
                 yield code, f"rows {text(self, other)}", f"rows {text(other, self)}"
 
 
-def warnings_on(
-    named: Sequence[tuple[str, SAE]], seen: Mapping[str, object], *, what: str = "these are"
-) -> list[Warned]:
+def warnings_on(named: Sequence[tuple[str, SAE]], seen: Mapping[str, Any], *, what: str = "these are") -> list[Warned]:
     """Return what is not as in training when SAEs are put onto rows.
 
     Parameters
@@ -226,7 +224,7 @@ def _name_of_model(place: Place) -> str:
     return f"{name} ({place.digest[:15]}…)" if place.digest else name
 
 
-def _trained_on(sae: SAE, seen: Mapping[str, object]) -> bool:
+def _trained_on(sae: SAE, seen: Mapping[str, Any]) -> bool:
     """Return whether these are the very rows of the training."""
     return seen.get("digest") is not None and sae.provenance.get("data_digest") == seen["digest"]
 
@@ -262,7 +260,7 @@ def _context(place: Place, other: Place) -> int | None:
     return None if place.context is None else min([place.context, *known])
 
 
-def _differ(one: object, other: object) -> bool:
+def _differ(one: Any, other: Any) -> bool:
     return one is not None and other is not None and one != other
 
 
@@ -287,7 +285,7 @@ _COMPARED: tuple[tuple[str, Callable[[Place, Place], bool], Callable[[Place, Pla
 """Code, whether two places differ in it, and what one of them has."""
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
@@ -295,7 +293,7 @@ LOCATIONS = ("model_path", "data_path", "rows_path")
 """Entries of the `info` of rows that say where files lie: they help to find them, and decide no number."""
 
 
-def without_locations(info: Mapping[str, object]) -> dict[str, Any]:
+def without_locations(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return `info` without what changes when a file or folder moves."""
     return {key: value for key, value in info.items() if key not in LOCATIONS}
 
@@ -308,7 +306,7 @@ _LOCAL_PATH = re.compile(
 )
 
 
-def without_local_paths(value: object) -> Any:
+def without_local_paths(value: Any) -> Any:
     """Return plain JSON without paths of this machine: without `LOCATIONS`, and of absolute paths the last name.
 
     >>> without_local_paths({"model": "/home/me/models/gemma", "rows_path": "/data/rows", "data": "owner/name"})
@@ -336,7 +334,7 @@ def _last(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
-def place_facts(info: Mapping[str, object]) -> dict[str, Any]:
+def place_facts(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of the `info` of rows that say where they come from, as an SAE's provenance records them."""
     return {key: info[key] for key in RECORDED if info.get(key) is not None}
 

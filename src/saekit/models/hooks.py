@@ -139,7 +139,7 @@ def find_hook(
     return _in_block(model, layer, "" if site == "resid" else site)
 
 
-def _check_one_given(layer: object, hook: object) -> None:
+def _check_one_given(layer: Any, hook: Any) -> None:
     if (hook is None) == (layer is None):
         raise ConfigError(f"exactly one of `layer` and `hook` must be given; got layer={layer!r} and hook={hook!r}.")
 
@@ -173,7 +173,7 @@ def find_hooks(
     return found
 
 
-def _as_list(value: object) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -323,7 +323,7 @@ class _Stop(BaseException):
 
 
 def activations(
-    model: nn.Module, hooks: Sequence[Hook], inputs: Mapping[str, object], *, stop: bool = True
+    model: nn.Module, hooks: Sequence[Hook], inputs: Mapping[str, Any], *, stop: bool = True
 ) -> list[Tensor]:
     """Return the outputs of several modules in one forward pass.
 
@@ -353,7 +353,7 @@ def activations(
     thread = threading.get_ident()  # a pass of another thread over the same model is none of ours
 
     def keep(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: object, kwargs: object, output: object) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if threading.get_ident() != thread:
                 return
             found[index] = hidden_of(output, hooks[index]).detach()
@@ -386,7 +386,7 @@ def activations(
     return [_as_hidden(model, found[index], batch, length, hook) for index, hook in enumerate(hooks)]
 
 
-def _not_taken(model: nn.Module, inputs: Mapping[str, object], error: Exception) -> str:
+def _not_taken(model: nn.Module, inputs: Mapping[str, Any], error: Exception) -> str:
     message = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
     return (
         f"`{type(model).__name__}` must take {listed(inputs)} and nothing else; its forward pass fails: {message}. "
@@ -404,7 +404,7 @@ def _input_shape(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
     return first.shape[0], None
 
 
-def hidden_of(output: object, hook: Hook) -> Tensor:
+def hidden_of(output: Any, hook: Hook) -> Tensor:
     """Return the hidden states in what a module returned: a tensor, the first of a tuple, a field of a ModelOutput."""
     if isinstance(output, Tensor):
         return output

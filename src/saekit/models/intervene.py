@@ -91,7 +91,7 @@ def splice(
     target = find_hook(model, hook)
     thread = threading.get_ident()  # rows that are being captured in another thread stay as they are
 
-    def replace(module: nn.Module, args: object, kwargs: object, output: object) -> Any:
+    def replace(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if threading.get_ident() != thread:
             return None
         hidden = hidden_of(output, target)

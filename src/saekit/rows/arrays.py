@@ -133,7 +133,7 @@ class ArrayRows:
         return Columns(x, cut(self.token), cut(self.document), cut(self.position))
 
     @staticmethod
-    def _name(info: Mapping[str, object]) -> str:
+    def _name(info: Mapping[str, Any]) -> str:
         return f"`{info['path']}`" if "path" in info else "the array"
 
     @staticmethod
@@ -200,7 +200,7 @@ def _as_rows(x: Any) -> tuple[Any, Callable[[int, int], Tensor], torch.dtype, bo
     )
 
 
-def _as_column(name: str, column: object, n_rows: int) -> Tensor | None:
+def _as_column(name: str, column: Any, n_rows: int) -> Tensor | None:
     """Return a column of integers `[n_rows]`, or None."""
     if column is None:
         return None
