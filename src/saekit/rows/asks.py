@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import ConfigError, listed, nearest
 from ..places import Warned, warnings_on
@@ -62,7 +61,7 @@ class Ask:
         return place_of(self.sae, layer=self.layer, hook=self.hook)
 
 
-def warnings_on_pooling(asks: Sequence[Ask], made: Mapping[str, Any]) -> list[Warned]:
+def warnings_on_pooling(asks: Sequence[Ask], made: Mapping[str, object]) -> list[Warned]:
     """Return what is not as in training about the rows that a model makes for the SAEs of some asks.
 
     Parameters
