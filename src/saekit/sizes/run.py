@@ -58,6 +58,7 @@ class Pruning:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``progressive/`` (the ranked SAE), ``<size>/`` for every size, and ``sizes.json`` into a folder."""
         with locked_folder(folder, wait=SAVE_WAIT) as place:
+            (place / CURVE).unlink(missing_ok=True)  # an older one would describe other SAEs from the next line on
             self.ranked.save(place / "progressive")
             for each in self.saes:
                 each.save(place / str(each.n_latents))
