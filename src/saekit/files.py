@@ -156,12 +156,12 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     write_atomic(path, lambda stream: stream.write(data))
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Write `value` as strict JSON (no NaN, no fallback to ``str``), indented, atomically."""
     write_bytes(path, dump_json(value).encode())
 
 
-def dump_json(value: Any) -> str:
+def dump_json(value: object) -> str:
     """Return strict JSON text: keys in the order given, NaN and unknown types refused."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -292,7 +292,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(_DEEPEST):
         inner = (each.values() if isinstance(each, dict) else each for each in level)
@@ -306,14 +306,14 @@ SEAL = "seal"
 """Key of the digest of a description over all its other entries, the digests of its data files among them."""
 
 
-def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+def seal(value: Mapping[str, object]) -> dict[str, Any]:
     """Return a JSON object with its seal as the last entry: the digest of all others, keys sorted, without spaces."""
     bare = {key: item for key, item in value.items() if key != SEAL}
     plain = json.loads(json.dumps(bare, allow_nan=False))  # as it will be read back: keys are texts, tuples are lists
     return {**bare, SEAL: digest_bytes(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())}
 
 
-def write_sealed(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+def write_sealed(path: str | os.PathLike[str], value: Mapping[str, object]) -> None:
     """Write a JSON object with its seal; see `write_json`."""
     write_json(path, seal(value))
 
@@ -340,7 +340,7 @@ def read_sealed(path: str | os.PathLike[str], *, since: int = 0, version: str = 
     return unsealed(read_json(path), path, since=since, version=version)
 
 
-def unsealed(value: Any, where: object, *, since: int = 0, version: str = "schema") -> Any:
+def unsealed(value: object, where: object, *, since: int = 0, version: str = "schema") -> Any:
     """Return a JSON value without its seal, once that fits; see `read_sealed`."""
     if not isinstance(value, dict):
         return value

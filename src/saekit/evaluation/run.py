@@ -211,7 +211,7 @@ def decided(
 _COMMON = ("redundancy_null", "ce_clean", "ce_zero", "ce_mean")  # the same for an SAE and its controls
 
 
-def _entry(name: str, sae: SAE, at: int, measured: Reconstructors, found: Measurement, digest: Any) -> Evaluated:
+def _entry(name: str, sae: SAE, at: int, measured: Reconstructors, found: Measurement, digest: object) -> Evaluated:
     own, sparsity = found.estimates[at], found.sparsities[at]
     assert sparsity is not None
     controls = {}

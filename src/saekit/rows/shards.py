@@ -85,7 +85,7 @@ class ShardWriter:
         folder: str | os.PathLike[str],
         d_in: int,
         dtype: str | torch.dtype,
-        fingerprint: Mapping[str, Any],
+        fingerprint: Mapping[str, object],
         *,
         shard_rows: int | None = None,
     ) -> ShardWriter:
@@ -172,7 +172,7 @@ class ShardWriter:
         """Rows given so far, those not yet on disk included."""
         return sum(shard["rows"] for shard in self.shards) + self._waiting
 
-    def append(self, rows: Columns, cursor: Mapping[str, Any], row: int = 0) -> None:
+    def append(self, rows: Columns, cursor: Mapping[str, object], row: int = 0) -> None:
         """Add rows; write every shard that is full.
 
         Parameters
@@ -206,7 +206,7 @@ class ShardWriter:
             if self._waiting == self.shard_rows:
                 self._flush({**cursor, "row": row + first})
 
-    def finish(self, info: Mapping[str, Any]) -> None:
+    def finish(self, info: Mapping[str, object]) -> None:
         """Write what is left and mark the folder complete.
 
         Raises
@@ -225,7 +225,7 @@ class ShardWriter:
         else:
             self._write_manifest()
 
-    def pause(self, cursor: Mapping[str, Any]) -> None:
+    def pause(self, cursor: Mapping[str, object]) -> None:
         """Keep the rows that fill no shard yet, for the writer that goes on.
 
         Parameters
