@@ -241,7 +241,8 @@ def _summary(folders: list[str], out: Path | None, json: bool) -> None:
 
 def _results(path: Path) -> list[Path]:
     from ..classification.run import RESULT
+    from ..files import check_path
 
-    if path.is_file():
+    if check_path(path).is_file():
         return [path]
     return [path / RESULT] if (path / RESULT).is_file() else sorted(path.glob(f"*/{RESULT}"))
