@@ -26,8 +26,9 @@ import saekit.kernels
 from saekit.kernels import reference
 from saekit.kernels.cuda import ops
 from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
+from saekit.training.defaults import resolve
 from saekit.training.fused import fused_step, fuses
-from saekit.training.learner import initialize_learner, resolve
+from saekit.training.learner import initialize_learner
 from saekit.training.step import plain_step
 
 SHAPES = [(64, 2048, 16, 2048), (768, 16384, 32, 4096), (768, 32768, 32, 4096), (2304, 65536, 64, 4096)]

@@ -19,6 +19,8 @@ import torch
 
 JOB = json.loads(sys.argv[1])
 STEPS, BATCH, N, K, SEED = (JOB[key] for key in ("steps", "batch", "latents", "k", "seed"))
+LR = JOB.get("lr")
+"""Learning rate; None: the peer's own default."""
 ROWS = np.load(JOB["rows"], mmap_mode="r")
 D_IN = ROWS.shape[1]
 SIZES = JOB["sizes"]
@@ -49,7 +51,7 @@ def dictionary_learning(arch: str, steps: int, coefficient: float | None):
     warmup, decay = max(1, steps // 20), int(steps * 0.8)
     common = {
         "steps": steps, "activation_dim": D_IN, "dict_size": N, "layer": 0, "lm_name": "rows", "seed": SEED,
-        "device": "cpu", "warmup_steps": warmup, "decay_start": decay,
+        "device": "cpu", "warmup_steps": warmup, "decay_start": decay, **({"lr": LR} if LR else {}),
     }  # fmt: skip
     threshold = {"threshold_start_step": min(1000, steps // 2)}
     extra = {
@@ -89,7 +91,7 @@ def dictionary_learning(arch: str, steps: int, coefficient: float | None):
         configs = [{"trainer": keeping, **common, **extra}]
         trainSAE(data, configs, steps=steps, save_dir=folder, normalize_activations=True, device="cpu")
     ae = kept[0].ae
-    return lambda x: (ae(x), (ae.encode(x) != 0).sum())
+    return lambda x: (ae(x), ae.encode(x) != 0)
 
 
 def sae_lens(arch: str, steps: int, coefficient: float | None):
@@ -115,7 +117,7 @@ def sae_lens(arch: str, steps: int, coefficient: float | None):
     training = SAETrainerConfig(
         total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, lr_end=0.0,
         lr_warm_up_steps=max(1, steps // 20), lr_decay_steps=steps // 5, n_batches_for_norm_estimate=100,
-        logger=LoggingConfig(log_to_wandb=False),
+        logger=LoggingConfig(log_to_wandb=False), **({"lr": LR} if LR else {}),
     )  # fmt: skip
     trained = SAETrainer(training, sae, batches(steps + 101)).fit()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +126,7 @@ def sae_lens(arch: str, steps: int, coefficient: float | None):
 
     def apply(x):
         codes = inference.encode(x)
-        return inference.decode(codes), (codes != 0).sum()
+        return inference.decode(codes), codes != 0
 
     return apply
 
@@ -153,7 +155,7 @@ def sparsify(arch: str, steps: int, coefficient: float | None):
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             SparseCoderConfig(num_latents=N, k=K), batch_size=BATCH, hookpoints=["embed"], init_seeds=[SEED],
-            log_to_wandb=False, save_dir=folder, run_name="run", save_every=10**9,
+            log_to_wandb=False, save_dir=folder, run_name="run", save_every=10**9, lr=LR,
         )  # fmt: skip
         trainer = Trainer(config, dataset, RowLookup(PretrainedConfig()))
         trainer.fit()
@@ -162,24 +164,64 @@ def sparsify(arch: str, steps: int, coefficient: float | None):
 
     def apply(x):
         out = sae(x)
-        return out.sae_out, (out.latent_acts != 0).sum()
+        return out.sae_out, torch.zeros(len(x), N).scatter_(1, out.latent_indices, out.latent_acts) != 0
 
     return apply
 
 
-PEERS = {"dictionary-learning": dictionary_learning, "sae-lens": sae_lens, "eai-sparsify": sparsify}
+def plain_torch(arch: str, steps: int, coefficient: float | None):
+    """Train the TopK SAE that anybody would write first: dense codes, autograd, Adam, unit decoder rows."""
+    torch.manual_seed(SEED)
+    center = torch.from_numpy(np.array(ROWS[:100_000], dtype=np.float32)).mean(0)
+    spread = (torch.from_numpy(np.array(ROWS[:10_000], dtype=np.float32)) - center).norm(dim=1).mean()
+    W_dec = torch.nn.functional.normalize(torch.randn(N, D_IN), dim=1).requires_grad_()
+    W_enc = W_dec.detach().clone().requires_grad_()
+    b_enc, b_dec = torch.zeros(N, requires_grad=True), torch.zeros(D_IN, requires_grad=True)
+    adam = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=LR or 1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        adam, lambda step: min((step + 1) / max(1, steps // 20), 1.0, (steps - step) / max(1, steps // 5))
+    )
+
+    def encode(u):
+        top = torch.topk((u - b_dec) @ W_enc.T + b_enc, K, dim=1)
+        return torch.zeros(len(u), N).scatter(1, top.indices, top.values.relu())
+
+    for x in batches(steps):
+        u = (x - center) * (D_IN**0.5 / spread)
+        loss = (u - encode(u) @ W_dec - b_dec).pow(2).sum(1).mean()
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([W_enc, W_dec, b_enc, b_dec], 1.0)
+        adam.step()
+        schedule.step()
+        with torch.no_grad():
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+
+    def apply(x):
+        codes = encode((x - center) * (D_IN**0.5 / spread))
+        return (codes @ W_dec + b_dec) * (spread / D_IN**0.5) + center, codes != 0
+
+    return apply
+
+
+PEERS = {
+    "plain-torch": plain_torch,
+    "dictionary-learning": dictionary_learning,
+    "sae-lens": sae_lens,
+    "eai-sparsify": sparsify,
+}
 
 
 @torch.no_grad()
-def held_out(apply) -> tuple[np.ndarray, float]:
-    """Reconstructions of the held-out rows, and how many latents were not zero per row."""
+def held_out(apply) -> tuple[np.ndarray, float, float]:
+    """Reconstructions of the held-out rows, how many latents were not zero per row, and the share that never was."""
     x = torch.from_numpy(np.load(JOB["held_out"])).float()
-    parts, fired = [], 0
+    parts, fired = [], torch.zeros(N)
     for block in x.split(2048):
-        x_hat, count = apply(block)
+        x_hat, active = apply(block)
         parts.append(x_hat.float().numpy())
-        fired += int(count)
-    return np.concatenate(parts), fired / len(x)
+        fired += active.float().sum(0)
+    return np.concatenate(parts), float(fired.double().sum()) / len(x), float((fired == 0).float().mean())
 
 
 def calibrated(train, arch: str) -> float | None:
@@ -202,11 +244,11 @@ def main() -> None:
     start = time.perf_counter()
     apply = train(arch, STEPS, coefficient)
     seconds = time.perf_counter() - start
-    x_hat, l0 = held_out(apply)
+    x_hat, l0, dead = held_out(apply)
     out = Path(JOB["out"])
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "x_hat.npy", x_hat)
-    (out / "peer.json").write_text(json.dumps({"l0": l0, "seconds": seconds, "coefficient": coefficient}))
+    (out / "peer.json").write_text(json.dumps({"l0": l0, "dead": dead, "seconds": seconds, "coefficient": coefficient}))
 
 
 main()

@@ -25,8 +25,9 @@ def config():
 def step(kernels: str) -> None:
     """Training steps of an SAE with AuxK (where it has that), clipping and the counters of dead latents."""
     import saekit.kernels
+    from saekit.training.defaults import resolve
     from saekit.training.fused import fused_step
-    from saekit.training.learner import initialize_learner, resolve
+    from saekit.training.learner import initialize_learner
     from saekit.training.step import plain_step
 
     saekit.kernels.use(kernels)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .estimators.select import SelectLatents as SelectLatents
     from .evaluation.run import evaluate as evaluate
     from .explanation.attach import attach as attach
+    from .explanation.effects import effects as effects
+    from .explanation.steering import steer as steer
     from .inputs.images import read_images as read_images
     from .inputs.settings import Split as Split
     from .inputs.texts import read_texts as read_texts
@@ -108,6 +110,8 @@ PUBLIC: dict[str, dict[str, str]] = {
     },
     "What does a latent do?": {
         "attach": "explanation.attach",
+        "steer": "explanation.steering",
+        "effects": "explanation.effects",
     },
     "scikit-learn": {
         "SAEFeatures": "estimators.features",

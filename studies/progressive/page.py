@@ -12,13 +12,15 @@ from typing import Any
 from scipy.special import stdtrit
 
 from saekit.files import write_bytes
+from saekit.measure.metrics import METRICS
+from saekit.measure.results import Measured
+from saekit.measure.verdicts import Stored, family_verdicts
 
 PRUNED = "topk pruned by energy"
 APART = "topk trained separately"
 NESTED = "matryoshka"
-LOWER = {"fvu", "ce_sae", "description_length"}
 NAMES = {
-    "fvu": "FVU", "ce_sae": "CE", "ce_recovered_zero": "CE recovered", "rsa": "RSA", "cka": "CKA",
+    "fvu": "FVU", "ce_sae": "CE", "ce_recovered_mean": "CE recovered (from the mean row)", "rsa": "RSA", "cka": "CKA",
     "purity": "token purity", "detection": "detection AUC", "ring_purity": "purity of the ring",
     "ring_detection": "detection AUC of the ring", "description_length": "bits per row", "shared": "shared by seeds",
     "macro_f1": "probe macro-F1", "parent_cosine": "cosine to the parent", "handed_over": "handed over",
@@ -30,134 +32,185 @@ INTRO = """# How many latents are needed?
 The claims of *Empirical Evaluation of Progressive Coding for Sparse Autoencoders* (2505.00190) on two small language
 models. Made by `make study-progressive`; this page is written from `results/*.json` alone.
 
-The paper used gemma-2-2b with 2^14 to 2^16 latents and 50 million tokens; a few hundred thousand rows and 256 to 4,096
-latents show the same mechanisms at a size that two cores can repeat over seeds, and need not show the same numbers.
-Numbers of the paper are quoted where they are known.
+**Before you read on.** The paper used gemma-2-2b with 2^14 to 2^16 latents and 50 million tokens. Here two language
+models of 0.26 and 2.9 million parameters, 600,000 rows and 256 to 4,096 latents show the mechanisms at a size that
+two cores can repeat over seeds: what is found here need not hold there. With three seeds only large differences are
+decided. Where a narrower SAE reconstructs better than the widest, from which the others are pruned, the widest was
+not trained to the end, and what is pruned from it is not the best that pruning can do ({undertrained}). Numbers of
+the paper are quoted where they are known.
 
 **How.** Vanilla TopK SAEs of every size and one Matryoshka SAE with these sizes see the same rows in the same order,
 for every seed. The widest vanilla SAE is pruned by rankings measured on every second held-out document; everything is
 measured on the others. A prefix of a TopK SAE selects its k among its own latents, so all ways have the same k at the
-same size. Intervals: 95 %, Student's t over seeds; differences are paired by seed. A claim *holds* at a size where the
-interval of the difference lies on its side of 0, is *contrary* where it lies on the other side, and *undecided*
-otherwise. Interpretability needs no judge: *detection* is the area under the ROC curve with which the tokens that a
-latent fired on in some documents tell where it fires in others; *purity* is the largest share of its activation on one
-token. Both measure how lexical a latent is, not what it means.
+same size. Interpretability needs no judge: *detection* is the area under the ROC curve with which the tokens that a
+latent fired on in some documents tell where it fires in others; *purity* is the largest share of its activation on
+one token. Both measure how lexical a latent is, not what it means.
+
+**Verdicts** follow the one rule of saekit ([concepts](../../docs/concepts.md)). Differences are paired by seed, with
+95 % intervals (Student's t). At a size the first way is *better* where the whole interval lies beyond the margin
+(0.01 of FVU, nats, RSA, AUC or purity) on its side, *worse* where it lies beyond it on the other, *equivalent* where
+it lies within both, *undecided* otherwise; all sizes of all models of a claim are corrected together (Holm), and the
+largest size, where pruning removes nothing, does not count. A claim *holds* where it holds at every size of every
+model. A power law is claimed only where every seed fits an exponential worse and no seed fits a log-normal or
+exponential better.
 """
+
+
+def undertrained(found: Sequence[Mapping[str, Any]]) -> str:
+    """FVU of the widest vanilla SAE next to the best of the narrower ones."""
+    said = []
+    for each in found:
+        fvu = {size: value["value"] for size, value in each["curves"][APART]["fvu"].items()}
+        widest = str(each["plan"]["sizes"][-1])
+        best = min(fvu, key=lambda size: fvu[size])
+        said.append(f"{each['model']}: FVU {fvu[widest]:.3f} with {widest} latents, {fvu[best]:.3f} with {best}")
+    return "; ".join(said)
 
 
 def write(results: Iterable[Path], readme: Path) -> None:
     """Write the page."""
     found = [json.loads(path.read_text()) for path in results]
-    parts = [INTRO, "## Verdicts\n", claims(found), *(details(each) for each in found)]
+    parts = [
+        INTRO.replace("{undertrained}", undertrained(found)),
+        "## Verdicts\n",
+        claims(found),
+        *(details(each) for each in found),
+    ]
     readme.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(readme, "\n".join(parts).encode())
 
 
 def claims(found: Sequence[Mapping[str, Any]]) -> str:
-    """A line per claim: the paper's number, ours for each model, the verdict."""
-    lines = [
-        ["claim", "the paper", *(f"{each['model']} (d = {each['plan']['d_in']})" for each in found)],
-        ["importance (energy) follows a power law", "yes; exponent not known",
-         *(law(each, "power_laws", "energy") for each in found)],
-        ["… and so does the spectrum of the decoder", "yes; exponent not known",
-         *(law(each, "spectra", "decoder covariance") for each in found)],
-    ]  # fmt: skip
-    versus = [
-        ("Matryoshka has a lower FVU than the pruned SAE", "yes, at every size", "fvu", NESTED, PRUNED),
-        ("… a lower cross-entropy", "yes", "ce_sae", NESTED, PRUNED),
-        ("… and a higher RSA", "yes", "rsa", NESTED, PRUNED),
-        ("Matryoshka has a lower FVU than SAEs trained separately", "yes (2503.17547: slightly higher)", "fvu", NESTED,
-         APART),
-        ("pruned SAEs are more interpretable (detection)", "yes", "detection", PRUNED, NESTED),
-        ("pruned SAEs are more interpretable (purity)", "yes", "purity", PRUNED, NESTED),
-        ("energy beats frequency (FVU)", "yes", "fvu", PRUNED, "topk pruned by frequency"),
-        ("energy beats unsorted (FVU)", "yes", "fvu", PRUNED, "topk unsorted"),
-        ("frequency beats unsorted (FVU)", "yes", "fvu", "topk pruned by frequency", "topk unsorted"),
-        ("attribution beats energy (CE)", "not asked", "ce_sae", "topk pruned by attribution", PRUNED),
-    ]  # fmt: skip
-    for text, paper, metric, one, other in versus:
-        lines.append([text, paper, *(verdict(each, metric, one, other) for each in found)])
+    """A line per claim: the paper's number, ours for each model, and one verdict over all models."""
+    lines = [["claim", "the paper", *(f"{each['model']} (d = {each['plan']['d_in']})" for each in found), "verdict"]]
+    for text, where, by in (
+        ("importance (energy) follows a power law", "power_laws", "energy"),
+        ("… and so does the spectrum of the decoder", "spectra", "decoder covariance"),
+    ):
+        words, cells = zip(*(law(each, where, by) for each in found))
+        lines.append([text, "yes; exponent not known", *cells, together(words)])
+    for text, paper, metric, one, other in VERSUS:
+        cells, words = versus(found, metric, one, other)
+        lines.append([text, paper, *cells, together(words)])
+    cells, words = rings(found)
     lines.append(["inner Matryoshka latents are the more interpretable ones",
-                  "0.74 innermost to 0.57 outermost (Pearson)", *(rings(each) for each in found)])  # fmt: skip
-    lines.append(["one Matryoshka costs about 1.25 times one vanilla SAE", "1.25", *(cost(each) for each in found)])
+                  "0.74 innermost to 0.57 outermost (Pearson)", *cells, together(words)])  # fmt: skip
+    lines.append(["one Matryoshka costs about 1.25 times one vanilla SAE", "1.25", *(cost(each) for each in found),
+                  "no interval, no verdict"])  # fmt: skip
     return table(lines)
 
 
-def law(result: Mapping[str, Any], where: str, by: str) -> str:
-    """Exponent, R² and what the likelihood ratio tests say."""
+VERSUS = [
+    ("Matryoshka has a lower FVU than the pruned SAE", "yes, at every size", "fvu", NESTED, PRUNED),
+    ("… a lower cross-entropy", "yes", "ce_sae", NESTED, PRUNED),
+    ("… and a higher RSA", "yes", "rsa", NESTED, PRUNED),
+    ("Matryoshka has a lower FVU than SAEs trained separately", "yes (2503.17547: slightly higher)", "fvu", NESTED,
+     APART),
+    ("pruned SAEs are more interpretable (detection)", "yes", "detection", PRUNED, NESTED),
+    ("pruned SAEs are more interpretable (purity)", "yes", "purity", PRUNED, NESTED),
+    ("energy beats frequency (FVU)", "yes", "fvu", PRUNED, "topk pruned by frequency"),
+    ("energy beats unsorted (FVU)", "yes", "fvu", PRUNED, "topk unsorted"),
+    ("frequency beats unsorted (FVU)", "yes", "fvu", "topk pruned by frequency", "topk unsorted"),
+    ("attribution beats energy (CE)", "not asked", "ce_sae", "topk pruned by attribution", PRUNED),
+]  # fmt: skip
+"""Claim, the paper, metric, the way that is claimed to be better, the other."""
+
+
+def together(words: Iterable[str]) -> str:
+    """One verdict over every size and model: it holds where it holds in all of them."""
+    found = list(words)
+    counts = {word: found.count(word) for word in ("better", "equivalent", "worse", "undecided") if word in found}
+    said = {"better": "holds", "worse": "the reverse holds", "equivalent": "no difference", "undecided": "undecided"}
+    if not counts:
+        return "not measured"
+    if len(counts) == 1:
+        return f"**{said[next(iter(counts))]}**"
+    split = "holds at some, the reverse at others" if {"better", "worse"} <= set(counts) else (
+        "holds at some" if "better" in counts else "the reverse at some" if "worse" in counts else "undecided"
+    )  # fmt: skip
+    return f"**{split}**: {', '.join(f'{word} {count}' for word, count in counts.items())} of {len(found)}"
+
+
+def law(result: Mapping[str, Any], where: str, by: str) -> tuple[str, str]:
+    """Whether it is a power law, and exponent, R² and what the likelihood ratio tests say.
+
+    It is one only where every seed fits an exponential worse and no seed another distribution better; it is none where
+    some distribution fits better in every seed.
+    """
     fit = result[where].get(by)
     if fit is None:
-        return "no fit"
+        return "undecided", "no fit"
     seeds = len(fit["alpha"]["by_seed"])
     rivals = [
         f"{name} fits better in {verdicts.count(name)}, worse in {verdicts.count('power law')} of {seeds}"
         for name, verdicts in fit["rivals"].items()
     ]
-    lost = [name for name, verdicts in fit["rivals"].items() if verdicts.count(name) == seeds]
-    beaten = [name for name, verdicts in fit["rivals"].items() if verdicts.count("power law") == seeds]
-    word = "**no**" if lost else f"**yes, against {' and '.join(beaten)}**" if beaten else "**undecided**"
-    return f"{word}: exponent {shown(fit['alpha'])}, R² {fit['r2']['value']:.3f}; {'; '.join(rivals)}"
+    is_better = [
+        any(verdicts[seed] == name for name, verdicts in fit["rivals"].items()) for seed in range(seeds)
+    ]  # fmt: skip
+    beaten = fit["rivals"].get("exponential", []).count("power law") == seeds
+    word = "worse" if all(is_better) else "better" if beaten and not any(is_better) else "undecided"
+    return word, f"exponent {shown(fit['alpha'])}, R² {fit['r2']['value']:.3f}; {'; '.join(rivals)}"
 
 
-def differences(result: Mapping[str, Any], metric: str, one: str, other: str) -> dict[str, dict[str, Any]]:
+def law_row(result: Mapping[str, Any], where: str, by: str) -> tuple[str, str]:
+    """What the tests say, and the verdict."""
+    word, text = law(result, where, by)
+    return text, {"better": "yes", "worse": "no"}.get(word, "undecided")
+
+
+def differences(result: Mapping[str, Any], metric: str, one: str, other: str) -> dict[str, Stored]:
     """By size, `one` minus `other` paired by seed; sizes where both are the same SAE are left out."""
     curves = result["curves"]
     left, right = (curves.get(way, {}).get(metric, {}) for way in (one, other))
-    both = [size for size in left if size in right]
     full = str(result["plan"]["sizes"][-1])
-    if one.startswith("topk") and other.startswith("topk"):  # the whole SAE, in another order
-        both = [size for size in both if size != full]
     found = {}
-    for size in both:
+    for size in (size for size in left if size in right and size != full):
         pairs = zip(left[size]["by_seed"], right[size]["by_seed"])
-        found[size] = interval([a - b if a is not None and b is not None else None for a, b in pairs])
+        found[size] = stored([a - b if a is not None and b is not None else None for a, b in pairs])
     return found
 
 
-def verdict(result: Mapping[str, Any], metric: str, one: str, other: str) -> str:
-    """At how many sizes `one` is better than `other`, and by how much."""
-    sign = -1 if metric in LOWER else 1
-    full = str(result["plan"]["sizes"][-1])
-    found = {size: each for size, each in differences(result, metric, one, other).items() if size != full}
-    counts = {"holds": 0, "contrary": 0, "undecided": 0}
-    for each in found.values():
-        if each["low"] is None or each["low"] <= 0 <= each["high"]:
-            counts["undecided"] += 1
-        else:
-            counts["holds" if sign * each["value"] > 0 else "contrary"] += 1
-    if not found:
-        return "not measured"
-    total = len(found)
-    word = (
-        "holds" if counts["holds"] == total
-        else "contrary" if counts["contrary"] == total
-        else "mostly holds" if counts["holds"] > total / 2 and not counts["contrary"]
-        else "mixed" if counts["holds"] and counts["contrary"]
-        else "undecided" if counts["undecided"] > total / 2
-        else "mostly contrary" if counts["contrary"] > counts["holds"]
-        else "mostly holds"
-    )  # fmt: skip
-    tally = ", ".join(f"{name} at {count}" for name, count in counts.items() if count)
-    smallest = next(iter(found))
-    return f"**{word}** ({tally} of {total} sizes below the largest); {shown(found[smallest], sign=True)} at {smallest}"
+def versus(found: Sequence[Mapping[str, Any]], metric: str, one: str, other: str) -> tuple[list[str], list[str]]:
+    """A cell per model and the verdict of every size; all sizes of all models are one family of claims (Holm)."""
+    by_model = [differences(each, metric, one, other) for each in found]
+    sign = -1 if METRICS[metric].better == "lower" else 1
+    gaps = [gap for each in by_model for gap in each.values()]
+    words = decide(gaps, sign, METRICS[metric].margin)
+    rest = iter(words)
+    return [_at_sizes(each, [next(rest) for _ in each]) for each in by_model], words
 
 
-def rings(result: Mapping[str, Any]) -> str:
-    """Interpretability from the innermost to the outermost ring."""
-    by_size = result["curves"].get(NESTED, {}).get("ring_detection", {})
-    if not by_size:
+def decide(gaps: Sequence[Stored], sign: int, margin: float) -> list[str]:
+    """The verdicts of differences that are claimed together, by the rule of `saekit.measure.verdicts`."""
+    return family_verdicts([gap.oriented(sign) for gap in gaps], margin, least=None, most=None)
+
+
+def _at_sizes(gaps: Mapping[str, Stored], words: Sequence[str]) -> str:
+    if not gaps:
         return "not measured"
-    first, *_, last = by_size.values()
-    gap = interval([b - a for a, b in zip(first["by_seed"], last["by_seed"])])
-    word = "undecided" if gap["low"] is None or gap["low"] <= 0 <= gap["high"] else "yes" if gap["value"] < 0 else "no"
-    return f"**{word}**: detection {shown(first)} innermost to {shown(last)} outermost"
+    tally = ", ".join(f"{word} at {words.count(word)}" for word in dict.fromkeys(words))
+    smallest, gap = next(iter(gaps.items()))
+    return f"{tally} of {len(words)} sizes; {gap.difference:+.3f} at {smallest}"
+
+
+def rings(found: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Interpretability from the innermost to the outermost ring: a cell and a verdict per model."""
+    cells, gaps = [], []
+    for each in found:
+        by_size = each["curves"].get(NESTED, {}).get("ring_detection", {})
+        if by_size:
+            first, *_, last = by_size.values()
+            gaps.append(stored([a - b for a, b in zip(first["by_seed"], last["by_seed"])]))
+        cells.append(f"{shown(first)} innermost to {shown(last)} outermost" if by_size else "not measured")
+    return cells, decide(gaps, 1, METRICS["ring_detection"].margin)
 
 
 def cost(result: Mapping[str, Any]) -> str:
     """Ratios of seconds per step."""
     plain = result["cost"]["plain"]
     text = (
-        f"**{plain['matryoshka_to_one']:.2f}** (plain steps; separate SAEs of all sizes: "
+        f"{plain['matryoshka_to_one']:.2f} (plain steps; separate SAEs of all sizes: "
         f"{plain['separate_to_one']:.2f}; HierarchicalTopK: {plain['hierarchical_to_one']:.2f})"
     )
     fused = result["cost"].get("fused")
@@ -185,8 +238,8 @@ def details(result: Mapping[str, Any]) -> str:
         f"\n**One SAE for many k**: FVU with {many['latents']} latents, one seed\n",
         table([["k", *map(str, many["ks"])], *([n, *(f"{v:.3f}" for v in vs)] for n, vs in many["fvu"].items())]),
         "\n**Power laws**\n",
-        table([["", "energy and others"], *([by, law(result, "power_laws", by)] for by in result["power_laws"]),
-               *([by, law(result, "spectra", by)] for by in result["spectra"])]),
+        table([["", "energy and others", "a power law"],
+               *([by, *law_row(result, where, by)] for where in ("power_laws", "spectra") for by in result[where])]),
         "\n**Seconds per training step**, medians, each kind in turn\n",
         table([["step", *result["cost"]["plain"]["seconds_per_step"]],
                *([step, *(f"{v:.4f}" for v in result["cost"][step]["seconds_per_step"].values())]
@@ -205,6 +258,13 @@ def interval(values: list[float]) -> dict[str, Any]:
         return {"value": mean, "low": None, "high": None, "by_seed": kept}
     reach = float(stdtrit(len(kept) - 1, 0.975)) * statistics.stdev(kept) / math.sqrt(len(kept))
     return {"value": mean, "low": mean - reach, "high": mean + reach, "by_seed": kept}
+
+
+def stored(values: list[float]) -> Stored:
+    """The mean over seeds with its interval, to be decided."""
+    found = interval(values)
+    value = math.nan if found["value"] is None else found["value"]
+    return Stored(Measured(value, found["low"], found["high"]), max(len(values) - 1, 1))
 
 
 def shown(measured: Mapping[str, Any] | None, *, sign: bool = False) -> str:

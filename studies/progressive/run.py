@@ -41,7 +41,8 @@ from saekit.sizes.progressive import progressive
 from saekit.sizes.ranking import rank
 from saekit.sizes.settings import ProgressiveSettings
 from saekit.training.config import HierarchicalTopK, Matryoshka, TopK
-from saekit.training.learner import initialize_learner, resolve
+from saekit.training.defaults import resolve
+from saekit.training.learner import initialize_learner
 from saekit.training.step import STEPS
 
 HERE = Path(__file__).parent
@@ -370,7 +371,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes; results stay in the work folder")
     parser.add_argument("--work", type=Path, default=HERE.parents[1] / "build" / "study-progressive")
     parser.add_argument("--model", choices=[subject.name for subject in SUBJECTS], help="one of the models only")
+    parser.add_argument("--page", action="store_true", help="only write the page again, from the stored results")
     options = parser.parse_args()
+    if options.page:
+        page.write(sorted((HERE / "results").glob("*.json")), HERE / "README.md")
+        return
     plan = QUICK if options.quick else Plan()
     digest = hashlib.sha256(repr((plan, BY, SUBJECTS)).encode()).hexdigest()[:8]  # cells of another plan are not reused
     work = options.work / f"{'quick' if options.quick else 'full'}-{digest}"

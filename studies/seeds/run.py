@@ -51,8 +51,15 @@ def main() -> None:
     parser.add_argument("--config", default=HERE / "config.toml", type=Path)
     parser.add_argument("--quick", action="store_true", help="tiny: does everything run?")
     parser.add_argument("--write", action="store_true", help="write README.md and results.json beside this script")
+    parser.add_argument("--page", action="store_true", help="only decide again and write both, from results.json")
     parser.add_argument("--only", help="stages: cells, orphans, consensus, joined, outside (comma-separated)")
     options = parser.parse_args()
+    if options.page:
+        found = read_json(HERE / "results.json")
+        found["claims"] = claims(found)
+        write_json(HERE / "results.json", found)
+        (HERE / "README.md").write_text(page(found), encoding="utf-8")
+        return
     if not SHARED.is_dir():
         sys.exit(f"the sample data must lie at {SHARED}; set SAEKIT_SHARED_DATA to where it is")
     study = Study(settings(options.config, options.quick), options.out)

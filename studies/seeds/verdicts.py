@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from saekit.comparison.concept_groups import DECIDING_SAES, offset_verdict
+from saekit.measure.results import Measured
+from saekit.measure.verdicts import Claim, Stored, family_verdicts, non_inferiority
+from saekit.measure.verdicts import verdict as rule_of_margin
+
 LEVEL = 0.95
+MARGIN = 0.01
+"""Differences of a fraction, a cosine or an AUC smaller than this count as none; of trends, per doubling."""
+CHEAP = 0.05
+"""What one-to-one matching may cost in cosine and still cost little."""
+WORDS = {"better": "reproduced", "holds": "reproduced", "worse": "refuted", "equivalent": "no difference"}
 L0_TOLERANCE = 0.1
 """How far the reached L0 of an architecture may lie from TopK's for "matched sparsity" to hold."""
 
@@ -73,24 +83,27 @@ def slope(cells: list[dict[str, Any]], x: list[float], name: str) -> dict[str, A
     return jackknife(lambda seeds: float(steps @ [mean_of(cell, name, seeds) for cell in cells] / (steps @ steps)), m)
 
 
-def trend(cells: list[dict[str, Any]], by: str, name: str, sign: int) -> tuple[dict[str, Any], str]:
-    """The slope per doubling and its verdict; ``mixed`` where a single step goes the other way, beyond its interval."""
+def trend(cells: list[dict[str, Any]], by: str, name: str, sign: int) -> tuple[dict[str, Any], bool]:
+    """The slope per doubling, and whether a single step goes the other way, beyond its interval and the margin."""
     estimate = slope(cells, [cell[by] for cell in cells], name)
-    outcome = verdict(estimate, sign)
     steps = [slope([a, b], [a[by], b[by]], name) for a, b in pairwise(cells)]
-    against = {"reproduced": "refuted", "refuted": "reproduced"}.get(outcome)
-    return estimate, "mixed" if any(verdict(step, sign) == against for step in steps) else outcome
+    against = {"reproduced": "refuted", "refuted": "reproduced"}.get(verdict(estimate, sign))
+    return estimate, any(verdict(step, sign) == against for step in steps)
+
+
+def claim_of(estimate: dict[str, Any] | None, sign: int, null: float = 0.0) -> Stored | None:
+    """The estimate minus the null, turned so that more is as claimed; None where there is none."""
+    if estimate is None or estimate.get("value") is None:
+        return None
+    measured = Measured(estimate["value"], estimate.get("low"), estimate.get("high"))
+    return Stored(measured, max((estimate.get("seeds") or 10**6) - 1, 1)).oriented(sign, null)
 
 
 def verdict(estimate: dict[str, Any] | None, sign: int, null: float = 0.0) -> str:
-    """``reproduced`` where the interval lies on the claimed side of the null, ``refuted`` on the other side."""
-    if estimate is None or estimate.get("low") is None or estimate.get("high") is None:
-        return "undecided"
-    if min((estimate["low"] - null) * sign, (estimate["high"] - null) * sign) > 0:
-        return "reproduced"
-    if max((estimate["low"] - null) * sign, (estimate["high"] - null) * sign) < 0:
-        return "refuted"
-    return "undecided"
+    """The verdict of one claim by itself, by the rule of `saekit.measure.verdicts`."""
+    claim = claim_of(estimate, sign, null)
+    word = "undecided" if claim is None else rule_of_margin(claim.difference, MARGIN)
+    return WORDS.get(word, word)
 
 
 # ------------------------------------------------------------------------------------------------------ claims
@@ -111,10 +124,14 @@ def _done(found: dict[str, Any], stage: str) -> list[tuple[str, dict[str, Any]]]
 
 
 def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every claim with the paper's numbers, ours and a verdict per model."""
+    """Every claim with the paper's numbers, ours and a verdict per model; all claims of the page are one family."""
     listed: list[dict[str, Any]] = []
 
-    def add(claim: str, key: str, model: str, what: str, estimate: dict[str, Any] | None, outcome: str) -> None:
+    def add(
+        claim: str, key: str, model: str, what: str, estimate: dict[str, Any] | None, sign: int = 1,
+        null: float = 0.0, *, outcome: str | None = None, about: Claim | None = None,
+    ) -> None:  # fmt: skip
+        judged = claim_of(estimate, sign, null) if outcome is None else None
         listed.append(
             {
                 "claim": claim,
@@ -124,6 +141,7 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
                 "what": what,
                 "estimate": estimate,
                 "verdict": outcome,
+                "judged": about or (None if judged is None else Claim(judged, MARGIN)),
             }
         )
 
@@ -139,81 +157,97 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
             shares = (
                 {"shared": "", f"shared{LIVE}": f" ({LIVE.strip()})"} if "dead_fraction" in cells[0] else {"shared": ""}
             )
-            for name, suffix in shares.items():
-                add(f"{claim}{suffix}", sweep, model, f"{name}, {step}", *trend(cells, by, name, sign))
-            add(f"{claim} (mean cosine)", sweep, model, f"cosine of matched decoder rows, {step}",
-                *trend(cells, by, "cosine_decoder", sign))  # fmt: skip
-        listed += _architectures(found, model)
+            for name, suffix in [*shares.items(), ("cosine_decoder", " (mean cosine)")]:
+                estimate, is_mixed = trend(cells, by, name, sign)
+                what = f"{'cosine of matched decoder rows' if suffix == ' (mean cosine)' else name}, {step}"
+                add(f"{claim}{suffix}", sweep, model, what, estimate, sign, outcome="mixed" if is_mixed else None)
+        for name, what, difference, is_matched in _architectures(found, model):
+            key = "mutual" if name == "topk+mutual" else "architecture"
+            add(f"{name} is more stable than topk at equal L0", key, model, what, difference,
+                outcome=None if is_matched else "undecided")  # fmt: skip
         base = next((c for c in found["cells"] if c["model"] == model and "base" in c["sweeps"]), None)
         if base is not None and base.get("law"):
             law = base["law"]
-            outcome = {"offset": "reproduced", "no offset": "refuted"}.get(law["verdict"], "undecided")
-            offset = {key: law["offset"][key] for key in ("value", "low", "high")} | {"seeds": base["m"]}
-            errors = (
-                f"error {law['error']:.4f}, without offset {law['plain_error']:.4f}; at the last point, held out, "
-                f"{law['held_out']:.4f} and {law['plain_held_out']:.4f}"
-            )
+            said = {"offset": "reproduced", "no offset": "refuted"}
+            offset = Measured.from_json(law["offset"])
+            word = offset_verdict(base["m"], offset, is_better=law["held_out"] < law["plain_held_out"])
             add("a power law with offset: some latents never find a partner", "law", model,
-                f"offset over {base['m']} seeds; {errors}", offset, outcome)  # fmt: skip
+                f"offset over {base['m']} seeds ({DECIDING_SAES} needed); error {law['error']:.4f}, without offset "
+                f"{law['plain_error']:.4f}; at the last point, held out, {law['held_out']:.4f} and "
+                f"{law['plain_held_out']:.4f}", _offset(law["offset"], base["m"]),
+                outcome=said.get(word, "undecided"))  # fmt: skip
         if base is not None:
             every = list(range(base["m"]))
             matched, largest = (mean_of(base, name, every) for name in ("cosine_decoder", "max_cosine"))
             gap = jackknife(
                 lambda s, cell=base: mean_of(cell, "max_cosine", s) - mean_of(cell, "cosine_decoder", s), base["m"]
             )
-            add("matching one to one costs little cosine (under 0.05)", "matching", model,
-                f"largest {largest:.3f} minus matched {matched:.3f}", gap, verdict(gap, -1, 0.05))  # fmt: skip
+            cheap = claim_of(gap, -1)
+            add(f"matching one to one costs little cosine (under {CHEAP})", "matching", model,
+                f"largest {largest:.3f} minus matched {matched:.3f}", gap,
+                about=None if cheap is None else Claim(cheap, CHEAP, non_inferiority))  # fmt: skip
     for model, result in _done(found, "orphans"):
         properties = {each["name"]: each for each in result["orphans"]["properties"]}
+        seeds = len(result["orphans"]["n_orphans"])
         if "frequency" in properties:
-            auc = _plain(properties["frequency"]["auc"])
             add("frequent latents are more often shared", "frequency", model,
-                "chance that an orphan fires more often than a shared latent", auc, verdict(auc, -1, 0.5))  # fmt: skip
+                "chance that an orphan fires more often than a shared latent",
+                _plain(properties["frequency"]["auc"], seeds), -1, 0.5)  # fmt: skip
         if "detection" in properties:
             each = properties["detection"]
-            median = _plain(each["orphans"])
             add("many orphans are interpretable", "interpretable", model,
-                "median held-out detection by tokens of orphans (chance 0.5; over 0.7 counts)", median,
-                verdict(median, 1, 0.7))  # fmt: skip
+                "median held-out detection by tokens of orphans (chance 0.5; over 0.7 counts)",
+                _plain(each["orphans"], seeds), 1, 0.7)  # fmt: skip
             add("orphans are less interpretable than shared latents", "interpretable", model,
-                "chance that an orphan's detection is the better one", _plain(each["auc"]),
-                verdict(_plain(each["auc"]), -1, 0.5))  # fmt: skip
+                "chance that an orphan's detection is the better one", _plain(each["auc"], seeds), -1, 0.5)  # fmt: skip
             add("… also at equal frequency", "interpretable", model,
-                "the same among latents of equal frequency", _plain(each["auc_matched"]),
-                verdict(_plain(each["auc_matched"]), -1, 0.5))  # fmt: skip
-    return listed
+                "the same among latents of equal frequency", _plain(each["auc_matched"], seeds), -1, 0.5)  # fmt: skip
+    return decided(listed)
 
 
-def _architectures(found: dict[str, Any], model: str) -> list[dict[str, Any]]:
+def decided(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Claims with their verdicts: those without one yet are decided together (Holm), over all claims and models."""
+    open_ = [each for each in listed if each["verdict"] is None]
+    words = family_verdicts([each["judged"] for each in open_], MARGIN, least=None, most=None)
+    for each, word in zip(open_, words, strict=True):
+        each["verdict"] = WORDS.get(word, word) or "undecided"
+    for each in listed:
+        same = [other["verdict"] for other in listed if other["claim"] == each["claim"]]
+        each["over_models"] = together(same)
+    return [{key: value for key, value in each.items() if key != "judged"} for each in listed]
+
+
+def together(verdicts: Sequence[str]) -> str:
+    """One verdict over all models: theirs where they agree, else how many gave which."""
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    return ", ".join(f"{word} in {verdicts.count(word)} of {len(verdicts)}" for word in dict.fromkeys(verdicts))
+
+
+def _architectures(found: dict[str, Any], model: str) -> list[tuple[str, str, dict[str, Any], bool]]:
+    """Name, text, difference of the shared fraction from TopK's, and whether L0 is equal, of each architecture."""
     cells = {cell["arch"]: cell for cell in swept(found, model, "architecture", "arch")}
-    if "topk" not in cells:
-        return []
     listed = []
     for arch, cell in cells.items():
-        if arch == "topk":
+        if arch == "topk" or "topk" not in cells:
             continue
         m = min(cell["m"], cells["topk"]["m"])
         difference = jackknife(lambda s, cell=cell: mean_of(cell, "shared", s) - mean_of(cells["topk"], "shared", s), m)
         reached, wanted = (float(np.mean(each["l0"])) for each in (cell, cells["topk"]))
-        matched = abs(reached / wanted - 1) <= L0_TOLERANCE
-        note = "" if matched else f"; L0 {reached:.1f} against {wanted:.1f}: not matched"
-        outcome = verdict(difference, 1) if matched else "undecided"
-        listed.append(
-            {
-                "claim": f"{arch} is more stable than topk at equal L0",
-                "key": "architecture",
-                "paper": PAPER["mutual" if arch == "topk+mutual" else "architecture"],
-                "model": model,
-                "what": f"shared, {arch} minus topk{note}",
-                "estimate": difference,
-                "verdict": outcome,
-            }
-        )
+        is_matched = abs(reached / wanted - 1) <= L0_TOLERANCE
+        note = "" if is_matched else f"; L0 {reached:.1f} against {wanted:.1f}: not matched"
+        listed.append((arch, f"shared, {arch} minus topk{note}", difference, is_matched))
     return listed
 
 
-def _plain(measured: dict[str, Any]) -> dict[str, Any]:
-    return {key: measured[key] for key in ("value", "low", "high")}
+def _plain(measured: dict[str, Any], seeds: int) -> dict[str, Any]:
+    return {key: measured[key] for key in ("value", "low", "high")} | {"seeds": seeds}
+
+
+def _offset(measured: dict[str, Any], seeds: int) -> dict[str, Any]:
+    """The offset with its interval; a fit that rests on its bound 0 has none."""
+    at_bound = measured["value"] == measured["low"] == measured["high"]
+    return _plain(measured | ({"low": None, "high": None} if at_bound else {}), seeds)
 
 
 # ------------------------------------------------------------------------------------------------------ the page
@@ -221,27 +255,33 @@ def _plain(measured: dict[str, Any]) -> dict[str, Any]:
 INTRO = """# Do seeds of one SAE find the same latents?
 
 The claims of *Sparse Autoencoders Trained on the Same Data Learn Different Features* (2501.16615) on two small real
-models. A latent is shared by two SAEs when the matchings of decoders and of encoders, each exact and found apart, give
-it the same partner and both cosines exceed {threshold}. SAEs of a cell differ in their first weights only: same rows,
-same order.
+models. **Before you read on:** the models have 0.26 and 2.9 million parameters, the SAEs see at most a few million
+rows, not billions, and many latents are dead at these budgets (column *dead*): levels are not comparable with the
+paper's, directions may be. Dead latents have no partner: *among live latents* divides by the share that fires.
+
+A latent is shared by two SAEs when the matchings of decoders and of encoders, each exact and found apart, give it the
+same partner and both cosines exceed {threshold}. SAEs of a cell differ in their first weights only: same rows, same
+order.
 
 ```bash
 make study-seeds                                             # 20 minutes on two quiet cores; goes on where it stopped
 python studies/seeds/run.py --out runs/seeds-quick --quick   # does everything run? under a minute
 ```
 
-Intervals (95 %) are over seeds: a jackknife that leaves out one seed at a time, in all cells of a sweep together; pairs
-of SAEs share SAEs and are no sample. A claim is *reproduced* where the interval lies wholly on the claimed side,
-*refuted* where it lies wholly on the other side, *undecided* otherwise; a trend is *mixed* where one of its steps goes
-the other way, beyond its own interval. Dead latents have no partner: *among live latents* divides by the share that
-fires, which matters where many are dead. These SAEs are small and see millions of rows,
-not billions: levels are not comparable with the paper's, directions are.
+Intervals (95 %) are over seeds: a jackknife that leaves out one seed at a time, in all cells of a sweep together;
+pairs of SAEs share SAEs and are no sample. Verdicts follow the one rule of saekit
+([concepts](../../docs/concepts.md)): a claim is *reproduced* where the whole interval lies beyond the margin (0.01 of
+a fraction, a cosine or an AUC; of trends, per doubling) on the claimed side, *refuted* where it lies beyond it on the
+other side, *no difference* where it lies within both, *undecided* otherwise; all claims of the page are corrected
+together (Holm). "Costs little" is a claim of non-inferiority. A trend is *mixed* where one of its steps goes the
+other way, beyond its own interval and the margin. An offset is decided from {deciding} seeds on: a curve of nine
+points shows a bound, not a value. *All models* has a verdict where the models agree.
 """
 
 
 def page(found: dict[str, Any]) -> str:
     """The README."""
-    parts = [INTRO.format(threshold=found["threshold"])]
+    parts = [INTRO.format(threshold=found["threshold"], deciding=DECIDING_SAES)]
     if found["quick"]:
         parts.append("**A quick run: far too small to mean anything.**\n")
     parts.append("## Verdicts\n\n" + _verdicts(found["claims"]))
@@ -269,10 +309,10 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _verdicts(listed: list[dict[str, Any]]) -> str:
     rows = [
         (each["claim"], each["paper"] or "–", each["model"], f"{shown(each['estimate'])} {each['what']}",
-         f"**{each['verdict']}**")
+         f"**{each['verdict']}**", each["over_models"])
         for each in listed
     ]  # fmt: skip
-    return _lines(("claim", "the paper", "model", "here", "verdict"), rows)
+    return _lines(("claim", "the paper", "model", "here", "verdict", "all models"), rows)
 
 
 def _sweeps(found: dict[str, Any], model: str) -> str:
@@ -392,9 +432,9 @@ def _joined(found: dict[str, Any]) -> str:
             mean = float(values.mean()) if n else math.nan
             half = float(student.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)) if n > 2 else None
             estimate = {"value": mean, "low": None if half is None else mean - half,
-                        "high": None if half is None else mean + half}  # fmt: skip
+                        "high": None if half is None else mean + half, "seeds": n}  # fmt: skip
             word = {"reproduced": "more stable", "refuted": "less stable"}.get(
-                verdict(estimate, 1), "no difference shown"
+                verdict(estimate, 1), verdict(estimate, 1)
             )
             rows.append((model, task["task"], task["texts"], shown(estimate), word))
     if not rows:

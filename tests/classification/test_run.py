@@ -348,7 +348,9 @@ def test_bad_data_is_refused_before_anything_runs(lm, sae, rows):
             run(lm, sae, [*rows, {**rows[0], "label": missing}], **few)
     with pytest.raises(DataError, match="every row must have a group"):
         run(lm, sae, [*rows, {**rows[0], "pair": None}], group="pair", **few)
-    with pytest.raises(DataError, match=r"inner folds, 3; `few` has fewer"):
+    with pytest.raises(
+        DataError, match=r"at least 3 rows: one for each of the 3 folds .*budget.inner\); `few` has fewer"
+    ):
         run(lm, sae, [*rows[::2], *({"text": f"few {i}", "label": "few"} for i in range(3))], **few)
     unseen = [*rows, *[{**rows[0], "label": "new", "split": "test"}] * 2]
     with pytest.raises(DataError, match="`new` are only in test"):
@@ -361,7 +363,9 @@ def test_bad_data_is_refused_before_anything_runs(lm, sae, rows):
     alone = [{**row, "split": "test" if row["label"] == "good" and row["split"] == "test" else "train"} for row in rows]
     with pytest.raises(DataError, match=r"the test rows must be of at least two classes; all \d+ are `good`"):
         run(lm, sae, alone, split_column="split", **few)
-    with pytest.raises(DataError, match=r"outer folds, 30; `few` has fewer.*--min-rows"):
+    with pytest.raises(
+        DataError, match=r"at least 30 groups .*: one for each of the 30 folds \(--folds\); `few` has fewer.*--min-rows"
+    ):
         run(lm, sae, [*rows, *[{**rows[1], "label": "few"}] * 9], folds=30, **few)
 
 

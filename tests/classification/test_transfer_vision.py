@@ -142,7 +142,7 @@ def test_equal_images_stay_on_one_side(vit, digits):
     found = run(images, model=vit, arms=["pixels"], budget=QUICK)
     assert found.values[0].n_test == out.sum()
     assert found.arm("pixels").auc.value < 0.8
-    assert any("200 images occur before" in note for note in found.notes)
+    assert any("200 images occur before" in each.message for each in found.warnings)
 
 
 def test_held_out_images_are_those_that_judge(vit, digits):

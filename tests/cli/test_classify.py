@@ -131,7 +131,7 @@ def test_rare_classes_can_be_left_out(call, texts, sae_folder):
         file.write('\n{"text": "something else", "label": "odd", "pair": 99}')
     common = ("classify", "--model", "builtin", "--sae", sae_folder, "--data", texts, *QUICK, "--arms", "words,dense")
     status, out, err = call(*common)
-    assert (status, out) == (1, "")
+    assert (status, out) == (2, "")
     assert "(--min-rows N)" in err
     status, out, err = call(*common, "--min-rows", 5)
     assert status == 0, err

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from saekit.cli import console
+from saekit.measure.results import Measured
 from saekit.places import Warned
 
 WIDE = [
@@ -24,7 +25,11 @@ LONG = "shared: decoder and encoder partners agree, both cosines > 0.7; 95% inte
 
 class Result:
     warnings = (Warned("other_hook", "trained on rows of another hook, which is a long story " * 3),)
-    entries = (SimpleNamespace(metrics=dict.fromkeys(("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero"))),)
+    entries = (
+        SimpleNamespace(
+            metrics={name: Measured(0.5) for name in ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero")}
+        ),
+    )
 
     def __init__(self, lines):
         self.lines = lines

@@ -6,7 +6,7 @@ import json
 
 from saekit.cli import demo
 
-TINY = demo.Size(tokens=2_048, latents=64, batch_rows=256, test_rows=512, test_tokens=128, paragraphs=0)
+TINY = demo.Size(tokens=2_048, latents=64, test_rows=512, test_tokens=128, paragraphs=0)
 
 
 def test_the_demo_answers_every_question_that_needs_no_labels(call, monkeypatch):
@@ -16,6 +16,7 @@ def test_the_demo_answers_every_question_that_needs_no_labels(call, monkeypatch)
     assert status == 0, err
     for question in ("faithful?", "real?", "How many"):
         assert question in out
+    assert "float" not in out  # rows of training and of the test have one precision: no note
     assert max(map(len, out.splitlines())) <= 100
     assert {"held-out", "train", "evaluate", "compare", "sizes"} <= {
         line.split(":")[0].split()[0] for line in err.splitlines()

@@ -65,7 +65,10 @@ def test_real_files_are_shown_converted_and_compared(call, tmp_path, real):
     assert json.loads(out)["mean_cosine"]["value"] == pytest.approx(np.mean(cosines[rows, columns]), abs=1e-6)
 
 
-def test_folder_with_several_foreign_saes_lists_them(call, real):
-    status, _, err = call("show", real)
+def test_folder_with_several_foreign_saes_stands_for_all_of_them(call, real):
+    status, out, err = call("show", real, "--json")
+    assert status == 0, err
+    assert [Path(facts["path"]).name for facts in json.loads(out)["saes"]] == [f"seed_{i}.sae.pt" for i in range(5)]
+    status, _, err = call("convert", real, real / "no")  # one SAE is needed
     assert status == 2
     assert "`seed_0.sae.pt`, `seed_1.sae.pt`" in err

@@ -41,6 +41,11 @@ def place(tmp_path_factory) -> Path:
     (folder / "texts.csv").write_text("\n".join(["text,label,group,part", *lines]) + "\n")
     (folder / "empty.csv").write_text("text,label\n")
     (folder / "single.csv").write_text("text,label\nhello world,a\n")
+    rare = [*(f"text {i},{'ab'[i % 2]}" for i in range(12)), "z,c", "y,c"]
+    (folder / "rare.csv").write_text("\n".join(["text,label", *rare]))
+    few = [f"text {i},{'ab'[i % 2]},{'u' if i % 2 else i}" for i in range(12)]
+    (folder / "few_groups.csv").write_text("\n".join(["text,label,group", *few]))
+    (folder / "unlabelled.csv").write_text("text,label\nx,a\ny,\nz,b\n")
     (folder / "notes.md").write_text("# notes\n")
     (folder / "bad.toml").write_text("rows = = 3\n")
     (folder / "empty").mkdir()
@@ -150,7 +155,9 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
         changed(CLASSIFY, folds="-1"), changed(CLASSIFY, limit="0"), changed(CLASSIFY, out="notes.md"),
         changed(CLASSIFY, model="nowhere/at/all"), changed(CLASSIFY, model=None), changed(CLASSIFY, text="body"),
         changed(CLASSIFY, select_by="f2"), changed(CLASSIFY, margin="-1"), ("classify", "--summary", "nowhere"),
-        changed(CLASSIFY, set="layer=99"), changed(CLASSIFY, split_column="spilt"),
+        changed(CLASSIFY, set="layer=99"), changed(CLASSIFY, data="rare.csv"), changed(CLASSIFY, folds="30"),
+        changed(CLASSIFY, data="few_groups.csv", group="group"), changed(CLASSIFY, min_rows="30"),
+        changed(CLASSIFY, data="unlabelled.csv"), changed(CLASSIFY, split_column="spilt"),
     ],
     "transfer": [
         changed(TRANSFER, sae="nowhere"), changed(TRANSFER, sae="narrow"), changed(TRANSFER, data="nowhere.csv"),

@@ -18,6 +18,7 @@ from saekit.evaluation.settings import EvaluationSettings
 from saekit.files import dump_json
 from saekit.measure.accumulators import fvu
 from saekit.measure.metrics import METRICS
+from saekit.measure.verdicts import Stored, verdict
 from saekit.rows.arrays import ArrayRows
 from saekit.sae import rules
 from saekit.sae.model import SAE
@@ -236,13 +237,36 @@ def test_json_has_the_fixed_names(evaluation):
     for name in ("fvu", "l0", "dead_fraction"):
         assert set(plain["metrics"][name]) >= {"value", "low", "high", "unit"}
     assert plain["metrics"] == plain["entries"][0]["metrics"]
-    assert (plain["kind"], plain["schema"]) == ("evaluation", 2)
+    assert (plain["kind"], plain["schema"]) == ("evaluation", 3)
+
+
+def test_verdicts_over_baselines_follow_from_the_paired_intervals(evaluation, oracle, synthetic):
+    for entry in evaluation.entries:
+        for control in entry.controls.values():
+            gap = control.differences["fvu"]
+            alone = verdict(Stored(gap).oriented(-1).difference, METRICS["fvu"].margin)
+            assert control.verdicts["fvu"] in (alone, "undecided")
+            assert control.detects["fvu"] == pytest.approx(0.01 + 1.4294 * (gap.high - gap.low) / 2, rel=1e-3)
+    assert evaluation.entries[0].controls["untrained"].verdicts == {"fvu": "better"}
+    [entry] = evaluate(oracle, synthetic, settings=EvaluationSettings(intervals=False)).entries
+    assert {word for each in entry.controls.values() for word in each.verdicts.values()} == {"undecided"}
+    assert all(each.detects == {} for each in entry.controls.values())
+
+
+def test_results_of_schema_2_say_that_their_untrained_saes_had_no_factor(evaluation):
+    plain = json.loads(dump_json(evaluation.to_json()))
+    about = plain["entries"][0]["controls"]["untrained"]["about"]
+    assert 0 < about["factor"] < 1
+    del about["factor"]
+    read = Evaluation.from_json(plain | {"schema": 2})
+    assert read.entries[0].controls["untrained"].about["factor"] == 1.0
+    assert read.entries[0].metrics == evaluation.entries[0].metrics
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plain: plain.update(schema=99), "reads up to 2. Install the newer release"),
+        (lambda plain: plain.update(schema=99), "reads up to 3. Install the newer release"),
         (lambda plain: plain.update(entris=[]), "Did you mean `entries`"),
         (lambda plain: plain["metrics"]["fvu"].update(value=0.0), "must equal those of the first entry"),
         (

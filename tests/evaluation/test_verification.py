@@ -10,8 +10,9 @@ import torch
 
 import saekit as sk
 from saekit.errors import ConfigError, ShapeError
-from saekit.evaluation.verification import L0_FACTOR, Verification, verify
+from saekit.evaluation.verification import Verification, verify
 from saekit.inputs.texts import read_texts
+from saekit.rows.first_use import L0_FACTOR
 from saekit.sae.scaling import Scaling
 
 TOKENS = 1000

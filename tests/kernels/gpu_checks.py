@@ -19,7 +19,8 @@ from saekit.kernels import backend, dispatch, reference
 from saekit.kernels.cuda import ops
 from saekit.training import fused
 from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, ReLU, TopK
-from saekit.training.learner import initialize_learner, resolve, tensors_of
+from saekit.training.defaults import resolve
+from saekit.training.learner import initialize_learner, tensors_of
 from saekit.training.step import plain_step
 
 EVERYTHING = "cuda"

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from saekit.training import fused
 from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
+from saekit.training.defaults import resolve
 from saekit.training.fused import fused_step, fuses
 from saekit.training.initialization import level_of
-from saekit.training.learner import Learner, initialize_learner, resolve, restore, tensors_of
+from saekit.training.learner import Learner, initialize_learner, restore, tensors_of
 from saekit.training.step import plain_step
 
 pytestmark = pytest.mark.usefixtures("fast")

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from saekit import SAE, SyntheticRows, kernels
 from saekit.training.config import BatchTopK, JumpReLU, PAnneal, TopK
+from saekit.training.defaults import resolve
 from saekit.training.fused import fused_step, fuses
-from saekit.training.learner import Learner, initialize_learner, permute, resolve, restore, tensors_of
+from saekit.training.learner import Learner, initialize_learner, permute, restore, tensors_of
 from saekit.training.loop import train
 from saekit.training.settings import TrainSettings
 from saekit.training.step import plain_step

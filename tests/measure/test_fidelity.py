@@ -12,6 +12,8 @@ from saekit.evaluation.run import evaluate
 from saekit.evaluation.settings import EvaluationSettings
 from saekit.measure import fidelity
 from saekit.measure.fidelity import Skipped, predicted_positions, token_costs
+from saekit.measure.metrics import leading_ablation, leading_recovered
+from saekit.measure.results import Measured
 from saekit.models.loading import load_model
 from saekit.rows.capture import capture
 from saekit.rows.tokens import TokenBatch
@@ -97,6 +99,55 @@ def test_an_sae_that_answers_zero_or_the_mean_recovers_nothing(lm, source, const
     assert zero.ce_recovered_zero.value == pytest.approx(0, abs=1e-6)
     assert mean.ce_recovered_mean.value == pytest.approx(0, abs=1e-4)
     assert zero.kl.value > 0
+
+
+def test_ablations_equal_a_plain_forward_pass_and_the_one_that_costs_less_leads(lm, source, constant):
+    """Every token of the text is replaced and BOS is not; what leads is the smaller of the two cross-entropies."""
+    mean = torch.cat([batch.x for batch in source.batches(4096)]).double().mean(0).float()
+    result = evaluate(
+        constant(mean / 2), source, model=lm, data=TEXTS, settings=EvaluationSettings(layer=LAYER, controls=False)
+    )
+    costs = {}
+    block = lm.model.model.layers[LAYER]
+    for name, row in (("clean", None), ("zero", torch.zeros_like(mean)), ("mean", mean), ("sae", mean / 2)):
+        total = count = 0.0
+        for text in TEXTS:
+            ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
+            is_text = ids[0] != lm.tokenizer.bos_token_id
+
+            def replace(module, inputs, output, row=row, is_text=is_text):
+                x = output[0] if isinstance(output, tuple) else output
+                x = x if row is None else torch.where(is_text[None, :, None], row, x)
+                return (x, *output[1:]) if isinstance(output, tuple) else x
+
+            handle = block.register_forward_hook(replace)
+            with torch.no_grad():
+                log_p = lm.model(input_ids=ids).logits[0].double().log_softmax(-1)
+            handle.remove()
+            total -= float(log_p[:-1].gather(1, ids[0, 1:, None]).sum())
+            count += ids.shape[1] - 1
+        costs[name] = total / count
+    for name, cost in costs.items():
+        assert result.metrics[f"ce_{name}"].value == pytest.approx(cost, rel=1e-4)
+    for name in ("zero", "mean"):
+        expected = (costs[name] - costs["sae"]) / (costs[name] - costs["clean"])
+        assert result.metrics[f"ce_recovered_{name}"].value == pytest.approx(expected, abs=1e-4)
+    assert costs["mean"] < costs["zero"]
+    assert result.language_model["leading_ablation"] == "mean"
+    heading = result.table()[0]
+    assert heading.index("recovered (mean)") < heading.index("recovered (zero)")
+    assert (
+        f"recovered from mean-ablation, CE {costs['mean']:.3g} (zero-ablation: {costs['zero']:.3g})" in result.caption()
+    )
+
+
+def test_what_leads_is_the_ablation_that_costs_less_whichever_it_is():
+    assert leading_ablation(2.0, 3.0) == "zero"
+    measured = {"ce_recovered_zero": Measured(0.5), "ce_recovered_mean": Measured(0.6)}
+    assert leading_recovered(measured) == ("ce_recovered_zero", "ce_recovered_mean")
+    plain = {"ce_recovered_zero": {"value": None}, "ce_recovered_mean": {"value": 0.6}}
+    assert leading_recovered(plain) == ("ce_recovered_mean", "ce_recovered_zero")
+    assert leading_recovered({"fvu": 1}) == ()
 
 
 def test_controls_get_cross_entropies_too_and_differences_are_paired(lm, source):

@@ -13,6 +13,8 @@ from saekit.errors import ConfigError
 from saekit.measure.intervals import Estimate, Sample, Spread
 from saekit.measure.results import Measured
 from saekit.measure.verdicts import (
+    Claim,
+    Stored,
     corrected_t,
     detectable,
     family_verdicts,
@@ -116,6 +118,29 @@ def test_what_keeps_or_improves_is_not_below_the_margin():
     assert non_inferiority(Measured(0.0, -0.1, 0.1)) == "undecided"
     assert non_inferiority(Measured(-0.1, -0.2, -0.02)) == "refuted"
     assert non_inferiority(Measured(0.3)) == "undecided"
+
+
+def test_what_was_stored_is_decided_as_what_it_was_computed_from():
+    """A mean of five numbers, from its estimate and from its 95 % interval alone."""
+    sample = Sample.over(np.ones(5))
+    for shift in (0.0, 0.05, 0.2, -0.3):
+        one = sample.ratio(shift + np.array([-0.04, -0.02, 0.0, 0.02, 0.04]), np.ones(5))
+        stored = Stored(one.measured(""), degrees=4)
+        for level in (0.9, 0.95, 0.999):
+            expected, found = one.measured("", level), stored.measured("", level)
+            assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+        assert family_verdicts([stored] * 7, least=None, most=None) == family_verdicts([one] * 7, least=None, most=None)
+    none = Stored(Measured(0.5))
+    assert family_verdicts([none]) == ["undecided"]
+    turned = Stored(Measured(0.7, 0.6, 0.9)).oriented(-1, 0.5).difference
+    assert (turned.value, turned.low, turned.high) == pytest.approx((-0.2, -0.4, -0.1))
+
+
+def test_a_claim_has_a_margin_and_a_rule_of_its_own():
+    small = Stored(Measured(-0.02, -0.03, -0.01))
+    assert family_verdicts([small]) == ["undecided"]
+    assert family_verdicts([Claim(small, 0.05)]) == ["equivalent"]
+    assert family_verdicts([Claim(small, 0.05, non_inferiority), Claim(small, 0.0)]) == ["holds", "worse"]
 
 
 def test_nothing_is_equivalent_where_the_interval_is_wider_than_the_margin():

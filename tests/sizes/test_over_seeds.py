@@ -47,8 +47,48 @@ def test_differences_are_over_the_seeds_that_both_have():
     assert found.keys() == {(NESTED, PRUNED), (PRUNED, UNSORTED)}
     gaps = [-0.2 - 0.01 * seed for seed in range(1, 4)]
     assert found[NESTED, PRUNED].difference.value == pytest.approx(np.mean(gaps))
-    assert found[NESTED, PRUNED].verdict == NESTED
+    assert found[NESTED, PRUNED].verdict == "better"
     assert found[PRUNED, UNSORTED].verdict == "undecided"
+    assert found[PRUNED, UNSORTED].seeds == 3
+    low, high = (found[PRUNED, UNSORTED].difference.low, found[PRUNED, UNSORTED].difference.high)
+    assert found[PRUNED, UNSORTED].detects == pytest.approx(0.01 + 1.4294 * (high - low) / 2, rel=1e-3)
+
+
+def pairs_of(gaps: dict[int, tuple[float, ...]]) -> dict[tuple[str, int], dict[int, Metrics]]:
+    """Nested SAEs that differ from pruned ones by these numbers, by size and then by seed."""
+    found = {}
+    for size, each in gaps.items():
+        found[NESTED, size] = {seed: metrics(fvu=0.5 + gap) for seed, gap in enumerate(each)}
+        found[PRUNED, size] = {seed: metrics(fvu=0.5) for seed in range(len(each))}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("gaps", "verdict"),
+    [
+        ((0.1, 0.101, 0.099), "worse"),  # more FVU is worse
+        ((-0.1, -0.101, -0.099), "better"),
+        ((0.001, 0.0, -0.001), "equivalent"),
+        ((-0.012, -0.0121, -0.0119), "better"),
+        ((-0.009, -0.0091, -0.0089), "equivalent"),  # certainly not 0, and too little to matter
+        ((0.1, -0.1, 0.0), "undecided"),
+        ((-0.5,), "undecided"),  # one seed decides nothing
+    ],
+)
+def test_verdicts_follow_from_the_interval_and_the_margin(gaps, verdict):
+    (found,) = paired_differences(pairs_of({8: gaps}), ["energy"])
+    assert found.verdict == verdict
+
+
+def test_sizes_are_one_family():
+    """What a single size decides by its 95 % interval, one of ten sizes does not."""
+    gaps = (0.03, 0.04, 0.035, 0.025)
+    (alone,) = paired_differences(pairs_of({8: gaps}), ["energy"])
+    assert alone.verdict == "worse"
+    noise = dict.fromkeys(range(9, 60), (0.5, -0.5, 0.2, -0.3))
+    among = paired_differences(pairs_of({8: gaps} | noise), ["energy"])
+    assert {each.verdict for each in among} == {"undecided"}
+    assert among[0].difference == alone.difference
 
 
 def test_without_a_ranking_there_is_nothing_to_compare():

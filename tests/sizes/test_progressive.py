@@ -103,8 +103,11 @@ def test_differences_are_paired_by_seed(result):
     )  # fmt: skip
     gap = at(result, "matryoshka", 8).metrics.fvu.value - at(result, "topk pruned by energy", 8).metrics.fvu.value
     assert found.difference.value == pytest.approx(gap)
-    expected = "undecided" if found.difference.low <= 0 <= found.difference.high else "matryoshka"
-    assert found.verdict == expected
+    assert found.verdict in (
+        "undecided" if found.difference.low <= 0 <= found.difference.high else "better",
+        "undecided",
+    )
+    assert found.seeds == 2
     assert {(each.name, each.minus) for each in result.differences} == {
         ("matryoshka", "topk pruned by energy"),
         *(
@@ -129,7 +132,7 @@ def test_one_seed_keeps_its_own_interval_and_judges_nothing(saes, source):
     found = progressive([saes[0], saes[4]], source, sizes=[8], settings=ProgressiveSettings(by=("energy",), **QUICK))
     point = at(found, "matryoshka", 8).metrics.fvu
     assert point.low < point.value < point.high
-    assert {each.verdict for each in found.differences} == {"one seed"}
+    assert {(each.seeds, each.verdict, each.detects) for each in found.differences} == {(1, "undecided", None)}
 
 
 def test_scaled_and_truncated_selections_are_measured_as_trained(saes, source):
@@ -171,6 +174,16 @@ def test_json_round_trip_and_the_flat_curves(result, tmp_path):
         assert "no language model" in point["ce_sae"]["reason"]
     with pytest.raises(FormatError, match="must hold `name`, `size`, `seeds`"):
         Progressive.from_json({**result.to_json(), "curves": [{"name": "a"}]})
+
+
+def test_differences_of_schema_2_are_decided_by_todays_rule(result):
+    plain = result.to_json() | {"schema": 2}
+    for each in plain["differences"]:
+        del each["seeds"], each["detects"]
+        each["verdict"] = each["name"]
+    assert Progressive.from_json(plain) == result
+    with pytest.raises(FormatError):
+        Progressive.from_json(plain | {"differences": [{"metric": "fvu"}]})
 
 
 def test_tables_and_page(result, tmp_path):

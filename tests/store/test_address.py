@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import save_file
 
 from saekit.sae.model import SAE
 from saekit.sae.naming import given_saes, named_saes
@@ -23,6 +24,23 @@ def test_what_is_not_there_and_what_is_on_the_hub_stays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     assert sae_paths(["nowhere", "empty", "hf:a/b/c"]) == ["nowhere", "empty", "hf:a/b/c"]
+
+
+def test_a_folder_of_another_librarys_saes_stands_for_all_of_them(tmp_path):
+    for layer in (10, 2):
+        torch.save({"W": torch.zeros(3)}, tmp_path / f"layer{layer}.sae.pt")
+        (tmp_path / "run" / f"layers.{layer}").mkdir(parents=True)
+        save_file({"W": torch.zeros(3)}, tmp_path / "run" / f"layers.{layer}" / "sae.safetensors")
+    (tmp_path / "notes.txt").touch()
+    assert sae_paths(tmp_path) == [str(tmp_path / f"layer{layer}.sae.pt") for layer in (2, 10)]
+    assert sae_paths(tmp_path / "run") == [str(tmp_path / "run" / f"layers.{layer}") for layer in (2, 10)]
+
+
+def test_a_folder_that_is_one_sae_with_several_files_of_weights_is_one(tmp_path):
+    for name in ("sae_weights.safetensors", "optimizer.safetensors"):
+        save_file({"W": torch.zeros(3)}, tmp_path / name)
+    (tmp_path / "cfg.json").write_text("{}")
+    assert sae_paths(tmp_path) == [str(tmp_path)]
 
 
 def test_functions_take_a_run_as_all_its_saes(tmp_path):

@@ -92,3 +92,10 @@ def test_folder_in_use_is_left_alone(tmp_path):
         export(make("topk"), tmp_path, "saelens")
     with pytest.raises(ConfigError, match="`to` must be one of"):
         export(make("topk"), tmp_path / "x", "saelense")
+
+
+@pytest.mark.parametrize("to", EXPORTS)
+def test_tensors_that_share_memory(to, tmp_path):
+    W = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    tied = SAE(W_enc=W, b_enc=W[:, 0], W_dec=W, b_dec=W[0], rule=TopKRule(3))
+    assert max(export(tied, tmp_path / to, to)) < 1e-5

@@ -26,22 +26,57 @@ LOW, HIGH, NOISY = [0.1, 0.11, 0.12], [0.3, 0.31, 0.33], [0.0, 0.3, 0.6]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "word"),
+    ("one", "other", "words", "together"),
     [
-        ([LOW, LOW, HIGH], [HIGH, HIGH, LOW], "**holds** (holds at 2 of 2"),
-        ([HIGH, HIGH, LOW], [LOW, LOW, HIGH], "**contrary** (contrary at 2 of 2"),
-        ([NOISY, NOISY, LOW], [HIGH, HIGH, HIGH], "**undecided** (undecided at 2 of 2"),
-        ([LOW, HIGH, LOW], [HIGH, LOW, LOW], "**mixed** (holds at 1, contrary at 1 of 2"),
+        ([LOW, LOW, HIGH], [HIGH, HIGH, LOW], ["better"] * 2, "**holds**"),
+        ([HIGH, HIGH, LOW], [LOW, LOW, HIGH], ["worse"] * 2, "**the reverse holds**"),
+        ([NOISY, NOISY, LOW], [HIGH, HIGH, HIGH], ["undecided"] * 2, "**undecided**"),
+        (
+            [LOW, HIGH, LOW],
+            [HIGH, LOW, LOW],
+            ["better", "worse"],
+            "**holds at some, the reverse at others**: better 1, worse 1 of 2",
+        ),
+        ([LOW, LOW, HIGH], [LOW, [v + 0.005 for v in LOW], LOW], ["equivalent"] * 2, "**no difference**"),
     ],
 )
-def test_a_claim_holds_where_the_paired_interval_lies_on_its_side(one, other, word):
-    assert page.verdict(result(one, other), "fvu", "matryoshka", page.PRUNED).startswith(word)
+def test_a_size_is_decided_by_the_paired_interval_and_the_margin(one, other, words, together):
+    cells, found = page.versus([result(one, other)], "fvu", "matryoshka", page.PRUNED)
+    assert found == words
+    assert page.together(found) == together
+    assert f"{words[0]} at {words.count(words[0])}" in cells[0]
+
+
+def test_all_models_count_and_are_corrected_together():
+    good, bad = result([LOW, LOW, HIGH], [HIGH, HIGH, LOW]), result([NOISY, NOISY, LOW], [HIGH, HIGH, HIGH])
+    _, words = page.versus([good, bad], "fvu", "matryoshka", page.PRUNED)
+    assert page.together(words) == "**holds at some**: better 2, undecided 2 of 4"
+    # three seeds decide a single difference that they do not decide among many
+    near = result([[0.1, 0.11, 0.12], LOW], [[0.14, 0.17, 0.16], LOW])
+    near["plan"]["sizes"] = [64, 128]
+    assert page.versus([near], "fvu", "matryoshka", page.PRUNED)[1] == ["better"]
+    assert page.versus([near, *[bad] * 10], "fvu", "matryoshka", page.PRUNED)[1] == ["undecided"] * 21
 
 
 def test_higher_is_better_for_similarity_and_seeds_are_paired():
     found = result([[0.1, 0.5, 0.9]] * 3, [[0.0, 0.41, 0.79]] * 3, "rsa")  # wide apart, but always about 0.1 higher
-    assert page.verdict(found, "rsa", "matryoshka", page.PRUNED).startswith("**holds**")
-    assert page.verdict(found, "fvu", "matryoshka", page.PRUNED) == "not measured"
+    assert page.versus([found], "rsa", "matryoshka", page.PRUNED)[1] == ["better"] * 2
+    assert page.versus([found], "fvu", "matryoshka", page.PRUNED) == (["not measured"], [])
+
+
+@pytest.mark.parametrize(
+    ("lognormal", "exponential", "word"),
+    [
+        (["undecided"] * 3, ["power law"] * 3, "better"),
+        (["lognormal", "undecided", "lognormal"], ["power law"] * 3, "undecided"),
+        (["lognormal"] * 3, ["power law"] * 3, "worse"),
+        (["undecided"] * 3, ["power law", "undecided", "power law"], "undecided"),
+    ],
+)
+def test_a_power_law_is_claimed_only_if_no_rival_fits_better_in_any_seed(lognormal, exponential, word):
+    alpha, r2 = page.interval([1.0, 1.1, 1.2]), page.interval([0.9, 0.91, 0.92])
+    fit = {"alpha": alpha, "r2": r2, "rivals": {"lognormal": lognormal, "exponential": exponential}}
+    assert page.law({"power_laws": {"energy": fit}}, "power_laws", "energy")[0] == word
 
 
 def test_intervals_over_seeds():

@@ -64,9 +64,10 @@ def test_slopes_and_verdicts(study):
     assert slope["low"] == pytest.approx(-0.1)  # the noise is that of the seeds, the same in all cells
     assert verdicts.verdict(slope, -1) == "reproduced"
     assert verdicts.verdict(slope, 1) == "refuted"
-    assert verdicts.verdict({"low": -0.1, "high": 0.1}, 1) == "undecided"
-    assert verdicts.verdict({"low": 0.6, "high": 0.7}, -1, 0.5) == "refuted"
-    assert verdicts.verdict(None, 1) == verdicts.verdict({"low": None, "high": None}, 1) == "undecided"
+    assert verdicts.verdict({"value": 0.0, "low": -0.1, "high": 0.1}, 1) == "undecided"
+    assert verdicts.verdict({"value": 0.65, "low": 0.6, "high": 0.7}, -1, 0.5) == "refuted"
+    assert verdicts.verdict({"value": 0.5, "low": 0.495, "high": 0.506}, -1, 0.5) == "no difference"
+    assert verdicts.verdict(None, 1) == verdicts.verdict({"value": 1.0, "low": None, "high": None}, 1) == "undecided"
     mean = verdicts.jackknife(lambda seeds: verdicts.mean_of(falling[0], "shared", seeds), 4)
     assert mean["low"] < mean["value"] < mean["high"]
     assert verdicts.jackknife(lambda seeds: 1.0, 2)["low"] is None
@@ -78,11 +79,38 @@ def test_a_trend_is_mixed_where_a_step_goes_the_other_way(study):
 
     def outcome(levels):
         cells = [cell({s: v + e for s, e in noise.items()}, latents=2**i) for i, v in enumerate(levels)]
-        return verdicts.trend(cells, "latents", "shared", -1)[1]
+        estimate, is_mixed = verdicts.trend(cells, "latents", "shared", -1)
+        return "mixed" if is_mixed else verdicts.verdict(estimate, -1)
 
     assert outcome([0.5, 0.4, 0.3]) == "reproduced"
     assert outcome([0.3, 0.4, 0.5]) == "refuted"
     assert outcome([0.5, 0.6, 0.1]) == "mixed"
+    assert outcome([0.5, 0.499, 0.498]) == "no difference"  # it falls, by less than the margin
+
+
+def test_claims_of_a_page_are_decided_together_and_over_all_models(study):
+    verdicts = study["verdicts"]
+
+    def listed(half, n, model="a"):
+        estimate = {"value": 0.05, "low": 0.05 - half, "high": 0.05 + half, "seeds": 5}
+        claim = verdicts.Claim(verdicts.claim_of(estimate, 1))
+        return [{"claim": str(at), "model": model, "verdict": None, "judged": claim} for at in range(n)]
+
+    assert [each["verdict"] for each in verdicts.decided(listed(0.035, 1))] == ["reproduced"]
+    assert {each["verdict"] for each in verdicts.decided(listed(0.035, 30))} == {"undecided"}
+    two = verdicts.decided(listed(0.01, 1) + listed(0.5, 1, "b"))
+    assert {each["over_models"] for each in two} == {"reproduced in 1 of 2, undecided in 1 of 2"}
+    assert "judged" not in two[0]
+
+
+def test_stored_offsets_are_decided_by_todays_rule(study):
+    """Nine seeds do not tell an offset from none, whatever a fit at its bound says."""
+    zero = {"value": 0.0, "low": 0.0, "high": 0.0, "unit": ""}
+    numbers = {"error": 0.0, "plain_error": 0.0, "held_out": 0.0, "plain_held_out": 0.0, "verdict": "no offset"}
+    base = cell(dict.fromkeys(range(9), 0.5), law={"offset": zero, **numbers}, sweeps=["base"])
+    [law] = [each for each in study["verdicts"].claims({"cells": [base], "orphans": {}}) if each["key"] == "law"]
+    assert law["verdict"] == "undecided"
+    assert law["estimate"]["low"] is None
 
 
 def test_dead_latents_can_be_left_out_of_a_share(study):
@@ -102,7 +130,11 @@ def test_sparsity_must_match_for_a_verdict_on_architectures(study):
         cell({seed: base + each for seed, each in same.items()}, arch=arch, l0=[l0], sweeps=["architecture"])
         for arch, base, l0 in (("topk", 0.0, 16), ("relu", 0.5, 16.5), ("gated", 0.5, 30))
     ]
-    found = {each["claim"].split()[0]: each for each in study["verdicts"]._architectures({"cells": cells}, "a")}
+    found = {
+        each["claim"].split()[0]: each
+        for each in study["verdicts"].claims({"cells": cells, "orphans": {}})
+        if each["key"] == "architecture"
+    }
     assert found["relu"]["verdict"] == "reproduced"
     assert found["gated"]["verdict"] == "undecided"
     assert "not matched" in found["gated"]["what"]

@@ -11,8 +11,9 @@ from saekit.rows.arrays import ArrayRows
 from saekit.training import checkpoint as checkpoints
 from saekit.training import initialization
 from saekit.training.config import JumpReLU, ReLU, TopK
+from saekit.training.defaults import resolve
 from saekit.training.diagnostics import warnings_for
-from saekit.training.learner import initialize_learner, resolve
+from saekit.training.learner import initialize_learner
 from saekit.training.loop import train
 from saekit.training.settings import TrainSettings
 

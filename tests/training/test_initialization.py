@@ -45,12 +45,16 @@ def test_bias_options_differ_and_are_what_they_say():
     torch.testing.assert_close(initial_bias(x, "geometric-median"), geometric_median(x))
 
 
-def test_scale_gives_mean_norm_root_d():
-    x = skewed()
-    scale = initial_scale(x, "scalar")
+def test_scale_gives_mean_length_root_d():
+    x, bias = skewed(), torch.arange(5.0)
+    scale = initial_scale(x, "scalar", bias)
     assert float((x * scale).norm(dim=1).mean()) == pytest.approx(5**0.5, rel=1e-5)
-    assert initial_scale(x, "none") is None
-    assert initial_scale(torch.zeros(4, 3), "scalar") == 1
+    scale = initial_scale(x, "centered", bias)
+    assert float(((x - bias) * scale).norm(dim=1).mean()) == pytest.approx(5**0.5, rel=1e-5)
+    torch.testing.assert_close(initial_scale(x + 100, "centered", bias + 100), scale)
+    assert initial_scale(x, "none", bias) is None
+    assert initial_scale(torch.zeros(4, 3), "scalar", torch.ones(3)) == 1
+    assert initial_scale(torch.ones(4, 3), "centered", torch.ones(3)) == 1
 
 
 @pytest.mark.parametrize("l0", [0.01, 1.0, 3.3, 29.0, 100.0])
@@ -71,6 +75,24 @@ def test_encoder_starts_as_a_copy_in_other_storage():
     torch.testing.assert_close(p["W_dec"].norm(dim=1), torch.ones(8))
 
 
+def test_a_decoder_that_stays_frozen_is_random_with_the_covariance_of_the_rows():
+    x = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([10.0, 1.0, 0.0]) + 5
+    W = initial_weights(4000, 3, generator(0, "init"), x)["W_dec"]
+    torch.testing.assert_close(W.norm(dim=1), torch.ones(4000))
+    # the angle of a Gaussian row with deviations 10 and 1: its tangent is Cauchy with scale 1/10
+    assert float((W[:, 1] / W[:, 0]).abs().median()) == pytest.approx(0.1, rel=0.08)
+    assert float(W[:, 2].abs().max()) < 0.2
+    rows = ArrayRows(x)
+    settings = TrainSettings(batch_rows=512)
+    frozen, other, free = (
+        untrained(TopK(400, k=2, control=control), rows, 0, settings=settings)
+        for control in ("frozen-decoder", "frozen-encoder", None)
+    )
+    assert torch.equal(other.W_dec, free.W_dec)
+    assert float((frozen.W_dec[:, 0].abs() > 0.9).float().mean()) > 0.85
+    assert float((free.W_dec[:, 0].abs() > 0.9).float().mean()) < 0.2
+
+
 def test_untrained_is_the_start():
     rows = SyntheticRows(d_in=8, n_features=16, n_rows=4096, mean=2.0)
     sae = untrained(TopK(32, k=4), rows, 3, settings=TrainSettings(batch_rows=512))
@@ -78,7 +100,7 @@ def test_untrained_is_the_start():
     assert sae.provenance["seed"] == 3
     assert sae.provenance["rows_seen"] == 0
     x = next(rows.batches(4096)).x
-    norm = sae.scaling.apply(x)[0].norm(dim=1).mean()
+    norm = (sae.scaling.apply(x)[0] - sae.b_dec).norm(dim=1).mean()
     assert float(norm) == pytest.approx(8**0.5, rel=0.02)
     assert not torch.equal(sae.W_enc, untrained(TopK(32, k=4), rows, 4).W_enc)
 

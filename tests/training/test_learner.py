@@ -8,14 +8,7 @@ import torch
 from fixtures.learners import ALL as LEARNERS
 from fixtures.learners import B, N, equal, name, new, rows, run
 from saekit.training.config import HierarchicalTopK, TopK
-from saekit.training.learner import (
-    finish,
-    generator,
-    permute,
-    resolve,
-    restore,
-    tensors_of,
-)
+from saekit.training.learner import finish, generator, permute, restore, tensors_of
 from saekit.training.step import plain_step
 
 
@@ -105,20 +98,6 @@ def test_hierarchical_serves_every_k_better_than_one_trained_for_the_largest():
     assert errors[0][0] > errors[0][1] > errors[0][2]
     assert errors[0][0] < 0.9 * errors[1][0]
     assert errors[0][1] < errors[1][1]
-
-
-def test_defaults_follow_width_and_length():
-    long = resolve(TopK(2**14, k=32), 768, 100_000, 4096)
-    assert long.lr == pytest.approx(2e-4)
-    assert (long.warmup_steps, long.decay_steps) == (1000, 20_000)
-    assert long.dead_after_rows == 10_000_000
-    assert long.k_aux == 384
-    assert long.threshold_start == 1000
-    assert long.threshold_decay == pytest.approx(0.999)
-    short = resolve(TopK(16, k=4), 64, 100, 256)
-    assert short.lr == pytest.approx(2e-4 * 32)
-    assert (short.warmup_steps, short.dead_after_rows, short.k_aux) == (5, 5120, 16)
-    assert short.threshold_start == 50
 
 
 def test_streams_of_seeds_and_names_differ():

@@ -32,7 +32,7 @@ def test_saved_files_hold_the_returned_saes(tmp_path):
     assert provenance["seed"] == 5
     assert provenance["rows_seen"] == 4000
     assert provenance["config"]["arch"] == "topk"
-    assert provenance["metrics"].keys() == {"fvu", "l0", "dead_fraction"}
+    assert provenance["metrics"].keys() == {"fvu", "l0", "dead_fraction", "fvu_fall_per_doubling"}
 
 
 def test_busy_folder_is_refused(tmp_path):

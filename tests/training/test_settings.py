@@ -18,10 +18,9 @@ from saekit.training.settings import TrainSettings
     "values, match",
     [
         ({"batch_rows": 0}, "`batch_rows` must be a whole number from 1; got 0"),
-        ({"batch_rows": None}, "`batch_rows` must be a whole number from 1; got None"),
         ({"log_every": 0}, "`log_every` must be a whole number from 1; got 0"),
         ({"checkpoint_every": 1.5}, "`checkpoint_every` must be a whole number from 1; got 1.5"),
-        ({"data_seed": 0.5}, "`data_seed` must be a whole number; got 0.5"),
+        ({"data_seed": 0.5}, "`data_seed` must be a whole number from 0; got 0.5"),
         ({"precision": "fp16"}, "`precision` must be 'fp32' or 'bf16'; got 'fp16'"),
         ({"batch_row": 8}, "unknown argument `batch_row`. Did you mean `batch_rows`"),
     ],

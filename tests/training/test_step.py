@@ -9,9 +9,7 @@ from fixtures.learners import ALL as LEARNERS
 from fixtures.learners import B, N, name, new, rows, run
 from saekit import kernels
 from saekit.training.config import Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
-from saekit.training.learner import (
-    resolve,
-)
+from saekit.training.defaults import resolve
 from saekit.training.step import learning_rate, plain_step
 
 

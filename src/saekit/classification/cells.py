@@ -11,6 +11,7 @@ import numpy as np
 from ..measure.intervals import Estimate, mean_estimate
 from ..measure.results import Measured
 from ..measure.verdicts import family_verdicts
+from ..places import NOTE, Warned
 from ..provenance import release
 from .features import place_warnings
 from .plan import Job
@@ -66,8 +67,10 @@ def transfer_of(
         best_dense=judged.baseline,
         arms=[_arm(judged, name, cells[name], words[name]) for name in names],
         cells=[cell for each in cells.values() for cell in each],
-        notes=[*plan.data.warnings, *notes, *why_auc(judged)],
-        warnings=place_warnings(plan.reader, plan.origins.values()),
+        warnings=[
+            *(Warned(NOTE, text) for text in (*plan.data.warnings, *notes, *why_auc(judged))),
+            *place_warnings(plan.reader, plan.origins.values()),
+        ],
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, DataError, ShapeError, listed
+from ..errors import ConfigError, InputError, ShapeError, listed
 from ..inputs.images import Images
 from ..inputs.labelled import Labelled
 from ..measure.controls import untrained_like
@@ -23,6 +23,7 @@ from ..places import Warned, warnings_on
 from ..provenance import place_of
 from ..rows.capture import capture
 from ..rows.capture_images import pool_images
+from ..rows.first_use import warnings_on_first_use
 from ..rows.pooling import Ask, place_of_pooling, pool_texts
 from ..rows.settings import PoolingSettings
 from ..rows.tokens import tokenize
@@ -110,7 +111,7 @@ class Reader:
         without = np.flatnonzero(counts == 0)
         if len(without):
             shown = listed([repr(self.data.texts[int(row)])[:40] for row in without], 3)
-            raise DataError(
+            raise InputError(
                 f"every text must have at least one token of `{lm.name}`; {len(without)} have none: {shown}. Remove "
                 "them."
             )
@@ -168,16 +169,19 @@ def _control_of(sae: SAE) -> str:
 
 def place_warnings(reader: Reader, origins: Iterable[Origin]) -> list[Warned]:
     """Return what is not as in training about the rows that SAEs are put onto."""
-    made = reader.place()
     by_hook: dict[str, list[tuple[str, SAE]]] = {}
     for origin in origins:
         if origin.sae is not None and origin.kind in ("sae", "frozen"):
             by_hook.setdefault(origin.hook, []).append((origin.name, origin.sae))
-    return [
-        each
-        for hook, named in by_hook.items()
-        for each in warnings_on(named, {**made, "hook": hook}, what="the model given makes")
-    ]
+    return [each for hook, named in by_hook.items() for each in warnings_at(reader, hook, named)]
+
+
+def warnings_at(reader: Reader, hook: str, named: Named) -> list[Warned]:
+    """Return what is not as in training about the rows that SAEs of one hook are put onto."""
+    seen = {**reader.place(), "hook": hook}
+    every = np.arange(len(reader.data))
+    found = warnings_on(named, seen, what="the model given makes")
+    return found + warnings_on_first_use(named, lambda: reader.sample(every, hook, 0), seen)
 
 
 def read_features(

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
-from ..inputs.split import check_folds
+from ..errors import ConfigError, InputError
+from ..inputs.split import INNER, check_folds
 from ..measure.paired_scores import Predictions
 from .arms import Arm
 from .settings import Budget
@@ -135,9 +135,9 @@ def _fit_arm(
 
 def _check_rows(arm: Arm, X: Any, y: np.ndarray) -> None:
     if X.shape[0] != len(y):
-        raise DataError(f"`{arm.name}`: there must be one label per row; got {X.shape[0]} rows and {len(y)} labels.")
+        raise InputError(f"`{arm.name}`: there must be one label per row; got {X.shape[0]} rows and {len(y)} labels.")
     if len(np.unique(y)) < 2:
-        raise DataError(f"`{arm.name}`: training rows must be of at least two classes; they are all of one.")
+        raise InputError(f"`{arm.name}`: training rows must be of at least two classes; they are all of one.")
 
 
 @contextmanager
@@ -209,7 +209,7 @@ def inner_folds(y: np.ndarray, groups: np.ndarray | None, budget: Budget) -> lis
     DataError
         A class has fewer rows (or groups) than there are folds.
     """
-    check_folds(y, groups, budget.inner, "inner")
+    check_folds(y, groups, budget.inner, INNER.format(budget.inner))
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold

@@ -17,7 +17,7 @@ from ..files import digest_bytes
 from ..inputs.images import Images, read_images
 from ..inputs.labelled import Labelled, check_values, read_labelled
 from ..inputs.settings import Split
-from ..inputs.split import Part, check_folds, draw_rows
+from ..inputs.split import INNER, Part, check_folds, draw_rows
 from ..measure.intervals import LEVEL
 from ..models.vision import VisionModel
 from ..rows.pooling import check_pool
@@ -289,7 +289,7 @@ def check_inner(data: Labelled, budget: Budget, *trains: np.ndarray) -> None:
     """Refuse training rows that cannot fill the inner folds; see `check_folds`."""
     for train in trains:
         together = None if data.together is None else data.together[train]
-        check_folds(data.y[train], together, budget.inner, "inner", data.classes)
+        check_folds(data.y[train], together, budget.inner, INNER.format(budget.inner), data.classes)
 
 
 def _check_size(data: Labelled, size: int, budget: Budget, split: Split) -> None:

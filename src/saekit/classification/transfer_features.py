@@ -17,7 +17,7 @@ from ..inputs.labelled import read_labelled
 from ..inputs.settings import Split
 from ..matching.matching import match_latents
 from ..models.language import LanguageModel
-from ..places import Warned, warnings_on
+from ..places import Warned
 from ..progress import shows_progress
 from ..provenance import place_of
 from ..randomness import random_order
@@ -27,7 +27,7 @@ from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .arms import Arm, dense_pools
 from .cells import transfer_of
-from .features import Named, Reader, View, check_widths
+from .features import Named, Reader, View, check_widths, warnings_at
 from .plan import check_inner, checked_pools, kinds_of, make_plan, reader_of
 from .settings import FEATURE_KINDS, POOLS, ClassifierSettings, Matching
 from .stored_fits import run_jobs
@@ -108,15 +108,12 @@ def transfer_features(
     view = _view(pooled, partners, split.seed, len(labelled))
     fits = run_jobs(plan, lambda arms, _: view, tell)
     result = transfer_of(judge(plan, fits, tell), facts_of(named), notes=notes, about=_about(sides, partners))
-    return saved(replace(result, warnings=_place_warnings(sides)), out)
+    return saved(replace(result, warnings=[*result.warnings, *_place_warnings(sides)]), out)
 
 
 def _place_warnings(sides: Sequence[_Side]) -> list[Warned]:
     """Return what is not as in training about the rows that each model makes for its SAE."""
-    told = [
-        warnings_on([(side.name, side.sae)], {**side.reader.place(), "hook": side.hook}, what="the model given makes")
-        for side in sides
-    ]
+    told = [warnings_at(side.reader, side.hook, [(side.name, side.sae)]) for side in sides]
     return list(dict.fromkeys(itertools.chain(*told)))
 
 

@@ -114,7 +114,7 @@ class Transfer(ArmsResult):
     """
 
     KIND: ClassVar[str] = "transfer"
-    SCHEMA: ClassVar[int] = 4
+    SCHEMA: ClassVar[int] = 5
     PARTS: ClassVar[tuple[str, ...]] = ("arms", "cells", "values")
 
     across: str
@@ -123,19 +123,20 @@ class Transfer(ArmsResult):
     arms: list[ArmTransfer]
     cells: list[Cell]
     """One per arm, training value and test value, in this order."""
-    notes: list[str]
-    """What a reader must know."""
 
     @classmethod
     def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Return a file of an older schema in the layout of this one.
 
         In schema 1 arms were ways with other names; up to schema 3 classes were named without their training rows, and
-        cells told the settings of the first fold only.
+        cells told the settings of the first fold only; up to schema 4 some warnings were texts in `notes`.
         """
-        if plain.get("schema") not in (1, 2, 3):
+        if plain.get("schema") not in (1, 2, 3, 4):
             return plain
         plain = dict(plain)
+        plain["warnings"] = plain.pop("notes") + plain.get("warnings", [])
+        if plain["schema"] == 4:
+            return plain
         if "ways" in plain:
             ways = plain.pop("ways")
             plain["arms"] = [migrated(way) for way in ways]

@@ -38,6 +38,7 @@ from .prune import prune
 from .push import push
 from .report import report
 from .show import show
+from .steer import steer
 from .train import train
 from .transfer import transfer
 from .verify import verify
@@ -88,8 +89,8 @@ def _options(
 
 
 COMMANDS = (
-    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, catalog, verify,
-    convert, push, report, demo,
+    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, steer, catalog,
+    verify, convert, push, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
     app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)

@@ -122,9 +122,12 @@ def print_warnings(warnings: Iterable[Any]) -> None:
 
 def print_evaluation(result: Any) -> None:
     """Print the numbers that matter most, for a screen of ordinary width; the JSON and the page have all."""
-    names = tuple(name for name in _SHOWN if name in result.entries[0].metrics)
+    from ..measure.metrics import leading_recovered
+
+    metrics = result.entries[0].metrics
+    names = (*(name for name in _SHOWN if name in metrics), *leading_recovered(metrics)[:1])
     lines = result.table(names)
-    lines[0] = [heading.removesuffix(" (zero)") for heading in lines[0]]
+    lines[0] = [heading.split(" (")[0] for heading in lines[0]]  # the caption says what it is recovered from
     alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
     print_table([[bare(cell) if i in alone else cell for i, cell in enumerate(line)] for line in lines])
     print_text(result.caption())
@@ -133,7 +136,10 @@ def print_evaluation(result: Any) -> None:
 
 def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
     """Print the measured sizes of an SAE as bars of the variance explained, with the other numbers."""
-    names = [name for name in _ALONG if any(name in point["metrics"] for point in points)]
+    from ..measure.metrics import leading_recovered
+
+    along = (*_ALONG[:-1], *leading_recovered(points[-1]["metrics"] if points else {})[:1], *_ALONG[-1:])
+    names = [name for name in along if any(name in point["metrics"] for point in points)]
     lines = [["latents", "variance explained", *(_SHORTER.get(name, name) for name in names)]]
     for point in points:
         cells = [_number(point["metrics"].get(name, {}).get("value")) for name in names]
@@ -144,9 +150,13 @@ def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
         say("  ".join([numbers[0], line[1].ljust(widths[1]), *numbers[2:]]).rstrip())
 
 
-_ALONG = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa")
-_SHORTER = {"ce_sae": "ce", "ce_recovered_zero": "recovered"}
-_BAR = 28
+_ALONG = ("fvu", "l0", "ce_sae", "rsa")
+_SHORTER = {
+    "ce_sae": "ce",
+    "ce_recovered_zero": "recovered (zero)",
+    "ce_recovered_mean": "recovered (mean)",
+}
+_BAR = 24
 
 
 def _bar(fvu: float | None) -> str:
@@ -160,7 +170,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-_SHOWN = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero")
+_SHOWN = ("fvu", "l0", "dead_fraction", "ce_sae")
 _WITHOUT_INTERVAL = ("l0", "dead_fraction")
 
 

@@ -59,7 +59,6 @@ class Size:
     tokens: int
     """Rows to train on."""
     latents: int
-    batch_rows: int
     test_rows: int
     """Held-out rows for the reconstruction metrics."""
     test_tokens: int
@@ -68,8 +67,8 @@ class Size:
     """Held-out paragraphs to classify, a quarter of them for the test."""
 
 
-FULL = Size(tokens=400_000, latents=1024, batch_rows=512, test_rows=32_768, test_tokens=8_192, paragraphs=4_000)
-SHORT = Size(tokens=20_000, latents=256, batch_rows=256, test_rows=4_096, test_tokens=1_024, paragraphs=1_600)
+FULL = Size(tokens=400_000, latents=1024, test_rows=32_768, test_tokens=8_192, paragraphs=4_000)
+SHORT = Size(tokens=20_000, latents=256, test_rows=4_096, test_tokens=1_024, paragraphs=1_600)
 
 
 @command("The whole flow once, offline, in minutes.", HELP)
@@ -136,10 +135,8 @@ def run(out: Path, *, model: str, data: str, size: Size, progress: Progress) -> 
 def train_saes(lm: LanguageModel, data: str, out: Path, size: Size, progress: Progress) -> list[SAE]:
     """Return two seeds of a TopK SAE, a ReLU SAE and a Matryoshka SAE."""
     from ..rows.capture import capture
-    from ..rows.settings import CaptureSettings
     from ..training.config import Matryoshka, ReLU, TopK
     from ..training.loop import train
-    from ..training.settings import TrainSettings
 
     rows = capture(
         lm,
@@ -147,7 +144,6 @@ def train_saes(lm: LanguageModel, data: str, out: Path, size: Size, progress: Pr
         layer=LAYER,
         tokens=size.tokens,
         out=out / "rows",
-        settings=CaptureSettings(dtype="float16"),
         progress=lambda stage, done, total=None, note="": progress("capture", done, total),
     )
     n = size.latents
@@ -155,7 +151,6 @@ def train_saes(lm: LanguageModel, data: str, out: Path, size: Size, progress: Pr
         [TopK(n_latents=n, k=K), ReLU(n_latents=n, target_l0=K), Matryoshka(n_latents=n, k=K)],
         rows,
         seeds=[[0, 1], [0], [0]],
-        settings=TrainSettings(batch_rows=size.batch_rows),
         out=out / "run",
         resume=True,
         progress=progress,

@@ -8,13 +8,14 @@ from .command import command
 from .console import print_curve, print_facts, print_json, say
 from .options import Json, Saes
 
-HELP = """Show what an SAE file says about itself, without reading its tensors or any model.
+HELP = """Show what an SAE file says about itself, without reading its weights or any model.
 
 \b
   saekit show run/topk-1024-k16-seed0
   saekit show run                       every SAE of a training run
   saekit show hf:owner/name/folder --json
   saekit show layer7.sae.pt             an SAE of another library
+  saekit show hf:EleutherAI/sae-llama-3-8b-32x/layers.10     of a safetensors file, its header is all that is downloaded
 
 Sizes that `saekit prune` measured are drawn as bars: the longer the bar, the more variance is explained.
 """
@@ -66,9 +67,9 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _file(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return size, digest and schema of saekit's own file; the digest of what was read of another library's."""
+    """Return size, digest and schema of saekit's own file."""
     if "file" not in facts:
-        return {"digest": facts["digest"]}
+        return {}
     return {
         "size": f"{facts['file']['bytes'] / 2**20:.1f} MiB",
         "digest": facts["file"]["digest"],

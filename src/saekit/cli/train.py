@@ -91,7 +91,11 @@ def train(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option("--lr", metavar="X", help="Peak learning rate of Adam [2e-4 * sqrt(2**14 / n_latents)]."),
+        typer.Option(
+            "--lr",
+            metavar="X",
+            help="Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4)].",
+        ),
     ] = None,
     tokens: Annotated[
         int | None,

@@ -223,11 +223,12 @@ def sharing_law(has: Sequence[np.ndarray]) -> SharingLaw:
         aic_difference=_aic_difference(fit.errors, plain.errors),
         held_out=fit.held_out,
         plain_held_out=plain.held_out,
-        verdict=_offset_verdict(m, fit.offset, is_better=fit.held_out < plain.held_out),
+        verdict=offset_verdict(m, fit.offset, is_better=fit.held_out < plain.held_out),
     )
 
 
-def _offset_verdict(n_saes: int, offset: Measured, *, is_better: bool) -> str:
+def offset_verdict(n_saes: int, offset: Measured, *, is_better: bool) -> str:
+    """Return what is known about an offset: see `SharingLaw.verdict`."""
     if n_saes < DECIDING_SAES or offset.low is None or offset.high is None:
         return "undecided"
     if offset.low > 0 and is_better:

@@ -21,6 +21,7 @@ from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
 from ..sae.naming import Given, check_finite, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
+from ..training.convergence import undertrained
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
 from .intervals import OverPairs, over_saes
 from .nulls import chance_of, nulls_of
@@ -125,7 +126,7 @@ def _compared_with_chance(
         nulls=nulls,
         groups=_groups(named, matched, rule),
         shared_alive=_shared_alive(counted, over),
-        warnings=_place_warnings(named, source),
+        warnings=_place_warnings(named, source) + undertrained(named),
     )
 
 

@@ -112,6 +112,8 @@ class _Features(TransformerMixin, BaseEstimator):
             from ..rows.pooling import pool_texts
 
             self._check_model()
+            if ask.sae is not None:
+                self._check_first_use(X, ask.sae, ask.place)
             (found,) = pool_texts(
                 self.model,
                 X,
@@ -123,6 +125,22 @@ class _Features(TransformerMixin, BaseEstimator):
                 ),
             )
         return found[self.pool]
+
+    def _check_first_use(self, texts: Any, sae: SAE, hook: str) -> None:
+        """Warn where an SAE of another library does not do on these texts what its file states."""
+        from ..models.deferred import defer_model
+        from ..places import warn
+        from ..rows.first_use import first_rows, warnings_on_first_use
+        from ..rows.pooling import place_of_pooling
+        from ..rows.settings import StreamSettings
+        from ..rows.stream import stream
+        from ..sae.naming import name_of
+
+        def rows() -> Any:
+            return first_rows(stream(self.model, list(texts), hook=hook, settings=StreamSettings(outliers=None)))
+
+        seen = {**place_of_pooling(defer_model(self.model)), "hook": hook}
+        warn(warnings_on_first_use([(name_of(sae), sae)], rows, seen))
 
     def _pooled_rows(self, X: Any, ask: Ask) -> Any:
         """Pool every row of an array as a document of its own."""
@@ -137,11 +155,14 @@ class _Features(TransformerMixin, BaseEstimator):
         self._check_width(X.shape[1])
         if ask.sae is not None:
             from ..places import warn, warnings_on
+            from ..rows.first_use import warnings_on_first_use
             from ..rows.opening import SCALE_ROWS, variance_of
             from ..sae.naming import name_of
 
-            seen = {"row_variance": variance_of(torch.from_numpy(np.array(X[:SCALE_ROWS])))}
-            warn(warnings_on([(name_of(ask.sae), ask.sae)], seen))
+            first = torch.from_numpy(np.array(X[:SCALE_ROWS]))
+            named = [(name_of(ask.sae), ask.sae)]
+            warn(warnings_on(named, {"row_variance": variance_of(first)}))
+            warn(warnings_on_first_use(named, lambda: first, {}))
         blocks = range(0, len(X), _ROWS_AT_ONCE)
         batches = (
             (

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from ..measure.controls import Reconstructor, pca_reconstructor, reconstructor_of, untrained_like
+from ..measure.controls import Reconstructor, latents_used, pca_reconstructor, reconstructor_of, untrained_like
 from ..measure.reconstruction import Calibration
 from ..sae.digest import bytes_of
 from ..sae.model import SAE
 from ..sae.naming import shape_of, training_config
+from ..sae.rules import TopKRule
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,20 @@ def _frozen_among(named: Sequence[tuple[str, SAE]]) -> list[int]:
 
 
 def _control_key(sae: SAE, l0: float) -> tuple[Any, ...]:
-    """SAEs with equal keys share their untrained control: shape, rule, scaling and, for thresholds, the L0 to match."""
+    """SAEs with equal keys share their untrained control: shape, rule, scaling and the L0 to match."""
     scaling = (str(sae.scaling.settings()), *(bytes(bytes_of(tensor)) for tensor in sae.scaling.tensors().values()))
     group = id(sae) if sae.rule.name == "groupmax" else 0
     settings = sae.rule.settings()
+    if isinstance(sae.rule, TopKRule):
+        settings["k"] = latents_used(l0, sae.n_latents)
     return sae.n_latents, sae.rule.name, str(settings), group, scaling, sae.dtype, None if settings else round(l0, 3)
 
 
 def _untrained(sae: SAE, calibration: Calibration, l0: float, seed: int) -> Reconstructor:
     blank = untrained_like(sae, calibration.mean, calibration.sample, l0, seed)
     about: dict[str, Any] = {
-        "made": "random unit decoder rows, encoder equal to them, biases at the mean row",
+        "made": "random unit directions about the mean row; one factor and a bias of the decoder by least squares",
+        "factor": float(blank.W_dec[0].norm()),
         "seed": seed,
         "fitted_on": calibration.about,
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from ..errors import ConfigError, FormatError, did_you_mean, listed
 from ..files import unsealed
 from ..measure.accumulators import DensityHistogram
-from ..measure.metrics import Metrics
+from ..measure.metrics import Metrics, leading_ablation, leading_recovered
 from ..measure.results import Result, result_to_json
 from ..settings import brief
 
@@ -25,6 +26,11 @@ class Control:
     """The SAE's value minus its own, over the same resamples of documents (paired)."""
     about: dict[str, Any] = field(default_factory=dict)
     """How it was made."""
+    verdicts: dict[str, str] = field(default_factory=dict)
+    """By metric (`fvu` and, with a language model, `ce_sae`): whether the SAE is ``better``, ``worse``, ``equivalent``
+    or ``undecided``, for the margin of the metric, corrected for the number of SAEs and baselines (Holm)."""
+    detects: dict[str, float] = field(default_factory=dict)
+    """By the same metrics: the true difference that such an interval, uncorrected, decides 4 times in 5."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Evaluation(Result):
     """
 
     KIND: ClassVar[str] = "evaluation"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
 
     rows: dict[str, Any]
     """``info`` of the rows: model, hook, data, digest, filters."""
@@ -133,6 +139,19 @@ class Evaluation(Result):
             raise FormatError("`metrics` must equal those of the first entry; they differ. The file was altered.")
         return result
 
+    @classmethod
+    def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON object of schema 1 or 2 in the layout of 3: untrained SAEs had no factor."""
+        if plain.get("schema") not in (1, 2) or not isinstance(plain.get("entries"), list):
+            return plain
+        plain = copy.deepcopy(plain)
+        for entry in plain["entries"]:
+            controls = entry.get("controls") if isinstance(entry, dict) else None
+            untrained = controls.get("untrained") if isinstance(controls, dict) else None
+            if isinstance(untrained, dict) and isinstance(untrained.setdefault("about", {}), dict):
+                untrained["about"].setdefault("factor", 1.0)
+        return plain
+
     def check(self) -> None:
         """Refuse what contradicts itself; raises `FormatError`."""
         if not self.entries:
@@ -145,9 +164,10 @@ class Evaluation(Result):
         ----------
         names
             Metrics to show; by default fvu, l0, dead_fraction, cosine and, with a language model, ce_sae,
-            ce_recovered_zero, ce_recovered_mean, kl.
+            kl and the fraction of it recovered, first against the ablation that costs the model less.
         """
-        names = names or tuple(name for name in _SHOWN if name in self.entries[0].metrics)
+        metrics = self.entries[0].metrics
+        names = names or (*(name for name in _SHOWN if name in metrics), *leading_recovered(metrics))
         lines = [["", *(_HEADINGS.get(name, name) for name in names)]]
         for entry in self.entries:
             lines.append([entry.name, *(_cell(entry.metrics, name) for name in names)])
@@ -161,16 +181,27 @@ class Evaluation(Result):
         """Return the line under the table: rows, tokens, level of the intervals."""
         tokens = "" if self.language_model is None else f", {self.language_model['n_tokens']:,} predicted tokens"
         seen = "; rows that the SAE was trained on" if any(entry.on_training_rows for entry in self.entries) else ""
-        return f"{self.n_rows:,} rows{tokens}; {self.settings['intervals']['level']:.0%} intervals{seen}"
+        level = f"{self.settings['intervals']['level']:.0%} intervals"
+        return f"{self.n_rows:,} rows{tokens}; {level}{seen}{_against(self.entries[0].metrics)}"
 
 
-_SHOWN = ("fvu", "l0", "dead_fraction", "cosine", "ce_sae", "ce_recovered_zero", "ce_recovered_mean", "kl")
+_SHOWN = ("fvu", "l0", "dead_fraction", "cosine", "ce_sae", "kl")
 _HEADINGS = {
     "dead_fraction": "dead",
     "ce_sae": "ce",
     "ce_recovered_zero": "recovered (zero)",
     "ce_recovered_mean": "recovered (mean)",
 }
+
+
+def _against(metrics: Metrics) -> str:
+    """Return what the recovered cross-entropy is measured against: the ablation that costs less, next to the other."""
+    if not all(name in metrics for name in ("ce_zero", "ce_mean")):
+        return ""
+    costs = {name: metrics[f"ce_{name}"].value for name in ("mean", "zero")}
+    first = leading_ablation(costs["zero"], costs["mean"])
+    other = next(name for name in costs if name != first)
+    return f"; recovered from {first}-ablation, CE {costs[first]:.3g} ({other}-ablation: {costs[other]:.3g})"
 
 
 def _cell(metrics: Metrics, name: str) -> str:

@@ -5,6 +5,7 @@ One pass over the rows serves all SAEs and all their controls; nothing of size r
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,8 +14,11 @@ from typing import Any
 from ..errors import ConfigError
 from ..inputs.records import repeatable
 from ..measure.fidelity import SplicedModel, place_warnings
+from ..measure.intervals import Estimate
+from ..measure.metrics import METRICS
 from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
 from ..measure.settings import CE_TOKENS
+from ..measure.verdicts import detectable, family_verdicts, resolution
 from ..models.language import LanguageModel
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
@@ -116,6 +120,7 @@ def evaluate(
         measured.reconstructors, source, calibration.mean, spliced=spliced, settings=settings, progress=progress
     )
     info = dict(source.info)
+    entries = [_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)]
     return Evaluation(
         saekit=release(),
         versions=library_versions(spliced is not None),
@@ -123,7 +128,7 @@ def evaluate(
         rows=info,
         n_rows=found.n_rows,
         language_model=found.language_model,
-        entries=[_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)],
+        entries=decided(entries, measured.controls, found.estimates),
         warnings=place_warnings(named, source, spliced),
     )
 
@@ -156,6 +161,49 @@ def _facts(settings: EvaluationSettings, spliced: SplicedModel | None, fitted_on
         "seed": settings.seed,
         "intervals": interval_facts(settings.intervals),
     }
+
+
+DECIDED = ("fvu", "ce_sae")
+"""Metrics with a verdict: is the SAE better than its baseline?"""
+
+
+def decided(
+    entries: Sequence[Evaluated], controls: Sequence[dict[str, int]], estimates: Sequence[dict[str, Estimate]]
+) -> list[Evaluated]:
+    """Return what was measured about SAEs with the verdicts over their baselines; each metric is one family of claims.
+
+    Parameters
+    ----------
+    entries
+        SAEs with their baselines.
+    controls
+        Per SAE, by label the index of each baseline.
+    estimates
+        By index and metric.
+    """
+    pairs = [(at, label, other) for at, each in enumerate(controls) for label, other in each.items()]
+    verdicts: dict[tuple[int, str], dict[str, str]] = {(at, label): {} for at, label, _ in pairs}
+    detects: dict[tuple[int, str], dict[str, float]] = {(at, label): {} for at, label, _ in pairs}
+    for name in DECIDED:
+        known = [pair for pair in pairs if name in estimates[pair[0]] and name in estimates[pair[2]]]
+        # less is better of both metrics, so the baseline minus the SAE
+        gaps = [estimates[other][name].minus(estimates[at][name]) for at, _, other in known]
+        margin = METRICS[name].margin
+        for (at, label, _), gap, word in zip(known, gaps, family_verdicts(gaps, margin, least=None, most=None)):
+            verdicts[at, label][name] = word
+            half = resolution(gap.measured(""))
+            if not math.isnan(half):
+                detects[at, label][name] = detectable(half, margin)
+    return [
+        replace(
+            entry,
+            controls={
+                label: replace(control, verdicts=verdicts[at, label], detects=detects[at, label])
+                for label, control in entry.controls.items()
+            },
+        )
+        for at, entry in enumerate(entries)
+    ]
 
 
 _COMMON = ("redundancy_null", "ce_clean", "ce_zero", "ce_mean")  # the same for an SAE and its controls

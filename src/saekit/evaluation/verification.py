@@ -24,6 +24,7 @@ from ..places import Warned
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, known_place, library_versions, place_of, release
 from ..rows.capture import capture
+from ..rows.first_use import claims_of, doubts_about
 from ..rows.settings import CaptureSettings
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -32,8 +33,6 @@ from ..sae.scaling import Scaling
 from ..settings import Progress, silent, suggest_keywords
 from ..terminal import plain
 
-L0_FACTOR = 3.0
-"""A measured L0 more than this many times above or below the stated one is another SAE, or other rows."""
 _CLEARLY = 0.9  # an alternative is a cause when its FVU is at most this fraction of the measured one, and below 1
 _MATTERS = 0.95  # above this, what is measured now is not questioned
 
@@ -151,7 +150,9 @@ def verify(
     found = measure_saes([value], source, settings=MeasureSettings(), progress=progress)
     metrics = found.metrics(0)
     claimed = claims_of(value)
-    doubts = _doubts(metrics["fvu"], metrics["l0"], claimed)
+    doubts = doubts_about(metrics["fvu"], metrics["l0"], claimed)
+    if not doubts and metrics["fvu"].value > _MATTERS:
+        doubts.append(Warned("fvu_near_mean", f"FVU {metrics['fvu']}: almost nothing is explained"))
     causes = _likely_causes(value, taker, place, metrics["fvu"], doubts)
     if not stated:
         doubts.append(Warned("place_not_stated", f"the file names no hook; {place} fits best"))
@@ -193,30 +194,6 @@ def _likely_causes(sae: SAE, taker: _Taker, place: str, now: Measured, doubts: l
         message = f"the SAE explains clearly more with {causes[0].what}: FVU {causes[0].fvu:.3g}, here {now}"
         doubts.append(Warned("other_fits_better", message))
     return causes
-
-
-def claims_of(sae: SAE) -> dict[str, float]:
-    """Return the numbers that a file states about its SAE: ``l0`` and ``fvu``, where they are numbers."""
-    claimed = sae.provenance.get("claimed")
-    claimed = claimed if isinstance(claimed, dict) else {}
-    k = sae.rule.settings().get("k")
-    known = {**({"l0": k} if k is not None else {}), **claimed}
-    return {key: float(known[key]) for key in ("l0", "fvu") if isinstance(known.get(key), int | float)}
-
-
-def _doubts(measured: Measured, l0: Measured, claimed: dict[str, float]) -> list[Warned]:
-    """Return what does not fit, as warnings."""
-    doubts = []
-    if measured.value is None or not measured.value < 1:
-        message = f"FVU {measured} is no better than the mean row: wrong rows, or a wrong reading of the file"
-        doubts.append(Warned("fvu_above_mean", message))
-    elif measured.value > _MATTERS:
-        doubts.append(Warned("fvu_near_mean", f"FVU {measured}: almost nothing is explained"))
-    stated = claimed.get("l0")
-    if stated and (l0.value is None or not stated / L0_FACTOR <= l0.value <= stated * L0_FACTOR):
-        message = f"{l0} latents per row are active, and the file states {stated:g}: more than {L0_FACTOR:g} times off"
-        doubts.append(Warned("l0_off", message))
-    return doubts
 
 
 # -------------------------------------------------------------------------------------------------------- alternatives

@@ -25,9 +25,7 @@ from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of
 from ..settings import suggest_keywords
 from .edits import AblateTop, Edit, Edits, checked_edits, difference_of, written_by
-
-AT = ("all", "prompt", "generated", "last")
-"""Which tokens are edited: all; those of the prompt; those that are generated; the last of the prompt."""
+from .settings import AT
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,24 +113,42 @@ def attach(
             ...
     """
     value = as_sae(sae)
-    if value.d_in != value.d_out or value.provenance.get("hook_out"):
-        raise ShapeError(
-            "attach: the SAE must write where it reads; it is a transcoder, which reads one module and writes another."
-        )
     given = load_model(model) if isinstance(model, str | os.PathLike) else model
     root = given.model if isinstance(given, PretrainedModel) else given
     if not isinstance(root, nn.Module):
         raise ConfigError(f"attach: `model` must be a model or its name; got {type(model).__name__}.")
-    changed = checked_edits(value, {} if edits is None else edits)
-    reader, target = _find(root, place_of(value, layer=layer, hook=hook, where="attach"))
-    _warn_about(given, value, target)
+    place = place_of(value, layer=layer, hook=hook, where="attach")
+    with attached(given, value, edits or {}, at=at, hook=place, keep_error=keep_error, special=special) as found:
+        _warn_about(given, value, found.hook)
+        yield found
+
+
+@contextmanager
+def attached(
+    given: PretrainedModel | nn.Module,
+    sae: SAE,
+    edits: Edits,
+    *,
+    at: str | Tensor,
+    hook: str,
+    keep_error: bool = True,
+    special: bool = False,
+) -> Iterator[Attached]:
+    """Attach as `attach` does, without a word about where the SAE belongs: for results, which state it themselves."""
+    if sae.d_in != sae.d_out or sae.provenance.get("hook_out"):
+        raise ShapeError(
+            "attach: the SAE must write where it reads; it is a transcoder, which reads one module and writes another."
+        )
+    root = given.model if isinstance(given, PretrainedModel) else given
+    changed = checked_edits(sae, edits)
+    reader, target = _find(root, hook)
     positions = _Positions.of(given, reader, at, special)
-    attached = Attached(root, target, getattr(given, "tokenizer", None))
-    function = _edited(value, changed, keep_error, attached.change)
+    found = Attached(root, target, getattr(given, "tokenizer", None))
+    function = _edited(sae, changed, keep_error, found.change)
     before = reader.register_forward_pre_hook(positions.start_of_pass, with_kwargs=True)
     try:
         with splice(reader, target, function, mask=positions.edited), _generating(root, positions):
-            yield attached
+            yield found
     finally:
         before.remove()
 

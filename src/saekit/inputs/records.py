@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, listed
+from ..errors import InputError, listed
 from .hub_datasets import choose_split, named_labels
 
 READABLE = (
@@ -39,7 +39,7 @@ def open_values(data: Any, split: str | None) -> tuple[Iterator[Any], dict[str, 
         source["split"] = choose_split(data, split, type(data).__name__)
         return named_labels(data[source["split"]]), source
     if split is not None and split != str(getattr(data, "split", None)):
-        raise DataError(
+        raise InputError(
             f"data in memory have no split `{split}` ({type(data).__name__}). Give the rows that are meant and leave "
             "the split out, or give a DatasetDict."
         )
@@ -84,7 +84,7 @@ def one_column(data: Any, text: str = "text") -> list[Any]:
     for record in records_of(data):
         if isinstance(record, Mapping):
             if len(record) != 1 and text not in record:
-                raise DataError(
+                raise InputError(
                     f"texts must be one column; got the columns {listed(record)}. Give the one that holds them."
                 )
             record = record[text] if text in record else next(iter(record.values()))
@@ -102,7 +102,7 @@ def rows_of_columns(columns: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
     """
     names = [str(name) for name in columns]
     if len(set(names)) < len(names):
-        raise DataError(f"columns must have different names; they are called {listed(names, 12)}.")
+        raise InputError(f"columns must have different names; they are called {listed(names, 12)}.")
     for values in _side_by_side({name: _entries(column) for name, column in zip(names, columns.values())}):
         yield dict(zip(names, values))
 
@@ -160,7 +160,7 @@ def _rows_of_mapping(data: Mapping[Any, Any]) -> Iterator[Any]:
     if _are_splits(data):
         return named_labels(data[choose_split(data, None, type(data).__name__)])
     if not data or not all(_is_container(values) for values in data.values()):
-        raise DataError(
+        raise InputError(
             "a dictionary must hold columns of one length, {'text': […], 'label': […]}; this one has the keys "
             f"{listed(data)}. Records come in a list: [{{'text': …}}, {{'text': …}}]."
         )
@@ -178,7 +178,7 @@ def _rows_of_pair(texts: Any, labels: Any) -> Iterator[tuple[Any, ...]]:
 def _rows_of_frame(frame: Any) -> Iterator[dict[str, Any]]:
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
-        raise DataError(f"columns must have different names; they are called {listed(names, 12)}.")
+        raise InputError(f"columns must have different names; they are called {listed(names, 12)}.")
     for values in frame.itertuples(index=False, name=None):
         yield dict(zip(names, map(plain, values)))
 
@@ -222,7 +222,7 @@ def _side_by_side(columns: Mapping[str, Iterator[Any]]) -> Iterator[tuple[Any, .
     for n, values in enumerate(zip_longest(*columns.values(), fillvalue=end)):
         short = [name for name, value in zip(columns, values) if value is end]
         if short:
-            raise DataError(f"columns must have one length; {listed(short)} ends after {n} entries, others go on.")
+            raise InputError(f"columns must have one length; {listed(short)} ends after {n} entries, others go on.")
         yield tuple(map(plain, values))
 
 
@@ -241,4 +241,4 @@ def _entries(data: Any) -> Iterator[Any]:
         why = f" of shape {data.shape}. Give one column"
     elif hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
         return iter(data)
-    raise DataError(f"data in memory must be {READABLE}; got {type(data).__name__}{why}.")
+    raise InputError(f"data in memory must be {READABLE}; got {type(data).__name__}{why}.")

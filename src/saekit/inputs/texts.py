@@ -178,13 +178,13 @@ class _Gathering:
             return {**self._by_columns(record[0], row), label: record[1]}
         if record is None or isinstance(record, str):
             if self.text != "text":
-                raise DataError(
+                raise InputError(
                     f"`{self.name}` holds texts without names of columns; a column `{self.text}` is asked for. Leave "
                     "the name of the text column out."
                 )
             return {"text": record}
         if not isinstance(record, Mapping):
-            raise DataError(
+            raise InputError(
                 f"`{self.name}` must hold texts or dictionaries with a column `{self.text}`; record {row} is "
                 f"{type(record).__name__}. What can be read: {READABLE}."
             )
@@ -198,7 +198,7 @@ class _Gathering:
             return ""
         if not isinstance(value, str):
             hint = _CHAT if _is_chat(value) else "Name the column that holds the text (--text)."
-            raise DataError(
+            raise InputError(
                 f"column `{self.text}` of `{self.name}` must hold text; row {row} has {shortened(value)} "
                 f"({type(value).__name__}). {hint}"
             )
@@ -222,7 +222,7 @@ class _Gathering:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise DataError(
+            raise InputError(
                 f"column `{name}` of `{self.name}` must hold Unicode text; row {row} has half of a surrogate pair, "
                 f"{value[error.start]!a}, at character {error.start}. Remove it."
             ) from None
@@ -290,7 +290,7 @@ def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
         raise
     except Exception as error:
         # datasets raises classes of pandas, pyarrow, gzip and fsspec
-        raise DataError(f"`{name}` cannot be read: {first_line(error)}. Is it complete?") from error
+        raise InputError(f"`{name}` cannot be read: {first_line(error)}. Is it complete?") from error
 
 
 def _open(data: Any, text: str, split: str | None, columns: Sequence[str] | None) -> Records:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..sae.codes import Codes
 from ..sae.model import SAE
 from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
+from .accumulators import double
 from .pca import PCA
 
 CALIBRATED_NUMBERS = 2**24
@@ -61,11 +62,12 @@ def pca_reconstructor(pca: PCA, about: dict[str, Any]) -> Reconstructor:
 
 
 def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int) -> SAE:
-    """Return an SAE of the same shape, rule and scaling that never saw a gradient.
+    """Return an SAE of the same shape, rule, scaling and L0 that never saw a gradient, at its best scale.
 
-    Decoder rows are random unit vectors, the encoder equals the decoder, and both biases are the mean row. TopK and
-    GroupMax keep their k; rules that look at one latent at a time get one threshold for all latents, set so that
-    `l0` latents fire per row of `sample`.
+    Encoder rows are random unit vectors about the mean row. The decoder is the same vectors times one factor, with a
+    bias, both from least squares on `sample`: without the factor the reconstructions are far too long, and any SAE
+    would look good. TopK keeps as many latents as `sae` uses, GroupMax its k; rules that look at one latent at a time
+    get one threshold for all latents, set so that `l0` latents fire per row of `sample`.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
     mean
         ``[d]`` mean row.
     sample
-        ``[m, d]`` rows for the threshold.
+        ``[m, d]`` rows for the threshold, the factor and the bias.
     l0
         Latents per row that `sae` uses.
     seed
@@ -97,13 +99,41 @@ def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int)
     }
     threshold = W.new_zeros(sae.n_latents)
     blank = sae.replace(W_enc=W, W_dec=W, rule=JumpReLURule(threshold), **same)
-    return blank.replace(rule=_rule_like(sae.rule, blank, sample, l0))
+    return rescaled(blank.replace(rule=_rule_like(sae.rule, blank, sample, l0)), sample)
+
+
+def rescaled(sae: SAE, sample: Tensor) -> SAE:
+    """Return an SAE whose decoder is multiplied by the factor, and whose bias is the one, that fit rows best.
+
+    They minimize ``sum_i ||x_i - undo(factor (x_hat_i - bias of the SAE) + bias)||^2`` in the units of the rows.
+    """
+    with torch.no_grad():
+        _, context = sae.scaling.apply(sample)
+        nothing = sae.scaling.undo(torch.zeros_like(sample), context)
+        slope = double(sae.scaling.undo(torch.ones_like(sample), context) - nothing)
+        silent = sae.replace(b_dec=torch.zeros_like(sae.b_dec))
+        written = double(silent.reconstruct(sample) - nothing)
+    wanted = double(sample - nothing)
+
+    def bias_of(rows: Tensor) -> Tensor:
+        """Return the bias that fits rows best by itself: a mean, weighted where every row has its own scale."""
+        return (slope * rows).sum(0) / slope.square().sum(0)
+
+    varied, rest = (rows - slope * bias_of(rows) for rows in (written, wanted))
+    spread = float(varied.square().sum())
+    factor = float((varied * rest).sum()) / spread if spread > 0 else 0.0
+    return sae.replace(W_dec=sae.W_dec * factor, b_dec=bias_of(wanted - factor * written).to(sae.b_dec))
+
+
+def latents_used(l0: float, n_latents: int) -> int:
+    """Return the k of a TopK rule that uses `l0` latents per row."""
+    return max(1, min(round(l0), n_latents))
 
 
 def _rule_like(rule: Rule, blank: SAE, sample: Tensor, l0: float) -> Rule:
-    """Return the same rule, without what it learned."""
+    """Return the same rule, without what it learned; as many latents fire."""
     if isinstance(rule, TopKRule):
-        return TopKRule(rule.k, sign=rule.sign)
+        return TopKRule(latents_used(l0, blank.n_latents), sign=rule.sign)
     if isinstance(rule, GroupMaxRule):
         return GroupMaxRule(rule.k, rule.group)
     rows = sample[: max(CALIBRATED_NUMBERS // blank.n_latents, 16)]

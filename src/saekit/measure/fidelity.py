@@ -30,6 +30,7 @@ from ..settings import Progress
 from .accumulators import Fidelity
 from .controls import Reconstructor
 from .intervals import N_GROUPS, Estimate, Sample
+from .metrics import leading_ablation
 from .settings import CE_TOKENS as CE_TOKENS
 from .settings import TextSettings
 
@@ -299,7 +300,9 @@ def measure_fidelity(
         "context": context,
         "passed_through": skipped.facts(),
     }
-    return [fidelity.compute(sample) for fidelity in fidelities], facts
+    estimates = [fidelity.compute(sample) for fidelity in fidelities]
+    facts["leading_ablation"] = leading_ablation(*(estimates[0][name].value for name in ("ce_zero", "ce_mean")))
+    return estimates, facts
 
 
 def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callable[[Tensor], Tensor]:

@@ -302,8 +302,8 @@ def interval(
     level
         Coverage.
     least, most
-        Range of the quantity. With both, the interval is symmetric on the logit scale of that range, with `least`
-        alone on the log scale.
+        Range of the quantity. With both, the interval is symmetric on the logit scale of that range, and holds an end
+        of the range that it would reach on the plain scale; with `least` alone it is symmetric on the log scale.
     counts
         Independent observations: where the estimate does not vary, what they leave open (1 - 0.025^(1/n)).
     """
@@ -313,6 +313,9 @@ def interval(
     down, up = spread.arms(level)
     scale, slope, back = _scale(value, least, most)
     low, high = back(scale - down * slope * spread.error), back(scale + up * slope * spread.error)
+    if least is not None and most is not None:  # the logit scale alone would exclude 0 and 1, which may be the truth
+        low = least if value - down * spread.error <= least else low
+        high = most if value + up * spread.error >= most else high
     return _cut((min(low, value), max(high, value)), least, most)
 
 

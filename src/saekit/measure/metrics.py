@@ -5,12 +5,14 @@ A formula never changes under a name: a new formula gets a new name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import FormatError, did_you_mean
 from .results import Measured
+from .settings import MARGIN
 from .tables import html_table
 
 
@@ -42,6 +44,8 @@ class Metric:
     since: str = "0.1"
     least: float | None = None
     most: float | None = None
+    margin: float = MARGIN
+    """Differences smaller than this count as none, in verdicts."""
 
 
 _FVU = "sum ||x - xh||^2 / sum ||x - mean(x)||^2: 0 is perfect, 1 is as good as predicting the mean row"
@@ -60,6 +64,7 @@ _HANDED_OVER = "fraction of those on which the parent no longer fires at this si
 _SHARED = "fraction of latents whose partner in decoder and encoder matching is the same, both cosines above 0.7"
 _CE = "next-token cross-entropy"
 _TOKEN = "nats per token"
+_SPARED = "; tokens that are no rows (BOS) stay as they are"
 
 _DECLARED = (
     Metric("fvu", "fraction", "lower", _FVU, least=0),
@@ -86,7 +91,7 @@ _DECLARED = (
     Metric("rsa", "correlation", "higher", _RSA, least=-1, most=1),
     Metric("cka", "fraction", "higher", f"{_CKA} xh", most=1),
     Metric("cka_codes", "fraction", "higher", f"{_CKA} f", most=1),
-    Metric("description_length", "bits per row", "lower", _LENGTH, least=0),
+    Metric("description_length", "bits per row", "lower", _LENGTH, least=0, margin=1.0),
     Metric("purity", "fraction", "higher", f"{_MEAN} of max_t p(t), p(t) = sum f [token = t] / sum f", least=0, most=1),
     Metric("purity_chance", "fraction", "neither", "the same if firings fell on tokens at random", least=0, most=1),
     Metric("detection", "AUC", "higher", _DETECTION, least=0, most=1),
@@ -98,8 +103,8 @@ _DECLARED = (
     Metric("shared", "fraction", "higher", _SHARED, least=0, most=1),
     Metric("ce_clean", _TOKEN, "lower", f"{_CE} of the untouched language model", least=0),
     Metric("ce_sae", _TOKEN, "lower", f"{_CE} with xh in place of x", least=0),
-    Metric("ce_zero", _TOKEN, "neither", f"{_CE} with 0 in place of x", least=0),
-    Metric("ce_mean", _TOKEN, "neither", f"{_CE} with mean(x) in place of x", least=0),
+    Metric("ce_zero", _TOKEN, "neither", f"{_CE} with 0 in place of x{_SPARED}", least=0),
+    Metric("ce_mean", _TOKEN, "neither", f"{_CE} with mean(x) in place of x{_SPARED}", least=0),
     Metric("ce_recovered_zero", "fraction", "higher", "(ce_zero - ce_sae) / (ce_zero - ce_clean)"),
     Metric("ce_recovered_mean", "fraction", "higher", "(ce_mean - ce_sae) / (ce_mean - ce_clean)"),
     Metric("kl", _TOKEN, "lower", "mean over tokens of sum_v p_clean (log p_clean - log p_sae)", least=0),
@@ -110,6 +115,39 @@ SHOWN = 6
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}
 """Every metric by name, in the order in which tables show them."""
+
+
+RECOVERED = ("ce_recovered_mean", "ce_recovered_zero")
+"""Recovered cross-entropies; which of them leads is said by `leading_ablation`."""
+
+
+def leading_ablation(ce_zero: float, ce_mean: float) -> str:
+    """Return the ablation that recovered cross-entropies are stated against: the one that costs the model less.
+
+    Where BOS passes through, zero-ablation often costs more than a model that knows nothing (its cross-entropy is above
+    the logarithm of the vocabulary), and against such a baseline anything recovers nearly all.
+
+    >>> leading_ablation(10.3, 5.3)
+    'mean'
+    """
+    return "zero" if ce_zero < ce_mean else "mean"
+
+
+def leading_recovered(recovered: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the recovered cross-entropies that were measured, the leading one first: it recovers less.
+
+    Parameters
+    ----------
+    recovered
+        By name a `Measured`, or what its `to_json` gives.
+    """
+
+    def value(name: str) -> float:
+        each = recovered[name]
+        found = each["value"] if isinstance(each, Mapping) else each.value
+        return math.inf if found is None or math.isnan(found) else found
+
+    return tuple(sorted((name for name in RECOVERED if name in recovered), key=value))
 
 
 class Metrics(Mapping[str, Measured]):

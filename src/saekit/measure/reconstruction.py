@@ -29,7 +29,7 @@ CALIBRATION_ROWS = 32_768
 """First rows that the mean row and the principal components are computed from."""
 
 SAMPLE_ROWS = 4_096
-"""Rows of these that are kept to find thresholds and the number of components."""
+"""Rows of these, evenly spaced, that thresholds, scales and the number of components are found from, at most."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Calibration:
     mean: Tensor
     """Mean row ``[d]``."""
     sample: Tensor
-    """First rows ``[m, d]``."""
+    """Some of these rows ``[m, d]``, evenly spaced, so that they come from many documents."""
     pca: PCA | None
     """Principal components; None where they were not asked for, or of a single row."""
     about: str
@@ -169,12 +169,12 @@ def calibrate(rows: Source, settings: MeasureSettings, *, with_pca: bool, own: b
     limit = min(CALIBRATION_ROWS, settings.max_rows or CALIBRATION_ROWS) if own else CALIBRATION_ROWS
     covariance, moments = Covariance(rows.d_in), Moments(rows.d_in, n_groups=1)
     sample: list[Tensor] = []
+    stride = -(-min(limit, rows.n_rows or limit) // SAMPLE_ROWS)
     for first, x, _ in numbered_batches(rows, settings.batch_rows, limit):
         moments.update(x, torch.zeros(len(x), dtype=torch.long))
         if with_pca:
             covariance.update(x)
-        if first < SAMPLE_ROWS:
-            sample.append(x[: SAMPLE_ROWS - first].clone())
+        sample.append(x[-first % stride :: stride].clone())
     if not sample:
         raise DataError("evaluate: there must be at least one row; the source has none. Is the data empty?")
     pca = covariance.compute() if covariance.n_rows > 1 else None

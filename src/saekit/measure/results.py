@@ -163,7 +163,14 @@ class Result:
             Another kind, a newer schema, a key that is unknown or missing, a value that contradicts another.
         """
         plain = unsealed(plain, where)
-        result = result_from_json(cls, cls.migrate(plain) if isinstance(plain, dict) else plain)
+        try:
+            migrated = cls.migrate(plain) if isinstance(plain, dict) else plain
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:  # old files have no seal
+            raise FormatError(
+                f"`{where}` must hold what results of schema {plain.get('schema')!r} hold; not so: {error!r:.99}. "
+                "The file was altered."
+            ) from error
+        result = result_from_json(cls, migrated)
         result.check()
         return result
 

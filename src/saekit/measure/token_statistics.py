@@ -330,14 +330,14 @@ def labels_of(
         shares: dict[str, float] = {}
         for token, share in tokens:
             if token not in texts:
-                texts[token] = _shown(decode(token))
+                texts[token] = shown_token(decode(token))
             shares[texts[token]] = shares.get(texts[token], 0.0) + share
         kept = [text for place, (text, share) in enumerate(shares.items()) if not place or share >= least_share]
         labels.append(" · ".join(f"`{text}`" for text in kept[:n]))
     return labels
 
 
-def _shown(text: str) -> str:
+def shown_token(text: str) -> str:
     """Return a token's text without the space around it; white space alone is written as in a string literal."""
     return text.strip() if text.strip() else repr(text)[1:-1]
 

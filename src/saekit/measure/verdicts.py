@@ -7,12 +7,14 @@ that the chance of any false one stays below 1 - level. See "Verdict" in ``docs/
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from ..errors import ConfigError
-from .intervals import LEVEL, NORMAL, Estimate
+from .intervals import LEVEL, NORMAL, student
 from .results import Measured
 from .settings import MARGIN
 
@@ -49,8 +51,66 @@ def verdict(difference: Measured, margin: float = MARGIN) -> str:
     return "equivalent" if -margin <= difference.low and difference.high <= margin else "undecided"
 
 
+class HasInterval(Protocol):
+    """What has an interval of any level: an `Estimate`, or a `Stored` one."""
+
+    def measured(
+        self, unit: str, level: float = LEVEL, *, least: float | None = None, most: float | None = None
+    ) -> Measured:
+        """Return the value with its interval of a level."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A difference of which only the value and its 95 % interval are known, so that it can be decided again.
+
+    Parameters
+    ----------
+    difference
+        Value and interval.
+    degrees
+        Degrees of freedom of its error: one less than the seeds or groups; infinite where there were many.
+    """
+
+    difference: Measured
+    degrees: float = math.inf
+
+    def measured(
+        self, unit: str = "", level: float = LEVEL, *, least: float | None = None, most: float | None = None
+    ) -> Measured:
+        """Return the interval of another level: both arms longer in proportion to Student's t."""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None:
+            return self.difference
+        value, longer = self.difference.value, student(self.degrees, level) / student(self.degrees)
+        low, high = value - (value - low) * longer, value + (high - value) * longer
+        return replace(
+            self.difference,
+            low=low if least is None else max(low, least),
+            high=high if most is None else min(high, most),
+        )
+
+    def oriented(self, sign: int, null: float = 0.0) -> Stored:
+        """Return the difference from `null`, turned over where `sign` is -1, so that more is better."""
+        gap = self.difference
+        ends = [None if end is None else sign * (end - null) for end in (gap.low, gap.high)]
+        low, high = ends if sign > 0 else ends[::-1]
+        return replace(self, difference=replace(gap, value=sign * (gap.value - null), low=low, high=high))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A difference that is claimed to be more than nothing, or (with `non_inferiority`) not less than nothing."""
+
+    difference: HasInterval
+    margin: float = MARGIN
+    rule: Callable[[Measured, float], str] | None = None
+    """`verdict` by default, or `non_inferiority`."""
+
+
 def family_verdicts(
-    differences: Sequence[Estimate | None],
+    differences: Sequence[HasInterval | Claim | None],
     margin: float = MARGIN,
     *,
     level: float = LEVEL,
@@ -65,7 +125,8 @@ def family_verdicts(
     Parameters
     ----------
     differences
-        Paired differences; None (nothing to compare with) is not part of the family and gives an empty verdict.
+        Paired differences; None (nothing to compare with) is not part of the family and gives an empty verdict. A
+        `Claim` has a margin and a rule of its own.
     margin
         As for `verdict`.
     level
@@ -74,10 +135,17 @@ def family_verdicts(
         Range of a difference.
     """
     found = ["undecided" if difference is not None else "" for difference in differences]
-    open_ = {place: each for place, each in enumerate(differences) if each is not None}
+    open_ = {
+        place: each if isinstance(each, Claim) else Claim(each, margin)
+        for place, each in enumerate(differences)
+        if each is not None
+    }
     while open_:
         at = 1 - (1 - level) / len(open_)
-        said = {place: verdict(each.measured("", at, least=least, most=most), margin) for place, each in open_.items()}
+        said = {}
+        for place, claim in open_.items():
+            measured = claim.difference.measured("", at, least=least, most=most)
+            said[place] = (claim.rule or verdict)(measured, claim.margin)
         decided = {place: word for place, word in said.items() if word != "undecided"}
         if not decided:
             break

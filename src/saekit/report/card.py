@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..evaluation.result import Evaluation
+from ..measure.metrics import METRICS
 from ..measure.results import Measured, Result
-from ..measure.verdicts import verdict
+from ..measure.verdicts import Stored, verdict
 from ..progress import plain
 from ..provenance import known_place
 from ..version import __version__
@@ -145,21 +146,21 @@ def _differences(result: Evaluation) -> Iterator[str]:
         for name, control in entry.controls.items():
             if "fvu" in control.differences:
                 gap = control.differences["fvu"]
-                lines.append([f"{entry.name} − {name}", f"{gap:+.3f}" if gap.is_defined else "–", _word(gap)])
+                word = control.verdicts.get("fvu") or _word(gap)
+                lines.append([f"{entry.name} − {name}", f"{gap:+.3f}" if gap.is_defined else "–", word])
     if len(lines) > 1:
         yield _table(lines)
 
 
 def _word(gap: Measured) -> str:
-    """Return the verdict of a difference of FVU, of which less is better."""
-    turned = Measured(-gap.value, None if gap.high is None else -gap.high, None if gap.low is None else -gap.low)
-    return verdict(turned, 0.0)
+    """Return the verdict of a difference of FVU, of which less is better, in a result of schema 2 or before."""
+    return verdict(Stored(gap).oriented(-1).difference, METRICS["fvu"].margin)
 
 
 def _open_questions(saes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> str:
     kinds = {result.KIND for result in results.values()}
     kinds |= {_ANSWERS_TOO.get(kind, kind) for kind in kinds}
-    kinds |= {"size_curve" for facts in saes.values() if facts["sizes"]}
+    kinds |= {"size_curve" for facts in saes.values() if facts.get("sizes")}
     lines = [f"- {name}: {what}." for kind, (name, what) in QUESTIONS.items() if what and kind not in kinds]
     evaluations = {file: each for file, each in results.items() if isinstance(each, Evaluation)}
     lines += [line for file, each in evaluations.items() for line in _open_in(file, each)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..comparison.result import Comparison
 from . import charts
 from .parts import (
     Cell,
@@ -69,7 +70,7 @@ def _many(result: Mapping[str, Any]) -> list[Section]:
     curve = list(enumerate(result["only_in_one"], start=2))
     chart = charts.curves({"only in one": curve}, x="number of SAEs", y="fraction of latents")
     figures = [Figure(chart, "Fraction of latents that none of the others has, among that many of the SAEs.")]
-    law, groups = result.get("law"), result.get("groups")
+    law, groups = Comparison.migrate(dict(result)).get("law"), result.get("groups")
     tables = [*([] if law is None else [_law(law)]), *([] if groups is None else [_concepts(groups)])]
     return [Section(f"What {m} SAEs have in common", "", tables, figures)]
 

@@ -20,7 +20,7 @@ HEADINGS = {
     "ce_recovered_mean": "recovered (mean)",
     "kl": "KL",
 }
-MAIN_METRICS = ("fvu", "l0", "dead_fraction", "cosine", "ce_sae", "ce_recovered_zero", "ce_recovered_mean", "kl")
+MAIN_METRICS = ("fvu", "l0", "dead_fraction", "cosine", "ce_sae", "ce_recovered_mean", "ce_recovered_zero", "kl")
 
 
 def heading(name: str) -> str:

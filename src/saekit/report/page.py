@@ -14,6 +14,7 @@ from ..terminal import escaped, plain
 from . import charts
 from .classification import classification, classification_summary
 from .comparison import across, comparison, lighter, orphans
+from .effects import effects, steered
 from .evaluation import evaluation
 from .model_answers import actions
 from .parts import Cell, Section, Table
@@ -34,6 +35,8 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "classification_summary": classification_summary,
     "transfer": transfer,
     "actions": actions,
+    "effects": effects,
+    "steered": steered,
 }
 """Kind of result -> the function that shows it: JSON in, sections out. A new kind is one function and one row."""
 
@@ -111,8 +114,8 @@ def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
 
 
 def _warnings(result: Mapping[str, Any]) -> list[Section]:
-    """Show the warnings of a result; older files have plain texts."""
-    told = [Warned.from_json(each) for each in result.get("warnings") or ()]
+    """Show the warnings of a result; older files have plain texts, some of them in `notes`."""
+    told = [Warned.from_json(each) for name in ("notes", "warnings") for each in result.get(name) or ()]
     return [Section("Warnings", "", [Table(("",), [[Cell(str(each))] for each in told])])] if told else []
 
 

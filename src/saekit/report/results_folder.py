@@ -106,6 +106,8 @@ _RESULTS = {
     "classification_summary": "..classification.result:ClassificationSummary",
     "transfer": "..classification.transfer_result:Transfer",
     "actions": "..classification.model_answers:Actions",
+    "effects": "..explanation.effects_result:Effects",
+    "steered": "..explanation.steering:Steered",
 }
 """Kind of result -> where its class is; imported when there is one to read."""
 

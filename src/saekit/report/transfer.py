@@ -51,7 +51,7 @@ def _intro(result: Mapping[str, Any], several: bool) -> str:
             f"one, evaluated on the same rows. {intro} A pair is above chance when the whole interval of its AUC "
             "lies above 0.5; about one pair in forty would be so by chance."
         )
-    return f"{intro} {'; '.join(result['notes'])}." if result["notes"] else intro
+    return intro
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, InputError
 from ..inputs.texts import Texts, read_texts
 from ..models.hooks import Hook, activations
 from ..models.language import LanguageModel
@@ -201,7 +201,7 @@ def open_texts(
         if tokens is None or count >= (spare if _is_longer(texts, characters) else tokens):
             break
     if not count:
-        raise DataError(
+        raise InputError(
             f"`{texts.info['name']}` must give at least one token; the tokenizer of `{runner.lm.name}` makes none of "
             f"its {len(texts)} texts. Is it the tokenizer for this language?"
         )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, listed
+from ..errors import ConfigError, InputError, listed
 from ..kernels.pooling import largest_of_rows, pool_segments
 from ..sae.codes import Codes
 from ..sae.finite import check_finite
@@ -130,7 +130,7 @@ def check_empty(rows: np.ndarray, empty: str, what: str) -> None:
     if empty not in ("refuse", "zero"):
         raise ConfigError(f"`empty` must be `refuse` or `zero`; got {empty!r}.")
     if len(rows) and empty == "refuse":
-        raise DataError(
+        raise InputError(
             f"{what} must have at least one token; {len(rows)} have none: rows {listed(rows.tolist(), 8)}. "
             "Remove them, or pass empty='zero' for rows of zeros."
         )

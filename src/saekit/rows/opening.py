@@ -13,6 +13,7 @@ from ..errors import ShapeError
 from ..places import Warned, warnings_on
 from ..sae.model import SAE
 from .arrays import ArrayRows
+from .first_use import first_rows, warnings_on_first_use
 from .shards import open_rows
 from .source import Source
 
@@ -65,8 +66,12 @@ def check_row_width(source: Source, width: int, where: str) -> None:
 
 
 def warnings_on_rows(named: Sequence[tuple[str, SAE]], source: Source) -> list[Warned]:
-    """Return what is not as in training when SAEs are put onto these rows; see `saekit.places.warnings_on`."""
-    return warnings_on(named, {**source.info, "row_variance": _variance(source)})
+    """Return what is not as in training when SAEs are put onto these rows; see `saekit.places.warnings_on`.
+
+    SAEs of other libraries are tried on the first rows; see `saekit.rows.first_use`.
+    """
+    found = warnings_on(named, {**source.info, "row_variance": _variance(source)})
+    return found + warnings_on_first_use(named, lambda: first_rows(source), source.info)
 
 
 def _variance(source: Source) -> float | None:

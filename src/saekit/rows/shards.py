@@ -424,7 +424,7 @@ class ShardRows:
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Yield rows in batches, see `saekit.rows.source.Source.batches`; a thread reads the next block meanwhile."""
-        start = check_reading(batch_rows, seed, start)
+        start = check_reading(self, batch_rows, seed, start)
         return read_ahead(lambda number: self._block(seed, number), batch_rows, start)
 
     def _block(self, seed: int | None, number: int) -> Block | None:

@@ -11,7 +11,7 @@ from ..measure.metrics import METRICS, Metrics
 from ..measure.results import Measured
 from .families import NESTED
 from .ranking import BASELINES
-from .result import CurvePoint, Difference
+from .result import CurvePoint, Difference, decided
 
 COMPARED = ("fvu", "ce_sae", "rsa", "cka", "detection", "purity", "description_length")
 """Metrics of the paired differences, as far as they were measured."""
@@ -61,7 +61,10 @@ def _mean(values: Sequence[float], unit: str, name: str | None = None) -> Measur
 
 
 def paired_differences(values: SeedMetrics, by: Sequence[str]) -> list[Difference]:
-    """Return nested minus pruned by the first ranking, and that ranking minus every other way, at each size."""
+    """Return nested minus pruned by the first ranking, and that ranking minus every other way, at each size.
+
+    The sizes of one metric of two ways are one family of claims.
+    """
     found = []
     for metric in COMPARED:
         for one, other in _pairs(list(dict.fromkeys(name for name, _ in values)), by):
@@ -69,9 +72,8 @@ def paired_differences(values: SeedMetrics, by: Sequence[str]) -> list[Differenc
                 gaps = _gaps(values[one, size], values.get((other, size), {}), metric)
                 if gaps:
                     difference = _mean(gaps, METRICS[metric].unit)
-                    verdict = _verdict(metric, one, other, difference)
-                    found.append(Difference(metric, one, other, size, difference, verdict))
-    return found
+                    found.append(Difference(metric, one, other, size, difference, len(gaps)))
+    return decided(found)
 
 
 def _pairs(names: Sequence[str], by: Sequence[str]) -> list[tuple[str, str]]:
@@ -90,11 +92,3 @@ def _gaps(left: Mapping[int, Metrics], right: Mapping[int, Metrics], metric: str
     """Return the differences of one metric between the SAEs of the seeds that both ways have."""
     seeds = [seed for seed in left if seed in right and metric in left[seed] and metric in right[seed]]
     return [left[seed][metric].value - right[seed][metric].value for seed in seeds]
-
-
-def _verdict(metric: str, one: str, other: str, difference: Measured) -> str:
-    if not difference.is_defined or difference.low is None or difference.high is None:
-        return "one seed" if difference.is_defined else "undefined"
-    if difference.low <= 0 <= difference.high:
-        return "undecided"
-    return one if (difference.value < 0) == (METRICS[metric].better == "lower") else other

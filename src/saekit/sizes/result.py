@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, FormatError
-from ..measure.metrics import Metrics
-from ..measure.results import Measured, Result
+from ..measure.metrics import METRICS, Metrics
+from ..measure.results import Measured, Result, to_plain
+from ..measure.verdicts import Claim, Stored, detectable, family_verdicts, resolution
 from ..sae.model import SAE
 from ..settings import brief
 from .power_law import PowerLaw
@@ -16,7 +20,7 @@ from .prune import competes
 IN_FILE = ("fvu", "l0", "dead_fraction", "ce_sae", "ce_recovered_zero", "ce_recovered_mean", "rsa", "cka")
 """Metrics of a curve that are written into an SAE's file."""
 
-SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_zero", "rsa", "cka")
+SHOWN = ("fvu", "l0", "ce_sae", "ce_recovered_mean", "ce_recovered_zero", "rsa", "cka")
 """Metrics of the table of a curve, as far as they were measured."""
 
 
@@ -194,8 +198,42 @@ class Difference:
     size: int
     difference: Measured
     """Mean over the seeds that both have, with the interval of Student's t; none with a single seed."""
-    verdict: str
-    """The name of the better way, ``"undecided"`` (the interval holds 0) or ``"one seed"``."""
+    seeds: int
+    """Number of these seeds."""
+    verdict: str = "undecided"
+    """``better``, ``worse``, ``equivalent`` or ``undecided``: the first way compared with the second, for the margin of
+    the metric, corrected for the number of sizes (Holm)."""
+    detects: float | None = None
+    """True difference that such an interval, uncorrected, decides 4 times in 5; None without an interval."""
+
+    @property
+    def claim(self) -> Claim:
+        """The difference, turned so that more is better, with the margin of its metric."""
+        metric = METRICS[self.metric]
+        stored = Stored(self.difference, max(self.seeds - 1, 1)).oriented(-1 if metric.better == "lower" else 1)
+        return Claim(stored, metric.margin)
+
+
+def decided(differences: Sequence[Difference]) -> list[Difference]:
+    """Return differences with their verdicts; the sizes of one metric of two ways are one family of claims."""
+    found = list(differences)
+    families: dict[tuple[str, str, str], list[int]] = {}
+    for at, each in enumerate(found):
+        families.setdefault((each.metric, each.name, each.minus), []).append(at)
+    for family in families.values():
+        verdicts = family_verdicts([found[at].claim for at in family], least=None, most=None)
+        for at, word in zip(family, verdicts, strict=True):
+            half = resolution(found[at].difference)
+            detects = None if math.isnan(half) else detectable(half, METRICS[found[at].metric].margin)
+            found[at] = replace(found[at], verdict=word, detects=detects)
+    return found
+
+
+def _of_schema_2(plain: dict[str, Any]) -> Difference:
+    """Return a stored difference of schema 2, with the number of seeds that its interval states."""
+    gap = Measured.from_json(plain["difference"])
+    seeds = re.search(r"interval over (\d+) seeds", gap.reason or "")
+    return Difference(**{**plain, "difference": gap, "seeds": int(seeds[1]) if seeds else 1, "verdict": "undecided"})
 
 
 @dataclass(frozen=True)
@@ -229,7 +267,7 @@ class Progressive(Result):
     """
 
     KIND: ClassVar[str] = "progressive"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
     PARTS: ClassVar[tuple[str, ...]] = ("curves", "differences", "rankings", "spectra")
 
     rows: dict[str, Any]
@@ -246,6 +284,17 @@ class Progressive(Result):
     """Power laws of the eigenvalues of the decoder's covariance."""
     runs: list[SizeCurve] = field(default_factory=list)
     """The curve of every single SAE."""
+
+    @classmethod
+    def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON object of schema 1 or 2 in the layout of 3: its differences are decided by today's rule."""
+        if plain.get("schema") not in (1, 2) or not isinstance(plain.get("differences"), list):
+            return plain
+        try:
+            found = decided([_of_schema_2(each) for each in plain["differences"]])
+        except (TypeError, KeyError, FormatError):  # what is wrong with it is said when it is read
+            return plain
+        return plain | {"differences": to_plain(found)}
 
     @property
     def names(self) -> list[str]:

@@ -18,6 +18,7 @@ from ..sae.model import SAE
 from ..sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from ..sae.scaling import Scaling
 from ..settings import check_choice
+from .formats.canonical import word_of
 from .native import save
 from .opening import load
 
@@ -130,7 +131,9 @@ def _refuse(to: str, what: str) -> ConfigError:
 
 
 def _tensor_file(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
-    write_bytes(folder / name, safetensors_bytes({key: t.detach().cpu().contiguous() for key, t in tensors.items()}))
+    # Tensors of an SAE may share memory (tied weights, a bias that is a row), which safetensors refuses.
+    own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
+    write_bytes(folder / name, safetensors_bytes(own))
 
 
 def _state_file(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -157,7 +160,7 @@ def _saelens(sae: SAE, folder: Path) -> None:
     normalize = {"none": "none", "layer_norm": "layer_norm", "row_norm": "constant_norm_rescale"}[sae.scaling.kind]
     known = sae.provenance
     metadata = {
-        "model_name": known.get("model"), "hook_name": known.get("hook_stated") or known.get("hook"),
+        "model_name": known.get("model"), "hook_name": _hook_name(known),
         "context_size": known.get("context"), "prepend_bos": known.get("prepend_bos", True),
         "dataset_path": known.get("data"), "sae_lens_version": "6.0.0", "sae_lens_training_version": None,
     }  # fmt: skip
@@ -169,6 +172,12 @@ def _saelens(sae: SAE, folder: Path) -> None:
     own = {"W_enc": sae.W_enc.T, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, **tensors}
     _tensor_file(folder, "sae_weights.safetensors", own)
     write_json(folder / "cfg.json", config)
+
+
+def _hook_name(known: Mapping[str, Any]) -> str | None:
+    """Return SAELens' name of the hook, or else whatever it was called."""
+    stated = known.get("hook_stated")
+    return word_of(known.get("hook"), stated) or stated or known.get("hook")
 
 
 def _saelens_rule(sae: SAE, transcoder: bool) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -94,25 +94,23 @@ def opened(address: str, small: str, large: str) -> Iterator[tuple[Path, IO[byte
     OfflineError, ModelError, FormatError
         As `download`.
     """
-    from huggingface_hub import HfFileSystem, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     repository, folder, revision = parse(address)
     with _in_our_words(address, (small, large)):
         why = _why_unreachable(address)
         local = _fetch(address, small, why).parent
         inside = f"{folder}/{large}" if folder else large
-        cached = try_to_load_from_cache(repository, inside, revision=revision)
-        if isinstance(cached, str):
-            stream: Any = open(cached, "rb", buffering=0)  # noqa: SIM115
+        if isinstance(try_to_load_from_cache(repository, inside, revision=revision), str):
+            stream = _stream(repository, inside, revision)
         elif why:
             raise _offline(address, why)
         else:
-            # No read-ahead: a prefix is a handful of requests, each for exactly the bytes that are needed.
             # The snapshot folder names the commit of the small file: both files must be of one commit.
             parts = local.parts
-            commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else revision
-            place = f"{repository}@{commit}/{inside}" if commit else f"{repository}/{inside}"
-            stream = HfFileSystem().open(place, "rb", cache_type="none")
+            stream = _stream(
+                repository, inside, parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else revision
+            )
         with stream:
             yield local, stream
 
@@ -158,7 +156,22 @@ def list_hub(address: str) -> Listing:
         with _in_our_words(address, (name,)):
             return Path(hf_hub_download(repository, f"{prefix}{name}", revision=commit))
 
-    return Listing(address, tuple(sorted(name for name in below if name.count("/") <= 1)), fetch, focus)
+    def opened(name: str) -> IO[bytes]:
+        with _in_our_words(address, (name,)):
+            return _stream(repository, f"{prefix}{name}", commit)
+
+    return Listing(address, tuple(sorted(name for name in below if name.count("/") <= 1)), fetch, opened, focus)
+
+
+def _stream(repository: str, name: str, commit: str | None) -> Any:
+    """Open a file of a repository: that of the cache, or one that fetches what is read from it and nothing else."""
+    from huggingface_hub import HfFileSystem, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, name, revision=commit)
+    if isinstance(cached, str):
+        return open(cached, "rb", buffering=0)
+    # No read-ahead: a prefix is a handful of requests, each for exactly the bytes that are needed.
+    return HfFileSystem().open(f"{repository}{f'@{commit}' if commit else ''}/{name}", "rb", cache_type="none")
 
 
 def _names(address: str) -> tuple[str | None, list[str]]:

@@ -15,12 +15,33 @@ from torch import Tensor
 
 from ..errors import ConfigError, FormatError
 from ..files import read_json
+from . import tensorfile
+from .hollow import Hollow, hollowed, is_matrix
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHTS = (".safetensors", ".npz", *PICKLED)
 _MAX_NAMES = 20_000  # more entries than any release has; a home folder given by mistake ends here
 _MAX_EXPANSION = 50  # decompressed bytes per byte of file; weights hardly compress, a bomb does a thousandfold
 _MAX_TEXT = 10_000_000  # bytes of a configuration
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which rows of the matrices are read, where the layout of a file allows to read some of them."""
+
+    n_latents: int = 0
+    """Length of the axis of latents; 0: no matrix is read, each is hollow."""
+    latents: int = 0
+    """Number of latents whose rows are read; the others are zero. Matrices with another first axis are read whole."""
+
+    def rows_of(self, shape: tuple[int, ...]) -> int | None:
+        """Return the number of rows of a matrix that are read; None for all."""
+        first, *others = shape
+        return self.latents if first == self.n_latents and self.n_latents not in others else None
+
+
+HEADER = Part()
+"""No matrix is read: their shapes alone, and vectors and numbers."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +54,12 @@ class Listing:
     """Names of the files relative to the folder, with ``/``; two levels deep."""
     fetch: Callable[[str], Path]
     """Return the local path of one of `names`; downloads it when the address is a hub's."""
+    open: Callable[[str], IO[bytes]]
+    """Open one of `names` for reading; a hub sends only what is read."""
     focus: str | None = None
     """The file that the address names, where it names one."""
+    part: Part | None = None
+    """What of the matrices is read; None: all."""
 
     def has(self, *names: str) -> bool:
         """Return whether all of these files are there."""
@@ -87,13 +112,15 @@ class Listing:
             The file is damaged, or would have to be unpickled.
         """
         if name.endswith(".safetensors"):
-            return _safetensors_shapes(self.fetch(name))
+            with self.open(name) as stream:
+                header = tensorfile.parse_header(stream, self._called(name))
+            return {key: entry.shape for key, entry in header.entries.items()}
         if name.endswith(".npz"):
-            return _npz_shapes(self.fetch(name))
+            return {key: shape for key, (shape, _) in _npz_headers(self.fetch(name)).items()}
         return {key: tuple(t.shape) for key, t in tensors_in(self.stored(name)).items()}
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return every tensor of a weights file by name, on the CPU; see `shapes`.
+        """Return every tensor of a weights file by name, on the CPU; see `shapes`, and `part`.
 
         Raises
         ------
@@ -101,9 +128,12 @@ class Listing:
             The file is damaged, would have to be unpickled, or expands beyond what weights can.
         """
         if name.endswith(".safetensors"):
-            return _read_safetensors(self.fetch(name))
+            if self.part is None:
+                return _read_safetensors(self.fetch(name))
+            with self.open(name) as stream:
+                return _read_part(stream, self._called(name), self.part)
         if name.endswith(".npz"):
-            return _read_npz(self.fetch(name))
+            return _read_npz(self.fetch(name), self.part == HEADER)
         return tensors_in(self.stored(name))
 
     def stored(self, name: str) -> Any:
@@ -115,7 +145,11 @@ class Listing:
             The file is damaged, or holds objects that need unpickling.
         """
         path = self.fetch(name)
-        return read_pickled(path, path)
+        return hollowed(read_pickled(path, path, mapped=True)) if self.part == HEADER else read_pickled(path, path)
+
+    def _called(self, name: str) -> Path:
+        """Return what messages call a file."""
+        return Path(self.address) if self.focus == name else Path(self.address) / name
 
     def _small(self, name: str) -> Path:
         path = self.fetch(name)
@@ -145,7 +179,10 @@ def list_local(address: str) -> Listing:
     def fetch(name: str) -> Path:
         return _inside(folder, name)
 
-    return Listing(address, tuple(sorted(_names_below(folder))), fetch, focus)
+    def opened(name: str) -> IO[bytes]:
+        return open(_inside(folder, name), "rb", buffering=0)
+
+    return Listing(address, tuple(sorted(_names_below(folder))), fetch, opened, focus)
 
 
 def _names_below(folder: Path) -> Iterable[str]:
@@ -190,16 +227,6 @@ def tensors_in(value: Any, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
-        raise _damaged(path, error) from None
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -210,7 +237,30 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise _damaged(path, error) from None
 
 
-def read_pickled(source: Path | IO[bytes], path: Path) -> Any:
+def _read_part(stream: IO[bytes], path: Path, part: Part) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file: of matrices, the rows that are wanted."""
+    found: dict[str, Tensor] = {}
+    for name, entry in tensorfile.parse_header(stream, path).entries.items():
+        if not is_matrix(entry.shape):
+            found[name] = tensorfile.read_rows(stream, entry)
+        elif part == HEADER:
+            found[name] = Hollow(entry.shape, entry.dtype)
+        elif (rows := part.rows_of(entry.shape)) is None:
+            found[name] = tensorfile.read_rows(stream, entry)
+        else:
+            found[name] = zeros(entry.shape, entry.dtype)
+            found[name][:rows] = tensorfile.read_rows(stream, entry, rows)
+    return found
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of zeros that takes memory only where it is written to."""
+    import numpy as np
+
+    return torch.from_numpy(np.zeros(prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def read_pickled(source: Path | IO[bytes], path: Path, *, mapped: bool = False) -> Any:
     """Read what ``torch.save`` wrote, with torch's restricted reader; no entry may be far larger than the file.
 
     Parameters
@@ -219,6 +269,8 @@ def read_pickled(source: Path | IO[bytes], path: Path) -> Any:
         The file, or its content as a stream.
     path
         What messages call it.
+    mapped
+        Map the numbers into memory rather than read them: for a look at what there is.
 
     Raises
     ------
@@ -226,13 +278,14 @@ def read_pickled(source: Path | IO[bytes], path: Path) -> Any:
         The file is damaged, or holds objects that need unpickling.
     """
     try:
-        if zipfile.is_zipfile(source):
+        is_archive = zipfile.is_zipfile(source)
+        if is_archive:
             with zipfile.ZipFile(source) as archive:
                 _check_expansion(path, sum(entry.file_size for entry in archive.infolist()))
         if not isinstance(source, Path):
             source.seek(0)
         # GPU files load on a CPU: every storage is mapped there.
-        return torch.load(source, map_location="cpu", weights_only=True)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped and is_archive)
     except FormatError:
         raise
     except Exception as error:  # the reader raises whatever a damaged stream leads to
@@ -242,10 +295,6 @@ def read_pickled(source: Path | IO[bytes], path: Path) -> Any:
                 f"unpickling runs code ({_first_line(error)}). Save its state dict where it was made."
             ) from None
         raise _damaged(path, error) from None
-
-
-def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    return {name: shape for name, (shape, _) in _npz_headers(path).items()}
 
 
 def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -272,15 +321,20 @@ def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], Any]]:
     return headers
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
+def _read_npz(path: Path, hollow: bool) -> dict[str, Tensor]:
     import numpy as np
 
-    names = _npz_headers(path)
+    headers = _npz_headers(path)
+    left = {name for name, (shape, _) in headers.items() if hollow and is_matrix(shape)}
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in names}
+            read = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in headers if name not in left}
+        dtypes = {
+            name: torch.from_numpy(np.empty(0, dtype)).dtype for name, (_, dtype) in headers.items() if name in left
+        }
     except Exception as error:  # as above, and arrays of types that torch does not have
         raise _damaged(path, error) from None
+    return read | {name: Hollow(headers[name][0], dtype) for name, dtype in dtypes.items()}
 
 
 def _check_expansion(path: Path, n_bytes: int) -> None:

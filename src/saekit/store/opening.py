@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 
 from ..errors import ConfigError, FormatError, SaekitError
 from ..sae.model import SAE
+from ..settings import is_whole
 from . import native
 from .catalog import resolve
 from .description import DESCRIPTION
 from .formats import recognize
 from .formats.canonical import Stated
-from .listing import Listing, list_local
+from .listing import HEADER, Listing, Part, list_local
 
 HUB = "hf:"
 
@@ -37,8 +39,8 @@ def load(
         A folder, a file of weights, or ``hf:owner/name/folder[@revision]``, of which only what is needed is
         downloaded.
     latents, fvu
-        Read a prefix of the latents; see `saekit.store.native.load`. A foreign file is read whole first, and knows
-        no FVU.
+        Read a prefix of the latents; see `saekit.store.native.load`. Of a foreign safetensors file only their rows are
+        read where a matrix has the latents first; other foreign files are read whole. None knows an FVU.
     dtype, device
         Where the tensors go; None for the file's type, on the CPU.
     stated
@@ -65,7 +67,8 @@ def load(
             raise ConfigError(
                 "load: `fvu` picks a size from those that saekit measured into its own file; give `latents`."
             )
-        sae = read_foreign(listing_of(address), stated)
+        listing = listing_of(address)
+        sae = read_foreign(listing if latents is None else _first(listing, stated, latents), stated)
         sae = sae if latents is None else sae.take(latents)
     return sae if dtype is None and device is None else sae.to(device, _dtype(dtype))
 
@@ -73,20 +76,27 @@ def load(
 def describe(address: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a file says about its SAE: shapes, rule, dtype, provenance; JSON-able, ``"path"`` is the address.
 
-    No tensor of saekit's own files is read; a foreign file is read, because only its tensors say how they lie.
-    Raises as `load` does.
+    No weights are read: shapes come from the headers. Vectors (biases, thresholds) of foreign files are, because they
+    say how the matrices lie. Raises as `load` does.
     """
     address = resolve(os.fspath(address))
     if _is_native(address):
         return native.describe(address)
-    sae = read_foreign(listing_of(address), Stated())
+    sae = read_foreign(replace(listing_of(address), part=HEADER), Stated())
     rule, tensors = {"name": sae.rule.name, **sae.rule.settings()}, sae.tensors()
     return {
         "path": address, "n_latents": sae.n_latents, "d_in": sae.d_in, "d_out": sae.d_out,
         "dtype": str(sae.dtype).removeprefix("torch."), "rule": rule, "scaling": sae.scaling.settings(),
         "latent_order": "none", "sizes": None, "tensors": {name: list(t.shape) for name, t in tensors.items()},
-        "digest": sae.digest(), "provenance": sae.provenance,
+        "provenance": sae.provenance,
     }  # fmt: skip
+
+
+def _first(listing: Listing, stated: Stated, latents: int) -> Listing:
+    """Return a listing of which only the rows of the first latents are read, where that can be told from the shapes."""
+    shown = read_foreign(replace(listing, part=HEADER), stated)
+    is_part = is_whole(latents) and 1 <= latents < shown.n_latents and shown.n_latents not in (shown.d_in, shown.d_out)
+    return replace(listing, part=Part(shown.n_latents, latents)) if is_part else listing
 
 
 def read_foreign(listing: Listing, stated: Stated) -> SAE:
@@ -97,7 +107,7 @@ def read_foreign(listing: Listing, stated: Stated) -> SAE:
     ConfigError, FormatError
         As `load`.
     """
-    found = recognize(listing, stated)
+    found = recognize(replace(listing, part=HEADER), stated)
     try:
         sae = found.read(listing, stated)
     except (ConfigError, FormatError):

@@ -8,6 +8,7 @@ from ..errors import NonFiniteError
 from ..variance import SAME_ROWS
 from . import checkpoint
 from .callbacks import Record
+from .convergence import fall_of, is_undertrained
 from .learner import Learner
 from .request import Request
 from .run_state import Run
@@ -74,13 +75,14 @@ def warnings_of(run: Run) -> list[Warned]:
     """Return what is doubtful about a finished run: its start, its rows, then each learner."""
     found = [each.to_json() for each in run.request.warnings] + row_warnings(run.request)
     for name, learner in run.named_learners():
-        found += [{**warning, "sae": name} for warning in warnings_for(learner, run.last[name])]
+        fall = fall_of(run.curves.get(name, []), learner.resolved)
+        found += [{**warning, "sae": name} for warning in warnings_for(learner, run.last[name], fall)]
     return found
 
 
 def row_warnings(request: Request) -> list[Warned]:
     """Return whether rows are seen more than once, and whether asked rows do not fill a whole batch."""
-    used, asked, batch_rows = request.used_rows, request.asked_rows, request.settings.batch_rows
+    used, asked, batch_rows = request.used_rows, request.asked_rows, request.batch_rows
     found = []
     if request.epochs is not None and request.epochs > 1:
         found.append(
@@ -105,7 +107,7 @@ def _warned(code: str, message: str) -> Warned:
     return {"code": code, "message": message}
 
 
-def warnings_for(learner: Learner, record: Record) -> list[Warned]:
+def warnings_for(learner: Learner, record: Record, fall: float | None = None) -> list[Warned]:
     """Return what is wrong with a learner at the end of its run; empty when nothing is.
 
     Parameters
@@ -114,6 +116,8 @@ def warnings_for(learner: Learner, record: Record) -> list[Warned]:
         After its last step.
     record
         Its last log record: `fvu`, `l0`, `dead_fraction`.
+    fall
+        How much of its FVU the last doubling of the rows took off; None where its curve does not tell.
     """
     config, found = learner.config, []
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
@@ -124,6 +128,9 @@ def warnings_for(learner: Learner, record: Record) -> list[Warned]:
     elif float(fvu) >= FVU_LIMIT:
         text = f"FVU is {float(fvu):.3g}: the SAE is no better than predicting the mean row. Train longer, "
         found.append(_warned("no_better_than_mean", text + "or lower the sparsity coefficient or the learning rate."))
+    elif is_undertrained(fall):
+        text = f"FVU still fell by {fall:.0%} with the last doubling of the rows: the SAE is undertrained, its latents "
+        found.append(_warned("undertrained", text + "will still change. Train on more rows (--tokens)."))
     if dead > DEAD_LIMIT:
         text = f"{dead:.0%} of the latents did not fire in the last {learner.resolved.dead_after_rows:,} rows. "
         found.append(_warned("dead_latents", text + "Use fewer latents, a larger k or aux_coefficient, or more rows."))

@@ -74,22 +74,42 @@ def initial_bias(x: Tensor, kind: str) -> Tensor:
     return geometric_median(x[::stride])
 
 
-def initial_scale(x: Tensor, kind: str) -> Tensor | None:
-    """Return the factor ``[]`` that gives rows a mean norm of ``sqrt(d_in)``; None for ``none``, 1 for rows of 0."""
+def initial_scale(x: Tensor, kind: str, bias: Tensor) -> Tensor | None:
+    """Return the factor ``[]`` that gives rows a mean length of ``sqrt(d_in)``; None for ``none``, 1 for length 0.
+
+    The length of a row is its distance from `bias` ``[d_in]`` for ``centered``, its norm for ``scalar``. Losses see
+    centred rows: a factor from norms shrinks them where the mean of the rows is far from 0, and no learning rate,
+    bandwidth or coefficient fits them then.
+    """
     if kind == "none":
         return None
-    norm = x.norm(dim=1).double().mean().float()
+    norm = (x - bias if kind == "centered" else x).norm(dim=1).double().mean().float()
     return torch.where(norm > 0, x.shape[1] ** 0.5 / norm, torch.ones(()))
 
 
-def initial_weights(n_latents: int, d_in: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return decoder rows uniform on the unit sphere, an encoder that copies them, and a bias of zeros.
+def initial_weights(
+    n_latents: int, d_in: int, generator: torch.Generator, like: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return random unit decoder rows, an encoder that copies them, and a bias of zeros.
 
     The encoder is the decoder's transpose at first because few latents then die (2406.04093); its memory is its own.
+    The rows are uniform on the sphere or, with `like`, Gaussian with the covariance of these rows ``[n, d_in]`` before
+    they are scaled to length 1: a decoder that stays as it is then is the stronger baseline (2602.14111).
     """
     W_dec = torch.randn(n_latents, d_in, generator=generator)
+    if like is not None:
+        W_dec = W_dec @ covariance_root(like).T
     W_dec = W_dec / W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(n_latents), "W_dec": W_dec}
+
+
+def covariance_root(x: Tensor) -> Tensor:
+    """Return the lower triangular L ``[d, d]`` with ``L L^T`` the covariance of rows, also of rows in a subspace."""
+    centred = x.double() - x.double().mean(0)
+    covariance = centred.T @ centred / len(x)
+    typical = float(covariance.trace()) / len(covariance)
+    ridge = (1e-6 * typical or 1.0) * torch.eye(len(covariance), dtype=torch.float64)
+    return torch.linalg.cholesky(covariance + ridge).to(x.dtype)
 
 
 def level_of(x: Tensor, W_enc: Tensor, bias: Tensor, l0: float) -> Tensor:

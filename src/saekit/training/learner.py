@@ -16,69 +16,12 @@ from .. import kernels
 from ..sae.model import SAE
 from .architectures import ARCHITECTURES, scaling_of
 from .config import Config
+from .defaults import ResolvedConfig
 from .initialization import initial_weights
 
 GENERATORS = ("init", "data", "resample")
 """Random streams of a learner: initial weights; sizes drawn during training; rows that dead latents are pointed at.
 Each has a generator of its own, so that a draw from one leaves the others as they are."""
-
-LR, LR_LATENTS = 2e-4, 2**14
-"""Default learning rate at a number of latents; it falls with the square root of the width (2406.04093, figure 3)."""
-WARMUP_STEPS, WARMUP_FRACTION = 1000, 0.05
-"""Default warm-up: Adam's second moments look back about 1,000 steps; short runs cannot spend that many."""
-DEAD_AFTER_ROWS = 10_000_000
-"""Default window of rows for dead latents (2406.04093: tokens); runs below 50 million rows take a fifth of theirs."""
-THRESHOLD_STEPS = 1000
-"""Step from which a threshold over a batch is averaged, and steps that the average looks back (the BatchTopK code: an
-average with 0.999 from step 1,000); less in short runs."""
-
-
-@dataclass(frozen=True)
-class ResolvedConfig:
-    """A configuration's open values, filled in for one run; see `resolve`."""
-
-    total_steps: int
-    batch_rows: int
-    lr: float
-    warmup_steps: int
-    decay_steps: int
-    dead_after_rows: int
-    k_aux: int
-    threshold_start: int
-    threshold_decay: float
-    precision: str
-
-
-def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precision: str = "fp32") -> ResolvedConfig:
-    """Return a configuration with what depends on the run filled in.
-
-    =============== ============================================================================================
-    lr              ``2e-4 * sqrt(2**14 / n_latents)``
-    warmup_steps    min(1000, 5% of the steps)
-    dead_after_rows min(10,000,000, 20% of the rows of the run), at least one batch
-    k_aux           d_in / 2, rounded, at least 1, at most `n_latents`
-    threshold       averaged from step min(1000, half of the steps) with a memory of min(1000, 5% of the steps) steps
-                    (a decay of 0.999 in runs of 20,000 steps and more)
-    =============== ============================================================================================
-    """
-    warmup = min(WARMUP_STEPS, round(WARMUP_FRACTION * total_steps))
-    # A window below one batch would call every latent dead that one batch happens not to use.
-    window = max(min(DEAD_AFTER_ROWS, total_steps * batch_rows // 5), batch_rows)
-    memory = min(float(THRESHOLD_STEPS), max(1.0, 0.05 * total_steps))
-    # About half of the width, as in 2406.04093.
-    k_aux = getattr(config, "k_aux", None) or max(1, round(d_in / 2))
-    return ResolvedConfig(
-        total_steps=total_steps,
-        batch_rows=batch_rows,
-        lr=config.lr or LR * (LR_LATENTS / config.n_latents) ** 0.5,
-        warmup_steps=warmup if config.warmup_steps is None else config.warmup_steps,
-        decay_steps=round(config.decay_fraction * total_steps),
-        dead_after_rows=config.dead_after_rows or window,
-        k_aux=min(k_aux, config.n_latents),
-        threshold_start=min(THRESHOLD_STEPS, total_steps // 2),
-        threshold_decay=1 - 1 / memory,
-        precision=precision,
-    )
 
 
 @dataclass
@@ -159,11 +102,12 @@ def initialize_learner(
     """
     streams = {name: generator(seed, name) for name in GENERATORS}
     center = bias if scale is None else bias * scale
-    parameters = initial_weights(config.n_latents, len(bias), streams["init"])
-    parameters["b_dec"] = center.clone()
     # On the CPU, and moved only then: the same seed gives the same weights on every device.
     row = ARCHITECTURES[config.arch]
     scaled = sample if scale is None else sample * scale
+    like = scaled if config.control == "frozen-decoder" else None
+    parameters = initial_weights(config.n_latents, len(bias), streams["init"], like)
+    parameters["b_dec"] = center.clone()
     parameters |= row.extra(config, parameters, scaled - center)
     parameters = {name: kernels.moved_to_large_pages(t.to(device)) for name, t in parameters.items()}
     first, second = (

@@ -109,8 +109,8 @@ class Log:
     def write(self, run: Run) -> None:
         """Report the steps since the last record, and begin new sums."""
         elapsed = self._clock.elapsed()
-        rate = (run.step - self._first_step) * run.request.settings.batch_rows / max(elapsed, 1e-9)
-        run.last = records_of(run)
+        rate = (run.step - self._first_step) * run.request.batch_rows / max(elapsed, 1e-9)
+        run.keep_records(records_of(run))
         run.sums.clear()
         records = [
             {**record, "seconds": round(elapsed, 3), "rows_per_second": round(rate, 1)} for record in run.last.values()
@@ -120,7 +120,7 @@ class Log:
         for record in records:
             for receive in self._receivers:
                 receive(record)
-        batch_rows, total_steps = run.request.settings.batch_rows, run.request.total_steps
+        batch_rows, total_steps = run.request.batch_rows, run.request.total_steps
         self._progress(STAGE, run.step * batch_rows, total_steps * batch_rows, note_of(records, rate))
 
 
@@ -132,7 +132,7 @@ def records_of(run: Run) -> dict[str, Record]:
     shift = run.sums["x.sum"] / n
     variance = max(sums["x.squares"] - n * float(shift.pow(2).sum()), 0.0)
     square = variance + n * float((run.center + shift).pow(2).sum())
-    rows = run.step * run.request.settings.batch_rows
+    rows = run.step * run.request.batch_rows
     records: dict[str, Record] = {}
     for index, (name, learner) in enumerate(run.named_learners()):
         own = {key.removeprefix(f"{index}."): value for key, value in sums.items() if key.startswith(f"{index}.")}

@@ -12,6 +12,7 @@ import torch
 from ..errors import ConfigError
 from ..files import locked_folder
 from ..interruption import noted_interrupts
+from ..memory import check_memory
 from ..places import warn
 from ..progress import shows_progress
 from ..rows.opening import Rows, source_of
@@ -20,11 +21,12 @@ from ..settings import Progress, silent, suggest_keywords
 from .architectures import ARCHITECTURES, config_to_dict
 from .callbacks import Callback, Receiver, receiver
 from .config import Config
+from .defaults import default_batch_rows, resolve
 from .diagnostics import check_step, check_weights
 from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
-from .learner import finish, initialize_learner, resolve
+from .learner import finish, initialize_learner
 from .log import Clock, Log, add_step
-from .request import Seeds, check_configs, check_seeds, make_request
+from .request import Seeds, check_configs, check_seeds, make_request, memory_of
 from .run_folder import claim, provenance_of, read_back, save_finished, source_facts
 from .run_state import Run, begin, save_checkpoint
 from .settings import TrainSettings
@@ -116,8 +118,11 @@ def train(
     warn(request.warnings)
     with ExitStack() as stack:
         folder = None if out is None else stack.enter_context(locked_folder(out))
-        if folder is not None and claim(folder, request, resume):
-            return read_back(folder, request.names, request.device)
+        if folder is not None:
+            claimed = claim(folder, request, resume)
+            if claimed is None:
+                return read_back(folder, request.names, request.device)
+            request = claimed
         receivers = [receiver(callback, stack) for callback in callbacks]
         clock = Clock(request.source)
         run = begin(request, folder, resume)
@@ -227,17 +232,19 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
     check_configs([config])
     check_seeds([seed])
     source = source_of(rows)
-    batch_rows = settings.batch_rows
+    check_memory("untrained", memory_of([config], source.d_in), "Use fewer latents.")
+    batch_rows = settings.batch_rows or default_batch_rows(source.n_rows or 0)
     available = source.n_rows if source.n_rows is not None else batch_rows * 8
     batches = source.batches(min(batch_rows, available), seed=settings.data_seed)
     _, first = read_first_rows(batches, first_rows(available, source.d_in))
     check_first_rows(first, source)
+    bias = initial_bias(first, config.bias)
     learner = initialize_learner(
         config,
         seed,
         resolve(config, source.d_in, total_steps=1, batch_rows=min(batch_rows, len(first))),
-        bias=initial_bias(first, config.bias),
-        scale=initial_scale(first, config.scaling),
+        bias=bias,
+        scale=initial_scale(first, config.scaling, bias),
         sample=first[:SAMPLE_ROWS],
         device="cpu",
     )

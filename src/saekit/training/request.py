@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError, InputError, listed
+from ..kinds import LARGEST
+from ..memory import check_memory
 from ..places import Warned
 from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
@@ -16,6 +18,7 @@ from ..sae.model import SAE
 from ..settings import check_whole, is_whole
 from .architectures import config_to_dict, name_of
 from .config import Config
+from .defaults import ResolvedConfig, default_batch_rows, resolve
 from .fused import STEPS, default_step
 from .mutual_regularization import check_mutual
 from .settings import TrainSettings
@@ -38,7 +41,10 @@ class Request:
     """The SAEs to initialize from, in the order of `learners`; empty for random initialization."""
     asked_rows: int
     """Rows to train on before they are cut to whole batches."""
+    batch_rows: int
     total_steps: int
+    resolved: list[ResolvedConfig]
+    """What the run fills in, for each configuration."""
     settings: TrainSettings
     device: torch.device
     step: str
@@ -48,7 +54,7 @@ class Request:
     @property
     def used_rows(self) -> int:
         """Rows that the run trains on: whole batches, a row that is seen twice counts twice."""
-        return self.total_steps * self.settings.batch_rows
+        return self.total_steps * self.batch_rows
 
     @property
     def epochs(self) -> float | None:
@@ -68,7 +74,8 @@ class Request:
             "configs": [config_to_dict(config) for config in self.configs],
             "seeds": self.asked_seeds,
             "total_steps": self.total_steps,
-            "batch_rows": self.settings.batch_rows,
+            "resolved": [asdict(each) for each in self.resolved],
+            "batch_rows": self.batch_rows,
             "data_seed": self.settings.data_seed,
             "precision": self.settings.precision,
             "step": self.step,
@@ -97,19 +104,27 @@ def make_request(
         The source has fewer rows than a batch.
     """
     configs = [configs] if isinstance(configs, Config) else list(configs)
-    asked_seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    check_configs(configs)
     source = source_of(rows)
     device = device_of(settings)
-    check_configs(configs)
+    check_device(device)
+    asked_seeds = listed_seeds(seeds, configs, source.d_in, device)
     own_seeds = seeds_of(configs, asked_seeds)
     for own in own_seeds:
         check_seeds(own)
     check_whole("train", tokens=tokens)
-    check_device(device)
     step = choose_step(settings, configs, device)
     for config, own in zip(configs, own_seeds):
         check_mutual(config, own, step)
-    asked_rows = asked_rows_of(source, tokens, settings.batch_rows)
+    asked_rows, batch_rows = rows_of(source, tokens, settings.batch_rows)
+    total_steps = asked_rows // batch_rows
+    learners = [config for config, own in zip(configs, own_seeds) for _ in own]
+    check_memory(
+        "train",
+        memory_of(learners, source.d_in) | memory_of_batch(learners, source.d_in, batch_rows, step),
+        "Use fewer latents or seeds, a smaller `batch_rows`, or a call for each configuration.",
+        device,
+    )
     names = run_names(configs, asked_seeds)
     given = warm_starts(start, len(names))
     return Request(
@@ -119,12 +134,48 @@ def make_request(
         names=names,
         warm_starts=given,
         asked_rows=asked_rows,
-        total_steps=asked_rows // settings.batch_rows,
+        batch_rows=batch_rows,
+        total_steps=total_steps,
+        resolved=[resolve(each, source.d_in, total_steps, batch_rows, settings.precision) for each in configs],
         warnings=warnings_on_rows([*zip(names, given)], source) if given else [],
         settings=settings,
         device=device,
         step=step,
     )
+
+
+def memory_of(learners: Sequence[Config], d_in: int) -> dict[str, int]:
+    """Return the bytes that learners hold until the run has ended, by what needs them."""
+    numbers = [parameters_of(config, d_in) for config in learners]
+    # Weights and Adam's two moments, and at the end the SAEs beside them.
+    return {f"weights and moments of {len(numbers):,} SAEs ({sum(numbers):,} parameters)": 4 * 4 * sum(numbers)}
+
+
+def memory_of_batch(learners: Sequence[Config], d_in: int, batch_rows: int, step: str) -> dict[str, int]:
+    """Return the bytes of a step at least, by what needs them; learners take their step one after the other."""
+    codes = max(getattr(config, "k", 0) for config in learners)
+    gradients = max(parameters_of(config, d_in) for config in learners) if step == "plain" else 0
+    return {
+        "gradients": 4 * gradients,
+        # The rows, what is reconstructed and what is left, and value and index of every code.
+        f"batches of {batch_rows:,} rows": batch_rows * (3 * 4 * d_in + (4 + 8) * codes),
+    }
+
+
+def parameters_of(config: Config, d_in: int) -> int:
+    """Return the number of parameters of an SAE in training, at least."""
+    return 2 * config.n_latents * d_in + config.n_latents + d_in
+
+
+def listed_seeds(seeds: Seeds, configs: Sequence[Config], d_in: int, device: torch.device) -> list[Any]:
+    """Return the seeds as a list, unless there are more than SAEs fit into memory; raises `ConfigError`."""
+    if isinstance(seeds, int):
+        return [seeds]
+    if isinstance(seeds, range):  # a short word for what may be longer than any memory
+        count = min(max((seeds.stop - seeds.start) // seeds.step, 0), LARGEST)
+        smallest = min(parameters_of(config, d_in) for config in configs)
+        check_memory("train", {f"{count:,} seeds": 4 * 4 * smallest * count}, "Use fewer seeds.", device)
+    return list(seeds)
 
 
 def choose_step(settings: TrainSettings, configs: Sequence[Config], device: torch.device) -> str:
@@ -154,10 +205,10 @@ def check_configs(configs: Sequence[Config]) -> None:
 
 
 def check_seeds(seeds: Sequence[Any]) -> None:
-    """Refuse seeds of one configuration that are not different whole numbers; raises `ConfigError`."""
-    if not seeds or not all(is_whole(seed) for seed in seeds) or len(set(seeds)) < len(seeds):
+    """Refuse seeds of one configuration that are not different whole numbers from 0; raises `ConfigError`."""
+    if not seeds or not all(is_whole(seed) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise ConfigError(
-            f"train: `seeds` must be different whole numbers, at least one; got {seeds!r}. Pass seeds=[0, 1]."
+            f"train: `seeds` must be different whole numbers from 0, at least one; got {seeds!r}. Pass seeds=[0, 1]."
         )
 
 
@@ -195,19 +246,23 @@ def seeds_of(configs: Sequence[Any], seeds: list[Any]) -> list[list[Any]]:
     return [list(own) for own in seeds]
 
 
-def asked_rows_of(source: Source, tokens: int | None, batch_rows: int) -> int:
-    """Return `tokens`, or the rows of one pass over the source; raises where that is less than a batch."""
+def rows_of(source: Source, tokens: int | None, batch_rows: int | None) -> tuple[int, int]:
+    """Return `tokens`, or the rows of one pass over the source, and the rows per step.
+
+    Raises where there is not one batch.
+    """
     rows = tokens if tokens is not None else source.n_rows
     if rows is None:
         raise ConfigError("train: `tokens` must be given for a source that does not know its number of rows; got None.")
+    batch_rows = batch_rows or default_batch_rows(rows)
     if rows < batch_rows:
         what = "`tokens` must be" if tokens is not None else "the source must have"
         kind = ConfigError if tokens is not None else InputError
         raise kind(
             f"train: {what} at least batch_rows={batch_rows} rows; got {rows}. "
-            "Use a smaller batch: settings=TrainSettings(batch_rows=256), say."
+            "Use a smaller batch: settings=TrainSettings(batch_rows=64), say."
         )
-    return rows
+    return rows, batch_rows
 
 
 def run_names(configs: Sequence[Config], seeds: list[Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ..sae.model import SAE
 from ..settings import differences
 from .architectures import config_to_dict
 from .checkpoint import tidy
+from .convergence import FALL, fall_of
+from .defaults import ResolvedConfig
 from .diagnostics import warnings_of
 from .log import LOG_FILE, Seconds
 from .request import Request
@@ -31,8 +34,10 @@ RUN_FORMAT = 2
 """Version of ``run.json``."""
 
 
-def claim(folder: Path, request: Request, resume: bool) -> bool:
-    """Make a folder that of this run, or recognize it; return whether the run is already finished.
+def claim(folder: Path, request: Request, resume: bool) -> Request | None:
+    """Make a folder that of this run, or recognize it; return what is to be done, None when the run is finished.
+
+    An interrupted run goes on with the defaults that it began with (learning rate, ...), as it has recorded them.
 
     Raises
     ------
@@ -43,15 +48,26 @@ def claim(folder: Path, request: Request, resume: bool) -> bool:
     """
     if not (folder / RUN_FILE).is_file():
         _claim_new(folder, request)
-        return False
+        return request
     if not resume:
         raise ConfigError(
             f"train: `out` must be a new folder; `{folder}` holds a run. "
             "Pass resume=True (--resume) to continue it, or another folder."
         )
     record = read_record(folder)
-    _check_same(record["request"], json.loads(json.dumps(request.to_json())))
-    return bool(record.get("status") == "done")
+    then, now = record["request"], json.loads(json.dumps(request.to_json()))
+    resolved = then.pop("resolved", None)
+    del now["resolved"]
+    _check_same(then, now)
+    if record["status"] == "done":
+        return None
+    if resolved is None:
+        raise ConfigError(
+            f"train: a resumed run must have recorded its learning rate and other defaults; `{folder}` was begun by a "
+            "release with other defaults, which did not. Resume it with that release, or give another folder."
+        )
+    check_form(resolved, _RESOLVED, folder / RUN_FILE, "request.resolved")
+    return replace(request, resolved=[ResolvedConfig(**each) for each in resolved])
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -74,6 +90,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+_RESOLVED = [
+    {
+        "total_steps": COUNT, "batch_rows": COUNT, "lr": float, "warmup_steps": NATURAL, "decay_steps": NATURAL,
+        "dead_after_rows": COUNT, "k_aux": COUNT, "threshold_start": NATURAL, "threshold_decay": float,
+        "precision": str,
+    }
+]  # fmt: skip
 _FORMS: dict[str, dict[str, Any]] = {
     "running": {"status": str, "request": dict, "source": dict},
     "done": {
@@ -127,7 +150,8 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
 
 def provenance_of(run: Run, index: int) -> dict[str, Any]:
     """Return what the file of a learner's SAE says about its training."""
-    learner, record = run.learners[index], run.last[run.request.names[index]]
+    learner, name = run.learners[index], run.request.names[index]
+    record, fall = run.last[name], fall_of(run.curves.get(name, []), learner.resolved)
     starts = run.request.to_json().get("start")
     return source_facts(run.request.source) | {
         "config": config_to_dict(learner.config),
@@ -136,7 +160,8 @@ def provenance_of(run: Run, index: int) -> dict[str, Any]:
         "rows_seen": learner.rows_seen,
         "rows_digest": f"sha256:{run.order_digest}",
         "versions": versions(),
-        "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")},
+        "resolved": {key: getattr(learner.resolved, key) for key in ("lr", "dead_after_rows", "batch_rows")},
+        "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")} | {FALL: fall},
         "row_variance": record["row_variance"],
         **({"start": starts[index]} if starts else {}),
     }

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..rows.source import Batch
 from . import checkpoint
 from .callbacks import Record
+from .convergence import Point, adds_point
 from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
-from .learner import Learner, initialize_learner, resolve, restore, tensors_of
+from .learner import Learner, initialize_learner, restore, tensors_of
 from .request import Request
 from .warm_start import warm_start
 
@@ -38,10 +39,21 @@ class Run:
     """Sums since the last log record."""
     last: dict[str, Record] = field(default_factory=dict)
     """The last log record of each learner, by its name."""
+    curves: dict[str, list[Point]] = field(default_factory=dict)
+    """Rows seen and FVU, about one pair per percent of the run, of each learner by its name."""
 
     def named_learners(self) -> Iterator[tuple[str, Learner]]:
         """Yield the learners with the names of their folders."""
         yield from zip(self.request.names, self.learners, strict=True)
+
+    def keep_records(self, records: dict[str, Record]) -> None:
+        """Keep the records of a log step: as the last ones, and as a point of each curve where one is due."""
+        before = max((int(record["step"] or 0) for record in self.last.values()), default=0)
+        self.last = records
+        if adds_point(before, self.step, self.request.total_steps):
+            for name, record in records.items():
+                if record["fvu"] is not None:
+                    self.curves.setdefault(name, []).append((int(record["rows"] or 0), float(record["fvu"])))
 
     def move_on(self, batch: Batch) -> None:
         """Count a batch that every learner has been trained on."""
@@ -70,7 +82,7 @@ def save_checkpoint(run: Run, *, scheduled: bool = True) -> None:
     tensors = {f"sums.{name}": t for name, t in run.sums.items()} | {"center": run.center}
     for index, learner in enumerate(run.learners):
         tensors |= {f"{index}.{name}": t for name, t in tensors_of(learner).items()}
-    facts = {"place": list(run.position), "order_digest": run.order_digest, "last": run.last}
+    facts = {"place": list(run.position), "order_digest": run.order_digest, "last": run.last, "curves": run.curves}
     checkpoint.write(run.folder, run.step, tensors, facts, scheduled=scheduled)
 
 
@@ -84,8 +96,8 @@ def next_digest(digest: str, batch: Batch) -> str:
 
 def _begin_first(request: Request, folder: Path | None) -> Run:
     source, settings = request.source, request.settings
-    batches = source.batches(settings.batch_rows, seed=settings.data_seed)
-    head, rows = read_first_rows(batches, first_rows(request.total_steps * settings.batch_rows, source.d_in))
+    batches = source.batches(request.batch_rows, seed=settings.data_seed)
+    head, rows = read_first_rows(batches, first_rows(request.used_rows, source.d_in))
     check_first_rows(rows, source, request.names)
     center = rows.mean(0).to(request.device)
     return Run(request, folder, _learners(request, rows), _chained(head, batches), center)
@@ -100,13 +112,14 @@ def _begin_at(request: Request, folder: Path | None, facts: dict[str, Any], tens
         request=request,
         folder=folder,
         learners=_learners(request, torch.zeros(1, source.d_in)),
-        batches=source.batches(settings.batch_rows, seed=settings.data_seed, start=position),
+        batches=source.batches(request.batch_rows, seed=settings.data_seed, start=position),
         center=tensors["center"].to(device, copy=True),
         step=facts["step"],
         position=position,
         order_digest=facts["order_digest"],
         sums={name: t.to(device, copy=True) for name, t in sums.items()},
         last=facts["last"],
+        curves=facts["curves"],
     )
     for index, learner in enumerate(run.learners):
         restore(learner, _group(str(index), tensors), run.step)
@@ -116,22 +129,18 @@ def _begin_at(request: Request, folder: Path | None, facts: dict[str, Any], tens
 def _learners(request: Request, rows: Tensor) -> list[Learner]:
     """Return every learner before its first step; what depends on the rows alone is computed once for all."""
     biases = {kind: initial_bias(rows, kind) for kind in {config.bias for config in request.configs}}
-    scales = {kind: initial_scale(rows, kind) for kind in {config.scaling for config in request.configs}}
+    scales = {
+        (scaling, kind): initial_scale(rows, scaling, biases[kind])
+        for scaling, kind in {(config.scaling, config.bias) for config in request.configs}
+    }
     learners = []
     for config, seed in request.learners:
-        resolved = resolve(
-            config,
-            request.source.d_in,
-            total_steps=request.total_steps,
-            batch_rows=request.settings.batch_rows,
-            precision=request.settings.precision,
-        )
         learner = initialize_learner(
             config,
             seed,
-            resolved,
+            request.resolved[request.configs.index(config)],
             bias=biases[config.bias],
-            scale=scales[config.scaling],
+            scale=scales[config.scaling, config.bias],
             sample=rows[:SAMPLE_ROWS],
             device=request.device,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..settings import check_whole, is_whole, suggest_keywords
+from ..settings import check_whole, suggest_keywords
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -15,8 +15,8 @@ PRECISIONS = ("fp32", "bf16")
 class TrainSettings:
     """How a run is done: nothing here says what is trained, except for the order of the rows and the precision."""
 
-    batch_rows: int = 4096
-    """Rows per step [4096]."""
+    batch_rows: int | None = None
+    """Rows per step [the power of two that gives about 1,000 steps, from 256 to 4096]."""
     data_seed: int = 0
     """Random seed of the order of the rows [0]."""
     precision: str = "fp32"
@@ -32,16 +32,13 @@ class TrainSettings:
     compiled kernels run]."""
 
     def __post_init__(self) -> None:
-        if self.batch_rows is None:
-            raise ConfigError("TrainSettings: `batch_rows` must be a whole number from 1; got None.")
         check_whole(
             "TrainSettings",
             batch_rows=self.batch_rows,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
         )
-        if not is_whole(self.data_seed):
-            raise ConfigError(f"TrainSettings: `data_seed` must be a whole number; got {self.data_seed!r}.")
+        check_whole("TrainSettings", least=0, data_seed=self.data_seed)
         if self.precision not in PRECISIONS:
             raise ConfigError(f"TrainSettings: `precision` must be 'fp32' or 'bf16'; got {self.precision!r}.")
 

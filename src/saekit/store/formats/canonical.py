@@ -15,6 +15,7 @@ from ...errors import ConfigError, FormatError, listed
 from ...sae.model import SAE
 from ...sae.rules import JumpReLURule, ReLURule, Rule, TopKRule
 from ...settings import check_choice, suggest_keywords
+from ..hollow import Hollow
 
 Layout = Literal["latents_first", "width_first"]
 LAYOUTS = ("latents_first", "width_first")
@@ -130,7 +131,7 @@ def build(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule
     for name, tensor in {**given, **{f"rule.{key}": t for key, t in rule.tensors().items()}}.items():
         if not (tensor.dtype.is_floating_point or name == "rule.group"):
             raise FormatError(f"`{name}` must hold floating-point numbers; it holds {tensor.dtype}.")
-        if not bool(tensor.isfinite().all()):
+        if not all(bool(block.isfinite().all()) for block in tensor.split(4096)):
             bad = int((~tensor.isfinite()).sum())
             raise FormatError(f"`{name}` holds {bad:,} numbers that are NaN or infinite. The file is damaged.")
     fields |= {name: t.to(dtype).contiguous() for name, t in given.items()}
@@ -158,7 +159,7 @@ def threshold_rule(threshold: Tensor, n_latents: int) -> Rule:
     flat = threshold.detach().reshape(-1)
     if not flat.dtype.is_floating_point:
         flat = flat.float()
-    if bool((flat <= 0).all()):
+    if not isinstance(flat, Hollow) and bool((flat <= 0).all()):
         return ReLURule()  # relu(pre) where pre > threshold, with a threshold below 0
     return JumpReLURule(flat.expand(n_latents).clone() if flat.numel() == 1 else flat)
 
@@ -251,6 +252,28 @@ def hook_of(word: str | None) -> str | None:
     if site == "resid_pre":  # the stream before block L is the stream after block L - 1
         return f"layers.{layer - 1}" if layer else None
     return f"layers.{layer}{_SITE[site]}"
+
+
+def word_of(hook: str | None, stated: str | None = None) -> str | None:
+    """Return TransformerLens' name of a hook, as SAELens writes it: the stated one where it is such a name, or that of
+    saekit's; None where there is none.
+
+    >>> word_of("layers.3"), word_of("layers.3.mlp"), word_of(None, "blocks.4.attn.hook_z"), word_of("encoder.x")
+    ('blocks.3.hook_resid_post', 'blocks.3.hook_mlp_out', 'blocks.4.attn.hook_z', None)
+    """
+    if stated is not None and re.match(r"blocks\.\d+\.", stated):
+        return stated
+    found = re.fullmatch(r"layers\.(\d+)(|\.mlp|\.attn)", hook or "")
+    return f"blocks.{found[1]}.hook_{_WORDS[found[2]]}" if found else None
+
+
+_WORDS = {"": "resid_post", ".mlp": "mlp_out", ".attn": "attn_out"}
+
+
+def layer_of(word: str) -> int:
+    """Return the number of the block in the name of a hook; 0 where there is none."""
+    found = re.search(r"\.(\d+)(\.|$)", word)
+    return int(found[1]) if found else 0
 
 
 def place(*, hook: str | None = None, hook_out: str | None = None, **facts: Any) -> dict[str, Any]:

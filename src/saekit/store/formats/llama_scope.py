@@ -68,6 +68,7 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
                           documented="width_first", stated=stated)  # fmt: skip
     W_dec = W_dec * (s_in / s_out)
     norms = W_dec.float().norm(dim=1) if config.get("sparsity_include_decoder_norm", True) else torch.ones(n)
+    norms = norms.clamp(min=1e-30)  # a latent that writes nothing never fires
     if log:
         rule: Rule = threshold_rule(tensors["log_jumprelu_threshold"].float().exp() / norms, n)
     else:

@@ -122,7 +122,8 @@ def _rule(
     if function == "jumprelu":
         need(tensors, (_LOG,), "the weights")
         threshold = tensors[_LOG].exp()
-        return threshold_rule(threshold / s_in / (1 if norms is None else norms), n)
+        # A latent that writes nothing has a norm of 0; it never fires.
+        return threshold_rule(threshold / s_in / (1 if norms is None else norms.clamp(min=1e-30)), n)
     raise FormatError(
         f"{_CONFIG}: act_fn={function!r} depends on the batch and the file has no threshold for single rows; "
         "saekit reads relu, topk and jumprelu."

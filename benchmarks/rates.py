@@ -1,0 +1,180 @@
+"""Does the default learning rate hold? Every architecture at multiples of it, in one pass over the same rows.
+
+    python benchmarks/rates.py                        # hours on one core; finished cells are kept in --out
+    python benchmarks/rates.py --only batchtopk       # cells whose name holds this
+    python benchmarks/rates.py --quick                # one small cell, nothing written
+
+Each cell is a model, an architecture, a width, a sparsity and a number of rows; the batch is the default unless the
+cell says otherwise. FVU is of held-out documents; a latent is dead when it is silent on 100,000 training rows. The
+table goes between the markers of ``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from quality import captured, fvu, models, write_readme
+
+MULTIPLES = (0.25, 0.5, 1.0, 2.0)
+"""Learning rates that are tried, in multiples of the default."""
+DEAD_LIMIT = 0.02
+"""Largest fraction of dead latents with which a learning rate counts as the best. Unit: fraction."""
+DEAD_ROWS, HELD_OUT_ROWS = 100_000, 28_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One line of the table."""
+
+    model: str
+    arch: str
+    n: int
+    k: int
+    rows: int
+    batch: int | None = None
+    multiples: tuple[float, ...] = MULTIPLES
+
+    @property
+    def name(self) -> str:
+        """The words that ``--only`` looks in, and the file."""
+        return f"{self.model}-{self.arch}-{self.n}-k{self.k}-{self.rows}" + (f"-{self.batch}" if self.batch else "")
+
+
+LOW, HIGH = (0.25, 0.5, 1.0), (0.5, 1.0, 2.0)
+CELLS = [
+    Cell("stories260K", "topk", 512, 8, 60_000, multiples=HIGH),
+    Cell("stories260K", "topk", 512, 64, 60_000, multiples=HIGH),
+    Cell("builtin", "topk", 512, 16, 60_000, multiples=HIGH),
+    Cell("stories260K", "batchtopk", 512, 16, 60_000, multiples=HIGH),
+    Cell("stories260K", "matryoshka", 512, 16, 60_000, multiples=HIGH),
+    Cell("stories260K", "jumprelu", 512, 16, 60_000, multiples=(0.5, 1.0)),
+    Cell("stories260K", "gated", 512, 16, 60_000, multiples=LOW),
+    Cell("stories260K", "relu", 512, 16, 60_000, multiples=LOW),
+    Cell("stories260K", "p-anneal", 512, 16, 60_000, multiples=LOW),
+    Cell("stories260K", "topk", 4096, 16, 100_000, multiples=HIGH),
+    Cell("stories260K", "topk", 1024, 16, 400_000, 1024),
+    Cell("stories260K", "jumprelu", 1024, 16, 400_000),
+    Cell("stories260K", "gated", 1024, 16, 400_000),
+    Cell("stories260K", "relu", 1024, 16, 400_000),
+    Cell("stories260K", "topk", 4096, 16, 1_000_000),
+    Cell("stories260K", "topk", 1024, 16, 8_000_000, 1024),
+    Cell("MiniLM", "topk", 1024, 32, 250_000),
+]
+QUICK = [Cell("builtin", "topk", 64, 4, 5_000, 256, (0.5, 1.0))]
+TOKENS = {"stories260K": 1_900_000, "builtin": 500_000, "MiniLM": 330_000}
+"""Rows captured from each model."""
+
+
+def places() -> dict[str, dict[str, Any]]:
+    """Where the rows come from: model, layer, texts."""
+    real = models()
+    return {
+        "builtin": {"path": "builtin", "layer": 2, "data": "builtin@train"},
+        **{name: {"path": real[name]["path"], "layer": 3} for name in ("stories260K", "MiniLM")},
+    }
+
+
+def measure(cell: Cell, folder: Path, seed: int, tokens: int) -> dict[str, Any]:
+    """Train a cell at every multiple of the default rate, in one pass, and measure each SAE."""
+    import saekit
+    from saekit.training.architectures import config_from_dict
+    from saekit.training.defaults import default_batch_rows, resolve
+
+    train, held_out = captured(cell.model, places()[cell.model], folder, tokens)
+    x, test = np.load(train), torch.from_numpy(np.load(held_out)[:HELD_OUT_ROWS])
+    batch = cell.batch or default_batch_rows(cell.rows)
+    sparsity = {"target_l0" if cell.arch in ("jumprelu", "gated", "relu", "p-anneal") else "k": cell.k}
+    config = config_from_dict({"arch": cell.arch, "n_latents": cell.n, **sparsity})
+    lr = resolve(config, x.shape[1], cell.rows // batch, batch).lr
+    saes = saekit.train(
+        [dataclasses.replace(config, lr=multiple * lr) for multiple in cell.multiples],
+        x[: cell.rows],
+        seeds=[seed],
+        tokens=cell.rows,
+        settings=saekit.TrainSettings(batch_rows=batch),
+        progress=False,
+    )
+    found = {}
+    for multiple, sae in zip(cell.multiples, saes, strict=True):
+        codes = sae.encode(test)
+        fired = torch.zeros(cell.n, dtype=torch.bool)
+        for rows in torch.from_numpy(x[:DEAD_ROWS]).split(8192):
+            fired[sae.encode(rows).indices.long()] = True
+        dead = 1 - float(fired.double().mean())
+        found[str(multiple)] = {"fvu": fvu(test.numpy(), sae.decode(codes).numpy()), "dead": dead, "l0": codes.l0()}
+    return {**dataclasses.asdict(cell), "batch": batch, "lr": lr, "seed": seed, "found": found}
+
+
+def regret(found: dict[str, dict[str, float]]) -> float | None:
+    """FVU at the default, relative to the lowest that leaves few latents dead; None where none does."""
+    lively = [each["fvu"] for each in found.values() if each["dead"] <= DEAD_LIMIT]
+    return found["1.0"]["fvu"] / min(lively) - 1 if lively else None
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The cells as Markdown."""
+    head = ["model", "architecture", "latents", "k", "rows", "batch", "default lr", *(f"{m:g} ×" for m in MULTIPLES)]
+    lines = [f"| {' | '.join([*head, 'default / best'])} |", "| --- | --- |" + " ---: |" * (len(head) - 1)]
+    for each in results:
+        cells = [
+            each["model"],
+            each["arch"],
+            f"{each['n']:,}",
+            str(each["k"]),
+            f"{each['rows']:,}",
+            f"{each['batch']:,}",
+        ]
+        cells.append(f"{each['lr']:.4f}")
+        for multiple in map(str, MULTIPLES):
+            at = each["found"].get(multiple)
+            cells.append(f"{at['fvu']:.4f} / {100 * at['dead']:.1f}" if at else "")
+        more = regret(each["found"])
+        lines.append(f"| {' | '.join([*cells, '' if more is None else f'{1 + more:.3f}'])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small cell, nothing written")
+    parser.add_argument("--only", default="", help="cells whose name holds this; nothing written")
+    parser.add_argument("--finished", action="store_true", help="only the cells that are in --out already")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", default="runs/rates")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp() if arguments.quick else arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for cell in QUICK if arguments.quick else [each for each in CELLS if arguments.only in each.name]:
+        path = folder / f"{cell.name}-seed{arguments.seed}.json"
+        if arguments.finished and not path.exists():
+            continue
+        if not path.exists():
+            tokens = 20_000 if arguments.quick else TOKENS[cell.model]
+            path.write_text(json.dumps(measure(cell, folder, arguments.seed, tokens)))
+        results.append(json.loads(path.read_text()))
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    print(table(results))
+    if not (arguments.quick or arguments.only):
+        write_readme("rates", f"{ABOUT}\n\n{table(results)}")
+
+
+ABOUT = """## Learning rates
+
+The default learning rate, half, a quarter and twice of it: FVU of held-out documents / dead latents in percent (silent
+on 100,000 training rows), one seed. The last column is FVU at the default, relative to the lowest with at most 2% dead.
+A blank is a rate that was not tried, or a cell without such a rate: 4,096 latents have 24 rows each, and half of them
+are not reached at any rate; with as many latents per row as dimensions (k = 64) FVU is near 0 and falls as latents die.
+
+`python benchmarks/rates.py`"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,428 @@
+"""What latents do to a language model, measured against controls of the same size at the same tokens.
+
+A latent is ablated where it fires, in held-out documents, and added in doses elsewhere. The controls write the same
+change of codes, at the same tokens and at the same norm, along other directions: those of latents that fire about as
+often, and directions drawn from the covariance of the rows (isotropic ones, which the model hardly reads, would be too
+easy to beat). What the latent promotes is read off one half of the documents (which tokens follow it), never off the
+logits that are tested on the other half.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+from ..inputs.records import repeatable
+from ..inputs.texts import read_texts
+from ..measure.fidelity import CHARACTERS_PER_TOKEN, contexts_for, token_costs
+from ..measure.intervals import Sample
+from ..measure.results import Measured
+from ..measure.token_statistics import shown_token
+from ..models.hooks import activations, find_hook
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
+from ..places import warnings_on
+from ..progress import shows_progress
+from ..provenance import facts_of_sae, library_versions, place_of, release
+from ..randomness import hashed_key, random_order
+from ..rows.tokens import Contexts, TokenBatch, token_batches
+from ..sae.model import SAE
+from ..sae.naming import Given, as_sae, name_of
+from ..settings import Progress, is_whole, silent, suggest_keywords
+from .attach import attached
+from .directions import covariance_directions, other_latents, with_directions, written_rows
+from .edits import Edit, columns_of
+from .effects_result import Dose, Effect, Effects, is_promoting, verdict_of
+from .settings import EffectSettings
+
+PRIOR = 100.0
+"""Weight of the base rates in the log-odds of following tokens, in tokens: an informative Dirichlet prior (Monroe,
+Colaresi & Quinn 2008, *Fightin' Words*)."""
+
+LEAST_FIRED = 5
+"""Fewer firing tokens than this in either half of the documents, and the latent is not tested."""
+
+DOSED_TOKENS = 32
+"""Tokens of the contexts that doses are added to."""
+
+
+@suggest_keywords
+@shows_progress
+def effects(
+    sae: Given,
+    model: str | os.PathLike[str] | LanguageModel,
+    data: Any,
+    latents: int | Sequence[int],
+    *,
+    layer: int | None = None,
+    hook: str | None = None,
+    settings: EffectSettings = EffectSettings(),
+    progress: Progress | None = None,
+) -> Effects:
+    """Measure what ablating and adding latents does to the next-token distribution, against controls.
+
+    With z the latent's code, ablation adds ``-z W_dec[j]`` at every token of held-out contexts where it fires; measured
+    there are the KL divergence from the untouched model (nats) and the change of ``log sum_T p``, T being the tokens
+    that follow the latent in the other half of the documents. A dose adds a multiple of the 99th percentile of the
+    latent's nonzero codes at every token of contexts where it does not fire.
+
+    Parameters
+    ----------
+    sae
+        An SAE, or the address of one.
+    model, data
+        A causal language model and texts, as for `evaluate`.
+    latents
+        Which latents.
+    layer, hook
+        Where; by default where the SAE's provenance says.
+    settings
+        How much text, how many controls, which doses.
+    progress
+        Called as ``progress(stage, done, total)`` with the stages ``"firing"`` and ``"effects"``.
+
+    Returns
+    -------
+    Effects
+        ``.effects``, one per latent: numbers with intervals over documents, percentiles among the controls, verdicts.
+
+    Raises
+    ------
+    ConfigError
+        No such latent, no hook, a model that is not causal.
+    DataError
+        The texts give no tokens.
+    """
+    value = as_sae(sae)
+    chosen = _checked(value, latents)
+    lm = load_language_model(model)
+    if not lm.is_causal:
+        raise ConfigError(f"effects: the model must predict next tokens; `{lm.name}` is not a causal language model.")
+    target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="effects"))
+    texts = read_texts(
+        repeatable(data), text=settings.text, columns=(), characters=settings.tokens * CHARACTERS_PER_TOKEN
+    )
+    contexts = contexts_for(lm, texts, min(settings.context, lm.context), settings.tokens)
+    if not len(contexts):
+        raise DataError(f"`{texts.info['name']}` must hold texts of at least two tokens; it holds none.")
+    report = progress or silent
+    firing = _Firing.over(value, lm, target.name, contexts, chosen, settings, report)
+    tests = _Tests(value, lm, target.name, contexts, firing, settings)
+    found = []
+    for number, latent in enumerate(chosen):
+        report("effects", number, len(chosen))
+        found.append(tests.effect(latent))
+    report("effects", len(chosen), len(chosen))
+    seen = {**lm.info, "hook": target.name, "context": min(settings.context, lm.context)}
+    return Effects(
+        saekit=release(),
+        versions=library_versions(True),
+        settings={**vars(settings), "doses": list(settings.doses)},
+        sae=facts_of_sae(value),
+        model=lm.info,
+        hook=target.name,
+        data={"name": texts.info["name"], "digest": texts.digest, "tokens": int(contexts.position.size)},
+        effects=found,
+        warnings=warnings_on([(name_of(value), value)], seen, what="the model given makes"),
+    )
+
+
+def _checked(sae: SAE, latents: int | Sequence[int]) -> list[int]:
+    """Return the latents, which must be different ones of the SAE."""
+    chosen = list(latents) if isinstance(latents, Sequence) else [latents]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ConfigError(f"effects: `latents` must be one or several different latents; got {latents!r}.")
+    for latent in chosen:
+        if not is_whole(latent) or not 0 <= latent < sae.n_latents:
+            raise ConfigError(f"effects: latents must lie within 0..{sae.n_latents - 1}; got {latent!r}.")
+    return chosen
+
+
+def is_labelling(document: int) -> bool:
+    """Return whether a document is of the half that labels are made of; the other half tests them."""
+    return hashed_key("explanation half", document) % 2 == 0
+
+
+@dataclass(frozen=True)
+class _Firing:
+    """Where the latents fire, and what the rows are like."""
+
+    latents: list[int]
+    codes: np.ndarray
+    """``float32 [tokens of all contexts, latents]``, in the order of the contexts."""
+    density: np.ndarray
+    """``[n_latents]`` fraction of tokens at which each fires."""
+    rows: Tensor
+    """A sample of rows, for directions."""
+
+    @classmethod
+    def over(
+        cls,
+        sae: SAE,
+        lm: LanguageModel,
+        hook: str,
+        contexts: Contexts,
+        latents: list[int],
+        settings: EffectSettings,
+        report: Progress,
+    ) -> _Firing:
+        codes = np.zeros((len(contexts.ids), len(latents)), np.float32)
+        counts = torch.zeros(sae.n_latents, dtype=torch.int64)
+        wanted = torch.tensor(latents, device=sae.device)
+        sample, n_rows = [], 0
+        for batch in token_batches(lm, contexts):
+            (hidden,) = activations(lm.model, [find_hook(lm.model, hook)], batch.inputs)
+            rows = hidden[batch.keep]
+            encoded = sae.encode(rows)
+            counts += torch.bincount(encoded.indices.cpu(), minlength=sae.n_latents)
+            dense = columns_of(encoded, wanted).float().cpu().numpy()
+            codes[_places(contexts, batch)] = dense
+            sample.append(rows.float().cpu()[:: max(1, len(contexts.ids) // SAMPLED_ROWS)])
+            n_rows += len(rows)
+            report("firing", n_rows, int((contexts.position >= 0).sum()))
+        return cls(latents, codes, counts.double().numpy() / max(n_rows, 1), torch.cat(sample))
+
+
+SAMPLED_ROWS = 8192
+"""Rows, about, from whose covariance directions are drawn."""
+
+
+def _places(contexts: Contexts, batch: TokenBatch) -> np.ndarray:
+    """Return where the kept tokens of a batch lie among those of all contexts, in the order of ``hidden[keep]``."""
+    keep = batch.keep.cpu().numpy()
+    mask = batch.inputs["attention_mask"].cpu().numpy().astype(bool)
+    first = contexts.offsets[list(batch.index)]
+    within = np.cumsum(mask, 1) - 1
+    return (first[:, None] + within)[keep]
+
+
+class _Tests:
+    """Ablations and doses of latents in held-out contexts."""
+
+    def __init__(
+        self, sae: SAE, lm: LanguageModel, hook: str, contexts: Contexts, firing: _Firing, settings: EffectSettings
+    ) -> None:
+        self.sae, self.lm, self.hook, self.settings = sae, lm, hook, settings
+        self.contexts, self.firing = contexts, firing
+        documents = np.unique(contexts.document)
+        labelling = {int(document) for document in documents if is_labelling(int(document))}
+        self.labelling = np.isin(contexts.document, sorted(labelling))
+        self.first_document = contexts.document[contexts.offsets[:-1]]
+        self.vocabulary = int(lm.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+
+    def effect(self, latent: int) -> Effect:
+        """Return the effect of one latent."""
+        codes = self.firing.codes[:, self.firing.latents.index(latent)]
+        fired = codes != 0
+        density = float(self.firing.density[latent])
+        n_labelling, n_test = int((fired & self.labelling).sum()), int((fired & ~self.labelling).sum())
+        if min(n_labelling, n_test) < LEAST_FIRED:
+            return Effect.untested(
+                latent,
+                density,
+                f"it fires at {n_labelling} tokens of the labelling half and {n_test} of the other; at least "
+                f"{LEAST_FIRED} are needed in each",
+            )
+        p99 = float(np.quantile(np.abs(codes[fired]), 0.99)) * float(np.sign(codes[fired].sum()))
+        followers = self._followers(fired & self.labelling)
+        controls = self._controls(latent)
+        ablated = self._ablation(latent, fired, followers, controls)
+        doses = [self._dose(latent, dose, dose * p99, fired, followers, controls) for dose in self.settings.doses]
+        decode = self.lm.tokenizer.decode
+        return Effect(
+            latent=latent,
+            density=density,
+            p99=p99,
+            followers=[shown_token(decode([token])) for token in followers],
+            doses=[dose for dose in doses if dose is not None],
+            **ablated,
+        )
+
+    def _controls(self, latent: int) -> dict[str, list[SAE]]:
+        count, seed = self.settings.controls, self.settings.seed
+        others = other_latents(self.sae, latent, count, seed, self.firing.density)
+        directions = covariance_directions(self.firing.rows, count, hashed_key("effects", seed, latent, n_bytes=7))
+        rows = {"latents": written_rows(self.sae, others), "directions": directions}
+        return {
+            kind: [with_directions(self.sae, [latent], row[None]) for row in each.to(self.sae.W_dec)]
+            for kind, each in rows.items()
+        }
+
+    def _followers(self, fired: np.ndarray) -> list[int]:
+        """Return the tokens that follow firing tokens more than others, by log-odds against all following tokens."""
+        ids, document = self.contexts.ids, self.contexts.document
+        follows = np.zeros(len(ids), bool)
+        same = np.ones(len(ids), bool)
+        same[self.contexts.offsets[1:-1]] = False  # the first token of a context follows none
+        follows[1:] = same[1:] & (document[1:] == document[:-1]) & (self.contexts.position[1:] >= 0)
+        base_tokens = ids[follows & self.labelling]
+        after = np.zeros(len(ids), bool)
+        after[1:] = fired[:-1]
+        tokens = ids[follows & after]
+        base = np.bincount(base_tokens, minlength=self.vocabulary).astype(np.float64)
+        seen = np.bincount(tokens, minlength=self.vocabulary).astype(np.float64)
+        prior = PRIOR * (base + 0.01) / (base + 0.01).sum()
+        rest = base - seen
+
+        def log_odds(counts: np.ndarray) -> np.ndarray:
+            with_prior = counts + prior
+            return np.log(with_prior) - np.log(with_prior.sum() - with_prior)
+
+        z = (log_odds(seen) - log_odds(rest)) / np.sqrt(1 / (seen + prior) + 1 / (rest + prior))
+        order = np.argsort(-z, kind="stable")[: self.settings.targets]
+        return [int(token) for token in order if seen[token] > 0 and z[token] > 0]
+
+    def _chosen(self, wanted: np.ndarray, purpose: str) -> np.ndarray:
+        """Return contexts of the test half in which a token is `wanted`, each of another document."""
+        number = np.repeat(np.arange(len(self.contexts)), self.contexts.lengths())
+        found = np.unique(number[wanted & ~self.labelling])
+        found = found[random_order(len(found), purpose, self.settings.seed)]
+        _, first = np.unique(self.first_document[found], return_index=True)
+        return found[np.sort(first)][: self.settings.contexts]
+
+    def _ablation(
+        self, latent: int, fired: np.ndarray, followers: list[int], controls: Mapping[str, list[SAE]]
+    ) -> dict[str, Any]:
+        part = self.contexts.pick(self._chosen(fired, "ablated"))
+        where = _within(self.contexts, self._chosen(fired, "ablated"), fired)
+        run = _Run(self.lm, self.hook, part, followers)
+        at, later = where & run.predicts, _after(part, where) & ~where & run.predicts
+        group = part.document
+
+        def measured(sae: SAE) -> tuple[np.ndarray, np.ndarray]:
+            return run.costs(sae, {latent: Edit.ablate()})
+
+        kl, drop = measured(self.sae)
+        null = {kind: [measured(sae) for sae in each] for kind, each in controls.items()}
+        null_kl = {kind: [float(k[at].mean()) for k, _ in each] for kind, each in null.items()}
+        null_drop = {kind: [float(-d[at].mean()) for _, d in each] for kind, each in null.items()}
+        elsewhere = float(kl[later].mean()) if later.any() else None
+        mean_kl, mean_drop = _mean(kl[at], group[at], "nats", least=0.0), _mean(-drop[at], group[at], "nats")
+        percentiles = {kind: _percentile(mean_kl.value, each) for kind, each in null_kl.items()}
+        of_drop = {kind: _percentile(mean_drop.value, each) for kind, each in null_drop.items()}
+        return {
+            "n_contexts": len(part),
+            "n_tokens": int(at.sum()),
+            "kl": mean_kl,
+            "kl_elsewhere": elsewhere,
+            "kl_null": null_kl,
+            "kl_percentile": percentiles,
+            "drop": mean_drop,
+            "drop_null": null_drop,
+            "drop_percentile": of_drop,
+            "verdict": verdict_of(percentiles),
+            "promotes": bool(followers) and is_promoting(mean_drop, of_drop),
+        }
+
+    def _dose(
+        self,
+        latent: int,
+        dose: float,
+        strength: float,
+        fired: np.ndarray,
+        followers: list[int],
+        controls: Mapping[str, list[SAE]],
+    ) -> Dose | None:
+        number = np.repeat(np.arange(len(self.contexts)), self.contexts.lengths())
+        silent_ones = ~np.isin(number, np.unique(number[fired]))
+        chosen = self._chosen(silent_ones & (self.contexts.position >= 0), "dosed")
+        if not len(chosen):
+            return None
+        part = _cut(self.contexts.pick(chosen), DOSED_TOKENS)
+        run = _Run(self.lm, self.hook, part, followers)
+        edits = {latent: Edit.add(strength)}
+        kl, rise = run.costs(self.sae, edits)
+        null = [run.costs(sae, edits) for sae in controls["directions"]]
+        at = run.predicts
+        null_rise = [float(r[at].mean()) for _, r in null]
+        null_kl = [float(k[at].mean()) for k, _ in null]
+        return Dose(
+            dose=dose,
+            strength=strength,
+            change=run.change,
+            kl=_mean(kl[at], part.document[at], "nats", least=0.0),
+            kl_percentile=_percentile(float(kl[at].mean()), null_kl),
+            rise=_mean(rise[at], part.document[at], "nats"),
+            rise_null_95=float(np.quantile(null_rise, 0.95)),
+            rise_percentile=_percentile(float(rise[at].mean()), null_rise),
+        )
+
+
+class _Run:
+    """Forward passes over some contexts: the untouched model once, edited ones against it."""
+
+    def __init__(self, lm: LanguageModel, hook: str, contexts: Contexts, followers: list[int]) -> None:
+        self.lm, self.hook, self.contexts, self.followers = lm, hook, contexts, followers
+        self.predicts = contexts.position >= 0
+        self.change = 0.0
+        self.batches = list(token_batches(lm, contexts))
+        self.clean = [self._logits(batch) for batch in self.batches]
+
+    def costs(self, sae: SAE, edits: Mapping[int, Edit]) -> tuple[np.ndarray, np.ndarray]:
+        """Return per token, in the order of the contexts: KL from the untouched model, and change of log sum_T p."""
+        kl, moved = (np.zeros(len(self.contexts.ids)) for _ in range(2))
+        change: list[float] = []
+        for batch, clean in zip(self.batches, self.clean, strict=True):
+            with attached(self.lm, sae, edits, at=batch.keep, hook=self.hook, special=True) as found:
+                logits = self._logits(batch)
+            change += found.change
+            places = _places(self.contexts, batch)
+            _, divergence = token_costs(logits, logits.new_zeros(len(logits), dtype=torch.int64), clean)
+            kl[places] = divergence.double().cpu().numpy()
+            moved[places] = self._of_followers(logits) - self._of_followers(clean)
+        self.change = float(np.mean(change)) if change else 0.0
+        return kl, moved
+
+    def _logits(self, batch: TokenBatch) -> Tensor:
+        with torch.no_grad():
+            return self.lm.model(**batch.inputs).logits[batch.keep]
+
+    def _of_followers(self, logits: Tensor) -> np.ndarray:
+        if not self.followers:
+            return np.zeros(len(logits))
+        return logits.float().log_softmax(1)[:, self.followers].logsumexp(1).double().cpu().numpy()
+
+
+def _within(contexts: Contexts, index: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the values of the tokens of picked contexts."""
+    return np.concatenate([values[contexts.offsets[i] : contexts.offsets[i + 1]] for i in index])
+
+
+def _after(contexts: Contexts, where: np.ndarray) -> np.ndarray:
+    """Return which tokens come after one that is marked, in their context."""
+    found = np.zeros(len(where), bool)
+    for start, stop in zip(contexts.offsets[:-1], contexts.offsets[1:], strict=True):
+        found[start:stop] = np.maximum.accumulate(where[start:stop])
+    return found
+
+
+def _cut(contexts: Contexts, length: int) -> Contexts:
+    """Return contexts with their first tokens alone."""
+
+    def parts() -> Iterator[Contexts]:
+        for i in range(len(contexts)):
+            one = contexts.pick([i])
+            n = min(length, len(one.ids))
+            yield Contexts(one.ids[:n], one.document[:n], one.position[:n], np.array([0, n], np.int64))
+
+    return Contexts.cat(list(parts()))
+
+
+def _mean(values: np.ndarray, group: np.ndarray, unit: str, *, least: float | None = None) -> Measured:
+    """Return a mean over tokens with its interval over documents."""
+    _, place = np.unique(group, return_inverse=True)
+    sums, counts = np.bincount(place, values), np.bincount(place).astype(np.float64)
+    return Sample.over(counts).ratio(sums, counts).measured(unit, least=least)
+
+
+def _percentile(value: float, null: Sequence[float]) -> float:
+    """Return the percentage of controls below a value, ties counted half."""
+    each = np.asarray(null)
+    return float(100 * ((each < value).mean() + (each == value).mean() / 2)) if len(each) else float("nan")

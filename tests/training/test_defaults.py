@@ -1,0 +1,136 @@
+"""Defaults: the learning rate, the window for dead latents and the batch that a run takes when none is given."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from saekit.errors import ConfigError
+from saekit.files import read_sealed, write_sealed
+from saekit.rows.arrays import ArrayRows
+from saekit.rows.synthetic import SyntheticRows
+from saekit.training.config import JumpReLU, TopK
+from saekit.training.defaults import default_batch_rows, resolve
+from saekit.training.loop import train, untrained
+from saekit.training.settings import TrainSettings
+
+
+def test_the_learning_rate_falls_with_the_width_and_with_steps_beyond_a_thousand():
+    def lr(n, steps):
+        return resolve(TopK(n_latents=n, k=4), 64, steps, 512).lr
+
+    assert lr(1024, 100) == lr(1024, 1000) == 8e-3
+    assert lr(4096, 1000) == pytest.approx(4e-3)
+    assert lr(256, 1000) == lr(16, 1000) == 16e-3
+    assert lr(1024, 16_000) == pytest.approx(4e-3)
+    # Meets the rule of long runs on large SAEs, 2e-4 at 2**14 latents (2406.04093).
+    assert 2e-4 < lr(2**14, 100_000) < 2e-3
+
+
+def test_what_follows_the_width_of_the_rows_and_the_length_of_the_run():
+    long = resolve(TopK(2**14, k=32), 768, 100_000, 4096)
+    assert (long.warmup_steps, long.decay_steps, long.k_aux) == (1000, 20_000, 384)
+    assert long.threshold_start == 1000
+    assert long.threshold_decay == pytest.approx(0.999)
+    short = resolve(TopK(16, k=4), 64, 100, 256)
+    assert (short.warmup_steps, short.k_aux, short.threshold_start) == (5, 16, 50)
+
+
+def test_what_is_given_wins():
+    given = TopK(n_latents=64, k=4, lr=1e-4, dead_after_rows=123, warmup_steps=7)
+    resolved = resolve(given, 64, 1000, 512)
+    assert (resolved.lr, resolved.dead_after_rows, resolved.warmup_steps) == (1e-4, 123, 7)
+
+
+def test_latents_are_dead_after_a_fiftieth_of_the_run_within_bounds():
+    def window(steps, batch):
+        return resolve(TopK(n_latents=64, k=4), 64, steps, batch).dead_after_rows
+
+    assert window(1000, 1000) == 20_000
+    assert window(100, 1000) == 8000  # a shorter one would be a few batches
+    assert window(1_000_000, 4096) == 10_000_000
+
+
+def test_the_default_batch_gives_about_a_thousand_steps():
+    for rows in (256_000, 700_000, 1_000_000, 3_000_000):
+        assert 700 < rows / default_batch_rows(rows) < 1420
+    assert default_batch_rows(10) == 256
+    assert default_batch_rows(10**9) == 4096
+
+
+@pytest.fixture
+def rows():
+    return SyntheticRows(d_in=8, n_features=16, n_rows=20_000)
+
+
+def test_a_run_records_what_it_filled_in(tmp_path, rows):
+    config = TopK(n_latents=32, k=4)
+    [sae] = train(config, rows, tokens=10_000, out=tmp_path)
+    asked = json.loads((tmp_path / "run.json").read_text())["request"]
+    assert asked["batch_rows"] == 256
+    assert asked["resolved"] == [dataclasses.asdict(resolve(config, 8, 39, 256))]
+    assert sae.provenance["resolved"] == {"lr": asked["resolved"][0]["lr"], "dead_after_rows": 2048, "batch_rows": 256}
+    # The same, said by hand: the same SAE.
+    by_hand = dataclasses.replace(config, lr=asked["resolved"][0]["lr"], dead_after_rows=2048)
+    [again] = train(by_hand, rows, tokens=10_000, settings=TrainSettings(batch_rows=256))
+    assert torch.equal(again.W_dec, sae.W_dec)
+
+
+def interrupted(rows, out, **options):
+    def stop(record):
+        if record["step"] == 20:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(TopK(n_latents=32, k=4), rows, out=out, callbacks=[stop], **options)
+
+
+def rewrite(out, change):
+    record = read_sealed(out / "run.json", since=2, version="format")
+    change(record["request"])
+    write_sealed(out / "run.json", record)
+
+
+def test_a_resumed_run_goes_on_with_the_learning_rate_it_recorded(tmp_path, rows):
+    options = {"tokens": 10_240, "settings": TrainSettings(checkpoint_every=10)}
+    interrupted(rows, tmp_path, **options)
+    rewrite(tmp_path, lambda asked: asked["resolved"][0].update(lr=1e-3))  # as a release with another rule would
+    [resumed] = train(TopK(n_latents=32, k=4), rows, out=tmp_path, resume=True, **options)
+    assert resumed.provenance["resolved"]["lr"] == 1e-3
+    assert json.loads((tmp_path / "run.json").read_text())["request"]["resolved"][0]["lr"] == 1e-3
+    [other] = train(TopK(n_latents=32, k=4), rows, **options)
+    assert not torch.equal(resumed.W_dec, other.W_dec)
+
+
+def test_a_run_of_a_release_with_other_defaults_is_not_resumed_with_ours(tmp_path, rows):
+    interrupted(rows, tmp_path, tokens=10_240)
+    rewrite(tmp_path, lambda asked: asked.pop("resolved"))
+    with pytest.raises(ConfigError, match="must have recorded its learning rate"):
+        train(TopK(n_latents=32, k=4), rows, out=tmp_path, resume=True, tokens=10_240)
+
+
+@pytest.mark.parametrize(
+    "config", [TopK(n_latents=16, k=3), JumpReLU(n_latents=16, target_l0=3)], ids=["topk", "jumprelu"]
+)
+def test_rows_whose_mean_is_far_from_zero_are_trained_on_like_others(config):
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(16, 8, generator=generator)
+    codes = torch.rand(6000, 16, generator=generator)
+    x = (codes * (codes > 0.8)) @ basis
+    spread = float(x.std())
+    trained = {}
+    for shift in (0.0, 300 * spread):
+        [sae] = train(config, ArrayRows((x + shift).numpy()), tokens=40_000)
+        x_hat = sae.decode(sae.encode(x + shift))
+        trained[shift] = float((x + shift - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum())
+        assert float(sae.scaling.scale) == pytest.approx(8**0.5 / float((x - x.mean(0)).norm(dim=1).mean()), rel=0.02)
+    near, far = trained.values()
+    assert near < 0.2
+    assert far < 1.2 * near
+
+
+def test_an_untrained_sae_has_the_scale_of_the_trained_one():
+    config, rows = TopK(n_latents=32, k=4), SyntheticRows(d_in=8, n_features=16, n_rows=20_480)
+    [sae] = train(config, rows)
+    assert torch.equal(sae.scaling.scale, untrained(config, rows).scaling.scale)
