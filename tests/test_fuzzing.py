@@ -71,7 +71,7 @@ def test_files_are_replaced_by_what_is_none(tmp_path):
     assert found == {True, None, stat.S_IFREG, stat.S_IFDIR, stat.S_IFIFO}
 
 
-ONCE = (("sae of schema 1", 165),)
+ONCE = (("sae of schema 1", 165), ("export to saelens", 129))
 """Damaged files that were once neither read nor refused."""
 
 

@@ -188,12 +188,12 @@ def list_local(address: str) -> Listing:
 def _names_below(folder: Path) -> Iterable[str]:
     """Yield the files of a folder and of the folders in it."""
     count = 0
-    for here in (folder, *(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())):
+    for here in (folder, *(Path(entry.path) for entry in os.scandir(folder) if os.path.isdir(entry.path))):
         for entry in os.scandir(here):
             count += 1
             if count > _MAX_NAMES:
                 raise ConfigError(f"`{folder}` must be the folder of an SAE; it holds more than {_MAX_NAMES:,} files.")
-            if entry.is_file():
+            if os.path.isfile(entry.path):
                 yield entry.name if here == folder else f"{here.name}/{entry.name}"
 
 
