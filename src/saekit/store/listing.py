@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -60,6 +60,8 @@ class Listing:
     """The file that the address names, where it names one."""
     part: Part | None = None
     """What of the matrices is read; None: all."""
+    corrections: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the configuration that are known to be others than those of the file."""
 
     def has(self, *names: str) -> bool:
         """Return whether all of these files are there."""
@@ -82,7 +84,7 @@ class Listing:
         value = read_json(self._small(name), finite=False)
         if not isinstance(value, dict):
             raise FormatError(f"`{name}` of `{self.address}` must be a JSON object; it is {type(value).__name__}.")
-        return value
+        return {**value, **self.corrections}
 
     def yaml(self, name: str) -> dict[str, Any]:
         """Return the mapping in a YAML file: plain values only.
