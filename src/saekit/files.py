@@ -114,6 +114,7 @@ def remove_leftovers(folder: Path) -> None:
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Raise what the system refuses in this block as `StorageError`, with what to do about it."""
+    check_path(path)
     try:
         yield
     except StorageError:
@@ -165,9 +166,31 @@ def dump_json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that the system can look up, whether something is there or not.
+
+    Raises
+    ------
+    ConfigError
+        It is too long, or holds a character that no path has: a NUL, half of a surrogate pair.
+    """
+    try:
+        os.lstat(path)
+    except ValueError:
+        raise ConfigError(f"a path must not hold a NUL or half a character; got {os.fspath(path)[:40]!r}….") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = os.fspath(path)
+            raise ConfigError(
+                f"a path must be one that the system can look up; got `{name[:40]}…`, which is too long "
+                f"({len(name):,} characters)."
+            ) from None
+    return Path(path)
+
+
 def local_path(name: str | os.PathLike[str]) -> Path:
     """Return the path of this name as it stands where there is such a file, else with ``~`` as the home folder."""
-    path = Path(name)
+    path = check_path(name)
     if os.path.exists(path):
         return path
     try:
@@ -352,7 +375,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     StorageError
         No permission.
     """
-    place = Path(folder).absolute()
+    place = check_path(folder).absolute()
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
@@ -388,7 +411,7 @@ def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Itera
     StorageError
         The folder cannot be made or written to.
     """
-    folder = Path(folder)
+    folder = check_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

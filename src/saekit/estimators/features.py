@@ -237,8 +237,8 @@ class SAEFeatures(_Features):
     layer, hook
         Where the SAE reads; see `saekit.capture`. Neither: where it was trained, as its provenance says.
     pool
-        ``"sum"``, ``"mean"``, ``"max"``, ``"last"``, ``"first"``; ``"count"`` (tokens where the latent fired);
-        ``"top5"`` (tokens where it was among the 5 largest). See `saekit.rows.pooling.pool_batches`.
+        ``"sum"``, ``"mean"``, ``"max"``, ``"min"``, ``"last"``, ``"first"``; ``"count"`` (tokens where the latent
+        fired); ``"top5"`` (tokens where it was among the 5 largest). See `saekit.rows.pooling.pool_batches`.
     max_tokens
         Read this many tokens of a text at most; None: all, long texts in windows.
     cache
@@ -356,7 +356,7 @@ class HiddenStates(_Features):
     layer, hook
         Where the states are taken; one of them is needed.
     pool
-        ``"mean"``, ``"sum"``, ``"max"``, ``"last"`` or ``"first"``.
+        ``"mean"``, ``"sum"``, ``"max"``, ``"min"``, ``"last"`` or ``"first"``.
     max_tokens, cache, batch_tokens, skip_special, empty
         As for `SAEFeatures`.
 

@@ -121,6 +121,7 @@ def _values(result: Mapping[str, Any]) -> Section:
     columns = (
         ("", name), ("train rows", "n_train"), ("test rows", "n_test"),
         ("test groups", lambda value: Cell("–" if value["n_groups"] is None else f"{value['n_groups']:,}")),
+        ("tell as much as", lambda value: Cell("–" if value["effective"] is None else f"{value['effective']:,.1f}")),
         ("test rows by class", lambda value: Cell(", ".join(f"{c}: {n[1]:,}" for c, n in value["classes"].items()))),
     )  # fmt: skip
     matched = [

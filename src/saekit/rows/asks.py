@@ -12,10 +12,10 @@ from ..provenance import place_of
 from ..sae.model import SAE
 from ..sae.naming import name_of
 
-POOLS = ("sum", "mean", "max", "last", "first", "count", "top")
+POOLS = ("sum", "mean", "max", "min", "last", "first", "count", "top")
 """Poolings over the tokens of a document. ``top`` is written with a number: ``top5``."""
 
-DENSE_POOLS = ("sum", "mean", "max", "last", "first")
+DENSE_POOLS = ("sum", "mean", "max", "min", "last", "first")
 """Poolings that hidden states have."""
 
 _TOP = re.compile(r"top([1-9]\d*)")
@@ -32,7 +32,7 @@ class Ask:
     """
 
     pools: tuple[str, ...]
-    """Any of ``sum mean max last first count topN``; hidden states have the first five."""
+    """Any of ``sum mean max min last first count topN``; hidden states have the first six."""
     sae: SAE | None = None
     """The SAE; None for hidden states."""
     layer: int | None = None

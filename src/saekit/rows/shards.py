@@ -19,7 +19,16 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DataError, FormatError, InputError, ShapeError, listed
-from ..files import digest_bytes, digest_file, read_sealed, remove_file, write_bytes, write_sealed
+from ..files import (
+    LOCK_NAME,
+    check_path,
+    digest_bytes,
+    digest_file,
+    read_sealed,
+    remove_file,
+    write_bytes,
+    write_sealed,
+)
 from ..forms import COUNT, NATURAL, check_form
 from ..models.pretrained import DTYPES, as_dtype, dtype_name
 from ..sae.finite import check_finite
@@ -115,9 +124,9 @@ class ShardWriter:
         """Go on with what is in the folder, or make it the folder of these rows."""
         if (self.folder / MANIFEST).exists():
             self._resume(read_manifest(self.folder))
-        elif any(self.folder.glob("*.safetensors")):
+        elif self.folder.is_dir() and (foreign := {path.name for path in self.folder.iterdir()} - {LOCK_NAME}):
             raise ConfigError(
-                f"the output folder `{self.folder}` must be empty or hold rows; it holds other files. "
+                f"the output folder `{self.folder}` must be empty or hold rows; it holds {listed(sorted(foreign))}. "
                 "Give another --out."
             )
         if not self.complete:
@@ -504,6 +513,6 @@ def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows:
     FormatError
         It is damaged.
     """
-    if Path(path).is_dir():
+    if check_path(path).is_dir():
         return ShardRows(path)
     return ArrayRows.from_file(path)
