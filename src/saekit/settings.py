@@ -57,13 +57,13 @@ _FIELDS = 8  # that are shown
 _LONG = 60  # characters of a value from which on its size stands for it
 
 
-def _is_default(value: Any, field: dataclasses.Field[Any]) -> bool:
+def _is_default(value: object, field: dataclasses.Field[Any]) -> bool:
     mine = getattr(value, field.name)
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     return type(mine) is type(default) and not hasattr(mine, "shape") and bool(mine == default)
 
 
-def _in_brief(value: Any) -> str:
+def _in_brief(value: object) -> str:
     if hasattr(value, "shape"):
         return f"{type(value).__name__.lower()}{list(value.shape)}"
     if isinstance(value, str) and len(value) > _LONG:
@@ -176,13 +176,13 @@ def attribute_docs(settings: type) -> dict[str, str]:
     return found
 
 
-def part_of(settings: Any, kind: type[S], **changes: Any) -> S:
+def part_of(settings: object, kind: type[S], **changes: Any) -> S:
     """Return settings of one class from those of a class that has its fields, except for those in `changes`."""
     names = {field.name for field in dataclasses.fields(kind)} - changes.keys()  # type: ignore[arg-type]
     return kind(**{name: getattr(settings, name) for name in names}, **changes)
 
 
-def differences(then: Any, now: Any) -> str:
+def differences(then: object, now: object) -> str:
     """Return the settings that differ between two nested values, each with what it was and what it is; "" if none.
 
     >>> differences({"configs": [{"k": 16}], "seeds": [0]}, {"configs": [{"k": 32}], "seeds": [0]})
@@ -191,7 +191,7 @@ def differences(then: Any, now: Any) -> str:
     return "; ".join(f"`{name}` was {_short(old)}, now {_short(new)}" for name, old, new in _differing(then, now, ""))
 
 
-def _differing(then: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+def _differing(then: object, now: object, name: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield name, old and new value of every setting that differs; what is missing counts as None."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in sorted({*then, *now}):
@@ -203,17 +203,17 @@ def _differing(then: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]
         yield name, then, now
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: object) -> bool:
     """Return whether a value is a whole number and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Return whether a value is a finite real number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

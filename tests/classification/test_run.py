@@ -31,14 +31,17 @@ from saekit.report.page import render
 def test_every_arm_is_there_with_intervals_and_verdicts(full_run):
     _, result = full_run
     names = [arm.name for arm in result.arms]
-    assert names[:3] == ["majority", "TF-IDF", "dense last"]
+    assert names[:4] == ["majority", "TF-IDF", "strongest TF-IDF", "dense last"]
+    assert [name for name in names if name.startswith("strongest")][1:] == [
+        "strongest dense", "strongest dense PCA", "strongest random", "strongest untrained", "strongest SAE",
+    ]  # fmt: skip
     for name in ("dense sum", "dense mean", "dense sum class means", "dense sum tree", "dense sum PCA 8",
                  "dense sum SVD 4", "dense sum ICA 4", "random sum", "untrained count k=4", "SAE sum", "SAE sum k=2",
                  "SAE sum binarized", "SAE count tree", "SAE sum binarized tree"):  # fmt: skip
         assert name in names
     best = result.arm(result.best_dense)
     assert (best.family, best.verdict, best.difference.value) == ("dense", "equivalent", 0.0)
-    assert best.inner == max(arm.inner or 0 for arm in result.arms if arm.kind in ("last", "dense", "dense-tree"))
+    assert best.inner == max(arm.inner or 0 for arm in result.arms if arm.family == "dense")
     for arm in result.arms:
         assert arm.verdict in ("better", "equivalent", "worse", "undecided")
         assert arm.difference.value == pytest.approx(arm.macro_f1.value - best.macro_f1.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 
 with warnings.catch_warnings():
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from fixtures.flat_settings import asked
+from fixtures.worded_classes import SEARCH
 from saekit import SAE, load_model
 from saekit.classification import stored_fits
 from saekit.classification.settings import Budget, Matching
@@ -257,7 +259,7 @@ def test_every_cell_has_its_intervals_and_the_same_test_rows(result):
 
 
 def test_one_value_is_plain_classification(lm, sae):
-    found = run(rows_of(120, "en", 0), model=lm, sae=sae, **COMMON)
+    found = run(rows_of(120, "en", 0), model=lm, sae=sae, **{**COMMON, **SEARCH})
     assert [value.name for value in found.values] == ["all"]
     assert len(found.cells) == len(found.arms) > 20
     assert found.arm("sae").transferred is None
@@ -300,6 +302,15 @@ def test_groups_are_never_on_both_sides(lm, data):
         for test in "ab":
             assert kept.cell("words", train, test).chance == "at chance"
     assert kept.values[0].n_groups == kept.values[0].n_test // 4
+    assert kept.values[0].effective == kept.values[0].n_groups
+    unequal = [row for i, row in enumerate(rows) if row["item"] < 8 or i % 4 == 0]  # groups of four rows, and of one
+    told = run(unequal, model=lm, across="lang", group="item", arms=["majority"], budget=QUICK)
+    for value in told.values:
+        large = (value.n_test - value.n_groups) // 3
+        assert 0 < large < value.n_groups
+        squares = 16 * large + value.n_groups - large
+        assert value.effective == pytest.approx(value.n_test**2 / squares, abs=0.01)
+    assert re.search(r"at least \d+ test groups \(which tell as much as [\d.]+ equal ones\)", told.caption())
 
 
 def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):

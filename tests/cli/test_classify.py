@@ -13,7 +13,16 @@ from saekit import SAE, load_model
 from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
-QUICK = ("--set", "budget.C=[0.1, 10.0]", "--set", "budget.thresholds=[0.0]", "--pool", "sum")
+QUICK = (
+    "--set",
+    "budget.C=[0.1, 10.0]",
+    "--set",
+    "budget.thresholds=[0.0]",
+    "--set",
+    "budget.widen=0",
+    "--pool",
+    "sum",
+)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from .settings import ACROSS_KINDS, KINDS, POOLS, Budget, ClassifierSettings, ch
 FEATURES = "features"
 """Folder of pooled features within the output folder."""
 
-_VERSION = 2
+_VERSION = 3
 _BETWEEN_SAES = ("saes", "hooks", "matched_by", "threshold", "to_model")
 """Settings of a transfer between SAEs that its fits depend on."""
 _NEED_SAE = ("random", "untrained", "frozen", "full", "binarized", "sparse", "matched", "tree", "binarized-tree")
@@ -157,9 +157,12 @@ def plan_classification(
     said = {
         "split": "given" if split.split_column else "nested" if split.folds else "drawn", "arms": list(kinds),
         "pools": list(pools), "dense_pools": list(dense_pools(pools)), "ks": list(how.ks),
+        "search_pools": list(how.search_pools), "probes": list(how.probes),
         "control_ks": list(how.control_ks), "select_by": how.select_by, "train_sizes": list(how.train_sizes),
     }  # fmt: skip
-    arms, reader = arms_of(list(origins.values()), kinds, pools, how), reader_of(model, labelled, how, out)
+    without = "words" if is_images else "pixels"
+    arms = [arm for arm in arms_of(list(origins.values()), kinds, pools, how) if arm.base_kind != without]
+    reader = reader_of(model, labelled, how, out)
     return make_plan(reader, arms, origins, split=split, how=how, said=said, across=across, out=out)
 
 
@@ -282,6 +285,9 @@ def checked_pools(how: ClassifierSettings, default: tuple[str, ...]) -> tuple[st
     """Return the poolings that are asked for; unknown ones are refused."""
     for pool in how.pools or ():
         check_pool(pool)
+    for pool in how.search_pools:
+        for part in pool.split("+"):
+            check_pool(part, dense=True)
     return how.pools or default
 
 

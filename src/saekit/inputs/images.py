@@ -179,7 +179,7 @@ def read_images(
     return images
 
 
-def _read(data: Any, image: str | None, split: str | None, limit: int | None) -> Images:
+def _read(data: object, image: str | None, split: str | None, limit: int | None) -> Images:
     if isinstance(data, Images):
         data.check_split(split)
         return data
@@ -359,7 +359,7 @@ def _from_records(records: list[dict[str, Any]], source: dict[str, Any], image: 
     return _from_opened([record[name] for record in records], source, columns)
 
 
-def _image_column(record: Mapping[str, Any], image: str | None, where: str) -> str:
+def _image_column(record: Mapping[str, object], image: str | None, where: str) -> str:
     """Return the column of images: the one that is named, else the first that holds some."""
     if image is not None and image not in record:
         raise no_column(image, record, where)
@@ -371,25 +371,25 @@ def _image_column(record: Mapping[str, Any], image: str | None, where: str) -> s
     return name
 
 
-def _is_image(value: Any) -> bool:
+def _is_image(value: object) -> bool:
     import PIL.Image
 
     return isinstance(value, PIL.Image.Image)
 
 
-def _is_picture(value: Any) -> bool:
+def _is_picture(value: object) -> bool:
     """Return whether a value is an image, or an array that can be one."""
     return _is_image(value) or (isinstance(value, np.ndarray | Tensor) and value.ndim > 1)
 
 
-def _is_pair(data: Any) -> bool:
+def _is_pair(data: object) -> bool:
     """Return whether the data are images and their labels: (X, y)."""
     if not isinstance(data, tuple) or len(data) != 2 or isinstance(data[1], str) or _is_picture(data[1]):
         return False
     return isinstance(data[1], Iterable) and not _is_picture(next(iter(data[1]), None))
 
 
-def _sequence(data: Any) -> Any:
+def _sequence(data: object) -> Any:
     return list(data) if isinstance(data, tuple) else data
 
 
@@ -468,7 +468,7 @@ def _as_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
     )
 
 
-def _as_image(value: Any, name: str) -> Image:
+def _as_image(value: object, name: str) -> Image:
     import PIL.Image
 
     try:

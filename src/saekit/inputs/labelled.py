@@ -84,7 +84,7 @@ class Labelled:
         return "sha256:" + found.hexdigest()
 
 
-def read_labelled(data: Any, *, across: str | None = None, split: Split = Split()) -> Labelled:
+def read_labelled(data: object, *, across: str | None = None, split: Split = Split()) -> Labelled:
     """Read labelled texts or images and split them.
 
     Parameters
@@ -133,7 +133,7 @@ def _at_most(limit: int | None, table: Columns, rows: np.ndarray, seed: int) -> 
     return rows if limit is None else draw_by_value(table, rows, limit, seed)
 
 
-def _labelled(data: Any, table: Columns, parts: list[Part], about: dict[str, Any], warnings: list[str]) -> Labelled:
+def _labelled(data: object, table: Columns, parts: list[Part], about: dict[str, Any], warnings: list[str]) -> Labelled:
     classes = tuple(sorted(set(table.labels)))
     codes = codes_of(table.units)
     is_grouped = about["group"] is not None
@@ -171,7 +171,7 @@ def _repeated(keys: Sequence[str], what: str, about: dict[str, Any]) -> list[str
 # ------------------------------------------------------------------------------------------------------- the columns
 
 
-def _read(data: Any, across: str | None, split: Split) -> tuple[Columns, dict[str, Any], list[str]]:
+def _read(data: object, across: str | None, split: Split) -> tuple[Columns, dict[str, Any], list[str]]:
     """Return the columns of the rows that have one of the values, where they come from, and what must be told."""
     table, keys, warnings = _read_entries(data, across, split)
     labels = column_of(table, split.label, "label")
@@ -195,7 +195,7 @@ def _read(data: Any, across: str | None, split: Split) -> tuple[Columns, dict[st
     return all_rows.pick(np.flatnonzero(value >= 0)), about, warnings
 
 
-def _read_entries(data: Any, across: str | None, split: Split) -> tuple[Texts | Images, list[str], list[str]]:
+def _read_entries(data: object, across: str | None, split: Split) -> tuple[Texts | Images, list[str], list[str]]:
     """Return the texts or images with the columns that are needed, the key of each, and what must be told."""
     if isinstance(data, Images):
         if split.text != "text":
@@ -249,7 +249,7 @@ def column_of(table: Any, name: str, what: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return (
         value is None
         or (isinstance(value, float) and math.isnan(value))

@@ -308,7 +308,7 @@ def _json_records(stream: _Characters) -> Iterator[Any]:
     yield from values
 
 
-def _is_plain_list(value: Any) -> bool:
+def _is_plain_list(value: object) -> bool:
     return isinstance(value, list) and not any(isinstance(each, list | dict) for each in value[:1])
 
 

@@ -46,7 +46,7 @@ def open_values(data: Any, split: str | None) -> tuple[Iterator[Any], dict[str, 
     return records_of(data), source
 
 
-def records_of(data: Any) -> Iterator[Any]:
+def records_of(data: object) -> Iterator[Any]:
     """Yield the records of a container in memory.
 
     Yields
@@ -72,7 +72,7 @@ def records_of(data: Any) -> Iterator[Any]:
             yield from rows
 
 
-def one_column(data: Any, text: str = "text") -> list[Any]:
+def one_column(data: object, text: str = "text") -> list[Any]:
     """Return the entries of a list, of the one column of a table, or of its column `text`.
 
     Raises
@@ -92,7 +92,7 @@ def one_column(data: Any, text: str = "text") -> list[Any]:
     return found
 
 
-def rows_of_columns(columns: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
+def rows_of_columns(columns: Mapping[object, object]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table that is given by columns.
 
     Raises
@@ -107,7 +107,7 @@ def rows_of_columns(columns: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
         yield dict(zip(names, values))
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return a cell as a plain value: numbers of numpy and arrow unpacked, missing values as None."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -118,7 +118,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def repeatable(data: Any) -> Any:
+def repeatable(data: object) -> Any:
     """Return data that can be read again: an iterator remembers what it has given."""
     return _Remembered(data) if isinstance(data, Iterator) and not isinstance(data, io.IOBase) else data
 
@@ -167,11 +167,11 @@ def _rows_of_mapping(data: Mapping[Any, Any]) -> Iterator[Any]:
     return rows_of_columns(data)
 
 
-def _is_pair(data: Any) -> bool:
+def _is_pair(data: object) -> bool:
     return isinstance(data, tuple) and len(data) == 2 and all(map(_is_container, data))
 
 
-def _rows_of_pair(texts: Any, labels: Any) -> Iterator[tuple[Any, ...]]:
+def _rows_of_pair(texts: object, labels: object) -> Iterator[tuple[Any, ...]]:
     return _side_by_side({"the texts": records_of(texts), "the labels": iter(one_column(labels))})
 
 
@@ -189,7 +189,7 @@ def _rows_of_batches(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
             yield from batch.slice(first, _ROWS_AT_ONCE).to_pylist()
 
 
-def _rows_of_stream(data: Any) -> Iterator[dict[str, Any]]:
+def _rows_of_stream(data: object) -> Iterator[dict[str, Any]]:
     import pyarrow
 
     return _rows_of_batches(pyarrow.RecordBatchReader.from_stream(data))
@@ -207,16 +207,16 @@ _FRAMES: tuple[tuple[tuple[str, ...], Callable[[Any], Iterator[Any]]], ...] = (
 """What a table is recognized by, and how its rows are read; the libraries themselves need not be there."""
 
 
-def _are_splits(data: Any) -> bool:
+def _are_splits(data: object) -> bool:
     """Return whether the data are a dictionary of data sets, one per split."""
     return isinstance(data, Mapping) and bool(data) and all(hasattr(each, "column_names") for each in data.values())
 
 
-def _is_container(values: Any) -> bool:
+def _is_container(values: object) -> bool:
     return not isinstance(values, str | bytes | tuple) and isinstance(values, Iterable) and hasattr(values, "__len__")
 
 
-def _side_by_side(columns: Mapping[str, Iterator[Any]]) -> Iterator[tuple[Any, ...]]:
+def _side_by_side(columns: Mapping[str, Iterator[object]]) -> Iterator[tuple[Any, ...]]:
     """Yield the entries of columns that have one length."""
     end = object()
     for n, values in enumerate(zip_longest(*columns.values(), fillvalue=end)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -154,18 +155,36 @@ def _drawn_folds(table: Columns, split: Split) -> np.ndarray:
 
 def _balanced_folds(table: Columns, split: Split) -> np.ndarray:
     """Return the fold of each row of groups of any size; without folds 0 for test rows and -1 for training rows."""
-    y, units = codes_of(table.labels), codes_of(table.units)
+    y, names = codes_of(table.labels), sorted(set(table.labels))
     reason = SIDES if split.folds is None else OUTER.format(split.folds)
-    check_folds(y, units, split.folds or 2, reason, sorted(set(table.labels)))
-    counts = np.zeros((int(units.max()) + 1, int(y.max()) + 1))
-    np.add.at(counts, (units, y), 1)
+    check_folds(y, codes_of(table.units), split.folds or 2, reason, names)
     fractions = (
         np.array([split.test_share, 1 - split.test_share])
         if split.folds is None
         else np.full(split.folds, 1 / split.folds)
     )
-    fold = dealt_groups(sorted(set(table.units)), counts, fractions, split.seed)[units]
+    fold = balanced_folds(table.units, y, fractions, split.seed)
     return fold if split.folds is not None else np.where(fold == 0, 0, -1)
+
+
+def balanced_folds(units: Sequence[Any] | np.ndarray, y: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:
+    """Return the part of each row, groups kept whole; see `dealt_groups`.
+
+    Parameters
+    ----------
+    units
+        ``[n]`` names (or codes) of the groups.
+    y
+        ``[n]`` class codes.
+    fractions, seed
+        As for `dealt_groups`.
+    """
+    names = [str(unit) for unit in units]
+    codes = codes_of(names)
+    counts = np.zeros((int(codes.max()) + 1, int(y.max()) + 1))
+    np.add.at(counts, (codes, y), 1)
+    counts = counts[:, counts.any(0)]  # classes without rows weigh nothing
+    return dealt_groups(sorted(set(names)), counts, fractions, seed)[codes]
 
 
 def dealt_groups(names: Sequence[str], counts: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:

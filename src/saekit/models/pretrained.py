@@ -125,7 +125,7 @@ class Placement:
     device_map: Any
 
     @staticmethod
-    def checked(dtype: str | torch.dtype | None, device: str | torch.device | None, device_map: Any) -> Placement:
+    def checked(dtype: str | torch.dtype | None, device: str | torch.device | None, device_map: object) -> Placement:
         """Return the placement that `load_model` is asked for.
 
         Raises

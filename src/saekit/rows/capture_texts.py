@@ -184,7 +184,7 @@ class TextReader:
 
 
 def open_texts(
-    runner: TextRunner, data: str | os.PathLike[str] | Iterable[Any], *, text: str, tokens: int | None
+    runner: TextRunner, data: str | os.PathLike[str] | Iterable[object], *, text: str, tokens: int | None
 ) -> TextReader:
     """Read texts and cut them into contexts, until they give enough tokens.
 
@@ -231,7 +231,7 @@ def _cut(runner: TextRunner, texts: Texts, characters: int | None, rows: int | N
 
 
 def _growing(
-    data: str | os.PathLike[str] | Iterable[Any], text: str, split: str | None, tokens: int | None
+    data: str | os.PathLike[str] | Iterable[object], text: str, split: str | None, tokens: int | None
 ) -> Iterator[tuple[Texts, int | None]]:
     """Yield the texts, and how many characters of each; first as many as should do, then ever more of them."""
     characters = None if tokens is None else max(tokens * _CHARACTERS_PER_TOKEN, 10_000)

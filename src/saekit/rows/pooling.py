@@ -115,7 +115,7 @@ def pool_texts(
     return found
 
 
-def check_texts(texts: Any) -> list[str]:
+def check_texts(texts: object) -> list[str]:
     """Return the texts as a list, every one a string.
 
     Raises

@@ -33,7 +33,7 @@ from .tokens import Contexts
 @suggest_keywords
 def stream(
     model: str | os.PathLike[str] | LanguageModel,
-    data: str | os.PathLike[str] | Iterable[Any],
+    data: str | os.PathLike[str] | Iterable[object],
     *,
     layer: int | None = None,
     hook: str | Hook | None = None,

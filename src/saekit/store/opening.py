@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError, FormatError, SaekitError
+from ..files import check_path
 from ..sae.model import SAE
 from ..settings import is_whole
 from . import native
@@ -154,7 +154,7 @@ def _is_native(address: str | os.PathLike[str]) -> bool:
         from .hub import holds
 
         return holds(text, DESCRIPTION)
-    path = Path(text)
+    path = check_path(text)
     return native.is_native(path)
 
 
