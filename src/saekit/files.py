@@ -114,6 +114,7 @@ def remove_leftovers(folder: Path) -> None:
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Raise what the system refuses in this block as `StorageError`, with what to do about it."""
+    check_path(path)
     try:
         yield
     except StorageError:
@@ -155,19 +156,41 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     write_atomic(path, lambda stream: stream.write(data))
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Write `value` as strict JSON (no NaN, no fallback to ``str``), indented, atomically."""
     write_bytes(path, dump_json(value).encode())
 
 
-def dump_json(value: Any) -> str:
+def dump_json(value: object) -> str:
     """Return strict JSON text: keys in the order given, NaN and unknown types refused."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that the system can look up, whether something is there or not.
+
+    Raises
+    ------
+    ConfigError
+        It is too long, or holds a character that no path has: a NUL, half of a surrogate pair.
+    """
+    try:
+        os.lstat(path)
+    except ValueError:
+        raise ConfigError(f"a path must not hold a NUL or half a character; got {os.fspath(path)[:40]!r}….") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = os.fspath(path)
+            raise ConfigError(
+                f"a path must be one that the system can look up; got `{name[:40]}…`, which is too long "
+                f"({len(name):,} characters)."
+            ) from None
+    return Path(path)
+
+
 def local_path(name: str | os.PathLike[str]) -> Path:
     """Return the path of this name as it stands where there is such a file, else with ``~`` as the home folder."""
-    path = Path(name)
+    path = check_path(name)
     if os.path.exists(path):
         return path
     try:
@@ -269,7 +292,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(_DEEPEST):
         inner = (each.values() if isinstance(each, dict) else each for each in level)
@@ -283,14 +306,14 @@ SEAL = "seal"
 """Key of the digest of a description over all its other entries, the digests of its data files among them."""
 
 
-def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+def seal(value: Mapping[str, object]) -> dict[str, Any]:
     """Return a JSON object with its seal as the last entry: the digest of all others, keys sorted, without spaces."""
     bare = {key: item for key, item in value.items() if key != SEAL}
     plain = json.loads(json.dumps(bare, allow_nan=False))  # as it will be read back: keys are texts, tuples are lists
     return {**bare, SEAL: digest_bytes(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())}
 
 
-def write_sealed(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+def write_sealed(path: str | os.PathLike[str], value: Mapping[str, object]) -> None:
     """Write a JSON object with its seal; see `write_json`."""
     write_json(path, seal(value))
 
@@ -317,7 +340,7 @@ def read_sealed(path: str | os.PathLike[str], *, since: int = 0, version: str = 
     return unsealed(read_json(path), path, since=since, version=version)
 
 
-def unsealed(value: Any, where: object, *, since: int = 0, version: str = "schema") -> Any:
+def unsealed(value: object, where: object, *, since: int = 0, version: str = "schema") -> Any:
     """Return a JSON value without its seal, once that fits; see `read_sealed`."""
     if not isinstance(value, dict):
         return value
@@ -352,7 +375,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     StorageError
         No permission.
     """
-    place = Path(folder).absolute()
+    place = check_path(folder).absolute()
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
@@ -388,7 +411,7 @@ def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Itera
     StorageError
         The folder cannot be made or written to.
     """
-    folder = Path(folder)
+    folder = check_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

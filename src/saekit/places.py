@@ -85,6 +85,8 @@ class Place:
     digest: str | None = None
     """Digest of the model's files (config and weights): the same wherever they lie and in whatever number type they
     are loaded; another for a copy that was saved again in another number type."""
+    revision: str | None = None
+    """Commit of a hub model: the same commit is the same model, whatever its digest was computed from."""
     hook: str | None = None
     """Module whose output the rows are."""
     width: int | None = None
@@ -115,6 +117,7 @@ class Place:
             model=known.get("model"),
             path=known.get("model_path"),
             digest=known.get("model_digest"),
+            revision=known.get("model_revision"),
             hook=known_place(known),
             width=origin.d_in if isinstance(origin, SAE) else known.get("d_in"),
             scale=known.get("row_variance"),
@@ -226,6 +229,10 @@ def _trained_on(sae: SAE, seen: Mapping[str, Any]) -> bool:
     return seen.get("digest") is not None and sae.provenance.get("data_digest") == seen["digest"]
 
 
+def _other_model(one: Place, other: Place) -> bool:
+    return _differ(one.digest, other.digest) and (one.revision is None or one.revision != other.revision)
+
+
 def _other_hook(one: Place, other: Place) -> bool:
     # A path in the model may be another name of the same module.
     short = [hook is not None and re.match(r"layers\.\d+", hook) is not None for hook in (one.hook, other.hook)]
@@ -258,7 +265,7 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 _COMPARED: tuple[tuple[str, Callable[[Place, Place], bool], Callable[[Place, Place], str]], ...] = (
-    ("other_model", lambda a, b: _differ(a.digest, b.digest), lambda a, b: f"of {_name_of_model(a)}"),
+    ("other_model", _other_model, lambda a, b: f"of {_name_of_model(a)}"),
     ("other_hook", _other_hook, lambda a, b: f"of `{a.hook}`"),
     ("other_width", lambda a, b: _differ(a.width, b.width), lambda a, b: f"of width {a.width}"),
     ("other_scale", _other_scale, lambda a, b: f"of variance {a.scale:.3g}"),

@@ -108,7 +108,7 @@ def transfer_features(
     view = _view(pooled, partners, split.seed, len(labelled))
     fits = run_jobs(plan, lambda arms, _: view, tell)
     result = transfer_of(judge(plan, fits, tell), facts_of(named), notes=notes, about=_about(sides, partners))
-    return saved(replace(result, warnings=_place_warnings(sides)), out)
+    return saved(replace(result, warnings=[*result.warnings, *_place_warnings(sides)]), out)
 
 
 def _place_warnings(sides: Sequence[_Side]) -> list[Warned]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -45,7 +44,7 @@ def orphans(
     *,
     comparison: Comparison | None = None,
     model: str | os.PathLike[str] | LanguageModel | None = None,
-    data: Any = None,
+    data: object = None,
     settings: OrphanSettings = OrphanSettings(),
     progress: Progress | None = None,
 ) -> Orphans:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
@@ -19,6 +20,7 @@ from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
+from ..sae.model import SAE
 from ..sae.naming import Given, check_finite, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
 from ..training.convergence import undertrained
@@ -84,6 +86,7 @@ def compare(
         raise ConfigError(
             "compare: at least two SAEs must be given; got one. Train another seed: train(…, seeds=[0, 1])."
         )
+    _check_different(saes)
     if write:
         check_local(saes)
     named = named_saes(saes, "compare")
@@ -95,6 +98,17 @@ def compare(
         for path, scored in zip(saes, with_stability(values, result), strict=True):
             scored.save(local_folder(path))
     return result
+
+
+def _check_different(saes: Sequence[Given]) -> None:
+    """Refuse one SAE given twice: it shares everything with itself, which says nothing about seeds."""
+    seen: set[int | str] = set()
+    for item in saes:
+        place = id(item) if isinstance(item, SAE) else os.path.realpath(item)
+        if place in seen:
+            what = "one" if isinstance(item, SAE) else f"`{os.fspath(item)}`"
+            raise ConfigError(f"compare: the SAEs must be different ones; got {what} twice. Give another seed.")
+        seen.add(place)
 
 
 def _compared_with_chance(

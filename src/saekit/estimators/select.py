@@ -69,7 +69,7 @@ class SelectLatents(SelectorMixin, BaseEstimator):
     """
 
     def __init__(
-        self, k: int | str = 16, *, scoring: str = "mean_difference", scores: Any = None, random_state: int = 0
+        self, k: int | str = 16, *, scoring: str = "mean_difference", scores: object = None, random_state: int = 0
     ) -> None:
         self.k = k
         self.scoring = scoring
@@ -148,7 +148,7 @@ class SelectLatents(SelectorMixin, BaseEstimator):
         return tags
 
 
-def check_labels(y: Any) -> None:
+def check_labels(y: object) -> None:
     """Refuse labels that no classification can use.
 
     Raises

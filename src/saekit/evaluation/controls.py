@@ -28,7 +28,7 @@ class Reconstructors:
 
     _made: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
-    def add(self, sae: int, label: str, key: tuple[Any, ...], make: Callable[[], Reconstructor]) -> None:
+    def add(self, sae: int, label: str, key: tuple[object, ...], make: Callable[[], Reconstructor]) -> None:
         """Give an SAE a control: the one made for an equal key, or a new one."""
         if key not in self._made:
             self.reconstructors.append(make())

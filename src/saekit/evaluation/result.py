@@ -130,7 +130,7 @@ class Evaluation(Result):
         }
 
     @classmethod
-    def from_json(cls, plain: Any, where: str = "evaluation") -> Self:
+    def from_json(cls, plain: object, where: str = "evaluation") -> Self:
         """Return the evaluation that `to_json` made; raises `FormatError` also where the two `metrics` differ."""
         plain = unsealed(plain, where)
         top = plain.pop("metrics", None) if isinstance(plain, dict) else None

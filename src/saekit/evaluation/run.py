@@ -97,11 +97,14 @@ def evaluate(
             "evaluate: rows or a language model with texts must be given; got neither. "
             "Pass `rows`, or `model` and `data`."
         )
-    if model is None and settings.tokens not in (0, CE_TOKENS):
+    if model is None and settings.tokens:
         raise ConfigError(
             f"evaluate: `tokens` is about a language model, and there is none; got {settings.tokens}. "
             "Rows are limited by max_rows (--set max_rows=N)."
         )
+    if rows is None:
+        settings = replace(settings, max_rows=_rows_to_make(settings))
+    settings = replace(settings, tokens=CE_TOKENS if settings.tokens is None else settings.tokens)
     source = None if rows is None else as_source(rows, width, "evaluate")
     data = repeatable(data)
     spliced = None
@@ -109,7 +112,6 @@ def evaluate(
         spliced = SplicedModel.of(model, data, [sae for _, sae in named], source, settings, "evaluate")
     if source is None:
         assert spliced is not None
-        settings = replace(settings, max_rows=_rows_to_make(settings))
         source = stream(spliced.lm, data, hook=spliced.hook, text=settings.text, tokens=settings.max_rows)
         check_row_width(source, width, "evaluate")
         spliced = replace(spliced, rows=dict(source.info))
@@ -137,7 +139,7 @@ def _rows_to_make(settings: EvaluationSettings) -> int:
     """Return the number of rows that a model makes: as many as the tokens that were asked for, if any were."""
     if settings.max_rows is not None:
         return settings.max_rows
-    return MODEL_ROWS if settings.tokens in (0, CE_TOKENS) else settings.tokens
+    return settings.tokens or MODEL_ROWS
 
 
 def _frozen(frozen: Given | None, width: int) -> SAE | None:
@@ -209,7 +211,7 @@ def decided(
 _COMMON = ("redundancy_null", "ce_clean", "ce_zero", "ce_mean")  # the same for an SAE and its controls
 
 
-def _entry(name: str, sae: SAE, at: int, measured: Reconstructors, found: Measurement, digest: Any) -> Evaluated:
+def _entry(name: str, sae: SAE, at: int, measured: Reconstructors, found: Measurement, digest: object) -> Evaluated:
     own, sparsity = found.estimates[at], found.sparsities[at]
     assert sparsity is not None
     controls = {}

@@ -98,7 +98,7 @@ class Verification(Result):
 def verify(
     sae: Given,
     model: str | os.PathLike[str] | LanguageModel,
-    data: Any,
+    data: object,
     *,
     layer: int | None = None,
     hook: str | None = None,

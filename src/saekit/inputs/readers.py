@@ -132,7 +132,7 @@ def _first_choice(words: list[str], name: str) -> str | None:
     if len(known) < 2 or "" in known:
         return None
     if "train" not in known:
-        raise DataError(f"`{name}` holds the splits {listed(known)}. Say which one is meant (split=…, @SPLIT).")
+        raise InputError(f"`{name}` holds the splits {listed(known)}. Say which one is meant (split=…, @SPLIT).")
     return "train"
 
 
@@ -159,7 +159,7 @@ def read_file(path: Path, wanted: Collection[str] | None = None) -> Iterator[Any
         # csv, json, gzip, zlib, pyarrow and the system raise classes of their own
         after = f" after {n:,} records" if n else ""
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
-        raise DataError(
+        raise InputError(
             f"`{path.name}` cannot be read{after}: {reason}. Is the file complete, and of the kind its ending says?"
         ) from error
 
@@ -308,7 +308,7 @@ def _json_records(stream: _Characters) -> Iterator[Any]:
     yield from values
 
 
-def _is_plain_list(value: Any) -> bool:
+def _is_plain_list(value: object) -> bool:
     return isinstance(value, list) and not any(isinstance(each, list | dict) for each in value[:1])
 
 

@@ -20,6 +20,8 @@ class Pooled:
     """``[nnz]`` float32: sum of the codes over the rows, added in float64."""
     max: Tensor
     """``[nnz]`` float32: largest code that is stored."""
+    min: Tensor
+    """``[nnz]`` float32: smallest code that is stored."""
     count: Tensor
     """``[nnz]`` float32: rows in which the latent is stored."""
 
@@ -31,6 +33,7 @@ def pool_segments(offsets: Tensor, indices: Tensor, values: Tensor, lengths: Ten
 
         sum[s, j]   = Σ_{r in s} z[r, j]
         max[s, j]   = max_{r in s, z[r, j] stored} z[r, j]
+        min[s, j]   = min_{r in s, z[r, j] stored} z[r, j]
         count[s, j] = |{r in s: z[r, j] stored}|
 
     Works on the stored codes alone: time O(nnz log nnz), memory O(nnz), never ``[n_rows, n_latents]``.
@@ -56,11 +59,12 @@ def pool_segments(offsets: Tensor, indices: Tensor, values: Tensor, lengths: Ten
     found = torch.cat([lengths.new_zeros(1), torch.bincount(row, minlength=n_segments).cumsum(0)])
     if not len(key):
         none = torch.zeros(0, device=device)
-        return Pooled(found, key, none, none, none)
+        return Pooled(found, key, none, none, none, none)
     z = values[order]
     total = torch.segment_reduce(z.double(), "sum", lengths=count).float()
     largest = torch.segment_reduce(z.float(), "max", lengths=count)
-    return Pooled(found, key - row * n_latents, total, largest, count.float())
+    smallest = torch.segment_reduce(z.float(), "min", lengths=count)
+    return Pooled(found, key - row * n_latents, total, largest, smallest, count.float())
 
 
 def largest_of_rows(offsets: Tensor, indices: Tensor, values: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class SplicedModel:
     def of(
         cls,
         model: str | os.PathLike[str] | LanguageModel,
-        data: Any,
+        data: object,
         saes: Sequence[SAE],
         rows: Source | None,
         settings: TextSettings,

@@ -197,6 +197,8 @@ class Estimate:
         An interval from elsewhere.
     counts
         Independent observations behind a fraction: an interval where all parts agree is as wide as these allow.
+    choice
+        Variance that comes on top: that of a choice which was made elsewhere, and repeated there on resamples.
     """
 
     value: float
@@ -205,13 +207,15 @@ class Estimate:
     reason: str | None = None
     ends: tuple[float, float] | None = None
     counts: float | None = None
+    choice: float = 0.0
 
     @property
     def spread(self) -> Spread | None:
         """How uncertain the value is; None where that is not known."""
         if self.left_out is None or self.sample is None or math.isnan(self.value):
             return None
-        return Spread.of(self.value, self.left_out, self.sample.sizes)
+        found = Spread.of(self.value, self.left_out, self.sample.sizes)
+        return replace(found, error=math.hypot(found.error, math.sqrt(self.choice)))
 
     def measured(
         self, unit: str, level: float = LEVEL, *, least: float | None = None, most: float | None = None

@@ -179,7 +179,7 @@ def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
     return {name: groups[name] for name in sorted(groups)}
 
 
-def across(results: Sequence[Mapping[str, Any]]) -> list[Section]:
+def across(results: Sequence[Mapping[str, object]]) -> list[Section]:
     """Show how overlap changes with width, k and rows of training, where several comparisons differ in one of them."""
     known = [(_facts(each), each) for each in results if each.get("kind") == "comparison"]
     figures = []
@@ -270,7 +270,7 @@ def lighter(result: Mapping[str, Any]) -> Mapping[str, Any]:
     if numbers <= MOST_EMBEDDED:
         return result
 
-    def cut(value: Any) -> Any:
+    def cut(value: object) -> Any:
         if isinstance(value, Mapping):
             return {key: cut(item) for key, item in value.items()}
         if isinstance(value, list) and len(value) > LEAST_CUT and not isinstance(value[0], Mapping):
@@ -287,7 +287,7 @@ LEAST_CUT = 64
 """Lists up to this length stay whole in any case."""
 
 
-def write_figures(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def write_figures(result: Mapping[str, object], folder: str | os.PathLike[str]) -> list[Path]:
     """Write the charts of a comparison as ``comparison-<name>.svg`` and ``.png``.
 
     Parameters

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, FormatError, InputError, ShapeError, listed, nearest
+from ..errors import FormatError, InputError, ShapeError, listed, nearest
 from ..sae.finite import check_finite
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
 from .source import _SCAN_ROWS, Batch, Block, Columns, check_reading, rows_in_words
@@ -113,7 +113,7 @@ class ArrayRows:
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Yield rows in batches; see `Source.batches`."""
-        start = check_reading(batch_rows, seed, start)
+        start = check_reading(self, batch_rows, seed, start)
         return read_batches(lambda number: self._block(seed, number), batch_rows, start)
 
     def _block(self, seed: int | None, number: int) -> Block | None:
@@ -182,10 +182,10 @@ def _as_rows(x: Any) -> tuple[Any, Callable[[int, int], Tensor], torch.dtype, bo
     if isinstance(x, Tensor):
         x = x.detach()
         if x.dtype.is_complex:
-            raise DataError(f"rows must be real numbers; got {x.dtype}. Split them into real and imaginary columns.")
+            raise InputError(f"rows must be real numbers; got {x.dtype}. Split them into real and imaginary columns.")
         return x, lambda first, last: x[first:last].cpu(), x.dtype, False
     if x.dtype.kind not in "fiub":
-        raise DataError(
+        raise InputError(
             f"rows must be real numbers; got an array of type {x.dtype}. Convert it with .astype('float32')."
         )
     # longdouble, big-endian and unsigned types have no torch twin; float32 is what batches hold anyway
@@ -208,7 +208,7 @@ def _as_column(name: str, column: Any, n_rows: int) -> Tensor | None:
     if tuple(column.shape) != (n_rows,):
         raise ShapeError(f"`{name}` must have one entry per row, shape ({n_rows},); got {tuple(column.shape)}.")
     if column.dtype.is_floating_point or column.dtype.is_complex or column.dtype == torch.bool:
-        raise DataError(f"`{name}` must hold integers; got {column.dtype}.")
+        raise InputError(f"`{name}` must hold integers; got {column.dtype}.")
     return column
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, InputError
 from ..inputs.texts import Texts, read_texts
 from ..models.hooks import Hook, activations
 from ..models.language import LanguageModel
@@ -184,7 +184,7 @@ class TextReader:
 
 
 def open_texts(
-    runner: TextRunner, data: str | os.PathLike[str] | Iterable[Any], *, text: str, tokens: int | None
+    runner: TextRunner, data: str | os.PathLike[str] | Iterable[object], *, text: str, tokens: int | None
 ) -> TextReader:
     """Read texts and cut them into contexts, until they give enough tokens.
 
@@ -201,7 +201,7 @@ def open_texts(
         if tokens is None or count >= (spare if _is_longer(texts, characters) else tokens):
             break
     if not count:
-        raise DataError(
+        raise InputError(
             f"`{texts.info['name']}` must give at least one token; the tokenizer of `{runner.lm.name}` makes none of "
             f"its {len(texts)} texts. Is it the tokenizer for this language?"
         )
@@ -231,7 +231,7 @@ def _cut(runner: TextRunner, texts: Texts, characters: int | None, rows: int | N
 
 
 def _growing(
-    data: str | os.PathLike[str] | Iterable[Any], text: str, split: str | None, tokens: int | None
+    data: str | os.PathLike[str] | Iterable[object], text: str, split: str | None, tokens: int | None
 ) -> Iterator[tuple[Texts, int | None]]:
     """Yield the texts, and how many characters of each; first as many as should do, then ever more of them."""
     characters = None if tokens is None else max(tokens * _CHARACTERS_PER_TOKEN, 10_000)

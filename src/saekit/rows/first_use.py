@@ -10,7 +10,7 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ _known: dict[tuple[str, str, str], tuple[float | None, float]] = {}
 
 
 def warnings_on_first_use(
-    named: Sequence[tuple[str, SAE]], rows: Callable[[], Tensor], seen: Mapping[str, Any]
+    named: Sequence[tuple[str, SAE]], rows: Callable[[], Tensor], seen: Mapping[str, object]
 ) -> list[Warned]:
     """Return where SAEs of other libraries do not do on rows what their files state.
 
@@ -126,7 +126,7 @@ def _measured(sae: SAE, x: Tensor) -> tuple[float | None, float]:
     return (float((x - x_hat).square().sum()) / spread if spread else None), codes.l0()
 
 
-def _told(name: str, sae: SAE, doubt: Warned, seen: Mapping[str, Any]) -> Warned:
+def _told(name: str, sae: SAE, doubt: Warned, seen: Mapping[str, object]) -> Warned:
     """Return a doubt as a warning that says what to do."""
     model, data = (str(seen.get(f"{what}_path") or seen.get(what) or what[0].upper()) for what in ("model", "data"))
     line = ["saekit", "verify", str(sae.provenance["address"]), "--model", model, "--data", data]

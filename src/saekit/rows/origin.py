@@ -108,7 +108,7 @@ def find_rows(
     return Origin(source, lm, data, min(settings.tokens, settings.ce_tokens))
 
 
-def _training_texts(sae: SAE, name: str, data: Any) -> tuple[Any, Any]:
+def _training_texts(sae: SAE, name: str, data: object) -> tuple[Any, Any]:
     """Return the model that an SAE was trained on, and `data` or else the texts of the training."""
     from ..models.pretrained import find_model
     from ..provenance import known_place
@@ -131,12 +131,12 @@ def _training_texts(sae: SAE, name: str, data: Any) -> tuple[Any, Any]:
     return model, data
 
 
-def _where(known: Mapping[str, Any], what: str) -> Any:
+def _where(known: Mapping[str, object], what: str) -> Any:
     """Return the path at which the model or the texts of a training were, or their name where they had no path."""
     return known.get(f"{what}_path") or known.get(what)
 
 
-def training_rows(path: str, known: Mapping[str, Any]) -> Source | None:
+def training_rows(path: str, known: Mapping[str, object]) -> Source | None:
     """Return the rows that an SAE was trained on, if they are where they were or next to its run, and still the same.
 
     Parameters

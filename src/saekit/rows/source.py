@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..memory import check_memory
 from ..settings import brief
 from ..terminal import plain
 
@@ -138,16 +139,19 @@ class Block:
         return self.columns.map(lambda column: column.index_select(0, index))  # 5 times faster than column[index]
 
 
-def check_reading(batch_rows: int, seed: int | None, start: tuple[int, int]) -> tuple[int, int]:
+def check_reading(source: Source, batch_rows: int, seed: int | None, start: tuple[int, int]) -> tuple[int, int]:
     """Refuse settings of ``batches`` that cannot work; returns `start` as a tuple.
 
     Raises
     ------
     ConfigError
-        `batch_rows` is not a positive integer, `seed` not an integer or None, `start` not two integers from 0 on.
+        `batch_rows` is not a positive integer, or more rows than fit into memory; `seed` is not an integer or None;
+        `start` is not two integers from 0 on.
     """
     if isinstance(batch_rows, bool) or not isinstance(batch_rows, int | np.integer) or batch_rows < 1:
         raise ConfigError(f"`batch_rows` must be a positive integer; got {batch_rows!r}. The usual value is 4096.")
+    rows = batch_rows if source.n_rows is None else min(batch_rows, source.n_rows)
+    check_memory("batches", {f"{rows:,} rows of width {source.d_in:,}": 4 * rows * source.d_in}, "Use fewer rows.")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
         raise ConfigError(f"`seed` must be an integer, or None for the stored order; got {seed!r}.")
     try:

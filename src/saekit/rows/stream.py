@@ -33,7 +33,7 @@ from .tokens import Contexts
 @suggest_keywords
 def stream(
     model: str | os.PathLike[str] | LanguageModel,
-    data: str | os.PathLike[str] | Iterable[Any],
+    data: str | os.PathLike[str] | Iterable[object],
     *,
     layer: int | None = None,
     hook: str | Hook | None = None,
@@ -131,7 +131,7 @@ class StreamRows:
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Yield rows in batches; see `saekit.rows.source.Source.batches`."""
-        start = check_reading(batch_rows, seed, start)
+        start = check_reading(self, batch_rows, seed, start)
         if not self.prefetch:
             return read_batches(lambda number: self._waited(lambda: self._block(seed, number)), batch_rows, start)
         return read_ahead(lambda number: self._block(seed, number), batch_rows, start, waited=self._waited)

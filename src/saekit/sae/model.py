@@ -139,11 +139,11 @@ class SAE:
 
     # ------------------------------------------------------------------ what it does
 
-    def pre(self, x: Any) -> Tensor:
+    def pre(self, x: object) -> Tensor:
         """Compute the dense pre-activations ``[n, n_latents]`` of rows ``[n, d_in]``. Large: meant for few rows."""
         return torch.addmm(self.b_enc, self._centred(x, "pre"), self.W_enc.T)
 
-    def encode(self, x: Any, *, block_rows: int | None = None) -> Codes:
+    def encode(self, x: object, *, block_rows: int | None = None) -> Codes:
         """Encode rows to sparse codes.
 
         Parameters
@@ -163,7 +163,7 @@ class SAE:
         """
         return self.rule.encode(self._centred(x, "encode"), self.W_enc, self.b_enc, block_rows)
 
-    def decode(self, codes: Codes, x: Any = None) -> Tensor:
+    def decode(self, codes: Codes, x: object = None) -> Tensor:
         """Decode codes to rows ``[n, d_out]``.
 
         Codes with fewer latents than the SAE are taken as codes of its first latents, so
@@ -200,7 +200,7 @@ class SAE:
             )
         return self.scaling.undo(u_hat, context)
 
-    def reconstruct(self, x: Any, *, block_rows: int | None = None) -> Tensor:
+    def reconstruct(self, x: object, *, block_rows: int | None = None) -> Tensor:
         """Return ``decode(encode(x))`` in the shape of `x` (last axis `d_out`)."""
         x = as_tensor(x, "reconstruct")
         return self.decode(self.encode(x, block_rows=block_rows), x).reshape(*x.shape[:-1], self.d_out)
@@ -389,7 +389,7 @@ class SAE:
     def __deepcopy__(self, memo: dict[int, Any]) -> SAE:
         return self  # a value needs no copies: clones of an estimator share it
 
-    def _scaled(self, x: Any, where: str) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def _scaled(self, x: object, where: str) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return rows scaled, and what undoing it needs."""
         rows = as_rows(x, self.d_in, self.dtype, self.device, where)
         u, context = self.scaling.apply(rows)
@@ -397,7 +397,7 @@ class SAE:
             check_held(context[1], rows, where)
         return u, context
 
-    def _centred(self, x: Any, where: str) -> Tensor:
+    def _centred(self, x: object, where: str) -> Tensor:
         u, _ = self._scaled(x, where)
         return u if self.b_pre is None else u - self.b_pre
 
@@ -415,7 +415,7 @@ class SAE:
         return f"<table><caption>SAE</caption>{cells}</table>"
 
 
-def _score(sae: SAE, name: str, value: Any) -> Tensor:
+def _score(sae: SAE, name: str, value: object) -> Tensor:
     """Return one of the scores in the form they all have."""
     if not name.isidentifier():
         raise ConfigError(f"SAE: the name of a score must be letters, digits and underscores; got {name!r}.")

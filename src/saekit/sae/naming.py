@@ -78,7 +78,7 @@ def name_of(sae: SAE) -> str:
     return "-".join(parts)
 
 
-def name_of_config(config: Mapping[str, Any], n_latents: int) -> str:
+def name_of_config(config: Mapping[str, object], n_latents: int) -> str:
     """Return ``<arch>-<latents>[-<what sets the sparsity>][-<control>]`` of a training configuration as plain JSON.
 
     >>> name_of_config({"arch": "relu", "target_l0": 16.0, "l1": 2.0}, 1024)

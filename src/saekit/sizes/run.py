@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files import SAVE_WAIT, locked_folder
+from ..files import SAVE_WAIT, locked_folder, remove_file
 from ..inputs.texts import read_texts
 from ..measure.fidelity import CHARACTERS_PER_TOKEN
 from ..progress import shows_progress
@@ -58,6 +58,7 @@ class Pruning:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``progressive/`` (the ranked SAE), ``<size>/`` for every size, and ``sizes.json`` into a folder."""
         with locked_folder(folder, wait=SAVE_WAIT) as place:
+            remove_file(place / CURVE)  # an older one would describe other SAEs from the next line on
             self.ranked.save(place / "progressive")
             for each in self.saes:
                 each.save(place / str(each.n_latents))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -60,6 +61,8 @@ class Listing:
     """The file that the address names, where it names one."""
     part: Part | None = None
     """What of the matrices is read; None: all."""
+    corrections: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the configuration that are known to be others than those of the file."""
 
     def has(self, *names: str) -> bool:
         """Return whether all of these files are there."""
@@ -82,7 +85,7 @@ class Listing:
         value = read_json(self._small(name), finite=False)
         if not isinstance(value, dict):
             raise FormatError(f"`{name}` of `{self.address}` must be a JSON object; it is {type(value).__name__}.")
-        return value
+        return {**value, **self.corrections}
 
     def yaml(self, name: str) -> dict[str, Any]:
         """Return the mapping in a YAML file: plain values only.
@@ -290,9 +293,11 @@ def read_pickled(source: Path | IO[bytes], path: Path, *, mapped: bool = False) 
         raise
     except Exception as error:  # the reader raises whatever a damaged stream leads to
         if "weights_only" in str(error) or "Unsupported" in str(error):
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" (`{named[1]}`)" if named else ""
             raise FormatError(
-                f"`{path}` holds Python objects besides tensors and plain values; saekit unpickles nothing, because "
-                f"unpickling runs code ({_first_line(error)}). Save its state dict where it was made."
+                f"`{path}` holds Python objects besides tensors and plain values{what}; saekit unpickles nothing, "
+                "because unpickling runs code. Save its state dict where it was made."
             ) from None
         raise _damaged(path, error) from None
 
