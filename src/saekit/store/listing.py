@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -292,9 +293,11 @@ def read_pickled(source: Path | IO[bytes], path: Path, *, mapped: bool = False) 
         raise
     except Exception as error:  # the reader raises whatever a damaged stream leads to
         if "weights_only" in str(error) or "Unsupported" in str(error):
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" (`{named[1]}`)" if named else ""
             raise FormatError(
-                f"`{path}` holds Python objects besides tensors and plain values; saekit unpickles nothing, because "
-                f"unpickling runs code ({_first_line(error)}). Save its state dict where it was made."
+                f"`{path}` holds Python objects besides tensors and plain values{what}; saekit unpickles nothing, "
+                "because unpickling runs code. Save its state dict where it was made."
             ) from None
         raise _damaged(path, error) from None
 
