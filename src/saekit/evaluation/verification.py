@@ -149,7 +149,7 @@ def verify(
     out = target_of(value, target=settings.target, where="verify")
     lm = _language_model(model, settings)
     settings = replace(settings, target=None if out is None else find_hook(lm.model, out).name)
-    taker = _Taker(lm, data, tokens, settings)
+    taker = _Taker(lm, data, tokens, settings, progress or silent)
     stated = hook is not None or layer is not None or known_place(value) is not None
     place = place_of(value, layer=layer, hook=hook, where="verify") if stated else _best_layer(value, taker)
     source = taker.source(place)
@@ -216,13 +216,16 @@ class _Taker:
     data: Any
     tokens: int
     settings: CaptureSettings
+    progress: Progress
     known: dict[str, Source] = field(default_factory=dict)
 
     def take(self, hooks: Sequence[str]) -> None:
         """Take the rows of several hooks in one pass of the model."""
         hooks = [hook for hook in hooks if f"{hook} {{}}" not in self.known]
         if hooks:
-            found = capture(self.lm, self.data, hook=hooks, tokens=self.tokens, settings=self.settings, progress=silent)
+            found = capture(
+                self.lm, self.data, hook=hooks, tokens=self.tokens, settings=self.settings, progress=self.progress
+            )
             self.known.update({f"{hook} {{}}": source for hook, source in found.items()})
 
     def source(self, hook: str, **changed: Any) -> Source:
@@ -231,7 +234,7 @@ class _Taker:
         if key not in self.known:
             settings = replace(self.settings, **changed)
             self.known[key] = capture(
-                self.lm, self.data, hook=hook, tokens=self.tokens, settings=settings, progress=silent
+                self.lm, self.data, hook=hook, tokens=self.tokens, settings=settings, progress=self.progress
             )
         return self.known[key]
 
