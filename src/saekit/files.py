@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -76,8 +78,13 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
     StorageError
         The system refused.
     """
-    with storage_errors(Path(path)), open(path, "a", encoding="utf-8") as stream:
+    with storage_errors(Path(path)), open(path, "a", encoding="utf-8", opener=_open_own) as stream:
         stream.write(text)
+
+
+def _open_own(path: str, flags: int) -> int:
+    """Open a file to write into it; neither through a link, nor a pipe, which may wait for ever."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def remove_file(path: str | os.PathLike[str]) -> None:
@@ -223,11 +230,37 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         There is no such file.
     """
     try:
-        return Path(path).read_bytes()
+        with open_file(path) as stream:
+            return stream.read()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise FormatError(f"`{path}` must be a file that can be read; {error.strerror or error}.") from None
+
+
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file to read its bytes; whoever reads a pipe or a device may wait for ever, or fill the memory.
+
+    Raises
+    ------
+    FormatError
+        It is a folder, a pipe, a device or a socket.
+    OSError
+        As ``open``.
+    """
+    stream = None
+    with suppress(IsADirectoryError):
+        stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if stream is None or not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        if stream is not None:
+            stream.close()
+        raise FormatError(f"`{path}` must be a file that can be read; it is a folder, a pipe or a device.")
+    return stream
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what `open_file` refuses, for libraries that open files themselves."""
+    open_file(path).close()
 
 
 def parse_json(text: str | bytes, where: object, *, finite: bool = True) -> Any:
@@ -361,7 +394,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 def digest_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's bytes as ``"sha256:<hex>"``."""
-    with open(path, "rb") as stream:
+    with open_file(path) as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 

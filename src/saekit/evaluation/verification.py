@@ -140,7 +140,7 @@ def verify(
     value = as_sae(sae)
     if value.d_in != value.d_out or value.provenance.get("hook_out"):
         raise ConfigError("verify: an SAE must reconstruct the rows that it reads; this one is a transcoder.")
-    taker = _Taker(_language_model(model, settings), data, tokens, settings)
+    taker = _Taker(_language_model(model, settings), data, tokens, settings, progress or silent)
     stated = hook is not None or layer is not None or known_place(value) is not None
     place = place_of(value, layer=layer, hook=hook, where="verify") if stated else _best_layer(value, taker)
     rows = taker.rows(place)
@@ -207,13 +207,16 @@ class _Taker:
     data: Any
     tokens: int
     settings: CaptureSettings
+    progress: Progress
     known: dict[str, Source] = field(default_factory=dict)
 
     def take(self, hooks: Sequence[str]) -> None:
         """Take the rows of several hooks in one pass of the model."""
         hooks = [hook for hook in hooks if f"{hook} {{}}" not in self.known]
         if hooks:
-            found = capture(self.lm, self.data, hook=hooks, tokens=self.tokens, settings=self.settings, progress=silent)
+            found = capture(
+                self.lm, self.data, hook=hooks, tokens=self.tokens, settings=self.settings, progress=self.progress
+            )
             self.known.update({f"{hook} {{}}": source for hook, source in found.items()})
 
     def source(self, hook: str, **changed: Any) -> Source:
@@ -222,7 +225,7 @@ class _Taker:
         if key not in self.known:
             settings = replace(self.settings, **changed)
             self.known[key] = capture(
-                self.lm, self.data, hook=hook, tokens=self.tokens, settings=settings, progress=silent
+                self.lm, self.data, hook=hook, tokens=self.tokens, settings=settings, progress=self.progress
             )
         return self.known[key]
 

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import FormatError, InputError, listed
-from ..files import digest_bytes
+from ..files import digest_bytes, open_file
 from ..randomness import random_order
 from ..settings import brief, check_whole
 from .hub_datasets import HubName, choose_split, is_saved, one_split, open_hub, open_saved
@@ -300,7 +300,7 @@ _COLUMN = {"labels": "label", "y": "label", "target": "label", "targets": "label
 
 def _load_numpy(path: Path) -> Any:
     try:
-        with open(path, "rb") as stream:
+        with open_file(path) as stream:
             found = np.load(stream, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 return found

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, InputError, listed
-from ..files import local_path
+from ..files import local_path, open_file
 from .hub_datasets import is_saved, open_saved
 from .records import rows_of_columns
 from .tables import first_line
@@ -171,7 +171,8 @@ class _Unpacked(io.RawIOBase):
     """The bytes of a gzipped file; expansion beyond all measure is refused."""
 
     def __init__(self, path: Path) -> None:
-        self._stream = gzip.GzipFile(path)
+        self._packed = open_file(path)
+        self._stream = gzip.GzipFile(fileobj=self._packed)
         self._limit = max(_EXPANSION_FLOOR, _EXPANSION * path.stat().st_size)
         self._n = 0
 
@@ -190,12 +191,13 @@ class _Unpacked(io.RawIOBase):
 
     def close(self) -> None:
         self._stream.close()
+        self._packed.close()
         super().close()
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
     """Open a file as a stream of bytes, unpacked where its name ends in ``.gz``."""
-    return io.BufferedReader(_Unpacked(path)) if path.suffix.lower() == ".gz" else open(path, "rb")
+    return io.BufferedReader(_Unpacked(path)) if path.suffix.lower() == ".gz" else open_file(path)
 
 
 class _Characters(io.TextIOWrapper):

@@ -9,6 +9,7 @@ a difference of two is a paired one. `benchmarks/interval_coverage.py` measures 
 References
 ----------
 Efron & Tibshirani (1993), *An Introduction to the Bootstrap*: jackknife (chapter 11), acceleration (section 14.3);
+Hall (1992), *The Bootstrap and Edgeworth Expansion*: skewness of studentized values (section 3.6);
 Imbens & Kolesár (2016), 1601.01981, and Hansen (2025), *Jackknife standard errors for clustered regression*: degrees of
 freedom with few clusters of unequal size; Kish (1965), *Survey Sampling*: the effective number.
 """
@@ -39,8 +40,8 @@ NORMAL = 1.959964
 LEAST_EFFECTIVE = 3.0
 """Effective number of documents below which there is no interval: it would rest on one or two of them."""
 
-MOST_SKEW = 0.6
-"""What skewness takes from the denominator of the longer arm of an interval, at most."""
+MOST_SKEW = 1.5
+"""What skewness adds to the longer arm of an interval, as a fraction of it, at most."""
 
 
 def row_groups(
@@ -274,9 +275,13 @@ class Spread:
         return cls(error if error > 1e-12 * max(abs(value), 1e-3) else 0.0, degrees_of_freedom(sizes), skew)
 
     def arms(self, level: float) -> tuple[float, float]:
-        """Return how many errors the interval reaches down and up: Student's t, more on the side of the skew."""
+        """Return how many errors the interval reaches down and up: Student's t, more on the side of the skew.
+
+        The error varies with the value where the sample is skewed; to second order that adds ``a (2 t^2 + 1)`` to the
+        arm on the side of the skew, a the acceleration (Hall 1992, section 3.6). The other arm is not shortened.
+        """
         reach = student(self.degrees, level)
-        longer = reach / (1 - min(abs(self.skew) * reach, MOST_SKEW))
+        longer = reach * (1 + min(abs(self.skew) * (2 * reach + 1 / reach), MOST_SKEW))
         return (reach, longer) if self.skew > 0 else (longer, reach)
 
     def p_value(self, gap: float) -> float:

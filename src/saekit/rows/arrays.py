@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FormatError, InputError, ShapeError, listed, nearest
+from ..files import check_file
 from ..sae.finite import check_finite
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
 from .source import _SCAN_ROWS, Batch, Block, Columns, check_reading, rows_in_words
@@ -225,6 +226,7 @@ def _digest_rows(read: Callable[[int, int], Tensor], n_rows: int, d_in: int, row
 
 def _open_npy(path: Path) -> np.ndarray:
     try:
+        check_file(path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy reads the header as Python text and raises whatever that leads to
         raise FormatError(
@@ -236,8 +238,9 @@ def _open_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_file(path)
         stream = safe_open(str(path), framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, FormatError) as error:
         raise FormatError(
             f"`{path}` must be a safetensors file; it cannot be read: {error}. Restore it from its source."
         ) from None

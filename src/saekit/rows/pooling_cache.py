@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FormatError
-from ..files import digest_bytes, local_path, parse_json, remove_file, write_bytes
+from ..files import check_file, digest_bytes, local_path, parse_json, remove_file, write_bytes
 from ..sae.model import SAE
 from .asks import Ask
 from .document_pools import Matrix, Pooled
@@ -161,6 +161,7 @@ def _read(path: Path, key: Mapping[str, object]) -> Rows:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_file(path)
         with safe_open(path, framework="numpy") as file:
             about = parse_json((file.metadata() or {}).get("saekit", "{}"), path)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

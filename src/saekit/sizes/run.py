@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files import SAVE_WAIT, locked_folder, remove_file
+from ..files import SAVE_WAIT, locked_folder, open_file, remove_file
 from ..inputs.texts import read_texts
 from ..measure.fidelity import CHARACTERS_PER_TOKEN
 from ..progress import shows_progress
@@ -179,8 +179,9 @@ def _order(sae: SAE, by: str | Tensor) -> str | Tensor:
         check_order(sae, by, "prune", also=ATTRIBUTIONS)
         return by
     try:
-        return torch.from_numpy(np.load(by, allow_pickle=False))
-    except (OSError, ValueError) as error:
+        with open_file(by) as stream:
+            return torch.from_numpy(np.load(stream, allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError) as error:
         raise ConfigError(
             f"`by` must name a .npy file of a number per latent; `{by}` cannot be read: {error}"
         ) from None

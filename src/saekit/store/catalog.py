@@ -123,7 +123,7 @@ def _others() -> Iterator[Release]:
         "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "residual", "19", "65,536", address, "single_file", address
     )
     pattern = "hf:EleutherAI/sae-llama-3-8b-32x/layers.{layer}"
-    yield Release("meta-llama/Meta-Llama-3-8B", "residual", "0–30", "131,072", pattern, "sparsify",
+    yield Release("meta-llama/Meta-Llama-3-8B", "residual", "–", "131,072", pattern, "sparsify",
                   pattern.replace("{layer}", "10"))  # fmt: skip
     for model in ("0.6b-transcoders-lowl0", "1.7b-transcoders-lowl0", "4b-transcoders", "8b-transcoders",
                   "14b-transcoders", "14b-transcoders-lowl0"):  # fmt: skip

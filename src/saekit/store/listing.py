@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -190,12 +191,12 @@ def list_local(address: str) -> Listing:
 def _names_below(folder: Path) -> Iterable[str]:
     """Yield the files of a folder and of the folders in it."""
     count = 0
-    for here in (folder, *(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())):
+    for here in (folder, *(Path(entry.path) for entry in os.scandir(folder) if os.path.isdir(entry.path))):
         for entry in os.scandir(here):
             count += 1
             if count > _MAX_NAMES:
                 raise ConfigError(f"`{folder}` must be the folder of an SAE; it holds more than {_MAX_NAMES:,} files.")
-            if entry.is_file():
+            if os.path.isfile(entry.path):
                 yield entry.name if here == folder else f"{here.name}/{entry.name}"
 
 
@@ -292,9 +293,11 @@ def read_pickled(source: Path | IO[bytes], path: Path, *, mapped: bool = False) 
         raise
     except Exception as error:  # the reader raises whatever a damaged stream leads to
         if "weights_only" in str(error) or "Unsupported" in str(error):
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" (`{named[1]}`)" if named else ""
             raise FormatError(
-                f"`{path}` holds Python objects besides tensors and plain values; saekit unpickles nothing, because "
-                f"unpickling runs code ({_first_line(error)}). Save its state dict where it was made."
+                f"`{path}` holds Python objects besides tensors and plain values{what}; saekit unpickles nothing, "
+                "because unpickling runs code. Save its state dict where it was made."
             ) from None
         raise _damaged(path, error) from None
 

@@ -112,7 +112,8 @@ def latents_first(
     if layout is None:
         raise ConfigError(
             f"`{name}` is square, ({n_latents}, {width}), and nothing in the file says which axis is the latents. "
-            'State it: SAE.load(…, orientation="latents_first") for [n_latents, d_in], or orientation="width_first".'
+            'State it: SAE.load(…, orientation="latents_first") for [n_latents, d_in], or orientation="width_first" '
+            "(saekit convert SRC DST --orientation latents_first)."
         )
     return matrix if layout == "latents_first" else matrix.T
 
@@ -128,6 +129,11 @@ def build(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule
     given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     given |= {name: fields[name] for name in ("b_pre", "W_skip") if fields.get(name) is not None}
     dtype = W_enc.dtype if W_enc.dtype.is_floating_point else torch.float32
+    if (k := rule.settings().get("k", 1)) > len(W_enc):
+        raise FormatError(
+            f"k={k} must be at most the number of latents, and the tensors have {len(W_enc)}. The configuration and "
+            "the tensors are of different SAEs, or k was stated wrongly."
+        )
     for name, tensor in {**given, **{f"rule.{key}": t for key, t in rule.tensors().items()}}.items():
         if not (tensor.dtype.is_floating_point or name == "rule.group"):
             raise FormatError(f"`{name}` must hold floating-point numbers; it holds {tensor.dtype}.")
@@ -174,7 +180,9 @@ def topk_rule(k: Any, stated: Stated, *, what: str, sign: str = "positive") -> T
     """
     value = k if k is not None else stated.k
     if value is None:
-        raise ConfigError(f"{what}: k is not in the file. State it: SAE.load(…, k=64).")
+        raise ConfigError(
+            f"{what}: k is not in the file. State it: SAE.load(…, k=64), or saekit convert SRC DST --k 64."
+        )
     whole = _whole(value)
     if whole is None or whole < 1:
         raise FormatError(f"{what}: `k` must be a whole number of at least 1; got {k!r}.")
