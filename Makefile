@@ -11,7 +11,7 @@ WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
 THREADS ?= 1
 
-.PHONY: fuzz coverage setup demo test test-fast check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
+.PHONY: fuzz chance coverage verdicts setup demo test test-fast check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -70,6 +70,15 @@ fuzz: $(STAMP)
 # How often intervals hold the truth, and verdicts are right, by simulation.
 coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/interval_coverage.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real_coverage.py
+
+# How often are verdicts wrong, after the correction? Simulated differences, and distributions of importances.
+verdicts: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdict_simulation.py
+
+# Classification where there is nothing to know: families at chance, false verdicts, error rate of the leak check.
+chance: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/classification_chance.py
 
 # Small SAEs from large ones: pruned, nested, trained apart. A run that was stopped goes on. STUDY_OPTIONS=--quick a little of it.
 study-progressive: $(STAMP)
@@ -78,6 +87,7 @@ study-progressive: $(STAMP)
 # Are SAE features useful for classification, and what do they cost? STUDY_OPTIONS=--quick a little of it.
 study-classify: $(STAMP)
 	$(BIN)/python studies/classify/run.py $(STUDY_OPTIONS)
+	$(BIN)/python studies/classify/beat_dense.py $(STUDY_OPTIONS)
 
 # Do seeds of one SAE find the same latents? About 20 minutes; goes on where it stopped.
 study-seeds: $(STAMP)

@@ -1,9 +1,8 @@
-"""How often intervals hold the truth, and how often verdicts are right, by simulation.
+"""How often intervals hold the truth, by simulation.
 
 ``python benchmarks/interval_coverage.py`` (``make coverage``) simulates groups of equal, lognormal and Pareto sizes
 whose rows go together, measures what saekit measures on them, and counts how often the 95 % interval holds the true
-value; then how often the verdict of a power law is right on samples of power laws, log-normals and
-exponentials. The cells of the first table go to ``coverage.json``; tests run short ones.
+value. The cells go to ``coverage.json``; tests run short ones.
 """
 
 from __future__ import annotations
@@ -205,35 +204,6 @@ def simulate(quantity: str, sizes: str, n_groups: int, trials: int, seed: int = 
     return Found(quantity, sizes, n_groups, trials, len(widths), hits, float(np.median(widths or [np.nan])))
 
 
-LAWS: dict[str, Callable[[Generator, int], np.ndarray]] = {
-    "power law, exponent 0.4": lambda generator, n: generator.random(n) ** -0.4,
-    "power law, exponent 1": lambda generator, n: generator.random(n) ** -1.0,
-    "power law, exponent 2": lambda generator, n: generator.random(n) ** -2.0,
-    "log-normal, width 0.5": lambda generator, n: generator.lognormal(0, 0.5, n),
-    "log-normal, width 1": lambda generator, n: generator.lognormal(0, 1, n),
-    "log-normal, width 2": lambda generator, n: generator.lognormal(0, 2, n),
-    "exponential": lambda generator, n: generator.exponential(size=n),
-    "exponential from 1": lambda generator, n: 1 + generator.exponential(size=n),
-}
-"""Distributions of importances."""
-
-
-def law_verdicts(law: str, n: int, trials: int, seed: int = 0) -> dict[str, float]:
-    """Return how often the verdict about samples of a distribution is right, wrong and undecided."""
-    from saekit.sizes.power_law import power_law
-
-    generator = np.random.default_rng([seed, n])
-    said = [power_law(LAWS[law](generator, n), draws=2).verdict for _ in range(trials)]
-    undecided = sum(word.startswith("undecided") for word in said)
-    claimed = sum(word.startswith("a power law") for word in said)
-    right = claimed if law.startswith("power") else trials - undecided - claimed
-    return {
-        "right": right / trials,
-        "wrong": (trials - undecided - right) / trials,
-        "undecided": undecided / trials,
-    }
-
-
 def table(cells: list[Found]) -> list[str]:
     """Return the cells as lines of Markdown: coverage (and refused)."""
     lines = ["| quantity | sizes | " + " | ".join(f"{g} groups" for g in sorted({c.groups for c in cells})) + " |"]
@@ -260,8 +230,6 @@ def main() -> None:
             cells += [simulate(quantity, sizes, n_groups, arguments.trials) for n_groups in GROUPS]
             print("\n".join(table(cells[-len(GROUPS) :])[2:]), flush=True)
     print("\n".join(table(cells)))
-    for law in [] if arguments.only else LAWS:
-        print(law, law_verdicts(law, 1000, 60))
     print(f"{time.time() - begun:.0f} s")
     if arguments.only is None:
         (HERE / "coverage.json").write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")

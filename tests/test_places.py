@@ -371,3 +371,11 @@ def test_orphans_that_cannot_be_measured_are_in_the_json(run_in: Path, capsys: p
     told = json.loads(capsys.readouterr().out)["warnings"]
     assert [each["code"] for each in told] == ["other_hook", "orphans_not_measured"]
     assert "an SAE needs at least 2 orphans" in told[1]["message"]
+
+
+def test_one_commit_is_one_model_whatever_its_digest_was_computed_from():
+    seen = {"model": "owner/m", "model_digest": "b" * 64, "model_revision": "c0ffee", "hook": "layers.1"}
+    assert not list(Place.of({**seen, "model_digest": "a" * 64}).differences(Place.of(seen)))
+    for revision in ("deadbeef", None):
+        other = Place.of({**seen, "model_digest": "a" * 64, "model_revision": revision})
+        assert [code for code, *_ in other.differences(Place.of(seen))] == ["other_model"]

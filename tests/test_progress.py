@@ -6,6 +6,8 @@ import importlib
 import inspect
 import io
 import sys
+import threading
+import time
 from types import ModuleType
 
 import pytest
@@ -62,6 +64,28 @@ def test_a_line_every_minute_without_a_terminal(clock, capsys):
     assert len(lines) == 5
     assert lines[0] == "rows: 20,000 of 100,000, 1:00, 4:00 left   fvu 0.2"
     assert lines[-1] == "rows: 100,000 in 300.0 s   fvu 0.2"
+
+
+def test_a_line_also_while_the_work_tells_nothing(capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "EVERY", 0.05)
+        with show_progress() as progress:
+            time.sleep(0.3)
+            progress("rows", 5, 10)
+            time.sleep(0.3)
+            progress("rows", 10, 10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "working: 0:00"
+    assert "rows: 5 of 10, 0:00" in lines
+    assert lines[-1].startswith("rows: 10 in 0.")
+    assert not [each for each in threading.enumerate() if each.name == "saekit progress" and each.is_alive()]
+
+
+@pytest.mark.parametrize("command", ["convert", "report", "push", "verify", "evaluate", "train", "classify", "catalog"])
+def test_every_command_that_may_take_long_shows_that_it_works(command):
+    """`catalog` reads a list that saekit brings along."""
+    source = inspect.getsource(importlib.import_module(f"saekit.cli.{command}"))
+    assert ("progress_of(" in source) == (command != "catalog")
 
 
 @pytest.mark.parametrize("off", [False, silent])

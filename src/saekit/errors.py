@@ -6,7 +6,7 @@
     ├── ConfigError      (ValueError)    a setting that cannot work, or an unknown one
     ├── ShapeError       (ValueError)    tensors whose shapes do not fit together
     ├── DataError        (ValueError)    text, tables or rows that cannot be used
-    │   └── InputError                   ... because what the call names is not there, empty or of another kind
+    │   └── InputError                   ... as they are read: not there, empty, of another kind, too few for the task
     ├── FormatError      (ValueError)    a file that is truncated, altered, too new or of another kind
     │   └── MissingFileError             ... because the call names one that is not there
     ├── ModelError       (RuntimeError)  a language model or one of its modules that is not available
@@ -58,7 +58,7 @@ class ModelError(SaekitError, RuntimeError):
 
 
 class InputError(DataError):
-    """What the call names is not there, is empty, or is not of the kind that is needed; nothing was computed."""
+    """What the call names is not there, is empty, or cannot serve for what is asked; nothing was computed."""
 
 
 class MissingFileError(FormatError):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -76,8 +78,13 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
     StorageError
         The system refused.
     """
-    with storage_errors(Path(path)), open(path, "a", encoding="utf-8") as stream:
+    with storage_errors(Path(path)), open(path, "a", encoding="utf-8", opener=_open_own) as stream:
         stream.write(text)
+
+
+def _open_own(path: str, flags: int) -> int:
+    """Open a file to write into it; neither through a link, nor a pipe, which may wait for ever."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def remove_file(path: str | os.PathLike[str]) -> None:
@@ -114,6 +121,7 @@ def remove_leftovers(folder: Path) -> None:
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Raise what the system refuses in this block as `StorageError`, with what to do about it."""
+    check_path(path)
     try:
         yield
     except StorageError:
@@ -155,19 +163,41 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     write_atomic(path, lambda stream: stream.write(data))
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Write `value` as strict JSON (no NaN, no fallback to ``str``), indented, atomically."""
     write_bytes(path, dump_json(value).encode())
 
 
-def dump_json(value: Any) -> str:
+def dump_json(value: object) -> str:
     """Return strict JSON text: keys in the order given, NaN and unknown types refused."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that the system can look up, whether something is there or not.
+
+    Raises
+    ------
+    ConfigError
+        It is too long, or holds a character that no path has: a NUL, half of a surrogate pair.
+    """
+    try:
+        os.lstat(path)
+    except ValueError:
+        raise ConfigError(f"a path must not hold a NUL or half a character; got {os.fspath(path)[:40]!r}….") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = os.fspath(path)
+            raise ConfigError(
+                f"a path must be one that the system can look up; got `{name[:40]}…`, which is too long "
+                f"({len(name):,} characters)."
+            ) from None
+    return Path(path)
+
+
 def local_path(name: str | os.PathLike[str]) -> Path:
     """Return the path of this name as it stands where there is such a file, else with ``~`` as the home folder."""
-    path = Path(name)
+    path = check_path(name)
     if os.path.exists(path):
         return path
     try:
@@ -200,11 +230,37 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         There is no such file.
     """
     try:
-        return Path(path).read_bytes()
+        with open_file(path) as stream:
+            return stream.read()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise FormatError(f"`{path}` must be a file that can be read; {error.strerror or error}.") from None
+
+
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file to read its bytes; whoever reads a pipe or a device may wait for ever, or fill the memory.
+
+    Raises
+    ------
+    FormatError
+        It is a folder, a pipe, a device or a socket.
+    OSError
+        As ``open``.
+    """
+    stream = None
+    with suppress(IsADirectoryError):
+        stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if stream is None or not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        if stream is not None:
+            stream.close()
+        raise FormatError(f"`{path}` must be a file that can be read; it is a folder, a pipe or a device.")
+    return stream
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what `open_file` refuses, for libraries that open files themselves."""
+    open_file(path).close()
 
 
 def parse_json(text: str | bytes, where: object, *, finite: bool = True) -> Any:
@@ -269,7 +325,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(_DEEPEST):
         inner = (each.values() if isinstance(each, dict) else each for each in level)
@@ -283,14 +339,14 @@ SEAL = "seal"
 """Key of the digest of a description over all its other entries, the digests of its data files among them."""
 
 
-def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+def seal(value: Mapping[str, object]) -> dict[str, Any]:
     """Return a JSON object with its seal as the last entry: the digest of all others, keys sorted, without spaces."""
     bare = {key: item for key, item in value.items() if key != SEAL}
     plain = json.loads(json.dumps(bare, allow_nan=False))  # as it will be read back: keys are texts, tuples are lists
     return {**bare, SEAL: digest_bytes(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())}
 
 
-def write_sealed(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+def write_sealed(path: str | os.PathLike[str], value: Mapping[str, object]) -> None:
     """Write a JSON object with its seal; see `write_json`."""
     write_json(path, seal(value))
 
@@ -317,7 +373,7 @@ def read_sealed(path: str | os.PathLike[str], *, since: int = 0, version: str = 
     return unsealed(read_json(path), path, since=since, version=version)
 
 
-def unsealed(value: Any, where: object, *, since: int = 0, version: str = "schema") -> Any:
+def unsealed(value: object, where: object, *, since: int = 0, version: str = "schema") -> Any:
     """Return a JSON value without its seal, once that fits; see `read_sealed`."""
     if not isinstance(value, dict):
         return value
@@ -338,7 +394,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 def digest_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's bytes as ``"sha256:<hex>"``."""
-    with open(path, "rb") as stream:
+    with open_file(path) as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -352,7 +408,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     StorageError
         No permission.
     """
-    place = Path(folder).absolute()
+    place = check_path(folder).absolute()
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
@@ -388,7 +444,7 @@ def locked_folder(folder: str | os.PathLike[str], *, wait: float = 0.0) -> Itera
     StorageError
         The folder cannot be made or written to.
     """
-    folder = Path(folder)
+    folder = check_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

@@ -84,7 +84,7 @@ def _fits(value: Any, form: Any) -> bool:
     return value is None if form is None else isinstance(value, form)
 
 
-def _refuse_unless(fits: bool, value: Any, form: Any, where: object, place: str) -> None:
+def _refuse_unless(fits: bool, value: object, form: object, where: object, place: str) -> None:
     if not fits:
         forms = form if isinstance(form, tuple) else (form,)
         wanted = " or ".join(str(each) if isinstance(each, Whole) else _NAMES[each] for each in forms)

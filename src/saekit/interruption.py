@@ -30,7 +30,7 @@ def noted_interrupts() -> Iterator[Interruption]:
     found = Interruption()
     before: dict[int, Any] = {}
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: object) -> None:
         if found.requested:
             raise KeyboardInterrupt("stopped at once")
         found.requested = True

@@ -28,6 +28,7 @@ HALF = ("bfloat16", "float16")
 CODES = {
     "other_model": "the weights of the language model are others (by digest)",
     "other_hook": "the rows are taken at another module",
+    "other_target": "the rows that a transcoder must predict are taken at another module",
     "other_width": "the rows have another width",
     "other_scale": f"the variance of the rows is more than {SCALE_LIMIT:g} times larger or smaller",
     "other_dtype": "the rows have another precision",
@@ -85,8 +86,12 @@ class Place:
     digest: str | None = None
     """Digest of the model's files (config and weights): the same wherever they lie and in whatever number type they
     are loaded; another for a copy that was saved again in another number type."""
+    revision: str | None = None
+    """Commit of a hub model: the same commit is the same model, whatever its digest was computed from."""
     hook: str | None = None
     """Module whose output the rows are."""
+    target: str | None = None
+    """Module whose rows a transcoder predicts."""
     width: int | None = None
     """Width of the rows."""
     scale: float | None = None
@@ -115,7 +120,9 @@ class Place:
             model=known.get("model"),
             path=known.get("model_path"),
             digest=known.get("model_digest"),
+            revision=known.get("model_revision"),
             hook=known_place(known),
+            target=known.get("hook_out"),
             width=origin.d_in if isinstance(origin, SAE) else known.get("d_in"),
             scale=known.get("row_variance"),
             precision=precision,
@@ -188,6 +195,7 @@ def _told(named: Sequence[tuple[str, SAE]], other: Place, what: str) -> list[War
 _ADVICE = {
     "other_model": "Directions of one model mean nothing in another: give the model or the rows of the training.",
     "other_hook": "Leave `layer` and `hook` out to use the module of the training.",
+    "other_target": "Leave `target` out to use the module of the training.",
     "other_width": "Rows of another width are another space.",
     "other_scale": "Scale the rows as they were scaled for the training.",
     "other_dtype": "Small differences may be rounding.",
@@ -226,10 +234,22 @@ def _trained_on(sae: SAE, seen: Mapping[str, Any]) -> bool:
     return seen.get("digest") is not None and sae.provenance.get("data_digest") == seen["digest"]
 
 
-def _other_hook(one: Place, other: Place) -> bool:
+def _other_model(one: Place, other: Place) -> bool:
+    return _differ(one.digest, other.digest) and (one.revision is None or one.revision != other.revision)
+
+
+def _other_module(one: str | None, other: str | None) -> bool:
     # A path in the model may be another name of the same module.
-    short = [hook is not None and re.match(r"layers\.\d+", hook) is not None for hook in (one.hook, other.hook)]
-    return _differ(one.hook, other.hook) and short[0] == short[1]
+    short = [hook is not None and re.match(r"layers\.\d+", hook) is not None for hook in (one, other)]
+    return _differ(one, other) and short[0] == short[1]
+
+
+def _other_hook(one: Place, other: Place) -> bool:
+    return _other_module(one.hook, other.hook)
+
+
+def _other_target(one: Place, other: Place) -> bool:
+    return _other_module(one.target, other.target)
 
 
 def _other_scale(one: Place, other: Place) -> bool:
@@ -258,8 +278,9 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 _COMPARED: tuple[tuple[str, Callable[[Place, Place], bool], Callable[[Place, Place], str]], ...] = (
-    ("other_model", lambda a, b: _differ(a.digest, b.digest), lambda a, b: f"of {_name_of_model(a)}"),
+    ("other_model", _other_model, lambda a, b: f"of {_name_of_model(a)}"),
     ("other_hook", _other_hook, lambda a, b: f"of `{a.hook}`"),
+    ("other_target", _other_target, lambda a, b: f"to predict `{a.target}`"),
     ("other_width", lambda a, b: _differ(a.width, b.width), lambda a, b: f"of width {a.width}"),
     ("other_scale", _other_scale, lambda a, b: f"of variance {a.scale:.3g}"),
     ("other_dtype", lambda a, b: _differ(a.precision, b.precision), lambda a, b: f"in {a.precision}"),

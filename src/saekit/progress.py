@@ -9,11 +9,12 @@ import functools
 import importlib
 import inspect
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .errors import ConfigError
@@ -29,6 +30,7 @@ EVERY = 60.0
 """Seconds between two lines about one stage, where stderr is neither a terminal nor a notebook."""
 
 _REDRAW = 0.5  # seconds between two updates of a notebook
+_TICK = 0.01  # seconds; no clock of a thread is more exact
 _NAME, _BAR, _PAGE = 26, 16, 100  # columns
 
 _inside: ContextVar[bool] = ContextVar("saekit_progress", default=False)
@@ -101,8 +103,6 @@ class Stage:
     note: str = ""
     ended: float | None = None
     """When it reached its total."""
-    told: float = field(default=0.0)
-    """When a line about it was last written."""
 
     @property
     def has_ended(self) -> bool:
@@ -166,12 +166,15 @@ class _Display:
         self.visible_from = time.monotonic() + delay
         self.since = time.monotonic()
         """The end of the stage before."""
+        self.last: Stage | None = None
+        """The stage that moved last."""
 
     def __call__(self, stage: str, done: int, total: int | None = None, note: str = "") -> None:
         now = time.monotonic()
         at = self.stages.setdefault(stage, Stage(plain(stage), self.since))
         had_ended = at.has_ended
         at.move(done, total, note)
+        self.last = at
         if now >= self.visible_from:
             self.draw(at, at.has_ended and not had_ended)
         if at.has_ended and not had_ended:
@@ -186,15 +189,45 @@ class _Display:
 
 
 class _Lines(_Display):
-    """A line at the end of each stage, and one every minute before."""
+    """A line at the end of each stage, and one every minute before, also while the work tells nothing."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__(delay)
+        self.told = self.since
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="saekit progress", daemon=True)
+        self._thread.start()
 
     def draw(self, stage: Stage, has_just_ended: bool) -> None:
-        now, note = time.monotonic(), f"   {stage.note}" if stage.note else ""
         if has_just_ended:
-            _write(f"{stage.name}: {stage.done:,} in {now - self.since:.1f} s{note}")
-        elif not stage.has_ended and now - max(stage.told, stage.begun) >= EVERY:
-            stage.told = now
-            _write(f"{stage.name}: {stage.count().replace('/', ' of ')}, {stage.times()}{note}")
+            note = f"   {stage.note}" if stage.note else ""
+            self._tell(f"{stage.name}: {stage.done:,} in {time.monotonic() - self.since:.1f} s{note}")
+        else:
+            self._tell_again()
+
+    def _tell_again(self) -> None:
+        if time.monotonic() - self.told >= EVERY:
+            self._tell(self._state())
+
+    def _repeat(self) -> None:
+        while not self._over.wait(max(self.told + EVERY - time.monotonic(), _TICK)):
+            self._tell_again()
+
+    def _state(self) -> str:
+        """Return how far the stage is that moved last; between stages only how long it has taken so far."""
+        stage = self.last
+        if stage is None or stage.has_ended:
+            return f"working: {clock(time.monotonic() - self.since)}"
+        note = f"   {stage.note}" if stage.note else ""
+        return f"{stage.name}: {stage.count().replace('/', ' of ')}, {stage.times()}{note}"
+
+    def _tell(self, line: str) -> None:
+        self.told = time.monotonic()
+        _write(line)
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 class _Bars(_Display):

@@ -17,7 +17,8 @@ import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from .errors import ConfigError, did_you_mean, listed, nearest
+from .errors import ConfigError, SaekitError, did_you_mean, listed, nearest
+from .kinds import LARGEST, called, fits, hints_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S")
@@ -56,13 +57,13 @@ _FIELDS = 8  # that are shown
 _LONG = 60  # characters of a value from which on its size stands for it
 
 
-def _is_default(value: Any, field: dataclasses.Field[Any]) -> bool:
+def _is_default(value: object, field: dataclasses.Field[Any]) -> bool:
     mine = getattr(value, field.name)
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     return type(mine) is type(default) and not hasattr(mine, "shape") and bool(mine == default)
 
 
-def _in_brief(value: Any) -> str:
+def _in_brief(value: object) -> str:
     if hasattr(value, "shape"):
         return f"{type(value).__name__.lower()}{list(value.shape)}"
     if isinstance(value, str) and len(value) > _LONG:
@@ -77,7 +78,7 @@ def _in_brief(value: Any) -> str:
 def suggest_keywords(function: F) -> F:
     """Decorate a function or dataclass so that an unknown keyword argument is refused with the nearest known ones.
 
-    A dataclass is shown as `brief` says.
+    A dataclass is shown as `brief` says, and values that are not of the kind of their field are refused.
 
     >>> @suggest_keywords
     ... def classify(data, *, label="label"):
@@ -88,7 +89,8 @@ def suggest_keywords(function: F) -> F:
     saekit.settings.KeywordError: classify: unknown argument `lable`. Did you mean `label`?
     """
     if inspect.isclass(function):
-        function.__init__ = _suggesting(function.__init__, function.__name__)  # type: ignore[method-assign]
+        known = _suggesting(function.__init__, function.__name__)
+        function.__init__ = _checking(known) if dataclasses.is_dataclass(function) else known  # type: ignore[method-assign]
         if dataclasses.is_dataclass(function):
             function.__repr__ = brief  # type: ignore[method-assign]
         return function
@@ -109,6 +111,37 @@ def _suggesting(function: F, name: str) -> F:
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def _checking(init: F) -> F:
+    """Return an ``__init__`` that refuses values of other kinds than the fields have.
+
+    What the class says itself about its values is the better message, so it comes first, unless it fails over them.
+    """
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except SaekitError:
+            raise
+        except Exception:
+            check_kinds(self)
+            raise
+        check_kinds(self)
+
+    return checked  # type: ignore[return-value]
+
+
+def check_kinds(settings: Any) -> None:
+    """Refuse settings whose values are not of the kind that their fields are annotated with; raises `ConfigError`."""
+    kind: Any = type(settings)
+    hints = hints_of(kind)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name, field.default)  # not there: the call left out what must be given
+        if value is not field.default and not fits(value, hints[field.name]):
+            name = f"{type(settings).__name__}: `{field.name}`"
+            raise ConfigError(f"{name} must be {called(hints[field.name])}; got {_short(value)}.")
 
 
 def _where_it_goes(word: str, known: list[str], values: dict[str, Any]) -> str:
@@ -143,13 +176,13 @@ def attribute_docs(settings: type) -> dict[str, str]:
     return found
 
 
-def part_of(settings: Any, kind: type[S], **changes: Any) -> S:
+def part_of(settings: object, kind: type[S], **changes: Any) -> S:
     """Return settings of one class from those of a class that has its fields, except for those in `changes`."""
     names = {field.name for field in dataclasses.fields(kind)} - changes.keys()  # type: ignore[arg-type]
     return kind(**{name: getattr(settings, name) for name in names}, **changes)
 
 
-def differences(then: Any, now: Any) -> str:
+def differences(then: object, now: object) -> str:
     """Return the settings that differ between two nested values, each with what it was and what it is; "" if none.
 
     >>> differences({"configs": [{"k": 16}], "seeds": [0]}, {"configs": [{"k": 32}], "seeds": [0]})
@@ -158,7 +191,7 @@ def differences(then: Any, now: Any) -> str:
     return "; ".join(f"`{name}` was {_short(old)}, now {_short(new)}" for name, old, new in _differing(then, now, ""))
 
 
-def _differing(then: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+def _differing(then: object, now: object, name: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield name, old and new value of every setting that differs; what is missing counts as None."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in sorted({*then, *now}):
@@ -170,17 +203,17 @@ def _differing(then: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]
         yield name, then, now
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: object) -> bool:
     """Return whether a value is a whole number and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Return whether a value is a finite real number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -194,8 +227,9 @@ def check_whole(where: str, least: int = 1, **values: Any) -> None:
         The message names the function or class `where`, the argument, what must hold and what came.
     """
     for name, value in values.items():
-        if value is not None and not (is_whole(value) and value >= least):
-            raise ConfigError(f"{where}: `{name}` must be a whole number from {least}; got {value!r}.")
+        if value is not None and not (is_whole(value) and least <= value <= LARGEST):
+            above = " and below 2**63" if is_whole(value) and value > LARGEST else ""
+            raise ConfigError(f"{where}: `{name}` must be a whole number from {least}{above}; got {_short(value)}.")
 
 
 def check_fraction(where: str, **values: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 FLAT = 2.0**-46
@@ -13,7 +11,7 @@ SAME_ROWS = "the rows do not vary: to the precision of float32 all are the same,
 """What is said where a number needs rows that vary."""
 
 
-def fraction_unexplained(error: Any, variance: Any, square: Any) -> np.ndarray:
+def fraction_unexplained(error: object, variance: object, square: object) -> np.ndarray:
     """Return the FVU, ``error / variance``; NaN where the rows do not vary.
 
     Parameters

@@ -4,6 +4,7 @@
     python studies/classify/run.py --sets paradetox     # one of them; what is complete is not computed again
     python studies/classify/run.py --quick              # a minute, to see that everything works; its page goes to --out
     python studies/classify/run.py --page               # the page again, from the results
+    python studies/classify/beat_dense.py               # then: can scikit-learn alone beat the dense baseline?
 
 SAEs are trained here, on the training rows of all sets and on other texts. Everything runs offline, on the sample data
 beside the checkout (SAEKIT_SHARED_DATA). Cells, features and classifiers go to ``--out`` (``saekit report`` makes a page
@@ -61,7 +62,9 @@ def main() -> int:
     arguments = parser.parse_args()
     config = tomllib.loads((HERE / "config.toml").read_text(encoding="utf-8"))
     if arguments.page:
-        write_page(config, HERE)
+        folder = arguments.out / "quick" if arguments.quick else HERE
+        if (folder / "results").is_dir():
+            write_page(config, folder)
         return 0
     if not (SHARED / "labelled").is_dir():
         tell(f"skipped: no sample data at `{SHARED}`; set SAEKIT_SHARED_DATA to its folder")
@@ -129,7 +132,9 @@ def smaller(config: Config) -> dict[str, Any]:
         models[name] = {**model, **{k: quick[k] for k in ("tokens", "steps", "batch_rows")}, "saes": saes}
     return {
         **config, "sets": sets, "models": models, "ks": quick["ks"], "control_ks": [4],
-        "budget": {"C": quick["C"], "depths": [3], "thresholds": [0.0]},
+        "budget": {"C": quick["C"], "alphas": [1.0, 100.0], "shrinkages": [0.3], "depths": [3], "thresholds": [0.0],
+                   "widen": 0},
+        "search_pools": quick["search_pools"], "probes": quick["probes"],
         "runs": [{**run, **({"ks": quick["ks"]} if "ks" in run else {})} for run in config["runs"]],
     }  # fmt: skip
 
@@ -237,6 +242,7 @@ def plan_of(
     """The plan of one run over one set."""
     settings = {name: run.get(name, config.get(name)) for name in ("pools", "ks", "control_ks")}
     more = {name: run[name] for name in ("arms", "shuffles") if name in run}
+    more |= {name: config[name] for name in ("search_pools", "probes") if name in config}
     if "max_tokens" in each:
         more["max_tokens"] = each["max_tokens"]
     if run["name"] == "minilm" and "train_sizes" in each:
@@ -405,6 +411,8 @@ def page(config: Config, folder: Path) -> str:
         "",
         *claims(config, main, folder),
         "",
+        *families(results),
+        *challenge(folder),
         "## Every data set: best arms, chosen by inner cross-validation",
         "",
         *heading("data set", "classes", "train / test", "best SAE arm", "macro-F1", "best dense arm", "macro-F1",
@@ -447,6 +455,56 @@ def page(config: Config, folder: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def families(results: Mapping[tuple[str, str], Classification]) -> list[str]:
+    """The strongest arm of every family, and what a reader may conclude."""
+    known = {key: result for key, result in results.items() if result.families and key[0] in ("minilm", "builtin")}
+    if not known:
+        return []
+    lines = [
+        "## Families, each with its strongest arm",
+        "",
+        "Representation, probe and penalty are searched within the training rows, for every family alike. Intervals hold the "
+        "choice: training rows (groups) are resampled, the arm is chosen again, on both sides of a difference. *Chosen*: in "
+        "how many of these resamples it is the same arm.",
+        "",
+        *heading("data set", "family", "strongest arm", "chosen", "macro-F1", "− best non-SAE", "verdict"),
+    ]
+    for (run, name), result in known.items():
+        is_auc = result.verdict_metric == "auc"
+        for each in result.families:
+            gap = each.auc_difference if is_auc else each.difference
+            label = f"**{each.name}**" if each.role == "sae" else each.name
+            lines.append(
+                row(f"{name} ({run})", label, short(each.strongest), f"{each.again.get(each.strongest, 0):.0%}",
+                    shown(each.macro_f1), shown(gap, "+") + (" AUC" if is_auc else ""), each.verdict)
+            )  # fmt: skip
+    lines += ["", *(f"- {name} ({run}): {result.conclusion()}" for (run, name), result in known.items()), ""]
+    return lines
+
+
+def challenge(folder: Path) -> list[str]:
+    """What scikit-learn alone reaches on the same pooled hidden states."""
+    path = folder / "results" / "beat_dense.json"
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    lines = [
+        "## Could a better dense baseline be had?",
+        "",
+        "`beat_dense.py` tries, with scikit-learn alone, on the same pooled rows; it may not be more than "
+        f"{found['margin']:g} macro-F1 above.",
+        "",
+        *heading("data set", "dense family", "macro-F1", "challenger", "macro-F1", "challenger − dense"),
+    ]
+    for each in found["sets"]:
+        gap = f"{each['gap']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
+        lines.append(
+            row(f"{each['set']} ({each['run']})", each["arm"], f"{each['dense']:.3f}", each["chose"],
+                f"{each['challenger']:.3f}", gap)
+        )  # fmt: skip
+    return [*lines, ""]
 
 
 def short(name: str) -> str:

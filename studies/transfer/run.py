@@ -380,7 +380,7 @@ def shortened(result: Any) -> dict[str, Any]:
         "matrices": matrices,
         "caption": result.caption(),
         "metric": result.verdict_metric,
-        "notes": result.notes,
+        "notes": [each.message for each in result.warnings],
     }
 
 

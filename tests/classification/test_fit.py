@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 import scipy.sparse
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 
 from saekit.classification.arms import Arm
 from saekit.classification.fit import fit_arm, inner_folds, predict_arm, selection_stability
+from saekit.classification.probes import EDGE, PROBES, Grid
 from saekit.classification.settings import KINDS, Budget
 from saekit.classification.sklearn_steps import DensityMatched, MeanDifference, density_partners
 from saekit.errors import ConfigError, DataError
 from saekit.estimators.select import SelectLatents
 from saekit.measure.paired_scores import HeldOut, Predictions, score
 
-QUICK = Budget(C=(0.1, 1.0), depths=(2, 3), thresholds=(0.0, "median"))
+QUICK = Budget(C=(0.1, 1.0), depths=(2, 3), thresholds=(0.0, "median"), widen=0)
 
 SPARSE = [
     Arm("full", "full", "z"),
@@ -173,8 +175,53 @@ def test_dead_columns_among_the_selected_are_told():
 def test_the_end_of_the_grid_is_told():
     data = features(200, 2)
     rows = np.flatnonzero((data["y"] == 0) | (np.arange(200) % 8 == 1))  # the weaker penalty is needed to see the few
-    fitted = fit_arm(DENSE[0], data["x"][rows], data["y"][rows], budget=Budget(C=(1e-6, 1.0)))
-    assert any("the weakest penalty of the grid" in note for note in fitted.notes)
+    x, y = data["x"][rows], data["y"][rows]
+    fitted = fit_arm(DENSE[0], x, y, budget=Budget(C=(1e-6, 1.0), widen=0))
+    assert any(
+        note == "C = 1 was chosen, the largest of the 2 values tried: a wider grid may give more"
+        for note in fitted.notes
+    )
+    wider = fit_arm(DENSE[0], x, y, budget=Budget(C=(0.01, 0.1), widen=8))
+    assert 0.1 < wider.chosen["C"] < 1e3
+    assert not any(note.endswith(EDGE) for note in wider.notes)
+
+
+class Peak:
+    """Scores of a grid whose best value is known."""
+
+    def __init__(self, values: tuple, best: float, widen: int = 9, probe: str = "logistic") -> None:
+        self.grid = Grid(PROBES[probe], Budget(widen=widen))
+        self.grid.values = list(values)
+        self.tried: list = []
+        for value in values:
+            self.add(value, best)
+        while (value := self.grid.wider()) is not None:
+            self.add(value, best)
+
+    def add(self, value, best) -> None:
+        self.tried.append(value)
+        self.grid.scores[value] = -abs(np.log(value / best))
+
+
+@pytest.mark.parametrize("best", [1e-5, 1e-3, 1.0, 1e4, 1e6])
+def test_a_grid_grows_at_both_ends_until_the_best_value_is_inside(best):
+    """Geometrically; a score that is level at the lower end does not lead it away."""
+    found = Peak((0.01, 0.1, 1.0, 10.0, 100.0), best)
+    assert (found.grid.best, found.grid.edge) == (pytest.approx(best), 0)
+    ordered = sorted(found.tried)
+    assert ordered[0] < best < ordered[-1]
+    assert np.allclose(np.diff(np.log10(ordered)), 1)
+
+
+def test_a_grid_grows_within_its_bound_and_says_where_it_ends():
+    found = Peak((0.1, 1.0), 1e9, widen=3)
+    assert (found.tried, found.grid.edge) == ([0.1, 1.0, 10.0, 100.0, 1000.0], 1)
+    assert (Peak((0.1, 1.0), 1e-9, widen=2).grid.edge, Peak((1.0,), 1e9).tried) == (-1, [1.0])
+    shallow = Peak((3, 5), 1, probe="tree")  # one split is the least that a tree can have: no end of doubt
+    assert (shallow.tried, shallow.grid.edge) == ([3, 5, 1], 0)
+    level = Grid(PROBES["logistic"], Budget())
+    level.scores = dict.fromkeys(level.values, 0.5)
+    assert (level.best, level.edge, level.wider()) == (0.01, 0, None)
 
 
 def test_groups_stay_in_one_fold():
@@ -182,6 +229,28 @@ def test_groups_stay_in_one_fold():
     groups = np.repeat(np.arange(30), 2)
     for train, validate in inner_folds(y, groups, Budget()):
         assert not set(groups[train]) & set(groups[validate])
+
+
+def test_inner_folds_have_their_rows_of_every_class_where_groups_are_of_any_size():
+    """Groups of sizes as in real data: nearer to equal folds than scikit-learn's own."""
+    ours, theirs = [], []
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        sizes = np.maximum(generator.pareto(1.2, 40) * 3, 1).astype(int).clip(1, 30)
+        groups = np.repeat(np.arange(40), sizes)
+        y = (generator.random(40) < 0.3).astype(int)[groups] ^ (generator.random(len(groups)) < 0.1)
+        folds = inner_folds(y, groups, Budget(seed=seed))
+        assert sorted(np.concatenate([rows for _, rows in folds])) == list(range(len(y)))
+        ours.append(imbalance(y, folds))
+        splitter = StratifiedGroupKFold(3, shuffle=True, random_state=seed)
+        theirs.append(imbalance(y, splitter.split(y, y, groups)))
+    assert np.mean(ours) < 0.75 * np.mean(theirs)
+
+
+def imbalance(y, folds) -> float:
+    """How far a fold is from its fraction of the rows of some class, at most."""
+    parts = np.array([np.bincount(y[rows], minlength=2) for _, rows in folds]) / np.bincount(y)
+    return float(np.abs(parts * len(parts) - 1).max())
 
 
 def test_density_matched_columns_are_as_dense_and_not_the_best():
@@ -211,11 +280,11 @@ def test_bad_calls():
         fit_arm(SPARSE[0], z, np.zeros(40))
     with pytest.raises(DataError, match="one label per row; got 40 rows and 39"):
         fit_arm(SPARSE[0], z, y[:39])
-    with pytest.raises(DataError, match="at least as many training rows as inner folds, 3; there are 2"):
+    with pytest.raises(DataError, match=r"at least 3 training rows: one for each .*; there are 2"):
         fit_arm(SPARSE[0], z[:2], y[:2])
     with pytest.raises(DataError, match="`1` has fewer"):
         fit_arm(SPARSE[0], z, np.array([0] * 38 + [1] * 2))
-    with pytest.raises(DataError, match="at least as many training groups"):
+    with pytest.raises(DataError, match="at least 3 groups"):
         fit_arm(SPARSE[0], z, y, groups=np.repeat([0, 1], 20))
     with pytest.raises(ConfigError, match="Did you mean `sparse`"):
         Arm("x", "spares")
@@ -231,6 +300,9 @@ def test_bad_calls():
     [
         ({"C": (1.0, 0.1)}, "`C` must be increasing"),
         ({"C": ()}, "`C` must be increasing"),
+        ({"alphas": (2.0, 1.0)}, "`alphas` must be increasing"),
+        ({"shrinkages": (0.5, 1.5)}, "`shrinkages` must be increasing numbers above 0, up to 1"),
+        ({"widen": -1}, "`widen` must be"),
         ({"depths": (0,)}, "`depths` must be"),
         ({"thresholds": ()}, "`thresholds` must be .* at least one"),
         ({"thresholds": ("mean",)}, "numbers or `median`.*'mean'"),

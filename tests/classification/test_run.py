@@ -31,14 +31,17 @@ from saekit.report.page import render
 def test_every_arm_is_there_with_intervals_and_verdicts(full_run):
     _, result = full_run
     names = [arm.name for arm in result.arms]
-    assert names[:3] == ["majority", "TF-IDF", "dense last"]
+    assert names[:4] == ["majority", "TF-IDF", "strongest TF-IDF", "dense last"]
+    assert [name for name in names if name.startswith("strongest")][1:] == [
+        "strongest dense", "strongest dense PCA", "strongest random", "strongest untrained", "strongest SAE",
+    ]  # fmt: skip
     for name in ("dense sum", "dense mean", "dense sum class means", "dense sum tree", "dense sum PCA 8",
                  "dense sum SVD 4", "dense sum ICA 4", "random sum", "untrained count k=4", "SAE sum", "SAE sum k=2",
                  "SAE sum binarized", "SAE count tree", "SAE sum binarized tree"):  # fmt: skip
         assert name in names
     best = result.arm(result.best_dense)
     assert (best.family, best.verdict, best.difference.value) == ("dense", "equivalent", 0.0)
-    assert best.inner == max(arm.inner or 0 for arm in result.arms if arm.kind in ("last", "dense", "dense-tree"))
+    assert best.inner == max(arm.inner or 0 for arm in result.arms if arm.family == "dense")
     for arm in result.arms:
         assert arm.verdict in ("better", "equivalent", "worse", "undecided")
         assert arm.difference.value == pytest.approx(arm.macro_f1.value - best.macro_f1.value)
@@ -348,7 +351,9 @@ def test_bad_data_is_refused_before_anything_runs(lm, sae, rows):
             run(lm, sae, [*rows, {**rows[0], "label": missing}], **few)
     with pytest.raises(DataError, match="every row must have a group"):
         run(lm, sae, [*rows, {**rows[0], "pair": None}], group="pair", **few)
-    with pytest.raises(DataError, match=r"inner folds, 3; `few` has fewer"):
+    with pytest.raises(
+        DataError, match=r"at least 3 rows: one for each of the 3 folds .*budget.inner\); `few` has fewer"
+    ):
         run(lm, sae, [*rows[::2], *({"text": f"few {i}", "label": "few"} for i in range(3))], **few)
     unseen = [*rows, *[{**rows[0], "label": "new", "split": "test"}] * 2]
     with pytest.raises(DataError, match="`new` are only in test"):
@@ -361,7 +366,9 @@ def test_bad_data_is_refused_before_anything_runs(lm, sae, rows):
     alone = [{**row, "split": "test" if row["label"] == "good" and row["split"] == "test" else "train"} for row in rows]
     with pytest.raises(DataError, match=r"the test rows must be of at least two classes; all \d+ are `good`"):
         run(lm, sae, alone, split_column="split", **few)
-    with pytest.raises(DataError, match=r"outer folds, 30; `few` has fewer.*--min-rows"):
+    with pytest.raises(
+        DataError, match=r"at least 30 groups .*: one for each of the 30 folds \(--folds\); `few` has fewer.*--min-rows"
+    ):
         run(lm, sae, [*rows, *[{**rows[1], "label": "few"}] * 9], folds=30, **few)
 
 

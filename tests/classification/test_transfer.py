@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 
 with warnings.catch_warnings():
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from fixtures.flat_settings import asked
+from fixtures.worded_classes import SEARCH
 from saekit import SAE, load_model
 from saekit.classification import stored_fits
 from saekit.classification.settings import Budget, Matching
@@ -25,6 +27,7 @@ from saekit.files import write_sealed
 from saekit.inputs.settings import Split
 from saekit.measure.results import Measured
 from saekit.measure.verdicts import verdict
+from saekit.places import NOTE, Warned
 from saekit.sae.rules import TopKRule
 
 D = 192
@@ -115,7 +118,7 @@ def test_the_same_data_twice_loses_nothing(lm, sae):
     assert {arm.name: arm.drop.value for arm in found.arms} == dict.fromkeys(
         ("majority", "TF-IDF", "dense sum", "dense last", "SAE sum binarized", "SAE sum"), 0
     )
-    assert any("texts occur before" in note for note in found.notes)
+    assert any("texts occur before" in each.message for each in found.warnings)
 
 
 def test_lists_of_texts_labels_and_values_are_the_table(lm, sae, data, result):
@@ -133,7 +136,7 @@ def test_lists_of_texts_labels_and_values_are_the_table(lm, sae, data, result):
 def as_in_schema_3(result: Transfer) -> dict:
     plain = result.to_json()
     return {
-        **plain, "schema": 3, "classes": list(plain["classes"]),
+        **plain, "schema": 3, "notes": ["texts are few"], "classes": list(plain["classes"]),
         "values": [{**v, "classes": {name: n for name, (_, n) in v["classes"].items()}} for v in plain["values"]],
         "cells": [{**cell, "chosen": cell["chosen"][0]} for cell in plain["cells"]],
     }  # fmt: skip
@@ -146,7 +149,8 @@ def test_files_of_earlier_schemas_still_load(result, tmp_path, schema):
     write_sealed(tmp_path / "transfer.json", {**as_in_schema_3(result), "schema": schema, "warnings": told})
     again = Transfer.load(tmp_path / "transfer.json")
     assert [(each.code, each.message) for each in again.warnings] == [
-        ("other_hook" if schema == 3 else "note", "of another hook")
+        ("note", "texts are few"),  # up to schema 4 in a list of its own
+        ("other_hook" if schema == 3 else "note", "of another hook"),
     ]
     assert (again.arms, again.cells) == (result.arms, result.cells)
     assert again.classes == {name: [None, n] for name, (_, n) in result.classes.items()}
@@ -255,7 +259,7 @@ def test_every_cell_has_its_intervals_and_the_same_test_rows(result):
 
 
 def test_one_value_is_plain_classification(lm, sae):
-    found = run(rows_of(120, "en", 0), model=lm, sae=sae, **COMMON)
+    found = run(rows_of(120, "en", 0), model=lm, sae=sae, **{**COMMON, **SEARCH})
     assert [value.name for value in found.values] == ["all"]
     assert len(found.cells) == len(found.arms) > 20
     assert found.arm("sae").transferred is None
@@ -298,6 +302,15 @@ def test_groups_are_never_on_both_sides(lm, data):
         for test in "ab":
             assert kept.cell("words", train, test).chance == "at chance"
     assert kept.values[0].n_groups == kept.values[0].n_test // 4
+    assert kept.values[0].effective == kept.values[0].n_groups
+    unequal = [row for i, row in enumerate(rows) if row["item"] < 8 or i % 4 == 0]  # groups of four rows, and of one
+    told = run(unequal, model=lm, across="lang", group="item", arms=["majority"], budget=QUICK)
+    for value in told.values:
+        large = (value.n_test - value.n_groups) // 3
+        assert 0 < large < value.n_groups
+        squares = 16 * large + value.n_groups - large
+        assert value.effective == pytest.approx(value.n_test**2 / squares, abs=0.01)
+    assert re.search(r"at least \d+ test groups \(which tell as much as [\d.]+ equal ones\)", told.caption())
 
 
 def test_held_out_are_the_rows_that_judge_and_their_likes(lm, data):
@@ -327,12 +340,13 @@ def test_rare_classes_are_judged_by_auc(lm, data):
     settings = {"across": "lang", "values": ["en", "fr"], "arms": ["dense", "words", "majority"], "layer": 1}
     found = run(rare, model=lm, budget=QUICK, **settings)
     assert found.verdict_metric == "auc"
-    assert any("verdicts look at AUC" in note for note in found.notes)
+    assert any("verdicts look at AUC" in each.message for each in found.warnings)
     assert found.table()[0][-2] == "AUC − dense"
     assert "margin 0.01 AUC" in found.caption()
     assert "AUC)" in found.arm("words").sentence
     by_f1 = run(rare, model=lm, budget=QUICK, metric="macro_f1", **settings)
-    assert (by_f1.verdict_metric, by_f1.notes) == ("macro_f1", [note for note in found.notes if "AUC" not in note])
+    assert by_f1.verdict_metric == "macro_f1"
+    assert by_f1.warnings == [each for each in found.warnings if "AUC" not in each.message]
     for one, other in zip(found.arms, by_f1.arms):
         assert (one.difference, one.auc_difference) == (other.difference, other.auc_difference)
         assert one.verdict in (verdict(one.auc_difference, 0.01), "undecided")  # corrected for the number of arms
@@ -394,6 +408,22 @@ def test_a_file_of_the_first_schema_is_read(result):
         assert (one.macro_f1, one.transferred, one.sentence) == (other.macro_f1, other.transferred, other.sentence)
         if one.name != dense["name"]:
             assert one == other
+
+
+def test_the_notes_of_schema_4_are_warnings(result):
+    plain = {**result.to_json(), "schema": 4, "notes": ["texts are few"], "warnings": []}
+    assert Transfer.from_json(plain).warnings == [Warned(NOTE, "texts are few")]
+
+
+@pytest.mark.parametrize("key", ["values", "cells", "notes", "classes"])
+@pytest.mark.parametrize("value", [None, 3, [3], "x"])
+def test_damaged_old_files_are_refused(result, key, value):
+    plain = as_in_schema_3(result) | {key: value}
+    with pytest.raises(FormatError):
+        Transfer.from_json(plain)
+    del plain[key]
+    with pytest.raises(FormatError):
+        Transfer.from_json(plain)
 
 
 def test_what_was_fitted_is_not_fitted_again(lm, sae, data, tmp_path, monkeypatch):
@@ -492,7 +522,7 @@ def test_two_models_of_other_widths(lm, sae, stories):
     small = SAE(W, torch.zeros(64), W, torch.zeros(64), TopKRule(6), provenance={"hook": "layers.1"})
     found = between(rows_of(160, "en", 3), model=lm, to_model=other, saes=[sae, small], by="documents", budget=QUICK)
     assert [value.about["model"] for value in found.values] == ["builtin", "stories260K"]
-    assert "no dense arm: the hidden states of the models differ in width" in found.notes
+    assert Warned(NOTE, "no dense arm: the hidden states of the models differ in width") in found.warnings
     assert found.settings["to_model"]["model"] == "stories260K"
 
 

@@ -28,7 +28,7 @@ from saekit.models.quiet import quiet_transformers
 from saekit.rows.capture import capture
 from saekit.training.settings import TrainSettings
 
-QUICK = Budget(C=(0.1, 1.0, 10.0))
+QUICK = Budget(C=(0.1, 1.0, 10.0), widen=0)
 
 
 def run(data, *, model, sae=(), across=None, out=None, **flat) -> Transfer:
@@ -97,11 +97,19 @@ def test_digits_from_sae_patch_features(vit, sae, digits):
 def test_images_are_classified_like_texts(vit, sae, digits, tmp_path):
     pixels, labels = digits[0][900:1100], digits[1][900:1100] % 2
     images = read_images(pixels).with_columns(label=labels)
-    how = asked(budget=Budget(C=(1.0,), depths=(3,), thresholds=(0.0,)), ks=(4,), control_ks=(4,), pools=("sum",))
+    budget = Budget(C=(1.0,), depths=(3,), thresholds=(0.0,))
+    how = asked(budget=budget, ks=(4,), control_ks=(4,), pools=("sum",), search_pools=("min",), probes=("logistic",))
     found = classify(sae, model=vit, data=images, **how, out=tmp_path)
     names = [arm.name for arm in found.arms]
-    assert names[:3] == ["majority", "pixels", "dense sum"]
-    for name in ("random sum", "untrained sum k=4", "SAE sum matched k=4", "SAE sum k=4", "SAE sum binarized tree"):
+    assert names[:4] == ["majority", "pixels", "strongest pixels", "dense sum"]
+    for name in (
+        "strongest SAE",
+        "random sum",
+        "untrained sum k=4",
+        "SAE sum matched k=4",
+        "SAE sum k=4",
+        "SAE sum binarized tree",
+    ):
         assert name in names
     assert found.arm("SAE sum").auc.value > 0.8
     assert found.arm("random sum").about["hook"] == "layers.1"
@@ -142,7 +150,7 @@ def test_equal_images_stay_on_one_side(vit, digits):
     found = run(images, model=vit, arms=["pixels"], budget=QUICK)
     assert found.values[0].n_test == out.sum()
     assert found.arm("pixels").auc.value < 0.8
-    assert any("200 images occur before" in note for note in found.notes)
+    assert any("200 images occur before" in each.message for each in found.warnings)
 
 
 def test_held_out_images_are_those_that_judge(vit, digits):

@@ -41,6 +41,11 @@ def place(tmp_path_factory) -> Path:
     (folder / "texts.csv").write_text("\n".join(["text,label,group,part", *lines]) + "\n")
     (folder / "empty.csv").write_text("text,label\n")
     (folder / "single.csv").write_text("text,label\nhello world,a\n")
+    rare = [*(f"text {i},{'ab'[i % 2]}" for i in range(12)), "z,c", "y,c"]
+    (folder / "rare.csv").write_text("\n".join(["text,label", *rare]))
+    few = [f"text {i},{'ab'[i % 2]},{'u' if i % 2 else i}" for i in range(12)]
+    (folder / "few_groups.csv").write_text("\n".join(["text,label,group", *few]))
+    (folder / "unlabelled.csv").write_text("text,label\nx,a\ny,\nz,b\n")
     (folder / "notes.md").write_text("# notes\n")
     (folder / "bad.toml").write_text("rows = = 3\n")
     (folder / "empty").mkdir()
@@ -87,7 +92,8 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
         changed(TRAIN, arch="topkk"), changed(TRAIN, arch=""), changed(TRAIN, latents="0"),
         changed(TRAIN, latents="-4"),
         changed(TRAIN, latents="1.5"),  changed(TRAIN, k="0"),
-        changed(TRAIN, k="-1"), changed(TRAIN, k="17"), changed(TRAIN, seeds="0,0"), changed(TRAIN, seeds="x"),
+        changed(TRAIN, k="-1"), changed(TRAIN, k="17"), changed(TRAIN, seeds="0,0"), changed(TRAIN, seeds="-1"),
+        changed(TRAIN, seeds="x"),
          changed(TRAIN, tokens="0"), changed(TRAIN, tokens="-5"), changed(TRAIN, tokens="10"),
         changed(TRAIN, batch_rows="0"), changed(TRAIN, batch_rows="100000"), changed(TRAIN, lr="-1"),
         changed(TRAIN, lr="nan"), changed(TRAIN, out="notes.md"), changed(TRAIN, device="gpu"),
@@ -104,6 +110,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
         changed(CAPTURE, hook="layers.2"), changed(CAPTURE, out="notes.md"),
         changed(CAPTURE, set="context=0"), changed(CAPTURE, set="dtype=int8"), changed(CAPTURE, device="gpu"),
         changed(CAPTURE, data=None), changed(CAPTURE, layer="two"), changed(CAPTURE, data="empty.csv"),
+        changed(CAPTURE, out="taken"),
     ],
     "evaluate": [
         without_sae(EVALUATE, "nowhere"), without_sae(EVALUATE, "empty"), without_sae(EVALUATE, "notes.md"),
@@ -115,7 +122,9 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
         changed(EVALUATE, set="frozen=nowhere"), changed(EVALUATE, rows=None, model="builtin"),
     ],
     "compare": [
-        ("compare",), ("compare", "sae"), ("compare", "sae", "nowhere"), ("compare", "sae", "empty"),
+        ("compare",), ("compare", "sae"), ("compare", "sae", "./sae"),
+        ("compare", "sae", "sae1", "sae"),
+        ("compare", "sae", "nowhere"), ("compare", "sae", "empty"),
         ("compare", "sae", "notes.md"), ("compare", "sae", "narrow"),
         (*COMPARE, "--threshold", "2"), (*COMPARE, "--threshold", "-2"), (*COMPARE, "--threshold", "x"),
         (*COMPARE, "--threshold", "nan"), (*COMPARE, "--rows", "nowhere.npy"), (*COMPARE, "--rows", "notes.md"),
@@ -150,7 +159,9 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
         changed(CLASSIFY, folds="-1"), changed(CLASSIFY, limit="0"), changed(CLASSIFY, out="notes.md"),
         changed(CLASSIFY, model="nowhere/at/all"), changed(CLASSIFY, model=None), changed(CLASSIFY, text="body"),
         changed(CLASSIFY, select_by="f2"), changed(CLASSIFY, margin="-1"), ("classify", "--summary", "nowhere"),
-        changed(CLASSIFY, set="layer=99"), changed(CLASSIFY, split_column="spilt"),
+        changed(CLASSIFY, set="layer=99"), changed(CLASSIFY, data="rare.csv"), changed(CLASSIFY, folds="30"),
+        changed(CLASSIFY, data="few_groups.csv", group="group"), changed(CLASSIFY, min_rows="30"),
+        changed(CLASSIFY, data="unlabelled.csv"), changed(CLASSIFY, split_column="spilt"),
     ],
     "transfer": [
         changed(TRANSFER, sae="nowhere"), changed(TRANSFER, sae="narrow"), changed(TRANSFER, data="nowhere.csv"),
@@ -198,3 +209,30 @@ def test_a_wrong_call_ends_with_2_and_one_message(call, place, monkeypatch, caps
 
 def contents(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+ODD = {"long": "x" * 5000, "deep": "/".join(["d" * 200] * 30), "NUL": "a\0b"}
+IN_CALLS = [
+    ("show", "{}"), ("evaluate", "{}", *ROWS), ("evaluate", "sae", "--rows", "{}"), ("compare", "sae", "{}"),
+    (*EVALUATE, "--out", "{}"), (*COMPARE, "--out", "{}"), (*PROGRESSIVE, "--out", "{}"), changed(PRUNE, out="{}"),
+    changed(PRUNE, by="{}"), changed(CAPTURE, out="{}"), changed(CAPTURE, data="{}"), changed(CAPTURE, model="{}"),
+    changed(TRAIN, rows="{}"), changed(TRAIN, out="{}"), changed(TRAIN, set="start={}"), changed(TRAIN, config="{}"),
+    changed(CLASSIFY, sae="{}"), changed(CLASSIFY, data="{}"), changed(CLASSIFY, out="{}"),
+    changed(CLASSIFY, set="cache={}"), changed(TRANSFER, out="{}"), changed(ACTIONS, out="{}"),
+    changed(ACTIONS, task="{}"), ("predict", "{}", "x"), ("report", "{}"), ("convert", "{}", "o"),
+    ("convert", "sae", "{}"),
+    ("verify", "{}", *TEXTS), ("classify", "--summary", "{}"), ("demo", "--out", "{}"),
+    ("demo", "--out", "o", "--data", "{}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("call", IN_CALLS, ids=" ".join)
+def test_a_path_that_no_system_can_have_is_refused(call, odd, place, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.chdir(place)
+        status = app.run([each.replace("{}", ODD[odd]) for each in call])
+    out, err = capsys.readouterr()
+    shutil.rmtree(place / "o", ignore_errors=True)
+    assert (status, out) == (2, ""), err
+    assert "Unexpected" not in err

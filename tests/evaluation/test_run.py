@@ -13,11 +13,12 @@ import torch
 from fixtures.known_saes import random_sae
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.evaluation.result import Evaluation
-from saekit.evaluation.run import evaluate
-from saekit.evaluation.settings import EvaluationSettings
+from saekit.evaluation.run import _rows_to_make, evaluate
+from saekit.evaluation.settings import MODEL_ROWS, EvaluationSettings
 from saekit.files import dump_json
 from saekit.measure.accumulators import fvu
 from saekit.measure.metrics import METRICS
+from saekit.measure.settings import CE_TOKENS
 from saekit.measure.verdicts import Stored, verdict
 from saekit.rows.arrays import ArrayRows
 from saekit.sae import rules
@@ -429,7 +430,7 @@ def test_calls_that_cannot_work_are_refused(oracle, rows):
         evaluate(oracle, rows, settings=EvaluationSettings(max_rows=0))
     with pytest.raises(ShapeError, match="must have one width; `topk-8-k3`"):
         evaluate([oracle, _square(8, 5)], rows)
-    with pytest.raises(ShapeError, match="it maps 5 to 7"):
+    with pytest.raises(ShapeError, match="rows must have the width of the SAE, 5"):
         evaluate(_square(8, 5).replace(W_dec=torch.ones(8, 7), b_dec=torch.zeros(7)), rows)
     with pytest.raises(ShapeError, match="`frozen` has 5, others 24"):
         evaluate(oracle, rows, frozen=_square(8, 5))
@@ -469,3 +470,10 @@ def test_tokens_are_tokens_and_rows_are_rows(stories, oracle, rows):
         assert f"{n_rows:,} rows, {found.language_model['n_tokens']:,} predicted tokens" in found.caption()
     with pytest.raises(ConfigError, match="`tokens` is about a language model, and there is none; got 600"):
         evaluate(oracle, rows, settings=EvaluationSettings(tokens=600))
+
+
+def test_the_default_number_of_tokens_is_a_number_like_any_other_where_it_is_given(oracle, rows):
+    assert _rows_to_make(EvaluationSettings(tokens=CE_TOKENS)) == CE_TOKENS
+    assert _rows_to_make(EvaluationSettings()) == _rows_to_make(EvaluationSettings(tokens=0)) == MODEL_ROWS
+    with pytest.raises(ConfigError, match=f"there is none; got {CE_TOKENS}"):
+        evaluate(oracle, rows, settings=EvaluationSettings(tokens=CE_TOKENS))

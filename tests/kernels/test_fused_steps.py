@@ -238,7 +238,7 @@ def test_no_dense_array_of_rows_by_latents(monkeypatch: pytest.MonkeyPatch) -> N
         return out
 
     monkeypatch.setattr(torch, "empty", counted)
-    monkeypatch.setattr(encode, "BLOCK_BYTES", 2**20)
+    monkeypatch.setattr(encode, "BLOCK_BYTES", dict.fromkeys((True, False), 2**20))
     buffers.release()
     tracemalloc.start()
     fused_step(learner, rows(1, d=8, batch=n)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -242,6 +243,25 @@ def test_keys_sort_like_the_numbers(bits: list[int], bar: float) -> None:
     assert (keys >= below(np.float32(bar)))[floats >= bar].all()
 
 
+def test_a_lane_has_the_largest_of_its_latents() -> None:
+    numba = pytest.importorskip("numba")
+    from saekit.kernels.cpu import selection_numba
+
+    inner = selection_numba._lane_maxima
+    maxima = numba.njit(lambda P, n, lane_size, best: inner(P, 1, n, lane_size, 0, best))
+    for n, lane_size in itertools.product((1, 63, 64, 200), (1, 2, 4, 8)):
+        product = torch.randn((3, n + 5), generator=torch.Generator().manual_seed(n)).bfloat16()
+        best, panels, apart = np.full(512, 99, np.int16), -(-n // 64), 64 // lane_size
+        assert maxima(product.view(torch.int16).numpy(), n, lane_size, best) == -(-panels * apart // 32) * 32
+        padded = torch.full((64 * panels,), -torch.inf)
+        padded[:n] = product[1, :n].float()
+        keys = best[: panels * apart]
+        found = torch.from_numpy(np.where(keys < 0, keys ^ 0x7FFF, keys).astype(np.int16)).view(torch.bfloat16)
+        # The key of a lane without latents is no number.
+        expected = padded.view(panels, lane_size, apart).amax(1).flatten()
+        assert torch.equal(found.float().nan_to_num(-torch.inf), expected)
+
+
 def test_bound_is_worth_having() -> None:
     """Few latents are multiplied again: the bound is about as tight as bf16 allows."""
     from saekit.kernels.cpu import rounded
@@ -476,15 +496,16 @@ def test_a_row_that_is_not_finite_leaves_its_neighbours_alone(width: int, n: int
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("block_rows", [None, 7, 1000])
 def test_blocks_cover_the_rows_and_get_smaller(
-    monkeypatch: pytest.MonkeyPatch, count: int, block_rows: int | None
+    monkeypatch: pytest.MonkeyPatch, count: int, block_rows: int | None, packed: bool
 ) -> None:
     from saekit.kernels.cpu import encode, threads
 
     monkeypatch.setattr(threads, "thread_count", lambda: count)
     for n in (1, 6, 63, 500, 4096):
-        edges = encode._edges(n, 16384, block_rows)
+        edges = encode._edges(n, 16384, block_rows, packed)
         sizes = np.diff(edges)
         assert (edges[0], edges[-1]) == (0, n)
         assert (sizes > 0).all()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from saekit.errors import ConfigError, ModelError, OfflineError
+from saekit.models import deferred, pretrained
 from saekit.models.loading import load_model
 
 
@@ -122,3 +124,39 @@ def test_code_beside_the_files_is_neither_run_nor_asked_for(folders, tmp_path, m
         load_model(folder)
     assert not ran.exists()
     assert "trust_remote_code" not in "".join(capfd.readouterr())
+
+
+def test_a_hub_model_has_one_digest_with_and_without_network(folders, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "models--owner--tiny"
+    shutil.copytree(folders["llama"], place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrained, "ask_hub", lambda *_: SimpleNamespace(sha=commit, gated=False))
+    online = pretrained.find_model("owner/tiny")
+    told = deferred.defer_model("owner/tiny").about
+
+    def unreachable(*_):
+        raise pretrained.Unreachable("no network")
+
+    monkeypatch.setattr(pretrained, "ask_hub", unreachable)
+    offline = pretrained.find_model("owner/tiny")
+    assert not online.is_local
+    assert offline.is_local
+    assert (online.digest, online.revision) == (offline.digest, commit)
+    assert online.digest == load_model(folders["llama"]).digest
+    assert deferred.defer_model("owner/tiny").about == told
+
+
+def test_files_in_the_cache_that_are_not_all_there_have_no_digest(folders, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--owner--tiny" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    shutil.copy(folders["llama"] / "config.json", folder)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert pretrained.ModelFiles("owner/tiny", "owner/tiny", commit, False).stored is None

@@ -7,30 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fixtures.row_checks import numbered, take
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.rows.arrays import ArrayRows
 from saekit.rows.source import Source
-
-
-def numbered(n: int, d: int = 3, rows_per_document: int = 50) -> ArrayRows:
-    """Rows whose first entry is the row number."""
-    row = torch.arange(n)
-    return ArrayRows(
-        row[:, None].expand(n, d).float(),
-        token=row % 7,
-        document=row // rows_per_document,
-        position=row % rows_per_document,
-    )
-
-
-def take(source, rows: int, batch_rows: int, seed: int, start=(0, 0)):
-    """The first `rows` rows of the shuffled stream, as batches."""
-    batches = []
-    for batch in source.batches(batch_rows, seed=seed, start=start):
-        batches.append(batch)
-        rows -= batch.n_rows
-        if rows <= 0:
-            return batches
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8", "int64", ">f4"])

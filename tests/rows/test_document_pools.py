@@ -97,7 +97,7 @@ def test_every_pooling_is_its_dense_definition(case: tuple[np.ndarray, list[int]
 def test_a_document_of_two_parts_is_the_sum_the_maximum_and_the_count_of_its_parts() -> None:
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(9, 16, generator=g), torch.randn(4, 16, generator=g)
-    ask = Ask(("sum", "max", "count", "top2", "first", "last"), random_sae(), hook="h")
+    ask = Ask(("sum", "max", "min", "count", "top2", "first", "last"), random_sae(), hook="h")
 
     def pooled(*parts: torch.Tensor) -> dict[str, np.ndarray]:
         batches = [({"h": part}, torch.zeros(len(part), dtype=torch.int64)) for part in parts]
@@ -108,6 +108,7 @@ def test_a_document_of_two_parts_is_the_sum_the_maximum_and_the_count_of_its_par
     for name in ("count", "top2"):
         np.testing.assert_array_equal(whole[name], first[name] + second[name])
     np.testing.assert_array_equal(whole["max"], np.maximum(first["max"], second["max"]))
+    np.testing.assert_array_equal(whole["min"], np.minimum(first["min"], second["min"]))
     np.testing.assert_array_equal(whole["first"], first["first"])
     np.testing.assert_array_equal(whole["last"], second["last"])
     split = pooled(a, b)

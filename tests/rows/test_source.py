@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fixtures.row_checks import sources, take
+from saekit import SyntheticRows
+from saekit.errors import ConfigError
 from saekit.rows.arrays import ArrayRows
 
 
@@ -34,3 +36,10 @@ def test_a_batch_owns_its_memory():
     for seed in (None, 0):
         next(iter(ArrayRows(x).batches(4, seed=seed))).x.zero_()
         assert torch.equal(x, torch.ones(10, 2))
+
+
+def test_a_batch_that_fits_no_memory_is_refused():
+    endless = SyntheticRows(d_in=4, n_features=8, l0=2, n_rows=None)
+    with pytest.raises(ConfigError, match=r"batches: the memory needed .* 16 TB for 1,000,000,000,000 rows of width 4"):
+        endless.batches(10**12, seed=0)
+    assert next(ArrayRows(torch.ones(10, 2)).batches(10**12)).n_rows == 10  # as large as there are rows

@@ -60,6 +60,10 @@ def test_the_global_random_state_is_left_alone():
         ({"n_rows": 0}, "n_rows` must be a positive integer, or None"),
         ({"l0": 9}, "l0` must lie above 0 and not above n_features=8"),
         ({"noise": -1}, "noise` must be 0 or more"),
+        ({"noise": "much"}, "SyntheticRows: `noise` must be a number; got 'much'"),
+        ({"n_rows": 10**30}, r"n_rows` must be a positive integer, or None for no end \(below 2\*\*63\)"),
+        ({"d_in": 10**12}, "SyntheticRows: the memory needed must be at most .* a dictionary of 8 directions"),
+        ({"n_features": 10**12, "l0": 2}, "a dictionary of 1,000,000,000,000 directions"),
     ],
 )
 def test_bad_settings(change, message):

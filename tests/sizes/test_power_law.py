@@ -56,9 +56,9 @@ def test_a_lognormal_is_told_apart():
 
 def test_verdicts_on_known_laws_are_right_or_undecided(load_benchmark):
     """A thousand values each of power laws, log-normals and exponentials: hardly a wrong word, mostly right ones."""
-    coverage = load_benchmark("interval_coverage")
-    for law in coverage.LAWS:
-        found = coverage.law_verdicts(law, 1000, trials=12, seed=1)
+    simulation = load_benchmark("verdict_simulation")
+    for law in simulation.LAWS:
+        found = simulation.law_verdicts(law, 1000, trials=12, seed=1)
         assert found["wrong"] <= 2 / 12, law
         assert found["right"] >= 9 / 12, law
 

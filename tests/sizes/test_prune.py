@@ -8,14 +8,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from fixtures.known_saes import random_sae
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.estimators.select import rate_latents
 from saekit.measure.accumulators import fvu
 from saekit.measure.normal_equations import MOST_LATENTS, NormalEquations, greedy_order
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
-from saekit.sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
-from saekit.sae.scaling import Scaling
+from saekit.sae.rules import JumpReLURule, TopKRule
 from saekit.sizes.prune import prune
 from saekit.sizes.ranking import ORDERS, rank
 from saekit.sizes.settings import PruneSettings
@@ -29,27 +29,8 @@ COMPETING = ("topk", "groupmax")
 
 
 def make(rule="topk", scaling="none", seed=0, skip=False) -> SAE:
-    g = torch.Generator().manual_seed(seed)
-
-    def rand(*shape):
-        return torch.randn(shape, generator=g)
-
-    rules = {
-        "relu": ReLURule(),
-        "topk": TopKRule(4),
-        "jumprelu": JumpReLURule(rand(N).abs()),
-        "groupmax": GroupMaxRule(4),
-    }
-    scalings = {
-        "none": Scaling(),
-        "scalar": Scaling("scalar", scale=torch.tensor(0.5)),
-        "standardize": Scaling("standardize", scale=rand(D).abs() + 0.5, mean=rand(D)),
-        "layer_norm": Scaling("layer_norm"),
-    }
-    return SAE(
-        W_enc=rand(N, D), b_enc=rand(N), W_dec=rand(N, D) * 0.3, b_dec=rand(D), b_pre=rand(D), rule=rules[rule],
-        scaling=scalings[scaling], W_skip=0.1 * rand(D, D) if skip else None, provenance={"metrics": {"fvu": 0.1}},
-    )  # fmt: skip
+    sae = random_sae(rule, scaling, seed, N, D, skip)
+    return sae.replace(W_dec=0.3 * sae.W_dec, provenance={"metrics": {"fvu": 0.1}})
 
 
 @pytest.fixture(scope="module")

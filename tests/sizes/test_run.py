@@ -49,6 +49,27 @@ def test_the_curve_is_of_the_small_saes_where_they_are_no_prefixes(oracle, synth
     assert found.to_json(tmp_path)["saes"] == [str(tmp_path / "4"), str(tmp_path / "12")]
 
 
+def test_an_older_curve_never_lies_beside_newer_saes(oracle, synthetic, tmp_path, monkeypatch):
+    found = study_pruning(oracle, synthetic, sizes=[4, 12], settings=PruningStudySettings(**QUICK))
+    save = SAE.save
+    for n_saved in range(3):
+        found.save(tmp_path)
+        saved = []
+
+        def stop(sae, path, saved=saved, n_saved=n_saved):
+            if len(saved) == n_saved:
+                raise KeyboardInterrupt
+            saved.append(save(sae, path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SAE, "save", stop)
+            with pytest.raises(KeyboardInterrupt):
+                found.save(tmp_path)
+        assert not (tmp_path / "sizes.json").exists()
+    found.save(tmp_path)
+    assert SizeCurve.load(tmp_path / "sizes.json") == found.curve
+
+
 def test_a_gradient_needs_a_model(oracle, synthetic):
     with pytest.raises(ConfigError, match="`attribution` is a gradient of a language model"):
         study_pruning(oracle, synthetic, sizes=[4], by="attribution")

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from fixtures.training_runs import source
-from saekit import SyntheticRows
+from saekit import SyntheticRows, memory
 from saekit.errors import ConfigError, DataError, ShapeError
+from saekit.training import loop
 from saekit.training.config import ReLU, TopK
-from saekit.training.loop import train
+from saekit.training.loop import train, untrained
 from saekit.training.settings import TrainSettings
 
 
@@ -76,3 +77,43 @@ def test_lists_that_do_not_fit_the_configurations(seeds):
 def test_seeds_of_one_configuration_must_differ(seeds):
     with pytest.raises(ConfigError, match="`seeds` must be different whole numbers"):
         train(CONFIGS, ROWS, seeds=seeds, settings=TrainSettings(batch_rows=128))
+
+
+BATCH = TrainSettings(batch_rows=512)
+
+
+def endless():
+    return SyntheticRows(d_in=8, n_features=16, n_rows=None)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: train(TopK(10**9, k=2), ROWS, settings=BATCH), r"got 272 GB: 272 GB for weights and moments"),
+        (lambda: train(TopK(10**12, k=2), ROWS, settings=BATCH), r"17,000,000,000,008 parameters"),
+        (lambda: train(TopK(10**12, k=10**12), ROWS, settings=BATCH), "TB for batches of 512 rows"),
+        (lambda: train(TopK(16, k=2), endless(), tokens=10**15, settings=TrainSettings(batch_rows=10**12)), "120 TB for batches of 1,000,000,000,000 rows"),  # noqa: E501
+        (lambda: train(TopK(16, k=2), ROWS, seeds=range(10**12)), "TB for 1,000,000,000,000 seeds"),
+        (lambda: train(TopK(16, k=2), ROWS, seeds=range(10**40)), "seeds. Use fewer seeds"),
+        (lambda: untrained(TopK(10**12, k=2), ROWS), "untrained: the memory needed must be at most"),
+        (lambda: TopK(10**30, k=2), "`n_latents` must be a whole number below 2\\*\\*63"),
+        (lambda: train(TopK(16, k=2), ROWS, tokens=10**30), "`tokens` must be a whole number from 1 and below"),
+        (lambda: train(TopK(16, k=2), ROWS, seeds=-1), "`seeds` must be different whole numbers from 0"),
+    ],
+)  # fmt: skip
+def test_what_fits_no_memory_is_refused_with_the_arithmetic(monkeypatch, call, match):
+    monkeypatch.setattr(loop, "begin", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr(loop, "read_first_rows", lambda *_: pytest.fail("begun"))
+    with pytest.raises(ConfigError, match=match):
+        call()
+
+
+def test_learners_must_fit_together(monkeypatch):
+    needs = 16 * (2 * 16 * 8 + 16 + 8)
+    settings = TrainSettings(batch_rows=1, step="fused")
+    monkeypatch.setattr(memory, "available_memory", lambda device: 2 * needs + 1000)
+    train(TopK(16, k=4), ROWS, seeds=[0, 1], tokens=4, settings=settings)
+    with pytest.raises(ConfigError, match=r"weights and moments of 3 SAEs \(840 parameters\)"):
+        train(TopK(16, k=4), ROWS, seeds=[0, 1, 2], tokens=4, settings=settings)
+    with pytest.raises(ConfigError, match="weights and moments of 3 SAEs"):
+        train([TopK(16, k=4), TopK(16, k=5)], ROWS, seeds=[[0, 1], [0]], tokens=4, settings=settings)

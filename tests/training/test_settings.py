@@ -20,7 +20,7 @@ from saekit.training.settings import TrainSettings
         ({"batch_rows": 0}, "`batch_rows` must be a whole number from 1; got 0"),
         ({"log_every": 0}, "`log_every` must be a whole number from 1; got 0"),
         ({"checkpoint_every": 1.5}, "`checkpoint_every` must be a whole number from 1; got 1.5"),
-        ({"data_seed": 0.5}, "`data_seed` must be a whole number; got 0.5"),
+        ({"data_seed": 0.5}, "`data_seed` must be a whole number from 0; got 0.5"),
         ({"precision": "fp16"}, "`precision` must be 'fp32' or 'bf16'; got 'fp16'"),
         ({"batch_row": 8}, "unknown argument `batch_row`. Did you mean `batch_rows`"),
     ],

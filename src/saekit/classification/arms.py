@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ConfigError, did_you_mean, listed, nearest
 from ..rows.pooling import DENSE_POOLS
 from ..sae.model import SAE
+from .probes import PROBES
 from .settings import KINDS, ClassifierSettings
 
 FAMILIES = ("floor", "words", "dense", "reduced", "control", "sae")
@@ -32,7 +33,7 @@ class Arm:
     features
         Name of the matrix that it reads; ``texts`` for the texts themselves.
     probe
-        ``logistic``, ``tree`` or ``majority``.
+        Name of one of `saekit.classification.probes.PROBES`.
     steps
         What stands before the probe, in order: ``words``, ``binarize``, ``select``, ``match``, ``pca``, ``svd``,
         ``ica``, ``means``.
@@ -47,6 +48,8 @@ class Arm:
         The SAE (or ``dense``) and the pooling behind the matrix.
     about
         What else tables say about it: layer, latents, ...
+    candidates
+        Arms that a search chooses from, within the training rows; empty for others.
     """
 
     name: str
@@ -60,24 +63,40 @@ class Arm:
     pool: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
     scores: tuple[float, ...] | None = field(default=None, repr=False)
+    candidates: tuple[Arm, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"an arm must be of a known kind; got `{self.kind}`. {did_you_mean(self.kind, KINDS)}")
-        if self.probe not in ("logistic", "tree", "majority"):
-            raise ConfigError(f"`probe` must be logistic, tree or majority; got {self.probe!r}.")
+        if self.probe not in PROBES and not self.candidates:
+            raise ConfigError(f"`probe` must be one of {listed(PROBES, 12)}; got {self.probe!r}.")
 
     @property
     def family(self) -> str:
         """What it stands for: one of `FAMILIES`."""
-        return _FAMILY[self.kind]
+        return _FAMILY[self.base_kind]
+
+    @property
+    def base_kind(self) -> str:
+        """Its kind; of a search that of what it searches."""
+        return self.candidates[0].kind if self.candidates else self.kind
+
+    @property
+    def representation(self) -> tuple[Any, ...]:
+        """What stands before the probe."""
+        return self.features, self.steps, self.k
+
+    def candidate(self, name: str) -> Arm:
+        """Return the candidate of that name."""
+        return next(each for each in self.candidates if each.name == name)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that its result depends on, besides data and budget."""
         plain = asdict(self)
         if plain["scores"] is None:
             del plain["scores"]
-        return {**plain, "steps": list(self.steps), "about": dict(self.about)}
+        candidates = [each.to_json() for each in self.candidates]
+        return {**plain, "steps": list(self.steps), "about": dict(self.about), "candidates": candidates}
 
 
 _FAMILY = {
@@ -124,17 +143,35 @@ def arms_of(
     settings
         Numbers of latents and their ranking.
     """
-    found = [
-        Arm("majority", "majority", features="none", probe="majority"),
-        Arm("TF-IDF", "words", features="texts", steps=("words",), source="words"),
-        Arm("pixels", "pixels", features="pixels", steps=("pca",), k=PIXEL_COMPONENTS, source="pixels"),
-    ]
+    words = Arm("TF-IDF", "words", features="texts", steps=("words",), source="words")
+    pixels = Arm("pixels", "pixels", features="pixels", steps=("pca",), k=PIXEL_COMPONENTS, source="pixels")
+    found = [Arm("majority", "majority", features="none", probe="majority"), words, pixels]
+    ngrams = [replace(words, name=step, steps=(step,)) for step in ("words", "characters")]
+    found += [_search("TF-IDF", ngrams, settings), _search("pixels", [pixels], settings)]
     many = sum(origin.kind == "sae" for origin in origins) > 1
     for role in ("dense", "control", "sae"):
         for origin in (origin for origin in origins if origin.role == role):
             label = origin.name if many else "SAE"
             found += _OF_ROLE[role](origin, label, pools, settings)
     return [arm for arm in found if arm.kind in kinds]
+
+
+def _search(name: str, representations: Sequence[Arm], settings: ClassifierSettings) -> Arm:
+    """Return the arm that is searched among representations, each with every probe."""
+    candidates = tuple(
+        replace(each, name=f"{each.name}, {probe}", probe=probe)
+        for each in representations
+        for probe in settings.probes
+    )
+    first = representations[0]
+    return Arm(
+        f"strongest {name}", "strongest", probe="search", source=first.source, about=first.about, candidates=candidates
+    )
+
+
+def _pooled(origin: Origin, kind: str, settings: ClassifierSettings) -> list[Arm]:
+    """Return an origin under every pooling that is searched."""
+    return [_at(origin, pool, pool, kind) for pool in settings.search_pools]
 
 
 def dense_pools(pools: Sequence[str]) -> tuple[str, ...]:
@@ -161,6 +198,14 @@ def _dense_arms(origin: Origin, label: str, pools: Sequence[str], settings: Clas
     for k in settings.control_ks:
         yield replace(first, name=f"{first.name} SVD {k}", kind="svd", steps=("svd",), k=k)
         yield replace(first, name=f"{first.name} ICA {k}", kind="ica", steps=("ica",), k=k)
+    pooled = _pooled(origin, "dense", settings)
+    yield _search(origin.name, pooled, settings)
+    components = [
+        replace(each, name=f"{each.name} PCA {k}", kind="pca", steps=("pca",), k=k)
+        for each in pooled
+        for k in sorted({max(settings.control_ks), max(settings.ks)})
+    ]
+    yield _search(f"{origin.name} PCA", components, settings)
 
 
 def _control_arms(origin: Origin, label: str, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
@@ -170,6 +215,7 @@ def _control_arms(origin: Origin, label: str, pools: Sequence[str], settings: Cl
         yield full
         for k in settings.control_ks:
             yield replace(full, name=f"{full.name} k={k}", steps=("select",), k=k, **ranking)
+    yield _search(origin.name, _pooled(origin, origin.kind, settings), settings)
 
 
 def _sae_arms(origin: Origin, label: str, pools: Sequence[str], settings: ClassifierSettings) -> Iterator[Arm]:
@@ -186,6 +232,7 @@ def _sae_arms(origin: Origin, label: str, pools: Sequence[str], settings: Classi
         yield replace(full, name=f"{name} binarized tree", kind="binarized-tree", steps=("binarize",), probe="tree")
         yield replace(full, name=f"{name} binarized", kind="binarized", steps=("binarize",))
         yield full
+    yield _search(label, _pooled(origin, "full", settings), settings)
 
 
 _OF_ROLE = {"dense": _dense_arms, "control": _control_arms, "sae": _sae_arms}

@@ -11,6 +11,7 @@ import numpy as np
 from ..measure.intervals import Estimate, mean_estimate
 from ..measure.results import Measured
 from ..measure.verdicts import family_verdicts
+from ..places import NOTE, Warned
 from ..provenance import release
 from .features import place_warnings
 from .plan import Job
@@ -25,7 +26,7 @@ from .transfer_result import (
     cell_sentence,
     near_chance,
 )
-from .verdicts import NO_DENSE, Judged, arm_verdicts, why_auc
+from .verdicts import NO_DENSE, Judged, arm_verdicts, edge_warnings, why_auc
 
 _UNITS = {"macro_f1": "fraction", "auc": "area"}
 _RANGE = {"least": 0.0, "most": 1.0}
@@ -51,6 +52,7 @@ def transfer_of(
     plan = judged.plan
     n, names = len(plan.values), list(dict.fromkeys(job.arm.name for job in judged.jobs()))
     cells = {name: _cells(judged, name) for name in names}
+    every = [cell for each in cells.values() for cell in each]
     words = _verdicts(judged, names)
     facts = plan.reader.facts
     return Transfer(
@@ -65,9 +67,12 @@ def transfer_of(
         values=[_value(judged, j, about[j] if about else {}) for j in range(n)],
         best_dense=judged.baseline,
         arms=[_arm(judged, name, cells[name], words[name]) for name in names],
-        cells=[cell for each in cells.values() for cell in each],
-        notes=[*plan.data.warnings, *notes, *why_auc(judged)],
-        warnings=place_warnings(plan.reader, plan.origins.values()),
+        cells=every,
+        warnings=[
+            *(Warned(NOTE, text) for text in (*plan.data.warnings, *notes, *why_auc(judged))),
+            *place_warnings(plan.reader, plan.origins.values()),
+            *edge_warnings(every),
+        ],
     )
 
 
@@ -81,6 +86,7 @@ def _value(judged: Judged, j: int, about: dict[str, Any]) -> Value:
         n_groups=None if groups is None else len(np.unique(groups[test])),
         classes=plan.data.counts(train, test),
         about=about,
+        effective=round(judged.held_out[j].effective_groups, 2),
     )
 
 

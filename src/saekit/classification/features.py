@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, DataError, ShapeError, listed
+from ..errors import ConfigError, InputError, ShapeError, listed
 from ..inputs.images import Images
 from ..inputs.labelled import Labelled
 from ..measure.controls import untrained_like
@@ -111,7 +111,7 @@ class Reader:
         without = np.flatnonzero(counts == 0)
         if len(without):
             shown = listed([repr(self.data.texts[int(row)])[:40] for row in without], 3)
-            raise DataError(
+            raise InputError(
                 f"every text must have at least one token of `{lm.name}`; {len(without)} have none: {shown}. Remove "
                 "them."
             )
@@ -128,7 +128,7 @@ def origins_of(
         Nothing says where an SAE belongs, or all SAEs are controls.
     """
     at = {name: place_of(sae, layer=layer, hook=hook, where="classify", name=f"`{name}`") for name, sae in named}
-    if not named and (layer is not None or hook is not None or {"dense", "last"} & set(kinds)):
+    if not named and (layer is not None or hook is not None or {"dense", "last", "strongest"} & set(kinds)):
         at = {"": place_of(layer=layer, hook=hook, where="classify")}
     found = _dense_origins(list(dict.fromkeys(at.values())))
     for name, sae in named:
@@ -149,8 +149,8 @@ def _sae_origins(name: str, sae: SAE, hook: str, kinds: Sequence[str], seed: int
     about = {"hook": hook, "n_latents": sae.n_latents, "rule": sae.rule.name, "sae": name}
     own = Origin(name, "sae", hook, sae, sae.digest(), {**about, **({"control": control} if control else {})})
     if control.startswith("frozen"):
-        return [replace(own, kind="frozen")] if "frozen" in kinds else []
-    twins = [twin for twin in ("random", "untrained") if twin in kinds]
+        return [replace(own, kind="frozen")] if {"frozen", "strongest"} & set(kinds) else []
+    twins = [twin for twin in ("random", "untrained") if {twin, "strongest"} & set(kinds)]
     labels = twins if is_single else [f"{twin} {name}" for twin in twins]
     return [
         own,
@@ -198,15 +198,32 @@ def read_features(
     """
     data = reader.data
     X: dict[str, Any] = {"texts": data.texts, "none": np.zeros((len(data), 1), np.float32)}
-    if data.images is not None and any(arm.features == "pixels" for arm in arms):
+    leaves = [leaf for arm in arms for leaf in (arm.candidates or (arm,))]
+    if data.images is not None and any(arm.features == "pixels" for arm in leaves):
         X["pixels"] = grey_pixels(data.images)
     wanted: dict[str, dict[str, None]] = {}  # poolings of each origin, in the order of the arms
-    for arm in arms:
+    for arm in leaves:
         if arm.source in origins:
-            wanted.setdefault(arm.source, {})[arm.pool] = None
+            wanted.setdefault(arm.source, {}).update(dict.fromkeys(arm.pool.split("+")))
     if wanted:
         X |= _of_model(reader, [(origins[name], tuple(pools)) for name, pools in wanted.items()], seed, progress)
-    return lambda arm, i, j: X[arm.features]
+
+    def view(arm: Arm, i: int, j: int) -> Any:
+        if arm.candidates:
+            return {each.features: view(each, i, j) for each in {c.features: c for c in arm.candidates}.values()}
+        if arm.features not in X:
+            return joined([X[f"{arm.source}|{pool}"] for pool in arm.pool.split("+")])
+        return X[arm.features]
+
+    return view
+
+
+def joined(matrices: Sequence[Any]) -> Any:
+    """Return matrices next to each other."""
+    import scipy.sparse
+
+    is_sparse = scipy.sparse.issparse(matrices[0])
+    return scipy.sparse.hstack(matrices, format="csr") if is_sparse else np.concatenate(matrices, axis=1)
 
 
 def _of_model(
@@ -260,7 +277,9 @@ def _dictionary(origin: Origin, reader: Reader, seed: int) -> SAE | None:
 
 
 def random_projection(sae: SAE, k: int, seed: int) -> SAE:
-    """Return random unit directions with the k largest positive projections: no bias, no scaling, nothing learned.
+    """Return random unit directions with the k largest projections: no bias, no scaling, nothing learned.
+
+    Projections are as signed as the codes of the SAE.
 
     Parameters
     ----------
@@ -272,10 +291,11 @@ def random_projection(sae: SAE, k: int, seed: int) -> SAE:
         Random seed of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
+    sign = sae.rule.sign if isinstance(sae.rule, TopKRule) else "positive"
     W = torch.randn(sae.n_latents, sae.d_in, generator=generator)
     W = (W / W.norm(dim=1, keepdim=True)).to(sae.device, sae.dtype)
     return SAE(
-        W_enc=W, b_enc=torch.zeros_like(sae.b_enc), W_dec=W, b_dec=W.new_zeros(sae.d_in), rule=TopKRule(k),
+        W_enc=W, b_enc=torch.zeros_like(sae.b_enc), W_dec=W, b_dec=W.new_zeros(sae.d_in), rule=TopKRule(k, sign=sign),
         provenance={key: sae.provenance[key] for key in ("model", "hook", "layer") if key in sae.provenance},
     )  # fmt: skip
 
@@ -287,5 +307,7 @@ def grey_pixels(images: Images) -> np.ndarray:
 
 
 def take(X: Any, rows: np.ndarray) -> Any:
-    """Return some rows of a matrix or of texts."""
+    """Return some rows of a matrix or of texts; of each, where there are several by name."""
+    if isinstance(X, dict):
+        return {name: take(each, rows) for name, each in X.items()}
     return [X[row] for row in rows] if isinstance(X, tuple | list) else X[rows]

@@ -20,7 +20,7 @@ import torch
 
 from .. import kernels
 from ..errors import ConfigError, DataError, FormatError
-from ..files import digest_bytes, read_json, read_together, replaced_together, write_bytes, write_sealed
+from ..files import digest_bytes, read_bytes, read_json, read_together, replaced_together, write_bytes, write_sealed
 from ..measure.intervals import wilson_interval
 from ..measure.results import Measured, Result, result_to_json
 from ..models.language import LanguageModel
@@ -105,7 +105,7 @@ class Actions(Result):
     @classmethod
     def _read(cls, path_of: Callable[[str], Path]) -> Actions:
         card = cls.from_json(read_json(path_of(CARD)))
-        data = path_of(RECORDS).read_bytes()
+        data = read_bytes(path_of(RECORDS))
         if digest_bytes(data) != card.records_digest:
             raise FormatError(
                 f"`{path_of(RECORDS)}` must be the records that {CARD} describes; its digest is another. Run the "

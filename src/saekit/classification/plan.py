@@ -17,7 +17,7 @@ from ..files import digest_bytes
 from ..inputs.images import Images, read_images
 from ..inputs.labelled import Labelled, check_values, read_labelled
 from ..inputs.settings import Split
-from ..inputs.split import Part, check_folds, draw_rows
+from ..inputs.split import INNER, Part, check_folds, draw_rows
 from ..measure.intervals import LEVEL
 from ..models.vision import VisionModel
 from ..rows.pooling import check_pool
@@ -28,7 +28,7 @@ from .settings import ACROSS_KINDS, KINDS, POOLS, Budget, ClassifierSettings, ch
 FEATURES = "features"
 """Folder of pooled features within the output folder."""
 
-_VERSION = 2
+_VERSION = 3
 _BETWEEN_SAES = ("saes", "hooks", "matched_by", "threshold", "to_model")
 """Settings of a transfer between SAEs that its fits depend on."""
 _NEED_SAE = ("random", "untrained", "frozen", "full", "binarized", "sparse", "matched", "tree", "binarized-tree")
@@ -157,9 +157,12 @@ def plan_classification(
     said = {
         "split": "given" if split.split_column else "nested" if split.folds else "drawn", "arms": list(kinds),
         "pools": list(pools), "dense_pools": list(dense_pools(pools)), "ks": list(how.ks),
+        "search_pools": list(how.search_pools), "probes": list(how.probes),
         "control_ks": list(how.control_ks), "select_by": how.select_by, "train_sizes": list(how.train_sizes),
     }  # fmt: skip
-    arms, reader = arms_of(list(origins.values()), kinds, pools, how), reader_of(model, labelled, how, out)
+    without = "words" if is_images else "pixels"
+    arms = [arm for arm in arms_of(list(origins.values()), kinds, pools, how) if arm.base_kind != without]
+    reader = reader_of(model, labelled, how, out)
     return make_plan(reader, arms, origins, split=split, how=how, said=said, across=across, out=out)
 
 
@@ -282,6 +285,9 @@ def checked_pools(how: ClassifierSettings, default: tuple[str, ...]) -> tuple[st
     """Return the poolings that are asked for; unknown ones are refused."""
     for pool in how.pools or ():
         check_pool(pool)
+    for pool in how.search_pools:
+        for part in pool.split("+"):
+            check_pool(part, dense=True)
     return how.pools or default
 
 
@@ -289,7 +295,7 @@ def check_inner(data: Labelled, budget: Budget, *trains: np.ndarray) -> None:
     """Refuse training rows that cannot fill the inner folds; see `check_folds`."""
     for train in trains:
         together = None if data.together is None else data.together[train]
-        check_folds(data.y[train], together, budget.inner, "inner", data.classes)
+        check_folds(data.y[train], together, budget.inner, INNER.format(budget.inner), data.classes)
 
 
 def _check_size(data: Labelled, size: int, budget: Budget, split: Split) -> None:

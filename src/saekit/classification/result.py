@@ -60,6 +60,36 @@ class ArmScore(ComparedArm):
     """Time of all its fits."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FamilyScore:
+    """A family of arms: the strongest is chosen within the training rows, and the choice is part of the interval."""
+
+    __repr__ = brief
+
+    name: str
+    """TF-IDF, pixels, dense, PCA, random, untrained, frozen or SAE."""
+    role: str
+    """baseline, control or sae."""
+    n_arms: int
+    """Number of arms; a search counts as one."""
+    strongest: str
+    """The arm that was chosen (over folds, most often); of a search with its representation and probe."""
+    chosen: dict[str, int]
+    """How often each arm was chosen: once per outer fold."""
+    again: dict[str, float]
+    """Fraction of the resamples of the training rows in which each arm is chosen."""
+    macro_f1: Measured
+    """On the test set."""
+    auc: Measured
+    baseline: str | None
+    """The baseline family that was chosen to compare with (over folds, most often); None without one."""
+    difference: Measured
+    """Macro-F1 minus that of the best baseline family, which is chosen within the training rows as well."""
+    auc_difference: Measured
+    verdict: str
+    """Verdict of the difference at the margin, of the metric of the verdicts; empty without baselines."""
+
+
 @dataclass(frozen=True)
 class LowData:
     """One arm trained on fewer rows."""
@@ -88,8 +118,8 @@ class Classification(ArmsResult):
     """
 
     KIND: ClassVar[str] = "classification"
-    SCHEMA: ClassVar[int] = 2
-    PARTS: ClassVar[tuple[str, ...]] = ("arms", "low_data")
+    SCHEMA: ClassVar[int] = 3
+    PARTS: ClassVar[tuple[str, ...]] = ("arms", "families", "low_data")
 
     name: str
     """What tables over several data sets call it."""
@@ -102,6 +132,8 @@ class Classification(ArmsResult):
     SAEs the median over arms)."""
     arms: list[ArmScore]
     low_data: list[LowData]
+    families: list[FamilyScore] = field(default_factory=list)
+    """Every family with its strongest arm; empty in files of schema 1 and 2."""
 
     def check(self) -> None:
         """Refuse what contradicts itself; raises `FormatError`."""
@@ -138,6 +170,37 @@ class Classification(ArmsResult):
             )  # fmt: skip
         return lines
 
+    def families_table(self) -> list[list[str]]:
+        """Rows of text, headings first: every family with its strongest arm, minus the best baseline family."""
+        is_auc = self.verdict_metric == "auc"
+        gap = f"{'AUC' if is_auc else 'macro-F1'} − best non-SAE"
+        lines = [["family", "strongest arm", "chosen", "macro-F1", "AUC", gap, "verdict"]]
+        for each in self.families:
+            difference = each.auc_difference if is_auc else each.difference
+            shown = f"{difference:+.3f}" if difference.is_defined else "–"
+            chosen = f"{each.again.get(each.strongest, 0.0):.0%} of resamples"
+            if sum(each.chosen.values()) > 1:
+                chosen = f"{each.chosen[each.strongest]} of {sum(each.chosen.values())} folds, {chosen}"
+            numbers = (f"{each.macro_f1:.3f}", f"{each.auc:.3f}", shown)
+            lines.append([each.name, each.strongest, chosen, *numbers, each.verdict or "–"])
+        return lines
+
+    def conclusion(self) -> str:
+        """Say in one sentence what a reader may conclude; empty without an SAE or a baseline."""
+        sae = next((each for each in self.families if each.role == "sae"), None)
+        if sae is None or sae.baseline is None:
+            return ""
+        is_auc, margin = self.verdict_metric == "auc", self.settings["margin"]
+        unit = "AUC" if is_auc else "macro-F1"
+        gap = sae.auc_difference if is_auc else sae.difference
+        said = {
+            "better": f"The SAE's latents classify better than every baseline: more than {margin:g} {unit} above",
+            "worse": f"The SAE's latents classify worse than a simple baseline: more than {margin:g} {unit} below",
+            "equivalent": f"The SAE's latents classify as well as the best baseline, within {margin:g} {unit} of",
+            "undecided": "Whether the SAE's latents classify better or worse than a baseline is undecided against",
+        }[sae.verdict]
+        return f"{said} {sae.baseline} ({gap:+.3f} {unit}, the choice of the arms included)."
+
     def caption(self) -> str:
         """Return the footnote: test size, interval method."""
         data, settings = self.data, self.settings
@@ -147,8 +210,9 @@ class Classification(ArmsResult):
             f"{describe_intervals(settings['intervals'])}; margin {settings['margin']:g}{unit}. * chosen by inner "
             "cross-validation.",
             describe_resolution(self.floor.to_json(), settings),
+            self.conclusion(),
         ]
-        return "\n".join(lines)
+        return "\n".join(filter(None, lines))
 
 
 def describe_intervals(intervals: Mapping[str, Any]) -> str:
@@ -307,6 +371,8 @@ def none_if_nan(number: float) -> float | None:
 
 def _role(arm: ArmScore) -> str:
     """Return the name of an arm over data sets and SAEs."""
+    if arm.kind == "strongest":
+        return arm.name
     k = "" if arm.k is None else f" k={arm.k}"
     return " ".join(part for part in (arm.kind, arm.pool if arm.pool != arm.kind else "") if part) + k
 

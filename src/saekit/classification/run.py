@@ -15,6 +15,7 @@ from ..provenance import library_versions, release
 from ..sae.model import SAE
 from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
+from .families import family_scores
 from .features import ModelLike, place_warnings, read_features
 from .plan import Plan, plan_classification
 from .result import Classification
@@ -26,6 +27,7 @@ from .verdicts import (
     Judged,
     arm_scores,
     doubts,
+    edge_warnings,
     judge,
     low_data,
     resolution,
@@ -166,8 +168,10 @@ def classification_of(judged: Judged) -> Classification:
         floor=resolution(judged, arms),
         arms=arms,
         low_data=low_data(judged),
+        families=family_scores(judged),
         warnings=[
             *place_warnings(plan.reader, plan.origins.values()),
+            *edge_warnings(arms),
             *(Warned(NOTE, text) for text in (*plan.data.warnings, *why_auc(judged), *doubts(arms, settings["pools"]))),
         ],
     )

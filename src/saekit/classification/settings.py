@@ -12,6 +12,7 @@ from ..settings import check_choice, check_whole, is_number, is_whole, suggest_k
 
 KINDS: dict[str, str] = {
     "majority": "the most frequent class, whatever the text",
+    "strongest": "the strongest representation and probe of each family, searched within the training rows",
     "words": "TF-IDF of words and word pairs",
     "pixels": "principal components of the grey pixels, of images",
     "last": "hidden state of the last token",
@@ -45,6 +46,13 @@ FEATURE_KINDS = ("majority", "dense", "random", "full", "binarized")
 POOLS = ("sum", "max")
 """Poolings over the tokens of a text by default."""
 
+SEARCH_POOLS = ("last", "mean", "max", "min", "sum", "mean+max+min")
+"""Poolings that the strongest arm of a family is searched among."""
+
+PROBES = ("logistic", "balanced", "lda", "ridge", "svm")
+"""Linear probes: logistic regression, the same with balanced classes, linear discriminant analysis with shrinkage, and
+ridge and support vector classifiers with balanced classes."""
+
 KS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Numbers of latents of the sparse arms."""
 
@@ -58,15 +66,32 @@ METRICS = ("auto", "macro_f1", "auc")
 @suggest_keywords
 @dataclass(frozen=True)
 class Budget:
-    """What every arm may spend on its hyperparameters, chosen by cross-validation within the training rows."""
+    """What every arm may spend on its hyperparameters, chosen by cross-validation within the training rows.
+
+    Where the best value is strictly at an end of its grid, the grid grows there by its own ratio (trees: by its own
+    difference), up to `widen` times at either end. Among equal values the smallest is chosen.
+    """
 
     C: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
-    """Inverse strengths of the L2 penalty of the logistic regression, increasing [0.01, 0.1, 1, 10, 100]."""
+    """Inverse strengths of the L2 penalty of the logistic regression and of the linear SVM, increasing [0.01, 0.1, 1,
+    10, 100]."""
+    alphas: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0)
+    """Penalties of the ridge classifier, increasing [0.1, 1, 10, 100, 1000]."""
+    shrinkages: tuple[float, ...] = (0.01, 0.1, 0.3, 0.6)
+    """Shrinkages of the covariance in linear discriminant analysis, increasing, up to 1 [0.01, 0.1, 0.3, 0.6]."""
     depths: tuple[int, ...] = (3, 5, 7, 9)
-    """Depths of the decision tree [3, 5, 7, 9]."""
+    """Depths of the decision tree, increasing [3, 5, 7, 9]."""
+    widen: int = 4
+    """Maximum number of values that a grid may grow by at either end [4]."""
     thresholds: tuple[float | str, ...] = (0.0, 1.0, "median")
     """Thresholds of the binarized arms: absolute, or `median` of a latent's positive values [0, 1, median]. The
     threshold is chosen first (at the middle C or depth), then C or depth."""
+    screen_rows: int = 1500
+    """Maximum number of training rows on which a search compares representations (poolings, components) [1500]."""
+    keep: int | None = 2
+    """Number of representations that a search goes on with; none keeps all [2]."""
+    finalists: int = 3
+    """Number of arms that a search fits: the best one, and those that could have been it [3]."""
     inner: int = 3
     """Number of folds of the inner cross-validation [3]."""
     max_iter: int = 1000
@@ -83,14 +108,20 @@ class Budget:
             object.__setattr__(self, name, values)
             if not values or not all(map(holds, values)):
                 raise ConfigError(f"budget: `{name}` must be {what}; got {given}.")
-        if list(self.C) != sorted(set(self.C)):
-            raise ConfigError(f"budget: `C` must be increasing; got {self.C}.")
+        for name in ("C", "alphas", "shrinkages", "depths"):
+            values = getattr(self, name)
+            if list(values) != sorted(set(values)):
+                raise ConfigError(f"budget: `{name}` must be increasing; got {values}.")
+        check_whole("budget", 0, widen=self.widen)
         check_whole("budget", 2, inner=self.inner)
-        check_whole("budget", max_iter=self.max_iter)
+        check_whole("budget", max_iter=self.max_iter, keep=self.keep, finalists=self.finalists)
+        check_whole("budget", screen_rows=self.screen_rows)
 
 
 _GRIDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "C": (lambda c: is_number(c) and c > 0, "increasing positive numbers, at least one"),
+    "alphas": (lambda a: is_number(a) and a > 0, "increasing positive numbers, at least one"),
+    "shrinkages": (lambda s: is_number(s) and 0 < s <= 1, "increasing numbers above 0, up to 1, at least one"),
     "depths": (lambda depth: is_whole(depth) and depth > 0, "whole numbers from 1, at least one"),
     "thresholds": (lambda t: t == "median" or is_number(t), "numbers or `median`, at least one"),
 }
@@ -106,6 +137,10 @@ class ClassifierSettings:
     """Kinds of classifiers to compare: dense, sae, words, sparse, … [all]."""
     pools: tuple[str, ...] | None = None
     """Poolings over tokens: sum, mean, max, last, … [sum,max; between values or SAEs sum]."""
+    search_pools: tuple[str, ...] = SEARCH_POOLS
+    """Poolings searched for the strongest arm of a family, `a+b` both together [last,mean,max,min,sum,mean+max+min]."""
+    probes: tuple[str, ...] = PROBES[:4]
+    """Probes searched for it: logistic, balanced, lda, ridge, svm [logistic,balanced,lda,ridge]."""
     ks: tuple[int, ...] = KS
     """Numbers of latents, and of principal components [1,2,4,…,512]."""
     control_ks: tuple[int, ...] = CONTROL_KS
@@ -147,6 +182,10 @@ class ClassifierSettings:
             if not pools:
                 raise ConfigError("classify: `pools` must name at least one pooling; got none.")
             object.__setattr__(self, "pools", pools)
+        for name in ("search_pools", "probes"):
+            object.__setattr__(self, name, _words(name, getattr(self, name)))
+        for probe in self.probes:
+            check_choice("classify", PROBES, probes=probe)
         for name in ("ks", "control_ks", "train_sizes"):
             object.__setattr__(self, name, _whole_numbers(name, getattr(self, name), name == "train_sizes"))
         check_whole("classify", 0, shuffles=self.shuffles)
@@ -189,6 +228,13 @@ def checked_kinds(arms: str | Sequence[str], known: Sequence[str] = tuple(KINDS)
     if not kinds:
         raise ConfigError("`arms` must name at least one kind of arm; got none.")
     return tuple(kind for kind in KINDS if kind in kinds)
+
+
+def _words(name: str, values: Sequence[str] | str) -> tuple[str, ...]:
+    found = (values,) if isinstance(values, str) else tuple(dict.fromkeys(values))
+    if not found or not all(isinstance(value, str) for value in found):
+        raise ConfigError(f"classify: `{name}` must name at least one; got {list(found)}.")
+    return found
 
 
 def _whole_numbers(name: str, values: Sequence[int] | int, may_be_empty: bool) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -116,3 +116,67 @@ class MeanDifference(TransformerMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         return tags
+
+
+class Margins(ClassifierMixin, BaseEstimator):
+    """A classifier that has decision values only, with the softmax of `slope` times these as probabilities.
+
+    Parameters
+    ----------
+    classifier
+        With ``decision_function``; may be fitted.
+    slope
+        From `slope_of`.
+    """
+
+    def __init__(self, classifier: Any, slope: float = 1.0) -> None:
+        self.classifier = classifier
+        self.slope = slope
+
+    def fit(self, X: Any, y: Any) -> Margins:
+        """Fit the classifier."""
+        self.classifier.fit(X, y)
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self.classifier, "classes_")
+
+    @property
+    def classes_(self) -> Any:
+        """Class codes."""
+        return self.classifier.classes_
+
+    def predict(self, X: Any) -> Any:
+        """Return the class codes of the largest decision values."""
+        return self.classifier.predict(X)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return probabilities ``[n, n_classes]``."""
+        from scipy.special import softmax
+
+        return np.asarray(softmax(self.slope * decision_values(self.classifier, X), axis=1))
+
+
+def decision_values(classifier: Any, X: Any) -> np.ndarray:
+    """Return decision values ``[n, n_classes]``; of two classes the first has 0."""
+    found = np.asarray(classifier.decision_function(X), dtype=np.float64)
+    return np.stack([np.zeros(len(found)), found], axis=1) if found.ndim == 1 else found
+
+
+def slope_of(decisions: np.ndarray, y: np.ndarray) -> float:
+    """Return the slope at which decision values of rows that were not learned from predict their classes best.
+
+    Parameters
+    ----------
+    decisions
+        ``[n, n_classes]``.
+    y
+        ``[n]`` columns of the true classes.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def loss(log_slope: float) -> float:
+        return -float(log_softmax(np.exp(log_slope) * decisions, axis=1)[np.arange(len(y)), y].mean())
+
+    return float(f"{np.exp(minimize_scalar(loss, bounds=(-5.0, 7.0), method='bounded').x):.4g}")

@@ -36,7 +36,12 @@ class StoredFit:
     shuffled: np.ndarray
     """``float32 [shuffles, n_test, n_classes]`` after learning permuted labels."""
     facts: dict[str, Any]
-    """chosen (per fold), inner, selected, stability, converged, notes, seconds."""
+    """chosen (per fold), inner, options (per fold), selected, stability, converged, notes, seconds."""
+    labels: list[np.ndarray]
+    """For each fold ``int32 [n_options, n_train]``: what the inner folds said about the training rows, of the arm and
+    of those that a search could have chosen instead; no options for arms that choose nothing."""
+    rivals: list[np.ndarray]
+    """For each fold ``float32 [n_options - 1, n_test, n_classes]``: what those said about its own test rows."""
 
 
 def run_jobs(plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progress: Progress) -> dict[str, StoredFit]:
@@ -95,7 +100,11 @@ def read_fit(plan: Plan, job: Job) -> StoredFit | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about["key"] != job.key or about["content"] != digest_arrays(tensors):
             return None
-        return StoredFit([tensors[f"value{j}"] for j in range(len(plan.values))], tensors["shuffled"], about["facts"])
+        parts = range(len(plan.parts[job.value]))
+        return StoredFit(
+            [tensors[f"value{j}"] for j in range(len(plan.values))], tensors["shuffled"], about["facts"],
+            [tensors[f"labels{part}"] for part in parts], [tensors[f"rivals{part}"] for part in parts],
+        )  # fmt: skip
     except (SafetensorError, OSError, FormatError, KeyError, TypeError):
         return None  # cut off or altered: fitted again
 
@@ -106,6 +115,8 @@ def _write_fit(plan: Plan, job: Job, fit: StoredFit) -> Path | None:
     from safetensors.numpy import save
 
     tensors = {f"value{j}": each for j, each in enumerate(fit.probabilities)} | {"shuffled": fit.shuffled}
+    tensors |= {f"labels{part}": each for part, each in enumerate(fit.labels)}
+    tensors |= {f"rivals{part}": each for part, each in enumerate(fit.rivals)}
     facts = {"schema": 1, "key": job.key, "name": job.name, "facts": fit.facts}
     about = dump_json(seal({**facts, "content": digest_arrays(tensors)}))
     path = plan.out / FITS / job.file
@@ -119,9 +130,12 @@ def compute(plan: Plan, job: Job, view: View) -> StoredFit:
     trains = plan.train_rows(job)
     fits = []
     said: list[list[np.ndarray]] = [[] for _ in plan.values]
+    rivals = []
     for part, train in enumerate(trains):
         together = None if data.together is None else data.together[train]
         fits.append(fit_arm(job.arm, take(own, train), data.y[train], groups=together, budget=plan.budget))
+        mine = plan.parts[job.value][part][1]
+        rivals.append(_rivals(fits[-1], take(own, mine), len(mine), len(data.classes)))
         for j, parts in enumerate(plan.parts):
             test = parts[part][1]
             X = take(view(job.arm, job.value, j), test)
@@ -129,7 +143,26 @@ def compute(plan: Plan, job: Job, view: View) -> StoredFit:
     n_shuffles = plan.shuffles if job.n_train is None else 0
     shuffled = [_shuffled(plan, job, own, fits, each) for each in range(n_shuffles)]
     empty = np.zeros((0, len(plan.test(job.value)), len(data.classes)), np.float32)
-    return StoredFit([np.concatenate(each) for each in said], np.stack(shuffled) if shuffled else empty, _facts(fits))
+    return StoredFit(
+        [np.concatenate(each) for each in said], np.stack(shuffled) if shuffled else empty, _facts(fits),
+        [_labels(fitted, len(train)) for fitted, train in zip(fits, trains)], rivals,
+    )  # fmt: skip
+
+
+def _options(fitted: Fitted) -> list[Fitted]:
+    """Return what a fit chose and what it could have chosen; nothing where it chooses nothing."""
+    return [] if fitted.labels is None else [fitted, *fitted.finalists]
+
+
+def _labels(fitted: Fitted, n_train: int) -> np.ndarray:
+    labels = [each.labels for each in _options(fitted) if each.labels is not None]
+    return np.stack(labels).astype(np.int32) if labels else np.zeros((0, n_train), np.int32)
+
+
+def _rivals(fitted: Fitted, X: Any, n_rows: int, n_classes: int) -> np.ndarray:
+    """Return what the arms that a search could have chosen say about test rows."""
+    found = [predict_arm(each, X, n_classes).probabilities for each in _options(fitted)[1:]]
+    return np.stack(found) if found else np.zeros((0, n_rows, n_classes), np.float32)
 
 
 def _shuffled(plan: Plan, job: Job, X: Any, fits: Sequence[Fitted], shuffle: int) -> np.ndarray:
@@ -162,12 +195,17 @@ def _facts(fits: Sequence[Fitted]) -> dict[str, Any]:
     return {
         "chosen": json.loads(json.dumps([fitted.chosen for fitted in fits], default=float)),
         "inner": None if math.isnan(inner) else inner,
+        "options": [[_option(each) for each in _options(fitted)] for fitted in fits],
         "selected": list(fits[0].selected or ()),
         "stability": _mean_stability([fitted.stability for fitted in fits if fitted.stability is not None]),
         "converged": all(fitted.converged for fitted in fits),
         "notes": list(dict.fromkeys(itertools.chain(*(fitted.notes for fitted in fits)))),
         "seconds": round(sum(fitted.seconds for fitted in fits), 2),
     }
+
+
+def _option(fitted: Fitted) -> dict[str, Any]:
+    return {"arm": fitted.chosen.get("arm"), "inner": fitted.inner_score}
 
 
 def _mean_stability(found: Sequence[dict[str, float]]) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, InputError
 from ..files import digest_bytes
 from ..inputs.records import repeatable
 from ..inputs.texts import Texts, read_texts
@@ -55,9 +55,9 @@ class Task:
 
     def __post_init__(self) -> None:
         if not self.texts:
-            raise DataError("a task must have at least one question; it has none.")
+            raise InputError("a task must have at least one question; it has none.")
         if not len(self.texts) == len(self.choices) == len(self.answers):
-            raise DataError(
+            raise InputError(
                 f"a task must have choices and an answer for each of its {len(self.texts)} questions; got "
                 f"{len(self.choices)} and {len(self.answers)}."
             )
@@ -68,13 +68,13 @@ class Task:
 def _check_question(row: int, text: Any, choices: Any, answer: Any) -> None:
     where = f"question {row}"
     if not _is_text(text):
-        raise DataError(f"{where}: the text must not be empty; got {text!r}.")
+        raise InputError(f"{where}: the text must not be empty; got {text!r}.")
     if isinstance(choices, str) or len(choices) < 2 or not all(map(_is_text, choices)):
-        raise DataError(f"{where}: `choices` must be two texts or more, none empty; got {choices!r}.")
+        raise InputError(f"{where}: `choices` must be two texts or more, none empty; got {choices!r}.")
     if len(set(choices)) < len(choices):
-        raise DataError(f"{where}: `choices` must differ; got {list(choices)!r}.")
+        raise InputError(f"{where}: `choices` must differ; got {list(choices)!r}.")
     if not is_whole(answer) or not 0 <= answer < len(choices):
-        raise DataError(f"{where}: `answer` must be the number of a choice, 0 to {len(choices) - 1}; got {answer!r}.")
+        raise InputError(f"{where}: `answer` must be the number of a choice, 0 to {len(choices) - 1}; got {answer!r}.")
 
 
 def _is_text(value: Any) -> bool:
@@ -123,7 +123,7 @@ def _as_list(value: Any, row: int, name: str) -> list[Any]:
         except json.JSONDecodeError:
             value = None
     if not isinstance(value, list | tuple):
-        raise DataError(f'question {row}: `{name}` must be a list of texts, in a csv as JSON: ["yes", "no"].')
+        raise InputError(f'question {row}: `{name}` must be a list of texts, in a csv as JSON: ["yes", "no"].')
     return list(value)
 
 
@@ -182,7 +182,7 @@ def cloze_task(
     vocabulary = _common_words(word for _, _, word in sentences)
     place = {word: i for i, word in enumerate(vocabulary)}
     if len(vocabulary) <= choices:
-        raise DataError(
+        raise InputError(
             f"cloze: `{texts.info['name']}` must have more than {choices} words that end {_COMMON} sentences each; it "
             f"has {len(vocabulary)} in {len(sentences)} sentences. Give more text."
         )

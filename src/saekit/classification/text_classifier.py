@@ -17,7 +17,16 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, FormatError, MissingFileError, did_you_mean, listed
-from ..files import digest_bytes, is_there, read_sealed, read_together, replaced_together, write_bytes, write_sealed
+from ..files import (
+    check_path,
+    digest_bytes,
+    is_there,
+    read_sealed,
+    read_together,
+    replaced_together,
+    write_bytes,
+    write_sealed,
+)
 from ..forms import COUNT, NATURAL, check_form
 from ..measure.token_statistics import TokenScores, labels_of
 from ..models.deferred import defer_model
@@ -270,7 +279,7 @@ class TextClassifier:
                     row = int(rows[place])
                     token = lm.tokenizer.decode([int(batch.token[row])])
                     found[j].append(Firing(int(batch.position[row]), token, float(values[place])))
-        return {j: sorted(firings, key=lambda each: -each.activation) for j, firings in found.items()}
+        return {j: sorted(firings, key=lambda each: -abs(each.activation)) for j, firings in found.items()}
 
 
 def is_savable(arm: Arm | ArmScore) -> bool:
@@ -418,7 +427,7 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
     FormatError
         The folder holds no classifier, a newer one, an altered one, or types that saekit does not write.
     """
-    folder = Path(folder)
+    folder = check_path(folder)
     if not is_there(folder, CARD) and is_there(folder / "classifier", CARD):
         folder = folder / "classifier"
     if not is_there(folder, CARD):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, InputError
 from ..inputs.images import Images
 from ..inputs.labelled import column_of, image_keys, read_labelled
 from ..inputs.records import one_column, records_of
@@ -113,7 +113,7 @@ def _with_values(data: Any, across: Any, split: Split) -> tuple[Any, str | None]
     rows = [row if isinstance(row, Mapping) else dict(zip((split.text, split.label), row)) for row in records_of(data)]
     values = one_column(across)
     if len(values) != len(rows):
-        raise DataError(f"transfer: `across` must hold a value per row; got {len(values)} for {len(rows)} rows.")
+        raise InputError(f"transfer: `across` must hold a value per row; got {len(values)} for {len(rows)} rows.")
     return [{**row, _ACROSS: value} for row, value in zip(rows, values)], _ACROSS
 
 

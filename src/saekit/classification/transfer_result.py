@@ -42,6 +42,8 @@ class Value:
     """Rows of each class in train (of the first fold; None in files of schema 1 to 3) and in test."""
     about: dict[str, Any]
     """What else is known: model, hook, SAE."""
+    effective: float | None = None
+    """How many test groups (or rows) of equal size would tell as much; None in files of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Transfer(ArmsResult):
     """
 
     KIND: ClassVar[str] = "transfer"
-    SCHEMA: ClassVar[int] = 4
+    SCHEMA: ClassVar[int] = 5
     PARTS: ClassVar[tuple[str, ...]] = ("arms", "cells", "values")
 
     across: str
@@ -123,19 +125,20 @@ class Transfer(ArmsResult):
     arms: list[ArmTransfer]
     cells: list[Cell]
     """One per arm, training value and test value, in this order."""
-    notes: list[str]
-    """What a reader must know."""
 
     @classmethod
     def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Return a file of an older schema in the layout of this one.
 
         In schema 1 arms were ways with other names; up to schema 3 classes were named without their training rows, and
-        cells told the settings of the first fold only.
+        cells told the settings of the first fold only; up to schema 4 some warnings were texts in `notes`.
         """
-        if plain.get("schema") not in (1, 2, 3):
+        if plain.get("schema") not in (1, 2, 3, 4):
             return plain
         plain = dict(plain)
+        plain["warnings"] = plain.pop("notes") + plain.get("warnings", [])
+        if plain["schema"] == 4:
+            return plain
         if "ways" in plain:
             ways = plain.pop("ways")
             plain["arms"] = [migrated(way) for way in ways]
@@ -225,11 +228,21 @@ class Transfer(ArmsResult):
         settings = self.settings
         judged = sum(value.n_test for value in self.values)
         matrix = f"{len(self.values)} × {len(self.values)} by `{self.across}`, " if len(self.values) > 1 else ""
-        unit = "groups" if any(value.n_groups for value in self.values) else "rows"
         return (
             f"{matrix}{judged:,} test rows that no classifier has seen; {settings['level']:.0%} intervals over "
-            f"{unit}; margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
+            f"{self._units()}; margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
         )
+
+    def _units(self) -> str:
+        """Return what the intervals are over, with the number that a value has at least."""
+        unit = "groups" if any(value.n_groups for value in self.values) else "rows"
+        known = [(value.effective, value.n_groups or value.n_test) for value in self.values if value.effective]
+        if not known:
+            return unit
+        effective, n = min(known)
+        least = "at least " if len(self.values) > 1 else ""
+        equal = "" if effective > 0.95 * n else f" (which tell as much as {effective:.1f} equal ones)"
+        return f"{least}{n:,} test {unit}{equal}"
 
     def _repr_html_(self) -> str:
         parts = [html_table(self.table(), self.footer())]

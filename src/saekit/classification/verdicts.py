@@ -15,11 +15,14 @@ from ..measure.paired_scores import METRIC_NAMES, HeldOut, Predictions, Scores, 
 from ..measure.results import Measured
 from ..measure.verdicts import corrected_t, family_verdicts, holm
 from ..measure.verdicts import resolution as resolved
+from ..places import Warned
 from ..rows.pooling import DENSE_POOLS
 from ..settings import Progress
 from .plan import Job, Plan
+from .probes import EDGE
 from .result import ArmScore, LowData
 from .stored_fits import StoredFit, read_fit, shuffled_labels
+from .transfer_result import Cell
 
 SKEWED = 0.4
 """With two classes, of which one has a smaller fraction of the test rows, ``auto`` means AUC: macro-F1 then mostly
@@ -65,7 +68,7 @@ class Judged:
         """Return the arm of these kinds with the highest inner macro-F1 (mean over values), the first of equals."""
         inner: dict[str, list[float | None]] = {}
         for job in self.jobs(n_train):
-            if job.arm.kind in kinds:
+            if job.arm.base_kind in kinds:
                 inner.setdefault(job.arm.name, []).append(self.fits[job.key].facts["inner"])
         known = {name: float(np.mean(each)) for name, each in inner.items() if None not in each}  # type: ignore
         return max(known, key=lambda name: known[name], default=None)
@@ -317,6 +320,19 @@ def low_data(judged: Judged) -> list[LowData]:
                 LowData(job.arm.name, job.arm.kind, size, mine.measured("macro_f1"), mine.measured("auc"), gap)
             )
     return lines
+
+
+def edge_warnings(arms: Sequence[ArmScore | Cell]) -> list[Warned]:
+    """Return the warning that hyperparameters were chosen at the end of their grid, though it was widened."""
+    names = dict.fromkeys(_name_of(arm) for arm in arms if any(note.endswith(EDGE) for note in arm.notes))
+    if not names:
+        return []
+    message = f"the best hyperparameter is still at the end of its widened grid in {len(names)} arms: {listed(names)}"
+    return [Warned("grid_edge", f"{message}; a wider grid (budget.widen) may give more")]
+
+
+def _name_of(arm: ArmScore | Cell) -> str:
+    return arm.name if isinstance(arm, ArmScore) else arm.arm
 
 
 def doubts(arms: Sequence[ArmScore], pools: Sequence[str]) -> list[str]:

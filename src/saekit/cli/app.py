@@ -6,6 +6,7 @@ answer at once. Exit status: 0 done, 1 the work failed, 2 the call was wrong, 13
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -117,15 +118,20 @@ def _plain_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     return record
 
 
+@functools.cache
+def _program() -> Any:
+    """Return all commands as typer parses them; making them takes longer than most of them need."""
+    return typer.main.get_command(app)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit status; errors are told on stderr, in one block."""
     debug = "--debug" in arguments or bool(os.environ.get("SAEKIT_DEBUG"))
-    command = typer.main.get_command(app)
     rest = [argument for argument in arguments if argument != "--debug"]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PlaceWarning)  # the results that are printed hold them
-            status = command.main(args=rest, prog_name="saekit", standalone_mode=False)
+            status = _program().main(args=rest, prog_name="saekit", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except BrokenPipeError:  # the reader of our output has gone, `saekit show … | head` say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,7 +21,7 @@ HELP = """List releases of SAEs that saekit can read, by model and layer, with t
 \b
   saekit catalog                        all of them
   saekit catalog gemma-2-2b             of one model
-  saekit catalog llama transcoder       every word must fit
+  saekit catalog gemma transcoder       every word must fit
 
 An address is what every command and SAE.load take: `saekit show ADDRESS`, SAE.load("ADDRESS"). The parts in braces
 differ from SAE to SAE. With sae-lens installed, its own names work too:

@@ -140,6 +140,10 @@ def _missing(plan: Plan, json: bool) -> None:
 def print_classification(result: Any) -> None:
     """Format the arms, with the columns that fit a screen, and the warnings."""
     print_table([[line[0], line[1], bare(line[2]), *line[5:]] for line in result.table()])
+    if result.families:
+        typer.echo()
+        lines = [[*line[:2], *map(bare, line[3:5]), *line[5:]] for line in result.families_table()]
+        print_table(lines, keep=lines[0][-2:])
     print_text(result.caption())
     print_warnings(result.warnings)
 
@@ -237,7 +241,8 @@ def _summary(folders: list[str], out: Path | None, json: bool) -> None:
 
 def _results(path: Path) -> list[Path]:
     from ..classification.run import RESULT
+    from ..files import check_path
 
-    if path.is_file():
+    if check_path(path).is_file():
         return [path]
     return [path / RESULT] if (path / RESULT).is_file() else sorted(path.glob(f"*/{RESULT}"))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import sys
 import textwrap
 import types
 import typing
@@ -30,6 +29,7 @@ import typer
 
 from ..errors import ConfigError
 from ..files import check_folder
+from ..kinds import called, fits, hints_of
 from ..settings import attribute_docs
 from .options import SHARED, ConfigFile, Json, Out, Set
 from .settings import floats, merge, required, whole_numbers
@@ -99,6 +99,8 @@ class Command:
     """The settings that have no flag."""
     callback: Callable[..., None]
     """The function that typer calls; its signature holds all arguments and flags."""
+    known: Mapping[str, Any]
+    """What a file of settings may hold, as `saekit.cli.settings.merge` takes it."""
 
     @property
     def name(self) -> str:
@@ -134,6 +136,8 @@ class _Option:
     """How typer shows it; None where it has no flag."""
     help: str
     is_required: bool = False
+    whole: Any = None
+    """Its type as it is annotated, where that says more."""
 
 
 class _Builder:
@@ -199,7 +203,7 @@ class _Builder:
         callback.__name__ = self.function.__name__
         callback.__signature__ = inspect.Signature(self._parameters())  # type: ignore[attr-defined]
         callback.__annotations__ = {each.name: each.annotation for each in self._parameters()}
-        return Command(self.function, short_help, help, self._epilog(), callback)
+        return Command(self.function, short_help, help, self._epilog(), callback, self._known())
 
     def _parameters(self) -> list[inspect.Parameter]:
         found: list[tuple[str, Any, Any]] = []
@@ -267,7 +271,7 @@ class _Builder:
         words = {name: self._word(name) for name in self.options}
         required(tree, *(name for name, each in self.options.items() if each.is_required), words=words)
         return {
-            name: converted(tree[name], option.hint, f"--{words[name].replace('_', '-')}")
+            name: converted(tree[name], option.whole or option.hint, f"--{words[name].replace('_', '-')}")
             for name, option in self.options.items()
             if tree.get(name) is not None
         }
@@ -295,24 +299,37 @@ class _Builder:
 def converted(value: Any, hint: Any, where: str) -> Any:
     """Return a value from TOML or the command line as the type of an option.
 
-    Texts with commas become tuples, and tables become settings classes. Other values stay as they are: the settings
-    class checks them.
+    Texts with commas become tuples, and tables become settings classes.
 
     >>> converted("1,2", tuple[int, ...], "--sizes")
     (1, 2)
+
+    Raises
+    ------
+    ConfigError
+        The value is of another kind.
     """
-    hint, _ = _unpacked(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        hints = {option.name: option.hint for option in _fields(hint)}
-        kind: Any = hint
-        return kind(**{key: converted(each, hints[key], f"{where}.{key}") for key, each in value.items()})
-    if hint is Path and isinstance(value, str):
+    kind, _ = _unpacked(hint)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        hints = {option.name: option.whole for option in _fields(kind)}
+        make: Any = kind
+        return make(**{key: converted(each, hints[key], f"{where}.{key}") for key, each in value.items()})
+    found = _as(value, kind, where)
+    if not fits(found, hint):
+        quotes = ' Put it into quotes: "…".' if called(hint) == "a text" and isinstance(value, int | float) else ""
+        raise ConfigError(f"{where} must be {called(hint)}; got {value!r}.{quotes}")
+    return found
+
+
+def _as(value: Any, kind: Any, where: str) -> Any:
+    """Return a value as another type where TOML or the shell has none: paths, lists of one, tuples."""
+    if kind is Path and isinstance(value, str):
         return Path(value)
-    if typing.get_origin(hint) is list and isinstance(value, str):
+    if typing.get_origin(kind) is list and isinstance(value, str):
         return [value]
-    if _is_sequence(hint):
+    if _is_sequence(kind):
         if isinstance(value, str):
-            return tuple(_split(value, hint, where))
+            return tuple(_split(value, kind, where))
         return tuple(value) if isinstance(value, list | tuple) else (value,)
     return value
 
@@ -350,22 +367,9 @@ def _unpacked(hint: Any) -> tuple[Any, Any]:
     return hint, None
 
 
-class _Names(dict[str, Any]):
-    """Names in annotations of a class: what is only imported for type checking counts as text."""
-
-    def __init__(self, kind: type) -> None:
-        super().__init__()
-        self.known = {name for each in kind.__mro__ for name in vars(sys.modules[each.__module__])}
-
-    def __missing__(self, name: str) -> Any:
-        if name in self.known:
-            raise KeyError(name)
-        return str
-
-
 def _fields(kind: Any) -> list[_Option]:
     """Return the options that a settings class declares."""
-    docs, hints = attribute_docs(kind), typing.get_type_hints(kind, localns=_Names(kind))
+    docs, hints = attribute_docs(kind), hints_of(kind, str)
     found = []
     for field in dataclasses.fields(kind):
         hint, info = _unpacked(SHARED.get(field.name, hints[field.name]))
@@ -373,5 +377,5 @@ def _fields(kind: Any) -> list[_Option]:
         if info is not None and text:  # the flag is the shared one; what it is for, and its default, says the field
             info = copy.copy(info)
             info.help = text
-        found.append(_Option(field.name, hint, info, text))
+        found.append(_Option(field.name, hint, info, text, whole=hints[field.name]))
     return found

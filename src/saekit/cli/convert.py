@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .command import command
-from .console import print_json, say
+from .console import print_json, progress_of, say
 from .options import Json
 
 HELP = """Read an SAE of any format and write it in another, with the same codes and reconstructions, or refuse.
@@ -47,8 +47,9 @@ def convert(
     from ..sae.model import SAE
     from ..store.exports import export
 
-    sae = SAE.load(source, latents=latents, format=format, orientation=orientation, k=k)
-    difference = export(sae, target, to)
+    with progress_of(json):
+        sae = SAE.load(source, latents=latents, format=format, orientation=orientation, k=k)
+        difference = export(sae, target, to)
     if json:
         print_json({"source": source, "target": target, "format": to, "differences": difference._asdict()})
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .command import command
-from .console import print_json, say, tell
+from .console import print_json, progress_of, say, tell
 from .options import Json
 
 HELP = """Upload the SAEs of a folder and the results in it to a repository of the Hugging Face hub, with a model card.
@@ -39,8 +39,9 @@ def push(
     from ..report.sharing import pack
     from ..store.pushing import upload
 
-    parcel = pack(folder, address)
-    url = None if dry_run else upload(address, parcel.files, private=private, message=message)
+    with progress_of(json):
+        parcel = pack(folder, address)
+        url = None if dry_run else upload(address, parcel.files, private=private, message=message)
     for name in parcel.left_out:
         tell(f"left out: {name} is not about these SAEs")
     if json:

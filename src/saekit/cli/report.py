@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .command import command
-from .console import print_json, say
+from .console import print_json, progress_of, say
 from .options import Json
 
 HELP = """Write DIR/report.html from the results in DIR: evaluations, training logs. One file, readable offline.
@@ -29,8 +29,9 @@ def report(
     from ..report.page import write
     from ..report.results_folder import collect
 
-    results = collect(folder)
-    page = write(results, folder, title=title)
+    with progress_of(json):
+        results = collect(folder)
+        page = write(results, folder, title=title)
     if json:
         print_json({"report": str(page), "results": [result["kind"] for result in results]})
     else:

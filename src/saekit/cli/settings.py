@@ -8,7 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, did_you_mean, listed
+from ..errors import ConfigError, FormatError, did_you_mean, listed
+from ..files import read_bytes
 
 
 def merge(
@@ -89,10 +90,10 @@ def floats(text: str, option: str) -> list[float]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_bytes(file).decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"--config must name a TOML file; `{file}` does not exist.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, FormatError) as error:
         raise ConfigError(f"`{file}` must be TOML; {error}.") from None
 
 

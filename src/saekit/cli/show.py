@@ -96,6 +96,8 @@ def _card(path: str, latent: int, explained: Path | None) -> Card:
 
 def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
     """Return the facts in the order of interest, without the digests of single tensors."""
+    from ..sae.model import predicts_other_rows
+
     rule = dict(facts["rule"])
     name = rule.pop("name")
     settings = ", ".join(f"{key}={value}" for key, value in rule.items())
@@ -103,6 +105,7 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
     scores = [name.removeprefix("scores.") for name in facts["tensors"] if name.startswith("scores.")]
     head = {
         "sae": facts["path"],
+        **({"kind": "transcoder"} if predicts_other_rows(facts["d_in"], facts["d_out"], facts["provenance"]) else {}),
         "latents": f"{facts['n_latents']:,}",
         "width": facts["d_in"] if facts["d_in"] == facts["d_out"] else f"{facts['d_in']} → {facts['d_out']}",
         "rule": f"{name}({settings})",

@@ -122,6 +122,4 @@ def print_transfer(result: Transfer) -> None:
     say()
     for arm in result.arms:
         print_text(arm.sentence)
-    for note in result.notes:
-        tell(f"Note: {note}")
     print_warnings(result.warnings)

@@ -9,7 +9,7 @@ from ..errors import FormatError
 from ..matching.matching import Certificate
 from ..measure.results import Measured, Result
 from ..settings import brief
-from .concept_groups import Groups, SharingLaw
+from .concept_groups import Groups, SharingLaw, offset_verdict
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,19 @@ class Comparison(Result):
     shared_alive: Measured | None = None
     """`shared` among latents that fire on the rows: those that never do cannot be found again, and lower `shared`. None
     without rows, and in files of schema 1 and 2."""
+
+    @classmethod
+    def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON object with its law decided by today's rule, whatever rule it was written under."""
+        law, saes = plain.get("law"), plain.get("saes")
+        if not isinstance(law, dict) or not isinstance(saes, list):
+            return plain
+        try:
+            is_better = law["held_out"] < law["plain_held_out"]
+            word = offset_verdict(len(saes), Measured.from_json(law["offset"]), is_better=is_better)
+        except (KeyError, TypeError, FormatError):  # what is wrong with it is said when it is read
+            return plain
+        return plain | {"law": {**law, "verdict": word}}
 
     def check(self) -> None:
         """Refuse what contradicts itself; raises `FormatError`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, ShapeError, listed
 from ..matching.matching import Certificate
 from ..matching.shared import SharedRule
 from ..measure.intervals import LEVEL
@@ -19,7 +20,8 @@ from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
-from ..sae.naming import Given, check_finite, given_saes, named_saes
+from ..sae.model import SAE
+from ..sae.naming import Given, check_finite, check_same_target, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
 from ..training.convergence import undertrained
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
@@ -84,6 +86,7 @@ def compare(
         raise ConfigError(
             "compare: at least two SAEs must be given; got one. Train another seed: train(…, seeds=[0, 1])."
         )
+    _check_different(saes)
     if write:
         check_local(saes)
     named = named_saes(saes, "compare")
@@ -95,6 +98,17 @@ def compare(
         for path, scored in zip(saes, with_stability(values, result), strict=True):
             scored.save(local_folder(path))
     return result
+
+
+def _check_different(saes: Sequence[Given]) -> None:
+    """Refuse one SAE given twice: it shares everything with itself, which says nothing about seeds."""
+    seen: set[int | str] = set()
+    for item in saes:
+        place = id(item) if isinstance(item, SAE) else os.path.realpath(item)
+        if place in seen:
+            what = "one" if isinstance(item, SAE) else f"`{os.fspath(item)}`"
+            raise ConfigError(f"compare: the SAEs must be different ones; got {what} twice. Give another seed.")
+        seen.add(place)
 
 
 def _compared_with_chance(
@@ -126,7 +140,7 @@ def _compared_with_chance(
         nulls=nulls,
         groups=_groups(named, matched, rule),
         shared_alive=_shared_alive(counted, over),
-        warnings=_place_warnings(named, source) + undertrained(named),
+        warnings=_warnings(named, source) + undertrained(named),
     )
 
 
@@ -157,12 +171,22 @@ def _check_widths(named: Named) -> None:
                 f"compare: all SAEs must read and write rows of one width; `{name}` maps {sae.d_in} to {sae.d_out}, "
                 f"`{first}` {reference.d_in} to {reference.d_out}. Compare SAEs of one hook."
             )
+        check_same_target(name, sae, reference, "compare")
+        check_same_target(name, sae, reference, "compare")
         check_finite(name, {"W_enc": sae.W_enc, "W_dec": sae.W_dec})
 
 
-def _place_warnings(named: Named, source: Source | None) -> list[Warned]:
-    """Return in what the SAEs' places differ from each other, and from that of the rows."""
-    return warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
+def _warnings(named: Named, source: Source | None) -> list[Warned]:
+    """Return in what the SAEs' places differ from each other and from that of the rows, and what signs hide."""
+    signed = [name for name, sae in named if sae.rule.settings().get("sign") == "magnitude"]
+    told = warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
+    if not signed:
+        return told
+    message = (
+        f"the codes of {listed(signed)} are signed, so that a latent and its negative are the same; here they count as "
+        "different: the fractions are lower bounds"
+    )
+    return [*told, Warned("signed_codes", message)]
 
 
 def _facts(settings: ComparisonSettings, over: OverPairs, *, with_rows: bool) -> dict[str, Any]:

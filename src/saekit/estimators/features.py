@@ -237,8 +237,8 @@ class SAEFeatures(_Features):
     layer, hook
         Where the SAE reads; see `saekit.capture`. Neither: where it was trained, as its provenance says.
     pool
-        ``"sum"``, ``"mean"``, ``"max"``, ``"last"``, ``"first"``; ``"count"`` (tokens where the latent fired);
-        ``"top5"`` (tokens where it was among the 5 largest). See `saekit.rows.pooling.pool_batches`.
+        ``"sum"``, ``"mean"``, ``"max"``, ``"min"``, ``"last"``, ``"first"``; ``"count"`` (tokens where the latent
+        fired); ``"top5"`` (tokens where it was among the 5 largest). See `saekit.rows.pooling.pool_batches`.
     max_tokens
         Read this many tokens of a text at most; None: all, long texts in windows.
     cache
@@ -292,7 +292,7 @@ class SAEFeatures(_Features):
         )  # fmt: skip
         self.sae = sae
 
-    def transform(self, X: Any) -> scipy.sparse.csr_matrix:
+    def transform(self, X: object) -> scipy.sparse.csr_matrix:
         """Return pooled codes ``[n, n_latents]`` of texts, images or rows, as ``scipy.sparse.csr_matrix``.
 
         Raises
@@ -309,7 +309,7 @@ class SAEFeatures(_Features):
             )
         return self._pooled(X)
 
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+    def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
         """Return names of columns: ``sae_00012`` for latent 12, so that names sort as latents do."""
         return _names("sae", self._sae().n_latents)
 
@@ -356,7 +356,7 @@ class HiddenStates(_Features):
     layer, hook
         Where the states are taken; one of them is needed.
     pool
-        ``"mean"``, ``"sum"``, ``"max"``, ``"last"`` or ``"first"``.
+        ``"mean"``, ``"sum"``, ``"max"``, ``"min"``, ``"last"`` or ``"first"``.
     max_tokens, cache, batch_tokens, skip_special, empty
         As for `SAEFeatures`.
 
@@ -366,7 +366,7 @@ class HiddenStates(_Features):
         Digest of the language model of `fit`.
     """
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: object) -> np.ndarray:
         """Return pooled states ``[n, d]`` of texts or images.
 
         Raises
@@ -376,7 +376,7 @@ class HiddenStates(_Features):
         """
         return self._pooled(X)
 
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+    def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
         """Return names of columns: ``hidden_012`` for dimension 12. Loads the model."""
         from ..models.deferred import defer_model
         from ..models.language import LanguageModel

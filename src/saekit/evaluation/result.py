@@ -50,7 +50,8 @@ class Evaluated:
     density: DensityHistogram
     """How often its latents fire."""
     controls: dict[str, Control]
-    """By name: ``untrained``, ``frozen-decoder`` where given, ``pca``."""
+    """By name: ``untrained``, ``frozen-decoder`` where given, ``pca``; of a transcoder ``linear`` (the best affine map
+    of rank L0 from its rows to those that it predicts) and ``affine`` (of full rank)."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,7 +131,7 @@ class Evaluation(Result):
         }
 
     @classmethod
-    def from_json(cls, plain: Any, where: str = "evaluation") -> Self:
+    def from_json(cls, plain: object, where: str = "evaluation") -> Self:
         """Return the evaluation that `to_json` made; raises `FormatError` also where the two `metrics` differ."""
         plain = unsealed(plain, where)
         top = plain.pop("metrics", None) if isinstance(plain, dict) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..measure.settings import CE_TOKENS, MeasureSettings
+from ..measure.settings import MeasureSettings
 from ..settings import suggest_keywords
 
 MODEL_ROWS = 131_072
@@ -21,7 +21,7 @@ class EvaluationSettings(MeasureSettings):
 
     max_rows: int | None = None
     """Maximum number of rows [all rows given; from a model as many as `tokens`, or 131072]."""
-    tokens: int = CE_TOKENS
+    tokens: int | None = None  # type: ignore[assignment]  # filled in before anything is measured
     """Tokens that the model reads, for the cross-entropies (rounded up to a whole context) and for the rows that it
     makes; 0 for no cross-entropies [32768, and 131072 rows]."""
     seed: int = 0

@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import ConfigError, DataError, did_you_mean
+from ..errors import ConfigError, InputError, did_you_mean
 from ..files import write_bytes
 
 LIBRARIES = ("python", "numpy", "scipy", "sklearn", "torch", "transformers")
@@ -336,7 +336,7 @@ def _all_documents() -> list[Document]:
     if documents is None:
         documents = list(_without_repeats(_every_docstring()))
         if not documents:
-            raise DataError(
+            raise InputError(
                 "the documentation corpus must find the docstrings of at least one library; found none, not "
                 f"even Python's in `{sysconfig.get_path('stdlib')}`. Install Python with its `.py` files, or "
                 "give your own text as data."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, DataError, FormatError, OfflineError, listed
+from ..errors import ConfigError, FormatError, InputError, OfflineError, listed
 from ..hub import Unreachable, ask_hub
 from .tables import first_line
 
@@ -95,7 +95,9 @@ def open_saved(folder: Path, split: str | None) -> tuple[Iterable[dict[str, Any]
 
     path = str(folder.resolve())
     if "::" in path:
-        raise DataError(f"the path of a data set must not hold `::`, a chain of addresses to `datasets`; got `{path}`.")
+        raise InputError(
+            f"the path of a data set must not hold `::`, a chain of addresses to `datasets`; got `{path}`."
+        )
     try:
         found = load_from_disk(path)
     except Exception as error:  # whatever pyarrow and datasets raise for a damaged folder
@@ -142,9 +144,9 @@ def _load(hub: HubName) -> Any:
                 f"the data set `{data}` must be downloaded and the hub cannot be reached ({why}); it is not in "
                 "the cache either. Give a local file (--data FILE.jsonl) or `--data builtin`."
             ) from None
-        raise DataError(f"the data set `{data}` must exist on the hub and be readable: {first_line(error)}") from None
+        raise InputError(f"the data set `{data}` must exist on the hub and be readable: {first_line(error)}") from None
     except (ValueError, RuntimeError) as error:
-        raise DataError(f"the data set `{data}` cannot be opened: {first_line(error)}") from None
+        raise InputError(f"the data set `{data}` cannot be opened: {first_line(error)}") from None
 
 
 def choose_split(splits: Iterable[str], split: str | None, name: str) -> str:
@@ -158,7 +160,7 @@ def choose_split(splits: Iterable[str], split: str | None, name: str) -> str:
     known = list(splits)
     wanted = split or ("train" if "train" in known else known[0])
     if wanted not in known:
-        raise DataError(f"`{name}` must have the split `{wanted}`; it has {listed(known)}.")
+        raise InputError(f"`{name}` must have the split `{wanted}`; it has {listed(known)}.")
     return wanted
 
 
@@ -193,7 +195,7 @@ def _why_unreachable(data: str, name: str) -> Unreachable | None:
     try:
         ask_hub("dataset", name)
     except (RepositoryNotFoundError, HFValidationError):
-        raise DataError(
+        raise InputError(
             f"the data set `{data}` must exist on the hub; there is none of that name, or it is private or gated. "
             "Check the name, log in with `hf auth login`, or give a local file (--data FILE.jsonl)."
         ) from None

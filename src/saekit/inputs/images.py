@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from torch import Tensor
 
-from ..errors import DataError, FormatError, InputError, listed
-from ..files import digest_bytes
+from ..errors import FormatError, InputError, listed
+from ..files import digest_bytes, open_file
 from ..randomness import random_order
 from ..settings import brief, check_whole
 from .hub_datasets import HubName, choose_split, is_saved, one_split, open_hub, open_saved
@@ -92,7 +92,7 @@ class Images(Table, Sequence["Image"]):
         """
         for name, values in columns.items():
             if len(values) != len(self):
-                raise DataError(f"column `{name}` must have an entry per image, {len(self)}; got {len(values)}.")
+                raise InputError(f"column `{name}` must have an entry per image, {len(self)}; got {len(values)}.")
         # numbers of numpy are no plain values
         plain = {
             name: tuple(each.item() if isinstance(each, np.generic) else each for each in values)
@@ -179,7 +179,7 @@ def read_images(
     return images
 
 
-def _read(data: Any, image: str | None, split: str | None, limit: int | None) -> Images:
+def _read(data: object, image: str | None, split: str | None, limit: int | None) -> Images:
     if isinstance(data, Images):
         data.check_split(split)
         return data
@@ -216,7 +216,7 @@ def _from_local(path: Path, image: str | None, split: str | None) -> Images:
 
 def _check_no_columns(image: str | None, what: str) -> None:
     if image is not None:
-        raise DataError(f"{what} has no columns; a column of images, `{image}`, is asked for. Leave it out.")
+        raise InputError(f"{what} has no columns; a column of images, `{image}`, is asked for. Leave it out.")
 
 
 def _place_of_split(path: Path, split: str | None) -> tuple[Path, str | None]:
@@ -231,7 +231,7 @@ def _place_of_split(path: Path, split: str | None) -> tuple[Path, str | None]:
 def _from_folder(path: Path) -> Images:
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
     if not files:
-        raise DataError(
+        raise InputError(
             f"`{path}` must hold image files ({listed(ENDINGS, 10)}), in one subfolder per label or without; it holds "
             "none. Check the path."
         )
@@ -274,8 +274,8 @@ def _from_file(path: Path) -> Images:
     if "idx" in path.name:
         return _from_idx(path)
     if path.suffix.lower() in ENDINGS:
-        raise DataError(f"images come in folders; `{path.name}` is a single one. Give the folder that holds it.")
-    raise DataError(
+        raise InputError(f"images come in folders; `{path.name}` is a single one. Give the folder that holds it.")
+    raise InputError(
         f"images come from a folder, a .npy, .npz or IDX file; got `{path.name}`. Read it yourself and pass an array."
     )
 
@@ -285,7 +285,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> Images:
     arrays = {key: values for key, values in arrays.items() if isinstance(values, np.ndarray)}  # else no array: bytes
     found = [key for key, values in arrays.items() if values.ndim >= 3]
     if len(found) != 1:
-        raise DataError(
+        raise InputError(
             f"`{name}` must hold one array of images [n, height, width(, channels)]; of its arrays "
             f"{listed(arrays)} there are {len(found)} with three axes or more. Save them in separate files."
         )
@@ -300,7 +300,7 @@ _COLUMN = {"labels": "label", "y": "label", "target": "label", "targets": "label
 
 def _load_numpy(path: Path) -> Any:
     try:
-        with open(path, "rb") as stream:
+        with open_file(path) as stream:
             found = np.load(stream, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 return found
@@ -322,7 +322,7 @@ def _from_idx(path: Path) -> Images:
     if beside != path and beside.is_file():
         labels = _read_idx(beside)
         if labels.shape != (len(pixels),):
-            raise DataError(
+            raise InputError(
                 f"`{beside.name}` must hold one label per image of `{path.name}`; it holds {labels.shape} for "
                 f"{len(pixels)} images. Are they of the same set?"
             )
@@ -349,7 +349,7 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _from_records(records: list[dict[str, Any]], source: dict[str, Any], image: str | None) -> Images:
     if not records:
-        raise DataError(f"`{source['name']}` must hold at least one image; it has no rows.")
+        raise InputError(f"`{source['name']}` must hold at least one image; it has no rows.")
     name = _image_column(records[0], image, source["name"])
     columns = {
         key: tuple(record[key] for record in records)
@@ -359,37 +359,37 @@ def _from_records(records: list[dict[str, Any]], source: dict[str, Any], image: 
     return _from_opened([record[name] for record in records], source, columns)
 
 
-def _image_column(record: Mapping[str, Any], image: str | None, where: str) -> str:
+def _image_column(record: Mapping[str, object], image: str | None, where: str) -> str:
     """Return the column of images: the one that is named, else the first that holds some."""
     if image is not None and image not in record:
         raise no_column(image, record, where)
     name = image or next((name for name, value in record.items() if _is_picture(value)), None)
     if name is None or not _is_picture(record[name]):
-        raise DataError(
+        raise InputError(
             f"`{where}` must have a column of images; its columns are {listed(record, 12)}. Name it (image=…)."
         )
     return name
 
 
-def _is_image(value: Any) -> bool:
+def _is_image(value: object) -> bool:
     import PIL.Image
 
     return isinstance(value, PIL.Image.Image)
 
 
-def _is_picture(value: Any) -> bool:
+def _is_picture(value: object) -> bool:
     """Return whether a value is an image, or an array that can be one."""
     return _is_image(value) or (isinstance(value, np.ndarray | Tensor) and value.ndim > 1)
 
 
-def _is_pair(data: Any) -> bool:
+def _is_pair(data: object) -> bool:
     """Return whether the data are images and their labels: (X, y)."""
     if not isinstance(data, tuple) or len(data) != 2 or isinstance(data[1], str) or _is_picture(data[1]):
         return False
     return isinstance(data[1], Iterable) and not _is_picture(next(iter(data[1]), None))
 
 
-def _sequence(data: Any) -> Any:
+def _sequence(data: object) -> Any:
     return list(data) if isinstance(data, tuple) else data
 
 
@@ -400,7 +400,7 @@ def _from_memory(data: Any, image: str | None, split: str | None) -> Images:
     if isinstance(data, np.ndarray) and data.dtype != object and data.dtype.names is None:
         _check_no_columns(image, "an array")
         if split is not None:
-            raise DataError(f"an array has no split `{split}`. Leave it out.")
+            raise InputError(f"an array has no split `{split}`. Leave it out.")
         return _from_array(data, {"kind": "array", "name": "array"})
     if _is_pair(data):
         images = _from_memory(data[0], image, split)
@@ -412,7 +412,7 @@ def _from_memory(data: Any, image: str | None, split: str | None) -> Images:
 def _from_entries(entries: list[Any], source: dict[str, Any], image: str | None) -> Images:
     """Return images from records: dictionaries, pairs with a label, or the images themselves."""
     if not entries:
-        raise DataError("there must be at least one image; the list is empty.")
+        raise InputError("there must be at least one image; the list is empty.")
     if isinstance(entries[0], Mapping):
         return _from_records(entries, source, image)
     _check_no_columns(image, "a list of images")
@@ -440,7 +440,7 @@ def _from_array(pixels: Any, source: Mapping[str, Any], columns: dict[str, tuple
     name = f"`{source['name']}`" if source["name"] != "array" else "the array"
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[-1] not in (1, 3)) or not pixels.size:
         hint = "Move the channels to the end." if pixels.ndim == 4 and pixels.shape[1] in (1, 3) else "Reshape it."
-        raise DataError(
+        raise InputError(
             f"{name} must hold images [n, height, width] or [n, height, width, 1 | 3]; its shape is "
             f"{tuple(pixels.shape)}. {hint}"
         )
@@ -462,22 +462,22 @@ def _as_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
         return np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
     if pixels.dtype.kind in "iu" and low >= 0 and high <= 255:
         return pixels.astype(np.uint8)
-    raise DataError(
+    raise InputError(
         f"{name} must hold pixels as uint8, or as numbers from 0 to 1; got {pixels.dtype} from {low:g} to {high:g}. "
         "Scale them."
     )
 
 
-def _as_image(value: Any, name: str) -> Image:
+def _as_image(value: object, name: str) -> Image:
     import PIL.Image
 
     try:
         pixels = np.asarray(value)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{name} must be an image or an array; {first_line(error)}.") from None
+        raise InputError(f"{name} must be an image or an array; {first_line(error)}.") from None
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
     if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[-1] != 3):
-        raise DataError(
+        raise InputError(
             f"{name} must be [height, width] or [height, width, 1 | 3]; its shape is {tuple(pixels.shape)}."
         )
     return PIL.Image.fromarray(_as_bytes(pixels, name))

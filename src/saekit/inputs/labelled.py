@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DataError, InputError, did_you_mean, listed
+from ..errors import ConfigError, InputError, did_you_mean, listed
 from .images import Images, read_images
 from .settings import Split
 from .split import Columns, Part, codes_of, draw_by_value, split_rows
@@ -84,7 +84,7 @@ class Labelled:
         return "sha256:" + found.hexdigest()
 
 
-def read_labelled(data: Any, *, across: str | None = None, split: Split = Split()) -> Labelled:
+def read_labelled(data: object, *, across: str | None = None, split: Split = Split()) -> Labelled:
     """Read labelled texts or images and split them.
 
     Parameters
@@ -133,7 +133,7 @@ def _at_most(limit: int | None, table: Columns, rows: np.ndarray, seed: int) -> 
     return rows if limit is None else draw_by_value(table, rows, limit, seed)
 
 
-def _labelled(data: Any, table: Columns, parts: list[Part], about: dict[str, Any], warnings: list[str]) -> Labelled:
+def _labelled(data: object, table: Columns, parts: list[Part], about: dict[str, Any], warnings: list[str]) -> Labelled:
     classes = tuple(sorted(set(table.labels)))
     codes = codes_of(table.units)
     is_grouped = about["group"] is not None
@@ -171,7 +171,7 @@ def _repeated(keys: Sequence[str], what: str, about: dict[str, Any]) -> list[str
 # ------------------------------------------------------------------------------------------------------- the columns
 
 
-def _read(data: Any, across: str | None, split: Split) -> tuple[Columns, dict[str, Any], list[str]]:
+def _read(data: object, across: str | None, split: Split) -> tuple[Columns, dict[str, Any], list[str]]:
     """Return the columns of the rows that have one of the values, where they come from, and what must be told."""
     table, keys, warnings = _read_entries(data, across, split)
     labels = column_of(table, split.label, "label")
@@ -195,7 +195,7 @@ def _read(data: Any, across: str | None, split: Split) -> tuple[Columns, dict[st
     return all_rows.pick(np.flatnonzero(value >= 0)), about, warnings
 
 
-def _read_entries(data: Any, across: str | None, split: Split) -> tuple[Texts | Images, list[str], list[str]]:
+def _read_entries(data: object, across: str | None, split: Split) -> tuple[Texts | Images, list[str], list[str]]:
     """Return the texts or images with the columns that are needed, the key of each, and what must be told."""
     if isinstance(data, Images):
         if split.text != "text":
@@ -216,7 +216,7 @@ def _values(column: list[str], name: str, wanted: Sequence[str] | None) -> tuple
         if each not in every:
             raise InputError(f"column `{name}` must hold the value `{each}`; {did_you_mean(each, every)}")
     if len(names) < 2:
-        raise DataError(
+        raise InputError(
             f"column `{name}` must have at least two values to transfer between; it has {listed(names)}. Check "
             "--across."
         )
@@ -235,21 +235,21 @@ def column_of(table: Any, name: str, what: str) -> list[str]:
     values = table.column(name)
     missing = [row for row, value in enumerate(values) if _is_missing(value)]
     if missing:
-        raise DataError(
+        raise InputError(
             f"every row must have a {what} in column `{name}`; {len(missing)} of {len(values)} have none or NaN: rows "
             f"{listed(missing)}. Remove these rows, or name another column."
         )
     kinds = {str(value): type(value) for value in values}
     for row, value in enumerate(values):
         if kinds[str(value)] is not type(value):
-            raise DataError(
+            raise InputError(
                 f"column `{name}` must tell a {what} from its text; row {row} has {value!r} ({type(value).__name__}), "
                 f"another row the same as {kinds[str(value)].__name__}. Write all of them as text."
             )
     return [str(value) for value in values]
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return (
         value is None
         or (isinstance(value, float) and math.isnan(value))
@@ -276,7 +276,7 @@ def _without_rare(table: Columns, min_rows: int) -> tuple[Columns, list[str]]:
     counts = _training_units(table)
     rare = sorted(name for name, count in counts.items() if count < min_rows)
     if len(counts) - len(rare) < 2:
-        raise DataError(
+        raise InputError(
             f"there must be at least two classes with {min_rows} {table.what} (min_rows); "
             f"there are {len(counts) - len(rare)} of {len(counts)}. Ask for fewer."
         )
@@ -309,7 +309,7 @@ def _check_classes(labels: Sequence[str], which: str = "") -> None:
         )
     single = sorted(name for name, count in counts.items() if count < 2)
     if single:
-        raise DataError(
+        raise InputError(
             f"every class must have at least 2 rows{which}, one to learn from and one to test on; {listed(single)} "
             f"{'has' if len(single) == 1 else 'have'} 1. "
             f"{'Raise it, or leave' if which else 'Leave'} out the classes that are rare (--min-rows N), or merge them."
@@ -328,13 +328,13 @@ def _check_given(table: Columns, split: Split) -> None:
     labels, units = np.array(table.labels, object), np.array(table.units, object)
     unseen = sorted(set(labels[is_test]) - set(labels[~is_test]))
     if unseen:
-        raise DataError(
+        raise InputError(
             f"every class of the test rows must be in the training rows too; {listed(unseen)} are only in test. Leave "
             "these classes out (--min-rows N) or correct the split."
         )
     both = set(units[is_test]) & set(units[~is_test])
     if both and table.what == "groups":
-        raise DataError(
+        raise InputError(
             f"a group must lie on one side of the split in column `{split.split_column}`; {len(both)} groups lie "
             "on both, so test rows would be known from training. Correct the split, or leave it out and let saekit "
             "draw one."
@@ -365,7 +365,7 @@ def check_values(data: Labelled, inner: int) -> None:
         for c, label in enumerate(data.classes):
             tested, *learned = [len(np.unique(units[rows[data.y[rows] == c]])) for rows in sides]
             if tested < MIN_TEST_GROUPS or min(learned) < inner:
-                raise DataError(
+                raise InputError(
                     f"{where}: class `{label}` must have at least {MIN_TEST_GROUPS} test and {inner} training "
                     f"{'rows' if data.groups is None else 'groups'}; it has {tested} and {min(learned)}. Give more "
                     "rows, fewer inner folds, or leave it out (values=…)."
@@ -377,12 +377,12 @@ def _check_classes_of_value(data: Labelled, value: int, where: str) -> None:
     missing = [label for c, label in enumerate(data.classes) if not (of_value == c).any()]
     if len(data.classes) - len(missing) < 2:
         only = next(label for label in data.classes if label not in missing)
-        raise DataError(
+        raise InputError(
             f"{where} must have at least two classes; all its {len(of_value)} rows are `{only}`. Leave it out "
             "(values=…), or check the label column."
         )
     if missing:
-        raise DataError(
+        raise InputError(
             f"{where} must have every class, or nothing can be said about them there; it lacks "
             f"{listed(missing)}. Leave the value out (values=…), or the rows of these classes."
         )
@@ -394,12 +394,12 @@ def _check_tested(data: Labelled) -> None:
     tested = [name for name, (_, test) in counts.items() if test]
     unlearned = [name for name, (train, test) in counts.items() if test and not train]
     if unlearned:
-        raise DataError(
+        raise InputError(
             f"every class of the test rows must be in the training rows too; {listed(unlearned)} are only in test. "
             "Give more rows (train_rows, max_rows) or leave these classes out (--min-rows N)."
         )
     if len(tested) < 2:
-        raise DataError(
+        raise InputError(
             f"the test rows must be of at least two classes; all {len(data.test)} are `{''.join(tested)}`. Correct the "
             "split, or give more rows."
         )

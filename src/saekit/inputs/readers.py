@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, InputError, listed
-from ..files import local_path
+from ..files import local_path, open_file
 from .hub_datasets import is_saved, open_saved
 from .records import rows_of_columns
 from .tables import first_line
@@ -132,7 +132,7 @@ def _first_choice(words: list[str], name: str) -> str | None:
     if len(known) < 2 or "" in known:
         return None
     if "train" not in known:
-        raise DataError(f"`{name}` holds the splits {listed(known)}. Say which one is meant (split=…, @SPLIT).")
+        raise InputError(f"`{name}` holds the splits {listed(known)}. Say which one is meant (split=…, @SPLIT).")
     return "train"
 
 
@@ -159,7 +159,7 @@ def read_file(path: Path, wanted: Collection[str] | None = None) -> Iterator[Any
         # csv, json, gzip, zlib, pyarrow and the system raise classes of their own
         after = f" after {n:,} records" if n else ""
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
-        raise DataError(
+        raise InputError(
             f"`{path.name}` cannot be read{after}: {reason}. Is the file complete, and of the kind its ending says?"
         ) from error
 
@@ -171,7 +171,8 @@ class _Unpacked(io.RawIOBase):
     """The bytes of a gzipped file; expansion beyond all measure is refused."""
 
     def __init__(self, path: Path) -> None:
-        self._stream = gzip.GzipFile(path)
+        self._packed = open_file(path)
+        self._stream = gzip.GzipFile(fileobj=self._packed)
         self._limit = max(_EXPANSION_FLOOR, _EXPANSION * path.stat().st_size)
         self._n = 0
 
@@ -190,12 +191,13 @@ class _Unpacked(io.RawIOBase):
 
     def close(self) -> None:
         self._stream.close()
+        self._packed.close()
         super().close()
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
     """Open a file as a stream of bytes, unpacked where its name ends in ``.gz``."""
-    return io.BufferedReader(_Unpacked(path)) if path.suffix.lower() == ".gz" else open(path, "rb")
+    return io.BufferedReader(_Unpacked(path)) if path.suffix.lower() == ".gz" else open_file(path)
 
 
 class _Characters(io.TextIOWrapper):
@@ -308,7 +310,7 @@ def _json_records(stream: _Characters) -> Iterator[Any]:
     yield from values
 
 
-def _is_plain_list(value: Any) -> bool:
+def _is_plain_list(value: object) -> bool:
     return isinstance(value, list) and not any(isinstance(each, list | dict) for each in value[:1])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, listed
+from ..errors import InputError, listed
 from .hub_datasets import choose_split, named_labels
 
 READABLE = (
@@ -39,14 +39,14 @@ def open_values(data: Any, split: str | None) -> tuple[Iterator[Any], dict[str, 
         source["split"] = choose_split(data, split, type(data).__name__)
         return named_labels(data[source["split"]]), source
     if split is not None and split != str(getattr(data, "split", None)):
-        raise DataError(
+        raise InputError(
             f"data in memory have no split `{split}` ({type(data).__name__}). Give the rows that are meant and leave "
             "the split out, or give a DatasetDict."
         )
     return records_of(data), source
 
 
-def records_of(data: Any) -> Iterator[Any]:
+def records_of(data: object) -> Iterator[Any]:
     """Yield the records of a container in memory.
 
     Yields
@@ -72,7 +72,7 @@ def records_of(data: Any) -> Iterator[Any]:
             yield from rows
 
 
-def one_column(data: Any, text: str = "text") -> list[Any]:
+def one_column(data: object, text: str = "text") -> list[Any]:
     """Return the entries of a list, of the one column of a table, or of its column `text`.
 
     Raises
@@ -84,7 +84,7 @@ def one_column(data: Any, text: str = "text") -> list[Any]:
     for record in records_of(data):
         if isinstance(record, Mapping):
             if len(record) != 1 and text not in record:
-                raise DataError(
+                raise InputError(
                     f"texts must be one column; got the columns {listed(record)}. Give the one that holds them."
                 )
             record = record[text] if text in record else next(iter(record.values()))
@@ -92,7 +92,7 @@ def one_column(data: Any, text: str = "text") -> list[Any]:
     return found
 
 
-def rows_of_columns(columns: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
+def rows_of_columns(columns: Mapping[object, object]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table that is given by columns.
 
     Raises
@@ -102,12 +102,12 @@ def rows_of_columns(columns: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
     """
     names = [str(name) for name in columns]
     if len(set(names)) < len(names):
-        raise DataError(f"columns must have different names; they are called {listed(names, 12)}.")
+        raise InputError(f"columns must have different names; they are called {listed(names, 12)}.")
     for values in _side_by_side({name: _entries(column) for name, column in zip(names, columns.values())}):
         yield dict(zip(names, values))
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return a cell as a plain value: numbers of numpy and arrow unpacked, missing values as None."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -118,7 +118,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def repeatable(data: Any) -> Any:
+def repeatable(data: object) -> Any:
     """Return data that can be read again: an iterator remembers what it has given."""
     return _Remembered(data) if isinstance(data, Iterator) and not isinstance(data, io.IOBase) else data
 
@@ -160,25 +160,25 @@ def _rows_of_mapping(data: Mapping[Any, Any]) -> Iterator[Any]:
     if _are_splits(data):
         return named_labels(data[choose_split(data, None, type(data).__name__)])
     if not data or not all(_is_container(values) for values in data.values()):
-        raise DataError(
+        raise InputError(
             "a dictionary must hold columns of one length, {'text': […], 'label': […]}; this one has the keys "
             f"{listed(data)}. Records come in a list: [{{'text': …}}, {{'text': …}}]."
         )
     return rows_of_columns(data)
 
 
-def _is_pair(data: Any) -> bool:
+def _is_pair(data: object) -> bool:
     return isinstance(data, tuple) and len(data) == 2 and all(map(_is_container, data))
 
 
-def _rows_of_pair(texts: Any, labels: Any) -> Iterator[tuple[Any, ...]]:
+def _rows_of_pair(texts: object, labels: object) -> Iterator[tuple[Any, ...]]:
     return _side_by_side({"the texts": records_of(texts), "the labels": iter(one_column(labels))})
 
 
 def _rows_of_frame(frame: Any) -> Iterator[dict[str, Any]]:
     names = [str(name) for name in frame.columns]
     if len(set(names)) < len(names):
-        raise DataError(f"columns must have different names; they are called {listed(names, 12)}.")
+        raise InputError(f"columns must have different names; they are called {listed(names, 12)}.")
     for values in frame.itertuples(index=False, name=None):
         yield dict(zip(names, map(plain, values)))
 
@@ -189,7 +189,7 @@ def _rows_of_batches(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
             yield from batch.slice(first, _ROWS_AT_ONCE).to_pylist()
 
 
-def _rows_of_stream(data: Any) -> Iterator[dict[str, Any]]:
+def _rows_of_stream(data: object) -> Iterator[dict[str, Any]]:
     import pyarrow
 
     return _rows_of_batches(pyarrow.RecordBatchReader.from_stream(data))
@@ -207,22 +207,22 @@ _FRAMES: tuple[tuple[tuple[str, ...], Callable[[Any], Iterator[Any]]], ...] = (
 """What a table is recognized by, and how its rows are read; the libraries themselves need not be there."""
 
 
-def _are_splits(data: Any) -> bool:
+def _are_splits(data: object) -> bool:
     """Return whether the data are a dictionary of data sets, one per split."""
     return isinstance(data, Mapping) and bool(data) and all(hasattr(each, "column_names") for each in data.values())
 
 
-def _is_container(values: Any) -> bool:
+def _is_container(values: object) -> bool:
     return not isinstance(values, str | bytes | tuple) and isinstance(values, Iterable) and hasattr(values, "__len__")
 
 
-def _side_by_side(columns: Mapping[str, Iterator[Any]]) -> Iterator[tuple[Any, ...]]:
+def _side_by_side(columns: Mapping[str, Iterator[object]]) -> Iterator[tuple[Any, ...]]:
     """Yield the entries of columns that have one length."""
     end = object()
     for n, values in enumerate(zip_longest(*columns.values(), fillvalue=end)):
         short = [name for name, value in zip(columns, values) if value is end]
         if short:
-            raise DataError(f"columns must have one length; {listed(short)} ends after {n} entries, others go on.")
+            raise InputError(f"columns must have one length; {listed(short)} ends after {n} entries, others go on.")
         yield tuple(map(plain, values))
 
 
@@ -241,4 +241,4 @@ def _entries(data: Any) -> Iterator[Any]:
         why = f" of shape {data.shape}. Give one column"
     elif hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
         return iter(data)
-    raise DataError(f"data in memory must be {READABLE}; got {type(data).__name__}{why}.")
+    raise InputError(f"data in memory must be {READABLE}; got {type(data).__name__}{why}.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, DataError, listed
+from ..errors import ConfigError, InputError, listed
 from ..randomness import hashed_key
 from .settings import Split
 
@@ -55,7 +56,7 @@ def codes_of(names: Sequence[str]) -> np.ndarray:
 
 
 def check_folds(
-    y: np.ndarray, units: np.ndarray | None, folds: int, which: str, names: Sequence[str] | None = None
+    y: np.ndarray, units: np.ndarray | None, folds: int, reason: str, names: Sequence[str] | None = None
 ) -> None:
     """Refuse folds that a class cannot fill.
 
@@ -65,18 +66,18 @@ def check_folds(
         ``[n]`` class codes.
     units
         ``[n]`` codes of what stays in one fold; None: every row is alone.
-    folds, which
-        Number of folds, and whether they are ``inner`` or ``outer``, for messages.
+    folds, reason
+        Number of folds, and what needs that many, for messages.
     names
         Names of the classes, for messages.
 
     Raises
     ------
-    DataError
+    InputError
         A class has fewer rows (or groups) than there are folds.
     """
     if len(y) < folds:
-        raise DataError(f"there must be at least as many training rows as {which} folds, {folds}; there are {len(y)}.")
+        raise InputError(f"there must be at least {folds} training rows: {reason}; there are {len(y)}. Give more rows.")
     codes, counts = np.unique(y, return_counts=True)
     what = "rows"
     if units is not None:
@@ -86,11 +87,16 @@ def check_folds(
     if counts.min() < folds:
         few = [int(code) for code, count in zip(codes, counts) if count < folds]
         shown = few if names is None else [names[code] for code in few]
-        raise DataError(
-            f"every class must have at least as many training {what} as there are {which} folds, {folds}; "
-            f"{listed(shown)} {'has' if len(few) == 1 else 'have'} fewer. Give more rows, fewer folds, or leave out "
-            "the classes that are rare (--min-rows N)."
+        raise InputError(
+            f"every class must have at least {folds} {what}: {reason}; {listed(shown)} "
+            f"{'has' if len(few) == 1 else 'have'} fewer. Give more {what.partition(' ')[0]} of "
+            f"{'it' if len(few) == 1 else 'them'}, or leave out the classes that are rare (--min-rows N)."
         )
+
+
+INNER = "one for each of the {} folds of the training rows that choose hyperparameters (budget.inner)"
+OUTER = "one for each of the {} folds (--folds)"
+SIDES = "one for each side of the split, training and test"
 
 
 def split_rows(table: Columns, split: Split) -> list[Part]:
@@ -106,7 +112,7 @@ def split_rows(table: Columns, split: Split) -> list[Part]:
             units = codes_of(table.units)
             alone = table.what == "rows" and units.max() + 1 == len(units)
             names = sorted(set(table.labels))
-            check_folds(codes_of(table.labels), None if alone else units, split.folds, "outer", names)
+            check_folds(codes_of(table.labels), None if alone else units, split.folds, OUTER.format(split.folds), names)
         fold = _drawn_folds(table, split)
         return [(every[fold != part], every[fold == part]) for part in range(split.folds)]
     is_test = _drawn_folds(table, split) == 0
@@ -149,17 +155,36 @@ def _drawn_folds(table: Columns, split: Split) -> np.ndarray:
 
 def _balanced_folds(table: Columns, split: Split) -> np.ndarray:
     """Return the fold of each row of groups of any size; without folds 0 for test rows and -1 for training rows."""
-    y, units = codes_of(table.labels), codes_of(table.units)
-    check_folds(y, units, split.folds or 2, "outer", sorted(set(table.labels)))
-    counts = np.zeros((int(units.max()) + 1, int(y.max()) + 1))
-    np.add.at(counts, (units, y), 1)
+    y, names = codes_of(table.labels), sorted(set(table.labels))
+    reason = SIDES if split.folds is None else OUTER.format(split.folds)
+    check_folds(y, codes_of(table.units), split.folds or 2, reason, names)
     fractions = (
         np.array([split.test_share, 1 - split.test_share])
         if split.folds is None
         else np.full(split.folds, 1 / split.folds)
     )
-    fold = dealt_groups(sorted(set(table.units)), counts, fractions, split.seed)[units]
+    fold = balanced_folds(table.units, y, fractions, split.seed)
     return fold if split.folds is not None else np.where(fold == 0, 0, -1)
+
+
+def balanced_folds(units: Sequence[Any] | np.ndarray, y: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:
+    """Return the part of each row, groups kept whole; see `dealt_groups`.
+
+    Parameters
+    ----------
+    units
+        ``[n]`` names (or codes) of the groups.
+    y
+        ``[n]`` class codes.
+    fractions, seed
+        As for `dealt_groups`.
+    """
+    names = [str(unit) for unit in units]
+    codes = codes_of(names)
+    counts = np.zeros((int(codes.max()) + 1, int(y.max()) + 1))
+    np.add.at(counts, (codes, y), 1)
+    counts = counts[:, counts.any(0)]  # classes without rows weigh nothing
+    return dealt_groups(sorted(set(names)), counts, fractions, seed)[codes]
 
 
 def dealt_groups(names: Sequence[str], counts: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:

@@ -24,7 +24,7 @@ class Table:
     def check_split(self, split: str | None) -> None:
         """Refuse another split than the one that was read; raises `DataError`."""
         if split is not None and split != self.info.get("split"):
-            raise DataError(
+            raise InputError(
                 f"`{self.info['name']}` was read with the split {self.info.get('split')}; `{split}` is asked for."
             )
 

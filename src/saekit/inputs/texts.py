@@ -59,7 +59,7 @@ class Texts(Table, Sequence[str]):
 
 
 def read_texts(
-    data: Any,
+    data: object,
     *,
     text: str = "text",
     split: str | None = None,
@@ -154,7 +154,7 @@ class _Gathering:
             return True
         return characters is not None and self.n_characters >= characters
 
-    def add(self, row: int, record: Any) -> None:
+    def add(self, row: int, record: object) -> None:
         """Take the text of a record, unless it is empty."""
         record = self._by_columns(record, row)
         self.names |= dict.fromkeys(record)
@@ -171,26 +171,26 @@ class _Gathering:
             if name not in (self.text, _ID) and (self.wanted is None or name in self.wanted):
                 self._keep(name, value, row)
 
-    def _by_columns(self, record: Any, row: int) -> Mapping[str, Any]:
+    def _by_columns(self, record: object, row: int) -> Mapping[str, Any]:
         """Return a record as a dictionary; a text, or a text with its label, becomes one."""
         if isinstance(record, tuple) and len(record) == 2:
             label = self.wanted[0] if self.wanted else "label"
             return {**self._by_columns(record[0], row), label: record[1]}
         if record is None or isinstance(record, str):
             if self.text != "text":
-                raise DataError(
+                raise InputError(
                     f"`{self.name}` holds texts without names of columns; a column `{self.text}` is asked for. Leave "
                     "the name of the text column out."
                 )
             return {"text": record}
         if not isinstance(record, Mapping):
-            raise DataError(
+            raise InputError(
                 f"`{self.name}` must hold texts or dictionaries with a column `{self.text}`; record {row} is "
                 f"{type(record).__name__}. What can be read: {READABLE}."
             )
         return record
 
-    def _text_of(self, record: Mapping[str, Any], row: int) -> str:
+    def _text_of(self, record: Mapping[str, object], row: int) -> str:
         if self.text not in self.names:
             raise no_column(self.text, record, self.name, hint=_CHAT if any(map(_is_chat, record.values())) else "")
         value = record.get(self.text)
@@ -198,14 +198,14 @@ class _Gathering:
             return ""
         if not isinstance(value, str):
             hint = _CHAT if _is_chat(value) else "Name the column that holds the text (--text)."
-            raise DataError(
+            raise InputError(
                 f"column `{self.text}` of `{self.name}` must hold text; row {row} has {shortened(value)} "
                 f"({type(value).__name__}). {hint}"
             )
         self._check_unicode(value, self.text, row)
         return value
 
-    def _keep(self, name: str, value: Any, row: int) -> None:
+    def _keep(self, name: str, value: object, row: int) -> None:
         if name in self.not_plain:
             return
         if self.wanted is None and not isinstance(value, _SCALARS):
@@ -222,7 +222,7 @@ class _Gathering:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise DataError(
+            raise InputError(
                 f"column `{name}` of `{self.name}` must hold Unicode text; row {row} has half of a surrogate pair, "
                 f"{value[error.start]!a}, at character {error.start}. Remove it."
             ) from None
@@ -232,7 +232,7 @@ class _Gathering:
             if name not in self.names:
                 raise no_column(name, self.names, self.name)
 
-    def finish(self, source: Mapping[str, Any], complete: bool) -> Texts:
+    def finish(self, source: Mapping[str, object], complete: bool) -> Texts:
         """Return the texts.
 
         Raises
@@ -277,12 +277,12 @@ _CHAT = (
 )
 
 
-def _is_chat(value: Any) -> bool:
+def _is_chat(value: object) -> bool:
     """Return whether a value is a list of messages."""
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
 
 
-def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
+def _read(records: Iterable[object], name: str) -> Iterator[Any]:
     """Yield the records of a data set, with its errors turned into ours."""
     try:
         yield from records
@@ -290,10 +290,10 @@ def _read(records: Iterable[Any], name: str) -> Iterator[Any]:
         raise
     except Exception as error:
         # datasets raises classes of pandas, pyarrow, gzip and fsspec
-        raise DataError(f"`{name}` cannot be read: {first_line(error)}. Is it complete?") from error
+        raise InputError(f"`{name}` cannot be read: {first_line(error)}. Is it complete?") from error
 
 
-def _open(data: Any, text: str, split: str | None, columns: Sequence[str] | None) -> Records:
+def _open(data: object, text: str, split: str | None, columns: Sequence[str] | None) -> Records:
     """Return the records of a source, and what it is."""
     if isinstance(data, Texts):
         data.check_split(split)

@@ -8,7 +8,11 @@ integer ``gains``, and a perfect matching exists. ``prices`` belong to columns; 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import MutableSequence
+from typing import TypeAlias
+
+Ints: TypeAlias = MutableSequence[int]
+"""A list, or an array of int64."""
 
 LOWEST = -(2**62)
 """Below every gain less a price, and far enough from the end of int64 that a difference does not wrap around."""
@@ -20,7 +24,7 @@ PRICE_LIMIT = 2**60
 """Prices above this mean that rows bid each other up for too few columns: the auction gives up before they wrap."""
 
 
-def release(starts: Any, columns: Any, gains: Any, prices: Any, mate: Any, owner: Any, slack: int) -> None:
+def release(starts: Ints, columns: Ints, gains: Ints, prices: Ints, mate: Ints, owner: Ints, slack: int) -> None:
     """Undo every match whose row would gain more than `slack` elsewhere."""
     for i in range(len(mate)):
         if mate[i] < 0:
@@ -39,8 +43,8 @@ def release(starts: Any, columns: Any, gains: Any, prices: Any, mate: Any, owner
 
 
 def auction(
-    starts: Any, columns: Any, gains: Any, prices: Any, mate: Any, owner: Any, stack: Any, epsilon: int, span: int,
-    budget: int,
+    starts: Ints, columns: Ints, gains: Ints, prices: Ints, mate: Ints, owner: Ints, stack: Ints, epsilon: int,
+    span: int, budget: int,
 ) -> int:  # fmt: skip
     """Let unmatched rows bid until all are matched within `epsilon` of their best; returns the bids left, -1 if none.
 
@@ -82,7 +86,7 @@ def auction(
     return budget
 
 
-def tighten(starts: Any, columns: Any, gains: Any, prices: Any, mate: Any, worth: Any) -> None:
+def tighten(starts: Ints, columns: Ints, gains: Ints, prices: Ints, mate: Ints, worth: Ints) -> None:
     """Make every match tight by lowering the gains that beat it, which `release` has left small.
 
     Afterwards ``worth[i] + prices[j] >= gains`` on every edge, with equality on every match.
@@ -106,8 +110,8 @@ def tighten(starts: Any, columns: Any, gains: Any, prices: Any, mate: Any, worth
 
 
 def augment(
-    starts: Any, columns: Any, gains: Any, prices: Any, mate: Any, owner: Any, worth: Any, distance: Any, origin: Any,
-    heap_key: Any, heap_item: Any, seen: Any,
+    starts: Ints, columns: Ints, gains: Ints, prices: Ints, mate: Ints, owner: Ints, worth: Ints, distance: Ints,
+    origin: Ints, heap_key: Ints, heap_item: Ints, seen: Ints,
 ) -> None:  # fmt: skip
     """Match every unmatched row along a shortest augmenting path (Dijkstra on reduced costs), keeping prices feasible.
 

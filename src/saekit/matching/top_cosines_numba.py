@@ -5,8 +5,6 @@ Rows or columns are worked on in ranges ``start .. stop`` that nobody else write
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
 
@@ -16,7 +14,10 @@ true once the heaps are full."""
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def pair_cosines(start: int, stop: int, a: Any, p: Any, i: Any, b: Any, q: Any, j: Any, out: Any) -> None:
+def pair_cosines(
+    start: int, stop: int, a: np.ndarray, p: np.ndarray, i: np.ndarray, b: np.ndarray, q: np.ndarray, j: np.ndarray,
+    out: np.ndarray,
+) -> None:  # fmt: skip
     """``out[e] = a[i[e]] . b[j[e]] * p[i[e]] * q[j[e]]`` in float64."""
     d = a.shape[1]
     for e in range(start, stop):
@@ -29,7 +30,7 @@ def pair_cosines(start: int, stop: int, a: Any, p: Any, i: Any, b: Any, q: Any, 
 
 
 @njit(nogil=True, cache=True)
-def _sift(value: Any, item: Any, k: int, new_value: Any, new_item: Any) -> None:
+def _sift(value: np.ndarray, item: np.ndarray, k: int, new_value: np.floating, new_item: int) -> None:
     """Put a new entry in the place of the least of a heap of `k`."""
     at = 0
     while 2 * at + 1 < k:
@@ -46,7 +47,7 @@ def _sift(value: Any, item: Any, k: int, new_value: Any, new_item: Any) -> None:
 
 
 @njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
-def _any_above(line: Any, limits: Any, least: Any) -> Any:
+def _any_above(line: np.ndarray, limits: np.ndarray, least: np.floating) -> int:
     """Whether ``line - limits`` exceeds `least` anywhere. Without branches or a start index it is vectorized."""
     above = 0
     for c in range(len(line)):
@@ -55,7 +56,9 @@ def _any_above(line: Any, limits: Any, least: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def keep_by_row(start: int, stop: int, tile: Any, prices: Any, first: int, value: Any, item: Any) -> None:
+def keep_by_row(
+    start: int, stop: int, tile: np.ndarray, prices: np.ndarray, first: int, value: np.ndarray, item: np.ndarray
+) -> None:
     """Enter ``tile[r, c] - prices[c]`` into the heap of row r (least first) where it is among the largest."""
     width = tile.shape[1]
     k = value.shape[1]
@@ -73,7 +76,7 @@ def keep_by_row(start: int, stop: int, tile: Any, prices: Any, first: int, value
 
 @njit(nogil=True, cache=True)
 def keep_by_column(
-    start: int, stop: int, tile: Any, first: int, limits: Any, value: Any, item: Any
+    start: int, stop: int, tile: np.ndarray, first: int, limits: np.ndarray, value: np.ndarray, item: np.ndarray
 ) -> None:  # fmt: skip
     """Enter ``tile[r, c]`` into the heap of column c where it is among the largest; ``limits`` is the least of each."""
     k = value.shape[1]

@@ -9,6 +9,7 @@ a difference of two is a paired one. `benchmarks/interval_coverage.py` measures 
 References
 ----------
 Efron & Tibshirani (1993), *An Introduction to the Bootstrap*: jackknife (chapter 11), acceleration (section 14.3);
+Hall (1992), *The Bootstrap and Edgeworth Expansion*: skewness of studentized values (section 3.6);
 Imbens & Kolesár (2016), 1601.01981, and Hansen (2025), *Jackknife standard errors for clustered regression*: degrees of
 freedom with few clusters of unequal size; Kish (1965), *Survey Sampling*: the effective number.
 """
@@ -39,8 +40,8 @@ NORMAL = 1.959964
 LEAST_EFFECTIVE = 3.0
 """Effective number of documents below which there is no interval: it would rest on one or two of them."""
 
-MOST_SKEW = 0.6
-"""What skewness takes from the denominator of the longer arm of an interval, at most."""
+MOST_SKEW = 1.5
+"""What skewness adds to the longer arm of an interval, as a fraction of it, at most."""
 
 
 def row_groups(
@@ -196,6 +197,8 @@ class Estimate:
         An interval from elsewhere.
     counts
         Independent observations behind a fraction: an interval where all parts agree is as wide as these allow.
+    choice
+        Variance that comes on top: that of a choice which was made elsewhere, and repeated there on resamples.
     """
 
     value: float
@@ -204,13 +207,15 @@ class Estimate:
     reason: str | None = None
     ends: tuple[float, float] | None = None
     counts: float | None = None
+    choice: float = 0.0
 
     @property
     def spread(self) -> Spread | None:
         """How uncertain the value is; None where that is not known."""
         if self.left_out is None or self.sample is None or math.isnan(self.value):
             return None
-        return Spread.of(self.value, self.left_out, self.sample.sizes)
+        found = Spread.of(self.value, self.left_out, self.sample.sizes)
+        return replace(found, error=math.hypot(found.error, math.sqrt(self.choice)))
 
     def measured(
         self, unit: str, level: float = LEVEL, *, least: float | None = None, most: float | None = None
@@ -270,9 +275,13 @@ class Spread:
         return cls(error if error > 1e-12 * max(abs(value), 1e-3) else 0.0, degrees_of_freedom(sizes), skew)
 
     def arms(self, level: float) -> tuple[float, float]:
-        """Return how many errors the interval reaches down and up: Student's t, more on the side of the skew."""
+        """Return how many errors the interval reaches down and up: Student's t, more on the side of the skew.
+
+        The error varies with the value where the sample is skewed; to second order that adds ``a (2 t^2 + 1)`` to the
+        arm on the side of the skew, a the acceleration (Hall 1992, section 3.6). The other arm is not shortened.
+        """
         reach = student(self.degrees, level)
-        longer = reach / (1 - min(abs(self.skew) * reach, MOST_SKEW))
+        longer = reach * (1 + min(abs(self.skew) * (2 * reach + 1 / reach), MOST_SKEW))
         return (reach, longer) if self.skew > 0 else (longer, reach)
 
     def p_value(self, gap: float) -> float:
@@ -302,8 +311,8 @@ def interval(
     level
         Coverage.
     least, most
-        Range of the quantity. With both, the interval is symmetric on the logit scale of that range, with `least`
-        alone on the log scale.
+        Range of the quantity. With both, the interval is symmetric on the logit scale of that range, and holds an end
+        of the range that it would reach on the plain scale; with `least` alone it is symmetric on the log scale.
     counts
         Independent observations: where the estimate does not vary, what they leave open (1 - 0.025^(1/n)).
     """
@@ -313,6 +322,9 @@ def interval(
     down, up = spread.arms(level)
     scale, slope, back = _scale(value, least, most)
     low, high = back(scale - down * slope * spread.error), back(scale + up * slope * spread.error)
+    if least is not None and most is not None:  # the logit scale alone would exclude 0 and 1, which may be the truth
+        low = least if value - down * spread.error <= least else low
+        high = most if value + up * spread.error >= most else high
     return _cut((min(low, value), max(high, value)), least, most)
 
 

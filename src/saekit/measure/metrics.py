@@ -183,7 +183,7 @@ class Metrics(Mapping[str, Measured]):
             )
             raise AttributeError(f"there is no metric `{name}` here. {advice}") from None
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("measured values cannot be changed")
 
     def __delattr__(self, name: str) -> None:
@@ -208,7 +208,7 @@ class Metrics(Mapping[str, Measured]):
         return {name: value.to_json() for name, value in self.items()}
 
     @classmethod
-    def from_json(cls, plain: Any, where: str = "metrics") -> Metrics:
+    def from_json(cls, plain: object, where: str = "metrics") -> Metrics:
         """Return what `to_json` made it from.
 
         Raises

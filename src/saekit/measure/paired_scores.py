@@ -333,6 +333,20 @@ def _mean_area(areas: list[list[_Area]], weights: np.ndarray) -> np.ndarray:
     return mean([mean([area(weights) for area in fold]) for fold in areas])
 
 
+def macro_f1_of(y: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the macro-F1 of predicted labels under each row of weights.
+
+    Parameters
+    ----------
+    y, labels
+        ``[n]`` true and predicted class codes.
+    weights
+        ``float32 [n_weights, n]``.
+    """
+    n_classes = int(max(y.max(), labels.max())) + 1
+    return _Counted(y, labels, np.zeros((len(y), n_classes)), n_classes)(weights)["macro_f1"]
+
+
 def chance_interval(scores: Sequence[Scores], level: float = LEVEL) -> Measured:
     """Mean AUC of classifiers that learned permuted labels, with its interval; chance is 0.5."""
     # every shuffle has its own labels, so the shuffles are independent

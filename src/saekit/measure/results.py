@@ -105,7 +105,7 @@ class Measured:
         return plain
 
     @classmethod
-    def from_json(cls, plain: Any, where: str = "measured") -> Measured:
+    def from_json(cls, plain: object, where: str = "measured") -> Measured:
         """Return what `to_json` made it from.
 
         Raises
@@ -163,7 +163,14 @@ class Result:
             Another kind, a newer schema, a key that is unknown or missing, a value that contradicts another.
         """
         plain = unsealed(plain, where)
-        result = result_from_json(cls, cls.migrate(plain) if isinstance(plain, dict) else plain)
+        try:
+            migrated = cls.migrate(plain) if isinstance(plain, dict) else plain
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:  # old files have no seal
+            raise FormatError(
+                f"`{where}` must hold what results of schema {plain.get('schema')!r} hold; not so: {error!r:.99}. "
+                "The file was altered."
+            ) from error
+        result = result_from_json(cls, migrated)
         result.check()
         return result
 
@@ -262,11 +269,11 @@ def flat_row(item: Any, prefix: str = "") -> dict[str, Any]:
     return row
 
 
-def _is_measured_mapping(value: Any) -> bool:
+def _is_measured_mapping(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(each, Measured) for each in value.values())
 
 
-def _measured_in(plain: Any, path: str) -> Iterator[dict[str, Any]]:
+def _measured_in(plain: object, path: str) -> Iterator[dict[str, Any]]:
     """Every measured quantity in a JSON object, with its path."""
     if isinstance(plain, dict) and {"value", "low", "high", "unit"} <= set(plain):
         yield {"name": path, **plain}
@@ -289,7 +296,7 @@ def result_to_json(result: Any) -> dict[str, Any]:
     return {"kind": result.KIND, "schema": result.SCHEMA, **_plain_fields(result)}
 
 
-def result_from_json(cls: type[R], plain: Any) -> R:
+def result_from_json(cls: type[R], plain: object) -> R:
     """Build a result of class `cls` from what `result_to_json` made, refusing anything it does not know.
 
     Raises
@@ -315,7 +322,7 @@ def result_from_json(cls: type[R], plain: Any) -> R:
     return _build(cls, plain, kind)
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: object) -> Any:
     """Dataclasses, dicts, lists, tuples and whatever has ``to_json`` as plain JSON; anything else unchanged."""
     if hasattr(value, "to_json"):
         return value.to_json()
@@ -333,7 +340,7 @@ def _plain_fields(value: Any) -> dict[str, Any]:
     return {field.name: to_plain(getattr(value, field.name)) for field in fields if not field.name.startswith("_")}
 
 
-def _build(cls: type[R], plain: Any, where: str) -> R:
+def _build(cls: type[R], plain: object, where: str) -> R:
     """Return a dataclass from a JSON object, by its type hints."""
     if not isinstance(plain, dict):
         raise FormatError(f"`{where}` must be a JSON object; it is {plain!r}.")
@@ -348,7 +355,7 @@ def _build(cls: type[R], plain: Any, where: str) -> R:
     return cls(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in plain.items()})
 
 
-def _decode(hint: Any, item: Any, where: str) -> Any:
+def _decode(hint: object, item: object, where: str) -> Any:
     """Return `item` as the type `hint` says; raises `FormatError`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -366,7 +373,7 @@ def _decode(hint: Any, item: Any, where: str) -> Any:
     return _decode_plain(hint, item, where)
 
 
-def _decode_all(origin: type, arguments: tuple[Any, ...], item: Any, where: str) -> Any:
+def _decode_all(origin: type, arguments: tuple[object, ...], item: object, where: str) -> Any:
     """Return every member of a dict, list or tuple decoded."""
     if origin is dict:
         if not isinstance(item, dict):
@@ -377,7 +384,7 @@ def _decode_all(origin: type, arguments: tuple[Any, ...], item: Any, where: str)
     return origin(_decode(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(item))
 
 
-def _decode_plain(hint: Any, item: Any, where: str) -> Any:
+def _decode_plain(hint: object, item: object, where: str) -> Any:
     """Return a number, text or truth value; whole numbers become floats where those are wanted."""
     if hint is float and isinstance(item, int) and not isinstance(item, bool):
         return float(item)
@@ -401,7 +408,7 @@ def _decimals(number: float) -> int:
     return -math.floor(math.log10(abs(number))) if number and math.isfinite(number) else 99
 
 
-def _number(value: Any, where: str) -> float | None:
+def _number(value: object, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):

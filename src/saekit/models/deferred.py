@@ -49,8 +49,10 @@ def defer_model(model: LanguageModel | str | os.PathLike[str]) -> DeferredModel:
     if not isinstance(model, str | os.PathLike):
         raise ConfigError(f"`model` must be a LanguageModel, a folder or a name; got {type(model).__name__}.")
     files = find_model(model)
-    digest = files.digest
-    about = {"model": digest, "dtype": _dtype_in(files.folder), "tokenizer": _digest_tokenizer(files.folder)}
+    if files.stored is None:  # it has to be downloaded before its files have a digest
+        load_language_model(files.name)
+    digest, folder = files.digest, str(files.stored or files.folder)
+    about = {"model": digest, "dtype": _dtype_in(folder), "tokenizer": _digest_tokenizer(folder)}
     return DeferredModel(files.short_name, digest, about, lambda: _loaded(files.name, digest))
 
 

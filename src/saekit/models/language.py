@@ -109,7 +109,7 @@ def is_causal_lm(config: PretrainedConfig) -> bool:
     return config.model_type not in masked
 
 
-def _context(config: PretrainedConfig, tokenizer: Any, model: Any) -> int:
+def _context(config: PretrainedConfig, tokenizer: object, model: object) -> int:
     """Return the smaller of what the position embedding and the tokenizer allow; 2048 where neither says."""
     first = first_position(model)
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 
@@ -25,7 +24,7 @@ def load_model(
     vision: bool | None = None,
     dtype: Dtype = None,
     device: Device = None,
-    device_map: Any = None,
+    device_map: object = None,
 ) -> LanguageModel | VisionModel:
     """Load a transformers model: a language model with its tokenizer, or a vision model with its processor.
 
@@ -80,7 +79,7 @@ def load_language_model(
     *,
     dtype: Dtype = None,
     device: Device = None,
-    device_map: Any = None,
+    device_map: object = None,
 ) -> LanguageModel:
     """Load a language model; see `load_model`."""
     loaded = load_model(model, vision=False, dtype=dtype, device=device, device_map=device_map)
@@ -93,7 +92,7 @@ def load_vision_model(
     *,
     dtype: Dtype = None,
     device: Device = None,
-    device_map: Any = None,
+    device_map: object = None,
 ) -> VisionModel:
     """Load a vision or vision-language model; see `load_model`."""
     loaded = load_model(model, vision=True, dtype=dtype, device=device, device_map=device_map)

@@ -125,7 +125,7 @@ class Placement:
     device_map: Any
 
     @staticmethod
-    def checked(dtype: str | torch.dtype | None, device: str | torch.device | None, device_map: Any) -> Placement:
+    def checked(dtype: str | torch.dtype | None, device: str | torch.device | None, device_map: object) -> Placement:
         """Return the placement that `load_model` is asked for.
 
         Raises
@@ -187,15 +187,32 @@ class ModelFiles:
         return str(given.resolve()) if is_path else None
 
     @property
+    def stored(self) -> Path | None:
+        """The folder of the files on this machine, of a hub model in the cache; None: they are still to be downloaded.
+
+        With and without network it is the same one, and so are the digests of what is in it.
+        """
+        from huggingface_hub import snapshot_download
+
+        if self.is_local:
+            return Path(self.folder)
+        try:
+            folder = Path(snapshot_download(self.name, revision=self.revision, local_files_only=True))
+        except Exception:  # not in the cache, or no cache to look into
+            return None
+        return folder if (folder / "config.json").is_file() and _weights_in(folder) else None
+
+    @property
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Names, sizes and times of the files: when they are as before, so is the digest."""
-        files = sorted(Path(self.folder).iterdir()) if Path(self.folder).is_dir() else []
+        folder = self.stored
+        files = sorted(folder.iterdir()) if folder is not None and folder.is_dir() else []
         return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
 
     @property
     def digest(self) -> str:
         """SHA-256 over the digests of config and weights; of the revision when the files are not at hand."""
-        return _digest(self.folder, self.revision, self.stamp)
+        return _digest(str(self.stored or self.folder), self.revision, self.stamp)
 
 
 @functools.lru_cache(maxsize=16)
@@ -203,7 +220,11 @@ def _digest(folder: str, revision: str | None, stamp: tuple[tuple[str, int, int]
     path = Path(folder)
     if not path.is_dir():
         return digest_bytes(f"{folder}@{revision}".encode())
-    return digest_files([path / "config.json", *sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))])
+    return digest_files([path / "config.json", *_weights_in(path)])
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
 
 
 def digest_files(files: Sequence[Path]) -> str:

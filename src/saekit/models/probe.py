@@ -65,7 +65,7 @@ def _measure(model: nn.Module) -> Facts | None:
     calls: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def count(path: str, value: Any, *, is_output: bool) -> None:
+    def count(path: str, value: object, *, is_output: bool) -> None:
         if not is_output:
             return
         calls[path] = calls.get(path, 0) + 1
@@ -142,7 +142,7 @@ def _broken_after(model: nn.Module, paths: Sequence[str]) -> int | None:
     taken: dict[str, list[Tensor]] = {}
     given: dict[str, Tensor] = {}
 
-    def keep(path: str, value: Any, *, is_output: bool) -> None:
+    def keep(path: str, value: object, *, is_output: bool) -> None:
         if not is_output:
             taken.setdefault(path, [x.detach().clone() for x in _tensors(value)])
         elif (found := first_tensor(value)) is not None:
@@ -228,7 +228,7 @@ def _moved(model: nn.Module, block: str) -> tuple[int, int, int] | None:
         inputs["input_ids"] = _unlike_at_the_end(inputs["input_ids"])
     seen: list[Tensor] = []
 
-    def keep(path: str, value: Any, *, is_output: bool) -> None:
+    def keep(path: str, value: object, *, is_output: bool) -> None:
         seen.extend(x.detach() for x in _tensors(value) if x.ndim == 3 and x.is_floating_point() and len(x) == BATCH)
         raise _Enough
 
@@ -266,7 +266,7 @@ class _Seen:
 def _inside(model: nn.Module, block: str) -> _Seen | None:
     seen = _Seen()
 
-    def keep(path: str, value: Any, *, is_output: bool) -> None:
+    def keep(path: str, value: object, *, is_output: bool) -> None:
         seen.ran.add(path)
         x = first_tensor(value)
         if x is None or x.ndim < 2 or not x.is_floating_point():
@@ -384,7 +384,7 @@ def plain_tokens(model: nn.Module, count: int) -> list[int]:
     return [plain[i * len(plain) // count] for i in range(count)]
 
 
-def _named_ids(config: Any) -> set[int]:
+def _named_ids(config: object) -> set[int]:
     """Return the token ids that a config names: of padding, of images, …"""
     fields = vars(config) if config is not None else {}
     return {value for name, value in fields.items() if isinstance(value, int) and re.search("token_(id|index)", name)}
@@ -399,14 +399,14 @@ def _watched(modules: Mapping[str, nn.Module], see: Callable[..., None]) -> Iter
     thread = threading.get_ident()
 
     def before_of(path: str) -> Callable[..., None]:
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def before(module: nn.Module, args: object, kwargs: object) -> None:
             if threading.get_ident() == thread:
                 see(path, args or kwargs, is_output=False)
 
         return before
 
     def after_of(path: str) -> Callable[..., None]:
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+        def after(module: nn.Module, args: object, output: object) -> None:
             if threading.get_ident() == thread:
                 see(path, output, is_output=True)
 
@@ -439,7 +439,7 @@ def seeded(model: nn.Module, seed: int) -> Iterator[None]:
                 module.training = True
 
 
-def first_tensor(value: Any) -> Tensor | None:
+def first_tensor(value: object) -> Tensor | None:
     """Return the first tensor in what a module takes or returns."""
     if isinstance(value, Tensor):
         return value

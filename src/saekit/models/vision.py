@@ -135,6 +135,6 @@ def _image_token(config: PretrainedConfig) -> int | None:
     return next((int(token) for token in tokens if token is not None), None)
 
 
-def _image_prompt(processor: Any) -> str:
+def _image_prompt(processor: object) -> str:
     """Return the shortest text that a processor turns into the tokens of one image."""
     return str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", None) or "<image>")

@@ -351,7 +351,7 @@ def _logarithmic(axes: Axes, which: str) -> None:
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
 
-    def between(value: float, _: Any) -> str:  # within one decade there may be no other label
+    def between(value: float, _: object) -> str:  # within one decade there may be no other label
         low, high = axis.get_view_interval()
         return f"{value:g}" if high < 10 * low else ""
 

@@ -56,7 +56,32 @@ def classification(result: Result) -> list[Section]:
         [table_of(result["arms"], columns, is_muted=is_baseline)],
         [Figure(chart, caption) for chart, caption in figures(result).values()],
     )
-    return [main, *_low_data(result), _latents(result), _classes(result), _settings(result)]
+    return [*_families(result), main, *_low_data(result), _latents(result), _classes(result), _settings(result)]
+
+
+def _families(result: Result) -> list[Section]:
+    """Show every family with its strongest arm, and what a reader may conclude."""
+    if not result["families"]:
+        return []
+    gap = "auc_difference" if result["settings"].get("metric") == "auc" else "difference"
+
+    def chosen(family: Arm) -> Cell:
+        return Cell(f"{family['again'].get(family['strongest'], 0.0):.0%}", note=text_cell(list(family["again"])).text)
+
+    columns = (
+        ("", "name"), ("strongest arm", "strongest"), ("chosen on resamples", chosen), ("macro-F1", "macro_f1"),
+        ("AUC", "auc"), ("− best non-SAE", gap), ("verdict", "verdict"),
+    )  # fmt: skip
+    from ..classification.result import Classification
+
+    intro = (
+        f"{Classification.from_json(dict(result)).conclusion()} Every family is its strongest arm: representation, "
+        "probe and penalty are chosen within the training rows, for baselines, controls and SAEs alike. The intervals "
+        "hold the uncertainty of these choices, which are made again on resampled training rows."
+    )
+    muted = {"baseline": False, "sae": False, "control": True}
+    table = table_of(result["families"], columns, is_muted=lambda family: muted[family["role"]])
+    return [Section(f"Families of classifiers: {result['name']}", intro.strip(), [table])]
 
 
 def is_baseline(arm: Arm) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..comparison.result import Comparison
 from . import charts
 from .parts import (
     Cell,
@@ -69,7 +70,7 @@ def _many(result: Mapping[str, Any]) -> list[Section]:
     curve = list(enumerate(result["only_in_one"], start=2))
     chart = charts.curves({"only in one": curve}, x="number of SAEs", y="fraction of latents")
     figures = [Figure(chart, "Fraction of latents that none of the others has, among that many of the SAEs.")]
-    law, groups = result.get("law"), result.get("groups")
+    law, groups = Comparison.migrate(dict(result)).get("law"), result.get("groups")
     tables = [*([] if law is None else [_law(law)]), *([] if groups is None else [_concepts(groups)])]
     return [Section(f"What {m} SAEs have in common", "", tables, figures)]
 
@@ -178,7 +179,7 @@ def _by_frequency(result: Mapping[str, Any]) -> dict[str, charts.Series]:
     return {name: groups[name] for name in sorted(groups)}
 
 
-def across(results: Sequence[Mapping[str, Any]]) -> list[Section]:
+def across(results: Sequence[Mapping[str, object]]) -> list[Section]:
     """Show how overlap changes with width, k and rows of training, where several comparisons differ in one of them."""
     known = [(_facts(each), each) for each in results if each.get("kind") == "comparison"]
     figures = []
@@ -269,7 +270,7 @@ def lighter(result: Mapping[str, Any]) -> Mapping[str, Any]:
     if numbers <= MOST_EMBEDDED:
         return result
 
-    def cut(value: Any) -> Any:
+    def cut(value: object) -> Any:
         if isinstance(value, Mapping):
             return {key: cut(item) for key, item in value.items()}
         if isinstance(value, list) and len(value) > LEAST_CUT and not isinstance(value[0], Mapping):
@@ -286,7 +287,7 @@ LEAST_CUT = 64
 """Lists up to this length stay whole in any case."""
 
 
-def write_figures(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def write_figures(result: Mapping[str, object], folder: str | os.PathLike[str]) -> list[Path]:
     """Write the charts of a comparison as ``comparison-<name>.svg`` and ``.png``.
 
     Parameters

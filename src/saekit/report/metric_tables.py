@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from .parts import Cell, measured_cell
 
@@ -32,6 +31,6 @@ def heading(name: str) -> str:
     return HEADINGS.get(name, name.replace("_", " "))
 
 
-def metric_row(name: str, metrics: Mapping[str, Any], names: Sequence[str]) -> list[Cell]:
+def metric_row(name: str, metrics: Mapping[str, object], names: Sequence[str]) -> list[Cell]:
     """Return a row: a name, then the metrics called `names`, empty where there is none."""
     return [Cell(name), *(measured_cell(metrics.get(each), where=f"{name}.{each}") for each in names)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from .parts import Cell, Section, number, number_cell, settings_section, table_of
 
@@ -17,7 +16,7 @@ _COLUMNS = (
 )
 
 
-def actions(result: Mapping[str, Any]) -> list[Section]:
+def actions(result: Mapping[str, object]) -> list[Section]:
     """Show accuracy compared with chance, answers by position, settings."""
     main = Section(
         "What a model did on a task",

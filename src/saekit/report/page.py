@@ -43,7 +43,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
 """Kind of result -> the function that shows it: JSON in, sections out. A new kind is one function and one row."""
 
 
-def write(results: Sequence[Any], folder: str | os.PathLike[str], *, title: str = "saekit report") -> Path:
+def write(results: Sequence[object], folder: str | os.PathLike[str], *, title: str = "saekit report") -> Path:
     """Write `results` as ``report.html`` into `folder`: one file that needs no network and no other file.
 
     Parameters
@@ -94,12 +94,12 @@ def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
     )
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> Any:
     """Return text without signs that turn or hide what stands on the page; markup of our own as it is."""
     return plain(value, keep="\n\t") if type(value) is str else value
 
 
-def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
+def _sections_of(result: Mapping[str, object]) -> Sequence[Section]:
     kind = result.get("kind")
     if kind not in RENDERERS:
         raise DataError(f"a report shows results of the kinds {listed(RENDERERS)}; got {kind!r}.")
@@ -116,12 +116,12 @@ def _sections_of(result: Mapping[str, Any]) -> Sequence[Section]:
 
 
 def _warnings(result: Mapping[str, Any]) -> list[Section]:
-    """Show the warnings of a result; older files have plain texts."""
-    told = [Warned.from_json(each) for each in result.get("warnings") or ()]
+    """Show the warnings of a result; older files have plain texts, some of them in `notes`."""
+    told = [Warned.from_json(each) for name in ("notes", "warnings") for each in result.get(name) or ()]
     return [Section("Warnings", "", [Table(("",), [[Cell(str(each))] for each in told])])] if told else []
 
 
-def embedded(value: Any) -> str:
+def embedded(value: object) -> str:
     r"""Return JSON text that may stand inside a ``<script>``: nothing in it can end the element.
 
     >>> embedded({"token": "</script>"})

@@ -74,7 +74,7 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def measured_cell(measured: Any, *, where: str = "result") -> Cell:
+def measured_cell(measured: object, *, where: str = "result") -> Cell:
     """Return a cell for ``{"value", "low", "high", "unit"[, "reason"]}``; an empty cell for None.
 
     Raises
@@ -96,7 +96,7 @@ def count_cell(value: int) -> Cell:
     return Cell(f"{value:,}", value, is_number=True)
 
 
-def text_cell(value: Any) -> Cell:
+def text_cell(value: object) -> Cell:
     """Return a cell that shows `value` as text; numbers keep all their digits."""
     if isinstance(value, Mapping):
         return Cell(", ".join(f"{key}={item}" for key, item in value.items()))
@@ -110,7 +110,7 @@ Column = str | Callable[[Any], Cell]
 
 
 def table_of(
-    items: Sequence[Any],
+    items: Sequence[object],
     columns: Sequence[tuple[str, Column]],
     *,
     caption: str = "",
@@ -127,7 +127,7 @@ def _keyed(key: str) -> Callable[[Any], Cell]:
     return lambda item: cell_of(item[key], where=key)
 
 
-def tables_of(items: Sequence[Any], columns: Sequence[tuple[str, Column]], *, caption: str = "") -> list[Table]:
+def tables_of(items: Sequence[object], columns: Sequence[tuple[str, Column]], *, caption: str = "") -> list[Table]:
     """Return the same as the tables of a section: none where there are no items."""
     return [table_of(items, columns, caption=caption)] if items else []
 
@@ -158,13 +158,13 @@ def settings_section(
     return Section(f"Settings and provenance of the {what}", "", tables, is_folded=True)
 
 
-def facts(settings: Mapping[str, Any], *, caption: str = "") -> Table:
+def facts(settings: Mapping[str, object], *, caption: str = "") -> Table:
     """Return names and values as a table of two columns, nested settings with dotted names."""
     flat = dict(flatten(settings))
     return Table(("setting", "value"), [(Cell(name), text_cell(value)) for name, value in flat.items()], caption)
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, Any]]:
     """Return dotted names and values of nested mappings.
 
     >>> flatten({"a": {"b": 1}, "c": [2]})

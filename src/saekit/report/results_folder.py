@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FormatError
-from ..files import parse_json, read_bytes, read_sealed
+from ..files import check_path, parse_json, read_bytes, read_sealed
 from ..forms import NATURAL, check_form
 from ..measure.results import Result
 from .page import RENDERERS, write
@@ -47,7 +47,7 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     FormatError
         A file is not JSON, or a result that was altered or comes from a newer release.
     """
-    folder = Path(folder)
+    folder = check_path(folder)
     if not folder.is_dir():
         raise ConfigError(f"a report needs a folder with results; `{folder}` is not a folder.")
     files = [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))]

@@ -38,7 +38,7 @@ def size_curve(result: Mapping[str, Any]) -> list[Section]:
     return [main, Section("Settings of the sizes", "", tables, is_folded=True)]
 
 
-def progressive(result: Mapping[str, Any]) -> list[Section]:
+def progressive(result: Mapping[str, object]) -> list[Section]:
     """Show every way of getting a small SAE: curves, differences, power laws."""
     result = Progressive.migrate(dict(result))
     curves = result["curves"]
@@ -59,7 +59,7 @@ def progressive(result: Mapping[str, Any]) -> list[Section]:
     ]
 
 
-def _along_sizes(series: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]], name: str) -> list[Figure]:
+def _along_sizes(series: Mapping[str, Sequence[tuple[int, Mapping[str, object]]]], name: str) -> list[Figure]:
     """Draw one metric over the latents kept, with intervals; nothing where it has no value."""
     drawn = {way: points for way, points in series.items() if any(_has_value(each) for _, each in points)}
     if not drawn:
@@ -90,15 +90,15 @@ def _points(curves: Sequence[Mapping[str, Any]], name: str, metric: str) -> list
     return [(each["size"], each[metric]) for each in curves if each["name"] == name and metric in each]
 
 
-def _with_values(curves: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+def _with_values(curves: Sequence[Mapping[str, object]], names: Sequence[str]) -> list[str]:
     return [name for name in names if any(_has_value(point.get(name)) for point in curves)]
 
 
-def _has_value(measured: Any) -> bool:
+def _has_value(measured: object) -> bool:
     return isinstance(measured, Mapping) and measured["value"] is not None
 
 
-def _paired(differences: Sequence[Mapping[str, Any]]) -> Section:
+def _paired(differences: Sequence[Mapping[str, object]]) -> Section:
     columns = (
         ("difference", lambda each: Cell(f"{each['name']} − {each['minus']}")), ("metric", "metric"),
         ("latents", "size"), ("value", "difference"), ("verdict", "verdict"),
@@ -111,7 +111,7 @@ def _paired(differences: Sequence[Mapping[str, Any]]) -> Section:
     return Section("Differences, paired by seed", about, tables_of(differences, columns))
 
 
-def _power_laws(rankings: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping[str, Any]]) -> Section:
+def _power_laws(rankings: Sequence[Mapping[str, object]], spectra: Sequence[Mapping[str, object]]) -> Section:
     columns = (
         ("", lambda each: Cell(f"{each['name']}: {each['by']}")),
         ("exponent (line)", lambda each: measured_cell(each["fit"]["alpha"], where="alpha")),
@@ -132,7 +132,7 @@ def _power_laws(rankings: Sequence[Mapping[str, Any]], spectra: Sequence[Mapping
     return Section("Does importance fall as a power law?", "", tables_of(fitted, columns), figures)
 
 
-def _rival(rival: Mapping[str, Any]) -> Cell:
+def _rival(rival: Mapping[str, object]) -> Cell:
     return Cell(f"{rival['verdict']} (p {rival['p']:.2g})")
 
 

@@ -20,7 +20,7 @@ _MOVED = (
 _AGAINST_DENSE = (("F1 − dense", "difference"), ("AUC − dense", "auc_difference"), ("against dense", "verdict"))
 
 
-def transfer(result: Mapping[str, Any]) -> list[Section]:
+def transfer(result: Mapping[str, object]) -> list[Section]:
     """Show the classifiers over the whole matrix, heat maps, cells in words, settings."""
     result = Transfer.migrate(dict(result))
     several = len(result["values"]) > 1
@@ -51,7 +51,7 @@ def _intro(result: Mapping[str, Any], several: bool) -> str:
             f"one, evaluated on the same rows. {intro} A pair is above chance when the whole interval of its AUC "
             "lies above 0.5; about one pair in forty would be so by chance."
         )
-    return f"{intro} {'; '.join(result['notes'])}." if result["notes"] else intro
+    return intro
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
@@ -74,7 +74,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
     return drawn
 
 
-def write_transfer_figures(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def write_transfer_figures(result: Mapping[str, object], folder: str | os.PathLike[str]) -> list[Path]:
     """Write the heat maps of a transfer as ``transfer-<arm>.svg`` and ``.png``.
 
     Parameters
@@ -121,6 +121,7 @@ def _values(result: Mapping[str, Any]) -> Section:
     columns = (
         ("", name), ("train rows", "n_train"), ("test rows", "n_test"),
         ("test groups", lambda value: Cell("–" if value["n_groups"] is None else f"{value['n_groups']:,}")),
+        ("tell as much as", lambda value: Cell("–" if value["effective"] is None else f"{value['effective']:,.1f}")),
         ("test rows by class", lambda value: Cell(", ".join(f"{c}: {n[1]:,}" for c, n in value["classes"].items()))),
     )  # fmt: skip
     matched = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import ConfigError, listed, nearest
 from ..places import Warned, warnings_on
@@ -13,10 +12,10 @@ from ..provenance import place_of
 from ..sae.model import SAE
 from ..sae.naming import name_of
 
-POOLS = ("sum", "mean", "max", "last", "first", "count", "top")
+POOLS = ("sum", "mean", "max", "min", "last", "first", "count", "top")
 """Poolings over the tokens of a document. ``top`` is written with a number: ``top5``."""
 
-DENSE_POOLS = ("sum", "mean", "max", "last", "first")
+DENSE_POOLS = ("sum", "mean", "max", "min", "last", "first")
 """Poolings that hidden states have."""
 
 _TOP = re.compile(r"top([1-9]\d*)")
@@ -33,7 +32,7 @@ class Ask:
     """
 
     pools: tuple[str, ...]
-    """Any of ``sum mean max last first count topN``; hidden states have the first five."""
+    """Any of ``sum mean max min last first count topN``; hidden states have the first six."""
     sae: SAE | None = None
     """The SAE; None for hidden states."""
     layer: int | None = None
@@ -62,7 +61,7 @@ class Ask:
         return place_of(self.sae, layer=self.layer, hook=self.hook)
 
 
-def warnings_on_pooling(asks: Sequence[Ask], made: Mapping[str, Any]) -> list[Warned]:
+def warnings_on_pooling(asks: Sequence[Ask], made: Mapping[str, object]) -> list[Warned]:
     """Return what is not as in training about the rows that a model makes for the SAEs of some asks.
 
     Parameters

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, listed
+from ..errors import ConfigError, InputError, listed
 from ..kernels.pooling import largest_of_rows, pool_segments
 from ..sae.codes import Codes
 from ..sae.finite import check_finite
@@ -59,7 +59,7 @@ def pool_batches(
         For each ask, pooling -> float32 matrix: ``scipy.sparse.csr_matrix`` ``[n_documents, n_latents]`` for an SAE,
         array ``[n_documents, d]`` for hidden states. With z the codes (or states) of a document's n rows::
 
-            sum: Σ z    mean: Σ z / n    max: max z    last: z of the last row    first: z of the first row
+            sum: Σ z    mean: Σ z / n    max: max z    min: min z    last: z of the last row    first: of the first
             count: rows where the latent fired    topN: rows where it was among the N largest that fired
 
     Raises
@@ -130,7 +130,7 @@ def check_empty(rows: np.ndarray, empty: str, what: str) -> None:
     if empty not in ("refuse", "zero"):
         raise ConfigError(f"`empty` must be `refuse` or `zero`; got {empty!r}.")
     if len(rows) and empty == "refuse":
-        raise DataError(
+        raise InputError(
             f"{what} must have at least one token; {len(rows)} have none: rows {listed(rows.tolist(), 8)}. "
             "Remove them, or pass empty='zero' for rows of zeros."
         )
@@ -164,8 +164,8 @@ class _DensePools:
         for name in dict.fromkeys("sum" if pool == "mean" else pool for pool in self.pools):
             if name == "sum":
                 pooled = torch.segment_reduce(x.double(), "sum", lengths=lengths, axis=0).float()
-            elif name == "max":
-                pooled = torch.segment_reduce(x.float(), "max", lengths=lengths, axis=0)
+            elif name in ("max", "min"):
+                pooled = torch.segment_reduce(x.float(), name, lengths=lengths, axis=0)
             else:
                 pooled = x[ends[:-1] if name == "first" else ends[1:] - 1].float()
             self.pieces.setdefault(name, []).append((document.numpy(), pooled.cpu().numpy()))
@@ -190,10 +190,11 @@ def _joined(name: str, document: np.ndarray, x: np.ndarray, n_documents: int) ->
         total = np.zeros((n_documents, x.shape[1]))
         np.add.at(total, document, x)
         result[:] = total
-    elif name == "max":
+    elif name in ("max", "min"):
         order = np.argsort(document, kind="stable")
         starts = np.flatnonzero(np.diff(document[order], prepend=-1))
-        result[document[order][starts]] = np.maximum.reduceat(x[order], starts, axis=0)
+        extreme = np.maximum if name == "max" else np.minimum
+        result[document[order][starts]] = extreme.reduceat(x[order], starts, axis=0)
     elif name == "first":
         result[document[::-1]] = x[::-1]
     else:
@@ -246,7 +247,7 @@ class _Pile:
                     torch.from_numpy(ends), torch.from_numpy(indices).long(), torch.from_numpy(values),
                     torch.from_numpy(lengths), width,
                 )  # fmt: skip
-                number = merged.max if key == "max" else merged.sum
+                number = getattr(merged, key) if key in ("max", "min") else merged.sum
                 arrays = (number.numpy(), merged.indices.numpy().astype(np.int32), merged.offsets.numpy())
             matrix = scipy.sparse.csr_matrix(arrays, shape=(n_documents, width), dtype=np.float32)
             matrix.sort_indices()
@@ -264,6 +265,10 @@ def _pieces_in_order(name: str, document: np.ndarray) -> np.ndarray:
     return pieces[edge]
 
 
+_NUMBERS = {"sum": ("sum",), "mean": ("sum",), "max": ("max",), "count": ("count",), "min": ("min", "count")}
+"""Numbers that are added up for a pooling."""
+
+
 @dataclass
 class _SparsePools:
     """All poolings of the codes of one SAE at one hook, with the pieces of documents so far."""
@@ -279,7 +284,7 @@ class _SparsePools:
             codes = self.sae.encode(x)
         ends = _ends_of(lengths).to(codes.offsets.device)
         lengths = lengths.to(codes.indices.device)
-        numbers = sorted({"sum" if pool == "mean" else pool for pool in self.pools} & {"sum", "max", "count"})
+        numbers = sorted({each for pool in self.pools for each in _NUMBERS.get(pool, ())})
         if numbers:
             pooled = pool_segments(codes.offsets, codes.indices, codes.values, lengths, codes.n_latents)
             values = {name: getattr(pooled, name) for name in numbers}
@@ -315,6 +320,12 @@ class _SparsePools:
             mean = results["sum"].copy()
             mean.data = (mean.data * np.repeat(1.0 / np.maximum(n_rows, 1), np.diff(mean.indptr))).astype(np.float32)
             results["mean"] = mean
+        if "min" in self.pools:
+            least, fires = results["min"].copy(), results["count"]
+            in_all = fires.data == np.repeat(n_rows, np.diff(fires.indptr))
+            least.data = np.where(in_all, least.data, np.minimum(least.data, 0))  # 0 where it did not fire
+            least.eliminate_zeros()
+            results["min"] = least
         return dict(results)
 
     def _pile(self, name: str) -> _Pile:

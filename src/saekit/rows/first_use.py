@@ -10,7 +10,7 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ _known: dict[tuple[str, str, str], tuple[float | None, float]] = {}
 
 
 def warnings_on_first_use(
-    named: Sequence[tuple[str, SAE]], rows: Callable[[], Tensor], seen: Mapping[str, Any]
+    named: Sequence[tuple[str, SAE]], rows: Callable[[], Tensor], seen: Mapping[str, object]
 ) -> list[Warned]:
     """Return where SAEs of other libraries do not do on rows what their files state.
 
@@ -87,7 +87,7 @@ def claims_of(sae: SAE) -> dict[str, float]:
     """Return the numbers that a file states about its SAE: ``l0`` and ``fvu``, where they are numbers."""
     claimed = sae.provenance.get("claimed")
     claimed = claimed if isinstance(claimed, dict) else {}
-    k = sae.rule.settings().get("k")
+    k = None if "threshold" in sae.rule.tensors() else sae.rule.settings().get("k")  # a cap is no L0
     known = {**({"l0": k} if k is not None else {}), **claimed}
     return {key: float(known[key]) for key in ("l0", "fvu") if isinstance(known.get(key), int | float)}
 
@@ -119,14 +119,14 @@ def _measured(sae: SAE, x: Tensor) -> tuple[float | None, float]:
     """Return FVU (None of a transcoder, which writes other rows) and L0 on rows."""
     x = x.to(sae.device)
     codes = sae.encode(x)
-    if sae.d_in != sae.d_out or sae.provenance.get("hook_out") or sae.provenance.get("transcoder"):
+    if sae.is_transcoder:
         return None, codes.l0()
     x, x_hat = x.double(), sae.decode(codes, x).double()
     spread = float((x - x.mean(0)).square().sum())
     return (float((x - x_hat).square().sum()) / spread if spread else None), codes.l0()
 
 
-def _told(name: str, sae: SAE, doubt: Warned, seen: Mapping[str, Any]) -> Warned:
+def _told(name: str, sae: SAE, doubt: Warned, seen: Mapping[str, object]) -> Warned:
     """Return a doubt as a warning that says what to do."""
     model, data = (str(seen.get(f"{what}_path") or seen.get(what) or what[0].upper()) for what in ("model", "data"))
     line = ["saekit", "verify", str(sae.provenance["address"]), "--model", model, "--data", data]

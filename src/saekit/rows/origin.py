@@ -31,6 +31,8 @@ class OriginSettings:
     """Residual stream after block L, counted from 0 [where the SAE belongs]."""
     hook: str | None = None
     """Any module of the language model instead of `layer` [where the SAE belongs]."""
+    target: str | None = None
+    """Module whose rows a transcoder predicts [the one that it states]."""
     text: str = "text"
     """Name of the text column [text]."""
     tokens: int = ROWS
@@ -85,9 +87,10 @@ def find_rows(
         Nothing says where the rows come from, or the model of the training is not where it was.
     """
     from ..models.loading import load_language_model
-    from ..provenance import place_of
+    from ..provenance import place_of, target_of
     from .capture import capture
-    from .opening import as_source
+    from .opening import source_for
+    from .settings import CaptureSettings
 
     name = os.fspath(path) or "the SAE"
     if rows is None and model is None:
@@ -95,7 +98,7 @@ def find_rows(
         if again is not None:
             return Origin(again)
         model, data = _training_texts(sae, name, data)
-    source = None if rows is None else as_source(rows, sae.d_in, "find_rows")
+    source = None if rows is None else source_for(sae, rows, "find_rows")
     if model is None:
         assert source is not None
         return Origin(source)
@@ -104,11 +107,14 @@ def find_rows(
     lm = load_language_model(model)
     hook = place_of(sae, layer=settings.layer, hook=settings.hook, name=f"`{name}`")
     if source is None:
-        source = capture(lm, data, hook=hook, text=settings.text, tokens=settings.tokens, progress=progress or silent)
+        how = CaptureSettings(target=target_of(sae, target=settings.target, name=f"`{name}`"))
+        source = capture(
+            lm, data, hook=hook, text=settings.text, tokens=settings.tokens, settings=how, progress=progress or silent
+        )
     return Origin(source, lm, data, min(settings.tokens, settings.ce_tokens))
 
 
-def _training_texts(sae: SAE, name: str, data: Any) -> tuple[Any, Any]:
+def _training_texts(sae: SAE, name: str, data: object) -> tuple[Any, Any]:
     """Return the model that an SAE was trained on, and `data` or else the texts of the training."""
     from ..models.pretrained import find_model
     from ..provenance import known_place
@@ -131,12 +137,12 @@ def _training_texts(sae: SAE, name: str, data: Any) -> tuple[Any, Any]:
     return model, data
 
 
-def _where(known: Mapping[str, Any], what: str) -> Any:
+def _where(known: Mapping[str, object], what: str) -> Any:
     """Return the path at which the model or the texts of a training were, or their name where they had no path."""
     return known.get(f"{what}_path") or known.get(what)
 
 
-def training_rows(path: str, known: Mapping[str, Any]) -> Source | None:
+def training_rows(path: str, known: Mapping[str, object]) -> Source | None:
     """Return the rows that an SAE was trained on, if they are where they were or next to its run, and still the same.
 
     Parameters

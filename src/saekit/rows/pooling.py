@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import DataError, ShapeError, listed
+from ..errors import InputError, ShapeError, listed
 from ..inputs.records import one_column
 from ..models.deferred import DeferredModel, defer_model
 from ..models.hooks import Hook, activations, find_hook
@@ -115,7 +115,7 @@ def pool_texts(
     return found
 
 
-def check_texts(texts: Any) -> list[str]:
+def check_texts(texts: object) -> list[str]:
     """Return the texts as a list, every one a string.
 
     Raises
@@ -124,17 +124,17 @@ def check_texts(texts: Any) -> list[str]:
         They are not strings, one string, or none.
     """
     if isinstance(texts, str):
-        raise DataError("texts must be a list of strings; got one string. Put it in a list: [text].")
+        raise InputError("texts must be a list of strings; got one string. Put it in a list: [text].")
     texts = one_column(texts)
     wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
         first = texts[wrong[0]]
-        raise DataError(
+        raise InputError(
             f"texts must be strings; {len(wrong)} of {len(texts)} are not: rows {listed(wrong, 8)} (row {wrong[0]} is "
             f"{first!r}, {type(first).__name__}). Remove or fill them."
         )
     if not texts:
-        raise DataError("there must be at least one text; got none.")
+        raise InputError("there must be at least one text; got none.")
     return texts
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FormatError
-from ..files import digest_bytes, local_path, parse_json, remove_file, write_bytes
+from ..files import check_file, digest_bytes, local_path, parse_json, remove_file, write_bytes
 from ..sae.model import SAE
 from .asks import Ask
 from .document_pools import Matrix, Pooled
@@ -88,12 +88,12 @@ def digest_of(document: str | bytes) -> bytes:
     return hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
 
-def folder_of(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Path:
+def folder_of(cache: str | os.PathLike[str], key: Mapping[str, object]) -> Path:
     """Return the folder for a key (plain JSON)."""
     return local_path(cache) / digest_bytes(_text(key).encode()).removeprefix("sha256:")[:32]
 
 
-def read_rows(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Rows | None:
+def read_rows(cache: str | os.PathLike[str], key: Mapping[str, object]) -> Rows | None:
     """Return everything that is kept under a key; None when there is nothing. Damaged files are removed."""
     parts = []
     for path in sorted(folder_of(cache, key).glob("*.safetensors")):
@@ -104,7 +104,7 @@ def read_rows(cache: str | os.PathLike[str], key: Mapping[str, Any]) -> Rows | N
     return Rows.cat(parts) if parts else None
 
 
-def write_rows(cache: str | os.PathLike[str], key: Mapping[str, Any], rows: Rows) -> Path:
+def write_rows(cache: str | os.PathLike[str], key: Mapping[str, object], rows: Rows) -> Path:
     """Keep rows under a key, in a file of their own.
 
     Raises
@@ -136,7 +136,7 @@ def write_rows(cache: str | os.PathLike[str], key: Mapping[str, Any], rows: Rows
     return path
 
 
-def _text(value: Mapping[str, Any]) -> str:
+def _text(value: Mapping[str, object]) -> str:
     return json.dumps({"schema": SCHEMA, **value}, sort_keys=True, allow_nan=False)
 
 
@@ -149,7 +149,7 @@ def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, key: Mapping[str, Any]) -> Rows:
+def _read(path: Path, key: Mapping[str, object]) -> Rows:
     """Read one file and check it.
 
     Raises
@@ -161,6 +161,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> Rows:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_file(path)
         with safe_open(path, framework="numpy") as file:
             about = parse_json((file.metadata() or {}).get("saekit", "{}"), path)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -180,7 +181,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> Rows:
 def through_cache(
     digests: Sequence[bytes],
     asks: Sequence[Ask],
-    about: Mapping[str, Any],
+    about: Mapping[str, object],
     cache: str | os.PathLike[str] | None,
     compute: Callable[[Sequence[int], Sequence[Ask]], Computed],
 ) -> Computed:
@@ -278,7 +279,7 @@ class _Table:
         return self.rows.pick([self.index[digest] for digest in digests])
 
 
-def _key(ask: Ask, pool: str, about: Mapping[str, Any]) -> dict[str, Any]:
+def _key(ask: Ask, pool: str, about: Mapping[str, object]) -> dict[str, Any]:
     sae = None if ask.sae is None else encoder_digest(ask.sae)
     return {**about, "hook": ask.place, "sae": sae, "pool": pool}
 

@@ -19,7 +19,16 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DataError, FormatError, InputError, ShapeError, listed
-from ..files import digest_bytes, digest_file, read_sealed, remove_file, write_bytes, write_sealed
+from ..files import (
+    LOCK_NAME,
+    check_path,
+    digest_bytes,
+    digest_file,
+    read_sealed,
+    remove_file,
+    write_bytes,
+    write_sealed,
+)
 from ..forms import COUNT, NATURAL, check_form
 from ..models.pretrained import DTYPES, as_dtype, dtype_name
 from ..sae.finite import check_finite
@@ -76,7 +85,7 @@ class ShardWriter:
         folder: str | os.PathLike[str],
         d_in: int,
         dtype: str | torch.dtype,
-        fingerprint: Mapping[str, Any],
+        fingerprint: Mapping[str, object],
         *,
         shard_rows: int | None = None,
     ) -> ShardWriter:
@@ -115,9 +124,9 @@ class ShardWriter:
         """Go on with what is in the folder, or make it the folder of these rows."""
         if (self.folder / MANIFEST).exists():
             self._resume(read_manifest(self.folder))
-        elif any(self.folder.glob("*.safetensors")):
+        elif self.folder.is_dir() and (foreign := {path.name for path in self.folder.iterdir()} - {LOCK_NAME}):
             raise ConfigError(
-                f"the output folder `{self.folder}` must be empty or hold rows; it holds other files. "
+                f"the output folder `{self.folder}` must be empty or hold rows; it holds {listed(sorted(foreign))}. "
                 "Give another --out."
             )
         if not self.complete:
@@ -163,7 +172,7 @@ class ShardWriter:
         """Rows given so far, those not yet on disk included."""
         return sum(shard["rows"] for shard in self.shards) + self._waiting
 
-    def append(self, rows: Columns, cursor: Mapping[str, Any], row: int = 0) -> None:
+    def append(self, rows: Columns, cursor: Mapping[str, object], row: int = 0) -> None:
         """Add rows; write every shard that is full.
 
         Parameters
@@ -197,7 +206,7 @@ class ShardWriter:
             if self._waiting == self.shard_rows:
                 self._flush({**cursor, "row": row + first})
 
-    def finish(self, info: Mapping[str, Any]) -> None:
+    def finish(self, info: Mapping[str, object]) -> None:
         """Write what is left and mark the folder complete.
 
         Raises
@@ -216,7 +225,7 @@ class ShardWriter:
         else:
             self._write_manifest()
 
-    def pause(self, cursor: Mapping[str, Any]) -> None:
+    def pause(self, cursor: Mapping[str, object]) -> None:
         """Keep the rows that fill no shard yet, for the writer that goes on.
 
         Parameters
@@ -424,7 +433,7 @@ class ShardRows:
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Yield rows in batches, see `saekit.rows.source.Source.batches`; a thread reads the next block meanwhile."""
-        start = check_reading(batch_rows, seed, start)
+        start = check_reading(self, batch_rows, seed, start)
         return read_ahead(lambda number: self._block(seed, number), batch_rows, start)
 
     def _block(self, seed: int | None, number: int) -> Block | None:
@@ -504,6 +513,6 @@ def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows:
     FormatError
         It is damaged.
     """
-    if Path(path).is_dir():
+    if check_path(path).is_dir():
         return ShardRows(path)
     return ArrayRows.from_file(path)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..memory import check_memory
 from ..settings import brief
 from ..terminal import plain
 
@@ -37,9 +38,16 @@ class Columns:
     """Document numbers ``[n]``; -1 where unknown, None when no row has one."""
     position: Tensor | None = None
     """Position of the token in its document ``[n]``, counted from 0; None when unknown."""
+    target: Tensor | None = None
+    """What a transcoder must predict from the row ``[n, d_out]``; None where only rows were taken."""
 
     def __len__(self) -> int:
         return self.x.shape[0]
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """The rows, and their targets where there are any."""
+        return [self.x] if self.target is None else [self.x, self.target]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Columns:
         """Apply the same function to every column that is there."""
@@ -48,6 +56,7 @@ class Columns:
             None if self.token is None else function(self.token),
             None if self.document is None else function(self.document),
             None if self.position is None else function(self.position),
+            None if self.target is None else function(self.target),
         )
 
     @staticmethod
@@ -60,12 +69,13 @@ class Columns:
             values = [getattr(part, name) for part in parts]
             return None if values[0] is None else torch.cat(values)
 
-        return Columns(torch.cat([part.x for part in parts]), join("token"), join("document"), join("position"))
+        x = torch.cat([part.x for part in parts])
+        return Columns(x, join("token"), join("document"), join("position"), join("target"))
 
 
 @dataclass(frozen=True)
 class Batch(Columns):
-    """Rows as they are read: `x` is float32, ids are int32, int64 and int32.
+    """Rows as they are read: `x` and `target` are float32, ids are int32, int64 and int32.
 
     The batch owns its memory: changing it changes no source.
     """
@@ -138,16 +148,19 @@ class Block:
         return self.columns.map(lambda column: column.index_select(0, index))  # 5 times faster than column[index]
 
 
-def check_reading(batch_rows: int, seed: int | None, start: tuple[int, int]) -> tuple[int, int]:
+def check_reading(source: Source, batch_rows: int, seed: int | None, start: tuple[int, int]) -> tuple[int, int]:
     """Refuse settings of ``batches`` that cannot work; returns `start` as a tuple.
 
     Raises
     ------
     ConfigError
-        `batch_rows` is not a positive integer, `seed` not an integer or None, `start` not two integers from 0 on.
+        `batch_rows` is not a positive integer, or more rows than fit into memory; `seed` is not an integer or None;
+        `start` is not two integers from 0 on.
     """
     if isinstance(batch_rows, bool) or not isinstance(batch_rows, int | np.integer) or batch_rows < 1:
         raise ConfigError(f"`batch_rows` must be a positive integer; got {batch_rows!r}. The usual value is 4096.")
+    rows = batch_rows if source.n_rows is None else min(batch_rows, source.n_rows)
+    check_memory("batches", {f"{rows:,} rows of width {source.d_in:,}": 4 * rows * source.d_in}, "Use fewer rows.")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
         raise ConfigError(f"`seed` must be an integer, or None for the stored order; got {seed!r}.")
     try:

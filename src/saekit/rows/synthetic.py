@@ -16,7 +16,10 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..files import digest_bytes
+from ..kinds import LARGEST
+from ..memory import check_memory
 from ..randomness import hashed_key, random_order
+from ..settings import is_whole, suggest_keywords
 from .shuffle import ShufflePlan, planned_block, read_batches
 from .source import Batch, Block, Columns, check_reading
 
@@ -24,6 +27,7 @@ _CHUNK_ROWS = 1024  # rows generated together; a chunk is a function of (seed, c
 _ENDLESS_CHUNKS = 16  # chunks in a block when there is no last row
 
 
+@suggest_keywords
 @dataclass(frozen=True, kw_only=True)
 class SyntheticRows:
     """Rows ``[n_rows, d_in]`` that are sparse sums of known directions; generated, never stored.
@@ -65,13 +69,13 @@ class SyntheticRows:
     """What is added to every row, ``[d_in]``; its length is `mean`."""
 
     def __post_init__(self) -> None:
-        for name in ("d_in", "n_features", "rows_per_document"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(f"`SyntheticRows.{name}` must be a positive integer; got {getattr(self, name)!r}.")
-        if self.n_rows is not None and (not isinstance(self.n_rows, int) or self.n_rows < 1):
-            raise ConfigError(
-                f"`SyntheticRows.n_rows` must be a positive integer, or None for no end; got {self.n_rows!r}."
-            )
+        sizes = {name: getattr(self, name) for name in ("d_in", "n_features", "rows_per_document")}
+        for name, value in {**sizes, "n_rows": self.n_rows}.items():
+            if value is None and name == "n_rows":
+                continue
+            if not (is_whole(value) and 1 <= value <= LARGEST):
+                what = f"a positive integer{', or None for no end' if name == 'n_rows' else ''} (below 2**63)"
+                raise ConfigError(f"`SyntheticRows.{name}` must be {what}; got {value!r}.")
         if not 0 < self.l0 <= self.n_features:
             raise ConfigError(
                 f"`SyntheticRows.l0` must lie above 0 and not above n_features={self.n_features}; got {self.l0!r}."
@@ -79,11 +83,20 @@ class SyntheticRows:
         for name in ("power", "magnitude", "noise", "mean"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"`SyntheticRows.{name}` must be 0 or more; got {getattr(self, name)!r}.")
+        check_memory("SyntheticRows", self._memory(), "Use a smaller `d_in` or fewer features.")
         directions = torch.randn(self.n_features, self.d_in, generator=self._generator("dictionary"))
         offset = torch.randn(self.d_in, generator=self._generator("offset"))
         object.__setattr__(self, "dictionary", directions / directions.norm(dim=1, keepdim=True))
         object.__setattr__(self, "frequencies", _power_law(self.n_features, self.power, self.l0))
         object.__setattr__(self, "offset", offset * (self.mean / offset.norm()))
+
+    def _memory(self) -> dict[str, int]:
+        """Return the bytes of the dictionary and of the rows that are made together."""
+        n, d = self.n_features, self.d_in
+        return {
+            f"a dictionary of {n:,} directions": 2 * 4 * n * d + 8 * n,  # before and after they are normalized
+            f"blocks of {_CHUNK_ROWS:,} rows": 4 * _CHUNK_ROWS * (2 * d + 2 * n),
+        }
 
     @property
     def info(self) -> dict[str, Any]:
@@ -108,7 +121,7 @@ class SyntheticRows:
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Rows in batches; see `Source.batches`. Without a last row, the rows of a pass never repeat."""
-        start = check_reading(batch_rows, seed, start)
+        start = check_reading(self, batch_rows, seed, start)
         return read_batches(lambda number: self._block(seed, number), batch_rows, start)
 
     def _block(self, seed: int | None, number: int) -> Block | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from ..errors import DataError, ShapeError
 from .codes import Codes
 
 
-def as_tensor(x: Any, where: str) -> Tensor:
+def as_tensor(x: object, where: str) -> Tensor:
     """Return rows as a tensor: a tensor itself, a numpy array, a list or a frame of numbers.
 
     Raises
@@ -66,7 +65,7 @@ def check_finite(x: Tensor, first_row: int | Callable[[int], int], where: str) -
         )
 
 
-def as_rows(x: Any, width: int, dtype: torch.dtype, device: torch.device, where: str) -> Tensor:
+def as_rows(x: object, width: int, dtype: torch.dtype, device: torch.device, where: str) -> Tensor:
     """Return finite rows ``[n, width]`` in a number type, on a device.
 
     Parameters

@@ -112,6 +112,11 @@ class SAE:
         return self.W_dec.shape[1]
 
     @property
+    def is_transcoder(self) -> bool:
+        """Whether it predicts the rows of another module (``hook_out`` in `provenance`) from those that it reads."""
+        return predicts_other_rows(self.d_in, self.d_out, self.provenance)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.W_enc.device
@@ -139,11 +144,11 @@ class SAE:
 
     # ------------------------------------------------------------------ what it does
 
-    def pre(self, x: Any) -> Tensor:
+    def pre(self, x: object) -> Tensor:
         """Compute the dense pre-activations ``[n, n_latents]`` of rows ``[n, d_in]``. Large: meant for few rows."""
         return torch.addmm(self.b_enc, self._centred(x, "pre"), self.W_enc.T)
 
-    def encode(self, x: Any, *, block_rows: int | None = None) -> Codes:
+    def encode(self, x: object, *, block_rows: int | None = None) -> Codes:
         """Encode rows to sparse codes.
 
         Parameters
@@ -163,7 +168,7 @@ class SAE:
         """
         return self.rule.encode(self._centred(x, "encode"), self.W_enc, self.b_enc, block_rows)
 
-    def decode(self, codes: Codes, x: Any = None) -> Tensor:
+    def decode(self, codes: Codes, x: object = None) -> Tensor:
         """Decode codes to rows ``[n, d_out]``.
 
         Codes with fewer latents than the SAE are taken as codes of its first latents, so
@@ -200,7 +205,7 @@ class SAE:
             )
         return self.scaling.undo(u_hat, context)
 
-    def reconstruct(self, x: Any, *, block_rows: int | None = None) -> Tensor:
+    def reconstruct(self, x: object, *, block_rows: int | None = None) -> Tensor:
         """Return ``decode(encode(x))`` in the shape of `x` (last axis `d_out`)."""
         x = as_tensor(x, "reconstruct")
         return self.decode(self.encode(x, block_rows=block_rows), x).reshape(*x.shape[:-1], self.d_out)
@@ -246,7 +251,7 @@ class SAE:
             raise ConfigError(f"with_k: the rule must be TopK; it is {self.rule.name}. Thresholds decide there.")
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.n_latents:
             raise ConfigError(f"with_k: `k` must be a whole number within 1..{self.n_latents}; got {k!r}.")
-        return self.replace(rule=TopKRule(k, self.rule.rank, self.rule.sign))
+        return self.replace(rule=dataclasses.replace(self.rule, k=k))
 
     def permute(self, order: Tensor) -> SAE:
         """Return the same SAE with new latent j = old latent ``order[j]``; reconstructions stay the same.
@@ -389,7 +394,7 @@ class SAE:
     def __deepcopy__(self, memo: dict[int, Any]) -> SAE:
         return self  # a value needs no copies: clones of an estimator share it
 
-    def _scaled(self, x: Any, where: str) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def _scaled(self, x: object, where: str) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return rows scaled, and what undoing it needs."""
         rows = as_rows(x, self.d_in, self.dtype, self.device, where)
         u, context = self.scaling.apply(rows)
@@ -397,25 +402,33 @@ class SAE:
             check_held(context[1], rows, where)
         return u, context
 
-    def _centred(self, x: Any, where: str) -> Tensor:
+    def _centred(self, x: object, where: str) -> Tensor:
         u, _ = self._scaled(x, where)
         return u if self.b_pre is None else u - self.b_pre
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in self.rule.settings().items())
         width = f"{self.d_in}" if self.d_in == self.d_out else f"{self.d_in} → {self.d_out}"
-        hook = self.provenance.get("hook")
-        place = f", {self.provenance.get('model', '?')} at {hook}" if hook else ""
-        return plain(f"SAE({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})")
+        hook, out = self.provenance.get("hook"), self.provenance.get("hook_out")
+        place = f", {self.provenance.get('model', '?')} at {hook}{f' to {out}' if out else ''}" if hook else ""
+        kind = "Transcoder" if self.is_transcoder else "SAE"
+        return plain(f"{kind}({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})")
 
     def _repr_html_(self) -> str:
         facts = {"latents": f"{self.n_latents:,}", "width": self.d_in, "rule": self.rule.name, **self.rule.settings()}
-        facts |= {key: self.provenance[key] for key in ("model", "hook", "data", "seed") if key in self.provenance}
+        shown = ("model", "hook", "hook_out", "data", "seed")
+        facts |= {key: self.provenance[key] for key in shown if key in self.provenance}
         cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-        return f"<table><caption>SAE</caption>{cells}</table>"
+        return f"<table><caption>{'Transcoder' if self.is_transcoder else 'SAE'}</caption>{cells}</table>"
 
 
-def _score(sae: SAE, name: str, value: Any) -> Tensor:
+def predicts_other_rows(d_in: int, d_out: int, provenance: Mapping[str, Any]) -> bool:
+    """Return whether an SAE of these widths and this provenance is a transcoder; see `SAE.is_transcoder`."""
+    elsewhere = provenance.get("hook_out") not in (None, provenance.get("hook"))
+    return d_in != d_out or elsewhere or bool(provenance.get("transcoder"))
+
+
+def _score(sae: SAE, name: str, value: object) -> Tensor:
     """Return one of the scores in the form they all have."""
     if not name.isidentifier():
         raise ConfigError(f"SAE: the name of a score must be letters, digits and underscores; got {name!r}.")

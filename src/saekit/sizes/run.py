@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files import SAVE_WAIT, locked_folder
+from ..files import SAVE_WAIT, locked_folder, open_file, remove_file
 from ..inputs.texts import read_texts
 from ..measure.fidelity import CHARACTERS_PER_TOKEN
 from ..progress import shows_progress
@@ -58,6 +58,7 @@ class Pruning:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``progressive/`` (the ranked SAE), ``<size>/`` for every size, and ``sizes.json`` into a folder."""
         with locked_folder(folder, wait=SAVE_WAIT) as place:
+            remove_file(place / CURVE)  # an older one would describe other SAEs from the next line on
             self.ranked.save(place / "progressive")
             for each in self.saes:
                 each.save(place / str(each.n_latents))
@@ -163,7 +164,7 @@ def _with_gradients(sae: SAE, origin: Origin, text: str, progress: Progress | No
         ranked_on,
         hook=place_of(sae, origin.rows.info, where="prune"),
         tokens=origin.ce_tokens,
-        settings=AttributionSettings(text=text),
+        settings=AttributionSettings(text=text, target=origin.rows.info.get("hook_out") if sae.is_transcoder else None),
         progress=progress,
     )
     scores = {name: score for name, score in found.scores.items() if name != "frequency"}
@@ -178,8 +179,9 @@ def _order(sae: SAE, by: str | Tensor) -> str | Tensor:
         check_order(sae, by, "prune", also=ATTRIBUTIONS)
         return by
     try:
-        return torch.from_numpy(np.load(by, allow_pickle=False))
-    except (OSError, ValueError) as error:
+        with open_file(by) as stream:
+            return torch.from_numpy(np.load(stream, allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError) as error:
         raise ConfigError(
             f"`by` must name a .npy file of a number per latent; `{by}` cannot be read: {error}"
         ) from None

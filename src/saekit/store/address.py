@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ConfigError, SaekitError
+from ..files import check_path
 
 HUB = "hf:"
 
@@ -29,7 +30,7 @@ def sae_paths(addresses: str | os.PathLike[str] | Iterable[str | os.PathLike[str
     given = [addresses] if isinstance(addresses, str | os.PathLike) else addresses
     found: list[str] = []
     for address in [os.fspath(each) for each in given]:
-        folder = Path(address)
+        folder = Path(address) if address.startswith(HUB) else check_path(address)
         is_run = not address.startswith(HUB) and folder.is_dir() and not (folder / "sae.json").is_file()
         inside = sorted(str(file.parent) for file in folder.glob("*/sae.json")) if is_run else []
         found += inside or (_foreign_in(folder) if is_run else []) or [address]

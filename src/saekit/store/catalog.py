@@ -42,12 +42,12 @@ class Release:
 
 def _gemma_scope() -> Iterator[Release]:
     rows = [
-        ("2b-pt-res", "google/gemma-2-2b", "residual", "0–25, embedding", "4k–1m", "layer_12/width_16k/average_l0_82"),
+        ("2b-pt-res", "google/gemma-2-2b", "residual", "0–25", "16k–1m", "layer_12/width_16k/average_l0_82"),
         ("2b-pt-mlp", "google/gemma-2-2b", "mlp out", "0–25", "16k, 65k", "layer_{L}/width_16k/average_l0_{l0}"),
         ("2b-pt-att", "google/gemma-2-2b", "attention (hook_z)", "0–25", "16k, 65k",
          "layer_{L}/width_16k/average_l0_{l0}"),
         ("2b-pt-transcoders", "google/gemma-2-2b", "transcoder", "0–25", "16k", "layer_{L}/width_16k/average_l0_{l0}"),
-        ("9b-pt-res", "google/gemma-2-9b", "residual", "0–41, embedding", "4k–1m",
+        ("9b-pt-res", "google/gemma-2-9b", "residual", "0–41", "16k–1m",
          "layer_{L}/width_16k/average_l0_{l0}"),
         ("9b-pt-mlp", "google/gemma-2-9b", "mlp out", "0–41", "16k, 131k", "layer_{L}/width_16k/average_l0_{l0}"),
         ("9b-pt-att", "google/gemma-2-9b", "attention (hook_z)", "0–41", "16k, 131k",
@@ -60,6 +60,11 @@ def _gemma_scope() -> Iterator[Release]:
         repository = f"hf:google/gemma-scope-{name}"
         pattern = f"{repository}/layer_{{layer}}/width_{{width}}/average_l0_{{l0}}"
         yield Release(model, place, layers, widths, pattern, "gemma_scope", f"{repository}/{example}")
+    for size, l0 in (("2b", 6), ("9b", 14)):
+        repository = f"hf:google/gemma-scope-{size}-pt-res"
+        yield Release(f"google/gemma-2-{size}", "embedding", "–", "4k",
+                      f"{repository}/embedding/width_4k/average_l0_{{l0}}", "gemma_scope",
+                      f"{repository}/embedding/width_4k/average_l0_{l0}")  # fmt: skip
 
 
 def _gemma_scope_2() -> Iterator[Release]:
@@ -67,12 +72,14 @@ def _gemma_scope_2() -> Iterator[Release]:
         for tuned in ("pt", "it"):
             for folder, place in (("resid_post", "residual"), ("mlp_out", "mlp out"),
                                   ("attn_out", "attention (hook_z)"), ("transcoder", "transcoder")):  # fmt: skip
+                if (size, tuned) == ("27b", "pt") and folder in ("mlp_out", "attn_out"):
+                    continue  # no such release
                 repository = f"hf:google/gemma-scope-2-{size}-{tuned}"
                 pattern = f"{repository}/{folder}[_all]/layer_{{layer}}_width_{{width}}_l0_{{small,medium,big}}"
+                pattern += "[_affine]" if folder == "transcoder" else ""
                 example = f"{repository}/{folder}_all/layer_{{layer}}_width_16k_l0_small"
-                yield Release(
-                    f"google/gemma-3-{size}-{tuned}", place, "all", "16k–1m", pattern, "gemma_scope_2", example
-                )
+                model = "google/gemma-3-270m" if (size, tuned) == ("270m", "pt") else f"google/gemma-3-{size}-{tuned}"
+                yield Release(model, place, "all", "16k–1m", pattern, "gemma_scope_2", example)
 
 
 def _llama_scope() -> Iterator[Release]:
@@ -116,10 +123,10 @@ def _others() -> Iterator[Release]:
         "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "residual", "19", "65,536", address, "single_file", address
     )
     pattern = "hf:EleutherAI/sae-llama-3-8b-32x/layers.{layer}"
-    yield Release("meta-llama/Meta-Llama-3-8B", "residual", "0–30", "131,072", pattern, "sparsify",
+    yield Release("meta-llama/Meta-Llama-3-8B", "residual", "–", "131,072", pattern, "sparsify",
                   pattern.replace("{layer}", "10"))  # fmt: skip
     for model in ("0.6b-transcoders-lowl0", "1.7b-transcoders-lowl0", "4b-transcoders", "8b-transcoders",
-                  "14b-transcoders"):  # fmt: skip
+                  "14b-transcoders", "14b-transcoders-lowl0"):  # fmt: skip
         pattern = f"hf:mwhanna/qwen3-{model}/layer_{{layer}}.safetensors"
         yield Release(f"Qwen/Qwen3-{model.split('-')[0].upper()}", "transcoder", "all", "–", pattern,
                       "circuit_tracer", pattern.replace("{layer}", "10"))  # fmt: skip
@@ -128,16 +135,57 @@ def _others() -> Iterator[Release]:
                               ("openai/gpt-oss-20b", "saes-gpt-oss-20b")):  # fmt: skip
         pattern = f"hf:andyrdt/{repository}/resid_post_layer_{{layer}}/trainer_{{trainer}}"
         yield Release(model, "residual", "3, 7, 11, …", "–", pattern, "dictionary_learning", pattern)
+    for model, place, layers, width, pattern in (
+        ("EleutherAI/pythia-70m-deduped", "residual", "3, 4", "–",
+         "hf:canrager/lm_sae/pythia70m_sweep_{gated,panneal,standard,topk}_ctx128_{date}/resid_post_layer_{layer}/trainer_{n}"),
+        ("google/gemma-2-2b", "residual", "12", "4,096", "hf:adamkarvonen/saebench_gemma-2-2b_width-2pow12_date-0108/"
+         "MatryoshkaBatchTopK_gemma-2-2b__0108/resid_post_layer_12/trainer_{n}"),
+    ):  # fmt: skip
+        yield Release(model, place, layers, width, pattern, "dictionary_learning", pattern)
     pattern = (
         "hf:canrager/saebench_gemma-2-2b_width-2pow{12,14,16}_date-{date}/{run}/resid_post_layer_{layer}/trainer_{n}"
     )
     yield Release("google/gemma-2-2b", "residual", "5, 12, 19", "4,096–65,536", pattern, "dictionary_learning", pattern)
 
 
+_OF_SAELENS = (
+    ("openai-community/gpt2", "mlp out", "0–11", "24,576", "tommmcgrath/gpt2-small-mlp-out-saes",
+     "sae_group_gpt2_blocks.{layer}.hook_mlp_out_24576:{version}"),
+    ("openai-community/gpt2", "residual (before the block)", "8", "768–98,304",
+     "jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8", "blocks.8.hook_resid_pre_{768,1536,3072,…}"),
+    *(("openai-community/gpt2", "residual (before the block)", "2, 6, 10", "–",
+       f"neuronpedia/gpt2-small__res_{kind}-ajt", f"{{2,6,10}}-res_{kind}-ajt")
+      for kind in ("sce", "scefr", "scl", "sle", "slefr", "sll")),
+    ("meta-llama/Meta-Llama-3-8B-Instruct", "residual", "25", "–", "Juliushanhanhan/llama-3-8b-it-res",
+     "blocks.25.hook_resid_post"),
+    ("mistralai/Mistral-7B-v0.1", "residual (before the block)", "8, 16, 24", "–",
+     "JoshEngels/Mistral-7B-Residual-Stream-SAEs", "mistral_7b_layer_{8,16,24}"),
+    *(("EleutherAI/pythia-70m-deduped", place, "0–5", "–", f"ctigges/pythia-70m-deduped__{kind}-sm_processed",
+       f"{{layer}}-{kind}-sm") for kind, place in (("res", "residual"), ("mlp", "mlp out"), ("att", "attn out"))),
+    ("google/gemma-2b", "residual", "0, 6, 10, 12, 17", "16,384", "jbloom/Gemma-2b-Residual-Stream-SAEs",
+     "gemma_2b_blocks.{layer}.hook_resid_post_16384{training}"),
+    ("google/gemma-2b-it", "residual", "12", "16,384", "jbloom/Gemma-2b-IT-Residual-Stream-SAEs",
+     "gemma_2b_it_blocks.12.hook_resid_post_16384"),
+    ("google/gemma-2-2b", "residual", "0–24", "32k", "chanind/gemma-2-2b-batch-topk-matryoshka-saes-w-32k-l0-40",
+     "{standard,snap}/blocks.{layer}.hook_resid_post"),
+    ("google/gemma-2-9b", "residual", "0–40", "32k", "chanind/gemma-2-9b-batch-topk-matryoshka-saes-w-32k-l0-60",
+     "blocks.{layer}.hook_resid_post"),
+    ("google/gemma-3-1b-pt", "residual", "0–24", "32k", "chanind/gemma-3-1b-batch-topk-matryoshka-saes-w-32k-l0-40",
+     "blocks.{layer}.hook_resid_post"),
+)  # fmt: skip
+"""Smaller releases in SAELens' format: model, place, layers, widths, repository, SAEs in it."""
+
+
+def _of_saelens() -> Iterator[Release]:
+    for model, place, layers, widths, repository, inside in _OF_SAELENS:
+        address = f"hf:{repository}/{inside}"
+        yield Release(model, place, layers, widths, address, "saelens", address)
+
+
 @cache
 def releases() -> tuple[Release, ...]:
     """Return every release that saekit knows, from facts written down here; no network is asked."""
-    return (*_gemma_scope(), *_gemma_scope_2(), *_llama_scope(), *_qwen_scope(), *_others())
+    return (*_gemma_scope(), *_gemma_scope_2(), *_llama_scope(), *_qwen_scope(), *_others(), *_of_saelens())
 
 
 def find_releases(*words: str) -> list[Release]:
@@ -185,16 +233,43 @@ def resolve(address: str) -> str:
     ------
     ConfigError
         There is no such release or SAE.
+    FormatError
+        The release holds no SAEs.
     MissingExtraError
         `sae-lens` is not installed.
     """
     if not address.startswith(REGISTRY):
         return address
+    entry, sae = _entry_of(address)
+    return f"hf:{entry['repo_id']}/{sae['path']}"
+
+
+def corrections(address: str) -> dict[str, Any]:
+    """Return what SAELens' registry says instead of the configuration of an SAE, or in addition to it.
+
+    Without them some files mean something else: their rows were scaled, and only the registry knows it.
+    """
+    if not address.startswith(REGISTRY):
+        return {}
+    entry, sae = _entry_of(address)
+    factor = sae.get("norm_scaling_factor")
+    if entry.get("conversion_func") is not None:  # other libraries' files, which hold their own
+        return {}
+    return {**(entry.get("config_overrides") or {}), **({} if factor is None else {"norm_scaling_factor": factor})}
+
+
+def _entry_of(address: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the entries of a release and of one of its SAEs in the registry."""
     release, _, wanted = address.removeprefix(REGISTRY).partition("/")
     known = registry()
     if release not in known:
         raise ConfigError(f"SAELens has no release `{release}`. {did_you_mean(release, known)}")
-    paths = {str(entry["id"]): str(entry["path"]) for entry in known[release].get("saes", []) if "id" in entry}
-    if wanted not in paths:
-        raise ConfigError(f"the release `{release}` of SAELens has no SAE `{wanted}`. {did_you_mean(wanted, paths)}")
-    return f"hf:{known[release]['repo_id']}/{paths[wanted]}"
+    if "clt" in str(known[release].get("conversion_func")):
+        raise FormatError(
+            f"the release `{release}` of SAELens is a cross-layer transcoder, which saekit does not read: it writes to "
+            "many layers."
+        )
+    saes = {str(sae["id"]): sae for sae in known[release].get("saes", []) if "id" in sae}
+    if wanted not in saes:
+        raise ConfigError(f"the release `{release}` of SAELens has no SAE `{wanted}`. {did_you_mean(wanted, saes)}")
+    return known[release], saes[wanted]

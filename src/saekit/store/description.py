@@ -196,7 +196,8 @@ def check_header(description: Mapping[str, Any], header: Header, path: Path) -> 
     found = {name: _dtype_and_shape(entry) for name, entry in header.entries.items()}
     stated = description["tensors"]
     if found != stated:
-        odd = next(name for name in sorted({*found, *stated}) if found.get(name) != stated.get(name))
+        same = {name for name in found if name in stated and found[name] == stated[name]}
+        odd = min({*found, *stated} - same)
         raise FormatError(
             f"`{path}`: tensor `{odd}` must be {stated.get(odd, 'absent')}; it is {found.get(odd, 'absent')}. "
             "Copy both files from the same place."

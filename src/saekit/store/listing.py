@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -60,6 +61,8 @@ class Listing:
     """The file that the address names, where it names one."""
     part: Part | None = None
     """What of the matrices is read; None: all."""
+    corrections: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the configuration that are known to be others than those of the file."""
 
     def has(self, *names: str) -> bool:
         """Return whether all of these files are there."""
@@ -82,7 +85,7 @@ class Listing:
         value = read_json(self._small(name), finite=False)
         if not isinstance(value, dict):
             raise FormatError(f"`{name}` of `{self.address}` must be a JSON object; it is {type(value).__name__}.")
-        return value
+        return {**value, **self.corrections}
 
     def yaml(self, name: str) -> dict[str, Any]:
         """Return the mapping in a YAML file: plain values only.
@@ -188,12 +191,12 @@ def list_local(address: str) -> Listing:
 def _names_below(folder: Path) -> Iterable[str]:
     """Yield the files of a folder and of the folders in it."""
     count = 0
-    for here in (folder, *(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())):
+    for here in (folder, *(Path(entry.path) for entry in os.scandir(folder) if os.path.isdir(entry.path))):
         for entry in os.scandir(here):
             count += 1
             if count > _MAX_NAMES:
                 raise ConfigError(f"`{folder}` must be the folder of an SAE; it holds more than {_MAX_NAMES:,} files.")
-            if entry.is_file():
+            if os.path.isfile(entry.path):
                 yield entry.name if here == folder else f"{here.name}/{entry.name}"
 
 
@@ -290,9 +293,11 @@ def read_pickled(source: Path | IO[bytes], path: Path, *, mapped: bool = False) 
         raise
     except Exception as error:  # the reader raises whatever a damaged stream leads to
         if "weights_only" in str(error) or "Unsupported" in str(error):
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" (`{named[1]}`)" if named else ""
             raise FormatError(
-                f"`{path}` holds Python objects besides tensors and plain values; saekit unpickles nothing, because "
-                f"unpickling runs code ({_first_line(error)}). Save its state dict where it was made."
+                f"`{path}` holds Python objects besides tensors and plain values{what}; saekit unpickles nothing, "
+                "because unpickling runs code. Save its state dict where it was made."
             ) from None
         raise _damaged(path, error) from None
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from ..errors import ConfigError, FormatError, SaekitError, listed
 from ..files import (
     SAVE_WAIT,
+    check_path,
     dump_json,
     locked_folder,
     read_json,
@@ -322,7 +323,7 @@ def _folder(path: str | os.PathLike[str]) -> Path:
         from .hub import download
 
         return download(text, (DESCRIPTION, TENSORS))
-    folder = Path(text)
+    folder = check_path(text)
     if folder.name in (DESCRIPTION, TENSORS):
         folder = folder.parent
     if (folder / DESCRIPTION).is_file() or ((folder / _NEXT).is_file() and (folder / TENSORS).is_file()):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError, FormatError, SaekitError
+from ..files import check_path
 from ..sae.model import SAE
 from ..settings import is_whole
 from . import native
-from .catalog import resolve
+from .catalog import corrections, resolve
 from .description import DESCRIPTION
 from .formats import recognize
 from .formats.canonical import Stated
@@ -59,7 +59,7 @@ def load(
         The file is damaged, or of a kind that saekit does not read; the message says which and why.
     """
     stated = stated or Stated()
-    address = resolve(os.fspath(address))
+    given, address = os.fspath(address), resolve(os.fspath(address))
     if stated == Stated() and _is_native(address):
         sae = native.load(address, latents=latents, fvu=fvu)
     else:
@@ -67,7 +67,7 @@ def load(
             raise ConfigError(
                 "load: `fvu` picks a size from those that saekit measured into its own file; give `latents`."
             )
-        listing = listing_of(address)
+        listing = replace(listing_of(address), corrections=corrections(given))
         sae = read_foreign(listing if latents is None else _first(listing, stated, latents), stated)
         sae = sae if latents is None else sae.take(latents)
     return sae if dtype is None and device is None else sae.to(device, _dtype(dtype))
@@ -79,10 +79,11 @@ def describe(address: str | os.PathLike[str]) -> dict[str, Any]:
     No weights are read: shapes come from the headers. Vectors (biases, thresholds) of foreign files are, because they
     say how the matrices lie. Raises as `load` does.
     """
-    address = resolve(os.fspath(address))
+    given, address = os.fspath(address), resolve(os.fspath(address))
     if _is_native(address):
         return native.describe(address)
-    sae = read_foreign(replace(listing_of(address), part=HEADER), Stated())
+    listing = replace(listing_of(address), part=HEADER, corrections=corrections(given))
+    sae = read_foreign(listing, Stated())
     rule, tensors = {"name": sae.rule.name, **sae.rule.settings()}, sae.tensors()
     return {
         "path": address, "n_latents": sae.n_latents, "d_in": sae.d_in, "d_out": sae.d_out,
@@ -153,7 +154,7 @@ def _is_native(address: str | os.PathLike[str]) -> bool:
         from .hub import holds
 
         return holds(text, DESCRIPTION)
-    path = Path(text)
+    path = check_path(text)
     return native.is_native(path)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FormatError
-from ..files import parse_json, write_atomic
+from ..files import open_file, parse_json, write_atomic
 from ..sae.digest import bytes_of
 from ..settings import is_whole
 
@@ -102,7 +102,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 def read_header(path: Path) -> Header:
     """Read and check the header of a file on disk; see `parse_header`."""
-    with open(path, "rb", buffering=0) as stream:
+    with open_file(path) as stream:
         return parse_header(stream, path)
 
 

@@ -24,6 +24,9 @@ from .run_state import Run
 from .step import Statistics
 
 LOG_FILE = "log.jsonl"
+"""Name of the log. It has no seal: a line is appended at every log step, and a kill may leave half of one. No number is
+computed from it and no run goes on from it (checkpoints have all that); it is for charts. The last record of every SAE
+is in ``run.json`` too, under its seal."""
 STAGE = "train"
 """Name of the stage in progress reports."""
 

@@ -12,6 +12,7 @@ import torch
 from ..errors import ConfigError
 from ..files import locked_folder
 from ..interruption import noted_interrupts
+from ..memory import check_memory
 from ..places import warn
 from ..progress import shows_progress
 from ..rows.opening import Rows, source_of
@@ -25,7 +26,7 @@ from .diagnostics import check_step, check_weights
 from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
 from .learner import finish, initialize_learner
 from .log import Clock, Log, add_step
-from .request import Seeds, check_configs, check_seeds, make_request
+from .request import Seeds, check_configs, check_seeds, make_request, memory_of
 from .run_folder import claim, provenance_of, read_back, save_finished, source_facts
 from .run_state import Run, begin, save_checkpoint
 from .settings import TrainSettings
@@ -231,6 +232,7 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
     check_configs([config])
     check_seeds([seed])
     source = source_of(rows)
+    check_memory("untrained", memory_of([config], source.d_in), "Use fewer latents.")
     batch_rows = settings.batch_rows or default_batch_rows(source.n_rows or 0)
     available = source.n_rows if source.n_rows is not None else batch_rows * 8
     batches = source.batches(min(batch_rows, available), seed=settings.data_seed)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, InputError, listed
+from ..kinds import LARGEST
+from ..memory import check_memory
 from ..places import Warned
 from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
@@ -102,20 +104,31 @@ def make_request(
         The source has fewer rows than a batch.
     """
     configs = [configs] if isinstance(configs, Config) else list(configs)
-    asked_seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    source = source_of(rows)
-    device = device_of(settings)
     check_configs(configs)
+    source = source_of(rows)
+    if source.info.get("d_out") is not None:
+        raise ConfigError(
+            "train: rows must come without targets: saekit trains SAEs, no transcoders. Leave `target` out."
+        )
+    device = device_of(settings)
+    check_device(device)
+    asked_seeds = listed_seeds(seeds, configs, source.d_in, device)
     own_seeds = seeds_of(configs, asked_seeds)
     for own in own_seeds:
         check_seeds(own)
     check_whole("train", tokens=tokens)
-    check_device(device)
     step = choose_step(settings, configs, device)
     for config, own in zip(configs, own_seeds):
         check_mutual(config, own, step)
     asked_rows, batch_rows = rows_of(source, tokens, settings.batch_rows)
     total_steps = asked_rows // batch_rows
+    learners = [config for config, own in zip(configs, own_seeds) for _ in own]
+    check_memory(
+        "train",
+        memory_of(learners, source.d_in) | memory_of_batch(learners, source.d_in, batch_rows, step),
+        "Use fewer latents or seeds, a smaller `batch_rows`, or a call for each configuration.",
+        device,
+    )
     names = run_names(configs, asked_seeds)
     given = warm_starts(start, len(names))
     return Request(
@@ -133,6 +146,40 @@ def make_request(
         device=device,
         step=step,
     )
+
+
+def memory_of(learners: Sequence[Config], d_in: int) -> dict[str, int]:
+    """Return the bytes that learners hold until the run has ended, by what needs them."""
+    numbers = [parameters_of(config, d_in) for config in learners]
+    # Weights and Adam's two moments, and at the end the SAEs beside them.
+    return {f"weights and moments of {len(numbers):,} SAEs ({sum(numbers):,} parameters)": 4 * 4 * sum(numbers)}
+
+
+def memory_of_batch(learners: Sequence[Config], d_in: int, batch_rows: int, step: str) -> dict[str, int]:
+    """Return the bytes of a step at least, by what needs them; learners take their step one after the other."""
+    codes = max(getattr(config, "k", 0) for config in learners)
+    gradients = max(parameters_of(config, d_in) for config in learners) if step == "plain" else 0
+    return {
+        "gradients": 4 * gradients,
+        # The rows, what is reconstructed and what is left, and value and index of every code.
+        f"batches of {batch_rows:,} rows": batch_rows * (3 * 4 * d_in + (4 + 8) * codes),
+    }
+
+
+def parameters_of(config: Config, d_in: int) -> int:
+    """Return the number of parameters of an SAE in training, at least."""
+    return 2 * config.n_latents * d_in + config.n_latents + d_in
+
+
+def listed_seeds(seeds: Seeds, configs: Sequence[Config], d_in: int, device: torch.device) -> list[Any]:
+    """Return the seeds as a list, unless there are more than SAEs fit into memory; raises `ConfigError`."""
+    if isinstance(seeds, int):
+        return [seeds]
+    if isinstance(seeds, range):  # a short word for what may be longer than any memory
+        count = min(max((seeds.stop - seeds.start) // seeds.step, 0), LARGEST)
+        smallest = min(parameters_of(config, d_in) for config in configs)
+        check_memory("train", {f"{count:,} seeds": 4 * 4 * smallest * count}, "Use fewer seeds.", device)
+    return list(seeds)
 
 
 def choose_step(settings: TrainSettings, configs: Sequence[Config], device: torch.device) -> str:
@@ -162,10 +209,10 @@ def check_configs(configs: Sequence[Config]) -> None:
 
 
 def check_seeds(seeds: Sequence[Any]) -> None:
-    """Refuse seeds of one configuration that are not different whole numbers; raises `ConfigError`."""
-    if not seeds or not all(is_whole(seed) for seed in seeds) or len(set(seeds)) < len(seeds):
+    """Refuse seeds of one configuration that are not different whole numbers from 0; raises `ConfigError`."""
+    if not seeds or not all(is_whole(seed) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise ConfigError(
-            f"train: `seeds` must be different whole numbers, at least one; got {seeds!r}. Pass seeds=[0, 1]."
+            f"train: `seeds` must be different whole numbers from 0, at least one; got {seeds!r}. Pass seeds=[0, 1]."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..settings import check_whole, is_whole, suggest_keywords
+from ..settings import check_whole, suggest_keywords
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -38,8 +38,7 @@ class TrainSettings:
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
         )
-        if not is_whole(self.data_seed):
-            raise ConfigError(f"TrainSettings: `data_seed` must be a whole number; got {self.data_seed!r}.")
+        check_whole("TrainSettings", least=0, data_seed=self.data_seed)
         if self.precision not in PRECISIONS:
             raise ConfigError(f"TrainSettings: `precision` must be 'fp32' or 'bf16'; got {self.precision!r}.")
 

@@ -24,8 +24,9 @@ from .rounded import RoundedLatents, RoundedRows, round_alike, round_fastest, ro
 from .rounding_numba import LARGEST
 from .selection_numba import Chosen, Latents, Product, Rows
 
-BLOCK_BYTES = 8 * 2**20
-"""Size of the buffer for one block of the product: it should stay in the last cache. Unit: bytes."""
+BLOCK_BYTES = {True: 8 * 2**20, False: 32 * 2**20}
+"""Size of the buffer for one block of the product, for our own product and for torch's: it should stay in the last
+cache; but torch puts all latents into an order of its own for every block. Unit: bytes."""
 
 THRESHOLD_KEPT = 1 / 256
 """Fraction of the latents that is taken to be above its threshold when a format is chosen."""
@@ -66,7 +67,7 @@ def _by_blocks(
     after it, in case there is more. `lanes`: keys of a row that there has to be room for.
     """
     n, n_latents = len(rows.facts.norm), len(latents.facts.norm)
-    edges = _edges(n, n_latents, block_rows)
+    edges = _edges(n, n_latents, block_rows, latents.is_packed)
     n_threads = min(threads.thread_count(), len(edges) - 1)
     room, width, settled = max(stop - start for start, stop in itertools.pairwise(edges)), n_latents, 0
     if latents.is_packed:  # whole tiles; 32 more, so that rows start in different sets of the caches
@@ -83,8 +84,12 @@ def _by_blocks(
         with torch.no_grad():  # gradients are switched off per thread
             while (index := next(ticket)) < len(edges) - 1:
                 start, stop = edges[index : index + 2]
-                _multiply(rows, latents, slice(start, stop), P, best)
-                work(_Block(start, stop, bits, best, settled))
+                block = _Block(start, stop, bits, best, settled)
+                if latents.is_packed:
+                    _multiply(rows, latents, block)
+                else:
+                    torch.mm(rows.copy[start:stop], latents.copy.T, out=P[: stop - start])
+                work(block)
 
     if n_threads == 1 or latents.is_packed:
         threads.run_everywhere(blocks, n_threads)
@@ -94,26 +99,26 @@ def _by_blocks(
         done.result()
 
 
-def _multiply(rows: RoundedRows, latents: RoundedLatents, part: slice, P: Tensor, best: np.ndarray) -> None:
-    """Write the product of some rows and all latents; where it is our own, lane maxima too."""
-    n, bits = part.stop - part.start, P.view(torch.int16).numpy()
+def _multiply(rows: RoundedRows, latents: RoundedLatents, block: _Block) -> None:
+    """Write our own product of some rows and all latents, and lane maxima."""
+    n, start = block.stop - block.start, block.start
     if rows.whole is not None and latents.whole is not None:
-        x = WholeRows(rows.whole.words[part.start :], rows.whole.scale[part.start :])
-        low_bit_matmul.multiply8(n, x, latents.whole, bits, best)
-    elif latents.is_packed:
-        low_bit_matmul.multiply(n, rows.words[part.start :], latents.panels, bits, best)
+        x = WholeRows(rows.whole.words[start:], rows.whole.scale[start:])
+        low_bit_matmul.multiply8(n, x, latents.whole, block.bits, block.maxima)
     else:
-        torch.mm(rows.copy[part], latents.copy.T, out=P[:n])
+        low_bit_matmul.multiply(n, rows.words[start:], latents.panels, block.bits, block.maxima)
 
 
-def _edges(n: int, n_latents: int, block_rows: int | None) -> list[int]:
+def _edges(n: int, n_latents: int, block_rows: int | None, packed: bool) -> list[int]:
     """Rows at which blocks begin, and `n`: a product stays in the last cache, and threads end at about the same time.
 
     Small blocks cost more, since each reads all latents; so they are large first, and the last ones smaller. 16 rows
     at least even where the product does not stay in a cache, 64 where it does.
     """
     n_threads = threads.thread_count()
-    most = max(1, min(block_rows or n, max(64, -(-n // (4 * n_threads))), max(16, BLOCK_BYTES // (2 * n_latents))))
+    most = max(1, min(block_rows or n, max(16, BLOCK_BYTES[packed] // (2 * n_latents))))
+    if packed:
+        most = min(most, max(64, -(-n // (4 * n_threads))))
     edges = [0]
     while (left := n - edges[-1]) > 0:
         size = min(most, max(64, -(-left // (2 * n_threads)))) if n_threads > 1 else most
@@ -190,17 +195,17 @@ def encode_prefixes(
     rows, W = round_alike(x, W_enc, W, sum(k for _, k in prefixes), exact)
     of_rows = Rows(x.numpy(), row_reach(rows.facts, d), rows.facts.norm)
     everything = _latents(W_enc, bias, W, with_bias(W, bias))
-    jobs = [(_prefix(everything, m), k, lane_size(m, k), pair) for (m, k), pair in zip(prefixes, found)]
+    outs = [Chosen(values.numpy(), indices.numpy()) for values, indices in found]
+    jobs = [(_prefix(everything, m), k, lane_size(m, k), out) for (m, k), out in zip(prefixes, outs)]
     # The larger ones first: each may write lanes of latents from its last panel on, or all if its lanes differ.
     jobs.sort(key=lambda job: -len(job[0].bias))
 
     def work(block: _Block) -> None:
         part = slice(block.start, block.stop)
         of_block = Rows(*(of_row[part] for of_row in of_rows))
-        for latents, k, lane, (values, indices) in jobs:
-            out = Chosen(values[part].numpy(), indices[part].numpy())
-            product = block.product(len(latents.bias), lane)
-            selection_numba.choose(len(of_block.x), product, of_block, latents, k, exact, in_order, out)
+        for latents, k, lane, out in jobs:
+            product, into = block.product(len(latents.bias), lane), Chosen(out.values[part], out.latents[part])
+            selection_numba.choose(len(of_block.x), product, of_block, latents, k, exact, in_order, into)
 
     _by_blocks(work, rows, W, max(_lanes(len(latents.bias), lane) for latents, _, lane, _ in jobs), block_rows)
     again = torch.from_numpy(np.flatnonzero(~(rows.facts.norm <= LARGEST)))

@@ -154,6 +154,39 @@ def reaching(typingctx: Any, keys: Any, at: Any, bar: Any) -> Any:
 
 
 @llvm_code
+def lane_maxima_of_64(
+    typingctx: Any, P: Any, row: Any, column: Any, best: Any, lane: Any, lane_size: Any
+) -> Any:  # fmt: skip
+    """Write the largest keys (`ordered`) of the 64 bf16 from ``P[row, column]`` on, from ``best[lane]`` on.
+
+    There are ``64 / lane_size`` of them, and each is that of every so many-th: `lane_size` is 1, 2, 4 or 8.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        matrix, into = (context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 3))
+        width = builder.extract_value(matrix.shape, 1)
+        place = builder.gep(matrix.data, [builder.add(builder.mul(args[1], width), args[2])])
+        lanes, size = 64, 1
+        short, word = ir.IntType(16), ir.IntType(32)
+        bits = builder.load(builder.bitcast(place, ir.VectorType(short, lanes).as_pointer()), align=2)
+        sign = builder.ashr(bits, everywhere(builder, ir.Constant(short, 15), lanes))
+        keys = builder.xor(bits, builder.and_(sign, everywhere(builder, ir.Constant(short, 0x7FFF), lanes)))
+        while True:
+            with builder.if_then(builder.icmp_signed("==", args[5], ir.Constant(args[5].type, size))):
+                out = builder.bitcast(builder.gep(into.data, [args[4]]), keys.type.as_pointer())
+                builder.store(keys, out, align=2)
+            if size == 8:
+                return context.get_dummy_value()
+            lanes, size = lanes // 2, 2 * size
+            halves = (range(lanes), range(lanes, 2 * lanes))
+            masks = (ir.Constant(ir.VectorType(word, lanes), list(half)) for half in halves)
+            low, high = (builder.shuffle_vector(keys, keys, mask) for mask in masks)
+            keys = builder.select(builder.icmp_signed(">", low, high), low, high)
+
+    return types.void(P, types.int64, types.int64, best, types.int64, types.int64), build
+
+
+@llvm_code
 def before_of_16(typingctx: Any, scores: Any, latents: Any, at: Any, score: Any, latent: Any) -> Any:
     """Return how many of the 16 entries from `at` come before this one: a larger score, or an equal one of a smaller
     latent.

@@ -19,6 +19,7 @@ from .intrinsics_numba import (
     first_one,
     float_of_order,
     inlined,
+    lane_maxima_of_64,
     ones,
     order_of_float,
     ordered,
@@ -170,6 +171,9 @@ def _lane_maxima(P: np.ndarray, r: Int, n: Int, lane_size: Int, known: Int, best
     for s in range(known // (PANEL // lane_size), panels):
         base = np.uint64(s * PANEL)
         lane = np.uint64(s) * apart
+        if base + np.uint64(PANEL) <= np.uint64(n):
+            lane_maxima_of_64(P, r, base, best, lane, lane_size)
+            continue
         for i in range(apart):
             best[lane + i] = LOWEST
         for t in range(base, min(base + np.uint64(PANEL), np.uint64(n)), apart):

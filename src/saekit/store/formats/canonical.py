@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, Literal
 
@@ -112,7 +112,8 @@ def latents_first(
     if layout is None:
         raise ConfigError(
             f"`{name}` is square, ({n_latents}, {width}), and nothing in the file says which axis is the latents. "
-            'State it: SAE.load(…, orientation="latents_first") for [n_latents, d_in], or orientation="width_first".'
+            'State it: SAE.load(…, orientation="latents_first") for [n_latents, d_in], or orientation="width_first" '
+            "(saekit convert SRC DST --orientation latents_first)."
         )
     return matrix if layout == "latents_first" else matrix.T
 
@@ -128,6 +129,11 @@ def build(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule
     given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     given |= {name: fields[name] for name in ("b_pre", "W_skip") if fields.get(name) is not None}
     dtype = W_enc.dtype if W_enc.dtype.is_floating_point else torch.float32
+    if (k := rule.settings().get("k", 1)) > len(W_enc):
+        raise FormatError(
+            f"k={k} must be at most the number of latents, and the tensors have {len(W_enc)}. The configuration and "
+            "the tensors are of different SAEs, or k was stated wrongly."
+        )
     for name, tensor in {**given, **{f"rule.{key}": t for key, t in rule.tensors().items()}}.items():
         if not (tensor.dtype.is_floating_point or name == "rule.group"):
             raise FormatError(f"`{name}` must hold floating-point numbers; it holds {tensor.dtype}.")
@@ -141,8 +147,9 @@ def build(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule
 def _cast(rule: Rule, dtype: torch.dtype) -> Rule:
     if isinstance(rule, JumpReLURule):
         return JumpReLURule(rule.threshold.to(dtype).contiguous())
-    if isinstance(rule, TopKRule) and rule.rank is not None:
-        return TopKRule(rule.k, rule.rank.to(dtype).contiguous(), rule.sign)
+    if isinstance(rule, TopKRule):
+        rank, threshold = (None if t is None else t.to(dtype).contiguous() for t in (rule.rank, rule.threshold))
+        return replace(rule, rank=rank, threshold=threshold)
     return rule
 
 
@@ -174,7 +181,9 @@ def topk_rule(k: Any, stated: Stated, *, what: str, sign: str = "positive") -> T
     """
     value = k if k is not None else stated.k
     if value is None:
-        raise ConfigError(f"{what}: k is not in the file. State it: SAE.load(…, k=64).")
+        raise ConfigError(
+            f"{what}: k is not in the file. State it: SAE.load(…, k=64), or saekit convert SRC DST --k 64."
+        )
     whole = _whole(value)
     if whole is None or whole < 1:
         raise FormatError(f"{what}: `k` must be a whole number of at least 1; got {k!r}.")
@@ -226,32 +235,38 @@ def root_scale(norm: Any, width: int, what: str) -> float:
 
 # ---------------------------------------------------------------------------------------------------------- place
 
-_BLOCK = re.compile(
-    r"(?:^|\.)(?:blocks|layers|layer|h)\.(\d+)(?:\.(?:hook_)?(?P<site>resid_post|resid_pre|mlp_out|attn_out|mlp|self_attn|attn|attention))?"
-    r"(?:\.(?:output|hook_out))?$"
-)
-_SITE = {
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer|h)\.(\d+)(?:\.(?P<rest>.+))?$")
+_SITES = {
     "": "", "resid_post": "", "mlp_out": ".mlp", "mlp": ".mlp", "attn_out": ".attn", "self_attn": ".attn",
     "attn": ".attn", "attention": ".attn",
 }  # fmt: skip
+_SIDES = {"output": "", "hook_out": "", "input": ".input", "hook_in": ".input"}
 
 
 def hook_of(word: str | None) -> str | None:
-    """Return saekit's name of the hook that another library names; None where saekit has none (inputs of modules,
-    ``hook_z``, the middle of a block).
+    """Return saekit's name of the hook that another library names; None where saekit has none (``hook_z``, the middle
+    of a block, a norm before its weights).
 
     >>> hook_of("blocks.12.hook_resid_post"), hook_of("model.layers.3.output"), hook_of("blocks.4.hook_resid_pre")
     ('layers.12', 'layers.3', 'layers.3')
+    >>> hook_of("blocks.4.mlp.hook_in"), hook_of("model.layers.3.self_attn.o_proj.input")
+    ('layers.4.mlp.input', 'layers.3.self_attn.o_proj.input')
     >>> hook_of("blocks.4.attn.hook_z") is None
     True
     """
     found = _BLOCK.search(word or "")
     if not found:
         return None
-    layer, site = int(found[1]), found["site"] or ""
-    if site == "resid_pre":  # the stream before block L is the stream after block L - 1
-        return f"layers.{layer - 1}" if layer else None
-    return f"layers.{layer}{_SITE[site]}"
+    layer, rest = int(found[1]), found["rest"] or ""
+    if rest.removeprefix("hook_") == "resid_pre":  # the stream before block L is the stream after block L - 1
+        return f"layers.{layer - 1}" if layer else "layers.0.input"
+    inside, _, side = rest.rpartition(".")
+    if side not in _SIDES:
+        inside, side = rest, ""
+    site = _SITES.get(inside.removeprefix("hook_"))
+    if site is None and side and "hook_" not in inside:  # a module by its path in the block
+        site = f".{inside}"
+    return None if site is None else f"layers.{layer}{site}{_SIDES.get(side, '')}"
 
 
 def word_of(hook: str | None, stated: str | None = None) -> str | None:

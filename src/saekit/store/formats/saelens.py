@@ -163,6 +163,11 @@ def _scaling(says: Mapping[str, Any]) -> Scaling:
             f"{_CONFIG} says normalize_activations={kind!r}: the rows were multiplied by one factor that is not in "
             "the file. Fold it in with the library that wrote the file, or add `norm_scaling_factor` to the file."
         )
+    if kind == "covariance_whitening":
+        raise FormatError(
+            f"{_CONFIG} says normalize_activations='covariance_whitening': the rows were multiplied by a matrix "
+            "that is not folded into the weights. Fold it in with sae-lens, save the SAE, and read that."
+        )
     raise FormatError(f"{_CONFIG}: saekit does not know normalize_activations={kind!r}; it must be folded first.")
 
 

@@ -1,0 +1,204 @@
+"""Families of arms: what each could do if its arm had to be chosen within the training rows, choice included.
+
+In every outer training part the arm of a family with the largest macro-F1 in the inner folds is chosen, and the test
+rows of that part are predicted by it: the score is that of this procedure. How uncertain the choice is follows from
+resampled training rows (groups): what the inner folds said about them is scored again, the arm is chosen again, on both
+sides of a difference alike, and the mean square of what that changes is added to the variance over the test rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from ..inputs.split import codes_of
+from ..measure.intervals import Estimate
+from ..measure.paired_scores import HeldOut, Predictions, Scores, macro_f1_of, score
+from ..measure.results import Measured
+from ..measure.verdicts import family_verdicts
+from .plan import Job
+from .result import FamilyScore
+from .verdicts import NO_DENSE, Judged
+
+RESAMPLES = 200
+"""Times that the choice of an arm is repeated."""
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "TF-IDF": ("words",),
+    "pixels": ("pixels",),
+    "dense": ("last", "dense", "dense-tree"),
+    "PCA": ("pca", "svd", "ica", "difference"),
+    "random": ("random",),
+    "untrained": ("untrained",),
+    "frozen": ("frozen",),
+    "SAE": ("full", "binarized", "sparse", "tree", "binarized-tree"),
+}
+"""Kinds of arms of each family."""
+
+BASELINES = ("TF-IDF", "pixels", "dense", "PCA")
+"""Families that an SAE is compared with; those of dictionaries that learned nothing are controls."""
+
+_METRICS = ("macro_f1", "auc")
+
+
+@dataclass(frozen=True, eq=False)
+class _Option:
+    """An arm that can be chosen in one part."""
+
+    family: str
+    name: str
+    inner: float
+    labels: np.ndarray
+    """What the inner folds said about the training rows."""
+    probabilities: np.ndarray
+    """What it says about the test rows."""
+
+
+class _Choices:
+    """The options of some families in every part, and what is chosen of them on resampled training rows."""
+
+    def __init__(self, judged: Judged, jobs: Sequence[Job], weights: Sequence[np.ndarray]) -> None:
+        data, parts = judged.plan.data, judged.plan.parts[0]
+        self.options = [[each for job in jobs for each in _options(judged, job, part)] for part in range(len(parts))]
+        chosen = []
+        for (train, _), options, weight in zip(parts, self.options, weights):
+            y, inner = data.y[train], np.array([each.inner for each in options])
+            again = np.stack([macro_f1_of(y, each.labels, weight) for each in options], axis=1)
+            chosen.append((inner + again - again[:1]).argmax(1))
+        self.chosen = np.stack(chosen, axis=1)
+        """``[1 + RESAMPLES, n_parts]`` index of the option; first as it is."""
+
+    @property
+    def names(self) -> list[str]:
+        """The arm chosen in each part."""
+        return [options[at].name for options, at in zip(self.options, self.chosen[0])]
+
+    def probabilities(self, choice: Sequence[int]) -> np.ndarray:
+        """Return what the chosen options say about all test rows."""
+        return np.concatenate([options[at].probabilities for options, at in zip(self.options, choice)])
+
+    def values(self, held_out: HeldOut, metric: str) -> np.ndarray:
+        """Return a metric on the test rows for every choice, ``[1 + RESAMPLES]``."""
+        choices, which = np.unique(self.chosen, axis=0, return_inverse=True)
+        rest = replace(held_out, sample=replace(held_out.sample, reason="no interval asked for"))
+        found = [score(Predictions(self.probabilities(each)), rest, (metric,))[metric].value for each in choices]
+        return np.array(found)[which.ravel()]
+
+
+@dataclass(frozen=True, eq=False)
+class _Family:
+    name: str
+    choices: _Choices
+    held_out: HeldOut
+
+    @cached_property
+    def scores(self) -> Scores:
+        """Scores of what was chosen."""
+        return score(Predictions(self.choices.probabilities(self.choices.chosen[0])), self.held_out, _METRICS)
+
+    @cached_property
+    def again(self) -> dict[str, np.ndarray]:
+        """Every metric for every choice."""
+        return {metric: self.choices.values(self.held_out, metric) for metric in _METRICS}
+
+    def estimate(self, metric: str) -> Estimate:
+        """Return a metric with the uncertainty of the choice."""
+        return _with_choice(self.scores[metric], self.again[metric])
+
+    def minus(self, other: _Family, metric: str) -> Estimate:
+        """Return the difference on the same test rows, with the uncertainty of both choices."""
+        mine, theirs = self.scores[metric], other.scores[metric]
+        gap = mine.minus(mine if self.choices.names == other.choices.names else theirs)  # itself: no uncertainty
+        return _with_choice(gap, self.again[metric] - other.again[metric])
+
+
+def _with_choice(estimate: Estimate, again: np.ndarray) -> Estimate:
+    return replace(estimate, choice=float(np.square(again[1:] - again[0]).mean()))
+
+
+def _options(judged: Judged, job: Job, part: int) -> list[_Option]:
+    """Return what an arm could be in a part: itself, and for a search what it could have chosen instead."""
+    fit, family = judged.fits[job.key], _family_of(job)
+    test = judged.plan.parts[0][part][1]
+    start = sum(len(rows) for _, rows in judged.plan.parts[0][:part])
+    said = [fit.probabilities[0][start : start + len(test)], *fit.rivals[part]]
+    return [
+        _Option(family, f"{job.arm.name}: {each['arm']}" if each["arm"] else job.arm.name, each["inner"], labels, guess)
+        for each, labels, guess in zip(fit.facts["options"][part], fit.labels[part], said)
+    ]
+
+
+def _family_of(job: Job) -> str:
+    return next((name for name, kinds in FAMILIES.items() if job.arm.base_kind in kinds), "")
+
+
+def resampled(judged: Judged) -> list[np.ndarray]:
+    """Return how often each training row is drawn, per part ``float32 [1 + RESAMPLES, n_train]``; first once each."""
+    together, found = judged.plan.data.together, []
+    for part, (train, _) in enumerate(judged.plan.parts[0]):
+        units = np.arange(len(train)) if together is None else codes_of(together[train].tolist())
+        generator = np.random.Generator(np.random.PCG64([judged.plan.split.seed, 31, part]))
+        n = int(units.max()) + 1
+        drawn = generator.multinomial(n, np.full(n, 1 / n), RESAMPLES)
+        found.append(np.concatenate([np.ones((1, len(train))), drawn[:, units]]).astype(np.float32))
+    return found
+
+
+def family_scores(judged: Judged) -> list[FamilyScore]:
+    """Return every family with its strongest arm, compared with the best baseline family, both choices included."""
+    jobs: dict[str, list[Job]] = {name: [] for name in FAMILIES}
+    for job in judged.jobs():
+        if _family_of(job) and judged.fits[job.key].facts["options"][0]:
+            jobs[_family_of(job)].append(job)
+    weights = resampled(judged)
+    rows = judged.held_out[0]
+    found = {name: _Family(name, _Choices(judged, mine, weights), rows) for name, mine in jobs.items() if mine}
+    against = [job for name in BASELINES for job in jobs[name]]
+    base = _Family("", _Choices(judged, against, weights), rows) if against else None
+    words = _verdicts(found, base, judged)
+    return [_family_score(each, base, len(jobs[name]), words[name]) for name, each in found.items()]
+
+
+def _verdicts(found: Mapping[str, _Family], base: _Family | None, judged: Judged) -> dict[str, str]:
+    """Return the verdicts of all families minus the best baseline: that of the SAEs is a claim alone."""
+    if base is None:
+        return dict.fromkeys(found, "")
+    gaps = {name: each.minus(base, judged.metric) for name, each in found.items()}
+    said: dict[str, str] = {}
+    for family in ([name for name in gaps if name == "SAE"], [name for name in gaps if name != "SAE"]):
+        said |= dict(zip(family, family_verdicts([gaps[name] for name in family], judged.plan.how.margin)))
+    return said
+
+
+def _family_score(family: _Family, base: _Family | None, n_arms: int, word: str) -> FamilyScore:
+    chosen = Counter(family.choices.names)
+    again = Counter(
+        family.choices.options[part][at].name for row in family.choices.chosen[1:] for part, at in enumerate(row)
+    )
+    gaps: dict[str, Measured] = dict.fromkeys(_METRICS, NO_DENSE)
+    best = None
+    if base is not None:
+        units = {"macro_f1": "fraction", "auc": "area"}
+        gaps = {
+            metric: family.minus(base, metric).measured(unit, least=-1.0, most=1.0) for metric, unit in units.items()
+        }
+        best = Counter(options[at].family for options, at in zip(base.choices.options, base.choices.chosen[0]))
+    total = sum(again.values())
+    return FamilyScore(
+        name=family.name,
+        role="baseline" if family.name in BASELINES else "sae" if family.name == "SAE" else "control",
+        n_arms=n_arms,
+        strongest=chosen.most_common(1)[0][0],
+        chosen=dict(chosen.most_common()),
+        again={name: count / total for name, count in again.most_common()},
+        macro_f1=family.estimate("macro_f1").measured("fraction", least=0.0, most=1.0),
+        auc=family.estimate("auc").measured("area", least=0.0, most=1.0),
+        baseline=None if best is None else best.most_common(1)[0][0],
+        difference=gaps["macro_f1"],
+        auc_difference=gaps["auc"],
+        verdict=word,
+    )

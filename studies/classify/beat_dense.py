@@ -1,0 +1,191 @@
+"""Can scikit-learn alone, on the same pooled rows, beat the dense baseline of saekit?
+
+    python studies/classify/beat_dense.py            # after run.py; exit status 1 where it does, by more than .005
+
+Written without saekit's engine: from the pooled hidden states of the same training rows it builds its own candidates
+(poolings alone and together; logistic regression, linear discriminant analysis, ridge, support vectors, with and
+without balanced classes; grids of its own), lets `GridSearchCV` choose by macro-F1 within the training rows, and
+predicts the test rows once. It tries to be better than the family `dense` of the result. Differences of predictions
+that were made on the same rows have an interval from resampled test rows (groups).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tomllib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from run import HERE, SHARED, chosen, model_path, plan_of, sae_name, smaller, table_of, tell, write_page
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.metrics import f1_score
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+import saekit as sk
+from saekit.classification.result import Classification
+from saekit.files import write_json
+from saekit.rows.pooling import Ask, pool_texts
+
+MARGIN = 0.005
+POOLS = ("last", "mean", "max", "min", "sum")
+TOGETHER = (("mean", "max", "min"), ("mean", "last"))
+FEW = 1500
+"""Training rows on which the poolings are compared first."""
+
+
+def candidates() -> dict[str, tuple[Any, dict[str, list[Any]]]]:
+    """Classifiers with their grids."""
+    C = [float(f"{value:.3g}") for value in np.logspace(-5, 3, 9)]
+    return {
+        "logistic": (
+            LogisticRegression(max_iter=500),
+            {"logisticregression__C": C[:-1], "logisticregression__class_weight": [None, "balanced"]},
+        ),
+        "lda": (
+            LinearDiscriminantAnalysis(solver="lsqr"),
+            {"lineardiscriminantanalysis__shrinkage": ["auto", 0.03, 0.1, 0.3, 0.7]},
+        ),
+        "ridge": (
+            RidgeClassifier(),
+            {
+                "ridgeclassifier__alpha": list(np.logspace(-1, 5, 7)),
+                "ridgeclassifier__class_weight": [None, "balanced"],
+            },
+        ),
+        "svm": (LinearSVC(class_weight="balanced", dual="auto"), {"linearsvc__C": C[:6]}),
+    }
+
+
+def best_of(X: Any, y: np.ndarray, groups: np.ndarray, names: Sequence[str], seed: int) -> GridSearchCV:
+    """The best of some classifiers on one representation, by cross-validation."""
+    found = []
+    for name in names:
+        model, grid = candidates()[name]
+        folds = StratifiedGroupKFold(4, shuffle=True, random_state=seed)
+        search = GridSearchCV(make_pipeline(StandardScaler(), model), grid, scoring="f1_macro", cv=folds)
+        found.append(search.fit(X, y, groups=groups))
+    return max(found, key=lambda search: search.best_score_)
+
+
+def challenger(pooled: dict[str, np.ndarray], y: np.ndarray, groups: np.ndarray, train: np.ndarray, seed: int) -> Any:
+    """The representation and classifier that cross-validation prefers, fitted on all training rows."""
+    views = {name: pooled[name] for name in POOLS}
+    views |= {"+".join(parts): np.concatenate([pooled[part] for part in parts], axis=1) for parts in TOGETHER}
+    few = np.random.default_rng(seed).permutation(train)[:FEW]
+    if min(np.bincount(y[few])) < 4:
+        few = train
+    first = {name: best_of(X[few], y[few], groups[few], ("ridge",), seed).best_score_ for name, X in views.items()}
+    kept = sorted(first, key=lambda name: -first[name])[:3]
+    searches = {name: best_of(views[name][train], y[train], groups[train], tuple(candidates()), seed) for name in kept}
+    name = max(kept, key=lambda each: searches[each].best_score_)
+    return name, searches[name], views[name]
+
+
+def interval(y: np.ndarray, ours: np.ndarray, theirs: np.ndarray, units: np.ndarray) -> tuple[float, float]:
+    """95 % of the differences on resampled test rows (groups)."""
+    generator, names = np.random.default_rng(0), np.unique(units)
+    rows_of = {name: np.flatnonzero(units == name) for name in names}
+    gaps = []
+    for _ in range(500):
+        rows = np.concatenate([rows_of[name] for name in generator.choice(names, len(names))])
+        gaps.append(macro(y[rows], theirs[rows]) - macro(y[rows], ours[rows]))
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def macro(y: np.ndarray, said: np.ndarray) -> float:
+    """Macro-F1 over the classes in `y`."""
+    return float(f1_score(y, said, labels=np.unique(y), average="macro", zero_division=0))
+
+
+def main() -> int:
+    """Try it on every set of every model; exit status 1 where it succeeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "runs" / "classify")
+    parser.add_argument("--sets", help="names of data sets, with commas between [all]")
+    parser.add_argument("--models", default="minilm,builtin", help="runs of config.toml [minilm,builtin]")
+    parser.add_argument("--quick", action="store_true", help="on the quick run")
+    options, _ = parser.parse_known_args()  # run.py has more
+    config = tomllib.loads((HERE / "config.toml").read_text(encoding="utf-8"))
+    out, folder = options.out, HERE
+    if options.quick:
+        out = folder = options.out / "quick"
+        config = smaller(config)
+    if not (SHARED / "labelled").is_dir():
+        tell(f"skipped: no sample data at `{SHARED}`")
+        return 0
+    found = []
+    for name in options.models.split(","):
+        run = next(each for each in config["runs"] if each["name"] == name)
+        path = model_path(config["models"][run["model"]]["path"])
+        for each in chosen(config["sets"], options.sets):
+            result = folder / "results" / f"{name}-{each['name']}.json"
+            if path is None or not result.is_file():
+                tell(f"skipped: no result of {name} on {each['name']}; run run.py first")
+                continue
+            found.append(attempt(config, run, each, (path, out), Classification.load(result)))
+            tell(str(found[-1]))
+    if found:
+        write_json(folder / "results" / "beat_dense.json", {"margin": MARGIN, "sets": found})
+        if any((folder / "results").glob("minilm-*.json")):
+            write_page(config, folder)
+    beaten = [each for each in found if each["gap"] > MARGIN]
+    for each in beaten:
+        tell(f"beaten on {each['set']} ({each['run']}): {each['gap']:+.4f} [{each['low']:+.4f}, {each['high']:+.4f}]")
+    return int(bool(beaten))
+
+
+def attempt(config: Any, run: Any, each: Any, where: tuple[str, Path], result: Classification) -> dict[str, Any]:
+    """Try to beat the dense family on one set."""
+    from saekit.classification.families import FAMILIES
+    from saekit.classification.stored_fits import read_fit
+
+    path, out = where
+    model = config["models"][run["model"]]
+    saes = {
+        sae_name(sae, seed): out / "saes" / run["model"] / sae_name(sae, seed)
+        for sae in model["saes"] for seed in sae["seeds"]
+    }  # fmt: skip
+    plan = plan_of(sk.load_model(path), saes, run, each, table_of(each), config, out)
+    data, seed = plan.data, int(config["seed"])
+    (train, test), *_ = data.parts
+    hook = plan.origins["dense"].hook
+    pooled = pool_texts(
+        path, list(data.texts), [Ask(POOLS, hook=hook)], max_tokens=plan.how.max_tokens, cache=plan.reader.cache
+    )[0]
+    groups = np.arange(len(data.y)) if data.together is None else data.together
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fit that stops early is a candidate like any other
+        pools, search, X = challenger({name: np.asarray(x) for name, x in pooled.items()}, data.y, groups, train, seed)
+    theirs = search.predict(X[test])
+    dense = next(family for family in result.families if family.name == "dense")
+    arm, _, option = dense.strongest.partition(": ")
+    job = next(job for job in plan.jobs if job.name == arm and job.arm.base_kind in FAMILIES["dense"])
+    fit = read_fit(plan, job)
+    if fit is None:
+        raise SystemExit(f"the fits of {run['name']} on {each['name']} are not in {plan.out}; run run.py again")
+    names = [each["arm"] or "" for each in fit.facts["options"][0]]
+    at = names.index(option) if option else 0
+    ours = [fit.probabilities[0], *fit.rivals[0]][at].argmax(1)
+    y, gap = data.y[test], macro(data.y[test], theirs) - dense.macro_f1.value
+    low, high = interval(y, ours, theirs, groups[test])
+    return {
+        "set": each["name"], "run": run["name"], "dense": dense.macro_f1.value, "arm": dense.strongest,
+        "challenger": macro(y, theirs), "chose": f"{pools}, {search.best_params_}",
+        "gap": gap, "low": low, "high": high,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The pages of the studies follow from their stored numbers, by today's rule, and begin with their caveats."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saekit.files import read_json
+from saekit.measure.results import Measured
+from saekit.measure.verdicts import Stored
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def script(path: str) -> Any:
+    """Return a script of a study as a module."""
+    file = STUDIES / path
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def transfer() -> Any:
+    return script("transfer/run.py")
+
+
+def test_the_page_of_transfer_follows_from_its_stored_numbers(transfer):
+    kept = transfer.loaded()
+    page = (STUDIES / "transfer" / "README.md").read_text(encoding="utf-8")
+    assert transfer.page(kept["results"], kept["seconds"]) == page
+
+
+def test_the_page_of_seeds_follows_from_its_stored_numbers():
+    verdicts = script("seeds/verdicts.py")
+    found = read_json(STUDIES / "seeds" / "results.json")
+    assert found["claims"] == verdicts.claims(found)
+    assert verdicts.page(found) == (STUDIES / "seeds" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_sizes_follows_from_its_stored_numbers(tmp_path):
+    page = script("progressive/page.py")
+    page.write(sorted((STUDIES / "progressive" / "results").glob("*.json")), tmp_path / "README.md")
+    expected = (STUDIES / "progressive" / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.parametrize("study", ["classify", "progressive", "seeds", "transfer"])
+def test_caveats_come_before_numbers(study):
+    text = (STUDIES / study / "README.md").read_text(encoding="utf-8")
+    assert -1 < text.index("**Before you read on") < text.index("|")
+
+
+def test_numbers_of_which_only_their_own_intervals_are_stored_differ_by_no_more_than_both(transfer):
+    one, other = Stored(Measured(0.9, 0.88, 0.92), 30), Stored(Measured(0.85, 0.82, 0.88), 20)
+    gap = transfer.between(one, other)
+    assert (gap.difference.value, gap.difference.low, gap.difference.high) == pytest.approx((0.05, 0.0, 0.1))
+    assert gap.degrees == 20
+    assert transfer.between(one, Stored(Measured(0.5))).difference.low is None
+    assert math.isinf(transfer.stored({"value": 1.0, "low": 0.9, "high": 1.0, "unit": ""}, {"values": []}).degrees)
