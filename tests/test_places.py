@@ -366,7 +366,9 @@ def test_what_training_recorded_is_the_place_of_the_sae(scene: Scene, folders: d
 
 
 def test_orphans_that_cannot_be_measured_are_in_the_json(run_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = "compare sae0 sae0 --rows rows --no-controls --orphans --json"
+    whole = SAE.load(run_in / "sae0")
+    whole.permute(torch.arange(whole.n_latents).flip(0)).save(run_in / "turned")  # the same latents: none is an orphan
+    command = "compare sae0 turned --rows rows --no-controls --orphans --json"
     assert app.run(command.split()) == 0
     told = json.loads(capsys.readouterr().out)["warnings"]
     assert [each["code"] for each in told] == ["other_hook", "orphans_not_measured"]
