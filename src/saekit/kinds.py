@@ -51,20 +51,25 @@ def fits(value: Any, hint: Any) -> bool:
     >>> fits(5, str | None), fits([1, 2], tuple[int, ...]), fits(True, int), fits(10**20, int)
     (False, True, False, False)
     """
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType, Annotated):
+    if _is_union(hint):
         return any(fits(value, each) for each in _parts(hint))
     if hint is None or hint is type(None):
         return value is None
+    origin = typing.get_origin(hint)
     if origin is Literal:
         return any(type(value) is type(each) for each in typing.get_args(hint))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
+    return _is_container(value, hint, origin) if isinstance(origin, type) else _is_plain(value, hint)
+
+
+def _is_container(value: Any, hint: Any, origin: type) -> bool:
+    """Return whether a value is a mapping, or holds what the annotation of a sequence says."""
+    if issubclass(origin, Mapping):
         return isinstance(value, Mapping)
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-        # One value stands for a sequence of it.
-        return all(any(fits(each, part) for part in _parts(hint)) for each in (value if several else [value]))
-    return _is_plain(value, hint)
+    if not issubclass(origin, Sequence):
+        return True
+    several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    # One value stands for a sequence of it.
+    return all(any(fits(each, part) for part in _parts(hint)) for each in (value if several else [value]))
 
 
 def _is_plain(value: Any, kind: Any) -> bool:

@@ -28,6 +28,7 @@ HALF = ("bfloat16", "float16")
 CODES = {
     "other_model": "the weights of the language model are others (by digest)",
     "other_hook": "the rows are taken at another module",
+    "other_target": "the rows that a transcoder must predict are taken at another module",
     "other_width": "the rows have another width",
     "other_scale": f"the variance of the rows is more than {SCALE_LIMIT:g} times larger or smaller",
     "other_dtype": "the rows have another precision",
@@ -89,6 +90,8 @@ class Place:
     """Commit of a hub model: the same commit is the same model, whatever its digest was computed from."""
     hook: str | None = None
     """Module whose output the rows are."""
+    target: str | None = None
+    """Module whose rows a transcoder predicts."""
     width: int | None = None
     """Width of the rows."""
     scale: float | None = None
@@ -119,6 +122,7 @@ class Place:
             digest=known.get("model_digest"),
             revision=known.get("model_revision"),
             hook=known_place(known),
+            target=known.get("hook_out"),
             width=origin.d_in if isinstance(origin, SAE) else known.get("d_in"),
             scale=known.get("row_variance"),
             precision=precision,
@@ -191,6 +195,7 @@ def _told(named: Sequence[tuple[str, SAE]], other: Place, what: str) -> list[War
 _ADVICE = {
     "other_model": "Directions of one model mean nothing in another: give the model or the rows of the training.",
     "other_hook": "Leave `layer` and `hook` out to use the module of the training.",
+    "other_target": "Leave `target` out to use the module of the training.",
     "other_width": "Rows of another width are another space.",
     "other_scale": "Scale the rows as they were scaled for the training.",
     "other_dtype": "Small differences may be rounding.",
@@ -233,10 +238,18 @@ def _other_model(one: Place, other: Place) -> bool:
     return _differ(one.digest, other.digest) and (one.revision is None or one.revision != other.revision)
 
 
-def _other_hook(one: Place, other: Place) -> bool:
+def _other_module(one: str | None, other: str | None) -> bool:
     # A path in the model may be another name of the same module.
-    short = [hook is not None and re.match(r"layers\.\d+", hook) is not None for hook in (one.hook, other.hook)]
-    return _differ(one.hook, other.hook) and short[0] == short[1]
+    short = [hook is not None and re.match(r"layers\.\d+", hook) is not None for hook in (one, other)]
+    return _differ(one, other) and short[0] == short[1]
+
+
+def _other_hook(one: Place, other: Place) -> bool:
+    return _other_module(one.hook, other.hook)
+
+
+def _other_target(one: Place, other: Place) -> bool:
+    return _other_module(one.target, other.target)
 
 
 def _other_scale(one: Place, other: Place) -> bool:
@@ -267,6 +280,7 @@ def _differ(one: Any, other: Any) -> bool:
 _COMPARED: tuple[tuple[str, Callable[[Place, Place], bool], Callable[[Place, Place], str]], ...] = (
     ("other_model", _other_model, lambda a, b: f"of {_name_of_model(a)}"),
     ("other_hook", _other_hook, lambda a, b: f"of `{a.hook}`"),
+    ("other_target", _other_target, lambda a, b: f"to predict `{a.target}`"),
     ("other_width", lambda a, b: _differ(a.width, b.width), lambda a, b: f"of width {a.width}"),
     ("other_scale", _other_scale, lambda a, b: f"of variance {a.scale:.3g}"),
     ("other_dtype", lambda a, b: _differ(a.precision, b.precision), lambda a, b: f"in {a.precision}"),

@@ -70,6 +70,46 @@ def place_of(
     return place
 
 
+def target_of(
+    sae: SAE, *origins: Mapping[str, Any] | None, target: str | None = None, where: str = "", name: str = "the SAE"
+) -> str | None:
+    """Return the hook whose rows a transcoder predicts; None for an SAE, which reconstructs those that it reads.
+
+    Parameters
+    ----------
+    sae
+        An SAE or a transcoder; its provenance is asked first.
+    *origins
+        Other provenance: the `info` of a source of rows.
+    target
+        The hook that is given, which overrides all others.
+    where, name
+        Name of the calling function, and what the SAE is called, for messages.
+
+    Raises
+    ------
+    ConfigError
+        Nothing says which rows a transcoder predicts, or a target is given for an SAE.
+    """
+    prefix = f"{where}: " if where else ""
+    if not sae.is_transcoder:
+        if target is not None:
+            raise ConfigError(
+                f"{prefix}`target` is for transcoders; {name} reconstructs the rows that it reads. Leave it out."
+            )
+        return None
+    known = [target, *(origin.get("hook_out") for origin in (sae.provenance, *origins) if origin is not None)]
+    found = next((each for each in known if each is not None), None)
+    if found is None:
+        stated = sae.provenance.get("hook_out_stated")
+        raise ConfigError(
+            f"{prefix}`target` must say which rows {name} predicts: it is a transcoder, and its file "
+            + (f"calls their module `{stated}`, which is none of saekit's names. " if stated else "names no module. ")
+            + "Give target='layers.2.mlp', say."
+        )
+    return str(found)
+
+
 def _given_place(layer: int | None, hook: str | None, prefix: str) -> str | None:
     """Return the hook that is given, by name or by layer; None: neither is."""
     if layer is not None and hook is not None:

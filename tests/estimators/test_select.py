@@ -152,7 +152,7 @@ def brute(x: np.ndarray, label: np.ndarray, by: str) -> np.ndarray:
             difference = abs(inside.mean() - outside.mean())
             if by == "mean_difference_nonzero":
                 nonzero = column[column != 0]
-                mean = abs(nonzero.sum()) / len(nonzero) if len(nonzero) else 0
+                mean = np.abs(nonzero).mean() if len(nonzero) else 0
                 difference = difference / mean if mean else 0
             found.append(difference)
         scores.append(max(found))

@@ -12,7 +12,7 @@ from saekit.sae.model import SAE
 
 
 def controlled(rows: torch.Tensor, *saes: SAE, frozen: SAE | None = None, seed: int = 0) -> Reconstructors:
-    calibration = calibrate(ArrayRows(rows), EvaluationSettings(), with_pca=True)
+    calibration = calibrate(ArrayRows(rows), EvaluationSettings(), like=saes[0], with_controls=True)
     return with_controls([(str(at), sae) for at, sae in enumerate(saes)], frozen, calibration, seed)
 
 

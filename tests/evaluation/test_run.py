@@ -430,7 +430,7 @@ def test_calls_that_cannot_work_are_refused(oracle, rows):
         evaluate(oracle, rows, settings=EvaluationSettings(max_rows=0))
     with pytest.raises(ShapeError, match="must have one width; `topk-8-k3`"):
         evaluate([oracle, _square(8, 5)], rows)
-    with pytest.raises(ShapeError, match="it maps 5 to 7"):
+    with pytest.raises(ShapeError, match="rows must have the width of the SAE, 5"):
         evaluate(_square(8, 5).replace(W_dec=torch.ones(8, 7), b_dec=torch.zeros(7)), rows)
     with pytest.raises(ShapeError, match="`frozen` has 5, others 24"):
         evaluate(oracle, rows, frozen=_square(8, 5))

@@ -95,12 +95,14 @@ def test_claim_that_is_off_is_a_warning(sae, found):
     assert [warning.code for warning in result.warnings] == ["l0_off"]
 
 
-def test_sae_of_another_width_or_a_transcoder_is_refused(found):
+def test_sae_of_another_width_or_a_transcoder_without_a_place_is_refused(found):
     W = torch.ones(32, 12)
     sae = sk.SAE(W, torch.zeros(32), W, torch.zeros(12), sk.sae.rules.ReLURule())
     with pytest.raises(ConfigError, match="rows of width 12, and no layer"):
         found(sae)
     with pytest.raises(ShapeError, match="must have width 12; they have 192"):
         found(sae, layer=1)
-    with pytest.raises(ConfigError, match="a transcoder"):
-        found(sae.replace(provenance={"hook_out": "layers.1.mlp"}), layer=1)
+    with pytest.raises(ConfigError, match="`target` must say which rows the SAE predicts"):
+        found(sae.replace(provenance={"transcoder": True}), layer=1)
+    with pytest.raises(ConfigError, match="must say which rows a transcoder reads"):
+        found(sae.replace(provenance={"hook_out": "layers.1.mlp"}))

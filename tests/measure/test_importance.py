@@ -105,7 +105,7 @@ def test_importance_refuses(x):
         importance(sae, x, max_rows=0)
     with pytest.raises(ConfigError, match="`batch_rows` must be a whole number from 1"):
         importance(sae, x, batch_rows=0)
-    with pytest.raises(ShapeError, match="it maps 6 to 3"):
+    with pytest.raises(ConfigError, match="must come with those that it predicts"):
         importance(sae.replace(W_dec=sae.W_dec[:, :3], b_dec=sae.b_dec[:3]), x)
     with pytest.raises(DataError, match="none was added"):
         ImportanceSums(sae).compute()

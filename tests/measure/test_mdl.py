@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -73,12 +75,22 @@ def test_a_finer_code_costs_more_and_independent_latents_add_up():
     assert both == pytest.approx(2 * length(z).compute())
 
 
+def test_codes_of_either_sign_cost_as_much_and_telling_signs_apart_costs_more():
+    z = codes_of()
+    assert length(-z).compute() == length(z).compute()
+    mixed = z * torch.where(torch.arange(len(z)) % 2 == 0, 1.0, -1.0)[:, None]
+    fires = float((z != 0).double().mean(0).sum())
+    assert length(z).compute() < length(mixed).compute() <= length(z).compute() + 1.01 * fires
+
+
 def test_what_is_refused():
     with pytest.raises(ConfigError, match=r"`precision` must be within 0..12"):
         DescriptionLength(3, 13)
     with pytest.raises(ShapeError, match="codes must have 3 latents"):
         DescriptionLength(3).update(Codes.from_dense(codes_of()))
-    with pytest.raises(DataError, match="codes must be positive"):
-        length(-codes_of())
+    for wrong in (0.0, math.inf, math.nan):
+        codes = Codes(torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([wrong]), 3)
+        with pytest.raises(DataError, match="codes must be finite and not zero"):
+            DescriptionLength(3).update(codes)
     with pytest.raises(DataError, match="at least one row"):
         DescriptionLength(3).compute()

@@ -65,8 +65,13 @@ def test_saes_that_cannot_be_measured_together_are_refused():
     with pytest.raises(ShapeError, match="here: all SAEs must have one width; `b` has 5, others 4"):
         common_width([("a", sae_of()), ("b", sae_of(6, 5))], "here")
     transcoder = sae_of().replace(W_dec=torch.ones(6, 3), b_dec=torch.zeros(3))
-    with pytest.raises(ShapeError, match="it maps 4 to 3"):
-        common_width([("a", transcoder)], "here")
+    assert common_width([("a", transcoder)], "here") == 4
+    with pytest.raises(ShapeError, match="`b` has 4 in and 3 out, others 4"):
+        common_width([("a", sae_of()), ("b", transcoder)], "here")
+    other = sae_of().replace(provenance={"hook": "layers.1.mlp.input", "hook_out": "layers.1.mlp"})
+    assert common_width([("a", other), ("b", other)], "here") == 4
+    with pytest.raises(ConfigError, match=r"`b` is a transcoder to `layers.1.mlp`, the first is an SAE"):
+        common_width([("a", sae_of()), ("b", other)], "here")
     with pytest.raises(DataError, match="`b_dec` holds NaN"):
         common_width([("a", sae_of().replace(b_dec=torch.full((4,), math.nan)))], "here")
 

@@ -18,7 +18,7 @@ from saekit.sae.freeze import freeze_batchtopk, freeze_gated
 from saekit.sae.model import SAE
 from saekit.sae.scaling import Scaling
 
-RULES = ["relu", "topk", "topk-ranked", "jumprelu", "groupmax", "groupmax-ranked"]
+RULES = ["relu", "topk", "topk-ranked", "topk-capped", "jumprelu", "groupmax", "groupmax-ranked"]
 
 
 def make_sae(rule: str, seed: int = 0, n: int = 24, d: int = 7, scaling: str = "none", skip: bool = False) -> SAE:
@@ -32,6 +32,7 @@ def make_sae(rule: str, seed: int = 0, n: int = 24, d: int = 7, scaling: str = "
         "relu": lambda: rules.ReLURule(),
         "topk": lambda: rules.TopKRule(3),
         "topk-ranked": lambda: rules.TopKRule(3, rank),
+        "topk-capped": lambda: rules.TopKRule(3, threshold=rank.abs() / 4),
         "jumprelu": lambda: rules.JumpReLURule(draw(n).abs()),
         "groupmax": lambda: rules.GroupMaxRule(4),
         "groupmax-ranked": lambda: rules.GroupMaxRule(4, torch.randint(4, (n,), generator=g), rank),
@@ -62,6 +63,7 @@ def dense_codes(sae: SAE, x: torch.Tensor) -> torch.Tensor:
         weighted = pre * tensors["rank"] if "rank" in tensors else pre
         if sae.rule.name == "topk":
             keep = weighted.sort(descending=True).indices[: settings_["k"]].tolist()
+            keep = [j for j in keep if pre[j] > tensors.get("threshold", pre - 1)[j]]
         elif sae.rule.name == "groupmax":
             group = tensors.get("group", rules.contiguous_groups(sae.n_latents, settings_["k"]))
             members = [(group == g).nonzero()[:, 0] for g in group.unique()]

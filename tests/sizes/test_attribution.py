@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from saekit.errors import ConfigError, DataError, ShapeError
+from saekit.errors import ConfigError, DataError
 from saekit.models.intervene import splice
 from saekit.models.loading import load_model
 from saekit.sae.codes import Codes
@@ -139,7 +139,7 @@ def test_what_is_refused(lm):
     with pytest.raises(DataError, match="must hold texts of at least two tokens"):
         attribution(sae, without_bos(lm), ["a"], layer=LAYER)
     wide = sae.replace(W_dec=torch.zeros(sae.n_latents, 5).double(), b_dec=torch.zeros(5).double())
-    with pytest.raises(ShapeError, match="must write rows of the width it reads"):
+    with pytest.raises(ConfigError, match="`target` must say which rows the SAE predicts"):
         attribution(wide, lm, TEXTS, layer=LAYER)
     with pytest.raises(ConfigError, match="must predict next tokens"):
         attribution(sae, dataclasses.replace(lm, is_causal=False), TEXTS, layer=LAYER)

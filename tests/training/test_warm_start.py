@@ -8,6 +8,7 @@ import torch
 from saekit.errors import ConfigError
 from saekit.rows.synthetic import SyntheticRows
 from saekit.sae.model import SAE
+from saekit.sae.rules import TopKRule
 from saekit.sae.scaling import Scaling
 from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.loop import train
@@ -104,6 +105,8 @@ def test_what_is_refused(rows):
         (BatchTopK(24, k=4), sae, "the rule that BatchTopK ends with, jumprelu"),
         (TopK(24, k=4), sae.replace(W_skip=torch.zeros(12, 12)), "it has a skip path"),
         (TopK(24, k=4), sae.replace(scaling=Scaling("layer_norm")), "it has layer_norm scaling"),
+        (TopK(24, k=4), sae.replace(provenance={"hook": "a", "hook_out": "b"}), "it is a transcoder"),
+        (TopK(24, k=4), sae.replace(rule=TopKRule(4, sign="magnitude")), "codes that are not negative"),
         (TopK(24, k=4), [sae, sae], "one for each of the 1 learners; got 2"),
     ):
         with pytest.raises(ConfigError, match=message):

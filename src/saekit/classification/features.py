@@ -277,7 +277,9 @@ def _dictionary(origin: Origin, reader: Reader, seed: int) -> SAE | None:
 
 
 def random_projection(sae: SAE, k: int, seed: int) -> SAE:
-    """Return random unit directions with the k largest positive projections: no bias, no scaling, nothing learned.
+    """Return random unit directions with the k largest projections: no bias, no scaling, nothing learned.
+
+    Projections are as signed as the codes of the SAE.
 
     Parameters
     ----------
@@ -289,10 +291,11 @@ def random_projection(sae: SAE, k: int, seed: int) -> SAE:
         Random seed of the directions.
     """
     generator = torch.Generator().manual_seed(seed)
+    sign = sae.rule.sign if isinstance(sae.rule, TopKRule) else "positive"
     W = torch.randn(sae.n_latents, sae.d_in, generator=generator)
     W = (W / W.norm(dim=1, keepdim=True)).to(sae.device, sae.dtype)
     return SAE(
-        W_enc=W, b_enc=torch.zeros_like(sae.b_enc), W_dec=W, b_dec=W.new_zeros(sae.d_in), rule=TopKRule(k),
+        W_enc=W, b_enc=torch.zeros_like(sae.b_enc), W_dec=W, b_dec=W.new_zeros(sae.d_in), rule=TopKRule(k, sign=sign),
         provenance={key: sae.provenance[key] for key in ("model", "hook", "layer") if key in sae.provenance},
     )  # fmt: skip
 

@@ -279,7 +279,7 @@ class TextClassifier:
                     row = int(rows[place])
                     token = lm.tokenizer.decode([int(batch.token[row])])
                     found[j].append(Firing(int(batch.position[row]), token, float(values[place])))
-        return {j: sorted(firings, key=lambda each: -each.activation) for j, firings in found.items()}
+        return {j: sorted(firings, key=lambda each: -abs(each.activation)) for j, firings in found.items()}
 
 
 def is_savable(arm: Arm | ArmScore) -> bool:

@@ -23,7 +23,7 @@ from ..provenance import place_of
 from ..randomness import random_order
 from ..rows.pooling import Ask
 from ..sae.model import SAE
-from ..sae.naming import named_saes
+from ..sae.naming import check_same_target, named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .arms import Arm, dense_pools
 from .cells import transfer_of
@@ -132,6 +132,8 @@ def _checked(saes: Any, model: Any, data: Any, matching: Matching) -> tuple[Name
             f"SAEs matched by their decoders must write rows of one width; they write {[s.d_out for _, s in named]}. "
             "Match them by documents (by='documents')."
         )
+    for name, sae in named if matching.by == "decoder" else ():
+        check_same_target(name, sae, named[0][1], "transfer")
     if isinstance(data, Images):
         raise ConfigError("features are transferred between SAEs on texts; got images. Use `transfer` for them.")
     return named, models

@@ -51,6 +51,10 @@ Rows = Annotated[
 ]
 Layer = Annotated[int, typer.Option("--layer", metavar="L", help="Residual stream after block L, counted from 0.")]
 Hook = Annotated[str, typer.Option("--hook", metavar="PATH", help="Any module instead of --layer, e.g. layers.6.mlp.")]
+Target = Annotated[
+    str,
+    typer.Option("--target", metavar="PATH", help="Module whose rows a transcoder predicts, e.g. layers.6.mlp."),
+]
 Text = Annotated[str, typer.Option("--text", metavar="COLUMN", help="Column of the texts in --data [text].")]
 Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to capture, one row each [all].")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
@@ -64,6 +68,7 @@ Set = Annotated[
 ]
 
 SHARED: dict[str, Any] = {
-    "model": Model, "data": Data, "rows": Rows, "layer": Layer, "hook": Hook, "text": Text, "tokens": Tokens,
+    "model": Model, "data": Data, "rows": Rows, "layer": Layer, "hook": Hook, "target": Target, "text": Text,
+    "tokens": Tokens,
 }  # fmt: skip
 """Options that fields of settings classes with these names have."""

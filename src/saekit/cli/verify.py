@@ -47,6 +47,6 @@ def verify(
         print_json(found.to_json())
         return
     print_table(found.table())
-    say(f"{'fits' if found.fits else 'does not fit'}: {found.n_rows:,} rows at {found.hook}")
+    say(f"{'fits' if found.fits else 'does not fit'}: {found.n_rows:,} rows at {found.place}")
     for cause in found.likely_causes:
         say(f"  would fit better with {cause.what}: FVU {cause.fvu:.3g}, L0 {cause.l0:.3g}")

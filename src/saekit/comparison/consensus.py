@@ -133,8 +133,19 @@ def _check_alike(reference: tuple[str, SAE], other: tuple[str, SAE]) -> None:
             f"consensus: all SAEs must have one rule, and one without groups; `{name}` has {sae.rule!r}, `{first}` "
             f"{one.rule!r}. Pool seeds of one configuration."
         )
-    if sae.W_skip is not None:
-        raise ConfigError(f"consensus: SAEs must have no skip path; `{name}` has one.")
+    if sae.W_skip is not None or sae.is_transcoder:
+        what = "be SAEs" if sae.is_transcoder else "have no skip path"
+        raise ConfigError(
+            f"consensus: all must {what}; `{name}` {'is a transcoder' if sae.is_transcoder else 'has one'}: what is "
+            "pooled is trained on to reconstruct the rows that it reads."
+        )
+    if isinstance(sae.rule, TopKRule) and sae.rule.threshold is not None:
+        raise ConfigError(f"consensus: TopK must have no thresholds besides k; `{name}` has them.")
+    if isinstance(sae.rule, TopKRule) and sae.rule.sign == "magnitude":
+        raise ConfigError(
+            f"consensus: codes must not be signed by magnitude, as those of `{name}` are: a latent and its negative "
+            "are the same there, and means of decoder rows would cancel."
+        )
     scales = one.scaling.tensors()
     close = sae.scaling.kind == one.scaling.kind and all(
         torch.allclose(tensor, scales[key], rtol=SCALE_TOLERANCE) for key, tensor in sae.scaling.tensors().items()
@@ -317,7 +328,7 @@ def _assemble(saes: list[SAE], chosen: list[_Latent], facts: dict[str, Any]) -> 
     if "threshold" in stacked:
         rule = JumpReLURule(stacked.pop("threshold"))
     elif isinstance(rule, TopKRule):
-        rule = TopKRule(min(rule.k, len(chosen)))
+        rule = TopKRule(min(rule.k, len(chosen)), sign=rule.sign)
     biases = {"b_dec": _mean_bias([sae.b_dec for sae in saes], first.dtype)}
     if first.b_pre is not None:
         biases["b_pre"] = _mean_bias([sae.b_pre for sae in saes if sae.b_pre is not None], first.dtype)

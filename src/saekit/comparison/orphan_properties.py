@@ -19,7 +19,8 @@ from ..measure.pca import Covariance
 from ..measure.redundancy import max_cosines
 from ..measure.results import Measured
 from ..measure.token_statistics import TokenScores, token_detection
-from ..rows.source import Batch, Source
+from ..rows.opening import target_rows
+from ..rows.source import Batch, Columns, Source
 from ..sae.model import SAE
 from ..settings import Progress, silent
 from .intervals import over_saes
@@ -66,7 +67,7 @@ class MeasuredLatents:
     n_rows: int
     """Rows seen."""
     components: Tensor
-    """Principal components of the rows ``[d, d]``."""
+    """Principal components of the rows that are reconstructed, or predicted, ``[d, d]``."""
 
 
 class _Latents:
@@ -78,11 +79,11 @@ class _Latents:
         # Tokens are learned on one half of the documents, detection is scored on the other.
         self.halves = TokenScores(sae.n_latents), TokenScores(sae.n_latents)
 
-    def update(self, x: Tensor, token: Tensor | None, document: Tensor, halves: Tensor) -> None:
+    def update(self, rows: Columns, token: Tensor | None, document: Tensor, halves: Tensor) -> None:
         """Add rows; without tokens nothing is learned about them."""
         with torch.no_grad():
-            codes = self.sae.encode(x.to(self.sae.device, self.sae.dtype))
-            self.importance.update(x, codes)
+            codes = self.sae.encode(rows.x.to(self.sae.device, self.sae.dtype))
+            self.importance.update(rows.x, codes, target=target_rows(rows, self.sae))
         if token is None:
             return
         codes = codes.to("cpu")
@@ -96,10 +97,11 @@ class _Latents:
         scores = self.importance.compute().scores
         frequency = scores["frequency"].numpy()
         alive = frequency > 0
+        norm = sae.W_dec.float().norm(dim=1).cpu().numpy()
         values = {
             "frequency": frequency,
-            "activation": np.where(alive, scores["mean"].numpy() / np.where(alive, frequency, 1.0), math.nan),
-            "decoder_norm": sae.W_dec.float().norm(dim=1).cpu().numpy(),
+            "activation": np.where(alive, norm * scores["mean"].numpy() / np.where(alive, frequency, 1.0), math.nan),
+            "decoder_norm": norm,
             "encoder_norm": sae.W_enc.float().norm(dim=1).cpu().numpy(),
             "neighbour": max_cosines(sae.W_dec).cpu().numpy(),
             "loss": scores["loss"].numpy() / variance,
@@ -125,19 +127,20 @@ def measure_latents(
     """
     tell = progress or silent
     latents = [_Latents(sae) for sae in saes]
-    covariance = Covariance(source.d_in)
+    covariance = Covariance(saes[0].d_out)
     limit = settings.max_rows or sys.maxsize
     with_tokens, done = True, 0
     numbers: dict[int, int] = {}
     for batch in source.batches(settings.batch_rows):
-        x = batch.x[: limit - done]
-        covariance.update(x.float().cpu())
+        rows = batch.map(lambda column, room=limit - done: column[:room])  # type: ignore[misc]
+        x = rows.x
+        covariance.update(target_rows(rows, saes[0]).float().cpu())
         document = _documents(batch, done)[: len(x)]
         halves = _halves(document, numbers)
         token = None if batch.token is None else batch.token[: len(x)]
         with_tokens &= token is not None and bool((token >= 0).all())
         for each in latents:
-            each.update(x, token if with_tokens else None, document, halves)
+            each.update(rows, token if with_tokens else None, document, halves)
         done += len(x)
         tell("rows", done, settings.max_rows or source.n_rows)
         if done >= limit:

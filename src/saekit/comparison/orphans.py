@@ -16,7 +16,7 @@ from ..models.language import LanguageModel
 from ..places import warnings_between
 from ..progress import shows_progress
 from ..provenance import library_versions, release
-from ..rows.opening import Rows, as_source, facts_of
+from ..rows.opening import Rows, facts_of, source_for
 from ..sae.naming import Given, common_width, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
 from .ablation import ablation_costs, variants
@@ -78,20 +78,20 @@ def orphans(
     DataError
         No rows, or no SAE has at least two orphans and two shared latents.
     ShapeError
-        Rows of another width, or SAEs that are transcoders.
+        Rows of another width.
     """
     saes = given_saes(saes)
     if len(saes) < 2:
         raise ConfigError("orphans: at least two SAEs must be given; an orphan is what no other has.")
     named = named_saes(saes, "orphans")
     values = [sae for _, sae in named]
-    source = as_source(rows, values[0].d_in, "orphans")
+    common_width(named, "orphans")
+    source = source_for(values[0], rows, "orphans")
     if comparison is None:
         comparison = compare(values, settings=ComparisonSettings(controls=False), progress=progress)
     _check(named, comparison, settings.ranks)
     shared = [np.asarray(each.stability) > 0 for each in comparison.saes]
     enough = _with_enough_of_both(shared)
-    common_width(named, "orphans")
     latents = measure_latents(values, source, settings, progress)
     generator = np.random.default_rng(settings.seed)
     kinds = Kinds(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, ShapeError, listed
 from ..matching.matching import Certificate
 from ..matching.shared import SharedRule
 from ..measure.intervals import LEVEL
@@ -21,7 +21,7 @@ from ..provenance import facts_of_sae, library_versions, release
 from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
-from ..sae.naming import Given, check_finite, given_saes, named_saes
+from ..sae.naming import Given, check_finite, check_same_target, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
 from ..training.convergence import undertrained
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
@@ -140,7 +140,7 @@ def _compared_with_chance(
         nulls=nulls,
         groups=_groups(named, matched, rule),
         shared_alive=_shared_alive(counted, over),
-        warnings=_place_warnings(named, source) + undertrained(named),
+        warnings=_warnings(named, source) + undertrained(named),
     )
 
 
@@ -171,12 +171,22 @@ def _check_widths(named: Named) -> None:
                 f"compare: all SAEs must read and write rows of one width; `{name}` maps {sae.d_in} to {sae.d_out}, "
                 f"`{first}` {reference.d_in} to {reference.d_out}. Compare SAEs of one hook."
             )
+        check_same_target(name, sae, reference, "compare")
+        check_same_target(name, sae, reference, "compare")
         check_finite(name, {"W_enc": sae.W_enc, "W_dec": sae.W_dec})
 
 
-def _place_warnings(named: Named, source: Source | None) -> list[Warned]:
-    """Return in what the SAEs' places differ from each other, and from that of the rows."""
-    return warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
+def _warnings(named: Named, source: Source | None) -> list[Warned]:
+    """Return in what the SAEs' places differ from each other and from that of the rows, and what signs hide."""
+    signed = [name for name, sae in named if sae.rule.settings().get("sign") == "magnitude"]
+    told = warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
+    if not signed:
+        return told
+    message = (
+        f"the codes of {listed(signed)} are signed, so that a latent and its negative are the same; here they count as "
+        "different: the fractions are lower bounds"
+    )
+    return [*told, Warned("signed_codes", message)]
 
 
 def _facts(settings: ComparisonSettings, over: OverPairs, *, with_rows: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class SelectLatents(SelectorMixin, BaseEstimator):
     With n_c rows of class c, of which the others are the rest, and x_j the column of latent j::
 
         mean_difference          |mean(x_j | c) − mean(x_j | rest)|
-        mean_difference_nonzero  the same divided by the mean of the column's nonzero entries
+        mean_difference_nonzero  the same divided by the mean magnitude of the column's nonzero entries
         auc                      max(AUC, 1 − AUC) of x_j as a score for c; ties (most are zeros) by mid-rank
         chi2                     the chi-squared statistic of the sums per class, for all classes together
         l1                       how early the latent enters the L1 path of a logistic regression for c, on columns
@@ -237,7 +237,7 @@ def rate_latents(
         np.maximum(best, np.abs(sums[c] / size[c] - (total - sums[c]) / rest[c]), out=best)
     if by == "mean_difference_nonzero":
         count = np.bincount(column, minlength=n_features)
-        mean = np.abs(total) / np.maximum(count, 1)
+        mean = np.bincount(column, np.abs(value), minlength=n_features) / np.maximum(count, 1)
         best = np.divide(best, mean, out=np.zeros(n_features), where=mean > 0)
     return best, None
 

@@ -1,4 +1,8 @@
-"""Which controls each SAE is compared with: an untrained SAE, one with a frozen decoder where there is one, and PCA."""
+"""Which controls each SAE is compared with: an untrained SAE, one with a frozen decoder where there is one, and PCA.
+
+Transcoders are compared with the best affine maps instead: an untrained decoder, or one of components of the rows, has
+nothing to do with what they predict.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,14 @@ from typing import Any
 
 import torch
 
-from ..measure.controls import Reconstructor, latents_used, pca_reconstructor, reconstructor_of, untrained_like
+from ..measure.controls import (
+    Reconstructor,
+    affine_reconstructor,
+    latents_used,
+    pca_reconstructor,
+    reconstructor_of,
+    untrained_like,
+)
 from ..measure.reconstruction import Calibration
 from ..sae.digest import bytes_of
 from ..sae.model import SAE
@@ -59,16 +70,20 @@ def with_controls(
     for at, (_, sae) in enumerate(named):
         with torch.no_grad():
             l0 = sae.encode(calibration.sample).l0()
-        key = ("untrained", *_control_key(sae, l0))
-        found.add(at, "untrained", key, partial(_untrained, sae, calibration, l0, seed))
+        if not sae.is_transcoder:
+            key = ("untrained", *_control_key(sae, l0))
+            found.add(at, "untrained", key, partial(_untrained, sae, calibration, l0, seed))
         if frozen is not None:
             make = partial(reconstructor_of, "frozen-decoder", frozen, shape_of(frozen))
             found.add(at, "frozen-decoder", ("frozen",), make)
         elif at not in frozen_at and frozen_at:
             found.controls[at]["frozen-decoder"] = _most_similar(sae, [(j, named[j][1]) for j in frozen_at])
+        k = max(1, min(sae.d_in, sae.d_out, round(l0)))
+        about = {"fitted_on": calibration.about}
+        if calibration.linear is not None:
+            for name, best in (("linear", calibration.linear.take(k)), ("affine", calibration.linear)):
+                found.add(at, name, (name, len(best.decoder)), partial(affine_reconstructor, name, best, about))
         if calibration.pca is not None:
-            k = max(1, min(sae.d_in, round(l0)))
-            about = {"fitted_on": calibration.about}
             found.add(at, "pca", ("pca", k), partial(pca_reconstructor, calibration.pca.take(k), about))
     return found
 

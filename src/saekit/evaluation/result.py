@@ -50,7 +50,8 @@ class Evaluated:
     density: DensityHistogram
     """How often its latents fire."""
     controls: dict[str, Control]
-    """By name: ``untrained``, ``frozen-decoder`` where given, ``pca``."""
+    """By name: ``untrained``, ``frozen-decoder`` where given, ``pca``; of a transcoder ``linear`` (the best affine map
+    of rank L0 from its rows to those that it predicts) and ``affine`` (of full rank)."""
 
 
 @dataclass(frozen=True, repr=False)

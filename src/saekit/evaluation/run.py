@@ -20,12 +20,14 @@ from ..measure.reconstruction import Measurement, as_metrics, calibrate, interva
 from ..measure.settings import CE_TOKENS
 from ..measure.verdicts import detectable, family_verdicts, resolution
 from ..models.language import LanguageModel
+from ..places import NOTE, Warned
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
-from ..rows.opening import Rows, as_source, check_row_width
+from ..rows.opening import Rows, check_row_width, check_targets, source_for
+from ..rows.settings import StreamSettings
 from ..rows.stream import stream
 from ..sae.model import SAE
-from ..sae.naming import Given, as_sae, check_width, common_width, named_saes, shape_of
+from ..sae.naming import Given, as_sae, check_alike, common_width, named_saes, shape_of
 from ..settings import Progress, suggest_keywords
 from .controls import Reconstructors, with_controls
 from .result import Control, Evaluated, Evaluation
@@ -47,13 +49,16 @@ def evaluate(
 ) -> Evaluation:
     """Measure SAEs on the same rows, each compared with its baselines.
 
+    A transcoder is measured against the rows that it predicts: its target takes the place of the row in every metric,
+    and its prediction the place of the target in the language model.
+
     Parameters
     ----------
     saes
         One SAE or several of the same width: values, or paths that `SAE.load` takes.
     rows
-        Rows to measure on: a source, an array ``[n, d_in]``, or the path of a cache folder or array file. None: rows
-        that `model` makes of `data`.
+        Rows to measure on: a source, an array ``[n, d_in]``, or the path of a cache folder or array file; for
+        transcoders with their targets (``ArrayRows(x, target=y)``). None: rows that `model` makes of `data`.
     model, data
         A causal language model and texts for the cross-entropies: what `load_model` and `read_texts` take. Documents
         are cut and special tokens skipped exactly as `capture` does it; skipped tokens pass through unchanged.
@@ -91,7 +96,8 @@ def evaluate(
     """
     named = named_saes(saes, "evaluate")
     width = common_width(named, "evaluate")
-    frozen_sae = _frozen(frozen, width)
+    first = named[0][1]
+    frozen_sae = _frozen(frozen, first)
     if rows is None and model is None:
         raise ConfigError(
             "evaluate: rows or a language model with texts must be given; got neither. "
@@ -105,18 +111,20 @@ def evaluate(
     if rows is None:
         settings = replace(settings, max_rows=_rows_to_make(settings))
     settings = replace(settings, tokens=CE_TOKENS if settings.tokens is None else settings.tokens)
-    source = None if rows is None else as_source(rows, width, "evaluate")
+    source = None if rows is None else source_for(first, rows, "evaluate")
     data = repeatable(data)
     spliced = None
     if model is not None:
         spliced = SplicedModel.of(model, data, [sae for _, sae in named], source, settings, "evaluate")
     if source is None:
         assert spliced is not None
-        source = stream(spliced.lm, data, hook=spliced.hook, text=settings.text, tokens=settings.max_rows)
+        how = StreamSettings(target=spliced.target)
+        source = stream(spliced.lm, data, hook=spliced.hook, text=settings.text, tokens=settings.max_rows, settings=how)
         check_row_width(source, width, "evaluate")
+        check_targets(first, source, "evaluate")
         spliced = replace(spliced, rows=dict(source.info))
-    base = source if fit is None else as_source(fit, width, "evaluate")
-    calibration = calibrate(base, settings, with_pca=settings.controls, own=fit is None)
+    base = source if fit is None else source_for(first, fit, "evaluate")
+    calibration = calibrate(base, settings, like=first, with_controls=settings.controls, own=fit is None)
     measured = with_controls(named, frozen_sae, calibration if settings.controls else None, settings.seed)
     found = measure_reconstructors(
         measured.reconstructors, source, calibration.mean, spliced=spliced, settings=settings, progress=progress
@@ -131,8 +139,20 @@ def evaluate(
         n_rows=found.n_rows,
         language_model=found.language_model,
         entries=decided(entries, measured.controls, found.estimates),
-        warnings=place_warnings(named, source, spliced),
+        warnings=place_warnings(named, source, spliced) + _notes(first, settings),
     )
+
+
+def _notes(first: SAE, settings: EvaluationSettings) -> list[Warned]:
+    """Return what a reader must know about the baselines of transcoders."""
+    if not (first.is_transcoder and settings.controls):
+        return []
+    message = (
+        "transcoders are compared with affine maps of the same rows, of rank L0 (`linear`) and of full rank "
+        "(`affine`, the one that a skip path must be better than); there is no untrained transcoder, because random "
+        "decoder directions say nothing about the rows to predict"
+    )
+    return [Warned(NOTE, message)]
 
 
 def _rows_to_make(settings: EvaluationSettings) -> int:
@@ -142,12 +162,12 @@ def _rows_to_make(settings: EvaluationSettings) -> int:
     return settings.tokens or MODEL_ROWS
 
 
-def _frozen(frozen: Given | None, width: int) -> SAE | None:
+def _frozen(frozen: Given | None, first: SAE) -> SAE | None:
     """Return the SAE with a frozen decoder, checked; None where none is given."""
     if frozen is None:
         return None
     sae = as_sae(frozen)
-    check_width("frozen", sae, width, "evaluate")
+    check_alike("frozen", sae, first, "evaluate")
     return sae
 
 

@@ -22,11 +22,12 @@ from ..models.language import LanguageModel
 from ..models.loading import load_model
 from ..places import Warned
 from ..progress import shows_progress
-from ..provenance import facts_of_sae, known_place, library_versions, place_of, release
+from ..provenance import facts_of_sae, known_place, library_versions, place_of, release, target_of
 from ..rows.capture import capture
 from ..rows.first_use import claims_of, doubts_about
+from ..rows.opening import check_targets, target_rows
 from ..rows.settings import CaptureSettings
-from ..rows.source import Source
+from ..rows.source import Columns, Source
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae
 from ..sae.scaling import Scaling
@@ -77,6 +78,12 @@ class Verification(Result):
     likely_causes: list[Cause] = field(default_factory=list)
     """Changes under which the SAE explains clearly more, best first."""
 
+    @property
+    def place(self) -> str:
+        """Where the rows come from and, of a transcoder, where those are that it predicts."""
+        out = self.rows.get("hook_out")
+        return self.hook if out is None else f"{self.hook} to {out}"
+
     def table(self) -> list[list[str]]:
         """Return the measured numbers next to the claimed ones, then the causes."""
         lines = [["", "measured", "stated"]]
@@ -89,7 +96,7 @@ class Verification(Result):
         verdict = "fits" if self.fits else "DOES NOT FIT"
         causes = "".join(f"\n  {cause.what}: FVU {cause.fvu:.3g}, L0 {cause.l0:.3g}" for cause in self.likely_causes)
         numbers = f"FVU {self.fvu}, L0 {self.l0}, dead {self.dead_fraction}"
-        shown = f"{verdict} at {self.hook}: {numbers}" + (f"\nwould fit better with{causes}" if causes else "")
+        shown = f"{verdict} at {self.place}: {numbers}" + (f"\nwould fit better with{causes}" if causes else "")
         return plain(shown, keep="\n")
 
 
@@ -115,11 +122,12 @@ def verify(
     Parameters
     ----------
     sae
-        An SAE, or the address of one.
+        An SAE, or the address of one. A transcoder is measured against the rows that it predicts.
     model, data
         Model and texts, as `capture` takes them.
     layer, hook
-        Where the rows are taken; None: where the SAE says it belongs. An SAE that says nothing is tried at every layer.
+        Where the rows are taken; None: where the SAE says it belongs. An SAE that says nothing is tried at every layer,
+        a transcoder must be told, as ``settings.target`` tells what it predicts.
     tokens
         Number of rows.
     settings
@@ -138,15 +146,16 @@ def verify(
         No layer of the model has rows of the SAE's width.
     """
     value = as_sae(sae)
-    if value.d_in != value.d_out or value.provenance.get("hook_out"):
-        raise ConfigError("verify: an SAE must reconstruct the rows that it reads; this one is a transcoder.")
-    taker = _Taker(_language_model(model, settings), data, tokens, settings, progress or silent)
+    out = target_of(value, target=settings.target, where="verify")
+    lm = _language_model(model, settings)
+    settings = replace(settings, target=None if out is None else find_hook(lm.model, out).name)
+    taker = _Taker(lm, data, tokens, settings, progress or silent)
     stated = hook is not None or layer is not None or known_place(value) is not None
     place = place_of(value, layer=layer, hook=hook, where="verify") if stated else _best_layer(value, taker)
-    rows = taker.rows(place)
-    if rows.shape[1] != value.d_in:
-        raise ShapeError(f"verify: rows at {place} must have width {value.d_in}; they have {rows.shape[1]}.")
     source = taker.source(place)
+    if source.d_in != value.d_in:
+        raise ShapeError(f"verify: rows at {place} must have width {value.d_in}; they have {source.d_in}.")
+    check_targets(value, source, "verify")
     found = measure_saes([value], source, settings=MeasureSettings(), progress=progress)
     metrics = found.metrics(0)
     claimed = claims_of(value)
@@ -229,19 +238,24 @@ class _Taker:
             )
         return self.known[key]
 
-    def rows(self, hook: str, **changed: Any) -> Tensor:
-        """Return the same as one tensor ``[n, d]``."""
-        return torch.cat([batch.x.float() for batch in self.source(hook, **changed).batches(4096)])
+    def rows(self, hook: str, **changed: Any) -> Columns:
+        """Return the same, read."""
+        return Columns.cat(list(self.source(hook, **changed).batches(4096)))
 
 
 def _best_layer(sae: SAE, taker: _Taker) -> str:
     """Return the layer at which an SAE that names no place explains most."""
+    if sae.is_transcoder:
+        raise ConfigError(
+            "verify: `layer` or `hook` must say which rows a transcoder reads; got neither, and its file names none of "
+            "saekit's modules. Give hook='layers.2.mlp.input', say."
+        )
     found: dict[str, float] = {}
     layers = [f"layers.{layer}" for layer in range(len(blocks(taker.lm.model)[1]))]
     taker.take(layers)
     for layer in layers:
         rows = taker.rows(layer)
-        if rows.shape[1] == sae.d_in:
+        if rows.x.shape[1] == sae.d_in:
             found[layer] = _measured(sae, rows)[0]
     if not found:
         raise ConfigError(
@@ -250,10 +264,10 @@ def _best_layer(sae: SAE, taker: _Taker) -> str:
     return min(found, key=lambda place: found[place])
 
 
-def _measured(sae: SAE, rows: Tensor) -> tuple[float, float]:
+def _measured(sae: SAE, rows: Columns) -> tuple[float, float]:
     """Return FVU and L0 of an SAE on rows."""
-    codes = sae.encode(rows)
-    return fvu(rows, sae.decode(codes, rows).to(rows)), codes.l0()
+    codes, wanted = sae.encode(rows.x), target_rows(rows, sae)
+    return fvu(wanted, sae.decode(codes, rows.x).to(wanted)), codes.l0()
 
 
 def _causes(sae: SAE, taker: _Taker, place: str, now: float | None, *, everywhere: bool) -> list[Cause]:
@@ -266,16 +280,21 @@ def _causes(sae: SAE, taker: _Taker, place: str, now: float | None, *, everywher
     return sorted(causes, key=lambda cause: cause.fvu)
 
 
-def _alternatives(sae: SAE, taker: _Taker, place: str, *, everywhere: bool) -> Iterator[tuple[str, SAE, Tensor]]:
+def _alternatives(sae: SAE, taker: _Taker, place: str, *, everywhere: bool) -> Iterator[tuple[str, SAE, Columns]]:
     """Yield what could have been misunderstood, with the SAE and the rows as they would be then."""
     rows = taker.rows(place)
-    yield from _other_readings(sae, rows)
+    readings = _other_inputs(sae, rows.x) if sae.is_transcoder else _other_readings(sae, rows.x)
+    yield from ((what, changed, rows) for what, changed in readings)
     yield from ((f"{what}, at {place}", changed, rows) for what, changed in _transposed(sae))
     hooks = list(_other_hooks(taker.lm, place, everywhere))
     taker.take(hooks)
     for hook in hooks:
-        if (other := taker.rows(hook)).shape[1] == sae.d_in:
-            yield f"rows of {hook} instead of {place}", sae, other
+        if taker.source(hook).d_in == sae.d_in:
+            yield f"rows of {hook} instead of {place}", sae, taker.rows(hook)
+    target = taker.settings.target
+    for hook in [] if target is None else _other_hooks(taker.lm, target, False):
+        if taker.source(place, target=hook).info["d_out"] == sae.d_out:
+            yield f"rows of {hook} predicted instead of {target}", sae, taker.rows(place, target=hook)
     if taker.settings.skip_special:
         try:
             yield "special tokens (BOS) among the rows", sae, taker.rows(place, skip_special=False, outliers=None)
@@ -283,32 +302,44 @@ def _alternatives(sae: SAE, taker: _Taker, place: str, *, everywhere: bool) -> I
             return
 
 
-def _other_readings(sae: SAE, rows: Tensor) -> Iterator[tuple[str, SAE, Tensor]]:
-    """Yield the same rows with another scaling or input bias."""
+def _other_inputs(sae: SAE, rows: Tensor) -> Iterator[tuple[str, SAE]]:
+    """Yield the transcoder with its rows scaled or centred before the encoder; what it writes stays."""
+    yield "rows scaled to a mean norm of sqrt(d)", sae.replace(W_enc=sae.W_enc * (sqrt(sae.d_in) / _mean_norm(rows)))
+    yield "rows scaled to a mean norm of 1", sae.replace(W_enc=sae.W_enc / _mean_norm(rows))
+    mean = rows.mean(0).to(sae.dtype)
+    yield "rows centred by their mean", sae.replace(b_pre=mean if sae.b_pre is None else sae.b_pre + mean)
+
+
+def _mean_norm(rows: Tensor) -> float:
+    return float(rows.norm(dim=1).mean())
+
+
+def _other_readings(sae: SAE, rows: Tensor) -> Iterator[tuple[str, SAE]]:
+    """Yield the SAE with another scaling or input bias."""
     if sae.scaling.kind == "none":
-        s = torch.tensor(sqrt(sae.d_in) / float(rows.norm(dim=1).mean()), dtype=sae.dtype)
-        yield "rows scaled to a mean norm of sqrt(d)", sae.replace(scaling=Scaling("scalar", s)), rows
+        s = torch.tensor(sqrt(sae.d_in) / _mean_norm(rows), dtype=sae.dtype)
+        yield "rows scaled to a mean norm of sqrt(d)", sae.replace(scaling=Scaling("scalar", s))
         unit = torch.tensor(1 / float(rows.square().sum(1).mean().sqrt()), dtype=sae.dtype)
-        yield "rows scaled to a mean square norm of 1", sae.replace(scaling=Scaling("scalar", unit)), rows
-        yield "rows standardized each by itself (layer norm)", sae.replace(scaling=Scaling("layer_norm")), rows
-        yield "each row scaled to norm sqrt(d)", sae.replace(scaling=Scaling("row_norm")), rows
+        yield "rows scaled to a mean square norm of 1", sae.replace(scaling=Scaling("scalar", unit))
+        yield "rows standardized each by itself (layer norm)", sae.replace(scaling=Scaling("layer_norm"))
+        yield "each row scaled to norm sqrt(d)", sae.replace(scaling=Scaling("row_norm"))
         mean = rows.mean(0).to(sae.dtype)
         centred = Scaling("standardize", scale=torch.ones_like(mean), mean=mean)
-        yield "rows centred by their mean", sae.replace(scaling=centred), rows
+        yield "rows centred by their mean", sae.replace(scaling=centred)
     else:
-        yield "rows not scaled", sae.replace(scaling=Scaling()), rows
+        yield "rows not scaled", sae.replace(scaling=Scaling())
     if sae.b_pre is None:
-        yield "b_dec subtracted before the encoder", sae.replace(b_pre=sae.b_dec), rows
+        yield "b_dec subtracted before the encoder", sae.replace(b_pre=sae.b_dec)
     else:
-        yield "nothing subtracted before the encoder", sae.replace(b_pre=None), rows
+        yield "nothing subtracted before the encoder", sae.replace(b_pre=None)
     norms = sae.W_dec.norm(dim=1, keepdim=True)
     if float((norms - 1).abs().max()) > 0.01:
-        yield "decoder rows of length 1", sae.replace(W_dec=sae.W_dec / norms.clamp(min=1e-12)), rows
+        yield "decoder rows of length 1", sae.replace(W_dec=sae.W_dec / norms.clamp(min=1e-12))
 
 
 def _transposed(sae: SAE) -> Iterator[tuple[str, SAE]]:
     """Yield the other ways round of square matrices."""
-    if sae.n_latents == sae.d_in:
+    if sae.n_latents == sae.d_in == sae.d_out:
         encoder, decoder = sae.W_enc.T.contiguous(), sae.W_dec.T.contiguous()
         yield "the encoder transposed", sae.replace(W_enc=encoder)
         yield "the decoder transposed", sae.replace(W_dec=decoder)

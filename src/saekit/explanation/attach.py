@@ -135,7 +135,7 @@ def attached(
     special: bool = False,
 ) -> Iterator[Attached]:
     """Attach as `attach` does, without a word about where the SAE belongs: for results, which state it themselves."""
-    if sae.d_in != sae.d_out or sae.provenance.get("hook_out"):
+    if sae.is_transcoder:
         raise ShapeError(
             "attach: the SAE must write where it reads; it is a transcoder, which reads one module and writes another."
         )

@@ -19,7 +19,7 @@ class Pooled:
     sum: Tensor
     """``[nnz]`` float32: sum of the codes over the rows, added in float64."""
     max: Tensor
-    """``[nnz]`` float32: largest code that is stored."""
+    """``[nnz]`` float32: largest code that is stored, by magnitude where codes are signed."""
     min: Tensor
     """``[nnz]`` float32: smallest code that is stored."""
     count: Tensor
@@ -32,7 +32,7 @@ def pool_segments(offsets: Tensor, indices: Tensor, values: Tensor, lengths: Ten
     ::
 
         sum[s, j]   = Σ_{r in s} z[r, j]
-        max[s, j]   = max_{r in s, z[r, j] stored} z[r, j]
+        max[s, j]   = the z[r, j] of largest magnitude, r in s   (without negative codes: the largest)
         min[s, j]   = min_{r in s, z[r, j] stored} z[r, j]
         count[s, j] = |{r in s: z[r, j] stored}|
 
@@ -64,17 +64,18 @@ def pool_segments(offsets: Tensor, indices: Tensor, values: Tensor, lengths: Ten
     total = torch.segment_reduce(z.double(), "sum", lengths=count).float()
     largest = torch.segment_reduce(z.float(), "max", lengths=count)
     smallest = torch.segment_reduce(z.float(), "min", lengths=count)
+    largest = torch.where(-smallest > largest, smallest, largest)
     return Pooled(found, key - row * n_latents, total, largest, smallest, count.float())
 
 
 def largest_of_rows(offsets: Tensor, indices: Tensor, values: Tensor) -> Tensor:
-    """Return the rank of each stored code in its row, from 0 for the largest: ``[nnz]`` int64.
+    """Return the rank of each stored code in its row, from 0 for the largest by magnitude: ``[nnz]`` int64.
 
     Equal codes are ranked by latent, lowest first, so that the first n of a row are always the same n.
     """
     row = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=indices.device), offsets.diff())
     order = indices.argsort(stable=True)  # from the last key to the first: each sort keeps the order of the one before
-    order = order[values[order].argsort(stable=True, descending=True)]
+    order = order[values[order].abs().argsort(stable=True, descending=True)]
     order = order[row[order].argsort(stable=True)]
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device) - offsets[:-1][row[order]]

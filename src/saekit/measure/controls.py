@@ -1,4 +1,4 @@
-"""Baselines of an SAE: an untrained one of the same shape and rule, one whose decoder was frozen, and PCA."""
+"""Baselines: of an SAE an untrained one, one whose decoder was frozen, and PCA; of a transcoder affine maps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ..sae.codes import Codes
+from ..sae.freeze import CALIBRATED_NUMBERS, threshold_for
 from ..sae.model import SAE
 from ..sae.rules import GroupMaxRule, JumpReLURule, Rule, TopKRule
 from .accumulators import double
+from .linear import AffineMap
 from .pca import PCA
-
-CALIBRATED_NUMBERS = 2**24
-"""Pre-activations that the threshold of an untrained SAE is found from, at most."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,13 @@ class Reconstructor:
     name
         What tables call it.
     forward
-        Rows ``[n, d]`` to their reconstructions and, where there are any, their codes.
+        Rows ``[n, d]`` to their reconstructions (a transcoder: its predictions) and, where there are any, their codes.
     sae
-        The SAE behind it; None for PCA.
+        The SAE behind it; None for PCA and affine maps.
     about
         How it was made; JSON-able.
     l0
-        Latents per row where that is fixed by construction (PCA).
+        Latents per row where that is fixed by construction (PCA, affine maps).
     """
 
     name: str
@@ -59,6 +58,12 @@ def pca_reconstructor(pca: PCA, about: dict[str, Any]) -> Reconstructor:
     """Return principal components as a reconstructor."""
     k = len(pca.components)
     return Reconstructor("pca", lambda x: (pca.reconstruct(x).to(x.dtype), None), None, {"k": k, **about}, k)
+
+
+def affine_reconstructor(name: str, found: AffineMap, about: dict[str, Any]) -> Reconstructor:
+    """Return the best affine map of a rank as a reconstructor."""
+    k = len(found.decoder)
+    return Reconstructor(name, lambda x: (found.predict(x).to(x.dtype), None), None, {"k": k, **about}, k)
 
 
 def untrained_like(sae: SAE, mean: Tensor, sample: Tensor, l0: float, seed: int) -> SAE:
@@ -137,9 +142,5 @@ def _rule_like(rule: Rule, blank: SAE, sample: Tensor, l0: float) -> Rule:
     if isinstance(rule, GroupMaxRule):
         return GroupMaxRule(rule.k, rule.group)
     rows = sample[: max(CALIBRATED_NUMBERS // blank.n_latents, 16)]
-    pre = blank.pre(rows).flatten().float()
-    fired = min(round(l0 * len(rows)), len(pre))
-    # Strictly more than the threshold fires, so it is the largest number that must stay silent.
-    silent = len(pre) - fired
-    threshold = float(pre.kthvalue(silent).values) if silent else 0.0
-    return JumpReLURule(torch.full((blank.n_latents,), max(threshold, 0.0), dtype=blank.dtype, device=blank.device))
+    threshold = threshold_for(blank.pre(rows), l0)
+    return JumpReLURule(torch.full((blank.n_latents,), threshold, dtype=blank.dtype, device=blank.device))

@@ -21,7 +21,7 @@ from ..models.intervene import splice
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..places import Warned, warnings_on
-from ..provenance import known_place, place_of
+from ..provenance import known_place, place_of, target_of
 from ..rows.opening import warnings_on_rows
 from ..rows.source import Source
 from ..rows.tokens import CONTEXT, Contexts, TokenBatch, token_batches, tokenize
@@ -112,13 +112,15 @@ class SplicedModel:
     lm: LanguageModel
     """The model."""
     hook: str
-    """Short name of the module whose output is replaced."""
+    """Short name of the module whose output the SAEs read, and replace."""
     texts: Texts | None
     """Texts, cut into contexts as `capture` cuts them; None where no cross-entropy is measured."""
     tokens: int
     """Predicted tokens, rounded up to a whole context."""
     rows: dict[str, Any]
     """``info`` of the other rows measured: context and filters are taken over from it."""
+    target: str | None = None
+    """Short name of the module whose output transcoders predict, and replace; None for SAEs."""
 
     @classmethod
     def of(
@@ -159,16 +161,20 @@ class SplicedModel:
         lm = load_language_model(model)
         info = {} if rows is None else dict(rows.info)
         hook = _hook_of_all(lm, saes, info, settings, where)
+        target = target_of(saes[0], info, target=settings.target, where=where)
+        if target is not None:
+            target = find_hook(lm.model, target).name
         texts = None
         if lm.is_causal and settings.tokens:
             characters = settings.tokens * CHARACTERS_PER_TOKEN
             texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
-        return cls(lm, hook, texts, settings.tokens, info)
+        return cls(lm, hook, texts, settings.tokens, info, target)
 
     @property
     def place(self) -> dict[str, Any]:
         """Model and hook, as the `info` of the rows that they would make."""
-        return {**self.lm.info, "hook": self.hook}
+        out = {} if self.target is None else {"hook_out": self.target}
+        return {**self.lm.info, "hook": self.hook, **out}
 
     @property
     def status(self) -> str:
@@ -229,9 +235,9 @@ def measure_fidelity(
     spliced
         Model, hook and texts.
     reconstructors
-        What replaces the output of the hook.
+        What replaces the output of the hook (of the target, for transcoders).
     mean
-        ``[d]`` row that mean-ablation puts in place of every row.
+        ``[d_out]`` row that mean-ablation puts in place of every row.
     intervals
         Whether intervals are asked for.
     progress
@@ -247,7 +253,8 @@ def measure_fidelity(
     DataError
         The texts give no token to predict, or the model's own output is not finite.
     """
-    lm, hook, texts, skipped = spliced.lm, spliced.hook, spliced.texts, Skipped.by(spliced.rows)
+    lm, texts, skipped = spliced.lm, spliced.texts, Skipped.by(spliced.rows)
+    replaced, source = (spliced.hook, None) if spliced.target is None else (spliced.target, spliced.hook)
     assert texts is not None
     context = min(spliced.rows.get("context") or CONTEXT, lm.context)
     contexts = contexts_for(lm, texts, context, spliced.tokens)
@@ -266,12 +273,13 @@ def measure_fidelity(
         targets = batch.inputs["input_ids"][:, 1:][predicted]
         group = batch.document[:, 1:][predicted].remainder(N_GROUPS)
 
-        def logits(function: Callable[[Tensor], Tensor] | None) -> Tensor:
+        def logits(function: Replacement | None) -> Tensor:
             """``[n, vocabulary]`` at the predicted positions, with the kept rows replaced by `function` of them."""
             with torch.no_grad(), kernels.fast_linears():
                 if function is None:
                     return lm.model(**batch.inputs).logits[:, :-1][predicted]  # noqa: B023
-                with splice(lm, hook, _sparing(function, skipped.norm), mask=batch.keep):  # noqa: B023
+                sparing = _sparing(function, skipped.norm)
+                with splice(lm, replaced, sparing, mask=batch.keep, source=source):  # noqa: B023
                     return lm.model(**batch.inputs).logits[:, :-1][predicted]  # noqa: B023
 
         clean = logits(None)
@@ -281,10 +289,10 @@ def measure_fidelity(
                 f"the cross-entropy of `{lm.name}` must be finite; it is not on its own activations. "
                 "Load the model in float32 or bfloat16."
             )
-        ce_zero, _ = token_costs(logits(torch.zeros_like), targets)
-        ce_mean, _ = token_costs(logits(lambda x: mean.to(x).expand_as(x)), targets)
+        ce_zero, _ = token_costs(logits(lambda x, y: torch.zeros_like(y)), targets)
+        ce_mean, _ = token_costs(logits(lambda x, y: mean.to(y).expand_as(y)), targets)
         for each, fidelity in zip(reconstructors, fidelities, strict=True):
-            ce, kl = token_costs(logits(lambda x, each=each: each.forward(x)[0]), targets, clean)  # type: ignore[misc]
+            ce, kl = token_costs(logits(lambda x, y, each=each: each.forward(x)[0]), targets, clean)  # type: ignore[misc]
             fidelity.update(group, clean=ce_clean, sae=ce, zero=ce_zero, mean=ce_mean, kl=kl)
         done += len(targets)
         if progress is not None:
@@ -292,7 +300,8 @@ def measure_fidelity(
     sample = Sample.over(fidelities[0].tokens_per_group, intervals=intervals)
     facts = {
         **lm.info,
-        "hook": hook,
+        "hook": spliced.hook,
+        **({} if spliced.target is None else {"hook_out": spliced.target}),
         "data": texts.info["name"],
         "data_digest": texts.digest,
         "n_tokens": done,
@@ -305,17 +314,22 @@ def measure_fidelity(
     return estimates, facts
 
 
-def _sparing(function: Callable[[Tensor], Tensor], norm: float | None) -> Callable[[Tensor], Tensor]:
-    """Return `function` in float32, except for rows longer than `norm`, which stay as they are."""
+Replacement = Callable[[Tensor, Tensor], Tensor]
+"""From the rows that are read and those that are replaced (the same, but for transcoders) to what replaces these."""
 
-    def replaced(x: Tensor) -> Tensor:
+
+def _sparing(function: Replacement, norm: float | None) -> Callable[..., Tensor]:
+    """Return `function` in float32, except where the row that is read is longer than `norm`: that one stays."""
+
+    def replaced(x: Tensor, y: Tensor | None = None) -> Tensor:
         rows = x.float()
-        changed = function(rows)
+        own = rows if y is None else y.float()
+        changed = function(rows, own)
         if not bool(torch.isfinite(changed).all()):
             raise DataError("a reconstruction must be finite; it holds NaN or infinity. Check the weights of the SAE.")
         if norm is None:
             return changed
-        return torch.where(rows.norm(dim=1, keepdim=True) > norm, rows, changed)
+        return torch.where(rows.norm(dim=1, keepdim=True) > norm, own, changed)
 
     return replaced
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, ShapeError, did_you_mean
+from ..errors import ConfigError, DataError, did_you_mean
 from ..places import Warned
-from ..rows.opening import Rows, as_source, facts_of, warnings_on_rows
-from ..rows.source import Source
+from ..rows.opening import Rows, facts_of, source_for, target_rows, warnings_on_rows
+from ..rows.source import Columns, Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
 from ..sae.naming import name_of
@@ -29,7 +29,7 @@ SCORES = {
     "energy": "E[z^2]",
     "weighted_energy": "E[z^2] * ||decoder row||^2, in squared units of the rows",
     "frequency": "E[z != 0]",
-    "mean": "E[z]",
+    "mean": "E[|z|]",
     "loss": "E[||x - xh without the latent||^2 - ||x - xh||^2], the other codes as they are",
 }
 """Scores by name, with their formula; ``z`` a latent's code. Higher is more important."""
@@ -75,20 +75,10 @@ class ImportanceSums:
     Parameters
     ----------
     sae
-        Whose latents; its rows in and out must have the same width.
-
-    Raises
-    ------
-    ShapeError
-        A transcoder: there is no reconstruction to lose.
+        Whose latents.
     """
 
     def __init__(self, sae: SAE) -> None:
-        if sae.d_in != sae.d_out:
-            raise ShapeError(
-                f"importance: the SAE must write rows of the width it reads; it maps {sae.d_in} to {sae.d_out}. "
-                "The importance of a transcoder's latents needs target rows, which are not taken."
-            )
         self._sae = sae
         columns = column_factors(sae)
         self._W = sae.W_dec.float() * columns.float()  # decoder rows in the units of the rows
@@ -97,8 +87,8 @@ class ImportanceSums:
         self._sums = {name: double(torch.zeros(sae.n_latents, device=sae.device)) for name in names}
         self._n_rows = 0
 
-    def update(self, x: Tensor, codes: Codes | None = None) -> None:
-        """Add rows ``[n, d_in]``, and their codes where they are already there.
+    def update(self, x: Tensor, codes: Codes | None = None, *, target: Tensor | None = None) -> None:
+        """Add rows ``[n, d_in]``, and their codes where they are already there; of a transcoder with their `target`.
 
         Raises
         ------
@@ -109,18 +99,20 @@ class ImportanceSums:
         check_rows(x, sae.d_in)
         x = x.to(sae.device, sae.dtype)
         codes = sae.encode(x) if codes is None else codes
-        residual = (x - sae.decode(codes, x)).float()
+        target = x if target is None else target.to(x)
+        check_rows(target, sae.d_out)
+        residual = (target - sae.decode(codes, x)).float()
         z, latent, row = codes.values.float(), codes.indices, codes.row_of()
         written = z * row_factors(sae, x).float()[row]
         square = written.square() * self._squares[latent]
         toward = torch.empty_like(z)
-        step = max(1, GATHERED_NUMBERS // sae.d_in)
+        step = max(1, GATHERED_NUMBERS // sae.d_out)
         for start in range(0, len(z), step):
             part = slice(start, start + step)
             toward[part] = (self._W[latent[part]] * residual[row[part]]).sum(1)
         per_code = {
             "fires": torch.ones_like(z),
-            "sum": z,
+            "sum": z.abs(),
             "energy": z.square(),
             "weighted_energy": square,
             "loss": square + 2 * written * toward,
@@ -165,9 +157,9 @@ def importance(
     Parameters
     ----------
     sae
-        An SAE with ``d_in = d_out``.
+        An SAE, or a transcoder, whose latents matter for the rows that it predicts.
     rows
-        A source, an array ``[n, d_in]``, or the path of a cache folder or array file.
+        A source, an array ``[n, d_in]``, or the path of a cache folder or array file; for a transcoder with targets.
     max_rows
         Maximum number of rows; None for all.
     batch_rows
@@ -183,17 +175,17 @@ def importance(
     Raises
     ------
     ShapeError
-        The rows have another width, or the SAE is a transcoder.
+        The rows have another width.
     DataError
         No rows, or NaN in them.
     ConfigError
         A setting out of range.
     """
-    source = as_source(rows, sae.d_in, "importance")
+    source = source_for(sae, rows, "importance")
     scores = ImportanceSums(sae)
     with torch.no_grad():
-        for x in batches(source, max_rows, batch_rows, "importance", progress):
-            scores.update(x)
+        for batch in batches(source, max_rows, batch_rows, "importance", progress):
+            scores.update(batch.x, target=target_rows(batch, sae))
     return replace(scores.compute(facts_of(source)), warnings=warnings_on_rows([(name_of(sae), sae)], source))
 
 
@@ -216,9 +208,11 @@ def normal_equations(
     """Return the products of codes with each other and with the rows, for each SAE, from one pass."""
     equations = [NormalEquations(sae.n_latents, sae.d_out) for sae in saes]
     with torch.no_grad():
-        for x in batches(source, rows, batch_rows, stage, progress):
+        for batch in batches(source, rows, batch_rows, stage, progress):
             for sae, each in zip(saes, equations, strict=True):
-                each.update(sae, sae.encode(x), x.to(sae.device, sae.dtype))
+                x = batch.x.to(sae.device, sae.dtype)
+                target = target_rows(batch, sae).to(x) if sae.is_transcoder else None
+                each.update(sae, sae.encode(batch.x), x, target=target)
     if not equations[0].n_rows:
         raise DataError(f"{stage}: there must be at least one row; the source has none. Is the data empty?")
     return equations
@@ -226,7 +220,7 @@ def normal_equations(
 
 def batches(
     source: Source, limit: int | None, batch_rows: int, stage: str, progress: Progress | None
-) -> Iterator[Tensor]:
+) -> Iterator[Columns]:
     """Yield rows in stored order, at most `limit`."""
     check_whole(stage, max_rows=limit, batch_rows=batch_rows)
     most = sys.maxsize if limit is None else limit
@@ -234,9 +228,9 @@ def batches(
     tell = progress or silent
     done = 0
     for batch in source.batches(batch_rows):
-        x = batch.x[: most - done]
-        yield x
-        done += len(x)
+        rows = batch.map(lambda column, room=most - done: column[:room])  # type: ignore[misc]
+        yield rows
+        done += len(rows)
         tell(stage, done, total)
         if done >= most:
             return

@@ -29,7 +29,8 @@ class DescriptionLength:
     ``DL = sum_f [H_b(p_f) + p_f H(hist_f)]`` bits per row, with p_f the fraction of rows on which latent f fires, H_b
     the entropy of that choice, and hist_f the histogram of its activations. The bins come from the data, whatever its
     units: activations are quantized on a logarithmic scale, ``floor(2**precision * log2(z))``, so each is known to a
-    fraction of its own size; a code twice as large costs the same. The decoder itself is not counted: over many rows it
+    fraction of its own size; a code twice as large costs the same. Codes of either sign have bins of their own. The
+    decoder itself is not counted: over many rows it
     costs nothing.
 
     Parameters
@@ -54,21 +55,22 @@ class DescriptionLength:
         self._n_rows = 0
 
     def update(self, codes: Codes) -> None:
-        """Add codes; activations must be positive.
+        """Add codes.
 
         Raises
         ------
         ShapeError
             The codes have another width.
         DataError
-            An activation that is not positive and finite.
+            An activation that is zero or not finite.
         """
         if codes.n_latents != self.n_latents:
             raise ShapeError(f"codes must have {self.n_latents} latents; they have {codes.n_latents}.")
         z = double(codes.values).cpu().numpy()
-        if len(z) and not (z.min() > 0 and np.isfinite(z).all()):
-            raise DataError("codes must be positive and finite; they are not. Check the weights of the SAE.")
-        level = np.floor(2**self.precision * np.log2(z)).astype(np.int64) + _MIDDLE
+        if not ((z != 0) & np.isfinite(z)).all():
+            raise DataError("codes must be finite and not zero; they are not. Check the weights of the SAE.")
+        level = np.floor(2**self.precision * np.log2(np.abs(z))).astype(np.int64) + _MIDDLE // 2
+        level += np.where(z < 0, _MIDDLE, 0)
         keys = (codes.indices.cpu().numpy() << TOKEN_BITS) | level
         self._bins.add(keys, np.ones((len(keys), 1)))
         self._n_rows += codes.n_rows

@@ -24,8 +24,9 @@ RIDGE = 1e-9
 class NormalEquations:
     """Sums over rows of ``[z, 1]^T [z, 1]`` and ``[z, 1]^T v``, with ``v`` the target of the decoder.
 
-    The target is the scaled row without the skip path. An SAE that scales every row by its own deviation counts each
-    row with the square of that deviation, so that the error is the one of the rows themselves.
+    The target is the scaled row (of a transcoder the row that it predicts, scaled) without the skip path. An SAE that
+    scales every row by its own deviation counts each row with the square of that deviation, so that the error is the
+    one of the rows themselves.
 
     Parameters
     ----------
@@ -52,13 +53,14 @@ class NormalEquations:
         self._B = np.zeros((n_latents + 1, d))
         self._v: list[float | np.ndarray] = [0.0, np.zeros(d), np.zeros(d)]  # sum of weights, of v, of v^2
 
-    def update(self, sae: SAE, codes: Codes, x: Tensor) -> None:
-        """Add rows ``[n, d]`` with their codes."""
+    def update(self, sae: SAE, codes: Codes, x: Tensor, *, target: Tensor | None = None) -> None:
+        """Add rows ``[n, d_in]`` with their codes; of a transcoder with the rows ``[n, d]`` that it predicts."""
         import scipy.sparse
 
         u, context = sae.scaling.apply(x)
-        v = u if sae.W_skip is None else u - u @ sae.W_skip
-        target = v.detach().double().cpu().numpy()
+        wanted = u if target is None else sae.scaling.scaled(target, context)
+        v = wanted if sae.W_skip is None else wanted - u @ sae.W_skip
+        v_rows = v.detach().double().cpu().numpy()
         weight = np.ones(len(x)) if context is None else context[1].detach().double().cpu().numpy()[:, 0]
         z = scipy.sparse.diags_array(weight) @ codes.to_scipy().astype(np.float64)
         pairs = scipy.sparse.coo_array(z.T @ z)
@@ -68,12 +70,12 @@ class NormalEquations:
         self._A[:n, n] += sums
         self._A[n, :n] += sums
         self._A[n, n] += float(weight @ weight)
-        self._B[:n] += z.T @ (weight[:, None] * target)
-        self._B[n] += (weight**2) @ target
+        self._B[:n] += z.T @ (weight[:, None] * v_rows)
+        self._B[n] += (weight**2) @ v_rows
         self._v = [
             self._v[0] + float(weight @ weight),
-            self._v[1] + (weight**2) @ target,
-            self._v[2] + (weight**2) @ np.square(target),
+            self._v[1] + (weight**2) @ v_rows,
+            self._v[2] + (weight**2) @ np.square(v_rows),
         ]
         self.n_rows += len(x)
 

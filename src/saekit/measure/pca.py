@@ -91,6 +91,11 @@ class Covariance:
         """``float64 [d]`` mean row."""
         return self._mean.clone()
 
+    @property
+    def scatter(self) -> Tensor:
+        """``float64 [d, d]`` sum over rows of the products of their distances from the mean."""
+        return self._scatter.clone()
+
     def compute(self, k: int | None = None) -> PCA:
         """Return the first `k` principal components (all by default).
 

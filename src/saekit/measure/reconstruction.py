@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..rows.opening import target_rows
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import Progress, silent
@@ -20,6 +21,7 @@ from .accumulators import Moments, Reconstruction, Sparsity
 from .controls import Reconstructor, reconstructor_of
 from .fidelity import SplicedModel, measure_fidelity
 from .intervals import BLOCK_ROWS, LEVEL, N_GROUPS, Estimate, Sample, row_groups
+from .linear import AffineMap, Regression
 from .metrics import METRICS, Metrics
 from .pca import PCA, Covariance
 from .redundancy import random_max_cosine, redundancy
@@ -37,11 +39,13 @@ class Calibration:
     """Statistics of the first rows: what mean-ablation puts in place of a row, and what controls are made from."""
 
     mean: Tensor
-    """Mean row ``[d]``."""
+    """Mean ``[d_out]`` of the rows that are reconstructed, or predicted."""
     sample: Tensor
-    """Some of these rows ``[m, d]``, evenly spaced, so that they come from many documents."""
+    """Some of these rows ``[m, d_in]``, evenly spaced, so that they come from many documents."""
     pca: PCA | None
-    """Principal components; None where they were not asked for, or of a single row."""
+    """Principal components; None where they were not asked for, of a single row, and for transcoders."""
+    linear: AffineMap | None
+    """The best affine map to the rows that a transcoder predicts; None for SAEs, or where it was not asked for."""
     about: str
     """Which rows."""
 
@@ -79,7 +83,7 @@ def measure_saes(
     saes
         SAEs of the width of the rows.
     rows
-        What they reconstruct.
+        What they reconstruct; transcoders predict the targets that come with them.
     spliced
         A language model and texts for the cross-entropies.
     settings
@@ -87,7 +91,7 @@ def measure_saes(
     progress
         Called as ``progress(stage, done, total)`` with the stages ``"rows"`` and ``"tokens"``.
     """
-    mean = calibrate(rows, settings, with_pca=False).mean
+    mean = calibrate(rows, settings, like=saes[0], with_controls=False).mean
     each = [reconstructor_of(str(at), sae) for at, sae in enumerate(saes)]
     return measure_reconstructors(each, rows, mean, spliced=spliced, settings=settings, progress=progress)
 
@@ -106,11 +110,11 @@ def measure_reconstructors(
     Parameters
     ----------
     reconstructors
-        SAEs and controls.
+        SAEs first, then controls.
     rows
-        What they reconstruct.
+        What they reconstruct; transcoders predict the targets that come with them.
     mean
-        ``[d]`` row that variances are computed about (any, near the mean) and that mean-ablation puts in.
+        ``[d_out]`` row that variances are computed about (any, near the mean) and that mean-ablation puts in.
     spliced, settings, progress
         See `measure_saes`.
 
@@ -147,8 +151,10 @@ def as_metrics(estimates: dict[str, Estimate], *, ranged: bool = True) -> Metric
     return Metrics(values)
 
 
-def calibrate(rows: Source, settings: MeasureSettings, *, with_pca: bool, own: bool = True) -> Calibration:
-    """Compute the mean row, principal components and a sample from the first rows.
+def calibrate(
+    rows: Source, settings: MeasureSettings, *, like: SAE, with_controls: bool, own: bool = True
+) -> Calibration:
+    """Compute the mean row, what controls are made from, and a sample from the first rows.
 
     Parameters
     ----------
@@ -156,8 +162,10 @@ def calibrate(rows: Source, settings: MeasureSettings, *, with_pca: bool, own: b
         Where they come from.
     settings
         How many rows are measured, how many are read at a time.
-    with_pca
-        Whether to compute principal components.
+    like
+        One of the SAEs that are measured: all reconstruct the rows, or all predict the targets.
+    with_controls
+        Whether to compute principal components, or the best affine map to the targets.
     own
         Whether these are the rows that are measured, of which no more than `settings` says are seen.
 
@@ -167,30 +175,38 @@ def calibrate(rows: Source, settings: MeasureSettings, *, with_pca: bool, own: b
         No rows.
     """
     limit = min(CALIBRATION_ROWS, settings.max_rows or CALIBRATION_ROWS) if own else CALIBRATION_ROWS
-    covariance, moments = Covariance(rows.d_in), Moments(rows.d_in, n_groups=1)
+    moments = Moments(like.d_out, n_groups=1)
+    covariance, regression = Covariance(rows.d_in), None
+    if with_controls and like.is_transcoder:
+        regression = Regression(rows.d_in, like.d_out)
     sample: list[Tensor] = []
     stride = -(-min(limit, rows.n_rows or limit) // SAMPLE_ROWS)
-    for first, x, _ in numbered_batches(rows, settings.batch_rows, limit):
-        moments.update(x, torch.zeros(len(x), dtype=torch.long))
-        if with_pca:
+    for first, x, y, _ in numbered_batches(rows, like, settings.batch_rows, limit):
+        moments.update(y, torch.zeros(len(y), dtype=torch.long))
+        if regression is not None:
+            regression.update(x, y)
+        elif with_controls:
             covariance.update(x)
         sample.append(x[-first % stride :: stride].clone())
     if not sample:
         raise DataError("evaluate: there must be at least one row; the source has none. Is the data empty?")
     pca = covariance.compute() if covariance.n_rows > 1 else None
+    linear = None if regression is None or regression.n_rows < 2 else regression.compute()
     about = f"the first {moments.n_rows:,} of the rows evaluated" if own else f"{moments.n_rows:,} rows given as `fit`"
-    return Calibration(moments.mean.float(), torch.cat(sample), pca, about)
+    return Calibration(moments.mean.float(), torch.cat(sample), pca, linear, about)
 
 
-def numbered_batches(rows: Source, batch_rows: int, limit: int | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Yield ``(first row, x, document)`` in stored order, up to `limit` rows."""
+def numbered_batches(
+    rows: Source, like: SAE, batch_rows: int, limit: int | None
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+    """Yield ``(first row, x, y, document)`` in stored order, up to `limit` rows; `y` is what `like` should give."""
     first = 0
     for batch in rows.batches(batch_rows):
         room = len(batch.x) if limit is None else limit - first
         if room <= 0:
             return
         document = batch.document
-        yield first, batch.x[:room], None if document is None else document[:room]
+        yield first, batch.x[:room], target_rows(batch, like)[:room], None if document is None else document[:room]
         first += min(len(batch.x), room)
         if limit is not None and first >= limit:
             return
@@ -204,10 +220,10 @@ class _Pass:
         self.error = Reconstruction(moments.d, centre=mean, moments=moments)
         self.sparsity = None if reconstructor.sae is None else Sparsity(reconstructor.sae.n_latents)
 
-    def update(self, x: Tensor, group: Tensor) -> None:
-        """Add rows."""
-        x_hat, codes = self.reconstructor.forward(x)
-        self.error.update(x, x_hat, group)
+    def update(self, x: Tensor, y: Tensor, group: Tensor) -> None:
+        """Add rows, with what should be made of them."""
+        y_hat, codes = self.reconstructor.forward(x)
+        self.error.update(y, y_hat, group)
         if self.sparsity is not None and codes is not None:
             self.sparsity.update(codes, group)
 
@@ -230,20 +246,21 @@ def _measure_rows(
     progress: Progress | None,
 ) -> Measurement:
     """Measure all reconstructors in one pass over the rows."""
-    moments = Moments(rows.d_in)
+    like = reconstructors[0].sae
+    assert like is not None  # controls come after the SAEs
+    moments = Moments(like.d_out)
     passes = [_Pass(each, mean, moments) for each in reconstructors]
-    device = reconstructors[0].sae.device if reconstructors[0].sae is not None else mean.device
     limit = settings.max_rows
     total = rows.n_rows if limit is None else min(limit, rows.n_rows or limit)
     tell = progress or silent
     all_by_document = True
-    for first, x, document in numbered_batches(rows, settings.batch_rows, limit):
+    for first, x, y, document in numbered_batches(rows, like, settings.batch_rows, limit):
         group, by_document = row_groups(document, first, len(x))
         all_by_document &= by_document
-        x, group = x.to(device), group.to(device)
-        moments.update(x, group)
+        x, y, group = x.to(like.device), y.to(like.device), group.to(like.device)
+        moments.update(y, group)
         for each in passes:
-            each.update(x, group)
+            each.update(x, y, group)
         tell("rows", first + len(x), total)
     by_position = f"interval from runs of {BLOCK_ROWS} consecutive rows: documents are not known"
     sample = Sample.over(
@@ -257,7 +274,7 @@ def _redundancies(sae: SAE | None) -> dict[str, Estimate]:
     """How alike the rows of decoder and encoder are, and what is expected of random ones."""
     if sae is None or sae.n_latents < 2:
         return {}
-    null = random_max_cosine(sae.n_latents, sae.d_in)
+    null = random_max_cosine(sae.n_latents, sae.d_out)
     decoder = redundancy(sae.W_dec)
     return {
         "decoder_redundancy": decoder,

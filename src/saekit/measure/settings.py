@@ -47,6 +47,8 @@ class TextSettings(RowSettings):
     """Layer that the SAEs belong to [the one of their provenance]."""
     hook: str | None = None
     """Module that the SAEs belong to, instead of a layer [the one of their provenance]."""
+    target: str | None = None
+    """Module whose rows a transcoder predicts [the one of its provenance]."""
     text: str = "text"
     """Name of the text column [text]."""
     tokens: int = CE_TOKENS

@@ -143,7 +143,7 @@ class TokenScores:
         if not codes.n_rows:
             return
         tokens = self._checked(token)
-        a = double(codes.values).cpu().numpy()
+        a = double(codes.values).abs().cpu().numpy()  # of signed codes the strength, for they would cancel
         if not np.isfinite(a).all():
             raise DataError("codes must be finite; they hold NaN or infinity. Check the weights of the SAE.")
         latent, row = codes.indices.cpu().numpy(), codes.row_of().cpu().numpy()
@@ -481,7 +481,7 @@ class Cohesion:
             )
         e = double(embedding).cpu()
         e = e / e.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        z = codes.to_scipy().astype(np.float64)
+        z = abs(codes.to_scipy().astype(np.float64))
         self._codes += torch.from_numpy(np.asarray(z.T @ e.numpy()))
         self._all += e.sum(0)
         self._sums[0] += torch.from_numpy(np.asarray(z.sum(0)).ravel())

@@ -1,7 +1,8 @@
 """Where rows are taken from: modules of a model by short names, forward hooks on them, and splicing values back in.
 
 ``layer=L`` is the residual stream after block L, 0-based: the output of the block itself. For the last block that is
-*not* the last of transformers' ``hidden_states``, which comes after the final norm.
+*not* the last of transformers' ``hidden_states``, which comes after the final norm. ``.input`` after a name means what
+the module is given instead of what it returns: ``layers.2.mlp.input`` is what a transcoder of an MLP reads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .. import kernels
 from ..errors import ConfigError, MissingModelError, ModelError, SaekitError, did_you_mean, listed
@@ -33,6 +35,10 @@ _SITES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 _SHORT = re.compile(r"(?:layers?|blocks?|h)\.(-?\d+)(?:\.(.+))?")
+_LAST_PART = ("dense", "fc2")  # of a sub-layer that is no module of its own: its input is not that of the sub-layer
+
+INPUT = ".input"
+"""What the name of a hook ends with when its rows are what the module is given."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class Hook:
     def is_residual(self) -> bool:
         """Whether it is a whole block: its output is the residual stream."""
         return self.layer is not None and self.name == f"layers.{self.layer}"
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the rows are what the module is given, not what it returns."""
+        return self.name.endswith(INPUT) and not self.path.endswith(INPUT)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -111,6 +122,7 @@ def find_hook(
         A transformers model, or any module.
     hook
         ``"layers.2"``, ``"layers.2.mlp"``, ``"layers.2.attn"`` or the path of any module; an integer means that layer.
+        With ``.input`` behind it: what the module is given.
     layer
         Number of a block, from 0; instead of `hook`.
     site
@@ -179,6 +191,8 @@ def _as_list(value: Any) -> list[Any]:
 
 def _by_path(model: nn.Module, hook: str) -> Hook:
     modules = dict(model.named_modules())
+    if hook.endswith(INPUT) and hook not in modules:
+        return _input_of(model, hook.removesuffix(INPUT), modules)
     short = _SHORT.fullmatch(hook)
     if short and (hook not in modules or short[2] in _SITES):
         return _in_block(model, int(short[1]), short[2] or "")
@@ -187,17 +201,46 @@ def _by_path(model: nn.Module, hook: str) -> Hook:
     return _named(model, hook)
 
 
+def _input_of(model: nn.Module, given: str, modules: Mapping[str, nn.Module]) -> Hook:
+    """Return the hook on what a module is given, of its short name or its path."""
+    short = _SHORT.fullmatch(given)
+    path = given
+    if short and (given not in modules or short[2] in _SITES):
+        path = _path_in_block(model, int(short[1]), short[2] or "")
+        if short[2] in _SITES and path.rsplit(".", 1)[-1] in _LAST_PART:
+            raise ModelError(
+                f"`{given}{INPUT}` must be what a whole sub-layer is given; `{path}` is the last part of one that is "
+                "no module by itself. Name the module before it, or the first part, by its path."
+            )
+    elif not given or given not in modules:
+        raise _unknown(model, given, [name for name in modules if name])
+    layer, rest = _inside(model, path)
+    if layer is None:
+        return _checked(model, Hook(path + INPUT, path, None))
+    site = next((site for site in _SITES if rest and rest == _site_path(blocks(model)[1][layer], site)), rest)
+    site = rest if path.rsplit(".", 1)[-1] in _LAST_PART else site
+    return _checked(model, Hook(_short_name(layer, site) + INPUT, path, layer))
+
+
+def _inside(model: nn.Module, path: str) -> tuple[int | None, str]:
+    """Return the number of the block that a path lies in and its path there; None and nothing outside of them."""
+    try:
+        root = blocks(model)[0]
+    except ModelError:
+        return None, ""
+    found = re.fullmatch(re.escape(root) + r"\.(\d+)(\..+)?", path)
+    return (None, "") if found is None else (int(found[1]), (found[2] or "").removeprefix("."))
+
+
 def _named(model: nn.Module, path: str) -> Hook:
     """Return the hook of a path, under its short name where it lies in a block."""
     try:
         root, listing = blocks(model)
     except ModelError:
         return Hook(path, path, None)
-    inside = re.fullmatch(re.escape(root) + r"\.(\d+)(\..+)?", path)
-    if inside is None:
+    layer, rest = _inside(model, path)
+    if layer is None:
         return _checked(model, Hook(path, path, None))
-    layer = int(inside[1])
-    rest = (inside[2] or "").removeprefix(".")
     site = next((site for site in _SITES if rest and rest == _site_path(listing[layer], site)), rest)
     keeps = _is_added(model, listing[layer], f"{root}.{layer}", site) if site in _SITES else True
     if not rest:
@@ -210,8 +253,8 @@ def _short_name(layer: int, rest: str) -> str:
     return f"layers.{layer}.{rest}" if rest else f"layers.{layer}"
 
 
-def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
-    """Return a block, or a part of it: ``mlp``, ``attn`` or a path inside the block."""
+def _path_in_block(model: nn.Module, layer: int, rest: str) -> str:
+    """Return the path of a block, or of a part of it: ``mlp``, ``attn`` or a path inside the block."""
     root, listing = blocks(model)
     if not 0 <= layer < len(listing):
         raise MissingModelError(
@@ -219,13 +262,21 @@ def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
             "Layers are counted from 0 at the input."
         )
     place = f"{root}.{layer}"
-    if not rest:
-        _check_stream(model, root, len(listing))
-        return _checked(model, Hook(_short_name(layer, ""), place, layer))
-    path = f"{place}.{_part_of(listing[layer], layer, rest)}"
+    path = f"{place}.{_part_of(listing[layer], layer, rest)}" if rest else place
     modules = [name for name, _ in model.named_modules() if name]
     if path not in modules:
         raise _unknown(model, path, modules, _short_name(layer, rest))
+    return path
+
+
+def _in_block(model: nn.Module, layer: int, rest: str) -> Hook:
+    """Return the hook of a block, or of a part of it."""
+    path = _path_in_block(model, layer, rest)
+    root, listing = blocks(model)
+    place = f"{root}.{layer}"
+    if not rest:
+        _check_stream(model, root, len(listing))
+        return _checked(model, Hook(_short_name(layer, ""), path, layer))
     if rest in _SITES and not _is_added(model, listing[layer], place, rest):
         raise ModelError(_not_added(model, _short_name(layer, rest), place, path))
     return _checked(model, Hook(_short_name(layer, rest), path, layer))
@@ -294,7 +345,7 @@ def _checked(model: nn.Module, hook: Hook) -> Hook:
             f"the module of `{hook.name}` must run once in a forward pass; `{hook.path}` runs {n_calls} times (its "
             "weights are shared), so that its rows are not those of one layer. Name another module."
         )
-    if facts.is_text and facts.shapes.get(hook.path, ())[:2] == (TOKENS, BATCH):
+    if facts.is_text and not hook.is_input and facts.shapes.get(hook.path, ())[:2] == (TOKENS, BATCH):
         raise ModelError(
             f"the output of `{hook.name}` must be hidden states of shape (batch, sequence, width); `{hook.path}` puts "
             "the sequence before the batch. Name another module."
@@ -314,7 +365,8 @@ def _unknown(model: nn.Module, path: str, modules: list[str], given: str | None 
     advice = did_you_mean(path, near or modules)
     return MissingModelError(
         f"the hook `{given or path}` must be a module of the model; there is none of that name. {advice} Short forms: "
-        f"`layers.0` to `layers.{len(listing) - 1}`, and `.mlp` or `.attn` after them."
+        f"`layers.0` to `layers.{len(listing) - 1}`, and `.mlp` or `.attn` after them; `.input` behind it for what a "
+        "module is given."
     )
 
 
@@ -325,7 +377,7 @@ class _Stop(BaseException):
 def activations(
     model: nn.Module, hooks: Sequence[Hook], inputs: Mapping[str, Any], *, stop: bool = True
 ) -> list[Tensor]:
-    """Return the outputs of several modules in one forward pass.
+    """Return the outputs (or inputs) of several modules in one forward pass.
 
     Parameters
     ----------
@@ -352,20 +404,17 @@ def activations(
     batch, length = _input_shape(inputs)
     thread = threading.get_ident()  # a pass of another thread over the same model is none of ours
 
-    def keep(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def keep(index: int) -> Callable[[Tensor], None]:
+        def note(hidden: Tensor) -> None:
             if threading.get_ident() != thread:
                 return
-            found[index] = hidden_of(output, hooks[index]).detach()
+            found[index] = hidden.detach()
             if stop and len(found) == len(hooks):
                 raise _Stop
 
-        return hook
+        return note
 
-    handles = [
-        model.get_submodule(hook.path).register_forward_hook(keep(index), with_kwargs=True)
-        for index, hook in enumerate(hooks)
-    ]
+    handles = [listen(model, hook, keep(index)) for index, hook in enumerate(hooks)]
     try:
         with torch.no_grad(), kernels.fast_linears():
             model(**inputs)
@@ -402,6 +451,24 @@ def _input_shape(inputs: Mapping[str, Any]) -> tuple[int, int | None]:
         return first.shape[0], first.shape[1]
     first = next(value for value in inputs.values() if isinstance(value, Tensor))
     return first.shape[0], None
+
+
+def listen(model: nn.Module, hook: Hook, note: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call `note` with the hidden states at a hook in every forward pass, until the handle is removed."""
+    module = model.get_submodule(hook.path)
+    if hook.is_input:
+        return module.register_forward_pre_hook(
+            lambda _, args, kwargs: note(given_to(args, kwargs, hook)), with_kwargs=True
+        )
+    return module.register_forward_hook(lambda _, args, output: note(hidden_of(output, hook)))
+
+
+def given_to(args: tuple[Any, ...], kwargs: Mapping[str, Any], hook: Hook) -> Tensor:
+    """Return the hidden states among the arguments of a module: the first tensor."""
+    given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if given is None:
+        raise ModelError(f"the arguments of `{hook.path}` must hold a tensor; they hold none. Name another module.")
+    return given
 
 
 def hidden_of(output: Any, hook: Hook) -> Tensor:

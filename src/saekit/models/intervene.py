@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ShapeError
-from .hooks import Hook, find_hook, first_token, hidden_of
+from ..errors import ModelError, ShapeError
+from .hooks import Hook, find_hook, first_token, given_to, hidden_of, listen
 
 
 def _put_hidden(output: Any, hook: Hook, x: Tensor) -> Any:
@@ -27,6 +27,12 @@ def _put_hidden(output: Any, hook: Hook, x: Tensor) -> Any:
     if isinstance(output, list):
         return list(values)
     return type(output)(*values) if hasattr(output, "_fields") else values
+
+
+def _put_given(args: tuple[Any, ...], kwargs: dict[str, Any], old: Tensor, x: Tensor) -> tuple[tuple[Any, ...], Any]:
+    """Return the arguments of a module with its hidden states replaced."""
+    x = x.reshape(old.shape)
+    return tuple(x if each is old else each for each in args), {k: x if v is old else v for k, v in kwargs.items()}
 
 
 def _kept(model: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -50,9 +56,10 @@ def _kept(model: nn.Module, hidden: Tensor, mask: Tensor | None) -> Tensor:
 def splice(
     lm: Any,
     hook: Hook | str | int,
-    function: Callable[[Tensor], Tensor],
+    function: Callable[..., Tensor],
     *,
     mask: Tensor | Callable[[Tensor], Tensor] | None = None,
+    source: Hook | str | None = None,
 ) -> Iterator[Hook]:
     """Replace the activations at a hook during the forward passes inside the block.
 
@@ -69,6 +76,9 @@ def splice(
         Which tokens are replaced, bool ``[batch, sequence]``; all others (padding, BOS, whatever capture skips) pass
         through unchanged. None: all tokens. It holds for forward passes of this shape; a function of the hidden states
         is asked in every pass.
+    source
+        A hook that a pass reaches before, for a transcoder: `function` is called with the rows there and the rows at
+        `hook`, and returns what replaces the latter. None: with the rows at `hook` alone.
 
     Yields
     ------
@@ -79,6 +89,8 @@ def splice(
     ------
     ShapeError
         `mask` or what `function` returns has another shape than the activations.
+    ModelError
+        A pass reaches `hook` before `source`.
 
     Examples
     --------
@@ -91,25 +103,53 @@ def splice(
     target = find_hook(model, hook)
     thread = threading.get_ident()  # rows that are being captured in another thread stay as they are
 
-    def replace(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
-        hidden = hidden_of(output, target)
+    read: list[Tensor] = []  # the rows at `source` in this pass
+
+    def kept_in(hidden: Tensor) -> Tensor:
+        return _kept(model, hidden, mask(hidden) if callable(mask) else mask)
+
+    def replaced(hidden: Tensor) -> Tensor:
         rows = hidden.reshape(-1, hidden.shape[-1])
-        kept = _kept(model, hidden, mask(hidden) if callable(mask) else mask)
+        kept = kept_in(hidden)
         taken = rows[kept]
-        replaced = function(taken)
-        if replaced.shape != taken.shape:
+        if source is None:
+            changed = function(taken)
+        elif read:
+            changed = function(read.pop(), taken)
+        else:
+            raise ModelError(f"`{source}` must be reached before `{target.name}` in a forward pass; it is not.")
+        if changed.shape != taken.shape:
             raise ShapeError(
                 f"what is spliced in at `{target.name}` must have shape {tuple(taken.shape)}; "
-                f"got {tuple(replaced.shape)}. Was the SAE trained on this hook of this model?"
+                f"got {tuple(changed.shape)}. Was the SAE trained on this hook of this model?"
             )
         spliced = rows.clone()
-        spliced[kept] = replaced.to(rows)
-        return _put_hidden(output, target, spliced)
+        spliced[kept] = changed.to(rows)
+        return spliced
 
-    handle = model.get_submodule(target.path).register_forward_hook(replace, with_kwargs=True)
+    def note(hidden: Tensor) -> None:
+        if threading.get_ident() == thread:
+            read[:] = [hidden.reshape(-1, hidden.shape[-1])[kept_in(hidden)]]
+
+    def replace_output(module: nn.Module, args: Any, output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        return _put_hidden(output, target, replaced(hidden_of(output, target)))
+
+    def replace_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        old = given_to(args, kwargs, target)
+        return _put_given(args, kwargs, old, replaced(old))
+
+    module = model.get_submodule(target.path)
+    handles = [] if source is None else [listen(model, find_hook(model, source), note)]
+    if target.is_input:
+        handles.append(module.register_forward_pre_hook(replace_input, with_kwargs=True))
+    else:
+        handles.append(module.register_forward_hook(replace_output))
     try:
         yield target
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FormatError, InputError, ShapeError, listed, nearest
-from ..files import check_file
+from ..files import check_file, digest_bytes
 from ..sae.finite import check_finite
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
 from .source import _SCAN_ROWS, Batch, Block, Columns, check_reading, rows_in_words
@@ -32,6 +32,8 @@ class ArrayRows:
         Rows ``[n, d_in]``, any real number type; batches hold them as float32. Never copied as a whole nor changed.
     token, document, position
         Optional columns ``[n]`` of integers.
+    target
+        For transcoders: what they must predict from each row, ``[n, d_out]`` in memory.
     info
         What the rows are (plain JSON); completed with kind, sizes, dtype and digest.
 
@@ -55,6 +57,7 @@ class ArrayRows:
     token: Tensor | None = field(repr=False)
     document: Tensor | None = field(repr=False)
     position: Tensor | None = field(repr=False)
+    target: Tensor | None = field(repr=False)
     info: dict[str, Any]
     plan: ShufflePlan = field(repr=False)
     _read: Callable[[int, int], Tensor] = field(repr=False)
@@ -67,6 +70,8 @@ class ArrayRows:
         document: Any = None,
         position: Any = None,
         info: Mapping[str, Any] | None = None,
+        *,
+        target: Any = None,
     ) -> None:
         x, read, dtype, lazy = _as_rows(x)
         n_rows, d_in = x.shape if hasattr(x, "shape") else x.get_shape()
@@ -83,12 +88,18 @@ class ArrayRows:
         for name, value in columns.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "x", x)
+        object.__setattr__(self, "target", None if target is None else _as_target(target, n_rows))
         object.__setattr__(self, "_read", read)
         object.__setattr__(self, "plan", ShufflePlan.for_rows(n_rows, row_bytes))
         if not lazy:
             for first in range(0, n_rows, _SCAN_ROWS):
                 check_finite(read(first, min(first + _SCAN_ROWS, n_rows)).float(), first, self._name(info))
         object.__setattr__(self, "_checked", not lazy)
+        digest = info.get("digest") or _digest_rows(read, n_rows, d_in, row_bytes, dtype)
+        if self.target is not None:
+            info["d_out"] = self.target.shape[1]
+            if "digest" not in info:
+                digest = digest_bytes(f"{digest} {_digest_target(self.target)}".encode())
         object.__setattr__(
             self,
             "info",
@@ -98,7 +109,7 @@ class ArrayRows:
                 "n_rows": n_rows,
                 "d_in": d_in,
                 "dtype": str(dtype).removeprefix("torch."),
-                "digest": info.get("digest") or _digest_rows(read, n_rows, d_in, row_bytes, dtype),
+                "digest": digest,
             },
         )
 
@@ -131,7 +142,7 @@ class ArrayRows:
         def cut(column: Tensor | None) -> Tensor | None:
             return None if column is None else column[first:last]
 
-        return Columns(x, cut(self.token), cut(self.document), cut(self.position))
+        return Columns(x, cut(self.token), cut(self.document), cut(self.position), cut(self.target))
 
     @staticmethod
     def _name(info: Mapping[str, Any]) -> str:
@@ -142,7 +153,7 @@ class ArrayRows:
         """Return rows from a ``.npy`` or ``.safetensors`` file, memory-mapped.
 
         A safetensors file holds ``x`` (or exactly one two-dimensional tensor of any name) and optionally ``token``,
-        ``document`` and ``position``.
+        ``document``, ``position`` and ``target``.
 
         Raises
         ------
@@ -201,6 +212,23 @@ def _as_rows(x: Any) -> tuple[Any, Callable[[int, int], Tensor], torch.dtype, bo
     )
 
 
+def _as_target(target: Any, n_rows: int) -> Tensor:
+    """Return the rows that a transcoder must predict, checked."""
+    x, read, *_ = _as_rows(target)
+    if x.shape[0] != n_rows or not x.shape[1]:
+        raise ShapeError(f"`target` must have one row per row, ({n_rows}, d_out); got {tuple(x.shape)}.")
+    rows = read(0, n_rows)
+    check_finite(rows.float(), 0, "the target")
+    return rows
+
+
+def _digest_target(target: Tensor) -> str:
+    n_rows, d_out = target.shape
+    return _digest_rows(
+        lambda first, last: target[first:last], n_rows, d_out, d_out * target.element_size(), target.dtype
+    )
+
+
 def _as_column(name: str, column: Any, n_rows: int) -> Tensor | None:
     """Return a column of integers `[n_rows]`, or None."""
     if column is None:
@@ -245,7 +273,7 @@ def _open_safetensors(path: Path) -> dict[str, Any]:
             f"`{path}` must be a safetensors file; it cannot be read: {error}. Restore it from its source."
         ) from None
     names = list(stream.keys())
-    columns = {name: stream.get_tensor(name) for name in ("token", "document", "position") if name in names}
+    columns = {name: stream.get_tensor(name) for name in ("token", "document", "position", "target") if name in names}
     matrices = [name for name in names if name not in columns and len(stream.get_slice(name).get_shape()) == 2]
     if "x" in matrices:
         matrices = ["x"]

@@ -178,6 +178,8 @@ def capture(
     row_type = as_dtype(settings.dtype)
     if row_type not in (None, *DTYPES.values()):
         raise ConfigError(f"`dtype` must be one of {listed(DTYPES)}; got {settings.dtype!r}.")
+    if settings.target is not None and out is not None:
+        raise ConfigError("capture: `target` must be left out with `out`: folders of rows hold no targets.")
     data = repeatable(data)
     loaded = load_model(model, vision=are_images(data), **settings.placement)
     _check_applicable(settings, text, isinstance(loaded, VisionModel))
@@ -199,7 +201,7 @@ def capture(
     return sources if recording.several else sources[hooks[0].name]
 
 
-_FOR_TEXTS = ("context", "pack", "padding", "batch_tokens")
+_FOR_TEXTS = ("target", "context", "pack", "padding", "batch_tokens")
 _FOR_IMAGES = ("special", "prompt", "batch_images")
 
 
@@ -269,7 +271,8 @@ class Recording:
         """Return a sink per hook: width and outlier filter are measured before the long run."""
         sinks = []
         for hook, sample in zip(self.hooks, self.reader.sample()):
-            check_finite(sample.x.float(), 0, "the capture")
+            for x in sample.matrices:
+                check_finite(x.float(), 0, "the capture")
             keep = OutlierFilter.measured(self.settings.outliers, sample.x)
             writer = None
             if out is not None:
@@ -328,7 +331,8 @@ class Sink:
         """Take the rows of a group, the filter not yet applied."""
         if not self.wants(group):
             return
-        check_finite(rows.x.float(), self.n_rows - self.skip, "the capture")
+        for x in rows.matrices:
+            check_finite(x.float(), self.n_rows - self.skip, "the capture")
         kept = rows if self.keep is None else self.keep.apply(rows)
         cursor = {"group": group, "n_outliers": self.n_outliers}
         self.n_outliers += len(rows) - len(kept)
@@ -356,4 +360,5 @@ class Sink:
                 self.writer.finish(info)
             return ShardRows(self.writer.folder)
         rows = Columns.cat(self.parts)
-        return ArrayRows(rows.x, rows.token, rows.document, rows.position, info={**info, "kind": "capture"})
+        info = {**info, "kind": "capture"}
+        return ArrayRows(rows.x, rows.token, rows.document, rows.position, info=info, target=rows.target)

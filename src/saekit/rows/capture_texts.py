@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, InputError
 from ..inputs.texts import Texts, read_texts
-from ..models.hooks import Hook, activations
+from ..models.hooks import Hook, activations, find_hook
 from ..models.language import LanguageModel
 from .outliers import CALIBRATION_TOKENS
 from .settings import ReadingSettings
@@ -42,6 +42,16 @@ class TextRunner:
     dtype: torch.dtype
     """Number type of the rows."""
     settings: ReadingSettings
+
+    @cached_property
+    def target(self) -> Hook | None:
+        """Where the rows that a transcoder predicts are taken, in the same pass; None where none are wanted."""
+        return None if self.settings.target is None else find_hook(self.lm.model, self.settings.target)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is recorded with the rows about their targets."""
+        return {} if self.target is None else {"hook_out": self.target.name, "module_out": self.target.path}
 
     def __post_init__(self) -> None:
         wanted = self.settings.context
@@ -73,14 +83,16 @@ class TextRunner:
         ):
             span = np.concatenate([np.arange(contexts.offsets[i], contexts.offsets[i + 1]) for i in batch.index])
             target = torch.from_numpy(place[span[wanted[span]]])
-            for index, hidden in enumerate(activations(self.lm.model, self.hooks, batch.inputs)):
+            hooks = (*self.hooks, *([] if self.target is None else [self.target]))
+            for index, hidden in enumerate(activations(self.lm.model, hooks, batch.inputs)):
                 if len(stored) <= index:
                     stored.append(torch.empty(int(wanted.sum()), hidden.shape[-1], dtype=self.dtype))
                 stored[index][target] = hidden[batch.keep.to(hidden.device)].to("cpu", self.dtype)
         token, document, position = (
             torch.from_numpy(column[wanted]) for column in (contexts.ids, contexts.document, contexts.position)
         )
-        return [Columns(x, token, document, position) for x in stored]
+        targets = stored[len(self.hooks) :]
+        return [Columns(x, token, document, position, *targets) for x in stored[: len(self.hooks)]]
 
     def n_rows(self, contexts: Contexts) -> np.ndarray:
         """Return how many rows each context gives before the filter for outliers."""
@@ -166,6 +178,7 @@ class TextReader:
         around = special_tokens(self.runner.lm.tokenizer)
         batching = batching_on(self.runner.lm, settings.padding)
         return {
+            **self.runner.info,
             "data": self.texts.info["name"],
             "data_split": self.texts.info.get("split"),
             "data_text": self.texts.info["text"],

@@ -87,7 +87,7 @@ def claims_of(sae: SAE) -> dict[str, float]:
     """Return the numbers that a file states about its SAE: ``l0`` and ``fvu``, where they are numbers."""
     claimed = sae.provenance.get("claimed")
     claimed = claimed if isinstance(claimed, dict) else {}
-    k = sae.rule.settings().get("k")
+    k = None if "threshold" in sae.rule.tensors() else sae.rule.settings().get("k")  # a cap is no L0
     known = {**({"l0": k} if k is not None else {}), **claimed}
     return {key: float(known[key]) for key in ("l0", "fvu") if isinstance(known.get(key), int | float)}
 
@@ -119,7 +119,7 @@ def _measured(sae: SAE, x: Tensor) -> tuple[float | None, float]:
     """Return FVU (None of a transcoder, which writes other rows) and L0 on rows."""
     x = x.to(sae.device)
     codes = sae.encode(x)
-    if sae.d_in != sae.d_out or sae.provenance.get("hook_out") or sae.provenance.get("transcoder"):
+    if sae.is_transcoder:
         return None, codes.l0()
     x, x_hat = x.double(), sae.decode(codes, x).double()
     spread = float((x - x.mean(0)).square().sum())

@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..errors import ConfigError, ShapeError
 from ..places import Warned, warnings_on
 from ..sae.model import SAE
 from .arrays import ArrayRows
 from .first_use import first_rows, warnings_on_first_use
 from .shards import open_rows
-from .source import Source
+from .source import Columns, Source
 
 SCALE_ROWS = 4096
 """First rows that the variance of rows is compared on."""
@@ -56,6 +56,47 @@ def as_source(rows: Rows, width: int, where: str) -> Source:
     return source
 
 
+def source_for(sae: SAE, rows: Rows, where: str) -> Source:
+    """Return a source of the rows that an SAE reads; for a transcoder, with the rows that it predicts.
+
+    Raises
+    ------
+    ShapeError
+        Rows or targets of another width.
+    ConfigError
+        A transcoder, and rows without targets.
+    """
+    source = as_source(rows, sae.d_in, where)
+    check_targets(sae, source, where)
+    return source
+
+
+def check_targets(sae: SAE, source: Source, where: str) -> None:
+    """Refuse a transcoder on rows that come without those that it predicts, or with rows of another width."""
+    if not sae.is_transcoder:
+        return
+    width = source.info.get("d_out")
+    if width is None:
+        out = sae.provenance.get("hook_out")
+        raise ConfigError(
+            f"{where}: rows for a transcoder must come with those that it predicts{f' (`{out}`)' if out else ''}; "
+            "these do not. Give `model` and `data` instead, or capture them with `target`, or ArrayRows(x, target=y)."
+        )
+    if width != sae.d_out:
+        raise ShapeError(
+            f"{where}: the target rows must have the width that the transcoder writes, {sae.d_out}; they have {width}. "
+            "Was it trained on another model or hook?"
+        )
+
+
+def target_rows(batch: Columns, sae: SAE) -> Tensor:
+    """Return what an SAE must give for rows: the rows themselves, or the targets of a transcoder."""
+    if not sae.is_transcoder:
+        return batch.x
+    assert batch.target is not None  # `check_targets` saw to it
+    return batch.target
+
+
 def check_row_width(source: Source, width: int, where: str) -> None:
     """Refuse rows of another width than that of the SAE; raises `ShapeError`."""
     if source.d_in != width:
@@ -91,4 +132,5 @@ def variance_of(x: Tensor) -> float | None:
 
 def facts_of(source: Source) -> dict[str, Any]:
     """Return what is written down about rows: enough to find them again."""
-    return {key: source.info[key] for key in ("model", "hook", "data", "digest") if source.info.get(key) is not None}
+    keys = ("model", "hook", "hook_out", "data", "digest")
+    return {key: source.info[key] for key in keys if source.info.get(key) is not None}

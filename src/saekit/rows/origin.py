@@ -31,6 +31,8 @@ class OriginSettings:
     """Residual stream after block L, counted from 0 [where the SAE belongs]."""
     hook: str | None = None
     """Any module of the language model instead of `layer` [where the SAE belongs]."""
+    target: str | None = None
+    """Module whose rows a transcoder predicts [the one that it states]."""
     text: str = "text"
     """Name of the text column [text]."""
     tokens: int = ROWS
@@ -85,9 +87,10 @@ def find_rows(
         Nothing says where the rows come from, or the model of the training is not where it was.
     """
     from ..models.loading import load_language_model
-    from ..provenance import place_of
+    from ..provenance import place_of, target_of
     from .capture import capture
-    from .opening import as_source
+    from .opening import source_for
+    from .settings import CaptureSettings
 
     name = os.fspath(path) or "the SAE"
     if rows is None and model is None:
@@ -95,7 +98,7 @@ def find_rows(
         if again is not None:
             return Origin(again)
         model, data = _training_texts(sae, name, data)
-    source = None if rows is None else as_source(rows, sae.d_in, "find_rows")
+    source = None if rows is None else source_for(sae, rows, "find_rows")
     if model is None:
         assert source is not None
         return Origin(source)
@@ -104,7 +107,10 @@ def find_rows(
     lm = load_language_model(model)
     hook = place_of(sae, layer=settings.layer, hook=settings.hook, name=f"`{name}`")
     if source is None:
-        source = capture(lm, data, hook=hook, text=settings.text, tokens=settings.tokens, progress=progress or silent)
+        how = CaptureSettings(target=target_of(sae, target=settings.target, name=f"`{name}`"))
+        source = capture(
+            lm, data, hook=hook, text=settings.text, tokens=settings.tokens, settings=how, progress=progress or silent
+        )
     return Origin(source, lm, data, min(settings.tokens, settings.ce_tokens))
 
 

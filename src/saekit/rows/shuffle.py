@@ -141,6 +141,7 @@ def _batch(parts: list[Columns], following: tuple[int, int]) -> Batch:
         None if rows.token is None else rows.token.to(torch.int32),
         None if rows.document is None else rows.document.to(torch.int64),
         None if rows.position is None else rows.position.to(torch.int32),
+        None if rows.target is None else rows.target.to(torch.float32),
         following,
     )
 

@@ -38,9 +38,16 @@ class Columns:
     """Document numbers ``[n]``; -1 where unknown, None when no row has one."""
     position: Tensor | None = None
     """Position of the token in its document ``[n]``, counted from 0; None when unknown."""
+    target: Tensor | None = None
+    """What a transcoder must predict from the row ``[n, d_out]``; None where only rows were taken."""
 
     def __len__(self) -> int:
         return self.x.shape[0]
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """The rows, and their targets where there are any."""
+        return [self.x] if self.target is None else [self.x, self.target]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Columns:
         """Apply the same function to every column that is there."""
@@ -49,6 +56,7 @@ class Columns:
             None if self.token is None else function(self.token),
             None if self.document is None else function(self.document),
             None if self.position is None else function(self.position),
+            None if self.target is None else function(self.target),
         )
 
     @staticmethod
@@ -61,12 +69,13 @@ class Columns:
             values = [getattr(part, name) for part in parts]
             return None if values[0] is None else torch.cat(values)
 
-        return Columns(torch.cat([part.x for part in parts]), join("token"), join("document"), join("position"))
+        x = torch.cat([part.x for part in parts])
+        return Columns(x, join("token"), join("document"), join("position"), join("target"))
 
 
 @dataclass(frozen=True)
 class Batch(Columns):
-    """Rows as they are read: `x` is float32, ids are int32, int64 and int32.
+    """Rows as they are read: `x` and `target` are float32, ids are int32, int64 and int32.
 
     The batch owns its memory: changing it changes no source.
     """

@@ -67,7 +67,7 @@ class Half:
             first += batch.n_rows
             if bool(mine.any()):
                 kept = batch.map(lambda column, mine=mine: column[mine])  # type: ignore[misc]
-                yield Batch(kept.x, kept.token, kept.document, kept.position, batch.next)
+                yield Batch(kept.x, kept.token, kept.document, kept.position, kept.target, batch.next)
 
     def _is_mine(self, batch: Batch, first: int) -> Tensor:
         number = torch.arange(first, first + batch.n_rows) // RUN_ROWS

@@ -70,7 +70,8 @@ def stream(
     runner = TextRunner(lm, hooks, lm.row_dtype, settings)
     reader = open_texts(runner, data, text=text, tokens=tokens)
     (sample,) = reader.sample()
-    check_finite(sample.x.float(), 0, "the stream")
+    for x in sample.matrices:
+        check_finite(x.float(), 0, "the stream")
     keep = OutlierFilter.measured(settings.outliers, sample.x)
     contexts = reader.contexts.pick(range(reader.enough))
     n_kept = int(runner.n_rows(contexts).sum())
@@ -82,6 +83,7 @@ def stream(
         **reader.info(),
         "filters": {"special": special, "outliers": None if keep is None else keep.info()},
         "d_in": sample.x.shape[1],
+        **({} if sample.target is None else {"d_out": sample.target.shape[1]}),
         "dtype": dtype_name(runner.dtype),
         "n_tokens": n_kept,
         "n_rows": n_kept if keep is None else None,
@@ -155,7 +157,8 @@ class StreamRows:
         begin = time.perf_counter()
         (rows,) = self.runner.rows(self.contexts.pick(chosen))
         self.seconds["lm"] += time.perf_counter() - begin
-        check_finite(rows.x.float(), 0, f"block {number} of the stream")
+        for x in rows.matrices:
+            check_finite(x.float(), 0, f"block {number} of the stream")
         if self.keep is not None:
             rows = self.keep.apply(rows)
         if seed is None:

@@ -112,6 +112,11 @@ class SAE:
         return self.W_dec.shape[1]
 
     @property
+    def is_transcoder(self) -> bool:
+        """Whether it predicts the rows of another module (``hook_out`` in `provenance`) from those that it reads."""
+        return predicts_other_rows(self.d_in, self.d_out, self.provenance)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.W_enc.device
@@ -246,7 +251,7 @@ class SAE:
             raise ConfigError(f"with_k: the rule must be TopK; it is {self.rule.name}. Thresholds decide there.")
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.n_latents:
             raise ConfigError(f"with_k: `k` must be a whole number within 1..{self.n_latents}; got {k!r}.")
-        return self.replace(rule=TopKRule(k, self.rule.rank, self.rule.sign))
+        return self.replace(rule=dataclasses.replace(self.rule, k=k))
 
     def permute(self, order: Tensor) -> SAE:
         """Return the same SAE with new latent j = old latent ``order[j]``; reconstructions stay the same.
@@ -404,15 +409,23 @@ class SAE:
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in self.rule.settings().items())
         width = f"{self.d_in}" if self.d_in == self.d_out else f"{self.d_in} → {self.d_out}"
-        hook = self.provenance.get("hook")
-        place = f", {self.provenance.get('model', '?')} at {hook}" if hook else ""
-        return plain(f"SAE({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})")
+        hook, out = self.provenance.get("hook"), self.provenance.get("hook_out")
+        place = f", {self.provenance.get('model', '?')} at {hook}{f' to {out}' if out else ''}" if hook else ""
+        kind = "Transcoder" if self.is_transcoder else "SAE"
+        return plain(f"{kind}({self.n_latents:,} latents on width {width}, {self.rule.name}({settings}){place})")
 
     def _repr_html_(self) -> str:
         facts = {"latents": f"{self.n_latents:,}", "width": self.d_in, "rule": self.rule.name, **self.rule.settings()}
-        facts |= {key: self.provenance[key] for key in ("model", "hook", "data", "seed") if key in self.provenance}
+        shown = ("model", "hook", "hook_out", "data", "seed")
+        facts |= {key: self.provenance[key] for key in shown if key in self.provenance}
         cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-        return f"<table><caption>SAE</caption>{cells}</table>"
+        return f"<table><caption>{'Transcoder' if self.is_transcoder else 'SAE'}</caption>{cells}</table>"
+
+
+def predicts_other_rows(d_in: int, d_out: int, provenance: Mapping[str, Any]) -> bool:
+    """Return whether an SAE of these widths and this provenance is a transcoder; see `SAE.is_transcoder`."""
+    elsewhere = provenance.get("hook_out") not in (None, provenance.get("hook"))
+    return d_in != d_out or elsewhere or bool(provenance.get("transcoder"))
 
 
 def _score(sae: SAE, name: str, value: object) -> Tensor:

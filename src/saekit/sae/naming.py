@@ -106,33 +106,52 @@ def shape_of(sae: SAE) -> dict[str, Any]:
 
 
 def common_width(named: Sequence[tuple[str, SAE]], where: str) -> int:
-    """Return the one width that all SAEs read and write.
+    """Return the one width of the rows that all SAEs read; they write rows of one width, too.
 
     Raises
     ------
     ShapeError
-        Two widths, or a transcoder.
+        Two widths.
+    ConfigError
+        SAEs and transcoders together, or transcoders of different modules.
     DataError
         NaN or infinity in weights.
     """
-    width = named[0][1].d_in
     for name, sae in named:
-        check_width(name, sae, width, where)
-    return width
+        check_alike(name, sae, named[0][1], where)
+    return named[0][1].d_in
 
 
-def check_width(name: str, sae: SAE, width: int, where: str) -> None:
-    """Refuse an SAE that does not read and write rows of `width`, or has weights that are not finite."""
-    if sae.d_in != sae.d_out:
+def check_alike(name: str, sae: SAE, first: SAE, where: str) -> None:
+    """Refuse an SAE of other rows than `first` has, or with weights that are not finite; see `common_width`."""
+    if (sae.d_in, sae.d_out) != (first.d_in, first.d_out):
         raise ShapeError(
-            f"{where}: `{name}` must write rows of the width it reads; it maps {sae.d_in} to {sae.d_out}. "
-            f"A transcoder needs target rows, which {where} does not take."
+            f"{where}: all SAEs must have one width; `{name}` has {_width(sae)}, others {_width(first)}. Take them one "
+            "at a time."
         )
-    if sae.d_in != width:
-        raise ShapeError(
-            f"{where}: all SAEs must have one width; `{name}` has {sae.d_in}, others {width}. Take them one at a time."
-        )
+    check_same_target(name, sae, first, where)
     check_finite(name, sae.tensors())
+
+
+def check_same_target(name: str, sae: SAE, first: SAE, where: str) -> None:
+    """Refuse an SAE and a transcoder together, or transcoders of different modules; raises `ConfigError`."""
+    kinds = [_kind(each) for each in (sae, first)]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(
+            f"{where}: all must predict the same rows; `{name}` is {kinds[0]}, the first is {kinds[1]}. Latents of "
+            "different spaces have nothing in common: take those of one kind and one module."
+        )
+
+
+def _width(sae: SAE) -> str:
+    return f"{sae.d_in}" if sae.d_in == sae.d_out else f"{sae.d_in} in and {sae.d_out} out"
+
+
+def _kind(sae: SAE) -> str:
+    if not sae.is_transcoder:
+        return "an SAE, which reconstructs the rows that it reads"
+    out = sae.provenance.get("hook_out")
+    return f"a transcoder{f' to `{out}`' if out else ''}"
 
 
 def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:

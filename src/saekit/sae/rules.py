@@ -7,7 +7,7 @@ Rules that look at a whole batch (BatchTopK) or need further weights (Gated) exi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -96,33 +96,45 @@ class TopKRule:
     sign: str = "positive"
     """``positive``: ReLU after the choice. ``signed``: none, so a negative pre-activation among the k largest is a code
     (saev, circuit-tracer). ``magnitude``: the k largest absolute values, sign kept (AbsTopK)."""
+    threshold: Tensor | None = None
+    """``[n_latents]``, which a code must exceed besides being among the k largest: k is a cap on thresholds then, as in
+    latent-sae; None for none."""
     name: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
         _check_k(self.k, "TopKRule")
         if self.sign not in SIGNS:
             raise ConfigError(f"TopKRule: `sign` must be one of {', '.join(SIGNS)}; got {self.sign!r}.")
+        if self.threshold is not None and self.sign != "positive":
+            raise ConfigError(f"TopKRule: with a `threshold` codes must be positive; got sign={self.sign!r}.")
 
     def codes(self, pre: Tensor) -> Codes:
         """Return the codes of pre-activations ``[n, n_latents]``."""
         score = pre if self.rank is None else pre * self.rank
         chosen = (score.abs() if self.sign == "magnitude" else score).topk(self.k, dim=-1).indices
-        return Codes.from_topk(pre.gather(1, chosen), chosen, pre.shape[1], signed=self.sign != "positive")
+        values = self._passed(pre.gather(1, chosen), chosen)
+        return Codes.from_topk(values, chosen, pre.shape[1], signed=self.sign != "positive")
+
+    def _passed(self, values: Tensor, chosen: Tensor) -> Tensor:
+        """Return the chosen pre-activations, 0 where they do not exceed their threshold."""
+        return values if self.threshold is None else values * (values > self.threshold[chosen])
 
     def encode(self, u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None) -> Codes:
         """Encode centred rows ``[n, d_in]`` by the top-k kernel; signed codes block by block."""
         if self.sign != "positive":
             return _blockwise(self.codes, u, W_enc, b_enc, block_rows)
         values, indices = kernels.topk_encode(u, W_enc, b_enc, self.k, rank=self.rank, block_rows=block_rows)
-        return Codes.from_topk(values, indices, W_enc.shape[0])
+        return Codes.from_topk(self._passed(values, indices), indices, W_enc.shape[0])
 
     def take(self, index: Tensor, n_latents: int) -> TopKRule:
         """Return the rule for some of the latents: it selects among those kept, so k is at most their number."""
-        return TopKRule(min(self.k, len(index)), None if self.rank is None else self.rank[index], self.sign)
+        rank, threshold = (None if t is None else t[index] for t in (self.rank, self.threshold))
+        return replace(self, k=min(self.k, len(index)), rank=rank, threshold=threshold)
 
     def fold(self, norms: Tensor) -> TopKRule:
         """Return the rule that makes the same choice after the encoder was multiplied by `norms`."""
-        return TopKRule(self.k, _folded_rank(self.rank, norms), self.sign)
+        threshold = None if self.threshold is None else self.threshold * norms
+        return replace(self, rank=_folded_rank(self.rank, norms), threshold=threshold)
 
     def settings(self) -> dict[str, Any]:
         """Return JSON-able settings."""
@@ -130,7 +142,8 @@ class TopKRule:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to be stored, with the latent axis first."""
-        return {} if self.rank is None else {"rank": self.rank}
+        named = {"rank": self.rank, "threshold": self.threshold}
+        return {name: t for name, t in named.items() if t is not None}
 
 
 @dataclass(frozen=True, eq=False)

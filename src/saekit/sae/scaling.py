@@ -89,6 +89,13 @@ class Scaling:
         x = u / self.scale
         return x + self.mean if self.mean is not None else x
 
+    def scaled(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return what `undo` would turn into `x`, with the context that `apply` returned for other rows."""
+        if context is None:
+            return self.apply(x)[0]
+        shift, factor = context
+        return (x - shift) / torch.where(factor > 0, factor, torch.ones_like(factor))
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to store, by name."""
         return {name: t for name in ("scale", "mean") if (t := getattr(self, name)) is not None}

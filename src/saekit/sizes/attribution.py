@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, ShapeError
+from ..errors import ConfigError, DataError
 from ..inputs.texts import Texts, read_texts
 from ..measure.accumulators import double
 from ..measure.fidelity import CE_TOKENS, CHARACTERS_PER_TOKEN, contexts_for, predicted_positions, predicted_tokens
@@ -20,7 +20,7 @@ from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..places import warnings_on
 from ..progress import shows_progress
-from ..provenance import place_of
+from ..provenance import place_of, target_of
 from ..rows.tokens import CONTEXT, TokenBatch, token_batches
 from ..sae.codes import Codes
 from ..sae.model import SAE
@@ -56,7 +56,7 @@ def attribution(
     Parameters
     ----------
     sae
-        An SAE with ``d_in = d_out``, or its path.
+        An SAE or a transcoder, or its path.
     model, data
         A causal language model and texts, as for `evaluate`.
     layer, hook
@@ -79,29 +79,29 @@ def attribution(
     ConfigError
         No hook, the model is not causal, `tokens` below 1.
     ShapeError
-        The SAE is a transcoder, or has another width than the hook.
+        The SAE has another width than the hook.
     DataError
         No token to predict, or a gradient that is not finite.
     """
     sae = sae if isinstance(sae, SAE) else SAE.load(sae)
     check_whole("attribution", tokens=tokens)
-    if sae.d_in != sae.d_out:
-        raise ShapeError(
-            f"attribution: the SAE must write rows of the width it reads; it maps {sae.d_in} to {sae.d_out}."
-        )
+    out = target_of(sae, target=settings.target, where="attribution")
     lm = load_language_model(model)
     if not lm.is_causal:
         raise ConfigError(f"attribution: the model must predict next tokens; `{lm.name}` is not a causal one.")
-    target = find_hook(lm.model, place_of(sae, layer=layer, hook=hook, where="attribution"))
+    place = find_hook(lm.model, place_of(sae, layer=layer, hook=hook, where="attribution")).name
     texts = read_texts(data, text=settings.text, columns=(), characters=tokens * CHARACTERS_PER_TOKEN)
-    return _Attribution(sae, lm, target.name, settings).over(texts, tokens, progress or silent)
+    return _Attribution(sae, lm, (place, out), settings).over(texts, tokens, progress or silent)
 
 
 class _Attribution:
     """Sums over texts of every latent's firing and of its part in the cross-entropy."""
 
-    def __init__(self, sae: SAE, lm: LanguageModel, hook: str, settings: AttributionSettings) -> None:
-        self.sae, self.lm, self.hook, self.settings = sae, lm, hook, settings
+    def __init__(
+        self, sae: SAE, lm: LanguageModel, hooks: tuple[str, str | None], settings: AttributionSettings
+    ) -> None:
+        self.sae, self.lm, self.settings = sae, lm, settings
+        self.hook, self.target = hooks  # where the SAE reads; where a transcoder writes
         W = sae.W_dec * column_factors(sae)  # decoder rows in the units of the rows
         self.W = W if W.dtype == torch.float64 else W.float()
         self.sums = torch.zeros(3, sae.n_latents, dtype=torch.float64)  # fires, |z dCE/dz|, -z dCE/dz
@@ -125,7 +125,8 @@ class _Attribution:
         about = {"model": lm.name, "hook": self.hook, "data": texts.info["name"], "digest": texts.digest}
         scores = {"frequency": means[0], "attribution": means[1], "cross_entropy": means[2]}
         filters = {"special": {"skipped": settings.special}}
-        seen = {**lm.info, "hook": self.hook, "context": context, "filters": filters}
+        out = {} if self.target is None else {"hook_out": self.target}
+        seen = {**lm.info, "hook": self.hook, **out, "context": context, "filters": filters}
         warnings = warnings_on([(name_of(self.sae), self.sae)], seen, what="the model given makes")
         return Importance(scores, total, {**about, "at": settings.at}, warnings)
 
@@ -135,19 +136,20 @@ class _Attribution:
         targets = batch.inputs["input_ids"][:, 1:][predicted]
         seen: list[tuple[Tensor, Codes, Tensor]] = []
 
-        def reconstructed(x: Tensor) -> Tensor:
-            sae = self.sae
+        def reconstructed(x: Tensor, y: Tensor | None = None) -> Tensor:
+            sae, own = self.sae, x if y is None else y
             with torch.no_grad():
                 rows = x.to(sae.device, sae.dtype)
                 codes = sae.encode(rows)
-                written = sae.decode(codes, rows) if self.settings.at == "reconstruction" else rows
+                written = sae.decode(codes, rows) if self.settings.at == "reconstruction" else own.to(rows)
                 leaf = written if written.dtype == torch.float64 else written.float()
             leaf = leaf.detach().requires_grad_()
             seen.append((rows, codes, leaf))
-            return leaf.to(x)
+            return leaf.to(own)
 
         with torch.enable_grad():
-            with splice(self.lm, self.hook, reconstructed, mask=batch.keep):
+            read = None if self.target is None else self.hook
+            with splice(self.lm, self.target or self.hook, reconstructed, mask=batch.keep, source=read):
                 logits = self.lm.model(**batch.inputs).logits[:, :-1][predicted]
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
@@ -168,7 +170,7 @@ class _Attribution:
         """Return ``z dCE/dz`` of every code, ``float64 [nnz]`` on the CPU."""
         latent, row, W = codes.indices, codes.row_of(), self.W
         along = torch.empty(len(latent), dtype=W.dtype, device=W.device)
-        step = max(1, GATHERED_NUMBERS // self.sae.d_in)
+        step = max(1, GATHERED_NUMBERS // self.sae.d_out)
         for start in range(0, len(latent), step):
             part = slice(start, start + step)
             along[part] = (W[latent[part]] * gradient[row[part]]).sum(1)

@@ -25,11 +25,11 @@ from ..models.loading import load_language_model
 from ..places import warnings_between
 from ..progress import shows_progress
 from ..provenance import place_of
-from ..rows.opening import as_source, warnings_on_rows
+from ..rows.opening import source_for, warnings_on_rows
 from ..rows.source import Source
 from ..rows.split import text_halves
 from ..sae.model import SAE
-from ..sae.naming import training_config
+from ..sae.naming import common_width, training_config
 from ..sae.rules import TopKRule
 from ..settings import Progress, part_of, silent, suggest_keywords
 from .attribution import ATTRIBUTIONS, attribution
@@ -40,7 +40,7 @@ from .power_law import decoder_spectrum, power_law
 from .prune import competes
 from .ranking import ORDERS, rank
 from .result import Progressive, Ranking, SizeCurve
-from .settings import ProgressiveSettings, SizeSettings
+from .settings import AttributionSettings, ProgressiveSettings, SizeSettings
 from .size_curve import measure_sizes
 
 
@@ -99,10 +99,11 @@ def progressive(
     families = families_of(named)
     _check_rankings(settings.by, families, has_model=model is not None and data is not None)
     first = next(iter(named.values()))
-    source = as_source(rows, first.d_in, "progressive")
+    common_width(list(named.items()), "progressive")
+    source = source_for(first, rows, "progressive")
     comparison = _Comparison(
         source=source,
-        fit=source if fit is None else as_source(fit, first.d_in, "progressive"),
+        fit=source if fit is None else source_for(first, fit, "progressive"),
         sizes=sizes_of(sizes, families),
         language=_Language.of(model, data, settings),
         settings=settings,
@@ -222,8 +223,7 @@ class _Comparison:
             small = []
             for size in sizes:
                 k = min(size, max(1, round(sae.rule.k * size / sae.n_latents)))
-                weights = sae.rule.rank
-                small.append(sae.take(size).replace(rule=TopKRule(k, None if weights is None else weights[:size])))
+                small.append(sae.take(size).with_k(k))
             return self._measured(small, None, name)
         return self._measured(sae, sizes, name, "after" if how == "truncated" and competes(sae) else "before")
 
@@ -255,7 +255,9 @@ class _Comparison:
         assert lm is not None
         place = place_of(sae, self.source.info, where="progressive", name=f"`{name}`")
         tokens = self.settings.tokens or CE_TOKENS
-        found = attribution(sae, lm, texts, hook=place, tokens=tokens, progress=self.progress)
+        target = self.source.info.get("hook_out") if sae.is_transcoder else None
+        how = AttributionSettings(target=target)
+        found = attribution(sae, lm, texts, hook=place, tokens=tokens, settings=how, progress=self.progress)
         wanted = [each for each in self.settings.by if each in ATTRIBUTIONS]
         self.rankings += [_falling(name, each, found.scores[each].numpy()) for each in wanted]
         return sae.with_scores(**{each: found.scores[each] for each in wanted})

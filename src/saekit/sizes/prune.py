@@ -12,7 +12,7 @@ from ..errors import ConfigError, DataError
 from ..measure.importance import batches, normal_equations
 from ..places import warn
 from ..progress import shows_progress
-from ..rows.opening import as_source, facts_of, warnings_on_rows
+from ..rows.opening import facts_of, source_for, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.naming import name_of
@@ -44,7 +44,7 @@ def prune(
     Parameters
     ----------
     sae
-        An SAE with ``d_in = d_out``.
+        An SAE, or a transcoder, whose latents are ranked and refitted on the rows that it predicts.
     rows
         A source of rows, an array ``[n, d_in]``, or the path of a cache folder or array file. Needed by rankings that
         look at rows, by ``refit``, by ``recalibrate`` and by selection after TopK.
@@ -88,7 +88,7 @@ def prune(
     """
     sizes = check_sizes(sae, sizes, "prune")
     _check(sae, rows, settings)
-    source = None if rows is None else as_source(rows, sae.d_in, "prune")
+    source = None if rows is None else source_for(sae, rows, "prune")
     ranked = rank(
         sae, source, by=by, max_rows=settings.max_rows, batch_rows=settings.batch_rows, seed=settings.seed,
         progress=progress,
@@ -137,6 +137,11 @@ def _calibrated(
 def competes(sae: SAE) -> bool:
     """Return whether latents keep each other from firing, so that a selection before and after pruning differ."""
     return isinstance(sae.rule, TopKRule | GroupMaxRule)
+
+
+def is_signed(sae: SAE) -> bool:
+    """Return whether codes can be negative."""
+    return isinstance(sae.rule, TopKRule) and sae.rule.sign != "positive"
 
 
 def check_sizes(sae: SAE, sizes: Sequence[int], where: str) -> list[int]:
@@ -191,6 +196,11 @@ def _check(sae: SAE, rows: Any, settings: PruneSettings) -> None:
     if settings.recalibrate and isinstance(sae.rule, ReLURule):
         raise ConfigError("prune: `recalibrate` needs a rule with thresholds; a ReLU SAE has none. Use `refit`.")
     after = settings.selection == "after" and competes(sae)
+    if after and is_signed(sae):
+        raise ConfigError(
+            "prune: `selection` must be 'before' for an SAE with signed codes: 'after' gives a JumpReLU SAE, whose "
+            "codes are never negative. `measure_sizes` measures the exact curve of either."
+        )
     if rows is None and (settings.refit or settings.recalibrate or after):
         asked = (
             "refit" if settings.refit else "recalibrate" if settings.recalibrate else "selection='after' of a TopK SAE"
@@ -216,7 +226,7 @@ def _provenance(small: SAE, done: dict[str, Any]) -> dict[str, Any]:
 
 def _sample(source: Source, settings: PruneSettings, progress: Progress | None) -> Tensor:
     limit = min(CALIBRATION_ROWS, settings.max_rows or CALIBRATION_ROWS)
-    found = list(batches(source, limit, settings.batch_rows, "thresholds", progress))
+    found = [batch.x for batch in batches(source, limit, settings.batch_rows, "thresholds", progress)]
     if not found:
         raise DataError("prune: there must be at least one row; the source has none. Is the data empty?")
     return torch.cat(found)

@@ -14,7 +14,7 @@ from ..measure.importance import SCORES, descending, importance, normal_equation
 from ..measure.normal_equations import greedy_order
 from ..places import Warned, warn
 from ..progress import shows_progress
-from ..rows.opening import as_source, facts_of, warnings_on_rows
+from ..rows.opening import facts_of, source_for, warnings_on_rows
 from ..sae.model import SAE
 from ..sae.naming import name_of
 from ..settings import Progress, suggest_keywords
@@ -24,6 +24,9 @@ GREEDY = {
     "backward": "greedy: at each step remove the latent whose loss raises E[||x - xh||^2] least",
 }
 """Orders that account for what the other latents kept already explain; the codes are those of the whole SAE."""
+
+NORM_RATIO = 1.5
+"""Ratio of the lengths of two decoder rows from which codes alone say little about importance."""
 
 BASELINES = {"random": "a random order", "unsorted": "the order in which the latents are stored"}
 """Orders that use no information about the latents: the baselines of every ranking."""
@@ -54,7 +57,7 @@ def rank(
     Parameters
     ----------
     sae
-        An SAE with ``d_in = d_out``.
+        An SAE or a transcoder.
     rows
         A source of rows, as for `importance`; not needed for ``"random"``, ``"unsorted"``, scores that the SAE carries
         and scores of your own.
@@ -161,7 +164,7 @@ def _by_stored(sae: SAE, by: str) -> _Order:
 
 def _greedily(by: str, rows: _Rows) -> _Order:
     sae = rows.sae
-    source = as_source(rows.given, sae.d_in, "rank")
+    source = source_for(sae, rows.given, "rank")
     equations = normal_equations([sae], source, rows.max_rows, rows.batch_rows, rows.progress)[0]
     order, losses = greedy_order(*equations.quadratic(sae), by)
     facts = {"n_rows": equations.n_rows, **facts_of(source), "best": int(losses.argmin())}
@@ -173,12 +176,27 @@ def _greedily(by: str, rows: _Rows) -> _Order:
 
 def _by_importance(by: str, rows: _Rows) -> _Order:
     found = importance(rows.sae, rows.given, max_rows=rows.max_rows, batch_rows=rows.batch_rows, progress=rows.progress)
-    order = found.order(by)
+    order, told = found.order(by), found.warnings + _unequal_norms(rows.sae, by)
     ranking = {
         "by": by, "formula": ORDERS[by], "n_rows": found.n_rows, **found.rows, "alive": int(found.alive.sum()),
-        **_fractions(found.scores[by][order]), **_plain(found.warnings),
+        **_fractions(found.scores[by][order]), **_plain(told),
     }  # fmt: skip
-    return _Order(order, ranking, found.scores, found.warnings)
+    return _Order(order, ranking, found.scores, told)
+
+
+def _unequal_norms(sae: SAE, by: str) -> list[Warned]:
+    """Return a warning where the lengths of decoder rows, which codes alone do not show, would decide the order."""
+    if by not in ("energy", "mean"):
+        return []
+    norms = sae.W_dec.float().norm(dim=1)
+    norms = norms[norms > 0]
+    if not len(norms) or float(norms.max() / norms.min()) <= NORM_RATIO:
+        return []
+    message = (
+        f"the decoder rows of {name_of(sae)} have lengths from {float(norms.min()):.3g} to {float(norms.max()):.3g}, "
+        f"which `{by}` of the codes does not see: rank by weighted_energy, or fold_norms() first"
+    )
+    return [Warned("decoder_norms", message)]
 
 
 def _plain(told: list[Warned]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _with_gradients(sae: SAE, origin: Origin, text: str, progress: Progress | No
         ranked_on,
         hook=place_of(sae, origin.rows.info, where="prune"),
         tokens=origin.ce_tokens,
-        settings=AttributionSettings(text=text),
+        settings=AttributionSettings(text=text, target=origin.rows.info.get("hook_out") if sae.is_transcoder else None),
         progress=progress,
     )
     scores = {name: score for name, score in found.scores.items() if name != "frequency"}

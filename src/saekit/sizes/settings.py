@@ -25,6 +25,8 @@ class AttributionSettings:
 
     text: str = "text"
     """Name of the text column [text]."""
+    target: str | None = None
+    """Module whose rows a transcoder predicts [the one of its provenance]."""
     at: str = "reconstruction"
     """Where the gradient is taken [reconstruction]: the rows of the SAE are put into the model, which is where its
     prefixes will be used; `activation` leaves the model's own rows (the SAE's error is added back)."""

@@ -21,8 +21,8 @@ from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
 from ..progress import shows_progress
 from ..provenance import library_versions, release
-from ..rows.opening import as_source
-from ..rows.source import Source
+from ..rows.opening import source_for, target_rows
+from ..rows.source import Columns, Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
 from ..sae.naming import common_width, name_of, named_saes
@@ -94,7 +94,7 @@ def measure_sizes(
     """
     prefixes = _prefixes(sae, sizes, settings.selection)
     whole = sae if isinstance(sae, SAE) else prefixes[-1].sae
-    source = as_source(rows, whole.d_in, "measure_sizes")
+    source = source_for(whole, rows, "measure_sizes")
     saes = [each.measured for each in prefixes]
     common_width(named_saes(saes, "measure_sizes"), "measure_sizes")
     if model is not None and data is None:
@@ -215,10 +215,10 @@ class _MoreMetrics:
         """Return similarities between rows, their reconstructions and their codes, over a sample."""
         if not self.settings.sample_rows:
             return []
-        x, document = self._sample()
+        rows, document = self._sample()
         found = []
         for done, each in enumerate(self.prefixes, start=1):
-            found.append(_similarity(each, x, document if self.settings.intervals else None))
+            found.append(_similarity(each, rows, document if self.settings.intervals else None))
             self.progress("similarity", done, len(self.prefixes))
         return found
 
@@ -251,27 +251,27 @@ class _MoreMetrics:
         reason = None if by_document else "interval from runs of 64 consecutive rows: documents are not known"
         return _bounded(sparsity.compute(Sample.over(counted, intervals=self.settings.intervals, reason=reason)))
 
-    def _sample(self) -> tuple[Tensor, np.ndarray]:
+    def _sample(self) -> tuple[Columns, np.ndarray]:
         """Return rows drawn evenly, with the document of each (or its run of 64 rows, where unknown)."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         wanted = torch.randperm(self.n_rows, generator=generator)[: self.settings.sample_rows].sort().values
         parts, documents, first = [], [], 0
         for batch in self.source.batches(self.settings.batch_rows):
             here = wanted[(wanted >= first) & (wanted < first + batch.n_rows)] - first
-            parts.append(batch.x[here])
+            parts.append(Columns(batch.x[here], target=target_rows(batch, self.prefixes[0].sae)[here]))
             run = (here + first) // 64
             known = run if batch.document is None else torch.where(batch.document[here] >= 0, batch.document[here], run)
             documents.append(known)
             first += batch.n_rows
             if first >= self.n_rows:
                 break
-        return torch.cat(parts), torch.cat(documents).numpy()
+        return Columns.cat(parts), torch.cat(documents).numpy()
 
 
-def _similarity(prefix: _Prefix, x: Tensor, group: np.ndarray | None) -> dict[str, Measured]:
-    sae = prefix.measured
+def _similarity(prefix: _Prefix, sampled: Columns, group: np.ndarray | None) -> dict[str, Measured]:
+    sae, x = prefix.measured, target_rows(sampled, prefix.measured)
     with torch.no_grad():
-        rows = x.to(sae.device, sae.dtype)
+        rows = sampled.x.to(sae.device, sae.dtype)
         codes = prefix.codes(rows)
         x_hat = sae.decode(codes, rows)
     return _bounded(

@@ -151,7 +151,7 @@ def _native(sae: SAE, folder: Path) -> None:
 
 def _saelens(sae: SAE, folder: Path) -> None:
     sae = fold_constants(sae)
-    transcoder = sae.W_skip is not None or sae.d_in != sae.d_out
+    transcoder = sae.W_skip is not None or sae.is_transcoder
     architecture, settings, tensors = _saelens_rule(sae, transcoder)
     subtract = not transcoder and sae.b_pre is not None and torch.equal(sae.b_pre, sae.b_dec)
     sae = _with_b_pre(sae, sae.b_dec if subtract else None)
@@ -163,6 +163,7 @@ def _saelens(sae: SAE, folder: Path) -> None:
         "model_name": known.get("model"), "hook_name": _hook_name(known),
         "context_size": known.get("context"), "prepend_bos": known.get("prepend_bos", True),
         "dataset_path": known.get("data"), "sae_lens_version": "6.0.0", "sae_lens_training_version": None,
+        **({"hook_name_out": known.get("hook_out_stated") or known.get("hook_out")} if transcoder else {}),
     }  # fmt: skip
     config = {
         "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.n_latents, "dtype": _dtype_name(sae),
@@ -193,6 +194,8 @@ def _saelens_rule(sae: SAE, transcoder: bool) -> tuple[str, dict[str, Any], dict
         raise _refuse("saelens", f"{'transcoder' if transcoder else 'SAE'} with the rule {rule.name}")
     if rule.rank is not None:
         raise _refuse("saelens", "TopK that weighs latents in its choice; fold_norms() may remove the weights")
+    if rule.threshold is not None:
+        raise _refuse("saelens", "TopK with thresholds")
     if rule.sign == "signed":
         raise _refuse("saelens", "TopK with negative codes")
     name = "topk" if rule.sign == "positive" else "abstopk"
@@ -203,11 +206,11 @@ def _sparsify(sae: SAE, folder: Path) -> None:
     sae, rule = fold_constants(sae), sae.rule
     if sae.scaling.kind != "none":
         raise _refuse("sparsify", "scaling of rows by their own statistics")
-    topk = isinstance(rule, TopKRule) and rule.rank is None and rule.sign == "positive"
+    topk = isinstance(rule, TopKRule) and not rule.tensors() and rule.sign == "positive"
     groups = isinstance(rule, GroupMaxRule) and rule.rank is None and rule.group is None
     if not (topk or groups):
         raise _refuse("sparsify", f"rule {rule.name} with these settings (it has TopK and groupmax)")
-    transcode = sae.d_in != sae.d_out or bool(sae.provenance.get("transcoder"))
+    transcode = sae.is_transcoder
     sae = _with_b_pre(sae, None if transcode else sae.b_dec)
     config = {
         "activation": "topk" if topk else "groupmax", "expansion_factor": max(sae.n_latents // sae.d_in, 1),
@@ -222,13 +225,13 @@ def _sparsify(sae: SAE, folder: Path) -> None:
 
 def _dictionary_learning(sae: SAE, folder: Path) -> None:
     sae, rule = fold_constants(sae), sae.rule
-    if sae.scaling.kind != "none" or sae.W_skip is not None or sae.d_in != sae.d_out:
+    if sae.scaling.kind != "none" or sae.W_skip is not None or sae.is_transcoder:
         raise _refuse("dictionary_learning", "skip, transcoder or scaling of rows by their own statistics")
     layers = {"encoder.weight": sae.W_enc, "decoder.weight": sae.W_dec.T}
     if isinstance(rule, ReLURule):  # AutoEncoderNew: AutoEncoder would be rescaled when the library loads it
         sae = _with_b_pre(sae, None)
         kind, own = "AutoEncoderNew", {**layers, "encoder.bias": sae.b_enc, "decoder.bias": sae.b_dec}
-    elif isinstance(rule, TopKRule) and rule.rank is None and rule.sign == "positive":
+    elif isinstance(rule, TopKRule) and not rule.tensors() and rule.sign == "positive":
         sae = _with_b_pre(sae, sae.b_dec)
         kind = "AutoEncoderTopK"
         own = {**layers, "encoder.bias": sae.b_enc, "b_dec": sae.b_dec, "k": torch.tensor(rule.k, dtype=torch.int),

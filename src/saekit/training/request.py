@@ -106,6 +106,10 @@ def make_request(
     configs = [configs] if isinstance(configs, Config) else list(configs)
     check_configs(configs)
     source = source_of(rows)
+    if source.info.get("d_out") is not None:
+        raise ConfigError(
+            "train: rows must come without targets: saekit trains SAEs, no transcoders. Leave `target` out."
+        )
     device = device_of(settings)
     check_device(device)
     asked_seeds = listed_seeds(seeds, configs, source.d_in, device)

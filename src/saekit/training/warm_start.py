@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..sae.model import SAE
-from ..sae.rules import JumpReLURule
+from ..sae.rules import JumpReLURule, TopKRule
 from .architectures import ARCHITECTURES, LEAST_THRESHOLD
 from .learner import Learner, finish
 
@@ -52,8 +52,15 @@ def check_warm_start(learner: Learner, sae: SAE) -> None:
             f"train: the SAE to start from must have n_latents={config.n_latents} on rows of width {d_in}; it has "
             f"{sae.n_latents} on {sae.d_in}. Take a part of it, or change `n_latents`."
         )
+    if sae.is_transcoder:
+        raise ConfigError(
+            "train: the SAE to start from must reconstruct the rows that it reads; it is a transcoder, and saekit "
+            "trains none."
+        )
+    if isinstance(sae.rule, TopKRule) and sae.rule.sign != "positive":
+        raise ConfigError("train: the SAE to start from must have codes that are not negative, as training has.")
     rule = finish(learner, {}).rule
-    if type(rule) is not type(sae.rule) or getattr(sae.rule, "rank", None) is not None:
+    if type(rule) is not type(sae.rule) or {*sae.rule.tensors()} - {*rule.tensors()}:
         raise ConfigError(
             f"train: the SAE to start from must have the rule that {type(config).__name__} ends with, {rule.name}; it "
             f"has {sae.rule.name}. Train the architecture that it comes from."

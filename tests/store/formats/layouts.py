@@ -695,6 +695,24 @@ def latent_sae_abstopk(folder: Path, n: int, d: int) -> Written:
 
 
 @case
+def latent_sae_jumprelu_capped(folder: Path, n: int, d: int) -> Written:
+    w = Weights(n, d)
+    log_threshold = np.log(np.abs(w.of("threshold", n)) * 0.2 + 0.01).astype(np.float32)
+    threshold = np.exp(log_threshold)
+    config = {"sae_type": "jumprelu", "jumprelu_max_active": 2}
+    formula = _linear(w, lambda p: relu(largest(p * (p > threshold), 2)))
+    return _latent_sae(folder, w, config, {"log_threshold": log_threshold}, formula)
+
+
+@case
+def latent_sae_batchtopk(folder: Path, n: int, d: int) -> Written:
+    w = Weights(n, d)
+    formula = _linear(w, lambda p: relu(largest(p * (p >= np.float32(0.3)), K)))
+    threshold = {"batchtopk_threshold": np.array(0.3, np.float32)}
+    return _latent_sae(folder, w, {"sae_type": "batchtopk"}, threshold, formula)
+
+
+@case
 def latent_sae_matryoshka(folder: Path, n: int, d: int) -> Written:
     w = Weights(n, d)
     config = {"sae_type": "matryoshka", "matryoshka_sizes": f"{n // 2},{n}", "matryoshka_ks": "1,3"}

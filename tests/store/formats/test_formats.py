@@ -95,11 +95,14 @@ def test_place_of_the_releases(tmp_path):
     ("word", "hook"),
     [
         ("blocks.12.hook_resid_post", "layers.12"), ("blocks.12.hook_resid_pre", "layers.11"),
-        ("blocks.0.hook_resid_pre", None), ("blocks.3.hook_mlp_out", "layers.3.mlp"),
+        ("blocks.0.hook_resid_pre", "layers.0.input"), ("blocks.3.hook_mlp_out", "layers.3.mlp"),
         ("blocks.3.hook_attn_out", "layers.3.attn"), ("blocks.3.attn.hook_z", None), ("blocks.3.hook_resid_mid", None),
         ("model.layers.12.output", "layers.12"), ("transformer.h.3", "layers.3"), ("gpt_neox.layers.7", "layers.7"),
-        ("layers.10.mlp", "layers.10.mlp"), ("model.layers.3.mlp.input", None),
-        ("model.layers.3.post_feedforward_layernorm.output", None), ("", None), (None, None),
+        ("layers.10.mlp", "layers.10.mlp"), ("model.layers.3.mlp.input", "layers.3.mlp.input"),
+        ("blocks.3.mlp.hook_in", "layers.3.mlp.input"), ("blocks.3.mlp.hook_out", "layers.3.mlp"),
+        ("blocks.3.ln2.hook_normalized", None), ("layers.3.mlp.gate_proj", None),
+        ("model.layers.3.post_feedforward_layernorm.output", "layers.3.post_feedforward_layernorm"),
+        ("model.layers.3.self_attn.o_proj.input", "layers.3.self_attn.o_proj.input"), ("", None), (None, None),
     ],
 )  # fmt: skip
 def test_hooks_are_translated_or_left_unnamed(word, hook):

@@ -37,7 +37,8 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
         x1    = (x - mean(x)) / (std(x) + 1e-5)  per row, if input_unit_norm; undone on the output
         pre   = (x1 - b_dec) @ W_enc             (b_enc is declared and unused, except by vanilla and jumprelu)
 
-    BatchTopK SAEs of this repository have no threshold for single rows; state `k` to keep the k largest of each row.
+    BatchTopK SAEs of this repository have no threshold for single rows; state `k` to keep the k largest of each row, or
+    find it on rows: `saekit.sae.freeze.calibrate_batchtopk`.
     Source: ``sae.py`` of bartbussmann/BatchTopK and matryoshka_sae.
     """
     kind = str(config.get("sae_type", "topk")).lower()
@@ -76,7 +77,8 @@ def _rule(tensors: Mapping[str, Tensor], config: Mapping[str, Any], kind: str, n
     if stated.k is None:
         raise FormatError(
             f"`{_WEIGHTS}`: an SAE of type {kind!r} chooses over the batch, and the file has no threshold for rows. "
-            f"State k to keep the k largest of each row: SAE.load(…, k={_number(config.get('top_k')) or 64})."
+            f"State k to keep the k largest of each row, SAE.load(…, k={_number(config.get('top_k')) or 64}); "
+            "saekit.sae.freeze.calibrate_batchtopk then finds the threshold on rows of the training."
         )
     return topk_rule(None, stated, what=_CONFIG)
 

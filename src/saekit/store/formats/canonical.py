@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any, Literal
 
@@ -147,8 +147,9 @@ def build(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule
 def _cast(rule: Rule, dtype: torch.dtype) -> Rule:
     if isinstance(rule, JumpReLURule):
         return JumpReLURule(rule.threshold.to(dtype).contiguous())
-    if isinstance(rule, TopKRule) and rule.rank is not None:
-        return TopKRule(rule.k, rule.rank.to(dtype).contiguous(), rule.sign)
+    if isinstance(rule, TopKRule):
+        rank, threshold = (None if t is None else t.to(dtype).contiguous() for t in (rule.rank, rule.threshold))
+        return replace(rule, rank=rank, threshold=threshold)
     return rule
 
 
@@ -234,32 +235,38 @@ def root_scale(norm: Any, width: int, what: str) -> float:
 
 # ---------------------------------------------------------------------------------------------------------- place
 
-_BLOCK = re.compile(
-    r"(?:^|\.)(?:blocks|layers|layer|h)\.(\d+)(?:\.(?:hook_)?(?P<site>resid_post|resid_pre|mlp_out|attn_out|mlp|self_attn|attn|attention))?"
-    r"(?:\.(?:output|hook_out))?$"
-)
-_SITE = {
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|layer|h)\.(\d+)(?:\.(?P<rest>.+))?$")
+_SITES = {
     "": "", "resid_post": "", "mlp_out": ".mlp", "mlp": ".mlp", "attn_out": ".attn", "self_attn": ".attn",
     "attn": ".attn", "attention": ".attn",
 }  # fmt: skip
+_SIDES = {"output": "", "hook_out": "", "input": ".input", "hook_in": ".input"}
 
 
 def hook_of(word: str | None) -> str | None:
-    """Return saekit's name of the hook that another library names; None where saekit has none (inputs of modules,
-    ``hook_z``, the middle of a block).
+    """Return saekit's name of the hook that another library names; None where saekit has none (``hook_z``, the middle
+    of a block, a norm before its weights).
 
     >>> hook_of("blocks.12.hook_resid_post"), hook_of("model.layers.3.output"), hook_of("blocks.4.hook_resid_pre")
     ('layers.12', 'layers.3', 'layers.3')
+    >>> hook_of("blocks.4.mlp.hook_in"), hook_of("model.layers.3.self_attn.o_proj.input")
+    ('layers.4.mlp.input', 'layers.3.self_attn.o_proj.input')
     >>> hook_of("blocks.4.attn.hook_z") is None
     True
     """
     found = _BLOCK.search(word or "")
     if not found:
         return None
-    layer, site = int(found[1]), found["site"] or ""
-    if site == "resid_pre":  # the stream before block L is the stream after block L - 1
-        return f"layers.{layer - 1}" if layer else None
-    return f"layers.{layer}{_SITE[site]}"
+    layer, rest = int(found[1]), found["rest"] or ""
+    if rest.removeprefix("hook_") == "resid_pre":  # the stream before block L is the stream after block L - 1
+        return f"layers.{layer - 1}" if layer else "layers.0.input"
+    inside, _, side = rest.rpartition(".")
+    if side not in _SIDES:
+        inside, side = rest, ""
+    site = _SITES.get(inside.removeprefix("hook_"))
+    if site is None and side and "hook_" not in inside:  # a module by its path in the block
+        site = f".{inside}"
+    return None if site is None else f"layers.{layer}{site}{_SIDES.get(side, '')}"
 
 
 def word_of(hook: str | None, stated: str | None = None) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import FormatError
 from ...sae.model import SAE
-from ...sae.rules import Rule
+from ...sae.rules import Rule, TopKRule
 from ...sae.scaling import Scaling
 from ..listing import Listing
 from .canonical import Stated, agree, build, latents_first, need, only, place, threshold_rule, topk_rule
@@ -21,8 +21,6 @@ _UNREAD = {
     "gated": "its top-k goes by the gate and its code is a product with a sigmoid, which no rule of saekit is",
     "lista": "it encodes in several steps, with inhibition by the decoder",
     "cosine": "its score is a cosine times a power of the row's norm, not one product",
-    "batchtopk": "it caps what passes the threshold at k a row, which no rule of saekit is",
-    "jumprelu": "it caps what passes the thresholds at a maximum a row, which no rule of saekit is",
 }
 
 
@@ -43,15 +41,15 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
 
         u     = x - input_mean                                (mean_center; added back at the end)
         pre   = (u - b_dec) @ encoder.weight.T + encoder.bias
-        codes = relu(topk(pre, k)) (topk; matryoshka: the last of its ks) or the k largest |pre|, signed (abstopk)
+        codes = relu(topk(pre, k)) (topk; matryoshka: the last of its ks) or the k largest |pre|, signed (abstopk);
+                relu(topk(pre, m)) where pre > exp(log_threshold), m = jumprelu_max_active (jumprelu);
+                relu(topk(pre, k)) where pre >= batchtopk_threshold (batchtopk)
         x_hat = codes @ W_dec + b_dec [+ u @ W_skip.T] + input_mean
 
     Source: ``sae.py`` of latentsae 0.2.0.
     """
     kind = str(config.get("sae_type", "topk")).split(".")[-1].lower()
     n = len(tensors["encoder.bias"]) if "encoder.bias" in tensors else 0
-    if kind == "jumprelu" and 0 < n <= int(config.get("jumprelu_max_active", 512)):
-        kind = "jumprelu, never capped"
     if kind in _UNREAD:
         raise FormatError(f"{_CONFIG}: an SAE of type `{kind}` cannot be read: {_UNREAD[kind]}.")
     names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
@@ -86,12 +84,28 @@ def _skip(tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def _rule(tensors: Mapping[str, Tensor], config: Mapping[str, Any], kind: str, n: int, stated: Stated) -> Rule:
-    if kind.startswith("jumprelu"):
+    if kind == "jumprelu":
         need(tensors, ("log_threshold",), _WEIGHTS)
-        return threshold_rule(tensors["log_threshold"].exp(), n)
+        return _capped(tensors["log_threshold"].exp(), config.get("jumprelu_max_active", 512), n)
+    if kind == "batchtopk":
+        need(tensors, ("batchtopk_threshold",), _WEIGHTS)
+        threshold = tensors["batchtopk_threshold"]
+        below = threshold.float().nextafter(
+            threshold.new_full((), -torch.inf).float()
+        )  # it fires at the threshold, too
+        return _capped(below, config.get("k"), n)
     if kind == "matryoshka":
         ks = [part.strip() for part in str(config.get("matryoshka_ks", "")).split(",") if part.strip()]
         return topk_rule(ks[-1] if ks else None, stated, what=_CONFIG)
     if kind not in ("topk", "abstopk"):
         raise FormatError(f"{_CONFIG}: saekit does not know sae_type={kind!r} of latent-sae.")
     return topk_rule(config.get("k"), stated, what=_CONFIG, sign="magnitude" if kind == "abstopk" else "positive")
+
+
+def _capped(threshold: Tensor, cap: Any, n: int) -> Rule:
+    """Return the rule of thresholds of which at most `cap` latents pass; that of thresholds where all may."""
+    rule = threshold_rule(threshold, n)
+    k = topk_rule(cap, Stated(), what=_CONFIG).k
+    if k >= n:
+        return rule
+    return TopKRule(k, threshold=rule.tensors().get("threshold"))  # none where the thresholds cut nothing off

@@ -62,8 +62,15 @@ def canonical(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stated: 
         _rule(config, stated),
         b_pre=None if transcode else b_dec,
         W_skip=None if skip is None else skip.T,
-        provenance=place(hook=hook, transcoder=transcode or None),
+        provenance=_place(hook, transcode),
     )  # fmt: skip
+
+
+def _place(hook: str | None, transcode: bool) -> dict[str, Any]:
+    """Return where the SAE belongs: a transcoder reads what the module is given, and predicts what it returns."""
+    if not transcode or hook is None:
+        return place(hook=hook, transcoder=transcode or None)
+    return place(hook=f"{hook}.input", hook_out=hook, transcoder=True)
 
 
 def _rule(config: Mapping[str, Any], stated: Stated) -> Rule:
