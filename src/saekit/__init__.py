@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .evaluation.run import evaluate as evaluate
     from .explanation.attach import attach as attach
     from .explanation.effects import effects as effects
+    from .explanation.run import explain as explain
     from .explanation.steering import steer as steer
     from .inputs.images import read_images as read_images
     from .inputs.settings import Split as Split
@@ -108,7 +109,8 @@ PUBLIC: dict[str, dict[str, str]] = {
         "Split": "inputs.settings",
         "load_classifier": "classification.text_classifier",
     },
-    "What does a latent do?": {
+    "What is a latent, and what does it do?": {
+        "explain": "explanation.run",
         "attach": "explanation.attach",
         "steer": "explanation.steering",
         "effects": "explanation.effects",

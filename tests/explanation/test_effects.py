@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from saekit.errors import ConfigError, DataError
-from saekit.explanation.effects import LEAST_FIRED, effects, is_labelling
+from saekit.explanation.effects import LEAST_FIRED, effects
 from saekit.explanation.effects_result import Effect, Effects, is_promoting, verdict_of
+from saekit.explanation.halves import is_labelling
 from saekit.explanation.settings import EffectSettings
 from saekit.inputs.texts import read_texts
 from saekit.measure.fidelity import contexts_for

@@ -33,6 +33,7 @@ from .console import say, tell
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
+from .explain import explain
 from .progressive import progressive
 from .prune import prune
 from .push import push
@@ -89,8 +90,8 @@ def _options(
 
 
 COMMANDS = (
-    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, show, steer, catalog,
-    verify, convert, push, report, demo,
+    capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, explain, show, steer,
+    catalog, verify, convert, push, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
     app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from ..errors import MissingFileError
 from .command import command
 from .console import print_curve, print_facts, print_json, say
 from .options import Json, Saes
+
+if TYPE_CHECKING:
+    from ..explanation.explanation_result import Card
 
 HELP = """Show what an SAE file says about itself, without reading its weights or any model.
 
 \b
   saekit show run/topk-1024-k16-seed0
   saekit show run                       every SAE of a training run
+  saekit show run/topk-1024-k16-seed0 --latent 17       the card of a latent, made by `saekit explain`
   saekit show hf:owner/name/folder --json
   saekit show layer7.sae.pt             an SAE of another library
   saekit show hf:EleutherAI/sae-llama-3-8b-32x/layers.10     of a safetensors file, its header is all that is downloaded
@@ -22,11 +30,32 @@ Sizes that `saekit prune` measured are drawn as bars: the longer the bar, the mo
 
 
 @command("What is in an SAE file.", HELP)
-def show(sae: Saes, *, json: Json = False) -> None:
-    """Print the description of each SAE."""
+def show(
+    sae: Saes,
+    *,
+    latent: Annotated[
+        int | None, typer.Option("--latent", metavar="J", help="Latent to show instead, as `saekit explain` found it.")
+    ] = None,
+    explained: Annotated[
+        Path | None,
+        typer.Option("--explained", metavar="DIR", help="Folder of the explanation [the SAE's, or the one around it]."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print the description of each SAE, or the card of a latent."""
     from ..store.address import sae_paths
     from ..store.opening import describe
 
+    if latent is not None:
+        for path in sae_paths(sae):
+            card = _card(str(path), latent, explained)
+            if json:
+                from ..measure.results import to_plain
+
+                print_json(to_plain(card))
+            else:
+                say(repr(card))
+        return
     found = [describe(path) for path in sae_paths(sae)]
     if json:
         print_json(found[0] if len(found) == 1 else {"saes": found})
@@ -38,6 +67,31 @@ def show(sae: Saes, *, json: Json = False) -> None:
         if facts["sizes"] is not None:
             say("\nIts prefixes (SAE.load(path, latents=…) or (path, fvu=…)):")
             print_curve(facts["sizes"]["points"])
+
+
+def _card(path: str, latent: int, explained: Path | None) -> Card:
+    """Return the card of a latent from the explanation of an SAE.
+
+    Raises
+    ------
+    MissingFileError
+        There is no explanation of this SAE in the folders looked at.
+    """
+    from ..explanation.explanation_result import Explanation
+    from ..sae.model import SAE
+
+    digest = SAE.load(path).digest()
+    folders = [explained] if explained is not None else [Path(path), Path(path).parent]
+    for folder in folders:
+        file = folder / f"{Explanation.KIND}.json"
+        if file.is_file():
+            found = Explanation.load(file)
+            if found.sae.get("digest") == digest:
+                return found[latent]
+    raise MissingFileError(
+        f"an explanation of `{path}` must be in {' or '.join(f'`{folder}`' for folder in folders)}; there is none. "
+        f"Make one: saekit explain {path} --model M --data D --out {path}"
+    )
 
 
 def _ordered(facts: dict[str, Any]) -> dict[str, Any]:

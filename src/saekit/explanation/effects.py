@@ -40,6 +40,7 @@ from .attach import attached
 from .directions import covariance_directions, other_latents, with_directions, written_rows
 from .edits import Edit, columns_of
 from .effects_result import Dose, Effect, Effects, is_promoting, verdict_of
+from .halves import context_of, is_labelling, places_of
 from .settings import EffectSettings
 
 PRIOR = 100.0
@@ -109,7 +110,8 @@ def effects(
     texts = read_texts(
         repeatable(data), text=settings.text, columns=(), characters=settings.tokens * CHARACTERS_PER_TOKEN
     )
-    contexts = contexts_for(lm, texts, min(settings.context, lm.context), settings.tokens)
+    context = context_of(value, lm, settings.context)
+    contexts = contexts_for(lm, texts, context, settings.tokens)
     if not len(contexts):
         raise DataError(f"`{texts.info['name']}` must hold texts of at least two tokens; it holds none.")
     report = progress or silent
@@ -120,7 +122,7 @@ def effects(
         report("effects", number, len(chosen))
         found.append(tests.effect(latent))
     report("effects", len(chosen), len(chosen))
-    seen = {**lm.info, "hook": target.name, "context": min(settings.context, lm.context)}
+    seen = {**lm.info, "hook": target.name, "context": context}
     return Effects(
         saekit=release(),
         versions=library_versions(True),
@@ -143,11 +145,6 @@ def _checked(sae: SAE, latents: int | Sequence[int]) -> list[int]:
         if not is_whole(latent) or not 0 <= latent < sae.n_latents:
             raise ConfigError(f"effects: latents must lie within 0..{sae.n_latents - 1}; got {latent!r}.")
     return chosen
-
-
-def is_labelling(document: int) -> bool:
-    """Return whether a document is of the half that labels are made of; the other half tests them."""
-    return hashed_key("explanation half", document) % 2 == 0
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,7 @@ class _Firing:
             encoded = sae.encode(rows)
             counts += torch.bincount(encoded.indices.cpu(), minlength=sae.n_latents)
             dense = columns_of(encoded, wanted).float().cpu().numpy()
-            codes[_places(contexts, batch)] = dense
+            codes[places_of(contexts, batch)] = dense
             sample.append(rows.float().cpu()[:: max(1, len(contexts.ids) // SAMPLED_ROWS)])
             n_rows += len(rows)
             report("firing", n_rows, int((contexts.position >= 0).sum()))
@@ -192,15 +189,6 @@ class _Firing:
 
 SAMPLED_ROWS = 8192
 """Rows, about, from whose covariance directions are drawn."""
-
-
-def _places(contexts: Contexts, batch: TokenBatch) -> np.ndarray:
-    """Return where the kept tokens of a batch lie among those of all contexts, in the order of ``hidden[keep]``."""
-    keep = batch.keep.cpu().numpy()
-    mask = batch.inputs["attention_mask"].cpu().numpy().astype(bool)
-    first = contexts.offsets[list(batch.index)]
-    within = np.cumsum(mask, 1) - 1
-    return (first[:, None] + within)[keep]
 
 
 class _Tests:
@@ -294,24 +282,23 @@ class _Tests:
         where = _within(self.contexts, self._chosen(fired, "ablated"), fired)
         run = _Run(self.lm, self.hook, part, followers)
         at, later = where & run.predicts, _after(part, where) & ~where & run.predicts
-        group = part.document
 
         def measured(sae: SAE) -> tuple[np.ndarray, np.ndarray]:
             return run.costs(sae, {latent: Edit.ablate()})
 
         kl, drop = measured(self.sae)
         null = {kind: [measured(sae) for sae in each] for kind, each in controls.items()}
-        null_kl = {kind: [float(k[at].mean()) for k, _ in each] for kind, each in null.items()}
-        null_drop = {kind: [float(-d[at].mean()) for _, d in each] for kind, each in null.items()}
-        elsewhere = float(kl[later].mean()) if later.any() else None
-        mean_kl, mean_drop = _mean(kl[at], group[at], "nats", least=0.0), _mean(-drop[at], group[at], "nats")
-        percentiles = {kind: _percentile(mean_kl.value, each) for kind, each in null_kl.items()}
-        of_drop = {kind: _percentile(mean_drop.value, each) for kind, each in null_drop.items()}
+        mean_kl, mean_drop = (
+            _mean(kl[at], part.document[at], "nats", least=0.0),
+            _mean(-drop[at], part.document[at], "nats"),
+        )
+        null_kl, percentiles = _against({kind: [k for k, _ in each] for kind, each in null.items()}, at, mean_kl.value)
+        null_drop, of_drop = _against({kind: [-d for _, d in each] for kind, each in null.items()}, at, mean_drop.value)
         return {
             "n_contexts": len(part),
             "n_tokens": int(at.sum()),
             "kl": mean_kl,
-            "kl_elsewhere": elsewhere,
+            "kl_elsewhere": float(kl[later].mean()) if later.any() else None,
             "kl_null": null_kl,
             "kl_percentile": percentiles,
             "drop": mean_drop,
@@ -373,7 +360,7 @@ class _Run:
             with attached(self.lm, sae, edits, at=batch.keep, hook=self.hook, special=True) as found:
                 logits = self._logits(batch)
             change += found.change
-            places = _places(self.contexts, batch)
+            places = places_of(self.contexts, batch)
             _, divergence = token_costs(logits, logits.new_zeros(len(logits), dtype=torch.int64), clean)
             kl[places] = divergence.double().cpu().numpy()
             moved[places] = self._of_followers(logits) - self._of_followers(clean)
@@ -420,6 +407,14 @@ def _mean(values: np.ndarray, group: np.ndarray, unit: str, *, least: float | No
     _, place = np.unique(group, return_inverse=True)
     sums, counts = np.bincount(place, values), np.bincount(place).astype(np.float64)
     return Sample.over(counts).ratio(sums, counts).measured(unit, least=least)
+
+
+def _against(
+    null: Mapping[str, Sequence[np.ndarray]], at: np.ndarray, value: float
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return the means of the controls by kind, and the percentage of them below a value."""
+    means = {kind: [float(each[at].mean()) for each in costs] for kind, costs in null.items()}
+    return means, {kind: _percentile(value, each) for kind, each in means.items()}
 
 
 def _percentile(value: float, null: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..settings import check_choice, check_whole, is_number, suggest_keywords
+from ..settings import check_choice, check_whole, is_number, is_whole, suggest_keywords
 
 AT = ("all", "prompt", "generated", "last")
 """Which tokens are edited: all; those of the prompt; those that are generated; the last of the prompt."""
@@ -46,8 +46,8 @@ class EffectSettings:
     """Name of the text column [text]."""
     tokens: int = 50_000
     """Maximum number of tokens read to find where the latents fire [50000]."""
-    context: int = 128
-    """Maximum number of tokens that the model reads at once [128]."""
+    context: int | None = None
+    """Maximum number of tokens that the model reads at once [as in the SAE's training, else 256]."""
     contexts: int = 24
     """Maximum number of held-out contexts, each of another document, in which a latent is ablated [24]."""
     controls: int = 20
@@ -67,3 +67,39 @@ class EffectSettings:
         check_whole("effects", least=0, seed=self.seed)
         if not all(is_number(dose) and dose > 0 for dose in self.doses):
             raise ConfigError(f"effects: `doses` must be numbers above 0; got {self.doses!r}.")
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class ExplainSettings:
+    """On which texts latents are explained, and how much is shown of each."""
+
+    text: str = "text"
+    """Name of the text column [text]."""
+    tokens: int = 200_000
+    """Maximum number of tokens read [200000]."""
+    context: int | None = None
+    """Maximum number of tokens that the model reads at once [as in the SAE's training, else 256]."""
+    latents: tuple[int, ...] | None = None
+    """Latents that get a card with contexts; all get numbers [all that fire, up to `cards`]."""
+    cards: int = 4096
+    """Maximum number of cards: those of the latents that fire most often [4096]."""
+    top: int = 8
+    """Number of strongest examples on a card, each of another document [8]."""
+    sample: int = 8
+    """Number of examples drawn uniformly from all firings [8]."""
+    window: int = 24
+    """Number of tokens of an example [24]."""
+    label_tokens: int = 3
+    """Number of tokens in a label [3]."""
+    neighbours: int = 4
+    """Number of latents with the nearest decoder rows [4]."""
+    seed: int = 0
+    """Random seed of the samples and of the shuffled control [0]."""
+
+    def __post_init__(self) -> None:
+        check_whole("explain", least=2, tokens=self.tokens, context=self.context, window=self.window)
+        check_whole("explain", top=self.top, cards=self.cards, label_tokens=self.label_tokens)
+        check_whole("explain", least=0, sample=self.sample, neighbours=self.neighbours, seed=self.seed)
+        if self.latents is not None and not all(is_whole(each) and each >= 0 for each in self.latents):
+            raise ConfigError(f"explain: `latents` must be whole numbers from 0; got {self.latents!r}.")

@@ -16,6 +16,7 @@ from .classification import classification, classification_summary
 from .comparison import across, comparison, lighter, orphans
 from .effects import effects, steered
 from .evaluation import evaluation
+from .explanation import explanation
 from .model_answers import actions
 from .parts import Cell, Section, Table
 from .sizes import progressive, size_curve
@@ -35,6 +36,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "classification_summary": classification_summary,
     "transfer": transfer,
     "actions": actions,
+    "explanation": explanation,
     "effects": effects,
     "steered": steered,
 }

@@ -106,6 +106,7 @@ _RESULTS = {
     "classification_summary": "..classification.result:ClassificationSummary",
     "transfer": "..classification.transfer_result:Transfer",
     "actions": "..classification.model_answers:Actions",
+    "explanation": "..explanation.explanation_result:Explanation",
     "effects": "..explanation.effects_result:Effects",
     "steered": "..explanation.steering:Steered",
 }

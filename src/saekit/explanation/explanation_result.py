@@ -1,0 +1,182 @@
+"""Explanations of latents: a card for each, numbers for all, and what the numbers would be by chance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, ClassVar
+
+from ..errors import ConfigError
+from ..measure.results import Measured, Result
+
+TOLD = 0.95
+"""Percentile among shuffled codes from which a label is told from chance."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Some tokens around a firing, with the latent's code at each."""
+
+    document: int
+    """Number of the text."""
+    peak: int
+    """Index in `tokens` of the firing that the example was chosen for."""
+    tokens: list[str]
+    """Text of the tokens."""
+    codes: list[float]
+    """The latent's code at each; 0 where it does not fire."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one latent responds to."""
+
+    latent: int
+    """Number of the latent."""
+    label: str
+    """Tokens that it responds to more than others, in the labelling half; empty for one that did not fire there."""
+    density: float
+    """Fraction of tokens at which it fires."""
+    maximum: float
+    """Largest code, by magnitude."""
+    mean: float
+    """Mean magnitude of its nonzero codes."""
+    documents: float | None
+    """Effective number of labelling documents that it fires on: ``1 / sum q_d^2``."""
+    purity: float | None
+    """Largest fraction of its activation on one token, in the labelling half."""
+    purity_percentile: float | None
+    """Fraction of density-matched chance samples with a lower purity."""
+    detection: float | None
+    """Area under the ROC curve of its label's tokens, for where it fires in the other half: 0.5 is chance."""
+    detection_percentile: float | None
+    """Fraction of shuffled latents of similar density whose labels, made in the same way, detect less."""
+    histogram: list[list[float]] = field(default_factory=list)
+    """``[lower end, count]`` of the bins of nonzero codes, four per octave."""
+    top: list[Example] = field(default_factory=list)
+    """Strongest examples, each of another document."""
+    sample: list[Example] = field(default_factory=list)
+    """Examples drawn uniformly from all firings, strongest first."""
+    neighbours: list[dict[str, float]] = field(default_factory=list)
+    """``{"latent", "cosine"}`` of the nearest decoder rows."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether its label detects more than 95% of shuffled latents' labels do."""
+        return self.detection_percentile is not None and self.detection_percentile >= TOLD
+
+    def text(self, width: int = 100) -> str:
+        """Return the card as lines of text."""
+        shown = [
+            f"latent {self.latent}: {self.label or 'no label'}",
+            f"fires at {self.density:.3%} of tokens, mean {self.mean:.3g}, maximum {self.maximum:.3g}; "
+            f"on about {_number(self.documents)} documents",
+            f"label: detects where it fires in held-out documents with AUC {_number(self.detection)} "
+            f"(above {_percent(self.detection_percentile)} of shuffled latents); purity {_number(self.purity)} "
+            f"(above {_percent(self.purity_percentile)} of chance)",
+        ]
+        if self.neighbours:
+            nearest = ", ".join(f"{each['latent']:.0f} ({each['cosine']:.2f})" for each in self.neighbours)
+            shown.append(f"nearest decoder rows: {nearest}")
+        for title, examples in (("strongest", self.top), ("drawn from all firings", self.sample)):
+            if examples:
+                shown += [f"{title}:", *(_line(example, width) for example in examples)]
+        return "\n".join(shown)
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        largest = self.maximum or 1.0
+        rows = "".join(
+            f"<tr><td>{example.codes[example.peak]:.3g}</td><td style='text-align:left'>"
+            + "".join(
+                f"<span style='background:rgba(230,140,0,{min(abs(code) / largest, 1.0):.2f})'>{escape(token)}</span>"
+                for token, code in zip(example.tokens, example.codes, strict=True)
+            )
+            + "</td></tr>"
+            for example in (*self.top, *self.sample)
+        )
+        head = "<br>".join(escape(line) for line in self.text().split("\n")[: 4 if self.neighbours else 3])
+        return f"<div><p>{head}</p><table>{rows}</table></div>"
+
+
+def _line(example: Example, width: int) -> str:
+    """Return an example on one line, the peak in ⟦⟧, cut at both ends around it."""
+    parts = [token.replace("\n", "⏎").replace("\t", "⇥") for token in example.tokens]
+    before, peak, after = "".join(parts[: example.peak]), parts[example.peak], "".join(parts[example.peak + 1 :])
+    room = max(10, width - 12 - len(peak))
+    left = before[-(room // 2) :] if before else ""
+    right = after[: room - len(left)]
+    return f"  {example.codes[example.peak]:>8.3g}  {left}⟦{peak}⟧{right}"
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "an unknown part" if value is None else f"{value:.0%}"
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation(Result):
+    """What the latents of an SAE respond to."""
+
+    KIND: ClassVar[str] = "explanation"
+    SCHEMA: ClassVar[int] = 1
+    PARTS: ClassVar[tuple[str, ...]] = ("cards",)
+
+    sae: dict[str, Any]
+    """Latents, width, rule, digest, provenance."""
+    model: dict[str, Any]
+    """Name, digest and number type of the model."""
+    hook: str
+    """Where the codes come from."""
+    data: dict[str, Any]
+    """Name and digest of the texts, tokens, documents in either half."""
+    detection: Measured
+    """Mean over latents of the held-out AUC of their labels."""
+    detection_null: Measured
+    """The same for shuffled codes: each latent's firings moved to other rows."""
+    told_fraction: Measured
+    """Fraction of the labels that detect more than 95% of the shuffled latents' labels do; 0.05 is chance."""
+    fired_fraction: float
+    """Fraction of the latents that fire at all."""
+    cards: list[Card]
+    """A card per latent, in the order of their numbers."""
+
+    def __getitem__(self, latent: int) -> Card:
+        """Return the card of a latent."""
+        for card in self.cards:
+            if card.latent == latent:
+                return card
+        raise ConfigError(
+            f"latent {latent} must have a card; there are {len(self.cards)}, of latents that fire. "
+            "Ask for it: ExplainSettings(latents=(…,))."
+        )
+
+    def table(self) -> list[list[str]]:
+        """Return a row per card, best-told labels first."""
+        lines = [["latent", "label", "density", "auc", "above %", "purity", "documents"]]
+        order = sorted(self.cards, key=lambda card: -(card.detection if card.detection is not None else -math.inf))
+        for card in order[:SHOWN]:
+            above = "–" if card.detection_percentile is None else f"{100 * card.detection_percentile:.0f}"
+            numbers = [f"{card.density:.2g}", _number(card.detection), above, _number(card.purity)]
+            lines.append([str(card.latent), card.label, *numbers, _number(card.documents)])
+        return lines
+
+    def caption(self) -> str:
+        """Return what the labels are worth."""
+        more = f"\n{len(self.cards) - SHOWN:,} more cards." if len(self.cards) > SHOWN else ""
+        return (
+            f"Labels are tokens of one half of the documents; their AUC for where the latent fires in the other half "
+            f"is {self.detection} on average, {self.detection_null} for shuffled codes. The fraction of the labels "
+            f"that detect more than 95% of the shuffled ones do is {self.told_fraction}. Coherent firing is not "
+            f"meaning: a frozen decoder has it too.{more}"
+        )
+
+
+SHOWN = 25
+"""Rows of the table."""

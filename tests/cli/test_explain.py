@@ -1,0 +1,56 @@
+"""``saekit explain`` and the card of ``saekit show --latent``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fixtures.tiny_models import TEXTS, make_model
+from saekit import SAE
+from saekit.sae.rules import TopKRule
+from saekit.store.native import save
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explain")
+    make_model("llama", folder / "model")
+    for name, seed in (("sae", 0), ("other", 1)):
+        W = torch.randn(40, 16, generator=torch.Generator().manual_seed(seed))
+        save(SAE(W, torch.zeros(40), W, torch.zeros(16), TopKRule(6), provenance={"hook": "layers.1"}), folder / name)
+    lines = (json.dumps({"text": f"{text} {i}"}) + "\n" for i, text in enumerate(TEXTS * 3))
+    (folder / "texts.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_explain_then_show(call, place):
+    arguments = ["--model", place / "model", "--data", place / "texts.jsonl", "--tokens", 800]
+    status, _, err = call("show", place / "sae", "--latent", 3)
+    assert (status, "saekit explain" in err) == (2, True)
+    status, out, err = call("explain", place / "sae", *arguments, "--out", place / "sae")
+    assert status == 0, err
+    assert "for shuffled codes" in " ".join(out.split())
+    latent = json.loads((place / "sae" / "explanation.json").read_text())["cards"][0]["latent"]
+    status, out, err = call("show", place / "sae", "--latent", latent)
+    assert status == 0, err
+    assert f"latent {latent}:" in out
+    assert "⟦" in out
+    status, out, err = call("show", place / "sae", "--latent", latent, "--json")
+    assert json.loads(out)["latent"] == latent
+    status, out, err = call("report", place / "sae")
+    assert status == 0, err
+    assert "What latents respond to" in (place / "sae" / "report.html").read_text(encoding="utf-8")
+    # an explanation of another SAE is not taken for this one's
+    status, _, err = call("show", place / "other", "--latent", latent, "--explained", place / "sae")
+    assert (status, "there is none" in err) == (2, True)
+    status, out, err = call("explain", place / "sae", *arguments, "--latents", "3,4", "--json")
+    assert [card["latent"] for card in json.loads(out)["cards"]] == [3, 4]
+
+
+@pytest.mark.parametrize("rest", [["--latents", "40"], ["--latents", "x"], ["--tokens", "1"], ["--cards", "0"]])
+def test_wrong_calls(call, place, rest):
+    status, _, err = call("explain", place / "sae", "--model", "no-such-model", "--data", "d.txt", *rest)
+    assert status == 2
+    assert "no-such-model" not in err

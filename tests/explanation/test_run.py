@@ -1,0 +1,145 @@
+"""Labels name what was planted, on documents that they were not made of; what is shuffled names nothing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fixtures.tiny_models import WORDS
+from saekit import SAE
+from saekit.errors import ConfigError, DataError
+from saekit.explanation import run as module
+from saekit.explanation.explanation_result import Card, Explanation
+from saekit.explanation.run import explain, token_texts
+from saekit.explanation.settings import ExplainSettings
+from saekit.models.hooks import activations, find_hook
+from saekit.sae.rules import ReLURule, TopKRule
+
+WIDTH, N = 16, 12
+PLANTED = ("cat", "dog", "house")
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    generator = np.random.default_rng(0)
+    return [" ".join(generator.choice(WORDS, generator.integers(8, 20))) for _ in range(80)]
+
+
+@pytest.fixture(scope="module")
+def planted(models, corpus):
+    """An SAE on the embedding of which three latents fire on a word each; the others have random directions."""
+    lm = models["gpt2"]
+    hook = find_hook(lm.model, "transformer.drop")
+    rows, tokens = [], []
+    for text in corpus[:60]:
+        inputs = lm.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        rows.append(activations(lm.model, [hook], dict(inputs))[0][0])
+        tokens.append(inputs["input_ids"][0])
+    x, token = torch.cat(rows).double(), torch.cat(tokens)
+    inputs = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
+    generator = torch.Generator().manual_seed(0)
+    W, b = torch.randn(N, WIDTH, generator=generator), torch.randn(N, generator=generator)
+    for j, word in enumerate(PLANTED):
+        on = (token == lm.tokenizer.convert_tokens_to_ids(word)).double()
+        solved = torch.linalg.lstsq(inputs, (on * 2 - 1)[:, None]).solution[:, 0].float()
+        W[j], b[j] = solved[:-1], solved[-1]
+    b[N - 1] = -1e4  # never fires
+    provenance = {"hook": "transformer.drop", "context": 24}
+    return SAE(W, b, torch.randn(N, WIDTH, generator=generator), torch.zeros(WIDTH), ReLURule(), provenance=provenance)
+
+
+SETTINGS = ExplainSettings(tokens=2000, top=4, sample=3, window=7)
+
+
+def test_labels_name_what_is_planted(models, corpus, planted):
+    found = explain(planted, models["gpt2"], corpus, settings=SETTINGS)
+    for j, word in enumerate(PLANTED):
+        card = found[j]
+        assert card.label.startswith(f"`{word}`")
+        assert card.detection >= 0.95
+        assert card.is_told
+        assert all(word in example.tokens[example.peak] for example in card.top)
+    assert found.detection_null.value == pytest.approx(0.5, abs=0.05)
+    assert found.detection.value > 0.5
+    assert found.fired_fraction == pytest.approx((N - 1) / N)
+    with pytest.raises(ConfigError, match="must have a card"):
+        found[N - 1]
+    assert Explanation.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_examples_are_the_codes_of_the_texts(models, corpus, planted):
+    lm = models["gpt2"]
+    found = explain(planted, lm, corpus, settings=SETTINGS)
+    hook = find_hook(lm.model, "transformer.drop")
+    for latent in (0, 5):
+        strongest, count = {}, 0
+        for number, text in enumerate(corpus):
+            inputs = lm.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+            z = planted.encode(activations(lm.model, [hook], dict(inputs))[0][0]).to_dense()[:, latent]
+            count += int((z != 0).sum())
+            if (z != 0).any():
+                strongest[number] = (float(z.max()), int(z.argmax()), z, text.split())
+        card = found[latent]
+        best = sorted(strongest.items(), key=lambda each: -each[1][0])[:4]
+        assert [example.codes[example.peak] for example in card.top] == pytest.approx(
+            [each[0] for _, each in best], abs=1e-4
+        )
+        assert card.density == pytest.approx(count / found.data["tokens"])
+        assert sum(n for _, n in card.histogram) == count
+        for example in (*card.top, *card.sample):
+            _, _, z, words = strongest[example.document]
+            start = next(
+                i
+                for i in range(len(words))
+                if np.allclose(z[i : i + len(example.codes)].numpy(), example.codes, atol=1e-4)
+            )
+            assert [token.strip() for token in example.tokens] == words[start : start + len(example.tokens)]
+            assert example.codes[example.peak] != 0
+
+
+def test_a_second_pass_gives_the_same_as_codes_that_were_kept(models, corpus, planted, monkeypatch):
+    kept = explain(planted, models["gpt2"], corpus, settings=SETTINGS)
+    monkeypatch.setattr(module, "HELD_CODES", 100)
+    again = explain(planted, models["gpt2"], corpus, settings=SETTINGS)
+    assert again.cards == kept.cards
+
+
+def test_chosen_latents_and_signed_codes(models, corpus, planted):
+    signed = planted.replace(rule=TopKRule(4, sign="magnitude"))
+    settings = ExplainSettings(tokens=2000, latents=(7, 2), neighbours=2)
+    found = explain(signed, models["gpt2"], corpus, settings=settings)
+    assert [card.latent for card in found.cards] == [2, 7]
+    assert min(example.codes[example.peak] for card in found.cards for example in card.top) < 0
+    unit = torch.nn.functional.normalize(planted.W_dec, dim=1)
+    cosine = (unit @ unit[2]).index_fill(0, torch.tensor([2]), -2)
+    assert [each["latent"] for each in found[2].neighbours] == cosine.topk(2).indices.tolist()
+
+
+def test_cards_are_text_and_html(models, corpus, planted):
+    card = explain(planted, models["gpt2"], corpus, settings=SETTINGS)[0]
+    assert "⟦cat⟧" in repr(card).replace("⟦ cat⟧", "⟦cat⟧")
+    assert "<script>" not in card._repr_html_()
+    hostile = Card(0, "<script>", 0.1, 1.0, 1.0, None, None, None, None, None)
+    assert "&lt;script&gt;" in hostile._repr_html_()
+    assert "unknown" in repr(hostile)
+
+
+def test_token_texts_join_to_the_text(models):
+    tokenizer = models["llama"].tokenizer
+    ids = tokenizer("the cat sat on a mat")["input_ids"]
+    assert "".join(token_texts(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_refusals(models, corpus, planted):
+    lm = models["gpt2"]
+    with pytest.raises(ConfigError, match="within"):
+        explain(planted, lm, corpus, settings=ExplainSettings(latents=(N,)))
+    for texts in (["", ""], ["the cat sat"]):
+        with pytest.raises(DataError):
+            explain(planted, lm, texts, settings=SETTINGS)
+    for wrong in ({"tokens": 1}, {"window": 1}, {"top": 0}, {"latents": (-1,)}, {"sample": -1}):
+        with pytest.raises(ConfigError):
+            ExplainSettings(**wrong)
