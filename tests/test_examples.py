@@ -26,7 +26,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 COMMANDS = {each.name: each for each in app.COMMANDS}
 RUN = ("show", "catalog", "convert", "report", "push", "compare")
 """Commands that are run here; the tour of the README runs the others (tests/test_readme.py)."""
-NOT_HERE = re.compile(r"hf:(?!me/my-sae --dry-run)|\.pt\b|\bA B C\b|--orphans|--rows")
+NOT_HERE = re.compile(r"hf:(?!me/my-sae --dry-run)|\.pt\b|\bA B C\b|--orphans|--rows|--latent ")
 """What an example that is not run names: the hub, a file that a reader has, rows to be made."""
 
 

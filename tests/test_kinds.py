@@ -30,6 +30,8 @@ from saekit.store.opening import describe
 
 N, K, LAYER = 40, 5, 1
 
+pytestmark = pytest.mark.filterwarnings("ignore:the decoder rows of:saekit.errors.PlaceWarning")  # of kind `norms`
+
 
 def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

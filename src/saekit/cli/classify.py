@@ -141,7 +141,7 @@ def print_classification(result: Any) -> None:
     """Format the arms, with the columns that fit a screen, and the warnings."""
     print_table([[line[0], line[1], bare(line[2]), *line[5:]] for line in result.table()])
     if result.families:
-        typer.echo()
+        say()
         lines = [[*line[:2], *map(bare, line[3:5]), *line[5:]] for line in result.families_table()]
         print_table(lines, keep=lines[0][-2:])
     print_text(result.caption())
