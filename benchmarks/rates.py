@@ -174,7 +174,8 @@ on 100,000 training rows), one seed. The last column is FVU at the default, rela
 A blank is a rate that was not tried, or a cell without such a rate: 100,000 rows do not reach all of 2,048 or 4,096
 latents, at any rate; with as many latents per row as dimensions (k = 64) FVU is near 0 and falls as latents die.
 
-`python benchmarks/rates.py`; the figures were computed cell by cell (the same rows, rates and seed), not yet by one run of it."""
+`python benchmarks/rates.py`; the figures were computed cell by cell with the same rows, rates and seed, not yet by one
+run of it."""
 
 
 if __name__ == "__main__":

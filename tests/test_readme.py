@@ -35,7 +35,7 @@ def test_the_python_tour(tmp_path, monkeypatch):
     code = smaller(
         "\n".join(fences("python")),
         {
-            "tokens=200_000": "tokens=3_000", "n_latents=1024": "n_latents=256", "batch_rows=512": "batch_rows=256",
+            "tokens=200_000": "tokens=3_000", "n_latents=1024": "n_latents=256",
             'data="builtin@heldout")': 'data="builtin@heldout", settings=FEW)', "clf.fit": "answer = clf.fit",
         },
     )  # fmt: skip
@@ -60,7 +60,7 @@ def test_the_shell_tour(tmp_path, monkeypatch, capsys):
         tour,
         {
             "--tokens 200000": "--tokens 4000", "--latents 1024": "--latents 128",
-            "--set batch_rows=512": SMALL_TRAINING,
+            "--seeds 0,1 --out run": f"--seeds 0,1 --out run {SMALL_TRAINING}",
             "--data builtin@heldout": f"--data builtin@heldout {SMALL_MEASURE}", "topk-1024": "topk-128",
             "--sizes 64,256": "--sizes 16,64", "small/64": "small/16",
             "--ks 4,64": "--ks 4,16",

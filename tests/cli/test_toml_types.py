@@ -21,6 +21,8 @@ NEEDED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "transfer": ([], {"model": "m", "data": "d", "sae": ["s"], "across": "c", "out": "o"}),
     "actions": ([], {"model": "m", "out": "o"}),
     "verify": (["sae"], {"model": "m", "data": "d"}),
+    "explain": (["sae"], {"model": "m", "data": "d"}),
+    "steer": (["sae", "text"], {"model": "m", "latent": ["3"], "strength": 1.0}),
 }
 WRONG = ("2020-01-01", "{a = 1}", "10000000000000000000000000000000")
 TABLES = ("stream.device_map", "device_map")

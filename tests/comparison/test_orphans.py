@@ -112,7 +112,7 @@ def test_what_is_refused(family, rows, oracle):
     with pytest.raises(ConfigError, match="at least two SAEs must be given; an orphan"):
         orphans(family[:1], rows)
     with pytest.raises(DataError, match=r"needs at least 2 orphans .* they have \[\(0, 48\), \(0, 48\)\]"):
-        orphans([oracle, oracle], rows)
+        orphans([oracle, oracle.replace()], rows)
     with pytest.raises(ConfigError, match="`comparison` must be of these 3 SAEs, in this order"):
         orphans(family, rows, comparison=compare(family[::-1], settings=ComparisonSettings(controls=False)))
     with pytest.raises(ConfigError, match=r"`ranks` must lie within 1\.\.23"):

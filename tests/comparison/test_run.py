@@ -188,7 +188,7 @@ def test_correlations_are_those_of_the_dense_codes(rows, oracle):
 
 def test_latents_that_never_fire_have_no_correlation():
     dead = sae_of(torch.eye(4)).replace(b_enc=torch.full((4,), -100.0))
-    result = compare([dead, dead], directions(50, 0, 4), settings=ComparisonSettings(controls=False))
+    result = compare([dead, dead.replace()], directions(50, 0, 4), settings=ComparisonSettings(controls=False))
     assert math.isnan(result.pairs[0].on_rows.correlation.value)
     assert "no pair of which both latents fire" in result.pairs[0].on_rows.correlation.reason
 
@@ -227,7 +227,7 @@ def test_tables(planted, rows, oracle):
     ]  # fmt: skip
     assert "both cosines > 0.7" in repr(result)
     assert "in exactly 1 … 3 of 3 SAEs" in repr(result)
-    html = compare([oracle, oracle], rows, settings=ComparisonSettings(controls=False))._repr_html_()
+    html = compare([oracle, oracle.replace()], rows, settings=ComparisonSettings(controls=False))._repr_html_()
     assert html.startswith("<table><caption>shared: ")
     assert "<th>cka</th>" in html
 
@@ -240,7 +240,7 @@ def test_pairs_that_began_alike_are_marked():
     assert "* began from the same random weights" in repr(result)
     assert not compare([a, b.take(10)], settings=ComparisonSettings(controls=False)).pairs[0].same_seed
     unknown = sae_of(directions(20, 5))
-    assert not compare([unknown, unknown], settings=ComparisonSettings(controls=False)).pairs[0].same_seed
+    assert not compare([unknown, unknown.replace()], settings=ComparisonSettings(controls=False)).pairs[0].same_seed
 
 
 def test_means_are_over_pairs_that_began_apart():
@@ -300,7 +300,7 @@ def test_intervals_of_shares():
 
 def test_one_latent_has_no_interval():
     one = sae_of(torch.ones(1, 3))
-    cosine = compare([one, one], settings=ComparisonSettings(controls=False)).mean_cosine
+    cosine = compare([one, one.replace()], settings=ComparisonSettings(controls=False)).mean_cosine
     assert cosine.low is None
     assert cosine.value == pytest.approx(1)
 
@@ -311,15 +311,15 @@ def test_what_is_refused(oracle, rows):
     with pytest.raises(ConfigError, match="at least two SAEs must be given; got one"):
         compare(oracle)
     with pytest.raises(ConfigError, match=r"`threshold` is a cosine and must be -1 to 1; got 1.5"):
-        compare([oracle, oracle], settings=ComparisonSettings(threshold=1.5))
+        compare([oracle, oracle.replace()], settings=ComparisonSettings(threshold=1.5))
     for name in ("max_rows", "batch_rows"):
         with pytest.raises(ConfigError, match=f"compare: `{name}` must be a whole number from 1; got 0"):
             ComparisonSettings(**{name: 0})
     with pytest.raises(ShapeError, match="all SAEs must read and write rows of one width; `relu-5` maps 5 to 5"):
         compare([oracle, sae_of(torch.eye(5))])
     with pytest.raises(ShapeError, match="rows must have the width of the SAE, 24; they have 23"):
-        compare([oracle, oracle], rows[:, :23])
+        compare([oracle, oracle.replace()], rows[:, :23])
     with pytest.raises(DataError, match="`W_dec` holds NaN or infinity"):
         compare([oracle, oracle.replace(W_dec=oracle.W_dec * math.nan)])
     with pytest.raises(DataError, match="there must be at least one row"):
-        compare([oracle, oracle], rows[:0])
+        compare([oracle, oracle.replace()], rows[:0])

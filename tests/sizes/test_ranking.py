@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 
 from fixtures.known_saes import random_sae
-from saekit.errors import ConfigError, DataError
+from saekit.errors import ConfigError, DataError, PlaceWarning
 from saekit.measure.importance import SCORES, importance
 from saekit.rows.arrays import ArrayRows
 from saekit.sae.model import SAE
 from saekit.sizes.ranking import ORDERS, rank
 
 RULES = ("relu", "topk", "jumprelu", "groupmax")
+# Decoder rows of these SAEs differ in length on purpose; that some rankings do not see it has its own test.
+pytestmark = pytest.mark.filterwarnings("ignore:the decoder rows of:saekit.errors.PlaceWarning")
+
 N, D = 24, 6
 
 
@@ -129,3 +133,14 @@ def test_nothing_given_is_changed(x):
     assert torch.equal(before[0], sae.W_dec)
     assert torch.equal(before[1], x)
     assert sae.provenance == before[2]
+
+
+@pytest.mark.filterwarnings("default:the decoder rows of:saekit.errors.PlaceWarning")
+def test_a_ranking_that_does_not_see_decoder_norms_says_so(x):
+    sae = random_sae()
+    with pytest.warns(PlaceWarning, match="rank by weighted_energy, or fold_norms"):
+        rank(sae, x, by="energy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rank(sae.fold_norms(), x, by="energy")
+        rank(sae, x, by="weighted_energy")
