@@ -147,9 +147,9 @@ def check_kinds(settings: Any) -> None:
 def _where_it_goes(word: str, known: list[str], values: dict[str, Any]) -> str:
     """Name the settings that have a field of this name, else the nearest argument, else the nearest field."""
     fields = {each: [f.name for f in dataclasses.fields(value)] for each, value in values.items()}
-    near = [word, *difflib.get_close_matches(word, [name for names in fields.values() for name in names], n=1)]
-    if not difflib.get_close_matches(word, known, n=1) or any(word in names for names in fields.values()):
-        for wanted in near:
+    every = [name for names in fields.values() for name in names]
+    if word in every or not difflib.get_close_matches(word, known, n=1):
+        for wanted in [word, *difflib.get_close_matches(word, every, n=1)]:
             for argument, names in fields.items():
                 if wanted in names:
                     kind = type(values[argument])

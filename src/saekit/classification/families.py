@@ -150,10 +150,7 @@ def resampled(judged: Judged) -> list[np.ndarray]:
 
 def family_scores(judged: Judged) -> list[FamilyScore]:
     """Return every family with its strongest arm, compared with the best baseline family, both choices included."""
-    jobs: dict[str, list[Job]] = {name: [] for name in FAMILIES}
-    for job in judged.jobs():
-        if _family_of(job) and judged.fits[job.key].facts["options"][0]:
-            jobs[_family_of(job)].append(job)
+    jobs = _jobs_by_family(judged)
     weights = resampled(judged)
     rows = judged.held_out[0]
     found = {name: _Family(name, _Choices(judged, mine, weights), rows) for name, mine in jobs.items() if mine}
@@ -161,6 +158,15 @@ def family_scores(judged: Judged) -> list[FamilyScore]:
     base = _Family("", _Choices(judged, against, weights), rows) if against else None
     words = _verdicts(found, base, judged)
     return [_family_score(each, base, len(jobs[name]), words[name]) for name, each in found.items()]
+
+
+def _jobs_by_family(judged: Judged) -> dict[str, list[Job]]:
+    """Return the jobs of each family that have options to choose among."""
+    jobs: dict[str, list[Job]] = {name: [] for name in FAMILIES}
+    for job in judged.jobs():
+        if _family_of(job) and judged.fits[job.key].facts["options"][0]:
+            jobs[_family_of(job)].append(job)
+    return jobs
 
 
 def _verdicts(found: Mapping[str, _Family], base: _Family | None, judged: Judged) -> dict[str, str]:

@@ -497,13 +497,7 @@ def _screened(
     first = {each.representation: each for each in reversed(candidates)}
     if budget.keep is None or len(first) <= budget.keep:
         return list(candidates)
-    keys = [str(row) for row in range(len(y))] if groups is None else [str(group) for group in groups]
-    rows = draw_rows(keys, y, budget.screen_rows, is_grouped=groups is not None, seed=_seed(budget))
-    try:
-        folds = inner_folds(y[rows], None if groups is None else groups[rows], budget)
-    except InputError:  # a rare class is not in the sample often enough
-        rows = np.arange(len(y))
-        folds = inner_folds(y, groups, budget)
+    rows, folds = _screening_rows(y, groups, budget)
     few = replace(budget, widen=0)
     scores = {
         key: tune_arm(replace(each, probe="ridge"), X[each.features][rows], y[rows], folds, few).score
@@ -511,6 +505,16 @@ def _screened(
     }
     best = sorted(scores, key=lambda key: -scores[key])[: budget.keep]
     return [each for each in candidates if each.representation in best]
+
+
+def _screening_rows(y: np.ndarray, groups: np.ndarray | None, budget: Budget) -> tuple[np.ndarray, Folds]:
+    """Return the rows that representations are screened on, and inner folds of them."""
+    keys = [str(row) for row in range(len(y))] if groups is None else [str(group) for group in groups]
+    rows = draw_rows(keys, y, budget.screen_rows, is_grouped=groups is not None, seed=_seed(budget))
+    try:
+        return rows, inner_folds(y[rows], None if groups is None else groups[rows], budget)
+    except InputError:  # a rare class is not in the sample often enough
+        return np.arange(len(y)), inner_folds(y, groups, budget)
 
 
 # -------------------------------------------------------------------------------------------------------- selections

@@ -127,16 +127,22 @@ def _checked(saes: Any, model: Any, data: Any, matching: Matching) -> tuple[Name
         raise ConfigError(
             f"transfer: `model` must be one model, or one for each of the {len(named)} SAEs; got {len(models)}."
         )
-    if matching.by == "decoder" and len({each.d_out for _, each in named}) > 1:
+    if matching.by == "decoder":
+        _check_decoders(named)
+    if isinstance(data, Images):
+        raise ConfigError("features are transferred between SAEs on texts; got images. Use `transfer` for them.")
+    return named, models
+
+
+def _check_decoders(named: Named) -> None:
+    """Refuse SAEs whose decoders cannot be compared: those that write rows of other widths, or other rows."""
+    if len({each.d_out for _, each in named}) > 1:
         raise ShapeError(
             f"SAEs matched by their decoders must write rows of one width; they write {[s.d_out for _, s in named]}. "
             "Match them by documents (by='documents')."
         )
-    for name, sae in named if matching.by == "decoder" else ():
+    for name, sae in named:
         check_same_target(name, sae, named[0][1], "transfer")
-    if isinstance(data, Images):
-        raise ConfigError("features are transferred between SAEs on texts; got images. Use `transfer` for them.")
-    return named, models
 
 
 def _only_pool(how: ClassifierSettings) -> str:

@@ -299,7 +299,12 @@ def resolution(judged: Judged, arms: Sequence[ArmScore]) -> Measured:
     if best is not None and base is not None:
         reason = f"half the 95% interval of `{best}` minus `{base}`"
         return Measured(resolved(gaps[best]), None, None, unit, reason)
-    halves = [resolved(gaps[arm.name]) for arm in arms if arm.name != base and arm.family != "floor"]
+    return _median_half([gaps[arm.name] for arm in arms if arm.name != base and arm.family != "floor"], unit)
+
+
+def _median_half(gaps: Sequence[Measured], unit: str) -> Measured:
+    """Return the median of half the widths of the intervals of differences, without those that have none."""
+    halves = [resolved(gap) for gap in gaps]
     known = [half for half in halves if not math.isnan(half)]
     if not known:
         return Measured(math.nan, None, None, unit, "no difference with an interval")
@@ -337,22 +342,28 @@ def _name_of(arm: ArmScore | Cell) -> str:
 
 def doubts(arms: Sequence[ArmScore], pools: Sequence[str]) -> list[str]:
     """Return what a reader must know about the fits."""
-    found = []
-    off = [(arm.name, arm.shuffled_auc) for arm in arms if arm.shuffled_auc is not None]
-    adjusted = holm([_p_of_chance(auc) for _, auc in off])
-    leaky = [name for (name, _), p in zip(off, adjusted) if p < LEAK_LEVEL]
-    if leaky:
-        found.append(f"with shuffled labels these arms are not at chance, so something leaks: {listed(leaky)}")
-    stuck = [arm.name for arm in arms if not arm.converged]
-    if stuck:
-        found.append(f"the fit of these arms did not converge: {listed(stuck)}")
-    dead = [arm.name for arm in arms if any("are 0 in every training row" in note for note in arm.notes)]
-    if dead:
-        found.append(f"some selected columns never fire in training: {listed(dead)}")
+    concerned = {
+        "with shuffled labels these arms are not at chance, so something leaks": _leaky(arms),
+        "the fit of these arms did not converge": [arm.name for arm in arms if not arm.converged],
+        "some selected columns never fire in training": [arm.name for arm in arms if _has_dead_columns(arm)],
+    }
+    found = [f"{what}: {listed(names)}" for what, names in concerned.items() if names]
     alone = [pool for pool in pools if pool not in DENSE_POOLS]
     if alone:
         found.append(f"hidden states have no pooling {listed(alone)}: these arms are compared with dense mean")
     return found
+
+
+def _leaky(arms: Sequence[ArmScore]) -> list[str]:
+    """Return the arms whose AUC with shuffled labels is not at chance; all arms are one family of tests."""
+    off = [(arm.name, arm.shuffled_auc) for arm in arms if arm.shuffled_auc is not None]
+    adjusted = holm([_p_of_chance(auc) for _, auc in off])
+    return [name for (name, _), p in zip(off, adjusted) if p < LEAK_LEVEL]
+
+
+def _has_dead_columns(arm: ArmScore) -> bool:
+    """Return whether a note of the fit says that selected columns never fire in training."""
+    return any("are 0 in every training row" in note for note in arm.notes)
 
 
 def _p_of_chance(auc: Measured) -> float:

@@ -122,7 +122,7 @@ def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
 def _check(tree: Any, known: Any, where: str, prefix: str) -> None:
     """Refuse names of `tree` that are not in `known`, and values where `known` has tables or lists."""
     if isinstance(known, list):
-        if not isinstance(tree, list) or not all(isinstance(item, dict) for item in tree):
+        if not _is_list_of_tables(tree):
             raise ConfigError(f"{where}: `{prefix}` must be a list of tables, written [[{prefix}]]; got {tree!r}.")
         return
     if not isinstance(tree, dict):
@@ -134,6 +134,11 @@ def _check(tree: Any, known: Any, where: str, prefix: str) -> None:
                 _check(value, known[name], where, dotted)
         elif known or not prefix:
             raise ConfigError(f"{where}: unknown setting `{dotted}`. {_hint(name, known)}")
+
+
+def _is_list_of_tables(tree: Any) -> bool:
+    """Return whether a value is what ``[[name]]`` in a file gives."""
+    return isinstance(tree, list) and all(isinstance(item, dict) for item in tree)
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:

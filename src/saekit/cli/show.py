@@ -115,12 +115,16 @@ def _ordered(facts: dict[str, Any]) -> dict[str, Any]:
         **({"scores": ", ".join(scores)} if scores else {}),
         **_file(facts),
     }
-    provenance = dict(facts["provenance"])
+    return {**head, "provenance": _shortened(facts["provenance"])}
+
+
+def _shortened(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return the provenance with the names alone of the SAEs that the stability compares with."""
     stability = provenance.get("stability")
-    if isinstance(stability, dict) and isinstance(stability.get("compared_with"), list):
-        others = [other.get("name") for other in stability["compared_with"] if isinstance(other, dict)]
-        provenance["stability"] = {**stability, "compared_with": others}
-    return {**head, "provenance": provenance}
+    if not (isinstance(stability, dict) and isinstance(stability.get("compared_with"), list)):
+        return provenance
+    others = [other.get("name") for other in stability["compared_with"] if isinstance(other, dict)]
+    return {**provenance, "stability": {**stability, "compared_with": others}}
 
 
 def _file(facts: dict[str, Any]) -> dict[str, Any]:

@@ -70,10 +70,7 @@ def steer(
     """Steer a language model, or measure what latents do to it."""
     latents = whole_numbers(",".join(latent), "--latent") if latent else []
     if data is not None:
-        if prompt or edit or strength is not None or not latents:
-            raise ConfigError(
-                "with --data, what --latent does is measured: give it, and no prompt, --strength or --edit."
-            )
+        _check_measurable(latents, prompt, edit, strength)
         from ..explanation.effects import effects
 
         with progress_of(json) as progress:
@@ -99,6 +96,14 @@ def steer(
         _print_texts(found)
     print_text(found.caption())
     print_warnings(found.warnings)
+
+
+def _check_measurable(
+    latents: list[int], prompt: list[str] | None, edit: list[str] | None, strength: float | None
+) -> None:
+    """Refuse what is about generation where the effects of latents are measured on texts, and no latents."""
+    if prompt or edit or strength is not None or not latents:
+        raise ConfigError("with --data, what --latent does is measured: give it, and no prompt, --strength or --edit.")
 
 
 def _print_texts(found: Any) -> None:

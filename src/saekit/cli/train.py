@@ -181,12 +181,8 @@ def _table(name: str, asked: _Asked, common: Mapping[str, Any]) -> dict[str, Any
         table["latents"] = asked.latents
     elif not {"latents", "n_latents"} & common.keys():
         raise ConfigError("--latents must be given with --arch: the number of latents of each SAE.")
-    word = "k" if "k" in known[name] else "target_l0"
-    if asked.k is not None and word not in common:
-        table[word] = asked.k
-    if asked.lr is not None and "lr" not in common:
-        table["lr"] = asked.lr
-    return table
+    given = {"k" if "k" in known[name] else "target_l0": asked.k, "lr": asked.lr}
+    return {**table, **{word: value for word, value in given.items() if value is not None and word not in common}}
 
 
 class _Texts(NamedTuple):
@@ -208,10 +204,7 @@ def _source(rows: str | None, model: str | None, texts: _Texts, tokens: int | No
             "the rows must come from --rows or from --model with --data and --layer; give one of the two."
         )
     if rows is not None:
-        given = [f"--{name}" for name, value in texts._asdict().items() if value is not None]
-        extra = given or (["stream"] if settings != StreamSettings() else [])
-        if extra:
-            raise ConfigError(f"{listed(extra)} are about --model; the rows of --rows exist already.")
+        _refuse_texts(texts, settings)
         return open_rows(rows)
     assert model is not None
     required(texts._asdict(), "data", why="with --model")
@@ -221,6 +214,14 @@ def _source(rows: str | None, model: str | None, texts: _Texts, tokens: int | No
         model, str(texts.data), layer=texts.layer, hook=texts.hook, text=texts.text or "text", tokens=tokens,
         settings=settings,
     )  # fmt: skip
+
+
+def _refuse_texts(texts: _Texts, settings: StreamSettings) -> None:
+    """Refuse flags and settings about a model that reads texts, where the rows are given."""
+    given = [f"--{name}" for name, value in texts._asdict().items() if value is not None]
+    extra = given or (["stream"] if settings != StreamSettings() else [])
+    if extra:
+        raise ConfigError(f"{listed(extra)} are about --model; the rows of --rows exist already.")
 
 
 def _tell_result(out: str, json: bool) -> None:

@@ -165,12 +165,7 @@ def check_labels(y: object) -> None:
         raise DataError(f"labels y must be one per row; got an array of shape {labels.shape}. y should be a 1d array.")
     if not len(labels):
         raise DataError("there must be at least one row with a label; got none.")
-    if labels.dtype.kind == "f":
-        missing = np.isnan(labels)
-    elif labels.dtype == object:
-        missing = np.array([label is None or label != label for label in labels], bool)
-    else:
-        missing = np.zeros(len(labels), bool)
+    missing = _missing(labels)
     if missing.any():
         rows = np.flatnonzero(missing).tolist()
         raise DataError(
@@ -186,6 +181,15 @@ def check_labels(y: object) -> None:
             f"labels must have at least two classes; all {len(labels)} rows are of one class, {labels[0]!r}. "
             "Is this the right column?"
         )
+
+
+def _missing(labels: np.ndarray) -> np.ndarray:
+    """Return which labels are NaN or None."""
+    if labels.dtype.kind == "f":
+        return np.isnan(labels)
+    if labels.dtype == object:
+        return np.array([label is None or label != label for label in labels], bool)
+    return np.zeros(len(labels), bool)
 
 
 def _entries(X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

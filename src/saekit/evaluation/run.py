@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -207,25 +207,38 @@ def decided(
     verdicts: dict[tuple[int, str], dict[str, str]] = {(at, label): {} for at, label, _ in pairs}
     detects: dict[tuple[int, str], dict[str, float]] = {(at, label): {} for at, label, _ in pairs}
     for name in DECIDED:
-        known = [pair for pair in pairs if name in estimates[pair[0]] and name in estimates[pair[2]]]
-        # less is better of both metrics, so the baseline minus the SAE
-        gaps = [estimates[other][name].minus(estimates[at][name]) for at, _, other in known]
+        gaps = _advantages(name, pairs, estimates)
         margin = METRICS[name].margin
-        for (at, label, _), gap, word in zip(known, gaps, family_verdicts(gaps, margin, least=None, most=None)):
-            verdicts[at, label][name] = word
+        words = family_verdicts(list(gaps.values()), margin, least=None, most=None)
+        for (pair, gap), word in zip(gaps.items(), words):
+            verdicts[pair][name] = word
             half = resolution(gap.measured(""))
             if not math.isnan(half):
-                detects[at, label][name] = detectable(half, margin)
-    return [
-        replace(
-            entry,
-            controls={
-                label: replace(control, verdicts=verdicts[at, label], detects=detects[at, label])
-                for label, control in entry.controls.items()
-            },
-        )
-        for at, entry in enumerate(entries)
-    ]
+                detects[pair][name] = detectable(half, margin)
+    return [_with_verdicts(entry, at, verdicts, detects) for at, entry in enumerate(entries)]
+
+
+def _advantages(
+    name: str, pairs: Sequence[tuple[int, str, int]], estimates: Sequence[dict[str, Estimate]]
+) -> dict[tuple[int, str], Estimate]:
+    """Return how much better than each baseline an SAE is in a metric that both have, by its index and the label."""
+    known = [pair for pair in pairs if name in estimates[pair[0]] and name in estimates[pair[2]]]
+    # less is better of both metrics, so the baseline minus the SAE
+    return {(at, label): estimates[other][name].minus(estimates[at][name]) for at, label, other in known}
+
+
+def _with_verdicts(
+    entry: Evaluated,
+    at: int,
+    verdicts: Mapping[tuple[int, str], dict[str, str]],
+    detects: Mapping[tuple[int, str], dict[str, float]],
+) -> Evaluated:
+    """Return what was measured about the SAE of one index with the verdicts over each of its baselines."""
+    controls = {
+        label: replace(control, verdicts=verdicts[at, label], detects=detects[at, label])
+        for label, control in entry.controls.items()
+    }
+    return replace(entry, controls=controls)
 
 
 _COMMON = ("redundancy_null", "ce_clean", "ce_zero", "ce_mean")  # the same for an SAE and its controls

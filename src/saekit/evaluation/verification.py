@@ -152,10 +152,7 @@ def verify(
     taker = _Taker(lm, data, tokens, settings, progress or silent)
     stated = hook is not None or layer is not None or known_place(value) is not None
     place = place_of(value, layer=layer, hook=hook, where="verify") if stated else _best_layer(value, taker)
-    source = taker.source(place)
-    if source.d_in != value.d_in:
-        raise ShapeError(f"verify: rows at {place} must have width {value.d_in}; they have {source.d_in}.")
-    check_targets(value, source, "verify")
+    source = _rows_for(value, taker, place)
     found = measure_saes([value], source, settings=MeasureSettings(), progress=progress)
     metrics = found.metrics(0)
     claimed = claims_of(value)
@@ -280,26 +277,40 @@ def _causes(sae: SAE, taker: _Taker, place: str, now: float | None, *, everywher
     return sorted(causes, key=lambda cause: cause.fvu)
 
 
+def _rows_for(sae: SAE, taker: _Taker, place: str) -> Source:
+    """Return the rows of a hook; refuse those that the SAE cannot read or reconstruct."""
+    source = taker.source(place)
+    if source.d_in != sae.d_in:
+        raise ShapeError(f"verify: rows at {place} must have width {sae.d_in}; they have {source.d_in}.")
+    check_targets(sae, source, "verify")
+    return source
+
+
 def _alternatives(sae: SAE, taker: _Taker, place: str, *, everywhere: bool) -> Iterator[tuple[str, SAE, Columns]]:
     """Yield what could have been misunderstood, with the SAE and the rows as they would be then."""
     rows = taker.rows(place)
     readings = _other_inputs(sae, rows.x) if sae.is_transcoder else _other_readings(sae, rows.x)
     yield from ((what, changed, rows) for what, changed in readings)
     yield from ((f"{what}, at {place}", changed, rows) for what, changed in _transposed(sae))
-    hooks = list(_other_hooks(taker.lm, place, everywhere))
-    taker.take(hooks)
-    for hook in hooks:
-        if taker.source(hook).d_in == sae.d_in:
-            yield f"rows of {hook} instead of {place}", sae, taker.rows(hook)
-    target = taker.settings.target
-    for hook in [] if target is None else _other_hooks(taker.lm, target, False):
-        if taker.source(place, target=hook).info["d_out"] == sae.d_out:
-            yield f"rows of {hook} predicted instead of {target}", sae, taker.rows(place, target=hook)
+    yield from ((what, sae, other) for what, other in _rows_elsewhere(sae, taker, place, everywhere=everywhere))
     if taker.settings.skip_special:
         try:
             yield "special tokens (BOS) among the rows", sae, taker.rows(place, skip_special=False, outliers=None)
         except SaekitError:
             return
+
+
+def _rows_elsewhere(sae: SAE, taker: _Taker, place: str, *, everywhere: bool) -> Iterator[tuple[str, Columns]]:
+    """Yield rows of other hooks that the SAE could read, then those that a transcoder could predict."""
+    hooks = list(_other_hooks(taker.lm, place, everywhere))
+    taker.take(hooks)
+    for hook in hooks:
+        if taker.source(hook).d_in == sae.d_in:
+            yield f"rows of {hook} instead of {place}", taker.rows(hook)
+    target = taker.settings.target
+    for hook in [] if target is None else _other_hooks(taker.lm, target, False):
+        if taker.source(place, target=hook).info["d_out"] == sae.d_out:
+            yield f"rows of {hook} predicted instead of {target}", taker.rows(place, target=hook)
 
 
 def _other_inputs(sae: SAE, rows: Tensor) -> Iterator[tuple[str, SAE]]:

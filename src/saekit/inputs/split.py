@@ -141,16 +141,19 @@ def _drawn_folds(table: Columns, split: Split) -> np.ndarray:
     for mine in strata.values():
         # where the first one falls is drawn as well, or small strata would all be rounded the same way
         start = hashed_key("start", split.seed, mine[0]) / 2**128
-        if split.folds is not None:
-            dealt = (np.arange(len(mine)) + int(start * split.folds)) % split.folds
-        else:
-            at = np.arange(len(mine)) + start / split.test_share
-            is_test = np.floor((at + 1) * split.test_share) > np.floor(at * split.test_share)
-            dealt = np.where(is_test, 0, -1)
-        fold |= dict(zip(mine, dealt.tolist()))
+        fold |= dict(zip(mine, _dealt(len(mine), start, split).tolist()))
     if split.folds is None and len(table.values) == 1:
         _both_sides(fold, members, rank)
     return np.array([fold[unit] for unit in table.units])
+
+
+def _dealt(n_units: int, start: float, split: Split) -> np.ndarray:
+    """Return the fold of each unit of a stratum, dealt out in turn from a fraction of one turn on."""
+    if split.folds is not None:
+        return (np.arange(n_units) + int(start * split.folds)) % split.folds
+    at = np.arange(n_units) + start / split.test_share
+    is_test = np.floor((at + 1) * split.test_share) > np.floor(at * split.test_share)
+    return np.where(is_test, 0, -1)
 
 
 def _balanced_folds(table: Columns, split: Split) -> np.ndarray:

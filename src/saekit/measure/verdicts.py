@@ -7,7 +7,7 @@ that the chance of any false one stays below 1 - level. See "Verdict" in ``docs/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -142,17 +142,22 @@ def family_verdicts(
     }
     while open_:
         at = 1 - (1 - level) / len(open_)
-        said = {}
-        for place, claim in open_.items():
-            measured = claim.difference.measured("", at, least=least, most=most)
-            said[place] = (claim.rule or verdict)(measured, claim.margin)
-        decided = {place: word for place, word in said.items() if word != "undecided"}
+        decided = _decided(open_, at, least, most)
         if not decided:
             break
         for place, word in decided.items():
             found[place] = word
             del open_[place]
     return found
+
+
+def _decided(open_: Mapping[int, Claim], level: float, least: float | None, most: float | None) -> dict[int, str]:
+    """Return the verdicts of the claims that their intervals of a level decide, by the place of the claim."""
+    said = {}
+    for place, claim in open_.items():
+        measured = claim.difference.measured("", level, least=least, most=most)
+        said[place] = (claim.rule or verdict)(measured, claim.margin)
+    return {place: word for place, word in said.items() if word != "undecided"}
 
 
 def non_inferiority(difference: Measured, margin: float = MARGIN) -> str:

@@ -158,9 +158,7 @@ def _word(gap: Measured) -> str:
 
 
 def _open_questions(saes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> str:
-    kinds = {result.KIND for result in results.values()}
-    kinds |= {_ANSWERS_TOO.get(kind, kind) for kind in kinds}
-    kinds |= {"size_curve" for facts in saes.values() if facts.get("sizes")}
+    kinds = _answered(saes, results)
     lines = [f"- {name}: {what}." for kind, (name, what) in QUESTIONS.items() if what and kind not in kinds]
     evaluations = {file: each for file, each in results.items() if isinstance(each, Evaluation)}
     lines += [line for file, each in evaluations.items() for line in _open_in(file, each)]
@@ -168,6 +166,14 @@ def _open_questions(saes: Mapping[str, Mapping[str, Any]], results: Mapping[str,
 
 
 _ANSWERS_TOO = {"progressive": "size_curve", "classification_summary": "classification"}
+
+
+def _answered(saes: Mapping[str, Mapping[str, Any]], results: Mapping[str, Result]) -> set[str]:
+    """Return the kinds of results whose question is answered, by one of them or by what the SAEs themselves hold."""
+    kinds = {result.KIND for result in results.values()}
+    kinds |= {_ANSWERS_TOO.get(kind, kind) for kind in kinds}
+    kinds |= {"size_curve" for facts in saes.values() if facts.get("sizes")}
+    return kinds
 
 
 def _open_in(file: str, result: Evaluation) -> Iterator[str]:

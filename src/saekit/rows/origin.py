@@ -167,6 +167,14 @@ def training_rows(path: str, known: Mapping[str, object]) -> Source | None:
     return None
 
 
+def _recorded_paths(run: Path) -> list[Path]:
+    """Return the paths of rows that the record of a training run names."""
+    record = read_sealed(run / "run.json", since=2, version="format")
+    source = record.get("source") if isinstance(record, dict) else None
+    known = source if isinstance(source, dict) else {}
+    return [Path(known[key]) for key in ("rows_path", "path") if isinstance(known.get(key), str) and known[key]]
+
+
 def _places_of_rows(path: str, known: Mapping[str, Any]) -> Iterator[Path]:
     """Yield where the rows of a training may be: where they were, and beside the run and its folder."""
     if known.get("rows_path"):
@@ -175,11 +183,6 @@ def _places_of_rows(path: str, known: Mapping[str, Any]) -> Iterator[Path]:
         return
     for run in (Path(path), Path(path).parent):
         if (run / "run.json").is_file():
-            record = read_sealed(run / "run.json", since=2, version="format")
-            source = record.get("source") if isinstance(record, dict) else None
-            known = source if isinstance(source, dict) else {}
-            names = [
-                Path(known[key]) for key in ("rows_path", "path") if isinstance(known.get(key), str) and known[key]
-            ]
+            names = _recorded_paths(run)
             yield from names
             yield from (folder / name.name for name in names for folder in (run.parent, run))

@@ -163,14 +163,20 @@ def check_reading(source: Source, batch_rows: int, seed: int | None, start: tupl
     check_memory("batches", {f"{rows:,} rows of width {source.d_in:,}": 4 * rows * source.d_in}, "Use fewer rows.")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
         raise ConfigError(f"`seed` must be an integer, or None for the stored order; got {seed!r}.")
+    position = _position(start)
+    if position is None:
+        raise ConfigError(f"`start` must be (block, row), two integers from 0 on; got {start!r}. Use `Batch.next`.")
+    return position
+
+
+def _position(start: Any) -> tuple[int, int] | None:
+    """Return where a reading starts as two integers, (block, row); None where it is anything else."""
     try:
         number, row = start
         valid = int(number) == number >= 0 and int(row) == row >= 0
     except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ConfigError(f"`start` must be (block, row), two integers from 0 on; got {start!r}. Use `Batch.next`.")
-    return int(number), int(row)
+        return None
+    return (int(number), int(row)) if valid else None
 
 
 def rows_in_words(source: Source) -> str:

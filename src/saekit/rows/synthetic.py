@@ -69,13 +69,16 @@ class SyntheticRows:
     """What is added to every row, ``[d_in]``; its length is `mean`."""
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("d_in", "n_features", "rows_per_document")}
-        for name, value in {**sizes, "n_rows": self.n_rows}.items():
-            if value is None and name == "n_rows":
-                continue
-            if not (is_whole(value) and 1 <= value <= LARGEST):
-                what = f"a positive integer{', or None for no end' if name == 'n_rows' else ''} (below 2**63)"
-                raise ConfigError(f"`SyntheticRows.{name}` must be {what}; got {value!r}.")
+        self._check()
+        directions = torch.randn(self.n_features, self.d_in, generator=self._generator("dictionary"))
+        offset = torch.randn(self.d_in, generator=self._generator("offset"))
+        object.__setattr__(self, "dictionary", directions / directions.norm(dim=1, keepdim=True))
+        object.__setattr__(self, "frequencies", _power_law(self.n_features, self.power, self.l0))
+        object.__setattr__(self, "offset", offset * (self.mean / offset.norm()))
+
+    def _check(self) -> None:
+        """Refuse settings from which no rows can be made."""
+        self._check_sizes()
         if not 0 < self.l0 <= self.n_features:
             raise ConfigError(
                 f"`SyntheticRows.l0` must lie above 0 and not above n_features={self.n_features}; got {self.l0!r}."
@@ -84,11 +87,16 @@ class SyntheticRows:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"`SyntheticRows.{name}` must be 0 or more; got {getattr(self, name)!r}.")
         check_memory("SyntheticRows", self._memory(), "Use a smaller `d_in` or fewer features.")
-        directions = torch.randn(self.n_features, self.d_in, generator=self._generator("dictionary"))
-        offset = torch.randn(self.d_in, generator=self._generator("offset"))
-        object.__setattr__(self, "dictionary", directions / directions.norm(dim=1, keepdim=True))
-        object.__setattr__(self, "frequencies", _power_law(self.n_features, self.power, self.l0))
-        object.__setattr__(self, "offset", offset * (self.mean / offset.norm()))
+
+    def _check_sizes(self) -> None:
+        """Refuse a width or a number that is not a positive integer; the rows alone may be without end."""
+        sizes = {name: getattr(self, name) for name in ("d_in", "n_features", "rows_per_document")}
+        for name, value in {**sizes, "n_rows": self.n_rows}.items():
+            if value is None and name == "n_rows":
+                continue
+            if not (is_whole(value) and 1 <= value <= LARGEST):
+                what = f"a positive integer{', or None for no end' if name == 'n_rows' else ''} (below 2**63)"
+                raise ConfigError(f"`SyntheticRows.{name}` must be {what}; got {value!r}.")
 
     def _memory(self) -> dict[str, int]:
         """Return the bytes of the dictionary and of the rows that are made together."""

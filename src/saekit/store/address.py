@@ -30,11 +30,18 @@ def sae_paths(addresses: str | os.PathLike[str] | Iterable[str | os.PathLike[str
     given = [addresses] if isinstance(addresses, str | os.PathLike) else addresses
     found: list[str] = []
     for address in [os.fspath(each) for each in given]:
-        folder = Path(address) if address.startswith(HUB) else check_path(address)
-        is_run = not address.startswith(HUB) and folder.is_dir() and not (folder / "sae.json").is_file()
-        inside = sorted(str(file.parent) for file in folder.glob("*/sae.json")) if is_run else []
-        found += inside or (_foreign_in(folder) if is_run else []) or [address]
+        found += _inside(address) or [address]
     return found
+
+
+def _inside(address: str) -> list[str]:
+    """Return the SAEs in a local folder that is not one itself; none for any other address."""
+    if address.startswith(HUB):
+        return []
+    folder = check_path(address)
+    if not folder.is_dir() or (folder / "sae.json").is_file():
+        return []
+    return sorted(str(file.parent) for file in folder.glob("*/sae.json")) or _foreign_in(folder)
 
 
 def _foreign_in(folder: Path) -> list[str]:

@@ -138,10 +138,7 @@ def as_module(
         The codes alone do not give the reconstruction (a skip path, scaling of each row by itself), it is a transcoder,
         or nothing says where it belongs.
     """
-    folded = fold_constants(sae).fold_norms()
-    if folded.scaling.kind != "none" or sae.W_skip is not None or sae.d_in != sae.d_out:
-        what = "rows scaled each by itself" if folded.scaling.kind != "none" else "a skip path or other output rows"
-        raise ConfigError(f"as_module: SAEBench decodes codes alone; this SAE has {what}.")
+    folded = _folded(sae)
     known = sae.provenance
     hook = hook_name or word_of(known_place(sae), known.get("hook_stated"))
     if hook is None:
@@ -166,3 +163,12 @@ def as_module(
         training_tokens=int(known.get("rows_seen") or -100_000),
     )
     return BenchModule(folded, config)
+
+
+def _folded(sae: SAE) -> SAE:
+    """Return the SAE without constants and norms of its own; refuse one whose codes alone do not give the rows."""
+    folded = fold_constants(sae).fold_norms()
+    if folded.scaling.kind != "none" or sae.W_skip is not None or sae.d_in != sae.d_out:
+        what = "rows scaled each by itself" if folded.scaling.kind != "none" else "a skip path or other output rows"
+        raise ConfigError(f"as_module: SAEBench decodes codes alone; this SAE has {what}.")
+    return folded

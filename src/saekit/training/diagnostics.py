@@ -119,18 +119,9 @@ def warnings_for(learner: Learner, record: Record, fall: float | None = None) ->
     fall
         How much of its FVU the last doubling of the rows took off; None where its curve does not tell.
     """
-    config, found = learner.config, []
+    config, found = learner.config, _about_fvu(record["fvu"], fall)
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
     l0, dead = (float(record[name] or 0) for name in ("l0", "dead_fraction"))
-    fvu = record["fvu"]
-    if fvu is None:
-        found.append(_warned("rows_do_not_vary", f"FVU is undefined: {SAME_ROWS}. Are these the rows that were meant?"))
-    elif float(fvu) >= FVU_LIMIT:
-        text = f"FVU is {float(fvu):.3g}: the SAE is no better than predicting the mean row. Train longer, "
-        found.append(_warned("no_better_than_mean", text + "or lower the sparsity coefficient or the learning rate."))
-    elif is_undertrained(fall):
-        text = f"FVU still fell by {fall:.0%} with the last doubling of the rows: the SAE is undertrained, its latents "
-        found.append(_warned("undertrained", text + "will still change. Train on more rows (--tokens)."))
     if dead > DEAD_LIMIT:
         text = f"{dead:.0%} of the latents did not fire in the last {learner.resolved.dead_after_rows:,} rows. "
         found.append(_warned("dead_latents", text + "Use fewer latents, a larger k or aux_coefficient, or more rows."))
@@ -141,3 +132,16 @@ def warnings_for(learner: Learner, record: Record, fall: float | None = None) ->
         text = f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
         found.append(_warned("hardly_sparse", text))
     return found
+
+
+def _about_fvu(fvu: float | str | None, fall: float | None) -> list[Warned]:
+    """Return what is wrong with an FVU, and with how much the last doubling of the rows took off it."""
+    if fvu is None:
+        return [_warned("rows_do_not_vary", f"FVU is undefined: {SAME_ROWS}. Are these the rows that were meant?")]
+    if float(fvu) >= FVU_LIMIT:
+        text = f"FVU is {float(fvu):.3g}: the SAE is no better than predicting the mean row. Train longer, "
+        return [_warned("no_better_than_mean", text + "or lower the sparsity coefficient or the learning rate.")]
+    if is_undertrained(fall):
+        text = f"FVU still fell by {fall:.0%} with the last doubling of the rows: the SAE is undertrained, its latents "
+        return [_warned("undertrained", text + "will still change. Train on more rows (--tokens).")]
+    return []

@@ -134,14 +134,19 @@ def build(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, rule: Rule
             f"k={k} must be at most the number of latents, and the tensors have {len(W_enc)}. The configuration and "
             "the tensors are of different SAEs, or k was stated wrongly."
         )
-    for name, tensor in {**given, **{f"rule.{key}": t for key, t in rule.tensors().items()}}.items():
+    _check_numbers({**given, **{f"rule.{key}": t for key, t in rule.tensors().items()}})
+    fields |= {name: t.to(dtype).contiguous() for name, t in given.items()}
+    return SAE(rule=_cast(rule, dtype), **fields)
+
+
+def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors, but for the groups of a rule, that are of no floating type, and numbers that are not finite."""
+    for name, tensor in tensors.items():
         if not (tensor.dtype.is_floating_point or name == "rule.group"):
             raise FormatError(f"`{name}` must hold floating-point numbers; it holds {tensor.dtype}.")
         if not all(bool(block.isfinite().all()) for block in tensor.split(4096)):
             bad = int((~tensor.isfinite()).sum())
             raise FormatError(f"`{name}` holds {bad:,} numbers that are NaN or infinite. The file is damaged.")
-    fields |= {name: t.to(dtype).contiguous() for name, t in given.items()}
-    return SAE(rule=_cast(rule, dtype), **fields)
 
 
 def _cast(rule: Rule, dtype: torch.dtype) -> Rule:
@@ -260,13 +265,19 @@ def hook_of(word: str | None) -> str | None:
     layer, rest = int(found[1]), found["rest"] or ""
     if rest.removeprefix("hook_") == "resid_pre":  # the stream before block L is the stream after block L - 1
         return f"layers.{layer - 1}" if layer else "layers.0.input"
+    within = _within_block(rest)
+    return None if within is None else f"layers.{layer}{within}"
+
+
+def _within_block(rest: str) -> str | None:
+    """Return what saekit's name of a hook has after the block, from what another library's has; None for none."""
     inside, _, side = rest.rpartition(".")
     if side not in _SIDES:
         inside, side = rest, ""
     site = _SITES.get(inside.removeprefix("hook_"))
     if site is None and side and "hook_" not in inside:  # a module by its path in the block
         site = f".{inside}"
-    return None if site is None else f"layers.{layer}{site}{_SIDES.get(side, '')}"
+    return None if site is None else f"{site}{_SIDES.get(side, '')}"
 
 
 def word_of(hook: str | None, stated: str | None = None) -> str | None:

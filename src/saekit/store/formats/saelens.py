@@ -57,6 +57,11 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = {_RENAMED.get(key, key): value for key, value in {**config, **nested}.items() if key != "metadata"}
     if _is_version_6(config):
         return {"apply_b_dec_to_input": True, "normalize_activations": "none", **flat}
+    return _upgraded(flat)
+
+
+def _upgraded(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat configuration of before version 6 as version 6 writes it."""
     hook_z = "hook_z" if "hook_z" in str(flat.get("hook_name", "")) else "none"
     old = {"architecture": "standard", "activation_fn": "relu", "apply_b_dec_to_input": True, "prepend_bos": True,
            "normalize_activations": "none", "reshape_activations": hook_z, **flat}  # fmt: skip
