@@ -213,7 +213,7 @@ def latentsae_cases(folder: Path) -> Iterator[Case]:
         "jumprelu": {"sae_type": "jumprelu"}, "topk-skip": {"use_skip": True},
         "topk-low-rank-skip": {"use_skip": True, "skip_rank": 2, "mean_center": True},
         "refused-gated": {"sae_type": "gated"}, "refused-lista": {"sae_type": "lista"},
-        "refused-cosine": {"sae_type": "cosine"}, "refused-batchtopk": {"sae_type": "batchtopk"},
+        "refused-cosine": {"sae_type": "cosine"}, "batchtopk": {"sae_type": "batchtopk"},
     }  # fmt: skip
     for name, own in options.items():
         kind = SaeType(own.pop("sae_type", "topk"))

@@ -65,7 +65,7 @@ def test_a_short_run_is_told_and_a_long_one_is_not(rows, tmp_path):
     short, told = run(rows, 25_600, tmp_path / "short")
     assert told.count("undertrained") == 2  # each SAE
     assert short[0].provenance["metrics"]["fvu_fall_per_doubling"] > FALL_LIMIT
-    long, told = run(rows, 1_024_000, tmp_path / "long")
+    long, told = run(rows, 512_000, tmp_path / "long")
     assert "undertrained" not in told
     assert [each.code for each in compare(short).warnings].count("undertrained") == 1
     assert "undertrained" not in [each.code for each in compare(long).warnings]
