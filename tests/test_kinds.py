@@ -107,7 +107,7 @@ def plain(sae: SAE, x: Tensor) -> tuple[Tensor, Tensor]:
     z = torch.zeros_like(pre)
     for row, values in enumerate(pre):
         if sae.rule.name == "topk":
-            score = values * t.get("rule.rank", 1)
+            score = (values * t.get("rule.rank", 1)).tolist()
             chosen = sorted(
                 range(len(values)), key=lambda j: -abs(score[j]) if sae.rule.sign == "magnitude" else -score[j]
             )
