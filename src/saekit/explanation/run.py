@@ -57,8 +57,8 @@ def explain(
 
     Labels and purity come from one half of the documents (by a hash of their number); ``detection`` is the area under
     the ROC curve of the label's tokens for where the latent fires in the other half. The control shuffles: the codes of
-    each latent are moved along the rows by a random step, labelled and scored in the same way. It needs no judge and no
-    key.
+    each latent are moved along the rows of a batch by a random step, labelled and scored in the same way. It needs no
+    judge and no key.
 
     Parameters
     ----------
