@@ -40,7 +40,6 @@ from ..rows.capture import capture
 from ..rows.pooling import Ask, place_of_pooling, pool_texts
 from ..rows.settings import CaptureSettings
 from ..sae.model import SAE
-from ..terminal import plain
 from .arms import Arm
 from .decisions import TOP_LATENTS, Explanation, Firing, LinearRule, Reason
 from .fit import fit_arm
@@ -60,6 +59,7 @@ SCHEMA = 3
 
 LABEL_TOKENS = 50_000
 """Tokens of training texts that labels of latents are made from."""
+
 
 @dataclass(frozen=True, eq=False)
 class TextClassifier:
