@@ -32,7 +32,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="M",
-        help="Language model: a folder, a hub name or `builtin`; `randomized:builtin` is a control with random weights.",
+        help="Language model: a folder, a hub name or `builtin`; `randomized:builtin`: the same, random weights.",
         autocompletion=models,
     ),
 ]
