@@ -106,7 +106,7 @@ class Card:
     next: list[TokenShare] = field(default_factory=list)
     """The same for the token after."""
     positions: list[list[float]] = field(default_factory=list)
-    """``[first position, rate]``: how often it fires at the positions of a text from there to the next, where it does."""
+    """``[first position, rate]``: how often it fires at the positions of a text from there to the next entry's."""
     coactive: list[dict[str, float]] = field(default_factory=list)
     """``{"latent", "jaccard"}``: latents that fire on the same tokens, ``n_both / n_either``, most alike first."""
     clusters: list[Cluster] = field(default_factory=list)
