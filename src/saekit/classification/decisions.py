@@ -73,8 +73,8 @@ class Explanation:
     def __repr__(self) -> str:
         lines = self._lines()
         if self.sparse is not None:
-            name = f"by the sparse arm, of {self.sparse.n_latents} latents: "
-            lines += [name + (first := self.sparse._lines())[0], *first[1:]]
+            first, *rest = self.sparse._lines()
+            lines += [f"by the sparse arm, of {self.sparse.n_latents} latents: {first}", *rest]
         return "\n".join(map(plain, lines))
 
     def _lines(self) -> list[str]:
