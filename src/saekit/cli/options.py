@@ -30,7 +30,10 @@ Sae = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        "--model", metavar="M", help="Language model: a folder, a hub name or `builtin`.", autocompletion=models
+        "--model",
+        metavar="M",
+        help="Language model: a folder, a hub name or `builtin`; `randomized:builtin`: the same, random weights.",
+        autocompletion=models,
     ),
 ]
 Data = Annotated[
