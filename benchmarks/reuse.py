@@ -34,8 +34,8 @@ def timed(layer: int, repetitions: int) -> tuple[list[float], list[float], float
     from saekit.models.loading import load_model
 
     config = transformers.LlamaConfig(
-        vocab_size=4096, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512,
+        vocab_size=4096, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=BLOCKS,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
