@@ -115,10 +115,12 @@ def test_stability_is_written_and_orphans_are_measured(call, rows, tmp_path):
 
     two = ("run/topk-32-k4-seed0", "run/topk-32-k4-seed1", "--no-controls", "--out", "run")
     status, _, err = call("compare", "run", *options, "--out", "run")
-    assert status == 0 and Path("run/orphans.json").is_file(), err  # the same SAEs: it still holds
+    assert status == 0, err
+    assert Path("run/orphans.json").is_file()  # the same SAEs: it still holds
     before = Path("run/comparison.json").read_bytes()
     status, _, err = call("compare", *two)
-    assert status == 0 and not Path("run/orphans.json").exists(), err
+    assert status == 0, err
+    assert not Path("run/orphans.json").exists()
     assert "measured on other SAEs" in err
     Path("run/comparison.json").write_bytes(before)
 
