@@ -172,7 +172,6 @@ def _check_widths(named: Named) -> None:
                 f"`{first}` {reference.d_in} to {reference.d_out}. Compare SAEs of one hook."
             )
         check_same_target(name, sae, reference, "compare")
-        check_same_target(name, sae, reference, "compare")
         check_finite(name, {"W_enc": sae.W_enc, "W_dec": sae.W_dec})
 
 
