@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConfigError, did_you_mean, listed, nearest
-from ..measure.weight_scores import weight_scores
+from ..measure.weight_scores import WEIGHT_SCORES, weight_scores
 from ..rows.pooling import DENSE_POOLS
 from ..sae.model import SAE
 from .probes import PROBES
@@ -255,13 +255,13 @@ def check_ranking(by: str, origins: Sequence[Origin]) -> None:
     if by in SCORES:
         return
     for origin in origins:
-        stored = list(_scores_of(origin.sae)) if origin.sae is not None else []
-        if origin.kind == "sae" and by not in stored:
+        stored = list(origin.sae.scores) if origin.sae is not None else []
+        if origin.kind == "sae" and (origin.sae is None or by not in _scores_of(origin.sae)):
             there = f"are stored {listed(stored, 12)}" if stored else "none are stored"
             raise ConfigError(
-                f"classify: `select_by` must be one of {listed(SCORES, 12)}, or numbers stored with every SAE; got "
-                f"`{by}`, and with `{origin.name}` {there}."
-                f"{nearest(by, [*SCORES, *stored])}"
+                f"classify: `select_by` must be one of {listed([*SCORES, *WEIGHT_SCORES], 12)}, or numbers stored "
+                f"with every SAE; got `{by}`, and with `{origin.name}` {there}."
+                f"{nearest(by, [*SCORES, *WEIGHT_SCORES, *stored])}"
             )
 
 

@@ -132,6 +132,36 @@ def _fit_arm(
     return replace(fitted, seconds=time.perf_counter() - since)
 
 
+def fit_smallest(
+    arms: Sequence[Arm], X: Any, y: np.ndarray, *, groups: np.ndarray | None, budget: Budget, margin: float
+) -> tuple[Fitted, dict[str, float]]:
+    """Fit the first of several arms that comes within a margin of the best of them, by inner cross-validation.
+
+    Parameters
+    ----------
+    arms
+        Arms of one matrix, in the order of preference.
+    X, y, groups, budget
+        As for `fit_arm`.
+    margin
+        Macro-F1 that may be lost.
+
+    Returns
+    -------
+    fitted, inner
+        The arm, and the mean macro-F1 in the inner folds of all, by name.
+    """
+    with _one_thread():
+        X, y = as_matrix(X, arms[0]), np.asarray(y, dtype=np.int64)
+        _check_rows(arms[0], X, y)
+        folds = inner_folds(y, groups, budget)
+        tuned = {each.name: tune_arm(each, X, y, folds, budget) for each in arms}
+        inner = {name: each.score for name, each in tuned.items()}
+        best = max(inner.values())
+        found = next(each for each in arms if inner[each.name] >= best - margin)
+        return refit_arm(found, X, y, tuned[found.name], budget), inner
+
+
 def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget) -> Fitted:
     """Fit an arm on all training rows with settings that are known."""
     from sklearn.pipeline import Pipeline

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..comparison.settings import ComparisonSettings, FunctionSettings
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, FormatError
+from ..files import remove_file
 from ..rows.origin import OriginSettings
 from ..settings import Progress
 from .command import Table, command
@@ -17,6 +18,8 @@ from .console import print_comparison, print_json, print_orphans, progress_of, t
 from .options import Data, Json, Model, Out, Rows
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..comparison.orphans_result import Orphans
     from ..comparison.result import Comparison
     from ..rows.origin import Origin
@@ -106,6 +109,8 @@ def compare(
         write_figures(result.to_json(), out)
         if lonely is not None:
             lonely.save(out / "orphans.json")
+        else:
+            _forget_orphans(out / "orphans.json", result)
     if json:
         print_json(result.to_json())
         return
@@ -123,6 +128,19 @@ def _model_of(found: Origin | None) -> dict[str, Any]:
     if found is None or found.model is None or not found.model.is_causal:
         return {}
     return {"model": found.model, "data": found.data}
+
+
+def _forget_orphans(path: Path, result: Comparison) -> None:
+    """Remove what an earlier call measured of other SAEs, which the page would show beside this comparison."""
+    from ..comparison.orphans_result import Orphans
+
+    try:
+        digests = Orphans.load(path).digests
+    except (FormatError, OSError):
+        return  # none, or a file that is not ours
+    if digests != [each.sae["digest"] for each in result.saes]:
+        remove_file(path)
+        tell(f"removed {path}, which was measured on other SAEs; --orphans measures these")
 
 
 def _orphans(paths: list[str], origin: Origin, comparison: Comparison, text: str, progress: Progress) -> Orphans | str:
