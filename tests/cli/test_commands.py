@@ -129,7 +129,7 @@ def test_stability_is_written_and_orphans_are_measured(call, rows, tmp_path):
     assert stored.tolist() == pytest.approx(json.loads(Path("run/comparison.json").read_text())["saes"][0]["stability"])
     status, out, _ = call("show", first)
     assert "scores" in out
-    assert "alignment, stability" in out
+    assert "alignment, alignment_self, stability" in out
     assert "compared_with  topk-32-k4-seed1, topk-32-k4-seed2" in out
     options = ("--rows", rows, "--sizes", "8", "--set", "intervals=false", "--set", "sample_rows=60")
     status, out, err = call("prune", first, "--by", "stability", *options, "--out", "small")
