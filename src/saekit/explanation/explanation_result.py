@@ -26,6 +26,42 @@ class Example:
     """Text of the tokens."""
     codes: list[float]
     """The latent's code at each; 0 where it does not fire."""
+    quantile: float | None = None
+    """Fraction of the latent's nonzero codes that are smaller than this one's; None for one of the strongest."""
+
+
+@dataclass(frozen=True)
+class TokenShare:
+    """A token that a latent responds to."""
+
+    token: str
+    """Its text, without the space around it."""
+    share: float
+    """Fraction of the latent's activation that falls on it."""
+    rate: float
+    """Fraction of the token's occurrences at which the latent fires."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Firings of a latent in contexts that are alike."""
+
+    fraction: float
+    """Fraction of the firings looked at."""
+    tokens: list[str]
+    """Tokens that it fires on there, most frequent first."""
+    context: list[str] = field(default_factory=list)
+    """Tokens that are around these firings more than around others, most typical first."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A token whose logit a latent moves."""
+
+    token: str
+    """Its text."""
+    value: float
+    """Change of its logit, less the mean over all tokens, where the latent fires as it does on average."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +93,36 @@ class Card:
     top: list[Example] = field(default_factory=list)
     """Strongest examples, each of another document."""
     sample: list[Example] = field(default_factory=list)
-    """Examples drawn uniformly from all firings, strongest first."""
+    """Examples of every fifth of its nonzero codes, drawn uniformly within each, strongest first."""
     neighbours: list[dict[str, float]] = field(default_factory=list)
     """``{"latent", "cosine"}`` of the nearest decoder rows."""
+    label_kind: str = "token"
+    """What the label says about where it fires: on a ``token``, after one (``previous``), before one (``next``), at a
+    ``position`` of the text, or in a ``context`` of such tokens."""
+    tokens: list[TokenShare] = field(default_factory=list)
+    """Tokens that it fires on, largest share first, in the labelling half."""
+    previous: list[TokenShare] = field(default_factory=list)
+    """The same for the token before."""
+    next: list[TokenShare] = field(default_factory=list)
+    """The same for the token after."""
+    positions: list[list[float]] = field(default_factory=list)
+    """``[first position, rate]``: how often it fires at the positions of a text from there to the next entry's."""
+    coactive: list[dict[str, float]] = field(default_factory=list)
+    """``{"latent", "jaccard"}``: latents that fire on the same tokens, ``n_both / n_either``, most alike first."""
+    clusters: list[Cluster] = field(default_factory=list)
+    """Groups of contexts that it fires in, largest first; one where they do not fall apart, none where not tried."""
+    polysemantic: bool | None = None
+    """Whether its contexts fall apart further than one bell-shaped cloud of them would; None where not tried."""
+    promoted: list[Written] = field(default_factory=list)
+    """Tokens whose logits it raises most through the model's own last norm and head; empty where such lists do not
+    agree with ablation (`Explanation.logits`)."""
+    suppressed: list[Written] = field(default_factory=list)
+    """Tokens whose logits it lowers most."""
+    scores: dict[str, float | None] = field(default_factory=dict)
+    """All scores by name; `Explanation.scores` says what each is."""
+    percentiles: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By score, then by control: fraction of the control's latents of the nearest density that score worse, ties
+    counted half."""
 
     @property
     def is_told(self) -> bool:
@@ -120,13 +183,89 @@ def _percent(value: float | None) -> str:
     return "an unknown part" if value is None else f"{value:.0%}"
 
 
+@dataclass(frozen=True)
+class Null:
+    """A score of latents that mean nothing."""
+
+    control: str
+    """Name of the control, one of `Explanation.controls`."""
+    value: Measured
+    """Mean of the score over the control's latents, at the densities of the SAE's."""
+    difference: Measured
+    """The SAE's mean less that one."""
+    verdict: str
+    """``better``, ``worse``, or ``undecided`` where the interval holds 0; all of the scores are decided together."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of all latents, compared with the controls."""
+
+    name: str
+    """Name, as in `Card.scores`."""
+    meaning: str
+    """What it is, in words."""
+    value: Measured
+    """Mean over the latents that have it."""
+    is_higher_better: bool = True
+    """Whether a larger value is the more coherent one."""
+    nulls: list[Null] = field(default_factory=list)
+    """The same of each control."""
+    tells_random_apart: bool | None = None
+    """Whether it is better than for every control but the shuffled codes: those of a dictionary or a model that learned
+    nothing. None without such a control. False: the score says nothing about what was learned."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """Latents that the SAE's are compared with."""
+
+    name: str
+    """``shuffled``, ``random``, ``frozen``, ``randomized`` or the name of an SAE that was given."""
+    what: str
+    """How it was made."""
+    n_latents: int
+    """Latents of it that fire."""
+    seconds: float
+    """What it cost."""
+
+
+@dataclass(frozen=True)
+class LogitLists:
+    """Whether the lists of tokens that latents write agree with what ablating the latents does."""
+
+    agreement: Measured
+    """Spearman correlation over the vocabulary of a list with the measured change of the logits under ablation: median
+    over latents."""
+    is_shown: bool
+    """Whether cards have the lists: from an agreement of 0.3."""
+    n_latents: int
+    """Latents that were ablated."""
+    reason: str | None = None
+    """Why there are no lists."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scores of some of the latents."""
+
+    by: str
+    """What the groups differ in: ``sharing``, ``size``, ``architecture``, ``selection``."""
+    name: str
+    """Name of the group: ``shared``, ``orphan``, ``1-64``, …"""
+    n_latents: int
+    """Latents of it that fire."""
+    scores: dict[str, Measured] = field(default_factory=dict)
+    """Mean of each score over them."""
+
+
 @dataclass(frozen=True, repr=False)
 class Explanation(Result):
     """What the latents of an SAE respond to."""
 
     KIND: ClassVar[str] = "explanation"
-    SCHEMA: ClassVar[int] = 1
-    PARTS: ClassVar[tuple[str, ...]] = ("cards",)
+    SCHEMA: ClassVar[int] = 2
+    PARTS: ClassVar[tuple[str, ...]] = ("cards", "scores", "groups")
 
     sae: dict[str, Any]
     """Latents, width, rule, digest, provenance."""
@@ -146,6 +285,14 @@ class Explanation(Result):
     """Fraction of the latents that fire at all."""
     cards: list[Card]
     """A card per latent, in the order of their numbers."""
+    scores: list[Score] = field(default_factory=list)
+    """Every score compared with every control. Empty in files of schema 1."""
+    controls: list[Control] = field(default_factory=list)
+    """What the scores are compared with."""
+    logits: LogitLists | None = None
+    """Whether cards list the tokens that latents write; None where that was not asked."""
+    groups: list[Group] = field(default_factory=list)
+    """Scores by group of latents, where groups were given."""
 
     def __getitem__(self, latent: int) -> Card:
         """Return the card of a latent."""

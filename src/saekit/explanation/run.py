@@ -24,14 +24,14 @@ from ..models.loading import load_language_model
 from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
-from ..rows.tokens import Contexts, token_batches
+from ..rows.tokens import Contexts, places_of, token_batches
 from ..sae.codes import Codes
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of
 from ..settings import Progress, silent, suggest_keywords
 from .examples import Examples, bin_edges
 from .explanation_result import Card, Example, Explanation
-from .halves import context_of, is_labelling, places_of
+from .halves import context_of, is_labelling
 from .settings import ExplainSettings
 
 HELD_CODES = 2**25

@@ -53,7 +53,7 @@ def defer_model(model: LanguageModel | str | os.PathLike[str]) -> DeferredModel:
         load_language_model(files.name)
     digest, folder = files.digest, str(files.stored or files.folder)
     about = {"model": digest, "dtype": _dtype_in(folder), "tokenizer": _digest_tokenizer(folder)}
-    return DeferredModel(files.short_name, digest, about, lambda: _loaded(files.name, digest))
+    return DeferredModel(files.short_name, digest, about, lambda: _loaded(files.address, digest))
 
 
 @functools.lru_cache(maxsize=1)

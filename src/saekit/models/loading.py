@@ -11,6 +11,7 @@ from ..settings import suggest_keywords
 from .language import LanguageModel, is_causal_lm, read_language_model
 from .pretrained import Placement, find_model, read_config
 from .quiet import quiet_transformers
+from .randomized import randomize
 from .vision import VisionModel, looks_at_images, read_vision_model
 
 Dtype = str | torch.dtype | None
@@ -31,8 +32,9 @@ def load_model(
     Parameters
     ----------
     model
-        ``"builtin"``, a folder in the layout of ``save_pretrained``, or a hub name ``owner/name``. A model that is
-        loaded already is returned as it is.
+        ``"builtin"``, a folder in the layout of ``save_pretrained``, or a hub name ``owner/name``; with
+        ``"randomized:"`` (``"randomized-SEED:"``) before it, the same transformer with random weights, see
+        `saekit.models.randomized`. A model that is loaded already is returned as it is.
     vision
         Whether the model is to look at images; None: as its config says. A causal language model that can look at
         images too is loaded as a language model unless True.
@@ -71,7 +73,10 @@ def load_model(
         config = read_config(files)
         if vision is None:
             vision = looks_at_images(config) and not is_causal_lm(config)
-        return read_vision_model(files, config, how) if vision else read_language_model(files, config, how)
+        loaded = read_vision_model(files, config, how) if vision else read_language_model(files, config, how)
+    if files.seed is not None:
+        randomize(loaded.model, files.seed)
+    return loaded
 
 
 def load_language_model(

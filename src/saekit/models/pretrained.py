@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import ConfigError, MissingModelError, ModelError, OfflineError, listed, nearest
 from ..files import digest_bytes, digest_file, local_path
 from ..hub import Unreachable, ask_hub
+from .randomized import prefix_of, randomized_digest, split_prefix
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -166,6 +167,8 @@ class ModelFiles:
     """Commit of a hub model."""
     is_local: bool
     """Whether only local files may be used."""
+    seed: int | None = None
+    """Seed of the random weights that the model gets once it is read; None: it stays as it was trained."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -177,14 +180,28 @@ class ModelFiles:
     @property
     def short_name(self) -> str:
         """The hub name, ``builtin``, or the last part of a path."""
-        return self.name if self.path is None else Path(self.path).name
+        return self.prefix + (self.name if self._folder is None else self._folder.name)
+
+    @property
+    def prefix(self) -> str:
+        """What the name begins with: ``randomized:`` where the model gets random weights."""
+        return "" if self.seed is None else prefix_of(self.seed)
+
+    @property
+    def address(self) -> str:
+        """The name that finds these files again."""
+        return self.prefix + self.name
 
     @property
     def path(self) -> str | None:
-        """The folder, resolved, where the model was asked for by its folder."""
+        """The folder, resolved, where the model was asked for by its folder; with its prefix."""
+        return None if self._folder is None else f"{self.prefix}{self._folder}"
+
+    @property
+    def _folder(self) -> Path | None:
         given = local_path(self.name)
         is_path = self.is_local and self.name != "builtin" and os.path.exists(given)
-        return str(given.resolve()) if is_path else None
+        return given.resolve() if is_path else None
 
     @property
     def stored(self) -> Path | None:
@@ -212,7 +229,8 @@ class ModelFiles:
     @property
     def digest(self) -> str:
         """SHA-256 over the digests of config and weights; of the revision when the files are not at hand."""
-        return _digest(str(self.stored or self.folder), self.revision, self.stamp)
+        digest = _digest(str(self.stored or self.folder), self.revision, self.stamp)
+        return randomized_digest(digest, self.seed) if self.seed is not None else digest
 
 
 @functools.lru_cache(maxsize=16)
@@ -233,7 +251,7 @@ def digest_files(files: Sequence[Path]) -> str:
 
 
 def find_model(model: str | os.PathLike[str]) -> ModelFiles:
-    """Find the files of a model: ``builtin``, a folder, or a hub name.
+    """Find the files of a model: ``builtin``, a folder, or a hub name; ``randomized:`` may stand before it.
 
     Raises
     ------
@@ -242,7 +260,12 @@ def find_model(model: str | os.PathLike[str]) -> ModelFiles:
     ModelError
         There is no such model, or it is gated.
     """
-    name = os.fspath(model)
+    name, seed = split_prefix(os.fspath(model))
+    files = _find(name)
+    return files if seed is None else replace(files, seed=seed)
+
+
+def _find(name: str) -> ModelFiles:
     if name == "builtin":
         return _find_builtin()
     path = local_path(name)
