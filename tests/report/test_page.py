@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fixtures.results import NASTY
+from fixtures.results import NASTY, measured
 from saekit import report
 from saekit.errors import DataError
 
@@ -115,3 +115,31 @@ def test_no_result():
 def test_unknown_kind():
     with pytest.raises(DataError, match=r"of the kinds .*`evaluation`.*; got 'tea'"):
         report.render([{"kind": "tea"}])
+
+
+def test_prose_has_code_and_intervals_in_words_and_no_markup_of_others(evaluation):
+    evaluation["warnings"] = [{"code": "x", "message": f"`a<b` rose by [-0.511, -0.381] {NASTY}; a ` alone"}]
+    text = report.render([evaluation])
+    assert "rose by [−0.511 to −0.381]" in text
+    assert "a ` alone" in text
+    evaluation["warnings"][0]["message"] = "see `a<b` and `c`"
+    assert "see <code>a&lt;b</code> and <code>c</code>" in report.render([evaluation])
+    assert not [tag for tag, _ in Page(text).elements if tag == "b"]
+
+
+def test_parts_come_in_the_order_of_the_questions(evaluation, training, comparison):
+    page = Page(report.render([training, comparison, evaluation]))
+    ids = [attributes["id"] for tag, attributes in page.elements if tag == "section" and "id" in attributes]
+    assert [each for each in ids if not each.startswith("s")] == [
+        "answers", "faithful", "real", "training", "provenance", "glossary",
+    ]  # fmt: skip
+
+
+def test_a_column_in_which_nobody_has_a_value_is_left_out(evaluation):
+    for each in evaluation["entries"]:
+        each["metrics"]["cosine"] = measured(None)
+        for control in each["controls"].values():
+            control["metrics"].pop("cosine", None)
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', report.render([evaluation]))
+    assert "FVU" in heads
+    assert "cosine" not in heads

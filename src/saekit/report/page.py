@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -198,15 +199,20 @@ def _texts(groups: Sequence[Group]) -> Iterator[str]:
             yield from (figure.caption for figure in section.figures)
 
 
-def _prose(text: str) -> Any:
-    """Return text with what stands between backticks as code, and intervals in words."""
-    from markupsafe import Markup, escape
+class _Markup(str):
+    """Text of our own that stands in the page as it is."""
 
-    worded = _INTERVAL.sub(lambda ends: f"[{minus(ends[1])} to {minus(ends[2])}]", plain(text, keep="\n\t"))
-    parts = worded.split("`")
-    if len(parts) % 2 == 0:  # an odd one is a sign of its own
-        return escape(worded)
-    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
+    def __html__(self) -> str:
+        return self
+
+
+def _prose(text: str) -> _Markup:
+    """Return text with what stands between backticks as code, and intervals in words."""
+    safe = escape(plain(text, keep="\n\t"))
+    parts = _INTERVAL.sub(lambda ends: f"[{minus(ends[1])} to {minus(ends[2])}]", safe).split("`")
+    if len(parts) % 2 == 0:  # an odd backtick is a sign of its own
+        return _Markup("`".join(parts))
+    return _Markup("".join(f"<code>{part}</code>" if at % 2 else part for at, part in enumerate(parts)))
 
 
 _INTERVAL = re.compile(r"\[([-+]?[\d.]+), ([-+]?[\d.]+)\]")
