@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -226,6 +227,7 @@ def test_nothing_that_runs_downloaded_code(word):
     assert not used
 
 
+@functools.cache
 def _without_strings(text: str) -> str:
     """Source without docstrings and string constants, which may mention what the code must not do."""
     tree = ast.parse(text)

@@ -12,6 +12,7 @@ import saekit as sk
 from fixtures.known_saes import oracle as oracle
 from fixtures.known_saes import rows as rows
 from fixtures.known_saes import synthetic as synthetic
+from saekit.classification.settings import Budget, ClassifierSettings
 from saekit.errors import PlaceWarning
 from saekit.evaluation.settings import EvaluationSettings
 from saekit.rows import first_use
@@ -103,7 +104,8 @@ def test_classification_and_features_of_texts(tmp_path):
         f"{word} is number {i} of all the words that are written here" for i in range(24) for word in ("this", "that")
     ]
     data = {"text": texts, "label": ["a", "b"] * 24}
-    result = sk.classify(wrong, model="builtin", data=data, split=sk.Split(label="label"))
+    settings = ClassifierSettings(arms=("full",), budget=Budget(C=(1.0,), widen=0))
+    result = sk.classify(wrong, model="builtin", data=data, split=sk.Split(label="label"), settings=settings)
     assert "fvu_above_mean" in codes(result.warnings)
     assert "saekit verify" in str(result.warnings)
     first_use._known.clear()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, SaekitError, listed
 from ..files import write_bytes
@@ -29,6 +30,9 @@ from .parts import Cell, Section, Table
 from .sizes import progressive, size_curve
 from .training import training
 from .transfer import transfer
+
+if TYPE_CHECKING:
+    import jinja2
 
 PAGE = "report.html"
 CARDS = "report-latents"
@@ -124,26 +128,15 @@ def render(results: Sequence[Any], *, title: str = "saekit report", date: str = 
 
 def _built(results: Sequence[Any], *, title: str, date: str, inline: int | None) -> tuple[str, dict[str, str]]:
     """Return the page, and the files that it reads."""
-    import jinja2
-
     shown = [result if isinstance(result, Mapping) else result.to_json() for result in results]
     if not shown:
         raise DataError("a report needs at least one result; got none. Run `saekit evaluate` or `saekit train` first.")
     groups = _groups(shown)
     found = browsers(shown)
     chunks, files = _placed(found, inline)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("saekit", "report/templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        finalize=_shown,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"data_link": _data_link, "prose": _prose}
     first = answers(shown)
     told = " ".join(_texts(groups)) + " ".join(f"{each.unit} {each.how}" for each in first)
-    text = environment.get_template("page.html").render(
+    text = _templates().get_template("page.html").render(
         title=title,
         sentence=sentence(shown, date),
         answers=first,
@@ -154,6 +147,23 @@ def _built(results: Sequence[Any], *, title: str, date: str, inline: int | None)
         data=embedded([LIGHTER.get(str(each["kind"]), dict)(each) for each in shown]),
     )
     return text, files
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """Return the templates: compiled once for all pages."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("saekit", "report/templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"data_link": _data_link, "prose": _prose}
+    return environment
 
 
 def _groups(results: Sequence[Mapping[str, Any]]) -> list[Group]:
