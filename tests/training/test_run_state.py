@@ -83,7 +83,7 @@ def test_kill_nine_at_any_write_then_resume_gives_the_same_bytes(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     # Of a checkpoint the tensors are renamed first, then the index: killed before the one, before the other, and
     # before the bytes of a third are on disk; at last when the SAEs are being saved.
-    kills = [(str(cut), event, count) for event, count in (("replace", 4), ("replace", 5), ("fsync", 7), ("replace", 20))]
+    kills = [(str(cut), *event) for event in (("replace", 4), ("replace", 5), ("fsync", 7), ("replace", 20))]
     assert call_in_forks(CHILD, [(str(whole),), *kills, (str(cut),)]) == [None, *["killed"] * 4, None]
     for name in ("batchtopk-24-k3-seed0", "batchtopk-24-k3-seed1", "relu-24-l1-2-seed0", "relu-24-l1-2-seed1"):
         for file in ("sae.safetensors", "sae.json"):

@@ -136,15 +136,19 @@ def _built(results: Sequence[Any], *, title: str, date: str, inline: int | None)
     chunks, files = _placed(found, inline)
     first = answers(shown)
     told = " ".join(_texts(groups)) + " ".join(f"{each.unit} {each.how}" for each in first)
-    text = _templates().get_template("page.html").render(
-        title=title,
-        sentence=sentence(shown, date),
-        answers=first,
-        groups=groups,
-        browsers=found,
-        index=[{"name": each.name, "index": each.index, "chunks": own} for each, own in zip(found, chunks)],
-        glossary=glossary_of(told),
-        data=embedded([LIGHTER.get(str(each["kind"]), dict)(each) for each in shown]),
+    text = (
+        _templates()
+        .get_template("page.html")
+        .render(
+            title=title,
+            sentence=sentence(shown, date),
+            answers=first,
+            groups=groups,
+            browsers=found,
+            index=[{"name": each.name, "index": each.index, "chunks": own} for each, own in zip(found, chunks)],
+            glossary=glossary_of(told),
+            data=embedded([LIGHTER.get(str(each["kind"]), dict)(each) for each in shown]),
+        )
     )
     return text, files
 
