@@ -9,6 +9,7 @@ from typing import Any
 
 from ..comparison.result import FUNCTION_COLUMNS, FUNCTION_ROWS, Comparison
 from . import charts
+from .numbers import number
 from .parts import (
     Cell,
     Figure,
@@ -17,7 +18,6 @@ from .parts import (
     count_cell,
     facts,
     measured_cell,
-    number,
     number_cell,
     settings_section,
     table_of,
@@ -287,10 +287,8 @@ def _p(value: float | None) -> Cell:
     return Cell("–" if value is None else f"{value:.2g}", value, is_number=value is not None)
 
 
-def lighter(result: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_lists(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a comparison for embedding in a page: long lists with a number per latent give way to their length."""
-    if result.get("kind") != "comparison":
-        return result
     numbers = sum(len(each["found_in"]) for each in result["saes"]) * (len(result["saes"]) + 3)
     if numbers <= MOST_EMBEDDED:
         return result
