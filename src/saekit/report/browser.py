@@ -13,8 +13,11 @@ from ..terminal import escaped
 INLINE = 4096
 """Cards that stand in the page itself; with more, all of them stand in files next to it."""
 
-PER_FILE = 1024
-"""Cards of such a file."""
+INLINE_BYTES = 7_500_000
+"""The same as packed text: a page with its cards stays below 10 MB."""
+
+PER_CHUNK = 1024
+"""Cards that are packed together, and stand in a file together."""
 
 PEAKS = 12
 """Tokens of a latent's contexts that the search looks at."""
@@ -79,12 +82,11 @@ def _browser(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) ->
         "labels": [card["label"] for card in cards],
         "peaks": [_peaks(card) for card in cards],
         "columns": [column.to_json() for column in columns if any(value is not None for value in column.values)],
-        "per": PER_FILE if len(cards) > INLINE else len(cards),
+        "per": PER_CHUNK,
         "seeds": about.n_saes,
         "logits": result.get("logits"),
     }
-    step = index["per"]
-    chunks = [_chunk(cards[at : at + step], about) for at in range(0, len(cards), step)]
+    chunks = [_chunk(cards[at : at + PER_CHUNK], about) for at in range(0, len(cards), PER_CHUNK)]
     return Browser(index["name"], pack(index), chunks, len(cards))
 
 
@@ -99,7 +101,7 @@ def name_of(result: Mapping[str, Any]) -> str:
 
 def pack(value: object) -> str:
     """Return JSON as base64 of gzip: a fifth of the bytes, and no letter that could end a script."""
-    return base64.b64encode(gzip.compress(escaped(value, separators=(",", ":")).encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(escaped(value, separators=(",", ":")).encode(), 6, mtime=0)).decode()
 
 
 def _own_columns(cards: Sequence[Card]) -> list[Column]:

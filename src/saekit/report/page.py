@@ -15,8 +15,9 @@ from ..errors import DataError, SaekitError, listed
 from ..files import write_bytes
 from ..places import Warned
 from ..terminal import escaped, plain
+from . import browser
 from .answers import answers, sentence
-from .browser import INLINE, Browser, browsers
+from .browser import Browser, browsers
 from .classification import classification, classification_summary
 from .comparison import across, comparison, orphans, without_lists
 from .effects import effects, steered
@@ -109,7 +110,7 @@ def write(
     DataError
         A result is of an unknown kind, or there is none.
     """
-    text, files = _built(results, title=title, date=date, inline=INLINE)
+    text, files = _built(results, title=title, date=date, is_whole=False)
     path = Path(folder) / PAGE
     for name, content in files.items():
         write_bytes(path.parent / name, content.encode())
@@ -119,10 +120,10 @@ def write(
 
 def render(results: Sequence[Any], *, title: str = "saekit report", date: str = "") -> str:
     """Return the HTML text of the page, with all cards in it; parameters and errors as in `write`."""
-    return _built(results, title=title, date=date, inline=None)[0]
+    return _built(results, title=title, date=date, is_whole=True)[0]
 
 
-def _built(results: Sequence[Any], *, title: str, date: str, inline: int | None) -> tuple[str, dict[str, str]]:
+def _built(results: Sequence[Any], *, title: str, date: str, is_whole: bool) -> tuple[str, dict[str, str]]:
     """Return the page, and the files that it reads."""
     import jinja2
 
@@ -131,7 +132,7 @@ def _built(results: Sequence[Any], *, title: str, date: str, inline: int | None)
         raise DataError("a report needs at least one result; got none. Run `saekit evaluate` or `saekit train` first.")
     groups = _groups(shown)
     found = browsers(shown)
-    chunks, files = _placed(found, inline)
+    chunks, files = _placed(found, is_whole)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("saekit", "report/templates"),
         autoescape=True,
@@ -174,9 +175,10 @@ def _groups(results: Sequence[Mapping[str, Any]]) -> list[Group]:
     ]
 
 
-def _placed(found: Sequence[Browser], inline: int | None) -> tuple[list[list[str]], dict[str, str]]:
+def _placed(found: Sequence[Browser], is_whole: bool) -> tuple[list[list[str]], dict[str, str]]:
     """Return for each browser its chunks of cards, or the names of the files with them, and these files."""
-    if inline is None or sum(each.n for each in found) <= inline:
+    n, letters = sum(each.n for each in found), sum(len(chunk) for each in found for chunk in each.chunks)
+    if is_whole or (n <= browser.INLINE and letters <= browser.INLINE_BYTES):
         return [[f"data:{chunk}" for chunk in each.chunks] for each in found], {}
     chunks, files = [], {}
     for number, each in enumerate(found):
