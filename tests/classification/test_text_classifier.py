@@ -9,10 +9,13 @@ import re
 import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from fixtures.kills import contents
 from saekit import SAE, load_classifier
+from saekit.classification.decisions import LinearRule
 from saekit.classification.pipeline_file import MOVED, SCHEMA_FILE, TRUSTED
 from saekit.classification.stored_fits import run_jobs
 from saekit.classification.text_classifier import fit_classifier, save_classifier
@@ -52,6 +55,91 @@ def test_saved_classifier_predicts_and_explains(full_run, tmp_path, arm):
     card = json.loads((folder / "classifier.json").read_text())
     assert card["arm"] == arm
     assert card["verdict"] == result.arm(arm).verdict
+
+
+def test_what_is_shown_is_stated_and_a_sparse_arm_carries_more_of_it(full_run, tmp_path):
+    plan, result = full_run
+    folder = save_classifier(fit_classifier(plan, result, "SAE sum"), tmp_path / "c")
+    loaded = load_classifier(folder, model=plan.reader.model)
+    X, rule = loaded.features(["raises an error of invalid"]), loaded.weights()
+    found = loaded.explain("raises an error of invalid", top=3)
+    chosen = loaded.classes.index(found.predicted)
+    added = (rule[0][chosen] - rule[0][1 - chosen]) * X.toarray()[0]
+    largest = sorted(added, key=abs)[-3:]
+    assert found.shown == pytest.approx(sum(largest))
+    assert found.logit_fraction == pytest.approx(sum(largest) / added.sum())
+    assert found.shown_fraction == pytest.approx(sum(map(abs, largest)) / abs(added).sum())
+    assert f"carry {found.shown:+.2f} of the {added.sum():+.2f}" in repr(found)
+
+    about, few = loaded.card["sparse"], found.sparse
+    assert few.n_latents == about["k"] < loaded.sae.n_latents
+    assert few.shown_fraction > found.shown_fraction
+    assert f"by the sparse arm, of {about['k']} latents: {few.predicted}" in repr(found)
+    p = loaded.sparse.predict_proba(X)[0]
+    assert list(few.probabilities.values()) == pytest.approx(p.tolist())
+    assert few.intercept + few.shown + few.rest == pytest.approx(few.logit)
+    assert max(p) == pytest.approx(1 / (1 + math.exp(-few.logit)))
+    # the price: both arms on the test rows of the fold that they were fitted in
+    test = plan.parts[0][0][1]
+    y = plan.data.y[test]
+    texts = [plan.data.texts[row] for row in test]
+    for pipeline, name in ((loaded.pipeline, "full_macro_f1"), (loaded.sparse, "macro_f1")):
+        said = pipeline.predict_proba(loaded.features(texts)).argmax(1)
+        assert about[name]["value"] == pytest.approx(f1_score(y, said, average="macro"), abs=1e-6)
+    assert about["difference"]["value"] == pytest.approx(
+        about["macro_f1"]["value"] - about["full_macro_f1"]["value"], abs=1e-6
+    )
+    shown = [loaded.explain(text, top=about["shown"]) for text in texts[:8]]
+    every = loaded.features(texts[:8])
+    assert np.mean([each.shown_fraction for each in shown]) == pytest.approx(
+        LinearRule.of(loaded.pipeline, loaded.sae.n_latents).shown_fractions(every).mean()
+    )
+    assert about["shown_fraction"] >= about["full_shown_fraction"]
+
+
+def test_the_sparse_arm_is_chosen_within_the_training_rows(full_run):
+    """Labels of test rows do not change it, and it is the smallest within the margin of the best."""
+    plan, result = full_run
+    about = fit_classifier(plan, result, "SAE sum").card["sparse"]
+    y = plan.data.y.copy()
+    y[plan.parts[0][0][1]] = 1 - y[plan.parts[0][0][1]]
+    other = replace(plan, reader=replace(plan.reader, data=replace(plan.data, y=y)))
+    again = fit_classifier(other, result, "SAE sum").card["sparse"]
+    assert [again[key] for key in ("arm", "settings", "inner")] == [about[key] for key in ("arm", "settings", "inner")]
+    assert again["macro_f1"] != about["macro_f1"]
+    inner = list(about["inner"].values())
+    kept = list(about["inner"]).index(about["arm"])
+    assert inner[kept] >= max(inner) - about["margin"]
+    assert all(each < max(inner) - about["margin"] for each in inner[:kept])
+
+
+def test_arms_of_few_latents_need_no_sparse_arm(full_run, tmp_path):
+    plan, result = full_run
+    fitted = fit_classifier(plan, result, "SAE sum k=8")
+    assert fitted.sparse is None
+    assert fitted.explain("raises an error").sparse is None
+    folder = save_classifier(fit_classifier(plan, result, "SAE sum"), tmp_path / "c")
+    save_classifier(fitted, folder)  # over one that has it
+    assert load_classifier(folder, model=plan.reader.model).sparse is None
+
+
+def test_a_classifier_without_a_sparse_arm_is_read(full_run, tmp_path):
+    """As earlier builds wrote them; and a sparse arm that was altered is refused."""
+    plan, result = full_run
+    folder = save_classifier(fit_classifier(plan, result, "SAE sum"), tmp_path / "c")
+    path = folder / "classifier.json"
+    card = json.loads(path.read_text())
+    (folder / "sparse.skops").write_bytes((folder / "classifier.skops").read_bytes())
+    with pytest.raises(FormatError, match="was altered"):
+        load_classifier(folder)
+    (folder / "sparse.skops").unlink()
+    write_sealed(path, {**{key: each for key, each in card.items() if key != "sparse"}, "schema": 2})
+    loaded = load_classifier(folder, model=plan.reader.model)
+    assert loaded.sparse is None
+    assert loaded.explain("raises an error").reasons
+    write_sealed(path, {**card, "sparse": {"k": 3}})
+    with pytest.raises(FormatError, match=r"must hold `sparse\.pipeline`"):
+        load_classifier(folder)
 
 
 def test_the_same_classifier_makes_the_same_bytes(full_run, tmp_path):
@@ -149,7 +237,8 @@ def test_a_classifier_of_the_first_release_is_read(full_run, tmp_path, arm):
         for name, content in files.items():
             changed.writestr(name, schema if name == SCHEMA_FILE else content)
     card = json.loads((folder / "classifier.json").read_text())
-    del card["seal"], card["sae"]
+    del card["seal"], card["sae"], card["sparse"]
+    (folder / "sparse.skops").unlink(missing_ok=True)
     (folder / "classifier.json").write_text(json.dumps({**card, "schema": 1, "pipeline": digest_file(path)}))
     texts = ["the array returns a shape", "raises an error of invalid"]
     loaded = load_classifier(folder, model=plan.reader.model)

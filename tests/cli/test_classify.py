@@ -49,7 +49,7 @@ def sae_folder(tmp_path) -> Path:
 
 def test_classify_report_predict(call, texts, sae_folder):
     common = ("classify", "--model", "builtin", "--sae", sae_folder, "--data", texts, "--group", "pair", *QUICK,
-              "--arms", "majority,words,dense,sparse,full", "--ks", "2,8")  # fmt: skip
+              "--arms", "majority,words,dense,sparse,full", "--ks", "2,8", "--save-arm", "SAE sum")  # fmt: skip
     status, out, err = call(*common, "--out", "found", "--missing")
     assert status == 0, err
     assert out.splitlines() == ["majority", "TF-IDF", "dense sum", "SAE sum k=2", "SAE sum k=8", "SAE sum"]
@@ -80,12 +80,16 @@ def test_classify_report_predict(call, texts, sae_folder):
     status, out, err = call("predict", "found/classifier", "raises an error", "--explain", "--json")
     assert json.loads(out)["predictions"][0]["predicted"] == "bad"
     assert json.loads(out)["predictions"][0]["reasons"][0]["tokens"]
+    assert 0 < json.loads(out)["predictions"][0]["sparse"]["shown_fraction"] <= 1
     status, out, err = call("predict", "found", "raises an error", "--explain")
     assert "intercept" in out
+    assert "latents shown carry" in out
+    assert "by the sparse arm, of" in out
     status, out, err = call("predict", "found", "--data", texts, "--json")
     assert len(json.loads(out)["predictions"]) == 120
     status, out, err = call("predict", "found")
     assert "\nbad\n" in out
+    assert "minus that of all latents" in out
     assert json.loads(call("predict", "found", "--json")[1])["kind"] == "classifier"
 
     assert call(*common, "--seed", 1, "--save-arm", "none", "--out", "again")[0] == 0

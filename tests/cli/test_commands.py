@@ -113,12 +113,23 @@ def test_stability_is_written_and_orphans_are_measured(call, rows, tmp_path):
     assert status == 0
     assert "What orphans are" in Path("run/report.html").read_text()
 
+    two = ("run/topk-32-k4-seed0", "run/topk-32-k4-seed1", "--no-controls", "--out", "run")
+    status, _, err = call("compare", "run", *options, "--out", "run")
+    assert status == 0, err
+    assert Path("run/orphans.json").is_file()  # the same SAEs: it still holds
+    before = Path("run/comparison.json").read_bytes()
+    status, _, err = call("compare", *two)
+    assert status == 0, err
+    assert not Path("run/orphans.json").exists()
+    assert "measured on other SAEs" in err
+    Path("run/comparison.json").write_bytes(before)
+
     first = Path("run/topk-32-k4-seed0")
     stored = SAE.load(first).scores["stability"]
     assert stored.tolist() == pytest.approx(json.loads(Path("run/comparison.json").read_text())["saes"][0]["stability"])
     status, out, _ = call("show", first)
     assert "scores" in out
-    assert "alignment, stability" in out
+    assert "alignment, alignment_self, stability" in out
     assert "compared_with  topk-32-k4-seed1, topk-32-k4-seed2" in out
     options = ("--rows", rows, "--sizes", "8", "--set", "intervals=false", "--set", "sample_rows=60")
     status, out, err = call("prune", first, "--by", "stability", *options, "--out", "small")
@@ -221,6 +232,16 @@ def test_capture_then_train_on_a_language_model(call):
     assert provenance["hook"] == "layers.2"
 
 
+def test_several_layers_are_trained_in_one_command(call, tmp_path):
+    model = ("--model", "builtin", "--data", "builtin", "--set", "stream.block_tokens=2048")
+    status, out, err = call("train", *model, "--layers", "0,2", "--tokens", 2048, *TRAIN, "--out", "run", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert [Path(each["sae"]).parent.name for each in found["saes"]] == ["layers.0", "layers.2"]
+    assert found["out"] == "run"
+    assert [SAE.load(each["sae"]).provenance["layer"] for each in found["saes"]] == [0, 2]
+
+
 def test_show_tells_what_is_in_a_file(call, sae_folder):
     status, out, err = call("show", sae_folder)
     assert (status, err) == (0, "")
@@ -265,7 +286,7 @@ def test_version_and_help(call):
         (("train", "--out", "o", *TRAIN), "must come from --rows or from --model"),
         (("train", "--rows", "R", "--data", "D", "--out", "o", *TRAIN), "`--data` are about --model"),
         (("train", "--model", "M", "--out", "o", *TRAIN), "`--data` must be given with --model"),
-        (("train", "--model", "M", "--data", "D", "--out", "o", *TRAIN), "exactly one of --layer and --hook"),
+        (("train", "--model", "M", "--data", "D", "--out", "o", *TRAIN), "exactly one of --layer, --layers and --hook"),
         (("train", "--rows", "R", "--out", "o", *TRAIN, "--seeds", "a"), "--seeds must be whole numbers"),
         (("train", "--rows", "R", "--out", "o", *TRAIN, "--set", "batchrows=3"), "Did you mean `batch_rows`"),
         (
@@ -276,7 +297,10 @@ def test_version_and_help(call):
             "must increase",
         ),
         (("capture", "--model", "M"), "`--data`, `--out` must be given"),
-        (("capture", "--model", "M", "--data", "D", "--out", "o"), "exactly one of --layer and --hook"),
+        (("capture", "--model", "M", "--data", "D", "--out", "o", "--layers", "1,x"), "--layers must be whole"),
+        (("train", "--model", "M", "--data", "D", "--layers", "1,x", "--out", "o", *TRAIN), "--layers must be whole"),
+        (("train", "--rows", "R", "--layers", "1", "--out", "o", *TRAIN), "`--layers` are about --model"),
+        (("capture", "--model", "M", "--data", "D", "--out", "o"), "exactly one of --layer, --layers and --hook"),
         (("evaluate", "S"), "either --rows, or --model and --data"),
         (("show", "nowhere"), "does not exist"),
         (("report", "nowhere"), "is not a folder"),

@@ -369,3 +369,25 @@ def test_the_beginning_of_a_long_text_is_enough(models, texts, monkeypatch):
         assert (found.ids == whole.ids[:n]).all()
         assert (found.document == whole.document[:n]).all()
     assert seen[0] < 10_100 < len(read[1])
+
+
+@pytest.mark.parametrize("hook", ["layers.2", "layers.2.mlp"])
+def test_blocks_before_the_hook_run_once_per_batch_and_change_no_bit(lm, hook, monkeypatch):
+    sae = random_sae(lm.d_model)
+    settings = EvaluationSettings(hook=hook, tokens=200, max_rows=200, controls=False)
+    ran = []
+    handle = lm.model.model.layers[0].mlp.register_forward_hook(lambda *_: ran.append(1))
+
+    def found():
+        rows = capture(lm, TEXTS, hook=hook, progress=False)
+        ran.clear()
+        return evaluate(sae, rows, model=lm, data=TEXTS, settings=settings, progress=False)
+
+    reused, n_reused = found(), len(ran)
+    monkeypatch.setattr(fidelity.Prefix, "before", lambda *_: fidelity.Prefix(()))
+    whole, n_whole = found(), len(ran)
+    handle.remove()
+    assert reused.metrics == whole.metrics
+    assert (n_reused, n_whole) == (2, 4)  # once, and once more to see that a replayed pass is the same; every variant
+    assert reused.language_model["blocks_reused"] == (3 if hook == "layers.2" else 2)
+    assert whole.language_model["blocks_reused"] == 0

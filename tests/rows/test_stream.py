@@ -15,7 +15,7 @@ from saekit.errors import ConfigError
 from saekit.rows.capture import capture
 from saekit.rows.capture_texts import TextRunner
 from saekit.rows.settings import StreamSettings
-from saekit.rows.stream import StreamRows, stream
+from saekit.rows.stream import HELD_BLOCKS, StreamRows, stream
 
 
 @pytest.fixture(params=[True, False], ids=["prefetch", "no prefetch"])
@@ -117,8 +117,6 @@ def test_a_pass_of_a_stream_ends_after_its_tokens(models, texts):
 
 
 def test_streams_that_cannot_work(models, texts):
-    with pytest.raises(ConfigError, match=r"a stream has one hook; got `layers.0`, `layers.1`"):
-        stream(models["llama"], texts, layer=[0, 1])
     with pytest.raises(ConfigError, match="`block_tokens` must be a whole number from 1"):
         stream(models["llama"], texts, layer=0, settings=StreamSettings(block_tokens=0))
 
@@ -127,3 +125,34 @@ def test_names(models, texts):
     assert saekit.capture is capture
     assert saekit.stream is stream
     assert isinstance(stream(models["llama"], texts, layer=1), StreamRows)
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_streams_of_several_hooks_equal_those_of_one_and_share_their_passes(models, texts, prefetch, monkeypatch):
+    passes = []
+    runs = TextRunner.rows
+    monkeypatch.setattr(TextRunner, "rows", lambda self, contexts: passes.append(1) or runs(self, contexts))
+    settings = StreamSettings(block_tokens=60, prefetch=prefetch)
+    together = stream(models["llama"], texts, layer="all", settings=settings)
+    assert list(together) == ["layers.0", "layers.1", "layers.2"]
+    passes.clear()
+    lists = [itertools.islice(each.batches(16, seed=1), 6) for each in together.values()]
+    batches = list(zip(*lists))
+    n_passes = len(passes)
+    for at, (name, each) in enumerate(together.items()):
+        alone = stream(models["llama"], texts, hook=name, settings=settings)
+        assert alone.info == each.info
+        passes.clear()
+        for one, other in zip(batches, take(alone, 6, batch_rows=16, seed=1), strict=True):
+            assert torch.equal(one[at].x, other.x)
+            assert one[at].next == other.next
+        assert n_passes <= len(passes) + 1  # a block may have been read ahead
+
+
+def test_blocks_that_nobody_takes_are_not_kept(models, texts):
+    first, _ = stream(
+        models["llama"], texts, layer=[0, 1], settings=StreamSettings(block_tokens=20, prefetch=False)
+    ).values()
+    for _ in first.batches(8):
+        pass
+    assert len(first.shared._waiting) <= HELD_BLOCKS

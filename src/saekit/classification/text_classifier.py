@@ -1,7 +1,8 @@
 """A fitted classifier of texts as files: predict, and explain by latents and the tokens where they fired.
 
 The folder holds ``classifier.skops`` (a scikit-learn pipeline without pickle; the types that may be loaded are checked
-against what saekit itself writes), ``sae/`` and ``classifier.json``, which says what it is and how well it did.
+against what saekit itself writes), ``sparse.skops`` (the same of a few latents, where the classifier reads all),
+``sae/`` and ``classifier.json``, which says what it is and how well it did.
 """
 
 from __future__ import annotations
@@ -39,84 +40,25 @@ from ..rows.capture import capture
 from ..rows.pooling import Ask, place_of_pooling, pool_texts
 from ..rows.settings import CaptureSettings
 from ..sae.model import SAE
-from ..terminal import plain
 from .arms import Arm
+from .decisions import TOP_LATENTS, Explanation, Firing, LinearRule, Reason
 from .fit import fit_arm
 from .pipeline_file import dump_pipeline, load_pipeline
 from .plan import Plan
 from .result import ArmScore, Classification
+from .sparse_arm import sparse_arm
 
 CARD = "classifier.json"
 PIPELINE = "classifier.skops"
+SPARSE = "sparse.skops"
 SAE_FOLDER = "sae"
-PARTS = (SAE_FOLDER, PIPELINE)
+PARTS = (SAE_FOLDER, PIPELINE, SPARSE)
 """What must be of the same save as the card."""
-SCHEMA = 2
-"""Version of the layout; schema 2 brought the seal and the digest of the SAE."""
+SCHEMA = 3
+"""Version of the layout; schema 2 brought the seal and the digest of the SAE, schema 3 the sparse arm."""
 
 LABEL_TOKENS = 50_000
 """Tokens of training texts that labels of latents are made from."""
-
-TOP_LATENTS = 10
-"""Latents that the card names for each class."""
-
-
-@dataclass(frozen=True)
-class Firing:
-    """A token where a latent fired."""
-
-    position: int
-    """Place of the token in the text, from 0."""
-    token: str
-    activation: float
-
-
-@dataclass(frozen=True)
-class Reason:
-    """What one latent contributed to a decision."""
-
-    latent: int
-    label: str
-    """Tokens that it responds to, found offline in the training texts."""
-    value: float
-    """Pooled activation in this text."""
-    coefficient: float
-    """Weight for the class, per unit of `value`."""
-    contribution: float
-    """``coefficient * value``: what it adds to the logit of the class."""
-    tokens: tuple[Firing, ...]
-    """Where it fired, strongest first."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why a text was put into a class.
-
-    The logit of the class is `intercept` plus the contributions of all latents; those of `reasons` are the largest in
-    size, `rest` is the sum of the others.
-    """
-
-    text: str
-    predicted: str
-    probabilities: dict[str, float]
-    logit: float
-    intercept: float
-    reasons: tuple[Reason, ...]
-    rest: float
-
-    def __repr__(self) -> str:
-        lines = [f"{self.predicted} ({self.probabilities[self.predicted]:.0%})"]
-        for each in self.reasons:
-            where = ", ".join(f"{firing.token!r}" for firing in each.tokens[:4])
-            lines.append(f"  {each.contribution:+.2f}  latent {each.latent} {each.label}  at {where}")
-        lines.append(f"  {self.rest:+.2f}  all other latents;  {self.intercept:+.2f}  intercept")
-        return "\n".join(map(plain, lines))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        from ..measure.results import to_plain
-
-        return {name: to_plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +87,8 @@ class TextClassifier:
     """What it is: model, data, scores, versions."""
     model: Any = None
     """The language model, or its name."""
+    sparse: Any = field(default=None, repr=False)
+    """The same of a few latents, chosen within the training rows; None where `pipeline` is of a few itself."""
 
     @cached_property
     def _lm(self) -> LanguageModel:
@@ -189,20 +133,8 @@ class TextClassifier:
         Latents that do not reach the classifier have 0. For two classes the logits are those of a softmax with the
         first one's fixed at 0.
         """
-        model = self.pipeline.steps[-1][1]
-        coefficients = np.asarray(model.coef_, dtype=float)
-        columns = np.arange(self.sae.n_latents)
-        for _, step in self.pipeline.steps[:-1]:
-            if hasattr(step, "get_support"):
-                columns = columns[step.get_support()]
-            elif hasattr(step, "scale_"):
-                coefficients = coefficients / step.scale_
-        if len(coefficients) == 1:
-            coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
-        found = np.zeros((len(self.classes), self.sae.n_latents))
-        found[:, columns] = coefficients
-        intercept = np.asarray(model.intercept_, dtype=float).ravel()
-        return found, np.concatenate([[0.0], intercept]) if len(intercept) == 1 else intercept
+        rule = LinearRule.of(self.pipeline, self.sae.n_latents)
+        return rule.coefficients, rule.intercepts
 
     def top_latents(self, n: int = TOP_LATENTS) -> dict[str, list[tuple[int, float, str]]]:
         """Per class the `n` latents that speak for it most: number, coefficient over the mean class, label."""
@@ -221,6 +153,8 @@ class TextClassifier:
         """Return the latents that decided about a text, with the tokens where they fired.
 
         For two classes the logit is that of the predicted class against the other; for more, against the mean class.
+        Where many latents add a little each, those shown may carry little of the logit (``logit_fraction``,
+        ``shown_fraction``); the ``sparse`` part explains the text by the sparse arm, which reads a few latents only.
 
         Parameters
         ----------
@@ -235,18 +169,16 @@ class TextClassifier:
             The text has no tokens.
         """
         X = self.features([text])
-        probabilities = np.asarray(self.pipeline.predict_proba(X))[0]
+        found = self._explained(text, X, self.pipeline, top)
+        return found if self.sparse is None else replace(found, sparse=self._explained(text, X, self.sparse, top))
+
+    def _explained(self, text: str, X: Any, pipeline: Any, top: int) -> Explanation:
+        """Return the latents that decided in one of the pipelines."""
+        rule = LinearRule.of(pipeline, self.sae.n_latents)
+        probabilities = np.asarray(pipeline.predict_proba(X))[0]
         chosen = int(probabilities.argmax())
-        coefficients, intercepts = self.weights()
-        if len(self.classes) == 2:
-            beside, level = coefficients[1 - chosen], intercepts[1 - chosen]
-        else:
-            beside, level = coefficients.mean(0), intercepts.mean()
-        row, intercept = coefficients[chosen] - beside, intercepts[chosen] - level
-        for name, step in self.pipeline.steps[:-1]:
-            if name == "binarize":
-                X = step.transform(X)
-        values = np.asarray(X.todense()).ravel()
+        row, intercept = rule.against_rest(chosen)
+        values = np.asarray(rule.read(X).todense()).ravel()
         contributions = row * values
         largest = np.argsort(-np.abs(contributions), kind="stable")[:top]
         order = [int(j) for j in largest if contributions[j] != 0]
@@ -255,11 +187,20 @@ class TextClassifier:
             Reason(j, self.labels.get(j, ""), float(values[j]), float(row[j]), float(contributions[j]), tuple(fired[j]))
             for j in order
         )
+        total, size = float(contributions.sum()), float(np.abs(contributions).sum())
+        shown = contributions[order]
         return Explanation(
-            text, self.classes[chosen], dict(zip(self.classes, map(float, probabilities))),
-            float(contributions.sum() + intercept), float(intercept), reasons,
-            float(contributions.sum() - sum(each.contribution for each in reasons)),
-        )  # fmt: skip
+            text=text,
+            predicted=self.classes[chosen],
+            probabilities=dict(zip(self.classes, map(float, probabilities))),
+            logit=total + intercept,
+            intercept=intercept,
+            reasons=reasons,
+            rest=total - sum(each.contribution for each in reasons),
+            logit_fraction=float(shown.sum()) / total if total else None,
+            shown_fraction=float(np.abs(shown).sum()) / size if size else None,
+            n_latents=rule.n_selected,
+        )
 
     def _firings(self, text: str, latents: Sequence[int]) -> dict[int, list[Firing]]:
         """Return the tokens where these latents fired, strongest first."""
@@ -332,8 +273,9 @@ def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -
     texts = [data.texts[row] for row in train]
     max_tokens = plan.how.max_tokens
     ask = Ask((found.pool,), sae=sae, hook=origin.hook)
-    X = pool_texts(lm, texts, [ask], max_tokens=max_tokens, cache=plan.reader.cache)[0][found.pool]
-    fitted = fit_arm(found, X, data.y[train], budget=plan.budget, chosen=scored.chosen[0])
+    X = pool_texts(lm, data.texts, [ask], max_tokens=max_tokens, cache=plan.reader.cache)[0][found.pool]
+    fitted = fit_arm(found, X[train], data.y[train], budget=plan.budget, chosen=scored.chosen[0])
+    few = sparse_arm(plan, fitted, X)
     card = {
         "kind": "classifier",
         "schema": SCHEMA,
@@ -350,8 +292,12 @@ def fit_classifier(plan: Plan, result: Classification, arm: str | None = None) -
         "macro_f1": scored.macro_f1.to_json(),
         "difference": scored.difference.to_json(),
         "verdict": scored.verdict,
+        "sparse": None if few is None else few.about,
     }
-    draft = TextClassifier(fitted.pipeline, sae, data.classes, origin.hook, found.pool, max_tokens, {}, card, model)
+    draft = TextClassifier(
+        fitted.pipeline, sae, data.classes, origin.hook, found.pool, max_tokens, {}, card, model,
+        None if few is None else few.pipeline,
+    )  # fmt: skip
     return replace(draft, labels=_latent_labels(lm, draft, texts))
 
 
@@ -394,6 +340,7 @@ def save_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]) 
         The folder.
     """
     folder, data = Path(folder), dump_pipeline(classifier.pipeline)
+    few = None if classifier.sparse is None else dump_pipeline(classifier.sparse)
     top = {
         name: [{"latent": j, "weight": weight, "label": label} for j, weight, label in rows]
         for name, rows in classifier.top_latents().items()
@@ -401,6 +348,7 @@ def save_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]) 
     card = {
         **classifier.card,
         "pipeline": digest_bytes(data),
+        "sparse": None if few is None else {**classifier.card["sparse"], "pipeline": digest_bytes(few)},
         "sae": classifier.sae.digest(),
         "labels": {str(j): label for j, label in classifier.labels.items()},
         "top_latents": top,
@@ -408,6 +356,8 @@ def save_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]) 
     with replaced_together(folder, CARD, PARTS) as next_to:
         classifier.sae.save(next_to(SAE_FOLDER))
         write_bytes(next_to(PIPELINE), data)
+        if few is not None:
+            write_bytes(next_to(SPARSE), few)
         write_sealed(next_to(CARD), card)
     return folder
 
@@ -440,6 +390,7 @@ def load_classifier(folder: str | os.PathLike[str], *, model: Any = None) -> Tex
 def _read(path_of: Callable[[str], Path], model: Any) -> TextClassifier:
     card = _read_card(path_of(CARD))
     pipeline = load_pipeline(path_of(PIPELINE), card["pipeline"])
+    few = card.get("sparse")
     sae = SAE.load(path_of(SAE_FOLDER))
     if card["schema"] > 1 and sae.digest() != card["sae"]:
         raise FormatError(f"`{path_of(SAE_FOLDER)}` must be the SAE of the classifier; {CARD} states another digest.")
@@ -447,6 +398,7 @@ def _read(path_of: Callable[[str], Path], model: Any) -> TextClassifier:
     return TextClassifier(
         pipeline, sae, tuple(card["classes"]), card["hook"], card["pool"],
         card["max_tokens"], labels, card, card["model"]["path"] if model is None else model,
+        None if few is None else load_pipeline(path_of(SPARSE), few["pipeline"]),
     )  # fmt: skip
 
 
@@ -454,6 +406,9 @@ _FORM = {
     "pipeline": str, "labels": dict, "classes": [str], "hook": str, "pool": str, "max_tokens": (COUNT, None),
     "model": {"name": str, "digest": str, "path": str},
 }  # fmt: skip
+
+
+_SPARSE_FORM: tuple[dict[str, Any], dict[str, Any]] = ({}, {"sparse": (dict, None)})
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -466,7 +421,9 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise FormatError(
             f"this classifier has schema {card['schema']}; this saekit reads up to {SCHEMA}. Install the newer release."
         )
-    check_form(card, _FORM | ({"sae": str} if card["schema"] > 1 else {}), path)
+    check_form(card, _FORM | ({"sae": str} if card["schema"] > 1 else {}) | _SPARSE_FORM[card["schema"] > 2], path)
+    if card.get("sparse") is not None:
+        check_form(card["sparse"], {"pipeline": str}, path, "sparse")
     if not all(key.isdecimal() for key in card["labels"]):
         raise FormatError(f"`{path}`: `labels` must be by numbers of latents; got {listed(card['labels'])}.")
     return card

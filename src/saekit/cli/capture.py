@@ -8,8 +8,8 @@ from ..errors import ConfigError
 from ..rows.settings import CaptureSettings
 from .command import Setting, command
 from .console import print_facts, print_json, progress_of, tell
-from .options import Data, Hook, Images, Json, Layer, Model, Out, Text, Tokens
-from .settings import required
+from .options import Data, Hook, Images, Json, Layer, Layers, Model, Out, Text, Tokens
+from .settings import layers_of, required
 
 if TYPE_CHECKING:
     from ..rows.source import Source
@@ -20,6 +20,7 @@ HELP = """Run a language model over texts and store its activations at one modul
   saekit capture --model builtin --data builtin --layer 2 --tokens 200000 --out rows
   saekit capture --model gpt2 --data texts.jsonl.gz --text body --hook h.6.mlp --out rows
   saekit capture --model builtin --data builtin --layer 2 --out rows --set dtype="float32" --set context=256
+  saekit capture --model builtin --data builtin --layers 1,2,3 --out rows      one folder for each layer
   saekit capture --model vit --images photos --layer 6 --out rows        one row per patch, or per image token
 
 An interrupted capture continues where it stopped when it is called again.
@@ -33,6 +34,7 @@ def capture(
     data: Data | None = None,
     images: Images | None = None,
     layer: Layer | None = None,
+    layers: Layers | None = None,
     hook: Hook | None = None,
     tokens: Tokens | None = None,
     text: Text | None = None,
@@ -52,16 +54,22 @@ def capture(
     for option, value in {"--data": data, "--tokens": tokens, "--text": text}.items():
         if images is not None and value is not None:
             raise ConfigError(f"{option} is for texts; --images is given. Leave one of them out.")
-    if (layer is None) == (hook is None):
-        raise ConfigError("exactly one of --layer and --hook must be given: where in the model the rows come from.")
+    for option, value in {"image": image, "limit": limit}.items():
+        if images is None and value is not None:
+            raise ConfigError(f"`{option}` is for images; --images is not given. Leave it out.")
+    if [layer, layers, hook].count(None) != 2:
+        raise ConfigError(
+            "exactly one of --layer, --layers and --hook must be given: where in the model the rows come from."
+        )
+    place: Any = layer if layers is None else layers_of(layers)
     assert model is not None
     with progress_of(json) as progress:
         loaded = load_model(model, vision=images is not None, **settings.placement)
         source: Any = data if images is None else read_images(images, image=image, split=settings.split, limit=limit)
-        rows = run(
+        rows: Source | dict[str, Source] = run(
             loaded,
             source,
-            layer=layer,
+            layer=place,
             hook=hook,
             tokens=tokens,
             text=text or "text",
@@ -76,7 +84,8 @@ def capture(
         print_json(facts)
     else:
         print_facts(facts)
-        tell(f"\nTrain on them: saekit train --rows {out} --arch topk --latents 1024 --k 16 --out run")
+        first = f"{out}/{next(iter(rows))}" if isinstance(rows, dict) else out
+        tell(f"\nTrain on them: saekit train --rows {first} --arch topk --latents 1024 --k 16 --out run")
 
 
 def summary(rows: Source) -> dict[str, Any]:

@@ -205,11 +205,31 @@ def _describe(classifier: Any, json: bool) -> None:
         print_json(card)
         return
     shown = {key: card[key] for key in ("arm", "hook", "pool", "verdict", "saekit")}
-    print_facts({**shown, "model": card["model"]["name"], "macro-F1": card["macro_f1"]["value"]})
+    print_facts({**shown, "model": card["model"]["name"], "macro-F1": card["macro_f1"]["value"], **_sparse_facts(card)})
     for name, rows in classifier.top_latents(5).items():
         say(f"\n{name}")
         for latent, weight, label in rows:
             say(f"  {weight:+.3f}  latent {latent}  {label}")
+
+
+def _sparse_facts(card: dict[str, Any]) -> dict[str, Any]:
+    """Return what is to be told about the sparse arm of a classifier, and its price."""
+    few = card.get("sparse")
+    if few is None:
+        return {}
+    from ..measure.results import Measured
+
+    price = Measured.from_json(few["difference"])
+    return {
+        "sparse arm": f"{few['k']} latents, macro-F1 {few['macro_f1']['value']:.3f} on {few['n_test']:,} test rows; "
+        f"minus that of all latents {price:+.3f}",
+        "shown by --explain": f"{few['shown']} latents with {_percent(few['full_shown_fraction'])} of what moves the "
+        f"logit, {_percent(few['shown_fraction'])} in the sparse arm (mean over the test rows)",
+    }
+
+
+def _percent(fraction: float | None) -> str:
+    return "an unknown part" if fraction is None else f"{fraction:.0%}"
 
 
 def _summary(folders: list[str], out: Path | None, json: bool) -> None:

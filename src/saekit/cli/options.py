@@ -53,6 +53,9 @@ Rows = Annotated[
     ),
 ]
 Layer = Annotated[int, typer.Option("--layer", metavar="L", help="Residual stream after block L, counted from 0.")]
+Layers = Annotated[
+    str, typer.Option("--layers", metavar="L,L", help="Several layers in the same forward passes, 4,8,12 or `all`.")
+]
 Hook = Annotated[str, typer.Option("--hook", metavar="PATH", help="Any module instead of --layer, e.g. layers.6.mlp.")]
 Target = Annotated[
     str,

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ConfigError, FormatError, did_you_mean, listed
 from ..files import read_bytes
@@ -78,6 +78,11 @@ def whole_numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{option} must be whole numbers with commas between them; got `{text}`.") from None
+
+
+def layers_of(text: str) -> list[int] | Literal["all"]:
+    """Return ``"4,8,12"`` as layers, and ``"all"`` as it is; raises `ConfigError` for anything else."""
+    return "all" if text == "all" else whole_numbers(text, "--layers")
 
 
 def floats(text: str, option: str) -> list[float]:

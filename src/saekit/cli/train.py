@@ -26,8 +26,8 @@ from ..training.settings import TrainSettings
 from .command import Setting, Table, command
 from .completion import several_of
 from .console import print_json, print_table, progress_of, tell
-from .options import Data, Hook, Json, Layer, Model, Out, Rows, Text
-from .settings import required
+from .options import Data, Hook, Json, Layer, Layers, Model, Out, Rows, Text
+from .settings import layers_of, required
 
 if TYPE_CHECKING:
     from ..rows.source import Source
@@ -37,6 +37,7 @@ HELP = """Train sparse autoencoders: every architecture and seed sees the same r
 \b
   saekit train --rows rows --arch topk --latents 1024 --k 16 --seeds 0,1,2 --out run
   saekit train --model builtin --data builtin --layer 2 --tokens 500000 --arch topk,relu --latents 1024 --k 16 --out run
+  saekit train --model builtin --data builtin --layers 1,2,3 --tokens 500000 --arch topk --latents 1024 --k 16 --out run
   saekit train --rows X.npy --arch matryoshka --latents 512 --k 16 --lr 1e-3 --batch-rows 512 --out run
   saekit train --rows rows --arch matryoshka --latents 512 --k 16 --set config.sizes=[64,128,512] --out run
   saekit train --config run.toml --resume
@@ -57,7 +58,8 @@ A TOML file holds the same words; [[configs]] repeats, [config] applies to all o
   latents = 1024
   target_l0 = 16
 
-The results are OUT/<arch>-<latents>-…-seed<S>/ (one SAE each), OUT/run.json and OUT/log.jsonl. A run that was
+The results are OUT/<arch>-<latents>-…-seed<S>/ (one SAE each), OUT/run.json and OUT/log.jsonl; with --layers each layer
+has such a folder of its own, OUT/layers.4/ say, and the model runs once for all of them. A run that was
 interrupted, in any way, continues with --resume and ends with the same bits.
 """
 
@@ -71,6 +73,7 @@ def train(
     model: Model | None = None,
     data: Data | None = None,
     layer: Layer | None = None,
+    layers: Layers | None = None,
     hook: Hook | None = None,
     text: Text | None = None,
     arch: Annotated[
@@ -124,7 +127,7 @@ def train(
     wanted = _configs(_Asked(arch, latents, k, lr), config, configs)
     if model is not None and stream.device is None:
         stream = dataclasses.replace(stream, device=settings.device)
-    source = _source(rows, model, _Texts(data, layer, hook, text), tokens, stream)
+    source = _source(rows, model, _Texts(data, layer, layers, hook, text), tokens, stream)
     with progress_of(json) as progress:
         run(
             wanted,
@@ -137,7 +140,7 @@ def train(
             settings=settings,
             progress=progress,
         )
-    _tell_result(str(out), json)
+    _tell_result([f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)], json)
 
 
 class _Asked(NamedTuple):
@@ -190,12 +193,15 @@ class _Texts(NamedTuple):
 
     data: str | None
     layer: int | None
+    layers: str | None
     hook: str | None
     text: str | None
 
 
-def _source(rows: str | None, model: str | None, texts: _Texts, tokens: int | None, settings: StreamSettings) -> Source:
-    """Return rows from a file or folder, or from a model while it trains."""
+def _source(
+    rows: str | None, model: str | None, texts: _Texts, tokens: int | None, settings: StreamSettings
+) -> Source | Mapping[str, Source]:
+    """Return rows from a file or folder, or from a model while it trains; for several layers by name."""
     from ..rows.shards import open_rows
     from ..rows.stream import stream
 
@@ -208,12 +214,14 @@ def _source(rows: str | None, model: str | None, texts: _Texts, tokens: int | No
         return open_rows(rows)
     assert model is not None
     required(texts._asdict(), "data", why="with --model")
-    if (texts.layer is None) == (texts.hook is None):
-        raise ConfigError("exactly one of --layer and --hook must be given with --model.")
-    return stream(
-        model, str(texts.data), layer=texts.layer, hook=texts.hook, text=texts.text or "text", tokens=tokens,
+    if [texts.layer, texts.layers, texts.hook].count(None) != 2:
+        raise ConfigError("exactly one of --layer, --layers and --hook must be given with --model.")
+    layer: Any = texts.layer if texts.layers is None else layers_of(texts.layers)
+    found: Source | Mapping[str, Source] = stream(
+        model, str(texts.data), layer=layer, hook=texts.hook, text=texts.text or "text", tokens=tokens,
         settings=settings,
     )  # fmt: skip
+    return found
 
 
 def _refuse_texts(texts: _Texts, settings: StreamSettings) -> None:
@@ -224,23 +232,31 @@ def _refuse_texts(texts: _Texts, settings: StreamSettings) -> None:
         raise ConfigError(f"{listed(extra)} are about --model; the rows of --rows exist already.")
 
 
-def _tell_result(out: str, json: bool) -> None:
-    """Print the last numbers of every SAE, from the run's own record."""
+def _tell_result(runs: Sequence[str], json: bool) -> None:
+    """Print the last numbers of every SAE, from the runs' own records."""
     from ..training.run_folder import read_record
 
-    record = read_record(Path(out))
-    saes: list[dict[str, Any]] = [{"sae": f"{out}/{name}", **_final(record["final"][name])} for name in record["saes"]]
+    records = {out: read_record(Path(out)) for out in runs}
+    saes: list[dict[str, Any]] = [
+        {"sae": f"{out}/{name}", **_final(record["final"][name])}
+        for out, record in records.items()
+        for name in record["saes"]
+    ]
+    warnings = [warning for record in records.values() for warning in record["warnings"]]
+    whole = str(Path(runs[0]).parent) if len(runs) > 1 else runs[0]
+    first = records[runs[0]]
     if json:
-        print_json({"out": out, "rows": record["rows_seen"], "saes": saes, "warnings": record["warnings"]})
+        print_json({"out": whole, "rows": first["rows_seen"], "saes": saes, "warnings": warnings})
         return
     lines: list[list[str]] = [["", *_FINAL]]
     lines += [[str(sae["sae"]), *("–" if sae[name] is None else f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]
     print_table(lines)
-    tell(_time(record["seconds"]))
-    for warning in record["warnings"]:
+    tell(_time(first["seconds"]))
+    for warning in warnings:
         about = f"{warning['sae']}: " if "sae" in warning else ""
         tell(f"warning: {about}{warning['message']}")
-    tell(f"\nTraining batches only. Measure them: saekit evaluate {out} --model M --data D, or --rows R")
+    for out in runs:
+        tell(f"\nTraining batches only. Measure them: saekit evaluate {out} --model M --data D, or --rows R")
 
 
 _FINAL = ("fvu", "l0", "dead_fraction")

@@ -27,21 +27,21 @@ from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import random_order
-from ..rows.tokens import Contexts, token_batches
+from ..rows.tokens import Contexts, places_of, token_batches
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of, named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .coactivation import coactive
 from .controls import MADE, random_directions, sampled_rows, trained
 from .explanation_result import Card, Cluster, Control, Example, Explanation
+from .firing_windows import TokenVectors
 from .firings import Firings, FiringsWriter, bin_edges, by_fifths, strongest
-from .halves import context_of, places_of
+from .halves import context_of
 from .layout import Layout
 from .nulls import SHUFFLED, Scored, compare_scores, percentiles
 from .responses import BETTER, KINDS, Responses, responses
 from .settings import ExplainSettings
 from .window_scores import WindowScores, window_scores
-from .windows import TokenVectors
 
 HELD_ROWS = 2**27
 """Numbers in rows that are kept for the controls (0.5 GB); with more the model runs again for each of them."""

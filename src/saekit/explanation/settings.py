@@ -111,3 +111,45 @@ class ExplainSettings:
         check_whole("explain", least=0, sample=self.sample, neighbours=self.neighbours, seed=self.seed)
         if self.latents is not None and not all(is_whole(each) and each >= 0 for each in self.latents):
             raise ConfigError(f"explain: `latents` must be whole numbers from 0; got {self.latents!r}.")
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """On how much a language model tests labels, and how an endpoint is asked."""
+
+    judge_model: str | None = None
+    """Name of the model, where --judge or --explain-with is the address of an endpoint [none]."""
+    judge_latents: int = 50
+    """Maximum number of latents whose labels are tested [50]."""
+    judge_windows: int = 20
+    """Number of windows in which a latent fires, and of as many in which it does not [20]."""
+    judge_scores: tuple[str, ...] = ("detection", "fuzzing")
+    """Tests: detection (does the label fit the text?), fuzzing (does it fit the marked words?) [detection,fuzzing]."""
+    judge_examples: int = 12
+    """Number of examples from which a label is written [12]."""
+    judge_key: str = "OPENAI_API_KEY"
+    """Name of the environment variable with the key of the endpoint, where it needs one [OPENAI_API_KEY]."""
+    max_concurrency: int = 4
+    """Maximum number of requests at once [4]."""
+    timeout: float = 60.0
+    """Seconds until a request counts as failed [60]."""
+    retries: int = 4
+    """Maximum number of repeats of a failed request, after longer and longer waits [4]."""
+
+    def __post_init__(self) -> None:
+        check_whole("judge", judge_latents=self.judge_latents, judge_examples=self.judge_examples)
+        check_whole("judge", max_concurrency=self.max_concurrency)
+        check_whole("judge", 2, judge_windows=self.judge_windows)
+        check_whole("judge", 0, retries=self.retries)
+        if self.max_concurrency > 256 or self.retries > 20:
+            raise ConfigError(
+                "judge: `max_concurrency` must be at most 256 and `retries` at most 20; got "
+                f"{self.max_concurrency} and {self.retries}."
+            )
+        if not self.judge_scores:
+            raise ConfigError("judge: `judge_scores` must name at least one test; got none.")
+        for each in self.judge_scores:
+            check_choice("judge", ("detection", "fuzzing"), judge_scores=each)
+        if not is_number(self.timeout) or not 0 < self.timeout <= 3600:
+            raise ConfigError(f"judge: `timeout` must be seconds from above 0 to 3600; got {self.timeout!r}.")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..measure.token_statistics import TOKEN_BITS, summed
 from .clusters import separation
+from .firing_windows import EXAMPLES, TokenVectors, Windows, windows_of
 from .firings import Firings
 from .layout import LABELLING, SCORING, Layout
-from .windows import EXAMPLES, TokenVectors, Windows, windows_of
 
 LEAST = 4
 """Fewer windows of a kind than this, and a latent has no score of it."""

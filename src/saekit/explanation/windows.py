@@ -1,171 +1,217 @@
-"""Windows of tokens around firings, and windows like them in which a latent does not fire.
+"""Windows of tokens to test labels on: one rule for those where a latent fires and those where it does not.
 
-A window lies anywhere around its firing, and a negative window has length and offset of a positive one, so that these
-say nothing. Half of the negatives are from anywhere; half hold the token of a firing at the same offset, where the
-latent does not fire: what the token alone would tell is told apart from what its context tells.
+A window that holds a firing has it at a random offset; every window without one takes the offset, the length and the
+marks of one with. Who sees offsets, lengths and marks alone can tell nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+import scipy.sparse
 
-from ..models.language import LanguageModel
 from ..randomness import hashed_key
-from .firings import Firings, drawn
-from .layout import Layout
+from ..rows.tokens import Contexts
+from .halves import is_labelling
 
-EXAMPLES = 20
-"""Firings of each half that are looked at, for each latent, and as many windows without one."""
+CANDIDATES = 8192
+"""Tokens of the scoring half around which windows without a firing are looked for, the same for all latents."""
 
-TRIES = 6
-"""Candidates for every negative window."""
+MARKED = 0.3
+"""Tokens are marked from this fraction of the largest code in their window, by magnitude."""
 
-DIMENSIONS = 128
-"""Maximum width of the vectors of tokens; wider ones are projected at random."""
+SHINGLE = 8
+"""Tokens of the runs by which near-duplicate documents are found."""
 
-SMOOTHING = 1e-3
-"""Weight of a token is ``s / (s + frequency)`` (Arora, Liang & Ma 2017, *A simple but tough-to-beat baseline for
-sentence embeddings*)."""
+ALIKE = 0.5
+"""Fraction of its runs of tokens from which a document counts as a near-duplicate."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A run of tokens, some of them marked."""
+
+    fires: bool
+    """Whether the latent fires in it."""
+    hard: bool
+    """Of one without a firing: whether it was chosen because it resembles those with one."""
+    document: int
+    """Number of the text."""
+    start: int
+    """Its first token among all."""
+    marks: tuple[bool, ...]
+    """For each token whether it is marked; of a window without a firing, as in one with."""
+
+    @property
+    def stop(self) -> int:
+        """The end of its tokens."""
+        return self.start + len(self.marks)
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
-    """Windows of several latents."""
+class Firings:
+    """Where some latents fire, sorted by latent and token."""
 
-    row: np.ndarray
-    """Which of the latents, int64 ``[n]``."""
-    number: np.ndarray
-    """Number of the window among those of its latent, half and kind; a negative has that of its positive."""
-    half: np.ndarray
-    """`LABELLING` or `SCORING`."""
-    is_positive: np.ndarray
-    """Whether it is around a firing."""
-    start: np.ndarray
-    """First token."""
-    length: np.ndarray
-    """Number of tokens."""
-    offset: np.ndarray
-    """Where the firing is, or would be, in the window."""
+    latent: np.ndarray
+    token: np.ndarray
     value: np.ndarray
-    """Code of the firing; 0 for a negative."""
 
-    def pick(self, mask: np.ndarray) -> Windows:
-        """Return some of the windows."""
-        return Windows(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
-
-    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all tokens of the windows, one after another, and where each begins."""
-        starts = np.concatenate([[0], np.cumsum(self.length)]).astype(np.int64)
-        within = np.arange(starts[-1]) - np.repeat(starts[:-1], self.length)
-        return np.repeat(self.start, self.length) + within, starts
+    def of(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens at which a latent fires, and its codes there."""
+        first, last = np.searchsorted(self.latent, [latent, latent + 1])
+        return self.token[first:last], self.value[first:last]
 
 
-def around(layout: Layout, token: np.ndarray, length: int, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return start and length of a window around each token, placed by numbers in [0, 1)."""
-    first, stop = layout.first[token], layout.stop[token]
-    size = np.minimum(length, stop - first)
-    low, high = np.maximum(first, token - size + 1), np.minimum(token, stop - size)
-    return low + (uniform * (high - low + 1)).astype(np.int64), size
+class Halves:
+    """The documents of a corpus in halves, without those of the scoring half that are nearly in the other."""
 
+    def __init__(self, contexts: Contexts, length: int, seed: int) -> None:
+        self.contexts, self.length, self.seed = contexts, length, seed
+        documents, number = np.unique(contexts.document, return_inverse=True)
+        labelling = np.array([is_labelling(int(each)) for each in documents], bool)
+        real = contexts.position >= 0
+        twins = near_duplicates(contexts.ids, number, labelling)
+        self.n_duplicates = int((twins & ~labelling).sum())
+        self.labelling = labelling[number] & real
+        self.scoring = (~labelling & ~twins)[number] & real
+        self.first, self.last = _runs(contexts)
+        usable = np.flatnonzero(self.scoring)
+        generator = np.random.Generator(np.random.PCG64([seed, 61]))
+        self.candidates = np.sort(generator.permutation(usable)[:CANDIDATES])
+        self.bags = self._bags(self.candidates)
 
-def windows_of(firings: Firings, latents: np.ndarray, layout: Layout, length: int, seed: int) -> Windows:
-    """Return windows of some latents: up to `EXAMPLES` of each half that hold a firing, and as many that do not."""
-    tokens = [np.flatnonzero(layout.half == half) for half in (0, 1)]
-    found: list[list[np.ndarray]] = []
-    for row, latent in enumerate(latents.tolist()):
+    def _bags(self, tokens: np.ndarray) -> scipy.sparse.csr_matrix:
+        """Return unit vectors of the tokens around some tokens, each weighed by its rarity."""
+        ids, half = self.contexts.ids, self.length // 2
+        spans = [np.arange(max(self.first[t], t - half), min(self.last[t], t + half + 1)) for t in tokens]
+        where = np.concatenate(spans) if spans else np.zeros(0, np.int64)
+        row = np.repeat(np.arange(len(spans)), [len(span) for span in spans])
+        counts = np.bincount(ids, minlength=int(ids.max(initial=0)) + 1)
+        weight = np.log(len(ids) / np.maximum(counts, 1))[ids[where]]
+        bags = scipy.sparse.csr_matrix((weight, (row, ids[where])), shape=(len(spans), len(counts)))
+        norms = np.sqrt(np.asarray(bags.multiply(bags).sum(1)).ravel())
+        return scipy.sparse.diags_array(1 / np.maximum(norms, 1e-12)) @ bags
+
+    def labelling_windows(self, latent: int, firings: Firings, n: int) -> list[Window]:
+        """Return windows of the labelling half in which a latent fires: half of them its strongest, one per text."""
         token, value = firings.of(latent)
-        half = layout.half[token]
-        random = np.random.Generator(np.random.PCG64(hashed_key("windows", seed, latent, n_bytes=8)))
-        for which in (0, 1):
-            mine = np.flatnonzero(half == which)
-            if not len(mine):
+        mine = self.labelling[token]
+        generator = np.random.Generator(np.random.PCG64([self.seed, 67, latent]))
+        strongest = np.argsort(-np.abs(value[mine]), kind="stable")
+        order = np.concatenate([strongest[: n // 2], generator.permutation(strongest[n // 2 :])])
+        return self._firing(token[mine][order], value[mine][order], firings.of(latent), n, generator)
+
+    def scoring_windows(self, latent: int, firings: Firings, n: int) -> list[Window]:
+        """Return up to `n` windows of the scoring half with a firing and as many without, in random order.
+
+        Half of those without are any, half the most similar to those with; none where there are no two of each.
+        """
+        token, value = firings.of(latent)
+        mine = self.scoring[token]
+        generator = np.random.Generator(np.random.PCG64([self.seed, 71, latent]))
+        order = generator.permutation(int(mine.sum()))
+        fire = self._firing(token[mine][order], value[mine][order], firings.of(latent), n, generator)
+        both = [each for pair in self._pairs(fire, token, generator) for each in pair]
+        return [both[i] for i in generator.permutation(len(both))] if len(both) >= 4 else []
+
+    def _firing(
+        self,
+        token: np.ndarray,
+        value: np.ndarray,
+        every: tuple[np.ndarray, np.ndarray],
+        n: int,
+        generator: np.random.Generator,
+    ) -> list[Window]:
+        """Return windows around firings, in their order and at most one per text, at random offsets."""
+        found: dict[int, Window] = {}
+        for t in token.tolist():
+            document = int(self.contexts.document[t])
+            if document in found:
                 continue
-            mine = mine[drawn(token[mine], latent, EXAMPLES, seed)]
-            peak = token[mine].astype(np.int64)
-            start, size = around(layout, peak, length, random.random(len(peak)))
-            n = len(peak)
-            found.append(_entry(row, which, True, (start, size, peak - start, value[mine])))
-            peaks = _silent(firings, latent, layout, tokens[which], (peak, start, size), random)
-            kept = peaks >= 0
-            negative = (peaks - (peak - start), size, peak - start, np.zeros(n, np.float32))
-            found.append([each[kept] for each in _entry(row, which, False, negative)])
-    if not found:
-        whole = np.zeros(0, np.int64)
-        return Windows(whole, whole, whole, whole.astype(bool), whole, whole, whole, whole.astype(np.float32))
-    return Windows(*(np.concatenate(each) for each in zip(*found, strict=True)))
+            length = min(self.length, int(self.last[t] - self.first[t]))
+            least, most = max(self.first[t], t - length + 1), min(t, self.last[t] - length)
+            start = int(generator.integers(least, most + 1))
+            first, last = np.searchsorted(every[0], [start, start + length])
+            size = np.zeros(length)
+            size[every[0][first:last] - start] = np.abs(every[1][first:last])
+            marks = tuple((size >= MARKED * size.max()).tolist())
+            found[document] = Window(True, False, document, start, marks)
+            if len(found) == n:
+                break
+        return list(found.values())
+
+    def _pairs(
+        self, fire: list[Window], token: np.ndarray, generator: np.random.Generator
+    ) -> Iterator[tuple[Window, Window]]:
+        """Yield each window with a firing with one without, of another text each; those that find none are left out."""
+        if not fire:
+            return
+        peaks = np.array([each.start + _anchor(each) for each in fire])
+        like = np.asarray(self.bags @ self._bags(peaks).sum(0).T).ravel()
+        orders = {
+            True: self.candidates[np.argsort(-like, kind="stable")],
+            False: generator.permutation(self.candidates),
+        }
+        used: set[int] = set()
+        at = {True: 0, False: 0}
+        for number, model in enumerate(fire):
+            hard = number % 2 == 1
+            while at[hard] < len(orders[hard]):
+                t = int(orders[hard][at[hard]])
+                at[hard] += 1
+                start = t - _anchor(model)
+                stop, document = start + len(model.marks), int(self.contexts.document[t])
+                inside = self.first[t] <= start and stop <= self.last[t]
+                silent = np.searchsorted(token, start) == np.searchsorted(token, stop)
+                if inside and silent and document not in used:
+                    used.add(document)
+                    yield model, Window(False, hard, document, start, model.marks)
+                    break
 
 
-def _entry(row: int, half: int, is_positive: bool, rest: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-    n = len(rest[0])
-    return [np.full(n, row), np.arange(n), np.full(n, half), np.full(n, is_positive), *rest]
+def _anchor(window: Window) -> int:
+    """Return the offset of the first mark."""
+    return window.marks.index(True)
 
 
-def _silent(
-    firings: Firings,
-    latent: int,
-    layout: Layout,
-    tokens: np.ndarray,
-    positive: tuple[np.ndarray, np.ndarray, np.ndarray],
-    random: np.random.Generator,
-) -> np.ndarray:
-    """Return a token for each positive window around which one at the same offset is silent; -1 for none."""
-    peak, start, size = positive
-    n, offset = len(peak), (peak - start)[:, None]
-    uniform = random.random((n, 2 * TRIES))
-    anywhere = tokens[(uniform[:, :TRIES] * len(tokens)).astype(np.int64)]
-    same = layout.occurrences(layout.ids[peak], int(layout.half[peak[0]]), uniform[:, TRIES:])
-    same[: n // 2] = -1  # the first half of the negatives are from anywhere
-    candidate = np.concatenate([same, anywhere], 1)
-    begin = candidate - offset
-    fits = (candidate >= 0) & (begin >= layout.first[candidate]) & (begin + size[:, None] <= layout.stop[candidate])
-    fires = firings.fires_within(latent, begin.ravel(), (begin + size[:, None]).ravel()).reshape(begin.shape)
-    good = fits & ~fires
-    return np.where(good.any(1), candidate[np.arange(n), good.argmax(1)], -1)
+def _runs(contexts: Contexts) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each token where the run of one text in one context around it begins and ends, added tokens apart."""
+    n = len(contexts.ids)
+    context = np.repeat(np.arange(len(contexts)), contexts.lengths())
+    key = np.stack([context, contexts.document, contexts.position >= 0])
+    new = np.ones(n, bool)
+    new[1:] = (key[:, 1:] != key[:, :-1]).any(0)
+    begins = np.flatnonzero(new)
+    run = np.cumsum(new) - 1
+    ends = np.append(begins[1:], n)
+    return begins[run], ends[run]
 
 
-class TokenVectors:
-    """Vectors of tokens and of windows, from the model's table of embeddings: what the SAE reads comes later.
+def near_duplicates(ids: np.ndarray, number: np.ndarray, labelling: np.ndarray) -> np.ndarray:
+    """Return which documents have at least half of their runs of `SHINGLE` tokens in a document of the labelling half.
 
-    A window is the mean of the vectors of its tokens, frequent tokens weighing less, less the mean over all tokens.
-    Where the model has no table, tokens get random vectors: then windows are alike as far as they share tokens.
+    Parameters
+    ----------
+    ids, number
+        Tokens, and the number of the document of each, ascending.
+    labelling
+        For each document whether it is of the labelling half.
     """
-
-    def __init__(self, lm: LanguageModel, layout: Layout) -> None:
-        generator = torch.Generator().manual_seed(0)
-        counts = np.bincount(layout.ids[layout.half >= 0], minlength=layout.n_words).astype(np.float64)
-        frequency = torch.from_numpy(counts / max(counts.sum(), 1.0)).float()
-        if lm.vocabulary is None:
-            table = torch.randn(layout.n_words, DIMENSIONS, generator=generator)
-        else:
-            table = lm.model.get_input_embeddings().weight.detach()[: layout.n_words].float().cpu()  # type: ignore[operator]
-            if table.shape[1] > DIMENSIONS:
-                table = table @ torch.randn(table.shape[1], DIMENSIONS, generator=generator)
-        self.layout = layout
-        self.weight = SMOOTHING / (SMOOTHING + frequency)
-        mean = (frequency * self.weight) @ table / (frequency * self.weight).sum()
-        self.table = table - mean
-
-    @property
-    def width(self) -> int:
-        """Width of the vectors."""
-        return self.table.shape[1]
-
-    def of_tokens(self, token: np.ndarray) -> torch.Tensor:
-        """Return the vectors of the tokens at some places, of length 1."""
-        return torch.nn.functional.normalize(self.table[torch.from_numpy(self.layout.ids[token])], dim=1)
-
-    def of_windows(self, windows: Windows, *, masked: bool) -> torch.Tensor:
-        """Return the vectors of windows, of length 1; `masked`: without the token of the firing, wherever it stands."""
-        tokens, starts = windows.tokens()
-        ids = torch.from_numpy(self.layout.ids[tokens])
-        weight = self.weight[ids]
-        if masked:
-            peak = np.repeat(self.layout.ids[windows.start + windows.offset], windows.length)
-            weight = torch.where(ids == torch.from_numpy(peak), torch.zeros(()), weight)
-        bags = torch.nn.functional.embedding_bag(
-            ids, self.table, torch.from_numpy(starts[:-1]), mode="sum", per_sample_weights=weight
-        )
-        return torch.nn.functional.normalize(bags, dim=1)
+    n_documents, n = len(labelling), len(ids)
+    sizes = np.bincount(number, minlength=n_documents)
+    run = np.minimum(SHINGLE, sizes)[number]  # shorter documents are one run
+    begins = np.concatenate([[0], np.cumsum(sizes)])[number]
+    within = np.arange(n) - begins + run <= sizes[number]
+    with np.errstate(over="ignore"):
+        mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(hashed_key("shingle", n_bytes=8) | 1)
+        key = run.astype(np.uint64)
+        for step in range(SHINGLE):
+            there = np.minimum(np.arange(n) + step, n - 1)
+            key = np.where(step < run, (key ^ mixed[there]) * np.uint64(0x9E3779B97F4A7C15), key)
+            key ^= key >> np.uint64(29)
+    seen = np.isin(key, np.unique(key[within & labelling[number]])) & within
+    return np.bincount(number[seen], minlength=n_documents) >= ALIKE * np.maximum(
+        np.bincount(number[within], minlength=n_documents), 1
+    )

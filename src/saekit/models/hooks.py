@@ -158,12 +158,12 @@ def _check_one_given(layer: Any, hook: Any) -> None:
 
 def find_hooks(
     model: nn.Module,
-    layer: int | Sequence[int] | None,
+    layer: int | Sequence[int] | Literal["all"] | None,
     hook: str | Hook | Sequence[str | Hook] | None,
     *,
     site: Site = "resid",
 ) -> tuple[Hook, ...]:
-    """Find the modules that one or several layer numbers, or names, mean; see `find_hook`.
+    """Find the modules that one or several layer numbers, or names, mean; see `find_hook`. ``"all"``: every block.
 
     Raises
     ------
@@ -173,6 +173,8 @@ def find_hooks(
         Neither or both of `layer` and `hook` are given, two of them are the same, or there are none.
     """
     _check_one_given(layer, hook)
+    if layer == "all":
+        layer = range(len(blocks(model)[1]))
     if hook is None:
         found = tuple(find_hook(model, layer=each, site=site) for each in _as_list(layer))
     else:
@@ -186,7 +188,12 @@ def find_hooks(
 
 
 def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+    return list(value) if isinstance(value, list | tuple | range) else [value]
+
+
+def are_several(layer: object, hook: object) -> bool:
+    """Return whether a list of layers or hooks is given, even of one, or all of them."""
+    return layer == "all" or isinstance(layer if hook is None else hook, list | tuple | range)
 
 
 def _by_path(model: nn.Module, hook: str) -> Hook:

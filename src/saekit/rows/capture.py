@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ..files import locked_folder
 from ..inputs.images import are_images, read_images
 from ..inputs.records import repeatable
 from ..interruption import Interruption, noted_interrupts
-from ..models.hooks import Hook, find_hooks
+from ..models.hooks import Hook, are_several, find_hooks
 from ..models.language import LanguageModel
 from ..models.loading import load_model
 from ..models.pretrained import DTYPES, PretrainedModel, as_dtype
@@ -100,7 +100,7 @@ def capture(
     model: str | os.PathLike[str] | LanguageModel | VisionModel,
     data: Data,
     *,
-    layer: Sequence[int] | None = None,
+    layer: Sequence[int] | Literal["all"] | None = None,
     hook: Sequence[str | Hook] | None = None,
     tokens: int | None = None,
     text: str = "text",
@@ -114,7 +114,7 @@ def capture(
     model: str | os.PathLike[str] | LanguageModel | VisionModel,
     data: Data,
     *,
-    layer: int | Sequence[int] | None = None,
+    layer: int | Sequence[int] | Literal["all"] | None = None,
     hook: str | Hook | Sequence[str | Hook] | None = None,
     tokens: int | None = None,
     text: str = "text",
@@ -133,7 +133,8 @@ def capture(
         Texts as `read_texts` takes them (``"builtin"``, a file, a hub data set, a list of texts), or images as
         `read_images` takes them (a folder, an array, a list of images); of a name, the model's type decides which.
     layer
-        Number of a block, from 0: the residual stream after it. A list of layers gives a dictionary of sources.
+        Number of a block, from 0: the residual stream after it. A list of layers, or ``"all"``,
+        gives a dictionary of sources.
     hook
         Instead of `layer`: a short name such as ``"layers.2.mlp"``, or the path of any module; or a list.
     tokens
@@ -191,7 +192,7 @@ def capture(
         reader = ImageReader(loaded, images, hooks, dtype, settings.patches)
     else:
         reader = open_texts(TextRunner(loaded, hooks, dtype, settings), data, text=text, tokens=tokens)
-    several = isinstance(layer if hook is None else hook, list | tuple)
+    several = are_several(layer, hook)
     recording = Recording(reader, loaded, hooks, several=several, tokens=tokens, dtype=dtype, settings=settings)
     if out is None:
         sources = recording.run(None, progress or silent)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 
-from ..errors import ConfigError, listed
 from ..files import digest_bytes
 from ..inputs.records import repeatable
-from ..models.hooks import Hook, find_hooks
+from ..models.hooks import Hook, are_several, find_hooks
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..models.pretrained import dtype_name
@@ -22,15 +23,19 @@ from ..places import without_locations
 from ..randomness import random_order
 from ..sae.finite import check_finite
 from ..settings import check_whole, suggest_keywords
-from .capture_texts import TextRunner, open_texts
+from .capture_texts import TextReader, TextRunner, open_texts
 from .outliers import OutlierFilter
 from .settings import StreamSettings
 from .shuffle import read_ahead, read_batches
-from .source import Batch, Block, check_reading, rows_in_words
+from .source import Batch, Block, Columns, check_reading, rows_in_words
 from .tokens import Contexts
 
+HELD_BLOCKS = 8
+"""Maximum number of blocks that are kept for the other hooks: more than `train` reads before its first step. One that
+was dropped is computed again."""
 
-@suggest_keywords
+
+@overload
 def stream(
     model: str | os.PathLike[str] | LanguageModel,
     data: str | os.PathLike[str] | Iterable[object],
@@ -39,9 +44,34 @@ def stream(
     hook: str | Hook | None = None,
     tokens: int | None = None,
     text: str = "text",
+    settings: StreamSettings = ...,
+) -> StreamRows: ...
+@overload
+def stream(
+    model: str | os.PathLike[str] | LanguageModel,
+    data: str | os.PathLike[str] | Iterable[object],
+    *,
+    layer: Sequence[int] | Literal["all"] | None = None,
+    hook: Sequence[str | Hook] | None = None,
+    tokens: int | None = None,
+    text: str = "text",
+    settings: StreamSettings = ...,
+) -> dict[str, StreamRows]: ...
+@suggest_keywords
+def stream(
+    model: str | os.PathLike[str] | LanguageModel,
+    data: str | os.PathLike[str] | Iterable[object],
+    *,
+    layer: int | Sequence[int] | Literal["all"] | None = None,
+    hook: str | Hook | Sequence[str | Hook] | None = None,
+    tokens: int | None = None,
+    text: str = "text",
     settings: StreamSettings = StreamSettings(),
-) -> StreamRows:
+) -> StreamRows | dict[str, StreamRows]:
     """Return rows that are computed while they are read, so that nothing is stored.
+
+    Several hooks share every forward pass, as long as they are read side by side (as `train` reads them); the rows of
+    each are bitwise those of a stream of its own.
 
     Parameters
     ----------
@@ -55,6 +85,7 @@ def stream(
     Returns
     -------
     StreamRows
+        For a list of layers or hooks a dictionary from the hooks' names (``"layers.2"``) to streams.
 
     Raises
     ------
@@ -64,22 +95,27 @@ def stream(
     check_whole("stream", tokens=tokens)
     lm = load_language_model(model, **settings.placement)
     hooks = find_hooks(lm.model, layer, hook, site=settings.site)
-    if len(hooks) > 1 or isinstance(layer if hook is None else hook, list | tuple):
-        raise ConfigError(f"a stream has one hook; got {listed(found.name for found in hooks)}. Use `capture`.")
-    data = repeatable(data)
     runner = TextRunner(lm, hooks, lm.row_dtype, settings)
-    reader = open_texts(runner, data, text=text, tokens=tokens)
-    (sample,) = reader.sample()
+    reader = open_texts(runner, repeatable(data), text=text, tokens=tokens)
+    samples = reader.sample()
+    shared = SharedBlocks(runner, reader.contexts.pick(range(reader.enough)))
+    streams = {each.name: _stream_at(reader, shared, at, samples[at]) for at, each in enumerate(hooks)}
+    several = are_several(layer, hook)
+    return streams if several else streams[hooks[0].name]
+
+
+def _stream_at(reader: TextReader, shared: SharedBlocks, at: int, sample: Columns) -> StreamRows:
+    """Return the rows at one of the hooks."""
+    runner, contexts, settings = shared.runner, shared.contexts, shared.settings
     for x in sample.matrices:
         check_finite(x.float(), 0, "the stream")
     keep = OutlierFilter.measured(settings.outliers, sample.x)
-    contexts = reader.contexts.pick(range(reader.enough))
     n_kept = int(runner.n_rows(contexts).sum())
     special = {"skipped": settings.skip_special, "n": int((contexts.position < 0).sum())}
     info = {
         "kind": "stream",
-        **lm.info,
-        **hooks[0].info,
+        **runner.lm.info,
+        **runner.hooks[at].info,
         **reader.info(),
         "filters": {"special": special, "outliers": None if keep is None else keep.info()},
         "d_in": sample.x.shape[1],
@@ -91,13 +127,53 @@ def stream(
     }
     digest = digest_bytes(json.dumps(without_locations(info), sort_keys=True).encode())
     return StreamRows(
-        runner=runner,
-        contexts=contexts,
+        shared=shared,
+        at=at,
         info={**info, "digest": digest},
         keep=keep,
         block_contexts=max(1, round(settings.block_tokens * len(contexts) / max(len(contexts.ids), 1))),
         prefetch=settings.prefetch,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class SharedBlocks:
+    """Blocks of rows at several hooks: one forward pass for all who read the same block."""
+
+    runner: TextRunner
+    contexts: Contexts
+    _waiting: dict[tuple[int | None, int], dict[int, Columns]] = field(default_factory=dict)
+    """Rows that were computed and not yet taken, by seed and block, by the index of the hook."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def settings(self) -> StreamSettings:
+        """How the texts are read."""
+        settings = self.runner.settings
+        assert isinstance(settings, StreamSettings)
+        return settings
+
+    def take(self, key: tuple[int | None, int], at: int, chosen: Callable[[], Sequence[int] | np.ndarray]) -> Columns:
+        """Return the rows of a block at one hook; the others wait for whoever takes them.
+
+        Parameters
+        ----------
+        key
+            Seed and number of the block.
+        at
+            Index of the hook.
+        chosen
+            Returns the contexts of the block.
+        """
+        with self._lock:
+            if at not in self._waiting.get(key, {}):
+                self._waiting[key] = dict(enumerate(self.runner.rows(self.contexts.pick(chosen()))))
+            rows = self._waiting[key].pop(at)
+            if not self._waiting[key]:
+                del self._waiting[key]
+            while len(self._waiting) > HELD_BLOCKS:  # nobody else may be reading
+                del self._waiting[next(iter(self._waiting))]
+            return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +186,9 @@ class StreamRows:
 
     __repr__ = rows_in_words
 
-    runner: TextRunner = field(repr=False)
-    contexts: Contexts = field(repr=False)
+    shared: SharedBlocks = field(repr=False)
+    at: int
+    """Index of the hook."""
     info: dict[str, Any] = field(repr=False)
     keep: OutlierFilter | None
     block_contexts: int
@@ -120,6 +197,11 @@ class StreamRows:
     """Whether a second thread computes the next block."""
     seconds: dict[str, float] = field(default_factory=lambda: {"lm": 0.0, "wait": 0.0})
     """Time so far: ``lm`` in the language model, ``wait`` in which the reader waited for it. Unit: s."""
+
+    @property
+    def contexts(self) -> Contexts:
+        """The texts, cut into contexts."""
+        return self.shared.contexts
 
     @property
     def d_in(self) -> int:
@@ -151,11 +233,14 @@ class StreamRows:
         if seed is None and epoch:
             return None
         first, last = index * self.block_contexts, min((index + 1) * self.block_contexts, len(self.contexts))
-        chosen = (
-            range(first, last) if seed is None else random_order(len(self.contexts), "chunks", seed, epoch)[first:last]
-        )
+
+        def chosen() -> Sequence[int] | np.ndarray:
+            if seed is None:
+                return range(first, last)
+            return random_order(len(self.contexts), "chunks", seed, epoch)[first:last]
+
         begin = time.perf_counter()
-        (rows,) = self.runner.rows(self.contexts.pick(chosen))
+        rows = self.shared.take((seed, number), self.at, chosen)
         self.seconds["lm"] += time.perf_counter() - begin
         for x in rows.matrices:
             check_finite(x.float(), 0, f"block {number} of the stream")

@@ -17,7 +17,7 @@ from ..sae.model import SAE
 from .architectures import ARCHITECTURES, scaling_of
 from .config import Config
 from .defaults import ResolvedConfig
-from .initialization import initial_weights
+from .initialization import initial_weights, principal_directions
 
 GENERATORS = ("init", "data", "resample")
 """Random streams of a learner: initial weights; sizes drawn during training; rows that dead latents are pointed at.
@@ -52,6 +52,8 @@ class Learner:
     """Steps done."""
     peers: list[Learner] = field(default_factory=list, repr=False, compare=False)
     """The other seeds of the configuration, where `mutual` ties them together."""
+    anchor: Tensor | None = None
+    """The initial decoder rows ``[n_latents, d_in]``, where they are soft-frozen."""
 
     @property
     def device(self) -> torch.device:
@@ -105,8 +107,9 @@ def initialize_learner(
     # On the CPU, and moved only then: the same seed gives the same weights on every device.
     row = ARCHITECTURES[config.arch]
     scaled = sample if scale is None else sample * scale
-    like = scaled if config.control == "frozen-decoder" else None
-    parameters = initial_weights(config.n_latents, len(bias), streams["init"], like)
+    like = scaled if config.control in ("frozen-decoder", "soft-frozen-decoder") else None
+    span = None if config.subspace is None else principal_directions(scaled, config.subspace)
+    parameters = initial_weights(config.n_latents, len(bias), streams["init"], like, span)
     parameters["b_dec"] = center.clone()
     parameters |= row.extra(config, parameters, scaled - center)
     parameters = {name: kernels.moved_to_large_pages(t.to(device)) for name, t in parameters.items()}
@@ -126,7 +129,13 @@ def initialize_learner(
         rows_since_fired=torch.zeros(config.n_latents, dtype=torch.int64, device=device),
         state=state,
         generators=streams,
+        anchor=anchor_of(config, parameters["W_dec"]),
     )
+
+
+def anchor_of(config: Config, W_dec: Tensor) -> Tensor | None:
+    """Return a copy of the initial decoder rows where they are soft-frozen."""
+    return W_dec.clone() if config.control == "soft-frozen-decoder" else None
 
 
 def latent_parameters(learner: Learner) -> list[str]:
@@ -147,6 +156,7 @@ def permute(learner: Learner, order: Tensor) -> Learner:
     values = {f.name: getattr(learner, f.name) for f in fields(learner)}
     values |= {name: move(values[name]) for name in ("parameters", "first_moments", "second_moments")}
     values |= {"rows_since_fired": learner.rows_since_fired[order], "state": dict(learner.state)}
+    values["anchor"] = None if learner.anchor is None else learner.anchor[order]
     return Learner(**values)
 
 
@@ -170,6 +180,8 @@ def tensors_of(learner: Learner) -> dict[str, Tensor]:
     }
     if learner.scale is not None:
         groups[""]["scale"] = learner.scale
+    if learner.anchor is not None:
+        groups[""]["anchor"] = learner.anchor
     return {f"{group}.{name}".lstrip("."): t for group, tensors in groups.items() for name, t in tensors.items()}
 
 
@@ -190,4 +202,5 @@ def restore(learner: Learner, tensors: dict[str, Tensor], step: int) -> None:
         stream.set_state(tensors[f"generator.{name}"].cpu().clone())
     learner.rows_since_fired, learner.center = fresh("rows_since_fired"), fresh("center")
     learner.scale = fresh("scale") if "scale" in tensors else None
+    learner.anchor = fresh("anchor") if "anchor" in tensors else None
     learner.step = step

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
 
 import torch
 
@@ -26,7 +28,7 @@ from .diagnostics import check_step, check_weights
 from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
 from .learner import finish, initialize_learner
 from .log import Clock, Log, add_step
-from .request import Seeds, check_configs, check_seeds, make_request, memory_of
+from .request import Request, Seeds, check_configs, check_seeds, make_request, memory_of
 from .run_folder import claim, provenance_of, read_back, save_finished, source_facts
 from .run_state import Run, begin, save_checkpoint
 from .settings import TrainSettings
@@ -36,8 +38,7 @@ CHECK_EVERY = 50
 """Steps between checks for NaN on a GPU, where a check waits for the device; on a CPU every step is checked."""
 
 
-@suggest_keywords
-@shows_progress
+@overload
 def train(
     configs: Config | Sequence[Config],
     rows: Rows,
@@ -47,21 +48,52 @@ def train(
     start: SAE | Sequence[SAE] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    settings: TrainSettings = ...,
+    callbacks: Sequence[Callback | Receiver] = (),
+    progress: Progress | None = None,
+) -> list[SAE]: ...
+@overload
+def train(
+    configs: Config | Sequence[Config],
+    rows: Mapping[str, Rows],
+    *,
+    seeds: Seeds = 0,
+    tokens: int | None = None,
+    start: SAE | Sequence[SAE] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    settings: TrainSettings = ...,
+    callbacks: Sequence[Callback | Receiver] = (),
+    progress: Progress | None = None,
+) -> dict[str, list[SAE]]: ...
+@suggest_keywords
+@shows_progress
+def train(
+    configs: Config | Sequence[Config],
+    rows: Rows | Mapping[str, Rows],
+    *,
+    seeds: Seeds = 0,
+    tokens: int | None = None,
+    start: SAE | Sequence[SAE] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     settings: TrainSettings = TrainSettings(),
     callbacks: Sequence[Callback | Receiver] = (),
     progress: Progress | None = None,
-) -> list[SAE]:
+) -> list[SAE] | dict[str, list[SAE]]:
     """Train one SAE for each configuration and seed, in one pass over the rows.
 
     Together equals alone: an SAE is bitwise the same whatever else is trained in the same call (unless its
-    configuration sets ``mutual``, which ties the seeds of that configuration together).
+    configuration sets ``mutual``, which ties the seeds of that configuration together), on whatever other rows.
 
     Parameters
     ----------
     configs
         One configuration or several (`TopK`, `ReLU`, ...).
     rows
-        A source of rows (see `saekit.rows.source.Source`), an array ``[n, d_in]``, or the path of stored rows.
+        A source of rows (see `saekit.rows.source.Source`), an array ``[n, d_in]``, or the path of stored rows. A
+        dictionary of them (what `capture` and `stream` return for several layers): a run on each, step by step side by
+        side, so that a language model runs once for all.
     seeds
         Random seeds of the learners: initial weights and draws during training. The order of the rows has its own
         seed. A list of lists gives each configuration its own: ``[[0, 1], [0]]``.
@@ -73,7 +105,7 @@ def train(
         shape and rule must be the configuration's. Adam starts from zero; seeds still determine draws during training.
     out
         Folder for the SAEs (``<arch>-<latents>-<k or l0 or l1>-seed<S>``), ``run.json``, ``log.jsonl`` and
-        checkpoints. None: nothing is written.
+        checkpoints; of a dictionary of rows, one such folder for each. None: nothing is written.
     resume
         Continue the run in `out` from its last checkpoint, bit for bit. A folder without a checkpoint starts from the
         beginning; a finished run is read back.
@@ -88,7 +120,8 @@ def train(
     Returns
     -------
     list of SAE
-        For each configuration in order, for each seed in order; on the training device.
+        For each configuration in order, for each seed in order; on the training device. For a dictionary of rows a
+        dictionary of such lists.
 
     Raises
     ------
@@ -114,49 +147,112 @@ def train(
     """
     if resume and out is None:
         raise ConfigError("train: `resume` needs the folder of the run to continue; got out=None. Give `out`.")
-    request = make_request(configs, rows, seeds=seeds, tokens=tokens, start=start, settings=settings)
-    warn(request.warnings)
+    several = isinstance(rows, Mapping)
+    sources: dict[str, Rows] = dict(rows) if isinstance(rows, Mapping) else {"": rows}
+    _check_sources(sources, start, several)
+    requests = {
+        name: make_request(configs, each, seeds=seeds, tokens=tokens, start=start, settings=settings)
+        for name, each in sources.items()
+    }
+    if several:
+        _check_memory_of(requests)
     with ExitStack() as stack:
-        folder = None if out is None else stack.enter_context(locked_folder(out))
-        if folder is not None:
-            claimed = claim(folder, request, resume)
-            if claimed is None:
-                return read_back(folder, request.names, request.device)
-            request = claimed
         receivers = [receiver(callback, stack) for callback in callbacks]
-        clock = Clock(request.source)
-        run = begin(request, folder, resume)
-        clock.start_steps()
-        advance(run, Log(run, clock, receivers, progress or silent), clock)
-        check_weights(run)
-        saes = [finish(learner, provenance_of(run, index)) for index, learner in enumerate(run.learners)]
-        if folder is not None:
-            save_finished(run, saes, clock.seconds)
-        return saes
+        begun: dict[str, Training] = {}
+        done: dict[str, list[SAE]] = {}
+        for name, request in requests.items():
+            warn(request.warnings)
+            folder = None if out is None else stack.enter_context(locked_folder(Path(out) / name))
+            claimed = request if folder is None else claim(folder, request, resume)
+            if claimed is None:
+                assert folder is not None
+                done[name] = read_back(folder, request.names, request.device)
+                continue
+            clock = Clock(claimed.source)
+            run = begin(claimed, folder, resume)
+            clock.start_steps()
+            log = Log(run, clock, _named(receivers, name), silent if begun else progress or silent)
+            begun[name] = Training(run, log, clock, Schedule.of(run))
+        advance(list(begun.values()))
+        done |= {name: _finished(training) for name, training in begun.items()}
+    return {name: done[name] for name in requests} if several else done[""]
 
 
-def advance(run: Run, log: Log, clock: Clock) -> None:
-    """Train every learner to the last step: the loop.
+def _check_sources(sources: Mapping[str, Rows], start: object, several: bool) -> None:
+    """Refuse no rows at all, names that are no folder names, and SAEs to start from for several sources."""
+    if not several:
+        return
+    wrong = [name for name in sources if Path(name).name != name or name in ("", "..")]
+    if not sources or wrong:
+        raise ConfigError(
+            "train: `rows` must be rows, or a dictionary of them by names that a folder can have; "
+            f"got {f'the name {wrong[0]!r}' if wrong else 'none'}. Pass what `stream` returns for several layers."
+        )
+    if start is not None:
+        raise ConfigError("train: `start` must be left out with several rows: an SAE belongs to one place.")
+
+
+def _check_memory_of(requests: Mapping[str, Request]) -> None:
+    """Refuse several runs side by side that do not fit into memory together."""
+    needs: dict[str, int] = {}
+    for name, request in requests.items():
+        for what, size in memory_of([config for config, _ in request.learners], request.source.d_in).items():
+            needs[f"{name}: {what}"] = size
+    device = next(iter(requests.values())).device
+    check_memory("train", needs, "Use fewer latents or seeds, or fewer layers in a call.", device)
+
+
+def _named(receivers: Sequence[Receiver], name: str) -> list[Receiver]:
+    """Return receivers of the records of one of several runs, whose learners they see as ``name/learner``."""
+    if not name:
+        return list(receivers)
+    return [
+        lambda record, receive=each: receive({**record, "learner": f"{name}/{record['learner']}"})  # type: ignore[misc]
+        for each in receivers
+    ]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run with what it reports to."""
+
+    run: Run
+    log: Log
+    clock: Clock
+    schedule: Schedule
+
+
+def _finished(training: Training) -> list[SAE]:
+    """Return the SAEs of a run after its last step, and write them."""
+    run = training.run
+    check_weights(run)
+    saes = [finish(learner, provenance_of(run, index)) for index, learner in enumerate(run.learners)]
+    if run.folder is not None:
+        save_finished(run, saes, training.clock.seconds)
+    return saes
+
+
+def advance(trainings: Sequence[Training]) -> None:
+    """Train every learner of every run to the last step: the loop. Runs that are behind come first.
 
     Raises
     ------
     KeyboardInterrupt
-        Somebody wants the run to end (Ctrl-C, SIGTERM); a checkpoint of the last step is written.
+        Somebody wants the runs to end (Ctrl-C, SIGTERM); a checkpoint of the last step of each is written.
     """
-    schedule = Schedule.of(run)
     with noted_interrupts() as interruption:
-        while run.step < run.request.total_steps:
-            train_batch(run, schedule, clock)
-            if schedule.logs(run.step):
-                log.write(run)
-            if schedule.saves(run.step):
-                save_checkpoint(run)
+        while unfinished := [each for each in trainings if each.run.step < each.run.request.total_steps]:
+            first = min(each.run.step for each in unfinished)
+            for training in unfinished:
+                if training.run.step == first:
+                    train_batch(training)
             if interruption.requested:
-                stop(run, schedule)
+                stop(trainings)
 
 
-def train_batch(run: Run, schedule: Schedule, clock: Clock) -> None:
-    """Train every learner on the next batch."""
+def train_batch(training: Training) -> None:
+    """Train every learner of a run on its next batch; report and save where that is due."""
+    run, clock, schedule = training.run, training.clock, training.schedule
     device = run.request.device
     step = STEPS[run.request.step]
     with clock.measuring("rows"):
@@ -168,15 +264,23 @@ def train_batch(run: Run, schedule: Schedule, clock: Clock) -> None:
         # Before anything is written: what is not finite never reaches a log or a checkpoint.
         if schedule.checks(run.step):
             check_step(run)
+    if schedule.logs(run.step):
+        training.log.write(run)
+    if schedule.saves(run.step):
+        save_checkpoint(run)
 
 
-def stop(run: Run, schedule: Schedule) -> None:
-    """Keep the run as it is after this step, and raise KeyboardInterrupt."""
-    if not schedule.checks(run.step):
-        check_step(run)
-    if run.folder is not None and not schedule.saves(run.step):
-        save_checkpoint(run, scheduled=False)
-    kept = "nothing is kept (no `out`)" if run.folder is None else f"a checkpoint is in `{run.folder}` (resume=True)"
+def stop(trainings: Sequence[Training]) -> None:
+    """Keep the runs as they are after this step, and raise KeyboardInterrupt."""
+    for training in trainings:
+        run, schedule = training.run, training.schedule
+        if not schedule.checks(run.step):
+            check_step(run)
+        if run.folder is not None and not schedule.saves(run.step):
+            save_checkpoint(run, scheduled=False)
+    run = trainings[0].run
+    folders = ", ".join(f"`{each.run.folder}`" for each in trainings)
+    kept = "nothing is kept (no `out`)" if run.folder is None else f"a checkpoint is in {folders} (resume=True)"
     raise KeyboardInterrupt(f"train: interrupted after step {run.step:,} of {run.request.total_steps:,}; {kept}")
 
 

@@ -33,8 +33,10 @@ from .config import (
     Revived,
     TopK,
     hierarchical_levels,
+    k_now,
     matryoshka_selection,
     matryoshka_sizes,
+    matryoshka_weights,
 )
 from .sparse_autograd import Pairs, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
 
@@ -121,9 +123,10 @@ def topk_loss(p: Tensors, x: Tensor, context: Context[TopK]) -> Outcome:
     """Return the loss of TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``."""
     c = context.config
     offset, bias = _biases(p, context)
-    k_wide = min(WIDER * c.k, c.n_latents) if c.multi_topk else c.k
+    k = k_now(c, context.step, context.total_steps)
+    k_wide = min(WIDER * k, c.n_latents) if c.multi_topk else k
     wide_values, wide_indices = choose_topk(x, p["W_enc"], bias, k_wide)
-    values, pairs = _first(wide_values, wide_indices, c.k, c.n_latents)
+    values, pairs = _first(wide_values, wide_indices, k, c.n_latents)
     x_hat = _decode(p, x, bias, (values, pairs)) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
     if c.multi_topk:
@@ -165,7 +168,8 @@ def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcom
     offset, bias = _biases(p, context)
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T)
-        values, pairs, smallest = choose_batchtopk(pre, c.k * len(x), context.state["last_smallest"])
+        k = k_now(c, context.step, context.total_steps)
+        values, pairs, smallest = choose_batchtopk(pre, k * len(x), context.state["last_smallest"])
         del pre
     x_hat = _decode(p, x, bias, (values, pairs)) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
@@ -178,7 +182,7 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
     """Return the loss of Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK``, with AuxK of the full size."""
     c = context.config
     sizes = context.sizes or matryoshka_sizes(c)
-    weights = c.weights or (1 / len(sizes),) * len(sizes)
+    weights = matryoshka_weights(c, len(sizes))
     offset, bias = _biases(p, context)
     truncated = matryoshka_selection(c) == "truncated"
     with torch.no_grad():
@@ -373,22 +377,34 @@ def count_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """Return the mean number of latents above their threshold per row; gradient by the threshold
     ``-(1 / bandwidth) * K(...)``, none by `pre`.
     """
-    return _Step.apply(pre, threshold, bandwidth).sum() / len(pre)
+    return frequencies_above(pre, threshold, bandwidth).sum()
+
+
+def frequencies_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Return the fraction of the rows on which each latent is above its threshold, with the same gradient."""
+    return _Step.apply(pre, threshold, bandwidth).sum(0) / len(pre)
 
 
 def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
-    """Return the loss of JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``."""
+    """Return the loss of JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``.
+
+    With `density`, ``density * V * sum_j p_j^2 / density_at / target`` is added, p_j the frequency of latent j.
+    """
     c = context.config
     offset, bias = _biases(p, context)
     threshold = p["log_threshold"].exp()
     pre = torch.addmm(bias, x, p["W_enc"].T).float()
     codes = jump(pre, threshold, c.bandwidth)
     x_hat = codes @ p["W_dec"] + offset
-    l0 = count_above(pre, threshold, c.bandwidth)
+    frequencies = frequencies_above(pre, threshold, c.bandwidth)
+    l0 = frequencies.sum()
     terms = {
         "reconstruction": squared_error(x, x_hat),
         "sparsity": context.warmth * c.sparsity * variance(x) * (l0 / c.target_l0 - 1).pow(2),
     }
+    if c.density:
+        weight = context.warmth * c.density * variance(x) / (c.density_at * c.target_l0)
+        terms["density"] = weight * frequencies.pow(2).sum()
     residual = (x - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, _count(codes))

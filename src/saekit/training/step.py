@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from .architectures import ARCHITECTURES
-from .config import Config, Matryoshka
+from .config import BatchTopK, Config, Matryoshka, TopK
 from .learner import Learner, ResolvedConfig, latent_parameters
-from .losses import Context, Outcome
+from .losses import Context, Outcome, variance
 from .mutual_regularization import pull
+from .penalties import constrain, has_penalties, penalize
 
 ADAM_EPS = 1e-8
 """PyTorch's default. The 6.25e-10 of 2406.04093 is for rows of norm 1; here they have norm ``sqrt(d_in)``."""
@@ -87,12 +88,16 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
         penalty, gradient = pull(learner.parameters["W_dec"], others, learner.config.mutual)
         gradients["W_dec"] = gradients["W_dec"] + gradient
         loss, parts = loss + penalty, {**parts, "mutual": penalty}
+    if has_penalties(learner.config):
+        terms = penalize(learner, variance(u), gradients)
+        loss, parts = loss + sum(terms.values()), {**parts, **terms}
     norm = _update(learner, gradients)
     learner.state |= outcome.updates
     learner.rows_since_fired = torch.where(outcome.fired > 0, 0, learner.rows_since_fired + len(x))
     learner.step += 1
     if resamples_now(learner):
         resample(learner, outcome.residual)
+    constrain(learner)
     error = outcome.residual.pow(2).sum()
     return Statistics(
         rows=len(x),
@@ -112,7 +117,8 @@ STEPS: dict[str, Step] = {"plain": plain_step}
 
 def frozen_parameters(config: Config) -> set[str] | None:
     """Return the names of the parameters that `control` keeps as they are; None for all."""
-    return {"untrained": None, "frozen-decoder": {"W_dec"}, "frozen-encoder": {"W_enc"}, None: set()}[config.control]
+    frozen = {"frozen-decoder": {"W_dec"}, "frozen-encoder": {"W_enc"}}
+    return None if config.control == "untrained" else frozen.get(config.control or "", set())
 
 
 def context_of(learner: Learner) -> Context[Config]:
@@ -129,12 +135,18 @@ def context_of(learner: Learner) -> Context[Config]:
         step=learner.step,
         total_steps=resolved.total_steps,
         warmup_steps=resolved.warmup_steps,
-        threshold_start=resolved.threshold_start,
+        threshold_start=max(resolved.threshold_start, _annealed_until(config, resolved.total_steps)),
         threshold_decay=resolved.threshold_decay,
         sizes=_draw_sizes(config, learner.generators["data"])
         if isinstance(config, Matryoshka) and config.sampled
         else None,
     )
+
+
+def _annealed_until(config: Config, total_steps: int) -> int:
+    """Return the steps until `k` is reached, before which no threshold over the batch is averaged."""
+    is_annealed = isinstance(config, TopK | BatchTopK) and config.k_start is not None
+    return round(config.k_fraction * total_steps) if is_annealed else 0  # type: ignore[attr-defined]
 
 
 def resamples_now(learner: Learner) -> bool:
