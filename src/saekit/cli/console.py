@@ -185,6 +185,9 @@ def print_comparison(result: Any) -> None:
     if result.function_table():
         say()
         print_table(result.function_table())
+    if result.along_table():
+        say()
+        print_table(result.along_table())
     if result.predictors:
         each = ", ".join(f"{name} {value}" for name, value in result.predictors.items())
         print_text(f"what one SAE alone says about the stability of its latents (rank correlation): {each}")

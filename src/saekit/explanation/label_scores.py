@@ -39,6 +39,7 @@ from .explanation_result import Explanation
 from .halves import context_of
 from .judge import Judge, open_judge
 from .label_scores_result import LabelScore, LabelScores, LabelTest
+from .label_windows import Firings, Halves, Window
 from .prompts import (
     LONGEST_LABEL,
     Answer,
@@ -51,7 +52,6 @@ from .prompts import (
 )
 from .run import token_texts
 from .settings import ExplainSettings, JudgeSettings
-from .windows import Firings, Halves, Window
 
 CHARACTERS = 4
 """Characters of a prompt per token, where its cost is estimated."""
