@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def test_the_page_of_sizes_follows_from_its_stored_numbers(tmp_path):
     page.write(sorted((STUDIES / "progressive" / "results").glob("*.json")), tmp_path / "README.md")
     expected = (STUDIES / "progressive" / "README.md").read_text(encoding="utf-8")
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == expected
+
+
+def test_the_page_of_classify_follows_from_its_stored_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(STUDIES / "classify")
+    run = script("classify/run.py")
+    config = tomllib.loads((STUDIES / "classify" / "config.toml").read_text(encoding="utf-8"))
+    assert run.page(config, STUDIES / "classify") == (STUDIES / "classify" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("study", ["classify", "progressive", "seeds", "transfer"])
