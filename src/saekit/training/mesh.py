@@ -8,16 +8,23 @@ and the step have one text for both.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from ..errors import ConfigError, RankError
+from ..errors import ConfigError, RankError, SaekitError
+from ..rows.capture_texts import Split
+from ..settings import differences
+
+T = TypeVar("T")
 
 START_TIMEOUT = timedelta(seconds=60)
 """How long ranks wait for each other at the start."""
@@ -278,3 +285,114 @@ def _rendezvous(device: str) -> None:
             f"{START_TIMEOUT.seconds} s; rank {os.environ.get('RANK')} does not: {error}. Are all started, with one "
             "MASTER_ADDR and MASTER_PORT that each of them reaches?"
         ) from error
+
+
+def launched(latent_size: int, device: str) -> Mesh:
+    """Return the mesh of the ranks that a launcher (`torchrun`, say) started; of one process where none did."""
+    if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE") or 1) == 1):
+        if latent_size > 1:
+            raise ConfigError(
+                f"train: `latent_shards` needs that many ranks; got {latent_size} and one process. "
+                f"Start it with torchrun --nproc-per-node {latent_size} -m saekit train."
+            )
+        return ALONE
+    return join(latent_size, device)
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, or alone."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def leave() -> None:
+    """Wait for all ranks and part from them, where this process is one of several."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------- what ranks agree on
+
+
+def agreed(mesh: Mesh, work: Callable[[], T]) -> T:
+    """Return what rank 0 makes, on all ranks; where it fails, the same error is raised on all."""
+    if mesh.size == 1:
+        return work()
+    message: list[Any] = [None, None]
+    if mesh.rank == 0:
+        try:
+            message[0] = work()
+        except Exception as error:
+            message[1] = error
+    dist.broadcast_object_list(message)
+    if message[1] is not None:
+        raise message[1]
+    result: T = message[0]
+    return result
+
+
+def check_same(mesh: Mesh, facts: Mapping[str, Any]) -> None:
+    """Refuse ranks that were started with different settings, data or versions; `ConfigError` on all of them."""
+    if mesh.size == 1:
+        return
+    everyone: list[Any] = [None] * mesh.size
+    dist.all_gather_object(everyone, dict(facts))
+    for rank, theirs in enumerate(everyone):
+        found = differences(everyone[0], theirs).replace(" was ", " is ").replace(", now ", " on rank 0, ")
+        if found:
+            raise ConfigError(
+                f"train: all ranks must have the same settings, rows and versions; on rank {rank} {found}. "
+                "Start every rank with the same command in the same environment."
+            )
+
+
+def any_of(mesh: Mesh, flag: bool) -> bool:
+    """Return whether a flag is set on any rank."""
+    return flag if mesh.size == 1 else any(flags_of(mesh, flag))
+
+
+def flags_of(mesh: Mesh, flag: bool) -> list[bool]:
+    """Return a flag of every rank."""
+    found = torch.zeros(mesh.size, dtype=torch.int32)
+    found[mesh.rank] = int(flag)
+    if mesh.size > 1:
+        dist.all_reduce(found)
+    return [bool(each) for each in found]
+
+
+@contextmanager
+def losses_told(mesh: Mesh) -> Iterator[None]:
+    """Say that another rank is gone, where a message to it fails in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if mesh.size == 1 or isinstance(error, SaekitError) or not _is_lost(error):
+            raise
+        raise RankError(
+            f"train: every rank must answer; rank {mesh.rank} of {mesh.size} gets no answer from another, which has "
+            "ended or does not respond: the first message of the ranks says which and why "
+            f"({' '.join(str(error).split())[:160]}). Start all ranks again, with --resume to go on from the last "
+            "checkpoint."
+        ) from error
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or bool(re.search("gloo|onnection|imed out", str(error)))
+
+
+# ---------------------------------------------------------------- rows
+
+
+def split_of(mesh: Mesh) -> Split:
+    """Return this rank's part of the forward passes of a language model; a reading thread may use it."""
+    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def everyones(x: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        own = x.new_zeros(max(counts), *x.shape[1:])
+        own[: len(x)] = x
+        whole = own.new_empty(len(counts) * len(own), *own.shape[1:])
+        assert _GATHER is not None
+        _GATHER(whole, own, group=group)
+        return [part[:count] for part, count in zip(whole.split(len(own)), counts)]
+
+    return Split(mesh.rank, mesh.size, everyones)

@@ -55,6 +55,8 @@ class Statistics:
     """Whether loss and gradient were finite."""
     parts: dict[str, Tensor]
     """Terms of the loss and other scalars to log, times rows."""
+    own_finite: Tensor | None = None
+    """Whether the part of the loss that this rank computed was finite; None for one process."""
 
 
 Step = Callable[[Learner, Tensor], Statistics]
@@ -89,6 +91,7 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
         gradients["W_dec"] = gradients["W_dec"] + gradient
         loss, parts = loss + penalty, {**parts, "mutual": penalty}
     mesh, n_rows = learner.mesh, len(x) * learner.mesh.data_size
+    own_finite = None if mesh.size == 1 else torch.isfinite(loss)
     error, fired = outcome.residual.pow(2).sum(), sum_over_rows(mesh, outcome.fired)
     if mesh.data_size > 1:
         own = over_rows(mesh, torch.stack([loss, error, *(each.to(loss) for each in parts.values())]))
@@ -113,6 +116,7 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
         grad_norm=norm * n_rows,
         finite=torch.isfinite(loss) & torch.isfinite(norm),
         parts={name: value * n_rows for name, value in parts.items()},
+        own_finite=own_finite,
     )
 
 
