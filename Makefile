@@ -87,6 +87,7 @@ study-progressive: $(STAMP)
 # Are SAE features useful for classification, and what do they cost? STUDY_OPTIONS=--quick a little of it.
 study-classify: $(STAMP)
 	$(BIN)/python studies/classify/run.py $(STUDY_OPTIONS)
+	$(BIN)/python studies/classify/context.py $(STUDY_OPTIONS)
 	$(BIN)/python studies/classify/beat_dense.py $(STUDY_OPTIONS)
 
 # Do seeds of one SAE find the same latents? About 20 minutes; goes on where it stopped.

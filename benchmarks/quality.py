@@ -10,7 +10,8 @@ rate; warm-up, decay and sparsity warm-up are scaled to the length of the run fo
 is a penalty are first calibrated towards L0 = k by bisection, then saekit is trained to the very L0 that the peer
 reached, so that FVU is compared at equal sparsity. With ``--rates`` every contestant is trained at each of them and at
 its own default; the lowest FVU on the first half of the held-out rows chooses, the second half is reported (always).
-Saekit then appears with its defaults and at its best rate, with the time that its defaults take to the peer's FVU.
+Saekit then appears with its defaults and at its best rate, with the time that its defaults take to the peer's FVU:
+CPU time, which other work on the machine does not lengthen much. Give OMP_NUM_THREADS=1 for one thread each.
 Results are kept one by one in ``--out`` and reused; the table goes to ``benchmarks/quality.json`` and between the
 markers of ``benchmarks/README.md``, with ``--rates`` to ``tuned.json`` and markers of that name.
 """
@@ -112,7 +113,7 @@ def run_saekit(job: dict[str, Any], l0: float) -> tuple[np.ndarray, dict[str, An
     }[arch]()
     config = dataclasses.replace(config, lr=job.get("lr"))
     source = saekit.open_rows(job["rows"])
-    start = time.perf_counter()
+    start = time.process_time()
     (sae,) = saekit.train(
         config,
         source,
@@ -120,7 +121,7 @@ def run_saekit(job: dict[str, Any], l0: float) -> tuple[np.ndarray, dict[str, An
         tokens=job["steps"] * job["batch"],
         settings=saekit.TrainSettings(batch_rows=job["batch"]),
     )
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     x = torch.from_numpy(np.load(job["held_out"]))
     codes = sae.encode(x)
     dead = 1 - len(codes.indices.unique()) / n
@@ -157,7 +158,7 @@ def tuned(out: Path, job: dict[str, Any], rates: list[float], l0: float | None =
 
 
 def seconds_to(level: float, out: Path, job: dict[str, Any], whole: dict[str, Any], l0: float) -> float | None:
-    """Seconds of training at saekit's defaults after which FVU is at most `level`: runs of several lengths,
+    """CPU seconds of training at saekit's defaults after which FVU is at most `level`: runs of several lengths,
     interpolated on logarithmic axes; None where the whole run ends above it.
     """
     shorter = [
@@ -342,7 +343,7 @@ def main() -> None:
 TUNED = """## Every contestant at its best learning rate
 
 FVU of the half of the held-out rows that did not choose the rates, at the peer's L0; dead: silent on all held-out
-rows."""
+rows; time: CPU time of training, one thread."""
 
 
 if __name__ == "__main__":

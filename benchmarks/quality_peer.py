@@ -241,9 +241,9 @@ def main() -> None:
     train, arch = PEERS[JOB["peer"]], JOB["arch"]
     torch.manual_seed(SEED)
     coefficient = calibrated(train, arch)
-    start = time.perf_counter()
+    start = time.process_time()
     apply = train(arch, STEPS, coefficient)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     x_hat, l0, dead = held_out(apply)
     out = Path(JOB["out"])
     out.mkdir(parents=True, exist_ok=True)

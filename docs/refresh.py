@@ -29,7 +29,7 @@ Generated from the program's own `--help` by `make docs`; do not edit.
 
 def run(*arguments: str) -> str:
     """What a command line of saekit prints, at a fixed width."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "saekit", *arguments], env=environment, capture_output=True, text=True, check=True
     )

@@ -38,6 +38,7 @@ from saekit.files import write_json
 from saekit.rows.pooling import Ask, pool_texts
 
 MARGIN = 0.005
+RUNS = "minilm-families,builtin-families"
 POOLS = ("last", "mean", "max", "min", "sum")
 TOGETHER = (("mean", "max", "min"), ("mean", "last"))
 FEW = 1500
@@ -114,7 +115,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE.parents[1] / "runs" / "classify")
     parser.add_argument("--sets", help="names of data sets, with commas between [all]")
-    parser.add_argument("--models", default="minilm,builtin", help="runs of config.toml [minilm,builtin]")
+    parser.add_argument("--runs", default=RUNS, help=f"runs of config.toml [{RUNS}]")
     parser.add_argument("--quick", action="store_true", help="on the quick run")
     options, _ = parser.parse_known_args()  # run.py has more
     config = tomllib.loads((HERE / "config.toml").read_text(encoding="utf-8"))
@@ -126,7 +127,7 @@ def main() -> int:
         tell(f"skipped: no sample data at `{SHARED}`")
         return 0
     found = []
-    for name in options.models.split(","):
+    for name in options.runs.split(","):
         run = next(each for each in config["runs"] if each["name"] == name)
         path = model_path(config["models"][run["model"]]["path"])
         for each in chosen(config["sets"], options.sets):

@@ -22,6 +22,7 @@ from saekit.classification.transfer import held_out
 from saekit.classification.verdicts import difference
 from saekit.errors import ConfigError, DataError, FormatError
 from saekit.measure.verdicts import corrected_t
+from saekit.measure.weight_scores import weight_scores
 from saekit.report.classification import figures, write_classification_figures
 from saekit.report.page import render
 
@@ -290,6 +291,9 @@ def test_latents_can_be_ranked_by_what_is_stored(lm, sae, rows, tmp_path):
     result = run_plan(plan)
     assert set(result.arm("SAE sum k=3").selected) == {61, 62, 63}
     assert result.settings["select_by"] == "stability"
+    weights = plan_of(lm, sae, rows, **settings, select_by="alignment_self", out=tmp_path)
+    (scores,) = {job.arm.scores for job in weights.jobs if job.arm.name == "SAE sum k=3"}
+    assert scores == tuple(weight_scores(sae)["alignment_self"].tolist())
     by = {job.arm.name: job.arm.by for job in plan.jobs}
     assert (by["SAE sum k=3"], by["random sum k=4"]) == ("stability", "mean_difference")
     loaded = load_classifier(save_classifier(fit_classifier(plan, result, "SAE sum k=3"), tmp_path / "c"))

@@ -92,6 +92,10 @@ def test_compare_and_its_report(call, rows, sae_folder, tmp_path):
     assert "Which latents SAEs share" in page
     assert "↳ permuted" in page
 
+    status, _, err = call("compare", "more", "--along")
+    assert status == 2
+    assert "must hold snapshots of its SAEs; it holds none. Train with --snapshots 4" in " ".join(err.split())
+
     status, out, err = call("compare", "more", "--threshold", "1.0", "--no-controls", "--json")
     assert (status, err) == (0, "")
     value = json.loads(out)
@@ -113,12 +117,23 @@ def test_stability_is_written_and_orphans_are_measured(call, rows, tmp_path):
     assert status == 0
     assert "What orphans are" in Path("run/report.html").read_text()
 
+    two = ("run/topk-32-k4-seed0", "run/topk-32-k4-seed1", "--no-controls", "--out", "run")
+    status, _, err = call("compare", "run", *options, "--out", "run")
+    assert status == 0, err
+    assert Path("run/orphans.json").is_file()  # the same SAEs: it still holds
+    before = Path("run/comparison.json").read_bytes()
+    status, _, err = call("compare", *two)
+    assert status == 0, err
+    assert not Path("run/orphans.json").exists()
+    assert "measured on other SAEs" in err
+    Path("run/comparison.json").write_bytes(before)
+
     first = Path("run/topk-32-k4-seed0")
     stored = SAE.load(first).scores["stability"]
     assert stored.tolist() == pytest.approx(json.loads(Path("run/comparison.json").read_text())["saes"][0]["stability"])
     status, out, _ = call("show", first)
     assert "scores" in out
-    assert "alignment, stability" in out
+    assert "alignment, alignment_self, stability" in out
     assert "compared_with  topk-32-k4-seed1, topk-32-k4-seed2" in out
     options = ("--rows", rows, "--sizes", "8", "--set", "intervals=false", "--set", "sample_rows=60")
     status, out, err = call("prune", first, "--by", "stability", *options, "--out", "small")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -122,35 +123,49 @@ def test_no_command_passes_on_what_moves_a_terminal(place, call):
         assert_only_ours(drawing.read_text(encoding="utf-8"))
 
 
-OURS = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "nav", "a", "section", "details", "summary", "p",
-        "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "small", "figure", "figcaption", "script", "svg",
-        "g", "path", "defs", "clippath", "rect", "text", "tspan", "use", "image"}  # fmt: skip
+OURS = {
+    "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "nav", "a", "section",
+    "details", "summary", "p", "div", "table", "caption", "thead", "tbody", "tr", "th", "td",
+    "small", "figure", "figcaption", "script", "svg", "g", "path", "rect", "text", "main", "header",
+    "article", "ol", "li", "dl", "dt", "dd", "span", "bdi", "code", "b", "form", "label", "input",
+    "select", "option", "kbd",
+}  # fmt: skip
+SCRIPTS = [{"type": "application/json", "id": "results"}, {"type": "application/json", "id": "latents-data"}, {}]
 
 
 class Tags(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.scripts = 0
+        self.scripts: list[dict] = []
 
     def handle_starttag(self, tag, attrs):
         assert tag in OURS
         assert not any(name.startswith("on") or name == "src" for name, _ in attrs)
-        self.scripts += tag == "script"
+        if tag == "script":
+            self.scripts.append(dict(attrs))
 
     def handle_comment(self, data):
         raise AssertionError(f"a comment: {data}")
+
+
+TEMPLATES = [
+    resources.files("saekit").joinpath(f"report/templates/{name}.js").read_text(encoding="utf-8").strip()
+    for name in ("page", "browser")
+]
 
 
 def assert_only_ours(text: str) -> None:
     """A page or drawing holds no element that a text brought along, and no sign that is not shown as itself."""
     tags = Tags()
     tags.feed(text)
-    assert tags.scripts <= 1
+    assert tags.scripts in ([], SCRIPTS, SCRIPTS[::2])
     assert not [sign for sign in text if not (is_plain(sign) or sign in "\n\t")]
     if tags.scripts:
         data = text.split('id="results">')[1].split("</script>")[0]
         assert "<" not in data
         assert json.loads(data)
+        own = text.rpartition("<script>")[2].partition("</script>")[0].strip()
+        assert own in (TEMPLATES[0], "".join(TEMPLATES))
 
 
 def test_errors_warnings_and_results_in_python(tmp_path):

@@ -110,7 +110,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
         changed(CAPTURE, hook="layers.2"), changed(CAPTURE, out="notes.md"),
         changed(CAPTURE, set="context=0"), changed(CAPTURE, set="dtype=int8"), changed(CAPTURE, device="gpu"),
         changed(CAPTURE, data=None), changed(CAPTURE, layer="two"), changed(CAPTURE, data="empty.csv"),
-        changed(CAPTURE, out="taken"),
+        changed(CAPTURE, out="taken"), changed(CAPTURE, set="limit=5"), changed(CAPTURE, set="image='picture'"),
     ],
     "evaluate": [
         without_sae(EVALUATE, "nowhere"), without_sae(EVALUATE, "empty"), without_sae(EVALUATE, "notes.md"),

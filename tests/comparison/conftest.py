@@ -6,3 +6,5 @@ from fixtures.known_saes import oracle as oracle
 from fixtures.known_saes import rows as rows
 from fixtures.known_saes import synthetic as synthetic
 from fixtures.known_saes import thresholded as thresholded
+from fixtures.tiny_models import folders as folders
+from fixtures.tiny_models import models as models

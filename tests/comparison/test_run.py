@@ -80,7 +80,7 @@ def test_random_dictionaries_land_on_the_null():
     assert result.max_cosine_null.low - 0.01 < formula < result.max_cosine_null.high + 0.01
     assert "expected by formula: 0.005" in result.equal_null.reason
     assert result.nulls["permuted"].mean_cosine.value == pytest.approx(result.mean_cosine_null.value, abs=0.02)
-    assert result.mean_cosine.value < result.max_cosine.value < result.pw_mcc.value
+    assert result.mean_cosine.value < result.max_cosine.value < result.max_absolute_cosine.value
 
 
 def test_the_permuted_null_keeps_what_ties_encoder_and_decoder():
@@ -208,8 +208,8 @@ def test_altered_files(planted):
     plain = compare(planted[0], settings=ComparisonSettings(controls=False)).to_json()
     with pytest.raises(FormatError, match="must hold every pair of at least two SAEs; it holds 2 pairs"):
         Comparison.from_json(plain | {"pairs": plain["pairs"][:2]})
-    with pytest.raises(FormatError, match="schema 5"):
-        Comparison.from_json(plain | {"schema": 5})
+    with pytest.raises(FormatError, match="schema 6"):
+        Comparison.from_json(plain | {"schema": 6})
     older = {key: value for key, value in plain.items() if key not in ("shared_alive", "warnings")} | {"schema": 2}
     assert Comparison.from_json(older).shared_alive is None
     with pytest.raises(FormatError, match="unknown key `sharde`"):

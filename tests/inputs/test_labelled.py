@@ -47,6 +47,9 @@ def test_rare_classes_are_left_out_when_asked(rows):
     assert "fewer than 1 training rows" in split.warnings[0]
     limited = read([*rare, *rows], min_rows=5, max_rows=60)
     assert (limited.classes, len(limited.texts)) == (("bad", "good"), 60)
+    assert read([*rare, *rows], min_rows=4, max_rows=60).classes == ("bad", "good")  # one rare row is left by the draw
+    with pytest.raises(DataError, match="two classes with 4 rows of the 6 that `max_rows` leaves"):
+        read([*rare, *rows], min_rows=4, max_rows=6)
     with pytest.raises(DataError, match=r"at least two classes with 81 rows \(min_rows\); there are 0 of 2"):
         read(rows, min_rows=81)
     with pytest.raises(ConfigError, match="`min_rows` must be"):

@@ -38,6 +38,13 @@ CONFIGS = {
     "matryoshka-batch-fixed": Matryoshka(N, k=6, over="batchtopk", k_per_size="fixed", **BASE),
     "matryoshka-batch-scaled": Matryoshka(N, k=6, over="batchtopk", k_per_size="scaled", sizes=(100, 640), **BASE),
     "matryoshka-sampled": Matryoshka(N, k=6, sampled=2, **BASE),
+    "topk-aligned": TopK(N, k=6, aligned=True, orthogonal=0.2, orthogonal_chunk=200, **BASE),
+    "topk-annealed": TopK(N, k=6, k_start=20, k_fraction=0.2, l2=0.1, **BASE),
+    "batchtopk-annealed": BatchTopK(N, k=6, k_start=12, k_fraction=0.2, l2=0.1, **BASE),
+    "jumprelu-dense": JumpReLU(N, target_l0=6.0, density=4.0, **BASE),
+    "gated-aligned": Gated(N, target_l0=6.0, aligned=True, **BASE),
+    "matryoshka-balance": Matryoshka(N, k=6, balance=0.5, orthogonal=0.2, **BASE),
+    "soft-frozen": TopK(N, k=6, control="soft-frozen-decoder", **BASE | {"lr": 0.1}),
     "matryoshka-without-the-last": Matryoshka(N, k=6, weights=(1, 1, 1, 0), **BASE),
 }
 
@@ -99,7 +106,7 @@ def test_ten_steps_are_those_of_the_plain_step(name: str, scale: float | None, p
             torch.testing.assert_close(getattr(a, part), getattr(b, part), rtol=2e-4, atol=2e-4, check_dtype=False)
         for part, value in a.parts.items():
             torch.testing.assert_close(value, b.parts[part], rtol=2e-4, atol=2e-4, check_dtype=False)
-    assert "aux" in a.parts or name in ("relu", "gated")
+    assert "aux" in a.parts or name.startswith(("relu", "gated"))
     # A selection over the batch needs the last batch's smallest code.
     assert plain_steps == []
     assert_close(mine, other)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from saekit.measure.intervals import (
     mean_estimate,
     measured_mean,
     row_groups,
+    student,
 )
 from saekit.sae.codes import Codes
 
@@ -230,3 +233,22 @@ def test_groups_by_place_do_not_depend_on_batching():
 
 def test_intervals_can_be_left_out():
     assert Sample.over(np.ones(5), intervals=False).reason == "no interval asked for"
+
+
+def test_a_choice_widens_an_interval_near_the_end_of_its_range_by_its_own_error():
+    """On the logit scale an error of .01 at .999 would be ten units, and the interval hold everything down to 0."""
+    left_out = 0.999 + np.linspace(-1, 1, 40) * 2e-5
+    plain = Estimate(0.999, left_out, Sample.over(np.ones(40)))
+    alone, found = (each.measured("", least=0, most=1) for each in (plain, replace(plain, choice=1e-4)))
+    reach = student(39.0) * 0.01
+    assert found.low == pytest.approx(0.999 - np.hypot(0.999 - alone.low, reach))
+    assert found.high == 1.0
+
+
+def test_a_choice_is_an_independent_error_where_there_is_no_range():
+    left_out = np.linspace(-1, 1, 40) * 0.01
+    plain = Estimate(0.0, left_out, Sample.over(np.ones(40)))
+    found = replace(plain, choice=0.02**2)
+    half = student(39.0) * np.hypot(plain.spread.error, 0.02)
+    assert (found.measured("").low, found.measured("").high) == pytest.approx((-half, half))
+    assert found.p_value(half) == pytest.approx(0.05)

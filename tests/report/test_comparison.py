@@ -6,7 +6,7 @@ import copy
 
 from fixtures.results import NASTY, measured
 from saekit import report
-from saekit.report.comparison import across, lighter
+from saekit.report.comparison import across, without_lists
 from saekit.report.page import RENDERERS
 
 
@@ -18,7 +18,7 @@ def test_comparisons_stand_beside_chance(comparison):
     assert names == ["all pairs", "a | b *", f"a | {NASTY}", f"b | {NASTY}", "↳ random"]
     assert table.tables[0].muted == {4}
     assert [cell.text for cell in table.tables[0].rows[1]][1:] == [
-        "0.5", "0.75", "0.312", "0.312", "0.438", "–", "0.688", "0.812",
+        "0.500", "0.750", "0.312", "0.312", "0.438", "–", "0.688", "0.812",
     ]  # fmt: skip
     assert [cell.text for cell in proofs.tables[0].rows[0]][1:] == ["0.625", "0.625000001", "1.0e-09"]
     assert len(table.figures) == 4
@@ -45,8 +45,8 @@ def test_what_many_saes_have_in_common(comparison):
     assert section.title == "What 3 SAEs have in common"
     fitted, concepts = section.tables
     assert [[cell.text for cell in row] for row in fitted.rows] == [
-        ["with offset", "0.59", "0.92", "0.27", "0.001", "0.002"],
-        ["without", "0.725", "0.35", "0", "0.0135", "0.02"],
+        ["with offset", "0.590", "0.920", "0.270", "0.001", "0.002"],
+        ["without", "0.725", "0.350", "0", "0.0135", "0.02"],
     ]
     assert "speak for neither" in fitted.caption  # too few SAEs to decide, whatever the file says
     assert [cell.text for cell in concepts.rows[0]] == ["concepts", "5", "3", "1,234", "0.75", "2"]
@@ -93,8 +93,8 @@ def test_alignment_against_frequency_and_clouds_of_very_many(comparison):
     page = report.render([large])
     assert len(page) < 1_000_000
     assert '"left_out":10000' in page
-    assert lighter(comparison) is comparison
-    assert lighter(large)["pairs"][0]["decoder"]["mean_cosine"] == large["pairs"][0]["decoder"]["mean_cosine"]
+    assert without_lists(comparison) is comparison
+    assert without_lists(large)["pairs"][0]["decoder"]["mean_cosine"] == large["pairs"][0]["decoder"]["mean_cosine"]
 
 
 def test_orphans_are_shown(tmp_path):
@@ -109,7 +109,7 @@ def test_orphans_are_shown(tmp_path):
     assert "<script>alert" not in page
     assert "7 latents that none of the other SAEs has, compared with 11" in page
     tables = RENDERERS["orphans"](result)[0].tables
-    assert [cell.text for cell in tables[0].rows[0]] == ["loss", "0.25", "0.25", "0.25", "0.001", "0.25", "–"]
+    assert [cell.text for cell in tables[0].rows[0]] == ["loss", "0.250", "0.250", "0.250", "0.001", "0.250", "–"]
     assert [cell.text for cell in tables[2].rows[0]] == ["4", "0.6", "0.7", "0.1", "–"]
 
 

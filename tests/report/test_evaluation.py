@@ -10,7 +10,7 @@ def test_controls_and_intervals_are_shown(evaluation):
     text = report.render([evaluation])
     assert text.count("↳ untrained") == 2
     assert text.count("↳ pca") == 2
-    assert "0.24 – 0.26" in text
+    assert "0.240 to 0.260" in text
     assert 'class="control"' in text
 
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fixtures.results import NASTY
+from fixtures.results import NASTY, measured
 from saekit import report
 from saekit.errors import DataError
 
@@ -45,7 +45,7 @@ def test_the_page_needs_nothing_from_outside(evaluation, training):
     for tag, attributes in page.elements:
         assert tag not in ("link", "iframe", "img", "object", "embed", "base"), tag
         for name in ("src", "href", "xlink:href", "action"):
-            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
     styles = " ".join(re.findall(r"url\(([^)]*)\)", text))
     assert all(target.startswith("#") for target in styles.split())
     assert "@import" not in text
@@ -60,13 +60,13 @@ def test_the_page_needs_nothing_from_outside(evaluation, training):
 def test_no_text_becomes_markup(evaluation, training):
     page = Page(report.render([evaluation, training], title=NASTY))
     scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-    assert scripts == [{"type": "application/json", "id": "results"}]
+    assert scripts == [{"type": "application/json", "id": "results"}, {}]
     assert not [tag for tag, _ in page.elements if tag == "b"]
 
 
 def test_the_embedded_json_is_the_results(evaluation, training):
     page = Page(report.render([evaluation, training]))
-    assert json.loads("".join(page.scripts)) == [evaluation, training]
+    assert json.loads(page.scripts[0]) == [evaluation, training]
 
 
 def numbers(value):
@@ -115,3 +115,31 @@ def test_no_result():
 def test_unknown_kind():
     with pytest.raises(DataError, match=r"of the kinds .*`evaluation`.*; got 'tea'"):
         report.render([{"kind": "tea"}])
+
+
+def test_prose_has_code_and_intervals_in_words_and_no_markup_of_others(evaluation):
+    evaluation["warnings"] = [{"code": "x", "message": f"`a<b` rose by [-0.511, -0.381] {NASTY}; a ` alone"}]
+    text = report.render([evaluation])
+    assert "rose by [−0.511 to −0.381]" in text
+    assert "a ` alone" in text
+    evaluation["warnings"][0]["message"] = "see `a<b` and `c`"
+    assert "see <code>a&lt;b</code> and <code>c</code>" in report.render([evaluation])
+    assert not [tag for tag, _ in Page(text).elements if tag == "b"]
+
+
+def test_parts_come_in_the_order_of_the_questions(evaluation, training, comparison):
+    page = Page(report.render([training, comparison, evaluation]))
+    ids = [attributes["id"] for tag, attributes in page.elements if tag == "section" and "id" in attributes]
+    assert [each for each in ids if not each.startswith("s")] == [
+        "answers", "faithful", "real", "training", "provenance", "glossary",
+    ]  # fmt: skip
+
+
+def test_a_column_in_which_nobody_has_a_value_is_left_out(evaluation):
+    for each in evaluation["entries"]:
+        each["metrics"]["cosine"] = measured(None)
+        for control in each["controls"].values():
+            control["metrics"].pop("cosine", None)
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', report.render([evaluation]))
+    assert "FVU" in heads
+    assert "cosine" not in heads

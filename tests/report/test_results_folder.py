@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from saekit import report
 from saekit.errors import ConfigError, FormatError
 from saekit.evaluation.result import Evaluation
-from saekit.report.results_folder import training_log, write_report
+from saekit.report.results_folder import date_of, training_log, write_report
 
 
 def test_collect_finds_results_and_logs(tmp_path, evaluation):
@@ -55,7 +56,9 @@ def test_a_report_of_a_folder(tmp_path, evaluation):
     page = write_report(tmp_path, title="Ours")
     assert page == tmp_path / "report.html"
     in_this_layout = Evaluation.from_json(evaluation).to_json()
-    assert page.read_text() == report.render([in_this_layout], title="Ours")
+    date = date_of(tmp_path)
+    assert re.fullmatch(r"\d{1,2} [A-Z][a-z]+ 20\d\d", date)
+    assert page.read_text() == report.render([in_this_layout], title="Ours", date=date)
     (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation, "schema": 99}))
     with pytest.raises(FormatError, match=r"evaluation.json.*has schema 99.*Install the newer release"):
         write_report(tmp_path)

@@ -17,7 +17,7 @@ from fixtures.learners import ALL, new, rows
 from fixtures.ranks import bytes_sent, fork_ranks
 from fixtures.training_runs import source
 from saekit.training import checkpoint
-from saekit.training.config import BatchTopK, Matryoshka, ReLU, TopK
+from saekit.training.config import BatchTopK, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.defaults import resolve
 from saekit.training.learner import initialize_learner, shard, tensors_of, whole
 from saekit.training.loop import train
@@ -32,6 +32,9 @@ MORE = [
     TopK(24, k=3, clip=0.01, dead_after_rows=100),
     Matryoshka(24, k=12, dead_after_rows=100),
     ReLU(24, l1=2.0, resample=True, dead_after_rows=100),
+    JumpReLU(24, target_l0=3, density=0.5, l2=0.1, dead_after_rows=100),
+    TopK(24, k=3, k_start=12, aligned=True, dead_after_rows=100),
+    TopK(24, k=3, control="soft-frozen-decoder", dead_after_rows=100),
 ]
 CONFIGS = [TopK(24, k=3), BatchTopK(24, k=3)]
 SETTINGS = TrainSettings(batch_rows=64, checkpoint_every=4, log_every=2, step="plain")
@@ -81,20 +84,20 @@ def steps(rank):
     for index, config in enumerate([*ALL, *MORE]):
         alone = trained(config, ALONE, torch.float32)
         # both axes at once for all; each alone for a selection over rows, one over the batch, one that has a target
-        for shards in (1, 2, 4) if config.arch in ("jumprelu", "topk", "batchtopk") else (2,):
+        for shards in (1, 2, 4) if index < 3 else (2,):
             key = f"{index} {config.arch} {shards} float32"
             found[key] = compared(config, meshes[shards], alone, torch.float32)
     for config in (ALL[0], ALL[-1]):  # dense losses are computed in float32
         alone = trained(config, ALONE, torch.float64)
         found[f"{config.arch} 2 float64"] = compared(config, meshes[2], alone, torch.float64)
-    found["bytes"] = [traffic(mesh, n, aux) for mesh in meshes.values() for n, aux in ((512, False), (512, True))]
+    found["bytes"] = [traffic(mesh, n, aux) for mesh in meshes.values() for n, aux in ((1024, False), (1024, True))]
     dist.barrier()
     return found
 
 
 def traffic(mesh, n, aux):
     """Return the bytes that this rank sends in a step, and the formula."""
-    d, k, batch = 64, 8, 256
+    d, k, batch = 64, 8, 512
     config = TopK(n, k=k, dead_after_rows=1 if aux else None)
     x = torch.randn(batch, d, generator=torch.Generator().manual_seed(0))
     learner = initialize_learner(
@@ -167,6 +170,9 @@ def refused(rank):
         "shards": lambda: run(None, 3),
         "latents": lambda: train(TopK(25, k=3), source(1280), settings=replace(SETTINGS, latent_shards=2)),
         "step": lambda: train(CONFIGS, source(1280), settings=replace(SETTINGS, step="fused")),
+        "orthogonal": lambda: train(
+            TopK(24, k=3, orthogonal=0.1), source(1280), settings=replace(SETTINGS, latent_shards=2)
+        ),
         "mutual": lambda: train(TopK(24, k=3, mutual=0.1), source(1280), seeds=[0, 1], settings=SETTINGS),
     }
     found = {}

@@ -120,6 +120,7 @@ def test_a_full_disk_ends_all_ranks_with_its_error(found):
         ("shards", "`latent_shards` must divide the number of ranks, 2; got 3"),
         ("latents", "`n_latents` must be a multiple of latent_shards=2; got 25"),
         ("step", "`step` must be 'plain' on several ranks"),
+        ("orthogonal", "`orthogonal` must be 0 with latent_shards > 1"),
         ("mutual", "`mutual` must be 0 on several ranks"),
     ],
 )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ConfigError, did_you_mean, listed, nearest
+from ..measure.weight_scores import WEIGHT_SCORES, weight_scores
 from ..rows.pooling import DENSE_POOLS
 from ..sae.model import SAE
 from .probes import PROBES
 from .settings import KINDS, ClassifierSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FAMILIES = ("floor", "words", "dense", "reduced", "control", "sae")
 
@@ -252,13 +256,18 @@ def check_ranking(by: str, origins: Sequence[Origin]) -> None:
         return
     for origin in origins:
         stored = list(origin.sae.scores) if origin.sae is not None else []
-        if origin.kind == "sae" and by not in stored:
+        if origin.kind == "sae" and (origin.sae is None or by not in _scores_of(origin.sae)):
             there = f"are stored {listed(stored, 12)}" if stored else "none are stored"
             raise ConfigError(
-                f"classify: `select_by` must be one of {listed(SCORES, 12)}, or numbers stored with every SAE; got "
-                f"`{by}`, and with `{origin.name}` {there}."
-                f"{nearest(by, [*SCORES, *stored])}"
+                f"classify: `select_by` must be one of {listed([*SCORES, *WEIGHT_SCORES], 12)}, or numbers stored "
+                f"with every SAE; got `{by}`, and with `{origin.name}` {there}."
+                f"{nearest(by, [*SCORES, *WEIGHT_SCORES, *stored])}"
             )
+
+
+def _scores_of(sae: SAE) -> dict[str, Tensor]:
+    """Return what is known about the latents of an SAE before any text is read: stored scores, those of its weights."""
+    return {**sae.scores, **weight_scores(sae)}
 
 
 def ranking_of(by: str, origin: Origin) -> dict[str, Any]:
@@ -267,8 +276,9 @@ def ranking_of(by: str, origin: Origin) -> dict[str, Any]:
 
     if by in SCORES:
         return {"by": by}
-    if origin.sae is None or origin.kind not in ("sae", "frozen") or by not in origin.sae.scores:
+    known = _scores_of(origin.sae) if origin.sae is not None and origin.kind in ("sae", "frozen") else {}
+    if by not in known:
         return {"by": "mean_difference"}
-    stored = origin.sae.scores[by].double().cpu().numpy()
+    stored = known[by].double().cpu().numpy()
     lowest = np.nanmin(stored, initial=0.0) - 1  # latents without a number, dead ones, come last
     return {"by": by, "scores": tuple(np.where(np.isfinite(stored), stored, lowest).tolist())}

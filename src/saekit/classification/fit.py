@@ -13,7 +13,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from functools import cached_property
+from itertools import combinations, groupby
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..measure.paired_scores import Predictions
 from .arms import Arm
 from .probes import PROBES, WIDE, Grid, at_the_edge, fit_probe
 from .settings import Budget
+from .solvers import Rows, narrowed
 
 MAX_WORDS = 20_000
 """Words and word pairs of the TF-IDF arm, the most frequent ones."""
@@ -162,12 +164,17 @@ def fit_smallest(
         return refit_arm(found, X, y, tuned[found.name], budget), inner
 
 
-def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget) -> Fitted:
-    """Fit an arm on all training rows with settings that are known."""
+def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, shared: Steps | None = None) -> Fitted:
+    """Fit an arm on all training rows with settings that are known, and steps where they are fitted already."""
     from sklearn.pipeline import Pipeline
 
     probe, notes = PROBES[arm.probe], list(tuned.notes)
-    steps, A = _fit_steps(arm, X, y, tuned.chosen, budget, notes)
+    before, A, warned = shared or _fit_steps(arm, X, y, tuned.chosen, budget)
+    steps, notes = list(before), [*notes, *warned]
+    step = _reduction(A, _seed(budget)) if arm.probe == "lda" else None
+    if step is not None:
+        A = step.fit_transform(A)
+        steps.append(("reduce", step))
     value = tuned.chosen.get(probe.setting)
     classifier, converged = fit_probe(arm.probe, A, y, value, budget)
     if not converged:
@@ -297,7 +304,9 @@ class Tuned:
     notes: tuple[str, ...] = ()
 
 
-def tune_arm(arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget) -> Tuned:
+def tune_arm(
+    arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget, shared: Sequence[_Fold] | None = None
+) -> Tuned:
     """Return the settings with the largest mean macro-F1 over the inner folds, the first of equals.
 
     Parameters
@@ -308,16 +317,17 @@ def tune_arm(arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget) -> T
         From `as_matrix`.
     folds
         From `inner_folds`.
+    shared
+        Rows of these folds with the steps of the arm, where another arm of its representation has fitted them.
     """
-    probe, settings = PROBES[arm.probe], {}
-    values = probe.values(budget)
-    if "binarize" in arm.steps:
-        inner = [_Inner(arm, X, y, folds, {"threshold": each}, budget) for each in budget.thresholds]
-        tried = [each.score(values[len(values) // 2]) for each in inner] if len(inner) > 1 else [0.0]
-        settings["threshold"] = budget.thresholds[int(np.argmax(tried))]
-    within, grid = _Inner(arm, X, y, folds, settings, budget), Grid(probe, budget)
-    for value in values:
+    probe = PROBES[arm.probe]
+    settings = _threshold(arm, X, y, folds, budget) if "binarize" in arm.steps else {}
+    within = _Inner(arm, y, shared or _fitted_folds(arm, X, y, folds, settings, budget), budget)
+    grid = Grid(probe, budget)
+    for value in probe.values(budget):
         grid.scores[value] = within.score(value)
+        if grid.is_past:
+            break
     while (value := grid.wider()) is not None:
         grid.scores[value] = within.score(value)
     notes = []
@@ -332,74 +342,134 @@ def tune_arm(arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget) -> T
     return Tuned(settings, grid.scores[grid.best], within.selections, within.labels[grid.best], tuple(notes))
 
 
-class _Inner:
-    """The inner folds of an arm, its steps fitted within each, on which values of a hyperparameter are tried."""
+def _threshold(arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget) -> dict[str, Any]:
+    """Return the threshold with the highest score at the middle value of the probe."""
+    values, scores = PROBES[arm.probe].values(budget), [0.0]
+    if len(budget.thresholds) > 1:
+        fitted = (_fitted_folds(arm, X, y, folds, {"threshold": each}, budget) for each in budget.thresholds)
+        scores = [_Inner(arm, y, each, budget).score(values[len(values) // 2]) for each in fitted]
+    return {"threshold": budget.thresholds[int(np.argmax(scores))]}
 
-    def __init__(
-        self, arm: Arm, X: Any, y: np.ndarray, folds: Folds, settings: Mapping[str, Any], budget: Budget
-    ) -> None:
-        self.arm, self.y, self.rows, self.budget, self.failed = arm, y, folds, budget, 0
-        self.folds, self.selections = [], []
-        for train, validate in folds:
-            steps, A = _fit_steps(arm, X[train], y[train], settings, budget, [])
-            self.folds.append((A, _transform(steps, X[validate])))
-            selected = _selected(steps)
-            if selected is not None:
-                self.selections.append(selected)
-        self.largest: Any = None
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """An inner fold with the steps of a representation, fitted on its training rows."""
+
+    train: np.ndarray
+    validate: np.ndarray
+    A: Rows
+    """Its training rows behind the steps."""
+    B: Any
+    """Its validation rows behind the steps."""
+    selected: tuple[int, ...] | None
+    seed: int
+
+    @cached_property
+    def narrowed(self) -> tuple[Rows, Any]:
+        """Both on fewer columns, for a probe with a penalty on the length of its weights."""
+        A, B = narrowed(self.A, self.B)
+        return Rows(A), B
+
+    @cached_property
+    def reduced(self) -> tuple[Rows, Any]:
+        """Both on the columns that linear discriminant analysis takes."""
+        step = _reduction(self.A.X, self.seed)
+        if step is None:
+            return self.A, self.B
+        A, B = self.narrowed
+        return Rows(step.fit_transform(A.X)), step.transform(B)
+
+
+def _fitted_folds(
+    arm: Arm, X: Any, y: np.ndarray, folds: Folds, settings: Mapping[str, Any], budget: Budget
+) -> list[_Fold]:
+    """Fit the steps of an arm within every inner fold."""
+    found = []
+    for train, validate in folds:
+        steps, A, _ = _fit_steps(arm, X[train], y[train], settings, budget)
+        found.append(_Fold(train, validate, Rows(A), _transform(steps, X[validate]), _selected(steps), _seed(budget)))
+    return found
+
+
+class _Inner:
+    """The inner folds of an arm, on which values of a hyperparameter are tried."""
+
+    def __init__(self, arm: Arm, y: np.ndarray, folds: Sequence[_Fold], budget: Budget) -> None:
+        self.probe, self.name, self.y, self.rows, self.budget = PROBES[arm.probe], arm.probe, y, folds, budget
+        self.selections = [fold.selected for fold in folds if fold.selected is not None]
+        self.folds = [self._columns(fold) for fold in folds]
+        solver = self.probe.solver
+        self.solvers = [None if solver is None else solver(A, y[fold.train]) for (A, _), fold in zip(self.folds, folds)]
+        self.failed, self.largest = 0, None
         self.models: list[Any] = [None] * len(folds)
         self.labels: dict[Any, np.ndarray] = {}
         self.margins: dict[Any, list[np.ndarray]] = {}
+
+    def _columns(self, fold: _Fold) -> tuple[Rows, Any]:
+        if self.name == "lda":
+            return fold.reduced
+        return fold.narrowed if self.probe.is_warm else (fold.A, fold.B)
 
     def score(self, value: Any) -> float:
         """Return the mean macro-F1 of a value; larger values go on from the fits of smaller ones."""
         is_larger = self.largest is None or value > self.largest
         scores, labels, margins = [], np.zeros(len(self.y), np.int64), []
-        for fold, ((A, B), (train, validate)) in enumerate(zip(self.folds, self.rows)):
-            start = self.models[fold] if is_larger else None
-            model, converged = fit_probe(self.arm.probe, A, self.y[train], value, self.budget, start=start)
-            self.failed += not converged
-            labels[validate] = model.predict(B)
-            scores.append(_macro_f1(self.y[validate], labels[validate]))
-            if PROBES[self.arm.probe].is_margin:
+        for at, ((_, B), rows) in enumerate(zip(self.folds, self.rows)):
+            model = self._fitted(at, value, self.models[at] if is_larger else None)
+            labels[rows.validate] = model.predict(B)
+            scores.append(_macro_f1(self.y[rows.validate], labels[rows.validate]))
+            if self.probe.is_margin:
                 from .sklearn_steps import decision_values
 
                 margins.append(decision_values(model, B))
             if is_larger:
-                self.models[fold] = model
+                self.models[at] = model
         self.largest = value if is_larger else self.largest
         self.labels[value], self.margins[value] = labels, margins
         return float(np.mean(scores))
+
+    def _fitted(self, at: int, value: Any, start: Any) -> Any:
+        solver = self.solvers[at]
+        if solver is not None:
+            return solver(value)
+        y = self.y[self.rows[at].train]
+        model, converged = fit_probe(self.name, self.folds[at][0].X, y, value, self.budget, start=start)
+        self.failed += not converged
+        return model
 
     def slope(self, value: Any) -> float:
         """Return the slope of the decision values at a value; see `Margins`."""
         from .sklearn_steps import slope_of
 
         columns = np.unique(self.y, return_inverse=True)[1]
-        rows = np.concatenate([validate for _, validate in self.rows])
+        rows = np.concatenate([fold.validate for fold in self.rows])
         return slope_of(np.concatenate(self.margins[value]), columns[rows])
 
 
-def _fit_steps(
-    arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], budget: Budget, notes: list[str]
-) -> tuple[list[tuple[str, Any]], Any]:
-    """Fit the steps before the classifier on rows; return them and these rows transformed."""
-    import scipy.sparse
+Steps = tuple[list[tuple[str, Any]], Any, list[str]]
+"""Fitted steps, the rows that they were fitted on behind them, and what they warned of."""
 
-    steps = []
+
+def _fit_steps(arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], budget: Budget) -> Steps:
+    """Fit the steps before the classifier on rows."""
+    steps, notes = [], []
     for name, step in _steps(arm, X, settings, budget):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             X = step.fit_transform(X, y)
         notes += [f"{name}: {str(each.message).splitlines()[0]}" for each in caught]
         steps.append((name, step))
-    if arm.probe == "lda" and (scipy.sparse.issparse(X) or X.shape[1] > WIDE):
-        from sklearn.decomposition import TruncatedSVD
+    return steps, X, notes
 
-        step = TruncatedSVD(max(1, min(WIDE, X.shape[0] - 1, X.shape[1] - 1)), random_state=_seed(budget))
-        X = step.fit_transform(X)
-        steps.append(("reduce", step))
-    return steps, X
+
+def _reduction(X: Any, seed: int) -> Any:
+    """Return the step that puts sparse or wide rows on few columns for linear discriminant analysis; None of others."""
+    import scipy.sparse
+    from sklearn.decomposition import TruncatedSVD
+
+    if not scipy.sparse.issparse(X) and X.shape[1] <= WIDE:
+        return None
+    return TruncatedSVD(max(1, min(WIDE, X.shape[0] - 1, X.shape[1] - 1)), random_state=seed)
 
 
 def _transform(steps: Sequence[tuple[str, Any]], X: Any) -> Any:
@@ -511,12 +581,22 @@ def search_arm(arm: Arm, X: Mapping[str, Any], y: np.ndarray, groups: np.ndarray
         _check_rows(each, matrices[each.features], y)
     kept = _screened(arm.candidates, matrices, y, groups, budget)
     folds = inner_folds(y, groups, budget)
-    tuned = [(each, tune_arm(each, matrices[each.features], y, folds, budget)) for each in kept]
+    tuned = []
+    for _, same in groupby(kept, key=lambda each: each.representation):
+        first, *others = same
+        shared = _fitted_folds(first, matrices[first.features], y, folds, {}, budget)
+        tuned += [
+            (each, tune_arm(each, matrices[each.features], y, folds, budget, shared)) for each in (first, *others)
+        ]
     tuned.sort(key=lambda pair: -pair[1].score)  # stable: the first of equals
-    best, *rest = [
-        refit_arm(each, matrices[each.features], y, replace(found, chosen={"arm": each.name, **found.chosen}), budget)
-        for each, found in tuned[: budget.finalists]
-    ]
+    steps: dict[tuple[Any, ...], Steps] = {}
+    fitted = []
+    for each, found in tuned[: budget.finalists]:
+        X_own, chosen = matrices[each.features], replace(found, chosen={"arm": each.name, **found.chosen})
+        if each.representation not in steps:
+            steps[each.representation] = _fit_steps(each, X_own, y, {}, budget)
+        fitted.append(refit_arm(each, X_own, y, chosen, budget, steps[each.representation]))
+    best, *rest = fitted
     return replace(best, finalists=tuple(rest), seconds=time.perf_counter() - since)
 
 

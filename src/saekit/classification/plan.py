@@ -28,7 +28,7 @@ from .settings import ACROSS_KINDS, KINDS, POOLS, Budget, ClassifierSettings, ch
 FEATURES = "features"
 """Folder of pooled features within the output folder."""
 
-_VERSION = 3
+_VERSION = 4
 _BETWEEN_SAES = ("saes", "hooks", "matched_by", "threshold", "to_model")
 """Settings of a transfer between SAEs that its fits depend on."""
 _NEED_SAE = ("random", "untrained", "frozen", "full", "binarized", "sparse", "matched", "tree", "binarized-tree")

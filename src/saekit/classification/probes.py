@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from .settings import Budget
+from .solvers import Rows, Solver, discriminant, ridge
 
 SOLVED_DENSE = 4096
 """Columns up to which sparse rows are made dense for a ridge classifier."""
+PATIENCE = 2
+"""Values of a grid in a row with lower scores than the best one before them, after which no larger one is tried."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Probe:
         Whether a fitted one can go on from one value to the next.
     is_margin
         Whether it has decision values and no probabilities; see `Margins`.
+    solver
+        From rows and class codes to the solver of all values; None where each value is fitted by itself.
     """
 
     setting: str
@@ -42,6 +47,7 @@ class Probe:
     limits: tuple[float, float] = (0.0, math.inf)
     is_warm: bool = False
     is_margin: bool = False
+    solver: Callable[[Rows, np.ndarray], Solver | None] | None = None
 
     def values(self, budget: Budget) -> tuple[Any, ...]:
         """Return the values to try first, increasing."""
@@ -94,8 +100,8 @@ PROBES = {
     "majority": Probe("", "", _majority),
     "logistic": Probe("C", "C", _logistic, is_warm=True),
     "balanced": Probe("C", "C", _balanced, is_warm=True),
-    "lda": Probe("shrinkage", "shrinkages", _lda, (0.0, 1.0)),
-    "ridge": Probe("alpha", "alphas", _ridge, is_margin=True),
+    "lda": Probe("shrinkage", "shrinkages", _lda, (0.0, 1.0), solver=discriminant),
+    "ridge": Probe("alpha", "alphas", _ridge, is_margin=True, solver=ridge),
     "svm": Probe("C", "C", _svm, is_margin=True),
     "tree": Probe("depth", "depths", _tree, (1, math.inf)),
 }
@@ -137,7 +143,9 @@ def fit_probe(name: str, X: Any, y: np.ndarray, value: Any, budget: Budget, *, s
 
 
 class Grid:
-    """Values of a hyperparameter with their scores: it grows where the best one is strictly at an end."""
+    """Values of a hyperparameter with their scores: it grows where the best one is strictly at an end, and ends where
+    `PATIENCE` values in a row, each larger than the best one, have a lower score.
+    """
 
     def __init__(self, probe: Probe, budget: Budget) -> None:
         self.probe = probe
@@ -149,6 +157,12 @@ class Grid:
     def best(self) -> Any:
         """The value with the highest score, the smallest of equals."""
         return max(sorted(self.scores), key=lambda value: self.scores[value])
+
+    @property
+    def is_past(self) -> bool:
+        """Whether larger values would only lead away from the best one."""
+        later = [value for value in self.scores if value > self.best]
+        return len(later) >= PATIENCE and all(self.scores[value] < self.scores[self.best] for value in later)
 
     @property
     def edge(self) -> int:

@@ -69,7 +69,8 @@ class Budget:
     """What every arm may spend on its hyperparameters, chosen by cross-validation within the training rows.
 
     Where the best value is strictly at an end of its grid, the grid grows there by its own ratio (trees: by its own
-    difference), up to `widen` times at either end. Among equal values the smallest is chosen.
+    difference), up to `widen` times at either end. Values are tried from the smallest; where two in a row have lower
+    scores than the best one before them, larger ones are not tried. Among equal values the smallest is chosen.
     """
 
     C: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)

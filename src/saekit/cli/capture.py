@@ -54,6 +54,9 @@ def capture(
     for option, value in {"--data": data, "--tokens": tokens, "--text": text}.items():
         if images is not None and value is not None:
             raise ConfigError(f"{option} is for texts; --images is given. Leave one of them out.")
+    for option, value in {"image": image, "limit": limit}.items():
+        if images is None and value is not None:
+            raise ConfigError(f"`{option}` is for images; --images is not given. Leave it out.")
     if [layer, layers, hook].count(None) != 2:
         raise ConfigError(
             "exactly one of --layer, --layers and --hook must be given: where in the model the rows come from."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 RANKINGS = (
     "energy", "weighted_energy", "frequency", "mean", "loss", "forward", "backward", "attribution", "cross_entropy",
-    "stability", "random", "unsorted",
+    "stability", "alignment_self", "encoder_norm", "random", "unsorted",
 )  # fmt: skip
 """What latents are ranked by in ``--by``."""
 

@@ -182,6 +182,15 @@ def bare(cell: str) -> str:
 def print_comparison(result: Any) -> None:
     """Print shared latents, equal partners and cosines of all pairs, then the chance level and the rule."""
     print_table([line[:4] for line in result.table()])
+    if result.function_table():
+        say()
+        print_table(result.function_table())
+    if result.along_table():
+        say()
+        print_table(result.along_table())
+    if result.predictors:
+        each = ", ".join(f"{name} {value}" for name, value in result.predictors.items())
+        print_text(f"what one SAE alone says about the stability of its latents (rank correlation): {each}")
     print_text(result.caption())
     print_warnings(result.warnings)
 

@@ -20,8 +20,9 @@ HELP = """Rank the latents of an SAE, keep the most important ones, and measure 
   saekit prune SAE --by backward --sizes 64,256 --refit --rows rows --out small
 
 --by takes energy, weighted_energy, frequency, mean, loss (exact leave-one-out), forward or backward (greedy),
-attribution or cross_entropy (gradients of --model on --data), random, unsorted, a score that the SAE carries
-(stability, after saekit compare --write), or a .npy file with a number per latent. Latents are ranked on every second
+attribution or cross_entropy (gradients of --model on --data), alignment_self (cosine of encoder and decoder row, which
+predicts stability) or encoder_norm, random, unsorted, a score that the SAE carries (stability, after saekit compare
+--write), or a .npy file with a number per latent. Latents are ranked on every second
 document of the rows and measured on the others. Without --rows and --model, the rows come from the model and the texts
 that the SAE was trained on.
 

@@ -27,11 +27,11 @@ def report(
 ) -> None:
     """Collect the results of a folder and write the page."""
     from ..report.page import write
-    from ..report.results_folder import collect
+    from ..report.results_folder import collect, date_of
 
     with progress_of(json):
         results = collect(folder)
-        page = write(results, folder, title=title)
+        page = write(results, folder, title=title, date=date_of(folder))
     if json:
         print_json({"report": str(page), "results": [result["kind"] for result in results]})
     else:

@@ -66,7 +66,7 @@ interrupted, in any way, continues with --resume and ends with the same bits.
 CONFIGS = (TopK, BatchTopK, HierarchicalTopK, Matryoshka, JumpReLU, ReLU, Gated, PAnneal)
 
 
-@command("Train SAEs: several architectures and seeds in one pass.", HELP, flags=("batch_rows", "device"))
+@command("Train SAEs: several architectures and seeds in one pass.", HELP, flags=("batch_rows", "device", "snapshots"))
 def train(
     *,
     rows: Rows | None = None,

@@ -19,12 +19,18 @@ def standard_error(values: Tensor) -> float:
 
 
 def over_latents(
-    value: float, error: float, *, least: float = -1.0, unit: str = "cosine", reason: str = "over latents"
+    value: float,
+    error: float,
+    *,
+    least: float = -1.0,
+    most: float = 1.0,
+    unit: str = "cosine",
+    reason: str = "over latents",
 ) -> Measured:
-    """Return a value with its normal interval, cut at its range, `least` to 1."""
+    """Return a value with its normal interval, cut at its range."""
     if not math.isfinite(error):
         return Measured(value, None, None, unit, "no interval: there is one latent")
-    return Measured(value, max(value - NORMAL * error, least), min(value + NORMAL * error, 1.0), unit, reason)
+    return Measured(value, max(value - NORMAL * error, least), min(value + NORMAL * error, most), unit, reason)
 
 
 def over_saes(
@@ -83,7 +89,7 @@ class OverPairs:
             return "over latents of the one pair (how seeds differ takes 3 SAEs)"
         return f"from a jackknife over the {self.n_saes} SAEs"
 
-    def mean(self, each: Sequence[Measured], least: float = 0.0) -> Measured:
+    def mean(self, each: Sequence[Measured], least: float = 0.0, most: float = 1.0) -> Measured:
         """Return the mean over pairs; with 3 SAEs or more the interval of a jackknife that leaves out one at a time."""
         unit = each[0].unit
         if self.n_saes == 2:
@@ -102,7 +108,7 @@ class OverPairs:
             return _widest(float(values.mean()), each)
         error *= student(self.n_saes - 1) / NORMAL
         reason = f"interval from a jackknife over {self.n_saes} SAEs"
-        return over_latents(float(values.mean()), error, least=least, unit=unit, reason=reason)
+        return over_latents(float(values.mean()), error, least=least, most=most, unit=unit, reason=reason)
 
 
 def _widest(value: float, each: Sequence[Measured]) -> Measured:

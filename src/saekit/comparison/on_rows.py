@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -17,10 +18,12 @@ from ..matching.shared import SharedRule
 from ..measure.intervals import row_groups, wilson_interval
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
-from ..rows.source import Source
+from ..rows.opening import target_rows
+from ..rows.source import Columns, Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
 from ..settings import Progress
+from .function import Substitution, acting_together, mean_over_latents
 from .intervals import over_latents, standard_error
 from .pairs import MatchedPair
 from .result import OnRows
@@ -40,9 +43,11 @@ class Activity:
     """Rows seen."""
     frequency: list[list[float]]
     """Per SAE and latent: fraction of rows on which it fires."""
+    function: list[dict[str, Measured]]
+    """Per pair: whether partners do the same; see `FUNCTION`."""
 
 
-NOT_SEEN = Activity([], 0, [])
+NOT_SEEN = Activity([], 0, [], [])
 """Without rows."""
 
 
@@ -53,16 +58,23 @@ class _CodeSums:
         self.sae = sae
         self.sum, self.squares, self.fired = np.zeros((3, sae.n_latents))
         self.samples: list[Codes] = []
+        self.parts: list[scipy.sparse.csr_matrix] = []
 
     def update(self, x: Tensor, sampled: Tensor) -> None:
         """Add rows; those at the indices `sampled` are kept."""
         with torch.no_grad():
-            codes = self.sae.encode(x.to(self.sae.device)).to("cpu")
+            self.codes = self.sae.encode(x.to(self.sae.device))
+        codes = self.codes.to("cpu")
         self.last = codes.to_scipy().astype(np.float64)
+        self.parts.append(codes.to_scipy().astype(np.float32))
         self.samples.append(codes.rows(sampled))
         self.sum += self.last.sum(axis=0)
         self.squares += self.last.power(2).sum(axis=0)
         self.fired += np.bincount(codes.indices.numpy(), minlength=codes.n_latents)
+
+    def all_codes(self) -> scipy.sparse.csr_matrix:
+        """Return the codes of all rows."""
+        return scipy.sparse.vstack(self.parts, format="csr")
 
     def sample(self) -> Codes:
         """Return the codes that were kept."""
@@ -88,10 +100,16 @@ def act_on(
     products = [np.zeros(len(pair.decoder.matching.partner)) for pair in matched]
     groups: list[np.ndarray] = []
     n_rows = 0
-    for x, group, sampled in _sampled_batches(source, settings, progress):
-        groups.append(group)
+    substitution = None
+    for columns, group, sampled in _sampled_batches(source, settings, progress):
+        x = columns.x
+        groups.append(group[sampled].numpy())
         for each in sums:
             each.update(x, sampled)
+        if not n_rows and (columns.target is not None or not saes[0].is_transcoder):
+            substitution = Substitution(saes, matched, settings.seed)
+        if substitution is not None:
+            substitution.update(x, target_rows(columns, saes[0]), group, [each.codes for each in sums])
         for pair, product in zip(matched, products, strict=True):
             mine, theirs = _partners(pair.decoder.matching)
             both = sums[pair.first].last[:, mine].multiply(sums[pair.second].last[:, theirs])
@@ -105,25 +123,40 @@ def act_on(
     for pair, product in zip(matched, products, strict=True):
         similarity = _similarity(samples[pair.first], samples[pair.second], documents)
         correlation, n_pairs = _correlation(pair, sums, product, n_rows)
-        on_rows.append(OnRows(correlation, n_pairs, *similarity, _shared_alive(pair, rule, sums)))
-    return Activity(on_rows, n_rows, [[round(float(n), 9) for n in each.fired / n_rows] for each in sums])
+        on_rows.append(OnRows(correlation, n_pairs, *similarity, _shared_alive(pair, rule, sums), _pw_mcc(pair, sums)))
+    frequency = [[round(float(n), 9) for n in each.fired / n_rows] for each in sums]
+    return Activity(on_rows, n_rows, frequency, _function(matched, rule, sums, substitution, settings.seed))
+
+
+def _function(
+    matched: Sequence[MatchedPair],
+    rule: SharedRule,
+    sums: Sequence[_CodeSums],
+    substitution: Substitution | None,
+    seed: int,
+) -> list[dict[str, Measured]]:
+    """Return for each pair whether partners do the same on the rows."""
+    costs = [{} for _ in matched] if substitution is None else substitution.compute()
+    codes = [each.all_codes() for each in sums]
+    return [
+        cost | acting_together(pair, (codes[pair.first], codes[pair.second]), pair.shared(rule).numpy(), seed)
+        for pair, cost in zip(matched, costs, strict=True)
+    ]
 
 
 def _sampled_batches(
     source: Source, settings: ComparisonSettings, progress: Progress | None
-) -> Iterator[tuple[Tensor, np.ndarray, Tensor]]:
-    """Rows, the groups of those that are sampled evenly over all rows, and their indices in the batch."""
+) -> Iterator[tuple[Columns, Tensor, Tensor]]:
+    """Rows, their groups, and the indices in the batch of those that are sampled evenly over all rows."""
     limit = settings.max_rows or sys.maxsize
     total = limit if source.n_rows is None else min(limit, source.n_rows)
     step = max(1, total // SAMPLE_ROWS)
     done = 0
     for batch in source.batches(settings.batch_rows):
-        x = batch.x[: limit - done]
-        document = None if batch.document is None else batch.document[: len(x)]
-        group, _ = row_groups(document, done, len(x))
-        sampled = torch.arange(-done % step, len(x), step)
-        yield x, group[sampled].numpy(), sampled
-        done += len(x)
+        rows = batch.map(lambda column, room=limit - done: column[:room])  # type: ignore[misc]
+        group, _ = row_groups(rows.document, done, len(rows))
+        yield rows, group, torch.arange(-done % step, len(rows), step)
+        done += len(rows)
         if progress is not None:
             progress("rows", done, total)
         if done >= limit:
@@ -139,6 +172,13 @@ def _shared_alive(pair: MatchedPair, rule: SharedRule, sums: Sequence[_CodeSums]
     shared = pair.shared(rule)
     both = alive[shared.numpy()] & alive_other[pair.decoder.matching.partner[shared].numpy()]
     return wilson_interval(int(both.sum()), n)
+
+
+def _pw_mcc(pair: MatchedPair, sums: Sequence[_CodeSums]) -> Measured:
+    """Mean cosine of the pairs, matched by decoder, of which both latents fire."""
+    mine, theirs = _partners(pair.decoder.matching)
+    both = (sums[pair.first].fired[mine] > 0) & (sums[pair.second].fired[theirs] > 0)
+    return mean_over_latents(pair.decoder.matching.cosine.numpy()[mine[both]])
 
 
 def _partners(matching: Matching) -> tuple[np.ndarray, np.ndarray]:

@@ -129,6 +129,7 @@ def orphans(
         n_rows=latents.n_rows,
         language_model=costs.language_model,
         names=[name for name, _ in named],
+        digests=[each.sae["digest"] for each in comparison.saes],
         n_orphans=[int((~each).sum()) for each in shared],
         n_shared=[int(each.sum()) for each in shared],
         properties=compare_properties(latents.properties, kinds),

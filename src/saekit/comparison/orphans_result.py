@@ -94,6 +94,8 @@ class Orphans(Result):
     n_orphans: list[int]
     """Number of orphans of each SAE."""
     n_shared: list[int]
+    digests: list[str] = field(default_factory=list)
+    """Digest of each SAE; none in results of older releases."""
     properties: list[Property] = field(default_factory=list)
     silenced: list[Ablated] = field(default_factory=list)
     fvu_difference: Measured | None = None

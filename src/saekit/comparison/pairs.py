@@ -44,7 +44,7 @@ class MatchedRows:
             cosine=[None if math.isnan(value) else round(value, 6) for value in matching.cosine.tolist()],
             mean_cosine=over_latents(matching.mean_cosine, standard_error(paired)),
             max_cosine=self.largest,
-            pw_mcc=self.largest_absolute,
+            max_absolute_cosine=self.largest_absolute,
             certificate=matching.certificate,
         )
 
@@ -75,7 +75,9 @@ class MatchedPair:
         }
         return {name: wilson_interval(int(which.sum()), n) for name, which in counts.items()}
 
-    def result(self, named: Named, rule: SharedRule, on_rows: OnRows | None) -> Pair:
+    def result(
+        self, named: Named, rule: SharedRule, on_rows: OnRows | None, function: dict[str, Measured] | None
+    ) -> Pair:
         """Return what the result says about the pair."""
         (first, one), (second, other) = named[self.first], named[self.second]
         return Pair(
@@ -86,6 +88,7 @@ class MatchedPair:
             decoder=self.decoder.side(),
             encoder=self.encoder.side(),
             on_rows=on_rows,
+            function=function or {},
         )
 
 

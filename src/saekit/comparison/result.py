@@ -11,6 +11,21 @@ from ..measure.results import Measured, Result
 from ..settings import brief
 from .concept_groups import Groups, SharingLaw, offset_verdict
 
+FUNCTION_COLUMNS = ("partners", "exchanged partners", "at best")
+"""What a table of what partners do says of each measure."""
+
+FUNCTION_ROWS = {
+    "FVU, partners' decoder rows": ("fvu_partners", "fvu_random", "fvu_own"),
+    "cross-entropy, partners' decoder rows": ("ce_partners", "ce_random", "ce_own"),
+    "same top rows": ("top_overlap", "top_overlap_random", ""),
+    "fire together (cosine of codes)": ("coactivation", "coactivation_random", "coactivation_best"),
+    "matched so by firing together, too": ("coactivation_agrees", "", ""),
+    "ablation moves the model alike": ("fingerprint", "fingerprint_random", "fingerprint_ceiling"),
+    "  of shared latents": ("fingerprint_shared", "", ""),
+    "  of others": ("fingerprint_orphans", "", ""),
+}
+"""Measures of `saekit.comparison.function.FUNCTION` in the order of the table."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -26,7 +41,7 @@ class Side:
     """Mean over the pairs."""
     max_cosine: Measured
     """Mean over both directions of the mean largest cosine with any latent of the other: no matching, larger."""
-    pw_mcc: Measured
+    max_absolute_cosine: Measured
     """The same with absolute cosines."""
     certificate: Certificate
     """Proof that no other one-to-one matching has a larger sum of cosines."""
@@ -49,6 +64,8 @@ class OnRows:
     shared_alive: Measured | None = None
     """Shared pairs of which both fire on the rows, as a fraction of the latents that fire, in the SAE that has fewer of
     those. None in files of schema 1 and 2."""
+    pw_mcc_alive: Measured | None = None
+    """Mean cosine of pairs matched by decoder of which both fire. None in files of schema 1 to 4."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,9 @@ class Pair:
     """Matching of the encoder rows, found independently."""
     on_rows: OnRows | None
     """What the two do on rows; None where none were given."""
+    function: dict[str, Measured] = field(default_factory=dict, repr=False)
+    """Whether partners do the same, on the rows and in a language model: `saekit.comparison.function.FUNCTION` says
+    what each name means. Empty where no rows were given, and in files of schema 1 to 4."""
 
     def cells(self) -> list[str]:
         """Return the line of a table: names (* of SAEs that began alike), fractions and cosines."""
@@ -98,6 +118,19 @@ class Null:
 
 
 @dataclass(frozen=True)
+class AlongPoint:
+    """What the SAEs of a run shared when they had seen so many rows."""
+
+    __repr__ = brief
+
+    rows_seen: int
+    """Rows that they were trained on until then."""
+    shared: Measured
+    equal: Measured
+    mean_cosine: Measured
+
+
+@dataclass(frozen=True)
 class Compared:
     """One of the SAEs, latent by latent."""
 
@@ -117,6 +150,9 @@ class Compared:
     none."""
     frequency: list[float] = field(default_factory=list, repr=False)
     """Per latent: fraction of the rows on which it fires; empty where no rows were given."""
+    alignment_self: list[float] = field(default_factory=list, repr=False)
+    """Per latent: cosine of its own encoder row and decoder row, which needs no other SAE; empty for transcoders and in
+    files of schema 1 to 4."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -136,7 +172,7 @@ class Comparison(Result):
     """
 
     KIND: ClassVar[str] = "comparison"
-    SCHEMA: ClassVar[int] = 4
+    SCHEMA: ClassVar[int] = 5
     PARTS: ClassVar[tuple[str, ...]] = ("pairs",)
 
     rows: dict[str, Any] | None
@@ -162,8 +198,8 @@ class Comparison(Result):
     max_cosine: Measured
     """Mean largest cosine of decoder rows, without matching: mean over pairs."""
     max_cosine_null: Measured | None
-    pw_mcc: Measured
-    """Mean largest absolute cosine of decoder rows: mean over pairs."""
+    max_absolute_cosine: Measured
+    """Mean largest absolute cosine of decoder rows, without matching: mean over pairs."""
     certificate: dict[str, Certificate]
     """``decoder`` and ``encoder``: objective, dual bound and gap, summed over the pairs."""
     in_exactly: list[Measured]
@@ -184,9 +220,30 @@ class Comparison(Result):
     """`shared` among latents that fire on the rows: those that never do cannot be found again, and lower `shared`. None
     without rows, and in files of schema 1 and 2."""
 
+    pw_mcc: Measured | None = None
+    """PW-MCC (2505.20254): mean cosine of decoder rows under the one-to-one matching with the largest sum of them, mean
+    over pairs of SAEs. The same number as `mean_cosine`, under the name by which papers state it."""
+    pw_mcc_null: Measured | None = None
+    """The same for random dictionaries of the same shape."""
+    pw_mcc_alive: Measured | None = None
+    """The same over the pairs of latents of which both fire on the rows; None without rows."""
+    predictors: dict[str, Measured] = field(default_factory=dict)
+    """How well a number of one SAE alone predicts the stability of its latents: Spearman correlation, mean over the
+    SAEs; ``alignment_self``, ``encoder_norm`` and, with rows, ``frequency``. Empty in files of schema 1 to 4."""
+    function: dict[str, Measured] = field(default_factory=dict)
+    """Whether partners do the same: means of `Pair.function` over pairs, by name."""
+    along: list[AlongPoint] = field(default_factory=list)
+    """What snapshots of the run shared, the finished SAEs last; empty where that was not asked for."""
+    shared_rise: Measured | None = None
+    """How much the last doubling of the rows added to `shared`; None without a snapshot at half of them."""
+
     @classmethod
     def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Return the JSON object with its law decided by today's rule, whatever rule it was written under."""
+        """Return the JSON object of an older schema in this layout, its law decided by today's rule."""
+        return cls._migrate_law(_migrate_pw_mcc(plain))
+
+    @staticmethod
+    def _migrate_law(plain: dict[str, Any]) -> dict[str, Any]:
         law, saes = plain.get("law"), plain.get("saes")
         if not isinstance(law, dict) or not isinstance(saes, list):
             return plain
@@ -223,6 +280,25 @@ class Comparison(Result):
             lines.append(line + ([""] * 3 if with_rows else []))
         return lines
 
+    def function_table(self) -> list[list[str]]:
+        """Return whether partners do the same as rows of text, headings first; no rows where that was not tested."""
+        lines = [
+            [words, *("–" if name not in self.function else str(self.function[name]) for name in names)]
+            for words, names in FUNCTION_ROWS.items()
+            if names[0] in self.function
+        ]
+        return [["do partners do the same?", *FUNCTION_COLUMNS], *lines] if lines else []
+
+    def along_table(self) -> list[list[str]]:
+        """Return what snapshots shared as rows of text, headings first; no rows where that was not asked for."""
+        lines = [
+            [f"{point.rows_seen:,}", *map(str, (point.shared, point.equal, point.mean_cosine))] for point in self.along
+        ]
+        nulls = (self.shared_null, self.equal_null, self.mean_cosine_null)
+        if lines and nulls[0] is not None:
+            lines.append(["  chance", *map(str, nulls)])
+        return [["rows seen", "shared", "equal", "cosine dec"], *lines] if lines else []
+
     @property
     def n_counted(self) -> int:
         """Pairs that the means are over: those that began apart, or all where none did."""
@@ -245,6 +321,21 @@ class Comparison(Result):
             f"{self.settings['intervals']['level']:.0%} intervals {self.settings['intervals']['over']}; "
             f"matching exact within {gap:.0e} in all{alive}{many}{warning}"
         )
+
+
+def _migrate_pw_mcc(plain: dict[str, Any]) -> dict[str, Any]:
+    """Up to schema 4 `pw_mcc` was the mean largest absolute cosine, which is no PW-MCC."""
+    version = plain.get("schema")
+    if not isinstance(version, int) or version > 4 or "pw_mcc" not in plain:
+        return plain
+    sides = ("decoder", "encoder")
+    pairs = [pair | {side: _renamed(pair[side]) for side in sides} for pair in plain["pairs"]]
+    mean = {"pw_mcc": plain["mean_cosine"], "pw_mcc_null": plain.get("mean_cosine_null")}
+    return _renamed(plain) | {"pairs": pairs} | mean
+
+
+def _renamed(plain: dict[str, Any]) -> dict[str, Any]:
+    return {"max_absolute_cosine" if name == "pw_mcc" else name: value for name, value in plain.items()}
 
 
 def _cells_on_rows(seen: OnRows | None) -> list[str]:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import ConfigError, ShapeError, listed
 from ..matching.matching import Certificate
 from ..matching.shared import SharedRule
+from ..measure.fidelity import SplicedModel
 from ..measure.intervals import LEVEL
 from ..measure.results import Measured
+from ..measure.settings import TextSettings
+from ..measure.weight_scores import weight_scores
+from ..models.language import LanguageModel
 from ..places import Warned, warnings_between
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
@@ -25,13 +31,15 @@ from ..sae.naming import Given, check_finite, check_same_target, given_saes, nam
 from ..settings import Progress, suggest_keywords
 from ..training.convergence import undertrained
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
+from .fingerprints import in_the_model
+from .function import function_of
 from .intervals import OverPairs, over_saes
 from .nulls import chance_of, nulls_of
 from .on_rows import NOT_SEEN, SAMPLE_ROWS, Activity, act_on
 from .pairs import MatchedPair, MatchProgress, Named, found_in, match_all
 from .result import Compared, Comparison, Pair
-from .settings import ComparisonSettings
-from .stability import alignment, check_local, counted_others, local_folder, with_stability
+from .settings import ComparisonSettings, FunctionSettings
+from .stability import alignment, check_local, counted_others, local_folder, predictors, with_stability
 
 
 @suggest_keywords
@@ -41,7 +49,10 @@ def compare(
     rows: Rows | None = None,
     *,
     write: bool = False,
+    model: str | os.PathLike[str] | LanguageModel | None = None,
+    data: object = None,
     settings: ComparisonSettings = ComparisonSettings(),
+    function: FunctionSettings = FunctionSettings(),
     progress: Progress | None = None,
 ) -> Comparison:
     """Match the latents of SAEs one to one, on decoder and on encoder cosine, and count those that they share.
@@ -57,25 +68,33 @@ def compare(
         latent of the narrower gets a partner, and fractions are of its latents.
     rows
         Rows to compare activations on: a source, an array ``[n, d_in]``, or the path of a cache folder or array file.
-        None: only weights are compared.
+        None: only weights are compared. With rows it is also tested whether partners *do* the same: see
+        `saekit.comparison.function.FUNCTION`.
     write
         Whether to write what was found about each latent into the SAEs' files: the SAEs must be given as local paths.
         See `with_stability` for what is written.
+    model, data
+        A causal language model and texts, for what partners do in it: cross-entropies with the partners' decoder rows,
+        and the change of next-token probabilities when they are ablated. `rows` must be given too.
     settings
         The threshold, the controls, how many rows.
+    function
+        How many tokens, latents and pairs are tested in the model.
     progress
-        Called as ``progress(stage, done, total)`` with the stages ``"match"`` (matchings) and ``"rows"``
-        [shown on stderr; ``False``: none].
+        Called as ``progress(stage, done, total)`` with the stages ``"match"`` (matchings), ``"rows"``, ``"tokens"`` and
+        ``"fingerprints"`` [shown on stderr; ``False``: none].
 
     Returns
     -------
     Comparison
-        ``.shared``, ``.equal``, ``.mean_cosine`` with their nulls; ``.pairs``; ``.saes[i].stability`` per latent.
+        ``.shared``, ``.equal``, ``.mean_cosine``, ``.pw_mcc`` with their nulls; ``.function``; ``.pairs``;
+        ``.saes[i].stability`` per latent.
 
     Raises
     ------
     ConfigError
-        Fewer than two SAEs, a setting out of range, or `write` with SAEs that are no local files.
+        Fewer than two SAEs, a setting out of range, `write` with SAEs that are no local files, a model without rows or
+        one that predicts no tokens.
     ShapeError
         The SAEs read or write rows of different widths, or the rows have another.
     DataError
@@ -93,11 +112,36 @@ def compare(
     _check_widths(named)
     values = [sae for _, sae in named]
     source = None if rows is None else as_source(rows, values[0].d_in, "compare")
-    result = _compared_with_chance(named, source, settings, progress)
+    spliced = None if model is None else _spliced(model, data, values, source, function)
+    result = _compared_with_chance(named, source, settings, progress, _InModel(spliced, function))
     if write:
         for path, scored in zip(saes, with_stability(values, result), strict=True):
             scored.save(local_folder(path))
     return result
+
+
+@dataclass(frozen=True)
+class _InModel:
+    """The language model in which it is tested what partners do; None without one."""
+
+    spliced: SplicedModel | None
+    settings: FunctionSettings
+
+
+def _spliced(
+    model: str | os.PathLike[str] | LanguageModel,
+    data: object,
+    saes: Sequence[SAE],
+    source: Source | None,
+    function: FunctionSettings,
+) -> SplicedModel:
+    if source is None:
+        raise ConfigError("compare: `model` must come with `rows`, on which latents are matched by what they do.")
+    texts = TextSettings(text=function.text, tokens=function.tokens)
+    spliced = SplicedModel.of(model, data, saes, source, texts, "compare")
+    if spliced.texts is None:
+        raise ConfigError(f"compare: the model must predict next tokens; `{spliced.lm.name}` does not. Leave it out.")
+    return spliced
 
 
 def _check_different(saes: Sequence[Given]) -> None:
@@ -112,7 +156,11 @@ def _check_different(saes: Sequence[Given]) -> None:
 
 
 def _compared_with_chance(
-    named: Named, source: Source | None, settings: ComparisonSettings, progress: Progress | None
+    named: Named,
+    source: Source | None,
+    settings: ComparisonSettings,
+    progress: Progress | None,
+    inside: _InModel,
 ) -> Comparison:
     """Match every pair, look at what they do on rows, and match dictionaries that have nothing in common."""
     values = [sae for _, sae in named]
@@ -122,10 +170,18 @@ def _compared_with_chance(
     matched = match_all(named, tick)
     seen = NOT_SEEN if source is None else act_on(values, matched, rule, source, settings, progress)
     nulls = nulls_of(values[0], values[1], rule, settings.seed, tick) if settings.controls else {}
-    pairs = [pair.result(named, rule, on_rows) for pair, on_rows in zip_longest(matched, seen.on_rows)]
-    counting = _counting(pairs)
+    acts = zip_longest(matched, seen.on_rows, seen.function)
+    pairs = [pair.result(named, rule, on_rows, function) for pair, on_rows, function in acts]
+    counting = counting_pairs(pairs)
+    tested = counting[: inside.settings.pairs]
+    if inside.spliced is not None:
+        some = [matched[at] for at in tested]
+        found = in_the_model(values, some, rule, inside.spliced, inside.settings, progress)
+        for at, more in zip(tested, found, strict=True):
+            pairs[at] = replace(pairs[at], function=pairs[at].function | more)
     over = OverPairs([(matched[at].first, matched[at].second) for at in counting], len(named))
     counted = [pairs[at] for at in counting]
+    compared = _latents_found(named, matched, rule, seen)
     return Comparison(
         saekit=release(),
         versions=library_versions(False),
@@ -135,16 +191,20 @@ def _compared_with_chance(
         **_means(counted, over),
         **chance_of(nulls),
         certificate=_certificates(pairs),
-        **_latents_found(named, matched, rule, seen),
+        **compared,
         pairs=pairs,
         nulls=nulls,
         groups=_groups(named, matched, rule),
-        shared_alive=_shared_alive(counted, over),
+        **_alive(counted, over),
+        pw_mcc=over.mean([pair.decoder.mean_cosine for pair in counted], least=-1.0),
+        pw_mcc_null=nulls["random"].mean_cosine if nulls else None,
+        predictors=predictors(compared["saes"], [sae for _, sae in named]),
+        function=function_of(counted, over),
         warnings=_warnings(named, source) + undertrained(named),
     )
 
 
-def _counting(pairs: Sequence[Pair]) -> list[int]:
+def counting_pairs(pairs: Sequence[Pair]) -> list[int]:
     """Return the indices of the pairs that means are over.
 
     What SAEs share that began alike is no answer to the question; where there are other pairs, those alone count.
@@ -211,15 +271,17 @@ def _means(pairs: Sequence[Pair], over: OverPairs) -> dict[str, Any]:
         "mean_cosine": over.mean([side.mean_cosine for side in decoders], least=-1.0),
         "mean_cosine_encoder": over.mean([side.mean_cosine for side in encoders], least=-1.0),
         "max_cosine": over.mean([side.max_cosine for side in decoders], least=-1.0),
-        "pw_mcc": over.mean([side.pw_mcc for side in decoders]),
+        "max_absolute_cosine": over.mean([side.max_absolute_cosine for side in decoders]),
     }
 
 
-def _shared_alive(pairs: Sequence[Pair], over: OverPairs) -> Measured | None:
-    """Return the mean over pairs; None without rows."""
-    each = [pair.on_rows.shared_alive for pair in pairs if pair.on_rows is not None]
-    known = [measured for measured in each if measured is not None]
-    return over.mean(known) if known else None
+def _alive(pairs: Sequence[Pair], over: OverPairs) -> dict[str, Any]:
+    """Return what is said about latents that fire on the rows: means over pairs; None without rows."""
+    found: dict[str, Any] = {}
+    for name in ("shared_alive", "pw_mcc_alive"):
+        each = [getattr(pair.on_rows, name) for pair in pairs if pair.on_rows is not None]
+        found[name] = over.mean(each, least=0.0 if name == "shared_alive" else -1.0) if each else None
+    return found
 
 
 def _compared(
@@ -235,9 +297,14 @@ def _compared(
             stability=has[at][:, counted[at]].mean(1).tolist(),
             alignment=alignment(at, matched, counted[at]),
             frequency=seen.frequency[at] if seen.frequency else [],
+            alignment_self=_rounded(weight_scores(sae).get("alignment_self")),
         )
         for at, (name, sae) in enumerate(named)
     ]
+
+
+def _rounded(score: Tensor | None) -> list[float]:
+    return [] if score is None else [round(value, 6) for value in score.tolist()]
 
 
 def _groups(named: Named, matched: Sequence[MatchedPair], rule: SharedRule) -> Groups:

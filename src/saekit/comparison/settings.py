@@ -41,6 +41,33 @@ class ComparisonSettings(RowSettings):
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
+class FunctionSettings:
+    """How it is tested in a language model whether matched latents do the same; on rows it needs no setting."""
+
+    tokens: int = 8192
+    """Tokens for the cross-entropies, and those among which a latent's top tokens are [8192]."""
+    latents: int = 32
+    """Maximum number of latents of a pair of SAEs whose fingerprints are taken; half of them shared, if possible
+    [32]."""
+    tops: int = 12
+    """Maximum number of tokens at which a latent is ablated: those at which it fires most [12]."""
+    context: int = 64
+    """Maximum number of tokens that the model reads at once for fingerprints [64]."""
+    pairs: int = 3
+    """Maximum number of pairs of SAEs that are tested in the model [3]."""
+    text: str = "text"
+    """Name of the text column [text]."""
+    seed: int = 0
+    """Random seed of the exchanged partners and of the choice of latents [0]."""
+
+    def __post_init__(self) -> None:
+        check_whole("compare", least=2, tops=self.tops, context=self.context)
+        check_whole("compare", least=1, tokens=self.tokens, latents=self.latents, pairs=self.pairs)
+        check_whole("compare", least=0, seed=self.seed)
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
 class OrphanSettings(TextSettings):
     """What orphans are measured on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,17 +10,21 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..measure.results import Measured
+from ..measure.weight_scores import WEIGHT_SCORES, weight_scores
 from ..sae.model import SAE
+from .intervals import over_saes
 from .pairs import MatchedPair, Named, began_alike
-from .result import Comparison
+from .result import Compared, Comparison
 
 
 def with_stability(saes: Sequence[SAE], result: Comparison) -> list[SAE]:
     """Return the SAEs of a comparison with what it found about each latent.
 
     ``scores["stability"]`` is the fraction of the other SAEs that have the latent, ``scores["alignment"]`` its mean
-    cosine with its partners in them (-1 where it has no partner); `Compared` defines both. ``provenance["stability"]``
-    holds the mean and what it was compared with.
+    cosine with its partners in them (-1 where it has no partner), ``scores["alignment_self"]`` the cosine of its own
+    encoder and decoder row; `Compared` defines all three. ``provenance["stability"]`` holds the mean and what it was
+    compared with.
 
     Parameters
     ----------
@@ -53,9 +58,36 @@ def with_stability(saes: Sequence[SAE], result: Comparison) -> list[SAE]:
             ],
         }
         alignment = [-1.0 if value is None else value for value in compared.alignment]
-        scores = {"stability": compared.stability, "alignment": alignment}
+        own = {name: score for name, score in weight_scores(sae).items() if name == "alignment_self"}
+        scores = {"stability": compared.stability, "alignment": alignment, **own}
         scored.append(sae.with_scores(**scores).replace(provenance={**sae.provenance, "stability": about}))
     return scored
+
+
+def predictors(compared: Sequence[Compared], saes: Sequence[SAE]) -> dict[str, Measured]:
+    """Return how well a number of one SAE alone predicts the stability of its latents: Spearman, mean over SAEs."""
+    numbers = [weight_scores(sae) | _frequency(each) for sae, each in zip(saes, compared, strict=True)]
+    names = [name for name in (*WEIGHT_SCORES, "frequency") if all(name in each for each in numbers)]
+    return {
+        name: over_saes(
+            [_spearman(own[name], each.stability) for own, each in zip(numbers, compared, strict=True)], "correlation"
+        )
+        for name in names
+    }
+
+
+def _frequency(compared: Compared) -> dict[str, Any]:
+    return {"frequency": compared.frequency} if compared.frequency else {}
+
+
+def _spearman(one: Any, other: Any) -> float:
+    """Return the rank correlation, ties by mid-rank; NaN where either side is constant."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(np.asarray(each)) for each in (one, other))
+    a, b = a - a.mean(), b - b.mean()
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / lengths if lengths > 0 else math.nan
 
 
 def check_local(saes: Sequence[Any]) -> None:

@@ -32,7 +32,7 @@ from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import hashed_key, random_order
-from ..rows.tokens import Contexts, TokenBatch, token_batches
+from ..rows.tokens import Contexts, TokenBatch, places_of, token_batches
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of
 from ..settings import Progress, is_whole, silent, suggest_keywords
@@ -40,7 +40,7 @@ from .attach import attached
 from .directions import covariance_directions, other_latents, with_directions, written_rows
 from .edits import Edit, columns_of
 from .effects_result import Dose, Effect, Effects, is_promoting, verdict_of
-from .halves import context_of, is_labelling, places_of
+from .halves import context_of, is_labelling
 from .settings import EffectSettings
 
 PRIOR = 100.0

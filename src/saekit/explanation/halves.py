@@ -1,14 +1,11 @@
-"""Which documents labels are made of, and which they are tested on; where the rows of a batch lie among all tokens."""
+"""Which documents labels are made of, and which they are tested on."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..models.language import LanguageModel
 from ..randomness import hashed_key
-from ..rows.tokens import Contexts, TokenBatch
 from ..sae.model import SAE
 from ..settings import is_whole
 
@@ -27,12 +24,3 @@ def context_of(sae: SAE, lm: LanguageModel, given: int | None) -> int:
     trained: Any = sae.provenance.get("context")
     known = trained if is_whole(trained) and trained > 1 else CONTEXT
     return min(known if given is None else given, lm.context)
-
-
-def places_of(contexts: Contexts, batch: TokenBatch) -> np.ndarray:
-    """Return where the kept tokens of a batch lie among those of all contexts, in the order of ``hidden[keep]``."""
-    keep = batch.keep.cpu().numpy()
-    mask = batch.inputs["attention_mask"].cpu().numpy().astype(bool)
-    first = contexts.offsets[list(batch.index)]
-    within = np.cumsum(mask, 1) - 1
-    return (first[:, None] + within)[keep]

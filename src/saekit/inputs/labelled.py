@@ -117,6 +117,9 @@ def read_labelled(data: object, *, across: str | None = None, split: Split = Spl
     _check_classes(table.labels)
     if split.max_rows is not None:
         table = table.pick(draw_by_value(table, np.arange(len(table.labels)), split.max_rows, split.seed))
+        if split.min_rows is not None:
+            table, dropped = _without_rare(table, split.min_rows, f" of the {split.max_rows} that `max_rows` leaves")
+            warnings += dropped
         _check_classes(table.labels, f" of the {split.max_rows} that `max_rows` leaves")
     parts = [
         (_at_most(split.train_rows, table, train, split.seed), _at_most(split.test_rows, table, test, split.seed))
@@ -271,13 +274,13 @@ def image_keys(images: Images) -> list[str]:
 # --------------------------------------------------------------------------------------------------------- refusals
 
 
-def _without_rare(table: Columns, min_rows: int) -> tuple[Columns, list[str]]:
+def _without_rare(table: Columns, min_rows: int, which: str = "") -> tuple[Columns, list[str]]:
     """Return the rows of the classes that are not rare, and a note on the others."""
     counts = _training_units(table)
     rare = sorted(name for name, count in counts.items() if count < min_rows)
     if len(counts) - len(rare) < 2:
         raise InputError(
-            f"there must be at least two classes with {min_rows} {table.what} (min_rows); "
+            f"there must be at least two classes with {min_rows} {table.what}{which} (min_rows); "
             f"there are {len(counts) - len(rare)} of {len(counts)}. Ask for fewer."
         )
     if not rare:
@@ -285,7 +288,7 @@ def _without_rare(table: Columns, min_rows: int) -> tuple[Columns, list[str]]:
     rows = np.array([row for row, name in enumerate(table.labels) if counts[name] >= min_rows], np.int64)
     what = f"{'training ' if table.is_test is not None else ''}{table.what}"
     return table.pick(rows), [
-        f"{len(rare)} of {len(counts)} classes have fewer than {min_rows} {what} and were left out, "
+        f"{len(rare)} of {len(counts)} classes have fewer than {min_rows} {what}{which} and were left out, "
         f"{len(table.labels) - len(rows):,} of {len(table.labels):,} rows: {listed(rare)}"
     ]
 

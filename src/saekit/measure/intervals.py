@@ -211,21 +211,33 @@ class Estimate:
 
     @property
     def spread(self) -> Spread | None:
-        """How uncertain the value is; None where that is not known."""
+        """How uncertain the value is, the choice included; None where that is not known."""
+        found = self._over_parts
+        return None if found is None else replace(found, error=math.hypot(found.error, math.sqrt(self.choice)))
+
+    @property
+    def _over_parts(self) -> Spread | None:
+        """How uncertain the value is for the parts of the sample alone."""
         if self.left_out is None or self.sample is None or math.isnan(self.value):
             return None
-        found = Spread.of(self.value, self.left_out, self.sample.sizes)
-        return replace(found, error=math.hypot(found.error, math.sqrt(self.choice)))
+        return Spread.of(self.value, self.left_out, self.sample.sizes)
 
     def measured(
         self, unit: str, level: float = LEVEL, *, least: float | None = None, most: float | None = None
     ) -> Measured:
-        """Return the estimate with its interval, within the range of the quantity."""
-        ends, spread = self.ends, self.spread
+        """Return the estimate with its interval, within the range of the quantity.
+
+        A choice widens both arms as independent errors add: near an end of the range its error would be many times
+        larger on the logit scale than it is.
+        """
+        ends, spread = self.ends, self._over_parts
         if ends is not None:
             ends = _cut(ends, least, most)
         elif spread is not None:
-            ends = interval(self.value, spread, level, least=least, most=most, counts=self.counts)
+            found = interval(self.value, spread, level, least=least, most=most, counts=self.counts)
+            more = student(spread.degrees, level) * math.sqrt(self.choice)
+            down, up = (math.hypot(end - self.value, more) for end in found)
+            ends = _cut((self.value - down, self.value + up), least, most)
         low, high = (None, None) if ends is None else ends
         return Measured(self.value, low, high, unit, self.reason)
 

@@ -14,6 +14,7 @@ from .parts import (
     Figure,
     Section,
     count_cell,
+    measured_as,
     number_cell,
     settings_section,
     table_of,
@@ -27,6 +28,7 @@ Quantity = Mapping[str, Any]
 Curves = dict[str, list[tuple[float, Quantity]]]
 
 _CURVES = {"sparse": "", "matched": "density-matched", "pca": "PCA", "random": "random", "untrained": "untrained"}
+_SCORES = (("macro-F1", measured_as("macro_f1", ".3f")), ("AUC", measured_as("auc", ".3f")))
 _BEST = ("best_dense", "best_sae", "best_control")
 _VERDICTS = ("better", "equivalent", "worse", "undecided")
 
@@ -39,12 +41,13 @@ def classification(result: Result) -> list[Section]:
     resolves = describe_resolution(result["floor"], settings)
 
     def name(arm: Arm) -> Cell:
-        return Cell(f"▸ {arm['name']}" if arm["name"] in best else arm["name"], note="; ".join(arm["notes"]))
+        return Cell(arm["name"], note="; ".join(arm["notes"]), is_strong=arm["name"] in best)
 
     columns = (
-        ("", name), ("macro-F1", "macro_f1"), ("AUC", "auc"), ("balanced accuracy", "balanced_accuracy"),
-        ("Brier", "brier"), ("− best dense", "difference"), ("verdict", "verdict"),
-        ("− best control", "control_difference"), ("verdict", "control_verdict"), ("shuffled AUC", "shuffled_auc"),
+        ("", name), *_SCORES, ("balanced accuracy", measured_as("balanced_accuracy", ".3f")),
+        ("Brier", measured_as("brier", ".3f")), ("− best dense", measured_as("difference", "+.3f")),
+        ("verdict", "verdict"), ("− best control", measured_as("control_difference", "+.3f")),
+        ("verdict", "control_verdict"), ("shuffled AUC", measured_as("shuffled_auc", ".2f")),
     )  # fmt: skip
     main = Section(
         f"Classification: {result['name']}",
@@ -69,8 +72,8 @@ def _families(result: Result) -> list[Section]:
         return Cell(f"{family['again'].get(family['strongest'], 0.0):.0%}", note=text_cell(list(family["again"])).text)
 
     columns = (
-        ("", "name"), ("strongest arm", "strongest"), ("chosen on resamples", chosen), ("macro-F1", "macro_f1"),
-        ("AUC", "auc"), ("− best non-SAE", gap), ("verdict", "verdict"),
+        ("", "name"), ("strongest arm", "strongest"), ("chosen on resamples", chosen), *_SCORES,
+        ("− best non-SAE", measured_as(gap, "+.3f")), ("verdict", "verdict"),
     )  # fmt: skip
     from ..classification.result import Classification
 
@@ -185,7 +188,7 @@ def _layers(arms: Sequence[Arm]) -> Drawn:
     rows, columns = (list(dict.fromkeys(place[side] for place in best)) for side in (0, 1))
     numbers = [[best.get((row, column)) for column in columns] for row in rows]
     return (
-        charts.heat_map(numbers, rows, columns, y="layer", x="SAE"),
+        charts.heat_map(numbers, rows, columns, y="layer", x="SAE", quantity="macro-F1"),
         "Best macro-F1 of the linear probes of all latents, by layer and SAE.",
     )
 
@@ -228,8 +231,8 @@ def write_classification_figures(result: Result, folder: str | os.PathLike[str])
 
 def _low_data(result: Result) -> list[Section]:
     columns = (
-        ("", "name"), ("training rows", "n_train"), ("macro-F1", "macro_f1"), ("AUC", "auc"),
-        ("− best dense", "difference"),
+        ("", "name"), ("training rows", "n_train"), ("macro-F1", measured_as("macro_f1", ".3f")),
+        ("AUC", measured_as("auc", ".3f")), ("− best dense", measured_as("difference", "+.3f")),
     )  # fmt: skip
     tables = tables_of(result["low_data"], columns)
     return [Section("With fewer training rows", "", tables, is_folded=True)] if tables else []
@@ -266,7 +269,7 @@ def _settings(result: Result) -> Section:
 
 def classification_summary(result: Result) -> list[Section]:
     """Show each kind of arm over data sets."""
-    columns: list[Any] = [("", "name"), ("data sets", "n_sets"), ("− best dense", "difference")]
+    columns: list[Any] = [("", "name"), ("data sets", "n_sets"), ("− best dense", measured_as("difference", "+.3f"))]
     columns += [(name, name) for name in _VERDICTS]
     columns += [("p", lambda arm: number_cell(arm["p"])), ("p (Holm)", lambda arm: number_cell(arm["p_holm"]))]
     arms = result["arms"]

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..comparison.result import Comparison
+from ..comparison.result import FUNCTION_COLUMNS, FUNCTION_ROWS, Comparison
 from . import charts
+from .numbers import number
 from .parts import (
     Cell,
     Figure,
@@ -17,7 +18,6 @@ from .parts import (
     count_cell,
     facts,
     measured_cell,
-    number,
     number_cell,
     settings_section,
     table_of,
@@ -59,7 +59,46 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
         [Table(_COLUMNS, rows, "", muted)],
         [Figure(chart, caption) for chart, caption in drawn.values()],
     )
-    return [main, *_many(result), _proofs(result), _settings(result)]
+    return [main, *_along(result), *_function(result), *_many(result), _proofs(result), _settings(result)]
+
+
+def _along(result: Mapping[str, Any]) -> list[Section]:
+    """Show what snapshots of the run shared."""
+    points = result.get("along") or []
+    if not points:
+        return []
+    curve = [(point["rows_seen"], point["shared"]) for point in points]
+    chart = charts.curves({"shared": curve}, x="rows seen", y="fraction of latents")
+    names = ("shared", "equal", "mean_cosine")
+    rows = [[count_cell(point["rows_seen"]), *(measured_cell(point[name]) for name in names)] for point in points]
+    rows.append([Cell("chance"), *(measured_cell(result.get(f"{name}_null")) for name in names)])
+    table = Table(("rows seen", "shared", "partners equal", "cosine decoder"), rows, "")
+    return [Section("What snapshots shared", "", [table], [Figure(chart, "Shared latents as training went on.")])]
+
+
+def _function(result: Mapping[str, Any]) -> list[Section]:
+    """Show whether partners do the same, and what predicts stability."""
+    function, predictors = result.get("function") or {}, result.get("predictors") or {}
+    tables = []
+    rows = [
+        [Cell(words), *(measured_cell(function.get(name)) for name in names)]
+        for words, names in FUNCTION_ROWS.items()
+        if names[0] in function
+    ]
+    if rows:
+        caption = (
+            "Means over pairs of SAEs. FVU and cross-entropy: codes of one SAE, decoded with the partners' decoder "
+            "rows. Exchanged: each latent with another one's partner, of about equal frequency but for FVU and "
+            "cross-entropy. At best: the SAE itself; the best matching by firing together; halves of a latent's tokens."
+        )
+        tables.append(Table(("", *FUNCTION_COLUMNS), rows, caption))
+    if predictors:
+        caption = (
+            "Rank correlation with the stability of latents, mean over SAEs: alignment_self is the cosine of a "
+            "latent's own encoder and decoder row, encoder_norm its encoder's length; they need no second SAE."
+        )
+        tables.append(Table(tuple(predictors), [[measured_cell(each) for each in predictors.values()]], caption))
+    return [Section("Whether partners do the same", "", tables)] if tables else []
 
 
 def _many(result: Mapping[str, Any]) -> list[Section]:
@@ -262,10 +301,8 @@ def _p(value: float | None) -> Cell:
     return Cell("–" if value is None else f"{value:.2g}", value, is_number=value is not None)
 
 
-def lighter(result: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_lists(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a comparison for embedding in a page: long lists with a number per latent give way to their length."""
-    if result.get("kind") != "comparison":
-        return result
     numbers = sum(len(each["found_in"]) for each in result["saes"]) * (len(result["saes"]) + 3)
     if numbers <= MOST_EMBEDDED:
         return result

@@ -9,7 +9,8 @@ from typing import Any
 from ..measure.metrics import METRICS
 from . import charts
 from .metric_tables import MAIN_METRICS, heading, metric_row
-from .parts import Cell, Figure, Section, Table, measured_cell, number, number_cell, settings_section, table_of
+from .numbers import number
+from .parts import Cell, Figure, Section, Table, measured_cell, number_cell, settings_section, table_of
 
 
 def evaluation(result: Mapping[str, Any]) -> list[Section]:
@@ -44,7 +45,8 @@ def _metrics_table(entries: Sequence[Mapping[str, Any]], names: Sequence[str], *
                 muted.add(len(rows))
                 rows.append(metric_row(f"↳ {label}", control["metrics"], names))
     columns = ["", *(heading(name) for name in names)]
-    caption = "Units: " + ", ".join(f"{heading(n)} in {METRICS[n].unit}" for n in names if n in METRICS) + "."
+    units = [(heading(name), METRICS[name].unit) for name in names if name in METRICS]
+    caption = "Units: " + ", ".join(f"{name} in {unit}" for name, unit in units if name != unit) + "."
     return Table(columns, rows, caption, frozenset(muted))
 
 
@@ -77,7 +79,7 @@ def _differences(entries: Sequence[Mapping[str, Any]]) -> Section:
     return Section(
         "Differences from the baselines",
         "The SAE's value minus the baseline's over the same documents. Verdicts are for margins of 0.01, corrected for "
-        "the number of SAEs and baselines (Holm). *detects*: a true difference that would be found 4 times in 5, "
+        "the number of SAEs and baselines (Holm). Detects: a true difference that would be found 4 times in 5, "
         "uncorrected.",
         [Table(columns, rows)] if rows else [],
     )

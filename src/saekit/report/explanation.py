@@ -1,26 +1,21 @@
-"""Sections of an explanation: how well labels hold, and the latents whose labels hold best."""
+"""Sections of an explanation: how well labels hold, scores compared with controls, groups of latents, settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from .parts import Cell, Section, number_cell, settings_section, table_of, tables_of
+from .parts import Cell, Section, Table, count_cell, measured_cell, number_cell, settings_section, table_of, tables_of
 
-SHOWN = 200
-"""Latents on the page; the JSON holds all."""
+SHOWN = 12
+"""Latents in the table; the browser has all."""
 
 _COLUMNS = (
     ("latent", lambda card: Cell(str(card["latent"]))),
     ("label", lambda card: Cell(card["label"] or "–")),
     ("density", "density"),
     ("AUC, held out", lambda card: number_cell(card["detection"])),
-    (
-        "above shuffled (%)",
-        lambda card: number_cell(
-            None if card["detection_percentile"] is None else 100 * card["detection_percentile"], ".0f"
-        ),
-    ),
+    ("above shuffled", lambda card: number_cell(card["detection_percentile"], ".0%")),
     ("purity", lambda card: number_cell(card["purity"])),
     ("documents", lambda card: number_cell(card["documents"])),
     ("strongest example", lambda card: Cell(_example(card))),
@@ -36,22 +31,65 @@ _NUMBERS = (
 
 
 def explanation(result: Mapping[str, Any]) -> list[Section]:
-    """Show how well labels hold in other documents, and the latents whose labels hold best."""
+    """Show how well labels hold in other documents, scores and groups, and the latents whose labels hold best."""
     cards = sorted(result["cards"], key=lambda card: -(card["detection"] or 0))
     main = Section(
         "What latents respond to",
         "A label is made of tokens that the latent responds to in one half of the documents; its AUC is that of these "
         "tokens for where the latent fires in the other half. Shuffled codes are labelled and scored in the same way. "
         "Coherent firing is not meaning: the latents of a frozen decoder have it too.",
-        [table_of([{**result, "name": result["data"]["name"]}], _NUMBERS)],
+        [table_of([{**result, "name": result["data"]["name"]}], _NUMBERS), *_scores(result), *_groups(result)],
     )
     shown = Section(
-        f"Latents by how well their labels hold ({min(SHOWN, len(cards)):,} of {len(cards):,})",
+        f"The {min(SHOWN, len(cards)):,} latents whose labels hold best, of {len(cards):,}",
         "The peak of each example stands in ⟦⟧. `saekit show SAE --latent J` prints a whole card.",
         tables_of(cards[:SHOWN], _COLUMNS),
+        is_folded=True,
     )
     facts = {"The model.": result["model"], "The texts.": result["data"]}
     return [main, shown, settings_section("explanation", result, facts)]
+
+
+def without_cards(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an explanation for embedding in a page, which holds the cards in another form."""
+    left = {"left_out": len(result["cards"]), "see": "the JSON file of the explanation"}
+    return {**result, "cards": left} if result["cards"] else result
+
+
+def _scores(result: Mapping[str, Any]) -> list[Table]:
+    """Show every score next to those of the controls, and whether it tells a trained SAE from a random one."""
+    scores = result.get("scores") or []
+    controls = list(dict.fromkeys(null["control"] for score in scores for null in score["nulls"]))
+    rows = []
+    for score in scores:
+        null = {each["control"]: each for each in score["nulls"]}
+        tells = {True: "yes", False: "no", None: "–"}[score.get("tells_random_apart")]
+        rows.append(
+            [
+                Cell(score["name"].replace("_", " "), note=score["meaning"]),
+                measured_cell(score["value"]),
+                *(measured_cell(null[name]["value"] if name in null else None) for name in controls),
+                Cell(", ".join(f"{name}: {null[name]['verdict']}" for name in controls if name in null) or "–"),
+                Cell(tells),
+            ]
+        )
+    columns = ("score", "SAE", *controls, "SAE compared with each", "tells learned from random")
+    about = "; ".join(f"{each['name']}: {each['what']}" for each in result.get("controls") or [])
+    return [Table(columns, rows, f"Means over latents. Controls: {about}." if about else "")] if rows else []
+
+
+def _groups(result: Mapping[str, Any]) -> list[Table]:
+    groups = result.get("groups") or []
+    names = list(dict.fromkeys(name for each in groups for name in each["scores"]))
+    rows = [
+        [
+            Cell(f"{each['by']}: {each['name']}"),
+            count_cell(each["n_latents"]),
+            *(measured_cell(each["scores"].get(name)) for name in names),
+        ]
+        for each in groups
+    ]
+    return [Table(("group", "latents", *(name.replace("_", " ") for name in names)), rows)] if rows else []
 
 
 def _example(card: Mapping[str, Any]) -> str:

@@ -18,6 +18,9 @@ HEADINGS = {
     "ce_recovered_zero": "recovered (zero)",
     "ce_recovered_mean": "recovered (mean)",
     "kl": "KL",
+    "rsa": "RSA",
+    "cka": "CKA",
+    "cka_codes": "CKA of codes",
 }
 MAIN_METRICS = ("fvu", "l0", "dead_fraction", "cosine", "ce_sae", "ce_recovered_mean", "ce_recovered_zero", "kl")
 

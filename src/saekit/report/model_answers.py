@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .parts import Cell, Section, number, number_cell, settings_section, table_of
+from .numbers import number
+from .parts import Cell, Section, number_cell, settings_section, table_of
 
 _COLUMNS = (
     ("target", lambda result: Cell(str(result["target"].get("model")))),

@@ -1,9 +1,13 @@
-"""The page: sections by kind of result, put into one template, with the JSON they come from embedded."""
+"""The page: an answer on the first screen, a part per question, the latents, training, provenance, the words."""
 
 from __future__ import annotations
 
+import base64
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +15,25 @@ from ..errors import DataError, SaekitError, listed
 from ..files import write_bytes
 from ..places import Warned
 from ..terminal import escaped, plain
-from . import charts
+from . import browser
+from .answers import answers, sentence
+from .browser import Browser, browsers
 from .classification import classification, classification_summary
-from .comparison import across, comparison, lighter, orphans
+from .comparison import across, comparison, orphans, without_lists
 from .effects import effects, steered
 from .evaluation import evaluation
-from .explanation import explanation
+from .explanation import explanation, without_cards
+from .glossary import glossary_of
 from .model_answers import actions
+from .numbers import minus
 from .parts import Cell, Section, Table
 from .sizes import progressive, size_curve
 from .training import training
 from .transfer import transfer
 
 PAGE = "report.html"
+CARDS = "report-latents"
+"""Folder next to the page with the cards that it has no room for."""
 
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "evaluation": evaluation,
@@ -42,9 +52,42 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
 }
 """Kind of result -> the function that shows it: JSON in, sections out. A new kind is one function and one row."""
 
+LIGHTER: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
+    "comparison": without_lists,
+    "explanation": without_cards,
+}
+"""Kind of result -> what leaves out of its JSON what a page has no room for."""
 
-def write(results: Sequence[object], folder: str | os.PathLike[str], *, title: str = "saekit report") -> Path:
-    """Write `results` as ``report.html`` into `folder`: one file that needs no network and no other file.
+GROUPS = (
+    ("faithful", "Are they faithful?", ("evaluation",)),
+    ("real", "Are they real?", ("comparison", "orphans")),
+    ("many", "How many are needed?", ("size_curve", "progressive")),
+    ("useful", "Are they useful?", ("classification", "classification_summary", "transfer", "actions")),
+    ("latents", "What do the latents mean and do?", ("explanation", "effects", "steered")),
+    ("more", "More results", ()),
+    ("training", "How were they trained?", ("training",)),
+    ("provenance", "Provenance and settings", ()),
+)
+"""Parts of the page in the order of the terminal: name, heading, kinds of results. Other kinds are under ``more``."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of the page."""
+
+    key: str
+    title: str
+    sections: list[tuple[str, Section]]
+    """With the id of each."""
+
+
+def write(
+    results: Sequence[object], folder: str | os.PathLike[str], *, title: str = "saekit report", date: str = ""
+) -> Path:
+    """Write `results` as ``report.html`` into `folder`: a page that needs no network.
+
+    It needs no other file, unless there are more than 4,096 cards of latents: they are then read from the folder
+    ``report-latents``, which must stay next to the page.
 
     Parameters
     ----------
@@ -54,6 +97,8 @@ def write(results: Sequence[object], folder: str | os.PathLike[str], *, title: s
         Created if missing.
     title
         Heading of the page.
+    date
+        When the results were made; shown on top.
 
     Returns
     -------
@@ -65,19 +110,29 @@ def write(results: Sequence[object], folder: str | os.PathLike[str], *, title: s
     DataError
         A result is of an unknown kind, or there is none.
     """
+    text, files = _built(results, title=title, date=date, is_whole=False)
     path = Path(folder) / PAGE
-    write_bytes(path, render(results, title=title).encode())
+    for name, content in files.items():
+        write_bytes(path.parent / name, content.encode())
+    write_bytes(path, text.encode())
     return path
 
 
-def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
-    """Return the HTML text of the page; parameters and errors as in `write`."""
+def render(results: Sequence[Any], *, title: str = "saekit report", date: str = "") -> str:
+    """Return the HTML text of the page, with all cards in it; parameters and errors as in `write`."""
+    return _built(results, title=title, date=date, is_whole=True)[0]
+
+
+def _built(results: Sequence[Any], *, title: str, date: str, is_whole: bool) -> tuple[str, dict[str, str]]:
+    """Return the page, and the files that it reads."""
     import jinja2
 
-    plain = [result if isinstance(result, Mapping) else result.to_json() for result in results]
-    if not plain:
+    shown = [result if isinstance(result, Mapping) else result.to_json() for result in results]
+    if not shown:
         raise DataError("a report needs at least one result; got none. Run `saekit evaluate` or `saekit train` first.")
-    shown = [section for result in plain for section in _sections_of(result)] + across(plain)
+    groups = _groups(shown)
+    found = browsers(shown)
+    chunks, files = _placed(found, is_whole)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("saekit", "report/templates"),
         autoescape=True,
@@ -86,12 +141,88 @@ def render(results: Sequence[Any], *, title: str = "saekit report") -> str:
         finalize=_shown,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(
+    environment.filters |= {"data_link": _data_link, "prose": _prose}
+    first = answers(shown)
+    told = " ".join(_texts(groups)) + " ".join(f"{each.unit} {each.how}" for each in first)
+    text = environment.get_template("page.html").render(
         title=title,
-        sections=list(enumerate(shown)),
-        data=embedded([lighter(each) for each in plain]),
-        own_ids=charts.with_own_ids,
+        sentence=sentence(shown, date),
+        answers=first,
+        groups=groups,
+        browsers=found,
+        index=[{"name": each.name, "index": each.index, "chunks": own} for each, own in zip(found, chunks)],
+        glossary=glossary_of(told),
+        data=embedded([LIGHTER.get(str(each["kind"]), dict)(each) for each in shown]),
     )
+    return text, files
+
+
+def _groups(results: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Return the sections of all results by the question they answer."""
+    group_of = {kind: key for key, _, kinds in GROUPS for kind in kinds}
+    sections: dict[str, list[Section]] = {key: [] for key, _, _ in GROUPS}
+    order = {kind: at for at, kind in enumerate(group_of)}
+    for result in sorted(results, key=lambda each: order.get(str(each.get("kind")), len(order))):
+        for section in _sections_of(result):
+            key = "provenance" if section.kind == "provenance" else group_of.get(str(result.get("kind")), "more")
+            sections[key].append(section)
+    sections["real"] += across(results)
+    numbers = iter(range(10**6))
+    return [
+        Group(key, title, [(f"s{next(numbers)}", section) for section in sections[key]])
+        for key, title, _ in GROUPS
+        if sections[key]
+    ]
+
+
+def _placed(found: Sequence[Browser], is_whole: bool) -> tuple[list[list[str]], dict[str, str]]:
+    """Return for each browser its chunks of cards, or the names of the files with them, and these files."""
+    n, letters = sum(each.n for each in found), sum(len(chunk) for each in found for chunk in each.chunks)
+    if is_whole or (n <= browser.INLINE and letters <= browser.INLINE_BYTES):
+        return [[f"data:{chunk}" for chunk in each.chunks] for each in found], {}
+    chunks, files = [], {}
+    for number, each in enumerate(found):
+        own = []
+        for at, chunk in enumerate(each.chunks):
+            name = f"{CARDS}/{number}-{at}.js"
+            files[name] = f'__cards("{number}-{at}","{chunk}")\n'
+            own.append(name)
+        chunks.append(own)
+    return chunks, files
+
+
+def _texts(groups: Sequence[Group]) -> Iterator[str]:
+    """Yield the words that stand on the page."""
+    for group in groups:
+        for _, section in group.sections:
+            yield from (section.title, section.intro)
+            for table in section.tables if section.kind != "provenance" else ():
+                yield from (*table.columns, table.caption, *(row[0].text for row in table.rows))
+            yield from (figure.caption for figure in section.figures)
+
+
+class _Markup(str):
+    """Text of our own that stands in the page as it is."""
+
+    def __html__(self) -> str:
+        return self
+
+
+def _prose(text: str) -> _Markup:
+    """Return text with what stands between backticks as code, and intervals in words."""
+    safe = escape(plain(text, keep="\n\t"))
+    parts = _INTERVAL.sub(lambda ends: f"[{minus(ends[1])} to {minus(ends[2])}]", safe).split("`")
+    if len(parts) % 2 == 0:  # an odd backtick is a sign of its own
+        return _Markup("`".join(parts))
+    return _Markup("".join(f"<code>{part}</code>" if at % 2 else part for at, part in enumerate(parts)))
+
+
+_INTERVAL = re.compile(r"\[([-+]?[\d.]+), ([-+]?[\d.]+)\]")
+
+
+def _data_link(text: str, kind: str) -> str:
+    """Return the address of data that a reader may save."""
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def _shown(value: object) -> Any:
@@ -118,7 +249,10 @@ def _sections_of(result: Mapping[str, object]) -> Sequence[Section]:
 def _warnings(result: Mapping[str, Any]) -> list[Section]:
     """Show the warnings of a result; older files have plain texts, some of them in `notes`."""
     told = [Warned.from_json(each) for name in ("notes", "warnings") for each in result.get(name) or ()]
-    return [Section("Warnings", "", [Table(("",), [[Cell(str(each))] for each in told])])] if told else []
+    if not told:
+        return []
+    heading = "Notes" if all(each.is_note for each in told) else "Warnings"
+    return [Section(heading, "", [Table(("",), [[Cell(str(each))] for each in told])], kind="warnings")]
 
 
 def embedded(value: object) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
-from .charts import Chart
+from ..terminal import escaped, plain
+from .marks import Chart
+from .numbers import NONE, minus, number, parts_of
+from .svg import svg
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,13 @@ class Cell:
     note: str = ""
     """Shown on hover: the reason why there is no interval, say."""
     is_number: bool = False
+    is_strong: bool = False
+    """In bold: what the text around the table points at."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it shows nothing."""
+        return self.text in ("", NONE) and self.value is None
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,52 @@ class Table:
     muted: frozenset[int] = frozenset()
     """Numbers of rows that are controls."""
 
+    @property
+    def filled(self) -> list[int]:
+        """Return the numbers of the columns in which any row shows something, and of the first."""
+        return [at for at in range(len(self.columns)) if not at or not all(row[at].is_empty for row in self.rows)]
+
+    def widths(self) -> list[int]:
+        """Return the letters that each filled column needs so that no word of ordinary length is broken."""
+        return [
+            max(_longest_word(self.columns[at]), *(_room(row[at]) for row in self.rows), 1) if self.rows else 1
+            for at in self.filled
+        ]
+
+    @property
+    def stacks_below(self) -> int:
+        """Return the width in pixels, in steps of 100, below which each row is shown as a list of names and values."""
+        return _pixels(self.widths())
+
+    @property
+    def wraps_below(self) -> int:
+        """Return the width below which intervals take two lines."""
+        ends = [max((round(0.85 * len(row[at].interval)) for row in self.rows), default=0) for at in self.filled]
+        return _pixels([max(pair) for pair in zip(self.widths(), ends)])
+
+
+def _pixels(letters: Sequence[int]) -> int:
+    return min(max(math.ceil((LETTER * sum(letters) + 18 * len(letters)) / 100), 3), 14) * 100
+
+
+LETTER = 9.0
+"""Width of a letter of a table in pixels, with some room; that of most fonts is smaller."""
+
+WORD = 22
+"""Letters of a word that are kept together; longer ones may break."""
+
+
+def _longest_word(text: str) -> int:
+    return min(max(map(len, re.split(r"[\s/]|(?<=[-_·,])", text)), default=0), WORD)
+
+
+def _room(cell: Cell) -> int:
+    if cell.is_number:
+        end = max(map(len, cell.interval.split(" to ")))
+        return max(len(cell.text), round(0.85 * (end + 3)) if cell.interval else 0)
+    least = min(len(cell.text), 14)  # texts need some room for a line
+    return max(_longest_word(cell.text), least)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -43,8 +102,45 @@ class Figure:
 
     @property
     def svg(self) -> str:
-        """The chart as SVG text."""
-        return self.chart.svg()
+        """The chart as SVG text, for a page."""
+        return self.drawn()
+
+    def drawn(self, width: int = 540) -> str:
+        """Return the chart as SVG text for a page, at a width in pixels."""
+        return svg(self.chart, width, in_page=True)
+
+    @property
+    def sentence(self) -> str:
+        """What stands instead of a chart whose values are all the same."""
+        value = self.chart.constant
+        about = self.chart.quantity or self.chart.y.title or self.chart.x.title
+        return "" if value is None else f"{about} is {number(value)} throughout."
+
+    @property
+    def name(self) -> str:
+        """Return a name for files of its data."""
+        about = f"{self.chart.quantity or self.chart.y.title} {self.chart.x.title}"
+        return "-".join(re.findall(r"[a-z0-9]+", about.lower()))[:60] or "data"
+
+    def csv(self) -> str:
+        """Return the data as a table for a spreadsheet."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([plain(name) for name in self.chart.columns])
+        writer.writerows([_for_csv(value) for value in row] for row in self.chart.rows)
+        return stream.getvalue()
+
+    def json(self) -> str:
+        """Return the data as a list of objects."""
+        return escaped([dict(zip(self.chart.columns, row)) for row in self.chart.rows])
+
+
+def _for_csv(value: object) -> object:
+    """Return a value that no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
 @dataclass(frozen=True)
@@ -57,24 +153,11 @@ class Section:
     figures: Sequence[Figure] = ()
     is_folded: bool = False
     """Shown closed at first: settings, provenance."""
+    kind: str = ""
+    """``provenance``, ``warnings``, ``latents``: shown at a place, or in a way, of its own."""
 
 
-def number(value: float | None) -> str:
-    """Format a number for a table: three significant digits, thousands separated, ``–`` for none.
-
-    >>> number(0.123456), number(12345.6), number(None), number(0.0), number(16.0)
-    ('0.123', '12,346', '–', '0', '16')
-    """
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def measured_cell(measured: object, *, where: str = "result") -> Cell:
+def measured_cell(measured: object, *, where: str = "result", spec: str = "") -> Cell:
     """Return a cell for ``{"value", "low", "high", "unit"[, "reason"]}``; an empty cell for None.
 
     Raises
@@ -83,12 +166,16 @@ def measured_cell(measured: object, *, where: str = "result") -> Cell:
         It is something else.
     """
     if measured is None:
-        return Cell("–", is_number=True)
+        return Cell(NONE, is_number=True)
     if not isinstance(measured, Mapping) or "value" not in measured:
         raise DataError(f"`{where}` must be a measured quantity with `value`, `low` and `high`; got {measured!r}.")
-    low, high = measured.get("low"), measured.get("high")
-    interval = "" if low is None or high is None else f"{number(low)} – {number(high)}"
-    return Cell(number(measured["value"]), measured["value"], interval, measured.get("reason") or "", is_number=True)
+    text, interval = parts_of(measured, spec)
+    return Cell(text, measured["value"], interval, measured.get("reason") or "", is_number=True)
+
+
+def measured_as(key: str, spec: str) -> Callable[[Any], Cell]:
+    """Return a column that shows the measured quantity under a key in the format of the terminal."""
+    return lambda item: measured_cell(item[key], where=key, spec=spec)
 
 
 def count_cell(value: int) -> Cell:
@@ -143,7 +230,7 @@ def cell_of(value: Any, *, where: str = "result") -> Cell:
 
 def number_cell(value: float | None, spec: str = "") -> Cell:
     """Return a cell with a number that has no interval; ``–`` for none."""
-    text = number(value) if value is None or not spec else format(value, spec)
+    text = number(value) if value is None or not spec else minus(format(value, spec))
     return Cell(text, value, is_number=True)
 
 
@@ -155,7 +242,7 @@ def settings_section(
     tables += [facts(each, caption=caption) for caption, each in others.items() if each]
     tables.append(facts(result["versions"], caption="Versions."))
     tables += [facts(each, caption=f"The SAE {name}.") for name, each in (saes or {}).items()]
-    return Section(f"Settings and provenance of the {what}", "", tables, is_folded=True)
+    return Section(f"Settings and provenance of the {what}", "", tables, is_folded=True, kind="provenance")
 
 
 def facts(settings: Mapping[str, object], *, caption: str = "") -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,26 @@ def write_report(folder: str | os.PathLike[str], *, title: str = "saekit report"
     ConfigError, FormatError
         As `collect`.
     """
-    return write(collect(folder), folder, title=title)
+    return write(collect(folder), folder, title=title, date=date_of(folder))
+
+
+def date_of(folder: str | os.PathLike[str]) -> str:
+    """Return the day on which the newest result of a folder was written."""
+    folder = check_path(folder)
+    newest = max((file.stat().st_mtime for file in _files_of(folder)), default=0.0)
+    day = datetime.fromtimestamp(newest).astimezone()
+    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
+
+
+_MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
+
+
+def _files_of(folder: Path) -> list[Path]:
+    names = ("*.json", "*/*.json", _LOG, f"*/{_LOG}")
+    return [file for name in names for file in sorted(folder.glob(name))]
 
 
 def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -50,10 +70,9 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     folder = check_path(folder)
     if not folder.is_dir():
         raise ConfigError(f"a report needs a folder with results; `{folder}` is not a folder.")
-    files = [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))]
-    saved = [value for file in files if (value := read_result(file)) is not None]
-    logs = [training_log(file) for file in (*sorted(folder.glob(_LOG)), *sorted(folder.glob(f"*/{_LOG}")))]
-    found = [*saved, *logs]
+    files = _files_of(folder)
+    saved = [value for file in files if file.suffix == ".json" and (value := read_result(file)) is not None]
+    found = [*saved, *(training_log(file) for file in files if file.name == _LOG)]
     if not found:
         raise ConfigError(
             f"`{folder}` must hold results (evaluation.json, say) or a training run (log.jsonl); it holds neither. "

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..measure.metrics import METRICS
-from ..sizes.result import Progressive
+from ..sizes.result import Progressive, order_in_words
 from . import charts
 from .metric_tables import MAIN_METRICS, heading, metric_row
-from .parts import Cell, Figure, Section, Table, facts, measured_cell, number, number_cell, tables_of
+from .numbers import number
+from .parts import Cell, Figure, Section, Table, facts, measured_cell, number_cell, tables_of
 
 _LATENTS = (
     "description_length", "purity", "purity_chance", "detection", "ring_purity", "ring_detection", "parent_cosine",
@@ -29,13 +30,21 @@ def size_curve(result: Mapping[str, Any]) -> list[Section]:
     for name in ("fvu", "ce_sae", "rsa", "detection", "description_length"):
         drawn = [(p["size"], p["metrics"][name]) for p in points if name in p["metrics"]]
         figures += _along_sizes({result["sae"]["name"]: drawn}, name)
+    order = order_in_words(result["sae"]["order"])
+    each = result["settings"]["each_size"]
     intro = (
-        f"{result['sae']['name']}, latents in order of {result['sae']['order']}: {result['settings']['each_size']} per "
-        f"row of the table, measured on {number(result['n_rows'])} rows."
+        f"{_named(result['sae'])}, latents in {order}: {each} per row of the table, measured on "
+        f"{number(result['n_rows'])} rows."
     )
     tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings."), facts(result["rows"])]
     main = Section("What each size is worth", intro, [Table(columns, rows)], figures)
-    return [main, Section("Settings of the sizes", "", tables, is_folded=True)]
+    return [main, Section("Settings of the sizes", "", tables, is_folded=True, kind="provenance")]
+
+
+def _named(sae: Mapping[str, Any]) -> str:
+    """Return the name of an SAE with what it was trained as, where its name says another rule."""
+    arch = ((sae.get("provenance") or {}).get("config") or {}).get("arch")
+    return f"{sae['name']} ({arch})" if arch and arch not in sae["name"] else str(sae["name"])
 
 
 def progressive(result: Mapping[str, object]) -> list[Section]:
@@ -55,7 +64,7 @@ def progressive(result: Mapping[str, object]) -> list[Section]:
         Section("Small SAEs from large ones", intro, [Table(columns, rows)], figures),
         _paired(result["differences"]),
         _power_laws(result["rankings"], result["spectra"]),
-        Section("Settings of the comparison", "", [facts(result["settings"]), facts(result["rows"])], is_folded=True),
+        Section("Settings of the ways", "", [facts(result["settings"]), facts(result["rows"])], [], True, "provenance"),
     ]
 
 
@@ -106,7 +115,7 @@ def _paired(differences: Sequence[Mapping[str, object]]) -> Section:
     )  # fmt: skip
     about = (
         "The first way compared with the second, for the margin of the metric (0.01; 1 bit), corrected for the number "
-        "of sizes (Holm). *detects*: a true difference that would be found 4 times in 5, uncorrected."
+        "of sizes (Holm). Detects: a true difference that would be found 4 times in 5, uncorrected."
     )
     return Section("Differences, paired by seed", about, tables_of(differences, columns))
 

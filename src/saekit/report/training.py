@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import charts
-from .parts import Cell, Figure, Section, Table, facts, number
+from .numbers import number
+from .parts import Cell, Figure, Section, Table, facts
 
 
 def training(result: Mapping[str, Any]) -> list[Section]:

@@ -68,7 +68,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
                 "told apart from it."
             )
             chart = charts.heat_map(
-                numbers, names, names, x="tested on", y="trained on", centred=True, bracketed=marked
+                numbers, names, names, x="tested on", y="trained on", quantity="AUC", centred=True, bracketed=marked
             )
             drawn[arm["name"]] = (chart, caption)
     return drawn

@@ -232,6 +232,15 @@ def token_batches(
         first += count
 
 
+def places_of(contexts: Contexts, batch: TokenBatch) -> np.ndarray:
+    """Return where the kept tokens of a batch lie among those of all contexts, in the order of ``hidden[keep]``."""
+    keep = batch.keep.cpu().numpy()
+    mask = batch.inputs["attention_mask"].cpu().numpy().astype(bool)
+    first = contexts.offsets[list(batch.index)]
+    within = np.cumsum(mask, 1) - 1
+    return (first[:, None] + within)[keep]
+
+
 def batching_on(lm: LanguageModel, padding: Literal["right", "left"]) -> Batching:
     """Return how contexts may share a forward pass of a model; see `saekit.rows.batching`."""
 

@@ -90,7 +90,17 @@ def name_of_config(config: Mapping[str, object], n_latents: int) -> str:
             parts.append(form.format(config[key]))
             break
     parts += [str(config["control"])] if config.get("control") else []
-    parts += [f"mutual{config['mutual']:g}"] if config.get("mutual") else []
+    numbers = {
+        "mutual": "mutual",
+        "l2": "l2-",
+        "orthogonal": "orthogonal",
+        "subspace": "subspace",
+        "density": "density",
+    }
+    parts += [f"{word}{config[key]:g}" for key, word in numbers.items() if config.get(key)]
+    parts += ["aligned"] if config.get("aligned") else []
+    parts += [f"from{config['k_start']:g}"] if config.get("k_start") else []
+    parts += [f"balance{config['balance']:g}"] if config.get("balance") is not None else []
     return "-".join(parts)
 
 

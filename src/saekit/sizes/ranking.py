@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, did_you_mean
 from ..measure.importance import SCORES, descending, importance, normal_equations
 from ..measure.normal_equations import greedy_order
+from ..measure.weight_scores import WEIGHT_SCORES, weight_scores
 from ..places import Warned, warn
 from ..progress import shows_progress
 from ..rows.opening import facts_of, source_for, warnings_on_rows
@@ -31,7 +32,7 @@ NORM_RATIO = 1.5
 BASELINES = {"random": "a random order", "unsorted": "the order in which the latents are stored"}
 """Orders that use no information about the latents: the baselines of every ranking."""
 
-ORDERS = {**SCORES, **GREEDY, **BASELINES}
+ORDERS = {**SCORES, **WEIGHT_SCORES, **GREEDY, **BASELINES}
 """Everything that `rank` and `prune` take as `by`, besides scores of your own."""
 
 
@@ -59,8 +60,8 @@ def rank(
     sae
         An SAE or a transcoder.
     rows
-        A source of rows, as for `importance`; not needed for ``"random"``, ``"unsorted"``, scores that the SAE carries
-        and scores of your own.
+        A source of rows, as for `importance`; not needed for ``"random"``, ``"unsorted"``, scores of the weights
+        (``"alignment_self"``, ``"encoder_norm"``), scores that the SAE carries and scores of your own.
     by
         A name in `ORDERS`, a name in ``sae.scores`` (``"stability"``, written by ``compare(…, write=True)``), or scores
         ``[n_latents]`` from elsewhere (relevance to a class, from
@@ -134,6 +135,8 @@ def _order(sae: SAE, by: str | Tensor, rows: _Rows, seed: int) -> _Order:
     if by == "random":
         order = torch.randperm(sae.n_latents, generator=torch.Generator().manual_seed(seed))
         return _Order(order, {"by": by, "seed": seed})
+    if by in WEIGHT_SCORES:
+        return _by_weights(sae, by)
     if by in sae.scores and (rows.given is None or by not in ORDERS):
         return _by_stored(sae, by)
     check_order(sae, by, "rank")
@@ -160,6 +163,17 @@ def _by_stored(sae: SAE, by: str) -> _Order:
         raise DataError(f"rank: `{by}` of this SAE must not hold NaN; it does. Give such latents a low score.")
     order = descending(scores)
     return _Order(order, {"by": by, "formula": "stored with the SAE", **_fractions(scores[order])})
+
+
+def _by_weights(sae: SAE, by: str) -> _Order:
+    found = weight_scores(sae)
+    if by not in found:
+        raise ConfigError(
+            f"rank: `{by}` compares what a latent reads with what it writes; {name_of(sae)} is a transcoder, which "
+            f"reads one space and writes another. {did_you_mean('encoder_norm', ORDERS)}"
+        )
+    order = descending(found[by])
+    return _Order(order, {"by": by, "formula": ORDERS[by], **_fractions(found[by][order])}, found)
 
 
 def _greedily(by: str, rows: _Rows) -> _Order:

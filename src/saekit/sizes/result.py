@@ -141,7 +141,16 @@ class SizeCurve(Result):
 
     def caption(self) -> str:
         """Return the line under the table."""
-        return f"{self.sae['name']}: {self.n_rows:,} rows, latents in order of {self.sae['order']}"
+        return f"{self.sae['name']}: {self.n_rows:,} rows, latents in {order_in_words(self.sae['order'])}"
+
+
+def order_in_words(order: str | None) -> str:
+    """Return what the latents of an SAE are in the order of.
+
+    >>> order_in_words("energy"), order_in_words("none")
+    ('order of energy', 'the order of the file')
+    """
+    return "the order of the file" if order in (None, "none") else f"order of {order}"
 
 
 def _in_file(point: SizePoint) -> dict[str, Any]:

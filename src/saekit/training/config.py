@@ -17,7 +17,7 @@ from ..settings import is_number, is_whole, suggest_keywords
 
 BIASES = ("geometric-median", "mean", "zero")
 SCALINGS = ("centered", "scalar", "none")
-CONTROLS = (None, "untrained", "frozen-decoder", "frozen-encoder")
+CONTROLS = (None, "untrained", "frozen-decoder", "frozen-encoder", "soft-frozen-decoder")
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,26 @@ class Config:
     control: str | None = None
     """Parameters that are not trained: ``untrained``: none is; ``frozen-decoder``, ``frozen-encoder``: all but the
     initial `W_dec` (`W_enc`), with biases and thresholds, so that a sparsity target can be met. A frozen decoder is
-    random with the covariance of the rows, the stronger baseline [everything trained]."""
+    random with the covariance of the rows, the stronger baseline. ``soft-frozen-decoder``: everything is trained, but
+    decoder rows keep a cosine of at least 0.8 with those random ones (2602.14111) [everything trained]."""
 
     mutual: float = 0.0
     """Weight of mutual feature regularization (2411.01220), as a fraction of the variance of the rows: the seeds of
     this configuration that are trained together pull each other's decoder rows closer, so an SAE then depends on which
     seeds are in the same call; 0 for none [0]."""
+    aligned: bool = False
+    """Whether every latent's encoder row keeps a product of 1 with its decoder row (after 2605.18629) [false]."""
+    l2: float = 0.0
+    """Weight of the mean squared length of encoder and decoder rows (after 2603.04198), as a fraction of the variance
+    of the rows; 0 for none [0]."""
+    orthogonal: float = 0.0
+    """Weight of OrtSAE's penalty on decoder rows that are close to another one (2509.22033), as a fraction of the
+    variance of the rows; 0 for none [0]."""
+    orthogonal_chunk: int = 8192
+    """Number of decoder rows that are compared with each other, chosen at random in every step [8192]."""
+    subspace: float | None = None
+    """Fraction of the dimensions of the rows, by variance, in which initial decoder and encoder rows lie (2508.16929)
+    [all dimensions]."""
 
     arch: ClassVar[str] = ""
 
@@ -70,9 +84,28 @@ class Config:
                 valid, what = _RULES[each.name]
                 self._must(each.name, valid(getattr(self, each.name)), what)
         self._check()
+        self._check_penalties()
 
     def _check(self) -> None:
         """Refuse combinations of fields that cannot work; raises `ConfigError`."""
+
+    def _check_penalties(self) -> None:
+        """Refuse penalties and constraints where they mean nothing, or contradict each other."""
+        wanted = [name for name in ("aligned", "l2", "orthogonal") if getattr(self, name)]
+        if not wanted:
+            return
+        name = f"{type(self).__name__}.{wanted[0]}"
+        if self.control is not None:
+            raise ConfigError(f"`{name}` moves weights, which control={self.control!r} holds. Drop one of the two.")
+        if self.arch in ("relu", "p-anneal"):
+            raise ConfigError(
+                f"`{name}` needs decoder rows of length 1, which {type(self).__name__} does not keep. "
+                "Take another architecture."
+            )
+        if self.aligned and self.l2:
+            raise ConfigError(
+                f"`{name}` fixes the product of encoder and decoder rows, which `l2` shrinks; got both. Drop one."
+            )
 
     def _must(self, name: str, valid: bool, what: str) -> None:
         if not valid:
@@ -84,6 +117,10 @@ class Config:
                 f"`{type(self).__name__}.k` must be at most n_latents={self.n_latents}; got k={k}. "
                 "Lower k or widen the SAE."
             )
+
+    def _check_k_start(self, k: int, k_start: int | None) -> None:
+        if k_start is not None and not k <= k_start <= self.n_latents:
+            self._must("k_start", False, f"from k={k} to n_latents={self.n_latents}")
 
     def _check_target(self, target_l0: float) -> None:
         self._must(
@@ -127,10 +164,15 @@ class TopK(Revived):
     multi_topk: float = 0.0
     """Weight of a second reconstruction from ``4 * k`` latents (Multi-TopK; the paper uses 1/8), as a fraction of the
     reconstruction loss; 0 for none [0]."""
+    k_start: int | None = None
+    """Latents per row in the first step, from where they fall linearly to `k` (Llama Scope, 2410.20526) [k]."""
+    k_fraction: float = 0.1
+    """Fraction of the steps after which `k` is reached, with `k_start` [0.1]."""
     arch: ClassVar[str] = "topk"
 
     def _check(self) -> None:
         self._check_k(self.k)
+        self._check_k_start(self.k, self.k_start)
 
 
 @suggest_keywords
@@ -167,10 +209,15 @@ class BatchTopK(Revived):
 
     k: int
     """Mean latents per row."""
+    k_start: int | None = None
+    """Mean latents per row in the first step, from where they fall linearly to `k` (Llama Scope, 2410.20526) [k]."""
+    k_fraction: float = 0.1
+    """Fraction of the steps after which `k` is reached, with `k_start` [0.1]."""
     arch: ClassVar[str] = "batchtopk"
 
     def _check(self) -> None:
         self._check_k(self.k)
+        self._check_k_start(self.k, self.k_start)
 
 
 @suggest_keywords
@@ -192,6 +239,11 @@ class JumpReLU(Revived):
     bandwidth: float = 2.0
     """Width of the rectangular kernel that gives the thresholds their gradient, in pre-activations of scaled rows. A
     narrow one reaches few rows, and thresholds that are too high stay there: their latents die [2.0]."""
+    density: float = 0.0
+    """Weight of the penalty on dense latents, ``sum_j p_j^2 / density_at / target_l0`` with p_j the fraction of the
+    rows on which latent j fires (after Gemma Scope 2), as a fraction of the variance of the rows; 0 for none [0]."""
+    density_at: float = 0.1
+    """Fraction of the rows from which a latent counts as dense, with `density` [0.1]."""
     arch: ClassVar[str] = "jumprelu"
 
     def _check(self) -> None:
@@ -261,6 +313,9 @@ class Matryoshka(Revived):
     """Prefix lengths in latents, increasing, the last equal to `n_latents` [an eighth, a quarter, a half, all]."""
     weights: tuple[float, ...] | None = None
     """Weight c_g of each size, as a fraction of the reconstruction loss [equal]."""
+    balance: float | None = None
+    """Weight of each size as a multiple of that of the next larger one, instead of `weights`: small values favour the
+    full size, against hedging (2505.11756; .75 is their best) [equal]."""
     sampled: int = 0
     """Number of sizes drawn in every step (log-uniform from n_latents / 64 up, and `n_latents` itself), instead of
     fixed `sizes`; 0 for none [0]."""
@@ -274,11 +329,14 @@ class Matryoshka(Revived):
 
     def _check(self) -> None:
         self._check_k(self.k)
-        if self.sampled and (self.sizes is not None or self.weights is not None):
+        given = [name for name in ("sizes", "weights", "balance") if getattr(self, name) is not None]
+        if self.sampled and given:
             raise ConfigError(
-                "`Matryoshka.sampled` draws the sizes and weighs them equally; got `sizes` or `weights` as well. "
+                f"`Matryoshka.sampled` draws the sizes and weighs them equally; got `{given[0]}` as well. "
                 "Drop one of the two."
             )
+        if self.balance is not None and self.weights is not None:
+            raise ConfigError("`Matryoshka.balance` stands for `weights`; got both. Drop one of the two.")
         sizes = matryoshka_sizes(self)
         self._check_increasing("sizes", sizes, "n_latents", self.n_latents)
         self._check_weights(self.weights, len(sizes), "sizes")
@@ -289,6 +347,32 @@ def matryoshka_sizes(config: Matryoshka) -> tuple[int, ...]:
     if config.sizes is not None:
         return config.sizes
     return tuple(sorted({max(1, config.n_latents // part) for part in (8, 4, 2, 1)}))
+
+
+def matryoshka_weights(config: Matryoshka, count: int) -> tuple[float, ...]:
+    """Return the weights of `count` sizes, defaults filled in, the largest size last; those of `balance` add up to 1.
+
+    >>> [round(w, 3) for w in matryoshka_weights(Matryoshka(8, k=2, sizes=(2, 4, 8), balance=0.5), 3)]
+    [0.143, 0.286, 0.571]
+    """
+    if config.weights is not None:
+        return config.weights
+    if config.balance is None:
+        return (1 / count,) * count
+    each = [config.balance**power for power in range(count)]
+    return tuple(weight / sum(each) for weight in reversed(each))
+
+
+def k_now(config: TopK | BatchTopK, step: int, total_steps: int) -> int:
+    """Return the latents per row in the step after `step` steps: from `k_start` linearly to `k`.
+
+    >>> [k_now(TopK(64, k=8, k_start=32, k_fraction=0.5), step, 8) for step in range(6)]
+    [32, 26, 20, 14, 8, 8]
+    """
+    start, length = config.k_start, round(config.k_fraction * total_steps)
+    if start is None or step >= length:
+        return config.k
+    return round(start + (config.k - start) * step / length)
 
 
 def hierarchical_levels(config: HierarchicalTopK) -> tuple[int, ...]:
@@ -344,6 +428,16 @@ _RULES: dict[str, Rule] = {
     "scaling": _one_of(*SCALINGS),
     "control": _one_of(*CONTROLS),
     "mutual": _FROM_0,
+    "aligned": (lambda value: isinstance(value, bool), "True or False"),
+    "l2": _FROM_0,
+    "orthogonal": _FROM_0,
+    "orthogonal_chunk": _whole(2, "a whole number of at least 2"),
+    "subspace": _or_none(_number(lambda value: 0 < value <= 1, "a number in (0, 1]")),
+    "k_start": _or_none(_FROM_1),
+    "k_fraction": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),
+    "density": _FROM_0,
+    "density_at": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),
+    "balance": _or_none(_FROM_0),
     "k": _FROM_1,
     "aux_coefficient": _FROM_0,
     "k_aux": _or_none(_FROM_1),

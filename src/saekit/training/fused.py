@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -34,12 +34,15 @@ from .config import (
     Revived,
     TopK,
     hierarchical_levels,
+    k_now,
     matryoshka_selection,
     matryoshka_sizes,
+    matryoshka_weights,
 )
 from .initialization import level_of
 from .learner import Learner
 from .losses import Context, controlled, k_of, threshold_updates
+from .penalties import constrain, has_penalties, penalize
 from .step import ADAM_EPS, STEPS, Statistics, context_of, learning_rate, plain_step, resample, resamples_now
 
 Numbers = Any
@@ -80,7 +83,8 @@ def fuses(learner: Learner) -> bool:
     Everything is trained, the device has the kernels, and the latents are enough to pay for them.
     """
     config = learner.config
-    simple = type(config) in _PATHS and config.control is None and not getattr(config, "multi_topk", 0)
+    free = config.control in (None, "soft-frozen-decoder")
+    simple = type(config) in _PATHS and free and not getattr(config, "multi_topk", 0)
     k = getattr(config, "k", None) or getattr(config, "target_l0", None) or 1
     return simple and kernels.step_pays(learner.parameters, k)
 
@@ -156,6 +160,8 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
     if found is None:
         learner.generators["data"].set_state(draws)  # what was drawn for this step is drawn again
         return plain_step(learner, x)
+    if has_penalties(config):
+        found = _penalized(learner, state, found)
     row = ARCHITECTURES[config.arch]
     beta1, beta2 = config.betas
     adam = kernels.Adam(
@@ -175,6 +181,7 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
     learner.step += 1
     if resamples_now(learner):  # the fit's gradient is -2 / n times the residual
         resample(learner, found.fit.gradient * (-len(x) / 2))
+    constrain(learner)
 
     def scalar(value: Any) -> Tensor:
         return torch.as_tensor(value, device=x.device)
@@ -194,18 +201,34 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
     )
 
 
+def _penalized(learner: Learner, s: _State[Config], found: _Found) -> _Found:
+    """Return what was found with the gradients of `saekit.training.penalties` added, in the same memory."""
+    g, W = found.gradients, learner.parameters["W_dec"]
+    of_enc, of_dec = s.kernel.tensor(g.of_enc), s.kernel.tensor(g.of_dec)
+    variance = torch.as_tensor(s.kernel.variance(s.u), device=W.device, dtype=W.dtype)
+    terms = penalize(learner, variance, {"W_enc": of_enc, "W_dec": of_dec})
+    squares = of_enc.square().sum(1) + of_dec.square().sum(1)
+    gradients = replace(
+        g,
+        along=s.kernel.numbers((of_dec * W).sum(1)),
+        squares=s.kernel.numbers(squares.to(s.kernel.tensor(g.squares).dtype)),
+    )
+    return replace(found, gradients=gradients, parts={**found.parts, **terms})
+
+
 STEPS["fused"] = fused_step
 
 
 # ---------------------------------------------------------------- the top-k family
 
 
-def _topk(s: _State[TopK]) -> _Found:
-    return _selected(s, s.kernel.topk_pairs(s.u, s.encoder, s.config.k))
+def _topk(s: _State[TopK]) -> _Found | None:
+    k = k_now(s.config, s.context.step, s.context.total_steps)
+    return None if k > _room(s) and k > s.config.k else _selected(s, s.kernel.topk_pairs(s.u, s.encoder, k))
 
 
 def _batchtopk(s: _State[BatchTopK]) -> _Found | None:
-    chosen = _choose_batch(s, [(s.config.n_latents, s.config.k)])
+    chosen = _choose_batch(s, [(s.config.n_latents, k_now(s.config, s.context.step, s.context.total_steps))])
     return None if chosen is None else _selected(s, chosen[0][0], chosen[1])
 
 
@@ -277,7 +300,7 @@ def _matryoshka(s: _State[Matryoshka]) -> _Found | None:
     """Every size reconstructs by itself; a latent's gradient sums those of the sizes that it is a part of."""
     config = s.config
     sizes = s.context.sizes or matryoshka_sizes(config)
-    weights = config.weights or (1 / len(sizes),) * len(sizes)
+    weights = matryoshka_weights(config, len(sizes))
     W_dec, n = s.p["W_dec"], len(s.u)
     truncated = matryoshka_selection(config) == "truncated"
     selected = _choose_sizes(s, sizes, truncated)
@@ -417,11 +440,15 @@ def _jumprelu(s: _State[JumpReLU]) -> _Found | None:
     pressure = 2 * weight * away / c.target_l0 / n  # gradient of the loss by one more code
     latents = pairs.latents[near]
     by_codes = s.kernel.sums_of(latents, fit.slopes[near], n_latents)
-    by_count = pressure * s.kernel.counts_of(latents, n_latents)
+    frequencies = s.kernel.counts_of(pairs.latents[fires], n_latents) / n
+    dense = s.context.warmth * c.density * s.kernel.variance(s.u) / (c.density_at * c.target_l0)
+    by_count = (pressure + 2 * dense * frequencies / n) * s.kernel.counts_of(latents, n_latents)
     of_threshold = -(theta * by_codes + by_count) / c.bandwidth
     others = {"b_dec": fit.columns + g.of_offset, "log_threshold": of_threshold * theta}
-    parts = _with_aux({"reconstruction": fit.error / n, "sparsity": weight * away**2}, aux, s)
-    return _Found(fit, g, others, g.counts, parts)
+    parts = {"reconstruction": fit.error / n, "sparsity": weight * away**2}
+    if c.density:
+        parts["density"] = dense * (frequencies**2).sum()
+    return _Found(fit, g, others, g.counts, _with_aux(parts, aux, s))
 
 
 def _relu(s: _State[ReLU]) -> _Found | None:

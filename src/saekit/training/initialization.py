@@ -88,19 +88,38 @@ def initial_scale(x: Tensor, kind: str, bias: Tensor) -> Tensor | None:
 
 
 def initial_weights(
-    n_latents: int, d_in: int, generator: torch.Generator, like: Tensor | None = None
+    n_latents: int,
+    d_in: int,
+    generator: torch.Generator,
+    like: Tensor | None = None,
+    span: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return random unit decoder rows, an encoder that copies them, and a bias of zeros.
 
     The encoder is the decoder's transpose at first because few latents then die (2406.04093); its memory is its own.
     The rows are uniform on the sphere or, with `like`, Gaussian with the covariance of these rows ``[n, d_in]`` before
-    they are scaled to length 1: a decoder that stays as it is then is the stronger baseline (2602.14111).
+    they are scaled to length 1: a decoder that stays as it is then is the stronger baseline (2602.14111). With `span`
+    ``[r, d_in]`` they are projected onto the space of its rows, which are orthonormal (2508.16929).
     """
     W_dec = torch.randn(n_latents, d_in, generator=generator)
     if like is not None:
         W_dec = W_dec @ covariance_root(like).T
+    if span is not None:
+        W_dec = W_dec @ span.T @ span
     W_dec = W_dec / W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(n_latents), "W_dec": W_dec}
+
+
+def principal_directions(x: Tensor, fraction: float) -> Tensor:
+    """Return the directions ``[r, d]`` of largest variance of rows ``[n, d]``, r a fraction of d, at least 1.
+
+    There are no more of them than the rows span. A threshold on the variance would give r = 1 where one rogue dimension
+    has nearly all of it; hence the fraction of the dimensions.
+    """
+    centred = x.double() - x.double().mean(0)
+    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
+    spanned = int((values > 1e-6 * values.max()).sum())
+    return directions[: max(1, min(round(fraction * x.shape[1]), spanned))].to(x.dtype)
 
 
 def covariance_root(x: Tensor) -> Tensor:

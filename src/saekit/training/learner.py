@@ -17,7 +17,7 @@ from ..sae.model import SAE
 from .architectures import ARCHITECTURES, scaling_of
 from .config import Config
 from .defaults import ResolvedConfig
-from .initialization import initial_weights
+from .initialization import initial_weights, principal_directions
 from .mesh import ALONE, Mesh, gathered
 
 GENERATORS = ("init", "data", "resample")
@@ -55,6 +55,8 @@ class Learner:
     """The other seeds of the configuration, where `mutual` ties them together."""
     mesh: Mesh = field(default=ALONE, repr=False, compare=False)
     """The ranks that train it together; tensors with a latent axis are then this rank's shards."""
+    anchor: Tensor | None = None
+    """The initial decoder rows ``[n_latents, d_in]``, where they are soft-frozen."""
 
     @property
     def device(self) -> torch.device:
@@ -108,8 +110,9 @@ def initialize_learner(
     # On the CPU, and moved only then: the same seed gives the same weights on every device.
     row = ARCHITECTURES[config.arch]
     scaled = sample if scale is None else sample * scale
-    like = scaled if config.control == "frozen-decoder" else None
-    parameters = initial_weights(config.n_latents, len(bias), streams["init"], like)
+    like = scaled if config.control in ("frozen-decoder", "soft-frozen-decoder") else None
+    span = None if config.subspace is None else principal_directions(scaled, config.subspace)
+    parameters = initial_weights(config.n_latents, len(bias), streams["init"], like, span)
     parameters["b_dec"] = center.clone()
     parameters |= row.extra(config, parameters, scaled - center)
     parameters = {name: kernels.moved_to_large_pages(t.to(device)) for name, t in parameters.items()}
@@ -129,7 +132,13 @@ def initialize_learner(
         rows_since_fired=torch.zeros(config.n_latents, dtype=torch.int64, device=device),
         state=state,
         generators=streams,
+        anchor=anchor_of(config, parameters["W_dec"]),
     )
+
+
+def anchor_of(config: Config, W_dec: Tensor) -> Tensor | None:
+    """Return a copy of the initial decoder rows where they are soft-frozen."""
+    return W_dec.clone() if config.control == "soft-frozen-decoder" else None
 
 
 def latent_parameters(learner: Learner) -> list[str]:
@@ -144,6 +153,7 @@ def shard(learner: Learner, mesh: Mesh) -> None:
     for tensors in (learner.parameters, learner.first_moments, learner.second_moments):
         tensors |= {name: tensors[name][own].clone() for name in names}
     learner.rows_since_fired = learner.rows_since_fired[own].clone()
+    learner.anchor = None if learner.anchor is None else learner.anchor[own].clone()
     learner.mesh = mesh
 
 
@@ -163,6 +173,7 @@ def whole(learner: Learner) -> Learner:
         first_moments=joined(learner.first_moments),
         second_moments=joined(learner.second_moments),
         rows_since_fired=gathered(mesh, learner.rows_since_fired),
+        anchor=None if learner.anchor is None else gathered(mesh, learner.anchor),
         mesh=ALONE,
     )
 
@@ -180,6 +191,7 @@ def permute(learner: Learner, order: Tensor) -> Learner:
     values = {f.name: getattr(learner, f.name) for f in fields(learner)}
     values |= {name: move(values[name]) for name in ("parameters", "first_moments", "second_moments")}
     values |= {"rows_since_fired": learner.rows_since_fired[order], "state": dict(learner.state)}
+    values["anchor"] = None if learner.anchor is None else learner.anchor[order]
     return Learner(**values)
 
 
@@ -203,6 +215,8 @@ def tensors_of(learner: Learner) -> dict[str, Tensor]:
     }
     if learner.scale is not None:
         groups[""]["scale"] = learner.scale
+    if learner.anchor is not None:
+        groups[""]["anchor"] = learner.anchor
     return {f"{group}.{name}".lstrip("."): t for group, tensors in groups.items() for name, t in tensors.items()}
 
 
@@ -223,4 +237,5 @@ def restore(learner: Learner, tensors: dict[str, Tensor], step: int) -> None:
         stream.set_state(tensors[f"generator.{name}"].cpu().clone())
     learner.rows_since_fired, learner.center = fresh("rows_since_fired"), fresh("center")
     learner.scale = fresh("scale") if "scale" in tensors else None
+    learner.anchor = fresh("anchor") if "anchor" in tensors else None
     learner.step = step

@@ -31,7 +31,7 @@ from .learner import finish, initialize_learner, whole
 from .log import Clock, Log, add_step
 from .mesh import ALONE, Mesh, agreed, any_of, launched, losses_told, split_of
 from .request import Request, Seeds, check_configs, check_ranks, check_seeds, device_of, make_request, memory_of
-from .run_folder import claim, provenance_of, read_back, save_finished, source_facts
+from .run_folder import claim, provenance_of, read_back, save_finished, save_snapshot, source_facts
 from .run_state import Run, begin, save_checkpoint
 from .settings import TrainSettings
 from .step import STEPS
@@ -304,6 +304,9 @@ def train_batch(training: Training) -> None:
             check_step(run)
     if schedule.logs(run.step):
         training.log.write(run)
+    if run.step in schedule.snapshots:
+        check_weights(run)
+        save_snapshot(run)
     if schedule.saves(run.step):
         save_checkpoint(run)
 
@@ -331,6 +334,8 @@ class Schedule:
     checkpoint_every: int | None
     """None: there is no folder."""
     check_every: int
+    snapshots: Sequence[int] = ()
+    """Steps after which the SAEs are kept as they are; none without a folder."""
 
     @classmethod
     def of(cls, run: Run) -> Schedule:
@@ -341,6 +346,7 @@ class Schedule:
             log_every=settings.log_interval(last),
             checkpoint_every=None if run.folder is None else settings.checkpoint_interval(last),
             check_every=1 if run.request.device.type == "cpu" else CHECK_EVERY,
+            snapshots=() if run.folder is None else settings.snapshot_steps(last),
         )
 
     def logs(self, step: int) -> bool:
@@ -353,7 +359,7 @@ class Schedule:
 
     def checks(self, step: int) -> bool:
         """Return whether it is due to look for what is not finite."""
-        return step % self.check_every == 0 or self.logs(step) or self.saves(step)
+        return step % self.check_every == 0 or self.logs(step) or self.saves(step) or step in self.snapshots
 
 
 @suggest_keywords

@@ -33,8 +33,10 @@ from .config import (
     Revived,
     TopK,
     hierarchical_levels,
+    k_now,
     matryoshka_selection,
     matryoshka_sizes,
+    matryoshka_weights,
 )
 from .mesh import ALONE, Mesh, entering, over_latents, over_rows, ranks, smallest_of_largest
 from .sparse_autograd import Pairs, at_least, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
@@ -125,9 +127,10 @@ def topk_loss(p: Tensors, x: Tensor, context: Context[TopK]) -> Outcome:
     """Return the loss of TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``."""
     c = context.config
     offset, bias = _biases(p, context)
-    k_wide = min(WIDER * c.k, c.n_latents) if c.multi_topk else c.k
+    k = k_now(c, context.step, context.total_steps)
+    k_wide = min(WIDER * k, c.n_latents) if c.multi_topk else k
     largest = _choose(x, p["W_enc"], bias, k_wide, context.mesh)
-    values, pairs = largest.part(0, c.k)
+    values, pairs = largest.part(0, k)
     x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
     if c.multi_topk:
@@ -169,7 +172,8 @@ def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcom
     offset, bias = _biases(p, context)
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T)
-        values, pairs, smallest = _choose_over_batch(pre, c.k, context)
+        k = k_now(c, context.step, context.total_steps)
+        values, pairs, smallest = _choose_over_batch(pre, k, context)
         del pre
     x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
@@ -182,7 +186,7 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
     """Return the loss of Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK``, with AuxK of the full size."""
     c = context.config
     sizes = context.sizes or matryoshka_sizes(c)
-    weights = c.weights or (1 / len(sizes),) * len(sizes)
+    weights = matryoshka_weights(c, len(sizes))
     offset, bias = _biases(p, context)
     truncated = matryoshka_selection(c) == "truncated"
     with torch.no_grad():
@@ -424,22 +428,34 @@ def count_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """Return the mean number of latents above their threshold per row; gradient by the threshold
     ``-(1 / bandwidth) * K(...)``, none by `pre`.
     """
-    return _Step.apply(pre, threshold, bandwidth).sum() / len(pre)
+    return frequencies_above(pre, threshold, bandwidth).sum()
+
+
+def frequencies_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Return the fraction of the rows on which each latent is above its threshold, with the same gradient."""
+    return _Step.apply(pre, threshold, bandwidth).sum(0) / len(pre)
 
 
 def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
-    """Return the loss of JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``."""
+    """Return the loss of JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``.
+
+    With `density`, ``density * V * sum_j p_j^2 / density_at / target`` is added, p_j the frequency of latent j.
+    """
     c = context.config
     offset, bias = _biases(p, context)
     threshold = p["log_threshold"].exp()
     pre = torch.addmm(bias, x, p["W_enc"].T).float()
     codes = jump(pre, threshold, c.bandwidth)
     x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + offset
-    l0 = over_rows(context.mesh, over_latents(context.mesh, count_above(pre, threshold, c.bandwidth)))
+    frequencies = over_rows(context.mesh, frequencies_above(pre, threshold, c.bandwidth))
+    l0 = over_latents(context.mesh, frequencies.sum())
     terms = {
         "reconstruction": squared_error(x, x_hat),
         "sparsity": context.warmth * c.sparsity * variance(x, context.mesh) * (l0 / c.target_l0 - 1).pow(2),
     }
+    if c.density:
+        weight = context.warmth * c.density * variance(x, context.mesh) / (c.density_at * c.target_l0)
+        terms["density"] = weight * over_latents(context.mesh, frequencies.pow(2).sum())
     residual = (x - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, _count(codes))

@@ -173,6 +173,8 @@ def check_ranks(request: Request, mesh: Mesh) -> None:
             )
         if config.mutual:
             raise ConfigError("train: `mutual` must be 0 on several ranks; use one process for it.")
+        if config.orthogonal and mesh.latent_size > 1:  # it compares every latent with every other one
+            raise ConfigError("train: `orthogonal` must be 0 with latent_shards > 1; split the rows only.")
     if request.step != "plain":
         raise ConfigError(
             f"train: `step` must be 'plain' on several ranks, the one that is split; got {request.step!r}."

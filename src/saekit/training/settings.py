@@ -27,6 +27,8 @@ class TrainSettings:
     """Steps between log records [1% of the run, from 1 to 100]."""
     checkpoint_every: int | None = None
     """Steps between checkpoints [10% of the run, at most 1000]."""
+    snapshots: int = 0
+    """Number of snapshots of every SAE that are kept in ``snapshots``: at a half, a quarter, … of the steps [0]."""
     step: str | None = None
     """Implementation of the step, ``plain`` or ``fused``; they differ in the rounding of sums only [fused where the
     compiled kernels run]."""
@@ -42,13 +44,22 @@ class TrainSettings:
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
         )
-        check_whole("TrainSettings", least=0, data_seed=self.data_seed)
+        check_whole("TrainSettings", least=0, data_seed=self.data_seed, snapshots=self.snapshots)
         if self.precision not in PRECISIONS:
             raise ConfigError(f"TrainSettings: `precision` must be 'fp32' or 'bf16'; got {self.precision!r}.")
 
     def log_interval(self, total_steps: int) -> int:
         """Return the steps between log records of a run: about 100 records, but a look at least every 100 steps."""
         return self.log_every or min(max(total_steps // 100, 1), 100)
+
+    def snapshot_steps(self, total_steps: int) -> list[int]:
+        """Return the steps after which snapshots are kept: a half, a quarter, … of a run, as many as there are.
+
+        >>> TrainSettings(snapshots=3).snapshot_steps(1000)
+        [125, 250, 500]
+        """
+        steps = {total_steps >> power for power in range(1, self.snapshots + 1)}
+        return sorted(steps - {0, total_steps})
 
     def checkpoint_interval(self, total_steps: int) -> int:
         """Return the steps between checkpoints of a run: a kill costs at most a tenth of it, and 1,000 steps."""

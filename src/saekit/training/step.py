@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from .architectures import ARCHITECTURES
-from .config import Config, Matryoshka
+from .config import BatchTopK, Config, Matryoshka, TopK
 from .learner import Learner, ResolvedConfig, latent_parameters
-from .losses import Context, Outcome
+from .losses import Context, Outcome, variance
 from .mesh import gathered, norm_of, over_latents, over_rows, reduce_gradients, sum_over_rows
 from .mutual_regularization import pull
+from .penalties import constrain, has_penalties, penalize
 
 ADAM_EPS = 1e-8
 """PyTorch's default. The 6.25e-10 of 2406.04093 is for rows of norm 1; here they have norm ``sqrt(d_in)``."""
@@ -97,12 +98,16 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
         own = over_rows(mesh, torch.stack([loss, error, *(each.to(loss) for each in parts.values())]))
         loss, error, parts = own[0], own[1] * mesh.data_size, dict(zip(parts, own[2:]))
     reduce_gradients(mesh, gradients)
+    if has_penalties(learner.config):
+        terms = penalize(learner, variance(u, mesh), gradients)
+        loss, parts = loss + sum(terms.values()), {**parts, **terms}
     norm = _update(learner, gradients)
     learner.state |= outcome.updates
     learner.rows_since_fired = torch.where(fired > 0, 0, learner.rows_since_fired + n_rows)
     learner.step += 1
     if resamples_now(learner):
         resample(learner, gathered(mesh, outcome.residual, "data"))
+    constrain(learner)
     dead = (learner.rows_since_fired >= learner.resolved.dead_after_rows).sum()
     if mesh.latent_size > 1:
         total = over_latents(mesh, torch.stack([fired.sum().double(), dead.double()]))
@@ -126,7 +131,8 @@ STEPS: dict[str, Step] = {"plain": plain_step}
 
 def frozen_parameters(config: Config) -> set[str] | None:
     """Return the names of the parameters that `control` keeps as they are; None for all."""
-    return {"untrained": None, "frozen-decoder": {"W_dec"}, "frozen-encoder": {"W_enc"}, None: set()}[config.control]
+    frozen = {"frozen-decoder": {"W_dec"}, "frozen-encoder": {"W_enc"}}
+    return None if config.control == "untrained" else frozen.get(config.control or "", set())
 
 
 def context_of(learner: Learner) -> Context[Config]:
@@ -143,13 +149,19 @@ def context_of(learner: Learner) -> Context[Config]:
         step=learner.step,
         total_steps=resolved.total_steps,
         warmup_steps=resolved.warmup_steps,
-        threshold_start=resolved.threshold_start,
+        threshold_start=max(resolved.threshold_start, _annealed_until(config, resolved.total_steps)),
         threshold_decay=resolved.threshold_decay,
         mesh=learner.mesh,
         sizes=_draw_sizes(config, learner.generators["data"])
         if isinstance(config, Matryoshka) and config.sampled
         else None,
     )
+
+
+def _annealed_until(config: Config, total_steps: int) -> int:
+    """Return the steps until `k` is reached, before which no threshold over the batch is averaged."""
+    is_annealed = isinstance(config, TopK | BatchTopK) and config.k_start is not None
+    return round(config.k_fraction * total_steps) if is_annealed else 0  # type: ignore[attr-defined]
 
 
 def resamples_now(learner: Learner) -> bool:

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..sae.model import SAE
 from ..sae.rules import JumpReLURule, TopKRule
 from .architectures import ARCHITECTURES, LEAST_THRESHOLD
-from .learner import Learner, finish
+from .learner import Learner, anchor_of, finish
 
 
 def warm_start(learner: Learner, sae: SAE) -> None:
@@ -35,6 +35,7 @@ def warm_start(learner: Learner, sae: SAE) -> None:
     learner.center = sae.b_dec.clone()
     values = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, "b_enc": sae.b_enc + sae.W_enc @ shift}
     learner.parameters |= {name: t.clone() for name, t in (values | _of_the_rule(learner, sae, values)).items()}
+    learner.anchor = anchor_of(learner.config, learner.parameters["W_dec"])
 
 
 def check_warm_start(learner: Learner, sae: SAE) -> None:

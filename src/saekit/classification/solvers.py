@@ -1,0 +1,184 @@
+"""Fits of one probe at many values of its hyperparameter, with what they share computed once.
+
+Inner folds try every value of a grid on the same rows. A ridge classifier needs the product of the rows with themselves
+once and a factorization for each penalty; linear discriminant analysis needs the covariance once, which shrinks towards
+a multiple of the identity. Both are the solutions that scikit-learn's `RidgeClassifier` and
+`LinearDiscriminantAnalysis` find, which the last fit on all training rows uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+BLOCK = 2048
+"""Columns of sparse rows that are dense at a time."""
+SPARSE_COST = 10
+"""Times that a product with a sparse entry takes what one with a dense entry takes."""
+SOLVED_ROWS = 6000
+"""Rows or columns, whichever are fewer, up to which systems are solved."""
+SOLVED_ENTRIES = 2**27
+"""Entries of rows up to which they are made dense."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear classifier that was solved for; `decision_function` and `predict` as in scikit-learn."""
+
+    classes_: np.ndarray
+    coef: np.ndarray
+    """``[d, n_outputs]``: one output for each class, or a single one for the second of two."""
+    intercept: np.ndarray
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return decision values ``[n, n_outputs]``; ``[n]`` for a single output."""
+        found = np.asarray(X @ self.coef) + self.intercept
+        return found[:, 0] if found.shape[1] == 1 else found
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return class codes."""
+        found = self.decision_function(X)
+        return self.classes_[(found > 0).astype(np.int64) if found.ndim == 1 else found.argmax(1)]
+
+
+Solver = Callable[[Any], Linear]
+"""From a value of the hyperparameter to the fitted classifier."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows that several probes are fitted on."""
+
+    X: Any
+    """``[n, d]``, dense or sparse."""
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """``X @ X.T`` in float64; computed once, of sparse rows in dense blocks of columns."""
+        if not hasattr(self.X, "tocsc"):
+            X = np.asarray(self.X, dtype=np.float64)
+            return X @ X.T
+        found, columns = np.zeros((self.X.shape[0], self.X.shape[0])), self.X.tocsc()
+        for start in range(0, self.X.shape[1], BLOCK):
+            block = columns[:, start : start + BLOCK].toarray().astype(np.float64)
+            found += block @ block.T
+        return found
+
+
+def ridge(rows: Rows, y: np.ndarray) -> Solver | None:
+    """Return the solver of a ridge classifier with balanced classes, as `RidgeClassifier` fits it.
+
+    None where there are too many rows to solve for.
+
+    Parameters
+    ----------
+    rows
+        Training rows.
+    y
+        ``[n]`` class codes.
+    """
+    X, (n, d) = rows.X, rows.X.shape
+    if min(n, d) > SOLVED_ROWS or (d <= n and n * d > SOLVED_ENTRIES):
+        return None
+    classes, columns = np.unique(y, return_inverse=True)
+    counts = np.bincount(columns)
+    weights = (len(y) / (len(classes) * counts))[columns]
+    Y = np.where(columns[:, None] == np.arange(len(classes)), 1.0, -1.0)
+    Y = Y[:, 1:] if len(classes) == 2 else Y
+    offset = weights @ Y / weights.sum()
+    mean = np.asarray(X.T @ (weights / weights.sum())).ravel()
+    root = np.sqrt(weights)
+    targets = root[:, None] * (Y - offset)
+    if d > n:
+        solve = _dual(rows, mean, root, targets)
+    else:
+        solve = _primal(X, mean, weights, targets * root[:, None])
+
+    def fit(alpha: float) -> Linear:
+        coef = solve(alpha)
+        return Linear(classes, coef, offset - mean @ coef)
+
+    return fit
+
+
+def _dual(rows: Rows, mean: np.ndarray, root: np.ndarray, targets: np.ndarray) -> Callable[[float], np.ndarray]:
+    X = rows.X
+    across = np.asarray(X @ mean).ravel()
+    K = rows.gram - across[:, None] - across + mean @ mean
+    K *= root[:, None] * root
+
+    def solve(alpha: float) -> np.ndarray:
+        dual = root[:, None] * _solved(K, alpha, targets)
+        return np.asarray(X.T @ dual) - mean[:, None] * dual.sum(0)
+
+    return solve
+
+
+def _primal(X: Any, mean: np.ndarray, weights: np.ndarray, targets: np.ndarray) -> Callable[[float], np.ndarray]:
+    centered = (X.toarray() if hasattr(X, "toarray") else X) - mean
+    G = centered.T @ (centered * weights[:, None])
+    right = centered.T @ targets
+    return lambda alpha: _solved(G, alpha, right)
+
+
+def _solved(A: np.ndarray, alpha: float, right: np.ndarray) -> np.ndarray:
+    """Return the solution with `alpha` added to the diagonal."""
+    from scipy.linalg import LinAlgError, lstsq, solve
+
+    shifted = A.copy()
+    shifted.flat[:: len(A) + 1] += alpha
+    try:
+        return np.asarray(solve(shifted, right, assume_a="pos"))
+    except LinAlgError:
+        return np.asarray(lstsq(shifted, right)[0])
+
+
+def discriminant(rows: Rows, y: np.ndarray) -> Solver:
+    """Return the solver of linear discriminant analysis at a shrinkage, as `LinearDiscriminantAnalysis` fits it.
+
+    Parameters
+    ----------
+    rows
+        Training rows, dense.
+    y
+        ``[n]`` class codes.
+    """
+    classes, columns = np.unique(y, return_inverse=True)
+    priors = np.bincount(columns) / len(y)
+    X = np.asarray(rows.X, dtype=np.float64)
+    means = np.stack([X[columns == each].mean(0) for each in range(len(classes))])
+    centered = X - means[columns]
+    covariance = centered.T @ centered / len(X)
+    middle = float(np.trace(covariance)) / len(covariance)
+
+    def fit(shrinkage: float) -> Linear:
+        coef = _solved((1 - shrinkage) * covariance, shrinkage * middle, means.T)
+        return Linear(classes, coef, np.log(priors) - 0.5 * (means.T * coef).sum(0))
+
+    return fit
+
+
+def narrowed(rows: Rows, B: Any) -> tuple[Any, Any]:
+    """Return rows and further rows on fewer columns, with the same inner products with the first.
+
+    What a penalty on the length of the weights chooses does not change: its weights are sums of the first rows. Rows
+    that are no wider than many, or so sparse that there is nothing to gain, stay as they are.
+    """
+    from scipy.linalg import LinAlgError, cholesky, solve_triangular
+
+    A, (n, d) = rows.X, rows.X.shape
+    if n >= d or n > SOLVED_ROWS or (hasattr(A, "nnz") and n * n >= SPARSE_COST * A.nnz):
+        return A, B
+    K = rows.gram.copy()
+    K.flat[:: n + 1] += 1e-10 * max(float(np.trace(K)) / n, 1e-300)
+    try:
+        lower = cholesky(K, lower=True)
+    except LinAlgError:
+        return A, B
+    between = A.astype(np.float64) @ B.T
+    between = between.toarray() if hasattr(between, "toarray") else between
+    return lower, solve_triangular(lower, between, lower=True).T

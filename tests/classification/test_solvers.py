@@ -1,0 +1,99 @@
+"""What a grid shares gives the same classifiers as scikit-learn's own fits, one value at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+
+from saekit.classification import solvers
+from saekit.classification.arms import Arm
+from saekit.classification.fit import fit_arm
+from saekit.classification.probes import PROBES, Grid
+from saekit.classification.settings import Budget
+from saekit.classification.solvers import Rows
+
+
+def rows(n: int, d: int, n_classes: int, *, is_sparse: bool = False) -> tuple:
+    generator = np.random.default_rng(n + d)
+    y = np.minimum(generator.geometric(0.5, n) - 1, n_classes - 1) + 3  # skewed; codes need not begin at 0
+    x = generator.normal(size=(n, d)).astype(np.float32)
+    x[:, :n_classes] += 1.5 * np.eye(n_classes, dtype=np.float32)[y - 3]
+    return (scipy.sparse.csr_matrix(np.where(x > 0.8, x, 0)) if is_sparse else x), y
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("d", [12, 150])
+def test_ridge_is_that_of_scikit_learn(d, is_sparse, n_classes):
+    x, y = rows(100, d, n_classes, is_sparse=is_sparse)
+    solver = solvers.ridge(Rows(x), y)
+    assert solver is not None
+    dense = x.toarray() if is_sparse else x
+    for alpha in (0.1, 10.0, 1000.0):
+        theirs = RidgeClassifier(alpha, class_weight="balanced").fit(dense.astype(np.float64), y)
+        ours = solver(alpha)
+        assert ours.decision_function(x) == pytest.approx(theirs.decision_function(dense), abs=1e-5)
+        assert (ours.predict(x) == theirs.predict(dense)).all()
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("d", [12, 150])
+def test_discriminant_analysis_is_that_of_scikit_learn(d, n_classes):
+    x, y = rows(100, d, n_classes)
+    solver, x = solvers.discriminant(Rows(x), y), x.astype(np.float64)
+    for shrinkage in (0.01, 0.3, 1.0):
+        theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(x, y)
+        found = solver(shrinkage).decision_function(x)
+        found = found[:, 1] - found[:, 0] if n_classes == 2 else found
+        assert found == pytest.approx(theirs.decision_function(x), rel=1e-6, abs=1e-6)
+        assert (solver(shrinkage).predict(x) == theirs.predict(x)).all()
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_narrowed_rows_give_the_same_logistic_regression(is_sparse):
+    x, y = rows(90, 400, 3, is_sparse=is_sparse)
+    A, B = solvers.narrowed(Rows(x[:60]), x[60:])
+    assert (A.shape, B.shape) == ((60, 60), (30, 60))
+    own, same = (LogisticRegression(C=0.5, solver="newton-cg", tol=1e-7).fit(rows, y[:60]) for rows in (x[:60], A))
+    assert same.predict_proba(B) == pytest.approx(own.predict_proba(x[60:]), abs=1e-5)
+
+
+def test_rows_stay_as_they_are_where_nothing_is_gained():
+    tall, _ = rows(60, 20, 2)
+    sparse = scipy.sparse.random(60, 4000, density=1e-4, format="csr", random_state=0)
+    for x in (tall, sparse):
+        assert solvers.narrowed(Rows(x), x)[0] is x
+
+
+def test_too_many_rows_are_not_solved_for(monkeypatch):
+    monkeypatch.setattr(solvers, "SOLVED_ROWS", 20)
+    x, y = rows(40, 30, 2)
+    assert solvers.ridge(Rows(x), y) is None
+    wide = x[:25]
+    assert solvers.narrowed(Rows(wide), x)[0] is wide
+    fitted = fit_arm(Arm("x", "dense", "x", probe="ridge"), x, y)
+    assert fitted.chosen["alpha"] in Budget().alphas
+
+
+def test_a_grid_ends_where_larger_values_lead_away():
+    grid = Grid(PROBES["logistic"], Budget())
+    for value, score in ((0.01, 0.7), (0.1, 0.8), (1.0, 0.8), (10.0, 0.7)):
+        grid.scores[value] = score
+        assert not grid.is_past
+    grid.scores = {0.01: 0.7, 0.1: 0.8, 1.0: 0.75, 10.0: 0.7}
+    assert (grid.is_past, grid.edge) == (True, 0)
+
+
+def test_steps_of_a_representation_are_fitted_once(monkeypatch):
+    """Not again for every probe: three inner folds, and once on all rows for those that are fitted at the end."""
+    from saekit.classification import fit
+
+    fits, made = [], fit._steps
+    monkeypatch.setattr(fit, "_steps", lambda *given: fits.append(given[0].representation) or made(*given))
+    x, y = rows(120, 10, 2)
+    arms = tuple(Arm(f"x, {probe}", "dense", "x", probe=probe) for probe in ("logistic", "balanced", "lda", "ridge"))
+    fit_arm(Arm("strongest", "strongest", probe="search", candidates=arms), {"x": x}, y, budget=Budget(C=(0.1, 1.0)))
+    assert len(fits) == 4
