@@ -33,6 +33,7 @@ def test_explain_then_show(call, place):
     status, out, err = call("explain", place / "sae", *arguments, "--out", place / "sae")
     assert status == 0, err
     assert "for shuffled codes" in " ".join(out.split())
+    assert "tells random apart" in out
     latent = json.loads((place / "sae" / "explanation.json").read_text())["cards"][0]["latent"]
     status, out, err = call("show", place / "sae", "--latent", latent)
     assert status == 0, err
@@ -46,8 +47,12 @@ def test_explain_then_show(call, place):
     # an explanation of another SAE is not taken for this one's
     status, _, err = call("show", place / "other", "--latent", latent, "--explained", place / "sae")
     assert (status, "there is none" in err) == (2, True)
-    status, out, err = call("explain", place / "sae", *arguments, "--latents", "3,4", "--json")
-    assert [card["latent"] for card in json.loads(out)["cards"]] == [3, 4]
+    status, out, err = call(
+        "explain", place / "sae", *arguments, "--latents", "3,4", "--null", place / "other", "--json"
+    )
+    found = json.loads(out)
+    assert [card["latent"] for card in found["cards"]] == [3, 4]
+    assert [control["name"] for control in found["controls"]] == ["shuffled", "random", "other"]
 
     # for other browsers of latents
     for to, file in (("neuronpedia", "upload/batch-0.json"), ("saedashboard", "batch-0.json")):
@@ -74,7 +79,9 @@ def test_explain_then_show(call, place):
     assert not (place / "never").exists()
 
 
-@pytest.mark.parametrize("rest", [["--latents", "40"], ["--latents", "x"], ["--tokens", "1"], ["--cards", "0"]])
+@pytest.mark.parametrize(
+    "rest", [["--latents", "40"], ["--latents", "x"], ["--tokens", "1"], ["--cards", "0"], ["--controls", "shufled"]]
+)
 def test_wrong_calls(call, place, rest):
     status, _, err = call("explain", place / "sae", "--model", "no-such-model", "--data", "d.txt", *rest)
     assert status == 2
