@@ -11,6 +11,7 @@ import torch
 from fixtures.tiny_models import WORDS
 from saekit import SAE
 from saekit.errors import ConfigError, DataError
+from saekit.explanation import firings
 from saekit.explanation import run as module
 from saekit.explanation.explanation_result import Card, Explanation
 from saekit.explanation.run import explain, token_texts
@@ -100,11 +101,14 @@ def test_examples_are_the_codes_of_the_texts(models, corpus, planted):
             assert example.codes[example.peak] != 0
 
 
-def test_a_second_pass_gives_the_same_as_codes_that_were_kept(models, corpus, planted, monkeypatch):
+def test_rows_that_are_not_kept_and_firings_in_a_file_give_the_same(models, corpus, planted, monkeypatch):
     kept = explain(planted, models["gpt2"], corpus, settings=SETTINGS)
-    monkeypatch.setattr(module, "HELD_CODES", 100)
+    monkeypatch.setattr(module, "HELD_ROWS", 100)
+    monkeypatch.setattr(firings, "HELD", 500)
+    monkeypatch.setattr(firings, "BLOCK", 200)
     again = explain(planted, models["gpt2"], corpus, settings=SETTINGS)
     assert again.cards == kept.cards
+    assert again.scores == kept.scores
 
 
 def test_chosen_latents_and_signed_codes(models, corpus, planted):
@@ -130,7 +134,7 @@ def test_cards_are_text_and_html(models, corpus, planted):
 def test_token_texts_join_to_the_text(models):
     tokenizer = models["llama"].tokenizer
     ids = tokenizer("the cat sat on a mat")["input_ids"]
-    assert "".join(token_texts(tokenizer, ids)) == tokenizer.decode(ids)
+    assert "".join(token_texts(tokenizer.decode, ids)) == tokenizer.decode(ids)
 
 
 def test_refusals(models, corpus, planted):

@@ -279,7 +279,7 @@ class LabelTests:
         return fuzzing_prompt(label, tokens, window.marks) if scorer == "fuzzing" else detection_prompt(label, tokens)
 
     def _tokens(self, window: Window) -> list[str]:
-        return token_texts(self.lm.tokenizer, self.halves.contexts.ids[window.start : window.stop].tolist())
+        return token_texts(self.lm.tokenizer.decode, self.halves.contexts.ids[window.start : window.stop].tolist())
 
     def _tests(self, latent: int, said: Mapping[tuple[int, bool, str], list[Answer]]) -> list[LabelTest]:
         windows, found = self.windows[latent], []
