@@ -33,6 +33,7 @@ def test_explain_then_show(call, place):
     status, out, err = call("explain", place / "sae", *arguments, "--out", place / "sae")
     assert status == 0, err
     assert "for shuffled codes" in " ".join(out.split())
+    assert "tells random apart" in out
     latent = json.loads((place / "sae" / "explanation.json").read_text())["cards"][0]["latent"]
     status, out, err = call("show", place / "sae", "--latent", latent)
     assert status == 0, err
@@ -46,11 +47,41 @@ def test_explain_then_show(call, place):
     # an explanation of another SAE is not taken for this one's
     status, _, err = call("show", place / "other", "--latent", latent, "--explained", place / "sae")
     assert (status, "there is none" in err) == (2, True)
-    status, out, err = call("explain", place / "sae", *arguments, "--latents", "3,4", "--json")
-    assert [card["latent"] for card in json.loads(out)["cards"]] == [3, 4]
+    status, out, err = call(
+        "explain", place / "sae", *arguments, "--latents", "3,4", "--null", place / "other", "--json"
+    )
+    found = json.loads(out)
+    assert [card["latent"] for card in found["cards"]] == [3, 4]
+    assert [control["name"] for control in found["controls"]] == ["shuffled", "random", "other"]
+
+    # for other browsers of latents
+    for to, file in (("neuronpedia", "upload/batch-0.json"), ("saedashboard", "batch-0.json")):
+        folder = place / to
+        names = ["--model-id", "tiny", "--source-id", "1-res"]
+        status, out, err = call("convert", place / "sae", folder, "--to", to, *names, "--json")
+        assert status == 0, err
+        about = json.loads(out)
+        assert about["latents"] == len(json.loads((folder / file).read_text())["features"])
+        assert about["latents"] + len(about["skipped"]) == 40
+        status, _, err = call("convert", place / "sae", folder, "--to", to)
+        assert (status, "empty folder" in err) == (2, True)
+    status, out, err = call("convert", place / "sae" / "explanation.json", place / "np", "--to", "neuronpedia")
+    assert status == 0, err
+    assert "1-saekit-topk-40 of model written to" in out
+    for rest, message in (
+        ([place / "model", "--to", "neuronpedia"], "saekit explain --out"),
+        ([place / "sae", "--to", "neuronpedia", "--k", 3], "--k must be given only where an SAE is converted"),
+        ([place / "sae", "--model-id", "x"], "--model-id must be given only where"),
+        ([place / "sae", "--to", "neuronpedia", "--source-id", "X"], "source_id"),
+    ):
+        status, _, err = call("convert", rest[0], place / "never", *rest[1:])
+        assert (status, message in err) == (2, True), err
+    assert not (place / "never").exists()
 
 
-@pytest.mark.parametrize("rest", [["--latents", "40"], ["--latents", "x"], ["--tokens", "1"], ["--cards", "0"]])
+@pytest.mark.parametrize(
+    "rest", [["--latents", "40"], ["--latents", "x"], ["--tokens", "1"], ["--cards", "0"], ["--controls", "shufled"]]
+)
 def test_wrong_calls(call, place, rest):
     status, _, err = call("explain", place / "sae", "--model", "no-such-model", "--data", "d.txt", *rest)
     assert status == 2

@@ -19,6 +19,7 @@ from saekit.explanation.halves import is_labelling
 from saekit.explanation.judge import LocalJudge, open_judge
 from saekit.explanation.label_scores import plan_label_tests
 from saekit.explanation.label_scores_result import LabelScores
+from saekit.explanation.label_windows import near_duplicates
 from saekit.explanation.prompts import (
     LONGEST_LABEL,
     Answer,
@@ -32,7 +33,6 @@ from saekit.explanation.prompts import (
 )
 from saekit.explanation.run import explain
 from saekit.explanation.settings import ExplainSettings, JudgeSettings
-from saekit.explanation.windows import near_duplicates
 from saekit.sae.rules import ReLURule
 
 PLANTED = ("cat", "dog", "house")

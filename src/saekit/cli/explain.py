@@ -22,11 +22,13 @@ HELP = """Show what each latent responds to: contexts, a label, and how well the
   saekit explain run/topk-1024-k16-seed0 --model builtin --data builtin --out run/topk-1024-k16-seed0
   saekit show run/topk-1024-k16-seed0 --latent 17        its card, from the results in that folder
   saekit explain SAE --model gpt2 --data texts.txt --latents 3,17
+  saekit explain SAE --model M --data D --controls shuffled,random,frozen,randomized
   saekit explain SAE --model gpt2 --data texts.txt --out out --judge http://localhost:8000/v1 --judge-model qwen3
 
-A label is made of the tokens that the latent responds to in one half of the documents; its AUC is that of these tokens
-for where the latent fires in the other half, compared with shuffled codes that are labelled in the same way. No judge
-and no key is needed. With --out, OUT/explanation.json holds a card for each latent.
+A label is made in one half of the documents, of the tokens that the latent fires on, after or before, of the position
+or of the tokens around; its AUC is that of the label for where the latent fires in the other half. Every score stands
+beside that of controls, and those that a random dictionary reaches too are named. `frozen` and `randomized` train an
+SAE each, which takes minutes. No judge and no key is needed. With --out, OUT/explanation.json holds all of it.
 
 With --judge a language model tests the labels on texts that they were not made of, and with --explain-with one writes
 them. What that costs is printed before. Answers are kept in OUT/answers.jsonl, so that a run that was ended goes on
@@ -35,7 +37,7 @@ OPENAI_API_KEY, and written nowhere.
 """
 
 
-FLAGS = ("tokens", "latents", "cards", "context", "judge_model", "judge_latents", "judge_windows")
+FLAGS = ("tokens", "latents", "cards", "context", "controls", "judge_model", "judge_latents", "judge_windows")
 
 
 @command("What each latent responds to.", HELP, flags=FLAGS)
@@ -48,6 +50,10 @@ def explain(
     data: Data,
     layer: Layer | None = None,
     hook: Hook | None = None,
+    null: Annotated[
+        str | None,
+        typer.Option("--null", metavar="SAE,…", help="Further SAEs to compare with, of a frozen decoder, say."),
+    ] = None,
     settings: ExplainSettings,
     judge: Annotated[
         str,
@@ -73,7 +79,16 @@ def explain(
     from ..explanation.run import explain as run
 
     with progress_of(json) as progress:
-        found = run(sae, model, data, layer=layer, hook=hook, settings=settings, progress=progress)
+        found = run(
+            sae,
+            model,
+            data,
+            layer=layer,
+            hook=hook,
+            nulls=null.split(",") if null else (),
+            settings=settings,
+            progress=progress,
+        )
         if out is not None:
             found.save(out / f"{found.KIND}.json")
         scores = None
@@ -95,6 +110,9 @@ def explain(
     else:
         for card in found.cards:
             say(f"{card!r}\n")
+    if found.scores:
+        say()
+        print_table(found.score_table())
     print_text(found.caption())
     if scores is not None:
         print_table(scores.table())

@@ -39,6 +39,7 @@ from .explanation_result import Explanation
 from .halves import context_of
 from .judge import Judge, open_judge
 from .label_scores_result import LabelScore, LabelScores, LabelTest
+from .label_windows import Firings, Halves, Window
 from .prompts import (
     LONGEST_LABEL,
     Answer,
@@ -51,7 +52,6 @@ from .prompts import (
 )
 from .run import token_texts
 from .settings import ExplainSettings, JudgeSettings
-from .windows import Firings, Halves, Window
 
 CHARACTERS = 4
 """Characters of a prompt per token, where its cost is estimated."""
@@ -279,7 +279,7 @@ class LabelTests:
         return fuzzing_prompt(label, tokens, window.marks) if scorer == "fuzzing" else detection_prompt(label, tokens)
 
     def _tokens(self, window: Window) -> list[str]:
-        return token_texts(self.lm.tokenizer, self.halves.contexts.ids[window.start : window.stop].tolist())
+        return token_texts(self.lm.tokenizer.decode, self.halves.contexts.ids[window.start : window.stop].tolist())
 
     def _tests(self, latent: int, said: Mapping[tuple[int, bool, str], list[Answer]]) -> list[LabelTest]:
         windows, found = self.windows[latent], []

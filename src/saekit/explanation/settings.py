@@ -10,6 +10,9 @@ from ..settings import check_choice, check_whole, is_number, is_whole, suggest_k
 AT = ("all", "prompt", "generated", "last")
 """Which tokens are edited: all; those of the prompt; those that are generated; the last of the prompt."""
 
+CONTROLS = ("shuffled", "random", "frozen", "randomized")
+"""Latents that mean nothing; see `saekit.explanation.controls.MADE`."""
+
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +89,28 @@ class ExplainSettings:
     """Maximum number of cards: those of the latents that fire most often [4096]."""
     top: int = 8
     """Number of strongest examples on a card, each of another document [8]."""
-    sample: int = 8
-    """Number of examples drawn uniformly from all firings [8]."""
+    sample: int = 10
+    """Number of examples drawn from the five fifths of the nonzero codes [10]."""
     window: int = 24
     """Number of tokens of an example [24]."""
     label_tokens: int = 3
     """Number of tokens in a label [3]."""
     neighbours: int = 4
-    """Number of latents with the nearest decoder rows [4]."""
+    """Number of latents with the nearest decoder rows, and of those that fire on the same tokens [4]."""
+    logit_tokens: int = 8
+    """Maximum number of firings at which the effect of a latent on the logits is taken; 0 for no lists [8]."""
+    controls: tuple[str, ...] = ("shuffled", "random")
+    """What scores are compared with, of `shuffled` codes, `random` directions (both cheap), a `frozen` decoder and a
+    `randomized` transformer (an SAE is trained for each, and the model runs again) [shuffled,random]."""
     seed: int = 0
-    """Random seed of the samples and of the shuffled control [0]."""
+    """Random seed of the samples and of the controls [0]."""
 
     def __post_init__(self) -> None:
         check_whole("explain", least=2, tokens=self.tokens, context=self.context, window=self.window)
         check_whole("explain", top=self.top, cards=self.cards, label_tokens=self.label_tokens)
+        check_whole("explain", least=0, logit_tokens=self.logit_tokens)
+        for control in self.controls:
+            check_choice("explain", CONTROLS, controls=control)
         check_whole("explain", least=0, sample=self.sample, neighbours=self.neighbours, seed=self.seed)
         if self.latents is not None and not all(is_whole(each) and each >= 0 for each in self.latents):
             raise ConfigError(f"explain: `latents` must be whole numbers from 0; got {self.latents!r}.")

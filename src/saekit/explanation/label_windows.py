@@ -36,7 +36,7 @@ class Window:
     fires: bool
     """Whether the latent fires in it."""
     hard: bool
-    """Of one without a firing: whether it was chosen because it resembles those with one."""
+    """Whether one without a firing was chosen because it resembles those with one."""
     document: int
     """Number of the text."""
     start: int
