@@ -54,6 +54,30 @@ def test_explain_then_show(call, place):
     assert [card["latent"] for card in found["cards"]] == [3, 4]
     assert [control["name"] for control in found["controls"]] == ["shuffled", "random", "other"]
 
+    # for other browsers of latents
+    for to, file in (("neuronpedia", "upload/batch-0.json"), ("saedashboard", "batch-0.json")):
+        folder = place / to
+        names = ["--model-id", "tiny", "--source-id", "1-res"]
+        status, out, err = call("convert", place / "sae", folder, "--to", to, *names, "--json")
+        assert status == 0, err
+        about = json.loads(out)
+        assert about["latents"] == len(json.loads((folder / file).read_text())["features"])
+        assert about["latents"] + len(about["skipped"]) == 40
+        status, _, err = call("convert", place / "sae", folder, "--to", to)
+        assert (status, "empty folder" in err) == (2, True)
+    status, out, err = call("convert", place / "sae" / "explanation.json", place / "np", "--to", "neuronpedia")
+    assert status == 0, err
+    assert "1-saekit-topk-40 of model written to" in out
+    for rest, message in (
+        ([place / "model", "--to", "neuronpedia"], "saekit explain --out"),
+        ([place / "sae", "--to", "neuronpedia", "--k", 3], "--k must be given only where an SAE is converted"),
+        ([place / "sae", "--model-id", "x"], "--model-id must be given only where"),
+        ([place / "sae", "--to", "neuronpedia", "--source-id", "X"], "source_id"),
+    ):
+        status, _, err = call("convert", rest[0], place / "never", *rest[1:])
+        assert (status, message in err) == (2, True), err
+    assert not (place / "never").exists()
+
 
 @pytest.mark.parametrize(
     "rest", [["--latents", "40"], ["--latents", "x"], ["--tokens", "1"], ["--cards", "0"], ["--controls", "shufled"]]
