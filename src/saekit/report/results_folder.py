@@ -126,6 +126,7 @@ _RESULTS = {
     "transfer": "..classification.transfer_result:Transfer",
     "actions": "..classification.model_answers:Actions",
     "explanation": "..explanation.explanation_result:Explanation",
+    "label_scores": "..explanation.label_scores_result:LabelScores",
     "effects": "..explanation.effects_result:Effects",
     "steered": "..explanation.steering:Steered",
 }
