@@ -73,7 +73,9 @@ def results() -> list[dict]:
     entries = [entry("a" * 90, 0.0), entry(f"long-name-of-an-sae-{HTML}", 0.1)]
     measured_on = {**common, "kind": "evaluation", "schema": 1, "metrics": entries[0]["metrics"], "entries": entries,
                    "settings": {"seed": 0}, "rows": {"data": HTML}, "n_rows": 100, "language_model": None}  # fmt: skip
-    return [measured_on, compared, explained, acting]
+    top = {"spam": [{"latent": 17, "weight": 0.5, "label": HTML}], HTML: [{"latent": 4, "weight": 0.25, "label": ""}]}
+    reads = {"kind": "classifier", "arm": HTML, "sae": {"digest": "d"}, "top_latents": top, "settings": {}}
+    return [measured_on, compared, explained, acting, reads]
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +157,12 @@ def test_search_filters_and_sorting(chromium, page):
     assert latents(chromium)[0] == SHARED
     assert ask(chromium, sharing="", density="dense") == "200 of 300 latents"
     assert ask(chromium, density="", told="weak") == "100 of 300 latents"
+    assert ask(chromium, told="", chosen="spam") == "1 of 300 latents"
+    assert latents(chromium) == [17]
     keys = chromium.value("[...document.querySelector('.tools').sort.options].map((each) => each.value)")
     assert {"latent", "label", "detection", "purity", "found_in", "stability", "kl"} <= set(keys)
     for key in keys:
-        ask(chromium, told="", sort=key)
+        ask(chromium, chosen="", sort=key)
     assert chromium.console == []
 
 
@@ -176,7 +180,7 @@ def test_deep_links_keys_and_the_way_back(chromium, page):
     assert chromium.value("document.querySelector('.card header a').textContent") == "latent 17"
     shown = chromium.value("document.querySelector('.card').innerText")
     for part in ("shared: in 2 of 2 SAEs", "Where it fires most", "Sizes of its codes", "Nearest decoder directions",
-                 "What it does", "Verdict: acts", "Why this may be wrong"):  # fmt: skip
+                 "Weight by class", "What it does", "Verdict: acts", "Why this may be wrong"):  # fmt: skip
         assert part in shown
     assert chromium.value("document.querySelectorAll('.card .t3, .card .t1').length") > 3
     chromium.value("document.querySelector('.card .chips a').click()")

@@ -103,8 +103,8 @@ class LabelScores(Result):
         lines += [f"Latent {each.latent} was not tested: {each.reason}." for each in self.scores if each.reason]
         asked, missing = self.judge["prompts"], self.judge["missing"]
         lines.append(
-            f"Answers of {short_name(self.judge['name'])}: {missing:,} of {asked:,} are missing. A model that knows little "
-            "of such texts scores good labels low."
+            f"Answers of {short_name(self.judge['name'])}: {missing:,} of {asked:,} are missing. A model that knows "
+            "little of such texts scores good labels low."
         )
         return "\n".join(lines)
 

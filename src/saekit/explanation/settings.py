@@ -97,6 +97,8 @@ class ExplainSettings:
     """Number of tokens in a label [3]."""
     neighbours: int = 4
     """Number of latents with the nearest decoder rows, and of those that fire on the same tokens [4]."""
+    logit_tokens: int = 8
+    """Maximum number of firings at which the effect of a latent on the logits is taken; 0 for no lists [8]."""
     controls: tuple[str, ...] = ("shuffled", "random")
     """What scores are compared with, of `shuffled` codes, `random` directions (both cheap), a `frozen` decoder and a
     `randomized` transformer (an SAE is trained for each, and the model runs again) [shuffled,random]."""
@@ -106,6 +108,7 @@ class ExplainSettings:
     def __post_init__(self) -> None:
         check_whole("explain", least=2, tokens=self.tokens, context=self.context, window=self.window)
         check_whole("explain", top=self.top, cards=self.cards, label_tokens=self.label_tokens)
+        check_whole("explain", least=0, logit_tokens=self.logit_tokens)
         for control in self.controls:
             check_choice("explain", CONTROLS, controls=control)
         check_whole("explain", least=0, sample=self.sample, neighbours=self.neighbours, seed=self.seed)

@@ -20,6 +20,7 @@ from .answers import answers, sentence
 from .browser import Browser, browsers
 from .classification import classification, classification_summary
 from .comparison import across, comparison, orphans, without_lists
+from .decisions import classifier, decisions
 from .effects import effects, steered
 from .evaluation import evaluation
 from .explanation import explanation, without_cards
@@ -46,6 +47,8 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "classification": classification,
     "classification_summary": classification_summary,
     "transfer": transfer,
+    "classifier": classifier,
+    "decisions": decisions,
     "actions": actions,
     "explanation": explanation,
     "label_scores": label_scores,
@@ -64,7 +67,11 @@ GROUPS = (
     ("faithful", "Are they faithful?", ("evaluation",)),
     ("real", "Are they real?", ("comparison", "orphans")),
     ("many", "How many are needed?", ("size_curve", "progressive")),
-    ("useful", "Are they useful?", ("classification", "classification_summary", "transfer", "actions")),
+    (
+        "useful",
+        "Are they useful?",
+        ("classification", "classification_summary", "classifier", "decisions", "transfer", "actions"),
+    ),
     ("latents", "What do the latents mean and do?", ("explanation", "label_scores", "effects", "steered")),
     ("more", "More results", ()),
     ("training", "How were they trained?", ("training",)),
@@ -151,6 +158,7 @@ def _built(results: Sequence[Any], *, title: str, date: str, is_whole: bool) -> 
         sentence=sentence(shown, date),
         answers=first,
         groups=groups,
+        linked=_addresses(found),
         browsers=found,
         index=[{"name": each.name, "index": each.index, "chunks": own} for each, own in zip(found, chunks)],
         glossary=glossary_of(told),
@@ -179,7 +187,7 @@ def _groups(results: Sequence[Mapping[str, Any]]) -> list[Group]:
 
 def _placed(found: Sequence[Browser], is_whole: bool) -> tuple[list[list[str]], dict[str, str]]:
     """Return for each browser its chunks of cards, or the names of the files with them, and these files."""
-    n, letters = sum(each.n for each in found), sum(len(chunk) for each in found for chunk in each.chunks)
+    n, letters = sum(len(each.latents) for each in found), sum(len(chunk) for each in found for chunk in each.chunks)
     if is_whole or (n <= browser.INLINE and letters <= browser.INLINE_BYTES):
         return [[f"data:{chunk}" for chunk in each.chunks] for each in found], {}
     chunks, files = [], {}
@@ -191,6 +199,15 @@ def _placed(found: Sequence[Browser], is_whole: bool) -> tuple[list[list[str]], 
             own.append(name)
         chunks.append(own)
     return chunks, files
+
+
+def _addresses(found: Sequence[Browser]) -> dict[tuple[str, int], str]:
+    """Return the address of the card of every latent, by the digest of its SAE."""
+    return {
+        (each.digest, latent): f"#f{latent}-{number}" if number else f"#f{latent}"
+        for number, each in reversed([*enumerate(found)])
+        for latent in each.latents
+    }
 
 
 def _texts(groups: Sequence[Group]) -> Iterator[str]:

@@ -33,9 +33,13 @@ class TrainSettings:
     """Implementation of the step, ``plain`` or ``fused``; they differ in the rounding of sums only [fused where the
     compiled kernels run]."""
 
+    latent_shards: int = 1
+    """Ranks of a distributed run that the latents of each SAE are split over; the rest of them split the rows [1]."""
+
     def __post_init__(self) -> None:
         check_whole(
             "TrainSettings",
+            latent_shards=self.latent_shards,
             batch_rows=self.batch_rows,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
