@@ -37,8 +37,8 @@ def label_scores(result: Mapping[str, Any]) -> list[Section]:
         "Labels, tested by a language model",
         f"{short_name(result['judge']['name'])} was asked about texts that the labels were not made of, as many with a "
         "firing as without, alike in everything else: does the label fit the text (detection), or the words marked in "
-        "it (fuzzing)? 0.5 is chance; so is the same with the label of another latent, unless the model reads something "
-        f"else than the label.{more}",
+        "it (fuzzing)? 0.5 is chance; so is the same with the label of another latent, unless the model reads more "
+        f"than the label.{more}",
         [table_of(tests[:_SHOWN], _COLUMNS)],
     )
     rest = [Section("Labels that were not tested", "", [table_of(untested, _UNTESTED)], is_folded=True)]
