@@ -123,6 +123,7 @@ def train(
     """Train SAEs into a folder."""
     from ..sae.model import SAE
     from ..training.loop import train as run
+    from ..training.mesh import is_first_rank, leave
 
     wanted = _configs(_Asked(arch, latents, k, lr), config, configs)
     if model is not None and stream.device is None:
@@ -140,7 +141,9 @@ def train(
             settings=settings,
             progress=progress,
         )
-    _tell_result([f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)], json)
+    if is_first_rank():
+        _tell_result([f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)], json)
+    leave()
 
 
 class _Asked(NamedTuple):

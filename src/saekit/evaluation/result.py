@@ -10,7 +10,7 @@ from ..errors import ConfigError, FormatError, did_you_mean, listed
 from ..files import unsealed
 from ..measure.accumulators import DensityHistogram
 from ..measure.metrics import Metrics, leading_ablation, leading_recovered
-from ..measure.results import Result, result_to_json
+from ..measure.results import Measured, Result, result_to_json
 from ..settings import brief
 
 
@@ -52,6 +52,9 @@ class Evaluated:
     controls: dict[str, Control]
     """By name: ``untrained``, ``frozen-decoder`` where given, ``pca``; of a transcoder ``linear`` (the best affine map
     of rank L0 from its rows to those that it predicts) and ``affine`` (of full rank)."""
+    truth: dict[str, Measured] = field(default_factory=dict)
+    """How much of the known dictionary of synthetic rows it has found: `saekit.evaluation.truth.TRUTH` says what each
+    name means. Empty where that was not asked for, and in files of schema 1 to 3."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +72,7 @@ class Evaluation(Result):
     """
 
     KIND: ClassVar[str] = "evaluation"
-    SCHEMA: ClassVar[int] = 3
+    SCHEMA: ClassVar[int] = 4
 
     rows: dict[str, Any]
     """``info`` of the rows: model, hook, data, digest, filters."""
@@ -119,6 +122,14 @@ class Evaluation(Result):
     def controls(self) -> dict[str, Control]:
         """Baselines of the only SAE; with several, `entry` chooses one (`ConfigError`)."""
         return self.entry().controls
+
+    def truth_table(self) -> list[list[str]]:
+        """Return what SAEs found of a known dictionary as rows of text, headings first; no rows without one."""
+        known = [entry for entry in self.entries if entry.truth]
+        if not known:
+            return []
+        names = list(known[0].truth)
+        return [["known dictionary", *names], *([each.name, *(str(each.truth[n]) for n in names)] for each in known)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: everything, and `metrics` of the first SAE once more at the top level."""

@@ -26,5 +26,7 @@ class EvaluationSettings(MeasureSettings):
     makes; 0 for no cross-entropies [32768, and 131072 rows]."""
     seed: int = 0
     """Random seed of the untrained SAE and of the resamples [0]."""
+    truth: bool = False
+    """Whether to compare the SAEs with the dictionary of synthetic rows, which is known [no]."""
     controls: bool = True
     """Whether to measure the untrained SAE, the frozen-decoder SAE where there is one, and PCA [yes]."""

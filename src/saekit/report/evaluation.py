@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..evaluation.truth import TRUTH
 from ..measure.metrics import METRICS
 from . import charts
 from .metric_tables import MAIN_METRICS, heading, metric_row
@@ -33,7 +34,19 @@ def evaluation(result: Mapping[str, Any]) -> list[Section]:
             if name in found
         ],
     )
-    return [main, _differences(entries), _density(entries), _everything(entries, found), _settings(result)]
+    sections = [_differences(entries), _density(entries), _everything(entries, found), _settings(result)]
+    return [main, *_truth(entries), *sections]
+
+
+def _truth(entries: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """Show what SAEs found of a known dictionary; nothing where there was none."""
+    known = [entry for entry in entries if entry.get("truth")]
+    if not known:
+        return []
+    names = list(known[0]["truth"])
+    rows = [[Cell(each["name"]), *(measured_cell(each["truth"][name]) for name in names)] for each in known]
+    intro = "; ".join(f"{name}: {TRUTH[name]}" for name in names if name in TRUTH)
+    return [Section("Against the known dictionary", f"{intro}.", [Table(("", *names), rows, "")])]
 
 
 def _metrics_table(entries: Sequence[Mapping[str, Any]], names: Sequence[str], *, controls: bool = True) -> Table:
