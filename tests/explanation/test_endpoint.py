@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -48,7 +49,8 @@ class Fake:
                 for name, value in (each for each in rest if isinstance(each, tuple)):
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                with suppress(OSError):  # who asked may have gone
+                    self.wfile.write(data)
 
             def log_message(self, *_):
                 pass
