@@ -80,7 +80,16 @@ def test_explain_then_show(call, place):
 
 
 @pytest.mark.parametrize(
-    "rest", [["--latents", "40"], ["--latents", "x"], ["--tokens", "1"], ["--cards", "0"], ["--controls", "shufled"]]
+    "rest",
+    [
+        ["--latents", "40"],
+        ["--latents", "x"],
+        ["--tokens", "1"],
+        ["--cards", "0"],
+        ["--controls", "shufled"],
+        ["--groups", "nowhere.json"],
+        ["--surprisal", "-1"],
+    ],
 )
 def test_wrong_calls(call, place, rest):
     status, _, err = call("explain", place / "sae", "--model", "no-such-model", "--data", "d.txt", *rest)

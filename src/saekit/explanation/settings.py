@@ -99,6 +99,11 @@ class ExplainSettings:
     """Number of latents with the nearest decoder rows, and of those that fire on the same tokens [4]."""
     logit_tokens: int = 8
     """Maximum number of firings at which the effect of a latent on the logits is taken; 0 for no lists [8]."""
+    groups: tuple[str, ...] = ()
+    """Files or folders of results that tell latents into groups: of `compare`, `prune` or `classify` [none]."""
+    surprisal: int = 0
+    """Number of latents whose labels are scored by the model itself: by how much less surprising a label makes the
+    windows that the latent fires in; about 80 windows of the model for each [0]."""
     controls: tuple[str, ...] = ("shuffled", "random")
     """What scores are compared with, of `shuffled` codes, `random` directions (both cheap), a `frozen` decoder and a
     `randomized` transformer (an SAE is trained for each, and the model runs again) [shuffled,random]."""
@@ -108,7 +113,7 @@ class ExplainSettings:
     def __post_init__(self) -> None:
         check_whole("explain", least=2, tokens=self.tokens, context=self.context, window=self.window)
         check_whole("explain", top=self.top, cards=self.cards, label_tokens=self.label_tokens)
-        check_whole("explain", least=0, logit_tokens=self.logit_tokens)
+        check_whole("explain", least=0, logit_tokens=self.logit_tokens, surprisal=self.surprisal)
         for control in self.controls:
             check_choice("explain", CONTROLS, controls=control)
         check_whole("explain", least=0, sample=self.sample, neighbours=self.neighbours, seed=self.seed)
