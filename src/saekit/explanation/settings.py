@@ -150,6 +150,8 @@ class JudgeSettings:
         check_whole("judge", max_concurrency=self.max_concurrency)
         check_whole("judge", 2, judge_windows=self.judge_windows)
         check_whole("judge", 0, retries=self.retries)
+        if not self.judge_key.isidentifier():  # not quoted: it may be the key itself
+            raise ConfigError("judge: `judge_key` must be the name of an environment variable; it is none.")
         if self.max_concurrency > 256 or self.retries > 20:
             raise ConfigError(
                 "judge: `max_concurrency` must be at most 256 and `retries` at most 20; got "
