@@ -200,6 +200,9 @@ def test_addresses_that_are_refused(fake, address, message):
 
 
 def test_keys_that_cannot_be_sent(fake, monkeypatch):
+    with pytest.raises(ConfigError, match="the name of an environment variable") as caught:
+        JudgeSettings(judge_key=KEY)
+    assert KEY not in str(caught.value)
     monkeypatch.setenv("OPENAI_API_KEY", "a\nb")
     with pytest.raises(ConfigError, match="ASCII without spaces") as caught:
         judge(fake)

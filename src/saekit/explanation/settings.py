@@ -97,8 +97,8 @@ class ExplainSettings:
     """Number of tokens in a label [3]."""
     neighbours: int = 4
     """Number of latents with the nearest decoder rows, and of those that fire on the same tokens [4]."""
-    logit_tokens: int = 8
-    """Maximum number of firings at which the effect of a latent on the logits is taken; 0 for no lists [8]."""
+    logit_tokens: int = 4
+    """Maximum number of firings at which the effect of a latent on the logits is taken; 0 for no lists [4]."""
     groups: tuple[str, ...] = ()
     """Files or folders of results that tell latents into groups: of `compare`, `prune` or `classify` [none]."""
     surprisal: int = 0
@@ -150,6 +150,8 @@ class JudgeSettings:
         check_whole("judge", max_concurrency=self.max_concurrency)
         check_whole("judge", 2, judge_windows=self.judge_windows)
         check_whole("judge", 0, retries=self.retries)
+        if not self.judge_key.isidentifier():  # not quoted: it may be the key itself
+            raise ConfigError("judge: `judge_key` must be the name of an environment variable; it is none.")
         if self.max_concurrency > 256 or self.retries > 20:
             raise ConfigError(
                 "judge: `max_concurrency` must be at most 256 and `retries` at most 20; got "
