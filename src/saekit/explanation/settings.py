@@ -98,8 +98,8 @@ class ExplainSettings:
     """Number of tokens in a label [3]."""
     neighbours: int = 4
     """Number of latents with the nearest decoder rows, and of those that fire on the same tokens [4]."""
-    logit_tokens: int = 8
-    """Maximum number of firings at which the effect of a latent on the logits is taken; 0 for no lists [8]."""
+    logit_tokens: int = 4
+    """Maximum number of firings at which the effect of a latent on the logits is taken; 0 for no lists [4]."""
     groups: tuple[str, ...] = ()
     """Files or folders of results that tell latents into groups: of `compare`, `prune` or `classify` [none]."""
     surprisal: int = 0
