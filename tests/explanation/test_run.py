@@ -139,6 +139,16 @@ def test_tokens_that_latents_write_agree_with_ablation_behind_the_last_block(mod
     assert all(bool(card.promoted) == first.logits.is_shown for card in first.cards)
 
 
+def test_the_model_itself_scores_labels(models, corpus, planted):
+    settings = ExplainSettings(tokens=1000, controls=(), top=1, sample=0, surprisal=5, window=6)
+    found = explain(planted, models["gpt2"], corpus, settings=settings)
+    values = [card.scores["surprisal"] for card in found.cards if card.scores["surprisal"] is not None]
+    assert 0 < len(values) <= 5
+    assert all(0 <= value <= 1 for value in values)
+    with pytest.raises(ConfigError, match="causal"):
+        explain(planted, models["bert"], corpus, layer=1, settings=settings)
+
+
 def test_why_there_are_no_lists(models, corpus, planted):
     settings = ExplainSettings(tokens=1000, controls=(), top=1, sample=0)
     assert "residual stream" in explain(planted, models["gpt2"], corpus, settings=settings).logits.reason
@@ -160,7 +170,7 @@ def test_scores_that_do_not_tell_a_trained_dictionary_from_a_random_one_say_so(m
         # the SAE itself is among the controls: nothing can be better than it
         assert score.tells_random_apart is False
         assert score.nulls[4].value.value == pytest.approx(score.value.value, abs=0.1) or not score.value.is_defined
-    assert by_name["detection"].value.value == found.detection.value
+    assert by_name["detection"].value.value == pytest.approx(found.detection.value)
     assert "No better than for random latents" in found.caption()
     assert found[0].percentiles["detection"]["shuffled"] >= 0.9
     assert Explanation.from_json(json.loads(json.dumps(found.to_json()))) == found

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from fixtures.learners import ALL, new, rows
 from fixtures.ranks import bytes_sent, fork_ranks
 from fixtures.training_runs import source
-from saekit.training import checkpoint
+from saekit.training import checkpoint, mesh
 from saekit.training.config import BatchTopK, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.defaults import resolve
 from saekit.training.learner import initialize_learner, shard, tensors_of, whole
@@ -43,7 +44,7 @@ SETTINGS = TrainSettings(batch_rows=64, checkpoint_every=4, log_every=2, step="p
 # ---------------------------------------------------------------- ten steps
 
 
-def trained(config, mesh, dtype):
+def trained(config, place, dtype):
     """Return a learner after ten steps, whole, and the statistics of the steps."""
     learner = new(config, steps=40)
     learner.resolved = replace(learner.resolved, lr=LR)
@@ -51,20 +52,20 @@ def trained(config, mesh, dtype):
     for group in (learner.parameters, learner.first_moments, learner.second_moments, learner.state):
         group |= {key: t.to(dtype) for key, t in group.items()}
     learner.center, learner.scale = learner.center.to(dtype), learner.scale.to(dtype)
-    shard(learner, mesh)
-    statistics = [plain_step(learner, mesh.rows_of(x.to(dtype))) for x in rows(STEPS)]
+    shard(learner, place)
+    statistics = [plain_step(learner, place.rows_of(x.to(dtype))) for x in rows(STEPS)]
     return whole(learner), statistics
 
 
-def compared(config, mesh, alone, dtype):
-    (learner, statistics), (other, expected) = trained(config, mesh, dtype), alone
+def compared(config, place, alone, dtype):
+    (learner, statistics), (other, expected) = trained(config, place, dtype), alone
     mine, theirs = tensors_of(learner), tensors_of(other)
     far = max(float((mine[key] - theirs[key]).abs().max()) for key in mine if key.startswith("parameters"))
     whole_numbers = [key for key, t in mine.items() if not t.is_floating_point()]
     last, expected_last = statistics[-1], expected[-1]
     logged = {name: [float(getattr(last, name)), float(getattr(expected_last, name))] for name in LOGGED}
     logged |= {name: [float(value), float(expected_last.parts[name])] for name, value in last.parts.items()}
-    b_dec = [torch.empty_like(learner.parameters["b_dec"]) for _ in range(mesh.size)]
+    b_dec = [torch.empty_like(learner.parameters["b_dec"]) for _ in range(place.size)]
     dist.all_gather(b_dec, learner.parameters["b_dec"])
     return {
         "far": far,
@@ -90,12 +91,12 @@ def steps(rank):
     for config in (ALL[0], ALL[-1]):  # dense losses are computed in float32
         alone = trained(config, ALONE, torch.float64)
         found[f"{config.arch} 2 float64"] = compared(config, meshes[2], alone, torch.float64)
-    found["bytes"] = [traffic(mesh, n, aux) for mesh in meshes.values() for n, aux in ((1024, False), (1024, True))]
+    found["bytes"] = [traffic(place, n, aux) for place in meshes.values() for n, aux in ((1024, False), (1024, True))]
     dist.barrier()
     return found
 
 
-def traffic(mesh, n, aux):
+def traffic(place, n, aux):
     """Return the bytes that this rank sends in a step, and the formula."""
     d, k, batch = 64, 8, 512
     config = TopK(n, k=k, dead_after_rows=1 if aux else None)
@@ -103,16 +104,16 @@ def traffic(mesh, n, aux):
     learner = initialize_learner(
         config, 0, resolve(config, d, 40, batch), bias=x.mean(0), scale=None, sample=x, device="cpu"
     )
-    shard(learner, mesh)
+    shard(learner, place)
     learner.rows_since_fired.fill_(1 if aux else 0)
     learner.step = 1 if aux else 0
     dist.barrier()
     before = bytes_sent()
-    plain_step(learner, mesh.rows_of(x))
+    plain_step(learner, place.rows_of(x))
     sent = torch.tensor(float(bytes_sent() - before))
     dist.all_reduce(sent)
     k_aux = learner.resolved.k_aux if aux else 0
-    return [float(sent) / mesh.size, bytes_per_step(n, d, k, batch, mesh.data_size, mesh.latent_size, k_aux)]
+    return [float(sent) / place.size, bytes_per_step(n, d, k, batch, place.data_size, place.latent_size, k_aux)]
 
 
 # ---------------------------------------------------------------- runs
@@ -161,6 +162,12 @@ def full_disk(rank, folder):
     run(folder)
 
 
+def waits_for_another(rank):
+    os.environ["WORLD_SIZE"] = "2"
+    mesh.START_TIMEOUT = timedelta(seconds=1)
+    run(None)
+
+
 def refused(rank):
     """Return what is said about calls that cannot work, one after another."""
     cases = {
@@ -204,6 +211,7 @@ def main(folder):
     ranks("killed", kills_itself)
     ranks("nan", with_nan)
     ranks("full disk", lambda rank: full_disk(rank, folder / "full"))
+    ranks("missing", waits_for_another, n=1)
     ranks("refused", refused)
     (folder / "found.json").write_text(json.dumps(found))
 

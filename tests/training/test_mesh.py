@@ -99,6 +99,14 @@ def test_a_rank_that_is_gone_ends_the_others_with_a_clear_error(found):
     assert found["cut"][1]["error"] == "RankError"
 
 
+def test_a_rank_that_waits_for_one_that_never_comes_says_for_what(found):
+    [each] = found["missing"]
+    assert each["error"] == "RankError"
+    assert "all 2 ranks must meet at 127.0.0.1:" in each["message"]
+    assert "MASTER_ADDR" in each["message"]
+    assert each["seconds"] < 30
+
+
 def test_nan_on_one_rank_ends_all_in_the_same_step_and_names_it(found):
     for each in found["nan"]:
         assert each["error"] == "NonFiniteError"

@@ -55,6 +55,9 @@ class Evaluated:
     truth: dict[str, Measured] = field(default_factory=dict)
     """How much of the known dictionary of synthetic rows it has found: `saekit.evaluation.truth.TRUTH` says what each
     name means. Empty where that was not asked for, and in files of schema 1 to 3."""
+    pursuit: dict[str, Measured] = field(default_factory=dict)
+    """What codes by matching pursuit make of the same decoder: see `saekit.evaluation.pursuit.PURSUIT`. Empty where
+    that was not asked for, for transcoders, and in files of schema 1 to 3."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,11 +128,11 @@ class Evaluation(Result):
 
     def truth_table(self) -> list[list[str]]:
         """Return what SAEs found of a known dictionary as rows of text, headings first; no rows without one."""
-        known = [entry for entry in self.entries if entry.truth]
-        if not known:
-            return []
-        names = list(known[0].truth)
-        return [["known dictionary", *names], *([each.name, *(str(each.truth[n]) for n in names)] for each in known)]
+        return _table_of({entry.name: entry.truth for entry in self.entries}, "known dictionary")
+
+    def pursuit_table(self) -> list[list[str]]:
+        """Return what matching pursuit makes of the decoders as rows of text; no rows where that was not asked for."""
+        return _table_of({entry.name: entry.pursuit for entry in self.entries}, "matching pursuit")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: everything, and `metrics` of the first SAE once more at the top level."""
@@ -195,6 +198,14 @@ class Evaluation(Result):
         seen = "; rows that the SAE was trained on" if any(entry.on_training_rows for entry in self.entries) else ""
         level = f"{self.settings['intervals']['level']:.0%} intervals"
         return f"{self.n_rows:,} rows{tokens}; {level}{seen}{_against(self.entries[0].metrics)}"
+
+
+def _table_of(measured: dict[str, dict[str, Measured]], title: str) -> list[list[str]]:
+    known = {name: each for name, each in measured.items() if each}
+    if not known:
+        return []
+    names = list(next(iter(known.values())))
+    return [[title, *names], *([name, *(str(each[key]) for key in names)] for name, each in known.items())]
 
 
 _SHOWN = ("fvu", "l0", "dead_fraction", "cosine", "ce_sae", "kl")

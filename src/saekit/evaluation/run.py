@@ -30,6 +30,7 @@ from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, check_alike, common_width, named_saes, shape_of
 from ..settings import Progress, suggest_keywords
 from .controls import Reconstructors, with_controls
+from .pursuit import against_pursuit
 from .result import Control, Evaluated, Evaluation
 from .settings import MODEL_ROWS, EvaluationSettings
 from .truth import against_truth, known_dictionary
@@ -133,6 +134,11 @@ def evaluate(
     )
     info = dict(source.info)
     entries = [_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)]
+    if settings.pursuit_rows:
+        entries = [
+            replace(each, pursuit=against_pursuit(sae, source, settings.pursuit_rows))
+            for each, (_, sae) in zip(entries, named, strict=True)
+        ]
     if known is not None:
         entries = [
             replace(each, truth=against_truth(sae, known)) for each, (_, sae) in zip(entries, named, strict=True)

@@ -36,12 +36,14 @@ from .controls import MADE, random_directions, sampled_rows, trained
 from .explanation_result import Card, Cluster, Control, Example, Explanation, LogitLists, Written
 from .firing_windows import TokenVectors
 from .firings import Firings, FiringsWriter, bin_edges, by_fifths, strongest
+from .groups import groups_of, scores_by_group
 from .halves import context_of
 from .layout import Layout
 from .logit_lists import FinalRows, Placed, logit_lists, why_no_lists
 from .nulls import SHUFFLED, Scored, compare_scores, percentiles
 from .responses import BETTER, KINDS, Responses, responses
 from .settings import ExplainSettings
+from .surprisal import surprisal
 from .window_scores import WindowScores, window_scores
 
 HELD_ROWS = 2**27
@@ -102,7 +104,10 @@ def explain(
     value = as_sae(sae)
     others = dict(named_saes(list(nulls), "explain")) if nulls else {}
     _check(value, others, settings)
+    groups = groups_of(value, settings.groups)
     lm = load_language_model(model)
+    if settings.surprisal and not lm.is_causal:
+        raise ConfigError(f"explain: `surprisal` needs a causal language model; `{lm.name}` is none. Set it to 0.")
     target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="explain"))
     characters = settings.tokens * CHARACTERS_PER_TOKEN
     texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
@@ -132,6 +137,7 @@ def explain(
         cards=cards,
         scores=scores,
         logits=run.logits,
+        groups=scores_by_group(run.scored, groups),
         controls=[each.described(name) for name, each in controls.items()],
         warnings=warnings_on([(name_of(value), value)], seen, what="the model given makes"),
     )
@@ -192,6 +198,7 @@ class _Run:
         self.windows = self.window_scores(self.firings, self.latents)
         self.kind = self.label_kinds()
         self.scored = _scored(self.firings, self.responses, self.windows, self.kind)
+        self.surprise()
 
     def rows(self, lm: LanguageModel, stage: str) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield the rows of all tokens, batch by batch, with their places among all tokens."""
@@ -254,6 +261,21 @@ class _Run:
         context = np.nan_to_num(self.windows.context_labelling)
         kind[self.latents[context > best[self.latents] + BETTER]] = len(KINDS)
         return kind
+
+    def surprise(self) -> None:
+        """Score labels by the model itself, those of random latents that have a card."""
+        n = self.settings.surprisal
+        if not n:
+            return
+        chosen = np.sort(random_order(len(self.latents), "surprisal", self.settings.seed)[:n])
+        latents = self.latents[chosen]
+        labels = [
+            self.label(int(row), int(latent), int(self.kind[latent]))
+            for row, latent in zip(chosen, latents, strict=True)
+        ]
+        score = surprisal(self.lm, self.firings, latents, labels, self.layout, self.settings)
+        self.scored.scores["surprisal"] = np.full(self.sae.n_latents, np.nan)
+        self.scored.scores["surprisal"][latents] = score
 
     # ---------------------------------------------------------------------------------------------------- controls
 

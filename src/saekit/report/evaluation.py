@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..evaluation.pursuit import PURSUIT
 from ..evaluation.truth import TRUTH
 from ..measure.metrics import METRICS
 from . import charts
@@ -35,18 +36,19 @@ def evaluation(result: Mapping[str, Any]) -> list[Section]:
         ],
     )
     sections = [_differences(entries), _density(entries), _everything(entries, found), _settings(result)]
-    return [main, *_truth(entries), *sections]
+    pursuit = _named(entries, "pursuit", "What matching pursuit makes of the same decoder", PURSUIT)
+    return [main, *pursuit, *_named(entries, "truth", "Against the known dictionary", TRUTH), *sections]
 
 
-def _truth(entries: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """Show what SAEs found of a known dictionary; nothing where there was none."""
-    known = [entry for entry in entries if entry.get("truth")]
+def _named(entries: Sequence[Mapping[str, Any]], part: str, title: str, meanings: Mapping[str, str]) -> list[Section]:
+    """Show a part of the entries that holds measured numbers by name; nothing where none has it."""
+    known = [entry for entry in entries if entry.get(part)]
     if not known:
         return []
-    names = list(known[0]["truth"])
-    rows = [[Cell(each["name"]), *(measured_cell(each["truth"][name]) for name in names)] for each in known]
-    intro = "; ".join(f"{name}: {TRUTH[name]}" for name in names if name in TRUTH)
-    return [Section("Against the known dictionary", f"{intro}.", [Table(("", *names), rows, "")])]
+    names = list(known[0][part])
+    rows = [[Cell(each["name"]), *(measured_cell(each[part][name]) for name in names)] for each in known]
+    intro = "; ".join(f"{name}: {meanings[name]}" for name in names if name in meanings)
+    return [Section(title, f"{intro}.", [Table(("", *names), rows, "")])]
 
 
 def _metrics_table(entries: Sequence[Mapping[str, Any]], names: Sequence[str], *, controls: bool = True) -> Table:

@@ -296,12 +296,19 @@ def launched(latent_size: int, device: str) -> Mesh:
                 f"Start it with torchrun --nproc-per-node {latent_size} -m saekit train."
             )
         return ALONE
+    use_own_gpu()
     return join(latent_size, device)
 
 
 def is_first_rank() -> bool:
     """Return whether this process is rank 0, or alone."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def use_own_gpu() -> None:
+    """Make ``cuda`` mean the GPU of this rank, where a launcher started one rank for each GPU of a machine."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
 
 
 def leave() -> None:
