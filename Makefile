@@ -44,7 +44,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/refresh.py
 
 # Against the peers, which get an environment of their own. BENCH="step encode" runs some, BENCH_OPTIONS=--quick a little.
-BENCH ?= quality parity step encode growth seeds extract match rows imports linear candidates
+BENCH ?= quality parity step encode growth seeds extract match rows imports linear candidates explain
 bench: $(STAMP)
 	benchmarks/peers.sh
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
@@ -87,6 +87,7 @@ study-progressive: $(STAMP)
 # Are SAE features useful for classification, and what do they cost? STUDY_OPTIONS=--quick a little of it.
 study-classify: $(STAMP)
 	$(BIN)/python studies/classify/run.py $(STUDY_OPTIONS)
+	$(BIN)/python studies/classify/context.py $(STUDY_OPTIONS)
 	$(BIN)/python studies/classify/beat_dense.py $(STUDY_OPTIONS)
 
 # Do seeds of one SAE find the same latents? About 20 minutes; goes on where it stopped.

@@ -417,6 +417,20 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         raise storage_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), Path(folder))
 
 
+def check_new_folder(folder: str | os.PathLike[str], where: str) -> Path:
+    """Return a folder that does not exist, or is empty.
+
+    Raises
+    ------
+    ConfigError
+        It is a file, or something is in it.
+    """
+    place = check_path(folder)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise ConfigError(f"{where}: `{place}` must not exist, or be an empty folder; it is not. Give another one.")
+    return place
+
+
 def _no_folder(folder: Path) -> ConfigError:
     return ConfigError(f"the output folder `{folder}` must be a folder; a file is there. Give another --out.")
 

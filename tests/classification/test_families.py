@@ -102,6 +102,12 @@ def test_families_of_a_run(full_run):
     sae = result.families[-1]
     assert sae.difference.value == pytest.approx(sae.macro_f1.value - base.macro_f1.value)
     assert sae.verdict in result.conclusion() or sae.verdict == "equivalent"
+    control = next(each for each in result.families if each.name == sae.control)
+    assert control.role == "control"
+    mine, theirs = (getattr(each, result.verdict_metric) for each in (sae, control))
+    assert sae.control_difference.value == pytest.approx(mine.value - theirs.value)
+    assert sae.control_difference.low <= sae.control_difference.value <= sae.control_difference.high
+    assert f"({control.name})" in result.conclusion()
     assert "Families of classifiers" in render([result])
     assert result.families_table()[1][0] == "TF-IDF"
     assert Classification.from_json(result.to_json()) == result
@@ -114,6 +120,11 @@ def test_results_without_families_still_load(full_run):
     old = Classification.from_json(plain)
     assert (old.families, old.conclusion()) == ([], "")
     assert "Families" not in render([old])
+    before = result.to_json()  # as of a build that did not compare the SAE with what learned nothing
+    for family in before["families"]:
+        for name in ("control", "control_difference", "control_verdict"):
+            del family[name]
+    assert Classification.from_json(before).families[-1].control is None
 
 
 def test_the_choice_is_made_again_where_groups_are_drawn(full_run):

@@ -78,6 +78,14 @@ def test_too_many_rows_are_not_solved_for(monkeypatch):
     assert fitted.chosen["alpha"] in Budget().alphas
 
 
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_discriminant_analysis_sees_all_directions_of_dense_rows(is_sparse):
+    """Singular vectors of the largest variance may leave out what tells the classes apart."""
+    x, y = rows(60, 520, 2, is_sparse=is_sparse)
+    fitted = fit_arm(Arm("x", "dense", "x", probe="lda"), x, y, budget=Budget(shrinkages=(0.3,)))
+    assert ("reduce" in fitted.pipeline.named_steps) == is_sparse
+
+
 def test_a_grid_ends_where_larger_values_lead_away():
     grid = Grid(PROBES["logistic"], Budget())
     for value, score in ((0.01, 0.7), (0.1, 0.8), (1.0, 0.8), (10.0, 0.7)):

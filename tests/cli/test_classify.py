@@ -81,6 +81,14 @@ def test_classify_report_predict(call, texts, sae_folder):
     assert json.loads(out)["predictions"][0]["predicted"] == "bad"
     assert json.loads(out)["predictions"][0]["reasons"][0]["tokens"]
     assert 0 < json.loads(out)["predictions"][0]["sparse"]["shown_fraction"] <= 1
+    status, out, err = call("predict", "found", "raises an error", "--out", "found")
+    assert (status, "--out must come with --explain" in err) == (2, True)
+    status, out, err = call("predict", "found", "raises an error", "--explain", "--out", "found")
+    assert status == 0, err
+    assert call("report", "found")[0] == 0
+    page = Path("found/report.html").read_text()
+    assert "Which latents decided" in page
+    assert "Which latents speak for each class" in page
     status, out, err = call("predict", "found", "raises an error", "--explain")
     assert "intercept" in out
     assert "latents shown carry" in out

@@ -92,6 +92,10 @@ def test_compare_and_its_report(call, rows, sae_folder, tmp_path):
     assert "Which latents SAEs share" in page
     assert "↳ permuted" in page
 
+    status, _, err = call("compare", "more", "--along")
+    assert status == 2
+    assert "must hold snapshots of its SAEs; it holds none. Train with --snapshots 4" in " ".join(err.split())
+
     status, out, err = call("compare", "more", "--threshold", "1.0", "--no-controls", "--json")
     assert (status, err) == (0, "")
     value = json.loads(out)

@@ -42,6 +42,8 @@ class Result:
     def function_table(self):
         return self.table()
 
+    along_table = truth_table = pursuit_table = function_table
+
     def caption(self):
         return LONG
 

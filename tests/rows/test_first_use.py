@@ -124,19 +124,17 @@ def test_it_is_measured_once_and_on_few_rows(wrong, rows, monkeypatch):
     assert codes(found) == ["fvu_above_mean"]
 
 
-def test_of_a_stream_few_contexts_are_run():
+def test_of_a_stream_few_contexts_are_run(monkeypatch):
     stream = sk.stream("builtin", "builtin", layer=2, tokens=40_000)
     few = first_use.first_rows(stream)
     assert len(few) <= first_use.ROWS
     torch.testing.assert_close(few, next(stream.batches(first_use.ROWS)).x[: len(few)])  # other batches: rounding
     again = sk.stream("builtin", "builtin", layer=2, tokens=40_000)
     ran = []
-    run = type(again.runner).rows
-    again.runner.__class__.rows = lambda self, contexts: ran.append(len(contexts.ids)) or run(self, contexts)
-    try:
-        first_use.first_rows(again)
-    finally:
-        again.runner.__class__.rows = run
+    runner = type(again.shared.runner)
+    run = runner.rows
+    monkeypatch.setattr(runner, "rows", lambda self, contexts: ran.append(len(contexts.ids)) or run(self, contexts))
+    first_use.first_rows(again)
     assert sum(ran) < 3 * first_use.ROWS
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +41,13 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 """Kinds of arms of each family."""
 
 BASELINES = ("TF-IDF", "pixels", "dense", "PCA")
-"""Families that an SAE is compared with; those of dictionaries that learned nothing are controls."""
+"""Families that an SAE is compared with."""
 
-_METRICS = ("macro_f1", "auc")
+CONTROLS = ("random", "untrained", "frozen")
+"""Families of dictionaries that learned nothing, which tell whether the training of an SAE helps."""
+
+_UNITS = {"macro_f1": "fraction", "auc": "area"}
+_METRICS = tuple(_UNITS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +110,12 @@ class _Family:
         """Every metric for every choice."""
         return {metric: self.choices.values(self.held_out, metric) for metric in _METRICS}
 
+    @property
+    def most_chosen(self) -> str:
+        """Family that is chosen most often."""
+        options = self.choices.options
+        return Counter(each[at].family for each, at in zip(options, self.choices.chosen[0])).most_common(1)[0][0]
+
     def estimate(self, metric: str) -> Estimate:
         """Return a metric with the uncertainty of the choice."""
         return _with_choice(self.scores[metric], self.again[metric])
@@ -152,12 +163,28 @@ def family_scores(judged: Judged) -> list[FamilyScore]:
     """Return every family with its strongest arm, compared with the best baseline family, both choices included."""
     jobs = _jobs_by_family(judged)
     weights = resampled(judged)
-    rows = judged.held_out[0]
-    found = {name: _Family(name, _Choices(judged, mine, weights), rows) for name, mine in jobs.items() if mine}
-    against = [job for name in BASELINES for job in jobs[name]]
-    base = _Family("", _Choices(judged, against, weights), rows) if against else None
+
+    def family(*names: str) -> _Family | None:
+        mine = [job for name in names for job in jobs[name]]
+        return _Family("+".join(names), _Choices(judged, mine, weights), judged.held_out[0]) if mine else None
+
+    found = {name: each for name in jobs if (each := family(name)) is not None}
+    base, control = family(*BASELINES), family(*CONTROLS)
     words = _verdicts(found, base, judged)
-    return [_family_score(each, base, len(jobs[name]), words[name]) for name, each in found.items()]
+    scores = [_family_score(each, base, len(jobs[name]), words[name]) for name, each in found.items()]
+    if control is None:
+        return scores
+    return [replace(each, **_beyond(found["SAE"], control, judged)) if each.role == "sae" else each for each in scores]
+
+
+def _beyond(sae: _Family, control: _Family, judged: Judged) -> dict[str, Any]:
+    """Return what an SAE is better by than dictionaries that learned nothing: a claim alone."""
+    gap = sae.minus(control, judged.metric)
+    return {
+        "control": control.most_chosen,
+        "control_difference": gap.measured(_UNITS[judged.metric], least=-1.0, most=1.0),
+        "control_verdict": family_verdicts([gap], judged.plan.how.margin)[0],
+    }
 
 
 def _jobs_by_family(judged: Judged) -> dict[str, list[Job]]:
@@ -186,13 +213,10 @@ def _family_score(family: _Family, base: _Family | None, n_arms: int, word: str)
         family.choices.options[part][at].name for row in family.choices.chosen[1:] for part, at in enumerate(row)
     )
     gaps: dict[str, Measured] = dict.fromkeys(_METRICS, NO_DENSE)
-    best = None
     if base is not None:
-        units = {"macro_f1": "fraction", "auc": "area"}
         gaps = {
-            metric: family.minus(base, metric).measured(unit, least=-1.0, most=1.0) for metric, unit in units.items()
+            metric: family.minus(base, metric).measured(unit, least=-1.0, most=1.0) for metric, unit in _UNITS.items()
         }
-        best = Counter(options[at].family for options, at in zip(base.choices.options, base.choices.chosen[0]))
     total = sum(again.values())
     return FamilyScore(
         name=family.name,
@@ -203,7 +227,7 @@ def _family_score(family: _Family, base: _Family | None, n_arms: int, word: str)
         again={name: count / total for name, count in again.most_common()},
         macro_f1=family.estimate("macro_f1").measured("fraction", least=0.0, most=1.0),
         auc=family.estimate("auc").measured("area", least=0.0, most=1.0),
-        baseline=None if best is None else best.most_common(1)[0][0],
+        baseline=None if base is None else base.most_chosen,
         difference=gaps["macro_f1"],
         auc_difference=gaps["auc"],
         verdict=word,

@@ -23,7 +23,7 @@ from ..errors import ConfigError, InputError
 from ..inputs.split import INNER, balanced_folds, check_folds, draw_rows
 from ..measure.paired_scores import Predictions
 from .arms import Arm
-from .probes import PROBES, WIDE, Grid, at_the_edge, fit_probe
+from .probes import PROBES, WIDE, WIDEST, Grid, at_the_edge, fit_probe
 from .settings import Budget
 from .solvers import Rows, narrowed
 
@@ -467,7 +467,7 @@ def _reduction(X: Any, seed: int) -> Any:
     import scipy.sparse
     from sklearn.decomposition import TruncatedSVD
 
-    if not scipy.sparse.issparse(X) and X.shape[1] <= WIDE:
+    if not scipy.sparse.issparse(X) and X.shape[1] <= WIDEST:
         return None
     return TruncatedSVD(max(1, min(WIDE, X.shape[0] - 1, X.shape[1] - 1)), random_state=seed)
 

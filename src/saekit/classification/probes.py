@@ -107,8 +107,9 @@ PROBES = {
 }
 """Probes by name."""
 
-WIDE = 512
-"""Columns that linear discriminant analysis takes: wider rows are put on as many singular vectors first."""
+WIDE, WIDEST = 512, 2048
+"""Columns that linear discriminant analysis takes: sparse rows, and dense ones of more than `WIDEST` columns, are put
+on up to `WIDE` singular vectors first."""
 
 
 def fit_probe(name: str, X: Any, y: np.ndarray, value: Any, budget: Budget, *, start: Any = None) -> tuple[Any, bool]:

@@ -88,6 +88,12 @@ class FamilyScore:
     auc_difference: Measured
     verdict: str
     """Verdict of the difference at the margin, of the metric of the verdicts; empty without baselines."""
+    control: str | None = None
+    """Of the SAE: the family that learned nothing (random, untrained or frozen) which the training rows prefer."""
+    control_difference: Measured | None = None
+    """Of the SAE: the metric of the verdicts, minus that of the best of those families, both choices included."""
+    control_verdict: str = ""
+    """Verdict of that difference: whether its training makes an SAE a better classifier."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,15 @@ class Classification(ArmsResult):
             "equivalent": f"The SAE's latents classify as well as the best baseline, within {margin:g} {unit} of",
             "undecided": "Whether the SAE's latents classify better or worse than a baseline is undecided against",
         }[sae.verdict]
-        return f"{said} {sae.baseline} ({gap:+.3f} {unit}, the choice of the arms included)."
+        sentence = f"{said} {sae.baseline} ({gap:+.3f} {unit}, the choice of the arms included)."
+        if sae.control is None:
+            return sentence
+        helps = {
+            "better": "Its training helps", "worse": "Its training harms",
+            "equivalent": f"Its training changes less than {margin:g}",
+            "undecided": "Whether its training helps is undecided",
+        }[sae.control_verdict]  # fmt: skip
+        return f"{sentence} {helps}: {sae.control_difference:+.3f} to what learned nothing ({sae.control})."
 
     def caption(self) -> str:
         """Return the footnote: test size, interval method."""

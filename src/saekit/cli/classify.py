@@ -40,6 +40,7 @@ PREDICT_HELP = """Classify texts with a classifier that `saekit classify` has fi
 \b
   saekit predict found/classifier "how do I freeze my card?" --explain
   saekit predict found/classifier --data new.csv --json
+  saekit predict found/classifier --data new.csv --explain --out found     then: saekit report found
   saekit predict found/classifier                           what it is, and its classes' top latents
 """
 
@@ -159,6 +160,7 @@ def predict(
     text: Text | None = None,
     model: Model | None = None,
     explain: Annotated[bool, typer.Option("--explain", help="Name the latents that decided.")] = False,
+    out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Predict classes of texts."""
@@ -166,6 +168,11 @@ def predict(
 
     if texts and data is not None:
         raise ConfigError("at most one of TEXT and --data may be given; got both.")
+    if out is not None and not (explain and (texts or data is not None)):
+        raise ConfigError(
+            "predict: --out must come with --explain and texts: it writes OUT/decisions.json, the latents that decided "
+            "about each. Add --explain and texts, or leave --out out."
+        )
     loaded = load_classifier(classifier, model=model)
     if not texts and data is None:
         _describe(loaded, json)
@@ -181,6 +188,10 @@ def predict(
         tell(str(warning))
     if explain:
         found = [loaded.explain(each) for each in texts]
+        if out is not None:
+            from ..classification.decisions_result import Decisions
+
+            Decisions.of(loaded, found).save(out / "decisions.json")
         if json:
             print_json({"predictions": [each.to_json() for each in found], "warnings": warnings})
             return

@@ -32,6 +32,7 @@ HELP = """Match the latents of SAEs one to one and count those that they share, 
   saekit compare A B C --threshold 0.8 --json
   saekit compare run --write                     each latent's stability into the SAE files: prune --by stability
   saekit compare run --model builtin --data builtin --orphans --out run
+  saekit compare run --along                     and what snapshots shared (train with --snapshots 4)
 
 Decoders and encoders are matched independently, each to the largest possible sum of cosines, with a proof. A latent is
 shared when both give it the same partner and both cosines exceed the threshold. With --out the numbers go to
@@ -57,6 +58,9 @@ def compare(
     settings: ComparisonSettings,
     function: Annotated[FunctionSettings, Table()],
     write: Annotated[bool, typer.Option("--write", help="Write each latent's stability into the SAE files.")] = False,
+    along: Annotated[
+        bool, typer.Option("--along", help="Compare the snapshots of the run, too: does what is shared still rise?")
+    ] = False,
     orphans: Annotated[
         bool, typer.Option("--orphans", help="Measure the latents that no other SAE has; needs rows or a model.")
     ] = False,
@@ -96,6 +100,10 @@ def compare(
             function=function,
             progress=progress,
         )
+        if along:
+            from ..comparison.along import along as with_snapshots
+
+            result = with_snapshots(paths, result, settings=settings, progress=progress)
         if orphans and found is not None:
             measured = _orphans(paths, found, result, origin.text, progress)
             if isinstance(measured, str):

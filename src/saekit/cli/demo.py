@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 HELP = """The whole flow on this machine, without network: capture rows of the built-in language model on the built-in
 corpus (the docstrings that every installation has), train four SAEs in one pass, and ask: are they faithful to the
-model, are their latents real (shared by two seeds), how many are needed, and are they useful (which section of a
-docstring is a paragraph from)? Everything is measured on held-out modules, compared with baselines and controls, and
-shown on one page.
+model, are their latents real (shared by two seeds), how many are needed, are they useful (which section of a
+docstring is a paragraph from), and what does each respond to? Everything is measured on held-out modules, compared with
+baselines and controls, and shown on one page, which also shows every latent.
 
 \b
   saekit demo --out demo
@@ -41,7 +41,8 @@ DIR/evaluation.json       fidelity, with intervals and baselines
 DIR/comparison.json       latents that two seeds share, compared with chance
 DIR/sizes.json            metrics of the first 64, 128, ... latents of the Matryoshka SAE
 DIR/classification.json   classifiers on latents, hidden states and TF-IDF (built-in corpus only)
-DIR/report.html           all of it as one page
+DIR/explanation.json      what each latent of the first SAE responds to
+DIR/report.html           all of it as one page, with every latent
 """
 
 LAYER = 2
@@ -66,10 +67,14 @@ class Size:
     """Held-out tokens for the cross-entropies."""
     paragraphs: int
     """Held-out paragraphs to classify, a quarter of them for the test."""
+    explained_tokens: int
+    """Held-out tokens that latents are labelled and shown on."""
 
 
-FULL = Size(tokens=400_000, latents=1024, test_rows=32_768, test_tokens=8_192, paragraphs=4_000)
-SHORT = Size(tokens=20_000, latents=256, test_rows=4_096, test_tokens=1_024, paragraphs=1_600)
+FULL = Size(
+    tokens=400_000, latents=1024, test_rows=32_768, test_tokens=8_192, paragraphs=4_000, explained_tokens=40_000
+)
+SHORT = Size(tokens=20_000, latents=256, test_rows=4_096, test_tokens=1_024, paragraphs=1_600, explained_tokens=12_000)
 
 
 @command("The whole flow once, offline, in minutes.", HELP)
@@ -86,23 +91,22 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run the demo and print its tables."""
-    from ..report.page import write
-    from ..report.results_folder import collect
+    from ..report.results_folder import write_report
 
     check_folder(out)
     begun = time.monotonic()
     with progress_of(json) as progress:
         answers = run(out, model=model, data=data, size=SHORT if short else FULL, progress=progress)
-    page = write(collect(out), out, title="saekit demo")
+    page = write_report(out, title="saekit demo")
     seconds = time.monotonic() - begun
     if json:
-        plain = {name: result.to_json() for name, result in answers.items()}
+        plain = {name: result.to_json() for name, result in answers.items() if name != "explanation"}
         facts = {"kind": "demo", "seconds": round(seconds, 1), "report": str(page)}
         print_json({**plain.pop("evaluation"), **plain, **facts})
         return
     print_answers(answers)
-    say(f"\nNumbers: {out}/*.json   Page: {page}")
     tell(f"{seconds:.0f} s in all")
+    say(f"\nNumbers: {out}/*.json\nUseful? Real? How many? And what does each latent respond to? Open {page}")
 
 
 def print_answers(answers: dict[str, Any]) -> None:
@@ -129,6 +133,7 @@ def run(out: Path, *, model: str, data: str, size: Size, progress: Progress) -> 
     answers = measure(lm, test_data, saes, size, progress)
     if not data:
         answers["classification"] = classify_paragraphs(lm, saes[0], out, size, _within("classify", progress))
+    answers["explanation"] = explain_latents(lm, test_data, saes[0], size, _within("explain", progress))
     for name, result in answers.items():
         result.save(out / f"{name}.json")
     return answers
@@ -207,6 +212,20 @@ def classify_paragraphs(lm: LanguageModel, sae: SAE, out: Path, size: Size, prog
         split=Split(label="section", group="module", max_rows=size.paragraphs),
         settings=ClassifierSettings(name="sections of docstrings", pools=("sum",), arms=ARMS, ks=KS, save_arm="none"),
         out=out,
+        progress=progress,
+    )
+
+
+def explain_latents(lm: LanguageModel, data: str, sae: SAE, size: Size, progress: Progress) -> Any:
+    """Label and show what each latent responds to."""
+    from ..explanation.run import explain
+    from ..explanation.settings import ExplainSettings
+
+    return explain(
+        sae,
+        lm,
+        data,
+        settings=ExplainSettings(tokens=size.explained_tokens, top=5, sample=5, window=20),
         progress=progress,
     )
 

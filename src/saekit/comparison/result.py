@@ -118,6 +118,19 @@ class Null:
 
 
 @dataclass(frozen=True)
+class AlongPoint:
+    """What the SAEs of a run shared when they had seen so many rows."""
+
+    __repr__ = brief
+
+    rows_seen: int
+    """Rows that they were trained on until then."""
+    shared: Measured
+    equal: Measured
+    mean_cosine: Measured
+
+
+@dataclass(frozen=True)
 class Compared:
     """One of the SAEs, latent by latent."""
 
@@ -219,6 +232,10 @@ class Comparison(Result):
     SAEs; ``alignment_self``, ``encoder_norm`` and, with rows, ``frequency``. Empty in files of schema 1 to 4."""
     function: dict[str, Measured] = field(default_factory=dict)
     """Whether partners do the same: means of `Pair.function` over pairs, by name."""
+    along: list[AlongPoint] = field(default_factory=list)
+    """What snapshots of the run shared, the finished SAEs last; empty where that was not asked for."""
+    shared_rise: Measured | None = None
+    """How much the last doubling of the rows added to `shared`; None without a snapshot at half of them."""
 
     @classmethod
     def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
@@ -271,6 +288,16 @@ class Comparison(Result):
             if names[0] in self.function
         ]
         return [["do partners do the same?", *FUNCTION_COLUMNS], *lines] if lines else []
+
+    def along_table(self) -> list[list[str]]:
+        """Return what snapshots shared as rows of text, headings first; no rows where that was not asked for."""
+        lines = [
+            [f"{point.rows_seen:,}", *map(str, (point.shared, point.equal, point.mean_cosine))] for point in self.along
+        ]
+        nulls = (self.shared_null, self.equal_null, self.mean_cosine_null)
+        if lines and nulls[0] is not None:
+            lines.append(["  chance", *map(str, nulls)])
+        return [["rows seen", "shared", "equal", "cosine dec"], *lines] if lines else []
 
     @property
     def n_counted(self) -> int:

@@ -172,7 +172,7 @@ def _compared_with_chance(
     nulls = nulls_of(values[0], values[1], rule, settings.seed, tick) if settings.controls else {}
     acts = zip_longest(matched, seen.on_rows, seen.function)
     pairs = [pair.result(named, rule, on_rows, function) for pair, on_rows, function in acts]
-    counting = _counting(pairs)
+    counting = counting_pairs(pairs)
     tested = counting[: inside.settings.pairs]
     if inside.spliced is not None:
         some = [matched[at] for at in tested]
@@ -204,7 +204,7 @@ def _compared_with_chance(
     )
 
 
-def _counting(pairs: Sequence[Pair]) -> list[int]:
+def counting_pairs(pairs: Sequence[Pair]) -> list[int]:
     """Return the indices of the pairs that means are over.
 
     What SAEs share that began alike is no answer to the question; where there are other pairs, those alone count.

@@ -139,13 +139,35 @@ class Card:
             f"(above {_percent(self.detection_percentile)} of shuffled latents); purity {_number(self.purity)} "
             f"(above {_percent(self.purity_percentile)} of chance)",
         ]
-        if self.neighbours:
-            nearest = ", ".join(f"{each['latent']:.0f} ({each['cosine']:.2f})" for each in self.neighbours)
-            shown.append(f"nearest decoder rows: {nearest}")
-        for title, examples in (("strongest", self.top), ("drawn from all firings", self.sample)):
+        shown += self._facts()
+        for title, examples in (("strongest", self.top), ("from every fifth of its codes", self.sample)):
             if examples:
                 shown += [f"{title}:", *(_line(example, width) for example in examples)]
         return "\n".join(shown)
+
+    def _facts(self) -> list[str]:
+        """Return a line for each list of tokens or latents that there is."""
+        others = (("nearest decoder rows", self.neighbours, "cosine"), ("fires with", self.coactive, "jaccard"))
+        lines = [
+            f"{title}: " + ", ".join(f"{each['latent']:.0f} ({each[key]:.2f})" for each in listed)
+            for title, listed, key in others
+            if listed
+        ]
+        shares = (("on", self.tokens), ("after", self.previous), ("before", self.next))
+        told = [f"{title} {' '.join(map(_share, listed[:3]))}" for title, listed in shares if listed]
+        lines += [f"fires {', '.join(told)}"] if told else []
+        return lines + self._meanings()
+
+    def _meanings(self) -> list[str]:
+        """Return the groups of contexts, where there are several, and the tokens that it writes."""
+        lines = []
+        if self.polysemantic:
+            groups = "; ".join(f"{each.fraction:.0%} on {' '.join(each.tokens[:3])}" for each in self.clusters)
+            lines.append(f"its contexts fall apart: {groups}")
+        for title, written in (("raises", self.promoted), ("lowers", self.suppressed)):
+            if written:
+                lines.append(f"{title} " + ", ".join(f"`{each.token}` {each.value:+.2f}" for each in written[:8]))
+        return lines
 
     def __repr__(self) -> str:
         return self.text()
@@ -161,7 +183,7 @@ class Card:
             + "</td></tr>"
             for example in (*self.top, *self.sample)
         )
-        head = "<br>".join(escape(line) for line in self.text().split("\n")[: 4 if self.neighbours else 3])
+        head = "<br>".join(escape(line) for line in self.text().split("\n")[: 3 + len(self._facts())])
         return f"<div><p>{head}</p><table>{rows}</table></div>"
 
 
@@ -173,6 +195,10 @@ def _line(example: Example, width: int) -> str:
     left = before[-(room // 2) :] if before else ""
     right = after[: room - len(left)]
     return f"  {example.codes[example.peak]:>8.3g}  {left}⟦{peak}⟧{right}"
+
+
+def _share(each: TokenShare) -> str:
+    return f"`{each.token}` {each.share:.0%}"
 
 
 def _number(value: float | None) -> str:
@@ -311,19 +337,55 @@ class Explanation(Result):
         for card in order[:SHOWN]:
             above = "–" if card.detection_percentile is None else f"{100 * card.detection_percentile:.0f}"
             numbers = [f"{card.density:.2g}", _number(card.detection), above, _number(card.purity)]
-            lines.append([str(card.latent), card.label, *numbers, _number(card.documents)])
+            label = card.label if len(card.label) <= LABEL else f"{card.label[: LABEL - 1]}…"
+            lines.append([str(card.latent), label, *numbers, _number(card.documents)])
         return lines
+
+    def score_table(self) -> list[list[str]]:
+        """Return a row per score: its mean, that of each control, and whether it tells random latents apart."""
+        names = [control.name for control in self.controls]
+        lines = [["score", "mean", *names, "tells random apart"]]
+        for score in self.scores:
+            nulls = {null.control: null for null in score.nulls}
+            cells = [str(nulls[name].value) if name in nulls else "–" for name in names]
+            tells = {None: "not tested", True: "yes", False: "no"}[score.tells_random_apart]
+            lines.append([score.name, str(score.value), *cells, tells])
+        return lines
+
+    def group_table(self) -> list[list[str]]:
+        """Return a row per group of latents."""
+        names = [name for name in GROUP_SCORES if any(name in group.scores for group in self.groups)]
+        return [
+            ["by", "group", "latents", *names],
+            *(
+                [each.by, each.name, f"{each.n_latents:,}", *(str(each.scores.get(name, "–")) for name in names)]
+                for each in self.groups
+            ),
+        ]
 
     def caption(self) -> str:
         """Return what the labels are worth."""
         more = f"\n{len(self.cards) - SHOWN:,} more cards." if len(self.cards) > SHOWN else ""
         return (
-            f"Labels are tokens of one half of the documents; their AUC for where the latent fires in the other half "
+            f"Labels are made in one half of the documents; their AUC for where the latent fires in the other half "
             f"is {self.detection} on average, {self.detection_null} for shuffled codes. The fraction of the labels "
-            f"that detect more than 95% of the shuffled ones do is {self.told_fraction}. Coherent firing is not "
-            f"meaning: a frozen decoder has it too.{more}"
+            f"that detect more than 95% of the shuffled ones do is {self.told_fraction}. {self._not_told()}Coherent "
+            f"firing is not meaning: a frozen decoder has it too.{more}"
         )
+
+    def _not_told(self) -> str:
+        """Return which scores do not tell the latents from those of a dictionary or model that learned nothing."""
+        names = [score.name for score in self.scores if score.tells_random_apart is False]
+        if not names:
+            return ""
+        return f"No better than for random latents, and so no sign of anything learned: {', '.join(names)}. "
 
 
 SHOWN = 25
 """Rows of the table."""
+
+LABEL = 36
+"""Characters of a label in it."""
+
+GROUP_SCORES = ("detection", "lexical", "context", "embedding", "embedding_masked", "cohesion", "intruder", "purity")
+"""Scores of the table of groups."""

@@ -1,9 +1,11 @@
-"""Explain latents: where they fire, tokens as labels, and how well these hold in documents they were not made of."""
+"""Explain latents: where they fire, what tells where, and how well that holds in documents it was not made of."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,34 +13,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..inputs.records import repeatable
 from ..inputs.texts import read_texts
-from ..measure.chance import against_chance
 from ..measure.fidelity import CHARACTERS_PER_TOKEN, contexts_for
-from ..measure.results import Measured
-from ..measure.token_statistics import TokenScores, labels_of, shifted, token_detection
-from ..models.hooks import activations, find_hook
+from ..measure.results import Measured, to_plain
+from ..measure.token_statistics import shown_token
+from ..models.hooks import activations, blocks, find_hook
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
+from ..models.randomized import randomized
 from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
+from ..randomness import random_order
 from ..rows.tokens import Contexts, places_of, token_batches
-from ..sae.codes import Codes
 from ..sae.model import SAE
-from ..sae.naming import Given, as_sae, name_of
+from ..sae.naming import Given, as_sae, name_of, named_saes
 from ..settings import Progress, silent, suggest_keywords
-from .examples import Examples, bin_edges
-from .explanation_result import Card, Example, Explanation
-from .halves import context_of, is_labelling
+from .coactivation import coactive
+from .controls import MADE, random_directions, sampled_rows, trained
+from .explanation_result import Card, Cluster, Control, Example, Explanation, LogitLists, Written
+from .firing_windows import TokenVectors
+from .firings import Firings, FiringsWriter, bin_edges, by_fifths, strongest
+from .groups import groups_of, scores_by_group
+from .halves import context_of
+from .layout import Layout
+from .logit_lists import FinalRows, Placed, logit_lists, why_no_lists
+from .nulls import SHUFFLED, Scored, compare_scores, percentiles
+from .responses import BETTER, KINDS, Responses, responses
 from .settings import ExplainSettings
+from .surprisal import surprisal
+from .window_scores import WindowScores, window_scores
 
-HELD_CODES = 2**25
-"""Nonzero codes that are kept from the first pass, 12 bytes each; with more the model runs again for the windows."""
+HELD_ROWS = 2**27
+"""Numbers in rows that are kept for the controls (0.5 GB); with more the model runs again for each of them."""
 
-MATCHED = 50
-"""Shuffled latents of the nearest density that a detection is compared with."""
+CONTROL_LATENTS = 256
+"""Latents of each control whose windows are scored."""
 
 
 @suggest_keywords
@@ -50,15 +62,17 @@ def explain(
     *,
     layer: int | None = None,
     hook: str | None = None,
+    nulls: Sequence[Given] = (),
     settings: ExplainSettings = ExplainSettings(),
     progress: Progress | None = None,
 ) -> Explanation:
-    """Show what latents respond to, and score the labels on documents that they were not made of.
+    """Show what latents respond to, and score that on documents that it was not made of.
 
-    Labels and purity come from one half of the documents (by a hash of their number); ``detection`` is the area under
-    the ROC curve of the label's tokens for where the latent fires in the other half. The control shuffles: the codes of
-    each latent are moved along the rows of a batch by a random step, labelled and scored in the same way. It needs no
-    judge and no key.
+    Labels come from one half of the documents (by a hash of their number); ``detection`` is the area under the ROC
+    curve of the label for where the latent fires in the other half, from which what repeats the first is left out. A
+    label is made of tokens, of those before or after, of the position, or of the tokens around, whichever tells best in
+    the first half. Every score stands beside that of latents that mean nothing; which of the scores tell these apart is
+    said. It needs no judge and no key.
 
     Parameters
     ----------
@@ -68,10 +82,12 @@ def explain(
         A language model and texts: what `load_model` and `read_texts` take.
     layer, hook
         Where; by default where the SAE's provenance says.
+    nulls
+        Further SAEs of the same hook to compare with, or their addresses: with a frozen decoder, say.
     settings
-        How much text, which latents get cards, how many examples.
+        How much text, which latents get cards, how many examples, which controls.
     progress
-        Called as ``progress(stage, done, total)`` with the stages ``"firing"`` and ``"windows"``.
+        Called as ``progress(stage, done, total)`` with the stage ``"firing"`` and one for every control.
 
     Returns
     -------
@@ -86,26 +102,30 @@ def explain(
         The texts give no tokens, or fewer than two documents.
     """
     value = as_sae(sae)
-    beyond = [latent for latent in settings.latents or () if latent >= value.n_latents]
-    if beyond:
-        raise ConfigError(f"explain: latents must lie within 0..{value.n_latents - 1}; got {beyond[0]}.")
+    others = dict(named_saes(list(nulls), "explain")) if nulls else {}
+    _check(value, others, settings)
+    groups = groups_of(value, settings.groups)
     lm = load_language_model(model)
+    if settings.surprisal and not lm.is_causal:
+        raise ConfigError(f"explain: `surprisal` needs a causal language model; `{lm.name}` is none. Set it to 0.")
     target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="explain"))
     characters = settings.tokens * CHARACTERS_PER_TOKEN
     texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
     context = context_of(value, lm, settings.context)
     contexts = contexts_for(lm, texts, context, settings.tokens)
-    run = _Pass(value, lm, target.name, contexts, settings, progress or silent)
-    run.collect()
+    run = _Run(value, lm, target.name, contexts, settings, progress or silent)
     cards = run.cards()
-    told = [card.is_told for card in cards if card.detection is not None]
-    null = run.null[np.isfinite(run.null)]
-    found = run.detection[np.isfinite(run.detection)]
+    controls = run.compared(others)
+    scores = compare_scores(run.scored, {name: each.scored for name, each in controls.items()})
+    cards = run.with_percentiles(cards, {name: each.scored for name, each in controls.items()})
+    found = run.scored.scores["detection"]
+    null = run.detection_of(controls.get(SHUFFLED))
+    told = [card.is_told for card in cards if card.detection_percentile is not None]
     seen = {**lm.info, "hook": target.name, "context": context}
     return Explanation(
         saekit=release(),
         versions=library_versions(True),
-        settings={**vars(settings), "latents": None if settings.latents is None else list(settings.latents)},
+        settings=to_plain(vars(settings)),
         sae=facts_of_sae(value),
         model=lm.info,
         hook=target.name,
@@ -113,181 +133,317 @@ def explain(
         detection=_mean(found, "AUC"),
         detection_null=_mean(null, "AUC"),
         told_fraction=_mean(np.array(told, float), "fraction"),
-        fired_fraction=float((run.examples.count > 0).mean()),
+        fired_fraction=float((run.firings.count > 0).mean()),
         cards=cards,
+        scores=scores,
+        logits=run.logits,
+        groups=scores_by_group(run.scored, groups),
+        controls=[each.described(name) for name, each in controls.items()],
         warnings=warnings_on([(name_of(value), value)], seen, what="the model given makes"),
     )
 
 
+def _check(sae: SAE, others: Mapping[str, SAE], settings: ExplainSettings) -> None:
+    """Refuse latents that the SAE does not have, and SAEs of other widths."""
+    beyond = [latent for latent in settings.latents or () if latent >= sae.n_latents]
+    if beyond:
+        raise ConfigError(f"explain: latents must lie within 0..{sae.n_latents - 1}; got {beyond[0]}.")
+    for name, other in others.items():
+        if other.d_in != sae.d_in:
+            raise ConfigError(
+                f"explain: `nulls` must read rows of width {sae.d_in}, as the SAE does; `{name}` reads {other.d_in}. "
+                "Give an SAE of the same hook."
+            )
+
+
 def _mean(values: np.ndarray, unit: str) -> Measured:
     """Return a mean over latents; latents are not independent, so there is no interval."""
+    values = values[np.isfinite(values)]
     value = float(values.mean()) if len(values) else float("nan")
     return Measured(value, unit=unit, reason="no interval: latents of one SAE are not independent")
 
 
 @dataclass(frozen=True, eq=False)
-class _Coded:
-    """Codes of a batch, with the place of each row among all tokens."""
+class _Compared:
+    """A control and what it scores."""
 
-    codes: Codes
-    place: np.ndarray
+    what: str
+    scored: Scored
+    seconds: float
+
+    def described(self, name: str) -> Control:
+        return Control(name, self.what, int((self.scored.count > 0).sum()), round(self.seconds, 2))
 
 
-class _Pass:
-    """What is collected while the model runs over the texts, and the cards that are made of it."""
+class _Run:
+    """What is collected while the model runs over the texts, and what is made of it."""
 
     def __init__(
         self, sae: SAE, lm: LanguageModel, hook: str, contexts: Contexts, settings: ExplainSettings, report: Progress
     ) -> None:
         self.sae, self.lm, self.hook, self.contexts = sae, lm, hook, contexts
         self.settings, self.report = settings, report
-        documents = np.unique(contexts.document)
-        labelling = np.array([is_labelling(int(each)) for each in documents], bool)
-        if len(documents) < 2 or labelling.all() or not labelling.any():
-            raise DataError(
-                "explain: there must be documents to label from and others to score on; the texts give "
-                f"{len(documents)} documents in all. Give more texts."
-            )
-        self.is_labelling = labelling[np.searchsorted(documents, contexts.document)]
-        n = sae.n_latents
-        self.examples = Examples(n, settings.top, settings.sample, settings.seed)
-        self.halves = [TokenScores(n), TokenScores(n)]
-        self.shuffled = [TokenScores(n), TokenScores(n)]
-        self.held: list[_Coded] | None = []
-        self.facts: dict[str, Any] = {
-            "tokens": int((contexts.position >= 0).sum()),
-            "labelling_documents": int(labelling.sum()),
-            "scoring_documents": int((~labelling).sum()),
-        }
+        self.layout = Layout.of(contexts)
+        self.real = np.flatnonzero(contexts.position >= 0)
+        self.facts: dict[str, Any] = {"tokens": len(self.real), **self.layout.facts()}
+        self.vectors = TokenVectors(lm, self.layout)
+        self.decode = _Decoder(lm.tokenizer)
+        self.held: list[tuple[Tensor, np.ndarray]] | None = None
+        self.final = _FinalRows.for_lists(lm, hook, sae, contexts, settings)
+        self.firings = self.fired(lm, sae, "firing")
+        self.responses = responses(
+            self.firings, self.layout, settings.label_tokens, settings.seed, lambda token: self.decode([token])
+        )
+        self.latents = self.chosen()
+        self.windows = self.window_scores(self.firings, self.latents)
+        self.kind = self.label_kinds()
+        self.scored = _scored(self.firings, self.responses, self.windows, self.kind)
+        self.surprise()
 
-    def coded(self, stage: str) -> Iterator[_Coded]:
-        """Yield the codes of all tokens, batch by batch."""
-        hook, done = find_hook(self.lm.model, self.hook), 0
-        for batch in token_batches(self.lm, self.contexts):
-            (hidden,) = activations(self.lm.model, [hook], batch.inputs)
-            rows = hidden[batch.keep]
-            yield _Coded(self.sae.encode(rows), places_of(self.contexts, batch))
+    def rows(self, lm: LanguageModel, stage: str) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Yield the rows of all tokens, batch by batch, with their places among all tokens."""
+        if lm is not self.lm:
+            yield from self._batches(lm, stage)
+        elif self.held is not None:
+            yield from self.held
+        elif len(self.contexts.ids) * self.sae.d_in > HELD_ROWS:
+            yield from self._batches(lm, stage, self.final)
+        else:
+            held = []
+            for each in self._batches(lm, stage, self.final):
+                held.append(each)
+                yield each
+            self.held = held
+
+    def _batches(
+        self, lm: LanguageModel, stage: str, final: _FinalRows | None = None
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Run a model over the texts; `final` takes its last residual stream, the first time."""
+        hooks, done = [find_hook(lm.model, self.hook)], 0
+        if final is not None and final.is_wanted:
+            hooks.append(find_hook(lm.model, final.last))
+        for batch in token_batches(lm, self.contexts):
+            hidden = activations(lm.model, hooks, batch.inputs)
+            rows, place = hidden[0][batch.keep], places_of(self.contexts, batch)
+            if final is not None and final.is_wanted:
+                final.keep(hidden[1][batch.keep], place)
+            yield rows, place
             done += len(rows)
             self.report(stage, done, self.facts["tokens"])
+        if final is not None:
+            final.is_wanted = False
 
-    def collect(self) -> None:
-        """Run over the texts once."""
-        nnz = 0
-        for number, each in enumerate(self.coded("firing")):
-            codes, place = each.codes, each.place
-            row = place[codes.row_of().cpu().numpy()]
-            latent = codes.indices.cpu().numpy()
-            self.examples.add(latent, row, self.contexts.document[row], codes.values.float().cpu().numpy())
-            self._score(self.halves, codes, place)
-            self._score(self.shuffled, shifted(codes, seed=self.settings.seed + number), place)
-            nnz += codes.nnz
-            self.held = None if self.held is None or nnz > HELD_CODES else [*self.held, each]
-        self.detection, self.null = (
-            token_detection(*scores, n=self.settings.label_tokens).numpy() for scores in (self.halves, self.shuffled)
-        )
+    def fired(self, lm: LanguageModel, sae: SAE, stage: str) -> Firings:
+        """Return all firings of an SAE."""
+        writer = FiringsWriter(sae.n_latents, len(self.contexts.ids))
+        for rows, place in self.rows(lm, stage):
+            codes = sae.encode(rows)
+            token = place[codes.row_of().cpu().numpy()]
+            writer.add(codes.indices.cpu().numpy(), token, codes.values.float().cpu().numpy())
+        return writer.finish()
 
-    def _score(self, scores: list[TokenScores], codes: Codes, place: np.ndarray) -> None:
-        first = self.is_labelling[place]
-        for each, mine in zip(scores, (first, ~first), strict=True):
-            index = torch.from_numpy(np.flatnonzero(mine))
-            where = place[mine]
-            if len(where):
-                token, document = self.contexts.ids[where].astype(np.int64), self.contexts.document[where]
-                magnitude = codes.rows(index.to(codes.indices.device))
-                magnitude = Codes(magnitude.offsets, magnitude.indices, magnitude.values.abs(), codes.n_latents)
-                each.update(magnitude, torch.from_numpy(token), torch.from_numpy(document))
+    def window_scores(self, firings: Firings, latents: np.ndarray) -> WindowScores:
+        """Return the scores of windows of some latents."""
+        return window_scores(firings, latents, self.layout, self.vectors, self.settings.window, self.settings.seed)
 
-    def chosen(self) -> list[int]:
+    def chosen(self) -> np.ndarray:
         """Return the latents that get a card."""
         if self.settings.latents is not None:
-            return sorted(set(self.settings.latents))
-        count = self.examples.count
+            return np.array(sorted(set(self.settings.latents)), np.int64)
+        count = self.firings.count
         often = np.argsort(-count, kind="stable")[: self.settings.cards]
-        return sorted(int(latent) for latent in often if count[latent])
+        return np.sort(often[count[often] > 0])
+
+    def label_kinds(self) -> np.ndarray:
+        """Return what the label of every latent is made of: an index in `KINDS`, their number for the context."""
+        kind = self.responses.kind.copy()
+        best = np.max([np.nan_to_num(each) for each in self.responses.labelling.values()], axis=0)
+        context = np.nan_to_num(self.windows.context_labelling)
+        kind[self.latents[context > best[self.latents] + BETTER]] = len(KINDS)
+        return kind
+
+    def surprise(self) -> None:
+        """Score labels by the model itself, those of random latents that have a card."""
+        n = self.settings.surprisal
+        if not n:
+            return
+        chosen = np.sort(random_order(len(self.latents), "surprisal", self.settings.seed)[:n])
+        latents = self.latents[chosen]
+        labels = [
+            self.label(int(row), int(latent), int(self.kind[latent]))
+            for row, latent in zip(chosen, latents, strict=True)
+        ]
+        score = surprisal(self.lm, self.firings, latents, labels, self.layout, self.settings)
+        self.scored.scores["surprisal"] = np.full(self.sae.n_latents, np.nan)
+        self.scored.scores["surprisal"][latents] = score
+
+    # ---------------------------------------------------------------------------------------------------- controls
+
+    def compared(self, others: Mapping[str, SAE]) -> dict[str, _Compared]:
+        """Return the scores of every control."""
+        found: dict[str, _Compared] = {}
+        for name in (*self.settings.controls, *others):
+            begin = time.perf_counter()
+            firings = self.fired(self.lm, others[name], name) if name in others else self.control(name)
+            scored = self.scores_of(firings)
+            what = MADE.get(name, "an SAE that was given")
+            found[name] = _Compared(what, scored, time.perf_counter() - begin)
+        return found
+
+    @staticmethod
+    def detection_of(control: _Compared | None) -> np.ndarray:
+        """Return the detection of the latents of a control; nothing where it was not asked."""
+        return np.zeros(0) if control is None else control.scored.scores["detection"]
+
+    def control(self, name: str) -> Firings:
+        """Return the firings of a control that is made here."""
+        seed = self.settings.seed
+        if name == SHUFFLED:
+            return self.firings.shifted(self.real, seed)
+        lm = randomized(self.lm, seed=seed) if name == "randomized" else self.lm
+        rows = sampled_rows(self.rows(lm, f"{name}: rows"), len(self.contexts.ids), seed)
+        if name == "random":
+            sae = random_directions(self.sae, rows, self.firings.count / max(len(self.real), 1), seed)
+        else:
+            k = round(len(self.firings.token) / max(len(self.real), 1))
+            sae = trained(rows, self.sae.n_latents, k, "frozen-decoder" if name == "frozen" else None, seed)
+        return self.fired(lm, sae, name)
+
+    def scores_of(self, firings: Firings) -> Scored:
+        """Return the scores of a control's latents; those of windows of a sample of them."""
+        found = responses(firings, self.layout, self.settings.label_tokens, self.settings.seed)
+        alive = np.flatnonzero(firings.count)
+        sample = np.sort(alive[random_order(len(alive), "control", self.settings.seed)[:CONTROL_LATENTS]])
+        windows = self.window_scores(firings, sample)
+        kind = found.kind.copy()
+        best = np.max([np.nan_to_num(each) for each in found.labelling.values()], axis=0)
+        kind[sample[np.nan_to_num(windows.context_labelling) > best[sample] + BETTER]] = len(KINDS)
+        return _scored(firings, found, windows, kind)
+
+    def with_percentiles(self, cards: list[Card], controls: Mapping[str, Scored]) -> list[Card]:
+        """Return the cards with the percentiles of their scores among those of the controls."""
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for name, value in self.scored.scores.items():
+            for control, null in controls.items():
+                if name in null.scores:
+                    each = percentiles(value, self.scored.count, null.scores[name], null.count)
+                    found.setdefault(name, {})[control] = each
+        made = []
+        for card in cards:
+            mine = {name: _known(of, card.latent) for name, of in found.items()}
+            mine = {name: of for name, of in mine.items() if of}
+            shuffled = mine.get("detection", {}).get(SHUFFLED)
+            made.append(dataclasses.replace(card, percentiles=mine, detection_percentile=shuffled))
+        return made
+
+    # ------------------------------------------------------------------------------------------------------- cards
+
+    def lists(self) -> tuple[LogitLists | None, dict[int, tuple[list[Written], list[Written]]]]:
+        """Return whether there are lists of the tokens that latents write, and those of each latent."""
+        if not self.settings.logit_tokens:
+            return None, {}
+        final, reason = self.final.found(), self.final.reason
+        if final is None:
+            return LogitLists(_mean(np.zeros(0), "rank correlation"), False, 0, reason), {}
+        told, found = logit_lists(
+            Placed(self.sae, self.lm, self.hook, self.contexts), self.firings, final, self.latents, self.settings
+        )
+        return told, {latent: self.written(*each) for latent, each in found.items()}
+
+    def written(self, tokens: list[int], values: list[float]) -> tuple[list[Written], list[Written]]:
+        """Return the two ends of a list: raised, most first, and lowered, most first."""
+        shown = [Written(t, round(v, 4)) for t, v in zip(self.shown(tokens), values, strict=True)]
+        half = len(shown) // 2
+        return shown[:half], shown[half:][::-1]
 
     def cards(self) -> list[Card]:
-        """Return the cards."""
-        latents = self.chosen()
-        windows = self._windows(latents)
-        if not self.halves[0].n_rows:
-            raise DataError("explain: the labelling half of the documents must have tokens; it has none.")
-        stats = self.halves[0].compute()
-        chance = against_chance(self.halves[0], seed=self.settings.seed)["purity"].percentile.numpy()
-        labels = labels_of(self.halves[0], lambda token: self.lm.tokenizer.decode([token]), self.settings.label_tokens)
-        percentile = self._percentiles()
-        neighbours = _neighbours(self.sae, latents, self.settings.neighbours)
-        edges, n_tokens = bin_edges(), max(self.facts["tokens"], 1)
-        found = []
-        for latent, nearest in zip(latents, neighbours, strict=True):
-            count, histogram = int(self.examples.count[latent]), self.examples.histogram[latent]
-            found.append(
-                Card(
-                    latent=latent,
-                    label=labels[latent],
-                    density=count / n_tokens,
-                    maximum=float(self.examples.maximum[latent]),
-                    mean=float(self.examples.total[latent] / count) if count else 0.0,
-                    documents=_finite(stats.spread[latent]),
-                    purity=_finite(stats.purity[latent]),
-                    purity_percentile=_finite(chance[latent]),
-                    detection=_finite(self.detection[latent]),
-                    detection_percentile=_finite(percentile[latent]),
-                    histogram=[[float(edges[i]), float(histogram[i])] for i in np.flatnonzero(histogram)],
-                    top=windows[latent][0],
-                    sample=windows[latent][1],
-                    neighbours=nearest,
-                )
+        """Return the cards, without percentiles among controls."""
+        neighbours = _neighbours(self.sae, self.latents.tolist(), self.settings.neighbours)
+        together = coactive(self.firings, self.latents, self.settings.neighbours, self.settings.seed)
+        histogram = self.firings.histogram()
+        self.logits, lists = self.lists()
+        return [
+            self.card(row, latent, histogram[latent], nearest, others, lists.get(latent, ([], [])))
+            for row, (latent, nearest, others) in enumerate(
+                zip(self.latents.tolist(), neighbours, together, strict=True)
             )
-        return found
+        ]
 
-    def _percentiles(self) -> np.ndarray:
-        """Return the fraction of shuffled latents of the nearest density that detect less, ties counted half."""
-        count = self.examples.count.astype(np.float64)
-        usable = np.flatnonzero(np.isfinite(self.null))
-        usable = usable[np.argsort(count[usable], kind="stable")]
-        found = np.full(self.sae.n_latents, np.nan)
-        if not len(usable):
-            return found
-        for latent in np.flatnonzero(np.isfinite(self.detection)):
-            at = int(np.searchsorted(count[usable], count[latent]))
-            start = min(max(0, at - MATCHED // 2), max(0, len(usable) - MATCHED))
-            null = self.null[usable[start : start + MATCHED]]
-            found[latent] = (null < self.detection[latent]).mean() + (null == self.detection[latent]).mean() / 2
-        return found
+    def card(
+        self,
+        row: int,
+        latent: int,
+        histogram: np.ndarray,
+        neighbours: list[dict[str, float]],
+        together: list[dict[str, float]],
+        lists: tuple[list[Written], list[Written]],
+    ) -> Card:
+        token, value = self.firings.of(latent)
+        size, found, edges = np.abs(value), self.responses, bin_edges()
+        top, sample = self.examples(latent)
+        kind = int(self.kind[latent])
+        scores = {name: _finite(each[latent]) for name, each in self.scored.scores.items()}
+        return Card(
+            latent=latent,
+            label=self.label(row, latent, kind),
+            label_kind=(*KINDS, "context")[kind],
+            density=len(token) / max(self.facts["tokens"], 1),
+            maximum=float(size.max()) if len(size) else 0.0,
+            mean=float(size.mean(dtype=np.float64)) if len(size) else 0.0,
+            documents=scores["documents"],
+            purity=scores["purity"],
+            purity_percentile=_finite(found.purity_percentile[latent]),
+            detection=scores["detection"],
+            detection_percentile=None,
+            histogram=[[float(edges[i]), float(histogram[i])] for i in np.flatnonzero(histogram)],
+            top=top,
+            sample=sample,
+            neighbours=neighbours,
+            tokens=found.shares["token"][latent],
+            previous=found.shares["previous"][latent],
+            next=found.shares["next"][latent],
+            positions=found.positions[latent],
+            coactive=together,
+            clusters=[
+                Cluster(fraction, self.shown(fired), self.shown(around))
+                for fraction, fired, around in self.windows.clusters[row]
+            ],
+            polysemantic=None if (apart := _finite(self.windows.is_polysemantic[row])) is None else bool(apart),
+            scores=scores,
+            promoted=lists[0],
+            suppressed=lists[1],
+        )
 
-    def _windows(self, latents: list[int]) -> dict[int, tuple[list[Example], list[Example]]]:
-        """Return the examples of every latent with its codes at all their tokens, strongest first."""
-        peaks = [(latent, kind, token) for latent in latents for kind in (0, 1) for token in self._peaks(latent, kind)]
-        found: dict[int, tuple[list[Example], list[Example]]] = {latent: ([], []) for latent in latents}
-        if not peaks:
-            return found
-        n_tokens = len(self.contexts.ids)
-        spans = [self._span(token) for _, _, token in peaks]
-        wanted = [np.arange(*span) + latent * n_tokens for (latent, _, _), span in zip(peaks, spans, strict=True)]
-        keys = np.unique(np.concatenate(wanted))
-        values = self._codes_at(keys)
-        for (latent, kind, token), (start, stop), mine in zip(peaks, spans, wanted, strict=True):
-            codes = [round(float(code), 5) for code in values[np.searchsorted(keys, mine)]]
-            texts = token_texts(self.lm.tokenizer, self.contexts.ids[start:stop].tolist())
-            found[latent][kind].append(Example(int(self.contexts.document[token]), token - start, texts, codes))
-        return found
+    def label(self, row: int, latent: int, kind: int) -> str:
+        """Return the label of a latent."""
+        if kind < len(KINDS):
+            return self.responses.labels[KINDS[kind]][latent]
+        return "near " + " · ".join(f"`{text}`" for text in self.shown(self.windows.context_tokens[row]))
 
-    def _codes_at(self, keys: np.ndarray) -> np.ndarray:
-        """Return the codes at sorted keys ``latent * n_tokens + token``; 0 where the latent does not fire."""
-        values, n_tokens = np.zeros(len(keys), np.float32), len(self.contexts.ids)
-        for each in self.held if self.held is not None else self.coded("windows"):
-            row, latent = each.place[each.codes.row_of().cpu().numpy()], each.codes.indices.cpu().numpy()
-            key = latent * n_tokens + row
-            at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
-            hit = keys[at] == key
-            values[at[hit]] = each.codes.values.float().cpu().numpy()[hit]
-        return values
+    def shown(self, tokens: Sequence[int]) -> list[str]:
+        """Return the texts of some tokens, without the space around them."""
+        return [shown_token(self.decode([token])) for token in tokens]
 
-    def _peaks(self, latent: int, kind: int) -> list[int]:
-        token, _ = self.examples.sample(latent) if kind else self.examples.top(latent)
-        return [int(each) for each in token]
+    def examples(self, latent: int) -> tuple[list[Example], list[Example]]:
+        """Return the strongest examples of a latent, and those of every fifth of its codes."""
+        token, value = self.firings.of(latent)
+        token = token.astype(np.int64)
+        best = strongest(token, value, self.contexts.document, self.settings.top)
+        drawn, quantile = by_fifths(token, value, latent, self.settings.sample, self.settings.seed)
+        top = [self.example(latent, int(each)) for each in token[best]]
+        return top, [self.example(latent, int(t), float(q)) for t, q in zip(token[drawn], quantile, strict=True)]
 
-    def _span(self, token: int) -> tuple[int, int]:
+    def example(self, latent: int, token: int, quantile: float | None = None) -> Example:
+        """Return the tokens around a firing with the latent's codes."""
+        start, stop = self.span(token)
+        codes = self.firings.codes_at(latent, np.arange(start, stop))
+        texts = token_texts(self.decode, self.contexts.ids[start:stop].tolist())
+        place = None if quantile is None else round(quantile, 4)
+        return Example(
+            int(self.contexts.document[token]), token - start, texts, [round(float(c), 5) for c in codes], place
+        )
+
+    def span(self, token: int) -> tuple[int, int]:
         """Return a window around a token, within its context and its document."""
         context = int(np.searchsorted(self.contexts.offsets, token, side="right")) - 1
         first, last = int(self.contexts.offsets[context]), int(self.contexts.offsets[context + 1])
@@ -296,18 +452,89 @@ class _Pass:
         return max(first, stop - self.settings.window), stop
 
 
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+class _FinalRows:
+    """The last residual stream of some tokens, collected while the model runs: for the lists of tokens written."""
+
+    def __init__(self, last: str, reason: str | None, places: np.ndarray) -> None:
+        self.last, self.reason, self.places = last, reason, places
+        self.is_wanted = reason is None
+        self.parts: list[tuple[Tensor, np.ndarray]] = []
+
+    @classmethod
+    def for_lists(
+        cls, lm: LanguageModel, hook: str, sae: SAE, contexts: Contexts, settings: ExplainSettings
+    ) -> _FinalRows:
+        """Return what collects the rows of at most `HELD_ROWS` numbers, of random tokens."""
+        target = find_hook(lm.model, hook)
+        reason = "not asked" if not settings.logit_tokens else why_no_lists(lm, target, sae)
+        kept = np.zeros(len(contexts.ids), bool)
+        if reason is None:
+            kept[random_order(len(kept), "final rows", settings.seed)[: HELD_ROWS // lm.d_model]] = True
+        return cls("" if reason else f"layers.{len(blocks(lm.model)[1]) - 1}", reason, kept)
+
+    def keep(self, rows: Tensor, place: np.ndarray) -> None:
+        """Take the rows of a batch."""
+        mine = self.places[place]
+        self.parts.append((rows[torch.from_numpy(mine).to(rows.device)].float().cpu(), place[mine]))
+
+    def found(self) -> FinalRows | None:
+        """Return what was collected; None where there are no lists."""
+        if not self.parts:
+            return None
+        place = np.full(len(self.places), -1, np.int64)
+        order = np.concatenate([each for _, each in self.parts])
+        place[order] = np.arange(len(order))
+        return FinalRows(torch.cat([rows for rows, _ in self.parts]), place)
+
+
+def _scored(firings: Firings, found: Responses, windows: WindowScores, kind: np.ndarray) -> Scored:
+    """Return all scores of latents; `kind` is what the label of each is made of."""
+    detection = np.full(firings.n_latents, np.nan)
+    for index, name in enumerate(KINDS):
+        detection = np.where(kind == index, found.by_kind[name], detection)
+    scores = {"detection": detection, **found.scores}
+    for name, value in windows.scores.items():
+        scores[name] = np.full(firings.n_latents, np.nan)
+        scores[name][windows.latents] = value
+    by_context = kind[windows.latents] == len(KINDS)
+    detection[windows.latents[by_context]] = windows.context_detection[by_context]
+    return Scored(firings.count, scores)
+
+
+class _Decoder:
+    """Texts of tokens; those of single tokens are remembered."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        if len(ids) != 1:
+            return self._tokenizer.decode(ids)
+        if ids[0] not in self._known:
+            self._known[ids[0]] = self._tokenizer.decode(ids)
+        return self._known[ids[0]]
+
+
+def token_texts(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[str]:
     """Return the text of each token, so that together they are the text of all where the tokenizer allows.
 
     Some tokenizers drop the space before a word that is decoded alone; what a token adds to the text before it has it.
     """
+    alone = [decode([token]) for token in ids]
+    if "".join(alone) == decode(ids):
+        return alone
     found, before = [], ""
     for end in range(1, len(ids) + 1):
-        whole = tokenizer.decode(ids[:end])
+        whole = decode(ids[:end])
         added = whole[len(before) :] if whole.startswith(before) and "\ufffd" not in whole[-1:] else ""
-        found.append(added or tokenizer.decode(ids[end - 1 : end]))
+        found.append(added or alone[end - 1])
         before = whole
     return found
+
+
+def _known(of: Mapping[str, np.ndarray], latent: int) -> dict[str, float]:
+    return {name: round(float(each[latent]), 4) for name, each in of.items() if np.isfinite(each[latent])}
 
 
 def _finite(value: float | Tensor) -> float | None:

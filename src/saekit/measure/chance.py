@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .token_statistics import TOKEN_BITS, TokenScores, _shapes, _summed
+from .token_statistics import TOKEN_BITS, TokenScores, _shapes, summed
 
 CHANCE_FIRES = 2**12
 """Maximum number of firings of the chance samples: with more, the fractions of the tokens hardly vary."""
@@ -146,7 +146,7 @@ def _drawn(unigram: np.ndarray, size: int, even: float, draws: int, generator: n
     shape = even / (1 - even) if even < 1 else math.inf
     a = np.ones(draws * size) if even == 1 else np.maximum(generator.standard_gamma(shape, draws * size), 1e-12)
     sample = np.repeat(np.arange(draws), size)
-    keys, sums = _summed((sample << TOKEN_BITS) | token, a[:, None])
+    keys, sums = summed((sample << TOKEN_BITS) | token, a[:, None])
     draw, token = keys >> TOKEN_BITS, keys & (2**TOKEN_BITS - 1)
     total = np.bincount(sample, a, draws)
     effective = total**2 / np.bincount(sample, a * a, draws)

@@ -47,7 +47,7 @@ class PairSums:
     def add(self, keys: np.ndarray, values: np.ndarray) -> None:
         """Add ``values [n, columns]`` to the sums at ``keys [n]``; keys may repeat."""
         if len(keys):
-            self._waiting.append(_summed(keys, values))
+            self._waiting.append(summed(keys, values))
             if sum(len(each) for each, _ in self._waiting) > max(PENDING, len(self._keys)):
                 self.pairs()
 
@@ -59,12 +59,13 @@ class PairSums:
         """Keys, increasing, and their sums."""
         if self._waiting:
             keys, sums = zip((self._keys, self._sums), *self._waiting, strict=True)
-            self._keys, self._sums = _summed(np.concatenate(keys), np.concatenate(sums))
+            self._keys, self._sums = summed(np.concatenate(keys), np.concatenate(sums))
             self._waiting = []
         return self._keys, self._sums
 
 
-def _summed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def summed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different keys, increasing, and the sums of the values ``[n, columns]`` of each."""
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
@@ -118,6 +119,39 @@ class TokenScores:
         self._squares = np.zeros(n_latents)
         self._counts = np.zeros(n_vocab or 0)  # rows by token
         self._documents_known = True
+
+    @classmethod
+    def of_pairs(
+        cls,
+        n_latents: int,
+        pairs: tuple[np.ndarray, np.ndarray],
+        counts: np.ndarray,
+        squares: np.ndarray,
+        documents: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> TokenScores:
+        """Return what sums that were made elsewhere say.
+
+        Parameters
+        ----------
+        n_latents
+            Number of latents.
+        pairs
+            Keys ``latent << TOKEN_BITS | token``, increasing, and ``[n, 2]`` activation and firings.
+        counts
+            Rows by token.
+        squares
+            Sum of the squared activations of each latent.
+        documents
+            Keys ``latent << DOCUMENT_BITS | document`` and ``[n, 1]`` activation; None where they are not known.
+        """
+        found = cls(n_latents)
+        found._tokens.add(*pairs)
+        if documents is not None:
+            found._documents.add(*documents)
+        found._documents_known = documents is not None
+        found._squares += squares
+        found._count(counts)
+        return found
 
     def update(self, codes: Codes, token: Tensor, document: Tensor | None = None) -> None:
         """Add the codes of a batch of rows.

@@ -13,8 +13,11 @@ from ..terminal import escaped
 INLINE = 4096
 """Cards that stand in the page itself; with more, all of them stand in files next to it."""
 
-PER_FILE = 1024
-"""Cards of such a file."""
+INLINE_BYTES = 7_500_000
+"""The same as packed text: a page with its cards stays below 10 MB."""
+
+PER_CHUNK = 1024
+"""Cards that are packed together, and stand in a file together."""
 
 PEAKS = 12
 """Tokens of a latent's contexts that the search looks at."""
@@ -57,7 +60,10 @@ class Browser:
     """Packed index, for the page."""
     chunks: list[str]
     """Packed cards."""
-    n: int
+    latents: Sequence[int]
+    """Latents that have one."""
+    digest: str
+    """Digest of the SAE."""
 
 
 def browsers(results: Sequence[Mapping[str, Any]]) -> list[Browser]:
@@ -79,13 +85,13 @@ def _browser(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) ->
         "labels": [card["label"] for card in cards],
         "peaks": [_peaks(card) for card in cards],
         "columns": [column.to_json() for column in columns if any(value is not None for value in column.values)],
-        "per": PER_FILE if len(cards) > INLINE else len(cards),
+        "per": PER_CHUNK,
         "seeds": about.n_saes,
+        "classes": about.classes,
         "logits": result.get("logits"),
     }
-    step = index["per"]
-    chunks = [_chunk(cards[at : at + step], about) for at in range(0, len(cards), step)]
-    return Browser(index["name"], pack(index), chunks, len(cards))
+    chunks = [_chunk(cards[at : at + PER_CHUNK], about) for at in range(0, len(cards), PER_CHUNK)]
+    return Browser(index["name"], pack(index), chunks, latents, digest or "")
 
 
 def name_of(result: Mapping[str, Any]) -> str:
@@ -99,7 +105,7 @@ def name_of(result: Mapping[str, Any]) -> str:
 
 def pack(value: object) -> str:
     """Return JSON as base64 of gzip: a fifth of the bytes, and no letter that could end a script."""
-    return base64.b64encode(gzip.compress(escaped(value, separators=(",", ":")).encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(escaped(value, separators=(",", ":")).encode(), 6, mtime=0)).decode()
 
 
 def _own_columns(cards: Sequence[Card]) -> list[Column]:
@@ -189,6 +195,11 @@ class _Others:
             if result["sae"].get("digest") == digest
             for each in result["effects"]
         }
+        self.weights: dict[int, list[list[Any]]] = {}
+        self.classes: dict[str, list[int]] = {}
+        for result in kinds.get("classifier", ()):
+            if result["sae"].get("digest") == digest:
+                self._add_weights(result["top_latents"])
         self.selected: dict[int, list[list[Any]]] = {}
         for result in kinds.get("classification", ()):
             sources = {sae["name"] for sae in result["saes"] if sae.get("digest") == digest}
@@ -196,6 +207,12 @@ class _Others:
                 if arm["source"] in sources:
                     for rank, latent in enumerate(arm["selected"], start=1):
                         self.selected.setdefault(latent, []).append([result["name"], arm["name"], rank])
+
+    def _add_weights(self, top: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        for name, found in top.items():
+            self.classes[name] = [each["latent"] for each in found]
+            for each in found:
+                self.weights.setdefault(each["latent"], []).append([name, each["weight"]])
 
     def columns(self, latents: Sequence[int]) -> list[Column]:
         """Return what they say in numbers."""
@@ -237,6 +254,8 @@ class _Others:
         found: dict[str, Any] = {}
         if latent in self.selected:
             found["selected"] = self.selected[latent][:12]
+        if latent in self.weights:
+            found["weights"] = self.weights[latent]
         if latent in self.effects:
             found["effect"] = self.effects[latent]
         return found

@@ -225,6 +225,17 @@ def bars(groups: Mapping[str, Mapping[str, Quantity]], *, x: str = "", y: str) -
     return Chart(*axes, marks, ("group", "name", "value", "low", "high"), rows, legend, hover)
 
 
+def bars_across(parts: Sequence[tuple[str, float]], *, x: str) -> Chart:
+    """Draw a bar from 0 to each value, one below another; those below 0 in another colour."""
+    marks = [
+        Box(int(value < 0), (min(0.0, value), max(0.0, value)), (at - 0.36, at + 0.36))
+        for at, (_, value) in enumerate(parts)
+    ]
+    hover = [(value, at, f"{name}\n{x}: {number(value)}") for at, (name, value) in enumerate(parts)]
+    axes = (Axis(x), Axis("", "names", [name for name, _ in parts]))
+    return Chart(*axes, marks, ("name", "value"), list(parts), (), hover, 62 + 24 * len(parts))
+
+
 def heat_map(
     numbers: Sequence[Sequence[float | None]],
     rows: Sequence[str],

@@ -59,7 +59,21 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
         [Table(_COLUMNS, rows, "", muted)],
         [Figure(chart, caption) for chart, caption in drawn.values()],
     )
-    return [main, *_function(result), *_many(result), _proofs(result), _settings(result)]
+    return [main, *_along(result), *_function(result), *_many(result), _proofs(result), _settings(result)]
+
+
+def _along(result: Mapping[str, Any]) -> list[Section]:
+    """Show what snapshots of the run shared."""
+    points = result.get("along") or []
+    if not points:
+        return []
+    curve = [(point["rows_seen"], point["shared"]) for point in points]
+    chart = charts.curves({"shared": curve}, x="rows seen", y="fraction of latents")
+    names = ("shared", "equal", "mean_cosine")
+    rows = [[count_cell(point["rows_seen"]), *(measured_cell(point[name]) for name in names)] for point in points]
+    rows.append([Cell("chance"), *(measured_cell(result.get(f"{name}_null")) for name in names)])
+    table = Table(("rows seen", "shared", "partners equal", "cosine decoder"), rows, "")
+    return [Section("What snapshots shared", "", [table], [Figure(chart, "Shared latents as training went on.")])]
 
 
 def _function(result: Mapping[str, Any]) -> list[Section]:

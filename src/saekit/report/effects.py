@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .decisions import latent_cell
 from .parts import Cell, Section, Table, number_cell, settings_section, table_of, tables_of
 
 
@@ -13,7 +14,6 @@ def _percentile(name: str, kind: str) -> Any:
 
 
 _COLUMNS = (
-    ("latent", lambda each: Cell(str(each["latent"]))),
     ("density", "density"),
     ("KL (nats)", "kl"),
     ("above latents (%)", _percentile("kl_percentile", "latents")),
@@ -34,6 +34,10 @@ _DOSES = (
 )
 
 
+def _linked(result: Mapping[str, Any]) -> list[Any]:
+    return [("latent", lambda each: latent_cell(each["latent"], result["sae"]))]
+
+
 def effects(result: Mapping[str, Any]) -> list[Section]:
     """Show what ablating and adding each latent does compared with the controls."""
     main = Section(
@@ -42,7 +46,7 @@ def effects(result: Mapping[str, Any]) -> list[Section]:
         "the same tokens by the same norm, along the decoder rows of latents that fire about as often and along "
         "directions drawn from the covariance of the rows. A latent acts when it moves the next-token distribution "
         "further than 95% of either.",
-        [table_of(result["effects"], _COLUMNS, is_muted=lambda each: each["verdict"] != "acts")],
+        [table_of(result["effects"], [*_linked(result), *_COLUMNS], is_muted=lambda each: each["verdict"] != "acts")],
     )
     doses = [{**dose, "latent": each["latent"]} for each in result["effects"] for dose in each["doses"]]
     more = Section("Adding latents where they do not fire", "", tables_of(doses, _DOSES), is_folded=True)

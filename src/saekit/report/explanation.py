@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .decisions import latent_cell
 from .parts import Cell, Section, Table, count_cell, measured_cell, number_cell, settings_section, table_of, tables_of
 
 SHOWN = 12
 """Latents in the table; the browser has all."""
 
 _COLUMNS = (
-    ("latent", lambda card: Cell(str(card["latent"]))),
     ("label", lambda card: Cell(card["label"] or "–")),
     ("density", "density"),
     ("AUC, held out", lambda card: number_cell(card["detection"])),
@@ -43,7 +43,7 @@ def explanation(result: Mapping[str, Any]) -> list[Section]:
     shown = Section(
         f"The {min(SHOWN, len(cards)):,} latents whose labels hold best, of {len(cards):,}",
         "The peak of each example stands in ⟦⟧. `saekit show SAE --latent J` prints a whole card.",
-        tables_of(cards[:SHOWN], _COLUMNS),
+        tables_of(cards[:SHOWN], [("latent", lambda card: latent_cell(card["latent"], result["sae"])), *_COLUMNS]),
         is_folded=True,
     )
     facts = {"The model.": result["model"], "The texts.": result["data"]}

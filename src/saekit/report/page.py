@@ -16,14 +16,17 @@ from ..errors import DataError, SaekitError, listed
 from ..files import write_bytes
 from ..places import Warned
 from ..terminal import escaped, plain
+from . import browser
 from .answers import answers, sentence
-from .browser import INLINE, Browser, browsers
+from .browser import Browser, browsers
 from .classification import classification, classification_summary
 from .comparison import across, comparison, orphans, without_lists
+from .decisions import classifier, decisions
 from .effects import effects, steered
 from .evaluation import evaluation
 from .explanation import explanation, without_cards
 from .glossary import glossary_of
+from .label_scores import label_scores
 from .model_answers import actions
 from .numbers import minus
 from .parts import Cell, Section, Table
@@ -48,8 +51,11 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "classification": classification,
     "classification_summary": classification_summary,
     "transfer": transfer,
+    "classifier": classifier,
+    "decisions": decisions,
     "actions": actions,
     "explanation": explanation,
+    "label_scores": label_scores,
     "effects": effects,
     "steered": steered,
 }
@@ -65,8 +71,12 @@ GROUPS = (
     ("faithful", "Are they faithful?", ("evaluation",)),
     ("real", "Are they real?", ("comparison", "orphans")),
     ("many", "How many are needed?", ("size_curve", "progressive")),
-    ("useful", "Are they useful?", ("classification", "classification_summary", "transfer", "actions")),
-    ("latents", "What do the latents mean and do?", ("explanation", "effects", "steered")),
+    (
+        "useful",
+        "Are they useful?",
+        ("classification", "classification_summary", "classifier", "decisions", "transfer", "actions"),
+    ),
+    ("latents", "What do the latents mean and do?", ("explanation", "label_scores", "effects", "steered")),
     ("more", "More results", ()),
     ("training", "How were they trained?", ("training",)),
     ("provenance", "Provenance and settings", ()),
@@ -113,7 +123,7 @@ def write(
     DataError
         A result is of an unknown kind, or there is none.
     """
-    text, files = _built(results, title=title, date=date, inline=INLINE)
+    text, files = _built(results, title=title, date=date, is_whole=False)
     path = Path(folder) / PAGE
     for name, content in files.items():
         write_bytes(path.parent / name, content.encode())
@@ -123,32 +133,30 @@ def write(
 
 def render(results: Sequence[Any], *, title: str = "saekit report", date: str = "") -> str:
     """Return the HTML text of the page, with all cards in it; parameters and errors as in `write`."""
-    return _built(results, title=title, date=date, inline=None)[0]
+    return _built(results, title=title, date=date, is_whole=True)[0]
 
 
-def _built(results: Sequence[Any], *, title: str, date: str, inline: int | None) -> tuple[str, dict[str, str]]:
+def _built(results: Sequence[Any], *, title: str, date: str, is_whole: bool) -> tuple[str, dict[str, str]]:
     """Return the page, and the files that it reads."""
     shown = [result if isinstance(result, Mapping) else result.to_json() for result in results]
     if not shown:
         raise DataError("a report needs at least one result; got none. Run `saekit evaluate` or `saekit train` first.")
     groups = _groups(shown)
     found = browsers(shown)
-    chunks, files = _placed(found, inline)
+    chunks, files = _placed(found, is_whole)
     first = answers(shown)
     told = " ".join(_texts(groups)) + " ".join(f"{each.unit} {each.how}" for each in first)
-    text = (
-        _templates()
-        .get_template("page.html")
-        .render(
-            title=title,
-            sentence=sentence(shown, date),
-            answers=first,
-            groups=groups,
-            browsers=found,
-            index=[{"name": each.name, "index": each.index, "chunks": own} for each, own in zip(found, chunks)],
-            glossary=glossary_of(told),
-            data=embedded([LIGHTER.get(str(each["kind"]), dict)(each) for each in shown]),
-        )
+    page = _templates().get_template("page.html")
+    text = page.render(
+        title=title,
+        sentence=sentence(shown, date),
+        answers=first,
+        groups=groups,
+        linked=_addresses(found),
+        browsers=found,
+        index=[{"name": each.name, "index": each.index, "chunks": own} for each, own in zip(found, chunks)],
+        glossary=glossary_of(told),
+        data=embedded([LIGHTER.get(str(each["kind"]), dict)(each) for each in shown]),
     )
     return text, files
 
@@ -188,9 +196,10 @@ def _groups(results: Sequence[Mapping[str, Any]]) -> list[Group]:
     ]
 
 
-def _placed(found: Sequence[Browser], inline: int | None) -> tuple[list[list[str]], dict[str, str]]:
+def _placed(found: Sequence[Browser], is_whole: bool) -> tuple[list[list[str]], dict[str, str]]:
     """Return for each browser its chunks of cards, or the names of the files with them, and these files."""
-    if inline is None or sum(each.n for each in found) <= inline:
+    n, letters = sum(len(each.latents) for each in found), sum(len(chunk) for each in found for chunk in each.chunks)
+    if is_whole or (n <= browser.INLINE and letters <= browser.INLINE_BYTES):
         return [[f"data:{chunk}" for chunk in each.chunks] for each in found], {}
     chunks, files = [], {}
     for number, each in enumerate(found):
@@ -201,6 +210,15 @@ def _placed(found: Sequence[Browser], inline: int | None) -> tuple[list[list[str
             own.append(name)
         chunks.append(own)
     return chunks, files
+
+
+def _addresses(found: Sequence[Browser]) -> dict[tuple[str, int], str]:
+    """Return the address of the card of every latent, by the digest of its SAE."""
+    return {
+        (each.digest, latent): f"#f{latent}-{number}" if number else f"#f{latent}"
+        for number, each in reversed([*enumerate(found)])
+        for latent in each.latents
+    }
 
 
 def _texts(groups: Sequence[Group]) -> Iterator[str]:

@@ -29,6 +29,8 @@ class Cell:
     is_number: bool = False
     is_strong: bool = False
     """In bold: what the text around the table points at."""
+    latent: tuple[str, int] | None = None
+    """Digest of an SAE and the latent whose card it leads to."""
 
     @property
     def is_empty(self) -> bool:
@@ -154,7 +156,7 @@ class Section:
     is_folded: bool = False
     """Shown closed at first: settings, provenance."""
     kind: str = ""
-    """``provenance``, ``warnings``, ``latents``: shown at a place, or in a way, of its own."""
+    """``provenance``, ``warnings``, ``document``: shown at a place, or in a way, of its own."""
 
 
 def measured_cell(measured: object, *, where: str = "result", spec: str = "") -> Cell:

@@ -13,10 +13,11 @@ from ..errors import ConfigError, FormatError
 from ..files import check_path, parse_json, read_bytes, read_sealed
 from ..forms import NATURAL, check_form
 from ..measure.results import Result
-from .page import RENDERERS, write
+from .page import write
 
 _LOG = "log.jsonl"
 _RUN = "run.json"
+_CLASSIFIER = "classifier.json"
 _CURVES = ("fvu", "l0", "dead_fraction")
 
 
@@ -72,7 +73,8 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise ConfigError(f"a report needs a folder with results; `{folder}` is not a folder.")
     files = _files_of(folder)
     saved = [value for file in files if file.suffix == ".json" and (value := read_result(file)) is not None]
-    found = [*saved, *(training_log(file) for file in files if file.name == _LOG)]
+    logs = [training_log(file) for file in files if file.name == _LOG]
+    found = [*saved, *(saved_classifier(file) for file in files if file.name == _CLASSIFIER), *logs]
     if not found:
         raise ConfigError(
             f"`{folder}` must hold results (evaluation.json, say) or a training run (log.jsonl); it holds neither. "
@@ -104,7 +106,7 @@ def load_result(path: Path) -> Result | None:
     data = read_bytes(path)
     value = parse_json(data, path, finite=False)
     kind = value.get("kind") if isinstance(value, dict) else None
-    if not isinstance(kind, str) or kind not in RENDERERS:
+    if not isinstance(kind, str) or kind not in _RESULTS:
         return None
     plain = parse_json(data, path)
     module, name = _RESULTS[kind].split(":")
@@ -124,8 +126,10 @@ _RESULTS = {
     "classification": "..classification.result:Classification",
     "classification_summary": "..classification.result:ClassificationSummary",
     "transfer": "..classification.transfer_result:Transfer",
+    "decisions": "..classification.decisions_result:Decisions",
     "actions": "..classification.model_answers:Actions",
     "explanation": "..explanation.explanation_result:Explanation",
+    "label_scores": "..explanation.label_scores_result:LabelScores",
     "effects": "..explanation.effects_result:Effects",
     "steered": "..explanation.steering:Steered",
 }
@@ -166,6 +170,27 @@ def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
         "run": run,
         "learners": learners,
         "warnings": _named(warnings) if isinstance(warnings, list) else [],  # of older runs: shown with `run`
+    }
+
+
+def saved_classifier(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the card of a saved classifier as a result of kind ``classifier``.
+
+    Raises
+    ------
+    FormatError
+        It was altered, or does not hold what such a card holds.
+    """
+    record = read_sealed(Path(path), since=2, version="schema")
+    check_form(record, {"arm": str, "sae": str, "top_latents": dict}, path)
+    return {
+        "kind": "classifier",
+        "schema": 1,
+        "arm": record["arm"],
+        "sae": {"digest": record["sae"]},
+        "top_latents": record["top_latents"],
+        "settings": {},
+        "warnings": [],
     }
 
 

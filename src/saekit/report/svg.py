@@ -15,7 +15,7 @@ from .numbers import number
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 2", "14 3 3 3")
 """Patterns of lines, so that series differ without colour."""
 
-_LETTER = 6.4
+_LETTER = 7.2
 """Width of a letter of 12 px, about."""
 
 STYLE = "".join(f".c{index}{{color:{colour}}}" for index, colour in enumerate(PALETTE)) + f".cm{{color:{GREY}}}"

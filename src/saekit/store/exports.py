@@ -13,7 +13,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from ..errors import ConfigError, FormatError
-from ..files import check_path, write_bytes, write_json
+from ..files import check_new_folder, write_bytes, write_json
 from ..sae.model import SAE
 from ..sae.rules import GroupMaxRule, JumpReLURule, ReLURule, TopKRule
 from ..sae.scaling import Scaling
@@ -58,9 +58,7 @@ def export(sae: SAE, folder: str | os.PathLike[str], to: str) -> Difference:
         What was written computes something else.
     """
     check_choice("convert", EXPORTS, to=to)
-    folder = check_path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"convert: `{folder}` must not exist, or be an empty folder; it is not. Give another one.")
+    folder = check_new_folder(folder, "convert")
     EXPORTS[to](sae, folder)
     difference = compare_with_file(sae, folder)
     limit = 1e-4 if sae.dtype == torch.float32 else 0.05

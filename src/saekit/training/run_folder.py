@@ -25,11 +25,15 @@ from .checkpoint import tidy
 from .convergence import FALL, fall_of
 from .defaults import ResolvedConfig
 from .diagnostics import warnings_of
+from .learner import finish, whole
 from .log import LOG_FILE, Seconds
+from .mesh import agreed
 from .request import Request
 from .run_state import Run
 
 RUN_FILE = "run.json"
+SNAPSHOTS = "snapshots"
+"""Folder of SAEs as they were, ``step-00000500/<name of the SAE>`` each."""
 RUN_FORMAT = 2
 """Version of ``run.json``."""
 
@@ -146,6 +150,29 @@ def save_finished(run: Run, saes: Sequence[SAE], seconds: Seconds) -> None:
     }
     tidy(run.folder)
     write_sealed(run.folder / RUN_FILE, record)  # last: a folder that says "done" is complete
+
+
+def save_snapshot(run: Run) -> None:
+    """Write the SAEs of a run as they are after this step, with their seeds and the rows that they have seen."""
+    from ..store.native import save
+
+    folder = run.folder
+    assert folder is not None
+    saes: dict[str, SAE] = {}
+    for name, learner in run.named_learners():
+        known = source_facts(run.request.source) | {
+            "config": config_to_dict(learner.config),
+            "seed": learner.seed,
+            "data_seed": run.request.settings.data_seed,
+            "rows_seen": learner.rows_seen,
+        }
+        saes[name] = finish(whole(learner), known)
+
+    def write() -> None:
+        for name, sae in saes.items():
+            save(sae, folder / SNAPSHOTS / f"step-{run.step:08d}" / name)
+
+    agreed(run.mesh, write)
 
 
 def provenance_of(run: Run, index: int) -> dict[str, Any]:

@@ -188,7 +188,7 @@
     form.sort.replaceChildren(...[["latent", "number"], ["label", "label"], ...index.columns.map((each) => [each.k, each.n])].map(([key, name]) => h("option", { value: key }, name)));
     form.sort.value = kept && column(kept) ? kept : column("detection") ? "detection" : "latent";
     form.sharing.parentNode.hidden = !column("found_in");
-    form.chosen.parentNode.hidden = !index.classes;
+    form.chosen.parentNode.hidden = !Object.keys(index.classes || {}).length;
     form.chosen.replaceChildren(h("option", { value: "" }, "any"), ...Object.keys(index.classes || {}).map((name) => h("option", { value: name }, clean(name, 60))));
     refresh();
   }

@@ -1,0 +1,54 @@
+"""Nothing that labels are made of is scored on: no document, and no near-duplicate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from explanation.planted_texts import contexts
+from saekit.errors import DataError
+from saekit.explanation.halves import is_labelling
+from saekit.explanation.layout import LABELLING, REPEATED, SCORING, Layout
+from saekit.rows.tokens import Contexts
+
+
+def grams(layout, half):
+    where = np.flatnonzero(layout.half == half)
+    spans = [range(i, i + REPEATED) for i in where if i + REPEATED <= layout.stop[i]]
+    return {tuple(layout.ids[span]) for span in spans if (layout.half[span] == half).all()}
+
+
+def test_no_document_and_no_near_duplicate_in_both_halves():
+    texts = contexts()
+    labelling = next(d for d in range(160) if is_labelling(d))
+    scoring = next(d for d in range(160) if not is_labelling(d))
+    ids = texts.ids.copy()
+    copied = np.flatnonzero(texts.document == labelling)[:18]
+    into = np.flatnonzero(texts.document == scoring)[1:19]
+    ids[into] = ids[copied]
+    layout = Layout.of(Contexts(ids, texts.document, texts.position, texts.offsets))
+    assert layout.n_repeated >= 18
+    assert (layout.half[into] != SCORING).all()
+    for half in (LABELLING, SCORING):
+        assert {is_labelling(int(d)) for d in np.unique(layout.document[layout.half == half])} == {half == LABELLING}
+    assert not grams(layout, LABELLING) & grams(layout, SCORING)
+    assert Layout.of(texts).n_repeated == 0
+
+
+def test_tokens_around_are_those_of_the_same_text():
+    layout = Layout.of(contexts(20))
+    for i in range(len(layout.ids)):
+        before, after = layout.position[i] > 0, i + 1 < layout.stop[i]
+        assert layout.previous[i] == (layout.ids[i - 1] if before else -1)
+        assert layout.next[i] == (layout.ids[i + 1] if after else -1)
+
+
+def test_texts_that_are_all_alike_are_refused():
+    texts = contexts(40)
+    first = texts.ids[: texts.offsets[1]]
+    n = len(first)
+    alike = Contexts(
+        np.tile(first, 40), np.repeat(np.arange(40), n), np.tile(np.arange(n, dtype=np.int32), 40), np.arange(41) * n
+    )
+    with pytest.raises(DataError, match="tokens of their own"):
+        Layout.of(alike)
