@@ -25,6 +25,7 @@ from .effects import effects, steered
 from .evaluation import evaluation
 from .explanation import explanation, without_cards
 from .glossary import glossary_of
+from .label_scores import label_scores
 from .model_answers import actions
 from .numbers import minus
 from .parts import Cell, Section, Table
@@ -50,6 +51,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "decisions": decisions,
     "actions": actions,
     "explanation": explanation,
+    "label_scores": label_scores,
     "effects": effects,
     "steered": steered,
 }
@@ -70,7 +72,7 @@ GROUPS = (
         "Are they useful?",
         ("classification", "classification_summary", "classifier", "decisions", "transfer", "actions"),
     ),
-    ("latents", "What do the latents mean and do?", ("explanation", "effects", "steered")),
+    ("latents", "What do the latents mean and do?", ("explanation", "label_scores", "effects", "steered")),
     ("more", "More results", ()),
     ("training", "How were they trained?", ("training",)),
     ("provenance", "Provenance and settings", ()),

@@ -129,6 +129,7 @@ _RESULTS = {
     "decisions": "..classification.decisions_result:Decisions",
     "actions": "..classification.model_answers:Actions",
     "explanation": "..explanation.explanation_result:Explanation",
+    "label_scores": "..explanation.label_scores_result:LabelScores",
     "effects": "..explanation.effects_result:Effects",
     "steered": "..explanation.steering:Steered",
 }

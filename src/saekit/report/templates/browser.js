@@ -201,7 +201,7 @@
     const parts = [back, h("header", null, h("h3", null, named(index.labels[place], 400)), h("a", { href: address(place) }, `latent ${id}`))];
     parts.push(badges(place, more), facts(place));
     parts.push(...contexts(own, tokens));
-    parts.push(h("div", { class: "two" }, histogram(own), neighbours(own, more), ...written(more), ...shares(more)));
+    parts.push(h("div", { class: "two" }, histogram(own), ...positions(more), neighbours(own, more), ...written(more), ...shares(more)));
     parts.push(...clusters(more), ...inOthers(place, own), ...effect(own), ...scores(more), ...others(more), ...doubts(place, more));
     return parts.filter(Boolean);
   }
@@ -296,6 +296,19 @@
     return parts;
   }
 
+  function positions(more) {
+    if (!Array.isArray(more.positions) || more.positions.length < 2) return [];
+    const most = Math.max(...more.positions.map((each) => each[1])) || 1, wide = 308 / more.positions.length;
+    const picture = svg(320, 100, "How often it fires at which position of a text");
+    more.positions.forEach(([first, rate], at) => {
+      const tall = (rate / most) * 70, left = 6 + at * wide;
+      picture.put("rect", { x: left.toFixed(1), y: (78 - tall).toFixed(1), width: Math.max(1, wide - 1.5).toFixed(1), height: Math.max(0.7, tall).toFixed(1), fill: "currentColor", class: "c0" });
+      if (at % Math.ceil(more.positions.length / 6) === 0) picture.put("text", { x: (left + wide / 2).toFixed(1), y: 95, "text-anchor": "middle", fill: "currentColor" }, String(first));
+      picture.hover.push([left + wide / 2, 78 - tall, `from position ${first}: ${percent(rate)} of tokens`]);
+    });
+    return [h("div", null, h("h4", null, "Position in the text"), drawn(picture))];
+  }
+
   function clusters(more) {
     if (!Array.isArray(more.clusters) || more.clusters.length < 2) return [];
     return [h("h4", null, "Kinds of contexts"), ...more.clusters.map((each) => h("div", null, h("p", { class: "soft" }, `${percent(each.fraction)} of its firings`), chips([...each.tokens, ...(each.context || [])].slice(0, 12).map((token) => [words(token, 40)]))))];
@@ -303,6 +316,7 @@
 
   function inOthers(place, own) {
     const parts = [];
+    if (own.judged && own.judged !== index.labels[place]) parts.push(h("h4", null, "Label that a language model tested"), h("p", null, words(own.judged)));
     if (own.selected) parts.push(h("h4", null, "Selected by classifiers"), chips(own.selected.map(([task, arm, rank]) => [words(`${task}: ${arm}`, 80), `rank ${rank}`])));
     if (own.weights) parts.push(h("h4", null, "Weight by class"), chips(own.weights.map(([name, weight]) => [words(name, 60), (weight > 0 ? "+" : "") + decimals(weight)])));
     return parts;
