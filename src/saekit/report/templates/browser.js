@@ -374,7 +374,7 @@
     if (!names.length) return [];
     const controls = [...new Set(names.flatMap((name) => Object.keys((more.percentiles || {})[name] || {})))];
     const cell = (v) => h("td", { class: "number" }, v === undefined || v === null ? "" : percent(v));
-    return [h("h4", null, "Scores, and how many latents of the controls are below them"), h("div", { class: "scores" }, h("table", null,
+    return [h("h4", null, "Scores, and the part of each control’s latents that score worse"), h("div", { class: "scores" }, h("table", null,
       h("thead", null, h("tr", null, h("th", null, ""), h("th", { class: "number" }, "score"), controls.map((name) => h("th", { class: "number" }, words(name, 20))))),
       h("tbody", null, names.filter((name) => more.scores[name] !== null).map((name) => h("tr", null, h("th", { scope: "row" }, name.replaceAll("_", " ")), h("td", { class: "number" }, decimals(more.scores[name])),
         controls.map((control) => cell(((more.percentiles || {})[name] || {})[control])))))))];
