@@ -60,9 +60,9 @@
 
   // A label that is a list of tokens: each stands in a box, so that spaces are seen.
   function named(text, longest = 120) {
-    const parts = text.split(" · ");
+    const before = /^[a-z ]*(?=`)/.exec(text)?.[0] || "", parts = text.slice(before.length).split(" · ");
     if (!text || !parts.every((each) => /^`[^]*`$/.test(each))) return words(text || "no label", longest);
-    return h("span", null, parts.flatMap((each) => [h("bdi", { class: "tok" }, clean(each.slice(1, -1), longest)), " "]));
+    return h("span", null, before, parts.flatMap((each) => [h("bdi", { class: "tok" }, clean(each.slice(1, -1), longest)), " "]));
   }
 
   const words = (text, longest) => h("bdi", null, clean(text, longest));
