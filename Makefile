@@ -44,7 +44,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/refresh.py
 
 # Against the peers, which get an environment of their own. BENCH="step encode" runs some, BENCH_OPTIONS=--quick a little.
-BENCH ?= quality parity step encode growth seeds extract match rows imports linear candidates
+BENCH ?= quality parity step encode growth seeds extract match rows imports linear candidates explain
 bench: $(STAMP)
 	benchmarks/peers.sh
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done

@@ -19,6 +19,9 @@ import torch
 
 from saekit import SAE
 from saekit.cli import app
+from saekit.explanation.explanation_result import Card, Example, Explanation
+from saekit.measure.results import Measured
+from saekit.provenance import facts_of_sae
 from saekit.sae.rules import TopKRule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +29,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 COMMANDS = {each.name: each for each in app.COMMANDS}
 RUN = ("show", "catalog", "convert", "report", "push", "compare")
 """Commands that are run here; the tour of the README runs the others (tests/test_readme.py)."""
-NOT_HERE = re.compile(r"hf:(?!me/my-sae --dry-run)|\.pt\b|\bA B C\b|--orphans|--rows|--latent ")
+NOT_HERE = re.compile(r"hf:(?!me/my-sae --dry-run)|\.pt\b|\bA B C\b|--orphans|--rows|--latent |--along")
 """What an example that is not run names: the hub, a file that a reader has, rows to be made."""
 
 
@@ -55,6 +58,17 @@ def understood(line: str) -> dict:
     return found[0]
 
 
+def explained(sae: SAE) -> Explanation:
+    """What `saekit explain --out out` leaves, of one latent."""
+    unknown = Measured(float("nan"), unit="AUC", reason="one latent")
+    example = Example(0, 1, ["the", " cat"], [0.0, 2.0])
+    card = Card(17, "`cat`", 0.01, 2.0, 2.0, 1.0, 1.0, None, None, None, top=[example])
+    facts = {"saekit": "0", "versions": {}, "settings": {"latents": [17]}}
+    where = {"model": {"model": "gpt2"}, "hook": "layers.2", "data": {"name": "texts"}}
+    means = {"detection": unknown, "detection_null": unknown, "told_fraction": unknown, "fired_fraction": 1.0}
+    return Explanation(**facts, sae=facts_of_sae(sae), **where, **means, cards=[card])
+
+
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """A folder with what the pages take for given: a run with two SAEs, an SAE, and the TOML file of the help."""
@@ -65,6 +79,7 @@ def world(tmp_path, monkeypatch):
     W = torch.randn(5000, 4, generator=torch.Generator().manual_seed(2))
     SAE(W, torch.zeros(5000), W.clone(), torch.zeros(4), TopKRule(16)).save(tmp_path / "sae")
     (tmp_path / "run" / "log.jsonl").write_text('{"rows": 8, "learner": "topk-1024-k16-seed0", "fvu": 0.5}\n' * 2)
+    explained(sae).save(tmp_path / "out/explanation.json")
     [toml] = re.findall(r"A TOML file holds.*?:\n(.*?)\n\n", (ROOT / "docs/cli.md").read_text(), re.DOTALL)
     (tmp_path / "run.toml").write_text("\n".join(line.strip() for line in toml.splitlines()))
     with monkeypatch.context() as patch:

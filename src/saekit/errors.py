@@ -85,6 +85,10 @@ class BusyError(SaekitError, RuntimeError):
     """The output folder is in use by another run."""
 
 
+class RankError(SaekitError, RuntimeError):
+    """Another process of a distributed run is gone, does not answer, or never came."""
+
+
 class StorageError(SaekitError, OSError):
     """A file or folder cannot be written: a full disk, no permission. What was complete before is still there."""
 

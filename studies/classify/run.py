@@ -47,6 +47,11 @@ SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / 
 OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
 OTHER_CHARACTERS = 400_000
 """Of each of the other texts."""
+CONTRASTS = (
+    ("layers.2-4096", "layers.2-1024"), ("layers.4-4096", "layers.4-1024"),
+    ("layers.4-1024", "layers.2-1024"), ("layers.4-4096", "layers.2-4096"),
+)  # fmt: skip
+"""SAEs that are four times as wide, or two layers later, and those that they are compared with."""
 SEARCHED = "-families"
 """End of the names of runs that search every family."""
 SET_KEYS = ("label", "group", "split_column", "train_rows", "test_rows")
@@ -673,6 +678,24 @@ def layers(results: Mapping[tuple[str, str], Classification]) -> list[str]:
     for name, result in found.items():
         by = {arm.source: arm for arm in result.arms if arm.kind == "full"}
         lines.append(row(name, *(shown(by[column].macro_f1) for column in columns)))
+    return [*lines, "", *contrasts(found)]
+
+
+def contrasts(found: Mapping[str, Classification]) -> list[str]:
+    """Width and layer as claims: one family (Holm)."""
+    lines = [
+        "As claims, corrected together (Holm). The page has the interval of each number only, so that of a difference is the sum "
+        "of both, which is no shorter than the paired one.",
+        "",
+        *heading("data set", *(f"{one} − {other}" for one, other in CONTRASTS)),
+    ]
+    gaps = []
+    for result in found.values():
+        by = {arm.source.removesuffix("-seed0"): arm for arm in result.arms if arm.kind == "full"}
+        gaps += [Stored(by[one].macro_f1).minus(Stored(by[other].macro_f1)) for one, other in CONTRASTS]
+    words = iter(family_verdicts([Claim(each) for each in gaps]))
+    cells = iter([f"{shown(each.difference, '+')} {word}" for each, word in zip(gaps, words, strict=True)])
+    lines += [row(name, *(next(cells) for _ in CONTRASTS)) for name in found]
     return [*lines, ""]
 
 

@@ -37,7 +37,7 @@ from saekit.classification.transfer_result import migrated
 from saekit.files import read_json, write_bytes, write_json
 from saekit.measure.paired_scores import HeldOut, Predictions, score
 from saekit.measure.results import Measured, to_plain
-from saekit.measure.verdicts import Claim, Stored, family_verdicts, non_inferiority, resolution
+from saekit.measure.verdicts import Claim, Stored, family_verdicts, non_inferiority
 from saekit.report.transfer import write_transfer_figures
 
 HERE = Path(__file__).resolve().parent
@@ -460,19 +460,6 @@ def stored(measured: dict[str, Any], found: dict[str, Any]) -> Stored:
     return Stored(Measured.from_json(measured), min(groups) - 1 if groups else math.inf)
 
 
-def between(one: Stored, other: Stored) -> Stored:
-    """One number minus another of the same rows, of which only their own intervals are stored.
-
-    Half the width is at most the sum of both: the true paired interval is no wider.
-    """
-    a, b = one.difference, other.difference
-    value = a.value - b.value
-    if None in (a.low, a.high, b.low, b.high):
-        return Stored(Measured(value), one.degrees)
-    half = resolution(a) + resolution(b)
-    return Stored(Measured(value, value - half, value + half), min(one.degrees, other.degrees))
-
-
 WORDS = {
     "better": "holds", "holds": "holds", "worse": "the reverse holds", "refuted": "refuted",
     "equivalent": "no difference", "undecided": "undecided",
@@ -499,7 +486,7 @@ def _language_claims(results: dict[str, Any]) -> Listed:
     found = results["languages"]
     sae, binarized = arm_of(found, "sae"), arm_of(found, "binarized")
     auc, drop = stored(sae["transferred_auc"], found), stored(sae["drop"], found)
-    kept = between(stored(binarized["difference"], found), stored(sae["difference"], found))
+    kept = stored(binarized["difference"], found).minus(stored(sae["difference"], found))
     return [
         (
             "toxicity classifiers on SAE features transfer to other languages: better than chance",
@@ -549,7 +536,7 @@ def _action_claims(results: dict[str, Any]) -> Listed:
                 )
             )
             best = max(("last", "words"), key=lambda kind: arms[kind]["auc"]["value"])
-            gap = between(stored(sae["auc_difference"], found), stored(arms[best]["auc_difference"], found))
+            gap = stored(sae["auc_difference"], found).minus(stored(arms[best]["auc_difference"], found))
             listed.append(
                 (
                     "… and better than the simple arms",
@@ -567,7 +554,7 @@ def _image_claims(results: dict[str, Any]) -> Listed:
         if f"images-{key}" in results:
             found, vit = results[f"images-{key}"], results[f"vit-{key}"]
             sae, dense = (arm_of(found, name) for name in ("sae", "dense"))
-            gap = between(stored(sae["macro_f1"], found), stored(vit["macro_f1"], found))
+            gap = stored(sae["macro_f1"], found).minus(stored(vit["macro_f1"], found))
             listed.append(
                 (
                     f"SAE features recover nearly all of what a ViT can (within {NEARLY} macro-F1)",

@@ -70,8 +70,8 @@ def test_explain_then_show(call, place):
     assert "1-saekit-topk-40 of model written to" in out
     for rest, message in (
         ([place / "model", "--to", "neuronpedia"], "saekit explain --out"),
-        ([place / "sae", "--to", "neuronpedia", "--k", 3], "--k must be given only where an SAE is converted"),
-        ([place / "sae", "--model-id", "x"], "--model-id must be given only where"),
+        ([place / "sae", "--to", "neuronpedia", "--k", 3], "must be given only where an SAE is converted"),
+        ([place / "sae", "--model-id", "x"], "must be given only where --to"),
         ([place / "sae", "--to", "neuronpedia", "--source-id", "X"], "source_id"),
     ):
         status, _, err = call("convert", rest[0], place / "never", *rest[1:])
@@ -80,7 +80,16 @@ def test_explain_then_show(call, place):
 
 
 @pytest.mark.parametrize(
-    "rest", [["--latents", "40"], ["--latents", "x"], ["--tokens", "1"], ["--cards", "0"], ["--controls", "shufled"]]
+    "rest",
+    [
+        ["--latents", "40"],
+        ["--latents", "x"],
+        ["--tokens", "1"],
+        ["--cards", "0"],
+        ["--controls", "shufled"],
+        ["--groups", "nowhere.json"],
+        ["--surprisal", "-1"],
+    ],
 )
 def test_wrong_calls(call, place, rest):
     status, _, err = call("explain", place / "sae", "--model", "no-such-model", "--data", "d.txt", *rest)
@@ -109,6 +118,7 @@ def test_a_judge_tests_the_labels(call, place):
     assert (place / "judged" / "answers.jsonl").read_text() == answers
     status, out, err = call("report", place / "judged")
     assert status == 0, err
+    assert "Labels, tested by a language model" in (place / "judged" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ NEEDED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "transfer": ([], {"model": "m", "data": "d", "sae": ["s"], "across": "c", "out": "o"}),
     "actions": ([], {"model": "m", "out": "o"}),
     "verify": (["sae"], {"model": "m", "data": "d"}),
+    "plan": ([], {"gpus": 7}),
     "explain": (["sae"], {"model": "m", "data": "d"}),
     "steer": (["sae", "text"], {"model": "m", "latent": ["3"], "strength": 1.0}),
 }

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -48,7 +49,8 @@ class Fake:
                 for name, value in (each for each in rest if isinstance(each, tuple)):
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                with suppress(OSError):  # who asked may have gone
+                    self.wfile.write(data)
 
             def log_message(self, *_):
                 pass
@@ -198,6 +200,9 @@ def test_addresses_that_are_refused(fake, address, message):
 
 
 def test_keys_that_cannot_be_sent(fake, monkeypatch):
+    with pytest.raises(ConfigError, match="the name of an environment variable") as caught:
+        JudgeSettings(judge_key=KEY)
+    assert KEY not in str(caught.value)
     monkeypatch.setenv("OPENAI_API_KEY", "a\nb")
     with pytest.raises(ConfigError, match="ASCII without spaces") as caught:
         judge(fake)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -120,6 +121,59 @@ def test_chosen_latents_and_signed_codes(models, corpus, planted):
     unit = torch.nn.functional.normalize(planted.W_dec, dim=1)
     cosine = (unit @ unit[2]).index_fill(0, torch.tensor([2]), -2)
     assert [each["latent"] for each in found[2].neighbours] == cosine.topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "neox"])
+def test_tokens_that_latents_write_agree_with_ablation_behind_the_last_block(models, corpus, planted, kind):
+    lm = models[kind]
+    sae = SAE(planted.W_enc, planted.b_enc, planted.W_dec, torch.zeros(WIDTH), TopKRule(4))
+    settings = ExplainSettings(tokens=1000, controls=(), top=1, sample=0)
+    last, first = (explain(sae, lm, corpus, layer=layer, settings=settings) for layer in (2, 0))
+    assert last.logits.agreement.value > 0.8
+    assert last.logits.is_shown
+    # at the last block the lists are all that ablation does, but for how far the norm bends
+    assert last.logits.agreement.value > first.logits.agreement.value
+    card = last[int(last.cards[0].latent)]
+    assert card.promoted[0].value > card.promoted[-1].value > card.suppressed[-1].value
+    assert "raises" in repr(card)
+    assert all(bool(card.promoted) == first.logits.is_shown for card in first.cards)
+
+
+def test_the_model_itself_scores_labels(models, corpus, planted):
+    settings = ExplainSettings(tokens=1000, controls=(), top=1, sample=0, surprisal=5, window=6)
+    found = explain(planted, models["gpt2"], corpus, settings=settings)
+    values = [card.scores["surprisal"] for card in found.cards if card.scores["surprisal"] is not None]
+    assert 0 < len(values) <= 5
+    assert all(0 <= value <= 1 for value in values)
+    with pytest.raises(ConfigError, match="causal"):
+        explain(planted, models["bert"], corpus, layer=1, settings=settings)
+
+
+def test_why_there_are_no_lists(models, corpus, planted):
+    settings = ExplainSettings(tokens=1000, controls=(), top=1, sample=0)
+    assert "residual stream" in explain(planted, models["gpt2"], corpus, settings=settings).logits.reason
+    bert = explain(planted, models["bert"], corpus, layer=1, settings=settings)
+    assert "no vocabulary" in bert.logits.reason
+    assert (
+        explain(planted, models["gpt2"], corpus, settings=dataclasses.replace(settings, logit_tokens=0)).logits is None
+    )
+
+
+def test_scores_that_do_not_tell_a_trained_dictionary_from_a_random_one_say_so(models, corpus, planted):
+    settings = dataclasses.replace(SETTINGS, controls=("shuffled", "random", "frozen", "randomized"))
+    found = explain(planted, models["gpt2"], corpus, nulls=[planted], settings=settings)
+    assert [each.name for each in found.controls][:4] == list(settings.controls)
+    assert len(found.controls) == 5
+    by_name = {score.name: score for score in found.scores}
+    for score in found.scores:
+        assert len(score.nulls) == 5
+        # the SAE itself is among the controls: nothing can be better than it
+        assert score.tells_random_apart is False
+        assert score.nulls[4].value.value == pytest.approx(score.value.value, abs=0.1) or not score.value.is_defined
+    assert by_name["detection"].value.value == pytest.approx(found.detection.value)
+    assert "No better than for random latents" in found.caption()
+    assert found[0].percentiles["detection"]["shuffled"] >= 0.9
+    assert Explanation.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_cards_are_text_and_html(models, corpus, planted):

@@ -13,7 +13,7 @@ import saekit
 from fixtures.row_checks import TOLERANCE, everything, same_rows
 from saekit.errors import ConfigError
 from saekit.rows.capture import capture
-from saekit.rows.capture_texts import TextRunner
+from saekit.rows.capture_texts import Split, TextRunner
 from saekit.rows.settings import StreamSettings
 from saekit.rows.stream import HELD_BLOCKS, StreamRows, stream
 
@@ -71,7 +71,9 @@ def test_only_the_block_at_hand_is_computed(models, texts, monkeypatch):
     batches = take(source, 8, seed=0)
     ran = []
     run = TextRunner.rows
-    monkeypatch.setattr(TextRunner, "rows", lambda self, contexts: ran.append(len(contexts)) or run(self, contexts))
+    monkeypatch.setattr(
+        TextRunner, "rows", lambda self, contexts, split=None: ran.append(len(contexts)) or run(self, contexts)
+    )
     target = batches[5].next
     assert target[0] >= 2
     take(source, 1, batch_rows=1, seed=0, start=target)
@@ -131,7 +133,7 @@ def test_names(models, texts):
 def test_streams_of_several_hooks_equal_those_of_one_and_share_their_passes(models, texts, prefetch, monkeypatch):
     passes = []
     runs = TextRunner.rows
-    monkeypatch.setattr(TextRunner, "rows", lambda self, contexts: passes.append(1) or runs(self, contexts))
+    monkeypatch.setattr(TextRunner, "rows", lambda self, contexts, split=None: passes.append(1) or runs(self, contexts))
     settings = StreamSettings(block_tokens=60, prefetch=prefetch)
     together = stream(models["llama"], texts, layer="all", settings=settings)
     assert list(together) == ["layers.0", "layers.1", "layers.2"]
@@ -156,3 +158,34 @@ def test_blocks_that_nobody_takes_are_not_kept(models, texts):
     for _ in first.batches(8):
         pass
     assert len(first.shared._waiting) <= HELD_BLOCKS
+
+
+@pytest.mark.parametrize("size", [2, 3, 40])
+def test_processes_that_share_the_passes_have_the_rows_of_one(models, texts, size):
+    settings = StreamSettings(block_tokens=60, batch_tokens=24, prefetch=False, outliers=None)
+    alone = take(stream(models["llama"], texts, layer=1, settings=settings), 4, batch_rows=16, seed=1)
+    sent: dict[int, list[torch.Tensor]] = {}
+
+    def read(rank):
+        """Read as one of the processes; before all have been there, with zeros in place of what the others send."""
+        met, mine = len(sent) == size, []
+
+        def everyones(x, counts):
+            mine.append(x)
+            assert len(x) == counts[rank]
+            if not met:
+                return [x.new_zeros(count, x.shape[1]) for count in counts]
+            return [sent[each][len(mine) - 1] for each in range(size)]
+
+        source = stream(models["llama"], texts, layer=1, settings=settings)
+        source.shared.split = Split(rank, size, everyones)
+        batches = take(source, 4, batch_rows=16, seed=1)
+        sent[rank] = mine
+        return batches
+
+    for rank in range(size):
+        read(rank)
+    for rank in (0, 1):
+        for one, other in zip(read(rank), alone, strict=True):
+            assert torch.equal(one.x, other.x)
+            assert torch.equal(one.document, other.document)

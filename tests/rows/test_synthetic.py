@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from saekit.errors import ConfigError
+from saekit.rows.shards import open_rows
 from saekit.rows.synthetic import SyntheticRows
 
 
@@ -67,5 +68,99 @@ def test_the_global_random_state_is_left_alone():
     ],
 )
 def test_bad_settings(change, message):
+    with pytest.raises(ConfigError, match=message):
+        SyntheticRows(**{"d_in": 4, "n_features": 8, "l0": 2, **change})
+
+
+# --------------------------------------------------------------------- hierarchy, correlation, sizes, superposition
+
+TREES = {"d_in": 12, "n_features": 120, "l0": 6, "trees": 5, "branching": 3, "depth": 3, "n_rows": 20_480, "noise": 0}
+
+
+def test_children_fire_under_their_parent_and_alone():
+    rows = SyntheticRows(**TREES)
+    assert [(rows.parent == parent).sum() for parent in range(6)] == [3, 3, 3, 3, 3, 3]
+    assert rows.parent[:5].tolist() == [-1] * 5
+    assert rows.parent[5:8].tolist() == [0, 0, 0]
+    assert (rows.parent[65:] == -1).all()
+    codes = rows.codes(0, 20_480)
+    fires = codes > 0
+    children = (rows.parent >= 0).nonzero().squeeze(1)
+    assert not (fires[:, children] & ~fires[:, rows.parent[children]]).any()
+    for parent in range(20):
+        assert fires[:, rows.parent == parent].sum(1).max() <= 1
+    assert float(rows.frequencies.sum()) == pytest.approx(6, abs=1e-6)
+    p = rows.frequencies
+    assert ((fires.double().mean(0) - p).abs() <= 5 * (p * (1 - p) / 20_480).sqrt() + 1e-9).all()
+    child = int(children[0])
+    both = fires[:, child]
+    sizes = codes[both][:, [0, child]].log()
+    assert float(torch.corrcoef(sizes.T)[0, 1]) > 0.5  # large where its parent is
+
+
+def test_common_causes_correlate_and_keep_frequencies():
+    plain = {"d_in": 8, "n_features": 40, "l0": 12, "power": 0.0, "n_rows": 30_720}
+    free, tied = SyntheticRows(**plain), SyntheticRows(**plain, factors=30)
+    found = {}
+    for rows in (free, tied):
+        fires = (rows.codes(0, 30_720) > 0).double()
+        p = rows.frequencies
+        assert ((fires.mean(0) - p).abs() <= 5 * (p * (1 - p) / 30_720).sqrt()).all()
+        found[rows.factors] = float(torch.corrcoef(fires.T).fill_diagonal_(0).abs().max())
+    assert found[30] > 3 * found[0]
+
+
+def test_sizes_and_directions():
+    rows = SyntheticRows(d_in=8, n_features=200, l0=60, power=0, norm_spread=0.7, n_rows=8192)
+    assert float(rows.sizes.log().std()) == pytest.approx(0.7, abs=0.1)
+    codes = rows.codes(0, 8192)
+    torch.testing.assert_close(codes.sum(0) / (codes > 0).sum(0), rows.sizes, rtol=0.1, atol=0)
+    near = {}
+    for steps in (0, 100):
+        W = SyntheticRows(d_in=16, n_features=40, l0=2, parting=steps).dictionary
+        torch.testing.assert_close(W.norm(dim=1), torch.ones(40))
+        near[steps] = float((W @ W.T).fill_diagonal_(0).square().sum())
+    assert near[100] < 0.7 * near[0]
+    assert near[100] >= 40**2 / 16 - 40 - 1e-3  # no unit vectors go below the Welch bound
+
+
+def test_at_their_defaults_they_change_nothing():
+    """The digest and the rows are those of builds that did not know them."""
+    rows = SyntheticRows(d_in=4, n_features=8, l0=2)
+    assert rows.info["digest"] == "sha256:9e130d35d8d1b7451ce772aa5addcc879ce461e7491066259b4d901a1b7be805"
+    assert float(SyntheticRows(d_in=4, n_features=8, l0=2, magnitude=1.7).rows(0, 3000).sum()) == pytest.approx(
+        3421.90869140625, rel=1e-6
+    )
+    assert "trees" in SyntheticRows(d_in=4, n_features=8, l0=2, trees=1, depth=2).info
+    a, b = SyntheticRows(**TREES, factors=3), SyntheticRows(**TREES, factors=3)
+    assert torch.equal(a.rows(1024, 2048), b.rows(0, 2048)[1024:])
+
+
+def test_addresses():
+    rows = open_rows("synthetic:d_in=4,n_features=8,l0=2.5,n_rows=1_000,trees=1,depth=2")
+    assert rows == SyntheticRows(d_in=4, n_features=8, l0=2.5, n_rows=1000, trees=1, depth=2)
+    for address, message in (
+        ("synthetic:d_in=4", "must give `n_features`"),
+        ("synthetic:d_in=4,features=8", "`features` is no setting of synthetic rows. Did you mean `n_features`"),
+        ("synthetic:d_in=4,n_features=x", "`n_features` must be a whole number; got `x`"),
+        ("synthetic:d_in=4,n_features=8,l0=x", "`l0` must be a number; got `x`"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_rows(address)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trees": -1}, "trees` must be a whole number of at least 0"),
+        ({"trees": 1}, "trees` must fit into n_features=8; 1 of them with 21 features each"),
+        ({"branching": 0}, "branching` must be a whole number of at least 1"),
+        ({"depth": 0}, "depth` must be a whole number of at least 1"),
+        ({"factors": 1.5}, "factors` must be a whole number"),
+        ({"norm_spread": -1}, "norm_spread` must be 0 or more"),
+        ({"parting": -1}, "parting` must be a whole number of at least 0"),
+    ],
+)
+def test_bad_settings_of_the_structure(change, message):
     with pytest.raises(ConfigError, match=message):
         SyntheticRows(**{"d_in": 4, "n_features": 8, "l0": 2, **change})

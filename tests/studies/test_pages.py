@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_the_page_of_sizes_follows_from_its_stored_numbers(tmp_path):
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == expected
 
 
+def test_the_page_of_classify_follows_from_its_stored_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(STUDIES / "classify")
+    run = script("classify/run.py")
+    config = tomllib.loads((STUDIES / "classify" / "config.toml").read_text(encoding="utf-8"))
+    assert run.page(config, STUDIES / "classify") == (STUDIES / "classify" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("study", ["classify", "progressive", "seeds", "transfer"])
 def test_caveats_come_before_numbers(study):
     text = (STUDIES / study / "README.md").read_text(encoding="utf-8")
@@ -61,8 +69,8 @@ def test_caveats_come_before_numbers(study):
 
 def test_numbers_of_which_only_their_own_intervals_are_stored_differ_by_no_more_than_both(transfer):
     one, other = Stored(Measured(0.9, 0.88, 0.92), 30), Stored(Measured(0.85, 0.82, 0.88), 20)
-    gap = transfer.between(one, other)
+    gap = one.minus(other)
     assert (gap.difference.value, gap.difference.low, gap.difference.high) == pytest.approx((0.05, 0.0, 0.1))
     assert gap.degrees == 20
-    assert transfer.between(one, Stored(Measured(0.5))).difference.low is None
+    assert one.minus(Stored(Measured(0.5))).difference.low is None
     assert math.isinf(transfer.stored({"value": 1.0, "low": 0.9, "high": 1.0, "unit": ""}, {"values": []}).degrees)

@@ -15,6 +15,7 @@ from saekit.training.config import BatchTopK, Gated, JumpReLU, Matryoshka, PAnne
 from saekit.training.initialization import principal_directions
 from saekit.training.learner import permute
 from saekit.training.losses import Context, jumprelu_loss, matryoshka_loss
+from saekit.training.mesh import ALONE
 from saekit.training.penalties import ANCHORED, anchor, penalize, spread
 from saekit.training.settings import TrainSettings
 
@@ -41,7 +42,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 def gradients_of(config, p, value):
     """Return the terms and the gradients that `penalize` adds to those of ``sum(W * noise)``."""
-    learner = SimpleNamespace(config=config, parameters=p, seed=3, step=5, device=torch.device("cpu"))
+    learner = SimpleNamespace(mesh=ALONE, config=config, parameters=p, seed=3, step=5, device=torch.device("cpu"))
     gradients = {name: double(40, 12, seed=7 + i) for i, name in enumerate(("W_enc", "W_dec"))}
     base = {name: t.clone() for name, t in gradients.items()}
     terms = penalize(learner, torch.tensor(value, dtype=torch.float64), gradients)

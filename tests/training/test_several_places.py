@@ -29,7 +29,7 @@ def test_layers_trained_together_are_bitwise_those_trained_alone_in_one_pass_of_
 ):
     passes = []
     runs = TextRunner.rows
-    monkeypatch.setattr(TextRunner, "rows", lambda self, contexts: passes.append(1) or runs(self, contexts))
+    monkeypatch.setattr(TextRunner, "rows", lambda self, contexts, split=None: passes.append(1) or runs(self, contexts))
     configs, seen = [TopK(24, k=3), BatchTopK(24, k=3)], []
     together = streams(models, texts, [0, 2])
     passes.clear()

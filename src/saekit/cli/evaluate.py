@@ -17,13 +17,14 @@ documents.
   saekit evaluate run/topk-1024-k16-seed0 --rows rows
   saekit evaluate run --model builtin --data builtin@heldout --out run      with cross-entropies
   saekit evaluate run --rows embeddings.npy --json
+  saekit evaluate run --rows synthetic:d_in=64,n_features=256 --truth       against the dictionary of the rows
 
 SAE is a folder, a run with several, or hf:owner/name/folder. With --out the numbers go to OUT/evaluation.json, from
 which `saekit report OUT` makes a page.
 """
 
 
-@command("Measure SAEs, compared with their baselines.", HELP, flags=("controls",))
+@command("Measure SAEs, compared with their baselines.", HELP, flags=("controls", "truth"), named={"truth": "--truth"})
 def evaluate(
     sae: Saes,
     *,

@@ -37,7 +37,18 @@ OPENAI_API_KEY, and written nowhere.
 """
 
 
-FLAGS = ("tokens", "latents", "cards", "context", "controls", "judge_model", "judge_latents", "judge_windows")
+FLAGS = (
+    "tokens",
+    "latents",
+    "cards",
+    "context",
+    "controls",
+    "groups",
+    "surprisal",
+    "judge_model",
+    "judge_latents",
+    "judge_windows",
+)
 
 
 @command("What each latent responds to.", HELP, flags=FLAGS)
@@ -113,6 +124,9 @@ def explain(
     if found.scores:
         say()
         print_table(found.score_table())
+    if found.groups:
+        say()
+        print_table(found.group_table())
     print_text(found.caption())
     if scores is not None:
         print_table(scores.table())

@@ -123,10 +123,12 @@ def train(
     """Train SAEs into a folder."""
     from ..sae.model import SAE
     from ..training.loop import train as run
+    from ..training.mesh import is_first_rank, leave, use_own_gpu
 
     wanted = _configs(_Asked(arch, latents, k, lr), config, configs)
     if model is not None and stream.device is None:
         stream = dataclasses.replace(stream, device=settings.device)
+    use_own_gpu()  # before a language model is loaded
     source = _source(rows, model, _Texts(data, layer, layers, hook, text), tokens, stream)
     with progress_of(json) as progress:
         run(
@@ -140,7 +142,9 @@ def train(
             settings=settings,
             progress=progress,
         )
-    _tell_result([f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)], json)
+    if is_first_rank():
+        _tell_result([f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)], json)
+    leave()
 
 
 class _Asked(NamedTuple):

@@ -10,7 +10,7 @@ from ..errors import ConfigError, FormatError, did_you_mean, listed
 from ..files import unsealed
 from ..measure.accumulators import DensityHistogram
 from ..measure.metrics import Metrics, leading_ablation, leading_recovered
-from ..measure.results import Result, result_to_json
+from ..measure.results import Measured, Result, result_to_json
 from ..settings import brief
 
 
@@ -52,6 +52,12 @@ class Evaluated:
     controls: dict[str, Control]
     """By name: ``untrained``, ``frozen-decoder`` where given, ``pca``; of a transcoder ``linear`` (the best affine map
     of rank L0 from its rows to those that it predicts) and ``affine`` (of full rank)."""
+    truth: dict[str, Measured] = field(default_factory=dict)
+    """How much of the known dictionary of synthetic rows it has found: `saekit.evaluation.truth.TRUTH` says what each
+    name means. Empty where that was not asked for, and in files of schema 1 to 3."""
+    pursuit: dict[str, Measured] = field(default_factory=dict)
+    """What codes by matching pursuit make of the same decoder: see `saekit.evaluation.pursuit.PURSUIT`. Empty where
+    that was not asked for, for transcoders, and in files of schema 1 to 3."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +75,7 @@ class Evaluation(Result):
     """
 
     KIND: ClassVar[str] = "evaluation"
-    SCHEMA: ClassVar[int] = 3
+    SCHEMA: ClassVar[int] = 4
 
     rows: dict[str, Any]
     """``info`` of the rows: model, hook, data, digest, filters."""
@@ -119,6 +125,14 @@ class Evaluation(Result):
     def controls(self) -> dict[str, Control]:
         """Baselines of the only SAE; with several, `entry` chooses one (`ConfigError`)."""
         return self.entry().controls
+
+    def truth_table(self) -> list[list[str]]:
+        """Return what SAEs found of a known dictionary as rows of text, headings first; no rows without one."""
+        return _table_of({entry.name: entry.truth for entry in self.entries}, "known dictionary")
+
+    def pursuit_table(self) -> list[list[str]]:
+        """Return what matching pursuit makes of the decoders as rows of text; no rows where that was not asked for."""
+        return _table_of({entry.name: entry.pursuit for entry in self.entries}, "matching pursuit")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: everything, and `metrics` of the first SAE once more at the top level."""
@@ -184,6 +198,14 @@ class Evaluation(Result):
         seen = "; rows that the SAE was trained on" if any(entry.on_training_rows for entry in self.entries) else ""
         level = f"{self.settings['intervals']['level']:.0%} intervals"
         return f"{self.n_rows:,} rows{tokens}; {level}{seen}{_against(self.entries[0].metrics)}"
+
+
+def _table_of(measured: dict[str, dict[str, Measured]], title: str) -> list[list[str]]:
+    known = {name: each for name, each in measured.items() if each}
+    if not known:
+        return []
+    names = list(next(iter(known.values())))
+    return [[title, *names], *([name, *(str(each[key]) for key in names)] for name, each in known.items())]
 
 
 _SHOWN = ("fvu", "l0", "dead_fraction", "cosine", "ce_sae", "kl")

@@ -30,8 +30,10 @@ from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, check_alike, common_width, named_saes, shape_of
 from ..settings import Progress, suggest_keywords
 from .controls import Reconstructors, with_controls
+from .pursuit import against_pursuit
 from .result import Control, Evaluated, Evaluation
 from .settings import MODEL_ROWS, EvaluationSettings
+from .truth import against_truth, known_dictionary
 
 
 @suggest_keywords
@@ -123,6 +125,7 @@ def evaluate(
         check_row_width(source, width, "evaluate")
         check_targets(first, source, "evaluate")
         spliced = replace(spliced, rows=dict(source.info))
+    known = known_dictionary(source) if settings.truth else None
     base = source if fit is None else source_for(first, fit, "evaluate")
     calibration = calibrate(base, settings, like=first, with_controls=settings.controls, own=fit is None)
     measured = with_controls(named, frozen_sae, calibration if settings.controls else None, settings.seed)
@@ -131,6 +134,15 @@ def evaluate(
     )
     info = dict(source.info)
     entries = [_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)]
+    if settings.pursuit_rows:
+        entries = [
+            replace(each, pursuit=against_pursuit(sae, source, settings.pursuit_rows))
+            for each, (_, sae) in zip(entries, named, strict=True)
+        ]
+    if known is not None:
+        entries = [
+            replace(each, truth=against_truth(sae, known)) for each, (_, sae) in zip(entries, named, strict=True)
+        ]
     return Evaluation(
         saekit=release(),
         versions=library_versions(spliced is not None),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..measure.settings import MeasureSettings
-from ..settings import suggest_keywords
+from ..settings import check_whole, suggest_keywords
 
 MODEL_ROWS = 131_072
 """Rows by default when they are made by a language model."""
@@ -26,5 +26,14 @@ class EvaluationSettings(MeasureSettings):
     makes; 0 for no cross-entropies [32768, and 131072 rows]."""
     seed: int = 0
     """Random seed of the untrained SAE and of the resamples [0]."""
+    truth: bool = False
+    """Whether to compare the SAEs with the dictionary of synthetic rows, which is known [no]."""
+    pursuit_rows: int = 0
+    """Maximum number of rows on which codes are compared with those that matching pursuit finds for the same decoder;
+    0 for none [0]."""
     controls: bool = True
     """Whether to measure the untrained SAE, the frozen-decoder SAE where there is one, and PCA [yes]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole(self.CALLER, least=0, pursuit_rows=self.pursuit_rows)

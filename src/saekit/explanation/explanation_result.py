@@ -337,7 +337,8 @@ class Explanation(Result):
         for card in order[:SHOWN]:
             above = "–" if card.detection_percentile is None else f"{100 * card.detection_percentile:.0f}"
             numbers = [f"{card.density:.2g}", _number(card.detection), above, _number(card.purity)]
-            lines.append([str(card.latent), card.label, *numbers, _number(card.documents)])
+            label = card.label if len(card.label) <= LABEL else f"{card.label[: LABEL - 1]}…"
+            lines.append([str(card.latent), label, *numbers, _number(card.documents)])
         return lines
 
     def score_table(self) -> list[list[str]]:
@@ -382,6 +383,9 @@ class Explanation(Result):
 
 SHOWN = 25
 """Rows of the table."""
+
+LABEL = 36
+"""Characters of a label in it."""
 
 GROUP_SCORES = ("detection", "lexical", "context", "embedding", "embedding_masked", "cohesion", "intruder", "purity")
 """Scores of the table of groups."""

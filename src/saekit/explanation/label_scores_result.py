@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -100,11 +101,21 @@ class LabelScores(Result):
                 under = f", {other:.2f} under the label of another latent" if other.is_defined else ""
                 lines.append(f"{name}: AUC {mean:.2f} on average{under} (0.5 is chance).")
         lines += [f"Latent {each.latent} was not tested: {each.reason}." for each in self.scores if each.reason]
+        asked, missing = self.judge["prompts"], self.judge["missing"]
         lines.append(
-            f"Answers of {self.judge['name']}: {self.judge['missing']} of {self.judge['prompts']:,} are missing. "
-            "What it knows of such texts by itself is in these numbers; the labels of other latents are not."
+            f"Answers of {short_name(self.judge['name'])}: {missing:,} of {asked:,} are missing. A model that knows "
+            "little of such texts scores good labels low."
         )
         return "\n".join(lines)
+
+
+def short_name(name: str) -> str:
+    """Return the name of a model with its digest cut.
+
+    >>> short_name("builtin sha256:179da18638e755a7")
+    'builtin sha256:179da186…'
+    """
+    return re.sub(r"(sha256:\w{8})\w+", r"\1…", name)
 
 
 def _sortable(value: float) -> float:

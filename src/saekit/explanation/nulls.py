@@ -54,7 +54,7 @@ class Scored:
 
     count: np.ndarray
     """Firings of each latent."""
-    scores: Mapping[str, np.ndarray]
+    scores: dict[str, np.ndarray]
     """By name: a number for each latent, NaN where it is not known."""
 
 

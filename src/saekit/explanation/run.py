@@ -19,7 +19,7 @@ from ..inputs.texts import read_texts
 from ..measure.fidelity import CHARACTERS_PER_TOKEN, contexts_for
 from ..measure.results import Measured, to_plain
 from ..measure.token_statistics import shown_token
-from ..models.hooks import activations, find_hook
+from ..models.hooks import activations, blocks, find_hook
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..models.randomized import randomized
@@ -33,14 +33,17 @@ from ..sae.naming import Given, as_sae, name_of, named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .coactivation import coactive
 from .controls import MADE, random_directions, sampled_rows, trained
-from .explanation_result import Card, Cluster, Control, Example, Explanation
+from .explanation_result import Card, Cluster, Control, Example, Explanation, LogitLists, Written
 from .firing_windows import TokenVectors
 from .firings import Firings, FiringsWriter, bin_edges, by_fifths, strongest
+from .groups import groups_of, scores_by_group
 from .halves import context_of
 from .layout import Layout
+from .logit_lists import FinalRows, Placed, logit_lists, why_no_lists
 from .nulls import SHUFFLED, Scored, compare_scores, percentiles
 from .responses import BETTER, KINDS, Responses, responses
 from .settings import ExplainSettings
+from .surprisal import surprisal
 from .window_scores import WindowScores, window_scores
 
 HELD_ROWS = 2**27
@@ -101,7 +104,10 @@ def explain(
     value = as_sae(sae)
     others = dict(named_saes(list(nulls), "explain")) if nulls else {}
     _check(value, others, settings)
+    groups = groups_of(value, settings.groups)
     lm = load_language_model(model)
+    if settings.surprisal and not lm.is_causal:
+        raise ConfigError(f"explain: `surprisal` needs a causal language model; `{lm.name}` is none. Set it to 0.")
     target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="explain"))
     characters = settings.tokens * CHARACTERS_PER_TOKEN
     texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
@@ -130,6 +136,8 @@ def explain(
         fired_fraction=float((run.firings.count > 0).mean()),
         cards=cards,
         scores=scores,
+        logits=run.logits,
+        groups=scores_by_group(run.scored, groups),
         controls=[each.described(name) for name, each in controls.items()],
         warnings=warnings_on([(name_of(value), value)], seen, what="the model given makes"),
     )
@@ -181,6 +189,7 @@ class _Run:
         self.vectors = TokenVectors(lm, self.layout)
         self.decode = _Decoder(lm.tokenizer)
         self.held: list[tuple[Tensor, np.ndarray]] | None = None
+        self.final = _FinalRows.for_lists(lm, hook, sae, contexts, settings)
         self.firings = self.fired(lm, sae, "firing")
         self.responses = responses(
             self.firings, self.layout, settings.label_tokens, settings.seed, lambda token: self.decode([token])
@@ -189,24 +198,40 @@ class _Run:
         self.windows = self.window_scores(self.firings, self.latents)
         self.kind = self.label_kinds()
         self.scored = _scored(self.firings, self.responses, self.windows, self.kind)
+        self.surprise()
 
     def rows(self, lm: LanguageModel, stage: str) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield the rows of all tokens, batch by batch, with their places among all tokens."""
-        if lm is self.lm and self.held is not None:
+        if lm is not self.lm:
+            yield from self._batches(lm, stage)
+        elif self.held is not None:
             yield from self.held
-            return
-        hook, done = find_hook(lm.model, self.hook), 0
-        holds = lm is self.lm and len(self.contexts.ids) * self.sae.d_in <= HELD_ROWS
-        held: list[tuple[Tensor, np.ndarray]] = []
+        elif len(self.contexts.ids) * self.sae.d_in > HELD_ROWS:
+            yield from self._batches(lm, stage, self.final)
+        else:
+            held = []
+            for each in self._batches(lm, stage, self.final):
+                held.append(each)
+                yield each
+            self.held = held
+
+    def _batches(
+        self, lm: LanguageModel, stage: str, final: _FinalRows | None = None
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Run a model over the texts; `final` takes its last residual stream, the first time."""
+        hooks, done = [find_hook(lm.model, self.hook)], 0
+        if final is not None and final.is_wanted:
+            hooks.append(find_hook(lm.model, final.last))
         for batch in token_batches(lm, self.contexts):
-            (hidden,) = activations(lm.model, [hook], batch.inputs)
-            rows, place = hidden[batch.keep], places_of(self.contexts, batch)
+            hidden = activations(lm.model, hooks, batch.inputs)
+            rows, place = hidden[0][batch.keep], places_of(self.contexts, batch)
+            if final is not None and final.is_wanted:
+                final.keep(hidden[1][batch.keep], place)
             yield rows, place
-            if holds:
-                held.append((rows, place))
             done += len(rows)
             self.report(stage, done, self.facts["tokens"])
-        self.held = held if holds else self.held
+        if final is not None:
+            final.is_wanted = False
 
     def fired(self, lm: LanguageModel, sae: SAE, stage: str) -> Firings:
         """Return all firings of an SAE."""
@@ -236,6 +261,21 @@ class _Run:
         context = np.nan_to_num(self.windows.context_labelling)
         kind[self.latents[context > best[self.latents] + BETTER]] = len(KINDS)
         return kind
+
+    def surprise(self) -> None:
+        """Score labels by the model itself, those of random latents that have a card."""
+        n = self.settings.surprisal
+        if not n:
+            return
+        chosen = np.sort(random_order(len(self.latents), "surprisal", self.settings.seed)[:n])
+        latents = self.latents[chosen]
+        labels = [
+            self.label(int(row), int(latent), int(self.kind[latent]))
+            for row, latent in zip(chosen, latents, strict=True)
+        ]
+        score = surprisal(self.lm, self.firings, latents, labels, self.layout, self.settings)
+        self.scored.scores["surprisal"] = np.full(self.sae.n_latents, np.nan)
+        self.scored.scores["surprisal"][latents] = score
 
     # ---------------------------------------------------------------------------------------------------- controls
 
@@ -298,13 +338,32 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------------- cards
 
+    def lists(self) -> tuple[LogitLists | None, dict[int, tuple[list[Written], list[Written]]]]:
+        """Return whether there are lists of the tokens that latents write, and those of each latent."""
+        if not self.settings.logit_tokens:
+            return None, {}
+        final, reason = self.final.found(), self.final.reason
+        if final is None:
+            return LogitLists(_mean(np.zeros(0), "rank correlation"), False, 0, reason), {}
+        told, found = logit_lists(
+            Placed(self.sae, self.lm, self.hook, self.contexts), self.firings, final, self.latents, self.settings
+        )
+        return told, {latent: self.written(*each) for latent, each in found.items()}
+
+    def written(self, tokens: list[int], values: list[float]) -> tuple[list[Written], list[Written]]:
+        """Return the two ends of a list: raised, most first, and lowered, most first."""
+        shown = [Written(t, round(v, 4)) for t, v in zip(self.shown(tokens), values, strict=True)]
+        half = len(shown) // 2
+        return shown[:half], shown[half:][::-1]
+
     def cards(self) -> list[Card]:
         """Return the cards, without percentiles among controls."""
         neighbours = _neighbours(self.sae, self.latents.tolist(), self.settings.neighbours)
         together = coactive(self.firings, self.latents, self.settings.neighbours, self.settings.seed)
         histogram = self.firings.histogram()
+        self.logits, lists = self.lists()
         return [
-            self.card(row, latent, histogram[latent], nearest, others)
+            self.card(row, latent, histogram[latent], nearest, others, lists.get(latent, ([], [])))
             for row, (latent, nearest, others) in enumerate(
                 zip(self.latents.tolist(), neighbours, together, strict=True)
             )
@@ -317,6 +376,7 @@ class _Run:
         histogram: np.ndarray,
         neighbours: list[dict[str, float]],
         together: list[dict[str, float]],
+        lists: tuple[list[Written], list[Written]],
     ) -> Card:
         token, value = self.firings.of(latent)
         size, found, edges = np.abs(value), self.responses, bin_edges()
@@ -350,6 +410,8 @@ class _Run:
             ],
             polysemantic=None if (apart := _finite(self.windows.is_polysemantic[row])) is None else bool(apart),
             scores=scores,
+            promoted=lists[0],
+            suppressed=lists[1],
         )
 
     def label(self, row: int, latent: int, kind: int) -> str:
@@ -388,6 +450,41 @@ class _Run:
         start = max(first, token - 2 * self.settings.window // 3)
         stop = min(last, start + self.settings.window)
         return max(first, stop - self.settings.window), stop
+
+
+class _FinalRows:
+    """The last residual stream of some tokens, collected while the model runs: for the lists of tokens written."""
+
+    def __init__(self, last: str, reason: str | None, places: np.ndarray) -> None:
+        self.last, self.reason, self.places = last, reason, places
+        self.is_wanted = reason is None
+        self.parts: list[tuple[Tensor, np.ndarray]] = []
+
+    @classmethod
+    def for_lists(
+        cls, lm: LanguageModel, hook: str, sae: SAE, contexts: Contexts, settings: ExplainSettings
+    ) -> _FinalRows:
+        """Return what collects the rows of at most `HELD_ROWS` numbers, of random tokens."""
+        target = find_hook(lm.model, hook)
+        reason = "not asked" if not settings.logit_tokens else why_no_lists(lm, target, sae)
+        kept = np.zeros(len(contexts.ids), bool)
+        if reason is None:
+            kept[random_order(len(kept), "final rows", settings.seed)[: HELD_ROWS // lm.d_model]] = True
+        return cls("" if reason else f"layers.{len(blocks(lm.model)[1]) - 1}", reason, kept)
+
+    def keep(self, rows: Tensor, place: np.ndarray) -> None:
+        """Take the rows of a batch."""
+        mine = self.places[place]
+        self.parts.append((rows[torch.from_numpy(mine).to(rows.device)].float().cpu(), place[mine]))
+
+    def found(self) -> FinalRows | None:
+        """Return what was collected; None where there are no lists."""
+        if not self.parts:
+            return None
+        place = np.full(len(self.places), -1, np.int64)
+        order = np.concatenate([each for _, each in self.parts])
+        place[order] = np.arange(len(order))
+        return FinalRows(torch.cat([rows for rows, _ in self.parts]), place)
 
 
 def _scored(firings: Firings, found: Responses, windows: WindowScores, kind: np.ndarray) -> Scored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import ConfigError
@@ -97,6 +98,13 @@ class ExplainSettings:
     """Number of tokens in a label [3]."""
     neighbours: int = 4
     """Number of latents with the nearest decoder rows, and of those that fire on the same tokens [4]."""
+    logit_tokens: int = 4
+    """Maximum number of firings at which the effect of a latent on the logits is taken; 0 for no lists [4]."""
+    groups: tuple[str, ...] = ()
+    """Files or folders of results that tell latents into groups: of `compare`, `prune` or `classify` [none]."""
+    surprisal: int = 0
+    """Number of latents whose labels are scored by the model itself: by how much less surprising a label makes the
+    windows that the latent fires in; about 80 windows of the model for each [0]."""
     controls: tuple[str, ...] = ("shuffled", "random")
     """What scores are compared with, of `shuffled` codes, `random` directions (both cheap), a `frozen` decoder and a
     `randomized` transformer (an SAE is trained for each, and the model runs again) [shuffled,random]."""
@@ -106,6 +114,7 @@ class ExplainSettings:
     def __post_init__(self) -> None:
         check_whole("explain", least=2, tokens=self.tokens, context=self.context, window=self.window)
         check_whole("explain", top=self.top, cards=self.cards, label_tokens=self.label_tokens)
+        check_whole("explain", least=0, logit_tokens=self.logit_tokens, surprisal=self.surprisal)
         for control in self.controls:
             check_choice("explain", CONTROLS, controls=control)
         check_whole("explain", least=0, sample=self.sample, neighbours=self.neighbours, seed=self.seed)
@@ -142,14 +151,21 @@ class JudgeSettings:
         check_whole("judge", max_concurrency=self.max_concurrency)
         check_whole("judge", 2, judge_windows=self.judge_windows)
         check_whole("judge", 0, retries=self.retries)
+        if not self.judge_scores:
+            raise ConfigError("judge: `judge_scores` must name at least one test; got none.")
+        for each in self.judge_scores:
+            check_choice("judge", ("detection", "fuzzing"), judge_scores=each)
+        self._check_requests()
+
+    def _check_requests(self) -> None:
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.judge_key):  # not quoted: it may be the key itself
+            raise ConfigError(
+                "judge: `judge_key` must be the name of an environment variable, in capitals; it is none."
+            )
         if self.max_concurrency > 256 or self.retries > 20:
             raise ConfigError(
                 "judge: `max_concurrency` must be at most 256 and `retries` at most 20; got "
                 f"{self.max_concurrency} and {self.retries}."
             )
-        if not self.judge_scores:
-            raise ConfigError("judge: `judge_scores` must name at least one test; got none.")
-        for each in self.judge_scores:
-            check_choice("judge", ("detection", "fuzzing"), judge_scores=each)
         if not is_number(self.timeout) or not 0 < self.timeout <= 3600:
             raise ConfigError(f"judge: `timeout` must be seconds from above 0 to 3600; got {self.timeout!r}.")

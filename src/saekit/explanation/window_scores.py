@@ -243,8 +243,13 @@ def _told(windows: Windows, mask: np.ndarray, layout: Layout, keys: np.ndarray, 
     key, window = _keys(part, layout)
     at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
     score = np.bincount(window, np.where(keys[at] == key, odds[at], 0.0), len(part.row))
+    return auc_of(part, score, n)
+
+
+def auc_of(windows: Windows, score: np.ndarray, n: int) -> np.ndarray:
+    """Return for each of `n` latents the AUC of a score of windows, of one half, for whether it fires in them."""
     table = _Table.of(
-        Windows(part.row, part.number, np.ones_like(part.half), *(getattr(part, each) for each in _REST)),
+        Windows(windows.row, windows.number, np.ones_like(windows.half), *(getattr(windows, each) for each in _REST)),
         torch.from_numpy(score)[:, None].float(),
         n,
     )

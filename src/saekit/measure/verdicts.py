@@ -91,6 +91,18 @@ class Stored:
             high=high if most is None else min(high, most),
         )
 
+    def minus(self, other: Stored) -> Stored:
+        """Return this number minus another of the same rows.
+
+        Half the width of the interval is the sum of both: that of the true paired interval is no more.
+        """
+        a, b = self.difference, other.difference
+        degrees = min(self.degrees, other.degrees)
+        if None in (a.low, a.high, b.low, b.high):
+            return Stored(Measured(a.value - b.value), degrees)
+        half = resolution(a) + resolution(b)
+        return Stored(Measured(a.value - b.value, a.value - b.value - half, a.value - b.value + half), degrees)
+
     def oriented(self, sign: int, null: float = 0.0) -> Stored:
         """Return the difference from `null`, turned over where `sign` is -1, so that more is better."""
         gap = self.difference

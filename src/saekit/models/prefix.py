@@ -19,7 +19,7 @@ from .hooks import Hook, blocks
 class Prefix:
     """Blocks whose output a splice does not change, and what the last of them gave for an input.
 
-    All else still runs: embeddings, masks, whatever the model computes beside its blocks. Whether a model keeps
+    All else still runs: embeddings, masks, whatever the model computes next to its blocks. Whether a model keeps
     nothing else of these blocks (keys and values that later blocks share, sums over layers) is not known from its
     shape: measure it with `agrees` before use.
     """

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..evaluation.pursuit import PURSUIT
+from ..evaluation.truth import TRUTH
 from ..measure.metrics import METRICS
 from . import charts
 from .metric_tables import MAIN_METRICS, heading, metric_row
@@ -33,7 +35,20 @@ def evaluation(result: Mapping[str, Any]) -> list[Section]:
             if name in found
         ],
     )
-    return [main, _differences(entries), _density(entries), _everything(entries, found), _settings(result)]
+    sections = [_differences(entries), _density(entries), _everything(entries, found), _settings(result)]
+    pursuit = _named(entries, "pursuit", "What matching pursuit makes of the same decoder", PURSUIT)
+    return [main, *pursuit, *_named(entries, "truth", "Against the known dictionary", TRUTH), *sections]
+
+
+def _named(entries: Sequence[Mapping[str, Any]], part: str, title: str, meanings: Mapping[str, str]) -> list[Section]:
+    """Show a part of the entries that holds measured numbers by name; nothing where none has it."""
+    known = [entry for entry in entries if entry.get(part)]
+    if not known:
+        return []
+    names = list(known[0][part])
+    rows = [[Cell(each["name"]), *(measured_cell(each[part][name]) for name in names)] for each in known]
+    intro = "; ".join(f"{name}: {meanings[name]}" for name in names if name in meanings)
+    return [Section(title, f"{intro}.", [Table(("", *names), rows, "")])]
 
 
 def _metrics_table(entries: Sequence[Mapping[str, Any]], names: Sequence[str], *, controls: bool = True) -> Table:

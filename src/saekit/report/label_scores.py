@@ -1,44 +1,46 @@
-"""Section of what a language model says about labels."""
+"""Section of labels that a language model has tested."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from ..explanation.label_scores_result import short_name
 from .decisions import latent_cell
-from .numbers import told
-from .parts import Cell, Section, measured_as, number_cell, settings_section, tables_of
-
-MOST_TESTS = 100
-"""Tests on the page, the best first; the JSON holds all."""
+from .parts import Cell, Section, number_cell, settings_section, table_of
 
 _COLUMNS = (
     ("label", lambda each: Cell(each["label"])),
     ("test", "scorer"),
-    ("AUC", measured_as("auc", ".2f")),
+    ("AUC", "auc"),
+    ("against similar texts", lambda each: number_cell(each["hard"], ".2f")),
     ("label of another latent", lambda each: number_cell(each["other_label"], ".2f")),
-    ("above others", lambda each: number_cell(each["percentile"], ".0%")),
-    ("against hard windows", lambda each: number_cell(each["hard"], ".2f")),
-    ("windows", "n"),
-    ("missing answers", "missing"),
+    ("above other labels (%)", lambda each: number_cell(_percent(each["percentile"]), ".0f")),
+    ("answers", lambda each: Cell(str(each["n"]), each["n"])),
+    ("missing", lambda each: Cell(str(each["missing"]), each["missing"])),
 )
+_UNTESTED = (("latent", lambda each: Cell(str(each["latent"]))), ("reason", "reason"))
+_SHOWN = 50
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
 
 
 def label_scores(result: Mapping[str, Any]) -> list[Section]:
-    """Show how well labels tell where latents fire, compared with labels of other latents on the same windows."""
-    judge, means = result["judge"], result["means"]
-    parts = [
-        f"{name}: AUC {told(mean, '.2f')} on average, {told(means[f'{name}_other_label'], '.2f')} under the label of "
-        "another latent."
-        for name, mean in means.items()
-        if not name.endswith("_other_label")
-    ]
-    tests = [{**each, **test} for each in result["scores"] for test in each["tests"]]
-    tests.sort(key=lambda test: -(test["auc"]["value"] or 0.0))
-    intro = (
-        f"`{judge['name']}` was asked about windows of documents that the labels were not made of. {' '.join(parts)} "
-        f"0.5 is chance; {judge['missing']:,} of {judge['prompts']:,} answers are missing."
+    """Show how well labels tell where latents fire, by a language model."""
+    tests = [{**test, **score} for score in result["scores"] for test in score["tests"]]
+    tests.sort(key=lambda each: -(each["auc"]["value"] or 0.0))
+    untested = [each for each in result["scores"] if each["reason"]]
+    more = f" The {_SHOWN} best of {len(tests)} are shown." if len(tests) > _SHOWN else ""
+    main = Section(
+        "Labels, tested by a language model",
+        f"{short_name(result['judge']['name'])} was asked about texts that the labels were not made of, as many with a "
+        "firing as without, alike in everything else: does the label fit the text (detection), or the words marked in "
+        "it (fuzzing)? 0.5 is chance; so is the same with the label of another latent, unless the model reads more "
+        f"than the label.{more}",
+        [table_of(tests[:_SHOWN], [("latent", lambda each: latent_cell(each["latent"], result["sae"])), *_COLUMNS])],
     )
-    columns: list[Any] = [("latent", lambda each: latent_cell(each["latent"], result["sae"])), *_COLUMNS]
-    main = Section("What a language model says about the labels", intro, tables_of(tests[:MOST_TESTS], columns))
-    return [main, settings_section("label tests", result, {"The judge.": judge, "The texts.": result["data"]})]
+    rest = [Section("Labels that were not tested", "", [table_of(untested, _UNTESTED)], is_folded=True)]
+    facts = {"The model that was asked.": result["judge"], "The texts.": result["data"]}
+    return [main, *(rest if untested else []), settings_section("label_scores", result, facts)]

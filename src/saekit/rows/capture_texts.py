@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -20,11 +20,21 @@ from ..models.language import LanguageModel
 from .outliers import CALIBRATION_TOKENS
 from .settings import ReadingSettings
 from .source import Columns
-from .tokens import CONTEXT, Contexts, batch_tokens_on, batching_on, special_tokens, token_batches, tokenize
+from .tokens import CONTEXT, Contexts, TokenBatch, batch_tokens_on, batching_on, special_tokens, token_batches, tokenize
 
 _GROUP_TOKENS = 16_384  # tokens in consecutive contexts that are sorted by length together; the grain of resuming
 _TEXTS_AT_ONCE = 512
 _CHARACTERS_PER_TOKEN = 12  # how much text is read for a number of tokens before more is fetched
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of several processes that run the same contexts through the model, each a part of the forward passes."""
+
+    rank: int
+    size: int
+    everyones: Callable[[Tensor, Sequence[int]], list[Tensor]]
+    """From this process's rows, and how many each process has, to those of all processes."""
 
 
 @dataclass(frozen=True)
@@ -68,31 +78,68 @@ class TextRunner:
         """Tokens in one forward pass."""
         return self.settings.batch_tokens or batch_tokens_on(self.lm)
 
-    def rows(self, contexts: Contexts) -> list[Columns]:
-        """Return the rows of contexts at every hook, in the order of the contexts; added tokens as the settings say."""
+    def rows(self, contexts: Contexts, split: Split | None = None) -> list[Columns]:
+        """Return the rows of contexts at every hook, in the order of the contexts; added tokens as the settings say.
+
+        Parameters
+        ----------
+        contexts
+            The contexts.
+        split
+            The processes that share the forward passes; bitwise the same rows for any number of them.
+        """
         wanted = self._wanted(contexts)
         # index of each kept token among the kept ones: batches come sorted by length, rows return to the text's order
         place = np.cumsum(wanted) - 1
         stored: list[Tensor] = []
-        for batch in token_batches(
+
+        def store(rows: Sequence[Tensor], target: Tensor) -> None:
+            for index, each in enumerate(rows):
+                if len(stored) <= index:
+                    stored.append(torch.empty(int(wanted.sum()), each.shape[-1], dtype=self.dtype))
+                stored[index][target] = each
+
+        targets: list[list[Tensor]] = [[] for _ in range(1 if split is None else split.size)]
+        own: list[list[Tensor]] = []
+        for number, batch in enumerate(self._batches(contexts)):
+            span = np.concatenate([np.arange(contexts.offsets[i], contexts.offsets[i + 1]) for i in batch.index])
+            target = torch.from_numpy(place[span[wanted[span]]])
+            if split is None:
+                store(self._run(batch), target)
+                continue
+            targets[number % split.size].append(target)
+            if number % split.size == split.rank:
+                own.append(self._run(batch))
+            elif number == 0:
+                own.append([each[:0] for each in self._run(batch)])  # a process without a pass must know the widths
+        if split is not None:
+            joined = [torch.cat(each) for each in zip(*own)]
+            counts = [sum(map(len, each)) for each in targets]
+            for part, each in zip(zip(*(split.everyones(x, counts) for x in joined)), targets):
+                store(part, torch.cat(each) if each else torch.empty(0, dtype=torch.int64))
+        token, document, position = (
+            torch.from_numpy(column[wanted]) for column in (contexts.ids, contexts.document, contexts.position)
+        )
+        predicted = stored[len(self.hooks) :]
+        return [Columns(x, token, document, position, *predicted) for x in stored[: len(self.hooks)]]
+
+    def _batches(self, contexts: Contexts) -> Iterator[TokenBatch]:
+        """Yield the inputs of the forward passes."""
+        return token_batches(
             self.lm,
             contexts,
             batch_tokens=self.batch_tokens,
             padding=self.settings.padding,
             skip_special=self.settings.skip_special,
-        ):
-            span = np.concatenate([np.arange(contexts.offsets[i], contexts.offsets[i + 1]) for i in batch.index])
-            target = torch.from_numpy(place[span[wanted[span]]])
-            hooks = (*self.hooks, *([] if self.target is None else [self.target]))
-            for index, hidden in enumerate(activations(self.lm.model, hooks, batch.inputs)):
-                if len(stored) <= index:
-                    stored.append(torch.empty(int(wanted.sum()), hidden.shape[-1], dtype=self.dtype))
-                stored[index][target] = hidden[batch.keep.to(hidden.device)].to("cpu", self.dtype)
-        token, document, position = (
-            torch.from_numpy(column[wanted]) for column in (contexts.ids, contexts.document, contexts.position)
         )
-        targets = stored[len(self.hooks) :]
-        return [Columns(x, token, document, position, *targets) for x in stored[: len(self.hooks)]]
+
+    def _run(self, batch: TokenBatch) -> list[Tensor]:
+        """Return the rows of one forward pass at every hook, and the rows to predict."""
+        hooks = (*self.hooks, *([] if self.target is None else [self.target]))
+        return [
+            hidden[batch.keep.to(hidden.device)].to("cpu", self.dtype)
+            for hidden in activations(self.lm.model, hooks, batch.inputs)
+        ]
 
     def n_rows(self, contexts: Contexts) -> np.ndarray:
         """Return how many rows each context gives before the filter for outliers."""

@@ -37,6 +37,7 @@ from ..store.tensorfile import read_header
 from .arrays import ArrayRows
 from .shuffle import ShufflePlan, planned_block, read_ahead
 from .source import Batch, Block, Columns, check_reading, rows_in_words
+from .synthetic import ADDRESS, SyntheticRows, synthetic_rows
 
 SCHEMA = 2
 """Version of the folder's layout; raised at every change that older releases cannot read."""
@@ -503,8 +504,8 @@ def _map(path: Path, rows: int, d_in: int, dtype: torch.dtype) -> dict[str, np.n
         ) from None
 
 
-def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows:
-    """Open rows: a folder of shards, a ``.npy`` or a ``.safetensors`` file.
+def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows | SyntheticRows:
+    """Open rows: a folder of shards, a ``.npy`` or a ``.safetensors`` file, ``synthetic:d_in=32,n_features=64``.
 
     Raises
     ------
@@ -512,7 +513,11 @@ def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows:
         There is nothing there, or something else.
     FormatError
         It is damaged.
+    ConfigError
+        An address of synthetic rows that cannot be.
     """
+    if os.fspath(path).startswith(ADDRESS):
+        return synthetic_rows(os.fspath(path))
     if check_path(path).is_dir():
         return ShardRows(path)
     return ArrayRows.from_file(path)

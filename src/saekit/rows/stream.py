@@ -23,7 +23,7 @@ from ..places import without_locations
 from ..randomness import random_order
 from ..sae.finite import check_finite
 from ..settings import check_whole, suggest_keywords
-from .capture_texts import TextReader, TextRunner, open_texts
+from .capture_texts import Split, TextReader, TextRunner, open_texts
 from .outliers import OutlierFilter
 from .settings import StreamSettings
 from .shuffle import read_ahead, read_batches
@@ -136,12 +136,14 @@ def _stream_at(reader: TextReader, shared: SharedBlocks, at: int, sample: Column
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SharedBlocks:
     """Blocks of rows at several hooks: one forward pass for all who read the same block."""
 
     runner: TextRunner
     contexts: Contexts
+    split: Split | None = None
+    """The processes that share the forward passes; `train` sets it for the time of a distributed run."""
     _waiting: dict[tuple[int | None, int], dict[int, Columns]] = field(default_factory=dict)
     """Rows that were computed and not yet taken, by seed and block, by the index of the hook."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -167,7 +169,7 @@ class SharedBlocks:
         """
         with self._lock:
             if at not in self._waiting.get(key, {}):
-                self._waiting[key] = dict(enumerate(self.runner.rows(self.contexts.pick(chosen()))))
+                self._waiting[key] = dict(enumerate(self.runner.rows(self.contexts.pick(chosen()), self.split)))
             rows = self._waiting[key].pop(at)
             if not self._waiting[key]:
                 del self._waiting[key]
@@ -216,7 +218,8 @@ class StreamRows:
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Yield rows in batches; see `saekit.rows.source.Source.batches`."""
         start = check_reading(self, batch_rows, seed, start)
-        if not self.prefetch:
+        # several readers in threads of their own would meet the other processes in different orders
+        if not self.prefetch or (self.shared.split is not None and len(self.shared.runner.hooks) > 1):
             return read_batches(lambda number: self._waited(lambda: self._block(seed, number)), batch_rows, start)
         return read_ahead(lambda number: self._block(seed, number), batch_rows, start, waited=self._waited)
 

@@ -2,7 +2,8 @@
 
     x = mean_offset + sum_j c_j * dictionary_j + noise * e,    c_j = fires_j * magnitude_j,    e ~ N(0, 1 / d_in)
 
-where feature j fires independently with probability ``frequencies[j]``.
+where feature j fires with probability ``frequencies[j]``: independently, or (after 2602.14687) correlated, or only
+where its parent in a tree does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..files import digest_bytes
 from ..kinds import LARGEST
 from ..memory import check_memory
@@ -57,6 +58,20 @@ class SyntheticRows:
     """Length of a fixed offset added to every row."""
     n_rows: int | None = 1_048_576
     """Rows of one pass; None for rows without end."""
+    trees: int = 0
+    """Number of trees of features: a child fires only where its parent does, at most one child of a parent in a row,
+    with a size in proportion to the parent's. The rest of the features are in no tree."""
+    branching: int = 4
+    """Children of a parent, with `trees`."""
+    depth: int = 3
+    """Levels of a tree, with `trees`; the roots are the first one."""
+    factors: int = 0
+    """Number of common causes: features that are in no tree, and roots, fire together more or less often than by
+    chance, through a Gaussian copula ``F F^T + diag`` with ``F = 0.1 * randn(n_features, factors)``; 0 for none."""
+    norm_spread: float = 0.0
+    """Standard deviation of the logarithm of the features' mean sizes: 0 gives all the same."""
+    parting: int = 0
+    """Steps in which directions are moved apart, so that they interfere less than random ones; 0 for random ones."""
     rows_per_document: int = 32
     """Rows that share a document number (they are independent all the same)."""
     seed: int = 0
@@ -67,13 +82,20 @@ class SyntheticRows:
     """Probability ``[n_features]`` that a feature fires in a row, float64, falling."""
     offset: Tensor = field(init=False, repr=False, compare=False)
     """What is added to every row, ``[d_in]``; its length is `mean`."""
+    parent: Tensor = field(init=False, repr=False, compare=False)
+    """Parent of each feature ``[n_features]`` int64, -1 for none."""
+    sizes: Tensor = field(init=False, repr=False, compare=False)
+    """Mean size of each feature where it fires ``[n_features]``."""
 
     def __post_init__(self) -> None:
         self._check()
         directions = torch.randn(self.n_features, self.d_in, generator=self._generator("dictionary"))
         offset = torch.randn(self.d_in, generator=self._generator("offset"))
-        object.__setattr__(self, "dictionary", directions / directions.norm(dim=1, keepdim=True))
-        object.__setattr__(self, "frequencies", _power_law(self.n_features, self.power, self.l0))
+        object.__setattr__(self, "dictionary", _parted(directions / directions.norm(dim=1, keepdim=True), self.parting))
+        object.__setattr__(self, "parent", self._parents())
+        object.__setattr__(self, "frequencies", self._frequencies())
+        spread = torch.randn(self.n_features, generator=self._generator("norms")) * self.norm_spread
+        object.__setattr__(self, "sizes", self.magnitude * spread.exp())
         object.__setattr__(self, "offset", offset * (self.mean / offset.norm()))
 
     def _check(self) -> None:
@@ -83,9 +105,19 @@ class SyntheticRows:
             raise ConfigError(
                 f"`SyntheticRows.l0` must lie above 0 and not above n_features={self.n_features}; got {self.l0!r}."
             )
-        for name in ("power", "magnitude", "noise", "mean"):
+        for name in ("power", "magnitude", "noise", "mean", "norm_spread"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"`SyntheticRows.{name}` must be 0 or more; got {getattr(self, name)!r}.")
+        for name, least in {"trees": 0, "factors": 0, "parting": 0, "branching": 1, "depth": 1}.items():
+            if not (is_whole(getattr(self, name)) and getattr(self, name) >= least):
+                raise ConfigError(
+                    f"`SyntheticRows.{name}` must be a whole number of at least {least}; got {getattr(self, name)!r}."
+                )
+        if self.trees * self._tree_size() > self.n_features:
+            raise ConfigError(
+                f"`SyntheticRows.trees` must fit into n_features={self.n_features}; {self.trees} of them with "
+                f"{self._tree_size()} features each do not. Use fewer, or a smaller `branching` or `depth`."
+            )
         check_memory("SyntheticRows", self._memory(), "Use a smaller `d_in` or fewer features.")
 
     def _check_sizes(self) -> None:
@@ -109,7 +141,8 @@ class SyntheticRows:
     @property
     def info(self) -> dict[str, Any]:
         """All settings, and a digest of them."""
-        settings = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
+        made = {entry.name: (getattr(self, entry.name), entry.default) for entry in fields(self) if entry.init}
+        settings = {name: value for name, (value, default) in made.items() if name not in _LATER or value != default}
         return {
             "kind": "synthetic",
             **settings,
@@ -160,12 +193,127 @@ class SyntheticRows:
     def _codes(self, chunk: int) -> tuple[Tensor, torch.Generator]:
         generator = self._generator("rows", chunk)
         shape = (_CHUNK_ROWS, self.n_features)
-        fires = torch.rand(shape, generator=generator) < self.frequencies.float()
-        size = torch.empty(shape).exponential_(generator=generator)
-        return fires * (self.magnitude * (0.5 + 0.5 * size)), generator
+        chance = torch.rand(shape, generator=generator)
+        if self.factors:
+            chance = self._copula(generator)
+        fires = chance < self.frequencies.float()
+        size = 0.5 + 0.5 * torch.empty(shape).exponential_(generator=generator)
+        if self.trees:
+            fires, size = self._grown(chance, fires, size)
+        return fires * (size * self.sizes), generator
+
+    def _tree_size(self) -> int:
+        return sum(self.branching**level for level in range(self.depth))
+
+    def _parents(self) -> Tensor:
+        """Return the parents, level by level: roots are the most frequent features, then their children, and so on."""
+        parent = torch.full((self.n_features,), -1)
+        above, first = torch.arange(self.trees), self.trees
+        for _ in range(1, self.depth):
+            children = above.repeat_interleave(self.branching)
+            parent[first : first + len(children)] = children
+            above, first = torch.arange(first, first + len(children)), first + len(children)
+        return parent
+
+    def _frequencies(self) -> Tensor:
+        """Return the power law; in trees children share their parent's frequency where the law gives them more."""
+        wanted = self.l0
+        frequencies = _power_law(self.n_features, self.power, wanted)
+        if not self.trees:
+            return frequencies
+        low, high = 0.0, float(self.n_features)
+        for _ in range(60):  # what children lose, all of them are to gain
+            wanted = (low + high) / 2
+            frequencies = self._under_parents(_power_law(self.n_features, self.power, wanted))
+            low, high = (wanted, high) if float(frequencies.sum()) < self.l0 else (low, wanted)
+        return frequencies
+
+    def _under_parents(self, frequencies: Tensor) -> Tensor:
+        first = self.trees
+        for level in range(1, self.depth):
+            children = torch.arange(first, first + self.trees * self.branching**level)
+            frequencies[children] = torch.minimum(
+                frequencies[children], frequencies[self.parent[children]] / self.branching
+            )
+            first += len(children)
+        return frequencies
+
+    def _copula(self, generator: torch.Generator) -> Tensor:
+        """Return correlated uniform numbers ``[_CHUNK_ROWS, n_features]``."""
+        loadings = _LOADING * torch.randn(self.n_features, self.factors, generator=self._generator("factors"))
+        own = (1 - loadings.square().sum(1)).clamp(min=0.01)
+        common = torch.randn(_CHUNK_ROWS, self.factors, generator=generator)
+        noise = torch.randn(_CHUNK_ROWS, self.n_features, generator=generator)
+        normal = (common @ loadings.T + noise * own.sqrt()) / (loadings.square().sum(1) + own).sqrt()
+        return 1 - torch.special.ndtr(normal)
+
+    def _grown(self, chance: Tensor, fires: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Let children fire where their parent does, one at most of each parent, at sizes in proportion to its."""
+        fires, size = fires.clone(), size.clone()
+        first = self.trees
+        for level in range(1, self.depth):
+            children = torch.arange(first, first + self.trees * self.branching**level)
+            parents = self.parent[children]
+            given = (self.frequencies[children] / self.frequencies[parents]).float()
+            edges = given.view(-1, self.branching).cumsum(1).flatten()
+            # One number for all children of a parent decides which of them fires, if any.
+            shared = chance[:, children[:: self.branching]].repeat_interleave(self.branching, 1)
+            fires[:, children] = fires[:, parents] & (shared < edges) & (shared >= edges - given)
+            size[:, children] *= size[:, parents]
+            first += len(children)
+        return fires, size
 
     def _generator(self, *key: int | str) -> torch.Generator:
         return torch.Generator().manual_seed(hashed_key("synthetic", self.seed, *key, n_bytes=7))
+
+
+_LOADING = 0.1
+"""Scale of the loadings of common causes (2602.14687)."""
+
+_LATER = ("trees", "branching", "depth", "factors", "norm_spread", "parting")
+"""Settings that came later: at their defaults they are no part of the digest."""
+
+_PARTING_RATE = 0.05
+"""How far a step moves directions apart, in parts of what would undo their frame potential."""
+
+
+def _parted(directions: Tensor, steps: int) -> Tensor:
+    """Return unit directions after some steps down the sum of their squared cosines."""
+    for _ in range(steps):
+        pull = directions @ (directions.T @ directions) - directions
+        directions = directions - _PARTING_RATE * pull * (directions.shape[1] / len(directions))
+        directions = directions / directions.norm(dim=1, keepdim=True)
+    return directions
+
+
+def synthetic_rows(address: str) -> SyntheticRows:
+    """Return the rows of an address ``synthetic:d_in=32,n_features=64,l0=4``, with the settings of `SyntheticRows`.
+
+    Raises
+    ------
+    ConfigError
+        A setting is unknown, not a number, or missing.
+    """
+    kinds = {entry.name: entry for entry in fields(SyntheticRows) if entry.init}
+    found: dict[str, Any] = {}
+    for part in address.removeprefix(ADDRESS).split(","):
+        name, _, text = (each.strip() for each in part.partition("="))
+        if name not in kinds:
+            raise ConfigError(f"`{address}`: `{name}` is no setting of synthetic rows. {did_you_mean(name, kinds)}")
+        is_float = kinds[name].type == "float"
+        try:
+            found[name] = float(text) if is_float else int(text.replace("_", ""))
+        except ValueError:
+            kind = "a number" if is_float else "a whole number"
+            raise ConfigError(f"`{address}`: `{name}` must be {kind}; got `{text}`. Write {name}=4, say.") from None
+    missing = [name for name in ("d_in", "n_features") if name not in found]
+    if missing:
+        raise ConfigError(f"`{address}` must give `{missing[0]}`. Write {ADDRESS}d_in=32,n_features=64, say.")
+    return SyntheticRows(**found)
+
+
+ADDRESS = "synthetic:"
+"""What an address of synthetic rows begins with."""
 
 
 def _power_law(n: int, power: float, total: float) -> Tensor:

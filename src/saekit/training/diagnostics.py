@@ -10,6 +10,7 @@ from . import checkpoint
 from .callbacks import Record
 from .convergence import fall_of, is_undertrained
 from .learner import Learner
+from .mesh import any_of, flags_of
 from .request import Request
 from .run_state import Run
 
@@ -45,12 +46,17 @@ def check_step(run: Run) -> None:
     rows_bad = not bool(torch.isfinite(run.sums["x.squares"]))
     cause = (
         "the rows hold NaN, infinity or numbers whose squares float32 cannot hold (scale the rows)"
-        if rows_bad
+        if any_of(run.mesh, rows_bad)
         else "lower `lr`, or use precision='fp32'"
     )
+    where = ""
+    if run.mesh.size > 1:
+        first = flags_of(run.mesh, rows_bad or bool(run.sums[f"{index}.own_bad"] > 0))
+        ranks = ", ".join(str(rank) for rank, is_bad in enumerate(first) if is_bad)
+        where = f" on rank {ranks or 'unknown'} of {run.mesh.size}"
     raise NonFiniteError(
-        f"train: loss and gradient must be finite; got NaN or infinity in step {run.step - steps_ago + 1}, learner "
-        f"`{run.request.names[index]}` (seed {learner.seed}, {learner.config!r}): {cause}. {hint}"
+        f"train: loss and gradient must be finite; got NaN or infinity in step {run.step - steps_ago + 1}{where}, "
+        f"learner `{run.request.names[index]}` (seed {learner.seed}, {learner.config!r}): {cause}. {hint}"
     )
 
 
@@ -63,7 +69,7 @@ def check_weights(run: Run) -> None:
         Nothing that is not finite is ever saved.
     """
     for name, learner in run.named_learners():
-        if not all(bool(torch.isfinite(t).all()) for t in learner.parameters.values()):
+        if any_of(run.mesh, not all(bool(torch.isfinite(t).all()) for t in learner.parameters.values())):
             kept = checkpoint.newest(run.folder)
             raise NonFiniteError(
                 f"train: weights must be finite; learner `{name}` (seed {learner.seed}) is not after step "

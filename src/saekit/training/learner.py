@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from .architectures import ARCHITECTURES, scaling_of
 from .config import Config
 from .defaults import ResolvedConfig
 from .initialization import initial_weights, principal_directions
+from .mesh import ALONE, Mesh, gathered
 
 GENERATORS = ("init", "data", "resample")
 """Random streams of a learner: initial weights; sizes drawn during training; rows that dead latents are pointed at.
@@ -52,6 +53,8 @@ class Learner:
     """Steps done."""
     peers: list[Learner] = field(default_factory=list, repr=False, compare=False)
     """The other seeds of the configuration, where `mutual` ties them together."""
+    mesh: Mesh = field(default=ALONE, repr=False, compare=False)
+    """The ranks that train it together; tensors with a latent axis are then this rank's shards."""
     anchor: Tensor | None = None
     """The initial decoder rows ``[n_latents, d_in]``, where they are soft-frozen."""
 
@@ -141,6 +144,38 @@ def anchor_of(config: Config, W_dec: Tensor) -> Tensor | None:
 def latent_parameters(learner: Learner) -> list[str]:
     """Return the names of the parameters with a latent axis: all but `b_dec`."""
     return [name for name in learner.parameters if name != "b_dec"]
+
+
+def shard(learner: Learner, mesh: Mesh) -> None:
+    """Leave a whole learner with the latents of this rank, in place."""
+    own = mesh.latents_of(learner.config.n_latents)
+    names = latent_parameters(learner)
+    for tensors in (learner.parameters, learner.first_moments, learner.second_moments):
+        tensors |= {name: tensors[name][own].clone() for name in names}
+    learner.rows_since_fired = learner.rows_since_fired[own].clone()
+    learner.anchor = None if learner.anchor is None else learner.anchor[own].clone()
+    learner.mesh = mesh
+
+
+def whole(learner: Learner) -> Learner:
+    """Return a learner with the latents of all ranks, which have to call this together."""
+    mesh = learner.mesh
+    if mesh.latent_size == 1:
+        return learner
+    names = latent_parameters(learner)
+
+    def joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: gathered(mesh, t) if name in names else t for name, t in tensors.items()}
+
+    return replace(
+        learner,
+        parameters=joined(learner.parameters),
+        first_moments=joined(learner.first_moments),
+        second_moments=joined(learner.second_moments),
+        rows_since_fired=gathered(mesh, learner.rows_since_fired),
+        anchor=None if learner.anchor is None else gathered(mesh, learner.anchor),
+        mesh=ALONE,
+    )
 
 
 def permute(learner: Learner, order: Tensor) -> Learner:

@@ -105,7 +105,7 @@ class Log:
         self._progress = progress
         self._clock = clock
         self._first_step = run.step
-        self._file = None if run.folder is None else run.folder / LOG_FILE
+        self._file = None if run.folder is None or run.mesh.rank else run.folder / LOG_FILE
         if self._file is not None:
             cut_log(self._file, run.step)
 
@@ -193,6 +193,8 @@ def _learner_sums(s: Statistics, name: str) -> dict[str, Tensor]:
     sums = {"loss": s.loss, "error": s.error, "fired": s.fired, "grad_norm": s.grad_norm}
     sums |= {f"part.{part}": value for part, value in s.parts.items()}
     sums |= {"dead=": s.dead, "bad": torch.where(s.finite, 0, 1)}
+    if s.own_finite is not None:
+        sums["own_bad"] = torch.where(s.own_finite, 0, 1)
     return {f"{name}.{key}": value for key, value in sums.items()}
 
 

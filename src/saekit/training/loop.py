@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -18,17 +18,19 @@ from ..memory import check_memory
 from ..places import warn
 from ..progress import shows_progress
 from ..rows.opening import Rows, source_of
+from ..rows.stream import StreamRows
 from ..sae.model import SAE
 from ..settings import Progress, silent, suggest_keywords
 from .architectures import ARCHITECTURES, config_to_dict
 from .callbacks import Callback, Receiver, receiver
 from .config import Config
-from .defaults import default_batch_rows, resolve
+from .defaults import ResolvedConfig, default_batch_rows, resolve
 from .diagnostics import check_step, check_weights
 from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
-from .learner import finish, initialize_learner
+from .learner import finish, initialize_learner, whole
 from .log import Clock, Log, add_step
-from .request import Request, Seeds, check_configs, check_seeds, make_request, memory_of
+from .mesh import ALONE, Mesh, agreed, any_of, launched, losses_told, split_of
+from .request import Request, Seeds, check_configs, check_ranks, check_seeds, device_of, make_request, memory_of
 from .run_folder import claim, provenance_of, read_back, save_finished, save_snapshot, source_facts
 from .run_state import Run, begin, save_checkpoint
 from .settings import TrainSettings
@@ -36,6 +38,9 @@ from .step import STEPS
 
 CHECK_EVERY = 50
 """Steps between checks for NaN on a GPU, where a check waits for the device; on a CPU every step is checked."""
+
+AGREE_EVERY = 10
+"""Steps after which several ranks ask each other whether somebody wants the run to end."""
 
 
 @overload
@@ -150,32 +155,64 @@ def train(
     several = isinstance(rows, Mapping)
     sources: dict[str, Rows] = dict(rows) if isinstance(rows, Mapping) else {"": rows}
     _check_sources(sources, start, several)
+    mesh = launched(settings.latent_shards, device_of(settings).type)
     requests = {
-        name: make_request(configs, each, seeds=seeds, tokens=tokens, start=start, settings=settings)
+        name: make_request(
+            configs, each, seeds=seeds, tokens=tokens, start=start, settings=settings, ranked=mesh.size > 1
+        )
         for name, each in sources.items()
     }
+    for request in requests.values():
+        check_ranks(request, mesh)
     if several:
         _check_memory_of(requests)
     with ExitStack() as stack:
-        receivers = [receiver(callback, stack) for callback in callbacks]
+        stack.enter_context(losses_told(mesh))
+        stack.enter_context(_shared_reading(requests.values(), mesh))
+        receivers = [receiver(callback, stack) for callback in callbacks if mesh.rank == 0]
         begun: dict[str, Training] = {}
         done: dict[str, list[SAE]] = {}
         for name, request in requests.items():
             warn(request.warnings)
-            folder = None if out is None else stack.enter_context(locked_folder(Path(out) / name))
-            claimed = request if folder is None else claim(folder, request, resume)
+            folder = None if out is None else Path(out) / name
+            claimed = agreed(mesh, lambda: _claimed(folder, request, resume, stack))  # noqa: B023
             if claimed is None:
                 assert folder is not None
-                done[name] = read_back(folder, request.names, request.device)
+                done[name] = agreed(mesh, lambda: read_back(folder, request.names, request.device))  # noqa: B023
                 continue
-            clock = Clock(claimed.source)
-            run = begin(claimed, folder, resume)
+            clock = Clock(request.source)
+            run = begin(replace(request, resolved=claimed), folder, resume, mesh)
             clock.start_steps()
-            log = Log(run, clock, _named(receivers, name), silent if begun else progress or silent)
-            begun[name] = Training(run, log, clock, Schedule.of(run))
-        advance(list(begun.values()))
+            shown = silent if begun or mesh.rank else progress or silent
+            begun[name] = Training(run, Log(run, clock, _named(receivers, name), shown), clock, Schedule.of(run))
+        advance(list(begun.values()), mesh)
         done |= {name: _finished(training) for name, training in begun.items()}
     return {name: done[name] for name in requests} if several else done[""]
+
+
+def _claimed(folder: Path | None, request: Request, resume: bool, stack: ExitStack) -> list[ResolvedConfig] | None:
+    """Hold the folder of a run; return the defaults that the run has, None where it is finished."""
+    if folder is None:
+        return request.resolved
+    claimed = claim(stack.enter_context(locked_folder(folder)), request, resume)
+    return None if claimed is None else claimed.resolved
+
+
+@contextmanager
+def _shared_reading(requests: Iterable[Request], mesh: Mesh) -> Iterator[None]:
+    """Split the forward passes of streams over the ranks in the block."""
+    streams = [each.source for each in requests if isinstance(each.source, StreamRows)]
+    if mesh.size == 1 or not streams:
+        yield
+        return
+    split = split_of(mesh)
+    for each in streams:
+        each.shared.split = split
+    try:
+        yield
+    finally:
+        for each in streams:
+            each.shared.split = None
 
 
 def _check_sources(sources: Mapping[str, Rows], start: object, several: bool) -> None:
@@ -226,13 +263,13 @@ def _finished(training: Training) -> list[SAE]:
     """Return the SAEs of a run after its last step, and write them."""
     run = training.run
     check_weights(run)
-    saes = [finish(learner, provenance_of(run, index)) for index, learner in enumerate(run.learners)]
+    saes = [finish(whole(learner), provenance_of(run, index)) for index, learner in enumerate(run.learners)]
     if run.folder is not None:
-        save_finished(run, saes, training.clock.seconds)
+        agreed(run.mesh, lambda: save_finished(run, saes, training.clock.seconds))
     return saes
 
 
-def advance(trainings: Sequence[Training]) -> None:
+def advance(trainings: Sequence[Training], mesh: Mesh = ALONE) -> None:
     """Train every learner of every run to the last step: the loop. Runs that are behind come first.
 
     Raises
@@ -246,7 +283,7 @@ def advance(trainings: Sequence[Training]) -> None:
             for training in unfinished:
                 if training.run.step == first:
                     train_batch(training)
-            if interruption.requested:
+            if (mesh.size == 1 or first % AGREE_EVERY == 0) and any_of(mesh, interruption.requested):
                 stop(trainings)
 
 
@@ -259,7 +296,8 @@ def train_batch(training: Training) -> None:
         batch = next(run.batches)
     with clock.measuring("steps"):
         x = batch.x.to(device=device, dtype=torch.float32, non_blocking=True)
-        add_step(run, x, [step(learner, x) for learner in run.learners])
+        own = run.mesh.rows_of(x)
+        add_step(run, x, [step(learner, own) for learner in run.learners])
         run.move_on(batch)
         # Before anything is written: what is not finite never reaches a log or a checkpoint.
         if schedule.checks(run.step):

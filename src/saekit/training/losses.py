@@ -38,7 +38,8 @@ from .config import (
     matryoshka_sizes,
     matryoshka_weights,
 )
-from .sparse_autograd import Pairs, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
+from .mesh import ALONE, Mesh, entering, over_latents, over_rows, ranks, smallest_of_largest
+from .sparse_autograd import Pairs, at_least, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
 
 CONTROLLER_GAIN = 0.02
 """How fast a penalty's coefficient follows L0: in a step its logarithm moves by `gain` times the expected
@@ -82,6 +83,9 @@ class Context(Generic[C]):
     """Decay of that average per step."""
     sizes: tuple[int, ...] | None = None
     """Prefix lengths drawn for this step; None for the fixed ones."""
+    mesh: Mesh = ALONE
+    """The ranks that compute the loss together: parameters and rows are this rank's, terms of the loss are means over
+    its rows and sums over all latents."""
 
     @property
     def warmth(self) -> float:
@@ -110,10 +114,10 @@ def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
     return (x - x_hat).pow(2).sum() / len(x)
 
 
-def variance(x: Tensor) -> Tensor:
+def variance(x: Tensor, mesh: Mesh = ALONE) -> Tensor:
     """Return ``mean over rows of ||x - mean(x)||^2`` (summed over dimensions), detached, at least 1e-12."""
     x = x.detach()
-    return ((x - x.mean(0)).pow(2).sum() / len(x)).clamp(min=1e-12)
+    return over_rows(mesh, (x - over_rows(mesh, x.mean(0))).pow(2).sum() / len(x)).clamp(min=1e-12)
 
 
 # ---------------------------------------------------------------- the top-k family
@@ -125,13 +129,13 @@ def topk_loss(p: Tensors, x: Tensor, context: Context[TopK]) -> Outcome:
     offset, bias = _biases(p, context)
     k = k_now(c, context.step, context.total_steps)
     k_wide = min(WIDER * k, c.n_latents) if c.multi_topk else k
-    wide_values, wide_indices = choose_topk(x, p["W_enc"], bias, k_wide)
-    values, pairs = _first(wide_values, wide_indices, k, c.n_latents)
-    x_hat = _decode(p, x, bias, (values, pairs)) + offset
+    largest = _choose(x, p["W_enc"], bias, k_wide, context.mesh)
+    values, pairs = largest.part(0, k)
+    x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
     if c.multi_topk:
-        wide = _first(wide_values, wide_indices, k_wide, c.n_latents)
-        terms["multi_topk"] = c.multi_topk * squared_error(x, _decode(p, x, bias, wide) + offset)
+        wide = _decode(p, x, bias, largest.part(0, k_wide), context.mesh)
+        terms["multi_topk"] = c.multi_topk * squared_error(x, wide + offset)
     residual = (x - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values))
@@ -149,11 +153,11 @@ def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK])
     levels = hierarchical_levels(c)
     weights = c.weights or (1 / len(levels),) * len(levels)
     offset, bias = _biases(p, context)
-    values, indices = choose_topk(x, p["W_enc"], bias, c.k)  # largest first
+    largest = _choose(x, p["W_enc"], bias, c.k, context.mesh)
     x_hat, error, fired = offset, x.new_zeros(()), torch.zeros_like(bias)
     for start, level, weight in zip((0, *levels), levels, weights):
-        ring = values[:, start:level].reshape(-1), Pairs.even(indices[:, start:level], c.n_latents)
-        x_hat = _decode(p, x, bias, ring) + x_hat
+        ring = largest.part(start, level)
+        x_hat = _decode(p, x, bias, ring, context.mesh) + x_hat
         error = error + weight * squared_error(x, x_hat)
         fired = fired + ring[1].fired(ring[0])
     terms = {"reconstruction": error}
@@ -169,9 +173,9 @@ def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcom
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T)
         k = k_now(c, context.step, context.total_steps)
-        values, pairs, smallest = choose_batchtopk(pre, k * len(x), context.state["last_smallest"])
+        values, pairs, smallest = _choose_over_batch(pre, k, context)
         del pre
-    x_hat = _decode(p, x, bias, (values, pairs)) + offset
+    x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + offset
     terms = {"reconstruction": squared_error(x, x_hat)}
     residual = (x - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
@@ -188,23 +192,27 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T) if c.over == "batchtopk" else None
 
+    def own(size: int) -> int:
+        return context.mesh.prefix_of(size, len(bias))
+
     def select(size: int) -> tuple[Tensor, Pairs, Tensor | None]:
-        k = k_of(c, size)
+        k, end = k_of(c, size), own(size)
         if pre is None:
-            return *_first(*choose_topk(x, p["W_enc"][:size], bias[:size], k), k, c.n_latents), None
-        values, pairs, smallest = choose_batchtopk(pre[:, :size], k * len(x), context.state["last_smallest"])
-        return values, Pairs(pairs.offsets, pairs.indices, c.n_latents), smallest
+            values, pairs = _choose(x, p["W_enc"][:end], bias[:end], k, context.mesh).part(0, k)
+            return values, Pairs(pairs.offsets, pairs.indices, len(bias)), None
+        values, pairs, smallest = _choose_over_batch(pre[:, :end], k, context)
+        return values, Pairs(pairs.offsets, pairs.indices, len(bias)), smallest
 
     values, pairs, smallest = select(c.n_latents)
     chosen = [(values, pairs)]
     for size in sizes[:-1]:
         if truncated:  # a value of 0 adds nothing and gets no gradient
-            chosen.append((values * (pairs.indices < size), pairs))
+            chosen.append((values * (pairs.indices < own(size)), pairs))
         else:
             kept, kept_pairs, _ = select(size)
             chosen.append((kept, kept_pairs))
     # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
-    x_hat = _decode(p, x.repeat(len(chosen), 1), bias, _stacked(chosen)) + offset
+    x_hat = _decode(p, x.repeat(len(chosen), 1), bias, _stacked(chosen), context.mesh) + offset
     x_hat = x_hat.view(len(chosen), *x.shape)
     residual = (x - x_hat[0]).detach()
     errors = (x - x_hat).pow(2).sum((1, 2)) / len(x)
@@ -227,7 +235,9 @@ def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
     return torch.cat([values for values, _ in chosen]), Pairs(torch.cat(offsets), indices, chosen[0][1].n_latents)
 
 
-def aux_loss(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, *, dead: Tensor, k_aux: int) -> Tensor:
+def aux_loss(
+    p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, *, dead: Tensor, k_aux: int, mesh: Mesh = ALONE
+) -> Tensor:
     """Return AuxK: the fraction of the residual that dead latents leave unexplained.
 
     It is ``||e - e_hat||^2 / ||e - mean(e)||^2``. ``e`` is the residual, detached; ``e_hat`` is decoded from the
@@ -246,9 +256,17 @@ def aux_loss(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, *, dead: Ten
         ``[n_latents]`` bool.
     k_aux
         Dead latents per row; fewer when fewer are dead.
+    mesh
+        The ranks that compute it together.
     """
     e = residual.detach()
     W_enc, n_latents = p["W_enc"], len(bias)
+    if mesh.latent_size > 1:
+        largest = _choose(x, W_enc.detach(), bias.detach().masked_fill(~dead, -torch.inf), k_aux, mesh)
+        values, pairs = largest.part(0, k_aux)
+        e_hat = over_latents(mesh, decode_pairs(encode_pairs(W_enc, bias, x, values, pairs), p["W_dec"], pairs))
+        fraction = squared_error(e, e_hat) / variance(e, mesh)
+        return torch.where(over_latents(mesh, dead.float().sum()) > 0, fraction, torch.zeros_like(fraction))
     if dead.device.type == "cpu":  # counting costs nothing here, and the product shrinks to the dead latents
         which = dead.nonzero()[:, 0]
         if not len(which):
@@ -259,7 +277,7 @@ def aux_loss(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, *, dead: Ten
         values, indices = choose_topk(x, W_enc, bias.detach().masked_fill(~dead, -torch.inf), min(k_aux, n_latents))
     pairs = Pairs.even(indices, n_latents)
     e_hat = decode_pairs(encode_pairs(W_enc, bias, x, values.reshape(-1), pairs), p["W_dec"], pairs)
-    fraction = squared_error(e, e_hat) / variance(e)
+    fraction = squared_error(e, e_hat) / variance(e, mesh)
     return torch.where(dead.any(), fraction, torch.zeros_like(fraction))
 
 
@@ -285,17 +303,50 @@ def _biases(p: Tensors, context: Context[Config]) -> tuple[Tensor, Tensor]:
     """
     with torch.autocast(p["W_enc"].device.type, enabled=False):
         offset = p["b_dec"] - context.center
-        return offset, p["b_enc"] - p["W_enc"] @ offset
+        return offset, p["b_enc"] - p["W_enc"] @ entering(context.mesh, offset)
 
 
-def _first(values: Tensor, indices: Tensor, k: int, n_latents: int) -> tuple[Tensor, Pairs]:
-    return values[:, :k].reshape(-1), Pairs.even(indices[:, :k], n_latents)
+@dataclass(frozen=True)
+class _Largest:
+    """The largest pre-activations of each row, after ReLU, the largest first; of this rank's latents."""
+
+    values: Tensor
+    indices: Tensor
+    ranks: Tensor | None
+    """Their ranks among those of all latents; None where these are all."""
+    n_latents: int
+
+    def part(self, first: int, last: int) -> tuple[Tensor, Pairs]:
+        """Return the pairs of rank `first` to `last`; with several shards also others, with a value of 0."""
+        if self.ranks is None:
+            return self.values[:, first:last].reshape(-1), Pairs.even(self.indices[:, first:last], self.n_latents)
+        values = self.values * ((self.ranks >= first) & (self.ranks < last))
+        return values.reshape(-1), Pairs.even(self.indices, self.n_latents)
 
 
-def _decode(p: Tensors, x: Tensor, bias: Tensor, chosen: tuple[Tensor, Pairs]) -> Tensor:
+def _choose(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, mesh: Mesh) -> _Largest:
+    """Return the `k` largest of each row."""
+    if not len(bias):  # none of this rank's latents is in the prefix
+        values = torch.zeros(len(x), 0, device=x.device)
+        indices = values.long()
+    else:
+        values, indices = choose_topk(x, W_enc, bias, min(k, len(bias)))
+    return _Largest(values, indices, ranks(mesh, values, k), len(bias))
+
+
+def _choose_over_batch(pre: Tensor, k: int, context: Context[Any]) -> tuple[Tensor, Pairs, Tensor]:
+    """Return the ``k * rows`` largest of the whole batch, and the smallest of them; see `choose_batchtopk`."""
+    mesh = context.mesh
+    if mesh.size == 1:
+        return choose_batchtopk(pre, k * len(pre), context.state["last_smallest"])
+    smallest = smallest_of_largest(mesh, pre.detach().float(), k * len(pre) * mesh.data_size)
+    return *at_least(pre, smallest), smallest
+
+
+def _decode(p: Tensors, x: Tensor, bias: Tensor, chosen: tuple[Tensor, Pairs], mesh: Mesh) -> Tensor:
     """Return what the chosen pairs add to the decoder bias, with gradient for encoder and decoder."""
     values, pairs = chosen
-    return decode_pairs(encode_pairs(p["W_enc"], bias, x, values, pairs), p["W_dec"], pairs)
+    return over_latents(mesh, decode_pairs(encode_pairs(p["W_enc"], bias, x, values, pairs), p["W_dec"], pairs))
 
 
 def _aux_term(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Context[Revived]) -> Tensors:
@@ -303,8 +354,8 @@ def _aux_term(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Co
     coefficient = context.config.aux_coefficient
     if not coefficient or context.dead is None or not context.k_aux:
         return {}
-    aux = aux_loss(p, x, bias, residual, dead=context.dead, k_aux=context.k_aux)
-    return {"aux": coefficient * variance(x) * aux}
+    aux = aux_loss(p, x, bias, residual, dead=context.dead, k_aux=context.k_aux, mesh=context.mesh)
+    return {"aux": coefficient * variance(x, context.mesh) * aux}
 
 
 def _outcome(
@@ -395,16 +446,16 @@ def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
     threshold = p["log_threshold"].exp()
     pre = torch.addmm(bias, x, p["W_enc"].T).float()
     codes = jump(pre, threshold, c.bandwidth)
-    x_hat = codes @ p["W_dec"] + offset
-    frequencies = frequencies_above(pre, threshold, c.bandwidth)
-    l0 = frequencies.sum()
+    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + offset
+    frequencies = over_rows(context.mesh, frequencies_above(pre, threshold, c.bandwidth))
+    l0 = over_latents(context.mesh, frequencies.sum())
     terms = {
         "reconstruction": squared_error(x, x_hat),
-        "sparsity": context.warmth * c.sparsity * variance(x) * (l0 / c.target_l0 - 1).pow(2),
+        "sparsity": context.warmth * c.sparsity * variance(x, context.mesh) * (l0 / c.target_l0 - 1).pow(2),
     }
     if c.density:
-        weight = context.warmth * c.density * variance(x) / (c.density_at * c.target_l0)
-        terms["density"] = weight * frequencies.pow(2).sum()
+        weight = context.warmth * c.density * variance(x, context.mesh) / (c.density_at * c.target_l0)
+        terms["density"] = weight * over_latents(context.mesh, frequencies.pow(2).sum())
     residual = (x - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, _count(codes))
@@ -417,12 +468,12 @@ def relu_loss(p: Tensors, x: Tensor, context: Context[ReLU]) -> Outcome:
     """Return the loss of ReLU: ``error + l1 * mean over rows of sum_j codes_j * ||W_dec[j]||``."""
     offset, bias = _biases(p, context)
     codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
-    x_hat = codes @ p["W_dec"] + offset
+    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + offset
     fired = _count(codes)
     coefficient = context.state["coefficient"]
     terms = {
         "reconstruction": squared_error(x, x_hat),
-        "sparsity": context.warmth * coefficient * (codes.sum(0) * p["W_dec"].norm(dim=1)).sum() / len(x),
+        "sparsity": context.warmth * coefficient * _penalty(codes, p["W_dec"], context.mesh) / len(x),
     }
     updates = controlled(context, coefficient, fired, len(x))
     return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient)
@@ -436,21 +487,26 @@ def gated_loss(p: Tensors, x: Tensor, context: Context[Gated]) -> Outcome:
     ``g = (x - offset) @ W_enc.T``.
     """
     offset = p["b_dec"] - context.center
-    g = torch.addmm(-(p["W_enc"] @ offset), x, p["W_enc"].T).float()  # [n, n_latents]
+    g = torch.addmm(-(p["W_enc"] @ entering(context.mesh, offset)), x, p["W_enc"].T).float()  # [n, n_latents]
     gate = g + p["b_enc"]
     codes = (gate > 0) * (p["r_mag"].exp() * g + p["b_mag"]).relu()
     opened = gate.relu()
-    x_hat = codes @ p["W_dec"] + offset
-    x_hat_gate = opened @ p["W_dec"].detach() + offset.detach()
+    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + offset
+    x_hat_gate = over_latents(context.mesh, opened @ p["W_dec"].detach()) + offset.detach()
     fired = _count(codes)
     coefficient = context.state["coefficient"]
     terms = {
         "reconstruction": squared_error(x, x_hat),
-        "sparsity": context.warmth * coefficient * (opened.sum(0) * p["W_dec"].norm(dim=1)).sum() / len(x),
+        "sparsity": context.warmth * coefficient * _penalty(opened, p["W_dec"], context.mesh) / len(x),
         "gate": squared_error(x, x_hat_gate),
     }
     updates = controlled(context, coefficient, fired, len(x))
     return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient)
+
+
+def _penalty(codes: Tensor, W_dec: Tensor, mesh: Mesh) -> Tensor:
+    """Return the sum over rows of ``sum_j codes_j * ||W_dec[j]||``."""
+    return over_latents(mesh, (codes.sum(0) * W_dec.norm(dim=1)).sum())
 
 
 P_SMOOTH = 1e-3
@@ -467,12 +523,12 @@ def p_anneal_loss(p: Tensors, x: Tensor, context: Context[PAnneal]) -> Outcome:
     c = context.config
     offset, bias = _biases(p, context)
     codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
-    x_hat = codes @ p["W_dec"] + offset
+    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + offset
     fired = _count(codes)
     sizes = codes * p["W_dec"].norm(dim=1)
     index = p_index(c, context.step, context.total_steps)
     exponent, following = p_value(c, index), p_value(c, index + 1)
-    penalty = p_penalty(sizes, exponent)
+    penalty = over_latents(context.mesh, p_penalty(sizes, exponent))
     coefficient = context.state["coefficient"]
     terms = {
         "reconstruction": squared_error(x, x_hat),
@@ -480,7 +536,8 @@ def p_anneal_loss(p: Tensors, x: Tensor, context: Context[PAnneal]) -> Outcome:
     }
     updates = controlled(context, coefficient, fired, len(x))
     # Both penalties averaged over about 10 steps: one batch is too noisy to rescale a coefficient by.
-    recent = 0.9 * context.state["penalties"] + torch.stack([penalty.detach(), p_penalty(sizes.detach(), following)])
+    both = torch.stack([penalty.detach(), over_latents(context.mesh, p_penalty(sizes.detach(), following))])
+    recent = 0.9 * context.state["penalties"] + over_rows(context.mesh, both)
     if p_index(c, context.step + 1, context.total_steps) != index:
         updates["coefficient"] = updates.get("coefficient", coefficient) * recent[0] / recent[1].clamp(min=1e-12)
         recent = torch.zeros_like(recent)
@@ -518,7 +575,8 @@ def controlled(context: Context[Penalized], coefficient: Tensor, fired: Tensor, 
     c = context.config
     if c.target_l0 is None:
         return {}
-    distance = (fired.sum() / n_rows / c.target_l0).clamp(min=1e-3).log()
+    l0 = over_rows(context.mesh, over_latents(context.mesh, fired.sum()) / n_rows)
+    distance = (l0 / c.target_l0).clamp(min=1e-3).log()
     past = context.state["distance"] if context.step else distance
     # L0 answers with a delay of some hundred steps: steer by where it is going, not by where it is.
     ahead = (distance + CONTROLLER_LEAD * (distance - past)).clamp(-1, 1)

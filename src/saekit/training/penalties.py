@@ -21,6 +21,7 @@ from .. import kernels
 from ..randomness import random_order
 from .config import Config
 from .learner import Learner
+from .mesh import over_latents
 
 BLOCK_ROWS = 1024
 """Rows of cosines within a chunk that are held at once."""
@@ -46,14 +47,14 @@ def penalize(learner: Learner, variance: Tensor, gradients: Tensors) -> Tensors:
     variance
         V, ``[]``.
     gradients
-        Of the rest of the loss, before projection.
+        Gradients of the rest of the loss, before projection.
     """
     config, p = learner.config, learner.parameters
     terms: Tensors = {}
     with torch.no_grad():
         if config.l2:
             factor = config.l2 * variance / config.n_latents
-            terms["l2"] = factor * (p["W_enc"].square().sum() + p["W_dec"].square().sum())
+            terms["l2"] = factor * over_latents(learner.mesh, p["W_enc"].square().sum() + p["W_dec"].square().sum())
             gradients["W_enc"].add_(2 * factor * p["W_enc"])  # that of d_j is radial: projection removes it
         if config.orthogonal:
             order = torch.from_numpy(random_order(config.n_latents, "chunks", learner.seed, learner.step))

@@ -12,6 +12,7 @@ from ..errors import ConfigError, InputError, listed
 from ..kinds import LARGEST
 from ..memory import check_memory
 from ..places import Warned
+from ..provenance import library_versions, release
 from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -20,6 +21,7 @@ from .architectures import config_to_dict, name_of
 from .config import Config
 from .defaults import ResolvedConfig, default_batch_rows, resolve
 from .fused import STEPS, default_step
+from .mesh import Mesh, check_same
 from .mutual_regularization import check_mutual
 from .settings import TrainSettings
 from .warm_start import warm_starts
@@ -93,8 +95,9 @@ def make_request(
     tokens: int | None,
     start: SAE | Sequence[SAE] | None,
     settings: TrainSettings,
+    ranked: bool = False,
 ) -> Request:
-    """Return the request for a call of `saekit.train`.
+    """Return the request for a call of `saekit.train`; `ranked`: for one of several ranks.
 
     Raises
     ------
@@ -117,7 +120,7 @@ def make_request(
     for own in own_seeds:
         check_seeds(own)
     check_whole("train", tokens=tokens)
-    step = choose_step(settings, configs, device)
+    step = choose_step(settings, configs, device, ranked)
     for config, own in zip(configs, own_seeds):
         check_mutual(config, own, step)
     asked_rows, batch_rows = rows_of(source, tokens, settings.batch_rows)
@@ -146,6 +149,38 @@ def make_request(
         device=device,
         step=step,
     )
+
+
+def check_ranks(request: Request, mesh: Mesh) -> None:
+    """Refuse what cannot be split over the ranks, and ranks that were asked for different things.
+
+    Raises
+    ------
+    ConfigError
+        On all ranks.
+    """
+    if mesh.size == 1:
+        return
+    if request.batch_rows % mesh.data_size:
+        raise ConfigError(
+            f"train: `batch_rows` must be a multiple of the {mesh.data_size} ranks that split the rows; got "
+            f"{request.batch_rows}. Give another batch_rows, or another number of ranks or `latent_shards`."
+        )
+    for config in request.configs:
+        if config.n_latents % mesh.latent_size:
+            raise ConfigError(
+                f"train: `n_latents` must be a multiple of latent_shards={mesh.latent_size}; got {config.n_latents}."
+            )
+        if config.mutual:
+            raise ConfigError("train: `mutual` must be 0 on several ranks; use one process for it.")
+        if config.orthogonal and mesh.latent_size > 1:  # it compares every latent with every other one
+            raise ConfigError("train: `orthogonal` must be 0 with latent_shards > 1; split the rows only.")
+    if request.step != "plain":
+        raise ConfigError(
+            f"train: `step` must be 'plain' on several ranks, the one that is split; got {request.step!r}."
+        )
+    versions = {**library_versions(with_model=True), "saekit": release()}
+    check_same(mesh, {"versions": versions, "request": request.to_json(), "device": request.device.type})
 
 
 def memory_of(learners: Sequence[Config], d_in: int) -> dict[str, int]:
@@ -182,14 +217,14 @@ def listed_seeds(seeds: Seeds, configs: Sequence[Config], d_in: int, device: tor
     return list(seeds)
 
 
-def choose_step(settings: TrainSettings, configs: Sequence[Config], device: torch.device) -> str:
+def choose_step(settings: TrainSettings, configs: Sequence[Config], device: torch.device, ranked: bool = False) -> str:
     """Return the name of the step of a run; raises `ConfigError` for one that does not exist."""
     if settings.step is not None:
         if settings.step not in STEPS:
             raise ConfigError(f"train: `step` must be one of {listed(STEPS)}; got {settings.step!r}.")
         return settings.step
-    # Only the plain step knows the penalty that ties seeds together.
-    return "plain" if any(config.mutual for config in configs) else default_step(device)
+    # Only the plain step knows the penalty that ties seeds together, and is split over ranks.
+    return "plain" if ranked or any(config.mutual for config in configs) else default_step(device)
 
 
 def check_configs(configs: Sequence[Config]) -> None:

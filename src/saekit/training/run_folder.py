@@ -25,8 +25,9 @@ from .checkpoint import tidy
 from .convergence import FALL, fall_of
 from .defaults import ResolvedConfig
 from .diagnostics import warnings_of
-from .learner import finish
+from .learner import finish, whole
 from .log import LOG_FILE, Seconds
+from .mesh import agreed
 from .request import Request
 from .run_state import Run
 
@@ -155,7 +156,9 @@ def save_snapshot(run: Run) -> None:
     """Write the SAEs of a run as they are after this step, with their seeds and the rows that they have seen."""
     from ..store.native import save
 
-    assert run.folder is not None
+    folder = run.folder
+    assert folder is not None
+    saes: dict[str, SAE] = {}
     for name, learner in run.named_learners():
         known = source_facts(run.request.source) | {
             "config": config_to_dict(learner.config),
@@ -163,7 +166,13 @@ def save_snapshot(run: Run) -> None:
             "data_seed": run.request.settings.data_seed,
             "rows_seen": learner.rows_seen,
         }
-        save(finish(learner, known), run.folder / SNAPSHOTS / f"step-{run.step:08d}" / name)
+        saes[name] = finish(whole(learner), known)
+
+    def write() -> None:
+        for name, sae in saes.items():
+            save(sae, folder / SNAPSHOTS / f"step-{run.step:08d}" / name)
+
+    agreed(run.mesh, write)
 
 
 def provenance_of(run: Run, index: int) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from . import checkpoint
 from .callbacks import Record
 from .convergence import Point, adds_point
 from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
-from .learner import Learner, initialize_learner, restore, tensors_of
+from .learner import Learner, initialize_learner, restore, shard, tensors_of, whole
+from .mesh import ALONE, Mesh, agreed
 from .request import Request
 from .warm_start import warm_start
 
@@ -39,6 +40,8 @@ class Run:
     """Sums since the last log record."""
     last: dict[str, Record] = field(default_factory=dict)
     """The last log record of each learner, by its name."""
+    mesh: Mesh = ALONE
+    """The ranks that train together; only rank 0 writes."""
     curves: dict[str, list[Point]] = field(default_factory=dict)
     """Rows seen and FVU, about one pair per percent of the run, of each learner by its name."""
 
@@ -62,7 +65,7 @@ class Run:
         self.order_digest = next_digest(self.order_digest, batch)
 
 
-def begin(request: Request, folder: Path | None, resume: bool) -> Run:
+def begin(request: Request, folder: Path | None, resume: bool, mesh: Mesh = ALONE) -> Run:
     """Return a run before its first step, or at its last checkpoint in `folder`.
 
     Raises
@@ -70,20 +73,28 @@ def begin(request: Request, folder: Path | None, resume: bool) -> Run:
     ShapeError, NonFiniteError
         The first rows have another width than the source says, or a value that is not finite.
     """
-    found = checkpoint.read(folder) if resume and folder is not None else None
-    if found is None:
-        return _begin_first(request, folder)
-    return _begin_at(request, folder, *found)
+    found = agreed(mesh, lambda: checkpoint.read(folder)) if resume and folder is not None else None
+    run = _begin_first(request, folder) if found is None else _begin_at(request, folder, *found)
+    if mesh.size > 1:
+        run.mesh = mesh
+        for learner in run.learners:
+            shard(learner, mesh)
+    return run
 
 
 def save_checkpoint(run: Run, *, scheduled: bool = True) -> None:
-    """Write everything that the rest of the run depends on."""
-    assert run.folder is not None
+    """Write everything that the rest of the run depends on, the same for any number of ranks."""
+    folder = run.folder
+    assert folder is not None
     tensors = {f"sums.{name}": t for name, t in run.sums.items()} | {"center": run.center}
     for index, learner in enumerate(run.learners):
-        tensors |= {f"{index}.{name}": t for name, t in tensors_of(learner).items()}
+        tensors |= {f"{index}.{name}": t for name, t in tensors_of(whole(learner)).items()}
     facts = {"place": list(run.position), "order_digest": run.order_digest, "last": run.last, "curves": run.curves}
-    checkpoint.write(run.folder, run.step, tensors, facts, scheduled=scheduled)
+
+    def write() -> None:
+        checkpoint.write(folder, run.step, tensors, facts, scheduled=scheduled)
+
+    agreed(run.mesh, write)
 
 
 def next_digest(digest: str, batch: Batch) -> str:

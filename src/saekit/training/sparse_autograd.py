@@ -33,7 +33,7 @@ class Pairs:
     def even(indices: Tensor, n_latents: int) -> Pairs:
         """Return the pairs of ``[n_rows, k]`` latents."""
         n, k = indices.shape
-        return Pairs(torch.arange(0, n * k + 1, k, device=indices.device), indices.reshape(-1), n_latents)
+        return Pairs(torch.arange(n + 1, device=indices.device) * k, indices.reshape(-1), n_latents)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -182,9 +182,21 @@ def choose_batchtopk(pre: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Pa
         values = flat[at].relu()
         smallest = torch.where(values > 0, values, torch.inf).amin()
         smallest = torch.where(smallest.isinf(), 0.0, smallest)
-    rows = at // n_latents
+    return values, _pairs_at(at, n, n_latents), smallest
+
+
+def at_least(pre: Tensor, smallest: Tensor) -> tuple[Tensor, Pairs]:
+    """Choose the positive entries of dense pre-activations ``[n, n_latents]`` from `smallest` up, without gradient."""
+    flat = pre.detach().float().reshape(-1)
+    at = ((flat >= smallest) & (flat > 0)).nonzero()[:, 0]
+    return flat[at], _pairs_at(at, *pre.shape)
+
+
+def _pairs_at(at: Tensor, n: int, n_latents: int) -> Pairs:
+    """Return the pairs at ascending places of a flat ``[n, n_latents]``."""
+    rows = at // max(n_latents, 1)
     edges = torch.arange(n + 1, device=at.device)
-    return values, Pairs(torch.searchsorted(rows, edges), at - rows * n_latents, n_latents), smallest
+    return Pairs(torch.searchsorted(rows, edges), at - rows * n_latents, n_latents)
 
 
 def _above(flat: Tensor, limit: float, count: int) -> tuple[Tensor, Tensor]:

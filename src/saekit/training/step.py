@@ -18,6 +18,7 @@ from .architectures import ARCHITECTURES
 from .config import BatchTopK, Config, Matryoshka, TopK
 from .learner import Learner, ResolvedConfig, latent_parameters
 from .losses import Context, Outcome, variance
+from .mesh import gathered, norm_of, over_latents, over_rows, reduce_gradients, sum_over_rows
 from .mutual_regularization import pull
 from .penalties import constrain, has_penalties, penalize
 
@@ -55,6 +56,8 @@ class Statistics:
     """Whether loss and gradient were finite."""
     parts: dict[str, Tensor]
     """Terms of the loss and other scalars to log, times rows."""
+    own_finite: Tensor | None = None
+    """Whether the part of the loss that this rank computed was finite; None for one process."""
 
 
 Step = Callable[[Learner, Tensor], Statistics]
@@ -88,26 +91,37 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
         penalty, gradient = pull(learner.parameters["W_dec"], others, learner.config.mutual)
         gradients["W_dec"] = gradients["W_dec"] + gradient
         loss, parts = loss + penalty, {**parts, "mutual": penalty}
+    mesh, n_rows = learner.mesh, len(x) * learner.mesh.data_size
+    own_finite = None if mesh.size == 1 else torch.isfinite(loss)
+    error, fired = outcome.residual.pow(2).sum(), sum_over_rows(mesh, outcome.fired)
+    if mesh.data_size > 1:
+        own = over_rows(mesh, torch.stack([loss, error, *(each.to(loss) for each in parts.values())]))
+        loss, error, parts = own[0], own[1] * mesh.data_size, dict(zip(parts, own[2:]))
+    reduce_gradients(mesh, gradients)
     if has_penalties(learner.config):
-        terms = penalize(learner, variance(u), gradients)
+        terms = penalize(learner, variance(u, mesh), gradients)
         loss, parts = loss + sum(terms.values()), {**parts, **terms}
     norm = _update(learner, gradients)
     learner.state |= outcome.updates
-    learner.rows_since_fired = torch.where(outcome.fired > 0, 0, learner.rows_since_fired + len(x))
+    learner.rows_since_fired = torch.where(fired > 0, 0, learner.rows_since_fired + n_rows)
     learner.step += 1
     if resamples_now(learner):
-        resample(learner, outcome.residual)
+        resample(learner, gathered(mesh, outcome.residual, "data"))
     constrain(learner)
-    error = outcome.residual.pow(2).sum()
+    dead = (learner.rows_since_fired >= learner.resolved.dead_after_rows).sum()
+    if mesh.latent_size > 1:
+        total = over_latents(mesh, torch.stack([fired.sum().double(), dead.double()]))
+        fired, dead = total[:1].to(fired), total[1].long()
     return Statistics(
-        rows=len(x),
-        loss=loss * len(x),
+        rows=n_rows,
+        loss=loss * n_rows,
         error=error if learner.scale is None else error / learner.scale**2,
-        fired=outcome.fired.sum(),
-        dead=(learner.rows_since_fired >= learner.resolved.dead_after_rows).sum(),
-        grad_norm=norm * len(x),
+        fired=fired.sum(),
+        dead=dead,
+        grad_norm=norm * n_rows,
         finite=torch.isfinite(loss) & torch.isfinite(norm),
-        parts={name: value * len(x) for name, value in parts.items()},
+        parts={name: value * n_rows for name, value in parts.items()},
+        own_finite=own_finite,
     )
 
 
@@ -137,6 +151,7 @@ def context_of(learner: Learner) -> Context[Config]:
         warmup_steps=resolved.warmup_steps,
         threshold_start=max(resolved.threshold_start, _annealed_until(config, resolved.total_steps)),
         threshold_decay=resolved.threshold_decay,
+        mesh=learner.mesh,
         sizes=_draw_sizes(config, learner.generators["data"])
         if isinstance(config, Matryoshka) and config.sampled
         else None,
@@ -180,12 +195,14 @@ def resample(learner: Learner, residual: Tensor) -> None:
     squares = residual.pow(2).sum(1)
     chance = (squares if learner.device.type == "mps" else squares.double()).cumsum(0)
     # One draw per latent, dead or not: what is drawn does not depend on how many are dead.
-    drawn = torch.rand(len(dead), generator=learner.generators["resample"]).to(chance)
+    drawn = torch.rand(learner.config.n_latents, generator=learner.generators["resample"]).to(chance)
+    drawn = drawn[learner.mesh.latents_of(len(drawn))]
     rows = torch.searchsorted(chance, drawn * chance[-1]).clamp(max=len(residual) - 1)
     direction = residual[rows]
     direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM)
     norms = p["W_enc"].norm(dim=1)
-    alive = (norms * ~dead).sum() / (~dead).sum().clamp(min=1)
+    total = over_latents(learner.mesh, torch.stack([(norms * ~dead).sum(), (~dead).sum().to(norms)]))
+    alive = total[0] / total[1].clamp(min=1)
     fresh = {name: torch.zeros_like(t) for name, t in p.items()}
     fresh |= {"W_dec": direction, "W_enc": direction * alive * RESAMPLE_ENCODER}
     for name in latent_parameters(learner):
@@ -235,7 +252,7 @@ def _update(learner: Learner, gradients: dict[str, Tensor]) -> Tensor:
             W, g = parameters["W_dec"], gradients["W_dec"]
             gradients["W_dec"] = torch.addcmul(g, (g * W).sum(1, keepdim=True), W, value=-1)
         values = list(gradients.values())
-        norm = torch.nn.utils.get_total_norm(values)  # after the projection: clipping sees what the step will do
+        norm = norm_of(learner.mesh, gradients)  # after the projection: clipping sees what the step will do
         if config.clip is not None:
             torch._foreach_mul_(values, (config.clip / (norm + CLIP_EPS)).clamp(max=1.0))
         _descend(learner, gradients)

@@ -1,0 +1,405 @@
+"""Ranks of a distributed run: a mesh of data × latents, and the sums that the ranks make together.
+
+Rank (i, j) has the rows ``[i * B, (i + 1) * B)`` of a batch and the latents ``[n * j / T, n * (j + 1) / T)``: their
+weights, moments and counters. Every function here returns what it was given where there is one rank, so that the losses
+and the step have one text for both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from ..errors import ConfigError, RankError, SaekitError
+from ..rows.capture_texts import Split
+from ..settings import differences
+
+T = TypeVar("T")
+
+START_TIMEOUT = timedelta(seconds=60)
+"""How long ranks wait for each other at the start."""
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank that answers no more is waited for; one that has died is noticed within seconds."""
+
+_GATHER = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+BITS = ((20, 11), (10, 10), (0, 10))
+"""Shift and width of the digits of a positive float32, most significant first: one histogram each finds its rank."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Where a rank stands. The default is a run of one process."""
+
+    data_rank: int = 0
+    data_size: int = 1
+    latent_rank: int = 0
+    latent_size: int = 1
+    data: Any = None
+    """Process group of the ranks with the same latents."""
+    latents: Any = None
+    """Process group of the ranks with the same rows."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.data_size * self.latent_size
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank."""
+        return self.data_rank * self.latent_size + self.latent_rank
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """Return this rank's rows of a batch."""
+        n = len(x) // self.data_size
+        return x[self.data_rank * n : (self.data_rank + 1) * n]
+
+    def latents_of(self, n_latents: int) -> slice:
+        """Return this rank's latents of `n_latents`."""
+        n = n_latents // self.latent_size
+        return slice(self.latent_rank * n, (self.latent_rank + 1) * n)
+
+    def prefix_of(self, size: int, n_own: int) -> int:
+        """Return how many of this rank's `n_own` latents are among the first `size` of all."""
+        return min(max(size - self.latent_rank * n_own, 0), n_own)
+
+
+ALONE = Mesh()
+
+
+# ---------------------------------------------------------------- sums with a gradient
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over ranks; the gradient passes as it is, because what follows is the same on all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any, divisor: int) -> Tensor:
+        total = x.detach().float() if x.dtype in (torch.bfloat16, torch.float16) else x.detach().clone()
+        dist.all_reduce(total, group=group)
+        return total / divisor if divisor > 1 else total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None, None
+
+
+class _Entering(torch.autograd.Function):
+    """The mirror of `_Sum`: as it is, and the gradient is the sum over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+def over_latents(mesh: Mesh, x: Tensor) -> Tensor:
+    """Return the sum over the shards of the latents: reconstructions, penalties, numbers of codes."""
+    return x if mesh.latent_size == 1 else _Sum.apply(x, mesh.latents, 1)
+
+
+def over_rows(mesh: Mesh, x: Tensor) -> Tensor:
+    """Return the mean over the ranks with other rows: of means over rows, that over all rows.
+
+    The gradient is that of this rank's rows alone; `reduce_gradients` averages it.
+    """
+    return x if mesh.data_size == 1 else _Sum.apply(x, mesh.data, mesh.data_size)
+
+
+def entering(mesh: Mesh, x: Tensor) -> Tensor:
+    """Return a value that all shards of the latents take, `b_dec`: its gradient is the sum of theirs."""
+    return x if mesh.latent_size == 1 else _Entering.apply(x, mesh.latents)
+
+
+# ---------------------------------------------------------------- selection
+
+
+def ranks(mesh: Mesh, values: Tensor, k: int) -> Tensor | None:
+    """Return the rank of each of this shard's largest values among those of all shards, from 0; None for one shard.
+
+    Larger values first; of equal ones the lower latent. Exact: the k largest of a row are among the k largest of the
+    shards.
+
+    Parameters
+    ----------
+    values
+        ``[n, m]``, from 0, the largest first, ``m <= k``.
+    k
+        Width that is sent; the same on all shards.
+    """
+    if mesh.latent_size == 1:
+        return None
+    n, m = values.shape
+    own = torch.nn.functional.pad(values, (0, k - m)).contiguous()
+    everyone = own.new_empty(mesh.latent_size, n, k)
+    assert _GATHER is not None
+    _GATHER(everyone.view(mesh.latent_size * n, k), own, group=mesh.latents)
+
+    def before(those: Tensor, right: bool) -> Tensor:
+        """Return how many of `those` are larger than each own value; with `right` as large at least."""
+        negated = -those.transpose(0, 1).reshape(n, -1)
+        return torch.searchsorted(negated.sort(1).values, -own, right=right)
+
+    earlier = everyone[: mesh.latent_rank]
+    ties = before(earlier, True) - before(earlier, False) if len(earlier) else 0
+    among_equals = torch.arange(k, device=own.device) - before(own[None], False)
+    return (before(everyone, False) + ties + among_equals)[:, :m]
+
+
+def smallest_of_largest(mesh: Mesh, values: Tensor, count: int) -> Tensor:
+    """Return the smallest of the `count` largest positive values on all ranks, of all where there are fewer; or 0.
+
+    Parameters
+    ----------
+    values
+        float32 of any shape, different ones on each rank.
+    count
+        How many are kept on all ranks together.
+    """
+    flat = values.reshape(-1)
+    bits = flat[flat > 0].view(torch.int32).long()  # as numbers they sort like these bits
+    found, left = torch.zeros((), dtype=torch.int64, device=values.device), torch.tensor(count, device=values.device)
+    for shift, width in BITS:
+        digits = (bits >> shift) & (2**width - 1)
+        histogram = torch.bincount(digits, minlength=2**width)
+        dist.all_reduce(histogram)
+        from_top = histogram.flip(0).cumsum(0)
+        left = torch.minimum(left, from_top[-1])  # only of the first digit there can be too few
+        at = torch.searchsorted(from_top, left)
+        if int(left) == 0:
+            return flat.new_zeros(())
+        left = left - (from_top[at] - histogram.flip(0)[at])
+        digit = 2**width - 1 - at
+        found = found + (digit << shift)
+        bits = bits[digits == digit]
+    return found.to(torch.int32).view(torch.float32)
+
+
+# ---------------------------------------------------------------- sums of a step
+
+
+def reduce_gradients(mesh: Mesh, gradients: dict[str, Tensor]) -> None:
+    """Average gradients over the ranks with other rows, in place."""
+    if mesh.data_size > 1:
+        for name, gradient in gradients.items():
+            total = gradient.contiguous()
+            dist.all_reduce(total, group=mesh.data)
+            gradients[name] = total.div_(mesh.data_size)
+
+
+def sum_over_rows(mesh: Mesh, x: Tensor) -> Tensor:
+    """Return the sum over the ranks with other rows, without gradient."""
+    return x if mesh.data_size == 1 else over_rows(mesh, x.detach()) * mesh.data_size
+
+
+def norm_of(mesh: Mesh, gradients: dict[str, Tensor]) -> Tensor:
+    """Return the norm of gradients of which all but that of `b_dec` are shards."""
+    if mesh.latent_size == 1:
+        return torch.nn.utils.get_total_norm(list(gradients.values()))
+    sharded = torch.nn.utils.get_total_norm([g for name, g in gradients.items() if name != "b_dec"]).pow(2)
+    whole = gradients["b_dec"].pow(2).sum() if "b_dec" in gradients else 0.0
+    return (over_latents(mesh, sharded) + whole).sqrt()
+
+
+def gathered(mesh: Mesh, x: Tensor, group: str = "latents") -> Tensor:
+    """Return the shards of all ranks one after another: along the latents, or along the rows (``"data"``)."""
+    size = getattr(mesh, f"{'latent' if group == 'latents' else 'data'}_size")
+    if size == 1:
+        return x
+    whole = x.new_empty(size * len(x), *x.shape[1:])
+    assert _GATHER is not None
+    _GATHER(whole, x.contiguous(), group=getattr(mesh, group))
+    return whole
+
+
+# ---------------------------------------------------------------- joining
+
+
+def join(latent_size: int = 1, device: str = "cpu") -> Mesh:
+    """Return this process's place on a mesh of all ranks, joining them first where that has not happened.
+
+    Parameters
+    ----------
+    latent_size
+        Shards of the latents; the rest of the ranks is for rows.
+    device
+        Type of the device: gloo on a CPU, NCCL on a GPU (and gloo for what stays on the CPU).
+
+    Raises
+    ------
+    ConfigError
+        The number of ranks is no multiple of `latent_size`.
+    """
+    if not dist.is_initialized():
+        _rendezvous(device)
+    size = dist.get_world_size()
+    if latent_size < 1 or size % latent_size:
+        raise ConfigError(
+            f"train: `latent_shards` must divide the number of ranks, {size}; got {latent_size}. "
+            "Start another number of processes, or give another number of shards."
+        )
+    mesh = init_device_mesh(device, (size // latent_size, latent_size), mesh_dim_names=("data", "latents"))
+    return Mesh(
+        data_rank=mesh.get_local_rank("data"),
+        data_size=size // latent_size,
+        latent_rank=mesh.get_local_rank("latents"),
+        latent_size=latent_size,
+        data=mesh.get_group("data"),
+        latents=mesh.get_group("latents"),
+    )
+
+
+def _rendezvous(device: str) -> None:
+    """Meet the other ranks that the launcher started."""
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        store, rank, size = next(iter(dist.rendezvous("env://", timeout=START_TIMEOUT)))
+        # the agent's store still holds the addresses of an attempt that died
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+            store=dist.PrefixStore(f"attempt-{attempt}", store),
+            rank=rank,
+            world_size=size,
+            timeout=TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RankError(
+            f"train: all {os.environ.get('WORLD_SIZE')} ranks must meet at {address} within "
+            f"{START_TIMEOUT.seconds} s; rank {os.environ.get('RANK')} does not: {error}. Are all started, with one "
+            "MASTER_ADDR and MASTER_PORT that each of them reaches?"
+        ) from error
+
+
+def launched(latent_size: int, device: str) -> Mesh:
+    """Return the mesh of the ranks that a launcher (`torchrun`, say) started; of one process where none did."""
+    if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE") or 1) == 1):
+        if latent_size > 1:
+            raise ConfigError(
+                f"train: `latent_shards` needs that many ranks; got {latent_size} and one process. "
+                f"Start it with torchrun --nproc-per-node {latent_size} -m saekit train."
+            )
+        return ALONE
+    use_own_gpu()
+    return join(latent_size, device)
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is rank 0, or alone."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def use_own_gpu() -> None:
+    """Make ``cuda`` mean the GPU of this rank, where a launcher started one rank for each GPU of a machine."""
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
+
+
+def leave() -> None:
+    """Wait for all ranks and part from them, where this process is one of several."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------- what ranks agree on
+
+
+def agreed(mesh: Mesh, work: Callable[[], T]) -> T:
+    """Return what rank 0 makes, on all ranks; where it fails, the same error is raised on all."""
+    if mesh.size == 1:
+        return work()
+    message: list[Any] = [None, None]
+    if mesh.rank == 0:
+        try:
+            message[0] = work()
+        except Exception as error:
+            message[1] = error
+    dist.broadcast_object_list(message)
+    if message[1] is not None:
+        raise message[1]
+    result: T = message[0]
+    return result
+
+
+def check_same(mesh: Mesh, facts: Mapping[str, Any]) -> None:
+    """Refuse ranks that were started with different settings, data or versions; `ConfigError` on all of them."""
+    if mesh.size == 1:
+        return
+    everyone: list[Any] = [None] * mesh.size
+    dist.all_gather_object(everyone, dict(facts))
+    for rank, theirs in enumerate(everyone):
+        found = differences(everyone[0], theirs).replace(" was ", " is ").replace(", now ", " on rank 0, ")
+        if found:
+            raise ConfigError(
+                f"train: all ranks must have the same settings, rows and versions; on rank {rank} {found}. "
+                "Start every rank with the same command in the same environment."
+            )
+
+
+def any_of(mesh: Mesh, flag: bool) -> bool:
+    """Return whether a flag is set on any rank."""
+    return flag if mesh.size == 1 else any(flags_of(mesh, flag))
+
+
+def flags_of(mesh: Mesh, flag: bool) -> list[bool]:
+    """Return a flag of every rank."""
+    found = torch.zeros(mesh.size, dtype=torch.int32)
+    found[mesh.rank] = int(flag)
+    if mesh.size > 1:
+        dist.all_reduce(found)
+    return [bool(each) for each in found]
+
+
+@contextmanager
+def losses_told(mesh: Mesh) -> Iterator[None]:
+    """Say that another rank is gone, where a message to it fails in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if mesh.size == 1 or isinstance(error, SaekitError) or not _is_lost(error):
+            raise
+        raise RankError(
+            f"train: every rank must answer; rank {mesh.rank} of {mesh.size} gets no answer from another, which has "
+            "ended or does not respond: the first message of the ranks says which and why "
+            f"({' '.join(str(error).split())[:160]}). Start all ranks again, with --resume to go on from the last "
+            "checkpoint."
+        ) from error
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or bool(re.search("gloo|onnection|imed out", str(error)))
+
+
+# ---------------------------------------------------------------- rows
+
+
+def split_of(mesh: Mesh) -> Split:
+    """Return this rank's part of the forward passes of a language model; a reading thread may use it."""
+    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def everyones(x: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        own = x.new_zeros(max(counts), *x.shape[1:])
+        own[: len(x)] = x
+        whole = own.new_empty(len(counts) * len(own), *own.shape[1:])
+        assert _GATHER is not None
+        _GATHER(whole, own, group=group)
+        return [part[:count] for part, count in zip(whole.split(len(own)), counts)]
+
+    return Split(mesh.rank, mesh.size, everyones)
