@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -33,6 +33,9 @@ from ..settings import Progress
 from .function import costs_of, exchanged, mean_over_latents, variants_of
 from .pairs import MatchedPair
 from .settings import FunctionSettings
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 LEAST_TOKENS = 4
 """Tokens at which either of two partners must fire, at least, for a fingerprint."""
@@ -137,6 +140,8 @@ class _Fingerprints:
         self.seen = self._encoded(lm)
 
     def _encoded(self, lm: LanguageModel) -> list[_Seen]:
+        import scipy.sparse
+
         hook = find_hook(lm.model, self.spliced.hook)
         n = len(self.contexts.ids)
         parts: list[list[scipy.sparse.coo_matrix]] = [[] for _ in self.saes]

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -28,6 +27,9 @@ from ..sae.model import SAE
 from .intervals import OverPairs, over_latents, standard_error
 from .pairs import MatchedPair
 from .result import Pair
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 FUNCTION = {
     "fvu_own": "FVU of the first SAE",
@@ -208,6 +210,8 @@ def acting_together(
 
 def _cosines(one: scipy.sparse.csr_matrix, other: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
     """Return the cosines of the codes of every two latents that fire together, over rows sampled evenly."""
+    import scipy.sparse
+
     products = float(np.dot(np.diff(one.indptr).astype(float), np.diff(other.indptr)))
     step = max(1, math.ceil(products / COACTIVATION_PRODUCTS))
     parts = []
@@ -252,6 +256,8 @@ def _overlaps(
 
 def _top_rows(codes: scipy.sparse.csr_matrix) -> scipy.sparse.csc_matrix:
     """Return a table of the `TOP_ROWS` rows on which each latent fires most, 1 where it is one of them."""
+    import scipy.sparse
+
     columns = codes.tocsc()
     latent = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
     order = np.lexsort((columns.indices, -np.abs(columns.data), latent))

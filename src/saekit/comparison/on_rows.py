@@ -6,9 +6,9 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -28,6 +28,9 @@ from .intervals import over_latents, standard_error
 from .pairs import MatchedPair
 from .result import OnRows
 from .settings import ComparisonSettings
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 SAMPLE_ROWS = 512
 """Rows that are compared with each other for CKA and RSA."""
@@ -74,6 +77,8 @@ class _CodeSums:
 
     def all_codes(self) -> scipy.sparse.csr_matrix:
         """Return the codes of all rows."""
+        import scipy.sparse
+
         return scipy.sparse.vstack(self.parts, format="csr")
 
     def sample(self) -> Codes:

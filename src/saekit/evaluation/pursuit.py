@@ -1,4 +1,4 @@
-"""What a better encoder would make of the same decoder: codes by orthogonal matching pursuit, beside the SAE's own.
+"""What a better encoder would make of the same decoder: codes by orthogonal matching pursuit, next to the SAE's own.
 
 The pursuit takes, row by row, as many latents as the SAE does, each time the one that explains most of what is left,
 and fits their sizes anew. It looks at the reconstruction while it encodes, which no SAE can: where it is much better,

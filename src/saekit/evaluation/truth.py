@@ -1,6 +1,6 @@
 """How much of a known dictionary an SAE has found: its directions, and when they fire.
 
-After 2602.14687, with a one-to-one matching beside each latent's own best feature, and what a linear probe of the rows
+After 2602.14687, with a one-to-one matching next to each latent's own best feature, and what a linear probe of the rows
 reaches that is told the labels. Where features interfere much, an SAE can do better than it: latents compete.
 """
 

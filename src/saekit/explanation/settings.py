@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import ConfigError
@@ -150,16 +151,21 @@ class JudgeSettings:
         check_whole("judge", max_concurrency=self.max_concurrency)
         check_whole("judge", 2, judge_windows=self.judge_windows)
         check_whole("judge", 0, retries=self.retries)
-        if not self.judge_key.isidentifier():  # not quoted: it may be the key itself
-            raise ConfigError("judge: `judge_key` must be the name of an environment variable; it is none.")
+        if not self.judge_scores:
+            raise ConfigError("judge: `judge_scores` must name at least one test; got none.")
+        for each in self.judge_scores:
+            check_choice("judge", ("detection", "fuzzing"), judge_scores=each)
+        self._check_requests()
+
+    def _check_requests(self) -> None:
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.judge_key):  # not quoted: it may be the key itself
+            raise ConfigError(
+                "judge: `judge_key` must be the name of an environment variable, in capitals; it is none."
+            )
         if self.max_concurrency > 256 or self.retries > 20:
             raise ConfigError(
                 "judge: `max_concurrency` must be at most 256 and `retries` at most 20; got "
                 f"{self.max_concurrency} and {self.retries}."
             )
-        if not self.judge_scores:
-            raise ConfigError("judge: `judge_scores` must name at least one test; got none.")
-        for each in self.judge_scores:
-            check_choice("judge", ("detection", "fuzzing"), judge_scores=each)
         if not is_number(self.timeout) or not 0 < self.timeout <= 3600:
             raise ConfigError(f"judge: `timeout` must be seconds from above 0 to 3600; got {self.timeout!r}.")

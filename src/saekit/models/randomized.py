@@ -71,8 +71,8 @@ def randomized(model: M, *, seed: int = 0) -> M:
     Returns
     -------
     PretrainedModel
-        Of the same kind and architecture; named ``randomized:NAME`` (``randomized-SEED:NAME``), with a digest of its
-        own. See `randomize` for its weights.
+        A model of the same kind and architecture; named ``randomized:NAME`` (``randomized-SEED:NAME``), with a digest
+        of its own. See `randomize` for its weights.
 
     Raises
     ------

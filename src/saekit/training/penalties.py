@@ -47,7 +47,7 @@ def penalize(learner: Learner, variance: Tensor, gradients: Tensors) -> Tensors:
     variance
         V, ``[]``.
     gradients
-        Of the rest of the loss, before projection.
+        Gradients of the rest of the loss, before projection.
     """
     config, p = learner.config, learner.parameters
     terms: Tensors = {}
