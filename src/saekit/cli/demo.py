@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..files import check_folder
 from ..settings import Progress
 from .classify import print_classification
 from .command import command
@@ -92,6 +93,7 @@ def demo(
     """Run the demo and print its tables."""
     from ..report.results_folder import write_report
 
+    check_folder(out)
     begun = time.monotonic()
     with progress_of(json) as progress:
         answers = run(out, model=model, data=data, size=SHORT if short else FULL, progress=progress)
