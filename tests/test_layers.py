@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -62,10 +63,15 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """Absolute names of everything a file imports, with line numbers; relative imports are resolved."""
     package = ["saekit", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -101,7 +107,7 @@ def test_no_private_name_crosses_rooms():
     wrong = []
     for path in sources():
         package = ["saekit", *path.relative_to(PACKAGE).parent.parts]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.ImportFrom):
                 continue
             base = package[: len(package) - node.level + 1] if node.level else []
@@ -120,7 +126,7 @@ EXPORTING = {"kernels", "sae", "store", "estimators", "report", "cli", "assets"}
 def test_other_rooms_export_nothing():
     """What is in a room is imported from its module, so that a name has one address."""
     for path in PACKAGE.glob("*/__init__.py"):
-        body = ast.parse(path.read_text(encoding="utf-8")).body
+        body = tree_of(path).body
         assert path.parent.name in EXPORTING or all(isinstance(node, ast.Expr) for node in body), path.parent.name
 
 
@@ -143,7 +149,7 @@ def test_functions_take_few_parameters():
     wrong = []
     for path in sources():
         inside = path.relative_to(PACKAGE).as_posix()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if not isinstance(node, ast.FunctionDef) or any(inside.startswith(part) for part in MANY):
                 continue
             every = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
@@ -226,6 +232,7 @@ def test_nothing_that_runs_downloaded_code(word):
     assert not used
 
 
+@functools.cache
 def _without_strings(text: str) -> str:
     """Source without docstrings and string constants, which may mention what the code must not do."""
     tree = ast.parse(text)

@@ -14,6 +14,7 @@ from saekit.evaluation.settings import EvaluationSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL_TRAINING = "--set batch_rows=256"
+SMALL_FITS = "--set budget.C=[1.0] --set budget.inner=2 --set budget.widen=0"
 SMALL_MEASURE = "--set max_rows=512 --set tokens=256"
 
 
@@ -63,7 +64,7 @@ def test_the_shell_tour(tmp_path, monkeypatch, capsys):
             "--seeds 0,1 --out run": f"--seeds 0,1 --out run {SMALL_TRAINING}",
             "--data builtin@heldout": f"--data builtin@heldout {SMALL_MEASURE}", "topk-1024": "topk-128",
             "--sizes 64,256": "--sizes 16,64", "small/64": "small/16",
-            "--ks 4,64": "--ks 4,16",
+            "--ks 4,64": "--ks 4,16", "--limit 3000": f"--limit 3000 {SMALL_FITS}",
         },
     )  # fmt: skip
     with monkeypatch.context() as patch:

@@ -45,4 +45,6 @@ def escaped(value: Any, **settings: Any) -> str:
     '{"a": "\\u202eb\\u009b"}'
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, **settings)
+    if text.isprintable():
+        return text
     return "".join(sign if is_plain(sign) else json.dumps(sign)[1:-1] for sign in text)

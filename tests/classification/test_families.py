@@ -160,7 +160,10 @@ def width(measured: Measured) -> float:
 
 
 def test_folds_choose_their_arms_one_by_one(lm, sae, rows):
-    result = run(lm, sae, rows, **{**COMMON, "arms": ("dense", "full", "strongest")}, folds=3, shuffles=0)
+    budget = {**COMMON["budget"], "C": (1.0,)}
+    result = run(
+        lm, sae, rows, **COMMON | {"arms": ("dense", "full", "strongest"), "budget": budget}, folds=3, shuffles=0
+    )
     for each in result.families:
         assert sum(each.chosen.values()) == 3
     assert "of 3 folds" in result.families_table()[1][2]

@@ -259,7 +259,7 @@ def test_every_cell_has_its_intervals_and_the_same_test_rows(result):
 
 
 def test_one_value_is_plain_classification(lm, sae):
-    found = run(rows_of(120, "en", 0), model=lm, sae=sae, **{**COMMON, **SEARCH})
+    found = run(rows_of(120, "en", 0), model=lm, sae=sae, **{**COMMON, **SEARCH}, ks=(2, 8), control_ks=(4,))
     assert [value.name for value in found.values] == ["all"]
     assert len(found.cells) == len(found.arms) > 20
     assert found.arm("sae").transferred is None

@@ -117,7 +117,7 @@ def test_actions_and_what_predicts_them(call, saes):
 
     status, out, err = call(
         "transfer", "--model", "builtin", "--sae", saes[0], "--data", "acts/actions.jsonl", "--text", "said",
-        "--label", "correct", "--group", "document", *QUICK, "--out", "acts",
+        "--label", "correct", "--group", "document", *QUICK, "--arms", "majority,words,dense,full", "--out", "acts",
     )  # fmt: skip
     assert status == 0, err
     assert "majority" in out

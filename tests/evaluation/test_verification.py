@@ -15,7 +15,7 @@ from saekit.inputs.texts import read_texts
 from saekit.rows.first_use import L0_FACTOR
 from saekit.sae.scaling import Scaling
 
-TOKENS = 1000
+TOKENS = 500
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,11 @@ def documents() -> list[corpus.Document]:
     return corpus.docs()
 
 
+@pytest.fixture(scope="module")
+def paragraphs() -> list[corpus.Paragraph]:
+    return corpus.paragraphs()
+
+
 def test_docs_reads_docstrings_with_their_names(package):
     texts = {document.id: document.text for document in corpus.docs()}
     assert list(texts) == [
@@ -244,9 +249,8 @@ def test_held_out_modules_are_the_same_on_every_machine():
     assert not any(corpus.is_held_out(name) for name in ("json.decoder", "os", "zipfile"))
 
 
-def test_paragraphs_stand_in_their_documents(documents):
+def test_paragraphs_stand_in_their_documents(documents, paragraphs):
     texts = {document.id: document for document in documents}
-    paragraphs = corpus.paragraphs()
     for paragraph in paragraphs:
         document = texts[paragraph.id.rpartition("/")[0]]
         assert paragraph.text in document.text
@@ -256,9 +260,9 @@ def test_paragraphs_stand_in_their_documents(documents):
     assert len({" ".join(paragraph.text.split()) for paragraph in paragraphs}) == len(paragraphs)
 
 
-def test_paragraphs_split_as_the_documents_do():
+def test_paragraphs_split_as_the_documents_do(paragraphs):
     heldout = corpus.paragraphs(split="heldout")
-    assert heldout == [paragraph for paragraph in corpus.paragraphs() if corpus.is_held_out(paragraph.module)]
+    assert heldout == [paragraph for paragraph in paragraphs if corpus.is_held_out(paragraph.module)]
 
 
 def test_reading_imports_no_package():

@@ -27,7 +27,7 @@ def classified(verdict: str, gap: dict) -> dict:
     [
         ("better", "yes", "yes"),
         ("worse", "no", "no"),
-        ("equivalent", "no difference that matters (within 0.01)", "part"),
+        ("equivalent", "no difference that matters (within 0.01)", "partly"),
         ("undecided", "undecided", "open"),
     ],
 )
@@ -99,6 +99,6 @@ def test_one_sentence_says_what_was_measured(evaluation):
     rows = {**evaluation["rows"], "data": "x.csv", "data_split": "heldout"}
     assert sentence([{**evaluation, "rows": rows}], "3 May 2026") == (
         "Two SAEs of 1,024 latents on layer 2 of the built-in model, trained on 4,000 rows of the built-in corpus and "
-        "measured on 12,345 rows of x.csv (heldout); 3 May 2026."
+        "measured on 12,345 held-out rows of x.csv; 3 May 2026."
     )
     assert sentence([{"kind": "training"}]) == "Results."

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-import saekit
+from fixtures.forks import call_in_forks
 from fixtures.kills import contents
 from fixtures.row_checks import TOLERANCE, everything, same_rows
 from saekit.errors import BusyError, ConfigError, DataError, FormatError, ModelError
@@ -178,45 +175,42 @@ def test_dying_after_every_single_shard(models, texts, tmp_path, small_groups, m
 
 
 _SCRIPT = """
-import os, signal, sys
+import os, signal
 import torch
 torch.set_num_threads(1)
 import saekit.rows.capture_texts as reading
 import saekit.rows.shards as shards
+from saekit.errors import FormatError
 from saekit.rows.capture import capture
 from saekit.rows.settings import CaptureSettings
+from saekit.models.loading import load_model
+load_model(MODEL)  # imports what it needs
 reading._GROUP_TOKENS = 40
-kill_at = int(sys.argv[3])
 flush = shards.ShardWriter._flush
-def flush_and_die(self, cursor):
-    flush(self, cursor)
-    if len(self.shards) == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-shards.ShardWriter._flush = flush_and_die
 texts = [" ".join(["cat", "dog", "mat"][i % 3 :]) * (1 + i % 5) + " the old trees" * i for i in range(30)]
-settings = CaptureSettings(shard_rows=100)
-print(capture(sys.argv[1], texts, layer=1, out=sys.argv[2], settings=settings).n_rows)
+
+def work(model, out, kill_at):
+    if kill_at is None:
+        try:
+            shards.ShardRows(out)
+        except FormatError as error:
+            return str(error)
+    def flush_and_die(self, cursor):
+        flush(self, cursor)
+        if len(self.shards) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    shards.ShardWriter._flush = flush_and_die
+    return capture(model, texts, layer=1, out=out, settings=CaptureSettings(shard_rows=100)).n_rows
 """
 
 
 def test_kill_minus_nine(folders, tmp_path):
-    source = Path(saekit.__file__).parents[1]
-
-    def run(out, kill_at):
-        return subprocess.run(
-            [sys.executable, "-c", _SCRIPT, str(folders["llama"]), str(tmp_path / out), str(kill_at)],
-            env={**os.environ, "PYTHONPATH": str(source)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    whole = run("whole", -1)
-    assert whole.returncode == 0, whole.stderr
-    assert run("cut", 2).returncode == -signal.SIGKILL
-    with pytest.raises(FormatError, match="was not finished: 200 rows are there"):
-        ShardRows(tmp_path / "cut")
-    assert run("cut", -1).stdout == whole.stdout
+    model, cut = str(folders["llama"]), str(tmp_path / "cut")
+    calls = [(model, str(tmp_path / "whole"), -1), (model, cut, 2), (model, cut, None), (model, cut, -1)]
+    whole, killed, unfinished, again = call_in_forks(f"MODEL = {model!r}\n{_SCRIPT}", calls)
+    assert killed == "killed"
+    assert "was not finished: 200 rows are there" in unfinished
+    assert again == whole > 200
     names = sorted(path.name for path in (tmp_path / "whole").iterdir() if path.name[0] != ".")
     assert len(names) > 5
     for name in names:

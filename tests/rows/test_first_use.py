@@ -12,6 +12,7 @@ import saekit as sk
 from fixtures.known_saes import oracle as oracle
 from fixtures.known_saes import rows as rows
 from fixtures.known_saes import synthetic as synthetic
+from saekit.classification.settings import Budget, ClassifierSettings
 from saekit.errors import PlaceWarning
 from saekit.evaluation.settings import EvaluationSettings
 from saekit.rows import first_use
@@ -103,7 +104,8 @@ def test_classification_and_features_of_texts(tmp_path):
         f"{word} is number {i} of all the words that are written here" for i in range(24) for word in ("this", "that")
     ]
     data = {"text": texts, "label": ["a", "b"] * 24}
-    result = sk.classify(wrong, model="builtin", data=data, split=sk.Split(label="label"))
+    settings = ClassifierSettings(arms=("full",), budget=Budget(C=(1.0,), widen=0))
+    result = sk.classify(wrong, model="builtin", data=data, split=sk.Split(label="label"), settings=settings)
     assert "fvu_above_mean" in codes(result.warnings)
     assert "saekit verify" in str(result.warnings)
     first_use._known.clear()
@@ -122,19 +124,17 @@ def test_it_is_measured_once_and_on_few_rows(wrong, rows, monkeypatch):
     assert codes(found) == ["fvu_above_mean"]
 
 
-def test_of_a_stream_few_contexts_are_run():
+def test_of_a_stream_few_contexts_are_run(monkeypatch):
     stream = sk.stream("builtin", "builtin", layer=2, tokens=40_000)
     few = first_use.first_rows(stream)
     assert len(few) <= first_use.ROWS
     torch.testing.assert_close(few, next(stream.batches(first_use.ROWS)).x[: len(few)])  # other batches: rounding
     again = sk.stream("builtin", "builtin", layer=2, tokens=40_000)
     ran = []
-    run = type(again.runner).rows
-    again.runner.__class__.rows = lambda self, contexts: ran.append(len(contexts.ids)) or run(self, contexts)
-    try:
-        first_use.first_rows(again)
-    finally:
-        again.runner.__class__.rows = run
+    runner = type(again.shared.runner)
+    run = runner.rows
+    monkeypatch.setattr(runner, "rows", lambda self, contexts: ran.append(len(contexts.ids)) or run(self, contexts))
+    first_use.first_rows(again)
     assert sum(ran) < 3 * first_use.ROWS
 
 

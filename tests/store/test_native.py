@@ -6,9 +6,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from fixtures.forks import call_in_forks
 from saekit import files
 from saekit.errors import ConfigError, FormatError, OfflineError
 from saekit.hub import ask_hub
@@ -430,35 +428,36 @@ def test_a_full_disk_leaves_the_old_sae(tmp_path, monkeypatch):
         assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+KILLED_SAVE = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_native import make_sae, save
+real = os.replace
+count = 0
+
+def work(folder, at):
+    def replace(*args):
+        global count
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+        real(*args)
+    os.replace = replace
+    save(make_sae(seed=1), folder)
+"""
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["nothing-before", "over-an-older-one"])
 def test_killed_between_any_two_renames_the_folder_loads_as_old_or_new(tmp_path, first):
     """A process is killed at its n-th rename, for every n; what is left is one of the two SAEs, whole."""
-    script = textwrap.dedent(
-        """
-        import os, signal, sys
-        sys.path.insert(0, os.environ["TESTS"])
-        from test_native import make_sae, save
-        count, real = 0, os.replace
-        def replace(*args):
-            global count
-            if count == int(sys.argv[2]):
-                os.kill(os.getpid(), signal.SIGKILL)
-            count += 1
-            real(*args)
-        os.replace = replace
-        save(make_sae(seed=1), sys.argv[1])
-        """
-    )
-    src = str(Path(native.__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": src, "TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     old, new = make_sae(seed=0), make_sae(seed=1)
-    seen = set()
-    for at in range(5):
-        folder = tmp_path / str(at)
+    folders = [tmp_path / str(at) for at in range(5)]
+    for folder in folders:
         if not first:
             save(old, folder)
-        done = subprocess.run([sys.executable, "-c", script, str(folder), str(at)], env=environment, check=False)
-        assert done.returncode in (0, -9)
+    assert call_in_forks(KILLED_SAVE, [(str(folder), at) for at, folder in enumerate(folders)])[:2] == ["killed"] * 2
+    seen = set()
+    for folder in folders:
         try:
             sae = load(folder)
         except ConfigError:

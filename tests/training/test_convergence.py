@@ -53,9 +53,9 @@ def rows():
     return SyntheticRows(d_in=16, n_features=64, n_rows=60_000)
 
 
-def run(rows, tokens, out, **settings):
+def run(rows, tokens, out, lr=1e-3, **settings):
     saes = train(
-        TopK(n_latents=64, k=4, lr=1e-3), rows, seeds=[0, 1], tokens=tokens, out=out,
+        TopK(n_latents=64, k=4, lr=lr), rows, seeds=[0, 1], tokens=tokens, out=out,
         settings=TrainSettings(batch_rows=256, **settings),
     )  # fmt: skip
     return saes, [each["code"] for each in json.loads((out / "run.json").read_text())["warnings"]]
@@ -65,7 +65,7 @@ def test_a_short_run_is_told_and_a_long_one_is_not(rows, tmp_path):
     short, told = run(rows, 25_600, tmp_path / "short")
     assert told.count("undertrained") == 2  # each SAE
     assert short[0].provenance["metrics"]["fvu_fall_per_doubling"] > FALL_LIMIT
-    long, told = run(rows, 512_000, tmp_path / "long")
+    long, told = run(rows, 153_600, tmp_path / "long", lr=4e-3)
     assert "undertrained" not in told
     assert [each.code for each in compare(short).warnings].count("undertrained") == 1
     assert "undertrained" not in [each.code for each in compare(long).warnings]

@@ -3,12 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from fixtures.forks import call_in_forks
 from fixtures.kills import contents
 from fixtures.training_runs import ALL, Interrupted, log_of, same, source, stop_at
 from saekit.training.loop import train
@@ -59,10 +57,8 @@ def test_what_ctrl_c_interrupts_goes_on_and_ends_as_if_nothing_had_been(tmp_path
 
 
 CHILD = """
-import os, signal, sys
+import os, signal
 from saekit import BatchTopK, ReLU, SyntheticRows, TrainSettings, train
-
-out, event, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 def killed_at(name, count):  # kill -9 in place of the call: what was to be written is there by halves or not at all
     true = getattr(os, name)
@@ -74,30 +70,21 @@ def killed_at(name, count):  # kill -9 in place of the call: what was to be writ
         return true(*args, **options)
     setattr(os, name, call)
 
-if event != "none":
-    killed_at(event, count)
-rows = SyntheticRows(d_in=8, n_features=16, l0=3.0, n_rows=3_000, mean=1.0)
-settings = TrainSettings(batch_rows=50, log_every=10, checkpoint_every=5)
-train([BatchTopK(24, k=3), ReLU(24)], rows, seeds=[0, 1], settings=settings, out=out, resume=True, progress=False)
+def work(out, event="none", count=0):
+    if event != "none":
+        killed_at(event, count)
+    rows = SyntheticRows(d_in=8, n_features=16, l0=3.0, n_rows=3_000, mean=1.0)
+    settings = TrainSettings(batch_rows=50, log_every=10, checkpoint_every=5)
+    train([BatchTopK(24, k=3), ReLU(24)], rows, seeds=[0, 1], settings=settings, out=out, resume=True, progress=False)
 """
-
-
-def child(out, event="none", count=0):
-    environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
-    run = subprocess.run(
-        [sys.executable, "-c", CHILD, str(out), event, str(count)], env=environment, capture_output=True, text=True
-    )
-    return run.returncode, run.stderr
 
 
 def test_kill_nine_at_any_write_then_resume_gives_the_same_bytes(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert child(whole) == (0, "")
     # Of a checkpoint the tensors are renamed first, then the index: killed before the one, before the other, and
     # before the bytes of a third are on disk; at last when the SAEs are being saved.
-    for event, count in (("replace", 4), ("replace", 5), ("fsync", 7), ("replace", 20)):
-        assert child(cut, event, count)[0] == -signal.SIGKILL, (event, count)
-    assert child(cut) == (0, "")
+    kills = [(str(cut), *event) for event in (("replace", 4), ("replace", 5), ("fsync", 7), ("replace", 20))]
+    assert call_in_forks(CHILD, [(str(whole),), *kills, (str(cut),)]) == [None, *["killed"] * 4, None]
     for name in ("batchtopk-24-k3-seed0", "batchtopk-24-k3-seed1", "relu-24-l1-2-seed0", "relu-24-l1-2-seed1"):
         for file in ("sae.safetensors", "sae.json"):
             assert (whole / name / file).read_bytes() == (cut / name / file).read_bytes()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..files import check_folder
 from ..settings import Progress
 from .classify import print_classification
 from .command import command
@@ -71,7 +72,7 @@ class Size:
 
 
 FULL = Size(
-    tokens=400_000, latents=1024, test_rows=32_768, test_tokens=8_192, paragraphs=4_000, explained_tokens=40_000
+    tokens=400_000, latents=1024, test_rows=32_768, test_tokens=8_192, paragraphs=4_000, explained_tokens=20_000
 )
 SHORT = Size(tokens=20_000, latents=256, test_rows=4_096, test_tokens=1_024, paragraphs=1_600, explained_tokens=12_000)
 
@@ -92,6 +93,7 @@ def demo(
     """Run the demo and print its tables."""
     from ..report.results_folder import write_report
 
+    check_folder(out)
     begun = time.monotonic()
     with progress_of(json) as progress:
         answers = run(out, model=model, data=data, size=SHORT if short else FULL, progress=progress)
@@ -223,7 +225,7 @@ def explain_latents(lm: LanguageModel, data: str, sae: SAE, size: Size, progress
         sae,
         lm,
         data,
-        settings=ExplainSettings(tokens=size.explained_tokens, top=5, sample=5, window=20),
+        settings=ExplainSettings(tokens=size.explained_tokens, controls=("shuffled",), top=5, sample=5, window=20),
         progress=progress,
     )
 

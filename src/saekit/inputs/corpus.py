@@ -12,6 +12,7 @@ two labels, numpydoc section and library, to classify).
 from __future__ import annotations
 
 import ast
+import functools
 import gzip
 import hashlib
 import importlib.metadata
@@ -327,7 +328,7 @@ def _belongs(module: str, split: Split) -> bool:
     return split == "all" or is_held_out(module) == (split == "heldout")
 
 
-def _all_documents() -> list[Document]:
+def _all_documents() -> Sequence[Document]:
     """Return the whole corpus, from the cache when it is whole, else from the packages."""
     versions = library_versions()
     key = hashlib.sha256(json.dumps([_FORMAT, sys.prefix, versions]).encode()).hexdigest()[:16]
@@ -357,12 +358,22 @@ def _store(path: Path, documents: Sequence[Document]) -> None:
     write_bytes(path, gzip.compress("\n".join(lines).encode(), compresslevel=4, mtime=0))
 
 
-def _load(path: Path) -> list[Document] | None:
+def _load(path: Path) -> Sequence[Document] | None:
     """Return the documents of a cache file; None if there is none or anything about it is wrong."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return _loaded(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path, *_state: int) -> Sequence[Document] | None:
+    """Read a cache file, once while it stays as it is."""
     try:
         head, *rows = gzip.decompress(path.read_bytes()).split(b"\n")
         wanted = json.loads(head)
-        documents = [Document(**json.loads(row)) for row in rows]
+        documents = tuple(Document(**json.loads(row)) for row in rows)
         if wanted == {"format": _FORMAT, "documents": len(documents), "digest": corpus_digest(documents)}:
             return documents
     except (OSError, EOFError, ValueError, TypeError, AttributeError, zlib.error):

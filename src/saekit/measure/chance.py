@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -60,10 +61,7 @@ class Chance:
         if draws < 2:
             raise ConfigError(f"against_chance: `draws` must be at least 2; got {draws}.")
         unigram = scores.token_counts / scores.checked_rows()
-        generator = np.random.Generator(np.random.PCG64(seed))
-        sizes = range(int(math.log2(CHANCE_FIRES)) + 1)
-        drawn = [[_drawn(unigram, 2**n, even, draws, generator) for even in CHANCE_EVENNESS] for n in sizes]
-        return cls(np.sort(np.array(drawn), axis=2))
+        return cls(_all_drawn(unigram.tobytes(), draws, seed))
 
     def quantiles(self, fires: np.ndarray, evenness: np.ndarray) -> np.ndarray:
         """Quantiles for latents with these firings and effective firings per firing, ``[n_latents, draws, 3]``."""
@@ -127,6 +125,17 @@ def _between(grid: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Return the index below each value in a grid, never the last, and the fraction of the way to the next."""
     at = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, len(grid) - 2)
     return at, np.clip((values - grid[at]) / (grid[at + 1] - grid[at]), 0.0, 1.0)
+
+
+@functools.lru_cache(maxsize=4)
+def _all_drawn(unigram: bytes, draws: int, seed: int) -> np.ndarray:
+    """Return what every size and evenness gives: SAEs and sizes that are measured on the same rows share it."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    sizes = range(int(math.log2(CHANCE_FIRES)) + 1)
+    p = np.frombuffer(unigram)
+    found = np.sort([[_drawn(p, 2**n, even, draws, generator) for even in CHANCE_EVENNESS] for n in sizes], axis=2)
+    found.setflags(write=False)
+    return found
 
 
 def _drawn(unigram: np.ndarray, size: int, even: float, draws: int, generator: np.random.Generator) -> np.ndarray:

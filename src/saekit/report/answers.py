@@ -29,7 +29,7 @@ class Answer:
     word: str
     """The verdict."""
     tone: str
-    """``yes``, ``no``, ``open`` (undecided), ``part`` or ``none`` (not asked)."""
+    """``yes``, ``no``, ``open`` (undecided), ``partly`` or ``none`` (not asked)."""
     value: str = ""
     """The number, as large text."""
     unit: str = ""
@@ -90,7 +90,7 @@ def _classified(result: Result, others: str) -> Answer:
     if sae is None or base is None or not sae["verdict"]:
         more = "This classification has no SAE, or no baseline to compare it with."
         return Answer("Useful?", _ASKS_USEFUL, "not asked", "none", more=more)
-    word, tone = _USEFUL.get(sae["verdict"], (f"no difference that matters (within {margin:g})", "part"))
+    word, tone = _USEFUL.get(sae["verdict"], (f"no difference that matters (within {margin:g})", "partly"))
     gap, own, other = sae[gap_name], sae[metric], base[metric]
     value, interval = parts_of(gap, "+.3f")
     what = "images" if data.get("image") else "texts"
@@ -162,7 +162,7 @@ def _transferred(result: Result) -> Answer:
     if better:
         word, tone, more = "yes", "yes", ""
     elif same:
-        word, tone, more = "no difference that matters", "part", ""
+        word, tone, more = "no difference that matters", "partly", ""
     elif worse == len(arms):
         word, tone, more = "no", "no", ""
     return Answer(
@@ -235,7 +235,7 @@ def _stability(shared: Quantity, null: Quantity | None) -> tuple[str, str]:
         return ("undecided", "open") if said == "undecided" else ("no more than chance", "no")
     if shared["low"] > 0.5:
         return "mostly", "yes"
-    return ("a minority", "part") if shared["high"] < 0.5 else ("about half", "part")
+    return ("a minority", "partly") if shared["high"] < 0.5 else ("about half", "partly")
 
 
 # ---------------------------------------------------------------------------------------------------------- how many
@@ -318,8 +318,9 @@ def sentence(results: Sequence[Result], date: str = "") -> str:
     measured = _first(results, "evaluation", "size_curve", "progressive")
     if measured is not None:
         own, split = measured["rows"].get("data"), measured["rows"].get("data_split")
-        where = f" of {_spoken([str(own)], 'corpus')}{f' ({split})' if split else ''}" if own else ""
-        text += f"{' and' if ', trained' in text else ','} measured on {measured['n_rows']:,} rows{where}"
+        where = f" of {_spoken([str(own)], 'corpus')}" if own else ""
+        part = "held-out rows" if split == "heldout" else f"rows of the split {split}" if split else "rows"
+        text += f"{' and' if ', trained' in text else ','} measured on {measured['n_rows']:,} {part}{where}"
     return f"{text}; {date}." if date else f"{text}."
 
 

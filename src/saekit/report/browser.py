@@ -195,6 +195,12 @@ class _Others:
             if result["sae"].get("digest") == digest
             for each in result["effects"]
         }
+        self.judged = {
+            each["latent"]: each
+            for result in kinds.get("label_scores", ())
+            if result["sae"].get("digest") == digest
+            for each in result["scores"]
+        }
         self.weights: dict[int, list[list[Any]]] = {}
         self.classes: dict[str, list[int]] = {}
         for result in kinds.get("classifier", ()):
@@ -235,12 +241,21 @@ class _Others:
                 "rank", "selected", "best rank among the latents that a classifier selected",
                 lambda j: min((rank for _, _, rank in self.selected.get(j, ())), default=None),
             )  # fmt: skip
+        for name in dict.fromkeys(test["scorer"] for each in self.judged.values() for test in each["tests"]):
+            column(f"judge.{name}", f"{name} (judge)", "AUC of the label by a language model", self._judged_by(name))
         if self.effects:
             column("kl", "effect (KL)", "change of the next-token distribution when it is ablated, in nats", self._kl)
         return found
 
     def _stability(self, latent: int) -> float | None:
         return None if self.compared is None else _at(self.compared["stability"], latent)
+
+    def _judged_by(self, scorer: str) -> Callable[[int], float | None]:
+        def auc(latent: int) -> float | None:
+            tests = self.judged.get(latent, {}).get("tests", ())
+            return next((test["auc"]["value"] for test in tests if test["scorer"] == scorer), None)
+
+        return auc
 
     def _size(self, latent: int) -> float | None:
         return next((size for size in self.sizes if latent < size), None)
@@ -254,6 +269,8 @@ class _Others:
         found: dict[str, Any] = {}
         if latent in self.selected:
             found["selected"] = self.selected[latent][:12]
+        if latent in self.judged:
+            found["judged"] = self.judged[latent]["label"]
         if latent in self.weights:
             found["weights"] = self.weights[latent]
         if latent in self.effects:

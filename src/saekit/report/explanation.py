@@ -37,9 +37,11 @@ def explanation(result: Mapping[str, Any]) -> list[Section]:
         "What latents respond to",
         "A label is made of tokens that the latent responds to in one half of the documents; its AUC is that of these "
         "tokens for where the latent fires in the other half. Shuffled codes are labelled and scored in the same way. "
-        "Coherent firing is not meaning: the latents of a frozen decoder have it too.",
-        [table_of([{**result, "name": result["data"]["name"]}], _NUMBERS), *_scores(result), *_groups(result)],
+        f"Coherent firing is not meaning: the latents of a frozen decoder have it too. {_telling(result)}".strip(),
+        [table_of([{**result, "name": result["data"]["name"]}], _NUMBERS)],
     )
+    scored = [*_scores(result), *_groups(result)]
+    more = [Section("Every score, compared with the controls", "", scored, is_folded=True)] if scored else []
     shown = Section(
         f"The {min(SHOWN, len(cards)):,} latents whose labels hold best, of {len(cards):,}",
         "The peak of each example stands in ⟦⟧. `saekit show SAE --latent J` prints a whole card.",
@@ -47,7 +49,21 @@ def explanation(result: Mapping[str, Any]) -> list[Section]:
         is_folded=True,
     )
     facts = {"The model.": result["model"], "The texts.": result["data"]}
-    return [main, shown, settings_section("explanation", result, facts)]
+    return [main, shown, *more, settings_section("explanation", result, facts)]
+
+
+def _telling(result: Mapping[str, Any]) -> str:
+    """Say which scores tell latents that were learned from those of random directions or models."""
+    tested = [each for each in result.get("scores") or () if each["tells_random_apart"] is not None]
+    telling = [each["name"].replace("_", " ") for each in tested if each["tells_random_apart"]]
+    if not tested:
+        return ""
+    if not telling:
+        return f"None of {len(tested)} scores tells these latents from ones that were not learned."
+    return (
+        f"Scores that tell these latents from ones that were not learned: {', '.join(telling)} ({len(telling)} of "
+        f"{len(tested)}); the others are no evidence that anything was."
+    )
 
 
 def without_cards(result: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..explanation.label_scores_result import short_name
+from .decisions import latent_cell
 from .parts import Cell, Section, number_cell, settings_section, table_of
 
 _COLUMNS = (
-    ("latent", lambda each: Cell(str(each["latent"]))),
     ("label", lambda each: Cell(each["label"])),
     ("test", "scorer"),
     ("AUC", "auc"),
@@ -39,7 +39,7 @@ def label_scores(result: Mapping[str, Any]) -> list[Section]:
         "firing as without, alike in everything else: does the label fit the text (detection), or the words marked in "
         "it (fuzzing)? 0.5 is chance; so is the same with the label of another latent, unless the model reads more "
         f"than the label.{more}",
-        [table_of(tests[:_SHOWN], _COLUMNS)],
+        [table_of(tests[:_SHOWN], [("latent", lambda each: latent_cell(each["latent"], result["sae"])), *_COLUMNS])],
     )
     rest = [Section("Labels that were not tested", "", [table_of(untested, _UNTESTED)], is_folded=True)]
     facts = {"The model that was asked.": result["judge"], "The texts.": result["data"]}

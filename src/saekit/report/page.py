@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, SaekitError, listed
 from ..files import write_bytes
@@ -32,6 +33,9 @@ from .parts import Cell, Section, Table
 from .sizes import progressive, size_curve
 from .training import training
 from .transfer import transfer
+
+if TYPE_CHECKING:
+    import jinja2
 
 PAGE = "report.html"
 CARDS = "report-latents"
@@ -134,26 +138,16 @@ def render(results: Sequence[Any], *, title: str = "saekit report", date: str = 
 
 def _built(results: Sequence[Any], *, title: str, date: str, is_whole: bool) -> tuple[str, dict[str, str]]:
     """Return the page, and the files that it reads."""
-    import jinja2
-
     shown = [result if isinstance(result, Mapping) else result.to_json() for result in results]
     if not shown:
         raise DataError("a report needs at least one result; got none. Run `saekit evaluate` or `saekit train` first.")
     groups = _groups(shown)
     found = browsers(shown)
     chunks, files = _placed(found, is_whole)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("saekit", "report/templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        finalize=_shown,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"data_link": _data_link, "prose": _prose}
     first = answers(shown)
     told = " ".join(_texts(groups)) + " ".join(f"{each.unit} {each.how}" for each in first)
-    text = environment.get_template("page.html").render(
+    page = _templates().get_template("page.html")
+    text = page.render(
         title=title,
         sentence=sentence(shown, date),
         answers=first,
@@ -165,6 +159,23 @@ def _built(results: Sequence[Any], *, title: str, date: str, is_whole: bool) -> 
         data=embedded([LIGHTER.get(str(each["kind"]), dict)(each) for each in shown]),
     )
     return text, files
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """Return the templates: compiled once for all pages."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("saekit", "report/templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=_shown,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"data_link": _data_link, "prose": _prose}
+    return environment
 
 
 def _groups(results: Sequence[Mapping[str, Any]]) -> list[Group]:

@@ -60,9 +60,9 @@
 
   // A label that is a list of tokens: each stands in a box, so that spaces are seen.
   function named(text, longest = 120) {
-    const parts = text.split(" · ");
+    const before = /^[a-z ]*(?=`)/.exec(text)?.[0] || "", parts = text.slice(before.length).split(" · ");
     if (!text || !parts.every((each) => /^`[^]*`$/.test(each))) return words(text || "no label", longest);
-    return h("span", null, parts.flatMap((each) => [h("bdi", { class: "tok" }, clean(each.slice(1, -1), longest)), " "]));
+    return h("span", null, before, parts.flatMap((each) => [h("bdi", { class: "tok" }, clean(each.slice(1, -1), longest)), " "]));
   }
 
   const words = (text, longest) => h("bdi", null, clean(text, longest));
@@ -201,7 +201,7 @@
     const parts = [back, h("header", null, h("h3", null, named(index.labels[place], 400)), h("a", { href: address(place) }, `latent ${id}`))];
     parts.push(badges(place, more), facts(place));
     parts.push(...contexts(own, tokens));
-    parts.push(h("div", { class: "two" }, histogram(own), neighbours(own, more), ...written(more), ...shares(more)));
+    parts.push(h("div", { class: "two" }, histogram(own), ...positions(more), neighbours(own, more), ...written(more), ...shares(more)));
     parts.push(...clusters(more), ...inOthers(place, own), ...effect(own), ...scores(more), ...others(more), ...doubts(place, more));
     return parts.filter(Boolean);
   }
@@ -296,6 +296,19 @@
     return parts;
   }
 
+  function positions(more) {
+    if (!Array.isArray(more.positions) || more.positions.length < 2) return [];
+    const most = Math.max(...more.positions.map((each) => each[1])) || 1, wide = 308 / more.positions.length;
+    const picture = svg(320, 100, "How often it fires at which position of a text");
+    more.positions.forEach(([first, rate], at) => {
+      const tall = (rate / most) * 70, left = 6 + at * wide;
+      picture.put("rect", { x: left.toFixed(1), y: (78 - tall).toFixed(1), width: Math.max(1, wide - 1.5).toFixed(1), height: Math.max(0.7, tall).toFixed(1), fill: "currentColor", class: "c0" });
+      if (at % Math.ceil(more.positions.length / 6) === 0) picture.put("text", { x: (left + wide / 2).toFixed(1), y: 95, "text-anchor": "middle", fill: "currentColor" }, String(first));
+      picture.hover.push([left + wide / 2, 78 - tall, `from position ${first}: ${percent(rate)} of tokens`]);
+    });
+    return [h("div", null, h("h4", null, "Position in the text"), drawn(picture))];
+  }
+
   function clusters(more) {
     if (!Array.isArray(more.clusters) || more.clusters.length < 2) return [];
     return [h("h4", null, "Kinds of contexts"), ...more.clusters.map((each) => h("div", null, h("p", { class: "soft" }, `${percent(each.fraction)} of its firings`), chips([...each.tokens, ...(each.context || [])].slice(0, 12).map((token) => [words(token, 40)]))))];
@@ -303,6 +316,7 @@
 
   function inOthers(place, own) {
     const parts = [];
+    if (own.judged && own.judged !== index.labels[place]) parts.push(h("h4", null, "Label that a language model tested"), h("p", null, words(own.judged)));
     if (own.selected) parts.push(h("h4", null, "Selected by classifiers"), chips(own.selected.map(([task, arm, rank]) => [words(`${task}: ${arm}`, 80), `rank ${rank}`])));
     if (own.weights) parts.push(h("h4", null, "Weight by class"), chips(own.weights.map(([name, weight]) => [words(name, 60), (weight > 0 ? "+" : "") + decimals(weight)])));
     return parts;
@@ -360,7 +374,7 @@
     if (!names.length) return [];
     const controls = [...new Set(names.flatMap((name) => Object.keys((more.percentiles || {})[name] || {})))];
     const cell = (v) => h("td", { class: "number" }, v === undefined || v === null ? "" : percent(v));
-    return [h("h4", null, "Scores, and how many latents of the controls are below them"), h("div", { class: "scores" }, h("table", null,
+    return [h("h4", null, "Scores, and the part of each control’s latents that score worse"), h("div", { class: "scores" }, h("table", null,
       h("thead", null, h("tr", null, h("th", null, ""), h("th", { class: "number" }, "score"), controls.map((name) => h("th", { class: "number" }, words(name, 20))))),
       h("tbody", null, names.filter((name) => more.scores[name] !== null).map((name) => h("tr", null, h("th", { scope: "row" }, name.replaceAll("_", " ")), h("td", { class: "number" }, decimals(more.scores[name])),
         controls.map((control) => cell(((more.percentiles || {})[name] || {})[control])))))))];

@@ -1,0 +1,40 @@
+"""Explanations on the page: scores next to their controls, and what they do not tell."""
+
+from __future__ import annotations
+
+from fixtures.results import NASTY, measured
+from saekit.report import render
+from saekit.report.explanation import explanation, without_cards
+
+
+def explained(*tells: bool | None) -> dict:
+    null = {"control": "random", "value": measured(0.6), "difference": measured(0.1), "verdict": "better"}
+    scores = [
+        {"name": f"score_{n}", "meaning": NASTY, "value": measured(0.7, 0.6, 0.8), "nulls": [null],
+         "tells_random_apart": each}
+        for n, each in enumerate(tells)
+    ]  # fmt: skip
+    return {
+        "kind": "explanation", "schema": 2, "saekit": "0", "versions": {}, "settings": {}, "hook": "layers.1",
+        "sae": {"n_latents": 4}, "model": {}, "data": {"name": "texts"}, "detection": measured(0.7),
+        "detection_null": measured(0.5), "told_fraction": measured(0.5), "fired_fraction": 1.0, "cards": [],
+        "scores": scores, "controls": [{"name": "random", "what": NASTY, "n_latents": 4, "seconds": 1.0}],
+        "groups": [{"by": "sharing", "name": "orphan", "n_latents": 3, "scores": {"score_0": measured(0.25)}}],
+    }  # fmt: skip
+
+
+def test_scores_that_cannot_tell_learned_latents_from_random_ones_say_so():
+    main, _, scored, _ = explanation(explained(True, False, None))
+    assert "latents from ones that were not learned: score 0 (1 of 2); the others are no evidence" in main.intro
+    assert [[cell.text for cell in row] for row in scored.tables[0].rows][1] == [
+        "score 1", "0.700", "0.6", "random: better", "no",
+    ]  # fmt: skip
+    assert [cell.text for cell in scored.tables[1].rows[0]] == ["sharing: orphan", "3", "0.25"]
+    assert "None of 1 scores tells these latents" in explanation(explained(False))[0].intro
+    assert "not learned" not in explanation(explained(None))[0].intro
+    assert "<b>" not in render([explained(True)]).split("<script")[0]
+
+
+def test_cards_are_not_embedded_twice():
+    assert without_cards(explained(True)) == explained(True)
+    assert without_cards({**explained(True), "cards": [{}, {}]})["cards"]["left_out"] == 2
