@@ -61,6 +61,18 @@ def test_codes_are_not_negative_and_never_more_than_wanted():
     assert len(nothing.values) == 0
 
 
+def test_sizes_below_0_are_dropped_and_the_others_fitted_once_more():
+    atoms = torch.nn.functional.normalize(randn(200, 3, 6), dim=2)
+    u, used = randn(200, 6, seed=1), torch.ones(200, 3, dtype=torch.bool)
+    found = pursuit._fitted(u, atoms, used, signed=False)
+    for row in range(200):
+        first = np.linalg.lstsq(atoms[row].T.numpy(), u[row].numpy(), rcond=None)[0]
+        kept = np.flatnonzero(first > 0)
+        expected = np.zeros(3)
+        expected[kept] = np.linalg.lstsq(atoms[row][kept].T.numpy(), u[row].numpy(), rcond=None)[0]
+        np.testing.assert_allclose(found[row].numpy(), expected.clip(0), atol=1e-3)
+
+
 def test_bias_and_scale_count():
     W, shift = torch.linalg.qr(randn(12, 12))[0], randn(12, seed=5)
     sae = sae_of(W, 3, b_dec=shift, b_pre=shift, scaling=Scaling("scalar", scale=torch.tensor(2.0)))

@@ -173,12 +173,11 @@ def _compared_with_chance(
     acts = zip_longest(matched, seen.on_rows, seen.function)
     pairs = [pair.result(named, rule, on_rows, function) for pair, on_rows, function in acts]
     counting = counting_pairs(pairs)
-    tested = counting[: inside.settings.pairs]
     if inside.spliced is not None:
+        tested = counting[: inside.settings.pairs]
         some = [matched[at] for at in tested]
         found = in_the_model(values, some, rule, inside.spliced, inside.settings, progress)
-        for at, more in zip(tested, found, strict=True):
-            pairs[at] = replace(pairs[at], function=pairs[at].function | more)
+        pairs = _with_more(pairs, dict(zip(tested, found, strict=True)))
     over = OverPairs([(matched[at].first, matched[at].second) for at in counting], len(named))
     counted = [pairs[at] for at in counting]
     compared = _latents_found(named, matched, rule, seen)
@@ -202,6 +201,11 @@ def _compared_with_chance(
         function=function_of(counted, over),
         warnings=_warnings(named, source) + undertrained(named),
     )
+
+
+def _with_more(pairs: Sequence[Pair], more: dict[int, dict[str, Measured]]) -> list[Pair]:
+    """Return pairs with what was found out about some of them in a language model."""
+    return [replace(pair, function=pair.function | more.get(at, {})) for at, pair in enumerate(pairs)]
 
 
 def counting_pairs(pairs: Sequence[Pair]) -> list[int]:

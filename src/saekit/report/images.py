@@ -1,4 +1,4 @@
-"""Charts as PNG on white, drawn by matplotlib, for documents that take no SVG."""
+"""Charts as PNG on white, made with matplotlib, for documents that take no SVG."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Chart:
     columns: Sequence[str]
     """Names of the columns of `rows`."""
     rows: Sequence[Sequence[object]]
-    """The data: what is drawn, as numbers."""
+    """The numbers in it."""
     legend: Sequence[tuple[str, int]] = ()
     """Names of the series."""
     hover: Sequence[Hover] = ()

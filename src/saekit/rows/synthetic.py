@@ -300,16 +300,19 @@ def synthetic_rows(address: str) -> SyntheticRows:
         name, _, text = (each.strip() for each in part.partition("="))
         if name not in kinds:
             raise ConfigError(f"`{address}`: `{name}` is no setting of synthetic rows. {did_you_mean(name, kinds)}")
-        is_float = kinds[name].type == "float"
-        try:
-            found[name] = float(text) if is_float else int(text.replace("_", ""))
-        except ValueError:
-            kind = "a number" if is_float else "a whole number"
-            raise ConfigError(f"`{address}`: `{name}` must be {kind}; got `{text}`. Write {name}=4, say.") from None
+        found[name] = _number(address, name, text, is_float=kinds[name].type == "float")
     missing = [name for name in ("d_in", "n_features") if name not in found]
     if missing:
         raise ConfigError(f"`{address}` must give `{missing[0]}`. Write {ADDRESS}d_in=32,n_features=64, say.")
     return SyntheticRows(**found)
+
+
+def _number(address: str, name: str, text: str, *, is_float: bool) -> float | int:
+    try:
+        return float(text) if is_float else int(text.replace("_", ""))
+    except ValueError:
+        kind = "a number" if is_float else "a whole number"
+        raise ConfigError(f"`{address}`: `{name}` must be {kind}; got `{text}`. Write {name}=4, say.") from None
 
 
 ADDRESS = "synthetic:"
