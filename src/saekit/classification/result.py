@@ -89,9 +89,9 @@ class FamilyScore:
     verdict: str
     """Verdict of the difference at the margin, of the metric of the verdicts; empty without baselines."""
     control: str | None = None
-    """Of the SAE: the family that learned nothing (random, untrained or frozen) which the training rows prefer."""
+    """For the SAE: the family that learned nothing (random, untrained or frozen) which the training rows prefer."""
     control_difference: Measured | None = None
-    """Of the SAE: the metric of the verdicts, minus that of the best of those families, both choices included."""
+    """For the SAE: the metric of the verdicts, minus that of the best of those families, both choices included."""
     control_verdict: str = ""
     """Verdict of that difference: whether its training makes an SAE a better classifier."""
 

@@ -166,7 +166,7 @@ def narrowed(rows: Rows, B: Any) -> tuple[Any, Any]:
     """Return rows and further rows on fewer columns, with the same inner products with the first.
 
     What a penalty on the length of the weights chooses does not change: its weights are sums of the first rows. Rows
-    that are no wider than many, or so sparse that there is nothing to gain, stay as they are.
+    that are no wider than many, or so sparse that nothing is gained, stay as they are.
     """
     from scipy.linalg import LinAlgError, cholesky, solve_triangular
 

@@ -1,4 +1,4 @@
-"""Scores of an SAE beside those of latents that mean nothing: percentiles by latent, differences by SAE."""
+"""Scores of an SAE compared with those of latents that mean nothing: percentiles by latent, differences by SAE."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class _Cell:
 
 
 def compare_scores(mine: Scored, controls: Mapping[str, Scored]) -> list[Score]:
-    """Return every score beside those of the controls; what is said of any of them is decided together (Holm)."""
+    """Return every score next to those of the controls; what is said of any of them is decided together (Holm)."""
     names = [name for name in MEANINGS if name in mine.scores]
     pairs = [(name, control) for name in names for control in controls if name in controls[control].scores]
     cells = [_Cell(name, control, *_matched(name, mine, controls[control])) for name, control in pairs]

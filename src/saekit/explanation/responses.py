@@ -15,7 +15,7 @@ from .firings import Firings
 from .layout import LABELLING, POSITIONS, SCORING, Layout
 
 KINDS = ("token", "previous", "next", "position")
-"""What a label can be made of, beside the context."""
+"""What a label can be made of, other than the context."""
 
 SHARES = 8
 """Tokens of each kind on a card."""
@@ -43,7 +43,7 @@ class Responses:
     shares: dict[str, list[list[TokenShare]]] = field(default_factory=dict)
     """By kind but the position: tokens of every latent."""
     positions: list[list[list[float]]] = field(default_factory=list)
-    """Of every latent: ``[first position, rate]``."""
+    """For every latent: ``[first position, rate]``."""
 
 
 def responses(
