@@ -27,8 +27,8 @@ HELP = """Show what each latent responds to: contexts, a label, and how well the
 
 A label is made in one half of the documents, of the tokens that the latent fires on, after or before, of the position
 or of the tokens around; its AUC is that of the label for where the latent fires in the other half. Every score is
-compared with that of controls, and those that a random dictionary reaches too are named. `frozen` and `randomized` train an
-SAE each, which takes minutes. No judge and no key is needed. With --out, OUT/explanation.json holds all of it.
+compared with that of controls, and those that a random dictionary reaches too are named. `frozen` and `randomized`
+train an SAE each, which takes minutes. No judge and no key is needed. With --out, OUT/explanation.json holds all of it.
 
 With --judge a language model tests the labels on texts that they were not made of, and with --explain-with one writes
 them. What that costs is printed before. Answers are kept in OUT/answers.jsonl, so that a run that was ended goes on

@@ -129,7 +129,7 @@ class Layout:
         return tuple(found)
 
     def occurrences(self, token: np.ndarray, half: int, uniform: np.ndarray) -> np.ndarray:
-        """Return occurrences of tokens in a half, chosen by numbers in [0, 1) ``[n, tries]``; -1 where there is none."""
+        """Return occurrences of tokens in a half, by numbers in [0, 1) ``[n, tries]``; -1 for none."""
         where, starts = self._by_token[half]
         count = (starts[token + 1] - starts[token])[:, None]
         at = np.minimum(starts[token][:, None] + (uniform * count).astype(np.int64), max(len(where) - 1, 0))

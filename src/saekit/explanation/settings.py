@@ -106,8 +106,8 @@ class ExplainSettings:
     """Number of latents whose labels are scored by the model itself: by how much less surprising a label makes the
     windows that the latent fires in; about 80 windows of the model for each [0]."""
     controls: tuple[str, ...] = ("shuffled", "random")
-    """Controls that scores are compared with, of `shuffled` codes, `random` directions (both cheap), a `frozen` decoder and a
-    `randomized` transformer (an SAE is trained for each, and the model runs again) [shuffled,random]."""
+    """Controls that scores are compared with, of `shuffled` codes, `random` directions (both cheap), a `frozen` decoder
+    and a `randomized` transformer (an SAE is trained for each, and the model runs again) [shuffled,random]."""
     seed: int = 0
     """Random seed of the samples and of the controls [0]."""
 
