@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -177,37 +178,42 @@ def predict(
     if not texts and data is None:
         _describe(loaded, json)
         return
-    if data is not None:
-        from ..inputs.texts import read_texts
-
-        texts = list(read_texts(data, text=text or "text", columns=()).texts)
-    assert texts is not None
-    told = loaded.warnings()
-    warnings = [each.to_json() for each in told]
-    for warning in () if json else told:
+    read = texts if data is None else _texts_of(data, text)
+    assert read is not None
+    warnings = loaded.warnings()
+    for warning in () if json else warnings:
         tell(str(warning))
-    if explain:
-        found = [loaded.explain(each) for each in texts]
-        if out is not None:
-            from ..classification.decisions_result import Decisions
-
-            Decisions.of(loaded, found).save(out / "decisions.json")
-        if json:
-            print_json({"predictions": [each.to_json() for each in found], "warnings": warnings})
-            return
-        for each in found:
-            say(f"{each.text}\n{each!r}\n")
-        return
-    probabilities = loaded.predict_proba(texts)
-    rows: list[dict[str, Any]] = [
-        {"text": each, "predicted": loaded.classes[int(p.argmax())], "probability": float(p.max())}
-        for each, p in zip(texts, probabilities)
-    ]
+    predictions, lines = _explained(loaded, read, out) if explain else _predicted(loaded, read)
     if json:
-        print_json({"predictions": rows, "warnings": warnings})
+        print_json({"predictions": predictions, "warnings": [each.to_json() for each in warnings]})
         return
-    for row in rows:
-        say(f"{plain(row['predicted'])}\t{row['probability']:.2f}\t{plain(row['text'])}")
+    for line in lines:
+        say(line)
+
+
+def _texts_of(data: str, text: str | None) -> list[str]:
+    from ..inputs.texts import read_texts
+
+    return list(read_texts(data, text=text or "text", columns=()).texts)
+
+
+def _explained(classifier: Any, texts: Sequence[str], out: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return which latents decided about each text, as JSON and as lines; with `out` also in its decisions.json."""
+    found = [classifier.explain(each) for each in texts]
+    if out is not None:
+        from ..classification.decisions_result import Decisions
+
+        Decisions.of(classifier, found).save(out / "decisions.json")
+    return [each.to_json() for each in found], [f"{each.text}\n{each!r}\n" for each in found]
+
+
+def _predicted(classifier: Any, texts: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the most probable class of each text, as JSON and as lines."""
+    rows = [
+        {"text": each, "predicted": classifier.classes[int(p.argmax())], "probability": float(p.max())}
+        for each, p in zip(texts, classifier.predict_proba(texts))
+    ]
+    return rows, [f"{plain(row['predicted'])}\t{row['probability']:.2f}\t{plain(row['text'])}" for row in rows]
 
 
 def _describe(classifier: Any, json: bool) -> None:

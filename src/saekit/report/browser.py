@@ -179,40 +179,28 @@ class _Others:
             for sae in each["saes"]
             if sae["sae"].get("digest") == digest and sae["found_in"]
         ]
-        self.compared: Any = compared[0][0] if compared else None
-        self.n_saes = compared[0][1] if compared else None
-        self.sizes = next(
-            (
-                [point["size"] for point in each["points"]]
-                for each in kinds.get("size_curve", ())
-                if each["sae"].get("digest") == digest
-            ),
-            [],
-        )
-        self.effects = {
-            each["latent"]: each
-            for result in kinds.get("effects", ())
-            if result["sae"].get("digest") == digest
-            for each in result["effects"]
-        }
-        self.judged = {
-            each["latent"]: each
-            for result in kinds.get("label_scores", ())
-            if result["sae"].get("digest") == digest
-            for each in result["scores"]
-        }
+        self.compared: Any
+        self.n_saes: int | None
+        self.compared, self.n_saes = compared[0] if compared else (None, None)
+
+        def mine(kind: str) -> list[Mapping[str, Any]]:
+            return [each for each in kinds.get(kind, ()) if each["sae"].get("digest") == digest]
+
+        self.sizes = next(([point["size"] for point in each["points"]] for each in mine("size_curve")), [])
+        self.effects = {each["latent"]: each for result in mine("effects") for each in result["effects"]}
+        self.judged = {each["latent"]: each for result in mine("label_scores") for each in result["scores"]}
         self.weights: dict[int, list[list[Any]]] = {}
         self.classes: dict[str, list[int]] = {}
-        for result in kinds.get("classifier", ()):
-            if result["sae"].get("digest") == digest:
-                self._add_weights(result["top_latents"])
+        for result in mine("classifier"):
+            self._add_weights(result["top_latents"])
         self.selected: dict[int, list[list[Any]]] = {}
         for result in kinds.get("classification", ()):
-            sources = {sae["name"] for sae in result["saes"] if sae.get("digest") == digest}
-            for arm in result["arms"]:
-                if arm["source"] in sources:
-                    for rank, latent in enumerate(arm["selected"], start=1):
-                        self.selected.setdefault(latent, []).append([result["name"], arm["name"], rank])
+            self._add_selected(result, {sae["name"] for sae in result["saes"] if sae.get("digest") == digest})
+
+    def _add_selected(self, result: Mapping[str, Any], sources: set[str]) -> None:
+        for arm in result["arms"]:
+            for rank, latent in enumerate(arm["selected"] if arm["source"] in sources else (), start=1):
+                self.selected.setdefault(latent, []).append([result["name"], arm["name"], rank])
 
     def _add_weights(self, top: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         for name, found in top.items():
