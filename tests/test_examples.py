@@ -41,7 +41,8 @@ def fences(page: Path, language: str) -> list[str]:
 def examples() -> Iterator[str]:
     """Lines of the fences that call a command, without the remark behind them."""
     for page in PAGES:
-        for line in re.findall(r"^ *(saekit [a-z].*)$", "\n".join(fences(page, "")), re.MULTILINE):
+        text = "\n".join(fences(page, "") + fences(page, "sh")).replace("\\\n", "")
+        for line in re.findall(r"^(?: *|.* -m )(saekit [a-z].*)$", text, re.MULTILINE):
             yield re.split(r" {2,}", line)[0]
 
 
@@ -117,10 +118,11 @@ def test_python_runs_in_its_order(world, page):
 
 
 def test_no_fence_is_left_out():
-    """Every fence is Python, the help of a command with its examples, or a formula."""
+    """Every fence is Python, a command for a shell, the help of a command with its examples, or a formula."""
     for page in PAGES:
         kinds = set(re.findall(r"^```(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
-        assert kinds <= {"python"}
+        assert kinds <= {"python", "sh"}
+        assert all(re.search(r"(^|-m )saekit [a-z]", text, re.MULTILINE) for text in fences(page, "sh"))
         for text in fences(page, ""):
             assert text.startswith(("Usage: saekit", "u     = scaled x")), f"{page.name}: {text[:60]}"
 

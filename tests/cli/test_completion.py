@@ -58,7 +58,7 @@ def parameter(command: str, name: str):
     ("command", "name", "incomplete", "expected"),
     [
         ("train", "arch", "topk,jump", ["topk,jumprelu"]),
-        ("prune", "by", "en", ["energy"]),
+        ("prune", "by", "ene", ["energy"]),
         ("prune", "sae", "run/", ["run/topk-seed0"]),
         ("evaluate", "sae", "run/", ["run/topk-seed0"]),
         ("compare", "sae", "run/", ["run/topk-seed0"]),
