@@ -236,8 +236,8 @@ class SyntheticRows:
         reached = float(frequencies.sum())
         if reached < self.l0 * (1 - 1e-6):
             raise ConfigError(
-                f"`SyntheticRows.l0` must be at most {reached:.3g} with trees={self.trees}: of the children of a parent one "
-                f"fires at most; got {self.l0!r}. Use a smaller `l0`, or fewer or deeper trees."
+                f"`SyntheticRows.l0` must be at most {reached:.3g} with trees={self.trees}: one child of a "
+                f"parent fires at most; got {self.l0!r}. Use a smaller `l0`, or fewer or deeper trees."
             )
         return frequencies
 
