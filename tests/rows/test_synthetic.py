@@ -154,6 +154,9 @@ def test_addresses():
     [
         ({"trees": -1}, "trees` must be a whole number of at least 0"),
         ({"trees": 1}, "trees` must fit into n_features=8; 1 of them with 21 features each"),
+        ({"trees": 1, "depth": 10_000}, "trees` must fit into n_features=8"),
+        ({"trees": 1, "depth": 2, "n_features": 5, "l0": 3}, "l0` must be at most 2 with trees=1"),
+        ({"factors": 10**12}, "1,000,000,000,000 common causes"),
         ({"branching": 0}, "branching` must be a whole number of at least 1"),
         ({"depth": 0}, "depth` must be a whole number of at least 1"),
         ({"factors": 1.5}, "factors` must be a whole number"),

@@ -113,12 +113,12 @@ class SyntheticRows:
                 raise ConfigError(
                     f"`SyntheticRows.{name}` must be a whole number of at least {least}; got {getattr(self, name)!r}."
                 )
-        if self.trees * self._tree_size() > self.n_features:
+        if self.trees and self.trees * self._tree_size() > self.n_features:
             raise ConfigError(
                 f"`SyntheticRows.trees` must fit into n_features={self.n_features}; {self.trees} of them with "
-                f"{self._tree_size()} features each do not. Use fewer, or a smaller `branching` or `depth`."
+                f"{self._tree_size()} features each, or more, do not. Use fewer, or a smaller `branching` or `depth`."
             )
-        check_memory("SyntheticRows", self._memory(), "Use a smaller `d_in` or fewer features.")
+        check_memory("SyntheticRows", self._memory(), "Use a smaller `d_in`, or fewer features or `factors`.")
 
     def _check_sizes(self) -> None:
         """Refuse a width or a number that is not a positive integer; the rows alone may be without end."""
@@ -136,6 +136,7 @@ class SyntheticRows:
         return {
             f"a dictionary of {n:,} directions": 2 * 4 * n * d + 8 * n,  # before and after they are normalized
             f"blocks of {_CHUNK_ROWS:,} rows": 4 * _CHUNK_ROWS * (2 * d + 2 * n),
+            f"{self.factors:,} common causes": 8 * self.factors * n + 4 * _CHUNK_ROWS * self.factors,
         }
 
     @property
@@ -203,7 +204,13 @@ class SyntheticRows:
         return fires * (size * self.sizes), generator
 
     def _tree_size(self) -> int:
-        return sum(self.branching**level for level in range(self.depth))
+        """Return the features of a tree, or a number above `n_features` that it has at least."""
+        size, level = 0, 1
+        for _ in range(self.depth):
+            size, level = size + level, level * self.branching
+            if size > self.n_features:
+                break  # a depth that cannot be meant would take for ever
+        return size
 
     def _parents(self) -> Tensor:
         """Return the parents, level by level: roots are the most frequent features, then their children, and so on."""
@@ -226,6 +233,12 @@ class SyntheticRows:
             wanted = (low + high) / 2
             frequencies = self._under_parents(_power_law(self.n_features, self.power, wanted))
             low, high = (wanted, high) if float(frequencies.sum()) < self.l0 else (low, wanted)
+        reached = float(frequencies.sum())
+        if reached < self.l0 * (1 - 1e-6):
+            raise ConfigError(
+                f"`SyntheticRows.l0` must be at most {reached:.3g} with trees={self.trees}: one child of a "
+                f"parent fires at most; got {self.l0!r}. Use a smaller `l0`, or fewer or deeper trees."
+            )
         return frequencies
 
     def _under_parents(self, frequencies: Tensor) -> Tensor:
