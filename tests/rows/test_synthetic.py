@@ -161,6 +161,7 @@ def test_addresses():
         ({"depth": 0}, "depth` must be a whole number of at least 1"),
         ({"factors": 1.5}, "factors` must be a whole number"),
         ({"norm_spread": -1}, "norm_spread` must be 0 or more"),
+        ({"norm_spread": 500.0}, "norm_spread` must leave sizes that are numbers"),
         ({"parting": -1}, "parting` must be a whole number of at least 0"),
     ],
 )

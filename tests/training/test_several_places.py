@@ -78,6 +78,7 @@ def test_runs_at_different_steps_go_on_to_the_same_bits(tmp_path, monkeypatch):
         ({}, {}, "a dictionary of them by names that a folder can have; got none"),
         ({"a/b": torch.ones(300, 4)}, {}, "got the name 'a/b'"),
         ({"..": torch.ones(300, 4)}, {}, "got the name '..'"),
+        ({0: torch.ones(300, 4)}, {}, "got the name 0"),
         ({"a": torch.ones(300, 4)}, {"start": object()}, "`start` must be left out with several rows"),
     ],
 )

@@ -96,6 +96,11 @@ class SyntheticRows:
         object.__setattr__(self, "frequencies", self._frequencies())
         spread = torch.randn(self.n_features, generator=self._generator("norms")) * self.norm_spread
         object.__setattr__(self, "sizes", self.magnitude * spread.exp())
+        if not bool(self.sizes.isfinite().all()):
+            raise ConfigError(
+                f"`SyntheticRows.norm_spread` must leave sizes that are numbers; with {self.norm_spread!r} the "
+                "largest is infinite. Use a smaller one."
+            )
         object.__setattr__(self, "offset", offset * (self.mean / offset.norm()))
 
     def _check(self) -> None:

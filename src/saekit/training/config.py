@@ -56,7 +56,8 @@ class Config:
     this configuration that are trained together pull each other's decoder rows closer, so an SAE then depends on which
     seeds are in the same call; 0 for none [0]."""
     aligned: bool = False
-    """Whether every latent's encoder row keeps a product of 1 with its decoder row (after 2605.18629) [false]."""
+    """Whether every latent's encoder row (of `Gated`, that of its gate) keeps a product of 1 with its decoder row
+    (after 2605.18629) [false]."""
     l2: float = 0.0
     """Weight of the mean squared length of encoder and decoder rows (after 2603.04198), as a fraction of the variance
     of the rows; 0 for none [0]."""

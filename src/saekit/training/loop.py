@@ -219,7 +219,7 @@ def _check_sources(sources: Mapping[str, Rows], start: object, several: bool) ->
     """Refuse no rows at all, names that are no folder names, and SAEs to start from for several sources."""
     if not several:
         return
-    wrong = [name for name in sources if Path(name).name != name or name in ("", "..")]
+    wrong = [name for name in sources if not isinstance(name, str) or Path(name).name != name or name in ("", "..")]
     if not sources or wrong:
         raise ConfigError(
             "train: `rows` must be rows, or a dictionary of them by names that a folder can have; "
