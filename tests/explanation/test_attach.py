@@ -159,6 +159,26 @@ def test_which_tokens(decoders, sae, side):
     assert torch.equal(edited_columns(model, sae, chosen, inputs), real & chosen)
 
 
+def test_a_mask_is_read_however_it_is_given_or_refused(decoders, sae):
+    model, tokens = decoders["llama"], ids(2, 6)
+    mask = torch.ones_like(tokens)
+    mask[1, 4:] = 0
+    found = []
+    for args, kwargs in (((tokens, mask), {}), ((), {"input_ids": tokens, "attention_mask": mask})):
+        with attach(model, sae, {3: 50.0}):
+            found.append(model(*args, **kwargs).logits)
+    assert torch.equal(*found)
+    with attach(model, sae, {3: 50.0}), pytest.raises(ShapeError, match=r"matrix \[batch, sequence\].*\(2, 1, 6, 6\)"):
+        model(tokens, attention_mask=torch.zeros(2, 1, 6, 6))
+
+
+def test_special_tokens_of_a_config_may_be_several(decoders, sae, monkeypatch):
+    model, tokens = decoders["llama"], torch.tensor([[9, 9, 5, 9, 7, 9]])
+    monkeypatch.setattr(model.config, "eos_token_id", [5, 7])
+    changed = edited_columns(model, sae, "all", {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+    assert changed.tolist() == [[True, True, False, True, False, True]]
+
+
 def test_a_loop_over_the_cache_by_hand(decoders, sae):
     model = decoders["qwen3"]
     tokens = ids(1, 8)

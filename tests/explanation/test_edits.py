@@ -109,7 +109,7 @@ def test_edits_are_numbers_texts_or_edits():
     assert checked_edits(sae, {1: 2, 3: "*2", 5: Edit.ablate()}) == {1: Edit.set(2), 3: Edit.scale(2), 5: Edit.ablate()}
 
 
-@pytest.mark.parametrize("text", ["", "ablat", "3..1", "nan", "inf", "+", "*x", "1..2..3", "nan..2"])
+@pytest.mark.parametrize("text", ["", "ablat", "3..1", "nan", "inf", "+", "*x", "1..2..3", "nan..2", ".."])
 def test_texts_that_mean_none(text):
     with pytest.raises(ConfigError):
         Edit.parse(text)

@@ -268,8 +268,12 @@ def test_the_built_in_model_is_a_judge():
 
 
 def test_refusals(found, tests_of):
-    with pytest.raises(ConfigError, match="must be of this SAE and these texts"):
-        tests_of(Keywords(), replace(found, data={**found.data, "digest": "sha256:0"}))
+    for other in (
+        replace(found, data={**found.data, "digest": "sha256:0"}),
+        replace(found, model={**found.model, "model_digest": "sha256:0"}),
+    ):
+        with pytest.raises(ConfigError, match="must be of this SAE, these texts and this model"):
+            tests_of(Keywords(), other)
     for wrong in (
         {"judge_scores": ("x",)},
         {"judge_scores": ()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from saekit import SAE
 from saekit.errors import ConfigError, DataError
 from saekit.explanation import firings
 from saekit.explanation import run as module
-from saekit.explanation.explanation_result import Card, Explanation
+from saekit.explanation.explanation_result import Card, Explanation, Null
+from saekit.explanation.nulls import _tells
 from saekit.explanation.run import explain, token_texts
 from saekit.explanation.settings import ExplainSettings
+from saekit.measure.results import Measured
 from saekit.models.hooks import activations, find_hook
 from saekit.sae.rules import ReLURule, TopKRule
 
@@ -159,6 +162,21 @@ def test_why_there_are_no_lists(models, corpus, planted):
     )
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "tells"),
+    [
+        (["better", "better"], True),
+        (["better", "undecided"], False),
+        (["better", "undefined"], True),
+        (["undefined", "undefined"], None),
+        ([], None),
+    ],
+)
+def test_what_is_not_defined_is_no_finding(verdicts, tells):
+    nothing = Measured(math.nan, None, None, "auc", "undefined")
+    assert _tells([Null(f"control {at}", nothing, nothing, word) for at, word in enumerate(verdicts)]) is tells
+
+
 def test_scores_that_do_not_tell_a_trained_dictionary_from_a_random_one_say_so(models, corpus, planted):
     settings = dataclasses.replace(SETTINGS, controls=("shuffled", "random", "frozen", "randomized"))
     found = explain(planted, models["gpt2"], corpus, nulls=[planted], settings=settings)
@@ -168,10 +186,10 @@ def test_scores_that_do_not_tell_a_trained_dictionary_from_a_random_one_say_so(m
     for score in found.scores:
         assert len(score.nulls) == 5
         # the SAE itself is among the controls: nothing can be better than it
-        assert score.tells_random_apart is False
+        assert score.tells_random_apart is (False if score.value.is_defined else None)
         assert score.nulls[4].value.value == pytest.approx(score.value.value, abs=0.1) or not score.value.is_defined
     assert by_name["detection"].value.value == pytest.approx(found.detection.value)
-    assert "No better than for random latents" in found.caption()
+    assert "Not shown to be better than for random latents" in found.caption()
     assert found[0].percentiles["detection"]["shuffled"] >= 0.9
     assert Explanation.from_json(json.loads(json.dumps(found.to_json()))) == found
 

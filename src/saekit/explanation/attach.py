@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -240,7 +241,7 @@ class _Positions:
         begins = not self.in_generate or not self.seen
         self.start = _cached(kwargs) if begins else 0 if count > self.seen else self.seen
         self.seen = self.start + count
-        self.real = _real(kwargs.get("attention_mask"), self.start, count)
+        self.real = _real(_argument(module, args, kwargs, "attention_mask"), self.start, count)
         if begins and (self.in_generate or self.start == 0):
             self.prompt = self.seen
             self.last = _last(self.real, self.start, count, tokens)
@@ -314,7 +315,8 @@ def _special_ids(given: PretrainedModel | nn.Module) -> Tensor:
     else:
         config = getattr(given, "config", None)
         named = [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "cls", "sep")]
-        ids = {each for each in named if isinstance(each, int)}
+        listed = [each for some in named for each in (some if isinstance(some, list | tuple) else [some])]
+        ids = {each for each in listed if isinstance(each, int)}
     return torch.tensor(sorted(ids), dtype=torch.int64)
 
 
@@ -342,10 +344,29 @@ def _cached(kwargs: Mapping[str, Any]) -> int:
     return int(position[0]) if isinstance(position, Tensor) and len(position) else 0
 
 
+def _argument(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
+    """Return an argument of a pass, given by name or by position; None where it is not given."""
+    names = list(inspect.signature(module.forward).parameters)
+    at = names.index(name) if name in names else len(args)
+    return kwargs[name] if name in kwargs else args[at] if at < len(args) else None
+
+
 def _real(mask: Any, start: int, count: int) -> Tensor | None:
-    """Return which of the columns of a pass are no padding; None where nothing says."""
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
+    """Return which of the columns of a pass are no padding; None where there is no mask, or a shorter one.
+
+    Raises
+    ------
+    ShapeError
+        The mask is of another kind: it may hide padding that would be edited.
+    """
+    if mask is None:
         return None
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        raise ShapeError(
+            "attach: `attention_mask` must be a matrix [batch, sequence], 1 where a token is no padding; got "
+            f"{f'one of shape {tuple(mask.shape)}' if isinstance(mask, Tensor) else type(mask).__name__}. Give the "
+            "tokenizer's, and leave a static cache (`cache_implementation`) out."
+        )
     if mask.shape[1] == count:
         return mask > 0
     return mask[:, start : start + count] > 0 if mask.shape[1] >= start + count else None

@@ -98,7 +98,7 @@ class Edit:
         try:
             if text == "ablate":
                 return cls.ablate()
-            if dots:
+            if dots and (low or high):
                 return cls.clamp(float(low or "-inf"), float(high or "inf"))
             if text[:1] in ("+", "*"):
                 return cls("add" if text[0] == "+" else "scale", float(text[1:]))

@@ -220,7 +220,8 @@ class Null:
     difference: Measured
     """The SAE's mean less that one."""
     verdict: str
-    """``better``, ``worse``, or ``undecided`` where the interval holds 0; all of the scores are decided together."""
+    """``better``, ``worse``, or ``undecided`` where the interval holds 0; all of the scores are decided together.
+    ``undefined`` where there is no difference."""
 
 
 @dataclass(frozen=True)
@@ -378,7 +379,7 @@ class Explanation(Result):
         names = [score.name for score in self.scores if score.tells_random_apart is False]
         if not names:
             return ""
-        return f"No better than for random latents, and so no sign of anything learned: {', '.join(names)}. "
+        return f"Not shown to be better than for random latents, and so no sign of learning: {', '.join(names)}. "
 
 
 SHOWN = 25

@@ -113,8 +113,11 @@ def plan_label_tests(
     value, lm, seen = as_sae(sae), load_language_model(model), explanation.settings
     how = ExplainSettings(**{name: seen[name] for name in ("text", "tokens", "context", "window", "seed")})
     texts = read_texts(repeatable(data), text=how.text, columns=(), characters=how.tokens * CHARACTERS_PER_TOKEN)
-    if (explanation.sae["digest"], explanation.data["digest"]) != (value.digest(), texts.digest):
-        raise ConfigError("judge: the explanation must be of this SAE and these texts; it is of others. Explain again.")
+    known = [explanation.sae["digest"], explanation.data["digest"], explanation.model.get("model_digest")]
+    if known != [value.digest(), texts.digest, lm.digest]:
+        raise ConfigError(
+            "judge: the explanation must be of this SAE, these texts and this model; it is of others. Explain again."
+        )
     contexts = contexts_for(lm, texts, context_of(value, lm, how.context), how.tokens)
     order = random_order(len(explanation.cards), "judged latents", how.seed)[: settings.judge_latents]
     latents = sorted(explanation.cards[i].latent for i in order)

@@ -53,7 +53,7 @@ class Layout:
         if len(documents) < 2 or labelling.all() or not labelling.any():
             raise DataError(
                 "explain: there must be documents to label from and others to score on; the texts give "
-                f"{len(documents)} documents in all. Give more texts."
+                f"{len(documents)} document{'s' * (len(documents) != 1)} in all. Give more texts."
             )
         real = contexts.position >= 0
         half = np.where(real, np.where(labelling[back], LABELLING, SCORING), NEITHER).astype(np.int8)

@@ -134,7 +134,7 @@ class _Cell:
     def null_of(self, word: str) -> Null:
         unit = MEANINGS[self.name][0]
         difference = mean_estimate([self.mine, self.null], (1.0, -1.0)).measured(unit)
-        return Null(self.control, self.null.measured(unit), difference, word or "undecided")
+        return Null(self.control, self.null.measured(unit), difference, word or "undefined")
 
 
 def compare_scores(mine: Scored, controls: Mapping[str, Scored]) -> list[Score]:
@@ -154,6 +154,6 @@ def _score(name: str, value: np.ndarray, decided: Sequence[tuple[_Cell, str]]) -
 
 
 def _tells(nulls: Sequence[Null]) -> bool | None:
-    """Return whether a score is better than for every control that learned nothing, be it shuffled codes."""
-    learned_nothing = [null for null in nulls if null.control != SHUFFLED]
-    return all(null.verdict == "better" for null in learned_nothing) if learned_nothing else None
+    """Return whether a score is better than for every control that learned nothing; None where none is defined."""
+    words = [null.verdict for null in nulls if null.control != SHUFFLED and null.verdict != "undefined"]
+    return all(word == "better" for word in words) if words else None
