@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
@@ -30,8 +31,8 @@ ABOUT = """## Explain
 
 Every latent of a TopK SAE of {latents:,} random latents (k = 16) on the built-in language model, over {tokens:,} tokens
 of the built-in corpus: {cards:,} cards, scores of all latents, shuffled codes as the control (random directions run
-the model twice more where the rows are not kept). CPU seconds and seconds of a clock by stage, one thread, while five
-other programs shared the two cores, so that only the CPU seconds mean something; and the peak of the memory of the
+the model twice more where the rows are not kept). CPU seconds and seconds of a clock by stage, with {threads} threads; the load
+average over the run was {load:.1f} (about {threads} where nothing else runs); and the peak of the memory of the
 process before and after. The peers were not run, for they did not install in seven minutes on this machine;
 by arithmetic SAEDashboard, which reads the texts anew for every batch of latents (64 latents, 24,576 contexts of 64
 tokens), puts {dashboard:.0f} M tokens through the model for the same latents, and Delphi 50,000 tokens of prompts for
@@ -107,7 +108,13 @@ def main() -> None:
     if options.quick:
         return
     about = ABOUT.format(
-        latents=n, tokens=tokens, cards=len(found.cards), dashboard=n / 64 * 24_576 * 64 / 1e6, delphi=n * 50_000 / 1e6
+        latents=n,
+        tokens=tokens,
+        cards=len(found.cards),
+        dashboard=n / 64 * 24_576 * 64 / 1e6,
+        delphi=n * 50_000 / 1e6,
+        threads=torch.get_num_threads(),
+        load=os.getloadavg()[1],
     )
     command = f"`python benchmarks/explain.py` on {arena.machine()}."
     record = {"stages": clock.times, "peak_gb": [before, after], "latents": n, "tokens": tokens}
