@@ -881,6 +881,9 @@ def _write(path: Path, results: dict[str, Any]) -> None:
     """Write the results, one family on a line."""
     from importlib.metadata import version
 
+    from saekit.places import without_local_paths
+
+    results = without_local_paths(results)
     versions = {name: version(name) for name in ("torch", "transformers")}
     head = f'"versions": {json.dumps(versions)},\n"tolerance": {TOLERANCE},\n"families": {{\n'
     lines = (f"{json.dumps(family)}: {json.dumps(found)}" for family, found in sorted(results.items()))

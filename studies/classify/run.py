@@ -35,10 +35,11 @@ from saekit.classification.run import run_plan
 from saekit.classification.settings import Budget, ClassifierSettings
 from saekit.classification.verdicts import difference
 from saekit.evaluation.settings import EvaluationSettings
-from saekit.files import read_json, write_bytes, write_json
+from saekit.files import read_json, write_bytes, write_json, write_sealed
 from saekit.inputs.labelled import Labelled, read_labelled
 from saekit.measure.results import Measured
 from saekit.measure.verdicts import Claim, Stored, family_verdicts, non_inferiority, verdict
+from saekit.places import without_local_paths
 from saekit.report.classification import write_classification_figures
 from saekit.rows.pooling import Ask, pool_texts
 
@@ -273,7 +274,7 @@ def classify_set(
     since, results = time.monotonic(), folder / "results"
     plan = plan_of(lm, saes, run, each, table, config, out)
     result = run_plan(plan)
-    result.save(results / f"{run['name']}-{each['name']}.json")
+    write_sealed(results / f"{run['name']}-{each['name']}.json", without_local_paths(result.to_json()))
     if run["name"] == "minilm":
         write_classification_figures(result.to_json(), plan.out)
         pairs = {}

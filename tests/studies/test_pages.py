@@ -14,6 +14,7 @@ import pytest
 from saekit.files import read_json
 from saekit.measure.results import Measured
 from saekit.measure.verdicts import Stored
+from saekit.places import without_local_paths
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -27,6 +28,15 @@ def script(path: str) -> Any:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+STORED = [*STUDIES.rglob("*.json"), *(STUDIES.parent / "benchmarks").glob("*.json")]
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: str(path.relative_to(STUDIES.parent)))
+def test_stored_numbers_name_no_folder_of_the_machine_that_made_them(path):
+    value = read_json(path)
+    assert without_local_paths(value) == value
 
 
 @pytest.fixture(scope="module")
