@@ -36,7 +36,7 @@ STORED = [*STUDIES.rglob("*.json"), *(STUDIES.parent / "benchmarks").glob("*.jso
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: str(path.relative_to(STUDIES.parent)))
 def test_stored_numbers_name_no_folder_of_the_machine_that_made_them(path):
-    value = read_json(path)
+    value = json.loads(path.read_text(encoding="utf-8"))
     assert json.dumps(without_local_paths(value)) == json.dumps(value)
 
 
