@@ -36,7 +36,7 @@ from .controls import MADE, random_directions, sampled_rows, trained
 from .explanation_result import Card, Cluster, Control, Example, Explanation, LogitLists, Written
 from .firing_windows import TokenVectors
 from .firings import Firings, FiringsWriter, bin_edges, by_fifths, strongest
-from .groups import groups_of, scores_by_group
+from .groups import groups_of, other_explanations, place_of_explanation, scores_by_group, scores_of_others
 from .halves import context_of
 from .layout import Layout
 from .logit_lists import FinalRows, Placed, logit_lists, why_no_lists
@@ -111,6 +111,8 @@ def explain(
     target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="explain"))
     characters = settings.tokens * CHARACTERS_PER_TOKEN
     texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
+    here = {"settings": vars(settings), "model": lm.info, "data": {"digest": texts.digest}, "hook": target.name}
+    others_explained = other_explanations(value, place_of_explanation(here), settings.groups)
     context = context_of(value, lm, settings.context)
     contexts = contexts_for(lm, texts, context, settings.tokens)
     run = _Run(value, lm, target.name, contexts, settings, progress or silent)
@@ -137,7 +139,7 @@ def explain(
         cards=cards,
         scores=scores,
         logits=run.logits,
-        groups=scores_by_group(run.scored, groups),
+        groups=scores_by_group(run.scored, groups) + scores_of_others(value, run.scored, others_explained),
         controls=[each.described(name) for name, each in controls.items()],
         warnings=warnings_on([(name_of(value), value)], seen, what="the model given makes"),
     )

@@ -101,7 +101,8 @@ class ExplainSettings:
     logit_tokens: int = 4
     """Maximum number of firings at which the effect of a latent on the logits is taken; 0 for no lists [4]."""
     groups: tuple[str, ...] = ()
-    """Files or folders of results that tell latents into groups: of `compare`, `prune` or `classify` [none]."""
+    """Files or folders of results that tell latents into groups: of `compare`, `prune` or `classify`;
+    explanations of other SAEs: what their latents score [none]."""
     surprisal: int = 0
     """Number of latents whose labels are scored by the model itself: by how much less surprising a label makes the
     windows that the latent fires in; about 80 windows of the model for each [0]."""
