@@ -16,9 +16,6 @@ LONGEST_LABEL = 160
 LABEL_ANSWER, YES_NO_ANSWER = 60, 4
 """Tokens that an answer may have: a label, a yes or no."""
 
-SCORERS = ("detection", "fuzzing")
-"""How labels are tested: whether a description fits a text; whether it fits the marked words of a text."""
-
 _REASONING = re.compile(
     r"</?think|^\s*(okay|ok|let me|let's|let us|first,|we need|i need|i think|i'll|the user|looking at|sure[,!.]|"
     r"here is|here's|step 1|to answer)\b",
