@@ -83,6 +83,19 @@ def test_leading_directions_are_those_of_singular_vectors(is_sparse):
     assert solvers.leading(Rows(x[:60, :50]), x[60:, :50], 10) is None
 
 
+def test_leading_directions_of_many_rows_are_nearly_the_exact_ones(monkeypatch):
+    generator = np.random.default_rng(2)
+    x = generator.normal(size=(150, 90)) * 0.9 ** np.arange(90) @ generator.normal(size=(90, 300)) / 9
+    exact = solvers.leading(Rows(x[:120]), x[120:], 12)
+    for name, value in {"EXACT_ROWS": 50, "SPARE": 16}.items():
+        monkeypatch.setattr(solvers, name, value)
+    near = solvers.leading(Rows(x[:120]), x[120:], 12)
+    assert exact is not None
+    assert near is not None
+    for one, other in zip(near, exact):
+        assert one @ near[0].T == pytest.approx(other @ exact[0].T, abs=2e-3 * float(np.abs(exact[0]).max()) ** 2)
+
+
 def test_rows_stay_as_they_are_where_nothing_is_gained():
     tall, _ = rows(60, 20, 2)
     sparse = scipy.sparse.random(60, 4000, density=1e-4, format="csr", random_state=0)

@@ -28,7 +28,7 @@ LEAK_LEVEL = 0.05
 """Level of the warning that shuffled labels were not at chance, after Holm's correction."""
 
 ORDERS = 40
-"""Orders of shuffled labels for every arm: with twice the level, the smallest p-value is below it after the correction."""
+"""Orders of shuffled labels for every arm: the smallest p-value is below the level after the correction."""
 
 DENSE_KINDS = ("last", "dense", "dense-tree")
 SAE_KINDS = ("full", "binarized", "sparse", "tree", "binarized-tree")
@@ -64,7 +64,7 @@ class Judged:
         return self.scores[job.key, value]
 
     def best(self, kinds: Sequence[str], n_train: int | None = None) -> str | None:
-        """Return the arm of these kinds with the highest score in the inner folds (mean over values), the first of equals."""
+        """Return the arm of these kinds with the highest inner score (mean over values), the first of equals."""
         inner: dict[str, list[float | None]] = {}
         for job in self.jobs(n_train):
             if job.arm.base_kind in kinds:
@@ -150,8 +150,8 @@ def why_auc(judged: Judged) -> list[str]:
     if judged.plan.how.metric != "auto" or judged.metric != "auc":
         return []
     return [
-        f"the rarer class has {judged.plan.rarer_fraction:.0%} of the test rows: arms are chosen and judged by AUC, because "
-        "macro-F1 depends on the threshold then (metric='macro_f1' to look at it all the same)"
+        f"the rarer class has {judged.plan.rarer_fraction:.0%} of the test rows: arms are chosen and judged by AUC, "
+        "because macro-F1 depends on the threshold then (metric='macro_f1' to look at it all the same)"
     ]
 
 
