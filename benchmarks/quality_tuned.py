@@ -315,7 +315,8 @@ def page(cells: Sequence[Found]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one tiny cell of saekit alone, nothing written")
-    parser.add_argument("--cells", nargs="+", default=[cell.name for cell in CELLS], metavar="MODEL-ARCH-K")
+    names = [cell.name for cell in CELLS]
+    parser.add_argument("--cells", nargs="+", default=names, choices=names, metavar="MODEL-ARCH-K")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="instead of those of the cell")
     parser.add_argument("--own", action="store_true", help="only saekit's own runs")
     parser.add_argument("--table", action="store_true", help="write the tables of what tuned.json holds")
@@ -338,7 +339,10 @@ def main() -> None:
         cells = [known[each.name] for each in CELLS if each.name in known]
         store.write_text(json.dumps(cells, indent=1) + "\n")
         write_readme("tuned", page(cells))
-    print(page([known[each.name] for each in CELLS if each.name in known]))
+    shown = page([known[each.name] for each in CELLS if each.name in known])
+    if arguments.table:
+        write_readme("tuned", shown)
+    print(shown)
 
 
 ABOUT = """## Every contestant at its best learning rate
@@ -346,8 +350,8 @@ ABOUT = """## Every contestant at its best learning rate
 FVU of the half of the held-out rows that did not choose the rates; 2.05 million rows in batches of 1,024, 1,024
 latents, one seed. Every peer is trained at rates of one ladder until its best is not the lowest or highest tried;
 saekit is shown at its default, at the peer's L0. Dead: silent on all held-out rows. Time: CPU time of training, one
-thread, on a machine that others used meanwhile. Of TopK with k = 16, the peers' runs at 3e-3 and 9e-3 (plain-torch also at
-1e-3, dictionary-learning at 1.8e-2) are kept from an earlier run with the same versions."""
+thread, on a machine that others used meanwhile. Of TopK with k = 16, the peers' runs at 3e-3 and 9e-3 (plain-torch
+also at 1e-3, dictionary-learning at 1.8e-2) are kept from an earlier run with the same versions."""
 LADDER_ABOUT = """### saekit over the ladder
 
 FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU

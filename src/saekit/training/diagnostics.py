@@ -143,7 +143,7 @@ def warnings_for(learner: Learner, record: Record, fall: float | None = None) ->
 
 
 def _about_size(learner: Learner, target: float | None) -> list[Warned]:
-    """Return why latents stay dead at any learning rate: too few rows for so many, or no sparsity to speak of."""
+    """Return why latents stay dead at lower learning rates too: few rows for so many, or no sparsity to speak of."""
     n, d_in = learner.config.n_latents, len(learner.center)
     rows = learner.resolved.total_steps * learner.resolved.batch_rows
     found = []
