@@ -81,7 +81,6 @@ def test_a_parent_whose_latent_is_silent_with_its_children_is_absorbed():
     rows = SyntheticRows(
         d_in=64, n_features=32, l0=3, power=1.0, trees=4, branching=2, depth=2, parting=200, n_rows=2048
     )
-    parents = rows.parent[rows.parent >= 0].unique()
     plain = sae_of(rows.dictionary, threshold=0.3)
     assert against_truth(plain, rows)["absorbed"].value == pytest.approx(0, abs=0.1)
     # the parent's latent is told to stay silent where a child's direction is there, which writes the parent as well
