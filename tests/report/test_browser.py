@@ -28,7 +28,8 @@ def card(latent: int) -> dict:
     example = {"document": latent, "peak": 2, "tokens": ["once ", "upon", token, "\n", " a time"],
                "codes": [0.0, 0.3, 1.0 + latent / 100, 0.0, 0.5]}  # fmt: skip
     return {
-        "latent": latent, "label": f"near `{token}` · " + " · ".join(["`w`"] * 40) if latent % 2 else token, "density": (latent + 1) / 1000,
+        "latent": latent, "label": f"near `{token}`" + " · `w`" * 40 if latent % 2 else token,
+        "density": (latent + 1) / 1000,
         "maximum": 4.0, "mean": 1.5, "documents": 7.5, "purity": 0.5, "purity_percentile": 1.0,
         "detection": 0.5 + (latent * 37 % N) / (2 * N), "detection_percentile": 1.0 if latent % 3 else 0.5,
         "histogram": [[0.5, 3.0], [1.0, 9.0], [2.0, 2.0]], "top": [example] * 3, "sample": [example],
