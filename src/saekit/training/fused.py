@@ -136,7 +136,7 @@ def fused_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Sta
     x
         Rows ``[n, d_in]`` on the learner's device, in their own units; not changed.
     target
-        Of a transcoder what it must give for them; its step is the plain one.
+        What a transcoder must give for them; its step is the plain one.
     """
     if not fuses(learner) or not len(x):
         return plain_step(learner, x, target)

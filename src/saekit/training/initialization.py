@@ -171,7 +171,7 @@ def _unit(W: Tensor) -> Tensor:
 def affine_map(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return W ``[d_in, d_out]`` and b ``[d_out]`` with the least squared error of ``x W + b`` for y, in float32.
 
-    Of several such W the shortest: columns of x that say the same share what they explain.
+    Where several W do, the shortest: columns of x that say the same share what they explain.
     """
     at_x, at_y = x.double().mean(0), y.double().mean(0)
     squares, products = (at_x.new_zeros(len(at_x), len(each)) for each in (at_x, at_y))

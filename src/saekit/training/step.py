@@ -83,7 +83,7 @@ def plain_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Sta
     x
         Rows ``[n, d_in]`` on the learner's device, in their own units; not changed.
     target
-        Of a transcoder what it must give for them, ``[n, d_out]``.
+        What a transcoder must give for them, ``[n, d_out]``.
     """
     u = x if learner.scale is None else x * learner.scale
     centred, goal = u - learner.center, learner.goal(target)
@@ -195,7 +195,7 @@ def resample(learner: Learner, residual: Tensor, read: Tensor | None = None) -> 
     residual
         ``x - x_hat`` of the rows of the step ``[n, d_out]``.
     read
-        Of a transcoder the centred rows ``[n, d_in]`` that the encoder is pointed at; None: the residual.
+        Centred rows ``[n, d_in]`` that the encoder of a transcoder is pointed at; None: the residual.
     """
     dead = learner.rows_since_fired >= learner.resolved.dead_after_rows
     p = learner.parameters
