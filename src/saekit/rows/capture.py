@@ -202,7 +202,17 @@ def capture(
     return sources if recording.several else sources[hooks[0].name]
 
 
-_FOR_TEXTS = ("target", "context", "pack", "padding", "batch_tokens")
+_FOR_TEXTS = (
+    "target",
+    "context",
+    "pack",
+    "padding",
+    "batch_tokens",
+    "roles",
+    "skip_tokens",
+    "positions",
+    "chat_template",
+)
 _FOR_IMAGES = ("special", "prompt", "batch_images")
 
 

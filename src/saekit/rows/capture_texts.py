@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, InputError
+from ..inputs.chat import clipped
 from ..inputs.texts import Texts, read_texts
 from ..models.hooks import Hook, activations, find_hook, in_layer
 from ..models.language import LanguageModel
@@ -251,6 +252,7 @@ class TextReader:
             "tokens": self.total,
             "context": self.runner.context,
             "pack": settings.pack,
+            **({"mask": mask} if (mask := settings.mask.facts()) else {}),
             "padding": settings.padding,
             "batch_tokens": self.runner.batch_tokens,
             **({} if batching == "padded" else {"batching": batching}),
@@ -277,6 +279,8 @@ def open_texts(
         if tokens is None or count >= (spare if _is_longer(texts, characters) else tokens):
             break
     if not count:
+        if mask := runner.settings.mask.facts():
+            raise InputError(f"`{texts.info['name']}` must give at least one token; none is left by {mask}.")
         raise InputError(
             f"`{texts.info['name']}` must give at least one token; the tokenizer of `{runner.lm.name}` makes none of "
             f"its {len(texts)} texts. Is it the tokenizer for this language?"
@@ -294,10 +298,11 @@ def _cut(runner: TextRunner, texts: Texts, characters: int | None, rows: int | N
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
         part = tokenize(
             runner.lm.tokenizer,
-            [each[:characters] for each in texts[first : first + _TEXTS_AT_ONCE]],
+            [clipped(each, characters) for each in texts[first : first + _TEXTS_AT_ONCE]],
             context=runner.context,
             pack=runner.settings.pack,
             first_document=first,
+            mask=runner.settings.mask,
         )
         parts.append(part)
         count += int(runner.n_rows(part).sum())
@@ -321,4 +326,4 @@ def _growing(
 
 def _is_longer(texts: Texts, characters: int | None) -> bool:
     """Return whether a text has more characters."""
-    return characters is not None and any(len(text) > characters for text in texts)
+    return characters is not None and any(len(clipped(text, characters)) < len(text) for text in texts)
