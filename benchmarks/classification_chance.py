@@ -92,11 +92,10 @@ def families_of_noise(
     return family_scores(judged_noise(n_train, n_test, seed, kinds))
 
 
-def shuffled_arms(n_test: int, n_classes: int, n_arms: int, seed: int, rare: int = 0) -> list[SimpleNamespace]:
-    """Return the arms of a result that all learned shuffled labels.
+def shuffled_arms(n_test: int, n_classes: int, n_arms: int, seed: int, kind: str = "means") -> list[SimpleNamespace]:
+    """Return the arms of a result that all learned shuffled labels: nearest class means, or trees of sparse columns.
 
-    With `rare` rows every arm tells only that many of the test rows apart from all others, as a shallow tree does of
-    many classes.
+    A tree of many classes puts nearly all rows into one leaf and tells only a few apart.
     """
     generator = np.random.default_rng([seed, n_test, n_classes])
     n_train = 3 * n_test
@@ -105,20 +104,30 @@ def shuffled_arms(n_test: int, n_classes: int, n_arms: int, seed: int, rare: int
     y[:n_classes], y[-n_classes:] = np.arange(n_classes), np.arange(n_classes)
     noise_rows = HeldOut.over(y[n_train:])
     arms = []
-    for arm in range(n_arms):  # nearest class mean, on columns that arms have in common
-        some = generator.permutation(40)[:20]
-        means = np.stack([x[:n_train][y[:n_train] == c][:, some].mean(0) for c in range(n_classes)])
-        logits = 5 * (x[n_train:, some] @ means.T - np.square(means).sum(1) / 2)
-        guess = np.exp(logits - logits.max(1, keepdims=True))
-        guess = (guess / guess.sum(1, keepdims=True)).astype(np.float32)
-        if rare:
-            guess = np.full_like(guess, 1 / n_classes)
-            guess[generator.permutation(n_test)[:rare]] = np.eye(n_classes, dtype=np.float32)[
-                generator.integers(n_classes)
-            ]
-        _, p = chance_test([Predictions(guess)], [noise_rows], ORDERS * n_arms, seed=seed)
+    for arm in range(n_arms):
+        said = {"means": _by_means, "trees": _by_tree}[kind](x, y[:n_train], n_classes, generator)
+        _, p = chance_test([Predictions(said)], [noise_rows], ORDERS * n_arms, seed=seed)
         arms.append(SimpleNamespace(name=str(arm), shuffled_p=p, converged=True, notes=[]))
     return arms
+
+
+def _by_means(x: np.ndarray, y: np.ndarray, n_classes: int, generator: np.random.Generator) -> np.ndarray:
+    """Return probabilities of the test rows by nearest class means, on columns that arms have in common."""
+    some = generator.permutation(40)[:20]
+    means = np.stack([x[: len(y)][y == c][:, some].mean(0) for c in range(n_classes)])
+    logits = 5 * (x[len(y) :, some] @ means.T - np.square(means).sum(1) / 2)
+    guess = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(guess / guess.sum(1, keepdims=True), dtype=np.float32)
+
+
+def _by_tree(x: np.ndarray, y: np.ndarray, n_classes: int, generator: np.random.Generator) -> np.ndarray:
+    """Return probabilities of the test rows by a tree of columns that are seldom active."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    often = np.minimum(0.5, 0.5 / np.arange(1, 201) ** 0.7)
+    codes = (generator.random((len(x), 200)) < often) * generator.exponential(1, (len(x), 200))
+    tree = DecisionTreeClassifier(max_depth=9, class_weight="balanced", random_state=0).fit(codes[: len(y)], y)
+    return np.asarray(tree.predict_proba(codes[len(y) :]), dtype=np.float32)
 
 
 def leaks(arms: Sequence[SimpleNamespace]) -> bool:
@@ -126,8 +135,11 @@ def leaks(arms: Sequence[SimpleNamespace]) -> bool:
     return any("leaks" in told for told in doubts(arms, ()))  # type: ignore[arg-type]
 
 
-CHECKED = ((100, 2, 20, 0), (500, 2, 60, 0), (500, 10, 20, 0), (1000, 50, 20, 0), (1000, 77, 20, 4))
-"""Results that the leak check looks at: test rows, classes, arms, and rows that an arm tells apart (0: all)."""
+CHECKED = (
+    (100, 2, 20, "means"), (500, 2, 60, "means"), (500, 10, 20, "means"), (1000, 50, 20, "means"),
+    (400, 30, 5, "trees"),
+)  # fmt: skip
+"""Results that the leak check looks at: test rows, classes, arms, and what they are."""
 
 
 def rate(count: int, n: int) -> dict[str, Any]:
@@ -144,10 +156,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "classification_chance.json")
     options = parser.parse_args()
     found: dict[str, Any] = {"families": [], "leak_check": []}
-    for n_test, n_classes, n_arms, rare in CHECKED:
-        each = (shuffled_arms(n_test, n_classes, n_arms, seed, rare) for seed in range(options.checks))
+    for n_test, n_classes, n_arms, kind in CHECKED:
+        each = (shuffled_arms(n_test, n_classes, n_arms, seed, kind) for seed in range(options.checks))
         count = sum(map(leaks, each))
-        cell = {"test_rows": n_test, "classes": n_classes, "arms": n_arms, "told_apart": rare or n_test}
+        cell: dict[str, Any] = {"test_rows": n_test, "classes": n_classes, "arms": n_arms, "kind": kind}
         cell["false"] = rate(count, options.checks)
         found["leak_check"].append(cell)
         print(json.dumps(cell), flush=True)

@@ -45,8 +45,8 @@ class ArmScore(ComparedArm):
     p_holm: float | None
     """The same after Holm's correction over all arms of this result."""
     inner: float | None
-    """Score in the inner cross-validation, which arms are chosen by: macro-F1, or AUC where two classes are judged by
-    it."""
+    """Score in the inner cross-validation, which arms are chosen by: macro-F1, or AUC where verdicts on two classes
+    look at it."""
     shuffled_auc: Measured | None
     """AUC after the same with permuted labels; chance is 0.5. None where it was not asked for."""
     shuffled_p: float | None = None
