@@ -368,7 +368,7 @@ def place_facts(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 RECORDED = (
-    "model", "model_digest", "model_revision", "model_dtype", "model_context", "hook", "layer", "dtype", "context",
-    "filters", "mask", "data", *LOCATIONS,
+    "model", "model_digest", "model_revision", "model_dtype", "model_context", "hook", "hook_out", "layer", "dtype",
+    "context", "filters", "mask", "data", *LOCATIONS,
 )  # fmt: skip
 """Entries of the `info` of rows that the provenance of an SAE records."""

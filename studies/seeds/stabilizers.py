@@ -33,6 +33,7 @@ from saekit.comparison.consensus import consensus
 from saekit.comparison.settings import ComparisonSettings, ConsensusSettings
 from saekit.evaluation.settings import EvaluationSettings
 from saekit.files import read_json, write_json
+from saekit.measure.token_statistics import TokenScores, token_detection
 from saekit.rows.synthetic import synthetic_rows
 
 HERE = Path(__file__).resolve().parent
@@ -72,7 +73,7 @@ PLACES = {
     "built-in": Place("builtin", "builtin", 48_000),
     "stories260K, random weights": Place("randomized:stories260K", TEXTS, 32_000, rows=96_000),
     "built-in, random weights": Place("randomized:builtin", "builtin", 28_000, rows=96_000),
-    "synthetic": Place(address=SYNTHETIC, rows=200_000, k=6),
+    "synthetic": Place(address=SYNTHETIC, rows=64_000, k=6),
 }
 MODELS = ("stories260K", "built-in")
 RANDOM = tuple(name for name in PLACES if "random" in name)
@@ -129,11 +130,13 @@ OTHERS = (
 )  # fmt: skip
 QUEUE = (
     (MODELS, STEADY + WIDTHS),
-    (RANDOM, ("TopK", "L2 .01")),
-    (("synthetic",), ARCHITECTURES),
+    (MODELS[:1], ("one start, other orders", "other starts and orders", "mutual .1")),
+    (RANDOM[:1], STEADY[:3]),
+    (("synthetic",), ARCHITECTURES[:5]),
+    (RANDOM[1:], STEADY[:2]),
     (MODELS, OTHERS),
-    (("synthetic",), STEADY),
-    (RANDOM, (*STEADY, "soft-frozen")),
+    (("synthetic",), ARCHITECTURES + STEADY),
+    (RANDOM, STEADY),
 )
 """Places and methods, in the order in which cells are made."""
 
@@ -231,20 +234,25 @@ class Study:
 
     def cell(self, place: str, method: str) -> None:
         """Train and measure, unless that was done."""
-        spec = json.dumps([repr(self.place(place)), repr(METHODS[method]), SEEDS, SNAPSHOTS, BATCH_ROWS, LAYER])
-        name = f"{place}-{method}".replace(" ", "_").replace(",", "").replace("/", "")
-        digest = hashlib.sha256(spec.encode()).hexdigest()
-        path = self.out / "cells" / f"{name}.json"
+        digest, folder = self.digest(place, method), self.folder(place, method)
+        path = self.out / "cells" / f"{_name(place, method)}.json"
         if path.is_file() and read_json(path).get("spec") == digest:
             return
         began = time.process_time()
-        folder = self.out / "saes" / f"{name}-{digest[:8]}"
         paths = self.train(place, METHODS[method], folder)
         trained = time.process_time()
         found = self.measured(place, method, paths)
         seconds = {"train": trained - began, "measure": time.process_time() - trained}
         write_json(path, {"spec": digest, "place": place, "method": method, **found, "seconds": seconds})
         say(f"{place} | {method} | shared {found['shared']['value']:.3f} FVU {np.mean(found['fvu']):.4f} {seconds}")
+
+    def digest(self, place: str, method: str) -> str:
+        """What a cell depends on."""
+        spec = json.dumps([repr(self.place(place)), repr(METHODS[method]), SEEDS, SNAPSHOTS, BATCH_ROWS, LAYER])
+        return hashlib.sha256(spec.encode()).hexdigest()
+
+    def folder(self, place: str, method: str) -> Path:
+        return self.out / "saes" / f"{_name(place, method)}-{self.digest(place, method)[:8]}"
 
     def train(self, place: str, method: Method, folder: Path) -> list[Path]:
         """Folders of the SAEs of one method."""
@@ -316,6 +324,23 @@ class Study:
             "others": macro_f1(pooled[:, ~stable], labels),
         }
 
+    def detected(self, place: str) -> list[float]:
+        """How well tokens of other documents tell where latents of the TopK SAEs fire: mean AUC, per SAE."""
+        path = self.out / f"detected-{place.replace(' ', '_').replace(',', '')}.json"
+        if path.is_file():
+            return list(read_json(path)["detection"])
+        batch = next(iter(self.rows(place)[0].batches(16_384)))
+        half = is_labelling_document(batch.document)
+        found = []
+        for sae_path in self.train(place, METHODS["TopK"], self.folder(place, "TopK")):
+            sae = sk.SAE.load(sae_path)
+            learned, scored = (TokenScores(sae.n_latents, int(batch.token.max()) + 1) for _ in range(2))
+            for scores, mask in ((learned, half), (scored, ~half)):
+                scores.update(sae.encode(batch.x[mask]), batch.token[mask])
+            found.append(float(token_detection(learned, scored).nanmean()))
+        write_json(path, {"detection": found})
+        return found
+
     def results(self) -> dict[str, Any]:
         """Everything that is there, and the verdicts."""
         cells = [read_json(path) for path in sorted((self.out / "cells").glob("*.json"))]
@@ -327,8 +352,22 @@ class Study:
             "settings": {"seeds": SEEDS, "latents": WIDTH, "batch_rows": BATCH_ROWS, "layer": LAYER},
             "places": {name: {"rows": self.place(name).rows, "k": self.place(name).k} for name in PLACES},
             "cells": [{key: value for key, value in cell.items() if key != "spec"} for cell in cells],
+            "detected": {
+                cell["place"]: self.detected(cell["place"])
+                for cell in cells
+                if cell["method"] == "TopK" and cell["place"] in MODELS + RANDOM
+            },
         }
         return found | {"claims": claims(found)}
+
+
+def _name(place: str, method: str) -> str:
+    return f"{place}-{method}".replace(" ", "_").replace(",", "").replace("/", "")
+
+
+def is_labelling_document(document: torch.Tensor) -> torch.Tensor:
+    """Documents that tokens are learned on; detection is scored on the others."""
+    return document % 2 == 0
 
 
 PAIRED: dict[str, Callable[[Any], float]] = {

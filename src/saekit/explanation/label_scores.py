@@ -327,6 +327,7 @@ class LabelTests:
                 "missing": sum(each.score is None for each in given),
                 "tokens_read": sum(each.tokens[0] for each in given),
                 "tokens_written": sum(each.tokens[1] for each in given),
+                "requests_without": sorted(getattr(self.judge, "left_out", ())),
             },
             means=_means(scores, self.settings.judge_scores),
             scores=scores,

@@ -101,7 +101,8 @@ class ReadingSettings(TokenMask):
     site: Literal["resid", "mlp", "attn"] = "resid"
     """With a layer: the residual stream after it (resid), or what its mlp or attn adds [resid]."""
     target: str | None = None
-    """Module whose rows a transcoder predicts, taken with each row, in memory or as they are read only [none]."""
+    """Module whose rows a transcoder predicts, taken with each row, in memory or as they are read only; of several
+    layers ``layers.{layer}.mlp``, say [none]."""
     split: str | None = None
     """Split of the data [train where there is one]."""
     context: int | None = None
