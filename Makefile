@@ -90,9 +90,10 @@ study-classify: $(STAMP)
 	$(BIN)/python studies/classify/context.py $(STUDY_OPTIONS)
 	$(BIN)/python studies/classify/beat_dense.py $(STUDY_OPTIONS)
 
-# Do seeds of one SAE find the same latents? About 20 minutes; goes on where it stopped.
+# Do seeds of one SAE find the same latents, and what steadies them? About 45 minutes; goes on where it stopped.
 study-seeds: $(STAMP)
 	$(BIN)/python studies/seeds/run.py --out runs/seeds --write $(STUDY_OPTIONS)
+	$(BIN)/python studies/seeds/stabilizers.py --out runs/stabilizers --write $(STUDY_OPTIONS)
 
 # Do SAE features carry over to another language, model, seed, to images? STUDY_OPTIONS=--quick a little of it.
 study-transfer: $(STAMP)

@@ -26,9 +26,9 @@ from saekit.classification.plan import Job
 from saekit.classification.result import FamilyScore
 from saekit.classification.settings import Budget
 from saekit.classification.stored_fits import compute
-from saekit.classification.verdicts import Judged, doubts
+from saekit.classification.verdicts import ORDERS, Judged, doubts
 from saekit.measure.intervals import wilson_interval
-from saekit.measure.paired_scores import HeldOut, Predictions, chance_interval, score
+from saekit.measure.paired_scores import HeldOut, Predictions, chance_test
 
 HERE = Path(__file__).resolve().parent
 BUDGET = Budget(C=(0.01, 0.1, 1.0, 10.0), alphas=(1.0, 10.0, 100.0, 1000.0), shrinkages=(0.1, 0.3, 0.6), widen=2)
@@ -72,7 +72,7 @@ def judged_noise(n_train: int, n_test: int, seed: int, kinds: Sequence[str] = tu
     plan: Any = SimpleNamespace(
         data=SimpleNamespace(y=y, together=None, classes=("a", "b"), parts=(part,)), parts=((part,),), values=("all",),
         split=SimpleNamespace(seed=seed, folds=None), how=SimpleNamespace(margin=0.01, train_sizes=()), budget=budget,
-        shuffles=0, test=lambda value: part[1], train_rows=lambda job: [part[0]],
+        shuffles=0, chosen_by="auc", test=lambda value: part[1], train_rows=lambda job: [part[0]],
     )  # fmt: skip
     plan.jobs = tuple(Job(search(kind), 0, None, kind) for kind in kinds)
 
@@ -92,8 +92,11 @@ def families_of_noise(
     return family_scores(judged_noise(n_train, n_test, seed, kinds))
 
 
-def leaks(n_test: int, n_classes: int, n_arms: int, seed: int) -> bool:
-    """Return whether a result whose arms all learned shuffled labels is said to leak."""
+def shuffled_arms(n_test: int, n_classes: int, n_arms: int, seed: int, kind: str = "means") -> list[SimpleNamespace]:
+    """Return the arms of a result that all learned shuffled labels: nearest class means, or trees of sparse columns.
+
+    A tree of many classes puts nearly all rows into one leaf and tells only a few apart.
+    """
     generator = np.random.default_rng([seed, n_test, n_classes])
     n_train = 3 * n_test
     x = generator.normal(size=(n_train + n_test, 40))
@@ -101,15 +104,42 @@ def leaks(n_test: int, n_classes: int, n_arms: int, seed: int) -> bool:
     y[:n_classes], y[-n_classes:] = np.arange(n_classes), np.arange(n_classes)
     noise_rows = HeldOut.over(y[n_train:])
     arms = []
-    for arm in range(n_arms):  # nearest class mean, on columns that arms have in common
-        some = generator.permutation(40)[:20]
-        means = np.stack([x[:n_train][y[:n_train] == c][:, some].mean(0) for c in range(n_classes)])
-        logits = 5 * (x[n_train:, some] @ means.T - np.square(means).sum(1) / 2)
-        guess = np.exp(logits - logits.max(1, keepdims=True))
-        guess = (guess / guess.sum(1, keepdims=True)).astype(np.float32)
-        auc = chance_interval([score(Predictions(guess), noise_rows, ("auc",))])
-        arms.append(SimpleNamespace(name=str(arm), shuffled_auc=auc, converged=True, notes=[]))
+    for arm in range(n_arms):
+        said = {"means": _by_means, "trees": _by_tree}[kind](x, y[:n_train], n_classes, generator)
+        _, p = chance_test([Predictions(said)], [noise_rows], ORDERS * n_arms, seed=seed)
+        arms.append(SimpleNamespace(name=str(arm), shuffled_p=p, converged=True, notes=[]))
+    return arms
+
+
+def _by_means(x: np.ndarray, y: np.ndarray, n_classes: int, generator: np.random.Generator) -> np.ndarray:
+    """Return probabilities of the test rows by nearest class means, on columns that arms have in common."""
+    some = generator.permutation(40)[:20]
+    means = np.stack([x[: len(y)][y == c][:, some].mean(0) for c in range(n_classes)])
+    logits = 5 * (x[len(y) :, some] @ means.T - np.square(means).sum(1) / 2)
+    guess = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(guess / guess.sum(1, keepdims=True), dtype=np.float32)
+
+
+def _by_tree(x: np.ndarray, y: np.ndarray, n_classes: int, generator: np.random.Generator) -> np.ndarray:
+    """Return probabilities of the test rows by a tree of columns that are seldom active."""
+    from sklearn.tree import DecisionTreeClassifier
+
+    often = np.minimum(0.5, 0.5 / np.arange(1, 201) ** 0.7)
+    codes = (generator.random((len(x), 200)) < often) * generator.exponential(1, (len(x), 200))
+    tree = DecisionTreeClassifier(max_depth=9, class_weight="balanced", random_state=0).fit(codes[: len(y)], y)
+    return np.asarray(tree.predict_proba(codes[len(y) :]), dtype=np.float32)
+
+
+def leaks(arms: Sequence[SimpleNamespace]) -> bool:
+    """Return whether a result with these arms is said to leak."""
     return any("leaks" in told for told in doubts(arms, ()))  # type: ignore[arg-type]
+
+
+CHECKED = (
+    (100, 2, 20, "means"), (500, 2, 60, "means"), (500, 10, 20, "means"), (1000, 50, 20, "means"),
+    (400, 30, 5, "trees"),
+)  # fmt: skip
+"""Results that the leak check looks at: test rows, classes, arms, and what they are."""
 
 
 def rate(count: int, n: int) -> dict[str, Any]:
@@ -122,13 +152,15 @@ def main() -> None:
     """Run the simulations, and write what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200, help="results of noise, for each number of training rows")
-    parser.add_argument("--checks", type=int, default=1000, help="results that the leak check looks at, of each kind")
+    parser.add_argument("--checks", type=int, default=400, help="results that the leak check looks at, of each kind")
     parser.add_argument("--out", type=Path, default=HERE / "classification_chance.json")
     options = parser.parse_args()
     found: dict[str, Any] = {"families": [], "leak_check": []}
-    for n_test, n_classes, n_arms in ((100, 2, 20), (500, 2, 60), (500, 10, 20), (1000, 50, 20)):
-        count = sum(leaks(n_test, n_classes, n_arms, seed) for seed in range(options.checks))
-        cell = {"test_rows": n_test, "classes": n_classes, "arms": n_arms, "false": rate(count, options.checks)}
+    for n_test, n_classes, n_arms, kind in CHECKED:
+        each = (shuffled_arms(n_test, n_classes, n_arms, seed, kind) for seed in range(options.checks))
+        count = sum(map(leaks, each))
+        cell: dict[str, Any] = {"test_rows": n_test, "classes": n_classes, "arms": n_arms, "kind": kind}
+        cell["false"] = rate(count, options.checks)
         found["leak_check"].append(cell)
         print(json.dumps(cell), flush=True)
     for n_train in (20, 200):

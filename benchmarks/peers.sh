@@ -21,7 +21,10 @@ trap 'rm -f "$pinned"' EXIT
 echo "$torch" >"$pinned"
 "${pip[@]}" install "${from[@]}" -c "$pinned" "$torch"
 "${pip[@]}" install -c "$pinned" sae-lens eai-sparsify dictionary-learning \
-  sentence-transformers hypothesaes latentsae circuit-tracer llamascopium
+  sentence-transformers hypothesaes latentsae llamascopium
+# circuit-tracer 0.5 asks for nnsight 0.6 or later and for older releases of transformers than the others do, dictionary-learning
+# 0.1 for nnsight below 0.4: no set of versions serves both. Its transcoders, all that is used here, need neither.
+"${pip[@]}" install --no-deps circuit-tracer
 "${pip[@]}" uninstall --yes torchvision || true
 "$venv/bin/python" - <<'PY'
 import importlib.metadata as metadata

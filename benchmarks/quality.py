@@ -2,18 +2,13 @@
 
     python benchmarks/quality.py                       # needs benchmarks/peers.sh once, and the sample data
     python benchmarks/quality.py --steps 500 --models stories260K --arch topk
-    python benchmarks/quality.py --models stories260K --steps 2000 --tokens 1900000 --arch topk batchtopk jumprelu \
-        --rates 2e-4 6e-4 2e-3 6e-3 2e-2 --ks 8 16 32 64       # everybody tuned over the same grid, Pareto curves
 
 Each peer trains with its own trainer class (`quality_peer.py`, in the peers' environment) and its own learning
 rate; warm-up, decay and sparsity warm-up are scaled to the length of the run for all. Architectures whose sparsity
 is a penalty are first calibrated towards L0 = k by bisection, then saekit is trained to the very L0 that the peer
-reached, so that FVU is compared at equal sparsity. With ``--rates`` every contestant is trained at each of them and at
-its own default; the lowest FVU on the first half of the held-out rows chooses, the second half is reported (always).
-Saekit then appears with its defaults and at its best rate, with the time that its defaults take to the peer's FVU:
-CPU time, which other work on the machine does not lengthen much. Give OMP_NUM_THREADS=1 for one thread each.
-Results are kept one by one in ``--out`` and reused; the table goes to ``benchmarks/quality.json`` and between the
-markers of ``benchmarks/README.md``, with ``--rates`` to ``tuned.json`` and markers of that name.
+reached, so that FVU is compared at equal sparsity, on the second half of the held-out rows. With tuned rates:
+`quality_tuned.py`. Results are kept one by one in ``--out`` and reused; the table goes to ``benchmarks/quality.json``
+and between the markers of ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -44,8 +39,6 @@ COEFFICIENTS = {
     ("dictionary-learning", "relu"): (1e-3, 1e2), ("dictionary-learning", "gated"): (1e-3, 1e2),
     ("dictionary-learning", "p-anneal"): (1e-3, 1e2),
 }  # fmt: skip
-BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Shorter runs of saekit's defaults, as fractions of the steps: how soon they reach a peer's FVU."""
 MARGIN = 0.005
 """saekit's FVU may be at most this much above the best peer's."""
 
@@ -149,89 +142,6 @@ def result(out: Path, job: dict[str, Any], l0: float | None = None) -> dict[str,
     return facts
 
 
-def tuned(out: Path, job: dict[str, Any], rates: list[float], l0: float | None = None) -> dict[str, Any]:
-    """The best of a contestant's default learning rate and the others, by the rows that choose."""
-    found = [result(out, job, l0)]
-    found += [result(out.with_name(f"{out.name}-lr{lr:g}"), {**job, "lr": lr}, l0) | {"lr": lr} for lr in rates]
-    able = [each for each in found if "error" not in each]
-    return min(able, key=lambda each: each["fvu_choosing"]) if able else found[0]
-
-
-def seconds_to(level: float, out: Path, job: dict[str, Any], whole: dict[str, Any], l0: float) -> float | None:
-    """CPU seconds of training at saekit's defaults after which FVU is at most `level`: runs of several lengths,
-    interpolated on logarithmic axes; None where the whole run ends above it.
-    """
-    shorter = [
-        result(out.with_name(f"{out.name}-x{part:g}"), {**job, "steps": round(part * job["steps"])}, l0)
-        for part in BUDGETS
-    ]
-    points = [(each["seconds"], each["fvu"]) for each in [*shorter, whole]]
-    if points[-1][1] > level:
-        return None
-    times, scores = np.log(np.array(points)).T
-    return float(np.exp(np.interp(-np.log(level), -np.minimum.accumulate(scores), times)))
-
-
-def compare_tuned(name: str, spec: dict[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every contestant at its best learning rate, for each k, and saekit's defaults beside them."""
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    train, held_out = captured(name, spec, folder, arguments.tokens)
-    n, steps, rows = arguments.latents, arguments.steps or spec["steps"], []
-    for arch in arguments.arch:
-        for k in arguments.ks or [spec["k"]]:
-            base = {
-                "rows": str(train), "held_out": str(held_out), "steps": steps, "batch": arguments.batch, "latents": n,
-                "k": k, "seed": arguments.seed, "sizes": [n // 4, n // 2, n], "calibration_runs": 2, "arch": arch,
-            }  # fmt: skip
-            tag = f"{name}-{n}-{steps}x{arguments.batch}-k{k}-seed{arguments.seed}-{arch}"
-            for peer in [p for p, archs in PEERS.items() if arch in archs]:
-                job = {**base, "peer": peer, "coefficient_range": COEFFICIENTS.get((peer, arch))}
-                theirs = tuned(folder / f"{tag}-{peer}", job, arguments.rates)
-                about = {"model": name, "steps": steps, "arch": arch, "k": k, "peer": peer}
-                if "error" in theirs:
-                    rows.append({**about, "error": theirs["error"]})
-                    continue
-                fixed = arch in ("topk", "batchtopk", "matryoshka")
-                out = folder / (f"{tag}-saekit" if fixed else f"{tag}-saekit-at-{peer}")
-                ours = {**base, "peer": "saekit"}
-                default = result(out, ours, theirs["l0"])
-                best = tuned(out, ours, arguments.rates, theirs["l0"])
-                reached = seconds_to(theirs["fvu"], out, ours, default, theirs["l0"])
-                rows.append({**about, "theirs": theirs, "default": default, "best": best, "seconds_to": reached})
-    return rows
-
-
-def tuned_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of `compare_tuned` as Markdown."""
-    head = [
-        "model",
-        "architecture",
-        "k",
-        "peer",
-        "its lr",
-        "its FVU",
-        "its L0",
-        "its dead, %",
-        "saekit FVU",
-        "at its best lr",
-    ]
-    head += ["saekit L0", "saekit dead, %", "to the peer's FVU, × its time"]
-    lines = [f"| {' | '.join(head)} |", "| --- | --- | ---: | --- |" + " ---: |" * (len(head) - 4)]
-    for r in rows:
-        cells = [r["model"], r["arch"], str(r["k"]), r["peer"]]
-        if "error" in r:
-            lines.append(f"| {' | '.join([*cells, 'failed: ' + r['error']])} |" + " |" * (len(head) - 5))
-            continue
-        theirs, default, best = r["theirs"], r["default"], r["best"]
-        cells += [f"{theirs['lr']:g}" if "lr" in theirs else "default", f"{theirs['fvu']:.4f}", f"{theirs['l0']:.1f}"]
-        cells += [f"{100 * theirs['dead']:.1f}", f"{default['fvu']:.4f}", f"{best['fvu']:.4f} ({best['lr']:.2g})"]
-        cells += [f"{default['l0']:.1f}", f"{100 * default['dead']:.1f}"]
-        cells.append("not reached" if r["seconds_to"] is None else f"{r['seconds_to'] / theirs['seconds']:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def compare(name: str, spec: dict[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All architectures of all peers on one model: rows of the table."""
     folder = Path(arguments.out)
@@ -305,22 +215,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: 2,000 on stories260K, 500 on MiniLM")
     parser.add_argument("--batch", type=int, default=1024, help="rows per step")
     parser.add_argument("--tokens", type=int, default=400_000, help="rows captured per model")
-    parser.add_argument("--rates", type=float, nargs="+", default=[], help="learning rates to tune everybody over")
-    parser.add_argument("--ks", type=int, nargs="+", default=[], help="with --rates: latents per row, instead of one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/quality")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.models, arguments.arch, arguments.steps, arguments.tokens = ["stories260K"], ["topk"], 20, 20_000
         arguments.out = tempfile.mkdtemp()
-    if arguments.rates:
-        tuned_rows = [row for name in arguments.models for row in compare_tuned(name, models()[name], arguments)]
-        print(tuned_table(tuned_rows))
-        if not arguments.quick:
-            command = " ".join(["python", "benchmarks/quality.py", *sys.argv[1:]])
-            (HERE / "tuned.json").write_text(json.dumps({"command": command, "rows": tuned_rows}, indent=2) + "\n")
-            write_readme("tuned", f"{TUNED} `{command}`\n\n{tuned_table(tuned_rows)}")
-        return
     rows = [row for name in arguments.models for row in compare(name, models()[name], arguments)]
     if arguments.quick:
         print(table(rows))
@@ -338,12 +238,6 @@ def main() -> None:
     )
     write_readme("quality", f"Held-out FVU, by {command}:\n\n{table(rows)}\n\n{remark}")
     print(table(rows))
-
-
-TUNED = """## Every contestant at its best learning rate
-
-FVU of the half of the held-out rows that did not choose the rates, at the peer's L0; dead: silent on all held-out
-rows; time: CPU time of training, one thread."""
 
 
 if __name__ == "__main__":

@@ -102,13 +102,11 @@ class Population:
             "ce_clean": float(weight @ [each.ce for each in self.documents] / tokens.sum()),
         }
 
-    def draw(self, mixture: str, n: int, generator: np.random.Generator) -> list[Document]:
-        """Return documents drawn with replacement."""
+    def choose(self, mixture: str, n: int, generator: np.random.Generator) -> np.ndarray:
+        """Return indices of documents drawn with replacement."""
         articles, stories = np.flatnonzero(self.is_article), np.flatnonzero(~self.is_article)
-        chosen = [
-            generator.choice(articles if is_one else stories) for is_one in generator.random(n) < MIXTURES[mixture]
-        ]
-        return [self.documents[at] for at in chosen]
+        is_one = generator.random(n) < MIXTURES[mixture]
+        return np.array([generator.choice(articles if each else stories) for each in is_one])
 
 
 def measured(documents: Sequence[Document]) -> dict[str, Estimate]:
@@ -139,6 +137,9 @@ class Found:
     """Intervals that end below the truth."""
     width: float
     """Median width, as a fraction of the value."""
+    with_all: int = 0
+    """Trials with an interval whose documents are of every kind in the mixture."""
+    hits_with_all: int = 0
 
     @property
     def coverage(self) -> float:
@@ -149,21 +150,26 @@ class Found:
 def simulate(population: Population, mixture: str, n: int, trials: int, seed: int = 0) -> list[Found]:
     """Return how often the interval of each metric holds the truth."""
     generator = np.random.default_rng([seed, n, list(MIXTURES).index(mixture)])
-    ends: dict[str, list[tuple[float, float]]] = {name: [] for name in METRICS_MEASURED}
+    ends: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in METRICS_MEASURED}
+    kinds = {0.0: 1, 1.0: 1}.get(MIXTURES[mixture], 2)
     for _ in range(trials):
-        estimates = measured(population.draw(mixture, n, generator))
+        chosen = population.choose(mixture, n, generator)
+        has_all = len(np.unique(population.is_article[chosen])) == kinds
+        estimates = measured([population.documents[at] for at in chosen])
         for name in METRICS_MEASURED:
             metric = METRICS[name]
             each = estimates[name].measured("", least=metric.least, most=metric.most)
             if each.low is not None and each.high is not None:
-                ends[name].append((each.low, each.high))
+                ends[name].append((each.low, each.high, has_all))
     found = []
     for name, intervals in ends.items():
         truth = population.truths[mixture][name]
-        low, high = np.array(intervals).reshape(-1, 2).T
-        hits, below = int(((low <= truth) & (truth <= high)).sum()), int((high < truth).sum())
+        low, high, all_kinds = np.array(intervals).reshape(-1, 3).T
+        hit = (low <= truth) & (truth <= high)
+        of_all, hits_of_all = int(all_kinds.sum()), int((hit & (all_kinds > 0)).sum())
+        hits, below = int(hit.sum()), int((high < truth).sum())
         width = float(np.median((high - low) / truth)) if len(low) and truth else float("nan")
-        found.append(Found(name, mixture, n, trials, len(low), hits, below, width))
+        found.append(Found(name, mixture, n, trials, len(low), hits, below, width, of_all, hits_of_all))
     return found
 
 
@@ -222,8 +228,12 @@ def table(cells: Sequence[Found]) -> list[str]:
         shown = []
         for n in counts:
             cell = by[n]
-            refused = f" ({1 - cell.tried / cell.trials:.0%} refused)" if cell.tried < cell.trials else ""
-            shown.append(f"{cell.coverage:.3f}{refused}")
+            more = [f"{1 - cell.tried / cell.trials:.0%} refused"] if cell.tried < cell.trials else []
+            if 0 < cell.with_all < cell.tried:
+                more.append(
+                    f"{cell.hits_with_all / cell.with_all:.3f} of {cell.with_all / cell.tried:.0%} with both kinds"
+                )
+            shown.append(f"{cell.coverage:.3f}" + (f" ({'; '.join(more)})" if more else ""))
         lines.append(f"| {key[0]} | {key[1]} | " + " | ".join(shown) + " |")
     return lines
 

@@ -47,24 +47,30 @@ def main() -> None:
         "--dead", type=float, default=0.0, help="share of latents that are dead before every step (topk)"
     )
     parser.add_argument("--device", default="cpu", help="cuda: needs a GPU; see PEER_PYTHON in arena.py")
+    parser.add_argument("--avx2", action="store_true", help="no instructions beyond AVX2, for any contestant")
+    parser.add_argument("--cpu-time", action="store_true", help="time of all threads, on a machine that is shared")
     parser.add_argument("--write", action="store_true", help="write the tables whatever was chosen")
     options = parser.parse_args()
     chosen = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape]
     peers = [] if options.only and not set(options.only.split(",")) & set(arena.PEERS) else arena.available_peers()
+    # The fp32 product is the fastest in blocks of 32 MiB: smaller ones read the encoder more often.
+    processor = {"processor": "avx2", "block_bytes": 32 * 2**20} if options.avx2 else {}
     workloads = []
     for arch in [name for name in options.arch.split(",") if name] or ["topk", *ARCHITECTURES]:
         shapes = chosen or (SHAPES if arch == "topk" else FEW)
         able = [peer for peer in peers if arch == "topk" or peer != "eai-sparsify"]  # which has no other architecture
-        names = ["saekit", "bf16 product", "saekit plain", *(["plain torch"] if arch == "topk" else []), *able]
+        product = "fp32 product" if options.avx2 else "bf16 product"
+        names = ["saekit", product, "saekit plain", *(["plain torch"] if arch == "topk" else []), *able]
         names = [name for name in names if not options.only or name in options.only.split(",")]
         for d, n, k, batch in shapes[:1] if options.quick else shapes:
             small = n * d < 1e6
             sizes = {"arch": arch, "d": d, "n": n, "k": k, "batch": batch}
             results = arena.measure(
                 names,
-                {"work": "step", "device": options.device, **sizes, "dead": options.dead},
+                {"work": "step", "device": options.device, **sizes, "dead": options.dead, **processor},
                 repetitions=1 if options.quick else options.repetitions * (5 if small else 1),
                 warmup=10 if small else 2,
+                clock="cpu_seconds" if options.cpu_time else "seconds",
             )
             title = f"{arch}: d = {d}, n = {n:,}, k = {k}, batch {batch:,}"
             workloads.append({"title": title, **sizes, "results": results})

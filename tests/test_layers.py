@@ -41,7 +41,7 @@ EXCEPTIONS = {("sae", "store"), ("sae", "report")}
 REACH = {
     "typer": {"cli"},
     "rich": {"cli", "progress"},
-    "jinja2": {"report"},
+    "jinja2": {"inputs", "report"},
     "matplotlib": {"report"},
     "transformers": {"models", "rows"},
     "datasets": {"inputs"},

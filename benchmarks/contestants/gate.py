@@ -22,7 +22,7 @@ class Gate:
     """Standard input and output as start signals and times."""
 
     def __init__(self) -> None:
-        self.started: float | None = None
+        self.started: tuple[float, float] | None = None
         self.out = sys.stdout
         sys.stdout = sys.stderr  # what trainers print is not an answer
 
@@ -30,15 +30,17 @@ class Gate:
         """Report the repetition that has just ended, wait for the signal to start the next; exit when there is none."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if torch.cuda.is_initialized():
             peak = torch.cuda.max_memory_allocated()
-        seconds = None if self.started is None else now - self.started
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), file=self.out, flush=True)
+        answer = {"seconds": None, "cpu_seconds": None, "peak_bytes": peak}
+        if self.started is not None:
+            answer |= {"seconds": now - self.started[0], "cpu_seconds": cpu - self.started[1]}
+        print(json.dumps(answer), file=self.out, flush=True)
         if not sys.stdin.readline():
             sys.exit(0)
-        self.started = time.perf_counter()
+        self.started = time.perf_counter(), time.process_time()
 
 
 def job() -> tuple[str, dict]:

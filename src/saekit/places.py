@@ -104,6 +104,8 @@ class Place:
     """Norm above which tokens are skipped, in medians; infinite where none are."""
     n_outliers: int | None = None
     """Number of tokens that this norm skipped."""
+    mask: str | None = None
+    """Which tokens become rows: what roles, positions and other masks leave, in words."""
     context: int | None = None
     """Tokens that the model reads at once."""
     limit: int | None = None
@@ -129,6 +131,7 @@ class Place:
             special=special.get("skipped"),
             outliers=outliers.get("times", float("inf")) if "outliers" in filters else None,
             n_outliers=outliers.get("n", outliers.get("n_above")) if "outliers" in filters else None,
+            mask=_mask_text(_mapping(known.get("mask"))),
             context=known.get("context"),
             limit=known.get("model_context"),
         )
@@ -273,6 +276,16 @@ def _context(place: Place, other: Place) -> int | None:
     return None if place.context is None else min([place.context, *known])
 
 
+def _mask_text(mask: Mapping[str, Any]) -> str:
+    """Return which tokens a mask leaves, in words; "all tokens" without one."""
+    chosen = [
+        f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in mask.items()
+        if name != "chat_template"
+    ]
+    return f"tokens of {', '.join(chosen)}" if chosen else "all tokens"
+
+
 def _differ(one: Any, other: Any) -> bool:
     return one is not None and other is not None and one != other
 
@@ -290,6 +303,7 @@ _COMPARED: tuple[tuple[str, Callable[[Place, Place], bool], Callable[[Place, Pla
         lambda a, b: f"{'without' if a.special else 'with'} the tokens that the tokenizer adds",
     ),
     ("other_tokens", _other_outliers, _outlier_text),
+    ("other_tokens", lambda a, b: _differ(a.mask, b.mask), lambda a, b: f"of {a.mask}"),
     (
         "other_context",
         lambda a, b: _differ(_context(a, b), _context(b, a)),
@@ -354,7 +368,7 @@ def place_facts(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 RECORDED = (
-    "model", "model_digest", "model_revision", "model_dtype", "model_context", "hook", "layer", "dtype", "context",
-    "filters", "data", *LOCATIONS,
+    "model", "model_digest", "model_revision", "model_dtype", "model_context", "hook", "hook_out", "layer", "dtype",
+    "context", "filters", "mask", "data", *LOCATIONS,
 )  # fmt: skip
 """Entries of the `info` of rows that the provenance of an SAE records."""

@@ -1,56 +1,424 @@
-"""What training methods do to the stability of latents, beside plain TopK: five seeds each, on the built-in model.
+"""What training methods do to the stability of latents, beside plain TopK at equal L0 and at equal FVU.
 
-    python studies/seeds/stabilizers.py [OUT.json]
+    python studies/seeds/stabilizers.py --out runs/stabilizers            # goes on where it stopped
+    python studies/seeds/stabilizers.py --out runs/stabilizers --quick    # does everything run?
+    python studies/seeds/stabilizers.py --out runs/stabilizers --write    # also stabilizers.json and .md here
 
-Same rows, order, k and length for all; error is told beside stability, because a method may buy one with the other.
+A cell is one method on the rows of one model (or on synthetic rows): as many SAEs as there are seeds, which differ in
+their first weights only, with their snapshots. Each is trained once and measured once; both are kept under ``OUT``.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
+import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stabilizers_page import claims, page
 
 import saekit as sk
-from saekit.comparison.settings import ComparisonSettings
-from saekit.training.config import TopK
+from saekit.comparison.along import along
+from saekit.comparison.consensus import consensus
+from saekit.comparison.settings import ComparisonSettings, ConsensusSettings
+from saekit.evaluation.settings import EvaluationSettings
+from saekit.files import read_json, write_json
+from saekit.measure.token_statistics import TokenScores, token_detection
+from saekit.rows.synthetic import synthetic_rows
 
-SEEDS = [0, 1, 2, 3, 4]
-N, K, ROWS, TOKENS = 256, 8, 40_000, 160_000
-METHODS = {
-    "TopK": {},
-    "L2 .03": {"l2": 0.03},
-    "L2 .01": {"l2": 0.01},
-    "aligned": {"aligned": True},
-    "OrtSAE .25": {"orthogonal": 0.25},
-    "soft-frozen": {"control": "soft-frozen-decoder"},
+HERE = Path(__file__).resolve().parent
+SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
+
+SEEDS = 6
+HELD_OUT = 10
+"""Every so many documents one is held out."""
+SNAPSHOTS = 2
+LAYER = 2
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows come from."""
+
+    model: str = ""
+    data: str = ""
+    captured: int = 0
+    address: str = ""
+    """Of synthetic rows, instead."""
+    rows: int = 160_000
+    """Rows that an SAE sees."""
+    k: int = 8
+    quick: int = 1
+    """Divisor of all rows."""
+
+
+TEXTS = "text/tinystories_truecased_3678.jsonl.gz"
+SYNTHETIC = (
+    "synthetic:d_in=64,n_features=256,l0=6,power=0.8,trees=8,branching=4,depth=3,factors=10,norm_spread=0.3,"
+    "n_rows=200000"
+)
+PLACES = {
+    "stories260K": Place("stories260K", TEXTS, 80_000),
+    "built-in": Place("builtin", "builtin", 48_000),
+    "stories260K, random weights": Place("randomized:stories260K", TEXTS, 32_000, rows=96_000),
+    "built-in, random weights": Place("randomized:builtin", "builtin", 28_000, rows=96_000),
+    "synthetic": Place(address=SYNTHETIC, rows=64_000, k=6),
 }
-COLUMNS = ("fvu_own", "fvu_recovered", "top_overlap", "coactivation")
+MODELS = ("stories260K", "built-in")
+RANDOM = tuple(name for name in PLACES if "random" in name)
+WIDTH = 128
 
 
-def main(out: str | None) -> None:
-    """Train, compare, print a table as it grows, and write the numbers."""
-    rows = sk.capture("builtin", "builtin", layer=2, tokens=ROWS, progress=False)
-    found = {}
-    for name, options in METHODS.items():
+@dataclass(frozen=True)
+class Method:
+    """One way to train."""
+
+    kind: str = "TopK"
+    options: dict[str, Any] = field(default_factory=dict)
+    latents: int = WIDTH
+    start: str = ""
+    """How SAEs begin, where not from random weights that differ."""
+
+    def config(self, k: int) -> Any:
+        sparsity = {"target_l0": float(k)} if self.kind in ("JumpReLU", "Gated", "ReLU") else {"k": k}
+        return getattr(sk, self.kind)(n_latents=self.latents, **sparsity, **self.options)
+
+
+METHODS = {
+    "TopK": Method(),
+    "L2 .01": Method(options={"l2": 0.01}),
+    "L2 .03": Method(options={"l2": 0.03}),
+    "aligned": Method(options={"aligned": True}),
+    "OrtSAE .25": Method(options={"orthogonal": 0.25}),
+    "TopK, 64 latents": Method(latents=64),
+    "TopK, 96 latents": Method(latents=96),
+    "TopK, 192 latents": Method(latents=192),
+    "k annealed from 48": Method(options={"k_start": 48, "k_fraction": 0.3}),
+    "subspace 1/2": Method(options={"subspace": 0.5}),
+    "soft-frozen": Method(options={"control": "soft-frozen-decoder"}),
+    "mutual .1": Method(options={"mutual": 0.1}),
+    "consensus start": Method(start="consensus"),
+    "one start, other orders": Method(start="one"),
+    "other starts and orders": Method(start="orders"),
+    "BatchTopK": Method("BatchTopK"),
+    "JumpReLU": Method("JumpReLU"),
+    "JumpReLU, density 1": Method("JumpReLU", {"density": 1.0}),
+    "Matryoshka": Method("Matryoshka"),
+    "Matryoshka, balance .75": Method("Matryoshka", {"balance": 0.75}),
+    "Gated": Method("Gated"),
+    "ReLU": Method("ReLU"),
+}
+"""By name, in the order of the page."""
+
+STEADY = ("TopK", "L2 .01", "L2 .03", "aligned", "OrtSAE .25")
+WIDTHS = ("TopK, 64 latents", "TopK, 96 latents", "TopK, 192 latents")
+ARCHITECTURES = ("TopK", "BatchTopK", "Matryoshka", "Matryoshka, balance .75", "JumpReLU", "Gated", "ReLU")
+OTHERS = (
+    "k annealed from 48", "subspace 1/2", "soft-frozen", "consensus start", "mutual .1", "one start, other orders",
+    "other starts and orders", "JumpReLU", "JumpReLU, density 1", "Matryoshka", "Matryoshka, balance .75",
+)  # fmt: skip
+QUEUE = (
+    (MODELS, STEADY + WIDTHS),
+    (MODELS[:1], ("one start, other orders", "other starts and orders", "mutual .1")),
+    (RANDOM[:1], STEADY[:3]),
+    (("synthetic",), ARCHITECTURES[:5]),
+    (RANDOM[1:], STEADY[:2]),
+    (MODELS, OTHERS),
+    (("synthetic",), ARCHITECTURES + STEADY),
+    (RANDOM, STEADY),
+)
+"""Places and methods, in the order in which cells are made."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/stabilizers", type=Path)
+    parser.add_argument("--quick", action="store_true", help="tiny: does everything run?")
+    parser.add_argument("--write", action="store_true", help="write stabilizers.json and .md beside this script")
+    parser.add_argument("--page", action="store_true", help="only decide again and write both, from stabilizers.json")
+    options = parser.parse_args()
+    if options.page:
+        found = read_json(HERE / "stabilizers.json")
+        write(found | {"claims": claims(found)})
+        return
+    if not SHARED.is_dir():
+        sys.exit(f"the sample data must lie at {SHARED}; set SAEKIT_SHARED_DATA to where it is")
+    study = Study(options.out, options.quick)
+    for places, methods in QUEUE:
+        for method, place in product(methods, places):
+            study.cell(place, method)
+    found = study.results()
+    write_json(options.out / "stabilizers.json", found)
+    if options.write:
+        write(found)
+
+
+def write(found: dict[str, Any]) -> None:
+    write_json(HERE / "stabilizers.json", found)
+    (HERE / "stabilizers.md").write_text(page(found), encoding="utf-8")
+
+
+def say(message: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {message}", flush=True)
+
+
+class Study:
+    """Cells under one folder."""
+
+    def __init__(self, out: Path, quick: bool) -> None:
+        self.out, self.quick = out, quick
+        self.rows = cache(self._rows)
+        self.labelled = cache(self._labelled)
+
+    def place(self, name: str) -> Place:
+        found = PLACES[name]
+        if not self.quick:
+            return found
+        return Place(found.model, found.data, min(found.captured, 6000), found.address, 40 * BATCH_ROWS, found.k, 20)
+
+    def model(self, name: str) -> str:
+        """The model as `load_model` takes it."""
+        prefix, _, rest = self.place(name).model.rpartition(":")
+        return f"{prefix}:" * bool(prefix) + (rest if rest == "builtin" else str(SHARED / rest))
+
+    # ------------------------------------------------------------------ rows
+
+    def _rows(self, name: str) -> tuple[Any, Any]:
+        """Rows to train on, and rows of other documents."""
+        place = self.place(name)
+        if place.address:
+            rows = synthetic_rows(place.address)
+            x = rows.rows(rows.n_rows - 16_384, rows.n_rows)
+            return rows, sk.ArrayRows(x)
+        data = place.data if place.data == "builtin" else str(SHARED / place.data)
+        source = self.captured(f"{name}-{place.captured}", self.model(name), data, place.captured)
+        batches = list(source.batches(65_536))
+        columns = {key: torch.cat([getattr(b, key) for b in batches]) for key in ("x", "token", "document")}
+        held = columns["document"] % HELD_OUT == HELD_OUT - 1
+        info = {key: source.info[key] for key in ("model", "model_digest", "hook", "data") if key in source.info}
+        parts = []
+        for mask in (~held, held):
+            part = {key: value[mask] for key, value in columns.items()}
+            parts.append(sk.ArrayRows(part.pop("x"), **part, info=info))
+        return parts[0], parts[1]
+
+    def captured(self, name: str, model: str, data: Any, tokens: int | None = None) -> Any:
+        """Rows that are kept under ``OUT/rows``."""
+        folder = self.out / "rows" / name.replace(" ", "_").replace(",", "")
+        if not (folder / "done").is_file():
+            say(f"rows of {name}")
+            sk.capture(model, data, layer=LAYER, tokens=tokens, out=folder, progress=False)
+            (folder / "done").touch()
+        return sk.open_rows(folder)
+
+    def _labelled(self, name: str) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        """Rows of labelled texts, the text of each row, and the labels: what probes are measured on."""
+        texts = sk.read_texts(str(SHARED / "labelled" / "slurp_devel_test.csv.gz"), limit=300 if self.quick else 1500)
+        labels = np.array(texts.columns["scenario"])
+        rows = self.captured(f"{name}-labelled-{len(texts)}", self.model(name), list(texts.texts))
+        batches = list(rows.batches(65_536))
+        return torch.cat([b.x for b in batches]), torch.cat([b.document for b in batches]).numpy(), labels
+
+    # ------------------------------------------------------------------ cells
+
+    def cell(self, place: str, method: str) -> None:
+        """Train and measure, unless that was done."""
+        digest, folder = self.digest(place, method), self.folder(place, method)
+        path = self.out / "cells" / f"{_name(place, method)}.json"
+        if path.is_file() and read_json(path).get("spec") == digest:
+            return
         began = time.process_time()
-        saes = sk.train(TopK(N, k=K, **options), rows, seeds=SEEDS, tokens=TOKENS, progress=False)
-        seconds = time.process_time() - began
-        settings = ComparisonSettings(controls=name == "TopK", max_rows=4096)
-        result = sk.compare(saes, rows, settings=settings, progress=False)
-        numbers = {"shared": result.shared, "pw_mcc": result.pw_mcc, "shared_alive": result.shared_alive}
-        numbers |= {column: result.function[column] for column in COLUMNS}
-        found[name] = {key: value.to_json() for key, value in numbers.items() if value is not None}
-        found[name] |= {
-            "seconds": seconds,
-            "shared_null": None if result.shared_null is None else result.shared_null.value,
+        paths = self.train(place, METHODS[method], folder)
+        trained = time.process_time()
+        found = self.measured(place, method, paths)
+        seconds = {"train": trained - began, "measure": time.process_time() - trained}
+        write_json(path, {"spec": digest, "place": place, "method": method, **found, "seconds": seconds})
+        say(f"{place} | {method} | shared {found['shared']['value']:.3f} FVU {np.mean(found['fvu']):.4f} {seconds}")
+
+    def digest(self, place: str, method: str) -> str:
+        """What a cell depends on."""
+        spec = json.dumps([repr(self.place(place)), repr(METHODS[method]), SEEDS, SNAPSHOTS, BATCH_ROWS, LAYER])
+        return hashlib.sha256(spec.encode()).hexdigest()
+
+    def folder(self, place: str, method: str) -> Path:
+        return self.out / "saes" / f"{_name(place, method)}-{self.digest(place, method)[:8]}"
+
+    def train(self, place: str, method: Method, folder: Path) -> list[Path]:
+        """Folders of the SAEs of one method."""
+        rows, _ = self.rows(place)
+        budget, config = self.place(place).rows, method.config(self.place(place).k)
+
+        def run(where: str, seeds: list[int], share: float = 1.0, order: int = 0, **options: Any) -> list[Path]:
+            out = folder / where
+            snapshots = SNAPSHOTS if share == 1.0 and not method.start else 0
+            settings = sk.TrainSettings(batch_rows=BATCH_ROWS, data_seed=order, snapshots=snapshots)
+            sk.train(config, rows, seeds=seeds, tokens=int(budget * share), out=out, resume=True, settings=settings,
+                     progress=False, **options)  # fmt: skip
+            return sorted(out.glob("*-seed*"), key=lambda p: int(p.name.rpartition("-seed")[2]))
+
+        every = list(range(SEEDS))
+        if method.start == "one":
+            return [path for seed in every for path in run(f"order{seed}", [0], order=seed)]
+        if method.start == "orders":
+            return [path for seed in every for path in run(f"order{seed}", [seed], order=seed)]
+        if method.start == "consensus":
+            # the budget of one SAE: a third for each of two parents, a third from where they agree
+            parents = [sk.SAE.load(path) for path in run("parents", [100 + seed for seed in range(2 * SEEDS)], 1 / 3)]
+            settings = ConsensusSettings(size=method.latents, max_rows=min(16_384, rows.n_rows or 0), threshold=0.5)
+            starts = [consensus(parents[2 * at : 2 * at + 2], rows, settings=settings) for at in every]
+            return run("refit", every, 1 / 3, order=1, start=starts)
+        return run("run", every)
+
+    def measured(self, place: str, method: str, paths: list[Path]) -> dict[str, Any]:
+        """Everything about the SAEs of a cell."""
+        rows, held = self.rows(place)
+        saes = [sk.SAE.load(path) for path in paths]
+        settings = ComparisonSettings(controls=method.startswith("TopK"), max_rows=2048)
+        compared = sk.compare(saes, held, settings=settings, progress=False)
+        plain = EvaluationSettings(controls=False, intervals=False, max_rows=16_384)
+        entries = sk.evaluate(saes, held, settings=plain, progress=False).entries
+        seen = sk.evaluate(saes, rows, settings=EvaluationSettings(controls=False, intervals=False, max_rows=16_384),
+                           progress=False).entries  # fmt: skip
+        found = summary(compared) | {
+            "fvu": [each.metrics["fvu"].value for each in entries],
+            "l0": [each.metrics["l0"].value for each in entries],
+            "dead": [each.metrics["dead_fraction"].value for each in seen],
+            "collapsed": [float((sae.fold_norms().W_enc.norm(dim=1) < 0.01).float().mean()) for sae in saes],
         }
-        print(name, *(f"{key} {value}" for key, value in numbers.items()), f"{seconds:.0f} s", sep=" | ", flush=True)
-    if out is not None:
-        settings = {"n_latents": N, "k": K, "rows": ROWS, "tokens": TOKENS, "seeds": SEEDS, "layer": 2}
-        Path(out).write_text(json.dumps({"settings": settings, "methods": found}, indent=1) + "\n")
+        stable = [np.array(each.stability) >= 0.5 for each in compared.saes]
+        found["stable"] = [float(each.mean()) for each in stable]
+        found["without"] = [without(sae, kind, held) for sae, kind in zip(saes, stable, strict=True)]
+        if self.place(place).address:
+            truth = sk.evaluate(saes, rows, settings=EvaluationSettings(
+                truth=True, controls=False, intervals=False, max_rows=8192), progress=False).entries  # fmt: skip
+            found["truth"] = {key: [each.truth[key].value for each in truth] for key in truth[0].truth}
+        else:
+            found["probe"] = [self.probed(place, sae, kind) for sae, kind in zip(saes, stable, strict=True)]
+        if not METHODS[method].start:
+            compared = along(paths, compared, settings=settings, progress=False)
+            found["along"] = [{"rows": point.rows_seen, "shared": point.shared.to_json()} for point in compared.along]
+            found["rise"] = None if compared.shared_rise is None else compared.shared_rise.to_json()
+        return found
+
+    def probed(self, place: str, sae: sk.SAE, stable: np.ndarray) -> dict[str, float]:
+        """Macro-F1 of a ridge classifier of texts by their largest codes: of all latents, the stable, the others."""
+        x, document, labels = self.labelled(place)
+        codes = sae.encode(x).to_scipy().tocsr()
+        pooled = np.zeros((len(labels), sae.n_latents), np.float32)
+        entries = codes.tocoo()
+        np.maximum.at(pooled, (document[entries.row], entries.col), entries.data)
+        return {
+            "all": macro_f1(pooled, labels),
+            "stable": macro_f1(pooled[:, stable], labels),
+            "others": macro_f1(pooled[:, ~stable], labels),
+        }
+
+    def detected(self, place: str) -> list[float]:
+        """How well tokens of other documents tell where latents of the TopK SAEs fire: mean AUC, per SAE."""
+        path = self.out / f"detected-{place.replace(' ', '_').replace(',', '')}.json"
+        if path.is_file():
+            return list(read_json(path)["detection"])
+        batch = next(iter(self.rows(place)[0].batches(16_384)))
+        half = is_labelling_document(batch.document)
+        found = []
+        for sae_path in self.train(place, METHODS["TopK"], self.folder(place, "TopK")):
+            sae = sk.SAE.load(sae_path)
+            learned, scored = (TokenScores(sae.n_latents, int(batch.token.max()) + 1) for _ in range(2))
+            for scores, mask in ((learned, half), (scored, ~half)):
+                scores.update(sae.encode(batch.x[mask]), batch.token[mask])
+            found.append(float(token_detection(learned, scored).nanmean()))
+        write_json(path, {"detection": found})
+        return found
+
+    def results(self) -> dict[str, Any]:
+        """Everything that is there, and the verdicts."""
+        cells = [read_json(path) for path in sorted((self.out / "cells").glob("*.json"))]
+        order = {name: at for at, name in enumerate(METHODS)}
+        places = {name: at for at, name in enumerate(PLACES)}
+        cells.sort(key=lambda cell: (places[cell["place"]], order[cell["method"]]))
+        found = {
+            "saekit": sk.__version__,
+            "settings": {"seeds": SEEDS, "latents": WIDTH, "batch_rows": BATCH_ROWS, "layer": LAYER},
+            "places": {name: {"rows": self.place(name).rows, "k": self.place(name).k} for name in PLACES},
+            "cells": [{key: value for key, value in cell.items() if key != "spec"} for cell in cells],
+            "detected": {
+                cell["place"]: self.detected(cell["place"])
+                for cell in cells
+                if cell["method"] == "TopK" and cell["place"] in MODELS + RANDOM
+            },
+        }
+        return found | {"claims": claims(found)}
+
+
+def _name(place: str, method: str) -> str:
+    return f"{place}-{method}".replace(" ", "_").replace(",", "").replace("/", "")
+
+
+def is_labelling_document(document: torch.Tensor) -> torch.Tensor:
+    """Documents that tokens are learned on; detection is scored on the others."""
+    return document % 2 == 0
+
+
+PAIRED: dict[str, Callable[[Any], float]] = {
+    "shared": lambda pair: pair.shared.value,
+    "shared_alive": lambda pair: pair.on_rows.shared_alive.value,
+    "pw_mcc": lambda pair: pair.decoder.mean_cosine.value,
+    "recovered": lambda pair: pair.function["fvu_recovered"].value,
+    "coactivation": lambda pair: pair.function["coactivation"].value,
+    "top_overlap": lambda pair: pair.function["top_overlap"].value,
+}
+"""What is kept of every pair of SAEs, from which intervals over seeds are made."""
+
+
+def summary(compared: Any) -> dict[str, Any]:
+    return {
+        "m": len(compared.saes),
+        "pairs": {name: [pick(pair) for pair in compared.pairs] for name, pick in PAIRED.items()},
+        "shared": compared.shared.to_json(),
+        "shared_null": None if compared.shared_null is None else compared.shared_null.to_json(),
+        "pw_mcc_null": None if compared.pw_mcc_null is None else compared.pw_mcc_null.to_json(),
+    }
+
+
+def without(sae: sk.SAE, stable: np.ndarray, held: Any) -> dict[str, float]:
+    """By how much FVU rises when the stable latents write nothing, and when the others do not."""
+    x = next(iter(held.batches(16_384))).x
+    centred = float((x - x.mean(0)).double().square().sum())
+    codes = sae.encode(x)
+
+    def fvu(silent: np.ndarray) -> float:
+        W = sae.W_dec.clone()
+        W[torch.from_numpy(silent)] = 0
+        return float((x - sae.replace(W_dec=W).decode(codes)).double().square().sum()) / centred
+
+    base = fvu(np.zeros(len(stable), bool))
+    return {"stable": fvu(stable) - base, "others": fvu(~stable) - base}
+
+
+def macro_f1(X: np.ndarray, labels: np.ndarray) -> float:
+    """Macro-F1 on every third text of a ridge classifier of the others; that of a constant answer without columns."""
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.metrics import f1_score
+    from sklearn.preprocessing import StandardScaler
+
+    test = np.arange(len(labels)) % 3 == 2
+    if not X.shape[1]:
+        X = np.zeros((len(labels), 1), np.float32)
+    scaler = StandardScaler().fit(X[~test])
+    fitted = RidgeClassifier(alpha=100.0).fit(scaler.transform(X[~test]), labels[~test])
+    return float(f1_score(labels[test], fitted.predict(scaler.transform(X[test])), average="macro", zero_division=0))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None)
+    main()

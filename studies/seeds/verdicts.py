@@ -268,6 +268,8 @@ make study-seeds                                             # 20 minutes on two
 python studies/seeds/run.py --out runs/seeds-quick --quick   # does everything run? under a minute
 ```
 
+What training methods change about it: [stabilizers](stabilizers.md).
+
 Intervals (95 %) are over seeds: a jackknife that leaves out one seed at a time, in all cells of a sweep together;
 pairs of SAEs share SAEs and are no sample. Verdicts follow the one rule of saekit
 ([concepts](../../docs/concepts.md)): a claim is *reproduced* where the whole interval lies beyond the margin (0.01 of

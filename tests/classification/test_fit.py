@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MaxAbsScaler
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 
 from saekit.classification.arms import Arm
 from saekit.classification.fit import fit_arm, inner_folds, predict_arm, selection_stability
@@ -17,7 +17,7 @@ from saekit.classification.settings import KINDS, Budget
 from saekit.classification.sklearn_steps import DensityMatched, MeanDifference, density_partners
 from saekit.errors import ConfigError, DataError
 from saekit.estimators.select import SelectLatents
-from saekit.measure.paired_scores import HeldOut, Predictions, score
+from saekit.measure.paired_scores import HeldOut, Predictions, auc_of, score
 
 QUICK = Budget(C=(0.1, 1.0), depths=(2, 3), thresholds=(0.0, "median"), widen=0)
 
@@ -129,6 +129,28 @@ def test_settings_are_chosen_by_the_inner_folds_and_all_arms_have_one_grid():
     given = fit_arm(SPARSE[0], data["z"], data["y"], chosen={"C": 0.3})
     assert given.chosen == {"C": 0.3}
     assert np.isnan(given.inner_score)
+
+
+@pytest.mark.parametrize("probe", ["logistic", "lda", "ridge", "tree"])
+def test_two_classes_can_be_chosen_for_by_auc(probe):
+    """The score is the mean of scikit-learn's AUC over the inner folds, and what is kept of each row gives it again."""
+    generator = np.random.default_rng(4)
+    y = (np.arange(150) % 5 == 0).astype(int)
+    x = generator.normal(size=(150, 8)).astype(np.float32) + 0.6 * y[:, None].astype(np.float32)
+    budget = Budget(C=(0.01, 1.0), alphas=(1.0, 100.0), shrinkages=(0.1, 0.6), depths=(1, 4), widen=0)
+    fitted = fit_arm(Arm("x", "dense", "x", probe=probe), x, y, budget=budget, metric="auc")
+    folds, setting = inner_folds(y, None, budget), PROBES[probe].setting
+    scaler = [] if probe == "tree" else [StandardScaler()]
+    means = {}
+    for value in PROBES[probe].values(budget):
+        model = make_pipeline(*scaler, PROBES[probe].make(value, budget))
+        means[value] = cross_val_score(model, x, y, scoring="roc_auc", cv=folds).mean()
+    assert fitted.inner_score == pytest.approx(max(means.values()), abs=2e-3)
+    assert means[fitted.chosen[setting]] == pytest.approx(max(means.values()), abs=2e-3)
+    assert fitted.labels is not None
+    assert auc_of(y, fitted.labels, np.ones((1, 150), np.float32))[0] == pytest.approx(fitted.inner_score, abs=0.03)
+    by_labels = fit_arm(Arm("x", "dense", "x", probe=probe), x, y, budget=budget)
+    assert abs(by_labels.inner_score - fitted.inner_score) > 0.02  # macro-F1 is another score
 
 
 def test_order_of_columns_does_not_matter():

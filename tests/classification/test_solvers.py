@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse
+from sklearn.decomposition import TruncatedSVD
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
@@ -59,6 +60,40 @@ def test_narrowed_rows_give_the_same_logistic_regression(is_sparse):
     assert (A.shape, B.shape) == ((60, 60), (30, 60))
     own, same = (LogisticRegression(C=0.5, solver="newton-cg", tol=1e-7).fit(rows, y[:60]) for rows in (x[:60], A))
     assert same.predict_proba(B) == pytest.approx(own.predict_proba(x[60:]), abs=1e-5)
+
+
+def test_products_of_sparse_rows_are_those_of_dense_ones():
+    """Columns that are active in few rows and in many, which are multiplied in two ways."""
+    generator = np.random.default_rng(0)
+    x = np.where(generator.random((80, 300)) < np.linspace(0.001, 0.9, 300), generator.random((80, 300)), 0)
+    found = Rows(scipy.sparse.csr_matrix(x.astype(np.float32))).gram
+    assert found == pytest.approx(x.astype(np.float32).astype(np.float64) @ x.astype(np.float32).T, abs=1e-6)
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_leading_directions_are_those_of_singular_vectors(is_sparse):
+    """The same inner products within and between rows as scikit-learn's exact decomposition gives."""
+    x, _ = rows(90, 400, 3, is_sparse=is_sparse)
+    found = solvers.leading(Rows(x[:60]), x[60:], 10)
+    assert found is not None
+    step = TruncatedSVD(10, algorithm="arpack", random_state=0)
+    theirs = step.fit_transform(x[:60].astype(np.float64)), step.transform(x[60:].astype(np.float64))
+    for one, other in zip(found, theirs):
+        assert one @ found[0].T == pytest.approx(other @ theirs[0].T, abs=1e-4)
+    assert solvers.leading(Rows(x[:60, :50]), x[60:, :50], 10) is None
+
+
+def test_leading_directions_of_many_rows_are_nearly_the_exact_ones(monkeypatch):
+    generator = np.random.default_rng(2)
+    x = generator.normal(size=(150, 90)) * 0.9 ** np.arange(90) @ generator.normal(size=(90, 300)) / 9
+    exact = solvers.leading(Rows(x[:120]), x[120:], 12)
+    for name, value in {"EXACT_ROWS": 50, "SPARE": 16}.items():
+        monkeypatch.setattr(solvers, name, value)
+    near = solvers.leading(Rows(x[:120]), x[120:], 12)
+    assert exact is not None
+    assert near is not None
+    for one, other in zip(near, exact):
+        assert one @ near[0].T == pytest.approx(other @ exact[0].T, abs=2e-3 * float(np.abs(exact[0]).max()) ** 2)
 
 
 def test_rows_stay_as_they_are_where_nothing_is_gained():

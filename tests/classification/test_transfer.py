@@ -340,7 +340,7 @@ def test_rare_classes_are_judged_by_auc(lm, data):
     settings = {"across": "lang", "values": ["en", "fr"], "arms": ["dense", "words", "majority"], "layer": 1}
     found = run(rare, model=lm, budget=QUICK, **settings)
     assert found.verdict_metric == "auc"
-    assert any("verdicts look at AUC" in each.message for each in found.warnings)
+    assert any("arms are chosen and judged by AUC" in each.message for each in found.warnings)
     assert found.table()[0][-2] == "AUC − dense"
     assert "margin 0.01 AUC" in found.caption()
     assert "AUC)" in found.arm("words").sentence

@@ -346,7 +346,7 @@ def test_refusals_come_before_the_model_runs(decoders, sae):
     model = decoders["llama"]
     transcoder = sae.replace(W_dec=torch.zeros(N, 8), b_dec=torch.zeros(8))
     cases = [
-        ((model, transcoder), {}, ShapeError),
+        ((model, transcoder), {}, ConfigError),
         ((model, sae, {N: 1.0}), {}, ConfigError),
         ((model, sae), {"at": "first"}, ConfigError),
         ((model, sae), {"at": torch.ones(2, 7)}, ShapeError),
@@ -364,6 +364,28 @@ def test_refusals_come_before_the_model_runs(decoders, sae):
         model(inputs_embeds=torch.zeros(1, 3, WIDTH))
     with pytest.raises(ConfigError, match="keep_error"):
         attach(model, sae, keep_eror=True)
+
+
+def test_a_transcoder_reads_at_one_module_and_changes_the_output_of_another(decoders):
+    model = decoders["llama"]
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(2, N, WIDTH, generator=generator) / 4
+    place = {"hook": "layers.1.mlp.input", "hook_out": "layers.1.mlp"}
+    transcoder = SAE(W[0], torch.zeros(N), W[1], torch.ones(WIDTH), TopKRule(6), provenance=place)
+    read, out = (find_hook(model, name) for name in place.values())
+    before, clean = activations(model, [read, out], {"input_ids": ids()})
+    with attach(model, transcoder, {3: "+2"}, special=True) as found:
+        (changed,) = activations(model, [out], {"input_ids": ids()})
+    torch.testing.assert_close(changed, clean + 2 * W[1][3])
+    assert found.hook.name == "layers.1.mlp"
+    with attach(model, transcoder, {3: "+2"}, special=True, keep_error=False):
+        (changed,) = activations(model, [out], {"input_ids": ids()})
+    torch.testing.assert_close(changed, transcoder.reconstruct(before) + 2 * W[1][3])
+    with attach(model, transcoder, special=True):
+        assert torch.equal(activations(model, [out], {"input_ids": ids()})[0], clean)
+    silent = transcoder.replace(provenance={"hook": "layers.1", "transcoder": True})
+    with pytest.raises(ConfigError, match="must say which module's output it predicts"), attach(model, silent):
+        raise AssertionError("the block ran")
 
 
 def test_the_public_name(decoders, sae):

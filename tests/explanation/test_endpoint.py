@@ -8,10 +8,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from email.message import Message
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import HTTPError
 
 import pytest
 
+from fixtures.forks import Killed, forked
+from fixtures.kills import watched
 from saekit.errors import ConfigError, ModelError
 from saekit.explanation import endpoint as module
 from saekit.explanation.answers import ANSWERS, Answers, key_of
@@ -50,7 +55,10 @@ class Fake:
                     self.send_header(name, value)
                 self.end_headers()
                 with suppress(OSError):  # who asked may have gone
-                    self.wfile.write(data)
+                    for part in [data] if "slowly" not in rest else [data[i : i + 1] for i in range(len(data))]:
+                        self.wfile.write(part)
+                        if "slowly" in rest:
+                            time.sleep(0.05)
 
             def log_message(self, *_):
                 pass
@@ -79,7 +87,9 @@ def judge(fake, **settings) -> Endpoint:
 
 
 def ask(endpoint, prompts=PROMPTS) -> list[Answer]:
-    found = dict(endpoint.ask(prompts))
+    kept: list[tuple[int, Answer]] = []
+    found = dict(endpoint.ask(prompts, lambda i, answer: kept.append((i, answer))))
+    assert dict(kept) == found
     return [found[i] for i in range(len(prompts))]
 
 
@@ -145,12 +155,66 @@ def test_a_server_that_stalls(fake):
     assert found.failure == "no reply within 0.1 s"
 
 
+def test_a_reply_that_trickles_in_has_an_end(fake):
+    fake.reply = lambda body, count: (200, completion("yes"), "slowly")  # each byte in time, all of them in 7 seconds
+    found = ask(judge(fake, timeout=0.3, retries=0), PROMPTS[:1])[0]
+    assert found.failure == "no reply within 0.3 s"
+
+
 def test_waits_are_bounded_and_asked_ones_are_kept(fake, monkeypatch):
-    monkeypatch.setattr(module, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(module, "LONGEST_ASKED", 0.2)
     fake.reply = lambda body, count: (429, b"", ("Retry-After", "9999")) if count == 1 else (200, completion("no"))
     since = time.monotonic()
     assert ask(judge(fake), PROMPTS[:1])[0].score == 0.0
     assert 0.2 <= time.monotonic() - since < 3
+
+
+def test_a_wait_may_be_asked_for_by_date():
+    def asked(value: str) -> float:
+        headers = Message()
+        headers["Retry-After"] = value
+        return module._asked_wait(HTTPError("", 429, "", headers, None))
+
+    assert 50 < asked(formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert [asked(each) for each in ("7", "-7", "nan", "inf", "soon", "", formatdate(0, usegmt=True))] == [7] + [0] * 6
+
+
+REFUSALS = {
+    "max_tokens": b"Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'.",
+    "temperature": b"Unsupported value: 'temperature' does not support 0 with this model.",
+    "logprobs": b"no",
+}
+
+
+@pytest.mark.parametrize(
+    "refused", [["max_tokens"], ["temperature", "max_tokens"], ["max_tokens", "logprobs"], list(REFUSALS)]
+)
+def test_what_an_endpoint_refuses_is_left_out_once_and_for_all(fake, refused):
+    def reply(body, count):
+        found = next((each for each in refused if each in body), None)
+        return (200, completion("no")) if found is None else (400, REFUSALS[found])
+
+    fake.reply = reply
+    endpoint = judge(fake, max_concurrency=1, retries=0)
+    assert [each.score for each in ask(endpoint)] == [0.0] * 6
+    assert len(fake.seen) == 6 + len(refused)
+    assert endpoint.left_out == set(refused)
+    assert fake.seen[-1].get("max_completion_tokens") == (4 if "max_tokens" in refused else None)
+    assert not [body for body in fake.seen if "max_tokens" in body and "max_completion_tokens" in body]
+
+
+def test_a_refusal_that_names_what_was_left_out_already_ends_the_run(fake):
+    fake.reply = lambda body, count: (400, REFUSALS["max_tokens"] + REFUSALS["temperature"])
+    with pytest.raises(ModelError, match="status 400"):
+        ask(judge(fake, max_concurrency=1))
+    assert len(fake.seen) == 4
+
+
+def test_tokens_that_went_into_reasoning_are_no_answer_and_are_not_paid_again(fake):
+    fake.reply = lambda body, count: (200, completion("", finish_reason="length"))
+    found = ask(judge(fake), PROMPTS[:1])[0]
+    assert "went into reasoning" in found.failure
+    assert len(fake.seen) == 1
 
 
 def test_probabilities_that_are_refused_are_left_out(fake):
@@ -232,6 +296,53 @@ def test_a_run_that_was_ended_goes_on_without_asking_twice(fake, tmp_path):
     other = judge(fake, judge_model="other")
     assert len(again.missing(other, PROMPTS)) == 6
     assert key_of(other, PROMPTS[0]) != key_of(endpoint, PROMPTS[0])
+
+
+def test_answers_under_way_are_kept_where_a_run_ends(fake, tmp_path):
+    """Three requests at once; the first is refused for good, the others are answered a moment later."""
+
+    def reply(body, count):
+        while len(fake.seen) < 3:
+            time.sleep(0.01)
+        if "question 0" in body["messages"][0]["content"]:
+            return 401, b""
+        time.sleep(0.3)
+        return 200, completion("yes")
+
+    fake.reply = reply
+    path = tmp_path / ANSWERS
+    with pytest.raises(ModelError, match="status 401"):
+        Answers(path).ask(judge(fake, max_concurrency=3), PROMPTS, silent, "answers")
+    paid = len(fake.seen) - 1
+    assert paid == 2
+    fake.reply = lambda body, count: (200, completion("no"))
+    found = Answers(path).ask(judge(fake), PROMPTS, silent, "answers")
+    assert [each.score for each in found] == [0, 1, 1, 0, 0, 0]
+    assert len(fake.seen) == 1 + 2 + 4
+
+
+def test_kills_at_every_write_lose_no_more_than_what_was_under_way(fake, tmp_path):
+    """What was answered before a kill is not asked again, but for the one whose line was being written."""
+    endpoint, prompts = judge(fake, max_concurrency=1), PROMPTS[:4]
+    path = tmp_path / ANSWERS
+
+    def call(_):
+        Answers(path).ask(endpoint, prompts, silent, "answers")
+
+    n_events = forked(lambda: watched(call, tmp_path)).n_events
+    assert n_events >= 3 * len(prompts)  # each line: opened, and written by halves
+    for number in range(n_events):
+        path.unlink()
+        fake.seen.clear()
+        with pytest.raises(Killed):
+            forked(lambda n=number: watched(call, tmp_path, n))
+        paid = len(fake.seen)
+        kept = len(Answers(path if path.exists() else None).found)
+        assert paid - 1 <= kept <= paid
+        fake.seen.clear()
+        call(tmp_path)
+        assert len(fake.seen) == len(prompts) - kept
+        assert len(Answers(path).found) == len(prompts)
 
 
 def test_failures_are_not_kept(fake, tmp_path):

@@ -39,6 +39,10 @@ PLANTED = ("cat", "dog", "house")
 SETTINGS = ExplainSettings(tokens=2000, window=6, latents=(0, 1, 2))
 
 
+def ignore(i, answer) -> None:
+    pass
+
+
 class Keywords:
     """Says yes where a word of the label is in the text, or between the marks; labels by the commonest marked word."""
 
@@ -48,10 +52,12 @@ class Keywords:
         self.asked: list[Prompt] = []
         self.wrong = wrong
 
-    def ask(self, prompts):
+    def ask(self, prompts, keep):
         for i, prompt in enumerate(prompts):
             self.asked.append(prompt)
-            yield i, self.wrong(len(self.asked)) or self.answer(prompt)
+            answer = self.wrong(len(self.asked)) or self.answer(prompt)
+            keep(i, answer)
+            yield i, answer
 
     def answer(self, prompt: Prompt) -> Answer:
         marked = re.findall(r"«\s*(.*?)\s*»", prompt.text)
@@ -140,6 +146,22 @@ def test_windows_of_both_kinds_differ_in_nothing_but_the_firing(tests_of, found)
         labelling = plan.drawn.labelling_windows(latent, plan.firings, 8)
         assert all(is_labelling(each.document) and each.fires for each in labelling)
         assert tests_of(Keywords()).windows[latent] == windows
+
+
+def test_who_writes_a_label_and_who_tests_it_read_no_text_in_common(tests_of):
+    """The law of held-out scores, on what is sent: no run of six words is in a prompt of both kinds."""
+
+    def runs(prompts, pattern) -> set[tuple[str, ...]]:
+        texts = [text for prompt in prompts for text in re.findall(pattern, prompt.text, re.MULTILINE)]
+        assert len(texts) > 10
+        words = [re.sub("[«»]", " ", text).split() for text in texts]
+        return {tuple(each[i : i + 6]) for each in words for i in range(len(each) - 5)}
+
+    writer, judge = Keywords(), Keywords()
+    tests_of(judge, explain_with=writer, judge_examples=20).run()
+    assert all(each.is_choice for each in judge.asked)
+    assert not any(each.is_choice for each in writer.asked)
+    assert not runs(writer.asked, r"^\d+\. (.*)$") & runs(judge.asked, r"^Text: (.*)$")
 
 
 def test_missing_answers_are_counted_and_bound_the_score(tests_of):
@@ -236,7 +258,7 @@ def test_a_local_model_answers_alike_alone_and_together(models):
         Prompt("my", 3, False),
     ]
     with pytest.raises(ConfigError, match="must tell yes from no"):
-        list(judge.ask(prompts[:1]))
+        list(judge.ask(prompts[:1], ignore))
     with pytest.raises(ConfigError, match="not a causal"):
         open_judge(models["bert"].path, JudgeSettings())
 
@@ -249,9 +271,9 @@ def test_the_built_in_model_is_a_judge():
         Prompt("x " * 5000, 2, True),
         Prompt("Returns the", 4, False),
     ]
-    together = dict(judge.ask(prompts))
+    together = dict(judge.ask(prompts, ignore))
     for i in (0, 1):
-        ((_, alone),) = judge.ask([prompts[i]])
+        ((_, alone),) = judge.ask([prompts[i]], ignore)
         assert together[i].score == pytest.approx(alone.score, abs=1e-5)
         assert 0 < together[i].score < 1
     assert "the model reads" in together[2].failure

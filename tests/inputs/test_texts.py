@@ -197,7 +197,7 @@ def test_no_text_at_all(tmp_path):
 
 def test_columns_that_hold_no_text(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(KINDS["jsonl"]())
-    with pytest.raises(DataError, match=r"column `n` of `a.jsonl` must hold text; row 0 has 1 "):
+    with pytest.raises(DataError, match=r"column `n` of `a.jsonl` must hold text, or conversations; row 0 has 1 "):
         read_texts(tmp_path / "a.jsonl", text="n")
     with pytest.raises(DataError, match="record 0 is int"):
         read_texts([1, 2])

@@ -245,7 +245,7 @@ def test_no_dense_array_of_rows_by_latents(monkeypatch: pytest.MonkeyPatch) -> N
         return out
 
     monkeypatch.setattr(torch, "empty", counted)
-    monkeypatch.setattr(encode, "BLOCK_BYTES", dict.fromkeys((True, False), 2**20))
+    monkeypatch.setattr(encode, "BLOCK_BYTES", dict.fromkeys(encode.BLOCK_BYTES, 2**20))
     buffers.release()
     tracemalloc.start()
     fused_step(learner, rows(1, d=8, batch=n)[0])
@@ -330,13 +330,14 @@ def test_steps_are_bitwise_the_same_whichever_product_finds_the_candidates(
 
     monkeypatch.setattr(rounded, "FARTHER", 0.0)
     learners = []
-    for whole in (True, False):
+    for whole, bf16 in ((True, True), (False, True), (False, False)):
         monkeypatch.setattr(low_bit_matmul, "whole_numbers_pay", lambda whole=whole: whole)
+        monkeypatch.setattr(rounded, "multiplies_bf16", lambda bf16=bf16: bf16)
         learners.append(new(CONFIGS[name]))
         for x in rows(8):
             fused_step(learners[-1], x)
-    for learner in learners[1:]:
-        assert_same(learners[0], learner)
+    assert_same(learners[0], learners[1])
+    assert_close(learners[0], learners[2])  # in fp32, AuxK adds in another order
 
 
 def test_dead_latents_are_resampled_as_in_the_plain_step(plain_steps: list[int]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -59,17 +60,31 @@ def assert_top_k(values: Tensor, indices: Tensor, x: Tensor, W: Tensor, b: Tenso
     assert (rest.max(1).values <= low).all(), "a latent that was left out is larger than one that was kept"
 
 
+@contextlib.contextmanager
+def without_bf16() -> Iterator[None]:
+    """Encode as on a processor that multiplies no bf16."""
+    from saekit.kernels.cpu import encode, rounded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounded, "multiplies_bf16", lambda: False)
+        patch.setattr(encode, "FP32_LATENTS", 128)
+        yield
+
+
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 300))
 kinds = st.sampled_from(["plain", "mean", "twins", "scales", "negative", "biased"])
 
 
-@given(shape=shapes, share=st.floats(0, 1), seed=st.integers(0, 2**20), kind=kinds)
+@given(shape=shapes, share=st.floats(0, 1), seed=st.integers(0, 2**20), kind=kinds, fp32=st.booleans())
 @settings(max_examples=120)
-def test_codes_are_those_of_the_plain_kernel(shape: tuple[int, int, int], share: float, seed: int, kind: str) -> None:
+def test_codes_are_those_of_the_plain_kernel(
+    shape: tuple[int, int, int], share: float, seed: int, kind: str, fp32: bool
+) -> None:
     n, d, n_latents = shape
     k = max(1, math.ceil(share**3 * n_latents))
     x, W, b = problem(seed, n, d, n_latents, kind)
-    values, indices = kernels.topk_encode(x, W, b, k)
+    with without_bf16() if fp32 else contextlib.nullcontext():
+        values, indices = kernels.topk_encode(x, W, b, k)
     assert_top_k(values, indices, x, W, b, k)
     torch.testing.assert_close(values, reference.topk_encode(x, W, b, k)[0], rtol=1e-4, atol=1e-4)
 
@@ -107,6 +122,37 @@ def test_the_bound_holds(shape: tuple[int, int, int], seed: int, kind: str, scal
     exact = x.double() @ W.double().T + b.double()
     reach = bound(rows, latents, d) + torch.from_numpy(bias_reach)
     assert ((product - exact).abs() <= float(selection_numba.ROUNDING) * product.abs() + reach).all()
+
+
+@given(shape=shapes, seed=st.integers(0, 2**20), kind=kinds, scale=st.sampled_from([1.0, 1e-18, 1e12]))
+@settings(max_examples=60)
+def test_the_bound_of_a_product_in_fp32_holds(shape: tuple[int, int, int], seed: int, kind: str, scale: float) -> None:
+    """The same of a product that is narrowed to bf16 afterwards; the largest of each whole lane is there as well."""
+    from saekit.kernels.cpu import rounded, rounding_numba, selection_numba
+
+    n, d, n_latents = shape
+    x, W, b = problem(seed, n, d, n_latents, kind)
+    x = x * scale
+    rows, latents = rounded.rows_as_they_are(x, "x"), rounded.latents_as_they_are(W, "W")
+    bias_reach = rounded.with_bias(latents, b)
+    P = torch.zeros((n, n_latents + 5), dtype=torch.bfloat16)
+    best = torch.zeros((n, n_latents // 64 * 8 + 1), dtype=torch.int16)
+    half = n_latents // 128 * 64
+    for part in (slice(0, half), slice(half, n_latents)):
+        product = (rows.copy @ latents.copy[part].T).numpy()
+        given = product, latents.bias[part], part.start
+        rounding_numba.narrow_product(*given, P.view(torch.int16).numpy(), best.numpy())
+    got = P[:, :n_latents].double()
+    exact = x.double() @ W.double().T + b.double()
+    reach = bound(rows, latents, d) + torch.from_numpy(bias_reach)
+    assert ((got - exact).abs() <= float(selection_numba.ROUNDING) * got.abs() + reach).all()
+    whole = n_latents // 64
+    largest = P[:, : 64 * whole].reshape(n, whole, 8, 8).amax(2).view(n, -1)
+    bits = best[:, : 8 * whole].int()
+    assert torch.equal(torch.where(bits < 0, bits ^ 0x7FFF, bits).to(torch.int16).view(torch.bfloat16), largest)
+    assert not best[:, 8 * whole :].any()
+    # Nothing but the rounding of sums: far less than that of bf16.
+    assert bound(rows, latents, d).max() <= 2.0**-18 * (d + 8) * x.norm(dim=1).max() * W.norm(dim=1).max() + 1e-30
 
 
 def matrix(rounded: Any) -> Tensor:
@@ -396,6 +442,8 @@ def test_an_sae_encodes_the_same_with_both_kernels() -> None:
 def test_the_compiled_product_and_the_largest_of_its_lanes(shape: tuple[int, int, int], seed: int) -> None:
     from saekit.kernels.cpu import low_bit_matmul, rounded
 
+    if reason := kernels.bf16_unavailable():
+        pytest.skip(reason)
     n, d, n_latents = shape
     x, W, b = problem(seed, n, d, n_latents)
     rows, latents = rounded.round_rows(x, "x"), rounded.round_latents(W, "W", packed=True)
@@ -418,14 +466,20 @@ def test_the_compiled_product_and_the_largest_of_its_lanes(shape: tuple[int, int
 def test_codes_are_bitwise_the_same_with_any_product(
     monkeypatch: pytest.MonkeyPatch, n: int, d: int, n_latents: int, k: int, kind: str
 ) -> None:
-    """Whole numbers, however coarse, bf16 of ours and of torch rule latents out; what is left decides."""
+    """Whole numbers, however coarse, bf16 of ours and of torch, and fp32 rule latents out; what is left decides."""
     from saekit.kernels.cpu import low_bit_matmul, rounded
 
     x, W, b = problem(2, n, d, n_latents, kind)
     x[: n // 2] *= torch.logspace(-1.5, 1.5, d)
     codes = []
-    whole = low_bit_matmul.multiplies_bytes()
-    for eight, packed in ((whole, True), (False, True), (False, False)):
+    whole, bf16 = low_bit_matmul.multiplies_bytes(), kernels.bf16_unavailable() is None
+    for eight, packed, fp32 in (
+        (whole, True, False),
+        (False, True, False),
+        (False, False, False),
+        (False, False, True),
+    ):
+        monkeypatch.setattr(rounded, "multiplies_bf16", lambda fp32=fp32: not fp32 and bf16)
         monkeypatch.setattr(low_bit_matmul, "pays", lambda packed=packed: packed)
         monkeypatch.setattr(low_bit_matmul, "whole_numbers_pay", lambda eight=eight: eight)
         monkeypatch.setattr(rounded, "FARTHER", 0.0)
@@ -476,17 +530,20 @@ def test_rows_that_whole_numbers_tell_too_little_of_are_left_to_bf16() -> None:
 
 @given(
     width=st.integers(30, 70), n=st.integers(2, 70), value=st.sampled_from([math.nan, math.inf, -math.inf, 1e30]),
-    seed=st.integers(0, 2**20),
+    seed=st.integers(0, 2**20), fp32=st.booleans(),
 )  # fmt: skip
 @settings(max_examples=60)
-def test_a_row_that_is_not_finite_leaves_its_neighbours_alone(width: int, n: int, value: float, seed: int) -> None:
+def test_a_row_that_is_not_finite_leaves_its_neighbours_alone(
+    width: int, n: int, value: float, seed: int, fp32: bool
+) -> None:
     """A product in bf16 may read into the next row; the codes of all others are those that each has alone."""
     x, W, b = problem(seed, n, width, 640)
     bad = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.3
     x[bad, seed % width] = value
     threshold = torch.full((640,), 3.0)  # no row is dense: such rows are the plain kernel's
-    values, latents = kernels.topk_encode(x, W, b, 9)
-    offsets, above, codes = kernels.threshold_encode(x, W, b, threshold)
+    with without_bf16() if fp32 else contextlib.nullcontext():
+        values, latents = kernels.topk_encode(x, W, b, 9)
+        offsets, above, codes = kernels.threshold_encode(x, W, b, threshold)
     for row in (~bad).nonzero()[:, 0].tolist():
         own = x[row : row + 1]
         assert all(torch.equal(a[0], c[row]) for a, c in zip(kernels.topk_encode(own, W, b, 9), (values, latents)))
@@ -496,16 +553,16 @@ def test_a_row_that_is_not_finite_leaves_its_neighbours_alone(width: int, n: int
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("form", ["packed", "bf16", "fp32"])
 @pytest.mark.parametrize("block_rows", [None, 7, 1000])
 def test_blocks_cover_the_rows_and_get_smaller(
-    monkeypatch: pytest.MonkeyPatch, count: int, block_rows: int | None, packed: bool
+    monkeypatch: pytest.MonkeyPatch, count: int, block_rows: int | None, form: str
 ) -> None:
     from saekit.kernels.cpu import encode, threads
 
     monkeypatch.setattr(threads, "thread_count", lambda: count)
     for n in (1, 6, 63, 500, 4096):
-        edges = encode._edges(n, 16384, block_rows, packed)
+        edges = encode._edges(n, 16384, block_rows, form)
         sizes = np.diff(edges)
         assert (edges[0], edges[-1]) == (0, n)
         assert (sizes > 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
 from saekit.errors import DataError
-from saekit.measure.paired_scores import MOST_PARTS, HeldOut, Predictions, chance_interval, score
+from saekit.measure.paired_scores import MOST_PARTS, HeldOut, Predictions, auc_of, chance_test, score
 from saekit.measure.verdicts import verdict
 
 
@@ -124,12 +125,54 @@ def test_paired_intervals_are_narrower_than_apart_and_cover():
 
 def test_more_shuffles_are_closer_to_chance():
     y, _ = sample(200, 2)
-    scores = []
+    guesses = []
     for seed in range(4):
         noise = np.random.default_rng(seed).random(200)
-        scores.append(score(Predictions(np.stack([1 - noise, noise], 1)), HeldOut.over(y), ("auc",)))
-    one, four = chance_interval(scores[:1]), chance_interval(scores)
+        guesses.append(Predictions(np.stack([1 - noise, noise], 1)))
+    one, four = (chance_test(some, [HeldOut.over(y)] * len(some))[0] for some in (guesses[:1], guesses))
     assert four.high - four.low == pytest.approx((one.high - one.low) / 2, rel=0.25)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_chance_is_what_every_order_of_the_labels_gives(n_classes):
+    """Six rows in two folds, one of them with ties: all orders of the labels, one by one, against random ones."""
+    y, folds = np.array([0, 1, n_classes - 1, 1, 0, n_classes - 1]), np.array([0, 0, 0, 1, 1, 1])
+    p = np.random.default_rng(0).random((6, n_classes)).round(1)
+    p[3:] = p[3]
+    p[5] += 0.5
+    held_out = HeldOut.over(y, folds=folds)
+
+    def area(labels: np.ndarray) -> float:
+        return score(Predictions(p), HeldOut.over(labels, folds=folds, intervals=False), ("auc",))["auc"].value
+
+    orders = [np.concatenate(each) for each in itertools.product(permutations(y[:3]), permutations(y[3:]))]
+    areas = np.array([area(each) for each in orders])
+    assert areas.mean() == pytest.approx(0.5)
+    auc, found = chance_test([Predictions(p)], [held_out], 4000)
+    assert auc.value == pytest.approx(area(y))
+    assert found == pytest.approx((np.abs(areas - 0.5) >= abs(area(y) - 0.5) - 1e-9).mean(), abs=0.03)
+    spread = np.quantile(areas, [0.975, 0.025])
+    assert (auc.low, auc.high) == pytest.approx(np.clip(area(y) + 0.5 - spread, 0, 1), abs=0.02)
+
+
+def permutations(y: np.ndarray) -> list[np.ndarray]:
+    return [y[list(order)] for order in itertools.permutations(range(len(y)))]
+
+
+def test_without_intervals_there_is_no_test_of_chance():
+    y, p = sample(50, 2)
+    auc, found = chance_test([Predictions(p)], [HeldOut.over(y, intervals=False)])
+    assert (auc.low, auc.reason) == (None, "no interval asked for")
+    assert math.isnan(found)
+
+
+def test_weighted_auc_is_that_of_rows_as_often_as_they_count():
+    generator = np.random.default_rng(3)
+    y, values = np.arange(40) % 2, generator.random(40).round(1)
+    weights = generator.integers(0, 3, (4, 40)).astype(np.float32)
+    found = auc_of(y, values, weights)
+    for each, auc in zip(weights.astype(int), found):
+        assert auc == pytest.approx(roc_auc_score(np.repeat(y, each), np.repeat(values, each)))
 
 
 def test_bad_predictions():

@@ -25,7 +25,7 @@ from saekit.rows.settings import CaptureSettings
 def test_the_config_tells_that_a_model_looks_at_images(vision_folders, kind):
     model = load_model(vision_folders[kind])
     assert isinstance(model, VisionModel)
-    assert (model.name, model.d_model, model.n_layers, model.channels) == (kind, 16, 3, 3)
+    assert (model.name, model.d_model, model.channels) == (kind, 16, 3)
     assert not model.is_language_model
 
 

@@ -87,6 +87,33 @@ def test_a_size_is_enough_where_the_intervals_leave_no_doubt(points, word):
     assert answers([curve(*points)])[2].word == word
 
 
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (("worse", "equivalent"), "128 of 256"),
+        (("equivalent", "equivalent"), "64 of 256"),
+        (("worse", "worse"), "all 256"),
+        (("worse", "undecided"), "between 128 and 256"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["size_curve", "progressive"])
+def test_paired_differences_decide_where_intervals_of_the_sizes_do_not(words, word, kind):
+    result = curve((64, 0.21, 0.1), (128, 0.205, 0.1), (256, 0.2, 0.1))
+    assert answers([result])[2].word == "between 64 and 256"
+    for point, said in zip(result["points"], words):
+        gap = measured(point["metrics"]["fvu"]["value"] - 0.2, 0.001, 0.009)
+        point["from_largest"] = {"differences": {"fvu": gap}, "verdicts": {"fvu": said}}
+    if kind == "progressive":
+        points = [{"name": "a", "size": each["size"], **each["metrics"], **each} for each in result["points"]]
+        for each in points:
+            del each["metrics"]
+        result |= {"kind": kind, "curves": points}
+    many = answers([result])[2]
+    assert many.word == word
+    assert "by the interval of the paired difference" in many.how
+    assert "; the difference is 0.0" in many.sentence
+
+
 def test_what_was_not_asked_says_which_command_answers_it(evaluation):
     assert [(each.word, each.tone) for each in answers([evaluation])] == [("not asked", "none")] * 3
     assert ["saekit classify" in each.more for each in answers([evaluation])] == [True, False, False]

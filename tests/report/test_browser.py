@@ -28,7 +28,8 @@ def card(latent: int) -> dict:
     example = {"document": latent, "peak": 2, "tokens": ["once ", "upon", token, "\n", " a time"],
                "codes": [0.0, 0.3, 1.0 + latent / 100, 0.0, 0.5]}  # fmt: skip
     return {
-        "latent": latent, "label": f"`{token}` · `w`" if latent % 2 else token, "density": (latent + 1) / 1000,
+        "latent": latent, "label": f"near `{token}`" + " · `w`" * 40 if latent % 2 else token,
+        "density": (latent + 1) / 1000,
         "maximum": 4.0, "mean": 1.5, "documents": 7.5, "purity": 0.5, "purity_percentile": 1.0,
         "detection": 0.5 + (latent * 37 % N) / (2 * N), "detection_percentile": 1.0 if latent % 3 else 0.5,
         "histogram": [[0.5, 3.0], [1.0, 9.0], [2.0, 2.0]], "top": [example] * 3, "sample": [example],
@@ -228,6 +229,15 @@ def test_nothing_is_clipped_at_any_width(chromium, page, width, dark):
     assert chromium.value(CLIPPED) == []
     ground = chromium.value("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(255, 255, 255)") != dark
+
+
+def test_a_row_of_the_list_has_two_lines_whatever_its_label(chromium, page):
+    for width in (1280, 390):
+        chromium.open(page, width=width)
+        ask(chromium, sort="latent", order="1")
+        heights = chromium.value("[...document.querySelectorAll('.row > div')].map((each) => each.scrollHeight)")
+        assert len(heights) > 20
+        assert max(heights) < 30
 
 
 def test_a_card_is_its_own_screen_on_a_phone(chromium, page):

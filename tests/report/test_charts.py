@@ -112,3 +112,14 @@ def test_files_of_charts_have_plain_names(tmp_path):
     chart = charts.intervals([("a", measured(0.5), False)], x="x")
     written = charts.write_charts({"a/b c": (chart, "")}, tmp_path, "transfer")
     assert [path.name for path in written] == ["transfer-a-b-c.svg", "transfer-a-b-c.png"]
+
+
+def test_names_too_long_for_the_side_stand_over_their_marks():
+    names = ["topk-256-k16-seed0: untrained", "topk-256-k16-seed0: pca"]
+    chart = charts.intervals([(name, measured(0.5, 0.4, 0.6), False) for name in names], x="FVU")
+    narrow, wide = (Figure(chart, "").drawn(width) for width in (340, 540))
+    assert all(f">{name}<" in each for name in names for each in (narrow, wide))
+    assert 'text-anchor="start"' in narrow
+    assert 'text-anchor="start"' not in wide
+    short = Figure(charts.intervals([("SAE", measured(0.5, 0.4, 0.6), False)], x="FVU"), "").drawn(340)
+    assert 'text-anchor="start"' not in short

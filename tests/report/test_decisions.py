@@ -54,7 +54,7 @@ def test_the_card_of_a_saved_classifier_says_what_speaks_for_each_class(tmp_path
     file.write_text(
         dump_json(seal({"kind": "classifier", "schema": 2, "arm": "SAE sum", "sae": "d", "top_latents": top}))
     )
-    [found] = collect(tmp_path)
+    [found] = collect(tmp_path).results
     [section] = RENDERERS["classifier"](found)
     assert [[cell.text for cell in row][:2] for row in section.tables[0].rows] == [["spam", "#17"], ["ham", "#4"]]
     assert "<b>" not in render([found]).split("<script")[0]

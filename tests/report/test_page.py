@@ -118,10 +118,12 @@ def test_unknown_kind():
 
 
 def test_prose_has_code_and_intervals_in_words_and_no_markup_of_others(evaluation):
-    evaluation["warnings"] = [{"code": "x", "message": f"`a<b` rose by [-0.511, -0.381] {NASTY}; a ` alone"}]
+    evaluation["warnings"] = [
+        {"code": "x", "message": f"`a<b` rose by [-0.511, -0.381] {NASTY}; a ` alone; -0.017 [-0.1, +0.2]"}
+    ]
     text = report.render([evaluation])
     assert "rose by [−0.511 to −0.381]" in text
-    assert "a ` alone" in text
+    assert "a ` alone; −0.017 [−0.1 to +0.2]" in text
     evaluation["warnings"][0]["message"] = "see `a<b` and `c`"
     assert "see <code>a&lt;b</code> and <code>c</code>" in report.render([evaluation])
     assert not [tag for tag, _ in Page(text).elements if tag == "b"]

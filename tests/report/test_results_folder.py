@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
 
 from saekit import report
+from saekit.cli.app import run
 from saekit.errors import ConfigError, FormatError
 from saekit.evaluation.result import Evaluation
-from saekit.report.results_folder import date_of, training_log, write_report
+from saekit.report import page as page_module
+from saekit.report.results_folder import training_log, write_report
 
 
 def test_collect_finds_results_and_logs(tmp_path, evaluation):
@@ -19,7 +22,7 @@ def test_collect_finds_results_and_logs(tmp_path, evaluation):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text('{"batch_rows": 8}')
     (tmp_path / "run" / "log.jsonl").write_text(LOG)
-    found = report.collect(tmp_path)
+    found = report.collect(tmp_path).results
     assert [each["kind"] for each in found] == ["evaluation", "training"]
     assert found[1]["run"] == {"batch_rows": 8}
     assert found[1]["learners"]["topk-8-k2-seed0"]["fvu"] == [0.5, 0.25]
@@ -56,9 +59,70 @@ def test_a_report_of_a_folder(tmp_path, evaluation):
     page = write_report(tmp_path, title="Ours")
     assert page == tmp_path / "report.html"
     in_this_layout = Evaluation.from_json(evaluation).to_json()
-    date = date_of(tmp_path)
+    date = report.collect(tmp_path).date
     assert re.fullmatch(r"\d{1,2} [A-Z][a-z]+ 20\d\d", date)
     assert page.read_text() == report.render([in_this_layout], title="Ours", date=date)
     (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation, "schema": 99}))
-    with pytest.raises(FormatError, match=r"evaluation.json.*has schema 99.*Install the newer release"):
+    with pytest.raises(FormatError, match=r"of 1 files .* none .*evaluation.json: .*has schema 99.*Install the newer"):
         write_report(tmp_path)
+
+
+def damaged(folder, evaluation) -> dict[str, str]:
+    """Write files that cannot be read next to one that can; return what is said of each."""
+    (folder / "good.json").write_text(json.dumps(evaluation))
+    (folder / "cut.json").write_text(json.dumps(evaluation)[:-40])
+    (folder / "newer.json").write_text(json.dumps({**evaluation, "schema": 99}))
+    (folder / "altered.json").write_text(json.dumps({**evaluation, "entries": 3}))
+    (folder / "<b>.json").write_text("")
+    (folder / "gone.json").symlink_to(folder / "nowhere.json")
+    os.mkfifo(folder / "pipe.json")
+    (folder / "run").mkdir()
+    (folder / "run" / "log.jsonl").write_text("{oops\n" + LOG)
+    (folder / "run" / "classifier.json").write_text("{}")
+    (folder / "folder.json").mkdir()
+    (folder / "loop").symlink_to(folder)
+    return {
+        "<b>.json": "JSON", "altered.json": "entries", "cut.json": "JSON", "newer.json": "schema 99",
+        "gone.json": "a link to a file that is not there", "pipe.json": "a pipe", "run/log.jsonl": "line 1",
+        "run/classifier.json": "",
+    }  # fmt: skip
+
+
+def test_what_cannot_be_read_is_named_and_the_page_is_made_of_the_rest(tmp_path, evaluation):
+    about = damaged(tmp_path, evaluation)
+    found = report.collect(tmp_path)
+    assert [each["kind"] for each in found.results] == ["evaluation"]  # once, in spite of the link to the folder
+    own = {each.file: each.why for each in found.unread}
+    assert own.keys() == about.keys()
+    for file, part in about.items():
+        assert part in own[file]
+        assert str(tmp_path) not in own[file]
+    with pytest.warns(UserWarning, match=r"made without what cannot be read:\n  <b>.json: "):
+        page = write_report(tmp_path).read_text()
+    assert "files that cannot be read</h2>" in page
+    assert page.index('id="unread"') < page.index('id="answers"')
+    assert "<code><bdi>&lt;b&gt;.json</bdi></code>" in page
+
+
+def test_the_command_names_them_and_fails(tmp_path, evaluation, capsys):
+    (tmp_path / "good.json").write_text(json.dumps(evaluation))
+    assert run(["report", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unread"] == []
+    assert 'id="unread"' not in (tmp_path / "report.html").read_text()
+    damaged(tmp_path, evaluation)
+    assert run(["report", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert told.out == f"{tmp_path / 'report.html'}\n"
+    assert "\n  newer.json: this evaluation has schema 99" in told.err
+    assert run(["report", str(tmp_path), "--json"]) == 1
+    plain = json.loads(capsys.readouterr().out)
+    assert {"file": "gone.json", "why": "a link to a file that is not there"} in plain["unread"]
+
+
+def test_a_result_that_cannot_be_shown_does_not_stop_the_others(tmp_path, evaluation, monkeypatch):
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "log.jsonl").write_text(LOG)
+    monkeypatch.setitem(page_module.RENDERERS, "training", lambda result: [result["nothing"]])
+    found = report.collect(tmp_path)
+    assert [each["kind"] for each in found.results] == ["evaluation"]
+    assert [(each.file, "cannot be shown" in each.why) for each in found.unread] == [("log.jsonl", True)]

@@ -10,7 +10,9 @@ from scipy import stats
 
 from saekit.measure.metrics import Metrics
 from saekit.measure.results import Measured
+from saekit.sizes.largest import FromLargest
 from saekit.sizes.over_seeds import curves_over_seeds, paired_differences
+from saekit.sizes.result import SizePoint
 
 
 def metrics(**values: float) -> Metrics:
@@ -21,8 +23,8 @@ NESTED, PRUNED, UNSORTED = "matryoshka", "topk pruned by energy", "topk unsorted
 
 
 def test_means_have_intervals_over_seeds_within_the_bounds_of_the_metric():
-    values = {(NESTED, 8): {seed: metrics(fvu=value) for seed, value in enumerate((0.1, 0.2, 0.6))}}
-    (point,) = curves_over_seeds(values, {(NESTED, 8): Measured(0.5, None, None, "fraction")})
+    points = {(NESTED, 8): {seed: SizePoint(8, metrics(fvu=value)) for seed, value in enumerate((0.1, 0.2, 0.6))}}
+    (point,) = curves_over_seeds(points, {(NESTED, 8): Measured(0.5, None, None, "fraction")})
     low, high = stats.t.interval(0.95, 2, 0.3, stats.sem([0.1, 0.2, 0.6]))
     assert low < 0
     assert (point.metrics.fvu.value, point.metrics.fvu.low, point.metrics.fvu.high) == pytest.approx((0.3, 0, high))
@@ -33,8 +35,28 @@ def test_means_have_intervals_over_seeds_within_the_bounds_of_the_metric():
 
 def test_one_seed_keeps_its_own_interval():
     one = Metrics({"fvu": Measured(0.1, 0.05, 0.2, "fraction")})
-    (point,) = curves_over_seeds({(NESTED, 8): {0: one}}, {})
+    compared = FromLargest(one, {"fvu": "worse"})
+    point, _ = curves_over_seeds(
+        {(NESTED, 8): {0: SizePoint(8, one, compared)}, (NESTED, 16): {0: SizePoint(16, one)}}, {}
+    )
     assert point.metrics.fvu == one.fvu
+    assert point.from_largest == compared
+
+
+def test_sizes_are_compared_with_the_largest_by_seed():
+    points = {
+        (NESTED, size): {
+            seed: SizePoint(size, metrics(fvu=0.1 * seed + more + 0.0001 * (seed + size) % 0.0003)) for seed in range(5)
+        }
+        for size, more in ((4, 0.2), (8, 0.004), (16, 0.0))
+    }
+    found = {point.size: point for point in curves_over_seeds(points, {})}
+    gaps = [points[NESTED, 8][seed].metrics.fvu.value - points[NESTED, 16][seed].metrics.fvu.value for seed in range(5)]
+    low, high = stats.t.interval(0.95, 4, np.mean(gaps), stats.sem(gaps))
+    gap = found[8].from_largest.differences.fvu
+    assert (gap.value, gap.low, gap.high) == pytest.approx((np.mean(gaps), low, high))
+    assert [found[size].from_largest.verdicts.get("fvu") for size in (4, 8, 16)] == ["worse", "equivalent", None]
+    assert found[8].metrics.fvu.high - found[8].metrics.fvu.low > 0.1  # that of the seeds themselves decides nothing
 
 
 def test_differences_are_over_the_seeds_that_both_have():

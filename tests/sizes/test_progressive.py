@@ -191,7 +191,7 @@ def test_tables_and_page(result, tmp_path):
     assert "topk pruned by energy" in repr(result)
     assert "<caption>FVU by latents" in result._repr_html_()
     result.save(tmp_path / "progressive.json")
-    page = write(collect(tmp_path), tmp_path, title="t").read_text()
+    page = write(collect(tmp_path).results, tmp_path, title="t").read_text()
     for text in (
         "Small SAEs from large ones",
         "paired by seed",
@@ -208,7 +208,7 @@ def test_the_page_shows_fidelity_against_interpretability(saes, source, tmp_path
     x = torch.cat([batch.x for batch in source.batches(4096)])
     rows = ArrayRows(x, token=torch.arange(len(x)).int() % 7, document=torch.arange(len(x)) // 20)
     progressive(saes, rows, settings=ProgressiveSettings(by=("energy",), **QUICK)).save(tmp_path / "progressive.json")
-    page = write(collect(tmp_path), tmp_path, title="t").read_text()
+    page = write(collect(tmp_path).results, tmp_path, title="t").read_text()
     assert "Fidelity against interpretability" in page
     assert "detection (AUC)" in page
 

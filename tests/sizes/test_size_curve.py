@@ -10,6 +10,7 @@ import torch
 from saekit.errors import ConfigError, FormatError, ShapeError
 from saekit.files import dump_json
 from saekit.measure.accumulators import fvu
+from saekit.measure.intervals import jackknife_error, student
 from saekit.measure.metrics import METRICS
 from saekit.models.language import LanguageModel
 from saekit.models.loading import load_model
@@ -18,6 +19,7 @@ from saekit.rows.source import Batch
 from saekit.rows.split import halves
 from saekit.sae.model import SAE
 from saekit.sae.rules import TopKRule
+from saekit.sizes.largest import FromLargest
 from saekit.sizes.prune import prune
 from saekit.sizes.ranking import rank
 from saekit.sizes.settings import PruneSettings, SizeSettings
@@ -51,6 +53,34 @@ def test_points_are_what_prefixes_give(curve, ranked, rows):
     )
     for name in ("fvu", "rsa", "cka", "cka_codes"):
         assert curve.values(name)[0].unit == METRICS[name].unit
+
+
+def test_sizes_are_compared_with_the_largest_over_the_same_documents(curve, ranked, rows):
+    """The difference is that of a jackknife that leaves the same run of rows out of both, by hand."""
+    *parts, last = curve.points
+    assert last.from_largest == FromLargest()
+    gaps = {p.size: p.from_largest.differences["fvu"] for p in parts}
+    assert [gap.value for gap in gaps.values()] == pytest.approx(
+        [p.metrics.fvu.value - last.metrics.fvu.value for p in parts]
+    )
+    kept, run = rows[:3000], torch.arange(3000) // 64
+    left_out = [
+        fvu(kept[run != r], ranked.take(12).reconstruct(kept[run != r]))
+        - fvu(kept[run != r], ranked.reconstruct(kept[run != r]))
+        for r in range(int(run.max()) + 1)
+    ]
+    half = student(len(left_out) - 1) * jackknife_error(left_out)
+    assert (gaps[12].high - gaps[12].low) / 2 == pytest.approx(half, rel=0.1)
+    assert {p.size: p.from_largest.verdicts["fvu"] for p in parts} == {4: "worse", 12: "worse"}
+    assert "no smaller size keeps fvu within 0.01 of all" in curve.caption()
+
+
+def test_a_curve_of_schema_2_is_read_without_differences(curve):
+    plain = curve.to_json() | {"schema": 2}
+    plain["points"] = [{k: v for k, v in point.items() if k != "from_largest"} for point in plain["points"]]
+    again = SizeCurve.from_json(plain)
+    assert again.values("fvu") == curve.values("fvu")
+    assert again.answer() == ""
 
 
 def test_the_full_size_is_the_original(curve, oracle, rows):
@@ -156,7 +186,7 @@ def test_json_round_trip(curve, tmp_path):
     assert again == curve
     assert dump_json(again.to_json()) == dump_json(curve.to_json())
     plain = json.loads((tmp_path / "sizes.json").read_text())
-    assert (plain["kind"], plain["schema"]) == ("size_curve", 2)
+    assert (plain["kind"], plain["schema"]) == ("size_curve", 3)
     assert plain["points"][0]["metrics"]["fvu"]["unit"] == "fraction"
 
 

@@ -58,6 +58,16 @@ def test_the_page_of_seeds_follows_from_its_stored_numbers():
     assert verdicts.page(found) == (STUDIES / "seeds" / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_page_of_stabilizers_follows_from_its_stored_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(STUDIES / "seeds")
+    pages = script("seeds/stabilizers_page.py")
+    found = read_json(STUDIES / "seeds" / "stabilizers.json")
+    assert found["claims"] == pages.claims(found)
+    text = (STUDIES / "seeds" / "stabilizers.md").read_text(encoding="utf-8")
+    assert pages.page(found) == text
+    assert -1 < text.index("**Before you read on") < text.index("|")
+
+
 def test_the_page_of_sizes_follows_from_its_stored_numbers(tmp_path):
     page = script("progressive/page.py")
     page.write(sorted((STUDIES / "progressive" / "results").glob("*.json")), tmp_path / "README.md")

@@ -138,3 +138,26 @@ def test_sparsity_must_match_for_a_verdict_on_architectures(study):
     assert found["relu"]["verdict"] == "reproduced"
     assert found["gated"]["verdict"] == "undecided"
     assert "not matched" in found["gated"]["what"]
+
+
+def test_stabilizers_are_compared_at_the_fvu_that_they_have(study, monkeypatch):
+    monkeypatch.syspath_prepend(STUDY)
+    spec = importlib.util.spec_from_file_location("stabilizers_page", STUDY / "stabilizers_page.py")
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+
+    def made(method: str, shared: float, fvu: float) -> dict:
+        pairs = [shared + 0.001 * (i + j) for i, j in combinations(range(6), 2)]
+        names = ("shared", "pw_mcc", "recovered")
+        return {"m": 6, "place": "a", "method": method, "pairs": dict.fromkeys(names, pairs), "fvu": [fvu] * 6}
+
+    cells = {each["method"]: each for each in (
+        made("TopK, 96 latents", 0.4, 0.3), made("TopK", 0.2, 0.2), made("L2 .01", 0.32, 0.25)
+    )}  # fmt: skip
+    listed = []
+    pages._of_method(lambda *each: listed.append(each), cells, "a", "L2 .01", "")
+    values = {claim: round(estimate["value"], 6) for claim, _, _, estimate, _ in listed}
+    # at equal L0 it shares .12 more; half-way between two widths TopK shares .3, .02 less
+    assert values["L2 .01 raises shared, at equal L0"] == 0.12
+    assert values["L2 .01 raises shared, at equal L0 and equal FVU"] == 0.02
+    assert pages._family("L2 .01 raises shared, at equal L0") == pages._family("aligned raises shared, at equal L0")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fixtures.learners import ALL, new, rows
+from fixtures.learners import ALL, new, new_transcoder, rows, target_of
 from fixtures.ranks import bytes_sent, fork_ranks
 from fixtures.training_runs import source
 from saekit.training import checkpoint, mesh
@@ -36,6 +36,7 @@ MORE = [
     JumpReLU(24, target_l0=3, density=0.5, l2=0.1, dead_after_rows=100),
     TopK(24, k=3, k_start=12, aligned=True, dead_after_rows=100),
     TopK(24, k=3, control="soft-frozen-decoder", dead_after_rows=100),
+    TopK(24, k=3, skip="zero", dead_after_rows=100),
 ]
 CONFIGS = [TopK(24, k=3), BatchTopK(24, k=3)]
 SETTINGS = TrainSettings(batch_rows=64, checkpoint_every=4, log_every=2, step="plain")
@@ -46,14 +47,15 @@ SETTINGS = TrainSettings(batch_rows=64, checkpoint_every=4, log_every=2, step="p
 
 def trained(config, place, dtype):
     """Return a learner after ten steps, whole, and the statistics of the steps."""
-    learner = new(config, steps=40)
+    learner = (new_transcoder if config.skip else new)(config, steps=40)
     learner.resolved = replace(learner.resolved, lr=LR)
     learner.parameters["b_enc"][::5] -= 10  # some must be dead
     for group in (learner.parameters, learner.first_moments, learner.second_moments, learner.state):
         group |= {key: t.to(dtype) for key, t in group.items()}
     learner.center, learner.scale = learner.center.to(dtype), learner.scale.to(dtype)
     shard(learner, place)
-    statistics = [plain_step(learner, place.rows_of(x.to(dtype))) for x in rows(STEPS)]
+    batches = ([x, target_of(x)] if config.skip else [x] for x in rows(STEPS))
+    statistics = [plain_step(learner, *(place.rows_of(each.to(dtype)) for each in batch)) for batch in batches]
     return whole(learner), statistics
 
 

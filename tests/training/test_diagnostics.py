@@ -82,13 +82,34 @@ def test_warnings_are_in_run_json(tmp_path):
     ],
 )
 def test_warnings_say_what_is_wrong(config, record, words):
-    settings = resolve(config, 8, 10, 100)
+    settings = resolve(config, 8, 24, 100)
     learner = initialize_learner(
         config, 0, settings, bias=torch.zeros(8), scale=None, sample=torch.ones(4, 8), device="cpu"
     )
     found = warnings_for(learner, record)
     assert len(found) == len(words)
     assert all(word in each["message"] for word, each in zip(words, found))
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "code"),
+    [
+        (TopK(24, k=3), 2300, "few_rows_per_latent"),
+        (TopK(24, k=3), 2400, None),
+        (TopK(24, k=3, control="untrained"), 100, None),
+        (TopK(24, k=8), 2400, "l0_reaches_width"),
+        (JumpReLU(24, target_l0=8.5), 2400, "l0_reaches_width"),
+        (ReLU(24), 2400, None),
+    ],
+)
+def test_why_latents_stay_dead_is_told(config, rows, code):
+    learner = initialize_learner(
+        config, 0, resolve(config, 8, rows // 100, 100), bias=torch.zeros(8), scale=None, sample=torch.ones(4, 8),
+        device="cpu",
+    )  # fmt: skip
+    target = getattr(config, "target_l0", None) or getattr(config, "k", 3)
+    found = warnings_for(learner, {"fvu": 0.2, "l0": float(target), "dead_fraction": 0.0})
+    assert [each["code"] for each in found] == ([code] if code else [])
 
 
 def codes_of(folder):

@@ -1,6 +1,7 @@
 """Families of arms: what each could do if its arm had to be chosen within the training rows, choice included.
 
-In every outer training part the arm of a family with the largest macro-F1 in the inner folds is chosen, and the test
+In every outer training part the arm of a family with the highest score in the inner folds is chosen (macro-F1; AUC
+where verdicts on two classes look at it), and the test
 rows of that part are predicted by it: the score is that of this procedure. How uncertain the choice is follows from
 resampled training rows (groups): what the inner folds said about them is scored again, the arm is chosen again, on both
 sides of a difference alike, and the mean square of what that changes is added to the variance over the test rows.
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..inputs.split import codes_of
 from ..measure.intervals import Estimate
-from ..measure.paired_scores import HeldOut, Predictions, Scores, macro_f1_of, score
+from ..measure.paired_scores import HeldOut, Predictions, Scores, auc_of, macro_f1_of, score
 from ..measure.results import Measured
 from ..measure.verdicts import family_verdicts
 from .plan import Job
@@ -58,7 +59,7 @@ class _Option:
     name: str
     inner: float
     labels: np.ndarray
-    """What the inner folds said about the training rows."""
+    """What the inner folds said about the training rows: class codes, or ranks for AUC."""
     probabilities: np.ndarray
     """What it says about the test rows."""
 
@@ -69,10 +70,11 @@ class _Choices:
     def __init__(self, judged: Judged, jobs: Sequence[Job], weights: Sequence[np.ndarray]) -> None:
         data, parts = judged.plan.data, judged.plan.parts[0]
         self.options = [[each for job in jobs for each in _options(judged, job, part)] for part in range(len(parts))]
+        again_of = {"auc": auc_of, "macro_f1": macro_f1_of}[judged.plan.chosen_by]
         chosen = []
         for (train, _), options, weight in zip(parts, self.options, weights):
             y, inner = data.y[train], np.array([each.inner for each in options])
-            again = np.stack([macro_f1_of(y, each.labels, weight) for each in options], axis=1)
+            again = np.stack([again_of(y, each.labels, weight) for each in options], axis=1)
             chosen.append((inner + again - again[:1]).argmax(1))
         self.chosen = np.stack(chosen, axis=1)
         """``[1 + RESAMPLES, n_parts]`` index of the option; first as it is."""

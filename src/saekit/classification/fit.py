@@ -25,7 +25,7 @@ from ..measure.paired_scores import Predictions
 from .arms import Arm
 from .probes import PROBES, WIDE, WIDEST, Grid, at_the_edge, fit_probe
 from .settings import Budget
-from .solvers import Rows, narrowed
+from .solvers import Rows, leading, narrowed
 
 MAX_WORDS = 20_000
 """Words and word pairs of the TF-IDF arm, the most frequent ones."""
@@ -44,7 +44,7 @@ class Fitted:
     chosen
         Settings that inner cross-validation chose: ``C`` or ``depth``, ``threshold``.
     inner_score
-        Macro-F1 of the chosen settings, mean over the inner folds.
+        Macro-F1 (or AUC) of the chosen settings, mean over the inner folds.
     selected
         Columns that reach the classifier, best first; None where all do.
     stability
@@ -58,8 +58,8 @@ class Fitted:
     seconds
         Time it took.
     labels
-        ``int64 [n]`` what the inner folds said about every training row at the chosen settings, from fits that had not
-        seen it; None where nothing was chosen.
+        ``int64 [n]`` class that the inner folds said of every training row at the chosen settings, from fits that had
+        not seen it; chosen by AUC ``float32 [n]`` its rank within its fold, 0 to 1. None where nothing was chosen.
     finalists
         Fitted arms that came next in a search.
     """
@@ -85,6 +85,7 @@ def fit_arm(
     groups: np.ndarray | None = None,
     budget: Budget | None = None,
     chosen: Mapping[str, Any] | None = None,
+    metric: str = "macro_f1",
 ) -> Fitted:
     """Choose the settings of an arm within the training rows, and fit it on all of them.
 
@@ -103,6 +104,8 @@ def fit_arm(
         What it may spend.
     chosen
         Settings to use instead of choosing any.
+    metric
+        What the inner folds choose by: ``macro_f1``, or ``auc`` for two classes.
 
     Raises
     ------
@@ -110,26 +113,32 @@ def fit_arm(
         One class, NaN, fewer rows of a class (or groups) than inner folds, another number of rows than labels.
     """
     with _one_thread():
-        return _fit_arm(arm, X, y, groups, budget or Budget(), chosen)
+        return _fit_arm(arm, X, y, groups, budget or Budget(), chosen, metric)
 
 
 def _fit_arm(
-    arm: Arm, X: Any, y: np.ndarray, groups: np.ndarray | None, budget: Budget, chosen: Mapping[str, Any] | None
+    arm: Arm,
+    X: Any,
+    y: np.ndarray,
+    groups: np.ndarray | None,
+    budget: Budget,
+    chosen: Mapping[str, Any] | None,
+    metric: str,
 ) -> Fitted:
     y = np.asarray(y, dtype=np.int64)
     if arm.candidates and chosen is None:
-        return search_arm(arm, X, y, groups, budget)
+        return search_arm(arm, X, y, groups, budget, metric)
     if arm.candidates:
         assert chosen is not None
         settings = dict(chosen)
         found = arm.candidate(settings.pop("arm"))
-        return _fit_arm(found, X[found.features], y, groups, budget, settings)
+        return _fit_arm(found, X[found.features], y, groups, budget, settings, metric)
     since = time.perf_counter()
     X = as_matrix(X, arm)
     _check_rows(arm, X, y)
     tuned = Tuned(dict(chosen or {}))
     if chosen is None and arm.probe != "majority":
-        tuned = tune_arm(arm, X, y, inner_folds(y, groups, budget), budget)
+        tuned = tune_arm(arm, X, y, inner_folds(y, groups, budget), budget, metric=metric)
     fitted = refit_arm(arm, X, y, tuned, budget)
     return replace(fitted, seconds=time.perf_counter() - since)
 
@@ -298,16 +307,22 @@ class Tuned:
 
     chosen: dict[str, Any]
     score: float = math.nan
-    """Mean macro-F1 over the inner folds."""
+    """Mean macro-F1 or AUC over the inner folds."""
     selections: list[tuple[int, ...]] = field(default_factory=list)
     labels: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 
 def tune_arm(
-    arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget, shared: Sequence[_Fold] | None = None
+    arm: Arm,
+    X: Any,
+    y: np.ndarray,
+    folds: Folds,
+    budget: Budget,
+    shared: Sequence[_Fold] | None = None,
+    metric: str = "macro_f1",
 ) -> Tuned:
-    """Return the settings with the largest mean macro-F1 over the inner folds, the first of equals.
+    """Return the settings with the highest mean score over the inner folds, the first of equals.
 
     Parameters
     ----------
@@ -319,10 +334,12 @@ def tune_arm(
         From `inner_folds`.
     shared
         Rows of these folds with the steps of the arm, where another arm of its representation has fitted them.
+    metric
+        As for `fit_arm`.
     """
     probe = PROBES[arm.probe]
-    settings = _threshold(arm, X, y, folds, budget) if "binarize" in arm.steps else {}
-    within = _Inner(arm, y, shared or _fitted_folds(arm, X, y, folds, settings, budget), budget)
+    settings = _threshold(arm, X, y, folds, budget, metric) if "binarize" in arm.steps else {}
+    within = _Inner(arm, y, shared or _fitted_folds(arm, X, y, folds, settings, budget), budget, metric)
     grid = Grid(probe, budget)
     for value in probe.values(budget):
         grid.scores[value] = within.score(value)
@@ -342,12 +359,12 @@ def tune_arm(
     return Tuned(settings, grid.scores[grid.best], within.selections, within.labels[grid.best], tuple(notes))
 
 
-def _threshold(arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget) -> dict[str, Any]:
+def _threshold(arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget, metric: str) -> dict[str, Any]:
     """Return the threshold with the highest score at the middle value of the probe."""
     values, scores = PROBES[arm.probe].values(budget), [0.0]
     if len(budget.thresholds) > 1:
         fitted = (_fitted_folds(arm, X, y, folds, {"threshold": each}, budget) for each in budget.thresholds)
-        scores = [_Inner(arm, y, each, budget).score(values[len(values) // 2]) for each in fitted]
+        scores = [_Inner(arm, y, each, budget, metric).score(values[len(values) // 2]) for each in fitted]
     return {"threshold": budget.thresholds[int(np.argmax(scores))]}
 
 
@@ -376,8 +393,10 @@ class _Fold:
         step = _reduction(self.A.X, self.seed)
         if step is None:
             return self.A, self.B
-        A, B = self.narrowed
-        return Rows(step.fit_transform(A.X)), step.transform(B)
+        found = leading(self.A, self.B, step.n_components)
+        if found is not None:
+            return Rows(found[0]), found[1]
+        return Rows(step.fit_transform(self.A.X)), step.transform(self.B)
 
 
 def _fitted_folds(
@@ -394,7 +413,8 @@ def _fitted_folds(
 class _Inner:
     """The inner folds of an arm, on which values of a hyperparameter are tried."""
 
-    def __init__(self, arm: Arm, y: np.ndarray, folds: Sequence[_Fold], budget: Budget) -> None:
+    def __init__(self, arm: Arm, y: np.ndarray, folds: Sequence[_Fold], budget: Budget, metric: str) -> None:
+        self.is_auc = metric == "auc"
         self.probe, self.name, self.y, self.rows, self.budget = PROBES[arm.probe], arm.probe, y, folds, budget
         self.selections = [fold.selected for fold in folds if fold.selected is not None]
         self.folds = [self._columns(fold) for fold in folds]
@@ -411,13 +431,13 @@ class _Inner:
         return fold.narrowed if self.probe.is_warm else (fold.A, fold.B)
 
     def score(self, value: Any) -> float:
-        """Return the mean macro-F1 of a value; larger values go on from the fits of smaller ones."""
+        """Return the mean score of a value; larger values go on from the fits of smaller ones."""
         is_larger = self.largest is None or value > self.largest
-        scores, labels, margins = [], np.zeros(len(self.y), np.int64), []
+        scores, labels, margins = [], np.zeros(len(self.y), np.float32 if self.is_auc else np.int64), []
         for at, ((_, B), rows) in enumerate(zip(self.folds, self.rows)):
             model = self._fitted(at, value, self.models[at] if is_larger else None)
-            labels[rows.validate] = model.predict(B)
-            scores.append(_macro_f1(self.y[rows.validate], labels[rows.validate]))
+            labels[rows.validate] = _ranks(model, B) if self.is_auc else model.predict(B)
+            scores.append((_auc if self.is_auc else _macro_f1)(self.y[rows.validate], labels[rows.validate]))
             if self.probe.is_margin:
                 from .sklearn_steps import decision_values
 
@@ -565,11 +585,32 @@ def _macro_f1(y: np.ndarray, predicted: np.ndarray) -> float:
     return float((2 * hits[here] / (true + said)[here]).mean())
 
 
+def _ranks(model: Any, X: Any) -> np.ndarray:
+    """Return the mid-rank of every row by what a classifier of two classes says of the second, between 0 and 1."""
+    from scipy.stats import rankdata
+
+    from .sklearn_steps import decision_values
+
+    said = decision_values(model, X) if hasattr(model, "decision_function") else model.predict_proba(X)
+    return np.asarray((rankdata(said[:, 1] - said[:, 0]) - 0.5) / len(said))
+
+
+def _auc(y: np.ndarray, ranks: np.ndarray) -> float:
+    """AUC from mid-ranks between 0 and 1, larger for class 1; 0.5 where a fold of few groups holds one class only."""
+    second = y == 1
+    n, m = len(y), int(second.sum())
+    if m in (0, n):
+        return 0.5
+    return float((n * ranks[second].sum(dtype=np.float64) - m * m / 2) / (m * (n - m)))
+
+
 # ---------------------------------------------------------------------------------------------------------- a search
 
 
-def search_arm(arm: Arm, X: Mapping[str, Any], y: np.ndarray, groups: np.ndarray | None, budget: Budget) -> Fitted:
-    """Return the candidate with the largest macro-F1 in the inner folds, fitted, with those that came next.
+def search_arm(
+    arm: Arm, X: Mapping[str, Any], y: np.ndarray, groups: np.ndarray | None, budget: Budget, metric: str
+) -> Fitted:
+    """Return the candidate with the highest score in the inner folds, fitted, with those that came next.
 
     First every representation (pooling, components) stands with a ridge classifier on a sample of the training rows;
     the best `Budget.keep` go on. All their probes are then tuned on all training rows, and the best `Budget.finalists`
@@ -579,14 +620,15 @@ def search_arm(arm: Arm, X: Mapping[str, Any], y: np.ndarray, groups: np.ndarray
     matrices = {each.features: as_matrix(X[each.features], each) for each in arm.candidates}
     for each in arm.candidates:
         _check_rows(each, matrices[each.features], y)
-    kept = _screened(arm.candidates, matrices, y, groups, budget)
+    kept = _screened(arm.candidates, matrices, y, groups, budget, metric)
     folds = inner_folds(y, groups, budget)
     tuned = []
     for _, same in groupby(kept, key=lambda each: each.representation):
         first, *others = same
         shared = _fitted_folds(first, matrices[first.features], y, folds, {}, budget)
         tuned += [
-            (each, tune_arm(each, matrices[each.features], y, folds, budget, shared)) for each in (first, *others)
+            (each, tune_arm(each, matrices[each.features], y, folds, budget, shared, metric))
+            for each in (first, *others)
         ]
     tuned.sort(key=lambda pair: -pair[1].score)  # stable: the first of equals
     steps: dict[tuple[Any, ...], Steps] = {}
@@ -601,7 +643,12 @@ def search_arm(arm: Arm, X: Mapping[str, Any], y: np.ndarray, groups: np.ndarray
 
 
 def _screened(
-    candidates: Sequence[Arm], X: Mapping[str, Any], y: np.ndarray, groups: np.ndarray | None, budget: Budget
+    candidates: Sequence[Arm],
+    X: Mapping[str, Any],
+    y: np.ndarray,
+    groups: np.ndarray | None,
+    budget: Budget,
+    metric: str,
 ) -> list[Arm]:
     """Return the candidates of the most promising representations."""
     first = {each.representation: each for each in reversed(candidates)}
@@ -610,7 +657,7 @@ def _screened(
     rows, folds = _screening_rows(y, groups, budget)
     few = replace(budget, widen=0)
     scores = {
-        key: tune_arm(replace(each, probe="ridge"), X[each.features][rows], y[rows], folds, few).score
+        key: tune_arm(replace(each, probe="ridge"), X[each.features][rows], y[rows], folds, few, metric=metric).score
         for key, each in sorted(first.items(), key=lambda pair: candidates.index(pair[1]))
     }
     best = sorted(scores, key=lambda key: -scores[key])[: budget.keep]

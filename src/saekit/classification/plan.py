@@ -28,7 +28,11 @@ from .settings import ACROSS_KINDS, KINDS, POOLS, Budget, ClassifierSettings, ch
 FEATURES = "features"
 """Folder of pooled features within the output folder."""
 
-_VERSION = 4
+_VERSION = 5
+SKEWED = 0.4
+"""With two classes, of which one has a smaller fraction of the test rows, ``auto`` means AUC: macro-F1 then mostly
+tells how often a weak classifier says the larger class."""
+
 _BETWEEN_SAES = ("saes", "hooks", "matched_by", "threshold", "to_model")
 """Settings of a transfer between SAEs that its fits depend on."""
 _NEED_SAE = ("random", "untrained", "frozen", "full", "binarized", "sparse", "matched", "tree", "binarized-tree")
@@ -95,6 +99,27 @@ class Plan:
     def shuffles(self) -> int:
         """Number of label-permutation controls."""
         return int(self.settings["shuffles"])
+
+    @property
+    def rarer_fraction(self) -> float:
+        """Fraction of the rarer of two classes among all test rows; 1 for more classes."""
+        if len(self.data.classes) != 2:
+            return 1.0
+        rows = np.unique(np.concatenate([self.test(value) for value in range(len(self.values))]))
+        fraction = float(self.data.y[rows].mean())
+        return min(fraction, 1 - fraction)
+
+    @property
+    def metric(self) -> str:
+        """What verdicts look at: ``macro_f1`` or ``auc``."""
+        if self.how.metric != "auto":
+            return self.how.metric
+        return "auc" if self.rarer_fraction < SKEWED else "macro_f1"
+
+    @property
+    def chosen_by(self) -> str:
+        """What the inner folds choose by: the metric of the verdicts; macro-F1 for more than two classes."""
+        return self.metric if len(self.data.classes) == 2 else "macro_f1"
 
     def test(self, value: int) -> np.ndarray:
         """Return the test rows of a value, fold after fold."""
@@ -206,7 +231,7 @@ def make_plan(
     }  # fmt: skip
     common = [
         _VERSION, reader.facts["digest"], data.digest(), asdict(budget), shuffles, how.max_tokens, how.prompt,
-        split.seed, values,
+        split.seed, values, how.metric,
         [said.get(name) for name in _BETWEEN_SAES],
     ]  # fmt: skip
     for size in how.train_sizes if len(values) == 1 else ():

@@ -45,9 +45,12 @@ class ArmScore(ComparedArm):
     p_holm: float | None
     """The same after Holm's correction over all arms of this result."""
     inner: float | None
-    """Macro-F1 in the inner cross-validation: what arms are chosen by."""
+    """Score in the inner cross-validation, which arms are chosen by: macro-F1, or AUC where verdicts on two classes
+    look at it."""
     shuffled_auc: Measured | None
     """AUC after the same with permuted labels; chance is 0.5. None where it was not asked for."""
+    shuffled_p: float | None = None
+    """P-value of chance for it, from other orders of the test labels."""
     chosen: list[dict[str, Any]]
     """Settings that the inner cross-validation chose, per outer fold."""
     selected: list[int] = field(repr=False)

@@ -163,7 +163,7 @@ class ClassifierSettings:
     margin: float = MARGIN
     """Equivalence margin of the verdicts, on macro-F1 or AUC [0.01]."""
     metric: str = "auto"
-    """Metric of the verdicts: macro_f1, auc, or auto: AUC for two classes of which one is rare [auto]."""
+    """Metric of verdicts, and of choices for two classes: macro_f1, auc, or auto: AUC where one is rare [auto]."""
     intervals: bool = True
     """Whether to compute confidence intervals, by leaving out test rows or groups in turn [true]."""
     budget: Budget = field(default_factory=Budget)

@@ -17,6 +17,13 @@ import numpy as np
 
 BLOCK = 2048
 """Columns of sparse rows that are dense at a time."""
+OFTEN = 1 / 15
+"""Fraction of the rows from which a column is multiplied as a dense one: a product of two sparse entries takes about
+15^2 times what one of two dense entries takes."""
+EXACT_ROWS = 1000
+"""Rows up to which leading directions are exact; of more a random subspace is turned towards them, `TURNS` times."""
+TURNS, SPARE = 3, 64
+"""Times that a random subspace is multiplied by the products of the rows, and its dimensions beyond those asked for."""
 SPARSE_COST = 10
 """Times that a product with a sparse entry takes what one with a dense entry takes."""
 SOLVED_ROWS = 6000
@@ -58,13 +65,16 @@ class Rows:
 
     @cached_property
     def gram(self) -> np.ndarray:
-        """``X @ X.T`` in float64; computed once, of sparse rows in dense blocks of columns."""
+        """``X @ X.T`` in float64, once; of sparse rows by dense blocks of the columns that are often active."""
         if not hasattr(self.X, "tocsc"):
             X = np.asarray(self.X, dtype=np.float64)
             return X @ X.T
-        found, columns = np.zeros((self.X.shape[0], self.X.shape[0])), self.X.tocsc()
-        for start in range(0, self.X.shape[1], BLOCK):
-            block = columns[:, start : start + BLOCK].toarray().astype(np.float64)
+        columns, n = self.X.tocsc().astype(np.float64), self.X.shape[0]
+        is_often = np.diff(columns.indptr) > OFTEN * n
+        rare, often = columns[:, ~is_often].tocsr(), columns[:, is_often]
+        found = np.asarray((rare @ rare.T).toarray())
+        for start in range(0, often.shape[1], BLOCK):
+            block = often[:, start : start + BLOCK].toarray()
             found += block @ block.T
         return found
 
@@ -182,3 +192,34 @@ def narrowed(rows: Rows, B: Any) -> tuple[Any, Any]:
     between = A.astype(np.float64) @ B.T
     between = between.toarray() if hasattr(between, "toarray") else between
     return lower, solve_triangular(lower, between, lower=True).T
+
+
+def leading(rows: Rows, B: Any, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return rows and further rows on the `k` leading right singular vectors of the first, from products of the rows.
+
+    None where there are more rows than columns, or too many to solve for.
+    """
+    A, (n, d) = rows.X, rows.X.shape
+    if n > min(d, SOLVED_ROWS):
+        return None
+    values, U = _largest(rows.gram, min(k, n))
+    is_there = values > 1e-10 * values[-1]
+    lengths, U = np.sqrt(values[is_there]), U[:, is_there]
+    between = B.astype(np.float64) @ A.T
+    between = between.toarray() if hasattr(between, "toarray") else between
+    return U * lengths, between @ (U / lengths)
+
+
+def _largest(K: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `k` largest eigenvalues of a symmetric matrix, increasing, with their vectors as columns."""
+    from scipy.linalg import eigh, qr
+
+    n = len(K)
+    if n <= EXACT_ROWS:
+        values, vectors = eigh(K, subset_by_index=[n - k, n - 1])
+        return np.asarray(values), np.asarray(vectors)
+    Q = np.random.Generator(np.random.PCG64(0)).normal(size=(n, min(k + SPARE, n)))
+    for _ in range(TURNS):
+        Q = qr(K @ Q, mode="economic", overwrite_a=True)[0]
+    values, vectors = np.linalg.eigh(Q.T @ (K @ Q))
+    return values[-k:], Q @ vectors[:, -k:]

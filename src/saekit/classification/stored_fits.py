@@ -38,8 +38,9 @@ class StoredFit:
     facts: dict[str, Any]
     """chosen (per fold), inner, options (per fold), selected, stability, converged, notes, seconds."""
     labels: list[np.ndarray]
-    """For each fold ``int32 [n_options, n_train]``: what the inner folds said about the training rows, of the arm and
-    of those that a search could have chosen instead; no options for arms that choose nothing."""
+    """For each fold ``[n_options, n_train]``: what the inner folds said about the training rows (class codes ``int32``,
+    or ranks ``float32`` where they choose by AUC), of the arm and of those that a search could have chosen instead; no
+    options for arms that choose nothing."""
     rivals: list[np.ndarray]
     """For each fold ``float32 [n_options - 1, n_test, n_classes]``: what those said about its own test rows."""
 
@@ -133,7 +134,11 @@ def compute(plan: Plan, job: Job, view: View) -> StoredFit:
     rivals = []
     for part, train in enumerate(trains):
         together = None if data.together is None else data.together[train]
-        fits.append(fit_arm(job.arm, take(own, train), data.y[train], groups=together, budget=plan.budget))
+        fits.append(
+            fit_arm(
+                job.arm, take(own, train), data.y[train], groups=together, budget=plan.budget, metric=plan.chosen_by
+            )
+        )
         mine = plan.parts[job.value][part][1]
         rivals.append(_rivals(fits[-1], take(own, mine), len(mine), len(data.classes)))
         for j, parts in enumerate(plan.parts):
@@ -156,7 +161,8 @@ def _options(fitted: Fitted) -> list[Fitted]:
 
 def _labels(fitted: Fitted, n_train: int) -> np.ndarray:
     labels = [each.labels for each in _options(fitted) if each.labels is not None]
-    return np.stack(labels).astype(np.int32) if labels else np.zeros((0, n_train), np.int32)
+    found = np.stack(labels) if labels else np.zeros((0, n_train), np.int64)
+    return found.astype(np.int32 if found.dtype == np.int64 else np.float32)
 
 
 def _rivals(fitted: Fitted, X: Any, n_rows: int, n_classes: int) -> np.ndarray:

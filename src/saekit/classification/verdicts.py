@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import ConfigError, did_you_mean, listed
-from ..measure.intervals import NORMAL, Estimate
-from ..measure.paired_scores import METRIC_NAMES, HeldOut, Predictions, Scores, chance_interval, score
+from ..measure.intervals import Estimate
+from ..measure.paired_scores import METRIC_NAMES, HeldOut, Predictions, Scores, chance_test, score
 from ..measure.results import Measured
 from ..measure.verdicts import corrected_t, family_verdicts, holm
 from ..measure.verdicts import resolution as resolved
@@ -24,12 +24,11 @@ from .result import ArmScore, LowData
 from .stored_fits import StoredFit, read_fit, shuffled_labels
 from .transfer_result import Cell
 
-SKEWED = 0.4
-"""With two classes, of which one has a smaller fraction of the test rows, ``auto`` means AUC: macro-F1 then mostly
-tells how often a weak classifier says the larger class."""
-
 LEAK_LEVEL = 0.05
 """Level of the warning that shuffled labels were not at chance, after Holm's correction."""
+
+ORDERS = 40
+"""Orders of shuffled labels for every arm: the smallest p-value is below the level after the correction."""
 
 DENSE_KINDS = ("last", "dense", "dense-tree")
 SAE_KINDS = ("full", "binarized", "sparse", "tree", "binarized-tree")
@@ -65,7 +64,7 @@ class Judged:
         return self.scores[job.key, value]
 
     def best(self, kinds: Sequence[str], n_train: int | None = None) -> str | None:
-        """Return the arm of these kinds with the highest inner macro-F1 (mean over values), the first of equals."""
+        """Return the arm of these kinds with the highest inner score (mean over values), the first of equals."""
         inner: dict[str, list[float | None]] = {}
         for job in self.jobs(n_train):
             if job.arm.base_kind in kinds:
@@ -98,7 +97,7 @@ def judge(plan: Plan, fits: Mapping[str, StoredFit], progress: Progress) -> Judg
         for j, rows in enumerate(held_out):
             scores[job.key, j] = score(Predictions(fits[job.key].probabilities[j]), rows, names)
     progress("scores", len(plan.jobs), len(plan.jobs), "")
-    return Judged(plan, fits, held_out, scores, _metric(plan))
+    return Judged(plan, fits, held_out, scores, plan.metric)
 
 
 def held_out_of(plan: Plan, value: int) -> HeldOut:
@@ -146,28 +145,13 @@ def difference(plan: Plan, first: str, second: str, metric: str = "macro_f1") ->
 # ------------------------------------------------------------------------------------------------------- the metric
 
 
-def _rarer_fraction(plan: Plan) -> float:
-    """Return the fraction of the rarer of two classes among all test rows; 1 for more classes."""
-    if len(plan.data.classes) != 2:
-        return 1.0
-    rows = np.unique(np.concatenate([plan.test(value) for value in range(len(plan.values))]))
-    fraction = float(plan.data.y[rows].mean())
-    return min(fraction, 1 - fraction)
-
-
-def _metric(plan: Plan) -> str:
-    if plan.how.metric != "auto":
-        return plan.how.metric
-    return "auc" if _rarer_fraction(plan) < SKEWED else "macro_f1"
-
-
 def why_auc(judged: Judged) -> list[str]:
     """Return why verdicts look at AUC, where nobody asked for it."""
     if judged.plan.how.metric != "auto" or judged.metric != "auc":
         return []
     return [
-        f"the rarer class has {_rarer_fraction(judged.plan):.0%} of the test rows: verdicts look at AUC, because "
-        "macro-F1 depends on the threshold then (metric='macro_f1' to look at it all the same)"
+        f"the rarer class has {judged.plan.rarer_fraction:.0%} of the test rows: arms are chosen and judged by AUC, "
+        "because macro-F1 depends on the threshold then (metric='macro_f1' to look at it all the same)"
     ]
 
 
@@ -221,7 +205,7 @@ def _arm_score(
     against: tuple[Job | None, Job | None],
     verdicts: tuple[str, str],
     p: tuple[float, float],
-    chance: Measured | None,
+    chance: tuple[Measured | None, float],
 ) -> ArmScore:
     arm, facts, scores = job.arm, judged.fits[job.key].facts, judged.score(job)
     base, control = against
@@ -239,7 +223,8 @@ def _arm_score(
         control_difference=gaps["control"]["macro_f1"],
         control_verdict=verdicts[1],
         p=None if math.isnan(p[0]) else p[0], p_holm=None if math.isnan(p[1]) else p[1],
-        inner=facts["inner"], shuffled_auc=chance, chosen=facts["chosen"], selected=facts["selected"],
+        inner=facts["inner"], shuffled_auc=chance[0],
+        shuffled_p=None if math.isnan(chance[1]) else chance[1], chosen=facts["chosen"], selected=facts["selected"],
         stability=facts["stability"], converged=facts["converged"], notes=facts["notes"], seconds=facts["seconds"],
     )  # fmt: skip
 
@@ -258,10 +243,12 @@ def _noise(plan: Plan) -> list[HeldOut]:
     ]
 
 
-def _chance(judged: Judged, job: Job, noise: Sequence[HeldOut]) -> Measured | None:
-    """AUC after learning permuted labels."""
+def _chance(judged: Judged, job: Job, noise: Sequence[HeldOut]) -> tuple[Measured | None, float]:
+    """Return the AUC after learning permuted labels, and the p-value of chance; orders enough for Holm's correction."""
+    if not noise:
+        return None, math.nan
     guesses = [Predictions(each) for each in judged.fits[job.key].shuffled]
-    return chance_interval([score(g, b, ("auc",)) for g, b in zip(guesses, noise)]) if noise else None
+    return chance_test(guesses, noise, max(999, ORDERS * len(judged.jobs())), seed=judged.plan.split.seed)
 
 
 def _p_value(judged: Judged, job: Job, base: Job | None) -> float:
@@ -356,19 +343,10 @@ def doubts(arms: Sequence[ArmScore], pools: Sequence[str]) -> list[str]:
 
 def _leaky(arms: Sequence[ArmScore]) -> list[str]:
     """Return the arms whose AUC with shuffled labels is not at chance; all arms are one family of tests."""
-    off = [(arm.name, arm.shuffled_auc) for arm in arms if arm.shuffled_auc is not None]
-    adjusted = holm([_p_of_chance(auc) for _, auc in off])
-    return [name for (name, _), p in zip(off, adjusted) if p < LEAK_LEVEL]
+    known = [(arm.name, arm.shuffled_p) for arm in arms if arm.shuffled_p is not None]
+    return [name for (name, _), p in zip(known, holm([p for _, p in known])) if p < LEAK_LEVEL]
 
 
 def _has_dead_columns(arm: ArmScore) -> bool:
     """Return whether a note of the fit says that selected columns never fire in training."""
     return any("are 0 in every training row" in note for note in arm.notes)
-
-
-def _p_of_chance(auc: Measured) -> float:
-    """Two-sided p-value of AUC = 0.5 from its interval, by the normal distribution."""
-    if auc.low is None or auc.high is None:
-        return math.nan
-    gap, error = abs(auc.value - 0.5), (auc.high - auc.low) / (2 * NORMAL)
-    return 1.0 if gap == 0 else math.erfc(gap / (error * math.sqrt(2))) if error > 0 else 0.0

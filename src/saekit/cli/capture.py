@@ -21,13 +21,14 @@ HELP = """Run a language model over texts and store its activations at one modul
   saekit capture --model gpt2 --data texts.jsonl.gz --text body --hook h.6.mlp --out rows
   saekit capture --model builtin --data builtin --layer 2 --out rows --set dtype="float32" --set context=256
   saekit capture --model builtin --data builtin --layers 1,2,3 --out rows      one folder for each layer
+  saekit capture --model M --data chats.jsonl --text messages --roles assistant --layer 4 --out rows
   saekit capture --model vit --images photos --layer 6 --out rows        one row per patch, or per image token
 
 An interrupted capture continues where it stopped when it is called again.
 """
 
 
-@command("Activations of a language model as rows on disk.", HELP, flags=("device",))
+@command("Activations of a language model as rows on disk.", HELP, flags=("device", "roles", "chat_template"))
 def capture(
     *,
     model: Model | None = None,

@@ -146,7 +146,7 @@ def print_curve(points: Sequence[Mapping[str, Any]]) -> None:
     names = [name for name in along if any(name in point["metrics"] for point in points)]
     lines = [["latents", "variance explained", *(_SHORTER.get(name, name) for name in names)]]
     for point in points:
-        cells = [_number(point["metrics"].get(name, {}).get("value")) for name in names]
+        cells = [_number(point["metrics"].get(name)) for name in names]
         lines.append([f"{point['latents']:,}", _bar(point["metrics"].get("fvu", {}).get("value")), *cells])
     widths = _widths(lines)
     for line in lines:
@@ -170,8 +170,13 @@ def _bar(fvu: float | None) -> str:
     return ("█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")).ljust(_BAR, "·")
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def _number(measured: Mapping[str, Any] | None) -> str:
+    """Return a measured value in the digits that its interval leaves."""
+    from ..measure.results import Measured
+
+    if measured is None or measured.get("value") is None:
+        return "–"
+    return bare(str(Measured(measured["value"], measured.get("low"), measured.get("high"))))
 
 
 _SHOWN = ("fvu", "l0", "dead_fraction", "ce_sae")

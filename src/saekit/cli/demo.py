@@ -118,6 +118,7 @@ def print_answers(answers: dict[str, Any]) -> None:
     say("\nHow many are needed? Prefixes of the Matryoshka SAE\n")
     points = answers["sizes"].to_json()["points"]
     print_curve([{"latents": point["size"], "metrics": point["metrics"]} for point in points])
+    say(answers["sizes"].answer())
     if "classification" in answers:
         say("\nAre they useful? Which section of a docstring a paragraph is from\n")
         print_classification(answers["classification"])

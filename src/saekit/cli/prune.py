@@ -9,7 +9,7 @@ import typer
 from ..sizes.settings import PruningStudySettings
 from .command import command
 from .completion import RANKINGS, one_of, saes
-from .console import print_curve, print_json, print_warnings, progress_of, tell
+from .console import print_curve, print_json, print_warnings, progress_of, say, tell
 from .options import Data, Json, Model, Out, Rows
 
 HELP = """Rank the latents of an SAE, keep the most important ones, and measure every size.
@@ -66,5 +66,7 @@ def prune(
         print_json(found.to_json(out))
         return
     print_curve([{"latents": point.size, "metrics": point.metrics.to_json()} for point in found.curve.points])
+    if answer := found.curve.answer():
+        say(f"\n{answer}")
     print_warnings(found.curve.warnings)
     tell(f'\nAny size from one file: SAE.load("{out}/progressive", latents=…); see `saekit show` of it')

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import FormatError
 from .command import command
 from .console import print_json, progress_of, say
 from .options import Json
 
 HELP = """Write DIR/report.html from the results in DIR: evaluations, training logs. One file, readable offline.
+
+A file that cannot be read is left out and named, on the page and here; the exit status is then 1.
 
 \b
   saekit report demo
@@ -27,12 +31,15 @@ def report(
 ) -> None:
     """Collect the results of a folder and write the page."""
     from ..report.page import write
-    from ..report.results_folder import collect, date_of
+    from ..report.results_folder import collect
 
     with progress_of(json):
-        results = collect(folder)
-        page = write(results, folder, title=title, date=date_of(folder))
+        found = collect(folder)
+        page = write(found.results, folder, title=title, date=found.date, unread=found.unread)
     if json:
-        print_json({"report": str(page), "results": [result["kind"] for result in results]})
+        unread = [asdict(each) for each in found.unread]
+        print_json({"report": str(page), "results": [each["kind"] for each in found.results], "unread": unread})
     else:
         say(str(page))
+    if found.unread:
+        raise FormatError(found.told(page))

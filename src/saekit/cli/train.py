@@ -26,7 +26,7 @@ from ..training.settings import TrainSettings
 from .command import Setting, Table, command
 from .completion import several_of
 from .console import print_json, print_table, progress_of, tell
-from .options import Data, Hook, Json, Layer, Layers, Model, Out, Rows, Text
+from .options import Data, Json, Layer, Layers, Model, Out, Rows, Text
 from .settings import layers_of, required
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ HELP = """Train sparse autoencoders: every architecture and seed sees the same r
   saekit train --model builtin --data builtin --layers 1,2,3 --tokens 500000 --arch topk --latents 1024 --k 16 --out run
   saekit train --rows X.npy --arch matryoshka --latents 512 --k 16 --lr 1e-3 --batch-rows 512 --out run
   saekit train --rows rows --arch matryoshka --latents 512 --k 16 --set config.sizes=[64,128,512] --out run
+  saekit train --model builtin --data builtin --hook-in layers.2.mlp.input --hook-out layers.2.mlp --tokens 500000 \
+    --arch topk --latents 1024 --k 16 --set config.skip='"zero"' --out transcoders
   saekit train --config run.toml --resume
 
 \b
@@ -74,7 +76,23 @@ def train(
     data: Data | None = None,
     layer: Layer | None = None,
     layers: Layers | None = None,
-    hook: Hook | None = None,
+    hook: Annotated[
+        str | None,
+        typer.Option(
+            "--hook",
+            "--hook-in",
+            metavar="PATH",
+            help="Any module instead of --layer, e.g. layers.6.mlp; with --layers one of each, layers.{layer}.mlp.",
+        ),
+    ] = None,
+    hook_out: Annotated[
+        str | None,
+        typer.Option(
+            "--hook-out",
+            metavar="PATH",
+            help="Module whose rows are to be given: transcoders are trained, not SAEs [the rows that are read].",
+        ),
+    ] = None,
     text: Text | None = None,
     arch: Annotated[
         list[str] | None,
@@ -129,7 +147,7 @@ def train(
     if model is not None and stream.device is None:
         stream = dataclasses.replace(stream, device=settings.device)
     use_own_gpu()  # before a language model is loaded
-    source = _source(rows, model, _Texts(data, layer, layers, hook, text), tokens, stream)
+    source = _source(rows, model, _Texts(data, layer, layers, hook, hook_out, text), tokens, stream)
     with progress_of(json) as progress:
         run(
             wanted,
@@ -199,6 +217,7 @@ class _Texts(NamedTuple):
     layer: int | None
     layers: str | None
     hook: str | None
+    hook_out: str | None
     text: str | None
 
 
@@ -206,6 +225,7 @@ def _source(
     rows: str | None, model: str | None, texts: _Texts, tokens: int | None, settings: StreamSettings
 ) -> Source | Mapping[str, Source]:
     """Return rows from a file or folder, or from a model while it trains; for several layers by name."""
+    from ..models.hooks import LAYER
     from ..rows.shards import open_rows
     from ..rows.stream import stream
 
@@ -218,9 +238,14 @@ def _source(
         return open_rows(rows)
     assert model is not None
     required(texts._asdict(), "data", why="with --model")
-    if [texts.layer, texts.layers, texts.hook].count(None) != 2:
-        raise ConfigError("exactly one of --layer, --layers and --hook must be given with --model.")
+    is_pattern = texts.layers is not None and texts.hook is not None and LAYER in texts.hook
+    if [texts.layer, texts.layers, texts.hook].count(None) != (1 if is_pattern else 2):
+        raise ConfigError(
+            "exactly one of --layer, --layers and --hook must be given with --model, or --layers and a --hook with "
+            "{layer} in it."
+        )
     layer: Any = texts.layer if texts.layers is None else layers_of(texts.layers)
+    settings = settings if texts.hook_out is None else dataclasses.replace(settings, target=texts.hook_out)
     found: Source | Mapping[str, Source] = stream(
         model, str(texts.data), layer=layer, hook=texts.hook, text=texts.text or "text", tokens=tokens,
         settings=settings,
@@ -230,7 +255,7 @@ def _source(
 
 def _refuse_texts(texts: _Texts, settings: StreamSettings) -> None:
     """Refuse flags and settings about a model that reads texts, where the rows are given."""
-    given = [f"--{name}" for name, value in texts._asdict().items() if value is not None]
+    given = [f"--{name.replace('_', '-')}" for name, value in texts._asdict().items() if value is not None]
     extra = given or (["stream"] if settings != StreamSettings() else [])
     if extra:
         raise ConfigError(f"{listed(extra)} are about --model; the rows of --rows exist already.")

@@ -27,6 +27,7 @@ from ..models.hooks import activations, find_hook
 from ..models.intervene import splice
 from ..models.language import LanguageModel
 from ..randomness import random_order
+from ..rows.settings import TokenMask
 from ..rows.tokens import CONTEXT, Contexts, places_of, token_batches
 from ..sae.model import SAE
 from ..settings import Progress
@@ -134,7 +135,7 @@ class _Fingerprints:
         lm, texts = self.spliced.lm, self.spliced.texts
         assert texts is not None
         length = min(self.spliced.rows.get("context") or CONTEXT, lm.context, self.settings.context)
-        self.contexts = contexts_for(lm, texts, length, self.settings.tokens)
+        self.contexts = contexts_for(lm, texts, length, self.settings.tokens, TokenMask.by(self.spliced.rows))
         if not int(predicted_tokens(self.contexts).sum()):
             raise DataError(f"`{texts.info['name']}` must hold texts of at least two tokens; it holds none.")
         self.seen = self._encoded(lm)

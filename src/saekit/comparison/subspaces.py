@@ -34,37 +34,6 @@ def span_of(rows: Tensor, rank: int) -> Tensor:
     return torch.linalg.svd(unit, full_matrices=False).Vh[:rank]
 
 
-def principal_angles(a: Tensor, b: Tensor) -> Tensor:
-    """Return the angles between the spans of the rows of two matrices, in radians, smallest first.
-
-    Parameters
-    ----------
-    a, b
-        ``[r_a, d]`` and ``[r_b, d]`` of full row rank; the rows need not be orthonormal.
-
-    Returns
-    -------
-    Tensor
-        ``float64 [min(r_a, r_b)]``; all 0 where one span holds the other.
-
-    Raises
-    ------
-    ShapeError
-        Not matrices of one width.
-    """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ShapeError(
-            f"principal_angles: two matrices of one width are needed; got {tuple(a.shape)} and {tuple(b.shape)}."
-        )
-    one, other = (torch.linalg.qr(each.double().T).Q for each in (a, b))
-    cosines = torch.linalg.svdvals(one.T @ other).clamp(0, 1)
-    # Near 0 the cosine loses half of the digits; the sine of the same angle has them.
-    if one.shape[1] > other.shape[1]:
-        one, other = other, one
-    sines = torch.linalg.svdvals(one - other @ (other.T @ one)).clamp(0, 1).flip(0)
-    return torch.where(cosines**2 < 0.5, cosines.acos(), sines.asin())
-
-
 def overlap(a: Tensor, b: Tensor) -> float:
     """Return the mean squared cosine of the angles between two orthonormal bases."""
     return float((a @ b.T).square().sum()) / min(len(a), len(b))

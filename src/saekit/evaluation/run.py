@@ -24,7 +24,7 @@ from ..places import NOTE, Warned
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..rows.opening import Rows, check_row_width, check_targets, source_for
-from ..rows.settings import StreamSettings
+from ..rows.settings import StreamSettings, TokenMask
 from ..rows.stream import stream
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, check_alike, common_width, named_saes, shape_of
@@ -120,7 +120,7 @@ def evaluate(
         spliced = SplicedModel.of(model, data, [sae for _, sae in named], source, settings, "evaluate")
     if source is None:
         assert spliced is not None
-        how = StreamSettings(target=spliced.target)
+        how = StreamSettings(target=spliced.target, **vars(TokenMask.by(first.provenance)))
         source = stream(spliced.lm, data, hook=spliced.hook, text=settings.text, tokens=settings.max_rows, settings=how)
         check_row_width(source, width, "evaluate")
         check_targets(first, source, "evaluate")

@@ -1,12 +1,14 @@
 """How much of a known dictionary an SAE has found: its directions, and when they fire.
 
-After 2602.14687, with a one-to-one matching next to each latent's own best feature, and what a linear probe of the rows
-reaches that is told the labels. Where features interfere much, an SAE can do better than it: latents compete.
+After 2602.14687, with a one-to-one matching next to each latent's own best feature. Two references stand next to it: a
+linear probe of the rows that is told the labels, which is no ceiling (features that interfere compete in an SAE, but
+not in a probe), and matching pursuit on the true dictionary that is told how many features fire, which is meant as one.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +22,11 @@ from ..measure.results import Measured
 from ..rows.source import Source
 from ..rows.synthetic import SyntheticRows
 from ..sae.model import SAE
+from ..sae.rules import TopKRule
+from .pursuit import pursue
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 TRUTH = {
     "mcc": "mean cosine of decoder rows and true directions, matched one to one",
@@ -27,7 +34,11 @@ TRUTH = {
     "unique": "different features that latents are closest to, as a fraction of the latents that fire",
     "f1": "F1 of when a latent fires, for the feature that it is closest to: mean over the latents that fire",
     "f1_matched": "F1 of when the match of a feature fires: mean over the features that fire",
-    "f1_probe": "F1 of a linear probe of the rows (ridge, best threshold) for a feature, on rows that it did not see",
+    "f1_probe": "F1 of a linear probe of the rows (ridge, best threshold) for a feature, on rows that it did not see: "
+    "a baseline, no ceiling",
+    "f1_ceiling": "F1 of when a feature fires by non-negative matching pursuit on the true dictionary, told the number",
+    "absorbed": "how much more often the match of a recovered parent is silent where a child fires than where it fires "
+    "alone: mean over parents",
 }
 """What is measured, by name."""
 
@@ -84,7 +95,63 @@ def against_truth(sae: SAE, rows: SyntheticRows) -> dict[str, Measured]:
         "f1": measured_mean(of_latents[alive], "F1", least=0.0, most=1.0),
         "f1_matched": measured_mean(of_features, "F1", least=0.0, most=1.0),
         "f1_probe": probe_f1(x, fires),
+        "f1_ceiling": ceiling_f1(rows, x, fires),
+        **({"absorbed": absorbed(rows, fires, codes, partner, cosine)} if rows.trees else {}),
     }
+
+
+def ceiling_f1(rows: SyntheticRows, x: Tensor, fires: Tensor) -> Measured:
+    """Return the F1 of when features fire that the true dictionary allows, mean over the features that fire.
+
+    Rows are encoded by non-negative orthogonal matching pursuit, which is told how many features fire in each. The best
+    subset is not sought, so that this is a ceiling in practice only.
+    """
+    n, d = rows.dictionary.shape
+    known = SAE(
+        W_enc=rows.dictionary, b_enc=torch.zeros(n), W_dec=rows.dictionary, b_dec=rows.offset, rule=TopKRule(min(n, d))
+    )
+    found = pursue(known, x, fires.sum(1)).to_scipy() != 0
+    truth = fires.double().numpy()
+    present = truth.sum(0) > 0
+    both = np.asarray(found.astype(np.float64).multiply(truth).sum(0)).ravel()
+    each = _f1(both, np.asarray(found.sum(0)).ravel(), truth.sum(0))[present]
+    return measured_mean(each, "F1", least=0.0, most=1.0)
+
+
+def absorbed(
+    rows: SyntheticRows, fires: Tensor, codes: scipy.sparse.csr_matrix, partner: np.ndarray, cosine: np.ndarray
+) -> Measured:
+    """Return how much of their parents' firings latents of children take over, mean over recovered parents.
+
+    The fraction of the rows on which a child fires and the match of its parent is silent, minus the same fraction of
+    the rows on which the parent fires and none of its children does. A feature counts that has a match with a cosine
+    above `RECOVERED`, and rows of both kinds.
+
+    Parameters
+    ----------
+    rows
+        With trees of features.
+    fires
+        Whether each feature fires, ``bool [n, n_features]``.
+    codes
+        Whether each latent fires, ``bool [n, n_latents]``.
+    partner, cosine
+        Matched latent of each feature, -1 for none, and the cosine.
+    """
+    true = fires.numpy()
+    parent, columns = rows.parent.numpy(), codes.tocsc()
+    found = []
+    for feature in np.unique(parent[parent >= 0]):
+        if partner[feature] < 0 or cosine[feature] <= RECOVERED:
+            continue
+        child = true[:, parent == feature].any(1)
+        silent = ~columns[:, [partner[feature]]].toarray().ravel()
+        alone = true[:, feature] & ~child
+        if child.any() and alone.any():
+            found.append(silent[child].mean() - silent[alone].mean())
+    if not found:
+        return Measured(math.nan, None, None, "fraction", "undefined: no parent of a tree is recovered")
+    return measured_mean(np.array(found), "fraction", least=-1.0, most=1.0)
 
 
 def _closest(W: Tensor, dictionary: Tensor) -> np.ndarray:

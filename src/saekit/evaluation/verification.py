@@ -26,7 +26,7 @@ from ..provenance import facts_of_sae, known_place, library_versions, place_of, 
 from ..rows.capture import capture
 from ..rows.first_use import claims_of, doubts_about
 from ..rows.opening import check_targets, target_rows
-from ..rows.settings import CaptureSettings
+from ..rows.settings import CaptureSettings, TokenMask
 from ..rows.source import Columns, Source
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae
@@ -148,7 +148,8 @@ def verify(
     value = as_sae(sae)
     out = target_of(value, target=settings.target, where="verify")
     lm = _language_model(model, settings)
-    settings = replace(settings, target=None if out is None else find_hook(lm.model, out).name)
+    mask = vars(TokenMask.by(value.provenance)) if settings.mask == TokenMask() else {}
+    settings = replace(settings, target=None if out is None else find_hook(lm.model, out).name, **mask)
     taker = _Taker(lm, data, tokens, settings, progress or silent)
     stated = hook is not None or layer is not None or known_place(value) is not None
     place = place_of(value, layer=layer, hook=hook, where="verify") if stated else _best_layer(value, taker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ class Answers:
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.found = path, dict[str, Answer]()
+        self._one_at_a_time = threading.Lock()
         if path is None or not path.is_file():
             return
         data = read_bytes(path)
@@ -40,13 +42,14 @@ class Answers:
             append_text(path, "\n")
 
     def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer; one that failed is not kept, so that it is asked for again."""
+        """Keep an answer, from any thread; one that failed is not kept, so that it is asked for again."""
         if answer.failure:
             return
-        self.found[key] = answer
-        if self.path is not None:
-            about = {name: value for name, value in asdict(answer).items() if name != "failure"}
-            append_text(self.path, json.dumps({"key": key, **about}) + "\n")
+        about = {name: value for name, value in asdict(answer).items() if name != "failure"}
+        with self._one_at_a_time:
+            self.found[key] = answer
+            if self.path is not None:
+                append_text(self.path, json.dumps({"key": key, **about}) + "\n")
 
     def missing(self, judge: Judge, prompts: Iterable[Prompt]) -> list[Prompt]:
         """Return the prompts that have no answer yet, each once."""
@@ -57,8 +60,8 @@ class Answers:
         left = self.missing(judge, prompts)
         failed: dict[Prompt, Answer] = {}
         progress(stage, 0, len(left))
-        for done, (i, answer) in enumerate(judge.ask(left), 1):
-            self.add(key_of(judge, left[i]), answer)
+        replies = judge.ask(left, lambda i, answer: self.add(key_of(judge, left[i]), answer))
+        for done, (i, answer) in enumerate(replies, 1):
             if answer.failure:
                 failed[left[i]] = answer
             progress(stage, done, len(left))

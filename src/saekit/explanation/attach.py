@@ -60,7 +60,8 @@ def attach(
 
     With codes z and edited codes z', hidden states become ``x + sum_j (z'_j - z_j) W_dec[j]`` (the SAE's scaling
     undone), so that what the SAE does not explain stays, and edits that change no code change no bit. The rule never
-    chooses again: an edit of one latent leaves the others as they are. Attachments nest, at one hook or at several.
+    chooses again: an edit of one latent leaves the others as they are. Attachments nest, at one hook or at several. A
+    transcoder's codes come from the hidden states that it reads, and the sum is added to those that it predicts.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def attach(
         calls with a cache, append; ``"last"``, the last token of each prompt; or a bool mask ``[batch, sequence]`` of
         the prompt. Positions are absolute: generation with and without a cache gives the same.
     layer, hook
-        Where; by default where the SAE's provenance says.
+        Where; by default where the SAE's provenance says. Of a transcoder where it reads.
     keep_error
         False: hidden states become the reconstruction from the edited codes instead, also where nothing is edited.
     special
@@ -92,10 +93,11 @@ def attach(
     Raises
     ------
     ConfigError
-        No such latent, no hook, `at` unknown; or within the block: generation by beam search or with an assistant
+        No such latent, no hook, a transcoder that does not say what it predicts, `at` unknown; or within the block:
+        generation by beam search or with an assistant
         model, whose tokens have no fixed positions.
     ShapeError
-        A transcoder, another width than the hook's, or a mask of another shape.
+        Another width than the hook's, or a mask of another shape.
 
     Warns
     -----
@@ -120,7 +122,7 @@ def attach(
         raise ConfigError(f"attach: `model` must be a model or its name; got {type(model).__name__}.")
     place = place_of(value, layer=layer, hook=hook, where="attach")
     with attached(given, value, edits or {}, at=at, hook=place, keep_error=keep_error, special=special) as found:
-        _warn_about(given, value, found.hook)
+        _warn_about(given, value, place)
         yield found
 
 
@@ -136,22 +138,40 @@ def attached(
     special: bool = False,
 ) -> Iterator[Attached]:
     """Attach as `attach` does, without a word about where the SAE belongs: for results, which state it themselves."""
-    if sae.is_transcoder:
-        raise ShapeError(
-            "attach: the SAE must write where it reads; it is a transcoder, which reads one module and writes another."
-        )
+    out = _written_at(sae)
     root = given.model if isinstance(given, PretrainedModel) else given
     changed = checked_edits(sae, edits)
-    reader, target = _find(root, hook)
+    reader, read = _find(root, hook)
+    beside, target = (reader, read) if out is None else _find(root, out)
+    if beside is not reader:
+        raise ConfigError(
+            f"attach: a transcoder must read and write in the same part of the model; `{hook}` lies in another than "
+            f"`{out}`, which sees other tokens."
+        )
     positions = _Positions.of(given, reader, at, special)
     found = Attached(root, target, getattr(given, "tokenizer", None))
-    function = _edited(sae, changed, keep_error, found.change)
+    edited = _edited(sae, changed, keep_error, found.change)
+    function: Callable[..., Tensor] = edited if out is not None else lambda x: edited(x, x)
     before = reader.register_forward_pre_hook(positions.start_of_pass, with_kwargs=True)
     try:
-        with splice(reader, target, function, mask=positions.edited), _generating(root, positions):
+        with (
+            splice(reader, target, function, mask=positions.edited, source=None if out is None else read),
+            _generating(root, positions),
+        ):
             yield found
     finally:
         before.remove()
+
+
+def _written_at(sae: SAE) -> str | None:
+    """Return the hook whose hidden states a transcoder predicts; None for an SAE."""
+    out = sae.provenance.get("hook_out")
+    if sae.is_transcoder and out is None:
+        raise ConfigError(
+            "attach: a transcoder must say which module's output it predicts; the provenance of this one does not. "
+            'Add it: sae.replace(provenance={**sae.provenance, "hook_out": "layers.2.mlp"}).'
+        )
+    return str(out) if sae.is_transcoder else None
 
 
 def _find(root: nn.Module, place: str) -> tuple[nn.Module, Hook]:
@@ -168,8 +188,9 @@ def _find(root: nn.Module, place: str) -> tuple[nn.Module, Hook]:
     return encoder, find_hook(encoder, place.removeprefix(names.get(id(encoder), "encoder") + "."))
 
 
-def _warn_about(given: PretrainedModel | nn.Module, sae: SAE, target: Hook) -> None:
-    seen: dict[str, Any] = {"hook": target.name}
+def _warn_about(given: PretrainedModel | nn.Module, sae: SAE, place: str) -> None:
+    root = given.model if isinstance(given, PretrainedModel) else given
+    seen: dict[str, Any] = {"hook": _find(root, place)[1].name}
     if isinstance(given, PretrainedModel):
         seen |= given.info
     warn(warnings_on([(name_of(sae), sae)], seen, what="the model given makes"), stacklevel=5)
@@ -177,19 +198,22 @@ def _warn_about(given: PretrainedModel | nn.Module, sae: SAE, target: Hook) -> N
 
 def _edited(
     sae: SAE, edits: Mapping[int, Edit] | AblateTop, keep_error: bool, change: list[float]
-) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states ``[n, d]`` to hidden states."""
-    if keep_error and not edits:
-        return lambda x: x
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function from the hidden states that are read and those that are changed, ``[n, d]``, to the latter.
 
-    def function(x: Tensor) -> Tensor:
-        rows = x.detach().to(sae.device, sae.dtype)
+    They are the same but for a transcoder.
+    """
+    if keep_error and not edits:
+        return lambda read, x: x
+
+    def function(read: Tensor, x: Tensor) -> Tensor:
+        rows = read.detach().to(sae.device, sae.dtype)
         codes = sae.encode(rows)
         difference = difference_of(codes, edits)
         touched = difference.offsets.diff().nonzero().squeeze(1).to(x.device)
         added = written_by(sae, difference, rows).to(x.device)
         if len(touched):
-            norms = rows.to(x.device)[touched].norm(dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
+            norms = x.detach()[touched].to(rows.dtype).norm(dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
             change.append(float((added[touched].norm(dim=1) / norms).mean()))
         if not keep_error:
             return sae.decode(codes, rows).to(x.device) + added

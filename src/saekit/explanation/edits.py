@@ -207,6 +207,6 @@ def _without_top(codes: Codes, m: int) -> Codes:
 
 
 def written_by(sae: SAE, difference: Codes, x: Tensor) -> Tensor:
-    """Return what a difference of codes adds to rows `x`, ``[n, d_in]``: the SAE's scaling is undone, no bias added."""
+    """Return what a difference of codes of rows `x` ``[n, d_in]`` adds, ``[n, d_out]``: scaling undone, no bias."""
     u = kernels.csr_decode(difference.offsets, difference.indices, difference.values, sae.W_dec)
     return u * column_factors(sae) * row_factors(sae, x)[:, None]

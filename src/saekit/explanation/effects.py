@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..inputs.records import repeatable
 from ..inputs.texts import read_texts
-from ..measure.fidelity import CHARACTERS_PER_TOKEN, contexts_for, token_costs
+from ..measure.fidelity import characters_for, contexts_for, token_costs
 from ..measure.intervals import Sample
 from ..measure.results import Measured
 from ..measure.token_statistics import shown_token
@@ -32,6 +32,7 @@ from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import hashed_key, random_order
+from ..rows.settings import TokenMask
 from ..rows.tokens import Contexts, TokenBatch, places_of, token_batches
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of
@@ -107,11 +108,11 @@ def effects(
     if not lm.is_causal:
         raise ConfigError(f"effects: the model must predict next tokens; `{lm.name}` is not a causal language model.")
     target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="effects"))
-    texts = read_texts(
-        repeatable(data), text=settings.text, columns=(), characters=settings.tokens * CHARACTERS_PER_TOKEN
-    )
+    mask = TokenMask.by(value.provenance)
+    characters = characters_for(settings.tokens, mask)
+    texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
     context = context_of(value, lm, settings.context)
-    contexts = contexts_for(lm, texts, context, settings.tokens)
+    contexts = contexts_for(lm, texts, context, settings.tokens, mask)
     if not len(contexts):
         raise DataError(f"`{texts.info['name']}` must hold texts of at least two tokens; it holds none.")
     report = progress or silent
@@ -122,7 +123,7 @@ def effects(
         report("effects", number, len(chosen))
         found.append(tests.effect(latent))
     report("effects", len(chosen), len(chosen))
-    seen = {**lm.info, "hook": target.name, "context": context}
+    seen = {**lm.info, "hook": target.name, "context": context, "mask": mask.facts()}
     return Effects(
         saekit=release(),
         versions=library_versions(True),

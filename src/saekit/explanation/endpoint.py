@@ -11,11 +11,13 @@ import ipaddress
 import json
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from email.utils import parsedate, parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError, FormatError, ModelError
@@ -24,11 +26,17 @@ from ..settings import is_number, is_whole
 from .prompts import Answer, Prompt, probability_of_yes
 from .settings import JudgeSettings
 
+if TYPE_CHECKING:
+    from .judge import Keep
+
 LARGEST_REPLY = 2**20
 """Bytes of a reply that are read."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before the first repeat, doubled each time; and at most, also where the server asks for more."""
+"""Seconds before the first repeat, doubled each time; and at most."""
+
+LONGEST_ASKED = 120.0
+"""Seconds that are waited at most where the server asks for more: limits are often per minute."""
 
 FRUITLESS = 20
 """Prompts in a row without an answer after which a run ends: the endpoint is not there."""
@@ -75,14 +83,16 @@ class Endpoint:
             )
         if not self._key.isascii() or _has_space(self._key):
             raise ConfigError(f"judge: the key in {settings.judge_key} must be ASCII without spaces; it is not.")
-        self._probabilities = True
+        self.left_out: set[str] = set()
         self._stop = threading.Event()
 
     def __repr__(self) -> str:
         return f"Endpoint({self.name!r})"
 
-    def ask(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+    def ask(self, prompts: Sequence[Prompt], keep: Keep) -> Iterator[tuple[int, Answer]]:
         """Yield the answers as they come, `max_concurrency` requests at a time.
+
+        Where it ends early, requests that are under way are waited for, and their answers are kept.
 
         Raises
         ------
@@ -95,7 +105,7 @@ class Endpoint:
             try:
                 while True:
                     while len(running) < self.settings.max_concurrency and (i := next(left, None)) is not None:
-                        running[pool.submit(self._answer, prompts[i])] = i
+                        running[pool.submit(self._kept, prompts[i], i, keep)] = i
                     if not running:
                         return
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -113,11 +123,17 @@ class Endpoint:
                 for future in running:
                     future.cancel()
 
+    def _kept(self, prompt: Prompt, i: int, keep: Keep) -> Answer:
+        answer = self._answer(prompt)
+        keep(i, answer)
+        return answer
+
     def _answer(self, prompt: Prompt) -> Answer:
         """Return the answer to a prompt, after repeats where the trouble may pass."""
         why, waiting = "not asked", 0.0
         for attempt in range(self.settings.retries + 1):
-            if attempt and self._stop.wait(min(max(waiting, FIRST_WAIT * 2 ** (attempt - 1)), LONGEST_WAIT)):
+            own = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
+            if attempt and self._stop.wait(max(min(waiting, LONGEST_ASKED), own)):
                 break
             try:
                 return self._once(prompt)
@@ -126,17 +142,23 @@ class Endpoint:
         return Answer(failure=why)
 
     def _once(self, prompt: Prompt) -> Answer:
-        """Return the answer to one request; where a refusal may be of log-probabilities, of one without them."""
-        with_probabilities = prompt.is_choice and self._probabilities
-        try:
-            return _read(self._post(self._body(prompt, with_probabilities)))
-        except urllib.error.HTTPError as error:
-            if not with_probabilities or error.code not in (400, 422):
-                raise
-            error.close()
-        answer = _read(self._post(self._body(prompt, False)))
-        self._probabilities = False
-        return answer
+        """Return the answer to a request; where one is refused for what it holds, to one without that.
+
+        What has to be left out is remembered, so that each is refused once.
+        """
+        left_out = set(self.left_out)
+        while True:
+            try:
+                answer = _read(self._post(self._body(prompt, left_out)))
+            except urllib.error.HTTPError as error:
+                cause = _refused(error, prompt, left_out)
+                if cause is None:
+                    raise
+                error.close()
+                left_out.add(cause)
+            else:
+                self.left_out |= left_out
+                return answer
 
     def _trouble(self, error: Exception) -> tuple[str, float]:
         """Return why there is no answer, and the seconds that the server asks to wait.
@@ -162,14 +184,16 @@ class Endpoint:
         advice = _FATAL.get(status, "It redirects; give the address that it redirects to.")
         return ModelError(f"judge: `{self.name}` must answer requests; it refuses them with status {status}. {advice}")
 
-    def _body(self, prompt: Prompt, with_probabilities: bool) -> bytes:
+    def _body(self, prompt: Prompt, left_out: Set[str]) -> bytes:
+        limit = "max_completion_tokens" if "max_tokens" in left_out else "max_tokens"
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt.text}],
-            "max_tokens": prompt.max_tokens,
-            "temperature": 0,
+            limit: prompt.max_tokens,
         }
-        if with_probabilities:
+        if "temperature" not in left_out:
+            body["temperature"] = 0
+        if prompt.is_choice and "logprobs" not in left_out:
             body |= {"logprobs": True, "top_logprobs": 10}
         return json.dumps(body).encode()
 
@@ -178,10 +202,16 @@ class Endpoint:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
+        until, found = time.monotonic() + self.settings.timeout, b""
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.settings.timeout) as reply:
-            found: bytes = reply.read(LARGEST_REPLY + 1)
-        if len(found) > LARGEST_REPLY:
-            raise FormatError("the reply is too long.")
+            while part := reply.read1(LARGEST_REPLY):
+                found += part
+                if len(found) > LARGEST_REPLY:
+                    raise FormatError("the reply is too long.")
+                if time.monotonic() > until:  # one that trickles in has no end
+                    raise TimeoutError
+            if reply.length:  # what is left of the length that was announced
+                raise http.client.IncompleteRead(found, reply.length)
         return found
 
 
@@ -190,6 +220,24 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
+
+
+def _refused(error: urllib.error.HTTPError, prompt: Prompt, left_out: Set[str]) -> str | None:
+    """Return what a request must leave out to be taken; None where that is not the reason for the refusal.
+
+    Newer endpoints take ``max_completion_tokens`` in place of ``max_tokens``, and no temperature of reasoning models;
+    many state no log-probabilities, and say so in words of their own.
+    """
+    if error.code not in (400, 422):
+        return None
+    try:
+        said = error.read(LARGEST_REPLY).lower()
+    except (OSError, http.client.HTTPException):
+        said = b""
+    for name, sign in (("max_tokens", b"max_completion_tokens"), ("temperature", b"temperature")):
+        if name not in left_out and sign in said:
+            return name
+    return "logprobs" if prompt.is_choice and "logprobs" not in left_out else None
 
 
 def _checked(address: str) -> Any:
@@ -230,11 +278,17 @@ def _is_local(host: str) -> bool:
 
 def _asked_wait(error: urllib.error.HTTPError) -> float:
     """Return the seconds that a server asks to wait; 0 where it does not."""
+    asked = error.headers.get("Retry-After", "")
     try:
-        seconds = float(error.headers.get("Retry-After", ""))
-    except (TypeError, ValueError):
-        return 0.0
+        seconds = float(asked)
+    except ValueError:
+        date = parsedate_to_datetime(asked) if _is_date(asked) else None
+        seconds = 0.0 if date is None else date.timestamp() - time.time()
     return seconds if 0 < seconds < float("inf") else 0.0
+
+
+def _is_date(text: str) -> bool:
+    return parsedate(text) is not None
 
 
 def _read(reply: bytes) -> Answer:
@@ -253,6 +307,8 @@ def _read(reply: bytes) -> Answer:
         raise FormatError("the reply must hold choices[0].message.content; it does not.") from None
     if text is not None and not isinstance(text, str):
         raise FormatError("the content must be text; it is not.")
+    if not text and choice.get("finish_reason") == "length":
+        return Answer(failure="its tokens went into reasoning; a judge must answer at once")
     usage = found.get("usage")
     return Answer(text or "", _yes(choice), (_count(usage, "prompt_tokens"), _count(usage, "completion_tokens")))
 

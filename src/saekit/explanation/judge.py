@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,10 @@ BATCH = 8
 """Prompts that a local model reads at once."""
 
 
+Keep = Callable[[int, Answer], None]
+"""What is called with the index of a prompt and its answer, the moment it is there."""
+
+
 class Judge(Protocol):
     """A language model that answers prompts."""
 
@@ -28,10 +32,12 @@ class Judge(Protocol):
         """What answers are kept under: it names the model, and never holds a key."""
         ...
 
-    def ask(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+    def ask(self, prompts: Sequence[Prompt], keep: Keep) -> Iterator[tuple[int, Answer]]:
         """Yield each answer with the index of its prompt, in any order, as soon as it is there.
 
-        A prompt without an answer gives one that says why; only what no later prompt can cure is raised.
+        A prompt without an answer gives one that says why; only what no later prompt can cure is raised. `keep` is
+        called with the same before anything else is done, from any thread: what was paid for is not lost where the
+        run ends, for whatever reason.
         """
         ...
 
@@ -68,8 +74,13 @@ class LocalJudge:
         """Name and digest of the model."""
         return f"{self.lm.name} {self.lm.digest}"
 
-    def ask(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+    def ask(self, prompts: Sequence[Prompt], keep: Keep) -> Iterator[tuple[int, Answer]]:
         """Yield the answers, of prompts of similar length together."""
+        for i, answer in self._answers(prompts):
+            keep(i, answer)
+            yield i, answer
+
+    def _answers(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         ids = [self._ids(prompt) for prompt in prompts]
         long = [i for i, each in enumerate(ids) if len(each) + prompts[i].max_tokens > self.lm.context]
         for i in long:

@@ -21,7 +21,7 @@ from ..errors import ConfigError
 from ..files import locked_folder
 from ..inputs.records import repeatable
 from ..inputs.texts import read_texts
-from ..measure.fidelity import CHARACTERS_PER_TOKEN, contexts_for
+from ..measure.fidelity import characters_for, contexts_for
 from ..measure.paired_scores import HeldOut, Predictions, score
 from ..measure.results import Measured
 from ..models.hooks import activations, find_hook
@@ -30,6 +30,7 @@ from ..models.loading import load_language_model
 from ..progress import shows_progress
 from ..provenance import library_versions, release
 from ..randomness import random_order
+from ..rows.settings import TokenMask
 from ..rows.tokens import places_of, token_batches
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae
@@ -114,13 +115,14 @@ def plan_label_tests(
     writer = None if explain_with is None else open_judge(explain_with, settings)
     value, lm, seen = as_sae(sae), load_language_model(model), explanation.settings
     how = ExplainSettings(**{name: seen[name] for name in ("text", "tokens", "context", "window", "seed")})
-    texts = read_texts(repeatable(data), text=how.text, columns=(), characters=how.tokens * CHARACTERS_PER_TOKEN)
+    mask = TokenMask.by(value.provenance)
+    texts = read_texts(repeatable(data), text=how.text, columns=(), characters=characters_for(how.tokens, mask))
     known = [explanation.sae["digest"], explanation.data["digest"], explanation.model.get("model_digest")]
     if known != [value.digest(), texts.digest, lm.digest]:
         raise ConfigError(
             "judge: the explanation must be of this SAE, these texts and this model; it is of others. Explain again."
         )
-    contexts = contexts_for(lm, texts, context_of(value, lm, how.context), how.tokens)
+    contexts = contexts_for(lm, texts, context_of(value, lm, how.context), how.tokens, mask)
     order = random_order(len(explanation.cards), "judged latents", how.seed)[: settings.judge_latents]
     latents = sorted(explanation.cards[i].latent for i in order)
     drawn = LabelWindows(Layout.of(contexts), how.window, how.seed)
@@ -324,6 +326,7 @@ class LabelTests:
                 "missing": sum(each.score is None for each in given),
                 "tokens_read": sum(each.tokens[0] for each in given),
                 "tokens_written": sum(each.tokens[1] for each in given),
+                "requests_without": sorted(getattr(self.judge, "left_out", ())),
             },
             means=_means(scores, self.settings.judge_scores),
             scores=scores,

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..inputs.records import repeatable
 from ..inputs.texts import read_texts
-from ..measure.fidelity import CHARACTERS_PER_TOKEN, contexts_for
+from ..measure.fidelity import characters_for, contexts_for
 from ..measure.results import Measured, to_plain
 from ..measure.token_statistics import shown_token
 from ..models.hooks import activations, blocks, find_hook
@@ -27,6 +27,7 @@ from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import random_order
+from ..rows.settings import TokenMask
 from ..rows.tokens import Contexts, places_of, token_batches
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of, named_saes
@@ -109,12 +110,13 @@ def explain(
     if settings.surprisal and not lm.is_causal:
         raise ConfigError(f"explain: `surprisal` needs a causal language model; `{lm.name}` is none. Set it to 0.")
     target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="explain"))
-    characters = settings.tokens * CHARACTERS_PER_TOKEN
+    mask = TokenMask.by(value.provenance)
+    characters = characters_for(settings.tokens, mask)
     texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
     here = {"settings": vars(settings), "model": lm.info, "data": {"digest": texts.digest}, "hook": target.name}
     others_explained = other_explanations(value, place_of_explanation(here), settings.groups)
     context = context_of(value, lm, settings.context)
-    contexts = contexts_for(lm, texts, context, settings.tokens)
+    contexts = contexts_for(lm, texts, context, settings.tokens, mask)
     run = _Run(value, lm, target.name, contexts, settings, progress or silent)
     cards = run.cards()
     controls = run.compared(others)
@@ -123,7 +125,7 @@ def explain(
     found = run.scored.scores["detection"]
     null = run.detection_of(controls.get(SHUFFLED))
     told = [card.is_told for card in cards if card.detection_percentile is not None]
-    seen = {**lm.info, "hook": target.name, "context": context}
+    seen = {**lm.info, "hook": target.name, "context": context, "mask": mask.facts()}
     return Explanation(
         saekit=release(),
         versions=library_versions(True),

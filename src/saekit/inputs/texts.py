@@ -16,6 +16,7 @@ from typing import Any, overload
 from ..errors import DataError, InputError, OfflineError, listed
 from ..randomness import random_order
 from ..settings import brief, check_whole
+from .chat import Conversation, is_chat, n_characters
 from .hub_datasets import HubName, one_split, open_hub, quiet_datasets
 from .readers import ENDINGS, Records, ending, find_local, open_local
 from .records import READABLE, open_values
@@ -80,7 +81,8 @@ def read_texts(
         ``"builtin:paragraphs"`` is the built-in corpus by paragraph, with its ``section`` and ``library`` as labels
         and its ``module`` as group.
     text
-        Name of the column that holds the text.
+        Name of the column that holds the text, or conversations: lists of messages ``{"role": …, "content": …}``,
+        which become tokens by the chat template of a model.
     split
         Split of a hub data set, of the built-in corpus (``all``, ``train``, ``heldout``), or of a folder whose files
         name theirs (``train.jsonl``, ``test-00000.parquet``); None: ``train`` where there is one; all of the built-in.
@@ -166,7 +168,7 @@ class _Gathering:
             return
         self.texts.append(text)
         self.ids.append(str(record.get(_ID, row)))
-        self.n_characters += len(text)
+        self.n_characters += n_characters(text)
         for name, value in record.items():
             if name not in (self.text, _ID) and (self.wanted is None or name in self.wanted):
                 self._keep(name, value, row)
@@ -192,15 +194,16 @@ class _Gathering:
 
     def _text_of(self, record: Mapping[str, object], row: int) -> str:
         if self.text not in self.names:
-            raise no_column(self.text, record, self.name, hint=_CHAT if any(map(_is_chat, record.values())) else "")
+            raise no_column(self.text, record, self.name, hint=_chat_hint(record))
         value = record.get(self.text)
         if value is None:
             return ""
+        if is_chat(value):
+            value = Conversation.of(value, f"row {row} of `{self.name}`")
         if not isinstance(value, str):
-            hint = _CHAT if _is_chat(value) else "Name the column that holds the text (--text)."
             raise InputError(
-                f"column `{self.text}` of `{self.name}` must hold text; row {row} has {shortened(value)} "
-                f"({type(value).__name__}). {hint}"
+                f"column `{self.text}` of `{self.name}` must hold text, or conversations; row {row} has "
+                f"{shortened(value)} ({type(value).__name__}). Name the column that holds the text (--text)."
             )
         self._check_unicode(value, self.text, row)
         return value
@@ -271,15 +274,11 @@ class _Gathering:
 _ID = "__id__"
 """Column of names of the texts, from sources that have some."""
 
-_CHAT = (
-    "Conversations are no texts: render them first, [{'text': tokenizer.apply_chat_template(each, tokenize=False)} for "
-    "each in …], with the tokenizer of the model."
-)
 
-
-def _is_chat(value: object) -> bool:
-    """Return whether a value is a list of messages."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+def _chat_hint(record: Mapping[str, object]) -> str:
+    """Return which column holds conversations, if one does."""
+    chats = [name for name, value in record.items() if is_chat(value)]
+    return f"Conversations are in `{chats[0]}` (--text {chats[0]})." if chats else ""
 
 
 def _read(records: Iterable[object], name: str) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from .aux_loss import AuxK as AuxK
 from .aux_loss import revive as revive
+from .backend import bf16_unavailable as bf16_unavailable
 from .backend import fast_here as fast_here
 from .backend import mode as mode
 from .backend import unavailable as unavailable
@@ -10,6 +11,7 @@ from .backend import using as using
 from .cpu.huge_pages import moved_to_large_pages as moved_to_large_pages
 from .cpu.onednn_linear import fast_linears as fast_linears
 from .cpu.onednn_linear import matmul as matmul
+from .description import describe as describe
 from .dispatch import csr_decode as csr_decode
 from .dispatch import step_kernels as step_kernels
 from .dispatch import step_pays as step_pays

@@ -34,8 +34,8 @@ def mode() -> str:
 def use(mode: str) -> str:
     """Choose the kernels of this process: ``auto``, ``plain`` or ``fast``; return the mode that was in force before.
 
-    On a CUDA device ``fast`` means Triton kernels for encode, decode and the training step; ``auto`` means plain torch,
-    because no GPU has run these kernels yet.
+    On a CUDA device ``fast`` means Triton kernels for encode, decode and the training step; ``auto`` means plain torch
+    until ``saekit kernels check`` has found there that they are right and faster.
 
     Both kinds return the same codes; see `saekit.kernels.topk_encode`.
 
@@ -69,16 +69,7 @@ def using(mode: str) -> Iterator[None]:
 
 @functools.cache
 def unavailable() -> str | None:
-    """Say why the compiled loops cannot run on this machine; None when they can."""
-    # The loops are written for its 512-bit vectors and its products of bf16; elsewhere torch is as fast.
-    if (reason := compiler_unavailable()) is None and not has_instruction("avx512bf16"):
-        reason = "numba does not compile for AVX-512 bf16 instructions on this machine"
-    return reason
-
-
-@functools.cache
-def compiler_unavailable() -> str | None:
-    """Say why numba cannot compile anything here; None when it can."""
+    """Say why the compiled loops cannot run on this machine; None when they can, on whatever processor."""
     # Looked for before it is imported: that takes half a second, which a machine without it should not pay.
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed (pip install numba)"
@@ -93,6 +84,13 @@ def compiler_unavailable() -> str | None:
     if features and any(word[:1] not in ("+", "-") for word in features.split(",")):
         return f"NUMBA_CPU_FEATURES must name each feature with + or - before it, not {features!r}"
     return None
+
+
+def bf16_unavailable() -> str | None:
+    """Say why products in bf16 do not pay on this processor (fp32 is multiplied instead); None when they do."""
+    if (reason := unavailable()) is None and not has_instruction("avx512bf16"):
+        reason = "numba does not compile for AVX-512 bf16 instructions on this machine"
+    return reason
 
 
 @functools.cache
@@ -112,14 +110,39 @@ def has_instruction(name: str) -> bool:
     return all(signs.get(base) == "+" for base in ("avx512f", "avx512bw", name))
 
 
-def fast_here() -> bool:
-    """Return whether the mode asks for the compiled loops and they can run; log once when they cannot."""
+def fast_here(work: str = "encode") -> bool:
+    """Return whether the mode asks for the compiled loops and they can run; log once when they cannot.
+
+    Parameters
+    ----------
+    work
+        Member of `saekit.kernels.verdicts.WORKS`: ``auto`` leaves to plain torch what a check has found to be wrong or
+        slower.
+    """
     if mode() == "plain":
         return False
     reason = unavailable()
+    if reason is None and mode() == "auto":
+        from . import verdicts
+
+        verdict = verdicts.verdict_on(torch.device("cpu"))
+        if verdict is not None and work not in verdict.fast:
+            reason = f"`saekit kernels check` found that {work} is not right or not faster on this machine"
     if reason:
         _note(reason)
     return reason is None
+
+
+def triton_runs(work: str, device: torch.device) -> bool:
+    """Return whether the Triton kernels do this work: asked for by ``fast``, or checked on this device by ``auto``."""
+    if mode() == "plain" or not triton_here():
+        return False
+    if mode() == "fast":
+        return True
+    from . import verdicts
+
+    verdict = verdicts.verdict_on(device)
+    return verdict is not None and work in verdict.fast
 
 
 @functools.cache

@@ -190,7 +190,7 @@ def _run(starts: np.ndarray, columns: np.ndarray, gains: np.ndarray, prices: np.
 
 def is_compiled() -> bool:
     """Whether the loops are compiled: numba can compile and the mode of the kernels is not ``plain``."""
-    return backend.mode() != "plain" and backend.compiler_unavailable() is None
+    return backend.mode() != "plain" and backend.unavailable() is None
 
 
 def _compiled() -> dict[str, Any]:

@@ -257,7 +257,7 @@ def _is_plain(rows: Directions) -> bool:
 
 def _multiplies_bf16() -> bool:
     """Whether products in bf16 are fast here."""
-    return backend.mode() != "plain" and backend.unavailable() is None
+    return backend.mode() != "plain" and backend.bf16_unavailable() is None
 
 
 def _rounded(rows: Directions) -> tuple[Tensor, float]:

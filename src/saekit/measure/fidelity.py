@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..errors import ConfigError, DataError, ShapeError
+from ..inputs.chat import clipped
 from ..inputs.records import repeatable
 from ..inputs.texts import Texts, read_texts
 from ..models.hooks import find_hook
@@ -24,6 +25,7 @@ from ..models.prefix import Prefix
 from ..places import Warned, warnings_on
 from ..provenance import known_place, place_of, target_of
 from ..rows.opening import warnings_on_rows
+from ..rows.settings import TokenMask
 from ..rows.source import Source
 from ..rows.tokens import CONTEXT, Contexts, TokenBatch, token_batches, tokenize
 from ..sae.model import SAE
@@ -44,8 +46,8 @@ BATCH_TOKENS = 4096
 LOGITS = 2**26
 """Logits of one forward pass, at most, unless a single context has more."""
 
-CHARACTERS_PER_TOKEN = 12
-"""How much text is read for a number of tokens."""
+CHARACTERS_PER_TOKEN, MASKED = 12, 10
+"""How much text is read for a number of tokens, and how many times as much where a mask leaves some of them."""
 
 TEXTS_AT_ONCE = 512
 """Texts that are tokenized together."""
@@ -167,7 +169,8 @@ class SplicedModel:
             target = find_hook(lm.model, target).name
         texts = None
         if lm.is_causal and settings.tokens:
-            characters = settings.tokens * CHARACTERS_PER_TOKEN
+            mask = TokenMask.by(saes[0].provenance if rows is None else info)
+            characters = characters_for(settings.tokens, mask)
             texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
         return cls(lm, hook, texts, settings.tokens, info, target)
 
@@ -258,7 +261,8 @@ def measure_fidelity(
     replaced, source = (spliced.hook, None) if spliced.target is None else (spliced.target, spliced.hook)
     assert texts is not None
     context = min(spliced.rows.get("context") or CONTEXT, lm.context)
-    contexts = contexts_for(lm, texts, context, spliced.tokens)
+    mask = TokenMask.by(spliced.rows)
+    contexts = contexts_for(lm, texts, context, spliced.tokens, mask)
     total = int(predicted_tokens(contexts).sum())
     if not total:
         raise DataError(
@@ -309,7 +313,7 @@ def measure_fidelity(
         "n_tokens": done,
         "n_documents": len(np.unique(contexts.document)),
         "context": context,
-        "passed_through": skipped.facts(),
+        "passed_through": skipped.facts() | ({"mask": mask.facts()} if mask != TokenMask() else {}),
         "blocks_reused": len(prefix.skipped),
     }
     estimates = [fidelity.compute(sample) for fidelity in fidelities]
@@ -342,25 +346,32 @@ def _sparing(function: Replacement, norm: float | None) -> Callable[..., Tensor]
     return replaced
 
 
-def _tokenized(lm: LanguageModel, chunk: Sequence[str], context: int, first: int, tokens: int) -> Contexts:
+def _tokenized(
+    lm: LanguageModel, chunk: Sequence[str], context: int, first: int, tokens: int, mask: TokenMask
+) -> Contexts:
     """Return the contexts of texts; of the first long one and what follows it no more than `tokens` tokens need."""
     characters = max(tokens * CHARACTERS_PER_TOKEN, 10_000)
-    long = next((i for i, text in enumerate(chunk) if len(text) > characters), len(chunk))
-    shown = [*chunk[:long], *(text[:characters] for text in chunk[long : long + 1])]
-    part = tokenize(lm.tokenizer, shown, context=context, first_document=first)
+    long = next((i for i, text in enumerate(chunk) if len(clipped(text, characters)) < len(text)), len(chunk))
+    shown = [*chunk[:long], *(clipped(text, characters) for text in chunk[long : long + 1])]
+    part = tokenize(lm.tokenizer, shown, context=context, first_document=first, mask=mask)
     # the last token of a text that was cut may be another, so it must not be needed
     if long == len(chunk) or predicted_tokens(part).sum() >= tokens + context:
         return part
-    return tokenize(lm.tokenizer, chunk, context=context, first_document=first)
+    return tokenize(lm.tokenizer, chunk, context=context, first_document=first, mask=mask)
 
 
-def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int) -> Contexts:
-    """Return the first contexts that together predict at least `tokens` tokens."""
+def characters_for(tokens: int, mask: TokenMask) -> int:
+    """Return how many characters are read for a number of tokens that a mask leaves."""
+    return tokens * CHARACTERS_PER_TOKEN * (1 if mask == TokenMask() else MASKED)
+
+
+def contexts_for(lm: LanguageModel, texts: Texts, context: int, tokens: int, mask: TokenMask = TokenMask()) -> Contexts:
+    """Return the first contexts that together predict at least `tokens` tokens; `mask` says which of them count."""
     parts: list[Contexts] = []
     predicted = 0
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         chunk = texts[first : first + TEXTS_AT_ONCE]
-        part = _tokenized(lm, chunk, context, first, tokens - predicted)
+        part = _tokenized(lm, chunk, context, first, tokens - predicted, mask)
         reached = predicted + np.cumsum(predicted_tokens(part))
         if len(reached) and reached[-1] >= tokens:
             parts.append(part.pick(np.arange(int(np.searchsorted(reached, tokens)) + 1)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import DataError
-from .intervals import LEVEL, Estimate, Sample, effective_number, mean_estimate, why_no_interval
+from .intervals import LEVEL, Estimate, Sample, effective_number, why_no_interval
 from .results import Measured
 
 METRIC_NAMES = ("macro_f1", "auc", "balanced_accuracy", "accuracy", "brier")
@@ -347,12 +347,73 @@ def macro_f1_of(y: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.nd
     return _Counted(y, labels, np.zeros((len(y), n_classes)), n_classes)(weights)["macro_f1"]
 
 
-def chance_interval(scores: Sequence[Scores], level: float = LEVEL) -> Measured:
-    """Mean AUC of classifiers that learned permuted labels, with its interval; chance is 0.5."""
-    # every shuffle has its own labels, so the shuffles are independent
-    parts = [replace(each["auc"], sample=_alone(each["auc"].sample)) for each in scores]
-    return mean_estimate(parts).measured("area", level, least=0.0, most=1.0)
+def auc_of(y: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the AUC of values for the second of two classes under each row of weights.
+
+    Parameters
+    ----------
+    y, values
+        ``[n]`` class codes 0 and 1, and what is larger for 1.
+    weights
+        ``float32 [n_weights, n]``.
+    """
+    areas = _areas(y, np.stack([-values, values], axis=1), np.zeros(len(y), np.int64))
+    return _mean_area(areas, weights) if areas else np.full(len(weights), math.nan)
 
 
-def _alone(sample: Sample | None) -> Sample | None:
-    return None if sample is None else replace(sample, names=None)
+def chance_test(
+    guesses: Sequence[Predictions], held_out: Sequence[HeldOut], permutations: int = 999, *, seed: int = 0
+) -> tuple[Measured, float]:
+    """Return the mean AUC of classifiers that learned permuted labels, and the p-value of chance, which is 0.5.
+
+    Labels of the test rows that are permuted too know nothing of the predictions, so that every order of them is as
+    likely as the one at hand: the AUC is compared with that of other orders, which is exact however few rows a
+    classifier tells apart. The interval is the AUC minus what the middle 95% of those differ from 0.5.
+
+    Parameters
+    ----------
+    guesses, held_out
+        For each control what its classifier said, and the test rows with its permuted labels.
+    permutations
+        Number of orders; the smallest p-value is 1 / (permutations + 1).
+    seed
+        Random seed of the orders.
+
+    Returns
+    -------
+    auc, p
+        NaN without intervals.
+    """
+    plain = [replace(rows, sample=replace(rows.sample, reason="no interval asked for")) for rows in held_out]
+    value = float(np.mean([score(guess, rows, ("auc",))["auc"].value for guess, rows in zip(guesses, plain)]))
+    why_none = next((rows.sample.reason for rows in held_out if rows.sample.reason), None)
+    if why_none or math.isnan(value):
+        return Measured(
+            value, None, None, "area", why_none or "undefined: it needs two classes in the test set"
+        ), math.nan
+    generator = np.random.Generator(np.random.PCG64([seed, 37]))
+    null = np.mean([_permuted_areas(g, rows, permutations, generator) for g, rows in zip(guesses, held_out)], axis=0)
+    p = (1 + int((np.abs(null - 0.5) >= abs(value - 0.5) - 1e-12).sum())) / (permutations + 1)
+    low, high = np.quantile(null - 0.5, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Measured(value, max(0.0, value - float(high)), min(1.0, value - float(low)), "area"), p
+
+
+def _permuted_areas(guess: Predictions, held_out: HeldOut, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Return the AUC of predictions for `n` random orders of the labels within each fold."""
+    from scipy.stats import rankdata
+
+    found = []
+    for fold in np.unique(held_out.folds):
+        rows = np.flatnonzero(held_out.folds == fold)
+        y, said = held_out.y[rows], guess.probabilities[rows]
+        counts = np.bincount(y, minlength=said.shape[1])
+        classes = [c for c in ([1] if said.shape[1] == 2 else range(said.shape[1])) if 0 < counts[c] < len(y)]
+        if not classes:
+            continue
+        gains = np.zeros_like(said, dtype=np.float64)  # what a row adds to the mean AUC if it is of a class
+        for c in classes:
+            gains[:, c] = (rankdata(said[:, c]) - (counts[c] + 1) / 2) / (counts[c] * (len(y) - counts[c]))
+        step = max(_CHUNK_NUMBERS // len(y), 1)
+        orders = (generator.permuted(np.tile(y, (min(step, n - at), 1)), axis=1) for at in range(0, n, step))
+        found.append(np.concatenate([gains[np.arange(len(y)), order].sum(1) for order in orders]) / len(classes))
+    return np.mean(found, axis=0)

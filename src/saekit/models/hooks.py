@@ -40,6 +40,9 @@ _LAST_PART = ("dense", "fc2")  # of a sub-layer that is no module of its own: it
 INPUT = ".input"
 """What the name of a hook ends with when its rows are what the module is given."""
 
+LAYER = "{layer}"
+"""What stands for the number of the layer in the name of a module of several layers."""
+
 
 @dataclass(frozen=True)
 class Hook:
@@ -165,6 +168,8 @@ def find_hooks(
 ) -> tuple[Hook, ...]:
     """Find the modules that one or several layer numbers, or names, mean; see `find_hook`. ``"all"``: every block.
 
+    With both, `hook` is the name of a module in each of these layers: ``layers.{layer}.mlp.input``.
+
     Raises
     ------
     ModelError
@@ -172,10 +177,14 @@ def find_hooks(
     ConfigError
         Neither or both of `layer` and `hook` are given, two of them are the same, or there are none.
     """
-    _check_one_given(layer, hook)
+    is_pattern = isinstance(hook, str) and LAYER in hook
+    if not is_pattern or layer is None:
+        _check_one_given(layer, hook)
     if layer == "all":
         layer = range(len(blocks(model)[1]))
-    if hook is None:
+    if is_pattern and layer is not None:
+        found = tuple(find_hook(model, str(hook).replace(LAYER, str(each))) for each in _as_list(layer))
+    elif hook is None:
         found = tuple(find_hook(model, layer=each, site=site) for each in _as_list(layer))
     else:
         found = tuple(find_hook(model, each) for each in _as_list(hook))
@@ -193,7 +202,23 @@ def _as_list(value: Any) -> list[Any]:
 
 def are_several(layer: object, hook: object) -> bool:
     """Return whether a list of layers or hooks is given, even of one, or all of them."""
-    return layer == "all" or isinstance(layer if hook is None else hook, list | tuple | range)
+    return layer == "all" or isinstance(hook if layer is None else layer, list | tuple | range)
+
+
+def in_layer(name: str, hook: Hook) -> str:
+    """Return the name of a module with the layer of a hook in place of ``{layer}``.
+
+    Raises
+    ------
+    ConfigError
+        The hook lies in no layer.
+
+    >>> in_layer("layers.{layer}.mlp", Hook("layers.2.mlp.input", "model.layers.2.mlp", 2))
+    'layers.2.mlp'
+    """
+    if LAYER in name and hook.layer is None:
+        raise ConfigError(f"`{name}` names a module of each layer; `{hook.name}` lies in none. Name one module.")
+    return name.replace(LAYER, str(hook.layer))
 
 
 def _by_path(model: nn.Module, hook: str) -> Hook:

@@ -66,13 +66,6 @@ class PretrainedModel:
         """Number type of its rows unless another is asked for: that of the weights, where rows can be stored in it."""
         return self.dtype if self.dtype in DTYPES.values() else torch.float32
 
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        from .hooks import blocks
-
-        return len(blocks(self.model)[1])
-
     def __deepcopy__(self: M, memo: dict[int, object]) -> M:
         return self  # a value needs no copies: clones of an estimator share it
 

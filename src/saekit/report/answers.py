@@ -10,6 +10,7 @@ from typing import Any
 from ..measure.metrics import METRICS
 from ..measure.results import Measured
 from ..measure.verdicts import detectable, resolution, verdict
+from ..sizes.largest import enough
 from .charts import intervals
 from .marks import Chart
 from .metric_tables import heading
@@ -252,39 +253,57 @@ def _how_many(results: Sequence[Result]) -> Answer:
     metric = next((name for name in ("ce_sae", "fvu") if all(has_interval(p.get(name, {})) for _, p in points)), "fvu")
     sizes = {size: metrics[metric] for size, metrics in points if metric in metrics}
     n, title, margin = max(sizes), heading(metric), METRICS[metric].margin
-    word, tone, chosen = _enough(sizes, metric)
+    words, gaps, paired = _compared_sizes(result, metric, sizes)
+    word, tone, chosen = _enough(words, n)
     (text, interval), shown = parts_of(sizes[chosen]), [*sizes][-4:]
+    value, unit = f"{chosen:,} of {n:,}", f"latents: {title} {text}{_within(interval, result['settings'])}"
+    if tone != "yes" and chosen in gaps:
+        gap, ends = parts_of(gaps[chosen])
+        value = gap if gap.startswith("−") else f"+{gap}"
+        unit = f"{title}, {chosen:,} latents minus all {n:,}{_within(ends, result['settings'])}"
     return Answer(
         question="How many?",
         asks=_ASKS_MANY,
         word=word,
         tone=tone,
-        value=f"{chosen:,} of {n:,}",
-        unit=f"latents: {title} {text}{_within(interval, result['settings'])}",
-        sentence=f"With {chosen:,} latents {title} is {text}, with all {n:,} it is {parts_of(sizes[n])[0]}.",
+        value=value,
+        unit=unit,
+        sentence=f"With {chosen:,} latents {title} is {text}, with all {n:,} it is {parts_of(sizes[n])[0]}"
+        f"{_by(gaps.get(chosen))}.",
         chart=intervals(
             [(f"{size:,}", sizes[size], size != chosen) for size in shown], x=f"{title}, by latents", from_zero=False
         ),
         how=f"{_measured_on(result)}; a size is enough where {title} lies within {margin:g} of that of the whole SAE, "
-        f"whatever their intervals allow.{_others(results, 'size_curve', 'progressive')}",
+        f"by the interval of {paired}.{_others(results, 'size_curve', 'progressive')}",
         more="This sample cannot narrow it: measure on more rows." if tone == "open" else "",
         group="many",
     )
 
 
-def _enough(sizes: Mapping[int, Quantity], metric: str) -> tuple[str, str, int]:
-    """Return the verdict, its tone, and the size that it is about."""
-    *parts, n = sizes
+def _compared_sizes(
+    result: Result, metric: str, sizes: Mapping[int, Quantity]
+) -> tuple[dict[int, str], dict[int, Quantity], str]:
+    """Return by size below the largest its verdict and its difference from that, and what the interval is of."""
+    found = {size: point.get("from_largest") or {} for size, point in _size_points(result) if size in sizes}
+    words = {size: each.get("verdicts", {}).get(metric) for size, each in found.items() if size != max(sizes)}
+    if all(words.values()):
+        gaps = {size: found[size]["differences"][metric] for size in words}
+        return {size: str(word) for size, word in words.items()}, gaps, "the paired difference"
     sign = -1 if METRICS[metric].better == "lower" else 1
-    said = {size: verdict(_against(sizes[size], sizes[n], sign), METRICS[metric].margin) for size in parts}
-    keeping = [size for size in parts if all(said[each] in ("equivalent", "better") for each in parts if each >= size)]
-    losing = [size for size in parts if all(said[each] == "worse" for each in parts if each <= size)]
-    if len(losing) == len(parts):
-        return f"all {n:,}", "no", parts[-1]
-    if keeping and len(keeping) + len(losing) == len(parts):
-        return f"{keeping[0]:,} of {n:,}", "yes", keeping[0]
-    first = parts[len(losing)]
-    return f"between {first:,} and {min([*keeping, n]):,}", "open", first
+    said = {size: verdict(_against(sizes[size], sizes[max(sizes)], sign), METRICS[metric].margin) for size in words}
+    return said, {}, "the difference as far as both intervals allow (measure again for the paired one)"
+
+
+def _by(gap: Quantity | None) -> str:
+    return "" if gap is None or gap["value"] is None else f"; the difference is {told(gap)}"
+
+
+def _enough(words: Mapping[int, str], n: int) -> tuple[str, str, int]:
+    """Return the verdict, its tone, and the size that it is about."""
+    first, last = enough(words, n)
+    if first == last:
+        return (f"all {n:,}", "no", max(words)) if first == n else (f"{first:,} of {n:,}", "yes", first)
+    return f"between {first:,} and {last:,}", "open", first
 
 
 def _measured_on(result: Result) -> str:
@@ -293,8 +312,14 @@ def _measured_on(result: Result) -> str:
 
 
 def _points(result: Result) -> list[tuple[int, Mapping[str, Quantity]]]:
+    """Return size and metrics of each point of the curve that the answer is about."""
+    return [(size, point.get("metrics", point)) for size, point in _size_points(result)]
+
+
+def _size_points(result: Result) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return the points of the only curve, or of the first way."""
     if result["kind"] == "size_curve":
-        return [(point["size"], point["metrics"]) for point in result["points"]]
+        return [(point["size"], point) for point in result["points"]]
     first = result["curves"][0]["name"] if result["curves"] else None
     return [(point["size"], point) for point in result["curves"] if point["name"] == first]
 

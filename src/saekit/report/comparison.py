@@ -97,8 +97,9 @@ def _function(result: Mapping[str, Any]) -> list[Section]:
             "Rank correlation with the stability of latents, mean over SAEs: alignment_self is the cosine of a "
             "latent's own encoder and decoder row, encoder_norm its encoder's length; they need no second SAE."
         )
-        tables.append(Table(tuple(predictors), [[measured_cell(each) for each in predictors.values()]], caption))
-    return [Section("Whether partners do the same", "", tables)] if tables else []
+        cells = [Cell("rank correlation"), *(measured_cell(each) for each in predictors.values())]
+        told = Section("What one SAE alone says about stability", "", [Table(("", *predictors), [cells], caption)])
+    return [*([Section("Whether partners do the same", "", tables)] if tables else []), *([told] if predictors else [])]
 
 
 def _many(result: Mapping[str, Any]) -> list[Section]:

@@ -60,9 +60,17 @@ def _metrics_table(entries: Sequence[Mapping[str, Any]], names: Sequence[str], *
                 muted.add(len(rows))
                 rows.append(metric_row(f"↳ {label}", control["metrics"], names))
     columns = ["", *(heading(name) for name in names)]
-    units = [(heading(name), METRICS[name].unit) for name in names if name in METRICS]
-    caption = "Units: " + ", ".join(f"{name} in {unit}" for name, unit in units if name != unit) + "."
-    return Table(columns, rows, caption, frozenset(muted))
+    return Table(columns, rows, _units(names), frozenset(muted))
+
+
+def _units(names: Sequence[str]) -> str:
+    """Say what the numbers of a table are in, but for fractions and cosines, which have no unit."""
+    units: dict[str, list[str]] = {}
+    for name in names:
+        if name in METRICS and METRICS[name].unit not in ("fraction", "cosine"):
+            units.setdefault(METRICS[name].unit, []).append(heading(name))
+    said = [f"{' and '.join(own)} in {unit}" for unit, own in units.items()]
+    return f"{', '.join(said)}; the others are fractions of 1." if said else ""
 
 
 def _points(entries: Sequence[Mapping[str, Any]], name: str) -> list[tuple[str, Mapping[str, Any], bool]]:

@@ -54,7 +54,7 @@ def parts_of(measured: Quantity, spec: str = "") -> tuple[str, str]:
         return (minus(value) if spec else number(measured["value"])), ""
     first, last = (minus(end) for end in ends.rstrip("]").split(", "))
     if low == high == measured["value"]:  # an exact number
-        return number(low), ""
+        return (minus(value) if spec else number(low)), ""
     return minus(value), f"{first} to {last}"
 
 

@@ -94,8 +94,23 @@ class Group:
     """With the id of each."""
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A file whose result is not on the page."""
+
+    file: str
+    """Its path in the folder."""
+    why: str
+    """Why it cannot be read or shown."""
+
+
 def write(
-    results: Sequence[object], folder: str | os.PathLike[str], *, title: str = "saekit report", date: str = ""
+    results: Sequence[object],
+    folder: str | os.PathLike[str],
+    *,
+    title: str = "saekit report",
+    date: str = "",
+    unread: Sequence[Unread] = (),
 ) -> Path:
     """Write `results` as ``report.html`` into `folder`: a page that needs no network.
 
@@ -112,6 +127,8 @@ def write(
         Heading of the page.
     date
         When the results were made; shown on top.
+    unread
+        Files that should have been results: the page says on top that they are missing, and why.
 
     Returns
     -------
@@ -123,7 +140,7 @@ def write(
     DataError
         A result is of an unknown kind, or there is none.
     """
-    text, files = _built(results, title=title, date=date, is_whole=False)
+    text, files = _built(results, title=title, date=date, is_whole=False, unread=unread)
     path = Path(folder) / PAGE
     for name, content in files.items():
         write_bytes(path.parent / name, content.encode())
@@ -136,7 +153,9 @@ def render(results: Sequence[Any], *, title: str = "saekit report", date: str = 
     return _built(results, title=title, date=date, is_whole=True)[0]
 
 
-def _built(results: Sequence[Any], *, title: str, date: str, is_whole: bool) -> tuple[str, dict[str, str]]:
+def _built(
+    results: Sequence[Any], *, title: str, date: str, is_whole: bool, unread: Sequence[Unread] = ()
+) -> tuple[str, dict[str, str]]:
     """Return the page, and the files that it reads."""
     shown = [result if isinstance(result, Mapping) else result.to_json() for result in results]
     if not shown:
@@ -150,6 +169,7 @@ def _built(results: Sequence[Any], *, title: str, date: str, is_whole: bool) -> 
     text = page.render(
         title=title,
         sentence=sentence(shown, date),
+        unread=unread,
         answers=first,
         groups=groups,
         linked=_addresses(found),
@@ -184,7 +204,7 @@ def _groups(results: Sequence[Mapping[str, Any]]) -> list[Group]:
     sections: dict[str, list[Section]] = {key: [] for key, _, _ in GROUPS}
     order = {kind: at for at, kind in enumerate(group_of)}
     for result in sorted(results, key=lambda each: order.get(str(each.get("kind")), len(order))):
-        for section in _sections_of(result):
+        for section in sections_of(result):
             key = "provenance" if section.kind == "provenance" else group_of.get(str(result.get("kind")), "more")
             sections[key].append(section)
     sections["real"] += across(results)
@@ -241,13 +261,18 @@ class _Markup(str):
 def _prose(text: str) -> _Markup:
     """Return text with what stands between backticks as code, and intervals in words."""
     safe = escape(plain(text, keep="\n\t"))
-    parts = _INTERVAL.sub(lambda ends: f"[{minus(ends[1])} to {minus(ends[2])}]", safe).split("`")
+    parts = _INTERVAL.sub(_in_words, safe).split("`")
     if len(parts) % 2 == 0:  # an odd backtick is a sign of its own
         return _Markup("`".join(parts))
     return _Markup("".join(f"<code>{part}</code>" if at % 2 else part for at, part in enumerate(parts)))
 
 
-_INTERVAL = re.compile(r"\[([-+]?[\d.]+), ([-+]?[\d.]+)\]")
+_INTERVAL = re.compile(r"(?:(?<![\w.])([-+]?[\d.]+) )?\[([-+]?[\d.]+), ([-+]?[\d.]+)\]")
+
+
+def _in_words(found: re.Match[str]) -> str:
+    value = "" if found[1] is None else f"{minus(found[1])} "
+    return f"{value}[{minus(found[2])} to {minus(found[3])}]"
 
 
 def _data_link(text: str, kind: str) -> str:
@@ -260,7 +285,14 @@ def _shown(value: object) -> Any:
     return plain(value, keep="\n\t") if type(value) is str else value
 
 
-def _sections_of(result: Mapping[str, object]) -> Sequence[Section]:
+def sections_of(result: Mapping[str, object]) -> Sequence[Section]:
+    """Return the sections of one result, its warnings after the first.
+
+    Raises
+    ------
+    DataError
+        It is of an unknown kind, or does not hold what results of its kind hold.
+    """
     kind = result.get("kind")
     if kind not in RENDERERS:
         raise DataError(f"a report shows results of the kinds {listed(RENDERERS)}; got {kind!r}.")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, FormatError
+from ..errors import ConfigError, FormatError, SaekitError
 from ..files import check_path, parse_json, read_bytes, read_sealed
 from ..forms import NATURAL, check_form
 from ..measure.results import Result
-from .page import write
+from .page import Unread, sections_of, write
 
 _LOG = "log.jsonl"
 _RUN = "run.json"
@@ -21,8 +24,27 @@ _CLASSIFIER = "classifier.json"
 _CURVES = ("fvu", "l0", "dead_fraction")
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What a folder holds."""
+
+    results: list[dict[str, Any]]
+    """Results as JSON objects, in the order of their files."""
+    unread: list[Unread]
+    """Files that should have been results."""
+    date: str
+    """The day on which the newest of these files was written."""
+
+    def told(self, page: Path) -> str:
+        """Return what a user must know of a page that is made of a part of the files."""
+        lines = "".join(f"\n  {each.file}: {each.why}" for each in self.unread)
+        return f"`{page}` must show all results of its folder; it is made without what cannot be read:{lines}"
+
+
 def write_report(folder: str | os.PathLike[str], *, title: str = "saekit report") -> Path:
     """Write ``report.html`` from the results in a folder, as ``saekit report`` does, and return its path.
+
+    A file that cannot be read is named on the page and in a Python warning; the page is made of the others.
 
     Parameters
     ----------
@@ -36,15 +58,11 @@ def write_report(folder: str | os.PathLike[str], *, title: str = "saekit report"
     ConfigError, FormatError
         As `collect`.
     """
-    return write(collect(folder), folder, title=title, date=date_of(folder))
-
-
-def date_of(folder: str | os.PathLike[str]) -> str:
-    """Return the day on which the newest result of a folder was written."""
-    folder = check_path(folder)
-    newest = max((file.stat().st_mtime for file in _files_of(folder)), default=0.0)
-    day = datetime.fromtimestamp(newest).astimezone()
-    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
+    found = collect(folder)
+    page = write(found.results, folder, title=title, date=found.date, unread=found.unread)
+    if found.unread:
+        warnings.warn(found.told(page), stacklevel=2)
+    return page
 
 
 _MONTHS = (
@@ -53,34 +71,81 @@ _MONTHS = (
 )  # fmt: skip
 
 
-def _files_of(folder: Path) -> list[Path]:
-    names = ("*.json", "*/*.json", _LOG, f"*/{_LOG}")
-    return [file for name in names for file in sorted(folder.glob(name))]
+def _date_of(files: Sequence[Path]) -> str:
+    """Return the day on which the newest of some files was written; empty where none says."""
+    newest = 0.0
+    for file in files:
+        with suppress(OSError):  # of a link to nowhere
+            newest = max(newest, file.stat().st_mtime)
+    if not newest:
+        return ""
+    day = datetime.fromtimestamp(newest).astimezone()
+    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
 
 
-def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def collect(folder: str | os.PathLike[str]) -> Collected:
     """Read every result in `folder` and one level below: ``*.json`` with a known ``kind``, and training logs.
+
+    A file that is no JSON, or a result that was altered, cut off or written by a newer release, is left out and named.
 
     Raises
     ------
     ConfigError
         The folder does not exist or holds no result.
     FormatError
-        A file is not JSON, or a result that was altered or comes from a newer release.
+        There are files, but none can be read.
     """
     folder = check_path(folder)
     if not folder.is_dir():
         raise ConfigError(f"a report needs a folder with results; `{folder}` is not a folder.")
+    results: list[dict[str, Any]] = []
+    unread: list[Unread] = []
     files = _files_of(folder)
-    saved = [value for file in files if file.suffix == ".json" and (value := read_result(file)) is not None]
-    logs = [training_log(file) for file in files if file.name == _LOG]
-    found = [*saved, *(saved_classifier(file) for file in files if file.name == _CLASSIFIER), *logs]
-    if not found:
+    for file in files:
+        try:
+            found = _results_of(file)
+            for each in found:
+                sections_of(each)  # what cannot be shown must not stop the others
+        except (SaekitError, OSError) as error:
+            unread.append(Unread(os.fspath(file.relative_to(folder)), _why(error, file)))
+        else:
+            results += found
+    if not results and unread:
+        raise FormatError(
+            f"a report needs results; of {len(unread)} files in `{folder}` none can be read. {unread[0].file}: "
+            f"{unread[0].why}"
+        )
+    if not results:
         raise ConfigError(
             f"`{folder}` must hold results (evaluation.json, say) or a training run (log.jsonl); it holds neither. "
             "Run `saekit evaluate … --out` or `saekit train` first."
         )
-    return found
+    return Collected(results, unread, _date_of(files))
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Return the files that may hold results, each once whatever links lead to it: JSON, then logs."""
+    names = ("*.json", "*/*.json", _LOG, f"*/{_LOG}")
+    found = [file for name in names for file in sorted(folder.glob(name)) if not file.is_dir()]
+    return list({os.path.realpath(file): file for file in reversed(found)}.values())[::-1]
+
+
+def _results_of(file: Path) -> list[dict[str, Any]]:
+    """Return the results in a file: none in JSON of another kind."""
+    if file.name == _LOG:
+        return [training_log(file)]
+    if file.name == _CLASSIFIER:
+        return [saved_classifier(file)]
+    found = read_result(file)
+    return [] if found is None else [found]
+
+
+def _why(error: Exception, file: Path) -> str:
+    """Return why a file cannot be read, without its name."""
+    if isinstance(error, FileNotFoundError):
+        return "a link to a file that is not there"
+    text = str(error) if isinstance(error, SaekitError) else str(getattr(error, "strerror", None) or error)
+    return text.removeprefix(f"`{file}`").removeprefix(":").strip()
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

@@ -37,8 +37,34 @@ def size_curve(result: Mapping[str, Any]) -> list[Section]:
         f"{number(result['n_rows'])} rows."
     )
     tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings."), facts(result["rows"])]
-    main = Section("What each size is worth", intro, [Table(columns, rows)], figures)
+    main = Section("What each size is worth", intro, [Table(columns, rows), *_from_largest(points)], figures)
     return [main, Section("Settings of the sizes", "", tables, is_folded=True, kind="provenance")]
+
+
+def _from_largest(points: Sequence[Mapping[str, Any]], name: str = "") -> list[Table]:
+    """Show how much worse each size is than the largest, by the paired difference; nothing where it was not kept."""
+    known = [point for point in points if (point.get("from_largest") or {}).get("differences")]
+    metrics = list(dict.fromkeys(metric for point in known for metric in point["from_largest"]["differences"]))
+    rows = [
+        [
+            Cell(f"{name}{point['size']:,} latents"),
+            *(
+                cell
+                for metric in metrics
+                for cell in (
+                    measured_cell(point["from_largest"]["differences"].get(metric)),
+                    Cell(point["from_largest"]["verdicts"].get(metric, "–")),
+                )
+            ),
+        ]
+        for point in known
+    ]
+    columns = [each for metric in metrics for each in (f"{heading(metric)}, more than with all", "verdict")]
+    caption = (
+        "Each size minus the largest, paired; verdicts for the margin of the metric (0.01), corrected for the number "
+        "of sizes (Holm). Equivalent: it keeps what the largest gives."
+    )
+    return [Table(("", *columns), rows, caption)] if rows else []
 
 
 def _named(sae: Mapping[str, Any]) -> str:

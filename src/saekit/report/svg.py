@@ -100,8 +100,11 @@ def _plot(chart: Chart, width: int) -> tuple[list[str], Told, int]:
     longest = width // 3 if width < 500 else width // 2
     height = chart.height + top
     left, turned = 52.0, False
+    widest_name = max((_LETTER * len(cut(name, LONGEST)) + 14 for name in chart.y.names), default=0.0)
+    is_above = widest_name > longest and not any(isinstance(mark, Box) for mark in chart.marks)
     if chart.y.scale == "names":
-        left = min(max([_LETTER * len(cut(name, LONGEST)) for name in chart.y.names], default=0) + 14, longest)
+        left = 8.0 if is_above else min(widest_name, longest)
+        height += 12 * len(chart.y.names) if is_above else 0
     bottom = 26.0 + (18 if chart.x.title else 0)
     if chart.x.scale == "names" and chart.x.names:
         slot = (width - left - 12) / len(chart.x.names)
@@ -111,7 +114,8 @@ def _plot(chart: Chart, width: int) -> tuple[list[str], Told, int]:
     title = 16 if chart.y.title else 4
     x = _scale(chart, chart.x, "x", left, width - 14.0)
     y = _scale(chart, chart.y, "y", height - bottom, top + title + 8.0)
-    parts = [*legend, *_x_axis(chart.x, x, y, turned), *_y_axis(chart.y, x, y, (left, longest))]
+    names = _names_above(chart.y, x, y) if is_above else _y_axis(chart.y, x, y, (left, longest))
+    parts = [*legend, *_x_axis(chart.x, x, y, turned), *names]
     if chart.y.title:
         parts.append(_text(4, top + 10, cut(chart.y.title, LONGEST_TITLE), "start", soft=True))
     for mark in chart.marks:
@@ -182,6 +186,12 @@ def _y_axis(axis: Axis, x: Scale, y: Scale, room: tuple[float, float]) -> Iterat
         if axis.scale != "names":
             yield _grid(f"M{x.start:.1f} {at:.1f}H{x.stop:.1f}")
         yield _text(left - 7, at + 4, cut(label, letters), "end")
+
+
+def _names_above(axis: Axis, x: Scale, y: Scale) -> Iterator[str]:
+    """Write each name over its marks: there is no room for them at the side."""
+    for at, name in enumerate(axis.names):
+        yield _text(x.start, y(at) - 9, cut(name, int((x.stop - x.start) / _LETTER)), "start")
 
 
 def _grid(path: str) -> str:

@@ -73,7 +73,7 @@ class Reader(Protocol):
         """Return the rows of a group at every hook, in order."""
         ...
 
-    def info(self) -> dict[str, Any]:
+    def info(self, hook: Hook) -> dict[str, Any]:
         """Return what is recorded with the rows: the data, and how they are read."""
         ...
 
@@ -202,7 +202,17 @@ def capture(
     return sources if recording.several else sources[hooks[0].name]
 
 
-_FOR_TEXTS = ("target", "context", "pack", "padding", "batch_tokens")
+_FOR_TEXTS = (
+    "target",
+    "context",
+    "pack",
+    "padding",
+    "batch_tokens",
+    "roles",
+    "skip_tokens",
+    "positions",
+    "chat_template",
+)
 _FOR_IMAGES = ("special", "prompt", "batch_images")
 
 
@@ -266,7 +276,7 @@ class Recording:
     def info(self, hook: Hook) -> dict[str, Any]:
         """Return what is recorded with the rows of a hook."""
         wanted = {} if self.tokens is None else {"tokens": self.tokens}
-        return {**self.model.info, **hook.info, **self.reader.info(), **wanted}
+        return {**self.model.info, **hook.info, **self.reader.info(hook), **wanted}
 
     def _sinks(self, out: Path | None) -> list[Sink]:
         """Return a sink per hook: width and outlier filter are measured before the long run."""

@@ -259,8 +259,8 @@ class ImageReader:
         """Return how many tokens of an image are no patches, and whether they were skipped."""
         return {"skipped": self.settings.skip_special, "per_image": self.first.n_special}
 
-    def info(self) -> dict[str, Any]:
-        """Return what is recorded with the rows: the data, and how they are read."""
+    def info(self, hook: Hook) -> dict[str, Any]:
+        """Return what is recorded with the rows of a hook: the data, and how they are read."""
         processor = getattr(self.model.processor, "image_processor", self.model.processor)
         return {
             "data": self.images.info["name"],

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, InputError
+from ..inputs.chat import clipped
 from ..inputs.texts import Texts, read_texts
-from ..models.hooks import Hook, activations, find_hook
+from ..models.hooks import Hook, activations, find_hook, in_layer
 from ..models.language import LanguageModel
 from .outliers import CALIBRATION_TOKENS
 from .settings import ReadingSettings
@@ -54,14 +55,23 @@ class TextRunner:
     settings: ReadingSettings
 
     @cached_property
-    def target(self) -> Hook | None:
-        """Where the rows that a transcoder predicts are taken, in the same pass; None where none are wanted."""
-        return None if self.settings.target is None else find_hook(self.lm.model, self.settings.target)
+    def targets(self) -> tuple[Hook, ...]:
+        """Where the rows that transcoders predict are taken, one for each hook, in the same pass; empty: none wanted.
 
-    @property
-    def info(self) -> dict[str, Any]:
-        """What is recorded with the rows about their targets."""
-        return {} if self.target is None else {"hook_out": self.target.name, "module_out": self.target.path}
+        Raises
+        ------
+        ConfigError
+            The target is that of a layer, and a hook lies in none.
+        """
+        target = self.settings.target
+        return () if target is None else tuple(find_hook(self.lm.model, in_layer(target, each)) for each in self.hooks)
+
+    def info(self, hook: Hook) -> dict[str, Any]:
+        """Return what is recorded with the rows of a hook about their targets."""
+        if not self.targets:
+            return {}
+        target = self.targets[self.hooks.index(hook)]
+        return {"hook_out": target.name, "module_out": target.path}
 
     def __post_init__(self) -> None:
         wanted = self.settings.context
@@ -120,8 +130,16 @@ class TextRunner:
         token, document, position = (
             torch.from_numpy(column[wanted]) for column in (contexts.ids, contexts.document, contexts.position)
         )
-        predicted = stored[len(self.hooks) :]
-        return [Columns(x, token, document, position, *predicted) for x in stored[: len(self.hooks)]]
+        predicted: list[Tensor | None] = [stored[self._places.index(each)] for each in self.targets]
+        return [
+            Columns(x, token, document, position, target)
+            for x, target in zip(stored, predicted or [None] * len(self.hooks))
+        ]
+
+    @cached_property
+    def _places(self) -> list[Hook]:
+        """The hooks, and behind them the targets that are none of them, each once."""
+        return [*self.hooks, *dict.fromkeys(each for each in self.targets if each not in self.hooks)]
 
     def _batches(self, contexts: Contexts) -> Iterator[TokenBatch]:
         """Yield the inputs of the forward passes."""
@@ -135,10 +153,9 @@ class TextRunner:
 
     def _run(self, batch: TokenBatch) -> list[Tensor]:
         """Return the rows of one forward pass at every hook, and the rows to predict."""
-        hooks = (*self.hooks, *([] if self.target is None else [self.target]))
         return [
             hidden[batch.keep.to(hidden.device)].to("cpu", self.dtype)
-            for hidden in activations(self.lm.model, hooks, batch.inputs)
+            for hidden in activations(self.lm.model, self._places, batch.inputs)
         ]
 
     def n_rows(self, contexts: Contexts) -> np.ndarray:
@@ -219,13 +236,13 @@ class TextReader:
             "n_texts_cut": 0 if packed else int((n_contexts > 1).sum()),
         }
 
-    def info(self) -> dict[str, Any]:
-        """Return what is recorded with the rows: the data, and how they are read."""
+    def info(self, hook: Hook) -> dict[str, Any]:
+        """Return what is recorded with the rows of a hook: their targets, the data, and how they are read."""
         settings = self.runner.settings
         around = special_tokens(self.runner.lm.tokenizer)
         batching = batching_on(self.runner.lm, settings.padding)
         return {
-            **self.runner.info,
+            **self.runner.info(hook),
             "data": self.texts.info["name"],
             "data_split": self.texts.info.get("split"),
             "data_text": self.texts.info["text"],
@@ -235,6 +252,7 @@ class TextReader:
             "tokens": self.total,
             "context": self.runner.context,
             "pack": settings.pack,
+            **({"mask": mask} if (mask := settings.mask.facts()) else {}),
             "padding": settings.padding,
             "batch_tokens": self.runner.batch_tokens,
             **({} if batching == "padded" else {"batching": batching}),
@@ -261,6 +279,8 @@ def open_texts(
         if tokens is None or count >= (spare if _is_longer(texts, characters) else tokens):
             break
     if not count:
+        if mask := runner.settings.mask.facts():
+            raise InputError(f"`{texts.info['name']}` must give at least one token; none is left by {mask}.")
         raise InputError(
             f"`{texts.info['name']}` must give at least one token; the tokenizer of `{runner.lm.name}` makes none of "
             f"its {len(texts)} texts. Is it the tokenizer for this language?"
@@ -278,10 +298,11 @@ def _cut(runner: TextRunner, texts: Texts, characters: int | None, rows: int | N
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
         part = tokenize(
             runner.lm.tokenizer,
-            [each[:characters] for each in texts[first : first + _TEXTS_AT_ONCE]],
+            [clipped(each, characters) for each in texts[first : first + _TEXTS_AT_ONCE]],
             context=runner.context,
             pack=runner.settings.pack,
             first_document=first,
+            mask=runner.settings.mask,
         )
         parts.append(part)
         count += int(runner.n_rows(part).sum())
@@ -305,4 +326,4 @@ def _growing(
 
 def _is_longer(texts: Texts, characters: int | None) -> bool:
     """Return whether a text has more characters."""
-    return characters is not None and any(len(text) > characters for text in texts)
+    return characters is not None and any(len(clipped(text, characters)) < len(text) for text in texts)

@@ -90,7 +90,7 @@ def find_rows(
     from ..provenance import place_of, target_of
     from .capture import capture
     from .opening import source_for
-    from .settings import CaptureSettings
+    from .settings import CaptureSettings, TokenMask
 
     name = os.fspath(path) or "the SAE"
     if rows is None and model is None:
@@ -107,7 +107,8 @@ def find_rows(
     lm = load_language_model(model)
     hook = place_of(sae, layer=settings.layer, hook=settings.hook, name=f"`{name}`")
     if source is None:
-        how = CaptureSettings(target=target_of(sae, target=settings.target, name=f"`{name}`"))
+        target = target_of(sae, target=settings.target, name=f"`{name}`")
+        how = CaptureSettings(target=target, **vars(TokenMask.by(sae.provenance)))
         source = capture(
             lm, data, hook=hook, text=settings.text, tokens=settings.tokens, settings=how, progress=progress or silent
         )

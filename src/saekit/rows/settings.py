@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
@@ -24,7 +25,71 @@ BLOCK_TOKENS = 32_768
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
-class ReadingSettings:
+class TokenMask:
+    """Which tokens of a text become rows, and how conversations become texts. The model reads all tokens either way.
+
+    Raises
+    ------
+    ConfigError
+        A setting cannot work.
+    """
+
+    roles: tuple[str, ...] = ()
+    """Roles whose tokens become rows, of conversations, such as assistant [all roles]."""
+    skip_tokens: tuple[str, ...] = ()
+    """Tokens that become no rows, as the tokenizer writes them [none]."""
+    positions: str | None = None
+    """Positions in the text whose tokens become rows, FIRST:LAST as in Python, such as 4: or :128 [all]."""
+    chat_template: str | None = None
+    """Jinja template of conversations: a file, or the template itself [that of the tokenizer]."""
+
+    def __post_init__(self) -> None:
+        for name in ("roles", "skip_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            elif not isinstance(value, tuple) or not all(isinstance(each, str) and each for each in value):
+                raise ConfigError(f"`{name}` must be texts, such as ('assistant',); got {value!r}.")
+        self.range()
+
+    def range(self) -> tuple[int, float]:
+        """Return the first position that becomes a row, and the one after the last.
+
+        >>> TokenMask(positions="4:").range(), TokenMask().range()
+        ((4, inf), (0, inf))
+        """
+        if self.positions is None:
+            return 0, math.inf
+        first, colon, last = self.positions.partition(":")
+        numbers = [int(each) if each.isdigit() else None for each in (first or "0", last or "1")]
+        if not colon or None in numbers or (last and int(last) <= int(first or 0)):
+            raise ConfigError(
+                f"`positions` must be FIRST:LAST with FIRST below LAST, either of them left out; got "
+                f"{self.positions!r}. Write 4: for all but the first four tokens."
+            )
+        return int(first or 0), int(last) if last else math.inf
+
+    def facts(self) -> dict[str, Any]:
+        """Return what differs from the default, as plain JSON; the template itself, not its file."""
+        from ..inputs.chat import template_of
+
+        found = {name: list(getattr(self, name)) for name in ("roles", "skip_tokens") if getattr(self, name)}
+        return {
+            **found,
+            **({} if self.positions is None else {"positions": self.positions}),
+            **({} if self.chat_template is None else {"chat_template": template_of(self.chat_template)}),
+        }
+
+    @classmethod
+    def by(cls, known: Mapping[str, Any]) -> TokenMask:
+        """Return the mask that the `info` of rows, or the provenance of an SAE, records."""
+        mask = known.get("mask")
+        return cls(**mask) if isinstance(mask, Mapping) else cls()
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class ReadingSettings(TokenMask):
     """How a model reads texts, and which tokens become rows.
 
     Raises
@@ -36,7 +101,8 @@ class ReadingSettings:
     site: Literal["resid", "mlp", "attn"] = "resid"
     """With a layer: the residual stream after it (resid), or what its mlp or attn adds [resid]."""
     target: str | None = None
-    """Module whose rows a transcoder predicts, taken with each row, in memory or as they are read only [none]."""
+    """Module whose rows a transcoder predicts, taken with each row, in memory or as they are read only; of several
+    layers ``layers.{layer}.mlp``, say [none]."""
     split: str | None = None
     """Split of the data [train where there is one]."""
     context: int | None = None
@@ -59,7 +125,12 @@ class ReadingSettings:
     """Distribution over devices, for transformers; instead of a device [none]."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         where = type(self).__name__
+        if not self.skip_special and self.mask != TokenMask(chat_template=self.chat_template):
+            raise ConfigError(
+                f"{where}: `skip_special` must stay true where `roles`, `skip_tokens` or `positions` choose tokens."
+            )
         check_whole(where, context=self.context, batch_tokens=self.batch_tokens)
         check_choice(where, ("right", "left"), padding=self.padding)
         if self.outliers is not None and not self.outliers > 1:
@@ -67,6 +138,11 @@ class ReadingSettings:
                 f"{where}: `outliers` must be above 1 (times the median norm), or None to keep all; "
                 f"got {self.outliers!r}."
             )
+
+    @property
+    def mask(self) -> TokenMask:
+        """Which tokens become rows."""
+        return TokenMask(**{each.name: getattr(self, each.name) for each in fields(TokenMask)})
 
     @property
     def placement(self) -> dict[str, Any]:

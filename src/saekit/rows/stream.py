@@ -116,7 +116,7 @@ def _stream_at(reader: TextReader, shared: SharedBlocks, at: int, sample: Column
         "kind": "stream",
         **runner.lm.info,
         **runner.hooks[at].info,
-        **reader.info(),
+        **reader.info(runner.hooks[at]),
         "filters": {"special": special, "outliers": None if keep is None else keep.info()},
         "d_in": sample.x.shape[1],
         **({} if sample.target is None else {"d_out": sample.target.shape[1]}),

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, did_you_mean
+from ..inputs.chat import Conversation, render, template_of
 from ..models.language import LanguageModel
 from ..models.pretrained import PretrainedModel, accepts
 from ..models.quiet import quiet_transformers
 from .batching import Batching, batching_of
+from .settings import TokenMask
 
 CONTEXT = 1024
 """Longest context unless given; models with less take less. Unit: tokens."""
@@ -33,7 +35,8 @@ class Contexts:
     document: np.ndarray
     """Number of the text each token belongs to, int64."""
     position: np.ndarray
-    """Place of each token in its text, int32, from 0; -1 for tokens that were added (BOS, CLS, SEP)."""
+    """Place of each token in its text, int32, from 0; -1 for tokens that become no rows: those that were added (BOS,
+    CLS, SEP, what a chat template puts around messages), and those that a mask leaves out."""
     offsets: np.ndarray
     """Where each context begins in these arrays, int64, with the end behind."""
 
@@ -123,12 +126,19 @@ def _probe_texts(tokenizer: Any) -> Iterator[str]:
 
 
 def tokenize(
-    tokenizer: Any, texts: Sequence[str], *, context: int, pack: bool = False, first_document: int = 0
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    context: int,
+    pack: bool = False,
+    first_document: int = 0,
+    mask: TokenMask = TokenMask(),
 ) -> Contexts:
     """Cut texts into contexts.
 
     A text longer than a context becomes several consecutive ones, each with the added tokens around it. Texts never
-    share a context unless `pack`.
+    share a context unless `pack`. A `Conversation` is written by the chat template, which adds what it wants; nothing
+    is added around its pieces.
 
     Parameters
     ----------
@@ -142,11 +152,15 @@ def tokenize(
         Fill contexts with text after text instead, the added tokens around each text; tokens then see earlier texts.
     first_document
         Number of the first text.
+    mask
+        Which tokens become rows. The others stay in their context, with position -1.
 
     Raises
     ------
     ConfigError
-        `context` leaves no room for a token of the text.
+        `context` leaves no room for a token of the text, or the tokenizer does not know a token of the mask.
+    ModelError
+        A conversation, and no chat template that says where its messages are.
     """
     around = special_tokens(tokenizer)
     room = context - len(around.before) - len(around.after)
@@ -154,14 +168,22 @@ def tokenize(
         raise ConfigError(
             f"`context` must leave room for text beside {context - room} added tokens; got {context}. Give more."
         )
+    read = [_read(tokenizer, text, mask) for text in texts] if _are_chats(texts) else None
     with quiet_transformers():
-        bare = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        bare = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if read is None else [r[0] for r in read]
+    if read is not None:
+        around, room = SpecialTokens((), ()), context
     pieces = list(_pieces(bare, None if pack else room, first_document))
     ids = [np.array([*around.before, *piece, *around.after], np.int32) for _, _, piece in pieces]
     position = [
         np.array([*[-1] * len(around.before), *range(start, start + len(piece)), *[-1] * len(around.after)], np.int32)
         for _, start, piece in pieces
     ]
+    for (number, start, piece), inner, places in zip(pieces, ids, position, strict=True):
+        if read is not None:
+            is_row = read[number - first_document][1][start : start + len(piece)]
+            places[~is_row] = -1
+        _leave_out(places, inner, mask, tokenizer)
     document = [np.full(len(part), number, np.int64) for (number, _, _), part in zip(pieces, ids)]
     lengths = [len(part) for part in ids]
     if pack:
@@ -173,6 +195,54 @@ def tokenize(
         np.concatenate([np.empty(0, np.int32), *position]),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
+
+
+def _are_chats(texts: Sequence[str]) -> bool:
+    """Return whether texts are conversations; raises `ConfigError` for both together."""
+    chats = sum(isinstance(text, Conversation) for text in texts)
+    if chats and chats < len(texts):
+        raise ConfigError(
+            f"texts and conversations must not come together; {chats} of {len(texts)} are conversations. Take them "
+            "one after the other."
+        )
+    return bool(chats)
+
+
+def _read(tokenizer: Any, text: str, mask: TokenMask) -> tuple[list[int], np.ndarray]:
+    """Return the tokens of a conversation, and whether each holds content of a message of the wanted roles."""
+    assert isinstance(text, Conversation)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            "the tokenizer must say which characters its tokens are, so that messages can be told apart; "
+            f"`{type(tokenizer).__name__}` does not. Use the fast tokenizer of the model."
+        )
+    rendered = render(tokenizer, text, template_of(mask.chat_template))
+    wanted = np.zeros(len(rendered.text), bool)
+    for first, last, role in rendered.parts:
+        wanted[first:last] = not mask.roles or role in mask.roles
+    with quiet_transformers():
+        found = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+    return found["input_ids"], np.array([bool(wanted[a:b].any()) for a, b in found["offset_mapping"]], bool)
+
+
+def _leave_out(position: np.ndarray, ids: np.ndarray, mask: TokenMask, tokenizer: Any) -> None:
+    """Set the position of tokens to -1, in place, that become no rows."""
+    first, last = mask.range()
+    position[(position < first) | (position >= last)] = -1
+    if mask.skip_tokens:
+        position[np.isin(ids, _ids_of(tokenizer, mask.skip_tokens))] = -1
+
+
+def _ids_of(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """Return the ids of tokens as the tokenizer writes them."""
+    known = tokenizer.get_vocab()
+    unknown = [token for token in tokens if token not in known]
+    if unknown:
+        raise ConfigError(
+            f"`skip_tokens` must be tokens of the tokenizer, written as in its vocabulary; it has no `{unknown[0]}`. "
+            f"{did_you_mean(unknown[0], known)}"
+        )
+    return [known[token] for token in tokens]
 
 
 def _pieces(texts: Sequence[list[int]], room: int | None, first_document: int) -> Iterator[tuple[int, int, list[int]]]:

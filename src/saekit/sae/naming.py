@@ -99,6 +99,7 @@ def name_of_config(config: Mapping[str, object], n_latents: int) -> str:
     }
     parts += [f"{word}{config[key]:g}" for key, word in numbers.items() if config.get(key)]
     parts += ["aligned"] if config.get("aligned") else []
+    parts += [f"skip-{config['skip']}"] if config.get("skip") else []
     parts += [f"from{config['k_start']:g}"] if config.get("k_start") else []
     parts += [f"balance{config['balance']:g}"] if config.get("balance") is not None else []
     return "-".join(parts)

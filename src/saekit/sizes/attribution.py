@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..inputs.texts import Texts, read_texts
 from ..measure.accumulators import double
-from ..measure.fidelity import CE_TOKENS, CHARACTERS_PER_TOKEN, contexts_for, predicted_positions, predicted_tokens
+from ..measure.fidelity import CE_TOKENS, characters_for, contexts_for, predicted_positions, predicted_tokens
 from ..measure.importance import GATHERED_NUMBERS, Importance
 from ..measure.normal_equations import column_factors, row_factors
 from ..models.hooks import find_hook
@@ -21,6 +21,7 @@ from ..models.loading import load_language_model
 from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import place_of, target_of
+from ..rows.settings import TokenMask
 from ..rows.tokens import CONTEXT, TokenBatch, token_batches
 from ..sae.codes import Codes
 from ..sae.model import SAE
@@ -90,7 +91,9 @@ def attribution(
     if not lm.is_causal:
         raise ConfigError(f"attribution: the model must predict next tokens; `{lm.name}` is not a causal one.")
     place = find_hook(lm.model, place_of(sae, layer=layer, hook=hook, where="attribution")).name
-    texts = read_texts(data, text=settings.text, columns=(), characters=tokens * CHARACTERS_PER_TOKEN)
+    texts = read_texts(
+        data, text=settings.text, columns=(), characters=characters_for(tokens, TokenMask.by(sae.provenance))
+    )
     return _Attribution(sae, lm, (place, out), settings).over(texts, tokens, progress or silent)
 
 
@@ -110,7 +113,8 @@ class _Attribution:
         """Return the scores over the first `tokens` predicted tokens of the texts."""
         settings, lm = self.settings, self.lm
         context = min(settings.context or CONTEXT, lm.context)
-        contexts = contexts_for(lm, texts, context, tokens)
+        mask = TokenMask.by(self.sae.provenance)
+        contexts = contexts_for(lm, texts, context, tokens, mask)
         total = int(predicted_tokens(contexts).sum())
         if not total:
             raise DataError(
@@ -126,7 +130,7 @@ class _Attribution:
         scores = {"frequency": means[0], "attribution": means[1], "cross_entropy": means[2]}
         filters = {"special": {"skipped": settings.special}}
         out = {} if self.target is None else {"hook_out": self.target}
-        seen = {**lm.info, "hook": self.hook, **out, "context": context, "filters": filters}
+        seen = {**lm.info, "hook": self.hook, **out, "context": context, "filters": filters, "mask": mask.facts()}
         warnings = warnings_on([(name_of(self.sae), self.sae)], seen, what="the model given makes")
         return Importance(scores, total, {**about, "at": settings.at}, warnings)
 

@@ -10,8 +10,9 @@ import numpy as np
 from ..measure.metrics import METRICS, Metrics
 from ..measure.results import Measured
 from .families import NESTED
+from .largest import DECIDED, FromLargest, from_largest_over_seeds
 from .ranking import BASELINES
-from .result import CurvePoint, Difference, decided
+from .result import CurvePoint, Difference, SizePoint, decided
 
 COMPARED = ("fvu", "ce_sae", "rsa", "cka", "detection", "purity", "description_length")
 """Metrics of the paired differences, as far as they were measured."""
@@ -20,12 +21,37 @@ SeedMetrics = Mapping[tuple[str, int], Mapping[int, Metrics]]
 """By way and size, then by seed."""
 
 
-def curves_over_seeds(values: SeedMetrics, overlaps: Mapping[tuple[str, int], Measured]) -> list[CurvePoint]:
+def curves_over_seeds(
+    points: Mapping[tuple[str, int], Mapping[int, SizePoint]], overlaps: Mapping[tuple[str, int], Measured]
+) -> list[CurvePoint]:
     """Return the mean of every way and size over seeds; `overlaps` are the latents that seeds share."""
+    compared = {way: _from_largest({s: own for (name, s), own in points.items() if name == way}) for way, _ in points}
     return [
-        CurvePoint(name, size, sorted(found), _with_ce(_over_seeds(list(found.values())), overlaps.get((name, size))))
-        for (name, size), found in sorted(values.items())
+        CurvePoint(
+            name,
+            size,
+            sorted(found),
+            _with_ce(_over_seeds([each.metrics for each in found.values()]), overlaps.get((name, size))),
+            compared[name][size],
+        )
+        for (name, size), found in sorted(points.items())
     ]
+
+
+def _from_largest(points: Mapping[int, Mapping[int, SizePoint]]) -> dict[int, FromLargest]:
+    """Return the points of one way, by size and seed, compared with those of the largest size."""
+    *sizes, largest = sorted(points)
+    if all(len(own) == 1 for own in points.values()):
+        return {point.size: point.from_largest for own in points.values() for point in own.values()}
+    whole, gaps = points[largest], []
+    for size in sizes:
+        found = {name: _gaps(_metrics(points[size]), _metrics(whole), name) for name in DECIDED}
+        gaps.append({name: (_mean(own, METRICS[name].unit), len(own)) for name, own in found.items() if own})
+    return dict(zip([*sizes, largest], from_largest_over_seeds(gaps), strict=True))
+
+
+def _metrics(points: Mapping[int, SizePoint]) -> dict[int, Metrics]:
+    return {seed: point.metrics for seed, point in points.items()}
 
 
 def _over_seeds(metrics: list[Metrics]) -> dict[str, Measured]:

@@ -17,7 +17,6 @@ from ..errors import ConfigError, did_you_mean
 from ..inputs.texts import Texts, read_texts
 from ..measure.fidelity import CHARACTERS_PER_TOKEN
 from ..measure.importance import SCORES, Importance, importance
-from ..measure.metrics import Metrics
 from ..measure.results import Measured
 from ..measure.settings import CE_TOKENS
 from ..models.language import LanguageModel
@@ -39,7 +38,7 @@ from .over_seeds import curves_over_seeds, paired_differences
 from .power_law import decoder_spectrum, power_law
 from .prune import competes
 from .ranking import ORDERS, rank
-from .result import Progressive, Ranking, SizeCurve
+from .result import Progressive, Ranking, SizeCurve, SizePoint
 from .settings import AttributionSettings, ProgressiveSettings, SizeSettings
 from .size_curve import measure_sizes
 
@@ -276,10 +275,11 @@ class _Comparison:
 
     def result(self) -> Progressive:
         """Return what was measured, with means and differences over seeds."""
-        values: dict[tuple[str, int], dict[int, Metrics]] = {}
+        points: dict[tuple[str, int], dict[int, SizePoint]] = {}
         for way, seed, curve in self.runs:
             for point in curve.points:
-                values.setdefault((way, point.size), {})[seed] = point.metrics
+                points.setdefault((way, point.size), {})[seed] = point
+        values = {key: {seed: point.metrics for seed, point in own.items()} for key, own in points.items()}
         first = self.runs[0][2]
         info = {key: self.fit.info.get(key) for key in ("model", "hook", "data", "digest", "part")}
         kept = {key: value for key, value in first.settings.items() if key not in ("selection", "each_size")}
@@ -292,7 +292,7 @@ class _Comparison:
             rows=first.rows,
             n_rows=first.n_rows,
             language_model=first.language_model,
-            curves=curves_over_seeds(values, self._overlaps()),
+            curves=curves_over_seeds(points, self._overlaps()),
             differences=paired_differences(values, by),
             rankings=self.rankings,
             spectra=self.spectra,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from ..measure.results import Measured, Result, to_plain
 from ..measure.verdicts import Claim, Stored, detectable, family_verdicts, resolution
 from ..sae.model import SAE
 from ..settings import brief
+from .largest import DECIDED, FromLargest, enough
 from .power_law import PowerLaw
 from .prune import competes
 
@@ -34,6 +35,9 @@ class SizePoint:
     """Latents kept."""
     metrics: Metrics
     """Measured with these latents alone."""
+    from_largest: FromLargest = field(default_factory=FromLargest)
+    """Compared with the largest size of the curve, paired over documents. Empty for that one, and in files of schema 1
+    and 2."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +55,7 @@ class SizeCurve(Result):
     """
 
     KIND: ClassVar[str] = "size_curve"
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
     PARTS: ClassVar[tuple[str, ...]] = ("points",)
 
     rows: dict[str, Any]
@@ -141,7 +145,32 @@ class SizeCurve(Result):
 
     def caption(self) -> str:
         """Return the line under the table."""
-        return f"{self.sae['name']}: {self.n_rows:,} rows, latents in {order_in_words(self.sae['order'])}"
+        about = f"{self.sae['name']}: {self.n_rows:,} rows, latents in {order_in_words(self.sae['order'])}"
+        return "; ".join([about, *filter(None, [self.answer()])])
+
+    def answer(self) -> str:
+        """Return how many latents keep what all of them give, from paired differences; empty where there are none.
+
+        The cross-entropy decides where it was measured, else FVU.
+        """
+        for name in reversed(DECIDED):
+            words = {p.size: p.from_largest.verdicts[name] for p in self.points if name in p.from_largest.verdicts}
+            if words:
+                return enough_in_words(words, self.sizes[-1], name)
+        return ""
+
+
+def enough_in_words(verdicts: Mapping[int, str], largest: int, metric: str) -> str:
+    """Say how many latents keep a metric within its margin.
+
+    >>> enough_in_words({64: "worse", 128: "equivalent"}, 256, "fvu")
+    '128 of 256 latents keep fvu within 0.01 of all'
+    """
+    first, last = enough(verdicts, largest)
+    kept = f"{metric} within {METRICS[metric].margin:g} of all"
+    if first < last:
+        return f"between {first:,} and {last:,} latents keep {kept}; more rows would narrow it"
+    return f"no smaller size keeps {kept}" if first == largest else f"{first:,} of {largest:,} latents keep {kept}"
 
 
 def order_in_words(order: str | None) -> str:
@@ -172,10 +201,14 @@ class CurvePoint:
     """The seeds behind it."""
     metrics: Metrics
     """Mean over seeds, with the interval of Student's t over seeds; with one seed, its own over documents."""
+    from_largest: FromLargest = field(default_factory=FromLargest)
+    """Compared with the largest size of the same way, paired by seed; with one seed, over documents. Empty for that
+    one, and in files of schema 1 to 3."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return name, size, seeds and every metric."""
-        return {"name": self.name, "size": self.size, "seeds": self.seeds, **self.metrics.to_json()}
+        """Return name, size, seeds, the comparison with the largest size, and every metric."""
+        about = {"name": self.name, "size": self.size, "seeds": self.seeds, "from_largest": to_plain(self.from_largest)}
+        return {**about, **self.metrics.to_json()}
 
     @classmethod
     def from_json(cls, plain: Any, where: str = "curve") -> CurvePoint:
@@ -188,9 +221,11 @@ class CurvePoint:
         """
         rest = dict(plain) if isinstance(plain, dict) else {}
         name, size, seeds = (rest.pop(key, None) for key in ("name", "size", "seeds"))
+        compared = rest.pop("from_largest", None)
         if not isinstance(name, str) or not isinstance(size, int) or not isinstance(seeds, list):
             raise FormatError(f"`{where}` must hold `name`, `size`, `seeds` and metrics; it is {plain!r}.")
-        return cls(name, size, seeds, Metrics.from_json(rest, where))
+        found = FromLargest() if compared is None else FromLargest.from_json(compared, f"{where}.from_largest")
+        return cls(name, size, seeds, Metrics.from_json(rest, where), found)
 
 
 @dataclass(frozen=True)
@@ -276,7 +311,7 @@ class Progressive(Result):
     """
 
     KIND: ClassVar[str] = "progressive"
-    SCHEMA: ClassVar[int] = 3
+    SCHEMA: ClassVar[int] = 4
     PARTS: ClassVar[tuple[str, ...]] = ("curves", "differences", "rankings", "spectra")
 
     rows: dict[str, Any]
@@ -296,7 +331,7 @@ class Progressive(Result):
 
     @classmethod
     def migrate(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Return the JSON object of schema 1 or 2 in the layout of 3: its differences are decided by today's rule."""
+        """Return the JSON object of schema 1 or 2 in today's layout: its differences are decided by today's rule."""
         if plain.get("schema") not in (1, 2) or not isinstance(plain.get("differences"), list):
             return plain
         try:

@@ -27,6 +27,7 @@ from ..sae.codes import Codes
 from ..sae.model import SAE
 from ..sae.naming import common_width, name_of, named_saes
 from ..settings import Progress, silent, suggest_keywords
+from .largest import from_largest
 from .latent_metrics import Sized, latent_metrics
 from .prune import check_sizes, competes
 from .result import SizeCurve, SizePoint
@@ -124,7 +125,10 @@ def measure_sizes(
         n_rows=found.n_rows,
         language_model=found.language_model,
         sae=_about(whole, name, saes[-1].digest()),
-        points=[SizePoint(each.size, Metrics(values)) for each, values in zip(prefixes, measured, strict=True)],
+        points=[
+            SizePoint(each.size, Metrics(values), compared)
+            for each, values, compared in zip(prefixes, measured, from_largest(found.estimates), strict=True)
+        ],
         warnings=place_warnings([(name or name_of(whole), whole)], source, spliced),
     )
 

@@ -91,13 +91,26 @@ def _finish_gated(config: Gated, p: Tensors, state: Tensors) -> SAE:
         b_mag=p["b_mag"],
         W_dec=p["W_dec"],
         b_dec=p["b_dec"],
-        b_pre=p["b_dec"].clone(),
+        b_pre=_subtracted(p),
+        W_skip=p.get("W_skip"),
     )
 
 
 def _sae(p: Tensors, rule: rules.Rule) -> SAE:
-    b_pre = p["b_dec"].clone()  # the losses subtract b_dec before the encoder
-    return SAE(W_enc=p["W_enc"], b_enc=p["b_enc"], W_dec=p["W_dec"], b_dec=p["b_dec"], rule=rule, b_pre=b_pre)
+    return SAE(
+        W_enc=p["W_enc"],
+        b_enc=p["b_enc"],
+        W_dec=p["W_dec"],
+        b_dec=p["b_dec"],
+        rule=rule,
+        b_pre=_subtracted(p),
+        W_skip=p.get("W_skip"),
+    )
+
+
+def _subtracted(p: Tensors) -> Tensor:
+    """Return what is subtracted before the encoder: b_dec, as in the losses; a transcoder brings its own."""
+    return p["b_pre"] if "b_pre" in p else p["b_dec"].clone()
 
 
 def _initial_threshold(config: JumpReLU, p: Tensors, x: Tensor) -> Tensors:

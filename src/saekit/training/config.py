@@ -17,6 +17,7 @@ from ..settings import is_number, is_whole, suggest_keywords
 
 BIASES = ("geometric-median", "mean", "zero")
 SCALINGS = ("centered", "scalar", "none")
+SKIPS = (None, "zero", "least-squares")
 CONTROLS = (None, "untrained", "frozen-decoder", "frozen-encoder", "soft-frozen-decoder")
 
 
@@ -41,7 +42,9 @@ class Config:
     """Rows without firing after which a latent is dead [2% of the rows of the run, at least 8 batches, at most
     10,000,000 rows]."""
     bias: str = "geometric-median"
-    """Initial `b_dec`: ``geometric-median`` or ``mean`` of the first 100,000 rows, or ``zero`` [geometric-median]."""
+    """Initial `b_dec`: ``geometric-median`` or ``mean`` of the first 100,000 rows, or ``zero``. Of a transcoder what is
+    subtracted from the rows before the encoder, for good; its `b_dec` begins at the mean of the targets, or at zero
+    [geometric-median]."""
     scaling: str = "centered"
     """``centered``: rows multiplied by one number, stored in the SAE, so that their mean distance from the initial
     `b_dec` is ``sqrt(d_in)``; ``scalar``: so that their mean norm is; ``none``: rows as they are [centered]."""
@@ -69,6 +72,10 @@ class Config:
     subspace: float | None = None
     """Fraction of the dimensions of the rows, by variance, in which initial decoder and encoder rows lie (2508.16929)
     [all dimensions]."""
+    skip: str | None = None
+    """Initial value of a linear path of a transcoder around the latents (2501.18823): ``zero``, or ``least-squares``,
+    the best affine map of the first 100,000 rows to their targets, of which the latents then explain the rest
+    [no such path]."""
 
     arch: ClassVar[str] = ""
 
@@ -434,6 +441,7 @@ _RULES: dict[str, Rule] = {
     "orthogonal": _FROM_0,
     "orthogonal_chunk": _whole(2, "a whole number of at least 2"),
     "subspace": _or_none(_number(lambda value: 0 < value <= 1, "a number in (0, 1]")),
+    "skip": _one_of(*SKIPS),
     "k_start": _or_none(_FROM_1),
     "k_fraction": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),
     "density": _FROM_0,

@@ -18,6 +18,8 @@ WARMUP_STEPS, WARMUP_FRACTION = 1000, 0.05
 DEAD_AFTER_ROWS, DEAD_AFTER_FRACTION, DEAD_AFTER_BATCHES = 10_000_000, 0.02, 8
 """Default window of rows for dead latents: at most so many (2406.04093: tokens), as a fraction of the rows of the run,
 and at least so many batches."""
+ROWS_PER_LATENT = 100
+"""Rows per latent below which the defaults leave many dead, at half and a quarter of the learning rate as well."""
 THRESHOLD_STEPS = 1000
 """Step from which a threshold over a batch is averaged, and steps that the average looks back (the BatchTopK code: an
 average with 0.999 from step 1,000); less in short runs."""

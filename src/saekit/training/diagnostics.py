@@ -9,6 +9,7 @@ from ..variance import SAME_ROWS
 from . import checkpoint
 from .callbacks import Record
 from .convergence import fall_of, is_undertrained
+from .defaults import ROWS_PER_LATENT
 from .learner import Learner
 from .mesh import any_of, flags_of
 from .request import Request
@@ -128,15 +129,32 @@ def warnings_for(learner: Learner, record: Record, fall: float | None = None) ->
     config, found = learner.config, _about_fvu(record["fvu"], fall)
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
     l0, dead = (float(record[name] or 0) for name in ("l0", "dead_fraction"))
+    found += _about_size(learner, target)
     if dead > DEAD_LIMIT:
         text = f"{dead:.0%} of the latents did not fire in the last {learner.resolved.dead_after_rows:,} rows. "
-        found.append(_warned("dead_latents", text + "Use fewer latents, a larger k or aux_coefficient, or more rows."))
+        found.append(_warned("dead_latents", text + "Use fewer latents, more rows, or half of the learning rate."))
     if target and abs(l0 / target - 1) > L0_LIMIT:
         text = f"L0 is {l0:.3g} and should be {target:g}. Train longer"
         found.append(_warned("l0_off_target", text + (", or raise `sparsity`." if config.arch == "jumprelu" else ".")))
     if target is None and l0 > DENSE_LIMIT * config.n_latents:
         text = f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
         found.append(_warned("hardly_sparse", text))
+    return found
+
+
+def _about_size(learner: Learner, target: float | None) -> list[Warned]:
+    """Return why latents stay dead at lower learning rates too: few rows for so many, or no sparsity to speak of."""
+    n, d_in = learner.config.n_latents, len(learner.center)
+    rows = learner.resolved.total_steps * learner.resolved.batch_rows
+    found = []
+    if learner.config.control is None and rows < ROWS_PER_LATENT * n:
+        text = (
+            f"{rows:,} rows are {rows / n:.3g} for each of the {n:,} latents: below {ROWS_PER_LATENT} many never fire. "
+        )
+        found.append(_warned("few_rows_per_latent", text + "Train on more rows (--tokens), or fewer latents."))
+    if target and target >= d_in:
+        text = f"L0 of {target:g} reaches the width of the rows, {d_in}: as many latents as dimensions reconstruct any "
+        found.append(_warned("l0_reaches_width", text + "row, so latents die unused. Take a smaller k or target."))
     return found
 
 

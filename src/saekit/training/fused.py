@@ -80,11 +80,11 @@ def default_step(device: torch.device) -> str:
 def fuses(learner: Learner) -> bool:
     """Return whether this learner's step has a fast path here.
 
-    Everything is trained, the device has the kernels, and the latents are enough to pay for them.
+    It is no transcoder, everything is trained, the device has the kernels, and the latents are enough to pay for them.
     """
     config = learner.config
     free = config.control in (None, "soft-frozen-decoder")
-    simple = type(config) in _PATHS and free and not getattr(config, "multi_topk", 0)
+    simple = type(config) in _PATHS and free and not getattr(config, "multi_topk", 0) and not learner.is_transcoder
     k = getattr(config, "k", None) or getattr(config, "target_l0", None) or 1
     return simple and kernels.step_pays(learner.parameters, k)
 
@@ -123,7 +123,7 @@ class _Found:
     """New running values."""
 
 
-def fused_step(learner: Learner, x: Tensor) -> Statistics:
+def fused_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
     """Do one step without a dense gradient, where there is such a path; `plain_step` otherwise.
 
     The codes are those of the fp32 product whatever the precision of the run. Weights agree with `plain_step` up to the
@@ -135,9 +135,11 @@ def fused_step(learner: Learner, x: Tensor) -> Statistics:
         Changed in place.
     x
         Rows ``[n, d_in]`` on the learner's device, in their own units; not changed.
+    target
+        What a transcoder must give for them; its step is the plain one.
     """
     if not fuses(learner) or not len(x):
-        return plain_step(learner, x)
+        return plain_step(learner, x, target)
     kernel = kernels.step_kernels(learner.device)
     assert kernel is not None  # `fuses` has asked
     config, resolved, p = learner.config, learner.resolved, learner.parameters

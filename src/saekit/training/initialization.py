@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,8 +25,33 @@ rows."""
 SAMPLE_ROWS = 2_048
 """Rows that initial thresholds are fitted on: enough to place a quantile, cheap at any width. Unit: rows."""
 
+AFFINE_ROWS = 8_192
+"""Rows that `affine_map` takes into double precision at a time. Unit: rows."""
+
+LEAST_EIGENVALUE = 1e-10
+"""Directions of the rows with less than this fraction of the largest eigenvalue explain nothing in `affine_map`, since
+float32 rows do not determine them."""
+
 BLOCK_BYTES = 16 * 2**20
 """Memory of the pre-activations that `level_of` computes at a time: about a processor's cache. Unit: bytes."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is known of the targets of a transcoder before its first step."""
+
+    bias: Tensor
+    """Initial `b_dec` ``[d_out]``, in the units of the targets."""
+    scale: Tensor | None
+    """Factor ``[]`` from targets to scaled targets; None for none."""
+    sample: Tensor
+    """Targets ``[n, d_out]`` of the rows that thresholds are fitted on, in their own units."""
+    affine: tuple[Tensor, Tensor] | None = None
+    """From `affine_map`, for a skip path that begins there."""
+
+    def scaled(self, y: Tensor) -> Tensor:
+        """Return numbers in the units of the targets as those of scaled targets."""
+        return y if self.scale is None else y * self.scale
 
 
 def first_rows(total_rows: int, d_in: int) -> int:
@@ -106,8 +132,55 @@ def initial_weights(
         W_dec = W_dec @ covariance_root(like).T
     if span is not None:
         W_dec = W_dec @ span.T @ span
-    W_dec = W_dec / W_dec.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    W_dec = _unit(W_dec)
     return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(n_latents), "W_dec": W_dec}
+
+
+def initial_transcoder(
+    n_latents: int,
+    widths: tuple[int, int],
+    generator: torch.Generator,
+    like: Tensor | None = None,
+    spans: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return random unit encoder rows ``[n_latents, d_in]`` and decoder rows ``[n_latents, d_out]``, and zeros as bias.
+
+    They cannot be tied, as those of an SAE are. Decoder rows that point where the targets of each encoder row's rows
+    lie end no better: an MLP of stories260K, 512 latents, k 16, 200,000 rows, two seeds each: FVU .2473 and .2465
+    against .2473 and .2420; with a skip path .2312 and .2282 against .2332 and .2331.
+
+    Parameters
+    ----------
+    n_latents, widths
+        Number of latents; d_in and d_out.
+    generator
+        Draws the encoder, then the decoder.
+    like, spans
+        As in `initial_weights`: targets ``[n, d_out]``; directions ``[r, d_in]`` and ``[r, d_out]``.
+    """
+    of_enc, of_dec = (None, None) if spans is None else spans
+    encoder = initial_weights(n_latents, widths[0], generator, span=of_enc)
+    decoder = initial_weights(n_latents, widths[1], generator, like, of_dec)
+    return {**encoder, "W_dec": decoder["W_dec"]}
+
+
+def _unit(W: Tensor) -> Tensor:
+    return W / W.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def affine_map(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return W ``[d_in, d_out]`` and b ``[d_out]`` with the least squared error of ``x W + b`` for y, in float32.
+
+    Where several W do, the shortest: columns of x that say the same share what they explain.
+    """
+    at_x, at_y = x.double().mean(0), y.double().mean(0)
+    squares, products = (at_x.new_zeros(len(at_x), len(each)) for each in (at_x, at_y))
+    for rows, targets in zip(x.split(AFFINE_ROWS), y.split(AFFINE_ROWS)):
+        away = rows.double() - at_x
+        squares += away.T @ away
+        products += away.T @ (targets.double() - at_y)
+    W = torch.linalg.pinv(squares, rtol=LEAST_EIGENVALUE, hermitian=True) @ products
+    return W.float(), (at_y - at_x @ W).float()
 
 
 def principal_directions(x: Tensor, fraction: float) -> Tensor:
@@ -158,10 +231,10 @@ def level_of(x: Tensor, W_enc: Tensor, bias: Tensor, l0: float) -> Tensor:
     return largest.min()
 
 
-def read_first_rows(batches: Iterable[Batch], wanted: int) -> tuple[list[Batch], Tensor]:
+def read_first_rows(batches: Iterable[Batch], wanted: int) -> tuple[list[Batch], list[Tensor]]:
     """Read whole batches until `wanted` rows are there.
 
-    Returns the batches, and those rows ``[wanted or fewer, d]`` on the CPU.
+    Returns the batches, and on the CPU those rows ``[wanted or fewer, d]`` and, where they have some, their targets.
     """
     head: list[Batch] = []
     have = 0
@@ -170,25 +243,34 @@ def read_first_rows(batches: Iterable[Batch], wanted: int) -> tuple[list[Batch],
         have += len(batch.x)
         if have >= wanted:
             break
-    return head, torch.cat([batch.x for batch in head])[:wanted].float().cpu()
+    parts = zip(*(batch.matrices for batch in head))
+    return head, [torch.cat(each)[:wanted].float().cpu() for each in parts]
 
 
-def check_first_rows(rows: Tensor, source: Source, names: Sequence[str] = ()) -> None:
-    """Refuse rows that cannot be trained on; `names` are those of the learners, for the message.
+def check_first_rows(matrices: Sequence[Tensor], source: Source, names: Sequence[str] = ()) -> None:
+    """Refuse rows, and targets, that cannot be trained on; `names` are those of the learners, for the message.
 
     Raises
     ------
     ShapeError
-        The rows have another width than the source says.
+        The rows have another width than the source says, or targets that it promises are missing.
     NonFiniteError
         A value is NaN or infinite.
     DataError
         The square of a norm is too large for float32.
     """
-    if rows.shape[1] != source.d_in:
+    widths = {"d_in": source.d_in} | ({} if source.info.get("d_out") is None else {"d_out": source.info["d_out"]})
+    if [each.shape[1] for each in matrices] != list(widths.values()):
         raise ShapeError(
-            f"train: rows must have width d_in={source.d_in}, as the source says; got {tuple(rows.shape)}."
+            f"train: rows{' and targets' if len(widths) > 1 else ''} must have width "
+            f"{' and '.join(f'{name}={width}' for name, width in widths.items())}, as the source says; got "
+            f"{' and '.join(str(tuple(each.shape)) for each in matrices)}."
         )
+    for rows in matrices:
+        _check_numbers(rows, names)
+
+
+def _check_numbers(rows: Tensor, names: Sequence[str]) -> None:
     if not bool(torch.isfinite(rows).all()):
         where = f"; learners {listed(names)}" if names else ""
         raise NonFiniteError(

@@ -17,8 +17,8 @@ from ..sae.model import SAE
 from .architectures import ARCHITECTURES, scaling_of
 from .config import Config
 from .defaults import ResolvedConfig
-from .initialization import initial_weights, principal_directions
-from .mesh import ALONE, Mesh, gathered
+from .initialization import Targets, initial_transcoder, initial_weights, principal_directions
+from .mesh import ALONE, SHARED, Mesh, gathered
 
 GENERATORS = ("init", "data", "resample")
 """Random streams of a learner: initial weights; sizes drawn during training; rows that dead latents are pointed at.
@@ -35,7 +35,7 @@ class Learner:
     seed: int
     resolved: ResolvedConfig
     center: Tensor
-    """Subtracted from scaled rows before the loss, ``[d_in]``: the initial `b_dec`."""
+    """Subtracted from scaled rows before the loss, ``[d_in]``: the initial `b_dec` of an SAE."""
     scale: Tensor | None
     """Factor ``[]`` from rows to scaled rows; None for none."""
     parameters: dict[str, Tensor]
@@ -56,12 +56,32 @@ class Learner:
     mesh: Mesh = field(default=ALONE, repr=False, compare=False)
     """The ranks that train it together; tensors with a latent axis are then this rank's shards."""
     anchor: Tensor | None = None
-    """The initial decoder rows ``[n_latents, d_in]``, where they are soft-frozen."""
+    """The initial decoder rows ``[n_latents, d_out]``, where they are soft-frozen."""
+    target_center: Tensor | None = None
+    """Subtracted from scaled targets before the loss, ``[d_out]``; None of an SAE, which has none."""
+    target_scale: Tensor | None = None
+    """Factor ``[]`` from targets to scaled targets; None for none."""
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.center.device
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it is trained to give other rows than those that it reads."""
+        return self.target_center is not None
+
+    @property
+    def output_scale(self) -> Tensor | None:
+        """Factor ``[]`` of the rows that it must give; None for none."""
+        return self.target_scale if self.is_transcoder else self.scale
+
+    def goal(self, target: Tensor | None) -> Tensor | None:
+        """Return targets ``[n, d_out]`` scaled and centred; None of an SAE, whatever the rows come with."""
+        if self.target_center is None or target is None:
+            return None
+        return (target if self.target_scale is None else target * self.target_scale) - self.target_center
 
     @property
     def rows_seen(self) -> int:
@@ -85,6 +105,7 @@ def initialize_learner(
     scale: Tensor | None,
     sample: Tensor,
     device: torch.device | str,
+    targets: Targets | None = None,
 ) -> Learner:
     """Return a learner before its first step.
 
@@ -97,23 +118,28 @@ def initialize_learner(
     resolved
         From `resolve`.
     bias
-        Initial `b_dec` in the units of the rows, ``[d_in]``.
+        Initial `b_dec` in the units of the rows, ``[d_in]``; of a transcoder what it subtracts from them.
     scale
         From `initial_scale`.
     sample
         Some rows ``[n, d_in]`` in their own units, for initial thresholds.
     device
         Device to train on.
+    targets
+        What a transcoder must give; None for an SAE.
     """
     streams = {name: generator(seed, name) for name in GENERATORS}
     center = bias if scale is None else bias * scale
     # On the CPU, and moved only then: the same seed gives the same weights on every device.
     row = ARCHITECTURES[config.arch]
     scaled = sample if scale is None else sample * scale
-    like = scaled if config.control in ("frozen-decoder", "soft-frozen-decoder") else None
-    span = None if config.subspace is None else principal_directions(scaled, config.subspace)
-    parameters = initial_weights(config.n_latents, len(bias), streams["init"], like, span)
-    parameters["b_dec"] = center.clone()
+    if targets is None:
+        like = scaled if config.control in _RANDOM_DECODER else None
+        span = None if config.subspace is None else principal_directions(scaled, config.subspace)
+        parameters = initial_weights(config.n_latents, len(bias), streams["init"], like, span)
+        parameters["b_dec"] = center.clone()
+    else:
+        parameters = _transcoder_weights(config, bias, scale, scaled, targets, streams["init"])
     parameters |= row.extra(config, parameters, scaled - center)
     parameters = {name: kernels.moved_to_large_pages(t.to(device)) for name, t in parameters.items()}
     first, second = (
@@ -133,7 +159,39 @@ def initialize_learner(
         state=state,
         generators=streams,
         anchor=anchor_of(config, parameters["W_dec"]),
+        target_center=None if targets is None else targets.scaled(targets.bias).to(device),
+        target_scale=None if targets is None or targets.scale is None else targets.scale.to(device),
     )
+
+
+_RANDOM_DECODER = ("frozen-decoder", "soft-frozen-decoder")
+
+
+def _transcoder_weights(
+    config: Config,
+    bias: Tensor,
+    scale: Tensor | None,
+    scaled: Tensor,
+    targets: Targets,
+    stream: torch.Generator,
+) -> dict[str, Tensor]:
+    """Return the parameters of a transcoder before its first step, from scaled rows ``[n, d_in]``."""
+    y = targets.scaled(targets.sample)
+    widths = scaled.shape[1], y.shape[1]
+    like = y if config.control in _RANDOM_DECODER else None
+    spans = None
+    if config.subspace is not None:
+        spans = principal_directions(scaled, config.subspace), principal_directions(y, config.subspace)
+    weights = initial_transcoder(config.n_latents, widths, stream, like, spans)
+    weights["b_dec"] = targets.scaled(targets.bias).clone()
+    if config.skip == "zero":
+        weights["W_skip"] = torch.zeros(widths)
+    elif config.skip is not None:
+        assert targets.affine is not None  # it is computed for whoever has a skip path
+        W, b = targets.affine
+        weights["W_skip"] = targets.scaled(W) if scale is None else targets.scaled(W) / scale
+        weights["b_dec"] = targets.scaled(bias @ W + b)
+    return weights
 
 
 def anchor_of(config: Config, W_dec: Tensor) -> Tensor | None:
@@ -142,8 +200,8 @@ def anchor_of(config: Config, W_dec: Tensor) -> Tensor | None:
 
 
 def latent_parameters(learner: Learner) -> list[str]:
-    """Return the names of the parameters with a latent axis: all but `b_dec`."""
-    return [name for name in learner.parameters if name != "b_dec"]
+    """Return the names of the parameters with a latent axis."""
+    return [name for name in learner.parameters if name not in SHARED]
 
 
 def shard(learner: Learner, mesh: Mesh) -> None:
@@ -199,8 +257,33 @@ def finish(learner: Learner, provenance: dict[str, Any]) -> SAE:
     """Return the learner as an SAE: the training rule frozen into one that works row by row."""
     row = ARCHITECTURES[learner.config.arch]
     parameters = {name: t.detach().clone() for name, t in learner.parameters.items()}
-    sae = row.finish(learner.config, parameters, learner.state)
-    return sae.replace(scaling=scaling_of(learner.scale), provenance=provenance)
+    if not learner.is_transcoder:
+        sae = row.finish(learner.config, parameters, learner.state)
+        return sae.replace(scaling=scaling_of(learner.scale), provenance=provenance)
+    center = learner.center.clone()
+    if "W_skip" in parameters:  # an SAE's skip path takes rows that are not centred
+        parameters["b_dec"] = parameters["b_dec"] - center @ parameters["W_skip"]
+    sae = row.finish(learner.config, {**parameters, "b_pre": center}, learner.state)
+    return _with_output_scale(sae, learner.scale, learner.target_scale).replace(
+        provenance={**provenance, "transcoder": True}
+    )
+
+
+def _with_output_scale(sae: SAE, scale: Tensor | None, target_scale: Tensor | None) -> SAE:
+    """Return a transcoder of scaled rows and targets as one of their own units.
+
+    An SAE has one scale: that of the targets, so that decoder rows keep their length and codes their size; what the
+    rows are scaled by otherwise goes into what reads them.
+    """
+    assert sae.b_pre is not None
+    ratio = torch.ones_like(sae.b_dec[0]) if scale is None else scale
+    ratio = ratio if target_scale is None else ratio / target_scale
+    return sae.replace(
+        W_enc=sae.W_enc * ratio,
+        b_pre=sae.b_pre / ratio,
+        W_skip=None if sae.W_skip is None else sae.W_skip * ratio,
+        scaling=scaling_of(target_scale),
+    )
 
 
 def tensors_of(learner: Learner) -> dict[str, Tensor]:
@@ -215,8 +298,8 @@ def tensors_of(learner: Learner) -> dict[str, Tensor]:
     }
     if learner.scale is not None:
         groups[""]["scale"] = learner.scale
-    if learner.anchor is not None:
-        groups[""]["anchor"] = learner.anchor
+    optional = {name: getattr(learner, name) for name in ("anchor", "target_center", "target_scale")}
+    groups[""] |= {name: t for name, t in optional.items() if t is not None}
     return {f"{group}.{name}".lstrip("."): t for group, tensors in groups.items() for name, t in tensors.items()}
 
 
@@ -237,5 +320,6 @@ def restore(learner: Learner, tensors: dict[str, Tensor], step: int) -> None:
         stream.set_state(tensors[f"generator.{name}"].cpu().clone())
     learner.rows_since_fired, learner.center = fresh("rows_since_fired"), fresh("center")
     learner.scale = fresh("scale") if "scale" in tensors else None
-    learner.anchor = fresh("anchor") if "anchor" in tensors else None
+    for name in ("anchor", "target_center", "target_scale"):
+        setattr(learner, name, fresh(name) if name in tensors else None)
     learner.step = step

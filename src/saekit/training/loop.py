@@ -26,13 +26,31 @@ from .callbacks import Callback, Receiver, receiver
 from .config import Config
 from .defaults import ResolvedConfig, default_batch_rows, resolve
 from .diagnostics import check_step, check_weights
-from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
+from .initialization import (
+    SAMPLE_ROWS,
+    affine_map,
+    check_first_rows,
+    first_rows,
+    initial_bias,
+    initial_scale,
+    read_first_rows,
+)
 from .learner import finish, initialize_learner, whole
 from .log import Clock, Log, add_step
 from .mesh import ALONE, Mesh, agreed, any_of, launched, losses_told, split_of
-from .request import Request, Seeds, check_configs, check_ranks, check_seeds, device_of, make_request, memory_of
+from .request import (
+    Request,
+    Seeds,
+    check_configs,
+    check_ranks,
+    check_seeds,
+    check_target,
+    device_of,
+    make_request,
+    memory_of,
+)
 from .run_folder import claim, provenance_of, read_back, save_finished, save_snapshot, source_facts
-from .run_state import Run, begin, save_checkpoint
+from .run_state import Run, begin, save_checkpoint, targets_of
 from .settings import TrainSettings
 from .step import STEPS
 
@@ -86,7 +104,7 @@ def train(
     callbacks: Sequence[Callback | Receiver] = (),
     progress: Progress | None = None,
 ) -> list[SAE] | dict[str, list[SAE]]:
-    """Train one SAE for each configuration and seed, in one pass over the rows.
+    """Train one SAE for each configuration and seed, in one pass over the rows; a transcoder where they have targets.
 
     Together equals alone: an SAE is bitwise the same whatever else is trained in the same call (unless its
     configuration sets ``mutual``, which ties the seeds of that configuration together), on whatever other rows.
@@ -98,7 +116,8 @@ def train(
     rows
         A source of rows (see `saekit.rows.source.Source`), an array ``[n, d_in]``, or the path of stored rows. A
         dictionary of them (what `capture` and `stream` return for several layers): a run on each, step by step side by
-        side, so that a language model runs once for all.
+        side, so that a language model runs once for all. Rows with targets (``ArrayRows(x, target=y)``, or
+        `CaptureSettings` and `StreamSettings` with ``target``) train transcoders, which give the target of each row.
     seeds
         Random seeds of the learners: initial weights and draws during training. The order of the rows has its own
         seed. A list of lists gives each configuration its own: ``[[0, 1], [0]]``.
@@ -233,7 +252,8 @@ def _check_memory_of(requests: Mapping[str, Request]) -> None:
     """Refuse several runs side by side that do not fit into memory together."""
     needs: dict[str, int] = {}
     for name, request in requests.items():
-        for what, size in memory_of([config for config, _ in request.learners], request.source.d_in).items():
+        configs = [config for config, _ in request.learners]
+        for what, size in memory_of(configs, request.source.d_in, request.d_out).items():
             needs[f"{name}: {what}"] = size
     device = next(iter(requests.values())).device
     check_memory("train", needs, "Use fewer latents or seeds, or fewer layers in a call.", device)
@@ -295,9 +315,9 @@ def train_batch(training: Training) -> None:
     with clock.measuring("rows"):
         batch = next(run.batches)
     with clock.measuring("steps"):
-        x = batch.x.to(device=device, dtype=torch.float32, non_blocking=True)
-        own = run.mesh.rows_of(x)
-        add_step(run, x, [step(learner, own) for learner in run.learners])
+        matrices = [each.to(device=device, dtype=torch.float32, non_blocking=True) for each in batch.matrices]
+        own = [run.mesh.rows_of(each) for each in matrices]
+        add_step(run, matrices[-1], [step(learner, *own) for learner in run.learners])
         run.move_on(batch)
         # Before anything is written: what is not finite never reaches a log or a checkpoint.
         if schedule.checks(run.step):
@@ -371,7 +391,7 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
     config
         Configuration of an architecture.
     rows
-        Rows, for centre, scale and thresholds; see `train`. Up to 100,000 are read.
+        Rows, of a transcoder with targets, for centre, scale and thresholds; see `train`. Up to 100,000 are read.
     seed
         Random seed of the initial weights.
     settings
@@ -380,12 +400,15 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
     check_configs([config])
     check_seeds([seed])
     source = source_of(rows)
-    check_memory("untrained", memory_of([config], source.d_in), "Use fewer latents.")
+    d_out = source.info.get("d_out")
+    check_target(config, d_out)
+    check_memory("untrained", memory_of([config], source.d_in, d_out), "Use fewer latents.")
     batch_rows = settings.batch_rows or default_batch_rows(source.n_rows or 0)
     available = source.n_rows if source.n_rows is not None else batch_rows * 8
     batches = source.batches(min(batch_rows, available), seed=settings.data_seed)
-    _, first = read_first_rows(batches, first_rows(available, source.d_in))
-    check_first_rows(first, source)
+    _, matrices = read_first_rows(batches, first_rows(available, source.d_in + (d_out or 0)))
+    check_first_rows(matrices, source)
+    first, *wanted = matrices
     bias = initial_bias(first, config.bias)
     learner = initialize_learner(
         config,
@@ -395,9 +418,13 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
         scale=initial_scale(first, config.scaling, bias),
         sample=first[:SAMPLE_ROWS],
         device="cpu",
+        targets=targets_of(config, wanted[0], affine_map(first, wanted[0]) if config.skip else None)
+        if wanted
+        else None,
     )
     if ARCHITECTURES[config.arch].batch_threshold:  # the threshold over a batch is only known after a step
         learner.config = replace(config, control="untrained")
-        STEPS["plain"](learner, first[: learner.resolved.batch_rows])
+        x, *target = (each[: learner.resolved.batch_rows] for each in matrices)
+        STEPS["plain"](learner, x, *target)
         learner.config = config
     return finish(learner, source_facts(source) | {"config": config_to_dict(config), "seed": seed, "rows_seen": 0})

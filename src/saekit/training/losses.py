@@ -7,8 +7,16 @@ of the products. In these coordinates the decoder bias is ``offset = b_dec - cen
     pre   = (x - offset) @ W_enc.T + b_enc
     x_hat = codes @ W_dec + offset
 
-The squared error is summed over dimensions and averaged over rows. Auxiliary terms are in units of the batch's variance
-V (summed over dimensions, a constant for the gradient), so that their weights do not depend on the data.
+A transcoder gives another row y instead, scaled and centred by itself, from which its `offset` is counted::
+
+    pre   = x @ W_enc.T + b_enc
+    y_hat = codes @ W_dec + offset [+ x @ W_skip]
+
+and y and y_hat take the place of x and x_hat in every term below.
+
+The squared error is summed over dimensions and averaged over rows. Auxiliary terms are in units of the variance V of
+what must be given (summed over dimensions, a constant for the gradient), so that their weights do not depend on the
+data.
 """
 
 from __future__ import annotations
@@ -64,7 +72,9 @@ class Context(Generic[C]):
     config: C
     """The architecture's configuration."""
     center: Tensor
-    """Vector that was subtracted from the scaled rows, ``[d]``."""
+    """Vector that was subtracted from the scaled rows, of a transcoder from the scaled targets, ``[d_out]``."""
+    target: Tensor | None = None
+    """Scaled and centred rows that a transcoder must give, ``[n, d_out]``; None: the rows that it reads."""
     state: Tensors = field(default_factory=dict)
     """Running values of the architecture: threshold, coefficient, ..."""
     dead: Tensor | None = None
@@ -100,7 +110,7 @@ class Outcome:
     loss: Tensor
     """Scalar to differentiate."""
     residual: Tensor
-    """``x - x_hat`` ``[n, d]``, detached."""
+    """``x - x_hat`` ``[n, d_out]``, detached."""
     fired: Tensor
     """Rows in which each latent fired, ``[n_latents]`` float (whole numbers)."""
     parts: Tensors
@@ -126,17 +136,18 @@ def variance(x: Tensor, mesh: Mesh = ALONE) -> Tensor:
 def topk_loss(p: Tensors, x: Tensor, context: Context[TopK]) -> Outcome:
     """Return the loss of TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``."""
     c = context.config
-    offset, bias = _biases(p, context)
+    affine = _affine(p, x, context)
+    goal, base, bias = affine.goal, affine.base, affine.bias
     k = k_now(c, context.step, context.total_steps)
     k_wide = min(WIDER * k, c.n_latents) if c.multi_topk else k
     largest = _choose(x, p["W_enc"], bias, k_wide, context.mesh)
     values, pairs = largest.part(0, k)
-    x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + offset
-    terms = {"reconstruction": squared_error(x, x_hat)}
+    x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + base
+    terms = {"reconstruction": squared_error(goal, x_hat)}
     if c.multi_topk:
         wide = _decode(p, x, bias, largest.part(0, k_wide), context.mesh)
-        terms["multi_topk"] = c.multi_topk * squared_error(x, wide + offset)
-    residual = (x - x_hat).detach()
+        terms["multi_topk"] = c.multi_topk * squared_error(goal, wide + base)
+    residual = (goal - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values))
 
@@ -152,16 +163,17 @@ def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK])
     c = context.config
     levels = hierarchical_levels(c)
     weights = c.weights or (1 / len(levels),) * len(levels)
-    offset, bias = _biases(p, context)
+    affine = _affine(p, x, context)
+    goal, base, bias = affine.goal, affine.base, affine.bias
     largest = _choose(x, p["W_enc"], bias, c.k, context.mesh)
-    x_hat, error, fired = offset, x.new_zeros(()), torch.zeros_like(bias)
+    x_hat, error, fired = base, x.new_zeros(()), torch.zeros_like(bias)
     for start, level, weight in zip((0, *levels), levels, weights):
         ring = largest.part(start, level)
         x_hat = _decode(p, x, bias, ring, context.mesh) + x_hat
-        error = error + weight * squared_error(x, x_hat)
+        error = error + weight * squared_error(goal, x_hat)
         fired = fired + ring[1].fired(ring[0])
     terms = {"reconstruction": error}
-    residual = (x - x_hat).detach()
+    residual = (goal - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, fired.detach())
 
@@ -169,15 +181,16 @@ def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK])
 def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcome:
     """Return the loss of BatchTopK: ``error + aux_coefficient * AuxK`` with ``k * rows`` codes in the batch."""
     c = context.config
-    offset, bias = _biases(p, context)
+    affine = _affine(p, x, context)
+    goal, base, bias = affine.goal, affine.base, affine.bias
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T)
         k = k_now(c, context.step, context.total_steps)
         values, pairs, smallest = _choose_over_batch(pre, k, context)
         del pre
-    x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + offset
-    terms = {"reconstruction": squared_error(x, x_hat)}
-    residual = (x - x_hat).detach()
+    x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + base
+    terms = {"reconstruction": squared_error(goal, x_hat)}
+    residual = (goal - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values), threshold_updates(context, smallest))
 
@@ -187,7 +200,8 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
     c = context.config
     sizes = context.sizes or matryoshka_sizes(c)
     weights = matryoshka_weights(c, len(sizes))
-    offset, bias = _biases(p, context)
+    affine = _affine(p, x, context)
+    goal, base, bias = affine.goal, affine.base, affine.bias
     truncated = matryoshka_selection(c) == "truncated"
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T) if c.over == "batchtopk" else None
@@ -212,10 +226,10 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
             kept, kept_pairs, _ = select(size)
             chosen.append((kept, kept_pairs))
     # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
-    x_hat = _decode(p, x.repeat(len(chosen), 1), bias, _stacked(chosen), context.mesh) + offset
-    x_hat = x_hat.view(len(chosen), *x.shape)
-    residual = (x - x_hat[0]).detach()
-    errors = (x - x_hat).pow(2).sum((1, 2)) / len(x)
+    x_hat = _decode(p, x.repeat(len(chosen), 1), bias, _stacked(chosen), context.mesh)
+    x_hat = (x_hat + (base if base.ndim == 1 else base.repeat(len(chosen), 1))).view(len(chosen), *goal.shape)
+    residual = (goal - x_hat[0]).detach()
+    errors = (goal - x_hat).pow(2).sum((1, 2)) / len(x)
     weighted = [weight * each for weight, each in zip((weights[-1], *weights[:-1]), errors.unbind())]
     terms = {"reconstruction": torch.stack(weighted).sum()}
     terms |= _aux_term(p, x, bias, residual, context)
@@ -297,13 +311,30 @@ def k_of(c: Matryoshka, size: int) -> int:
     return min(k, size)
 
 
-def _biases(p: Tensors, context: Context[Config]) -> tuple[Tensor, Tensor]:
-    """Return ``offset`` and ``b_enc - W_enc @ offset``: the encoder's subtraction of b_dec as a bias, so that its
-    gradient is one small product.
-    """
+@dataclass(frozen=True)
+class _Affine:
+    """What is there without codes."""
+
+    goal: Tensor
+    """What must be given, ``[n, d_out]``."""
+    base: Tensor
+    """What is given without any code: ``[d_out]``, or ``[n, d_out]`` with a skip path."""
+    shift: Tensor
+    """What b_dec adds to pre-activations, ``[n_latents]``: ``-W_enc @ offset``, so that the gradient of the encoder's
+    subtraction is one small product; 0 of a transcoder."""
+    bias: Tensor
+    """``b_enc + shift``."""
+
+
+def _affine(p: Tensors, x: Tensor, context: Context[Config]) -> _Affine:
+    """Return what is there without codes of rows ``[n, d]``."""
     with torch.autocast(p["W_enc"].device.type, enabled=False):
         offset = p["b_dec"] - context.center
-        return offset, p["b_enc"] - p["W_enc"] @ entering(context.mesh, offset)
+        if context.target is None:
+            shift = -(p["W_enc"] @ entering(context.mesh, offset))
+            return _Affine(x, offset, shift, p["b_enc"] + shift)
+        base = offset + x @ p["W_skip"] if "W_skip" in p else offset
+        return _Affine(context.target, base, torch.zeros_like(p["b_enc"]), p["b_enc"])
 
 
 @dataclass(frozen=True)
@@ -355,7 +386,8 @@ def _aux_term(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Co
     if not coefficient or context.dead is None or not context.k_aux:
         return {}
     aux = aux_loss(p, x, bias, residual, dead=context.dead, k_aux=context.k_aux, mesh=context.mesh)
-    return {"aux": coefficient * variance(x, context.mesh) * aux}
+    goal = x if context.target is None else context.target
+    return {"aux": coefficient * variance(goal, context.mesh) * aux}
 
 
 def _outcome(
@@ -442,21 +474,22 @@ def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
     With `density`, ``density * V * sum_j p_j^2 / density_at / target`` is added, p_j the frequency of latent j.
     """
     c = context.config
-    offset, bias = _biases(p, context)
+    affine = _affine(p, x, context)
+    goal, base, bias = affine.goal, affine.base, affine.bias
     threshold = p["log_threshold"].exp()
     pre = torch.addmm(bias, x, p["W_enc"].T).float()
     codes = jump(pre, threshold, c.bandwidth)
-    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + offset
+    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
     frequencies = over_rows(context.mesh, frequencies_above(pre, threshold, c.bandwidth))
     l0 = over_latents(context.mesh, frequencies.sum())
     terms = {
-        "reconstruction": squared_error(x, x_hat),
-        "sparsity": context.warmth * c.sparsity * variance(x, context.mesh) * (l0 / c.target_l0 - 1).pow(2),
+        "reconstruction": squared_error(goal, x_hat),
+        "sparsity": context.warmth * c.sparsity * variance(goal, context.mesh) * (l0 / c.target_l0 - 1).pow(2),
     }
     if c.density:
-        weight = context.warmth * c.density * variance(x, context.mesh) / (c.density_at * c.target_l0)
+        weight = context.warmth * c.density * variance(goal, context.mesh) / (c.density_at * c.target_l0)
         terms["density"] = weight * over_latents(context.mesh, frequencies.pow(2).sum())
-    residual = (x - x_hat).detach()
+    residual = (goal - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, _count(codes))
 
@@ -466,17 +499,18 @@ def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
 
 def relu_loss(p: Tensors, x: Tensor, context: Context[ReLU]) -> Outcome:
     """Return the loss of ReLU: ``error + l1 * mean over rows of sum_j codes_j * ||W_dec[j]||``."""
-    offset, bias = _biases(p, context)
+    affine = _affine(p, x, context)
+    goal, base, bias = affine.goal, affine.base, affine.bias
     codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
-    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + offset
+    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
     fired = _count(codes)
     coefficient = context.state["coefficient"]
     terms = {
-        "reconstruction": squared_error(x, x_hat),
+        "reconstruction": squared_error(goal, x_hat),
         "sparsity": context.warmth * coefficient * _penalty(codes, p["W_dec"], context.mesh) / len(x),
     }
     updates = controlled(context, coefficient, fired, len(x))
-    return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient)
+    return _outcome(terms, (goal - x_hat).detach(), fired, updates, coefficient=coefficient)
 
 
 def gated_loss(p: Tensors, x: Tensor, context: Context[Gated]) -> Outcome:
@@ -486,22 +520,23 @@ def gated_loss(p: Tensors, x: Tensor, context: Context[Gated]) -> Outcome:
     ``W_enc`` and ``b_enc`` are the gate's; the magnitude is ``relu(exp(r_mag) * g + b_mag)`` with
     ``g = (x - offset) @ W_enc.T``.
     """
-    offset = p["b_dec"] - context.center
-    g = torch.addmm(-(p["W_enc"] @ entering(context.mesh, offset)), x, p["W_enc"].T).float()  # [n, n_latents]
+    affine = _affine(p, x, context)
+    goal, base = affine.goal, affine.base
+    g = torch.addmm(affine.shift, x, p["W_enc"].T).float()  # [n, n_latents]
     gate = g + p["b_enc"]
     codes = (gate > 0) * (p["r_mag"].exp() * g + p["b_mag"]).relu()
     opened = gate.relu()
-    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + offset
-    x_hat_gate = over_latents(context.mesh, opened @ p["W_dec"].detach()) + offset.detach()
+    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
+    x_hat_gate = over_latents(context.mesh, opened @ p["W_dec"].detach()) + base.detach()
     fired = _count(codes)
     coefficient = context.state["coefficient"]
     terms = {
-        "reconstruction": squared_error(x, x_hat),
+        "reconstruction": squared_error(goal, x_hat),
         "sparsity": context.warmth * coefficient * _penalty(opened, p["W_dec"], context.mesh) / len(x),
-        "gate": squared_error(x, x_hat_gate),
+        "gate": squared_error(goal, x_hat_gate),
     }
     updates = controlled(context, coefficient, fired, len(x))
-    return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient)
+    return _outcome(terms, (goal - x_hat).detach(), fired, updates, coefficient=coefficient)
 
 
 def _penalty(codes: Tensor, W_dec: Tensor, mesh: Mesh) -> Tensor:
@@ -521,9 +556,10 @@ def p_anneal_loss(p: Tensors, x: Tensor, context: Context[PAnneal]) -> Outcome:
     pressure stays as it was.
     """
     c = context.config
-    offset, bias = _biases(p, context)
+    affine = _affine(p, x, context)
+    goal, base, bias = affine.goal, affine.base, affine.bias
     codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
-    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + offset
+    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
     fired = _count(codes)
     sizes = codes * p["W_dec"].norm(dim=1)
     index = p_index(c, context.step, context.total_steps)
@@ -531,7 +567,7 @@ def p_anneal_loss(p: Tensors, x: Tensor, context: Context[PAnneal]) -> Outcome:
     penalty = over_latents(context.mesh, p_penalty(sizes, exponent))
     coefficient = context.state["coefficient"]
     terms = {
-        "reconstruction": squared_error(x, x_hat),
+        "reconstruction": squared_error(goal, x_hat),
         "sparsity": context.warmth * coefficient * penalty,
     }
     updates = controlled(context, coefficient, fired, len(x))
@@ -543,7 +579,7 @@ def p_anneal_loss(p: Tensors, x: Tensor, context: Context[PAnneal]) -> Outcome:
         recent = torch.zeros_like(recent)
     updates["penalties"] = recent
     exponent_now = torch.tensor(exponent, device=x.device)
-    return _outcome(terms, (x - x_hat).detach(), fired, updates, coefficient=coefficient, p=exponent_now)
+    return _outcome(terms, (goal - x_hat).detach(), fired, updates, coefficient=coefficient, p=exponent_now)
 
 
 def p_penalty(sizes: Tensor, p: float) -> Tensor:

@@ -26,6 +26,9 @@ from ..settings import differences
 
 T = TypeVar("T")
 
+SHARED = ("b_dec", "W_skip")
+"""Parameters without a latent axis: every shard of the latents holds all of them."""
+
 START_TIMEOUT = timedelta(seconds=60)
 """How long ranks wait for each other at the start."""
 TIMEOUT = timedelta(minutes=10)
@@ -209,11 +212,11 @@ def sum_over_rows(mesh: Mesh, x: Tensor) -> Tensor:
 
 
 def norm_of(mesh: Mesh, gradients: dict[str, Tensor]) -> Tensor:
-    """Return the norm of gradients of which all but that of `b_dec` are shards."""
+    """Return the norm of gradients of which all but those of `SHARED` are shards."""
     if mesh.latent_size == 1:
         return torch.nn.utils.get_total_norm(list(gradients.values()))
-    sharded = torch.nn.utils.get_total_norm([g for name, g in gradients.items() if name != "b_dec"]).pow(2)
-    whole = gradients["b_dec"].pow(2).sum() if "b_dec" in gradients else 0.0
+    sharded = torch.nn.utils.get_total_norm([g for name, g in gradients.items() if name not in SHARED]).pow(2)
+    whole = sum(gradients[name].pow(2).sum() for name in SHARED if name in gradients)
     return (over_latents(mesh, sharded) + whole).sqrt()
 
 

@@ -54,6 +54,11 @@ class Request:
     """In what the rows are not like those of the SAEs to initialize from."""
 
     @property
+    def d_out(self) -> int | None:
+        """Width of the targets of transcoders; None for SAEs."""
+        return self.source.info.get("d_out")
+
+    @property
     def used_rows(self) -> int:
         """Rows that the run trains on: whole batches, a row that is seen twice counts twice."""
         return self.total_steps * self.batch_rows
@@ -82,6 +87,7 @@ class Request:
             "precision": self.settings.precision,
             "step": self.step,
             "d_in": self.source.d_in,
+            **({} if self.d_out is None else {"d_out": self.d_out}),
             "rows": self.source.info.get("digest"),
             **({"start": [sae.digest() for sae in self.warm_starts]} if self.warm_starts else {}),
         }
@@ -109,10 +115,9 @@ def make_request(
     configs = [configs] if isinstance(configs, Config) else list(configs)
     check_configs(configs)
     source = source_of(rows)
-    if source.info.get("d_out") is not None:
-        raise ConfigError(
-            "train: rows must come without targets: saekit trains SAEs, no transcoders. Leave `target` out."
-        )
+    d_out = source.info.get("d_out")
+    for config in configs:
+        check_target(config, d_out, start)
     device = device_of(settings)
     check_device(device)
     asked_seeds = listed_seeds(seeds, configs, source.d_in, device)
@@ -128,7 +133,7 @@ def make_request(
     learners = [config for config, own in zip(configs, own_seeds) for _ in own]
     check_memory(
         "train",
-        memory_of(learners, source.d_in) | memory_of_batch(learners, source.d_in, batch_rows, step),
+        memory_of(learners, source.d_in, d_out) | memory_of_batch(learners, source.d_in, batch_rows, step),
         "Use fewer latents or seeds, a smaller `batch_rows`, or a call for each configuration.",
         device,
     )
@@ -149,6 +154,24 @@ def make_request(
         device=device,
         step=step,
     )
+
+
+def check_target(config: Config, d_out: int | None, start: object = None) -> None:
+    """Refuse what only SAEs have where rows come with targets, and a skip path where they do not."""
+    if d_out is None:
+        if config.skip is not None:
+            raise ConfigError(
+                f"train: `{type(config).__name__}.skip` is for transcoders: an SAE with a skip path would copy its "
+                "rows. Give rows with targets (`hook_out`, or ArrayRows(x, target=y)), or leave it out."
+            )
+        return
+    if config.aligned:
+        raise ConfigError(
+            f"train: `{type(config).__name__}.aligned` must be False where rows come with targets: encoder and decoder "
+            "rows of a transcoder lie in two spaces. Leave it out."
+        )
+    if start is not None:
+        raise ConfigError("train: `start` must be left out where rows come with targets; transcoders begin anew.")
 
 
 def check_ranks(request: Request, mesh: Mesh) -> None:
@@ -183,9 +206,9 @@ def check_ranks(request: Request, mesh: Mesh) -> None:
     check_same(mesh, {"versions": versions, "request": request.to_json(), "device": request.device.type})
 
 
-def memory_of(learners: Sequence[Config], d_in: int) -> dict[str, int]:
-    """Return the bytes that learners hold until the run has ended, by what needs them."""
-    numbers = [parameters_of(config, d_in) for config in learners]
+def memory_of(learners: Sequence[Config], d_in: int, d_out: int | None = None) -> dict[str, int]:
+    """Return the bytes that learners hold until the run has ended, by what needs them; `d_out`: of transcoders."""
+    numbers = [parameters_of(config, d_in, d_out) for config in learners]
     # Weights and Adam's two moments, and at the end the SAEs beside them.
     return {f"weights and moments of {len(numbers):,} SAEs ({sum(numbers):,} parameters)": 4 * 4 * sum(numbers)}
 
@@ -201,9 +224,11 @@ def memory_of_batch(learners: Sequence[Config], d_in: int, batch_rows: int, step
     }
 
 
-def parameters_of(config: Config, d_in: int) -> int:
-    """Return the number of parameters of an SAE in training, at least."""
-    return 2 * config.n_latents * d_in + config.n_latents + d_in
+def parameters_of(config: Config, d_in: int, d_out: int | None = None) -> int:
+    """Return the number of parameters of an SAE, or a transcoder, in training, at least."""
+    d_out = d_out or d_in
+    skip = d_in * d_out if config.skip else 0
+    return config.n_latents * (d_in + d_out) + config.n_latents + d_out + skip
 
 
 def listed_seeds(seeds: Seeds, configs: Sequence[Config], d_in: int, device: torch.device) -> list[Any]:

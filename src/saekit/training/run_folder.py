@@ -189,7 +189,9 @@ def provenance_of(run: Run, index: int) -> dict[str, Any]:
         "versions": versions(),
         "resolved": {key: getattr(learner.resolved, key) for key in ("lr", "dead_after_rows", "batch_rows")},
         "metrics": {key: record[key] for key in ("fvu", "l0", "dead_fraction")} | {FALL: fall},
-        "row_variance": record["row_variance"],
+        **(
+            {} if learner.is_transcoder else {"row_variance": record["row_variance"]}
+        ),  # that of its targets says nothing
         **({"start": starts[index]} if starts else {}),
     }
 

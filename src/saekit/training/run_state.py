@@ -14,8 +14,18 @@ from torch import Tensor
 from ..rows.source import Batch
 from . import checkpoint
 from .callbacks import Record
+from .config import Config
 from .convergence import Point, adds_point
-from .initialization import SAMPLE_ROWS, check_first_rows, first_rows, initial_bias, initial_scale, read_first_rows
+from .initialization import (
+    SAMPLE_ROWS,
+    Targets,
+    affine_map,
+    check_first_rows,
+    first_rows,
+    initial_bias,
+    initial_scale,
+    read_first_rows,
+)
 from .learner import Learner, initialize_learner, restore, shard, tensors_of, whole
 from .mesh import ALONE, Mesh, agreed
 from .request import Request
@@ -31,7 +41,7 @@ class Run:
     learners: list[Learner]
     batches: Iterator[Batch]
     center: Tensor
-    """Mean of the first rows, ``[d_in]``: the fixed point of the variance sums."""
+    """Mean of the first rows ``[d_in]``, for transcoders of the first targets: the fixed point of the variance sums."""
     step: int = 0
     position: tuple[int, int] = (0, 0)
     """Block and row of the first row that has not been trained on."""
@@ -108,10 +118,10 @@ def next_digest(digest: str, batch: Batch) -> str:
 def _begin_first(request: Request, folder: Path | None) -> Run:
     source, settings = request.source, request.settings
     batches = source.batches(request.batch_rows, seed=settings.data_seed)
-    head, rows = read_first_rows(batches, first_rows(request.used_rows, source.d_in))
-    check_first_rows(rows, source, request.names)
-    center = rows.mean(0).to(request.device)
-    return Run(request, folder, _learners(request, rows), _chained(head, batches), center)
+    head, matrices = read_first_rows(batches, first_rows(request.used_rows, source.d_in + (request.d_out or 0)))
+    check_first_rows(matrices, source, request.names)
+    center = matrices[-1].mean(0).to(request.device)
+    return Run(request, folder, _learners(request, *matrices), _chained(head, batches), center)
 
 
 def _begin_at(request: Request, folder: Path | None, facts: dict[str, Any], tensors: dict[str, Tensor]) -> Run:
@@ -122,7 +132,7 @@ def _begin_at(request: Request, folder: Path | None, facts: dict[str, Any], tens
     run = Run(
         request=request,
         folder=folder,
-        learners=_learners(request, torch.zeros(1, source.d_in)),
+        learners=_learners(request, *(torch.zeros(1, width) for width in (source.d_in, request.d_out) if width)),
         batches=source.batches(request.batch_rows, seed=settings.data_seed, start=position),
         center=tensors["center"].to(device, copy=True),
         step=facts["step"],
@@ -137,8 +147,10 @@ def _begin_at(request: Request, folder: Path | None, facts: dict[str, Any], tens
     return run
 
 
-def _learners(request: Request, rows: Tensor) -> list[Learner]:
+def _learners(request: Request, rows: Tensor, targets: Tensor | None = None) -> list[Learner]:
     """Return every learner before its first step; what depends on the rows alone is computed once for all."""
+    skips = targets is not None and any(config.skip == "least-squares" for config in request.configs)
+    affine = affine_map(rows, targets) if skips and targets is not None else None
     biases = {kind: initial_bias(rows, kind) for kind in {config.bias for config in request.configs}}
     scales = {
         (scaling, kind): initial_scale(rows, scaling, biases[kind])
@@ -154,12 +166,20 @@ def _learners(request: Request, rows: Tensor) -> list[Learner]:
             scale=scales[config.scaling, config.bias],
             sample=rows[:SAMPLE_ROWS],
             device=request.device,
+            targets=None if targets is None else targets_of(config, targets, affine),
         )
         learners.append(learner)
     for learner, sae in zip(learners, request.warm_starts):  # none, or one for each
         warm_start(learner, sae)
     _tie_seeds(learners)
     return learners
+
+
+def targets_of(config: Config, targets: Tensor, affine: tuple[Tensor, Tensor] | None) -> Targets:
+    """Return what a transcoder of this configuration begins with: its b_dec is the mean of the targets, or zero."""
+    bias = initial_bias(targets, "zero" if config.bias == "zero" else "mean")
+    scale = initial_scale(targets, config.scaling, bias)
+    return Targets(bias, scale, targets[:SAMPLE_ROWS], affine)
 
 
 def _tie_seeds(learners: list[Learner]) -> None:

@@ -1,8 +1,8 @@
 """The step of a learner in plain torch: loss, gradient, projection, clipping, Adam, unit decoder rows, dead latents.
 
-The step is one seam, ``step(learner, x) -> Statistics``: rows in, statistics out, nothing read back from the device.
-Whatever has this signature (a fused kernel, a learner spread over devices) can take the place of `plain_step`; see
-`STEPS`.
+The step is one seam, ``step(learner, x) -> Statistics``, of a transcoder ``step(learner, x, target)``: rows in,
+statistics out, nothing read back from the device. Whatever has this signature (a fused kernel, a learner spread over
+devices) can take the place of `plain_step`; see `STEPS`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Statistics:
     """Whether the part of the loss that this rank computed was finite; None for one process."""
 
 
-Step = Callable[[Learner, Tensor], Statistics]
+Step = Callable[..., Statistics]
 
 
 def learning_rate(resolved: ResolvedConfig, step: int) -> float:
@@ -73,7 +73,7 @@ def learning_rate(resolved: ResolvedConfig, step: int) -> float:
     return rate
 
 
-def plain_step(learner: Learner, x: Tensor) -> Statistics:
+def plain_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
     """Do one step in plain torch: loss, gradient, clipping, Adam, unit decoder rows, counters.
 
     Parameters
@@ -82,9 +82,12 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
         Changed in place.
     x
         Rows ``[n, d_in]`` on the learner's device, in their own units; not changed.
+    target
+        What a transcoder must give for them, ``[n, d_out]``.
     """
     u = x if learner.scale is None else x * learner.scale
-    outcome, gradients = _differentiate(learner, u - learner.center)
+    centred, goal = u - learner.center, learner.goal(target)
+    outcome, gradients = _differentiate(learner, centred, goal)
     loss, parts = outcome.loss.detach(), outcome.parts
     if learner.peers:
         others = [peer.parameters["W_dec"] for peer in learner.peers]
@@ -99,14 +102,15 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
         loss, error, parts = own[0], own[1] * mesh.data_size, dict(zip(parts, own[2:]))
     reduce_gradients(mesh, gradients)
     if has_penalties(learner.config):
-        terms = penalize(learner, variance(u, mesh), gradients)
+        terms = penalize(learner, variance(u if goal is None else goal, mesh), gradients)
         loss, parts = loss + sum(terms.values()), {**parts, **terms}
     norm = _update(learner, gradients)
     learner.state |= outcome.updates
     learner.rows_since_fired = torch.where(fired > 0, 0, learner.rows_since_fired + n_rows)
     learner.step += 1
     if resamples_now(learner):
-        resample(learner, gathered(mesh, outcome.residual, "data"))
+        read = None if goal is None else gathered(mesh, centred, "data")
+        resample(learner, gathered(mesh, outcome.residual, "data"), read)
     constrain(learner)
     dead = (learner.rows_since_fired >= learner.resolved.dead_after_rows).sum()
     if mesh.latent_size > 1:
@@ -115,7 +119,7 @@ def plain_step(learner: Learner, x: Tensor) -> Statistics:
     return Statistics(
         rows=n_rows,
         loss=loss * n_rows,
-        error=error if learner.scale is None else error / learner.scale**2,
+        error=error if learner.output_scale is None else error / learner.output_scale**2,
         fired=fired.sum(),
         dead=dead,
         grad_norm=norm * n_rows,
@@ -135,14 +139,15 @@ def frozen_parameters(config: Config) -> set[str] | None:
     return None if config.control == "untrained" else frozen.get(config.control or "", set())
 
 
-def context_of(learner: Learner) -> Context[Config]:
-    """Return what the loss of the learner's next step needs besides parameters and rows."""
+def context_of(learner: Learner, goal: Tensor | None = None) -> Context[Config]:
+    """Return what the loss of the learner's next step needs besides parameters and rows; `goal` of a transcoder."""
     config, resolved = learner.config, learner.resolved
     # No latent can be dead before that many rows: known without asking the device.
     can_be_dead = learner.rows_seen >= resolved.dead_after_rows
     return Context(
         config=config,
-        center=learner.center,
+        center=learner.center if learner.target_center is None else learner.target_center,
+        target=goal,
         state=learner.state,
         dead=learner.rows_since_fired >= resolved.dead_after_rows if can_be_dead else None,
         k_aux=resolved.k_aux,
@@ -179,7 +184,7 @@ def resamples_now(learner: Learner) -> bool:
     return learner.rows_seen // resolved.dead_after_rows > before // resolved.dead_after_rows
 
 
-def resample(learner: Learner, residual: Tensor) -> None:
+def resample(learner: Learner, residual: Tensor, read: Tensor | None = None) -> None:
     """Point dead latents at badly reconstructed rows: direction of the residual, drawn with probability ~ its squared
     length.
 
@@ -188,7 +193,9 @@ def resample(learner: Learner, residual: Tensor) -> None:
     learner
         Changed in place.
     residual
-        ``x - x_hat`` of the rows of the step ``[n, d]``.
+        ``x - x_hat`` of the rows of the step ``[n, d_out]``.
+    read
+        Centred rows ``[n, d_in]`` that the encoder of a transcoder is pointed at; None: the residual.
     """
     dead = learner.rows_since_fired >= learner.resolved.dead_after_rows
     p = learner.parameters
@@ -198,13 +205,13 @@ def resample(learner: Learner, residual: Tensor) -> None:
     drawn = torch.rand(learner.config.n_latents, generator=learner.generators["resample"]).to(chance)
     drawn = drawn[learner.mesh.latents_of(len(drawn))]
     rows = torch.searchsorted(chance, drawn * chance[-1]).clamp(max=len(residual) - 1)
-    direction = residual[rows]
-    direction = direction / direction.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM)
+    direction = _unit(residual[rows])
+    encoded = direction if read is None else _unit(read[rows])
     norms = p["W_enc"].norm(dim=1)
     total = over_latents(learner.mesh, torch.stack([(norms * ~dead).sum(), (~dead).sum().to(norms)]))
     alive = total[0] / total[1].clamp(min=1)
     fresh = {name: torch.zeros_like(t) for name, t in p.items()}
-    fresh |= {"W_dec": direction, "W_enc": direction * alive * RESAMPLE_ENCODER}
+    fresh |= {"W_dec": direction, "W_enc": encoded * alive * RESAMPLE_ENCODER}
     for name in latent_parameters(learner):
         mask = dead.view(-1, *[1] * (p[name].ndim - 1))
         p[name] = torch.where(mask, fresh[name], p[name])
@@ -213,11 +220,15 @@ def resample(learner: Learner, residual: Tensor) -> None:
     learner.rows_since_fired = torch.where(dead, 0, learner.rows_since_fired)
 
 
-def _differentiate(learner: Learner, x: Tensor) -> tuple[Outcome, dict[str, Tensor]]:
+def _unit(rows: Tensor) -> Tensor:
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM)
+
+
+def _differentiate(learner: Learner, x: Tensor, goal: Tensor | None) -> tuple[Outcome, dict[str, Tensor]]:
     """Return the outcome of the loss and the gradient of each trained parameter."""
     frozen = frozen_parameters(learner.config)
     loss_of = ARCHITECTURES[learner.config.arch].loss
-    context = context_of(learner)
+    context = context_of(learner, goal)
     with (
         torch.set_grad_enabled(frozen is not None),
         torch.autocast(x.device.type, torch.bfloat16, enabled=learner.resolved.precision == "bf16"),

@@ -1,1 +1,1 @@
-"""Kernels for a CPU: compiled with numba where the processor has AVX-512."""
+"""Kernels for a CPU, compiled with numba: for any processor, with products in few bits where it has AVX-512 bf16."""

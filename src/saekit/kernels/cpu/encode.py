@@ -1,8 +1,11 @@
-"""Encoders for a CPU with AVX-512 bf16: candidates from a product in few bits, proven bounds, fp32 for what is left.
+"""Encoders for a CPU: candidates from a product in few bits, proven bounds, fp32 for what is left.
 
 A block of rows at a time is multiplied with all latents in few bits (`rounded`, `low_bit_matmul`). How far such a
 product may be off is known, so most latents are ruled out by it (`selection_numba`), and only what is left is
 multiplied again in fp32. The codes are those of the fp32 product, whatever the format of the copies.
+
+Where the processor multiplies no bf16 (AVX2, NEON), torch multiplies in fp32 instead: some latents at a time, so
+that it is in a cache when it is narrowed to bf16 and the largest of every lane are taken from it.
 """
 
 from __future__ import annotations
@@ -17,16 +20,23 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from . import low_bit_matmul, selection_numba, threads
+from . import low_bit_matmul, rounding_numba, selection_numba, threads
 from .buffers import buffer
 from .low_bit_matmul import LANE, PANEL, WholeRows
 from .rounded import RoundedLatents, RoundedRows, round_alike, round_fastest, row_reach, with_bias
 from .rounding_numba import LARGEST
 from .selection_numba import Chosen, Latents, Product, Rows
 
-BLOCK_BYTES = {True: 8 * 2**20, False: 32 * 2**20}
+BLOCK_BYTES = {"packed": 8 * 2**20, "bf16": 32 * 2**20, "fp32": 32 * 2**20}
 """Size of the buffer for one block of the product, for our own product and for torch's: it should stay in the last
 cache; but torch puts all latents into an order of its own for every block. Unit: bytes."""
+
+FP32_ROWS = 512
+"""Maximum rows of a block in fp32: with fewer, torch's product spends more of its time on reading latents."""
+
+FP32_LATENTS = 2048
+"""Latents that a block in fp32 is multiplied with at a time, a multiple of `PANEL`: 4 MiB of products, which stay in a
+cache."""
 
 THRESHOLD_KEPT = 1 / 256
 """Fraction of the latents that is taken to be above its threshold when a format is chosen."""
@@ -67,11 +77,11 @@ def _by_blocks(
     after it, in case there is more. `lanes`: keys of a row that there has to be room for.
     """
     n, n_latents = len(rows.facts.norm), len(latents.facts.norm)
-    edges = _edges(n, n_latents, block_rows, latents.is_packed)
+    edges = _edges(n, n_latents, block_rows, latents.format)
     n_threads = min(threads.thread_count(), len(edges) - 1)
     room, width, settled = max(stop - start for start, stop in itertools.pairwise(edges)), n_latents, 0
-    if latents.is_packed:  # whole tiles; 32 more, so that rows start in different sets of the caches
-        room, width = room + -room % low_bit_matmul.ROWS, PANEL * len(latents.copy) + 32
+    if latents.format != "bf16":  # whole tiles; 32 more, so that rows start in different sets of the caches
+        room, width = room + -room % low_bit_matmul.ROWS, PANEL * -(-n_latents // PANEL) + 32
         settled = n_latents // PANEL * PANEL
     products = buffer("product", (n_threads, room, width), torch.bfloat16)
     maxima = buffer("maxima", (n_threads, room, lanes), torch.int16).numpy()
@@ -87,6 +97,8 @@ def _by_blocks(
                 block = _Block(start, stop, bits, best, settled)
                 if latents.is_packed:
                     _multiply(rows, latents, block)
+                elif latents.bias is not None:
+                    _multiply_in_fp32(rows.copy[start:stop], latents.copy, latents.bias, block)
                 else:
                     torch.mm(rows.copy[start:stop], latents.copy.T, out=P[: stop - start])
                 work(block)
@@ -109,15 +121,27 @@ def _multiply(rows: RoundedRows, latents: RoundedLatents, block: _Block) -> None
         low_bit_matmul.multiply(n, rows.words[start:], latents.panels, block.bits, block.maxima)
 
 
-def _edges(n: int, n_latents: int, block_rows: int | None, packed: bool) -> list[int]:
+def _multiply_in_fp32(x: Tensor, W: Tensor, bias: np.ndarray, block: _Block) -> None:
+    """Write torch's product of some rows and all latents, narrowed, and lane maxima."""
+    memory = buffer("fp32 product", (len(x) * min(FP32_LATENTS, len(W)),))
+    for first in range(0, len(W), FP32_LATENTS):
+        some = W[first : first + FP32_LATENTS]
+        product = torch.mm(x, some.T, out=memory[: len(x) * len(some)].view(len(x), len(some)))
+        of_some = bias[first : first + len(some)]
+        rounding_numba.narrow_product(product.numpy(), of_some, first, block.bits, block.maxima)
+
+
+def _edges(n: int, n_latents: int, block_rows: int | None, form: str) -> list[int]:
     """Rows at which blocks begin, and `n`: a product stays in the last cache, and threads end at about the same time.
 
     Small blocks cost more, since each reads all latents; so they are large first, and the last ones smaller. 16 rows
     at least even where the product does not stay in a cache, 64 where it does.
     """
     n_threads = threads.thread_count()
-    most = max(1, min(block_rows or n, max(16, BLOCK_BYTES[packed] // (2 * n_latents))))
-    if packed:
+    most = max(1, min(block_rows or n, max(16, BLOCK_BYTES[form] // (2 * n_latents))))
+    if form == "fp32":
+        most = min(most, FP32_ROWS)
+    if form == "packed":
         most = min(most, max(64, -(-n // (4 * n_threads))))
     edges = [0]
     while (left := n - edges[-1]) > 0:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..step_interface import Adam, Encoder, Fit, Gradients, Pairs, Revived, Scalar, Terms
-from . import adam_numba, decode_numba, gradients_numba, low_bit_matmul, rows_numba
+from . import adam_numba, decode_numba, gradients_numba, rows_numba
 from .adam_numba import Factors, LatentGradient, LatentWeights
 from .buffers import buffer
 from .decode_numba import Codes, Decoder, Differentiated
 from .encode import encode_above, encode_prefixes
 from .gradients_numba import More, OfDecoder, OfEncoder, PairTerms, Panel, SortedTerms, Sums
-from .rounded import round_fastest, round_latents
+from .rounded import round_fastest, round_for_some
 from .threads import CHUNK, spread
 
 PANEL_BYTES = 12 * 2**20
@@ -137,9 +137,9 @@ def topk_pairs_of_prefixes(
 def topk_pairs_of_some(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> Pairs[np.ndarray]:
     """See `saekit.kernels.step_interface.StepKernels.topk_pairs_of_some`.
 
-    Always from bf16: the order follows the format, and the choice of that what other encoders have met.
+    Never from whole numbers: the order follows the format, and the choice of that what other encoders have met.
     """
-    rounded = round_latents(W_enc, "some", packed=low_bit_matmul.pays())
+    rounded = round_for_some(W_enc, "some")
     [(values, indices)] = encode_prefixes(x, W_enc, bias, rounded, [(len(W_enc), k)], in_order=False)
     return even_pairs(values.numpy(), indices.numpy())
 

@@ -1,5 +1,7 @@
 """Copies of rows and latents in few bits, and how far a product of two such copies may be off.
 
+Where the processor multiplies no bf16 (AVX2, NEON), rows and latents are their own copies, in fp32.
+
 For a row x and a latent w with copies x~ and w~, by Cauchy-Schwarz::
 
     |x.w - x~.w~| <= |x - x~| |w~| + |x| |w - w~|
@@ -10,6 +12,7 @@ that, its sum in fp32 and its own rounding, is bounded by `row_reach` and `selec
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -17,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import backend
 from . import low_bit_matmul, rounding_numba, rows_numba
 from .buffers import buffer, buffer_within, remembered
 from .low_bit_matmul import PANEL, WholeLatents, WholeRows
@@ -54,7 +58,8 @@ class RoundedRows:
 
     copy: Tensor
     """bf16 ``[n, width]``; the last two of a row are 1, and multiply the bias (see `with_bias`). `width` is even:
-    before them there may be a 0. Or whole numbers: uint8 ``[n, width]``, 128 more than the number."""
+    before them there may be a 0. Or whole numbers: uint8 ``[n, width]``, 128 more than the number. Or the rows
+    themselves, fp32 ``[n, d]``."""
     facts: Facts
     whole: WholeRows | None = None
 
@@ -70,16 +75,24 @@ class RoundedLatents:
 
     copy: Tensor
     """bf16 ``[n, width]``, where the last two of a row are the parts of a bias; or in the order of `low_bit_matmul`:
-    bf16 ``[panels, width / 2, PANEL, 2]``, or whole numbers as int32 ``[panels, width / 4, PANEL]``."""
+    bf16 ``[panels, width / 2, PANEL, 2]``, or whole numbers as int32 ``[panels, width / 4, PANEL]``; or the latents
+    themselves, fp32 ``[n, d]``."""
     facts: Facts
     whole: WholeLatents | None = None
     factor: np.ndarray | None = None
     """What columns were divided by before they became whole numbers, those of rows multiplied by; None in bf16."""
+    bias: np.ndarray | None = None
+    """Added to a product in fp32, ``[n]``."""
 
     @property
     def is_packed(self) -> bool:
         """Whether this is in the order of `low_bit_matmul`."""
         return self.copy.ndim > 2
+
+    @property
+    def format(self) -> str:
+        """Format of the product: ``packed`` (in the order of `low_bit_matmul`), ``bf16`` or ``fp32`` (of torch)."""
+        return "packed" if self.is_packed else "bf16" if self.bias is None else "fp32"
 
     @property
     def panels(self) -> np.ndarray:
@@ -112,6 +125,23 @@ def _bf16_copy(x: Tensor, name: str, offset: Tensor | None) -> tuple[Tensor, Fac
 def round_rows(x: Tensor, name: str) -> RoundedRows:
     """Return rows in bf16; the memory belongs to `name`."""
     return RoundedRows(*_bf16_copy(x, name, None))
+
+
+def rows_as_they_are(x: Tensor, name: str) -> RoundedRows:
+    """Return rows for a product in fp32."""
+    return RoundedRows(x, _measured(x, name, None))
+
+
+def latents_as_they_are(W: Tensor, name: str, offset: Tensor | None = None) -> RoundedLatents:
+    """Return latents for a product in fp32; see `round_latents` for the arguments."""
+    return RoundedLatents(W, _measured(W, name, offset), bias=buffer(f"{name} bias", (len(W),)).numpy())
+
+
+def _measured(x: Tensor, name: str, offset: Tensor | None) -> Facts:
+    n, d = x.shape
+    facts = _facts(n, name)
+    spread(rounding_numba.measure_rows, n, 2 * d, x.numpy(), _offset(offset, d), facts)
+    return facts
 
 
 def round_rows8(x: Tensor, name: str, factor: np.ndarray) -> RoundedRows:
@@ -191,6 +221,23 @@ def balance(x: Tensor, W: Tensor) -> np.ndarray:
 # ---------------------------------------------------------------- which format
 
 
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Return whether products in bf16 pay on this processor."""
+    return backend.bf16_unavailable() is None
+
+
+def product_here() -> tuple[str, str]:
+    """Return the product that finds candidates on this processor, in words, and the reason for it."""
+    if not multiplies_bf16():
+        return "fp32 in blocks, by torch", f"compiled loops after the product; {backend.bf16_unavailable()}"
+    if not low_bit_matmul.pays():
+        return "bf16, by torch", "compiled loops after the product; torch multiplies bf16 by AMX"
+    if low_bit_matmul.whole_numbers_pay():
+        return "whole numbers, or bf16 where these leave too many, compiled", "the processor has AVX-512 bf16 and VNNI"
+    return "bf16, compiled", "the processor has AVX-512 bf16, and no VNNI"
+
+
 def _coarse() -> dict[tuple[int, ...], int]:
     """By shape, how many encoders this thread is not to try whole numbers for."""
     return remembered().setdefault("coarse", {})
@@ -199,15 +246,24 @@ def _coarse() -> dict[tuple[int, ...], int]:
 def round_fastest(W: Tensor, name: str, x: Tensor, offset: Tensor | None = None) -> RoundedLatents:
     """Return latents in the format that is the fastest to multiply with rows like `x`.
 
-    Whole numbers, or bf16 in the order of either product.
+    Whole numbers, or bf16 in the order of either product; fp32 where the processor multiplies neither.
     """
     n, d = W.shape
+    if not multiplies_bf16():
+        return latents_as_they_are(W, name, offset)
     left = _coarse().get((n, d), 0)
     if left:
         _coarse()[n, d] = left - 1
     if left or d > rounding_numba.MOST_WHOLE or not low_bit_matmul.whole_numbers_pay():
         return round_latents(W, name, offset, packed=low_bit_matmul.pays())
     return round_latents8(W, name, balance(x, W), offset)
+
+
+def round_for_some(W: Tensor, name: str) -> RoundedLatents:
+    """Return latents in a format that depends on the processor alone: bf16, or fp32 where it multiplies none."""
+    if not multiplies_bf16():
+        return latents_as_they_are(W, name)
+    return round_latents(W, name, packed=low_bit_matmul.pays())
 
 
 def round_alike(
@@ -226,6 +282,8 @@ def round_alike(
     exact
         Whether candidates are multiplied again. Without that only bf16 is fine enough.
     """
+    if W.format == "fp32":
+        return rows_as_they_are(x, "x"), W
     if W.whole is None or W.factor is None:
         return round_rows(x, "x"), W
     if exact:
@@ -266,7 +324,10 @@ def with_bias(latents: RoundedLatents, bias: Tensor, size: Tensor | None = None)
     """
     n = len(bias)
     lost = torch.full((n,), 2.0**-120)  # what may be flushed to 0 for being below 2^-126, and some more
-    if latents.whole is not None:
+    if latents.bias is not None:
+        width = latents.copy.shape[1]
+        latents.bias[:] = bias.numpy()
+    elif latents.whole is not None:
         width = 4 * latents.copy.shape[1]
         latents.whole.bias[:n], latents.whole.bias[n:] = bias.numpy(), 0
     else:

@@ -11,8 +11,19 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from .intrinsics_numba import FAST, Float, Int, bits_of_float, compiled, float_of_bits, inlined, narrow, widen
-from .low_bit_matmul import PANEL, WholeLatents
+from .intrinsics_numba import (
+    FAST,
+    Float,
+    Int,
+    bits_of_float,
+    compiled,
+    float_of_bits,
+    inlined,
+    lane_maxima_of_64,
+    narrow,
+    widen,
+)
+from .low_bit_matmul import LANE, PANEL, WholeLatents
 
 BF16_UNIT = 2.0**-8
 """Largest relative error of rounding to bf16 (8 bits of significand, to nearest)."""
@@ -107,6 +118,51 @@ def round_rows(
         if not facts.norm[r] <= LARGEST:  # also when it is NaN
             for i in range(d):
                 copy[r, i] = np.int16(0)
+
+
+@compiled
+def measure_rows(start: Int, stop: Int, x: np.ndarray, offset: np.ndarray, facts: Facts) -> None:
+    """`round_rows` where the product takes the rows as they are, in fp32."""
+    d = x.shape[1]
+    slack = _slack(d)
+    tiny = _flushed(d)  # a library may flush entries to 0, too
+    for r in range(start, stop):
+        total = np.float32(0.0)
+        for i in range(d):
+            total += x[r, i] * x[r, i]
+        facts.residual[r] = tiny
+        facts.norm[r] = np.sqrt(total) * slack + tiny
+        facts.dot[r] = _dot(x, r, offset)
+
+
+@compiled
+def narrow_product(product: np.ndarray, bias: np.ndarray, first: Int, P: np.ndarray, maxima: np.ndarray) -> None:
+    """Write ``product + bias`` in bf16 into the columns of `P` from `first` on, and the largest of every whole lane.
+
+    Parameters
+    ----------
+    product
+        Rows and some latents in fp32, ``[n, m]``.
+    bias
+        Biases of these latents, ``[m]``.
+    first
+        Number of the first of them: a multiple of `PANEL`.
+    P
+        bf16 as int16, ``[at least n, at least first + m]``.
+    maxima
+        Keys of lanes of `LANE` latents, ``[at least n, at least lanes]``.
+    """
+    n, m = product.shape
+    start = np.uint64(first)
+    whole = m - m % PANEL
+    for at in range(n):
+        r = np.uint64(at)
+        best = maxima[r]
+        for i in range(np.uint64(m)):
+            P[r, start + i] = narrow(product[r, i] + bias[i])
+        for s in range(0, whole, PANEL):
+            column = np.uint64(first + s)
+            lane_maxima_of_64(P, r, column, best, np.uint64((first + s) // LANE), LANE)
 
 
 @inlined

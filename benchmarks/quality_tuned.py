@@ -1,0 +1,365 @@
+"""Is any peer better once its learning rate is tuned? Every contestant over the same ladder of rates, at equal L0.
+
+    OMP_NUM_THREADS=1 python benchmarks/quality_tuned.py         # hours on one core; finished runs are kept in --out
+    python benchmarks/quality_tuned.py --cells stories260K-topk-16 MiniLM-topk-32
+    python benchmarks/quality_tuned.py --table                   # what is finished, without training anything
+    python benchmarks/quality_tuned.py --quick                   # one tiny cell of saekit alone, nothing written
+
+A cell is a model, an architecture and a number of latents per row; its runs are of 2,000 steps of 1,024 rows (`CELLS`).
+Each contestant climbs the ladder: it is trained at the two rates of `FIRST`, then at the next one beyond its best until
+the best is not at the end of what was tried (or the ladder ends). saekit does so too, to see what its default costs;
+what is compared with the peers is that *default*. Rates are
+chosen on the first half of the held-out rows and reported on the second.
+
+Peers do not all end at L0 = k. Then saekit is trained with two sparsities around the L0 that the peer reached, and its
+FVU there is read off the straight line between them on logarithmic axes; where a peer's runs differ in L0, its rate is
+chosen after correcting by the slope of saekit's curve. Time is CPU time of training, one thread, of runs that saekit
+makes alone. Needs benchmarks/peers.sh once, and the sample data. Tables go to ``benchmarks/tuned.json`` and between the
+markers of ``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quality import COEFFICIENTS, HERE, PEERS, captured, fvu, models, result, write_readme
+
+LADDER = (3e-4, 1e-3, 3e-3, 9e-3, 1.8e-2, 3e-2, 6e-2)
+"""Learning rates, from low to high."""
+FIRST = (3e-3, 9e-3)
+"""Those that a contestant begins with."""
+BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Shorter runs of saekit's defaults, as fractions of the steps: how soon they reach a peer's FVU."""
+SEEDS = (1,)
+"""Further seeds of saekit's default, for the spread."""
+DEAD_LIMIT = 0.02
+"""Largest fraction of dead latents with which a rate counts as saekit's best. Unit: fraction."""
+BY_K = ("topk", "batchtopk", "matryoshka")
+"""Architectures whose sparsity is k; that of the others is a target."""
+Found = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One model, architecture and sparsity."""
+
+    model: str
+    arch: str
+    k: int
+    steps: int = 2000
+    batch: int = 1024
+    latents: int = 1024
+    tokens: int = 1_900_000
+    peers: tuple[str, ...] = ()
+    """Contestants beside saekit; all that have the architecture when empty."""
+
+    @property
+    def name(self) -> str:
+        """What ``--cells`` takes."""
+        return f"{self.model}-{self.arch}-{self.k}"
+
+
+CELLS = [
+    Cell("stories260K", "topk", 16),
+    Cell("stories260K", "batchtopk", 16),
+    Cell("stories260K", "jumprelu", 16),
+    Cell("stories260K", "topk", 32),
+    Cell("stories260K", "topk", 8),
+    Cell("stories260K", "matryoshka", 16),
+    Cell("stories260K", "topk", 64),
+    Cell("stories260K", "batchtopk", 32),
+]
+
+
+def job_of(cell: Cell, folder: Path) -> Found:
+    """Return what is the same in all runs of a cell."""
+    train, held_out = captured(cell.model, models()[cell.model], folder, cell.tokens)
+    n = cell.latents
+    return {
+        "rows": str(train), "held_out": str(held_out), "steps": cell.steps, "batch": cell.batch, "latents": n,
+        "k": cell.k, "seed": 0, "sizes": [n // 4, n // 2, n], "calibration_runs": 5, "arch": cell.arch,
+    }  # fmt: skip
+
+
+def tag_of(cell: Cell, who: str) -> str:
+    """Return the name of the folder of a run."""
+    return f"{cell.model}-{cell.latents}-{cell.steps}x{cell.batch}-k{cell.k}-seed0-{cell.arch}-{who}"
+
+
+def train_together(job: Found, wanted: Sequence[tuple[float, float | None, int]], path: Path) -> list[Found]:
+    """Train saekit's SAEs of several (sparsity, learning rate, seed) in one pass over the rows, and measure each.
+
+    A learning rate of None is the default. The file `path` keeps what was found.
+    """
+    if path.exists():
+        return json.loads(path.read_text())
+    import torch
+
+    import saekit
+    from saekit.training.architectures import config_from_dict
+
+    sizes = {"sizes": tuple(job["sizes"]), "over": "batchtopk"} if job["arch"] == "matryoshka" else {}
+    by_seed: dict[int, list[int]] = {}
+    for place, (_, _, seed) in enumerate(wanted):
+        by_seed.setdefault(seed, []).append(place)
+    x, found = torch.from_numpy(np.load(job["held_out"])), {}
+    for seed, places in by_seed.items():
+        configs = [
+            config_from_dict(
+                {
+                    "arch": job["arch"],
+                    "n_latents": job["latents"],
+                    "k" if job["arch"] in BY_K else "target_l0": wanted[place][0],
+                    "lr": wanted[place][1],
+                    **sizes,
+                }
+            )
+            for place in places
+        ]
+        saes = saekit.train(
+            configs,
+            saekit.open_rows(job["rows"]),
+            seeds=[seed],
+            tokens=job["steps"] * job["batch"],
+            settings=saekit.TrainSettings(batch_rows=job["batch"]),
+        )
+        for place, sae in zip(places, saes, strict=True):
+            codes = sae.encode(x)
+            x_hat, half = sae.decode(codes, x).numpy(), len(x) // 2
+            found[place] = {
+                "sparsity": wanted[place][0], "lr": wanted[place][1], "seed": seed, "l0": codes.l0(),
+                "dead": 1 - len(codes.indices.unique()) / job["latents"],
+                "fvu_choosing": fvu(x[:half].numpy(), x_hat[:half]), "fvu": fvu(x[half:].numpy(), x_hat[half:]),
+            }  # fmt: skip
+            print(f"{path.name}: {found[place]}", file=sys.stderr, flush=True)
+    rows = [found[place] for place in range(len(wanted))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows))
+    return rows
+
+
+def slope_of(points: Sequence[Found]) -> float:
+    """Return d log FVU / d log L0 between two SAEs."""
+    a, b = points
+    return math.log(b["fvu"] / a["fvu"]) / math.log(b["l0"] / a["l0"])
+
+
+def around(l0: float, arch: str) -> tuple[float, float]:
+    """Return the two sparsities that are trained to be compared at an L0."""
+    if arch in BY_K:
+        return float(math.floor(l0)), float(math.floor(l0) + 1)
+    return 0.96 * l0, 1.04 * l0
+
+
+def at_l0(points: Sequence[Found], l0: float) -> float:
+    """Return FVU at an L0, on the straight line through two SAEs on logarithmic axes."""
+    return points[0]["fvu"] * (l0 / points[0]["l0"]) ** slope_of(points)
+
+
+def own_runs(cell: Cell, folder: Path) -> Found:
+    """Train saekit: its default, other seeds and sparsities together, shorter runs, and the ladder."""
+    job = {**job_of(cell, folder), "peer": "saekit"}
+    whole = result(folder / tag_of(cell, "saekit"), job, cell.k)
+    wanted = [(cell.k, None, seed) for seed in SEEDS]
+    if cell.arch != "topk":
+        wanted += [(round(part * cell.k), None, 0) for part in (0.75, 1.25)]
+    found = train_together(job, wanted, folder / tag_of(cell, "saekit-others") / "result.json")
+    seeds, two = found[: len(SEEDS)], found[len(SEEDS) :]
+    slope = slope_of(two) if two else 0.0
+    shorter = [
+        result(folder / tag_of(cell, f"saekit-x{part:g}"), {**job, "steps": round(part * cell.steps)}, cell.k)
+        for part in BUDGETS
+    ]
+    ladder = climb(cell, folder, "saekit", slope)
+    return {"default": whole, "ladder": ladder, "slope": slope, "seeds": seeds, "shorter": shorter}
+
+
+def climb(cell: Cell, folder: Path, peer: str, slope: float) -> list[Found]:
+    """Train a contestant on the ladder until its best rate is not at the end of what was tried."""
+    job = {**job_of(cell, folder), "peer": peer, "coefficient_range": COEFFICIENTS.get((peer, cell.arch))}
+    tried: dict[int, Found] = {}
+    wanted = [LADDER.index(lr) for lr in FIRST]
+    while wanted:
+        for place in wanted:
+            lr = LADDER[place]
+            tried[place] = result(folder / tag_of(cell, f"{peer}-lr{lr:g}"), {**job, "lr": lr}, cell.k) | {"lr": lr}
+        able = {place: chosen_by(each, cell.k, slope) for place, each in tried.items() if "error" not in each}
+        if not able:
+            break
+        best = min(able, key=lambda place: able[place])
+        wanted = [p for p in (best - 1, best + 1) if 0 <= p < len(LADDER) and p not in tried]
+    return [tried[place] for place in sorted(tried)]
+
+
+def chosen_by(each: Found, k: float, slope: float) -> float:
+    """Return the FVU that chooses a rate, as it would be at L0 = k."""
+    return each["fvu_choosing"] * (k / max(each["l0"], 1e-9)) ** slope
+
+
+def seconds_to(level: float, own: Found) -> float | None:
+    """Return the CPU seconds of training at the defaults after which FVU is at most `level`: runs of several lengths,
+    interpolated on logarithmic axes; None where the whole run ends above it.
+    """
+    points = [(each["seconds"], each["fvu"]) for each in [*own["shorter"], own["default"]]]
+    if points[-1][1] > level:
+        return None
+    times, scores = np.log(np.array(points)).T
+    return float(np.exp(np.interp(-np.log(level), -np.minimum.accumulate(scores), times)))
+
+
+def compare(cell: Cell, folder: Path, peers: Sequence[str]) -> Found:
+    """Everything of one cell: saekit's own runs, and each peer's with saekit's FVU at the peer's L0."""
+    own = own_runs(cell, folder)
+    rivals = []
+    for peer in [each for each in peers if cell.arch in PEERS[each]]:
+        tried = climb(cell, folder, peer, own["slope"])
+        able = [each for each in tried if "error" not in each]
+        if not able:
+            rivals.append({"peer": peer, "error": tried[0]["error"]})
+            continue
+        best = min(able, key=lambda each: chosen_by(each, cell.k, own["slope"]))
+        ours = own["default"]["fvu"]
+        if cell.arch != "topk":
+            two = train_together(
+                job_of(cell, folder),
+                [(sparsity, None, 0) for sparsity in around(best["l0"], cell.arch)],
+                folder / tag_of(cell, f"saekit-at-{peer}-lr{best['lr']:g}") / "result.json",
+            )
+            ours = at_l0(two, best["l0"])
+        level = best["fvu"] * (own["default"]["l0"] / best["l0"]) ** own["slope"]
+        rivals.append(
+            {"peer": peer, "tried": tried, "best": best, "ours": ours, "seconds_to": seconds_to(level, own)}
+        )  # fmt: skip
+    return {**dataclasses.asdict(cell), "own": own, "rivals": rivals}
+
+
+def against_own_best(own: Found) -> tuple[float, float | None]:
+    """Return FVU of the default relative to the lowest on the ladder, and to the lowest with few dead latents."""
+    default = own["default"]["fvu"]
+    lively = [each["fvu"] for each in own["ladder"] if each["dead"] <= DEAD_LIMIT]
+    return default / min(each["fvu"] for each in own["ladder"]), default / min(lively) if lively else None
+
+
+def rows_of(lines: Sequence[Sequence[str]], words: int) -> str:
+    """Return Markdown of a table whose first columns are words and the others figures."""
+    ruled = [lines[0], ["---"] * words + ["---:"] * (len(lines[0]) - words), *lines[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
+
+
+def rivals_table(cells: Sequence[Found]) -> str:
+    """Each peer at its best rate beside saekit's default at the peer's L0."""
+    head = ["model", "architecture", "k", "peer", "its rates", "its best lr", "its FVU", "its L0", "its dead, %"]
+    lines = [[*head, "saekit's default, FVU", "saekit / peer", "time to the peer's FVU, × its time"]]
+    for cell in cells:
+        for rival in cell["rivals"]:
+            start = [cell["model"], cell["arch"], str(cell["k"]), rival["peer"]]
+            if "error" in rival:
+                lines.append([*start, "failed: " + rival["error"], *[""] * 7])
+                continue
+            best, tried, to = rival["best"], [each["lr"] for each in rival["tried"]], rival["seconds_to"]
+            lines.append([
+                *start, f"{min(tried):g} to {max(tried):g}", f"{best['lr']:g}", f"{best['fvu']:.4f}",
+                f"{best['l0']:.1f}", f"{100 * best['dead']:.1f}", f"{rival['ours']:.4f}",
+                f"{rival['ours'] / best['fvu']:.3f}", "not reached" if to is None else f"{to / best['seconds']:.2f}",
+            ])  # fmt: skip
+    return rows_of(lines, 4)
+
+
+def ladder_table(cells: Sequence[Found]) -> str:
+    """saekit's FVU / percent dead at every rate of the ladder and at its default."""
+    tried = sorted({each["lr"] for cell in cells for each in cell["own"]["ladder"]})
+    head = ["model", "architecture", "k", *(f"{lr:g}" for lr in tried), "default", "its lr", "other seeds"]
+    lines = [[*head, "default / best", "of those with ≤ 2% dead"]]
+    for cell in cells:
+        own = cell["own"]
+        every, lively = against_own_best(own)
+        at = {each["lr"]: each for each in own["ladder"]}
+        each_rate = [*(at.get(lr) for lr in tried), own["default"]]
+        shown = [f"{each['fvu']:.4f} / {100 * each['dead']:.1f}" if each else "" for each in each_rate]
+        seeds = ", ".join(f"{each['fvu']:.4f}" for each in own["seeds"])
+        lines.append([
+            cell["model"], cell["arch"], str(cell["k"]), *shown, f"{own['default']['lr']:.2g}", seeds, f"{every:.3f}",
+            "" if lively is None else f"{lively:.3f}",
+        ])  # fmt: skip
+    return rows_of(lines, 2)
+
+
+def pareto_table(cells: Sequence[Found]) -> str:
+    """FVU at L0 of every contestant, its best rate, and saekit's default."""
+    names = list(PEERS)
+    lines = [["model", "architecture", "k", "saekit, default", *names]]
+    for cell in sorted(cells, key=lambda cell: (cell["model"], cell["arch"], cell["k"])):
+        best = {rival["peer"]: rival["best"] for rival in cell["rivals"] if "best" in rival}
+        each = [cell["own"]["default"], *(best.get(name) for name in names)]
+        shown = [f"{one['fvu']:.4f} at {one['l0']:.1f}" if one else "" for one in each]
+        lines.append([cell["model"], cell["arch"], str(cell["k"]), *shown])
+    return rows_of(lines, 2)
+
+
+def page(cells: Sequence[Found]) -> str:
+    """The tables with what must be known to read them."""
+    command = "`OMP_NUM_THREADS=1 python benchmarks/quality_tuned.py`"
+    parts = [ABOUT, f"{command}\n\n{rivals_table(cells)}", LADDER_ABOUT, ladder_table(cells), PARETO_ABOUT]
+    return "\n\n".join([*parts, pareto_table(cells)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one tiny cell of saekit alone, nothing written")
+    names = [cell.name for cell in CELLS]
+    parser.add_argument("--cells", nargs="+", default=names, choices=names, metavar="MODEL-ARCH-K")
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="instead of those of the cell")
+    parser.add_argument("--own", action="store_true", help="only saekit's own runs")
+    parser.add_argument("--table", action="store_true", help="write the tables of what tuned.json holds")
+    parser.add_argument("--out", default="runs/quality")
+    arguments = parser.parse_args()
+    store = HERE / "tuned.json"
+    if arguments.quick:
+        cell = Cell("stories260K", "topk", 4, steps=20, batch=256, latents=64, tokens=20_000)
+        cells = [compare(cell, Path(tempfile.mkdtemp()), [])]
+        print(ladder_table(cells))
+        return
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {f"{c['model']}-{c['arch']}-{c['k']}": c for c in (json.loads(store.read_text()) if store.exists() else [])}
+    for cell in [] if arguments.table else [each for each in CELLS if each.name in arguments.cells]:
+        if arguments.own:
+            print(json.dumps(own_runs(cell, folder)))
+            continue
+        known[cell.name] = compare(cell, folder, arguments.peers or cell.peers or list(PEERS))
+        cells = [known[each.name] for each in CELLS if each.name in known]
+        store.write_text(json.dumps(cells, indent=1) + "\n")
+        write_readme("tuned", page(cells))
+    shown = page([known[each.name] for each in CELLS if each.name in known])
+    if arguments.table:
+        write_readme("tuned", shown)
+    print(shown)
+
+
+ABOUT = """## Every contestant at its best learning rate
+
+FVU of the half of the held-out rows that did not choose the rates; 2.05 million rows in batches of 1,024, 1,024
+latents, one seed. Every peer is trained at rates of one ladder until its best is not the lowest or highest tried;
+saekit is shown at its default, at the peer's L0. Dead: silent on all held-out rows. Time: CPU time of training, one
+thread, on a machine that others used meanwhile. Of TopK with k = 16, the peers' runs at 3e-3 and 9e-3 (plain-torch
+also at 1e-3, dictionary-learning at 1.8e-2) are kept from an earlier run with the same versions."""
+LADDER_ABOUT = """### saekit over the ladder
+
+FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU
+of the default over the lowest, and over the lowest that leaves at most 2% dead."""
+PARETO_ABOUT = """### FVU against L0
+
+FVU at the L0 that a contestant reached: saekit's default, the peers' best rate."""
+
+
+if __name__ == "__main__":
+    main()
