@@ -75,8 +75,11 @@ class Clock:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="2,048 latents over 30,000 tokens, nothing written")
+    parser.add_argument("--latents", type=int, help="another number of latents; printed, nothing written")
+    parser.add_argument("--tokens", type=int, help="another number of tokens; printed, nothing written")
     options = parser.parse_args()
     n, tokens = (2048, 30_000) if options.quick else (16_384, 1_000_000)
+    n, tokens = options.latents or n, options.tokens or tokens
     lm = load_model("builtin")
     W = torch.nn.functional.normalize(torch.randn(n, lm.d_model, generator=torch.Generator().manual_seed(0)), dim=1)
     place = {"hook": f"layers.{LAYER}", "context": 256}
@@ -105,7 +108,7 @@ def main() -> None:
     lines += [f"| {name} | {cpu:.1f} | {wall:.1f} |" for name, (cpu, wall) in [*times, ("all", whole)]]
     lines += ["", f"Peak memory: {before:.2f} GB before, {after:.2f} GB after; {len(found.cards):,} cards."]
     print(*lines, sep="\n", flush=True)
-    if options.quick:
+    if options.quick or options.latents or options.tokens:
         return
     about = ABOUT.format(
         latents=n,

@@ -19,7 +19,7 @@ from saekit.explanation.halves import is_labelling
 from saekit.explanation.judge import LocalJudge, open_judge
 from saekit.explanation.label_scores import plan_label_tests
 from saekit.explanation.label_scores_result import LabelScores
-from saekit.explanation.label_windows import near_duplicates
+from saekit.explanation.layout import SCORING
 from saekit.explanation.prompts import (
     LONGEST_LABEL,
     Answer,
@@ -122,7 +122,7 @@ def test_planted_labels_score_high_and_labels_of_others_at_chance(tests_of, writ
 
 def test_windows_of_both_kinds_differ_in_nothing_but_the_firing(tests_of, found):
     plan = tests_of(Keywords())
-    contexts = plan.halves.contexts
+    contexts = plan.drawn.layout
     for latent in SETTINGS.latents:
         windows = plan.windows[latent]
         fire, rest = ([each for each in windows if each.fires is kind] for kind in (True, False))
@@ -138,11 +138,12 @@ def test_windows_of_both_kinds_differ_in_nothing_but_the_firing(tests_of, found)
             assert not is_labelling(each.document)
             assert set(contexts.document[each.start : each.stop].tolist()) == {each.document}
             assert (contexts.position[each.start : each.stop] >= 0).all()
+            assert (contexts.half[each.start : each.stop] == SCORING).all()
         for group in (fire, rest):
             assert len({each.document for each in group}) == len(group)
         offsets = [np.flatnonzero(each.marks)[0] for each in fire]
         assert len(set(offsets)) > 2
-        labelling = plan.halves.labelling_windows(latent, plan.firings, 8)
+        labelling = plan.drawn.labelling_windows(latent, plan.firings, 8)
         assert all(is_labelling(each.document) and each.fires for each in labelling)
         assert tests_of(Keywords()).windows[latent] == windows
 
@@ -161,16 +162,6 @@ def test_who_writes_a_label_and_who_tests_it_read_no_text_in_common(tests_of):
     assert all(each.is_choice for each in judge.asked)
     assert not any(each.is_choice for each in writer.asked)
     assert not runs(writer.asked, r"^\d+\. (.*)$") & runs(judge.asked, r"^Text: (.*)$")
-
-
-def test_documents_that_are_nearly_in_the_other_half_are_left_out():
-    generator = np.random.default_rng(0)
-    texts = [generator.integers(0, 1000, 40) for _ in range(6)]
-    texts += [np.concatenate([texts[0][:30], generator.integers(0, 1000, 10)]), texts[1][:3], texts[1][:3]]
-    labelling = np.array([True, True, False, False, True, False, False, True, False])
-    number = np.repeat(np.arange(9), [len(each) for each in texts])
-    twins = near_duplicates(np.concatenate(texts), number, labelling) & ~labelling
-    assert np.flatnonzero(twins).tolist() == [6, 8]
 
 
 def test_missing_answers_are_counted_and_bound_the_score(tests_of):

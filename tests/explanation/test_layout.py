@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from explanation.planted_texts import contexts
+from explanation.planted_texts import contexts, firings_of
 from saekit.errors import DataError
+from saekit.explanation.firing_windows import learning_windows, windows_of
 from saekit.explanation.halves import is_labelling
-from saekit.explanation.layout import LABELLING, REPEATED, SCORING, Layout
+from saekit.explanation.label_windows import LabelWindows
+from saekit.explanation.layout import LABELLING, NEITHER, REPEATED, SCORING, Layout
 from saekit.rows.tokens import Contexts
 
 
@@ -33,6 +35,31 @@ def test_no_document_and_no_near_duplicate_in_both_halves():
         assert {is_labelling(int(d)) for d in np.unique(layout.document[layout.half == half])} == {half == LABELLING}
     assert not grams(layout, LABELLING) & grams(layout, SCORING)
     assert Layout.of(texts).n_repeated == 0
+
+
+def test_windows_of_both_tests_hold_tokens_of_their_half_alone():
+    """What repeats the labelling half is in no window, not even beside a firing."""
+    texts = contexts()
+    source = next(d for d in range(160) if is_labelling(d) and (texts.document == d).sum() >= 16)
+    ids = texts.ids.copy()
+    for document in np.unique(texts.document):
+        where = np.flatnonzero(texts.document == document)
+        if not is_labelling(int(document)) and len(where) > 30:
+            ids[where[8:24]] = ids[np.flatnonzero(texts.document == source)[:16]]
+    layout = Layout.of(Contexts(ids, texts.document, texts.position, texts.offsets))
+    assert (layout.half == NEITHER).sum() > 100
+    firings = firings_of([layout.position % 5 == 0])
+    latents = np.zeros(1, np.int64)
+    for windows in (windows_of(firings, latents, layout, 9, 0), learning_windows(firings, latents, layout, 9, 0)):
+        tokens, starts = windows.tokens()
+        assert (layout.half[tokens] == np.repeat(windows.half, np.diff(starts))).all()
+    drawn = LabelWindows(layout, 4, 0)
+    for half, mine in (
+        (SCORING, drawn.scoring_windows(0, firings, 20)),
+        (LABELLING, drawn.labelling_windows(0, firings, 20)),
+    ):
+        assert len(mine) > 10
+        assert all((layout.half[each.start : each.stop] == half).all() for each in mine)
 
 
 def test_tokens_around_are_those_of_the_same_text():

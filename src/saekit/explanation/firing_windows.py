@@ -15,10 +15,13 @@ import torch
 from ..models.language import LanguageModel
 from ..randomness import hashed_key
 from .firings import Firings, drawn
-from .layout import Layout
+from .layout import LABELLING, Layout
 
 EXAMPLES = 20
 """Firings of each half that are looked at, for each latent, and as many windows without one."""
+
+LEARNED = 128
+"""Firings of the labelling half whose windows a label of the context is learned from, for each latent."""
 
 TRIES = 6
 """Candidates for every negative window."""
@@ -64,8 +67,8 @@ class Windows:
 
 
 def around(layout: Layout, token: np.ndarray, length: int, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return start and length of a window around each token, placed by numbers in [0, 1)."""
-    first, stop = layout.first[token], layout.stop[token]
+    """Return start and length of a window of one half around each token, placed by numbers in [0, 1)."""
+    first, stop = layout.begin[token], layout.end[token]
     size = np.minimum(length, stop - first)
     low, high = np.maximum(first, token - size + 1), np.minimum(token, stop - size)
     return low + (uniform * (high - low + 1)).astype(np.int64), size
@@ -92,6 +95,24 @@ def windows_of(firings: Firings, latents: np.ndarray, layout: Layout, length: in
             kept = peaks >= 0
             negative = (peaks - (peak - start), size, peak - start, np.zeros(n, np.float32))
             found.append([each[kept] for each in _entry(row, which, False, negative)])
+    return _windows(found)
+
+
+def learning_windows(firings: Firings, latents: np.ndarray, layout: Layout, length: int, seed: int) -> Windows:
+    """Return windows of some latents around up to `LEARNED` firings of the labelling half each."""
+    found: list[list[np.ndarray]] = []
+    for row, latent in enumerate(latents.tolist()):
+        token, value = firings.of(latent)
+        mine = np.flatnonzero(layout.half[token] == LABELLING)
+        mine = mine[drawn(token[mine], latent, LEARNED, seed)]
+        peak = token[mine].astype(np.int64)
+        random = np.random.Generator(np.random.PCG64(hashed_key("learning windows", seed, latent, n_bytes=8)))
+        start, size = around(layout, peak, length, random.random(len(peak)))
+        found.append(_entry(row, LABELLING, True, (start, size, peak - start, value[mine])))
+    return _windows(found)
+
+
+def _windows(found: list[list[np.ndarray]]) -> Windows:
     if not found:
         whole = np.zeros(0, np.int64)
         return Windows(whole, whole, whole, whole.astype(bool), whole, whole, whole, whole.astype(np.float32))
@@ -120,7 +141,7 @@ def _silent(
     same[: n // 2] = -1  # the first half of the negatives are from anywhere
     candidate = np.concatenate([same, anywhere], 1)
     begin = candidate - offset
-    fits = (candidate >= 0) & (begin >= layout.first[candidate]) & (begin + size[:, None] <= layout.stop[candidate])
+    fits = (candidate >= 0) & (begin >= layout.begin[candidate]) & (begin + size[:, None] <= layout.end[candidate])
     fires = firings.fires_within(latent, begin.ravel(), (begin + size[:, None]).ravel()).reshape(begin.shape)
     good = fits & ~fires
     return np.where(good.any(1), candidate[np.arange(n), good.argmax(1)], -1)

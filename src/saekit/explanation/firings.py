@@ -122,15 +122,6 @@ class Firings:
         token, _ = self.of(latent)
         return np.searchsorted(token, start) < np.searchsorted(token, stop)
 
-    def histogram(self) -> np.ndarray:
-        """Return the number of firings by magnitude, ``int64 [n_latents, bins]``; see `bin_edges`."""
-        bins = BINS_PER_OCTAVE * OCTAVES
-        found = np.zeros((self.n_latents, bins), np.int64)
-        for first, part in self.parts():
-            key = part.latent_of() * bins + _bin(np.abs(part.value))
-            found[first : first + part.n_latents] = np.bincount(key, minlength=part.n_latents * bins).reshape(-1, bins)
-        return found
-
     def token_scores(self, words: np.ndarray, counts: np.ndarray, document: np.ndarray | None = None) -> TokenScores:
         """Return activation by latent and word.
 
@@ -295,12 +286,10 @@ def by_fifths(token: np.ndarray, value: np.ndarray, latent: int, n: int, seed: i
     return picked, quantile[picked]
 
 
-def _bin(size: np.ndarray) -> np.ndarray:
+def histogram(value: np.ndarray) -> list[list[float]]:
+    """Return ``[lower end, count]`` of the bins of magnitude that hold some of a latent's codes, smallest first."""
     with np.errstate(divide="ignore"):
-        at = np.floor((np.log2(size) + OCTAVES / 2) * BINS_PER_OCTAVE)
-    return np.clip(at, 0, BINS_PER_OCTAVE * OCTAVES - 1).astype(np.int64)
-
-
-def bin_edges() -> np.ndarray:
-    """Return the lower ends of the bins of a histogram."""
-    return np.exp2(np.arange(BINS_PER_OCTAVE * OCTAVES) / BINS_PER_OCTAVE - OCTAVES / 2)
+        at = np.floor((np.log2(np.abs(value.astype(np.float64))) + OCTAVES / 2) * BINS_PER_OCTAVE)
+    bins = BINS_PER_OCTAVE * OCTAVES
+    counts = np.bincount(np.clip(at, 0, bins - 1).astype(np.int64), minlength=bins)
+    return [[float(np.exp2(i / BINS_PER_OCTAVE - OCTAVES / 2)), float(counts[i])] for i in np.flatnonzero(counts)]

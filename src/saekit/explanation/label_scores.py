@@ -37,10 +37,12 @@ from ..sae.naming import Given, as_sae
 from ..settings import Progress, silent, suggest_keywords
 from .answers import ANSWERS, Answers, key_of
 from .explanation_result import Explanation
+from .firings import Firings, FiringsWriter
 from .halves import context_of
 from .judge import Judge, open_judge
 from .label_scores_result import LabelScore, LabelScores, LabelTest
-from .label_windows import Firings, Halves, Window
+from .label_windows import LabelWindows, Window
+from .layout import Layout
 from .prompts import (
     LONGEST_LABEL,
     Answer,
@@ -123,17 +125,16 @@ def plan_label_tests(
     contexts = contexts_for(lm, texts, context_of(value, lm, how.context), how.tokens, mask)
     order = random_order(len(explanation.cards), "judged latents", how.seed)[: settings.judge_latents]
     latents = sorted(explanation.cards[i].latent for i in order)
+    drawn = LabelWindows(Layout.of(contexts), how.window, how.seed)
     firings = _firings(value, lm, explanation.hook, contexts, latents, progress or silent)
-    return LabelTests(
-        explanation, lm, tester, writer, settings, latents, Halves(contexts, how.window, how.seed), firings
-    )
+    return LabelTests(explanation, lm, tester, writer, settings, latents, drawn, firings)
 
 
 def _firings(
     sae: SAE, lm: LanguageModel, hook: str, contexts: Any, latents: Sequence[int], report: Progress
 ) -> Firings:
     """Return where the latents fire."""
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    writer = FiringsWriter(sae.n_latents, len(contexts.ids))
     target, done = find_hook(lm.model, hook), 0
     for batch in token_batches(lm, contexts):
         (hidden,) = activations(lm.model, [target], batch.inputs)
@@ -142,12 +143,10 @@ def _firings(
         latent = codes.indices.cpu().numpy()
         mine = np.isin(latent, latents)
         place = places_of(contexts, batch)[codes.row_of().cpu().numpy()[mine]]
-        found.append((latent[mine], place, codes.values.float().cpu().numpy()[mine]))
+        writer.add(latent[mine], place, codes.values.float().cpu().numpy()[mine])
         done += len(rows)
         report("firing", done, int((contexts.position >= 0).sum()))
-    latent, token, value = (np.concatenate(each) for each in zip(*found, strict=True))
-    order = np.lexsort((token, latent))
-    return Firings(latent[order], token[order], value[order])
+    return writer.finish()
 
 
 @dataclass(frozen=True)
@@ -173,14 +172,14 @@ class LabelTests:
     writer: Judge | None
     settings: JudgeSettings
     latents: list[int]
-    halves: Halves = field(repr=False)
+    drawn: LabelWindows = field(repr=False)
     firings: Firings = field(repr=False)
 
     @cached_property
     def windows(self) -> dict[int, list[Window]]:
         """Windows to test each latent on; none where it fires too rarely, or nearly everywhere."""
         n = self.settings.judge_windows
-        return {latent: self.halves.scoring_windows(latent, self.firings, n) for latent in self.latents}
+        return {latent: self.drawn.scoring_windows(latent, self.firings, n) for latent in self.latents}
 
     @cached_property
     def label_prompts(self) -> dict[int, Prompt]:
@@ -189,7 +188,7 @@ class LabelTests:
             return {}
         found = {}
         for latent in self.latents:
-            examples = self.halves.labelling_windows(latent, self.firings, self.settings.judge_examples)
+            examples = self.drawn.labelling_windows(latent, self.firings, self.settings.judge_examples)
             if examples and self.windows[latent]:
                 found[latent] = label_prompt([(self._tokens(each), each.marks) for each in examples])
         return found
@@ -284,7 +283,7 @@ class LabelTests:
         return fuzzing_prompt(label, tokens, window.marks) if scorer == "fuzzing" else detection_prompt(label, tokens)
 
     def _tokens(self, window: Window) -> list[str]:
-        return token_texts(self.lm.tokenizer.decode, self.halves.contexts.ids[window.start : window.stop].tolist())
+        return token_texts(self.lm.tokenizer.decode, self.drawn.layout.ids[window.start : window.stop].tolist())
 
     def _tests(self, latent: int, said: Mapping[tuple[int, bool, str], list[Answer]]) -> list[LabelTest]:
         windows, found = self.windows[latent], []
@@ -319,7 +318,7 @@ class LabelTests:
             sae=known.sae,
             model=known.model,
             hook=known.hook,
-            data={**known.data, "near_duplicates": self.halves.n_duplicates},
+            data=known.data,
             judge={
                 "name": self.judge.name,
                 "explain_with": None if self.writer is None else self.writer.name,

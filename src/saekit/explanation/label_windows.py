@@ -1,7 +1,8 @@
 """Windows of tokens to test labels on: one rule for those where a latent fires and those where it does not.
 
 A window that holds a firing has it at a random offset; every window without one takes the offset, the length and the
-marks of one with. Who sees offsets, lengths and marks alone can tell nothing.
+marks of one with. Who sees offsets, lengths and marks alone can tell nothing. A window holds tokens of its half alone:
+what repeats the labelling half is in none (`Layout`).
 """
 
 from __future__ import annotations
@@ -12,21 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
-from ..randomness import hashed_key
-from ..rows.tokens import Contexts
-from .halves import is_labelling
+from .firings import Firings
+from .layout import LABELLING, SCORING, Layout
 
 CANDIDATES = 8192
 """Tokens of the scoring half around which windows without a firing are looked for, the same for all latents."""
 
 MARKED = 0.3
 """Tokens are marked from this fraction of the largest code in their window, by magnitude."""
-
-SHINGLE = 8
-"""Tokens of the runs by which near-duplicate documents are found."""
-
-ALIKE = 0.5
-"""Fraction of its runs of tokens from which a document counts as a near-duplicate."""
 
 
 @dataclass(frozen=True)
@@ -50,41 +44,20 @@ class Window:
         return self.start + len(self.marks)
 
 
-@dataclass(frozen=True, eq=False)
-class Firings:
-    """Where some latents fire, sorted by latent and token."""
+class LabelWindows:
+    """Windows of the two halves of a corpus; see `Layout`."""
 
-    latent: np.ndarray
-    token: np.ndarray
-    value: np.ndarray
-
-    def of(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tokens at which a latent fires, and its codes there."""
-        first, last = np.searchsorted(self.latent, [latent, latent + 1])
-        return self.token[first:last], self.value[first:last]
-
-
-class Halves:
-    """The documents of a corpus in halves, without those of the scoring half that are nearly in the other."""
-
-    def __init__(self, contexts: Contexts, length: int, seed: int) -> None:
-        self.contexts, self.length, self.seed = contexts, length, seed
-        documents, number = np.unique(contexts.document, return_inverse=True)
-        labelling = np.array([is_labelling(int(each)) for each in documents], bool)
-        real = contexts.position >= 0
-        twins = near_duplicates(contexts.ids, number, labelling)
-        self.n_duplicates = int((twins & ~labelling).sum())
-        self.labelling = labelling[number] & real
-        self.scoring = (~labelling & ~twins)[number] & real
-        self.first, self.last = _runs(contexts)
-        usable = np.flatnonzero(self.scoring)
+    def __init__(self, layout: Layout, length: int, seed: int) -> None:
+        self.layout, self.length, self.seed = layout, length, seed
+        self.first, self.last = layout.begin, layout.end
+        usable = np.flatnonzero(layout.half == SCORING)
         generator = np.random.Generator(np.random.PCG64([seed, 61]))
         self.candidates = np.sort(generator.permutation(usable)[:CANDIDATES])
         self.bags = self._bags(self.candidates)
 
     def _bags(self, tokens: np.ndarray) -> scipy.sparse.csr_matrix:
         """Return unit vectors of the tokens around some tokens, each weighed by its rarity."""
-        ids, half = self.contexts.ids, self.length // 2
+        ids, half = self.layout.ids, self.length // 2
         spans = [np.arange(max(self.first[t], t - half), min(self.last[t], t + half + 1)) for t in tokens]
         where = np.concatenate(spans) if spans else np.zeros(0, np.int64)
         row = np.repeat(np.arange(len(spans)), [len(span) for span in spans])
@@ -97,7 +70,7 @@ class Halves:
     def labelling_windows(self, latent: int, firings: Firings, n: int) -> list[Window]:
         """Return windows of the labelling half in which a latent fires: half of them its strongest, one per text."""
         token, value = firings.of(latent)
-        mine = self.labelling[token]
+        mine = self.layout.half[token] == LABELLING
         generator = np.random.Generator(np.random.PCG64([self.seed, 67, latent]))
         strongest = np.argsort(-np.abs(value[mine]), kind="stable")
         order = np.concatenate([strongest[: n // 2], generator.permutation(strongest[n // 2 :])])
@@ -109,7 +82,7 @@ class Halves:
         Half of those without are any, half the most similar to those with; none where there are no two of each.
         """
         token, value = firings.of(latent)
-        mine = self.scoring[token]
+        mine = self.layout.half[token] == SCORING
         generator = np.random.Generator(np.random.PCG64([self.seed, 71, latent]))
         order = generator.permutation(int(mine.sum()))
         fire = self._firing(token[mine][order], value[mine][order], firings.of(latent), n, generator)
@@ -127,7 +100,7 @@ class Halves:
         """Return windows around firings, in their order and at most one per text, at random offsets."""
         found: dict[int, Window] = {}
         for t in token.tolist():
-            document = int(self.contexts.document[t])
+            document = int(self.layout.document[t])
             if document in found:
                 continue
             length = min(self.length, int(self.last[t] - self.first[t]))
@@ -162,7 +135,7 @@ class Halves:
                 t = int(orders[hard][at[hard]])
                 at[hard] += 1
                 start = t - _anchor(model)
-                stop, document = start + len(model.marks), int(self.contexts.document[t])
+                stop, document = start + len(model.marks), int(self.layout.document[t])
                 inside = self.first[t] <= start and stop <= self.last[t]
                 silent = np.searchsorted(token, start) == np.searchsorted(token, stop)
                 if inside and silent and document not in used:
@@ -174,44 +147,3 @@ class Halves:
 def _anchor(window: Window) -> int:
     """Return the offset of the first mark."""
     return window.marks.index(True)
-
-
-def _runs(contexts: Contexts) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each token where the run of one text in one context around it begins and ends, added tokens apart."""
-    n = len(contexts.ids)
-    context = np.repeat(np.arange(len(contexts)), contexts.lengths())
-    key = np.stack([context, contexts.document, contexts.position >= 0])
-    new = np.ones(n, bool)
-    new[1:] = (key[:, 1:] != key[:, :-1]).any(0)
-    begins = np.flatnonzero(new)
-    run = np.cumsum(new) - 1
-    ends = np.append(begins[1:], n)
-    return begins[run], ends[run]
-
-
-def near_duplicates(ids: np.ndarray, number: np.ndarray, labelling: np.ndarray) -> np.ndarray:
-    """Return which documents have at least half of their runs of `SHINGLE` tokens in a document of the labelling half.
-
-    Parameters
-    ----------
-    ids, number
-        Tokens, and the number of the document of each, ascending.
-    labelling
-        For each document whether it is of the labelling half.
-    """
-    n_documents, n = len(labelling), len(ids)
-    sizes = np.bincount(number, minlength=n_documents)
-    run = np.minimum(SHINGLE, sizes)[number]  # shorter documents are one run
-    begins = np.concatenate([[0], np.cumsum(sizes)])[number]
-    within = np.arange(n) - begins + run <= sizes[number]
-    with np.errstate(over="ignore"):
-        mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(hashed_key("shingle", n_bytes=8) | 1)
-        key = run.astype(np.uint64)
-        for step in range(SHINGLE):
-            there = np.minimum(np.arange(n) + step, n - 1)
-            key = np.where(step < run, (key ^ mixed[there]) * np.uint64(0x9E3779B97F4A7C15), key)
-            key ^= key >> np.uint64(29)
-    seen = np.isin(key, np.unique(key[within & labelling[number]])) & within
-    return np.bincount(number[seen], minlength=n_documents) >= ALIKE * np.maximum(
-        np.bincount(number[within], minlength=n_documents), 1
-    )

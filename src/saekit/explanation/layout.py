@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import DataError
+from ..randomness import random_order
 from ..rows.tokens import Contexts
 from .halves import is_labelling
 
@@ -36,6 +37,10 @@ class Layout:
     """Where the piece of text begins that the model reads with the token, int64."""
     stop: np.ndarray
     """Where it ends."""
+    begin: np.ndarray
+    """Where the run of tokens of one half begins that the token lies in: windows stay within it."""
+    end: np.ndarray
+    """Where it ends."""
     n_repeated: int
     """Tokens of the scoring half that were left out, because they repeat the labelling half."""
 
@@ -62,18 +67,18 @@ class Layout:
         new[1:] = (
             (piece[1:] != piece[:-1]) | (contexts.document[1:] != contexts.document[:-1]) | (real[1:] != real[:-1])
         )
-        begins = np.flatnonzero(new)
-        ends = np.append(begins[1:], len(piece))
-        number = np.cumsum(new) - 1
+        first, stop = _runs(new)
         ids = contexts.ids.astype(np.int64)
-        repeated = _repeated(ids, half, ends[number])
+        repeated = _repeated(ids, half, stop)
         half[repeated] = NEITHER
         if not (half == LABELLING).any() or not (half == SCORING).any():
             raise DataError(
                 "explain: both halves of the documents must have tokens of their own; one of them has none, or only "
                 "what the other has too. Give more texts."
             )
-        return cls(ids, contexts.document, contexts.position, half, begins[number], ends[number], int(repeated.sum()))
+        new[1:] |= half[1:] != half[:-1]
+        begin, end = _runs(new)
+        return cls(ids, contexts.document, contexts.position, half, first, stop, begin, end, int(repeated.sum()))
 
     def facts(self) -> dict[str, int]:
         """Return how many documents are in either half, and how many tokens are in neither."""
@@ -83,6 +88,12 @@ class Layout:
             "scoring_documents": documents[1],
             "repeated_tokens": self.n_repeated,
         }
+
+    @cached_property
+    def is_other(self) -> np.ndarray:
+        """Whether each token is of one of every second document, in random order."""
+        documents, number = np.unique(self.document, return_inverse=True)
+        return (random_order(len(documents), "every second document") % 2 == 1)[number]
 
     @cached_property
     def n_words(self) -> int:
@@ -134,6 +145,13 @@ class Layout:
         count = (starts[token + 1] - starts[token])[:, None]
         at = np.minimum(starts[token][:, None] + (uniform * count).astype(np.int64), max(len(where) - 1, 0))
         return np.where(count > 0, where[at], -1)
+
+
+def _runs(new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each token where the run around it begins and ends, from where runs begin."""
+    begins = np.flatnonzero(new)
+    number = np.cumsum(new) - 1
+    return begins[number], np.append(begins[1:], len(new))[number]
 
 
 def _repeated(ids: np.ndarray, half: np.ndarray, stop: np.ndarray) -> np.ndarray:

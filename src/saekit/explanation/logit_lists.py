@@ -201,6 +201,8 @@ def logit_lists(
     agreement = _agreement(at, firings, order[:TESTED].tolist(), sample[:TESTED])
     is_shown = agreement.is_defined and agreement.value >= LEAST_AGREEMENT
     reason = None if is_shown else "the lists do not agree with what ablating the latents does"
+    if not agreement.is_defined:
+        reason = "no latent fires, or ablating them changes nothing"
     told = LogitLists(agreement, is_shown, min(TESTED, len(order)), reason)
     return told, dict(_ends(effects, fired, sample, len(at.lm.tokenizer), settings.seed)) if is_shown else {}
 

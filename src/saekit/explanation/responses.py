@@ -39,21 +39,34 @@ class Responses:
     purity_percentile: np.ndarray
     """Fraction of density-matched chance samples with a lower purity."""
     labels: dict[str, list[str]] = field(default_factory=dict)
-    """By kind: the label of every latent."""
+    """By kind: the label of each latent that is named."""
     shares: dict[str, list[list[TokenShare]]] = field(default_factory=dict)
-    """By kind but the position: tokens of every latent."""
+    """By kind but the position: tokens of each of these."""
     positions: list[list[list[float]]] = field(default_factory=list)
-    """For every latent: ``[first position, rate]``."""
+    """For each of these: ``[first position, rate]``."""
 
 
-def responses(
-    firings: Firings, layout: Layout, label_tokens: int, seed: int, decode: Callable[[int], str] | None = None
-) -> Responses:
-    """Measure what latents respond to; with `decode`, from a token id to its text, labels are written too."""
+@dataclass(frozen=True)
+class Named:
+    """Latents that are told in words: not all, for of very many the words alone would take gigabytes."""
+
+    latents: np.ndarray
+    """Ascending."""
+    decode: Callable[[int], str]
+    """From a token id to its text."""
+
+    def within(self, first: int, n: int) -> np.ndarray:
+        """Return those among `n` latents from `first` on, counted from there."""
+        inside = (self.latents >= first) & (self.latents < first + n)
+        return self.latents[inside] - first
+
+
+def responses(firings: Firings, layout: Layout, label_tokens: int, seed: int, named: Named | None = None) -> Responses:
+    """Measure what latents respond to, and write the labels of those that are named."""
     counts = {(kind, half): layout.counts(kind, half) for kind in KINDS for half in (LABELLING, SCORING)}
     found: list[Responses] = []
     chance: Chance | None = None
-    for _, part in firings.parts():
+    for first, part in firings.parts():
         halves = [part.where(layout.half == half) for half in (LABELLING, SCORING)]
         one = Responses({}, {}, {}, np.zeros(part.n_latents, np.int64), np.zeros(part.n_latents))
         for kind in KINDS:
@@ -65,8 +78,9 @@ def responses(
                 one.purity_percentile = against_chance(learned, chance)["purity"].percentile.numpy()
                 one.scores["lexical"] = token_detection(learned, scored).numpy()
             _measure(one, kind, learned, scored, label_tokens)
-            if decode is not None:
-                _name(one, kind, learned, scored, label_tokens, decode)
+            if named is not None:
+                mine = named.within(first, part.n_latents)
+                _name(one, kind, learned.take(mine), scored.take(mine), label_tokens, named.decode)
         one.kind = _best_kind(one.labelling)
         found.append(one)
     return _joined(found)
@@ -80,13 +94,14 @@ def _best_kind(labelling: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _measure(one: Responses, kind: str, learned: TokenScores, scored: TokenScores, label_tokens: int) -> None:
-    stats = learned.compute()
+    nothing = np.full(learned.n_latents, np.nan)
+    stats = learned.compute() if learned.n_rows else None  # no text of two tokens: nothing stands before or after
     suffix = "" if kind == "token" else f"_{kind}"
     if kind != "position":
-        one.scores[f"purity{suffix}"] = stats.purity.numpy()
-        one.scores[f"entropy{suffix}"] = stats.entropy.numpy()
+        one.scores[f"purity{suffix}"] = stats.purity.numpy() if stats else nothing
+        one.scores[f"entropy{suffix}"] = stats.entropy.numpy() if stats else nothing
     if kind == "token":
-        one.scores["documents"] = stats.spread.numpy()
+        one.scores["documents"] = stats.spread.numpy() if stats else nothing
     n = None if kind == "position" else label_tokens
     one.labelling[kind] = token_detection(learned, learned, n=n).numpy()
     one.by_kind[kind] = token_detection(learned, scored, n=n).numpy()

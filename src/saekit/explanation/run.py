@@ -36,13 +36,13 @@ from .coactivation import coactive
 from .controls import MADE, random_directions, sampled_rows, trained
 from .explanation_result import Card, Cluster, Control, Example, Explanation, LogitLists, Written
 from .firing_windows import TokenVectors
-from .firings import Firings, FiringsWriter, bin_edges, by_fifths, strongest
+from .firings import Firings, FiringsWriter, by_fifths, histogram, strongest
 from .groups import groups_of, other_explanations, place_of_explanation, scores_by_group, scores_of_others
 from .halves import context_of
 from .layout import Layout
 from .logit_lists import FinalRows, Placed, logit_lists, why_no_lists
 from .nulls import SHUFFLED, Scored, compare_scores, percentiles
-from .responses import BETTER, KINDS, Responses, responses
+from .responses import BETTER, KINDS, Named, Responses, responses
 from .settings import ExplainSettings
 from .surprisal import surprisal
 from .window_scores import WindowScores, window_scores
@@ -195,13 +195,12 @@ class _Run:
         self.held: list[tuple[Tensor, np.ndarray]] | None = None
         self.final = _FinalRows.for_lists(lm, hook, sae, contexts, settings)
         self.firings = self.fired(lm, sae, "firing")
-        self.responses = responses(
-            self.firings, self.layout, settings.label_tokens, settings.seed, lambda token: self.decode([token])
-        )
         self.latents = self.chosen()
+        named = Named(self.latents, lambda token: self.decode([token]))
+        self.responses = responses(self.firings, self.layout, settings.label_tokens, settings.seed, named)
         self.windows = self.window_scores(self.firings, self.latents)
-        self.kind = self.label_kinds()
-        self.scored = _scored(self.firings, self.responses, self.windows, self.kind)
+        self.kind = label_kinds(self.responses, self.windows)
+        self.scored = scored(self.firings, self.responses, self.windows, self.kind)
         self.surprise()
 
     def rows(self, lm: LanguageModel, stage: str) -> Iterator[tuple[Tensor, np.ndarray]]:
@@ -258,14 +257,6 @@ class _Run:
         often = np.argsort(-count, kind="stable")[: self.settings.cards]
         return np.sort(often[count[often] > 0])
 
-    def label_kinds(self) -> np.ndarray:
-        """Return what the label of every latent is made of: an index in `KINDS`, their number for the context."""
-        kind = self.responses.kind.copy()
-        best = np.max([np.nan_to_num(each) for each in self.responses.labelling.values()], axis=0)
-        context = np.nan_to_num(self.windows.context_labelling)
-        kind[self.latents[context > best[self.latents] + BETTER]] = len(KINDS)
-        return kind
-
     def surprise(self) -> None:
         """Score labels by the model itself, those of random latents that have a card."""
         n = self.settings.surprisal
@@ -273,10 +264,7 @@ class _Run:
             return
         chosen = np.sort(random_order(len(self.latents), "surprisal", self.settings.seed)[:n])
         latents = self.latents[chosen]
-        labels = [
-            self.label(int(row), int(latent), int(self.kind[latent]))
-            for row, latent in zip(chosen, latents, strict=True)
-        ]
+        labels = [self.label(int(row), int(self.kind[latent])) for row, latent in zip(chosen, latents, strict=True)]
         score = surprisal(self.lm, self.firings, latents, labels, self.layout, self.settings)
         self.scored.scores["surprisal"] = np.full(self.sae.n_latents, np.nan)
         self.scored.scores["surprisal"][latents] = score
@@ -319,10 +307,7 @@ class _Run:
         alive = np.flatnonzero(firings.count)
         sample = np.sort(alive[random_order(len(alive), "control", self.settings.seed)[:CONTROL_LATENTS]])
         windows = self.window_scores(firings, sample)
-        kind = found.kind.copy()
-        best = np.max([np.nan_to_num(each) for each in found.labelling.values()], axis=0)
-        kind[sample[np.nan_to_num(windows.context_labelling) > best[sample] + BETTER]] = len(KINDS)
-        return _scored(firings, found, windows, kind)
+        return scored(firings, found, windows, label_kinds(found, windows))
 
     def with_percentiles(self, cards: list[Card], controls: Mapping[str, Scored]) -> list[Card]:
         """Return the cards with the percentiles of their scores among those of the controls."""
@@ -364,10 +349,9 @@ class _Run:
         """Return the cards, without percentiles among controls."""
         neighbours = _neighbours(self.sae, self.latents.tolist(), self.settings.neighbours)
         together = coactive(self.firings, self.latents, self.settings.neighbours, self.settings.seed)
-        histogram = self.firings.histogram()
         self.logits, lists = self.lists()
         return [
-            self.card(row, latent, histogram[latent], nearest, others, lists.get(latent, ([], [])))
+            self.card(row, latent, nearest, others, lists.get(latent, ([], [])))
             for row, (latent, nearest, others) in enumerate(
                 zip(self.latents.tolist(), neighbours, together, strict=True)
             )
@@ -377,19 +361,18 @@ class _Run:
         self,
         row: int,
         latent: int,
-        histogram: np.ndarray,
         neighbours: list[dict[str, float]],
         together: list[dict[str, float]],
         lists: tuple[list[Written], list[Written]],
     ) -> Card:
         token, value = self.firings.of(latent)
-        size, found, edges = np.abs(value), self.responses, bin_edges()
+        size, found = np.abs(value), self.responses
         top, sample = self.examples(latent)
         kind = int(self.kind[latent])
         scores = {name: _finite(each[latent]) for name, each in self.scored.scores.items()}
         return Card(
             latent=latent,
-            label=self.label(row, latent, kind),
+            label=self.label(row, kind),
             label_kind=(*KINDS, "context")[kind],
             density=len(token) / max(self.facts["tokens"], 1),
             maximum=float(size.max()) if len(size) else 0.0,
@@ -399,14 +382,14 @@ class _Run:
             purity_percentile=_finite(found.purity_percentile[latent]),
             detection=scores["detection"],
             detection_percentile=None,
-            histogram=[[float(edges[i]), float(histogram[i])] for i in np.flatnonzero(histogram)],
+            histogram=histogram(value),
             top=top,
             sample=sample,
             neighbours=neighbours,
-            tokens=found.shares["token"][latent],
-            previous=found.shares["previous"][latent],
-            next=found.shares["next"][latent],
-            positions=found.positions[latent],
+            tokens=found.shares["token"][row],
+            previous=found.shares["previous"][row],
+            next=found.shares["next"][row],
+            positions=found.positions[row],
             coactive=together,
             clusters=[
                 Cluster(fraction, self.shown(fired), self.shown(around))
@@ -418,10 +401,10 @@ class _Run:
             suppressed=lists[1],
         )
 
-    def label(self, row: int, latent: int, kind: int) -> str:
+    def label(self, row: int, kind: int) -> str:
         """Return the label of a latent."""
         if kind < len(KINDS):
-            return self.responses.labels[KINDS[kind]][latent]
+            return self.responses.labels[KINDS[kind]][row]
         return "near " + " · ".join(f"`{text}`" for text in self.shown(self.windows.context_tokens[row]))
 
     def shown(self, tokens: Sequence[int]) -> list[str]:
@@ -491,7 +474,18 @@ class _FinalRows:
         return FinalRows(torch.cat([rows for rows, _ in self.parts]), place)
 
 
-def _scored(firings: Firings, found: Responses, windows: WindowScores, kind: np.ndarray) -> Scored:
+def label_kinds(found: Responses, windows: WindowScores) -> np.ndarray:
+    """Return what the label of every latent is made of: an index in `KINDS`, their number for the context.
+
+    It is the kind that tells best in the labelling half; the context must be clearly better than the others.
+    """
+    kind = found.kind.copy()
+    best = np.max([np.nan_to_num(each) for each in found.labelling.values()], axis=0)[windows.latents]
+    kind[windows.latents[np.nan_to_num(windows.context_labelling) > best + BETTER]] = len(KINDS)
+    return kind
+
+
+def scored(firings: Firings, found: Responses, windows: WindowScores, kind: np.ndarray) -> Scored:
     """Return all scores of latents; `kind` is what the label of each is made of."""
     detection = np.full(firings.n_latents, np.nan)
     for index, name in enumerate(KINDS):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..measure.token_statistics import TOKEN_BITS, summed
 from .clusters import separation
-from .firing_windows import EXAMPLES, TokenVectors, Windows, windows_of
+from .firing_windows import EXAMPLES, TokenVectors, Windows, learning_windows, windows_of
 from .firings import Firings
 from .layout import LABELLING, SCORING, Layout
 
@@ -21,7 +21,7 @@ LEAST = 4
 AT_ONCE = 256
 """Latents whose windows are scored together."""
 
-CONTEXT_TOKENS = 8
+CONTEXT_TOKENS = 10
 """Tokens of a label that is made of the context."""
 
 PRIOR = 2.0
@@ -76,7 +76,7 @@ def _scores(
     windows = windows_of(firings, latents, layout, length, seed)
     n = len(latents)
     whole, masked = (_Table.of(windows, vectors.of_windows(windows, masked=each), n) for each in (False, True))
-    context = _context(windows, layout, n)
+    context = _context(windows, learning_windows(firings, latents, layout, length, seed), layout, n)
     separated = separation(*_for_clusters(windows, masked, vectors, n), seed)
     clusters = _described(windows, separated.group, layout, n)
     scores = {
@@ -175,19 +175,19 @@ class _Context:
     tokens: list[list[int]]
 
 
-def _context(windows: Windows, layout: Layout, n: int) -> _Context:
+def _context(windows: Windows, learning: Windows, layout: Layout, n: int) -> _Context:
     """Learn the tokens around firings: naive Bayes of the tokens of windows, and a label of its best tokens.
 
-    The label is made of every second positive window of the labelling half, and chosen by how well it tells the others.
+    The label is chosen by how well one made of every second document of the labelling half tells the others.
     """
-    learning = windows.is_positive & (windows.half == LABELLING)
     counts = layout.counts("token", LABELLING)
     unigram = (counts + 0.5) / (counts + 0.5).sum()
-    keys, odds, mass = _log_odds(windows.pick(learning), layout, unigram)
-    half_keys, half_odds, half_mass = _log_odds(windows.pick(learning & (windows.number % 2 == 0)), layout, unigram)
+    keys, odds, mass = _log_odds(learning, layout, unigram)
+    is_other = layout.is_other[learning.start]
+    half_keys, half_odds, half_mass = _log_odds(learning.pick(~is_other), layout, unigram)
     label, tokens = _best_tokens(keys, odds, mass, n)
     half_label, _ = _best_tokens(half_keys, half_odds, half_mass, n)
-    others = windows.number % 2 == 1
+    others = layout.is_other[windows.start]
     return _Context(
         _told(windows, (windows.half == LABELLING) & others, layout, half_keys[half_label], half_odds[half_label], n),
         _told(windows, windows.half == SCORING, layout, keys[label], odds[label], n),

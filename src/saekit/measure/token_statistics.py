@@ -153,6 +153,20 @@ class TokenScores:
         found._count(counts)
         return found
 
+    def take(self, latents: np.ndarray) -> TokenScores:
+        """Return what was seen of some latents, ascending, as if there were no others."""
+
+        def kept(sums: PairSums, bits: int) -> tuple[np.ndarray, np.ndarray]:
+            keys, values = sums.pairs()
+            at = np.searchsorted(latents, keys >> bits)
+            mine = latents[np.minimum(at, len(latents) - 1)] == keys >> bits if len(latents) else keys < 0
+            return (at[mine] << bits) | (keys[mine] & (2**bits - 1)), values[mine]
+
+        documents = kept(self._documents, DOCUMENT_BITS) if self._documents_known else None
+        return TokenScores.of_pairs(
+            len(latents), kept(self._tokens, TOKEN_BITS), self._counts, self._squares[latents], documents
+        )
+
     def update(self, codes: Codes, token: Tensor, document: Tensor | None = None) -> None:
         """Add the codes of a batch of rows.
 
