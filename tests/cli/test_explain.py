@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,6 +42,10 @@ def test_explain_then_show(call, place):
     assert "⟦" in out
     status, out, err = call("show", place / "sae", "--latent", latent, "--json")
     assert json.loads(out)["latent"] == latent
+    shutil.copytree(place / "sae", place / "demo" / "run" / "sae")  # as `saekit demo` leaves it
+    (place / "demo" / "run" / "sae" / "explanation.json").rename(place / "demo" / "explanation.json")
+    status, out, err = call("show", place / "demo" / "run" / "sae", "--latent", latent)
+    assert f"latent {latent}:" in out, err
     status, out, err = call("report", place / "sae")
     assert status == 0, err
     assert "What latents respond to" in (place / "sae" / "report.html").read_text(encoding="utf-8")

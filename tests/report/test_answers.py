@@ -44,6 +44,7 @@ def test_what_is_undecided_says_what_would_decide_it():
     useful = answers([classified("undecided", measured(0.004, -0.012, 0.02))])[0]
     assert "one of 0.02 takes about 1,700 test texts" in useful.more
     assert "no interval" in answers([classified("undecided", measured(0.004))])[0].more
+    assert "not defined" in answers([classified("undecided", measured(None))])[0].more
 
 
 def compared(shared: dict, null: dict | None = None) -> dict:

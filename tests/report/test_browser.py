@@ -232,12 +232,16 @@ def test_nothing_is_clipped_at_any_width(chromium, page, width, dark):
 
 
 def test_a_row_of_the_list_has_two_lines_whatever_its_label(chromium, page):
-    for width in (1280, 390):
+    for width in (1440, 1280, 768, 390):
         chromium.open(page, width=width)
         ask(chromium, sort="latent", order="1")
         heights = chromium.value("[...document.querySelectorAll('.row > div')].map((each) => each.scrollHeight)")
         assert len(heights) > 20
         assert max(heights) < 30
+        for key in chromium.value("[...document.querySelector('.tools').sort.options].map((each) => each.value)"):
+            ask(chromium, sort=key)
+            cut = "[...document.querySelectorAll('.row .about')].filter((each) => each.scrollWidth > each.clientWidth)"
+            assert chromium.value(f"{cut}.map((each) => each.textContent)") == [], key
 
 
 def test_a_card_is_its_own_screen_on_a_phone(chromium, page):

@@ -137,6 +137,25 @@ def test_parts_come_in_the_order_of_the_questions(evaluation, training, comparis
     ]  # fmt: skip
 
 
+def without_values(plain):
+    """The same result, of which no number is defined."""
+    if isinstance(plain, dict) and {"value", "low", "high"} <= plain.keys():
+        return {**plain, "value": None, "low": None, "high": None}
+    if isinstance(plain, dict):
+        return {key: without_values(each) for key, each in plain.items()}
+    return [without_values(each) for each in plain] if isinstance(plain, list) else plain
+
+
+def test_numbers_that_are_not_defined_are_shown_as_such(evaluation, comparison):
+    for result in (
+        evaluation,
+        comparison,
+        {**comparison, "in_exactly": [measured(0.5)] * 3, "saes": comparison["saes"] * 2},
+    ):
+        text = report.render([without_values(result)]).split('<script type="application/json"')[0]
+        assert not re.search(r">\s*(nan|None|inf)\s*<", text)
+
+
 def test_a_column_in_which_nobody_has_a_value_is_left_out(evaluation):
     for each in evaluation["entries"]:
         each["metrics"]["cosine"] = measured(None)

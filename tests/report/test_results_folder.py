@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from saekit.cli.app import run
 from saekit.errors import ConfigError, FormatError
 from saekit.evaluation.result import Evaluation
 from saekit.report import page as page_module
+from saekit.report import results_folder as folder_module
 from saekit.report.results_folder import training_log, write_report
 
 
@@ -65,6 +67,15 @@ def test_a_report_of_a_folder(tmp_path, evaluation):
     (tmp_path / "evaluation.json").write_text(json.dumps({**evaluation, "schema": 99}))
     with pytest.raises(FormatError, match=r"of 1 files .* none .*evaluation.json: .*has schema 99.*Install the newer"):
         write_report(tmp_path)
+
+
+def test_every_kind_of_result_is_read_and_shown():
+    source = Path(report.__file__).parents[1]
+    text = "".join(path.read_text() for path in source.rglob("*.py"))
+    kinds = set(re.findall(r'^    KIND: ClassVar\[str\] = "(\w+)"', text, re.MULTILINE))
+    assert len(kinds) > 12
+    assert kinds <= folder_module._RESULTS.keys()
+    assert kinds <= page_module.RENDERERS.keys()
 
 
 def damaged(folder, evaluation) -> dict[str, str]:

@@ -38,7 +38,9 @@ def show(
     ] = None,
     explained: Annotated[
         Path | None,
-        typer.Option("--explained", metavar="DIR", help="Folder of the explanation [the SAE's, or the one around it]."),
+        typer.Option(
+            "--explained", metavar="DIR", help="Folder of the explanation [the SAE's, or one of two around it]."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -81,7 +83,8 @@ def _card(path: str, latent: int, explained: Path | None) -> Card:
     from ..sae.model import SAE
 
     digest = SAE.load(path).digest()
-    folders = [explained] if explained is not None else [Path(path), Path(path).parent]
+    here = Path(path)
+    folders = [explained] if explained is not None else list(dict.fromkeys([here, here.parent, here.parent.parent]))
     for folder in folders:
         file = folder / f"{Explanation.KIND}.json"
         if file.is_file():

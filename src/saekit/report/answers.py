@@ -137,6 +137,8 @@ def _within(interval: str, settings: Mapping[str, Any]) -> str:
 
 
 def _more_texts(gap: Quantity, margin: float, n: int, unit: str) -> str:
+    if gap["value"] is None:
+        return "The difference is not defined: test on texts of every class."
     half = resolution(Measured(gap["value"], gap.get("low"), gap.get("high")))
     if math.isnan(half) or not margin:
         return "The difference has no interval: test on more texts."

@@ -166,6 +166,15 @@ def _chunk(cards: Sequence[Card], others: _Others) -> str:
     return pack({"tokens": list(numbers), "cards": shown})
 
 
+def _compared(comparisons: Sequence[Mapping[str, Any]], digest: str | None) -> tuple[Any, int | None]:
+    """Return what the first comparison of an SAE says about it, and of how many SAEs it is; None without one."""
+    for each in comparisons:
+        for sae in each["saes"]:
+            if sae["sae"].get("digest") == digest and sae["found_in"]:
+                return sae, len(each["saes"])
+    return None, None
+
+
 class _Others:
     """What other results say about the latents of an SAE, by its digest."""
 
@@ -173,15 +182,9 @@ class _Others:
         kinds: dict[str, list[Mapping[str, Any]]] = {}
         for each in results if digest else ():
             kinds.setdefault(each["kind"], []).append(each)
-        compared = [
-            (sae, len(each["saes"]))
-            for each in kinds.get("comparison", ())
-            for sae in each["saes"]
-            if sae["sae"].get("digest") == digest and sae["found_in"]
-        ]
         self.compared: Any
         self.n_saes: int | None
-        self.compared, self.n_saes = compared[0] if compared else (None, None)
+        self.compared, self.n_saes = _compared(kinds.get("comparison", ()), digest)
 
         def mine(kind: str) -> list[Mapping[str, Any]]:
             return [each for each in kinds.get(kind, ()) if each["sae"].get("digest") == digest]

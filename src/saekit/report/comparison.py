@@ -166,7 +166,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[charts.Chart, str]]:
             "are the threshold.",
         ),
     }
-    if m > 2:
+    if m > 2 and all(each["value"] is not None for each in result["in_exactly"]):
         values = {str(count): {"": each} for count, each in enumerate(result["in_exactly"], start=1)}
         drawn["in-exactly"] = (
             charts.bars(values, x=f"number of the {m} SAEs that have it", y="fraction of latents"),
@@ -199,7 +199,7 @@ def _cosines(result: Mapping[str, Any], threshold: float) -> charts.Chart:
     steps = round((1 - low) * 40)
     edges = [low + (1 - low) * step / steps for step in range(steps + 1)]
     marks = {"threshold": threshold}
-    if result["mean_cosine_null"] is not None:
+    if (result["mean_cosine_null"] or {}).get("value") is not None:
         marks["mean of random dictionaries"] = result["mean_cosine_null"]["value"]
     return charts.histogram(sides, edges, x="cosine of the pair", y="fraction of pairs", marks=marks)
 

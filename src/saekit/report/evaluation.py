@@ -12,7 +12,7 @@ from ..measure.metrics import METRICS
 from . import charts
 from .metric_tables import MAIN_METRICS, heading, metric_row
 from .numbers import number
-from .parts import Cell, Figure, Section, Table, measured_cell, number_cell, settings_section, table_of
+from .parts import Cell, Figure, Section, Table, measured_cell, number_cell, settings_section, table_of, tables_of
 
 
 def evaluation(result: Mapping[str, Any]) -> list[Section]:
@@ -38,6 +38,30 @@ def evaluation(result: Mapping[str, Any]) -> list[Section]:
     sections = [_differences(entries), _density(entries), _everything(entries, found), _settings(result)]
     pursuit = _named(entries, "pursuit", "What matching pursuit makes of the same decoder", PURSUIT)
     return [main, *pursuit, *_named(entries, "truth", "Against the known dictionary", TRUTH), *sections]
+
+
+def verification(result: Mapping[str, Any]) -> list[Section]:
+    """Show what an SAE does on rows of the place that it states, compared with what its file states."""
+    claimed = result["claimed"]
+    rows = [
+        [Cell(heading(name)), measured_cell(result[name]), number_cell(claimed.get(name))]
+        for name in ("fvu", "l0", "dead_fraction")
+    ]
+    causes = [
+        ("with this change", lambda each: Cell(each["what"])),
+        ("FVU", lambda each: number_cell(each["fvu"])),
+        ("L0", lambda each: number_cell(each["l0"])),
+    ]
+    said = "It fits" if result["fits"] else "It does not fit"
+    main = Section(
+        "Does it fit the place that it states?",
+        f"{said} at `{result['hook']}`, on {number(result['n_rows'])} rows.",
+        [Table(("", "measured", "stated"), rows), *tables_of(result["likely_causes"], causes)],
+    )
+    return [
+        main,
+        settings_section("verification", result, {"The rows.": result["rows"]}, {"that was verified": result["sae"]}),
+    ]
 
 
 def _named(entries: Sequence[Mapping[str, Any]], part: str, title: str, meanings: Mapping[str, str]) -> list[Section]:

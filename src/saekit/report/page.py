@@ -23,7 +23,7 @@ from .classification import classification, classification_summary
 from .comparison import across, comparison, orphans, without_lists
 from .decisions import classifier, decisions
 from .effects import effects, steered
-from .evaluation import evaluation
+from .evaluation import evaluation, verification
 from .explanation import explanation, without_cards
 from .glossary import glossary_of
 from .label_scores import label_scores
@@ -43,6 +43,7 @@ CARDS = "report-latents"
 
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "evaluation": evaluation,
+    "verification": verification,
     "training": training,
     "comparison": comparison,
     "orphans": orphans,
@@ -68,7 +69,7 @@ LIGHTER: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
 """Kind of result -> what leaves out of its JSON what a page has no room for."""
 
 GROUPS = (
-    ("faithful", "Are they faithful?", ("evaluation",)),
+    ("faithful", "Are they faithful?", ("evaluation", "verification")),
     ("real", "Are they real?", ("comparison", "orphans")),
     ("many", "How many are needed?", ("size_curve", "progressive")),
     (

@@ -184,6 +184,7 @@ def load_result(path: Path) -> Result | None:
 
 _RESULTS = {
     "evaluation": "..evaluation.result:Evaluation",
+    "verification": "..evaluation.verification:Verification",
     "comparison": "..comparison.result:Comparison",
     "orphans": "..comparison.orphans_result:Orphans",
     "size_curve": "..sizes.result:SizeCurve",

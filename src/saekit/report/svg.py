@@ -98,19 +98,11 @@ Told = list[tuple[float, float, str]]
 def _plot(chart: Chart, width: int) -> tuple[list[str], Told, int]:
     legend, top = _legend(chart, width)
     longest = width // 3 if width < 500 else width // 2
-    height = chart.height + top
-    left, turned = 52.0, False
-    widest_name = max((_LETTER * len(cut(name, LONGEST)) + 14 for name in chart.y.names), default=0.0)
-    is_above = widest_name > longest and not any(isinstance(mark, Box) for mark in chart.marks)
-    if chart.y.scale == "names":
-        left = 8.0 if is_above else min(widest_name, longest)
-        height += 12 * len(chart.y.names) if is_above else 0
-    bottom = 26.0 + (18 if chart.x.title else 0)
-    if chart.x.scale == "names" and chart.x.names:
-        slot = (width - left - 12) / len(chart.x.names)
-        widest = max(_LETTER * len(cut(name, LONGEST)) for name in chart.x.names)
-        turned = widest > slot - 4
-        bottom += min(widest, 150) * 0.75 if turned else 0
+    left, is_above = _left(chart, longest)
+    height = chart.height + top + (12 * len(chart.y.names) if is_above else 0)
+    drop = _drop(chart.x) if chart.x.scale == "names" and chart.x.names else 0.0
+    turned = drop > 0 and _widest(chart.x) > (width - left - 12) / len(chart.x.names) - 4
+    bottom = 26.0 + (18 if chart.x.title else 0) + (drop if turned else 0)
     title = 16 if chart.y.title else 4
     x = _scale(chart, chart.x, "x", left, width - 14.0)
     y = _scale(chart, chart.y, "y", height - bottom, top + title + 8.0)
@@ -122,6 +114,19 @@ def _plot(chart: Chart, width: int) -> tuple[list[str], Told, int]:
         parts += _mark(mark, x, y)
     hover = [(round(x(at), 1), round(y(value), 1), plain(text, keep="\n")) for at, value, text in chart.hover]
     return parts, hover, round(height)
+
+
+def _left(chart: Chart, longest: int) -> tuple[float, bool]:
+    """Return the room at the left for the labels of y, and whether names stand above their marks instead."""
+    if chart.y.scale != "names":
+        return 52.0, False
+    wanted = _widest(chart.y) + 14
+    is_above = wanted > longest and not any(isinstance(mark, Box) for mark in chart.marks)
+    return (8.0 if is_above else min(wanted, longest)), is_above
+
+
+def _widest(axis: Axis) -> float:
+    return max((_LETTER * len(cut(name, LONGEST)) for name in axis.names), default=0.0)
 
 
 def _scale(chart: Chart, axis: Axis, which: str, start: float, stop: float) -> Scale:
@@ -175,7 +180,7 @@ def _x_axis(axis: Axis, x: Scale, y: Scale, turned: bool) -> Iterator[str]:
 
 
 def _drop(axis: Axis) -> float:
-    return min(max(_LETTER * len(cut(name, LONGEST)) for name in axis.names), 150) * 0.75
+    return min(_widest(axis), 150) * 0.75
 
 
 def _y_axis(axis: Axis, x: Scale, y: Scale, room: tuple[float, float]) -> Iterator[str]:

@@ -129,9 +129,9 @@
   function rowOf(at, place) {
     const key = form.sort.value, about = [];
     if (column(key)) about.push(`${column(key).n} ${number(key, value(key, place))}`);
-    if (key !== "detection" && value("detection", place) !== null) about.push(`label AUC ${number("", value("detection", place))}`);
-    if (key !== "density") about.push(`density ${number("density", value("density", place))}`);
-    if (value("found_in", place) !== null && key !== "found_in") about.push(`${value("found_in", place)}/${index.seeds} SAEs`);
+    if (key !== "detection" && value("detection", place) !== null && (column(key)?.n.length || 0) <= 12) about.push(`label AUC ${number("", value("detection", place))}`);
+    if (key === "detection" || !column(key)) about.push(`density ${number("density", value("density", place))}`);
+    if (value("found_in", place) !== null && (key === "detection" || key === "density" || !column(key))) about.push(`${value("found_in", place)}/${index.seeds} SAEs`);
     const row = h("div", { class: "row", role: "row", id: `row${at}`, "aria-rowindex": at + 1, style: `top:${at * HEIGHT}px` },
       h("div", { role: "gridcell" }, h("span", { class: "id" }, `#${index.ids[place]}`), named(index.labels[place])),
       h("div", { class: "about", role: "gridcell" }, about.join(" · ")));
