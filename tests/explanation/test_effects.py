@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from saekit.errors import ConfigError, DataError
-from saekit.explanation.effects import LEAST_FIRED, effects
+from saekit.explanation.edits import Edit
+from saekit.explanation.effects import LEAST_FIRED, _Firing, _Run, _Tests, effects
 from saekit.explanation.effects_result import Effect, Effects, is_promoting, verdict_of
 from saekit.explanation.halves import is_labelling
 from saekit.explanation.settings import EffectSettings
@@ -192,3 +195,57 @@ def test_refusals(models, corpus, sae):
     for wrong in ({"doses": (0.0,)}, {"controls": 0}, {"context": 1}, {"tokens": 1.5}):
         with pytest.raises(ConfigError):
             EffectSettings(**wrong)
+
+
+def test_gradients_expect_what_attribution_says_and_small_edits_do(models, corpus, sae):
+    """To first order in the code; over latents the two then agree in sign and rank."""
+    lm = models["gpt2"]
+    settings = EffectSettings(tokens=1500, context=24, contexts=1000, controls=1, doses=())
+    lm.model.double()
+    try:
+        found = effects(sae, lm, corpus, list(range(12)), settings=settings)
+        tested = [each for each in found.effects if each.loss_expected is not None]
+        contexts = contexts_for(lm, read_texts(corpus), 24, 1500)
+        firing = _Firing.over(sae, lm, found.hook, contexts, list(range(12)), settings, lambda *_: None)
+        tests = _Tests(sae, lm, found.hook, contexts, firing, settings)
+        slopes = []
+        for each in tested:
+            fired = firing.codes[:, each.latent] != 0
+            run = _Run(lm, found.hook, contexts.pick(tests._chosen(fired, "ablated")), [])
+            up, down = (run.costs(sae, {each.latent: Edit.scale(1 + s)})[2].sum() for s in (0.03, -0.03))
+            slopes.append((down - up) / 0.06 / run.predicted.sum())
+    finally:
+        lm.model.float()
+    expected = np.array([each.loss_expected for each in tested])
+    assert len(tested) >= 6
+    assert np.abs(slopes - expected).max() < 0.01 * np.abs(expected).max()  # costs are in float32
+    assert (np.sign(slopes) == np.sign(expected)).all()
+    assert spearmanr(slopes, expected).statistic > 0.99
+    sign, rank = found.agreement()
+    full = [each.loss.value for each in tested]
+    assert sign == (np.sign(full) == np.sign(expected)).mean()
+    assert rank == pytest.approx(spearmanr(full, expected).statistic)
+    assert f"rank correlation {rank:.2f}" in found.caption()
+    assert Effects.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False))) == found
+
+
+def test_without_other_latents_directions_alone_decide(models, corpus, sae):
+    one = sae.take(1).replace(rule=TopKRule(1))
+    found = effects(one, models["gpt2"], corpus, 0, settings=SMALL)
+    (effect,) = found.effects
+    assert list(effect.kl_percentile) == ["directions"]
+    assert effect.verdict == verdict_of(effect.kl_percentile)
+    assert found.table()[1][3] == "–"
+    json.dumps(found.to_json(), allow_nan=False)
+    assert verdict_of({}) == "not tested"
+
+
+def test_nothing_is_said_of_followers_where_there_are_none(models, sae):
+    texts = ["the", "cat", "sat", "on"] * 30
+    found = effects(sae, models["gpt2"], texts, list(range(N)), settings=SMALL).effects
+    tested = [each for each in found if each.reason is None]
+    assert tested
+    for each in tested:
+        assert each.followers == []
+        assert not each.drop.is_defined
+        assert not each.promotes

@@ -219,3 +219,21 @@ def test_refusals(models, corpus, planted):
     for wrong in ({"tokens": 1}, {"window": 1}, {"top": 0}, {"latents": (-1,)}, {"sample": -1}):
         with pytest.raises(ConfigError):
             ExplainSettings(**wrong)
+
+
+def test_texts_of_one_token_have_nothing_before_or_after(models, planted):
+    texts = [word for word in WORDS for _ in range(8)]
+    found = explain(planted, models["gpt2"], texts, settings=SETTINGS)
+    card = found.cards[0]
+    assert card.label.startswith("`")
+    assert card.previous == card.next == []
+    assert card.scores["purity_next"] is None
+    assert card.scores["purity"] is not None
+
+
+def test_an_sae_that_never_fires_says_so(models, corpus, planted):
+    sae = planted.replace(b_enc=torch.full((N,), -1e4))
+    found = explain(sae, models["llama"], corpus, layer=1, settings=SETTINGS)
+    assert found.cards == []
+    assert "no latent fires" in found.logits.reason
+    assert not found.detection.is_defined

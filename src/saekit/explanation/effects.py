@@ -21,11 +21,13 @@ from torch import Tensor
 from ..errors import ConfigError, DataError
 from ..inputs.records import repeatable
 from ..inputs.texts import read_texts
-from ..measure.fidelity import characters_for, contexts_for, token_costs
+from ..measure.fidelity import characters_for, contexts_for, predicted_positions, token_costs
 from ..measure.intervals import Sample
+from ..measure.normal_equations import row_factors
 from ..measure.results import Measured
 from ..measure.token_statistics import shown_token
 from ..models.hooks import activations, find_hook
+from ..models.intervene import splice
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..places import warnings_on
@@ -47,6 +49,8 @@ from .settings import EffectSettings
 PRIOR = 100.0
 """Weight of the base rates in the log-odds of following tokens, in tokens: an informative Dirichlet prior (Monroe,
 Colaresi & Quinn 2008, *Fightin' Words*)."""
+
+NO_FOLLOWERS = Measured(float("nan"), unit="nats", reason="no token follows it more than elsewhere")
 
 LEAST_FIRED = 5
 """Fewer firing tokens than this in either half of the documents, and the latent is not tested."""
@@ -284,17 +288,20 @@ class _Tests:
         run = _Run(self.lm, self.hook, part, followers)
         at, later = where & run.predicts, _after(part, where) & ~where & run.predicts
 
-        def measured(sae: SAE) -> tuple[np.ndarray, np.ndarray]:
+        def measured(sae: SAE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             return run.costs(sae, {latent: Edit.ablate()})
 
-        kl, drop = measured(self.sae)
+        kl, drop, loss = measured(self.sae)
         null = {kind: [measured(sae) for sae in each] for kind, each in controls.items()}
-        mean_kl, mean_drop = (
-            _mean(kl[at], part.document[at], "nats", least=0.0),
-            _mean(-drop[at], part.document[at], "nats"),
+        mean_kl = _mean(kl[at], part.document[at], "nats", least=0.0)
+        mean_drop = _mean(-drop[at], part.document[at], "nats") if followers else NO_FOLLOWERS
+        predicted = run.predicted
+        null_kl, percentiles = _against(
+            {kind: [k for k, _, _ in each] for kind, each in null.items()}, at, mean_kl.value
         )
-        null_kl, percentiles = _against({kind: [k for k, _ in each] for kind, each in null.items()}, at, mean_kl.value)
-        null_drop, of_drop = _against({kind: [-d for _, d in each] for kind, each in null.items()}, at, mean_drop.value)
+        null_drop, of_drop = _against(
+            {kind: [-d for _, d, _ in each] for kind, each in null.items() if followers}, at, mean_drop.value
+        )
         return {
             "n_contexts": len(part),
             "n_tokens": int(at.sum()),
@@ -306,6 +313,8 @@ class _Tests:
             "drop_null": null_drop,
             "drop_percentile": of_drop,
             "verdict": verdict_of(percentiles),
+            "loss": _mean(loss[predicted], part.document[predicted], "nats"),
+            "loss_expected": run.expected(self.sae, latent) / max(int(predicted.sum()), 1),
             "promotes": bool(followers) and is_promoting(mean_drop, of_drop),
         }
 
@@ -326,11 +335,11 @@ class _Tests:
         part = _cut(self.contexts.pick(chosen), DOSED_TOKENS)
         run = _Run(self.lm, self.hook, part, followers)
         edits = {latent: Edit.add(strength)}
-        kl, rise = run.costs(self.sae, edits)
+        kl, rise, _ = run.costs(self.sae, edits)
         null = [run.costs(sae, edits) for sae in controls["directions"]]
         at = run.predicts
-        null_rise = [float(r[at].mean()) for _, r in null]
-        null_kl = [float(k[at].mean()) for k, _ in null]
+        null_rise = [float(r[at].mean()) for _, r, _ in null]
+        null_kl = [float(k[at].mean()) for k, _, _ in null]
         return Dose(
             dose=dose,
             strength=strength,
@@ -349,24 +358,58 @@ class _Run:
     def __init__(self, lm: LanguageModel, hook: str, contexts: Contexts, followers: list[int]) -> None:
         self.lm, self.hook, self.contexts, self.followers = lm, hook, contexts, followers
         self.predicts = contexts.position >= 0
+        self.targets = np.append(contexts.ids[1:], 0).astype(np.int64)
+        self.predicted = np.zeros(len(contexts.ids), bool)
         self.change = 0.0
         self.batches = list(token_batches(lm, contexts))
         self.clean = [self._logits(batch) for batch in self.batches]
+        for batch in self.batches:
+            before = torch.zeros_like(batch.keep)
+            before[:, :-1] = predicted_positions(batch)
+            self.predicted[places_of(contexts, batch)] = before[batch.keep].cpu().numpy()
 
-    def costs(self, sae: SAE, edits: Mapping[int, Edit]) -> tuple[np.ndarray, np.ndarray]:
-        """Return per token, in the order of the contexts: KL from the untouched model, and change of log sum_T p."""
-        kl, moved = (np.zeros(len(self.contexts.ids)) for _ in range(2))
+    def costs(self, sae: SAE, edits: Mapping[int, Edit]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return per token, in the order of the contexts: KL from the untouched model, and change of log sum_T p.
+
+        Last the change of the cross-entropy; 0 where no next token is predicted.
+        """
+        kl, moved, loss = (np.zeros(len(self.contexts.ids)) for _ in range(3))
         change: list[float] = []
         for batch, clean in zip(self.batches, self.clean, strict=True):
             with attached(self.lm, sae, edits, at=batch.keep, hook=self.hook, special=True) as found:
                 logits = self._logits(batch)
             change += found.change
             places = places_of(self.contexts, batch)
-            _, divergence = token_costs(logits, logits.new_zeros(len(logits), dtype=torch.int64), clean)
+            targets = torch.from_numpy(self.targets[places]).to(logits.device)
+            cost, divergence = token_costs(logits, targets, clean)
+            before, _ = token_costs(clean, targets, clean)
             kl[places] = divergence.double().cpu().numpy()
+            loss[places] = (cost.double() - before.double()).cpu().numpy()
             moved[places] = self._of_followers(logits) - self._of_followers(clean)
         self.change = float(np.mean(change)) if change else 0.0
-        return kl, moved
+        return kl, moved, np.where(self.predicted, loss, 0.0)
+
+    def expected(self, sae: SAE, latent: int) -> float:
+        """Return what gradients expect ablating a latent to add to the summed cross-entropy: ``-sum z dCE/dz``."""
+        total, direction = 0.0, written_rows(sae, [latent])[0].float()
+        for batch in self.batches:
+            leaves: list[tuple[Tensor, Tensor]] = []
+
+            def noted(x: Tensor, leaves: list[tuple[Tensor, Tensor]] = leaves) -> Tensor:
+                leaf = torch.zeros_like(x).requires_grad_()
+                leaves.append((x.detach(), leaf))
+                return x.detach() + leaf
+
+            places = places_of(self.contexts, batch)
+            targets = torch.from_numpy(np.where(self.predicted, self.targets, -100)[places]).to(self.lm.device)
+            with torch.enable_grad(), splice(self.lm, self.hook, noted, mask=batch.keep):
+                logits = self.lm.model(**batch.inputs).logits[batch.keep].float()
+                cost = torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
+                (gradient,) = torch.autograd.grad(cost, leaves[0][1])
+            rows = leaves[0][0].to(sae.device, sae.dtype)
+            z = columns_of(sae.encode(rows), torch.tensor([latent], device=sae.device))[:, 0] * row_factors(sae, rows)
+            total -= float((z.double() * (gradient.to(direction).float() @ direction).double()).sum())
+        return total
 
     def _logits(self, batch: TokenBatch) -> Tensor:
         with torch.no_grad():
@@ -415,7 +458,7 @@ def _against(
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return the means of the controls by kind, and the percentage of them below a value."""
     means = {kind: [float(each[at].mean()) for each in costs] for kind, costs in null.items()}
-    return means, {kind: _percentile(value, each) for kind, each in means.items()}
+    return means, {kind: _percentile(value, each) for kind, each in means.items() if each}
 
 
 def _percentile(value: float, null: Sequence[float]) -> float:

@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..measure.results import Measured, Result
 
 ABOVE = 95.0
 """Percentile among controls from which an effect is told from random."""
+
+LEAST_COMPARED = 3
+"""Fewer latents than this, and gradients are not compared with ablation."""
 
 NOTHING = Measured(math.nan, unit="nats", reason="not tested")
 
@@ -72,6 +77,10 @@ class Effect:
     verdict: str = "not tested"
     """``acts``: ablating it moves the model further than 95% of the controls of both kinds; ``cannot be told from
     random``; ``not tested``."""
+    loss: Measured = NOTHING
+    """Ablation: rise of the cross-entropy over all predicted tokens of these contexts, nats per token."""
+    loss_expected: float | None = None
+    """What gradients expect of it, to first order: ``-sum z dCE/dz`` per predicted token, as `attribution` has it."""
     promotes: bool = False
     """Whether ablating it lowers what follows it: an interval above 0, and above 95% of the controls of both kinds."""
     reason: str | None = None
@@ -84,13 +93,18 @@ class Effect:
 
 
 def verdict_of(kl_percentile: Mapping[str, float]) -> str:
-    """Return ``acts`` where an effect is above 95% of the controls of every kind, else that it cannot be told."""
+    """Return ``acts`` where an effect is above 95% of the controls of every kind, else that it cannot be told.
+
+    ``not tested`` without controls of any kind.
+    """
+    if not kl_percentile:
+        return "not tested"
     return "acts" if min(kl_percentile.values()) >= ABOVE else "cannot be told from random"
 
 
 def is_promoting(drop: Measured, percentile: Mapping[str, float]) -> bool:
     """Return whether ablation lowers what follows: an interval above 0, and above 95% of the controls of every kind."""
-    return min(percentile.values()) >= ABOVE and drop.low is not None and drop.low > 0
+    return bool(percentile) and min(percentile.values()) >= ABOVE and drop.low is not None and drop.low > 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +112,7 @@ class Effects(Result):
     """What latents do to a language model, compared with controls of the same size."""
 
     KIND: ClassVar[str] = "effects"
-    SCHEMA: ClassVar[int] = 1
+    SCHEMA: ClassVar[int] = 2
     PARTS: ClassVar[tuple[str, ...]] = ("effects",)
 
     sae: dict[str, Any]
@@ -116,11 +130,39 @@ class Effects(Result):
         """Return a row per latent."""
         lines = [["latent", "density", "kl", "latents %", "directions %", "drop", "verdict", "followed by"]]
         for each in self.effects:
-            percent = [f"{each.kl_percentile.get(kind, math.nan):.0f}" for kind in ("latents", "directions")]
+            known = each.kl_percentile
+            percent = [f"{known[kind]:.0f}" if kind in known else "–" for kind in ("latents", "directions")]
             numbers = [str(each.kl), *percent, str(each.drop)] if each.reason is None else ["–"] * 4
             followers = " ".join(each.followers[:3])
             lines.append([str(each.latent), f"{each.density:.2g}", *numbers, each.verdict, followers])
         return lines
+
+    def agreement(self) -> tuple[float, float]:
+        """Return how far gradients tell what ablation does to the cross-entropy, over the latents that were tested.
+
+        Returns
+        -------
+        tuple of float
+            Fraction of the latents with the same sign, and the rank correlation; NaN below three latents.
+        """
+        pairs = [(each.loss_expected, each.loss.value) for each in self.effects if each.loss_expected is not None]
+        if len(pairs) < LEAST_COMPARED:
+            return math.nan, math.nan
+        from scipy.stats import spearmanr
+
+        expected, found = np.array(pairs).T
+        rank = spearmanr(expected, found).statistic if np.ptp(expected) and np.ptp(found) else math.nan
+        return float((np.sign(expected) == np.sign(found)).mean()), float(rank)
+
+    def _agreement(self) -> list[str]:
+        sign, rank = self.agreement()
+        if math.isnan(rank):
+            return []
+        n = sum(each.loss_expected is not None for each in self.effects)
+        return [
+            f"What gradients expect of ablation has the sign of the change in cross-entropy for {sign:.0%} of {n} "
+            f"latents; rank correlation {rank:.2f}."
+        ]
 
     def caption(self) -> str:
         """Return how many latents can be told from random, and how many would by chance."""
@@ -132,5 +174,6 @@ class Effects(Result):
                 f"{acting} of {len(tested)} latents move the model further where they fire than 95% of the controls at "
                 f"the same norm; at most {0.05 * len(tested):.2g} would by chance."
             )
+        lines += self._agreement()
         lines += [f"Latent {each.latent} was not tested: {each.reason}." for each in self.effects if each.reason]
         return "\n".join(lines)
