@@ -23,7 +23,9 @@ TOLD = {"latents": 100.0, "directions": 100.0}
 def test_effects_and_texts_are_shown_as_text(tmp_path):
     kl = Measured(0.5, 0.4, 0.6, "nats")
     dose = Dose(1.0, 3.0, 0.2, kl, 90.0, kl, 0.1, 100.0)
-    acting = Effect(1, 0.01, 2.0, ["<b>x</b>"], 3, 9, kl, 0.1, NULL, TOLD, kl, NULL, TOLD, [dose], "acts", True)
+    acting = Effect(
+        1, 0.01, 2.0, ["<b>x</b>"], 3, 9, kl, 0.1, NULL, TOLD, kl, NULL, TOLD, [dose], "acts", kl, 0.25, promotes=True
+    )
     effects = Effects(**FACTS, data={"name": "d"}, effects=[acting, Effect.untested(2, 0.0, "it never fires")])
     run = Generated(" <script>alert(1)</script>", 0.5, 3.0, 0.2, 0.1)
     steered = Steered(
@@ -32,7 +34,10 @@ def test_effects_and_texts_are_shown_as_text(tmp_path):
         prompts=[SteeredPrompt("once", run, run, [run]), SteeredPrompt("then", run, run, [])],
     )
     main, doses, _ = RENDERERS["effects"](effects.to_json())
-    assert [row[6].text for row in main.tables[0].rows] == ["acts", "not tested"]
+    assert [[row[at].text for at in (6, 7, 8)] for row in main.tables[0].rows] == [
+        ["0.500", "0.25", "acts"],
+        ["–", "–", "not tested"],
+    ]
     assert main.tables[0].muted == {1}
     assert len(doses.tables[0].rows) == 1
     assert "it never fires" in effects.caption()

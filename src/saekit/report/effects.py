@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .decisions import latent_cell
-from .parts import Cell, Section, Table, number_cell, settings_section, table_of, tables_of
+from .parts import Cell, Section, Table, measured_cell, number_cell, settings_section, table_of, tables_of
 
 
 def _percentile(name: str, kind: str) -> Any:
@@ -19,6 +19,8 @@ _COLUMNS = (
     ("above latents (%)", _percentile("kl_percentile", "latents")),
     ("above directions (%)", _percentile("kl_percentile", "directions")),
     ("fall of followers (nats)", "drop"),
+    ("rise of cross-entropy (nats)", lambda each: measured_cell(each.get("loss"))),
+    ("as gradients expect", lambda each: number_cell(each.get("loss_expected"))),
     ("verdict", "verdict"),
     ("followed by", lambda each: Cell(" ".join(each["followers"][:5]) or "–")),
 )
