@@ -33,7 +33,7 @@ Every latent of a TopK SAE of {latents:,} random latents (k = 16) on the built-i
 of the built-in corpus: {cards:,} cards, scores of all latents, shuffled codes as the control (random directions run
 the model twice more where the rows are not kept). CPU seconds and seconds of a clock by stage, {threads} threads; the
 load average over the run was {load:.1f} (about {threads} where nothing else runs); and the peak of the memory of the
-process before and after. The peers were not run, for they did not install in seven minutes on this machine;
+process before and after. What SAEDashboard costs by measurement is below (a small run);
 by arithmetic SAEDashboard, which reads the texts anew for every batch of latents (64 latents, 24,576 contexts of 64
 tokens), puts {dashboard:.0f} M tokens through the model for the same latents, and Delphi 50,000 tokens of prompts for
 each latent through a judge, {delphi:.0f} M in all."""

@@ -41,7 +41,7 @@ HELP = """Train sparse autoencoders: every architecture and seed sees the same r
   saekit train --rows X.npy --arch matryoshka --latents 512 --k 16 --lr 1e-3 --batch-rows 512 --out run
   saekit train --rows rows --arch matryoshka --latents 512 --k 16 --set config.sizes=[64,128,512] --out run
   saekit train --model builtin --data builtin --hook-in layers.2.mlp.input --hook-out layers.2.mlp --tokens 500000 \
-    --arch topk --latents 1024 --k 16 --set config.skip='"zero"' --out transcoders
+--arch topk --latents 1024 --k 16 --set config.skip='"zero"' --out transcoders
   saekit train --config run.toml --resume
 
 \b
