@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from saekit import kernels
-from saekit.kernels import backend, dispatch, verdicts
+from saekit.kernels import backend, dispatch
 
 HERE = Path(__file__).parent
 TRITON = importlib.util.find_spec("triton") and tuple(map(int, metadata.version("triton").split(".")[:2]))
@@ -69,15 +69,13 @@ def test_they_agree_on_the_gpu(what: str) -> None:
 class OnGpu:
     """As much of a CUDA tensor as the dispatch looks at."""
 
-    is_cuda, dtype, requires_grad, device = True, torch.float32, False, torch.device("cuda")
+    is_cuda, dtype, requires_grad = True, torch.float32, False
 
 
 def test_they_run_only_when_asked_for_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")
     monkeypatch.setattr(backend, "triton_here", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found: list[verdicts.Verdict | None] = [None]
-    monkeypatch.setattr(verdicts, "verdict_on", lambda device: found[0])
     assert not dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
     assert kernels.step_kernels(device) is None
     with kernels.using("fast"):
@@ -86,14 +84,4 @@ def test_they_run_only_when_asked_for_and_installed(monkeypatch: pytest.MonkeyPa
         assert kernels.step_kernels(device).__name__ == "saekit.kernels.cuda.ops"  # type: ignore[union-attr]
         monkeypatch.setattr(backend, "triton_here", lambda: False)
         assert not dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
-        assert kernels.step_kernels(device) is None
-    # Or once a check has found them right and faster.
-    monkeypatch.setattr(backend, "triton_here", lambda: True)
-    found[0] = verdicts.Verdict({}, ("encode",), ())
-    assert dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
-    assert kernels.step_kernels(device) is None
-    found[0] = verdicts.Verdict({}, ("step",), (verdicts.Check("encode", False),))
-    assert not dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
-    assert kernels.step_kernels(device) is not None
-    with kernels.using("plain"):
         assert kernels.step_kernels(device) is None

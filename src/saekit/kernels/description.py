@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 
 import torch
 
-from . import backend, verdicts
+from . import backend
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,8 @@ class DevicePath:
     """Name for torch: ``cpu``, ``cuda:0``, ``mps``."""
     name: str
     """Name of the processor."""
-    encode: str
+    kernels: str
     """``fast`` or ``plain``."""
-    step: str
-    """The same of training steps."""
     product: str
     """What finds the latents of a row: format and library of the product."""
     why: str
@@ -43,7 +44,7 @@ class Machine:
     def __repr__(self) -> str:
         lines = [f"kernels: {self.mode}, {self.threads} threads, " + ", ".join(map(" ".join, self.versions.items()))]
         for each in self.devices:
-            lines.append(f"{each.device} ({each.name}): encode {each.encode}, step {each.step}; {each.product}")
+            lines.append(f"{each.device} ({each.name}): {each.kernels}; {each.product}")
             lines.append(f"  {each.why}")
         return "\n".join(lines)
 
@@ -51,7 +52,7 @@ class Machine:
 def describe() -> Machine:
     """Return which kernels run on each device of this machine, and why."""
     names = ("torch", "numba", "triton")
-    found = {name: verdicts.version_of(name) for name in names if importlib.util.find_spec(name) is not None}
+    found = {name: metadata.version(name) for name in names if importlib.util.find_spec(name) is not None}
     devices = [_cpu(), *(_cuda(torch.device("cuda", index)) for index in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         devices.append(_mps())
@@ -59,48 +60,38 @@ def describe() -> Machine:
 
 
 def _cpu() -> DevicePath:
-    device = torch.device("cpu")
     reason = backend.unavailable()
     if backend.mode() == "plain" or reason is not None:
         why = reason or "plain torch was asked for (SAEKIT_KERNELS or saekit.kernels.use)"
-        return DevicePath("cpu", verdicts.device_name(device), "plain", "plain", "fp32, by torch", why)
+        return DevicePath("cpu", _processor(), "plain", "fp32, by torch", why)
     from .cpu import rounded
 
     product, why = rounded.product_here()
-    paths = {work: "fast" if backend.fast_here(work) else "plain" for work in verdicts.WORKS}
-    why += _checked(device)
-    return DevicePath("cpu", verdicts.device_name(device), paths["encode"], paths["step"], product, why)
+    return DevicePath("cpu", _processor(), "fast", product, why)
 
 
 def _cuda(device: torch.device) -> DevicePath:
-    paths = {work: "fast" if backend.triton_runs(work, device) else "plain" for work in verdicts.WORKS}
-    if backend.mode() == "plain":
-        why = "plain torch was asked for (SAEKIT_KERNELS or saekit.kernels.use)"
-    elif not backend.triton_here():
-        why = "Triton is not installed"
-    elif backend.mode() == "fast":
+    name = torch.cuda.get_device_name(device)
+    if backend.triton_runs():
         why = "the Triton kernels were asked for (SAEKIT_KERNELS or saekit.kernels.use)"
-    else:
-        why = "`auto` runs the Triton kernels where a check has found them right and faster" + _checked(device)
-        if verdicts.verdict_on(device) is None:
-            why += "; no check was run: saekit kernels check"
-    product = "bf16, by Triton" if paths["encode"] == "fast" else "fp32, by torch"
-    return DevicePath(str(device), verdicts.device_name(device), paths["encode"], paths["step"], product, why)
+        return DevicePath(str(device), name, "fast", "bf16, by torch", why)
+    why = {"plain": "plain torch was asked for (SAEKIT_KERNELS or saekit.kernels.use)"}.get(
+        backend.mode(), "no GPU has run the Triton kernels yet: only `fast` asks for them"
+    )
+    if not backend.triton_here():
+        why = "Triton is not installed"
+    return DevicePath(str(device), name, "plain", "fp32, by torch", why)
 
 
 def _mps() -> DevicePath:
-    device = torch.device("mps")
-    why = "there are no compiled kernels for this device" + _checked(device)
-    return DevicePath("mps", verdicts.device_name(device), "plain", "plain", "fp32, by torch", why)
+    why = "there are no compiled kernels for this device"
+    return DevicePath("mps", f"{platform.machine()} {platform.release()}", "plain", "fp32, by torch", why)
 
 
-def _checked(device: torch.device) -> str:
-    verdict = verdicts.verdict_on(device)
-    if verdict is None:
-        return ""
-    if verdict.failed:
-        return "; a check failed: " + ", ".join(each.name for each in verdict.failed)
-    if not verdict.ratios:
-        return "; checked"
-    faster = ", ".join(f"{work} {ratio:.2f} times as fast as plain torch" for work, ratio in verdict.ratios.items())
-    return f"; checked: {faster}"
+def _processor() -> str:
+    """Return the model of the processor where the system tells, else its architecture."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -94,12 +94,12 @@ def step_kernels(device: torch.device) -> StepKernels[Any] | None:
     None where plain torch has to do: by `use`, or because there are no such kernels for the device.
     """
     # Imported here: numba takes half a second, and most programs never train.
-    if device.type == "cpu" and backend.fast_here("step"):
+    if device.type == "cpu" and backend.fast_here():
         from .cpu import ops as on_cpu
 
         kernels: StepKernels[np.ndarray] = on_cpu
         return kernels
-    if device.type == "cuda" and backend.triton_runs("step", device):
+    if device.type == "cuda" and backend.triton_runs():
         from .cuda import ops as on_cuda
 
         of_tensors: StepKernels[Tensor] = on_cuda
@@ -135,7 +135,7 @@ def _runs(tensors: list[Tensor], worth: bool) -> bool:
 def _runs_on_gpu(*tensors: Tensor) -> bool:
     """Return whether the Triton kernels take these tensors: float32 on a CUDA device, and the switch allows it."""
     possible = all(t.is_cuda and t.dtype == torch.float32 for t in tensors)
-    return possible and backend.triton_runs("encode", tensors[0].device)
+    return possible and backend.triton_runs()
 
 
 def _differentiated(*tensors: Tensor) -> bool:
