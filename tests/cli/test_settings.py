@@ -26,6 +26,19 @@ def test_values_are_toml_and_plain_text_otherwise():
     assert tree == {"tokens": 1000, "seeds": [0, 1], "lr": "bfloat16", "free": {"x": True, "y": "a=b"}}
 
 
+def test_set_below_a_value_is_refused():
+    with pytest.raises(ConfigError, match="`lr` has the value 'auto' and no settings of its own"):
+        merge(KNOWN, options={"lr": "auto"}, sets=["lr.warmup=20"])
+
+
+def test_set_can_replace_a_table_of_a_list(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[[configs]]\narch = 'topk'\n")
+    assert merge(KNOWN, file=file, sets=["configs.0={k=9}"]) == {"configs": [{"k": 9}]}
+    with pytest.raises(ConfigError, match="`1` must be an index in a list of 1"):
+        merge(KNOWN, file=file, sets=["configs.1={k=9}"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

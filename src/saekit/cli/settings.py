@@ -159,7 +159,13 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any, text: str) -> No
             at = _item(at, name, text)
         else:
             at = at.setdefault(name, [] if following.isdigit() else {})
-    at[path[-1]] = value
+        if not isinstance(at, dict | list):
+            raise ConfigError(f"--set {text}: `{name}` has the value {at!r} and no settings of its own; see --help.")
+    if isinstance(at, list):
+        _item(at, path[-1], text)
+        at[int(path[-1])] = value
+    else:
+        at[path[-1]] = value
 
 
 def _item(items: list[Any], name: str, text: str) -> Any:
