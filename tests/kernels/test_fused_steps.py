@@ -69,9 +69,9 @@ def plain_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps that the fused step left to the plain one."""
     left: list[int] = []
 
-    def counted(learner: Learner, x: Tensor) -> Any:
+    def counted(learner: Learner, x: Tensor, target: Tensor | None = None) -> Any:
         left.append(learner.step)
-        return plain_step(learner, x)
+        return plain_step(learner, x, target)
 
     monkeypatch.setattr(fused, "plain_step", counted)
     return left

@@ -76,18 +76,20 @@ def geometric_median(x: Tensor, *, tolerance: float = 1e-6, max_iterations: int 
     Tensor
         ``[d]``. Unlike the mean it does not follow a few far rows.
     """
-    median = x.mean(0)
+    # From the first row on: sums of rows far from 0 round, and rows that are all alike must give that very row.
+    offset = x - x[0]
+    median = offset.mean(0)
     for _ in range(max_iterations):
-        distance = (x - median).norm(dim=1)
+        distance = (offset - median).norm(dim=1)
         typical = distance.mean()
         # A row at the point itself would get infinite weight.
         weight = 1 / distance.clamp(min=1e-6 * float(typical) + 1e-30)
-        following = (weight @ x) / weight.sum()
+        following = (weight @ offset) / weight.sum()
         moved = (following - median).norm()
         median = following
         if float(moved) <= tolerance * float(typical):
             break
-    return median
+    return x[0] + median
 
 
 def initial_bias(x: Tensor, kind: str) -> Tensor:
