@@ -99,6 +99,12 @@ def test_a_rank_that_is_gone_ends_the_others_with_a_clear_error(found):
     assert found["cut"][1]["error"] == "RankError"
 
 
+def test_a_rank_that_joins_when_another_has_gone_is_told_so(found):
+    late = found["late"][1]
+    assert late["error"] == "RankError", late
+    assert "rank 1 of 2 gets no answer from another" in late["message"]
+
+
 def test_a_rank_that_waits_for_one_that_never_comes_says_for_what(found):
     [each] = found["missing"]
     assert each["error"] == "RankError"

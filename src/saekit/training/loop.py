@@ -174,19 +174,19 @@ def train(
     several = isinstance(rows, Mapping)
     sources: dict[str, Rows] = dict(rows) if isinstance(rows, Mapping) else {"": rows}
     _check_sources(sources, start, several)
-    mesh = launched(settings.latent_shards, device_of(settings).type)
-    requests = {
-        name: make_request(
-            configs, each, seeds=seeds, tokens=tokens, start=start, settings=settings, ranked=mesh.size > 1
-        )
-        for name, each in sources.items()
-    }
-    for request in requests.values():
-        check_ranks(request, mesh)
-    if several:
-        _check_memory_of(requests)
     with ExitStack() as stack:
-        stack.enter_context(losses_told(mesh))
+        stack.enter_context(losses_told())
+        mesh = launched(settings.latent_shards, device_of(settings).type)
+        requests = {
+            name: make_request(
+                configs, each, seeds=seeds, tokens=tokens, start=start, settings=settings, ranked=mesh.size > 1
+            )
+            for name, each in sources.items()
+        }
+        for request in requests.values():
+            check_ranks(request, mesh)
+        if several:
+            _check_memory_of(requests)
         stack.enter_context(_shared_reading(requests.values(), mesh))
         receivers = [receiver(callback, stack) for callback in callbacks if mesh.rank == 0]
         begun: dict[str, Training] = {}

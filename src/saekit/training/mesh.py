@@ -371,15 +371,20 @@ def flags_of(mesh: Mesh, flag: bool) -> list[bool]:
 
 
 @contextmanager
-def losses_told(mesh: Mesh) -> Iterator[None]:
+def losses_told() -> Iterator[None]:
     """Say that another rank is gone, where a message to it fails in the block."""
     try:
         yield
     except RuntimeError as error:
-        if mesh.size == 1 or isinstance(error, SaekitError) or not _is_lost(error):
+        rank, size = (
+            (dist.get_rank(), dist.get_world_size())
+            if dist.is_available() and dist.is_initialized()
+            else (os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE") or 1))
+        )
+        if size == 1 or isinstance(error, SaekitError) or not _is_lost(error):
             raise
         raise RankError(
-            f"train: every rank must answer; rank {mesh.rank} of {mesh.size} gets no answer from another, which has "
+            f"train: every rank must answer; rank {rank} of {size} gets no answer from another, which has "
             "ended or does not respond: the first message of the ranks says which and why "
             f"({' '.join(str(error).split())[:160]}). Start all ranks again, with --resume to go on from the last "
             "checkpoint."
