@@ -12,9 +12,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # A product's last bits depend on the number of threads it is cut for; laws that hold bitwise are stated for one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What a user has checked on this machine has no say here; nothing is there until a test writes it.
-os.environ["SAEKIT_CACHE"] = os.path.join(os.path.dirname(os.path.abspath(__file__)), "no-cache")
-
 import importlib.util
 import ipaddress
 import signal
