@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, ClassVar
@@ -242,6 +243,40 @@ class Score:
     """Whether it is better than for every control but the shuffled codes: those of a dictionary or a model that learned
     nothing. None without such a control. False: the score says nothing about what was learned."""
 
+    @property
+    def tells_trained_apart(self) -> bool | None:
+        """Whether it is better than for a randomized transformer; see `tells_trained_apart`."""
+        return tells_trained_apart({null.control: null.verdict for null in self.nulls})
+
+
+RANDOMIZED = "randomized"
+"""Control that is made of a transformer with random weights."""
+
+
+def tells_trained_apart(verdicts: Mapping[str, str]) -> bool | None:
+    """Return whether a score tells a trained model from a random one, from its verdicts by control; None: not known."""
+    word = verdicts.get(RANDOMIZED, "undefined")
+    return None if word == "undefined" else word == "better"
+
+
+def about_random_models(tells: Mapping[str, bool | None]) -> str:
+    """Say which scores, by name, tell a trained model from a random one, and which do not; nothing without scores."""
+    names = {word: [name.replace("_", " ") for name, each in tells.items() if each is word] for word in (True, False)}
+    if not tells:
+        return ""
+    if not names[True] and not names[False]:
+        return (
+            "Whether a score tells a trained model from a random one was not asked: it needs the control `randomized` "
+            "(--controls shuffled,random,randomized)."
+        )
+    if not names[True]:
+        return "No score tells the trained model from one of the same architecture with random weights."
+    others = f"; these do not: {', '.join(names[False])}" if names[False] else ""
+    return (
+        "Scores that tell the trained model from one of the same architecture with random weights: "
+        f"{', '.join(names[True])}{others}."
+    )
+
 
 @dataclass(frozen=True)
 class Control:
@@ -345,12 +380,13 @@ class Explanation(Result):
     def score_table(self) -> list[list[str]]:
         """Return a row per score: its mean, that of each control, and whether it tells random latents apart."""
         names = [control.name for control in self.controls]
-        lines = [["score", "mean", *names, "tells random apart"]]
+        lines = [["score", "mean", *names, "tells random apart", "random model"]]
         for score in self.scores:
             nulls = {null.control: null for null in score.nulls}
             cells = [str(nulls[name].value) if name in nulls else "–" for name in names]
             tells = {None: "not tested", True: "yes", False: "no"}[score.tells_random_apart]
-            lines.append([score.name, str(score.value), *cells, tells])
+            model = {None: "not asked", True: "told apart", False: "not told"}[score.tells_trained_apart]
+            lines.append([score.name, str(score.value), *cells, tells, model])
         return lines
 
     def group_table(self) -> list[list[str]]:
@@ -371,8 +407,13 @@ class Explanation(Result):
             f"Labels are made in one half of the documents; their AUC for where the latent fires in the other half "
             f"is {self.detection} on average, {self.detection_null} for shuffled codes. The fraction of the labels "
             f"that detect more than 95% of the shuffled ones do is {self.told_fraction}. {self._not_told()}Coherent "
-            f"firing is not meaning: a frozen decoder has it too.{more}"
+            f"firing is not meaning: a frozen decoder has it too.{self._of_random_models()}{more}"
         )
+
+    def _of_random_models(self) -> str:
+        """Return what the scores say of a model with random weights."""
+        told = about_random_models({score.name: score.tells_trained_apart for score in self.scores})
+        return f"\n{told}" if told else ""
 
     def _not_told(self) -> str:
         """Return which scores do not tell the latents from those of a dictionary or model that learned nothing."""
