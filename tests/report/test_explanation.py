@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fixtures.results import NASTY, measured
+from saekit.measure.results import Measured
 from saekit.report import render
 from saekit.report.explanation import explanation, without_cards
 
@@ -51,3 +52,14 @@ def test_every_score_says_whether_it_tells_a_trained_model_from_a_random_one():
     table = scored.tables[0]
     at = list(table.columns).index("tells a trained model from a random one")
     assert [row[at].text for row in table.rows] == ["yes", "no", "not asked"]
+
+
+def test_measured_quantities_of_a_card_have_one_text():
+    from saekit.report.browser import _with_texts
+
+    effect = {"kl": measured(0.026949, 0.0203, 0.0311), "doses": [{"rise": measured(1234.4)}], "p99": 2.0}
+    found = _with_texts(effect)
+    assert found["kl"]["text"] == "0.0269 (0.020 to 0.031)"
+    assert str(Measured(0.026949, 0.0203, 0.0311)) == "0.0269 [0.020, 0.031]"
+    assert found["doses"][0]["rise"]["text"] == str(Measured(1234.4)) == "1,234"
+    assert found["p99"] == 2.0

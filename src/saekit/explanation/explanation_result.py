@@ -9,6 +9,7 @@ from html import escape
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
+from ..measure.numbers import decimals, percent
 from ..measure.results import Measured, Result
 
 TOLD = 0.95
@@ -134,8 +135,8 @@ class Card:
         """Return the card as lines of text."""
         shown = [
             f"latent {self.latent}: {self.label or 'no label'}",
-            f"fires at {self.density:.3%} of tokens, mean {self.mean:.3g}, maximum {self.maximum:.3g}; "
-            f"on about {_number(self.documents)} documents",
+            f"fires at {percent(self.density)} of tokens, mean {decimals(self.mean)}, "
+            f"maximum {decimals(self.maximum)}; on about {_number(self.documents)} documents",
             f"label: detects where it fires in held-out documents with AUC {_number(self.detection)} "
             f"(above {_percent(self.detection_percentile)} of shuffled latents); purity {_number(self.purity)} "
             f"(above {_percent(self.purity_percentile)} of chance)",
@@ -150,7 +151,7 @@ class Card:
         """Return a line for each list of tokens or latents that there is."""
         others = (("nearest decoder rows", self.neighbours, "cosine"), ("fires with", self.coactive, "jaccard"))
         lines = [
-            f"{title}: " + ", ".join(f"{each['latent']:.0f} ({each[key]:.2f})" for each in listed)
+            f"{title}: " + ", ".join(f"{each['latent']:.0f} ({decimals(each[key])})" for each in listed)
             for title, listed, key in others
             if listed
         ]
@@ -163,11 +164,11 @@ class Card:
         """Return the groups of contexts, where there are several, and the tokens that it writes."""
         lines = []
         if self.polysemantic:
-            groups = "; ".join(f"{each.fraction:.0%} on {' '.join(each.tokens[:3])}" for each in self.clusters)
+            groups = "; ".join(f"{percent(each.fraction)} on {' '.join(each.tokens[:3])}" for each in self.clusters)
             lines.append(f"its contexts fall apart: {groups}")
         for title, written in (("raises", self.promoted), ("lowers", self.suppressed)):
             if written:
-                lines.append(f"{title} " + ", ".join(f"`{each.token}` {each.value:+.2f}" for each in written[:8]))
+                lines.append(f"{title} {', '.join(map(_moved, written[:8]))}")
         return lines
 
     def __repr__(self) -> str:
@@ -176,7 +177,7 @@ class Card:
     def _repr_html_(self) -> str:
         largest = self.maximum or 1.0
         rows = "".join(
-            f"<tr><td>{example.codes[example.peak]:.3g}</td><td style='text-align:left'>"
+            f"<tr><td>{decimals(example.codes[example.peak])}</td><td style='text-align:left'>"
             + "".join(
                 f"<span style='background:rgba(230,140,0,{min(abs(code) / largest, 1.0):.2f})'>{escape(token)}</span>"
                 for token, code in zip(example.tokens, example.codes, strict=True)
@@ -195,19 +196,23 @@ def _line(example: Example, width: int) -> str:
     room = max(10, width - 12 - len(peak))
     left = before[-(room // 2) :] if before else ""
     right = after[: room - len(left)]
-    return f"  {example.codes[example.peak]:>8.3g}  {left}⟦{peak}⟧{right}"
+    return f"  {decimals(example.codes[example.peak]):>8}  {left}⟦{peak}⟧{right}"
 
 
 def _share(each: TokenShare) -> str:
-    return f"`{each.token}` {each.share:.0%}"
+    return f"`{each.token}` {percent(each.share)}"
+
+
+def _moved(each: Written) -> str:
+    return f"`{each.token}` {'+' * (each.value > 0)}{decimals(each.value)}"
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
+    return "unknown" if value is None else decimals(value)
 
 
 def _percent(value: float | None) -> str:
-    return "an unknown part" if value is None else f"{value:.0%}"
+    return "an unknown part" if value is None else percent(value)
 
 
 @dataclass(frozen=True)
@@ -368,11 +373,11 @@ class Explanation(Result):
 
     def table(self) -> list[list[str]]:
         """Return a row per card, best-told labels first."""
-        lines = [["latent", "label", "density", "auc", "above %", "purity", "documents"]]
+        lines = [["latent", "label", "density", "auc", "above", "purity", "documents"]]
         order = sorted(self.cards, key=lambda card: -(card.detection if card.detection is not None else -math.inf))
         for card in order[:SHOWN]:
-            above = "–" if card.detection_percentile is None else f"{100 * card.detection_percentile:.0f}"
-            numbers = [f"{card.density:.2g}", _number(card.detection), above, _number(card.purity)]
+            above = "–" if card.detection_percentile is None else percent(card.detection_percentile)
+            numbers = [percent(card.density), _number(card.detection), above, _number(card.purity)]
             label = card.label if len(card.label) <= LABEL else f"{card.label[: LABEL - 1]}…"
             lines.append([str(card.latent), label, *numbers, _number(card.documents)])
         return lines

@@ -7,7 +7,18 @@ from typing import Any
 
 from ..explanation.explanation_result import about_random_models, tells_trained_apart
 from .decisions import latent_cell
-from .parts import Cell, Section, Table, count_cell, measured_cell, number_cell, settings_section, table_of, tables_of
+from .parts import (
+    Cell,
+    Section,
+    Table,
+    count_cell,
+    measured_cell,
+    number_cell,
+    percent_cell,
+    settings_section,
+    table_of,
+    tables_of,
+)
 
 SHOWN = 12
 """Latents in the table; the browser has all."""
@@ -17,9 +28,9 @@ TRAINED = "tells a trained model from a random one"
 
 _COLUMNS = (
     ("label", lambda card: Cell(card["label"] or "–")),
-    ("density", "density"),
+    ("density", lambda card: percent_cell(card["density"])),
     ("AUC, held out", lambda card: number_cell(card["detection"])),
-    ("above shuffled", lambda card: number_cell(card["detection_percentile"], ".0%")),
+    ("above shuffled", lambda card: percent_cell(card["detection_percentile"])),
     ("purity", lambda card: number_cell(card["purity"])),
     ("documents", lambda card: number_cell(card["documents"])),
     ("strongest example", lambda card: Cell(_example(card))),
@@ -30,7 +41,7 @@ _NUMBERS = (
     ("AUC of labels", "detection"),
     ("AUC, shuffled codes", "detection_null"),
     ("labels above 95% of shuffled", "told_fraction"),
-    ("latents that fire", lambda result: number_cell(result["fired_fraction"], ".1%")),
+    ("latents that fire", lambda result: percent_cell(result["fired_fraction"])),
 )
 
 
