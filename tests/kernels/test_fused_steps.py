@@ -45,6 +45,11 @@ CONFIGS = {
     "gated-aligned": Gated(N, target_l0=6.0, aligned=True, **BASE),
     "matryoshka-balance": Matryoshka(N, k=6, balance=0.5, orthogonal=0.2, **BASE),
     "soft-frozen": TopK(N, k=6, control="soft-frozen-decoder", **BASE | {"lr": 0.1}),
+    "topk-magnitude": TopK(N, k=6, sign="magnitude", **BASE),
+    "topk-incoherent": TopK(N, k=6, sign="magnitude", incoherence=0.3, orthogonal=0.2, k_start=9, **BASE),
+    "jumprelu-tanh": JumpReLU(N, target_l0=6.0, tanh=0.02, bandwidth=0.5, **BASE),
+    "jumprelu-tanh-alone": JumpReLU(N, tanh=0.02, bandwidth=0.2, pre_activation=1e-3, l2=0.1, **BASE),
+    "jumprelu-pre-activation": JumpReLU(N, target_l0=6.0, pre_activation=1e-3, **BASE),
     "matryoshka-without-the-last": Matryoshka(N, k=6, weights=(1, 1, 1, 0), **BASE),
 }
 
