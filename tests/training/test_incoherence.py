@@ -1,4 +1,4 @@
-"""Codes with a sign and iSAE's regularizer: losses and gradients against dense references in float64, and their laws."""
+"""Codes with a sign and iSAE's regularizer: gradients against dense references in float64, and their laws."""
 
 from __future__ import annotations
 

@@ -80,8 +80,9 @@ def revive(
     bias, zero = encoder.bias[which], torch.zeros_like(W_dec[0])
     weight = settings.coefficient * float(kernel.variance(x)) / float(kernel.variance(residual))
     if len(which) <= settings.k:
-        error, *gradients = _fit_all(x, residual, (weights["W_enc"], bias, weights["W_dec"]), weight, settings.signed)
-        return weight * error / len(x), (which, *gradients)
+        of = weights["W_enc"], bias, weights["W_dec"]
+        error, of_dec, of_enc, of_bias = _fit_all(x, residual, of, weight, settings.signed)
+        return weight * error / len(x), (which, of_dec, of_enc, of_bias)
     choose = partial(magnitude_pairs_of_some, kernel) if settings.signed else kernel.topk_pairs_of_some
     pairs = choose(x, weights["W_enc"], bias, settings.k)
     again = kernel.reconstruct(residual, pairs, pairs.values, weights["W_dec"], zero, weight, name="dead")

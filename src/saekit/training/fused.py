@@ -517,7 +517,7 @@ class _Sparse:
 
 
 def _l0_penalty(s: _State[JumpReLU], band: _Band, fit: Fit) -> _Sparse:
-    """The term of L0, and that of dense latents: gradients of the thresholds alone."""
+    """Differentiate the term of L0 and that of dense latents: they move the thresholds alone."""
     c, n = s.config, len(s.u)
     assert c.target_l0 is not None  # required with these terms
     away = band.fires.sum() / n / c.target_l0 - 1
@@ -535,7 +535,7 @@ def _l0_penalty(s: _State[JumpReLU], band: _Band, fit: Fit) -> _Sparse:
 
 
 def _tanh_penalty(s: _State[JumpReLU], band: _Band, fit: Fit) -> _Sparse:
-    """The tanh penalty; within the band every parameter gets a gradient."""
+    """Differentiate the tanh penalty; within the band every parameter gets a gradient."""
     c, n = s.config, len(s.u)
     coefficient = s.context.state["coefficient"]
     weight = tanh_warmth(s.context) * s.kernel.number(coefficient) * band.V / n

@@ -1,7 +1,8 @@
 """Mutual feature regularization: seeds that are trained together pull each other's decoder rows closer (2411.01220).
 
 ``penalty = mutual * d_in * (1 - mean over the other seeds, and over latents, of the largest cosine of a decoder row
-with theirs)``, of codes with a sign the largest absolute cosine. With it an SAE depends on which seeds are trained together; that is the point.
+with theirs)``, of codes with a sign the largest absolute cosine. With it an SAE depends on which seeds are trained
+together; that is the point.
 """
 
 from __future__ import annotations

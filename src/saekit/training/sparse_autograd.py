@@ -1,8 +1,8 @@
 """Differentiable sparse codes: the top-k family works on (row, latent) pairs, never on a dense gradient.
 
 The pairs are chosen without gradient; `encode_pairs` and `decode_pairs` then carry the gradient of exactly those pairs.
-A chosen pair whose value is 0 (its pre-activation was not positive, where codes have no sign) gets no gradient. All sums run in a fixed order, so
-the same input gives bitwise the same gradient.
+A chosen pair whose value is 0 (its pre-activation was not positive, where codes have no sign) gets no gradient. All
+sums run in a fixed order, so the same input gives bitwise the same gradient.
 """
 
 from __future__ import annotations

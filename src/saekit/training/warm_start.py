@@ -61,8 +61,8 @@ def check_warm_start(learner: Learner, sae: SAE) -> None:
     rule = finish(learner, {}).rule
     if isinstance(sae.rule, TopKRule) and isinstance(rule, TopKRule) and sae.rule.sign != rule.sign:
         raise ConfigError(
-            f"train: the SAE to start from must have codes of the sign that the configuration trains, {rule.sign!r}; it "
-            f"has {sae.rule.sign!r}. Set `sign` where there is one, or take another SAE."
+            f"train: the SAE to start from must have codes of the sign that the configuration trains, {rule.sign!r}; "
+            f"it has {sae.rule.sign!r}. Set `sign` where there is one, or take another SAE."
         )
     if type(rule) is not type(sae.rule) or {*sae.rule.tensors()} - {*rule.tensors()}:
         raise ConfigError(
