@@ -158,6 +158,25 @@ def _temporary(path: Path) -> tuple[Path, IO[bytes]]:
         os.close(handle)
 
 
+CACHE = "SAEKIT_CACHE"
+"""Environment variable with the folder of `cache_folder`."""
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: $SAEKIT_CACHE, or ~/.cache/saekit.
+
+    Raises
+    ------
+    ConfigError
+        There is neither that variable nor a home folder.
+    """
+    try:
+        chosen = os.environ.get(CACHE)
+        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "saekit"
+    except RuntimeError:
+        raise ConfigError(f"{CACHE} must name a folder: there is no home folder to keep files in.") from None
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path` atomically."""
     write_atomic(path, lambda stream: stream.write(data))

@@ -34,6 +34,7 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
+from .kernels import kernels
 from .plan import plan
 from .progressive import progressive
 from .prune import prune
@@ -92,7 +93,7 @@ def _options(
 
 COMMANDS = (
     capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, explain, show, steer,
-    catalog, verify, convert, push, plan, report, demo,
+    catalog, verify, convert, push, plan, kernels, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
     app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)
