@@ -222,7 +222,7 @@ def test_wrong_calls(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
         kernel_check.check_kernels()
     monkeypatch.delenv(backend.VARIABLE)
     status, _, err = call("show")
-    assert (status, "SAEs, or --machine, must be given" in err) == (2, True)
+    assert (status, "SAEs, or --machine, must be given." in err) == (2, True)
     status, _, err = call("show", "--machine", "x")
     assert (status, "must be given alone" in err) == (2, True)
 

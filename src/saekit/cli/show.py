@@ -56,7 +56,9 @@ def show(
         print_json(found_here.to_json()) if json else say(repr(found_here))
         return
     if not sae:
-        raise ConfigError("show: SAEs, or --machine, must be given; got none. Example: saekit show run")
+        raise ConfigError(
+            "show: Missing argument `SAE...`: SAEs, or --machine, must be given. Example: saekit show run"
+        )
     from ..store.address import sae_paths
     from ..store.opening import describe
 
