@@ -87,6 +87,18 @@ def _open_own(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, where they are missing.
+
+    Raises
+    ------
+    StorageError
+        The system refused.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def remove_file(path: str | os.PathLike[str]) -> None:
     """Remove a file that nobody needs; one that is not there, or cannot be removed, is left."""
     with suppress(OSError):

@@ -45,6 +45,7 @@ from .steer import steer
 from .train import train
 from .transfer import transfer
 from .verify import verify
+from .workers import CALL
 
 HELP = """Sparse autoencoders from training to report.
 
@@ -130,6 +131,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit status; errors are told on stderr, in one block."""
     debug = "--debug" in arguments or bool(os.environ.get("SAEKIT_DEBUG"))
     rest = [argument for argument in arguments if argument != "--debug"]
+    call = CALL.set(tuple(rest))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PlaceWarning)  # the results that are printed hold them
@@ -151,6 +153,8 @@ def run(arguments: Sequence[str]) -> int:
             raise
         tell(f"error: {_message(error)}")
         return 2 if isinstance(error, CALL_ERRORS) else 1
+    finally:
+        CALL.reset(call)
 
 
 def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:
