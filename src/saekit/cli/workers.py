@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import IO, Annotated
 
 import typer
@@ -23,6 +24,9 @@ CALL: ContextVar[tuple[str, ...]] = ContextVar("CALL", default=())
 
 VARIABLE = "SAEKIT_WORKER"
 """Environment variable of a process that another call has started."""
+
+COMMAND = ("-P", "-m", "saekit")
+"""How Python runs it; nothing is imported from the folder that the call was made in."""
 
 PATIENCE = 30.0
 """Time in which a worker that was told to end must do so. Unit: seconds."""
@@ -69,11 +73,12 @@ def started(workers: int | None) -> Iterator[None]:
     One that dies is told, and does no harm: this process computes what is left.
     """
     team: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]  # this saekit, no other
+    environment = {**os.environ, VARIABLE: "1", "PYTHONPATH": os.pathsep.join(paths)}
     try:
         for _ in range((workers or 1) - 1 if VARIABLE not in os.environ else 0):
             log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed below
-            command = [sys.executable, "-m", "saekit", *CALL.get()]
-            environment = {**os.environ, VARIABLE: "1"}
+            command = [sys.executable, *COMMAND, *CALL.get()]
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, env=environment
             )
