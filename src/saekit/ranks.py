@@ -43,7 +43,7 @@ IDLE, IDLE_WORK = 45.0, 0.1
 """Where all ranks together use less processor time than that in so many seconds of work, one of them hangs."""
 GRACE = 10.0
 """Seconds that a rank has to end by itself once another is lost; a message to that one may never return."""
-LINGER = 5.0
+LINGER = 3.0
 """Seconds that rank 0, which may keep the store, stays at most until the others have read why it ends."""
 
 
@@ -214,6 +214,24 @@ def flags_of(ranks: Member, flag: bool) -> list[bool]:
     return [bool(each) for each in found]
 
 
+def everyones(ranks: Member, value: T) -> list[T]:
+    """Return a value of every rank on rank 0, in their order; on the others nothing."""
+    if ranks.size == 1:
+        return [value]
+    found: list[Any] | None = [None] * ranks.size if ranks.rank == 0 else None
+    dist.gather_object(value, found, dst=0, group=patient_group())
+    return found or []
+
+
+def summed(ranks: Member, x: torch.Tensor) -> torch.Tensor:
+    """Return the sum over all ranks of a tensor of whole numbers, which the order of the ranks does not change."""
+    if ranks.size == 1:
+        return x
+    total = x.cpu().clone()
+    dist.all_reduce(total, group=patient_group())
+    return total.to(x.device)
+
+
 def in_order(ranks: Member, parts: Iterable[tuple[int, T]]) -> Iterator[T]:
     """Yield the parts of all ranks on rank 0, in the order of their numbers; on the others nothing.
 
@@ -230,9 +248,7 @@ def in_order(ranks: Member, parts: Iterable[tuple[int, T]]) -> Iterator[T]:
     if ranks.size == 1:
         yield from (part for _, part in parts)
         return
-    everyone: list[Any] | None = [None] * ranks.size if ranks.rank == 0 else None
-    dist.gather_object(list(parts), everyone, dst=0, group=patient_group())
-    every: list[tuple[int, T]] = [each for theirs in everyone or () for each in theirs]
+    every = [each for theirs in everyones(ranks, list(parts)) for each in theirs]
     yield from (part for _, part in sorted(every, key=lambda each: each[0]))
 
 
@@ -259,6 +275,7 @@ def together(where: str) -> Iterator[Ranks]:
     watch: _Watch | None = None
     try:
         ranks = meet(where)
+        use_own_gpu()
         with _told(where, None):
             patient_group()
             watch = _watch = _Watch(where, ranks)

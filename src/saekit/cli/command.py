@@ -138,12 +138,11 @@ def _as_rank(name: str, ranked: bool) -> AbstractContextManager[object]:
     """Return what a command runs in: as one of the ranks that were launched, where there are several."""
     if "WORLD_SIZE" not in os.environ:  # spare most commands the import of torch
         return nullcontext()
-    from ..ranks import refuse, together, use_own_gpu
+    from ..ranks import refuse, together
 
     if not ranked:
         refuse(name)
         return nullcontext()
-    use_own_gpu()
     return together(name)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from ..errors import ConfigError
-from ..ranks import are_launched, meet, use_own_gpu
+from ..ranks import are_launched, meet
 
 SHARED = ("b_dec", "W_skip")
 """Parameters without a latent axis: every shard of the latents holds all of them."""
@@ -262,5 +262,4 @@ def launched(latent_size: int, device: str) -> Mesh:
                 f"Start it with torchrun --nproc-per-node {latent_size} -m saekit train."
             )
         return ALONE
-    use_own_gpu()
     return join(latent_size, device)
