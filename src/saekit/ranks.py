@@ -38,7 +38,7 @@ LONGEST = timedelta(days=7)
 BEAT = 1.0
 """Seconds between two signs of life."""
 SILENT = 40.0
-"""Seconds without a sign of life after which a rank counts as lost; the thread that gives them runs beside any work."""
+"""Seconds without a sign of life after which a rank counts as lost; a thread of its own gives them during any work."""
 IDLE, IDLE_WORK = 45.0, 0.1
 """Where all ranks together use less processor time than that in so many seconds of work, one of them hangs."""
 GRACE = 10.0
