@@ -19,7 +19,8 @@ from saekit.sae.rules import TopKRule
 from saekit.store.native import save
 
 QUICK = ("--set", "budget.C=[0.1, 10.0]", "--set", "budget.thresholds=[0.0]", "--set", "budget.widen=0",
-         "--pool", "sum", "--arms", "majority,words,dense,sparse,full", "--ks", "2,8", "--save-arm", "none")  # fmt: skip
+         "--pool", "sum", "--arms", "majority,words,dense,sparse,full", "--ks", "2,8",
+         "--save-arm", "none")  # fmt: skip
 
 
 @pytest.fixture
