@@ -48,7 +48,7 @@ def sharing_of(workers: int | None, part: str | None, *, has_folder: bool) -> Sh
     Raises
     ------
     ConfigError
-        Fewer than one worker, both options, a part that there is not, or no folder.
+        Fewer than one worker, both options, a part outside of its range, or no folder.
     """
     if workers is None and part is None:
         return None

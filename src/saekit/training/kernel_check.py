@@ -1,6 +1,6 @@
 """Proof of the kernels on the user's own devices: parity with slow references, timing, and a verdict for `auto`.
 
-Here and not beside the kernels, because the training step is compared too.
+The training step is compared too, which is why this is no part of the kernels.
 """
 
 from __future__ import annotations
