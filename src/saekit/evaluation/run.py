@@ -13,10 +13,18 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..inputs.records import repeatable
+from ..measure.decoder_projection import with_projections
 from ..measure.fidelity import SplicedModel, place_warnings
 from ..measure.intervals import Estimate
 from ..measure.metrics import METRICS
-from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
+from ..measure.reconstruction import (
+    SAMPLE_ROWS,
+    Measurement,
+    as_metrics,
+    calibrate,
+    interval_facts,
+    measure_reconstructors,
+)
 from ..measure.settings import CE_TOKENS
 from ..measure.verdicts import detectable, family_verdicts, resolution
 from ..models.language import LanguageModel
@@ -132,6 +140,9 @@ def evaluate(
     found = measure_reconstructors(
         measured.reconstructors, source, calibration.mean, spliced=spliced, settings=settings, progress=progress
     )
+    sample = calibration.sample if fit is None else next(source.batches(SAMPLE_ROWS)).x
+    sparse = [each.sae for each in measured.reconstructors]
+    found = with_projections(found, sparse, sample, intervals=settings.intervals)
     info = dict(source.info)
     entries = [_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)]
     if settings.pursuit_rows:
