@@ -28,6 +28,15 @@ def test_the_learning_rate_falls_with_the_width_and_with_steps_beyond_a_thousand
     assert 2e-4 < lr(2**14, 100_000) < 2e-3
 
 
+def test_the_learning_rate_falls_with_the_root_of_small_batches():
+    def lr(batch):
+        return resolve(TopK(n_latents=1024, k=4), 64, 100, batch).lr
+
+    assert lr(4096) == lr(512) == 8e-3
+    assert lr(256) == pytest.approx(8e-3 / 2**0.5)
+    assert lr(32) == pytest.approx(2e-3)
+
+
 def test_what_follows_the_width_of_the_rows_and_the_length_of_the_run():
     long = resolve(TopK(2**14, k=32), 768, 100_000, 4096)
     assert (long.warmup_steps, long.decay_steps, long.k_aux) == (1000, 20_000, 384)
