@@ -543,15 +543,22 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         f"{name} ({run})" for (run, name), result in known.items()
         if result.verdict_metric == "auc" and not any("chosen and judged by AUC" in str(each) for each in result.warnings)
     ]  # fmt: skip
+    by_arm = [f"{name} ({run})" for (run, name), result in known.items() if not repeats_penalty(result)]
     lines = [
         "## Families, each with its strongest arm",
         "",
         "Representation, probe and penalty are searched within the training rows, for every family alike. Intervals hold the "
-        "choice: training rows (groups) are resampled, the arm is chosen again, on both sides of a difference. *Chosen*: in "
+        "choice: training rows (groups) are resampled, arm and penalty are chosen again, on both sides of a difference. *Chosen*: in "
         "how many of these resamples it is the same arm."
         + (
             f" {', '.join(by_labels)}: judged by AUC, but searched by an earlier version, by macro-F1."
             if by_labels
+            else ""
+        )
+        + (
+            f" {', '.join(by_arm)}: by an earlier version, with SAEs trained by it; the intervals hold the choice of the arm, "
+            "not that of its penalty."
+            if by_arm
             else ""
         ),
         "",
@@ -584,6 +591,11 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         counts = ", ".join(f"{word} on {words.count(word)}" for word in dict.fromkeys(words))
         lines += [f"SAE minus {name}, over {len(words)} tables: {counts}.", ""]
     return lines
+
+
+def repeats_penalty(result: Classification) -> bool:
+    """Whether the intervals of the families hold the choice of the penalty as well as that of the arm."""
+    return int(result.settings["budget"]["finalists"]) > 3
 
 
 def searched(family: Any) -> str:

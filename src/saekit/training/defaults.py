@@ -59,7 +59,8 @@ def default_batch_rows(rows: int) -> int:
 def default_lr(n_latents: int, total_steps: int, batch_rows: int) -> float:
     """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
 
-    ``8e-3 * sqrt(1024 / n_latents) * sqrt(min(1, batch_rows / 512)) * min(1, 1000 / total_steps)**(1/4)``
+    ``8e-3 * sqrt(1024 / n_latents * min(1, batch_rows / 512)**min(1, total_steps / 1000)) * min(1, 1000 /
+    total_steps)**(1/4)``
 
     The first root is at most 2. Found by a sweep of TopK SAEs (k = 16; rows of stories260K after block 3, d = 64): FVU
     of held-out rows / percent of latents that are silent on 100,000 rows, at half of it, at it, at twice of it. What
@@ -76,6 +77,18 @@ def default_lr(n_latents: int, total_steps: int, batch_rows: int) -> float:
     1,024 (*) 512   240,000   468      .189 / 0    .183 / .1   .206 / 16
     ========= ===== ========= ======== =========== =========== ===========
 
+    Smaller batches lose latents at this rate in runs of 800 steps and more; what they lose grows with the noise of a
+    step and the number of steps. Two seeds, 200,000 rows (first line) and 300,000, with and without the factor for them:
+
+    ========= ========= ======== ============= =============
+    n_latents batch     steps    with          without
+    ========= ========= ======== ============= =============
+    1,024     256       781      .073 / .1     .074 / 4
+    1,024     256       1,171    .068 / 0      .069 / 4.5
+    1,024     128       2,343    .067 / 0      .070 / 12
+    2,048     256       1,171    .060 / .5     .061 / 10
+    ========= ========= ======== ============= =============
+
     (*) The built-in language model, d = 192, each row twice. Every other architecture, other k and the built-in model:
     ``benchmarks/rates.py``, with its table in ``benchmarks/README.md``; there too FVU is lowest at the default, of the
     rates that leave less than 2% dead (with k = d more die: half of it there). Wider than 2,048 latents, or longer
@@ -87,7 +100,7 @@ def default_lr(n_latents: int, total_steps: int, batch_rows: int) -> float:
     [0.004, 0.00566, 0.008]
     """
     steps = min(1, WANTED_STEPS / total_steps) ** 0.25
-    batch = min(1, batch_rows / LR_BATCH_ROWS) ** 0.5
+    batch = min(1, batch_rows / LR_BATCH_ROWS) ** (0.5 * min(1, total_steps / WANTED_STEPS))
     return min(LR * (LR_LATENTS / n_latents) ** 0.5, LARGEST_LR) * batch * steps
 
 
