@@ -78,7 +78,7 @@ def default_lr(n_latents: int, total_steps: int, batch_rows: int) -> float:
     ========= ===== ========= ======== =========== =========== ===========
 
     Smaller batches lose latents at this rate in runs of 800 steps and more; what they lose grows with the noise of a
-    step and the number of steps. Two seeds, 200,000 rows (first line) and 300,000, with and without the factor for them:
+    step and the number of steps. Two seeds, 200,000 rows (first line) and 300,000, with and without their factor:
 
     ========= ========= ======== ============= =============
     n_latents batch     steps    with          without
