@@ -23,7 +23,7 @@ def resampled_rows(groups: np.ndarray | None, n_rows: int, seed: Sequence[int]) 
     n_rows
         Number of rows.
     seed
-        Random seed of what is drawn.
+        Random seed, in parts.
     """
     units = np.arange(n_rows) if groups is None else codes_of(groups.tolist())
     n = int(units.max()) + 1
