@@ -68,7 +68,12 @@ interrupted, in any way, continues with --resume and ends with the same bits.
 CONFIGS = (TopK, BatchTopK, HierarchicalTopK, Matryoshka, JumpReLU, ReLU, Gated, PAnneal)
 
 
-@command("Train SAEs: several architectures and seeds in one pass.", HELP, flags=("batch_rows", "device", "snapshots"))
+@command(
+    "Train SAEs: several architectures and seeds in one pass.",
+    HELP,
+    flags=("batch_rows", "device", "snapshots"),
+    ranked=True,
+)
 def train(
     *,
     rows: Rows | None = None,
@@ -140,14 +145,13 @@ def train(
     json: Json = False,
 ) -> None:
     """Train SAEs into a folder."""
+    from ..ranks import is_first_rank
     from ..sae.model import SAE
     from ..training.loop import train as run
-    from ..training.mesh import is_first_rank, leave, use_own_gpu
 
     wanted = _configs(_Asked(arch, latents, k, lr), config, configs)
     if model is not None and stream.device is None:
         stream = dataclasses.replace(stream, device=settings.device)
-    use_own_gpu()  # before a language model is loaded
     source = _source(rows, model, _Texts(data, layer, layers, hook, hook_out, text), tokens, stream)
     with progress_of(json) as progress:
         run(
@@ -163,7 +167,6 @@ def train(
         )
     if is_first_rank():
         _tell_result([f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)], json)
-    leave()
 
 
 class _Asked(NamedTuple):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from ..errors import NonFiniteError
+from ..ranks import any_of, flags_of
 from ..variance import SAME_ROWS
 from . import checkpoint
 from .callbacks import Record
 from .convergence import fall_of, is_undertrained
 from .defaults import DEAD_AFTER_ROWS, ROWS_PER_LATENT, ResolvedConfig
 from .learner import Learner
-from .mesh import any_of, flags_of
 from .request import Request
 from .run_state import Run
 
