@@ -128,7 +128,8 @@ def train(
         typer.Option(
             "--lr",
             metavar="X",
-            help="Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4)].",
+            help="Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4), less with "
+            "batches below 512 rows: * sqrt(batch_rows / 512) from 1000 steps on].",
         ),
     ] = None,
     tokens: Annotated[
