@@ -61,12 +61,12 @@ def test_other_latents_fire_about_as_often():
     W_dec = sae.W_dec.clone()
     W_dec[11] = 0
     sae = sae.replace(W_dec=W_dec)
-    found = other_latents(sae, 10, 3, 0, density)
+    found = other_latents(sae, [10], 3, 0, density)
     nearest = sorted((j for j in range(N) if j not in (2, 10, 11)), key=lambda j: abs(np.log(density[j] / density[10])))
     assert len(set(found)) == 3
     assert set(found) <= set(nearest[:12])
-    assert set(other_latents(sae, 10, 100, 0)) == set(range(N)) - {10, 11}
-    assert list(other_latents(sae, 10, 3, 0, density)) == list(found)
+    assert set(other_latents(sae, [10], 100, 0)) == set(range(N)) - {10, 11}
+    assert list(other_latents(sae, [10], 3, 0, density)) == list(found)
 
 
 def test_directions_have_the_covariance_of_the_rows():

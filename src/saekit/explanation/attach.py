@@ -138,7 +138,7 @@ def attached(
     special: bool = False,
 ) -> Iterator[Attached]:
     """Attach as `attach` does, without a word about where the SAE belongs: for results, which state it themselves."""
-    out = _written_at(sae)
+    out = written_at(sae, "attach")
     root = given.model if isinstance(given, PretrainedModel) else given
     changed = checked_edits(sae, edits)
     reader, read = _find(root, hook)
@@ -150,7 +150,7 @@ def attached(
         )
     positions = _Positions.of(given, reader, at, special)
     found = Attached(root, target, getattr(given, "tokenizer", None))
-    edited = _edited(sae, changed, keep_error, found.change)
+    edited = _edited(sae, changed, keep_error, found.change, target.name)
     function: Callable[..., Tensor] = edited if out is not None else lambda x: edited(x, x)
     before = reader.register_forward_pre_hook(positions.start_of_pass, with_kwargs=True)
     try:
@@ -163,15 +163,36 @@ def attached(
         before.remove()
 
 
-def _written_at(sae: SAE) -> str | None:
-    """Return the hook whose hidden states a transcoder predicts; None for an SAE."""
+def written_at(sae: SAE, where: str) -> str | None:
+    """Return the hook whose hidden states a transcoder predicts; None for an SAE.
+
+    Raises
+    ------
+    ConfigError
+        The provenance of a transcoder does not say; `where` is the name of the calling function.
+    """
     out = sae.provenance.get("hook_out")
     if sae.is_transcoder and out is None:
         raise ConfigError(
-            "attach: a transcoder must say which module's output it predicts; the provenance of this one does not. "
+            f"{where}: a transcoder must say which module's output it predicts; the provenance of this one does not. "
             'Add it: sae.replace(provenance={**sae.provenance, "hook_out": "layers.2.mlp"}).'
         )
     return str(out) if sae.is_transcoder else None
+
+
+def check_written(sae: SAE, width: int, hook: str) -> None:
+    """Refuse to write what a transcoder predicts into rows of another width; the rows of an SAE are checked when read.
+
+    Raises
+    ------
+    ShapeError
+        They have another width.
+    """
+    if sae.is_transcoder and width != sae.d_out:
+        raise ShapeError(
+            f"a transcoder must write rows of the width of `{hook}`, {width}; this one writes {sae.d_out}. Does its "
+            "provenance name the module whose output it predicts (`hook_out`)?"
+        )
 
 
 def _find(root: nn.Module, place: str) -> tuple[nn.Module, Hook]:
@@ -197,7 +218,7 @@ def _warn_about(given: PretrainedModel | nn.Module, sae: SAE, place: str) -> Non
 
 
 def _edited(
-    sae: SAE, edits: Mapping[int, Edit] | AblateTop, keep_error: bool, change: list[float]
+    sae: SAE, edits: Mapping[int, Edit] | AblateTop, keep_error: bool, change: list[float], hook: str
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the function from the hidden states that are read and those that are changed, ``[n, d]``, to the latter.
 
@@ -207,6 +228,7 @@ def _edited(
         return lambda read, x: x
 
     def function(read: Tensor, x: Tensor) -> Tensor:
+        check_written(sae, x.shape[1], hook)
         rows = read.detach().to(sae.device, sae.dtype)
         codes = sae.encode(rows)
         difference = difference_of(codes, edits)

@@ -51,14 +51,17 @@ def written_rows(sae: SAE, latents: Sequence[int] | np.ndarray) -> Tensor:
     return sae.W_dec[torch.as_tensor(np.asarray(latents, np.int64), device=sae.device)] * column_factors(sae)
 
 
-def other_latents(sae: SAE, latent: int, count: int, seed: int, density: np.ndarray | None = None) -> np.ndarray:
-    """Return latents to compare one with, in random order; with `density`, among those that fire about as often.
+def other_latents(
+    sae: SAE, latents: Sequence[int], count: int, seed: int, density: np.ndarray | None = None
+) -> np.ndarray:
+    """Return latents to compare some with, in random order; with `density`, those about as dense as the first.
 
     Latents that write nothing, or never fire, are left out. With `density` the candidates are the ``4 count`` latents
     whose density is nearest on a log scale.
     """
     usable = (sae.W_dec.norm(dim=1) > 0).cpu().numpy()
-    usable[latent] = False
+    usable[list(latents)] = False
+    latent = latents[0]
     if density is not None:
         usable &= density > 0
     candidates = np.flatnonzero(usable)

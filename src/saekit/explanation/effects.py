@@ -39,7 +39,7 @@ from ..rows.tokens import Contexts, TokenBatch, places_of, token_batches
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of
 from ..settings import Progress, is_whole, silent, suggest_keywords
-from .attach import attached
+from .attach import attached, check_written, written_at
 from .directions import covariance_directions, other_latents, with_directions, written_rows
 from .edits import Edit, columns_of
 from .effects_result import Dose, Effect, Effects, is_promoting, verdict_of
@@ -102,16 +102,18 @@ def effects(
     Raises
     ------
     ConfigError
-        No such latent, no hook, a model that is not causal.
+        No such latent, no hook, a model that is not causal, a transcoder that does not say what it predicts.
     DataError
         The texts give no tokens.
     """
     value = as_sae(sae)
     chosen = _checked(value, latents)
+    out = written_at(value, "effects")
     lm = load_language_model(model)
     if not lm.is_causal:
         raise ConfigError(f"effects: the model must predict next tokens; `{lm.name}` is not a causal language model.")
     target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="effects"))
+    find_hook(lm.model, out or target)  # where a transcoder writes must be there before anything runs
     mask = TokenMask.by(value.provenance)
     characters = characters_for(settings.tokens, mask)
     texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
@@ -162,7 +164,7 @@ class _Firing:
     density: np.ndarray
     """``[n_latents]`` fraction of tokens at which each fires."""
     rows: Tensor
-    """A sample of rows, for directions."""
+    """A sample of the rows that the latents write into, for directions."""
 
     @classmethod
     def over(
@@ -179,14 +181,17 @@ class _Firing:
         counts = torch.zeros(sae.n_latents, dtype=torch.int64)
         wanted = torch.tensor(latents, device=sae.device)
         sample, n_rows = [], 0
+        out = written_at(sae, "effects")
+        hooks = [find_hook(lm.model, each) for each in (hook, out) if each is not None]
         for batch in token_batches(lm, contexts):
-            (hidden,) = activations(lm.model, [find_hook(lm.model, hook)], batch.inputs)
-            rows = hidden[batch.keep]
+            hidden = activations(lm.model, hooks, batch.inputs)
+            rows = hidden[0][batch.keep]
+            check_written(sae, hidden[-1].shape[-1], hooks[-1].name)
             encoded = sae.encode(rows)
             counts += torch.bincount(encoded.indices.cpu(), minlength=sae.n_latents)
             dense = columns_of(encoded, wanted).float().cpu().numpy()
             codes[places_of(contexts, batch)] = dense
-            sample.append(rows.float().cpu()[:: max(1, len(contexts.ids) // SAMPLED_ROWS)])
+            sample.append(hidden[-1][batch.keep].float().cpu()[:: max(1, len(contexts.ids) // SAMPLED_ROWS)])
             n_rows += len(rows)
             report("firing", n_rows, int((contexts.position >= 0).sum()))
         return cls(latents, codes, counts.double().numpy() / max(n_rows, 1), torch.cat(sample))
@@ -240,7 +245,7 @@ class _Tests:
 
     def _controls(self, latent: int) -> dict[str, list[SAE]]:
         count, seed = self.settings.controls, self.settings.seed
-        others = other_latents(self.sae, latent, count, seed, self.firing.density)
+        others = other_latents(self.sae, [latent], count, seed, self.firing.density)
         directions = covariance_directions(self.firing.rows, count, hashed_key("effects", seed, latent, n_bytes=7))
         rows = {"latents": written_rows(self.sae, others), "directions": directions}
         return {
@@ -391,18 +396,20 @@ class _Run:
 
     def expected(self, sae: SAE, latent: int) -> float:
         """Return what gradients expect ablating a latent to add to the summed cross-entropy: ``-sum z dCE/dz``."""
-        total, direction = 0.0, written_rows(sae, [latent])[0].float()
+        total, direction, out = 0.0, written_rows(sae, [latent])[0].float(), written_at(sae, "effects")
+        target, source = (self.hook, None) if out is None else (out, self.hook)
         for batch in self.batches:
             leaves: list[tuple[Tensor, Tensor]] = []
 
-            def noted(x: Tensor, leaves: list[tuple[Tensor, Tensor]] = leaves) -> Tensor:
+            def noted(read: Tensor, *beside: Tensor, leaves: list[tuple[Tensor, Tensor]] = leaves) -> Tensor:
+                x = beside[0] if beside else read
                 leaf = torch.zeros_like(x).requires_grad_()
-                leaves.append((x.detach(), leaf))
+                leaves.append((read.detach(), leaf))
                 return x.detach() + leaf
 
             places = places_of(self.contexts, batch)
             targets = torch.from_numpy(np.where(self.predicted, self.targets, -100)[places]).to(self.lm.device)
-            with torch.enable_grad(), splice(self.lm, self.hook, noted, mask=batch.keep):
+            with torch.enable_grad(), splice(self.lm, target, noted, mask=batch.keep, source=source):
                 logits = self.lm.model(**batch.inputs).logits[batch.keep].float()
                 cost = torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
                 (gradient,) = torch.autograd.grad(cost, leaves[0][1])

@@ -46,12 +46,15 @@ LOGITS = 2**26
 """Numbers in logits that are made at once."""
 
 
-def why_no_lists(lm: LanguageModel, hook: Hook, sae: SAE) -> str | None:
-    """Return why what latents write into this hook has no direct effect on logits; None where it has one."""
+def why_no_lists(lm: LanguageModel, hook: Hook | None) -> str | None:
+    """Return why what latents write into this hook has no direct effect on logits; None where it has one.
+
+    `hook` is None for a transcoder that does not say where it writes.
+    """
     if not lm.is_causal:
         return "the model has no vocabulary output"
-    if sae.is_transcoder:
-        return "the SAE is a transcoder, which writes elsewhere"
+    if hook is None:
+        return "the transcoder does not say which module's output it predicts"
     if hook.is_input or hook.layer is None:
         return f"`{hook.name}` is not a place of the residual stream"
     is_part = hook.name in (f"layers.{hook.layer}.mlp", f"layers.{hook.layer}.attn")
@@ -156,7 +159,14 @@ class Placed:
     sae: SAE
     lm: LanguageModel
     hook: str
+    """Where the latents write: of a transcoder not where it reads."""
     contexts: Contexts
+    factor: np.ndarray | None
+    """float32 ``[tokens]``: by what the scaling multiplies what is written at each token; None: by one number."""
+
+    def amounts(self, token: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Return codes at some tokens in units of what one unit of a latent writes: see `written_rows`."""
+        return codes if self.factor is None else codes * self.factor[token]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +174,7 @@ class _Effects:
     """Effects of latents on the logits."""
 
     tail: Tail
-    sae: SAE
+    at: Placed
     firings: Firings
     final: FinalRows
     n_tokens: int
@@ -180,10 +190,10 @@ class _Effects:
             kept = kept[drawn(token[kept], latent, self.n_tokens, seed)]
             n = len(kept)
             rows[i, :n] = self.final.rows[torch.from_numpy(self.final.place[token[kept]])]
-            codes[i, :n], there[i, :n] = torch.from_numpy(value[kept]), True
+            codes[i, :n], there[i, :n] = torch.from_numpy(self.at.amounts(token[kept], value[kept])), True
             rows[i, n:] = self.final.rows[0]  # a norm has no derivative at 0
         device = self.tail.device
-        written = written_rows(self.sae, latents).float().to(device)
+        written = written_rows(self.at.sae, latents).float().to(device)
         return direct_effects(self.tail, rows.to(device), codes.to(device), written, there.to(device)).cpu()
 
 
@@ -194,7 +204,7 @@ def logit_lists(
 
     Tokens are ordered by how unusual their change is among latents: the same rare tokens would top every list.
     """
-    effects = _Effects(Tail(at.lm), at.sae, firings, final, settings.logit_tokens)
+    effects = _Effects(Tail(at.lm), at, firings, final, settings.logit_tokens)
     fired = latents[(firings.count[latents] > 0)]
     order = fired[random_order(len(fired), "lists", settings.seed)]
     sample = effects.of(order[: 4 * TESTED].tolist(), settings.seed)
@@ -251,7 +261,9 @@ def _ablated(at: Placed, firings: Firings, latents: list[int], vocabulary: int) 
         np.arange(offsets[np.searchsorted(offsets, end, side="right") - 1], end + 1) for end in np.concatenate(picked)
     ]
     part = _parts(at.contexts, spans)
-    codes = np.concatenate([firings.codes_at(latents[n], span) for n, span in zip(owner, spans, strict=True)])
+    codes = np.concatenate(
+        [at.amounts(span, firings.codes_at(latents[n], span)) for n, span in zip(owner, spans, strict=True)]
+    )
     row = torch.from_numpy(np.repeat(owner, [len(span) for span in spans]))
     written = written_rows(at.sae, latents).float()
     for batch in token_batches(at.lm, part):

@@ -17,9 +17,10 @@ from ..errors import ConfigError
 from ..inputs.records import repeatable
 from ..inputs.texts import read_texts
 from ..measure.fidelity import characters_for, contexts_for
+from ..measure.normal_equations import row_factors
 from ..measure.results import Measured, to_plain
 from ..measure.token_statistics import shown_token
-from ..models.hooks import activations, blocks, find_hook
+from ..models.hooks import Hook, activations, blocks, find_hook
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..models.randomized import randomized
@@ -32,6 +33,7 @@ from ..rows.tokens import Contexts, places_of, token_batches
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of, named_saes
 from ..settings import Progress, silent, suggest_keywords
+from .attach import check_written
 from .coactivation import coactive
 from .controls import MADE, random_directions, sampled_rows, trained
 from .explanation_result import Card, Cluster, Control, Example, Explanation, LogitLists, Written
@@ -110,6 +112,7 @@ def explain(
     if settings.surprisal and not lm.is_causal:
         raise ConfigError(f"explain: `surprisal` needs a causal language model; `{lm.name}` is none. Set it to 0.")
     target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="explain"))
+    writes = _writes_into(value, lm, target)
     mask = TokenMask.by(value.provenance)
     characters = characters_for(settings.tokens, mask)
     texts = read_texts(repeatable(data), text=settings.text, columns=(), characters=characters)
@@ -117,7 +120,7 @@ def explain(
     others_explained = other_explanations(value, place_of_explanation(here), settings.groups)
     context = context_of(value, lm, settings.context)
     contexts = contexts_for(lm, texts, context, settings.tokens, mask)
-    run = _Run(value, lm, target.name, contexts, settings, progress or silent)
+    run = _Run(value, lm, target.name, writes, contexts, settings, progress or silent)
     cards = run.cards()
     controls = run.compared(others)
     scores = compare_scores(run.scored, {name: each.scored for name, each in controls.items()})
@@ -160,6 +163,14 @@ def _check(sae: SAE, others: Mapping[str, SAE], settings: ExplainSettings) -> No
             )
 
 
+def _writes_into(sae: SAE, lm: LanguageModel, read: Hook) -> Hook | None:
+    """Return the hook that latents write into; None for a transcoder that does not say."""
+    if not sae.is_transcoder:
+        return read
+    out = sae.provenance.get("hook_out")
+    return None if out is None else find_hook(lm.model, str(out))
+
+
 def _mean(values: np.ndarray, unit: str) -> Measured:
     """Return a mean over latents; latents are not independent, so there is no interval."""
     values = values[np.isfinite(values)]
@@ -183,7 +194,14 @@ class _Run:
     """What is collected while the model runs over the texts, and what is made of it."""
 
     def __init__(
-        self, sae: SAE, lm: LanguageModel, hook: str, contexts: Contexts, settings: ExplainSettings, report: Progress
+        self,
+        sae: SAE,
+        lm: LanguageModel,
+        hook: str,
+        writes: Hook | None,
+        contexts: Contexts,
+        settings: ExplainSettings,
+        report: Progress,
     ) -> None:
         self.sae, self.lm, self.hook, self.contexts = sae, lm, hook, contexts
         self.settings, self.report = settings, report
@@ -193,8 +211,10 @@ class _Run:
         self.vectors = TokenVectors(lm, self.layout)
         self.decode = _Decoder(lm.tokenizer)
         self.held: list[tuple[Tensor, np.ndarray]] | None = None
-        self.final = _FinalRows.for_lists(lm, hook, sae, contexts, settings)
-        self.firings = self.fired(lm, sae, "firing")
+        self.final = _FinalRows.for_lists(lm, writes, contexts, settings)
+        factor = np.ones(len(contexts.ids), np.float32) if sae.scaling.per_row else None
+        self.placed = None if writes is None else Placed(sae, lm, writes.name, contexts, factor)
+        self.firings = self.fired(lm, sae, "firing", factor)
         self.latents = self.chosen()
         named = Named(self.latents, lambda token: self.decode([token]))
         self.responses = responses(self.firings, self.layout, settings.label_tokens, settings.seed, named)
@@ -229,6 +249,7 @@ class _Run:
             hidden = activations(lm.model, hooks, batch.inputs)
             rows, place = hidden[0][batch.keep], places_of(self.contexts, batch)
             if final is not None and final.is_wanted:
+                check_written(self.sae, hidden[1].shape[-1], final.last)
                 final.keep(hidden[1][batch.keep], place)
             yield rows, place
             done += len(rows)
@@ -236,12 +257,14 @@ class _Run:
         if final is not None:
             final.is_wanted = False
 
-    def fired(self, lm: LanguageModel, sae: SAE, stage: str) -> Firings:
-        """Return all firings of an SAE."""
+    def fired(self, lm: LanguageModel, sae: SAE, stage: str, factor: np.ndarray | None = None) -> Firings:
+        """Return all firings of an SAE; `factor` gets by what its scaling multiplies what is written at each token."""
         writer = FiringsWriter(sae.n_latents, len(self.contexts.ids))
         for rows, place in self.rows(lm, stage):
             codes = sae.encode(rows)
             token = place[codes.row_of().cpu().numpy()]
+            if factor is not None:
+                factor[place] = row_factors(sae, rows.to(sae.device, sae.dtype)).float().cpu().numpy()
             writer.add(codes.indices.cpu().numpy(), token, codes.values.float().cpu().numpy())
         return writer.finish()
 
@@ -332,11 +355,9 @@ class _Run:
         if not self.settings.logit_tokens:
             return None, {}
         final, reason = self.final.found(), self.final.reason
-        if final is None:
+        if final is None or self.placed is None:
             return LogitLists(_mean(np.zeros(0), "rank correlation"), False, 0, reason), {}
-        told, found = logit_lists(
-            Placed(self.sae, self.lm, self.hook, self.contexts), self.firings, final, self.latents, self.settings
-        )
+        told, found = logit_lists(self.placed, self.firings, final, self.latents, self.settings)
         return told, {latent: self.written(*each) for latent, each in found.items()}
 
     def written(self, tokens: list[int], values: list[float]) -> tuple[list[Written], list[Written]]:
@@ -449,11 +470,10 @@ class _FinalRows:
 
     @classmethod
     def for_lists(
-        cls, lm: LanguageModel, hook: str, sae: SAE, contexts: Contexts, settings: ExplainSettings
+        cls, lm: LanguageModel, writes: Hook | None, contexts: Contexts, settings: ExplainSettings
     ) -> _FinalRows:
         """Return what collects the rows of at most `HELD_ROWS` numbers, of random tokens."""
-        target = find_hook(lm.model, hook)
-        reason = "not asked" if not settings.logit_tokens else why_no_lists(lm, target, sae)
+        reason = "not asked" if not settings.logit_tokens else why_no_lists(lm, writes)
         kept = np.zeros(len(contexts.ids), bool)
         if reason is None:
             kept[random_order(len(kept), "final rows", settings.seed)[: HELD_ROWS // lm.d_model]] = True

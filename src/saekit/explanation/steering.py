@@ -24,7 +24,7 @@ from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of
 from ..settings import Progress, silent, suggest_keywords
-from .attach import Attached, attached
+from .attach import Attached, attached, written_at
 from .directions import other_latents, with_directions, written_rows
 from .edits import Edit, Edits, checked_edits, columns_of
 from .settings import SteerSettings
@@ -159,7 +159,7 @@ def steer(
     ------
     ConfigError
         No prompt, an empty one where the tokenizer adds no token, no edit, a prompt that leaves no room in the model's
-        context, a model that is not causal.
+        context, a model that is not causal, a transcoder that does not say what it predicts.
 
     Examples
     --------
@@ -169,10 +169,12 @@ def steer(
     """
     value = as_sae(sae)
     changed, texts = _checked(value, prompts, edits)
+    out = written_at(value, "steer")
     lm = load_language_model(model)
     if not lm.is_causal:
         raise ConfigError(f"steer: the model must generate texts; `{lm.name}` is not a causal language model.")
     target = find_hook(lm.model, place_of(value, layer=layer, hook=hook, where="steer"))
+    find_hook(lm.model, out or target)  # where a transcoder writes must be there before anything runs
     encoded = [_encode(lm, text, settings.new_tokens) for text in texts]
     run = _Steering(lm, value, changed, target.name, settings)
     report, total = progress or silent, len(texts)
@@ -227,7 +229,7 @@ class _Steering:
     ) -> None:
         self.lm, self.sae, self.edits, self.hook, self.settings = lm, sae, edits, hook, settings
         self.latents = sorted(edits)
-        others = other_latents(sae, self.latents[0], settings.controls * len(edits), settings.seed)
+        others = other_latents(sae, self.latents, settings.controls * len(edits), settings.seed)
         groups = [others[i : i + len(edits)] for i in range(0, len(others) - len(edits) + 1, len(edits))]
         self.controls = [with_directions(sae, self.latents, written_rows(sae, group)) for group in groups]
 
