@@ -25,7 +25,7 @@ def launch(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     script = str(Path(__file__).with_name("rank_verbs.py"))
     done = subprocess.run(
-        [sys.executable, script, str(folder)], env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, script, str(folder)], env=environment, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "found.json").read_text()), done.stderr
