@@ -18,7 +18,8 @@ import torch.distributed as dist
 from fixtures.learners import ALL, new, new_transcoder, rows, target_of
 from fixtures.ranks import bytes_sent, fork_ranks
 from fixtures.training_runs import source
-from saekit.training import checkpoint, mesh
+from saekit import ranks as saekit_ranks
+from saekit.training import checkpoint
 from saekit.training.config import BatchTopK, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.defaults import resolve
 from saekit.training.learner import initialize_learner, shard, tensors_of, whole
@@ -38,6 +39,8 @@ MORE = [
     TopK(24, k=3, k_start=12, aligned=True, dead_after_rows=100),
     TopK(24, k=3, control="soft-frozen-decoder", dead_after_rows=100),
     TopK(24, k=3, skip="zero", dead_after_rows=100),
+    TopK(24, k=3, sign="magnitude", incoherence=0.3, dead_after_rows=100),
+    JumpReLU(24, target_l0=3, tanh=0.02, pre_activation=1e-3, dead_after_rows=100),
 ]
 CONFIGS = [TopK(24, k=3), BatchTopK(24, k=3)]
 SETTINGS = TrainSettings(batch_rows=64, checkpoint_every=4, log_every=2, step="plain")
@@ -167,7 +170,7 @@ def full_disk(rank, folder):
 
 def waits_for_another(rank):
     os.environ["WORLD_SIZE"] = "2"
-    mesh.START_TIMEOUT = timedelta(seconds=1)
+    saekit_ranks.START_TIMEOUT = timedelta(seconds=1)
     run(None)
 
 
@@ -191,13 +194,13 @@ def refused(rank):
             call()
         except Exception as error:
             found[name] = [type(error).__name__, str(error)]
-    mesh.leave()  # a rank that is refused by itself may be done before the other has joined for the last call
+    saekit_ranks.leave()  # a rank that is refused by itself may be done before the other has joined for the last call
     return found
 
 
 def joins_late(rank):
     """Train on rank 1 when rank 0 has gone."""
-    mesh.join()
+    join()
     dist.barrier()
     time.sleep(0.3 if rank == 0 else 1)  # rank 0 stays until rank 1 has heard it
     if rank:

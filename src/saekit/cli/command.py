@@ -17,10 +17,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import os
 import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,7 +111,12 @@ class Command:
 
 
 def command(
-    short_help: str, help: str, *, flags: Sequence[str] = (), named: Mapping[str, str] | None = None
+    short_help: str,
+    help: str,
+    *,
+    flags: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
+    ranked: bool = False,
 ) -> Callable[[Callable[..., None]], Command]:
     """Decorate a function to make it a command.
 
@@ -121,8 +128,22 @@ def command(
         Fields of settings classes that become flags, in this order.
     named
         Flags whose name is not that of their field: ``{"max_rows": "--limit"}``.
+    ranked
+        Whether its work is split over the processes that `torchrun` starts; others refuse to be started several times.
     """
-    return lambda function: _Builder(function, flags, named or {}).command(short_help, help)
+    return lambda function: _Builder(function, flags, named or {}).command(short_help, help, ranked)
+
+
+def _as_rank(name: str, ranked: bool) -> AbstractContextManager[object]:
+    """Return what a command runs in: as one of the ranks that were launched, where there are several."""
+    if "WORLD_SIZE" not in os.environ:  # spare most commands the import of torch
+        return nullcontext()
+    from ..ranks import refuse, together
+
+    if not ranked:
+        refuse(name)
+        return nullcontext()
+    return together(name)
 
 
 @dataclass(frozen=True)
@@ -193,10 +214,11 @@ class _Builder:
             declared = info.default if isinstance(info.default, str) else f"--{name}"
         return (declared or name).split("/")[0].lstrip("-").replace("-", "_")
 
-    def command(self, short_help: str, help: str) -> Command:
+    def command(self, short_help: str, help: str, ranked: bool) -> Command:
         def callback(**given: Any) -> None:
             try:
-                self.function(**self.values(given))
+                with _as_rank(self.function.__name__, ranked):
+                    self.function(**self.values(given))
             except KeyboardInterrupt as error:
                 raise Interrupted(str(error)) from error
 

@@ -24,7 +24,10 @@ which `saekit report OUT` makes a page.
 """
 
 
-@command("Measure SAEs, compared with their baselines.", HELP, flags=("controls", "truth"), named={"truth": "--truth"})
+@command(
+    "Measure SAEs, compared with their baselines.", HELP, flags=("controls", "truth"), named={"truth": "--truth"},
+    ranked=True,
+)  # fmt: skip
 def evaluate(
     sae: Saes,
     *,
@@ -41,6 +44,7 @@ def evaluate(
 ) -> None:
     """Evaluate SAEs on the same rows."""
     from ..evaluation.run import evaluate as run
+    from ..ranks import is_first_rank
     from ..store.address import sae_paths
 
     if rows is None and (model is None or data is None):
@@ -56,6 +60,8 @@ def evaluate(
             settings=settings,
             progress=progress,
         )
+    if not is_first_rank():
+        return
     if out is not None:
         result.save(out / "evaluation.json")
     if json:

@@ -8,27 +8,40 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError
 from ..inputs.records import repeatable
+from ..measure.decoder_projection import with_projections
 from ..measure.fidelity import SplicedModel, place_warnings
 from ..measure.intervals import Estimate
 from ..measure.metrics import METRICS
-from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
+from ..measure.reconstruction import (
+    SAMPLE_ROWS,
+    Measurement,
+    as_metrics,
+    calibrate,
+    interval_facts,
+    measure_reconstructors,
+)
+from ..measure.results import to_plain
 from ..measure.settings import CE_TOKENS
 from ..measure.verdicts import detectable, family_verdicts, resolution
 from ..models.language import LanguageModel
 from ..places import NOTE, Warned
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
+from ..ranks import Ranks, agreed, check_same, together, working
 from ..rows.opening import Rows, check_row_width, check_targets, source_for
 from ..rows.settings import StreamSettings, TokenMask
+from ..rows.shared_reading import shared_reading
+from ..rows.source import Source
 from ..rows.stream import stream
+from ..rows.synthetic import SyntheticRows
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, check_alike, common_width, named_saes, shape_of
-from ..settings import Progress, suggest_keywords
+from ..settings import Progress, silent, suggest_keywords
 from .controls import Reconstructors, with_controls
 from .pursuit import against_pursuit
 from .result import Control, Evaluated, Evaluation
@@ -96,10 +109,29 @@ def evaluate(
         sk.evaluate(saes, rows).metrics.fvu.value
         sk.evaluate(saes, rows, settings=EvaluationSettings(max_rows=20_000, controls=False))
     """
-    named = named_saes(saes, "evaluate")
+    with together("evaluate") as ranks:
+        return _evaluated(_Call(saes, rows, model, data, fit, frozen), settings, progress, ranks)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is evaluated on what, as it was given."""
+
+    saes: Given | Sequence[Given]
+    rows: Rows | None
+    model: str | os.PathLike[str] | LanguageModel | None
+    data: Any
+    fit: Rows | None
+    frozen: Given | None
+
+
+def _evaluated(call: _Call, settings: EvaluationSettings, progress: Progress | None, ranks: Ranks) -> Evaluation:
+    """Evaluate as one of the ranks; all return the same."""
+    named = named_saes(call.saes, "evaluate")
     width = common_width(named, "evaluate")
     first = named[0][1]
-    frozen_sae = _frozen(frozen, first)
+    frozen_sae = _frozen(call.frozen, first)
+    rows, model = call.rows, call.model
     if rows is None and model is None:
         raise ConfigError(
             "evaluate: rows or a language model with texts must be given; got neither. "
@@ -114,7 +146,7 @@ def evaluate(
         settings = replace(settings, max_rows=_rows_to_make(settings))
     settings = replace(settings, tokens=CE_TOKENS if settings.tokens is None else settings.tokens)
     source = None if rows is None else source_for(first, rows, "evaluate")
-    data = repeatable(data)
+    data = repeatable(call.data)
     spliced = None
     if model is not None:
         spliced = SplicedModel.of(model, data, [sae for _, sae in named], source, settings, "evaluate")
@@ -126,12 +158,34 @@ def evaluate(
         check_targets(first, source, "evaluate")
         spliced = replace(spliced, rows=dict(source.info))
     known = known_dictionary(source) if settings.truth else None
-    base = source if fit is None else source_for(first, fit, "evaluate")
-    calibration = calibrate(base, settings, like=first, with_controls=settings.controls, own=fit is None)
-    measured = with_controls(named, frozen_sae, calibration if settings.controls else None, settings.seed)
-    found = measure_reconstructors(
-        measured.reconstructors, source, calibration.mean, spliced=spliced, settings=settings, progress=progress
-    )
+    base = source if call.fit is None else source_for(first, call.fit, "evaluate")
+    _check_same(ranks, named, frozen_sae, settings, (source, base), spliced)
+    with working():
+        with shared_reading([base], ranks):
+            calibration = calibrate(base, settings, like=first, with_controls=settings.controls, own=call.fit is None)
+        measured = with_controls(named, frozen_sae, calibration if settings.controls else None, settings.seed)
+        found = measure_reconstructors(
+            measured.reconstructors, source, calibration.mean, spliced=spliced, settings=settings,
+            progress=silent if ranks.rank else progress, ranks=ranks,
+        )  # fmt: skip
+        with shared_reading([source], ranks):
+            sample = calibration.sample if call.fit is None else next(source.batches(SAMPLE_ROWS)).x
+        sparse = [each.sae for each in measured.reconstructors]
+        found = with_projections(found, sparse, sample, intervals=settings.intervals)
+    return agreed(ranks, lambda: _result(named, measured, found, (source, known), settings, spliced, calibration.about))
+
+
+def _result(
+    named: Sequence[tuple[str, SAE]],
+    measured: Reconstructors,
+    found: Measurement,
+    rows: tuple[Source, SyntheticRows | None],
+    settings: EvaluationSettings,
+    spliced: SplicedModel | None,
+    fitted_on: str,
+) -> Evaluation:
+    """Return the result; `rows` come with their dictionary, where it is known and asked for."""
+    source, known = rows
     info = dict(source.info)
     entries = [_entry(name, sae, at, measured, found, info.get("digest")) for at, (name, sae) in enumerate(named)]
     if settings.pursuit_rows:
@@ -146,13 +200,38 @@ def evaluate(
     return Evaluation(
         saekit=release(),
         versions=library_versions(spliced is not None),
-        settings=_facts(settings, spliced, calibration.about),
+        settings=_facts(settings, spliced, fitted_on),
         rows=info,
         n_rows=found.n_rows,
         language_model=found.language_model,
         entries=decided(entries, measured.controls, found.estimates),
-        warnings=place_warnings(named, source, spliced) + _notes(first, settings),
+        warnings=place_warnings(named, source, spliced) + _notes(named[0][1], settings),
     )
+
+
+def _check_same(
+    ranks: Ranks,
+    named: Sequence[tuple[str, SAE]],
+    frozen: SAE | None,
+    settings: EvaluationSettings,
+    rows: Sequence[Source],
+    spliced: SplicedModel | None,
+) -> None:
+    """Refuse ranks that were started for different evaluations."""
+    if ranks.size == 1:
+        return
+    texts = None if spliced is None or spliced.texts is None else spliced.texts.digest
+    facts = {
+        "versions": {**library_versions(with_model=True), "saekit": release()},
+        "settings": vars(settings),
+        "saes": {name: sae.digest() for name, sae in named},
+        "frozen": None if frozen is None else frozen.digest(),
+        "rows": [{key: each.info.get(key) for key in ("digest", "n_rows")} for each in rows],
+        "model": None if spliced is None else spliced.lm.digest,
+        "texts": texts,
+        "device": named[0][1].device.type,
+    }
+    check_same(ranks, "evaluate", to_plain(facts))
 
 
 def _notes(first: SAE, settings: EvaluationSettings) -> list[Warned]:

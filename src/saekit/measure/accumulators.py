@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ShapeError
+from ..ranks import Member, everyones, summed
 from ..sae.codes import Codes
 from ..variance import SAME_ROWS, fraction_unexplained
 from .intervals import N_GROUPS, Estimate, Sample
@@ -57,11 +59,28 @@ class Sums:
                 total = self._totals[name] = torch.zeros(self.n_groups, dtype=torch.float64, device=values.device)
             total.index_add_(0, group.to(total.device), values.to(total.device))
 
-    def merge(self, other: Sums) -> None:
-        """Add the sums of `other`, which saw other rows."""
+    def merge(self, other: Sums, groups: Tensor | None = None) -> None:
+        """Add the sums of `other`, which saw other rows.
+
+        Parameters
+        ----------
+        other
+            The other sums.
+        groups
+            Which groups those of `other` are here, ``int64 [other.n_groups]``, each once; None: the same.
+        """
         for name, total in other._totals.items():
             mine = self._totals.get(name)
-            self._totals[name] = total.clone() if mine is None else mine + total.to(mine.device)
+            if mine is None:
+                mine = self._totals[name] = torch.zeros(self.n_groups, dtype=torch.float64, device=total.device)
+            if groups is None:
+                self._totals[name] = mine + total.to(mine.device)
+            else:
+                mine[groups.to(mine.device)] += total.to(mine.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process gets: everything, on the CPU."""
+        return {**vars(self), "_totals": {name: total.cpu() for name, total in self._totals.items()}}
 
     def sample(self, given: Sample | None, empty: str) -> Sample:
         """Return the sample given, by default of the groups seen; raises `DataError` `empty` where nothing was."""
@@ -120,13 +139,20 @@ class Moments:
         deviation = x.new_zeros(len(group)).index_add_(0, inverse, squares)
         self._combine(group, n, mean, deviation)
 
-    def merge(self, other: Moments) -> None:
-        """Add the rows that `other` saw."""
+    def merge(self, other: Moments, groups: Tensor | None = None) -> None:
+        """Add the rows that `other` saw; `groups` as in `Sums.merge`."""
+        if self._n.device != other._n.device:
+            self._n, self._mean, self._deviation = (
+                part.to(other._n.device) for part in (self._n, self._mean, self._deviation)
+            )
         group = torch.nonzero(other._n).squeeze(1)
-        self._combine(
-            group.to(self._n.device),
-            *(part[group].to(self._n.device) for part in (other._n, other._mean, other._deviation)),
-        )
+        parts = (part[group] for part in (other._n, other._mean, other._deviation))
+        self._combine(group if groups is None else groups.to(group.device)[group], *parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process gets: everything, on the CPU."""
+        tensors = {name: value.cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {**vars(self), **tensors}
 
     def _combine(self, group: Tensor, n: Tensor, mean: Tensor, deviation: Tensor) -> None:
         old_n, total = self._n[group], self._n[group] + n
@@ -240,11 +266,11 @@ class Reconstruction:
             rows["legacy"] = 1 - sse / spread.clamp_min(torch.finfo(torch.float64).tiny)
         self._sums.update(group, **rows)
 
-    def merge(self, other: Reconstruction) -> None:
-        """Add what `other` saw (and its rows' moments, unless they are shared)."""
-        self._sums.merge(other._sums)
+    def merge(self, other: Reconstruction, groups: Tensor | None = None) -> None:
+        """Add what `other` saw (and its rows' moments, unless they are shared); `groups` as in `Sums.merge`."""
+        self._sums.merge(other._sums, groups)
         if not self._shared:
-            self.moments.merge(other.moments)
+            self.moments.merge(other.moments, groups)
 
     def compute(self, sample: Sample | None = None) -> dict[str, Estimate]:
         """Return the metrics by name, with intervals from `sample` (by default over the groups seen).
@@ -354,6 +380,18 @@ class Sparsity:
         self._fires = self._fires + other._fires.to(self._fires.device)
         self._rows = self._rows + other._rows.to(self._rows.device)
 
+    def merge_ranks(self, ranks: Member) -> None:
+        """Add on rank 0 what the others saw. All of it are whole numbers, so that no order changes a bit."""
+        self._fires, self._rows = (summed(ranks, each) for each in (self._fires, self._rows))
+        first, *others = everyones(ranks, self._sums) or [self._sums]
+        for other in others:
+            first.merge(other)
+        self._sums = first
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process gets: everything, on the CPU."""
+        return {**vars(self), "_fires": self._fires.cpu(), "_rows": self._rows.cpu()}
+
     @property
     def n_rows(self) -> int:
         """Rows seen: counted from the codes, never from what was planned."""
@@ -452,9 +490,9 @@ class Fidelity:
         """Add per-token numbers, each ``[n]`` in nats: the four cross-entropies and KL(clean || sae)."""
         self._sums.update(group, clean=clean, sae=sae, zero=zero, mean=mean, kl=kl)
 
-    def merge(self, other: Fidelity) -> None:
-        """Add what `other` saw."""
-        self._sums.merge(other._sums)
+    def merge(self, other: Fidelity, groups: Tensor | None = None) -> None:
+        """Add what `other` saw; `groups` as in `Sums.merge`."""
+        self._sums.merge(other._sums, groups)
 
     @property
     def tokens_per_group(self) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..models.loading import load_language_model
 from ..models.prefix import Prefix
 from ..places import Warned, warnings_on
 from ..provenance import known_place, place_of, target_of
+from ..ranks import ALONE, Ranks, agreed, in_order
 from ..rows.opening import warnings_on_rows
 from ..rows.settings import TokenMask
 from ..rows.source import Source
@@ -231,6 +233,7 @@ def measure_fidelity(
     *,
     intervals: bool,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[list[dict[str, Estimate]], dict[str, Any]]:
     """Measure cross-entropies and KL of every reconstructor over the first predicted tokens.
 
@@ -246,6 +249,8 @@ def measure_fidelity(
         Whether intervals are asked for.
     progress
         Called as ``progress("tokens", done, total)``.
+    ranks
+        The ranks that share the forward passes; all get the result, the same for any number of them.
 
     Returns
     -------
@@ -272,17 +277,21 @@ def measure_fidelity(
     fidelities = [Fidelity() for _ in reconstructors]
     vocabulary = lm.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     batch_tokens = max(context, min(BATCH_TOKENS, LOGITS // vocabulary))
-    done, prefix = 0, Prefix.before(lm.model, [find_hook(lm.model, each) for each in {spliced.hook, replaced}])
-    for batch in token_batches(lm, contexts, batch_tokens=batch_tokens, skip_special=skipped.special):
+    prefix = Prefix.before(lm.model, [find_hook(lm.model, each) for each in {spliced.hook, replaced}])
+    is_reused: bool | None = None  # measured on the first batch
+
+    def measured(batch: TokenBatch) -> _Costs:
+        """Return the costs of the tokens of one forward pass."""
+        nonlocal is_reused
         predicted = predicted_positions(batch)
         targets = batch.inputs["input_ids"][:, 1:][predicted]
-        group = batch.document[:, 1:][predicted].remainder(N_GROUPS)
+        groups, group = torch.unique(batch.document[:, 1:][predicted].remainder(N_GROUPS), return_inverse=True)
 
         def logits(function: Replacement) -> Tensor:
             """``[n, vocabulary]`` at the predicted positions, with the kept rows replaced by `function` of them."""
             sparing = _sparing(function, skipped.norm)
-            with torch.no_grad(), kernels.fast_linears(), splice(lm, replaced, sparing, mask=batch.keep, source=source):  # noqa: B023
-                return lm.model(**batch.inputs).logits[:, :-1][predicted]  # noqa: B023
+            with torch.no_grad(), kernels.fast_linears(), splice(lm, replaced, sparing, mask=batch.keep, source=source):
+                return lm.model(**batch.inputs).logits[:, :-1][predicted]
 
         with torch.no_grad(), kernels.fast_linears(), prefix.recorded():
             clean = lm.model(**batch.inputs).logits[:, :-1][predicted]
@@ -292,33 +301,61 @@ def measure_fidelity(
                 f"the cross-entropy of `{lm.name}` must be finite; it is not on its own activations. "
                 "Load the model in float32 or bfloat16."
             )
-        if not done and not prefix.agrees(lambda: logits(_zero)):
-            prefix = Prefix(())  # every pass runs the whole model
-        with prefix.replayed():
+        if is_reused is None:
+            is_reused = agreed(ranks, lambda: prefix.agrees(lambda: logits(_zero)))
+        costs = _Costs(groups.cpu(), [Fidelity(len(groups)) for _ in reconstructors])
+        with prefix.replayed() if is_reused else nullcontext():  # else every pass runs the whole model
             ce_zero, _ = token_costs(logits(_zero), targets)
             ce_mean, _ = token_costs(logits(lambda x, y: mean.to(y).expand_as(y)), targets)
-            for each, fidelity in zip(reconstructors, fidelities, strict=True):
+            for each, fidelity in zip(reconstructors, costs.fidelities, strict=True):
                 ce, kl = token_costs(logits(lambda x, y, each=each: each.forward(x)[0]), targets, clean)  # type: ignore[misc]
                 fidelity.update(group, clean=ce_clean, sae=ce, zero=ce_zero, mean=ce_mean, kl=kl)
-        done += len(targets)
-        if progress is not None:
-            progress("tokens", done, total)
-    sample = Sample.over(fidelities[0].tokens_per_group, intervals=intervals)
+        return costs
+
+    def parts() -> Iterator[tuple[int, _Costs]]:
+        done = 0
+        batches = token_batches(lm, contexts, batch_tokens=batch_tokens, skip_special=skipped.special)
+        for number, batch in enumerate(batches):
+            if ranks.has(number):
+                yield number, measured(batch)
+            done += int(predicted_positions(batch).sum())
+            if progress is not None:
+                progress("tokens", done, total)
+        if is_reused is None:  # a rank without a batch hears of it too
+            agreed(ranks, lambda: False)
+
+    for costs in in_order(ranks, parts()):
+        for fidelity, part in zip(fidelities, costs.fidelities, strict=True):
+            fidelity.merge(part, costs.groups)
     facts = {
         **lm.info,
         "hook": spliced.hook,
         **({} if spliced.target is None else {"hook_out": spliced.target}),
         "data": texts.info["name"],
         "data_digest": texts.digest,
-        "n_tokens": done,
+        "n_tokens": total,
         "n_documents": len(np.unique(contexts.document)),
         "context": context,
         "passed_through": skipped.facts() | ({"mask": mask.facts()} if mask != TokenMask() else {}),
-        "blocks_reused": len(prefix.skipped),
+        "blocks_reused": len(prefix.skipped) if is_reused else 0,
     }
-    estimates = [fidelity.compute(sample) for fidelity in fidelities]
-    facts["leading_ablation"] = leading_ablation(*(estimates[0][name].value for name in ("ce_zero", "ce_mean")))
-    return estimates, facts
+
+    def computed() -> tuple[list[dict[str, Estimate]], dict[str, Any]]:
+        sample = Sample.over(fidelities[0].tokens_per_group, intervals=intervals)
+        estimates = [fidelity.compute(sample) for fidelity in fidelities]
+        leading = leading_ablation(*(estimates[0][name].value for name in ("ce_zero", "ce_mean")))
+        return estimates, {**facts, "leading_ablation": leading}
+
+    return agreed(ranks, computed)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What the tokens of one forward pass cost, by the groups of their documents."""
+
+    groups: Tensor
+    fidelities: list[Fidelity]
+    """Of each reconstructor."""
 
 
 Replacement = Callable[[Tensor, Tensor], Tensor]

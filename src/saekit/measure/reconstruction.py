@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..ranks import ALONE, Ranks, agreed, in_order
 from ..rows.opening import target_rows
+from ..rows.shared_reading import shared_reading
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import Progress, silent
@@ -104,8 +106,12 @@ def measure_reconstructors(
     spliced: SplicedModel | None = None,
     settings: MeasureSettings = MeasureSettings(),
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Measurement:
     """Measure SAEs and controls on the same rows and texts; all share the resamples of documents.
+
+    Several ranks measure a batch each in turn. Sums of a batch are added in the order of the batches, so that the
+    result has the same bits for any number of ranks.
 
     Parameters
     ----------
@@ -117,16 +123,21 @@ def measure_reconstructors(
         ``[d_out]`` row that variances are computed about (any, near the mean) and that mean-ablation puts in.
     spliced, settings, progress
         See `measure_saes`.
+    ranks
+        The ranks that share the work, if there are several; all get the result.
 
     Raises
     ------
     DataError
         No rows, NaN in rows, or no token to predict.
     """
-    found = _measure_rows(reconstructors, rows, mean, settings, progress)
+    with shared_reading([rows], ranks):
+        found = _measure_rows(reconstructors, rows, mean, settings, progress or silent, ranks)
     if spliced is None or spliced.texts is None:
         return found
-    costs, facts = measure_fidelity(spliced, reconstructors, mean, intervals=settings.intervals, progress=progress)
+    costs, facts = measure_fidelity(
+        spliced, reconstructors, mean, intervals=settings.intervals, progress=progress, ranks=ranks
+    )
     estimates = [each | cost for each, cost in zip(found.estimates, costs, strict=True)]
     return Measurement(estimates, found.sparsities, found.n_rows, facts)
 
@@ -217,15 +228,18 @@ class _Pass:
 
     def __init__(self, reconstructor: Reconstructor, mean: Tensor, moments: Moments) -> None:
         self.reconstructor = reconstructor
+        self.mean = mean
         self.error = Reconstruction(moments.d, centre=mean, moments=moments)
         self.sparsity = None if reconstructor.sae is None else Sparsity(reconstructor.sae.n_latents)
 
-    def update(self, x: Tensor, y: Tensor, group: Tensor) -> None:
-        """Add rows, with what should be made of them."""
+    def of(self, part: _Part, x: Tensor, y: Tensor, group: Tensor) -> Reconstruction:
+        """Return the error on the rows of a batch, with what should be made of them, and count firings."""
         y_hat, codes = self.reconstructor.forward(x)
-        self.error.update(y, y_hat, group)
+        error = Reconstruction(self.error.moments.d, centre=self.mean, moments=part.moments, n_groups=len(part.groups))
+        error.update(y, y_hat, part.place)
         if self.sparsity is not None and codes is not None:
             self.sparsity.update(codes, group)
+        return error
 
     def compute(self, sample: Sample) -> dict[str, Estimate]:
         """Return the metrics."""
@@ -238,12 +252,28 @@ class _Pass:
         return found | _redundancies(self.reconstructor.sae)
 
 
+class _Part:
+    """Sums over one batch, in the groups of its documents."""
+
+    def __init__(self, y: Tensor, group: Tensor, by_document: bool) -> None:
+        self.groups, self.place = torch.unique(group, return_inverse=True)
+        self.by_document = by_document
+        self.moments = Moments(y.shape[1], n_groups=len(self.groups))
+        self.moments.update(y, self.place)
+        self.errors: list[Reconstruction] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process gets: the sums, not the rows' places, on the CPU."""
+        return {**vars(self), "groups": self.groups.cpu(), "place": None}
+
+
 def _measure_rows(
     reconstructors: Sequence[Reconstructor],
     rows: Source,
     mean: Tensor,
     settings: MeasureSettings,
-    progress: Progress | None,
+    progress: Progress,
+    ranks: Ranks,
 ) -> Measurement:
     """Measure all reconstructors in one pass over the rows."""
     like = reconstructors[0].sae
@@ -252,22 +282,37 @@ def _measure_rows(
     passes = [_Pass(each, mean, moments) for each in reconstructors]
     limit = settings.max_rows
     total = rows.n_rows if limit is None else min(limit, rows.n_rows or limit)
-    tell = progress or silent
+
+    def parts() -> Iterator[tuple[int, _Part]]:
+        """Yield this rank's batches, measured."""
+        for number, (first, x, y, document) in enumerate(numbered_batches(rows, like, settings.batch_rows, limit)):
+            if ranks.has(number):
+                group, by_document = row_groups(document, first, len(x))
+                x, y, group = x.to(like.device), y.to(like.device), group.to(like.device)
+                part = _Part(y, group, by_document)
+                part.errors = [each.of(part, x, y, group) for each in passes]
+                yield number, part
+            progress("rows", first + len(x), total)
+
     all_by_document = True
-    for first, x, y, document in numbered_batches(rows, like, settings.batch_rows, limit):
-        group, by_document = row_groups(document, first, len(x))
-        all_by_document &= by_document
-        x, y, group = x.to(like.device), y.to(like.device), group.to(like.device)
-        moments.update(y, group)
-        for each in passes:
-            each.update(x, y, group)
-        tell("rows", first + len(x), total)
-    by_position = f"interval from runs of {BLOCK_ROWS} consecutive rows: documents are not known"
-    sample = Sample.over(
-        moments.rows_per_group, intervals=settings.intervals, reason=None if all_by_document else by_position
-    )
-    estimates = [each.compute(sample) for each in passes]
-    return Measurement(estimates, [each.sparsity for each in passes], moments.n_rows, None)
+    for part in in_order(ranks, parts()):
+        all_by_document &= part.by_document
+        moments.merge(part.moments, part.groups)
+        for each, error in zip(passes, part.errors, strict=True):
+            each.error.merge(error, part.groups)
+    for each in passes:
+        if each.sparsity is not None:
+            each.sparsity.merge_ranks(ranks)
+
+    def measured() -> Measurement:
+        by_position = f"interval from runs of {BLOCK_ROWS} consecutive rows: documents are not known"
+        sample = Sample.over(
+            moments.rows_per_group, intervals=settings.intervals, reason=None if all_by_document else by_position
+        )
+        estimates = [each.compute(sample) for each in passes]
+        return Measurement(estimates, [each.sparsity for each in passes], moments.n_rows, None)
+
+    return agreed(ranks, measured)
 
 
 def _redundancies(sae: SAE | None) -> dict[str, Estimate]:

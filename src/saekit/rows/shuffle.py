@@ -106,6 +106,7 @@ def read_ahead(
     batch_rows: int,
     start: tuple[int, int],
     *,
+    cancels: bool = True,
     waited: Callable[[Callable[[], Block | None]], Block | None] = lambda result: result(),
 ) -> Iterator[Batch]:
     """`read_batches`, while a thread makes the block after the one that is read. The batches are the same.
@@ -114,6 +115,9 @@ def read_ahead(
     ----------
     block_at, batch_rows, start
         As there; `block_at` runs on the thread.
+    cancels
+        Whether the block after the last that is read may be left out where its making has not begun: not where several
+        processes make it together.
     waited
         Gets a function that waits for a block, and returns what that returns.
     """
@@ -130,8 +134,9 @@ def read_ahead(
         try:
             yield from read_batches(next_block, batch_rows, start)
         finally:
-            for future in coming.values():
-                future.cancel()
+            if cancels:
+                for future in coming.values():
+                    future.cancel()
 
 
 def _batch(parts: list[Columns], following: tuple[int, int]) -> Batch:

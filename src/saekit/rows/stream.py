@@ -221,7 +221,13 @@ class StreamRows:
         # several readers in threads of their own would meet the other processes in different orders
         if not self.prefetch or (self.shared.split is not None and len(self.shared.runner.hooks) > 1):
             return read_batches(lambda number: self._waited(lambda: self._block(seed, number)), batch_rows, start)
-        return read_ahead(lambda number: self._block(seed, number), batch_rows, start, waited=self._waited)
+        return read_ahead(
+            lambda number: self._block(seed, number),
+            batch_rows,
+            start,
+            cancels=self.shared.split is None,
+            waited=self._waited,
+        )
 
     def _waited(self, block: Callable[[], Block | None]) -> Block | None:
         begin = time.perf_counter()

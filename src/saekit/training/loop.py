@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -17,8 +17,9 @@ from ..interruption import noted_interrupts
 from ..memory import check_memory
 from ..places import warn
 from ..progress import shows_progress
+from ..ranks import agreed, any_of, together, working
 from ..rows.opening import Rows, source_of
-from ..rows.stream import StreamRows
+from ..rows.shared_reading import shared_reading
 from ..sae.model import SAE
 from ..settings import Progress, silent, suggest_keywords
 from .architectures import ARCHITECTURES, config_to_dict
@@ -37,7 +38,7 @@ from .initialization import (
 )
 from .learner import finish, initialize_learner, whole
 from .log import Clock, Log, add_step
-from .mesh import ALONE, Mesh, agreed, any_of, launched, losses_told, split_of
+from .mesh import ALONE, Mesh, launched
 from .request import (
     Request,
     Seeds,
@@ -175,7 +176,7 @@ def train(
     sources: dict[str, Rows] = dict(rows) if isinstance(rows, Mapping) else {"": rows}
     _check_sources(sources, start, several)
     with ExitStack() as stack:
-        stack.enter_context(losses_told())
+        stack.enter_context(together("train"))
         mesh = launched(settings.latent_shards, device_of(settings).type)
         requests = {
             name: make_request(
@@ -187,7 +188,7 @@ def train(
             check_ranks(request, mesh)
         if several:
             _check_memory_of(requests)
-        stack.enter_context(_shared_reading(requests.values(), mesh))
+        stack.enter_context(shared_reading([each.source for each in requests.values()], mesh))
         receivers = [receiver(callback, stack) for callback in callbacks if mesh.rank == 0]
         begun: dict[str, Training] = {}
         done: dict[str, list[SAE]] = {}
@@ -204,7 +205,8 @@ def train(
             clock.start_steps()
             shown = silent if begun or mesh.rank else progress or silent
             begun[name] = Training(run, Log(run, clock, _named(receivers, name), shown), clock, Schedule.of(run))
-        advance(list(begun.values()), mesh)
+        with working():
+            advance(list(begun.values()), mesh)
         done |= {name: _finished(training) for name, training in begun.items()}
     return {name: done[name] for name in requests} if several else done[""]
 
@@ -215,23 +217,6 @@ def _claimed(folder: Path | None, request: Request, resume: bool, stack: ExitSta
         return request.resolved
     claimed = claim(stack.enter_context(locked_folder(folder)), request, resume)
     return None if claimed is None else claimed.resolved
-
-
-@contextmanager
-def _shared_reading(requests: Iterable[Request], mesh: Mesh) -> Iterator[None]:
-    """Split the forward passes of streams over the ranks in the block."""
-    streams = [each.source for each in requests if isinstance(each.source, StreamRows)]
-    if mesh.size == 1 or not streams:
-        yield
-        return
-    split = split_of(mesh)
-    for each in streams:
-        each.shared.split = split
-    try:
-        yield
-    finally:
-        for each in streams:
-            each.shared.split = None
 
 
 def _check_sources(sources: Mapping[str, Rows], start: object, several: bool) -> None:
@@ -283,7 +268,8 @@ def _finished(training: Training) -> list[SAE]:
     """Return the SAEs of a run after its last step, and write them."""
     run = training.run
     check_weights(run)
-    saes = [finish(whole(learner), provenance_of(run, index)) for index, learner in enumerate(run.learners)]
+    run.learners = [whole(learner) for learner in run.learners]
+    saes = [finish(learner, provenance_of(run, index)) for index, learner in enumerate(run.learners)]
     if run.folder is not None:
         agreed(run.mesh, lambda: save_finished(run, saes, training.clock.seconds))
     return saes

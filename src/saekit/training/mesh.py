@@ -7,32 +7,19 @@ and the step have one text for both.
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from ..errors import ConfigError, RankError, SaekitError
-from ..rows.capture_texts import Split
-from ..settings import differences
-
-T = TypeVar("T")
+from ..errors import ConfigError
+from ..ranks import are_launched, meet
 
 SHARED = ("b_dec", "W_skip")
 """Parameters without a latent axis: every shard of the latents holds all of them."""
-
-START_TIMEOUT = timedelta(seconds=60)
-"""How long ranks wait for each other at the start."""
-TIMEOUT = timedelta(minutes=10)
-"""How long a rank that answers no more is waited for; one that has died is noticed within seconds."""
 
 _GATHER = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 BITS = ((20, 11), (10, 10), (0, 10))
@@ -235,7 +222,7 @@ def gathered(mesh: Mesh, x: Tensor, group: str = "latents") -> Tensor:
 
 
 def join(latent_size: int = 1, device: str = "cpu") -> Mesh:
-    """Return this process's place on a mesh of all ranks, joining them first where that has not happened.
+    """Return this process's place on a mesh of all ranks, which meet first where that has not happened.
 
     Parameters
     ----------
@@ -249,9 +236,7 @@ def join(latent_size: int = 1, device: str = "cpu") -> Mesh:
     ConfigError
         The number of ranks is no multiple of `latent_size`.
     """
-    if not dist.is_initialized():
-        _rendezvous(device)
-    size = dist.get_world_size()
+    size = meet("train").size
     if latent_size < 1 or size % latent_size:
         raise ConfigError(
             f"train: `latent_shards` must divide the number of ranks, {size}; got {latent_size}. "
@@ -268,146 +253,13 @@ def join(latent_size: int = 1, device: str = "cpu") -> Mesh:
     )
 
 
-def _rendezvous(device: str) -> None:
-    """Meet the other ranks that the launcher started."""
-    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    try:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=START_TIMEOUT)))
-        # the agent's store still holds the addresses of an attempt that died
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-            store=dist.PrefixStore(f"attempt-{attempt}", store),
-            rank=rank,
-            world_size=size,
-            timeout=TIMEOUT,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise RankError(
-            f"train: all {os.environ.get('WORLD_SIZE')} ranks must meet at {address} within "
-            f"{START_TIMEOUT.seconds} s; rank {os.environ.get('RANK')} does not: {error}. Are all started, with one "
-            "MASTER_ADDR and MASTER_PORT that each of them reaches?"
-        ) from error
-
-
 def launched(latent_size: int, device: str) -> Mesh:
     """Return the mesh of the ranks that a launcher (`torchrun`, say) started; of one process where none did."""
-    if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE") or 1) == 1):
+    if not are_launched():
         if latent_size > 1:
             raise ConfigError(
                 f"train: `latent_shards` needs that many ranks; got {latent_size} and one process. "
                 f"Start it with torchrun --nproc-per-node {latent_size} -m saekit train."
             )
         return ALONE
-    use_own_gpu()
     return join(latent_size, device)
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0, or alone."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def use_own_gpu() -> None:
-    """Make ``cuda`` mean the GPU of this rank, where a launcher started one rank for each GPU of a machine."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1 and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
-
-
-def leave() -> None:
-    """Wait for all ranks and part from them, where this process is one of several."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-# ---------------------------------------------------------------- what ranks agree on
-
-
-def agreed(mesh: Mesh, work: Callable[[], T]) -> T:
-    """Return what rank 0 makes, on all ranks; where it fails, the same error is raised on all."""
-    if mesh.size == 1:
-        return work()
-    message: list[Any] = [None, None]
-    if mesh.rank == 0:
-        try:
-            message[0] = work()
-        except Exception as error:
-            message[1] = error
-    dist.broadcast_object_list(message)
-    if message[1] is not None:
-        raise message[1]
-    result: T = message[0]
-    return result
-
-
-def check_same(mesh: Mesh, facts: Mapping[str, Any]) -> None:
-    """Refuse ranks that were started with different settings, data or versions; `ConfigError` on all of them."""
-    if mesh.size == 1:
-        return
-    everyone: list[Any] = [None] * mesh.size
-    dist.all_gather_object(everyone, dict(facts))
-    for rank, theirs in enumerate(everyone):
-        found = differences(everyone[0], theirs).replace(" was ", " is ").replace(", now ", " on rank 0, ")
-        if found:
-            raise ConfigError(
-                f"train: all ranks must have the same settings, rows and versions; on rank {rank} {found}. "
-                "Start every rank with the same command in the same environment."
-            )
-
-
-def any_of(mesh: Mesh, flag: bool) -> bool:
-    """Return whether a flag is set on any rank."""
-    return flag if mesh.size == 1 else any(flags_of(mesh, flag))
-
-
-def flags_of(mesh: Mesh, flag: bool) -> list[bool]:
-    """Return a flag of every rank."""
-    found = torch.zeros(mesh.size, dtype=torch.int32)
-    found[mesh.rank] = int(flag)
-    if mesh.size > 1:
-        dist.all_reduce(found)
-    return [bool(each) for each in found]
-
-
-@contextmanager
-def losses_told() -> Iterator[None]:
-    """Say that another rank is gone, where a message to it fails in the block."""
-    try:
-        yield
-    except RuntimeError as error:
-        rank, size = (
-            (dist.get_rank(), dist.get_world_size())
-            if dist.is_available() and dist.is_initialized()
-            else (os.environ.get("RANK"), int(os.environ.get("WORLD_SIZE") or 1))
-        )
-        if size == 1 or isinstance(error, SaekitError) or not _is_lost(error):
-            raise
-        raise RankError(
-            f"train: every rank must answer; rank {rank} of {size} gets no answer from another, which has "
-            "ended or does not respond: the first message of the ranks says which and why "
-            f"({' '.join(str(error).split())[:160]}). Start all ranks again, with --resume to go on from the last "
-            "checkpoint."
-        ) from error
-
-
-def _is_lost(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or bool(re.search("gloo|onnection|imed out", str(error)))
-
-
-# ---------------------------------------------------------------- rows
-
-
-def split_of(mesh: Mesh) -> Split:
-    """Return this rank's part of the forward passes of a language model; a reading thread may use it."""
-    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-
-    def everyones(x: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        own = x.new_zeros(max(counts), *x.shape[1:])
-        own[: len(x)] = x
-        whole = own.new_empty(len(counts) * len(own), *own.shape[1:])
-        assert _GATHER is not None
-        _GATHER(whole, own, group=group)
-        return [part[:count] for part, count in zip(whole.split(len(own)), counts)]
-
-    return Split(mesh.rank, mesh.size, everyones)

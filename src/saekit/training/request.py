@@ -13,6 +13,7 @@ from ..kinds import LARGEST
 from ..memory import check_memory
 from ..places import Warned
 from ..provenance import library_versions, release
+from ..ranks import check_same
 from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -21,7 +22,7 @@ from .architectures import config_to_dict, name_of
 from .config import Config
 from .defaults import ResolvedConfig, default_batch_rows, resolve
 from .fused import STEPS, default_step
-from .mesh import Mesh, check_same
+from .mesh import Mesh
 from .mutual_regularization import check_mutual
 from .settings import TrainSettings
 from .warm_start import warm_starts
@@ -203,7 +204,7 @@ def check_ranks(request: Request, mesh: Mesh) -> None:
             f"train: `step` must be 'plain' on several ranks, the one that is split; got {request.step!r}."
         )
     versions = {**library_versions(with_model=True), "saekit": release()}
-    check_same(mesh, {"versions": versions, "request": request.to_json(), "device": request.device.type})
+    check_same(mesh, "train", {"versions": versions, "request": request.to_json(), "device": request.device.type})
 
 
 def memory_of(learners: Sequence[Config], d_in: int, d_out: int | None = None) -> dict[str, int]:

@@ -17,6 +17,7 @@ from ..files import read_sealed, write_sealed
 from ..forms import COUNT, NATURAL, check_form
 from ..places import place_facts
 from ..provenance import library_versions, release
+from ..ranks import agreed
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import differences
@@ -27,7 +28,6 @@ from .defaults import ResolvedConfig
 from .diagnostics import warnings_of
 from .learner import finish, whole
 from .log import LOG_FILE, Seconds
-from .mesh import agreed
 from .request import Request
 from .run_state import Run
 

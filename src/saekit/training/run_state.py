@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ranks import agreed
 from ..rows.source import Batch
 from . import checkpoint
 from .callbacks import Record
@@ -27,7 +28,7 @@ from .initialization import (
     read_first_rows,
 )
 from .learner import Learner, initialize_learner, restore, shard, tensors_of, whole
-from .mesh import ALONE, Mesh, agreed
+from .mesh import ALONE, Mesh
 from .request import Request
 from .warm_start import warm_start
 
