@@ -151,3 +151,15 @@ def test_every_result_is_shown_once(tmp_path, evaluation, monkeypatch):
     assert report.write(report.collect(tmp_path).results, tmp_path).read_text().count("<section") == first.count(
         "<section"
     )
+
+
+def test_what_only_the_first_screen_cannot_show_does_not_stop_the_others(tmp_path, evaluation, comparison):
+    """Files of old releases have no seal: whatever stands in them, the page is made of the others."""
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    broken = {**comparison, "settings": {**comparison["settings"], "intervals": "none"}}
+    (tmp_path / "comparison.json").write_text(json.dumps(broken))
+    found = report.collect(tmp_path)
+    assert [each["kind"] for each in found.results] == ["evaluation"]
+    assert [each.file for each in found.unread] == ["comparison.json"]
+    with pytest.warns(UserWarning, match="comparison.json"):
+        assert "comparison.json" in write_report(tmp_path).read_text()

@@ -325,6 +325,7 @@ def sections_of(result: Mapping[str, object]) -> Sequence[Section]:
         raise DataError(f"a report shows results of the kinds {listed(RENDERERS)}; got {kind!r}.")
     try:
         main, *rest = RENDERERS[kind](result)
+        answers([result])  # what it says on the first screen must be there too
         return [main, *_warnings(result), *rest]
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         if isinstance(error, SaekitError):
