@@ -413,7 +413,7 @@ def _revive_sizes(
     s: _State[Matryoshka], sizes: Sequence[int], weights: Sequence[float], found: _Sizes
 ) -> tuple[Any, kernels.Revived | None]:
     """AuxK of each size: the dead latents that it adds explain its residual."""
-    dead, total, revived = s.context.dead, None, []
+    dead, total, revived = s.context.dead, 0.0, []
     if dead is None:
         return None, None
     place = torch.arange(len(dead), device=dead.device)
@@ -423,8 +423,8 @@ def _revive_sizes(
         fit = _unweighted(s, found.fits[index], weights[index], found.chosen[index])
         settings = replace(s.aux, coefficient=s.aux.coefficient * share)
         aux, more = kernels.revive(s.kernel, s.u, fit, s.encoder, s.p["W_dec"], own, settings)
-        if more is not None:
-            total = aux + (total or 0.0)
+        if aux is not None and more is not None:
+            total = total + aux
             revived.append(tuple(t.clone() for t in more))  # the next size uses the memory again
     if not revived:
         return None, None
