@@ -301,7 +301,7 @@ def together(where: str) -> Iterator[Ranks]:
     """
     global _watch
     if _watch is not None or not are_launched():
-        yield ALONE if _watch is None or _watch.is_alone else _watch.ranks
+        yield current()
         return
     watch: _Watch | None = None
     try:
@@ -350,6 +350,11 @@ def working() -> Iterator[None]:
     finally:
         if _watch is not None:
             _watch.is_working -= 1
+
+
+def current() -> Ranks:
+    """Return the ranks that do the work which calls this; outside a block of `together` this process alone."""
+    return ALONE if _watch is None or _watch.is_alone else _watch.ranks
 
 
 @contextmanager

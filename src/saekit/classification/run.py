@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..inputs.settings import Split
+from ..measure.results import to_plain
 from ..places import NOTE, Warned
 from ..progress import shows_progress
 from ..provenance import library_versions, release
+from ..ranks import ALONE, Ranks, agreed, check_same, together
 from ..sae.model import SAE
 from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
@@ -20,7 +22,7 @@ from .features import ModelLike, place_warnings, read_features
 from .plan import Plan, plan_classification
 from .result import Classification
 from .settings import ClassifierSettings
-from .stored_fits import run_jobs
+from .stored_fits import StoredFit, run_jobs
 from .verdicts import (
     CONTROL_KINDS,
     SAE_KINDS,
@@ -113,7 +115,25 @@ def run_plan(plan: Plan, progress: Progress = silent) -> Classification:
 
     if plan.how.save_arm not in (None, "none"):
         check_savable(plan, str(plan.how.save_arm))
-    result = classification_of(judged(plan, progress))
+    with together("classify") as ranks:
+        _check_same(ranks, plan)
+        if plan.data.images is not None:  # reading them is not split
+            return agreed(ranks, lambda: _saved(plan, judged(plan, progress)))
+        fits = _fits(plan, silent if ranks.rank else progress, ranks)
+        return agreed(ranks, lambda: _saved(plan, judge(plan, fits, progress)))
+
+
+def _check_same(ranks: Ranks, plan: Plan) -> None:
+    """Refuse ranks that were started for different classifications."""
+    if ranks.size > 1:
+        known = {**versions(), "saekit": release()}
+        check_same(ranks, "classify", to_plain({"versions": known, "settings": plan.settings}))
+        check_same(ranks, "classify", {"jobs": [job.key for job in plan.jobs], "model": plan.reader.facts["digest"]})
+
+
+def _saved(plan: Plan, judged: Judged) -> Classification:
+    """Return the result, and write it into the folder with the classifier."""
+    result = classification_of(judged)
     if plan.out is not None:
         result.save(plan.out / RESULT)
         _save_classifier(plan, result, plan.out / CLASSIFIER)
@@ -137,12 +157,17 @@ def judged(plan: Plan, progress: Progress) -> Judged:
     DataError
         Texts without tokens, activations that are NaN.
     """
-    fits = run_jobs(
+    return judge(plan, _fits(plan, progress), progress)
+
+
+def _fits(plan: Plan, progress: Progress, ranks: Ranks = ALONE) -> dict[str, StoredFit]:
+    """Return all fits, on rank 0; the features are read by all ranks together."""
+    return run_jobs(
         plan,
         lambda arms, tick: read_features(plan.reader, plan.origins, arms, plan.split.seed, tick),
         progress,
+        ranks,
     )
-    return judge(plan, fits, progress)
 
 
 def classification_of(judged: Judged) -> Classification:

@@ -55,7 +55,7 @@ FLAGS = (
 NAMED = {"pools": "--pool", "max_rows": "--limit"}
 
 
-@command("Classify texts or images by latents, compared with baselines.", HELP, flags=FLAGS, named=NAMED)
+@command("Classify texts or images by latents, compared with baselines.", HELP, flags=FLAGS, named=NAMED, ranked=True)
 def classify(
     more: Annotated[
         list[str] | None,
@@ -78,8 +78,11 @@ def classify(
     json: Json = False,
 ) -> None:
     """Classify texts or images by SAE features."""
+    from ..ranks import is_first_rank
+
     if summary:
-        _summary(more or [], out, json)
+        if is_first_rank():
+            _summary(more or [], out, json)
         return
     saes = [*(sae or []), *(more or [])]
     required({"model": model, "sae": saes or None, "data": data if images is None else images}, "model", "sae", "data")
@@ -93,10 +96,13 @@ def classify(
     named = named_saes(sae_paths(saes), "classify")
     plan = plan_classification(named, model=model, data=source, split=split, settings=settings, out=out)
     if missing:
-        _missing(plan, json)
+        if is_first_rank():
+            _missing(plan, json)
         return
     with progress_of(json) as progress:
         result = run_plan(plan, progress)
+    if not is_first_rank():
+        return
     if out is not None:
         from ..report.classification import write_classification_figures
 
