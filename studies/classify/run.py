@@ -96,11 +96,11 @@ def main() -> int:
         if not mine:
             continue
         lm = sk.load_model(path)
-        saes = trained(name, lm, model, splits, out / "saes")
+        saes = trained(name, lm, model, splits, out / "saes", needed(mine, model))
         for run in mine:
             for each in (each for each in sets if each["name"] not in run.get("without", ())):
                 classify_set(lm, saes, run, each, tables[each["name"]], config, out, folder)
-        if name == "minilm":
+        if any(run["name"] == "minilm" for run in mine):
             for each in sets:
                 alignment_of(lm, saes, each, tables[each["name"]], config, out, folder)
     tell(f"all in {time.monotonic() - since:.0f} s")
@@ -208,13 +208,28 @@ def sae_name(sae: Config, seed: int) -> str:
     return f"layers.{sae['layer']}-{sae.get('width', sae['latents'])}{control}-seed{seed}"
 
 
-def trained(name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], out: Path) -> dict[str, Path]:
-    """Folders of the SAEs of a model, by name; those that are there are not trained again."""
+def needed(runs: Sequence[Config], model: Config) -> set[str]:
+    """Names of the SAEs that some runs of a model read; all, other seeds too, where one looks at what other seeds find."""
+    if any(run["name"] == "minilm" for run in runs):
+        return {sae_name(sae, seed) for sae in model["saes"] for seed in sae["seeds"]}
+    return {name for run in runs for name in run["saes"]}
+
+
+def trained(
+    name: str, lm: Any, model: Config, splits: Mapping[str, Labelled], out: Path, wanted: set[str]
+) -> dict[str, Path]:
+    """Folders of the SAEs of a model, by name; of those wanted, what is not there is trained, each as if alone."""
     folders = {sae_name(sae, seed): out / name / sae_name(sae, seed) for sae in model["saes"] for seed in sae["seeds"]}
     left = [
-        sae
+        {**sae, "seeds": seeds}
         for sae in model["saes"]
-        if any(not (folders[sae_name(sae, s)] / "sae.json").is_file() for s in sae["seeds"])
+        if (
+            seeds := [
+                seed
+                for seed in sae["seeds"]
+                if sae_name(sae, seed) in wanted and not (folders[sae_name(sae, seed)] / "sae.json").is_file()
+            ]
+        )
     ]
     if left:
         since = time.monotonic()
@@ -528,15 +543,22 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         f"{name} ({run})" for (run, name), result in known.items()
         if result.verdict_metric == "auc" and not any("chosen and judged by AUC" in str(each) for each in result.warnings)
     ]  # fmt: skip
+    by_arm = [f"{name} ({run})" for (run, name), result in known.items() if not repeats_penalty(result)]
     lines = [
         "## Families, each with its strongest arm",
         "",
         "Representation, probe and penalty are searched within the training rows, for every family alike. Intervals hold the "
-        "choice: training rows (groups) are resampled, the arm is chosen again, on both sides of a difference. *Chosen*: in "
+        "choice: training rows (groups) are resampled, arm and penalty are chosen again, on both sides of a difference. *Chosen*: in "
         "how many of these resamples it is the same arm."
         + (
             f" {', '.join(by_labels)}: judged by AUC, but searched by an earlier version, by macro-F1."
             if by_labels
+            else ""
+        )
+        + (
+            f" {', '.join(by_arm)}: by an earlier version, with SAEs trained by it; the intervals hold the choice of the arm, "
+            "not that of its penalty."
+            if by_arm
             else ""
         ),
         "",
@@ -569,6 +591,11 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         counts = ", ".join(f"{word} on {words.count(word)}" for word in dict.fromkeys(words))
         lines += [f"SAE minus {name}, over {len(words)} tables: {counts}.", ""]
     return lines
+
+
+def repeats_penalty(result: Classification) -> bool:
+    """Whether the intervals of the families hold the choice of the penalty as well as that of the arm."""
+    return int(result.settings["budget"]["finalists"]) > 3
 
 
 def searched(family: Any) -> str:

@@ -7,7 +7,8 @@ import pytest
 
 from fixtures.worded_classes import COMMON, plan_of, run
 from saekit.classification.arms import Arm
-from saekit.classification.families import RESAMPLES, family_scores, resampled
+from saekit.classification.choices import RESAMPLES
+from saekit.classification.families import family_scores, resampled
 from saekit.classification.fit import fit_arm, predict_arm
 from saekit.classification.result import Classification
 from saekit.classification.run import judged
@@ -51,12 +52,12 @@ def test_every_probe_gives_probabilities_that_fit_its_labels(probe, n_classes):
     )
 
 
-def test_a_search_finds_the_representation_and_fits_those_that_came_next():
+def test_a_search_finds_the_representation_and_fits_what_it_could_have_chosen():
     X, y = noise(300, 1), np.arange(300) % 3
     X["b"][:, :3] += 2 * np.eye(3, dtype=np.float32)[y]
-    fitted = fit_arm(search(), X, y, budget=Budget(C=(0.1, 1.0), widen=0, keep=1))
+    fitted = fit_arm(search(), X, y, budget=Budget(C=(0.1, 1.0), widen=0, keep=1, finalists=5))
     assert fitted.chosen["arm"].startswith("b, ")
-    assert len(fitted.finalists) == 2
+    assert len(fitted.finalists) == 4
     scores = [fitted.inner_score, *(each.inner_score for each in fitted.finalists)]
     assert scores == sorted(scores, reverse=True)
     again = fit_arm(search(), X, y, budget=QUICK, chosen=fitted.chosen)
@@ -64,10 +65,28 @@ def test_a_search_finds_the_representation_and_fits_those_that_came_next():
     assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("metric", ["macro_f1", "auc"])
+def test_another_hyperparameter_could_have_been_chosen(metric):
+    """Ridge on noise with a faint signal: penalties are alike, so that resampled rows choose others as well."""
+    generator = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    x = generator.normal(size=(200, 60)).astype(np.float32) + 0.2 * y[:, None].astype(np.float32)
+    arm = Arm("x", "dense", "x", probe="ridge")
+    fitted = fit_arm(arm, x, y, metric=metric)
+    choices = [fitted, *fitted.finalists]
+    penalties = [each.chosen["alpha"] for each in choices]
+    assert len(set(penalties)) == len(penalties) > 2
+    for each in choices:  # each is what it would be if it had been chosen
+        alone = fit_arm(arm, x, y, chosen=each.chosen)
+        one, other = (predict_arm(fit, x, 2).probabilities for fit in (each, alone))
+        assert np.array_equal(one, other)
+    assert fit_arm(arm, x, y, budget=Budget(finalists=1)).finalists == ()
+
+
 def test_all_representations_can_be_asked_for():
     """One that ridge cannot see is left out by default, and found without screening."""
     X, y = noise(240, 2), np.arange(240) % 2
-    everything = fit_arm(search(probes=("logistic", "lda")), X, y, budget=Budget(C=(1.0,), keep=None, finalists=6))
+    everything = fit_arm(search(probes=("logistic", "lda")), X, y, budget=Budget(C=(1.0,), keep=None, finalists=30))
     assert {each.chosen["arm"][0] for each in (everything, *everything.finalists)} == set("abc")
 
 

@@ -28,6 +28,19 @@ def test_the_learning_rate_falls_with_the_width_and_with_steps_beyond_a_thousand
     assert 2e-4 < lr(2**14, 100_000) < 2e-3
 
 
+def test_the_learning_rate_falls_with_the_root_of_small_batches():
+    def lr(batch, steps=1000):
+        return resolve(TopK(n_latents=1024, k=4), 64, steps, batch).lr
+
+    assert lr(4096) == lr(512) == lr(512, 10) == 8e-3
+    assert lr(256) == pytest.approx(8e-3 / 2**0.5)
+    assert lr(32) == pytest.approx(2e-3)
+    assert lr(32, 16_000) == pytest.approx(1e-3)
+    # Short runs lose no latents at the rate of larger batches, and end lower.
+    assert lr(32, 500) == pytest.approx(4e-3)
+    assert lr(32, 10) == pytest.approx(8e-3, rel=0.02)
+
+
 def test_what_follows_the_width_of_the_rows_and_the_length_of_the_run():
     long = resolve(TopK(2**14, k=32), 768, 100_000, 4096)
     assert (long.warmup_steps, long.decay_steps, long.k_aux) == (1000, 20_000, 384)

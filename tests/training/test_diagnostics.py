@@ -73,19 +73,23 @@ def test_warnings_are_in_run_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config, record, words",
+    "config, record, silent, words",
     [
-        (TopK(24, k=3), {"fvu": 1.2, "l0": 3.0, "dead_fraction": 0.0}, ["no better than predicting the mean row"]),
-        (TopK(24, k=3), {"fvu": 0.2, "l0": 3.0, "dead_fraction": 0.5}, ["50% of the latents did not fire"]),
-        (JumpReLU(24, target_l0=3), {"fvu": 0.2, "l0": 6.0, "dead_fraction": 0.0}, ["L0 is 6 and should be 3"]),
-        (TopK(24, k=3), {"fvu": 0.2, "l0": 3.0, "dead_fraction": 0.05}, []),
+        (TopK(100, k=3), {"fvu": 1.2, "l0": 3.0}, 0, ["no better than predicting the mean row"]),
+        (TopK(100, k=3), {"fvu": 0.2, "l0": 3.0}, 50, ["50.0% of the latents did not fire in the last 2,400 rows"]),
+        (TopK(100, k=3), {"fvu": 0.2, "l0": 3.0}, 3, ["3.0% of the latents did not fire in the last 2,400 rows"]),
+        (JumpReLU(100, target_l0=3), {"fvu": 0.2, "l0": 6.0}, 0, ["L0 is 6 and should be 3"]),
+        (TopK(100, k=3), {"fvu": 0.2, "l0": 3.0}, 2, []),
     ],
 )
-def test_warnings_say_what_is_wrong(config, record, words):
-    settings = resolve(config, 8, 24, 100)
+def test_warnings_say_what_is_wrong(config, record, silent, words):
+    settings = resolve(config, 8, 120, 100)
     learner = initialize_learner(
         config, 0, settings, bias=torch.zeros(8), scale=None, sample=torch.ones(4, 8), device="cpu"
     )
+    learner.rows_since_fired[:silent] = 2400
+    learner.rows_since_fired[silent:] = 2399  # rare, and longer silent than `dead_after_rows`
+    assert settings.dead_after_rows < 2399
     found = warnings_for(learner, record)
     assert len(found) == len(words)
     assert all(word in each["message"] for word, each in zip(words, found))

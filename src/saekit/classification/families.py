@@ -3,8 +3,9 @@
 In every outer training part the arm of a family with the highest score in the inner folds is chosen (macro-F1; AUC
 where verdicts on two classes look at it), and the test
 rows of that part are predicted by it: the score is that of this procedure. How uncertain the choice is follows from
-resampled training rows (groups): what the inner folds said about them is scored again, the arm is chosen again, on both
-sides of a difference alike, and the mean square of what that changes is added to the variance over the test rows.
+resampled training rows (groups): what the inner folds said about them is scored again, the arm and its hyperparameter
+are chosen again, on both sides of a difference alike, and the mean square of what that changes is added to the variance
+over the test rows.
 """
 
 from __future__ import annotations
@@ -17,17 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs.split import codes_of
 from ..measure.intervals import Estimate
-from ..measure.paired_scores import HeldOut, Predictions, Scores, auc_of, macro_f1_of, score
+from ..measure.paired_scores import HeldOut, Predictions, Scores, score
 from ..measure.results import Measured
 from ..measure.verdicts import family_verdicts
+from .choices import chosen_again, resampled_rows
 from .plan import Job
 from .result import FamilyScore
 from .verdicts import NO_DENSE, Judged
-
-RESAMPLES = 200
-"""Times that the choice of an arm is repeated."""
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "TF-IDF": ("words",),
@@ -53,7 +51,7 @@ _METRICS = tuple(_UNITS)
 
 @dataclass(frozen=True, eq=False)
 class _Option:
-    """An arm that can be chosen in one part."""
+    """An arm with its hyperparameter that can be chosen in one part."""
 
     family: str
     name: str
@@ -70,12 +68,10 @@ class _Choices:
     def __init__(self, judged: Judged, jobs: Sequence[Job], weights: Sequence[np.ndarray]) -> None:
         data, parts = judged.plan.data, judged.plan.parts[0]
         self.options = [[each for job in jobs for each in _options(judged, job, part)] for part in range(len(parts))]
-        again_of = {"auc": auc_of, "macro_f1": macro_f1_of}[judged.plan.chosen_by]
         chosen = []
         for (train, _), options, weight in zip(parts, self.options, weights):
-            y, inner = data.y[train], np.array([each.inner for each in options])
-            again = np.stack([again_of(y, each.labels, weight) for each in options], axis=1)
-            chosen.append((inner + again - again[:1]).argmax(1))
+            inner, labels = [each.inner for each in options], [each.labels for each in options]
+            chosen.append(chosen_again(data.y[train], inner, labels, weight, judged.plan.chosen_by))
         self.chosen = np.stack(chosen, axis=1)
         """``[1 + RESAMPLES, n_parts]`` index of the option; first as it is."""
 
@@ -134,7 +130,7 @@ def _with_choice(estimate: Estimate, again: np.ndarray) -> Estimate:
 
 
 def _options(judged: Judged, job: Job, part: int) -> list[_Option]:
-    """Return what an arm could be in a part: itself, and for a search what it could have chosen instead."""
+    """Return what an arm could be in a part: itself, and what the inner folds could have chosen instead."""
     fit, family = judged.fits[job.key], _family_of(job)
     test = judged.plan.parts[0][part][1]
     start = sum(len(rows) for _, rows in judged.plan.parts[0][:part])
@@ -151,14 +147,11 @@ def _family_of(job: Job) -> str:
 
 def resampled(judged: Judged) -> list[np.ndarray]:
     """Return how often each training row is drawn, per part ``float32 [1 + RESAMPLES, n_train]``; first once each."""
-    together, found = judged.plan.data.together, []
-    for part, (train, _) in enumerate(judged.plan.parts[0]):
-        units = np.arange(len(train)) if together is None else codes_of(together[train].tolist())
-        generator = np.random.Generator(np.random.PCG64([judged.plan.split.seed, 31, part]))
-        n = int(units.max()) + 1
-        drawn = generator.multinomial(n, np.full(n, 1 / n), RESAMPLES)
-        found.append(np.concatenate([np.ones((1, len(train))), drawn[:, units]]).astype(np.float32))
-    return found
+    together, seed = judged.plan.data.together, judged.plan.split.seed
+    return [
+        resampled_rows(None if together is None else together[train], len(train), (seed, 31, part))
+        for part, (train, _) in enumerate(judged.plan.parts[0])
+    ]
 
 
 def family_scores(judged: Judged) -> list[FamilyScore]:

@@ -23,6 +23,7 @@ from ..errors import ConfigError, InputError
 from ..inputs.split import INNER, balanced_folds, check_folds, draw_rows
 from ..measure.paired_scores import Predictions
 from .arms import Arm
+from .choices import chosen_again, likeliest, resampled_rows
 from .probes import PROBES, WIDE, WIDEST, Grid, at_the_edge, fit_probe
 from .settings import Budget
 from .solvers import Rows, leading, narrowed
@@ -61,7 +62,7 @@ class Fitted:
         ``int64 [n]`` class that the inner folds said of every training row at the chosen settings, from fits that had
         not seen it; chosen by AUC ``float32 [n]`` its rank within its fold, 0 to 1. None where nothing was chosen.
     finalists
-        Fitted arms that came next in a search.
+        What could have been chosen instead (another hyperparameter, in a search another arm), fitted, best first.
     """
 
     arm: Arm
@@ -136,11 +137,43 @@ def _fit_arm(
     since = time.perf_counter()
     X = as_matrix(X, arm)
     _check_rows(arm, X, y)
-    tuned = Tuned(dict(chosen or {}))
-    if chosen is None and arm.probe != "majority":
+    if chosen is not None or arm.probe == "majority":
+        fitted = refit_arm(arm, X, y, Tuned(dict(chosen or {})), budget)
+    else:
         tuned = tune_arm(arm, X, y, inner_folds(y, groups, budget), budget, metric=metric)
-    fitted = refit_arm(arm, X, y, tuned, budget)
+        fitted = _fit_likeliest([(arm, tuned)], {arm.features: X}, y, groups, budget, metric)
     return replace(fitted, seconds=time.perf_counter() - since)
+
+
+def _fit_likeliest(
+    tuned: Sequence[tuple[Arm, Tuned]],
+    matrices: Mapping[str, Any],
+    y: np.ndarray,
+    groups: np.ndarray | None,
+    budget: Budget,
+    metric: str,
+) -> Fitted:
+    """Return the choice with the highest score in the inner folds, fitted, with those that it could have been.
+
+    Those are chosen most often when training rows (groups) are resampled: other arms, and other values of the
+    hyperparameter, between which the inner folds often hardly tell while test rows do.
+    """
+    options = [(arm, each) for arm, found in tuned for each in (found, *found.others)]
+    options.sort(key=lambda pair: -pair[1].score)  # stable: the first of equals
+    kept = list(range(min(len(options), 1)))
+    if budget.finalists > 1:
+        said = [each.labels for _, each in options if each.labels is not None]
+        weights = resampled_rows(groups, len(y), (_seed(budget), 37))
+        again = chosen_again(y, [each.score for _, each in options], said, weights, metric)
+        kept = sorted(likeliest(again, budget.finalists))
+    steps: dict[tuple[Any, ...], Steps] = {}
+    fitted = []
+    for arm, each in (options[at] for at in kept):
+        X = matrices[arm.features]
+        if arm.representation not in steps:
+            steps[arm.representation] = _fit_steps(arm, X, y, each.chosen, budget)
+        fitted.append(refit_arm(arm, X, y, each, budget, steps[arm.representation]))
+    return replace(fitted[0], finalists=tuple(fitted[1:]))
 
 
 def fit_smallest(
@@ -178,6 +211,10 @@ def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, sha
     from sklearn.pipeline import Pipeline
 
     probe, notes = PROBES[arm.probe], list(tuned.notes)
+    if tuned.decisions is not None:
+        from .sklearn_steps import slope_of
+
+        tuned = replace(tuned, chosen={**tuned.chosen, "slope": slope_of(tuned.decisions, _columns_of(y))})
     before, A, warned = shared or _fit_steps(arm, X, y, tuned.chosen, budget)
     steps, notes = list(before), [*notes, *warned]
     step = _reduction(A, _seed(budget)) if arm.probe == "lda" else None
@@ -311,6 +348,16 @@ class Tuned:
     selections: list[tuple[int, ...]] = field(default_factory=list)
     labels: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    decisions: np.ndarray | None = None
+    """``[n, n_classes]`` decision values of the training rows, of a probe without probabilities."""
+    others: tuple[Tuned, ...] = ()
+    """The other values of the hyperparameter that were tried, likewise."""
+
+
+def named(tuned: Tuned, arm: str) -> Tuned:
+    """Return settings, also those that were not chosen, with the name of the candidate that they are of."""
+    others = tuple(named(each, arm) for each in tuned.others)
+    return replace(tuned, chosen={"arm": arm, **tuned.chosen}, others=others)
 
 
 def tune_arm(
@@ -353,10 +400,14 @@ def tune_arm(
     if within.failed:
         n_fits = len(grid.scores) * len(folds)
         notes.append(f"{within.failed} of {n_fits} inner fits stopped at {budget.max_iter} iterations")
-    settings[probe.setting] = grid.best
-    if probe.is_margin:
-        settings["slope"] = within.slope(grid.best)
-    return Tuned(settings, grid.scores[grid.best], within.selections, within.labels[grid.best], tuple(notes))
+
+    def tuned(value: Any) -> Tuned:
+        chosen = {**settings, probe.setting: value}
+        labels, decisions = within.labels[value], within.decisions.get(value)
+        return Tuned(chosen, grid.scores[value], within.selections, labels, tuple(notes), decisions)
+
+    others = tuple(tuned(value) for value in sorted(grid.scores) if value != grid.best)
+    return replace(tuned(grid.best), others=others)
 
 
 def _threshold(arm: Arm, X: Any, y: np.ndarray, folds: Folds, budget: Budget, metric: str) -> dict[str, Any]:
@@ -423,7 +474,7 @@ class _Inner:
         self.failed, self.largest = 0, None
         self.models: list[Any] = [None] * len(folds)
         self.labels: dict[Any, np.ndarray] = {}
-        self.margins: dict[Any, list[np.ndarray]] = {}
+        self.decisions: dict[Any, np.ndarray] = {}
 
     def _columns(self, fold: _Fold) -> tuple[Rows, Any]:
         if self.name == "lda":
@@ -433,7 +484,9 @@ class _Inner:
     def score(self, value: Any) -> float:
         """Return the mean score of a value; larger values go on from the fits of smaller ones."""
         is_larger = self.largest is None or value > self.largest
-        scores, labels, margins = [], np.zeros(len(self.y), np.float32 if self.is_auc else np.int64), []
+        scores, labels = [], np.zeros(len(self.y), np.float32 if self.is_auc else np.int64)
+        if self.probe.is_margin:
+            self.decisions[value] = np.zeros((len(self.y), len(np.unique(self.y))))
         for at, ((_, B), rows) in enumerate(zip(self.folds, self.rows)):
             model = self._fitted(at, value, self.models[at] if is_larger else None)
             labels[rows.validate] = _ranks(model, B) if self.is_auc else model.predict(B)
@@ -441,11 +494,11 @@ class _Inner:
             if self.probe.is_margin:
                 from .sklearn_steps import decision_values
 
-                margins.append(decision_values(model, B))
+                self.decisions[value][rows.validate] = decision_values(model, B)
             if is_larger:
                 self.models[at] = model
         self.largest = value if is_larger else self.largest
-        self.labels[value], self.margins[value] = labels, margins
+        self.labels[value] = labels
         return float(np.mean(scores))
 
     def _fitted(self, at: int, value: Any, start: Any) -> Any:
@@ -457,13 +510,10 @@ class _Inner:
         self.failed += not converged
         return model
 
-    def slope(self, value: Any) -> float:
-        """Return the slope of the decision values at a value; see `Margins`."""
-        from .sklearn_steps import slope_of
 
-        columns = np.unique(self.y, return_inverse=True)[1]
-        rows = np.concatenate([fold.validate for fold in self.rows])
-        return slope_of(np.concatenate(self.margins[value]), columns[rows])
+def _columns_of(y: np.ndarray) -> np.ndarray:
+    """Return the columns of decision values that class codes have."""
+    return np.asarray(np.unique(y, return_inverse=True)[1])
 
 
 Steps = tuple[list[tuple[str, Any]], Any, list[str]]
@@ -610,10 +660,10 @@ def _auc(y: np.ndarray, ranks: np.ndarray) -> float:
 def search_arm(
     arm: Arm, X: Mapping[str, Any], y: np.ndarray, groups: np.ndarray | None, budget: Budget, metric: str
 ) -> Fitted:
-    """Return the candidate with the highest score in the inner folds, fitted, with those that came next.
+    """Return the candidate with the highest score in the inner folds, fitted, with what could have been chosen instead.
 
     First every representation (pooling, components) stands with a ridge classifier on a sample of the training rows;
-    the best `Budget.keep` go on. All their probes are then tuned on all training rows, and the best `Budget.finalists`
+    the best `Budget.keep` go on. All their probes are then tuned on all training rows, and `Budget.finalists` choices
     are fitted.
     """
     since = time.perf_counter()
@@ -626,20 +676,10 @@ def search_arm(
     for _, same in groupby(kept, key=lambda each: each.representation):
         first, *others = same
         shared = _fitted_folds(first, matrices[first.features], y, folds, {}, budget)
-        tuned += [
-            (each, tune_arm(each, matrices[each.features], y, folds, budget, shared, metric))
-            for each in (first, *others)
-        ]
-    tuned.sort(key=lambda pair: -pair[1].score)  # stable: the first of equals
-    steps: dict[tuple[Any, ...], Steps] = {}
-    fitted = []
-    for each, found in tuned[: budget.finalists]:
-        X_own, chosen = matrices[each.features], replace(found, chosen={"arm": each.name, **found.chosen})
-        if each.representation not in steps:
-            steps[each.representation] = _fit_steps(each, X_own, y, {}, budget)
-        fitted.append(refit_arm(each, X_own, y, chosen, budget, steps[each.representation]))
-    best, *rest = fitted
-    return replace(best, finalists=tuple(rest), seconds=time.perf_counter() - since)
+        for each in (first, *others):
+            found = tune_arm(each, matrices[each.features], y, folds, budget, shared, metric)
+            tuned.append((each, named(found, each.name)))
+    return replace(_fit_likeliest(tuned, matrices, y, groups, budget, metric), seconds=time.perf_counter() - since)
 
 
 def _screened(

@@ -30,7 +30,7 @@ from .label_scores import label_scores
 from .model_answers import actions
 from .numbers import minus
 from .parts import Cell, Section, Table
-from .sizes import progressive, size_curve
+from .sizes import k_choice, progressive, size_curve
 from .training import training
 from .transfer import transfer
 
@@ -48,6 +48,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "comparison": comparison,
     "orphans": orphans,
     "size_curve": size_curve,
+    "k_choice": k_choice,
     "progressive": progressive,
     "classification": classification,
     "classification_summary": classification_summary,
@@ -71,7 +72,7 @@ LIGHTER: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
 GROUPS = (
     ("faithful", "Are they faithful?", ("evaluation", "verification")),
     ("real", "Are they real?", ("comparison", "orphans")),
-    ("many", "How many are needed?", ("size_curve", "progressive")),
+    ("many", "How many are needed?", ("size_curve", "progressive", "k_choice")),
     (
         "useful",
         "Are they useful?",

@@ -188,6 +188,7 @@ _RESULTS = {
     "comparison": "..comparison.result:Comparison",
     "orphans": "..comparison.orphans_result:Orphans",
     "size_curve": "..sizes.result:SizeCurve",
+    "k_choice": "..sizes.k_choice:KChoice",
     "progressive": "..sizes.result:Progressive",
     "classification": "..classification.result:Classification",
     "classification_summary": "..classification.result:ClassificationSummary",

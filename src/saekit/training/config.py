@@ -29,7 +29,8 @@ class Config:
     """Number of latents."""
     _: KW_ONLY
     lr: float | None = None
-    """Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4)]."""
+    """Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4), less with batches below
+    512 rows: * sqrt(batch_rows / 512) from 1000 steps on]."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's first and second moments per step, each in [0, 1) [0.9, 0.999]."""
     warmup_steps: int | None = None

@@ -13,6 +13,8 @@ WANTED_STEPS = 1000
 """Steps that the default batch aims at, and from which the default learning rate falls."""
 LR, LR_LATENTS, LARGEST_LR = 8e-3, 1024, 16e-3
 """Default learning rate at a number of latents, in runs of up to `WANTED_STEPS` steps; and the largest."""
+LR_BATCH_ROWS = 512
+"""Rows per step below which the default learning rate falls, with the square root of them. Unit: rows."""
 WARMUP_STEPS, WARMUP_FRACTION = 1000, 0.05
 """Default warm-up: Adam's second moments look back about 1,000 steps; short runs cannot spend that many."""
 DEAD_AFTER_ROWS, DEAD_AFTER_FRACTION, DEAD_AFTER_BATCHES = 10_000_000, 0.02, 8
@@ -54,8 +56,11 @@ def default_batch_rows(rows: int) -> int:
     return min(max(2 ** round(math.log2(max(rows, 1) / WANTED_STEPS)), smallest), largest)
 
 
-def default_lr(n_latents: int, total_steps: int) -> float:
-    """Return the default learning rate, ``8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / total_steps)**(1/4)``.
+def default_lr(n_latents: int, total_steps: int, batch_rows: int) -> float:
+    """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
+
+    ``8e-3 * sqrt(1024 / n_latents * min(1, batch_rows / 512)**min(1, total_steps / 1000)) * min(1, 1000 /
+    total_steps)**(1/4)``
 
     The first root is at most 2. Found by a sweep of TopK SAEs (k = 16; rows of stories260K after block 3, d = 64): FVU
     of held-out rows / percent of latents that are silent on 100,000 rows, at half of it, at it, at twice of it. What
@@ -72,16 +77,31 @@ def default_lr(n_latents: int, total_steps: int) -> float:
     1,024 (*) 512   240,000   468      .189 / 0    .183 / .1   .206 / 16
     ========= ===== ========= ======== =========== =========== ===========
 
+    Smaller batches lose latents at this rate in runs of 800 steps and more; what they lose grows with the noise of a
+    step and the number of steps. Two seeds, 200,000 rows (first line) and 300,000, with and without their factor:
+
+    ========= ========= ======== ============= =============
+    n_latents batch     steps    with          without
+    ========= ========= ======== ============= =============
+    1,024     256       781      .073 / .1     .074 / 4
+    1,024     256       1,171    .068 / 0      .069 / 4.5
+    1,024     128       2,343    .067 / 0      .070 / 12
+    2,048     256       1,171    .060 / .5     .061 / 10
+    ========= ========= ======== ============= =============
+
     (*) The built-in language model, d = 192, each row twice. Every other architecture, other k and the built-in model:
     ``benchmarks/rates.py``, with its table in ``benchmarks/README.md``; there too FVU is lowest at the default, of the
     rates that leave less than 2% dead (with k = d more die: half of it there). Wider than 2,048 latents, or longer
     than 3,000 steps, it is an extrapolation: compare with half of it.
 
-    >>> [round(default_lr(n, steps), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
+    >>> [round(default_lr(n, steps, 512), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
     [0.008, 0.004, 0.004]
+    >>> [round(default_lr(1024, 1000, batch), 5) for batch in (128, 256, 4096)]
+    [0.004, 0.00566, 0.008]
     """
     steps = min(1, WANTED_STEPS / total_steps) ** 0.25
-    return min(LR * (LR_LATENTS / n_latents) ** 0.5, LARGEST_LR) * steps
+    batch = min(1, batch_rows / LR_BATCH_ROWS) ** (0.5 * min(1, total_steps / WANTED_STEPS))
+    return min(LR * (LR_LATENTS / n_latents) ** 0.5, LARGEST_LR) * batch * steps
 
 
 def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precision: str = "fp32") -> ResolvedConfig:
@@ -104,7 +124,7 @@ def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precis
     return ResolvedConfig(
         total_steps=total_steps,
         batch_rows=batch_rows,
-        lr=config.lr or default_lr(config.n_latents, total_steps),
+        lr=config.lr or default_lr(config.n_latents, total_steps, batch_rows),
         warmup_steps=warmup if config.warmup_steps is None else config.warmup_steps,
         decay_steps=round(config.decay_fraction * total_steps),
         dead_after_rows=config.dead_after_rows or min(DEAD_AFTER_ROWS, window),

@@ -10,7 +10,7 @@ from ..variance import SAME_ROWS
 from . import checkpoint
 from .callbacks import Record
 from .convergence import fall_of, is_undertrained
-from .defaults import ROWS_PER_LATENT
+from .defaults import DEAD_AFTER_ROWS, ROWS_PER_LATENT, ResolvedConfig
 from .learner import Learner
 from .request import Request
 from .run_state import Run
@@ -20,8 +20,11 @@ Warned = dict[str, str]
 
 FVU_LIMIT = 1.0
 """FVU from which an SAE is flagged: predicting the mean row scores 1. Unit: fraction."""
-DEAD_LIMIT = 0.1
-"""Fraction of dead latents above which an SAE is flagged: that many latents bought nothing. Unit: fraction."""
+DEAD_LIMIT = 0.02
+"""Fraction of silent latents above which an SAE is flagged: the default learning rate leaves fewer. Unit: fraction."""
+SILENT_FRACTION = 0.2
+"""Last fraction of the run in which a latent that never fired is silent: `dead_after_rows`, by which training revives
+latents, is so short that live latents which are rare count as dead. At most `DEAD_AFTER_ROWS` rows."""
 L0_LIMIT = 0.15
 """Distance of L0 from its target above which an SAE is flagged; the controller ends well within it. Unit: fraction of
 the target."""
@@ -120,18 +123,19 @@ def warnings_for(learner: Learner, record: Record, fall: float | None = None) ->
     Parameters
     ----------
     learner
-        After its last step.
+        After its last step, with its latents of all ranks.
     record
-        Its last log record: `fvu`, `l0`, `dead_fraction`.
+        Its last log record: `fvu`, `l0`.
     fall
         How much of its FVU the last doubling of the rows took off; None where its curve does not tell.
     """
     config, found = learner.config, _about_fvu(record["fvu"], fall)
     target = getattr(config, "target_l0", None) or getattr(config, "k", None)
-    l0, dead = (float(record[name] or 0) for name in ("l0", "dead_fraction"))
+    l0, silent_rows = float(record["l0"] or 0), silent_after_rows(learner.resolved)
     found += _about_size(learner, target)
-    if dead > DEAD_LIMIT:
-        text = f"{dead:.0%} of the latents did not fire in the last {learner.resolved.dead_after_rows:,} rows. "
+    silent = float((learner.rows_since_fired >= silent_rows).double().mean())
+    if silent > DEAD_LIMIT:
+        text = f"{silent:.1%} of the latents did not fire in the last {silent_rows:,} rows. "
         found.append(_warned("dead_latents", text + "Use fewer latents, more rows, or half of the learning rate."))
     if target and abs(l0 / target - 1) > L0_LIMIT:
         text = f"L0 is {l0:.3g} and should be {target:g}. Train longer"
@@ -140,6 +144,18 @@ def warnings_for(learner: Learner, record: Record, fall: float | None = None) ->
         text = f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
         found.append(_warned("hardly_sparse", text))
     return found
+
+
+def silent_after_rows(resolved: ResolvedConfig) -> int:
+    """Return the last rows of a run in which a latent that never fired is silent.
+
+    >>> from saekit import TopK
+    >>> from saekit.training.defaults import resolve
+    >>> silent_after_rows(resolve(TopK(64, k=4), 64, total_steps=1000, batch_rows=512))
+    102400
+    """
+    rows = round(SILENT_FRACTION * resolved.total_steps * resolved.batch_rows)
+    return max(resolved.dead_after_rows, min(rows, DEAD_AFTER_ROWS))
 
 
 def _about_size(learner: Learner, target: float | None) -> list[Warned]:

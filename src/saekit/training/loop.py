@@ -268,7 +268,8 @@ def _finished(training: Training) -> list[SAE]:
     """Return the SAEs of a run after its last step, and write them."""
     run = training.run
     check_weights(run)
-    saes = [finish(whole(learner), provenance_of(run, index)) for index, learner in enumerate(run.learners)]
+    run.learners = [whole(learner) for learner in run.learners]
+    saes = [finish(learner, provenance_of(run, index)) for index, learner in enumerate(run.learners)]
     if run.folder is not None:
         agreed(run.mesh, lambda: save_finished(run, saes, training.clock.seconds))
     return saes
