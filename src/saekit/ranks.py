@@ -81,8 +81,8 @@ ALONE = Ranks()
 
 
 def are_launched() -> bool:
-    """Return whether a launcher started several ranks, or they have met already."""
-    if not dist.is_available():
+    """Return whether several ranks do what is called here: a launcher started them, or they have met already."""
+    if not dist.is_available() or (_watch is not None and _watch.is_alone):
         return False
     return dist.get_world_size() > 1 if dist.is_initialized() else int(os.environ.get("WORLD_SIZE") or 1) > 1
 
