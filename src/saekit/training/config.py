@@ -362,6 +362,12 @@ class Matryoshka(Revived):
     """How a prefix of length g selects: ``fixed``: `k` among its own latents, what ``sae.take(g)`` does with a TopK
     SAE; ``scaled``: ``max(1, round(k * g / n_latents))`` among its own; ``truncated``: the selection of the full size,
     cut [fixed over topk; truncated over batchtopk, where one threshold serves all sizes]."""
+    detached: bool = False
+    """Whether the loss of a size moves only the latents that the next smaller size lacks, and that of the smallest
+    `b_dec`: the first latents train as an SAE of their size does (after 2505.11756) [false]."""
+    aux_per_size: bool = False
+    """Whether dead latents explain the residual of the smallest size that has them, instead of the full one's: AuxK for
+    each size, with weight ``min(1, dead / k_aux)`` [false]."""
     arch: ClassVar[str] = "matryoshka"
 
     def _check(self) -> None:
@@ -455,6 +461,7 @@ def _are_betas(value: Any) -> bool:
 
 
 _FROM_0: Rule = _number(lambda value: value >= 0, "0 or a positive number")
+_BOOL: Rule = (lambda value: isinstance(value, bool), "True or False")
 _FROM_1: Rule = _whole(1, "a whole number of at least 1")
 _POSITIVE: Rule = _number(lambda value: value > 0, "a positive number")
 
@@ -470,7 +477,7 @@ _RULES: dict[str, Rule] = {
     "scaling": _one_of(*SCALINGS),
     "control": _one_of(*CONTROLS),
     "mutual": _FROM_0,
-    "aligned": (lambda value: isinstance(value, bool), "True or False"),
+    "aligned": _BOOL,
     "l2": _FROM_0,
     "orthogonal": _FROM_0,
     "orthogonal_chunk": _whole(2, "a whole number of at least 2"),
@@ -493,12 +500,14 @@ _RULES: dict[str, Rule] = {
     "pre_activation": _FROM_0,
     "sparsity": _FROM_0,
     "l1": _FROM_0,
-    "resample": (lambda value: isinstance(value, bool), "True or False"),
+    "resample": _BOOL,
     "p_end": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),
     "p_start_fraction": _number(lambda value: 0 <= value < 1, "a number in [0, 1)"),
     "p_updates": _FROM_1,
     "sampled": _whole(0, "0 or a positive whole number"),
     "over": _one_of("topk", "batchtopk"),
+    "detached": _BOOL,
+    "aux_per_size": _BOOL,
     "k_per_size": _one_of(None, "fixed", "scaled", "truncated"),
 }
 """What must hold for the fields, whichever architecture has them."""
