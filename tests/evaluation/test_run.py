@@ -29,7 +29,8 @@ from saekit.training.loop import train, untrained
 from saekit.training.settings import TrainSettings
 
 ON_ROWS = {"fvu", "l0", "dead_fraction", "dense_fraction", "cosine", "l2_ratio", "relative_reconstruction_bias",
-           "mse", "ev_legacy", "decoder_redundancy", "encoder_redundancy", "redundancy_null"}  # fmt: skip
+           "mse", "ev_legacy", "decoder_redundancy", "encoder_redundancy", "redundancy_null",
+           "decoder_projection"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_metrics_are_those_of_the_rows(evaluation, oracle, rows):
     assert evaluation.n_rows == len(rows)
     for name, measured in metrics.items():
         assert measured.unit == METRICS[name].unit
-        assert (measured.low is None) == name.startswith(("decoder", "encoder", "redundancy"))
+        assert (measured.low is None) == ("redundancy" in name)
         assert measured.low is not None or measured.reason
 
 
@@ -329,7 +330,7 @@ def test_a_frame_has_a_row_per_sae_and_one_per_baseline(evaluation):
 
 def test_metrics_are_short_as_text_and_whole_in_a_notebook(evaluation):
     metrics = evaluation.entries[0].metrics
-    assert re.fullmatch(r"Metrics\(fvu=0\.\d+, l0=2, .* … 12 in all\)", repr(metrics))
+    assert re.fullmatch(r"Metrics\(fvu=0\.\d+, l0=2, .* … 13 in all\)", repr(metrics))
     assert len(repr(metrics)) < 160
     assert metrics._repr_html_().count("<tr>") == 1 + len(metrics)
 

@@ -8,10 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..grid import Sharing
 from ..inputs.settings import Split
+from ..measure.results import to_plain
 from ..places import NOTE, Warned
 from ..progress import shows_progress
 from ..provenance import library_versions, release
+from ..ranks import ALONE, Ranks, agreed, check_same, refuse, together
 from ..sae.model import SAE
 from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
@@ -20,7 +23,7 @@ from .features import ModelLike, place_warnings, read_features
 from .plan import Plan, plan_classification
 from .result import Classification
 from .settings import ClassifierSettings
-from .stored_fits import run_jobs
+from .stored_fits import StoredFit, run_jobs
 from .verdicts import (
     CONTROL_KINDS,
     SAE_KINDS,
@@ -101,8 +104,17 @@ def classify(
     return run_plan(plan, progress or silent)
 
 
-def run_plan(plan: Plan, progress: Progress = silent) -> Classification:
+def run_plan(plan: Plan, progress: Progress = silent, sharing: Sharing | None = None) -> Classification:
     """Compute what is missing of a plan, compare the arms, and write what `classify` leaves in its folder.
+
+    Parameters
+    ----------
+    plan
+        What to fit.
+    progress
+        As for `classify`.
+    sharing
+        How other processes help with the fits, see `saekit.grid`; None: nobody does.
 
     Raises
     ------
@@ -113,7 +125,27 @@ def run_plan(plan: Plan, progress: Progress = silent) -> Classification:
 
     if plan.how.save_arm not in (None, "none"):
         check_savable(plan, str(plan.how.save_arm))
-    result = classification_of(judged(plan, progress))
+    if sharing is not None:
+        refuse("classify with `sharing`")
+    with together("classify") as ranks:
+        _check_same(ranks, plan)
+        if plan.data.images is not None:  # reading them is not split
+            return agreed(ranks, lambda: _saved(plan, judged(plan, progress, sharing)))
+        fits = _fits(plan, silent if ranks.rank else progress, sharing, ranks)
+        return agreed(ranks, lambda: _saved(plan, judge(plan, fits, progress)))
+
+
+def _check_same(ranks: Ranks, plan: Plan) -> None:
+    """Refuse ranks that were started for different classifications."""
+    if ranks.size > 1:
+        known = {**versions(), "saekit": release()}
+        check_same(ranks, "classify", to_plain({"versions": known, "settings": plan.settings}))
+        check_same(ranks, "classify", {"jobs": [job.key for job in plan.jobs], "model": plan.reader.facts["digest"]})
+
+
+def _saved(plan: Plan, judged: Judged) -> Classification:
+    """Return the result, and write it into the folder with the classifier."""
+    result = classification_of(judged)
     if plan.out is not None:
         result.save(plan.out / RESULT)
         _save_classifier(plan, result, plan.out / CLASSIFIER)
@@ -129,7 +161,7 @@ def _save_classifier(plan: Plan, result: Classification, folder: Path) -> None:
         save_classifier(fit_classifier(plan, result, wanted), folder)
 
 
-def judged(plan: Plan, progress: Progress) -> Judged:
+def judged(plan: Plan, progress: Progress, sharing: Sharing | None = None) -> Judged:
     """Compute the fits that are missing, and score all.
 
     Raises
@@ -137,12 +169,23 @@ def judged(plan: Plan, progress: Progress) -> Judged:
     DataError
         Texts without tokens, activations that are NaN.
     """
-    fits = run_jobs(
+    return judge(plan, _fits(plan, progress, sharing), progress)
+
+
+def run_fits(plan: Plan, progress: Progress, sharing: Sharing | None) -> int:
+    """Compute the fits that are missing, or the part of them that `sharing` says; return how many are there."""
+    return len(_fits(plan, progress, sharing))
+
+
+def _fits(plan: Plan, progress: Progress, sharing: Sharing | None, ranks: Ranks = ALONE) -> dict[str, StoredFit]:
+    """Return all fits, on rank 0; the features are read by all ranks together."""
+    return run_jobs(
         plan,
         lambda arms, tick: read_features(plan.reader, plan.origins, arms, plan.split.seed, tick),
         progress,
+        sharing,
+        ranks,
     )
-    return judge(plan, fits, progress)
 
 
 def classification_of(judged: Judged) -> Classification:

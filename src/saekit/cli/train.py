@@ -11,6 +11,8 @@ import typer
 
 from ..errors import ConfigError, did_you_mean, listed
 from ..rows.settings import StreamSettings
+from ..settings import Progress
+from ..sizes.settings import KChoiceSettings
 from ..training.config import (
     BatchTopK,
     Config,
@@ -42,6 +44,7 @@ HELP = """Train sparse autoencoders: every architecture and seed sees the same r
   saekit train --rows rows --arch matryoshka --latents 512 --k 16 --set config.sizes=[64,128,512] --out run
   saekit train --model builtin --data builtin --hook-in layers.2.mlp.input --hook-out layers.2.mlp --tokens 500000 \
 --arch topk --latents 1024 --k 16 --set config.skip='"zero"' --out transcoders
+  saekit train --rows rows --arch topk --latents 1024 --k auto --out run
   saekit train --config run.toml --resume
 
 \b
@@ -112,8 +115,13 @@ def train(
         int | None, typer.Option("--latents", metavar="N", help="Number of latents of each SAE.")
     ] = None,
     k: Annotated[
-        int | None,
-        typer.Option("--k", metavar="N", help="Latents per row: `k`, or `target_l0` where the sparsity is a penalty."),
+        str | int | None,
+        typer.Option(
+            "--k",
+            metavar="N",
+            help="Latents per row: `k`, or `target_l0` where the sparsity is a penalty; `auto`: chosen from SAEs that "
+            "are trained on a part of the rows first (see k_choice).",
+        ),
     ] = None,
     lr: Annotated[
         float | None,
@@ -140,6 +148,7 @@ def train(
         bool, typer.Option("--resume", help="Continue the interrupted run in --out, bit for bit.")
     ] = False,
     stream: Annotated[StreamSettings, Table()],
+    k_choice: Annotated[KChoiceSettings, Table()],
     config: Annotated[dict[str, Any], Table(kinds=CONFIGS, also=("latents",))],
     configs: Annotated[list[dict[str, Any]], Table(repeated=True)],
     json: Json = False,
@@ -149,11 +158,17 @@ def train(
     from ..sae.model import SAE
     from ..training.loop import train as run
 
-    wanted = _configs(_Asked(arch, latents, k, lr), config, configs)
+    wanted = _configs(_Asked(arch, latents, None if k == AUTO else _number_of(k), lr), config, configs, auto=k == AUTO)
+    if k != AUTO and k_choice != KChoiceSettings():
+        raise ConfigError("k_choice is about --k auto; the k is given.")
     if model is not None and stream.device is None:
         stream = dataclasses.replace(stream, device=settings.device)
     source = _source(rows, model, _Texts(data, layer, layers, hook, hook_out, text), tokens, stream)
     with progress_of(json) as progress:
+        if k == AUTO:
+            wanted, tokens = _chosen(
+                wanted, source, tokens, _Choosing(out, resume, k_choice, settings, progress), start
+            )
         run(
             wanted,
             source,
@@ -178,7 +193,62 @@ class _Asked(NamedTuple):
     lr: float | None
 
 
-def _configs(asked: _Asked, common: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> list[Config]:
+AUTO = "auto"
+"""The k of an SAE whose k is chosen from a curve."""
+
+
+class _Choosing(NamedTuple):
+    """How a k is chosen."""
+
+    out: Path
+    resume: bool
+    settings: KChoiceSettings
+    train: TrainSettings
+    progress: Progress
+
+
+def _chosen(
+    wanted: Sequence[Config],
+    source: Source | Mapping[str, Source],
+    tokens: int | None,
+    how: _Choosing,
+    start: str | None,
+) -> tuple[list[Config], int]:
+    """Choose the k of the only configuration; return it, and the rows that are left to train on.
+
+    The curve goes to stderr and to ``k_choice.json`` in the folder of the run.
+    """
+    from ..measure.tables import text_table
+    from ..sizes.sparsity import choose_k
+
+    if len(wanted) != 1 or isinstance(source, Mapping) or start is not None:
+        raise ConfigError("--k auto must come with one architecture, one layer and no `start`: it chooses one k.")
+    choice = choose_k(
+        wanted[0],
+        source,
+        tokens=tokens,
+        out=how.out,
+        resume=how.resume,
+        settings=how.settings,
+        train_settings=how.train,
+        progress=how.progress,
+    )
+    tell(text_table(choice.table(), choice.footer()))
+    return [dataclasses.replace(wanted[0], k=choice.decided)], choice.rows_left  # type: ignore[call-arg]
+
+
+def _number_of(k: str | int | None) -> int | None:
+    """Return ``"16"`` as a number; raises `ConfigError` for what is none."""
+    if isinstance(k, str):
+        if not k.strip().isdecimal():
+            raise ConfigError(f"--k must be a whole number, or `{AUTO}`; got `{k}`.")
+        return int(k)
+    return k
+
+
+def _configs(
+    asked: _Asked, common: Mapping[str, Any], tables: Sequence[Mapping[str, Any]], *, auto: bool = False
+) -> list[Config]:
     """Return training configurations from tables, or from flags; `common` applies to all.
 
     Raises
@@ -196,13 +266,23 @@ def _configs(asked: _Asked, common: Mapping[str, Any], tables: Sequence[Mapping[
     if asked.arch:
         names = [name.strip() for part in asked.arch for name in part.split(",")]
         tables = [_table(name, asked, common) for name in names]
+        if auto:  # any k will do until one is chosen
+            if "k" in common:
+                raise ConfigError(f"the k must come from --k {AUTO} or from [config]; both came.")
+            tables = [{**table, **({"k": 1} if "k" in _KNOWN[table["arch"]] else {})} for table in tables]
+    elif auto:
+        raise ConfigError(f"--k {AUTO} goes with --arch; in a file `k` of [[configs]] is a number.")
     elif asked[1:] != (None, None, None):
         raise ConfigError("--latents, --k and --lr go with --arch; in a file they are in [[configs]] or [config].")
     return [config_from_dict({**common, **table}) for table in tables]
 
 
+_KNOWN = {kind.arch: {field.name for field in dataclasses.fields(kind)} for kind in CONFIGS}
+"""The settings of each architecture."""
+
+
 def _table(name: str, asked: _Asked, common: Mapping[str, Any]) -> dict[str, Any]:
-    known = {kind.arch: {field.name for field in dataclasses.fields(kind)} for kind in CONFIGS}
+    known = _KNOWN
     if name not in known:
         raise ConfigError(f"--arch must name architectures; got `{name}`. {did_you_mean(name, known)}")
     table: dict[str, Any] = {"arch": name}

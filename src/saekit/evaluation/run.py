@@ -13,10 +13,18 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..inputs.records import repeatable
+from ..measure.decoder_projection import with_projections
 from ..measure.fidelity import SplicedModel, place_warnings
 from ..measure.intervals import Estimate
 from ..measure.metrics import METRICS
-from ..measure.reconstruction import Measurement, as_metrics, calibrate, interval_facts, measure_reconstructors
+from ..measure.reconstruction import (
+    SAMPLE_ROWS,
+    Measurement,
+    as_metrics,
+    calibrate,
+    interval_facts,
+    measure_reconstructors,
+)
 from ..measure.results import to_plain
 from ..measure.settings import CE_TOKENS
 from ..measure.verdicts import detectable, family_verdicts, resolution
@@ -160,6 +168,10 @@ def _evaluated(call: _Call, settings: EvaluationSettings, progress: Progress | N
             measured.reconstructors, source, calibration.mean, spliced=spliced, settings=settings,
             progress=silent if ranks.rank else progress, ranks=ranks,
         )  # fmt: skip
+        with shared_reading([source], ranks):
+            sample = calibration.sample if call.fit is None else next(source.batches(SAMPLE_ROWS)).x
+        sparse = [each.sae for each in measured.reconstructors]
+        found = with_projections(found, sparse, sample, intervals=settings.intervals)
     return agreed(ranks, lambda: _result(named, measured, found, (source, known), settings, spliced, calibration.about))
 
 

@@ -6,7 +6,8 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +17,9 @@ from ..errors import ConfigError, MissingExtraError, did_you_mean
 MODES = ("auto", "plain", "fast")
 VARIABLE = "SAEKIT_KERNELS"
 """Environment variable that sets the mode of a process until `use` is called."""
+
+PROVEN = ("x86_64", "AMD64")
+"""Architectures on which the compiled loops have run; on others ``auto`` needs a verdict of a check."""
 
 _chosen: str | None = None
 
@@ -34,8 +38,8 @@ def mode() -> str:
 def use(mode: str) -> str:
     """Choose the kernels of this process: ``auto``, ``plain`` or ``fast``; return the mode that was in force before.
 
-    On a CUDA device ``fast`` means Triton kernels for encode, decode and the training step; ``auto`` means plain torch,
-    because no GPU has run these kernels yet.
+    On a CUDA device ``fast`` means Triton kernels for encode, decode and the training step; ``auto`` means plain torch
+    until ``saekit kernels check`` has found there that they are right and faster.
 
     Both kinds return the same codes; see `saekit.kernels.topk_encode`.
 
@@ -100,38 +104,68 @@ def has_instruction(name: str) -> bool:
     LLVM ends the process on an intrinsic that its target lacks, and the target is not always this processor:
     NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another.
     """
-    import llvmlite.binding
     from numba.core.registry import cpu_target
 
-    if not llvmlite.binding.get_host_cpu_features().get(name, False):
+    if not host_features().get(name, False):
         return False
     # As LLVM reads the list: the last sign counts, and to take away what a feature is built on takes it away as well.
     signs = {word[1:]: word[0] for word in cpu_target.target_context.codegen().magic_tuple()[2].split(",") if word}
     return all(signs.get(base) == "+" for base in ("avx512f", "avx512bw", name))
 
 
-def fast_here() -> bool:
-    """Return whether the mode asks for the compiled loops and they can run; log once when they cannot."""
+def host_features() -> Mapping[str, bool]:
+    """Return which instruction sets LLVM finds the processor to have; empty where it cannot tell."""
+    import llvmlite.binding
+
+    try:
+        return llvmlite.binding.get_host_cpu_features()
+    except RuntimeError:
+        return {}
+
+
+def fast_here(work: str | None = None) -> bool:
+    """Return whether the mode asks for the compiled loops and they can run; log once when they cannot.
+
+    Parameters
+    ----------
+    work
+        Member of `saekit.kernels.verdicts.WORKS`: ``auto`` leaves to plain torch what a check has found to be wrong or
+        slower. None: whatever was found.
+    """
     if mode() == "plain":
         return False
     reason = unavailable()
+    if reason is None and work is not None and mode() == "auto":
+        from . import verdicts
+
+        verdict = verdicts.verdict_on(torch.device("cpu"))
+        if verdict is None and platform.machine() not in PROVEN:
+            reason = (
+                f"no {platform.machine()} processor has run the compiled loops; `saekit kernels check` tries them here"
+            )
+        elif verdict is not None and work not in verdict.fast:
+            reason = f"`saekit kernels check` found that {work} is not right or not faster on this machine"
     if reason:
         _note(reason)
     return reason is None
+
+
+def triton_runs(work: str, device: torch.device) -> bool:
+    """Return whether the Triton kernels do this work: asked for by ``fast``, or checked on this device by ``auto``."""
+    if mode() == "plain" or not triton_here():
+        return False
+    if mode() == "fast":
+        return True
+    from . import verdicts
+
+    verdict = verdicts.verdict_on(device)
+    return verdict is not None and work in verdict.fast
 
 
 @functools.cache
 def triton_here() -> bool:
     """Return whether Triton is installed (torch for CUDA brings it): without it plain torch does the work."""
     return importlib.util.find_spec("triton") is not None
-
-
-def triton_runs() -> bool:
-    """Return whether the Triton kernels take the work of a CUDA device: ``fast`` asks for them, and Triton is there.
-
-    Its interpreter has run them and its compiler has compiled them, no GPU yet: ``auto`` stays with plain torch.
-    """
-    return mode() == "fast" and triton_here()
 
 
 @functools.cache

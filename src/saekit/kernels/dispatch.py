@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import backend, reference
+from .magnitude import larger_of_both
 from .step_interface import StepKernels
 
 FEWEST_ROWS = 32
@@ -53,6 +54,23 @@ def topk_encode(
     return reference.topk_encode(x, W_enc, b_enc, k, rank=rank, block_rows=block_rows)
 
 
+def magnitude_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, block_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the `k` pre-activations of each row that are largest by magnitude: ``values, indices``, both ``[n, k]``.
+
+    See `saekit.kernels.reference.magnitude_encode`. Where a fast kernel runs, from the k largest of ``pre`` and of
+    ``-pre``: a latent may then be there a second time, with the value 0, in a row with fewer than k that are not 0.
+    """
+    worth = len(x) >= FEWEST_ROWS and _worth(W_enc, k)
+    fast = _runs([x, W_enc, b_enc], worth) or (worth and _runs_on_gpu(x, W_enc, b_enc))
+    if not fast or _differentiated(x, W_enc, b_enc):
+        return reference.magnitude_encode(x, W_enc, b_enc, k, block_rows=block_rows)
+    above = topk_encode(x, W_enc, b_enc, k, block_rows=block_rows)
+    below = topk_encode(-x, W_enc, -b_enc, k, block_rows=block_rows)
+    return larger_of_both(above, below, k)
+
+
 def threshold_encode(
     x: Tensor,
     W_enc: Tensor,
@@ -94,12 +112,12 @@ def step_kernels(device: torch.device) -> StepKernels[Any] | None:
     None where plain torch has to do: by `use`, or because there are no such kernels for the device.
     """
     # Imported here: numba takes half a second, and most programs never train.
-    if device.type == "cpu" and backend.fast_here():
+    if device.type == "cpu" and backend.fast_here("step"):
         from .cpu import ops as on_cpu
 
         kernels: StepKernels[np.ndarray] = on_cpu
         return kernels
-    if device.type == "cuda" and backend.triton_runs():
+    if device.type == "cuda" and backend.triton_runs("step", device):
         from .cuda import ops as on_cuda
 
         of_tensors: StepKernels[Tensor] = on_cuda
@@ -129,13 +147,13 @@ def _worth(W_enc: Tensor, k: int) -> bool:
 def _runs(tensors: list[Tensor], worth: bool) -> bool:
     """Return whether the compiled loops take these tensors: float32 on the CPU, and the switch allows it."""
     possible = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return possible and (worth or backend.mode() == "fast") and backend.fast_here()
+    return possible and (worth or backend.mode() == "fast") and backend.fast_here("encode")
 
 
 def _runs_on_gpu(*tensors: Tensor) -> bool:
     """Return whether the Triton kernels take these tensors: float32 on a CUDA device, and the switch allows it."""
     possible = all(t.is_cuda and t.dtype == torch.float32 for t in tensors)
-    return possible and backend.triton_runs()
+    return possible and backend.triton_runs("encode", tensors[0].device)
 
 
 def _differentiated(*tensors: Tensor) -> bool:

@@ -62,6 +62,10 @@ _PARENT = "mean over latents that are new at this size of the largest cosine of 
 _COACTIVATION = "fraction of the firings of new latents on rows where the parent fires at the size before"
 _HANDED_OVER = "fraction of those on which the parent no longer fires at this size: splitting and absorption"
 _SHARED = "fraction of latents whose partner in decoder and encoder matching is the same, both cosines above 0.7"
+_PROJECTION = (
+    "upper quartile, over rows and latents, of (x - mean(x)) . d / (||d|| r), d a decoder row, r the root mean square "
+    "of ||x - mean(x)||: of SAEs of one width, on the same rows, it is lowest near the right L0 (after 2508.16560)"
+)
 _CE = "next-token cross-entropy"
 _TOKEN = "nats per token"
 _SPARED = "; tokens that are no rows (BOS) stay as they are"
@@ -88,6 +92,7 @@ _DECLARED = (
     Metric("decoder_redundancy", "cosine", "lower", f"{_REDUNDANCY} decoder", least=-1, most=1),
     Metric("encoder_redundancy", "cosine", "lower", f"{_REDUNDANCY} encoder", least=-1, most=1),
     Metric("redundancy_null", "cosine", "neither", _NULL, least=-1, most=1),
+    Metric("decoder_projection", "row lengths", "neither", _PROJECTION),
     Metric("rsa", "correlation", "higher", _RSA, least=-1, most=1),
     Metric("cka", "fraction", "higher", f"{_CKA} xh", most=1),
     Metric("cka_codes", "fraction", "higher", f"{_CKA} f", most=1),

@@ -41,6 +41,39 @@ def size_curve(result: Mapping[str, Any]) -> list[Section]:
     return [main, Section("Settings of the sizes", "", tables, is_folded=True, kind="provenance")]
 
 
+def k_choice(result: Mapping[str, Any]) -> list[Section]:
+    """Show the curve from which a number of latents per row was chosen."""
+    points = result["points"]
+    rows = [
+        [
+            Cell(f"k = {point['k']}", is_strong=point["k"] == result["k"]),
+            measured_cell(point["projection"]),
+            number_cell(_mean(point["fvu"])),
+        ]
+        for point in points
+    ]
+    series = {
+        f"seed {seed}": ([point["k"] for point in points], [point["projections"][seed] for point in points])
+        for seed in range(len(points[0]["projections"]))
+    }
+    intro = (
+        f"{result['why'][:1].upper()}{result['why'][1:]}. SAEs with each k were trained on "
+        f"{number(result['rows_used'])} rows of the run in one pass; {number(result['rows_left'])} rows are left."
+    )
+    figure = Figure(charts.lines(series, x="k", y="decoder projection"), METRICS["decoder_projection"].formula)
+    columns = ("", "decoder projection", "FVU (training)")
+    about = {"saekit": result["saekit"], **result["settings"], **result["config"]}
+    return [
+        Section("How many latents per row?", intro, [Table(columns, rows)], [figure]),
+        Section("Settings of the choice of k", "", [facts(about)], is_folded=True, kind="provenance"),
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _from_largest(points: Sequence[Mapping[str, Any]], name: str = "") -> list[Table]:
     """Show how much worse each size is than the largest, by the paired difference; nothing where it was not kept."""
     known = [point for point in points if (point.get("from_largest") or {}).get("differences")]

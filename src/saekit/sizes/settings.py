@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..errors import ConfigError
 from ..measure.settings import MeasureSettings
 from ..rows.origin import OriginSettings
-from ..settings import check_whole, is_whole, suggest_keywords
+from ..settings import check_fraction, check_whole, is_whole, suggest_keywords
 
 SELECTIONS = ("before", "after")
 
@@ -41,6 +41,31 @@ class AttributionSettings:
         if self.at not in AT:
             raise ConfigError(f"attribution: `at` must be 'reconstruction' or 'activation'; got {self.at!r}.")
         check_whole("attribution", batch_tokens=self.batch_tokens, context=self.context)
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
+class KChoiceSettings:
+    """How a number of latents per row is chosen."""
+
+    ks: tuple[int, ...] | None = None
+    """Values of k to try, increasing, three or more [8, evenly on a log scale, from 2 to half of the width or of the
+    latents]."""
+    share: float = 0.1
+    """Fraction of the rows of the run that the choice uses up [0.1]."""
+    seeds: int = 2
+    """Number of SAEs for each k, whose spread says whether the curve decides [2]."""
+
+    def __post_init__(self) -> None:
+        check_fraction("choose_k", share=self.share)
+        check_whole("choose_k", least=2, seeds=self.seeds)
+        if self.ks is not None:
+            object.__setattr__(self, "ks", tuple(self.ks))
+            increasing = all(is_whole(k) for k in self.ks) and all(a < b for a, b in zip((0, *self.ks), self.ks))
+            if len(self.ks) < 3 or not increasing:
+                raise ConfigError(
+                    f"choose_k: `ks` must be three or more whole numbers from 1 that increase; got {list(self.ks)}."
+                )
 
 
 @suggest_keywords
