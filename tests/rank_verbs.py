@@ -23,6 +23,8 @@ from saekit import files, ranks
 from saekit.cli import app
 from saekit.evaluation.run import evaluate
 from saekit.evaluation.settings import EvaluationSettings
+from saekit.explanation.run import explain
+from saekit.explanation.settings import ExplainSettings
 from saekit.files import digest_bytes, digest_file
 from saekit.models.loading import load_model
 from saekit.rows import capture_texts, shards
@@ -119,6 +121,13 @@ def classifications(folder):
     return {"classify": once, "classify again": once, "classified": files}
 
 
+def explanations(folder):
+    """Return an explanation with controls that are made of rows of the model, and of one of a random model."""
+    lm = load_model(folder / "model")
+    settings = ExplainSettings(tokens=900, cards=4, logit_tokens=2, controls=("shuffled", "random", "randomized"))
+    return {"explain": lambda: timeless(plain_json(explain(of_width(), lm, TEXTS * 9, settings=settings)))}
+
+
 def timeless(value):
     """Return a result without the seconds in it."""
     if isinstance(value, dict):
@@ -129,7 +138,13 @@ def timeless(value):
 def verbs(rank, folder):
     capture_texts._GROUP_TOKENS = 256  # several groups for each rank
     return {
-        name: work() for name, work in {**evaluations(folder), **captures(folder), **classifications(folder)}.items()
+        name: work()
+        for name, work in {
+            **evaluations(folder),
+            **captures(folder),
+            **classifications(folder),
+            **explanations(folder),
+        }.items()
     }
 
 
@@ -151,6 +166,9 @@ def refused(rank, folder):
         "rows": told(lambda: evaluate(random_sae(), rows(1500 + rank))),
         "texts": told(lambda: capture(folder / "model", TEXTS[rank:], layer=1)),
         "sae": told(lambda: evaluate(random_sae(seed=rank), rows())),
+        "latents": told(
+            lambda: explain(of_width(), folder / "model", TEXTS * 9, settings=ExplainSettings(latents=(rank,)))
+        ),
         "verb": told(lambda: train(TopK(8, k=2), rows()) if rank else evaluate(random_sae(), rows())),
         "no rows": told(lambda: evaluate(random_sae())),
     }
