@@ -182,6 +182,16 @@ def _third_party_environment(before: dict[str, Any], after: dict[str, Any]) -> b
     return all(key.startswith(known) for key in differing)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_verdict_of_this_machine() -> Iterator[None]:
+    """Let what a user has found out about the kernels of this machine have no say."""
+    from saekit.kernels import verdicts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdicts, "FOLDER", "kernels of tests")
+        yield
+
+
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
     """Let Ctrl-C raise, also where the tests run in the background of a shell, which has it ignored."""

@@ -20,7 +20,7 @@ FLOORS = {
     "terminal": -1,
     "errors": 0, "version": 0, "kinds": 0,
     "files": 1, "assets": 1, "randomness": 1, "settings": 1, "hub": 1, "interruption": 1, "variance": 1, "memory": 1,
-    "progress": 2, "forms": 2, "ranks": 2,
+    "progress": 2, "forms": 2, "grid": 2, "ranks": 2,
     "kernels": 2,
     "sae": 3,
     "provenance": 4, "inputs": 4,

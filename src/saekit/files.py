@@ -87,6 +87,18 @@ def _open_own(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, where they are missing.
+
+    Raises
+    ------
+    StorageError
+        The system refused.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def remove_file(path: str | os.PathLike[str]) -> None:
     """Remove a file that nobody needs; one that is not there, or cannot be removed, is left."""
     with suppress(OSError):
@@ -156,6 +168,25 @@ def _temporary(path: Path) -> tuple[Path, IO[bytes]]:
         if os.fstat(handle).st_nlink:  # else another process took it for a leftover before it was locked
             return temporary, os.fdopen(handle, "wb")
         os.close(handle)
+
+
+CACHE = "SAEKIT_CACHE"
+"""Environment variable with the folder of `cache_folder`."""
+
+
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: $SAEKIT_CACHE, or ~/.cache/saekit.
+
+    Raises
+    ------
+    ConfigError
+        There is neither that variable nor a home folder.
+    """
+    try:
+        chosen = os.environ.get(CACHE)
+        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "saekit"
+    except RuntimeError:
+        raise ConfigError(f"{CACHE} must name a folder: there is no home folder to keep files in.") from None
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

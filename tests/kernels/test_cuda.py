@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from saekit import kernels
-from saekit.kernels import backend, dispatch
+from saekit.kernels import backend, dispatch, verdicts
 
 HERE = Path(__file__).parent
 TRITON = importlib.util.find_spec("triton") and tuple(map(int, metadata.version("triton").split(".")[:2]))
@@ -58,6 +59,15 @@ def test_steps_of_every_architecture_are_the_plain_ones_in_the_interpreter() -> 
     assert run("gpu_checks.py", "cpu", "learners", TRITON_INTERPRET="1") == ["done"]
 
 
+@needs_triton
+@interprets
+def test_a_gpu_that_was_checked_is_used_by_auto(tmp_path: Path) -> None:
+    done = run("gpu_checks.py", "cpu", "verdict", TRITON_INTERPRET="1", SAEKIT_CACHE=str(tmp_path))
+    assert done == ["done"]
+    (path,) = (tmp_path / "kernels").iterdir()
+    assert json.loads(path.read_text())["device"]["name"] == "GPU of a test"
+
+
 @pytest.mark.gpu
 @needs_gpu
 @needs_triton
@@ -69,13 +79,15 @@ def test_they_agree_on_the_gpu(what: str) -> None:
 class OnGpu:
     """As much of a CUDA tensor as the dispatch looks at."""
 
-    is_cuda, dtype, requires_grad = True, torch.float32, False
+    is_cuda, dtype, requires_grad, device = True, torch.float32, False, torch.device("cuda")
 
 
 def test_they_run_only_when_asked_for_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")
     monkeypatch.setattr(backend, "triton_here", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found: list[verdicts.Verdict | None] = [None]
+    monkeypatch.setattr(verdicts, "verdict_on", lambda device: found[0])
     assert not dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
     assert kernels.step_kernels(device) is None
     with kernels.using("fast"):
@@ -85,3 +97,18 @@ def test_they_run_only_when_asked_for_and_installed(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(backend, "triton_here", lambda: False)
         assert not dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
         assert kernels.step_kernels(device) is None
+    # Or once a check has found them right and faster.
+    monkeypatch.setattr(backend, "triton_here", lambda: True)
+    found[0] = verdict("encode")
+    assert dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
+    assert kernels.step_kernels(device) is None
+    found[0] = verdict("step")
+    assert not dispatch._runs_on_gpu(OnGpu())  # type: ignore[arg-type]
+    assert kernels.step_kernels(device) is not None
+    with kernels.using("plain"):
+        assert kernels.step_kernels(device) is None
+
+
+def verdict(fast: str) -> verdicts.Verdict:
+    timings = (verdicts.Timing(fast, "", 2.0, 1.0),)
+    return verdicts.Verdict({}, (verdicts.Check("codes", "encode", True),), timings)

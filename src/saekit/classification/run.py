@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..grid import Sharing
 from ..inputs.settings import Split
 from ..places import NOTE, Warned
 from ..progress import shows_progress
@@ -20,7 +21,7 @@ from .features import ModelLike, place_warnings, read_features
 from .plan import Plan, plan_classification
 from .result import Classification
 from .settings import ClassifierSettings
-from .stored_fits import run_jobs
+from .stored_fits import StoredFit, run_jobs
 from .verdicts import (
     CONTROL_KINDS,
     SAE_KINDS,
@@ -101,8 +102,17 @@ def classify(
     return run_plan(plan, progress or silent)
 
 
-def run_plan(plan: Plan, progress: Progress = silent) -> Classification:
+def run_plan(plan: Plan, progress: Progress = silent, sharing: Sharing | None = None) -> Classification:
     """Compute what is missing of a plan, compare the arms, and write what `classify` leaves in its folder.
+
+    Parameters
+    ----------
+    plan
+        What to fit.
+    progress
+        As for `classify`.
+    sharing
+        How other processes help with the fits, see `saekit.grid`; None: nobody does.
 
     Raises
     ------
@@ -113,7 +123,7 @@ def run_plan(plan: Plan, progress: Progress = silent) -> Classification:
 
     if plan.how.save_arm not in (None, "none"):
         check_savable(plan, str(plan.how.save_arm))
-    result = classification_of(judged(plan, progress))
+    result = classification_of(judged(plan, progress, sharing))
     if plan.out is not None:
         result.save(plan.out / RESULT)
         _save_classifier(plan, result, plan.out / CLASSIFIER)
@@ -129,7 +139,7 @@ def _save_classifier(plan: Plan, result: Classification, folder: Path) -> None:
         save_classifier(fit_classifier(plan, result, wanted), folder)
 
 
-def judged(plan: Plan, progress: Progress) -> Judged:
+def judged(plan: Plan, progress: Progress, sharing: Sharing | None = None) -> Judged:
     """Compute the fits that are missing, and score all.
 
     Raises
@@ -137,12 +147,21 @@ def judged(plan: Plan, progress: Progress) -> Judged:
     DataError
         Texts without tokens, activations that are NaN.
     """
-    fits = run_jobs(
+    return judge(plan, _fits(plan, progress, sharing), progress)
+
+
+def run_fits(plan: Plan, progress: Progress, sharing: Sharing | None) -> int:
+    """Compute the fits that are missing, or the part of them that `sharing` says; return how many are there."""
+    return len(_fits(plan, progress, sharing))
+
+
+def _fits(plan: Plan, progress: Progress, sharing: Sharing | None) -> dict[str, StoredFit]:
+    return run_jobs(
         plan,
         lambda arms, tick: read_features(plan.reader, plan.origins, arms, plan.split.seed, tick),
         progress,
+        sharing,
     )
-    return judge(plan, fits, progress)
 
 
 def classification_of(judged: Judged) -> Classification:

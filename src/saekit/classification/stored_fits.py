@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError
+from ..errors import ConfigError, FormatError
 from ..files import dump_json, locked_folder, parse_json, seal, unsealed, write_bytes
+from ..grid import Cell, Sharing, compute_cells, waiting_claim
 from ..inputs.labelled import Labelled
+from ..provenance import library_versions
 from ..rows.pooling_cache import digest_arrays
 from ..settings import Progress
 from .arms import Arm
@@ -45,7 +48,12 @@ class StoredFit:
     """For each fold ``float32 [n_options - 1, n_test, n_classes]``: what those said about its own test rows."""
 
 
-def run_jobs(plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progress: Progress) -> dict[str, StoredFit]:
+def run_jobs(
+    plan: Plan,
+    read: Callable[[Sequence[Arm], Progress], View],
+    progress: Progress,
+    sharing: Sharing | None = None,
+) -> dict[str, StoredFit]:
     """Return the fits of all jobs by their keys; those that the output folder lacks are computed.
 
     Parameters
@@ -56,12 +64,18 @@ def run_jobs(plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progre
         Computes the matrices of some arms; called when a fit is missing.
     progress
         Called with the stage ``arms``.
+    sharing
+        How other processes help, see `saekit.grid`; None: this call has the output folder for itself.
 
     Raises
     ------
     BusyError
-        Another call fits into the output folder.
+        Another call fits into the output folder and shares nothing.
+    ConfigError
+        Without an output folder nothing can be shared; or another process has other settings.
     """
+    if sharing is not None:
+        return _run_shared(plan, read, progress, sharing)
     with nullcontext() if plan.out is None else locked_folder(plan.out):
         return _run(plan, read, progress)
 
@@ -79,6 +93,42 @@ def _run(plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progress: 
             found[job.key] = computed
         progress("arms", len(missing), len(missing), "")
     return {key: fit for key, fit in found.items() if fit is not None}
+
+
+def _run_shared(
+    plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progress: Progress, sharing: Sharing
+) -> dict[str, StoredFit]:
+    """Compute the fits together with other processes; one of them reads the features, the others find them."""
+    if plan.out is None:
+        raise ConfigError("classify: workers share fits in an output folder; none is given. Give --out (`out`).")
+    out, missing = plan.out, missing_jobs(plan)
+
+    @functools.cache
+    def view() -> View:
+        with waiting_claim(out, "features", sharing):
+            return read([job.arm for job in missing], progress)
+
+    cells = [
+        Cell(
+            name=job.key,
+            is_done=functools.partial(_is_there, plan, job),
+            compute=functools.partial(_computed, plan, job, view),
+            store=functools.partial(_write_fit, plan, job),
+        )
+        for job in plan.jobs
+    ]
+    facts = {"versions": library_versions(True), **plan.settings}
+    compute_cells(out, cells, facts=facts, sharing=sharing, progress=progress)
+    found = {job.key: read_fit(plan, job) for job in plan.jobs}
+    return {key: fit for key, fit in found.items() if fit is not None}
+
+
+def _is_there(plan: Plan, job: Job) -> bool:
+    return read_fit(plan, job) is not None
+
+
+def _computed(plan: Plan, job: Job, view: Callable[[], View]) -> StoredFit:
+    return compute(plan, job, view())
 
 
 def missing_jobs(plan: Plan) -> list[Job]:

@@ -34,6 +34,7 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
+from .kernels import kernels
 from .plan import plan
 from .progressive import progressive
 from .prune import prune
@@ -44,6 +45,7 @@ from .steer import steer
 from .train import train
 from .transfer import transfer
 from .verify import verify
+from .workers import CALL
 
 HELP = """Sparse autoencoders from training to report.
 
@@ -92,7 +94,7 @@ def _options(
 
 COMMANDS = (
     capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, explain, show, steer,
-    catalog, verify, convert, push, plan, report, demo,
+    catalog, verify, convert, push, plan, kernels, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
     app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)
@@ -129,6 +131,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit status; errors are told on stderr, in one block."""
     debug = "--debug" in arguments or bool(os.environ.get("SAEKIT_DEBUG"))
     rest = [argument for argument in arguments if argument != "--debug"]
+    call = CALL.set(tuple(rest))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PlaceWarning)  # the results that are printed hold them
@@ -150,6 +153,8 @@ def run(arguments: Sequence[str]) -> int:
             raise
         tell(f"error: {_message(error)}")
         return 2 if isinstance(error, CALL_ERRORS) else 1
+    finally:
+        CALL.reset(call)
 
 
 def _interrupted(error: BaseException, arguments: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from .command import command
 from .console import bare, print_facts, print_json, print_table, print_text, print_warnings, progress_of, say, tell
 from .options import Data, Images, Json, Model, Out, Sae, Text
 from .settings import required
+from .workers import Part, Workers, only_cells, sharing_of, started
 
 if TYPE_CHECKING:
     from ..classification.plan import Plan
@@ -31,6 +32,9 @@ Selection, thresholds and penalties are chosen within the training rows; the tes
   saekit classify --model M --sae A --data F --out found --missing       what an interrupted run has left to do
   saekit classify found/* --summary --out found                          several data sets, one table
   saekit classify --model vit --sae A --images photos --out found        images
+
+--workers 4 fits in four processes; calls with --workers on other machines join in where they see the same folder. Tasks
+of an array job take --part I/N each. Claims of processes that died expire. The result is that of one process.
 
 With --out every arm is kept in OUT/fits as soon as it is fitted: the same call again computes what is missing. The
 numbers go to OUT/classification.json, the fitted classifier to OUT/classifier, for `saekit predict`.
@@ -74,10 +78,13 @@ def classify(
     summary: Annotated[
         bool | None, typer.Option("--summary", help="Put results of several data sets into one table.")
     ] = None,
+    workers: Workers | None = None,
+    part: Part | None = None,
     out: Out | None = None,
     json: Json = False,
 ) -> None:
     """Classify texts or images by SAE features."""
+    sharing = sharing_of(workers, part, has_folder=out is not None)
     if summary:
         _summary(more or [], out, json)
         return
@@ -85,7 +92,7 @@ def classify(
     required({"model": model, "sae": saes or None, "data": data if images is None else images}, "model", "sae", "data")
     source = images_or_texts(data, images)
     from ..classification.plan import plan_classification
-    from ..classification.run import RESULT, run_plan
+    from ..classification.run import RESULT, run_fits, run_plan
     from ..sae.naming import named_saes
     from ..store.address import sae_paths
 
@@ -95,8 +102,14 @@ def classify(
     if missing:
         _missing(plan, json)
         return
-    with progress_of(json) as progress:
-        result = run_plan(plan, progress)
+    with started(workers), progress_of(json) as progress:
+        if only_cells(part):
+            fits = run_fits(plan, progress, sharing)
+        else:
+            result = run_plan(plan, progress, sharing)
+    if only_cells(part):
+        _only_cells(fits, len(plan.jobs), json)
+        return
     if out is not None:
         from ..report.classification import write_classification_figures
 
@@ -107,6 +120,14 @@ def classify(
     print_classification(result)
     if out is not None:
         tell(f"wrote {out}/{RESULT}; `saekit report {out}` makes a page of it")
+
+
+def _only_cells(n_fits: int, n_jobs: int, json: bool) -> None:
+    """Tell how much of the work is done."""
+    if json:
+        print_json({"cells": n_jobs, "done": n_fits})
+        return
+    tell(f"{n_fits} of {n_jobs} fits are there; the same call without --part makes the result of them")
 
 
 def images_or_texts(data: str | None, images: str | None) -> Any:

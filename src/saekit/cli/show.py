@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import MissingFileError
+from ..errors import ConfigError, MissingFileError
 from .command import command
 from .console import print_curve, print_facts, print_json, say
 from .options import Json, Saes
@@ -15,7 +15,7 @@ from .options import Json, Saes
 if TYPE_CHECKING:
     from ..explanation.explanation_result import Card
 
-HELP = """Show what an SAE file says about itself, without reading its weights or any model.
+HELP = """Show what an SAE file says about itself, without reading its weights or any model; or what this machine runs.
 
 \b
   saekit show run/topk-1024-k16-seed0
@@ -24,6 +24,7 @@ HELP = """Show what an SAE file says about itself, without reading its weights o
   saekit show hf:owner/name/folder --json
   saekit show layer7.sae.pt             an SAE of another library
   saekit show hf:EleutherAI/sae-llama-3-8b-32x/layers.10     of a safetensors file, its header is all that is downloaded
+  saekit show --machine                 processor, devices, memory, and which kernels run here, and why
 
 Sizes that `saekit prune` measured are drawn as bars: the longer the bar, the more variance is explained.
 """
@@ -31,8 +32,9 @@ Sizes that `saekit prune` measured are drawn as bars: the longer the bar, the mo
 
 @command("What is in an SAE file.", HELP)
 def show(
-    sae: Saes,
+    sae: Saes | None = None,
     *,
+    machine: Annotated[bool, typer.Option("--machine", help="Show this machine, and which kernels run on it.")] = False,
     latent: Annotated[
         int | None, typer.Option("--latent", metavar="J", help="Latent to show instead, as `saekit explain` found it.")
     ] = None,
@@ -44,7 +46,19 @@ def show(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print the description of each SAE, or the card of a latent."""
+    """Print the description of each SAE, the card of a latent, or this machine."""
+    if machine:
+        if sae or latent is not None:
+            raise ConfigError("show: `--machine` must be given alone; got an SAE or a latent too.")
+        from ..kernels import describe as describe_machine
+
+        found_here = describe_machine()
+        print_json(found_here.to_json()) if json else say(repr(found_here))
+        return
+    if not sae:
+        raise ConfigError(
+            "show: Missing argument `SAE...`: SAEs, or --machine, must be given. Example: saekit show run"
+        )
     from ..store.address import sae_paths
     from ..store.opening import describe
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
+from ..measure.numbers import decimals, percent
 from ..measure.results import Measured, Result
 
 TOLD = 0.95
@@ -133,8 +135,8 @@ class Card:
         """Return the card as lines of text."""
         shown = [
             f"latent {self.latent}: {self.label or 'no label'}",
-            f"fires at {self.density:.3%} of tokens, mean {self.mean:.3g}, maximum {self.maximum:.3g}; "
-            f"on about {_number(self.documents)} documents",
+            f"fires at {percent(self.density)} of tokens, mean {decimals(self.mean)}, "
+            f"maximum {decimals(self.maximum)}; on about {_number(self.documents)} documents",
             f"label: detects where it fires in held-out documents with AUC {_number(self.detection)} "
             f"(above {_percent(self.detection_percentile)} of shuffled latents); purity {_number(self.purity)} "
             f"(above {_percent(self.purity_percentile)} of chance)",
@@ -149,7 +151,7 @@ class Card:
         """Return a line for each list of tokens or latents that there is."""
         others = (("nearest decoder rows", self.neighbours, "cosine"), ("fires with", self.coactive, "jaccard"))
         lines = [
-            f"{title}: " + ", ".join(f"{each['latent']:.0f} ({each[key]:.2f})" for each in listed)
+            f"{title}: " + ", ".join(f"{each['latent']:.0f} ({decimals(each[key])})" for each in listed)
             for title, listed, key in others
             if listed
         ]
@@ -162,11 +164,11 @@ class Card:
         """Return the groups of contexts, where there are several, and the tokens that it writes."""
         lines = []
         if self.polysemantic:
-            groups = "; ".join(f"{each.fraction:.0%} on {' '.join(each.tokens[:3])}" for each in self.clusters)
+            groups = "; ".join(f"{percent(each.fraction)} on {' '.join(each.tokens[:3])}" for each in self.clusters)
             lines.append(f"its contexts fall apart: {groups}")
         for title, written in (("raises", self.promoted), ("lowers", self.suppressed)):
             if written:
-                lines.append(f"{title} " + ", ".join(f"`{each.token}` {each.value:+.2f}" for each in written[:8]))
+                lines.append(f"{title} {', '.join(map(_moved, written[:8]))}")
         return lines
 
     def __repr__(self) -> str:
@@ -175,7 +177,7 @@ class Card:
     def _repr_html_(self) -> str:
         largest = self.maximum or 1.0
         rows = "".join(
-            f"<tr><td>{example.codes[example.peak]:.3g}</td><td style='text-align:left'>"
+            f"<tr><td>{decimals(example.codes[example.peak])}</td><td style='text-align:left'>"
             + "".join(
                 f"<span style='background:rgba(230,140,0,{min(abs(code) / largest, 1.0):.2f})'>{escape(token)}</span>"
                 for token, code in zip(example.tokens, example.codes, strict=True)
@@ -194,19 +196,23 @@ def _line(example: Example, width: int) -> str:
     room = max(10, width - 12 - len(peak))
     left = before[-(room // 2) :] if before else ""
     right = after[: room - len(left)]
-    return f"  {example.codes[example.peak]:>8.3g}  {left}⟦{peak}⟧{right}"
+    return f"  {decimals(example.codes[example.peak]):>8}  {left}⟦{peak}⟧{right}"
 
 
 def _share(each: TokenShare) -> str:
-    return f"`{each.token}` {each.share:.0%}"
+    return f"`{each.token}` {percent(each.share)}"
+
+
+def _moved(each: Written) -> str:
+    return f"`{each.token}` {'+' * (each.value > 0)}{decimals(each.value)}"
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
+    return "unknown" if value is None else decimals(value)
 
 
 def _percent(value: float | None) -> str:
-    return "an unknown part" if value is None else f"{value:.0%}"
+    return "an unknown part" if value is None else percent(value)
 
 
 @dataclass(frozen=True)
@@ -241,6 +247,40 @@ class Score:
     tells_random_apart: bool | None = None
     """Whether it is better than for every control but the shuffled codes: those of a dictionary or a model that learned
     nothing. None without such a control. False: the score says nothing about what was learned."""
+
+    @property
+    def tells_trained_apart(self) -> bool | None:
+        """Whether it is better than for a randomized transformer; see `tells_trained_apart`."""
+        return tells_trained_apart({null.control: null.verdict for null in self.nulls})
+
+
+RANDOMIZED = "randomized"
+"""Control that is made of a transformer with random weights."""
+
+
+def tells_trained_apart(verdicts: Mapping[str, str]) -> bool | None:
+    """Return whether a score tells a trained model from a random one, from its verdicts by control; None: not known."""
+    word = verdicts.get(RANDOMIZED, "undefined")
+    return None if word == "undefined" else word == "better"
+
+
+def about_random_models(tells: Mapping[str, bool | None]) -> str:
+    """Say which scores, by name, tell a trained model from a random one, and which do not; nothing without scores."""
+    names = {word: [name.replace("_", " ") for name, each in tells.items() if each is word] for word in (True, False)}
+    if not tells:
+        return ""
+    if not names[True] and not names[False]:
+        return (
+            "Whether a score tells a trained model from a random one was not asked: it needs the control `randomized` "
+            "(--controls shuffled,random,randomized)."
+        )
+    if not names[True]:
+        return "No score tells the trained model from one of the same architecture with random weights."
+    others = f"; these do not: {', '.join(names[False])}" if names[False] else ""
+    return (
+        "Scores that tell the trained model from one of the same architecture with random weights: "
+        f"{', '.join(names[True])}{others}."
+    )
 
 
 @dataclass(frozen=True)
@@ -333,11 +373,11 @@ class Explanation(Result):
 
     def table(self) -> list[list[str]]:
         """Return a row per card, best-told labels first."""
-        lines = [["latent", "label", "density", "auc", "above %", "purity", "documents"]]
+        lines = [["latent", "label", "density", "auc", "above", "purity", "documents"]]
         order = sorted(self.cards, key=lambda card: -(card.detection if card.detection is not None else -math.inf))
         for card in order[:SHOWN]:
-            above = "–" if card.detection_percentile is None else f"{100 * card.detection_percentile:.0f}"
-            numbers = [f"{card.density:.2g}", _number(card.detection), above, _number(card.purity)]
+            above = "–" if card.detection_percentile is None else percent(card.detection_percentile)
+            numbers = [percent(card.density), _number(card.detection), above, _number(card.purity)]
             label = card.label if len(card.label) <= LABEL else f"{card.label[: LABEL - 1]}…"
             lines.append([str(card.latent), label, *numbers, _number(card.documents)])
         return lines
@@ -345,12 +385,13 @@ class Explanation(Result):
     def score_table(self) -> list[list[str]]:
         """Return a row per score: its mean, that of each control, and whether it tells random latents apart."""
         names = [control.name for control in self.controls]
-        lines = [["score", "mean", *names, "tells random apart"]]
+        lines = [["score", "mean", *names, "tells random apart", "random model"]]
         for score in self.scores:
             nulls = {null.control: null for null in score.nulls}
             cells = [str(nulls[name].value) if name in nulls else "–" for name in names]
             tells = {None: "not tested", True: "yes", False: "no"}[score.tells_random_apart]
-            lines.append([score.name, str(score.value), *cells, tells])
+            model = {None: "not asked", True: "told apart", False: "not told"}[score.tells_trained_apart]
+            lines.append([score.name, str(score.value), *cells, tells, model])
         return lines
 
     def group_table(self) -> list[list[str]]:
@@ -371,8 +412,13 @@ class Explanation(Result):
             f"Labels are made in one half of the documents; their AUC for where the latent fires in the other half "
             f"is {self.detection} on average, {self.detection_null} for shuffled codes. The fraction of the labels "
             f"that detect more than 95% of the shuffled ones do is {self.told_fraction}. {self._not_told()}Coherent "
-            f"firing is not meaning: a frozen decoder has it too.{more}"
+            f"firing is not meaning: a frozen decoder has it too.{self._of_random_models()}{more}"
         )
+
+    def _of_random_models(self) -> str:
+        """Return what the scores say of a model with random weights."""
+        told = about_random_models({score.name: score.tells_trained_apart for score in self.scores})
+        return f"\n{told}" if told else ""
 
     def _not_told(self) -> str:
         """Return which scores do not tell the latents from those of a dictionary or model that learned nothing."""

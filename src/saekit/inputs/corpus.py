@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import ConfigError, InputError, did_you_mean
-from ..files import write_bytes
+from ..files import cache_folder, write_bytes
 
 LIBRARIES = ("python", "numpy", "scipy", "sklearn", "torch", "transformers")
 """Names of the libraries read, in the order of the corpus; ``python`` is the standard library."""
@@ -332,7 +332,7 @@ def _all_documents() -> Sequence[Document]:
     """Return the whole corpus, from the cache when it is whole, else from the packages."""
     versions = library_versions()
     key = hashlib.sha256(json.dumps([_FORMAT, sys.prefix, versions]).encode()).hexdigest()[:16]
-    path = _cache_folder() / f"docs-{key}.jsonl.gz"
+    path = cache_folder() / f"docs-{key}.jsonl.gz"
     documents = _load(path)
     if documents is None:
         documents = list(_without_repeats(_every_docstring()))
@@ -345,11 +345,6 @@ def _all_documents() -> Sequence[Document]:
         with suppress(OSError):  # a read-only home or a full disk: the packages are read again next time
             _store(path, documents)
     return documents
-
-
-def _cache_folder() -> Path:
-    chosen = os.environ.get("SAEKIT_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "saekit"
 
 
 def _store(path: Path, documents: Sequence[Document]) -> None:

@@ -5,6 +5,7 @@ from .aux_loss import revive as revive
 from .backend import bf16_unavailable as bf16_unavailable
 from .backend import fast_here as fast_here
 from .backend import mode as mode
+from .backend import triton_here as triton_here
 from .backend import unavailable as unavailable
 from .backend import use as use
 from .backend import using as using

@@ -34,8 +34,8 @@ def mode() -> str:
 def use(mode: str) -> str:
     """Choose the kernels of this process: ``auto``, ``plain`` or ``fast``; return the mode that was in force before.
 
-    On a CUDA device ``fast`` means Triton kernels for encode, decode and the training step; ``auto`` means plain torch,
-    because no GPU has run these kernels yet.
+    On a CUDA device ``fast`` means Triton kernels for encode, decode and the training step; ``auto`` means plain torch
+    until ``saekit kernels check`` has found there that they are right and faster.
 
     Both kinds return the same codes; see `saekit.kernels.topk_encode`.
 
@@ -110,28 +110,45 @@ def has_instruction(name: str) -> bool:
     return all(signs.get(base) == "+" for base in ("avx512f", "avx512bw", name))
 
 
-def fast_here() -> bool:
-    """Return whether the mode asks for the compiled loops and they can run; log once when they cannot."""
+def fast_here(work: str | None = None) -> bool:
+    """Return whether the mode asks for the compiled loops and they can run; log once when they cannot.
+
+    Parameters
+    ----------
+    work
+        Member of `saekit.kernels.verdicts.WORKS`: ``auto`` leaves to plain torch what a check has found to be wrong or
+        slower. None: whatever was found.
+    """
     if mode() == "plain":
         return False
     reason = unavailable()
+    if reason is None and work is not None and mode() == "auto":
+        from . import verdicts
+
+        verdict = verdicts.verdict_on(torch.device("cpu"))
+        if verdict is not None and work not in verdict.fast:
+            reason = f"`saekit kernels check` found that {work} is not right or not faster on this machine"
     if reason:
         _note(reason)
     return reason is None
+
+
+def triton_runs(work: str, device: torch.device) -> bool:
+    """Return whether the Triton kernels do this work: asked for by ``fast``, or checked on this device by ``auto``."""
+    if mode() == "plain" or not triton_here():
+        return False
+    if mode() == "fast":
+        return True
+    from . import verdicts
+
+    verdict = verdicts.verdict_on(device)
+    return verdict is not None and work in verdict.fast
 
 
 @functools.cache
 def triton_here() -> bool:
     """Return whether Triton is installed (torch for CUDA brings it): without it plain torch does the work."""
     return importlib.util.find_spec("triton") is not None
-
-
-def triton_runs() -> bool:
-    """Return whether the Triton kernels take the work of a CUDA device: ``fast`` asks for them, and Triton is there.
-
-    Its interpreter has run them and its compiler has compiled them, no GPU yet: ``auto`` stays with plain torch.
-    """
-    return mode() == "fast" and triton_here()
 
 
 @functools.cache

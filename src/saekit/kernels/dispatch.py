@@ -94,12 +94,12 @@ def step_kernels(device: torch.device) -> StepKernels[Any] | None:
     None where plain torch has to do: by `use`, or because there are no such kernels for the device.
     """
     # Imported here: numba takes half a second, and most programs never train.
-    if device.type == "cpu" and backend.fast_here():
+    if device.type == "cpu" and backend.fast_here("step"):
         from .cpu import ops as on_cpu
 
         kernels: StepKernels[np.ndarray] = on_cpu
         return kernels
-    if device.type == "cuda" and backend.triton_runs():
+    if device.type == "cuda" and backend.triton_runs("step", device):
         from .cuda import ops as on_cuda
 
         of_tensors: StepKernels[Tensor] = on_cuda
@@ -129,13 +129,13 @@ def _worth(W_enc: Tensor, k: int) -> bool:
 def _runs(tensors: list[Tensor], worth: bool) -> bool:
     """Return whether the compiled loops take these tensors: float32 on the CPU, and the switch allows it."""
     possible = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return possible and (worth or backend.mode() == "fast") and backend.fast_here()
+    return possible and (worth or backend.mode() == "fast") and backend.fast_here("encode")
 
 
 def _runs_on_gpu(*tensors: Tensor) -> bool:
     """Return whether the Triton kernels take these tensors: float32 on a CUDA device, and the switch allows it."""
     possible = all(t.is_cuda and t.dtype == torch.float32 for t in tensors)
-    return possible and backend.triton_runs()
+    return possible and backend.triton_runs("encode", tensors[0].device)
 
 
 def _differentiated(*tensors: Tensor) -> bool:

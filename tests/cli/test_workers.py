@@ -1,0 +1,143 @@
+"""``--workers`` and ``--part``: the result of one process, from several; and no process that outlives the call."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saekit import SAE, load_model
+from saekit.classification import stored_fits
+from saekit.cli import workers
+from saekit.sae.rules import TopKRule
+from saekit.store.native import save
+
+QUICK = ("--set", "budget.C=[0.1, 10.0]", "--set", "budget.thresholds=[0.0]", "--set", "budget.widen=0",
+         "--pool", "sum", "--arms", "majority,words,dense,sparse,full", "--ks", "2,8",
+         "--save-arm", "none")  # fmt: skip
+
+
+@pytest.fixture
+def common(tmp_path: Path) -> tuple[object, ...]:
+    generator = np.random.default_rng(0)
+    words = (["returns", "array", "value", "shape", "index"], ["raises", "error", "warning", "invalid", "fails"])
+    lines = []
+    for i in range(80):
+        chosen = [*generator.choice(words[i % 2], 2), *generator.choice(["the", "of", "a", "for"], 4)]
+        lines.append(json.dumps({"text": " ".join(chosen), "label": ("good", "bad")[i % 2]}))
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    d = load_model("builtin").d_model
+    W = torch.randn(48, d, generator=torch.Generator().manual_seed(0))
+    sae = SAE(W_enc=W, b_enc=torch.zeros(48), W_dec=W, b_dec=torch.zeros(d), rule=TopKRule(6),
+              provenance={"hook": "layers.1", "seed": 0})  # fmt: skip
+    return ("classify", "--model", "builtin", "--sae", save(sae, tmp_path / "sae"), "--data", tmp_path / "texts.jsonl",
+            *QUICK)  # fmt: skip
+
+
+def numbers(folder: str) -> Any:
+    """A result without the times that its fits took."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: timeless(each) for key, each in value.items() if key not in ("seconds", "seal")}
+        return [timeless(each) for each in value] if isinstance(value, list) else value
+
+    return timeless(json.loads((Path(folder) / "classification.json").read_text()))
+
+
+def test_workers_and_parts_give_the_result_of_one_process(
+    call: Any, common: tuple[object, ...], monkeypatch: Any
+) -> None:
+    started: list[int] = []
+    begin = subprocess.Popen
+
+    def counted(command: list[str], **more: Any) -> Any:
+        process = begin(command, **more)
+        started.append(process.pid)
+        return process
+
+    assert call(*common, "--out", "one")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.subprocess, "Popen", counted)
+        status, out, err = call(*common, "--out", "two", "--workers", "2")
+    assert (status, len(started)) == (0, 1), err
+    assert "a worker ended" not in err
+    assert numbers("two") == numbers("one")
+    assert not Path("two/claims").exists()
+    for each in started:
+        with pytest.raises(ProcessLookupError):
+            workers.os.kill(each, 0)
+
+    status, out, err = call(*common, "--out", "parts", "--part", "1/2", "--json")
+    assert (status, json.loads(out)) == (0, {"cells": 6, "done": 3}), err
+    status, out, err = call(*common, "--out", "parts", "--part", "0/2")
+    assert (status, out) == (0, "")
+    assert "6 of 6 fits are there" in err
+    assert not Path("parts/classification.json").exists()
+    monkeypatch.setattr(stored_fits, "compute", lambda *_: pytest.fail("computed again"))
+    assert call(*common, "--out", "parts", "--workers", "1")[0] == 0
+    assert numbers("parts") == numbers("one")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--workers", "2"), "give --out"),
+        (("--part", "0/2"), "give --out"),
+        (("--out", "o", "--workers", "0"), "--workers must be 1 to 1,024; got 0"),
+        (("--out", "o", "--workers", "-1"), "--workers must be 1 to 1,024; got -1"),
+        (("--out", "o", "--part", "2/2"), "--part must be `i/n`"),
+        (("--out", "o", "--part", "0/2", "--workers", "2"), "must not be given together"),
+    ],
+)
+@pytest.mark.parametrize("command", ["classify"])
+def test_wrong_calls_are_refused_before_anything_is_read(call: Any, command: str, options: Any, said: str) -> None:
+    arguments = {"classify": ("--model", "m", "--sae", "s", "--data", "d"), "progressive": ("r",)}[command]
+    status, out, err = call(command, *arguments, *options)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert not Path("o").exists()
+
+
+def test_no_worker_outlives_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    team = []
+    begin = subprocess.Popen
+    monkeypatch.setattr(workers, "COMMAND", ("-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda *a, **k: team.append(begin(*a, **k)) or team[-1])
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), workers.started(3):
+        raise KeyboardInterrupt
+    assert len(team) == 2
+    assert all(each.returncode is not None for each in team)
+    assert time.monotonic() - before < workers.PATIENCE
+
+
+def test_a_worker_that_ignores_the_signal_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
+    team = []
+    begin = subprocess.Popen
+    monkeypatch.setattr(workers, "COMMAND", ("-c", code))
+    monkeypatch.setattr(workers, "PATIENCE", 0.2)
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda *a, **k: team.append(begin(*a, **k)) or team[-1])
+
+    def interrupted() -> None:
+        with workers.started(2):
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert team[0].returncode is not None
+
+
+def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(workers, "COMMAND", ("-c", "raise SystemExit('there is no memory')"))
+    with workers.started(2):
+        pass
+    assert "a worker ended with status 1: there is no memory" in capsys.readouterr().err
