@@ -224,7 +224,7 @@ class BatchTopK(Revived):
     """Fraction of the steps after which `k` is reached, with `k_start` [0.1]."""
     parts: tuple[int, ...] | None = None
     """Widths of the sources that lie side by side in a row, of a crosscoder (2504.02922); the rows say so themselves
-    (`join_rows`). What is largest is then judged by the code times ``sum_m |d_m|``, d_m the part of the decoder row
+    (`join_rows`). The largest are then those of code times ``sum_m |d_m|``, d_m the part of the decoder row
     that writes source m [rows of one source]."""
     arch: ClassVar[str] = "batchtopk"
 
