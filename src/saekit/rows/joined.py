@@ -136,6 +136,81 @@ def with_equal_parts(source: Source) -> Source:
     return ScaledRows(source, Scaling("standardize", scale=scale, mean=mean.float()))
 
 
+def null_rows(rows: Source, *, seed: int = 0) -> ArrayRows:
+    """Return joined rows whose two sources hold the same: the first one, and the first one with noise.
+
+    The noise is Gaussian and independent in every dimension, as large there as the difference of the two sources that
+    were joined (each centred and scaled as for training), so that what a crosscoder of these rows calls specific to a
+    source is an error.
+
+    Parameters
+    ----------
+    rows
+        Joined rows of two sources of the same width.
+    seed
+        Random seed of the noise.
+
+    Raises
+    ------
+    ConfigError
+        Rows of other than two sources, or sources of different widths.
+    """
+    widths = widths_of(rows.info)
+    if widths is None or len(widths) != 2 or widths[0] != widths[1]:
+        raise ConfigError(
+            f"null_rows: the rows must be joined ones of two sources of the same width; they have {widths}. There is "
+            "no null for others: their difference has no size."
+        )
+    scaled = with_equal_parts(rows)
+    assert isinstance(scaled, ScaledRows)
+    scale, width = scaled.scaling.scale, widths[0]
+    assert scale is not None
+    squares, count = torch.zeros(width, dtype=torch.float64), 0
+    for batch in scaled.batches(JOIN_ROWS):
+        a, b = batch.x.double().split(widths, 1)
+        squares += (b - a).square().sum(0)
+        count += len(a)
+    size = ((squares / count).sqrt() / scale[:width].double()).float()
+    stream = torch.Generator().manual_seed(seed)
+    x, columns = torch.empty(count, 2 * width), _columns_of(rows)
+    at = 0
+    for batch in rows.batches(JOIN_ROWS):
+        a = batch.x[:, :width]
+        x[at : at + len(a)] = torch.cat([a, a + size * torch.randn(a.shape, generator=stream)], 1)
+        at += len(a)
+    names = [part["name"] for part in rows.info[PARTS]]
+    parts = [{"name": name, "width": width, "null": True} for name in names]
+    return ArrayRows(x, info={PARTS: parts}, **columns)
+
+
+def _columns_of(rows: Source) -> dict[str, Tensor | None]:
+    return {name: getattr(rows, name, None) for name in ("token", "document", "position")}
+
+
+JOINED, NULL = "joined:", "joined-null:"
+"""What addresses of joined rows, and of their null, begin with."""
+
+
+def joined_rows(address: str) -> ArrayRows:
+    """Return the rows of an address ``joined:base=PATH,tuned=PATH``, or ``joined-null:…`` for their null.
+
+    Raises
+    ------
+    ConfigError
+        Not names and paths; see `join_rows` and `null_rows`.
+    """
+    is_null = address.startswith(NULL)
+    pairs = [each.partition("=") for each in address.partition(":")[2].split(",")]
+    names = [name.strip() for name, _, _ in pairs]
+    if any(not name or not path.strip() for name, (_, _, path) in zip(names, pairs)) or len({*names}) < len(names):
+        raise ConfigError(
+            f"`{address}` must give a name and a path for each source, different names. Write "
+            f"{JOINED}base=rows-a,tuned=rows-b, say."
+        )
+    rows = join_rows({name: path.strip() for name, (_, _, path) in zip(names, pairs)})
+    return null_rows(rows) if is_null else rows
+
+
 def _check(sources: Mapping[str, Source]) -> None:
     if len(sources) < 2:
         raise ConfigError(f"join_rows: there must be two sources or more; got {len(sources)}. Give each a name.")
