@@ -16,7 +16,8 @@ HELP = """Compare the two sources of a crosscoder: shared latents, latents of on
 \b
   saekit train --rows joined:base=rows-a,tuned=rows-b --arch batchtopk --latents 1024 --k 16 --out run
   saekit train --rows joined-null:base=rows-a,tuned=rows-b --arch batchtopk --latents 1024 --k 16 --out null
-  saekit sources run/batchtopk-1024-k16-seed0 --rows joined:base=rows-a,tuned=rows-b --null null/batchtopk-1024-k16-seed0
+  saekit sources run/batchtopk-1024-k16-seed0 --rows joined:base=rows-a,tuned=rows-b \
+--null null/batchtopk-1024-k16-seed0
 
 rows-a and rows-b were captured from the same texts (two layers, or a base model and a tuned one). The null was trained
 on rows whose sources hold the same but for noise: what it calls specific is the error rate.

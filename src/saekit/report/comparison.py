@@ -78,8 +78,8 @@ def source_comparison(result: Mapping[str, Any]) -> list[Section]:
         f"the length of the decoder row in {b}, as a fraction of its lengths in {a} and {b}: below .1, .4, up to .6, "
         f".9, above. Specific: only there, and the other source neither keeps the direction as error (nu up to "
         f"{number(limits['error_limit'])}) nor writes it with other latents (up to "
-        f"{number(limits['reconstruction_limit'])}). Null: the same of a crosscoder whose sources hold the same but for "
-        "noise."
+        f"{number(limits['reconstruction_limit'])}). Null: the same of a crosscoder whose sources hold the same "
+        "but for noise."
     )
     main = Section("Which latents belong to which source", intro, [Table(("", "fraction", "null"), rows)])
     return [
