@@ -15,7 +15,7 @@ from saekit import SAE
 from saekit.errors import ConfigError, DataError
 from saekit.explanation import firings
 from saekit.explanation import run as module
-from saekit.explanation.explanation_result import Card, Explanation, Null, about_random_models
+from saekit.explanation.explanation_result import Card, Example, Explanation, Null, about_random_models
 from saekit.explanation.nulls import _tells
 from saekit.explanation.run import explain, token_texts
 from saekit.explanation.settings import ExplainSettings
@@ -217,6 +217,18 @@ def test_cards_are_text_and_html(models, corpus, planted):
     hostile = Card(0, "<script>", 0.1, 1.0, 1.0, None, None, None, None, None)
     assert "&lt;script&gt;" in hostile._repr_html_()
     assert "unknown" in repr(hostile)
+
+
+def test_a_card_in_a_notebook_is_read_in_any_theme_whatever_its_tokens_hold():
+    example = Example(0, 1, ["a\n", "<b>\u202e", "\x1b[31m"], [0.0, 4.0, 1.0])
+    card = Card(0, "l", 0.1, 4.0, 1.0, None, None, None, None, None, top=[example], sample=[example])
+    page = card._repr_html_()
+    assert page.index(">strongest</caption>") < page.index(">from every fifth of its codes</caption>")
+    assert "a⏎<span style='background:rgba(230,140,0,1.00);color:#000'>&lt;b&gt;?</span>" in page
+    assert "<span style='background:rgba(230,140,0,0.25)'>?[31m</span>" in page
+    for shown in (page, repr(card)):
+        assert "\u202e" not in shown
+        assert "\x1b" not in shown
 
 
 def test_token_texts_join_to_the_text(models):

@@ -171,3 +171,31 @@ def test_the_machine_is_plain_json() -> None:
     assert "encode 2.00, step 2.00 times as fast" in repr(kernels.describe())
     with kernels.using("plain"):
         assert "plain torch was asked for" in repr(kernels.describe())
+
+
+def test_a_processor_of_another_kind_runs_compiled_loops_once_they_were_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if kernels.unavailable():
+        pytest.skip("there are no compiled loops here")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert kernels.step_kernels(CPU) is None
+    here = kernels.describe().devices[0]
+    assert (here.encode, here.step) == ("plain", "plain")
+    assert "no aarch64 processor has run the compiled loops yet: saekit kernels check" in here.why
+    with kernels.using("fast"):
+        assert kernels.step_kernels(CPU) is not None
+    verdicts.keep(verdict())
+    assert kernels.step_kernels(CPU) is not None
+    assert kernels.describe().devices[0].encode == "fast"
+
+
+def test_a_processor_that_llvm_does_not_know_has_no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> None:
+        raise RuntimeError("failed to get host cpu features")
+
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", unknown)
+    backend.has_instruction.cache_clear()
+    assert not backend.has_instruction("avx512bf16")
+    assert kernels.describe().instructions == ()
+    backend.has_instruction.cache_clear()

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from ..errors import ConfigError
 from ..measure.numbers import decimals, percent
 from ..measure.results import Measured, Result
+from ..terminal import plain
 
 TOLD = 0.95
 """Percentile among shuffled codes from which a label is told from chance."""
@@ -142,9 +143,8 @@ class Card:
             f"(above {_percent(self.purity_percentile)} of chance)",
         ]
         shown += self._facts()
-        for title, examples in (("strongest", self.top), ("from every fifth of its codes", self.sample)):
-            if examples:
-                shown += [f"{title}:", *(_line(example, width) for example in examples)]
+        for title, examples in self._examples():
+            shown += [f"{title}:", *(_line(example, width) for example in examples)]
         return "\n".join(shown)
 
     def _facts(self) -> list[str]:
@@ -172,26 +172,43 @@ class Card:
         return lines
 
     def __repr__(self) -> str:
-        return self.text()
+        return plain(self.text(), keep="\n")
 
     def _repr_html_(self) -> str:
-        largest = self.maximum or 1.0
-        rows = "".join(
-            f"<tr><td>{decimals(example.codes[example.peak])}</td><td style='text-align:left'>"
-            + "".join(
-                f"<span style='background:rgba(230,140,0,{min(abs(code) / largest, 1.0):.2f})'>{escape(token)}</span>"
-                for token, code in zip(example.tokens, example.codes, strict=True)
-            )
-            + "</td></tr>"
-            for example in (*self.top, *self.sample)
-        )
-        head = "<br>".join(escape(line) for line in self.text().split("\n")[: 3 + len(self._facts())])
-        return f"<div><p>{head}</p><table>{rows}</table></div>"
+        head = "<br>".join(escape(plain(line)) for line in self.text().split("\n")[: 3 + len(self._facts())])
+        tables = [
+            f"<table><caption style='text-align:left'>{title}</caption>{''.join(map(self._row, examples))}</table>"
+            for title, examples in self._examples()
+        ]
+        return f"<div><p>{head}</p>{''.join(tables)}</div>"
+
+    def _examples(self) -> list[tuple[str, list[Example]]]:
+        """Return the examples under their headings."""
+        found = [("strongest", self.top), ("from every fifth of its codes", self.sample)]
+        return [each for each in found if each[1]]
+
+    def _row(self, example: Example) -> str:
+        """Return an example as a row of a table."""
+        shown = "".join(map(self._shaded, example.tokens, example.codes))
+        code = decimals(example.codes[example.peak])
+        return f"<tr><td>{code}</td><td dir='auto' style='text-align:left'>{shown}</td></tr>"
+
+    def _shaded(self, token: str, code: float) -> str:
+        """Return a token, the darker the larger the code; black on strong shades, whatever the theme."""
+        strength = min(abs(code) / (self.maximum or 1.0), 1.0)
+        ink = ";color:#000" if strength > 0.5 else ""
+        text = escape(plain(_in_line(token)))
+        return f"<span style='background:rgba(230,140,0,{strength:.2f}){ink}'>{text}</span>" if code else text
+
+
+def _in_line(token: str) -> str:
+    """Return a token with signs for what ends a line or leaves a gap."""
+    return token.replace("\n", "⏎").replace("\t", "⇥")
 
 
 def _line(example: Example, width: int) -> str:
     """Return an example on one line, the peak in ⟦⟧, cut at both ends around it."""
-    parts = [token.replace("\n", "⏎").replace("\t", "⇥") for token in example.tokens]
+    parts = [_in_line(token) for token in example.tokens]
     before, peak, after = "".join(parts[: example.peak]), parts[example.peak], "".join(parts[example.peak + 1 :])
     room = max(10, width - 12 - len(peak))
     left = before[-(room // 2) :] if before else ""

@@ -6,7 +6,8 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +17,9 @@ from ..errors import ConfigError, MissingExtraError, did_you_mean
 MODES = ("auto", "plain", "fast")
 VARIABLE = "SAEKIT_KERNELS"
 """Environment variable that sets the mode of a process until `use` is called."""
+
+PROVEN = ("x86_64", "AMD64")
+"""Architectures on which the compiled loops have run; on others ``auto`` needs a verdict of a check."""
 
 _chosen: str | None = None
 
@@ -100,14 +104,23 @@ def has_instruction(name: str) -> bool:
     LLVM ends the process on an intrinsic that its target lacks, and the target is not always this processor:
     NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another.
     """
-    import llvmlite.binding
     from numba.core.registry import cpu_target
 
-    if not llvmlite.binding.get_host_cpu_features().get(name, False):
+    if not host_features().get(name, False):
         return False
     # As LLVM reads the list: the last sign counts, and to take away what a feature is built on takes it away as well.
     signs = {word[1:]: word[0] for word in cpu_target.target_context.codegen().magic_tuple()[2].split(",") if word}
     return all(signs.get(base) == "+" for base in ("avx512f", "avx512bw", name))
+
+
+def host_features() -> Mapping[str, bool]:
+    """Return which instruction sets LLVM finds the processor to have; empty where it cannot tell."""
+    import llvmlite.binding
+
+    try:
+        return llvmlite.binding.get_host_cpu_features()
+    except RuntimeError:
+        return {}
 
 
 def fast_here(work: str | None = None) -> bool:
@@ -126,7 +139,11 @@ def fast_here(work: str | None = None) -> bool:
         from . import verdicts
 
         verdict = verdicts.verdict_on(torch.device("cpu"))
-        if verdict is not None and work not in verdict.fast:
+        if verdict is None and platform.machine() not in PROVEN:
+            reason = (
+                f"no {platform.machine()} processor has run the compiled loops; `saekit kernels check` tries them here"
+            )
+        elif verdict is not None and work not in verdict.fast:
             reason = f"`saekit kernels check` found that {work} is not right or not faster on this machine"
     if reason:
         _note(reason)

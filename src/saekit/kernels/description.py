@@ -141,14 +141,7 @@ def _torch_build() -> str:
 
 def _instructions() -> tuple[str, ...]:
     """Return what LLVM finds the processor to have."""
-    if backend.unavailable() is not None:
-        return ()
-    import llvmlite.binding
-
-    try:
-        found = llvmlite.binding.get_host_cpu_features()
-    except RuntimeError:  # LLVM does not know this processor
-        return ()
+    found = {} if backend.unavailable() is not None else backend.host_features()
     return tuple(name for name in INSTRUCTIONS if found.get(name))
 
 
@@ -162,9 +155,11 @@ def _cpu() -> DevicePath:
 
     product, why = rounded.product_here()
     paths = {work: "fast" if backend.fast_here(work) else "plain" for work in verdicts.WORKS}
+    verdict = verdicts.verdict_on(device)
     if paths["encode"] == "plain":
         product = "fp32, by torch"
-    verdict = verdicts.verdict_on(device)
+        if verdict is None:
+            why = f"no {platform.machine()} processor has run the compiled loops yet: saekit kernels check"
     return DevicePath("cpu", name, memory, paths["encode"], paths["step"], product, why + _checked(verdict), verdict)
 
 

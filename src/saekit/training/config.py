@@ -100,7 +100,7 @@ class Config:
 
     def _check_penalties(self) -> None:
         """Refuse penalties and constraints where they mean nothing, or contradict each other."""
-        wanted = [name for name in ("aligned", "l2", "orthogonal") if getattr(self, name)]
+        wanted = [name for name in ("aligned", "l2", "orthogonal", "incoherence") if getattr(self, name, None)]
         if not wanted:
             return
         name = f"{type(self).__name__}.{wanted[0]}"
@@ -177,11 +177,22 @@ class TopK(Revived):
     """Latents per row in the first step, from where they fall linearly to `k` (Llama Scope, 2410.20526) [k]."""
     k_fraction: float = 0.1
     """Fraction of the steps after which `k` is reached, with `k_start` [0.1]."""
+    sign: str = "positive"
+    """``positive``: codes are not negative; ``magnitude``: the `k` largest by magnitude, each with its sign (AbsTopK,
+    2510.00404) [positive]."""
+    incoherence: float = 0.0
+    """Weight of iSAE's penalty on decoder rows that are large in the same row of data and not orthogonal, with
+    sign = magnitude (2605.31245, which takes 0.1), as a fraction of the variance of the rows; 0 for none [0]."""
     arch: ClassVar[str] = "topk"
 
     def _check(self) -> None:
         self._check_k(self.k)
         self._check_k_start(self.k, self.k_start)
+        if self.incoherence and self.sign != "magnitude":
+            raise ConfigError(
+                f"`TopK.incoherence` is iSAE's, whose codes have a sign; got sign={self.sign!r}. Add sign='magnitude', "
+                "or take `orthogonal`, which suits any codes."
+            )
 
 
 @suggest_keywords
@@ -240,13 +251,24 @@ class JumpReLU(Revived):
     2407.14435).
 
     Loss: squared error + ``sparsity * V * (L0 / target_l0 - 1)**2`` with V the variance of the batch (summed over
-    dimensions), so that the coefficient needs no tuning to the data.
+    dimensions), so that the coefficient needs no tuning to the data. With `tanh` the form of Anthropic (January 2025):
+    ``tanh * V * mean over rows of sum_j tanh(tanh_scale * code_j)`` instead of the L0 term, and the kernel of the
+    thresholds passes gradient to all parameters.
     """
 
-    target_l0: float
-    """Mean latents per row to reach."""
+    target_l0: float | None = None
+    """Mean latents per row to reach; with `tanh` its weight is adjusted in every step [with `tanh` none: the weight
+    rises from 0 over the whole run]."""
     sparsity: float = 4.0
     """Weight of the L0 term, as a fraction of the variance of the rows when L0 is twice its target [4.0]."""
+    tanh: float = 0.0
+    """Weight of the tanh penalty for each latent of a row instead of the L0 term, with `target_l0` its initial value,
+    as a fraction of the variance of the rows; 0 for the L0 term [0]."""
+    tanh_scale: float = 4.0
+    """Steepness of the tanh penalty, per unit of codes of scaled rows [4.0]."""
+    pre_activation: float = 0.0
+    """Weight of the penalty ``max(0, threshold - pre)``, summed over latents, which pulls those that do not fire
+    towards it (Anthropic, January 2025), as a fraction of the variance of the rows; 0 for none [0]."""
     # FVU / dead latents at 0.1, 1 and 2: .092 / 54%, .084 / 2.9%, .086 / .1% (stories260K, 1,024 latents, target 16,
     # 400,000 rows, lr 3e-3, dead after 2% of the rows).
     bandwidth: float = 2.0
@@ -260,7 +282,13 @@ class JumpReLU(Revived):
     arch: ClassVar[str] = "jumprelu"
 
     def _check(self) -> None:
-        self._check_target(self.target_l0)
+        if self.target_l0 is not None:
+            self._check_target(self.target_l0)
+        elif not self.tanh or self.density:
+            why = "with `density`" if self.tanh else "without `tanh`"
+            raise ConfigError(
+                f"`JumpReLU.target_l0` must be given {why}; got None. Add the mean latents per row, target_l0=16 say."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,6 +366,12 @@ class Matryoshka(Revived):
     """How a prefix of length g selects: ``fixed``: `k` among its own latents, what ``sae.take(g)`` does with a TopK
     SAE; ``scaled``: ``max(1, round(k * g / n_latents))`` among its own; ``truncated``: the selection of the full size,
     cut [fixed over topk; truncated over batchtopk, where one threshold serves all sizes]."""
+    detached: bool = False
+    """Whether the loss of a size moves only the latents that the next smaller size lacks, and that of the smallest
+    `b_dec`: the first latents train as an SAE of their size does (after 2505.11756) [false]."""
+    aux_per_size: bool = False
+    """Whether dead latents explain the residual of the smallest size that has them, instead of the full one's: AuxK for
+    each size, with weight ``min(1, dead / k_aux)`` [false]."""
     arch: ClassVar[str] = "matryoshka"
 
     def _check(self) -> None:
@@ -388,6 +422,11 @@ def k_now(config: TopK | BatchTopK, step: int, total_steps: int) -> int:
     return round(start + (config.k - start) * step / length)
 
 
+def has_signs(config: Config) -> bool:
+    """Return whether codes have a sign, so that a latent and its negative are the same."""
+    return isinstance(config, TopK) and config.sign == "magnitude"
+
+
 def hierarchical_levels(config: HierarchicalTopK) -> tuple[int, ...]:
     """Return the levels of a hierarchical configuration, defaults filled in."""
     if config.levels is not None:
@@ -432,6 +471,7 @@ def _are_parts(value: Any) -> bool:
 
 
 _FROM_0: Rule = _number(lambda value: value >= 0, "0 or a positive number")
+_BOOL: Rule = (lambda value: isinstance(value, bool), "True or False")
 _FROM_1: Rule = _whole(1, "a whole number of at least 1")
 _POSITIVE: Rule = _number(lambda value: value > 0, "a positive number")
 
@@ -447,7 +487,7 @@ _RULES: dict[str, Rule] = {
     "scaling": _one_of(*SCALINGS),
     "control": _one_of(*CONTROLS),
     "mutual": _FROM_0,
-    "aligned": (lambda value: isinstance(value, bool), "True or False"),
+    "aligned": _BOOL,
     "l2": _FROM_0,
     "orthogonal": _FROM_0,
     "orthogonal_chunk": _whole(2, "a whole number of at least 2"),
@@ -463,15 +503,22 @@ _RULES: dict[str, Rule] = {
     "aux_coefficient": _FROM_0,
     "k_aux": _or_none(_FROM_1),
     "multi_topk": _FROM_0,
+    "sign": _one_of("positive", "magnitude"),
+    "incoherence": _FROM_0,
     "bandwidth": _POSITIVE,
+    "tanh": _FROM_0,
+    "tanh_scale": _POSITIVE,
+    "pre_activation": _FROM_0,
     "sparsity": _FROM_0,
     "l1": _FROM_0,
-    "resample": (lambda value: isinstance(value, bool), "True or False"),
+    "resample": _BOOL,
     "p_end": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),
     "p_start_fraction": _number(lambda value: 0 <= value < 1, "a number in [0, 1)"),
     "p_updates": _FROM_1,
     "sampled": _whole(0, "0 or a positive whole number"),
     "over": _one_of("topk", "batchtopk"),
+    "detached": _BOOL,
+    "aux_per_size": _BOOL,
     "k_per_size": _one_of(None, "fixed", "scaled", "truncated"),
 }
 """What must hold for the fields, whichever architecture has them."""

@@ -22,7 +22,8 @@ data.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -46,6 +47,8 @@ from .config import (
     matryoshka_sizes,
     matryoshka_weights,
 )
+from .incoherence import WIDER as TOGETHER
+from .incoherence import incoherence, probes
 from .mesh import ALONE, Mesh, entering, over_latents, over_rows, ranks, smallest_of_largest
 from .sparse_autograd import Pairs, at_least, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
 
@@ -93,6 +96,8 @@ class Context(Generic[C]):
     """Decay of that average per step."""
     sizes: tuple[int, ...] | None = None
     """Prefix lengths drawn for this step; None for the fixed ones."""
+    seed: int = 0
+    """Random seed of the learner."""
     mesh: Mesh = ALONE
     """The ranks that compute the loss together: parameters and rows are this rank's, terms of the loss are means over
     its rows and sums over all latents."""
@@ -134,22 +139,35 @@ def variance(x: Tensor, mesh: Mesh = ALONE) -> Tensor:
 
 
 def topk_loss(p: Tensors, x: Tensor, context: Context[TopK]) -> Outcome:
-    """Return the loss of TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``."""
+    """Return the loss of TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``.
+
+    With `incoherence`, ``incoherence * V * R`` is added; see `saekit.training.incoherence`.
+    """
     c = context.config
     affine = _affine(p, x, context)
     goal, base, bias = affine.goal, affine.base, affine.bias
     k = k_now(c, context.step, context.total_steps)
     k_wide = min(WIDER * k, c.n_latents) if c.multi_topk else k
-    largest = _choose(x, p["W_enc"], bias, k_wide, context.mesh)
+    k_compared = k_together(c, k)
+    largest = _choose(x, p["W_enc"], bias, max(k_wide, k_compared), context.mesh, c.sign)
     values, pairs = largest.part(0, k)
     x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + base
     terms = {"reconstruction": squared_error(goal, x_hat)}
     if c.multi_topk:
         wide = _decode(p, x, bias, largest.part(0, k_wide), context.mesh)
         terms["multi_topk"] = c.multi_topk * squared_error(goal, wide + base)
+    if c.incoherence:
+        u, compared = largest.probed(probes(len(x), k_compared, context.seed, context.step, context.mesh))
+        coherent = incoherence(p["W_dec"], compared, u, k_compared, context.mesh)
+        terms["incoherence"] = c.incoherence * variance(goal, context.mesh) * coherent
     residual = (goal - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values))
+
+
+def k_together(c: TopK, k: int) -> int:
+    """Return how many latents of a row are compared by `incoherence`; 0 without it."""
+    return min(TOGETHER * k, c.n_latents) if c.incoherence else 0
 
 
 def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK]) -> Outcome:
@@ -211,12 +229,18 @@ def part_norms(W_dec: Tensor, widths: tuple[int, ...]) -> Tensor:
 
 
 def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outcome:
-    """Return the loss of Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK``, with AuxK of the full size."""
+    """Return the loss of Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK``, with AuxK of the full size.
+
+    With `detached`, error_g has a gradient only for the latents that size g adds to the next smaller one, and for
+    `b_dec` only that of the smallest; with `aux_per_size`, AuxK is a sum over sizes, see `_aux_of_sizes`.
+    """
     c = context.config
     sizes = context.sizes or matryoshka_sizes(c)
     weights = matryoshka_weights(c, len(sizes))
     affine = _affine(p, x, context)
-    goal, base, bias = affine.goal, affine.base, affine.bias
+    goal, bias = affine.goal, affine.bias
+    if c.detached:
+        bias = _bias_of_the_smallest(p, affine, context, context.mesh.prefix_of(sizes[0], len(bias)))
     truncated = matryoshka_selection(c) == "truncated"
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T) if c.over == "batchtopk" else None
@@ -240,16 +264,78 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
         else:
             kept, kept_pairs, _ = select(size)
             chosen.append((kept, kept_pairs))
-    # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
-    x_hat = _decode(p, x.repeat(len(chosen), 1), bias, _stacked(chosen), context.mesh)
-    x_hat = (x_hat + (base if base.ndim == 1 else base.repeat(len(chosen), 1))).view(len(chosen), *goal.shape)
-    residual = (goal - x_hat[0]).detach()
+    starts = [own(size) for size in (*sizes[-2:-1], *(0, *sizes[:-2])[: len(sizes) - 1])] if c.detached else None
+    x_hat = _decode_sizes(p, x, bias, chosen, starts, context.mesh) + _bases(affine, len(chosen), c.detached)
+    residuals = (goal - x_hat).detach()
+    residual = residuals[0]
     errors = (goal - x_hat).pow(2).sum((1, 2)) / len(x)
     weighted = [weight * each for weight, each in zip((weights[-1], *weights[:-1]), errors.unbind())]
     terms = {"reconstruction": torch.stack(weighted).sum()}
-    terms |= _aux_term(p, x, bias, residual, context)
+    if c.aux_per_size:
+        terms |= _aux_of_sizes(p, x, bias, (*residuals[1:], residual), sizes, context)
+    else:
+        terms |= _aux_term(p, x, bias, residual, context)
     updates = {} if smallest is None else threshold_updates(context, smallest)
     return _outcome(terms, residual, pairs.fired(values), updates)
+
+
+def _decode_sizes(
+    p: Tensors, x: Tensor, bias: Tensor, chosen: list[tuple[Tensor, Pairs]], starts: list[int] | None, mesh: Mesh
+) -> Tensor:
+    """Return what each size adds to the decoder bias, ``[sizes, n, d_out]``.
+
+    With `starts` codes of latents before it have no gradient, for each size.
+    """
+    # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
+    many = x.repeat(len(chosen), 1)
+    if not starts:
+        return _decode(p, many, bias, _stacked(chosen), mesh).view(len(chosen), len(x), -1)
+    inner = [(values * (pairs.indices < start), pairs) for (values, pairs), start in zip(chosen, starts)]
+    added = [(values * (pairs.indices >= start), pairs) for (values, pairs), start in zip(chosen, starts)]
+    values, pairs = _stacked(inner)
+    held = over_latents(mesh, decode_pairs(values.detach(), p["W_dec"].detach(), pairs))
+    return (held + _decode(p, many, bias, _stacked(added), mesh)).view(len(chosen), len(x), -1)
+
+
+def _bases(affine: _Affine, count: int, detached: bool) -> Tensor:
+    """Return what is there without codes for each size, the full one first, as it broadcasts to ``[sizes, n, d_out]``;
+    with `detached` only that of the smallest has a gradient.
+    """
+    base = affine.base
+    each = [base.detach() if detached and count > 1 and index != 1 else base for index in range(count)]
+    return torch.stack(each).view(count, -1, base.shape[-1])
+
+
+def _bias_of_the_smallest(p: Tensors, affine: _Affine, context: Context[Config], first: int) -> Tensor:
+    """Return the encoder's bias, whose part for `b_dec` has a gradient for the first latents alone."""
+    if context.target is not None:  # a transcoder's encoder does not subtract it
+        return affine.bias
+    offset = (p["b_dec"] - context.center).detach()
+    return torch.cat([affine.bias[:first], (p["b_enc"] - p["W_enc"] @ offset)[first:]])
+
+
+def _aux_of_sizes(
+    p: Tensors,
+    x: Tensor,
+    bias: Tensor,
+    residuals: Sequence[Tensor],
+    sizes: Sequence[int],
+    context: Context[Matryoshka],
+) -> Tensors:
+    """Return ``aux_coefficient * V * sum_g min(1, dead_g / k_aux) * AuxK_g`` when some latent can be dead.
+
+    dead_g are the dead latents that size g adds to the next smaller one; in AuxK_g they explain the residual of g.
+    """
+    c, dead, mesh = context.config, context.dead, context.mesh
+    if not c.aux_coefficient or dead is None or not context.k_aux:
+        return {}
+    total, place = x.new_zeros(()), torch.arange(len(dead), device=dead.device)
+    for start, size, residual in zip((0, *sizes), sizes, residuals):
+        own = dead & (place >= mesh.prefix_of(start, len(dead))) & (place < mesh.prefix_of(size, len(dead)))
+        share = (over_latents(mesh, own.sum().to(x)) / context.k_aux).clamp(max=1)
+        total = total + share * aux_loss(p, x, bias, residual, dead=own, k_aux=context.k_aux, mesh=mesh)
+    goal = x if context.target is None else context.target
+    return {"aux": c.aux_coefficient * variance(goal, mesh) * total}
 
 
 def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
@@ -265,7 +351,15 @@ def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
 
 
 def aux_loss(
-    p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, *, dead: Tensor, k_aux: int, mesh: Mesh = ALONE
+    p: Tensors,
+    x: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    *,
+    dead: Tensor,
+    k_aux: int,
+    mesh: Mesh = ALONE,
+    sign: str = "positive",
 ) -> Tensor:
     """Return AuxK: the fraction of the residual that dead latents leave unexplained.
 
@@ -287,11 +381,13 @@ def aux_loss(
         Dead latents per row; fewer when fewer are dead.
     mesh
         The ranks that compute it together.
+    sign
+        ``magnitude``: of codes with a sign, the largest by magnitude, without ReLU.
     """
     e = residual.detach()
     W_enc, n_latents = p["W_enc"], len(bias)
-    if mesh.latent_size > 1:
-        largest = _choose(x, W_enc.detach(), bias.detach().masked_fill(~dead, -torch.inf), k_aux, mesh)
+    if mesh.latent_size > 1 or sign == "magnitude":
+        largest = _choose_dead(x, W_enc.detach(), bias.detach(), dead, (k_aux, mesh, sign))
         values, pairs = largest.part(0, k_aux)
         e_hat = over_latents(mesh, decode_pairs(encode_pairs(W_enc, bias, x, values, pairs), p["W_dec"], pairs))
         fraction = squared_error(e, e_hat) / variance(e, mesh)
@@ -308,6 +404,16 @@ def aux_loss(
     e_hat = decode_pairs(encode_pairs(W_enc, bias, x, values.reshape(-1), pairs), p["W_dec"], pairs)
     fraction = squared_error(e, e_hat) / variance(e, mesh)
     return torch.where(dead.any(), fraction, torch.zeros_like(fraction))
+
+
+def _choose_dead(x: Tensor, W_enc: Tensor, bias: Tensor, dead: Tensor, how: tuple[int, Mesh, str]) -> _Largest:
+    """Return the largest dead latents of each row; `how` is their number, the ranks and the sign of codes."""
+    k, mesh, sign = how
+    if sign != "magnitude":
+        return _choose(x, W_enc, bias.masked_fill(~dead, -torch.inf), k, mesh)
+    which = dead.nonzero()[:, 0]  # no bias keeps a latent away from both ends
+    found = _choose(x, W_enc[which], bias[which], k, mesh, sign)
+    return replace(found, indices=which[found.indices], n_latents=len(bias))
 
 
 def threshold_updates(context: Context[Config], smallest: Tensor) -> Tensors:
@@ -354,7 +460,9 @@ def _affine(p: Tensors, x: Tensor, context: Context[Config]) -> _Affine:
 
 @dataclass(frozen=True)
 class _Largest:
-    """The largest pre-activations of each row, after ReLU, the largest first; of this rank's latents."""
+    """The largest pre-activations of each row, after ReLU, the largest first; of this rank's latents. Of codes with a
+    sign the largest by magnitude, without ReLU.
+    """
 
     values: Tensor
     indices: Tensor
@@ -369,15 +477,23 @@ class _Largest:
         values = self.values * ((self.ranks >= first) & (self.ranks < last))
         return values.reshape(-1), Pairs.even(self.indices, self.n_latents)
 
+    def probed(self, u: Tensor) -> tuple[Tensor, Pairs]:
+        """Return the pairs of as many ranks as `u` ``[n, m]`` has columns, and for each its number in `u`."""
+        width, u = u.shape[1], u.to(self.values.device)
+        if self.ranks is None:
+            return u.reshape(-1), Pairs.even(self.indices[:, :width], self.n_latents)
+        own = u.gather(1, self.ranks.clamp(max=width - 1)) * (self.ranks < width)
+        return own.reshape(-1), Pairs.even(self.indices, self.n_latents)
 
-def _choose(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, mesh: Mesh) -> _Largest:
+
+def _choose(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, mesh: Mesh, sign: str = "positive") -> _Largest:
     """Return the `k` largest of each row."""
     if not len(bias):  # none of this rank's latents is in the prefix
         values = torch.zeros(len(x), 0, device=x.device)
         indices = values.long()
     else:
-        values, indices = choose_topk(x, W_enc, bias, min(k, len(bias)))
-    return _Largest(values, indices, ranks(mesh, values, k), len(bias))
+        values, indices = choose_topk(x, W_enc, bias, min(k, len(bias)), sign)
+    return _Largest(values, indices, ranks(mesh, values.abs() if sign == "magnitude" else values, k), len(bias))
 
 
 def _choose_over_batch(pre: Tensor, k: int, context: Context[Any]) -> tuple[Tensor, Pairs, Tensor]:
@@ -400,7 +516,8 @@ def _aux_term(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Co
     coefficient = context.config.aux_coefficient
     if not coefficient or context.dead is None or not context.k_aux:
         return {}
-    aux = aux_loss(p, x, bias, residual, dead=context.dead, k_aux=context.k_aux, mesh=context.mesh)
+    sign = getattr(context.config, "sign", "positive")
+    aux = aux_loss(p, x, bias, residual, dead=context.dead, k_aux=context.k_aux, mesh=context.mesh, sign=sign)
     goal = x if context.target is None else context.target
     return {"aux": coefficient * variance(goal, context.mesh) * aux}
 
@@ -421,20 +538,20 @@ def _outcome(
 
 
 class _Jump(torch.autograd.Function):
-    """``z = pre * (pre > threshold)`` with the straight-through gradient of the threshold."""
+    """``z = pre * (pre > threshold)`` with the straight-through gradient of the threshold, maybe of `pre`, too."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float, through: bool) -> Tensor:
         ctx.save_for_backward(pre, threshold)
-        ctx.bandwidth = bandwidth
+        ctx.bandwidth, ctx.through = bandwidth, through
         return pre * (pre > threshold)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         pre, threshold = ctx.saved_tensors
-        near = (pre - threshold).abs() < ctx.bandwidth / 2
-        grad_threshold = -(threshold / ctx.bandwidth) * (grad * near).sum(0)
-        return grad * (pre > threshold), grad_threshold, None
+        moved = (threshold / ctx.bandwidth) * grad * ((pre - threshold).abs() < ctx.bandwidth / 2)
+        grad_pre = grad * (pre > threshold)
+        return grad_pre + moved if ctx.through else grad_pre, -moved.sum(0), None, None
 
 
 class _Step(torch.autograd.Function):
@@ -453,7 +570,7 @@ class _Step(torch.autograd.Function):
         return None, -(grad * near).sum(0) / ctx.bandwidth, None
 
 
-def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+def jump(pre: Tensor, threshold: Tensor, bandwidth: float, through: bool = False) -> Tensor:
     """Return JumpReLU ``pre * (pre > threshold)``.
 
     Its gradient by the threshold is ``-(threshold / bandwidth) * K((pre - threshold) / bandwidth)`` with the rectangle
@@ -467,8 +584,11 @@ def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ``[n_latents]``, positive.
     bandwidth
         Width of the rectangle, in the units of `pre`.
+    through
+        Whether `pre` gets the opposite of the threshold's gradient besides its own (Anthropic, January 2025), so that
+        encoder and biases learn from rows on which a latent nearly fires.
     """
-    return _Jump.apply(pre, threshold, bandwidth)
+    return _Jump.apply(pre, threshold, bandwidth, through)
 
 
 def count_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -486,27 +606,51 @@ def frequencies_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tenso
 def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
     """Return the loss of JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``.
 
-    With `density`, ``density * V * sum_j p_j^2 / density_at / target`` is added, p_j the frequency of latent j.
+    With `density`, ``density * V * sum_j p_j^2 / density_at / target`` is added, p_j the frequency of latent j. With
+    `tanh`, ``tanh * V * mean sum_j tanh(tanh_scale * code_j)`` stands for the term of L0, with `pre_activation`
+    ``pre_activation * V * mean sum_j max(0, threshold_j - pre_j)`` is added.
     """
     c = context.config
     affine = _affine(p, x, context)
     goal, base, bias = affine.goal, affine.base, affine.bias
     threshold = p["log_threshold"].exp()
-    pre = torch.addmm(bias, x, p["W_enc"].T).float()
-    codes = jump(pre, threshold, c.bandwidth)
+    pre = torch.addmm(bias, x, p["W_enc"].T).to(threshold)  # not in bf16
+    codes = jump(pre, threshold, c.bandwidth, bool(c.tanh))
     x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
-    frequencies = over_rows(context.mesh, frequencies_above(pre, threshold, c.bandwidth))
-    l0 = over_latents(context.mesh, frequencies.sum())
-    terms = {
-        "reconstruction": squared_error(goal, x_hat),
-        "sparsity": context.warmth * c.sparsity * variance(goal, context.mesh) * (l0 / c.target_l0 - 1).pow(2),
-    }
-    if c.density:
-        weight = context.warmth * c.density * variance(goal, context.mesh) / (c.density_at * c.target_l0)
-        terms["density"] = weight * over_latents(context.mesh, frequencies.pow(2).sum())
+    V, fired = variance(goal, context.mesh), _count(codes)
+    terms, updates = {"reconstruction": squared_error(goal, x_hat)}, {}
+    if c.tanh:
+        coefficient = context.state["coefficient"]
+        soft = over_latents(context.mesh, (c.tanh_scale * codes).tanh().sum() / len(x))
+        terms["sparsity"] = tanh_warmth(context) * coefficient * V * soft
+        updates = controlled(context, coefficient, fired, len(x))
+    else:
+        terms |= _of_frequencies(pre, threshold, V, context)
+    if c.pre_activation:
+        short = over_latents(context.mesh, (threshold - pre).relu().sum() / len(x))
+        terms["pre_activation"] = c.pre_activation * V * short
     residual = (goal - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
-    return _outcome(terms, residual, _count(codes))
+    scalars = {"coefficient": context.state["coefficient"]} if c.tanh else {}
+    return _outcome(terms, residual, fired, updates, **scalars)
+
+
+def tanh_warmth(context: Context[JumpReLU]) -> float:
+    """Return the factor of the tanh penalty: without a target it rises over the whole run."""
+    return (context.step + 1) / max(context.total_steps, 1) if context.config.target_l0 is None else context.warmth
+
+
+def _of_frequencies(pre: Tensor, threshold: Tensor, V: Tensor, context: Context[JumpReLU]) -> Tensors:
+    """Return the terms of L0 and of dense latents."""
+    c = context.config
+    assert c.target_l0 is not None  # required with these terms
+    frequencies = over_rows(context.mesh, frequencies_above(pre, threshold, c.bandwidth))
+    l0 = over_latents(context.mesh, frequencies.sum())
+    terms = {"sparsity": context.warmth * c.sparsity * V * (l0 / c.target_l0 - 1).pow(2)}
+    if c.density:
+        weight = context.warmth * c.density * V / (c.density_at * c.target_l0)
+        terms["density"] = weight * over_latents(context.mesh, frequencies.pow(2).sum())
+    return terms
 
 
 # ---------------------------------------------------------------- penalties
@@ -621,7 +765,9 @@ def _count(codes: Tensor) -> Tensor:
     return (codes.detach() > 0).sum(0).float()
 
 
-def controlled(context: Context[Penalized], coefficient: Tensor, fired: Tensor, n_rows: int) -> Tensors:
+def controlled(
+    context: Context[Penalized] | Context[JumpReLU], coefficient: Tensor, fired: Tensor, n_rows: int
+) -> Tensors:
     """Return the coefficient after one step of the L0 controller; nothing when no L0 is asked for."""
     c = context.config
     if c.target_l0 is None:

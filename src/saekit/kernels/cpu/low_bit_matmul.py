@@ -13,7 +13,7 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 
 from .. import backend
@@ -55,7 +55,7 @@ class WholeLatents(NamedTuple):
 def pays() -> bool:
     """Return whether this product is faster than torch's on this machine."""
     # The processor is asked, not numba: torch uses what there is.
-    return not binding.get_host_cpu_features().get("amx-bf16", False)
+    return not backend.host_features().get("amx-bf16", False)
 
 
 def multiplies_bytes() -> bool:
