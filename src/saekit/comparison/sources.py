@@ -10,7 +10,7 @@ and y of a source either the error with the latent's own part put back, or the r
 
 `nu_error` and `nu_reconstruction`; a latent is *specific* to a source where its relative norm says so and both are
 low. All of it is in scaled rows. How many would be called specific if the sources held the same is measured on a
-crosscoder of one of them beside itself with noise (`null_rows`).
+crosscoder of one of them next to itself with noise (`null_rows`).
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class SourceComparison(Result):
     null: SourceCounts | None
     """What a crosscoder says of which both sources hold the same; None where none was given."""
     relative_norm: list[float | None]
-    """Of each latent; None for decoder rows of length 0."""
+    """Relative norm of each latent; None for decoder rows of length 0."""
     nu_error: list[float | None] = field(default_factory=list)
-    """Of each latent; None where it does not fire, or beta in its own source is not positive."""
+    """nu of the error, for each latent; None where it does not fire, or beta in its own source is not positive."""
     nu_reconstruction: list[float | None] = field(default_factory=list)
-    """Likewise."""
+    """nu of the reconstruction, likewise."""
 
     def check(self) -> None:
         """Refuse what contradicts itself; raises `FormatError`."""

@@ -199,7 +199,7 @@ def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK])
 def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcome:
     """Return the loss of BatchTopK: ``error + aux_coefficient * AuxK`` with ``k * rows`` codes in the batch.
 
-    Of a crosscoder the ``k * rows`` largest of ``z_j sum_m |d_j^m|`` are kept, d_j^m the part of latent j's decoder row
+    In a crosscoder the ``k * rows`` largest of ``z_j sum_m |d_j^m|`` are kept, d_j^m the part of latent j's decoder row
     that writes source m (2504.02922); AuxK chooses by z_j. The norms are constants for the gradient.
     """
     c = context.config
