@@ -233,6 +233,10 @@ class BatchTopK(Revived):
     """Mean latents per row in the first step, from where they fall linearly to `k` (Llama Scope, 2410.20526) [k]."""
     k_fraction: float = 0.1
     """Fraction of the steps after which `k` is reached, with `k_start` [0.1]."""
+    parts: tuple[int, ...] | None = None
+    """Widths of the sources that lie side by side in a row, of a crosscoder (2504.02922); the rows say so themselves
+    (`join_rows`). The largest are then those of code times ``sum_m |d_m|``, d_m the part of the decoder row
+    that writes source m [rows of one source]."""
     arch: ClassVar[str] = "batchtopk"
 
     def _check(self) -> None:
@@ -460,6 +464,12 @@ def _are_betas(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(is_number(beta) and 0 <= beta < 1 for beta in value)
 
 
+def _are_parts(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, tuple) and len(value) > 1 and all(is_whole(each) and each >= 1 for each in value)
+    )
+
+
 _FROM_0: Rule = _number(lambda value: value >= 0, "0 or a positive number")
 _BOOL: Rule = (lambda value: isinstance(value, bool), "True or False")
 _FROM_1: Rule = _whole(1, "a whole number of at least 1")
@@ -484,6 +494,7 @@ _RULES: dict[str, Rule] = {
     "subspace": _or_none(_number(lambda value: 0 < value <= 1, "a number in (0, 1]")),
     "skip": _one_of(*SKIPS),
     "k_start": _or_none(_FROM_1),
+    "parts": (_are_parts, "two or more whole numbers from 1, or None"),
     "k_fraction": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),
     "density": _FROM_0,
     "density_at": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),

@@ -197,20 +197,35 @@ def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK])
 
 
 def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcome:
-    """Return the loss of BatchTopK: ``error + aux_coefficient * AuxK`` with ``k * rows`` codes in the batch."""
+    """Return the loss of BatchTopK: ``error + aux_coefficient * AuxK`` with ``k * rows`` codes in the batch.
+
+    In a crosscoder the ``k * rows`` largest of ``z_j sum_m |d_j^m|`` are kept, d_j^m the part of latent j's decoder row
+    that writes source m (2504.02922); AuxK chooses by z_j. The norms are constants for the gradient.
+    """
     c = context.config
     affine = _affine(p, x, context)
     goal, base, bias = affine.goal, affine.base, affine.bias
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T)
         k = k_now(c, context.step, context.total_steps)
-        values, pairs, smallest = _choose_over_batch(pre, k, context)
+        if c.parts is None:
+            values, pairs, smallest = _choose_over_batch(pre, k, context)
+        else:
+            norms = part_norms(p["W_dec"], c.parts)
+            values, pairs, smallest = _choose_over_batch(pre.float() * norms, k, context)
+            values = values / norms[pairs.indices]
         del pre
     x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + base
     terms = {"reconstruction": squared_error(goal, x_hat)}
     residual = (goal - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values), threshold_updates(context, smallest))
+
+
+def part_norms(W_dec: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Return ``sum_m |d_j^m|`` of each latent ``[n_latents]``, at least 1e-12; d_j^m has width ``widths[m]``."""
+    norms = torch.stack([part.norm(dim=1) for part in W_dec.detach().float().split(widths, dim=1)])
+    return norms.sum(0).clamp(min=1e-12)
 
 
 def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outcome:
