@@ -65,7 +65,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure SAEs on the same rows, each compared with its baselines.
 
-    Of a crosscoder the columns of each source are measured as rows of their own, too: in all columns together the
+    The columns of each source of a crosscoder are measured as rows of their own, too: in all columns together the
     source that varies most decides.
     A transcoder is measured against the rows that it predicts: its target takes the place of the row in every metric,
     and its prediction the place of the target in the language model.
