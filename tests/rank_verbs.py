@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fixtures.known_saes import random_sae
-from fixtures.ranks import fork_ranks
+from fixtures.ranks import fork_ranks, import_all
 from fixtures.tiny_models import TEXTS, WIDTH, WORDS, make_model
 from fixtures.training_runs import source
 from fixtures.worded_classes import COMMON, run
@@ -326,6 +326,7 @@ def prepare(rank, folder):
 
 def main(folder, only=""):
     torch.set_num_threads(1)
+    import_all()
     found = {}
 
     def launch(name, job, n=2):
