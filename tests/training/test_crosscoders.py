@@ -131,7 +131,7 @@ def test_smaller_crosscoders_keep_their_sources_and_are_ranked_in_scaled_rows(jo
         one, other = (rank(each, rows, by=by) for each, rows in ((sae, joined), (same, loud)))
         torch.testing.assert_close(one.W_dec, other.W_dec)  # how loud a source is changes no order
     for small in [
-        *prune(sae, joined, sizes=[8, 16], by="loss", refit=True),
+        *prune(sae, joined, sizes=[8, 16], by="loss", settings=PruneSettings(refit=True)),
         sae.take(3),
         sae.take(torch.tensor([4, 1])),
     ]:
