@@ -10,6 +10,7 @@ import torch
 from saekit import SAE, ArrayRows, BatchTopK, TopK, TrainSettings, evaluate, prune, rank, train, untrained
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.rows.joined import join_rows, with_equal_parts
+from saekit.sizes.settings import PruneSettings
 from saekit.training.losses import Context, batchtopk_loss, part_norms
 
 SMALL = TrainSettings(batch_rows=128)
