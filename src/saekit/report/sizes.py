@@ -59,7 +59,8 @@ def k_choice(result: Mapping[str, Any]) -> list[Section]:
     count = sum(len(point["projections"]) for point in points)
     intro = (
         f"{result['why'][:1].upper()}{result['why'][1:]}. For this the choice read "
-        f"{number(result['rows_used'])} rows on top of the run, {count} SAEs each, in one pass; the run itself trains on all of its rows."
+        f"{number(result['rows_used'])} rows on top of the run, {count} SAEs each, "
+        "in one pass; the run itself trains on all of its rows."
     )
     figure = Figure(charts.lines(series, x="k", y="decoder projection"), METRICS["decoder_projection"].formula)
     columns = ("", "decoder projection", "FVU (training)")
