@@ -22,8 +22,12 @@ from saekit import files, ranks
 from saekit.cli import app
 from saekit.evaluation.run import evaluate
 from saekit.evaluation.settings import EvaluationSettings
+from saekit.files import digest_bytes, digest_file
 from saekit.models.loading import load_model
+from saekit.rows import capture_texts, shards
 from saekit.rows.arrays import ArrayRows
+from saekit.rows.capture import capture
+from saekit.rows.settings import CaptureSettings
 from saekit.rows.stream import stream
 from saekit.sae.model import SAE
 from saekit.training.config import TopK
@@ -68,8 +72,35 @@ def evaluations(folder):
     }
 
 
+def captures(folder):
+    """Return captures into memory and into a folder of this job's own, as what they hold."""
+    lm = load_model(folder / "model")
+    out = folder / f"rows-{os.environ['WORLD_SIZE']}"
+    texts = TEXTS * 40
+
+    def of(**more):
+        return lambda: read(capture(lm, texts, **more))
+
+    return {
+        "capture": of(layer=1, tokens=1500),
+        "capture all of two layers": of(layer=[0, 2]),
+        "capture into a folder": of(layer=1, tokens=2222, out=out, settings=CaptureSettings(shard_rows=256)),
+        "capture again": of(layer=1, tokens=2222, out=out, settings=CaptureSettings(shard_rows=256)),
+        "captured": lambda: {path.name: digest_file(path) for path in sorted(out.iterdir()) if path.suffix != ".lock"},
+    }
+
+
+def read(found):
+    if isinstance(found, dict):
+        return {name: read(each) for name, each in found.items()}
+    [batch] = found.batches(10**6)
+    columns = [batch.x, batch.token, batch.document, batch.position]
+    return [found.info["digest"], found.n_rows, *(digest_bytes(each.numpy().tobytes()) for each in columns)]
+
+
 def verbs(rank, folder):
-    return {name: work() for name, work in evaluations(folder).items()}
+    capture_texts._GROUP_TOKENS = 256  # several groups for each rank
+    return {name: work() for name, work in {**evaluations(folder), **captures(folder)}.items()}
 
 
 # ---------------------------------------------------------------- what is refused, and what ends them
@@ -83,11 +114,12 @@ def told(call):
     return ["nothing", ""]
 
 
-def refused(rank):
+def refused(rank, folder):
     settings = EvaluationSettings(seed=rank)
     found = {
         "settings": told(lambda: evaluate(random_sae(), rows(), settings=settings)),
         "rows": told(lambda: evaluate(random_sae(), rows(1500 + rank))),
+        "texts": told(lambda: capture(folder / "model", TEXTS[rank:], layer=1)),
         "sae": told(lambda: evaluate(random_sae(seed=rank), rows())),
         "verb": told(lambda: train(TopK(8, k=2), rows()) if rank else evaluate(random_sae(), rows())),
         "no rows": told(lambda: evaluate(random_sae())),
@@ -107,6 +139,9 @@ def commands(rank, folder):
     """Evaluate from the command line, and start what is not split."""
     return {
         "evaluate": command("evaluate", folder / "sae", "--rows", folder / "rows.npy", "--out", folder / "evaluated"),
+        "capture": command(
+            "capture", "--model", folder / "model", "--data", folder / "texts.txt", "--layer", 1, "--out", folder / "c"
+        ),
         "compare": command("compare", folder / "sae", folder / "sae"),
         "show": command("show", folder / "sae"),
     }
@@ -119,6 +154,34 @@ def on_a_full_disk(rank, folder):
     if rank == 0:
         files.write_atomic = full
     return command("evaluate", folder / "sae", "--rows", folder / "rows.npy", "--out", folder / "full")
+
+
+def captured_on_a_full_disk(rank, folder):
+    """Capture into shards until the disk of rank 0 is full, then again with room."""
+    lm, out = load_model(folder / "model"), folder / "full-rows"
+    capture_texts._GROUP_TOKENS = 256
+    write, written = shards.write_bytes, 0
+
+    def full(path, data):
+        nonlocal written
+        written += 1
+        if written > 3:
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    shards.write_bytes = full
+    settings = CaptureSettings(shard_rows=256)
+    first = told(lambda: capture(lm, TEXTS * 40, layer=1, out=out, settings=settings))
+    return {"first": first, "left": told(lambda: shards.ShardRows(out))}
+
+
+def captured_again(folder):
+    """Go on with the capture that a full disk ended."""
+    lm = load_model(folder / "model")
+    capture_texts._GROUP_TOKENS = 256
+    settings = CaptureSettings(shard_rows=256)
+    again = read(capture(lm, TEXTS * 40, layer=1, out=folder / "full-rows", settings=settings))
+    return {"again": again, "whole": read(capture(lm, TEXTS * 40, layer=1))}
 
 
 def at_rows(rank, what):
@@ -205,6 +268,7 @@ def prepare(rank, folder):
     random_sae().save(folder / "sae")
     import numpy as np
 
+    (folder / "texts.txt").write_text("\n".join(TEXTS * 3))
     np.save(folder / "rows.npy", rows().x.numpy())
 
 
@@ -219,9 +283,11 @@ def main(folder, only=""):
     fork_ranks(1, lambda rank: prepare(rank, folder), folder / "jobs" / "prepare")
     run("one", lambda rank: verbs(rank, folder), n=1)
     run("two", lambda rank: verbs(rank, folder))
-    run("refused", refused)
+    run("refused", lambda rank: refused(rank, folder))
     run("commands", lambda rank: commands(rank, folder))
     run("full disk", lambda rank: on_a_full_disk(rank, folder))
+    run("full disk of rows", lambda rank: captured_on_a_full_disk(rank, folder))
+    run("rows again", lambda rank: captured_again(folder))
     run("nan", nan)
     run("killed", killed)
     run("frozen", frozen)

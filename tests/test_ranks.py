@@ -25,7 +25,7 @@ def launch(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     script = str(Path(__file__).with_name("rank_verbs.py"))
     done = subprocess.run(
-        [sys.executable, script, str(folder)], env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, script, str(folder)], env=environment, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
     return folder, json.loads((folder / "found.json").read_text()), done.stderr
@@ -57,6 +57,7 @@ def test_both_ranks_measured_something(found):
         ("settings", "evaluate: all ranks must have the same settings, rows and versions; on rank 1 `settings.seed`"),
         ("rows", "on rank 1 `rows[0].digest` is"),
         ("sae", "on rank 1 `saes."),
+        ("texts", "capture: all ranks must have the same settings, rows and versions; on rank 1 `rows.layers.1."),
         ("verb", "all ranks must be called for the same; rank 1 was called for train"),
         ("no rows", "evaluate: rows or a language model with texts must be given"),
     ],
@@ -75,6 +76,10 @@ def test_only_rank_0_prints_and_writes(launch):
     assert "1,500 rows" in first[1]
     assert other[1:] == ["", ""]
     assert [path.name for path in (folder / "evaluated").iterdir()] == ["evaluation.json"]
+    first, other = (each["value"]["capture"] for each in found["commands"])
+    assert (first[0], other[0]) == (0, 0), other
+    assert "n_rows" in first[1]
+    assert other[1:] == ["", ""]
 
 
 @pytest.mark.parametrize("name", ["compare", "show"])
@@ -92,6 +97,17 @@ def test_a_full_disk_on_rank_0_ends_all_and_leaves_no_file(launch):
     assert "No space left on device" in err
     assert "rank 0 of 2 has ended with an error: OSError: [Errno 28] No space left on device" in told
     assert not list((folder / "full").glob("*.json"))
+
+
+def test_a_full_disk_leaves_a_capture_that_goes_on(found):
+    first, other = (each["value"] for each in found["full disk of rows"])
+    assert first["first"] == ["OSError", "[Errno 28] No space left on device"]
+    assert other["first"][0] == "RankError"
+    assert "rank 0 of 2 has ended with an error: OSError" in other["first"][1]
+    assert first["left"][0] == "FormatError"
+    assert "was not finished" in first["left"][1]
+    for each in found["rows again"]:
+        assert each["value"]["again"][1:] == each["value"]["whole"][1:]
 
 
 def test_nan_on_one_rank_ends_the_other_which_says_where_and_why(found):

@@ -26,6 +26,7 @@ from .errors import ConfigError, RankError, SaekitError
 from .settings import differences
 from .terminal import plain
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 START_TIMEOUT = timedelta(seconds=60)
@@ -169,13 +170,17 @@ def patient_group() -> Any:
 
 
 def agreed(ranks: Member, work: Callable[[], T]) -> T:
-    """Return what rank 0 makes, on all ranks; where it fails, the same error is raised on all."""
+    """Return what rank 0 makes, on all ranks; where it fails, the same error is raised on all.
+
+    What it calls in `work` is done by it alone.
+    """
     if ranks.size == 1:
         return work()
     message: list[Any] = [None, None]
     if ranks.rank == 0:
         try:
-            message[0] = work()
+            with alone():
+                message[0] = work()
         except Exception as error:
             message[1] = error
     dist.broadcast_object_list(message, group=patient_group())
@@ -212,6 +217,32 @@ def flags_of(ranks: Member, flag: bool) -> list[bool]:
     if ranks.size > 1:
         dist.all_reduce(found)
     return [bool(each) for each in found]
+
+
+def dealt(ranks: Member, items: Iterable[S], work: Callable[[S], T]) -> Iterator[T]:
+    """Yield what `work` makes of every item on rank 0, in order; the ranks take the items in turn.
+
+    The other ranks yield nothing, but have to go through it. At any time a rank holds one result only.
+
+    Parameters
+    ----------
+    ranks
+        Who takes part.
+    items
+        The same on all ranks.
+    work
+        What is done with an item.
+    """
+    for number, item in enumerate(items):
+        worker = number % ranks.size
+        if ranks.size == 1 or worker == ranks.rank == 0:
+            yield work(item)
+        elif worker == ranks.rank:
+            dist.send_object_list([work(item)], dst=0, group=patient_group())
+        elif ranks.rank == 0:
+            found: list[Any] = [None]
+            dist.recv_object_list(found, src=worker, group=patient_group())
+            yield found[0]
 
 
 def everyones(ranks: Member, value: T) -> list[T]:
@@ -270,7 +301,7 @@ def together(where: str) -> Iterator[Ranks]:
     """
     global _watch
     if _watch is not None or not are_launched():
-        yield ALONE if _watch is None else _watch.ranks
+        yield ALONE if _watch is None or _watch.is_alone else _watch.ranks
         return
     watch: _Watch | None = None
     try:
@@ -291,6 +322,20 @@ def together(where: str) -> Iterator[Ranks]:
 
 _watch: _Watch | None = None
 _calls = 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Do what is called in the block by this rank alone, as one process does it."""
+    if _watch is None or _watch.is_alone:
+        yield
+        return
+    _watch.is_alone = True
+    try:
+        yield
+    finally:
+        if _watch is not None:
+            _watch.is_alone = False
 
 
 @contextmanager
@@ -374,6 +419,7 @@ class _Watch:
         """Why this rank must end."""
         self.found, self.over = threading.Event(), threading.Event()
         self.is_working = 0
+        self.is_alone = False
         address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
         self.store: Any = None
         if address and port:  # else somebody else made the ranks meet, in another way

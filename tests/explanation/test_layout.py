@@ -8,7 +8,7 @@ import pytest
 from explanation.planted_texts import contexts, firings_of
 from saekit.errors import DataError
 from saekit.explanation.firing_windows import learning_windows, windows_of
-from saekit.explanation.halves import is_labelling
+from saekit.explanation.halves import is_labelling, labelling_among
 from saekit.explanation.label_windows import LabelWindows
 from saekit.explanation.layout import LABELLING, NEITHER, REPEATED, SCORING, Layout
 from saekit.rows.tokens import Contexts
@@ -79,3 +79,20 @@ def test_texts_that_are_all_alike_are_refused():
     )
     with pytest.raises(DataError, match="tokens of their own"):
         Layout.of(alike)
+
+
+def test_two_documents_are_split_whatever_their_numbers():
+    for first in range(12):
+        for second in range(first + 1, 12):
+            found = labelling_among([first, second])
+            assert sorted(found) == [False, True]
+            assert list(labelling_among([second, first])) == list(found[::-1])
+            if is_labelling(first) != is_labelling(second):
+                assert list(found) == [is_labelling(first), is_labelling(second)]
+    many = range(200)  # both halves are there without a change
+    assert list(labelling_among(many)) == [is_labelling(each) for each in many]
+    assert len(labelling_among([])) == 0
+    assert list(labelling_among([5])) == [is_labelling(5)]
+    same = [each for each in many if is_labelling(each)][:5]
+    assert labelling_among(same).sum() == 4
+    assert list(labelling_among([*same, same[0]])[:5]) == list(labelling_among(same))

@@ -15,7 +15,7 @@ from saekit import SAE
 from saekit.errors import ConfigError, DataError
 from saekit.explanation import firings
 from saekit.explanation import run as module
-from saekit.explanation.explanation_result import Card, Explanation, Null
+from saekit.explanation.explanation_result import Card, Example, Explanation, Null, about_random_models
 from saekit.explanation.nulls import _tells
 from saekit.explanation.run import explain, token_texts
 from saekit.explanation.settings import ExplainSettings
@@ -190,8 +190,24 @@ def test_scores_that_do_not_tell_a_trained_dictionary_from_a_random_one_say_so(m
         assert score.nulls[4].value.value == pytest.approx(score.value.value, abs=0.1) or not score.value.is_defined
     assert by_name["detection"].value.value == pytest.approx(found.detection.value)
     assert "Not shown to be better than for random latents" in found.caption()
+    verdicts = {score.name: {null.control: null.verdict for null in score.nulls} for score in found.scores}
+    told = {"better": True, "undefined": None}
+    for score in found.scores:
+        assert score.tells_trained_apart is told.get(verdicts[score.name]["randomized"], False)
+    said = about_random_models({score.name: score.tells_trained_apart for score in found.scores})
+    assert "random weights" in said
+    for shown in (found.caption(), repr(found), found._repr_html_()):
+        assert said in shown
+    words = {None: "not asked", True: "told apart", False: "not told"}
+    assert [row[-1] for row in found.score_table()[1:]] == [words[each.tells_trained_apart] for each in found.scores]
     assert found[0].percentiles["detection"]["shuffled"] >= 0.9
     assert Explanation.from_json(json.loads(json.dumps(found.to_json()))) == found
+    unasked = dataclasses.replace(found, scores=[dataclasses.replace(each, nulls=[]) for each in found.scores])
+    assert "was not asked" in repr(unasked)
+    assert about_random_models({"a": False}) == (
+        "No score tells the trained model from one of the same architecture with random weights."
+    )
+    assert about_random_models({}) == ""
 
 
 def test_cards_are_text_and_html(models, corpus, planted):
@@ -201,6 +217,18 @@ def test_cards_are_text_and_html(models, corpus, planted):
     hostile = Card(0, "<script>", 0.1, 1.0, 1.0, None, None, None, None, None)
     assert "&lt;script&gt;" in hostile._repr_html_()
     assert "unknown" in repr(hostile)
+
+
+def test_a_card_in_a_notebook_is_read_in_any_theme_whatever_its_tokens_hold():
+    example = Example(0, 1, ["a\n", "<b>\u202e", "\x1b[31m"], [0.0, 4.0, 1.0])
+    card = Card(0, "l", 0.1, 4.0, 1.0, None, None, None, None, None, top=[example], sample=[example])
+    page = card._repr_html_()
+    assert page.index(">strongest</caption>") < page.index(">from every fifth of its codes</caption>")
+    assert "a⏎<span style='background:rgba(230,140,0,1.00);color:#000'>&lt;b&gt;?</span>" in page
+    assert "<span style='background:rgba(230,140,0,0.25)'>?[31m</span>" in page
+    for shown in (page, repr(card)):
+        assert "\u202e" not in shown
+        assert "\x1b" not in shown
 
 
 def test_token_texts_join_to_the_text(models):

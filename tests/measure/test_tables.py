@@ -20,6 +20,13 @@ def test_html_keeps_indentation_and_escapes():
     assert "<caption>&lt;i&gt;</caption>" in page
 
 
+def test_nothing_in_a_notebook_turns_or_hides_what_stands_around_it():
+    page = html_table([["a\u202eb"], ["\x1b[31mc\u2066"]], "one\ntwo\u200f")
+    assert "<th>a?b</th>" in page
+    assert "<td>?[31mc?</td>" in page
+    assert "<caption>one\ntwo?</caption>" in page
+
+
 @given(cells=st.lists(st.text(max_size=6), min_size=1, max_size=4))
 def test_every_line_has_every_cell(cells):
     page = html_table([cells, cells, cells], "")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from importlib import resources
 from itertools import product
 
+import numpy as np
 import pytest
 
 from fixtures.chromium import Chromium, find_chromium
@@ -14,7 +16,9 @@ from fixtures.results import comparison as comparison
 from fixtures.results import entry, measured
 from fixtures.results import evaluation as evaluation
 from fixtures.results import training as training
+from saekit.measure.numbers import decimals, percent
 from saekit.report import browser as cards
+from saekit.report.numbers import minus
 from saekit.report.page import RENDERERS, write
 
 HTML = "</script><script>window.hurt = 1</script><img src=x onerror='window.hurt = 1'>"
@@ -165,6 +169,24 @@ def test_search_filters_and_sorting(chromium, page):
     for key in keys:
         ask(chromium, chosen="", sort=key)
     assert chromium.console == []
+
+
+def test_the_script_writes_the_digits_of_the_terminal(chromium, page):
+    """Ties, powers of ten, and numbers that five digits bring to a tie: all as `saekit.measure.numbers` has them."""
+    chromium.open(page)
+    generator = np.random.default_rng(0)
+    found = [0.0, 0.03125, 0.28125, 1.125, 10.25, 999.5, 999.49, 1000.5, 1001.5, 9.995e-5, 0.0966497, 0.09657, 1 / 3]
+    found += [*(2.0 ** -np.arange(1, 30)), *(10.0 ** -np.arange(9)), *(k / 800 for k in range(1, 800, 7))]
+    found += list(10 ** generator.uniform(-7, 5, 400)) + [1.0625 + k / 8 for k in range(40)]
+    found += [-each for each in found if each]
+    source = (resources.files("saekit") / "report/templates/browser.js").read_text()
+    own = source[source.index("  function decimals") : source.index("  const PERCENT")]
+    for name, expected in (("decimals", decimals), ("percent", percent)):
+        found = found if name == "decimals" else [each for each in found if abs(each) <= 1]
+        sent = json.dumps([cards._short(float(each)) for each in found])
+        shown = chromium.value(f"(() => {{ {own}; return {sent}.map({name}); }})()")
+        wrong = [(v, e, s) for v, s in zip(found, shown, strict=True) if s != (e := minus(expected(v)))]
+        assert not wrong
 
 
 def test_the_list_holds_only_rows_in_sight(chromium, page):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fixtures.results import NASTY, measured
+from saekit.measure.results import Measured
 from saekit.report import render
 from saekit.report.explanation import explanation, without_cards
 
@@ -27,7 +28,7 @@ def test_scores_that_cannot_tell_learned_latents_from_random_ones_say_so():
     main, _, scored, _ = explanation(explained(True, False, None))
     assert "latents from ones that were not learned: score 0 (1 of 2); the others are no evidence" in main.intro
     assert [[cell.text for cell in row] for row in scored.tables[0].rows][1] == [
-        "score 1", "0.700", "0.6", "random: better", "no",
+        "score 1", "0.700", "0.6", "random: better", "no", "not asked",
     ]  # fmt: skip
     assert [cell.text for cell in scored.tables[1].rows[0]] == ["sharing: orphan", "3", "0.25"]
     assert "None of 1 scores tells these latents" in explanation(explained(False))[0].intro
@@ -38,3 +39,27 @@ def test_scores_that_cannot_tell_learned_latents_from_random_ones_say_so():
 def test_cards_are_not_embedded_twice():
     assert without_cards(explained(True)) == explained(True)
     assert without_cards({**explained(True), "cards": [{}, {}]})["cards"]["left_out"] == 2
+
+
+def test_every_score_says_whether_it_tells_a_trained_model_from_a_random_one():
+    """For every score: yes, no, or that it was not asked; in the sentence on top and in the table."""
+    assert "trained model from a random one was not asked" in explanation(explained(True))[0].intro
+    result = explained(True, False, None)
+    for score, verdict in zip(result["scores"], ("better", "undecided", "undefined"), strict=True):
+        score["nulls"] = [*score["nulls"], {**score["nulls"][0], "control": "randomized", "verdict": verdict}]
+    main, _, scored, _ = explanation(result)
+    assert "the same architecture with random weights: score 0; these do not: score 1." in main.intro
+    table = scored.tables[0]
+    at = list(table.columns).index("tells a trained model from a random one")
+    assert [row[at].text for row in table.rows] == ["yes", "no", "not asked"]
+
+
+def test_measured_quantities_of_a_card_have_one_text():
+    from saekit.report.browser import _with_texts
+
+    effect = {"kl": measured(0.026949, 0.0203, 0.0311), "doses": [{"rise": measured(1234.4)}], "p99": 2.0}
+    found = _with_texts(effect)
+    assert found["kl"]["text"] == "0.0269 (0.020 to 0.031)"
+    assert str(Measured(0.026949, 0.0203, 0.0311)) == "0.0269 [0.020, 0.031]"
+    assert found["doses"][0]["rise"]["text"] == str(Measured(1234.4)) == "1,234"
+    assert found["p99"] == 2.0

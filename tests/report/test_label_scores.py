@@ -23,7 +23,7 @@ def test_tests_of_labels_stand_next_to_those_of_other_labels():
     plain = result.to_json()
     main, *_ = RENDERERS["label_scores"](plain)
     rows = [[cell.text for cell in row] for row in main.tables[0].rows]
-    assert rows[0] == ["#2", "b", "detection", "0.800", "0.60", "0.45", "98", "20", "1"]
+    assert rows[0] == ["#2", "b", "detection", "0.800", "0.6", "0.45", "98", "20", "1"]
     assert rows[1][0] == "#1"
     page = report.render([plain, {"kind": "training", "learners": {}}])
     assert "<b>" not in page.split("<script")[0]

@@ -137,3 +137,17 @@ def test_a_result_that_cannot_be_shown_does_not_stop_the_others(tmp_path, evalua
     found = report.collect(tmp_path)
     assert [each["kind"] for each in found.results] == ["evaluation"]
     assert [(each.file, "cannot be shown" in each.why) for each in found.unread] == [("log.jsonl", True)]
+
+
+def test_every_result_is_shown_once(tmp_path, evaluation, monkeypatch):
+    """What tells whether a result can be shown is what stands on the page."""
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    made, show = [], page_module.RENDERERS["evaluation"]
+    monkeypatch.setitem(page_module.RENDERERS, "evaluation", lambda result: made.append(result) or show(result))
+    first = write_report(tmp_path).read_text()
+    assert len(made) == 1
+    assert run(["report", str(tmp_path)]) == 0
+    assert len(made) == 2
+    assert report.write(report.collect(tmp_path).results, tmp_path).read_text().count("<section") == first.count(
+        "<section"
+    )

@@ -28,6 +28,7 @@ OPTIONS = {
     "balance": Matryoshka(N, k=3, balance=0.5, dead_after_rows=100),
     "soft-frozen": TopK(N, k=3, control="soft-frozen-decoder", lr=0.1, dead_after_rows=100),
     "subspace": TopK(N, k=3, subspace=0.5, dead_after_rows=100),
+    "incoherence": TopK(N, k=3, sign="magnitude", incoherence=0.3, dead_after_rows=100),
 }
 
 
@@ -66,19 +67,21 @@ def test_l2():
     assert torch.equal(found["W_dec"], base["W_dec"])
 
 
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("chunk", [7, 13, 40, 8192])
-def test_orthogonal(chunk, monkeypatch):
+def test_orthogonal(chunk, signed, monkeypatch):
     monkeypatch.setattr("saekit.training.penalties.BLOCK_ROWS", 5)
     W = weights()["W_dec"].requires_grad_()
     order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
     unit = torch.nn.functional.normalize(W)
     terms = []
     for part in order.tensor_split(-(-40 // chunk)):
-        cosines = (unit[part] @ unit[part].T).masked_fill(torch.eye(len(part), dtype=torch.bool), -2)
+        cosines = unit[part] @ unit[part].T
+        cosines = (cosines.abs() if signed else cosines).masked_fill(torch.eye(len(part), dtype=torch.bool), -2)
         terms.append(cosines.max(1).values.clamp(min=0).square().mean())
     expected = torch.stack(terms).mean()
     [gradient] = torch.autograd.grad(expected, W)
-    value, found = spread(W.detach(), order, chunk)
+    value, found = spread(W.detach(), order, chunk, signed)
     torch.testing.assert_close(value, expected.detach())
     tangent = found - (found * W.detach()).sum(1, keepdim=True) * W.detach()  # lengths are kept anyway
     torch.testing.assert_close(tangent, gradient)
@@ -162,7 +165,7 @@ def test_weights_of_0_give_the_bits_of_the_run_without():
     assert equal(first, second)
 
 
-@pytest.mark.parametrize("name", ["aligned", "l2", "soft-frozen", "density"])
+@pytest.mark.parametrize("name", ["aligned", "l2", "soft-frozen", "density", "incoherence"])
 def test_permuting_latents_permutes_the_result(name):
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
     one = new(OPTIONS[name])

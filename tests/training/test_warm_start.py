@@ -106,7 +106,11 @@ def test_what_is_refused(rows):
         (TopK(24, k=4), sae.replace(W_skip=torch.zeros(12, 12)), "it has a skip path"),
         (TopK(24, k=4), sae.replace(scaling=Scaling("layer_norm")), "it has layer_norm scaling"),
         (TopK(24, k=4), sae.replace(provenance={"hook": "a", "hook_out": "b"}), "it is a transcoder"),
-        (TopK(24, k=4), sae.replace(rule=TopKRule(4, sign="magnitude")), "codes that are not negative"),
+        (
+            TopK(24, k=4),
+            sae.replace(rule=TopKRule(4, sign="magnitude")),
+            "sign that the configuration trains, 'positive'",
+        ),
         (TopK(24, k=4), [sae, sae], "one for each of the 1 learners; got 2"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -28,7 +28,9 @@ An interrupted capture continues where it stopped when it is called again.
 """
 
 
-@command("Activations of a language model as rows on disk.", HELP, flags=("device", "roles", "chat_template"))
+@command(
+    "Activations of a language model as rows on disk.", HELP, flags=("device", "roles", "chat_template"), ranked=True
+)
 def capture(
     *,
     model: Model | None = None,
@@ -48,6 +50,7 @@ def capture(
     """Capture rows into a folder."""
     from ..inputs.images import read_images
     from ..models.loading import load_model
+    from ..ranks import is_first_rank
     from ..rows.capture import capture as run
 
     given = {"model": model, "data": data, "images": images, "out": out}
@@ -78,6 +81,8 @@ def capture(
             settings=settings,
             progress=progress,
         )
+    if not is_first_rank():
+        return
     facts: dict[str, Any] = {"out": str(out)}
     for name, each in (rows if isinstance(rows, dict) else {"": rows}).items():
         facts |= {name: summary(each)} if name else summary(each)

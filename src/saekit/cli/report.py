@@ -35,7 +35,7 @@ def report(
 
     with progress_of(json):
         found = collect(folder)
-        page = write(found.results, folder, title=title, date=found.date, unread=found.unread)
+        page = write(found.shown, folder, title=title, date=found.date, unread=found.unread)
     if json:
         unread = [asdict(each) for each in found.unread]
         print_json({"report": str(page), "results": [each["kind"] for each in found.results], "unread": unread})

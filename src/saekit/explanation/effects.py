@@ -43,7 +43,7 @@ from .attach import attached, check_written, written_at
 from .directions import covariance_directions, other_latents, with_directions, written_rows
 from .edits import Edit, columns_of
 from .effects_result import Dose, Effect, Effects, is_promoting, verdict_of
-from .halves import context_of, is_labelling
+from .halves import context_of, labelling_among
 from .settings import EffectSettings
 
 PRIOR = 100.0
@@ -209,9 +209,8 @@ class _Tests:
     ) -> None:
         self.sae, self.lm, self.hook, self.settings = sae, lm, hook, settings
         self.contexts, self.firing = contexts, firing
-        documents = np.unique(contexts.document)
-        labelling = {int(document) for document in documents if is_labelling(int(document))}
-        self.labelling = np.isin(contexts.document, sorted(labelling))
+        documents = np.unique(contexts.document[contexts.position >= 0])
+        self.labelling = np.isin(contexts.document, documents[labelling_among(documents)])
         self.first_document = contexts.document[contexts.offsets[:-1]]
         self.vocabulary = int(lm.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
 

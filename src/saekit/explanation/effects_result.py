@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..measure.numbers import percent
 from ..measure.results import Measured, Result
 
 ABOVE = 95.0
@@ -131,10 +132,10 @@ class Effects(Result):
         lines = [["latent", "density", "kl", "latents %", "directions %", "drop", "verdict", "followed by"]]
         for each in self.effects:
             known = each.kl_percentile
-            percent = [f"{known[kind]:.0f}" if kind in known else "–" for kind in ("latents", "directions")]
-            numbers = [str(each.kl), *percent, str(each.drop)] if each.reason is None else ["–"] * 4
+            above = [f"{known[kind]:.0f}" if kind in known else "–" for kind in ("latents", "directions")]
+            numbers = [str(each.kl), *above, str(each.drop)] if each.reason is None else ["–"] * 4
             followers = " ".join(each.followers[:3])
-            lines.append([str(each.latent), f"{each.density:.2g}", *numbers, each.verdict, followers])
+            lines.append([str(each.latent), percent(each.density), *numbers, each.verdict, followers])
         return lines
 
     def agreement(self) -> tuple[float, float]:

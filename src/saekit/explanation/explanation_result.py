@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
+from ..measure.numbers import decimals, percent
 from ..measure.results import Measured, Result
+from ..terminal import plain
 
 TOLD = 0.95
 """Percentile among shuffled codes from which a label is told from chance."""
@@ -133,23 +136,22 @@ class Card:
         """Return the card as lines of text."""
         shown = [
             f"latent {self.latent}: {self.label or 'no label'}",
-            f"fires at {self.density:.3%} of tokens, mean {self.mean:.3g}, maximum {self.maximum:.3g}; "
-            f"on about {_number(self.documents)} documents",
+            f"fires at {percent(self.density)} of tokens, mean {decimals(self.mean)}, "
+            f"maximum {decimals(self.maximum)}; on about {_number(self.documents)} documents",
             f"label: detects where it fires in held-out documents with AUC {_number(self.detection)} "
             f"(above {_percent(self.detection_percentile)} of shuffled latents); purity {_number(self.purity)} "
             f"(above {_percent(self.purity_percentile)} of chance)",
         ]
         shown += self._facts()
-        for title, examples in (("strongest", self.top), ("from every fifth of its codes", self.sample)):
-            if examples:
-                shown += [f"{title}:", *(_line(example, width) for example in examples)]
+        for title, examples in self._examples():
+            shown += [f"{title}:", *(_line(example, width) for example in examples)]
         return "\n".join(shown)
 
     def _facts(self) -> list[str]:
         """Return a line for each list of tokens or latents that there is."""
         others = (("nearest decoder rows", self.neighbours, "cosine"), ("fires with", self.coactive, "jaccard"))
         lines = [
-            f"{title}: " + ", ".join(f"{each['latent']:.0f} ({each[key]:.2f})" for each in listed)
+            f"{title}: " + ", ".join(f"{each['latent']:.0f} ({decimals(each[key])})" for each in listed)
             for title, listed, key in others
             if listed
         ]
@@ -162,51 +164,72 @@ class Card:
         """Return the groups of contexts, where there are several, and the tokens that it writes."""
         lines = []
         if self.polysemantic:
-            groups = "; ".join(f"{each.fraction:.0%} on {' '.join(each.tokens[:3])}" for each in self.clusters)
+            groups = "; ".join(f"{percent(each.fraction)} on {' '.join(each.tokens[:3])}" for each in self.clusters)
             lines.append(f"its contexts fall apart: {groups}")
         for title, written in (("raises", self.promoted), ("lowers", self.suppressed)):
             if written:
-                lines.append(f"{title} " + ", ".join(f"`{each.token}` {each.value:+.2f}" for each in written[:8]))
+                lines.append(f"{title} {', '.join(map(_moved, written[:8]))}")
         return lines
 
     def __repr__(self) -> str:
-        return self.text()
+        return plain(self.text(), keep="\n")
 
     def _repr_html_(self) -> str:
-        largest = self.maximum or 1.0
-        rows = "".join(
-            f"<tr><td>{example.codes[example.peak]:.3g}</td><td style='text-align:left'>"
-            + "".join(
-                f"<span style='background:rgba(230,140,0,{min(abs(code) / largest, 1.0):.2f})'>{escape(token)}</span>"
-                for token, code in zip(example.tokens, example.codes, strict=True)
-            )
-            + "</td></tr>"
-            for example in (*self.top, *self.sample)
-        )
-        head = "<br>".join(escape(line) for line in self.text().split("\n")[: 3 + len(self._facts())])
-        return f"<div><p>{head}</p><table>{rows}</table></div>"
+        head = "<br>".join(escape(plain(line)) for line in self.text().split("\n")[: 3 + len(self._facts())])
+        tables = [
+            f"<table><caption style='text-align:left'>{title}</caption>{''.join(map(self._row, examples))}</table>"
+            for title, examples in self._examples()
+        ]
+        return f"<div><p>{head}</p>{''.join(tables)}</div>"
+
+    def _examples(self) -> list[tuple[str, list[Example]]]:
+        """Return the examples under their headings."""
+        found = [("strongest", self.top), ("from every fifth of its codes", self.sample)]
+        return [each for each in found if each[1]]
+
+    def _row(self, example: Example) -> str:
+        """Return an example as a row of a table."""
+        shown = "".join(map(self._shaded, example.tokens, example.codes))
+        code = decimals(example.codes[example.peak])
+        return f"<tr><td>{code}</td><td dir='auto' style='text-align:left'>{shown}</td></tr>"
+
+    def _shaded(self, token: str, code: float) -> str:
+        """Return a token, the darker the larger the code; black on strong shades, whatever the theme."""
+        strength = min(abs(code) / (self.maximum or 1.0), 1.0)
+        ink = ";color:#000" if strength > 0.5 else ""
+        text = escape(plain(_in_line(token)))
+        return f"<span style='background:rgba(230,140,0,{strength:.2f}){ink}'>{text}</span>" if code else text
+
+
+def _in_line(token: str) -> str:
+    """Return a token with signs for what ends a line or leaves a gap."""
+    return token.replace("\n", "⏎").replace("\t", "⇥")
 
 
 def _line(example: Example, width: int) -> str:
     """Return an example on one line, the peak in ⟦⟧, cut at both ends around it."""
-    parts = [token.replace("\n", "⏎").replace("\t", "⇥") for token in example.tokens]
+    parts = [_in_line(token) for token in example.tokens]
     before, peak, after = "".join(parts[: example.peak]), parts[example.peak], "".join(parts[example.peak + 1 :])
     room = max(10, width - 12 - len(peak))
     left = before[-(room // 2) :] if before else ""
     right = after[: room - len(left)]
-    return f"  {example.codes[example.peak]:>8.3g}  {left}⟦{peak}⟧{right}"
+    return f"  {decimals(example.codes[example.peak]):>8}  {left}⟦{peak}⟧{right}"
 
 
 def _share(each: TokenShare) -> str:
-    return f"`{each.token}` {each.share:.0%}"
+    return f"`{each.token}` {percent(each.share)}"
+
+
+def _moved(each: Written) -> str:
+    return f"`{each.token}` {'+' * (each.value > 0)}{decimals(each.value)}"
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"
+    return "unknown" if value is None else decimals(value)
 
 
 def _percent(value: float | None) -> str:
-    return "an unknown part" if value is None else f"{value:.0%}"
+    return "an unknown part" if value is None else percent(value)
 
 
 @dataclass(frozen=True)
@@ -241,6 +264,40 @@ class Score:
     tells_random_apart: bool | None = None
     """Whether it is better than for every control but the shuffled codes: those of a dictionary or a model that learned
     nothing. None without such a control. False: the score says nothing about what was learned."""
+
+    @property
+    def tells_trained_apart(self) -> bool | None:
+        """Whether it is better than for a randomized transformer; see `tells_trained_apart`."""
+        return tells_trained_apart({null.control: null.verdict for null in self.nulls})
+
+
+RANDOMIZED = "randomized"
+"""Control that is made of a transformer with random weights."""
+
+
+def tells_trained_apart(verdicts: Mapping[str, str]) -> bool | None:
+    """Return whether a score tells a trained model from a random one, from its verdicts by control; None: not known."""
+    word = verdicts.get(RANDOMIZED, "undefined")
+    return None if word == "undefined" else word == "better"
+
+
+def about_random_models(tells: Mapping[str, bool | None]) -> str:
+    """Say which scores, by name, tell a trained model from a random one, and which do not; nothing without scores."""
+    names = {word: [name.replace("_", " ") for name, each in tells.items() if each is word] for word in (True, False)}
+    if not tells:
+        return ""
+    if not names[True] and not names[False]:
+        return (
+            "Whether a score tells a trained model from a random one was not asked: it needs the control `randomized` "
+            "(--controls shuffled,random,randomized)."
+        )
+    if not names[True]:
+        return "No score tells the trained model from one of the same architecture with random weights."
+    others = f"; these do not: {', '.join(names[False])}" if names[False] else ""
+    return (
+        "Scores that tell the trained model from one of the same architecture with random weights: "
+        f"{', '.join(names[True])}{others}."
+    )
 
 
 @dataclass(frozen=True)
@@ -333,11 +390,11 @@ class Explanation(Result):
 
     def table(self) -> list[list[str]]:
         """Return a row per card, best-told labels first."""
-        lines = [["latent", "label", "density", "auc", "above %", "purity", "documents"]]
+        lines = [["latent", "label", "density", "auc", "above", "purity", "documents"]]
         order = sorted(self.cards, key=lambda card: -(card.detection if card.detection is not None else -math.inf))
         for card in order[:SHOWN]:
-            above = "–" if card.detection_percentile is None else f"{100 * card.detection_percentile:.0f}"
-            numbers = [f"{card.density:.2g}", _number(card.detection), above, _number(card.purity)]
+            above = "–" if card.detection_percentile is None else percent(card.detection_percentile)
+            numbers = [percent(card.density), _number(card.detection), above, _number(card.purity)]
             label = card.label if len(card.label) <= LABEL else f"{card.label[: LABEL - 1]}…"
             lines.append([str(card.latent), label, *numbers, _number(card.documents)])
         return lines
@@ -345,12 +402,13 @@ class Explanation(Result):
     def score_table(self) -> list[list[str]]:
         """Return a row per score: its mean, that of each control, and whether it tells random latents apart."""
         names = [control.name for control in self.controls]
-        lines = [["score", "mean", *names, "tells random apart"]]
+        lines = [["score", "mean", *names, "tells random apart", "random model"]]
         for score in self.scores:
             nulls = {null.control: null for null in score.nulls}
             cells = [str(nulls[name].value) if name in nulls else "–" for name in names]
             tells = {None: "not tested", True: "yes", False: "no"}[score.tells_random_apart]
-            lines.append([score.name, str(score.value), *cells, tells])
+            model = {None: "not asked", True: "told apart", False: "not told"}[score.tells_trained_apart]
+            lines.append([score.name, str(score.value), *cells, tells, model])
         return lines
 
     def group_table(self) -> list[list[str]]:
@@ -371,8 +429,13 @@ class Explanation(Result):
             f"Labels are made in one half of the documents; their AUC for where the latent fires in the other half "
             f"is {self.detection} on average, {self.detection_null} for shuffled codes. The fraction of the labels "
             f"that detect more than 95% of the shuffled ones do is {self.told_fraction}. {self._not_told()}Coherent "
-            f"firing is not meaning: a frozen decoder has it too.{more}"
+            f"firing is not meaning: a frozen decoder has it too.{self._of_random_models()}{more}"
         )
+
+    def _of_random_models(self) -> str:
+        """Return what the scores say of a model with random weights."""
+        told = about_random_models({score.name: score.tells_trained_apart for score in self.scores})
+        return f"\n{told}" if told else ""
 
     def _not_told(self) -> str:
         """Return which scores do not tell the latents from those of a dictionary or model that learned nothing."""

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ..measure.numbers import decimals
 from ..measure.results import Measured, Result
 
 TOLD = 0.95
@@ -87,8 +88,8 @@ class LabelScores(Result):
         found = [(score, test) for score in self.scores for test in score.tests]
         for score, test in sorted(found, key=lambda pair: -_sortable(pair[1].auc.value))[:SHOWN]:
             above = "–" if test.percentile is None else f"{100 * test.percentile:.0f}"
-            other = "–" if test.other_label is None else f"{test.other_label:.2f}"
-            numbers = [f"{test.auc:.2f}", other, above, str(test.n), str(test.missing)]
+            other = "–" if test.other_label is None else decimals(test.other_label)
+            numbers = [str(test.auc), other, above, str(test.n), str(test.missing)]
             lines.append([str(score.latent), score.label, test.scorer, *numbers])
         return lines
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import DataError
 from ..randomness import random_order
 from ..rows.tokens import Contexts
-from .halves import is_labelling
+from .halves import labelling_among
 
 REPEATED = 12
 """Tokens in a row that also stand in the labelling half make a near-duplicate: they are scored in neither."""
@@ -53,15 +53,15 @@ class Layout:
         DataError
             No documents to label from, or none to score on.
         """
-        documents, back = np.unique(contexts.document, return_inverse=True)
-        labelling = np.array([is_labelling(int(each)) for each in documents], bool)
-        if len(documents) < 2 or labelling.all() or not labelling.any():
+        real = contexts.position >= 0
+        documents, back = np.unique(contexts.document[real], return_inverse=True)
+        if len(documents) < 2:
             raise DataError(
                 "explain: there must be documents to label from and others to score on; the texts give "
-                f"{len(documents)} document{'s' * (len(documents) != 1)} in all. Give more texts."
+                f"{len(documents)} document{'s' * (len(documents) != 1)} with tokens in all. Give more texts."
             )
-        real = contexts.position >= 0
-        half = np.where(real, np.where(labelling[back], LABELLING, SCORING), NEITHER).astype(np.int8)
+        half = np.full(len(real), NEITHER, np.int8)
+        half[real] = np.where(labelling_among(documents)[back], LABELLING, SCORING)
         piece = np.repeat(np.arange(len(contexts)), contexts.lengths())
         new = np.ones(len(piece), bool)
         new[1:] = (

@@ -71,11 +71,11 @@ def explain(
 ) -> Explanation:
     """Show what latents respond to, and score that on documents that it was not made of.
 
-    Labels come from one half of the documents (by a hash of their number); ``detection`` is the area under the ROC
-    curve of the label for where the latent fires in the other half, from which what repeats the first is left out. A
-    label is made of tokens, of those before or after, of the position, or of the tokens around, whichever tells best in
-    the first half. Every score is compared with that of latents that mean nothing; which of the scores tell these apart
-    is said. It needs no judge and no key.
+    Labels come from one half of the documents (by a hash of their number, neither half empty); ``detection`` is the
+    area under the ROC curve of the label for where the latent fires in the other half, without what repeats the first.
+    A label is made of tokens, of those before or after, of the position, or of the tokens around, whichever tells best
+    in the first half. Every score is compared with that of latents that mean nothing; which of the scores tell these
+    apart is said. It needs no judge and no key.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..measure.numbers import decimals
 from ..measure.results import Result
 from ..measure.token_statistics import shown_token
 from ..models.hooks import activations, find_hook
@@ -100,18 +101,16 @@ class Steered(Result):
             runs = [("untouched", each.clean), ("edited", each.steered)]
             runs += [(f"control {number}", control) for number, control in enumerate(each.controls, 1)]
             for by, run in runs:
-                read, lost = (f"{value:.3g}" if value is not None else "–" for value in (run.read_back, run.perplexity))
-                lines.append([each.prompt, by, f"{run.kl:.3g}", read, lost, run.text])
+                read, lost = ("–" if value is None else decimals(value) for value in (run.read_back, run.perplexity))
+                lines.append([each.prompt, by, decimals(run.kl), read, lost, run.text])
         return lines
 
     def caption(self) -> str:
         """Return how far the edit moves the model, compared with the controls."""
         lines = []
         for each in self.prompts:
-            text = (
-                f"`{each.prompt}`: the edit is {each.steered.change:.2g} of the hidden states' norm and moves the next "
-            )
-            text += f"token by {each.steered.kl:.3g} nats"
+            text = f"`{each.prompt}`: the edit is {decimals(each.steered.change)} of the hidden states' norm and moves "
+            text += f"the next token by {decimals(each.steered.kl)} nats"
             if each.controls:
                 text += f"; of {len(each.controls)} other latents at the same norm, {each.rank} move it as far"
             lines.append(text + ".")

@@ -14,10 +14,12 @@ from .cpu.onednn_linear import fast_linears as fast_linears
 from .cpu.onednn_linear import matmul as matmul
 from .description import describe as describe
 from .dispatch import csr_decode as csr_decode
+from .dispatch import magnitude_encode as magnitude_encode
 from .dispatch import step_kernels as step_kernels
 from .dispatch import step_pays as step_pays
 from .dispatch import threshold_encode as threshold_encode
 from .dispatch import topk_encode as topk_encode
+from .magnitude import magnitude_pairs as magnitude_pairs
 from .reference import block_rows_for as block_rows_for
 from .step_interface import Adam as Adam
 from .step_interface import Encoder as Encoder

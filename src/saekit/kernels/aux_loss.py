@@ -6,11 +6,13 @@ Gao et al. 2024, arXiv:2406.04093, appendix A.2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .cpu.onednn_linear import matmul
+from .magnitude import magnitude_pairs_of_some
 from .reference import block_rows_for
 from .step_interface import Array, Encoder, Fit, Revived, Scalar, StepKernels, Terms
 
@@ -26,6 +28,8 @@ class AuxK:
     """Dead latents per row; 0 switches it off."""
     coefficient: float = 1 / 32
     """Weight in units of the variance of the rows; 0 switches it off."""
+    signed: bool = False
+    """Whether codes have a sign: chosen by magnitude, without ReLU."""
 
 
 def revive(
@@ -76,11 +80,13 @@ def revive(
     bias, zero = encoder.bias[which], torch.zeros_like(W_dec[0])
     weight = settings.coefficient * float(kernel.variance(x)) / float(kernel.variance(residual))
     if len(which) <= settings.k:
-        error, of_dec, of_enc, of_bias = _fit_all(x, residual, weights["W_enc"], bias, weights["W_dec"], weight)
+        of = weights["W_enc"], bias, weights["W_dec"]
+        error, of_dec, of_enc, of_bias = _fit_all(x, residual, of, weight, settings.signed)
         return weight * error / len(x), (which, of_dec, of_enc, of_bias)
-    pairs = kernel.topk_pairs_of_some(x, weights["W_enc"], bias, settings.k)
+    choose = partial(magnitude_pairs_of_some, kernel) if settings.signed else kernel.topk_pairs_of_some
+    pairs = choose(x, weights["W_enc"], bias, settings.k)
     again = kernel.reconstruct(residual, pairs, pairs.values, weights["W_dec"], zero, weight, name="dead")
-    terms = Terms(pairs, pairs.values > 0, pairs.values, again.slopes, again.gradient)
+    terms = Terms(pairs, pairs.values != 0, pairs.values, again.slopes, again.gradient)
     # Not in the memory of the gradients that these are added to.
     g = kernel.gradients(x, zero, weights, terms, name="dead ")
     revived = which, kernel.tensor(g.of_dec), kernel.tensor(g.of_enc), kernel.tensor(g.of_bias)
@@ -88,23 +94,25 @@ def revive(
 
 
 def _fit_all(
-    x: Tensor, e: Tensor, W_enc: Tensor, bias: Tensor, W_dec: Tensor, weight: float
+    x: Tensor, e: Tensor, weights: tuple[Tensor, Tensor, Tensor], weight: float, signed: bool
 ) -> tuple[float, Tensor, Tensor, Tensor]:
     """Fit `e` with all of these latents, a block of rows at a time: codes are as dense as the weights.
 
     Returns the sum of squares that is left, and the gradient of ``weight`` times its mean over rows by `W_dec`, `W_enc`
     and `bias`.
     """
+    W_enc, bias, W_dec = weights
     of_dec, of_enc, of_bias = torch.zeros_like(W_dec), torch.zeros_like(W_enc), torch.zeros_like(bias)
     left = 0.0
     block = min(block_rows_for(len(bias)), DENSE_ROWS)
     for start in range(0, len(x), block):
         part = slice(start, start + block)
-        codes = matmul(x[part], W_enc.T).add_(bias).relu_()
+        codes = matmul(x[part], W_enc.T).add_(bias)
+        codes = codes if signed else codes.relu_()
         g = matmul(codes, W_dec).sub_(e[part])
         left += float(g.pow(2).sum(dtype=torch.float64))
         g *= 2 * weight / len(x)
-        of_codes = matmul(g, W_dec.T).mul_(codes > 0)
+        of_codes = matmul(g, W_dec.T).mul_(codes != 0)
         of_dec += matmul(codes.T, g)
         of_enc += matmul(of_codes.T, x[part])
         of_bias += of_codes.sum(0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import backend, reference
+from .magnitude import larger_of_both
 from .step_interface import StepKernels
 
 FEWEST_ROWS = 32
@@ -51,6 +52,23 @@ def topk_encode(
 
         return ops.topk_encode(x, W_enc, b_enc, k, block_rows=block_rows, exact=exact)
     return reference.topk_encode(x, W_enc, b_enc, k, rank=rank, block_rows=block_rows)
+
+
+def magnitude_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, block_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the `k` pre-activations of each row that are largest by magnitude: ``values, indices``, both ``[n, k]``.
+
+    See `saekit.kernels.reference.magnitude_encode`. Where a fast kernel runs, from the k largest of ``pre`` and of
+    ``-pre``: a latent may then be there a second time, with the value 0, in a row with fewer than k that are not 0.
+    """
+    worth = len(x) >= FEWEST_ROWS and _worth(W_enc, k)
+    fast = _runs([x, W_enc, b_enc], worth) or (worth and _runs_on_gpu(x, W_enc, b_enc))
+    if not fast or _differentiated(x, W_enc, b_enc):
+        return reference.magnitude_encode(x, W_enc, b_enc, k, block_rows=block_rows)
+    above = topk_encode(x, W_enc, b_enc, k, block_rows=block_rows)
+    below = topk_encode(-x, W_enc, -b_enc, k, block_rows=block_rows)
+    return larger_of_both(above, below, k)
 
 
 def threshold_encode(

@@ -55,6 +55,29 @@ def topk_encode(
     return values.relu_(), indices
 
 
+def magnitude_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, block_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the `k` pre-activations of each row that are largest by magnitude, with their sign; the largest first.
+
+    See `topk_encode` for the parameters.
+
+    Returns
+    -------
+    values, indices : Tensor ``[n, k]``
+        Codes of either sign, and the latent of each.
+    """
+    block_rows = block_rows or block_rows_for(W_enc.shape[0])
+    values = x.new_empty((x.shape[0], k))
+    indices = torch.empty((x.shape[0], k), dtype=torch.int64, device=x.device)
+    for start in range(0, x.shape[0], block_rows):
+        rows = slice(start, start + block_rows)
+        pre = torch.addmm(b_enc, x[rows], W_enc.T)  # [block, n_latents]
+        chosen = pre.abs().topk(k, dim=-1).indices
+        values[rows], indices[rows] = pre.gather(1, chosen), chosen
+    return values, indices
+
+
 def threshold_encode(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor | None, *, block_rows: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from ..errors import FormatError, did_you_mean
 from ..files import read_json, unsealed, write_sealed
 from ..places import Warned
 from ..settings import check_choice
+from .numbers import decimals
 from .tables import html_table, text_table
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Measured:
         if not self.is_defined:
             return "undefined"
         if self.low is None or self.high is None:
-            return format(self.value, spec or ".3g")
+            return format(self.value, spec) if spec or not math.isfinite(self.value) else decimals(self.value)
         if spec:
             return f"{format(self.value, spec)} [{format(self.low, spec)}, {format(self.high, spec)}]"
         # As many decimals as tell the ends apart, and no more: the rest is not known.

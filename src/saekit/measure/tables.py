@@ -17,15 +17,20 @@ def text_table(lines: Sequence[Sequence[str]], caption: str) -> str:
 
 
 def html_table(lines: Sequence[Sequence[str]], caption: str) -> str:
-    """Return the same as one ``<table>``; every cell is escaped, indentation is kept.
+    """Return the same as one ``<table>``; every cell is plain and escaped, indentation is kept.
 
     >>> html_table([["a"], ["<b>"]], "c")
     '<table><caption>c</caption><thead><tr><th>a</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
     """
     heading, *others = lines
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
+    head = "".join(f"<th>{_safe(cell)}</th>" for cell in heading)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell).replace('  ', '&nbsp;&nbsp;')}</td>" for cell in line) + "</tr>"
+        "<tr>" + "".join(f"<td>{_safe(cell).replace('  ', '&nbsp;&nbsp;')}</td>" for cell in line) + "</tr>"
         for line in others
     )
-    return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table><caption>{_safe(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _safe(text: str) -> str:
+    """Return text without signs that turn or hide what stands around it, as HTML."""
+    return escape(plain(text, keep="\n"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import gzip
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..terminal import escaped
+from .numbers import told
 
 INLINE = 4096
 """Cards that stand in the page itself; with more, all of them stand in files next to it."""
@@ -129,8 +131,11 @@ def _is_number(value: object) -> bool:
 
 
 def _short(value: Any) -> Any:
-    """Return a number with five digits: more are not shown."""
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    """Return a number with five digits, or with all where what is shown of five would differ from what is of all."""
+    if not isinstance(value, float) or not math.isfinite(value) or abs(value) >= 1e4:
+        return value
+    text = f"{value:.4e}"
+    return value if text.partition("e")[0].endswith("50") else float(text)
 
 
 def _peaks(card: Card) -> list[str]:
@@ -265,8 +270,16 @@ class _Others:
         if latent in self.weights:
             found["weights"] = self.weights[latent]
         if latent in self.effects:
-            found["effect"] = self.effects[latent]
+            found["effect"] = _with_texts(self.effects[latent])
         return found
+
+
+def _with_texts(value: Any) -> Any:
+    """Return JSON in which measured quantities have their text, as it stands everywhere else."""
+    if isinstance(value, Mapping):
+        found = {key: _with_texts(each) for key, each in value.items()}
+        return {**found, "text": told(found)} if {"value", "low", "high"} <= set(found) else found
+    return [_with_texts(each) for each in value] if isinstance(value, list) else value
 
 
 def _at(values: Sequence[Any], latent: int) -> Any:

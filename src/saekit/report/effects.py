@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .decisions import latent_cell
-from .parts import Cell, Section, Table, measured_cell, number_cell, settings_section, table_of, tables_of
+from .parts import Cell, Section, Table, measured_cell, number_cell, percent_cell, settings_section, table_of, tables_of
 
 
 def _percentile(name: str, kind: str) -> Any:
@@ -14,7 +14,7 @@ def _percentile(name: str, kind: str) -> Any:
 
 
 _COLUMNS = (
-    ("density", "density"),
+    ("density", lambda each: percent_cell(each["density"])),
     ("KL (nats)", "kl"),
     ("above latents (%)", _percentile("kl_percentile", "latents")),
     ("above directions (%)", _percentile("kl_percentile", "directions")),

@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..explanation.explanation_result import about_random_models, tells_trained_apart
 from .decisions import latent_cell
-from .parts import Cell, Section, Table, count_cell, measured_cell, number_cell, settings_section, table_of, tables_of
+from .parts import (
+    Cell,
+    Section,
+    Table,
+    count_cell,
+    measured_cell,
+    number_cell,
+    percent_cell,
+    settings_section,
+    table_of,
+    tables_of,
+)
 
 SHOWN = 12
 """Latents in the table; the browser has all."""
 
+TRAINED = "tells a trained model from a random one"
+"""Heading of what a score says against a transformer with random weights."""
+
 _COLUMNS = (
     ("label", lambda card: Cell(card["label"] or "–")),
-    ("density", "density"),
+    ("density", lambda card: percent_cell(card["density"])),
     ("AUC, held out", lambda card: number_cell(card["detection"])),
-    ("above shuffled", lambda card: number_cell(card["detection_percentile"], ".0%")),
+    ("above shuffled", lambda card: percent_cell(card["detection_percentile"])),
     ("purity", lambda card: number_cell(card["purity"])),
     ("documents", lambda card: number_cell(card["documents"])),
     ("strongest example", lambda card: Cell(_example(card))),
@@ -26,7 +41,7 @@ _NUMBERS = (
     ("AUC of labels", "detection"),
     ("AUC, shuffled codes", "detection_null"),
     ("labels above 95% of shuffled", "told_fraction"),
-    ("latents that fire", lambda result: number_cell(result["fired_fraction"], ".1%")),
+    ("latents that fire", lambda result: percent_cell(result["fired_fraction"])),
 )
 
 
@@ -37,7 +52,7 @@ def explanation(result: Mapping[str, Any]) -> list[Section]:
         "What latents respond to",
         "A label is made of tokens that the latent responds to in one half of the documents; its AUC is that of these "
         "tokens for where the latent fires in the other half. Shuffled codes are labelled and scored in the same way. "
-        f"Coherent firing is not meaning: the latents of a frozen decoder have it too. {_telling(result)}".strip(),
+        f"Coherent firing is not meaning: the latents of a frozen decoder have it too. {_worth(result)}".strip(),
         [table_of([{**result, "name": result["data"]["name"]}], _NUMBERS)],
     )
     scored = [*_scores(result), *_groups(result)]
@@ -52,6 +67,11 @@ def explanation(result: Mapping[str, Any]) -> list[Section]:
     return [main, shown, *more, settings_section("explanation", result, facts)]
 
 
+def _worth(result: Mapping[str, Any]) -> str:
+    """Say which scores are a sign of learning."""
+    return f"{_telling(result)} {_of_random_models(result)}"
+
+
 def _telling(result: Mapping[str, Any]) -> str:
     """Say which scores tell latents that were learned from those of random directions or models."""
     tested = [each for each in result.get("scores") or () if each["tells_random_apart"] is not None]
@@ -64,6 +84,15 @@ def _telling(result: Mapping[str, Any]) -> str:
         f"Scores that tell these latents from ones that were not learned: {', '.join(telling)} ({len(telling)} of "
         f"{len(tested)}); the others are no evidence that anything was."
     )
+
+
+def _of_random_models(result: Mapping[str, Any]) -> str:
+    """Say which scores tell a trained model from a random one."""
+    return about_random_models({each["name"]: _tells_trained(each) for each in result.get("scores") or ()})
+
+
+def _tells_trained(score: Mapping[str, Any]) -> bool | None:
+    return tells_trained_apart({each["control"]: each["verdict"] for each in score["nulls"]})
 
 
 def without_cards(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -87,9 +116,10 @@ def _scores(result: Mapping[str, Any]) -> list[Table]:
                 *(measured_cell(null[name]["value"] if name in null else None) for name in controls),
                 Cell(", ".join(f"{name}: {null[name]['verdict']}" for name in controls if name in null) or "–"),
                 Cell(tells),
+                Cell({True: "yes", False: "no", None: "not asked"}[_tells_trained(score)]),
             ]
         )
-    columns = ("score", "SAE", *controls, "SAE compared with each", "tells learned from random")
+    columns = ("score", "SAE", *controls, "SAE compared with each", "tells learned from random", TRAINED)
     about = "; ".join(f"{each['name']}: {each['what']}" for each in result.get("controls") or [])
     return [Table(columns, rows, f"Means over latents. Controls: {about}." if about else "")] if rows else []
 

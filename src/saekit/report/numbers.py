@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..measure.numbers import decimals
 from ..measure.results import Measured
 
 Quantity = Mapping[str, Any]
@@ -23,11 +24,7 @@ def number(value: float | None) -> str:
     """
     if value is None or not math.isfinite(value):
         return NONE
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000:
-        return minus(f"{value:,.0f}")
-    return minus(f"{value:.3g}")
+    return minus(decimals(value))
 
 
 def minus(text: str) -> str:

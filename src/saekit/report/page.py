@@ -97,6 +97,30 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A result, and what shows it."""
+
+    result: Mapping[str, Any]
+    """The result as a JSON object."""
+    sections: Sequence[Section]
+    """Its sections, its warnings after the first."""
+
+    @classmethod
+    def of(cls, result: Any) -> Shown:
+        """Return what shows a result: an object with ``to_json()``, what that returned, or one that is shown already.
+
+        Raises
+        ------
+        DataError
+            As `sections_of`.
+        """
+        if isinstance(result, Shown):
+            return result
+        plain = result if isinstance(result, Mapping) else result.to_json()
+        return cls(plain, sections_of(plain))
+
+
+@dataclass(frozen=True)
 class Unread:
     """A file whose result is not on the page."""
 
@@ -122,7 +146,7 @@ def write(
     Parameters
     ----------
     results
-        Result objects with ``to_json()``, or what that returned: JSON objects with a ``kind``.
+        Result objects with ``to_json()``, or what that returned (JSON objects with a ``kind``), or `Shown`.
     folder
         Created if missing.
     title
@@ -159,10 +183,11 @@ def _built(
     results: Sequence[Any], *, title: str, date: str, is_whole: bool, unread: Sequence[Unread] = ()
 ) -> tuple[str, dict[str, str]]:
     """Return the page, and the files that it reads."""
-    shown = [result if isinstance(result, Mapping) else result.to_json() for result in results]
-    if not shown:
+    if not results:
         raise DataError("a report needs at least one result; got none. Run `saekit evaluate` or `saekit train` first.")
-    groups = _groups(shown)
+    made = [Shown.of(result) for result in results]
+    shown = [each.result for each in made]
+    groups = _groups(made)
     found = browsers(shown)
     chunks, files = _placed(found, is_whole)
     first = answers(shown)
@@ -200,16 +225,16 @@ def _templates() -> jinja2.Environment:
     return environment
 
 
-def _groups(results: Sequence[Mapping[str, Any]]) -> list[Group]:
+def _groups(results: Sequence[Shown]) -> list[Group]:
     """Return the sections of all results by the question they answer."""
     group_of = {kind: key for key, _, kinds in GROUPS for kind in kinds}
     sections: dict[str, list[Section]] = {key: [] for key, _, _ in GROUPS}
     order = {kind: at for at, kind in enumerate(group_of)}
-    for result in sorted(results, key=lambda each: order.get(str(each.get("kind")), len(order))):
-        for section in sections_of(result):
-            key = "provenance" if section.kind == "provenance" else group_of.get(str(result.get("kind")), "more")
+    for each in sorted(results, key=lambda each: order.get(str(each.result.get("kind")), len(order))):
+        for section in each.sections:
+            key = "provenance" if section.kind == "provenance" else group_of.get(str(each.result.get("kind")), "more")
             sections[key].append(section)
-    sections["real"] += across(results)
+    sections["real"] += across([each.result for each in results])
     numbers = iter(range(10**6))
     return [
         Group(key, title, [(f"s{next(numbers)}", section) for section in sections[key]])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
+from ..measure.numbers import percent
 from ..terminal import escaped, plain
 from .marks import Chart
 from .numbers import NONE, minus, number, parts_of
@@ -234,6 +235,11 @@ def number_cell(value: float | None, spec: str = "") -> Cell:
     """Return a cell with a number that has no interval; ``–`` for none."""
     text = number(value) if value is None or not spec else minus(format(value, spec))
     return Cell(text, value, is_number=True)
+
+
+def percent_cell(fraction: float | None) -> Cell:
+    """Return a cell with a fraction in percent; ``–`` for none."""
+    return Cell(NONE if fraction is None else minus(percent(fraction)), fraction, is_number=True)
 
 
 def settings_section(

@@ -16,7 +16,7 @@ from ..errors import ConfigError, FormatError, SaekitError
 from ..files import check_path, parse_json, read_bytes, read_sealed
 from ..forms import NATURAL, check_form
 from ..measure.results import Result
-from .page import Unread, sections_of, write
+from .page import Shown, Unread, write
 
 _LOG = "log.jsonl"
 _RUN = "run.json"
@@ -28,12 +28,17 @@ _CURVES = ("fvu", "l0", "dead_fraction")
 class Collected:
     """What a folder holds."""
 
-    results: list[dict[str, Any]]
-    """Results as JSON objects, in the order of their files."""
+    shown: list[Shown]
+    """Results with their sections, in the order of their files."""
     unread: list[Unread]
     """Files that should have been results."""
     date: str
     """The day on which the newest of these files was written."""
+
+    @property
+    def results(self) -> list[Mapping[str, Any]]:
+        """The results as JSON objects."""
+        return [each.result for each in self.shown]
 
     def told(self, page: Path) -> str:
         """Return what a user must know of a page that is made of a part of the files."""
@@ -59,7 +64,7 @@ def write_report(folder: str | os.PathLike[str], *, title: str = "saekit report"
         As `collect`.
     """
     found = collect(folder)
-    page = write(found.results, folder, title=title, date=found.date, unread=found.unread)
+    page = write(found.shown, folder, title=title, date=found.date, unread=found.unread)
     if found.unread:
         warnings.warn(found.told(page), stacklevel=2)
     return page
@@ -98,14 +103,12 @@ def collect(folder: str | os.PathLike[str]) -> Collected:
     folder = check_path(folder)
     if not folder.is_dir():
         raise ConfigError(f"a report needs a folder with results; `{folder}` is not a folder.")
-    results: list[dict[str, Any]] = []
+    results: list[Shown] = []
     unread: list[Unread] = []
     files = _files_of(folder)
     for file in files:
         try:
-            found = _results_of(file)
-            for each in found:
-                sections_of(each)  # what cannot be shown must not stop the others
+            found = [Shown.of(each) for each in _results_of(file)]  # what cannot be shown must not stop the others
         except (SaekitError, OSError) as error:
             unread.append(Unread(os.fspath(file.relative_to(folder)), _why(error, file)))
         else:

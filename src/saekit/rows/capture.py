@@ -8,7 +8,8 @@ norm is out of all proportion are skipped by settings that are recorded with the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, overload
@@ -29,6 +30,8 @@ from ..models.pretrained import DTYPES, PretrainedModel, as_dtype
 from ..models.vision import VisionModel
 from ..places import without_locations
 from ..progress import shows_progress
+from ..provenance import library_versions, release
+from ..ranks import ALONE, Ranks, agreed, any_of, check_same, dealt, together
 from ..sae.finite import check_finite
 from ..settings import Progress, check_whole, silent, suggest_keywords
 from .arrays import ArrayRows
@@ -175,6 +178,23 @@ def capture(
         rows = sk.capture("builtin", "builtin", layer=2, tokens=1_000_000)
         rows = sk.capture(model, texts, layer=2, settings=CaptureSettings(outliers=None)  # of saekit.rows.settings)
     """
+    with together("capture") as ranks:
+        recording = _recording(model, data, (layer, hook), tokens, text, out, settings)
+        sources = recording.run(None if out is None else Path(out), progress or silent, ranks)
+    return sources if recording.several else sources[recording.hooks[0].name]
+
+
+def _recording(
+    model: str | os.PathLike[str] | LanguageModel | VisionModel,
+    data: Data,
+    where: tuple[Any, Any],
+    tokens: int | None,
+    text: str,
+    out: str | os.PathLike[str] | None,
+    settings: CaptureSettings,
+) -> Recording:
+    """Look everything up; `where` is layer and hook."""
+    layer, hook = where
     check_whole("capture", tokens=tokens)
     row_type = as_dtype(settings.dtype)
     if row_type not in (None, *DTYPES.values()):
@@ -193,13 +213,7 @@ def capture(
     else:
         reader = open_texts(TextRunner(loaded, hooks, dtype, settings), data, text=text, tokens=tokens)
     several = are_several(layer, hook)
-    recording = Recording(reader, loaded, hooks, several=several, tokens=tokens, dtype=dtype, settings=settings)
-    if out is None:
-        sources = recording.run(None, progress or silent)
-    else:
-        with locked_folder(out):
-            sources = recording.run(Path(out), progress or silent)
-    return sources if recording.several else sources[hooks[0].name]
+    return Recording(reader, loaded, hooks, several=several, tokens=tokens, dtype=dtype, settings=settings)
 
 
 _FOR_TEXTS = (
@@ -240,31 +254,80 @@ class Recording:
     dtype: torch.dtype
     settings: CaptureSettings
 
-    def run(self, out: Path | None, progress: Progress) -> dict[str, Captured]:
-        """Read group by group and hand the rows of each hook to its sink."""
-        sinks = self._sinks(out)
-        with noted_interrupts() as interruption:
-            self._read(sinks, progress, interruption)
+    def run(self, out: Path | None, progress: Progress, ranks: Ranks = ALONE) -> dict[str, Captured]:
+        """Read group by group and hand the rows of each hook to its sink.
+
+        Several ranks read a group each in turn; rank 0 has the sinks, and takes the groups in their order.
+        """
+        self._check_same(ranks)
+        sinks: list[Sink] = []
+        with ExitStack() as stack:
+
+            def begin() -> None:
+                if out is not None:
+                    stack.enter_context(locked_folder(out))
+                sinks.extend(self._sinks(out))
+
+            agreed(ranks, begin)
+            with noted_interrupts() as interruption:
+                groups = self._groups(sinks, interruption, ranks)
+                for group, found in dealt(ranks, groups, lambda group: (group, self.reader.rows(group))):
+                    for sink, rows in zip(sinks, found):
+                        sink.take(group, rows)
+                    done = self.reader.done(group + 1, min(sink.n_rows for sink in sinks))
+                    progress(self.reader.unit, done, self.reader.total)
+            finished = agreed(ranks, lambda: self._finished(sinks))
+        return {name: _source(*each) for name, each in finished.items()}
+
+    def _groups(self, sinks: Sequence[Sink], interruption: Interruption, ranks: Ranks) -> Iterator[int]:
+        """Yield the groups that are read, until every sink has its rows: as many at a time as there are ranks.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            Somebody wants the capture to end; what was taken is kept.
+        """
+        read = 0
+
+        def ahead() -> tuple[int, list[int]]:
+            """Return what is read by now, and the next groups that a sink wants."""
+            found: list[int] = []
+            at = read
+            while at < self.reader.n_groups and len(found) < ranks.size and not all(sink.is_done for sink in sinks):
+                if any(sink.wants(at) for sink in sinks):
+                    found.append(at)
+                at += 1
+            return at, found
+
+        def pause() -> int:
+            """Keep what was taken, and return how much that is."""
+            for sink in sinks:
+                sink.pause()
+            return self.reader.done(read, min(sink.n_rows for sink in sinks))
+
+        while True:
+            if read and any_of(ranks, interruption.requested):
+                raise KeyboardInterrupt(f"capture: interrupted after {agreed(ranks, pause):,} {self.reader.unit}")
+            read, wanted = agreed(ranks, ahead)
+            if not wanted:
+                return
+            yield from wanted
+
+    def _finished(self, sinks: Sequence[Sink]) -> dict[str, tuple[Path | Columns, dict[str, Any]]]:
+        """Return what the sources are made of: a folder, or rows and what is recorded with them."""
         special = self._special(sinks)
         return {
             hook.name: sink.finish({**self.info(hook), "filters": {"special": special, "outliers": sink.outliers}})
             for hook, sink in zip(self.hooks, sinks)
         }
 
-    def _read(self, sinks: Sequence[Sink], progress: Progress, interruption: Interruption) -> None:
-        """Read until every sink has its rows."""
-        read = 0
-        while read < self.reader.n_groups and not all(sink.is_done for sink in sinks):
-            if any(sink.wants(read) for sink in sinks):
-                for sink, rows in zip(sinks, self.reader.rows(read)):
-                    sink.take(read, rows)
-            read += 1
-            done = self.reader.done(read, min(sink.n_rows for sink in sinks))
-            progress(self.reader.unit, done, self.reader.total)
-            if interruption.requested:
-                for sink in sinks:
-                    sink.pause()
-                raise KeyboardInterrupt(f"capture: interrupted after {done:,} {self.reader.unit}")
+    def _check_same(self, ranks: Ranks) -> None:
+        """Refuse ranks that were started for different captures."""
+        if ranks.size > 1:
+            facts = {hook.name: without_locations(self.info(hook)) for hook in self.hooks}
+            versions = {**library_versions(with_model=True), "saekit": release()}
+            settings = {**vars(self.settings), "tokens": self.tokens}
+            check_same(ranks, "capture", {"versions": versions, "settings": settings, "rows": facts})
 
     def _special(self, sinks: Sequence[Sink]) -> dict[str, Any]:
         """Return what is recorded about added tokens; the same for every hook, also where one was finished before."""
@@ -362,14 +425,19 @@ class Sink:
         if self.writer is not None and not self.writer.complete:
             self.writer.pause({"group": self.group, "row": self.skip, "n_outliers": self.n_outliers})
 
-    def finish(self, info: dict[str, Any]) -> Captured:
-        """Return the rows as a source."""
+    def finish(self, info: dict[str, Any]) -> tuple[Path | Columns, dict[str, Any]]:
+        """Return the folder, finished, or the rows; and what is recorded with them."""
         if not self.n_rows:
             raise DataError("there must be at least one row; the filters left none. Is every text empty?")
         if self.writer is not None:
             if not self.writer.complete:
                 self.writer.finish(info)
-            return ShardRows(self.writer.folder)
-        rows = Columns.cat(self.parts)
-        info = {**info, "kind": "capture"}
-        return ArrayRows(rows.x, rows.token, rows.document, rows.position, info=info, target=rows.target)
+            return self.writer.folder, info
+        return Columns.cat(self.parts), {**info, "kind": "capture"}
+
+
+def _source(rows: Path | Columns, info: dict[str, Any]) -> Captured:
+    """Return captured rows as a source."""
+    if isinstance(rows, Path):
+        return ShardRows(rows)
+    return ArrayRows(rows.x, rows.token, rows.document, rows.position, info=info, target=rows.target)

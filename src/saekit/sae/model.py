@@ -418,7 +418,9 @@ class SAE:
         facts = {"latents": f"{self.n_latents:,}", "width": self.d_in, "rule": self.rule.name, **self.rule.settings()}
         shown = ("model", "hook", "hook_out", "data", "seed")
         facts |= {key: self.provenance[key] for key in shown if key in self.provenance}
-        cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+        cells = "".join(
+            f"<tr><th>{escape(plain(str(k)))}</th><td>{escape(plain(str(v)))}</td></tr>" for k, v in facts.items()
+        )
         return f"<table><caption>{'Transcoder' if self.is_transcoder else 'SAE'}</caption>{cells}</table>"
 
 

@@ -85,19 +85,23 @@ def name_of_config(config: Mapping[str, object], n_latents: int) -> str:
     'relu-1024-l0-16'
     """
     parts = [str(config["arch"]), str(n_latents)]
-    for key, form in {"k": "k{:g}", "target_l0": "l0-{:g}", "l1": "l1-{:g}"}.items():
+    for key, form in {"k": "k{:g}", "target_l0": "l0-{:g}", "l1": "l1-{:g}", "tanh": "tanh{:g}"}.items():
         if config.get(key) is not None:
             parts.append(form.format(config[key]))
             break
     parts += [str(config["control"])] if config.get("control") else []
     numbers = {
+        "tanh": "tanh" if config.get("target_l0") is not None else "",
+        "pre_activation": "pre-activation",
         "mutual": "mutual",
         "l2": "l2-",
         "orthogonal": "orthogonal",
         "subspace": "subspace",
         "density": "density",
+        "incoherence": "incoherence",
     }
-    parts += [f"{word}{config[key]:g}" for key, word in numbers.items() if config.get(key)]
+    parts += ["magnitude"] if config.get("sign") == "magnitude" else []
+    parts += [f"{word}{config[key]:g}" for key, word in numbers.items() if word and config.get(key)]
     parts += ["aligned"] if config.get("aligned") else []
     parts += [f"skip-{config['skip']}"] if config.get("skip") else []
     parts += [f"from{config['k_start']:g}"] if config.get("k_start") else []

@@ -58,13 +58,23 @@ many latents still get a gradient."""
 LEAST_THRESHOLD = 1e-3
 """Thresholds are trained by their logarithm: smaller ones begin here. Unit: pre-activations of scaled rows."""
 
+TANH_THRESHOLD = 0.1
+"""Initial threshold with the tanh penalty. Unit: pre-activations of scaled rows (Anthropic, January 2025)."""
+
+TANH_L0 = 10_000
+"""Initial L0 with the tanh penalty and no target (Anthropic, January 2025)."""
+
+TANH_FRACTION = 1 / 16
+"""Maximum initial L0 with the tanh penalty, as a fraction of the latents: the SAEs that 10,000 was meant for have
+millions."""
+
 SCALAR_RATE = 10.0
 """Learning rate of thresholds and gates, as a multiple of the weights': one number per latent has to travel a distance
 of order 1, an entry of a weight vector of norm 1 only one of order ``1 / sqrt(d)``."""
 
 
 def _finish_topk(config: TopK | HierarchicalTopK | Matryoshka, p: Tensors, state: Tensors) -> SAE:
-    return _sae(p, rules.TopKRule(config.k))
+    return _sae(p, rules.TopKRule(config.k, sign=config.sign if isinstance(config, TopK) else "positive"))
 
 
 def _finish_batch(config: Config, p: Tensors, state: Tensors) -> SAE:
@@ -114,7 +124,16 @@ def _subtracted(p: Tensors) -> Tensor:
 
 
 def _initial_threshold(config: JumpReLU, p: Tensors, x: Tensor) -> Tensors:
-    """Return one threshold for all latents, such that the initial L0 is the target on these rows."""
+    """Return one threshold for all latents, such that the initial L0 is the target on these rows.
+
+    With `tanh` all begin at `TANH_THRESHOLD`, and a bias makes L0 twice the target, or `TANH_L0`.
+    """
+    if config.tanh:
+        l0 = TANH_L0 if config.target_l0 is None else INITIAL_L0 * config.target_l0
+        level = level_of(x, p["W_enc"], p["b_enc"], min(l0, config.n_latents * TANH_FRACTION))
+        start = torch.full_like(p["b_enc"], TANH_THRESHOLD)
+        return {"log_threshold": start.log(), "b_enc": start - level}
+    assert config.target_l0 is not None  # without `tanh` it is required
     threshold = level_of(x, p["W_enc"], p["b_enc"], config.target_l0).clamp(min=LEAST_THRESHOLD)
     return {"log_threshold": threshold.log().expand(config.n_latents).clone()}
 
@@ -144,6 +163,10 @@ def _penalty_state(config: Penalized) -> State:
     return {"coefficient": config.l1, "distance": 0.0}
 
 
+def _tanh_state(config: JumpReLU) -> State:
+    return {"coefficient": config.tanh, "distance": 0.0} if config.tanh else {}
+
+
 def _anneal_state(config: PAnneal) -> State:
     return {"coefficient": config.l1, "distance": 0.0, "penalties": [0.0, 0.0]}
 
@@ -159,6 +182,7 @@ _ROWS: tuple[Architecture[Any], ...] = (
         losses.jumprelu_loss,
         _finish_jumprelu,
         extra=_initial_threshold,
+        state=_tanh_state,
         rates={"log_threshold": SCALAR_RATE},
     ),
     # Unit rows: the gate's reconstruction sees a fixed decoder; shorter rows would only cheapen its penalty.

@@ -100,7 +100,7 @@ class Config:
 
     def _check_penalties(self) -> None:
         """Refuse penalties and constraints where they mean nothing, or contradict each other."""
-        wanted = [name for name in ("aligned", "l2", "orthogonal") if getattr(self, name)]
+        wanted = [name for name in ("aligned", "l2", "orthogonal", "incoherence") if getattr(self, name, None)]
         if not wanted:
             return
         name = f"{type(self).__name__}.{wanted[0]}"
@@ -177,11 +177,22 @@ class TopK(Revived):
     """Latents per row in the first step, from where they fall linearly to `k` (Llama Scope, 2410.20526) [k]."""
     k_fraction: float = 0.1
     """Fraction of the steps after which `k` is reached, with `k_start` [0.1]."""
+    sign: str = "positive"
+    """``positive``: codes are not negative; ``magnitude``: the `k` largest by magnitude, each with its sign (AbsTopK,
+    2510.00404) [positive]."""
+    incoherence: float = 0.0
+    """Weight of iSAE's penalty on decoder rows that are large in the same row of data and not orthogonal, with
+    sign = magnitude (2605.31245, which takes 0.1), as a fraction of the variance of the rows; 0 for none [0]."""
     arch: ClassVar[str] = "topk"
 
     def _check(self) -> None:
         self._check_k(self.k)
         self._check_k_start(self.k, self.k_start)
+        if self.incoherence and self.sign != "magnitude":
+            raise ConfigError(
+                f"`TopK.incoherence` is iSAE's, whose codes have a sign; got sign={self.sign!r}. Add sign='magnitude', "
+                "or take `orthogonal`, which suits any codes."
+            )
 
 
 @suggest_keywords
@@ -236,13 +247,24 @@ class JumpReLU(Revived):
     2407.14435).
 
     Loss: squared error + ``sparsity * V * (L0 / target_l0 - 1)**2`` with V the variance of the batch (summed over
-    dimensions), so that the coefficient needs no tuning to the data.
+    dimensions), so that the coefficient needs no tuning to the data. With `tanh` the form of Anthropic (January 2025):
+    ``tanh * V * mean over rows of sum_j tanh(tanh_scale * code_j)`` instead of the L0 term, and the kernel of the
+    thresholds passes gradient to all parameters.
     """
 
-    target_l0: float
-    """Mean latents per row to reach."""
+    target_l0: float | None = None
+    """Mean latents per row to reach; with `tanh` its weight is adjusted in every step [with `tanh` none: the weight
+    rises from 0 over the whole run]."""
     sparsity: float = 4.0
     """Weight of the L0 term, as a fraction of the variance of the rows when L0 is twice its target [4.0]."""
+    tanh: float = 0.0
+    """Weight of the tanh penalty for each latent of a row instead of the L0 term, with `target_l0` its initial value,
+    as a fraction of the variance of the rows; 0 for the L0 term [0]."""
+    tanh_scale: float = 4.0
+    """Steepness of the tanh penalty, per unit of codes of scaled rows [4.0]."""
+    pre_activation: float = 0.0
+    """Weight of the penalty ``max(0, threshold - pre)``, summed over latents, which pulls those that do not fire
+    towards it (Anthropic, January 2025), as a fraction of the variance of the rows; 0 for none [0]."""
     # FVU / dead latents at 0.1, 1 and 2: .092 / 54%, .084 / 2.9%, .086 / .1% (stories260K, 1,024 latents, target 16,
     # 400,000 rows, lr 3e-3, dead after 2% of the rows).
     bandwidth: float = 2.0
@@ -256,7 +278,13 @@ class JumpReLU(Revived):
     arch: ClassVar[str] = "jumprelu"
 
     def _check(self) -> None:
-        self._check_target(self.target_l0)
+        if self.target_l0 is not None:
+            self._check_target(self.target_l0)
+        elif not self.tanh or self.density:
+            why = "with `density`" if self.tanh else "without `tanh`"
+            raise ConfigError(
+                f"`JumpReLU.target_l0` must be given {why}; got None. Add the mean latents per row, target_l0=16 say."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +412,11 @@ def k_now(config: TopK | BatchTopK, step: int, total_steps: int) -> int:
     return round(start + (config.k - start) * step / length)
 
 
+def has_signs(config: Config) -> bool:
+    """Return whether codes have a sign, so that a latent and its negative are the same."""
+    return isinstance(config, TopK) and config.sign == "magnitude"
+
+
 def hierarchical_levels(config: HierarchicalTopK) -> tuple[int, ...]:
     """Return the levels of a hierarchical configuration, defaults filled in."""
     if config.levels is not None:
@@ -452,7 +485,12 @@ _RULES: dict[str, Rule] = {
     "aux_coefficient": _FROM_0,
     "k_aux": _or_none(_FROM_1),
     "multi_topk": _FROM_0,
+    "sign": _one_of("positive", "magnitude"),
+    "incoherence": _FROM_0,
     "bandwidth": _POSITIVE,
+    "tanh": _FROM_0,
+    "tanh_scale": _POSITIVE,
+    "pre_activation": _FROM_0,
     "sparsity": _FROM_0,
     "l1": _FROM_0,
     "resample": (lambda value: isinstance(value, bool), "True or False"),

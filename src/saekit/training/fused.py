@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from . import sparse_autograd
 from .architectures import ARCHITECTURES
 from .config import (
     BatchTopK,
@@ -33,15 +34,17 @@ from .config import (
     ReLU,
     Revived,
     TopK,
+    has_signs,
     hierarchical_levels,
     k_now,
     matryoshka_selection,
     matryoshka_sizes,
     matryoshka_weights,
 )
+from .incoherence import measure_incoherence, probes
 from .initialization import level_of
 from .learner import Learner
-from .losses import Context, controlled, k_of, threshold_updates
+from .losses import Context, controlled, k_of, k_together, tanh_warmth, threshold_updates
 from .penalties import constrain, has_penalties, penalize
 from .step import ADAM_EPS, STEPS, Statistics, context_of, learning_rate, plain_step, resample, resamples_now
 
@@ -121,6 +124,10 @@ class _Found:
     """Further numbers to log."""
     updates: dict[str, Tensor] = field(default_factory=dict)
     """New running values."""
+    of_dec: Tensor | None = None
+    """A further gradient of decoder rows, ``[n_latents, d]``."""
+    of_all: Tensor | None = None
+    """A further gradient of every encoder row, ``[d]``."""
 
 
 def fused_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
@@ -147,7 +154,7 @@ def fused_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Sta
     offset = p["b_dec"] - learner.center
     draws = learner.generators["data"].get_state()
     context = context_of(learner)
-    aux = kernels.AuxK(resolved.k_aux, getattr(config, "aux_coefficient", 0.0))
+    aux = kernels.AuxK(resolved.k_aux, getattr(config, "aux_coefficient", 0.0), has_signs(config))
     state = _State(
         kernel=kernel,
         config=config,
@@ -162,7 +169,7 @@ def fused_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Sta
     if found is None:
         learner.generators["data"].set_state(draws)  # what was drawn for this step is drawn again
         return plain_step(learner, x)
-    if has_penalties(config):
+    if has_penalties(config) or found.of_dec is not None or found.of_all is not None:
         found = _penalized(learner, state, found)
     row = ARCHITECTURES[config.arch]
     beta1, beta2 = config.betas
@@ -207,6 +214,10 @@ def _penalized(learner: Learner, s: _State[Config], found: _Found) -> _Found:
     """Return what was found with the gradients of `saekit.training.penalties` added, in the same memory."""
     g, W = found.gradients, learner.parameters["W_dec"]
     of_enc, of_dec = s.kernel.tensor(g.of_enc), s.kernel.tensor(g.of_dec)
+    if found.of_dec is not None:
+        of_dec.add_(found.of_dec)
+    if found.of_all is not None:
+        of_enc.add_(found.of_all)
     variance = torch.as_tensor(s.kernel.variance(s.u), device=W.device, dtype=W.dtype)
     terms = penalize(learner, variance, {"W_enc": of_enc, "W_dec": of_dec})
     squares = of_enc.square().sum(1) + of_dec.square().sum(1)
@@ -226,7 +237,28 @@ STEPS["fused"] = fused_step
 
 def _topk(s: _State[TopK]) -> _Found | None:
     k = k_now(s.config, s.context.step, s.context.total_steps)
-    return None if k > _room(s) and k > s.config.k else _selected(s, s.kernel.topk_pairs(s.u, s.encoder, k))
+    if k > _room(s) and k > s.config.k:
+        return None
+    if s.config.sign == "magnitude":
+        return _abstopk(s, k)
+    return _selected(s, s.kernel.topk_pairs(s.u, s.encoder, k))
+
+
+def _abstopk(s: _State[TopK], k: int) -> _Found:
+    """Codes with a sign, and iSAE's regularizer, which compares more latents than fire."""
+    c, width = s.config, k_together(s.config, k)
+    pairs = kernels.magnitude_pairs(s.kernel, s.u, s.encoder, max(k, width))
+    if not width:
+        return _selected(s, pairs)
+    n = len(s.u)
+    values, latents = pairs.values.reshape(n, width), pairs.latents.reshape(n, width)
+    found = _selected(s, s.kernel.even_pairs(values[:, :k], latents[:, :k]))
+    u = probes(n, width, s.context.seed, s.context.step).to(s.u.device).view(-1)
+    together = sparse_autograd.Pairs.even(s.kernel.tensor(pairs.latents).view(n, width), c.n_latents)
+    value, gradient = measure_incoherence(s.p["W_dec"], together, u, width)
+    weight = c.incoherence * s.kernel.variance(s.u)
+    parts = {**found.parts, "incoherence": weight * s.kernel.number(value)}
+    return replace(found, parts=parts, of_dec=weight * gradient)
 
 
 def _batchtopk(s: _State[BatchTopK]) -> _Found | None:
@@ -238,7 +270,7 @@ def _selected(s: _State[Revived], pairs: Pairs, smallest: Numbers = None) -> _Fo
     """Differentiate codes that equal the chosen pre-activations, and AuxK."""
     fit = s.kernel.reconstruct(s.u, pairs, pairs.values, s.p["W_dec"], s.offset)
     aux, revived = _revive(s, fit)
-    terms = kernels.Terms(pairs, pairs.values > 0, pairs.values, fit.slopes, fit.gradient)
+    terms = kernels.Terms(pairs, pairs.values != 0, pairs.values, fit.slopes, fit.gradient)
     g = s.kernel.gradients(s.u, s.offset, s.p, terms, revived=revived)
     parts = _with_aux({"reconstruction": fit.error / len(s.u)}, aux, s)
     return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, updates=_threshold(s, smallest))
@@ -419,10 +451,25 @@ def _room(s: _State[Config]) -> int:
 # ---------------------------------------------------------------- thresholds and penalties
 
 
+@dataclass(frozen=True)
+class _Band:
+    """Pairs that fire or are within the band around their threshold, and which."""
+
+    pairs: Pairs
+    theta: Numbers
+    """Thresholds, ``[n_latents]``."""
+    own: Numbers
+    """That of each pair."""
+    fires: Numbers
+    near: Numbers
+    codes: Numbers
+    V: Any
+    """Variance of the rows."""
+
+
 def _jumprelu(s: _State[JumpReLU]) -> _Found | None:
-    """Pairs within the band around the threshold count too: they move it."""
-    c = s.config
-    n, n_latents = len(s.u), c.n_latents
+    """Pairs within the band around the threshold count too: they move it, and with `tanh` all other parameters."""
+    c, n = s.config, len(s.u)
     threshold = s.p["log_threshold"].exp()
     # A little below the band, so that rounding does not cut its edge.
     pairs = s.kernel.pairs_above(s.u, s.encoder, threshold * (1 - 1e-6) - c.bandwidth / 2 * (1 + 1e-5), _room(s))
@@ -430,27 +477,87 @@ def _jumprelu(s: _State[JumpReLU]) -> _Found | None:
         return None
     theta = s.kernel.numbers(threshold)
     own = theta[pairs.latents]
-    fires = pairs.values > own
-    near = abs(pairs.values - own) < c.bandwidth / 2
+    fires, near = pairs.values > own, abs(pairs.values - own) < c.bandwidth / 2
     codes = s.kernel.array.where(fires, pairs.values, 0.0)
+    band = _Band(pairs, theta, own, fires, near, codes, s.kernel.variance(s.u))
     fit = s.kernel.reconstruct(s.u, pairs, codes, s.p["W_dec"], s.offset)
     aux, revived = _revive(s, fit)
-    terms = kernels.Terms(pairs, fires, codes, fit.slopes, fit.gradient)
+    sparse = _tanh_penalty(s, band, fit) if c.tanh else _l0_penalty(s, band, fit)
+    slopes, of_threshold, common = sparse.slopes, sparse.of_threshold, {}
+    fired = s.kernel.counts_of(pairs.latents[fires], c.n_latents)
+    parts = {"reconstruction": fit.error / n, **sparse.parts}
+    if c.pre_activation:
+        weight = c.pre_activation * band.V
+        slopes = slopes + s.kernel.array.where(fires, weight / n, 0.0)
+        of_threshold = of_threshold + weight * (1 - fired / n)
+        parts["pre_activation"] = weight * _distance_below(s, band)
+        common = {"of_all": -weight * (s.u.mean(0) - s.offset), "of_all_biases": -weight}
+    wanted = fires | near if c.tanh else fires
+    terms = kernels.Terms(pairs, wanted, codes, _float32(s, slopes), fit.gradient)
     g = s.kernel.gradients(s.u, s.offset, s.p, terms, revived=revived)
-    away = fires.sum() / n / c.target_l0 - 1
-    weight = s.context.warmth * c.sparsity * s.kernel.variance(s.u)
-    pressure = 2 * weight * away / c.target_l0 / n  # gradient of the loss by one more code
-    latents = pairs.latents[near]
-    by_codes = s.kernel.sums_of(latents, fit.slopes[near], n_latents)
-    frequencies = s.kernel.counts_of(pairs.latents[fires], n_latents) / n
-    dense = s.context.warmth * c.density * s.kernel.variance(s.u) / (c.density_at * c.target_l0)
-    by_count = (pressure + 2 * dense * frequencies / n) * s.kernel.counts_of(latents, n_latents)
-    of_threshold = -(theta * by_codes + by_count) / c.bandwidth
     others = {"b_dec": fit.columns + g.of_offset, "log_threshold": of_threshold * theta}
-    parts = {"reconstruction": fit.error / n, "sparsity": weight * away**2}
+    if common:
+        others["b_enc"] = _float32(s, g.of_bias + common["of_all_biases"])
+        others["b_dec"] = others["b_dec"] - common["of_all_biases"] * s.kernel.numbers(s.p["W_enc"].sum(0))
+    parts = _with_aux(parts, aux, s)
+    return _Found(fit, g, others, fired, parts, sparse.scalars, sparse.updates(fired), of_all=common.get("of_all"))
+
+
+@dataclass(frozen=True)
+class _Sparse:
+    """What keeps codes few, differentiated together with the reconstruction."""
+
+    slopes: Numbers
+    """Gradient of the pre-activation of each pair."""
+    of_threshold: Numbers
+    """Gradient of the thresholds, ``[n_latents]``."""
+    parts: dict[str, Any]
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    updates: Callable[[Numbers], dict[str, Tensor]] = lambda fired: {}
+
+
+def _l0_penalty(s: _State[JumpReLU], band: _Band, fit: Fit) -> _Sparse:
+    """Differentiate the term of L0 and that of dense latents: they move the thresholds alone."""
+    c, n = s.config, len(s.u)
+    assert c.target_l0 is not None  # required with these terms
+    away = band.fires.sum() / n / c.target_l0 - 1
+    weight = s.context.warmth * c.sparsity * band.V
+    pressure = 2 * weight * away / c.target_l0 / n  # gradient of the loss by one more code
+    latents = band.pairs.latents[band.near]
+    by_codes = s.kernel.sums_of(latents, fit.slopes[band.near], c.n_latents)
+    frequencies = s.kernel.counts_of(band.pairs.latents[band.fires], c.n_latents) / n
+    dense = s.context.warmth * c.density * band.V / (c.density_at * c.target_l0)
+    by_count = (pressure + 2 * dense * frequencies / n) * s.kernel.counts_of(latents, c.n_latents)
+    parts = {"sparsity": weight * away**2}
     if c.density:
         parts["density"] = dense * (frequencies**2).sum()
-    return _Found(fit, g, others, g.counts, _with_aux(parts, aux, s))
+    return _Sparse(fit.slopes, -(band.theta * by_codes + by_count) / c.bandwidth, parts)
+
+
+def _tanh_penalty(s: _State[JumpReLU], band: _Band, fit: Fit) -> _Sparse:
+    """Differentiate the tanh penalty; within the band every parameter gets a gradient."""
+    c, n = s.config, len(s.u)
+    coefficient = s.context.state["coefficient"]
+    weight = tanh_warmth(s.context) * s.kernel.number(coefficient) * band.V / n
+    soft = s.kernel.array.tanh(c.tanh_scale * band.codes)
+    of_codes = fit.slopes + weight * c.tanh_scale * (1 - soft**2)
+    moved = s.kernel.array.where(band.near, band.own / c.bandwidth, 0.0) * of_codes
+    slopes = s.kernel.array.where(band.fires, of_codes, 0.0) + moved
+    return _Sparse(
+        slopes=slopes,
+        of_threshold=-s.kernel.sums_of(band.pairs.latents, moved, c.n_latents),
+        parts={"sparsity": weight * soft.sum()},
+        scalars={"coefficient": coefficient},
+        updates=lambda fired: controlled(s.context, coefficient, s.kernel.tensor(fired), n),
+    )
+
+
+def _distance_below(s: _State[JumpReLU], band: _Band) -> Any:
+    """Return ``mean over rows of sum_j max(0, threshold_j - pre_j)``: over all pairs, less those that fire."""
+    theta, pairs = s.kernel.tensor(band.theta), band.pairs
+    everything = theta.sum() - s.p["W_enc"].sum(0) @ s.u.mean(0) - s.encoder.bias.sum()
+    of_fired = (band.own - pairs.values)[band.fires].sum() / len(s.u)
+    return s.kernel.number(everything) - of_fired
 
 
 def _relu(s: _State[ReLU]) -> _Found | None:

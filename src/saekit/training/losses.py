@@ -22,7 +22,7 @@ data.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -46,6 +46,8 @@ from .config import (
     matryoshka_sizes,
     matryoshka_weights,
 )
+from .incoherence import WIDER as TOGETHER
+from .incoherence import incoherence, probes
 from .mesh import ALONE, Mesh, entering, over_latents, over_rows, ranks, smallest_of_largest
 from .sparse_autograd import Pairs, at_least, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
 
@@ -93,6 +95,8 @@ class Context(Generic[C]):
     """Decay of that average per step."""
     sizes: tuple[int, ...] | None = None
     """Prefix lengths drawn for this step; None for the fixed ones."""
+    seed: int = 0
+    """Random seed of the learner."""
     mesh: Mesh = ALONE
     """The ranks that compute the loss together: parameters and rows are this rank's, terms of the loss are means over
     its rows and sums over all latents."""
@@ -134,22 +138,35 @@ def variance(x: Tensor, mesh: Mesh = ALONE) -> Tensor:
 
 
 def topk_loss(p: Tensors, x: Tensor, context: Context[TopK]) -> Outcome:
-    """Return the loss of TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``."""
+    """Return the loss of TopK: ``error(k) + multi_topk * error(4k) + aux_coefficient * AuxK``.
+
+    With `incoherence`, ``incoherence * V * R`` is added; see `saekit.training.incoherence`.
+    """
     c = context.config
     affine = _affine(p, x, context)
     goal, base, bias = affine.goal, affine.base, affine.bias
     k = k_now(c, context.step, context.total_steps)
     k_wide = min(WIDER * k, c.n_latents) if c.multi_topk else k
-    largest = _choose(x, p["W_enc"], bias, k_wide, context.mesh)
+    k_compared = k_together(c, k)
+    largest = _choose(x, p["W_enc"], bias, max(k_wide, k_compared), context.mesh, c.sign)
     values, pairs = largest.part(0, k)
     x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + base
     terms = {"reconstruction": squared_error(goal, x_hat)}
     if c.multi_topk:
         wide = _decode(p, x, bias, largest.part(0, k_wide), context.mesh)
         terms["multi_topk"] = c.multi_topk * squared_error(goal, wide + base)
+    if c.incoherence:
+        u, compared = largest.probed(probes(len(x), k_compared, context.seed, context.step, context.mesh))
+        coherent = incoherence(p["W_dec"], compared, u, k_compared, context.mesh)
+        terms["incoherence"] = c.incoherence * variance(goal, context.mesh) * coherent
     residual = (goal - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
     return _outcome(terms, residual, pairs.fired(values))
+
+
+def k_together(c: TopK, k: int) -> int:
+    """Return how many latents of a row are compared by `incoherence`; 0 without it."""
+    return min(TOGETHER * k, c.n_latents) if c.incoherence else 0
 
 
 def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK]) -> Outcome:
@@ -250,7 +267,15 @@ def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:
 
 
 def aux_loss(
-    p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, *, dead: Tensor, k_aux: int, mesh: Mesh = ALONE
+    p: Tensors,
+    x: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    *,
+    dead: Tensor,
+    k_aux: int,
+    mesh: Mesh = ALONE,
+    sign: str = "positive",
 ) -> Tensor:
     """Return AuxK: the fraction of the residual that dead latents leave unexplained.
 
@@ -272,11 +297,13 @@ def aux_loss(
         Dead latents per row; fewer when fewer are dead.
     mesh
         The ranks that compute it together.
+    sign
+        ``magnitude``: of codes with a sign, the largest by magnitude, without ReLU.
     """
     e = residual.detach()
     W_enc, n_latents = p["W_enc"], len(bias)
-    if mesh.latent_size > 1:
-        largest = _choose(x, W_enc.detach(), bias.detach().masked_fill(~dead, -torch.inf), k_aux, mesh)
+    if mesh.latent_size > 1 or sign == "magnitude":
+        largest = _choose_dead(x, W_enc.detach(), bias.detach(), dead, (k_aux, mesh, sign))
         values, pairs = largest.part(0, k_aux)
         e_hat = over_latents(mesh, decode_pairs(encode_pairs(W_enc, bias, x, values, pairs), p["W_dec"], pairs))
         fraction = squared_error(e, e_hat) / variance(e, mesh)
@@ -293,6 +320,16 @@ def aux_loss(
     e_hat = decode_pairs(encode_pairs(W_enc, bias, x, values.reshape(-1), pairs), p["W_dec"], pairs)
     fraction = squared_error(e, e_hat) / variance(e, mesh)
     return torch.where(dead.any(), fraction, torch.zeros_like(fraction))
+
+
+def _choose_dead(x: Tensor, W_enc: Tensor, bias: Tensor, dead: Tensor, how: tuple[int, Mesh, str]) -> _Largest:
+    """Return the largest dead latents of each row; `how` is their number, the ranks and the sign of codes."""
+    k, mesh, sign = how
+    if sign != "magnitude":
+        return _choose(x, W_enc, bias.masked_fill(~dead, -torch.inf), k, mesh)
+    which = dead.nonzero()[:, 0]  # no bias keeps a latent away from both ends
+    found = _choose(x, W_enc[which], bias[which], k, mesh, sign)
+    return replace(found, indices=which[found.indices], n_latents=len(bias))
 
 
 def threshold_updates(context: Context[Config], smallest: Tensor) -> Tensors:
@@ -339,7 +376,9 @@ def _affine(p: Tensors, x: Tensor, context: Context[Config]) -> _Affine:
 
 @dataclass(frozen=True)
 class _Largest:
-    """The largest pre-activations of each row, after ReLU, the largest first; of this rank's latents."""
+    """The largest pre-activations of each row, after ReLU, the largest first; of this rank's latents. Of codes with a
+    sign the largest by magnitude, without ReLU.
+    """
 
     values: Tensor
     indices: Tensor
@@ -354,15 +393,23 @@ class _Largest:
         values = self.values * ((self.ranks >= first) & (self.ranks < last))
         return values.reshape(-1), Pairs.even(self.indices, self.n_latents)
 
+    def probed(self, u: Tensor) -> tuple[Tensor, Pairs]:
+        """Return the pairs of as many ranks as `u` ``[n, m]`` has columns, and for each its number in `u`."""
+        width, u = u.shape[1], u.to(self.values.device)
+        if self.ranks is None:
+            return u.reshape(-1), Pairs.even(self.indices[:, :width], self.n_latents)
+        own = u.gather(1, self.ranks.clamp(max=width - 1)) * (self.ranks < width)
+        return own.reshape(-1), Pairs.even(self.indices, self.n_latents)
 
-def _choose(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, mesh: Mesh) -> _Largest:
+
+def _choose(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, mesh: Mesh, sign: str = "positive") -> _Largest:
     """Return the `k` largest of each row."""
     if not len(bias):  # none of this rank's latents is in the prefix
         values = torch.zeros(len(x), 0, device=x.device)
         indices = values.long()
     else:
-        values, indices = choose_topk(x, W_enc, bias, min(k, len(bias)))
-    return _Largest(values, indices, ranks(mesh, values, k), len(bias))
+        values, indices = choose_topk(x, W_enc, bias, min(k, len(bias)), sign)
+    return _Largest(values, indices, ranks(mesh, values.abs() if sign == "magnitude" else values, k), len(bias))
 
 
 def _choose_over_batch(pre: Tensor, k: int, context: Context[Any]) -> tuple[Tensor, Pairs, Tensor]:
@@ -385,7 +432,8 @@ def _aux_term(p: Tensors, x: Tensor, bias: Tensor, residual: Tensor, context: Co
     coefficient = context.config.aux_coefficient
     if not coefficient or context.dead is None or not context.k_aux:
         return {}
-    aux = aux_loss(p, x, bias, residual, dead=context.dead, k_aux=context.k_aux, mesh=context.mesh)
+    sign = getattr(context.config, "sign", "positive")
+    aux = aux_loss(p, x, bias, residual, dead=context.dead, k_aux=context.k_aux, mesh=context.mesh, sign=sign)
     goal = x if context.target is None else context.target
     return {"aux": coefficient * variance(goal, context.mesh) * aux}
 
@@ -406,20 +454,20 @@ def _outcome(
 
 
 class _Jump(torch.autograd.Function):
-    """``z = pre * (pre > threshold)`` with the straight-through gradient of the threshold."""
+    """``z = pre * (pre > threshold)`` with the straight-through gradient of the threshold, maybe of `pre`, too."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float, through: bool) -> Tensor:
         ctx.save_for_backward(pre, threshold)
-        ctx.bandwidth = bandwidth
+        ctx.bandwidth, ctx.through = bandwidth, through
         return pre * (pre > threshold)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         pre, threshold = ctx.saved_tensors
-        near = (pre - threshold).abs() < ctx.bandwidth / 2
-        grad_threshold = -(threshold / ctx.bandwidth) * (grad * near).sum(0)
-        return grad * (pre > threshold), grad_threshold, None
+        moved = (threshold / ctx.bandwidth) * grad * ((pre - threshold).abs() < ctx.bandwidth / 2)
+        grad_pre = grad * (pre > threshold)
+        return grad_pre + moved if ctx.through else grad_pre, -moved.sum(0), None, None
 
 
 class _Step(torch.autograd.Function):
@@ -438,7 +486,7 @@ class _Step(torch.autograd.Function):
         return None, -(grad * near).sum(0) / ctx.bandwidth, None
 
 
-def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+def jump(pre: Tensor, threshold: Tensor, bandwidth: float, through: bool = False) -> Tensor:
     """Return JumpReLU ``pre * (pre > threshold)``.
 
     Its gradient by the threshold is ``-(threshold / bandwidth) * K((pre - threshold) / bandwidth)`` with the rectangle
@@ -452,8 +500,11 @@ def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ``[n_latents]``, positive.
     bandwidth
         Width of the rectangle, in the units of `pre`.
+    through
+        Whether `pre` gets the opposite of the threshold's gradient besides its own (Anthropic, January 2025), so that
+        encoder and biases learn from rows on which a latent nearly fires.
     """
-    return _Jump.apply(pre, threshold, bandwidth)
+    return _Jump.apply(pre, threshold, bandwidth, through)
 
 
 def count_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -471,27 +522,51 @@ def frequencies_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tenso
 def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
     """Return the loss of JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``.
 
-    With `density`, ``density * V * sum_j p_j^2 / density_at / target`` is added, p_j the frequency of latent j.
+    With `density`, ``density * V * sum_j p_j^2 / density_at / target`` is added, p_j the frequency of latent j. With
+    `tanh`, ``tanh * V * mean sum_j tanh(tanh_scale * code_j)`` stands for the term of L0, with `pre_activation`
+    ``pre_activation * V * mean sum_j max(0, threshold_j - pre_j)`` is added.
     """
     c = context.config
     affine = _affine(p, x, context)
     goal, base, bias = affine.goal, affine.base, affine.bias
     threshold = p["log_threshold"].exp()
-    pre = torch.addmm(bias, x, p["W_enc"].T).float()
-    codes = jump(pre, threshold, c.bandwidth)
+    pre = torch.addmm(bias, x, p["W_enc"].T).to(threshold)  # not in bf16
+    codes = jump(pre, threshold, c.bandwidth, bool(c.tanh))
     x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
-    frequencies = over_rows(context.mesh, frequencies_above(pre, threshold, c.bandwidth))
-    l0 = over_latents(context.mesh, frequencies.sum())
-    terms = {
-        "reconstruction": squared_error(goal, x_hat),
-        "sparsity": context.warmth * c.sparsity * variance(goal, context.mesh) * (l0 / c.target_l0 - 1).pow(2),
-    }
-    if c.density:
-        weight = context.warmth * c.density * variance(goal, context.mesh) / (c.density_at * c.target_l0)
-        terms["density"] = weight * over_latents(context.mesh, frequencies.pow(2).sum())
+    V, fired = variance(goal, context.mesh), _count(codes)
+    terms, updates = {"reconstruction": squared_error(goal, x_hat)}, {}
+    if c.tanh:
+        coefficient = context.state["coefficient"]
+        soft = over_latents(context.mesh, (c.tanh_scale * codes).tanh().sum() / len(x))
+        terms["sparsity"] = tanh_warmth(context) * coefficient * V * soft
+        updates = controlled(context, coefficient, fired, len(x))
+    else:
+        terms |= _of_frequencies(pre, threshold, V, context)
+    if c.pre_activation:
+        short = over_latents(context.mesh, (threshold - pre).relu().sum() / len(x))
+        terms["pre_activation"] = c.pre_activation * V * short
     residual = (goal - x_hat).detach()
     terms |= _aux_term(p, x, bias, residual, context)
-    return _outcome(terms, residual, _count(codes))
+    scalars = {"coefficient": context.state["coefficient"]} if c.tanh else {}
+    return _outcome(terms, residual, fired, updates, **scalars)
+
+
+def tanh_warmth(context: Context[JumpReLU]) -> float:
+    """Return the factor of the tanh penalty: without a target it rises over the whole run."""
+    return (context.step + 1) / max(context.total_steps, 1) if context.config.target_l0 is None else context.warmth
+
+
+def _of_frequencies(pre: Tensor, threshold: Tensor, V: Tensor, context: Context[JumpReLU]) -> Tensors:
+    """Return the terms of L0 and of dense latents."""
+    c = context.config
+    assert c.target_l0 is not None  # required with these terms
+    frequencies = over_rows(context.mesh, frequencies_above(pre, threshold, c.bandwidth))
+    l0 = over_latents(context.mesh, frequencies.sum())
+    terms = {"sparsity": context.warmth * c.sparsity * V * (l0 / c.target_l0 - 1).pow(2)}
+    if c.density:
+        weight = context.warmth * c.density * V / (c.density_at * c.target_l0)
+        terms["density"] = weight * over_latents(context.mesh, frequencies.pow(2).sum())
+    return terms
 
 
 # ---------------------------------------------------------------- penalties
@@ -606,7 +681,9 @@ def _count(codes: Tensor) -> Tensor:
     return (codes.detach() > 0).sum(0).float()
 
 
-def controlled(context: Context[Penalized], coefficient: Tensor, fired: Tensor, n_rows: int) -> Tensors:
+def controlled(
+    context: Context[Penalized] | Context[JumpReLU], coefficient: Tensor, fired: Tensor, n_rows: int
+) -> Tensors:
     """Return the coefficient after one step of the L0 controller; nothing when no L0 is asked for."""
     c = context.config
     if c.target_l0 is None:

@@ -1,7 +1,8 @@
 """Mutual feature regularization: seeds that are trained together pull each other's decoder rows closer (2411.01220).
 
 ``penalty = mutual * d_in * (1 - mean over the other seeds, and over latents, of the largest cosine of a decoder row
-with theirs)``. With it an SAE depends on which seeds are trained together; that is the point.
+with theirs)``, of codes with a sign the largest absolute cosine. With it an SAE depends on which seeds are trained
+together; that is the point.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ BLOCK_ROWS = 1024
 """Rows of cosines held at once: the matrix of all is never made."""
 
 
-def pull(W: Tensor, others: Sequence[Tensor], mutual: float) -> tuple[Tensor, Tensor]:
+def pull(W: Tensor, others: Sequence[Tensor], mutual: float, signed: bool = False) -> tuple[Tensor, Tensor]:
     """Return the penalty and its gradient with respect to `W`, the others held fixed.
 
     Parameters
@@ -30,6 +31,8 @@ def pull(W: Tensor, others: Sequence[Tensor], mutual: float) -> tuple[Tensor, Te
         Decoder rows of the other seeds, each ``[n, d]``.
     mutual
         Weight.
+    signed
+        Whether a row and its negative are the same.
 
     Returns
     -------
@@ -44,9 +47,13 @@ def pull(W: Tensor, others: Sequence[Tensor], mutual: float) -> tuple[Tensor, Te
         theirs = other / other.norm(dim=1, keepdim=True).clamp_min(1e-12)
         for start in range(0, n, BLOCK_ROWS):
             part = slice(start, start + BLOCK_ROWS)
-            best, at = kernels.matmul(unit[part], theirs.T).max(1)
+            cosines = kernels.matmul(unit[part], theirs.T)
+            best, at = (cosines.abs() if signed else cosines).max(1)
             mean += best.sum()
-            gradient[part] += (theirs[at] - best[:, None] * unit[part]) / lengths[part]
+            nearest = theirs[at]
+            if signed:
+                nearest = nearest * cosines.gather(1, at[:, None]).sign()
+            gradient[part] += (nearest - best[:, None] * unit[part]) / lengths[part]
     weight = mutual * d / (n * len(others))
     return mutual * d - weight * mean, gradient.mul_(-weight)
 

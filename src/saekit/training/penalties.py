@@ -6,6 +6,7 @@ and decoder rows d_j of length 1::
     l2          l2 * V * mean_j (|e_j|^2 + |d_j|^2)                                      after 2603.04198
     orthogonal  orthogonal * V * mean over chunks C, mean over i in C of
                 max(0, max_{j in C, j != i} cos(d_i, d_j))^2                             OrtSAE, 2509.22033
+                of codes with a sign the largest |cos|, squared
     aligned     <e_j, d_j> = 1 for every latent: no term, a constraint                   after 2605.18629
 
 Their gradients are added before the gradient is clipped, whatever step made it. All cost as much as a pass over the
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..randomness import random_order
-from .config import Config
+from .config import Config, has_signs
 from .learner import Learner
 from .mesh import over_latents
 
@@ -58,7 +59,8 @@ def penalize(learner: Learner, variance: Tensor, gradients: Tensors) -> Tensors:
             gradients["W_enc"].add_(2 * factor * p["W_enc"])  # that of d_j is radial: projection removes it
         if config.orthogonal:
             order = torch.from_numpy(random_order(config.n_latents, "chunks", learner.seed, learner.step))
-            value, gradient = spread(p["W_dec"], order.to(learner.device), config.orthogonal_chunk)
+            order = order.to(learner.device)
+            value, gradient = spread(p["W_dec"], order, config.orthogonal_chunk, has_signs(config))
             terms["orthogonal"] = config.orthogonal * variance * value
             gradients["W_dec"].add_(config.orthogonal * variance * gradient)
         if config.aligned:
@@ -66,7 +68,7 @@ def penalize(learner: Learner, variance: Tensor, gradients: Tensors) -> Tensors:
     return terms
 
 
-def spread(W: Tensor, order: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def spread(W: Tensor, order: Tensor, chunk: int, signed: bool = False) -> tuple[Tensor, Tensor]:
     """Return OrtSAE's term and its gradient: how close rows of length 1 come to another row of their chunk.
 
     Parameters
@@ -77,6 +79,8 @@ def spread(W: Tensor, order: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         Permutation of the rows; as many neighbours in it form a chunk.
     chunk
         Maximum number of rows in a chunk. All chunks are equal but for one row.
+    signed
+        Whether a row and its negative are the same, so that opposite ones are close.
 
     Returns
     -------
@@ -94,9 +98,10 @@ def spread(W: Tensor, order: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
             own = rows[start : start + BLOCK_ROWS]
             cosines = kernels.matmul(own, rows.T)
             place = torch.arange(len(own), device=W.device)
-            cosines[place, start + place] = -torch.inf
-            best, at = cosines.max(1)
-            best = best.clamp(min=0)
+            cosines[place, start + place] = 0 if signed else -torch.inf
+            at = (cosines.abs() if signed else cosines).max(1).indices
+            best = cosines.gather(1, at[:, None])[:, 0]
+            best = best if signed else best.clamp(min=0)
             weight = 1 / (len(chunks) * len(part))
             value = value + weight * best.square().sum()
             slope = (2 * weight * best)[:, None]

@@ -1,8 +1,8 @@
 """Differentiable sparse codes: the top-k family works on (row, latent) pairs, never on a dense gradient.
 
 The pairs are chosen without gradient; `encode_pairs` and `decode_pairs` then carry the gradient of exactly those pairs.
-A chosen pair whose value is 0 (its pre-activation was not positive) gets no gradient. All sums run in a fixed order, so
-the same input gives bitwise the same gradient.
+A chosen pair whose value is 0 (its pre-activation was not positive, where codes have no sign) gets no gradient. All
+sums run in a fixed order, so the same input gives bitwise the same gradient.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ class Pairs:
         return kernels.csr_decode(offsets, self.rows[order], weights[order], x)
 
     def fired(self, values: Tensor) -> Tensor:
-        """Return the number of pairs with a positive value for each latent, ``[n_latents]`` float (whole numbers)."""
-        return torch.zeros(self.n_latents, device=values.device).scatter_add_(0, self.indices, (values > 0).float())
+        """Return the number of pairs with a value that is not 0 for each latent, ``[n_latents]`` float (whole
+        numbers).
+        """
+        return torch.zeros(self.n_latents, device=values.device).scatter_add_(0, self.indices, (values != 0).float())
 
 
 class _Encode(torch.autograd.Function):
@@ -74,7 +76,7 @@ class _Encode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, values = ctx.saved_tensors
-        grad = grad * (values > 0)  # ReLU: a chosen pair with value 0 stays as it is
+        grad = grad * (values != 0)  # ReLU: a chosen pair with value 0 stays as it is
         order, offsets = ctx.pairs.by_latent
         grad_W = ctx.pairs.sum_by_latent(grad, x) if ctx.needs_input_grad[0] else None
         grad_b = torch.segment_reduce(grad[order], "sum", offsets=offsets) if ctx.needs_input_grad[1] else None
@@ -119,7 +121,8 @@ def encode_pairs(W_enc: Tensor, bias: Tensor, x: Tensor, values: Tensor, pairs: 
     x
         Centred rows ``[n, d]``; they receive none.
     values
-        ``relu(x[r] . W_enc[j] + bias[j])`` for each pair, already computed, ``[n_pairs]``.
+        ``relu(x[r] . W_enc[j] + bias[j])`` for each pair, of codes with a sign without ReLU, already computed,
+        ``[n_pairs]``.
     pairs
         The pairs.
     """
@@ -131,17 +134,19 @@ def decode_pairs(values: Tensor, W_dec: Tensor, pairs: Pairs) -> Tensor:
     return _Decode.apply(values, W_dec, pairs)
 
 
-def choose_topk(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def choose_topk(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, sign: str = "positive") -> tuple[Tensor, Tensor]:
     """Return values (after ReLU) and latents of the `k` largest pre-activations per row, ``[n, k]`` each.
 
-    The largest comes first. No gradient.
+    The largest comes first. With ``sign="magnitude"`` the largest by magnitude, with their sign. No gradient.
     """
+    encode = kernels.magnitude_encode if sign == "magnitude" else kernels.topk_encode
     with torch.no_grad():
         W_enc, bias = W_enc.detach(), bias.detach()
-        values, indices = kernels.topk_encode(x, W_enc, bias, k)
+        values, indices = encode(x, W_enc, bias, k)
         if torch.is_autocast_enabled(x.device.type):  # low precision chooses, full precision computes what was chosen
             pre = pair_products(x, W_enc, Pairs.even(indices, len(bias))).view_as(indices) + bias[indices]
-            values = torch.where(values > 0, pre, 0.0).relu()
+            values = torch.where(values != 0, pre, 0.0)
+            values = values if sign == "magnitude" else values.relu()
         return values.float(), indices
 
 

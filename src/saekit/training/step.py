@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from .architectures import ARCHITECTURES
-from .config import BatchTopK, Config, Matryoshka, TopK
+from .config import BatchTopK, Config, Matryoshka, TopK, has_signs
 from .learner import Learner, ResolvedConfig, latent_parameters
 from .losses import Context, Outcome, variance
 from .mesh import gathered, norm_of, over_latents, over_rows, reduce_gradients, sum_over_rows
@@ -91,7 +91,7 @@ def plain_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Sta
     loss, parts = outcome.loss.detach(), outcome.parts
     if learner.peers:
         others = [peer.parameters["W_dec"] for peer in learner.peers]
-        penalty, gradient = pull(learner.parameters["W_dec"], others, learner.config.mutual)
+        penalty, gradient = pull(learner.parameters["W_dec"], others, learner.config.mutual, has_signs(learner.config))
         gradients["W_dec"] = gradients["W_dec"] + gradient
         loss, parts = loss + penalty, {**parts, "mutual": penalty}
     mesh, n_rows = learner.mesh, len(x) * learner.mesh.data_size
@@ -157,6 +157,7 @@ def context_of(learner: Learner, goal: Tensor | None = None) -> Context[Config]:
         threshold_start=max(resolved.threshold_start, _annealed_until(config, resolved.total_steps)),
         threshold_decay=resolved.threshold_decay,
         mesh=learner.mesh,
+        seed=learner.seed,
         sizes=_draw_sizes(config, learner.generators["data"])
         if isinstance(config, Matryoshka) and config.sampled
         else None,

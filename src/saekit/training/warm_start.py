@@ -58,9 +58,12 @@ def check_warm_start(learner: Learner, sae: SAE) -> None:
             "train: the SAE to start from must reconstruct the rows that it reads; it is a transcoder, and saekit "
             "trains none."
         )
-    if isinstance(sae.rule, TopKRule) and sae.rule.sign != "positive":
-        raise ConfigError("train: the SAE to start from must have codes that are not negative, as training has.")
     rule = finish(learner, {}).rule
+    if isinstance(sae.rule, TopKRule) and isinstance(rule, TopKRule) and sae.rule.sign != rule.sign:
+        raise ConfigError(
+            f"train: the SAE to start from must have codes of the sign that the configuration trains, {rule.sign!r}; "
+            f"it has {sae.rule.sign!r}. Set `sign` where there is one, or take another SAE."
+        )
     if type(rule) is not type(sae.rule) or {*sae.rule.tensors()} - {*rule.tensors()}:
         raise ConfigError(
             f"train: the SAE to start from must have the rule that {type(config).__name__} ends with, {rule.name}; it "

@@ -66,8 +66,18 @@
   }
 
   const words = (text, longest) => h("bdi", null, clean(text, longest));
-  const decimals = (value) => (value < 0 ? "−" : "") + (Math.abs(value) >= 1000 ? Math.round(Math.abs(value)).toLocaleString("en") : String(Number(Math.abs(value).toPrecision(3))));
-  const percent = (value) => (100 * value < 0.095 && value > 0 ? `${Number((100 * value).toPrecision(2))}%` : `${decimals(100 * value)}%`);
+  // The digits of saekit.measure.numbers: three that count, a tie to the even one, thousands separated.
+  function decimals(value) {
+    const sign = value < 0 ? "−" : "", size = Math.abs(value), near = Math.round(size);
+    if (size >= 999.5) return sign + (near - size === 0.5 && near % 2 ? near - 1 : near).toLocaleString("en");
+    const [digits, power] = size.toExponential(60).split("e"), exact = digits.replace(".", "");
+    const tie = /^50*$/.test(exact.slice(3)) && Number(exact[2]) % 2 === 0;
+    const text = tie ? `${digits.slice(0, 4)}e${power}` : size.toExponential(2);
+    if (!size || Number(text) >= 1e-4) return (size ? sign : "") + String(Number(text));
+    const [front, tail] = text.split("e-");
+    return `${sign}${Number(front)}e-${tail.padStart(2, "0")}`;
+  }
+  const percent = (value) => `${decimals(100 * value)}%`;
   const PERCENT = new Set(["density", "detection_percentile", "purity_percentile", "stability"]);
   const number = (key, value) => (value === null || value === undefined ? "unknown" : PERCENT.has(key) ? percent(value) : decimals(value));
   const column = (key) => index.columns.find((each) => each.k === key);
@@ -349,7 +359,7 @@
     return parts;
   }
 
-  const measured = (each) => `${decimals(each.value)}${each.low === null || each.low === undefined ? "" : ` (${decimals(each.low)} to ${decimals(each.high)})`}`;
+  const measured = (each) => each.text;
 
   function doses(found) {
     const picture = svg(420, 170, "Rise of the tokens that follow it, by dose"), top = Math.max(...found.flatMap((d) => [d.rise.high ?? d.rise.value, d.rise_null_95 ?? 0])), low = Math.min(0, ...found.map((d) => d.rise.low ?? d.rise.value));
