@@ -172,6 +172,12 @@ def test_another_version_and_other_cells_are_refused(tmp_path: Path, monkeypatch
     assert compute_cells(tmp_path, cells(tmp_path, 2), facts={"other": 1}) == 1  # later, the folder is free
 
 
+def test_a_result_that_is_not_found_again_ends_the_work(tmp_path: Path) -> None:
+    lost = Cell("lost", lambda: False, lambda: 1, lambda found: None)
+    with pytest.raises(StorageError, match="the result of `lost` must be there once it is stored"):
+        compute_cells(tmp_path, [lost], facts={})
+
+
 def test_an_error_gives_the_claim_back(tmp_path: Path) -> None:
     def wrong(_: int) -> None:
         raise ValueError("no such thing")

@@ -160,6 +160,14 @@ def _compute_part(cells: Sequence[Cell[Any]], progress: Progress) -> int:
     return computed
 
 
+def _check_stored(cell: Cell[Any]) -> None:
+    """Refuse to go on where a result that was stored is not found: it would be computed for ever."""
+    if not cell.is_done():
+        raise StorageError(
+            f"the result of `{cell.name}` must be there once it is stored; it is not, or cannot be read."
+        )
+
+
 class _Claim:
     """The claim of this process on a cell; kept while it waits, because it remembers how long others were silent."""
 
@@ -185,6 +193,7 @@ class _Claim:
             if self.lock.compromise is not None:  # this process slept, and another has the cell now
                 return False
             self.cell.store(found)
+            _check_stored(self.cell)
             return True
         finally:  # an error and Ctrl-C are no death: whoever comes next may try again
             if self.lock.compromise is None:

@@ -15,8 +15,13 @@ import torch
 from saekit import SAE, load_model
 from saekit.classification import stored_fits
 from saekit.cli import workers
+from saekit.rows.synthetic import SyntheticRows
 from saekit.sae.rules import TopKRule
+from saekit.sizes import progressive
 from saekit.store.native import save
+from saekit.training.config import Matryoshka, TopK
+from saekit.training.loop import train
+from saekit.training.settings import TrainSettings
 
 QUICK = ("--set", "budget.C=[0.1, 10.0]", "--set", "budget.thresholds=[0.0]", "--set", "budget.widen=0",
          "--pool", "sum", "--arms", "majority,words,dense,sparse,full", "--ks", "2,8",
@@ -40,7 +45,7 @@ def common(tmp_path: Path) -> tuple[object, ...]:
             *QUICK)  # fmt: skip
 
 
-def numbers(folder: str) -> Any:
+def numbers(folder: str, file: str = "classification.json") -> Any:
     """A result without the times that its fits took."""
 
     def timeless(value: Any) -> Any:
@@ -48,7 +53,7 @@ def numbers(folder: str) -> Any:
             return {key: timeless(each) for key, each in value.items() if key not in ("seconds", "seal")}
         return [timeless(each) for each in value] if isinstance(value, list) else value
 
-    return timeless(json.loads((Path(folder) / "classification.json").read_text()))
+    return timeless(json.loads((Path(folder) / file).read_text()))
 
 
 def test_workers_and_parts_give_the_result_of_one_process(
@@ -78,11 +83,43 @@ def test_workers_and_parts_give_the_result_of_one_process(
     assert (status, json.loads(out)) == (0, {"cells": 6, "done": 3}), err
     status, out, err = call(*common, "--out", "parts", "--part", "0/2")
     assert (status, out) == (0, "")
-    assert "6 of 6 fits are there" in err
+    assert "6 of 6 cells are there" in err
     assert not Path("parts/classification.json").exists()
     monkeypatch.setattr(stored_fits, "compute", lambda *_: pytest.fail("computed again"))
     assert call(*common, "--out", "parts", "--workers", "1")[0] == 0
     assert numbers("parts") == numbers("one")
+
+
+def test_progressive_gives_the_result_of_one_process(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    rows = SyntheticRows(d_in=16, n_features=64, l0=3, n_rows=1000, mean=1.0, rows_per_document=20)
+    x = torch.cat([batch.x for batch in rows.batches(500)])
+    np.save(tmp_path / "x.npy", x.numpy())
+    configs = [TopK(n_latents=24, k=3), TopK(n_latents=8, k=3), Matryoshka(n_latents=24, k=3, sizes=(8, 24))]
+    train(configs, rows, seeds=[0, 1], tokens=5_000, settings=TrainSettings(batch_rows=250), out=tmp_path / "run")
+    common = ("progressive", "run", "--rows", "x.npy", "--set", "sample_rows=60", "--set", "latents=true")
+    results = [call(*common, "--out", "one"), call(*common, "--out", "two", "--workers", "2")]
+    assert [status for status, _, _ in results] == [0, 0], results
+    assert "a worker ended" not in results[1][2]
+    assert results[1][1] == results[0][1]
+    whole = (tmp_path / "one" / "progressive.json").read_bytes()
+    assert (tmp_path / "two" / "progressive.json").read_bytes() == whole
+    assert not (tmp_path / "two" / "claims").exists()
+
+    status, out, _ = call(*common, "--out", "parts", "--part", "1/2", "--json")
+    assert (status, json.loads(out)) == (0, {"cells": 6, "done": 3})
+    damaged = next((tmp_path / "parts" / "parts").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    computed: list[str] = []
+    measured = progressive._Comparison.measured
+    monkeypatch.setattr(
+        progressive._Comparison, "measured", lambda self, job: computed.append(job.name) or measured(self, job)
+    )
+    assert call(*common, "--out", "parts", "--workers", "1")[0] == 0
+    assert len(computed) == 4  # the other part, and the damaged file
+    assert (tmp_path / "parts" / "progressive.json").read_bytes() == whole
+    computed.clear()
+    assert call(*common, "--out", "parts", "--workers", "1", "--set", "seed=5")[0] == 0
+    assert len(computed) == 6  # another seed is other work
 
 
 @pytest.mark.parametrize(
@@ -96,7 +133,7 @@ def test_workers_and_parts_give_the_result_of_one_process(
         (("--out", "o", "--part", "0/2", "--workers", "2"), "must not be given together"),
     ],
 )
-@pytest.mark.parametrize("command", ["classify"])
+@pytest.mark.parametrize("command", ["classify", "progressive"])
 def test_wrong_calls_are_refused_before_anything_is_read(call: Any, command: str, options: Any, said: str) -> None:
     arguments = {"classify": ("--model", "m", "--sae", "s", "--data", "d"), "progressive": ("r",)}[command]
     status, out, err = call(command, *arguments, *options)
