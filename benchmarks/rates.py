@@ -49,14 +49,14 @@ class Cell:
         return f"{self.model}-{self.arch}-{self.n}-k{self.k}-{self.rows}" + (f"-{self.batch}" if self.batch else "")
 
 
-LOW, HIGH = (0.354, 0.707, 1.0, 1.414), (0.5, 1.0, 1.414, 2.0)
+LOW, NEAR, HIGH = (0.354, 0.707, 1.0, 1.414), (0.707, 1.0, 1.414), (0.5, 1.0, 1.414, 2.0)
 CELLS = [
     *(Cell("stories260K", "topk", 1024, 16, rows) for rows in (100_000, 200_000, 300_000, 1_000_000)),
     *(Cell("stories260K", "topk", 1024, 16, 300_000, batch) for batch in (128, 512)),
-    Cell("stories260K", "jumprelu", 1024, 16, 300_000),
+    Cell("stories260K", "jumprelu", 1024, 16, 300_000, multiples=NEAR),
     *(Cell("stories260K", "topk", 2048, 16, rows) for rows in (300_000, 1_000_000)),
-    *(Cell("builtin", "topk", 1024, 16, rows) for rows in (100_000, 300_000)),
-    Cell("builtin", "topk", 2048, 16, 300_000),
+    *(Cell("builtin", "topk", 1024, 16, rows, multiples=NEAR) for rows in (100_000, 300_000)),
+    Cell("builtin", "topk", 2048, 16, 300_000, multiples=NEAR),
     Cell("stories260K", "topk", 512, 8, 60_000, multiples=HIGH),
     Cell("stories260K", "topk", 512, 64, 60_000, multiples=HIGH),
     Cell("builtin", "topk", 512, 16, 60_000, multiples=HIGH),

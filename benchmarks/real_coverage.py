@@ -4,7 +4,7 @@
 a small language model that was trained on stories. Articles are longer, by a factor that varies, and everything about
 them is another: reconstruction error, number of active latents, cross-entropy. Documents are drawn from one or from
 both, what `saekit evaluate` measures is measured on their rows, and the intervals are compared with the value over
-all documents. The cells go to ``real_coverage.json``; a test runs a few.
+all documents. saekit prints those from 40 documents on. The cells go to ``real_coverage.json``; a test runs a few.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import saekit as sk
 from saekit.measure.accumulators import Reconstruction, Sparsity
 from saekit.measure.controls import untrained_like
 from saekit.measure.fidelity import predicted_tokens
-from saekit.measure.intervals import Estimate, Sample
+from saekit.measure.intervals import LEAST_DOCUMENTS, Estimate, Sample
 from saekit.measure.metrics import METRICS
 from saekit.rows.tokens import tokenize
 from saekit.sae.codes import Codes
@@ -43,7 +43,8 @@ L0 = 12.0
 EVERY = 4
 """Every fourth row is kept: which documents are drawn decides the spread, not how many of their rows."""
 METRICS_MEASURED = ("fvu", "l0", "cosine", "dense_fraction", "ce_clean")
-DOCUMENTS = (20, 50)
+DOCUMENTS = (20, 30, 40, 50)
+"""Of fewer than `LEAST_DOCUMENTS` saekit prints no interval: what those would cover is why."""
 MIXTURES = {
     "stories": 0.0,
     "encyclopedia": 1.0,
@@ -218,15 +219,23 @@ def _predicted(position: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(position[1:]) >= 0)
 
 
+def headed(n: int) -> str:
+    """Return the heading of a column: whether an interval from so many documents is printed."""
+    return f"{n} documents" if n >= LEAST_DOCUMENTS else f"{n} documents (not printed)"
+
+
 def table(cells: Sequence[Found]) -> list[str]:
     """Return the cells as lines of Markdown: coverage (and refused)."""
     counts = sorted({cell.documents for cell in cells})
-    lines = ["| metric | documents from | " + " | ".join(f"{n} documents" for n in counts) + " |"]
+    lines = ["| metric | documents from | " + " | ".join(map(headed, counts)) + " |"]
     lines.append("|" + " --- |" * (len(counts) + 2))
     for key in dict.fromkeys((cell.metric, cell.mixture) for cell in cells):
         by = {cell.documents: cell for cell in cells if (cell.metric, cell.mixture) == key}
         shown = []
         for n in counts:
+            if n not in by:
+                shown.append("–")
+                continue
             cell = by[n]
             more = [f"{1 - cell.tried / cell.trials:.0%} refused"] if cell.tried < cell.trials else []
             if 0 < cell.with_all < cell.tried:

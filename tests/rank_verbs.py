@@ -16,12 +16,15 @@ import torch
 
 from fixtures.known_saes import random_sae
 from fixtures.ranks import fork_ranks
-from fixtures.tiny_models import TEXTS, WIDTH, make_model
+from fixtures.tiny_models import TEXTS, WIDTH, WORDS, make_model
 from fixtures.training_runs import source
+from fixtures.worded_classes import COMMON, run
 from saekit import files, ranks
 from saekit.cli import app
 from saekit.evaluation.run import evaluate
 from saekit.evaluation.settings import EvaluationSettings
+from saekit.explanation.run import explain
+from saekit.explanation.settings import ExplainSettings
 from saekit.files import digest_bytes, digest_file
 from saekit.models.loading import load_model
 from saekit.rows import capture_texts, shards
@@ -98,9 +101,51 @@ def read(found):
     return [found.info["digest"], found.n_rows, *(digest_bytes(each.numpy().tobytes()) for each in columns)]
 
 
+def classifications(folder):
+    """Return a classification with random and untrained dictionaries, from fits in a folder, and what is in it."""
+    lm, out = load_model(folder / "model"), folder / f"classified-{os.environ['WORLD_SIZE']}"
+    texts = [{"text": TEXTS[i % 12] + f" {WORDS[i % 20]}" * (i % 5), "label": "ab"[i // 3 % 2]} for i in range(48)]
+    few = {**COMMON, "ks": (2,), "control_ks": (2,), "arms": ("majority", "dense", "random", "untrained", "full")}
+
+    def once():
+        return timeless(plain_json(run(lm, of_width(), texts, label="label", out=out, **{**few, "save_arm": "none"})))
+
+    def files():
+        found = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"]
+        kept = [path for path in found if "features" in path.parts]
+        return [
+            sorted(path.relative_to(out).as_posix() for path in found),
+            [digest_file(path) for path in sorted(kept)],
+        ]
+
+    return {"classify": once, "classify again": once, "classified": files}
+
+
+def explanations(folder):
+    """Return an explanation with controls that are made of rows of the model, and of one of a random model."""
+    lm = load_model(folder / "model")
+    settings = ExplainSettings(tokens=900, cards=4, logit_tokens=2, controls=("shuffled", "random", "randomized"))
+    return {"explain": lambda: timeless(plain_json(explain(of_width(), lm, TEXTS * 9, settings=settings)))}
+
+
+def timeless(value):
+    """Return a result without the seconds in it."""
+    if isinstance(value, dict):
+        return {key: timeless(each) for key, each in value.items() if "seconds" not in key}
+    return [timeless(each) for each in value] if isinstance(value, list) else value
+
+
 def verbs(rank, folder):
     capture_texts._GROUP_TOKENS = 256  # several groups for each rank
-    return {name: work() for name, work in {**evaluations(folder), **captures(folder)}.items()}
+    return {
+        name: work()
+        for name, work in {
+            **evaluations(folder),
+            **captures(folder),
+            **classifications(folder),
+            **explanations(folder),
+        }.items()
+    }
 
 
 # ---------------------------------------------------------------- what is refused, and what ends them
@@ -121,6 +166,9 @@ def refused(rank, folder):
         "rows": told(lambda: evaluate(random_sae(), rows(1500 + rank))),
         "texts": told(lambda: capture(folder / "model", TEXTS[rank:], layer=1)),
         "sae": told(lambda: evaluate(random_sae(seed=rank), rows())),
+        "latents": told(
+            lambda: explain(of_width(), folder / "model", TEXTS * 9, settings=ExplainSettings(latents=(rank,)))
+        ),
         "verb": told(lambda: train(TopK(8, k=2), rows()) if rank else evaluate(random_sae(), rows())),
         "no rows": told(lambda: evaluate(random_sae())),
     }
@@ -276,23 +324,23 @@ def main(folder, only=""):
     torch.set_num_threads(1)
     found = {}
 
-    def run(name, job, n=2):
+    def launch(name, job, n=2):
         if only in name:
             found[name] = fork_ranks(n, job, folder / "jobs" / name)
 
     fork_ranks(1, lambda rank: prepare(rank, folder), folder / "jobs" / "prepare")
-    run("one", lambda rank: verbs(rank, folder), n=1)
-    run("two", lambda rank: verbs(rank, folder))
-    run("refused", lambda rank: refused(rank, folder))
-    run("commands", lambda rank: commands(rank, folder))
-    run("full disk", lambda rank: on_a_full_disk(rank, folder))
-    run("full disk of rows", lambda rank: captured_on_a_full_disk(rank, folder))
-    run("rows again", lambda rank: captured_again(folder))
-    run("nan", nan)
-    run("killed", killed)
-    run("frozen", frozen)
-    run("idle", idle)
-    run("busy", busy)
+    launch("one", lambda rank: verbs(rank, folder), n=1)
+    launch("two", lambda rank: verbs(rank, folder))
+    launch("refused", lambda rank: refused(rank, folder))
+    launch("commands", lambda rank: commands(rank, folder))
+    launch("full disk", lambda rank: on_a_full_disk(rank, folder))
+    launch("full disk of rows", lambda rank: captured_on_a_full_disk(rank, folder))
+    launch("rows again", lambda rank: captured_again(folder))
+    launch("nan", nan)
+    launch("killed", killed)
+    launch("frozen", frozen)
+    launch("idle", idle)
+    launch("busy", busy)
     (folder / "found.json").write_text(json.dumps(found))
 
 

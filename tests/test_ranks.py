@@ -58,6 +58,7 @@ def test_both_ranks_measured_something(found):
         ("rows", "on rank 1 `rows[0].digest` is"),
         ("sae", "on rank 1 `saes."),
         ("texts", "capture: all ranks must have the same settings, rows and versions; on rank 1 `rows.layers.1."),
+        ("latents", "explain: all ranks must have the same settings, rows and versions; on rank 1 `settings.latents"),
         ("verb", "all ranks must be called for the same; rank 1 was called for train"),
         ("no rows", "evaluate: rows or a language model with texts must be given"),
     ],

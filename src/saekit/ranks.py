@@ -81,8 +81,8 @@ ALONE = Ranks()
 
 
 def are_launched() -> bool:
-    """Return whether a launcher started several ranks, or they have met already."""
-    if not dist.is_available():
+    """Return whether several ranks do what is called here: a launcher started them, or they have met already."""
+    if not dist.is_available() or (_watch is not None and _watch.is_alone):
         return False
     return dist.get_world_size() > 1 if dist.is_initialized() else int(os.environ.get("WORLD_SIZE") or 1) > 1
 
@@ -301,7 +301,7 @@ def together(where: str) -> Iterator[Ranks]:
     """
     global _watch
     if _watch is not None or not are_launched():
-        yield ALONE if _watch is None or _watch.is_alone else _watch.ranks
+        yield current()
         return
     watch: _Watch | None = None
     try:
@@ -350,6 +350,11 @@ def working() -> Iterator[None]:
     finally:
         if _watch is not None:
             _watch.is_working -= 1
+
+
+def current() -> Ranks:
+    """Return the ranks that do the work which calls this; outside a block of `together` this process alone."""
+    return ALONE if _watch is None or _watch.is_alone else _watch.ranks
 
 
 @contextmanager

@@ -15,6 +15,7 @@ NEEDED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "train": ([], {"rows": "r", "arch": "topk", "latents": 16, "k": 4, "out": "o"}),
     "evaluate": (["sae"], {"rows": "r"}),
     "compare": (["sae", "sae1"], {}),
+    "sources": (["sae"], {"rows": "r"}),
     "prune": (["sae"], {"rows": "r", "sizes": [4], "out": "o"}),
     "progressive": (["sae"], {"rows": "r"}),
     "classify": ([], {"model": "m", "data": "d", "sae": ["s"], "out": "o"}),

@@ -49,7 +49,8 @@ def test_true_sae_fits(sae, found):
     assert result.hook == "layers.2"
     assert result.likely_causes == result.warnings == []
     assert result.claimed == {"l0": 12.0}
-    assert result.fvu.low < result.fvu.value < result.fvu.high < 1
+    assert result.fvu.value < 1
+    assert "at least 40 documents" in result.fvu.reason
     assert Verification.from_json(json.loads(json.dumps(result.to_json()))).to_json() == result.to_json()
     assert "fits at layers.2" in repr(result)
 

@@ -12,7 +12,7 @@ import torch
 
 from fixtures.tiny_models import WORDS
 from saekit import SAE
-from saekit.errors import ConfigError, DataError
+from saekit.errors import ConfigError, DataError, FormatError
 from saekit.explanation import firings
 from saekit.explanation import run as module
 from saekit.explanation.explanation_result import Card, Example, Explanation, Null, about_random_models
@@ -265,3 +265,22 @@ def test_an_sae_that_never_fires_says_so(models, corpus, planted):
     assert found.cards == []
     assert "no latent fires" in found.logits.reason
     assert not found.detection.is_defined
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("neighbours", [{"cosine": 0.5}]),
+        ("coactive", [{"latent": 1.0}]),
+        ("histogram", [[1.0]]),
+        ("positions", [[0.0, 1.0, 2.0]]),
+        ("top", [{"document": 0, "peak": 3, "tokens": ["a"], "codes": [1.0]}]),
+        ("sample", [{"document": 0, "peak": 0, "tokens": ["a"], "codes": []}]),
+    ],
+)
+def test_cards_that_were_altered_are_refused_when_read(models, corpus, planted, part, value):
+    settings = ExplainSettings(tokens=300, latents=(0,), controls=(), logit_tokens=0)
+    plain = explain(planted, models["gpt2"], corpus, settings=settings).to_json()
+    plain["cards"][0][part] = value
+    with pytest.raises(FormatError, match=f"`{part}` of the card of latent 0"):
+        Explanation.from_json(plain)

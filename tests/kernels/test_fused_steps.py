@@ -50,6 +50,11 @@ CONFIGS = {
     "jumprelu-tanh": JumpReLU(N, target_l0=6.0, tanh=0.02, bandwidth=0.5, **BASE),
     "jumprelu-tanh-alone": JumpReLU(N, tanh=0.05, bandwidth=0.5, pre_activation=1e-3, l2=0.1, **BASE),
     "jumprelu-pre-activation": JumpReLU(N, target_l0=6.0, pre_activation=1e-3, **BASE),
+    "matryoshka-detached": Matryoshka(N, k=6, detached=True, **BASE),
+    "matryoshka-detached-truncated": Matryoshka(
+        N, k=6, over="batchtopk", detached=True, aux_per_size=True, sizes=(80, 200, 640), **BASE
+    ),
+    "matryoshka-aux": Matryoshka(N, k=6, aux_per_size=True, k_aux=30, weights=(1, 0, 2, 1), **BASE),
     "matryoshka-without-the-last": Matryoshka(N, k=6, weights=(1, 1, 1, 0), **BASE),
 }
 

@@ -13,11 +13,13 @@ from scipy.stats import binom
 
 from saekit.measure.accumulators import Reconstruction, Sparsity
 from saekit.measure.intervals import (
+    LEAST_DOCUMENTS,
     N_GROUPS,
     Estimate,
     Sample,
     Spread,
     degrees_of_freedom,
+    document_sample,
     effective_number,
     interval,
     mean_estimate,
@@ -48,11 +50,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say(coverage):
     assert binom.cdf(hits, tried, 0.93) > 1e-3
 
 
-@pytest.mark.parametrize("mixture", ["stories", "half of each", "one in five an article"])
-def test_intervals_hold_the_truth_on_rows_of_stories_and_articles(real_coverage, mixture):
-    """From twenty documents, also where long ones have other values: no fewer hits than 93 % would give."""
+@pytest.mark.parametrize(
+    ("mixture", "n"),
+    [("stories", 20), ("one in five an article", 20), ("one in ten an article", LEAST_DOCUMENTS)],
+)
+def test_intervals_hold_the_truth_on_rows_of_stories_and_articles(real_coverage, mixture, n):
+    """Also where few documents, which are long, have other values: no fewer hits than 93 % would give."""
     coverage, population = real_coverage
-    cells = coverage.simulate(population, mixture, 20, trials=60, seed=1)
+    cells = coverage.simulate(population, mixture, n, trials=60, seed=1)
     for cell in cells:
         assert cell.tried >= 50
         assert binom.cdf(cell.hits, cell.tried, 0.93) > 1e-3, cell.metric
@@ -75,6 +80,21 @@ def test_an_interval_of_a_fraction_holds_the_end_of_its_range_that_it_could_reac
     assert (low < 0.94, high) == (True, 1.0)
     low, high = interval(0.5, Spread(0.02, 19.0), least=0.0, most=1.0)
     assert 0.4 < low < high < 0.6
+
+
+def test_few_documents_have_no_interval_for_they_may_lack_a_kind_of_text():
+    """Runs of rows, groups and values are not documents; and what is refused already keeps its reason."""
+    for n in (3, LEAST_DOCUMENTS - 1, LEAST_DOCUMENTS):
+        found = document_sample(np.ones(n)).ratio(np.arange(n), np.ones(n)).measured("")
+        assert (found.low is None) == (n < LEAST_DOCUMENTS)
+        if found.low is None:
+            assert f"at least {LEAST_DOCUMENTS} documents; there are {n}" in found.reason
+            assert f"missing from {0.9**n:.0%}" in found.reason
+    runs = document_sample(np.ones(5), is_known=False).ratio(np.arange(5), np.ones(5)).measured("")
+    assert runs.low is not None
+    assert "runs of 64 consecutive rows" in runs.reason
+    assert "of similar size" in document_sample([1.0]).reason
+    assert document_sample(np.ones(5), intervals=False).reason == "no interval asked for"
 
 
 def test_a_few_heavy_groups_are_not_many():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fixtures.results import NASTY, measured
 from saekit.measure.results import Measured
 from saekit.report import render
+from saekit.report.browser import name_of, names_of
 from saekit.report.explanation import explanation, without_cards
 
 
@@ -63,3 +64,13 @@ def test_measured_quantities_of_a_card_have_one_text():
     assert str(Measured(0.026949, 0.0203, 0.0311)) == "0.0269 [0.020, 0.031]"
     assert found["doses"][0]["rise"]["text"] == str(Measured(1234.4)) == "1,234"
     assert found["p99"] == 2.0
+
+
+def test_saes_of_one_name_are_told_apart():
+    """By digest; where that is the same (explained twice), by number."""
+    one = explained(True)
+    several = [{**one, "sae": {**one["sae"], "digest": f"sha256:{digest}"}} for digest in ("aa", "bb", "bb")]
+    name = name_of(one)
+    assert names_of(several) == [f"{name} (aa)", f"{name} (bb) (2)", f"{name} (bb) (3)"]
+    assert names_of([one]) == [name]
+    assert names_of([one, {**one, "hook": "layers.2"}]) == [name, name.replace("layers.1", "layers.2")]

@@ -151,3 +151,17 @@ def test_every_result_is_shown_once(tmp_path, evaluation, monkeypatch):
     assert report.write(report.collect(tmp_path).results, tmp_path).read_text().count("<section") == first.count(
         "<section"
     )
+
+
+def test_what_only_the_first_screen_cannot_show_does_not_stop_the_others(tmp_path, evaluation, comparison, monkeypatch):
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    (tmp_path / "comparison.json").write_text(json.dumps(comparison))
+    shown = page_module.answers
+
+    def answers(results):
+        return shown([each for each in results if each["kind"] != "comparison" or each["missing"]])
+
+    monkeypatch.setattr(page_module, "answers", answers)
+    found = report.collect(tmp_path)
+    assert [each["kind"] for each in found.results] == ["evaluation"]
+    assert [each.file for each in found.unread] == ["comparison.json"]

@@ -65,11 +65,13 @@ def test_diverging_training_stops(tmp_path):
 
 
 def test_warnings_are_in_run_json(tmp_path):
-    train([ReLU(24, l1=0.0), TopK(24, k=3)], source(), settings=TrainSettings(batch_rows=100), out=tmp_path)
+    configs = [ReLU(24, l1=0.0), TopK(24, k=3), JumpReLU(24, tanh=1e-6, bandwidth=8, lr=0.05)]
+    train(configs, source(), settings=TrainSettings(batch_rows=100), out=tmp_path)
     warnings = json.loads((tmp_path / "run.json").read_text())["warnings"]
-    [found] = [each for each in warnings if each["code"] == "hardly_sparse"]
+    found, of_jumprelu = (each for each in warnings if each["code"] == "hardly_sparse")
     assert found["sae"] == "relu-24-l1-0-seed0"
-    assert "hardly sparse" in found["message"]
+    assert "hardly sparse. Raise `l1` or" in found["message"]
+    assert "hardly sparse. Raise `tanh` or" in of_jumprelu["message"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ OPTIONS = {
     "orthogonal": TopK(N, k=3, orthogonal=0.3, orthogonal_chunk=9, dead_after_rows=100),
     "annealed": BatchTopK(N, k=3, k_start=10, k_fraction=0.5, dead_after_rows=100),
     "density": JumpReLU(N, target_l0=3, density=2.0, dead_after_rows=100),
+    "detached": Matryoshka(N, k=3, detached=True, aux_per_size=True, dead_after_rows=100),
     "balance": Matryoshka(N, k=3, balance=0.5, dead_after_rows=100),
     "soft-frozen": TopK(N, k=3, control="soft-frozen-decoder", lr=0.1, dead_after_rows=100),
     "subspace": TopK(N, k=3, subspace=0.5, dead_after_rows=100),

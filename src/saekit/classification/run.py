@@ -10,9 +10,11 @@ from typing import Any
 
 from ..grid import Sharing
 from ..inputs.settings import Split
+from ..measure.results import to_plain
 from ..places import NOTE, Warned
 from ..progress import shows_progress
 from ..provenance import library_versions, release
+from ..ranks import ALONE, Ranks, agreed, check_same, refuse, together
 from ..sae.model import SAE
 from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
@@ -123,7 +125,27 @@ def run_plan(plan: Plan, progress: Progress = silent, sharing: Sharing | None = 
 
     if plan.how.save_arm not in (None, "none"):
         check_savable(plan, str(plan.how.save_arm))
-    result = classification_of(judged(plan, progress, sharing))
+    if sharing is not None:
+        refuse("classify with `sharing`")
+    with together("classify") as ranks:
+        _check_same(ranks, plan)
+        if plan.data.images is not None:  # reading them is not split
+            return agreed(ranks, lambda: _saved(plan, judged(plan, progress, sharing)))
+        fits = _fits(plan, silent if ranks.rank else progress, sharing, ranks)
+        return agreed(ranks, lambda: _saved(plan, judge(plan, fits, progress)))
+
+
+def _check_same(ranks: Ranks, plan: Plan) -> None:
+    """Refuse ranks that were started for different classifications."""
+    if ranks.size > 1:
+        known = {**versions(), "saekit": release()}
+        check_same(ranks, "classify", to_plain({"versions": known, "settings": plan.settings}))
+        check_same(ranks, "classify", {"jobs": [job.key for job in plan.jobs], "model": plan.reader.facts["digest"]})
+
+
+def _saved(plan: Plan, judged: Judged) -> Classification:
+    """Return the result, and write it into the folder with the classifier."""
+    result = classification_of(judged)
     if plan.out is not None:
         result.save(plan.out / RESULT)
         _save_classifier(plan, result, plan.out / CLASSIFIER)
@@ -155,12 +177,14 @@ def run_fits(plan: Plan, progress: Progress, sharing: Sharing | None) -> int:
     return len(_fits(plan, progress, sharing))
 
 
-def _fits(plan: Plan, progress: Progress, sharing: Sharing | None) -> dict[str, StoredFit]:
+def _fits(plan: Plan, progress: Progress, sharing: Sharing | None, ranks: Ranks = ALONE) -> dict[str, StoredFit]:
+    """Return all fits, on rank 0; the features are read by all ranks together."""
     return run_jobs(
         plan,
         lambda arms, tick: read_features(plan.reader, plan.origins, arms, plan.split.seed, tick),
         progress,
         sharing,
+        ranks,
     )
 
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..files import dump_json, locked_folder, parse_json, seal, unsealed, write_
 from ..grid import Cell, Sharing, compute_cells, waiting_claim
 from ..inputs.labelled import Labelled
 from ..provenance import library_versions
+from ..ranks import ALONE, Ranks, agreed, alone
 from ..rows.pooling_cache import digest_arrays
 from ..settings import Progress
 from .arms import Arm
@@ -53,8 +54,11 @@ def run_jobs(
     read: Callable[[Sequence[Arm], Progress], View],
     progress: Progress,
     sharing: Sharing | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, StoredFit]:
     """Return the fits of all jobs by their keys; those that the output folder lacks are computed.
+
+    Several ranks read the matrices together; rank 0 fits, and has the result.
 
     Parameters
     ----------
@@ -66,6 +70,8 @@ def run_jobs(
         Called with the stage ``arms``.
     sharing
         How other processes help, see `saekit.grid`; None: this call has the output folder for itself.
+    ranks
+        The ranks that take part.
 
     Raises
     ------
@@ -76,23 +82,35 @@ def run_jobs(
     """
     if sharing is not None:
         return _run_shared(plan, read, progress, sharing)
-    with nullcontext() if plan.out is None else locked_folder(plan.out):
-        return _run(plan, read, progress)
+    found: dict[str, StoredFit | None] = {}
+    with ExitStack() as stack:
 
+        def begin() -> list[int]:
+            """Hold the folder, and return which jobs have no fit there."""
+            if plan.out is not None:
+                stack.enter_context(locked_folder(plan.out))
+            found.update({job.key: read_fit(plan, job) for job in plan.jobs})
+            return [number for number, job in enumerate(plan.jobs) if found[job.key] is None]
 
-def _run(plan: Plan, read: Callable[[Sequence[Arm], Progress], View], progress: Progress) -> dict[str, StoredFit]:
-    found = {job.key: read_fit(plan, job) for job in plan.jobs}
-    missing = [job for job in plan.jobs if found[job.key] is None]
-    if missing:
-        view = read([job.arm for job in missing], progress)
-        for done, job in enumerate(missing):
-            damaged = plan.out is not None and (plan.out / FITS / job.file).is_file()
-            progress("arms", done, len(missing), f"{job.name} (again: its file was damaged)" if damaged else job.name)
-            computed = compute(plan, job, view)
-            _write_fit(plan, job, computed)
-            found[job.key] = computed
-        progress("arms", len(missing), len(missing), "")
+        missing = [plan.jobs[number] for number in agreed(ranks, begin)]
+        view = read([job.arm for job in missing], progress) if missing else None
+        if view is not None and ranks.rank == 0:
+            with alone():
+                _fit(plan, missing, view, progress, found)
     return {key: fit for key, fit in found.items() if fit is not None}
+
+
+def _fit(
+    plan: Plan, missing: Sequence[Job], view: View, progress: Progress, found: dict[str, StoredFit | None]
+) -> None:
+    """Compute and keep the fits of some jobs."""
+    for done, job in enumerate(missing):
+        damaged = plan.out is not None and (plan.out / FITS / job.file).is_file()
+        progress("arms", done, len(missing), f"{job.name} (again: its file was damaged)" if damaged else job.name)
+        computed = compute(plan, job, view)
+        _write_fit(plan, job, computed)
+        found[job.key] = computed
+    progress("arms", len(missing), len(missing), "")
 
 
 def _run_shared(

@@ -41,6 +41,7 @@ from .prune import prune
 from .push import push
 from .report import report
 from .show import show
+from .sources import sources
 from .steer import steer
 from .train import train
 from .transfer import transfer
@@ -94,7 +95,7 @@ def _options(
 
 COMMANDS = (
     capture, train, evaluate, compare, prune, progressive, classify, predict, transfer, actions, explain, show, steer,
-    catalog, verify, convert, push, plan, kernels, report, demo,
+    catalog, sources, verify, convert, push, plan, kernels, report, demo,
 )  # fmt: skip
 for _each in COMMANDS:
     app.command(_each.name, help=_each.help, short_help=_each.short_help, epilog=_each.epilog or None)(_each.callback)

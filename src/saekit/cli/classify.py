@@ -59,7 +59,7 @@ FLAGS = (
 NAMED = {"pools": "--pool", "max_rows": "--limit"}
 
 
-@command("Classify texts or images by latents, compared with baselines.", HELP, flags=FLAGS, named=NAMED)
+@command("Classify texts or images by latents, compared with baselines.", HELP, flags=FLAGS, named=NAMED, ranked=True)
 def classify(
     more: Annotated[
         list[str] | None,
@@ -84,9 +84,14 @@ def classify(
     json: Json = False,
 ) -> None:
     """Classify texts or images by SAE features."""
+    from ..ranks import is_first_rank, refuse
+
     sharing = sharing_of(workers, part, has_folder=out is not None)
+    if sharing is not None:
+        refuse("classify with --workers or --part")
     if summary:
-        _summary(more or [], out, json)
+        if is_first_rank():
+            _summary(more or [], out, json)
         return
     saes = [*(sae or []), *(more or [])]
     required({"model": model, "sae": saes or None, "data": data if images is None else images}, "model", "sae", "data")
@@ -100,13 +105,16 @@ def classify(
     named = named_saes(sae_paths(saes), "classify")
     plan = plan_classification(named, model=model, data=source, split=split, settings=settings, out=out)
     if missing:
-        _missing(plan, json)
+        if is_first_rank():
+            _missing(plan, json)
         return
     with started(workers), progress_of(json) as progress:
         if only_cells(part):
             fits = run_fits(plan, progress, sharing)
         else:
             result = run_plan(plan, progress, sharing)
+    if not is_first_rank():
+        return
     if only_cells(part):
         tell_cells(fits, len(plan.jobs), json=json)
         return

@@ -51,7 +51,7 @@ FLAGS = (
 )
 
 
-@command("What each latent responds to.", HELP, flags=FLAGS)
+@command("What each latent responds to.", HELP, flags=FLAGS, ranked=True)
 def explain(
     sae: Annotated[
         str, typer.Argument(metavar="SAE", help="The SAE: a folder, or hf:owner/name/folder.", autocompletion=saes)
@@ -88,6 +88,7 @@ def explain(
     """Explain the latents of an SAE."""
     tester, writer = _judges(judge, explain_with, judging)
     from ..explanation.run import explain as run
+    from ..ranks import is_first_rank
 
     with progress_of(json) as progress:
         found = run(
@@ -100,6 +101,8 @@ def explain(
             settings=settings,
             progress=progress,
         )
+        if not is_first_rank():
+            return
         if out is not None:
             found.save(out / f"{found.KIND}.json")
         scores = None

@@ -41,6 +41,27 @@ class ComparisonSettings(RowSettings):
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """When a latent of a crosscoder counts as specific to a source, and how many rows are seen."""
+
+    error_limit: float = 0.2
+    """Maximum nu of the error, above which the other source has the direction too, unreconstructed [0.2]."""
+    reconstruction_limit: float = 0.5
+    """Maximum nu of the reconstruction, above which other latents write the direction there [0.5]."""
+    max_rows: int | None = None
+    """Maximum number of rows [all]."""
+    batch_rows: int = 4096
+    """Rows per batch; changes no result beyond rounding [4096]."""
+
+    def __post_init__(self) -> None:
+        check_whole("compare_sources", max_rows=self.max_rows, batch_rows=self.batch_rows)
+        for name in ("error_limit", "reconstruction_limit"):
+            if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(f"compare_sources: `{name}` must be a number from 0; got {getattr(self, name)!r}.")
+
+
+@suggest_keywords
+@dataclass(frozen=True, kw_only=True)
 class FunctionSettings:
     """How it is tested in a language model whether matched latents do the same; on rows it needs no setting."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, ClassVar
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FormatError
 from ..measure.numbers import decimals, percent
 from ..measure.results import Measured, Result
 from ..terminal import plain
@@ -131,6 +131,20 @@ class Card:
     def is_told(self) -> bool:
         """Whether its label detects more than 95% of shuffled latents' labels do."""
         return self.detection_percentile is not None and self.detection_percentile >= TOLD
+
+    def misshapen(self) -> str | None:
+        """Return the name of a part that does not have its form; None where all have."""
+        pairs = {"neighbours": ("cosine", self.neighbours), "coactive": ("jaccard", self.coactive)}
+        for name, (key, listed) in pairs.items():
+            if any({"latent", key} - set(each) for each in listed):
+                return name
+        for name, rows in {"histogram": self.histogram, "positions": self.positions}.items():
+            if any(len(row) != 2 for row in rows):
+                return name
+        for name, examples in {"top": self.top, "sample": self.sample}.items():
+            if any(len(each.tokens) != len(each.codes) or not 0 <= each.peak < len(each.tokens) for each in examples):
+                return name
+        return None
 
     def text(self, width: int = 100) -> str:
         """Return the card as lines of text."""
@@ -377,6 +391,16 @@ class Explanation(Result):
     """Whether cards list the tokens that latents write; None where that was not asked."""
     groups: list[Group] = field(default_factory=list)
     """Scores by group of latents, where groups were given."""
+
+    def check(self) -> None:
+        """Raise `FormatError` where a card does not hold what lists and pictures of it need."""
+        for card in self.cards:
+            wrong = card.misshapen()
+            if wrong is not None:
+                raise FormatError(
+                    f"`{wrong}` of the card of latent {card.latent} must be as saekit writes it; it is not. The file "
+                    "was altered: explain again."
+                )
 
     def __getitem__(self, latent: int) -> Card:
         """Return the card of a latent."""

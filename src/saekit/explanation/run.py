@@ -28,8 +28,9 @@ from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import random_order
+from ..ranks import Ranks, agreed, alone, check_same, dealt, together
 from ..rows.settings import TokenMask
-from ..rows.tokens import Contexts, places_of, token_batches
+from ..rows.tokens import Contexts, TokenBatch, places_of, token_batches
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of, named_saes
 from ..settings import Progress, silent, suggest_keywords
@@ -104,6 +105,20 @@ def explain(
     DataError
         The texts give no tokens, or fewer than two documents.
     """
+    with together("explain") as ranks:
+        return _explained((sae, nulls), model, (data, layer, hook), settings, progress or silent, ranks)
+
+
+def _explained(
+    saes: tuple[Given, Sequence[Given]],
+    model: str | os.PathLike[str] | LanguageModel,
+    where: tuple[Any, int | None, str | None],
+    settings: ExplainSettings,
+    report: Progress,
+    ranks: Ranks,
+) -> Explanation:
+    """Explain as one of the ranks; `saes` are the SAE and the nulls, `where` is data, layer and hook."""
+    (sae, nulls), (data, layer, hook) = saes, where
     value = as_sae(sae)
     others = dict(named_saes(list(nulls), "explain")) if nulls else {}
     _check(value, others, settings)
@@ -120,34 +135,95 @@ def explain(
     others_explained = other_explanations(value, place_of_explanation(here), settings.groups)
     context = context_of(value, lm, settings.context)
     contexts = contexts_for(lm, texts, context, settings.tokens, mask)
-    run = _Run(value, lm, target.name, writes, contexts, settings, progress or silent)
-    cards = run.cards()
-    controls = run.compared(others)
-    scores = compare_scores(run.scored, {name: each.scored for name, each in controls.items()})
-    cards = run.with_percentiles(cards, {name: each.scored for name, each in controls.items()})
-    found = run.scored.scores["detection"]
-    null = run.detection_of(controls.get(SHUFFLED))
-    told = [card.is_told for card in cards if card.detection_percentile is not None]
-    seen = {**lm.info, "hook": target.name, "context": context, "mask": mask.facts()}
-    return Explanation(
-        saekit=release(),
-        versions=library_versions(True),
-        settings=to_plain(vars(settings)),
-        sae=facts_of_sae(value),
-        model=lm.info,
-        hook=target.name,
-        data={"name": texts.info["name"], "digest": texts.digest, **run.facts},
-        detection=_mean(found, "AUC"),
-        detection_null=_mean(null, "AUC"),
-        told_fraction=_mean(np.array(told, float), "fraction"),
-        fired_fraction=float((run.firings.count > 0).mean()),
-        cards=cards,
-        scores=scores,
-        logits=run.logits,
-        groups=scores_by_group(run.scored, groups) + scores_of_others(value, run.scored, others_explained),
-        controls=[each.described(name) for name, each in controls.items()],
-        warnings=warnings_on([(name_of(value), value)], seen, what="the model given makes"),
-    )
+    passes = _Passes(lm, target.name, contexts, settings.seed, ranks)
+    if ranks.size > 1:
+        _check_same(ranks, {name: each.digest() for name, each in {"": value, **others}.items()}, settings, here)
+
+    def explained() -> Explanation:
+        run = _Run(value, passes, writes, settings, report)
+        cards = run.cards()
+        controls = run.compared(others)
+        scores = compare_scores(run.scored, {name: each.scored for name, each in controls.items()})
+        cards = run.with_percentiles(cards, {name: each.scored for name, each in controls.items()})
+        found = run.scored.scores["detection"]
+        null = run.detection_of(controls.get(SHUFFLED))
+        told = [card.is_told for card in cards if card.detection_percentile is not None]
+        seen = {**lm.info, "hook": target.name, "context": context, "mask": mask.facts()}
+        return Explanation(
+            saekit=release(),
+            versions=library_versions(True),
+            settings=to_plain(vars(settings)),
+            sae=facts_of_sae(value),
+            model=lm.info,
+            hook=target.name,
+            data={"name": texts.info["name"], "digest": texts.digest, **run.facts},
+            detection=_mean(found, "AUC"),
+            detection_null=_mean(null, "AUC"),
+            told_fraction=_mean(np.array(told, float), "fraction"),
+            fired_fraction=float((run.firings.count > 0).mean()),
+            cards=cards,
+            scores=scores,
+            logits=run.logits,
+            groups=scores_by_group(run.scored, groups) + scores_of_others(value, run.scored, others_explained),
+            controls=[each.described(name) for name, each in controls.items()],
+            warnings=warnings_on([(name_of(value), value)], seen, what="the model given makes"),
+        )
+
+    if ranks.rank == 0:
+        with alone():
+            found = explained()
+        passes.end()
+        return agreed(ranks, lambda: found)
+    passes.help()
+    return agreed(ranks, explained)
+
+
+def _check_same(ranks: Ranks, saes: Mapping[str, str], settings: ExplainSettings, here: Mapping[str, Any]) -> None:
+    """Refuse ranks that were started for different explanations."""
+    versions = {**library_versions(True), "saekit": release()}
+    facts = {"versions": versions, "settings": vars(settings), "saes": saes, "data": here["data"], "hook": here["hook"]}
+    check_same(ranks, "explain", to_plain({**facts, "model": here["model"]["model_digest"]}))
+
+
+@dataclass(frozen=True, eq=False)
+class _Passes:
+    """The passes of the model over all texts, which the ranks share: rank 0 asks for them and has the rows."""
+
+    lm: LanguageModel
+    hook: str
+    contexts: Contexts
+    seed: int
+    ranks: Ranks
+
+    def rows(self, lm: LanguageModel, hooks: Sequence[str]) -> Iterator[tuple[list[Tensor], np.ndarray]]:
+        """Yield the rows of all tokens at some hooks, batch by batch, with their places; it must be read to its end."""
+        agreed(self.ranks, lambda: (lm is not self.lm, list(hooks)))
+        yield from self._dealt(lm, hooks)
+
+    def _dealt(self, lm: LanguageModel, hooks: Sequence[str]) -> Iterator[tuple[list[Tensor], np.ndarray]]:
+        found = [find_hook(lm.model, hook) for hook in hooks]
+
+        def work(batch: TokenBatch) -> tuple[list[Tensor], np.ndarray]:
+            rows = [hidden[batch.keep] for hidden in activations(lm.model, found, batch.inputs)]
+            return [each.cpu() for each in rows] if self.ranks.rank else rows, places_of(self.contexts, batch)
+
+        yield from dealt(self.ranks, token_batches(lm, self.contexts), work)
+
+    def help(self) -> None:
+        """Run this rank's part of the passes that rank 0 asks for, until it has no more."""
+        while (wanted := agreed(self.ranks, _nothing)) is not None:
+            is_random, hooks = wanted
+            lm = randomized(self.lm, seed=self.seed) if is_random else self.lm
+            for _ in self._dealt(lm, hooks):
+                pass
+
+    def end(self) -> None:
+        """Tell the others that there are no more passes."""
+        agreed(self.ranks, _nothing)
+
+
+def _nothing() -> tuple[bool, list[str]] | None:
+    return None
 
 
 def _check(sae: SAE, others: Mapping[str, SAE], settings: ExplainSettings) -> None:
@@ -194,16 +270,10 @@ class _Run:
     """What is collected while the model runs over the texts, and what is made of it."""
 
     def __init__(
-        self,
-        sae: SAE,
-        lm: LanguageModel,
-        hook: str,
-        writes: Hook | None,
-        contexts: Contexts,
-        settings: ExplainSettings,
-        report: Progress,
+        self, sae: SAE, passes: _Passes, writes: Hook | None, settings: ExplainSettings, report: Progress
     ) -> None:
-        self.sae, self.lm, self.hook, self.contexts = sae, lm, hook, contexts
+        lm, hook, contexts = passes.lm, passes.hook, passes.contexts
+        self.sae, self.lm, self.hook, self.contexts, self.passes = sae, lm, hook, contexts, passes
         self.settings, self.report = settings, report
         self.layout = Layout.of(contexts)
         self.real = np.flatnonzero(contexts.position >= 0)
@@ -242,15 +312,15 @@ class _Run:
         self, lm: LanguageModel, stage: str, final: _FinalRows | None = None
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Run a model over the texts; `final` takes its last residual stream, the first time."""
-        hooks, done = [find_hook(lm.model, self.hook)], 0
+        hooks, done = [self.hook], 0
         if final is not None and final.is_wanted:
-            hooks.append(find_hook(lm.model, final.last))
-        for batch in token_batches(lm, self.contexts):
-            hidden = activations(lm.model, hooks, batch.inputs)
-            rows, place = hidden[0][batch.keep], places_of(self.contexts, batch)
-            if final is not None and final.is_wanted:
-                check_written(self.sae, hidden[1].shape[-1], final.last)
-                final.keep(hidden[1][batch.keep], place)
+            hooks.append(final.last)
+        for (rows, *last), place in self.passes.rows(lm, hooks):
+            rows = rows.to(self.lm.device)
+            for each in last:
+                assert final is not None
+                check_written(self.sae, each.shape[-1], final.last)
+                final.keep(each, place)
             yield rows, place
             done += len(rows)
             self.report(stage, done, self.facts["tokens"])

@@ -34,7 +34,7 @@ from ..sae.model import SAE
 from ..settings import Progress
 from .accumulators import Fidelity
 from .controls import Reconstructor
-from .intervals import N_GROUPS, Estimate, Sample
+from .intervals import N_GROUPS, Estimate, document_sample
 from .metrics import leading_ablation
 from .settings import CE_TOKENS as CE_TOKENS
 from .settings import TextSettings
@@ -341,7 +341,7 @@ def measure_fidelity(
     }
 
     def computed() -> tuple[list[dict[str, Estimate]], dict[str, Any]]:
-        sample = Sample.over(fidelities[0].tokens_per_group, intervals=intervals)
+        sample = document_sample(fidelities[0].tokens_per_group, intervals=intervals)
         estimates = [fidelity.compute(sample) for fidelity in fidelities]
         leading = leading_ablation(*(estimates[0][name].value for name in ("ce_zero", "ce_mean")))
         return estimates, {**facts, "leading_ablation": leading}

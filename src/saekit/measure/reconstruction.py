@@ -22,7 +22,7 @@ from ..settings import Progress, silent
 from .accumulators import Moments, Reconstruction, Sparsity
 from .controls import Reconstructor, reconstructor_of
 from .fidelity import SplicedModel, measure_fidelity
-from .intervals import BLOCK_ROWS, LEVEL, N_GROUPS, Estimate, Sample, row_groups
+from .intervals import BLOCK_ROWS, LEVEL, N_GROUPS, Estimate, Sample, document_sample, row_groups
 from .linear import AffineMap, Regression
 from .metrics import METRICS, Metrics
 from .pca import PCA, Covariance
@@ -305,10 +305,7 @@ def _measure_rows(
             each.sparsity.merge_ranks(ranks)
 
     def measured() -> Measurement:
-        by_position = f"interval from runs of {BLOCK_ROWS} consecutive rows: documents are not known"
-        sample = Sample.over(
-            moments.rows_per_group, intervals=settings.intervals, reason=None if all_by_document else by_position
-        )
+        sample = document_sample(moments.rows_per_group, is_known=all_by_document, intervals=settings.intervals)
         estimates = [each.compute(sample) for each in passes]
         return Measurement(estimates, [each.sparsity for each in passes], moments.n_rows, None)
 

@@ -7,6 +7,7 @@ further such dataclasses. It names its ``kind`` and ``schema`` version, and read
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import types
@@ -345,15 +346,21 @@ def _build(cls: type[R], plain: object, where: str) -> R:
     """Return a dataclass from a JSON object, by its type hints."""
     if not isinstance(plain, dict):
         raise FormatError(f"`{where}` must be a JSON object; it is {plain!r}.")
-    fields = [field for field in dataclasses.fields(cls) if not field.name.startswith("_")]  # type: ignore[arg-type]
+    names, required, hints = _layout(cls)  # type: ignore[arg-type]  # a class is hashable
+    _check_keys(plain, names, required, where)
+    return cls(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in plain.items()})
+
+
+@functools.cache
+def _layout(cls: type) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Return the names of the fields of a dataclass, those without a default, and the type of each."""
+    fields = [field for field in dataclasses.fields(cls) if not field.name.startswith("_")]
     required = [
         field.name
         for field in fields
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    _check_keys(plain, [field.name for field in fields], required, where)
-    hints = typing.get_type_hints(cls)
-    return cls(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in plain.items()})
+    return [field.name for field in fields], required, typing.get_type_hints(cls)
 
 
 def _decode(hint: object, item: object, where: str) -> Any:
@@ -382,6 +389,8 @@ def _decode_all(origin: type, arguments: tuple[object, ...], item: object, where
         return {key: _decode(arguments[1], each, f"{where}.{key}") for key, each in item.items()}
     if not isinstance(item, list):
         raise FormatError(f"`{where}` must be a JSON list; it is {item!r}.")
+    if arguments[0] in (float, str) and all(type(each) is arguments[0] for each in item):
+        return origin(item)  # the same, for long lists
     return origin(_decode(arguments[0], each, f"{where}[{index}]") for index, each in enumerate(item))
 
 

@@ -70,16 +70,27 @@ class Browser:
 
 def browsers(results: Sequence[Mapping[str, Any]]) -> list[Browser]:
     """Return the browser of every explanation, with what the other results say about the same SAE."""
-    return [_browser(each, results) for each in results if each["kind"] == "explanation" and each["cards"]]
+    explained = [each for each in results if each["kind"] == "explanation" and each["cards"]]
+    return [_browser(name, each, results) for name, each in zip(names_of(explained), explained, strict=True)]
 
 
-def _browser(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Browser:
+def names_of(explained: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the SAEs of explanations, told apart where they are alike: by digest, else by number."""
+    found = [name_of(each) for each in explained]
+    digests = [str(each["sae"].get("digest") or "").removeprefix("sha256:")[:8] for each in explained]
+    for marks in (digests, [str(number) for number in range(1, len(found) + 1)]):
+        alike = [found.count(name) > 1 for name in found]
+        found = [f"{name} ({mark})" if twice else name for name, mark, twice in zip(found, marks, alike, strict=True)]
+    return found
+
+
+def _browser(name: str, result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Browser:
     cards, digest = result["cards"], result["sae"].get("digest")
     about = _Others(digest, results)
     latents = [card["latent"] for card in cards]
     columns = [*_own_columns(cards), *about.columns(latents)]
     index = {
-        "name": name_of(result),
+        "name": name,
         "of": result["sae"].get("n_latents"),
         "model": result["model"].get("model"),
         "data": result["data"].get("name"),

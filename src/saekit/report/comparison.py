@@ -62,6 +62,32 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
     return [main, *_along(result), *_function(result), *_many(result), _proofs(result), _settings(result)]
 
 
+def source_comparison(result: Mapping[str, Any]) -> list[Section]:
+    """Show which latents of a crosscoder belong to which of its sources, and what a null calls so."""
+    found, null = result["found"], result["null"]
+    rows = [
+        [Cell(label), measured_cell(value), measured_cell(null[part][name] if null else None)]
+        for part in ("kinds", "specific")
+        for name, value in found[part].items()
+        for label in [name if part == "kinds" else f"specific to {name}"]
+    ]
+    a, b = result["sources"]
+    limits = result["settings"]
+    intro = (
+        f"{number(result['n_alive'])} latents fire on {number(result['n_rows'])} rows; fractions of them. Kinds are by "
+        f"the length of the decoder row in {b}, as a fraction of its lengths in {a} and {b}: below .1, .4, up to .6, "
+        f".9, above. Specific: only there, and the other source neither keeps the direction as error (nu up to "
+        f"{number(limits['error_limit'])}) nor writes it with other latents (up to "
+        f"{number(limits['reconstruction_limit'])}). Null: the same of a crosscoder whose sources hold the same "
+        "but for noise."
+    )
+    main = Section("Which latents belong to which source", intro, [Table(("", "fraction", "null"), rows)])
+    return [
+        main,
+        settings_section("comparison of sources", result, {"The rows.": result["rows"]}, {"crosscoder": result["sae"]}),
+    ]
+
+
 def _along(result: Mapping[str, Any]) -> list[Section]:
     """Show what snapshots of the run shared."""
     points = result.get("along") or []

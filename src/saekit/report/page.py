@@ -20,7 +20,7 @@ from . import browser
 from .answers import answers, sentence
 from .browser import Browser, browsers
 from .classification import classification, classification_summary
-from .comparison import across, comparison, orphans, without_lists
+from .comparison import across, comparison, orphans, source_comparison, without_lists
 from .decisions import classifier, decisions
 from .effects import effects, steered
 from .evaluation import evaluation, verification
@@ -47,6 +47,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], list[Section]]] = {
     "training": training,
     "comparison": comparison,
     "orphans": orphans,
+    "source_comparison": source_comparison,
     "size_curve": size_curve,
     "k_choice": k_choice,
     "progressive": progressive,
@@ -71,7 +72,7 @@ LIGHTER: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
 
 GROUPS = (
     ("faithful", "Are they faithful?", ("evaluation", "verification")),
-    ("real", "Are they real?", ("comparison", "orphans")),
+    ("real", "Are they real?", ("comparison", "orphans", "source_comparison")),
     ("many", "How many are needed?", ("size_curve", "progressive", "k_choice")),
     (
         "useful",
@@ -325,6 +326,7 @@ def sections_of(result: Mapping[str, object]) -> Sequence[Section]:
         raise DataError(f"a report shows results of the kinds {listed(RENDERERS)}; got {kind!r}.")
     try:
         main, *rest = RENDERERS[kind](result)
+        answers([result])  # what it says on the first screen must be there too
         return [main, *_warnings(result), *rest]
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         if isinstance(error, SaekitError):

@@ -189,6 +189,7 @@ _RESULTS = {
     "evaluation": "..evaluation.result:Evaluation",
     "verification": "..evaluation.verification:Verification",
     "comparison": "..comparison.result:Comparison",
+    "source_comparison": "..comparison.sources:SourceComparison",
     "orphans": "..comparison.orphans_result:Orphans",
     "size_curve": "..sizes.result:SizeCurve",
     "k_choice": "..sizes.k_choice:KChoice",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -81,24 +81,62 @@ def pool_and_count(
 
     `numbers` is what documents are called in messages; documents without rows are not refused.
     """
-    groups = _groups(asks)
-    places = dict.fromkeys(group.place for group in groups.values())
-    n_rows = np.zeros(n_documents, np.int64)
+    pools = DocumentPools(asks, n_documents, numbers, what)
     for states, document in batches:
+        pools.add(pools.part(states, document))
+    return pools.finish()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one batch of rows adds: the pieces of documents in it, and their poolings for each SAE and hook."""
+
+    pieces: Tensor
+    lengths: Tensor
+    pooled: list[Any]
+
+
+class DocumentPools:
+    """Documents pooled so far; `part` pools a batch, in any process, and `add` takes the parts in their order."""
+
+    def __init__(self, asks: Sequence[Ask], n_documents: int, numbers: Sequence[int], what: str) -> None:
+        self.asks, self.numbers, self.what = asks, numbers, what
+        self.groups = _groups(asks)
+        self.n_rows = np.zeros(n_documents, np.int64)
+
+    def part(self, states: Mapping[str, Tensor], document: Tensor) -> Part | None:
+        """Return what a batch of rows adds; None without rows.
+
+        Raises
+        ------
+        DataError, ConfigError
+            An activation is not finite; there is none for a hook.
+        """
         if not len(document):
-            continue
+            return None
         pieces, lengths = torch.unique_consecutive(document.cpu(), return_counts=True)
-        np.add.at(n_rows, pieces.numpy(), lengths.numpy())
-        for place in places:
+        for place in dict.fromkeys(group.place for group in self.groups.values()):
             if place not in states:
                 raise ConfigError(
                     f"activations must be given for the hook `{place}`; got {listed(states)}. Name it as asked."
                 )
-            check_finite(states[place], _number_of(document, numbers), f"the {what} at `{place}`")
+            check_finite(states[place], _number_of(document, self.numbers), f"the {self.what} at `{place}`")
+        groups = _groups(self.asks)
         for group in groups.values():
             group.add(states[group.place], pieces, lengths)
-    results = {key: group.finish(n_rows) for key, group in groups.items()}
-    return [{pool: results[ask.place, id(ask.sae)][pool] for pool in ask.pools} for ask in asks], n_rows
+        return Part(pieces, lengths, [group.taken() for group in groups.values()])
+
+    def add(self, part: Part | None) -> None:
+        """Add what a batch adds."""
+        if part is not None:
+            np.add.at(self.n_rows, part.pieces.numpy(), part.lengths.numpy())
+            for group, taken in zip(self.groups.values(), part.pooled, strict=True):
+                group.put(taken)
+
+    def finish(self) -> tuple[list[Pooled], np.ndarray]:
+        """Return the matrices for every ask, and the rows of each document."""
+        results = {key: group.finish(self.n_rows) for key, group in self.groups.items()}
+        return [{pool: results[ask.place, id(ask.sae)][pool] for pool in ask.pools} for ask in self.asks], self.n_rows
 
 
 def _groups(asks: Sequence[Ask]) -> dict[tuple[str, int], _DensePools | _SparsePools]:
@@ -170,6 +208,16 @@ class _DensePools:
                 pooled = x[ends[:-1] if name == "first" else ends[1:] - 1].float()
             self.pieces.setdefault(name, []).append((document.numpy(), pooled.cpu().numpy()))
 
+    def taken(self) -> tuple[int, dict[str, list[tuple[np.ndarray, np.ndarray]]]]:
+        """Return the pieces so far."""
+        return self.width, self.pieces
+
+    def put(self, taken: tuple[int, dict[str, list[tuple[np.ndarray, np.ndarray]]]]) -> None:
+        """Add pieces that follow."""
+        self.width, pieces = taken
+        for name, each in pieces.items():
+            self.pieces.setdefault(name, []).extend(each)
+
     def finish(self, n_rows: np.ndarray) -> Pooled:
         """Return one matrix per pooling: the pieces put together."""
         if not self.pieces:  # no batch had a row
@@ -221,6 +269,14 @@ class _Pile:
         self.indices.append(indices.to("cpu", torch.int32).numpy())
         for name, values in numbers.items():
             self.numbers.setdefault(name, []).append(values.float().cpu().numpy())
+
+    def extend(self, other: _Pile) -> None:
+        """Add pieces that follow."""
+        self.document += other.document
+        self.counts += other.counts
+        self.indices += other.indices
+        for name, values in other.numbers.items():
+            self.numbers.setdefault(name, []).extend(values)
 
     def finish(self, name: str, n_documents: int, width: int) -> dict[str, csr_matrix]:
         """Return one matrix per number: the pieces put together."""
@@ -294,6 +350,15 @@ class _SparsePools:
                 part = codes.rows(rows)
                 self._pile(name).add(document, part.offsets, part.indices, {name: part.values})
         self._add_tops(codes, document, lengths)
+
+    def taken(self) -> dict[str, _Pile]:
+        """Return the pieces so far."""
+        return self.piles
+
+    def put(self, taken: Mapping[str, _Pile]) -> None:
+        """Add pieces that follow."""
+        for name, pile in taken.items():
+            self._pile(name).extend(pile)
 
     def _add_tops(self, codes: Codes, document: Tensor, lengths: Tensor) -> None:
         """Count the rows where a latent was among the N largest."""

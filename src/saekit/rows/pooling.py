@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +21,18 @@ from ..models.deferred import DeferredModel, defer_model
 from ..models.hooks import Hook, activations, find_hook
 from ..models.language import LanguageModel
 from ..places import warn
+from ..ranks import current, dealt
 from ..settings import Progress, check_whole, silent
 from . import pooling_cache
 from .asks import DENSE_POOLS as DENSE_POOLS
 from .asks import POOLS as POOLS
 from .asks import Ask, warnings_on_pooling
 from .asks import check_pool as check_pool
-from .document_pools import Pooled, check_empty, pool_and_count
+from .document_pools import DocumentPools, Part, Pooled, check_empty
 from .document_pools import pool_batches as pool_batches
 from .pooling_cache import Computed
 from .settings import PoolingSettings
-from .tokens import CONTEXT, Contexts, token_batches, tokenize
+from .tokens import CONTEXT, Contexts, TokenBatch, token_batches, tokenize
 
 
 def pool_texts(
@@ -76,7 +77,7 @@ def pool_texts(
     Returns
     -------
     list of dict
-        For each ask, pooling -> matrix with a row per text; see `pool_batches`.
+        For each ask, pooling -> matrix with a row per text; see `pool_batches`. Of several ranks rank 0 gets them.
 
     Raises
     ------
@@ -103,6 +104,8 @@ def pool_texts(
     }  # fmt: skip
     digests = [pooling_cache.digest_of(text) for text in texts]
     found, n_rows, n_tokens = pooling_cache.through_cache(digests, asks, about, cache, run)
+    if current().rank:
+        return found
     check_empty(np.flatnonzero(n_rows == 0), settings.empty, "texts")
     if max_tokens is not None and (n_tokens > max_tokens).any():
         long = n_tokens > max_tokens
@@ -157,27 +160,31 @@ class _TextRun:
         n_tokens = np.bincount(contexts.document[contexts.position >= 0], minlength=len(chosen))
         if self.max_tokens is not None:
             contexts = _cut(contexts, self.max_tokens)
-        batches = self._batches(model, contexts, hooks)
-        return *pool_and_count(batches, len(chosen), asks, numbers=chosen, what="texts"), n_tokens
+        pools, done = DocumentPools(asks, len(chosen), chosen, "texts"), 0
+        batches = token_batches(
+            model, contexts, batch_tokens=self.settings.batch_tokens, skip_special=self.settings.skip_special
+        )
 
-    def _batches(
-        self, lm: LanguageModel, contexts: Contexts, hooks: Mapping[str, Hook]
-    ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """Yield rows of the contexts at every hook, batch by batch; the model stops after the last hook.
+        def work(batch: TokenBatch) -> tuple[Part | None, int]:
+            return pools.part(*self._rows(model, batch, hooks)), int((batch.document >= 0).sum())
+
+        for part, n in dealt(current(), batches, work):
+            pools.add(part)
+            done += n
+            self.progress("tokens", done, len(contexts.ids))
+        return *pools.finish(), n_tokens
+
+    def _rows(
+        self, lm: LanguageModel, batch: TokenBatch, hooks: Mapping[str, Hook]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the rows of a batch at every hook, and their documents; the model stops after the last hook.
 
         Batches come sorted by length, longest first; the windows of a text stay in their order, because all but the
         last are full and sorting is stable.
         """
-        done = 0
-        batches = token_batches(
-            lm, contexts, batch_tokens=self.settings.batch_tokens, skip_special=self.settings.skip_special
-        )
-        for batch in batches:
-            hidden = activations(lm.model, list(hooks.values()), batch.inputs)
-            states = {name: x[batch.keep.to(x.device)] for name, x in zip(hooks, hidden)}
-            yield states, batch.document[batch.keep]
-            done += int((batch.document >= 0).sum())
-            self.progress("tokens", done, len(contexts.ids))
+        hidden = activations(lm.model, list(hooks.values()), batch.inputs)
+        states = {name: x[batch.keep.to(x.device)] for name, x in zip(hooks, hidden)}
+        return states, batch.document[batch.keep]
 
 
 def _check_widths(asks: Sequence[Ask], hooks: Mapping[str, Hook], d_model: int) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import ConfigError, FormatError
 from ..files import check_file, digest_bytes, local_path, parse_json, remove_file, write_bytes
+from ..ranks import Ranks, agreed, current
 from ..sae.model import SAE
 from .asks import Ask
 from .document_pools import Matrix, Pooled
@@ -188,7 +189,7 @@ def through_cache(
     """Return the rows of every document for every ask: from the cache, the others computed in one pass and kept.
 
     Each different document is computed once, in the order of the digests: which other documents it shares a batch with
-    then does not depend on the order they came in.
+    then does not depend on the order they came in. Of several ranks rank 0 has the cache, and gets the rows.
 
     Parameters
     ----------
@@ -213,10 +214,15 @@ def through_cache(
     first: dict[bytes, int] = {}
     for i, digest in enumerate(digests):
         first.setdefault(digest, i)
-    tables = {
-        (n, pool): _Table.opened(cache, _key(ask, pool, about)) for n, ask in enumerate(asks) for pool in ask.pools
-    }
-    _fill(tables, first, asks, compute)
+    ranks = current()
+    tables = {}
+    if ranks.rank == 0:
+        tables = {
+            (n, pool): _Table.opened(cache, _key(ask, pool, about)) for n, ask in enumerate(asks) for pool in ask.pools
+        }
+    _fill(tables, first, asks, compute, ranks)
+    if ranks.rank:
+        return [], np.zeros(0, np.int64), np.zeros(0, np.int64)
     results: list[Pooled] = [{} for _ in asks]
     for (n, pool), table in tables.items():
         chosen = table.pick(digests)
@@ -229,14 +235,17 @@ def _fill(
     first: Mapping[bytes, int],
     asks: Sequence[Ask],
     compute: Callable[[Sequence[int], Sequence[Ask]], Computed],
+    ranks: Ranks,
 ) -> None:
     """Compute in one pass whatever is missing in any table; `first` is where each document lies among those asked."""
-    missing = {place: first.keys() - table.index.keys() for place, table in tables.items()}
+    missing = agreed(ranks, lambda: {place: first.keys() - table.index.keys() for place, table in tables.items()})
     to_run = sorted(set().union(*missing.values()))
     if not to_run:
         return
     part = _asks_for([place for place, digests in missing.items() if digests], asks)
     pooled, n_rows, n_tokens = compute([first[digest] for digest in to_run], list(part.values()))
+    if ranks.rank:
+        return
     for n, result in zip(part, pooled):
         for pool, x in result.items():
             new = Rows(tuple(to_run), x, n_rows, n_tokens)

@@ -505,7 +505,9 @@ def _map(path: Path, rows: int, d_in: int, dtype: torch.dtype) -> dict[str, np.n
 
 
 def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows | SyntheticRows:
-    """Open rows: a folder of shards, a ``.npy`` or a ``.safetensors`` file, ``synthetic:d_in=32,n_features=64``.
+    """Open rows: a folder of shards, a ``.npy`` or a ``.safetensors`` file, or what an address stands for.
+
+    Addresses are ``synthetic:d_in=32,n_features=64``, ``joined:base=PATH,tuned=PATH`` and ``joined-null:…``.
 
     Raises
     ------
@@ -518,6 +520,10 @@ def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows | Synthetic
     """
     if os.fspath(path).startswith(ADDRESS):
         return synthetic_rows(os.fspath(path))
+    if os.fspath(path).startswith(("joined:", "joined-null:")):
+        from .joined import joined_rows  # which opens each of its sources
+
+        return joined_rows(os.fspath(path))
     if check_path(path).is_dir():
         return ShardRows(path)
     return ArrayRows.from_file(path)

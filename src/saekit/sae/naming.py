@@ -102,7 +102,8 @@ def name_of_config(config: Mapping[str, object], n_latents: int) -> str:
     }
     parts += ["magnitude"] if config.get("sign") == "magnitude" else []
     parts += [f"{word}{config[key]:g}" for key, word in numbers.items() if word and config.get(key)]
-    parts += ["aligned"] if config.get("aligned") else []
+    parts += [word for word in ("aligned", "detached") if config.get(word)]
+    parts += ["aux-per-size"] if config.get("aux_per_size") else []
     parts += [f"skip-{config['skip']}"] if config.get("skip") else []
     parts += [f"from{config['k_start']:g}"] if config.get("k_start") else []
     parts += [f"balance{config['balance']:g}"] if config.get("balance") is not None else []

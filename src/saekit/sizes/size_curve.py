@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..measure.accumulators import Sparsity
 from ..measure.fidelity import SplicedModel, place_warnings
-from ..measure.intervals import N_GROUPS, Estimate, Sample, row_groups
+from ..measure.intervals import N_GROUPS, Estimate, document_sample, row_groups
 from ..measure.metrics import METRICS, Metrics
 from ..measure.reconstruction import interval_facts, measure_saes
 from ..measure.results import Measured
@@ -252,8 +252,8 @@ class _MoreMetrics:
             here = np.bincount(group.numpy(), minlength=N_GROUPS).astype(float)
             counted = here if not len(counted) else counted + here
             first += len(x)
-        reason = None if by_document else "interval from runs of 64 consecutive rows: documents are not known"
-        return _bounded(sparsity.compute(Sample.over(counted, intervals=self.settings.intervals, reason=reason)))
+        sample = document_sample(counted, is_known=by_document, intervals=self.settings.intervals)
+        return _bounded(sparsity.compute(sample))
 
     def _sample(self) -> tuple[Columns, np.ndarray]:
         """Return rows drawn evenly, with the document of each (or its run of 64 rows, where unknown)."""

@@ -78,7 +78,12 @@ def _finish_topk(config: TopK | HierarchicalTopK | Matryoshka, p: Tensors, state
 
 
 def _finish_batch(config: Config, p: Tensors, state: Tensors) -> SAE:
-    return freeze_batchtopk(_sae(p, rules.ReLURule()), float(state["threshold"]))
+    sae = freeze_batchtopk(_sae(p, rules.ReLURule()), float(state["threshold"]))
+    parts = getattr(config, "parts", None)
+    if parts is None:
+        return sae
+    # What a code is worth in training is the code times these norms, so each latent has a threshold of its own.
+    return sae.replace(rule=rules.JumpReLURule(float(state["threshold"]) / losses.part_norms(p["W_dec"], parts)))
 
 
 def _finish_matryoshka(config: Matryoshka, p: Tensors, state: Tensors) -> SAE:

@@ -233,6 +233,10 @@ class BatchTopK(Revived):
     """Mean latents per row in the first step, from where they fall linearly to `k` (Llama Scope, 2410.20526) [k]."""
     k_fraction: float = 0.1
     """Fraction of the steps after which `k` is reached, with `k_start` [0.1]."""
+    parts: tuple[int, ...] | None = None
+    """Widths of the sources that lie side by side in a row, of a crosscoder (2504.02922); the rows say so themselves
+    (`join_rows`). The largest are then those of code times ``sum_m |d_m|``, d_m the part of the decoder row
+    that writes source m [rows of one source]."""
     arch: ClassVar[str] = "batchtopk"
 
     def _check(self) -> None:
@@ -362,6 +366,12 @@ class Matryoshka(Revived):
     """How a prefix of length g selects: ``fixed``: `k` among its own latents, what ``sae.take(g)`` does with a TopK
     SAE; ``scaled``: ``max(1, round(k * g / n_latents))`` among its own; ``truncated``: the selection of the full size,
     cut [fixed over topk; truncated over batchtopk, where one threshold serves all sizes]."""
+    detached: bool = False
+    """Whether the loss of a size moves only the latents that the next smaller size lacks, and that of the smallest
+    `b_dec`: the first latents train as an SAE of their size does (after 2505.11756) [false]."""
+    aux_per_size: bool = False
+    """Whether dead latents explain the residual of the smallest size that has them, instead of the full one's: AuxK for
+    each size, with weight ``min(1, dead / k_aux)`` [false]."""
     arch: ClassVar[str] = "matryoshka"
 
     def _check(self) -> None:
@@ -454,7 +464,14 @@ def _are_betas(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(is_number(beta) and 0 <= beta < 1 for beta in value)
 
 
+def _are_parts(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, tuple) and len(value) > 1 and all(is_whole(each) and each >= 1 for each in value)
+    )
+
+
 _FROM_0: Rule = _number(lambda value: value >= 0, "0 or a positive number")
+_BOOL: Rule = (lambda value: isinstance(value, bool), "True or False")
 _FROM_1: Rule = _whole(1, "a whole number of at least 1")
 _POSITIVE: Rule = _number(lambda value: value > 0, "a positive number")
 
@@ -470,13 +487,14 @@ _RULES: dict[str, Rule] = {
     "scaling": _one_of(*SCALINGS),
     "control": _one_of(*CONTROLS),
     "mutual": _FROM_0,
-    "aligned": (lambda value: isinstance(value, bool), "True or False"),
+    "aligned": _BOOL,
     "l2": _FROM_0,
     "orthogonal": _FROM_0,
     "orthogonal_chunk": _whole(2, "a whole number of at least 2"),
     "subspace": _or_none(_number(lambda value: 0 < value <= 1, "a number in (0, 1]")),
     "skip": _one_of(*SKIPS),
     "k_start": _or_none(_FROM_1),
+    "parts": (_are_parts, "two or more whole numbers from 1, or None"),
     "k_fraction": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),
     "density": _FROM_0,
     "density_at": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),
@@ -493,12 +511,14 @@ _RULES: dict[str, Rule] = {
     "pre_activation": _FROM_0,
     "sparsity": _FROM_0,
     "l1": _FROM_0,
-    "resample": (lambda value: isinstance(value, bool), "True or False"),
+    "resample": _BOOL,
     "p_end": _number(lambda value: 0 < value <= 1, "a number in (0, 1]"),
     "p_start_fraction": _number(lambda value: 0 <= value < 1, "a number in [0, 1)"),
     "p_updates": _FROM_1,
     "sampled": _whole(0, "0 or a positive whole number"),
     "over": _one_of("topk", "batchtopk"),
+    "detached": _BOOL,
+    "aux_per_size": _BOOL,
     "k_per_size": _one_of(None, "fixed", "scaled", "truncated"),
 }
 """What must hold for the fields, whichever architecture has them."""

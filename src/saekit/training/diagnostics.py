@@ -9,6 +9,7 @@ from ..ranks import any_of, flags_of
 from ..variance import SAME_ROWS
 from . import checkpoint
 from .callbacks import Record
+from .config import Config
 from .convergence import fall_of, is_undertrained
 from .defaults import DEAD_AFTER_ROWS, ROWS_PER_LATENT, ResolvedConfig
 from .learner import Learner
@@ -139,9 +140,11 @@ def warnings_for(learner: Learner, record: Record, fall: float | None = None) ->
         found.append(_warned("dead_latents", text + "Use fewer latents, more rows, or half of the learning rate."))
     if target and abs(l0 / target - 1) > L0_LIMIT:
         text = f"L0 is {l0:.3g} and should be {target:g}. Train longer"
-        found.append(_warned("l0_off_target", text + (", or raise `sparsity`." if config.arch == "jumprelu" else ".")))
+        weighed = config.arch == "jumprelu" and not _has_tanh(config)
+        found.append(_warned("l0_off_target", text + (", or raise `sparsity`." if weighed else ".")))
     if target is None and l0 > DENSE_LIMIT * config.n_latents:
-        text = f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. Raise `l1` or give `target_l0`."
+        text = f"L0 is {l0:.3g} of {config.n_latents} latents: hardly sparse. "
+        text += f"Raise `{'tanh' if _has_tanh(config) else 'l1'}` or give `target_l0`."
         found.append(_warned("hardly_sparse", text))
     return found
 
@@ -156,6 +159,11 @@ def silent_after_rows(resolved: ResolvedConfig) -> int:
     """
     rows = round(SILENT_FRACTION * resolved.total_steps * resolved.batch_rows)
     return max(resolved.dead_after_rows, min(rows, DEAD_AFTER_ROWS))
+
+
+def _has_tanh(config: Config) -> bool:
+    """Return whether the tanh penalty sets the sparsity."""
+    return bool(getattr(config, "tanh", 0))
 
 
 def _about_size(learner: Learner, target: float | None) -> list[Warned]:

@@ -330,50 +330,106 @@ def _choose_sizes(s: _State[Matryoshka], sizes: tuple[int, ...], truncated: bool
     return chosen, smallest
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """The reconstructions of all sizes, the smallest first, and the pairs whose terms their gradients are sums of."""
+
+    chosen: list[Pairs]
+    fits: list[Fit]
+    """With the weights of the sizes."""
+    stack: Tensor
+    """Gradients by the reconstructions, one size after the other; with `truncated` each with those of larger sizes."""
+    sets: list[Pairs]
+    slopes: list[Numbers]
+    starts: list[int]
+    """First latent of each set that has a gradient."""
+
+
+def _fit_sizes(s: _State[Matryoshka], sizes: Sequence[int], weights: Sequence[float], chosen: list[Pairs]) -> _Sizes:
+    """Reconstruct from each size."""
+    c, n = s.config, len(s.u)
+    truncated, last = matryoshka_selection(c) == "truncated", len(sizes) - 1
+    found = _Sizes(chosen, [], s.kernel.room_for(s.u, len(sizes)), [], [], [])
+    for index in reversed(range(len(sizes))):
+        size, own = sizes[index], chosen[index]
+        fit = s.kernel.reconstruct(
+            s.u, own, own.values, s.p["W_dec"], s.offset, weight=weights[index], name=str(index)
+        )  # fmt: skip
+        found.fits.insert(0, fit)
+        place = found.stack[index * n : (index + 1) * n]
+        if truncated and index < last:
+            # The same pairs as the size above: their gradients are those of all sizes from this one on.
+            inner = chosen[-1].latents < size
+            if c.detached:  # of this one alone
+                place.copy_(fit.gradient)
+                found.slopes[0][inner] = fit.slopes
+            else:
+                torch.add(found.stack[(index + 1) * n : (index + 2) * n], fit.gradient, out=place)
+                found.slopes[0][inner] += fit.slopes
+        else:
+            place.copy_(fit.gradient)
+            found.sets.insert(0, own)
+            found.slopes.insert(0, fit.slopes)
+            found.starts.insert(0, sizes[index - 1] if c.detached and index and not truncated else 0)
+    return found
+
+
 def _matryoshka(s: _State[Matryoshka]) -> _Found | None:
     """Every size reconstructs by itself; a latent's gradient sums those of the sizes that it is a part of."""
-    config = s.config
+    config, W_enc = s.config, s.p["W_enc"]
     sizes = s.context.sizes or matryoshka_sizes(config)
     weights = matryoshka_weights(config, len(sizes))
-    W_dec, n = s.p["W_dec"], len(s.u)
     truncated = matryoshka_selection(config) == "truncated"
     selected = _choose_sizes(s, sizes, truncated)
     if selected is None:
         return None
     chosen, smallest = selected
+    found = _fit_sizes(s, sizes, weights, chosen)
     pairs = chosen[-1]
-    error, columns, stack = 0.0, 0.0, s.kernel.room_for(s.u, len(sizes))
-    sets: list[Pairs] = []
-    slopes: list[Numbers] = []
-    whole: Fit | None = None
-    for index in reversed(range(len(sizes))):
-        size, weight = sizes[index], weights[index]
-        own = chosen[index]
-        fit = s.kernel.reconstruct(s.u, own, own.values, W_dec, s.offset, weight=weight, name=str(index))
-        whole = whole or fit
-        error = error + weight * fit.error / n
-        columns = columns + fit.columns
-        place = stack[index * n : (index + 1) * n]
-        if truncated and size < config.n_latents:
-            # The same pairs as the size above: their gradients are those of all sizes from this one on.
-            torch.add(stack[(index + 1) * n : (index + 2) * n], fit.gradient, out=place)
-            slopes[0][pairs.latents < size] += fit.slopes
-        else:
-            place.copy_(fit.gradient)
-            sets.insert(0, own)
-            slopes.insert(0, fit.slopes)
-    assert whole is not None  # there is at least one
-    full = _unweighted(s, whole, weights[-1], pairs)
-    aux, revived = _revive(s, full)
-    joined = s.kernel.join(sets)
+    full = _unweighted(s, found.fits[-1], weights[-1], pairs)
+    aux, revived = _revive_sizes(s, sizes, weights, found) if config.aux_per_size else _revive(s, full)
+    joined = s.kernel.join(found.sets)
+    wanted = joined.values > 0
+    if any(found.starts):
+        added = [own.latents >= start for own, start in zip(found.sets, found.starts)]
+        wanted = wanted & s.kernel.array.concatenate(added)
     terms = kernels.Terms(
-        joined, joined.values > 0, joined.values, s.kernel.array.concatenate(slopes), stack,
+        joined, wanted, joined.values, s.kernel.array.concatenate(found.slopes), found.stack,
         sections=sizes[:-1] if truncated else (),
     )  # fmt: skip
     g = s.kernel.gradients(s.u, s.offset, s.p, terms, revived=revived)
+    columns, of_offset = sum(fit.columns for fit in found.fits), g.of_offset
+    if config.detached:  # b_dec learns from the smallest size alone
+        first = sizes[0]
+        columns = found.fits[0].columns
+        of_offset = -(g.of_bias[:first] @ s.kernel.numbers(W_enc[:first]))
     fired = s.kernel.counts_of(pairs.latents[pairs.values > 0], config.n_latents)
+    error = sum(weight * fit.error for weight, fit in zip(weights, found.fits)) / len(s.u)
     parts = _with_aux({"reconstruction": error}, aux, s)
-    return _Found(full, g, {"b_dec": columns + g.of_offset}, fired, parts, updates=_threshold(s, smallest))
+    return _Found(full, g, {"b_dec": columns + of_offset}, fired, parts, updates=_threshold(s, smallest))
+
+
+def _revive_sizes(
+    s: _State[Matryoshka], sizes: Sequence[int], weights: Sequence[float], found: _Sizes
+) -> tuple[Any, kernels.Revived | None]:
+    """AuxK of each size: the dead latents that it adds explain its residual."""
+    dead, total, revived = s.context.dead, 0.0, []
+    if dead is None:
+        return None, None
+    place = torch.arange(len(dead), device=dead.device)
+    for index, (start, size) in enumerate(zip((0, *sizes), sizes)):
+        own = dead & (place >= start) & (place < size)
+        share = min(1.0, int(own.sum()) / max(s.aux.k, 1))
+        fit = _unweighted(s, found.fits[index], weights[index], found.chosen[index])
+        settings = replace(s.aux, coefficient=s.aux.coefficient * share)
+        aux, more = kernels.revive(s.kernel, s.u, fit, s.encoder, s.p["W_dec"], own, settings)
+        if aux is not None and more is not None:
+            total = total + aux
+            revived.append(tuple(t.clone() for t in more))  # the next size uses the memory again
+    if not revived:
+        return None, None
+    which, of_dec, of_enc, of_bias = (torch.cat(parts) for parts in zip(*revived))
+    return total, (which, of_dec, of_enc, of_bias)
 
 
 def _hierarchical(s: _State[HierarchicalTopK]) -> _Found | None:

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..rows.joined import ScaledRows
+from ..rows.source import Source
 from ..sae.model import SAE
+from ..sae.scaling import Scaling
 from .architectures import ARCHITECTURES, scaling_of
 from .config import Config
 from .defaults import ResolvedConfig
@@ -267,6 +270,19 @@ def finish(learner: Learner, provenance: dict[str, Any]) -> SAE:
     return _with_output_scale(sae, learner.scale, learner.target_scale).replace(
         provenance={**provenance, "transcoder": True}
     )
+
+
+def unscaled(sae: SAE, source: Source) -> SAE:
+    """Return an SAE that was trained on rows after a scaling (`ScaledRows`) as one of the rows before it."""
+    if not isinstance(source, ScaledRows):
+        return sae
+    first = source.scaling
+    assert first.scale is not None
+    scale = first.scale.to(sae.device)
+    if sae.scaling.scale is not None:
+        scale = scale * sae.scaling.scale
+    mean = None if first.mean is None else first.mean.to(sae.device)
+    return sae.replace(scaling=Scaling("standardize", scale=scale, mean=mean))
 
 
 def _with_output_scale(sae: SAE, scale: Tensor | None, target_scale: Tensor | None) -> SAE:

@@ -18,6 +18,7 @@ from ..memory import check_memory
 from ..places import warn
 from ..progress import shows_progress
 from ..ranks import agreed, any_of, together, working
+from ..rows.joined import with_equal_parts
 from ..rows.opening import Rows, source_of
 from ..rows.shared_reading import shared_reading
 from ..sae.model import SAE
@@ -36,7 +37,7 @@ from .initialization import (
     initial_scale,
     read_first_rows,
 )
-from .learner import finish, initialize_learner, whole
+from .learner import finish, initialize_learner, unscaled, whole
 from .log import Clock, Log, add_step
 from .mesh import ALONE, Mesh, launched
 from .request import (
@@ -49,6 +50,7 @@ from .request import (
     device_of,
     make_request,
     memory_of,
+    with_parts,
 )
 from .run_folder import claim, provenance_of, read_back, save_finished, save_snapshot, source_facts
 from .run_state import Run, begin, save_checkpoint, targets_of
@@ -269,7 +271,8 @@ def _finished(training: Training) -> list[SAE]:
     run = training.run
     check_weights(run)
     run.learners = [whole(learner) for learner in run.learners]
-    saes = [finish(learner, provenance_of(run, index)) for index, learner in enumerate(run.learners)]
+    source = run.request.source
+    saes = [unscaled(finish(learner, provenance_of(run, index)), source) for index, learner in enumerate(run.learners)]
     if run.folder is not None:
         agreed(run.mesh, lambda: save_finished(run, saes, training.clock.seconds))
     return saes
@@ -388,6 +391,7 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
     source = source_of(rows)
     d_out = source.info.get("d_out")
     check_target(config, d_out)
+    config, source = with_parts(config, source, settings), with_equal_parts(source)
     check_memory("untrained", memory_of([config], source.d_in, d_out), "Use fewer latents.")
     batch_rows = settings.batch_rows or default_batch_rows(source.n_rows or 0)
     available = source.n_rows if source.n_rows is not None else batch_rows * 8
@@ -413,4 +417,5 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
         x, *target = (each[: learner.resolved.batch_rows] for each in matrices)
         STEPS["plain"](learner, x, *target)
         learner.config = config
-    return finish(learner, source_facts(source) | {"config": config_to_dict(config), "seed": seed, "rows_seen": 0})
+    known = source_facts(source) | {"config": config_to_dict(config), "seed": seed, "rows_seen": 0}
+    return unscaled(finish(learner, known), source)

@@ -22,6 +22,7 @@ data.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -196,14 +197,23 @@ def hierarchical_loss(p: Tensors, x: Tensor, context: Context[HierarchicalTopK])
 
 
 def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcome:
-    """Return the loss of BatchTopK: ``error + aux_coefficient * AuxK`` with ``k * rows`` codes in the batch."""
+    """Return the loss of BatchTopK: ``error + aux_coefficient * AuxK`` with ``k * rows`` codes in the batch.
+
+    In a crosscoder the ``k * rows`` largest of ``z_j sum_m |d_j^m|`` are kept, d_j^m the part of latent j's decoder row
+    that writes source m (2504.02922); AuxK chooses by z_j. The norms are constants for the gradient.
+    """
     c = context.config
     affine = _affine(p, x, context)
     goal, base, bias = affine.goal, affine.base, affine.bias
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T)
         k = k_now(c, context.step, context.total_steps)
-        values, pairs, smallest = _choose_over_batch(pre, k, context)
+        if c.parts is None:
+            values, pairs, smallest = _choose_over_batch(pre, k, context)
+        else:
+            norms = part_norms(p["W_dec"], c.parts)
+            values, pairs, smallest = _choose_over_batch(pre.float() * norms, k, context)
+            values = values / norms[pairs.indices]
         del pre
     x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + base
     terms = {"reconstruction": squared_error(goal, x_hat)}
@@ -212,13 +222,25 @@ def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcom
     return _outcome(terms, residual, pairs.fired(values), threshold_updates(context, smallest))
 
 
+def part_norms(W_dec: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Return ``sum_m |d_j^m|`` of each latent ``[n_latents]``, at least 1e-12; d_j^m has width ``widths[m]``."""
+    norms = torch.stack([part.norm(dim=1) for part in W_dec.detach().float().split(widths, dim=1)])
+    return norms.sum(0).clamp(min=1e-12)
+
+
 def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outcome:
-    """Return the loss of Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK``, with AuxK of the full size."""
+    """Return the loss of Matryoshka: ``sum_g c_g * error_g + aux_coefficient * AuxK``, with AuxK of the full size.
+
+    With `detached`, error_g has a gradient only for the latents that size g adds to the next smaller one, and for
+    `b_dec` only that of the smallest; with `aux_per_size`, AuxK is a sum over sizes, see `_aux_of_sizes`.
+    """
     c = context.config
     sizes = context.sizes or matryoshka_sizes(c)
     weights = matryoshka_weights(c, len(sizes))
     affine = _affine(p, x, context)
-    goal, base, bias = affine.goal, affine.base, affine.bias
+    goal, bias = affine.goal, affine.bias
+    if c.detached:
+        bias = _bias_of_the_smallest(p, affine, context, context.mesh.prefix_of(sizes[0], len(bias)))
     truncated = matryoshka_selection(c) == "truncated"
     with torch.no_grad():
         pre = torch.addmm(bias, x, p["W_enc"].T) if c.over == "batchtopk" else None
@@ -242,16 +264,78 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
         else:
             kept, kept_pairs, _ = select(size)
             chosen.append((kept, kept_pairs))
-    # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
-    x_hat = _decode(p, x.repeat(len(chosen), 1), bias, _stacked(chosen), context.mesh)
-    x_hat = (x_hat + (base if base.ndim == 1 else base.repeat(len(chosen), 1))).view(len(chosen), *goal.shape)
-    residual = (goal - x_hat[0]).detach()
+    starts = [own(size) for size in (*sizes[-2:-1], *(0, *sizes[:-2])[: len(sizes) - 1])] if c.detached else None
+    x_hat = _decode_sizes(p, x, bias, chosen, starts, context.mesh) + _bases(affine, len(chosen), c.detached)
+    residuals = (goal - x_hat).detach()
+    residual = residuals[0]
     errors = (goal - x_hat).pow(2).sum((1, 2)) / len(x)
     weighted = [weight * each for weight, each in zip((weights[-1], *weights[:-1]), errors.unbind())]
     terms = {"reconstruction": torch.stack(weighted).sum()}
-    terms |= _aux_term(p, x, bias, residual, context)
+    if c.aux_per_size:
+        terms |= _aux_of_sizes(p, x, bias, (*residuals[1:], residual), sizes, context)
+    else:
+        terms |= _aux_term(p, x, bias, residual, context)
     updates = {} if smallest is None else threshold_updates(context, smallest)
     return _outcome(terms, residual, pairs.fired(values), updates)
+
+
+def _decode_sizes(
+    p: Tensors, x: Tensor, bias: Tensor, chosen: list[tuple[Tensor, Pairs]], starts: list[int] | None, mesh: Mesh
+) -> Tensor:
+    """Return what each size adds to the decoder bias, ``[sizes, n, d_out]``.
+
+    With `starts` codes of latents before it have no gradient, for each size.
+    """
+    # All sizes as one batch of rows: one sort by latent and one gradient of each matrix serve them all.
+    many = x.repeat(len(chosen), 1)
+    if not starts:
+        return _decode(p, many, bias, _stacked(chosen), mesh).view(len(chosen), len(x), -1)
+    inner = [(values * (pairs.indices < start), pairs) for (values, pairs), start in zip(chosen, starts)]
+    added = [(values * (pairs.indices >= start), pairs) for (values, pairs), start in zip(chosen, starts)]
+    values, pairs = _stacked(inner)
+    held = over_latents(mesh, decode_pairs(values.detach(), p["W_dec"].detach(), pairs))
+    return (held + _decode(p, many, bias, _stacked(added), mesh)).view(len(chosen), len(x), -1)
+
+
+def _bases(affine: _Affine, count: int, detached: bool) -> Tensor:
+    """Return what is there without codes for each size, the full one first, as it broadcasts to ``[sizes, n, d_out]``;
+    with `detached` only that of the smallest has a gradient.
+    """
+    base = affine.base
+    each = [base.detach() if detached and count > 1 and index != 1 else base for index in range(count)]
+    return torch.stack(each).view(count, -1, base.shape[-1])
+
+
+def _bias_of_the_smallest(p: Tensors, affine: _Affine, context: Context[Config], first: int) -> Tensor:
+    """Return the encoder's bias, whose part for `b_dec` has a gradient for the first latents alone."""
+    if context.target is not None:  # a transcoder's encoder does not subtract it
+        return affine.bias
+    offset = (p["b_dec"] - context.center).detach()
+    return torch.cat([affine.bias[:first], (p["b_enc"] - p["W_enc"] @ offset)[first:]])
+
+
+def _aux_of_sizes(
+    p: Tensors,
+    x: Tensor,
+    bias: Tensor,
+    residuals: Sequence[Tensor],
+    sizes: Sequence[int],
+    context: Context[Matryoshka],
+) -> Tensors:
+    """Return ``aux_coefficient * V * sum_g min(1, dead_g / k_aux) * AuxK_g`` when some latent can be dead.
+
+    dead_g are the dead latents that size g adds to the next smaller one; in AuxK_g they explain the residual of g.
+    """
+    c, dead, mesh = context.config, context.dead, context.mesh
+    if not c.aux_coefficient or dead is None or not context.k_aux:
+        return {}
+    total, place = x.new_zeros(()), torch.arange(len(dead), device=dead.device)
+    for start, size, residual in zip((0, *sizes), sizes, residuals):
+        own = dead & (place >= mesh.prefix_of(start, len(dead))) & (place < mesh.prefix_of(size, len(dead)))
+        share = (over_latents(mesh, own.sum().to(x)) / context.k_aux).clamp(max=1)
+        total = total + share * aux_loss(p, x, bias, residual, dead=own, k_aux=context.k_aux, mesh=mesh)
+    goal = x if context.target is None else context.target
+    return {"aux": c.aux_coefficient * variance(goal, mesh) * total}
 
 
 def _stacked(chosen: list[tuple[Tensor, Pairs]]) -> tuple[Tensor, Pairs]:

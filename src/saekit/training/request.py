@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from ..memory import check_memory
 from ..places import Warned
 from ..provenance import library_versions, release
 from ..ranks import check_same
+from ..rows.joined import widths_of, with_equal_parts
 from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import check_whole, is_whole
 from .architectures import config_to_dict, name_of
-from .config import Config
+from .config import BatchTopK, Config
 from .defaults import ResolvedConfig, default_batch_rows, resolve
 from .fused import STEPS, default_step
 from .mesh import Mesh
@@ -119,6 +120,8 @@ def make_request(
     d_out = source.info.get("d_out")
     for config in configs:
         check_target(config, d_out, start)
+    configs = [with_parts(config, source, settings, start) for config in configs]
+    source = with_equal_parts(source)
     device = device_of(settings)
     check_device(device)
     asked_seeds = listed_seeds(seeds, configs, source.d_in, device)
@@ -173,6 +176,32 @@ def check_target(config: Config, d_out: int | None, start: object = None) -> Non
         )
     if start is not None:
         raise ConfigError("train: `start` must be left out where rows come with targets; transcoders begin anew.")
+
+
+def with_parts(config: Config, source: Source, settings: TrainSettings, start: object = None) -> Config:
+    """Return the configuration of a crosscoder with the widths of its sources; refuse what crosscoders have not."""
+    widths = widths_of(source.info)
+    own = getattr(config, "parts", None)
+    if widths is None:
+        if own is not None:
+            raise ConfigError(
+                "train: `BatchTopK.parts` is for rows of several sources; these are of one. Make them with "
+                "join_rows, which says the widths itself, or leave it out."
+            )
+        return config
+    if not isinstance(config, BatchTopK):
+        raise ConfigError(
+            f"train: a crosscoder must be a BatchTopK; got {type(config).__name__}. Its rows are those of several "
+            "sources side by side."
+        )
+    if own is not None and own != widths:
+        raise ConfigError(
+            f"train: `BatchTopK.parts` must be the widths of the rows, {widths}; got {own}. Leave it out."
+        )
+    if start is not None or settings.step == "fused":
+        what = "`start`" if start is not None else "step='fused'"
+        raise ConfigError(f"train: {what} must be left out for a crosscoder.")
+    return replace(config, parts=widths)
 
 
 def check_ranks(request: Request, mesh: Mesh) -> None:
@@ -249,8 +278,9 @@ def choose_step(settings: TrainSettings, configs: Sequence[Config], device: torc
         if settings.step not in STEPS:
             raise ConfigError(f"train: `step` must be one of {listed(STEPS)}; got {settings.step!r}.")
         return settings.step
-    # Only the plain step knows the penalty that ties seeds together, and is split over ranks.
-    return "plain" if ranked or any(config.mutual for config in configs) else default_step(device)
+    # Only the plain step knows the penalty that ties seeds together and crosscoders, and is split over ranks.
+    plain = any(config.mutual or getattr(config, "parts", None) for config in configs)
+    return "plain" if ranked or plain else default_step(device)
 
 
 def check_configs(configs: Sequence[Config]) -> None:

@@ -18,6 +18,7 @@ from ..forms import COUNT, NATURAL, check_form
 from ..places import place_facts
 from ..provenance import library_versions, release
 from ..ranks import agreed
+from ..rows.joined import PARTS
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import differences
@@ -26,7 +27,7 @@ from .checkpoint import tidy
 from .convergence import FALL, fall_of
 from .defaults import ResolvedConfig
 from .diagnostics import warnings_of
-from .learner import finish, whole
+from .learner import finish, unscaled, whole
 from .log import LOG_FILE, Seconds
 from .request import Request
 from .run_state import Run
@@ -166,7 +167,7 @@ def save_snapshot(run: Run) -> None:
             "data_seed": run.request.settings.data_seed,
             "rows_seen": learner.rows_seen,
         }
-        saes[name] = finish(whole(learner), known)
+        saes[name] = unscaled(finish(whole(learner), known), run.request.source)
 
     def write() -> None:
         for name, sae in saes.items():
@@ -198,7 +199,8 @@ def provenance_of(run: Run, index: int) -> dict[str, Any]:
 
 def source_facts(source: Source) -> dict[str, Any]:
     """Return what an SAE's provenance says about its rows."""
-    return place_facts(source.info) | {"data_digest": source.info.get("digest")}
+    parts = source.info.get(PARTS)
+    return place_facts(source.info) | {"data_digest": source.info.get("digest")} | ({PARTS: parts} if parts else {})
 
 
 def versions() -> dict[str, str]:
