@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from saekit import SAE, load_model
 from saekit.classification import stored_fits
-from saekit.cli import workers
+from saekit.cli import app, workers
 from saekit.rows.synthetic import SyntheticRows
 from saekit.sae.rules import TopKRule
 from saekit.sizes import progressive
@@ -45,7 +46,7 @@ def common(tmp_path: Path) -> tuple[object, ...]:
             *QUICK)  # fmt: skip
 
 
-def numbers(folder: str, file: str = "classification.json") -> Any:
+def numbers(folder: str) -> Any:
     """A result without the times that its fits took."""
 
     def timeless(value: Any) -> Any:
@@ -53,31 +54,40 @@ def numbers(folder: str, file: str = "classification.json") -> Any:
             return {key: timeless(each) for key, each in value.items() if key not in ("seconds", "seal")}
         return [timeless(each) for each in value] if isinstance(value, list) else value
 
-    return timeless(json.loads((Path(folder) / file).read_text()))
+    return timeless(json.loads((Path(folder) / "classification.json").read_text()))
+
+
+class Within:
+    """A worker that lives in this process, and has done all the work before its caller looks for any."""
+
+    def __init__(self, command: list[str], *, env: dict[str, str], **_: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(workers.VARIABLE, env[workers.VARIABLE])
+            self.returncode = app.run(command[1 + len(workers.COMMAND) :])
+        self.files = {each.name for each in Path("two").iterdir()}
+
+    def poll(self) -> int:
+        return self.returncode
+
+    def wait(self, _: float | None = None) -> int:
+        return self.returncode
 
 
 def test_workers_and_parts_give_the_result_of_one_process(
     call: Any, common: tuple[object, ...], monkeypatch: Any
 ) -> None:
-    started: list[int] = []
-    begin = subprocess.Popen
-
-    def counted(command: list[str], **more: Any) -> Any:
-        process = begin(command, **more)
-        started.append(process.pid)
-        return process
-
     assert call(*common, "--out", "one")[0] == 0
+    team: list[Within] = []
     with monkeypatch.context() as patch:
-        patch.setattr(workers.subprocess, "Popen", counted)
+        patch.setattr(workers.subprocess, "Popen", lambda *a, **k: team.append(Within(*a, **k)) or team[-1])
         status, out, err = call(*common, "--out", "two", "--workers", "2")
-    assert (status, len(started)) == (0, 1), err
+    assert (status, len(team)) == (0, 1), err
+    assert "6 of 6 cells are there" in err
     assert "a worker ended" not in err
+    assert team[0].files
+    assert "classification.json" not in team[0].files
     assert numbers("two") == numbers("one")
     assert not Path("two/claims").exists()
-    for each in started:
-        with pytest.raises(ProcessLookupError):
-            workers.os.kill(each, 0)
 
     status, out, err = call(*common, "--out", "parts", "--part", "1/2", "--json")
     assert (status, json.loads(out)) == (0, {"cells": 6, "done": 3}), err
@@ -97,9 +107,16 @@ def test_progressive_gives_the_result_of_one_process(call: Any, tmp_path: Path, 
     configs = [TopK(n_latents=24, k=3), TopK(n_latents=8, k=3), Matryoshka(n_latents=24, k=3, sizes=(8, 24))]
     train(configs, rows, seeds=[0, 1], tokens=5_000, settings=TrainSettings(batch_rows=250), out=tmp_path / "run")
     common = ("progressive", "run", "--rows", "x.npy", "--set", "sample_rows=60", "--set", "latents=true")
-    results = [call(*common, "--out", "one"), call(*common, "--out", "two", "--workers", "2")]
+    team = []
+    begin = subprocess.Popen
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.subprocess, "Popen", lambda *a, **k: team.append(begin(*a, **k)) or team[-1])
+        results = [call(*common, "--out", "one"), call(*common, "--out", "two", "--workers", "2")]
     assert [status for status, _, _ in results] == [0, 0], results
     assert "a worker ended" not in results[1][2]
+    (worker,) = team
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker.pid, 0)
     assert results[1][1] == results[0][1]
     whole = (tmp_path / "one" / "progressive.json").read_bytes()
     assert (tmp_path / "two" / "progressive.json").read_bytes() == whole
@@ -118,8 +135,8 @@ def test_progressive_gives_the_result_of_one_process(call: Any, tmp_path: Path, 
     assert len(computed) == 4  # the other part, and the damaged file
     assert (tmp_path / "parts" / "progressive.json").read_bytes() == whole
     computed.clear()
-    assert call(*common, "--out", "parts", "--workers", "1", "--set", "seed=5")[0] == 0
-    assert len(computed) == 6  # another seed is other work
+    assert call(*common, "--out", "parts", "--part", "0/6", "--set", "seed=5")[0] == 0
+    assert len(computed) == 1  # another seed is other work
 
 
 @pytest.mark.parametrize(
