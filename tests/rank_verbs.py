@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fixtures.known_saes import random_sae
-from fixtures.ranks import fork_ranks
+from fixtures.ranks import fork_ranks, import_all
 from fixtures.tiny_models import TEXTS, WIDTH, WORDS, make_model
 from fixtures.training_runs import source
 from fixtures.worded_classes import COMMON, run
@@ -39,6 +39,7 @@ from saekit.training.settings import TrainSettings
 from saekit.training.step import STEPS, plain_step
 
 FEW = EvaluationSettings(max_rows=700, batch_rows=64)
+PARTS = [{"name": "base", "width": 2}, {"name": "tuned", "width": 4}]
 TOKENS = EvaluationSettings(max_rows=700, batch_rows=64, tokens=300)
 
 
@@ -65,6 +66,9 @@ def evaluations(folder):
     sae, other = random_sae(), random_sae("jumprelu", seed=1)
     return {
         "evaluate rows": lambda: plain_json(evaluate([sae, other], rows(), settings=FEW)),
+        "evaluate a crosscoder": lambda: plain_json(
+            evaluate(sae.replace(provenance={"parts": PARTS}), rows(), settings=FEW)
+        ),
         "evaluate a few rows": lambda: plain_json(evaluate(sae, rows(40), settings=FEW)),
         "evaluate without documents": lambda: plain_json(evaluate(sae, rows().x, settings=FEW)),
         "evaluate a model": lambda: plain_json(evaluate(of_width(), model=lm, data=TEXTS * 9, settings=TOKENS)),
@@ -322,6 +326,7 @@ def prepare(rank, folder):
 
 def main(folder, only=""):
     torch.set_num_threads(1)
+    import_all()
     found = {}
 
     def launch(name, job, n=2):

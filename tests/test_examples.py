@@ -118,11 +118,12 @@ def test_python_runs_in_its_order(world, page):
 
 
 def test_no_fence_is_left_out():
-    """Every fence is Python, a command for a shell, the help of a command with its examples, or a formula."""
+    """Every fence is Python, commands for a shell, a manifest that holds one, the help of a command, or a formula."""
     for page in PAGES:
         kinds = set(re.findall(r"^```(\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
-        assert kinds <= {"python", "sh"}
-        assert all(re.search(r"(^|-m )saekit [a-z]", text, re.MULTILINE) for text in fences(page, "sh"))
+        assert kinds <= {"python", "sh", "yaml"}
+        calls = fences(page, "sh") + fences(page, "yaml")
+        assert all(re.search(r"(^|-m )saekit\b", text, re.MULTILINE) for text in calls)
         for text in fences(page, ""):
             assert text.startswith(("Usage: saekit", "u     = scaled x")), f"{page.name}: {text[:60]}"
 

@@ -48,6 +48,7 @@ def test_every_verb_gives_on_two_ranks_what_it_gives_alone_bit_for_bit(found):
 
 def test_both_ranks_measured_something(found):
     assert found["one"][0]["value"]["evaluate rows"]["n_rows"] == 700
+    assert set(found["one"][0]["value"]["evaluate a crosscoder"]["entries"][0]["sources"]) == {"base", "tuned"}
     assert found["one"][0]["value"]["evaluate a model"]["language_model"]["n_tokens"] >= 300
 
 

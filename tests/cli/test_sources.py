@@ -28,8 +28,15 @@ def test_a_crosscoder_is_trained_and_its_sources_are_compared(call, tmp_path):
     status, out, _ = call(*asked)
     assert status == 0
     assert "specific to base" in out
+    evaluated = ("evaluate", f"run/{name}", "--rows", "joined:base=a.npy,tuned=b.npy")
+    status, out, err = call(*evaluated, "--out", "run", "--json")
+    assert status == 0, err
+    assert json.loads(out)["entries"][0]["sources"]["tuned"]["fvu"]["value"] < 1
+    assert "tuned: fvu" in call(*evaluated)[1]
     status, _, err = call("report", "run")
     assert status == 0, err
-    assert "Which latents belong to which source" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Which latents belong to which source" in page
+    assert "Each source of the rows" in page
     status, _, err = call("sources", f"run/{name}", "--rows", "a.npy")
     assert (status, "must have the width" in err) == (2, True)

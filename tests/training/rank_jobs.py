@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fixtures.learners import ALL, new, new_transcoder, rows, target_of
-from fixtures.ranks import bytes_sent, fork_ranks
+from fixtures.ranks import bytes_sent, fork_ranks, import_all
 from fixtures.training_runs import source
 from saekit import ranks as saekit_ranks
 from saekit.training import checkpoint
@@ -210,6 +210,7 @@ def joins_late(rank):
 
 def main(folder):
     torch.set_num_threads(1)
+    import_all()
     found = {"steps": fork_ranks(4, steps, folder / "steps")}
 
     def ranks(name, job, n=2):

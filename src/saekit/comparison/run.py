@@ -28,6 +28,7 @@ from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.naming import Given, check_finite, check_same_target, given_saes, named_saes
+from ..sae.parts import check_parts, common_parts
 from ..settings import Progress, suggest_keywords
 from ..training.convergence import undertrained
 from .concept_groups import LEAST_POINTS, Groups, concept_groups, only_in_one, sharing_law
@@ -94,7 +95,7 @@ def compare(
     ------
     ConfigError
         Fewer than two SAEs, a setting out of range, `write` with SAEs that are no local files, a model without rows or
-        one that predicts no tokens.
+        one that predicts no tokens; crosscoders of different sources, or rows of others.
     ShapeError
         The SAEs read or write rows of different widths, or the rows have another.
     DataError
@@ -112,6 +113,8 @@ def compare(
     _check_widths(named)
     values = [sae for _, sae in named]
     source = None if rows is None else as_source(rows, values[0].d_in, "compare")
+    if source is not None:
+        check_parts(values[0], source.info, "compare")
     spliced = None if model is None else _spliced(model, data, values, source, function)
     result = _compared_with_chance(named, source, settings, progress, _InModel(spliced, function))
     if write:
@@ -237,6 +240,7 @@ def _check_widths(named: Named) -> None:
             )
         check_same_target(name, sae, reference, "compare")
         check_finite(name, {"W_enc": sae.W_enc, "W_dec": sae.W_dec})
+    common_parts(named, "compare", of_all=True)
 
 
 def _warnings(named: Named, source: Source | None) -> list[Warned]:

@@ -28,10 +28,11 @@ from ..measure.intervals import wilson_interval
 from ..measure.results import Measured, Result
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
-from ..rows.joined import PARTS, null_rows, widths_of
+from ..rows.joined import null_rows
 from ..rows.opening import Rows, source_for
 from ..rows.source import Source
 from ..sae.model import SAE
+from ..sae.parts import parts_of, widths_of
 from ..settings import Progress, brief, silent, suggest_keywords
 from .settings import SourceSettings
 
@@ -176,15 +177,15 @@ def compare_sources(
 
 def _parts_of(sae: SAE, source: Source) -> tuple[tuple[int, int], list[str]]:
     """Return widths and names of the two sources, checked."""
-    own = sae.provenance.get(PARTS)
-    if not own or len(own) != 2:
+    own = parts_of(sae, "compare_sources")
+    if len(own) != 2:
         raise ConfigError(
-            f"compare_sources: the SAE must be a crosscoder of two sources; it is one of {len(own or [0])}. Train one "
+            f"compare_sources: the SAE must be a crosscoder of two sources; it is one of {len(own) or 1}. Train one "
             "on join_rows({'a': rows, 'b': others})."
         )
     widths = widths_of(source.info)
-    names = [str(part["name"]) for part in own]
-    if widths != tuple(part["width"] for part in own) or [part["name"] for part in source.info[PARTS]] != names:
+    names = list(own)
+    if widths is None:  # other sources were refused before
         raise ConfigError(
             f"compare_sources: the rows must be joined ones of the sources {names}, as in training; they are not. "
             "Make them with join_rows, with the same names in the same order."

@@ -31,6 +31,8 @@ class Control:
     or ``undecided``, for the margin of the metric, corrected for the number of SAEs and baselines (Holm)."""
     detects: dict[str, float] = field(default_factory=dict)
     """By the same metrics: the true difference that such an interval, uncorrected, decides 4 times in 5."""
+    sources: dict[str, Metrics] = field(default_factory=dict)
+    """Its own values on the columns of each source, as those of the SAE."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Evaluated:
     pursuit: dict[str, Measured] = field(default_factory=dict)
     """What codes by matching pursuit make of the same decoder: see `saekit.evaluation.pursuit.PURSUIT`. Empty where
     that was not asked for, for transcoders, and in files of schema 1 to 3."""
+    sources: dict[str, Metrics] = field(default_factory=dict)
+    """By source of a crosscoder: fvu, cosine and the other metrics of reconstruction, on the columns of that source as
+    if they were all of the row. Empty without a crosscoder, and in files of schema 1 to 4."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +80,7 @@ class Evaluation(Result):
     """
 
     KIND: ClassVar[str] = "evaluation"
-    SCHEMA: ClassVar[int] = 4
+    SCHEMA: ClassVar[int] = 5
 
     rows: dict[str, Any]
     """``info`` of the rows: model, hook, data, digest, filters."""
@@ -133,6 +138,21 @@ class Evaluation(Result):
     def pursuit_table(self) -> list[list[str]]:
         """Return what matching pursuit makes of the decoders as rows of text; no rows where that was not asked for."""
         return _table_of({entry.name: entry.pursuit for entry in self.entries}, "matching pursuit")
+
+    def sources_table(self) -> list[list[str]]:
+        """Return FVU and cosine on the columns of each source as rows of text, SAEs and baselines; no rows without."""
+        sources = self.entries[0].sources
+        if not sources:
+            return []
+        lines = [["source", *(f"{source}: {name}" for source in sources for name in SOURCE_METRICS)]]
+        for entry in self.entries:
+            each: list[tuple[str, Evaluated | Control]] = [(entry.name, entry)]
+            each += [(f"  {label}", control) for label, control in entry.controls.items()]
+            lines += [
+                [label, *(_cell(one.sources[source], name) for source in sources for name in SOURCE_METRICS)]
+                for label, one in each
+            ]
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: everything, and `metrics` of the first SAE once more at the top level."""
@@ -207,6 +227,9 @@ def _table_of(measured: dict[str, dict[str, Measured]], title: str) -> list[list
     names = list(next(iter(known.values())))
     return [[title, *names], *([name, *(str(each[key]) for key in names)] for name, each in known.items())]
 
+
+SOURCE_METRICS = ("fvu", "cosine")
+"""Metrics of each source that tables show."""
 
 _SHOWN = ("fvu", "l0", "dead_fraction", "cosine", "ce_sae", "kl")
 _HEADINGS = {

@@ -41,6 +41,7 @@ from ..rows.stream import stream
 from ..rows.synthetic import SyntheticRows
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, check_alike, common_width, named_saes, shape_of
+from ..sae.parts import check_parts, common_parts
 from ..settings import Progress, silent, suggest_keywords
 from .controls import Reconstructors, with_controls
 from .pursuit import against_pursuit
@@ -64,6 +65,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure SAEs on the same rows, each compared with its baselines.
 
+    The columns of each source of a crosscoder are measured as rows of their own, too: in all columns together the
+    source that varies most decides.
     A transcoder is measured against the rows that it predicts: its target takes the place of the row in every metric,
     and its prediction the place of the target in the language model.
 
@@ -96,7 +99,8 @@ def evaluate(
     Raises
     ------
     ConfigError
-        Neither rows nor a model with data, no hook, SAEs of different hooks, a setting out of range.
+        Neither rows nor a model with data, no hook, SAEs of different hooks, a setting out of range, crosscoders of
+        different sources, or rows of others.
     ShapeError
         The SAEs and the rows or the model have different widths.
     DataError
@@ -130,6 +134,7 @@ def _evaluated(call: _Call, settings: EvaluationSettings, progress: Progress | N
     named = named_saes(call.saes, "evaluate")
     width = common_width(named, "evaluate")
     first = named[0][1]
+    sources = common_parts(named, "evaluate")
     frozen_sae = _frozen(call.frozen, first)
     rows, model = call.rows, call.model
     if rows is None and model is None:
@@ -159,6 +164,9 @@ def _evaluated(call: _Call, settings: EvaluationSettings, progress: Progress | N
         spliced = replace(spliced, rows=dict(source.info))
     known = known_dictionary(source) if settings.truth else None
     base = source if call.fit is None else source_for(first, call.fit, "evaluate")
+    for _, sae in named:
+        for each in (source, base):
+            check_parts(sae, each.info, "evaluate")
     _check_same(ranks, named, frozen_sae, settings, (source, base), spliced)
     with working():
         with shared_reading([base], ranks):
@@ -166,7 +174,7 @@ def _evaluated(call: _Call, settings: EvaluationSettings, progress: Progress | N
         measured = with_controls(named, frozen_sae, calibration if settings.controls else None, settings.seed)
         found = measure_reconstructors(
             measured.reconstructors, source, calibration.mean, spliced=spliced, settings=settings,
-            progress=silent if ranks.rank else progress, ranks=ranks,
+            progress=silent if ranks.rank else progress, ranks=ranks, sources=sources,
         )  # fmt: skip
         with shared_reading([source], ranks):
             sample = calibration.sample if call.fit is None else next(source.batches(SAMPLE_ROWS)).x
@@ -343,7 +351,9 @@ def _entry(name: str, sae: SAE, at: int, measured: Reconstructors, found: Measur
         other = found.estimates[index]
         differences = {key: own[key].minus(other[key]) for key in own if key in other and key not in _COMMON}
         about = measured.reconstructors[index].about or shape_of(sae)
-        controls[label] = Control(found.metrics(index), as_metrics(differences, ranged=False), about)
+        controls[label] = Control(
+            found.metrics(index), as_metrics(differences, ranged=False), about, sources=found.of_sources(index)
+        )
     trained_on = sae.provenance.get("data_digest")
     return Evaluated(
         name=name,
@@ -352,4 +362,5 @@ def _entry(name: str, sae: SAE, at: int, measured: Reconstructors, found: Measur
         metrics=found.metrics(at),
         density=sparsity.histogram(),
         controls=controls,
+        sources=found.of_sources(at),
     )

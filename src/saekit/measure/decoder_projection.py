@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -45,7 +46,7 @@ def with_projections(found: Measurement, saes: Sequence[SAE | None], rows: Tenso
     estimates = [
         estimate | ({NAME: known[index]} if index in known else {}) for index, estimate in enumerate(found.estimates)
     ]
-    return Measurement(estimates, found.sparsities, found.n_rows, found.language_model)
+    return replace(found, estimates=estimates)
 
 
 def projections(saes: Sequence[SAE], rows: Tensor, *, intervals: bool = True) -> list[Estimate]:

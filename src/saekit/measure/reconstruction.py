@@ -5,8 +5,10 @@ Nothing of size rows times latents is ever held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -64,10 +66,16 @@ class Measurement:
     """Rows seen."""
     language_model: dict[str, Any] | None
     """Model, hook, texts and tokens of the cross-entropies; None without them."""
+    sources: list[dict[str, dict[str, Estimate]]] = field(default_factory=list)
+    """For each reconstructor, by source of the rows, by metric; empty where no sources were asked for."""
 
     def metrics(self, at: int) -> Metrics:
         """Return the metrics of one reconstructor, with intervals."""
         return as_metrics(self.estimates[at])
+
+    def of_sources(self, at: int) -> dict[str, Metrics]:
+        """Return the metrics of one reconstructor on the columns of each source."""
+        return {name: as_metrics(each) for name, each in self.sources[at].items()}
 
 
 def measure_saes(
@@ -107,6 +115,7 @@ def measure_reconstructors(
     settings: MeasureSettings = MeasureSettings(),
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
+    sources: Mapping[str, int] = MappingProxyType({}),
 ) -> Measurement:
     """Measure SAEs and controls on the same rows and texts; all share the resamples of documents.
 
@@ -125,6 +134,9 @@ def measure_reconstructors(
         See `measure_saes`.
     ranks
         The ranks that share the work, if there are several; all get the result.
+    sources
+        By name the widths of the sources that lie side by side in the rows: the columns of each are measured as rows of
+        their own, too.
 
     Raises
     ------
@@ -132,14 +144,14 @@ def measure_reconstructors(
         No rows, NaN in rows, or no token to predict.
     """
     with shared_reading([rows], ranks):
-        found = _measure_rows(reconstructors, rows, mean, settings, progress or silent, ranks)
+        found = _measure_rows(reconstructors, rows, _Columns.of(mean, sources), settings, progress or silent, ranks)
     if spliced is None or spliced.texts is None:
         return found
     costs, facts = measure_fidelity(
         spliced, reconstructors, mean, intervals=settings.intervals, progress=progress, ranks=ranks
     )
     estimates = [each | cost for each, cost in zip(found.estimates, costs, strict=True)]
-    return Measurement(estimates, found.sparsities, found.n_rows, facts)
+    return replace(found, estimates=estimates, language_model=facts)
 
 
 def interval_facts(intervals: bool) -> dict[str, Any]:
@@ -223,27 +235,62 @@ def numbered_batches(
             return
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of the rows whose errors are summed: all, then those of each source."""
+
+    names: tuple[str, ...]
+    """Sources, in order."""
+    means: tuple[Tensor, ...]
+    """Mean row over all columns, then over those of each source."""
+    slices: tuple[slice, ...]
+    """Where the columns are."""
+
+    @classmethod
+    def of(cls, mean: Tensor, sources: Mapping[str, int]) -> _Columns:
+        """Return all columns of rows of this mean ``[d_out]``, and those of each source, by its width."""
+        ends = list(accumulate(sources.values(), initial=0))
+        slices = (slice(None), *(slice(start, end) for start, end in pairwise(ends)))
+        return cls(tuple(sources), tuple(mean[each] for each in slices), slices)
+
+    def moments(self, n_groups: int = N_GROUPS) -> list[Moments]:
+        """Return the statistics of no rows yet."""
+        return [Moments(len(mean), n_groups) for mean in self.means]
+
+    def errors(self, moments: Sequence[Moments], n_groups: int = N_GROUPS) -> list[Reconstruction]:
+        """Return the errors of no rows yet, with the statistics of the rows."""
+        return [
+            Reconstruction(each.d, centre=mean, moments=each, n_groups=n_groups)
+            for mean, each in zip(self.means, moments, strict=True)
+        ]
+
+
 class _Pass:
     """What one pass over the rows gathers about one reconstructor."""
 
-    def __init__(self, reconstructor: Reconstructor, mean: Tensor, moments: Moments) -> None:
+    def __init__(self, reconstructor: Reconstructor, columns: _Columns, moments: Sequence[Moments]) -> None:
         self.reconstructor = reconstructor
-        self.mean = mean
-        self.error = Reconstruction(moments.d, centre=mean, moments=moments)
+        self.columns = columns
+        self.errors = columns.errors(moments)
         self.sparsity = None if reconstructor.sae is None else Sparsity(reconstructor.sae.n_latents)
 
-    def of(self, part: _Part, x: Tensor, y: Tensor, group: Tensor) -> Reconstruction:
-        """Return the error on the rows of a batch, with what should be made of them, and count firings."""
+    def of(self, part: _Part, x: Tensor, y: Tensor, group: Tensor) -> list[Reconstruction]:
+        """Return the errors on the rows of a batch, with what should be made of them, and count firings."""
         y_hat, codes = self.reconstructor.forward(x)
-        error = Reconstruction(self.error.moments.d, centre=self.mean, moments=part.moments, n_groups=len(part.groups))
-        error.update(y, y_hat, part.place)
+        errors = self.columns.errors(part.moments, len(part.groups))
+        for each, error in zip(self.columns.slices, errors, strict=True):
+            error.update(y[:, each], y_hat[:, each], part.place)
         if self.sparsity is not None and codes is not None:
             self.sparsity.update(codes, group)
-        return error
+        return errors
+
+    def sources(self, sample: Sample) -> dict[str, dict[str, Estimate]]:
+        """Return the metrics of the columns of each source."""
+        return {name: each.compute(sample) for name, each in zip(self.columns.names, self.errors[1:], strict=True)}
 
     def compute(self, sample: Sample) -> dict[str, Estimate]:
         """Return the metrics."""
-        found = self.error.compute(sample)
+        found = self.errors[0].compute(sample)
         if self.sparsity is not None:
             found |= self.sparsity.compute(sample)
         l0 = self.reconstructor.l0
@@ -255,12 +302,13 @@ class _Pass:
 class _Part:
     """Sums over one batch, in the groups of its documents."""
 
-    def __init__(self, y: Tensor, group: Tensor, by_document: bool) -> None:
+    def __init__(self, y: Tensor, group: Tensor, columns: _Columns, by_document: bool) -> None:
         self.groups, self.place = torch.unique(group, return_inverse=True)
         self.by_document = by_document
-        self.moments = Moments(y.shape[1], n_groups=len(self.groups))
-        self.moments.update(y, self.place)
-        self.errors: list[Reconstruction] = []
+        self.moments = columns.moments(len(self.groups))
+        for each, moments in zip(columns.slices, self.moments, strict=True):
+            moments.update(y[:, each], self.place)
+        self.errors: list[list[Reconstruction]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process gets: the sums, not the rows' places, on the CPU."""
@@ -270,7 +318,7 @@ class _Part:
 def _measure_rows(
     reconstructors: Sequence[Reconstructor],
     rows: Source,
-    mean: Tensor,
+    columns: _Columns,
     settings: MeasureSettings,
     progress: Progress,
     ranks: Ranks,
@@ -278,8 +326,8 @@ def _measure_rows(
     """Measure all reconstructors in one pass over the rows."""
     like = reconstructors[0].sae
     assert like is not None  # controls come after the SAEs
-    moments = Moments(like.d_out)
-    passes = [_Pass(each, mean, moments) for each in reconstructors]
+    moments = columns.moments()
+    passes = [_Pass(each, columns, moments) for each in reconstructors]
     limit = settings.max_rows
     total = rows.n_rows if limit is None else min(limit, rows.n_rows or limit)
 
@@ -289,7 +337,7 @@ def _measure_rows(
             if ranks.has(number):
                 group, by_document = row_groups(document, first, len(x))
                 x, y, group = x.to(like.device), y.to(like.device), group.to(like.device)
-                part = _Part(y, group, by_document)
+                part = _Part(y, group, columns, by_document)
                 part.errors = [each.of(part, x, y, group) for each in passes]
                 yield number, part
             progress("rows", first + len(x), total)
@@ -297,17 +345,20 @@ def _measure_rows(
     all_by_document = True
     for part in in_order(ranks, parts()):
         all_by_document &= part.by_document
-        moments.merge(part.moments, part.groups)
-        for each, error in zip(passes, part.errors, strict=True):
-            each.error.merge(error, part.groups)
+        for whole, own in zip(moments, part.moments, strict=True):
+            whole.merge(own, part.groups)
+        for each, errors in zip(passes, part.errors, strict=True):
+            for error, own_error in zip(each.errors, errors, strict=True):
+                error.merge(own_error, part.groups)
     for each in passes:
         if each.sparsity is not None:
             each.sparsity.merge_ranks(ranks)
 
     def measured() -> Measurement:
-        sample = document_sample(moments.rows_per_group, is_known=all_by_document, intervals=settings.intervals)
+        sample = document_sample(moments[0].rows_per_group, is_known=all_by_document, intervals=settings.intervals)
         estimates = [each.compute(sample) for each in passes]
-        return Measurement(estimates, [each.sparsity for each in passes], moments.n_rows, None)
+        sources = [each.sources(sample) for each in passes]
+        return Measurement(estimates, [each.sparsity for each in passes], moments[0].n_rows, None, sources)
 
     return agreed(ranks, measured)
 

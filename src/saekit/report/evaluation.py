@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..evaluation.pursuit import PURSUIT
+from ..evaluation.result import SOURCE_METRICS
 from ..evaluation.truth import TRUTH
 from ..measure.metrics import METRICS
 from . import charts
@@ -37,7 +38,13 @@ def evaluation(result: Mapping[str, Any]) -> list[Section]:
     )
     sections = [_differences(entries), _density(entries), _everything(entries, found), _settings(result)]
     pursuit = _named(entries, "pursuit", "What matching pursuit makes of the same decoder", PURSUIT)
-    return [main, *pursuit, *_named(entries, "truth", "Against the known dictionary", TRUTH), *sections]
+    return [
+        main,
+        *_sources(entries),
+        *pursuit,
+        *_named(entries, "truth", "Against the known dictionary", TRUTH),
+        *sections,
+    ]
 
 
 def verification(result: Mapping[str, Any]) -> list[Section]:
@@ -73,6 +80,26 @@ def _named(entries: Sequence[Mapping[str, Any]], part: str, title: str, meanings
     rows = [[Cell(each["name"]), *(measured_cell(each[part][name]) for name in names)] for each in known]
     intro = "; ".join(f"{name}: {meanings[name]}" for name in names if name in meanings)
     return [Section(title, f"{intro}.", [Table(("", *names), rows, "")])]
+
+
+def _sources(entries: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """Show FVU and cosine on the columns of each source of crosscoders; nothing of other SAEs."""
+    sources = list(entries[0].get("sources") or ())
+    if not sources:
+        return []
+    rows, muted = [], set()
+    for entry in entries:
+        rows.append([Cell(entry["name"]), *_source_cells(entry, sources)])
+        for label, control in entry["controls"].items():
+            muted.add(len(rows))
+            rows.append([Cell(f"↳ {label}"), *_source_cells(control, sources)])
+    columns = ["", *(f"{source}: {heading(name)}" for source in sources for name in SOURCE_METRICS)]
+    intro = "The columns of each source as rows of their own. In all together the source that varies most decides."
+    return [Section("Each source of the rows", intro, [Table(columns, rows, "", frozenset(muted))])]
+
+
+def _source_cells(measured: Mapping[str, Any], sources: Sequence[str]) -> list[Cell]:
+    return [measured_cell(measured["sources"][source].get(name)) for source in sources for name in SOURCE_METRICS]
 
 
 def _metrics_table(entries: Sequence[Mapping[str, Any]], names: Sequence[str], *, controls: bool = True) -> Table:

@@ -11,13 +11,11 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError
 from ..memory import check_memory
+from ..sae.parts import PARTS, widths_of
 from ..sae.scaling import Scaling
 from .arrays import ArrayRows
 from .opening import Rows, source_of
 from .source import Batch, Source
-
-PARTS = "parts"
-"""Entry of the `info` of joined rows: a list of ``{"name", "width", ...}``, one for each source."""
 
 JOIN_ROWS = 65_536
 """Rows that are read at a time."""
@@ -67,12 +65,6 @@ def join_rows(sources: Mapping[str, Rows]) -> ArrayRows:
             _check_same(columns, own, names[0], name)
     parts = [{"name": name, "width": each.d_in, **_place(each)} for name, each in found.items()]
     return ArrayRows(x, info={PARTS: parts}, **columns)
-
-
-def widths_of(info: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return the widths of the sources of joined rows, from their `info`; None of other rows."""
-    parts = info.get(PARTS)
-    return None if parts is None else tuple(int(part["width"]) for part in parts)
 
 
 @dataclass(frozen=True, eq=False)

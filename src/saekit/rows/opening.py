@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError, ShapeError
 from ..places import Warned, warnings_on
 from ..sae.model import SAE
+from ..sae.parts import check_parts
 from .arrays import ArrayRows
 from .first_use import first_rows, warnings_on_first_use
 from .shards import open_rows
@@ -64,10 +65,11 @@ def source_for(sae: SAE, rows: Rows, where: str) -> Source:
     ShapeError
         Rows or targets of another width.
     ConfigError
-        A transcoder, and rows without targets.
+        A transcoder, and rows without targets; a crosscoder, and rows of other sources.
     """
     source = as_source(rows, sae.d_in, where)
     check_targets(sae, source, where)
+    check_parts(sae, source.info, where)
     return source
 
 

@@ -14,10 +14,11 @@ from ..memory import check_memory
 from ..places import Warned
 from ..provenance import library_versions, release
 from ..ranks import check_same
-from ..rows.joined import widths_of, with_equal_parts
+from ..rows.joined import with_equal_parts
 from ..rows.opening import Rows, source_of, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
+from ..sae.parts import widths_of
 from ..settings import check_whole, is_whole
 from .architectures import config_to_dict, name_of
 from .config import BatchTopK, Config

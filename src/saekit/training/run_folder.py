@@ -18,9 +18,9 @@ from ..forms import COUNT, NATURAL, check_form
 from ..places import place_facts
 from ..provenance import library_versions, release
 from ..ranks import agreed
-from ..rows.joined import PARTS
 from ..rows.source import Source
 from ..sae.model import SAE
+from ..sae.parts import PARTS
 from ..settings import differences
 from .architectures import config_to_dict
 from .checkpoint import tidy
