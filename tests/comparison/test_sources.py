@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, ArrayRows, BatchTopK, TrainSettings, train
-from saekit.comparison.settings import SourceSettings
+from saekit import SAE, ArrayRows, BatchTopK, TrainSettings, compare, train
+from saekit.comparison.settings import ComparisonSettings, SourceSettings
 from saekit.comparison.sources import SourceComparison, compare_sources
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
 from saekit.report.page import sections_of
@@ -45,20 +45,20 @@ def planted() -> ArrayRows:
     """Rows of 22 features: 16 in both sources, three in the first alone, three in the second alone; and noise."""
     chance = torch.full((22,), 0.1)
     chance[16:] = 0.04
-    chosen = torch.rand(8000, 22, generator=torch.Generator().manual_seed(1)) < chance
-    codes = chosen * (0.5 + randn(8000, 22, seed=2).abs())
-    a = torch.linalg.qr(randn(96, 96, seed=3))[0][:22].clone()
+    chosen = torch.rand(4000, 22, generator=torch.Generator().manual_seed(1)) < chance
+    codes = chosen * (0.5 + randn(4000, 22, seed=2).abs())
+    a = torch.linalg.qr(randn(32, 32, seed=3))[0][:22].clone()
     b = a.clone()
     a[19:], b[16:19] = 0, 0
-    base, tuned = (codes @ each + 0.01 * randn(8000, 96, seed=seed) for each, seed in ((a, 5), (b, 6)))
+    base, tuned = (codes @ each + 0.01 * randn(4000, 32, seed=seed) for each, seed in ((a, 5), (b, 6)))
     return join_rows({"base": base, "tuned": 7 + 3 * tuned})
 
 
 @pytest.fixture(scope="module")
 def compared(planted) -> SourceComparison:
     config, settings = BatchTopK(n_latents=24, k=2), TrainSettings(batch_rows=64)
-    [found] = train(config, planted, tokens=40_000, settings=settings)
-    [null] = train(config, null_rows(planted), tokens=40_000, settings=settings)
+    [found] = train(config, planted, tokens=20_000, settings=settings)
+    [null] = train(config, null_rows(planted), tokens=20_000, settings=settings)
     return compare_sources(found, planted, null=null)
 
 
@@ -180,6 +180,17 @@ def test_what_cannot_be_compared_is_refused():
         compare_sources(silent, rows)
     with pytest.raises(ConfigError, match="`error_limit`"):
         SourceSettings(error_limit=-1.0)
+
+
+def test_only_crosscoders_of_the_same_sources_are_compared():
+    one, other = (crosscoder(randn(20, 12, seed=seed), (6, 6)) for seed in (0, 1))
+    rows = rows_of(randn(300, 12, seed=2), 6)
+    assert compare([one, other], rows, settings=ComparisonSettings(controls=False)).shared.value < 1
+    for parts in ([], one.provenance["parts"][::-1]):
+        with pytest.raises(ConfigError, match="compare: all crosscoders must have the same sources in the same order"):
+            compare([one, dataclasses.replace(other, provenance={"parts": parts})])
+    with pytest.raises(ConfigError, match="compare: the rows must be joined ones"):
+        compare([one, other], join_rows({"tuned": rows.x[:, :6], "base": rows.x[:, 6:]}))
 
 
 def test_addresses_of_joined_rows(tmp_path):

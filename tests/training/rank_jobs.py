@@ -41,6 +41,7 @@ MORE = [
     TopK(24, k=3, skip="zero", dead_after_rows=100),
     TopK(24, k=3, sign="magnitude", incoherence=0.3, dead_after_rows=100),
     Matryoshka(24, k=3, sizes=(5, 16, 24), detached=True, aux_per_size=True, dead_after_rows=100),
+    BatchTopK(24, k=3, parts=(3, 5), dead_after_rows=100),
     JumpReLU(24, target_l0=3, tanh=0.02, pre_activation=1e-3, dead_after_rows=100),
 ]
 CONFIGS = [TopK(24, k=3), BatchTopK(24, k=3)]

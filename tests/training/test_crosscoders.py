@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from saekit import SAE, ArrayRows, BatchTopK, TopK, TrainSettings, evaluate, train, untrained
+from saekit import SAE, ArrayRows, BatchTopK, TopK, TrainSettings, evaluate, prune, rank, train, untrained
 from saekit.errors import ConfigError, DataError, ShapeError
 from saekit.rows.joined import join_rows, with_equal_parts
+from saekit.sizes.settings import PruneSettings
 from saekit.training.losses import Context, batchtopk_loss, part_norms
 
 SMALL = TrainSettings(batch_rows=128)
@@ -118,6 +119,27 @@ def test_it_is_evaluated_like_an_sae_with_its_baseline(joined):
     first = untrained(BatchTopK(24, k=3), joined, settings=SMALL)
     assert first.scaling.kind == "standardize"
     assert first.encode(joined.x).l0() > 0
+
+
+def test_smaller_crosscoders_keep_their_sources_and_are_ranked_in_scaled_rows(joined):
+    [sae] = train(BatchTopK(24, k=3), joined, tokens=10_000, settings=SMALL)
+    loud = join_rows({"base": joined.x[:, :6], "tuned": 1000 * joined.x[:, 6:]})
+    scale = torch.cat([sae.scaling.scale[:6], sae.scaling.scale[6:] / 1000])
+    mean = torch.cat([sae.scaling.mean[:6], sae.scaling.mean[6:] * 1000])
+    provenance = {"parts": sae.provenance["parts"]}  # not the variance of the rows, which differs
+    same = sae.replace(scaling=dataclasses.replace(sae.scaling, scale=scale, mean=mean), provenance=provenance)
+    for by in ("energy", "weighted_energy", "loss", "forward", "backward"):
+        one, other = (rank(each, rows, by=by) for each, rows in ((sae, joined), (same, loud)))
+        torch.testing.assert_close(one.W_dec, other.W_dec)  # how loud a source is changes no order
+    for small in [
+        *prune(sae, joined, sizes=[8, 16], by="loss", settings=PruneSettings(refit=True)),
+        sae.take(3),
+        sae.take(torch.tensor([4, 1])),
+    ]:
+        assert small.provenance["parts"] == sae.provenance["parts"]
+    for verb in (lambda rows: rank(sae, rows, by="energy"), lambda rows: prune(sae, rows, sizes=[8], by="energy")):
+        with pytest.raises(ConfigError, match="the rows must be joined ones of the sources"):
+            verb(join_rows({"tuned": joined.x[:, :6], "base": joined.x[:, 6:]}))
 
 
 def test_what_cannot_be_a_crosscoder_is_refused(joined):

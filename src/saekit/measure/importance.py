@@ -21,9 +21,10 @@ from ..rows.source import Columns, Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
 from ..sae.naming import name_of
+from ..sae.parts import is_crosscoder
 from ..settings import Progress, check_whole, silent
 from .accumulators import check_rows, double
-from .normal_equations import NormalEquations, column_factors, row_factors
+from .normal_equations import NormalEquations, column_factors, error_factors, row_factors
 
 SCORES = {
     "energy": "E[z^2]",
@@ -80,8 +81,9 @@ class ImportanceSums:
 
     def __init__(self, sae: SAE) -> None:
         self._sae = sae
-        columns = column_factors(sae)
-        self._W = sae.W_dec.float() * columns.float()  # decoder rows in the units of the rows
+        columns = error_factors(sae)
+        self._W = sae.W_dec.float() * columns.float()  # decoder rows in the units of the rows; see `error_factors`
+        self._weights = columns / column_factors(sae) if is_crosscoder(sae) else None
         self._squares = self._W.square().sum(1)
         names = ("fires", "sum", "energy", "weighted_energy", "loss")
         self._sums = {name: double(torch.zeros(sae.n_latents, device=sae.device)) for name in names}
@@ -102,6 +104,8 @@ class ImportanceSums:
         target = x if target is None else target.to(x)
         check_rows(target, sae.d_out)
         residual = (target - sae.decode(codes, x)).float()
+        if self._weights is not None:
+            residual = residual * self._weights.float()
         z, latent, row = codes.values.float(), codes.indices, codes.row_of()
         written = z * row_factors(sae, x).float()[row]
         square = written.square() * self._squares[latent]

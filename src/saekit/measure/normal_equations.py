@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.parts import is_crosscoder
 
 MOST_LATENTS = 16_384
 """Widest SAE that products of latents with each other are gathered for: a table of 2 GiB."""
@@ -95,10 +96,10 @@ class NormalEquations:
     def quadratic(self, sae: SAE) -> tuple[np.ndarray, np.ndarray, float]:
         """``(Q, a, c)`` such that keeping the latents s (a 0/1 vector) has the squared error ``s'Qs - 2 a's + c``.
 
-        Means over rows, in squared units of the rows.
+        Means over rows, in squared units of the rows; of a crosscoder of the scaled rows (`error_factors`).
         """
         n = self.n_latents
-        columns = np.broadcast_to(column_factors(sae).double().cpu().numpy(), (self._B.shape[1],))
+        columns = np.broadcast_to(error_factors(sae).double().cpu().numpy(), (self._B.shape[1],))
         W = sae.W_dec.double().cpu().numpy() * columns
         b = sae.b_dec.double().cpu().numpy()
         Q = self._A[:n, :n] * (W @ W.T)
@@ -150,6 +151,14 @@ def column_factors(sae: SAE) -> Tensor:
     """``[d_out]`` or ``[]``: what one unit of decoder output is in the rows, by column (scalar, standardize)."""
     scale = sae.scaling.scale
     return torch.ones((), device=sae.device, dtype=sae.dtype) if scale is None else 1 / scale.to(sae.W_dec)
+
+
+def error_factors(sae: SAE) -> Tensor:
+    """``[d_out]`` or ``[]``: what one unit of decoder output counts, by column, in errors that latents are ranked by.
+
+    It is what it is in the rows; of a crosscoder 1, so that all sources count the same, as in training.
+    """
+    return torch.ones((), device=sae.device, dtype=sae.dtype) if is_crosscoder(sae) else column_factors(sae)
 
 
 def row_factors(sae: SAE, x: Tensor) -> Tensor:

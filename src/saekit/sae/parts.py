@@ -19,6 +19,11 @@ def widths_of(info: Mapping[str, Any]) -> tuple[int, ...] | None:
     return None if parts is None else tuple(int(part["width"]) for part in parts)
 
 
+def is_crosscoder(sae: SAE) -> bool:
+    """Return whether an SAE says that its rows are those of several sources."""
+    return bool(sae.provenance.get(PARTS))
+
+
 def parts_of(sae: SAE, where: str) -> dict[str, int]:
     """Return the width of each source of a crosscoder, by name, in the order of the columns; nothing of other SAEs.
 
