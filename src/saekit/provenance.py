@@ -65,8 +65,8 @@ def place_of(
     if place is None:
         if any(isinstance(origin, SAE) and is_crosscoder(origin) for origin in origins):
             raise ConfigError(
-                f"{prefix}{name} must belong to one place in a model; it is a crosscoder, whose rows come from several. "
-                "Measure it on joined rows alone (--rows joined:a=PATH,b=PATH), and its sources with `saekit sources`."
+                f"{prefix}{name} must belong to one place in a model; it is a crosscoder, whose rows come from several "
+                "places. Measure it on joined rows alone (--rows joined:a=PATH,b=PATH), and its sources with `saekit sources`."
             )
         silent = any(origin is not None for origin in origins)
         raise ConfigError(
