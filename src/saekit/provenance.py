@@ -66,7 +66,7 @@ def place_of(
         if any(isinstance(origin, SAE) and is_crosscoder(origin) for origin in origins):
             raise ConfigError(
                 f"{prefix}{name} must belong to one place in a model; it is a crosscoder, whose rows come from several "
-                "places. Measure it on joined rows alone (--rows joined:a=PATH,b=PATH), and its sources with `saekit sources`."
+                "places. Measure it on joined rows alone (--rows joined:a=PATH,b=PATH)."
             )
         silent = any(origin is not None for origin in origins)
         raise ConfigError(

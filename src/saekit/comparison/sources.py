@@ -237,7 +237,8 @@ class _Measured:
         norms = self.relative_norm[self.alive]
         if not n:
             raise DataError(
-                "compare_sources: some latent must fire on the rows and write something; none does. Were they captured alike?"
+                "compare_sources: some latent must fire on the rows and write something; none does. Were the rows "
+                "captured alike?"
             )
         kind = np.digitize(norms, EDGES)
         each = kind_names(*names)
