@@ -154,8 +154,8 @@ def compare_sources(
         )
     if null is not None and widths[0] == widths[1] and not _is_null(null.provenance):
         raise ConfigError(
-            "compare_sources: the null must be a crosscoder of rows whose sources hold the same; this one was trained on "
-            "others. Train it on null_rows(rows) (--rows joined-null:a=PATH,b=PATH)."
+            "compare_sources: the null must be a crosscoder of rows whose sources hold the same; this one was trained "
+            "on others. Train it on null_rows(rows) (--rows joined-null:a=PATH,b=PATH)."
         )
     measured = _measure(sae, source, widths, settings, progress or silent)
     other = None
