@@ -22,6 +22,7 @@ def test_a_page_without_intervals_says_why_once(evaluation):
     for entry in evaluation["entries"]:
         entry["metrics"] = {name: measured(each["value"], reason=few) for name, each in entry["metrics"].items()}
         entry["metrics"]["dead_fraction"] = measured(0.1, 0.05, 0.2, reason="over latents")
+        entry["metrics"]["decoder_projection"] = measured(0.1, 0.05, 0.2, reason="interval from 20 runs of rows")
     intro = show(evaluation)[0].intro
     assert "No intervals: 25 documents, 40 are needed. Grey" in intro
     assert "Small" not in intro

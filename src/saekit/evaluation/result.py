@@ -217,7 +217,7 @@ class Evaluation(Result):
         """Return the line under the table: rows, tokens, level of the intervals."""
         tokens = "" if self.language_model is None else f", {self.language_model['n_tokens']:,} predicted tokens"
         seen = "; rows that the SAE was trained on" if any(entry.on_training_rows for entry in self.entries) else ""
-        level = no_intervals(value for entry in self.entries for value in entry.metrics.values())
+        level = no_intervals(entry.metrics.get(name) for entry in self.entries for name in _SHOWN)
         level = level or f"{self.settings['intervals']['level']:.0%} intervals"
         return f"{self.n_rows:,} rows{tokens}; {level}{seen}{_against(self.entries[0].metrics)}"
 

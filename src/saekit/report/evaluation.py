@@ -23,7 +23,7 @@ def evaluation(result: Mapping[str, Any]) -> list[Section]:
     found = {name for entry in entries for name in entry["metrics"]}
     intervals = result["settings"].get("intervals") or {}
     level = f"{intervals['level']:.0%}" if "level" in intervals else "95%"
-    why = no_intervals(value for entry in entries for value in entry["metrics"].values())
+    why = no_intervals(entry["metrics"].get(name) for entry in entries for name in MAIN_METRICS)
     why = why or f"Small numbers are {level} intervals over documents"
     main = Section(
         "Fidelity, compared with baselines",
