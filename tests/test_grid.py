@@ -172,6 +172,22 @@ def test_another_version_and_other_cells_are_refused(tmp_path: Path, monkeypatch
     assert compute_cells(tmp_path, cells(tmp_path, 2), facts={"other": 1}) == 1  # later, the folder is free
 
 
+@pytest.mark.parametrize("sharing", [Sharing(), Sharing(part=(0, 1))])
+def test_a_result_that_is_not_found_again_ends_the_work(tmp_path: Path, sharing: Sharing) -> None:
+    computed: list[int] = []
+
+    def compute() -> int:
+        computed.append(1)
+        assert len(computed) < 5, "computed again and again"
+        return 1
+
+    lost = Cell("lost", lambda: False, compute, lambda found: None)
+    with pytest.raises(StorageError, match="the result of `lost` must be there once it is stored"):
+        compute_cells(tmp_path, [lost], facts={}, sharing=sharing)
+    assert len(computed) == 1
+    assert not list(tmp_path.rglob("*.claim"))
+
+
 def test_an_error_gives_the_claim_back(tmp_path: Path) -> None:
     def wrong(_: int) -> None:
         raise ValueError("no such thing")

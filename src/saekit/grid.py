@@ -96,7 +96,7 @@ def compute_cells(
     ConfigError
         A process with other facts works in the folder.
     StorageError
-        Three processes died over a cell, or the system refused.
+        Three processes died over a cell, a result that was stored cannot be read, or the system refused.
     """
     known = {"saekit": __version__, **facts, "cells": digest_bytes("\n".join(each.name for each in cells).encode())}
     if sharing.part is not None:
@@ -155,9 +155,19 @@ def _compute_part(cells: Sequence[Cell[Any]], progress: Progress) -> int:
         progress("cells", number, len(cells))
         if not cell.is_done():
             cell.store(cell.compute())
+            _check_stored(cell)
             computed += 1
     progress("cells", len(cells), len(cells))
     return computed
+
+
+def _check_stored(cell: Cell[Any]) -> None:
+    """Refuse to go on where a result that was stored is not found: it would be computed for ever."""
+    if not cell.is_done():
+        raise StorageError(
+            f"grid: the result of `{cell.name}` must be there once it is stored; it is not, or cannot be read back. "
+            "Look whether something else writes to the folder, or its disk is damaged; or give another folder."
+        )
 
 
 class _Claim:
@@ -185,6 +195,7 @@ class _Claim:
             if self.lock.compromise is not None:  # this process slept, and another has the cell now
                 return False
             self.cell.store(found)
+            _check_stored(self.cell)
             return True
         finally:  # an error and Ctrl-C are no death: whoever comes next may try again
             if self.lock.compromise is None:

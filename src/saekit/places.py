@@ -17,6 +17,7 @@ from typing import Any, Self
 from .errors import FormatError, PlaceWarning, listed
 from .provenance import known_place
 from .sae.model import SAE
+from .sae.parts import PARTS
 from .terminal import plain
 
 SCALE_LIMIT = 4.0
@@ -160,14 +161,34 @@ def warnings_on(named: Sequence[tuple[str, SAE]], seen: Mapping[str, Any], *, wh
     what
         How messages begin to say what is seen.
     """
-    other = Place.of(seen)
     fresh = [(name, sae) for name, sae in named if not _trained_on(sae, seen)]
+    if seen.get(PARTS):
+        return _about_parts(fresh, seen[PARTS], what)
+    other = Place.of(seen)
     if other.is_unknown:
         found = [] if not fresh else [UNKNOWN_ROWS]
         return found + _told(fresh, other, what)
     nameless = [name for name, sae in fresh if sae.provenance.get("model_digest") is None]
     found = [] if not nameless or other.digest is None else [_unknown_model(nameless, named, other)]
     return _told(fresh, other, what) + found
+
+
+def _about_parts(named: Sequence[tuple[str, SAE]], parts: Sequence[Mapping[str, Any]], what: str) -> list[Warned]:
+    """Return in what the sources of joined rows differ from those of the training of crosscoders."""
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    known = [Place.of(part) for part in parts]
+    for name, sae in named:
+        for own, place in zip(sae.provenance.get(PARTS) or (), known):
+            for difference in Place.of(own).differences(place):
+                groups.setdefault((str(own["name"]), *difference), []).append(name)
+    found = [
+        Warned(code, f"{_names(names)} trained on {own} as `{part}`; there {what} {theirs}. {_PART_ADVICE}")
+        for (part, code, own, theirs), names in groups.items()
+    ]
+    return found + ([UNKNOWN_ROWS] if named and all(place.is_unknown for place in known) else [])
+
+
+_PART_ADVICE = "Join the rows of the training's places, in its order."
 
 
 def warnings_between(named: Sequence[tuple[str, SAE]]) -> list[Warned]:

@@ -10,6 +10,7 @@ from typing import Any
 from .errors import ConfigError
 from .sae.model import SAE
 from .sae.naming import shape_of
+from .sae.parts import is_crosscoder
 from .settings import is_whole
 from .version import __version__
 
@@ -62,6 +63,11 @@ def place_of(
     places = [given] if given is not None else [known_place(origin) for origin in origins]
     place = next((place for place in places if place is not None), None)
     if place is None:
+        if any(isinstance(origin, SAE) and is_crosscoder(origin) for origin in origins):
+            raise ConfigError(
+                f"{prefix}{name} must belong to one place in a model; it is a crosscoder, whose rows come from several "
+                "places. Measure it on joined rows alone (--rows joined:a=PATH,b=PATH)."
+            )
         silent = any(origin is not None for origin in origins)
         raise ConfigError(
             f"{prefix}`layer` or `hook` must say where the rows come from; got neither"

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from saekit import SAE, ArrayRows, BatchTopK, TrainSettings, compare, train
+from saekit import SAE, ArrayRows, BatchTopK, TrainSettings, compare, evaluate, train
 from saekit.comparison.settings import ComparisonSettings, SourceSettings
 from saekit.comparison.sources import SourceComparison, compare_sources
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
+from saekit.provenance import place_of
 from saekit.report.page import sections_of
 from saekit.rows.joined import join_rows, null_rows
 from saekit.rows.shards import open_rows
@@ -180,6 +181,60 @@ def test_what_cannot_be_compared_is_refused():
         compare_sources(silent, rows)
     with pytest.raises(ConfigError, match="`error_limit`"):
         SourceSettings(error_limit=-1.0)
+
+
+def captured(hooks, x, model="digest-1", **more) -> ArrayRows:
+    """Joined rows that say which modules they come from."""
+    rows = rows_of(x, x.shape[1] // 2)
+    parts = [
+        {**part, "model": "m", "model_digest": model, "hook": hook, **more}
+        for part, hook in zip(rows.info["parts"], hooks)
+    ]
+    return ArrayRows(x, info={"parts": parts})
+
+
+def test_sources_are_those_of_the_training():
+    x = randn(300, 12, seed=1)
+    rows = captured(("layers.1", "layers.2"), x)
+    sae = crosscoder(randn(20, 12), (6, 6)).replace(provenance={"parts": rows.info["parts"]})
+    assert compare_sources(sae, rows).warnings == []
+    with pytest.raises(ConfigError, match=r"rows of `layers.1` as `base`; there these are rows of `layers.2`"):
+        compare_sources(sae, captured(("layers.2", "layers.1"), x))
+    [warned, _] = compare_sources(sae, captured(("layers.1", "layers.2"), x, model="digest-2")).warnings
+    assert warned.code == "other_model"
+    [warned] = compare_sources(sae, rows_of(x, 6)).warnings
+    assert warned.code == "unknown_rows"
+    assert [each.code for each in evaluate(sae, captured(("layers.2", "layers.1"), x), progress=False).warnings] == [
+        "other_hook", "other_hook",
+    ]  # fmt: skip
+
+
+def test_the_null_is_one_and_the_sae_is_none():
+    rows = rows_of(randn(300, 12, seed=1), 6)
+    sae = crosscoder(randn(20, 12), (6, 6))
+    null = sae.replace(provenance={"parts": null_rows(rows).info["parts"]})
+    assert compare_sources(sae, rows, null=null).null is not None
+    with pytest.raises(ConfigError, match="the null must be a crosscoder of rows whose sources hold the same"):
+        compare_sources(sae, rows, null=sae)
+    with pytest.raises(ConfigError, match="the SAE must be of the sources themselves"):
+        compare_sources(null, rows)
+    with pytest.raises(ConfigError, match="the rows must be of the sources themselves"):
+        compare_sources(sae, null_rows(rows))
+
+
+def test_a_decoder_row_of_length_0_is_in_neither_source():
+    decoder, rows = randn(20, 12), rows_of(randn(300, 12, seed=1), 6)
+    encoder = decoder.clone()
+    decoder[:5] = 0
+    found = compare_sources(crosscoder(decoder, (6, 6), encoder), rows)
+    assert found.n_alive == 15
+    assert sum(value.value for value in found.found.kinds.values()) == pytest.approx(1)
+    assert found.relative_norm[:5] == [None] * 5
+
+
+def test_a_crosscoder_has_no_one_place():
+    with pytest.raises(ConfigError, match="explain: the SAE must belong to one place in a model; it is a crosscoder"):
+        place_of(crosscoder(randn(20, 12), (6, 6)), where="explain")
 
 
 def test_only_crosscoders_of_the_same_sources_are_compared():

@@ -14,6 +14,7 @@ from saekit import kernels
 
 def work(targets):
     os.environ["NUMBA_CPU_NAME"] = "generic"  # the loops of a processor without bf16
+    os.environ["NUMBA_OPT"] = "0"  # nothing is made fast for this processor: it is about what comes before
     with tempfile.TemporaryDirectory() as empty:
         os.environ["NUMBA_CACHE_DIR"] = empty
         from numba.core import codegen
@@ -27,7 +28,10 @@ def work(targets):
         codegen.CPUCodeLibrary.add_ir_module = recorded
         x, W = torch.randn(40, 16), torch.randn(640, 16)
         kernels.topk_encode(x, W, torch.zeros(640), 8)
-    return [compiled(texts, *target) for target in targets]
+    assert len(texts) > 20
+    assert not any("llvm.x86" in text for text in texts)
+    with_vectors = [text for text in texts if re.search("<[0-9]+ x float>", text)]
+    return [compiled(with_vectors, *target) for target in targets]
 
 def compiled(texts, triple, cpu):
     import llvmlite.binding as llvm
@@ -37,7 +41,6 @@ def compiled(texts, triple, cpu):
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=2)
     code = ""
     for text in texts:
-        assert "llvm.x86" not in text
         text = re.sub('target triple = "[^"]*"', f'target triple = "{triple}"', text)
         text = re.sub('target datalayout = "[^"]*"', f'target datalayout = "{machine.target_data}"', text)
         module = llvm.parse_assembly(text)
@@ -53,4 +56,4 @@ TARGETS = [("aarch64-unknown-linux-gnu", "generic"), ("arm64-apple-macosx11.0", 
 def test_the_loops_compile_for_arm_with_its_vectors_and_nothing_of_x86() -> None:
     (found,) = call_in_forks(COMPILE, [[TARGETS]])
     assert len(found) == len(TARGETS)
-    assert all(modules > 20 and vectors > 50 for modules, vectors in found), found
+    assert all(modules > 0 and vectors > 50 for modules, vectors in found), found

@@ -153,15 +153,17 @@ def test_every_result_is_shown_once(tmp_path, evaluation, monkeypatch):
     )
 
 
-def test_what_only_the_first_screen_cannot_show_does_not_stop_the_others(tmp_path, evaluation, comparison, monkeypatch):
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    (tmp_path / "comparison.json").write_text(json.dumps(comparison))
+def test_what_only_the_first_screen_cannot_show_does_not_stop_the_others(tmp_path, evaluation, monkeypatch):
+    for name, rows in (("a", 10), ("b", 20)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation.json").write_text(json.dumps({**evaluation, "n_rows": rows}))
+    assert len(report.collect(tmp_path).results) == 2  # both can be shown
     shown = page_module.answers
 
     def answers(results):
-        return shown([each for each in results if each["kind"] != "comparison" or each["missing"]])
+        return shown([each for each in results if each["n_rows"] == 10 or each["missing"]])
 
     monkeypatch.setattr(page_module, "answers", answers)
     found = report.collect(tmp_path)
-    assert [each["kind"] for each in found.results] == ["evaluation"]
-    assert [each.file for each in found.unread] == ["comparison.json"]
+    assert [each["n_rows"] for each in found.results] == [10]
+    assert [each.file for each in found.unread] == ["b/evaluation.json"]

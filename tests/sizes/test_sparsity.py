@@ -41,9 +41,11 @@ def test_the_known_l0_is_found(choice):
     assert [len(point.projections) for point in choice.points] == [2, 2, 2]
 
 
-def test_the_rows_that_it_used_are_charged_to_the_run(choice):
-    assert (choice.rows_used, choice.rows_left) == (12_000, 36_000)
-    assert "12,000 rows" in choice.caption()
+def test_the_rows_that_it_used_are_charged_on_top_of_the_run(choice):
+    assert (choice.rows_used, choice.n_saes) == (12_000, 6)
+    assert choice.caption().endswith("the choice read 12,000 rows on top of the run, 6 SAEs each")
+    main, *_ = sections_of(choice.to_json())
+    assert "the choice read 12,000 rows on top of the run, 6 SAEs each" in main.intro
 
 
 def test_the_result_is_read_back_and_shown(choice, tmp_path):
@@ -125,6 +127,11 @@ def test_what_cannot_be_chosen_is_refused(rows, monkeypatch):
         choose_k(JumpReLU(n_latents=16, target_l0=3), rows)
     with pytest.raises(ConfigError, match="must be at least a batch"):
         choose_k(CONFIG, rows, tokens=2000)
+    for few in (1, 3, 7):
+        with pytest.raises(
+            ConfigError, match=rf"must leave three or more k to try.*got {few} latents and .* 24\. Give"
+        ):
+            choose_k(TopK(few, k=1), rows)
     with pytest.raises(ConfigError, match="`tokens` must be given"):
         choose_k(CONFIG, dataclasses.replace(rows, n_rows=None))
     with pytest.raises(ConfigError, match="must have no targets"):

@@ -124,7 +124,11 @@ def test_resumed_exactly_and_alone_as_together(config, tmp_path):
     "settings, match",
     [
         ({}, r"`JumpReLU.target_l0` must be given without `tanh`; got None"),
-        ({"tanh": 0.1, "density": 1.0}, r"`JumpReLU.target_l0` must be given with `density`"),
+        ({"target_l0": 3, "tanh": 0.1, "density": 1.0}, r"`JumpReLU.density` must not be given with `tanh`"),
+        (
+            {"target_l0": 3, "tanh": 0.1, "sparsity": 100},
+            r"`JumpReLU.sparsity` must not be given with `tanh`.*=100 and",
+        ),
         ({"target_l0": 3, "tanh": -1}, r"`JumpReLU.tanh` must be 0 or a positive number; got -1"),
         ({"target_l0": 3, "tanh": True}, r"`JumpReLU.tanh` must be"),
         ({"target_l0": 3, "tanh": 0.1, "tanh_scale": 0}, r"`JumpReLU.tanh_scale` must be a positive number; got 0"),

@@ -16,7 +16,7 @@ from .command import command
 from .console import bare, print_facts, print_json, print_table, print_text, print_warnings, progress_of, say, tell
 from .options import Data, Images, Json, Model, Out, Sae, Text
 from .settings import required
-from .workers import Part, Workers, only_cells, sharing_of, started
+from .workers import Part, Workers, only_cells, sharing_of, started, tell_cells
 
 if TYPE_CHECKING:
     from ..classification.plan import Plan
@@ -116,7 +116,7 @@ def classify(
     if not is_first_rank():
         return
     if only_cells(part):
-        _only_cells(fits, len(plan.jobs), json)
+        tell_cells(fits, len(plan.jobs), json=json)
         return
     if out is not None:
         from ..report.classification import write_classification_figures
@@ -128,14 +128,6 @@ def classify(
     print_classification(result)
     if out is not None:
         tell(f"wrote {out}/{RESULT}; `saekit report {out}` makes a page of it")
-
-
-def _only_cells(n_fits: int, n_jobs: int, json: bool) -> None:
-    """Tell how much of the work is done."""
-    if json:
-        print_json({"cells": n_jobs, "done": n_fits})
-        return
-    tell(f"{n_fits} of {n_jobs} fits are there; the same call without --part makes the result of them")
 
 
 def images_or_texts(data: str | None, images: str | None) -> Any:

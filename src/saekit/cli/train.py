@@ -33,6 +33,7 @@ from .settings import layers_of, required
 
 if TYPE_CHECKING:
     from ..rows.source import Source
+    from ..sizes.k_choice import KChoice
 
 HELP = """Train sparse autoencoders: every architecture and seed sees the same rows, read once.
 
@@ -120,7 +121,7 @@ def train(
             "--k",
             metavar="N",
             help="Latents per row: `k`, or `target_l0` where the sparsity is a penalty; `auto`: chosen from SAEs that "
-            "are trained on a part of the rows first (see k_choice).",
+            "are trained on a part of the rows first, on top of the run (see k_choice).",
         ),
     ] = None,
     lr: Annotated[
@@ -164,9 +165,10 @@ def train(
     if model is not None and stream.device is None:
         stream = dataclasses.replace(stream, device=settings.device)
     source = _source(rows, model, _Texts(data, layer, layers, hook, hook_out, text), tokens, stream)
+    choice = None
     with progress_of(json) as progress:
         if k == AUTO:
-            wanted, tokens = _chosen(
+            wanted, choice = _chosen(
                 wanted, source, tokens, _Choosing(out, resume, k_choice, settings, progress), start
             )
         run(
@@ -181,7 +183,7 @@ def train(
             progress=progress,
         )
     if is_first_rank():
-        _tell_result([f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)], json)
+        _tell_result([f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)], json, choice)
 
 
 class _Asked(NamedTuple):
@@ -213,8 +215,8 @@ def _chosen(
     tokens: int | None,
     how: _Choosing,
     start: str | None,
-) -> tuple[list[Config], int]:
-    """Choose the k of the only configuration; return it, and the rows that are left to train on.
+) -> tuple[list[Config], KChoice]:
+    """Choose the k of the only configuration; return it, and the choice.
 
     The curve goes to stderr and to ``k_choice.json`` in the folder of the run.
     """
@@ -234,7 +236,7 @@ def _chosen(
         progress=how.progress,
     )
     tell(text_table(choice.table(), choice.footer()))
-    return [dataclasses.replace(wanted[0], k=choice.decided)], choice.rows_left  # type: ignore[call-arg]
+    return [dataclasses.replace(wanted[0], k=choice.decided)], choice  # type: ignore[call-arg]
 
 
 def _number_of(k: str | int | None) -> int | None:
@@ -345,8 +347,8 @@ def _refuse_texts(texts: _Texts, settings: StreamSettings) -> None:
         raise ConfigError(f"{listed(extra)} are about --model; the rows of --rows exist already.")
 
 
-def _tell_result(runs: Sequence[str], json: bool) -> None:
-    """Print the last numbers of every SAE, from the runs' own records."""
+def _tell_result(runs: Sequence[str], json: bool, choice: KChoice | None) -> None:
+    """Print the last numbers of every SAE, from the runs' own records, and in JSON what choosing a k has cost."""
     from ..training.run_folder import read_record
 
     records = {out: read_record(Path(out)) for out in runs}
@@ -359,7 +361,9 @@ def _tell_result(runs: Sequence[str], json: bool) -> None:
     whole = str(Path(runs[0]).parent) if len(runs) > 1 else runs[0]
     first = records[runs[0]]
     if json:
-        print_json({"out": whole, "rows": first["rows_seen"], "saes": saes, "warnings": warnings})
+        cost = {} if choice is None else {"k": choice.k, "rows_used": choice.rows_used, "n_saes": choice.n_saes}
+        result = {"out": whole, "rows": first["rows_seen"], "saes": saes, "warnings": warnings}
+        print_json(result | ({"k_choice": cost} if cost else {}))
         return
     lines: list[list[str]] = [["", *_FINAL]]
     lines += [[str(sae["sae"]), *("–" if sae[name] is None else f"{sae[name]:.3g}" for name in _FINAL)] for sae in saes]

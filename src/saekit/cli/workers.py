@@ -17,7 +17,7 @@ import typer
 
 from ..errors import ConfigError
 from ..grid import Sharing, check_part
-from .console import tell
+from .console import print_json, tell
 
 CALL: ContextVar[tuple[str, ...]] = ContextVar("CALL", default=())
 """Arguments of the command that runs."""
@@ -64,6 +64,14 @@ def sharing_of(workers: int | None, part: str | None, *, has_folder: bool) -> Sh
 def only_cells(part: str | None) -> bool:
     """Return whether this process computes cells and leaves the result to others."""
     return part is not None or VARIABLE in os.environ
+
+
+def tell_cells(n_done: int, n: int, *, json: bool) -> None:
+    """Print how much of the work is done."""
+    if json:
+        print_json({"cells": n, "done": n_done})
+        return
+    tell(f"{n_done} of {n} cells are there; the same call without --part makes the result of them")
 
 
 @contextmanager

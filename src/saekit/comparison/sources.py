@@ -16,7 +16,7 @@ crosscoder of one of them next to itself with noise (`null_rows`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,13 +26,14 @@ import torch
 from ..errors import ConfigError, DataError, FormatError, ShapeError
 from ..measure.intervals import wilson_interval
 from ..measure.results import Measured, Result
+from ..places import Warned
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..rows.joined import null_rows
-from ..rows.opening import Rows, source_for
+from ..rows.opening import Rows, source_for, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
-from ..sae.parts import parts_of, widths_of
+from ..sae.parts import PARTS, parts_of, widths_of
 from ..settings import Progress, brief, silent, suggest_keywords
 from .settings import SourceSettings
 
@@ -42,7 +43,7 @@ EDGES = (0.1, 0.4, 0.6, 0.9)
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """Latents that fire on the rows, as fractions of them."""
+    """Latents that fire on the rows and write something, as fractions of them."""
 
     __repr__ = brief
 
@@ -70,7 +71,7 @@ class SourceComparison(Result):
     sources: list[str]
     """Names of the two sources, a and b."""
     n_alive: int
-    """Latents that fire on the rows."""
+    """Latents that fire on the rows, and write something."""
     found: SourceCounts
     """What the crosscoder says."""
     null: SourceCounts | None
@@ -138,16 +139,23 @@ def compare_sources(
     Raises
     ------
     ConfigError
-        Not a crosscoder of two sources, rows of other sources, or a null for sources of different widths.
+        Not a crosscoder of two sources, rows of other sources or of other modules, a null for sources of different
+        widths, or one that was trained on something else.
     ShapeError
         A null of another shape.
     """
     source = source_for(sae, rows, "compare_sources")
     widths, names = _parts_of(sae, source)
+    places = _checked_places(sae, source)
     if null is not None and (null.n_latents, null.d_in) != (sae.n_latents, sae.d_in):
         raise ShapeError(
             f"compare_sources: the null must be a crosscoder of the same shape, {(sae.n_latents, sae.d_in)}; it is "
             f"{(null.n_latents, null.d_in)}. Train it with the same configuration."
+        )
+    if null is not None and widths[0] == widths[1] and not _is_null(null.provenance):
+        raise ConfigError(
+            "compare_sources: the null must be a crosscoder of rows whose sources hold the same; this one was trained "
+            "on others. Train it on null_rows(rows) (--rows joined-null:a=PATH,b=PATH)."
         )
     measured = _measure(sae, source, widths, settings, progress or silent)
     other = None
@@ -172,6 +180,7 @@ def compare_sources(
         relative_norm=_plain(measured.relative_norm),
         nu_error=_plain(measured.nu_error),
         nu_reconstruction=_plain(measured.nu_reconstruction),
+        warnings=places,
     )
 
 
@@ -193,6 +202,25 @@ def _parts_of(sae: SAE, source: Source) -> tuple[tuple[int, int], list[str]]:
     return (widths[0], widths[1]), names
 
 
+def _is_null(known: Mapping[str, Any]) -> bool:
+    """Return whether joined rows, or the SAE of such, are those of `null_rows`."""
+    return any(part.get("null") for part in known.get(PARTS) or ())
+
+
+def _checked_places(sae: SAE, source: Source) -> list[Warned]:
+    """Return what is not as in the training; refuse the null of the rows, and sources of other modules."""
+    for what, known in (("SAE", sae.provenance), ("rows", source.info)):
+        if _is_null(known):
+            raise ConfigError(
+                f"compare_sources: the {what} must be of the sources themselves; it is of their null. Give what was "
+                "trained on joined rows as the SAE, those rows, and what was trained on the null as `null` (--null)."
+            )
+    found = warnings_on_rows([("the crosscoder", sae)], source)
+    if wrong := next((each for each in found if each.code == "other_hook"), None):
+        raise ConfigError(f"compare_sources: each source must be that of the training. {wrong.message}")
+    return found
+
+
 @dataclass(frozen=True)
 class _Measured:
     """What one pass over rows says about the latents of a crosscoder; NaN where nothing."""
@@ -208,7 +236,10 @@ class _Measured:
         n = int(self.alive.sum())
         norms = self.relative_norm[self.alive]
         if not n:
-            raise DataError("compare_sources: some latent must fire on the rows; none does. Were they captured alike?")
+            raise DataError(
+                "compare_sources: some latent must fire on the rows and write something; none does. Were the rows "
+                "captured alike?"
+            )
         kind = np.digitize(norms, EDGES)
         each = kind_names(*names)
         kinds = {name: wilson_interval(int((kind == at).sum()), n) for at, name in enumerate(each)}
@@ -254,7 +285,7 @@ def _measure(sae: SAE, source: Source, widths: tuple[int, int], settings: Source
         tell("rows", n_rows, total)
         if settings.max_rows is not None and n_rows >= settings.max_rows:
             break
-    alive = fired > 0
+    alive = (fired > 0) & np.isfinite(relative)  # a row of length 0 is in neither source
     if not comparable:
         return _Measured(n_rows, alive, relative, np.empty(0), np.empty(0))
     put_back = np.stack([(d * part).sum(1).numpy() * squares for part in parts])

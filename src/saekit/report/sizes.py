@@ -59,9 +59,11 @@ def k_choice(result: Mapping[str, Any]) -> list[Section]:
         f"seed {seed}": ([point["k"] for point in points], [point["projections"][seed] for point in points])
         for seed in range(len(points[0]["projections"]))
     }
+    count = sum(len(point["projections"]) for point in points)
     intro = (
-        f"{capital(result['why'])}. SAEs with each k were trained on "
-        f"{number(result['rows_used'])} rows of the run in one pass; {number(result['rows_left'])} rows are left."
+        f"{capital(result['why'])}. For this the choice read "
+        f"{number(result['rows_used'])} rows on top of the run, {count} SAEs each, "
+        "in one pass; the run itself trains on all of its rows."
     )
     figure = Figure(charts.lines(series, x="k", y="decoder projection"), METRICS["decoder_projection"].formula)
     columns = ("", "decoder projection", "FVU (training)")

@@ -262,5 +262,5 @@ def _check_same(
 
 
 def _place(source: Source) -> dict[str, Any]:
-    keys = ("model", "hook", "layer", "data", "digest")
+    keys = ("model", "model_digest", "hook", "layer", "data", "digest")
     return {key: source.info[key] for key in keys if source.info.get(key) is not None}

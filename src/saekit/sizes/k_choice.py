@@ -42,9 +42,8 @@ class KChoice(Result):
     rows: dict[str, Any]
     """``info`` of the rows."""
     rows_used: int
-    """Rows of the run that the choice has used up: every SAE was trained on them, in one pass."""
-    rows_left: int
-    """Rows that are left for training with the k that was chosen."""
+    """Rows, the first of the run, on which every SAE of the choice was trained, in one pass. They are read on top of
+    those of the run, which begins with the same rows."""
     points: list[KPoint]
     """The curve, by increasing k."""
     k: int | None
@@ -53,6 +52,11 @@ class KChoice(Result):
     """The values of k on the curve that are not told apart from the lowest."""
     why: str
     """What the curve says, in words."""
+
+    @property
+    def n_saes(self) -> int:
+        """Return the number of SAEs that the choice trained."""
+        return sum(len(point.projections) for point in self.points)
 
     @property
     def decided(self) -> int:
@@ -83,8 +87,8 @@ class KChoice(Result):
         return lines
 
     def caption(self) -> str:
-        """Return what the curve says, and what it has used up."""
-        return f"{self.why}; the choice used {self.rows_used:,} rows of the run, {self.rows_left:,} are left"
+        """Return what the curve says, and what it cost."""
+        return f"{self.why}; the choice read {self.rows_used:,} rows on top of the run, {self.n_saes} SAEs each"
 
 
 def with_means(points: Sequence[KPoint]) -> list[KPoint]:

@@ -5,25 +5,30 @@ The comparison of 2505.00190: at every size, how much fidelity does each way of 
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, FormatError, did_you_mean
+from ..files import digest_bytes
+from ..grid import Cell, Sharing, compute_cells
 from ..inputs.texts import Texts, read_texts
 from ..measure.fidelity import CHARACTERS_PER_TOKEN
 from ..measure.importance import SCORES, Importance, importance
-from ..measure.results import Measured
+from ..measure.results import Measured, Result
 from ..measure.settings import CE_TOKENS
 from ..models.language import LanguageModel
 from ..models.loading import load_language_model
 from ..places import warnings_between
 from ..progress import shows_progress
-from ..provenance import place_of
+from ..provenance import library_versions, place_of, release
 from ..rows.opening import source_for, warnings_on_rows
 from ..rows.source import Source
 from ..rows.split import text_halves
@@ -94,6 +99,23 @@ def progressive(
     ShapeError, DataError
         As `measure_sizes`.
     """
+    return compare_sizes(
+        plan_progressive(saes, rows, fit=fit, sizes=sizes, model=model, data=data, settings=settings, progress=progress)
+    )
+
+
+def plan_progressive(
+    saes: Mapping[str, SAE] | Sequence[SAE | str | os.PathLike[str]] | SAE | str | os.PathLike[str],
+    rows: Any,
+    *,
+    fit: Any = None,
+    sizes: Sequence[int] | None = None,
+    model: Any = None,
+    data: Any = None,
+    settings: ProgressiveSettings = ProgressiveSettings(),
+    progress: Progress | None = None,
+) -> ProgressivePlan:
+    """Return what `progressive` will measure, checked; see there."""
     named = name_saes(saes)
     families = families_of(named)
     _check_rankings(settings.by, families, has_model=model is not None and data is not None)
@@ -108,11 +130,60 @@ def progressive(
         settings=settings,
         progress=progress or silent,
     )
-    for family in families:
-        comparison.add(family)
-    saes_by_name = list(named.items())
-    told = warnings_between(saes_by_name) + warnings_on_rows(saes_by_name, source)
-    return replace(comparison.result(), warnings=told)
+    jobs = [job for family in families for job in _jobs_of(family, comparison.sizes)]
+    return ProgressivePlan(named, comparison, tuple(jobs))
+
+
+def compare_sizes(plan: ProgressivePlan, folder: Path | None = None, sharing: Sharing = Sharing()) -> Progressive:
+    """Measure what is planned; with a folder together with other processes, see `saekit.grid`.
+
+    Raises
+    ------
+    ConfigError
+        A process with other settings works in the folder.
+    """
+    if folder is None:
+        parts = [plan.comparison.measured(job) for job in plan.jobs]
+    else:
+        compute_parts(plan, folder, sharing)
+        parts = [Part.load(folder / PARTS / plan.file_of(job)) for job in plan.jobs]
+    saes_by_name = list(plan.named.items())
+    told = warnings_between(saes_by_name) + warnings_on_rows(saes_by_name, plan.comparison.source)
+    return replace(plan.comparison.result(plan.jobs, parts), warnings=told)
+
+
+def compute_parts(plan: ProgressivePlan, folder: Path, sharing: Sharing) -> int:
+    """Measure the parts that a folder lacks, together with other processes; return how many are there.
+
+    Raises
+    ------
+    ConfigError
+        A process with other settings works in the folder.
+    """
+    place = folder / PARTS
+    cells = [
+        Cell(
+            name=job.name,
+            is_done=partial(_is_there, place / plan.file_of(job)),
+            compute=partial(plan.comparison.measured, job),
+            store=partial(_store, place / plan.file_of(job)),
+        )
+        for job in plan.jobs
+    ]
+    compute_cells(folder, cells, facts=plan.facts(), sharing=sharing, progress=plan.comparison.progress)
+    return sum(cell.is_done() for cell in cells)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        Part.load(path)
+    except (FormatError, OSError):
+        return False
+    return True
+
+
+def _store(path: Path, part: Part) -> None:
+    part.save(path)
 
 
 def _check_rankings(by: Sequence[str], families: Sequence[Family], *, has_model: bool) -> None:
@@ -160,9 +231,98 @@ class _Language:
         return cls(load_language_model(model), measured_on, ranked_on)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Run:
+    """A curve of a way of getting small SAEs."""
+
+    way: str
+    seed: int
+    curve: SizeCurve
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which latents a way keeps, where seeds are compared latent by latent."""
+
+    way: str
+    sizes: list[int]
+    order: list[int] | None
+    """All latents of the SAE by importance; None where each size is an SAE of its own."""
+
+
+@dataclass(frozen=True, repr=False)
+class Part(Result):
+    """What was measured of one SAE, or of the separately trained ones of a seed."""
+
+    KIND: ClassVar[str] = "progressive_part"
+    SCHEMA: ClassVar[int] = 1
+
+    runs: list[Run]
+    rankings: list[Ranking]
+    spectra: list[Ranking]
+    kept: list[Kept]
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What is measured by itself: an SAE and its prefixes, or the separately trained ones of a seed."""
+
+    family: Family
+    name: str
+    """Name of the widest SAE; or what the separate ones are called."""
+    saes: tuple[SAE, ...]
+    is_separate: bool
+
+    @property
+    def seed(self) -> int:
+        return seed_of(self.saes[0])
+
+
+def _jobs_of(family: Family, sizes: Sequence[int]) -> Iterator[_Job]:
+    for name, sae in family.widest.items():
+        yield _Job(family, name, (sae,), is_separate=False)
+    for seed, trained in family.separate.items():
+        if small := tuple(trained[size] for size in sizes if size in trained):
+            yield _Job(family, f"{family.arch}, seed {seed}", small, is_separate=True)
+
+
+@dataclass(frozen=True, eq=False)
+class ProgressivePlan:
+    """What a comparison of sizes measures, with everything checked and nothing computed."""
+
+    named: dict[str, SAE]
+    comparison: _Comparison
+    jobs: tuple[_Job, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what all numbers depend on, besides the SAEs."""
+        c, language = self.comparison, self.comparison.language
+        texts = language.data.info if isinstance(language.data, Texts) else str(language.data)
+        model = language.model.digest if isinstance(language.model, LanguageModel) else str(language.model)
+        return {
+            "versions": library_versions(True),
+            "settings": asdict(c.settings),
+            "sizes": list(c.sizes),
+            "rows": dict(c.source.info),
+            "ranked_on": dict(c.fit.info),
+            "texts": texts,
+            "model": model,
+        }
+
+    def file_of(self, job: _Job) -> str:
+        """Return the name of the file of a part: a digest of everything that its numbers depend on."""
+        saes = [sae.digest() for sae in job.saes]
+        about = [release(), self.facts(), job.family.arch, job.name, job.is_separate, saes]
+        return f"{digest_bytes(json.dumps(about, sort_keys=True, default=str).encode())[7:27]}.json"
+
+
+PARTS = "parts"
+"""Folder of the parts within the output folder."""
+
+
+@dataclass(frozen=True)
 class _Comparison:
-    """Everything that is measured, family by family."""
+    """What everything is measured on, and how."""
 
     source: Source
     fit: Source
@@ -170,36 +330,29 @@ class _Comparison:
     language: _Language
     settings: ProgressiveSettings
     progress: Progress
-    runs: list[tuple[str, int, SizeCurve]] = field(default_factory=list)
-    """Way, seed and curve."""
-    rankings: list[Ranking] = field(default_factory=list)
-    spectra: list[Ranking] = field(default_factory=list)
-    kept: dict[tuple[str, int], list[SAE]] = field(default_factory=dict)
-    """By way and size, one per seed."""
 
-    def add(self, family: Family) -> None:
-        """Measure the SAEs of one architecture."""
-        for name, sae in family.widest.items():
-            own = [size for size in self.sizes if size <= sae.n_latents]
-            if family.is_nested:
-                self._add(family.arch, sae, own, self._nested(sae, own, name))
-            else:
-                self._prune(family.arch, sae, own, name)
-        for seed, trained in family.separate.items():
-            saes = [trained[size] for size in self.sizes if size in trained]
-            if saes:
-                way = f"{family.arch} trained separately"
-                self.runs.append((way, seed, self._measured(saes, None, f"{family.arch}, seed {seed}")))
-                for small in saes:
-                    self._keep(way, small, [small.n_latents])
-
-    def _add(self, way: str, sae: SAE, sizes: list[int], curve: SizeCurve) -> None:
-        self.runs.append((way, seed_of(sae), curve))
-        self._keep(way, sae, sizes)
-
-    def _keep(self, way: str, sae: SAE, sizes: list[int]) -> None:
-        for size in sizes if self.settings.latents else ():
-            self.kept.setdefault((way, size), []).append(sae.take(size))
+    def measured(self, job: _Job) -> Part:
+        """Measure one part."""
+        versions = library_versions(True)
+        part = Part(saekit=release(), versions=versions, settings={}, runs=[], rankings=[], spectra=[], kept=[])
+        family, sae = job.family, job.saes[0]
+        if job.is_separate:
+            way = f"{family.arch} trained separately"
+            curve = self._measured(list(job.saes), None, job.name)
+            part.runs.append(Run(way, job.seed, curve))
+            part.kept.append(Kept(way, [small.n_latents for small in job.saes], None))
+            return part
+        own = [size for size in self.sizes if size <= sae.n_latents]
+        if family.is_nested:
+            part.runs.append(Run(family.arch, job.seed, self._nested(sae, own, job.name)))
+            part.kept.append(Kept(family.arch, own, list(range(sae.n_latents))))
+            return part
+        for by, ranked in self._ranked(sae, job.name, part).items():
+            way = f"{family.arch} {_way(by)}"
+            part.runs.append(Run(way, job.seed, self._measured(ranked, own, f"{job.name}, {by}")))
+            part.kept.append(Kept(way, own, _order_of(sae, ranked) if self.settings.latents else []))
+        part.spectra.append(_falling(job.name, "decoder covariance", decoder_spectrum(sae).numpy()))
+        return part
 
     def _measured(
         self, sae: SAE | list[SAE], sizes: list[int] | None, name: str, selection: str = "before"
@@ -226,13 +379,7 @@ class _Comparison:
             return self._measured(small, None, name)
         return self._measured(sae, sizes, name, "after" if how == "truncated" and competes(sae) else "before")
 
-    def _prune(self, arch: str, sae: SAE, sizes: list[int], name: str) -> None:
-        """Measure the prefixes of one SAE in every order."""
-        for by, ranked in self._ranked(sae, name).items():
-            self._add(f"{arch} {_way(by)}", ranked, sizes, self._measured(ranked, sizes, f"{name}, {by}"))
-        self.spectra.append(_falling(name, "decoder covariance", decoder_spectrum(sae).numpy()))
-
-    def _ranked(self, sae: SAE, name: str) -> dict[str, SAE]:
+    def _ranked(self, sae: SAE, name: str, part: Part) -> dict[str, SAE]:
         """Return the SAE in every order, and keep how its scores fall off."""
         scores = None
         if set(self.settings.by) & set(SCORES):  # one pass over the rows serves all of them
@@ -244,12 +391,12 @@ class _Comparison:
                 progress=self.progress,
             )
             falling = [each for each in self.settings.by if each in SCORES]
-            self.rankings += [_falling(name, each, scores.scores[each].numpy()) for each in falling]
+            part.rankings.extend(_falling(name, each, scores.scores[each].numpy()) for each in falling)
         if self.language.ranked_on is not None:
-            sae = self._with_gradients(sae, name)
+            sae = self._with_gradients(sae, name, part)
         return {each: self._order(sae, each, scores) for each in self.settings.by}
 
-    def _with_gradients(self, sae: SAE, name: str) -> SAE:
+    def _with_gradients(self, sae: SAE, name: str, part: Part) -> SAE:
         lm, texts = self.language.model, self.language.ranked_on
         assert lm is not None
         place = place_of(sae, self.source.info, where="progressive", name=f"`{name}`")
@@ -258,7 +405,7 @@ class _Comparison:
         how = AttributionSettings(target=target)
         found = attribution(sae, lm, texts, hook=place, tokens=tokens, settings=how, progress=self.progress)
         wanted = [each for each in self.settings.by if each in ATTRIBUTIONS]
-        self.rankings += [_falling(name, each, found.scores[each].numpy()) for each in wanted]
+        part.rankings.extend(_falling(name, each, found.scores[each].numpy()) for each in wanted)
         return sae.with_scores(**{each: found.scores[each] for each in wanted})
 
     def _order(self, sae: SAE, by: str, scores: Importance | None) -> SAE:
@@ -273,14 +420,15 @@ class _Comparison:
         ranking = {**ordered.provenance["ranking"], "by": by, "n_rows": scores.n_rows, **scores.rows}
         return ordered.replace(provenance={**ordered.provenance, "latent_order": by, "ranking": ranking})
 
-    def result(self) -> Progressive:
+    def result(self, jobs: Sequence[_Job], parts: Sequence[Part]) -> Progressive:
         """Return what was measured, with means and differences over seeds."""
         points: dict[tuple[str, int], dict[int, SizePoint]] = {}
-        for way, seed, curve in self.runs:
-            for point in curve.points:
-                points.setdefault((way, point.size), {})[seed] = point
+        runs = [run for part in parts for run in part.runs]
+        for run in runs:
+            for point in run.curve.points:
+                points.setdefault((run.way, point.size), {})[run.seed] = point
         values = {key: {seed: point.metrics for seed, point in own.items()} for key, own in points.items()}
-        first = self.runs[0][2]
+        first = runs[0].curve
         info = {key: self.fit.info.get(key) for key in ("model", "hook", "data", "digest", "part")}
         kept = {key: value for key, value in first.settings.items() if key not in ("selection", "each_size")}
         by = list(self.settings.by)
@@ -292,25 +440,51 @@ class _Comparison:
             rows=first.rows,
             n_rows=first.n_rows,
             language_model=first.language_model,
-            curves=curves_over_seeds(points, self._overlaps()),
+            curves=curves_over_seeds(points, self._overlaps(jobs, parts)),
             differences=paired_differences(values, by),
-            rankings=self.rankings,
-            spectra=self.spectra,
-            runs=[curve for _, _, curve in self.runs],
+            rankings=[each for part in parts for each in part.rankings],
+            spectra=[each for part in parts for each in part.spectra],
+            runs=[run.curve for run in runs],
         )
 
-    def _overlaps(self) -> dict[tuple[str, int], Measured]:
+    def _overlaps(self, jobs: Sequence[_Job], parts: Sequence[Part]) -> dict[tuple[str, int], Measured]:
         """Return the fraction of latents that seeds share, for every way and size."""
         found: dict[tuple[str, int], Measured] = {}
+        if not self.settings.latents:
+            return found
+        small: dict[tuple[str, int], list[SAE]] = {}
+        for job, part in zip(jobs, parts):
+            for kept in part.kept:
+                of_size = {sae.n_latents: sae for sae in job.saes}
+                for size in kept.sizes:
+                    sae = of_size[size] if kept.order is None else _first(job.saes[0], kept.order, size)
+                    small.setdefault((kept.way, size), []).append(sae)
         same: dict[tuple[int, ...], Measured] = {}  # all latents of an SAE are the same ones in every order
-        for done, ((way, size), saes) in enumerate(self.kept.items(), start=1):
+        for done, ((way, size), saes) in enumerate(small.items(), start=1):
             if len(saes) > 1:
                 key = tuple(hash(frozenset(row.tobytes() for row in sae.W_dec.float().cpu().numpy())) for sae in saes)
                 if key not in same:
                     same[key] = seed_overlap(saes)
                 found[way, size] = same[key]
-            self.progress("overlap", done, len(self.kept))
+            self.progress("overlap", done, len(small))
         return found
+
+
+def _order_of(sae: SAE, ranked: SAE) -> list[int]:
+    """Return the latents of an SAE in the order of `ranked`; latents that are equal may stand for each other."""
+
+    def latents(of: SAE) -> list[bytes]:
+        parts = [t.detach().float().cpu().numpy() for t in (of.W_enc, of.b_enc[:, None], of.W_dec)]
+        return [row.tobytes() for row in np.concatenate(parts, axis=1)]
+
+    places: dict[bytes, list[int]] = {}
+    for j, latent in enumerate(latents(sae)):
+        places.setdefault(latent, []).append(j)
+    return [places[latent].pop(0) for latent in latents(ranked)]
+
+
+def _first(sae: SAE, order: Sequence[int], size: int) -> SAE:
+    return sae.permute(torch.tensor(order)).take(size)
 
 
 def _way(label: str) -> str:

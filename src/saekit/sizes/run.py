@@ -26,7 +26,7 @@ from ..settings import Progress, part_of, suggest_keywords
 from ..store.address import sae_paths
 from .attribution import ATTRIBUTIONS, attribution
 from .families import name_saes
-from .progressive import progressive
+from .progressive import ProgressivePlan, compare_sizes, plan_progressive
 from .prune import check_sizes, check_ties, prune
 from .ranking import ORDERS, check_order, rank
 from .result import Progressive, SizeCurve
@@ -219,6 +219,22 @@ def study_progressive(
     ConfigError
         Nothing says where the rows come from; or as `progressive`.
     """
+    return compare_sizes(
+        plan_study(saes, rows, sizes=sizes, model=model, data=data, settings=settings, progress=progress)
+    )
+
+
+def plan_study(
+    saes: Sequence[SAE | str | os.PathLike[str]] | SAE | str | os.PathLike[str],
+    rows: Any = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    model: Any = None,
+    data: Any = None,
+    settings: ProgressiveStudySettings = ProgressiveStudySettings(),
+    progress: Progress | None = None,
+) -> ProgressivePlan:
+    """Return what `study_progressive` will measure, checked; see there."""
     given = [saes] if isinstance(saes, SAE | str | os.PathLike) else list(saes)
     named = name_saes(given)
     paths = [path for each in given if not isinstance(each, SAE) for path in sae_paths(each)]
@@ -232,7 +248,7 @@ def study_progressive(
         progress=progress,
     )
     ranked_on, measured_on = halves(origin.rows)
-    return progressive(
+    return plan_progressive(
         named,
         measured_on,
         fit=ranked_on,

@@ -43,6 +43,10 @@ class AttributionSettings:
         check_whole("attribution", batch_tokens=self.batch_tokens, context=self.context)
 
 
+LEAST_KS = 3
+"""Fewest values of k with one inside the curve."""
+
+
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
 class KChoiceSettings:
@@ -52,7 +56,7 @@ class KChoiceSettings:
     """Values of k to try, increasing, three or more [8, evenly on a log scale, from 2 to half of the width or of the
     latents]."""
     share: float = 0.1
-    """Fraction of the rows of the run that the choice uses up [0.1]."""
+    """Fraction of the rows of the run that the SAEs of the choice are trained on, before the run itself [0.1]."""
     seeds: int = 2
     """Number of SAEs for each k, whose spread says whether the curve decides [2]."""
 
@@ -62,7 +66,7 @@ class KChoiceSettings:
         if self.ks is not None:
             object.__setattr__(self, "ks", tuple(self.ks))
             increasing = all(is_whole(k) for k in self.ks) and all(a < b for a, b in zip((0, *self.ks), self.ks))
-            if len(self.ks) < 3 or not increasing:
+            if len(self.ks) < LEAST_KS or not increasing:
                 raise ConfigError(
                     f"choose_k: `ks` must be three or more whole numbers from 1 that increase; got {list(self.ks)}."
                 )

@@ -26,7 +26,7 @@ from ..training.defaults import default_batch_rows
 from ..training.loop import train
 from ..training.settings import TrainSettings
 from .k_choice import KChoice, KPoint, decide, with_means
-from .settings import KChoiceSettings
+from .settings import LEAST_KS, KChoiceSettings
 
 FILE = "k_choice.json"
 """Name of the result in the folder of a run."""
@@ -68,7 +68,8 @@ def choose_k(
 
     The number is `decoder_projection` (after 2508.16560; `saekit.measure.decoder_projection` has the formula): of SAEs
     of one width on the same rows it is lowest where k is right. All SAEs are trained in one pass over the first rows of
-    the run, which count as used up. Where the curve does not decide, `k` is None, and `why` says so.
+    the run and compared on up to 4,096 rows in another order. That is work on top of the run, which itself is the one
+    with that k given. Where the curve does not decide, `k` is None, and `why` says so.
 
     Parameters
     ----------
@@ -90,27 +91,28 @@ def choose_k(
     Raises
     ------
     ConfigError
-        The architecture has no k, a value of k that cannot be, too few rows, or `out` holds another choice.
+        The architecture has no k, a value of k that cannot be, too few values to try, too few rows, or `out` holds
+        another choice.
 
     Examples
     --------
     ::
 
         choice = choose_k(TopK(n_latents=1024, k=16), rows)
-        saes = sk.train(replace(config, k=choice.decided), rows, tokens=choice.rows_left)
+        saes = sk.train(TopK(n_latents=1024, k=choice.decided), rows)
     """
     source = source_of(rows)
     total = tokens if tokens is not None else source.n_rows
     _check(config, source, total)
     assert total is not None
-    ks = settings.ks or default_ks(config.n_latents, source.d_in)
+    ks = settings.ks or _enough(default_ks(config.n_latents, source.d_in), config.n_latents, source.d_in)
     configs: list[Config] = [replace(config, k=k) for k in ks]  # type: ignore[call-arg]
     used = math.ceil(settings.share * total)
     batch_rows = train_settings.batch_rows or default_batch_rows(used)
-    if used < batch_rows or total - used < batch_rows:
+    if used < batch_rows:
         raise ConfigError(
-            f"choose_k: `share` of the {total:,} rows, and the rest, must be at least a batch of {batch_rows}; "
-            f"{settings.share:g} are {used:,} rows. Train on more rows, or give another share or a smaller batch_rows."
+            f"choose_k: `share` of the {total:,} rows must be at least a batch of {batch_rows}; "
+            f"{settings.share:g} are {used:,} rows. Train on more rows, or give a larger share or a smaller batch_rows."
         )
     facts = {
         "ks": list(ks),
@@ -144,7 +146,6 @@ def choose_k(
         config=known,
         rows=dict(source.info),
         rows_used=used,
-        rows_left=total - used,
         points=points,
         k=k,
         near=near,
@@ -153,6 +154,17 @@ def choose_k(
     if file is not None:
         choice.save(file)
     return choice
+
+
+def _enough(ks: tuple[int, ...], n_latents: int, d_in: int) -> tuple[int, ...]:
+    """Return values of k that make a curve; raises `ConfigError` for fewer than three."""
+    if len(ks) < LEAST_KS:
+        raise ConfigError(
+            f"choose_k: `n_latents` and the width of the rows must leave three or more k to try, from 2 to half of the "
+            f"smaller; got {n_latents} latents and rows of width {d_in}. Give `k` (--k 1, say), or the values to try "
+            "(`ks`)."
+        )
+    return ks
 
 
 def _check(config: Config, source: Source, total: int | None) -> None:

@@ -260,7 +260,8 @@ class JumpReLU(Revived):
     """Mean latents per row to reach; with `tanh` its weight is adjusted in every step [with `tanh` none: the weight
     rises from 0 over the whole run]."""
     sparsity: float = 4.0
-    """Weight of the L0 term, as a fraction of the variance of the rows when L0 is twice its target [4.0]."""
+    """Weight of the L0 term, as a fraction of the variance of the rows when L0 is twice its target; not with `tanh`
+    [4.0]."""
     tanh: float = 0.0
     """Weight of the tanh penalty for each latent of a row instead of the L0 term, with `target_l0` its initial value,
     as a fraction of the variance of the rows; 0 for the L0 term [0]."""
@@ -276,18 +277,25 @@ class JumpReLU(Revived):
     narrow one reaches few rows, and thresholds that are too high stay there: their latents die [2.0]."""
     density: float = 0.0
     """Weight of the penalty on dense latents, ``sum_j p_j^2 / density_at / target_l0`` with p_j the fraction of the
-    rows on which latent j fires (after Gemma Scope 2), as a fraction of the variance of the rows; 0 for none [0]."""
+    rows on which latent j fires (after Gemma Scope 2), as a fraction of the variance of the rows; not
+    with `tanh`; 0 for none [0]."""
     density_at: float = 0.1
     """Fraction of the rows from which a latent counts as dense, with `density` [0.1]."""
     arch: ClassVar[str] = "jumprelu"
 
     def _check(self) -> None:
+        for name in ("sparsity", "density"):
+            if self.tanh and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(
+                    f"`JumpReLU.{name}` must not be given with `tanh`, whose penalty stands for the terms of L0 and of "
+                    f"dense latents; got {name}={getattr(self, name):g} and tanh={self.tanh:g}. Leave out one of them."
+                )
         if self.target_l0 is not None:
             self._check_target(self.target_l0)
-        elif not self.tanh or self.density:
-            why = "with `density`" if self.tanh else "without `tanh`"
+        elif not self.tanh:
             raise ConfigError(
-                f"`JumpReLU.target_l0` must be given {why}; got None. Add the mean latents per row, target_l0=16 say."
+                "`JumpReLU.target_l0` must be given without `tanh`; got None. Add the mean latents per row, "
+                "target_l0=16 say."
             )
 
 

@@ -607,7 +607,7 @@ def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
     """Return the loss of JumpReLU: ``error + sparsity * V * (L0 / target - 1)^2 + aux_coefficient * AuxK``.
 
     With `density`, ``density * V * sum_j p_j^2 / density_at / target`` is added, p_j the frequency of latent j. With
-    `tanh`, ``tanh * V * mean sum_j tanh(tanh_scale * code_j)`` stands for the term of L0, with `pre_activation`
+    `tanh`, ``tanh * V * mean sum_j tanh(tanh_scale * code_j)`` stands for both terms, with `pre_activation`
     ``pre_activation * V * mean sum_j max(0, threshold_j - pre_j)`` is added.
     """
     c = context.config
