@@ -40,3 +40,5 @@ def test_a_crosscoder_is_trained_and_its_sources_are_compared(call, tmp_path):
     assert "Each source of the rows" in page
     status, _, err = call("sources", f"run/{name}", "--rows", "a.npy")
     assert (status, "must have the width" in err) == (2, True)
+    status, _, err = call(*asked, "--set", "error_limit=true")  # a setting without a flag
+    assert (status, "`error_limit` (--set error_limit=…) must be a number; got True" in err) == (2, True), err

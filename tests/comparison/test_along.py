@@ -82,6 +82,12 @@ def test_points_are_comparisons_and_a_rise_is_told(run, tmp_path):
     assert [line[0] for line in result.along_table()] == ["rows seen", "1,024", "2,048", "4,096", "8,192"]
 
 
+def test_a_difference_has_no_interval_where_one_side_has_none():
+    for pair in [(Measured(0.5), Measured(0.2, 0.1, 0.3)), (Measured(0.5, 0.4, 0.6), Measured(0.2))]:
+        found = _difference(*pair)
+        assert (found.value, found.low, found.high) == (pytest.approx(0.3), None, None)
+
+
 def test_the_interval_of_a_difference():
     found = _difference(Measured(0.5, 0.4, 0.6), Measured(0.2, 0.17, 0.24))
     assert found.value == pytest.approx(0.3)

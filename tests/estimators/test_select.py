@@ -103,6 +103,23 @@ def test_relative_thresholds_are_those_of_the_columns(x: np.ndarray, relative: s
     assert (scaled.toarray() == step.transform(sp.csr_matrix(x)).toarray()).all()
 
 
+@given(features(), st.sampled_from(["max", "quantile"]), st.sampled_from([0.1, 0.5, 0.9]))
+def test_columns_with_negative_values_are_taken_by_their_size(x: np.ndarray, relative: str, share: float) -> None:
+    rng = np.random.default_rng(len(x))
+    signed = x * rng.choice([-1.0, 1.0], x.shape)
+    for given_as in (np.asarray, sp.csr_matrix, sparse_with_zeros):
+        step = Binarize(share, relative=relative).fit(given_as(signed))
+        by_size = Binarize(share, relative=relative).fit(given_as(x))
+        assert np.array_equal(step.thresholds_, by_size.thresholds_)
+        found, expected = (each.toarray() if sp.issparse(each) else each
+                           for each in (step.transform(given_as(signed)), by_size.transform(given_as(x))))  # fmt: skip
+        assert np.array_equal(found, expected)
+        assert np.array_equal(step.by_magnitude_, (signed < 0).any(0))
+        # a column that had no negative value in the rows of fit: negative values stay 0
+        later = by_size.transform(given_as(-x))
+        assert not (later.toarray() if sp.issparse(later) else later).any()
+
+
 def test_thresholds_come_from_the_rows_of_fit_only() -> None:
     train, test = np.array([[1.0, 0.0], [2.0, 0.0]]), np.array([[1.5, 9.0], [100.0, 9.0]])
     step = Binarize(0.5, relative="max").fit(train)

@@ -97,7 +97,7 @@ def test_one_document_has_no_interval(oracle, rows):
     source = ArrayRows(rows, document=torch.zeros(len(rows), dtype=torch.long))
     measured = evaluate(oracle, source).metrics.fvu
     assert measured.low is None
-    assert "at least 3 documents" in measured.reason
+    assert "at least 40 documents" in measured.reason
 
 
 def test_intervals_can_be_left_out(oracle, rows):
@@ -469,6 +469,7 @@ def test_tokens_are_tokens_and_rows_are_rows(stories, oracle, rows):
         assert found.n_rows == found.settings["rows"] == n_rows
         assert 600 <= found.language_model["n_tokens"] < 640
         assert f"{n_rows:,} rows, {found.language_model['n_tokens']:,} predicted tokens" in found.caption()
+        assert "tokens; no intervals asked for;" in found.caption()
     with pytest.raises(ConfigError, match="`tokens` is about a language model, and there is none; got 600"):
         evaluate(oracle, rows, settings=EvaluationSettings(tokens=600))
 

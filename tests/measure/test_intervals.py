@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -24,9 +25,11 @@ from saekit.measure.intervals import (
     interval,
     mean_estimate,
     measured_mean,
+    no_intervals,
     row_groups,
     student,
 )
+from saekit.measure.results import Measured
 from saekit.sae.codes import Codes
 
 
@@ -83,7 +86,7 @@ def test_an_interval_of_a_fraction_holds_the_end_of_its_range_that_it_could_reac
 
 
 def test_few_documents_have_no_interval_for_they_may_lack_a_kind_of_text():
-    """Runs of rows, groups and values are not documents; and what is refused already keeps its reason."""
+    """Runs of rows, groups and values are not documents; and one document is not told that three would do."""
     for n in (3, LEAST_DOCUMENTS - 1, LEAST_DOCUMENTS):
         found = document_sample(np.ones(n)).ratio(np.arange(n), np.ones(n)).measured("")
         assert (found.low is None) == (n < LEAST_DOCUMENTS)
@@ -93,8 +96,29 @@ def test_few_documents_have_no_interval_for_they_may_lack_a_kind_of_text():
     runs = document_sample(np.ones(5), is_known=False).ratio(np.arange(5), np.ones(5)).measured("")
     assert runs.low is not None
     assert "runs of 64 consecutive rows" in runs.reason
-    assert "of similar size" in document_sample([1.0]).reason
+    assert f"at least {LEAST_DOCUMENTS} documents; there is 1," in document_sample([1.0]).reason
     assert document_sample(np.ones(5), intervals=False).reason == "no interval asked for"
+
+
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        (document_sample(np.ones(25)), "no intervals: 25 documents, 40 are needed"),
+        (document_sample(np.ones(1)), "no intervals: 1 document, 40 are needed"),
+        (document_sample(np.ones(50), intervals=False), "no intervals asked for"),
+        (Sample.over([1, 1], reason="x"), "no intervals: 2 documents, 3 are needed"),
+        (Sample.over([100, 1, 1]), "no intervals: it needs at least 3 documents of similar size"),
+        (document_sample(np.ones(40)), ""),
+    ],
+)
+def test_the_reason_for_no_intervals_is_said_in_one_clause(sample, said):
+    rows = np.arange(len(sample.sizes), dtype=float)
+    value = sample.ratio(rows, np.ones(len(rows))).measured("")
+    latents = Measured(0.5, 0.4, 0.6, "fraction", "over latents")
+    for values in ([value], [latents, value, None], [value.to_json(), Measured(math.nan, reason="undefined: 0 / 0")]):
+        assert no_intervals(values) == said
+    assert no_intervals([]) == no_intervals([latents]) == ""
+    assert no_intervals([Measured(0.5)]) == "no intervals"
 
 
 def test_a_few_heavy_groups_are_not_many():

@@ -6,6 +6,7 @@ import pytest
 
 from fixtures.results import measured
 from saekit.report.answers import answers, sentence
+from saekit.report.sizes import size_curve
 
 
 def classified(verdict: str, gap: dict) -> dict:
@@ -113,6 +114,25 @@ def test_paired_differences_decide_where_intervals_of_the_sizes_do_not(words, wo
     assert many.word == word
     assert "by the interval of the paired difference" in many.how
     assert "; the difference is 0.0" in many.sentence
+
+
+@pytest.mark.parametrize("is_paired", [True, False])
+def test_without_intervals_no_size_is_told_and_documents_are_asked_for(is_paired):
+    few = "no interval: it needs at least 40 documents; there are 25, and texts may be missing"
+    result = curve((64, 0.5, 0.0), (128, 0.2, 0.0))
+    for point in result["points"]:
+        point["metrics"]["fvu"] = measured(point["metrics"]["fvu"]["value"], reason=few)
+    if is_paired:
+        gap = measured(0.3, reason=few)
+        result["points"][0]["from_largest"] = {"differences": {"fvu": gap}, "verdicts": {"fvu": "undecided"}}
+    many = answers([result])[2]
+    assert (many.word, many.tone) == ("undecided", "open")
+    assert many.more == "Not decided: 25 documents, 40 are needed."
+    page = size_curve(
+        result | {"saekit": "0", "rows": {}, "sae": {"name": "a", "order": None}, "settings": {"each_size": "before"}}
+    )
+    assert page[0].intro.endswith("No intervals: 25 documents, 40 are needed.")
+    assert "Bars" not in page[0].figures[0].caption
 
 
 def test_what_was_not_asked_says_which_command_answers_it(evaluation):

@@ -16,6 +16,18 @@ def test_controls_and_intervals_are_shown(evaluation):
     assert 'class="control"' in text
 
 
+def test_a_page_without_intervals_says_why_once(evaluation):
+    few = "no interval: it needs at least 40 documents; there are 25, and texts may be missing"
+    assert "Small numbers are 95% intervals over documents" in show(evaluation)[0].intro
+    for entry in evaluation["entries"]:
+        entry["metrics"] = {name: measured(each["value"], reason=few) for name, each in entry["metrics"].items()}
+        entry["metrics"]["dead_fraction"] = measured(0.1, 0.05, 0.2, reason="over latents")
+        entry["metrics"]["decoder_projection"] = measured(0.1, 0.05, 0.2, reason="interval from 20 runs of rows")
+    intro = show(evaluation)[0].intro
+    assert "No intervals: 25 documents, 40 are needed. Grey" in intro
+    assert "Small" not in intro
+
+
 def test_what_an_sae_states_stands_next_to_what_was_measured():
     about = {"saekit": "0.1.0", "versions": {}, "settings": {}, "sae": {"n_latents": 8}, "rows": {"data": "x"}}
     numbers = {"fvu": measured(1.7, 1.6, 1.8), "l0": measured(90.0), "dead_fraction": measured(0.1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from saekit.errors import ConfigError, FormatError, ShapeError
 from saekit.files import dump_json
 from saekit.measure.accumulators import fvu
 from saekit.measure.intervals import jackknife_error, student
-from saekit.measure.metrics import METRICS
+from saekit.measure.metrics import METRICS, Metrics
 from saekit.models.language import LanguageModel
 from saekit.models.loading import load_model
 from saekit.rows.arrays import ArrayRows
@@ -124,6 +125,18 @@ def test_before_and_after_are_one_without_competition(thresholded, synthetic):
         for each in ("before", "after")
     )
     assert one.points == other.points
+
+
+def test_without_intervals_the_curve_says_that_nothing_is_decided(ranked, synthetic, curve):
+    bare = measure_sizes(ranked, synthetic, [4, 48], settings=SizeSettings(intervals=False, sample_rows=0))
+    kept = "how many latents keep fvu within 0.01 of all"
+    assert bare.answer() == f"{kept}: not decided: no intervals asked for"
+    few = "no interval: it needs at least 40 documents; there are 12, and texts may be missing"
+    gap = replace(bare.points[0].from_largest.differences.fvu, reason=few)
+    point = replace(bare.points[0], from_largest=FromLargest(Metrics({"fvu": gap}), {"fvu": "undecided"}))
+    found = replace(bare, points=[point, bare.points[1]])
+    assert found.caption().endswith(f"{kept}: not decided: 12 documents, 40 are needed")
+    assert "not decided" not in curve.caption()
 
 
 def test_several_saes_are_measured_whole(oracle, synthetic, rows):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ConfigError, FormatError
-from ..measure.intervals import measured_mean
+from ..measure.intervals import measured_mean, no_intervals
 from ..measure.results import Measured, Result
 from ..measure.verdicts import VERDICTS, detectable, holm
 from ..provenance import library_versions, release
@@ -222,9 +222,10 @@ class Classification(ArmsResult):
         """Return the footnote: test size, interval method."""
         data, settings = self.data, self.settings
         unit = " AUC" if settings.get("metric") == "auc" else ""
+        about = no_intervals(arm.macro_f1 for arm in self.arms) or describe_intervals(settings["intervals"])
         lines = [
             f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(self.classes)} classes; "
-            f"{describe_intervals(settings['intervals'])}; margin {settings['margin']:g}{unit}. * chosen by inner "
+            f"{about}; margin {settings['margin']:g}{unit}. * chosen by inner "
             "cross-validation.",
             describe_resolution(self.floor.to_json(), settings),
             self.conclusion(),

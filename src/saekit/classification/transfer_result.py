@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, FormatError, did_you_mean
+from ..measure.intervals import no_intervals
 from ..measure.results import Measured
 from ..measure.tables import html_table
 from ..settings import brief
@@ -228,9 +229,11 @@ class Transfer(ArmsResult):
         settings = self.settings
         judged = sum(value.n_test for value in self.values)
         matrix = f"{len(self.values)} × {len(self.values)} by `{self.across}`, " if len(self.values) > 1 else ""
+        about = no_intervals(cell.macro_f1 for cell in self.cells)
+        about = about or f"{settings['level']:.0%} intervals over {self._units()}"
         return (
-            f"{matrix}{judged:,} test rows that no classifier has seen; {settings['level']:.0%} intervals over "
-            f"{self._units()}; margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
+            f"{matrix}{judged:,} test rows that no classifier has seen; {about}; "
+            f"margin {settings['margin']:g} {'AUC' if self.verdict_metric == 'auc' else 'macro-F1'}"
         )
 
     def _units(self) -> str:

@@ -293,7 +293,11 @@ class _Builder:
         words = {name: self._word(name) for name in self.options}
         required(tree, *(name for name, each in self.options.items() if each.is_required), words=words)
         return {
-            name: converted(tree[name], option.whole or option.hint, f"--{words[name].replace('_', '-')}")
+            name: converted(
+                tree[name],
+                option.whole or option.hint,
+                f"--{words[name].replace('_', '-')}" if name in self.flags else f"`{name}` (--set {name}=…)",
+            )
             for name, option in self.options.items()
             if tree.get(name) is not None
         }

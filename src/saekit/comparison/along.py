@@ -110,13 +110,11 @@ def _rise(before: Comparison, now: Comparison) -> Measured:
 
 def _difference(now: Measured, before: Measured) -> Measured:
     """Return a difference of fractions with Newcombe's interval from those of both."""
-
-    def gap(a: float, b: float | None) -> float:
-        return 0.0 if b is None else a - b
-
     value = now.value - before.value
-    low = value - math.hypot(gap(now.value, now.low), gap(before.value, before.high))
-    high = value + math.hypot(gap(now.value, now.high), gap(before.value, before.low))
+    if now.low is None or now.high is None or before.low is None or before.high is None:
+        return Measured(value, None, None, "fraction", "no interval: one side has none")
+    low = value - math.hypot(now.value - now.low, before.value - before.high)
+    high = value + math.hypot(now.value - now.high, before.value - before.low)
     return Measured(value, low, high, "fraction", "interval over latents")
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from ..errors import FormatError
 from ..matching.matching import Certificate
+from ..measure.intervals import no_intervals
 from ..measure.results import Measured, Result
 from ..settings import brief
 from .concept_groups import Groups, SharingLaw, offset_verdict
@@ -316,9 +317,12 @@ class Comparison(Result):
         alive = (
             "" if self.shared_alive is None else f"; of latents that fire on the rows {self.shared_alive} are shared"
         )
+        about = no_intervals((self.shared, self.equal, self.mean_cosine)) or (
+            f"{self.settings['intervals']['level']:.0%} intervals {self.settings['intervals']['over']}"
+        )
         return (
             f"shared: decoder and encoder partners agree, both cosines {operator} {self.settings['threshold']}; "
-            f"{self.settings['intervals']['level']:.0%} intervals {self.settings['intervals']['over']}; "
+            f"{about}; "
             f"matching exact within {gap:.0e} in all{alive}{many}{warning}"
         )
 

@@ -26,6 +26,9 @@ class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         relative "max":       t_j = threshold · max_i x_ij          over the rows of fit
         relative "quantile":  t_j = quantile_threshold {x_ij > 0}   over the rows of fit, linear interpolation
 
+    With `relative`, a column that has a negative value in the rows of fit (latents selected by magnitude have) is
+    taken by its size: both the threshold and the comparison are of ``|x_ij|``. Else negative values are never 1.
+
     Parameters
     ----------
     threshold
@@ -34,12 +37,14 @@ class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         ``">"`` or ``">="``. The two differ for counts: published rules are ``x > 1`` and ``x >= 1``.
     relative
         Fit one threshold per column, which does not depend on the scale of the SAE: None, ``"max"`` or ``"quantile"``.
-        A column without a positive value in the rows of fit is 0 everywhere.
+        A column that is 0 in all rows of fit is 0 everywhere.
 
     Attributes
     ----------
     thresholds_ : ndarray ``[n_features]``
         Threshold of each column.
+    by_magnitude_ : ndarray ``bool [n_features]``
+        Whether the column is compared by its size.
 
     Raises
     ------
@@ -56,11 +61,13 @@ class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """Find the thresholds from the rows of `X`; `y` is not used."""
         self._check()
         X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=[np.float64, np.float32])
+        self.by_magnitude_ = np.zeros(X.shape[1], dtype=bool)
         if self.relative is None:
             self.thresholds_ = np.full(X.shape[1], float(self.threshold))
             return self
         column, value, _ = _entries(X)
-        column, value = column[value > 0], value[value > 0]
+        self.by_magnitude_[column[value < 0]] = True
+        column, value = column[value != 0], np.abs(value[value != 0])
         self.thresholds_ = np.full(X.shape[1], np.inf)
         if self.relative == "max":
             largest = np.zeros(X.shape[1])
@@ -82,9 +89,11 @@ class Binarize(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse=["csr"], dtype=[np.float64, np.float32], reset=False)
         above = np.greater if self.compare == ">" else np.greater_equal
+        by_magnitude = getattr(self, "by_magnitude_", np.zeros(X.shape[1], dtype=bool))  # older files have none
         if not scipy.sparse.issparse(X):
-            return above(X, self.thresholds_[None, :]).astype(X.dtype)
-        kept = above(X.data, self.thresholds_[X.indices])
+            return above(np.where(by_magnitude, np.abs(X), X), self.thresholds_[None, :]).astype(X.dtype)
+        value = np.where(by_magnitude[X.indices], np.abs(X.data), X.data)
+        kept = above(value, self.thresholds_[X.indices])
         ends = np.concatenate([[0], np.cumsum(kept)])
         arrays = (np.ones(int(ends[-1]), X.dtype), X.indices[kept], ends[X.indptr].astype(X.indptr.dtype))
         return type(X)(arrays, shape=X.shape)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from ..errors import ConfigError, FormatError, did_you_mean, listed
 from ..files import unsealed
 from ..measure.accumulators import DensityHistogram
+from ..measure.intervals import no_intervals
 from ..measure.metrics import Metrics, leading_ablation, leading_recovered
 from ..measure.results import Measured, Result, result_to_json
 from ..settings import brief
@@ -216,7 +217,8 @@ class Evaluation(Result):
         """Return the line under the table: rows, tokens, level of the intervals."""
         tokens = "" if self.language_model is None else f", {self.language_model['n_tokens']:,} predicted tokens"
         seen = "; rows that the SAE was trained on" if any(entry.on_training_rows for entry in self.entries) else ""
-        level = f"{self.settings['intervals']['level']:.0%} intervals"
+        level = no_intervals(entry.metrics.get(name) for entry in self.entries for name in _SHOWN)
+        level = level or f"{self.settings['intervals']['level']:.0%} intervals"
         return f"{self.n_rows:,} rows{tokens}; {level}{seen}{_against(self.entries[0].metrics)}"
 
 

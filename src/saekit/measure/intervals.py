@@ -17,7 +17,8 @@ freedom with few clusters of unequal size; Kish (1965), *Survey Sampling*: the e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,6 +45,9 @@ LEAST_DOCUMENTS = 40
 """Documents below which there is no interval over documents. A sample knows nothing of texts that it does not hold:
 those that are one in ten, and have other values, are missing from 12 in 100 samples of 20 documents, so that intervals
 hold the truth in 81 to 87 of 100, and from 1.5 in 100 samples of 40 (`benchmarks/real_coverage.py`)."""
+
+OVER_LATENTS = "over latents"
+"""Stated with the interval of a fraction of latents."""
 
 MOST_SKEW = 1.5
 """What skewness adds to the longer arm of an interval, as a fraction of it, at most."""
@@ -192,13 +196,13 @@ def document_sample(
         reason = f"interval from runs of {BLOCK_ROWS} consecutive rows: documents are not known"
         return Sample.over(rows_per_group, intervals=intervals, reason=reason)
     found = Sample.over(rows_per_group, intervals=intervals)
-    if found.weights is None or n >= LEAST_DOCUMENTS:
+    if not intervals or n >= LEAST_DOCUMENTS:
         return found
-    missing = 0.9**n
+    missing, there = 0.9**n, f"there {'is' if n == 1 else 'are'} {n}"
     return replace(
         found,
         weights=None,
-        reason=f"no interval: it needs at least {LEAST_DOCUMENTS} documents; there are {n}, and texts that are one in "
+        reason=f"no interval: it needs at least {LEAST_DOCUMENTS} documents; {there}, and texts that are one in "
         f"ten would be missing from {missing:.0%} of such samples",
     )
 
@@ -212,6 +216,37 @@ def why_no_interval(sizes: np.ndarray, what: str) -> str | None:
     if len(sizes) >= LEAST_EFFECTIVE:
         few = f"the largest outweigh the rest: {len(sizes)} tell as much as {effective:.1f} of equal size"
     return f"no interval: it needs at least {LEAST_EFFECTIVE:g} {what} of similar size; {few}"
+
+
+def no_intervals(values: Iterable[Measured | Mapping[str, object] | None]) -> str:
+    """Return why none of these values has an interval, to be said once for all; empty where one has, or none is given.
+
+    Fractions of latents do not count: their intervals are over latents, and exist without documents.
+
+    Parameters
+    ----------
+    values
+        As measured, or as in JSON. None and what is not defined are passed over.
+
+    >>> few = "no interval: it needs at least 40 documents; there are 25, and more"
+    >>> no_intervals([Measured(0.5, reason=few)]), no_intervals([Measured(0.5, reason=few), Measured(0.5, 0.4, 0.6)])
+    ('no intervals: 25 documents, 40 are needed', '')
+    """
+    plain = [each.to_json() if isinstance(each, Measured) else each for each in values if each is not None]
+    known = [each for each in plain if each.get("value") is not None and each.get("reason") != OVER_LATENTS]
+    if not known or any(each.get("low") is not None for each in known):
+        return ""
+    reasons = [str(each.get("reason")) for each in known]
+    reason = next((each for each in reasons if each.startswith("no interval")), "no interval")
+    few = _FEW.search(reason)
+    if few is None:
+        return reason.split(";")[0].replace("no interval", "no intervals", 1)
+    n = int(few["n"])
+    what = few["what"].removesuffix("s") if n == 1 else few["what"]
+    return f"no intervals: {n:,} {what}, {int(few['least']):,} are needed"
+
+
+_FEW = re.compile(r"needs at least (?P<least>\d+) (?P<what>[a-z ]+?)(?: of similar size)?; there (?:is|are) (?P<n>\d+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -435,7 +470,7 @@ def wilson_interval(count: int, n: int) -> Measured:
     p, z2 = count / n, NORMAL**2
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = NORMAL * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Measured(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)), "fraction", "over latents")
+    return Measured(p, min(p, max(0.0, middle - half)), max(p, min(1.0, middle + half)), "fraction", OVER_LATENTS)
 
 
 def measured_mean(

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..measure.intervals import no_intervals
 from ..measure.metrics import METRICS
 from ..measure.results import Measured
 from ..measure.verdicts import detectable, resolution, verdict
 from ..sizes.largest import enough
+from ..sizes.result import not_decided
 from .charts import intervals
 from .marks import Chart
 from .metric_tables import heading
-from .numbers import Quantity, has_interval, number, parts_of, told
+from .numbers import Quantity, capital, has_interval, number, parts_of, told
 from .svg import svg
 
 Result = Mapping[str, Any]
@@ -256,7 +258,8 @@ def _how_many(results: Sequence[Result]) -> Answer:
     sizes = {size: metrics[metric] for size, metrics in points if metric in metrics}
     n, title, margin = max(sizes), heading(metric), METRICS[metric].margin
     words, gaps, paired = _compared_sizes(result, metric, sizes)
-    word, tone, chosen = _enough(words, n)
+    why = no_intervals(gaps.values() if gaps else sizes.values())
+    word, tone, chosen = ("undecided", "open", min(words)) if why else _enough(words, n)
     (text, interval), shown = parts_of(sizes[chosen]), [*sizes][-4:]
     value, unit = f"{chosen:,} of {n:,}", f"latents: {title} {text}{_within(interval, result['settings'])}"
     if tone != "yes" and chosen in gaps:
@@ -277,9 +280,17 @@ def _how_many(results: Sequence[Result]) -> Answer:
         ),
         how=f"{_measured_on(result)}; a size is enough where {title} lies within {margin:g} of that of the whole SAE, "
         f"by the interval of {paired}.{_others(results, 'size_curve', 'progressive')}",
-        more="This sample cannot narrow it: measure on more rows." if tone == "open" else "",
+        more=_more_rows(why) if tone == "open" else "",
         group="many",
     )
+
+
+def _more_rows(why_none: str) -> str:
+    """Return what would decide which size is enough."""
+    if not why_none:
+        return "This sample cannot narrow it: measure on more rows."
+    told = not_decided(why_none)
+    return f"{capital(told)}."
 
 
 def _compared_sizes(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..classification.result import describe_intervals, describe_resolution
+from ..measure.intervals import no_intervals
 from . import charts
 from .parts import (
     Cell,
@@ -49,10 +50,12 @@ def classification(result: Result) -> list[Section]:
         ("verdict", "verdict"), ("− best control", measured_as("control_difference", "+.3f")),
         ("verdict", "control_verdict"), ("shuffled AUC", measured_as("shuffled_auc", ".2f")),
     )  # fmt: skip
+    about = no_intervals(arm["macro_f1"] for arm in result["arms"])
+    about = about or f"{describe_intervals(settings['intervals'])}, paired between arms"
     main = Section(
         f"Classification: {result['name']}",
         f"{data['n_train']:,} training and {data['n_test']:,} test rows, {len(result['classes'])} classes; "
-        f"{describe_intervals(settings['intervals'])}, paired between arms; differences below {settings['margin']:g} "
+        f"{about}; differences below {settings['margin']:g} "
         f"{decides} count as none; verdicts are corrected for the number of arms (Holm). {resolves} Settings, "
         "selections and thresholds were chosen within the training rows; bold arms are the best of their family there. "
         "Grey arms are baselines and controls.",

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..comparison.result import FUNCTION_COLUMNS, FUNCTION_ROWS, Comparison
+from ..measure.intervals import no_intervals
 from . import charts
-from .numbers import number
+from .numbers import capital, number
 from .parts import (
     Cell,
     Figure,
@@ -50,10 +51,12 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
     muted = frozenset(range(len(rows), len(rows) + len(result["nulls"])))
     rows += [_null(name, null) for name, null in result["nulls"].items()]
     drawn = figures(result)
+    why = no_intervals(result[name] for name in means)
+    about = capital(why) if why else f"Intervals: {settings['intervals']['over']}"
     main = Section(
         "Which latents SAEs share, compared with chance",
         "A latent is shared when decoder and encoder, matched independently, give it the same partner and both "
-        f"cosines are {limit}. Intervals: {settings['intervals']['over']}. Grey rows are "
+        f"cosines are {limit}. {about}. Grey rows are "
         "dictionaries that have nothing in common. Pairs with a star began from the same random weights: what they "
         "share says nothing about stability. Shared, alive: the same among latents that fire on the rows.",
         [Table(_COLUMNS, rows, "", muted)],

@@ -9,10 +9,11 @@ from typing import Any
 from ..evaluation.pursuit import PURSUIT
 from ..evaluation.result import SOURCE_METRICS
 from ..evaluation.truth import TRUTH
+from ..measure.intervals import no_intervals
 from ..measure.metrics import METRICS
 from . import charts
 from .metric_tables import MAIN_METRICS, heading, metric_row
-from .numbers import number
+from .numbers import capital, number
 from .parts import Cell, Figure, Section, Table, measured_cell, number_cell, settings_section, table_of, tables_of
 
 
@@ -22,9 +23,11 @@ def evaluation(result: Mapping[str, Any]) -> list[Section]:
     found = {name for entry in entries for name in entry["metrics"]}
     intervals = result["settings"].get("intervals") or {}
     level = f"{intervals['level']:.0%}" if "level" in intervals else "95%"
+    why = no_intervals(entry["metrics"].get(name) for entry in entries for name in MAIN_METRICS)
+    why = why or f"Small numbers are {level} intervals over documents"
     main = Section(
         "Fidelity, compared with baselines",
-        f"{number(result['n_rows'])} rows. Small numbers are {level} intervals over documents. Grey rows are "
+        f"{number(result['n_rows'])} rows. {capital(why)}. Grey rows are "
         "baselines: an SAE must do better to be worth its training.",
         [_metrics_table(entries, [name for name in MAIN_METRICS if name in found])],
         [

@@ -36,6 +36,15 @@ def minus(text: str) -> str:
     return f"−{text[1:]}" if text[:1] == "-" else text
 
 
+def capital(text: str) -> str:
+    """Return text with its first letter as at the beginning of a sentence.
+
+    >>> capital("no intervals: 25 documents, 40 are needed")
+    'No intervals: 25 documents, 40 are needed'
+    """
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def parts_of(measured: Quantity, spec: str = "") -> tuple[str, str]:
     """Return a measured quantity and its interval as text, rounded as the terminal does; no interval is empty.
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..measure.intervals import no_intervals
 from ..measure.metrics import METRICS
 from ..sizes.result import Progressive, order_in_words
 from . import charts
 from .metric_tables import MAIN_METRICS, heading, metric_row
-from .numbers import number
+from .numbers import capital, number
 from .parts import Cell, Figure, Section, Table, facts, measured_cell, number_cell, tables_of
 
 _LATENTS = (
@@ -36,6 +37,8 @@ def size_curve(result: Mapping[str, Any]) -> list[Section]:
         f"{_named(result['sae'])}, latents in {order}: {each} per row of the table, measured on "
         f"{number(result['n_rows'])} rows."
     )
+    why = no_intervals(p["metrics"].get(name) for p in points for name in names)
+    intro += f" {capital(why)}." if why else ""
     tables = [facts({"saekit": result["saekit"], **result["settings"]}, caption="Settings."), facts(result["rows"])]
     main = Section("What each size is worth", intro, [Table(columns, rows), *_from_largest(points)], figures)
     return [main, Section("Settings of the sizes", "", tables, is_folded=True, kind="provenance")]
@@ -58,7 +61,7 @@ def k_choice(result: Mapping[str, Any]) -> list[Section]:
     }
     count = sum(len(point["projections"]) for point in points)
     intro = (
-        f"{result['why'][:1].upper()}{result['why'][1:]}. For this the choice read "
+        f"{capital(result['why'])}. For this the choice read "
         f"{number(result['rows_used'])} rows on top of the run, {count} SAEs each, "
         "in one pass; the run itself trains on all of its rows."
     )
@@ -136,7 +139,9 @@ def _along_sizes(series: Mapping[str, Sequence[tuple[int, Mapping[str, object]]]
         return []
     title = f"{heading(name)} ({METRICS[name].unit})"
     chart = charts.curves(drawn, x="latents kept", y=title, from_zero=False)
-    caption = f"{METRICS[name].formula}. Better is {METRICS[name].better}. Bars are the intervals."
+    has_bars = not no_intervals(each for points in drawn.values() for _, each in points)
+    bars = " Bars are the intervals." if has_bars else ""
+    caption = f"{METRICS[name].formula}. Better is {METRICS[name].better}.{bars}"
     return [Figure(chart, caption)]
 
 

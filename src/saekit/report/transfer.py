@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..classification.transfer_result import Transfer
+from ..measure.intervals import no_intervals
 from . import charts
 from .classification import is_baseline
+from .numbers import capital
 from .parts import Cell, Figure, Section, Table, measured_cell, number_cell, settings_section, table_of, tables_of
 
 _ALONE = (("native F1", "macro_f1"), ("native AUC", "auc"))
@@ -41,8 +43,10 @@ def _intro(result: Mapping[str, Any], several: bool) -> str:
     settings = result["settings"]
     unit = "groups" if any(value["n_groups"] for value in result["values"]) else "rows"
     decides = "AUC" if settings.get("metric") == "auc" else "macro-F1"
+    why = no_intervals(cell["macro_f1"] for cell in result["cells"])
+    about = capital(why) if why else f"{settings['level']:.0%} intervals over {unit} of the test set"
     intro = (
-        f"{settings['level']:.0%} intervals over {unit} of the test set. Differences from the dense states "
+        f"{about}. Differences from the dense states "
         f"are over the same rows; less than {settings['margin']:g} {decides} counts as none."
     )
     if several:

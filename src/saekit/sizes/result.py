@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, FormatError
+from ..measure.intervals import no_intervals
 from ..measure.metrics import METRICS, Metrics
 from ..measure.results import Measured, Result, to_plain
 from ..measure.verdicts import Claim, Stored, detectable, family_verdicts, resolution
@@ -156,21 +157,33 @@ class SizeCurve(Result):
         for name in reversed(DECIDED):
             words = {p.size: p.from_largest.verdicts[name] for p in self.points if name in p.from_largest.verdicts}
             if words:
-                return enough_in_words(words, self.sizes[-1], name)
+                gaps = [p.from_largest.differences[name] for p in self.points if p.size in words]
+                return enough_in_words(words, self.sizes[-1], name, no_intervals(gaps))
         return ""
 
 
-def enough_in_words(verdicts: Mapping[int, str], largest: int, metric: str) -> str:
-    """Say how many latents keep a metric within its margin.
+def enough_in_words(verdicts: Mapping[int, str], largest: int, metric: str, why_none: str = "") -> str:
+    """Say how many latents keep a metric within its margin; without any interval (`why_none`), that it is not decided.
 
     >>> enough_in_words({64: "worse", 128: "equivalent"}, 256, "fvu")
     '128 of 256 latents keep fvu within 0.01 of all'
     """
     first, last = enough(verdicts, largest)
     kept = f"{metric} within {METRICS[metric].margin:g} of all"
+    if why_none:
+        return f"how many latents keep {kept}: {not_decided(why_none)}"
     if first < last:
         return f"between {first:,} and {last:,} latents keep {kept}; more rows would narrow it"
     return f"no smaller size keeps {kept}" if first == largest else f"{first:,} of {largest:,} latents keep {kept}"
+
+
+def not_decided(why_none: str) -> str:
+    """Turn the reason why there are no intervals into that why nothing is decided.
+
+    >>> not_decided("no intervals: 12 documents, 40 are needed"), not_decided("no intervals asked for")
+    ('not decided: 12 documents, 40 are needed', 'not decided: no intervals asked for')
+    """
+    return f"not decided: {why_none.removeprefix('no intervals: ')}"
 
 
 def order_in_words(order: str | None) -> str:
