@@ -42,7 +42,7 @@ class Result:
     def function_table(self):
         return self.table()
 
-    along_table = truth_table = pursuit_table = function_table
+    along_table = truth_table = pursuit_table = sources_table = function_table
 
     def caption(self):
         return LONG
