@@ -77,7 +77,7 @@ def test_the_line_that_capture_prints_goes_on(call, tmp_path):
         ),
         (
             ("progressive", "RUN", "--out", "x"),
-            "saekit.sizes.run.study_progressive",
+            "saekit.sizes.run.plan_study",
             "To begin again: saekit progressive",
         ),
     ],

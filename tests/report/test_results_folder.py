@@ -74,6 +74,7 @@ def test_every_kind_of_result_is_read_and_shown():
     text = "".join(path.read_text() for path in source.rglob("*.py"))
     kinds = set(re.findall(r'^    KIND: ClassVar\[str\] = "(\w+)"', text, re.MULTILINE))
     assert len(kinds) > 12
+    kinds.remove("progressive_part")  # what workers leave for a result, and no page shows
     assert kinds <= folder_module._RESULTS.keys()
     assert kinds <= page_module.RENDERERS.keys()
 

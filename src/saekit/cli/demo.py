@@ -72,7 +72,7 @@ class Size:
 
 
 FULL = Size(
-    tokens=400_000, latents=1024, test_rows=32_768, test_tokens=8_192, paragraphs=4_000, explained_tokens=20_000
+    tokens=400_000, latents=1024, test_rows=32_768, test_tokens=10_240, paragraphs=4_000, explained_tokens=20_000
 )
 SHORT = Size(tokens=20_000, latents=256, test_rows=4_096, test_tokens=1_024, paragraphs=1_600, explained_tokens=12_000)
 
