@@ -358,16 +358,6 @@ def current() -> Ranks:
 
 
 @contextmanager
-def losses_told(where: str) -> Iterator[None]:
-    """Say that another rank is gone, where a message to it fails in the block."""
-    if _watch is not None:  # whoever began that says it
-        yield
-        return
-    with _told(where, None):
-        yield
-
-
-@contextmanager
 def _told(where: str, watch: _Watch | None) -> Iterator[None]:
     """Raise `RankError` where another rank is the reason for an error, and tell the others of one of this rank."""
     try:

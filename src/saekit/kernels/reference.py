@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,18 +42,8 @@ def topk_encode(
     indices : Tensor ``[n, k]`` int64
         Latent of each value; the order within a row is descending in the ranked value.
     """
-    block_rows = block_rows or block_rows_for(W_enc.shape[0])
-    values = x.new_empty((x.shape[0], k))
-    indices = torch.empty((x.shape[0], k), dtype=torch.int64, device=x.device)
-    for start in range(0, x.shape[0], block_rows):
-        rows = slice(start, start + block_rows)
-        pre = torch.addmm(b_enc, x[rows], W_enc.T)  # [block, n_latents]
-        if rank is None:
-            top = pre.topk(k, dim=-1)
-            values[rows], indices[rows] = top.values, top.indices
-        else:
-            chosen = (pre * rank).topk(k, dim=-1).indices
-            values[rows], indices[rows] = pre.gather(1, chosen), chosen
+    key = (lambda pre: pre) if rank is None else (lambda pre: pre * rank)
+    values, indices = _largest_by(key, x, W_enc, b_enc, k, block_rows)
     return values.relu_(), indices
 
 
@@ -67,13 +59,20 @@ def magnitude_encode(
     values, indices : Tensor ``[n, k]``
         Codes of either sign, and the latent of each.
     """
+    return _largest_by(torch.abs, x, W_enc, b_enc, k, block_rows)
+
+
+def _largest_by(
+    key: Callable[[Tensor], Tensor], x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block_rows: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return the `k` pre-activations of each row whose keys are largest, and their latents, block by block."""
     block_rows = block_rows or block_rows_for(W_enc.shape[0])
     values = x.new_empty((x.shape[0], k))
     indices = torch.empty((x.shape[0], k), dtype=torch.int64, device=x.device)
     for start in range(0, x.shape[0], block_rows):
         rows = slice(start, start + block_rows)
         pre = torch.addmm(b_enc, x[rows], W_enc.T)  # [block, n_latents]
-        chosen = pre.abs().topk(k, dim=-1).indices
+        chosen = key(pre).topk(k, dim=-1).indices
         values[rows], indices[rows] = pre.gather(1, chosen), chosen
     return values, indices
 
