@@ -121,6 +121,7 @@ def make_request(
     d_out = source.info.get("d_out")
     for config in configs:
         check_target(config, d_out, start)
+        check_start(config, start)
     configs = [with_parts(config, source, settings, start) for config in configs]
     source = with_equal_parts(source)
     device = device_of(settings)
@@ -177,6 +178,20 @@ def check_target(config: Config, d_out: int | None, start: object = None) -> Non
         )
     if start is not None:
         raise ConfigError("train: `start` must be left out where rows come with targets; transcoders begin anew.")
+
+
+STARTED = ("bias", "scaling", "subspace")
+"""Fields about initial values that a warm start brings itself."""
+
+
+def check_start(config: Config, start: object) -> None:
+    """Refuse initial values that a warm start would not use, because it has its own."""
+    for name in STARTED if start is not None else ():
+        if getattr(config, name) != getattr(type(config), name):
+            raise ConfigError(
+                f"train: `{type(config).__name__}.{name}` must be left out with `start`, which brings its own; got "
+                f"{getattr(config, name)!r}."
+            )
 
 
 def with_parts(config: Config, source: Source, settings: TrainSettings, start: object = None) -> Config:
