@@ -154,6 +154,24 @@ def test_what_a_warm_start_brings_itself_is_refused(name: str):
         train(dataclasses.replace(config, **{name: OTHER[name]}), rows, start=sae, progress=False)
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_field_about_one_that_is_left_out_is_refused(arch: str):
+    kind = ARCHITECTURES[arch].config
+    names = {f.name for f in dataclasses.fields(kind)}
+    for name, about in _NEEDS.items():
+        if {name, about} <= names:
+            with pytest.raises(ConfigError, match=f"`{kind.__name__}.{name}` is about `{about}`, which is"):
+                config_from_dict(
+                    {
+                        "arch": arch,
+                        "n_latents": N,
+                        **ENOUGH[arch],
+                        about: None if about == "k_start" else 0.0,
+                        name: OTHER[name],
+                    }
+                )
+
+
 def test_a_field_of_another_architecture_is_told_with_its_name():
     with pytest.raises(ConfigError, match="`sign` is a setting of `TopK` only"):
         Matryoshka(N, k=2, sign="magnitude")

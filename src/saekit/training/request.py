@@ -122,7 +122,7 @@ def make_request(
     for config in configs:
         check_target(config, d_out, start)
         check_start(config, start)
-    configs = [with_parts(config, source, settings, start) for config in configs]
+    configs = [with_parts(config, source, start) for config in configs]
     source = with_equal_parts(source)
     device = device_of(settings)
     check_device(device)
@@ -194,7 +194,7 @@ def check_start(config: Config, start: object) -> None:
             )
 
 
-def with_parts(config: Config, source: Source, settings: TrainSettings, start: object = None) -> Config:
+def with_parts(config: Config, source: Source, start: object = None) -> Config:
     """Return the configuration of a crosscoder with the widths of its sources; refuse what crosscoders have not."""
     widths = widths_of(source.info)
     own = getattr(config, "parts", None)
@@ -214,9 +214,8 @@ def with_parts(config: Config, source: Source, settings: TrainSettings, start: o
         raise ConfigError(
             f"train: `BatchTopK.parts` must be the widths of the rows, {widths}; got {own}. Leave it out."
         )
-    if start is not None or settings.step == "fused":
-        what = "`start`" if start is not None else "step='fused'"
-        raise ConfigError(f"train: {what} must be left out for a crosscoder.")
+    if start is not None:
+        raise ConfigError("train: `start` must be left out for a crosscoder.")
     return replace(config, parts=widths)
 
 
@@ -294,8 +293,8 @@ def choose_step(settings: TrainSettings, configs: Sequence[Config], device: torc
         if settings.step not in STEPS:
             raise ConfigError(f"train: `step` must be one of {listed(STEPS)}; got {settings.step!r}.")
         return settings.step
-    # Only the plain step knows the penalty that ties seeds together and crosscoders, and is split over ranks.
-    plain = any(config.mutual or getattr(config, "parts", None) for config in configs)
+    # Only the plain step knows the penalty that ties seeds together, and is split over ranks.
+    plain = any(config.mutual for config in configs)
     return "plain" if ranked or plain else default_step(device)
 
 

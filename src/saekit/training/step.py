@@ -80,6 +80,9 @@ def learning_rate(resolved: ResolvedConfig, step: int) -> float:
 def plain_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
     """Do one step in plain torch: loss, gradient, clipping, Adam, unit decoder rows, counters.
 
+    The pre-activations of all rows by all latents are an array here, except for TopK, HierarchicalTopK and Matryoshka
+    over rows, which are computed in blocks; `saekit.training.fused` makes none where it has a path.
+
     Parameters
     ----------
     learner
