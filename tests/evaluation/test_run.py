@@ -268,7 +268,7 @@ def test_results_of_schema_2_say_that_their_untrained_saes_had_no_factor(evaluat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plain: plain.update(schema=99), "reads up to 5. Install the newer release"),
+        (lambda plain: plain.update(schema=99), "reads up to 6. Install the newer release"),
         (lambda plain: plain.update(entris=[]), "Did you mean `entries`"),
         (lambda plain: plain["metrics"]["fvu"].update(value=0.0), "must equal those of the first entry"),
         (

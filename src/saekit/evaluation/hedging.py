@@ -28,6 +28,7 @@ from ..randomness import hashed_key
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.rules import JumpReLURule, Rule, TopKRule
+from ..settings import silent
 from ..training.architectures import config_from_dict
 from ..training.config import Config, Matryoshka, TopK, matryoshka_sizes
 from ..training.initialization import unit_rows
@@ -92,7 +93,7 @@ def hedging(sae: SAE, rows: Source, n_rows: int, seed: int = 0) -> dict[str, Mea
     if isinstance(config, Matryoshka) and config.sizes is not None:
         more["sizes"] = (*config.sizes[:-1], sae.n_latents + new)
     plain, wide = train(
-        [config, replace(config, **more)], rows, tokens=n_rows, start=[sae, _widened(sae, new, stream)], progress=False
+        [config, replace(config, **more)], rows, tokens=n_rows, start=[sae, _widened(sae, new, stream)], progress=silent
     )
     before, after = unit_rows(plain.W_dec.cpu().double()), unit_rows(wide.W_dec.cpu().double())
     change, added = after[: sae.n_latents] - before, after[sae.n_latents :]
