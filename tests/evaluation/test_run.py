@@ -239,7 +239,7 @@ def test_json_has_the_fixed_names(evaluation):
     for name in ("fvu", "l0", "dead_fraction"):
         assert set(plain["metrics"][name]) >= {"value", "low", "high", "unit"}
     assert plain["metrics"] == plain["entries"][0]["metrics"]
-    assert (plain["kind"], plain["schema"]) == ("evaluation", 5)
+    assert (plain["kind"], plain["schema"]) == ("evaluation", 6)
 
 
 def test_verdicts_over_baselines_follow_from_the_paired_intervals(evaluation, oracle, synthetic):
