@@ -167,12 +167,9 @@ def _fit_likeliest(
         again = chosen_again(y, [each.score for _, each in options], said, weights, metric)
         kept = sorted(likeliest(again, budget.finalists))
     steps: dict[tuple[Any, ...], Steps] = {}
-    fitted = []
-    for arm, each in (options[at] for at in kept):
-        X = matrices[arm.features]
-        if arm.representation not in steps:
-            steps[arm.representation] = _fit_steps(arm, X, y, each.chosen, budget)
-        fitted.append(refit_arm(arm, X, y, each, budget, steps[arm.representation]))
+    fitted = [
+        refit_arm(arm, matrices[arm.features], y, each, budget, steps) for arm, each in (options[at] for at in kept)
+    ]
     return replace(fitted[0], finalists=tuple(fitted[1:]))
 
 
@@ -206,8 +203,10 @@ def fit_smallest(
         return refit_arm(found, X, y, tuned[found.name], budget), inner
 
 
-def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, shared: Steps | None = None) -> Fitted:
-    """Fit an arm on all training rows with settings that are known, and steps where they are fitted already."""
+def refit_arm(
+    arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, known: dict[tuple[Any, ...], Steps] | None = None
+) -> Fitted:
+    """Fit an arm on all training rows with settings that are known; steps that are fitted stand in `known`."""
     from sklearn.pipeline import Pipeline
 
     probe, notes = PROBES[arm.probe], list(tuned.notes)
@@ -215,12 +214,8 @@ def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, sha
         from .sklearn_steps import slope_of
 
         tuned = replace(tuned, chosen={**tuned.chosen, "slope": slope_of(tuned.decisions, _columns_of(y))})
-    before, A, warned = shared or _fit_steps(arm, X, y, tuned.chosen, budget)
+    before, A, warned = _all_steps(arm, X, y, tuned.chosen, budget, {} if known is None else known)
     steps, notes = list(before), [*notes, *warned]
-    step = _reduction(A, _seed(budget)) if arm.probe == "lda" else None
-    if step is not None:
-        A = step.fit_transform(A)
-        steps.append(("reduce", step))
     value = tuned.chosen.get(probe.setting)
     classifier, converged = fit_probe(arm.probe, A, y, value, budget)
     if not converged:
@@ -425,29 +420,24 @@ class _Fold:
 
     train: np.ndarray
     validate: np.ndarray
-    A: Rows
-    """Its training rows behind the steps."""
-    B: Any
-    """Its validation rows behind the steps."""
+    rows: Rows
+    """Its training rows behind the steps; the others are its validation rows."""
     selected: tuple[int, ...] | None
     seed: int
 
     @cached_property
-    def narrowed(self) -> tuple[Rows, Any]:
+    def narrowed(self) -> Rows:
         """Both on fewer columns, for a probe with a penalty on the length of its weights."""
-        A, B = narrowed(self.A, self.B)
-        return Rows(A), B
+        return narrowed(self.rows)
 
     @cached_property
-    def reduced(self) -> tuple[Rows, Any]:
+    def reduced(self) -> Rows:
         """Both on the columns that linear discriminant analysis takes."""
-        step = _reduction(self.A.X, self.seed)
+        step = _reduction(self.rows.X, self.seed)
         if step is None:
-            return self.A, self.B
-        found = leading(self.A, self.B, step.n_components)
-        if found is not None:
-            return Rows(found[0]), found[1]
-        return Rows(step.fit_transform(self.A.X)), step.transform(self.B)
+            return self.rows
+        found = leading(self.rows, step.n_components)
+        return found or Rows(step.fit_transform(self.rows.X), step.transform(self.rows.others))
 
 
 def _fitted_folds(
@@ -457,7 +447,8 @@ def _fitted_folds(
     found = []
     for train, validate in folds:
         steps, A, _ = _fit_steps(arm, X[train], y[train], settings, budget)
-        found.append(_Fold(train, validate, Rows(A), _transform(steps, X[validate]), _selected(steps), _seed(budget)))
+        rows = Rows(A, _transform(steps, X[validate]))
+        found.append(_Fold(train, validate, rows, _selected(steps), _seed(budget)))
     return found
 
 
@@ -470,16 +461,16 @@ class _Inner:
         self.selections = [fold.selected for fold in folds if fold.selected is not None]
         self.folds = [self._columns(fold) for fold in folds]
         solver = self.probe.solver
-        self.solvers = [None if solver is None else solver(A, y[fold.train]) for (A, _), fold in zip(self.folds, folds)]
+        self.solvers = [None if solver is None else solver(A, y[fold.train]) for A, fold in zip(self.folds, folds)]
         self.failed, self.largest = 0, None
         self.models: list[Any] = [None] * len(folds)
         self.labels: dict[Any, np.ndarray] = {}
         self.decisions: dict[Any, np.ndarray] = {}
 
-    def _columns(self, fold: _Fold) -> tuple[Rows, Any]:
+    def _columns(self, fold: _Fold) -> Rows:
         if self.name == "lda":
             return fold.reduced
-        return fold.narrowed if self.probe.is_warm else (fold.A, fold.B)
+        return fold.narrowed if self.probe.is_warm else fold.rows
 
     def score(self, value: Any) -> float:
         """Return the mean score of a value; larger values go on from the fits of smaller ones."""
@@ -487,8 +478,8 @@ class _Inner:
         scores, labels = [], np.zeros(len(self.y), np.float32 if self.is_auc else np.int64)
         if self.probe.is_margin:
             self.decisions[value] = np.zeros((len(self.y), len(np.unique(self.y))))
-        for at, ((_, B), rows) in enumerate(zip(self.folds, self.rows)):
-            model = self._fitted(at, value, self.models[at] if is_larger else None)
+        for at, (columns, rows) in enumerate(zip(self.folds, self.rows)):
+            model, B = self._fitted(at, value, self.models[at] if is_larger else None), columns.others
             labels[rows.validate] = _ranks(model, B) if self.is_auc else model.predict(B)
             scores.append((_auc if self.is_auc else _macro_f1)(self.y[rows.validate], labels[rows.validate]))
             if self.probe.is_margin:
@@ -506,7 +497,7 @@ class _Inner:
         if solver is not None:
             return solver(value)
         y = self.y[self.rows[at].train]
-        model, converged = fit_probe(self.name, self.folds[at][0].X, y, value, self.budget, start=start)
+        model, converged = fit_probe(self.name, self.folds[at].X, y, value, self.budget, start=start)
         self.failed += not converged
         return model
 
@@ -530,6 +521,35 @@ def _fit_steps(arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], bud
         notes += [f"{name}: {str(each.message).splitlines()[0]}" for each in caught]
         steps.append((name, step))
     return steps, X, notes
+
+
+def _all_steps(
+    arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], budget: Budget, known: dict[tuple[Any, ...], Steps]
+) -> Steps:
+    """Fit the steps before the classifier, a reduction included, that are not known."""
+    key = arm.representation
+    if key not in known:
+        known[key] = _fit_steps(arm, X, y, settings, budget)
+    if arm.probe != "lda":
+        return known[key]
+    if (*key, "lda") not in known:
+        before, A, warned = known[key]
+        step = _reduction(A, _seed(budget))
+        reduced = before if step is None else [*before, ("reduce", step)]
+        known[*key, "lda"] = (reduced, A if step is None else fit_reduction(step, A), warned)
+    return known[*key, "lda"]
+
+
+def fit_reduction(step: Any, X: Any) -> Any:
+    """Fit a reduction from products of the rows where there are few enough, else by its own means; return the rows."""
+    found = leading(Rows(X), step.n_components)
+    if found is None:
+        return step.fit_transform(X)
+    A = found.X
+    lengths = np.linalg.norm(A, axis=0)
+    step.components_, step.n_features_in_ = np.asarray(X.T @ (A / lengths**2), dtype=X.dtype).T, X.shape[1]
+    step.singular_values_, step.explained_variance_ = lengths, A.var(axis=0)
+    return A.astype(X.dtype)
 
 
 def _reduction(X: Any, seed: int) -> Any:
