@@ -171,9 +171,12 @@ def table_of(each: Config) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[name] == value for name, value in only.items())]
 
 
-def settings_of(each: Config) -> dict[str, Any]:
-    """How a data set is read and split."""
-    return {name: each[name] for name in SET_KEYS if name in each}
+def settings_of(each: Config, run: Config | None = None) -> dict[str, Any]:
+    """How a data set is read and split; a run may draw fewer training rows, which are among those of the others."""
+    found = {name: each[name] for name in SET_KEYS if name in each}
+    if run is not None and "train_rows" in run and "train_rows" in found:
+        found["train_rows"] = min(found["train_rows"], run["train_rows"])
+    return found
 
 
 def split_of(each: Config, table: Sequence[Mapping[str, Any]], config: Config) -> Labelled:
@@ -273,7 +276,7 @@ def plan_of(
         more["train_sizes"] = each["train_sizes"]
     return plan_classification(
         [(name, sk.SAE.load(saes[name])) for name in run["saes"]], model=lm, data=table,
-        split=sk.Split(seed=config["seed"], **settings_of(each)),
+        split=sk.Split(seed=config["seed"], **settings_of(each, run)),
         settings=ClassifierSettings(
             name=each["name"], margin=config["margin"], budget=Budget(**config.get("budget", {})),
             save_arm="none", cache=str(out / "features"), **settings, **more,
@@ -564,6 +567,11 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         if result.verdict_metric == "auc" and not any("chosen and judged by AUC" in str(each) for each in result.warnings)
     ]  # fmt: skip
     by_arm = [f"{name} ({run})" for (run, name), result in known.items() if not repeats_penalty(result)]
+    whole = {each["name"]: each.get("train_rows") for each in config["sets"]}
+    fewer = [
+        f"{name} ({run}) {result.data['n_train']:,} of {whole[name]:,}" for (run, name), result in known.items()
+        if whole[name] is not None and result.data["n_train"] < whole[name]
+    ]  # fmt: skip
     lines = [
         "## Families, each with its strongest arm",
         "",
@@ -571,6 +579,7 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         "choice: training rows (groups) are resampled, arm and penalty are chosen again, on both sides of a difference. *Chosen*: in "
         "how many of these resamples it is the same arm. Where arms are chosen and judged by AUC, nothing chose the threshold "
         "that macro-F1 depends on."
+        + (f" For time, fewer training rows than in the tables below: {', '.join(fewer)}." if fewer else "")
         + (
             f" {', '.join(by_labels)}: judged by AUC, but searched by an earlier version, by macro-F1."
             if by_labels

@@ -61,6 +61,9 @@ def test_narrowed_rows_give_the_same_logistic_regression(is_sparse):
     assert (A.shape, B.shape) == ((60, 60), (30, 60))
     own, same = (LogisticRegression(C=0.5, solver="newton-cg", tol=1e-7).fit(rows, y[:60]) for rows in (x[:60], A))
     assert same.predict_proba(B) == pytest.approx(own.predict_proba(x[60:]), abs=1e-5)
+    solvers.widen(same, found, Rows(x[:60]))
+    assert same.predict_proba(x[60:]) == pytest.approx(own.predict_proba(x[60:]), abs=1e-5)
+    assert same.coef_ == pytest.approx(own.coef_, abs=1e-5)
 
 
 def test_products_of_sparse_rows_are_those_of_dense_ones():
@@ -106,7 +109,7 @@ def test_a_reduction_from_products_is_that_of_scikit_learn(d, is_sparse):
     """On rows that it was fitted on and on others."""
     x, _ = rows(90, d, 3, is_sparse=is_sparse)
     step, same = TruncatedSVD(10, random_state=0), TruncatedSVD(10, algorithm="arpack", random_state=0)
-    A, B = fit_reduction(step, x[:60]), same.fit_transform(x[:60].astype(np.float64))
+    A, B = fit_reduction(step, Rows(x[:60])), same.fit_transform(x[:60].astype(np.float64))
     assert step.transform(x[:60]) == pytest.approx(A, abs=1e-4)
     assert step.transform(x[60:]) @ A.T == pytest.approx(same.transform(x[60:].astype(np.float64)) @ B.T, abs=1e-3)
     assert step.singular_values_ == pytest.approx(same.singular_values_, rel=1e-4)

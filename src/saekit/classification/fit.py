@@ -26,7 +26,7 @@ from .arms import Arm
 from .choices import chosen_again, likeliest, resampled_rows
 from .probes import PROBES, WIDE, WIDEST, Grid, at_the_edge, fit_probe
 from .settings import Budget
-from .solvers import Rows, leading, narrowed
+from .solvers import Rows, leading, narrowed, widen
 
 MAX_WORDS = 20_000
 """Words and word pairs of the TF-IDF arm, the most frequent ones."""
@@ -166,10 +166,13 @@ def _fit_likeliest(
         weights = resampled_rows(groups, len(y), (_seed(budget), 37))
         again = chosen_again(y, [each.score for _, each in options], said, weights, metric)
         kept = sorted(likeliest(again, budget.finalists))
-    steps: dict[tuple[Any, ...], Steps] = {}
-    fitted = [
-        refit_arm(arm, matrices[arm.features], y, each, budget, steps) for arm, each in (options[at] for at in kept)
-    ]
+    ready: dict[tuple[Any, ...], Ready] = {}
+    fitted = []
+    for arm, each in (options[at] for at in kept):
+        X = matrices[arm.features]
+        if arm.representation not in ready:
+            ready[arm.representation] = _ready(arm, X, y, each.chosen, budget)
+        fitted.append(refit_arm(arm, X, y, each, budget, ready[arm.representation]))
     return replace(fitted[0], finalists=tuple(fitted[1:]))
 
 
@@ -203,10 +206,8 @@ def fit_smallest(
         return refit_arm(found, X, y, tuned[found.name], budget), inner
 
 
-def refit_arm(
-    arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, known: dict[tuple[Any, ...], Steps] | None = None
-) -> Fitted:
-    """Fit an arm on all training rows with settings that are known; steps that are fitted stand in `known`."""
+def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, ready: Ready | None = None) -> Fitted:
+    """Fit an arm on all training rows with settings that are known, and steps where they are fitted already."""
     from sklearn.pipeline import Pipeline
 
     probe, notes = PROBES[arm.probe], list(tuned.notes)
@@ -214,10 +215,16 @@ def refit_arm(
         from .sklearn_steps import slope_of
 
         tuned = replace(tuned, chosen={**tuned.chosen, "slope": slope_of(tuned.decisions, _columns_of(y))})
-    before, A, warned = _all_steps(arm, X, y, tuned.chosen, budget, {} if known is None else known)
-    steps, notes = list(before), [*notes, *warned]
+    found = _ready(arm, X, y, tuned.chosen, budget) if ready is None else ready
+    steps, notes = list(found.steps), [*notes, *found.warned]
     value = tuned.chosen.get(probe.setting)
-    classifier, converged = fit_probe(arm.probe, A, y, value, budget)
+    if probe.is_warm:
+        classifier, converged = fit_probe(arm.probe, found.narrowed.X, y, value, budget)
+        widen(classifier, found.narrowed, found.rows)
+    else:
+        more, A = found.reduced if arm.probe == "lda" else ([], found.rows.X)
+        steps += more
+        classifier, converged = fit_probe(arm.probe, A, y, value, budget)
     if not converged:
         notes.append(f"the fit had not converged after {budget.max_iter} iterations ({probe.setting} = {value:g})")
     if probe.is_margin:
@@ -523,26 +530,36 @@ def _fit_steps(arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], bud
     return steps, X, notes
 
 
-def _all_steps(
-    arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], budget: Budget, known: dict[tuple[Any, ...], Steps]
-) -> Steps:
-    """Fit the steps before the classifier, a reduction included, that are not known."""
-    key = arm.representation
-    if key not in known:
-        known[key] = _fit_steps(arm, X, y, settings, budget)
-    if arm.probe != "lda":
-        return known[key]
-    if (*key, "lda") not in known:
-        before, A, warned = known[key]
-        step = _reduction(A, _seed(budget))
-        reduced = before if step is None else [*before, ("reduce", step)]
-        known[*key, "lda"] = (reduced, A if step is None else fit_reduction(step, A), warned)
-    return known[*key, "lda"]
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """All training rows behind the steps of a representation, for every probe that is fitted on them."""
+
+    steps: list[tuple[str, Any]]
+    """Fitted."""
+    rows: Rows
+    warned: list[str]
+    seed: int
+
+    @cached_property
+    def narrowed(self) -> Rows:
+        """The rows on fewer columns, for a probe with a penalty on the length of its weights."""
+        return narrowed(self.rows)
+
+    @cached_property
+    def reduced(self) -> tuple[list[tuple[str, Any]], Any]:
+        """The step that puts the rows on the columns that linear discriminant analysis takes, if any, and these."""
+        step = _reduction(self.rows.X, self.seed)
+        return ([], self.rows.X) if step is None else ([("reduce", step)], fit_reduction(step, self.rows))
 
 
-def fit_reduction(step: Any, X: Any) -> Any:
+def _ready(arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], budget: Budget) -> Ready:
+    steps, A, warned = _fit_steps(arm, X, y, settings, budget)
+    return Ready(steps, Rows(A), warned, _seed(budget))
+
+
+def fit_reduction(step: Any, rows: Rows) -> Any:
     """Fit a reduction from products of the rows where there are few enough, else by its own means; return the rows."""
-    found = leading(Rows(X), step.n_components)
+    X, found = rows.X, leading(rows, step.n_components)
     if found is None:
         return step.fit_transform(X)
     A = found.X

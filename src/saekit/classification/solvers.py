@@ -206,6 +206,17 @@ def narrowed(rows: Rows) -> Rows:
     return Rows(lower, solve_triangular(lower, rows.between.T, lower=True).T)
 
 
+def widen(model: Any, few: Rows, rows: Rows) -> None:
+    """Let a classifier that was fitted on `narrowed` rows, `few`, say the same of the rows themselves."""
+    from scipy.linalg import solve_triangular
+
+    if few is rows:
+        return
+    dual = solve_triangular(few.X, model.coef_.T, lower=True, trans="T")
+    model.coef_ = np.ascontiguousarray((rows.X.T @ dual).T, dtype=rows.X.dtype)
+    model.n_features_in_ = rows.X.shape[1]
+
+
 def leading(rows: Rows, k: int) -> Rows | None:
     """Return rows and the others on the `k` leading right singular vectors of the first.
 
