@@ -526,9 +526,7 @@ def family_claims(config: Config, results: Mapping[tuple[str, str], Classificati
     if not known:
         return []
     saes = {key: next(each for each in result.families if each.role == "sae") for key, result in known.items()}
-    gaps = {
-        key: sae.auc_difference if known[key].verdict_metric == "auc" else sae.difference for key, sae in saes.items()
-    }
+    gaps = sae_gaps(known)
     controls = {key: sae.control_difference for key, sae in saes.items() if sae.control_difference is not None}
     asked: list[tuple[str, Mapping[tuple[str, str], Stored], float]] = [
         ("SAE features reach macro-F1 > 0.8", {key: Stored(sae.macro_f1).oriented(1, 0.8) for key, sae in saes.items()}, 0.0),
@@ -620,7 +618,38 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
     for name, words in against.items():
         counts = ", ".join(f"{word} on {words.count(word)}" for word in dict.fromkeys(words))
         lines += [f"SAE minus {name}, over {len(words)} tables: {counts}.", ""]
-    return lines
+    return [*lines, f"**What a reader may conclude:** {concluded(config, known)}", ""]
+
+
+def sae_gaps(known: Mapping[tuple[str, str], Classification]) -> dict[tuple[str, str], Measured]:
+    """SAE minus the best non-SAE, by table, in the metric of its verdicts."""
+    saes = {key: next(each for each in result.families if each.role == "sae") for key, result in known.items()}
+    return {
+        key: sae.auc_difference if known[key].verdict_metric == "auc" else sae.difference for key, sae in saes.items()
+    }
+
+
+def concluded(config: Config, known: Mapping[tuple[str, str], Classification]) -> str:
+    """What all tables of families together allow, in a few sentences; all tables are one family (Holm)."""
+    gaps, margin = sae_gaps(known), config["margin"]
+    words = dict(zip(gaps, family_verdicts([Claim(Stored(gap), margin) for gap in gaps.values()]), strict=True))
+
+    def on(word: str) -> str:
+        names = [f"{name} ({run})" for (run, name), each in words.items() if each == word]
+        return f"on {len(names)} of {len(words)} tables" + (f" ({', '.join(names)})" if names else "")
+
+    said = (
+        "corrected for the number of tables, SAE features are shown to classify better than the best of TF-IDF, pooled hidden "
+        f"states and their components, by more than {margin:g}, {on('better')}, worse {on('worse')}, and as well {on('equivalent')}."
+    )
+    halves = sorted((gap.high - gap.low) / 2 for key, gap in gaps.items()
+                    if words[key] == "undecided" and gap.low is not None and gap.high is not None)  # fmt: skip
+    if not halves:
+        return said
+    return (
+        f"{said} On the other {len(halves)} the test sets are too small to tell, which is no evidence that they are equal: half the "
+        f"interval of one table is {halves[0]:.3f} to {halves[-1]:.3f}."
+    )
 
 
 def repeats_penalty(result: Classification) -> bool:

@@ -61,7 +61,9 @@ def test_narrowed_rows_give_the_same_logistic_regression(is_sparse):
     assert (A.shape, B.shape) == ((60, 60), (30, 60))
     own, same = (LogisticRegression(C=0.5, solver="newton-cg", tol=1e-7).fit(rows, y[:60]) for rows in (x[:60], A))
     assert same.predict_proba(B) == pytest.approx(own.predict_proba(x[60:]), abs=1e-5)
-    solvers.widen(same, found, Rows(x[:60]))
+    alone = Rows(x[:60])
+    assert solvers.narrowed(alone).X == pytest.approx(A)
+    solvers.widen(same, found, alone)
     assert same.predict_proba(x[60:]) == pytest.approx(own.predict_proba(x[60:]), abs=1e-5)
     assert same.coef_ == pytest.approx(own.coef_, abs=1e-5)
 

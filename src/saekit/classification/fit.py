@@ -434,8 +434,10 @@ class _Fold:
 
     @cached_property
     def narrowed(self) -> Rows:
-        """Both on fewer columns, for a probe with a penalty on the length of its weights."""
-        return narrowed(self.rows)
+        """Both on fewer columns, for a probe with a penalty on the length of its weights; as exact as they came."""
+        found = narrowed(self.rows)
+        dtype = self.rows.X.dtype
+        return Rows(found.X.astype(dtype, copy=False), found.others.astype(dtype, copy=False))
 
     @cached_property
     def reduced(self) -> Rows:

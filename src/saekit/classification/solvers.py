@@ -203,7 +203,8 @@ def narrowed(rows: Rows) -> Rows:
         lower = cholesky(K, lower=True)
     except LinAlgError:
         return rows
-    return Rows(lower, solve_triangular(lower, rows.between.T, lower=True).T)
+    others = None if rows.others is None else solve_triangular(lower, rows.between.T, lower=True).T
+    return Rows(lower, others)
 
 
 def widen(model: Any, few: Rows, rows: Rows) -> None:
