@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fixtures.row_checks import whole
 from saekit import SAE, ArrayRows, BatchTopK, TrainSettings, compare, evaluate, train
 from saekit.comparison.settings import ComparisonSettings, SourceSettings
 from saekit.comparison.sources import SourceComparison, compare_sources
@@ -152,7 +153,7 @@ def test_sources_of_different_widths_have_kinds_alone():
 def test_the_null_holds_the_first_source_and_noise_as_large_as_the_difference():
     a, b = randn(4000, 3), randn(4000, 3, seed=1)
     null = null_rows(join_rows({"base": 5 * a + 2, "tuned": 0.1 * b}))
-    first, second = null.x.split(3, 1)
+    first, second = whole(null).x.split(3, 1)
     torch.testing.assert_close(first, 5 * a + 2)
     # both scaled to variance 1 per dimension they differ by sqrt 2, which is 5 sqrt 2 in the units of the first
     torch.testing.assert_close((second - first).std(0), torch.full((3,), 5 * 2**0.5), rtol=0.1, atol=0)
@@ -169,9 +170,9 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ConfigError, match="crosscoder of two sources; it is one of 1"):
         compare_sources(dataclasses.replace(sae, provenance={}), rows)
     with pytest.raises(ConfigError, match="same names in the same order"):
-        compare_sources(sae, rows.x)
+        compare_sources(sae, whole(rows).x)
     with pytest.raises(ConfigError, match="same names in the same order"):
-        compare_sources(sae, join_rows({"tuned": rows.x[:, :6], "base": rows.x[:, 6:]}))
+        compare_sources(sae, join_rows({"tuned": whole(rows).x[:, :6], "base": whole(rows).x[:, 6:]}))
     with pytest.raises(ShapeError, match="must have the width"):
         compare_sources(sae, rows_of(randn(300, 10, seed=1), 5))
     with pytest.raises(ShapeError, match="same shape"):
@@ -245,7 +246,7 @@ def test_only_crosscoders_of_the_same_sources_are_compared():
         with pytest.raises(ConfigError, match="compare: all crosscoders must have the same sources in the same order"):
             compare([one, dataclasses.replace(other, provenance={"parts": parts})])
     with pytest.raises(ConfigError, match="compare: the rows must be joined ones"):
-        compare([one, other], join_rows({"tuned": rows.x[:, :6], "base": rows.x[:, 6:]}))
+        compare([one, other], join_rows({"tuned": whole(rows).x[:, :6], "base": whole(rows).x[:, 6:]}))
 
 
 def test_addresses_of_joined_rows(tmp_path):
@@ -255,7 +256,7 @@ def test_addresses_of_joined_rows(tmp_path):
     assert [part["name"] for part in rows.info["parts"]] == ["base", "tuned"]
     assert rows.d_in == 8
     null = open_rows(f"joined-null:base={tmp_path}/a.npy,tuned={tmp_path}/b.npy")
-    torch.testing.assert_close(null.x[:, :4], rows.x[:, :4])
+    torch.testing.assert_close(whole(null).x[:, :4], whole(rows).x[:, :4])
     for wrong in ("joined:", "joined:a", "joined:a=x,a=y", "joined:=x,b=y"):
         with pytest.raises(ConfigError, match="a name and a path"):
             open_rows(wrong)

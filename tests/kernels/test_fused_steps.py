@@ -41,6 +41,7 @@ CONFIGS = {
     "matryoshka-sampled": Matryoshka(N, k=6, sampled=2, **BASE),
     "topk-aligned": TopK(N, k=6, aligned=True, orthogonal=0.2, orthogonal_chunk=200, **BASE),
     "topk-annealed": TopK(N, k=6, k_start=20, k_fraction=0.2, l2=0.1, **BASE),
+    "crosscoder": BatchTopK(N, k=6, parts=(9, 15), **BASE),
     "batchtopk-annealed": BatchTopK(N, k=6, k_start=12, k_fraction=0.2, l2=0.1, **BASE),
     "jumprelu-dense": JumpReLU(N, target_l0=6.0, density=4.0, **BASE),
     "gated-aligned": Gated(N, target_l0=6.0, aligned=True, **BASE),

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..matching.assignment import Graph, solve
 from ..matching.matching import Matching
 from ..measure.accumulators import Moments, Reconstruction
-from ..measure.intervals import Estimate, Sample, wilson_interval
+from ..measure.intervals import Estimate, Sample, document_sample, wilson_interval
 from ..measure.results import Measured
 from ..randomness import random_order
 from ..sae.codes import Codes
@@ -142,13 +142,16 @@ class Substitution:
     def __init__(self, saes: Sequence[SAE], matched: Sequence[MatchedPair], seed: int) -> None:
         self.moments = Moments(saes[0].d_out)
         self.pairs = [(pair.first, variants_of(saes, pair, seed)) for pair in matched]
+        self.is_known = True
         self.errors = [[self._error() for _ in variants] for _, variants in self.pairs]
 
     def _error(self) -> Reconstruction:
         return Reconstruction(self.moments.d, moments=self.moments)
 
-    def update(self, x: Tensor, target: Tensor, group: Tensor, codes: Sequence[Codes]) -> None:
-        """Add rows, what should be made of them, their groups, and their codes in every SAE."""
+    def update(self, x: Tensor, target: Tensor, groups: tuple[Tensor, bool], codes: Sequence[Codes]) -> None:
+        """Add rows, what should be made of them, their `row_groups`, and their codes in every SAE."""
+        group, by_document = groups
+        self.is_known &= by_document
         self.moments.update(target, group)
         for (first, variants), errors in zip(self.pairs, self.errors, strict=True):
             for variant, error in zip(variants, errors, strict=True):
@@ -156,7 +159,7 @@ class Substitution:
 
     def compute(self) -> list[dict[str, Measured]]:
         """Return for each pair ``fvu_own``, ``fvu_partners``, ``fvu_random``, ``fvu_recovered``."""
-        sample = Sample.over(self.moments.rows_per_group)
+        sample = document_sample(self.moments.rows_per_group, is_known=self.is_known)
         found = []
         for errors in self.errors:
             own, partners, random = (error.compute(sample)["fvu"] for error in errors)

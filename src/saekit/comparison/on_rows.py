@@ -108,7 +108,7 @@ def act_on(
     substitution = None
     for columns, group, sampled in _sampled_batches(source, settings, progress):
         x = columns.x
-        groups.append(group[sampled].numpy())
+        groups.append(group[0][sampled].numpy())
         for each in sums:
             each.update(x, sampled)
         if not n_rows and (columns.target is not None or not saes[0].is_transcoder):
@@ -151,15 +151,15 @@ def _function(
 
 def _sampled_batches(
     source: Source, settings: ComparisonSettings, progress: Progress | None
-) -> Iterator[tuple[Columns, Tensor, Tensor]]:
-    """Rows, their groups, and the indices in the batch of those that are sampled evenly over all rows."""
+) -> Iterator[tuple[Columns, tuple[Tensor, bool], Tensor]]:
+    """Rows, their `row_groups`, and the indices in the batch of those that are sampled evenly over all rows."""
     limit = settings.max_rows or sys.maxsize
     total = limit if source.n_rows is None else min(limit, source.n_rows)
     step = max(1, total // SAMPLE_ROWS)
     done = 0
     for batch in source.batches(settings.batch_rows):
         rows = batch.map(lambda column, room=limit - done: column[:room])  # type: ignore[misc]
-        group, _ = row_groups(rows.document, done, len(rows))
+        group = row_groups(rows.document, done, len(rows))
         yield rows, group, torch.arange(-done % step, len(rows), step)
         done += len(rows)
         if progress is not None:

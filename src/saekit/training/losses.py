@@ -388,7 +388,7 @@ def aux_loss(
     e = residual.detach()
     W_enc, n_latents = p["W_enc"], len(bias)
     if mesh.latent_size > 1 or sign == "magnitude":
-        largest = _choose_dead(x, W_enc.detach(), bias.detach(), dead, (k_aux, mesh, sign))
+        largest = _choose_dead(x, W_enc.detach(), bias.detach(), dead, k_aux, mesh, sign)
         values, pairs = largest.part(0, k_aux)
         e_hat = over_latents(mesh, decode_pairs(encode_pairs(W_enc, bias, x, values, pairs), p["W_dec"], pairs))
         fraction = squared_error(e, e_hat) / variance(e, mesh)
@@ -407,9 +407,8 @@ def aux_loss(
     return torch.where(dead.any(), fraction, torch.zeros_like(fraction))
 
 
-def _choose_dead(x: Tensor, W_enc: Tensor, bias: Tensor, dead: Tensor, how: tuple[int, Mesh, str]) -> _Largest:
-    """Return the largest dead latents of each row; `how` is their number, the ranks and the sign of codes."""
-    k, mesh, sign = how
+def _choose_dead(x: Tensor, W_enc: Tensor, bias: Tensor, dead: Tensor, k: int, mesh: Mesh, sign: str) -> _Largest:
+    """Return the `k` largest dead latents of each row."""
     if sign != "magnitude":
         return _choose(x, W_enc, bias.masked_fill(~dead, -torch.inf), k, mesh)
     which = dead.nonzero()[:, 0]  # no bias keeps a latent away from both ends
