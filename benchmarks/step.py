@@ -1,8 +1,8 @@
 """Training step: saekit beside the peers' own trainers and beside plain torch, in turns.
 
 ``python benchmarks/step.py`` measures all shapes (about 40 minutes); ``--quick`` one repetition of the small ones.
-``--shapes 64:2048:16:2048,64:4096:16:2048,... --write`` shows how it grows with d, n, k and rows. ``--avx2`` and ``--floor``
-make tables of their own.
+``--shapes 64:2048:16:2048,64:4096:16:2048,... --write`` shows how it grows with d, n, k and rows. ``--avx2`` and
+``--floor`` make tables of their own.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ however many latents fire, saekit's costs less when fewer do."""
 
 AVX2 = """## Training step without AVX-512
 
-The TopK step above with no instructions beyond AVX2 for any contestant, as on a laptop: numba's target, ATen's, oneDNN's
-and MKL's are limited by their environment variables (`contestants/arena.py`). "fp32 product" is the encoder's product
-alone, in blocks of 32 MiB, which were the fastest."""
+The TopK step above with no instructions beyond AVX2 for any contestant, as on a laptop: numba's target, ATen's,
+oneDNN's and MKL's are limited by their environment variables (`contestants/arena.py`). "fp32 product" is the encoder's
+product alone, in blocks of 32 MiB, which were the fastest."""
 
 FLOOR = """## Training step at the sizes of real models, and its floor
 
 A TopK step at shapes whose weights and moments do not fit into any cache, beside the encoder's product alone and
-beside the product and a pass: a copy that reads and writes as many bytes as an update which reads weights, gradients and
-both moments once and writes all but the gradients. (`--product fp32` where the processor has no bf16 instructions, so that
-torch's bf16 product is the slower one.)"""
+beside the product and a pass: a copy that reads and writes as many bytes as an update which reads weights, gradients
+and both moments once and writes all but the gradients. (`--product fp32` where the processor has no bf16 instructions,
+so that torch's bf16 product is the slower one.)"""
 
 
 def main() -> None:

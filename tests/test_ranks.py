@@ -156,7 +156,7 @@ def test_a_verb_that_is_not_split_is_refused_before_it_looks_at_anything(monkeyp
     named = {each.name: 7 for each in given if each.kind is each.KEYWORD_ONLY}
     with pytest.raises(ConfigError, match=f"{name}: one process must do this, because its work is not split"):
         verb(*positional, **named)
-    with ranks.alone(), pytest.raises(Exception, match="^(?!.*one process must)"):
+    with ranks.alone(), pytest.raises(Exception, match=r"^(?!.*one process must)"):
         verb(*positional, **named)
 
 

@@ -34,9 +34,7 @@ def shared_reading(sources: Iterable[Source], ranks: Member) -> Iterator[None]:
             each.shared.split = None
 
 
-def own_batches(
-    source: Source, batch_rows: int, ranks: Ranks, limit: int | None = None
-) -> Iterator[tuple[int, Batch]]:
+def own_batches(source: Source, batch_rows: int, ranks: Ranks, limit: int | None = None) -> Iterator[tuple[int, Batch]]:
     """Yield a rank's batches in stored order, each with its number among all.
 
     Rows that can be read from any place are dealt in runs of batches, so that a rank reads no others (but for the rest

@@ -260,9 +260,7 @@ def round_fastest(W: Tensor, name: str, x: Tensor, offset: Tensor | None = None)
     return round_latents8(W, name, balance(x, W), offset)
 
 
-def round_for_some(
-    W: Tensor, name: str, offset: Tensor | None = None, *, own_memory: bool = False
-) -> RoundedLatents:
+def round_for_some(W: Tensor, name: str, offset: Tensor | None = None, *, own_memory: bool = False) -> RoundedLatents:
     """Return latents in a format that depends on the processor alone: bf16, or fp32 where it multiplies none.
 
     See `round_latents` for the arguments.
