@@ -1,4 +1,4 @@
-"""Models larger than one device: rows of what accelerate spreads or offloads are the same, while SAEs train elsewhere."""
+"""Models larger than one device: what accelerate spreads or offloads gives the same rows, and the same SAEs."""
 
 from __future__ import annotations
 
