@@ -220,7 +220,7 @@ class Entries:
     """Some entries of pre-activations."""
 
     at: Tensor
-    """Their places, counted row by row."""
+    """Positions in all of them, counted row by row."""
     values: Tensor
     shape: tuple[int, int]
     """Rows and latents in all."""
