@@ -13,11 +13,13 @@ from saekit import SAE, ArrayRows, BatchTopK, TrainSettings, compare, evaluate, 
 from saekit.comparison.settings import ComparisonSettings, SourceSettings
 from saekit.comparison.sources import SourceComparison, compare_sources
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
+from saekit.evaluation.settings import EvaluationSettings
 from saekit.provenance import place_of
 from saekit.report.page import sections_of
 from saekit.rows.joined import join_rows, null_rows
 from saekit.rows.shards import open_rows
 from saekit.sae.rules import ReLURule
+from saekit.sae.scaling import Scaling
 
 NAMES = ("base", "tuned")
 
@@ -247,6 +249,28 @@ def test_only_crosscoders_of_the_same_sources_are_compared():
             compare([one, dataclasses.replace(other, provenance={"parts": parts})])
     with pytest.raises(ConfigError, match="compare: the rows must be joined ones"):
         compare([one, other], join_rows({"tuned": whole(rows).x[:, :6], "base": whole(rows).x[:, 6:]}))
+
+
+def test_no_source_outweighs_the_others_in_what_partners_and_pursuit_cost():
+    """Making one source a thousand times louder, and the crosscoders' scales fit, changes no FVU."""
+    x = randn(400, 12, seed=2)
+    x[:, 6:] += x[:, :6]
+    found = []
+    for loud in (1.0, 1000.0):
+        by = torch.cat([torch.ones(6), torch.full((6,), loud)])
+        saes = [
+            crosscoder(randn(20, 12, seed=seed), (6, 6)).replace(
+                scaling=Scaling("standardize", scale=1 / by, mean=torch.zeros(12))
+            )
+            for seed in (0, 1)
+        ]
+        rows = rows_of(x * by, 6)
+        compared = compare(saes, rows, settings=ComparisonSettings(controls=False))
+        settings = EvaluationSettings(controls=False, pursuit_rows=100)
+        pursued = evaluate(saes[0], rows, settings=settings, progress=False).entries[0].pursuit
+        found.append([compared.function[name].value for name in ("fvu_own", "fvu_partners", "fvu_random")])
+        found[-1] += [pursued["fvu_encoder"].value, pursued["fvu_pursuit"].value]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_addresses_of_joined_rows(tmp_path):

@@ -19,9 +19,11 @@ from ..measure.results import Measured
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.parts import in_equal_parts
 
 PURSUIT = {
-    "fvu_encoder": "FVU of the SAE on these rows",
+    "fvu_encoder": "FVU of the SAE on these rows; of a crosscoder in the units of its training, in which sources weigh "
+    "alike",
     "fvu_pursuit": "FVU of its decoder with codes by matching pursuit, as many latents per row as the SAE used",
     "fvu_gap": "fvu_encoder - fvu_pursuit",
     "jaccard": "latents that both use, as a fraction of those that either uses: mean over rows",
@@ -56,9 +58,10 @@ def against_pursuit(sae: SAE, rows: Source, n_rows: int) -> dict[str, Measured]:
         with torch.no_grad():
             codes = sae.encode(x)
             found = pursue(sae, x, codes.offsets.diff())
-            moments.update(x, group)
-            own.update(x, sae.decode(codes, x).float(), group)
-            other.update(x, sae.decode(found, x).float(), group)
+            wanted = in_equal_parts(sae, x)
+            moments.update(wanted, group)
+            for each, values in ((own, codes), (other, found)):
+                each.update(wanted, in_equal_parts(sae, sae.decode(values, x)).float(), group)
         both, jaccard = _paired(codes, found)
         pairs.append(both)
         shares[0] += np.bincount(group.numpy(), jaccard, minlength=N_GROUPS)
