@@ -664,9 +664,16 @@ def concluded(config: Config, known: Mapping[tuple[str, str], Classification]) -
                     if words[key] == "undecided" and gap.low is not None and gap.high is not None)  # fmt: skip
     if not halves:
         return said
+    below = [f"{name} ({run})" for (run, name), gap in gaps.items()
+             if words[run, name] == "undecided" and gap.high is not None and gap.high < 0]  # fmt: skip
+    lower = (
+        f" On {len(below)} of them ({', '.join(below)}) the whole interval of the table itself is below 0."
+        if below
+        else ""
+    )
     return (
         f"{said} On the other {len(halves)} the test sets are too small to tell, which is no evidence that they are equal: half the "
-        f"interval of one table is {halves[0]:.3f} to {halves[-1]:.3f}."
+        f"interval of one table is {halves[0]:.3f} to {halves[-1]:.3f}.{lower}"
     )
 
 
