@@ -508,8 +508,26 @@ def doubted(result: Classification, warning: str) -> str:
         ". It does not follow: these intervals are of left-out rows, and an arm that says the same of nearly all test rows "
         "has one that is far too short ("
         + "; ".join(f"{arm.shuffled_auc:.4f}" for arm in named)
-        + "). The check is now by other "
+        + f"{told_by_width(result, named)}). The check is now by other "
         "orders of the labels, exact for such arms too (`make chance`); these were not fitted again"
+    )
+
+
+def told_by_width(result: Classification, named: Sequence[Any]) -> str:
+    """What the width of the intervals of some arms says of their scores.
+
+    By chance the variance of an AUC is that of a rank sum, times 1 - q^3 where a fraction q of the rows has one score.
+    """
+    half = {
+        arm.name: (arm.shuffled_auc.high - arm.shuffled_auc.low) / 2
+        for arm in result.arms
+        if arm.shuffled_auc is not None
+    }
+    usual, mine = np.median(list(half.values())), max(half[arm.name] for arm in named)
+    share = (1 - (mine / usual) ** 2) ** (1 / 3)
+    return (
+        f"; {usual / mine:.0f} times as short as that of the middle arm, as it is where {share:.2%} of the rows have one score: a "
+        "tree that puts nearly all of them into one leaf"
     )
 
 
@@ -646,9 +664,16 @@ def concluded(config: Config, known: Mapping[tuple[str, str], Classification]) -
                     if words[key] == "undecided" and gap.low is not None and gap.high is not None)  # fmt: skip
     if not halves:
         return said
+    below = [f"{name} ({run})" for (run, name), gap in gaps.items()
+             if words[run, name] == "undecided" and gap.high is not None and gap.high < 0]  # fmt: skip
+    lower = (
+        f" On {len(below)} of them ({', '.join(below)}) the whole interval of the table itself is below 0."
+        if below
+        else ""
+    )
     return (
         f"{said} On the other {len(halves)} the test sets are too small to tell, which is no evidence that they are equal: half the "
-        f"interval of one table is {halves[0]:.3f} to {halves[-1]:.3f}."
+        f"interval of one table is {halves[0]:.3f} to {halves[-1]:.3f}.{lower}"
     )
 
 

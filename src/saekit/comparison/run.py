@@ -24,6 +24,7 @@ from ..models.language import LanguageModel
 from ..places import Warned, warnings_between
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
+from ..ranks import refuse_unsplit
 from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -101,6 +102,7 @@ def compare(
     DataError
         NaN in weights or rows, or no rows.
     """
+    refuse_unsplit("compare")
     saes = given_saes(saes)
     if len(saes) < 2:
         raise ConfigError(

@@ -34,6 +34,7 @@ from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import hashed_key, random_order
+from ..ranks import refuse_unsplit
 from ..rows.settings import TokenMask
 from ..rows.tokens import Contexts, TokenBatch, places_of, token_batches
 from ..sae.model import SAE
@@ -106,6 +107,7 @@ def effects(
     DataError
         The texts give no tokens.
     """
+    refuse_unsplit("effects")
     value = as_sae(sae)
     chosen = _checked(value, latents)
     out = written_at(value, "effects")
