@@ -52,7 +52,7 @@ COMPANION = 1000
 """What is added to the seed of an SAE that another one is trained with and that is not compared."""
 DRAWS = 3
 """Draws of equally many stable and other latents, for probes."""
-EXPLAINED = 6
+EXPLAINED = 4
 """SAEs of a place that are explained."""
 
 
@@ -80,8 +80,8 @@ SYNTHETIC = (
 PLACES = {
     "stories260K": Place("stories260K", TEXTS, 200_000),
     "built-in": Place("builtin", "builtin", 120_000),
-    "stories260K, random weights": Place("randomized:stories260K", TEXTS, 100_000, rows=96_000),
-    "built-in, random weights": Place("randomized:builtin", "builtin", 80_000, rows=96_000),
+    "stories260K, random weights": Place("randomized:stories260K", TEXTS, 60_000, rows=96_000),
+    "built-in, random weights": Place("randomized:builtin", "builtin", 48_000, rows=96_000),
     "synthetic": Place(address=SYNTHETIC, rows=64_000, k=6),
 }
 MODELS = ("stories260K", "built-in")
@@ -150,15 +150,16 @@ STARTS = ("one start, other orders", "other starts and orders", "one start, soft
 BUDGETS = ("TopK, 1/16 of the rows", "TopK, 1/4 of the rows", "TopK, 4 times the rows")
 ARCHITECTURES = ("BatchTopK", "Matryoshka", "Matryoshka, balance .75", "JumpReLU", "Gated", "ReLU")
 QUEUE: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (
-    (MODELS, STEADY + WIDTHS, 12),
-    (MODELS, OTHERS + STARTS, 6),
-    (RANDOM, STEADY + WIDTHS, 6),
-    (MODELS, BUDGETS, 6),
-    (("synthetic",), STEADY + OTHERS, 6),
-    (RANDOM, OTHERS, 6),
+    (MODELS, STEADY + WIDTHS, 8),
+    (MODELS, OTHERS, 6),
+    (RANDOM, STEADY + WIDTHS, 5),
+    (MODELS, STARTS + BUDGETS, 5),
+    (RANDOM, OTHERS, 5),
+    (("synthetic",), STEADY + OTHERS, 5),
+    (MODELS, STEADY + WIDTHS, 16),
+    (MODELS, OTHERS, 10),
     (MODELS, ("TopK, 16 times the rows",), 4),
-    (MODELS, STEADY + WIDTHS, 20),
-    (("synthetic",), ARCHITECTURES, 6),
+    (("synthetic",), ARCHITECTURES, 5),
 )
 """Places, methods and seeds, in the order in which cells are made; of cells named twice the last has most seeds."""
 
@@ -388,7 +389,7 @@ class Study:
         if path.is_file() and (kept := read_json(path)).get("spec") == digest:
             return dict(kept["scores"])
         lm = load_language_model(self.model(place))
-        tokens = 4000 if self.quick else 24_000
+        tokens = 4000 if self.quick else 20_000
         settings = ExplainSettings(tokens=tokens, logit_tokens=0, top=2, sample=0, controls=("shuffled",))
         found: dict[str, list[float]] = {}
         for sae in self.trained(place, "TopK", 3 if self.quick else EXPLAINED):
