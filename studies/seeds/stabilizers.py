@@ -80,8 +80,8 @@ SYNTHETIC = (
 PLACES = {
     "stories260K": Place("stories260K", TEXTS, 200_000),
     "built-in": Place("builtin", "builtin", 120_000),
-    "stories260K, random weights": Place("randomized:stories260K", TEXTS, 60_000, rows=96_000),
-    "built-in, random weights": Place("randomized:builtin", "builtin", 48_000, rows=96_000),
+    "stories260K, random weights": Place("randomized:stories260K", TEXTS, 200_000),
+    "built-in, random weights": Place("randomized:builtin", "builtin", 120_000),
     "synthetic": Place(address=SYNTHETIC, rows=64_000, k=6),
 }
 MODELS = ("stories260K", "built-in")
@@ -401,7 +401,11 @@ class Study:
 
     def results(self) -> dict[str, Any]:
         """Everything that is there, and the verdicts."""
-        cells = [read_json(path) for path in sorted((self.out / "cells").glob("*.json"))]
+        kept = [read_json(path) for path in sorted((self.out / "cells").glob("*.json"))]
+        cells = [
+            cell for cell in kept
+            if cell["method"] in METHODS and cell["spec"] == self.digest(cell["place"], cell["method"])
+        ]  # fmt: skip
         order = {name: at for at, name in enumerate(METHODS)}
         places = {name: at for at, name in enumerate(PLACES)}
         cells.sort(key=lambda cell: (places[cell["place"]], order[cell["method"]]))

@@ -51,7 +51,7 @@ SCORES = {
     "lexical": "lexical: AUC of tokens",
     "context": "context: AUC of the tokens around",
     "embedding": "embedding: AUC of likeness of windows",
-    "embedding_masked": "the same without the token",
+    "embedding_masked": "embedding without the token",
     "intruder": "intruder: found among windows",
     "cohesion": "cohesion: cosine of windows",
     "purity": "purity: largest part on one token",
@@ -180,7 +180,7 @@ def _of_stable(listed: Claims, cells: dict[str, Cell], place: str, method: str) 
         ("more of it than their share of the firings", firings, f"their share of the firings {firings.mean():.2f}"),
     ):
         listed.add("stable", f"{words} {claim}", place, _over(parts - least), what=f"{parts.mean():.2f} minus {what}:")
-    for claim, suffix in (("most of the classification", ""), ("more of it than equally many others", "_few")):
+    for claim, suffix in (("most of the classification", ""), ("more of that than equally many others", "_few")):
         one, other = (np.array([each[f"{kind}{suffix}"] for each in cell["probe"]]) for kind in ("stable", "others"))
         what = f"macro-F1 {one.mean():.3f} minus {other.mean():.3f}:"
         listed.add("stable", f"{words} {claim}", place, _over(one - other), what=what)
@@ -202,7 +202,7 @@ def _of_budgets(listed: Claims, cells: dict[str, Cell], place: str) -> None:
         gap = jackknife(lambda s: mean_of(first, "pw_mcc", s) - mean_of(frozen, "pw_mcc", s), m)
         listed.add("budgets", f"after {_rows(first):,} rows they match random ones of the rows' covariance", place,
                    gap, says="none", what=f"minus {mean_of(frozen, 'pw_mcc', range(frozen['m'])):.3f}:")  # fmt: skip
-    listed.add("budgets", f"after {_rows(last):,} rows a PW-MCC of .80 is reached", place,
+    listed.add("reached", f"after {_rows(last):,} rows a PW-MCC of .80 is reached", place,
                jackknife(lambda s: mean_of(last, "pw_mcc", s) - REACHED, last["m"]),
                what=f"{mean_of(last, 'pw_mcc', range(last['m'])):.3f} minus .80:")  # fmt: skip
 
@@ -229,7 +229,7 @@ def _of_random(listed: Claims, found: dict[str, Any], place: str) -> None:
     for score, words in [each for each in SCORES.items() if each[0] in one and each[0] in two]:
         values = np.array(one[score]), np.array(two[score])
         what = f"{values[0].mean():.3f} minus {values[1].mean():.3f}:"
-        listed.add("random", words, place, _over(values[0] - values[1]), what=what, says="none")
+        listed.add("random", f"no difference in {words}", place, _over(values[0] - values[1]), what=what, says="none")
     m = min(mine["m"], other["m"])
     for name, words in (("shared", "shared between seeds"), ("pw_mcc", "PW-MCC"), ("recovered", "function")):
         gap = jackknife(lambda s, n=name: mean_of(mine, n, s) - mean_of(other, n, s), m)
@@ -278,6 +278,16 @@ the margin is *reproduced* and beyond it *refuted*.
 """
 
 
+CLAIMED_BY = {
+    "stable": "2606.12138: stable ones carry most (no number in the abstract)",
+    "budgets": "glN1qCfwdz: at short budgets within 1.5 % of chance",
+    "reached": "2505.20254: .80 (Pythia-160M, 16,384 latents, 500M tokens, 3 seeds)",
+    "starts": "2606.02061: one start explains what archetypal SAEs share",
+    "random": "2501.17727: scores do not tell random transformers apart",
+    "random, seeds": "ours",
+}
+"""Who claims what is not of one method, by the key of the claim."""
+
 SECTIONS = {
     "stable": """## Do stable latents carry most?
 
@@ -288,7 +298,8 @@ the firings, and as many others.""",
 
 Runs of their own, each with its whole schedule. glN1qCfwdz: at short budgets reconstruction looks converged while
 decoders stay within 1.5 % of chance. 2505.20254: PW-MCC .80 (TopK, Pythia-160M, 16,384 latents, 500M tokens, 3
-seeds).""",
+seeds). FVU of each budget is below: where it still falls, reconstruction had not converged.""",
+    "reached": "",
     "starts": """## Shared starts
 
 2606.02061: what archetypal SAEs are said to share comes of one start for all runs, not of the method.""",
@@ -312,7 +323,7 @@ def page(found: dict[str, Any]) -> str:
         parts += [f"**{heading}.**", _claimed(listed, key)]
     parts += ["## What they cost", _costs(found)]
     for key, words in SECTIONS.items():
-        parts += [words, _claimed(listed, key), _curve(found) if key == "budgets" else ""]
+        parts += [words, _claimed(listed, key), _curve(found) if key == "reached" else ""]
     parts += ["## What one SAE says of its stability", _predictors(found), "## Levels"]
     for place in _places(found):
         parts += [f"### {place[0].upper()}{place[1:]}", _about(found, place), _table(found, place)]
@@ -340,7 +351,7 @@ def _judged(each: dict[str, Any]) -> str:
 
 
 def _short(listed: Sequence[dict[str, Any]]) -> str:
-    """A row per method and question, with nothing but verdicts and the paper's words."""
+    """All claims in nothing but verdicts, and the papers' words: a row per method, then a row per other claim."""
     rows = []
     for method, paper in PAPER.items():
         cells = [
@@ -349,7 +360,10 @@ def _short(listed: Sequence[dict[str, Any]]) -> str:
         if any(cell != "–" for cell in cells):
             rows.append([f"{method} raises what seeds share", *cells, paper])
     head = ("claim", "at equal L0", "and equal FVU", "at equal L0, random weights", "and equal FVU", "paper")
-    return _lines(head, rows)
+    others = [each for each in listed if each["key"] in CLAIMED_BY and not each["claim"].startswith("L2")]
+    claims = dict.fromkeys((each["key"], each["claim"]) for each in others)
+    more = [[claim, _words(listed, key, claim, False), CLAIMED_BY[key]] for key, claim in claims]
+    return _lines(head, rows) + "\n\n" + _lines(("claim", "here", "paper"), more)
 
 
 def _words(listed: Sequence[dict[str, Any]], key: str, claim: str, is_random: bool) -> str:
@@ -428,7 +442,8 @@ def _predictors(found: dict[str, Any]) -> str:
     text = (
         "Rank correlation over latents of TopK SAEs with the part of the other seeds that have the latent, mean over "
         "SAEs. *Self-alignment*: cosine of a latent's encoder and decoder row. At 512 latents and three seeds of the "
-        "built-in model it is .30 [.25, .35], frequency .27 [.26, .29] ([concepts](../../docs/concepts.md))."
+        "built-in model it is .30 [.25, .35], frequency .27 [.26, .29] ([concepts](../../docs/concepts.md)); here "
+        "neither is near that: measure it where it is used."
     )
     return text + "\n\n" + _lines(("", "self-alignment", "encoder norm", "frequency"), rows)
 
