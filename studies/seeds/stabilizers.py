@@ -179,10 +179,8 @@ def main() -> None:
         sys.exit(f"the sample data must lie at {SHARED}; set SAEKIT_SHARED_DATA to where it is")
     study = Study(options.out, options.quick)
     for places, methods, seeds in QUEUE:
-        for method, place in product(methods, places):
+        for method, place in product(methods, places[:1] if options.quick else places):
             study.cell(place, method, 3 if options.quick else seeds)
-    for place in MODELS + RANDOM:
-        study.explained(place)
     found = study.results()
     write_json(options.out / "stabilizers.json", found)
     if options.write:
@@ -288,6 +286,8 @@ class Study:
     def trained(self, place: str, method: str, seeds: int) -> list[Path]:
         """Folders of the SAEs of seeds 0, 1, …; only those that are not there yet are trained, in one chunk."""
         folder = self.out / "saes" / f"{_name(place, method)}-{self.digest(place, method)[:8]}"
+        if "mutual" in METHODS[method].options and not METHODS[method].start:
+            folder /= f"of {seeds}"  # seeds that pull each other are trained in one call, or are others
         paths: list[Path] = []
         while (first := len(paths)) < seeds:
             known = [each for each in folder.glob(f"{first}-*") if (each / "saes.json").is_file()]
@@ -414,7 +414,11 @@ class Study:
             "settings": {"latents": WIDTH, "batch_rows": BATCH_ROWS, "layer": LAYER},
             "places": {name: {"rows": self.place(name).rows, "k": self.place(name).k} for name in PLACES},
             "cells": [{key: value for key, value in cell.items() if key != "spec"} for cell in cells],
-            "explained": {name: self.explained(name) for name in MODELS + RANDOM},
+            "explained": {
+                cell["place"]: self.explained(cell["place"])
+                for cell in cells
+                if cell["method"] == "TopK" and cell["place"] in MODELS + RANDOM
+            },
         }
         return found | {"claims": claims(found)}
 

@@ -213,6 +213,10 @@ def test_more_seeds_train_only_those_that_are_not_there(stabilizers, monkeypatch
     assert calls == [[0, 1, 2], [3, 4]]
     assert len(set(study.trained("synthetic", "TopK", 5))) == 5
     assert study.trained("synthetic", "L2 .01", 2) != first[:2]
+    calls.clear()  # seeds that pull each other are trained in one call
+    for seeds in (3, 5, 3):
+        study.trained("synthetic", "mutual .1, together", seeds)
+    assert calls == [[0, 1, 2], [0, 1, 2, 3, 4]]
 
 
 def test_every_cell_of_the_queue_can_be_made_and_shown(stabilizers, monkeypatch):
