@@ -147,18 +147,16 @@ OTHERS = (
     "subspace 1/2", "soft-frozen decoder", "frozen decoder",
 )  # fmt: skip
 STARTS = ("one start, other orders", "other starts and orders", "one start, soft-frozen, other orders")
-BUDGETS = ("TopK, 1/16 of the rows", "TopK, 1/4 of the rows", "TopK, 4 times the rows")
+SHORT = ("TopK, 1/16 of the rows", "TopK, 1/4 of the rows")
+LONG = ("TopK, 4 times the rows", "TopK, 16 times the rows")
 ARCHITECTURES = ("BatchTopK", "Matryoshka", "Matryoshka, balance .75", "JumpReLU", "Gated", "ReLU")
 QUEUE: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (
     (MODELS, STEADY + WIDTHS, 8),
-    (MODELS, OTHERS, 6),
-    (RANDOM, STEADY + WIDTHS, 5),
-    (MODELS, STARTS + BUDGETS, 5),
-    (RANDOM, OTHERS, 5),
+    (MODELS, OTHERS + STARTS + SHORT, 5),
+    (RANDOM, STEADY + WIDTHS[::2], 5),
     (("synthetic",), STEADY + OTHERS, 5),
-    (MODELS, STEADY + WIDTHS, 16),
-    (MODELS, OTHERS, 10),
-    (MODELS, ("TopK, 16 times the rows",), 4),
+    (RANDOM, OTHERS, 5),
+    (MODELS, LONG, 3),
     (("synthetic",), ARCHITECTURES, 5),
 )
 """Places, methods and seeds, in the order in which cells are made; of cells named twice the last has most seeds."""
