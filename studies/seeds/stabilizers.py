@@ -350,7 +350,8 @@ class Study:
         if self.place(place).address:
             truth = sk.evaluate(saes, rows, settings=EvaluationSettings(
                 truth=True, controls=False, intervals=False, max_rows=8192), progress=False).entries  # fmt: skip
-            found["truth"] = {key: [each.truth[key].value for each in truth] for key in truth[0].truth}
+            values = {key: [each.truth[key].value for each in truth] for key in truth[0].truth}
+            found["truth"] = {key: [x if np.isfinite(x) else None for x in each] for key, each in values.items()}
         else:
             found["probe"] = [self.probed(place, sae, kind) for sae, kind in zip(saes, stable, strict=True)]
         if not METHODS[method].start:

@@ -410,7 +410,7 @@ def _costs(found: dict[str, Any]) -> str:
 def _gap(cell: Cell, base: Cell, name: str, m: int) -> str:
     if cell is base:
         return "–"
-    values = np.subtract(cell["truth"][name][:m], base["truth"][name][:m])
+    values = np.subtract(*(np.array(each["truth"][name][:m], float) for each in (cell, base)))
     return shown(_over(values)) if np.isfinite(values).all() else "–"
 
 
