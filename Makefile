@@ -44,10 +44,11 @@ docs: $(STAMP)
 	$(BIN)/python docs/refresh.py
 
 # Against the peers, which get an environment of their own. BENCH="step encode" runs some, BENCH_OPTIONS=--quick a little.
-BENCH ?= quality parity step encode growth seeds extract match rows imports linear candidates explain
+BENCH ?= quality parity step encode growth seeds extract match rows imports linear candidates explain one_rank
 bench: $(STAMP)
 	benchmarks/peers.sh
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
+	@case " $(BENCH) " in *" step "*) for kind in --avx2 --floor; do $(BIN)/python benchmarks/step.py $$kind $(BENCH_OPTIONS) || exit 1; done;; esac
 
 # SAEs of every class of the other libraries, written by their own code, read here and compared, and back.
 parity: $(STAMP)

@@ -40,7 +40,7 @@ fused.plain_step = counted  # type: ignore[attr-defined]
 MARKS = "<!-- methods -->", "<!-- end of methods -->"
 
 
-def configs(n: int, k: int) -> dict[str, tuple[Any, str]]:
+def configs(n: int, k: int, d: int) -> dict[str, tuple[Any, str]]:
     """The methods: what is trained, and which step makes a dense array of all rows by all latents."""
     top = {"n_latents": n, "k": k, "dead_after_rows": 10**9}
     jump = {"n_latents": n, "target_l0": k, "dead_after_rows": 10**9}
@@ -57,6 +57,7 @@ def configs(n: int, k: int) -> dict[str, tuple[Any, str]]:
         "AbsTopK, incoherence (iSAE)": (sk.TopK(**top, sign="magnitude", incoherence=0.1), "no"),
         "HierarchicalTopK": (sk.HierarchicalTopK(**top), "no"),
         "BatchTopK": (sk.BatchTopK(**top), "no"),
+        "BatchTopK, crosscoder of two sources": (sk.BatchTopK(**top, parts=(d // 2, d - d // 2)), "no"),
         "Matryoshka": (sk.Matryoshka(**top), "no"),
         "Matryoshka, detached": (sk.Matryoshka(**top, detached=True), "no"),
         "Matryoshka, truncated": (sk.Matryoshka(**top, k_per_size="truncated"), "no"),
@@ -90,7 +91,7 @@ def measure(d: int, n: int, k: int, rows: int, turns: int, warm: int) -> list[di
     """Seconds of CPU time of the cheapest step of each method, after `warm` steps of each."""
     stream = batches(d, rows)
     sample = next(stream)
-    methods = configs(n, k)
+    methods = configs(n, k, d)
     learners = {name: learner_of(config, sample) for name, (config, _) in methods.items()}
     best, left = dict.fromkeys(methods, float("inf")), dict.fromkeys(methods, 0)
     for turn in range(warm + turns):

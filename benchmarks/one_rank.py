@@ -47,7 +47,9 @@ def timed(learner: Learner, x: torch.Tensor, functions: dict[tuple[ModuleType, s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=200)
-    repetitions = parser.parse_args().repetitions
+    parser.add_argument("--quick", action="store_true", help="two pairs")
+    options = parser.parse_args()
+    repetitions = 2 if options.quick else options.repetitions
     torch.set_num_threads(1)
     x = torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(0))
     config = TopK(LATENTS, k=K)

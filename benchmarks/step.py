@@ -1,7 +1,8 @@
 """Training step: saekit beside the peers' own trainers and beside plain torch, in turns.
 
 ``python benchmarks/step.py`` measures all shapes (about 40 minutes); ``--quick`` one repetition of the small ones.
-``--shapes 64:2048:16:2048,64:4096:16:2048,... --write`` shows how it grows with d, n, k and rows.
+``--shapes 64:2048:16:2048,64:4096:16:2048,... --write`` shows how it grows with d, n, k and rows. ``--avx2`` and
+``--floor`` make tables of their own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SHAPES = [
 ARCHITECTURES = ("batchtopk", "jumprelu", "relu", "gated", "matryoshka")
 FEW = [(64, 2048, 16, 2048), (384, 4096, 32, 4096), (768, 16384, 32, 4096)]
 """Shapes of these."""
+LARGE = [(1024, 32768, 64, 1024), (2304, 65536, 64, 1024)]
+"""Shapes of real models, beside their floor."""
 ABOUT = """## Training step
 
 One step of a TopK SAE with Adam, unit decoder rows and AuxK: selection, loss, gradients, (for all but eai-sparsify)
@@ -34,6 +37,19 @@ saekit's codes are those of the fp32 product. Contestants take turns, one step e
 family is sparse too. Peak memory is that of the whole process. The other architectures have the same contestants but
 eai-sparsify, which has TopK only, each with its own penalty and first weights: a step of the peers costs the same
 however many latents fire, saekit's costs less when fewer do."""
+
+AVX2 = """## Training step without AVX-512
+
+The TopK step above with no instructions beyond AVX2 for any contestant, as on a laptop: numba's target, ATen's,
+oneDNN's and MKL's are limited by their environment variables (`contestants/arena.py`). "fp32 product" is the encoder's
+product alone, in blocks of 32 MiB, which were the fastest."""
+
+FLOOR = """## Training step at the sizes of real models, and its floor
+
+A TopK step at shapes whose weights and moments do not fit into any cache, beside the encoder's product alone and
+beside the product and a pass: a copy that reads and writes as many bytes as an update which reads weights, gradients
+and both moments once and writes all but the gradients. (`--product fp32` where the processor has no bf16 instructions,
+so that torch's bf16 product is the slower one.)"""
 
 
 def main() -> None:
@@ -48,19 +64,25 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu", help="cuda: needs a GPU; see PEER_PYTHON in arena.py")
     parser.add_argument("--avx2", action="store_true", help="no instructions beyond AVX2, for any contestant")
+    parser.add_argument("--floor", action="store_true", help="TopK at large shapes beside product and pass, no peers")
+    parser.add_argument("--product", choices=["bf16", "fp32"], default="", help="which one (bf16, with --avx2 fp32)")
     parser.add_argument("--cpu-time", action="store_true", help="time of all threads, on a machine that is shared")
     parser.add_argument("--write", action="store_true", help="write the tables whatever was chosen")
     options = parser.parse_args()
     chosen = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape]
     peers = [] if options.only and not set(options.only.split(",")) & set(arena.PEERS) else arena.available_peers()
-    # The fp32 product is the fastest in blocks of 32 MiB: smaller ones read the encoder more often.
+    # The fp32 product is the fastest in larger blocks, with more latents: smaller ones read the encoder more often.
     processor = {"processor": "avx2", "block_bytes": 32 * 2**20} if options.avx2 else {}
+    processor |= {"block_bytes": 128 * 2**20} if options.product == "fp32" else {}
     workloads = []
-    for arch in [name for name in options.arch.split(",") if name] or ["topk", *ARCHITECTURES]:
-        shapes = chosen or (SHAPES if arch == "topk" else FEW)
+    product = f"{options.product or ('fp32' if options.avx2 else 'bf16')} product"
+    few = options.floor or options.avx2
+    for arch in [name for name in options.arch.split(",") if name] or ["topk", *([] if few else ARCHITECTURES)]:
+        usual = SHAPES if arch == "topk" else FEW
+        shapes = chosen or (LARGE if options.floor else FEW[-1:] if options.avx2 else usual)
         able = [peer for peer in peers if arch == "topk" or peer != "eai-sparsify"]  # which has no other architecture
-        product = "fp32 product" if options.avx2 else "bf16 product"
         names = ["saekit", product, "saekit plain", *(["plain torch"] if arch == "topk" else []), *able]
+        names = ["saekit", product, f"{product} and pass"] if options.floor else names
         names = [name for name in names if not options.only or name in options.only.split(",")]
         for d, n, k, batch in shapes[:1] if options.quick else shapes:
             small = n * d < 1e6
@@ -76,10 +98,12 @@ def main() -> None:
             workloads.append({"title": title, **sizes, "results": results})
             print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
     if options.write or not (options.quick or options.only or options.shapes or options.arch):
+        kind = "avx2" if options.avx2 else "floor" if options.floor else options.device
+        clock = " Times are CPU time of all threads, on a shared machine." if options.cpu_time else ""
         arena.write(
-            "step" if options.device == "cpu" else f"step-{options.device}",
+            "step" if kind == "cpu" else f"step-{kind}",
             workloads,
-            ABOUT,
+            {"avx2": AVX2, "floor": FLOOR}.get(kind, ABOUT) + clock,
             " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
         )
 

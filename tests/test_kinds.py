@@ -263,12 +263,15 @@ def test_compare(sae, rows, kind):
     assert found.pairs[0].on_rows.correlation.value == pytest.approx(1, abs=1e-4)
 
 
-def test_codes_signed_by_magnitude_are_not_pooled_and_comparing_them_is_warned_of(rows):
+def test_codes_signed_by_magnitude_are_not_pooled_and_compared_with_positive_ones_warned_of(rows):
     sae = KINDS["abstopk"](base())
     flipped = sae.replace(W_enc=-sae.W_enc, b_enc=-sae.b_enc, W_dec=-sae.W_dec)
     torch.testing.assert_close(sae.reconstruct(torch.eye(WIDTH)), flipped.reconstruct(torch.eye(WIDTH)))
     found = sk.compare([sae, flipped], progress=False)
-    assert "signed_codes" in {each.code for each in found.warnings}
+    assert found.shared.value == 1
+    assert "signed_codes" not in {each.code for each in found.warnings}
+    mixed = sk.compare([sae, base()], progress=False)
+    assert "signed_codes" in {each.code for each in mixed.warnings}
     with pytest.raises(ConfigError, match="a latent and its negative are the same"):
         consensus([sae, flipped], rows, progress=False)
 

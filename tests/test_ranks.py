@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import saekit
 from saekit import ranks
 from saekit.errors import ConfigError
 
@@ -139,6 +141,23 @@ def test_a_rank_that_does_nothing_is_missed_and_named(launch):
 def test_a_long_step_is_not_taken_for_a_hang(found):
     assert found["busy"][0].keys() == found["busy"][1].keys() == {"value", "seconds"}
     assert found["busy"][0]["seconds"] > 2.5
+
+
+UNSPLIT = ["compare", "orphans", "rank", "prune", "measure_sizes", "progressive", "transfer", "effects", "steer"]
+
+
+@pytest.mark.parametrize("name", UNSPLIT)
+def test_a_verb_that_is_not_split_is_refused_before_it_looks_at_anything(monkeypatch, name):
+    """Unless one rank calls it by itself: then what is wrong with the call is told."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    verb = getattr(saekit, name)
+    given = [each for each in inspect.signature(verb).parameters.values() if each.default is each.empty]
+    positional = [7 for each in given if each.kind is not each.KEYWORD_ONLY]
+    named = {each.name: 7 for each in given if each.kind is each.KEYWORD_ONLY}
+    with pytest.raises(ConfigError, match=f"{name}: one process must do this, because its work is not split"):
+        verb(*positional, **named)
+    with ranks.alone(), pytest.raises(Exception, match=r"^(?!.*one process must)"):
+        verb(*positional, **named)
 
 
 def test_without_ranks_nothing_is_refused_and_parts_come_as_they_are(monkeypatch):

@@ -115,8 +115,13 @@ def encode(kernels: str) -> None:
         count += 1
 
 
-def product(dtype: torch.dtype) -> None:
-    """The encoder's product alone, into memory that is used again: the floor of every dense encoder."""
+def product(dtype: torch.dtype, copied: int = 0) -> None:
+    """The encoder's product alone, into memory that is used again: the floor of every dense encoder.
+
+    `copied` numbers are copied after it: with 7 of 2 for each weight as much is read and written as by an update that
+    reads weights, gradients and both moments once and writes all but the gradients.
+    """
+    source, target = torch.ones(2, copied, device=DEVICE)  # not zeros: those have no memory yet
     W = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
     xs = [x.to(dtype) for x in BATCHES]
     block = max(16, min(BATCH, JOB.get("block_bytes", 8 * 2**20) // (N * W.element_size())))
@@ -126,6 +131,7 @@ def product(dtype: torch.dtype) -> None:
         GATE.pause()
         for part in xs[count % 2].split(block):
             torch.mm(part, W.T, out=out[: len(part)])
+        target.copy_(source)
         count += 1
 
 
@@ -136,4 +142,6 @@ def product(dtype: torch.dtype) -> None:
     "plain torch": dense_step,
     "bf16 product": lambda: product(torch.bfloat16),
     "fp32 product": lambda: product(torch.float32),
+    "bf16 product and pass": lambda: product(torch.bfloat16, copied=7 * N * D),
+    "fp32 product and pass": lambda: product(torch.float32, copied=7 * N * D),
 }[NAME]()

@@ -82,7 +82,7 @@ ALONE = Ranks()
 
 def are_launched() -> bool:
     """Return whether several ranks do what is called here: a launcher started them, or they have met already."""
-    if not dist.is_available() or (_watch is not None and _watch.is_alone):
+    if not dist.is_available() or _alone or (_watch is not None and _watch.is_alone):
         return False
     return dist.get_world_size() > 1 if dist.is_initialized() else int(os.environ.get("WORLD_SIZE") or 1) > 1
 
@@ -93,8 +93,14 @@ def refuse(where: str) -> None:
         raise ConfigError(
             f"{where}: one process must do this, because its work is not split over ranks; got "
             f"WORLD_SIZE={os.environ.get('WORLD_SIZE')}, and each rank would do and write the same. Start it without "
-            "torchrun (or unset WORLD_SIZE)."
+            "torchrun (or unset WORLD_SIZE); in Python, call it on one rank inside `saekit.ranks.alone()`."
         )
+
+
+def refuse_unsplit(verb: str) -> None:
+    """Refuse ranks for a verb whose work is not split, unless work that is split calls it; raises `ConfigError`."""
+    if _watch is None:
+        refuse(verb)
 
 
 def is_first_rank() -> bool:
@@ -322,12 +328,22 @@ def together(where: str) -> Iterator[Ranks]:
 
 _watch: _Watch | None = None
 _calls = 0
+_alone = 0
+"""How many blocks of `alone` this process is in, outside those of `together`."""
 
 
 @contextmanager
 def alone() -> Iterator[None]:
     """Do what is called in the block by this rank alone, as one process does it."""
-    if _watch is None or _watch.is_alone:
+    global _alone
+    if _watch is None:
+        _alone += 1
+        try:
+            yield
+        finally:
+            _alone -= 1
+        return
+    if _watch.is_alone:
         yield
         return
     _watch.is_alone = True

@@ -107,7 +107,8 @@ def _suggesting(function: F, name: str) -> F:
     def checked(*args: Any, **kwargs: Any) -> Any:
         for word in kwargs:
             if word not in parameters:
-                raise KeywordError(f"{name}: unknown argument `{word}`. {_where_it_goes(word, known, values)}")
+                where = elsewhere(word, type(args[0])) if args and "self" in parameters else ""
+                raise KeywordError(f"{name}: unknown argument `{word}`. {where or _where_it_goes(word, known, values)}")
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
@@ -142,6 +143,31 @@ def check_kinds(settings: Any) -> None:
         if value is not field.default and not fits(value, hints[field.name]):
             name = f"{type(settings).__name__}: `{field.name}`"
             raise ConfigError(f"{name} must be {called(hints[field.name])}; got {_short(value)}.")
+
+
+def elsewhere(word: str, kind: type) -> str:
+    """Return that a field which a class of settings lacks is one of others of its base; "" where none has it.
+
+    >>> @dataclasses.dataclass
+    ... class Shape: pass
+    >>> @dataclasses.dataclass
+    ... class Circle(Shape):
+    ...     radius: float = 1.0
+    >>> elsewhere("radius", Shape), elsewhere("colour", Shape)
+    ('`radius` is a setting of `Circle` only.', '')
+    """
+    relatives: set[type] = set()
+    waiting = list(kind.__mro__[:-1])
+    while waiting:
+        relatives.add(each := waiting.pop())
+        waiting += set(each.__subclasses__()) - relatives
+    having = [each.__name__ for each in relatives if word in _fields_of(each) and not each.__subclasses__()]
+    return f"`{word}` is a setting of {listed(sorted(having))} only." if having else ""
+
+
+def _fields_of(kind: type) -> Collection[str]:
+    fields: Mapping[str, Any] = getattr(kind, "__dataclass_fields__", {})
+    return fields
 
 
 def _where_it_goes(word: str, known: list[str], values: dict[str, Any]) -> str:

@@ -171,9 +171,12 @@ def table_of(each: Config) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[name] == value for name, value in only.items())]
 
 
-def settings_of(each: Config) -> dict[str, Any]:
-    """How a data set is read and split."""
-    return {name: each[name] for name in SET_KEYS if name in each}
+def settings_of(each: Config, run: Config | None = None) -> dict[str, Any]:
+    """How a data set is read and split; a run may draw fewer training rows, which are among those of the others."""
+    found = {name: each[name] for name in SET_KEYS if name in each}
+    if run is not None and "train_rows" in run and "train_rows" in found:
+        found["train_rows"] = min(found["train_rows"], run["train_rows"])
+    return found
 
 
 def split_of(each: Config, table: Sequence[Mapping[str, Any]], config: Config) -> Labelled:
@@ -273,7 +276,7 @@ def plan_of(
         more["train_sizes"] = each["train_sizes"]
     return plan_classification(
         [(name, sk.SAE.load(saes[name])) for name in run["saes"]], model=lm, data=table,
-        split=sk.Split(seed=config["seed"], **settings_of(each)),
+        split=sk.Split(seed=config["seed"], **settings_of(each, run)),
         settings=ClassifierSettings(
             name=each["name"], margin=config["margin"], budget=Budget(**config.get("budget", {})),
             save_arm="none", cache=str(out / "features"), **settings, **more,
@@ -505,8 +508,26 @@ def doubted(result: Classification, warning: str) -> str:
         ". It does not follow: these intervals are of left-out rows, and an arm that says the same of nearly all test rows "
         "has one that is far too short ("
         + "; ".join(f"{arm.shuffled_auc:.4f}" for arm in named)
-        + "). The check is now by other "
+        + f"{told_by_width(result, named)}). The check is now by other "
         "orders of the labels, exact for such arms too (`make chance`); these were not fitted again"
+    )
+
+
+def told_by_width(result: Classification, named: Sequence[Any]) -> str:
+    """What the width of the intervals of some arms says of their scores.
+
+    By chance the variance of an AUC is that of a rank sum, times 1 - q^3 where a fraction q of the rows has one score.
+    """
+    half = {
+        arm.name: (arm.shuffled_auc.high - arm.shuffled_auc.low) / 2
+        for arm in result.arms
+        if arm.shuffled_auc is not None
+    }
+    usual, mine = np.median(list(half.values())), max(half[arm.name] for arm in named)
+    share = (1 - (mine / usual) ** 2) ** (1 / 3)
+    return (
+        f"; {usual / mine:.0f} times as short as that of the middle arm, as it is where {share:.2%} of the rows have one score: a "
+        "tree that puts nearly all of them into one leaf"
     )
 
 
@@ -523,9 +544,7 @@ def family_claims(config: Config, results: Mapping[tuple[str, str], Classificati
     if not known:
         return []
     saes = {key: next(each for each in result.families if each.role == "sae") for key, result in known.items()}
-    gaps = {
-        key: sae.auc_difference if known[key].verdict_metric == "auc" else sae.difference for key, sae in saes.items()
-    }
+    gaps = sae_gaps(known)
     controls = {key: sae.control_difference for key, sae in saes.items() if sae.control_difference is not None}
     asked: list[tuple[str, Mapping[tuple[str, str], Stored], float]] = [
         ("SAE features reach macro-F1 > 0.8", {key: Stored(sae.macro_f1).oriented(1, 0.8) for key, sae in saes.items()}, 0.0),
@@ -564,6 +583,11 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         if result.verdict_metric == "auc" and not any("chosen and judged by AUC" in str(each) for each in result.warnings)
     ]  # fmt: skip
     by_arm = [f"{name} ({run})" for (run, name), result in known.items() if not repeats_penalty(result)]
+    whole = {each["name"]: each.get("train_rows") for each in config["sets"]}
+    fewer = [
+        f"{name} ({run}) {result.data['n_train']:,} of {whole[name]:,}" for (run, name), result in known.items()
+        if whole[name] is not None and result.data["n_train"] < whole[name]
+    ]  # fmt: skip
     lines = [
         "## Families, each with its strongest arm",
         "",
@@ -571,6 +595,7 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         "choice: training rows (groups) are resampled, arm and penalty are chosen again, on both sides of a difference. *Chosen*: in "
         "how many of these resamples it is the same arm. Where arms are chosen and judged by AUC, nothing chose the threshold "
         "that macro-F1 depends on."
+        + (f" For time, fewer training rows than in the tables below: {', '.join(fewer)}." if fewer else "")
         + (
             f" {', '.join(by_labels)}: judged by AUC, but searched by an earlier version, by macro-F1."
             if by_labels
@@ -611,7 +636,45 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
     for name, words in against.items():
         counts = ", ".join(f"{word} on {words.count(word)}" for word in dict.fromkeys(words))
         lines += [f"SAE minus {name}, over {len(words)} tables: {counts}.", ""]
-    return lines
+    return [*lines, f"**What a reader may conclude:** {concluded(config, known)}", ""]
+
+
+def sae_gaps(known: Mapping[tuple[str, str], Classification]) -> dict[tuple[str, str], Measured]:
+    """SAE minus the best non-SAE, by table, in the metric of its verdicts."""
+    saes = {key: next(each for each in result.families if each.role == "sae") for key, result in known.items()}
+    return {
+        key: sae.auc_difference if known[key].verdict_metric == "auc" else sae.difference for key, sae in saes.items()
+    }
+
+
+def concluded(config: Config, known: Mapping[tuple[str, str], Classification]) -> str:
+    """What all tables of families together allow, in a few sentences; all tables are one family (Holm)."""
+    gaps, margin = sae_gaps(known), config["margin"]
+    words = dict(zip(gaps, family_verdicts([Claim(Stored(gap), margin) for gap in gaps.values()]), strict=True))
+
+    def on(word: str) -> str:
+        names = [f"{name} ({run})" for (run, name), each in words.items() if each == word]
+        return f"on {len(names)} of {len(words)} tables" + (f" ({', '.join(names)})" if names else "")
+
+    said = (
+        "corrected for the number of tables, SAE features are shown to classify better than the best of TF-IDF, pooled hidden "
+        f"states and their components, by more than {margin:g}, {on('better')}, worse {on('worse')}, and as well {on('equivalent')}."
+    )
+    halves = sorted((gap.high - gap.low) / 2 for key, gap in gaps.items()
+                    if words[key] == "undecided" and gap.low is not None and gap.high is not None)  # fmt: skip
+    if not halves:
+        return said
+    below = [f"{name} ({run})" for (run, name), gap in gaps.items()
+             if words[run, name] == "undecided" and gap.high is not None and gap.high < 0]  # fmt: skip
+    lower = (
+        f" On {len(below)} of them ({', '.join(below)}) the whole interval of the table itself is below 0."
+        if below
+        else ""
+    )
+    return (
+        f"{said} On the other {len(halves)} the test sets are too small to tell, which is no evidence that they are equal: half the "
+        f"interval of one table is {halves[0]:.3f} to {halves[-1]:.3f}.{lower}"
+    )
 
 
 def repeats_penalty(result: Classification) -> bool:

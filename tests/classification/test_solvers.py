@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
 from saekit.classification import solvers
 from saekit.classification.arms import Arm
-from saekit.classification.fit import fit_arm
+from saekit.classification.fit import fit_arm, fit_reduction
 from saekit.classification.probes import PROBES, Grid
 from saekit.classification.settings import Budget
 from saekit.classification.solvers import Rows
@@ -56,51 +56,73 @@ def test_discriminant_analysis_is_that_of_scikit_learn(d, n_classes):
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_narrowed_rows_give_the_same_logistic_regression(is_sparse):
     x, y = rows(90, 400, 3, is_sparse=is_sparse)
-    A, B = solvers.narrowed(Rows(x[:60]), x[60:])
+    found = solvers.narrowed(Rows(x[:60], x[60:]))
+    A, B = found.X, found.others
     assert (A.shape, B.shape) == ((60, 60), (30, 60))
     own, same = (LogisticRegression(C=0.5, solver="newton-cg", tol=1e-7).fit(rows, y[:60]) for rows in (x[:60], A))
     assert same.predict_proba(B) == pytest.approx(own.predict_proba(x[60:]), abs=1e-5)
+    alone = Rows(x[:60])
+    np.testing.assert_allclose(solvers.narrowed(alone).X, A)
+    solvers.widen(same, found, alone)
+    assert same.predict_proba(x[60:]) == pytest.approx(own.predict_proba(x[60:]), abs=1e-5)
+    assert same.coef_ == pytest.approx(own.coef_, abs=1e-5)
 
 
 def test_products_of_sparse_rows_are_those_of_dense_ones():
     """Columns that are active in few rows and in many, which are multiplied in two ways."""
     generator = np.random.default_rng(0)
     x = np.where(generator.random((80, 300)) < np.linspace(0.001, 0.9, 300), generator.random((80, 300)), 0)
-    found = Rows(scipy.sparse.csr_matrix(x.astype(np.float32))).gram
-    assert found == pytest.approx(x.astype(np.float32).astype(np.float64) @ x.astype(np.float32).T, abs=1e-6)
+    x = x.astype(np.float32)
+    found = Rows(scipy.sparse.csr_matrix(x[:50]), scipy.sparse.csr_matrix(x[50:]))
+    exact = x.astype(np.float64) @ x.T
+    assert found.gram == pytest.approx(exact[:50, :50], abs=1e-6)
+    assert found.between == pytest.approx(exact[50:, :50], abs=1e-6)
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])
-def test_leading_directions_are_those_of_singular_vectors(is_sparse):
+@pytest.mark.parametrize("d", [400, 50])
+def test_leading_directions_are_those_of_singular_vectors(d, is_sparse):
     """The same inner products within and between rows as scikit-learn's exact decomposition gives."""
-    x, _ = rows(90, 400, 3, is_sparse=is_sparse)
-    found = solvers.leading(Rows(x[:60]), x[60:], 10)
+    x, _ = rows(90, d, 3, is_sparse=is_sparse)
+    found = solvers.leading(Rows(x[:60], x[60:]), 10)
     assert found is not None
     step = TruncatedSVD(10, algorithm="arpack", random_state=0)
     theirs = step.fit_transform(x[:60].astype(np.float64)), step.transform(x[60:].astype(np.float64))
-    for one, other in zip(found, theirs):
-        assert one @ found[0].T == pytest.approx(other @ theirs[0].T, abs=1e-4)
-    assert solvers.leading(Rows(x[:60, :50]), x[60:, :50], 10) is None
+    for one, other in zip((found.X, found.others), theirs):
+        assert one @ found.X.T == pytest.approx(other @ theirs[0].T, abs=1e-4)
 
 
 def test_leading_directions_of_many_rows_are_nearly_the_exact_ones(monkeypatch):
     generator = np.random.default_rng(2)
     x = generator.normal(size=(150, 90)) * 0.9 ** np.arange(90) @ generator.normal(size=(90, 300)) / 9
-    exact = solvers.leading(Rows(x[:120]), x[120:], 12)
+    exact = solvers.leading(Rows(x[:120], x[120:]), 12)
     for name, value in {"EXACT_ROWS": 50, "SPARE": 16}.items():
         monkeypatch.setattr(solvers, name, value)
-    near = solvers.leading(Rows(x[:120]), x[120:], 12)
+    near = solvers.leading(Rows(x[:120], x[120:]), 12)
     assert exact is not None
     assert near is not None
-    for one, other in zip(near, exact):
-        assert one @ near[0].T == pytest.approx(other @ exact[0].T, abs=2e-3 * float(np.abs(exact[0]).max()) ** 2)
+    for one, other in zip((near.X, near.others), (exact.X, exact.others)):
+        assert one @ near.X.T == pytest.approx(other @ exact.X.T, abs=2e-3 * float(np.abs(exact.X).max()) ** 2)
+
+
+@pytest.mark.parametrize("d", [400, 60])
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_reduction_from_products_is_that_of_scikit_learn(d, is_sparse):
+    """On rows that it was fitted on and on others."""
+    x, _ = rows(90, d, 3, is_sparse=is_sparse)
+    step, same = TruncatedSVD(10, random_state=0), TruncatedSVD(10, algorithm="arpack", random_state=0)
+    A, B = fit_reduction(step, Rows(x[:60])), same.fit_transform(x[:60].astype(np.float64))
+    assert step.transform(x[:60]) == pytest.approx(A, abs=1e-4)
+    assert step.transform(x[60:]) @ A.T == pytest.approx(same.transform(x[60:].astype(np.float64)) @ B.T, abs=1e-3)
+    assert step.singular_values_ == pytest.approx(same.singular_values_, rel=1e-4)
+    assert step.explained_variance_ == pytest.approx(same.explained_variance_, rel=1e-3)
 
 
 def test_rows_stay_as_they_are_where_nothing_is_gained():
     tall, _ = rows(60, 20, 2)
     sparse = scipy.sparse.random(60, 4000, density=1e-4, format="csr", random_state=0)
     for x in (tall, sparse):
-        assert solvers.narrowed(Rows(x), x)[0] is x
+        assert solvers.narrowed(Rows(x)).X is x
 
 
 def test_too_many_rows_are_not_solved_for(monkeypatch):
@@ -108,7 +130,8 @@ def test_too_many_rows_are_not_solved_for(monkeypatch):
     x, y = rows(40, 30, 2)
     assert solvers.ridge(Rows(x), y) is None
     wide = x[:25]
-    assert solvers.narrowed(Rows(wide), x)[0] is wide
+    assert solvers.narrowed(Rows(wide)).X is wide
+    assert solvers.leading(Rows(x), 5) is None
     fitted = fit_arm(Arm("x", "dense", "x", probe="ridge"), x, y)
     assert fitted.chosen["alpha"] in Budget().alphas
 

@@ -205,13 +205,16 @@ def test_the_same_run_from_a_file(call, rows, tmp_path):
 
 def test_resume_of_a_finished_run_reads_it_back(call, rows):
     arguments = ("train", "--rows", rows, *TRAIN, "--out", "run")
-    assert call(*arguments)[0] == 0
+    status, _, err = call(*arguments, "--resume")
+    assert status == 0
+    assert "there is no run in run to continue: a new one begins" in err
     before = Path("run/topk-32-k4-seed0/sae.safetensors").read_bytes()
     status, _, err = call(*arguments)
     assert status == 2
     assert "--resume" in err
-    status, out, _ = call(*arguments, "--resume")
+    status, out, err = call(*arguments, "--resume")
     assert status == 0
+    assert "a new one begins" not in err
     assert "topk-32-k4-seed0" in out
     assert Path("run/topk-32-k4-seed0/sae.safetensors").read_bytes() == before
 

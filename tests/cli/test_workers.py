@@ -195,3 +195,7 @@ def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with workers.started(2):
         pass
     assert "a worker ended with status 1: there is no memory" in capsys.readouterr().err
+    monkeypatch.setattr(workers, "COMMAND", ("-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    with workers.started(2):
+        pass
+    assert "a worker was killed by SIGKILL (out of memory?)" in capsys.readouterr().err

@@ -104,3 +104,8 @@ def test_what_is_refused(run, tmp_path):
         along([paths(run)[0], str(tmp_path / "other" / "topk-24-k2-seed1")], final)
     with pytest.raises(ConfigError, match="`snapshots`"):
         TrainSettings(snapshots=-1)
+
+
+def test_one_sae_shares_nothing_with_itself(run):
+    with pytest.raises(ConfigError, match=r"along: at least two SAEs of a run must be given.*--seeds 0,1"):
+        along(paths(run)[:1], None)

@@ -59,6 +59,15 @@ def test_fvu_of_a_substitution_is_that_of_the_sae_with_other_rows(pair, compared
     assert compared.function["fvu_partners"].value == pytest.approx(fvu(x, swapped.reconstruct(x)), rel=1e-5)
 
 
+@pytest.mark.parametrize("n", [39, 40])
+def test_there_is_an_interval_from_forty_documents_on(pair, n):
+    x = next(pair[1].batches(400)).x
+    rows = ArrayRows(x, document=torch.arange(len(x)) % n)
+    found = compare(pair[0], rows, settings=PLAIN, progress=False).function
+    for name in ("fvu_own", "fvu_partners", "fvu_random", "fvu_recovered"):
+        assert (found[name].low is not None) == (n == 40), name
+
+
 def test_lengths_of_the_decoder_rows_stay():
     one, other = (torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     zero = torch.zeros(6)

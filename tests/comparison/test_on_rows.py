@@ -13,6 +13,7 @@ from saekit.comparison.settings import ComparisonSettings
 from saekit.errors import DataError
 from saekit.matching.shared import SharedRule
 from saekit.sae.model import SAE
+from saekit.sae.rules import TopKRule
 
 RULE = SharedRule(0.7, True)
 X = torch.randn(700, 6, generator=torch.Generator().manual_seed(0))
@@ -34,6 +35,17 @@ def test_an_sae_acts_like_itself_in_any_order() -> None:
     found = acted(sae, sae.permute(order))
     assert numbers(found) == pytest.approx([1, 1, 1, 1], abs=1e-5)
     assert [found.frequency[0][at] for at in order.tolist()] == pytest.approx(found.frequency[1])
+
+
+def test_signed_latents_turned_round_do_the_same() -> None:
+    sae = random_sae().replace(rule=TopKRule(3, sign="magnitude"))
+    signs = torch.tensor([1.0, -1.0, -1.0] * 8)
+    turned = sae.replace(W_enc=signs[:, None] * sae.W_enc, b_enc=signs * sae.b_enc, W_dec=signs[:, None] * sae.W_dec)
+    found = acted(sae, turned)
+    assert numbers(found) == pytest.approx([1, 1, 1, 1], abs=1e-5)
+    [does] = found.function
+    for name in ("fvu_recovered", "top_overlap", "coactivation", "coactivation_agrees"):
+        assert does[name].value == pytest.approx(1, abs=1e-5), name
 
 
 def test_scale_of_codes_changes_no_similarity() -> None:

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from fixtures.row_checks import whole
 from saekit import SAE, ArrayRows, BatchTopK, TrainSettings, compare, evaluate, train
 from saekit.comparison.settings import ComparisonSettings, SourceSettings
 from saekit.comparison.sources import SourceComparison, compare_sources
 from saekit.errors import ConfigError, DataError, FormatError, ShapeError
+from saekit.evaluation.settings import EvaluationSettings
 from saekit.provenance import place_of
 from saekit.report.page import sections_of
 from saekit.rows.joined import join_rows, null_rows
 from saekit.rows.shards import open_rows
 from saekit.sae.rules import ReLURule
+from saekit.sae.scaling import Scaling
 
 NAMES = ("base", "tuned")
 
@@ -152,7 +155,7 @@ def test_sources_of_different_widths_have_kinds_alone():
 def test_the_null_holds_the_first_source_and_noise_as_large_as_the_difference():
     a, b = randn(4000, 3), randn(4000, 3, seed=1)
     null = null_rows(join_rows({"base": 5 * a + 2, "tuned": 0.1 * b}))
-    first, second = null.x.split(3, 1)
+    first, second = whole(null).x.split(3, 1)
     torch.testing.assert_close(first, 5 * a + 2)
     # both scaled to variance 1 per dimension they differ by sqrt 2, which is 5 sqrt 2 in the units of the first
     torch.testing.assert_close((second - first).std(0), torch.full((3,), 5 * 2**0.5), rtol=0.1, atol=0)
@@ -169,9 +172,9 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ConfigError, match="crosscoder of two sources; it is one of 1"):
         compare_sources(dataclasses.replace(sae, provenance={}), rows)
     with pytest.raises(ConfigError, match="same names in the same order"):
-        compare_sources(sae, rows.x)
+        compare_sources(sae, whole(rows).x)
     with pytest.raises(ConfigError, match="same names in the same order"):
-        compare_sources(sae, join_rows({"tuned": rows.x[:, :6], "base": rows.x[:, 6:]}))
+        compare_sources(sae, join_rows({"tuned": whole(rows).x[:, :6], "base": whole(rows).x[:, 6:]}))
     with pytest.raises(ShapeError, match="must have the width"):
         compare_sources(sae, rows_of(randn(300, 10, seed=1), 5))
     with pytest.raises(ShapeError, match="same shape"):
@@ -245,7 +248,29 @@ def test_only_crosscoders_of_the_same_sources_are_compared():
         with pytest.raises(ConfigError, match="compare: all crosscoders must have the same sources in the same order"):
             compare([one, dataclasses.replace(other, provenance={"parts": parts})])
     with pytest.raises(ConfigError, match="compare: the rows must be joined ones"):
-        compare([one, other], join_rows({"tuned": rows.x[:, :6], "base": rows.x[:, 6:]}))
+        compare([one, other], join_rows({"tuned": whole(rows).x[:, :6], "base": whole(rows).x[:, 6:]}))
+
+
+def test_no_source_outweighs_the_others_in_what_partners_and_pursuit_cost():
+    """Making one source a thousand times louder, and the crosscoders' scales fit, changes no FVU."""
+    x = randn(400, 12, seed=2)
+    x[:, 6:] += x[:, :6]
+    found = []
+    for loud in (1.0, 1000.0):
+        by = torch.cat([torch.ones(6), torch.full((6,), loud)])
+        saes = [
+            crosscoder(randn(20, 12, seed=seed), (6, 6)).replace(
+                scaling=Scaling("standardize", scale=1 / by, mean=torch.zeros(12))
+            )
+            for seed in (0, 1)
+        ]
+        rows = rows_of(x * by, 6)
+        compared = compare(saes, rows, settings=ComparisonSettings(controls=False))
+        settings = EvaluationSettings(controls=False, pursuit_rows=100)
+        pursued = evaluate(saes[0], rows, settings=settings, progress=False).entries[0].pursuit
+        found.append([compared.function[name].value for name in ("fvu_own", "fvu_partners", "fvu_random")])
+        found[-1] += [pursued["fvu_encoder"].value, pursued["fvu_pursuit"].value]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_addresses_of_joined_rows(tmp_path):
@@ -255,7 +280,7 @@ def test_addresses_of_joined_rows(tmp_path):
     assert [part["name"] for part in rows.info["parts"]] == ["base", "tuned"]
     assert rows.d_in == 8
     null = open_rows(f"joined-null:base={tmp_path}/a.npy,tuned={tmp_path}/b.npy")
-    torch.testing.assert_close(null.x[:, :4], rows.x[:, :4])
+    torch.testing.assert_close(whole(null).x[:, :4], whole(rows).x[:, :4])
     for wrong in ("joined:", "joined:a", "joined:a=x,a=y", "joined:=x,b=y"):
         with pytest.raises(ConfigError, match="a name and a path"):
             open_rows(wrong)

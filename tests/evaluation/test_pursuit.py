@@ -87,6 +87,15 @@ def test_bias_and_scale_count():
     assert result["fvu_gap"].value == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("n", [39, 40])
+def test_there_is_an_interval_from_forty_documents_on(n):
+    sae, x = sae_of(randn(48, 24), 3), randn(80, 24, seed=1)
+    result = against_pursuit(sae, ArrayRows(x, document=torch.arange(80) % n), 80)
+    for name in ("fvu_encoder", "fvu_pursuit", "fvu_gap", "jaccard"):
+        assert (result[name].low is not None) == (n == 40), name
+        assert n == 40 or "at least 40 documents" in result[name].reason
+
+
 def test_a_poor_encoder_is_told_from_a_poor_dictionary(tmp_path):
     W = torch.nn.functional.normalize(randn(48, 24))
     z = randn(3000, 48, seed=1).relu() * (torch.rand(3000, 48, generator=torch.Generator().manual_seed(2)) < 0.06)

@@ -239,7 +239,7 @@ def test_json_has_the_fixed_names(evaluation):
     for name in ("fvu", "l0", "dead_fraction"):
         assert set(plain["metrics"][name]) >= {"value", "low", "high", "unit"}
     assert plain["metrics"] == plain["entries"][0]["metrics"]
-    assert (plain["kind"], plain["schema"]) == ("evaluation", 5)
+    assert (plain["kind"], plain["schema"]) == ("evaluation", 6)
 
 
 def test_verdicts_over_baselines_follow_from_the_paired_intervals(evaluation, oracle, synthetic):
@@ -268,7 +268,7 @@ def test_results_of_schema_2_say_that_their_untrained_saes_had_no_factor(evaluat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plain: plain.update(schema=99), "reads up to 5. Install the newer release"),
+        (lambda plain: plain.update(schema=99), "reads up to 6. Install the newer release"),
         (lambda plain: plain.update(entris=[]), "Did you mean `entries`"),
         (lambda plain: plain["metrics"]["fvu"].update(value=0.0), "must equal those of the first entry"),
         (

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fixtures.known_saes import random_sae
+from fixtures.row_checks import whole
 from saekit import ArrayRows, evaluate
 from saekit.errors import ConfigError
 from saekit.evaluation.result import Evaluation
@@ -14,7 +15,7 @@ from saekit.measure.accumulators import Reconstruction
 from saekit.measure.intervals import N_GROUPS, document_sample, row_groups
 from saekit.measure.reconstruction import as_metrics
 from saekit.report.page import sections_of
-from saekit.rows.joined import join_rows
+from saekit.rows.joined import JoinedRows, join_rows
 from saekit.sae.model import SAE
 
 WIDTHS = {"quiet": 4, "loud": 6}
@@ -30,7 +31,7 @@ def crosscoder(parts: object = PARTS, seed: int = 0) -> SAE:
     return random_sae(d=10, seed=seed).replace(provenance={"parts": parts})
 
 
-def joined() -> ArrayRows:
+def joined() -> JoinedRows:
     document = torch.arange(600) // 5
     quiet, loud = randn(600, 4, seed=1) + 1, 100 * randn(600, 6, seed=2)
     return join_rows({"quiet": ArrayRows(quiet, document=document), "loud": ArrayRows(loud, document=document)})
@@ -40,14 +41,14 @@ def test_what_is_measured_of_a_source_is_that_of_its_columns_evaluated_by_hand()
     rows, sae = joined(), crosscoder()
     [entry] = evaluate(sae, rows, settings=SETTINGS).entries
     assert list(entry.sources) == ["quiet", "loud"]
-    group, _ = row_groups(rows.document, 0, len(rows.x))
+    group, _ = row_groups(whole(rows).document, 0, len(whole(rows).x))
     sample = document_sample(torch.bincount(group, minlength=N_GROUPS).numpy())
     at = 0
     for name, width in WIDTHS.items():
         own = slice(at, at + width)
         at += width
-        by_hand = Reconstruction(width, centre=rows.x[:, own].mean(0))
-        by_hand.update(rows.x[:, own], sae.reconstruct(rows.x)[:, own], group)
+        by_hand = Reconstruction(width, centre=whole(rows).x[:, own].mean(0))
+        by_hand.update(whole(rows).x[:, own], sae.reconstruct(whole(rows).x)[:, own], group)
         expected = as_metrics(by_hand.compute(sample))
         assert set(entry.sources[name]) == set(expected) >= {"fvu", "cosine", "mse"}
         for metric, wanted in expected.items():
@@ -98,18 +99,20 @@ def test_the_result_is_read_back_and_shown(tmp_path):
 
 def test_rows_of_other_sources_are_refused():
     rows = joined()
-    quiet, loud = rows.x.split((4, 6), 1)
-    assert evaluate(crosscoder(), rows.x, settings=SETTINGS).entries[0].sources  # arrays do not say what they are
+    quiet, loud = whole(rows).x.split((4, 6), 1)
+    assert (
+        evaluate(crosscoder(), whole(rows).x, settings=SETTINGS).entries[0].sources
+    )  # arrays do not say what they are
     for wrong in ({"loud": loud, "quiet": quiet}, {"quiet": loud, "loud": quiet}, {"a": quiet, "b": loud}):
         for given in ([crosscoder()], [crosscoder().replace(provenance={}), crosscoder()]):
             with pytest.raises(ConfigError, match=r"joined ones of the sources `quiet` \(4 wide\), `loud` \(6 wide\)"):
                 evaluate(given, join_rows(wrong))
     with pytest.raises(ConfigError, match=r"they are of layers\.1"):
-        evaluate(crosscoder(), ArrayRows(rows.x, info={"hook": "layers.1"}))
+        evaluate(crosscoder(), ArrayRows(whole(rows).x, info={"hook": "layers.1"}))
     with pytest.raises(ConfigError, match="joined ones of the sources"):
         evaluate(crosscoder(), rows, fit=join_rows({"loud": loud, "quiet": quiet}))
     with pytest.raises(ConfigError, match="all crosscoders must have the same sources in the same order"):
-        evaluate([crosscoder(), crosscoder(PARTS[::-1], seed=1)], rows.x)
+        evaluate([crosscoder(), crosscoder(PARTS[::-1], seed=1)], whole(rows).x)
     for broken in ([{"name": "a"}], [{"name": "a", "width": 3}], "ab", [*PARTS[:1], *PARTS[:1]]):
         with pytest.raises(ConfigError, match="must give name and width of each source, 10 together"):
             evaluate(crosscoder(broken), rows)

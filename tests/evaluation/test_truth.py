@@ -38,6 +38,14 @@ def test_the_dictionary_itself_finds_everything():
     assert found["f1_ceiling"].value > 0.99
 
 
+def test_directions_of_signed_codes_may_point_either_way():
+    signs = torch.tensor([1.0, -1.0] * 24)[:, None]
+    turned = sae_of(signs * ROWS.dictionary)
+    assert against_truth(turned, ROWS)["mcc"].value < 0.8
+    found = against_truth(turned.replace(rule=TopKRule(4, sign="magnitude")), ROWS)
+    assert found["mcc"].value == pytest.approx(1, abs=1e-6)
+
+
 def test_formulas_by_hand():
     W = torch.nn.functional.normalize(torch.randn(60, 64, generator=torch.Generator().manual_seed(1)))
     W[:20] = ROWS.dictionary[20:40]

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from saekit.errors import ConfigError, DataError
 from saekit.explanation.edits import Edit
-from saekit.explanation.effects import LEAST_FIRED, _Firing, _Run, _Tests, effects
+from saekit.explanation.effects import LEAST_FIRED, _Firing, _Run, _Tests, effects, mean_over_documents
 from saekit.explanation.effects_result import Effect, Effects, is_promoting, verdict_of
 from saekit.explanation.halves import is_labelling
 from saekit.explanation.settings import EffectSettings
@@ -99,7 +99,9 @@ def test_ablation_is_what_passes_by_hand_say(models, corpus, sae, kind):
         [c[:, followers].logsumexp(1) - a[:, followers].logsumexp(1) for each in expected.values() for _, c, a in each]
     )
     assert effect.drop.value == pytest.approx(float(drop.mean()), abs=1e-4)
-    assert effect.kl.low <= effect.kl.value <= effect.kl.high
+    assert effect.kl.low is None  # of fewer than 40 documents
+    assert len(expected) < 40
+    assert "at least 40 documents" in effect.kl.reason
     assert Effects.from_json(result.to_json()) == result
 
 
@@ -165,6 +167,12 @@ def test_a_latent_that_hardly_fires_is_not_tested(models, corpus, sae):
     assert effect.verdict == "not tested"
     assert f"at least {LEAST_FIRED}" in effect.reason
     assert math.isnan(effect.kl.value)
+
+
+@pytest.mark.parametrize("n", [39, 40])
+def test_there_is_an_interval_from_forty_documents_on(n):
+    found = mean_over_documents(np.sin(np.arange(120.0)), np.arange(120) % n, "nats")
+    assert (found.low is not None) == (n == 40)
 
 
 def test_documents_fall_into_halves():

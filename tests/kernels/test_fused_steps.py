@@ -11,6 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
+from saekit import kernels
 from saekit.training import fused
 from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
 from saekit.training.defaults import resolve
@@ -40,6 +41,7 @@ CONFIGS = {
     "matryoshka-sampled": Matryoshka(N, k=6, sampled=2, **BASE),
     "topk-aligned": TopK(N, k=6, aligned=True, orthogonal=0.2, orthogonal_chunk=200, **BASE),
     "topk-annealed": TopK(N, k=6, k_start=20, k_fraction=0.2, l2=0.1, **BASE),
+    "crosscoder": BatchTopK(N, k=6, parts=(9, 15), **BASE),
     "batchtopk-annealed": BatchTopK(N, k=6, k_start=12, k_fraction=0.2, l2=0.1, **BASE),
     "jumprelu-dense": JumpReLU(N, target_l0=6.0, density=4.0, **BASE),
     "gated-aligned": Gated(N, target_l0=6.0, aligned=True, **BASE),
@@ -343,7 +345,8 @@ def test_steps_are_bitwise_the_same_whichever_product_finds_the_candidates(
 
     monkeypatch.setattr(rounded, "FARTHER", 0.0)
     learners = []
-    for whole, bf16 in ((True, True), (False, True), (False, False)):
+    own = kernels.bf16_unavailable() is None  # else fp32 takes its place
+    for whole, bf16 in ((True, own), (False, own), (False, False)):
         monkeypatch.setattr(low_bit_matmul, "whole_numbers_pay", lambda whole=whole: whole)
         monkeypatch.setattr(rounded, "multiplies_bf16", lambda bf16=bf16: bf16)
         learners.append(new(CONFIGS[name]))

@@ -29,10 +29,15 @@ def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return unit(a) @ unit(b).T
 
 
-def check(a: torch.Tensor, b: torch.Tensor) -> matching.Matching:
+def check(a: torch.Tensor, b: torch.Tensor, *, either_sign: bool = False) -> matching.Matching:
     """One to one, the largest sum, and prices that hold for all pairs and prove it."""
-    found = match_latents(a, b)
+    found = match_latents(a, b, either_sign=either_sign)
     S = cosines(a, b)
+    if either_sign:
+        mine = (found.partner >= 0).nonzero().squeeze(1)
+        assert torch.equal(found.opposite[mine], S[mine, found.partner[mine]] < 0)
+        S = S.abs()
+    assert bool(found.opposite.any()) <= either_sign
     rows, columns = linear_sum_assignment(S.numpy(), maximize=True)
     best = float(S[rows, columns].sum())
     n = min(len(a), len(b))
@@ -116,6 +121,25 @@ def narrow(monkeypatch):
 def test_best_and_proven_with_few_candidates(narrow, family, shape, mode):
     with kernels.using(mode):
         check(*FAMILIES[family](*shape))
+
+
+@pytest.mark.parametrize("mode", ["auto", "plain"])
+@pytest.mark.parametrize("shape", [(110, 110, 6), (60, 130, 6)], ids=["square", "rectangular"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_best_and_proven_where_either_sign_will_do(narrow, family, shape, mode):
+    with kernels.using(mode):
+        check(*FAMILIES[family](*shape), either_sign=True)
+
+
+def test_turning_directions_round_changes_only_which_are_opposite():
+    a, b = FAMILIES["noisy copy"](60, 80, 8)
+    signs = [(torch.rand(len(x), generator=torch.Generator().manual_seed(len(x))) < 0.5) * 2.0 - 1 for x in (a, b)]
+    one, other = check(a, b, either_sign=True), check(signs[0][:, None] * a, signs[1][:, None] * b, either_sign=True)
+    assert torch.equal(one.partner, other.partner)
+    torch.testing.assert_close(one.cosine, other.cosine)
+    turned = signs[0] * signs[1][one.partner] < 0
+    assert torch.equal(other.opposite, one.opposite ^ turned)
+    assert torch.equal(other.inverse().inverse().opposite, other.opposite)
 
 
 def test_ties_beyond_every_list_of_candidates(narrow):

@@ -10,7 +10,7 @@ import torch
 from saekit.matching.matching import match_latents
 from saekit.matching.shared import SharedRule, agree, shared_latents
 from saekit.sae.model import SAE
-from saekit.sae.rules import ReLURule
+from saekit.sae.rules import ReLURule, TopKRule
 
 
 def sae_of(W_dec: torch.Tensor, W_enc: torch.Tensor) -> SAE:
@@ -26,6 +26,18 @@ def test_both_sides_must_give_the_same_partner():
     assert shared_latents(one, swapped).tolist() == [False, False, True, True, True, True]
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
     assert shared_latents(one, one.permute(order)).all()
+
+
+def test_latents_of_signed_codes_are_shared_whichever_way_round_they_point():
+    W = torch.randn(20, 9, generator=torch.Generator().manual_seed(0))
+    one = sae_of(W, W).replace(rule=TopKRule(3, sign="magnitude"))
+    signs = torch.tensor([1.0, -1.0] * 10)[:, None]
+    turned = one.replace(W_enc=signs * W, W_dec=signs * W)
+    assert shared_latents(one, turned).all()
+    assert shared_latents(one, one.replace(W_dec=signs * W)).tolist() == [True, False] * 10  # reads and writes apart
+    positive = [each.replace(rule=TopKRule(3)) for each in (one, turned)]
+    assert not shared_latents(*positive).all()
+    assert not shared_latents(one, positive[1]).all()
 
 
 @pytest.mark.parametrize(("strict", "at_the_threshold"), [(True, False), (False, True)])

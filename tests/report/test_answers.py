@@ -68,6 +68,10 @@ def test_stability_is_told_from_the_whole_interval(shared, word):
     assert answers([compared(shared, measured(0.0, 0.0, 0.003))])[1].word == word
 
 
+def test_a_null_without_interval_is_not_taken_for_exact():
+    assert answers([compared(measured(0.71, 0.66, 0.75), measured(0.0))])[1].word == "undecided"
+
+
 def curve(*points: tuple[int, float, float]) -> dict:
     return {
         "kind": "size_curve", "sae": {"name": "a"}, "n_rows": 1000, "settings": {"intervals": {"level": 0.95}},

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -19,7 +20,7 @@ from fixtures.learners import ALL, new, new_transcoder, rows, target_of
 from fixtures.ranks import bytes_sent, fork_ranks, import_all
 from fixtures.training_runs import source
 from saekit import ranks as saekit_ranks
-from saekit.training import checkpoint
+from saekit.training import checkpoint, mesh
 from saekit.training.config import BatchTopK, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.defaults import resolve
 from saekit.training.learner import initialize_learner, shard, tensors_of, whole
@@ -99,14 +100,39 @@ def steps(rank):
     for config in (ALL[0], ALL[-1]):  # dense losses are computed in float32
         alone = trained(config, ALONE, torch.float64)
         found[f"{config.arch} 2 float64"] = compared(config, meshes[2], alone, torch.float64)
-    found["bytes"] = [traffic(place, n, aux) for place in meshes.values() for n, aux in ((1024, False), (1024, True))]
+    found["bytes"] = [
+        traffic(place, n, k, aux)
+        for place in meshes.values()
+        for n, k, aux in ((1024, 8, False), (1024, 8, True), (4096, 4, False))
+    ]
+    found["reduced"] = reduced(meshes[1])
     dist.barrier()
     return found
 
 
-def traffic(place, n, aux):
-    """Return the bytes that this rank sends in a step, and the formula."""
-    d, k, batch = 64, 8, 512
+def reduced(place):
+    """Return how far gradients of few latents are from those that are summed whole, and whether ranks have the same."""
+    found = []
+    for pays in (True, False):
+        g = torch.Generator().manual_seed(place.rank)
+        used = torch.randperm(96, generator=g)[: 5 + place.rank]
+        gradients = {"W_enc": torch.zeros(96, 7), "b_enc": torch.zeros(96), "b_dec": torch.ones(7) * place.rank}
+        for name in ("W_enc", "b_enc"):
+            gradients[name][used] = torch.randn(gradients[name][used].shape, generator=g)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mesh, "sparse_pays", lambda *_, pays=pays: pays)
+            mesh.reduce_gradients(place, gradients)
+        found.append(gradients)
+    everyone = [None] * place.size
+    dist.all_gather_object(everyone, {name: each.tolist() for name, each in found[0].items()})
+    far = max(float((found[0][name] - found[1][name]).abs().max()) for name in found[0])
+    return {"far": far, "same": all(each == everyone[0] for each in everyone), "size": float(found[0]["W_enc"].norm())}
+
+
+def traffic(place, n, k, aux):
+    """Return the bytes that this rank sends in a step, the formula, and whether the rows of few latents were sent."""
+    d, batch, seen = 64, 512, []
+    pays = mesh.sparse_pays
     config = TopK(n, k=k, dead_after_rows=1 if aux else None)
     x = torch.randn(batch, d, generator=torch.Generator().manual_seed(0))
     learner = initialize_learner(
@@ -117,11 +143,16 @@ def traffic(place, n, aux):
     learner.step = 1 if aux else 0
     dist.barrier()
     before = bytes_sent()
-    plain_step(learner, place.rows_of(x))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "sparse_pays", lambda *given: seen.append((given[2], pays(*given))) or seen[-1][1])
+        plain_step(learner, place.rows_of(x))
     sent = torch.tensor(float(bytes_sent() - before))
     dist.all_reduce(sent)
     k_aux = learner.resolved.k_aux if aux else 0
-    return [float(sent) / place.size, bytes_per_step(n, d, k, batch, place.data_size, place.latent_size, k_aux)]
+    used, sparse = seen[0] if seen else (None, False)
+    formula = torch.tensor(bytes_per_step(n, d, k, batch, place.data_size, place.latent_size, k_aux, used))
+    dist.all_reduce(formula)  # shards of the latents differ in how many are used
+    return [float(sent) / place.size, float(formula) / place.size, sparse]
 
 
 # ---------------------------------------------------------------- runs

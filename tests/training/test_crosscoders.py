@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+from fixtures.row_checks import whole
 from saekit import SAE, ArrayRows, BatchTopK, TopK, TrainSettings, evaluate, prune, rank, train, untrained
 from saekit.errors import ConfigError, DataError, ShapeError
-from saekit.rows.joined import join_rows, with_equal_parts
+from saekit.rows.joined import JoinedRows, join_rows, with_equal_parts
 from saekit.sizes.settings import PruneSettings
 from saekit.training.losses import Context, batchtopk_loss, part_norms
 
@@ -21,7 +22,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def joined() -> ArrayRows:
+def joined() -> JoinedRows:
     codes = randn(3000, 12).relu()
     return join_rows({"base": codes @ randn(12, 6, seed=1), "tuned": 20 + 5 * codes @ randn(12, 10, seed=2)})
 
@@ -76,20 +77,20 @@ def test_each_part_is_centred_and_weighs_the_same(joined):
 
 def test_codes_of_raw_rows_fire_as_often_as_in_training_and_files_keep_them(joined, tmp_path):
     [sae] = train(BatchTopK(24, k=3), joined, tokens=30_000, settings=SMALL, out=tmp_path)
-    codes = sae.encode(joined.x)
+    codes = sae.encode(whole(joined).x)
     assert codes.l0() == pytest.approx(3, rel=0.15)
     assert [part["name"] for part in sae.provenance["parts"]] == ["base", "tuned"]
-    error = (sae.reconstruct(joined.x) - joined.x).split((6, 10), 1)
-    for part, left in zip(joined.x.split((6, 10), 1), error):  # both are reconstructed, whatever their length
+    error = (sae.reconstruct(whole(joined).x) - whole(joined).x).split((6, 10), 1)
+    for part, left in zip(whole(joined).x.split((6, 10), 1), error):  # both are reconstructed, whatever their length
         assert float(left.square().sum() / (part - part.mean(0)).square().sum()) < 0.35
     read = SAE.load(tmp_path / "batchtopk-24-k3-seed0")
-    assert torch.equal(read.encode(joined.x).values, codes.values)
+    assert torch.equal(read.encode(whole(joined).x).values, codes.values)
     thresholds = read.rule.tensors()["threshold"] * part_norms(read.W_dec, (6, 10))
     torch.testing.assert_close(thresholds, thresholds[:1].expand(24))
 
 
 def test_scale_and_offset_of_a_source_change_nothing(joined):
-    base, tuned = joined.x.split((6, 10), 1)
+    base, tuned = whole(joined).x.split((6, 10), 1)
     other = join_rows({"base": 100 * base - 7, "tuned": tuned})
     [one], [two] = (train(BatchTopK(24, k=3), rows, tokens=5_000, settings=SMALL) for rows in (joined, other))
     torch.testing.assert_close(one.W_dec, two.W_dec, atol=2e-3, rtol=0)
@@ -118,12 +119,12 @@ def test_it_is_evaluated_like_an_sae_with_its_baseline(joined):
     assert result.metrics.fvu.value < result.controls["untrained"].metrics.fvu.value
     first = untrained(BatchTopK(24, k=3), joined, settings=SMALL)
     assert first.scaling.kind == "standardize"
-    assert first.encode(joined.x).l0() > 0
+    assert first.encode(whole(joined).x).l0() > 0
 
 
 def test_smaller_crosscoders_keep_their_sources_and_are_ranked_in_scaled_rows(joined):
     [sae] = train(BatchTopK(24, k=3), joined, tokens=10_000, settings=SMALL)
-    loud = join_rows({"base": joined.x[:, :6], "tuned": 1000 * joined.x[:, 6:]})
+    loud = join_rows({"base": whole(joined).x[:, :6], "tuned": 1000 * whole(joined).x[:, 6:]})
     scale = torch.cat([sae.scaling.scale[:6], sae.scaling.scale[6:] / 1000])
     mean = torch.cat([sae.scaling.mean[:6], sae.scaling.mean[6:] * 1000])
     provenance = {"parts": sae.provenance["parts"]}  # not the variance of the rows, which differs
@@ -139,11 +140,11 @@ def test_smaller_crosscoders_keep_their_sources_and_are_ranked_in_scaled_rows(jo
         assert small.provenance["parts"] == sae.provenance["parts"]
     for verb in (lambda rows: rank(sae, rows, by="energy"), lambda rows: prune(sae, rows, sizes=[8], by="energy")):
         with pytest.raises(ConfigError, match="the rows must be joined ones of the sources"):
-            verb(join_rows({"tuned": joined.x[:, :6], "base": joined.x[:, 6:]}))
+            verb(join_rows({"tuned": whole(joined).x[:, :6], "base": whole(joined).x[:, 6:]}))
 
 
 def test_what_cannot_be_a_crosscoder_is_refused(joined):
-    base, tuned = joined.x.split((6, 10), 1)
+    base, tuned = whole(joined).x.split((6, 10), 1)
     tokens = torch.arange(3000)
     for sources, error, said in (
         ({"a": base}, ConfigError, "two sources or more"),
@@ -163,8 +164,6 @@ def test_what_cannot_be_a_crosscoder_is_refused(joined):
         train(BatchTopK(8, k=2, parts=(8, 8)), joined)
     with pytest.raises(ConfigError, match="rows of several sources"):
         train(BatchTopK(8, k=2, parts=(3, 3)), base)
-    with pytest.raises(ConfigError, match="step='fused' must be left out"):
-        train(BatchTopK(8, k=2), joined, settings=TrainSettings(step="fused"))
     with pytest.raises(ConfigError, match="two or more whole numbers"):
         BatchTopK(8, k=2, parts=(3,))
     with pytest.raises(DataError, match="`b` are all the same"):

@@ -40,7 +40,7 @@ def found(tmp_path_factory):
 @pytest.fixture(scope="module")
 def steps(found):
     assert all("value" in each for each in found["steps"]), found["steps"]
-    return {key: value for key, value in found["steps"][0]["value"].items() if key != "bytes"}
+    return {key: value for key, value in found["steps"][0]["value"].items() if key not in ("bytes", "reduced")}
 
 
 def numbers(saes):
@@ -70,8 +70,17 @@ def test_latents_died_in_these_steps_and_were_revived(steps):
 
 
 def test_bytes_sent_are_those_of_the_formula(found):
-    for sent, formula in found["steps"][0]["value"]["bytes"]:
+    counted = found["steps"][0]["value"]["bytes"]
+    for sent, formula, _ in counted:
         assert formula <= sent <= 1.05 * formula
+    assert {sparse for *_, sparse in counted} == {True, False}
+
+
+def test_gradients_of_few_latents_are_those_that_are_summed_whole(found):
+    for each in found["steps"]:
+        assert each["value"]["reduced"]["far"] < 1e-6
+        assert each["value"]["reduced"]["same"]
+        assert each["value"]["reduced"]["size"] > 1
 
 
 def test_runs_on_ranks_end_as_those_of_one_process(found):

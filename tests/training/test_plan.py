@@ -5,13 +5,67 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from saekit import kernels
 from saekit.cli import app
 from saekit.errors import ConfigError
-from saekit.training.plan import bytes_per_step, cost_of, meshes
+from saekit.kernels import reference
+from saekit.training.config import BatchTopK, HierarchicalTopK, Matryoshka, TopK
+from saekit.training.defaults import resolve
+from saekit.training.learner import initialize_learner
+from saekit.training.plan import bytes_per_step, cost_of, held_bytes, meshes
 from saekit.training.settings import PlanSettings
+from saekit.training.step import plain_step
 
 GEMMA = PlanSettings()
+
+
+class Counted(TorchDispatchMode):
+    """The most bytes that tensors hold at a time in the block, and the largest of them that the block made."""
+
+    def __init__(self, held: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.alive = {each.untyped_storage()._cdata: self.of(each) for each in held}
+        self.peak, self.largest, self.before = 0, 0, set(self.alive)
+
+    @staticmethod
+    def of(tensor):
+        storage = tensor.untyped_storage()
+        return StorageWeakRef(storage), storage.nbytes()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        for each in torch.utils._pytree.tree_leaves(out):
+            if isinstance(each, torch.Tensor):
+                key = each.untyped_storage()._cdata
+                self.alive[key] = self.of(each)
+                self.largest = max(self.largest, 0 if key in self.before else self.alive[key][1])
+        self.alive = {key: each for key, each in self.alive.items() if not each[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return out
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TopK(8192, k=8), BatchTopK(8192, k=8), Matryoshka(8192, k=8, over="batchtopk"), HierarchicalTopK(8192, k=8)],
+    ids=lambda config: f"{config.arch} {getattr(config, 'over', '')}",
+)
+def test_a_step_holds_the_bytes_of_the_formula_and_no_array_of_all_rows_and_latents(monkeypatch, config):
+    n, d, rows, block = 8192, 64, 256, 2**18
+    monkeypatch.setattr(reference, "BLOCK_BYTES", block)
+    x = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
+    with kernels.using("plain"):
+        how = resolve(config, d, 100, rows)
+        learner = initialize_learner(config, 0, how, bias=x.mean(0), scale=None, sample=x, device="cpu")
+        plain_step(learner, x)
+        held = [learner.parameters, learner.first_moments, learner.second_moments]
+        with Counted([each for group in held for each in group.values()]) as counted:
+            plain_step(learner, x)
+    assert counted.largest < 4 * rows * n
+    assert counted.peak == pytest.approx(held_bytes(n, d, rows, 1, block), rel=0.05)
 
 
 @pytest.mark.parametrize(

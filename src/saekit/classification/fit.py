@@ -26,7 +26,7 @@ from .arms import Arm
 from .choices import chosen_again, likeliest, resampled_rows
 from .probes import PROBES, WIDE, WIDEST, Grid, at_the_edge, fit_probe
 from .settings import Budget
-from .solvers import Rows, leading, narrowed
+from .solvers import Rows, leading, narrowed, widen
 
 MAX_WORDS = 20_000
 """Words and word pairs of the TF-IDF arm, the most frequent ones."""
@@ -166,13 +166,13 @@ def _fit_likeliest(
         weights = resampled_rows(groups, len(y), (_seed(budget), 37))
         again = chosen_again(y, [each.score for _, each in options], said, weights, metric)
         kept = sorted(likeliest(again, budget.finalists))
-    steps: dict[tuple[Any, ...], Steps] = {}
+    ready: dict[tuple[Any, ...], Ready] = {}
     fitted = []
     for arm, each in (options[at] for at in kept):
         X = matrices[arm.features]
-        if arm.representation not in steps:
-            steps[arm.representation] = _fit_steps(arm, X, y, each.chosen, budget)
-        fitted.append(refit_arm(arm, X, y, each, budget, steps[arm.representation]))
+        if arm.representation not in ready:
+            ready[arm.representation] = _ready(arm, X, y, each.chosen, budget)
+        fitted.append(refit_arm(arm, X, y, each, budget, ready[arm.representation]))
     return replace(fitted[0], finalists=tuple(fitted[1:]))
 
 
@@ -206,7 +206,7 @@ def fit_smallest(
         return refit_arm(found, X, y, tuned[found.name], budget), inner
 
 
-def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, shared: Steps | None = None) -> Fitted:
+def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, ready: Ready | None = None) -> Fitted:
     """Fit an arm on all training rows with settings that are known, and steps where they are fitted already."""
     from sklearn.pipeline import Pipeline
 
@@ -215,14 +215,16 @@ def refit_arm(arm: Arm, X: Any, y: np.ndarray, tuned: Tuned, budget: Budget, sha
         from .sklearn_steps import slope_of
 
         tuned = replace(tuned, chosen={**tuned.chosen, "slope": slope_of(tuned.decisions, _columns_of(y))})
-    before, A, warned = shared or _fit_steps(arm, X, y, tuned.chosen, budget)
-    steps, notes = list(before), [*notes, *warned]
-    step = _reduction(A, _seed(budget)) if arm.probe == "lda" else None
-    if step is not None:
-        A = step.fit_transform(A)
-        steps.append(("reduce", step))
+    found = _ready(arm, X, y, tuned.chosen, budget) if ready is None else ready
+    steps, notes = list(found.steps), [*notes, *found.warned]
     value = tuned.chosen.get(probe.setting)
-    classifier, converged = fit_probe(arm.probe, A, y, value, budget)
+    if probe.is_warm:
+        classifier, converged = fit_probe(arm.probe, found.narrowed.X, y, value, budget)
+        widen(classifier, found.narrowed, found.rows)
+    else:
+        more, A = found.reduced if arm.probe == "lda" else ([], found.rows.X)
+        steps += more
+        classifier, converged = fit_probe(arm.probe, A, y, value, budget)
     if not converged:
         notes.append(f"the fit had not converged after {budget.max_iter} iterations ({probe.setting} = {value:g})")
     if probe.is_margin:
@@ -425,29 +427,26 @@ class _Fold:
 
     train: np.ndarray
     validate: np.ndarray
-    A: Rows
-    """Its training rows behind the steps."""
-    B: Any
-    """Its validation rows behind the steps."""
+    rows: Rows
+    """Its training rows behind the steps; the others are its validation rows."""
     selected: tuple[int, ...] | None
     seed: int
 
     @cached_property
-    def narrowed(self) -> tuple[Rows, Any]:
-        """Both on fewer columns, for a probe with a penalty on the length of its weights."""
-        A, B = narrowed(self.A, self.B)
-        return Rows(A), B
+    def narrowed(self) -> Rows:
+        """Both on fewer columns, for a probe with a penalty on the length of its weights; as exact as they came."""
+        found = narrowed(self.rows)
+        dtype = self.rows.X.dtype
+        return Rows(found.X.astype(dtype, copy=False), found.others.astype(dtype, copy=False))
 
     @cached_property
-    def reduced(self) -> tuple[Rows, Any]:
+    def reduced(self) -> Rows:
         """Both on the columns that linear discriminant analysis takes."""
-        step = _reduction(self.A.X, self.seed)
+        step = _reduction(self.rows.X, self.seed)
         if step is None:
-            return self.A, self.B
-        found = leading(self.A, self.B, step.n_components)
-        if found is not None:
-            return Rows(found[0]), found[1]
-        return Rows(step.fit_transform(self.A.X)), step.transform(self.B)
+            return self.rows
+        found = leading(self.rows, step.n_components)
+        return found or Rows(step.fit_transform(self.rows.X), step.transform(self.rows.others))
 
 
 def _fitted_folds(
@@ -457,7 +456,8 @@ def _fitted_folds(
     found = []
     for train, validate in folds:
         steps, A, _ = _fit_steps(arm, X[train], y[train], settings, budget)
-        found.append(_Fold(train, validate, Rows(A), _transform(steps, X[validate]), _selected(steps), _seed(budget)))
+        rows = Rows(A, _transform(steps, X[validate]))
+        found.append(_Fold(train, validate, rows, _selected(steps), _seed(budget)))
     return found
 
 
@@ -470,16 +470,16 @@ class _Inner:
         self.selections = [fold.selected for fold in folds if fold.selected is not None]
         self.folds = [self._columns(fold) for fold in folds]
         solver = self.probe.solver
-        self.solvers = [None if solver is None else solver(A, y[fold.train]) for (A, _), fold in zip(self.folds, folds)]
+        self.solvers = [None if solver is None else solver(A, y[fold.train]) for A, fold in zip(self.folds, folds)]
         self.failed, self.largest = 0, None
         self.models: list[Any] = [None] * len(folds)
         self.labels: dict[Any, np.ndarray] = {}
         self.decisions: dict[Any, np.ndarray] = {}
 
-    def _columns(self, fold: _Fold) -> tuple[Rows, Any]:
+    def _columns(self, fold: _Fold) -> Rows:
         if self.name == "lda":
             return fold.reduced
-        return fold.narrowed if self.probe.is_warm else (fold.A, fold.B)
+        return fold.narrowed if self.probe.is_warm else fold.rows
 
     def score(self, value: Any) -> float:
         """Return the mean score of a value; larger values go on from the fits of smaller ones."""
@@ -487,8 +487,8 @@ class _Inner:
         scores, labels = [], np.zeros(len(self.y), np.float32 if self.is_auc else np.int64)
         if self.probe.is_margin:
             self.decisions[value] = np.zeros((len(self.y), len(np.unique(self.y))))
-        for at, ((_, B), rows) in enumerate(zip(self.folds, self.rows)):
-            model = self._fitted(at, value, self.models[at] if is_larger else None)
+        for at, (columns, rows) in enumerate(zip(self.folds, self.rows)):
+            model, B = self._fitted(at, value, self.models[at] if is_larger else None), columns.others
             labels[rows.validate] = _ranks(model, B) if self.is_auc else model.predict(B)
             scores.append((_auc if self.is_auc else _macro_f1)(self.y[rows.validate], labels[rows.validate]))
             if self.probe.is_margin:
@@ -506,7 +506,7 @@ class _Inner:
         if solver is not None:
             return solver(value)
         y = self.y[self.rows[at].train]
-        model, converged = fit_probe(self.name, self.folds[at][0].X, y, value, self.budget, start=start)
+        model, converged = fit_probe(self.name, self.folds[at].X, y, value, self.budget, start=start)
         self.failed += not converged
         return model
 
@@ -530,6 +530,45 @@ def _fit_steps(arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], bud
         notes += [f"{name}: {str(each.message).splitlines()[0]}" for each in caught]
         steps.append((name, step))
     return steps, X, notes
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """All training rows behind the steps of a representation, for every probe that is fitted on them."""
+
+    steps: list[tuple[str, Any]]
+    """Fitted."""
+    rows: Rows
+    warned: list[str]
+    seed: int
+
+    @cached_property
+    def narrowed(self) -> Rows:
+        """The rows on fewer columns, for a probe with a penalty on the length of its weights."""
+        return narrowed(self.rows)
+
+    @cached_property
+    def reduced(self) -> tuple[list[tuple[str, Any]], Any]:
+        """The step that puts the rows on the columns that linear discriminant analysis takes, if any, and these."""
+        step = _reduction(self.rows.X, self.seed)
+        return ([], self.rows.X) if step is None else ([("reduce", step)], fit_reduction(step, self.rows))
+
+
+def _ready(arm: Arm, X: Any, y: np.ndarray, settings: Mapping[str, Any], budget: Budget) -> Ready:
+    steps, A, warned = _fit_steps(arm, X, y, settings, budget)
+    return Ready(steps, Rows(A), warned, _seed(budget))
+
+
+def fit_reduction(step: Any, rows: Rows) -> Any:
+    """Fit a reduction from products of the rows where there are few enough, else by its own means; return the rows."""
+    X, found = rows.X, leading(rows, step.n_components)
+    if found is None:
+        return step.fit_transform(X)
+    A = found.X
+    lengths = np.linalg.norm(A, axis=0)
+    step.components_, step.n_features_in_ = np.asarray(X.T @ (A / lengths**2), dtype=X.dtype).T, X.shape[1]
+    step.singular_values_, step.explained_variance_ = lengths, A.var(axis=0)
+    return A.astype(X.dtype)
 
 
 def _reduction(X: Any, seed: int) -> Any:

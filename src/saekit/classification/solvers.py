@@ -58,25 +58,39 @@ Solver = Callable[[Any], Linear]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows that several probes are fitted on."""
+    """Rows that several probes are fitted on, with others that they are tried on."""
 
     X: Any
     """``[n, d]``, dense or sparse."""
+    others: Any = None
+    """``[m, d]``, likewise."""
 
     @cached_property
     def gram(self) -> np.ndarray:
-        """``X @ X.T`` in float64, once; of sparse rows by dense blocks of the columns that are often active."""
-        if not hasattr(self.X, "tocsc"):
-            X = np.asarray(self.X, dtype=np.float64)
-            return X @ X.T
-        columns, n = self.X.tocsc().astype(np.float64), self.X.shape[0]
-        is_often = np.diff(columns.indptr) > OFTEN * n
-        rare, often = columns[:, ~is_often].tocsr(), columns[:, is_often]
-        found = np.asarray((rare @ rare.T).toarray())
-        for start in range(0, often.shape[1], BLOCK):
-            block = often[:, start : start + BLOCK].toarray()
-            found += block @ block.T
-        return found
+        """``X @ X.T`` in float64, once."""
+        return _products(self.X, self.X)
+
+    @cached_property
+    def between(self) -> np.ndarray:
+        """``others @ X.T`` in float64, once."""
+        return _products(self.others, self.X)
+
+
+def _products(one: Any, other: Any) -> np.ndarray:
+    """Return ``one @ other.T`` in float64; of sparse rows by dense blocks of the columns that are often active."""
+    if not hasattr(other, "tocsc"):
+        A = np.asarray(one, dtype=np.float64)
+        return A @ (A if one is other else np.asarray(other, dtype=np.float64)).T
+    right = other.tocsc().astype(np.float64)
+    left = right if one is other else one.tocsc().astype(np.float64)
+    is_often = np.diff(right.indptr) > OFTEN * right.shape[0]
+    found = np.asarray((left[:, ~is_often].tocsr() @ right[:, ~is_often].tocsr().T).toarray())
+    often = np.flatnonzero(is_often)
+    for start in range(0, len(often), BLOCK):
+        columns = often[start : start + BLOCK]
+        B = right[:, columns].toarray()
+        found += (B if one is other else left[:, columns].toarray()) @ B.T
+    return found
 
 
 def ridge(rows: Rows, y: np.ndarray) -> Solver | None:
@@ -172,8 +186,8 @@ def discriminant(rows: Rows, y: np.ndarray) -> Solver:
     return fit
 
 
-def narrowed(rows: Rows, B: Any) -> tuple[Any, Any]:
-    """Return rows and further rows on fewer columns, with the same inner products with the first.
+def narrowed(rows: Rows) -> Rows:
+    """Return rows and the others on fewer columns, with the same inner products with the first.
 
     What a penalty on the length of the weights chooses does not change: its weights are sums of the first rows. Rows
     that are no wider than many, or so sparse that nothing is gained, stay as they are.
@@ -182,32 +196,52 @@ def narrowed(rows: Rows, B: Any) -> tuple[Any, Any]:
 
     A, (n, d) = rows.X, rows.X.shape
     if n >= d or n > SOLVED_ROWS or (hasattr(A, "nnz") and n * n >= SPARSE_COST * A.nnz):
-        return A, B
+        return rows
     K = rows.gram.copy()
     K.flat[:: n + 1] += 1e-10 * max(float(np.trace(K)) / n, 1e-300)
     try:
         lower = cholesky(K, lower=True)
     except LinAlgError:
-        return A, B
-    between = A.astype(np.float64) @ B.T
-    between = between.toarray() if hasattr(between, "toarray") else between
-    return lower, solve_triangular(lower, between, lower=True).T
+        return rows
+    others = None if rows.others is None else solve_triangular(lower, rows.between.T, lower=True).T
+    return Rows(lower, others)
 
 
-def leading(rows: Rows, B: Any, k: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return rows and further rows on the `k` leading right singular vectors of the first, from products of the rows.
+def widen(model: Any, few: Rows, rows: Rows) -> None:
+    """Let a classifier that was fitted on `narrowed` rows, `few`, say the same of the rows themselves."""
+    from scipy.linalg import solve_triangular
 
-    None where there are more rows than columns, or too many to solve for.
+    if few is rows:
+        return
+    dual = solve_triangular(few.X, model.coef_.T, lower=True, trans="T")
+    model.coef_ = np.ascontiguousarray((rows.X.T @ dual).T, dtype=rows.X.dtype)
+    model.n_features_in_ = rows.X.shape[1]
+
+
+def leading(rows: Rows, k: int) -> Rows | None:
+    """Return rows and the others on the `k` leading right singular vectors of the first.
+
+    None where there are too many rows and columns to solve for.
     """
     A, (n, d) = rows.X, rows.X.shape
-    if n > min(d, SOLVED_ROWS):
+    if min(n, d) > SOLVED_ROWS:
         return None
-    values, U = _largest(rows.gram, min(k, n))
-    is_there = values > 1e-10 * values[-1]
-    lengths, U = np.sqrt(values[is_there]), U[:, is_there]
-    between = B.astype(np.float64) @ A.T
-    between = between.toarray() if hasattr(between, "toarray") else between
-    return U * lengths, between @ (U / lengths)
+    if n > d:
+        V = _singular(_products(_turned(A), _turned(A)), k)[1]
+        return Rows(np.asarray(A @ V), None if rows.others is None else np.asarray(rows.others @ V))
+    lengths, U = _singular(rows.gram, k)
+    return Rows(U * lengths, None if rows.others is None else rows.between @ (U / lengths))
+
+
+def _turned(A: Any) -> Any:
+    return A.T.tocsr() if hasattr(A, "tocsr") else np.ascontiguousarray(np.asarray(A).T)
+
+
+def _singular(K: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return up to `k` square roots of the largest eigenvalues of a matrix of products, largest first, and vectors."""
+    values, U = _largest(K, min(k, len(K)))
+    is_there = (values > 1e-10 * values[-1])[::-1]
+    return np.sqrt(values[::-1][is_there]), U[:, ::-1][:, is_there]
 
 
 def _largest(K: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from ..inputs.settings import Split
 from ..inputs.texts import read_texts
 from ..progress import shows_progress
 from ..provenance import facts_of_sae
+from ..ranks import refuse_unsplit
 from ..sae.model import SAE
 from ..sae.naming import named_saes
 from ..settings import Progress, silent, suggest_keywords
@@ -88,6 +89,7 @@ def transfer(
     ShapeError
         An SAE is for rows of another width.
     """
+    refuse_unsplit("transfer")
     data, across = _with_values(data, across, split)
     named = [] if isinstance(saes, list | tuple) and not saes else named_saes(saes, "transfer")
     plan = plan_classification(named, model=model, data=data, across=across, split=split, settings=settings, out=out)

@@ -248,7 +248,8 @@ def _chance(judged: Judged, job: Job, noise: Sequence[HeldOut]) -> tuple[Measure
     if not noise:
         return None, math.nan
     guesses = [Predictions(each) for each in judged.fits[job.key].shuffled]
-    return chance_test(guesses, noise, max(999, ORDERS * len(judged.jobs())), seed=judged.plan.split.seed)
+    n_tests = len(judged.jobs()) * len(judged.plan.parts[0])
+    return chance_test(guesses, noise, max(999, ORDERS * n_tests), seed=judged.plan.split.seed)
 
 
 def _p_value(judged: Judged, job: Job, base: Job | None) -> float:

@@ -72,6 +72,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare SAEs with each other."""
+    from ..comparison.along import along as with_snapshots
+    from ..comparison.along import snapshots_of
     from ..comparison.run import compare as run
     from ..places import Warned
     from ..rows.origin import find_rows
@@ -81,8 +83,11 @@ def compare(
     paths = sae_paths(sae)
     if len(paths) < 2:
         raise ConfigError(
-            f"at least two SAEs must be given; got `{paths[0]}` alone. Name another, or a run with several."
+            f"at least two SAEs must be given; got `{paths[0]}` alone. Name another, or a run with several, trained "
+            "with --seeds 0,1 say."
         )
+    if along:
+        snapshots_of(paths)  # before what takes long
     if function.text == FunctionSettings().text:
         function = replace(function, text=origin.text)
     with progress_of(json) as progress:
@@ -101,8 +106,6 @@ def compare(
             progress=progress,
         )
         if along:
-            from ..comparison.along import along as with_snapshots
-
             result = with_snapshots(paths, result, settings=settings, progress=progress)
         if orphans and found is not None:
             measured = _orphans(paths, found, result, origin.text, progress)

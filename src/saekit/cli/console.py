@@ -130,7 +130,7 @@ def print_evaluation(result: Any) -> None:
     lines[0] = [heading.split(" (")[0] for heading in lines[0]]  # the caption says what it is recovered from
     alone = [1 + names.index(name) for name in _WITHOUT_INTERVAL if name in names]
     print_table([[bare(cell) if i in alone else cell for i, cell in enumerate(line)] for line in lines])
-    for table in (result.sources_table(), result.pursuit_table(), result.truth_table()):
+    for table in (result.sources_table(), result.pursuit_table(), result.hedging_table(), result.truth_table()):
         if table:
             say()
             print_table(table)

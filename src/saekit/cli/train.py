@@ -158,6 +158,7 @@ def train(
     from ..ranks import is_first_rank
     from ..sae.model import SAE
     from ..training.loop import train as run
+    from ..training.run_folder import RUN_FILE
 
     wanted = _configs(_Asked(arch, latents, None if k == AUTO else _number_of(k), lr), config, configs, auto=k == AUTO)
     if k != AUTO and k_choice != KChoiceSettings():
@@ -166,6 +167,8 @@ def train(
         stream = dataclasses.replace(stream, device=settings.device)
     source = _source(rows, model, _Texts(data, layer, layers, hook, hook_out, text), tokens, stream)
     choice = None
+    if resume and is_first_rank() and not any(out.rglob(RUN_FILE)):
+        tell(f"there is no run in {out} to continue: a new one begins")
     with progress_of(json) as progress:
         if k == AUTO:
             wanted, choice = _chosen(

@@ -112,4 +112,10 @@ def _tell_failure(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     if process.returncode:
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
+        if process.returncode < 0:
+            tell(
+                f"a worker was killed by {signal.Signals(-process.returncode).name} (out of memory?); this process "
+                "computes what it had begun. Use fewer --workers if that comes again"
+            )
+            return
         tell(f"a worker ended with status {process.returncode}: {lines[-1] if lines else 'without a word'}")

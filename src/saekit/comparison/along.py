@@ -58,11 +58,11 @@ def along(
     Raises
     ------
     ConfigError
-        The SAEs are not of one run, or it kept no snapshots.
+        Fewer than two SAEs, SAEs that are not of one run, or a run that kept no snapshots.
     """
     plain = replace(settings, controls=False)
     found = []
-    for folder in _snapshots(paths):
+    for folder in snapshots_of(paths):
         saes = [SAE.load(folder / Path(os.fspath(path)).name) for path in paths]
         found.append(compare(saes, settings=plain, progress=progress))
     found.append(comparison)
@@ -78,8 +78,19 @@ def _point(found: Comparison) -> AlongPoint:
     return AlongPoint(seen, found.shared, found.equal, found.mean_cosine)
 
 
-def _snapshots(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Return the folders of the snapshots of a run, the first first."""
+def snapshots_of(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Return the folders of the snapshots of a run, the first first.
+
+    Raises
+    ------
+    ConfigError
+        Fewer than two SAEs, SAEs that are not of one run, or a run that kept no snapshots.
+    """
+    if len(paths) < 2:
+        raise ConfigError(
+            f"along: at least two SAEs of a run must be given, so that there is something to share; got {len(paths)}. "
+            "Train it with two seeds (--seeds 0,1)."
+        )
     folders = {Path(os.fspath(path)).parent for path in paths}
     if len(folders) > 1:
         raise ConfigError(

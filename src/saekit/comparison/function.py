@@ -18,12 +18,14 @@ from torch import Tensor
 
 from ..matching.assignment import Graph, solve
 from ..matching.matching import Matching
+from ..matching.shared import have_signs
 from ..measure.accumulators import Moments, Reconstruction
-from ..measure.intervals import Estimate, Sample, wilson_interval
+from ..measure.intervals import Estimate, Sample, document_sample, wilson_interval
 from ..measure.results import Measured
 from ..randomness import random_order
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.parts import in_equal_parts
 from .intervals import OverPairs, over_latents, standard_error
 from .pairs import MatchedPair
 from .result import Pair
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 FUNCTION = {
-    "fvu_own": "FVU of the first SAE",
+    "fvu_own": "FVU of the first SAE; of a crosscoder in the units of its training, in which sources weigh alike",
     "fvu_partners": "FVU of its codes decoded with the partners' decoder rows, at its own rows' lengths",
     "fvu_random": "the same with the partners permuted",
     "fvu_recovered": "(fvu_random - fvu_partners) / (fvu_random - fvu_own): 1 where partners serve as well",
@@ -105,6 +107,8 @@ def substituted(first: SAE, second: SAE, mine: np.ndarray, theirs: np.ndarray) -
     rows = second.W_dec.to(first.W_dec)[torch.from_numpy(theirs)]
     at = torch.from_numpy(mine).to(first.device)
     lengths = first.W_dec[at].norm(dim=1, keepdim=True)
+    if have_signs(first, second):  # the way round that its own point
+        rows = torch.where((rows * first.W_dec[at]).sum(1, keepdim=True) < 0, -rows, rows)
     W = first.W_dec.clone()
     W[at] = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny) * lengths
     return first.replace(W_dec=W)
@@ -140,23 +144,29 @@ class Substitution:
     """Reconstructs rows from the codes of the first SAE of each pair, with three decoders."""
 
     def __init__(self, saes: Sequence[SAE], matched: Sequence[MatchedPair], seed: int) -> None:
+        self.like = saes[0]
         self.moments = Moments(saes[0].d_out)
         self.pairs = [(pair.first, variants_of(saes, pair, seed)) for pair in matched]
+        self.is_known = True
         self.errors = [[self._error() for _ in variants] for _, variants in self.pairs]
 
     def _error(self) -> Reconstruction:
         return Reconstruction(self.moments.d, moments=self.moments)
 
-    def update(self, x: Tensor, target: Tensor, group: Tensor, codes: Sequence[Codes]) -> None:
-        """Add rows, what should be made of them, their groups, and their codes in every SAE."""
-        self.moments.update(target, group)
+    def update(self, x: Tensor, target: Tensor, groups: tuple[Tensor, bool], codes: Sequence[Codes]) -> None:
+        """Add rows, what should be made of them, their `row_groups`, and their codes in every SAE."""
+        group, by_document = groups
+        self.is_known &= by_document
+        wanted = in_equal_parts(self.like, target.to(self.like.device)).to(target)
+        self.moments.update(wanted, group)
         for (first, variants), errors in zip(self.pairs, self.errors, strict=True):
             for variant, error in zip(variants, errors, strict=True):
-                error.update(target, variant.decode(codes[first], x.to(variant.dtype)).float(), group)
+                given = variant.decode(codes[first], x.to(variant.dtype)).float()
+                error.update(wanted, in_equal_parts(self.like, given), group)
 
     def compute(self) -> list[dict[str, Measured]]:
         """Return for each pair ``fvu_own``, ``fvu_partners``, ``fvu_random``, ``fvu_recovered``."""
-        sample = Sample.over(self.moments.rows_per_group)
+        sample = document_sample(self.moments.rows_per_group, is_known=self.is_known)
         found = []
         for errors in self.errors:
             own, partners, random = (error.compute(sample)["fvu"] for error in errors)
@@ -172,7 +182,11 @@ def costs_of(name: str, unit: str, own: Estimate, partners: Estimate, random: Es
 
 
 def acting_together(
-    pair: MatchedPair, codes: tuple[scipy.sparse.csr_matrix, scipy.sparse.csr_matrix], shared: np.ndarray, seed: int
+    pair: MatchedPair,
+    codes: tuple[scipy.sparse.csr_matrix, scipy.sparse.csr_matrix],
+    shared: np.ndarray,
+    seed: int,
+    signed: bool = False,
 ) -> dict[str, Measured]:
     """Return how much partners fire together and on which rows they fire most, of latents of which both fire.
 
@@ -186,11 +200,13 @@ def acting_together(
         ``bool [n_latents]`` which latents of the first SAE are shared.
     seed
         Seed of the exchanged partners.
+    signed
+        Whether a latent and its negative are the same in both SAEs: cosines of codes are then absolute.
     """
     frequency = [np.diff(each.tocsc().indptr) / max(each.shape[0], 1) for each in codes]
     partners = Partners.of(pair.decoder.matching, seed, frequency[1])
     live = (frequency[0][partners.mine] > 0) & (frequency[1][partners.theirs] > 0)
-    together = _cosines(*codes)
+    together = abs(_cosines(*codes)) if signed else _cosines(*codes)
     best = _matched(together)
     mine, theirs = partners.mine[live], partners.theirs[live]
     agrees = best[mine] == theirs

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..matching.shared import SharedRule
+from ..matching.shared import SharedRule, have_signs
 from ..measure.intervals import measured_mean, wilson_interval
 from ..measure.redundancy import random_max_cosine
 from ..measure.results import Measured
@@ -37,9 +37,10 @@ def nulls_of(a: SAE, b: SAE, rule: SharedRule, seed: int, tick: MatchProgress) -
     def random(rows: Tensor) -> Tensor:
         return torch.randn(rows.shape, generator=generator).to(rows.device)
 
+    either = have_signs(a, b)
     wanted = [_orders(b, generator)]
     decoders, encoders = (random(a.W_dec), random(b.W_dec)), (random(a.W_enc), random(b.W_enc))
-    unrelated = _null("directions drawn at random, decoder and encoder apart", decoders, encoders, rule, tick)
+    unrelated = _null("directions drawn at random, decoder and encoder apart", decoders, encoders, rule, tick, either)
     n = max(1, min(PERMUTATIONS, PERMUTATIONS * MATCHED_OFTEN // (a.n_latents * b.n_latents)))
     wanted += [_orders(b, generator) for _ in range(n - 1)]
     permuted = [
@@ -49,11 +50,12 @@ def nulls_of(a: SAE, b: SAE, rule: SharedRule, seed: int, tick: MatchProgress) -
             (a.W_enc, b.W_enc[:, enc.to(b.device)]),
             rule,
             tick,
+            either,
         )
         for dec, enc in wanted
     ]
     return {
-        "random": _with_formulas(unrelated, decoders),
+        "random": _with_formulas(unrelated, decoders, either),
         "permuted": replace(permuted[0], equal=_mean_equal([each.equal for each in permuted], b.n_latents)),
     }
 
@@ -76,19 +78,22 @@ def _mean_equal(each: list[Measured], n_latents: int) -> Measured:
     return replace(mean, reason=reason)
 
 
-def _null(made: str, decoders: Both, encoders: Both, rule: SharedRule, tick: MatchProgress) -> Null:
-    pair = MatchedPair(0, 1, match_rows(*decoders, tick), match_rows(*encoders, tick))
+def _null(made: str, decoders: Both, encoders: Both, rule: SharedRule, tick: MatchProgress, either: bool) -> Null:
+    sides = [match_rows(*each, tick, either_sign=either) for each in (decoders, encoders)]
+    pair = MatchedPair(0, 1, *sides)
     fractions = pair.fractions(rule)
     decoder = pair.decoder.side()
     return Null(made, fractions["shared"], fractions["equal"], decoder.mean_cosine, decoder.max_cosine)
 
 
-def _with_formulas(null: Null, decoders: Both) -> Null:
+def _with_formulas(null: Null, decoders: Both, either: bool) -> Null:
     """Return the null of random directions, with what is expected of them."""
     (n, d), m = decoders[0].shape, len(decoders[1])
-    # Two random matchings give one latent the same partner with probability 1 / larger width.
-    equal = _with_formula(null.equal, 1 / max(n, m))
-    largest = (random_max_cosine(m + 1, d) + random_max_cosine(n + 1, d)) / 2
+    # Two random matchings give one latent the same partner with probability 1 / larger width, and half as often the
+    # same way round. A direction and its negative are like two directions.
+    signs = 2 if either else 1
+    equal = _with_formula(null.equal, 1 / max(n, m) / signs)
+    largest = (random_max_cosine(signs * m + 1, d) + random_max_cosine(signs * n + 1, d)) / 2
     return Null(null.made, null.shared, equal, null.mean_cosine, _with_formula(null.max_cosine, largest))
 
 

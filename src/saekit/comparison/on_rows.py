@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..matching.matching import Matching
-from ..matching.shared import SharedRule
+from ..matching.shared import SharedRule, have_signs
 from ..measure.intervals import row_groups, wilson_interval
 from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
@@ -108,7 +108,7 @@ def act_on(
     substitution = None
     for columns, group, sampled in _sampled_batches(source, settings, progress):
         x = columns.x
-        groups.append(group[sampled].numpy())
+        groups.append(group[0][sampled].numpy())
         for each in sums:
             each.update(x, sampled)
         if not n_rows and (columns.target is not None or not saes[0].is_transcoder):
@@ -126,7 +126,7 @@ def act_on(
     samples = [each.sample() for each in sums]
     on_rows = []
     for pair, product in zip(matched, products, strict=True):
-        similarity = _similarity(samples[pair.first], samples[pair.second], documents)
+        similarity = _similarity(samples[pair.first], _turned(samples[pair.second], pair), documents)
         correlation, n_pairs = _correlation(pair, sums, product, n_rows)
         on_rows.append(OnRows(correlation, n_pairs, *similarity, _shared_alive(pair, rule, sums), _pw_mcc(pair, sums)))
     frequency = [[round(float(n), 9) for n in each.fired / n_rows] for each in sums]
@@ -144,22 +144,29 @@ def _function(
     costs = [{} for _ in matched] if substitution is None else substitution.compute()
     codes = [each.all_codes() for each in sums]
     return [
-        cost | acting_together(pair, (codes[pair.first], codes[pair.second]), pair.shared(rule).numpy(), seed)
+        cost
+        | acting_together(
+            pair,
+            (codes[pair.first], codes[pair.second]),
+            pair.shared(rule).numpy(),
+            seed,
+            have_signs(sums[pair.first].sae, sums[pair.second].sae),
+        )
         for pair, cost in zip(matched, costs, strict=True)
     ]
 
 
 def _sampled_batches(
     source: Source, settings: ComparisonSettings, progress: Progress | None
-) -> Iterator[tuple[Columns, Tensor, Tensor]]:
-    """Rows, their groups, and the indices in the batch of those that are sampled evenly over all rows."""
+) -> Iterator[tuple[Columns, tuple[Tensor, bool], Tensor]]:
+    """Rows, their `row_groups`, and the indices in the batch of those that are sampled evenly over all rows."""
     limit = settings.max_rows or sys.maxsize
     total = limit if source.n_rows is None else min(limit, source.n_rows)
     step = max(1, total // SAMPLE_ROWS)
     done = 0
     for batch in source.batches(settings.batch_rows):
         rows = batch.map(lambda column, room=limit - done: column[:room])  # type: ignore[misc]
-        group, _ = row_groups(rows.document, done, len(rows))
+        group = row_groups(rows.document, done, len(rows))
         yield rows, group, torch.arange(-done % step, len(rows), step)
         done += len(rows)
         if progress is not None:
@@ -207,9 +214,20 @@ def _correlation(
     if not n_pairs:
         return Measured(math.nan, None, None, "correlation", "undefined: no pair of which both latents fire"), 0
     covariance = products[indices[0]][alive] - total_a[alive] * total_b[alive] / n_rows
+    opposite = pair.decoder.matching.opposite.numpy()[indices[0]][alive]
+    covariance = np.where(opposite, -covariance, covariance)
     each = torch.from_numpy(np.clip(covariance / np.sqrt(variance_a[alive] * variance_b[alive]), -1, 1))
     mean, error = float(each.mean()), standard_error(each)
     return over_latents(mean, error, unit="correlation", reason="over pairs of latents"), n_pairs
+
+
+def _turned(codes: Codes, pair: MatchedPair) -> Codes:
+    """Return codes of the second SAE of a pair with the signs that they have where its latents point as partners do."""
+    opposite = pair.decoder.matching.inverse().opposite.to(codes.values.device)
+    if not bool(opposite.any()):
+        return codes
+    values = torch.where(opposite[codes.indices], -codes.values, codes.values)
+    return Codes(codes.offsets, codes.indices, values, codes.n_latents)
 
 
 def _similarity(one: Codes, other: Codes, documents: np.ndarray) -> tuple[Measured, Measured]:

@@ -16,6 +16,7 @@ from ..models.language import LanguageModel
 from ..places import warnings_between
 from ..progress import shows_progress
 from ..provenance import library_versions, release
+from ..ranks import refuse_unsplit
 from ..rows.opening import Rows, facts_of, source_for
 from ..sae.naming import Given, common_width, given_saes, named_saes
 from ..settings import Progress, suggest_keywords
@@ -80,6 +81,7 @@ def orphans(
     ShapeError
         Rows of another width.
     """
+    refuse_unsplit("orphans")
     saes = given_saes(saes)
     if len(saes) < 2:
         raise ConfigError("orphans: at least two SAEs must be given; an orphan is what no other has.")

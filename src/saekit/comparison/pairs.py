@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..matching.matching import Matching, match_latents
-from ..matching.shared import SharedRule, agree
+from ..matching.shared import SharedRule, agree, have_signs
 from ..matching.top_cosines import Directions, extremes
 from ..measure.intervals import wilson_interval
 from ..measure.results import Measured
@@ -111,22 +111,24 @@ def match_all(named: Named, tick: MatchProgress) -> list[MatchedPair]:
         MatchedPair(
             i,
             j,
-            match_rows(named[i][1].W_dec, named[j][1].W_dec, tick),
-            match_rows(named[i][1].W_enc, named[j][1].W_enc, tick),
+            *(
+                match_rows(a, b, tick, either_sign=have_signs(named[i][1], named[j][1]))
+                for a, b in ((named[i][1].W_dec, named[j][1].W_dec), (named[i][1].W_enc, named[j][1].W_enc))
+            ),
         )
         for i, j in combinations(range(len(named)), 2)
     ]
 
 
-def match_rows(a: Tensor, b: Tensor, tick: MatchProgress) -> MatchedRows:
-    """Match two matrices of directions."""
+def match_rows(a: Tensor, b: Tensor, tick: MatchProgress, *, either_sign: bool = False) -> MatchedRows:
+    """Match two matrices of directions; `either_sign`: a direction and its negative are the same."""
     b = b.to(a.device)
-    matching = match_latents(a, b)
+    matching = match_latents(a, b, either_sign=either_sign)
     with torch.no_grad():
         top_a, low_a, top_b, low_b = extremes(Directions.of(a, "a"), Directions.of(b, "b"))
     tick()
-    largest = (top_a.mean() + top_b.mean()) / 2
     absolute = (torch.maximum(top_a, -low_a).mean() + torch.maximum(top_b, -low_b).mean()) / 2
+    largest = absolute if either_sign else (top_a.mean() + top_b.mean()) / 2
     error = math.hypot(standard_error(top_a), standard_error(top_b)) / 2
     return MatchedRows(matching, over_latents(float(largest), error), over_latents(float(absolute), error, least=0.0))
 

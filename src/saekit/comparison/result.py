@@ -37,7 +37,7 @@ class Side:
     partner: list[int] = field(repr=False)
     """Per latent of the first SAE: the latent of the second that it is matched with, -1 for none."""
     cosine: list[float | None] = field(repr=False)
-    """Cosine of each pair, rounded to 6 decimals; None for none."""
+    """Cosine of each pair, rounded to 6 decimals; None for none. Absolute where the codes of both SAEs have signs."""
     mean_cosine: Measured
     """Mean over the pairs."""
     max_cosine: Measured

@@ -24,6 +24,7 @@ from ..models.language import LanguageModel
 from ..places import Warned, warnings_between
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
+from ..ranks import refuse_unsplit
 from ..rows.opening import Rows, as_source, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -101,6 +102,7 @@ def compare(
     DataError
         NaN in weights or rows, or no rows.
     """
+    refuse_unsplit("compare")
     saes = given_saes(saes)
     if len(saes) < 2:
         raise ConfigError(
@@ -245,13 +247,13 @@ def _check_widths(named: Named) -> None:
 
 def _warnings(named: Named, source: Source | None) -> list[Warned]:
     """Return in what the SAEs' places differ from each other and from that of the rows, and what signs hide."""
-    signed = [name for name, sae in named if sae.rule.settings().get("sign") == "magnitude"]
+    signed = [name for name, sae in named if sae.has_signs]
     told = warnings_between(named) + ([] if source is None else warnings_on_rows(named, source))
-    if not signed:
+    if len(signed) in (0, len(named)):
         return told
     message = (
-        f"the codes of {listed(signed)} are signed, so that a latent and its negative are the same; here they count as "
-        "different: the fractions are lower bounds"
+        f"the codes of {listed(signed)} are signed, so that a latent and its negative are the same, and those of the "
+        "others are not: in pairs of either kind they count as different, which makes the fractions lower bounds"
     )
     return [*told, Warned("signed_codes", message)]
 

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from ..measure.accumulators import Moments, Reconstruction
-from ..measure.intervals import N_GROUPS, Sample, row_groups
+from ..measure.intervals import N_GROUPS, document_sample, row_groups
 from ..measure.results import Measured
 from ..rows.source import Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
+from ..sae.parts import in_equal_parts
 
 PURSUIT = {
-    "fvu_encoder": "FVU of the SAE on these rows",
+    "fvu_encoder": "FVU of the SAE on these rows; of a crosscoder in the units of its training, in which sources weigh "
+    "alike",
     "fvu_pursuit": "FVU of its decoder with codes by matching pursuit, as many latents per row as the SAE used",
     "fvu_gap": "fvu_encoder - fvu_pursuit",
     "jaccard": "latents that both use, as a fraction of those that either uses: mean over rows",
@@ -47,17 +49,19 @@ def against_pursuit(sae: SAE, rows: Source, n_rows: int) -> dict[str, Measured]:
     own, other = (Reconstruction(sae.d_out, moments=moments) for _ in range(2))
     shares = np.zeros((2, N_GROUPS))
     pairs: list[np.ndarray] = []
-    done = 0
+    done, is_known = 0, True
     for batch in rows.batches(1024):
         x = batch.x[: n_rows - done].to(sae.device, sae.dtype)
         document = None if batch.document is None else batch.document[: len(x)]
-        group, _ = row_groups(document, done, len(x))
+        group, by_document = row_groups(document, done, len(x))
+        is_known &= by_document
         with torch.no_grad():
             codes = sae.encode(x)
             found = pursue(sae, x, codes.offsets.diff())
-            moments.update(x, group)
-            own.update(x, sae.decode(codes, x).float(), group)
-            other.update(x, sae.decode(found, x).float(), group)
+            wanted = in_equal_parts(sae, x)
+            moments.update(wanted, group)
+            for each, values in ((own, codes), (other, found)):
+                each.update(wanted, in_equal_parts(sae, sae.decode(values, x)).float(), group)
         both, jaccard = _paired(codes, found)
         pairs.append(both)
         shares[0] += np.bincount(group.numpy(), jaccard, minlength=N_GROUPS)
@@ -65,7 +69,7 @@ def against_pursuit(sae: SAE, rows: Source, n_rows: int) -> dict[str, Measured]:
         done += len(x)
         if done >= n_rows:
             break
-    sample = Sample.over(moments.rows_per_group)
+    sample = document_sample(moments.rows_per_group, is_known=is_known)
     encoder, pursuit = own.compute(sample)["fvu"], other.compute(sample)["fvu"]
     return {
         "fvu_encoder": encoder.measured("fraction", least=0.0),

@@ -64,6 +64,9 @@ class Evaluated:
     sources: dict[str, Metrics] = field(default_factory=dict)
     """By source of a crosscoder: fvu, cosine and the other metrics of reconstruction, on the columns of that source as
     if they were all of the row. Empty without a crosscoder, and in files of schema 1 to 4."""
+    hedging: dict[str, Measured] = field(default_factory=dict)
+    """How much its latents carry parts of features that it is too narrow to hold apart: see
+    `saekit.evaluation.hedging.HEDGING`. Empty where that was not asked for, and in files of schema 1 to 5."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +84,7 @@ class Evaluation(Result):
     """
 
     KIND: ClassVar[str] = "evaluation"
-    SCHEMA: ClassVar[int] = 5
+    SCHEMA: ClassVar[int] = 6
 
     rows: dict[str, Any]
     """``info`` of the rows: model, hook, data, digest, filters."""
@@ -139,6 +142,10 @@ class Evaluation(Result):
     def pursuit_table(self) -> list[list[str]]:
         """Return what matching pursuit makes of the decoders as rows of text; no rows where that was not asked for."""
         return _table_of({entry.name: entry.pursuit for entry in self.entries}, "matching pursuit")
+
+    def hedging_table(self) -> list[list[str]]:
+        """Return the hedging degree of the SAEs as rows of text; no rows where that was not asked for."""
+        return _table_of({entry.name: entry.hedging for entry in self.entries}, "hedging")
 
     def sources_table(self) -> list[list[str]]:
         """Return FVU and cosine on the columns of each source as rows of text, SAEs and baselines; no rows without."""

@@ -44,6 +44,7 @@ from ..sae.naming import Given, as_sae, check_alike, common_width, named_saes, s
 from ..sae.parts import check_parts, common_parts
 from ..settings import Progress, silent, suggest_keywords
 from .controls import Reconstructors, with_controls
+from .hedging import hedging, hedging_config
 from .pursuit import against_pursuit
 from .result import Control, Evaluated, Evaluation
 from .settings import MODEL_ROWS, EvaluationSettings
@@ -163,6 +164,8 @@ def _evaluated(call: _Call, settings: EvaluationSettings, progress: Progress | N
         check_targets(first, source, "evaluate")
         spliced = replace(spliced, rows=dict(source.info))
     known = known_dictionary(source) if settings.truth else None
+    if settings.hedging_rows:
+        _check_hedging(named, ranks)
     base = source if call.fit is None else source_for(first, call.fit, "evaluate")
     for _, sae in named:
         for each in (source, base):
@@ -201,6 +204,11 @@ def _result(
             replace(each, pursuit=against_pursuit(sae, source, settings.pursuit_rows))
             for each, (_, sae) in zip(entries, named, strict=True)
         ]
+    if settings.hedging_rows:
+        entries = [
+            replace(each, hedging=hedging(sae, source, settings.hedging_rows, settings.seed))
+            for each, (_, sae) in zip(entries, named, strict=True)
+        ]
     if known is not None:
         entries = [
             replace(each, truth=against_truth(sae, known)) for each, (_, sae) in zip(entries, named, strict=True)
@@ -215,6 +223,14 @@ def _result(
         entries=decided(entries, measured.controls, found.estimates),
         warnings=place_warnings(named, source, spliced) + _notes(named[0][1], settings),
     )
+
+
+def _check_hedging(named: Sequence[tuple[str, SAE]], ranks: Ranks) -> None:
+    """Refuse SAEs that cannot be trained on, and several ranks, which would train together."""
+    if ranks.size > 1:
+        raise ConfigError("evaluate: `hedging_rows` must be 0 on several ranks; measure it in a call of one process.")
+    for _, sae in named:
+        hedging_config(sae)
 
 
 def _check_same(

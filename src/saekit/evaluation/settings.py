@@ -31,9 +31,12 @@ class EvaluationSettings(MeasureSettings):
     pursuit_rows: int = 0
     """Maximum number of rows on which codes are compared with those that matching pursuit finds for the same decoder;
     0 for none [0]."""
+    hedging_rows: int = 0
+    """Number of rows on which each SAE is trained on twice, as it is and with new latents, for its hedging degree
+    (2505.11756); half as many as it was trained on, say; 0 for none [0]."""
     controls: bool = True
     """Whether to measure the untrained SAE, the frozen-decoder SAE where there is one, and PCA [yes]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole(self.CALLER, least=0, pursuit_rows=self.pursuit_rows)
+        check_whole(self.CALLER, least=0, pursuit_rows=self.pursuit_rows, hedging_rows=self.hedging_rows)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 TRUTH = {
-    "mcc": "mean cosine of decoder rows and true directions, matched one to one",
+    "mcc": "mean cosine of decoder rows and true directions, matched one to one; absolute where codes have signs",
     "recovered": "fraction of the features whose match has a cosine above 0.8",
     "unique": "different features that latents are closest to, as a fraction of the latents that fire",
     "f1": "F1 of when a latent fires, for the feature that it is closest to: mean over the latents that fire",
@@ -77,7 +77,7 @@ def against_truth(sae: SAE, rows: SyntheticRows) -> dict[str, Measured]:
     both = np.asarray(latents.T @ truth)  # [n_latents, n_features]
     counts = np.asarray(latents.sum(0)).ravel(), truth.sum(0)
     W = sae.W_dec.detach().float().cpu()
-    matching = match_latents(rows.dictionary, W)
+    matching = match_latents(rows.dictionary, W, either_sign=sae.has_signs)
     partner, cosine = matching.partner.numpy(), matching.cosine.numpy()
     matched = np.flatnonzero(partner >= 0)
     closest = _closest(W, rows.dictionary)

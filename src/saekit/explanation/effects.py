@@ -22,7 +22,7 @@ from ..errors import ConfigError, DataError
 from ..inputs.records import repeatable
 from ..inputs.texts import read_texts
 from ..measure.fidelity import characters_for, contexts_for, predicted_positions, token_costs
-from ..measure.intervals import Sample
+from ..measure.intervals import document_sample
 from ..measure.normal_equations import row_factors
 from ..measure.results import Measured
 from ..measure.token_statistics import shown_token
@@ -34,6 +34,7 @@ from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
 from ..randomness import hashed_key, random_order
+from ..ranks import refuse_unsplit
 from ..rows.settings import TokenMask
 from ..rows.tokens import Contexts, TokenBatch, places_of, token_batches
 from ..sae.model import SAE
@@ -106,6 +107,7 @@ def effects(
     DataError
         The texts give no tokens.
     """
+    refuse_unsplit("effects")
     value = as_sae(sae)
     chosen = _checked(value, latents)
     out = written_at(value, "effects")
@@ -297,8 +299,8 @@ class _Tests:
 
         kl, drop, loss = measured(self.sae)
         null = {kind: [measured(sae) for sae in each] for kind, each in controls.items()}
-        mean_kl = _mean(kl[at], part.document[at], "nats", least=0.0)
-        mean_drop = _mean(-drop[at], part.document[at], "nats") if followers else NO_FOLLOWERS
+        mean_kl = mean_over_documents(kl[at], part.document[at], "nats", least=0.0)
+        mean_drop = mean_over_documents(-drop[at], part.document[at], "nats") if followers else NO_FOLLOWERS
         predicted = run.predicted
         null_kl, percentiles = _against(
             {kind: [k for k, _, _ in each] for kind, each in null.items()}, at, mean_kl.value
@@ -317,7 +319,7 @@ class _Tests:
             "drop_null": null_drop,
             "drop_percentile": of_drop,
             "verdict": verdict_of(percentiles),
-            "loss": _mean(loss[predicted], part.document[predicted], "nats"),
+            "loss": mean_over_documents(loss[predicted], part.document[predicted], "nats"),
             "loss_expected": run.expected(self.sae, latent) / max(int(predicted.sum()), 1),
             "promotes": bool(followers) and is_promoting(mean_drop, of_drop),
         }
@@ -348,9 +350,9 @@ class _Tests:
             dose=dose,
             strength=strength,
             change=run.change,
-            kl=_mean(kl[at], part.document[at], "nats", least=0.0),
+            kl=mean_over_documents(kl[at], part.document[at], "nats", least=0.0),
             kl_percentile=_percentile(float(kl[at].mean()), null_kl),
-            rise=_mean(rise[at], part.document[at], "nats"),
+            rise=mean_over_documents(rise[at], part.document[at], "nats"),
             rise_null_95=float(np.quantile(null_rise, 0.95)),
             rise_percentile=_percentile(float(rise[at].mean()), null_rise),
         )
@@ -452,11 +454,11 @@ def _cut(contexts: Contexts, length: int) -> Contexts:
     return Contexts.cat(list(parts()))
 
 
-def _mean(values: np.ndarray, group: np.ndarray, unit: str, *, least: float | None = None) -> Measured:
+def mean_over_documents(values: np.ndarray, group: np.ndarray, unit: str, *, least: float | None = None) -> Measured:
     """Return a mean over tokens with its interval over documents."""
     _, place = np.unique(group, return_inverse=True)
     sums, counts = np.bincount(place, values), np.bincount(place).astype(np.float64)
-    return Sample.over(counts).ratio(sums, counts).measured(unit, least=least)
+    return document_sample(counts).ratio(sums, counts).measured(unit, least=least)
 
 
 def _against(

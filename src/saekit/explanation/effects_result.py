@@ -83,7 +83,8 @@ class Effect:
     loss_expected: float | None = None
     """What gradients expect of it, to first order: ``-sum z dCE/dz`` per predicted token, as `attribution` has it."""
     promotes: bool = False
-    """Whether ablating it lowers what follows it: an interval above 0, and above 95% of the controls of both kinds."""
+    """Whether ablating it lowers what follows it: an interval above 0, which takes 40 documents where it fires, and
+    above 95% of the controls of both kinds."""
     reason: str | None = None
     """Why it was not tested."""
 

@@ -52,8 +52,9 @@ class EffectSettings:
     """Maximum number of tokens read to find where the latents fire [50000]."""
     context: int | None = None
     """Maximum number of tokens that the model reads at once [as in the SAE's training, else 256]."""
-    contexts: int = 24
-    """Maximum number of held-out contexts, each of another document, in which a latent is ablated [24]."""
+    contexts: int = 40
+    """Maximum number of held-out contexts, each of another document, in which a latent is ablated; fewer than 40 give
+    no interval [40]."""
     controls: int = 20
     """Number of controls of each kind: other latents of similar density, and directions drawn from the covariance of
     the rows [20]."""

@@ -22,6 +22,7 @@ from ..models.quiet import quiet_transformers
 from ..places import warnings_on
 from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, place_of, release
+from ..ranks import refuse_unsplit
 from ..sae.model import SAE
 from ..sae.naming import Given, as_sae, name_of
 from ..settings import Progress, silent, suggest_keywords
@@ -166,6 +167,7 @@ def steer(
 
         sk.steer(sae, "builtin", "Once upon a time", {17: 8.0})
     """
+    refuse_unsplit("steer")
     value = as_sae(sae)
     changed, texts = _checked(value, prompts, edits)
     out = written_at(value, "steer")

@@ -104,7 +104,7 @@ def _fit_all(
     W_enc, bias, W_dec = weights
     of_dec, of_enc, of_bias = torch.zeros_like(W_dec), torch.zeros_like(W_enc), torch.zeros_like(bias)
     left = 0.0
-    block = min(block_rows_for(len(bias)), DENSE_ROWS)
+    block = min(block_rows_for(len(bias), x.device), DENSE_ROWS)
     for start in range(0, len(x), block):
         part = slice(start, start + block)
         codes = matmul(x[part], W_enc.T).add_(bias)

@@ -11,10 +11,25 @@ from torch import Tensor
 BLOCK_BYTES = 32 * 2**20
 """Upper bound in bytes for one dense block of pre-activations; no dense ``[rows, n_latents]`` array is larger."""
 
+CUDA_PART = 64
+"""A block takes at most one part in so many of the memory of a CUDA device, where products of few rows leave most of
+the processors idle: 1.3 GB of 80, which is 2,500 rows of 131,072 latents."""
 
-def block_rows_for(n_latents: int, *, bytes_per_value: int = 4) -> int:
-    """Return the rows of one block (at least 1): a dense ``[rows, n_latents]`` block stays within `BLOCK_BYTES`."""
-    return max(1, BLOCK_BYTES // (n_latents * bytes_per_value))
+
+def block_bytes_on(device: torch.device) -> int:
+    """Return the upper bound in bytes for one dense block of pre-activations on a device.
+
+    On a CUDA device from all of its memory, not from what is free: a product of other blocks has other bits, and a run
+    that is continued must have the bits of one that was not interrupted.
+    """
+    if device.type != "cuda":
+        return BLOCK_BYTES
+    return max(BLOCK_BYTES, torch.cuda.get_device_properties(device).total_memory // CUDA_PART)
+
+
+def block_rows_for(n_latents: int, device: torch.device, *, bytes_per_value: int = 4) -> int:
+    """Return the rows of one block (at least 1): dense ``[rows, n_latents]`` stays within `block_bytes_on`."""
+    return max(1, block_bytes_on(device) // (n_latents * bytes_per_value))
 
 
 def topk_encode(
@@ -66,7 +81,7 @@ def _largest_by(
     key: Callable[[Tensor], Tensor], x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, block_rows: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return the `k` pre-activations of each row whose keys are largest, and their latents, block by block."""
-    block_rows = block_rows or block_rows_for(W_enc.shape[0])
+    block_rows = block_rows or block_rows_for(W_enc.shape[0], x.device)
     values = x.new_empty((x.shape[0], k))
     indices = torch.empty((x.shape[0], k), dtype=torch.int64, device=x.device)
     for start in range(0, x.shape[0], block_rows):
@@ -99,7 +114,7 @@ def threshold_encode(
         Compressed sparse rows: ``[n + 1]`` int64, ``[nnz]`` int64, ``[nnz]``.
     """
     counts, indices, values = [], [], []
-    for block in x.split(block_rows or block_rows_for(W_enc.shape[0])) if len(x) else (x,):
+    for block in x.split(block_rows or block_rows_for(W_enc.shape[0], x.device)) if len(x) else (x,):
         pre = torch.addmm(b_enc, block, W_enc.T).relu()
         if threshold is not None:
             pre = pre * (pre > threshold)

@@ -50,7 +50,9 @@ class Matching:
     partner: Tensor
     """``int64 [n_a]``: row of `b`, -1 for none."""
     cosine: Tensor
-    """``float64 [n_a]``: cosine of the pair, NaN for none."""
+    """``float64 [n_a]``: cosine of the pair, NaN for none; absolute where a direction and its negative are the same."""
+    opposite: Tensor
+    """``bool [n_a]``: whether the partner points the other way, where that is the same."""
     n_b: int
     """Rows of `b`."""
     certificate: Certificate
@@ -76,8 +78,12 @@ class Matching:
         cosine = torch.full((self.n_b,), torch.nan, dtype=torch.float64)
         partner[self.partner[paired]] = paired.nonzero().squeeze(1)
         cosine[self.partner[paired]] = self.cosine[paired]
-        n_a = len(self.partner)
-        return Matching(partner, cosine, n_a, self.certificate, self.price_b, self.price_a, self.rounds, self.edges)
+        opposite = torch.zeros(self.n_b, dtype=torch.bool)
+        opposite[self.partner[paired]] = self.opposite[paired]
+        return Matching(
+            partner, cosine, opposite, len(self.partner), self.certificate, self.price_b, self.price_a, self.rounds,
+            self.edges,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return (
@@ -87,7 +93,7 @@ class Matching:
 
 
 @shows_progress
-def match_latents(a: Tensor, b: Tensor, *, progress: Progress | None = None) -> Matching:
+def match_latents(a: Tensor, b: Tensor, *, either_sign: bool = False, progress: Progress | None = None) -> Matching:
     """Pair the rows of two matrices one to one so that the sum of their cosines is largest, and prove it.
 
     Neither matrix of all cosines is ever held: a graph of candidates (the largest cosines per row and column) is
@@ -99,6 +105,9 @@ def match_latents(a: Tensor, b: Tensor, *, progress: Progress | None = None) -> 
     a, b
         ``[n_a, d]`` and ``[n_b, d]``: decoder or encoder rows; they need not have unit length. A zero row has cosine
         0 with everything. The products run where `a` is.
+    either_sign
+        Whether a direction and its negative are the same, as for latents whose codes have signs: then the sum of
+        absolute cosines is largest.
     progress
         Called as ``progress("match", done, total)`` with the rows of products computed; the total is not known
         [shown on stderr; ``False``: none].
@@ -122,7 +131,8 @@ def match_latents(a: Tensor, b: Tensor, *, progress: Progress | None = None) -> 
     >>> matching.partner.tolist(), matching.certificate.objective
     ([1, 2, 0], 3.0)
     """
-    left, right = Directions.of(a, "a"), Directions.of(b.to(a.device), "b")
+    left = Directions.of(a, "a", either_sign=either_sign)
+    right = Directions.of(b.to(a.device), "b", either_sign=either_sign)
     if left.x.shape[1] != right.x.shape[1]:
         raise ShapeError(
             f"match: `a` and `b` must have one width; they have {left.x.shape[1]} and {right.x.shape[1]}. "
@@ -191,7 +201,8 @@ class _Search:
         """Return the graph with these pairs, weighted by their exact cosines."""
         keys = graph.new(_distinct(keys))
         i, j = (torch.from_numpy(part) for part in (keys // self.m, keys % self.m))
-        return graph.add(keys, cosines(self.a, i, self.b, j).numpy())
+        weights = cosines(self.a, i, self.b, j)
+        return graph.add(keys, (weights.abs() if self.a.either_sign else weights).numpy())
 
     def _doubts(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what prices have lost since each row was looked at, the rows in doubt, and pairs to add."""
@@ -227,7 +238,8 @@ class _Search:
         for start in range(0, len(rows), 1024):
             block = rows[start : start + 1024]
             limit = torch.from_numpy(u[block] - error).to(device, torch.float32)
-            above = self.a.unit[torch.from_numpy(block).to(device)] @ right.T - price > limit[:, None]
+            tile = self.a.unit[torch.from_numpy(block).to(device)] @ right.T
+            above = (tile.abs_() if self.a.either_sign else tile) - price > limit[:, None]
             many = above.sum(1) > MORE
             above[many] = False
             crowded.append(block[many.cpu().numpy()])
@@ -275,9 +287,14 @@ class _Search:
 
     def _result(self, solution: Solution, u: np.ndarray) -> Matching:
         objective, dual = float(solution.weight.sum()), float(u.sum() + solution.v.sum())
+        partner = torch.from_numpy(solution.mate.copy())
+        opposite = torch.zeros(self.n, dtype=torch.bool)
+        if self.a.either_sign:
+            opposite = cosines(self.a, torch.arange(self.n), self.b, partner) < 0
         return Matching(
-            partner=torch.from_numpy(solution.mate.copy()),
+            partner=partner,
             cosine=torch.from_numpy(solution.weight.copy()),
+            opposite=opposite,
             n_b=self.m,
             certificate=Certificate(objective, dual, dual - objective),
             price_a=torch.from_numpy(u),

@@ -38,8 +38,18 @@ class SharedRule:
 
 
 def agree(decoder: Matching, encoder: Matching) -> Tensor:
-    """Return which latents both matchings give the same partner, ``bool [n]``."""
-    return (decoder.partner == encoder.partner) & (decoder.partner >= 0)
+    """Return which latents both matchings give the same partner, ``bool [n]``.
+
+    Where a direction and its negative are the same, both the same way round: a latent that reads one way and writes
+    the other does the opposite.
+    """
+    same_way = decoder.opposite == encoder.opposite
+    return (decoder.partner == encoder.partner) & (decoder.partner >= 0) & same_way
+
+
+def have_signs(one: SAE, other: SAE) -> bool:
+    """Return whether a latent and its negative are the same in both SAEs, so that directions of either sign match."""
+    return one.has_signs and other.has_signs
 
 
 def shared_latents(one: SAE, other: SAE, rule: SharedRule = SharedRule()) -> Tensor:
@@ -51,5 +61,8 @@ def shared_latents(one: SAE, other: SAE, rule: SharedRule = SharedRule()) -> Ten
     >>> shared_latents(one, one.replace(W_enc=one.W_enc[[0, 2, 1]])).tolist()
     [True, False, False]
     """
-    decoder, encoder = (match_latents(getattr(one, key), getattr(other, key)) for key in ("W_dec", "W_enc"))
+    either = have_signs(one, other)
+    decoder, encoder = (
+        match_latents(getattr(one, key), getattr(other, key), either_sign=either) for key in ("W_dec", "W_enc")
+    )
     return rule.shared(decoder, encoder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,11 @@ class Directions:
     """``float64 [n]``: one over the norm, 0 for zero rows."""
     unit: Tensor
     """``float32 [n, d]``."""
+    either_sign: bool = False
+    """Whether a direction and its negative are the same: cosines are then absolute, here and with other directions."""
 
     @classmethod
-    def of(cls, x: Tensor, name: str) -> Directions:
+    def of(cls, x: Tensor, name: str, *, either_sign: bool = False) -> Directions:
         """Return the unit vectors of the rows of `x`.
 
         Raises
@@ -66,7 +68,7 @@ class Directions:
                 raise DataError(f"match: `{name}` must be finite; it holds NaN or infinity. Its training went wrong.")
             inverse[part] = torch.where(norm > _SMALLEST, 1 / norm, 0.0)
             unit[part] = x[part] * inverse[part, None]
-        return cls(x, inverse, unit)
+        return cls(x, inverse, unit, either_sign)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -77,7 +79,7 @@ class Directions:
 
 
 def cosines(a: Directions, i: Tensor, b: Directions, j: Tensor) -> Tensor:
-    """Cosines of pairs of rows in float64, ``[pairs]``."""
+    """Cosines of pairs of rows in float64, ``[pairs]``, with their signs in any case."""
     out = torch.empty(len(i), dtype=torch.float64)
     if _is_plain(a) and _is_plain(b):
         from .top_cosines_numba import pair_cosines
@@ -119,14 +121,14 @@ def best(
     k = min(k, len(b))
     n = len(a) if rows is None else len(rows)
     if _is_plain(a) and _is_plain(b) and not exact:
-        return _best_compiled(a.unit, rows, b.unit, prices, k, 0, tick)[:2]
+        return _best_compiled(a, rows, b.unit, prices, k, 0, tick)[:2]
     values, columns = [], []
     prices = prices.to(a.x.device)
     for start in range(0, n, BLOCK_ROWS):
         left = a.block(slice(start, start + BLOCK_ROWS) if rows is None else rows[start : start + BLOCK_ROWS], exact)
         value, column = left.new_empty(len(left), 0), torch.empty(len(left), 0, dtype=torch.long, device=left.device)
         for first in range(0, len(b), BLOCK_COLUMNS):
-            tile = left @ b.block(slice(first, first + BLOCK_COLUMNS), exact).T
+            tile = _product(a, left, b.block(slice(first, first + BLOCK_COLUMNS), exact))
             tile -= prices[first : first + BLOCK_COLUMNS].to(tile.dtype)
             value, column = _merge(value, column, tile, first, k)
         values.append(value)
@@ -161,7 +163,7 @@ def best_both_ways(
             # Cauchy-Schwarz on what rounding the factors loses; the product itself is rounded to 8 bits once more.
             error, relative = error + lost_a + lost_b + lost_a * lost_b, 2.0**-8
         zero = torch.zeros(len(b))
-        values, columns, rows = _best_compiled(left, None, right, zero, k, k_columns, tick)
+        values, columns, rows = _best_compiled(replace(a, unit=left), None, right, zero, k, k_columns, tick)
     else:
         values, columns, rows = _best_both_ways(a, b, k, k_columns, tick)
     least = values[:, -1].double().cpu()
@@ -180,7 +182,7 @@ def _best_both_ways(
         value, column = left.new_empty(len(left), 0), torch.empty(len(left), 0, dtype=torch.long, device=left.device)
         tops = []
         for first in range(0, len(b), BLOCK_COLUMNS):
-            tile = left @ b.unit[first : first + BLOCK_COLUMNS].T
+            tile = _product(a, left, b.unit[first : first + BLOCK_COLUMNS])
             value, column = _merge(value, column, tile, first, k)
             part = slice(first, first + BLOCK_COLUMNS)
             tops.append(_merge(top_value[part], top_row[part], tile.T, start, k_columns))
@@ -225,7 +227,7 @@ def scattered(
         limit = u[start : start + BLOCK_ROWS, None].to(left.device, torch.float32)
         key, column = left.new_empty(len(left), 0), torch.empty(len(left), 0, dtype=torch.long, device=left.device)
         for first in range(0, len(b), BLOCK_COLUMNS):
-            tile = left @ b.unit[first : first + BLOCK_COLUMNS].T
+            tile = _product(a, left, b.unit[first : first + BLOCK_COLUMNS])
             tile -= prices[first : first + BLOCK_COLUMNS].to(tile)
             order = torch.rand(tile.shape, generator=generator, device=tile.device)
             key, column = _merge(key, column, torch.where(tile > limit, order, -1.0), first, k)
@@ -233,6 +235,12 @@ def scattered(
         places.append(place + start)
         columns.append(column[place, at])
     return torch.cat(places), torch.cat(columns)
+
+
+def _product(a: Directions, left: Tensor, right: Tensor) -> Tensor:
+    """Return the cosines of some rows of `a` with others."""
+    tile = left @ right.T
+    return tile.abs_() if a.either_sign else tile
 
 
 def _merge(value: Tensor, column: Tensor, tile: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
@@ -269,11 +277,12 @@ def _rounded(rows: Directions) -> tuple[Tensor, float]:
 
 
 def _best_compiled(
-    a: Tensor, rows: Tensor | None, b: Tensor, prices: Tensor, k: int, k_columns: int, tick: Tick | None
+    left_rows: Directions, rows: Tensor | None, b: Tensor, prices: Tensor, k: int, k_columns: int, tick: Tick | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`best` and `best_both_ways`: heaps per row and column that each tile of the product goes through."""
     from .top_cosines_numba import keep_by_column, keep_by_row
 
+    a = left_rows.unit
     n, m = len(a) if rows is None else len(rows), len(b)
     value, item = np.full((n, k), -np.inf, dtype=np.float32), np.zeros((n, k), dtype=np.int64)
     top_value, top_item = np.full((m, k_columns), -np.inf, np.float32), np.zeros((m, k_columns), dtype=np.int64)
@@ -290,6 +299,8 @@ def _best_compiled(
             right = b[across]
             shape = len(left), len(right)
             tile = torch.mm(left, right.T, out=product[: len(left) * len(right)].view(shape))
+            if left_rows.either_sign:
+                tile.abs_()
             if widened is not product:
                 tile = widened[: len(left) * len(right)].view(shape).copy_(tile)
             cosines = tile.numpy()

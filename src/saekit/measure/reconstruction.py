@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..ranks import ALONE, Ranks, agreed, in_order
 from ..rows.opening import target_rows
-from ..rows.shared_reading import shared_reading
+from ..rows.shared_reading import own_batches, shared_reading
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..settings import Progress, silent
@@ -204,7 +204,7 @@ def calibrate(
         regression = Regression(rows.d_in, like.d_out)
     sample: list[Tensor] = []
     stride = -(-min(limit, rows.n_rows or limit) // SAMPLE_ROWS)
-    for first, x, y, _ in numbered_batches(rows, like, settings.batch_rows, limit):
+    for _, first, x, y, _ in numbered_batches(rows, like, settings.batch_rows, limit):
         moments.update(y, torch.zeros(len(y), dtype=torch.long))
         if regression is not None:
             regression.update(x, y)
@@ -220,19 +220,21 @@ def calibrate(
 
 
 def numbered_batches(
-    rows: Source, like: SAE, batch_rows: int, limit: int | None
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
-    """Yield ``(first row, x, y, document)`` in stored order, up to `limit` rows; `y` is what `like` should give."""
-    first = 0
-    for batch in rows.batches(batch_rows):
-        room = len(batch.x) if limit is None else limit - first
-        if room <= 0:
-            return
+    rows: Source, like: SAE, batch_rows: int, limit: int | None, ranks: Ranks = ALONE
+) -> Iterator[tuple[int, int, Tensor, Tensor, Tensor | None]]:
+    """Yield ``(number, first row, x, y, document)`` of a rank's batches; `y` is what `like` should give.
+
+    They come in stored order, up to `limit` rows. Rows that can be read from any place are dealt in runs, so that a
+    rank reads no others; rows that are computed as they are read, in turn.
+    """
+    for number, batch in own_batches(rows, batch_rows, ranks, limit):
+        first = number * batch_rows
+        room = len(batch.x) if limit is None else min(limit - first, len(batch.x))
         document = batch.document
-        yield first, batch.x[:room], target_rows(batch, like)[:room], None if document is None else document[:room]
-        first += min(len(batch.x), room)
-        if limit is not None and first >= limit:
-            return
+        yield (
+            number, first, batch.x[:room], target_rows(batch, like)[:room],
+            None if document is None else document[:room],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -333,14 +335,15 @@ def _measure_rows(
 
     def parts() -> Iterator[tuple[int, _Part]]:
         """Yield this rank's batches, measured."""
-        for number, (first, x, y, document) in enumerate(numbered_batches(rows, like, settings.batch_rows, limit)):
-            if ranks.has(number):
-                group, by_document = row_groups(document, first, len(x))
-                x, y, group = x.to(like.device), y.to(like.device), group.to(like.device)
-                part = _Part(y, group, columns, by_document)
-                part.errors = [each.of(part, x, y, group) for each in passes]
-                yield number, part
-            progress("rows", first + len(x), total)
+        done = 0
+        for number, first, x, y, document in numbered_batches(rows, like, settings.batch_rows, limit, ranks):
+            group, by_document = row_groups(document, first, len(x))
+            x, y, group = x.to(like.device), y.to(like.device), group.to(like.device)
+            part = _Part(y, group, columns, by_document)
+            part.errors = [each.of(part, x, y, group) for each in passes]
+            yield number, part
+            done += len(x) * ranks.size  # the others are about as far
+            progress("rows", done if total is None else min(done, total), total)
 
     all_by_document = True
     for part in in_order(ranks, parts()):

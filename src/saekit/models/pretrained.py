@@ -53,8 +53,10 @@ class PretrainedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs must be: the device of the embedding."""
-        return next(self.model.parameters()).device
+        """Where the inputs must be: the device of the embedding, or where accelerate puts it when it is needed."""
+        first = next(self.model.parameters()).device
+        hook: Any = getattr(self.model, "_hf_hook", None)
+        return torch.device(hook.execution_device) if first.type == "meta" and hook is not None else first
 
     @property
     def dtype(self) -> torch.dtype:

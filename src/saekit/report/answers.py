@@ -230,11 +230,10 @@ def _more_seeds(result: Result) -> str:
 
 def _stability(shared: Quantity, null: Quantity | None) -> tuple[str, str]:
     """Return a verdict from the interval: above chance or not, then which part of the latents."""
-    if not has_interval(shared):
-        return "undecided", "open"
     chance = {"value": 0.0, "low": 0.0, "high": 0.0} if null is None else null
-    low, high = (chance[end] if chance.get(end) is not None else chance["value"] for end in ("low", "high"))
-    gap = Measured(shared["value"] - chance["value"], shared["low"] - high, shared["high"] - low)
+    if not has_interval(shared) or not has_interval(chance):
+        return "undecided", "open"
+    gap = Measured(shared["value"] - chance["value"], shared["low"] - chance["high"], shared["high"] - chance["low"])
     said = verdict(gap, _CHANCE)
     if said != "better":
         return ("undecided", "open") if said == "undecided" else ("no more than chance", "no")

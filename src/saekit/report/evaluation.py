@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..evaluation.hedging import HEDGING
 from ..evaluation.pursuit import PURSUIT
 from ..evaluation.result import SOURCE_METRICS
 from ..evaluation.truth import TRUTH
@@ -45,6 +46,7 @@ def evaluation(result: Mapping[str, Any]) -> list[Section]:
         main,
         *_sources(entries),
         *pursuit,
+        *_named(entries, "hedging", "Hedging: trained on with new latents", HEDGING),
         *_named(entries, "truth", "Against the known dictionary", TRUTH),
         *sections,
     ]

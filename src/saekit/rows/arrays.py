@@ -128,11 +128,12 @@ class ArrayRows:
         start = check_reading(self, batch_rows, seed, start)
         return read_batches(lambda number: self._block(seed, number), batch_rows, start)
 
-    def _block(self, seed: int | None, number: int) -> Block | None:
-        def read(ranges: list[tuple[int, int]]) -> Columns:
-            return Columns.cat([self._columns(first, last) for first, last in ranges])
+    def read(self, ranges: list[tuple[int, int]]) -> Columns:
+        """Return the rows of these ranges; see `saekit.rows.source.Stored`."""
+        return Columns.cat([self._columns(first, last) for first, last in ranges])
 
-        return planned_block(self.plan, seed, number, read)
+    def _block(self, seed: int | None, number: int) -> Block | None:
+        return planned_block(self.plan, seed, number, self.read)
 
     def _columns(self, first: int, last: int) -> Columns:
         x = self._read(first, last)

@@ -1,31 +1,43 @@
-"""Rows of several modules or models side by side, for crosscoders: the same tokens, read in several places."""
+"""Rows of several modules or models side by side, for crosscoders: the same tokens, read in several places.
+
+Nothing is held: stored rows are read range by range, in an order of their own, and those of language models side by
+side as they come.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, ShapeError
-from ..memory import check_memory
+from ..errors import ConfigError, DataError, ShapeError, listed
+from ..files import digest_bytes
+from ..randomness import hashed_key
 from ..sae.parts import PARTS, widths_of
 from ..sae.scaling import Scaling
-from .arrays import ArrayRows
 from .opening import Rows, source_of
-from .source import Batch, Source
+from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_ahead
+from .source import Batch, Block, Columns, Source, Stored, check_reading, rows_in_words
+from .stream import StreamRows
 
 JOIN_ROWS = 65_536
 """Rows that are read at a time."""
 
+COLUMNS = ("token", "document", "position")
 
-def join_rows(sources: Mapping[str, Rows]) -> ArrayRows:
+
+def join_rows(sources: Mapping[str, Rows]) -> JoinedRows | JoinedStreams:
     """Return rows ``[n, d_1 + d_2 + ...]``: every row of one source, then the same row of the next.
 
     An SAE of joined rows is a crosscoder (`BatchTopK`): its latents read and write several layers of a model, or the
-    same layer of a base model and a tuned one. Rows must be those of the same tokens. All are held in memory.
+    same layer of a base model and a tuned one. Rows must be those of the same tokens. They are read as they are needed,
+    from arrays and files, or from models that compute them meanwhile (what `stream` returns for several layers, or
+    streams of two models): all of them stored, or none.
 
     Parameters
     ----------
@@ -35,11 +47,13 @@ def join_rows(sources: Mapping[str, Rows]) -> ArrayRows:
     Raises
     ------
     ConfigError
-        Fewer than two sources, the same rows twice, rows with targets, or rows of which only some know their tokens.
+        Fewer than two sources, the same rows twice, rows with targets, without a last one, or of which only some know
+        their tokens; some sources are stored and some are not.
     ShapeError
         Different numbers of rows.
     DataError
-        The tokens, documents or positions of the rows differ: other texts, or another tokenizer. NaN.
+        The tokens, documents or positions of the rows differ: other texts, or another tokenizer. What lies between the
+        first rows and the last ones is compared when it is read.
 
     Examples
     --------
@@ -49,22 +63,153 @@ def join_rows(sources: Mapping[str, Rows]) -> ArrayRows:
     """
     found = {name: source_of(each) for name, each in sources.items()}
     _check(found)
-    names, (first, *_) = list(found), found.values()
-    n_rows = first.n_rows or 0
-    width = sum(each.d_in for each in found.values())
-    check_memory("join_rows", {f"{n_rows:,} rows of width {width:,}": 4 * n_rows * width}, "Use fewer rows.")
-    x = torch.empty(n_rows, width)
-    columns: dict[str, Tensor | None] = {}
-    at = 0
-    for name, source in found.items():
-        own = _read_into(x[:, at : at + source.d_in], source)
-        at += source.d_in
-        if name == names[0]:
-            columns = own
-        else:
-            _check_same(columns, own, names[0], name)
-    parts = [{"name": name, "width": each.d_in, **_place(each)} for name, each in found.items()]
-    return ArrayRows(x, info={PARTS: parts}, **columns)
+    stored = {name: each for name, each in found.items() if isinstance(each, Stored)}
+    if not stored:
+        _check_streams(found)
+        return JoinedStreams(found)
+    if len(stored) < len(found):
+        raise ConfigError(
+            f"join_rows: all sources must be stored, or none; {listed(stored)} are, {listed({*found} - {*stored})} are "
+            "computed while they are read. Capture those first."
+        )
+    joined = JoinedRows(stored)
+    n = joined.n_rows
+    joined.read([(0, min(n, CHUNK_ROWS)), (max(n - CHUNK_ROWS, 0), n)])  # tells at once what is not the same
+    return joined
+
+
+def _info_of(sources: Mapping[str, Source], kind: str) -> dict[str, Any]:
+    """Return what joined rows are."""
+    digests = {name: each.info.get("digest") for name, each in sources.items()}
+    known = all(each is not None for each in digests.values())
+    return {
+        "kind": kind,
+        PARTS: [{"name": name, "width": each.d_in, **_place(each)} for name, each in sources.items()],
+        "n_rows": next(iter(sources.values())).n_rows,
+        "d_in": sum(each.d_in for each in sources.values()),
+        "dtype": "float32",
+        **({"digest": digest_bytes(json.dumps([*digests.items()]).encode())} if known else {}),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedRows:
+    """Stored rows of several sources side by side; made by `join_rows`."""
+
+    __repr__ = rows_in_words
+
+    sources: Mapping[str, Stored] = field(repr=False)
+    info: dict[str, Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "info", _info_of(self.sources, "joined"))
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row: the sum of those of the sources."""
+        return int(self.info["d_in"])
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one pass."""
+        return int(self.info["n_rows"])
+
+    def read(self, ranges: list[tuple[int, int]]) -> Columns:
+        """Return the rows of these ranges; see `saekit.rows.source.Stored`."""
+        parts = {name: each.read(ranges) for name, each in self.sources.items()}
+        rows = [torch.arange(first, last) for first, last in ranges]
+        return _side_by_side(parts, lambda at: f"row {int(torch.cat(rows)[at]):,}")
+
+    def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
+        """Yield rows in batches, see `saekit.rows.source.Source.batches`; a thread reads the next block meanwhile."""
+        start = check_reading(self, batch_rows, seed, start)
+        return planned_batches(self, batch_rows, seed, start)
+
+
+def planned_batches(rows: Stored, batch_rows: int, seed: int | None, start: tuple[int, int]) -> Iterator[Batch]:
+    """Yield stored float32 rows in batches."""
+    plan = ShufflePlan.for_rows(rows.n_rows or 0, 4 * rows.d_in)
+
+    def block_at(number: int) -> Block | None:
+        return planned_block(plan, seed, number, rows.read)
+
+    return read_ahead(block_at, batch_rows, start)
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedStreams:
+    """Rows of several models or modules side by side, computed while they are read; made by `join_rows`."""
+
+    __repr__ = rows_in_words
+
+    sources: Mapping[str, Source] = field(repr=False)
+    info: dict[str, Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "info", _info_of(self.sources, "joined-streams"))
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row: the sum of those of the sources."""
+        return int(self.info["d_in"])
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one pass."""
+        return int(self.info["n_rows"])
+
+    def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
+        """Yield rows in batches, in the order that the sources have in common; see `Source.batches`."""
+        own = [each.batches(batch_rows, seed=seed, start=start) for each in self.sources.values()]
+        for batches in zip(*own, strict=True):
+            columns = _side_by_side(dict(zip(self.sources, batches)), lambda at: f"row {at:,} of a batch")
+            yield replace(batches[0], x=columns.x)
+
+
+def _side_by_side(parts: Mapping[str, Columns], place: Callable[[int], str]) -> Columns:
+    """Return the same rows of all sources as rows; refuse those of other tokens, documents or positions."""
+    (name, first), *others = parts.items()
+    for other_name, other in others:
+        for column in COLUMNS:
+            a, b = getattr(first, column), getattr(other, column)
+            if (a is None) != (b is None):
+                raise ConfigError(
+                    f"join_rows: all sources must know their {column}s, or none; only one of `{name}` and "
+                    f"`{other_name}` does. Capture both alike."
+                )
+            if a is not None and not torch.equal(a, b):
+                at = int((a != b).nonzero()[0])
+                raise DataError(
+                    f"join_rows: the {column}s of all sources must be the same; in {place(at)} `{name}` has "
+                    f"{int(a[at])}, `{other_name}` {int(b[at])}. Capture both from the same texts; models need the "
+                    "same tokenizer."
+                )
+    return replace(first, x=torch.cat([each.x.float() for each in parts.values()], 1))
+
+
+def _check_streams(sources: Mapping[str, Source]) -> None:
+    """Refuse streams of other tokens, or in blocks of another size, before a model reads any."""
+    blocks = {name: each.block_contexts for name, each in sources.items() if isinstance(each, StreamRows)}
+    if len({*blocks.values()}) > 1:
+        raise ConfigError(
+            f"join_rows: streams must read their texts in blocks of one size; these read {blocks} contexts at a time. "
+            "Give them the same `block_tokens`."
+        )
+    known = {name: _tokens_of(each) for name, each in sources.items() if isinstance(each, StreamRows)}
+    for name, tokens in known.items():
+        first = next(iter(known))
+        if not all(np.array_equal(one, other) for one, other in zip(tokens, known[first])):
+            raise DataError(
+                f"join_rows: the tokens of all sources must be the same; those of `{first}` and `{name}` are not. "
+                "Stream both from the same texts; models need the same tokenizer."
+            )
+
+
+def _tokens_of(source: StreamRows) -> tuple[np.ndarray, ...]:
+    """Return token, document and position of every row."""
+    contexts = source.contexts
+    kept = contexts.position >= 0
+    return contexts.ids[kept], contexts.document[kept], contexts.position[kept]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +243,8 @@ class ScaledRows:
 def with_equal_parts(source: Source) -> Source:
     """Return joined rows with each part centred and scaled to the same total variance; other rows as they are.
 
+    It takes a pass over all rows, which models that compute them make once more.
+
     ``u_m = (x_m - mean_m) * f_m`` with one factor ``f_m = sqrt(d_in / (M v_m))`` for each of the M parts, ``v_m`` the
     mean of ``|x_m - mean_m|^2`` over all rows: no part outweighs the others in the loss (2504.02922).
 
@@ -109,15 +256,15 @@ def with_equal_parts(source: Source) -> Source:
     widths = widths_of(source.info)
     if widths is None:
         return source
-    mean = torch.zeros(source.d_in, dtype=torch.float64)
-    count = 0
+    pivot = next(source.batches(JOIN_ROWS)).x.double().mean(0)  # near the mean: squares around it lose no digits
+    sums, squares, count = torch.zeros_like(pivot), torch.zeros_like(pivot), 0
     for batch in source.batches(JOIN_ROWS):
-        mean += batch.x.double().sum(0)
-        count += len(batch.x)
-    mean /= count
-    squares = torch.zeros_like(mean)
-    for batch in source.batches(JOIN_ROWS):
-        squares += (batch.x.double() - mean).square().sum(0)
+        offset = batch.x.double() - pivot
+        sums += offset.sum(0)
+        squares += offset.square().sum(0)
+        count += len(offset)
+    mean = pivot + sums / count
+    squares -= sums.square() / count
     factors = []
     for part, own in zip(source.info[PARTS], squares.split(widths)):
         variance = float(own.sum()) / count
@@ -128,7 +275,62 @@ def with_equal_parts(source: Source) -> Source:
     return ScaledRows(source, Scaling("standardize", scale=scale, mean=mean.float()))
 
 
-def null_rows(rows: Source, *, seed: int = 0) -> ArrayRows:
+@dataclass(frozen=True, eq=False)
+class NullRows:
+    """Rows whose two sources hold the same but for noise; made by `null_rows`."""
+
+    __repr__ = rows_in_words
+
+    rows: Stored = field(repr=False)
+    size: Tensor = field(repr=False)
+    """Standard deviation of the noise ``[d]``, in the units of the first source."""
+    seed: int
+    info: dict[str, Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        own = self.rows.info
+        parts = [{"name": part["name"], "width": part["width"], "null": True} for part in own[PARTS]]
+        digest = {} if "digest" not in own else {"digest": digest_bytes(f"null {self.seed} {own['digest']}".encode())}
+        object.__setattr__(self, "info", {**own, "kind": "joined-null", PARTS: parts, **digest})
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row: twice that of the first source."""
+        return self.rows.d_in
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one pass."""
+        return int(self.info["n_rows"])
+
+    def read(self, ranges: list[tuple[int, int]]) -> Columns:
+        """Return the rows of these ranges; see `saekit.rows.source.Stored`."""
+        columns = self.rows.read(ranges)
+        a = columns.x[:, : len(self.size)]
+        noise = torch.cat([self._noise(first, last) for first, last in ranges])
+        return replace(columns, x=torch.cat([a, a + self.size * noise], 1))
+
+    def _noise(self, first: int, last: int) -> Tensor:
+        """Return the noise of rows `first` to `last`, each drawn for its number: whoever reads it gets the same."""
+        chunks = range(first // CHUNK_ROWS, -(-last // CHUNK_ROWS))
+        drawn = [
+            torch.randn(
+                CHUNK_ROWS,
+                len(self.size),
+                generator=torch.Generator().manual_seed(hashed_key("joined null", self.seed, chunk, n_bytes=7)),
+            )
+            for chunk in chunks
+        ]
+        skipped = first - chunks.start * CHUNK_ROWS
+        return torch.cat(drawn)[skipped : skipped + last - first]
+
+    def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
+        """Yield rows in batches; see `saekit.rows.source.Source.batches`."""
+        start = check_reading(self, batch_rows, seed, start)
+        return planned_batches(self, batch_rows, seed, start)
+
+
+def null_rows(rows: Source, *, seed: int = 0) -> NullRows:
     """Return joined rows whose two sources hold the same: the first one, and the first one with noise.
 
     The noise is Gaussian and independent in every dimension, as large there as the difference of the two sources that
@@ -138,20 +340,24 @@ def null_rows(rows: Source, *, seed: int = 0) -> ArrayRows:
     Parameters
     ----------
     rows
-        Joined rows of two sources of the same width.
+        Joined rows of two stored sources of the same width.
     seed
         Random seed of the noise.
 
     Raises
     ------
     ConfigError
-        Rows of other than two sources, or sources of different widths.
+        Rows of other than two sources, sources of different widths, or rows that are computed while they are read.
     """
     widths = widths_of(rows.info)
     if widths is None or len(widths) != 2 or widths[0] != widths[1]:
         raise ConfigError(
             f"null_rows: the rows must be joined ones of two sources of the same width; they have {widths}. There is "
             "no null for others: their difference has no size."
+        )
+    if not isinstance(rows, Stored):
+        raise ConfigError(
+            "null_rows: the sources must be stored; these are computed while they are read. Capture them."
         )
     scaled = with_equal_parts(rows)
     assert isinstance(scaled, ScaledRows)
@@ -162,28 +368,14 @@ def null_rows(rows: Source, *, seed: int = 0) -> ArrayRows:
         a, b = batch.x.double().split(widths, 1)
         squares += (b - a).square().sum(0)
         count += len(a)
-    size = ((squares / count).sqrt() / scale[:width].double()).float()
-    stream = torch.Generator().manual_seed(seed)
-    x, columns = torch.empty(count, 2 * width), _columns_of(rows)
-    at = 0
-    for batch in rows.batches(JOIN_ROWS):
-        a = batch.x[:, :width]
-        x[at : at + len(a)] = torch.cat([a, a + size * torch.randn(a.shape, generator=stream)], 1)
-        at += len(a)
-    names = [part["name"] for part in rows.info[PARTS]]
-    parts = [{"name": name, "width": width, "null": True} for name in names]
-    return ArrayRows(x, info={PARTS: parts}, **columns)
-
-
-def _columns_of(rows: Source) -> dict[str, Tensor | None]:
-    return {name: getattr(rows, name, None) for name in ("token", "document", "position")}
+    return NullRows(rows, ((squares / count).sqrt() / scale[:width].double()).float(), seed)
 
 
 JOINED, NULL = "joined:", "joined-null:"
 """What addresses of joined rows, and of their null, begin with."""
 
 
-def joined_rows(address: str) -> ArrayRows:
+def joined_rows(address: str) -> JoinedRows | JoinedStreams | NullRows:
     """Return the rows of an address ``joined:base=PATH,tuned=PATH``, or ``joined-null:…`` for their null.
 
     Raises
@@ -211,7 +403,10 @@ def _check(sources: Mapping[str, Source]) -> None:
         if source.info.get("d_out") is not None or source.info.get(PARTS) is not None:
             raise ConfigError(f"join_rows: `{name}` must be rows of one place, without targets. Capture it alone.")
         if source.n_rows is None:
-            raise ConfigError(f"join_rows: `{name}` must have a last row; it is without end. Capture some of it.")
+            raise ConfigError(
+                f"join_rows: `{name}` must know how many rows it has; it is without end, or leaves out outliers as it "
+                "goes (StreamSettings(outliers=None) does not). Capture it, or stream it without."
+            )
         digest = source.info.get("digest")
         if digest is not None and digest in known:
             raise ConfigError(
@@ -223,42 +418,9 @@ def _check(sources: Mapping[str, Source]) -> None:
     if len(set(counts.values())) > 1:
         told = ", ".join(f"`{name}` {count:,}" for name, count in counts.items())
         raise ShapeError(
-            f"join_rows: all sources must have the same rows; they have {told}. Capture them from the same texts."
+            f"join_rows: all sources must have the same rows; they have {told}. Capture them from the same texts, with "
+            "the same positions, and without a filter for outliers, which differ from module to module."
         )
-
-
-def _read_into(x: Tensor, source: Source) -> dict[str, Tensor | None]:
-    """Fill `x` with the rows of a source; return its columns."""
-    kept: dict[str, list[Tensor | None]] = {"token": [], "document": [], "position": []}
-    at = 0
-    for batch in source.batches(JOIN_ROWS):
-        x[at : at + len(batch.x)] = batch.x
-        at += len(batch.x)
-        for column, parts in kept.items():
-            parts.append(getattr(batch, column))
-    return {
-        column: None if any(each is None for each in parts) else torch.cat([each for each in parts if each is not None])
-        for column, parts in kept.items()
-    }
-
-
-def _check_same(
-    one: Mapping[str, Tensor | None], other: Mapping[str, Tensor | None], name: str, other_name: str
-) -> None:
-    """Refuse rows of other tokens."""
-    for column, a in one.items():
-        b = other[column]
-        if (a is None) != (b is None):
-            raise ConfigError(
-                f"join_rows: all sources must know their {column}s, or none; only one of `{name}` and `{other_name}` "
-                "does. Capture both alike."
-            )
-        if a is not None and b is not None and not torch.equal(a, b):
-            at = int((a != b).nonzero()[0])
-            raise DataError(
-                f"join_rows: the {column}s of all sources must be the same; in row {at} `{name}` has {int(a[at])}, "
-                f"`{other_name}` {int(b[at])}. Capture both from the same texts; models need the same tokenizer."
-            )
 
 
 def _place(source: Source) -> dict[str, Any]:

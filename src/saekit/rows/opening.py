@@ -119,7 +119,7 @@ def warnings_on_rows(named: Sequence[tuple[str, SAE]], source: Source) -> list[W
 
 def _variance(source: Source) -> float | None:
     """Return the variance of the first rows, where no model has to make them."""
-    if source.info.get("kind") not in ("array", "capture", "shards"):
+    if source.info.get("kind") not in ("array", "capture", "shards", "joined"):
         return None
     return variance_of(next(source.batches(SCALE_ROWS)).x)
 

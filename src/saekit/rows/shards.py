@@ -36,8 +36,8 @@ from ..settings import differences
 from ..store.tensorfile import read_header
 from .arrays import ArrayRows
 from .shuffle import ShufflePlan, planned_block, read_ahead
-from .source import Batch, Block, Columns, check_reading, rows_in_words
-from .synthetic import ADDRESS, SyntheticRows, synthetic_rows
+from .source import Batch, Block, Columns, Source, check_reading, rows_in_words
+from .synthetic import ADDRESS, synthetic_rows
 
 SCHEMA = 2
 """Version of the folder's layout; raised at every change that older releases cannot read."""
@@ -438,9 +438,9 @@ class ShardRows:
         return read_ahead(lambda number: self._block(seed, number), batch_rows, start)
 
     def _block(self, seed: int | None, number: int) -> Block | None:
-        return planned_block(self.plan, seed, number, self._columns)
+        return planned_block(self.plan, seed, number, self.read)
 
-    def _columns(self, ranges: list[tuple[int, int]]) -> Columns:
+    def read(self, ranges: list[tuple[int, int]]) -> Columns:
         """Return the rows of these ranges, one after the other, copied out of the mapped files."""
         columns: dict[str, np.ndarray] = {}
         size, place = sum(last - first for first, last in ranges), 0
@@ -504,7 +504,7 @@ def _map(path: Path, rows: int, d_in: int, dtype: torch.dtype) -> dict[str, np.n
         ) from None
 
 
-def open_rows(path: str | os.PathLike[str]) -> ShardRows | ArrayRows | SyntheticRows:
+def open_rows(path: str | os.PathLike[str]) -> Source:
     """Open rows: a folder of shards, a ``.npy`` or a ``.safetensors`` file, or what an address stands for.
 
     Addresses are ``synthetic:d_in=32,n_features=64``, ``joined:base=PATH,tuned=PATH`` and ``joined-null:…``.

@@ -48,6 +48,13 @@ class ShufflePlan:
         """Blocks of one pass; their sizes differ by at most one chunk, so that none is too small to mix."""
         return -(-self.n_chunks // max(self.block_rows // self.chunk_rows, 1))
 
+    def place(self, row: int) -> tuple[int, int]:
+        """Return where a row stands in stored order: its block, and its number in there."""
+        chunk, block = row // self.chunk_rows, 0
+        while block + 1 < self.n_blocks and self.n_chunks * (block + 1) // self.n_blocks <= chunk:
+            block += 1
+        return block, row - self.n_chunks * block // self.n_blocks * self.chunk_rows
+
     def ranges(self, seed: int | None, block: int) -> list[tuple[int, int]] | None:
         """Return the row ranges of a block, in reading order; None (only without a seed): no such block."""
         epoch, index = divmod(block, self.n_blocks)

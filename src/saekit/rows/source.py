@@ -130,6 +130,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Stored(Source, Protocol):
+    """A source whose rows lie somewhere in an order, so that any of them can be read."""
+
+    def read(self, ranges: list[tuple[int, int]]) -> Columns:
+        """Return the rows of ranges ``[(first, last), ...]``, one after the other; they may be a view."""
+        ...
+
+
 @dataclass(frozen=True)
 class Block:
     """Rows that are shuffled together: `columns`, read in the order `order` (None: as they lie)."""

@@ -171,11 +171,15 @@ class SyntheticRows:
         start = check_reading(self, batch_rows, seed, start)
         return read_batches(lambda number: self._block(seed, number), batch_rows, start)
 
+    def read(self, ranges: list[tuple[int, int]]) -> Columns:
+        """Return the rows of these ranges; see `saekit.rows.source.Stored`."""
+        return Columns.cat([self._columns(first, last) for first, last in ranges])
+
     def _block(self, seed: int | None, number: int) -> Block | None:
         if self.n_rows is not None:
             # short blocks: here a block costs work, not memory, and rows are independent anyway
             plan = ShufflePlan(self.n_rows, _CHUNK_ROWS, _ENDLESS_CHUNKS * _CHUNK_ROWS)
-            return planned_block(plan, seed, number, lambda ranges: Columns.cat([self._columns(*r) for r in ranges]))
+            return planned_block(plan, seed, number, self.read)
         size = _ENDLESS_CHUNKS * _CHUNK_ROWS
         columns = self._columns(number * size, (number + 1) * size)
         if seed is None:

@@ -117,6 +117,11 @@ class SAE:
         return predicts_other_rows(self.d_in, self.d_out, self.provenance)
 
     @property
+    def has_signs(self) -> bool:
+        """Whether codes have signs and are chosen by size, so that a latent and its negative are the same (AbsTopK)."""
+        return self.rule.settings().get("sign") == "magnitude"
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.W_enc.device

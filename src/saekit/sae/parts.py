@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import ConfigError
 from .model import SAE
 
@@ -22,6 +24,14 @@ def widths_of(info: Mapping[str, Any]) -> tuple[int, ...] | None:
 def is_crosscoder(sae: SAE) -> bool:
     """Return whether an SAE says that its rows are those of several sources."""
     return bool(sae.provenance.get(PARTS))
+
+
+def in_equal_parts(sae: SAE, rows: Tensor) -> Tensor:
+    """Return rows of a crosscoder in the units of its training, in which its sources weigh alike; others as they are.
+
+    In raw units the source that varies most would decide every error.
+    """
+    return sae.scaling.apply(rows)[0] if is_crosscoder(sae) else rows
 
 
 def parts_of(sae: SAE, where: str) -> dict[str, int]:

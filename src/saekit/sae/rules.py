@@ -269,7 +269,7 @@ def _blockwise(
     codes: Callable[[Tensor], Codes], u: Tensor, W_enc: Tensor, b_enc: Tensor, block_rows: int | None
 ) -> Codes:
     """Encode all rows, one dense block of pre-activations at a time."""
-    blocks = u.split(block_rows or kernels.block_rows_for(W_enc.shape[0])) if len(u) else (u,)
+    blocks = u.split(block_rows or kernels.block_rows_for(W_enc.shape[0], u.device)) if len(u) else (u,)
     return Codes.cat([codes(torch.addmm(b_enc, block, W_enc.T)) for block in blocks])
 
 

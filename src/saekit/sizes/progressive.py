@@ -29,6 +29,7 @@ from ..models.loading import load_language_model
 from ..places import warnings_between
 from ..progress import shows_progress
 from ..provenance import library_versions, place_of, release
+from ..ranks import refuse_unsplit
 from ..rows.opening import source_for, warnings_on_rows
 from ..rows.source import Source
 from ..rows.split import text_halves
@@ -99,6 +100,7 @@ def progressive(
     ShapeError, DataError
         As `measure_sizes`.
     """
+    refuse_unsplit("progressive")
     return compare_sizes(
         plan_progressive(saes, rows, fit=fit, sizes=sizes, model=model, data=data, settings=settings, progress=progress)
     )

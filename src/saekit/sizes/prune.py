@@ -12,6 +12,7 @@ from ..errors import ConfigError, DataError
 from ..measure.importance import batches, normal_equations
 from ..places import warn
 from ..progress import shows_progress
+from ..ranks import refuse_unsplit
 from ..rows.opening import facts_of, source_for, warnings_on_rows
 from ..rows.source import Source
 from ..sae.model import SAE
@@ -86,6 +87,7 @@ def prune(
     DataError, ShapeError
         As `rank`.
     """
+    refuse_unsplit("prune")
     sizes = check_sizes(sae, sizes, "prune")
     _check(sae, rows, settings)
     source = None if rows is None else source_for(sae, rows, "prune")

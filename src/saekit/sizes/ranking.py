@@ -15,6 +15,7 @@ from ..measure.normal_equations import greedy_order
 from ..measure.weight_scores import WEIGHT_SCORES, weight_scores
 from ..places import Warned, warn
 from ..progress import shows_progress
+from ..ranks import refuse_unsplit
 from ..rows.opening import facts_of, source_for, warnings_on_rows
 from ..sae.model import SAE
 from ..sae.naming import name_of
@@ -92,6 +93,7 @@ def rank(
 
         small = sk.rank(sae, rows, by="energy").take(256)
     """
+    refuse_unsplit("rank")
     order = _order(sae, by, _Rows(sae, rows, max_rows, batch_rows, progress), seed)
     warn(order.warnings)
     if order.ranking["by"] == "unsorted":

@@ -21,6 +21,7 @@ from ..measure.results import Measured
 from ..measure.similarity import linear_cka, rsa
 from ..progress import shows_progress
 from ..provenance import library_versions, release
+from ..ranks import refuse_unsplit
 from ..rows.opening import source_for, target_rows
 from ..rows.source import Columns, Source
 from ..sae.codes import Codes
@@ -93,6 +94,7 @@ def measure_sizes(
     ShapeError, DataError
         As `evaluate`.
     """
+    refuse_unsplit("measure_sizes")
     prefixes = _prefixes(sae, sizes, settings.selection)
     whole = sae if isinstance(sae, SAE) else prefixes[-1].sae
     source = source_for(whole, rows, "measure_sizes")

@@ -20,6 +20,7 @@ from ..sae.freeze import freeze_batchtopk, freeze_gated
 from ..sae.model import SAE
 from ..sae.naming import name_of_config
 from ..sae.scaling import Scaling
+from ..settings import elsewhere
 from . import losses
 from .config import BatchTopK, Config, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, Penalized, ReLU, TopK
 from .initialization import level_of
@@ -238,7 +239,8 @@ def config_from_dict(settings: Mapping[str, Any]) -> Config:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in named:
         if name not in fields:
-            raise ConfigError(f"unknown setting `{name}` of {kind.__name__}. {did_you_mean(name, fields)}")
+            where = elsewhere(name, kind) or did_you_mean(name, fields)
+            raise ConfigError(f"unknown setting `{name}` of {kind.__name__}. {where}")
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in named]
     if missing:
         raise ConfigError(f"`{kind.__name__}.{missing[0]}` must be given; got {sorted(named)}. Add {missing[0]}=...")

@@ -92,8 +92,19 @@ class Config:
             if each.name in _RULES:
                 valid, what = _RULES[each.name]
                 self._must(each.name, valid(getattr(self, each.name)), what)
+        self._check_needs()
         self._check()
         self._check_penalties()
+
+    def _check_needs(self) -> None:
+        """Refuse what would change nothing: values of fields that are about another one, which is left out."""
+        for name, about in _NEEDS.items():
+            if not hasattr(self, name) or getattr(self, about) or getattr(self, name) == getattr(type(self), name):
+                continue
+            raise ConfigError(
+                f"`{type(self).__name__}.{name}` is about `{about}`, which is {getattr(self, about)!r}, and would "
+                f"change nothing; got {name}={getattr(self, name)!r}. Give `{about}` as well, or leave it out."
+            )
 
     def _check(self) -> None:
         """Refuse combinations of fields that cannot work; raises `ConfigError`."""
@@ -446,6 +457,16 @@ def matryoshka_selection(config: Matryoshka) -> str:
     """Return ``fixed``, ``scaled`` or ``truncated``, the default filled in."""
     return config.k_per_size or ("fixed" if config.over == "topk" else "truncated")
 
+
+_NEEDS: dict[str, str] = {
+    "orthogonal_chunk": "orthogonal",
+    "k_fraction": "k_start",
+    "tanh_scale": "tanh",
+    "density_at": "density",
+    "k_aux": "aux_coefficient",
+    "aux_per_size": "aux_coefficient",
+}
+"""Fields that are about another one, by its name: without that one they change nothing."""
 
 Rule = tuple[Callable[[Any], bool], str]
 """What must hold for a value, as a function and in words."""

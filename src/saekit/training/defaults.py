@@ -91,8 +91,8 @@ def default_lr(n_latents: int, total_steps: int, batch_rows: int) -> float:
 
     (*) The built-in language model, d = 192, each row twice. Every other architecture, other k and the built-in model:
     ``benchmarks/rates.py``, with its table in ``benchmarks/README.md``; there too FVU is lowest at the default, of the
-    rates that leave less than 2% dead (with k = d more die: half of it there). Wider than 2,048 latents, or longer
-    than 3,000 steps, it is an extrapolation: compare with half of it.
+    rates that leave less than 2% dead (with k = d/2 more die, with k = d many: half of it there). Wider than 2,048
+    latents, or longer than 3,000 steps, it is an extrapolation: compare with half of it.
 
     >>> [round(default_lr(n, steps, 512), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
     [0.008, 0.004, 0.004]

@@ -44,7 +44,7 @@ from .config import (
 from .incoherence import measure_incoherence, probes
 from .initialization import level_of
 from .learner import Learner
-from .losses import Context, controlled, k_of, k_together, tanh_warmth, threshold_updates
+from .losses import Context, controlled, k_of, k_together, part_norms, tanh_warmth, threshold_updates
 from .penalties import constrain, has_penalties, penalize
 from .step import ADAM_EPS, STEPS, Statistics, context_of, learning_rate, plain_step, resample, resamples_now
 
@@ -262,7 +262,10 @@ def _abstopk(s: _State[TopK], k: int) -> _Found:
 
 
 def _batchtopk(s: _State[BatchTopK]) -> _Found | None:
-    chosen = _choose_batch(s, [(s.config.n_latents, k_now(s.config, s.context.step, s.context.total_steps))])
+    """In a crosscoder the largest are those of value times what its decoder row writes; see `batchtopk_loss`."""
+    c = s.config
+    worth = None if c.parts is None else part_norms(s.p["W_dec"], c.parts)
+    chosen = _choose_batch(s, [(c.n_latents, k_now(c, s.context.step, s.context.total_steps))], worth)
     return None if chosen is None else _selected(s, chosen[0][0], chosen[1])
 
 
@@ -276,41 +279,52 @@ def _selected(s: _State[Revived], pairs: Pairs, smallest: Numbers = None) -> _Fo
     return _Found(fit, g, {"b_dec": fit.columns + g.of_offset}, g.counts, parts, updates=_threshold(s, smallest))
 
 
-def _choose_batch(s: _State[Config], prefixes: Sequence[tuple[int, int]]) -> tuple[list[Pairs], Numbers] | None:
+def _choose_batch(
+    s: _State[Config], prefixes: Sequence[tuple[int, int]], worth: Tensor | None = None
+) -> tuple[list[Pairs], Numbers] | None:
     """Choose for each ``(size, k)`` the ``k * rows`` largest pre-activations of the batch in the first `size` latents.
 
-    All that equal the smallest of them are kept. Returns the pairs of each prefix, and the smallest value of the last
-    one. None when they are not all positive or a row has too many.
+    With `worth` ``[n_latents]`` they are multiplied by it before they are compared. All that equal the smallest of them
+    are kept. Returns the pairs of each prefix, and the smallest value of the last one. None when they are not all
+    positive or a row has too many.
     """
     n = len(s.u)
-    for levels in _levels(s, prefixes):
+    factors = None if worth is None else s.kernel.numbers(worth)
+    for levels in _levels(s, prefixes, worth):
         if not all(0 < level < float("inf") for level in levels):
             continue
         lowest = torch.empty_like(s.p["b_enc"])
         for (size, _), level in sorted(zip(prefixes, levels), key=lambda each: -each[1]):
             lowest[:size] = level  # the lowest one last: a latent has to reach that of any prefix it is a part of
+        if worth is not None:
+            lowest /= worth
         pairs = s.kernel.pairs_above(s.u, s.encoder, lowest, _room(s))
         if pairs is None:  # some row has many; with a lower level more
             return None
         chosen, edge = [], None
+        scores = pairs.values if factors is None else pairs.values * factors[pairs.latents]
         for (size, k), level in zip(prefixes, levels):
-            own = pairs.where((pairs.latents < size) & (pairs.values > level))
-            if len(own.values) < k * n:
+            among = (pairs.latents < size) & (scores > level)
+            if int(among.sum()) < k * n:
                 break
-            edge = s.kernel.smallest_of_largest(own.values, k * n)
-            chosen.append(own.where(own.values >= edge))
+            edge = s.kernel.smallest_of_largest(scores[among], k * n)
+            chosen.append(pairs.where(among & (scores >= edge)))
         else:
             return chosen, edge
     return None
 
 
-def _levels(s: _State[Config], prefixes: Sequence[tuple[int, int]]) -> Iterator[list[float]]:
+def _levels(
+    s: _State[Config], prefixes: Sequence[tuple[int, int]], worth: Tensor | None = None
+) -> Iterator[list[float]]:
     """Yield guesses below the smallest value that will be kept of each prefix."""
     if len(prefixes) == 1:
         last = float(s.context.state["last_smallest"])
         yield from ([factor * last] for factor in GUESSES)
-    sample, bias = s.u[:: -(-len(s.u) // SAMPLED_ROWS)], s.encoder.bias
-    levels = [float(level_of(sample, s.p["W_enc"][:size], bias[:size], k)) for size, k in prefixes]
+    sample, W, bias = s.u[:: -(-len(s.u) // SAMPLED_ROWS)], s.p["W_enc"], s.encoder.bias
+    if worth is not None:
+        W, bias = W * worth[:, None], bias * worth
+    levels = [float(level_of(sample, W[:size], bias[:size], k)) for size, k in prefixes]
     yield from ([factor * level for level in levels] for factor in SAMPLED_GUESSES)
 
 

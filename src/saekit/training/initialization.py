@@ -32,6 +32,9 @@ LEAST_EIGENVALUE = 1e-10
 """Directions of the rows with less than this fraction of the largest eigenvalue explain nothing in `affine_map`, since
 float32 rows do not determine them."""
 
+LEAST_NORM = 1e-12
+"""Lengths are divided by at least this, so that a row of zeros stays one."""
+
 BLOCK_BYTES = 16 * 2**20
 """Memory of the pre-activations that `level_of` computes at a time: about a processor's cache. Unit: bytes."""
 
@@ -134,7 +137,7 @@ def initial_weights(
         W_dec = W_dec @ covariance_root(like).T
     if span is not None:
         W_dec = W_dec @ span.T @ span
-    W_dec = _unit(W_dec)
+    W_dec = unit_rows(W_dec)
     return {"W_enc": W_dec.clone(), "b_enc": torch.zeros(n_latents), "W_dec": W_dec}
 
 
@@ -166,8 +169,9 @@ def initial_transcoder(
     return {**encoder, "W_dec": decoder["W_dec"]}
 
 
-def _unit(W: Tensor) -> Tensor:
-    return W / W.norm(dim=1, keepdim=True).clamp(min=1e-12)
+def unit_rows(W: Tensor) -> Tensor:
+    """Return the rows of ``[n, d]`` at length 1; those of zeros stay so."""
+    return W / W.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM)
 
 
 def affine_map(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -391,7 +391,7 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
     source = source_of(rows)
     d_out = source.info.get("d_out")
     check_target(config, d_out)
-    config, source = with_parts(config, source, settings), with_equal_parts(source)
+    config, source = with_parts(config, source), with_equal_parts(source)
     check_memory("untrained", memory_of([config], source.d_in, d_out), "Use fewer latents.")
     batch_rows = settings.batch_rows or default_batch_rows(source.n_rows or 0)
     available = source.n_rows if source.n_rows is not None else batch_rows * 8

@@ -50,7 +50,15 @@ from .config import (
 from .incoherence import WIDER as TOGETHER
 from .incoherence import incoherence, probes
 from .mesh import ALONE, Mesh, entering, over_latents, over_rows, ranks, smallest_of_largest
-from .sparse_autograd import Pairs, at_least, choose_batchtopk, choose_topk, decode_pairs, encode_pairs
+from .sparse_autograd import (
+    Pairs,
+    PreActivations,
+    at_least,
+    choose_batchtopk,
+    choose_topk,
+    decode_pairs,
+    encode_pairs,
+)
 
 CONTROLLER_GAIN = 0.02
 """How fast a penalty's coefficient follows L0: in a step its logarithm moves by `gain` times the expected
@@ -205,16 +213,10 @@ def batchtopk_loss(p: Tensors, x: Tensor, context: Context[BatchTopK]) -> Outcom
     c = context.config
     affine = _affine(p, x, context)
     goal, base, bias = affine.goal, affine.base, affine.bias
-    with torch.no_grad():
-        pre = torch.addmm(bias, x, p["W_enc"].T)
-        k = k_now(c, context.step, context.total_steps)
-        if c.parts is None:
-            values, pairs, smallest = _choose_over_batch(pre, k, context)
-        else:
-            norms = part_norms(p["W_dec"], c.parts)
-            values, pairs, smallest = _choose_over_batch(pre.float() * norms, k, context)
-            values = values / norms[pairs.indices]
-        del pre
+    norms = None if c.parts is None else part_norms(p["W_dec"], c.parts)
+    pre = PreActivations(x, p["W_enc"], bias, norms)
+    values, pairs, smallest = _choose_over_batch(pre, k_now(c, context.step, context.total_steps), context)
+    values = values if norms is None else values / norms[pairs.indices]
     x_hat = _decode(p, x, bias, (values, pairs), context.mesh) + base
     terms = {"reconstruction": squared_error(goal, x_hat)}
     residual = (goal - x_hat).detach()
@@ -242,8 +244,7 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
     if c.detached:
         bias = _bias_of_the_smallest(p, affine, context, context.mesh.prefix_of(sizes[0], len(bias)))
     truncated = matryoshka_selection(c) == "truncated"
-    with torch.no_grad():
-        pre = torch.addmm(bias, x, p["W_enc"].T) if c.over == "batchtopk" else None
+    pre = PreActivations(x, p["W_enc"], bias) if c.over == "batchtopk" else None
 
     def own(size: int) -> int:
         return context.mesh.prefix_of(size, len(bias))
@@ -253,7 +254,7 @@ def matryoshka_loss(p: Tensors, x: Tensor, context: Context[Matryoshka]) -> Outc
         if pre is None:
             values, pairs = _choose(x, p["W_enc"][:end], bias[:end], k, context.mesh).part(0, k)
             return values, Pairs(pairs.offsets, pairs.indices, len(bias)), None
-        values, pairs, smallest = _choose_over_batch(pre[:, :end], k, context)
+        values, pairs, smallest = _choose_over_batch(pre.prefix(end), k, context)
         return values, Pairs(pairs.offsets, pairs.indices, len(bias)), smallest
 
     values, pairs, smallest = select(c.n_latents)
@@ -387,7 +388,7 @@ def aux_loss(
     e = residual.detach()
     W_enc, n_latents = p["W_enc"], len(bias)
     if mesh.latent_size > 1 or sign == "magnitude":
-        largest = _choose_dead(x, W_enc.detach(), bias.detach(), dead, (k_aux, mesh, sign))
+        largest = _choose_dead(x, W_enc.detach(), bias.detach(), dead, k_aux, mesh, sign)
         values, pairs = largest.part(0, k_aux)
         e_hat = over_latents(mesh, decode_pairs(encode_pairs(W_enc, bias, x, values, pairs), p["W_dec"], pairs))
         fraction = squared_error(e, e_hat) / variance(e, mesh)
@@ -406,9 +407,8 @@ def aux_loss(
     return torch.where(dead.any(), fraction, torch.zeros_like(fraction))
 
 
-def _choose_dead(x: Tensor, W_enc: Tensor, bias: Tensor, dead: Tensor, how: tuple[int, Mesh, str]) -> _Largest:
-    """Return the largest dead latents of each row; `how` is their number, the ranks and the sign of codes."""
-    k, mesh, sign = how
+def _choose_dead(x: Tensor, W_enc: Tensor, bias: Tensor, dead: Tensor, k: int, mesh: Mesh, sign: str) -> _Largest:
+    """Return the `k` largest dead latents of each row."""
     if sign != "magnitude":
         return _choose(x, W_enc, bias.masked_fill(~dead, -torch.inf), k, mesh)
     which = dead.nonzero()[:, 0]  # no bias keeps a latent away from both ends
@@ -496,13 +496,15 @@ def _choose(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, mesh: Mesh, sign: st
     return _Largest(values, indices, ranks(mesh, values.abs() if sign == "magnitude" else values, k), len(bias))
 
 
-def _choose_over_batch(pre: Tensor, k: int, context: Context[Any]) -> tuple[Tensor, Pairs, Tensor]:
+def _choose_over_batch(pre: PreActivations, k: int, context: Context[Any]) -> tuple[Tensor, Pairs, Tensor]:
     """Return the ``k * rows`` largest of the whole batch, and the smallest of them; see `choose_batchtopk`."""
     mesh = context.mesh
+    count = k * len(pre.x) * mesh.data_size  # of all ranks: so many may be this one's
+    values, pairs, smallest = choose_batchtopk(pre, count, context.state["last_smallest"])
     if mesh.size == 1:
-        return choose_batchtopk(pre, k * len(pre), context.state["last_smallest"])
-    smallest = smallest_of_largest(mesh, pre.detach().float(), k * len(pre) * mesh.data_size)
-    return *at_least(pre, smallest), smallest
+        return values, pairs, smallest
+    smallest = smallest_of_largest(mesh, values, count)
+    return *at_least(values, pairs, smallest), smallest
 
 
 def _decode(p: Tensors, x: Tensor, bias: Tensor, chosen: tuple[Tensor, Pairs], mesh: Mesh) -> Tensor:

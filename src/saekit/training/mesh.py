@@ -185,12 +185,55 @@ def smallest_of_largest(mesh: Mesh, values: Tensor, count: int) -> Tensor:
 
 
 def reduce_gradients(mesh: Mesh, gradients: dict[str, Tensor]) -> None:
-    """Average gradients over the ranks with other rows, in place."""
-    if mesh.data_size > 1:
-        for name, gradient in gradients.items():
-            total = gradient.contiguous()
-            dist.all_reduce(total, group=mesh.data)
-            gradients[name] = total.div_(mesh.data_size)
+    """Average gradients over the ranks with other rows, in place; of latents that did nothing, nothing is sent.
+
+    Where few latents of every rank have a gradient, their numbers and rows are gathered and added in the order of the
+    ranks; else everything is summed. See `sparse_pays`.
+    """
+    if mesh.data_size == 1:
+        return
+    of_latents = {name: g.reshape(len(g), -1) for name, g in gradients.items() if name not in SHARED}
+    dense = list(gradients)
+    if of_latents:
+        used = torch.stack([(g != 0).any(1) for g in of_latents.values()]).any(0).nonzero()[:, 0]
+        most = torch.tensor(len(used), device=used.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=mesh.data)
+        widths = [g.shape[1] for g in of_latents.values()]
+        n = len(next(iter(of_latents.values())))
+        if sparse_pays(n, sum(widths), int(most), mesh.data_size):
+            whole = _sum_of_rows(mesh, of_latents, used, int(most)).div_(mesh.data_size)
+            for name, part in zip(of_latents, whole.split(widths, dim=1)):
+                gradients[name] = part.contiguous().view(gradients[name].shape)
+            dense = [name for name in gradients if name in SHARED]
+    for name in dense:
+        total = gradients[name].contiguous()
+        dist.all_reduce(total, group=mesh.data)
+        gradients[name] = total.div_(mesh.data_size)
+
+
+def sparse_pays(n_latents: int, width: int, used: int, data_size: int) -> bool:
+    """Return whether the rows of the latents with a gradient are fewer bytes than all rows (ring algorithms, fp32).
+
+    ``(D - 1) u (4 w + 4) < 8 n w (D - 1) / D``, where each of D ranks has n rows of width w, u of them not zero.
+    """
+    return used * (4 * width + 4) * data_size < 8 * n_latents * width
+
+
+def _sum_of_rows(mesh: Mesh, gradients: dict[str, Tensor], used: Tensor, most: int) -> Tensor:
+    """Return the sum over the ranks of gradients side by side, from `most` rows of each rank.
+
+    A rank with fewer sends rows of 0 for latent 0.
+    """
+    first = next(iter(gradients.values()))
+    at = used.new_zeros(most, dtype=torch.int32)
+    at[: len(used)] = used.int()
+    rows = first.new_zeros(most, sum(g.shape[1] for g in gradients.values()))
+    torch.cat([g[used] for g in gradients.values()], dim=1, out=rows[: len(used)])
+    places, everyone = gathered(mesh, at, "data").long(), gathered(mesh, rows, "data")
+    total = first.new_zeros(len(first), rows.shape[1])
+    for place, theirs in zip(places.split(most), everyone.split(most)):  # of one rank no latent comes twice
+        total.index_add_(0, place, theirs)
+    return total
 
 
 def sum_over_rows(mesh: Mesh, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import kernels
 from ..randomness import random_order
 from .config import Config, has_signs
+from .initialization import unit_rows
 from .learner import Learner
 from .mesh import over_latents
 
@@ -136,5 +137,5 @@ def anchor(W: Tensor, start: Tensor) -> None:
     """Turn rows of length 1 back, in place, to a cosine of `ANCHORED` with the rows `start` where it is less."""
     cosine = (W * start).sum(1, keepdim=True)
     aside = W - cosine * start
-    aside = aside / aside.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    aside = unit_rows(aside)
     W.copy_(torch.where(cosine < ANCHORED, ANCHORED * start + (1 - ANCHORED**2) ** 0.5 * aside, W))

@@ -2,12 +2,18 @@
 
 With n latents, width d, k codes per row, B rows per step, D ranks that split the rows and T that split the latents::
 
-    state     16 (2nd/T + n/T + d) + 2 (B/D) n/T                    weights, gradient, two moments; the product
+    state     16 (2nd/T + n/T + d) + 8 nd/T + block                 weights, gradient, two moments; of one layer's
+                                                                    gradient two more while it is made or projected;
+                                                                    a block of pre-activations
     products  2 (B/D) n/T d                                         at the speed of matrix products
     passes    4 (B/D) n/T + 16 (B/D) k d/T + (8 + 20 + 56) n/T d    bytes through memory: product, pairs, gradients,
                                                                     projection and unit rows, Adam
-    sent      `bytes_per_step`
+    sent      `bytes_per_step`, with gradients of all latents; those of the u used ones are sent where that is less
     model     2 parameters B / GPUs                                 its forward pass, at the speed of products
+
+With L layers on a rank the 12 bytes of weights and moments are there L times. ``block`` is at most ``4 (B/D) n/T`` and
+what `saekit.kernels.reference.block_bytes_on` says. It holds for the plain step of the top-k family; the others have
+arrays ``[B/D, n/T]`` of codes and of their gradients besides.
 
 Times are those of hardware at full speed and nothing overlapped; only `bytes_per_step` was measured, on gloo.
 """
@@ -17,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..kernels.reference import CUDA_PART
 from .settings import PlanSettings
 
 
@@ -31,7 +38,7 @@ class MeshCost:
     latent_size: int
     """Ranks of a group that split the latents."""
     memory: float
-    """Weights, moments, one gradient and one product on a GPU. Unit: bytes."""
+    """Weights, moments, what one gradient takes and a block of pre-activations on a GPU. Unit: bytes."""
     sent: float
     """Sent by a rank in a step. Unit: bytes."""
     compute_seconds: float
@@ -48,7 +55,14 @@ class MeshCost:
 
 
 def bytes_per_step(
-    n_latents: int, d_in: int, k: int, batch_rows: int, data_size: int, latent_size: int, k_aux: int = 0
+    n_latents: int,
+    d_in: int,
+    k: int,
+    batch_rows: int,
+    data_size: int,
+    latent_size: int,
+    k_aux: int = 0,
+    used: float | None = None,
 ) -> float:
     """Return the bytes that one rank sends in a step of TopK (ring algorithms, fp32).
 
@@ -60,12 +74,21 @@ def bytes_per_step(
         Ranks that split the rows, and ranks that split the latents.
     k_aux
         Dead latents per row in AuxK; 0 where none are dead.
+    used
+        Most latents of a rank that have a gradient in the step; None: all of them.
     """
-    return sum(_sent(n_latents, d_in, k, batch_rows, data_size, latent_size, k_aux))
+    return sum(_sent(n_latents, d_in, k, batch_rows, data_size, latent_size, k_aux, used))
 
 
 def _sent(
-    n_latents: int, d_in: int, k: int, batch_rows: int, data_size: int, latent_size: int, k_aux: int = 0
+    n_latents: int,
+    d_in: int,
+    k: int,
+    batch_rows: int,
+    data_size: int,
+    latent_size: int,
+    k_aux: int = 0,
+    used: float | None = None,
 ) -> tuple[float, float]:
     """Return the bytes sent over the latents, and over the rows."""
     n, d, rows = n_latents / latent_size, d_in, batch_rows / data_size
@@ -73,17 +96,24 @@ def _sent(
     candidates = 4 * rows * (k + k_aux) * (latent_size - 1)
     reconstructions = 8 * rows * d * latent_part * (2 if k_aux else 1)
     b_dec = 8 * (d + 1) * latent_part
-    gradients = 8 * (2 * n * d + n + d) * data_part
+    all_rows = 8 * (2 * n * d + n) * data_part
+    rows_used = (data_size - 1) * (n if used is None else used) * (4 * (2 * d + 1) + 4)
+    gradients = min(all_rows, rows_used) + 8 * d * data_part
     fired = 8 * n * data_part
     means = 8 * 2 * d * data_part if k_aux else 0
     return candidates + reconstructions + b_dec, gradients + fired + means
+
+
+def held_bytes(n_latents: float, d_in: int, rows: float, layers: int, block: float) -> float:
+    """Return the bytes of a step in plain torch on one rank: its latents and rows, layers, bytes of a block."""
+    parameters = 2 * n_latents * d_in + n_latents + d_in
+    return 12 * parameters * layers + 4 * parameters + 8 * n_latents * d_in + min(block, 4 * rows * n_latents)
 
 
 def cost_of(settings: PlanSettings, groups: int, data_size: int, latent_size: int) -> MeshCost:
     """Return what one mesh costs; shards of the latents are neighbours, so they fill nodes first."""
     s, rows = settings, settings.batch_rows / data_size
     n, d, layers = s.n_latents / latent_size, s.d_in, -(-s.layers // groups)
-    parameters = 2 * n * d + n + d
     products = 2 * rows * n * d / s.flops
     passes = (4 * rows * n + 16 * rows * s.k * d / latent_size + 84 * n * d) / s.bandwidth
     over_latents, over_rows = _sent(s.n_latents, d, s.k, s.batch_rows, data_size, latent_size)
@@ -93,7 +123,7 @@ def cost_of(settings: PlanSettings, groups: int, data_size: int, latent_size: in
         groups=groups,
         data_size=data_size,
         latent_size=latent_size,
-        memory=12 * parameters * layers + 4 * parameters + 2 * rows * n,
+        memory=held_bytes(n, d, rows, layers, s.memory / CUDA_PART),
         sent=layers * (over_latents + over_rows),
         compute_seconds=layers * (products + passes),
         wire_seconds=layers * wire,

@@ -121,7 +121,8 @@ def make_request(
     d_out = source.info.get("d_out")
     for config in configs:
         check_target(config, d_out, start)
-    configs = [with_parts(config, source, settings, start) for config in configs]
+        check_start(config, start)
+    configs = [with_parts(config, source, start) for config in configs]
     source = with_equal_parts(source)
     device = device_of(settings)
     check_device(device)
@@ -179,7 +180,21 @@ def check_target(config: Config, d_out: int | None, start: object = None) -> Non
         raise ConfigError("train: `start` must be left out where rows come with targets; transcoders begin anew.")
 
 
-def with_parts(config: Config, source: Source, settings: TrainSettings, start: object = None) -> Config:
+STARTED = ("bias", "scaling", "subspace")
+"""Fields about initial values that a warm start brings itself."""
+
+
+def check_start(config: Config, start: object) -> None:
+    """Refuse initial values that a warm start would not use, because it has its own."""
+    for name in STARTED if start is not None else ():
+        if getattr(config, name) != getattr(type(config), name):
+            raise ConfigError(
+                f"train: `{type(config).__name__}.{name}` must be left out with `start`, which brings its own; got "
+                f"{getattr(config, name)!r}."
+            )
+
+
+def with_parts(config: Config, source: Source, start: object = None) -> Config:
     """Return the configuration of a crosscoder with the widths of its sources; refuse what crosscoders have not."""
     widths = widths_of(source.info)
     own = getattr(config, "parts", None)
@@ -199,9 +214,8 @@ def with_parts(config: Config, source: Source, settings: TrainSettings, start: o
         raise ConfigError(
             f"train: `BatchTopK.parts` must be the widths of the rows, {widths}; got {own}. Leave it out."
         )
-    if start is not None or settings.step == "fused":
-        what = "`start`" if start is not None else "step='fused'"
-        raise ConfigError(f"train: {what} must be left out for a crosscoder.")
+    if start is not None:
+        raise ConfigError("train: `start` must be left out for a crosscoder.")
     return replace(config, parts=widths)
 
 
@@ -279,8 +293,8 @@ def choose_step(settings: TrainSettings, configs: Sequence[Config], device: torc
         if settings.step not in STEPS:
             raise ConfigError(f"train: `step` must be one of {listed(STEPS)}; got {settings.step!r}.")
         return settings.step
-    # Only the plain step knows the penalty that ties seeds together and crosscoders, and is split over ranks.
-    plain = any(config.mutual or getattr(config, "parts", None) for config in configs)
+    # Only the plain step knows the penalty that ties seeds together, and is split over ranks.
+    plain = any(config.mutual for config in configs)
     return "plain" if ranked or plain else default_step(device)
 
 

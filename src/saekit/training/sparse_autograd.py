@@ -7,6 +7,7 @@ sums run in a fixed order, so the same input gives bitwise the same gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -150,15 +151,41 @@ def choose_topk(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, sign: str = "pos
         return values.float(), indices
 
 
-def choose_batchtopk(pre: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Pairs, Tensor]:
+@dataclass(frozen=True, eq=False)
+class PreActivations:
+    """Pre-activations of a batch, a block of rows at a time: they are made anew whenever they are gone through, so that
+    no array of all rows by all latents is there. No gradient.
+    """
+
+    x: Tensor
+    """Centred rows ``[n, d]``."""
+    W_enc: Tensor
+    bias: Tensor
+    weights: Tensor | None = None
+    """Factors of latents ``[n_latents]`` in the choice."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        W_enc, bias = self.W_enc.detach(), self.bias.detach()
+        for rows in self.x.split(kernels.block_rows_for(max(len(bias), 1), self.x.device)):
+            pre = torch.addmm(bias, rows, W_enc.T).float()
+            yield pre if self.weights is None else pre * self.weights
+
+    def prefix(self, size: int) -> PreActivations:
+        """Return those of the first `size` latents."""
+        weights = None if self.weights is None else self.weights[:size]
+        return PreActivations(self.x, self.W_enc[:size], self.bias[:size], weights)
+
+
+def choose_batchtopk(blocks: Iterable[Tensor], count: int, guess: Tensor) -> tuple[Tensor, Pairs, Tensor]:
     """Choose the `count` largest positive entries of a whole batch of pre-activations, without gradient.
 
     Ties at the edge are all kept on the CPU.
 
     Parameters
     ----------
-    pre
-        Dense pre-activations ``[n, n_latents]``.
+    blocks
+        Dense pre-activations ``[rows, n_latents]`` float32, one block of rows after another; gone through twice where
+        `guess` was too high.
     count
         Entries to keep, at least 1.
     guess
@@ -171,30 +198,74 @@ def choose_batchtopk(pre: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Pa
     smallest : Tensor
         Scalar: the smallest value kept; 0 when nothing is positive.
     """
-    n, n_latents = pre.shape
-    pre = pre.detach().float()
-    flat = pre.reshape(-1)
-    if pre.device.type == "cpu":
+    if guess.device.type == "cpu":
         # A little below the last batch's edge: few candidates to sort, and nearly always enough of them.
-        at, values = _above(flat, max(float(guess) * 0.9, 0.0), count)
-        if len(at) > count:
-            edge = values.kthvalue(len(at) - count + 1).values
-            kept = values >= edge
-            at, values = at[kept], values[kept]
-        smallest = values.min() if len(values) else flat.new_zeros(())
-    else:  # no read-back: a fixed number of entries, those not positive have value 0
-        at = flat.topk(count, sorted=False).indices.sort().values
-        values = flat[at].relu()
+        limit = max(float(guess) * 0.9, 0.0)
+        found = _above(blocks, limit, count)
+        if len(found.values) < count and limit > 0:
+            found = _above(blocks, 0.0, count)
+        at, values = found.at, found.values
+        smallest = values.min() if len(values) else values.new_zeros(())
+    else:
+        found = largest_entries(blocks, count)
+        at, order = found.at.sort()
+        values = found.values[order].relu()
         smallest = torch.where(values > 0, values, torch.inf).amin()
         smallest = torch.where(smallest.isinf(), 0.0, smallest)
-    return values, _pairs_at(at, n, n_latents), smallest
+    return values, _pairs_at(at, *found.shape), smallest
 
 
-def at_least(pre: Tensor, smallest: Tensor) -> tuple[Tensor, Pairs]:
-    """Choose the positive entries of dense pre-activations ``[n, n_latents]`` from `smallest` up, without gradient."""
-    flat = pre.detach().float().reshape(-1)
-    at = ((flat >= smallest) & (flat > 0)).nonzero()[:, 0]
-    return flat[at], _pairs_at(at, *pre.shape)
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Some entries of pre-activations."""
+
+    at: Tensor
+    """Positions in all of them, counted row by row."""
+    values: Tensor
+    shape: tuple[int, int]
+    """Rows and latents in all."""
+
+
+def largest_entries(blocks: Iterable[Tensor], count: int) -> Entries:
+    """Return the `count` largest entries of all blocks in any order; nothing is read back from the device."""
+    at, values = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    n, n_latents = 0, 0
+    for pre in blocks:
+        flat, n_latents = pre.reshape(-1), pre.shape[1]
+        top = flat.topk(min(count, len(flat)), sorted=False)
+        at = torch.cat([at.to(flat.device), top.indices + n * n_latents])
+        values = torch.cat([values.to(flat.device), top.values])
+        if len(values) > count:
+            kept = values.topk(count, sorted=False).indices
+            at, values = at[kept], values[kept]
+        n += len(pre)
+    return Entries(at, values, (n, n_latents))
+
+
+def at_least(values: Tensor, pairs: Pairs, smallest: Tensor) -> tuple[Tensor, Pairs]:
+    """Return the pairs whose values are positive and not below `smallest`."""
+    kept = (values >= smallest) & (values > 0)
+    counted = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    return values[kept], Pairs(counted[pairs.offsets], pairs.indices[kept], pairs.n_latents)
+
+
+def _above(blocks: Iterable[Tensor], limit: float, count: int) -> Entries:
+    """Return the entries above `limit`, in order; where there are more, the `count` largest and all that equal the
+    least of them.
+    """
+    at, values = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    n, n_latents = 0, 0
+    for pre in blocks:
+        flat, n_latents = pre.reshape(-1), pre.shape[1]
+        found = (flat > limit).nonzero()[:, 0]
+        at, values = torch.cat([at, found + n * n_latents]), torch.cat([values, flat[found]])
+        n += len(pre)
+        if len(values) > count:
+            edge = values.kthvalue(len(values) - count + 1).values
+            kept = values >= edge
+            at, values = at[kept], values[kept]
+            limit = float(torch.nextafter(edge, torch.zeros(())))  # what equals the edge is above it
+    return Entries(at, values, (n, n_latents))
 
 
 def _pairs_at(at: Tensor, n: int, n_latents: int) -> Pairs:
@@ -202,11 +273,3 @@ def _pairs_at(at: Tensor, n: int, n_latents: int) -> Pairs:
     rows = at // max(n_latents, 1)
     edges = torch.arange(n + 1, device=at.device)
     return Pairs(torch.searchsorted(rows, edges), at - rows * n_latents, n_latents)
-
-
-def _above(flat: Tensor, limit: float, count: int) -> tuple[Tensor, Tensor]:
-    """Return positions and values of entries above `limit`; above 0 when fewer than `count` are."""
-    at = (flat > limit).nonzero()[:, 0]
-    if len(at) < count and limit > 0:
-        at = (flat > 0).nonzero()[:, 0]
-    return at, flat[at]

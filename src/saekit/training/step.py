@@ -7,8 +7,8 @@ devices) can take the place of `plain_step`; see `STEPS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.optim.adam import adam
 
 from .architectures import ARCHITECTURES
 from .config import BatchTopK, Config, Matryoshka, TopK, has_signs
+from .initialization import LEAST_NORM, unit_rows
 from .learner import Learner, ResolvedConfig, latent_parameters
 from .losses import Context, Outcome, variance
 from .mesh import gathered, norm_of, over_latents, over_rows, reduce_gradients, sum_over_rows
@@ -32,8 +33,6 @@ RESAMPLE_ENCODER = 0.2
 mean encoder norm of the latents that are alive."""
 CLIP_EPS = 1e-6
 """Keeps the clipping factor finite where the gradient is 0; the value of `torch.nn.utils.clip_grad_norm_`."""
-LEAST_NORM = 1e-12
-"""Lengths are divided by at least this, so that a row of zeros stays one."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,12 @@ class Statistics:
     """Whether the part of the loss that this rank computed was finite; None for one process."""
 
 
-Step = Callable[..., Statistics]
+class Step(Protocol):
+    """A step of a learner, as `plain_step`."""
+
+    def __call__(self, learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
+        """Change the learner in place; return what to log."""
+        ...
 
 
 def learning_rate(resolved: ResolvedConfig, step: int) -> float:
@@ -75,6 +79,9 @@ def learning_rate(resolved: ResolvedConfig, step: int) -> float:
 
 def plain_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
     """Do one step in plain torch: loss, gradient, clipping, Adam, unit decoder rows, counters.
+
+    The pre-activations of all rows by all latents are an array here, except for TopK, HierarchicalTopK and Matryoshka
+    over rows, which are computed in blocks; `saekit.training.fused` makes none where it has a path.
 
     Parameters
     ----------
@@ -206,8 +213,8 @@ def resample(learner: Learner, residual: Tensor, read: Tensor | None = None) -> 
     drawn = torch.rand(learner.config.n_latents, generator=learner.generators["resample"]).to(chance)
     drawn = drawn[learner.mesh.latents_of(len(drawn))]
     rows = torch.searchsorted(chance, drawn * chance[-1]).clamp(max=len(residual) - 1)
-    direction = _unit(residual[rows])
-    encoded = direction if read is None else _unit(read[rows])
+    direction = unit_rows(residual[rows])
+    encoded = direction if read is None else unit_rows(read[rows])
     norms = p["W_enc"].norm(dim=1)
     total = over_latents(learner.mesh, torch.stack([(norms * ~dead).sum(), (~dead).sum().to(norms)]))
     alive = total[0] / total[1].clamp(min=1)
@@ -219,10 +226,6 @@ def resample(learner: Learner, residual: Tensor, read: Tensor | None = None) -> 
         for moments in (learner.first_moments, learner.second_moments):  # they are about the old direction
             moments[name] = torch.where(mask, 0.0, moments[name])
     learner.rows_since_fired = torch.where(dead, 0, learner.rows_since_fired)
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM)
 
 
 def _differentiate(learner: Learner, x: Tensor, goal: Tensor | None) -> tuple[Outcome, dict[str, Tensor]]:

@@ -27,12 +27,15 @@ from .rounded import RoundedLatents, RoundedRows, round_alike, round_fastest, ro
 from .rounding_numba import LARGEST
 from .selection_numba import Chosen, Latents, Product, Rows
 
-BLOCK_BYTES = {"packed": 8 * 2**20, "bf16": 32 * 2**20, "fp32": 32 * 2**20}
+BLOCK_BYTES = {"packed": 8 * 2**20, "bf16": 32 * 2**20, "fp32": 64 * 2**20}
 """Size of the buffer for one block of the product, for our own product and for torch's: it should stay in the last
 cache; but torch puts all latents into an order of its own for every block. Unit: bytes."""
 
 FP32_ROWS = 512
 """Maximum rows of a block in fp32: with fewer, torch's product spends more of its time on reading latents."""
+
+FEWEST_FP32_ROWS = 256
+"""Minimum rows of a block in fp32, where every thread has so many: each block reads all latents."""
 
 FP32_LATENTS = 2048
 """Latents that a block in fp32 is multiplied with at a time, a multiple of `PANEL`: 4 MiB of products, which stay in a
@@ -135,7 +138,7 @@ def _edges(n: int, n_latents: int, block_rows: int | None, form: str) -> list[in
     """Rows at which blocks begin, and `n`: a product stays in the last cache, and threads end at about the same time.
 
     Small blocks cost more, since each reads all latents; so they are large first, and the last ones smaller. 16 rows
-    at least even where the product does not stay in a cache, 64 where it does.
+    at least even where the product does not stay in a cache, 64 where it does, and `FEWEST_FP32_ROWS` in fp32.
     """
     n_threads = threads.thread_count()
     most = max(1, min(block_rows or n, max(16, BLOCK_BYTES[form] // (2 * n_latents))))
@@ -143,9 +146,10 @@ def _edges(n: int, n_latents: int, block_rows: int | None, form: str) -> list[in
         most = min(most, FP32_ROWS)
     if form == "packed":
         most = min(most, max(64, -(-n // (4 * n_threads))))
+    least = max(64, min(FEWEST_FP32_ROWS if form == "fp32" else 64, -(-n // n_threads)))
     edges = [0]
     while (left := n - edges[-1]) > 0:
-        size = min(most, max(64, -(-left // (2 * n_threads)))) if n_threads > 1 else most
+        size = min(most, max(least, -(-left // (2 * n_threads)))) if n_threads > 1 else most
         if block_rows is None:
             size += -size % low_bit_matmul.ROWS
         edges.append(edges[-1] + min(size, left))

@@ -114,7 +114,24 @@ def _tile_of(eight: bool) -> Any:
 
         name = "llvm.x86.avx512.vpdpbusd.512" if eight else "llvm.x86.avx512bf16.dpbf16ps.512"
         dot = function(name, kind_of_sum, kind_of_sum, words, words)
-        narrow = function("llvm.x86.avx512bf16.cvtne2ps2bf16.512", shorts, floats, floats)
+        has_bf16 = backend.has_instruction("avx512bf16")
+
+        def narrow(high: Any, low: Any) -> Any:
+            """Return 32 bf16 of two vectors of sums, rounded to nearest, ties to even."""
+            if has_bf16:
+                return builder.call(
+                    function("llvm.x86.avx512bf16.cvtne2ps2bf16.512", shorts, floats, floats), [high, low]
+                )
+            halves = []
+            for part in (low, high):  # as `intrinsics_numba.narrow`
+                bits = builder.bitcast(part, words)
+                even = builder.and_(builder.lshr(bits, ir.Constant(words, [16] * 16)), ir.Constant(words, [1] * 16))
+                bits = builder.add(builder.add(bits, ir.Constant(words, [0x7FFF] * 16)), even)
+                upper = builder.lshr(bits, ir.Constant(words, [16] * 16))
+                halves.append(builder.trunc(upper, ir.VectorType(short, 16)))
+            mask = ir.Constant(ir.VectorType(word, 32), list(range(32)))
+            return builder.shuffle_vector(*halves, mask)
+
         starts = of_latents(11, words) if eight else [ir.Constant(floats, [0.0] * 16)] * vectors
         before = builder.block
         loop, after = builder.append_basic_block("words"), builder.append_basic_block("done")
@@ -153,7 +170,7 @@ def _tile_of(eight: bool) -> Any:
                 ]  # fmt: skip
             keys = []  # two vectors of 16 sums make one of 32 bf16
             for half in range(vectors // 2):
-                bits = builder.call(narrow, [done[2 * half + 1], done[2 * half]])
+                bits = narrow(done[2 * half + 1], done[2 * half])
                 builder.store(bits, address(P, P_at, r, width, 32 * half, shorts), align=2)
                 sign = builder.ashr(bits, ir.Constant(shorts, [15] * 32))
                 keys.append(builder.xor(bits, builder.and_(sign, ir.Constant(shorts, [0x7FFF] * 32))))

@@ -1,6 +1,7 @@
 """Copies of rows and latents in few bits, and how far a product of two such copies may be off.
 
-Where the processor multiplies no bf16 (AVX2, NEON), rows and latents are their own copies, in fp32.
+Where the processor multiplies neither whole numbers nor bf16 (AVX2, NEON), rows and latents are their own copies, in
+fp32.
 
 For a row x and a latent w with copies x~ and w~, by Cauchy-Schwarz::
 
@@ -229,6 +230,8 @@ def multiplies_bf16() -> bool:
 
 def product_here() -> tuple[str, str]:
     """Return the product that finds candidates on this processor, in words, and the reason for it."""
+    if not multiplies_bf16() and low_bit_matmul.whole_numbers_pay():
+        return "whole numbers, compiled, or fp32 by torch where these leave too many", "the processor has AVX-512 VNNI"
     if not multiplies_bf16():
         return "fp32 in blocks, by torch", f"compiled loops after the product; {backend.bf16_unavailable()}"
     if not low_bit_matmul.pays():
@@ -249,21 +252,22 @@ def round_fastest(W: Tensor, name: str, x: Tensor, offset: Tensor | None = None)
     Whole numbers, or bf16 in the order of either product; fp32 where the processor multiplies neither.
     """
     n, d = W.shape
-    if not multiplies_bf16():
-        return latents_as_they_are(W, name, offset)
     left = _coarse().get((n, d), 0)
     if left:
         _coarse()[n, d] = left - 1
     if left or d > rounding_numba.MOST_WHOLE or not low_bit_matmul.whole_numbers_pay():
-        return round_latents(W, name, offset, packed=low_bit_matmul.pays())
+        return round_for_some(W, name, offset)
     return round_latents8(W, name, balance(x, W), offset)
 
 
-def round_for_some(W: Tensor, name: str) -> RoundedLatents:
-    """Return latents in a format that depends on the processor alone: bf16, or fp32 where it multiplies none."""
+def round_for_some(W: Tensor, name: str, offset: Tensor | None = None, *, own_memory: bool = False) -> RoundedLatents:
+    """Return latents in a format that depends on the processor alone: bf16, or fp32 where it multiplies none.
+
+    See `round_latents` for the arguments.
+    """
     if not multiplies_bf16():
-        return latents_as_they_are(W, name)
-    return round_latents(W, name, packed=low_bit_matmul.pays())
+        return latents_as_they_are(W, name, offset)
+    return round_latents(W, name, offset, packed=low_bit_matmul.pays(), own_memory=own_memory)
 
 
 def round_alike(
@@ -282,17 +286,20 @@ def round_alike(
     exact
         Whether candidates are multiplied again. Without that only bf16 is fine enough.
     """
-    if W.format == "fp32":
-        return rows_as_they_are(x, "x"), W
     if W.whole is None or W.factor is None:
-        return round_rows(x, "x"), W
+        return _rows_for(x, W), W
     if exact:
         rows = round_rows8(x, "x", W.factor)
         if _leave_few(x, W_enc, rows.facts, W.facts, kept):
             return rows, W
         _coarse()[tuple(W_enc.shape)] = NOT_AGAIN
     # Not in the memory of the copy in whole numbers: that is still the encoder's own.
-    return round_rows(x, "x"), round_latents(W_enc, "wide", packed=True, own_memory=True)
+    wide = round_for_some(W_enc, "wide", own_memory=True)
+    return _rows_for(x, wide), wide
+
+
+def _rows_for(x: Tensor, W: RoundedLatents) -> RoundedRows:
+    return rows_as_they_are(x, "x") if W.format == "fp32" else round_rows(x, "x")
 
 
 def _leave_few(x: Tensor, W_enc: Tensor, rows: Facts, latents: Facts, kept: float) -> bool:
