@@ -5,7 +5,8 @@
     python studies/seeds/stabilizers.py --out runs/stabilizers --write    # also stabilizers.json and .md here
 
 A cell is one method on the rows of one model (or on synthetic rows): as many SAEs as there are seeds, which differ in
-their first weights only, with their snapshots. Each is trained once and measured once; both are kept under ``OUT``.
+their first weights only, with snapshots of the first ones. All is kept under ``OUT``: with more seeds in `QUEUE` those
+that are there are trained no second time, and more cells leave the others as they are.
 """
 
 from __future__ import annotations
@@ -31,20 +32,28 @@ import saekit as sk
 from saekit.comparison.along import along
 from saekit.comparison.consensus import consensus
 from saekit.comparison.settings import ComparisonSettings, ConsensusSettings
+from saekit.errors import ConfigError
 from saekit.evaluation.settings import EvaluationSettings
+from saekit.explanation.settings import ExplainSettings
 from saekit.files import read_json, write_json
-from saekit.measure.token_statistics import TokenScores, token_detection
+from saekit.models.loading import load_language_model
 from saekit.rows.synthetic import synthetic_rows
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 
-SEEDS = 6
 HELD_OUT = 10
 """Every so many documents one is held out."""
 SNAPSHOTS = 2
 LAYER = 2
 BATCH_ROWS = 256
+WIDTH = 128
+COMPANION = 1000
+"""What is added to the seed of an SAE that another one is trained with and that is not compared."""
+DRAWS = 3
+"""Draws of equally many stable and other latents, for probes."""
+EXPLAINED = 4
+"""SAEs of a place that are explained."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +78,14 @@ SYNTHETIC = (
     "n_rows=200000"
 )
 PLACES = {
-    "stories260K": Place("stories260K", TEXTS, 80_000),
-    "built-in": Place("builtin", "builtin", 48_000),
-    "stories260K, random weights": Place("randomized:stories260K", TEXTS, 32_000, rows=96_000),
-    "built-in, random weights": Place("randomized:builtin", "builtin", 28_000, rows=96_000),
+    "stories260K": Place("stories260K", TEXTS, 200_000),
+    "built-in": Place("builtin", "builtin", 120_000),
+    "stories260K, random weights": Place("randomized:stories260K", TEXTS, 200_000),
+    "built-in, random weights": Place("randomized:builtin", "builtin", 120_000),
     "synthetic": Place(address=SYNTHETIC, rows=64_000, k=6),
 }
 MODELS = ("stories260K", "built-in")
-RANDOM = tuple(name for name in PLACES if "random" in name)
-WIDTH = 128
+RANDOM = tuple(f"{name}, random weights" for name in MODELS)
 
 
 @dataclass(frozen=True)
@@ -88,32 +96,43 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     latents: int = WIDTH
     start: str = ""
-    """How SAEs begin, where not from random weights that differ."""
+    """How SAEs come to be, where not in one call from random weights that differ; see `Study.chunk`."""
+    times: float = 1.0
+    """Rows that an SAE sees, as a multiple of those of its place."""
 
     def config(self, k: int) -> Any:
         sparsity = {"target_l0": float(k)} if self.kind in ("JumpReLU", "Gated", "ReLU") else {"k": k}
         return getattr(sk, self.kind)(n_latents=self.latents, **sparsity, **self.options)
 
 
+SOFT = {"control": "soft-frozen-decoder"}
 METHODS = {
     "TopK": Method(),
     "L2 .01": Method(options={"l2": 0.01}),
     "L2 .03": Method(options={"l2": 0.03}),
     "aligned": Method(options={"aligned": True}),
     "OrtSAE .25": Method(options={"orthogonal": 0.25}),
+    "AbsTopK": Method(options={"sign": "magnitude"}),
+    "iSAE .1": Method(options={"sign": "magnitude", "incoherence": 0.1}),
+    "mutual .1, together": Method(options={"mutual": 0.1}),
+    "mutual .1, apart": Method(options={"mutual": 0.1}, start="apart"),
+    "consensus start": Method(start="consensus"),
+    "k annealed from 48": Method(options={"k_start": 48, "k_fraction": 0.3}),
+    "subspace 1/2": Method(options={"subspace": 0.5}),
+    "soft-frozen decoder": Method(options=SOFT),
+    "frozen decoder": Method(options={"control": "frozen-decoder"}),
+    "one start, other orders": Method(start="one"),
+    "other starts and orders": Method(start="orders"),
+    "one start, soft-frozen, other orders": Method(options=SOFT, start="one"),
     "TopK, 64 latents": Method(latents=64),
     "TopK, 96 latents": Method(latents=96),
     "TopK, 192 latents": Method(latents=192),
-    "k annealed from 48": Method(options={"k_start": 48, "k_fraction": 0.3}),
-    "subspace 1/2": Method(options={"subspace": 0.5}),
-    "soft-frozen": Method(options={"control": "soft-frozen-decoder"}),
-    "mutual .1": Method(options={"mutual": 0.1}),
-    "consensus start": Method(start="consensus"),
-    "one start, other orders": Method(start="one"),
-    "other starts and orders": Method(start="orders"),
+    "TopK, 1/16 of the rows": Method(times=1 / 16),
+    "TopK, 1/4 of the rows": Method(times=1 / 4),
+    "TopK, 4 times the rows": Method(times=4.0),
+    "TopK, 16 times the rows": Method(times=16.0),
     "BatchTopK": Method("BatchTopK"),
     "JumpReLU": Method("JumpReLU"),
-    "JumpReLU, density 1": Method("JumpReLU", {"density": 1.0}),
     "Matryoshka": Method("Matryoshka"),
     "Matryoshka, balance .75": Method("Matryoshka", {"balance": 0.75}),
     "Gated": Method("Gated"),
@@ -123,22 +142,24 @@ METHODS = {
 
 STEADY = ("TopK", "L2 .01", "L2 .03", "aligned", "OrtSAE .25")
 WIDTHS = ("TopK, 64 latents", "TopK, 96 latents", "TopK, 192 latents")
-ARCHITECTURES = ("TopK", "BatchTopK", "Matryoshka", "Matryoshka, balance .75", "JumpReLU", "Gated", "ReLU")
 OTHERS = (
-    "k annealed from 48", "subspace 1/2", "soft-frozen", "consensus start", "mutual .1", "one start, other orders",
-    "other starts and orders", "JumpReLU", "JumpReLU, density 1", "Matryoshka", "Matryoshka, balance .75",
+    "AbsTopK", "iSAE .1", "mutual .1, together", "mutual .1, apart", "consensus start", "k annealed from 48",
+    "subspace 1/2", "soft-frozen decoder", "frozen decoder",
 )  # fmt: skip
-QUEUE = (
-    (MODELS, STEADY + WIDTHS),
-    (MODELS[:1], ("one start, other orders", "other starts and orders", "mutual .1")),
-    (RANDOM[:1], STEADY[:3]),
-    (("synthetic",), ARCHITECTURES[:5]),
-    (RANDOM[1:], STEADY[:2]),
-    (MODELS, OTHERS),
-    (("synthetic",), ARCHITECTURES + STEADY),
-    (RANDOM, STEADY),
+STARTS = ("one start, other orders", "other starts and orders", "one start, soft-frozen, other orders")
+SHORT = ("TopK, 1/16 of the rows", "TopK, 1/4 of the rows")
+LONG = ("TopK, 4 times the rows", "TopK, 16 times the rows")
+ARCHITECTURES = ("BatchTopK", "Matryoshka", "Matryoshka, balance .75", "JumpReLU", "Gated", "ReLU")
+QUEUE: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (
+    (MODELS, STEADY + WIDTHS, 8),
+    (MODELS, OTHERS + STARTS + SHORT, 5),
+    (RANDOM, STEADY + WIDTHS[::2], 5),
+    (("synthetic",), STEADY + OTHERS, 5),
+    (RANDOM, OTHERS, 5),
+    (MODELS, LONG, 3),
+    (("synthetic",), ARCHITECTURES, 5),
 )
-"""Places and methods, in the order in which cells are made."""
+"""Places, methods and seeds, in the order in which cells are made; of cells named twice the last has most seeds."""
 
 
 def main() -> None:
@@ -155,9 +176,9 @@ def main() -> None:
     if not SHARED.is_dir():
         sys.exit(f"the sample data must lie at {SHARED}; set SAEKIT_SHARED_DATA to where it is")
     study = Study(options.out, options.quick)
-    for places, methods in QUEUE:
-        for method, place in product(methods, places):
-            study.cell(place, method)
+    for places, methods, seeds in QUEUE:
+        for method, place in product(methods, places[:1] if options.quick else places):
+            study.cell(place, method, 3 if options.quick else seeds)
     found = study.results()
     write_json(options.out / "stabilizers.json", found)
     if options.write:
@@ -187,6 +208,11 @@ class Study:
             return found
         return Place(found.model, found.data, min(found.captured, 6000), found.address, 40 * BATCH_ROWS, found.k, 20)
 
+    def texts(self, name: str) -> str:
+        """The texts as `read_texts` takes them."""
+        data = self.place(name).data
+        return data if data == "builtin" else str(SHARED / data)
+
     def model(self, name: str) -> str:
         """The model as `load_model` takes it."""
         prefix, _, rest = self.place(name).model.rpartition(":")
@@ -201,8 +227,7 @@ class Study:
             rows = synthetic_rows(place.address)
             x = rows.rows(rows.n_rows - 16_384, rows.n_rows)
             return rows, sk.ArrayRows(x)
-        data = place.data if place.data == "builtin" else str(SHARED / place.data)
-        source = self.captured(f"{name}-{place.captured}", self.model(name), data, place.captured)
+        source = self.captured(f"{name}-{place.captured}", self.model(name), self.texts(name), place.captured)
         batches = list(source.batches(65_536))
         columns = {key: torch.cat([getattr(b, key) for b in batches]) for key in ("x", "token", "document")}
         held = columns["document"] % HELD_OUT == HELD_OUT - 1
@@ -232,128 +257,164 @@ class Study:
 
     # ------------------------------------------------------------------ cells
 
-    def cell(self, place: str, method: str) -> None:
-        """Train and measure, unless that was done."""
-        digest, folder = self.digest(place, method), self.folder(place, method)
+    def cell(self, place: str, method: str, seeds: int) -> None:
+        """Train and measure so many SAEs, unless that was done."""
+        digest = self.digest(place, method)
         path = self.out / "cells" / f"{_name(place, method)}.json"
-        if path.is_file() and read_json(path).get("spec") == digest:
+        if path.is_file() and (kept := read_json(path)).get("spec") == digest and kept["m"] >= seeds:
             return
         began = time.process_time()
-        paths = self.train(place, METHODS[method], folder)
+        try:
+            paths = self.trained(place, method, seeds)
+        except ConfigError as error:  # parents that agree on nothing, say
+            say(f"{place} | {method} | left out: {error}")
+            return
         trained = time.process_time()
         found = self.measured(place, method, paths)
         seconds = {"train": trained - began, "measure": time.process_time() - trained}
         write_json(path, {"spec": digest, "place": place, "method": method, **found, "seconds": seconds})
-        say(f"{place} | {method} | shared {found['shared']['value']:.3f} FVU {np.mean(found['fvu']):.4f} {seconds}")
+        shared = np.mean(found["pairs"]["shared"])
+        say(f"{place} | {method} | {seeds} | shared {shared:.3f} FVU {np.mean(found['fvu']):.4f} {seconds}")
 
     def digest(self, place: str, method: str) -> str:
-        """What a cell depends on."""
-        spec = json.dumps([repr(self.place(place)), repr(METHODS[method]), SEEDS, SNAPSHOTS, BATCH_ROWS, LAYER])
+        """What each SAE of a cell depends on."""
+        spec = json.dumps([repr(self.place(place)), repr(METHODS[method]), SNAPSHOTS, BATCH_ROWS, LAYER])
         return hashlib.sha256(spec.encode()).hexdigest()
 
-    def folder(self, place: str, method: str) -> Path:
-        return self.out / "saes" / f"{_name(place, method)}-{self.digest(place, method)[:8]}"
+    def trained(self, place: str, method: str, seeds: int) -> list[Path]:
+        """Folders of the SAEs of seeds 0, 1, …; only those that are not there yet are trained, in one chunk."""
+        folder = self.out / "saes" / f"{_name(place, method)}-{self.digest(place, method)[:8]}"
+        if "mutual" in METHODS[method].options and not METHODS[method].start:
+            folder /= f"of {seeds}"  # seeds that pull each other are trained in one call, or are others
+        paths: list[Path] = []
+        while (first := len(paths)) < seeds:
+            known = [each for each in folder.glob(f"{first}-*") if (each / "saes.json").is_file()]
+            chunk = known[0] if known else folder / f"{first}-{seeds - 1}"
+            if not known:
+                made = self.chunk(place, METHODS[method], chunk, list(range(first, seeds)))
+                write_json(chunk / "saes.json", {"saes": [str(path.relative_to(chunk)) for path in made]})
+            paths += [chunk / each for each in read_json(chunk / "saes.json")["saes"]]
+        return paths[:seeds]
 
-    def train(self, place: str, method: Method, folder: Path) -> list[Path]:
-        """Folders of the SAEs of one method."""
+    def chunk(self, place: str, method: Method, folder: Path, seeds: list[int]) -> list[Path]:
+        """Train the SAEs of some seeds, and return their folders."""
         rows, _ = self.rows(place)
-        budget, config = self.place(place).rows, method.config(self.place(place).k)
+        budget, config = self.place(place).rows * method.times, method.config(self.place(place).k)
+        snapshots = 0 if method.start else SNAPSHOTS
 
         def run(where: str, seeds: list[int], share: float = 1.0, order: int = 0, **options: Any) -> list[Path]:
             out = folder / where
-            snapshots = SNAPSHOTS if share == 1.0 and not method.start else 0
             settings = sk.TrainSettings(batch_rows=BATCH_ROWS, data_seed=order, snapshots=snapshots)
             sk.train(config, rows, seeds=seeds, tokens=int(budget * share), out=out, resume=True, settings=settings,
                      progress=False, **options)  # fmt: skip
             return sorted(out.glob("*-seed*"), key=lambda p: int(p.name.rpartition("-seed")[2]))
 
-        every = list(range(SEEDS))
         if method.start == "one":
-            return [path for seed in every for path in run(f"order{seed}", [0], order=seed)]
+            return [path for seed in seeds for path in run(f"order{seed}", [0], order=seed)]
         if method.start == "orders":
-            return [path for seed in every for path in run(f"order{seed}", [seed], order=seed)]
+            return [path for seed in seeds for path in run(f"order{seed}", [seed], order=seed)]
+        if method.start == "apart":  # each with a companion of its own, so that those compared never met
+            return [run(f"call{seed}", [seed, COMPANION + seed])[0] for seed in seeds]
         if method.start == "consensus":
             # the budget of one SAE: a third for each of two parents, a third from where they agree
-            parents = [sk.SAE.load(path) for path in run("parents", [100 + seed for seed in range(2 * SEEDS)], 1 / 3)]
-            settings = ConsensusSettings(size=method.latents, max_rows=min(16_384, rows.n_rows or 0), threshold=0.5)
-            starts = [consensus(parents[2 * at : 2 * at + 2], rows, settings=settings) for at in every]
-            return run("refit", every, 1 / 3, order=1, start=starts)
-        return run("run", every)
+            two = [COMPANION + 2 * seed + each for seed in seeds for each in (0, 1)]
+            parents = [sk.SAE.load(path) for path in run("parents", two, 1 / 3)]
+            threshold = 0.35 if self.quick else 0.5
+            sample = min(16_384, rows.n_rows or 0)
+            settings = ConsensusSettings(size=method.latents, max_rows=sample, threshold=threshold)
+            starts = [
+                consensus(parents[2 * at : 2 * at + 2], rows, settings=settings, progress=False)
+                for at in range(len(seeds))
+            ]
+            return run("refit", seeds, 1 / 3, order=1, start=starts)
+        return run("run", seeds)
 
     def measured(self, place: str, method: str, paths: list[Path]) -> dict[str, Any]:
         """Everything about the SAEs of a cell."""
         rows, held = self.rows(place)
-        saes = [sk.SAE.load(path) for path in paths]
+        saes = [oriented(sk.SAE.load(path), held) for path in paths]
         settings = ComparisonSettings(controls=method.startswith("TopK"), max_rows=2048)
         compared = sk.compare(saes, held, settings=settings, progress=False)
         plain = EvaluationSettings(controls=False, intervals=False, max_rows=16_384)
         entries = sk.evaluate(saes, held, settings=plain, progress=False).entries
-        seen = sk.evaluate(saes, rows, settings=EvaluationSettings(controls=False, intervals=False, max_rows=16_384),
-                           progress=False).entries  # fmt: skip
+        seen = sk.evaluate(saes, rows, settings=plain, progress=False).entries
+        stable = [np.array(each.stability) >= 0.5 for each in compared.saes]
         found = summary(compared) | {
             "fvu": [each.metrics["fvu"].value for each in entries],
             "l0": [each.metrics["l0"].value for each in entries],
             "dead": [each.metrics["dead_fraction"].value for each in seen],
             "collapsed": [float((sae.fold_norms().W_enc.norm(dim=1) < 0.01).float().mean()) for sae in saes],
+            "stable": [float(each.mean()) for each in stable],
+            "without": [without(sae, kind, held) for sae, kind in zip(saes, stable, strict=True)],
         }
-        stable = [np.array(each.stability) >= 0.5 for each in compared.saes]
-        found["stable"] = [float(each.mean()) for each in stable]
-        found["without"] = [without(sae, kind, held) for sae, kind in zip(saes, stable, strict=True)]
         if self.place(place).address:
             truth = sk.evaluate(saes, rows, settings=EvaluationSettings(
                 truth=True, controls=False, intervals=False, max_rows=8192), progress=False).entries  # fmt: skip
-            found["truth"] = {key: [each.truth[key].value for each in truth] for key in truth[0].truth}
+            values = {key: [each.truth[key].value for each in truth] for key in truth[0].truth}
+            found["truth"] = {key: [x if np.isfinite(x) else None for x in each] for key, each in values.items()}
         else:
             found["probe"] = [self.probed(place, sae, kind) for sae, kind in zip(saes, stable, strict=True)]
         if not METHODS[method].start:
-            compared = along(paths, compared, settings=settings, progress=False)
-            found["along"] = [{"rows": point.rows_seen, "shared": point.shared.to_json()} for point in compared.along]
-            found["rise"] = None if compared.shared_rise is None else compared.shared_rise.to_json()
+            first = [path for path in paths if path.parent == paths[0].parent]  # of one run, as `along` needs them
+            bare = ComparisonSettings(controls=False)
+            points = along(first, sk.compare(first, settings=bare, progress=False), settings=bare, progress=False).along
+            found["along"] = [{"rows": point.rows_seen, "shared": point.shared.value} for point in points]
         return found
 
     def probed(self, place: str, sae: sk.SAE, stable: np.ndarray) -> dict[str, float]:
-        """Macro-F1 of a ridge classifier of texts by their largest codes: of all latents, the stable, the others."""
+        """Macro-F1 of a ridge classifier of texts by their largest codes: of all latents, the stable, the others.
+
+        ``stable_few`` and ``others_few`` are of equally many, drawn at random as often as `DRAWS` says.
+        """
         x, document, labels = self.labelled(place)
-        codes = sae.encode(x).to_scipy().tocsr()
+        entries = sae.encode(x).to_scipy().tocoo()
         pooled = np.zeros((len(labels), sae.n_latents), np.float32)
-        entries = codes.tocoo()
-        np.maximum.at(pooled, (document[entries.row], entries.col), entries.data)
-        return {
+        np.maximum.at(pooled, (document[entries.row], entries.col), np.abs(entries.data))
+        found = {
             "all": macro_f1(pooled, labels),
             "stable": macro_f1(pooled[:, stable], labels),
             "others": macro_f1(pooled[:, ~stable], labels),
         }
+        few = int(min(stable.sum(), (~stable).sum()))
+        for name, kind in (("stable_few", stable), ("others_few", ~stable)):
+            drawn = [np.random.default_rng(seed).permutation(np.flatnonzero(kind))[:few] for seed in range(DRAWS)]
+            found[name] = float(np.mean([macro_f1(pooled[:, columns], labels) for columns in drawn]))
+        return found
 
-    def detected(self, place: str) -> list[float]:
-        """How well tokens of other documents tell where latents of the TopK SAEs fire: mean AUC, per SAE."""
-        path = self.out / f"detected-{place.replace(' ', '_').replace(',', '')}.json"
-        if path.is_file():
-            return list(read_json(path)["detection"])
-        batch = next(iter(self.rows(place)[0].batches(16_384)))
-        half = is_labelling_document(batch.document)
-        found = []
-        for sae_path in self.train(place, METHODS["TopK"], self.folder(place, "TopK")):
-            sae = sk.SAE.load(sae_path)
-            learned, scored = (TokenScores(sae.n_latents, int(batch.token.max()) + 1) for _ in range(2))
-            for scores, mask in ((learned, half), (scored, ~half)):
-                scores.update(sae.encode(batch.x[mask]), batch.token[mask])
-            found.append(float(token_detection(learned, scored).nanmean()))
-        write_json(path, {"detection": found})
+    def explained(self, place: str) -> dict[str, list[float]]:
+        """Scores of the explanations of the TopK SAEs, by name: the mean over latents of each SAE."""
+        path = self.out / f"explained-{_name(place, 'TopK')}.json"
+        digest = self.digest(place, "TopK")
+        if path.is_file() and (kept := read_json(path)).get("spec") == digest:
+            return dict(kept["scores"])
+        lm = load_language_model(self.model(place))
+        tokens = 4000 if self.quick else 20_000
+        settings = ExplainSettings(tokens=tokens, logit_tokens=0, top=2, sample=0, controls=("shuffled",))
+        found: dict[str, list[float]] = {}
+        for sae in self.trained(place, "TopK", 3 if self.quick else EXPLAINED):
+            for score in sk.explain(sae, lm, self.texts(place), settings=settings, progress=False).scores:
+                found.setdefault(score.name, []).append(score.value.value)
+        write_json(path, {"spec": digest, "tokens": tokens, "scores": found})
+        say(f"{place}: explained")
         return found
 
     def results(self) -> dict[str, Any]:
         """Everything that is there, and the verdicts."""
-        cells = [read_json(path) for path in sorted((self.out / "cells").glob("*.json"))]
+        kept = [read_json(path) for path in sorted((self.out / "cells").glob("*.json"))]
+        cells = [
+            cell for cell in kept
+            if cell["method"] in METHODS and cell["spec"] == self.digest(cell["place"], cell["method"])
+        ]  # fmt: skip
         order = {name: at for at, name in enumerate(METHODS)}
         places = {name: at for at, name in enumerate(PLACES)}
         cells.sort(key=lambda cell: (places[cell["place"]], order[cell["method"]]))
         found = {
             "saekit": sk.__version__,
-            "settings": {"seeds": SEEDS, "latents": WIDTH, "batch_rows": BATCH_ROWS, "layer": LAYER},
+            "settings": {"latents": WIDTH, "batch_rows": BATCH_ROWS, "layer": LAYER},
             "places": {name: {"rows": self.place(name).rows, "k": self.place(name).k} for name in PLACES},
             "cells": [{key: value for key, value in cell.items() if key != "spec"} for cell in cells],
-            "detected": {
-                cell["place"]: self.detected(cell["place"])
+            "explained": {
+                cell["place"]: self.explained(cell["place"])
                 for cell in cells
                 if cell["method"] == "TopK" and cell["place"] in MODELS + RANDOM
             },
@@ -365,9 +426,16 @@ def _name(place: str, method: str) -> str:
     return f"{place}-{method}".replace(" ", "_").replace(",", "").replace("/", "")
 
 
-def is_labelling_document(document: torch.Tensor) -> torch.Tensor:
-    """Documents that tokens are learned on; detection is scored on the others."""
-    return document % 2 == 0
+def oriented(sae: sk.SAE, held: Any) -> sk.SAE:
+    """The same SAE with every latent turned so that its mean code on held-out rows is not negative.
+
+    Only codes with a sign (AbsTopK) can be: a latent and its negative are one there, and which of the two was learned
+    is chance.
+    """
+    codes = sae.encode(next(iter(held.batches(8192))).x)
+    sign = torch.ones(sae.n_latents)
+    sign[torch.from_numpy(np.asarray(codes.to_scipy().sum(0)).ravel() < 0)] = -1
+    return sae.replace(W_enc=sae.W_enc * sign[:, None], W_dec=sae.W_dec * sign[:, None], b_enc=sae.b_enc * sign)
 
 
 PAIRED: dict[str, Callable[[Any], float]] = {
@@ -384,15 +452,15 @@ PAIRED: dict[str, Callable[[Any], float]] = {
 def summary(compared: Any) -> dict[str, Any]:
     return {
         "m": len(compared.saes),
-        "pairs": {name: [pick(pair) for pair in compared.pairs] for name, pick in PAIRED.items()},
-        "shared": compared.shared.to_json(),
+        "pairs": {name: [round(pick(pair), 5) for pair in compared.pairs] for name, pick in PAIRED.items()},
+        "predictors": {name: each.to_json() for name, each in compared.predictors.items()},
         "shared_null": None if compared.shared_null is None else compared.shared_null.to_json(),
         "pw_mcc_null": None if compared.pw_mcc_null is None else compared.pw_mcc_null.to_json(),
     }
 
 
 def without(sae: sk.SAE, stable: np.ndarray, held: Any) -> dict[str, float]:
-    """By how much FVU rises when the stable latents write nothing, and when the others do not."""
+    """By how much FVU rises when the stable latents write nothing, and when the others do not; the former's firings."""
     x = next(iter(held.batches(16_384))).x
     centred = float((x - x.mean(0)).double().square().sum())
     codes = sae.encode(x)
@@ -403,7 +471,9 @@ def without(sae: sk.SAE, stable: np.ndarray, held: Any) -> dict[str, float]:
         return float((x - sae.replace(W_dec=W).decode(codes)).double().square().sum()) / centred
 
     base = fvu(np.zeros(len(stable), bool))
-    return {"stable": fvu(stable) - base, "others": fvu(~stable) - base}
+    fired = np.diff(codes.to_scipy().tocsc().indptr)
+    firings = float(fired[stable].sum() / max(fired.sum(), 1))
+    return {"stable": fvu(stable) - base, "others": fvu(~stable) - base, "firings": firings}
 
 
 def macro_f1(X: np.ndarray, labels: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,27 +15,52 @@ from saekit.measure.verdicts import Claim, Stored
 MARGIN = 0.01
 REACHED = 0.8
 """PW-MCC of 2505.20254."""
+L2 = "2603.04198: three seeds share more (TopK, Pythia-70M; neither number nor weight in the abstract)"
 
 PAPER = {
-    "L2 .01": "2603.04198: more shared latents (Pythia-70M, 3 seeds; their weight is not known)",
-    "L2 .03": "2603.04198: more shared latents (Pythia-70M, 3 seeds; their weight is not known)",
-    "aligned": "2605.18629: seeds are more stable (no number known)",
-    "OrtSAE .25": "2509.22033 does not report seeds",
-    "k annealed from 48": "Llama Scope anneals k; seeds are not reported",
-    "subspace 1/2": "2508.16929: fewer dead latents; seeds are not reported",
-    "soft-frozen": "2602.14111: a control; nothing is to be shared",
-    "mutual .1": "2411.01220: seeds that are trained to agree",
+    "L2 .01": L2,
+    "L2 .03": L2,
+    "aligned": "2605.18629: seeds are markedly more stable (no number known)",
+    "OrtSAE .25": "2509.22033: fewer absorbed and composed latents; seeds are not reported",
+    "AbsTopK": "2605.31245: PW-MCC .813 → .873 (Pythia-160M, 4,096 latents, k 40)",
+    "iSAE .1": "2605.31245: PW-MCC .813 → .858; below AbsTopK's .873",
+    "mutual .1, together": "2411.01220: seeds that are trained to agree",
+    "mutual .1, apart": "2411.01220: seeds that are trained to agree; here with others than those compared",
     "consensus start": "ours",
-    "JumpReLU, density 1": "beside JumpReLU; Gemma Scope 2: fewer dense latents, seeds are not reported",
-    "Matryoshka, balance .75": "beside Matryoshka; 2505.11756: less hedging, seeds are not reported",
+    "k annealed from 48": "2410.20526 anneals k; seeds are not reported",
+    "subspace 1/2": "2508.16929: fewer dead latents; seeds are not reported",
+    "soft-frozen decoder": "2602.14111: a control, which cannot share",
+    "frozen decoder": "2602.14111: a control, which cannot share",
 }
 """Methods that are said to steady latents, or that might, with what is published of them."""
-BASE = {"JumpReLU, density 1": "JumpReLU", "Matryoshka, balance .75": "Matryoshka"}
-"""What a method is compared with, where that is not TopK."""
+CONTROLS = ("soft-frozen decoder", "frozen decoder")
 WIDTHS = ("TopK, 64 latents", "TopK, 96 latents", "TopK", "TopK, 192 latents")
-CLAIMED = {"shared": "shared", "pw_mcc": "PW-MCC", "recovered": "function (FVU recovered by partners)"}
+BUDGETS = (
+    "TopK, 1/16 of the rows", "TopK, 1/4 of the rows", "TopK", "TopK, 4 times the rows", "TopK, 16 times the rows",
+)  # fmt: skip
+RAISES = {
+    "shared": "What seeds share, at equal L0",
+    "equal FVU": "What seeds share, at equal L0 and equal FVU",
+    "pw_mcc": "PW-MCC, at equal L0",
+    "recovered": "Function, at equal L0: FVU recovered by partners",
+}
+"""What a method may raise, by the key of the claim: the heading of its table."""
+
+SCORES = {
+    "detection": "detection: AUC of labels",
+    "lexical": "lexical: AUC of tokens",
+    "context": "context: AUC of the tokens around",
+    "embedding": "embedding: AUC of likeness of windows",
+    "embedding_masked": "embedding without the token",
+    "intruder": "intruder: found among windows",
+    "cohesion": "cohesion: cosine of windows",
+    "purity": "purity: largest part on one token",
+    "entropy": "entropy of tokens, nats",
+}
+"""Scores of explanations, as `saekit explain` names them, in words."""
 
 Cell = dict[str, Any]
+Estimate = dict[str, Any]
 
 
 def cells_of(found: dict[str, Any], place: str) -> dict[str, Cell]:
@@ -46,126 +71,179 @@ def _places(found: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(cell["place"] for cell in found["cells"]))
 
 
+def _is_random(place: str) -> bool:
+    return place.endswith("random weights")
+
+
 def _models(found: dict[str, Any]) -> list[str]:
-    return [place for place in _places(found) if place != "synthetic" and "random" not in place]
+    """Places with rows of a model; those of random weights after the others."""
+    return sorted((place for place in _places(found) if place != "synthetic"), key=_is_random)
 
 
 def at_equal_fvu(cells: dict[str, Cell], name: str, fvu: float, seeds: Sequence[int]) -> float:
-    """A quantity of TopK SAEs of such a width that their FVU is this one, between the widths on both sides of it."""
+    """A quantity of TopK SAEs of such a width that their FVU is this one, between the widths on both sides of it.
+
+    NaN where no two widths lie on both sides.
+    """
     known = [cells[width] for width in WIDTHS if width in cells]
     points = sorted((float(np.mean(np.array(c["fvu"])[list(seeds)])), mean_of(c, name, seeds)) for c in known)
-    return float(np.interp(fvu, *zip(*points, strict=True)))
+    return float(np.interp(fvu, *zip(*points, strict=True), left=np.nan, right=np.nan))
+
+
+# ---------------------------------------------------------------------------------------------------- the claims
+
+
+class Claims:
+    """Claims that are collected: what is claimed, of which place, and the estimate that decides."""
+
+    def __init__(self) -> None:
+        self.listed: list[dict[str, Any]] = []
+
+    def add(self, key: str, claim: str, place: str, estimate: Estimate, *, what: str = "", says: str = "more") -> None:
+        """Add a claim, unless there is no estimate: that the estimate is ``more`` than 0, or that it is ``none``."""
+        if not np.isfinite(estimate["value"]):
+            return
+        measured = Measured(estimate["value"], estimate["low"], estimate["high"])
+        judged = Stored(measured, max(estimate["seeds"] - 1, 1))
+        self.listed.append({"key": key, "claim": claim, "model": place, "what": what, "estimate": estimate,
+                            "says": says, "verdict": None, "judged": Claim(judged, MARGIN)})  # fmt: skip
+
+    def decided(self) -> list[dict[str, Any]]:
+        """Return the claims with verdicts: those of one key are a family, of trained and of random models apart."""
+        families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        for each in self.listed:
+            families.setdefault((each["key"], _is_random(each["model"])), []).append(each)
+        found = [each for family in families.values() for each in decided(family)]
+        for each in found:
+            if each["says"] == "none":
+                words = {"reproduced": "refuted", "no difference": "reproduced"}
+                each["verdict"] = words.get(each["verdict"], each["verdict"])
+            del each["over_models"]
+        return found
 
 
 def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every claim with the paper's words, our estimate, a verdict per model; the methods of a claim are one family."""
-    listed: list[dict[str, Any]] = []
-
-    def add(claim: str, model: str, what: str, estimate: dict[str, Any], paper: str = "") -> None:
-        measured = Measured(estimate["value"], estimate["low"], estimate["high"])
-        judged = Stored(measured, max(estimate["seeds"] - 1, 1))
-        listed.append({"claim": claim, "model": model, "what": what, "paper": paper, "estimate": estimate,
-                       "verdict": None, "judged": Claim(judged, MARGIN)})  # fmt: skip
-
+    """Every claim with our estimate and a verdict per model; the claims of one table are one family."""
+    listed = Claims()
     for place in _models(found):
         cells = cells_of(found, place)
-        for method, paper in PAPER.items():
-            _of_method(add, cells, place, method, paper)
-        _of_starts(add, cells, place)
-        _of_stable(add, cells, place)
-        _of_null(add, cells, place)
-        _of_random(add, found, place)
-    families: dict[str, list[dict[str, Any]]] = {}
-    for each in listed:
-        families.setdefault(_family(each["claim"]), []).append(each)
-    return [each for family in families.values() for each in decided(family)]
+        for method in PAPER:
+            of_method(listed, cells, place, method)
+        if "iSAE .1" in cells and "AbsTopK" in cells:
+            _beside(listed, cells, place, "iSAE .1", "AbsTopK")
+        if _is_random(place):
+            continue
+        for method in ("TopK", "L2 .01"):
+            _of_stable(listed, cells, place, method)
+        _of_budgets(listed, cells, place)
+        _of_starts(listed, cells, place)
+        _of_random(listed, found, place)
+    return listed.decided()
 
 
-def _family(claim: str) -> str:
-    """What is claimed together: a claim without the name of the method."""
-    return claim.partition(" raises ")[2] or claim.partition(": ")[2] or claim
-
-
-Add = Callable[..., None]
-
-
-def _of_method(add: Add, cells: dict[str, Cell], place: str, method: str, paper: str) -> None:
-    """Does a method raise what is shared, against its base, and against TopK of equal FVU?"""
-    base = BASE.get(method, "TopK")
-    if method not in cells or base not in cells:
+def of_method(listed: Claims, cells: dict[str, Cell], place: str, method: str) -> None:
+    """Does a method raise what is shared, against TopK of as many latents, and of equal FVU?"""
+    if method not in cells or "TopK" not in cells:
         return
-    cell, other = cells[method], cells[base]
-    m = min(cell["m"], other["m"])
-    for name, words in CLAIMED.items():
-        difference = jackknife(lambda s, name=name: mean_of(cell, name, s) - mean_of(other, name, s), m)
-        add(f"{method} raises {words}, at equal L0", place, f"minus {base}", difference, paper)
-    if base == "TopK" and len([width for width in WIDTHS if width in cells]) > 1:
+    _beside(listed, cells, place, method, "TopK")
+    if len([width for width in WIDTHS if width in cells]) > 1:
+        cell = cells[method]
+        m = min(cells[name]["m"] for name in (method, *WIDTHS) if name in cells)
 
         def gap(seeds: Sequence[int]) -> float:
             fvu = float(np.mean(np.array(cell["fvu"])[list(seeds)]))
             return mean_of(cell, "shared", seeds) - at_equal_fvu(cells, "shared", fvu, seeds)
 
-        add(f"{method} raises shared, at equal L0 and equal FVU", place, "minus TopK of another width",
-            jackknife(gap, m), paper)  # fmt: skip
+        listed.add("equal FVU", method, place, jackknife(gap, m))
 
 
-def _of_starts(add: Add, cells: dict[str, Cell], place: str) -> None:
-    one, other = cells.get("one start, other orders"), cells.get("other starts and orders")
-    if one is not None and other is not None:
-        gap = jackknife(lambda s: mean_of(one, "shared", s) - mean_of(other, "shared", s), one["m"])
-        add("shared starts explain stability", place, "shared of one start, other orders, minus other starts", gap,
-            "2606.02061: much of what archetypal SAEs share comes from their start")  # fmt: skip
+def _beside(listed: Claims, cells: dict[str, Cell], place: str, method: str, base: str) -> None:
+    """Compare a method with its base, at equal L0."""
+    cell, other = cells[method], cells[base]
+    name = method if base == "TopK" else f"{method} beside {base}"
+    for key in ("shared", "pw_mcc", "recovered"):
+        difference = jackknife(lambda s, k=key: mean_of(cell, k, s) - mean_of(other, k, s), min(cell["m"], other["m"]))
+        listed.add(key, name, place, difference)
 
 
-def _of_stable(add: Add, cells: dict[str, Cell], place: str) -> None:
-    paper = "2606.12138: stable latents carry most of the reconstruction and of what is predicted"
-    for method in ("TopK", "L2 .01"):
-        if method not in cells:
-            continue
-        cell = cells[method]
-        shares = [each["stable"] / (each["stable"] + each["others"]) for each in cell["without"]]
-        name = f"{method}: stable latents carry most of the"
-        stable = float(np.mean(cell["stable"]))
-        add(f"{name} reconstruction", place, f"their part of the rise of FVU without either, minus .5; they are "
-            f"{stable:.0%} of the latents", _over(np.array(shares) - 0.5), paper)  # fmt: skip
-        f1 = [each["stable"] - each["others"] for each in cell["probe"]]
-        add(f"{name} classification", place, "macro-F1 of the stable latents alone minus that of the others alone",
-            _over(f1), paper)  # fmt: skip
-    for method in ("TopK", "L2 .01", "aligned"):
-        if method in cells:
-            value = jackknife(lambda s, cell=cells[method]: mean_of(cell, "pw_mcc", s) - REACHED, cells[method]["m"])
-            add(f"{method}: a PW-MCC of .80 is reached", place, "PW-MCC minus .80", value,
-                "2505.20254: .80 (TopK, Pythia-160M, 16,384 latents, 500M tokens, 3 seeds)")  # fmt: skip
-
-
-def _of_null(add: Add, cells: dict[str, Cell], place: str) -> None:
-    if "TopK" in cells and cells["TopK"].get("along"):
-        first, null = cells["TopK"]["along"][0], cells["TopK"]["shared_null"]["value"]
-        each = {key: first["shared"][key] for key in ("value", "low", "high")}
-        moved = {key: value - null for key, value in each.items()}
-        add("short budgets share more than chance", place, f"shared after {first['rows']:,} rows, minus the null",
-            moved | {"seeds": cells["TopK"]["m"]}, "glN1qCfwdz: at short budgets decoders match the null")  # fmt: skip
-
-
-def _of_random(add: Add, found: dict[str, Any], place: str) -> None:
-    other = cells_of(found, f"{place}, random weights").get("TopK")
-    mine = cells_of(found, place).get("TopK")
-    if other is None or mine is None:
+def _of_stable(listed: Claims, cells: dict[str, Cell], place: str, method: str) -> None:
+    """Do stable latents carry most, and more than their number and their firings would?"""
+    if method not in cells:
         return
-    paper = "2501.17727: scores do not tell random transformers apart"
-    scores = [found["detected"][name] for name in (place, other["place"])]
-    gap = [a - b for a, b in zip(*scores, strict=True)]
-    add("latents of the trained model are detected better than those of random weights", place,
-        f"AUC of detection by tokens {np.mean(scores[0]):.3f}, minus that of random weights {np.mean(scores[1]):.3f}",
-        _over(gap), paper)  # fmt: skip
-    shared = jackknife(lambda s: mean_of(mine, "shared", s) - mean_of(other, "shared", s), mine["m"])
-    add("seeds share more of the trained model than of random weights", place, "shared, minus that of random weights",
-        shared, "ours")  # fmt: skip
+    cell = cells[method]
+    parts = np.array([each["stable"] / (each["stable"] + each["others"]) for each in cell["without"]])
+    number, firings = np.array(cell["stable"]), np.array([each["firings"] for each in cell["without"]])
+    words = f"{method}: stable latents carry"
+    for claim, least, what in (
+        ("most of the reconstruction", 0.5, "half"),
+        ("more of it than their share of the latents", number, f"their share of the latents {number.mean():.2f}"),
+        ("more of it than their share of the firings", firings, f"their share of the firings {firings.mean():.2f}"),
+    ):
+        listed.add("stable", f"{words} {claim}", place, _over(parts - least), what=f"{parts.mean():.2f} minus {what}:")
+    for claim, suffix in (("most of the classification", ""), ("more of that than equally many others", "_few")):
+        one, other = (np.array([each[f"{kind}{suffix}"] for each in cell["probe"]]) for kind in ("stable", "others"))
+        what = f"macro-F1 {one.mean():.3f} minus {other.mean():.3f}:"
+        listed.add("stable", f"{words} {claim}", place, _over(one - other), what=what)
 
 
-def _over(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+def _of_budgets(listed: Claims, cells: dict[str, Cell], place: str) -> None:
+    """Are decoders those of chance at a short budget, and is .80 reached at the longest?"""
+    known = [cells[budget] for budget in BUDGETS if budget in cells]
+    if not known:
+        return
+    first, last = known[0], known[-1]
+    null = first["pw_mcc_null"]["value"]
+    listed.add("budgets", f"after {_rows(first):,} rows decoders match chance (PW-MCC)", place,
+               jackknife(lambda s: mean_of(first, "pw_mcc", s) - null, first["m"]), says="none",
+               what=f"{mean_of(first, 'pw_mcc', range(first['m'])):.3f} minus {null:.3f}:")  # fmt: skip
+    if "frozen decoder" in cells:
+        frozen = cells["frozen decoder"]
+        m = min(first["m"], frozen["m"])
+        gap = jackknife(lambda s: mean_of(first, "pw_mcc", s) - mean_of(frozen, "pw_mcc", s), m)
+        listed.add("budgets", f"after {_rows(first):,} rows they match random ones of the rows' covariance", place,
+                   gap, says="none", what=f"minus {mean_of(frozen, 'pw_mcc', range(frozen['m'])):.3f}:")  # fmt: skip
+    listed.add("reached", f"after {_rows(last):,} rows a PW-MCC of .80 is reached", place,
+               jackknife(lambda s: mean_of(last, "pw_mcc", s) - REACHED, last["m"]),
+               what=f"{mean_of(last, 'pw_mcc', range(last['m'])):.3f} minus .80:")  # fmt: skip
+
+
+def _of_starts(listed: Claims, cells: dict[str, Cell], place: str) -> None:
+    """Does one start make SAEs share, which orders of the rows tell apart?"""
+    other = cells.get("other starts and orders")
+    for name in ("one start, other orders", "one start, soft-frozen, other orders"):
+        if name in cells and other is not None:
+            m = min(cells[name]["m"], other["m"])
+            gap = jackknife(lambda s, n=name: mean_of(cells[n], "shared", s) - mean_of(other, "shared", s), m)
+            means = [mean_of(each, "shared", range(each["m"])) for each in (cells[name], other)]
+            listed.add("starts", f"{name}: more is shared than of other starts and orders", place, gap,
+                       what="{:.3f} minus {:.3f}:".format(*means))  # fmt: skip
+
+
+def _of_random(listed: Claims, found: dict[str, Any], place: str) -> None:
+    """Which scores, and which signs of stability, tell the trained model from that of random weights?"""
+    twin = f"{place}, random weights"
+    mine, other = cells_of(found, place).get("TopK"), cells_of(found, twin).get("TopK")
+    if mine is None or other is None:
+        return
+    one, two = (found["explained"].get(name, {}) for name in (place, twin))
+    for score, words in [each for each in SCORES.items() if each[0] in one and each[0] in two]:
+        values = np.array(one[score]), np.array(two[score])
+        what = f"{values[0].mean():.3f} minus {values[1].mean():.3f}:"
+        listed.add("random", f"no difference in {words}", place, _over(values[0] - values[1]), what=what, says="none")
+    m = min(mine["m"], other["m"])
+    for name, words in (("shared", "shared between seeds"), ("pw_mcc", "PW-MCC"), ("recovered", "function")):
+        gap = jackknife(lambda s, n=name: mean_of(mine, n, s) - mean_of(other, n, s), m)
+        what = f"{mean_of(mine, name, range(m)):.3f} minus {mean_of(other, name, range(m)):.3f}:"
+        listed.add("random, seeds", f"{words}: more of the trained model", place, gap, what=what)
+
+
+def _over(values: Sequence[float] | np.ndarray) -> Estimate:
     measured = over_saes(list(values))
     return {"value": measured.value, "low": measured.low, "high": measured.high, "seeds": len(values)}
+
+
+def _rows(cell: Cell) -> int:
+    return int(cell["along"][-1]["rows"])
 
 
 # ------------------------------------------------------------------------------------------------------ the page
@@ -173,56 +251,212 @@ def _over(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
 INTRO = """# Training methods that are said to steady latents
 
 **Before you read on:** SAEs of {latents} latents on layer {layer} of two models with 0.26 and 2.9 million parameters,
-no weight tuned but L2's two; what seeds share still rises at this length (*a quarter, half, all* of the rows), so
-levels are not comparable with papers, differences may be. FVU is of documents that no SAE saw. Cells are made in an
-order of importance, and the page shows those that are there.
+no weight tuned but L2's two; what seeds share still rises at this length ([the curve](#budgets)), so levels are not
+comparable with papers, differences may be. Where a verdict holds for the random weights as well, the method steadies
+SAEs, whatever the model learned. FVU is of documents that no SAE saw.
 
 ```bash
 make study-seeds                                                     # this and the other page of the folder
 python studies/seeds/stabilizers.py --out runs/stabilizers --write   # these cells: {minutes} minutes of one core
 ```
 
-{seeds} SAEs per cell, of the same rows in the same order, L0 equal by k (JumpReLU: by its target). Intervals (95 %)
-are a jackknife over seeds, in both cells together; a seed begins with the same weights in all of them. *At equal FVU*
-compares with TopK of 64 to 192 latents, between the two widths whose FVU lies on both sides: what another width would
-share at that error. *Recovered*: FVU when codes are decoded with the partners' decoder rows, from 0 (permuted
-partners) to 1 (their own). *Stable*: latents that at least half of the other seeds have. Probe: macro-F1 of a ridge
-classifier of 1,500 SLURP texts by their largest codes. Absorption is known on synthetic rows alone. Verdicts follow
-the one rule ([concepts](../../docs/concepts.md)), margin .01; all methods and models of one claim are corrected
-together (Holm). *Reproduced*: the whole interval lies beyond the margin on the claimed side; *refuted*: on the other
-side.
+*Random weights*: the same architecture with Gaussian weights of the same mean and deviation, embeddings kept
+(2501.17727); rows are centred and scaled alike for both. SAEs of a cell see the same rows in the same order, L0 equal
+by k. Intervals (95 %) are over seeds: a jackknife in both cells together; a seed begins with the same weights in all
+of them. *At equal FVU* compares with TopK of 64 to 192 latents, between the two widths whose FVU lies on both sides:
+what another width would share at that error; – where none does. *Function*: FVU when codes are decoded with the
+partners' decoder rows, from 0 (permuted partners) to 1 (their own). *Stable*: latents that at least half of the other
+seeds have. Latents with signed codes are turned so that their mean code is positive. Probe: macro-F1 of a ridge
+classifier of 1,500 SLURP texts by their largest codes. *Mutual, together*: the seeds compared were trained in one call
+and pull each other; *apart*: each with one other SAE that is not compared. *Consensus start*: a third of the rows for
+each of two parents, the last third from what these agree on.
+
+Verdicts follow the one rule ([concepts](../../docs/concepts.md)), margin .01; all claims of a table are corrected
+together (Holm), those of random weights apart. *Reproduced*: the whole interval lies beyond the margin on the claimed
+side; *refuted*: on the other side; *no difference*: within it. Where the claim is that there is no difference, within
+the margin is *reproduced* and beyond it *refuted*.
 """
+
+
+CLAIMED_BY = {
+    "stable": "2606.12138: stable ones carry most (no number in the abstract)",
+    "budgets": "glN1qCfwdz: at short budgets within 1.5 % of chance",
+    "reached": "2505.20254: .80 (Pythia-160M, 16,384 latents, 500M tokens, 3 seeds)",
+    "starts": "2606.02061: one start explains what archetypal SAEs share",
+    "random": "2501.17727: scores do not tell random transformers apart",
+    "random, seeds": "ours",
+}
+"""Who claims what is not of one method, by the key of the claim."""
+
+SECTIONS = {
+    "stable": """## Do stable latents carry most?
+
+2606.12138: they carry most of what matters for reconstruction and prediction. *Carry*: their part of the rise of FVU
+when either kind is silenced. Where most latents are stable, "most" says little: hence their share of the latents and of
+the firings, and as many others.""",
+    "budgets": """## Budgets
+
+Runs of their own, each with its whole schedule. glN1qCfwdz: at short budgets reconstruction looks converged while
+decoders stay within 1.5 % of chance. 2505.20254: PW-MCC .80 (TopK, Pythia-160M, 16,384 latents, 500M tokens, 3
+seeds). FVU of each budget is below: where it still falls, reconstruction had not converged.""",
+    "reached": "",
+    "starts": """## Shared starts
+
+2606.02061: what archetypal SAEs are said to share comes of one start for all runs, not of the method.""",
+    "random": """## Which scores tell a random transformer apart?
+
+2501.17727: scores of interpretability do not (the smallest model, Pythia-70M, apart: .63 against .49). Means over
+latents of explanations of TopK SAEs (`saekit explain`), minus those of random weights; a score that differs in either
+direction refutes the claim.""",
+    "random, seeds": "And seeds (ours):",
+}
+"""What stands above the tables of claims that are not of one method, by their key."""
 
 
 def page(found: dict[str, Any]) -> str:
     """The page."""
-    settings = found["settings"]
     seconds = sum(sum(cell["seconds"].values()) for cell in found["cells"])
-    parts = [INTRO.format(**settings, minutes=max(round(seconds / 60), 1)), "## Verdicts", _verdicts(found["claims"])]
+    listed = found["claims"]
+    parts = [INTRO.format(**found["settings"], minutes=max(round(seconds / 60), 1)), "## In short", _short(listed)]
+    parts += ["## What methods raise, minus TopK"]
+    for key, heading in RAISES.items():
+        parts += [f"**{heading}.**", _claimed(listed, key)]
+    parts += ["## What they cost", _costs(found)]
+    for key, words in SECTIONS.items():
+        parts += [words, _claimed(listed, key), _curve(found) if key == "reached" else ""]
+    parts += ["## What one SAE says of its stability", _predictors(found), "## Levels"]
     for place in _places(found):
-        parts += [f"## {place[0].upper()}{place[1:]}", _about(found, place), _table(found, place)]
+        parts += [f"### {place[0].upper()}{place[1:]}", _about(found, place), _table(found, place)]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def _verdicts(listed: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        f"| {each['claim']} | {each['model']} | {shown(each['estimate'])} {each['what']} | **{each['verdict']}** | "
-        f"{each['over_models']} | {each['paper']} |"
-        for each in listed
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _claimed(listed: Sequence[dict[str, Any]], key: str) -> str:
+    """A table of the claims of one key: a row per claim, a column per model."""
+    mine = [each for each in listed if each["key"] == key]
+    places = sorted(dict.fromkeys(each["model"] for each in mine), key=_is_random)
+    at = {(each["claim"], each["model"]): each for each in mine}
+    rows = []
+    for claim in dict.fromkeys(each["claim"] for each in mine):
+        cells = [at.get((claim, place)) for place in places]
+        rows.append([claim, *("–" if each is None else _judged(each) for each in cells)])
+    return _lines(["", *places], rows) if rows else ""
+
+
+def _judged(each: dict[str, Any]) -> str:
+    return f"{each['what']} {shown(each['estimate'])} **{each['verdict']}**".strip()
+
+
+def _short(listed: Sequence[dict[str, Any]]) -> str:
+    """All claims in nothing but verdicts, and the papers' words: a row per method, then a row per other claim."""
+    rows = []
+    for method, paper in PAPER.items():
+        cells = [
+            _words(listed, key, method, is_random) for is_random in (False, True) for key in ("shared", "equal FVU")
+        ]
+        if any(cell != "–" for cell in cells):
+            rows.append([f"{method} raises what seeds share", *cells, paper])
+    head = ("claim", "at equal L0", "and equal FVU", "at equal L0, random weights", "and equal FVU", "paper")
+    others = [each for each in listed if each["key"] in CLAIMED_BY and not each["claim"].startswith("L2")]
+    claims = dict.fromkeys((each["key"], each["claim"]) for each in others)
+    more = [[claim, _words(listed, key, claim, False), CLAIMED_BY[key]] for key, claim in claims]
+    return _lines(head, rows) + "\n\n" + _lines(("claim", "here", "paper"), more)
+
+
+def _words(listed: Sequence[dict[str, Any]], key: str, claim: str, is_random: bool) -> str:
+    mine = [
+        each for each in listed if (each["key"], each["claim"], _is_random(each["model"])) == (key, claim, is_random)
     ]
-    return "\n".join(["| claim | model | here | verdict | all models | paper |", "|---|---|---|---|---|---|", *rows])
+    words = [each["verdict"] for each in mine]
+    if len(set(words)) == 1:
+        return f"**{words[0]}**" + (" in both" if len(words) == 2 else f" ({mine[0]['model'].partition(',')[0]})")
+    return "; ".join(f"{each['model'].partition(',')[0]}: **{each['verdict']}**" for each in mine) or "–"
+
+
+def _costs(found: dict[str, Any]) -> str:
+    """What methods cost, minus TopK of the same seeds."""
+    parts = []
+    for place in _models(found):
+        cells = cells_of(found, place)
+        rows = []
+        for method in PAPER:
+            if method not in cells or "TopK" not in cells:
+                continue
+            cell, base = cells[method], cells["TopK"]
+            m = min(cell["m"], base["m"])
+            f1 = [[each["all"] for each in one["probe"][:m]] for one in (cell, base)]
+            rows.append([method, shown(_over(np.subtract(cell["fvu"][:m], base["fvu"][:m]))),
+                         f"{np.mean(cell['dead']):.3f}", f"{np.mean(cell['collapsed']):.3f}",
+                         shown(_over(np.subtract(*f1)))])  # fmt: skip
+        parts.append(f"**{place}**\n\n" + _lines(("", "FVU", "dead", "encoder shorter than .01", "probe F1"), rows))
+    cells = cells_of(found, "synthetic")
+    if "TopK" in cells:
+        rows = []
+        for method, cell in cells.items():
+            m = min(cell["m"], cells["TopK"]["m"])
+            gaps = [_gap(cell, cells["TopK"], name, m) for name in ("absorbed", "f1", "mcc")]
+            rows.append([method, _truth(cell, "absorbed"), *gaps])
+        text = (
+            "**Absorption**, known on synthetic rows alone: how much more often the match of a parent is silent where "
+            "a child fires.\n\n"
+        )
+        parts.append(text + _lines(("", "absorbed", "minus TopK's", "F1, minus TopK's", "MCC, minus TopK's"), rows))
+    return "\n\n".join(parts)
+
+
+def _gap(cell: Cell, base: Cell, name: str, m: int) -> str:
+    if cell is base:
+        return "–"
+    values = np.subtract(*(np.array(each["truth"][name][:m], float) for each in (cell, base)))
+    return shown(_over(values)) if np.isfinite(values).all() else "–"
+
+
+def _curve(found: dict[str, Any]) -> str:
+    rows = []
+    for place in _models(found):
+        cells = cells_of(found, place)
+        for budget in [each for each in BUDGETS if each in cells] if not _is_random(place) else []:
+            cell = cells[budget]
+            every = [
+                jackknife(lambda s, n=n, c=cell: mean_of(c, n, s), cell["m"]) for n in ("shared", "pw_mcc", "recovered")
+            ]
+            rows.append([place, f"{_rows(cell):,}", str(cell["m"]), shown(_over(cell["fvu"])), *map(shown, every),
+                         f"{cell['pw_mcc_null']['value']:.3f}"])  # fmt: skip
+    return _lines(("", "rows", "seeds", "FVU", "shared", "PW-MCC", "function", "PW-MCC by chance"), rows)
+
+
+def _predictors(found: dict[str, Any]) -> str:
+    rows = []
+    for place in _places(found):
+        cell = cells_of(found, place).get("TopK")
+        if cell is not None and cell.get("predictors"):
+            rows.append(
+                [
+                    place,
+                    *(shown(cell["predictors"].get(name)) for name in ("alignment_self", "encoder_norm", "frequency")),
+                ]
+            )
+    text = (
+        "Rank correlation over latents of TopK SAEs with the part of the other seeds that have the latent, mean over "
+        "SAEs. *Self-alignment*: cosine of a latent's encoder and decoder row. At 512 latents and three seeds of the "
+        "built-in model it is .30 [.25, .35], frequency .27 [.26, .29] ([concepts](../../docs/concepts.md)); here "
+        "neither is near that: measure it where it is used."
+    )
+    return text + "\n\n" + _lines(("", "self-alignment", "encoder norm", "frequency"), rows)
 
 
 def _about(found: dict[str, Any], place: str) -> str:
     about = found["places"][place]
     null = next((c["shared_null"]["value"] for c in cells_of(found, place).values() if c.get("shared_null")), None)
     chance = "" if null is None else f" Chance of shared: {null:.3f}."
-    text = f"{about['rows']:,} rows, k {about['k']}.{chance}"
+    text = f"{about['rows']:,} rows where nothing else is said, k {about['k']}.{chance}"
     if place == "synthetic":
         text += (
-            " Rows of a known dictionary with hierarchy, correlation and unequal sizes; `absorbed`: how much more "
-            "often the match of a parent is silent where a child fires. Published order of F1 at 16,384 features "
-            "(2602.14687): Matryoshka first (.88), a probe .97."
+            " Rows of a known dictionary with hierarchy, correlation and unequal sizes. Published order of F1 at "
+            "16,384 features (2602.14687): Matryoshka first (.88), a probe .97."
         )
     return text
 
@@ -230,21 +464,33 @@ def _about(found: dict[str, Any], place: str) -> str:
 def _table(found: dict[str, Any], place: str) -> str:
     cells = cells_of(found, place)
     synthetic = place == "synthetic"
-    last = ["F1", "ceiling", "MCC", "recovered features", "absorbed"] if synthetic else ["probe F1", "stable", "others"]
-    head = ["", "FVU", "shared", "a quarter, half, all", "PW-MCC", "recovered", "fire together", "dead", "L0", *last]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    last = ["F1", "ceiling", "MCC", "recovered features"] if synthetic else ["probe F1", "stable", "others"]
+    head = [
+        "",
+        "seeds",
+        "FVU",
+        "shared",
+        "a quarter, half, all",
+        "PW-MCC",
+        "function",
+        "fire together",
+        "dead",
+        "L0",
+        *last,
+    ]
+    rows = []
     for method, cell in cells.items():
         every = {name: jackknife(lambda s, n=name, c=cell: mean_of(c, n, s), cell["m"]) for name in cell["pairs"]}
-        along = ", ".join(f"{point['shared']['value']:.2f}" for point in cell.get("along", [])) or "–"
-        row = [method, shown(_over(cell["fvu"])), shown(every["shared"]), along, shown(every["pw_mcc"])]
+        along = ", ".join(f"{point['shared']:.2f}" for point in cell.get("along", [])) or "–"
+        row = [method, str(cell["m"]), shown(_over(cell["fvu"])), shown(every["shared"]), along, shown(every["pw_mcc"])]
         row += [shown(every["recovered"]), shown(every["coactivation"]), f"{np.mean(cell['dead']):.3f}"]
         row += [f"{np.mean(cell['l0']):.1f}"]
         if synthetic:
-            row += [_truth(cell, name) for name in ("f1", "f1_ceiling", "mcc", "recovered", "absorbed")]
+            row += [_truth(cell, name) for name in ("f1", "f1_ceiling", "mcc", "recovered")]
         else:
             row += [f"{np.mean([each[key] for each in cell['probe']]):.3f}" for key in ("all", "stable", "others")]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        rows.append(row)
+    return _lines(head, rows)
 
 
 def _truth(cell: Cell, name: str) -> str:

@@ -140,24 +140,90 @@ def test_sparsity_must_match_for_a_verdict_on_architectures(study):
     assert "not matched" in found["gated"]["what"]
 
 
-def test_stabilizers_are_compared_at_the_fvu_that_they_have(study, monkeypatch):
+@pytest.fixture
+def stabilizers(study, monkeypatch):
+    """The module of the page of stabilizers."""
     monkeypatch.syspath_prepend(STUDY)
-    spec = importlib.util.spec_from_file_location("stabilizers_page", STUDY / "stabilizers_page.py")
-    pages = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pages)
+    return loaded("stabilizers_page", monkeypatch)
 
-    def made(method: str, shared: float, fvu: float) -> dict:
-        pairs = [shared + 0.001 * (i + j) for i, j in combinations(range(6), 2)]
-        names = ("shared", "pw_mcc", "recovered")
-        return {"m": 6, "place": "a", "method": method, "pairs": dict.fromkeys(names, pairs), "fvu": [fvu] * 6}
 
+def loaded(name: str, monkeypatch):
+    spec = importlib.util.spec_from_file_location(name, STUDY / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def steady(method: str, shared: float, fvu: float, m: int = 6) -> dict:
+    """A cell of stabilizers, whose pairs differ a little."""
+    pairs = [shared + 0.001 * (i + j) for i, j in combinations(range(m), 2)]
+    names = ("shared", "pw_mcc", "recovered")
+    return {"m": m, "place": "a", "method": method, "pairs": dict.fromkeys(names, pairs), "fvu": [fvu] * m}
+
+
+def test_stabilizers_are_compared_at_the_fvu_that_they_have(stabilizers):
     cells = {each["method"]: each for each in (
-        made("TopK, 96 latents", 0.4, 0.3), made("TopK", 0.2, 0.2), made("L2 .01", 0.32, 0.25)
+        steady("TopK, 96 latents", 0.4, 0.3), steady("TopK", 0.2, 0.2, m=8), steady("L2 .01", 0.32, 0.25),
+        steady("frozen decoder", 0.0, 0.5),
     )}  # fmt: skip
-    listed = []
-    pages._of_method(lambda *each: listed.append(each), cells, "a", "L2 .01", "")
-    values = {claim: round(estimate["value"], 6) for claim, _, _, estimate, _ in listed}
+    listed = stabilizers.Claims()
+    for method in ("L2 .01", "frozen decoder"):
+        stabilizers.of_method(listed, cells, "a", method)
+    values = {(each["key"], each["claim"]): round(each["estimate"]["value"], 6) for each in listed.listed}
     # at equal L0 it shares .12 more; half-way between two widths TopK shares .3, .02 less
-    assert values["L2 .01 raises shared, at equal L0"] == 0.12
-    assert values["L2 .01 raises shared, at equal L0 and equal FVU"] == 0.02
-    assert pages._family("L2 .01 raises shared, at equal L0") == pages._family("aligned raises shared, at equal L0")
+    assert values["shared", "L2 .01"] == pytest.approx(0.12, abs=0.002)  # TopK's first six of eight seeds
+    assert values["equal FVU", "L2 .01"] == 0.02
+    assert ("shared", "frozen decoder") in values
+    assert ("equal FVU", "frozen decoder") not in values  # no width is that bad
+
+
+def test_that_there_is_no_difference_can_be_claimed(stabilizers):
+    listed = stabilizers.Claims()
+    for place, value in (("a", 0.001), ("b", 0.3), ("c", -0.3), ("d", 0.02)):
+        half = 0.05 if place == "d" else 0.0005
+        estimate = {"value": value, "low": value - half, "high": value + half, "seeds": 6}
+        listed.add("random", "score", place, estimate, says="none")
+    words = {each["model"]: each["verdict"] for each in listed.decided()}
+    assert words == {"a": "reproduced", "b": "refuted", "c": "refuted", "d": "undecided"}
+
+
+def test_random_weights_are_a_family_of_their_own(stabilizers):
+    listed = stabilizers.Claims()
+    estimate = {"value": 0.05, "low": 0.015, "high": 0.085, "seeds": 6}
+    for place in ("a", *(f"{name}, random weights" for name in "bcdefgh")):
+        listed.add("shared", "L2 .01", place, estimate)
+    words = [each["verdict"] for each in listed.decided()]
+    assert words == ["reproduced"] + ["undecided"] * 7
+
+
+def test_more_seeds_train_only_those_that_are_not_there(stabilizers, monkeypatch, tmp_path):
+    run = loaded("stabilizers", monkeypatch)
+    calls = []
+
+    def chunk(self, place, method, folder, seeds):
+        calls.append(seeds)
+        return [folder / "run" / f"sae-seed{seed}" for seed in seeds]
+
+    monkeypatch.setattr(run.Study, "chunk", chunk)
+    study = run.Study(tmp_path, quick=False)
+    first = study.trained("synthetic", "TopK", 3)
+    assert study.trained("synthetic", "TopK", 3) == first
+    assert study.trained("synthetic", "TopK", 5)[:3] == first
+    assert calls == [[0, 1, 2], [3, 4]]
+    assert len(set(study.trained("synthetic", "TopK", 5))) == 5
+    assert study.trained("synthetic", "L2 .01", 2) != first[:2]
+    calls.clear()  # seeds that pull each other are trained in one call
+    for seeds in (3, 5, 3):
+        study.trained("synthetic", "mutual .1, together", seeds)
+    assert calls == [[0, 1, 2], [0, 1, 2, 3, 4]]
+
+
+def test_every_cell_of_the_queue_can_be_made_and_shown(stabilizers, monkeypatch):
+    run = loaded("stabilizers", monkeypatch)
+    for places, methods, seeds in run.QUEUE:
+        assert set(places) <= set(run.PLACES)
+        assert seeds >= 3
+        for method in methods:
+            run.METHODS[method].config(8)  # a valid configuration
+    assert set(stabilizers.PAPER) | set(stabilizers.BUDGETS) | set(stabilizers.WIDTHS) <= set(run.METHODS)
