@@ -43,7 +43,7 @@ PUBLISHED = """Published, on other synthetic rows: 2602.14687 (16,384 features, 
 Matryoshka first in F1 (.88; a linear probe .97). 2602.14111 (3,200 features, d 100) recovers 9% of the features with
 BatchTopK, 7% with JumpReLU, up to 43% with TopK.
 
-MCC and shared count a direction and its negative as different: those of AbsTopK are lower bounds. F1 does not."""
+MCC and shared match AbsTopK's latents by absolute cosine: a latent and its negative are the same there."""
 
 
 def measure(quick: bool) -> dict[str, Any]:

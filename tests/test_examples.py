@@ -11,12 +11,14 @@ import ast
 import inspect
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import saekit as sk
 from saekit import SAE
 from saekit.cli import app
 from saekit.explanation.explanation_result import Card, Example, Explanation
@@ -115,6 +117,34 @@ def test_python_runs_in_its_order(world, page):
         exec(compile(ast.Module([*before, last], []), page.name, "exec"), names)
         if isinstance(last, ast.Expr):
             assert "SAE(4,096 latents" in repr(eval(compile(ast.Expression(last.value), page.name, "eval"), names))
+
+
+def docstring_examples() -> Iterator[tuple[str, str]]:
+    """Where a docstring has an example that calls saekit, and the example."""
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
+                for block in re.findall(r"::\n\n((?: {4}.*\n?|\n)+)", text + "\n"):
+                    if "sk." in block:
+                        yield f"{file.name}: {getattr(node, 'name', 'module')}", textwrap.dedent(block)
+
+
+def test_examples_of_docstrings_call_what_exists():
+    """They parse, and name functions with arguments that these take."""
+    calls = 0
+    for where, code in docstring_examples():
+        for node in ast.walk(ast.parse(code, where)):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "sk":
+                assert hasattr(sk, node.attr), f"{where}: sk.{node.attr}"
+            if not isinstance(node, ast.Call) or getattr(getattr(node.func, "value", None), "id", None) != "sk":
+                continue
+            words = {each.arg: None for each in node.keywords if each.arg}
+            try:
+                inspect.signature(getattr(sk, node.func.attr)).bind(*node.args, **words)
+            except TypeError as wrong:
+                pytest.fail(f"{where}: {ast.unparse(node)}: {wrong}")
+            calls += 1
+    assert calls > 20
 
 
 def test_no_fence_is_left_out():

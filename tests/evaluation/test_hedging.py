@@ -107,5 +107,6 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_measured(saes):
     ):
         with pytest.raises(ConfigError, match=f"evaluate: `hedging_rows`.*{said}"):
             evaluate(wrong, ROWS, settings=SETTINGS, **QUIET)
-    with pytest.raises(ConfigError, match="hedging_rows"):
-        dataclasses.replace(SETTINGS, hedging_rows=-1)
+    for few in (-1, 255):
+        with pytest.raises(ConfigError, match="hedging_rows"):
+            dataclasses.replace(SETTINGS, hedging_rows=few)

@@ -120,7 +120,7 @@ class Classification(ArmsResult):
     --------
     ::
 
-        result = sk.classify("builtin", saes, "reviews.csv", label="stars")
+        result = sk.classify(saes, model="builtin", data="reviews.csv", split=sk.Split(label="stars"))
         result.arm(result.best_sae).difference          # to the best dense arm, with its interval
         result.arm(result.best_sae).verdict             # "equivalent"
         result.price_of_sparsity()                      # macro-F1 at every k

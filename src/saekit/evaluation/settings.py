@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import ConfigError
 from ..measure.settings import MeasureSettings
 from ..settings import check_whole, suggest_keywords
+
+LEAST_HEDGING_ROWS = 256
+"""Minimum number of rows that an SAE is trained on with for its hedging degree: the smallest default batch."""
 
 MODEL_ROWS = 131_072
 """Rows by default when they are made by a language model."""
@@ -40,3 +44,8 @@ class EvaluationSettings(MeasureSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self.CALLER, least=0, pursuit_rows=self.pursuit_rows, hedging_rows=self.hedging_rows)
+        if 0 < self.hedging_rows < LEAST_HEDGING_ROWS:
+            raise ConfigError(
+                f"evaluate: `hedging_rows` must be 0, or at least the {LEAST_HEDGING_ROWS} rows of a step; got "
+                f"{self.hedging_rows}. Half of the rows that the SAE was trained on is right."
+            )

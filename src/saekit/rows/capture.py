@@ -176,7 +176,7 @@ def capture(
     ::
 
         rows = sk.capture("builtin", "builtin", layer=2, tokens=1_000_000)
-        rows = sk.capture(model, texts, layer=2, settings=CaptureSettings(outliers=None)  # of saekit.rows.settings)
+        rows = sk.capture(model, texts, layer=2, settings=CaptureSettings(outliers=None))  # of saekit.rows.settings
     """
     with together("capture") as ranks:
         recording = _recording(model, data, (layer, hook), tokens, text, out, settings)

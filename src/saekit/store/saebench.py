@@ -5,8 +5,8 @@
     from saekit.store.saebench import as_module
 
     module = as_module(sk.SAE.load("run/topk-1024-k16-seed0"), model_name="gemma-2-2b")
-    sae_bench.evals.core.main.multiple_evals([("mine", module)], …)
-    sae_probes.run_sae_evals(module, …)
+    sae_bench.evals.core.main.multiple_evals([("mine", module)], ...)
+    sae_probes.run_sae_evals(module, ...)
 
 It has what their own base class has (``sae_bench/custom_saes/base_sae.py`` of sae-bench 0.6.0): ``W_enc`` ``[d_in,
 d_sae]``, ``W_dec`` ``[d_sae, d_in]`` with rows of length 1, ``b_enc``, ``b_dec``, dense ``encode``, ``decode``,

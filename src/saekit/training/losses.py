@@ -593,15 +593,10 @@ def jump(pre: Tensor, threshold: Tensor, bandwidth: float, through: bool = False
     return _Jump.apply(pre, threshold, bandwidth, through)
 
 
-def count_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Return the mean number of latents above their threshold per row; gradient by the threshold
-    ``-(1 / bandwidth) * K(...)``, none by `pre`.
-    """
-    return frequencies_above(pre, threshold, bandwidth).sum()
-
-
 def frequencies_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Return the fraction of the rows on which each latent is above its threshold, with the same gradient."""
+    """Return the fraction of the rows on which each latent is above its threshold; gradient by the threshold
+    ``-(1 / bandwidth) * K(...)`` per latent, K as in :func:`jump`, none by `pre`.
+    """
     return _Step.apply(pre, threshold, bandwidth).sum(0) / len(pre)
 
 
