@@ -196,6 +196,8 @@ def _of_budgets(listed: Claims, cells: dict[str, Cell], place: str) -> None:
     listed.add("budgets", f"after {_rows(first):,} rows decoders match chance (PW-MCC)", place,
                jackknife(lambda s: mean_of(first, "pw_mcc", s) - null, first["m"]), says="none",
                what=f"{mean_of(first, 'pw_mcc', range(first['m'])):.3f} minus {null:.3f}:")  # fmt: skip
+    shared = jackknife(lambda s: mean_of(first, "shared", s) - first["shared_null"]["value"], first["m"])
+    listed.add("budgets", f"after {_rows(first):,} rows no more is shared than by chance", place, shared, says="none")
     if "frozen decoder" in cells:
         frozen = cells["frozen decoder"]
         m = min(first["m"], frozen["m"])
