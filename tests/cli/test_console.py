@@ -39,10 +39,11 @@ class Result:
 
     predictors = {"alignment_self": Measured(0.5)}  # noqa: RUF012
 
-    def function_table(self):
-        return self.table()
-
-    along_table = truth_table = pursuit_table = sources_table = function_table
+    def __getattr__(self, name):
+        """Every table that a result may have besides is wide too."""
+        if not name.endswith("_table"):
+            raise AttributeError(name)
+        return self.table
 
     def caption(self):
         return LONG
