@@ -52,6 +52,12 @@ def resolves(name: str) -> bool:
     return True
 
 
+def test_no_page_holds_the_marks_of_a_merge():
+    marks = re.compile(r"^(<{7}|>{7}|={7}$)", re.MULTILINE)
+    pages = [*PAGES, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("benchmarks/*.md")), *sorted(ROOT.glob("studies/*/*.md"))]
+    assert not [str(page) for page in pages if marks.search(page.read_text(encoding="utf-8"))]
+
+
 def test_dotted_names_in_docstrings_and_pages_resolve():
     wrong = [
         f"{where}: saekit{match[1]}"
