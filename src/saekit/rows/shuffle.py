@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,17 +51,18 @@ class ShufflePlan:
 
     def place(self, row: int) -> tuple[int, int]:
         """Return where a row stands in stored order: its block, and its number in there."""
-        chunk, block = row // self.chunk_rows, 0
-        while block + 1 < self.n_blocks and self.n_chunks * (block + 1) // self.n_blocks <= chunk:
-            block += 1
-        return block, row - self.n_chunks * block // self.n_blocks * self.chunk_rows
+        block = bisect_right(range(self.n_blocks), row // self.chunk_rows, key=self._first_chunk) - 1
+        return block, row - self._first_chunk(block) * self.chunk_rows
+
+    def _first_chunk(self, block: int) -> int:
+        return self.n_chunks * block // self.n_blocks
 
     def ranges(self, seed: int | None, block: int) -> list[tuple[int, int]] | None:
         """Return the row ranges of a block, in reading order; None (only without a seed): no such block."""
         epoch, index = divmod(block, self.n_blocks)
         if seed is None and epoch:
             return None
-        first, last = (self.n_chunks * i // self.n_blocks for i in (index, index + 1))
+        first, last = self._first_chunk(index), self._first_chunk(index + 1)
         if seed is None:
             return [(first * self.chunk_rows, min(last * self.chunk_rows, self.n_rows))]
         chunks = random_order(self.n_chunks, "chunks", seed, epoch)[first:last]
