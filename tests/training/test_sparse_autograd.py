@@ -1,11 +1,14 @@
 """Pairs of rows and latents: the values and gradients of dense products."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saekit import kernels
 from saekit.training.sparse_autograd import (
     Pairs,
+    PreActivations,
     choose_batchtopk,
     decode_pairs,
     encode_pairs,
@@ -56,3 +59,19 @@ def test_choose_batchtopk_equals_sorting_whatever_the_blocks(rows, n, count, gue
     assert torch.equal(found.values.sort(descending=True).values, ordered[:count])
     assert torch.equal(pre.flatten()[found.at], found.values)
     assert len(found.at.unique()) == count
+
+
+@pytest.mark.parametrize(("block", "products"), [(64, 1), (3, 9)])
+def test_prefixes_are_those_of_all_and_a_batch_of_one_block_is_multiplied_once(monkeypatch, block, products):
+    made, addmm = [], torch.addmm
+    monkeypatch.setattr(kernels, "block_rows_for", lambda *_: block)
+    monkeypatch.setattr(torch, "addmm", lambda *values: made.append(1) or addmm(*values))
+    stream = torch.Generator().manual_seed(0)
+    x, W, bias = (torch.randn(*shape, generator=stream) for shape in ((9, 4), (6, 4), (6,)))
+    pre = PreActivations(x, W.requires_grad_(), bias, torch.arange(6.0))
+    whole = addmm(bias, x, W.detach().T) * torch.arange(6.0)
+    for size in (2, 4, 6):
+        found = torch.cat(list(pre.prefix(size)))
+        torch.testing.assert_close(found, whole[:, :size])
+        assert not found.requires_grad
+    assert len(made) == products

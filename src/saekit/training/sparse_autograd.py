@@ -154,7 +154,8 @@ def choose_topk(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, sign: str = "pos
 @dataclass(frozen=True, eq=False)
 class PreActivations:
     """Pre-activations of a batch, a block of rows at a time: they are made anew whenever they are gone through, so that
-    no array of all rows by all latents is there. No gradient.
+    no array of all rows by all latents is there. A batch that is one block is made once, for its prefixes too. No
+    gradient.
     """
 
     x: Tensor
@@ -163,17 +164,30 @@ class PreActivations:
     bias: Tensor
     weights: Tensor | None = None
     """Factors of latents ``[n_latents]`` in the choice."""
+    known: Tensor | None = None
+    """All of them, where they are made already."""
 
     def __iter__(self) -> Iterator[Tensor]:
-        W_enc, bias = self.W_enc.detach(), self.bias.detach()
-        for rows in self.x.split(kernels.block_rows_for(max(len(bias), 1), self.x.device)):
-            pre = torch.addmm(bias, rows, W_enc.T).float()
-            yield pre if self.weights is None else pre * self.weights
+        parts = self._parts
+        yield from [self._only] if len(parts) == 1 else map(self._made, parts)
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.x.split(kernels.block_rows_for(max(len(self.bias), 1), self.x.device))
+
+    @cached_property
+    def _only(self) -> Tensor:
+        return self._made(self.x) if self.known is None else self.known
+
+    def _made(self, rows: Tensor) -> Tensor:
+        pre = torch.addmm(self.bias.detach(), rows.detach(), self.W_enc.detach().T).float()
+        return pre if self.weights is None else pre * self.weights
 
     def prefix(self, size: int) -> PreActivations:
         """Return those of the first `size` latents."""
         weights = None if self.weights is None else self.weights[:size]
-        return PreActivations(self.x, self.W_enc[:size], self.bias[:size], weights)
+        known = self._only[:, :size] if len(self._parts) == 1 else None
+        return PreActivations(self.x, self.W_enc[:size], self.bias[:size], weights, known)
 
 
 def choose_batchtopk(blocks: Iterable[Tensor], count: int, guess: Tensor) -> tuple[Tensor, Pairs, Tensor]:
