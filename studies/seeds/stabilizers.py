@@ -416,7 +416,7 @@ class Study:
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for cell in [*here, *self.stored.get("cells", [])]:
             key = cell["place"], cell["method"]
-            if cell["method"] not in METHODS or cell["spec"] != self.digest(*key):
+            if cell["method"] not in METHODS or cell.get("spec") != self.digest(*key):
                 continue
             if key not in found or cell["m"] > found[key]["m"]:
                 found[key] = cell
