@@ -114,7 +114,7 @@ def stream_joined(
     data, tokens, text
         As for `stream`.
     layer, hook
-        Of one model several; of several models one, which all of them must have.
+        Several where there is one model; one where there are several, which all of them must have.
     settings
         As for `stream`, without a filter for outliers, which leaves out other rows in every place. Contexts are cut
         as they suit the model that takes the fewest tokens.
