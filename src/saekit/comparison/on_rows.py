@@ -225,7 +225,7 @@ def _correlation(
 def _similarity(one: Codes, other: Codes, documents: np.ndarray, signed: bool) -> tuple[Measured, Measured]:
     """CKA and RSA of the codes of the same rows; of signed codes RSA takes each and its negative."""
     cka = linear_cka(one, other, documents).measured("fraction", most=1.0)
-    dense = [codes.to_dense() for codes in (one, other)]
+    dense, of_other = one.to_dense(), other.to_dense()
     if signed:  # the mean of a row would depend on which way round its latents point
-        dense = [torch.cat([each, -each], 1) for each in dense]
-    return cka, rsa(*dense, documents).measured("correlation", least=-1.0, most=1.0)
+        dense, of_other = (torch.cat([each, -each], 1) for each in (dense, of_other))
+    return cka, rsa(dense, of_other, documents).measured("correlation", least=-1.0, most=1.0)
