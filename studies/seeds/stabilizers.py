@@ -176,16 +176,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny: does everything run?")
     parser.add_argument("--write", action="store_true", help="write stabilizers.json and .md beside this script")
     parser.add_argument("--keep", action="store_true", help="take what stabilizers.json has; make only the rest")
-    parser.add_argument("--page", action="store_true", help="only decide again and write both, from stabilizers.json")
+    parser.add_argument(
+        "--page", action="store_true", help="only decide again and write both, from stabilizers.json and OUT"
+    )
     options = parser.parse_args()
+    stored = read_json(HERE / "stabilizers.json") if options.keep or options.page else {}
+    study = Study(options.out, options.quick, stored)
     if options.page:
-        found = read_json(HERE / "stabilizers.json")
-        write(found | {"claims": claims(found)})
+        write(study.results())
         return
     if not SHARED.is_dir():
         sys.exit(f"the sample data must lie at {SHARED}; set SAEKIT_SHARED_DATA to where it is")
-    stored = read_json(HERE / "stabilizers.json") if options.keep else {}
-    study = Study(options.out, options.quick, stored)
     for places, methods, seeds in QUEUE:
         for method, place in product(methods, places[:1] if options.quick else places):
             study.cell(place, method, 3 if options.quick else seeds)
@@ -207,8 +208,8 @@ def say(message: str) -> None:
 class Study:
     """Cells under one folder."""
 
-    def __init__(self, out: Path, quick: bool, stored: dict[str, Any]) -> None:
-        self.out, self.quick, self.stored = out, quick, stored
+    def __init__(self, out: Path, quick: bool, stored: dict[str, Any] | None = None) -> None:
+        self.out, self.quick, self.stored = out, quick, stored or {}
         self.rows = cache(self._rows)
         self.labelled = cache(self._labelled)
 
