@@ -269,15 +269,16 @@ python studies/seeds/stabilizers.py --keep --write                   # of them o
 
 *Random weights*: the same architecture with Gaussian weights of the same mean and deviation, embeddings kept
 (2501.17727); rows are centred and scaled alike for both. SAEs of a cell see the same rows in the same order, L0 equal
-by k. Intervals (95 %) are over seeds: a jackknife in both cells together; a seed begins with the same weights in all
-of them. *At equal FVU* compares with TopK of 64 to 192 latents, between the two widths whose FVU lies on both sides:
-what another width would share at that error; – where none does. Methods whose difference is near nothing have more
-seeds, and so has TopK; with one of fewer seeds TopK's first ones are compared. *Function*: FVU when codes are decoded
-with the partners' decoder rows, from 0 (permuted partners) to 1 (their own). *Stable*: latents that at least half of
-the other seeds have. Latents with signed codes are turned so that their mean code is positive. Probe: macro-F1 of a
-ridge classifier of 1,500 SLURP texts by their largest codes. *Mutual, together*: the seeds compared were trained in one
-call and pull each other; *apart*: each with one other SAE that is not compared. *Consensus start*: a third of the rows
-for each of two parents, the last third from what these agree on.
+by k. Intervals (95 %) are over seeds: a jackknife in both cells together; a seed begins with the same weights in all of
+them. Cells were made on more than one processor: rounding alone can take a seed to other latents, at random for each
+SAE, which is part of these intervals. *At equal FVU* compares with TopK of 64 to 192 latents, between the two widths
+whose FVU lies on both sides: what another width would share at that error; – where none does. Methods whose difference
+is near nothing have more seeds, and so has TopK; with one of fewer seeds TopK's first ones are compared. *Function*:
+FVU when codes are decoded with the partners' decoder rows, from 0 (permuted partners) to 1 (their own). *Stable*:
+latents that at least half of the other seeds have. Latents with signed codes are turned so that their mean code is
+positive. Probe: macro-F1 of a ridge classifier of 1,500 SLURP texts by their largest codes. *Mutual, together*: the
+seeds compared were trained in one call and pull each other; *apart*: each with one other SAE that is not compared.
+*Consensus start*: a third of the rows for each of two parents, the last third from what these agree on.
 
 Verdicts follow the one rule ([concepts](../../docs/concepts.md)), margin .01; all claims of a table are corrected
 together (Holm), those of random weights apart. *Reproduced*: the whole interval lies beyond the margin on the claimed
@@ -288,9 +289,10 @@ the margin is *reproduced* and beyond it *refuted*.
 
 UNDECIDED = """## What is undecided, and what it would take
 
-The largest effect, of either sign, that is compatible with what was seen (at the level at which a table is decided),
-the seeds that there were, and how many would decide if the effect were the one seen: for *reproduced* or *refuted* the
-interval must leave the margin, for *no difference* lie within it; an effect as large as the margin is never decided."""
+The effects that are compatible with what was seen (the interval at the level at which the table is decided), the seeds
+that there were, and how many would decide if the effect were the one seen: for *reproduced* or *refuted* the interval
+must leave the margin, for *no difference* lie within it; an effect as large as the margin is never decided. Where the
+upper end is below the margin, a method does not raise what is shared, whatever else it does."""
 
 MOST_SEEDS = 1000
 """More seeds than these are told as more."""
@@ -381,15 +383,15 @@ def _undecided(listed: Sequence[dict[str, Any]], key: str) -> str:
 
 
 def _needed(estimate: Estimate, n_open: int) -> str:
-    """The largest compatible effect, the seeds that there were, and those that would decide one of `n_open` claims."""
+    """The compatible effects, the seeds that there were, and those that would decide one of `n_open` claims."""
     seeds, level = estimate["seeds"], 1 - (1 - LEVEL) / n_open
     stored = Stored(Measured(estimate["value"], estimate["low"], estimate["high"]), seeds - 1)
     found = stored.measured(level=level)
-    half, largest = (found.high - found.low) / 2, max(abs(found.low), abs(found.high))
-    error, wanted = half / student(seeds - 1, level), abs(abs(found.value) - MARGIN)
+    error = (found.high - found.low) / 2 / student(seeds - 1, level)
+    wanted = abs(abs(found.value) - MARGIN)
     would = (n for n in range(seeds, MOST_SEEDS + 1) if student(n - 1, level) * error * np.sqrt(seeds / n) < wanted)
     needed = next(would, None)
-    return f"{largest:.3f}, {seeds}, {f'over {MOST_SEEDS:,}' if needed is None else needed}"
+    return f"{found.low:.3f} to {found.high:.3f}; {seeds} seeds; {f'over {MOST_SEEDS:,}' if needed is None else needed}"
 
 
 def _judged(each: dict[str, Any]) -> str:

@@ -192,12 +192,12 @@ def test_a_width_of_fewer_seeds_gives_those_it_has(stabilizers):
 
 def test_the_seeds_that_would_decide_are_those_whose_interval_does(stabilizers):
     estimate = {"value": 0.03, "low": 0.0, "high": 0.06, "seeds": 8}
-    largest, seeds, needed = stabilizers._needed(estimate, 1).split(", ")
-    assert (largest, seeds) == ("0.060", "8")
+    effects, seeds, needed = stabilizers._needed(estimate, 1).split("; ")
+    assert (effects, seeds) == ("0.000 to 0.060", "8 seeds")
     error = 0.03 / stabilizers.student(7)
     halves = [stabilizers.student(n - 1) * error * (8 / n) ** 0.5 for n in (int(needed) - 1, int(needed))]
     assert halves[1] < 0.02 < halves[0]  # from there on the whole interval lies beyond the margin .01
-    assert stabilizers._needed(estimate, 10).split(", ")[2] > needed  # a family asks for more
+    assert stabilizers._needed(estimate, 10).split("; ")[2] > needed  # a family asks for more
     assert "over 1,000" in stabilizers._needed(estimate | {"value": 0.0101}, 1)
 
 
