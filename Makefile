@@ -9,6 +9,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.saekit-installed
 WORKERS ?= 2
 # Tests share the cores between workers: one thread each is faster than two that wait for each other.
+# Each worker goes through its half and then takes from the other's: what a module prepares, it prepares once.
 THREADS ?= 1
 
 .PHONY: fuzz chance coverage verdicts setup demo test test-fast check fmt bench parity families kills docs clean study-transfer study-classify study-seeds study-progressive
@@ -24,10 +25,10 @@ demo: $(STAMP)
 	$(BIN)/saekit demo --out $(OUT)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) -m "fast and not slow" tests
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "fast and not slow" tests
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

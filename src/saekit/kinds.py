@@ -61,6 +61,15 @@ def fits(value: Any, hint: Any) -> bool:
     return _is_container(value, hint, origin) if isinstance(origin, type) else _is_plain(value, hint)
 
 
+def says_none(value: Any, hint: Any) -> bool:
+    """Return whether a word of a file or the command line stands for None: ``none``, where no text is meant.
+
+    >>> says_none("none", float | None), says_none("none", str | None), says_none("none", float)
+    (True, False, False)
+    """
+    return value in ("none", "None") and fits(None, hint) and not fits(value, hint)
+
+
 def _is_container(value: Any, hint: Any, origin: type) -> bool:
     """Return whether a value is a mapping, or holds what the annotation of a sequence says."""
     if issubclass(origin, Mapping):

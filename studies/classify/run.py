@@ -48,11 +48,6 @@ SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / 
 OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
 OTHER_CHARACTERS = 400_000
 """Of each of the other texts."""
-CONTRASTS = (
-    ("layers.2-4096", "layers.2-1024"), ("layers.4-4096", "layers.4-1024"),
-    ("layers.4-1024", "layers.2-1024"), ("layers.4-4096", "layers.2-4096"),
-)  # fmt: skip
-"""SAEs that are four times as wide, or two layers later, and those that they are compared with."""
 SEARCHED = "-families"
 """End of the names of runs that search every family."""
 SET_KEYS = ("label", "group", "split_column", "train_rows", "test_rows")
@@ -312,9 +307,22 @@ def classify_set(
         drawn = charts(result.to_json())
         if "price" in drawn:
             write_bytes(folder / "figures" / f"price-{each['name']}.svg", on_white(drawn["price"][0].svg()))
+    if "contrasts" in run:
+        pairs = {
+            f"{one} − {other}": difference(plan, contrasted(result, one).name, contrasted(result, other).name).to_json()
+            for one, other in run["contrasts"]
+        }
+        write_json(results / f"pairs-{run['name']}-{each['name']}.json", pairs)
     best = result.arm(result.best_sae)
     tell(f"{run['name']} {each['name']}: {best.name} {best.macro_f1:.3f}, − dense {best.difference:+.3f} "
          f"({best.verdict}); {time.monotonic() - since:.0f} s")  # fmt: skip
+
+
+def contrasted(result: Classification, word: str) -> Any:
+    """The arm of all latents of an SAE (without its seed) or of a pooling, as `contrasts` of config.toml has it."""
+    return next(
+        arm for arm in result.arms if arm.kind == "full" and word in (arm.pool, arm.source.removesuffix("-seed0"))
+    )
 
 
 def on_white(svg: str) -> bytes:
@@ -471,7 +479,7 @@ def page(config: Config, folder: Path) -> str:
         *claims(config, main, folder),
         "",
         *arms_tables(main),
-        *layers(results),
+        *layers(config, results, folder),
         *price(main, folder),
         *alignment(main, folder),
         *over_sets(results),
@@ -833,34 +841,52 @@ def arms_tables(main: Mapping[str, Classification]) -> list[str]:
     return lines
 
 
-def layers(results: Mapping[tuple[str, str], Classification]) -> list[str]:
-    """Layer and width."""
-    found = {name: result for (run, name), result in results.items() if run == "minilm-layers"}
-    if not found:
-        return []
-    columns = list(dict.fromkeys(arm.source for arm in next(iter(found.values())).arms if arm.kind == "full"))
-    lines = ["## Layer and width (MiniLM, sum, all latents, linear)", "", *heading("data set", *columns)]
-    for name, result in found.items():
-        by = {arm.source: arm for arm in result.arms if arm.kind == "full"}
-        lines.append(row(name, *(shown(by[column].macro_f1) for column in columns)))
-    return [*lines, "", *contrasts(found)]
+def layers(config: Config, results: Mapping[tuple[str, str], Classification], folder: Path) -> list[str]:
+    """Layer, width, and counts of the largest latents."""
+    lines: list[str] = []
+    for name, title in (
+        ("minilm-layers", "Layer and width (MiniLM, sum, all latents, linear)"),
+        ("builtin-layers", "Layer and width (built-in model, sum, all latents, linear)"),
+        ("builtin-top", "How often a latent is among the N largest of a token (built-in model, all latents, linear)"),
+    ):
+        found = {each: result for (run, each), result in results.items() if run == name}
+        if not found:
+            continue
+        run = next(run for run in config["runs"] if run["name"] == name)
+        words = list(dict.fromkeys(word for pair in run["contrasts"] for word in reversed(pair)))
+        lines += [f"## {title}", "", *heading("data set", *words)]
+        for each, result in found.items():
+            lines.append(row(each, *(shown(contrasted(result, word).macro_f1) for word in words)))
+        lines += ["", *contrasts(run, found, folder)]
+    return lines
 
 
-def contrasts(found: Mapping[str, Classification]) -> list[str]:
-    """Width and layer as claims: one family (Holm)."""
+def contrasts(run: Config, found: Mapping[str, Classification], folder: Path) -> list[str]:
+    """What a run contrasts, as claims: one family (Holm)."""
+    paths = {name: folder / "results" / f"pairs-{run['name']}-{name}.json" for name in found}
+    paired = all(path.is_file() for path in paths.values())
     lines = [
-        "As claims, corrected together (Holm). The page has the interval of each number only, so that of a difference is the sum "
-        "of both, which is no shorter than the paired one.",
+        "As claims, corrected together (Holm), "
+        + (
+            "paired by test row."
+            if paired
+            else "from the interval of each number only: that of a difference is the sum of both, no shorter than the paired one."
+        ),
         "",
-        *heading("data set", *(f"{one} − {other}" for one, other in CONTRASTS)),
+        *heading("data set", *(f"{one} − {other}" for one, other in run["contrasts"])),
     ]
     gaps = []
-    for result in found.values():
-        by = {arm.source.removesuffix("-seed0"): arm for arm in result.arms if arm.kind == "full"}
-        gaps += [Stored(by[one].macro_f1).minus(Stored(by[other].macro_f1)) for one, other in CONTRASTS]
+    for name, result in found.items():
+        pairs = read_json(paths[name]) if paired else {}
+        for one, other in run["contrasts"]:
+            if paired:
+                gaps.append(Stored(Measured.from_json(pairs[f"{one} − {other}"])))
+            else:
+                arms = contrasted(result, one), contrasted(result, other)
+                gaps.append(Stored(arms[0].macro_f1).minus(Stored(arms[1].macro_f1)))
     words = iter(family_verdicts([Claim(each) for each in gaps]))
     cells = iter([f"{shown(each.difference, '+')} {word}" for each, word in zip(gaps, words, strict=True)])
-    lines += [row(name, *(next(cells) for _ in CONTRASTS)) for name in found]
+    lines += [row(name, *(next(cells) for _ in run["contrasts"])) for name in found]
     return [*lines, ""]
 
 

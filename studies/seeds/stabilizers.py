@@ -3,10 +3,12 @@
     python studies/seeds/stabilizers.py --out runs/stabilizers            # goes on where it stopped
     python studies/seeds/stabilizers.py --out runs/stabilizers --quick    # does everything run?
     python studies/seeds/stabilizers.py --out runs/stabilizers --write    # also stabilizers.json and .md here
+    python studies/seeds/stabilizers.py --keep --write                    # only the cells that stabilizers.json lacks
 
 A cell is one method on the rows of one model (or on synthetic rows): as many SAEs as there are seeds, which differ in
 their first weights only, with snapshots of the first ones. All is kept under ``OUT``: with more seeds in `QUEUE` those
-that are there are trained no second time, and more cells leave the others as they are.
+that are there are trained no second time, and more cells leave the others as they are. With ``--keep`` so do the cells
+of stabilizers.json that were made by the same settings and have as many seeds, wherever they were made.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / 
 HELD_OUT = 10
 """Every so many documents one is held out."""
 SNAPSHOTS = 2
+ALONG = 12
+"""SAEs whose snapshots are compared, at most."""
 LAYER = 2
 BATCH_ROWS = 256
 WIDTH = 128
@@ -141,6 +145,8 @@ METHODS = {
 """By name, in the order of the page."""
 
 STEADY = ("TopK", "L2 .01", "L2 .03", "aligned", "OrtSAE .25")
+CLOSE = ("TopK", "aligned", "OrtSAE .25")
+"""Whose difference is near nothing, so that it takes more seeds."""
 WIDTHS = ("TopK, 64 latents", "TopK, 96 latents", "TopK, 192 latents")
 OTHERS = (
     "AbsTopK", "iSAE .1", "mutual .1, together", "mutual .1, apart", "consensus start", "k annealed from 48",
@@ -151,15 +157,20 @@ SHORT = ("TopK, 1/16 of the rows", "TopK, 1/4 of the rows")
 LONG = ("TopK, 4 times the rows", "TopK, 16 times the rows")
 ARCHITECTURES = ("BatchTopK", "Matryoshka", "Matryoshka, balance .75", "JumpReLU", "Gated", "ReLU")
 QUEUE: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (
+    (MODELS, CLOSE, 48),
+    (RANDOM[:1], CLOSE, 24),
     (MODELS, STEADY + WIDTHS, 8),
     (MODELS, OTHERS + STARTS + SHORT, 5),
     (RANDOM, STEADY + WIDTHS[::2], 5),
     (("synthetic",), STEADY + OTHERS, 5),
     (RANDOM, OTHERS, 5),
-    (MODELS, LONG, 3),
+    (MODELS, LONG[:1], 8),
+    (MODELS, LONG[1:], 3),
+    (MODELS[1:], ("AbsTopK", "iSAE .1"), 16),
+    (MODELS[1:], ("mutual .1, together",), 10),
     (("synthetic",), ARCHITECTURES, 5),
 )
-"""Places, methods and seeds, in the order in which cells are made; of cells named twice the last has most seeds."""
+"""Places, methods and seeds, in the order in which cells are made; one that has as many seeds is not made again."""
 
 
 def main() -> None:
@@ -167,15 +178,18 @@ def main() -> None:
     parser.add_argument("--out", default="runs/stabilizers", type=Path)
     parser.add_argument("--quick", action="store_true", help="tiny: does everything run?")
     parser.add_argument("--write", action="store_true", help="write stabilizers.json and .md beside this script")
-    parser.add_argument("--page", action="store_true", help="only decide again and write both, from stabilizers.json")
+    parser.add_argument("--keep", action="store_true", help="take what stabilizers.json has; make only the rest")
+    parser.add_argument(
+        "--page", action="store_true", help="only decide again and write both, from stabilizers.json and OUT"
+    )
     options = parser.parse_args()
+    stored = read_json(HERE / "stabilizers.json") if options.keep or options.page else {}
+    study = Study(options.out, options.quick, stored)
     if options.page:
-        found = read_json(HERE / "stabilizers.json")
-        write(found | {"claims": claims(found)})
+        write(study.results())
         return
     if not SHARED.is_dir():
         sys.exit(f"the sample data must lie at {SHARED}; set SAEKIT_SHARED_DATA to where it is")
-    study = Study(options.out, options.quick)
     for places, methods, seeds in QUEUE:
         for method, place in product(methods, places[:1] if options.quick else places):
             study.cell(place, method, 3 if options.quick else seeds)
@@ -197,8 +211,8 @@ def say(message: str) -> None:
 class Study:
     """Cells under one folder."""
 
-    def __init__(self, out: Path, quick: bool) -> None:
-        self.out, self.quick = out, quick
+    def __init__(self, out: Path, quick: bool, stored: dict[str, Any] | None = None) -> None:
+        self.out, self.quick, self.stored = out, quick, stored or {}
         self.rows = cache(self._rows)
         self.labelled = cache(self._labelled)
 
@@ -259,9 +273,7 @@ class Study:
 
     def cell(self, place: str, method: str, seeds: int) -> None:
         """Train and measure so many SAEs, unless that was done."""
-        digest = self.digest(place, method)
-        path = self.out / "cells" / f"{_name(place, method)}.json"
-        if path.is_file() and (kept := read_json(path)).get("spec") == digest and kept["m"] >= seeds:
+        if any((cell["place"], cell["method"]) == (place, method) and cell["m"] >= seeds for cell in self.cells()):
             return
         began = time.process_time()
         try:
@@ -272,7 +284,9 @@ class Study:
         trained = time.process_time()
         found = self.measured(place, method, paths)
         seconds = {"train": trained - began, "measure": time.process_time() - trained}
-        write_json(path, {"spec": digest, "place": place, "method": method, **found, "seconds": seconds})
+        path = self.out / "cells" / f"{_name(place, method)}.json"
+        spec = self.digest(place, method)
+        write_json(path, {"spec": spec, "place": place, "method": method, **found, "seconds": seconds})
         shared = np.mean(found["pairs"]["shared"])
         say(f"{place} | {method} | {seeds} | shared {shared:.3f} FVU {np.mean(found['fvu']):.4f} {seconds}")
 
@@ -355,7 +369,7 @@ class Study:
         else:
             found["probe"] = [self.probed(place, sae, kind) for sae, kind in zip(saes, stable, strict=True)]
         if not METHODS[method].start:
-            first = [path for path in paths if path.parent == paths[0].parent]  # of one run, as `along` needs them
+            first = [path for path in paths if path.parent == paths[0].parent][:ALONG]  # of one run, as `along` needs
             bare = ComparisonSettings(controls=False)
             points = along(first, sk.compare(first, settings=bare, progress=False), settings=bare, progress=False).along
             found["along"] = [{"rows": point.rows_seen, "shared": point.shared.value} for point in points]
@@ -383,6 +397,8 @@ class Study:
 
     def explained(self, place: str) -> dict[str, list[float]]:
         """Scores of the explanations of the TopK SAEs, by name: the mean over latents of each SAE."""
+        if place in self.stored.get("explained", {}):
+            return dict(self.stored["explained"][place])
         path = self.out / f"explained-{_name(place, 'TopK')}.json"
         digest = self.digest(place, "TopK")
         if path.is_file() and (kept := read_json(path)).get("spec") == digest:
@@ -398,13 +414,21 @@ class Study:
         say(f"{place}: explained")
         return found
 
+    def cells(self) -> list[dict[str, Any]]:
+        """The cells that are there and were made by these settings: of each the one of most seeds."""
+        here = [read_json(path) for path in (self.out / "cells").glob("*.json")]
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for cell in [*here, *self.stored.get("cells", [])]:
+            key = cell["place"], cell["method"]
+            if cell["method"] not in METHODS or cell.get("spec") != self.digest(*key):
+                continue
+            if key not in found or cell["m"] > found[key]["m"]:
+                found[key] = cell
+        return list(found.values())
+
     def results(self) -> dict[str, Any]:
         """Everything that is there, and the verdicts."""
-        kept = [read_json(path) for path in sorted((self.out / "cells").glob("*.json"))]
-        cells = [
-            cell for cell in kept
-            if cell["method"] in METHODS and cell["spec"] == self.digest(cell["place"], cell["method"])
-        ]  # fmt: skip
+        cells = self.cells()
         order = {name: at for at, name in enumerate(METHODS)}
         places = {name: at for at, name in enumerate(PLACES)}
         cells.sort(key=lambda cell: (places[cell["place"]], order[cell["method"]]))
@@ -412,7 +436,7 @@ class Study:
             "saekit": sk.__version__,
             "settings": {"latents": WIDTH, "batch_rows": BATCH_ROWS, "layer": LAYER},
             "places": {name: {"rows": self.place(name).rows, "k": self.place(name).k} for name in PLACES},
-            "cells": [{key: value for key, value in cell.items() if key != "spec"} for cell in cells],
+            "cells": cells,
             "explained": {
                 cell["place"]: self.explained(cell["place"])
                 for cell in cells

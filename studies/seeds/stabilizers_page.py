@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from verdicts import decided, jackknife, mean_of, shown
+from verdicts import LEVEL, decided, jackknife, mean_of, shown
 
 from saekit.comparison.intervals import over_saes
+from saekit.measure.intervals import student
 from saekit.measure.results import Measured
 from saekit.measure.verdicts import Claim, Stored
 
@@ -83,10 +84,13 @@ def _models(found: dict[str, Any]) -> list[str]:
 def at_equal_fvu(cells: dict[str, Cell], name: str, fvu: float, seeds: Sequence[int]) -> float:
     """A quantity of TopK SAEs of such a width that their FVU is this one, between the widths on both sides of it.
 
-    NaN where no two widths lie on both sides.
+    NaN where no two widths lie on both sides. A width of fewer seeds than these gives those it has.
     """
-    known = [cells[width] for width in WIDTHS if width in cells]
-    points = sorted((float(np.mean(np.array(c["fvu"])[list(seeds)])), mean_of(c, name, seeds)) for c in known)
+    points = []
+    for cell in (cells[width] for width in WIDTHS if width in cells):
+        mine = [seed for seed in seeds if seed < cell["m"]]
+        points.append((float(np.mean(np.array(cell["fvu"])[mine])), mean_of(cell, name, mine)))
+    points.sort()
     return float(np.interp(fvu, *zip(*points, strict=True), left=np.nan, right=np.nan))
 
 
@@ -148,7 +152,7 @@ def of_method(listed: Claims, cells: dict[str, Cell], place: str, method: str) -
     _beside(listed, cells, place, method, "TopK")
     if len([width for width in WIDTHS if width in cells]) > 1:
         cell = cells[method]
-        m = min(cells[name]["m"] for name in (method, *WIDTHS) if name in cells)
+        m = min(cell["m"], cells["TopK"]["m"])
 
         def gap(seeds: Sequence[int]) -> float:
             fvu = float(np.mean(np.array(cell["fvu"])[list(seeds)]))
@@ -260,18 +264,21 @@ SAEs, whatever the model learned. FVU is of documents that no SAE saw.
 ```bash
 make study-seeds                                                     # this and the other page of the folder
 python studies/seeds/stabilizers.py --out runs/stabilizers --write   # these cells: {minutes} minutes of one core
+python studies/seeds/stabilizers.py --keep --write                   # of them only those that stabilizers.json lacks
 ```
 
 *Random weights*: the same architecture with Gaussian weights of the same mean and deviation, embeddings kept
 (2501.17727); rows are centred and scaled alike for both. SAEs of a cell see the same rows in the same order, L0 equal
-by k. Intervals (95 %) are over seeds: a jackknife in both cells together; a seed begins with the same weights in all
-of them. *At equal FVU* compares with TopK of 64 to 192 latents, between the two widths whose FVU lies on both sides:
-what another width would share at that error; – where none does. *Function*: FVU when codes are decoded with the
-partners' decoder rows, from 0 (permuted partners) to 1 (their own). *Stable*: latents that at least half of the other
-seeds have. Latents with signed codes are turned so that their mean code is positive. Probe: macro-F1 of a ridge
-classifier of 1,500 SLURP texts by their largest codes. *Mutual, together*: the seeds compared were trained in one call
-and pull each other; *apart*: each with one other SAE that is not compared. *Consensus start*: a third of the rows for
-each of two parents, the last third from what these agree on.
+by k. Intervals (95 %) are over seeds: a jackknife in both cells together; a seed begins with the same weights in all of
+them. Cells were made on more than one processor: rounding alone can take a seed to other latents, at random for each
+SAE, which is part of these intervals. *At equal FVU* compares with TopK of 64 to 192 latents, between the two widths
+whose FVU lies on both sides: what another width would share at that error; – where none does. Methods whose difference
+is near nothing have more seeds, and so has TopK; with one of fewer seeds TopK's first ones are compared. *Function*:
+FVU when codes are decoded with the partners' decoder rows, from 0 (permuted partners) to 1 (their own). *Stable*:
+latents that at least half of the other seeds have. Latents with signed codes are turned so that their mean code is
+positive. Probe: macro-F1 of a ridge classifier of 1,500 SLURP texts by their largest codes. *Mutual, together*: the
+seeds compared were trained in one call and pull each other; *apart*: each with one other SAE that is not compared.
+*Consensus start*: a third of the rows for each of two parents, the last third from what these agree on.
 
 Verdicts follow the one rule ([concepts](../../docs/concepts.md)), margin .01; all claims of a table are corrected
 together (Holm), those of random weights apart. *Reproduced*: the whole interval lies beyond the margin on the claimed
@@ -279,6 +286,16 @@ side; *refuted*: on the other side; *no difference*: within it. Where the claim 
 the margin is *reproduced* and beyond it *refuted*.
 """
 
+
+UNDECIDED = """## What is undecided, and what it would take
+
+The effects that are compatible with what was seen (the interval at the level at which the table is decided), the seeds
+that there were, and how many would decide if the effect were the one seen: for *reproduced* or *refuted* the interval
+must leave the margin, for *no difference* lie within it; an effect as large as the margin is never decided. Where the
+upper end is below the margin, a method does not raise what is shared, whatever else it does."""
+
+MOST_SEEDS = 1000
+"""More seeds than these are told as more."""
 
 CLAIMED_BY = {
     "stable": "2606.12138: stable ones carry most (no number in the abstract)",
@@ -323,6 +340,7 @@ def page(found: dict[str, Any]) -> str:
     parts += ["## What methods raise, minus TopK"]
     for key, heading in RAISES.items():
         parts += [f"**{heading}.**", _claimed(listed, key)]
+    parts += [UNDECIDED, *(_undecided(listed, key) for key in ("shared", "equal FVU"))]
     parts += ["## What they cost", _costs(found)]
     for key, words in SECTIONS.items():
         parts += [words, _claimed(listed, key), _curve(found) if key == "reached" else ""]
@@ -346,6 +364,34 @@ def _claimed(listed: Sequence[dict[str, Any]], key: str) -> str:
         cells = [at.get((claim, place)) for place in places]
         rows.append([claim, *("–" if each is None else _judged(each) for each in cells)])
     return _lines(["", *places], rows) if rows else ""
+
+
+def _undecided(listed: Sequence[dict[str, Any]], key: str) -> str:
+    """What the undecided claims of one key would take: a row per method, a column per model."""
+    mine = [each for each in listed if each["key"] == key]
+    places = sorted(dict.fromkeys(each["model"] for each in mine), key=_is_random)
+    cells = {}
+    for each in mine:
+        if each["verdict"] == "undecided":
+            family = [other for other in mine if _is_random(other["model"]) == _is_random(each["model"])]
+            n_open = sum(other["verdict"] == "undecided" for other in family)
+            cells[each["claim"], each["model"]] = _needed(each["estimate"], n_open)
+    claims = dict.fromkeys(each["claim"] for each in mine)
+    rows = [[claim, *(cells.get((claim, place), "–") for place in places)] for claim in claims]
+    rows = [row for row in rows if set(row[1:]) != {"–"}]
+    return f"**{RAISES[key]}.**\n\n" + _lines(["", *places], rows) if rows else ""
+
+
+def _needed(estimate: Estimate, n_open: int) -> str:
+    """The compatible effects, the seeds that there were, and those that would decide one of `n_open` claims."""
+    seeds, level = estimate["seeds"], 1 - (1 - LEVEL) / n_open
+    stored = Stored(Measured(estimate["value"], estimate["low"], estimate["high"]), seeds - 1)
+    found = stored.measured(level=level)
+    error = (found.high - found.low) / 2 / student(seeds - 1, level)
+    wanted = abs(abs(found.value) - MARGIN)
+    would = (n for n in range(seeds, MOST_SEEDS + 1) if student(n - 1, level) * error * np.sqrt(seeds / n) < wanted)
+    needed = next(would, None)
+    return f"{found.low:.3f} to {found.high:.3f}; {seeds} seeds; {f'over {MOST_SEEDS:,}' if needed is None else needed}"
 
 
 def _judged(each: dict[str, Any]) -> str:

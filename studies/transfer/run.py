@@ -1,7 +1,7 @@
 """Do SAE features carry over: to another language, another model, another seed, to images?
 
     python studies/transfer/run.py                    # all parts, about ten minutes on two cores
-    python studies/transfer/run.py --only images      # one of: languages, actions, seeds, images
+    python studies/transfer/run.py --only images      # some of: languages, actions, seeds, images, text-to-images
     python studies/transfer/run.py --quick            # a minute, to see that everything works; writes no page
     python studies/transfer/run.py --page             # the page again, from results.json
 
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tiny_vlm import image_processor, pixels_of, train_vlm
 
 import saekit as sk
 from saekit.classification.model_answers import act
@@ -39,6 +40,7 @@ from saekit.measure.paired_scores import HeldOut, Predictions, score
 from saekit.measure.results import Measured, to_plain
 from saekit.measure.verdicts import Claim, Stored, family_verdicts, non_inferiority
 from saekit.report.transfer import write_transfer_figures
+from saekit.training.loop import untrained
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
@@ -299,15 +301,7 @@ class Study:
         (sae,) = sk.train(
             sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, settings=sk.TrainSettings(batch_rows=1024)
         )
-        # on the rows that judge the arms, by the same metric
-        judges = held_out(rest)
-        y = np.array(rest.column("label"))[judges]
-        said = head(rest)[judges]
-        own = score(Predictions(np.eye(10)[said]), HeldOut.over(y))
-        say(f"--- {name}: the ViT's own head on the {len(y)} rows that judge: macro-F1 {own['macro_f1'].value:.3f}")
-        self.results[f"vit-{name}"] = {
-            "macro_f1": to_plain(own.measured("macro_f1")), "accuracy": to_plain(own.measured("accuracy")), "n": len(y),
-        }  # fmt: skip
+        self.answers_itself(name, "the ViT's own head", head, rest)
         self.keep(
             f"images-{name}",
             sk.transfer(
@@ -320,19 +314,64 @@ class Study:
         )
         return vit, sae
 
+    def answers_itself(self, name: str, who: str, says: Callable[[Any], np.ndarray], images: Any) -> None:
+        """Keep how good a model's own answers are, on the test rows of the arms and by the same metric."""
+        test = held_out(images)
+        y, said = np.array(images.column("label"))[test], says(images)[test]
+        own = score(Predictions(np.eye(10)[said]), HeldOut.over(y))
+        say(f"--- {name}: {who} on the {len(y)} test rows: macro-F1 {own['macro_f1'].value:.3f}")
+        self.results[f"own-{name}"] = {
+            "macro_f1": to_plain(own.measured("macro_f1")), "accuracy": to_plain(own.measured("accuracy")), "n": len(y),
+        }  # fmt: skip
+
+    def text_to_images(self) -> None:
+        """An SAE of a language model's text reads the image tokens of a vision–language model of the same weights."""
+        mnist = SHARED / "vision" / "mnist_t10k-images-idx3-ubyte.gz"
+        if not mnist.is_file():
+            say(f"skipped: text-to-images (there is no {mnist})")
+            return
+        images = sk.read_images(mnist)
+        shown, rest = images[: self.size.vit_images], images[self.size.vit_images :][: self.size.judged_images]
+        folder = self.out / "vit-mnist"
+        trained_vit(shown, folder, side=28, patch=7, width=48, epochs=self.size.vit_epochs)
+        stories = SHARED / "stories260K"
+        vlm, says = train_vlm(
+            shown, folder, stories, self.out / "vlm", side=28, patch=7, epochs=2 * self.size.vit_epochs
+        )
+        self.answers_itself("vlm", "the vision-language model itself", says, rest)
+        text = sk.capture(str(stories), other_stories(), layer=2, tokens=self.size.train_tokens // 2)
+        seen = sk.capture(vlm, shown[:2500], layer=2)
+        config = sk.TopK(n_latents=max(self.size.latents // 4, 64), k=16)
+        tokens = 2 * text.n_rows
+        settings = sk.TrainSettings(batch_rows=1024)
+        saes = {
+            "text": sk.train(config, text, tokens=tokens, settings=settings)[0],
+            "untrained": untrained(config, text, settings=settings),
+            "images": sk.train(config, seen, tokens=tokens, settings=settings)[0],
+        }
+        unseen_tokens = sk.capture(vlm, rest[: len(rest) // 2], layer=2)
+        for name, sae in saes.items():
+            faithful = sk.evaluate(sae, rows=unseen_tokens).metrics
+            self.results[f"fvu-of-{name}"] = to_plain(faithful.fvu)
+            self.keep(
+                f"vlm-{name}",
+                sk.transfer(
+                    sae,
+                    model=vlm,
+                    data=rest,
+                    settings=self.settings(2, arms=IMAGE_KINDS, layer=2),
+                    out=self.out / f"vlm-{name}",
+                ),
+            )
+
 
 def trained_vit(
     images: Any, folder: Path, side: int, patch: int, width: int, epochs: int
 ) -> tuple[Any, Callable[[Any], np.ndarray]]:
     """A ViT of three blocks trained on labelled images, as saekit loads it, and what its own head says."""
     import transformers
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    def batch(chosen: Any) -> torch.Tensor:
-        x = np.stack([np.asarray(image.convert("L")) for image in chosen])
-        return torch.from_numpy((x.astype(np.float32) / 255 - 0.5) / 0.5)[:, None]
-
-    x, y = batch(images), torch.tensor(images.column("label"))
+    x, y = pixels_of(images), torch.tensor(images.column("label"))
     config = transformers.ViTConfig(
         hidden_size=width, num_hidden_layers=3, num_attention_heads=4, intermediate_size=2 * width, image_size=side,
         patch_size=patch, num_channels=1, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -350,13 +389,12 @@ def trained_vit(
             optimizer.step()
             schedule.step()
     model.eval()
-    size = {"height": side, "width": side}
     model.save_pretrained(folder)
-    ViTImageProcessorPil(size=size, image_mean=[0.5], image_std=[0.5]).save_pretrained(folder)
+    image_processor(side).save_pretrained(folder)
 
     def head(chosen: Any) -> np.ndarray:
         with torch.no_grad():
-            return torch.cat([model(part).logits.argmax(1) for part in batch(chosen).split(500)]).numpy()
+            return torch.cat([model(part).logits.argmax(1) for part in pixels_of(chosen).split(500)]).numpy()
 
     return sk.load_model(folder), head
 
@@ -470,7 +508,12 @@ NEARLY = 0.05
 
 def claims(results: dict[str, Any]) -> str:
     """What the paper says, what is found here, and verdicts: all claims of the page are one family (Holm)."""
-    listed = [*_language_claims(results), *_action_claims(results), *_image_claims(results)]
+    listed = [
+        *_language_claims(results),
+        *_action_claims(results),
+        *_image_claims(results),
+        *_text_to_image_claims(results),
+    ]
     words = family_verdicts([claim for _, _, claim in listed], least=None, most=None)
     lines = [["claim of 2502.11367", "here", "verdict"], ["---"] * 3]
     lines += [[claim, here, f"**{WORDS[word]}**"] for (claim, here, _), word in zip(listed, words, strict=True)]
@@ -552,7 +595,7 @@ def _image_claims(results: dict[str, Any]) -> Listed:
     listed: Listed = []
     for key in ("digits", "mnist"):
         if f"images-{key}" in results:
-            found, vit = results[f"images-{key}"], results[f"vit-{key}"]
+            found, vit = results[f"images-{key}"], results[f"own-{key}"]
             sae, dense = (arm_of(found, name) for name in ("sae", "dense"))
             gap = stored(sae["macro_f1"], found).minus(stored(vit["macro_f1"], found))
             listed.append(
@@ -571,6 +614,32 @@ def _image_claims(results: dict[str, Any]) -> Listed:
                 )
             )  # fmt: skip
     return listed
+
+
+def _text_to_image_claims(results: dict[str, Any]) -> Listed:
+    if "vlm-text" not in results:
+        return []
+    found, own = results["vlm-text"], results["own-vlm"]
+    sae = arm_of(found, "sae")
+    gap = stored(sae["macro_f1"], found).minus(stored(own["macro_f1"], found))
+    control = arm_of(results["vlm-untrained"], "sae")
+    over = stored(sae["macro_f1"], found).minus(stored(control["macro_f1"], results["vlm-untrained"]))
+    return [
+        (
+            f"features of an SAE of text recover nearly all of what a vision–language model says (within {NEARLY} "
+            "macro-F1)",
+            f"macro-F1 {number(sae['macro_f1'])}; the model itself on the same {own['n']} rows "
+            f"{number(own['macro_f1'])}; minus it {gap.difference:.3f} (at most this wide); dense image tokens "
+            f"{number(arm_of(found, 'dense')['macro_f1'])}",
+            Claim(gap, NEARLY, non_inferiority),
+        ),
+        ("… and do better than dense image tokens", _against_dense(sae), Claim(stored(sae["difference"], found))),
+        (
+            "… and better than those of the SAE before its training",
+            f"macro-F1 {number(control['macro_f1'])} untrained; {over.difference:.3f} (at most this wide)",
+            Claim(over),
+        ),
+    ]
 
 
 def _against_dense(arm: dict[str, Any]) -> str:
@@ -650,13 +719,27 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
                     "out); pooled by summing over patches; `pixels` are 64 principal components of the image.\n"
                 )
             parts.append(f"**{title}**\n\n{arms_table(results[name])}\n")
+    if "vlm-text" in results:
+        fvu = {name: number(results[f"fvu-of-{name}"]) for name in ("text", "untrained", "images")}
+        parts.append(
+            "## Vision and language: an SAE of text reads image tokens\n\nA LLaVA made here: the ViT of MNIST, "
+            "stories260K and a projector between them, which alone is trained, to say the word of the digit; the "
+            "language model's weights are those that read text. SAEs of layer 2 with 512 latents, k = 16: of "
+            "stories, the same before its training, and of the image tokens themselves. Their FVU on image tokens that "
+            f"no SAE saw: {fvu['text']} of text, {fvu['untrained']} untrained, {fvu['images']} of images. Sums over "
+            "the 16 tokens of an image.\n"
+        )
+        for name, title in (
+            ("text", "SAE of text"), ("untrained", "the same before its training"), ("images", "SAE of image tokens"),
+        ):  # fmt: skip
+            parts.append(f"**{title}**\n\n{arms_table(results[f'vlm-{name}'])}\n")
     notes = [f"- {name}: {note}" for name, found in results.items() for note in found.get("notes", [])]
     if notes:
         parts.append("## Notes\n\n" + "\n".join(notes) + "\n")
     return "\n".join(parts)
 
 
-PARTS = ("languages", "seeds", "actions", "images")
+PARTS = ("languages", "seeds", "actions", "images", "text-to-images")
 
 
 def main() -> int:
@@ -680,6 +763,7 @@ def main() -> int:
         ({"languages", "seeds"}, lambda: study.languages_and_seeds(wanted)),
         ({"actions"}, study.actions),
         ({"images"}, study.images),
+        ({"text-to-images"}, study.text_to_images),
     ]
     with warnings.catch_warnings():
         for names, run in runs:

@@ -201,6 +201,20 @@ def test_matching_by_documents_finds_the_order_too(lm, sae):
     assert found.cell("sae", a, b).auc.value == pytest.approx(found.cell("sae", a, a).auc.value, abs=0.02)
 
 
+def test_signed_latents_that_point_the_other_way_are_turned_round(lm, sae):
+    signed = sae.replace(rule=TopKRule(8, sign="magnitude"))
+    signs = torch.tensor([1.0, -1.0, -1.0] * 32)[:, None]
+    turned = signed.replace(W_enc=signs * sae.W_enc, W_dec=signs * sae.W_dec).permute(torch.arange(96).flip(0))
+    call = {"model": lm, "saes": [signed, turned], "arms": ["sae", "majority"], **COMMON}
+    for by in ("decoder", "documents"):
+        found = between(rows_of(120, "en", 3), by=by, **call)
+        a, b = (value.name for value in found.values)
+        assert found.cell("sae", a, b).auc == found.cell("sae", a, a).auc, by
+        assert found.values[0].about["matched"][b]["mean_cosine"] == pytest.approx(1)
+    with pytest.raises(ConfigError, match=r"`pools` must be one of `sum`.* where codes have signs; got `max`"):
+        between(rows_of(120, "en", 3), pools=("max",), **call)
+
+
 def test_fits_between_saes_are_kept_for_their_matching(lm, sae, tmp_path):
     rows = rows_of(120, "en", 3)
     other = sae.replace(W_enc=-sae.W_enc, W_dec=-sae.W_dec)

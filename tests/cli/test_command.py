@@ -12,6 +12,7 @@ import typer
 from saekit.cli.command import Command, Table, command, converted
 from saekit.cli.options import Json, Out, Rows, Text
 from saekit.errors import ConfigError
+from saekit.training.architectures import config_from_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,6 +173,11 @@ def test_converted():
     assert converted("0.5,1", tuple[float, ...], "--C") == (0.5, 1)
     assert converted("a", list[str], "--sae") == ["a"]
     assert converted({"C": 2}, Budget, "budget") == Budget(C=(2,))
+    assert converted("none", float | None, "--outliers") is None
+    assert converted("none", str | None, "--control") == "none"  # may be a name
+    assert config_from_dict({"arch": "topk", "latents": 8, "k": 2, "clip": "none", "scaling": "none"}).clip is None
+    with pytest.raises(ConfigError, match="must be a number; got 'none'"):
+        converted("none", float, "--C")
     assert Text  # its column is an option of its own
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saekit import TopK, TrainSettings, compare, train
-from saekit.comparison.along import _difference, along
+from saekit.comparison.along import _difference, _warning, along
 from saekit.comparison.result import Comparison
 from saekit.comparison.settings import ComparisonSettings
 from saekit.errors import ConfigError
@@ -80,6 +80,18 @@ def test_points_are_comparisons_and_a_rise_is_told(run, tmp_path):
     result.save(tmp_path / "c.json")
     assert Comparison.load(tmp_path / "c.json") == result
     assert [line[0] for line in result.along_table()] == ["rows seen", "1,024", "2,048", "4,096", "8,192"]
+
+
+def test_a_rise_that_seeds_do_not_decide_is_told_as_such(run):
+    two = paths(run)[:2]
+    known = compare(two, settings=PLAIN, progress=False)
+    for rise, code in (
+        (Measured(0.1, 0.05, 0.15), ["shared_still_rises"]),
+        (Measured(0.1, -0.05, 0.25), ["shared_may_rise"]),
+        (Measured(0.1, None, None), ["shared_may_rise"]),
+        (Measured(0.01, -0.05, 0.07), []),
+    ):
+        assert [each.code for each in _warning(rise, known, run)] == code
 
 
 def test_a_difference_has_no_interval_where_one_side_has_none():

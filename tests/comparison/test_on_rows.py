@@ -41,6 +41,8 @@ def test_signed_latents_turned_round_do_the_same() -> None:
     sae = random_sae().replace(rule=TopKRule(3, sign="magnitude"))
     signs = torch.tensor([1.0, -1.0, -1.0] * 8)
     turned = sae.replace(W_enc=signs[:, None] * sae.W_enc, b_enc=signs * sae.b_enc, W_dec=signs[:, None] * sae.W_dec)
+    other = random_sae(seed=1).replace(rule=TopKRule(3, sign="magnitude"))
+    assert numbers(acted(turned, other)) == pytest.approx(numbers(acted(sae, other)), abs=1e-5)
     found = acted(sae, turned)
     assert numbers(found) == pytest.approx([1, 1, 1, 1], abs=1e-5)
     [does] = found.function

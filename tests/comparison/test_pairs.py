@@ -9,6 +9,7 @@ from fixtures.known_saes import random_sae
 from saekit.comparison.pairs import MatchProgress, found_in, match_all
 from saekit.matching.shared import SharedRule
 from saekit.sae.model import SAE
+from saekit.sae.rules import TopKRule
 
 RULE = SharedRule(0.7, True)
 N, D = 32, 10
@@ -53,6 +54,20 @@ def test_a_latent_of_the_opposite_sign_is_another_one_but_for_absolute_cosines()
     assert values(pair)["shared"] == 0
     assert side.max_absolute_cosine.value == pytest.approx(1, abs=1e-5)
     assert side.max_cosine.value < 0.7
+
+
+def test_signed_latents_turned_round_are_the_same() -> None:
+    sae = random_sae(n=N, d=D).replace(rule=TopKRule(3, sign="magnitude"))
+    signs = torch.where(torch.arange(N) % 3 > 0, -1.0, 1.0)
+    turned = sae.replace(W_enc=signs[:, None] * sae.W_enc, b_enc=signs * sae.b_enc, W_dec=signs[:, None] * sae.W_dec)
+    [one], [other] = matched(sae, near(sae)), matched(turned, near(sae))
+    assert values(one) == values(other)
+    for mine, theirs in ((one.decoder, other.decoder), (one.encoder, other.encoder)):
+        a, b = (each.side() for each in (mine, theirs))
+        assert (a.partner, a.cosine) == (b.partner, b.cosine)
+        for name in ("mean_cosine", "max_cosine", "max_absolute_cosine"):
+            ends = [(each.value, each.low, each.high) for each in (getattr(a, name), getattr(b, name))]
+            assert ends[0] == pytest.approx(ends[1], abs=1e-6), name
 
 
 def test_both_sides_see_the_same_pair() -> None:

@@ -37,6 +37,17 @@ def test_it_is_the_upper_quartile_of_plain_numpy():
     assert low < found.value < high
 
 
+def test_which_way_round_a_latent_points_changes_nothing_where_codes_have_signs():
+    W, x, signs = randn(12, 5), randn(200, 5, seed=1), torch.tensor([1.0, -1.0, -1.0] * 4)[:, None]
+    saes = [sae_of(each).replace(rule=TopKRule(2, sign="magnitude")) for each in (W, signs * W)]
+    (one, other), (plain, turned) = projections(saes, x), projections([sae_of(W), sae_of(signs * W)], x)
+    assert one.value == pytest.approx(other.value)
+    assert plain.value != pytest.approx(turned.value)
+    first, second = (evaluate(sae, ArrayRows(x), settings=EvaluationSettings(controls=False)).metrics for sae in saes)
+    for name in ("decoder_redundancy", "encoder_redundancy", "decoder_projection"):
+        assert first[name].value == pytest.approx(second[name].value), name
+
+
 def test_length_offset_scaling_and_order_change_nothing():
     W, x = randn(12, 5), randn(200, 5, seed=1)
     lengths = torch.linspace(0.5, 2, 12)[:, None]

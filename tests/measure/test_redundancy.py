@@ -26,6 +26,13 @@ def test_blockwise_equals_brute_force(n, d, block):
     torch.testing.assert_close(max_cosines(W, block=block), cosines.amax(1).clamp(-1, 1))
 
 
+def test_rows_turned_round_are_the_same_of_either_sign():
+    W, signs = normal(0, 300, 16), torch.tensor([1.0, -1.0, -1.0] * 100)[:, None]
+    found = max_cosines(W, either_sign=True)
+    torch.testing.assert_close(max_cosines(signs * W, either_sign=True), found)
+    assert float(found.mean()) == pytest.approx(random_max_cosine(2 * 299 + 1, 16), abs=0.01)  # each is two directions
+
+
 def test_a_duplicate_has_cosine_one_and_a_basis_zero():
     W = torch.eye(6)
     assert redundancy(W).value == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,6 +136,20 @@ def test_a_crosscoder_over_two_models_reads_both_side_by_side(models, texts):
             break
 
 
+def test_blocks_of_another_size_are_read_in_those_of_the_first_source(models, texts):
+    """As are those of a model that adds a token to every text; and no block is taken for one of another size."""
+    short = [text for text in texts if len(text.split()) < 20]
+    sizes = {"llama": ALL, "neox": dataclasses.replace(ALL, block_tokens=30)}
+    two = [stream(models[kind], short, layer=1, settings=each) for kind, each in sizes.items()]
+    assert two[0].block_contexts != two[1].block_contexts
+    for joined in (join_rows({"a": two[0], "b": two[1]}), join_rows({"b": two[1], "a": two[0]})):
+        assert sum(len(batch.x) for batch in joined.batches(50)) == joined.n_rows
+    both = stream(models["llama"], texts, layer=[0, 2], settings=ALL)
+    small = dataclasses.replace(both["layers.0"], block_contexts=1)
+    next(small.batches(1))
+    assert len(whole(both["layers.2"]).x) == both["layers.2"].n_rows
+
+
 def test_models_with_other_tokens_are_refused_before_they_run(models, texts, monkeypatch):
     monkeypatch.setattr(StreamRows, "batches", lambda *args, **more: pytest.fail("a model was run"))
     swapped = [text.replace("cat", "CAT").replace("dog", "cat").replace("CAT", "dog") for text in texts]
@@ -155,9 +170,9 @@ def test_hooks_and_sources_that_do_not_fit_are_refused(models, texts, on_disk, t
         join_rows({"a": live, "b": randn(live.n_rows, 3)})
     with pytest.raises(ConfigError, match="null_rows: the sources must be stored"):
         null_rows(join_rows(stream(models["llama"], texts, layer=[0, 2], settings=ALL)))
-    other = StreamSettings(outliers=None, block_tokens=100)
-    with pytest.raises(ConfigError, match="blocks of one size"):
-        join_rows({"a": live, "b": stream(models["llama"], texts, layer=2, settings=other)})
+    shorter = StreamSettings(outliers=None, context=12)
+    with pytest.raises(DataError, match="cut into the same contexts"):
+        join_rows({"a": live, "b": stream(models["llama"], texts, layer=2, settings=shorter)})
     # positions kept at one hook only: rows of another number
     first = capture(models["llama"], texts, layer=0, settings=CaptureSettings(outliers=None))
     half = ArrayRows(*(each[::2] for each in (first.x, first.token, first.document, first.position)))

@@ -178,6 +178,49 @@ def test_stabilizers_are_compared_at_the_fvu_that_they_have(stabilizers):
     assert ("equal FVU", "frozen decoder") not in values  # no width is that bad
 
 
+def test_a_width_of_fewer_seeds_gives_those_it_has(stabilizers):
+    cells = {each["method"]: each for each in (
+        steady("TopK, 96 latents", 0.4, 0.3, m=3), steady("TopK", 0.2, 0.2, m=9), steady("aligned", 0.32, 0.25, m=9),
+    )}  # fmt: skip
+    listed = stabilizers.Claims()
+    stabilizers.of_method(listed, cells, "a", "aligned")
+    found = {each["key"]: each["estimate"] for each in listed.listed}
+    assert {each["seeds"] for each in found.values()} == {9}
+    assert found["equal FVU"]["value"] == pytest.approx(0.32 + 0.008 - (0.4 + 0.002 + 0.2 + 0.008) / 2)
+    assert found["equal FVU"]["high"] > found["equal FVU"]["value"]
+
+
+def test_the_seeds_that_would_decide_are_those_whose_interval_does(stabilizers):
+    estimate = {"value": 0.03, "low": 0.0, "high": 0.06, "seeds": 8}
+    effects, seeds, needed = stabilizers._needed(estimate, 1).split("; ")
+    assert (effects, seeds) == ("0.000 to 0.060", "8 seeds")
+    error = 0.03 / stabilizers.student(7)
+    halves = [stabilizers.student(n - 1) * error * (8 / n) ** 0.5 for n in (int(needed) - 1, int(needed))]
+    assert halves[1] < 0.02 < halves[0]  # from there on the whole interval lies beyond the margin .01
+    assert stabilizers._needed(estimate, 10).split("; ")[2] > needed  # a family asks for more
+    assert "over 1,000" in stabilizers._needed(estimate | {"value": 0.0101}, 1)
+
+
+def test_kept_cells_are_made_no_second_time(stabilizers, monkeypatch, tmp_path):
+    run = loaded("stabilizers", monkeypatch)
+    spec = run.Study(tmp_path, quick=False).digest("synthetic", "TopK")
+    stored = {"cells": [
+        {"spec": spec, **steady("TopK", 0.2, 0.2, m=5), "place": "synthetic"},
+        {"spec": "of other settings", **steady("L2 .01", 0.2, 0.2, m=5), "place": "synthetic"},
+    ]}  # fmt: skip
+    study, made = run.Study(tmp_path, False, stored), []
+    monkeypatch.setattr(run.Study, "trained", lambda self, place, method, seeds: made.append((method, seeds)) or [])
+
+    def measured(self, place, method, paths):
+        return steady(method, 0.3, 0.2, m=7) | {"place": place}
+
+    monkeypatch.setattr(run.Study, "measured", measured)
+    for method, seeds in (("TopK", 5), ("L2 .01", 5), ("TopK", 7)):
+        study.cell("synthetic", method, seeds)
+    assert made == [("L2 .01", 5), ("TopK", 7)]
+    assert {cell["method"]: cell["m"] for cell in study.cells()} == {"TopK": 7, "L2 .01": 7}
+
+
 def test_that_there_is_no_difference_can_be_claimed(stabilizers):
     listed = stabilizers.Claims()
     for place, value in (("a", 0.001), ("b", 0.3), ("c", -0.3), ("d", 0.02)):

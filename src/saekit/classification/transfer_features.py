@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, ShapeError, listed
 from ..inputs.images import Images
 from ..inputs.labelled import read_labelled
 from ..inputs.settings import Split
+from ..matching.matching import Matching as Matched
 from ..matching.matching import match_latents
+from ..matching.shared import have_signs
 from ..models.language import LanguageModel
 from ..places import Warned
 from ..progress import shows_progress
@@ -34,6 +36,9 @@ from .stored_fits import run_jobs
 from .transfer import facts_of, saved
 from .transfer_result import Transfer
 from .verdicts import judge
+
+LINEAR_POOLS = ("sum", "mean", "last", "first")
+"""Poolings that turn round with the codes that they are of."""
 
 PROFILE_ROWS = 4096
 """Maximum number of documents that latents are correlated over when they are matched by documents."""
@@ -56,7 +61,8 @@ def transfer_features(
 ) -> Transfer:
     """Train a classifier on the latents of one SAE and let it read those of another, put into its order by matching.
 
-    Each latent of the first gets the column of its partner in the second; one without a partner gets zeros. The
+    Each latent of the first gets the column of its partner in the second; one without a partner gets zeros. Where codes
+    have signs, a latent and its negative are the same, and a partner that points the other way is turned round. The
     diagonal is every SAE with itself. Control: the same classifier with the other's latents in random order. Baseline:
     dense states through the same protocol (for SAEs of one hook the rows are the same, so nothing can be lost).
 
@@ -82,13 +88,13 @@ def transfer_features(
     Raises
     ------
     ConfigError, DataError
-        As `transfer`; fewer than two SAEs.
+        As `transfer`; fewer than two SAEs; codes with signs under a pooling that does not turn round with them.
     ShapeError
         Decoder rows of different widths: match by documents.
     """
     how, tell = settings, progress or silent
     named, models = _checked(saes, model, data, matching)
-    kinds, pool = kinds_of(how, FEATURE_KINDS, False, True, FEATURE_KINDS), _only_pool(how)
+    kinds, pool = kinds_of(how, FEATURE_KINDS, False, True, FEATURE_KINDS), _only_pool(how, named)
     labelled = read_labelled(data, split=split)
     check_inner(labelled, how.budget, *(train for train, _ in labelled.parts))
     readers = {id(each): reader_of(each, labelled, how, out) for each in models}
@@ -99,7 +105,7 @@ def transfer_features(
         for (name, sae), m in zip(named, models)
     ]
     pooled = _pooled(sides, pool, "dense" in kinds, tell)
-    partners = match_all(named, [each["codes"] for each in pooled], labelled.parts[0][0], matching)
+    partners = match_all(named, [each["codes"] for each in pooled], labelled.parts[0][0], matching, pool)
     is_lost = len({each["dense"].shape[1] for each in pooled if "dense" in each}) > 1
     notes = ["no dense arm: the hidden states of the models differ in width"] * is_lost
     arms = _arms(sides, pool, {*kinds} - {"dense"} if is_lost else kinds)
@@ -145,10 +151,15 @@ def _check_decoders(named: Named) -> None:
         check_same_target(name, sae, named[0][1], "transfer")
 
 
-def _only_pool(how: ClassifierSettings) -> str:
+def _only_pool(how: ClassifierSettings, named: Named) -> str:
     pool, *more = checked_pools(how, POOLS[:1])
     if more:
         raise ConfigError(f"transfer: `pools` must name one pooling between SAEs; got {list(how.pools or ())}.")
+    if pool not in (*LINEAR_POOLS, "count") and sum(sae.has_signs for _, sae in named) > 1:
+        raise ConfigError(
+            f"transfer: `pools` must be one of {listed(LINEAR_POOLS)} or `count` where codes have signs; got `{pool}`, "
+            "which depends on the way round that a latent points, and that is chance."
+        )
     return pool
 
 
@@ -225,8 +236,10 @@ def _view(pooled: Sequence[dict[str, Any]], partners: Sequence[dict[int, Pairing
         if arm.features == "dense" or i == j:
             return pooled[j]["dense" if arm.features == "dense" else "codes"]
         codes = pooled[j]["codes"]
-        partner = partners[i][j].partner
-        return in_order(codes, shuffled(partner, codes.shape[1], seed, i, j) if arm.features == "random" else partner)
+        partner, sign = partners[i][j].partner, partners[i][j].sign
+        if arm.features == "random":
+            return in_order(codes, shuffled(partner, codes.shape[1], seed, i, j), np.ones_like(sign))
+        return in_order(codes, partner, sign)
 
     return view
 
@@ -240,11 +253,15 @@ class Pairing:
 
     partner: np.ndarray
     """For each latent of the first the index of one of the second, -1 for none."""
+    sign: np.ndarray
+    """-1 where that one must be turned round, else 1."""
     about: dict[str, Any]
     """How near the pairs are: pairs, unmatched, mean_cosine."""
 
 
-def match_all(named: Named, codes: Sequence[Any], train: np.ndarray, matching: Matching) -> list[dict[int, Pairing]]:
+def match_all(
+    named: Named, codes: Sequence[Any], train: np.ndarray, matching: Matching, pool: str
+) -> list[dict[int, Pairing]]:
     """Return for SAE i and every other j which latents of j stand for those of i.
 
     Parameters
@@ -257,26 +274,31 @@ def match_all(named: Named, codes: Sequence[Any], train: np.ndarray, matching: M
         Training rows, over which documents are correlated.
     matching
         How latents are matched.
+    pool
+        How the codes were pooled.
     """
+    turns = pool in LINEAR_POOLS
     found: list[dict[int, Pairing]] = [{} for _ in named]
     for i in range(len(named)):
         for j in range(i + 1, len(named)):
-            sides = (named[i][1].W_dec, named[j][1].W_dec.to(named[i][1].device))
+            (_, one), (_, other) = named[i], named[j]
+            sides, either = (one.W_dec, other.W_dec.to(one.device)), have_signs(one, other)
             if matching.by == "documents":
-                sides = (_profiles(codes[i], train), _profiles(codes[j], train))
-            there = match_latents(*sides)
-            found[i][j] = _pairing(there, matching.threshold)
-            found[j][i] = _pairing(there.inverse(), matching.threshold)
+                sides, either = (_profiles(codes[i], train), _profiles(codes[j], train)), either and turns
+            there = match_latents(*sides, either_sign=either)
+            found[i][j] = _pairing(there, matching.threshold, turns)
+            found[j][i] = _pairing(there.inverse(), matching.threshold, turns)
     return found
 
 
-def _pairing(matched: Any, threshold: float | None) -> Pairing:
+def _pairing(matched: Matched, threshold: float | None, turns: bool) -> Pairing:
     partner, cosine = matched.partner.numpy().copy(), matched.cosine.numpy()
     if threshold is not None:
         partner[~(cosine >= threshold)] = -1
     paired = partner >= 0
     mean = float(cosine[paired].mean()) if paired.any() else None
-    return Pairing(partner, {"pairs": int(paired.sum()), "unmatched": int((~paired).sum()), "mean_cosine": mean})
+    sign = np.where(matched.opposite.numpy() & turns, -1.0, 1.0)
+    return Pairing(partner, sign, {"pairs": int(paired.sum()), "unmatched": int((~paired).sum()), "mean_cosine": mean})
 
 
 def _profiles(codes: Any, train: np.ndarray) -> torch.Tensor:
@@ -295,11 +317,11 @@ def shuffled(partner: np.ndarray, n_other: int, seed: int, i: int, j: int) -> np
     return result
 
 
-def in_order(codes: Any, partner: np.ndarray) -> Any:
-    """Return the columns of `codes` in the order of the other SAE's latents; zeros for latents without a partner."""
+def in_order(codes: Any, partner: np.ndarray, sign: np.ndarray) -> Any:
+    """Return the columns of `codes`, times a sign, in the order of the other SAE's latents; zeros for those without."""
     import scipy.sparse
 
     mine = np.flatnonzero(partner >= 0)
-    ones = np.ones(len(mine), codes.dtype)
     shape = (codes.shape[1], len(partner))
-    return scipy.sparse.csr_matrix(codes @ scipy.sparse.csr_matrix((ones, (partner[mine], mine)), shape=shape))
+    signs = sign[mine].astype(codes.dtype)
+    return scipy.sparse.csr_matrix(codes @ scipy.sparse.csr_matrix((signs, (partner[mine], mine)), shape=shape))

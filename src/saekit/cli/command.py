@@ -31,7 +31,7 @@ import typer
 
 from ..errors import ConfigError
 from ..files import check_folder
-from ..kinds import called, fits, hints_of
+from ..kinds import called, fits, hints_of, says_none
 from ..settings import attribute_docs
 from .options import SHARED, ConfigFile, Json, Out, Set
 from .settings import floats, merge, required, whole_numbers
@@ -325,7 +325,7 @@ class _Builder:
 def converted(value: Any, hint: Any, where: str) -> Any:
     """Return a value from TOML or the command line as the type of an option.
 
-    Texts with commas become tuples, and tables become settings classes.
+    Texts with commas become tuples, tables become settings classes, and ``none`` becomes None where that can be.
 
     >>> converted("1,2", tuple[int, ...], "--sizes")
     (1, 2)
@@ -335,6 +335,8 @@ def converted(value: Any, hint: Any, where: str) -> Any:
     ConfigError
         The value is of another kind.
     """
+    if says_none(value, hint):
+        return None
     kind, _ = _unpacked(hint)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         hints = {option.name: option.whole for option in _fields(kind)}

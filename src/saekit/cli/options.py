@@ -70,7 +70,9 @@ ConfigFile = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=V", help="Any setting by its dotted name, the value in TOML; repeatable."),
+    typer.Option(
+        "--set", metavar="A.B=V", help="Any setting by its dotted name, the value in TOML, or `none`; repeatable."
+    ),
 ]
 
 SHARED: dict[str, Any] = {

@@ -45,6 +45,10 @@ HELP = """Train sparse autoencoders: every architecture and seed sees the same r
   saekit train --rows rows --arch matryoshka --latents 512 --k 16 --set config.sizes=[64,128,512] --out run
   saekit train --model builtin --data builtin --hook-in layers.2.mlp.input --hook-out layers.2.mlp --tokens 500000 \
 --arch topk --latents 1024 --k 16 --set config.skip='"zero"' --out transcoders
+  saekit train --model builtin --data builtin --layers 1,3 --join --tokens 500000 --arch batchtopk --latents 1024 \
+--k 16 --out crosscoder
+  saekit train --model joined:base=owner/a,tuned=owner/b --data texts.txt --layer 2 --arch batchtopk --latents 1024 \
+--k 16 --out crosscoder
   saekit train --rows rows --arch topk --latents 1024 --k auto --out run
   saekit train --config run.toml --resume
 
@@ -65,7 +69,8 @@ A TOML file holds the same words; [[configs]] repeats, [config] applies to all o
   target_l0 = 16
 
 The results are OUT/<arch>-<latents>-…-seed<S>/ (one SAE each), OUT/run.json and OUT/log.jsonl; with --layers each layer
-has such a folder of its own, OUT/layers.4/ say, and the model runs once for all of them. A run that was
+has such a folder of its own, OUT/layers.4/ say, and the model runs once for all of them. With --join, or the models of
+joined:NAME=M,NAME=M, one crosscoder reads all places at once, and no token is left out as an outlier. A run that was
 interrupted, in any way, continues with --resume and ends with the same bits.
 """
 
@@ -85,6 +90,9 @@ def train(
     data: Data | None = None,
     layer: Layer | None = None,
     layers: Layers | None = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="One crosscoder of all --layers, instead of SAEs for each.")
+    ] = False,
     hook: Annotated[
         str | None,
         typer.Option(
@@ -157,7 +165,9 @@ def train(
     """Train SAEs into a folder."""
     from ..ranks import is_first_rank
     from ..sae.model import SAE
+    from ..sae.parts import widths_of
     from ..training.loop import train as run
+    from ..training.request import check_crosscoder
     from ..training.run_folder import RUN_FILE
 
     wanted = _configs(_Asked(arch, latents, None if k == AUTO else _number_of(k), lr), config, configs, auto=k == AUTO)
@@ -165,7 +175,11 @@ def train(
         raise ConfigError("k_choice is about --k auto; the k is given.")
     if model is not None and stream.device is None:
         stream = dataclasses.replace(stream, device=settings.device)
-    source = _source(rows, model, _Texts(data, layer, layers, hook, hook_out, text), tokens, stream)
+    if join or (model or "").startswith("joined:"):
+        for each in wanted:
+            check_crosscoder(each, start)
+    texts = _Texts(data, layer, layers, join or None, hook, hook_out, text)
+    source = _source(rows, model, texts, tokens, stream)
     choice = None
     if resume and is_first_rank() and not any(out.rglob(RUN_FILE)):
         tell(f"there is no run in {out} to continue: a new one begins")
@@ -186,7 +200,9 @@ def train(
             progress=progress,
         )
     if is_first_rank():
-        _tell_result([f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)], json, choice)
+        runs = [f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)]
+        is_joined = not isinstance(source, Mapping) and widths_of(source.info) is not None
+        _tell_result(runs, json, choice, "--rows joined:A=R,B=R" if is_joined else "--model M --data D, or --rows R")
 
 
 class _Asked(NamedTuple):
@@ -305,6 +321,7 @@ class _Texts(NamedTuple):
     data: str | None
     layer: int | None
     layers: str | None
+    join: bool | None
     hook: str | None
     hook_out: str | None
     text: str | None
@@ -315,6 +332,7 @@ def _source(
 ) -> Source | Mapping[str, Source]:
     """Return rows from a file or folder, or from a model while it trains; for several layers by name."""
     from ..models.hooks import LAYER
+    from ..rows.joined import JOINED, named_paths, stream_joined
     from ..rows.shards import open_rows
     from ..rows.stream import stream
 
@@ -334,6 +352,20 @@ def _source(
             "{layer} in it."
         )
     layer: Any = texts.layer if texts.layers is None else layers_of(texts.layers)
+    if texts.join or model.startswith(JOINED):
+        if texts.hook_out is not None or settings.target is not None:
+            raise ConfigError("--hook-out must be left out for a crosscoder, which gives the rows that it reads.")
+        if model.startswith(JOINED) == (texts.layers is not None):
+            raise ConfigError(
+                "a crosscoder must have several --layers of one model with --join, or one --layer or --hook of several "
+                "models, --model joined:base=M,tuned=M."
+            )
+        if settings.outliers == StreamSettings().outliers:
+            settings = dataclasses.replace(settings, outliers=None)  # other tokens would go in every place
+        return stream_joined(
+            named_paths(model) if model.startswith(JOINED) else model, str(texts.data), layer=layer, hook=texts.hook,
+            text=texts.text or "text", tokens=tokens, settings=settings,
+        )  # fmt: skip
     settings = settings if texts.hook_out is None else dataclasses.replace(settings, target=texts.hook_out)
     found: Source | Mapping[str, Source] = stream(
         model, str(texts.data), layer=layer, hook=texts.hook, text=texts.text or "text", tokens=tokens,
@@ -350,8 +382,11 @@ def _refuse_texts(texts: _Texts, settings: StreamSettings) -> None:
         raise ConfigError(f"{listed(extra)} are about --model; the rows of --rows exist already.")
 
 
-def _tell_result(runs: Sequence[str], json: bool, choice: KChoice | None) -> None:
-    """Print the last numbers of every SAE, from the runs' own records, and in JSON what choosing a k has cost."""
+def _tell_result(runs: Sequence[str], json: bool, choice: KChoice | None, rows: str) -> None:
+    """Print the last numbers of every SAE, from the runs' own records, and in JSON what choosing a k has cost.
+
+    `rows` says how the rows are given that measure them.
+    """
     from ..training.run_folder import read_record
 
     records = {out: read_record(Path(out)) for out in runs}
@@ -376,7 +411,7 @@ def _tell_result(runs: Sequence[str], json: bool, choice: KChoice | None) -> Non
         about = f"{warning['sae']}: " if "sae" in warning else ""
         tell(f"warning: {about}{warning['message']}")
     for out in runs:
-        tell(f"\nTraining batches only. Measure them: saekit evaluate {out} --model M --data D, or --rows R")
+        tell(f"\nTraining batches only. Measure them: saekit evaluate {out} {rows}")
 
 
 _FINAL = ("fvu", "l0", "dead_fraction")

@@ -130,8 +130,14 @@ def _difference(now: Measured, before: Measured) -> Measured:
 
 
 def _warning(rise: Measured, comparison: Comparison, run: Path) -> list[Warned]:
-    if rise.value < LEAST_RISE or rise.low is None or rise.low <= 0:
+    if rise.value < LEAST_RISE:
         return []
+    if rise.low is None or rise.low <= 0:
+        message = (
+            f"the last doubling of the rows raised the shared fraction by {rise}, to {comparison.shared.value:.3g}, in "
+            f"`{run}`: whether it has levelled off is not known. Train longer, or more seeds"
+        )
+        return [Warned("shared_may_rise", message)]
     message = (
         f"undertrained: the last doubling of the rows still raised the shared fraction by {rise}, to "
         f"{comparison.shared.value:.3g}, in `{run}`. What seeds share is not known before it levels off: train longer"

@@ -126,7 +126,8 @@ def act_on(
     samples = [each.sample() for each in sums]
     on_rows = []
     for pair, product in zip(matched, products, strict=True):
-        similarity = _similarity(samples[pair.first], _turned(samples[pair.second], pair), documents)
+        signed = have_signs(sums[pair.first].sae, sums[pair.second].sae)
+        similarity = _similarity(samples[pair.first], samples[pair.second], documents, signed)
         correlation, n_pairs = _correlation(pair, sums, product, n_rows)
         on_rows.append(OnRows(correlation, n_pairs, *similarity, _shared_alive(pair, rule, sums), _pw_mcc(pair, sums)))
     frequency = [[round(float(n), 9) for n in each.fired / n_rows] for each in sums]
@@ -221,16 +222,10 @@ def _correlation(
     return over_latents(mean, error, unit="correlation", reason="over pairs of latents"), n_pairs
 
 
-def _turned(codes: Codes, pair: MatchedPair) -> Codes:
-    """Return codes of the second SAE of a pair with the signs that they have where its latents point as partners do."""
-    opposite = pair.decoder.matching.inverse().opposite.to(codes.values.device)
-    if not bool(opposite.any()):
-        return codes
-    values = torch.where(opposite[codes.indices], -codes.values, codes.values)
-    return Codes(codes.offsets, codes.indices, values, codes.n_latents)
-
-
-def _similarity(one: Codes, other: Codes, documents: np.ndarray) -> tuple[Measured, Measured]:
-    """CKA and RSA of the codes of the same rows."""
+def _similarity(one: Codes, other: Codes, documents: np.ndarray, signed: bool) -> tuple[Measured, Measured]:
+    """CKA and RSA of the codes of the same rows; of signed codes RSA takes each and its negative."""
     cka = linear_cka(one, other, documents).measured("fraction", most=1.0)
-    return cka, rsa(one.to_dense(), other.to_dense(), documents).measured("correlation", least=-1.0, most=1.0)
+    dense, of_other = one.to_dense(), other.to_dense()
+    if signed:  # the mean of a row would depend on which way round its latents point
+        dense, of_other = (torch.cat([each, -each], 1) for each in (dense, of_other))
+    return cka, rsa(dense, of_other, documents).measured("correlation", least=-1.0, most=1.0)

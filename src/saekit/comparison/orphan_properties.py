@@ -32,7 +32,7 @@ PROPERTIES = {
     "activation": "mean code where it fires",
     "decoder_norm": "length of its decoder row",
     "encoder_norm": "length of its encoder row",
-    "neighbour": "largest cosine of its decoder row with another of the same SAE",
+    "neighbour": "largest cosine of its decoder row with another of the same SAE, absolute where codes have signs",
     "loss": "what removing it adds to FVU, the other codes as they are",
     "lift": "divergence of its tokens from all tokens, above that of chance firings of its frequency, in nats",
     "detection": "how well tokens of other documents tell where it fires: area under the ROC curve",
@@ -103,7 +103,7 @@ class _Latents:
             "activation": np.where(alive, norm * scores["mean"].numpy() / np.where(alive, frequency, 1.0), math.nan),
             "decoder_norm": norm,
             "encoder_norm": sae.W_enc.float().norm(dim=1).cpu().numpy(),
-            "neighbour": max_cosines(sae.W_dec).cpu().numpy(),
+            "neighbour": max_cosines(sae.W_dec, either_sign=sae.has_signs).cpu().numpy(),
             "loss": scores["loss"].numpy() / variance,
         }
         learned, scored = self.halves

@@ -127,10 +127,14 @@ def match_rows(a: Tensor, b: Tensor, tick: MatchProgress, *, either_sign: bool =
     with torch.no_grad():
         top_a, low_a, top_b, low_b = extremes(Directions.of(a, "a"), Directions.of(b, "b"))
     tick()
-    absolute = (torch.maximum(top_a, -low_a).mean() + torch.maximum(top_b, -low_b).mean()) / 2
-    largest = absolute if either_sign else (top_a.mean() + top_b.mean()) / 2
-    error = math.hypot(standard_error(top_a), standard_error(top_b)) / 2
-    return MatchedRows(matching, over_latents(float(largest), error), over_latents(float(absolute), error, least=0.0))
+    absolute = _mean_of_both(torch.maximum(top_a, -low_a), torch.maximum(top_b, -low_b), least=0.0)
+    return MatchedRows(matching, absolute if either_sign else _mean_of_both(top_a, top_b), absolute)
+
+
+def _mean_of_both(a: Tensor, b: Tensor, least: float = -1.0) -> Measured:
+    """Return the mean over the latents of both SAEs."""
+    error = math.hypot(standard_error(a), standard_error(b)) / 2
+    return over_latents(float((a.mean() + b.mean()) / 2), error, least=least)
 
 
 def began_alike(a: SAE, b: SAE) -> bool:

@@ -54,8 +54,8 @@ def projections(saes: Sequence[SAE], rows: Tensor, *, intervals: bool = True) ->
 
     The projections are ``(u - mean(u)) . d_j / (|d_j| r)`` over all rows and latents, with u a scaled row and r the
     root mean square of ``|u - mean(u)|``. The paper subtracts `b_dec`; the mean row does not depend on the SAE, so that
-    SAEs whose biases differ stay comparable. Numbers of SAEs of the same width on the same rows can be compared, no
-    others.
+    SAEs whose biases differ stay comparable. Where codes have signs they are absolute. Numbers of SAEs of the same
+    width on the same rows can be compared, no others.
 
     Parameters
     ----------
@@ -100,4 +100,5 @@ def _projections(sae: SAE, rows: Tensor) -> np.ndarray | None:
         W = W[norms > 0] / norms[norms > 0, None]
         if not len(W) or not float(length) > 0:
             return None
-        return kernels.matmul(u / length, W.T).cpu().numpy()
+        found = kernels.matmul(u / length, W.T)
+        return (found.abs_() if sae.has_signs else found).cpu().numpy()

@@ -51,7 +51,7 @@ class Metric:
 _FVU = "sum ||x - xh||^2 / sum ||x - mean(x)||^2: 0 is perfect, 1 is as good as predicting the mean row"
 _LEGACY = "mean over rows of 1 - ||x - xh||^2 / ||x - m||^2 with m the mean row: an older formula, not 1 - fvu"
 _DEAD = "fraction of latents with f = 0 on every row seen; its interval is a jackknife over documents"
-_REDUNDANCY = "mean over latents of the largest cosine with any other row of the"
+_REDUNDANCY = "mean over latents of the largest cosine (absolute where codes have signs) with any other row of the"
 _NULL = "expected largest cosine with any other row in a random dictionary of the same shape"
 _RSA = "Spearman correlation, over pairs of a sample of rows, of 1 - Pearson(x_i, x_j) and 1 - Pearson(xh_i, xh_j)"
 _CKA = "linear CKA, each HSIC in its unbiased form, over a sample of rows, of x and"

@@ -370,10 +370,11 @@ def _redundancies(sae: SAE | None) -> dict[str, Estimate]:
     """How alike the rows of decoder and encoder are, and what is expected of random ones."""
     if sae is None or sae.n_latents < 2:
         return {}
-    null = random_max_cosine(sae.n_latents, sae.d_out)
-    decoder = redundancy(sae.W_dec)
+    either = sae.has_signs  # then each of the others stands for two directions
+    null = random_max_cosine((sae.n_latents - 1) * (2 if either else 1) + 1, sae.d_out)
+    decoder = redundancy(sae.W_dec, either_sign=either)
     return {
         "decoder_redundancy": decoder,
-        "encoder_redundancy": decoder if sae.W_enc is sae.W_dec else redundancy(sae.W_enc),
+        "encoder_redundancy": decoder if sae.W_enc is sae.W_dec else redundancy(sae.W_enc, either_sign=either),
         "redundancy_null": Estimate(null, reason="no interval: computed, not measured"),
     }

@@ -17,7 +17,7 @@ BLOCK = 2048
 """Rows and columns of one block of cosines: 2,048 x 2,048 float32 are 16 MiB, whatever the width."""
 
 
-def max_cosines(W: Tensor, queries: Tensor | None = None, block: int = BLOCK) -> Tensor:
+def max_cosines(W: Tensor, queries: Tensor | None = None, block: int = BLOCK, *, either_sign: bool = False) -> Tensor:
     """Largest cosine of each row with any *other* row, computed in blocks.
 
     Parameters
@@ -28,6 +28,8 @@ def max_cosines(W: Tensor, queries: Tensor | None = None, block: int = BLOCK) ->
         ``int64 [m]`` rows to answer for; None for all.
     block
         Rows and columns per block; memory is ``block ** 2`` numbers.
+    either_sign
+        Whether a row and its negative are the same, as for latents whose codes have signs: absolute cosines.
 
     Returns
     -------
@@ -42,19 +44,22 @@ def max_cosines(W: Tensor, queries: Tensor | None = None, block: int = BLOCK) ->
         asked = queries[start : start + block]
         for first in range(0, len(W), block):
             cosines = kernels.matmul(W[asked], W[first : first + block].T)
+            cosines = cosines.abs_() if either_sign else cosines
             own = (asked >= first) & (asked < first + cosines.shape[1])
             cosines[own.nonzero().squeeze(1), asked[own] - first] = -1.0
             best[start : start + block] = torch.maximum(best[start : start + block], cosines.amax(1))
     return best.clamp(-1.0, 1.0)
 
 
-def redundancy(W: Tensor, *, sampled: int = SAMPLED, seed: int = 0) -> Estimate:
+def redundancy(W: Tensor, *, either_sign: bool = False, sampled: int = SAMPLED, seed: int = 0) -> Estimate:
     """Mean over latents of the largest cosine with any other latent.
 
     Parameters
     ----------
     W
         ``[n_latents, d]`` decoder or encoder rows.
+    either_sign
+        As for `max_cosines`.
     sampled
         Wider dictionaries are estimated from this many rows (each still compared with all others).
     seed
@@ -69,10 +74,10 @@ def redundancy(W: Tensor, *, sampled: int = SAMPLED, seed: int = 0) -> Estimate:
     if n < 2:
         return Estimate(math.nan, reason="undefined: there is no other latent")
     if n <= sampled:
-        value = float(max_cosines(W).double().mean())
+        value = float(max_cosines(W, either_sign=either_sign).double().mean())
         return Estimate(value, reason="no interval: computed from the weights, nothing was sampled")
     queries = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:sampled]
-    best = max_cosines(W, queries).double()
+    best = max_cosines(W, queries, either_sign=either_sign).double()
     value, spread = float(best.mean()), 1.96 * float(best.std()) / math.sqrt(sampled)
     return Estimate(value, reason=f"from {sampled:,} of {n:,} latents", ends=(value - spread, value + spread))
 

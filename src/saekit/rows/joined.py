@@ -7,9 +7,10 @@ side as they come.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,18 +18,32 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, ShapeError, listed
 from ..files import digest_bytes
+from ..inputs.records import repeatable
+from ..models.hooks import Hook, are_several, find_hooks
+from ..models.language import LanguageModel
+from ..models.loading import load_language_model
+from ..models.quiet import quiet_transformers
 from ..randomness import hashed_key
 from ..sae.parts import PARTS, widths_of
 from ..sae.scaling import Scaling
+from ..settings import suggest_keywords
 from .opening import Rows, source_of
+from .settings import StreamSettings
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_ahead
 from .source import Batch, Block, Columns, Source, Stored, check_reading, rows_in_words
-from .stream import StreamRows
+from .stream import StreamRows, stream
+from .tokens import CONTEXT, special_tokens
 
 JOIN_ROWS = 65_536
 """Rows that are read at a time."""
 
 COLUMNS = ("token", "document", "position")
+
+PROBE = "Then the cat sat on 3 mats: naïve, old (but not `very`) and, by 12:45, gone.\n\treturn x[0] != y"
+"""Text of which models that are read side by side must make the same tokens."""
+
+AnyModel: TypeAlias = str | os.PathLike[str] | LanguageModel
+"""A model as functions take it."""
 
 
 def join_rows(sources: Mapping[str, Rows]) -> JoinedRows | JoinedStreams:
@@ -65,8 +80,7 @@ def join_rows(sources: Mapping[str, Rows]) -> JoinedRows | JoinedStreams:
     _check(found)
     stored = {name: each for name, each in found.items() if isinstance(each, Stored)}
     if not stored:
-        _check_streams(found)
-        return JoinedStreams(found)
+        return JoinedStreams(_in_equal_blocks(found))
     if len(stored) < len(found):
         raise ConfigError(
             f"join_rows: all sources must be stored, or none; {listed(stored)} are, {listed({*found} - {*stored})} are "
@@ -76,6 +90,84 @@ def join_rows(sources: Mapping[str, Rows]) -> JoinedRows | JoinedStreams:
     n = joined.n_rows
     joined.read([(0, min(n, CHUNK_ROWS)), (max(n - CHUNK_ROWS, 0), n)])  # tells at once what is not the same
     return joined
+
+
+@suggest_keywords
+def stream_joined(
+    model: AnyModel | Mapping[str, AnyModel],
+    data: str | os.PathLike[str] | Iterable[object],
+    *,
+    layer: int | Sequence[int] | Literal["all"] | None = None,
+    hook: str | Hook | Sequence[str | Hook] | None = None,
+    tokens: int | None = None,
+    text: str = "text",
+    settings: StreamSettings = StreamSettings(outliers=None),
+) -> JoinedStreams:
+    """Return rows of several layers of a model, or of several models at one layer, computed while they are read.
+
+    What `stream` returns, side by side. Everything is compared before a model reads a text.
+
+    Parameters
+    ----------
+    model
+        One model, or two or more by name: ``{"base": "owner/a", "tuned": "owner/b"}``.
+    data, tokens, text
+        As for `stream`.
+    layer, hook
+        Several where there is one model; one where there are several, which all of them must have.
+    settings
+        As for `stream`, without a filter for outliers, which leaves out other rows in every place. Contexts are cut
+        as they suit the model that takes the fewest tokens.
+
+    Raises
+    ------
+    ModelError, OfflineError, DataError, ConfigError
+        As for `stream` and `join_rows`: no such layer in one of the models, or models with different tokenizers, say.
+    """
+    place: Any = hook if layer is None else layer
+    models = dict(model) if isinstance(model, Mapping) else None
+    if (models is None) != are_several(layer, hook) or (
+        place != "all" and len(place if models is None else models) < 2
+    ):
+        told = "one model" if models is None else f"models {listed(models)}"
+        raise ConfigError(
+            "stream_joined: there must be one model and two or more layers or hooks, or two or more models and one "
+            f"layer or hook; got {told} and {place!r}. Give layer=[1, 3], say, or models by name and layer=1."
+        )
+    asked: Any = {"layer": layer, "hook": hook, "tokens": tokens, "text": text}
+    streams: Mapping[str, StreamRows]
+    if models is None:
+        streams = stream(model, data, **asked, settings=settings)  # type: ignore[assignment, arg-type]
+    else:
+        lms = {name: load_language_model(each, **settings.placement) for name, each in models.items()}
+        _check_models(lms, layer, hook, settings)
+        data, cut = repeatable(data), _cut_alike(lms.values(), settings)
+        streams = {name: stream(lm, data, **asked, settings=each) for (name, lm), each in zip(lms.items(), cut)}
+    joined = join_rows(streams)
+    assert isinstance(joined, JoinedStreams)
+    return joined
+
+
+def _check_models(lms: Mapping[str, LanguageModel], layer: Any, hook: Any, settings: StreamSettings) -> None:
+    """Refuse models without such a layer, and of different tokenizers."""
+    ids = {}
+    for name, lm in lms.items():
+        find_hooks(lm.model, layer, hook, site=settings.site)
+        with quiet_transformers():  # which would say that a text is too long for the smallest models
+            ids[name] = list(lm.tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    first = next(iter(ids))
+    if other := next((name for name in ids if ids[name] != ids[first]), None):
+        raise ConfigError(
+            f"stream_joined: all models must have the same tokenizer; those of `{first}` and `{other}` make other "
+            f"tokens of {PROBE!r}. Give a base model and one that was tuned from it, say."
+        )
+
+
+def _cut_alike(lms: Iterable[LanguageModel], settings: StreamSettings) -> list[StreamSettings]:
+    """Return the settings for each model: as many tokens of the text in a context, whatever is added around them."""
+    added = [len(each.before + each.after) for each in (special_tokens(lm.tokenizer) for lm in lms)]
+    room = min(min(settings.context or CONTEXT, lm.context) - extra for lm, extra in zip(lms, added))
+    return [replace(settings, context=room + extra) for extra in added]
 
 
 def _info_of(sources: Mapping[str, Source], kind: str) -> dict[str, Any]:
@@ -92,8 +184,24 @@ def _info_of(sources: Mapping[str, Source], kind: str) -> dict[str, Any]:
     }
 
 
+class Sized:
+    """Rows whose width and number are what their `info` says."""
+
+    info: dict[str, Any]
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row: the sum of those of the sources."""
+        return int(self.info["d_in"])
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one pass."""
+        return int(self.info["n_rows"])
+
+
 @dataclass(frozen=True, eq=False)
-class JoinedRows:
+class JoinedRows(Sized):
     """Stored rows of several sources side by side; made by `join_rows`."""
 
     __repr__ = rows_in_words
@@ -106,16 +214,6 @@ class JoinedRows:
     def __post_init__(self) -> None:
         object.__setattr__(self, "info", _info_of(self.sources, "joined"))
         object.__setattr__(self, "plan", ShufflePlan.for_rows(self.n_rows, 4 * self.d_in))
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row: the sum of those of the sources."""
-        return int(self.info["d_in"])
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of one pass."""
-        return int(self.info["n_rows"])
 
     def read(self, ranges: list[tuple[int, int]]) -> Columns:
         """Return the rows of these ranges; see `saekit.rows.source.Stored`."""
@@ -141,7 +239,7 @@ def _planned_batches(
 
 
 @dataclass(frozen=True, eq=False)
-class JoinedStreams:
+class JoinedStreams(Sized):
     """Rows of several models or modules side by side, computed while they are read; made by `join_rows`."""
 
     __repr__ = rows_in_words
@@ -151,16 +249,6 @@ class JoinedStreams:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "info", _info_of(self.sources, "joined-streams"))
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row: the sum of those of the sources."""
-        return int(self.info["d_in"])
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of one pass."""
-        return int(self.info["n_rows"])
 
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Yield rows in batches, in the order that the sources have in common; see `Source.batches`."""
@@ -191,22 +279,31 @@ def _side_by_side(parts: Mapping[str, Columns], place: Callable[[int], str]) -> 
     return replace(first, x=torch.cat([each.x.float() for each in parts.values()], 1))
 
 
-def _check_streams(sources: Mapping[str, Source]) -> None:
-    """Refuse streams of other tokens, or in blocks of another size, before a model reads any."""
-    blocks = {name: each.block_contexts for name, each in sources.items() if isinstance(each, StreamRows)}
-    if len({*blocks.values()}) > 1:
-        raise ConfigError(
-            f"join_rows: streams must read their texts in blocks of one size; these read {blocks} contexts at a time. "
-            "Give them the same `block_tokens`."
-        )
-    known = {name: _tokens_of(each) for name, each in sources.items() if isinstance(each, StreamRows)}
-    for name, tokens in known.items():
-        first = next(iter(known))
-        if not all(np.array_equal(one, other) for one, other in zip(tokens, known[first])):
+def _in_equal_blocks(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Return sources with all streams in blocks of as many contexts as those of the first.
+
+    Raises
+    ------
+    DataError
+        Streams of other tokens, or other contexts; before a model reads any.
+    """
+    streams = {name: each for name, each in sources.items() if isinstance(each, StreamRows)}
+    found = dict(sources)
+    for name, each in streams.items():
+        first, of_first = next(iter(streams.items()))
+        if not all(np.array_equal(*both) for both in zip(_tokens_of(each), _tokens_of(of_first), strict=True)):
             raise DataError(
                 f"join_rows: the tokens of all sources must be the same; those of `{first}` and `{name}` are not. "
                 "Stream both from the same texts; models need the same tokenizer."
             )
+        mine, wanted = (one.shared.runner.n_rows(one.contexts) for one in (each, of_first))
+        if not np.array_equal(mine, wanted):
+            raise DataError(
+                f"join_rows: texts must be cut into the same contexts for all sources; those of `{first}` and "
+                f"`{name}` are not. Use stream_joined, which does, or give the one with a longer context less."
+            )
+        found[name] = replace(each, block_contexts=of_first.block_contexts)
+    return found
 
 
 def _tokens_of(source: StreamRows) -> tuple[np.ndarray, ...]:
@@ -280,7 +377,7 @@ def with_equal_parts(source: Source) -> Source:
 
 
 @dataclass(frozen=True, eq=False)
-class NullRows:
+class NullRows(Sized):
     """Rows whose two sources hold the same but for noise; made by `null_rows`."""
 
     __repr__ = rows_in_words
@@ -299,16 +396,6 @@ class NullRows:
         digest = {} if "digest" not in own else {"digest": digest_bytes(f"null {self.seed} {own['digest']}".encode())}
         object.__setattr__(self, "info", {**own, "kind": "joined-null", PARTS: parts, **digest})
         object.__setattr__(self, "plan", ShufflePlan.for_rows(self.n_rows, 4 * self.d_in))
-
-    @property
-    def d_in(self) -> int:
-        """Width of a row: twice that of the first source."""
-        return self.rows.d_in
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of one pass."""
-        return int(self.info["n_rows"])
 
     def read(self, ranges: list[tuple[int, int]]) -> Columns:
         """Return the rows of these ranges; see `saekit.rows.source.Stored`."""
@@ -390,16 +477,29 @@ def joined_rows(address: str) -> JoinedRows | JoinedStreams | NullRows:
     ConfigError
         Not names and paths; see `join_rows` and `null_rows`.
     """
-    is_null = address.startswith(NULL)
+    rows = join_rows(named_paths(address))
+    return null_rows(rows) if address.startswith(NULL) else rows
+
+
+def named_paths(address: str) -> dict[str, str]:
+    """Return the paths of an address by name.
+
+    >>> named_paths("joined:base=rows-a, tuned=rows-b")
+    {'base': 'rows-a', 'tuned': 'rows-b'}
+
+    Raises
+    ------
+    ConfigError
+        A name or a path is missing, or a name comes twice.
+    """
     pairs = [each.partition("=") for each in address.partition(":")[2].split(",")]
     names = [name.strip() for name, _, _ in pairs]
     if any(not name or not path.strip() for name, (_, _, path) in zip(names, pairs)) or len({*names}) < len(names):
         raise ConfigError(
             f"`{address}` must give a name and a path for each source, different names. Write "
-            f"{JOINED}base=rows-a,tuned=rows-b, say."
+            f"{JOINED}base=PATH,tuned=PATH, say."
         )
-    rows = join_rows({name: path.strip() for name, (_, _, path) in zip(names, pairs)})
-    return null_rows(rows) if is_null else rows
+    return {name: path.strip() for name, (_, _, path) in zip(names, pairs)}
 
 
 def _check(sources: Mapping[str, Source]) -> None:
@@ -426,7 +526,7 @@ def _check(sources: Mapping[str, Source]) -> None:
         told = ", ".join(f"`{name}` {count:,}" for name, count in counts.items())
         raise ShapeError(
             f"join_rows: all sources must have the same rows; they have {told}. Capture them from the same texts, with "
-            "the same positions, and without a filter for outliers, which differ from module to module."
+            "the same tokenizer and positions, and without a filter for outliers, which differ from module to module."
         )
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -136,6 +136,9 @@ def _stream_at(reader: TextReader, shared: SharedBlocks, at: int, sample: Column
     )
 
 
+_Key: TypeAlias = tuple[int | None, int, int]
+
+
 @dataclass(eq=False)
 class SharedBlocks:
     """Blocks of rows at several hooks: one forward pass for all who read the same block."""
@@ -144,8 +147,8 @@ class SharedBlocks:
     contexts: Contexts
     split: Split | None = None
     """The processes that share the forward passes; `train` sets it for the time of a distributed run."""
-    _waiting: dict[tuple[int | None, int], dict[int, Columns]] = field(default_factory=dict)
-    """Rows that were computed and not yet taken, by seed and block, by the index of the hook."""
+    _waiting: dict[_Key, dict[int, Columns]] = field(default_factory=dict)
+    """Rows that were computed and not yet taken, by block, by the index of the hook."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -155,13 +158,13 @@ class SharedBlocks:
         assert isinstance(settings, StreamSettings)
         return settings
 
-    def take(self, key: tuple[int | None, int], at: int, chosen: Callable[[], Sequence[int] | np.ndarray]) -> Columns:
+    def take(self, key: _Key, at: int, chosen: Callable[[], Sequence[int] | np.ndarray]) -> Columns:
         """Return the rows of a block at one hook; the others wait for whoever takes them.
 
         Parameters
         ----------
         key
-            Seed and number of the block.
+            Seed, number and contexts of the block: blocks of two sizes hold other rows.
         at
             Index of the hook.
         chosen
@@ -249,7 +252,7 @@ class StreamRows:
             return random_order(len(self.contexts), "chunks", seed, epoch)[first:last]
 
         begin = time.perf_counter()
-        rows = self.shared.take((seed, number), self.at, chosen)
+        rows = self.shared.take((seed, number, self.block_contexts), self.at, chosen)
         self.seconds["lm"] += time.perf_counter() - begin
         for x in rows.matrices:
             check_finite(x.float(), 0, f"block {number} of the stream")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, did_you_mean
+from ..kinds import hints_of, says_none
 from ..sae import rules
 from ..sae.freeze import freeze_batchtopk, freeze_gated
 from ..sae.model import SAE
@@ -244,7 +245,9 @@ def config_from_dict(settings: Mapping[str, Any]) -> Config:
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in named]
     if missing:
         raise ConfigError(f"`{kind.__name__}.{missing[0]}` must be given; got {sorted(named)}. Add {missing[0]}=...")
-    return kind(**named)
+    hints = hints_of(kind)  # type: ignore[arg-type]
+    values: dict[str, Any] = {name: None if says_none(each, hints[name]) else each for name, each in named.items()}
+    return kind(**values)
 
 
 def _by_field(settings: Mapping[str, Any]) -> dict[str, Any]:

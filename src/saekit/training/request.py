@@ -205,18 +205,24 @@ def with_parts(config: Config, source: Source, start: object = None) -> Config:
                 "join_rows, which says the widths itself, or leave it out."
             )
         return config
+    check_crosscoder(config, start)
+    if own is not None and own != widths:
+        raise ConfigError(
+            f"train: `BatchTopK.parts` must be the widths of the rows, {widths}; got {own}. Leave it out."
+        )
+    assert isinstance(config, BatchTopK)
+    return replace(config, parts=widths)
+
+
+def check_crosscoder(config: Config, start: object = None) -> None:
+    """Refuse what crosscoders have not: other architectures than BatchTopK, a start from another SAE."""
     if not isinstance(config, BatchTopK):
         raise ConfigError(
             f"train: a crosscoder must be a BatchTopK; got {type(config).__name__}. Its rows are those of several "
             "sources side by side."
         )
-    if own is not None and own != widths:
-        raise ConfigError(
-            f"train: `BatchTopK.parts` must be the widths of the rows, {widths}; got {own}. Leave it out."
-        )
     if start is not None:
         raise ConfigError("train: `start` must be left out for a crosscoder.")
-    return replace(config, parts=widths)
 
 
 def check_ranks(request: Request, mesh: Mesh) -> None:
