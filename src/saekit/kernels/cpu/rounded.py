@@ -43,7 +43,7 @@ FARTHER = 3.0
 exp(FARTHER * bound)`` then, if pre-activations are normal and 0.1% to 1% of the latents are kept."""
 
 CHEAPER = {"bf16": {True: 28, False: 75}, "fp32": {True: 25, False: 40}}
-"""On how many latents whole numbers save the time that one more candidate costs, by the format that is multiplied instead:
+"""On how many latents whole numbers save the time that one more candidate costs, by the format that takes over:
 when the encoder stays in the last cache, and when it comes from memory. From times on a Zen 5 (bf16), where it makes
 little difference near the limit, and on a Zen 4 with no instructions beyond AVX2 (fp32)."""
 
