@@ -158,16 +158,19 @@ LONG = ("TopK, 4 times the rows", "TopK, 16 times the rows")
 ARCHITECTURES = ("BatchTopK", "Matryoshka", "Matryoshka, balance .75", "JumpReLU", "Gated", "ReLU")
 QUEUE: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (
     (MODELS, CLOSE, 48),
-    (RANDOM, CLOSE, 24),
+    (RANDOM[:1], CLOSE, 24),
     (MODELS, STEADY + WIDTHS, 8),
     (MODELS, OTHERS + STARTS + SHORT, 5),
     (RANDOM, STEADY + WIDTHS[::2], 5),
     (("synthetic",), STEADY + OTHERS, 5),
     (RANDOM, OTHERS, 5),
-    (MODELS, LONG, 3),
+    (MODELS, LONG[:1], 8),
+    (MODELS, LONG[1:], 3),
+    (MODELS[1:], ("AbsTopK", "iSAE .1"), 16),
+    (MODELS[1:], ("mutual .1, together",), 10),
     (("synthetic",), ARCHITECTURES, 5),
 )
-"""Places, methods and seeds, in the order in which cells are made; of cells named twice the last has most seeds."""
+"""Places, methods and seeds, in the order in which cells are made; one that has as many seeds is not made again."""
 
 
 def main() -> None:
