@@ -1,8 +1,8 @@
 """Training step: saekit beside the peers' own trainers and beside plain torch, in turns.
 
 ``python benchmarks/step.py`` measures all shapes (about 40 minutes); ``--quick`` one repetition of the small ones.
-``--shapes 64:2048:16:2048,64:4096:16:2048,... --write`` shows how it grows with d, n, k and rows. ``--avx2`` and
-``--floor`` make tables of their own.
+``--shapes 64:2048:16:2048,64:4096:16:2048,... --write`` shows how it grows with d, n, k and rows. ``--avx2``,
+``--avx2 --vnni`` and ``--floor`` make tables of their own.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ The TopK step above with no instructions beyond AVX2 for any contestant, as on a
 oneDNN's and MKL's are limited by their environment variables (`contestants/arena.py`). "fp32 product" is the encoder's
 product alone, in blocks of 32 MiB, which were the fastest."""
 
+VNNI = """## Training step with AVX2 and VNNI
+
+The same with one instruction more, which sums products of bytes in 256-bit registers, as laptops have it that have
+AVX-VNNI and no AVX-512. It is a stand-in: the encoding of AVX-512 VNNI of the same instruction, run on a processor with
+AVX-512; what is beside the product may be compiled for 512-bit registers (a Zen 4 does these in two halves)."""
+
 FLOOR = """## Training step at the sizes of real models, and its floor
 
 A TopK step at shapes whose weights and moments do not fit into any cache, beside the encoder's product alone and
@@ -64,15 +70,18 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu", help="cuda: needs a GPU; see PEER_PYTHON in arena.py")
     parser.add_argument("--avx2", action="store_true", help="no instructions beyond AVX2, for any contestant")
+    parser.add_argument("--vnni", action="store_true", help="with --avx2: and VNNI in 256-bit registers")
     parser.add_argument("--floor", action="store_true", help="TopK at large shapes beside product and pass, no peers")
     parser.add_argument("--product", choices=["bf16", "fp32"], default="", help="which one (bf16, with --avx2 fp32)")
     parser.add_argument("--cpu-time", action="store_true", help="time of all threads, on a machine that is shared")
+    parser.add_argument("--threads", type=int, default=2, help="of each contestant")
     parser.add_argument("--write", action="store_true", help="write the tables whatever was chosen")
     options = parser.parse_args()
     chosen = [tuple(int(part) for part in shape.split(":")) for shape in options.shapes.split(",") if shape]
     peers = [] if options.only and not set(options.only.split(",")) & set(arena.PEERS) else arena.available_peers()
     # The fp32 product is the fastest in larger blocks, with more latents: smaller ones read the encoder more often.
-    processor = {"processor": "avx2", "block_bytes": 32 * 2**20} if options.avx2 else {}
+    limit = "avx2-vnni" if options.vnni else "avx2"
+    processor = {"processor": limit, "block_bytes": 32 * 2**20} if options.avx2 else {}
     processor |= {"block_bytes": 128 * 2**20} if options.product == "fp32" else {}
     workloads = []
     product = f"{options.product or ('fp32' if options.avx2 else 'bf16')} product"
@@ -92,18 +101,19 @@ def main() -> None:
                 {"work": "step", "device": options.device, **sizes, "dead": options.dead, **processor},
                 repetitions=1 if options.quick else options.repetitions * (5 if small else 1),
                 warmup=10 if small else 2,
+                threads=options.threads,
                 clock="cpu_seconds" if options.cpu_time else "seconds",
             )
             title = f"{arch}: d = {d}, n = {n:,}, k = {k}, batch {batch:,}"
             workloads.append({"title": title, **sizes, "results": results})
             print(title, *arena.HEADER, *arena.table(results, "saekit"), "", sep="\n", flush=True)
     if options.write or not (options.quick or options.only or options.shapes or options.arch):
-        kind = "avx2" if options.avx2 else "floor" if options.floor else options.device
+        kind = limit if options.avx2 else "floor" if options.floor else options.device
         clock = " Times are CPU time of all threads, on a shared machine." if options.cpu_time else ""
         arena.write(
             "step" if kind == "cpu" else f"step-{kind}",
             workloads,
-            {"avx2": AVX2, "floor": FLOOR}.get(kind, ABOUT) + clock,
+            {"avx2": AVX2, "avx2-vnni": VNNI, "floor": FLOOR}.get(kind, ABOUT) + clock,
             " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
         )
 

@@ -24,9 +24,13 @@ of PYTHONPATH."""
 
 AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "-avx512f",
+    "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,-avx512f",
 }  # fmt: skip
-"""Environment in which torch, oneDNN, MKL and numba use no instructions beyond AVX2."""
+PROCESSORS = {
+    "avx2": AVX2,
+    "avx2-vnni": AVX2 | {"NUMBA_CPU_FEATURES": "+avx2,+fma,+avx512vnni,+avx512vl,+prefer-256-bit"},
+}
+"""Environments in which torch, oneDNN, MKL and numba use no instructions beyond AVX2, or only that of VNNI."""
 
 
 def models() -> dict[str, str]:
@@ -55,7 +59,7 @@ class Contestant:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SAEKIT_")}
         # Threads that spin while they wait are in the way of everybody else: the same rule for all contestants.
         environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-        environment |= AVX2 if job.get("processor") == "avx2" else {}
+        environment |= PROCESSORS.get(job.get("processor", ""), {})
         more = os.environ.get("PYTHONPATH", "").split(os.pathsep) if peer else []
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(ROOT / "src"), *filter(None, more)])
         self.errors = Path(tempfile.gettempdir(), f"saekit-{name}.log") if peer else None

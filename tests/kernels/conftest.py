@@ -29,6 +29,6 @@ def whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"no fast kernels here: {reason}")
     from saekit.kernels.cpu import low_bit_matmul
 
-    if not low_bit_matmul.multiplies_bytes():
+    if not low_bit_matmul.byte_products():
         pytest.skip("no instructions for products of bytes")
     monkeypatch.setattr(low_bit_matmul, "pays", lambda: True)

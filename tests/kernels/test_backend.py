@@ -92,7 +92,7 @@ def _environment() -> dict[str, str]:
 # What numba may be told to compile for: (environment, format of the product where the processor has them all).
 TARGETS = [
     ({"NUMBA_CPU_NAME": "generic"}, "fp32"),
-    ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "-avx512f"}, "fp32"),
+    ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,-avx512f"}, "fp32"),
     (
         {"NUMBA_CPU_NAME": "haswell"},
         "bf16, not run",

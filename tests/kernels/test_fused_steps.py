@@ -346,13 +346,14 @@ def test_steps_are_bitwise_the_same_whichever_product_finds_the_candidates(
     monkeypatch.setattr(rounded, "FARTHER", 0.0)
     learners = []
     own = kernels.bf16_unavailable() is None  # else fp32 takes its place
-    for whole, bf16 in ((True, own), (False, own), (False, False)):
+    for whole, bf16 in ((True, own), (False, own), (True, False), (False, False)):
         monkeypatch.setattr(low_bit_matmul, "whole_numbers_pay", lambda whole=whole: whole)
         monkeypatch.setattr(rounded, "multiplies_bf16", lambda bf16=bf16: bf16)
         learners.append(new(CONFIGS[name]))
         for x in rows(8):
             fused_step(learners[-1], x)
     assert_same(learners[0], learners[1])
+    assert_same(learners[2], learners[3])
     assert_close(learners[0], learners[2])  # in fp32, AuxK adds in another order
 
 

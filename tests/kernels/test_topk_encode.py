@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,6 +59,17 @@ def assert_top_k(values: Tensor, indices: Tensor, x: Tensor, W: Tensor, b: Tenso
     low = (chosen.relu() + slack.gather(1, indices)).min(1).values
     rest = (exact - slack).scatter(1, indices, -torch.inf)
     assert (rest.max(1).values <= low).all(), "a latent that was left out is larger than one that was kept"
+
+
+@contextlib.contextmanager
+def whole_by(which: int) -> Iterator[None]:
+    """Multiply whole numbers by the product that is so far behind the fastest one here."""
+    from saekit.kernels.cpu import low_bit_matmul
+
+    product = low_bit_matmul.byte_products()[which]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(low_bit_matmul, "byte_products", lambda: (product,))
+        yield
 
 
 @contextlib.contextmanager
@@ -179,20 +191,22 @@ def bound(rows: Any, latents: Any, d: int) -> Tensor:
     kind=kinds,
     scale=st.sampled_from([1.0, 1e-18, 1e-11, 1e12]),
     uneven=st.booleans(),
+    which=st.integers(0, 2),
 )
 @settings(max_examples=80)
 def test_the_bound_of_whole_numbers_holds(
-    shape: tuple[int, int, int], seed: int, kind: str, scale: float, uneven: bool
+    shape: tuple[int, int, int], seed: int, kind: str, scale: float, uneven: bool, which: int
 ) -> None:
     """The same of their product, whose columns are balanced before."""
     from saekit.kernels.cpu import low_bit_matmul, rounded, selection_numba
 
-    if not low_bit_matmul.multiplies_bytes():
+    if which >= len(low_bit_matmul.byte_products()):
         pytest.skip("no instructions for products of bytes")
     n, d, n_latents = shape
     x, W, b = problem(seed, n, d, n_latents, kind)
     x = x * scale * (torch.logspace(-2, 2, d) if uneven else 1.0)
-    latents = rounded.round_latents8(W, "W", rounded.balance(x, W))
+    with whole_by(which):
+        latents = rounded.round_latents8(W, "W", rounded.balance(x, W))
     rows = rounded.round_rows8(x, "x", latents.factor)
     bias_reach = rounded.with_bias(latents, b)
     width = low_bit_matmul.PANEL * len(latents.copy)
@@ -239,6 +253,58 @@ def test_a_latent_that_rounding_hides_as_well_as_it_can_is_found(monkeypatch: py
     offsets, latents, _ = kernels.threshold_encode(x.expand(40, 65), W, torch.zeros(600), torch.full((600,), 25.0))
     assert offsets.tolist() == list(range(41))
     assert (latents == 300).all()
+
+
+@pytest.mark.parametrize("d", [64, 67])
+@pytest.mark.usefixtures("whole_numbers")
+def test_whole_numbers_as_large_as_they_get_are_multiplied_exactly(d: int) -> None:
+    """Sums of all largest bytes of one sign: whatever adds them up in too few bits, or stops at a largest, shows."""
+    from saekit.kernels.cpu import low_bit_matmul, rounded
+
+    x = torch.full((7, d), 127.0)
+    x[1::2] *= -1
+    x[2] = torch.arange(d) % 128 - 64.0
+    x[2, 0] = 127.0
+    W = torch.zeros(70, d)  # the sizes of two columns side by side sum to 127 at most: `PAIRED` has those as they are
+    W[:, 0::2], W[:, 1 : d - d % 2 : 2] = 127.0, 0.0
+    W[20:40, 0::2], W[20:40, 1::2] = 64.0, 63.0
+    W[40:] = -W[5:35]
+    W[69, 5:] = 0.0
+    for which in range(len(low_bit_matmul.byte_products())):
+        with whole_by(which):
+            latents = rounded.round_latents8(W, "W", np.ones(d, np.float32))
+        latents.whole.scale[:70], latents.whole.bias[:] = 1.0, 0.0
+        rows = rounded.round_rows8(x, "x", np.ones(d, np.float32))
+        P, best = torch.zeros((12, 128), dtype=torch.bfloat16), torch.zeros((12, 16), dtype=torch.int16)
+        low_bit_matmul.multiply8(7, rows.whole, latents.whole, P.view(torch.int16).numpy(), best.numpy())
+        paired = low_bit_matmul.byte_products()[which].in_pairs
+        by_steps = W if paired else W * (127 / W.abs().amax(1))[:, None]
+        numbers = by_steps.add(0.5 * by_steps.sign()).trunc()  # as `rounding_numba._whole`
+        assert torch.equal(P[:7, :70], (x.double() @ numbers.double().T).bfloat16()), which
+
+
+@pytest.mark.usefixtures("whole_numbers")
+def test_vnni_without_avx512_is_the_short_form_on_256_bits() -> None:
+    """As LLVM compiles it for an Alder Lake: it is not run."""
+    import llvmlite.binding as llvm
+    from numba import njit, typeof
+
+    from saekit.kernels.cpu import low_bit_matmul
+
+    if low_bit_matmul.NARROW not in low_bit_matmul.byte_products():
+        pytest.skip("LLVM would have to compile it for this processor first")
+    floats, words = np.zeros(64, np.float32), np.zeros((1, 4, 4, 16), np.int32)
+    x = low_bit_matmul.WholeRows(words[0, 0], floats)
+    W = low_bit_matmul.WholeLatents(words, np.zeros(64, np.int32), floats, floats)
+    types = tuple(typeof(each) for each in (6, x, W, np.zeros((6, 64), np.int16), np.zeros((6, 8), np.int16)))
+    compiled = njit(low_bit_matmul.multiply8.py_func)
+    compiled.compile(types)
+    machine = llvm.Target.from_default_triple().create_target_machine(cpu="alderlake", opt=2)
+    code = machine.emit_assembly(llvm.parse_assembly(compiled.inspect_llvm(types)))
+    products = re.findall(r"(.*)\tvpdpbusd\t(.*)", code)
+    assert len(products) >= 4 * 12  # the tiles of a panel
+    assert all(form.strip() == "{vex}" and "%ymm" in registers for form, registers in products)
+    assert not re.search(r"%zmm|%ymm(1[6-9]|2[0-9]|3[01])", code)
 
 
 @pytest.mark.usefixtures("whole_numbers")
@@ -472,16 +538,12 @@ def test_codes_are_bitwise_the_same_with_any_product(
     x, W, b = problem(2, n, d, n_latents, kind)
     x[: n // 2] *= torch.logspace(-1.5, 1.5, d)
     codes = []
-    whole, bf16 = low_bit_matmul.multiplies_bytes(), kernels.bf16_unavailable() is None
-    for eight, packed, fp32 in (
-        (whole, True, False),
-        (False, True, False),
-        (False, False, False),
-        (False, False, True),
-    ):
+    bf16 = kernels.bf16_unavailable() is None
+    ways = [((each,), True, False) for each in low_bit_matmul.byte_products()]
+    for whole, packed, fp32 in (*ways, ((), True, False), ((), False, False), ((), False, True)):
         monkeypatch.setattr(rounded, "multiplies_bf16", lambda fp32=fp32: not fp32 and bf16)
         monkeypatch.setattr(low_bit_matmul, "pays", lambda packed=packed: packed)
-        monkeypatch.setattr(low_bit_matmul, "whole_numbers_pay", lambda eight=eight: eight)
+        monkeypatch.setattr(low_bit_matmul, "byte_products", lambda whole=whole: whole)
         monkeypatch.setattr(rounded, "FARTHER", 0.0)
         offsets, indices, values = kernels.threshold_encode(x, W, b - 3, None)
         order = (indices + n_latents * torch.repeat_interleave(torch.arange(n), offsets.diff())).argsort()

@@ -195,7 +195,7 @@ def test_a_processor_that_llvm_does_not_know_has_no_instructions(monkeypatch: py
         raise RuntimeError("failed to get host cpu features")
 
     monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", unknown)
-    backend.has_instruction.cache_clear()
+    backend.has_instructions.cache_clear()
     assert not backend.has_instruction("avx512bf16")
     assert kernels.describe().instructions == ()
-    backend.has_instruction.cache_clear()
+    backend.has_instructions.cache_clear()

@@ -151,7 +151,7 @@ def traffic(place, n, k, aux):
     sent = torch.tensor(float(bytes_sent() - before))
     dist.all_reduce(sent)
     k_aux = learner.resolved.k_aux if aux else 0
-    used, sparse = seen[0] if seen else (None, False)
+    used, sparse = seen[-1] if seen else (None, False)
     formula = torch.tensor(bytes_per_step(n, d, k, batch, place.data_size, place.latent_size, k_aux, used))
     dist.all_reduce(formula)  # shards of the latents differ in how many are used
     return [float(sent) / place.size, float(formula) / place.size, sparse]

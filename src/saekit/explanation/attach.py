@@ -61,7 +61,8 @@ def attach(
     With codes z and edited codes z', hidden states become ``x + sum_j (z'_j - z_j) W_dec[j]`` (the SAE's scaling
     undone), so that what the SAE does not explain stays, and edits that change no code change no bit. The rule never
     chooses again: an edit of one latent leaves the others as they are. Attachments nest, at one hook or at several. A
-    transcoder's codes come from the hidden states that it reads, and the sum is added to those that it predicts.
+    transcoder's codes come from the hidden states that it reads, and the sum is added to those that it predicts. Of
+    several processes each changes its own model alone.
 
     Parameters
     ----------

@@ -97,20 +97,24 @@ def bf16_unavailable() -> str | None:
     return reason
 
 
-@functools.cache
 def has_instruction(name: str) -> bool:
-    """Return whether the processor has an instruction set of AVX-512 and numba may use it.
+    """Return whether the processor has an instruction set of AVX-512 and numba may use it on 512-bit registers."""
+    return has_instructions("avx512f", "avx512bw", name)
+
+
+@functools.cache
+def has_instructions(*names: str) -> bool:
+    """Return whether the processor has all of these instruction sets and numba may use them.
 
     LLVM ends the process on an intrinsic that its target lacks, and the target is not always this processor:
     NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another.
     """
     from numba.core.registry import cpu_target
 
-    if not host_features().get(name, False):
-        return False
+    host = host_features()
     # As LLVM reads the list: the last sign counts, and to take away what a feature is built on takes it away as well.
     signs = {word[1:]: word[0] for word in cpu_target.target_context.codegen().magic_tuple()[2].split(",") if word}
-    return all(signs.get(base) == "+" for base in ("avx512f", "avx512bw", name))
+    return all(host.get(name, False) and signs.get(name) == "+" for name in names)
 
 
 def host_features() -> Mapping[str, bool]:

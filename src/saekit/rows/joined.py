@@ -208,9 +208,12 @@ class JoinedRows(Sized):
 
     sources: Mapping[str, Stored] = field(repr=False)
     info: dict[str, Any] = field(init=False, repr=False)
+    plan: ShufflePlan = field(init=False, repr=False)
+    """In which order rows are read."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "info", _info_of(self.sources, "joined"))
+        object.__setattr__(self, "plan", ShufflePlan.for_rows(self.n_rows, 4 * self.d_in))
 
     def read(self, ranges: list[tuple[int, int]]) -> Columns:
         """Return the rows of these ranges; see `saekit.rows.source.Stored`."""
@@ -221,15 +224,16 @@ class JoinedRows(Sized):
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Yield rows in batches, see `saekit.rows.source.Source.batches`; a thread reads the next block meanwhile."""
         start = check_reading(self, batch_rows, seed, start)
-        return planned_batches(self, batch_rows, seed, start)
+        return _planned_batches(self, batch_rows, seed, start)
 
 
-def planned_batches(rows: Stored, batch_rows: int, seed: int | None, start: tuple[int, int]) -> Iterator[Batch]:
-    """Yield stored float32 rows in batches."""
-    plan = ShufflePlan.for_rows(rows.n_rows or 0, 4 * rows.d_in)
+def _planned_batches(
+    rows: JoinedRows | NullRows, batch_rows: int, seed: int | None, start: tuple[int, int]
+) -> Iterator[Batch]:
+    """Yield rows in batches."""
 
     def block_at(number: int) -> Block | None:
-        return planned_block(plan, seed, number, rows.read)
+        return planned_block(rows.plan, seed, number, rows.read)
 
     return read_ahead(block_at, batch_rows, start)
 
@@ -383,12 +387,15 @@ class NullRows(Sized):
     """Standard deviation of the noise ``[d]``, in the units of the first source."""
     seed: int
     info: dict[str, Any] = field(init=False, repr=False)
+    plan: ShufflePlan = field(init=False, repr=False)
+    """In which order rows are read."""
 
     def __post_init__(self) -> None:
         own = self.rows.info
         parts = [{"name": part["name"], "width": part["width"], "null": True} for part in own[PARTS]]
         digest = {} if "digest" not in own else {"digest": digest_bytes(f"null {self.seed} {own['digest']}".encode())}
         object.__setattr__(self, "info", {**own, "kind": "joined-null", PARTS: parts, **digest})
+        object.__setattr__(self, "plan", ShufflePlan.for_rows(self.n_rows, 4 * self.d_in))
 
     def read(self, ranges: list[tuple[int, int]]) -> Columns:
         """Return the rows of these ranges; see `saekit.rows.source.Stored`."""
@@ -414,7 +421,7 @@ class NullRows(Sized):
     def batches(self, batch_rows: int, *, seed: int | None = None, start: tuple[int, int] = (0, 0)) -> Iterator[Batch]:
         """Yield rows in batches; see `saekit.rows.source.Source.batches`."""
         start = check_reading(self, batch_rows, seed, start)
-        return planned_batches(self, batch_rows, seed, start)
+        return _planned_batches(self, batch_rows, seed, start)
 
 
 def null_rows(rows: Source, *, seed: int = 0) -> NullRows:

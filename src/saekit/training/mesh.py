@@ -188,19 +188,24 @@ def reduce_gradients(mesh: Mesh, gradients: dict[str, Tensor]) -> None:
     """Average gradients over the ranks with other rows, in place; of latents that did nothing, nothing is sent.
 
     Where few latents of every rank have a gradient, their numbers and rows are gathered and added in the order of the
-    ranks; else everything is summed. See `sparse_pays`.
+    ranks; else everything is summed. See `sparse_pays`. Where the biases alone say that it does not pay, rows are not
+    looked through.
     """
     if mesh.data_size == 1:
         return
     of_latents = {name: g.reshape(len(g), -1) for name, g in gradients.items() if name not in SHARED}
     dense = list(gradients)
     if of_latents:
-        used = torch.stack([(g != 0).any(1) for g in of_latents.values()]).any(0).nonzero()[:, 0]
-        most = torch.tensor(len(used), device=used.device)
-        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=mesh.data)
         widths = [g.shape[1] for g in of_latents.values()]
-        n = len(next(iter(of_latents.values())))
-        if sparse_pays(n, sum(widths), int(most), mesh.data_size):
+        first = next(iter(of_latents.values()))
+        n, used = len(first), None
+        count = max(int(g.count_nonzero()) if width == 1 else 0 for g, width in zip(of_latents.values(), widths))
+        if sparse_pays(n, sum(widths), count, mesh.data_size):
+            used = torch.stack([(g != 0).any(1) for g in of_latents.values()]).any(0).nonzero()[:, 0]
+            count = len(used)
+        most = torch.tensor(count, device=first.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=mesh.data)
+        if used is not None and sparse_pays(n, sum(widths), int(most), mesh.data_size):
             whole = _sum_of_rows(mesh, of_latents, used, int(most)).div_(mesh.data_size)
             for name, part in zip(of_latents, whole.split(widths, dim=1)):
                 gradients[name] = part.contiguous().view(gradients[name].shape)

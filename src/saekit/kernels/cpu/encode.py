@@ -4,8 +4,8 @@ A block of rows at a time is multiplied with all latents in few bits (`rounded`,
 product may be off is known, so most latents are ruled out by it (`selection_numba`), and only what is left is
 multiplied again in fp32. The codes are those of the fp32 product, whatever the format of the copies.
 
-Where the processor multiplies no bf16 (AVX2, NEON), torch multiplies in fp32 instead: some latents at a time, so
-that it is in a cache when it is narrowed to bf16 and the largest of every lane are taken from it.
+Where the processor multiplies neither whole numbers nor bf16 (NEON), torch multiplies in fp32 instead: some latents at
+a time, so that it is in a cache when it is narrowed to bf16 and the largest of every lane are taken from it.
 """
 
 from __future__ import annotations

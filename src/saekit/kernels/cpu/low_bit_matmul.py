@@ -29,6 +29,24 @@ LANE = 8
 """Latents of the lanes that `multiply` finds the maxima of."""
 
 
+class ByteProduct(NamedTuple):
+    """How the processor multiplies whole numbers."""
+
+    lanes: int
+    """Sums in a register."""
+    vectors: int
+    """Registers of latents that a tile has side by side: with `ROWS` rows, all that sums find room in."""
+    in_pairs: bool
+    """Whether pairs of products are added up in 16 bits first: those of a latent must leave room for that."""
+    why: str
+    """What the processor has, in words."""
+
+    @property
+    def tile(self) -> int:
+        """Latents of a tile; a panel is made of whole ones."""
+        return self.lanes * self.vectors
+
+
 class WholeRows(NamedTuple):
     """Rows as whole numbers, in the order of `multiply8`."""
 
@@ -42,7 +60,8 @@ class WholeLatents(NamedTuple):
     """Latents as whole numbers, in the order of `multiply8`."""
 
     words: np.ndarray
-    """``[panels, width / 4, PANEL]`` int32: four bytes each, numbers from -127 to 127."""
+    """Four bytes each, numbers from -127 to 127, as int32 ``[panels, width / 4, PANEL]`` for `WIDE` and ``[panels,
+    tiles, width / 4, latents of a tile]`` for `NARROW`; the same as uint32 for `PAIRED`: code is made by types."""
     starts: np.ndarray
     """-128 times the sum of each latent's numbers: takes back what was added to those of rows."""
     scale: np.ndarray
@@ -58,14 +77,23 @@ def pays() -> bool:
     return not backend.host_features().get("amx-bf16", False)
 
 
-def multiplies_bytes() -> bool:
-    """Return whether numba may use the instructions of `multiply8`."""
-    return backend.has_instruction("avx512vnni")
+WIDE = ByteProduct(16, PANEL // 16, False, "the processor has AVX-512 VNNI")
+NARROW = ByteProduct(8, 2, False, "the processor has VNNI in 256-bit registers")
+PAIRED = ByteProduct(8, 2, True, "the processor has AVX2, and no VNNI")
+
+
+@functools.cache
+def byte_products() -> tuple[ByteProduct, ...]:
+    """Return how numba may multiply whole numbers on this processor, the fastest first; empty where it may not."""
+    # AVX-VNNI is what processors without AVX-512 have. That of AVX-512 in 256-bit registers is the same instruction.
+    narrow = backend.has_instructions("avxvnni") or backend.has_instructions("avx512vnni", "avx512vl")
+    there = {WIDE: backend.has_instruction("avx512vnni"), NARROW: narrow, PAIRED: backend.has_instructions("avx2")}
+    return tuple(product for product, has_it in there.items() if has_it)
 
 
 def whole_numbers_pay() -> bool:
     """Return whether `multiply8` can run and is faster than `multiply` and torch's product."""
-    return pays() and multiplies_bytes()
+    return pays() and bool(byte_products())
 
 
 def _tile_of(eight: bool) -> Any:
@@ -83,15 +111,20 @@ def _tile_of(eight: bool) -> Any:
     multiplies pairs of bf16. Arguments are flat: what builds code takes arrays and numbers only.
 
     Sums of whole numbers begin at ``starts[latent_at + j]``; they are multiplied by ``scales[latent_at + j] *
-    row_scales[row_at + r]``, and ``bias[latent_at + j]`` is added.
+    row_scales[row_at + r]``, and ``bias[latent_at + j]`` is added. Which product it is shows in the type of `panels`
+    (see `WholeLatents`).
     """
-    vectors = PANEL // 16
     word, long, short = ir.IntType(32), ir.IntType(64), ir.IntType(16)
-    words, floats, shorts = ir.VectorType(word, 16), ir.VectorType(ir.FloatType(), 16), ir.VectorType(short, 32)
-    kind_of_sum = words if eight else floats
     number = functools.partial(ir.Constant, long)
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        given = signature.args[2]
+        size, vectors, in_pairs, _ = WIDE if given.ndim == 3 else NARROW if given.dtype.signed else PAIRED
+        words, floats, shorts = (
+            ir.VectorType(word, size), ir.VectorType(ir.FloatType(), size), ir.VectorType(short, 2 * size)
+        )  # fmt: skip
+        kind_of_sum = words if eight else floats
+
         def data(which: int) -> Any:
             return context.make_array(signature.args[which])(context, builder, args[which]).data
 
@@ -108,16 +141,28 @@ def _tile_of(eight: bool) -> Any:
         def function(name: str, result: Any, *arguments: Any) -> Any:
             return builder.module.declare_intrinsic(name, (), ir.FunctionType(result, arguments))
 
-        def of_latents(which: int, kind: Any) -> list[Any]:
+        def of_latents(which: int, first: int, kind: Any) -> list[Any]:
             base, at = data(which), args[14]
-            return [builder.load(address(base, at, 0, number(0), 16 * v, kind), align=4) for v in range(vectors)]
+            places = (address(base, at, 0, number(0), first + size * v, kind) for v in range(vectors))
+            return [builder.load(place, align=4) for place in places]
 
-        name = "llvm.x86.avx512.vpdpbusd.512" if eight else "llvm.x86.avx512bf16.dpbf16ps.512"
-        dot = function(name, kind_of_sum, kind_of_sum, words, words)
-        has_bf16 = backend.has_instruction("avx512bf16")
+        def all_lanes(kind: Any, value: Any) -> Any:
+            return ir.Constant(kind, [value] * kind.count)
+
+        def plus_product(total: Any, row: Any, latents: Any) -> Any:
+            if in_pairs:
+                octets = ir.VectorType(ir.IntType(8), 4 * size)
+                by_pairs = function("llvm.x86.avx2.pmadd.ub.sw", shorts, octets, octets)
+                sum_of_pairs = function("llvm.x86.avx2.pmadd.wd", words, shorts, shorts)
+                pairs = builder.call(by_pairs, [builder.bitcast(part, octets) for part in (row, latents)])
+                return builder.add(total, builder.call(sum_of_pairs, [pairs, all_lanes(shorts, 1)]))
+            name = f"llvm.x86.avx512.vpdpbusd.{32 * size}" if eight else "llvm.x86.avx512bf16.dpbf16ps.512"
+            return builder.call(function(name, kind_of_sum, kind_of_sum, words, words), [total, row, latents])
+
+        has_bf16 = size == 16 and backend.has_instruction("avx512bf16")
 
         def narrow(high: Any, low: Any) -> Any:
-            """Return 32 bf16 of two vectors of sums, rounded to nearest, ties to even."""
+            """Return the bf16 of two vectors of sums, rounded to nearest, ties to even."""
             if has_bf16:
                 return builder.call(
                     function("llvm.x86.avx512bf16.cvtne2ps2bf16.512", shorts, floats, floats), [high, low]
@@ -125,59 +170,65 @@ def _tile_of(eight: bool) -> Any:
             halves = []
             for part in (low, high):  # as `intrinsics_numba.narrow`
                 bits = builder.bitcast(part, words)
-                even = builder.and_(builder.lshr(bits, ir.Constant(words, [16] * 16)), ir.Constant(words, [1] * 16))
-                bits = builder.add(builder.add(bits, ir.Constant(words, [0x7FFF] * 16)), even)
-                upper = builder.lshr(bits, ir.Constant(words, [16] * 16))
-                halves.append(builder.trunc(upper, ir.VectorType(short, 16)))
-            mask = ir.Constant(ir.VectorType(word, 32), list(range(32)))
+                even = builder.and_(builder.lshr(bits, all_lanes(words, 16)), all_lanes(words, 1))
+                bits = builder.add(builder.add(bits, all_lanes(words, 0x7FFF)), even)
+                halves.append(builder.trunc(builder.lshr(bits, all_lanes(words, 16)), ir.VectorType(short, size)))
+            mask = ir.Constant(ir.VectorType(word, 2 * size), list(range(2 * size)))
             return builder.shuffle_vector(*halves, mask)
 
-        starts = of_latents(11, words) if eight else [ir.Constant(floats, [0.0] * 16)] * vectors
-        before = builder.block
-        loop, after = builder.append_basic_block("words"), builder.append_basic_block("done")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        p = builder.phi(long)
-        p.add_incoming(number(0), before)
-        # Every sum is a value of the loop (a phi), not memory: so it stays in its register.
-        sums = [[builder.phi(kind_of_sum) for _ in range(vectors)] for _ in range(ROWS)]
-        panel = builder.add(panel_at, builder.mul(p, number(PANEL)))
-        latents = [
-            builder.load(address(panels, panel, 0, number(0), 16 * v, words), align=64) for v in range(vectors)
-        ]  # fmt: skip
-        for r in range(ROWS):
-            row = everywhere(builder, builder.load(address(x, builder.add(x_at, p), r, length, 0, word), align=4), 16)
-            for v in range(vectors):
-                sums[r][v].add_incoming(starts[v], before)
-                sums[r][v].add_incoming(builder.call(dot, [sums[r][v], row, latents[v]]), loop)
-        following = builder.add(p, number(1))
-        p.add_incoming(following, loop)
-        builder.cbranch(builder.icmp_signed("<", following, length), loop, after)
-        builder.position_at_end(after)
-        if eight:
-            scales, bias = of_latents(12, floats), of_latents(13, floats)
-            row_scales, row_at = data(15), args[16]
-        for r in range(ROWS):
-            done = [phi.incomings[1][0] for phi in sums[r]]
+        def sums_of(first: int) -> list[list[Any]]:
+            """Return the sums of all rows and the latents of the tile that begins with this one of the panel."""
+            starts = of_latents(11, first, words) if eight else [all_lanes(floats, 0.0)] * vectors
+            tile_at = builder.add(panel_at, builder.mul(number(first), length))
+            before = builder.block
+            loop, after = builder.append_basic_block("words"), builder.append_basic_block("done")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            p = builder.phi(long)
+            p.add_incoming(number(0), before)
+            # Every sum is a value of the loop (a phi), not memory: so it stays in its register.
+            sums = [[builder.phi(kind_of_sum) for _ in range(vectors)] for _ in range(ROWS)]
+            at = builder.add(tile_at, builder.mul(p, number(size * vectors)))
+            places = (address(panels, at, 0, number(0), size * v, words) for v in range(vectors))
+            latents = [builder.load(place, align=4) for place in places]
+            for r in range(ROWS):
+                place = address(x, builder.add(x_at, p), r, length, 0, word)
+                row = everywhere(builder, builder.load(place, align=4), size)
+                for v in range(vectors):
+                    sums[r][v].add_incoming(starts[v], before)
+                    sums[r][v].add_incoming(plus_product(sums[r][v], row, latents[v]), loop)
+            following = builder.add(p, number(1))
+            p.add_incoming(following, loop)
+            builder.cbranch(builder.icmp_signed("<", following, length), loop, after)
+            builder.position_at_end(after)
+            return [[phi.incomings[1][0] for phi in row_sums] for row_sums in sums]
+
+        keys: list[list[Any]] = [[] for _ in range(ROWS)]
+        for first in range(0, PANEL, size * vectors):
+            sums = sums_of(first)
             if eight:
-                factor = address(row_scales, row_at, r, number(1), 0, ir.FloatType())
-                scale = everywhere(builder, builder.load(factor, align=4), 16)
-                done = [
-                    builder.fadd(
-                        builder.fmul(builder.sitofp(done[v], floats), builder.fmul(scales[v], scale)), bias[v]
-                    )
-                    for v in range(vectors)
-                ]  # fmt: skip
-            keys = []  # two vectors of 16 sums make one of 32 bf16
-            for half in range(vectors // 2):
-                bits = narrow(done[2 * half + 1], done[2 * half])
-                builder.store(bits, address(P, P_at, r, width, 32 * half, shorts), align=2)
-                sign = builder.ashr(bits, ir.Constant(shorts, [15] * 32))
-                keys.append(builder.xor(bits, builder.and_(sign, ir.Constant(shorts, [0x7FFF] * 32))))
-            largest, size = larger(*keys), PANEL // 2  # halves of a vector are compared until lanes are left
-            while size > PANEL // LANE:
-                size //= 2
-                parts = [ir.Constant(ir.VectorType(word, size), list(range(i, i + size))) for i in (0, size)]
+                scales, bias = of_latents(12, first, floats), of_latents(13, first, floats)
+                row_scales, row_at = data(15), args[16]
+            for r, done in enumerate(sums):
+                if eight:
+                    factor = address(row_scales, row_at, r, number(1), 0, ir.FloatType())
+                    scale = everywhere(builder, builder.load(factor, align=4), size)
+                    done = [
+                        builder.fadd(
+                            builder.fmul(builder.sitofp(done[v], floats), builder.fmul(scales[v], scale)), bias[v]
+                        )
+                        for v in range(vectors)
+                    ]  # fmt: skip
+                for v in range(0, vectors, 2):  # two vectors of sums make one of bf16
+                    bits = narrow(done[v + 1], done[v])
+                    builder.store(bits, address(P, P_at, r, width, first + size * v, shorts), align=2)
+                    sign = builder.ashr(bits, all_lanes(shorts, 15))
+                    keys[r].append(builder.xor(bits, builder.and_(sign, all_lanes(shorts, 0x7FFF))))
+        for r in range(ROWS):
+            largest, left = functools.reduce(larger, keys[r]), 2 * size
+            while left > PANEL // LANE:  # halves of a vector are compared until lanes are left
+                left //= 2
+                parts = [ir.Constant(ir.VectorType(word, left), list(range(i, i + left))) for i in (0, left)]
                 largest = larger(*(builder.shuffle_vector(largest, largest, part) for part in parts))
             builder.store(largest, address(best, best_at, r, lanes, 0, largest.type), align=2)
         return context.get_dummy_value()
@@ -234,9 +285,10 @@ def multiply(rows: int, x: np.ndarray, panels: np.ndarray, P: np.ndarray, best: 
 
 @compiled
 def multiply8(rows: int, x: WholeRows, W: WholeLatents, P: np.ndarray, best: np.ndarray) -> None:
-    """`multiply` of whole numbers: ``P = (x @ W.T - 128 sum W) * scale of the row * scale of the latent + bias``.
+    """`multiply` of whole numbers: ``P = (x @ W.T + starts) * scale of the row * scale of the latent + bias``.
 
-    The instruction multiplies bytes without sign by bytes with one, which is why 128 is added to the numbers of rows.
+    The instruction multiplies bytes without sign by bytes with one, which is why something is added to the numbers of
+    rows, and taken back by `starts`.
     """
     words = x.words.shape[1]
     width = P.shape[1]

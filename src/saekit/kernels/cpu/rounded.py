@@ -1,6 +1,6 @@
 """Copies of rows and latents in few bits, and how far a product of two such copies may be off.
 
-Where the processor multiplies neither whole numbers nor bf16 (AVX2, NEON), rows and latents are their own copies, in
+Where the processor multiplies neither whole numbers nor bf16 (NEON), rows and latents are their own copies, in
 fp32.
 
 For a row x and a latent w with copies x~ and w~, by Cauchy-Schwarz::
@@ -42,9 +42,10 @@ FARTHER = 3.0
 """How fast candidates become more with the bound, in standard deviations of pre-activations: k latents are ``k
 exp(FARTHER * bound)`` then, if pre-activations are normal and 0.1% to 1% of the latents are kept."""
 
-CHEAPER = {True: 28, False: 75}
-"""On how many latents whole numbers save the time that one more candidate costs: when the encoder stays in the last
-cache, and when it comes from memory. From times on a Zen 5, where it makes little difference near the limit."""
+CHEAPER = {"bf16": {True: 28, False: 75}, "fp32": {True: 25, False: 40}}
+"""On how many latents whole numbers save the time that one more candidate costs, by the format that takes over:
+when the encoder stays in the last cache, and when it comes from memory. From times on a Zen 5 (bf16), where it makes
+little difference near the limit, and on a Zen 4 with no instructions beyond AVX2 (fp32)."""
 
 CACHED = 16 * 2**20
 """Size up to which an encoder stays in the last cache. Unit: bytes."""
@@ -76,8 +77,8 @@ class RoundedLatents:
 
     copy: Tensor
     """bf16 ``[n, width]``, where the last two of a row are the parts of a bias; or in the order of `low_bit_matmul`:
-    bf16 ``[panels, width / 2, PANEL, 2]``, or whole numbers as int32 ``[panels, width / 4, PANEL]``; or the latents
-    themselves, fp32 ``[n, d]``."""
+    bf16 ``[panels, width / 2, PANEL, 2]``, or whole numbers as int32 (see `WholeLatents`); or the latents themselves,
+    fp32 ``[n, d]``."""
     facts: Facts
     whole: WholeLatents | None = None
     factor: np.ndarray | None = None
@@ -152,7 +153,7 @@ def round_rows8(x: Tensor, name: str, factor: np.ndarray) -> RoundedRows:
     scale = buffer(f"{name} scale", (n + low_bit_matmul.ROWS,)).numpy()
     copy = buffer(f"{name} bytes", (n + low_bit_matmul.ROWS, d + -d % 4), torch.uint8)[:n]
     into = WholeCopy(copy.numpy(), scale, np.empty(n, np.int32))
-    spread(rounding_numba.round_rows8, n, 8 * d, x.numpy(), factor, _offset(None, d), 128, into, facts)
+    spread(rounding_numba.round_rows8, n, 8 * d, x.numpy(), factor, _offset(None, d), 128, False, into, facts)
     return RoundedRows(copy, facts, WholeRows(copy.view(torch.int32).numpy(), scale))
 
 
@@ -190,17 +191,22 @@ def round_latents(
 def round_latents8(W: Tensor, name: str, factor: np.ndarray, offset: Tensor | None = None) -> RoundedLatents:
     """Return latents as whole numbers, their columns divided by `factor` before; see `round_latents` for `offset`."""
     n, d = W.shape
+    product = low_bit_matmul.byte_products()[0]
     facts = _facts(n, name)
-    shape = -(-n // PANEL), -(-d // 4), PANEL
+    panels = -(-n // PANEL)
+    shape = panels, PANEL // product.tile, -(-d // 4), product.tile
     whole = WholeLatents(
         buffer_within("of enc", (2 * math.prod(shape),)).view(torch.int32).view(shape).numpy(),
-        buffer(f"{name} starts", (shape[0] * PANEL,), torch.int32).numpy(),
-        buffer(f"{name} scale", (shape[0] * PANEL,)).numpy(),
-        buffer(f"{name} bias", (shape[0] * PANEL,)).numpy(),
+        buffer(f"{name} starts", (panels * PANEL,), torch.int32).numpy(),
+        buffer(f"{name} scale", (panels * PANEL,)).numpy(),
+        buffer(f"{name} bias", (panels * PANEL,)).numpy(),
     )
     cost = 16 * PANEL * d
-    spread(rounding_numba.round_panels8, shape[0], cost, W.numpy(), 1 / factor, _offset(offset, d), whole, facts)
-    return RoundedLatents(torch.from_numpy(whole.words), facts, whole, factor)
+    given = W.numpy(), 1 / factor, _offset(offset, d), product.in_pairs
+    spread(rounding_numba.round_panels8, panels, cost, *given, whole, facts)
+    words = whole.words[:, 0] if product is low_bit_matmul.WIDE else whole.words
+    whole = whole._replace(words=words.view(np.uint32) if product.in_pairs else words)
+    return RoundedLatents(torch.from_numpy(words), facts, whole, factor)
 
 
 def balance(x: Tensor, W: Tensor) -> np.ndarray:
@@ -230,14 +236,15 @@ def multiplies_bf16() -> bool:
 
 def product_here() -> tuple[str, str]:
     """Return the product that finds candidates on this processor, in words, and the reason for it."""
-    if not multiplies_bf16() and low_bit_matmul.whole_numbers_pay():
-        return "whole numbers, compiled, or fp32 by torch where these leave too many", "the processor has AVX-512 VNNI"
+    whole = low_bit_matmul.byte_products() if low_bit_matmul.pays() else ()
+    if whole and not multiplies_bf16():
+        return "whole numbers, compiled, or fp32 by torch where these leave too many", whole[0].why
     if not multiplies_bf16():
         return "fp32 in blocks, by torch", f"compiled loops after the product; {backend.bf16_unavailable()}"
     if not low_bit_matmul.pays():
         return "bf16, by torch", "compiled loops after the product; torch multiplies bf16 by AMX"
-    if low_bit_matmul.whole_numbers_pay():
-        return "whole numbers, or bf16 where these leave too many, compiled", "the processor has AVX-512 bf16 and VNNI"
+    if whole:
+        return "whole numbers, or bf16 where these leave too many, compiled", f"{whole[0].why}, and AVX-512 bf16"
     return "bf16, compiled", "the processor has AVX-512 bf16, and no VNNI"
 
 
@@ -308,7 +315,8 @@ def _leave_few(x: Tensor, W_enc: Tensor, rows: Facts, latents: Facts, kept: floa
     few = (t[:: max(1, len(t) // SPREAD_ROWS)][:SPREAD_ROWS].contiguous().numpy() for t in (x, W_enc))
     deviation = max(float(rows_numba.product_deviation(*few)), 1e-30)
     more = kept * math.expm1(min(FARTHER * float(bound) / deviation, 50.0))
-    return more * CHEAPER[4 * W_enc.numel() <= CACHED] <= len(W_enc)
+    cheaper = CHEAPER["bf16" if multiplies_bf16() else "fp32"]
+    return more * cheaper[4 * W_enc.numel() <= CACHED] <= len(W_enc)
 
 
 # ---------------------------------------------------------------- the bound
@@ -335,7 +343,7 @@ def with_bias(latents: RoundedLatents, bias: Tensor, size: Tensor | None = None)
         width = latents.copy.shape[1]
         latents.bias[:] = bias.numpy()
     elif latents.whole is not None:
-        width = 4 * latents.copy.shape[1]
+        width = 4 * latents.copy.shape[-2]
         latents.whole.bias[:n], latents.whole.bias[n:] = bias.numpy(), 0
     else:
         width = latents.copy.shape[1] * (2 if latents.is_packed else 1)

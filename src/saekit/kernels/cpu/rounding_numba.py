@@ -173,13 +173,14 @@ def _whole(value: Float) -> Int:
 
 @compiled
 def round_rows8(
-    start: Int, stop: Int, x: np.ndarray, factor: np.ndarray, offset: np.ndarray, shift: Int, copy: WholeCopy,
-    facts: Facts,
+    start: Int, stop: Int, x: np.ndarray, factor: np.ndarray, offset: np.ndarray, shift: Int, in_pairs: bool,
+    copy: WholeCopy, facts: Facts,
 ) -> None:  # fmt: skip
     """Round rows to whole numbers from -127 to 127: ``row * factor = scale * (numbers - shift)``.
 
-    There are at most `MOST_WHOLE` columns. `norm` and `residual` are those of ``row * factor``. -128 is not used, so
-    that a number and its negative are rounded alike.
+    With `in_pairs`, the sizes of the two numbers of a pair of columns add up to 128 at most: the sum of two products
+    with bytes is then at most 128 * 255, which 16 bits hold. There are at most `MOST_WHOLE` columns. `norm` and
+    `residual` are those of ``row * factor``. -128 is not used, so that a number and its negative are rounded alike.
     """
     d = x.shape[1]
     slack = _slack(d)
@@ -188,6 +189,10 @@ def round_rows8(
         bits = np.int64(0)
         for i in range(d):  # the largest as whole numbers, which becomes vector code
             bits = max(bits, bits_of_float(x[r, i] * factor[i]) & 0x7FFFFFFF)
+        if in_pairs:  # the sum of two is 127 steps then, and rounding adds half a step to each
+            for i in range(d // 2):
+                first = abs(x[r, 2 * i] * factor[2 * i])
+                bits = max(bits, bits_of_float(first + abs(x[r, 2 * i + 1] * factor[2 * i + 1])) & 0x7FFFFFFF)
         largest = float_of_bits(bits)
         squares = np.float32(0.0)
         for i in range(d):
@@ -244,14 +249,16 @@ def round_panels(
 
 @compiled
 def round_panels8(
-    start: Int, stop: Int, W: np.ndarray, factor: np.ndarray, offset: np.ndarray, panels: WholeLatents, facts: Facts
+    start: Int, stop: Int, W: np.ndarray, factor: np.ndarray, offset: np.ndarray, in_pairs: bool, panels: WholeLatents,
+    facts: Facts,
 ) -> None:  # fmt: skip
     """`round_rows8` of the latents of panels ``start .. stop``, in the order of `low_bit_matmul.multiply8`.
 
-    `scale` and `starts` have entries for whole panels: 0 beyond the last latent.
+    ``panels.words[s, t, p, j]``: word p of latent j of tile t. `scale` and `starts` have entries for whole panels:
+    0 beyond the last latent.
     """
     n = len(W)
-    count = panels.words.shape[1]
+    tiles, count, wide = panels.words.shape[1:]
     rounded = np.zeros((PANEL, 4 * count), np.uint8)
     words = rounded.view(np.int32)
     total = np.zeros(PANEL, np.int32)
@@ -265,10 +272,11 @@ def round_panels8(
             total[:] = 0
         part = Facts(facts.norm[first:last], facts.residual[first:last], facts.dot[first:last])
         copy = WholeCopy(rounded, scale, total)
-        round_rows8(0, last - first, W[first:last], factor, offset, 0, copy, part)
+        round_rows8(0, last - first, W[first:last], factor, offset, 0, in_pairs, copy, part)
         for j in range(PANEL):
             panels.scale[first + j] = scale[j]
             panels.starts[first + j] = np.int32(-128) * total[j]
-        for p in range(count):
-            for j in range(PANEL):
-                panels.words[s, p, j] = words[j, p]
+        for t in range(tiles):
+            for p in range(count):
+                for j in range(wide):
+                    panels.words[s, t, p, j] = words[t * wide + j, p]
