@@ -3,9 +3,11 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from fixtures.learners import new
 from saekit import ArrayRows, SyntheticRows
+from saekit.errors import ConfigError
 from saekit.training import initialization
-from saekit.training.config import BatchTopK, JumpReLU, ReLU, TopK
+from saekit.training.config import BatchTopK, HierarchicalTopK, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.training.initialization import geometric_median, initial_bias, initial_scale, initial_weights, level_of
 from saekit.training.learner import generator
 from saekit.training.loop import untrained
@@ -117,3 +119,22 @@ def test_untrained_thresholds_give_the_wanted_l0(config):
 def test_untrained_takes_an_array():
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(untrained(ReLU(8), x).W_dec, untrained(ReLU(8), ArrayRows(x)).W_dec)
+
+
+@pytest.mark.parametrize("kind", [TopK, BatchTopK, HierarchicalTopK, Matryoshka])
+def test_encoder_rows_begin_as_long_as_they_are_told(kind):
+    for options, length in (({}, 1.0), ({"encoder_length": 0.2}, 0.2)):
+        start = new(kind(16, k=3, **options)).parameters
+        torch.testing.assert_close(start["W_enc"], length * start["W_dec"])
+
+
+def test_an_untrained_baseline_has_encoder_rows_of_length_1():
+    rows = ArrayRows(torch.randn(64, 4, generator=torch.Generator().manual_seed(0)))
+    sae = untrained(TopK(8, k=2, encoder_length=0.2), rows)
+    assert torch.equal(sae.W_enc, sae.W_dec)
+
+
+@pytest.mark.parametrize("held", [{"aligned": True}, {"control": "frozen-encoder"}, {"control": "untrained"}])
+def test_a_length_that_something_else_sets_is_refused(held):
+    with pytest.raises(ConfigError, match=r"`TopK\.encoder_length` would change nothing"):
+        TopK(16, k=3, encoder_length=0.7, **held)

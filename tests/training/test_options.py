@@ -24,6 +24,7 @@ OTHER: dict[str, Any] = {
     "decay_fraction": 0.9,
     "clip": 1e-3,
     "dead_after_rows": 128,
+    "encoder_length": 0.7,
     "bias": "zero",
     "scaling": "none",
     "control": "frozen-encoder",

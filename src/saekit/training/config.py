@@ -19,6 +19,8 @@ BIASES = ("geometric-median", "mean", "zero")
 SCALINGS = ("centered", "scalar", "none")
 SKIPS = (None, "zero", "least-squares")
 CONTROLS = (None, "untrained", "frozen-decoder", "frozen-encoder", "soft-frozen-decoder")
+ENCODER_KEPT = ("untrained", "frozen-encoder")
+"""Controls that leave the encoder as it is at first."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,28 @@ class Revived(Config):
     """Dead latents per row in AuxK [d_in / 2, at most n_latents]."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selecting(Revived):
+    """Fields of architectures that keep the `k` largest pre-activations."""
+
+    encoder_length: float = 1.0
+    """Length of the initial encoder rows, which point where the decoder rows do [1.0]."""
+    # Less, without clipping, lowers FVU and dead latents on rows of models, and worsens latents on a known dictionary:
+    # benchmarks/rates.py --candidate.
+
+    def _check_penalties(self) -> None:
+        super()._check_penalties()
+        fixed = "aligned" if self.aligned else "control" if self.control in ENCODER_KEPT else None
+        if fixed and self.encoder_length != Selecting.encoder_length:
+            raise ConfigError(
+                f"`{type(self).__name__}.encoder_length` would change nothing with `{fixed}`, which sets how long "
+                f"encoder rows are; got encoder_length={self.encoder_length:g}. Drop one of the two."
+            )
+
+
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
-class TopK(Revived):
+class TopK(Selecting):
     """Keep the `k` largest pre-activations of each row (Gao et al., 2406.04093)."""
 
     k: int
@@ -208,7 +229,7 @@ class TopK(Revived):
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
-class HierarchicalTopK(Revived):
+class HierarchicalTopK(Selecting):
     """One SAE for many k: the `k` largest pre-activations of each row, of which every prefix reconstructs (2505.24473).
 
     Loss: ``sum_l weights[l] * ||x - x_hat_l||^2`` over the levels l, with ``x_hat_l`` from the l largest; AuxK on the
@@ -233,7 +254,7 @@ class HierarchicalTopK(Revived):
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
-class BatchTopK(Revived):
+class BatchTopK(Selecting):
     """Keep the ``k * rows`` largest pre-activations of a batch in training; one threshold for every row afterwards
     (2412.06410).
     """
@@ -361,7 +382,7 @@ class PAnneal(Penalized):
 
 @suggest_keywords
 @dataclass(frozen=True, kw_only=True)
-class Matryoshka(Revived):
+class Matryoshka(Selecting):
     """Nested sizes: every prefix of the latents reconstructs by itself (2503.17547, 2505.00190).
 
     Loss: ``sum_g weights[g] * ||x - x_hat_g||^2`` over the sizes g, and AuxK on the largest.
@@ -511,6 +532,7 @@ _RULES: dict[str, Rule] = {
     "warmup_steps": _or_none(_whole(0, "a whole number of steps from 0")),
     "decay_fraction": _number(lambda value: 0 <= value <= 1, "a number in [0, 1]"),
     "clip": _or_none(_POSITIVE),
+    "encoder_length": _POSITIVE,
     "dead_after_rows": _or_none(_whole(1, "a positive whole number of rows")),
     "bias": _one_of(*BIASES),
     "scaling": _one_of(*SCALINGS),

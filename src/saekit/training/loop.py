@@ -25,7 +25,7 @@ from ..sae.model import SAE
 from ..settings import Progress, silent, suggest_keywords
 from .architectures import ARCHITECTURES, config_to_dict
 from .callbacks import Callback, Receiver, receiver
-from .config import Config
+from .config import Config, Selecting
 from .defaults import ResolvedConfig, default_batch_rows, resolve
 from .diagnostics import check_step, check_weights
 from .initialization import (
@@ -384,7 +384,8 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
     seed
         Random seed of the initial weights.
     settings
-        As in `train`; with the same batch size and data seed the weights are bitwise those that it starts from.
+        As in `train`; with the same batch size and data seed the weights are bitwise those that it starts from
+        (but encoder rows always have length 1).
     """
     check_configs([config])
     check_seeds([seed])
@@ -400,6 +401,8 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
     check_first_rows(matrices, source)
     first, *wanted = matrices
     bias = initial_bias(first, config.bias)
+    if isinstance(config, Selecting):  # short encoder rows would make a baseline that is too easy to beat
+        config = replace(config, encoder_length=1.0)
     learner = initialize_learner(
         config,
         seed,

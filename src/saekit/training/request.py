@@ -180,14 +180,14 @@ def check_target(config: Config, d_out: int | None, start: object = None) -> Non
         raise ConfigError("train: `start` must be left out where rows come with targets; transcoders begin anew.")
 
 
-STARTED = ("bias", "scaling", "subspace")
+STARTED = ("bias", "scaling", "subspace", "encoder_length")
 """Fields about initial values that a warm start brings itself."""
 
 
 def check_start(config: Config, start: object) -> None:
     """Refuse initial values that a warm start would not use, because it has its own."""
     for name in STARTED if start is not None else ():
-        if getattr(config, name) != getattr(type(config), name):
+        if getattr(config, name, None) != getattr(type(config), name, None):
             raise ConfigError(
                 f"train: `{type(config).__name__}.{name}` must be left out with `start`, which brings its own; got "
                 f"{getattr(config, name)!r}."
