@@ -49,7 +49,7 @@ BENCH ?= quality parity step encode growth seeds extract match rows imports line
 bench: $(STAMP)
 	benchmarks/peers.sh
 	@for name in $(BENCH); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(BENCH_OPTIONS) || exit 1; done
-	@case " $(BENCH) " in *" step "*) for kind in --avx2 --floor; do $(BIN)/python benchmarks/step.py $$kind $(BENCH_OPTIONS) || exit 1; done;; esac
+	@case " $(BENCH) " in *" step "*) for kind in --avx2 "--avx2 --vnni" --floor; do $(BIN)/python benchmarks/step.py $$kind $(BENCH_OPTIONS) || exit 1; done;; esac
 
 # SAEs of every class of the other libraries, written by their own code, read here and compared, and back.
 parity: $(STAMP)

@@ -351,7 +351,8 @@ FVU of the half of the held-out rows that did not choose the rates; 2.05 million
 latents, one seed. Every peer is trained at rates of one ladder until its best is not the lowest or highest tried;
 saekit is shown at its default, at the peer's L0. Dead: silent on all held-out rows. Time: CPU time of training, one
 thread, on a machine that others used meanwhile. Of TopK with k = 16, the peers' runs at 3e-3 and 9e-3 (plain-torch
-also at 1e-3, dictionary-learning at 1.8e-2) are kept from an earlier run with the same versions."""
+also at 1e-3, dictionary-learning at 1.8e-2) are kept from an earlier run with the same versions. Of k = 32 only
+dictionary-learning was run (`--cells stories260K-topk-32 --peers dictionary-learning`)."""
 LADDER_ABOUT = """### saekit over the ladder
 
 FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU
