@@ -25,7 +25,7 @@ from .buffers import buffer
 from .low_bit_matmul import LANE, PANEL, WholeRows
 from .rounded import RoundedLatents, RoundedRows, round_alike, round_fastest, row_reach, with_bias
 from .rounding_numba import LARGEST
-from .selection_numba import Chosen, Latents, Product, Rows
+from .selection_numba import Asked, Chosen, Latents, Product, Rows
 
 BLOCK_BYTES = {"packed": 8 * 2**20, "bf16": 32 * 2**20, "fp32": 64 * 2**20}
 """Size of the buffer for one block of the product, for our own product and for torch's: it should stay in the last
@@ -233,7 +233,8 @@ def encode_prefixes(
         of_block = Rows(*(of_row[part] for of_row in of_rows))
         for latents, k, lane, out in jobs:
             product, into = block.product(len(latents.bias), lane), Chosen(out.values[part], out.latents[part])
-            selection_numba.choose(len(of_block.x), product, of_block, latents, k, exact, in_order, into)
+            lists = _lists(len(of_block.x), len(latents.bias), k)
+            selection_numba.choose(len(of_block.x), product, of_block, latents, k, exact, in_order, lists, into)
 
     _by_blocks(work, rows, W, max(_lanes(len(latents.bias), lane) for latents, _, lane, _ in jobs), block_rows)
     again = torch.from_numpy(np.flatnonzero(~(rows.facts.norm <= LARGEST)))
@@ -241,6 +242,23 @@ def encode_prefixes(
         for (m, k), (values, indices) in zip(prefixes, found):
             values[again], indices[again] = reference.topk_encode(x[again], W_enc[:m], bias[:m], k)
     return found
+
+
+def _lists(n: int, n_latents: int, k: int) -> Asked:
+    """Return room for the candidates of n rows; no row can have more than all latents, few have as many as this."""
+    room = min(8 * k + 256, n_latents + 1)
+
+    def memory(name: str, *shape: int) -> np.ndarray:
+        return buffer(f"asked: {name}", shape, torch.int32).numpy()
+
+    return Asked(
+        memory("latents", n, room + 16),
+        buffer("asked: scores", (n, room + 16)).numpy(),
+        memory("ends", n_latents),
+        memory("present", n_latents + 1),
+        memory("rows", n * room),
+        memory("places", n * room),
+    )
 
 
 def _latents(W_enc: Tensor, bias: Tensor, W: RoundedLatents, bias_reach: np.ndarray) -> Latents:

@@ -110,6 +110,22 @@ class Row(NamedTuple):
     """Score that at least k latents reach."""
 
 
+class Asked(NamedTuple):
+    """Room for the latents that rows ask for: in a list of each row, then latent by latent."""
+
+    latents: np.ndarray
+    """``[n, room]``; 16 more than a list may be long, as for scores."""
+    scores: np.ndarray
+    ends: np.ndarray
+    """``[n_latents]``."""
+    present: np.ndarray
+    """Latents that any row asks for, ``[n_latents + 1]``."""
+    rows: np.ndarray
+    """``[n room]``."""
+    places: np.ndarray
+    """Where in the row's list."""
+
+
 class Some(NamedTuple):
     """Some latents of a row and their scores."""
 
@@ -259,13 +275,12 @@ def _near(
 
 
 @compiled
-def _multiply(
-    x: np.ndarray, r: Int, W: np.ndarray, bias: np.ndarray, asked: np.ndarray, count: Int, scores: np.ndarray
-) -> None:
-    """``scores[c] = x[r] . W[asked[c]] + bias[asked[c]]`` for c below `count`.
+def _multiply(x: np.ndarray, r: Int, W: np.ndarray, asked: np.ndarray, count: Int, far: bool, products: np.ndarray) -> None:
+    """``products[c] = x[r] . W[asked[c]]`` for c below `count`.
 
-    Four at a time, because then four waits for memory overlap; both lists have room for three more. Compiled by
-    itself: every path then adds in the same order, and a latent has the same score in all of them.
+    Four at a time, because then four waits for memory overlap; both lists have room for three more. `far`: whether rows
+    of `W` come from memory, and are asked for early. Compiled by itself: every path then adds in the same order, and a
+    latent has the same score in all of them, also when rows and latents change places.
     """
     for c in range(count, count + 3):
         asked[c] = asked[count - 1]
@@ -274,9 +289,10 @@ def _multiply(
         j1 = np.uint64(asked[c + 1])
         j2 = np.uint64(asked[c + 2])
         j3 = np.uint64(asked[c + 3])
-        for z in range(c + 4, min(c + 8, count)):
-            for i in range(0, x.shape[1], 16):
-                prefetch(W, asked[z], i)
+        if far:
+            for z in range(c + 4, min(c + 8, count)):
+                for i in range(0, x.shape[1], 16):
+                    prefetch(W, asked[z], i)
         s0 = np.float32(0.0)
         s1 = np.float32(0.0)
         s2 = np.float32(0.0)
@@ -287,10 +303,58 @@ def _multiply(
             s1 += value * W[j1, i]
             s2 += value * W[j2, i]
             s3 += value * W[j3, i]
-        scores[c] = s0 + bias[j0]
-        scores[c + 1] = s1 + bias[j1]
-        scores[c + 2] = s2 + bias[j2]
-        scores[c + 3] = s3 + bias[j3]
+        products[c] = s0
+        products[c + 1] = s1
+        products[c + 2] = s2
+        products[c + 3] = s3
+
+
+@inlined
+def _score(
+    x: np.ndarray, r: Int, W: np.ndarray, bias: np.ndarray, asked: np.ndarray, count: Int, scores: np.ndarray
+) -> None:
+    """``scores[c] = x[r] . W[asked[c]] + bias[asked[c]]`` for c below `count`, one row at a time; see `_multiply`."""
+    _multiply(x, r, W, asked, count, True, scores)
+    for c in range(count):
+        scores[c] += bias[asked[c]]
+
+
+@compiled
+def _score_by_latent(
+    x: np.ndarray, W: np.ndarray, bias: np.ndarray, lists: Asked, first: np.ndarray, last: np.ndarray
+) -> None:
+    """The same for all rows r and c from ``first[r]`` to ``last[r]``: a latent is read once for all rows that ask."""
+    n_rows = len(first)
+    asked, scores, ends, present, rows, places = lists
+    ends[:] = 0
+    for r in range(n_rows):
+        for c in range(first[r], last[r]):
+            ends[asked[r, c]] += 1
+    total = 0
+    n_present = 0
+    for j in range(len(ends)):
+        present[n_present] = j
+        n_present += int(ends[j] > 0)
+        size = ends[j]
+        ends[j] = total
+        total += size
+    for r in range(n_rows):
+        for c in range(first[r], last[r]):
+            at = ends[asked[r, c]]
+            ends[asked[r, c]] = at + 1
+            rows[at] = r
+            places[at] = c
+    of_latent, products = np.empty(n_rows + 4, np.int32), np.empty(n_rows + 4, np.float32)
+    begin = 0
+    for z in range(n_present):
+        j = present[z]
+        end = ends[j]
+        for c in range(end - begin):
+            of_latent[c] = rows[begin + c]
+        _multiply(W, np.uint64(j), x, of_latent, end - begin, False, products)
+        for c in range(end - begin):
+            scores[of_latent[c], places[begin + c]] = products[c] + bias[j]
+        begin = end
 
 
 @inlined
@@ -422,7 +486,7 @@ def _insert(score: Float, j: Int, best: Some, held: Int) -> Int:
 def _insert_all(rows: Rows, r: Int, latents: Latents, waiting: Some, n_waiting: Int, best: Some, held: Int) -> Int:
     """Multiply the latents that wait and put them into the list of the best; return how many that holds."""
     if n_waiting:
-        _multiply(rows.x, r, latents.W, latents.bias, waiting.latents, n_waiting, waiting.scores)
+        _score(rows.x, r, latents.W, latents.bias, waiting.latents, n_waiting, waiting.scores)
     for c in range(n_waiting):
         held = _insert(waiting.scores[c], waiting.latents[c], best, held)
     return held
@@ -476,7 +540,7 @@ def _choose_one_by_one(
 
 @compiled
 def choose(
-    n_rows: Int, product: Product, rows: Rows, latents: Latents, k: Int, exact: bool, in_order: bool, out: Chosen
+    n_rows: Int, product: Product, rows: Rows, latents: Latents, k: Int, exact: bool, in_order: bool, lists: Asked, out: Chosen
 ) -> None:
     """Find the `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
@@ -492,9 +556,11 @@ def choose(
     P, W, bias = product.P, latents.W, latents.bias
     norm_of, residual_of, bias_reach = latents.norm, latents.residual, latents.bias_reach
     x, values, indices = rows.x, out.values, out.latents
-    room = 8 * k + 256  # more than that are close to each other: then one by one, in a list that is kept in order
-    sure, scores = np.zeros(room + 16, np.int32), np.empty(room + 16, np.float32)
+    asked, scores = lists.latents, lists.scores
+    room = asked.shape[1] - 16  # more than that are close to each other: then one by one, in a list that is kept in order
     near = np.empty(n + 1 + product.maxima.shape[1], np.int32)
+    first, last = np.zeros(n_rows, np.int32), np.zeros(n_rows, np.int32)
+    level_keys = np.empty(n_rows, np.int16)
     zero = np.float32(0.0)
     lane_size, known, maxima = product.lane, product.known, product.maxima
     reaches, norms, largest = rows.reach, rows.norm, latents.largest
@@ -502,27 +568,36 @@ def choose(
         r = np.uint64(at)
         best = maxima[r]
         lanes = _lane_maxima(P, r, n, lane_size, known, best)
-        level_key = _level(best, lanes, k)
-        reach, norm = reaches[r], norms[r]
-        row = Row(r, reach, norm, _widest(reach, norm, largest), level_key, zero)
-        n_sure = _near(P, r, n, lane_size, best, lanes, level_key, near)  # at least k
+        level_keys[r] = _level(best, lanes, k)
+        n_sure = _near(P, r, n, lane_size, best, lanes, level_keys[r], near)  # at least k
         if n_sure <= room:
             for c in range(n_sure):
-                sure[c] = near[c]
-            _multiply(x, r, W, bias, sure, n_sure, scores)
-        if exact and n_sure <= room:
-            lowest = _lowest(scores, sure, n_sure, k, x.shape[1])
-            row = Row(r, reach, norm, row.widest, level_key, lowest)
-            bar_key = _key_below(_below(max(lowest, zero) - row.widest))
-            if bar_key < level_key:
-                n_near = _near(P, r, n, lane_size, best, lanes, bar_key, near)
-                more = _plausible(P, row, near, n_near, norm_of, residual_of, bias_reach, sure[n_sure:room])
-                if more:
-                    _multiply(x, r, W, bias, sure[n_sure:], more, scores[n_sure:])
-                n_sure += more
-        if n_sure < room:
-            _write_best(r, scores, sure, n_sure, k, in_order, values, indices)
+                asked[r, c] = near[c]
+            last[r] = n_sure
+    _score_by_latent(x, W, bias, lists, first, last)
+    for at in range(n_rows if exact else 0):
+        r = np.uint64(at)
+        first[r] = last[r]
+        if not last[r]:
+            continue
+        best = maxima[r]
+        lanes = _whole_vectors(n, lane_size)
+        reach, norm = reaches[r], norms[r]
+        lowest = _lowest(scores[r], asked[r], last[r], k, x.shape[1])
+        row = Row(r, reach, norm, _widest(reach, norm, largest), level_keys[r], lowest)
+        bar_key = _key_below(_below(max(lowest, zero) - row.widest))
+        if bar_key < row.level_key:
+            n_near = _near(P, r, n, lane_size, best, lanes, bar_key, near)
+            last[r] += _plausible(P, row, near, n_near, norm_of, residual_of, bias_reach, asked[r, last[r] : room])
+    if exact:
+        _score_by_latent(x, W, bias, lists, first, last)
+    for at in range(n_rows):
+        r = np.uint64(at)
+        if 0 < last[r] < room:
+            _write_best(r, scores[r], asked[r], last[r], k, in_order, values, indices)
         else:
+            reach, norm = reaches[r], norms[r]
+            row = Row(r, reach, norm, _widest(reach, norm, largest), level_keys[r], zero)
             _choose_one_by_one(product, row, rows, latents, k, exact, out)
 
 
@@ -568,7 +643,7 @@ def choose_above(
             size = min(AT_ONCE, count - first)
             for c in range(size):
                 asked[c] = waiting[first + c]
-            _multiply(x, r, W, bias, asked, size, scores)
+            _score(x, r, W, bias, asked, size, scores)
             for c in range(size):
                 if scores[c] > threshold[asked[c]]:
                     if kept < room:
