@@ -110,20 +110,25 @@ class Row(NamedTuple):
     """Score that at least k latents reach."""
 
 
-class Asked(NamedTuple):
-    """Room for the latents that rows ask for: in a list of each row, then latent by latent."""
+class Lists(NamedTuple):
+    """Candidates of some rows, a list for each, and room for them latent by latent."""
 
     latents: np.ndarray
-    """``[n, room]``; 16 more than a list may be long, as for scores."""
+    """``[rows, length + 16]``."""
     scores: np.ndarray
+    firsts: np.ndarray
+    """Where in a list those without a score begin."""
+    lasts: np.ndarray
+    """Length of each list; 0 where it would have been too long."""
+    level_keys: np.ndarray
+    """See `Row`."""
     ends: np.ndarray
     """``[n_latents]``."""
     present: np.ndarray
-    """Latents that any row asks for, ``[n_latents + 1]``."""
+    """``[n_latents + 1]``."""
     rows: np.ndarray
-    """``[n room]``."""
+    """``[rows * length]``, as the next."""
     places: np.ndarray
-    """Where in the row's list."""
 
 
 class Some(NamedTuple):
@@ -275,7 +280,9 @@ def _near(
 
 
 @compiled
-def _multiply(x: np.ndarray, r: Int, W: np.ndarray, asked: np.ndarray, count: Int, far: bool, products: np.ndarray) -> None:
+def _multiply(
+    x: np.ndarray, r: Int, W: np.ndarray, asked: np.ndarray, count: Int, far: bool, products: np.ndarray
+) -> None:
     """``products[c] = x[r] . W[asked[c]]`` for c below `count`.
 
     Four at a time, because then four waits for memory overlap; both lists have room for three more. `far`: whether rows
@@ -313,48 +320,45 @@ def _multiply(x: np.ndarray, r: Int, W: np.ndarray, asked: np.ndarray, count: In
 def _score(
     x: np.ndarray, r: Int, W: np.ndarray, bias: np.ndarray, asked: np.ndarray, count: Int, scores: np.ndarray
 ) -> None:
-    """``scores[c] = x[r] . W[asked[c]] + bias[asked[c]]`` for c below `count`, one row at a time; see `_multiply`."""
+    """``scores[c] = x[r] . W[asked[c]] + bias[asked[c]]`` for c below `count`; both have room for three more."""
     _multiply(x, r, W, asked, count, True, scores)
     for c in range(count):
         scores[c] += bias[asked[c]]
 
 
 @compiled
-def _score_by_latent(
-    x: np.ndarray, W: np.ndarray, bias: np.ndarray, lists: Asked, first: np.ndarray, last: np.ndarray
-) -> None:
-    """The same for all rows r and c from ``first[r]`` to ``last[r]``: a latent is read once for all rows that ask."""
-    n_rows = len(first)
-    asked, scores, ends, present, rows, places = lists
+def _score_by_latent(x: np.ndarray, start: Int, W: np.ndarray, bias: np.ndarray, lists: Lists) -> None:
+    """Do the same for all lists, those of the rows from `start`: a latent is read once for all rows that ask for it."""
+    asked, scores, firsts, lasts, _, ends, present, rows, places = lists
     ends[:] = 0
-    for r in range(n_rows):
-        for c in range(first[r], last[r]):
-            ends[asked[r, c]] += 1
+    for i in range(len(asked)):
+        for c in range(firsts[i], lasts[i]):
+            ends[asked[i, c]] += 1
     total = 0
     n_present = 0
     for j in range(len(ends)):
-        present[n_present] = j
-        n_present += int(ends[j] > 0)
         size = ends[j]
+        present[n_present] = j
+        n_present += int(size > 0)
         ends[j] = total
         total += size
-    for r in range(n_rows):
-        for c in range(first[r], last[r]):
-            at = ends[asked[r, c]]
-            ends[asked[r, c]] = at + 1
-            rows[at] = r
+    for i in range(len(asked)):
+        for c in range(firsts[i], lasts[i]):
+            at = ends[asked[i, c]]
+            ends[asked[i, c]] = at + 1
+            rows[at] = start + i
             places[at] = c
-    of_latent, products = np.empty(n_rows + 4, np.int32), np.empty(n_rows + 4, np.float32)
-    begin = 0
+    asking, products = np.empty(len(asked) + 4, np.int32), np.empty(len(asked) + 4, np.float32)
+    at = 0
     for z in range(n_present):
-        j = present[z]
-        end = ends[j]
-        for c in range(end - begin):
-            of_latent[c] = rows[begin + c]
-        _multiply(W, np.uint64(j), x, of_latent, end - begin, False, products)
-        for c in range(end - begin):
-            scores[of_latent[c], places[begin + c]] = products[c] + bias[j]
-        begin = end
+        j = np.uint64(present[z])
+        count = ends[j] - at
+        for c in range(count):
+            asking[c] = rows[at + c]
+        _multiply(W, j, x, asking, count, False, products)
+        for c in range(count):
+            scores[asking[c] - start, places[at + c]] = products[c] + bias[j]
+        at += count
 
 
 @inlined
@@ -540,8 +544,9 @@ def _choose_one_by_one(
 
 @compiled
 def choose(
-    n_rows: Int, product: Product, rows: Rows, latents: Latents, k: Int, exact: bool, in_order: bool, lists: Asked, out: Chosen
-) -> None:
+    n_rows: Int, product: Product, rows: Rows, latents: Latents, k: Int, exact: bool, in_order: bool, lists: Lists,
+    out: Chosen,
+) -> None:  # fmt: skip
     """Find the `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
     For every row r and latent j the pre-activation P, bias included, is off by at most ``reach[r] * norm[j] +
@@ -549,56 +554,59 @@ def choose(
     multiplied again in fp32. A latent whose upper bound is below the k-th best of these is not among the k largest; all
     others are multiplied again too. The k best are returned, with `in_order` largest first.
 
-    There are at least k lanes. What is written for rows that are not finite has no meaning: the plain kernel does them
-    again.
+    As many rows as there are lists take these steps together. There are at least k lanes. What is written for rows that
+    are not finite has no meaning: the plain kernel does them again.
     """
     n = len(latents.bias)
     P, W, bias = product.P, latents.W, latents.bias
     norm_of, residual_of, bias_reach = latents.norm, latents.residual, latents.bias_reach
     x, values, indices = rows.x, out.values, out.latents
-    asked, scores = lists.latents, lists.scores
-    room = asked.shape[1] - 16  # more than that are close to each other: then one by one, in a list that is kept in order
+    asked, scores, firsts, lasts, level_keys, _, _, _, _ = lists
+    together, room = len(asked), asked.shape[1] - 16
     near = np.empty(n + 1 + product.maxima.shape[1], np.int32)
-    first, last = np.zeros(n_rows, np.int32), np.zeros(n_rows, np.int32)
-    level_keys = np.empty(n_rows, np.int16)
     zero = np.float32(0.0)
     lane_size, known, maxima = product.lane, product.known, product.maxima
     reaches, norms, largest = rows.reach, rows.norm, latents.largest
-    for at in range(n_rows):
-        r = np.uint64(at)
-        best = maxima[r]
-        lanes = _lane_maxima(P, r, n, lane_size, known, best)
-        level_keys[r] = _level(best, lanes, k)
-        n_sure = _near(P, r, n, lane_size, best, lanes, level_keys[r], near)  # at least k
-        if n_sure <= room:
-            for c in range(n_sure):
-                asked[r, c] = near[c]
-            last[r] = n_sure
-    _score_by_latent(x, W, bias, lists, first, last)
-    for at in range(n_rows if exact else 0):
-        r = np.uint64(at)
-        first[r] = last[r]
-        if not last[r]:
-            continue
-        best = maxima[r]
-        lanes = _whole_vectors(n, lane_size)
-        reach, norm = reaches[r], norms[r]
-        lowest = _lowest(scores[r], asked[r], last[r], k, x.shape[1])
-        row = Row(r, reach, norm, _widest(reach, norm, largest), level_keys[r], lowest)
-        bar_key = _key_below(_below(max(lowest, zero) - row.widest))
-        if bar_key < row.level_key:
-            n_near = _near(P, r, n, lane_size, best, lanes, bar_key, near)
-            last[r] += _plausible(P, row, near, n_near, norm_of, residual_of, bias_reach, asked[r, last[r] : room])
-    if exact:
-        _score_by_latent(x, W, bias, lists, first, last)
-    for at in range(n_rows):
-        r = np.uint64(at)
-        if 0 < last[r] < room:
-            _write_best(r, scores[r], asked[r], last[r], k, in_order, values, indices)
-        else:
-            reach, norm = reaches[r], norms[r]
-            row = Row(r, reach, norm, _widest(reach, norm, largest), level_keys[r], zero)
-            _choose_one_by_one(product, row, rows, latents, k, exact, out)
+    for start in range(0, n_rows, together):
+        size = min(together, n_rows - start)
+        firsts[:], lasts[:] = 0, 0
+        for i in range(size):
+            r = np.uint64(start + i)
+            best = maxima[r]
+            lanes = _lane_maxima(P, r, n, lane_size, known, best)
+            level_keys[i] = _level(best, lanes, k)
+            n_sure = _near(P, r, n, lane_size, best, lanes, level_keys[i], near)  # at least k
+            if n_sure <= room:
+                lasts[i] = n_sure
+                for c in range(n_sure):
+                    asked[i, c] = near[c]
+        for lower in range(2 if exact else 1):
+            for i in range(size if lower else 0):
+                r = np.uint64(start + i)
+                firsts[i] = lasts[i]
+                if lasts[i]:
+                    reach, norm = reaches[r], norms[r]
+                    lowest = _lowest(scores[i], asked[i], lasts[i], k, x.shape[1])
+                    row = Row(r, reach, norm, _widest(reach, norm, largest), level_keys[i], lowest)
+                    bar_key = _key_below(_below(max(lowest, zero) - row.widest))
+                    if bar_key < row.level_key:
+                        lanes = _whole_vectors(n, lane_size)
+                        n_near = _near(P, r, n, lane_size, maxima[r], lanes, bar_key, near)
+                        more = asked[i, lasts[i] : room]
+                        lasts[i] += _plausible(P, row, near, n_near, norm_of, residual_of, bias_reach, more)
+            if together > 1:
+                _score_by_latent(x, start, W, bias, lists)
+            elif lasts[0] > firsts[0]:
+                first = firsts[0]
+                _score(x, np.uint64(start), W, bias, asked[0, first:], lasts[0] - first, scores[0, first:])
+        for i in range(size):
+            r = np.uint64(start + i)
+            if 0 < lasts[i] < room:
+                _write_best(r, scores[i], asked[i], lasts[i], k, in_order, values, indices)
+            else:
+                reach, norm = reaches[r], norms[r]
+                row = Row(r, reach, norm, _widest(reach, norm, largest), level_keys[i], zero)
+                _choose_one_by_one(product, row, rows, latents, k, exact, out)
 
 
 # ---------------------------------------------------------------- all above a threshold
