@@ -351,11 +351,11 @@ def _score_by_latent(x: np.ndarray, start: Int, W: np.ndarray, bias: np.ndarray,
     asking, products = np.empty(len(asked) + 4, np.int32), np.empty(len(asked) + 4, np.float32)
     at = 0
     for z in range(n_present):
-        j = np.uint64(present[z])
+        j = present[z]
         count = ends[j] - at
         for c in range(count):
             asking[c] = rows[at + c]
-        _multiply(W, j, x, asking, count, False, products)
+        _multiply(W, np.uint64(j), x, asking, count, False, products)
         for c in range(count):
             scores[asking[c] - start, places[at + c]] = products[c] + bias[j]
         at += count
