@@ -200,7 +200,9 @@ def main() -> None:
 
 
 def write(found: dict[str, Any]) -> None:
-    write_json(HERE / "stabilizers.json", found)
+    cells = ",\n".join(json.dumps(cell, ensure_ascii=False) for cell in found["cells"])  # a line for each
+    rest = json.dumps({**found, "cells": "@"}, indent=2, ensure_ascii=False)
+    (HERE / "stabilizers.json").write_text(rest.replace('"@"', f"[\n{cells}\n  ]", 1) + "\n", encoding="utf-8")
     (HERE / "stabilizers.md").write_text(page(found), encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ WIDE = [
      "0.930 [0.923, 0.940]"],
 ]  # fmt: skip
 PAIRS = [
-    ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"],
+    ["", "shared", "equal", "PW-MCC", "cosine enc", "max cosine"],
     ["topk-1024-k16-seed0 | topk-1024-k16-seed1", "0.00879 [0.005, 0.017]", "0.000977 [0.000, 0.006]",
      "0.2230 [0.2211, 0.2249]", "0.2230 [0.2211, 0.2249]", "0.2230 [0.2211, 0.2249]"],
 ]  # fmt: skip

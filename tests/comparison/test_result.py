@@ -15,7 +15,7 @@ from saekit.measure.results import Measured
 from saekit.sae.model import SAE
 from saekit.sae.rules import ReLURule
 
-HEAD = ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"]
+HEAD = ["", "shared", "equal", "PW-MCC", "cosine enc", "max cosine"]
 
 
 def sae_of(seed: int) -> SAE:
@@ -84,7 +84,8 @@ def test_what_older_files_lack_is_a_dash(three):
 
 def test_the_caption_says_what_counts_as_shared(two, three):
     caption = two.caption()
-    assert caption.startswith("shared: decoder and encoder partners agree, both cosines > 0.7; 95% intervals")
+    assert caption.startswith("shared: decoder and encoder partners agree, both cosines > 0.7; PW-MCC: mean cosine")
+    assert "; 95% intervals over" in caption
     assert "in exactly" not in caption  # of two SAEs that is `shared` again
     assert "in exactly 1 … 3 of 3 SAEs: " in three.caption()
     assert f"of latents that fire on the rows {three.shared_alive} are shared" in three.caption()

@@ -459,6 +459,25 @@ def test_a_row_does_not_depend_on_rows_beside_it_nor_on_blocks_nor_on_threads(mo
         assert torch.equal(alone[1], indices[row : row + 1])
 
 
+@pytest.mark.parametrize("kind", ["plain", "twins"])
+@pytest.mark.usefixtures("whole_numbers")
+def test_codes_do_not_depend_on_whether_rows_share_what_they_read(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    from saekit.kernels.cpu import encode, rounded
+
+    monkeypatch.setattr(rounded, "FARTHER", 0.0)  # whole numbers, however many candidates they leave
+    x, W, b = problem(4, 150, 48, 1000, kind)
+    found, together = [], set()
+    lists = encode._lists
+    monkeypatch.setattr(encode, "_lists", lambda *sizes: (made := lists(*sizes), together.add(len(made.latents)))[0])
+    for cached in (encode.CACHED, 0):
+        monkeypatch.setattr(encode, "CACHED", cached)
+        found += [kernels.topk_encode(x, W, b, 12, block_rows=rows) for rows in (None, 64)]
+    assert together >= {1, 64}
+    for values, indices in found[1:]:
+        assert torch.equal(values, found[0][0])
+        assert torch.equal(indices, found[0][1])
+
+
 def test_takes_views_and_no_rows() -> None:
     x, W, b = problem(5, 60, 40, 640)
     expected = kernels.topk_encode(x, W, b, 5)

@@ -267,7 +267,7 @@ class Comparison(Result):
     def table(self) -> list[list[str]]:
         """Return rows of text, headings first: all pairs together, what chance gives, then each pair."""
         with_rows = any(pair.on_rows for pair in self.pairs)
-        head = ["", "shared", "equal", "cosine dec", "cosine enc", "max cosine"]
+        head = ["", "shared", "equal", "PW-MCC", "cosine enc", "max cosine"]
         lines = [head + (["shared alive", "correlation", "cka"] if with_rows else [])]
         if len(self.pairs) > 1:
             means = (self.shared, self.equal, self.mean_cosine, self.mean_cosine_encoder, self.max_cosine)
@@ -298,7 +298,7 @@ class Comparison(Result):
         nulls = (self.shared_null, self.equal_null, self.mean_cosine_null)
         if lines and nulls[0] is not None:
             lines.append(["  chance", *map(str, nulls)])
-        return [["rows seen", "shared", "equal", "cosine dec"], *lines] if lines else []
+        return [["rows seen", "shared", "equal", "PW-MCC"], *lines] if lines else []
 
     @property
     def n_counted(self) -> int:
@@ -322,7 +322,7 @@ class Comparison(Result):
         )
         return (
             f"shared: decoder and encoder partners agree, both cosines {operator} {self.settings['threshold']}; "
-            f"{about}; "
+            f"PW-MCC: mean cosine of decoder partners; {about}; "
             f"matching exact within {gap:.0e} in all{alive}{many}{warning}"
         )
 

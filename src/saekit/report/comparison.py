@@ -26,7 +26,7 @@ from .parts import (
 )
 
 _COLUMNS = (
-    "", "shared", "partners equal", "cosine decoder", "cosine encoder", "largest cosine", "shared, alive",
+    "", "shared", "partners equal", "PW-MCC", "cosine encoder", "largest cosine", "shared, alive",
     "correlation", "CKA",
 )  # fmt: skip
 
@@ -56,7 +56,7 @@ def comparison(result: Mapping[str, Any]) -> list[Section]:
     main = Section(
         "Which latents SAEs share, compared with chance",
         "A latent is shared when decoder and encoder, matched independently, give it the same partner and both "
-        f"cosines are {limit}. {about}. Grey rows are "
+        f"cosines are {limit}. PW-MCC is the mean cosine of decoder partners. {about}. Grey rows are "
         "dictionaries that have nothing in common. Pairs with a star began from the same random weights: what they "
         "share says nothing about stability. Shared, alive: the same among latents that fire on the rows.",
         [Table(_COLUMNS, rows, "", muted)],
@@ -101,7 +101,7 @@ def _along(result: Mapping[str, Any]) -> list[Section]:
     names = ("shared", "equal", "mean_cosine")
     rows = [[count_cell(point["rows_seen"]), *(measured_cell(point[name]) for name in names)] for point in points]
     rows.append([Cell("chance"), *(measured_cell(result.get(f"{name}_null")) for name in names)])
-    table = Table(("rows seen", "shared", "partners equal", "cosine decoder"), rows, "")
+    table = Table(("rows seen", "shared", "partners equal", "PW-MCC"), rows, "")
     return [Section("What snapshots shared", "", [table], [Figure(chart, "Shared latents as training went on.")])]
 
 

@@ -23,13 +23,18 @@ from .. import reference
 from . import low_bit_matmul, rounding_numba, selection_numba, threads
 from .buffers import buffer
 from .low_bit_matmul import LANE, PANEL, WholeRows
-from .rounded import RoundedLatents, RoundedRows, round_alike, round_fastest, row_reach, with_bias
+from .rounded import CACHED, RoundedLatents, RoundedRows, round_alike, round_fastest, row_reach, with_bias
 from .rounding_numba import LARGEST
-from .selection_numba import Chosen, Latents, Product, Rows
+from .selection_numba import Chosen, Latents, Lists, Product, Rows
 
-BLOCK_BYTES = {"packed": 8 * 2**20, "bf16": 32 * 2**20, "fp32": 64 * 2**20}
+BLOCK_BYTES = {"packed": 32 * 2**20, "bf16": 32 * 2**20, "fp32": 64 * 2**20}
 """Size of the buffer for one block of the product, for our own product and for torch's: it should stay in the last
-cache; but torch puts all latents into an order of its own for every block. Unit: bytes."""
+cache; but torch puts all latents into an order of its own for every block, and in ours rows of a block share what is
+read from memory (`SHARED`). Unit: bytes."""
+
+SHARED = 1 / 4
+"""Codes per latent of a block from which on its candidates are multiplied latent by latent: whole numbers leave several
+times as many candidates, so that rows share them. (The product in bf16 leaves hardly more than codes.)"""
 
 FP32_ROWS = 512
 """Maximum rows of a block in fp32: with fewer, torch's product spends more of its time on reading latents."""
@@ -233,7 +238,8 @@ def encode_prefixes(
         of_block = Rows(*(of_row[part] for of_row in of_rows))
         for latents, k, lane, out in jobs:
             product, into = block.product(len(latents.bias), lane), Chosen(out.values[part], out.latents[part])
-            selection_numba.choose(len(of_block.x), product, of_block, latents, k, exact, in_order, into)
+            lists = _lists(len(of_block.x), len(latents.bias), d, k, W.whole is not None)
+            selection_numba.choose(len(of_block.x), product, of_block, latents, k, exact, in_order, lists, into)
 
     _by_blocks(work, rows, W, max(_lanes(len(latents.bias), lane) for latents, _, lane, _ in jobs), block_rows)
     again = torch.from_numpy(np.flatnonzero(~(rows.facts.norm <= LARGEST)))
@@ -241,6 +247,28 @@ def encode_prefixes(
         for (m, k), (values, indices) in zip(prefixes, found):
             values[again], indices[again] = reference.topk_encode(x[again], W_enc[:m], bias[:m], k)
     return found
+
+
+def _lists(n_rows: int, n_latents: int, d: int, k: int, whole: bool) -> Lists:
+    """Return lists of candidates: for all of some rows where they share enough that come from memory, or for one."""
+    shared = whole and n_rows * k >= SHARED * n_latents and 4 * n_latents * d > CACHED
+    together = n_rows if shared else 1
+    room = 8 * k + 256  # more than that are close to each other: then one by one, in a list that is kept in order
+
+    def memory(name: str, *shape: int) -> np.ndarray:
+        return buffer(f"candidates: {name}", shape, torch.int32).numpy()
+
+    return Lists(
+        memory("latents", together, room + 16),
+        buffer("candidates: scores", (together, room + 16)).numpy(),
+        memory("firsts", together),
+        memory("lasts", together),
+        np.empty(together, np.int16),
+        memory("ends", n_latents),
+        memory("present", n_latents + 1),
+        memory("rows", together * room),
+        memory("places", together * room),
+    )
 
 
 def _latents(W_enc: Tensor, bias: Tensor, W: RoundedLatents, bias_reach: np.ndarray) -> Latents:

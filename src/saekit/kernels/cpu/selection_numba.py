@@ -110,6 +110,27 @@ class Row(NamedTuple):
     """Score that at least k latents reach."""
 
 
+class Lists(NamedTuple):
+    """Candidates of some rows, a list for each, and room for them latent by latent."""
+
+    latents: np.ndarray
+    """``[rows, length + 16]``."""
+    scores: np.ndarray
+    firsts: np.ndarray
+    """Where in a list those without a score begin."""
+    lasts: np.ndarray
+    """Length of each list; 0 where it would have been too long."""
+    level_keys: np.ndarray
+    """See `Row`."""
+    ends: np.ndarray
+    """``[n_latents]``."""
+    present: np.ndarray
+    """``[n_latents + 1]``."""
+    rows: np.ndarray
+    """``[rows * length]``, as the next."""
+    places: np.ndarray
+
+
 class Some(NamedTuple):
     """Some latents of a row and their scores."""
 
@@ -260,12 +281,13 @@ def _near(
 
 @compiled
 def _multiply(
-    x: np.ndarray, r: Int, W: np.ndarray, bias: np.ndarray, asked: np.ndarray, count: Int, scores: np.ndarray
+    x: np.ndarray, r: Int, W: np.ndarray, asked: np.ndarray, count: Int, far: bool, products: np.ndarray
 ) -> None:
-    """``scores[c] = x[r] . W[asked[c]] + bias[asked[c]]`` for c below `count`.
+    """``products[c] = x[r] . W[asked[c]]`` for c below `count`.
 
-    Four at a time, because then four waits for memory overlap; both lists have room for three more. Compiled by
-    itself: every path then adds in the same order, and a latent has the same score in all of them.
+    Four at a time, because then four waits for memory overlap; both lists have room for three more. `far`: whether rows
+    of `W` come from memory, and are asked for early. Compiled by itself: every path then adds in the same order, and a
+    latent has the same score in all of them, also when rows and latents change places.
     """
     for c in range(count, count + 3):
         asked[c] = asked[count - 1]
@@ -274,9 +296,10 @@ def _multiply(
         j1 = np.uint64(asked[c + 1])
         j2 = np.uint64(asked[c + 2])
         j3 = np.uint64(asked[c + 3])
-        for z in range(c + 4, min(c + 8, count)):
-            for i in range(0, x.shape[1], 16):
-                prefetch(W, asked[z], i)
+        if far:
+            for z in range(c + 4, min(c + 8, count)):
+                for i in range(0, x.shape[1], 16):
+                    prefetch(W, asked[z], i)
         s0 = np.float32(0.0)
         s1 = np.float32(0.0)
         s2 = np.float32(0.0)
@@ -287,10 +310,55 @@ def _multiply(
             s1 += value * W[j1, i]
             s2 += value * W[j2, i]
             s3 += value * W[j3, i]
-        scores[c] = s0 + bias[j0]
-        scores[c + 1] = s1 + bias[j1]
-        scores[c + 2] = s2 + bias[j2]
-        scores[c + 3] = s3 + bias[j3]
+        products[c] = s0
+        products[c + 1] = s1
+        products[c + 2] = s2
+        products[c + 3] = s3
+
+
+@inlined
+def _score(
+    x: np.ndarray, r: Int, W: np.ndarray, bias: np.ndarray, asked: np.ndarray, count: Int, scores: np.ndarray
+) -> None:
+    """``scores[c] = x[r] . W[asked[c]] + bias[asked[c]]`` for c below `count`; both have room for three more."""
+    _multiply(x, r, W, asked, count, True, scores)
+    for c in range(count):
+        scores[c] += bias[asked[c]]
+
+
+@compiled
+def _score_by_latent(x: np.ndarray, start: Int, W: np.ndarray, bias: np.ndarray, lists: Lists) -> None:
+    """Do the same for all lists, those of the rows from `start`: a latent is read once for all rows that ask for it."""
+    asked, scores, firsts, lasts, _, ends, present, rows, places = lists
+    ends[:] = 0
+    for i in range(len(asked)):
+        for c in range(firsts[i], lasts[i]):
+            ends[asked[i, c]] += 1
+    total = 0
+    n_present = 0
+    for j in range(len(ends)):
+        size = ends[j]
+        present[n_present] = j
+        n_present += int(size > 0)
+        ends[j] = total
+        total += size
+    for i in range(len(asked)):
+        for c in range(firsts[i], lasts[i]):
+            at = ends[asked[i, c]]
+            ends[asked[i, c]] = at + 1
+            rows[at] = start + i
+            places[at] = c
+    asking, products = np.empty(len(asked) + 4, np.int32), np.empty(len(asked) + 4, np.float32)
+    at = 0
+    for z in range(n_present):
+        j = present[z]
+        count = ends[j] - at
+        for c in range(count):
+            asking[c] = rows[at + c]
+        _multiply(W, np.uint64(j), x, asking, count, False, products)
+        for c in range(count):
+            scores[asking[c] - start, places[at + c]] = products[c] + bias[j]
+        at += count
 
 
 @inlined
@@ -422,7 +490,7 @@ def _insert(score: Float, j: Int, best: Some, held: Int) -> Int:
 def _insert_all(rows: Rows, r: Int, latents: Latents, waiting: Some, n_waiting: Int, best: Some, held: Int) -> Int:
     """Multiply the latents that wait and put them into the list of the best; return how many that holds."""
     if n_waiting:
-        _multiply(rows.x, r, latents.W, latents.bias, waiting.latents, n_waiting, waiting.scores)
+        _score(rows.x, r, latents.W, latents.bias, waiting.latents, n_waiting, waiting.scores)
     for c in range(n_waiting):
         held = _insert(waiting.scores[c], waiting.latents[c], best, held)
     return held
@@ -476,8 +544,9 @@ def _choose_one_by_one(
 
 @compiled
 def choose(
-    n_rows: Int, product: Product, rows: Rows, latents: Latents, k: Int, exact: bool, in_order: bool, out: Chosen
-) -> None:
+    n_rows: Int, product: Product, rows: Rows, latents: Latents, k: Int, exact: bool, in_order: bool, lists: Lists,
+    out: Chosen,
+) -> None:  # fmt: skip
     """Find the `k` largest of ``x[r] . W[j] + bias[j]`` per row, from a bf16 product that narrows them down.
 
     For every row r and latent j the pre-activation P, bias included, is off by at most ``reach[r] * norm[j] +
@@ -485,45 +554,59 @@ def choose(
     multiplied again in fp32. A latent whose upper bound is below the k-th best of these is not among the k largest; all
     others are multiplied again too. The k best are returned, with `in_order` largest first.
 
-    There are at least k lanes. What is written for rows that are not finite has no meaning: the plain kernel does them
-    again.
+    As many rows as there are lists take these steps together. There are at least k lanes. What is written for rows that
+    are not finite has no meaning: the plain kernel does them again.
     """
     n = len(latents.bias)
     P, W, bias = product.P, latents.W, latents.bias
     norm_of, residual_of, bias_reach = latents.norm, latents.residual, latents.bias_reach
     x, values, indices = rows.x, out.values, out.latents
-    room = 8 * k + 256  # more than that are close to each other: then one by one, in a list that is kept in order
-    sure, scores = np.zeros(room + 16, np.int32), np.empty(room + 16, np.float32)
+    asked, scores, firsts, lasts, level_keys, _, _, _, _ = lists
+    together, room = len(asked), asked.shape[1] - 16
     near = np.empty(n + 1 + product.maxima.shape[1], np.int32)
     zero = np.float32(0.0)
     lane_size, known, maxima = product.lane, product.known, product.maxima
     reaches, norms, largest = rows.reach, rows.norm, latents.largest
-    for at in range(n_rows):
-        r = np.uint64(at)
-        best = maxima[r]
-        lanes = _lane_maxima(P, r, n, lane_size, known, best)
-        level_key = _level(best, lanes, k)
-        reach, norm = reaches[r], norms[r]
-        row = Row(r, reach, norm, _widest(reach, norm, largest), level_key, zero)
-        n_sure = _near(P, r, n, lane_size, best, lanes, level_key, near)  # at least k
-        if n_sure <= room:
-            for c in range(n_sure):
-                sure[c] = near[c]
-            _multiply(x, r, W, bias, sure, n_sure, scores)
-        if exact and n_sure <= room:
-            lowest = _lowest(scores, sure, n_sure, k, x.shape[1])
-            row = Row(r, reach, norm, row.widest, level_key, lowest)
-            bar_key = _key_below(_below(max(lowest, zero) - row.widest))
-            if bar_key < level_key:
-                n_near = _near(P, r, n, lane_size, best, lanes, bar_key, near)
-                more = _plausible(P, row, near, n_near, norm_of, residual_of, bias_reach, sure[n_sure:room])
-                if more:
-                    _multiply(x, r, W, bias, sure[n_sure:], more, scores[n_sure:])
-                n_sure += more
-        if n_sure < room:
-            _write_best(r, scores, sure, n_sure, k, in_order, values, indices)
-        else:
-            _choose_one_by_one(product, row, rows, latents, k, exact, out)
+    for start in range(0, n_rows, together):
+        size = min(together, n_rows - start)
+        firsts[:], lasts[:] = 0, 0
+        for i in range(size):
+            r = np.uint64(start + i)
+            best = maxima[r]
+            lanes = _lane_maxima(P, r, n, lane_size, known, best)
+            level_keys[i] = _level(best, lanes, k)
+            n_sure = _near(P, r, n, lane_size, best, lanes, level_keys[i], near)  # at least k
+            if n_sure <= room:
+                lasts[i] = n_sure
+                for c in range(n_sure):
+                    asked[i, c] = near[c]
+        for lower in range(2 if exact else 1):
+            for i in range(size if lower else 0):
+                r = np.uint64(start + i)
+                firsts[i] = lasts[i]
+                if lasts[i]:
+                    reach, norm = reaches[r], norms[r]
+                    lowest = _lowest(scores[i], asked[i], lasts[i], k, x.shape[1])
+                    row = Row(r, reach, norm, _widest(reach, norm, largest), level_keys[i], lowest)
+                    bar_key = _key_below(_below(max(lowest, zero) - row.widest))
+                    if bar_key < row.level_key:
+                        lanes = _whole_vectors(n, lane_size)
+                        n_near = _near(P, r, n, lane_size, maxima[r], lanes, bar_key, near)
+                        more = asked[i, lasts[i] : room]
+                        lasts[i] += _plausible(P, row, near, n_near, norm_of, residual_of, bias_reach, more)
+            if together > 1:
+                _score_by_latent(x, start, W, bias, lists)
+            elif lasts[0] > firsts[0]:
+                first = firsts[0]
+                _score(x, np.uint64(start), W, bias, asked[0, first:], lasts[0] - first, scores[0, first:])
+        for i in range(size):
+            r = np.uint64(start + i)
+            if 0 < lasts[i] < room:
+                _write_best(r, scores[i], asked[i], lasts[i], k, in_order, values, indices)
+            else:
+                reach, norm = reaches[r], norms[r]
+                row = Row(r, reach, norm, _widest(reach, norm, largest), level_keys[i], zero)
+                _choose_one_by_one(product, row, rows, latents, k, exact, out)
 
 
 # ---------------------------------------------------------------- all above a threshold
@@ -568,7 +651,7 @@ def choose_above(
             size = min(AT_ONCE, count - first)
             for c in range(size):
                 asked[c] = waiting[first + c]
-            _multiply(x, r, W, bias, asked, size, scores)
+            _score(x, r, W, bias, asked, size, scores)
             for c in range(size):
                 if scores[c] > threshold[asked[c]]:
                     if kept < room:
