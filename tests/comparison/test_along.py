@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saekit import TopK, TrainSettings, compare, train
-from saekit.comparison.along import _difference, _warning, along
+from saekit.comparison.along import _difference, _partners_warning, _warning, along
 from saekit.comparison.result import Comparison
 from saekit.comparison.settings import ComparisonSettings
 from saekit.errors import ConfigError
@@ -121,3 +121,9 @@ def test_what_is_refused(run, tmp_path):
 def test_one_sae_shares_nothing_with_itself(run):
     with pytest.raises(ConfigError, match=r"along: at least two SAEs of a run must be given.*--seeds 0,1"):
         along(paths(run)[:1], None)
+
+
+def test_partners_that_still_become_equal_are_told_where_nothing_is_shared(tmp_path):
+    rises = Measured(0.08, 0.03, 0.13), Measured(0.08, -0.01, 0.17), Measured(0.01, 0.005, 0.015)
+    told = [[each.code for each in _partners_warning(rise, tmp_path)] for rise in rises]
+    assert told == [["partners_still_rise"], [], []]

@@ -109,6 +109,7 @@ def test_a_poor_encoder_is_told_from_a_poor_dictionary(tmp_path):
     assert result.pursuit_table()[0][0] == "matching pursuit"
     result.save(tmp_path / "e.json")
     assert Evaluation.load(tmp_path / "e.json") == result
-    assert against_pursuit(good.replace(W_skip=torch.zeros(24, 24)), rows, 100) == {}
+    with pytest.raises(ConfigError, match="has a skip path"):
+        evaluate(good.replace(W_skip=torch.zeros(24, 24)), rows, settings=EvaluationSettings(pursuit_rows=100))
     with pytest.raises(ConfigError, match="`pursuit_rows`"):
         EvaluationSettings(pursuit_rows=-1)

@@ -69,7 +69,10 @@ def along(
     points = [_point(each) for each in found]
     halves = [each for each, point in zip(found, points) if 2 * point.rows_seen <= points[-1].rows_seen]
     rise = _rise(halves[-1], comparison) if halves else None
-    told = [] if rise is None else _warning(rise, comparison, Path(os.fspath(paths[0])).parent)
+    told: list[Warned] = []
+    if rise is not None:
+        run = Path(os.fspath(paths[0])).parent
+        told = _warning(rise, comparison, run) or _partners_warning(_rise(halves[-1], comparison, "equal"), run)
     return replace(comparison, along=points, shared_rise=rise, warnings=[*comparison.warnings, *told])
 
 
@@ -111,10 +114,10 @@ def snapshots_of(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
-def _rise(before: Comparison, now: Comparison) -> Measured:
-    """Return how much more is shared, mean over pairs, with its interval."""
+def _rise(before: Comparison, now: Comparison, name: str = "shared") -> Measured:
+    """Return how much more is shared (or another fraction of pairs), mean over pairs, with its interval."""
     at = counting_pairs(now.pairs)
-    each = [_difference(now.pairs[index].shared, before.pairs[index].shared) for index in at]
+    each = [_difference(getattr(now.pairs[index], name), getattr(before.pairs[index], name)) for index in at]
     order = [(i, j) for i in range(len(now.saes)) for j in range(i + 1, len(now.saes))]
     return OverPairs([order[index] for index in at], len(now.saes)).mean(each, least=-1.0)
 
@@ -143,3 +146,14 @@ def _warning(rise: Measured, comparison: Comparison, run: Path) -> list[Warned]:
         f"{comparison.shared.value:.3g}, in `{run}`. What seeds share is not known before it levels off: train longer"
     )
     return [Warned("shared_still_rises", message)]
+
+
+def _partners_warning(rise: Measured, run: Path) -> list[Warned]:
+    """Warn where nothing is shared yet, but more and more latents have one partner in decoder and encoder."""
+    if rise.value < LEAST_RISE or rise.low is None or rise.low <= 0:
+        return []
+    message = (
+        f"undertrained: the shared fraction does not rise, but the last doubling of the rows raised the fraction of "
+        f"latents whose partners are equal by {rise}, in `{run}`. What seeds share is not known yet: train longer"
+    )
+    return [Warned("partners_still_rise", message)]

@@ -41,10 +41,8 @@ RIDGE = 1e-6
 def against_pursuit(sae: SAE, rows: Source, n_rows: int) -> dict[str, Measured]:
     """Return how codes by matching pursuit compare with those of an SAE on the first rows, by the names of `PURSUIT`.
 
-    Empty for transcoders and SAEs with a skip path, whose decoder alone does not reconstruct.
+    Not for transcoders and SAEs with a skip path, whose decoder alone does not reconstruct.
     """
-    if sae.is_transcoder or sae.W_skip is not None:
-        return {}
     moments = Moments(sae.d_out)
     own, other = (Reconstruction(sae.d_out, moments=moments) for _ in range(2))
     shares = np.zeros((2, N_GROUPS))

@@ -166,6 +166,8 @@ def _evaluated(call: _Call, settings: EvaluationSettings, progress: Progress | N
     known = known_dictionary(source) if settings.truth else None
     if settings.hedging_rows:
         _check_hedging(named, ranks)
+    if settings.pursuit_rows:
+        _check_pursuit(named)
     base = source if call.fit is None else source_for(first, call.fit, "evaluate")
     for _, sae in named:
         for each in (source, base):
@@ -231,6 +233,16 @@ def _check_hedging(named: Sequence[tuple[str, SAE]], ranks: Ranks) -> None:
         raise ConfigError("evaluate: `hedging_rows` must be 0 on several ranks; measure it in a call of one process.")
     for _, sae in named:
         hedging_config(sae)
+
+
+def _check_pursuit(named: Sequence[tuple[str, SAE]]) -> None:
+    """Refuse SAEs whose decoder alone does not reconstruct."""
+    for name, sae in named:
+        if sae.is_transcoder or sae.W_skip is not None:
+            raise ConfigError(
+                f"evaluate: `pursuit_rows` is for SAEs that reconstruct what they read; `{name}` is a transcoder or "
+                "has a skip path. Leave it out."
+            )
 
 
 def _check_same(

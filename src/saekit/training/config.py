@@ -426,6 +426,8 @@ class Matryoshka(Selecting):
             raise ConfigError("`Matryoshka.balance` stands for `weights`; got both. Drop one of the two.")
         sizes = matryoshka_sizes(self)
         self._check_increasing("sizes", sizes, "n_latents", self.n_latents)
+        if self.detached and not self.sampled and len(sizes) == 1:
+            raise ConfigError("`Matryoshka.detached` must have two or more `sizes`; with one it changes nothing.")
         self._check_weights(self.weights, len(sizes), "sizes")
 
 
