@@ -71,7 +71,9 @@ ConfigFile = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="A.B=V", help="Any setting by its dotted name, the value in TOML, or `none`; repeatable."
+        "--set",
+        metavar="A.B=V",
+        help="Any setting by its dotted name, the value in TOML, or `none` for no number or list; repeatable.",
     ),
 ]
 
