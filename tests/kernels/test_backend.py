@@ -93,6 +93,7 @@ def _environment() -> dict[str, str]:
 TARGETS = [
     ({"NUMBA_CPU_NAME": "generic"}, "fp32"),
     ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,-avx512f"}, "fp32"),
+    ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+avxvnni,-avx512f"}, "fp32"),
     (
         {"NUMBA_CPU_NAME": "haswell"},
         "bf16, not run",
@@ -143,6 +144,7 @@ def work(environment, expected):
     for pays in (True, False) if bf16 else (True,):  # the product that this processor would not choose, too
         if can:
             from saekit.kernels.cpu import low_bit_matmul
+            assert bf16 or low_bit_matmul.pays()  # also beside AMX, whose product is one in bf16
             low_bit_matmul.pays = lambda: pays
         values, latents = kernels.topk_encode(x, W, b, 8)
         assert torch.equal(latents, wanted[1])
