@@ -137,8 +137,9 @@ def train(
         typer.Option(
             "--lr",
             metavar="X",
-            help="Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4), less with "
-            "batches below 512 rows: * sqrt(batch_rows / 512) from 1000 steps on].",
+            help="Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4), at most "
+            "16e-3; from 1000 steps on also * sqrt(batch_rows / 512), with `k` * batch_rows / 550, at most 1, of TopK "
+            "2].",
         ),
     ] = None,
     tokens: Annotated[
