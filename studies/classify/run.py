@@ -44,6 +44,9 @@ from saekit.report.classification import write_classification_figures
 from saekit.rows.pooling import Ask, pool_texts
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from earlier import earlier  # noqa: E402 (what the studies share)
+
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
 OTHER_CHARACTERS = 400_000
@@ -239,9 +242,10 @@ def trained(
         for sae in left:
             since = time.monotonic()
             settings = {"control": sae["control"]} if sae.get("control") else {}
+            tokens = model["steps"] * model["batch_rows"]
             made = sk.train(
-                sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings), rows[f"layers.{sae['layer']}"],
-                seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], settings=sk.TrainSettings(batch_rows=model["batch_rows"]),
+                earlier(sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings), tokens, model["batch_rows"]),
+                rows[f"layers.{sae['layer']}"], seeds=sae["seeds"], tokens=tokens, settings=sk.TrainSettings(batch_rows=model["batch_rows"]),
             )  # fmt: skip
             for seed, each in zip(sae["seeds"], made):
                 each.save(folders[sae_name(sae, seed)])
