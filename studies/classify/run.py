@@ -441,7 +441,7 @@ def page(config: Config, folder: Path) -> str:
         "texts, pooling, folds and grids; everything is chosen within the training rows, and the test rows judge once.",
         "",
         f"Models: all-MiniLM-L6-v2 (an encoder; residual stream after block 4 of 6) and saekit's built-in language model, with "
-        f"TopK SAEs trained by this study. {first.settings['intervals']['level']:.0%} intervals from "
+        f"TopK SAEs trained by this study (`encoder_length=1`, rates of `studies/earlier.py`). {first.settings['intervals']['level']:.0%} intervals from "
         f"test rows (groups where there are any); differences "
         f"below {first.settings['margin']:g} macro-F1 count as none (*equivalent*). Verdicts follow the one rule of saekit "
         "([concepts](../../docs/concepts.md)), corrected for the arms of a set and, in the table below, for the sets (Holm).",

@@ -666,7 +666,7 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
         "a few hundred thousand rows: what is found says little about large models. The paper predicts what another "
         "model does from what that model was asked (`text`); the variant in which the reader also sees the answer "
         "(`said`) stands next to it. In both the last token and TF-IDF are simple arms with one grid, not the "
-        "strongest that exist.\n\nIntervals are 95%, from test rows (whole groups where there are groups); a drop is "
+        "strongest that exist. SAEs are trained with `encoder_length=1` and the rates of `studies/earlier.py`.\n\nIntervals are 95%, from test rows (whole groups where there are groups); a drop is "
         "against a classifier trained on the tested thing itself, tested on the same rows. All arms have the same "
         "rows, pooling (sum over tokens) and budget. Verdicts follow the one rule of saekit "
         "([concepts](../../docs/concepts.md)): from the interval and a margin of 0.01, corrected for the arms of a "
