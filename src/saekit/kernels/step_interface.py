@@ -104,7 +104,7 @@ class Gradients(Generic[Array]):
     """Pairs of each latent, ``[n_latents]``."""
     written: Array | None = None
     """Latents whose rows of `of_enc` and `of_dec` are there, ``[n_latents]`` bool; those of the others are 0, and what
-    is in their place is undefined (see `StepKernels.filled`). None: all are."""
+    the memory of these holds is undefined (see `StepKernels.filled`). None: all are."""
 
 
 class AdamFactors(NamedTuple):
