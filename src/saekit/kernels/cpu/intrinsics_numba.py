@@ -6,7 +6,10 @@ Functions of LLVM take a builder; what they return is one instruction or a few t
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -36,9 +39,24 @@ def compiled(function: Function) -> Function:
     # `error_model`: a division by 0 gives infinity, as in numpy, and loops have no branch for it.
     options: Any = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
     try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to write to: compiled anew in every process
+        loop = njit(cache=True, **options)(function)
+        loop._cache._cache_file._version += _sources()
+    except (RuntimeError, AttributeError):  # no folder to write to, or another numba: compiled anew in every process
         return njit(**options)(function)
+    return loop
+
+
+@functools.cache
+def _sources() -> str:
+    """Return a digest of this folder's modules, which machine code is remembered for.
+
+    numba looks at the file of a function alone, though loops are made of what other files define; and it ends at an
+    index that names a class which is no longer there, unless that is of another version.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return f" {digest.hexdigest()}"
 
 
 def inlined(function: Function) -> Function:
