@@ -59,8 +59,8 @@ FLOOR = """## Training step at the sizes of real models, and its floor
 
 A TopK step at shapes whose weights and moments do not fit into any cache, beside the encoder's product alone and
 beside the product and a pass: a copy that reads and writes as many bytes as an update which reads weights, gradients
-and both moments once and writes all but the gradients. The product is in blocks of 128 MiB, the fastest. (`--product fp32` where the processor has no bf16 instructions,
-so that torch's bf16 product is the slower one.)"""
+and both moments once and writes all but the gradients. The product is in blocks of 128 MiB, the fastest. (`--product
+fp32` where the processor has no bf16 instructions, so that torch's bf16 product is the slower one.)"""
 
 
 def main() -> None:
