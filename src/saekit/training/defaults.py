@@ -66,10 +66,10 @@ def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     ``min(16e-3, 8e-3 * sqrt(1024 / n_latents) * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
 
     Where the `k` largest pre-activations are kept ``f = min(limit, batch_rows / 550)``, below 256 rows
-    ``sqrt(256 * batch_rows) / 550``; elsewhere ``f = min(1, sqrt(batch_rows / 512))``. Latents die of the noise of small batches, in runs of some hundred steps and more;
-    shorter ones take the full rate, and end lower by it. The limit is 2 where each row selects by itself (TopK,
-    HierarchicalTopK) and 1 elsewhere: more latents of AbsTopK, of BatchTopK, which compete over a batch, and of
-    Matryoshka, which are in several sizes, die.
+    ``sqrt(256 * batch_rows) / 550``; elsewhere ``f = min(1, sqrt(batch_rows / 512))``. Latents die of the noise of
+    small batches, in runs of some hundred steps and more; shorter ones take the full rate, and end lower by it. The
+    limit is 2 where each row selects by itself (TopK, HierarchicalTopK) and 1 elsewhere: more latents of AbsTopK, of
+    BatchTopK, which compete over a batch, and of Matryoshka, which are in several sizes, die.
 
     What limits a rate is dead latents, and how soon they are revived: with a window of 20% of the rows instead of 2% a
     run of 2,048 latents loses 15% of them. The rule was found by sweeps over three models, k of 8 to 32, 256 to 4,096
