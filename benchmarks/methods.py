@@ -119,15 +119,14 @@ def table(found: dict[str, Any]) -> str:
         f"CPU time of the cheapest of {found['turns']} steps on {found['threads']} thread, all methods in turns on the "
         f"same rows: d = {s['d']}, n = {s['n']:,}, k = {s['k']}, {s['rows']:,} rows, after {found['warm']} steps, no "
         "latents dead.",
-        "Plain: measured steps that were left to plain torch, as those are in which a row has more than n/4 codes or pairs "
-        "in the band. Transcoders and every `control` but the soft-frozen decoder always take that step.",
+        "Plain: measured steps that were left to plain torch, as those are in which a row has more than n/4 codes or "
+        "pairs in the band. Transcoders and every `control` but the soft-frozen decoder always take that step.",
         "",
         "| method | step, ms | times TopK | plain |",
         "| --- | --: | --: | --: |",
     ]
     lines += [
-        f"| {e['method']} | {1000 * e['seconds']:.0f} | {e['ratio']:.2f} | {e['plain_steps']} |"
-        for e in found["steps"]
+        f"| {e['method']} | {1000 * e['seconds']:.0f} | {e['ratio']:.2f} | {e['plain_steps']} |" for e in found["steps"]
     ]
     return "\n".join([*lines, "", "`" + found["command"] + "`", MARKS[1]])
 

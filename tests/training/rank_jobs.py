@@ -92,7 +92,7 @@ def steps(rank):
     meshes = {shards: join(shards) for shards in (1, 2, 4)}
     found = {}
     # dense codes in blocks of a few rows, of which the ranks' devices would take different numbers
-    dense_autograd.block_rows_of = lambda W: 5 + rank
+    dense_autograd.block_rows_of = lambda *_: 5 + rank
     for index, config in enumerate([*ALL, *MORE]):
         alone = trained(config, ALONE, torch.float32)
         # both axes at once for all; each alone for a selection over rows, one over the batch, one that has a target

@@ -46,7 +46,7 @@ NAMES = [f"{index} {config.arch}" for index, config in enumerate(DENSE)]
 
 def after(config, steps, block, monkeypatch, dtype=torch.float64, batch=29, precision="fp32"):
     """Return a learner after some steps in blocks of so many rows, and what `plain_step` said."""
-    monkeypatch.setattr(dense_autograd, "block_rows_of", lambda W: block)
+    monkeypatch.setattr(dense_autograd, "block_rows_of", lambda *_: block)
     learner = new_transcoder(config) if config.skip else new(config, batch=batch)
     learner.resolved = replace(learner.resolved, precision=precision)
     learner.parameters["b_enc"][::5] -= 10  # some must be dead
@@ -68,7 +68,7 @@ def test_gradients_and_everything_else_are_those_of_the_whole_batch(config, bloc
     goal = learner.goal(target_of(x)) if config.skip else None
     centred = x * learner.scale - learner.center
     whole, gradients = _differentiate(learner, centred, goal)
-    monkeypatch.setattr(dense_autograd, "block_rows_of", lambda W: block)
+    monkeypatch.setattr(dense_autograd, "block_rows_of", lambda *_: block)
     parts, found = _differentiate(learner, centred, goal)
     assert found.keys() == gradients.keys()
     pairs = [*((found[name], gradients[name]) for name in found), (parts.loss, whole.loss)]
@@ -117,7 +117,7 @@ def test_in_float32_and_bf16_they_are_those_up_to_rounding(config, precision, mo
 @pytest.mark.parametrize("config", [config for config in DENSE if config.control is None], ids=str)
 @pytest.mark.parametrize("block", [3, 29])
 def test_a_row_that_is_not_finite_is_told(config, block, monkeypatch):
-    monkeypatch.setattr(dense_autograd, "block_rows_of", lambda W: block)
+    monkeypatch.setattr(dense_autograd, "block_rows_of", lambda *_: block)
     x = rows(1, batch=29)[0]
     x[17, 2] = float("nan")
     learner = new_transcoder(config) if config.skip else new(config, batch=29)
@@ -128,10 +128,17 @@ def test_blocks_stay_in_what_is_allowed_and_take_enough_rows_for_products(monkey
     monkeypatch.setattr(reference, "BLOCK_BYTES", 2**20)
     monkeypatch.setattr(dense_autograd, "CACHED_BYTES", 2**16)
     monkeypatch.setattr(dense_autograd, "LEAST_ROWS", 32)
-    sizes = {n: dense_autograd.block_rows_of(torch.empty(n, 2)) for n in (16, 2**10, 2**13, 2**20)}
+
+    def rows_of(n, dtype=torch.float32):
+        return dense_autograd.block_rows_of(torch.empty(n, 2, dtype=dtype), torch.empty(n))
+
+    sizes = {n: rows_of(n) for n in (16, 2**10, 2**13, 2**20)}
     assert sizes == {16: 1024, 2**10: 32, 2**13: 16, 2**20: 1}
-    assert dense_autograd.block_rows_of(torch.empty(2**13, 2).double()) == 8
-    assert dense_autograd.block_rows_of(torch.empty(2**10, 2, device="meta")) == 128  # no cache to stay in
+    assert rows_of(2**10, torch.bfloat16) == 64
+    wide = torch.empty(2**13, 2, dtype=torch.float64)
+    assert dense_autograd.block_rows_of(wide, wide[:, 0]) == 8
+    wide = torch.empty(2**10, 2, device="meta")
+    assert dense_autograd.block_rows_of(wide, wide[:, 0]) == 128  # no cache to stay in
 
 
 def test_gradients_follow_the_loss_and_are_given_once():

@@ -215,7 +215,7 @@ def test_gated_gradients_and_frozen_decoder():
 @pytest.mark.parametrize("block", [1, 4, ROWS])
 def test_dense_codes_have_the_gradients_of_autograd_in_float64(arch, block, monkeypatch):
     """In blocks of so many rows, of which the last may be short."""
-    monkeypatch.setattr(dense_autograd, "block_rows_of", lambda W: block)
+    monkeypatch.setattr(dense_autograd, "block_rows_of", lambda *_: block)
     extra = {"gated": ("r_mag", "b_mag"), "jumprelu": ("log_threshold",)}.get(arch, ())
     p, u, center = problem(16, extra=extra)
     p, u, center = {name: t.detach().double().requires_grad_() for name, t in p.items()}, u.double(), center.double()
