@@ -26,12 +26,13 @@ PARTS = {
     "rounding of the encoder": ("ops", "encoder_at"),
     "product": ("low_bit_matmul", "multiply8"),
     "product in bf16": ("low_bit_matmul", "multiply"),
+    "product by torch": ("torch", "mm"),
     "selection": ("selection_numba", "choose"),
     "decode": ("ops", "reconstruct"),
     "gradients": ("ops", "gradients"),
     "Adam": ("ops", "descend"),
 }
-"""Functions of `saekit.kernels.cpu` that are timed."""
+"""Functions of `saekit.kernels.cpu`, and of torch, that are timed."""
 ABOUT = """## Where the time of a step goes
 
 A TopK step at the shapes of real models on one thread: CPU time of its parts, medians of {n} steps. "Rounding" makes
@@ -47,7 +48,8 @@ def main() -> None:
     torch.set_num_threads(1)
     spent: dict[str, float] = defaultdict(float)
     for label, (module, name) in PARTS.items():
-        setattr(getattr(cpu, module), name, timed(getattr(getattr(cpu, module), name), label, spent))
+        owner = torch if module == "torch" else getattr(cpu, module)
+        setattr(owner, name, timed(getattr(owner, name), label, spent))
     workloads = []
     for d, n, k, batch in SHAPES:
         found = shares(d, n, k, batch, spent)

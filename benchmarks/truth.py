@@ -1,15 +1,13 @@
 """Architectures on rows whose dictionary is known: F1, MCC, FVU and shared latents over seeds, at one L0.
 
 ``python benchmarks/truth.py`` trains all in one pass (3 minutes of CPU time); ``--quick``: does everything run?;
-``--write`` puts the table into README.md and the numbers into truth.json. ``--candidate`` trains the first of the top-k
-family with the settings of ``rates.py --candidate`` beside them; nothing is written.
+``--write`` puts the table into README.md and the numbers into truth.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rows, two seeds")
     parser.add_argument("--write", action="store_true", help="write README.md's table and truth.json")
-    parser.add_argument("--candidate", action="store_true", help="beside the settings of rates.py --candidate")
     options = parser.parse_args()
-    if options.candidate:
-        from rates import CANDIDATE, candidate_lr
-
-        known = {name: CONFIGS[name] for name in ("TopK", "BatchTopK", "Matryoshka")}
-        other = {**CANDIDATE, "lr": candidate_lr(N, 500, 256)}
-        CONFIGS.clear()
-        CONFIGS.update(known | {f"{name}, candidate": replace(each, **other) for name, each in known.items()})
     found = measure(options.quick)
     print(table(found))
-    if options.write and not options.candidate:
+    if options.write:
         write_json(HERE / "truth.json", found)
         text = (HERE / "README.md").read_text(encoding="utf-8")
         if MARKS[0] in text:

@@ -26,11 +26,19 @@ AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,-avx512f",
 }  # fmt: skip
-PROCESSORS = {
-    "avx2": AVX2,
-    "avx2-vnni": AVX2 | {"NUMBA_CPU_FEATURES": "+avx2,+fma,+avx512vnni,+avx512vl,+prefer-256-bit"},
+VNNI = {
+    "avx2-vnni": "+avx2,+fma,+avxvnni,-avx512f",
+    "avx2-vnni-stand-in": "+avx2,+fma,+avx512vnni,+avx512vl,+prefer-256-bit",
 }
+"""For numba: AVX-VNNI itself, and where the processor has none, what AVX-512 has of it in 256-bit registers."""
+PROCESSORS = {"avx2": AVX2} | {name: AVX2 | {"NUMBA_CPU_FEATURES": features} for name, features in VNNI.items()}
 """Environments in which torch, oneDNN, MKL and numba use no instructions beyond AVX2, or only that of VNNI."""
+
+
+def has_avx_vnni() -> bool:
+    """Whether the system finds that the processor has AVX-VNNI."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "avx_vnni" in cpuinfo.read_text().split()
 
 
 def models() -> dict[str, str]:

@@ -44,6 +44,9 @@ from saekit.report.classification import write_classification_figures
 from saekit.rows.pooling import Ask, pool_texts
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from earlier import earlier  # noqa: E402 (what the studies share)
+
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
 OTHER_CHARACTERS = 400_000
@@ -239,9 +242,10 @@ def trained(
         for sae in left:
             since = time.monotonic()
             settings = {"control": sae["control"]} if sae.get("control") else {}
+            tokens = model["steps"] * model["batch_rows"]
             made = sk.train(
-                sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings), rows[f"layers.{sae['layer']}"],
-                seeds=sae["seeds"], tokens=model["steps"] * model["batch_rows"], settings=sk.TrainSettings(batch_rows=model["batch_rows"]),
+                earlier(sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings), tokens, model["batch_rows"]),
+                rows[f"layers.{sae['layer']}"], seeds=sae["seeds"], tokens=tokens, settings=sk.TrainSettings(batch_rows=model["batch_rows"]),
             )  # fmt: skip
             for seed, each in zip(sae["seeds"], made):
                 each.save(folders[sae_name(sae, seed)])
@@ -437,7 +441,7 @@ def page(config: Config, folder: Path) -> str:
         "texts, pooling, folds and grids; everything is chosen within the training rows, and the test rows judge once.",
         "",
         f"Models: all-MiniLM-L6-v2 (an encoder; residual stream after block 4 of 6) and saekit's built-in language model, with "
-        f"TopK SAEs trained by this study. {first.settings['intervals']['level']:.0%} intervals from "
+        f"TopK SAEs trained by this study (`encoder_length=1`, rates of `studies/earlier.py`). {first.settings['intervals']['level']:.0%} intervals from "
         f"test rows (groups where there are any); differences "
         f"below {first.settings['margin']:g} macro-F1 count as none (*equivalent*). Verdicts follow the one rule of saekit "
         "([concepts](../../docs/concepts.md)), corrected for the arms of a set and, in the table below, for the sets (Holm).",

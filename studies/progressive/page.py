@@ -40,7 +40,8 @@ not trained to the end, and what is pruned from it is not the best that pruning 
 the paper are quoted where they are known.
 
 **How.** Vanilla TopK SAEs of every size and one Matryoshka SAE with these sizes see the same rows in the same order,
-for every seed. The widest vanilla SAE is pruned by rankings measured on every second held-out document; everything is
+for every seed, with `encoder_length=1` and the rates of `studies/earlier.py`.
+The widest vanilla SAE is pruned by rankings measured on every second held-out document; everything is
 measured on the others. A prefix of a TopK SAE selects its k among its own latents, so all ways have the same k at the
 same size. Interpretability needs no judge: *detection* is the area under the ROC curve with which the tokens that a
 latent fired on in some documents tell where it fires in others; *purity* is the largest share of its activation on

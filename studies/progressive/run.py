@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import os
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -45,7 +46,10 @@ from saekit.training.defaults import resolve
 from saekit.training.learner import initialize_learner
 from saekit.training.step import STEPS
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from earlier import earlier  # noqa: E402 (what the studies share)
+
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[1].parent / "shared" / "data"))
 STORIES = "tinystories_truecased_3678.jsonl.gz"
 
@@ -187,7 +191,8 @@ def capture_rows(lm: Any, subject: Subject, texts: Any, tokens: int, out: Path) 
 def configs_of(subject: Subject, plan: Plan) -> list[Any]:
     """One vanilla SAE per size, and one nested SAE for all."""
     vanilla = [TopK(n_latents=size, k=subject.k) for size in plan.sizes]
-    return [*vanilla, Matryoshka(n_latents=plan.widest, k=subject.k, sizes=plan.sizes)]
+    configs = [*vanilla, Matryoshka(n_latents=plan.widest, k=subject.k, sizes=plan.sizes)]
+    return [earlier(config, plan.tokens, plan.batch_rows) for config in configs]
 
 
 def train_cell(subject: Subject, plan: Plan, rows: Any, folder: Path, seed: int) -> dict[str, Any]:
@@ -270,7 +275,8 @@ def many_k_cell(subject: Subject, plan: Plan, rows: Any, measured: Any, folder: 
     ks = [subject.k // 4, subject.k // 2, subject.k]
     configs = [HierarchicalTopK(n_latents=latents, k=subject.k), *(TopK(n_latents=latents, k=k) for k in ks)]
     saes = sk.train(
-        configs, rows, seeds=[plan.seeds[0]], tokens=plan.tokens,
+        [earlier(config, plan.tokens, plan.batch_rows) for config in configs], rows, seeds=[plan.seeds[0]],
+        tokens=plan.tokens,
         settings=sk.TrainSettings(batch_rows=plan.batch_rows), out=folder / "many-k",
         resume=True,
     )  # fmt: skip

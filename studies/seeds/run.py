@@ -141,9 +141,9 @@ def plan(name: str, config: dict[str, Any], seeds: int) -> list[dict[str, Any]]:
 
 def config_of(cell: dict[str, Any]) -> Any:
     if cell["arch"] == "topk+mutual":
-        return sk.TopK(n_latents=cell["latents"], lr=cell["lr"], k=cell["k"], mutual=MUTUAL)
+        return sk.TopK(n_latents=cell["latents"], lr=cell["lr"], k=cell["k"], mutual=MUTUAL, encoder_length=1.0)
     kinds: dict[str, Any] = {"topk": sk.TopK, "relu": sk.ReLU, "gated": sk.Gated, "jumprelu": sk.JumpReLU}
-    sparsity = {"k": cell["k"]} if cell["arch"] == "topk" else {"target_l0": float(cell["k"])}
+    sparsity = {"k": cell["k"], "encoder_length": 1.0} if cell["arch"] == "topk" else {"target_l0": float(cell["k"])}
     return kinds[cell["arch"]](n_latents=cell["latents"], lr=cell["lr"], **sparsity)
 
 

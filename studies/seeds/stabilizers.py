@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -42,6 +42,9 @@ from saekit.models.loading import load_language_model
 from saekit.rows.synthetic import synthetic_rows
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from earlier import earlier  # noqa: E402 (what the studies share)
+
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 
 HELD_OUT = 10
@@ -315,13 +318,17 @@ class Study:
     def chunk(self, place: str, method: Method, folder: Path, seeds: list[int]) -> list[Path]:
         """Train the SAEs of some seeds, and return their folders."""
         rows, _ = self.rows(place)
-        budget, config = self.place(place).rows * method.times, method.config(self.place(place).k)
+        budget = self.place(place).rows * method.times
+        config = method.config(self.place(place).k)
         snapshots = 0 if method.start else SNAPSHOTS
 
         def run(where: str, seeds: list[int], share: float = 1.0, order: int = 0, **options: Any) -> list[Path]:
             out = folder / where
             settings = sk.TrainSettings(batch_rows=BATCH_ROWS, data_seed=order, snapshots=snapshots)
-            sk.train(config, rows, seeds=seeds, tokens=int(budget * share), out=out, resume=True, settings=settings,
+            as_then = earlier(config, budget * share, BATCH_ROWS)
+            if "start" in options:
+                as_then = replace(as_then, encoder_length=None)
+            sk.train(as_then, rows, seeds=seeds, tokens=int(budget * share), out=out, resume=True, settings=settings,
                      progress=False, **options)  # fmt: skip
             return sorted(out.glob("*-seed*"), key=lambda p: int(p.name.rpartition("-seed")[2]))
 

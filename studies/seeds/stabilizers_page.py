@@ -269,7 +269,8 @@ python studies/seeds/stabilizers.py --keep --write                   # of them o
 
 *Random weights*: the same architecture with Gaussian weights of the same mean and deviation, embeddings kept
 (2501.17727); rows are centred and scaled alike for both. SAEs of a cell see the same rows in the same order, L0 equal
-by k. Intervals (95 %) are over seeds: a jackknife in both cells together; a seed begins with the same weights in all of
+by k, with `encoder_length=1` (but for aligned) and the rates of `studies/earlier.py`.
+Intervals (95 %) are over seeds: a jackknife in both cells together; a seed begins with the same weights in all of
 them. Cells were made on more than one processor: rounding alone can take a seed to other latents, at random for each
 SAE, which is part of these intervals. *At equal FVU* compares with TopK of 64 to 192 latents, between the two widths
 whose FVU lies on both sides: what another width would share at that error; – where none does. Where five or eight seeds

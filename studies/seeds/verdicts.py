@@ -261,7 +261,7 @@ paper's, directions may be. Dead latents have no partner: *among live latents* d
 
 A latent is shared by two SAEs when the matchings of decoders and of encoders, each exact and found apart, give it the
 same partner and both cosines exceed {threshold}. SAEs of a cell differ in their first weights only: same rows, same
-order.
+order. Their encoder rows begin with length 1.
 
 ```bash
 make study-seeds                                             # 20 minutes on two quiet cores; goes on where it stopped

@@ -43,6 +43,9 @@ from saekit.report.transfer import write_transfer_figures
 from saekit.training.loop import untrained
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from earlier import earlier  # noqa: E402 (what the studies share)
+
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 RESULTS = HERE / "results.json"
 HATE = SHARED / "labelled" / "hatecheck_11lang.csv.gz"
@@ -164,7 +167,8 @@ class Study:
         rows = sk.capture(model, texts, layer=LAYER, tokens=self.size.train_tokens)
         config = sk.TopK(n_latents=self.size.latents, k=32)
         # every row is seen twice
-        return sk.train(config, rows, seeds=[0, 1], tokens=2 * rows.n_rows, settings=sk.TrainSettings(batch_rows=1024))
+        tokens, settings = 2 * rows.n_rows, sk.TrainSettings(batch_rows=1024)
+        return sk.train(earlier(config, tokens, 1024), rows, seeds=[0, 1], tokens=tokens, settings=settings)
 
     # ------------------------------------------------------------------ the parts
 
@@ -205,7 +209,10 @@ class Study:
         for lm, layer in ((stories, 2), (builtin, 2)):
             rows = sk.capture(lm, others, layer=layer, tokens=tokens)
             readers[lm.name] = sk.train(
-                sk.TopK(n_latents=small, k=16), rows, tokens=2 * tokens, settings=sk.TrainSettings(batch_rows=1024)
+                earlier(sk.TopK(n_latents=small, k=16), 2 * tokens, 1024),
+                rows,
+                tokens=2 * tokens,
+                settings=sk.TrainSettings(batch_rows=1024),
             )[0]
         tasks = {
             "stories": cloze_task(STORIES, questions=self.size.questions),
@@ -299,7 +306,10 @@ class Study:
         rows = sk.capture(vit, images[: min(n, 2500)], layer=1)
         tokens = min(self.size.train_tokens, 2 * rows.n_rows)
         (sae,) = sk.train(
-            sk.TopK(n_latents=8 * width, k=8), rows, tokens=tokens, settings=sk.TrainSettings(batch_rows=1024)
+            earlier(sk.TopK(n_latents=8 * width, k=8), tokens, 1024),
+            rows,
+            tokens=tokens,
+            settings=sk.TrainSettings(batch_rows=1024),
         )
         self.answers_itself(name, "the ViT's own head", head, rest)
         self.keep(
@@ -341,8 +351,8 @@ class Study:
         self.answers_itself("vlm", "the vision-language model itself", says, rest)
         text = sk.capture(str(stories), other_stories(), layer=2, tokens=self.size.train_tokens // 2)
         seen = sk.capture(vlm, shown[:2500], layer=2)
-        config = sk.TopK(n_latents=max(self.size.latents // 4, 64), k=16)
         tokens = 2 * text.n_rows
+        config = earlier(sk.TopK(n_latents=max(self.size.latents // 4, 64), k=16), tokens, 1024)
         settings = sk.TrainSettings(batch_rows=1024)
         saes = {
             "text": sk.train(config, text, tokens=tokens, settings=settings)[0],
@@ -656,7 +666,8 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
         "a few hundred thousand rows: what is found says little about large models. The paper predicts what another "
         "model does from what that model was asked (`text`); the variant in which the reader also sees the answer "
         "(`said`) stands next to it. In both the last token and TF-IDF are simple arms with one grid, not the "
-        "strongest that exist.\n\nIntervals are 95%, from test rows (whole groups where there are groups); a drop is "
+        "strongest that exist. SAEs are trained with `encoder_length=1` and the rates of "
+        "`studies/earlier.py`.\n\nIntervals are 95%, from test rows (whole groups where there are groups); a drop is "
         "against a classifier trained on the tested thing itself, tested on the same rows. All arms have the same "
         "rows, pooling (sum over tokens) and budget. Verdicts follow the one rule of saekit "
         "([concepts](../../docs/concepts.md)): from the interval and a margin of 0.01, corrected for the arms of a "

@@ -91,9 +91,16 @@ def test_a_crosscoder_of_two_models_is_trained_from_them(train, folders, tmp_pat
     pair = f"joined:base={folders['neox']},tuned={folders['llama']}"  # one of which adds a token to every text
     status, _, err = train("--model", pair, "--layer", "1", *TYPED)
     assert status == 0, err
+    assert "no token is left out as an outlier" in err
     parts = parts_in(tmp_path / "run" / "batchtopk-16-k3-seed0")
     assert [(part["name"], part["hook"]) for part in parts] == [("base", "layers.1"), ("tuned", "layers.1")]
     assert parts[0]["model"] != parts[1]["model"]
+
+
+def test_the_end_names_the_sources_as_commands_take_them(train, folders):
+    status, out, err = train("--model", folders["llama"], "--layers", "0,2", "--join", *TYPED[:-1])
+    assert status == 0, err
+    assert "--rows joined:layers.0=R,layers.2=R" in " ".join((out + err).split())
 
 
 def test_what_cannot_be_joined_is_refused_before_a_model_runs(train, folders, tmp_path, monkeypatch):
@@ -106,6 +113,7 @@ def test_what_cannot_be_joined_is_refused_before_a_model_runs(train, folders, tm
     for arguments, said in (
         (["--model", f"joined:base={llama},tuned={other}", "--layer", "1"], "must have the same tokenizer"),
         (["--model", f"joined:base={llama},tuned={folders['gpt2']}", "--layer", "7"], "7"),
+        (["--model", f"joined-null:a={llama},b={llama}", "--layer", "1"], "cannot begin with joined-null:"),
         (["--model", f"joined:base={llama}", "--layer", "1"], "got models `base` and 1"),
         (["--model", f"joined:{llama},tuned={other}", "--layer", "1"], "a name and a path"),
         (["--model", f"joined:base={llama},tuned={other}", "--layers", "0,1"], "one --layer or --hook of several"),

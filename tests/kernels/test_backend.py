@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,16 +87,65 @@ def test_importing_saekit_does_not_import_the_compiler() -> None:
 
 
 def _environment() -> dict[str, str]:
-    import os
-    from pathlib import Path
-
     return os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+
+
+LOOP = """
+from typing import NamedTuple
+import numpy as np
+from saekit.kernels.cpu.intrinsics_numba import compiled
+
+class {name}(NamedTuple):
+    values: np.ndarray
+
+@compiled
+def total(numbers):
+    return {factor} * numbers.values.sum()
+"""
+
+
+@pytest.mark.usefixtures("fast")
+def test_machine_code_is_remembered_for_the_sources_that_it_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saekit.kernels.cpu import intrinsics_numba
+
+    source = tmp_path / "remembered_loop.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def run(sources: str, name: str, factor: int) -> tuple[float, int]:
+        monkeypatch.setattr(intrinsics_numba, "_sources", lambda: sources)
+        monkeypatch.delitem(sys.modules, source.stem, raising=False)
+        source.write_text(LOOP.format(name=name, factor=factor))
+        os.utime(source, (0, 0))  # numba looks at the time and size of the file, which are the same
+        importlib.invalidate_caches()
+        loop = importlib.import_module(source.stem)
+        return loop.total(getattr(loop, name)(np.ones(3))), sum(loop.total.stats.cache_hits.values())
+
+    assert run("old", "Numbers", 1) == (3.0, 0)
+    assert run("old", "Numbers", 1) == (3.0, 1)
+    assert run("new", "Figures", 2) == (6.0, 0)  # the class that the index of the old ones names is gone
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_sources_of_machine_code_are_all_modules_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saekit.kernels.cpu import intrinsics_numba
+
+    (tmp_path / "a.py").write_text("1")
+    monkeypatch.setattr(intrinsics_numba, "__file__", str(tmp_path / "b.py"))
+    before = intrinsics_numba._sources.__wrapped__()
+    (tmp_path / "a.py").write_text("2")
+    assert intrinsics_numba._sources.__wrapped__() != before
 
 
 # What numba may be told to compile for: (environment, format of the product where the processor has them all).
 TARGETS = [
     ({"NUMBA_CPU_NAME": "generic"}, "fp32"),
     ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,-avx512f"}, "fp32"),
+    ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+avxvnni,-avx512f"}, "fp32"),
     (
         {"NUMBA_CPU_NAME": "haswell"},
         "bf16, not run",
@@ -143,6 +196,7 @@ def work(environment, expected):
     for pays in (True, False) if bf16 else (True,):  # the product that this processor would not choose, too
         if can:
             from saekit.kernels.cpu import low_bit_matmul
+            assert bf16 or low_bit_matmul.pays()  # also beside AMX, whose product is one in bf16
             low_bit_matmul.pays = lambda: pays
         values, latents = kernels.topk_encode(x, W, b, 8)
         assert torch.equal(latents, wanted[1])

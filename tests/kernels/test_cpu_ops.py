@@ -38,3 +38,36 @@ def test_prefixes_from_one_product_are_the_prefixes_alone(sizes: list[int], k: i
         torch.testing.assert_close(
             torch.from_numpy(pairs.values), torch.from_numpy(alone.values), rtol=0, atol=0, equal_nan=True
         )
+
+
+@pytest.mark.parametrize("panel_bytes", [2**30, 6_000])
+def test_a_gradient_written_past_the_caches_is_the_same(monkeypatch: pytest.MonkeyPatch, panel_bytes: int) -> None:
+    from saekit.kernels.cpu import ops
+    from saekit.kernels.cpu.buffers import buffer
+    from saekit.kernels.step_interface import Terms
+
+    n, n_latents, d, k = 30, 300, 48, 3
+    weights = {"W_enc": rows(0, n_latents, d), "W_dec": rows(1, n_latents, d)}
+    x, gradient, offset = rows(2, n, d), rows(3, n, d), rows(4, 1, d)[0]
+    latents = torch.rand(n, n_latents, generator=torch.Generator().manual_seed(5)).topk(k).indices
+    pairs = ops.even_pairs(rows(6, n, k).numpy(), latents.numpy())
+    terms = Terms(pairs, pairs.values > -1, pairs.values, rows(7, n * k, 1)[:, 0].numpy(), gradient)
+    monkeypatch.setattr(ops, "PANEL_BYTES", panel_bytes)
+
+    def found(cached: int) -> list[Tensor]:
+        monkeypatch.setattr(ops, "CACHED", cached)
+        for part in ("of dec", "of enc"):  # what is not written shows
+            buffer(f"test {part}", (n_latents, d)).fill_(torch.nan)
+        g = ops.gradients(x, offset, weights, terms, name="test ")
+        assert 0 < g.written.sum() < n_latents
+        assert (g.written == (g.counts > 0)).all()
+        g = ops.filled(g)
+        return [torch.from_numpy(part.copy()) for part in (g.of_enc, g.of_dec, g.of_bias, g.along, g.squares)]
+
+    ordinary, past = found(2**30), found(0)
+    for one, other in zip(ordinary, past, strict=True):
+        assert torch.equal(one, other)
+    wanted = torch.zeros(n_latents, d)
+    kept = torch.from_numpy(pairs.values * terms.wanted).view(n, k)
+    wanted.index_add_(0, latents.ravel(), (kept[:, :, None] * gradient[:, None]).reshape(-1, d))
+    torch.testing.assert_close(past[1], wanted)

@@ -5,40 +5,58 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from saekit.errors import ConfigError
 from saekit.files import read_sealed, write_sealed
 from saekit.rows.arrays import ArrayRows
 from saekit.rows.synthetic import SyntheticRows
-from saekit.training.config import JumpReLU, TopK
+from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, TopK
 from saekit.training.defaults import default_batch_rows, resolve
 from saekit.training.loop import train, untrained
 from saekit.training.settings import TrainSettings
 
 
+def lr(config, steps, batch=550):
+    return resolve(config, 64, steps, batch).lr
+
+
 def test_the_learning_rate_falls_with_the_width_and_with_steps_beyond_a_thousand():
-    def lr(n, steps):
-        return resolve(TopK(n_latents=n, k=4), 64, steps, 512).lr
-
-    assert lr(1024, 100) == lr(1024, 1000) == 8e-3
-    assert lr(4096, 1000) == pytest.approx(4e-3)
-    assert lr(256, 1000) == lr(16, 1000) == 16e-3
-    assert lr(1024, 16_000) == pytest.approx(4e-3)
+    assert lr(TopK(1024, k=16), 100) == lr(TopK(1024, k=16), 1000) == 8e-3
+    assert lr(TopK(4096, k=16), 1000) == pytest.approx(4e-3)
+    assert lr(TopK(256, k=16), 1000) == lr(TopK(32, k=16), 1000) == 16e-3
+    assert lr(TopK(1024, k=16), 16_000) == pytest.approx(4e-3)
     # Meets the rule of long runs on large SAEs, 2e-4 at 2**14 latents (2406.04093).
-    assert 2e-4 < lr(2**14, 100_000) < 2e-3
+    assert 2e-4 < lr(TopK(2**14, k=32), 100_000, 4096) < 2e-3
 
 
-def test_the_learning_rate_falls_with_the_root_of_small_batches():
-    def lr(batch, steps=1000):
-        return resolve(TopK(n_latents=1024, k=4), 64, steps, batch).lr
+@settings(deadline=None)
+@given(st.integers(1, 10_000), st.integers(1000, 10**6), st.integers(64, 10**6))
+def test_the_learning_rate_goes_with_the_batch_where_the_largest_are_kept(batch, steps, n):
+    config = TopK(n, k=8)
+    assert lr(config, steps, batch) <= lr(config, steps, batch + 1) <= lr(config, steps, 1100) <= 16e-3
+    if n >= 1024 and batch <= 1100:
+        assert lr(config, steps, batch) == pytest.approx(lr(config, steps, 550) * batch / 550)
+    # A run too short to lose latents takes the full rate.
+    assert lr(config, 1, batch) == pytest.approx(min(8e-3 * (1024 / n) ** 0.5, 16e-3), rel=0.01)
 
-    assert lr(4096) == lr(512) == lr(512, 10) == 8e-3
-    assert lr(256) == pytest.approx(8e-3 / 2**0.5)
-    assert lr(32) == pytest.approx(2e-3)
-    assert lr(32, 16_000) == pytest.approx(1e-3)
+
+@pytest.mark.parametrize("config", [JumpReLU(1024, target_l0=4), Gated(1024, target_l0=32)])
+def test_the_learning_rate_falls_with_the_root_of_small_batches(config):
+    assert lr(config, 1000, 4096) == lr(config, 1000, 512) == lr(config, 10) == 8e-3
+    assert lr(config, 1000, 256) == pytest.approx(8e-3 / 2**0.5)
+    assert lr(config, 1000, 32) == pytest.approx(2e-3)
+    assert lr(config, 16_000, 32) == pytest.approx(1e-3)
     # Short runs lose no latents at the rate of larger batches, and end lower.
-    assert lr(32, 500) == pytest.approx(4e-3)
-    assert lr(32, 10) == pytest.approx(8e-3, rel=0.02)
+    assert lr(config, 500, 32) == pytest.approx(4e-3)
+    assert lr(config, 10, 32) == pytest.approx(8e-3, rel=0.02)
+
+
+@pytest.mark.parametrize("config", [BatchTopK(1024, k=80), Matryoshka(1024, k=80), TopK(1024, k=80, sign="magnitude")])
+def test_only_rows_that_select_by_themselves_take_a_higher_rate_in_large_batches(config):
+    assert lr(config, 1000, 4096) == 8e-3
+    assert lr(TopK(1024, k=80), 1000, 4096) == lr(HierarchicalTopK(1024, k=80), 1000, 4096) == 16e-3
 
 
 def test_what_follows_the_width_of_the_rows_and_the_length_of_the_run():

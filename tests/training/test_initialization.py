@@ -123,7 +123,7 @@ def test_untrained_takes_an_array():
 
 @pytest.mark.parametrize("kind", [TopK, BatchTopK, HierarchicalTopK, Matryoshka])
 def test_encoder_rows_begin_as_long_as_they_are_told(kind):
-    for options, length in (({}, 1.0), ({"encoder_length": 0.2}, 0.2)):
+    for options, length in (({}, 0.2), ({"encoder_length": 0.7}, 0.7), ({"aligned": True}, 1.0)):
         start = new(kind(16, k=3, **options)).parameters
         torch.testing.assert_close(start["W_enc"], length * start["W_dec"])
 

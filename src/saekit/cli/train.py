@@ -137,8 +137,9 @@ def train(
         typer.Option(
             "--lr",
             metavar="X",
-            help="Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4), less with "
-            "batches below 512 rows: * sqrt(batch_rows / 512) from 1000 steps on].",
+            help="Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4), at most "
+            "16e-3; from 1000 steps on also * sqrt(batch_rows / 512), with `k` * batch_rows / 550, at most 1, of TopK "
+            "2].",
         ),
     ] = None,
     tokens: Annotated[
@@ -165,7 +166,7 @@ def train(
     """Train SAEs into a folder."""
     from ..ranks import is_first_rank
     from ..sae.model import SAE
-    from ..sae.parts import widths_of
+    from ..sae.parts import PARTS
     from ..training.loop import train as run
     from ..training.request import check_crosscoder
     from ..training.run_folder import RUN_FILE
@@ -201,8 +202,9 @@ def train(
         )
     if is_first_rank():
         runs = [f"{out}/{name}" for name in source] if isinstance(source, Mapping) else [str(out)]
-        is_joined = not isinstance(source, Mapping) and widths_of(source.info) is not None
-        _tell_result(runs, json, choice, "--rows joined:A=R,B=R" if is_joined else "--model M --data D, or --rows R")
+        parts = None if isinstance(source, Mapping) else source.info.get(PARTS)
+        joined = f"--rows joined:{','.join(str(part['name']) + '=R' for part in parts)}" if parts else None
+        _tell_result(runs, json, choice, joined or "--model M --data D, or --rows R")
 
 
 class _Asked(NamedTuple):
@@ -332,7 +334,7 @@ def _source(
 ) -> Source | Mapping[str, Source]:
     """Return rows from a file or folder, or from a model while it trains; for several layers by name."""
     from ..models.hooks import LAYER
-    from ..rows.joined import JOINED, named_paths, stream_joined
+    from ..rows.joined import JOINED, NULL, named_paths, stream_joined
     from ..rows.shards import open_rows
     from ..rows.stream import stream
 
@@ -352,6 +354,11 @@ def _source(
             "{layer} in it."
         )
     layer: Any = texts.layer if texts.layers is None else layers_of(texts.layers)
+    if model.startswith(NULL):
+        raise ConfigError(
+            f"--model cannot begin with {NULL}: the null of several sources is made from stored rows. Capture each, "
+            f"and give --rows {NULL}base=PATH,tuned=PATH."
+        )
     if texts.join or model.startswith(JOINED):
         if texts.hook_out is not None or settings.target is not None:
             raise ConfigError("--hook-out must be left out for a crosscoder, which gives the rows that it reads.")
@@ -362,6 +369,7 @@ def _source(
             )
         if settings.outliers == StreamSettings().outliers:
             settings = dataclasses.replace(settings, outliers=None)  # other tokens would go in every place
+            tell("no token is left out as an outlier: other tokens would go in every place")
         return stream_joined(
             named_paths(model) if model.startswith(JOINED) else model, str(texts.data), layer=layer, hook=texts.hook,
             text=texts.text or "text", tokens=tokens, settings=settings,

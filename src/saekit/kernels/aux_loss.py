@@ -88,7 +88,7 @@ def revive(
     again = kernel.reconstruct(residual, pairs, pairs.values, weights["W_dec"], zero, weight, name="dead")
     terms = Terms(pairs, pairs.values != 0, pairs.values, again.slopes, again.gradient)
     # Not in the memory of the gradients that these are added to.
-    g = kernel.gradients(x, zero, weights, terms, name="dead ")
+    g = kernel.filled(kernel.gradients(x, zero, weights, terms, name="dead "))
     revived = which, kernel.tensor(g.of_dec), kernel.tensor(g.of_enc), kernel.tensor(g.of_bias)
     return weight * again.error / len(x), revived
 

@@ -102,6 +102,9 @@ class Gradients(Generic[Array]):
     """What the bias passes on to the offset, ``[d]``."""
     counts: Array
     """Pairs of each latent, ``[n_latents]``."""
+    written: Array | None = None
+    """Latents whose rows of `of_enc` and `of_dec` are there, ``[n_latents]`` bool; those of the others are 0, and what
+    the memory of these holds is undefined (see `StepKernels.filled`). None: all are."""
 
 
 class AdamFactors(NamedTuple):
@@ -246,6 +249,9 @@ class StepKernels(Protocol[Array]):
         name
             The gradients lie in memory that the next call with this name uses again.
         """
+
+    def filled(self, g: Gradients[Array]) -> Gradients[Array]:
+        """Return a gradient with all its rows; they are written into its own memory."""
 
     def descend(
         self,

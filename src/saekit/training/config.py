@@ -19,6 +19,9 @@ BIASES = ("geometric-median", "mean", "zero")
 SCALINGS = ("centered", "scalar", "none")
 SKIPS = (None, "zero", "least-squares")
 CONTROLS = (None, "untrained", "frozen-decoder", "frozen-encoder", "soft-frozen-decoder")
+ENCODER_LENGTH = 0.2
+"""Default length of initial encoder rows where the largest pre-activations are kept: FVU and dead latents on rows of
+models, and latents on a known dictionary, are better than with 1 (`benchmarks/rates.py`, `benchmarks/truth.py`)."""
 ENCODER_KEPT = ("untrained", "frozen-encoder")
 """Controls that leave the encoder as it is at first."""
 
@@ -31,8 +34,8 @@ class Config:
     """Number of latents."""
     _: KW_ONLY
     lr: float | None = None
-    """Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4), less with batches below
-    512 rows: * sqrt(batch_rows / 512) from 1000 steps on]."""
+    """Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4), at most 16e-3; from
+    1000 steps on also * sqrt(batch_rows / 512), with `k` * batch_rows / 550, at most 1, of TopK 2]."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's first and second moments per step, each in [0, 1) [0.9, 0.999]."""
     warmup_steps: int | None = None
@@ -180,19 +183,31 @@ class Revived(Config):
 class Selecting(Revived):
     """Fields of architectures that keep the `k` largest pre-activations."""
 
-    encoder_length: float = 1.0
-    """Length of the initial encoder rows, which point where the decoder rows do [1.0]."""
-    # Less, without clipping, lowers FVU and dead latents on rows of models, and worsens latents on a known dictionary:
-    # benchmarks/rates.py --candidate.
+    encoder_length: float | None = None
+    """Length of the initial encoder rows, which point where the decoder rows do [0.2; 1 where something else sets
+    it]."""
+    # Rows of length 1 overshoot while codes are as long as k of them, and latents die of it: benchmarks/rates.py.
 
     def _check_penalties(self) -> None:
         super()._check_penalties()
-        fixed = "aligned" if self.aligned else "control" if self.control in ENCODER_KEPT else None
-        if fixed and self.encoder_length != Selecting.encoder_length:
+        fixed = encoder_fixed(self)
+        if fixed and self.encoder_length is not None:
             raise ConfigError(
                 f"`{type(self).__name__}.encoder_length` would change nothing with `{fixed}`, which sets how long "
                 f"encoder rows are; got encoder_length={self.encoder_length:g}. Drop one of the two."
             )
+
+
+def encoder_fixed(config: Selecting) -> str | None:
+    """Return the name of the field that says how long encoder rows are, if one does."""
+    return "aligned" if config.aligned else "control" if config.control in ENCODER_KEPT else None
+
+
+def encoder_length(config: Selecting) -> float:
+    """Return the length of the initial encoder rows, the default filled in."""
+    if encoder_fixed(config):
+        return 1.0
+    return ENCODER_LENGTH if config.encoder_length is None else config.encoder_length
 
 
 @suggest_keywords
@@ -534,7 +549,7 @@ _RULES: dict[str, Rule] = {
     "warmup_steps": _or_none(_whole(0, "a whole number of steps from 0")),
     "decay_fraction": _number(lambda value: 0 <= value <= 1, "a number in [0, 1]"),
     "clip": _or_none(_POSITIVE),
-    "encoder_length": _POSITIVE,
+    "encoder_length": _or_none(_POSITIVE),
     "dead_after_rows": _or_none(_whole(1, "a positive whole number of rows")),
     "bias": _one_of(*BIASES),
     "scaling": _one_of(*SCALINGS),

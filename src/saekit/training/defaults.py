@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .config import Config
+from .config import Config, HierarchicalTopK, Selecting, TopK
 
 BATCH_ROWS = (256, 4096)
 """Smallest and largest default batch. Unit: rows."""
@@ -14,7 +14,9 @@ WANTED_STEPS = 1000
 LR, LR_LATENTS, LARGEST_LR = 8e-3, 1024, 16e-3
 """Default learning rate at a number of latents, in runs of up to `WANTED_STEPS` steps; and the largest."""
 LR_BATCH_ROWS = 512
-"""Rows per step below which the default learning rate falls, with the square root of them. Unit: rows."""
+"""Rows per step below which the default learning rate of penalized architectures falls, with the root of them."""
+SELECTING_ROWS, LARGEST_FACTOR = 550, 2
+"""Rows per step that the default learning rate of the others goes with, in proportion; and how far beyond."""
 WARMUP_STEPS, WARMUP_FRACTION = 1000, 0.05
 """Default warm-up: Adam's second moments look back about 1,000 steps; short runs cannot spend that many."""
 DEAD_AFTER_ROWS, DEAD_AFTER_FRACTION, DEAD_AFTER_BATCHES = 10_000_000, 0.02, 8
@@ -56,52 +58,37 @@ def default_batch_rows(rows: int) -> int:
     return min(max(2 ** round(math.log2(max(rows, 1) / WANTED_STEPS)), smallest), largest)
 
 
-def default_lr(n_latents: int, total_steps: int, batch_rows: int) -> float:
+def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
 
-    ``8e-3 * sqrt(1024 / n_latents * min(1, batch_rows / 512)**min(1, total_steps / 1000)) * min(1, 1000 /
-    total_steps)**(1/4)``
+    ``min(16e-3, 8e-3 * sqrt(1024 / n_latents) * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
 
-    The first root is at most 2. Found by a sweep of TopK SAEs (k = 16; rows of stories260K after block 3, d = 64): FVU
-    of held-out rows / percent of latents that are silent on 100,000 rows, at half of it, at it, at twice of it. What
-    limits the rate is dead latents, and how soon they are revived: with a window of 20% of the rows instead of 2% a
-    run of 2,048 latents loses 15% of them at this rate.
+    Where the `k` largest pre-activations are kept ``f = min(limit, batch_rows / 550)``, elsewhere ``f = min(1,
+    sqrt(batch_rows / 512))``. Latents die of the noise of small batches, in runs of some hundred steps and more;
+    shorter ones take the full rate, and end lower by it. The limit is 2 where each row selects by itself (TopK,
+    HierarchicalTopK) and 1 elsewhere: more latents of AbsTopK, of BatchTopK, which compete over a batch, and of
+    Matryoshka, which are in several sizes, die.
 
-    ========= ===== ========= ======== =========== =========== ===========
-    n_latents batch rows      steps    half        default     twice
-    ========= ===== ========= ======== =========== =========== ===========
-    512       1,024 400,000   390      .086 / 0    .082 / 0    .085 / 2
-    768       1,024 600,000   585      .073 / 0    .071 / 0    .074 / 6.5
-    1,024     1,024 400,000   390      .073 / 0    .068 / 0    .071 / 9
-    1,024     512   1,400,000 2,734    .060 / 0    .058 / .3   .063 / 12
-    1,024 (*) 512   240,000   468      .189 / 0    .183 / .1   .206 / 16
-    ========= ===== ========= ======== =========== =========== ===========
+    What limits a rate is dead latents, and how soon they are revived: with a window of 20% of the rows instead of 2% a
+    run of 2,048 latents loses 15% of them. The rule was found by sweeps over three models, k of 8 to 32, 256 to 4,096
+    latents, batches of 256 to 4,096 and up to 7,400 steps, ``benchmarks/rates.py``; what it misses stands in its table
+    in ``benchmarks/README.md``. Beyond these it is an extrapolation: compare with half of it.
 
-    Smaller batches lose latents at this rate in runs of 800 steps and more; what they lose grows with the noise of a
-    step and the number of steps. Two seeds, 200,000 rows (first line) and 300,000, with and without their factor:
-
-    ========= ========= ======== ============= =============
-    n_latents batch     steps    with          without
-    ========= ========= ======== ============= =============
-    1,024     256       781      .073 / .1     .074 / 4
-    1,024     256       1,171    .068 / 0      .069 / 4.5
-    1,024     128       2,343    .067 / 0      .070 / 12
-    2,048     256       1,171    .060 / .5     .061 / 10
-    ========= ========= ======== ============= =============
-
-    (*) The built-in language model, d = 192, each row twice. Every other architecture, other k and the built-in model:
-    ``benchmarks/rates.py``, with its table in ``benchmarks/README.md``; there too FVU is lowest at the default, of the
-    rates that leave less than 2% dead (with k = d/2 more die, with k = d many: half of it there). Wider than 2,048
-    latents, or longer than 3,000 steps, it is an extrapolation: compare with half of it.
-
-    >>> [round(default_lr(n, steps, 512), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
+    >>> from saekit import BatchTopK, JumpReLU, TopK
+    >>> [round(default_lr(TopK(n, k=16), steps, 550), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
     [0.008, 0.004, 0.004]
-    >>> [round(default_lr(1024, 1000, batch), 5) for batch in (128, 256, 4096)]
-    [0.004, 0.00566, 0.008]
+    >>> [round(default_lr(TopK(1024, k=16), 1000, batch), 5) for batch in (256, 512, 1024, 4096)]
+    [0.00372, 0.00745, 0.01489, 0.016]
+    >>> [round(default_lr(config, 1000, 256), 5) for config in (BatchTopK(1024, k=16), JumpReLU(1024, target_l0=16))]
+    [0.00372, 0.00566]
     """
-    steps = min(1, WANTED_STEPS / total_steps) ** 0.25
-    batch = min(1, batch_rows / LR_BATCH_ROWS) ** (0.5 * min(1, total_steps / WANTED_STEPS))
-    return min(LR * (LR_LATENTS / n_latents) ** 0.5, LARGEST_LR) * batch * steps
+    if isinstance(config, Selecting):
+        alone = isinstance(config, HierarchicalTopK) or (isinstance(config, TopK) and config.sign == "positive")
+        factor = min(LARGEST_FACTOR if alone else 1, batch_rows / SELECTING_ROWS)
+    else:
+        factor = min(1, batch_rows / LR_BATCH_ROWS) ** 0.5
+    most = LR * (LR_LATENTS / config.n_latents) ** 0.5 * factor ** min(1, total_steps / WANTED_STEPS)
+    return min(most, LARGEST_LR) * min(1, WANTED_STEPS / total_steps) ** 0.25
 
 
 def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precision: str = "fp32") -> ResolvedConfig:
@@ -124,7 +111,7 @@ def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precis
     return ResolvedConfig(
         total_steps=total_steps,
         batch_rows=batch_rows,
-        lr=config.lr or default_lr(config.n_latents, total_steps, batch_rows),
+        lr=config.lr or default_lr(config, total_steps, batch_rows),
         warmup_steps=warmup if config.warmup_steps is None else config.warmup_steps,
         decay_steps=round(config.decay_fraction * total_steps),
         dead_after_rows=config.dead_after_rows or min(DEAD_AFTER_ROWS, window),

@@ -212,7 +212,7 @@ def fused_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Sta
 
 def _penalized(learner: Learner, s: _State[Config], found: _Found) -> _Found:
     """Return what was found with the gradients of `saekit.training.penalties` added, in the same memory."""
-    g, W = found.gradients, learner.parameters["W_dec"]
+    g, W = s.kernel.filled(found.gradients), learner.parameters["W_dec"]
     of_enc, of_dec = s.kernel.tensor(g.of_enc), s.kernel.tensor(g.of_dec)
     if found.of_dec is not None:
         of_dec.add_(found.of_dec)

@@ -18,7 +18,7 @@ from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.scaling import Scaling
 from .architectures import ARCHITECTURES, scaling_of
-from .config import Config, Selecting
+from .config import Config, Selecting, encoder_length
 from .defaults import ResolvedConfig
 from .initialization import Targets, initial_transcoder, initial_weights, principal_directions
 from .mesh import ALONE, SHARED, Mesh, gathered
@@ -144,7 +144,7 @@ def initialize_learner(
     else:
         parameters = _transcoder_weights(config, bias, scale, scaled, targets, streams["init"])
     if isinstance(config, Selecting):
-        parameters["W_enc"] *= config.encoder_length
+        parameters["W_enc"] *= encoder_length(config)
     parameters |= row.extra(config, parameters, scaled - center)
     parameters = {name: kernels.moved_to_large_pages(t.to(device)) for name, t in parameters.items()}
     first, second = (

@@ -25,7 +25,7 @@ from ..sae.model import SAE
 from ..settings import Progress, silent, suggest_keywords
 from .architectures import ARCHITECTURES, config_to_dict
 from .callbacks import Callback, Receiver, receiver
-from .config import Config, Selecting
+from .config import Config, Selecting, encoder_fixed
 from .defaults import ResolvedConfig, default_batch_rows, resolve
 from .diagnostics import check_step, check_weights
 from .initialization import (
@@ -401,7 +401,8 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
     check_first_rows(matrices, source)
     first, *wanted = matrices
     bias = initial_bias(first, config.bias)
-    if isinstance(config, Selecting):  # short encoder rows would make a baseline that is too easy to beat
+    # Short encoder rows would make a baseline that is too easy to beat.
+    if isinstance(config, Selecting) and not encoder_fixed(config):
         config = replace(config, encoder_length=1.0)
     learner = initialize_learner(
         config,
@@ -416,7 +417,8 @@ def untrained(config: Config, rows: Rows, seed: int = 0, *, settings: TrainSetti
         else None,
     )
     if ARCHITECTURES[config.arch].batch_threshold:  # the threshold over a batch is only known after a step
-        learner.config = replace(config, control="untrained")
+        assert isinstance(config, Selecting)
+        learner.config = replace(config, control="untrained", encoder_length=None)
         x, *target = (each[: learner.resolved.batch_rows] for each in matrices)
         STEPS["plain"](learner, x, *target)
         learner.config = config

@@ -37,6 +37,8 @@ class LatentGradient(NamedTuple):
     bias: np.ndarray
     along: np.ndarray
     """Product of the decoder row and its gradient."""
+    written: np.ndarray
+    """Latents whose rows are there; those of the others are 0 and are not read."""
 
 
 @compiled
@@ -70,12 +72,14 @@ def update_latents(
     d = W_dec.shape[1]
     some = slice(start, stop)
     adam_row(g.bias[some], weights.bias[some], first.bias[some], second.bias[some], factors)
+    nothing = np.zeros(d, np.float32)
     for j in range(start, stop):
-        adam_row(g.enc[j], weights.enc[j], first.enc[j], second.enc[j], factors)
-        if unit:
+        there = g.written[j]
+        adam_row(g.enc[j] if there else nothing, weights.enc[j], first.enc[j], second.enc[j], factors)
+        if unit and there:
             for i in range(d):
                 g.dec[j, i] -= g.along[j] * W_dec[j, i]
-        adam_row(g.dec[j], W_dec[j], first.dec[j], second.dec[j], factors)
+        adam_row(g.dec[j] if there else nothing, W_dec[j], first.dec[j], second.dec[j], factors)
         if unit:
             length = np.float32(0.0)
             for i in range(d):

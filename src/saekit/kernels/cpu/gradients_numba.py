@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .intrinsics_numba import Float, Int, compiled, inlined, prefetch
+from .intrinsics_numba import Float, Int, compiled, drain, inlined, prefetch, stream
 
 
 class PairTerms(NamedTuple):
@@ -57,10 +57,21 @@ class More(NamedTuple):
     bias: np.ndarray
 
 
+class Rows(NamedTuple):
+    """Where the gradient of each latent goes."""
+
+    rows: np.ndarray
+    """``[n_latents, d]``."""
+    written: np.ndarray
+    """Which of them are written, ``[n_latents]`` bool: the others are 0."""
+    past_caches: bool
+    """Whether they are written past the caches, which are too small for them."""
+
+
 class OfDecoder(NamedTuple):
     """Gradient of the decoder; the last two add up over panels of columns."""
 
-    rows: np.ndarray
+    to: Rows
     along: np.ndarray
     """``rows[j] . W_dec[j]``."""
     squares: np.ndarray
@@ -70,7 +81,7 @@ class OfDecoder(NamedTuple):
 class OfEncoder(NamedTuple):
     """Gradient of the encoder; `squares` adds up over panels of columns."""
 
-    rows: np.ndarray
+    to: Rows
     bias: np.ndarray
     offset: np.ndarray
     """Sum over each chunk of latents of ``bias[j] * W_enc[j]``."""
@@ -110,12 +121,12 @@ def _sum_rows(
     right: Int,
     out: np.ndarray,
 ) -> Float:
-    """``out += sum of weights[c] * rows[sources[c]]`` in columns ``left .. right``; returns the sum of the weights.
+    """``out[: right - left] += sum of weights[c] * rows[sources[c], left:right]``; returns the sum of the weights.
 
     Four rows at a time, as in `decode_numba._decode`.
     """
     a = np.uint64(left)
-    z = np.uint64(right)
+    width = np.uint64(right - left)
     total = np.float32(0.0)
     while at + 4 <= last:
         # Rows are read in any order, which the processor cannot foresee: the next four are asked for, a cache line of
@@ -132,17 +143,27 @@ def _sum_rows(
         v2 = weights[at + 2]
         v3 = weights[at + 3]
         total += (v0 + v1) + (v2 + v3)
-        for i in range(a, z):
-            out[i] += (v0 * rows[r0, i] + v1 * rows[r1, i]) + (v2 * rows[r2, i] + v3 * rows[r3, i])
+        for i in range(width):
+            out[i] += (v0 * rows[r0, a + i] + v1 * rows[r1, a + i]) + (v2 * rows[r2, a + i] + v3 * rows[r3, a + i])
         at += 4
     while at < last:
         r0 = np.uint64(sources[at])
         v0 = weights[at]
         total += v0
-        for i in range(a, z):
-            out[i] += v0 * rows[r0, i]
+        for i in range(width):
+            out[i] += v0 * rows[r0, a + i]
         at += 1
     return total
+
+
+@inlined
+def _write(row: np.ndarray, j: Int, left: Int, right: Int, rows: np.ndarray, past_caches: bool) -> None:
+    """``rows[j, left:right] = row``."""
+    if past_caches:
+        stream(row, right - left, rows, j * rows.shape[1] + left)
+    else:
+        for i in range(right - left):
+            rows[j, left + i] = row[i]
 
 
 @compiled
@@ -160,31 +181,34 @@ def gradient_of_decoder(
     left, right = panel.left, panel.right
     offsets, sources, weights, summed = sums.offsets, sums.sources, sums.weights, sums.rows
     slot, extra = more.slot, more.rows
-    gradient, squares = out.rows, out.squares
-    along = out.along
+    gradient, written, past_caches = out.to.rows, out.to.written, out.to.past_caches
+    along, squares = out.along, out.squares
     a = np.uint64(left)
-    z = np.uint64(right)
+    width = np.uint64(right - left)
+    row = np.empty(width, np.float32)
     for j in range(np.uint64(start), np.uint64(stop)):
+        if not written[j]:
+            continue
         for i in range(left, right, 16):
             prefetch(W_dec, j, i)
-        row = gradient[j]
-        for i in range(a, z):
-            row[i] = np.float32(0.0)
+        row[:] = np.float32(0.0)
         _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, weights, summed, left, right, row)
         if slot[j] >= 0:
             s = np.uint64(slot[j])
-            for i in range(a, z):
-                row[i] += extra[s, i]
+            for i in range(width):
+                row[i] += extra[s, a + i]
         factor = stretch[j]
         parallel = np.float32(0.0)
         square = np.float32(0.0)
-        for i in range(a, z):
-            value = row[i] + factor * W_dec[j, i]
-            parallel += value * W_dec[j, i]
+        for i in range(width):
+            value = row[i] + factor * W_dec[j, a + i]
+            parallel += value * W_dec[j, a + i]
             square += value * value
             row[i] = value
+        _write(row, j, left, right, gradient, past_caches)
         along[j] += parallel
         squares[j] += square
+    drain()
 
 
 @compiled
@@ -204,30 +228,34 @@ def gradient_of_encoder(
     left, right = panel.left, panel.right
     offsets, sources, weights, summed = sums.offsets, sums.sources, sums.weights, sums.rows
     slot, extra = more.slot, more.rows
-    gradient, squares = out.rows, out.squares
-    extra_bias, of_bias, of_offset = more.bias, out.bias, out.offset
+    gradient, written, past_caches = out.to.rows, out.to.written, out.to.past_caches
+    extra_bias, of_bias, of_offset, squares = more.bias, out.bias, out.offset, out.squares
     a = np.uint64(left)
-    z = np.uint64(right)
+    width = np.uint64(right - left)
+    row = np.empty(width, np.float32)
     for part in range(start, stop):
-        for i in range(a, z):
-            of_offset[part, i] = np.float32(0.0)
+        for i in range(width):
+            of_offset[part, a + i] = np.float32(0.0)
         for j in range(np.uint64(part * chunk), np.uint64(min(n, (part + 1) * chunk))):
+            if not written[j]:
+                of_bias[j] = np.float32(0.0)
+                continue
             for i in range(left, right, 16):
                 prefetch(W_enc, j, i)
-            row = gradient[j]
-            for i in range(a, z):
-                row[i] = np.float32(0.0)
+            row[:] = np.float32(0.0)
             bias = _sum_rows(offsets[j], offsets[j + np.uint64(1)], sources, weights, summed, left, right, row)
             if slot[j] >= 0:
                 s = np.uint64(slot[j])
                 bias += extra_bias[s]
-                for i in range(a, z):
-                    row[i] += extra[s, i]
+                for i in range(width):
+                    row[i] += extra[s, a + i]
             of_bias[j] = bias
             square = np.float32(0.0)
-            for i in range(a, z):
-                value = row[i] - bias * offset[i]
-                of_offset[part, i] += bias * W_enc[j, i]
+            for i in range(width):
+                value = row[i] - bias * offset[a + i]
+                of_offset[part, a + i] += bias * W_enc[j, a + i]
                 square += value * value
                 row[i] = value
+            _write(row, j, left, right, gradient, past_caches)
             squares[j] += square
+    drain()

@@ -6,12 +6,16 @@ Functions of LLVM take a builder; what they return is one instruction or a few t
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 FAST = {"reassoc", "contract", "nsz"}
@@ -35,9 +39,24 @@ def compiled(function: Function) -> Function:
     # `error_model`: a division by 0 gives infinity, as in numpy, and loops have no branch for it.
     options: Any = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
     try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to write to: compiled anew in every process
+        loop = njit(cache=True, **options)(function)
+        loop._cache._cache_file._version += _sources()
+    except (RuntimeError, AttributeError):  # no folder to write to, or another numba: compiled anew in every process
         return njit(**options)(function)
+    return loop
+
+
+@functools.cache
+def _sources() -> str:
+    """Return a digest of this folder's modules, which machine code is remembered for.
+
+    numba looks at the file of a function alone, though loops are made of what other files define; and it ends at an
+    index that names a class which is no longer there, unless that is of another version.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return f" {digest.hexdigest()}"
 
 
 def inlined(function: Function) -> Function:
@@ -227,3 +246,34 @@ def prefetch(typingctx: Any, W: Any, row: Any, column: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(W, types.int64, types.int64), build
+
+
+@llvm_code
+def stream(typingctx: Any, row: Any, count: Any, out: Any, at: Any) -> Any:
+    """``out.flat[at : at + count] = row[:count]``, past the caches; both places and `count` are whole cache lines.
+
+    What is written so is to be seen by other threads only after `drain`.
+    """
+    line = ir.VectorType(ir.FloatType(), 16)
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
+        with cgutils.for_range_slice(builder, args[1].type(0), args[1], args[1].type(16), inc=True) as (i, _):
+            value = builder.load(builder.bitcast(builder.gep(source, [i]), line.as_pointer()), align=4)
+            place = builder.gep(target, [builder.add(args[3], i)])
+            stored = builder.store(value, builder.bitcast(place, line.as_pointer()), align=64)
+            stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(row, types.int64, out, types.int64), build
+
+
+@llvm_code
+def drain(typingctx: Any) -> Any:
+    """Wait until everything that was streamed can be seen."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), build

@@ -73,8 +73,9 @@ class WholeLatents(NamedTuple):
 @functools.cache
 def pays() -> bool:
     """Return whether this product is faster than torch's on this machine."""
-    # The processor is asked, not numba: torch uses what there is.
-    return not backend.host_features().get("amx-bf16", False)
+    # The processor is asked for AMX, not numba: torch uses what there is. Its product in bf16 is an alternative only
+    # where what comes after it is compiled for that format.
+    return backend.bf16_unavailable() is not None or not backend.host_features().get("amx-bf16", False)
 
 
 WIDE = ByteProduct(16, PANEL // 16, False, "the processor has AVX-512 VNNI")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from .adam_numba import Factors, LatentGradient, LatentWeights
 from .buffers import buffer
 from .decode_numba import Codes, Decoder, Differentiated
 from .encode import encode_above, encode_prefixes
-from .gradients_numba import More, OfDecoder, OfEncoder, PairTerms, Panel, SortedTerms, Sums
-from .rounded import round_fastest, round_for_some
+from .gradients_numba import More, OfDecoder, OfEncoder, PairTerms, Panel, Rows, SortedTerms, Sums
+from .rounded import CACHED, round_fastest, round_for_some
 from .threads import CHUNK, spread
 
 PANEL_BYTES = 12 * 2**20
@@ -197,10 +198,14 @@ def gradients(
     chunks = -(-n_latents // CHUNK)
     of_dec, of_enc = (buffer(f"{name}of {part}", (n_latents, d)).numpy() for part in ("dec", "enc"))
     squares = np.zeros(n_latents)
-    decoder = OfDecoder(of_dec, np.zeros(n_latents, np.float32), squares)
-    encoder = OfEncoder(of_enc, np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy(), squares)
     slot, (more_dec, more_enc, more_bias) = _slots(revived, n_latents, d)
     stretch = np.zeros(n_latents, np.float32) if stretch is None else stretch
+    written = (np.diff(offsets) > 0) | (slot >= 0) | (stretch != 0)
+    # Whole cache lines: memory of this size begins with one.
+    past_caches = 4 * n_latents * d > CACHED and d % 16 == 0
+    decoder = OfDecoder(Rows(of_dec, written, past_caches), np.zeros(n_latents, np.float32), squares)
+    of_bias, of_chunks = np.empty(n_latents, np.float32), buffer("of offset", (chunks, d)).numpy()
+    encoder = OfEncoder(Rows(of_enc, written, past_caches), of_bias, of_chunks, squares)
     cost = 4 * len(rows) * d / n_latents
     for panel in _panels(len(gradient), d):
         sums, more = Sums(offsets, sources, by_latent.codes, gradient), More(slot, more_dec, more_bias)
@@ -210,7 +215,14 @@ def gradients(
         given = CHUNK, panel, sums, more, (W_enc, offset.numpy()), encoder
         spread(gradients_numba.gradient_of_encoder, chunks, CHUNK * cost, *given)
     of_offset = -encoder.offset.sum(0)  # a fixed number of chunks: the same for any number of threads
-    return Gradients(of_enc, of_dec, encoder.bias, decoder.along, squares, of_offset, np.diff(offsets))
+    return Gradients(of_enc, of_dec, of_bias, decoder.along, squares, of_offset, np.diff(offsets), written)
+
+
+def filled(g: Gradients[np.ndarray]) -> Gradients[np.ndarray]:
+    """See `saekit.kernels.step_interface.StepKernels.filled`."""
+    assert g.written is not None
+    g.of_enc[~g.written] = g.of_dec[~g.written] = 0
+    return replace(g, written=np.ones_like(g.written))
 
 
 def _by_latent(terms: Terms[np.ndarray], n_latents: int) -> tuple[np.ndarray, SortedTerms]:
@@ -267,8 +279,9 @@ def descend(
     def factors(name: str) -> Factors:
         return Factors(np.float32(clip), *(np.float32(value) for value in adam.factors(name)))
 
+    assert g.written is not None
     moving = [LatentWeights(*(group[name].numpy() for name in LATENT_WEIGHTS)) for group in (weights, first, second)]
-    gradient = LatentGradient(g.of_enc, g.of_dec, of_bias, g.along)
+    gradient = LatentGradient(g.of_enc, g.of_dec, of_bias, g.along, g.written)
     n_latents, d = g.of_dec.shape
     spread(adam_numba.update_latents, n_latents, 32 * d, gradient, *moving, adam.unit, factors("W_enc"))
     for name, vector in others.items():

@@ -470,6 +470,11 @@ def gradients(
     return Gradients(of_enc, of_dec, of_bias, along.sum(0), squares.sum(0), of_offset, counts)
 
 
+def filled(g: Gradients[Tensor]) -> Gradients[Tensor]:
+    """See `saekit.kernels.step_interface.StepKernels.filled`."""
+    return g
+
+
 def descend(
     weights: dict[str, Tensor],
     first: dict[str, Tensor],
