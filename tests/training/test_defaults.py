@@ -36,8 +36,10 @@ def test_the_learning_rate_falls_with_the_width_and_with_steps_beyond_a_thousand
 def test_the_learning_rate_goes_with_the_batch_where_the_largest_are_kept(batch, steps, n):
     config = TopK(n, k=8)
     assert lr(config, steps, batch) <= lr(config, steps, batch + 1) <= lr(config, steps, 1100) <= 16e-3
-    if n >= 1024 and batch <= 1100:
+    if n >= 1024 and 256 <= batch <= 1100:
         assert lr(config, steps, batch) == pytest.approx(lr(config, steps, 550) * batch / 550)
+    if n >= 1024 and batch < 256:
+        assert lr(config, steps, batch) == pytest.approx(lr(config, steps, 256) * (batch / 256) ** 0.5)
     # A run too short to lose latents takes the full rate.
     assert lr(config, 1, batch) == pytest.approx(min(8e-3 * (1024 / n) ** 0.5, 16e-3), rel=0.01)
 
