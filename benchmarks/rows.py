@@ -51,7 +51,7 @@ def write_shards(folder: Path, n: int, d: int = D) -> None:
 
 
 def of_a_rank(d: int, n: int = 65_536, n_latents: int = 16_384) -> str:
-    """What a step of `BATCH` rows costs one of two ranks: reading all of them as today, and a plain step of its half."""
+    """What a step of `BATCH` rows costs one of two ranks: reading all of them, and a plain step of half of them."""
     with tempfile.TemporaryDirectory() as name:
         write_shards(Path(name) / "rows", n, d)
         rows = ShardRows(Path(name) / "rows")
