@@ -104,7 +104,9 @@ def steps(rank):
     cases = [(config, 2, LR) for config in (ALL[0], *ALL[2:6], ALL[-1])]
     for config, shards, lr in (*cases, (steep, 1, 0.016)):
         alone = trained(config, ALONE, torch.float64, lr)
-        found[f"{config.arch} {shards} float64"] = compared(config, meshes[shards], alone, torch.float64, lr)
+        found[f"{len(found)} {config.arch} {shards} float64"] = compared(
+            config, meshes[shards], alone, torch.float64, lr
+        )
     found["bytes"] = [
         traffic(place, n, k, aux)
         for place in meshes.values()
