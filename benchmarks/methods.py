@@ -40,33 +40,32 @@ fused.plain_step = counted  # type: ignore[attr-defined]
 MARKS = "<!-- methods -->", "<!-- end of methods -->"
 
 
-def configs(n: int, k: int, d: int) -> dict[str, tuple[Any, str]]:
-    """The methods: what is trained, and which step makes a dense array of all rows by all latents."""
+def configs(n: int, k: int, d: int) -> dict[str, Any]:
+    """The methods: what is trained."""
     top = {"n_latents": n, "k": k, "dead_after_rows": 10**9}
     jump = {"n_latents": n, "target_l0": k, "dead_after_rows": 10**9}
-    dense_start = "while a row has more than n/4 codes or pairs in the band"
     return {
-        "TopK": (sk.TopK(**top), "no"),
-        "TopK, aligned": (sk.TopK(**top, aligned=True), "no"),
-        "TopK, l2": (sk.TopK(**top, l2=0.03), "no"),
-        "TopK, orthogonal, chunks of 8,192": (sk.TopK(**top, orthogonal=0.25), "no"),
-        "TopK, orthogonal, chunks of 512": (sk.TopK(**top, orthogonal=0.25, orthogonal_chunk=512), "no"),
-        "TopK, soft-frozen decoder": (sk.TopK(**top, control="soft-frozen-decoder"), "no"),
-        "TopK, k annealed from 4k (first steps)": (sk.TopK(**top, k_start=4 * k, k_fraction=1.0), "no"),
-        "AbsTopK": (sk.TopK(**top, sign="magnitude"), "no"),
-        "AbsTopK, incoherence (iSAE)": (sk.TopK(**top, sign="magnitude", incoherence=0.1), "no"),
-        "HierarchicalTopK": (sk.HierarchicalTopK(**top), "no"),
-        "BatchTopK": (sk.BatchTopK(**top), "no"),
-        "BatchTopK, crosscoder of two sources": (sk.BatchTopK(**top, parts=(d // 2, d - d // 2)), "no"),
-        "Matryoshka": (sk.Matryoshka(**top), "no"),
-        "Matryoshka, detached": (sk.Matryoshka(**top, detached=True), "no"),
-        "Matryoshka, truncated": (sk.Matryoshka(**top, k_per_size="truncated"), "no"),
-        "Matryoshka, truncated, detached": (sk.Matryoshka(**top, k_per_size="truncated", detached=True), "no"),
-        "JumpReLU": (sk.JumpReLU(**jump), dense_start),
-        "JumpReLU, tanh": (sk.JumpReLU(**jump, tanh=0.003), dense_start),
-        "JumpReLU, tanh, pre_activation": (sk.JumpReLU(**jump, tanh=0.003, pre_activation=1e-5), dense_start),
-        "Gated": (sk.Gated(**jump), dense_start),
-        "ReLU": (sk.ReLU(**jump), dense_start),
+        "TopK": sk.TopK(**top),
+        "TopK, aligned": sk.TopK(**top, aligned=True),
+        "TopK, l2": sk.TopK(**top, l2=0.03),
+        "TopK, orthogonal, chunks of 8,192": sk.TopK(**top, orthogonal=0.25),
+        "TopK, orthogonal, chunks of 512": sk.TopK(**top, orthogonal=0.25, orthogonal_chunk=512),
+        "TopK, soft-frozen decoder": sk.TopK(**top, control="soft-frozen-decoder"),
+        "TopK, k annealed from 4k (first steps)": sk.TopK(**top, k_start=4 * k, k_fraction=1.0),
+        "AbsTopK": sk.TopK(**top, sign="magnitude"),
+        "AbsTopK, incoherence (iSAE)": sk.TopK(**top, sign="magnitude", incoherence=0.1),
+        "HierarchicalTopK": sk.HierarchicalTopK(**top),
+        "BatchTopK": sk.BatchTopK(**top),
+        "BatchTopK, crosscoder of two sources": sk.BatchTopK(**top, parts=(d // 2, d - d // 2)),
+        "Matryoshka": sk.Matryoshka(**top),
+        "Matryoshka, detached": sk.Matryoshka(**top, detached=True),
+        "Matryoshka, truncated": sk.Matryoshka(**top, k_per_size="truncated"),
+        "Matryoshka, truncated, detached": sk.Matryoshka(**top, k_per_size="truncated", detached=True),
+        "JumpReLU": sk.JumpReLU(**jump),
+        "JumpReLU, tanh": sk.JumpReLU(**jump, tanh=0.003),
+        "JumpReLU, tanh, pre_activation": sk.JumpReLU(**jump, tanh=0.003, pre_activation=1e-5),
+        "Gated": sk.Gated(**jump),
+        "ReLU": sk.ReLU(**jump),
     }
 
 
@@ -92,7 +91,7 @@ def measure(d: int, n: int, k: int, rows: int, turns: int, warm: int) -> list[di
     stream = batches(d, rows)
     sample = next(stream)
     methods = configs(n, k, d)
-    learners = {name: learner_of(config, sample) for name, (config, _) in methods.items()}
+    learners = {name: learner_of(config, sample) for name, config in methods.items()}
     best, left = dict.fromkeys(methods, float("inf")), dict.fromkeys(methods, 0)
     for turn in range(warm + turns):
         x = next(stream)
@@ -104,9 +103,9 @@ def measure(d: int, n: int, k: int, rows: int, turns: int, warm: int) -> list[di
                 left[name] += len(LEFT) - count
         print(f"turn {turn + 1} of {warm + turns}", flush=True)
     return [
-        {"method": name, "seconds": best[name], "ratio": best[name] / best["TopK"], "dense": dense,
+        {"method": name, "seconds": best[name], "ratio": best[name] / best["TopK"],
          "fused": fuses(learners[name]), "plain_steps": left[name]}
-        for name, (_, dense) in methods.items()
+        for name in methods
     ]  # fmt: skip
 
 
@@ -120,16 +119,14 @@ def table(found: dict[str, Any]) -> str:
         f"CPU time of the cheapest of {found['turns']} steps on {found['threads']} thread, all methods in turns on the "
         f"same rows: d = {s['d']}, n = {s['n']:,}, k = {s['k']}, {s['rows']:,} rows, after {found['warm']} steps, no "
         "latents dead.",
-        "The last column says when a step makes an array of all rows by all latents; plain: measured steps that did.",
-        "Transcoders and every `control` but the soft-frozen decoder take the plain step: there the top-k family and "
-        "Matryoshka over rows make none, all others do.",
+        "Plain: measured steps that were left to plain torch, as those are in which a row has more than n/4 codes or "
+        "pairs in the band. Transcoders and every `control` but the soft-frozen decoder always take that step.",
         "",
-        "| method | step, ms | times TopK | plain | dense array |",
-        "| --- | --: | --: | --: | --- |",
+        "| method | step, ms | times TopK | plain |",
+        "| --- | --: | --: | --: |",
     ]
     lines += [
-        f"| {e['method']} | {1000 * e['seconds']:.0f} | {e['ratio']:.2f} | {e['plain_steps']} | {e['dense']} |"
-        for e in found["steps"]
+        f"| {e['method']} | {1000 * e['seconds']:.0f} | {e['ratio']:.2f} | {e['plain_steps']} |" for e in found["steps"]
     ]
     return "\n".join([*lines, "", "`" + found["command"] + "`", MARKS[1]])
 

@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/quality_tuned.py         # hours on one core; finished runs are kept in --out
     python benchmarks/quality_tuned.py --cells stories260K-topk-16 MiniLM-topk-32
+    python benchmarks/quality_tuned.py --keep-peers              # saekit anew, beside the peers' runs of tuned.json
     python benchmarks/quality_tuned.py --table                   # what is finished, without training anything
     python benchmarks/quality_tuned.py --quick                   # one tiny cell of saekit alone, nothing written
 
@@ -216,12 +217,15 @@ def seconds_to(level: float, own: Found) -> float | None:
     return float(np.exp(np.interp(-np.log(level), -np.minimum.accumulate(scores), times)))
 
 
-def compare(cell: Cell, folder: Path, peers: Sequence[str]) -> Found:
-    """Everything of one cell: saekit's own runs, and each peer's with saekit's FVU at the peer's L0."""
+def compare(cell: Cell, folder: Path, peers: Sequence[str], kept: dict[str, list[Found]]) -> Found:
+    """Everything of one cell: saekit's own runs, and each peer's with saekit's FVU at the peer's L0.
+
+    `kept` holds earlier runs of peers, whose times are not those of this machine and are not compared.
+    """
     own = own_runs(cell, folder)
     rivals = []
     for peer in [each for each in peers if cell.arch in PEERS[each]]:
-        tried = climb(cell, folder, peer, own["slope"])
+        tried = kept.get(peer) or climb(cell, folder, peer, own["slope"])
         able = [each for each in tried if "error" not in each]
         if not able:
             rivals.append({"peer": peer, "error": tried[0]["error"]})
@@ -236,9 +240,8 @@ def compare(cell: Cell, folder: Path, peers: Sequence[str]) -> Found:
             )
             ours = at_l0(two, best["l0"])
         level = best["fvu"] * (own["default"]["l0"] / best["l0"]) ** own["slope"]
-        rivals.append(
-            {"peer": peer, "tried": tried, "best": best, "ours": ours, "seconds_to": seconds_to(level, own)}
-        )  # fmt: skip
+        to = {} if peer in kept else {"seconds_to": seconds_to(level, own)}
+        rivals.append({"peer": peer, "tried": tried, "best": best, "ours": ours, **to})
     return {**dataclasses.asdict(cell), "own": own, "rivals": rivals}
 
 
@@ -265,11 +268,12 @@ def rivals_table(cells: Sequence[Found]) -> str:
             if "error" in rival:
                 lines.append([*start, "failed: " + rival["error"], *[""] * 7])
                 continue
-            best, tried, to = rival["best"], [each["lr"] for each in rival["tried"]], rival["seconds_to"]
+            best, tried, to = rival["best"], [each["lr"] for each in rival["tried"]], rival.get("seconds_to")
+            took = "not reached" if to is None else f"{to / best['seconds']:.2f}"
             lines.append([
                 *start, f"{min(tried):g} to {max(tried):g}", f"{best['lr']:g}", f"{best['fvu']:.4f}",
                 f"{best['l0']:.1f}", f"{100 * best['dead']:.1f}", f"{rival['ours']:.4f}",
-                f"{rival['ours'] / best['fvu']:.3f}", "not reached" if to is None else f"{to / best['seconds']:.2f}",
+                f"{rival['ours'] / best['fvu']:.3f}", took if "seconds_to" in rival else "",
             ])  # fmt: skip
     return rows_of(lines, 4)
 
@@ -319,13 +323,14 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=names, choices=names, metavar="MODEL-ARCH-K")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="instead of those of the cell")
     parser.add_argument("--own", action="store_true", help="only saekit's own runs")
+    parser.add_argument("--keep-peers", action="store_true", help="peers' runs of tuned.json; times are not compared")
     parser.add_argument("--table", action="store_true", help="write the tables of what tuned.json holds")
     parser.add_argument("--out", default="runs/quality")
     arguments = parser.parse_args()
     store = HERE / "tuned.json"
     if arguments.quick:
         cell = Cell("stories260K", "topk", 4, steps=20, batch=256, latents=64, tokens=20_000)
-        cells = [compare(cell, Path(tempfile.mkdtemp()), [])]
+        cells = [compare(cell, Path(tempfile.mkdtemp()), [], {})]
         print(ladder_table(cells))
         return
     folder = Path(arguments.out)
@@ -335,7 +340,10 @@ def main() -> None:
         if arguments.own:
             print(json.dumps(own_runs(cell, folder)))
             continue
-        known[cell.name] = compare(cell, folder, arguments.peers or cell.peers or list(PEERS))
+        kept = {}
+        if arguments.keep_peers:
+            kept = {each["peer"]: each["tried"] for each in known[cell.name]["rivals"] if "tried" in each}
+        known[cell.name] = compare(cell, folder, arguments.peers or cell.peers or list(kept or PEERS), kept)
         cells = [known[each.name] for each in CELLS if each.name in known]
         store.write_text(json.dumps(cells, indent=1) + "\n")
         write_readme("tuned", page(cells))
@@ -350,9 +358,8 @@ ABOUT = """## Every contestant at its best learning rate
 FVU of the half of the held-out rows that did not choose the rates; 2.05 million rows in batches of 1,024, 1,024
 latents, one seed. Every peer is trained at rates of one ladder until its best is not the lowest or highest tried;
 saekit is shown at its default, at the peer's L0. Dead: silent on all held-out rows. Time: CPU time of training, one
-thread, on a machine that others used meanwhile. Of TopK with k = 16, the peers' runs at 3e-3 and 9e-3 (plain-torch
-also at 1e-3, dictionary-learning at 1.8e-2) are kept from an earlier run with the same versions. Of k = 32 only
-dictionary-learning was run (`--cells stories260K-topk-32 --peers dictionary-learning`)."""
+thread, on a machine that others used meanwhile. A blank time: the peer's runs were kept from another machine
+(`--keep-peers`). Of k = 32 only dictionary-learning was run (`--peers dictionary-learning`)."""
 LADDER_ABOUT = """### saekit over the ladder
 
 FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU

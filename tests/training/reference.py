@@ -112,7 +112,7 @@ def gated(p, u, *, l1):
     g = (u - p["b_dec"]) @ p["W_enc"].T
     gate = g + p["b_enc"]
     magnitude = (p["r_mag"].exp() * g + p["b_mag"]).relu()
-    codes = (gate > 0).float() * magnitude
+    codes = (gate > 0).to(gate) * magnitude
     opened = gate.relu()
     penalty = (opened * p["W_dec"].norm(dim=1)).sum(1).mean()
     frozen = opened @ p["W_dec"].detach() + p["b_dec"].detach()
@@ -129,8 +129,8 @@ def jumprelu_gradients(p, u, *, target, sparsity, bandwidth):
         n = len(u)
         theta = p["log_threshold"].exp()
         pre = pre_of(p, u)
-        open_ = (pre > theta).float()
-        near = ((pre - theta).abs() < bandwidth / 2).float()  # rectangle K((pre - theta) / bandwidth)
+        open_ = (pre > theta).to(pre)
+        near = ((pre - theta).abs() < bandwidth / 2).to(pre)  # rectangle K((pre - theta) / bandwidth)
         codes = pre * open_
         residual = codes @ p["W_dec"] + p["b_dec"] - u
         l0 = open_.sum(1).mean()

@@ -8,6 +8,7 @@ import torch
 
 from saekit import kernels
 from saekit.training import config as configs
+from saekit.training import dense_autograd
 from saekit.training import losses as o
 
 _spec = importlib.util.spec_from_file_location("train_reference", Path(__file__).with_name("reference.py"))
@@ -208,6 +209,36 @@ def test_gated_gradients_and_frozen_decoder():
     loss, codes = ref.gated(p, u, l1=0.7)
     compare(outcome.loss, loss, p)
     torch.testing.assert_close(outcome.fired, (codes > 0).sum(0).float())
+
+
+@pytest.mark.parametrize("arch", ["relu", "gated", "p-anneal", "jumprelu"])
+@pytest.mark.parametrize("block", [1, 4, ROWS])
+def test_dense_codes_have_the_gradients_of_autograd_in_float64(arch, block, monkeypatch):
+    """In blocks of so many rows, of which the last may be short."""
+    monkeypatch.setattr(dense_autograd, "block_rows_of", lambda *_: block)
+    extra = {"gated": ("r_mag", "b_mag"), "jumprelu": ("log_threshold",)}.get(arch, ())
+    p, u, center = problem(16, extra=extra)
+    p, u, center = {name: t.detach().double().requires_grad_() for name, t in p.items()}, u.double(), center.double()
+    state = {name: torch.tensor(0.7 if name == "coefficient" else 0.0).double() for name in ("coefficient", "distance")}
+    state["penalties"] = torch.zeros(2).double()
+    later = {"state": state, "step": 60, "total_steps": 100}
+    if arch == "jumprelu":
+        c = configs.JumpReLU(N, target_l0=4, sparsity=0.7, bandwidth=0.9)
+        outcome = o.jumprelu_loss(p, u - center, context(c, center, **later))
+        loss, _, want = ref.jumprelu_gradients(p, u, target=4, sparsity=0.7, bandwidth=0.9)
+    else:
+        c = {"relu": configs.ReLU, "gated": configs.Gated, "p-anneal": configs.PAnneal}[arch](N)
+        of = {"relu": o.relu_loss, "gated": o.gated_loss, "p-anneal": o.p_anneal_loss}[arch]
+        outcome = of(p, u - center, context(c, center, **later))
+        if arch == "p-anneal":
+            loss, _ = ref.p_anneal(p, u, coefficient=state["coefficient"], exponent=o.p_value(c, o.p_index(c, 60, 100)))
+        else:
+            loss, _ = {"relu": ref.relu, "gated": ref.gated}[arch](p, u, l1=state["coefficient"])
+        want = dict(zip(p, torch.autograd.grad(loss, list(p.values()))))
+    torch.testing.assert_close(outcome.loss, loss, rtol=1e-12, atol=0)
+    got = dict(zip(want, torch.autograd.grad(outcome.loss, [p[name] for name in want])))
+    for name, each in want.items():
+        torch.testing.assert_close(got[name], each, rtol=1e-12, atol=1e-12 * float(each.abs().max()), msg=name)
 
 
 @pytest.mark.parametrize("step", [0, 45, 99])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from saekit import kernels
 from saekit.cli import app
 from saekit.errors import ConfigError
 from saekit.kernels import reference
-from saekit.training.config import BatchTopK, HierarchicalTopK, Matryoshka, TopK
+from saekit.training import dense_autograd
+from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
 from saekit.training.defaults import resolve
 from saekit.training.learner import initialize_learner
 from saekit.training.plan import bytes_per_step, cost_of, held_bytes, meshes
@@ -48,6 +50,20 @@ class Counted(TorchDispatchMode):
         return out
 
 
+def counted_step(config, d, rows):
+    """Return what a step of a learner with moments holds."""
+    x = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
+    with kernels.using("plain"):
+        how = resolve(config, d, 10, rows)
+        learner = initialize_learner(config, 0, how, bias=x.mean(0), scale=None, sample=x, device="cpu")
+        learner.step = 4  # P-anneal takes powers
+        plain_step(learner, x)
+        held = [learner.parameters, learner.first_moments, learner.second_moments]
+        with Counted([each for group in held for each in group.values()]) as counted:
+            plain_step(learner, x)
+    return counted
+
+
 @pytest.mark.parametrize(
     "config",
     [TopK(8192, k=8), BatchTopK(8192, k=8), Matryoshka(8192, k=8, over="batchtopk"), HierarchicalTopK(8192, k=8)],
@@ -56,16 +72,33 @@ class Counted(TorchDispatchMode):
 def test_a_step_holds_the_bytes_of_the_formula_and_no_array_of_all_rows_and_latents(monkeypatch, config):
     n, d, rows, block = 8192, 64, 256, 2**18
     monkeypatch.setattr(reference, "BLOCK_BYTES", block)
-    x = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
-    with kernels.using("plain"):
-        how = resolve(config, d, 100, rows)
-        learner = initialize_learner(config, 0, how, bias=x.mean(0), scale=None, sample=x, device="cpu")
-        plain_step(learner, x)
-        held = [learner.parameters, learner.first_moments, learner.second_moments]
-        with Counted([each for group in held for each in group.values()]) as counted:
-            plain_step(learner, x)
+    counted = counted_step(config, d, rows)
     assert counted.largest < 4 * rows * n
     assert counted.peak == pytest.approx(held_bytes(n, d, rows, 1, block), rel=0.05)
+
+
+@pytest.mark.parametrize("dead", [None, 512])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ReLU(4096),
+        PAnneal(4096, p_start_fraction=0.0),
+        Gated(4096, target_l0=8),
+        JumpReLU(4096, target_l0=8, density=0.1),
+        JumpReLU(4096, target_l0=8, tanh=0.1, pre_activation=0.1),
+    ],
+    ids=lambda config: f"{config.arch} {getattr(config, 'tanh', '')}",
+)
+def test_dense_codes_are_a_few_blocks(monkeypatch, config, dead):
+    n, d, rows, block = config.n_latents, 64, 512, 2**21
+    monkeypatch.setattr(reference, "BLOCK_BYTES", block)
+    monkeypatch.setattr(dense_autograd, "LEAST_ROWS", 10**6)  # blocks as large as may be, as on a GPU
+    counted = counted_step(replace(config, dead_after_rows=dead), d, rows)
+    bound = held_bytes(n, d, rows, 1, block, dense=True)
+    assert counted.largest <= block < 4 * rows * n
+    assert counted.peak <= 1.05 * bound
+    if config.arch == "gated":  # which has the most
+        assert counted.peak >= 0.95 * bound
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ LR_BATCH_ROWS = 512
 """Rows per step below which the default learning rate of penalized architectures falls, with the root of them."""
 SELECTING_ROWS, LARGEST_FACTOR = 550, 2
 """Rows per step that the default learning rate of the others goes with, in proportion; and how far beyond."""
+SMALL_ROWS = 256
+"""Rows per step below which it goes with the root of them."""
 WARMUP_STEPS, WARMUP_FRACTION = 1000, 0.05
 """Default warm-up: Adam's second moments look back about 1,000 steps; short runs cannot spend that many."""
 DEAD_AFTER_ROWS, DEAD_AFTER_FRACTION, DEAD_AFTER_BATCHES = 10_000_000, 0.02, 8
@@ -61,33 +63,37 @@ def default_batch_rows(rows: int) -> int:
 def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
 
-    ``min(16e-3, 8e-3 * sqrt(1024 / n_latents) * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
+    ``min(16e-3, 8e-3 * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
 
-    Where the `k` largest pre-activations are kept ``f = min(limit, batch_rows / 550)``, elsewhere ``f = min(1,
-    sqrt(batch_rows / 512))``. Latents die of the noise of small batches, in runs of some hundred steps and more;
-    shorter ones take the full rate, and end lower by it. The limit is 2 where each row selects by itself (TopK,
-    HierarchicalTopK) and 1 elsewhere: more latents of AbsTopK, of BatchTopK, which compete over a batch, and of
-    Matryoshka, which are in several sizes, die.
+    ``w = sqrt(1024 / n_latents)``, and ``f = min(1, sqrt(batch_rows / 512))``. Where the `k` largest pre-activations
+    are kept, latents die of the noise of small batches, the more the fewer rows of a step are their own: there
+    ``f = min(limit, batch_rows / 550)``, below 256 rows ``sqrt(256 * batch_rows) / 550``, and ``w = (1024 /
+    n_latents)**(3/4)`` of more than 1,024 latents. Runs shorter than a thousand steps take more, and end lower by it.
+    The limit is 2 where each row selects by itself (TopK, HierarchicalTopK) and 1 elsewhere: more latents of AbsTopK,
+    of BatchTopK, which compete over a batch, and of Matryoshka, which are in several sizes, die.
 
     What limits a rate is dead latents, and how soon they are revived: with a window of 20% of the rows instead of 2% a
     run of 2,048 latents loses 15% of them. The rule was found by sweeps over three models, k of 8 to 32, 256 to 4,096
-    latents, batches of 256 to 4,096 and up to 7,400 steps, ``benchmarks/rates.py``; what it misses stands in its table
+    latents, batches of 128 to 4,096 and up to 7,400 steps, ``benchmarks/rates.py``; what it misses stands in its table
     in ``benchmarks/README.md``. Beyond these it is an extrapolation: compare with half of it.
 
     >>> from saekit import BatchTopK, JumpReLU, TopK
     >>> [round(default_lr(TopK(n, k=16), steps, 550), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
-    [0.008, 0.004, 0.004]
+    [0.008, 0.00283, 0.004]
     >>> [round(default_lr(TopK(1024, k=16), 1000, batch), 5) for batch in (256, 512, 1024, 4096)]
     [0.00372, 0.00745, 0.01489, 0.016]
     >>> [round(default_lr(config, 1000, 256), 5) for config in (BatchTopK(1024, k=16), JumpReLU(1024, target_l0=16))]
     [0.00372, 0.00566]
     """
+    width = (LR_LATENTS / config.n_latents) ** 0.5
     if isinstance(config, Selecting):
+        width = min(width, width**1.5)
         alone = isinstance(config, HierarchicalTopK) or (isinstance(config, TopK) and config.sign == "positive")
-        factor = min(LARGEST_FACTOR if alone else 1, batch_rows / SELECTING_ROWS)
+        rows = max(batch_rows, (SMALL_ROWS * batch_rows) ** 0.5)
+        factor = min(LARGEST_FACTOR if alone else 1, rows / SELECTING_ROWS)
     else:
         factor = min(1, batch_rows / LR_BATCH_ROWS) ** 0.5
-    most = LR * (LR_LATENTS / config.n_latents) ** 0.5 * factor ** min(1, total_steps / WANTED_STEPS)
+    most = LR * width * factor ** min(1, total_steps / WANTED_STEPS)
     return min(most, LARGEST_LR) * min(1, WANTED_STEPS / total_steps) ** 0.25
 
 

@@ -22,12 +22,13 @@ data.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .config import (
     BatchTopK,
@@ -47,6 +48,7 @@ from .config import (
     matryoshka_sizes,
     matryoshka_weights,
 )
+from .dense_autograd import Coded, Reconstructed, reconstruct
 from .incoherence import WIDER as TOGETHER
 from .incoherence import incoherence, probes
 from .mesh import ALONE, Mesh, entering, over_latents, over_rows, ranks, smallest_of_largest
@@ -529,75 +531,40 @@ def _outcome(
     residual: Tensor,
     fired: Tensor,
     updates: Tensors | None = None,
+    made: Reconstructed | None = None,
     **scalars: Tensor,
 ) -> Outcome:
-    loss = torch.stack(list(terms.values())).sum()
-    parts = {name: value.detach() for name, value in terms.items()} | scalars
-    return Outcome(loss, residual, fired, parts, updates or {})
+    """Return the outcome of terms, and of those of dense codes."""
+    losses = [*([] if made is None else [made.loss]), *terms.values()]
+    parts = ({} if made is None else made.terms) | {name: value.detach() for name, value in terms.items()} | scalars
+    return Outcome(torch.stack(losses).sum(), residual, fired, parts, updates or {})
+
+
+def _reconstruct(
+    code: Callable[..., Coded], p: Tensors, x: Tensor, affine: _Affine, of_latents: Tensors, mesh: Mesh
+) -> Reconstructed:
+    """Return what `reconstruct` does with the parameters of an SAE."""
+    weights = p["W_enc"], affine.bias, p["W_dec"]
+    return reconstruct(code, x, affine.goal, affine.base, weights, of_latents, mesh)
 
 
 # ---------------------------------------------------------------- thresholds
 
 
-class _Jump(torch.autograd.Function):
-    """``z = pre * (pre > threshold)`` with the straight-through gradient of the threshold, maybe of `pre`, too."""
+class _Frequencies(torch.autograd.Function):
+    """``mean over rows of H(pre - threshold)``: only the threshold gets a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float, through: bool) -> Tensor:
-        ctx.save_for_backward(pre, threshold)
-        ctx.bandwidth, ctx.through = bandwidth, through
-        return pre * (pre > threshold)
+    def forward(ctx: Any, threshold: Tensor, above: Tensor, near: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(near)
+        ctx.width = width
+        return above
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pre, threshold = ctx.saved_tensors
-        moved = (threshold / ctx.bandwidth) * grad * ((pre - threshold).abs() < ctx.bandwidth / 2)
-        grad_pre = grad * (pre > threshold)
-        return grad_pre + moved if ctx.through else grad_pre, -moved.sum(0), None, None
-
-
-class _Step(torch.autograd.Function):
-    """``H(pre - threshold)``: only the threshold gets a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(pre, threshold)
-        ctx.bandwidth = bandwidth
-        return (pre > threshold).to(pre.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pre, threshold = ctx.saved_tensors
-        near = (pre - threshold).abs() < ctx.bandwidth / 2
-        return None, -(grad * near).sum(0) / ctx.bandwidth, None
-
-
-def jump(pre: Tensor, threshold: Tensor, bandwidth: float, through: bool = False) -> Tensor:
-    """Return JumpReLU ``pre * (pre > threshold)``.
-
-    Its gradient by the threshold is ``-(threshold / bandwidth) * K((pre - threshold) / bandwidth)`` with the rectangle
-    ``K(t) = 1 if |t| < 1/2`` (2407.14435, eq. 11).
-
-    Parameters
-    ----------
-    pre
-        ``[n, n_latents]``.
-    threshold
-        ``[n_latents]``, positive.
-    bandwidth
-        Width of the rectangle, in the units of `pre`.
-    through
-        Whether `pre` gets the opposite of the threshold's gradient besides its own (Anthropic, January 2025), so that
-        encoder and biases learn from rows on which a latent nearly fires.
-    """
-    return _Jump.apply(pre, threshold, bandwidth, through)
-
-
-def frequencies_above(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Return the fraction of the rows on which each latent is above its threshold; gradient by the threshold
-    ``-(1 / bandwidth) * K(...)`` per latent, K as in :func:`jump`, none by `pre`.
-    """
-    return _Step.apply(pre, threshold, bandwidth).sum(0) / len(pre)
+        (near,) = ctx.saved_tensors
+        return -(grad * near) / ctx.width, None, None, None
 
 
 def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
@@ -607,29 +574,47 @@ def jumprelu_loss(p: Tensors, x: Tensor, context: Context[JumpReLU]) -> Outcome:
     `tanh`, ``tanh * V * mean sum_j tanh(tanh_scale * code_j)`` stands for both terms, with `pre_activation`
     ``pre_activation * V * mean sum_j max(0, threshold_j - pre_j)`` is added.
     """
-    c = context.config
+    c, n_rows = context.config, len(x)
     affine = _affine(p, x, context)
-    goal, base, bias = affine.goal, affine.base, affine.bias
+    V = variance(affine.goal, context.mesh)
+    coefficient = context.state["coefficient"] if c.tanh else None
+
+    def code(pre: Tensor, threshold: Tensor) -> Coded:
+        above, near = pre > threshold, (pre - threshold).abs_() < c.bandwidth / 2
+        codes, terms, sums = pre * above, {}, {"fired": above.sum(0).to(pre)}
+        if coefficient is None:
+            sums["near"] = near.sum(0).to(pre)
+        else:
+            pressure = tanh_warmth(context) * coefficient * V / n_rows
+            soft = (c.tanh_scale * codes).tanh_()
+            terms["sparsity"] = pressure * soft.sum()
+        if c.pre_activation:
+            pull = c.pre_activation * V / n_rows
+            terms["pre_activation"] = pull * (threshold - pre).relu_().sum()
+
+        def slopes(of_codes: Tensor) -> tuple[Tensor, Tensors]:
+            if coefficient is not None:
+                of_codes += (1 - soft.square()).mul_(pressure * c.tanh_scale)
+            moved = (of_codes * near).mul_(threshold / c.bandwidth)
+            of_pre, of_threshold = of_codes.mul_(above), -moved.sum(0)
+            if coefficient is not None:
+                of_pre += moved
+            if c.pre_activation:
+                short = pre < threshold
+                of_pre -= pull * short
+                of_threshold += pull * short.sum(0)
+            return of_pre, {"threshold": of_threshold}
+
+        return Coded(codes, slopes, terms=terms, sums=sums)
+
     threshold = p["log_threshold"].exp()
-    pre = torch.addmm(bias, x, p["W_enc"].T).to(threshold)  # not in bf16
-    codes = jump(pre, threshold, c.bandwidth, bool(c.tanh))
-    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
-    V, fired = variance(goal, context.mesh), _count(codes)
-    terms, updates = {"reconstruction": squared_error(goal, x_hat)}, {}
-    if c.tanh:
-        coefficient = context.state["coefficient"]
-        soft = over_latents(context.mesh, (c.tanh_scale * codes).tanh().sum() / len(x))
-        terms["sparsity"] = tanh_warmth(context) * coefficient * V * soft
-        updates = controlled(context, coefficient, fired, len(x))
-    else:
-        terms |= _of_frequencies(pre, threshold, V, context)
-    if c.pre_activation:
-        short = over_latents(context.mesh, (threshold - pre).relu().sum() / len(x))
-        terms["pre_activation"] = c.pre_activation * V * short
-    residual = (goal - x_hat).detach()
-    terms |= _aux_term(p, x, bias, residual, context)
-    scalars = {"coefficient": context.state["coefficient"]} if c.tanh else {}
-    return _outcome(terms, residual, fired, updates, **scalars)
+    made = _reconstruct(code, p, x, affine, {"threshold": threshold}, context.mesh)
+    fired, terms = made.sums["fired"], _aux_term(p, x, affine.bias, made.residual, context)
+    if coefficient is not None:
+        updates = controlled(context, coefficient, fired, n_rows)
+        return _outcome(terms, made.residual, fired, updates, made, coefficient=coefficient)
+    frequencies = _Frequencies.apply(threshold, fired / n_rows, made.sums["near"] / n_rows, c.bandwidth)
+    return _outcome(_of_frequencies(frequencies, V, context) | terms, made.residual, fired, made=made)
 
 
 def tanh_warmth(context: Context[JumpReLU]) -> float:
@@ -637,11 +622,11 @@ def tanh_warmth(context: Context[JumpReLU]) -> float:
     return (context.step + 1) / max(context.total_steps, 1) if context.config.target_l0 is None else context.warmth
 
 
-def _of_frequencies(pre: Tensor, threshold: Tensor, V: Tensor, context: Context[JumpReLU]) -> Tensors:
-    """Return the terms of L0 and of dense latents."""
+def _of_frequencies(own: Tensor, V: Tensor, context: Context[JumpReLU]) -> Tensors:
+    """Return the terms of L0 and of dense latents, of the frequencies on this rank's rows."""
     c = context.config
     assert c.target_l0 is not None  # required with these terms
-    frequencies = over_rows(context.mesh, frequencies_above(pre, threshold, c.bandwidth))
+    frequencies = over_rows(context.mesh, own)
     l0 = over_latents(context.mesh, frequencies.sum())
     terms = {"sparsity": context.warmth * c.sparsity * V * (l0 / c.target_l0 - 1).pow(2)}
     if c.density:
@@ -656,17 +641,23 @@ def _of_frequencies(pre: Tensor, threshold: Tensor, V: Tensor, context: Context[
 def relu_loss(p: Tensors, x: Tensor, context: Context[ReLU]) -> Outcome:
     """Return the loss of ReLU: ``error + l1 * mean over rows of sum_j codes_j * ||W_dec[j]||``."""
     affine = _affine(p, x, context)
-    goal, base, bias = affine.goal, affine.base, affine.bias
-    codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
-    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
-    fired = _count(codes)
     coefficient = context.state["coefficient"]
-    terms = {
-        "reconstruction": squared_error(goal, x_hat),
-        "sparsity": context.warmth * coefficient * _penalty(codes, p["W_dec"], context.mesh) / len(x),
-    }
+    pressure = context.warmth * coefficient / len(x)
+
+    def code(pre: Tensor, norms: Tensor) -> Coded:
+        codes = pre.relu_()
+        totals = codes.sum(0)
+
+        def slopes(of_codes: Tensor) -> tuple[Tensor, Tensors]:
+            return of_codes.add_(pressure * norms).mul_(codes > 0), {"norms": pressure * totals}
+
+        terms, sums = {"sparsity": pressure * (totals * norms).sum()}, {"fired": _count(codes)}
+        return Coded(codes, slopes, terms=terms, sums=sums)
+
+    made = _reconstruct(code, p, x, affine, {"norms": p["W_dec"].norm(dim=1)}, context.mesh)
+    fired = made.sums["fired"]
     updates = controlled(context, coefficient, fired, len(x))
-    return _outcome(terms, (goal - x_hat).detach(), fired, updates, coefficient=coefficient)
+    return _outcome({}, made.residual, fired, updates, made, coefficient=coefficient)
 
 
 def gated_loss(p: Tensors, x: Tensor, context: Context[Gated]) -> Outcome:
@@ -677,27 +668,29 @@ def gated_loss(p: Tensors, x: Tensor, context: Context[Gated]) -> Outcome:
     ``g = (x - offset) @ W_enc.T``.
     """
     affine = _affine(p, x, context)
-    goal, base = affine.goal, affine.base
-    g = torch.addmm(affine.shift, x, p["W_enc"].T).float()  # [n, n_latents]
-    gate = g + p["b_enc"]
-    codes = (gate > 0) * (p["r_mag"].exp() * g + p["b_mag"]).relu()
-    opened = gate.relu()
-    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
-    x_hat_gate = over_latents(context.mesh, opened @ p["W_dec"].detach()) + base.detach()
-    fired = _count(codes)
     coefficient = context.state["coefficient"]
-    terms = {
-        "reconstruction": squared_error(goal, x_hat),
-        "sparsity": context.warmth * coefficient * _penalty(opened, p["W_dec"], context.mesh) / len(x),
-        "gate": squared_error(goal, x_hat_gate),
-    }
+    pressure = context.warmth * coefficient / len(x)
+
+    def code(pre: Tensor, b_enc: Tensor, gain: Tensor, b_mag: Tensor, norms: Tensor) -> Coded:
+        gate = (pre + b_enc).relu_()
+        codes = (gain * pre).add_(b_mag).relu_().mul_(gate > 0)
+        totals = gate.sum(0)
+
+        def slopes(of_codes: Tensor, of_gate: Tensor) -> tuple[Tensor, Tensors]:
+            of_magnitude, of_gate = of_codes.mul_(codes > 0), of_gate.add_(pressure * norms).mul_(gate > 0)
+            found = {"b_enc": of_gate.sum(0), "b_mag": of_magnitude.sum(0), "norms": pressure * totals}
+            found["gain"] = (of_magnitude * pre).sum(0)
+            return of_gate.addcmul_(of_magnitude, gain), found
+
+        terms, sums = {"sparsity": pressure * (totals * norms).sum()}, {"fired": _count(codes)}
+        return Coded(codes, slopes, gate, terms, sums)
+
+    of_latents = {"b_enc": p["b_enc"], "gain": p["r_mag"].exp(), "b_mag": p["b_mag"]}
+    of_latents["norms"] = p["W_dec"].norm(dim=1)
+    made = _reconstruct(code, p, x, replace(affine, bias=affine.shift), of_latents, context.mesh)
+    fired = made.sums["fired"]
     updates = controlled(context, coefficient, fired, len(x))
-    return _outcome(terms, (goal - x_hat).detach(), fired, updates, coefficient=coefficient)
-
-
-def _penalty(codes: Tensor, W_dec: Tensor, mesh: Mesh) -> Tensor:
-    """Return the sum over rows of ``sum_j codes_j * ||W_dec[j]||``."""
-    return over_latents(mesh, (codes.sum(0) * W_dec.norm(dim=1)).sum())
+    return _outcome({}, made.residual, fired, updates, made, coefficient=coefficient)
 
 
 P_SMOOTH = 1e-3
@@ -713,36 +706,42 @@ def p_anneal_loss(p: Tensors, x: Tensor, context: Context[PAnneal]) -> Outcome:
     """
     c = context.config
     affine = _affine(p, x, context)
-    goal, base, bias = affine.goal, affine.base, affine.bias
-    codes = torch.addmm(bias, x, p["W_enc"].T).float().relu()
-    x_hat = over_latents(context.mesh, codes @ p["W_dec"]) + base
-    fired = _count(codes)
-    sizes = codes * p["W_dec"].norm(dim=1)
     index = p_index(c, context.step, context.total_steps)
     exponent, following = p_value(c, index), p_value(c, index + 1)
-    penalty = over_latents(context.mesh, p_penalty(sizes, exponent))
     coefficient = context.state["coefficient"]
-    terms = {
-        "reconstruction": squared_error(goal, x_hat),
-        "sparsity": context.warmth * coefficient * penalty,
-    }
+    pressure = context.warmth * coefficient / len(x)
+
+    def code(pre: Tensor, norms: Tensor) -> Coded:
+        codes = pre.relu_()
+        sizes = (codes * norms).add_(P_SMOOTH)
+        powers = sizes.pow(exponent)
+        penalties = torch.stack([p_penalty(powers, exponent), p_penalty(sizes.pow(following), following)])
+
+        def slopes(of_codes: Tensor) -> tuple[Tensor, Tensors]:
+            of_sizes = powers.div_(sizes).mul_(pressure * exponent)
+            found = {"norms": (codes * of_sizes).sum(0)}
+            return of_codes.addcmul_(of_sizes, norms).mul_(codes > 0), found
+
+        sums = {"fired": _count(codes), "penalties": penalties / len(x)}
+        return Coded(codes, slopes, terms={"sparsity": pressure * penalties[0]}, sums=sums)
+
+    made = _reconstruct(code, p, x, affine, {"norms": p["W_dec"].norm(dim=1)}, context.mesh)
+    fired = made.sums["fired"]
     updates = controlled(context, coefficient, fired, len(x))
     # Both penalties averaged over about 10 steps: one batch is too noisy to rescale a coefficient by.
-    both = torch.stack([penalty.detach(), over_latents(context.mesh, p_penalty(sizes.detach(), following))])
-    recent = 0.9 * context.state["penalties"] + over_rows(context.mesh, both)
+    both = over_rows(context.mesh, over_latents(context.mesh, made.sums["penalties"]))
+    recent = 0.9 * context.state["penalties"] + both
     if p_index(c, context.step + 1, context.total_steps) != index:
         updates["coefficient"] = updates.get("coefficient", coefficient) * recent[0] / recent[1].clamp(min=1e-12)
         recent = torch.zeros_like(recent)
     updates["penalties"] = recent
     exponent_now = torch.tensor(exponent, device=x.device)
-    return _outcome(terms, (goal - x_hat).detach(), fired, updates, coefficient=coefficient, p=exponent_now)
+    return _outcome({}, made.residual, fired, updates, made, coefficient=coefficient, p=exponent_now)
 
 
-def p_penalty(sizes: Tensor, p: float) -> Tensor:
-    """Return ``mean over rows of sum_j size_j ** p`` of non-negative ``[n, n_latents]``, smoothed at 0 (`P_SMOOTH`)."""
-    if p == 1:
-        return sizes.sum() / len(sizes)
-    return ((sizes + P_SMOOTH).pow(p) - P_SMOOTH**p).sum() / len(sizes)
+def p_penalty(powers: Tensor, p: float) -> Tensor:
+    """Return the sum over rows of ``sum_j f_j ** p``, smoothed at 0 (`P_SMOOTH`), of ``(f_j + P_SMOOTH) ** p``."""
+    return (powers - P_SMOOTH**p).sum()
 
 
 def p_index(c: PAnneal, step: int, total_steps: int) -> int:
@@ -759,7 +758,7 @@ def p_value(c: PAnneal, index: int) -> float:
 
 def _count(codes: Tensor) -> Tensor:
     """Return the number of rows in which each latent fired, ``[n_latents]`` float."""
-    return (codes.detach() > 0).sum(0).float()
+    return (codes > 0).sum(0).to(codes)
 
 
 def controlled(

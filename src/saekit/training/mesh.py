@@ -117,6 +117,15 @@ def entering(mesh: Mesh, x: Tensor) -> Tensor:
     return x if mesh.latent_size == 1 else _Entering.apply(x, mesh.latents)
 
 
+def least_over_latents(mesh: Mesh, number: int, device: torch.device) -> int:
+    """Return the least of the shards' numbers."""
+    if mesh.latent_size == 1:
+        return number
+    least = torch.tensor(number, device=device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN, group=mesh.latents)
+    return int(least)
+
+
 # ---------------------------------------------------------------- selection
 
 

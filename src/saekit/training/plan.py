@@ -12,8 +12,9 @@ With n latents, width d, k codes per row, B rows per step, D ranks that split th
     model     2 parameters B / GPUs                                 its forward pass, at the speed of products
 
 With L layers on a rank the 12 bytes of weights and moments are there L times. ``block`` is at most ``4 (B/D) n/T`` and
-what `saekit.kernels.reference.block_bytes_on` says. It holds for the plain step of the top-k family; the others have
-arrays ``[B/D, n/T]`` of codes and of their gradients besides.
+what `saekit.kernels.reference.block_bytes_on` says. All this is the plain step of the top-k family. The others have up
+to `DENSE_ARRAYS` arrays of half a block each, at another time than the 4 bytes of the projection's gradients, and five
+products for one.
 
 Times are those of hardware at full speed and nothing overlapped; only `bytes_per_step` was measured, on gloo.
 """
@@ -24,7 +25,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..kernels.reference import CUDA_PART
+from .dense_autograd import BLOCK_PART
 from .settings import PlanSettings
+
+DENSE_ARRAYS = 7
+"""Maximum number of arrays of some rows by all latents that a step of ReLU, P-anneal, JumpReLU or Gated holds: codes,
+gradients, and what both are made of."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +110,23 @@ def _sent(
     return candidates + reconstructions + b_dec, gradients + fired + means
 
 
-def held_bytes(n_latents: float, d_in: int, rows: float, layers: int, block: float) -> float:
-    """Return the bytes of a step in plain torch on one rank: its latents and rows, layers, bytes of a block."""
-    parameters = 2 * n_latents * d_in + n_latents + d_in
-    return 12 * parameters * layers + 4 * parameters + 8 * n_latents * d_in + min(block, 4 * rows * n_latents)
+def held_bytes(n_latents: float, d_in: int, rows: float, layers: int, block: float, *, dense: bool = False) -> float:
+    """Return the bytes of a step in plain torch on one rank.
+
+    Parameters
+    ----------
+    n_latents, d_in, rows, layers
+        What the rank has.
+    block
+        Upper bound of a block of pre-activations. Unit: bytes.
+    dense
+        Whether codes are dense: an upper bound for ReLU, P-anneal, JumpReLU and Gated.
+    """
+    parameters, codes = 2 * n_latents * d_in + n_latents + d_in, 4 * rows * n_latents
+    held = 12 * parameters * layers + 8 * n_latents * d_in
+    if dense:
+        return held + max(4 * parameters, DENSE_ARRAYS * min(block / BLOCK_PART, codes))
+    return held + 4 * parameters + min(block, codes)
 
 
 def cost_of(settings: PlanSettings, groups: int, data_size: int, latent_size: int) -> MeshCost:

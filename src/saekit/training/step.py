@@ -80,8 +80,7 @@ def learning_rate(resolved: ResolvedConfig, step: int) -> float:
 def plain_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
     """Do one step in plain torch: loss, gradient, clipping, Adam, unit decoder rows, counters.
 
-    The pre-activations of all rows by all latents are an array here for JumpReLU, ReLU, PAnneal and Gated; those of the
-    top-k family are computed in blocks. `saekit.training.fused` makes none where it has a path.
+    Pre-activations and dense codes are made a block of rows at a time: see `sparse_autograd` and `dense_autograd`.
 
     Parameters
     ----------
