@@ -137,9 +137,9 @@ def train(
         typer.Option(
             "--lr",
             metavar="X",
-            help="Peak learning rate of Adam [8e-3 * sqrt(1024 / n_latents) * min(1, 1000 / steps)**(1/4), at most "
-            "16e-3; from 1000 steps on also * sqrt(batch_rows / 512), with `k` * batch_rows / 550, at most 1, of TopK "
-            "2; with `k` and more than 1024 latents to the power 3/4].",
+            help="Peak learning rate of Adam [by `saekit.training.defaults.default_lr`: about 8e-3 with 1024 latents, "
+            "512 rows per step and 1000 steps; less with more latents or steps and smaller batches, more with fewer or "
+            "larger].",
         ),
     ] = None,
     tokens: Annotated[
