@@ -157,7 +157,7 @@ def slope_of(points: Sequence[Found]) -> float:
 def around(l0: float, arch: str) -> tuple[float, float]:
     """Return the two sparsities that are trained to be compared at an L0."""
     if arch in BY_K:
-        return float(math.floor(l0)), float(math.floor(l0) + 1)
+        return math.floor(l0), math.floor(l0) + 1
     return 0.96 * l0, 1.04 * l0
 
 
@@ -359,7 +359,7 @@ FVU of the half of the held-out rows that did not choose the rates; 2.05 million
 latents, one seed. Every peer is trained at rates of one ladder until its best is not the lowest or highest tried;
 saekit is shown at its default, at the peer's L0. Dead: silent on all held-out rows. Time: CPU time of training, one
 thread, on a machine that others used meanwhile. A blank time: the peer's runs were kept from another machine
-(`--keep-peers`). Of k = 32 only dictionary-learning was run (`--peers dictionary-learning`)."""
+(`--keep-peers`). Of JumpReLU only dictionary-learning was run (`--peers dictionary-learning`)."""
 LADDER_ABOUT = """### saekit over the ladder
 
 FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU
