@@ -72,10 +72,9 @@ def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     The limit is 2 where each row selects by itself (TopK, HierarchicalTopK) and 1 elsewhere: more latents of AbsTopK,
     of BatchTopK, which compete over a batch, and of Matryoshka, which are in several sizes, die.
 
-    What limits a rate is dead latents, and how soon they are revived: with a window of 20% of the rows instead of 2% a
-    run of 2,048 latents loses 15% of them. The rule was found by sweeps over three models, k of 8 to 32, 256 to 4,096
-    latents, batches of 128 to 4,096 and up to 7,400 steps, ``benchmarks/rates.py``; what it misses stands in its table
-    in ``benchmarks/README.md``. Beyond these it is an extrapolation: compare with half of it.
+    What limits a rate is dead latents, and how soon they are revived (`dead_after_rows`). The rule was found by sweeps
+    over three models, k of 8 to 32, 256 to 4,096 latents, batches of 128 to 4,096 and up to 7,400 steps,
+    ``benchmarks/rates.py``; what it misses stands in its table in ``benchmarks/README.md``. Beyond these it is an extrapolation: compare with half of it.
 
     >>> from saekit import BatchTopK, JumpReLU, TopK
     >>> [round(default_lr(TopK(n, k=16), steps, 550), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
