@@ -1,6 +1,7 @@
 """Training as it was when these studies were made, so that their commands make the same SAEs.
 
-Since then initial encoder rows are shorter, and the default learning rate goes with the batch (`saekit.training.defaults.default_lr`).
+Since then initial encoder rows are shorter, and the default learning rate goes with the batch
+(`saekit.training.defaults.default_lr`).
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
 
     What limits a rate is dead latents, and how soon they are revived (`dead_after_rows`). The rule was found by sweeps
     over three models, k of 8 to 32, 256 to 4,096 latents, batches of 128 to 4,096 and up to 7,400 steps,
-    ``benchmarks/rates.py``; what it misses stands in its table in ``benchmarks/README.md``. Beyond these it is an extrapolation: compare with half of it.
+    ``benchmarks/rates.py``; what it misses stands in its table in ``benchmarks/README.md``. Beyond these it is an
+    extrapolation: compare with half of it.
 
     >>> from saekit import BatchTopK, JumpReLU, TopK
     >>> [round(default_lr(TopK(n, k=16), steps, 550), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
