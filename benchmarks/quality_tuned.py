@@ -76,6 +76,7 @@ CELLS = [
     Cell("stories260K", "topk", 32),
     Cell("stories260K", "topk", 8),
     Cell("stories260K", "matryoshka", 16),
+    *(Cell("stories260K", arch, 16) for arch in ("gated", "relu", "p-anneal")),
     Cell("stories260K", "topk", 64),
     Cell("stories260K", "batchtopk", 32),
 ]

@@ -1,7 +1,7 @@
 """Training as it was when these studies were made, so that their commands make the same SAEs.
 
-Since then initial encoder rows are shorter, and the default learning rate goes with the batch
-(`saekit.training.defaults.default_lr`).
+Since then initial encoder rows are shorter, the default learning rate goes with the batch and with k, and it rises for
+twice as long (`saekit.training.defaults`).
 """
 
 from __future__ import annotations
@@ -20,4 +20,5 @@ def earlier(config: Any, rows: float, batch_rows: int) -> Any:
     batch = min(1, batch_rows / 512) ** (0.5 * min(1, steps / 1000))
     lr = min(8e-3 * (1024 / config.n_latents) ** 0.5, 16e-3) * batch * min(1, 1000 / steps) ** 0.25
     length = None if encoder_fixed(config) else 1.0
-    return replace(config, lr=config.lr or lr, encoder_length=length)
+    warmup = min(1000, round(0.05 * steps)) if config.warmup_steps is None else config.warmup_steps
+    return replace(config, lr=config.lr or lr, encoder_length=length, warmup_steps=warmup)

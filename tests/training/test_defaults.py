@@ -35,7 +35,7 @@ def test_the_learning_rate_falls_with_the_width_and_with_steps_beyond_a_thousand
 @settings(deadline=None)
 @given(st.integers(1, 10_000), st.integers(1000, 10**6), st.integers(64, 10**6))
 def test_the_learning_rate_goes_with_the_batch_where_the_largest_are_kept(batch, steps, n):
-    config = TopK(n, k=8)
+    config = TopK(n, k=16)
     assert lr(config, steps, batch) <= lr(config, steps, batch + 1) <= lr(config, steps, 1100) <= 16e-3
     if n >= 1024 and 256 <= batch <= 1100:
         assert lr(config, steps, batch) == pytest.approx(lr(config, steps, 550) * batch / 550)
@@ -58,10 +58,17 @@ def test_the_learning_rate_falls_with_the_root_of_small_batches(config):
     assert lr(config, 10, 32) == pytest.approx(8e-3, rel=0.02)
 
 
-@pytest.mark.parametrize("config", [BatchTopK(1024, k=80), Matryoshka(1024, k=80), TopK(1024, k=80, sign="magnitude")])
+@pytest.mark.parametrize("config", [BatchTopK(1024, k=16), Matryoshka(1024, k=16), TopK(1024, k=16, sign="magnitude")])
 def test_only_rows_that_select_by_themselves_take_a_higher_rate_in_large_batches(config):
     assert lr(config, 1000, 4096) == 8e-3
-    assert lr(TopK(1024, k=80), 1000, 4096) == lr(HierarchicalTopK(1024, k=80), 1000, 4096) == 16e-3
+    assert lr(TopK(1024, k=16), 1000, 4096) == lr(HierarchicalTopK(1024, k=16), 1000, 4096) == 16e-3
+
+
+@given(st.integers(1, 64), st.integers(1, 10_000), st.integers(1, 5000), st.integers(64, 2**16))
+def test_the_learning_rate_rises_with_the_fourth_root_of_k_up_to_twice_sixteen(k, batch, steps, n):
+    for make in (TopK, BatchTopK, HierarchicalTopK, Matryoshka):
+        at_16 = lr(make(n, k=16), steps, batch)
+        assert lr(make(n, k=k), steps, batch) == pytest.approx(at_16 * (min(k, 32) / 16) ** 0.25)
 
 
 def test_what_follows_the_width_of_the_rows_and_the_length_of_the_run():
@@ -70,7 +77,8 @@ def test_what_follows_the_width_of_the_rows_and_the_length_of_the_run():
     assert long.threshold_start == 1000
     assert long.threshold_decay == pytest.approx(0.999)
     short = resolve(TopK(16, k=4), 64, 100, 256)
-    assert (short.warmup_steps, short.k_aux, short.threshold_start) == (5, 16, 50)
+    assert (short.warmup_steps, short.k_aux, short.threshold_start) == (10, 16, 50)
+    assert resolve(JumpReLU(16, target_l0=4), 64, 100, 256).warmup_steps == 5  # only where the largest are kept
 
 
 def test_what_is_given_wins():

@@ -35,11 +35,12 @@ class Config:
     _: KW_ONLY
     lr: float | None = None
     """Peak learning rate of Adam [by `saekit.training.defaults.default_lr`: about 8e-3 with 1024 latents, 512 rows per
-    step and 1000 steps; less with more latents or steps and smaller batches, more with fewer or larger]."""
+    step and 1000 steps; less with more latents or steps, smaller batches and k, more with fewer or larger]."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's first and second moments per step, each in [0, 1) [0.9, 0.999]."""
     warmup_steps: int | None = None
-    """Steps over which the learning rate (and a sparsity coefficient) rises from 0 [5% of the steps, at most 1000]."""
+    """Steps over which the learning rate (and a sparsity coefficient) rises from 0 [5% of the steps, 10% where the
+    largest pre-activations are kept, at most 1000]."""
     decay_fraction: float = 0.2
     """Last fraction of the steps, in which the learning rate falls linearly to 0 [0.2]."""
     clip: float | None = 1.0

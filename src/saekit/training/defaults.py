@@ -12,15 +12,18 @@ BATCH_ROWS = (256, 4096)
 WANTED_STEPS = 1000
 """Steps that the default batch aims at, and from which the default learning rate falls."""
 LR, LR_LATENTS, LARGEST_LR = 8e-3, 1024, 16e-3
-"""Default learning rate at a number of latents, in runs of up to `WANTED_STEPS` steps; and the largest."""
+"""Default learning rate at a number of latents, in runs of up to `WANTED_STEPS` steps; and the largest, of `LR_K`."""
 LR_BATCH_ROWS = 512
 """Rows per step below which the default learning rate of penalized architectures falls, with the root of them."""
 SELECTING_ROWS, LARGEST_FACTOR = 550, 2
 """Rows per step that the default learning rate of the others goes with, in proportion; and how far beyond."""
 SMALL_ROWS = 256
 """Rows per step below which it goes with the root of them."""
-WARMUP_STEPS, WARMUP_FRACTION = 1000, 0.05
-"""Default warm-up: Adam's second moments look back about 1,000 steps; short runs cannot spend that many."""
+LR_K, LARGEST_K = 16, 32
+"""Latents per row at which it is the one of the rule, and beyond which it rises no further."""
+WARMUP_STEPS, WARMUP_FRACTION, SELECTING_WARMUP_FRACTION = 1000, 0.05, 0.1
+"""Default warm-up: Adam's second moments look back about 1,000 steps; short runs cannot spend that many. Where the
+largest pre-activations are kept fewer latents die of a slower start, and the rate can be higher."""
 DEAD_AFTER_ROWS, DEAD_AFTER_FRACTION, DEAD_AFTER_BATCHES = 10_000_000, 0.02, 8
 """Default window of rows for dead latents: at most so many (2406.04093: tokens), as a fraction of the rows of the run,
 and at least so many batches."""
@@ -63,19 +66,20 @@ def default_batch_rows(rows: int) -> int:
 def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
 
-    ``min(16e-3, 8e-3 * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
+    ``s * min(16e-3, 8e-3 * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
 
-    ``w = sqrt(1024 / n_latents)``, and ``f = min(1, sqrt(batch_rows / 512))``. Where the `k` largest pre-activations
-    are kept, latents die of the noise of small batches, the more the fewer rows of a step are their own: there
-    ``f = min(limit, batch_rows / 550)``, below 256 rows ``sqrt(256 * batch_rows) / 550``, and ``w = (1024 /
-    n_latents)**(3/4)`` of more than 1,024 latents. Runs shorter than a thousand steps take more, and end lower by it.
+    ``w = sqrt(1024 / n_latents)``, ``f = min(1, sqrt(batch_rows / 512))`` and ``s = 1``. Where the `k` largest
+    pre-activations are kept, latents die of the noise of small batches, the more the fewer rows of a step are their
+    own: there ``f = min(limit, batch_rows / 550)``, below 256 rows ``sqrt(256 * batch_rows) / 550``; ``w = (1024 /
+    n_latents)**(3/4)`` of more than 1,024 latents; and ``s = (min(k, 32) / 16)**(1/4)``. Runs shorter than a thousand
+    steps take more, and end lower by it.
     The limit is 2 where each row selects by itself (TopK, HierarchicalTopK) and 1 elsewhere: more latents of AbsTopK,
     of BatchTopK, which compete over a batch, and of Matryoshka, which are in several sizes, die.
 
     What limits a rate is dead latents, and how soon they are revived (`dead_after_rows`). The rule was found by sweeps
-    over three models, k of 8 to 32, 256 to 4,096 latents, batches of 128 to 4,096 and up to 7,400 steps,
-    ``benchmarks/rates.py``; what it misses stands in its table in ``benchmarks/README.md``. Beyond these it is an
-    extrapolation: compare with half of it.
+    over three models and a known dictionary, k of 6 to 32, 128 to 4,096 latents, batches of 128 to 4,096 and up to
+    7,400 steps, ``benchmarks/rates.py``; what it misses stands in its table in ``benchmarks/README.md``. Beyond these
+    it is an extrapolation: compare with half of it.
 
     >>> from saekit import BatchTopK, JumpReLU, TopK
     >>> [round(default_lr(TopK(n, k=16), steps, 550), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
@@ -91,10 +95,11 @@ def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
         alone = isinstance(config, HierarchicalTopK) or (isinstance(config, TopK) and config.sign == "positive")
         rows = max(batch_rows, (SMALL_ROWS * batch_rows) ** 0.5)
         factor = min(LARGEST_FACTOR if alone else 1, rows / SELECTING_ROWS)
+        sparsity = (min(config.k, LARGEST_K) / LR_K) ** 0.25
     else:
-        factor = min(1, batch_rows / LR_BATCH_ROWS) ** 0.5
-    most = LR * width * factor ** min(1, total_steps / WANTED_STEPS)
-    return min(most, LARGEST_LR) * min(1, WANTED_STEPS / total_steps) ** 0.25
+        factor, sparsity = min(1, batch_rows / LR_BATCH_ROWS) ** 0.5, 1.0
+    most = min(LR * width * factor ** min(1, total_steps / WANTED_STEPS), LARGEST_LR)
+    return most * sparsity * min(1, WANTED_STEPS / total_steps) ** 0.25
 
 
 def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precision: str = "fp32") -> ResolvedConfig:
@@ -102,14 +107,15 @@ def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precis
 
     =============== ============================================================================================
     lr              `default_lr`
-    warmup_steps    min(1000, 5% of the steps)
+    warmup_steps    min(1000, 5% of the steps; 10% where the largest pre-activations are kept)
     dead_after_rows min(10,000,000, 2% of the rows of the run), at least 8 batches
     k_aux           d_in / 2, rounded, at least 1, at most `n_latents`
     threshold       averaged from step min(1000, half of the steps) with a memory of min(1000, 5% of the steps) steps
                     (a decay of 0.999 in runs of 20,000 steps and more)
     =============== ============================================================================================
     """
-    warmup = min(WARMUP_STEPS, round(WARMUP_FRACTION * total_steps))
+    slow = SELECTING_WARMUP_FRACTION if isinstance(config, Selecting) else WARMUP_FRACTION
+    warmup = min(WARMUP_STEPS, round(slow * total_steps))
     window = max(round(DEAD_AFTER_FRACTION * total_steps * batch_rows), DEAD_AFTER_BATCHES * batch_rows)
     memory = min(float(THRESHOLD_STEPS), max(1.0, 0.05 * total_steps))
     # About half of the width, as in 2406.04093.
