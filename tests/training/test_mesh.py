@@ -31,7 +31,7 @@ def found(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     script = str(Path(__file__).with_name("rank_jobs.py"))
     done = subprocess.run(
-        [sys.executable, script, str(folder)], env=environment, capture_output=True, text=True, timeout=170
+        [sys.executable, script, str(folder)], env=environment, capture_output=True, text=True, timeout=480
     )
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "found.json").read_text())
