@@ -492,7 +492,7 @@ def _predictors(found: dict[str, Any]) -> str:
     text = (
         "Rank correlation over latents of TopK SAEs with the part of the other seeds that have the latent, mean over "
         "SAEs. *Self-alignment*: cosine of a latent's encoder and decoder row. At 512 latents and three seeds of the "
-        "built-in model it is .03 [-.10, .16], frequency .07 [.05, .10] ([concepts](../../docs/concepts.md)): "
+        "built-in model it is .01 [-.003, .028], frequency .08 [.01, .14] ([concepts](../../docs/concepts.md)): "
         "measure it where it is used."
     )
     return text + "\n\n" + _lines(("", "self-alignment", "encoder norm", "frequency"), rows)

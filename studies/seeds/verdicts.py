@@ -270,7 +270,7 @@ python studies/seeds/run.py --out runs/seeds-quick --quick   # does everything r
 
 What training methods change about it, what stable latents carry, longer and shorter training, and random transformers:
 [stabilizers](stabilizers.md). How well one SAE alone tells which of its latents are stable, by its self-alignment: rank
-correlation .03 [-.10, .16] of three SAEs of the built-in model ([concepts](../../docs/concepts.md)), and
+correlation .01 [-.003, .028] of three SAEs of the built-in model ([concepts](../../docs/concepts.md)), and
 [there](stabilizers.md#what-one-sae-says-of-its-stability) at other sizes.
 
 Intervals (95 %) are over seeds: a jackknife that leaves out one seed at a time, in all cells of a sweep together;

@@ -106,8 +106,8 @@ def test_a_refit_lowers_the_error(synthetic, rows, tmp_path):
     saes = train(
         TopK(48, k=2, lr=1e-2), synthetic, seeds=[0, 1, 2], tokens=40_000, settings=TrainSettings(batch_rows=128)
     )
-    plain = consensus(saes, synthetic, settings=ConsensusSettings(threshold=0.5))
-    fitted = consensus(saes, synthetic, settings=ConsensusSettings(threshold=0.5, refit=12_800, batch_rows=128))
+    plain = consensus(saes, synthetic, settings=ConsensusSettings(threshold=0.6))
+    fitted = consensus(saes, synthetic, settings=ConsensusSettings(threshold=0.6, refit=12_800, batch_rows=128))
     fvu = [
         e.metrics.fvu.value
         for e in evaluate(

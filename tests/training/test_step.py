@@ -16,8 +16,8 @@ from saekit.training.step import learning_rate, plain_step
 def test_learning_rate_rises_stays_and_falls():
     settings = resolve(TopK(16, k=4, lr=1.0), 8, 100, 16)
     rates = [learning_rate(settings, step) for step in range(100)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[5:80] == pytest.approx([1.0] * 75)
+    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert rates[10:80] == pytest.approx([1.0] * 70)
     assert rates[80:82] == pytest.approx([1.0, 0.95])
     assert rates[-1] == pytest.approx(0.05)
 
