@@ -3,10 +3,14 @@
     git worktree add /tmp/before REVISION
     python benchmarks/against.py /tmp/before .            # all workloads
     python benchmarks/against.py /tmp/before . --only "topk step" --rounds 30
+    python benchmarks/against.py /tmp/before . --train 2 --busy
 
 Each checkout runs its own `benchmarks/contestants/ours.py` and `benchmarks/match.py` in a process of its own, with the
 CPU time of the process as its clock: what other processes do to the machine hardly shows in the minimum of many
 rounds. Every other round begins with the second checkout. The last line is the geometric mean of the ratios.
+
+``--train 2``: whole calls of `saekit.train` on two threads instead, wall time and medians; ``--busy``: beside a process
+that computes without end.
 """
 
 from __future__ import annotations
@@ -20,11 +24,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 SMALL, MEDIUM, LARGE = (64, 2048, 16, 2048), (384, 4096, 32, 1024), (768, 16384, 32, 1024)
 """``d, n, k, rows``."""
+TRAINED = {(64, 128, 6, 256): 100, (64, 1024, 8, 1024): 50, (768, 16384, 32, 4096): 4}
+"""Steps of a call by ``d, n, k, rows``."""
 MATCHED = (768, 2048)
 """``d, n`` of the matching."""
 
@@ -44,10 +51,31 @@ def workloads() -> Iterator[tuple[str, dict[str, Any]]]:
     yield f"match {d} × {n:,}", {"work": "match", "d": d, "n": n}
 
 
+def trainings() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and job of each call of `saekit.train`."""
+    for (d, n, k, batch), steps in TRAINED.items():
+        job = {"work": "train", "d": d, "n": n, "k": k, "batch": batch, "steps": steps}
+        yield f"{steps} steps {d} × {n:,}, {batch:,} rows", job
+
+
+def train(job: dict[str, Any]) -> None:
+    """Train again and again."""
+    from gate import Gate, rows
+
+    from saekit import TopK, TrainSettings, train
+
+    gate, x, settings = Gate(), rows(job["d"], job["batch"] * job["steps"], 0), TrainSettings(batch_rows=job["batch"])
+    while True:
+        gate.pause()
+        train(TopK(job["n"], k=job["k"]), x, settings=settings, progress=False)
+
+
 def contest(checkout: Path, job: dict[str, Any]) -> None:
     """Do a job again and again, whenever a line comes: the process that `Side` starts."""
-    time.perf_counter = time.process_time  # what the checkout's own scripts read
     sys.path.insert(0, str(checkout / "benchmarks" / "contestants"))
+    if job["work"] == "train":
+        train(job)
+    time.perf_counter = time.process_time  # what the checkout's own scripts read
     if job["work"] != "match":
         sys.argv = ["ours.py", "saekit", json.dumps(job)]
         runpy.run_path(str(checkout / "benchmarks" / "contestants" / "ours.py"))
@@ -64,7 +92,7 @@ class Side:
     """One checkout at one job."""
 
     def __init__(self, checkout: Path, job: dict[str, Any]) -> None:
-        environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": str(job.get("threads", 1))}
         command = [sys.executable, __file__, str(checkout), "--contest", json.dumps(job)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen(command, **pipes, text=True, env=environment)
@@ -85,8 +113,20 @@ class Side:
         self.times.append(self.answer())
 
 
+@contextmanager
+def busy(wanted: bool) -> Iterator[None]:
+    """Have a process compute beside this one."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
+    try:
+        yield
+    finally:
+        if other:
+            other.kill()
+            other.wait()
+
+
 def compare(checkouts: list[Path], job: dict[str, Any], rounds: int, warmup: int = 3) -> tuple[float, float, float]:
-    """Least seconds of both, and the median over the rounds of ``second / first``."""
+    """Least seconds of both (medians of wall time), and the median over the rounds of ``second / first``."""
     sides = [Side(checkout, job) for checkout in checkouts]
     for index in range(warmup + rounds):
         for side in sides[:: -1 if index % 2 else 1]:
@@ -95,7 +135,8 @@ def compare(checkouts: list[Path], job: dict[str, Any], rounds: int, warmup: int
         side.process.stdin.close()
         side.process.wait()
     first, second = (side.times[warmup:] for side in sides)
-    return min(first), min(second), statistics.median(b / a for a, b in zip(first, second))
+    typical = statistics.median if job["work"] == "train" else min
+    return typical(first), typical(second), statistics.median(b / a for a, b in zip(first, second))
 
 
 def main() -> None:
@@ -103,6 +144,8 @@ def main() -> None:
     parser.add_argument("checkouts", nargs="+", type=Path, help="before, now")
     parser.add_argument("--rounds", type=int, default=30, help="half of them with the second checkout first")
     parser.add_argument("--only", default="", help="only workloads whose name has this in it")
+    parser.add_argument("--train", type=int, default=0, metavar="THREADS", help="whole trainings on so many threads")
+    parser.add_argument("--busy", action="store_true", help="beside a process that computes without end")
     parser.add_argument("--contest", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     checkouts = [path.resolve() for path in options.checkouts]
@@ -112,11 +155,13 @@ def main() -> None:
         "| workload | before, ms | now, ms | now / before | median of the ratios |\n| --- | ---: | ---: | ---: | ---: |"
     )
     ratios = []
-    for name, job in workloads():
-        if options.only in name:
-            before, now, median = compare(checkouts, job, options.rounds)
-            ratios.append(now / before)
-            print(f"| {name} | {1e3 * before:.2f} | {1e3 * now:.2f} | {ratios[-1]:.3f} | {median:.3f} |", flush=True)
+    with busy(options.busy):
+        for name, job in trainings() if options.train else workloads():
+            if options.only in name:
+                before, now, median = compare(checkouts, job | {"threads": options.train or 1}, options.rounds)
+                ratios.append(now / before)
+                line = f"| {name} | {1e3 * before:.2f} | {1e3 * now:.2f} | {ratios[-1]:.3f} | {median:.3f} |"
+                print(line, flush=True)
     print(f"\ngeometric mean {statistics.geometric_mean(ratios):.3f}")
 
 

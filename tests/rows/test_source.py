@@ -9,6 +9,7 @@ from fixtures.row_checks import sources, take
 from saekit import SyntheticRows
 from saekit.errors import ConfigError
 from saekit.rows.arrays import ArrayRows
+from saekit.rows.source import Block, Columns
 
 
 @pytest.mark.parametrize("name", sources)
@@ -43,3 +44,20 @@ def test_a_batch_that_fits_no_memory_is_refused():
     with pytest.raises(ConfigError, match=r"batches: the memory needed .* 16 TB for 1,000,000,000,000 rows of width 4"):
         endless.batches(10**12, seed=0)
     assert next(ArrayRows(torch.ones(10, 2)).batches(10**12)).n_rows == 10  # as large as there are rows
+
+
+def test_small_batches_are_gathered_where_torch_has_one_thread(monkeypatch):
+    monkeypatch.setattr("saekit.rows.source.SMALL", 40)
+    monkeypatch.setattr("saekit.kernels.cpu.threads.GRAIN", 40)
+    block, before = Block(Columns(torch.arange(80.0).view(20, 4)), torch.arange(19, -1, -1)), torch.get_num_threads()
+    seen, right = [], Columns.map
+    monkeypatch.setattr(Columns, "map", lambda *given: (seen.append(torch.get_num_threads()), right(*given))[1])
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(block.part(0, 10).x, block.columns.x[block.order[:10]])
+        block.part(0, 9)
+        block.part(0, 11)
+        assert seen == [1, 2, 2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ import torch
 from fixtures.training_runs import source
 from saekit import SyntheticRows
 from saekit.rows.source import Batch
+from saekit.training import log
 from saekit.training.config import PAnneal, ReLU, TopK
 from saekit.training.log import cut_log
 from saekit.training.loop import train, untrained
@@ -96,3 +97,16 @@ def test_lines_after_a_step_and_a_half_written_one_are_dropped(tmp_path):
     cut_log(path, 7)
     assert path.read_text() == '{"step": 5, "loss": 2.0}\n'
     cut_log(tmp_path / "none.jsonl", 7)
+
+
+def test_sums_over_rows_are_done_where_torch_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, right, before = [], log._row_sums, torch.get_num_threads()
+    monkeypatch.setattr("saekit.kernels.cpu.threads.GRAIN", 1)
+    monkeypatch.setattr(log, "_row_sums", lambda *given: (seen.append(torch.get_num_threads()), right(*given))[1])
+    torch.set_num_threads(2)
+    try:
+        train(TopK(16, k=2), source(), tokens=400, settings=TrainSettings(batch_rows=200))
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

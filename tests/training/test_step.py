@@ -10,7 +10,7 @@ from fixtures.learners import B, N, name, new, rows, run
 from saekit import kernels
 from saekit.training.config import Gated, HierarchicalTopK, JumpReLU, Matryoshka, PAnneal, ReLU, TopK
 from saekit.training.defaults import resolve
-from saekit.training.step import learning_rate, plain_step
+from saekit.training.step import SMALL, learning_rate, plain_step, small_on_one_thread
 
 
 def test_learning_rate_rises_stays_and_falls():
@@ -165,3 +165,40 @@ def test_a_gated_sae_has_unit_decoder_rows():
     learner = new(Gated(N, target_l0=3))
     run(learner, rows(6))
     torch.testing.assert_close(learner.parameters["W_dec"].norm(dim=1), torch.ones(N))
+
+
+@pytest.fixture
+def two_threads():
+    """Have torch use two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_torch_has_one_thread_in_small_steps_and_all_in_large_ones():
+    learner = new(TopK(N, k=3))
+    step = small_on_one_thread(lambda learner, x, target=None: torch.get_num_threads())
+    most = SMALL // learner.parameters["W_enc"].numel()
+    d = rows(1)[0].shape[1]
+    assert step(learner, torch.empty(most, d)) == 1
+    assert step(learner, torch.empty(most + 1, d)) == 2
+    assert step(learner, torch.empty(most, d, device="meta")) == 2  # threads of a device's own are not counted so
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_step_that_fails_leaves_the_number_of_threads_alone():
+    with pytest.raises(RuntimeError, match="size"):
+        plain_step(new(TopK(N, k=3)), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("config", [TopK(N, k=3), ReLU(N, target_l0=3)], ids=name)
+def test_small_steps_are_bitwise_those_of_one_thread(config, two_threads):
+    learners = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        learners.append(new(config))
+        run(learners[-1], rows(5, batch=4096))
+    assert all(torch.equal(t, learners[1].parameters[k]) for k, t in learners[0].parameters.items())

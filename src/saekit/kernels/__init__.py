@@ -12,6 +12,7 @@ from .backend import using as using
 from .cpu.huge_pages import moved_to_large_pages as moved_to_large_pages
 from .cpu.onednn_linear import fast_linears as fast_linears
 from .cpu.onednn_linear import matmul as matmul
+from .cpu.threads import with_one_torch_thread as with_one_torch_thread
 from .description import describe as describe
 from .dispatch import csr_decode as csr_decode
 from .dispatch import magnitude_encode as magnitude_encode

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..kernels import with_one_torch_thread
 from ..memory import check_memory
 from ..settings import brief
 from ..terminal import plain
 
 _SCAN_ROWS = 65_536
+SMALL = 2**20
+"""Most numbers of a batch that are gathered on one thread: about 1 ms of it."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,13 @@ class Block:
         if self.order is None:
             return self.columns.map(lambda column: column[first:last].clone())
         index = self.order[first:last]
-        return self.columns.map(lambda column: column.index_select(0, index))  # 5 times faster than column[index]
+
+        def gathered() -> Columns:
+            return self.columns.map(lambda column: column.index_select(0, index))  # 5 times faster than column[index]
+
+        numbers = len(index) * self.columns.x.shape[1]
+        small = self.columns.x.device.type == "cpu" and numbers <= SMALL
+        return with_one_torch_thread(gathered, numbers) if small else gathered()
 
 
 def check_reading(source: Source, batch_rows: int, seed: int | None, start: tuple[int, int]) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import FormatError
 from ..files import append_text, parse_json, write_bytes
 from ..forms import NATURAL, check_form
+from ..kernels import with_one_torch_thread
 from ..rows.source import Source
 from ..settings import Progress
 from ..variance import fraction_unexplained
@@ -182,11 +183,17 @@ def note_of(records: Sequence[Record], rate: float) -> str:
 
 def add_step(run: Run, x: Tensor, statistics: Sequence[Statistics]) -> None:
     """Add one step of every learner to the running sums."""
-    away = x - run.center
-    rows = torch.tensor(float(len(x)), device=x.device)
-    _add(run.sums, {"x.rows": rows, "x.squares": away.pow(2).sum(), "x.sum": away.sum(0)})
+    cheap = x.device.type == "cpu"  # beside the step: not worth the wait of several threads for each other
+    of_rows = with_one_torch_thread(lambda: _row_sums(run, x), x.numel()) if cheap else _row_sums(run, x)
+    _add(run.sums, of_rows)
     for index, each in enumerate(statistics):
         _add(run.sums, _learner_sums(each, str(index)))
+
+
+def _row_sums(run: Run, x: Tensor) -> dict[str, Tensor]:
+    away = x - run.center
+    rows, sums = torch.tensor(float(len(x)), device=x.device), away.sum(0)
+    return {"x.rows": rows, "x.squares": away.pow_(2).sum(), "x.sum": sums}
 
 
 def _learner_sums(s: Statistics, name: str) -> dict[str, Tensor]:

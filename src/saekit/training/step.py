@@ -7,6 +7,7 @@ devices) can take the place of `plain_step`; see `STEPS`.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from ..kernels import with_one_torch_thread
 from .architectures import ARCHITECTURES
 from .config import BatchTopK, Config, Matryoshka, TopK, has_signs
 from .initialization import LEAST_NORM, unit_rows
@@ -33,6 +35,9 @@ RESAMPLE_ENCODER = 0.2
 mean encoder norm of the latents that are alive."""
 CLIP_EPS = 1e-6
 """Keeps the clipping factor finite where the gradient is 0; the value of `torch.nn.utils.clip_grad_norm_`."""
+SMALL = 2**28
+"""Largest product of rows and encoder in a step that torch does on one thread: a second one saves a tenth of its time
+at most, on an idle machine, and costs many times that where another process runs. Unit: multiply-adds."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,19 @@ class Step(Protocol):
         ...
 
 
+def small_on_one_thread(step: Step) -> Step:
+    """Return a step in which torch has one thread where the step is small; the loops of our kernels have all."""
+
+    @functools.wraps(step)
+    def sized(learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
+        small = len(x) * learner.parameters["W_enc"].numel() <= SMALL
+        if small and x.device.type == "cpu" and learner.mesh.size == 1:
+            return with_one_torch_thread(lambda: step(learner, x, target))
+        return step(learner, x, target)
+
+    return sized
+
+
 def learning_rate(resolved: ResolvedConfig, step: int) -> float:
     """Return the rate after `step` steps: linear warm-up from 0, constant, linear decay to 0 at the end."""
     rate = resolved.lr
@@ -77,6 +95,7 @@ def learning_rate(resolved: ResolvedConfig, step: int) -> float:
     return rate
 
 
+@small_on_one_thread
 def plain_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
     """Do one step in plain torch: loss, gradient, clipping, Adam, unit decoder rows, counters.
 

@@ -111,7 +111,7 @@ def _by_blocks(
                     torch.mm(rows.copy[start:stop], latents.copy.T, out=P[: stop - start])
                 work(block)
 
-    if n_threads == 1 or latents.is_packed:
+    if n_threads == 1 or latents.is_packed or torch.get_num_threads() == 1:
         threads.run_everywhere(blocks, n_threads)
         return
     pool = threads.pool_of(n_threads)  # not this thread too: torch's product would use more threads on it

@@ -312,7 +312,7 @@ def _rows_for(x: Tensor, W: RoundedLatents) -> RoundedRows:
 def _leave_few(x: Tensor, W_enc: Tensor, rows: Facts, latents: Facts, kept: float) -> bool:
     """Return whether the candidates that whole numbers leave cost less than these save."""
     bound = rows.residual.mean() * latents.norm.mean() + rows.norm.mean() * latents.residual.mean()
-    few = (t[:: max(1, len(t) // SPREAD_ROWS)][:SPREAD_ROWS].contiguous().numpy() for t in (x, W_enc))
+    few = (np.ascontiguousarray(t.numpy()[:: max(1, len(t) // SPREAD_ROWS)][:SPREAD_ROWS]) for t in (x, W_enc))
     deviation = max(float(rows_numba.product_deviation(*few)), 1e-30)
     more = kept * math.expm1(min(FARTHER * float(bound) / deviation, 50.0))
     cheaper = CHEAPER["bf16" if multiplies_bf16() else "fp32"]
