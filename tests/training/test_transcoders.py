@@ -139,7 +139,7 @@ def test_a_planted_mlp_is_found():
     W1, W2 = (torch.nn.functional.normalize(torch.randn(12, d, generator=g)) for d in (10, 14))
     x = torch.randn(20_000, 10, generator=g)
     source = ArrayRows(x + 3, target=(x @ W1.T - 1).relu() @ W2 + 5)
-    (sae,) = train(BatchTopK(24, k=3), source, tokens=128_000, settings=TrainSettings(batch_rows=256), progress=False)
+    (sae,) = train(BatchTopK(24, k=3), source, tokens=76_800, settings=TrainSettings(batch_rows=256), progress=False)
     assert (W2 @ sae.W_dec.T).max(1).values.min() > 0.95
     assert (W1 @ torch.nn.functional.normalize(sae.W_enc).T).max(1).values.min() > 0.95
     assert sae.provenance["metrics"]["fvu"] < 0.05

@@ -12,7 +12,7 @@ BATCH_ROWS = (256, 4096)
 WANTED_STEPS = 1000
 """Steps that the default batch aims at, and from which the default learning rate falls."""
 LR, LR_LATENTS, LARGEST_LR = 8e-3, 1024, 16e-3
-"""Default learning rate at a number of latents, in runs of up to `WANTED_STEPS` steps; and the largest, of `LR_K`."""
+"""Default learning rate at a number of latents in runs of up to `WANTED_STEPS` steps; and the largest, up to `LR_K`."""
 LR_BATCH_ROWS = 512
 """Rows per step below which the default learning rate of penalized architectures falls, with the root of them."""
 SELECTING_ROWS, LARGEST_FACTOR = 550, 2
@@ -66,7 +66,7 @@ def default_batch_rows(rows: int) -> int:
 def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
 
-    ``s * min(16e-3, 8e-3 * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
+    ``min(max(1, s) * 16e-3, 8e-3 * s * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
 
     ``w = sqrt(1024 / n_latents)``, ``f = min(1, sqrt(batch_rows / 512))`` and ``s = 1``. Where the `k` largest
     pre-activations are kept, latents die of the noise of small batches, the more the fewer rows of a step are their
@@ -98,8 +98,8 @@ def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
         sparsity = (min(config.k, LARGEST_K) / LR_K) ** 0.25
     else:
         factor, sparsity = min(1, batch_rows / LR_BATCH_ROWS) ** 0.5, 1.0
-    most = min(LR * width * factor ** min(1, total_steps / WANTED_STEPS), LARGEST_LR)
-    return most * sparsity * min(1, WANTED_STEPS / total_steps) ** 0.25
+    most = LR * sparsity * width * factor ** min(1, total_steps / WANTED_STEPS)
+    return min(most, LARGEST_LR * max(1.0, sparsity)) * min(1, WANTED_STEPS / total_steps) ** 0.25
 
 
 def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precision: str = "fp32") -> ResolvedConfig:

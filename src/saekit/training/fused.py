@@ -46,17 +46,7 @@ from .initialization import level_of
 from .learner import Learner
 from .losses import Context, controlled, k_of, k_together, part_norms, tanh_warmth, threshold_updates
 from .penalties import constrain, has_penalties, penalize
-from .step import (
-    ADAM_EPS,
-    STEPS,
-    Statistics,
-    context_of,
-    learning_rate,
-    plain_step,
-    resample,
-    resamples_now,
-    small_on_one_thread,
-)
+from .step import ADAM_EPS, STEPS, Statistics, context_of, learning_rate, plain_step, resample, resamples_now
 
 Numbers = Any
 """Numbers of the kernel's library: a numpy array or a tensor."""
@@ -140,7 +130,6 @@ class _Found:
     """A further gradient of every encoder row, ``[d]``."""
 
 
-@small_on_one_thread
 def fused_step(learner: Learner, x: Tensor, target: Tensor | None = None) -> Statistics:
     """Do one step without a dense gradient, where there is such a path; `plain_step` otherwise.
 
