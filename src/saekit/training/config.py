@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConfigError
 from ..settings import is_number, is_whole, suggest_keywords
@@ -184,6 +184,8 @@ class Revived(Config):
 class Selecting(Revived):
     """Fields of architectures that keep the `k` largest pre-activations."""
 
+    if TYPE_CHECKING:
+        k: int  # a field of each of them, which says there what it counts
     encoder_length: float | None = None
     """Length of the initial encoder rows, which point where the decoder rows do [0.2; 1 where something else sets
     it]."""
