@@ -61,8 +61,8 @@ def planted() -> ArrayRows:
 @pytest.fixture(scope="module")
 def compared(planted) -> SourceComparison:
     config, settings = BatchTopK(n_latents=24, k=2), TrainSettings(batch_rows=64)
-    # One of the seeds whose SAE finds all 22 features: of 8, with this and with other learning rates, half do.
-    [found] = train(config, planted, seeds=[1], tokens=20_000, settings=settings)
+    # One of the seeds whose SAE finds all 22 features: of 8, three do (with other learning rates half).
+    [found] = train(config, planted, seeds=[0], tokens=20_000, settings=settings)
     [null] = train(config, null_rows(planted), tokens=20_000, settings=settings)
     return compare_sources(found, planted, null=null)
 
