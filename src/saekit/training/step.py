@@ -36,8 +36,9 @@ mean encoder norm of the latents that are alive."""
 CLIP_EPS = 1e-6
 """Keeps the clipping factor finite where the gradient is 0; the value of `torch.nn.utils.clip_grad_norm_`."""
 SMALL = 2**28
-"""Largest product of rows and encoder in a step that torch does on one thread: a second one saves a tenth of its time
-at most, on an idle machine, and costs many times that where another process runs. Unit: multiply-adds."""
+"""Largest product of rows and encoder in a step that torch does on one thread: a second one saves about a tenth of its
+time on an idle machine, and costs several times it where another process runs (``benchmarks/README.md``). Unit:
+multiply-adds."""
 
 
 @dataclass(frozen=True)
