@@ -149,14 +149,20 @@ def plan(name: str, config: dict[str, Any], seeds: int) -> list[dict[str, Any]]:
 
 
 def config_of(cell: dict[str, Any], rows: int) -> Any:
-    """The configuration of a cell, in a run on so many rows."""
-    kinds: dict[str, Any] = {"relu": sk.ReLU, "gated": sk.Gated, "jumprelu": sk.JumpReLU}
-    if cell["arch"] in kinds:
-        config = kinds[cell["arch"]](n_latents=cell["latents"], lr=cell["lr"], target_l0=float(cell["k"]))
-    else:
-        mutual = MUTUAL if cell["arch"] == "topk+mutual" else 0.0
-        config = sk.TopK(n_latents=cell["latents"], lr=cell["lr"], k=cell["k"], mutual=mutual)
-    return earlier(config, rows, cell["batch_rows"])
+    """The configuration of a cell in a run on so many rows, with the defaults that the first cells were made with."""
+    common = {
+        "n_latents": cell["latents"], "lr": cell["lr"], "scaling": "scalar",
+        "dead_after_rows": max(rows // cell["batch_rows"] * cell["batch_rows"] // 5, cell["batch_rows"]),
+    }  # fmt: skip
+    sparsity = float(cell["k"])
+    configs: dict[str, Callable[[], Any]] = {
+        "topk": lambda: sk.TopK(k=cell["k"], **common),
+        "topk+mutual": lambda: sk.TopK(k=cell["k"], mutual=MUTUAL, **common),
+        "relu": lambda: sk.ReLU(target_l0=sparsity, **common),
+        "gated": lambda: sk.Gated(target_l0=sparsity, **common),
+        "jumprelu": lambda: sk.JumpReLU(target_l0=sparsity, bandwidth=0.1, **common),
+    }
+    return earlier(configs[cell["arch"]](), rows, cell["batch_rows"])
 
 
 class Study:
@@ -254,8 +260,8 @@ class Study:
         rows, _ = self.rows(cell["model"])[cell["layer"]]
         options = {"seeds": list(range(cell["seeds"])), "tokens": cell["rows"]} | changes
         config = config_of(cell, options["tokens"])
-        if "start" in options:
-            config = replace(config, encoder_length=None)
+        if "start" in options:  # which has a scale and rows of its own
+            config = replace(config, encoder_length=None, scaling="centered")
         settings = sk.TrainSettings(batch_rows=cell["batch_rows"], data_seed=data_seed)
         return sk.train(config, rows, settings=settings, **options)
 

@@ -58,8 +58,9 @@ def test_the_page_of_transfer_follows_from_its_stored_numbers(transfer):
 def test_the_page_of_seeds_follows_from_its_stored_numbers():
     verdicts = script("seeds/verdicts.py")
     found = read_json(STUDIES / "seeds" / "results.json")
-    assert found["claims"] == verdicts.claims(found)
-    assert verdicts.page(found) == (STUDIES / "seeds" / "README.md").read_text(encoding="utf-8")
+    decided = {**found, "claims": verdicts.claims(found)}  # the last digits are those of a processor
+    text = (STUDIES / "seeds" / "README.md").read_text(encoding="utf-8")
+    assert verdicts.page(decided) == verdicts.page(found) == text
 
 
 def test_the_page_of_stabilizers_follows_from_its_stored_numbers(monkeypatch):
