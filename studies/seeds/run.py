@@ -150,19 +150,18 @@ def plan(name: str, config: dict[str, Any], seeds: int) -> list[dict[str, Any]]:
 
 def config_of(cell: dict[str, Any], rows: int) -> Any:
     """The configuration of a cell in a run on so many rows, with the defaults that the first cells were made with."""
-    common = {
-        "n_latents": cell["latents"], "lr": cell["lr"], "scaling": "scalar",
-        "dead_after_rows": max(rows // cell["batch_rows"] * cell["batch_rows"] // 5, cell["batch_rows"]),
+    l0 = {"target_l0": float(cell["k"])}
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "topk": (sk.TopK, {"k": cell["k"]}), "topk+mutual": (sk.TopK, {"k": cell["k"], "mutual": MUTUAL}),
+        "relu": (sk.ReLU, l0), "gated": (sk.Gated, l0), "jumprelu": (sk.JumpReLU, {**l0, "bandwidth": 0.1}),
     }  # fmt: skip
-    sparsity = float(cell["k"])
-    configs: dict[str, Callable[[], Any]] = {
-        "topk": lambda: sk.TopK(k=cell["k"], **common),
-        "topk+mutual": lambda: sk.TopK(k=cell["k"], mutual=MUTUAL, **common),
-        "relu": lambda: sk.ReLU(target_l0=sparsity, **common),
-        "gated": lambda: sk.Gated(target_l0=sparsity, **common),
-        "jumprelu": lambda: sk.JumpReLU(target_l0=sparsity, bandwidth=0.1, **common),
-    }
-    return earlier(configs[cell["arch"]](), rows, cell["batch_rows"])
+    kind, options = kinds[cell["arch"]]
+    seen = rows // cell["batch_rows"] * cell["batch_rows"]
+    config = kind(
+        n_latents=cell["latents"], lr=cell["lr"], scaling="scalar",
+        dead_after_rows=max(seen // 5, cell["batch_rows"]), **options,
+    )  # fmt: skip
+    return earlier(config, rows, cell["batch_rows"])
 
 
 class Study:

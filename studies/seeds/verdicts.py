@@ -337,12 +337,14 @@ paper's, directions may be. Dead latents have no partner: *among live latents* d
 
 A latent is shared by two SAEs when the matchings of decoders and of encoders, each exact and found apart, give it the
 same partner and both cosines exceed {threshold}. SAEs of a cell differ in their first weights only: same rows, same
-order. Their encoder rows begin with length 1. Layer L is the residual stream after block L, counted from 0, *L.mlp*
-what the MLP of that block adds to it. Each model has a second data set, of text that it was not made for; the level
-there and the trends over width and k are claims of their own.
+order. All cells are trained with the defaults of the first ones (`config_of` in run.py: encoder rows begin with length
+1, rows are scaled and not centred, latents are dead after a fifth of the rows). Layer L is the residual stream after
+block L, counted from 0, *L.mlp* what the MLP of that block adds to it. Each model has a second data set, of text that
+it was not made for; the level there and the trends over width and k are claims of their own.
 
 ```bash
 make study-seeds                                             # 30 minutes on two quiet cores; goes on where it stopped
+python studies/seeds/run.py --keep --write                   # of it only what results.json lacks
 python studies/seeds/run.py --out runs/seeds-quick --quick   # does everything run? under a minute
 ```
 
@@ -356,7 +358,8 @@ pairs of SAEs share SAEs and are no sample. Verdicts follow the one rule of saek
 ([concepts](../../docs/concepts.md)): a claim is *reproduced* where the whole interval lies beyond the margin (0.01 of
 a fraction, a cosine or an AUC; of trends, per doubling) on the claimed side, *refuted* where it lies beyond it on the
 other side, *no difference* where it lies within both, *undecided* otherwise; all claims of the page are corrected
-together (Holm). "Costs little" is a claim of non-inferiority. A trend is *mixed* where one of its steps goes the
+together (Holm). "Costs little" is a claim of non-inferiority; "of the same size" is reproduced where the interval lies
+within the margin, refuted where it lies beyond it on either side. A trend is *mixed* where one of its steps goes the
 other way, beyond its own interval and the margin. An offset is decided from {deciding} seeds on: a curve of nine
 points shows a bound, not a value. *All models and data* has a verdict where they agree.
 """
@@ -460,7 +463,7 @@ def _across(found: dict[str, Any]) -> str:
     return (
         "## SAEs of two data sets\n\nOf one model: do those of one data set find the latents that those of the other "
         "find? SAEs of one seed begin from the same weights, whatever they are trained on; seeds of one data set never "
-        "do.\n\n" + _lines(("", "and", "", *ACROSS, "its null"), rows)
+        "do.\n\n" + _lines(("SAEs of", "and of", "", *ACROSS, "its null"), rows)
     )
 
 
