@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py                       # needs benchmarks/peers.sh once, and the sample data
     python benchmarks/quality.py --steps 500 --models stories260K --arch topk
+    python benchmarks/quality.py --keep-peers          # saekit anew, beside the peers' runs of quality.json
 
 Each peer trains with its own trainer class (`quality_peer.py`, in the peers' environment) and its own learning
 rate; warm-up, decay and sparsity warm-up are scaled to the length of the run for all. Architectures whose sparsity
@@ -142,8 +143,21 @@ def result(out: Path, job: dict[str, Any], l0: float | None = None) -> dict[str,
     return facts
 
 
+def stored_peers(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return what peers reached in the stored table, by model, architecture and peer."""
+    rows = json.loads(path.read_text())["rows"]
+    return {
+        (row["model"], row["arch"], row["peer"]): {
+            key: row[f"peer_{key}"] for key in ("fvu", "l0", "coefficient", "seconds")
+        }
+        for row in rows
+        if "error" not in row
+    }
+
+
 def compare(name: str, spec: dict[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All architectures of all peers on one model: rows of the table."""
+    kept = stored_peers(HERE / "quality.json") if arguments.keep_peers else {}
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
     train, held_out = captured(name, spec, folder, arguments.tokens)
@@ -157,7 +171,7 @@ def compare(name: str, spec: dict[str, Any], arguments: argparse.Namespace) -> l
     for arch in arguments.arch:
         for peer in [p for p, archs in PEERS.items() if arch in archs]:
             job = {**base, "arch": arch, "peer": peer, "coefficient_range": COEFFICIENTS.get((peer, arch))}
-            theirs = result(folder / f"{tag}-{arch}-{peer}", job)
+            theirs = kept.get((name, arch, peer)) or result(folder / f"{tag}-{arch}-{peer}", job)
             if "error" in theirs:
                 rows.append({"model": name, "steps": steps, "arch": arch, "peer": peer, "error": theirs["error"]})
                 continue
@@ -216,6 +230,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024, help="rows per step")
     parser.add_argument("--tokens", type=int, default=400_000, help="rows captured per model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep-peers", action="store_true", help="peers' runs of quality.json")
     parser.add_argument("--out", default="runs/quality")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -229,7 +244,8 @@ def main() -> None:
     (HERE / "quality.json").write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
     command = (
         f"`python benchmarks/quality.py --latents {arguments.latents} --batch {arguments.batch} "
-        f"--tokens {arguments.tokens}{f' --steps {arguments.steps}' if arguments.steps else ''}`"
+        f"--tokens {arguments.tokens}{f' --steps {arguments.steps}' if arguments.steps else ''}"
+        f"{' --keep-peers' if arguments.keep_peers else ''}`"
     )
     remark = (
         "Penalty coefficients of the peers come from a bisection towards L0 = k over short runs (they stand in "
