@@ -34,14 +34,13 @@ The claims of *Empirical Evaluation of Progressive Coding for Sparse Autoencoder
 models. Made by `make study-progressive`; this page is written from `results/*.json` alone.
 
 **Before you read on.** The paper used gemma-2-2b with 2^14 to 2^16 latents and 50 million tokens. Here two language
-models of 0.26 and 2.9 million parameters, {rows}
-and {sizes} latents show the mechanisms at a size that one core repeats over {seeds} seeds in about an hour: what is
-found here need not hold there. With {seeds} seeds only large differences are decided. Numbers of the paper are quoted
-where they are known.
+models of 0.26 and 2.9 million parameters, {rows} and {sizes} show the mechanisms at a size
+that one core repeats over {seeds} seeds in about an hour: what is found here need not hold there. With {seeds} seeds
+only large differences are decided. Numbers of the paper are quoted where they are known.
 
 **Is the widest SAE trained to the end?** The pruned SAEs are cut from it: where a narrower one reconstructs better,
-what is pruned is not the best that pruning can do. FVU, and how many latents fired on none of the last rows of the
-training:
+what is pruned is not the best that pruning can do. The widest are no wider than what few latents of die at the model's
+k in a run of this length. *Dead* are latents that fired on none of the last {last_rows} rows of the training.
 
 {widest}
 
@@ -68,15 +67,19 @@ no seed fits a log-normal or exponential better.
 
 def rows_seen(found: Sequence[Mapping[str, Any]]) -> str:
     """How many rows SAEs were trained on, and how often each was seen."""
-    said = [
-        f"{each['model']} {each['plan']['tokens'] / each['distinct_rows']:.1f} times {each['distinct_rows']:,}"
-        for each in found
-    ]
-    return f"{found[0]['plan']['tokens']:,} rows ({', '.join(said)})"
+    often = sorted({f"{each['plan']['tokens'] / each['distinct_rows']:.1f}" for each in found})
+    seen = "each once" if often == ["1.0"] else f"each {' to '.join(often)} times"
+    return f"{found[0]['plan']['tokens']:,} rows ({seen})"
+
+
+def sizes_of(found: Sequence[Mapping[str, Any]]) -> str:
+    """The smallest and largest number of latents of each model."""
+    said = [(each["plan"]["sizes"][0], each["plan"]["sizes"][-1], each["model"]) for each in found]
+    return " or ".join(f"{least} to {most:,} latents ({model})" for least, most, model in said)
 
 
 def widest(found: Sequence[Mapping[str, Any]]) -> str:
-    """FVU of the widest vanilla SAE next to the best of the narrower ones, and its dead latents, for each k."""
+    """For each k FVU of the widest vanilla SAE next to the best of the narrower, and dead latents of two."""
     lines, gaps = [], {}
     for each in found:
         full = str(each["plan"]["sizes"][-1])
@@ -85,9 +88,9 @@ def widest(found: Sequence[Mapping[str, Any]]) -> str:
             best = min((size for size in fvu if size != full), key=lambda size: fvu[size]["value"])
             gaps[f"{each['model']} {k}"] = paired(fvu[full], fvu[best])
             lines.append([each["model"], k, f"{shown(fvu[full])} with {full}", f"{shown(fvu[best])} with {best}",
-                          f"{dead['dead_fraction']['value']:.1%} in {dead['last_rows']:,} rows"])  # fmt: skip
+                          *(f"{dead[way]['value']:.1%}" for way in (APART, NESTED))])  # fmt: skip
     [(_, words)] = decided([[gaps]], -1, METRICS["fvu"].margin)
-    heading = ["", "k", "widest", "best of the narrower", "dead of the widest", "the widest is"]
+    heading = ["", "k", "FVU of the widest", "of the best narrower", "dead", "dead of Matryoshka", "the widest is"]
     return table([heading, *([*line, word] for line, word in zip(lines, words))])
 
 
@@ -102,11 +105,11 @@ def curves_at(result: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
 def write(results: Iterable[Path], readme: Path) -> None:
     """Write the page."""
     found = [json.loads(path.read_text()) for path in results]
-    sizes, seeds = found[0]["plan"]["sizes"], found[0]["plan"]["seeds"]
     said = {
         "rows": rows_seen(found),
-        "sizes": f"{sizes[0]} to {sizes[-1]:,}",
-        "seeds": str(len(seeds)),
+        "sizes": sizes_of(found),
+        "last_rows": f"{next(iter(found[0]['dead'].values()))['last_rows']:,}",
+        "seeds": str(len(found[0]["plan"]["seeds"])),
         "widest": widest(found),
     }
     intro = INTRO

@@ -18,7 +18,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[1].parent / "shared" / "data"))
 STORIES = "tinystories_truecased_3678.jsonl.gz"
 
-BY = ("energy", "frequency", "attribution", "unsorted", "random")
+BY = ("energy", "frequency", "attribution", "unsorted")
 PROBED = ("energy", "frequency", "unsorted")
 
 
@@ -58,9 +58,10 @@ PROBED = ("energy", "frequency", "unsorted")
 class Plan:
     """What is run; the name of the work folder depends on it."""
 
-    sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+    sizes: tuple[int, ...] = ()
+    """Numbers of latents; where none are given, those of the model."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    tokens: int = 2_400_000
+    tokens: int = 600_000
     """Rows that SAEs are trained on; those of texts that give fewer are seen again."""
     batch_rows: int = 1024
     heldout_rows: int = 32_768
@@ -101,6 +102,8 @@ class Subject:
     model: str
     layer: int
     k: int
+    sizes: tuple[int, ...]
+    """Numbers of latents, up to the most of which few die in a run of this length."""
 
     @property
     def ks(self) -> tuple[int, int, int]:
@@ -116,8 +119,8 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("stories260K", str(SHARED / "stories260K"), 2, 8),
-    Subject("builtin", "builtin", 2, 16),
+    Subject("stories260K", str(SHARED / "stories260K"), 2, 8, (128, 256, 512, 1024)),
+    Subject("builtin", "builtin", 2, 16, (256, 512, 1024, 2048)),
 )
 
 
@@ -144,6 +147,7 @@ class Cells:
 
 def run_subject(subject: Subject, plan: Plan, work: Path) -> dict[str, Any]:
     """Every cell of one model, and what they say together."""
+    plan = replace(plan, sizes=plan.sizes or subject.sizes)
     cells, folder = Cells(work / "cells" / subject.name), work / subject.name
     begun = time.monotonic()
     lm = sk.load_model(subject.model)
@@ -386,7 +390,7 @@ def curves_of(
     for index, result in enumerate(compared):
         for point in result["curves"]:
             for metric, value in point.items():
-                if isinstance(value, dict):
+                if isinstance(value, dict) and "value" in value:
                     by_size = found.setdefault(point["name"], {}).setdefault(metric, {})
                     by_size.setdefault(str(point["size"]), [None] * len(compared))[index] = value["value"]
     for probe in probes:
@@ -414,12 +418,13 @@ def over_seeds(found: Sequence[Any]) -> Any:
 
 
 def dead_of(saes: Sequence[Mapping[str, sk.SAE]], plan: Plan) -> dict[str, Any]:
-    """How many latents of the widest vanilla SAE fired on none of the last rows of their training, by seed."""
-    widest = [next(sae for n, sae in each.items() if n.startswith(f"topk-{plan.widest}-")) for each in saes]
-    return {
-        "dead_fraction": page.interval([sae.provenance["metrics"]["dead_fraction"] for sae in widest]),
-        "last_rows": widest[0].provenance["resolved"]["dead_after_rows"],
-    }
+    """How many latents of the widest vanilla SAE and of the nested one fired on none of the last rows, by seed."""
+    found: dict[str, Any] = {}
+    for way, arch in ((page.APART, "topk"), (page.NESTED, "matryoshka")):
+        facts = [sae.provenance for each in saes for n, sae in each.items() if n.startswith(f"{arch}-{plan.widest}-")]
+        found[way] = page.interval([each["metrics"]["dead_fraction"] for each in facts])
+        found["last_rows"] = facts[0]["resolved"]["dead_after_rows"]
+    return found
 
 
 def laws_of(compared: list[dict[str, Any]], what: str) -> dict[str, Any]:

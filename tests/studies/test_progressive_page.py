@@ -90,10 +90,10 @@ def test_drawn_sizes_cost_nothing_unless_they_are_worse_and_have_to_be_better_in
 @pytest.mark.parametrize(("best", "word"), [(HIGH, "better"), ([v + 0.002 for v in LOW], "equivalent")])
 def test_the_widest_is_compared_with_the_best_of_the_narrower(best, word):
     curves = {page.APART: {"fvu": {"64": page.interval(HIGH), "128": page.interval(best), "256": page.interval(LOW)}}}
-    dead = {"8": {"dead_fraction": page.interval([0.01, 0.02, 0.03]), "last_rows": 48_000}}
+    dead = {"8": {page.APART: page.interval([0.01, 0.02, 0.03]), page.NESTED: page.interval([0.0] * 3)}}
     found = {"model": "m", "plan": {"sizes": [64, 128, 256], "k": 8}, "curves": curves, "dead": dead}
     *_, line = page.widest([found]).splitlines()
-    assert line.endswith(f"| 2.0% in 48,000 rows | {word} |")
+    assert line.endswith(f"| 2.0% | 0.0% | {word} |")
 
 
 def test_higher_is_better_for_similarity_and_seeds_are_paired():
