@@ -34,24 +34,25 @@ The claims of *Empirical Evaluation of Progressive Coding for Sparse Autoencoder
 models. Made by `make study-progressive`; this page is written from `results/*.json` alone.
 
 **Before you read on.** The paper used gemma-2-2b with 2^14 to 2^16 latents and 50 million tokens. Here two language
-models of 0.26 and 2.9 million parameters, {rows} and {sizes} show the mechanisms at a size
-that one core repeats over {seeds} seeds in about an hour: what is found here need not hold there. With {seeds} seeds
-only large differences are decided. Numbers of the paper are quoted where they are known.
+models of 0.26 and 2.9 million parameters, {rows} and
+{sizes} show the mechanisms at a size that one core
+repeats over {seeds} seeds in about half an hour: what is found here need not hold there. With {seeds} seeds small
+differences are not decided. Numbers of the paper are quoted where they are known.
 
 **Is the widest SAE trained to the end?** The pruned SAEs are cut from it: where a narrower one reconstructs better,
-what is pruned is not the best that pruning can do. The widest are no wider than what few latents of die at the model's
-k in a run of this length. *Dead* are latents that fired on none of the last {last_rows} rows of the training.
+what is pruned is not the best that pruning can do. How wide the widest are was chosen so that few of their latents are
+dead: that fired on none of the last {last_rows} rows of the training.
 
 {widest}
 
 **How.** Vanilla TopK SAEs of every size and one Matryoshka SAE with these sizes see the same rows in the same order,
 for every seed, with the defaults of saekit. So do others of half and of twice the k, and a Matryoshka SAE whose sizes
 are drawn in every step (`sampled`: as many as there are fixed ones, the largest always, the others log-uniform from a
-64th of it up). The widest vanilla SAE is pruned by rankings measured on every second held-out document; everything is
-measured on the others. A prefix of a TopK SAE selects its k among its own latents, so all ways have the same k at the
-same size. Interpretability needs no judge: *detection* is the area under the ROC curve with which the tokens that a
-latent fired on in some documents tell where it fires in others; *purity* is the largest share of its activation on
-one token. Both measure how lexical a latent is, not what it means.
+64th of it up, which is below the smallest fixed one too). The widest vanilla SAE is pruned by rankings measured on
+every second held-out document; everything is measured on the others. A prefix of a TopK SAE selects its k among its own
+latents, so all ways have the same k at the same size. Interpretability needs no judge: *detection* is the area under
+the ROC curve with which the tokens that a latent fired on in some documents tell where it fires in others; *purity* is
+the largest share of its activation on one token. Both measure how lexical a latent is, not what it means.
 
 **Verdicts** follow the one rule of saekit ([concepts](../../docs/concepts.md)). Differences are paired by seed, with
 95 % intervals (Student's t). At a size the first way is *better* where the whole interval lies beyond the margin

@@ -1,7 +1,7 @@
 """How many latents are needed? Pruned, nested and separately trained SAEs on two small language models.
 
-    python studies/progressive/run.py                 everything; about 20 minutes on two idle cores
-    python studies/progressive/run.py --quick         the same in a minute, to see that it works
+    python studies/progressive/run.py                 everything; about half an hour of one core
+    python studies/progressive/run.py --quick         the same in two minutes, to see that it works
 
 The claims are those of *Empirical Evaluation of Progressive Coding for Sparse Autoencoders* (2505.00190). Work is
 divided into cells (training, measuring, ... of one model and seed); each leaves a JSON file in the work folder when it
@@ -60,7 +60,7 @@ class Plan:
 
     sizes: tuple[int, ...] = ()
     """Numbers of latents; where none are given, those of the model."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
     tokens: int = 600_000
     """Rows that SAEs are trained on; those of texts that give fewer are seen again."""
     batch_rows: int = 1024
