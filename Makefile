@@ -92,7 +92,7 @@ study-classify: $(STAMP)
 	$(BIN)/python studies/classify/context.py $(STUDY_OPTIONS)
 	$(BIN)/python studies/classify/beat_dense.py $(STUDY_OPTIONS)
 
-# Do seeds of one SAE find the same latents, and what steadies them? About 90 minutes; goes on where it stopped.
+# Do seeds of one SAE find the same latents, and what steadies them? About 100 minutes; goes on where it stopped.
 study-seeds: $(STAMP)
 	$(BIN)/python studies/seeds/run.py --out runs/seeds --write $(STUDY_OPTIONS)
 	$(BIN)/python studies/seeds/stabilizers.py --out runs/stabilizers --write $(STUDY_OPTIONS)

@@ -267,7 +267,7 @@ def plan_of(
 ) -> Plan:
     """The plan of one run over one set."""
     settings = {name: run.get(name, config.get(name)) for name in ("pools", "ks", "control_ks")}
-    more = {name: run[name] for name in ("arms", "shuffles") if name in run}
+    more = {name: run[name] for name in ("arms", "shuffles", "hook") if name in run}
     more |= {name: config[name] for name in ("search_pools", "probes") if name in config}
     if "max_tokens" in each:
         more["max_tokens"] = each["max_tokens"]

@@ -1,11 +1,13 @@
 """Do seeds of one SAE find the same latents? The claims of 2501.16615 on two small real models.
 
-    python studies/seeds/run.py --out runs/seeds            # 20 minutes on two quiet cores; goes on where it stopped
+    python studies/seeds/run.py --out runs/seeds            # 30 minutes on two quiet cores; goes on where it stopped
     python studies/seeds/run.py --out runs/seeds-quick --quick
     python studies/seeds/run.py --out runs/seeds --write    # also rewrites README.md and results.json beside this file
+    python studies/seeds/run.py --keep --write              # only what results.json lacks
 
 Every cell (a model, a layer, an architecture, a width, a k, a length) is one JSON file in ``OUT/cells``, written when
-it is done; what is there is not computed again. All intervals are over seeds: SAEs are what was sampled.
+it is done; what is there is not computed again, nor is with ``--keep`` what results.json has of the same settings. All
+intervals are over seeds: SAEs are what was sampled.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,8 +43,12 @@ from saekit.files import read_json, write_json
 from saekit.sae.rules import TopKRule
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from earlier import earlier  # noqa: E402 (what the studies share)
+
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 HELD_OUT = 10  # every tenth document
+STAGES = ("orphans", "consensus", "joined", "across")  # whose results lie in one file per model
 MUTUAL = 0.1  # weight of mutual feature regularization in the architecture of that name
 
 
@@ -51,8 +58,9 @@ def main() -> None:
     parser.add_argument("--config", default=HERE / "config.toml", type=Path)
     parser.add_argument("--quick", action="store_true", help="tiny: does everything run?")
     parser.add_argument("--write", action="store_true", help="write README.md and results.json beside this script")
+    parser.add_argument("--keep", action="store_true", help="take what results.json has; make only the rest")
     parser.add_argument("--page", action="store_true", help="only decide again and write both, from results.json")
-    parser.add_argument("--only", help="stages: cells, orphans, consensus, joined, outside (comma-separated)")
+    parser.add_argument("--only", help="stages: cells, orphans, consensus, joined, across, outside (comma-separated)")
     options = parser.parse_args()
     if options.page:
         found = read_json(HERE / "results.json")
@@ -63,9 +71,11 @@ def main() -> None:
     if not SHARED.is_dir():
         sys.exit(f"the sample data must lie at {SHARED}; set SAEKIT_SHARED_DATA to where it is")
     study = Study(settings(options.config, options.quick), options.out)
+    if options.keep:
+        study.restore(read_json(HERE / "results.json"))
     stages = {
         "cells": study.cells, "orphans": study.orphans, "consensus": study.consensus, "joined": study.joined,
-        "outside": study.outside,
+        "across": study.across, "outside": study.outside,
     }  # fmt: skip
     wanted = options.only.split(",") if options.only else list(stages)
     for name in wanted:
@@ -103,14 +113,12 @@ def settings(path: Path, quick: bool) -> dict[str, Any]:
 
     for model in found["models"].values():
         model |= {name: small[name] for name in ("captured", "batch_rows", "law_seeds")}
-        for part in (model["base"], model["architectures"]):
-            part |= {"rows": rows(part["rows"]), "latents": latents(part["latents"])}
-        model["architectures"]["seeds"] = small["seeds"]
-        model["base"]["k"] = model["architectures"]["k"] = 8
+        for part in [model[name] for name in ("base", "architectures") if name in model]:
+            part |= {"rows": rows(part["rows"]), "latents": latents(part["latents"]), "k": 8, "seeds": small["seeds"]}
         model["width"] = sorted({latents(n) for n in model["width"]} | {model["base"]["latents"]})[-3:]
         model["sparsity"] = [4, 8]
         model["length"] = sorted({model["base"]["rows"], 2 * model["base"]["rows"]})
-        model["layers"] = model["layers"][1:]
+        model["layers"] = model.get("layers", [])[1:]
     return found
 
 
@@ -123,12 +131,13 @@ def plan(name: str, config: dict[str, Any], seeds: int) -> list[dict[str, Any]]:
     wanted: list[tuple[str, dict[str, Any]]] = [("base", {"seeds": config["law_seeds"]})]
     wanted += [("width", {"latents": n}) for n in config["width"]]
     wanted += [("sparsity", {"k": k}) for k in config["sparsity"]]
-    wanted += [("length", {"rows": rows}) for rows in config["length"]]
-    wanted += [("layer", {"layer": layer}) for layer in config["layers"]]
-    wanted += [
-        ("architecture", {**config["architectures"], "arch": arch})
-        for arch in ("topk", "relu", "gated", "jumprelu", "topk+mutual")
-    ]
+    wanted += [("length", {"rows": rows}) for rows in config.get("length", [])]
+    wanted += [("layer", {"layer": layer}) for layer in config.get("layers", [])]
+    if "architectures" in config:
+        wanted += [
+            ("architecture", {**config["architectures"], "arch": arch})
+            for arch in ("topk", "relu", "gated", "jumprelu", "topk+mutual")
+        ]
     cells: dict[str, dict[str, Any]] = {}
     for sweep, changes in wanted:
         cell = {**base, "seeds": seeds, "batch_rows": config["batch_rows"], **changes, "model": name}
@@ -139,12 +148,20 @@ def plan(name: str, config: dict[str, Any], seeds: int) -> list[dict[str, Any]]:
     return list(cells.values())
 
 
-def config_of(cell: dict[str, Any]) -> Any:
-    if cell["arch"] == "topk+mutual":
-        return sk.TopK(n_latents=cell["latents"], lr=cell["lr"], k=cell["k"], mutual=MUTUAL, encoder_length=1.0)
-    kinds: dict[str, Any] = {"topk": sk.TopK, "relu": sk.ReLU, "gated": sk.Gated, "jumprelu": sk.JumpReLU}
-    sparsity = {"k": cell["k"], "encoder_length": 1.0} if cell["arch"] == "topk" else {"target_l0": float(cell["k"])}
-    return kinds[cell["arch"]](n_latents=cell["latents"], lr=cell["lr"], **sparsity)
+def config_of(cell: dict[str, Any], rows: int) -> Any:
+    """The configuration of a cell in a run on so many rows, with the defaults that the first cells were made with."""
+    l0 = {"target_l0": float(cell["k"])}
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "topk": (sk.TopK, {"k": cell["k"]}), "topk+mutual": (sk.TopK, {"k": cell["k"], "mutual": MUTUAL}),
+        "relu": (sk.ReLU, l0), "gated": (sk.Gated, l0), "jumprelu": (sk.JumpReLU, {**l0, "bandwidth": 0.1}),
+    }  # fmt: skip
+    kind, options = kinds[cell["arch"]]
+    seen = rows // cell["batch_rows"] * cell["batch_rows"]
+    config = kind(
+        n_latents=cell["latents"], lr=cell["lr"], scaling="scalar",
+        dead_after_rows=max(seen // 5, cell["batch_rows"]), **options,
+    )  # fmt: skip
+    return earlier(config, rows, cell["batch_rows"])
 
 
 class Study:
@@ -153,6 +170,8 @@ class Study:
     def __init__(self, config: dict[str, Any], out: Path) -> None:
         self.config, self.out = config, out
         self.plans = {name: plan(name, model, config["seeds"]) for name, model in config["models"].items()}
+        self.beside = {name: model["beside"] for name, model in config["models"].items() if "beside" in model}
+        self.alone = [name for name in self.plans if name not in self.beside]
         self.rows = cache(self._rows)
         self.began = time.perf_counter()
 
@@ -174,20 +193,31 @@ class Study:
         say(f"{name}: {found['seconds']} s")
         return found
 
+    def restore(self, found: dict[str, Any]) -> None:
+        """Lay what was found under ``OUT``, where nothing lies yet, as if it had been made here."""
+        parts = {f"cells/{cell['id']}": {k: v for k, v in cell.items() if k != "sweeps"} for cell in found["cells"]}
+        parts |= {f"{stage}-{name}": part for stage in STAGES for name, part in found.get(stage, {}).items()}
+        for name, part in (parts | {"outside": found["outside"]}).items():
+            path = self.out / f"{name}.json"
+            if part is not None and not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, part)
+
     # ------------------------------------------------------------------ rows
 
     def place(self, name: str) -> tuple[str, str]:
         """Model and texts."""
-        config = self.config["models"][name]
-        if config["model"] == "builtin":
-            return "builtin", config["data"]
-        return str(SHARED / config["model"]), str(SHARED / config["data"])
+        model, data = (
+            where if where == "builtin" else str(SHARED / where)
+            for where in (self.config["models"][name][key] for key in ("model", "data"))
+        )
+        return model, data
 
-    def _rows(self, name: str) -> dict[int, tuple[sk.ArrayRows, sk.ArrayRows]]:
+    def _rows(self, name: str) -> dict[int | str, tuple[sk.ArrayRows, sk.ArrayRows]]:
         """Rows of every layer of the plan, in memory: for training, and held out by document."""
         config = self.config["models"][name]
         model, data = self.place(name)
-        layers = sorted({cell["layer"] for cell in self.plans[name]})
+        layers = list(dict.fromkeys(cell["layer"] for cell in self.plans[name]))
         say(f"{name}: rows of layers {layers}")
         found = sk.capture(model, data, hook=[f"layers.{layer}" for layer in layers], tokens=config["captured"])
         sources = found if isinstance(found, dict) else {f"layers.{layers[0]}": found}
@@ -227,15 +257,23 @@ class Study:
 
     def train(self, cell: dict[str, Any], *, data_seed: int = 0, **changes: Any) -> list[sk.SAE]:
         rows, _ = self.rows(cell["model"])[cell["layer"]]
-        options = {"seeds": list(range(cell["seeds"])), "tokens": cell["rows"]}
+        options = {"seeds": list(range(cell["seeds"])), "tokens": cell["rows"]} | changes
+        config = config_of(cell, options["tokens"])
+        if "start" in options:  # which has a scale and rows of its own
+            config = replace(config, encoder_length=None, scaling="centered")
         settings = sk.TrainSettings(batch_rows=cell["batch_rows"], data_seed=data_seed)
-        return sk.train(config_of(cell), rows, settings=settings, **(options | changes))
+        return sk.train(config, rows, settings=settings, **options)
 
-    def _cell(self, cell: dict[str, Any]) -> dict[str, Any]:
+    def trained(self, cell: dict[str, Any]) -> list[sk.SAE]:
+        """The SAEs of a cell; those of a base cell are kept, for what else is asked of them."""
         saes = self.train(cell)
         if "base" in cell["sweeps"]:
             for seed, sae in enumerate(saes):
                 sae.save(self.folder(cell, seed))
+        return saes
+
+    def _cell(self, cell: dict[str, Any]) -> dict[str, Any]:
+        saes = self.trained(cell)
         found = sk.compare(saes, settings=ComparisonSettings(threshold=self.config["threshold"]))
         _, held = self.rows(cell["model"])[cell["layer"]]
         entries = sk.evaluate(saes, held, settings=EvaluationSettings(controls=False, intervals=False)).entries
@@ -247,12 +285,17 @@ class Study:
     def folder(self, cell: dict[str, Any], seed: int) -> Path:
         return self.out / "saes" / cell["id"] / f"seed{seed}"
 
-    def base(self, name: str) -> tuple[dict[str, Any], list[sk.SAE], Comparison]:
-        """The SAEs of the base cell of a model, trained if they are not there yet, and their comparison."""
-        cell = next(cell for cell in self.plans[name] if "base" in cell["sweeps"])
+    def base_cell(self, name: str) -> dict[str, Any]:
+        return next(cell for cell in self.plans[name] if "base" in cell["sweeps"])
+
+    def base(self, name: str) -> list[sk.SAE]:
+        """The SAEs of the base cell of a model, trained if they are not there yet."""
+        cell = self.base_cell(name)
         self.cell(cell)
-        saes = [sk.SAE.load(self.folder(cell, seed)) for seed in range(cell["seeds"])]
-        return cell, saes, self.compared(name, saes)
+        folders = [self.folder(cell, seed) for seed in range(cell["seeds"])]
+        if all(folder.is_dir() for folder in folders):
+            return [sk.SAE.load(folder) for folder in folders]
+        return self.trained(cell)  # the cell was taken from results.json
 
     def compared(self, name: str, saes: list[sk.SAE]) -> Comparison:
         path = self.out / f"comparison-{name}.json"
@@ -271,17 +314,17 @@ class Study:
 
     def orphans(self) -> None:
         """What orphans are, on held-out rows."""
-        for name in self.plans:
-            cell = next(cell for cell in self.plans[name] if "base" in cell["sweeps"])
+        for name in self.alone:
+            cell = self.base_cell(name)
 
-            def make(name: str = name) -> dict[str, Any]:
-                cell, saes, comparison = self.base(name)
+            def make(name: str = name, cell: dict[str, Any] = cell) -> dict[str, Any]:
+                saes = self.base(name)
                 _, held = self.rows(name)[cell["layer"]]
                 model, data = self.place(name)
                 found = sk.orphans(
                     saes,
                     held,
-                    comparison=comparison,
+                    comparison=self.compared(name, saes),
                     model=model,
                     data=data,
                     settings=OrphanSettings(tokens=self.config.get("ce_tokens", 8192)),
@@ -296,12 +339,11 @@ class Study:
 
     def consensus(self) -> None:
         """Consensus SAEs of disjoint sets of seeds, beside their parents and beside parents trained as much longer."""
-        for name in self.plans:
-            cell = next(cell for cell in self.plans[name] if "base" in cell["sweeps"])
-            self.kept(f"consensus-{name}", self.spec(cell), lambda name=name: self._consensus(name))
+        for name in self.alone:
+            self.kept(f"consensus-{name}", self.spec(self.base_cell(name)), lambda name=name: self._consensus(name))
 
     def _consensus(self, name: str) -> dict[str, Any]:
-        cell, saes, _ = self.base(name)
+        cell, saes = self.base_cell(name), self.base(name)
         rows, held = self.rows(name)[cell["layer"]]
         refit = max(cell["rows"] // 5 // cell["batch_rows"], 2) * cell["batch_rows"]
         threshold = self.config["threshold"]
@@ -316,15 +358,7 @@ class Study:
             plain = [consensus(group, rows, settings=pooled) for group in groups]
             arms[f"consensus of {count}"] = plain
             arms[f"consensus of {count}, refitted"] = [
-                sk.train(
-                    config_of(cell),
-                    rows,
-                    seeds=[0],
-                    tokens=refit,
-                    settings=sk.TrainSettings(batch_rows=cell["batch_rows"], data_seed=1),
-                    start=sae,
-                )[0]
-                for sae in plain
+                self.train(cell, seeds=[0], tokens=refit, start=sae, data_seed=1)[0] for sae in plain
             ]
         model, data = self.place(name)
         found = {}
@@ -351,16 +385,15 @@ class Study:
 
     def joined(self) -> None:
         """Stability of the latents that a sparse probe selects, against others that are active in as many texts."""
-        for name in self.plans:
-            cell = next(cell for cell in self.plans[name] if "base" in cell["sweeps"])
-            spec = self.spec(cell, joined=self.config["joined"])
+        for name in self.alone:
+            spec = self.spec(self.base_cell(name), joined=self.config["joined"])
             self.kept(f"joined-{name}", spec, lambda name=name: self._joined(name))
 
     def _joined(self, name: str) -> dict[str, Any]:
         from saekit.rows.pooling import Ask, pool_texts
 
-        _, saes, comparison = self.base(name)
-        stability = [np.array(each.stability) for each in comparison.saes]
+        saes = self.base(name)
+        stability = [np.array(each.stability) for each in self.compared(name, saes).saes]
         lm = sk.load_model(self.place(name)[0])
         settings = self.config["joined"]
         tasks = []
@@ -392,6 +425,19 @@ class Study:
             )
         return {"tasks": tasks}
 
+    def across(self) -> None:
+        """SAEs of one model on two data sets, compared with each other."""
+        for name, beside in self.beside.items():
+            spec = self.spec(self.base_cell(name), beside=self.base_cell(beside))
+            self.kept(f"across-{name}", spec, lambda name=name, beside=beside: self._across(name, beside))
+
+    def _across(self, name: str, beside: str) -> dict[str, Any]:
+        ours, theirs = self.base(name), self.base(beside)
+        m = min(len(ours), len(theirs))
+        both = ours[:m] + theirs[:m]
+        found = summary(sk.compare(both, settings=ComparisonSettings(threshold=self.config["threshold"])))
+        return {"beside": beside, **{key: found[key] for key in ("m", "pairs", "equal_null", "cosine_null")}}
+
     def outside(self) -> None:
         """Five seeds of an SAE that others trained."""
         spec = self.config["outside"] | {"threshold": self.config["threshold"], "version": 2}
@@ -420,7 +466,7 @@ class Study:
             if (path := self.out / "cells" / f"{cell['id']}.json").is_file()
         ]
         stages = {}
-        for stage in ("orphans", "consensus", "joined"):
+        for stage in STAGES:
             stages[stage] = {
                 name: read_json(path) for name in self.plans if (path := self.out / f"{stage}-{name}.json").is_file()
             }

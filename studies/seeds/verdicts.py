@@ -28,6 +28,8 @@ PAPER = {
     "width": "Pythia-160M: 0.81 of 32 latents, 0.79 of 768, 0.70 of 4,096, 0.42 of 32,768, 0.28 of 131,072",
     "sparsity": "32,768 latents: 0.42 at k 32, 0.31 at 64, 0.23 at 128, 0.18 at 256",
     "length": "32,768 latents: 0.07 after 0.8 B tokens, 0.42 after 8 B, 0.61 after 80 B",
+    "site": "MLP / residual stream: SmolLM 0.72 / 0.56, GPT-2 0.74 / 0.62, Pythia 0.55 / 0.63",
+    "data": "holds over two data sets (no number)",
     "architecture": "GPT-2: Gated 0.86, ReLU 0.82, TopK 0.74 (text: over 0.9 for ReLU and Gated)",
     "mutual": "2411.01220: seeds that are trained to agree reconstruct better too, by up to 21 % (GPT-2 small)",
     "frequency": "frequent latents tend to be shared, rare ones orphans, with many exceptions (no number)",
@@ -38,6 +40,13 @@ PAPER = {
 
 LIVE = " among live latents"
 """Ends the name of a share that is divided by the share of latents that fire: dead ones have no partner."""
+
+QUANTITIES = {
+    "shared": ("", "shared"),
+    f"shared{LIVE}": (f" ({LIVE.strip()})", f"shared{LIVE}"),
+    "cosine_decoder": (" (mean cosine)", "cosine of matched decoder rows"),
+}
+"""What is claimed of overlap is claimed of each of these: how the claim ends, and what it says."""
 
 Statistic = Callable[[list[int]], float]
 
@@ -83,6 +92,12 @@ def slope(cells: list[dict[str, Any]], x: list[float], name: str) -> dict[str, A
     return jackknife(lambda seeds: float(steps @ [mean_of(cell, name, seeds) for cell in cells] / (steps @ steps)), m)
 
 
+def difference(cell: dict[str, Any], other: dict[str, Any], name: str) -> dict[str, Any]:
+    """A quantity of a cell minus that of another: seeds begin from the same weights in both where widths are equal."""
+    m = min(cell["m"], other["m"])
+    return jackknife(lambda seeds: mean_of(cell, name, seeds) - mean_of(other, name, seeds), m)
+
+
 def trend(cells: list[dict[str, Any]], by: str, name: str, sign: int) -> tuple[dict[str, Any], bool]:
     """The slope per doubling, and whether a single step goes the other way, beyond its interval and the margin."""
     estimate = slope(cells, [cell[by] for cell in cells], name)
@@ -106,12 +121,28 @@ def verdict(estimate: dict[str, Any] | None, sign: int, null: float = 0.0) -> st
     return WORDS.get(word, word)
 
 
+def same_size(difference: Measured, margin: float) -> str:
+    """Whether there is no difference: ``holds``, ``refuted`` or ``undecided``."""
+    word = rule_of_margin(difference, margin)
+    return {"equivalent": "holds", "better": "refuted", "worse": "refuted"}.get(word, word)
+
+
 # ------------------------------------------------------------------------------------------------------ claims
 
 
 def swept(found: dict[str, Any], model: str, sweep: str, by: str) -> list[dict[str, Any]]:
     cells = [cell for cell in found["cells"] if cell["model"] == model and sweep in cell["sweeps"]]
-    return sorted(cells, key=lambda cell: cell[by])
+    return sorted(cells, key=lambda cell: (isinstance(cell[by], str), cell[by]))  # MLPs after residual streams
+
+
+def base_of(found: dict[str, Any], model: str) -> dict[str, Any] | None:
+    return next((cell for cell in found["cells"] if cell["model"] == model and "base" in cell["sweeps"]), None)
+
+
+def quantities(*cells: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The quantities that cells have: name, how a claim about it ends, and what it says."""
+    live = all("dead_fraction" in cell for cell in cells)
+    return [(name, *words) for name, words in QUANTITIES.items() if live or not name.endswith(LIVE)]
 
 
 def models_of(found: dict[str, Any]) -> list[str]:
@@ -120,7 +151,7 @@ def models_of(found: dict[str, Any]) -> list[str]:
 
 def _done(found: dict[str, Any], stage: str) -> list[tuple[str, dict[str, Any]]]:
     """Results of a stage by model, without those that could not be."""
-    return [(model, result) for model, result in found[stage].items() if "skipped" not in result]
+    return [(model, result) for model, result in found.get(stage, {}).items() if "skipped" not in result]
 
 
 def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -154,18 +185,23 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
             cells = swept(found, model, sweep, by)
             if len(cells) < 2:
                 continue
-            shares = (
-                {"shared": "", f"shared{LIVE}": f" ({LIVE.strip()})"} if "dead_fraction" in cells[0] else {"shared": ""}
-            )
-            for name, suffix in [*shares.items(), ("cosine_decoder", " (mean cosine)")]:
+            for name, suffix, what in quantities(*cells):
                 estimate, is_mixed = trend(cells, by, name, sign)
-                what = f"{'cosine of matched decoder rows' if suffix == ' (mean cosine)' else name}, {step}"
-                add(f"{claim}{suffix}", sweep, model, what, estimate, sign, outcome="mixed" if is_mixed else None)
-        for name, what, difference, is_matched in _architectures(found, model):
+                add(f"{claim}{suffix}", sweep, model, f"{what}, {step}", estimate, sign,
+                    outcome="mixed" if is_mixed else None)  # fmt: skip
+        base = base_of(found, model)
+        for mlp in swept(found, model, "layer", "layer"):
+            if base is None or mlp["layer"] != f"{base['layer']}.mlp":
+                continue
+            fvu, at_residual = (float(np.mean(cell["fvu"])) for cell in (mlp, base))
+            for name, suffix, what in quantities(mlp, base):
+                add(f"SAEs of MLP outputs share more than those of the residual stream{suffix}", "site", model,
+                    f"{what}, layer {mlp['layer']} minus {base['layer']}; FVU {fvu:.3f} and {at_residual:.3f}",
+                    difference(mlp, base, name))  # fmt: skip
+        for name, what, estimate, is_matched in _architectures(found, model):
             key = "mutual" if name == "topk+mutual" else "architecture"
-            add(f"{name} is more stable than topk at equal L0", key, model, what, difference,
+            add(f"{name} is more stable than topk at equal L0", key, model, what, estimate,
                 outcome=None if is_matched else "undecided")  # fmt: skip
-        base = next((c for c in found["cells"] if c["model"] == model and "base" in c["sweeps"]), None)
         if base is not None and base.get("law"):
             law = base["law"]
             said = {"offset": "reproduced", "no offset": "refuted"}
@@ -186,6 +222,28 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
             add(f"matching one to one costs little cosine (under {CHEAP})", "matching", model,
                 f"largest {largest:.3f} minus matched {matched:.3f}", gap,
                 about=None if cheap is None else Claim(cheap, CHEAP, non_inferiority))  # fmt: skip
+    for model, result in _done(found, "across"):
+        base, beside = base_of(found, model), base_of(found, result["beside"])
+        if base is None or beside is None:
+            continue
+        for name, suffix, what in quantities(base, beside):
+            estimate = difference(base, beside, name)
+            size = claim_of(estimate, 1)
+            add(f"overlap is of the same size on other data{suffix}", "data", model,
+                f"{what}, minus that of {result['beside']}", estimate,
+                about=None if size is None else Claim(size, MARGIN, same_size))  # fmt: skip
+        within, other, alike = (across_data(result, "shared", each) for each in ACROSS)
+        seeds = result["m"] // 2
+        add("SAEs of two data sets share less than seeds of one", "across", model,
+            "shared, of two data sets minus the mean of within them",
+            jackknife(lambda s, a=other, b=within: a(s) - b(s), seeds), -1)  # fmt: skip
+        add(
+            "the same first weights: SAEs of two data sets share more",
+            "across",
+            model,
+            "shared, begun alike minus begun apart",
+            jackknife(lambda s, a=alike, b=other: a(s) - b(s), seeds),
+        )
     for model, result in _done(found, "orphans"):
         properties = {each["name"]: each for each in result["orphans"]["properties"]}
         seeds = len(result["orphans"]["n_orphans"])
@@ -224,6 +282,25 @@ def together(verdicts: Sequence[str]) -> str:
     return ", ".join(f"{word} in {verdicts.count(word)} of {len(verdicts)}" for word in dict.fromkeys(verdicts))
 
 
+ACROSS = ("seeds of one data set", "two data sets", "two data sets, the same first weights")
+"""Pairs of SAEs that a comparison across data sets has."""
+
+
+def across_data(result: dict[str, Any], name: str, pairs: str) -> Statistic:
+    """The mean of a quantity over such pairs, as a function of the seeds: of either data set the first half of SAEs."""
+    table, m = table_of(result, name), result["m"] // 2
+
+    def mean(seeds: list[int]) -> float:
+        first, second = np.array(seeds), np.array(seeds) + m
+        across = table[np.ix_(first, second)]
+        if pairs == ACROSS[0]:
+            return float(np.mean([np.nanmean(table[np.ix_(own, own)]) for own in (first, second)]))
+        alike = np.eye(len(seeds), dtype=bool)
+        return float(across[alike if pairs == ACROSS[2] else ~alike].mean())
+
+    return mean
+
+
 def _architectures(found: dict[str, Any], model: str) -> list[tuple[str, str, dict[str, Any], bool]]:
     """Name, text, difference of the shared fraction from TopK's, and whether L0 is equal, of each architecture."""
     cells = {cell["arch"]: cell for cell in swept(found, model, "architecture", "arch")}
@@ -231,12 +308,11 @@ def _architectures(found: dict[str, Any], model: str) -> list[tuple[str, str, di
     for arch, cell in cells.items():
         if arch == "topk" or "topk" not in cells:
             continue
-        m = min(cell["m"], cells["topk"]["m"])
-        difference = jackknife(lambda s, cell=cell: mean_of(cell, "shared", s) - mean_of(cells["topk"], "shared", s), m)
         reached, wanted = (float(np.mean(each["l0"])) for each in (cell, cells["topk"]))
         is_matched = abs(reached / wanted - 1) <= L0_TOLERANCE
         note = "" if is_matched else f"; L0 {reached:.1f} against {wanted:.1f}: not matched"
-        listed.append((arch, f"shared, {arch} minus topk{note}", difference, is_matched))
+        estimate = difference(cell, cells["topk"], "shared")
+        listed.append((arch, f"shared, {arch} minus topk{note}", estimate, is_matched))
     return listed
 
 
@@ -261,10 +337,14 @@ paper's, directions may be. Dead latents have no partner: *among live latents* d
 
 A latent is shared by two SAEs when the matchings of decoders and of encoders, each exact and found apart, give it the
 same partner and both cosines exceed {threshold}. SAEs of a cell differ in their first weights only: same rows, same
-order. Their encoder rows begin with length 1.
+order. All cells are trained with the defaults of the first ones (`config_of` in run.py: encoder rows begin with length
+1, rows are scaled and not centred, latents are dead after a fifth of the rows). Layer L is the residual stream after
+block L, counted from 0, *L.mlp* what the MLP of that block adds to it. Each model has a second data set, of text that
+it was not made for; the level there and the trends over width and k are claims of their own.
 
 ```bash
-make study-seeds                                             # 20 minutes on two quiet cores; goes on where it stopped
+make study-seeds                                             # 30 minutes on two quiet cores; goes on where it stopped
+python studies/seeds/run.py --keep --write                   # of it only what results.json lacks
 python studies/seeds/run.py --out runs/seeds-quick --quick   # does everything run? under a minute
 ```
 
@@ -278,9 +358,10 @@ pairs of SAEs share SAEs and are no sample. Verdicts follow the one rule of saek
 ([concepts](../../docs/concepts.md)): a claim is *reproduced* where the whole interval lies beyond the margin (0.01 of
 a fraction, a cosine or an AUC; of trends, per doubling) on the claimed side, *refuted* where it lies beyond it on the
 other side, *no difference* where it lies within both, *undecided* otherwise; all claims of the page are corrected
-together (Holm). "Costs little" is a claim of non-inferiority. A trend is *mixed* where one of its steps goes the
+together (Holm). "Costs little" is a claim of non-inferiority; "of the same size" is reproduced where the interval lies
+within the margin, refuted where it lies beyond it on either side. A trend is *mixed* where one of its steps goes the
 other way, beyond its own interval and the margin. An offset is decided from {deciding} seeds on: a curve of nine
-points shows a bound, not a value. *All models* has a verdict where the models agree.
+points shows a bound, not a value. *All models and data* has a verdict where they agree.
 """
 
 
@@ -292,7 +373,7 @@ def page(found: dict[str, Any]) -> str:
     parts.append("## Verdicts\n\n" + _verdicts(found["claims"]))
     for model in models_of(found):
         parts.append(_sweeps(found, model))
-    parts += [_orphans(found), _consensus(found), _joined(found), _outside(found)]
+    parts += [_across(found), _orphans(found), _consensus(found), _joined(found), _outside(found)]
     return "\n".join(part for part in parts if part) + "\n"
 
 
@@ -317,7 +398,7 @@ def _verdicts(listed: list[dict[str, Any]]) -> str:
          f"**{each['verdict']}**", each["over_models"])
         for each in listed
     ]  # fmt: skip
-    return _lines(("claim", "the paper", "model", "here", "verdict", "all models"), rows)
+    return _lines(("claim", "the paper", "model", "here", "verdict", "all models and data"), rows)
 
 
 def _sweeps(found: dict[str, Any], model: str) -> str:
@@ -348,7 +429,7 @@ def _sweeps(found: dict[str, Any], model: str) -> str:
                  f"{means[0]:.3f}", f"{means[1]:.1f}", f"{means[2]:.3f}", f"{cell['in_exactly'][-1]['value']:.3f}")
             )  # fmt: skip
         parts.append(f"By {by} ({fixed}):\n\n" + _lines((by, *head), rows))
-    base = next((c for c in found["cells"] if c["model"] == model and "base" in c["sweeps"]), None)
+    base = base_of(found, model)
     if base is not None:
         curve = ", ".join(f"{each['value']:.3f}" for each in base["only_in_one"])
         count = base["groups"]["count"]
@@ -365,6 +446,25 @@ def _sweeps(found: dict[str, Any], model: str) -> str:
                 f"offset {shown(law['plain_amplitude'])} · m^-{shown(law['plain_exponent'])}.\n"
             )
     return "\n".join(parts)
+
+
+def _across(found: dict[str, Any]) -> str:
+    rows = []
+    for model, result in _done(found, "across"):
+        nulls = {"equal": result["equal_null"], "cosine_decoder": result["cosine_null"]}
+        for name, words in {"shared": "shared", "equal": "partners equal", "cosine_decoder": "cosine"}.items():
+            means = [jackknife(across_data(result, name, pairs), result["m"] // 2) for pairs in ACROSS]
+            null = nulls.get(name)
+            rows.append(
+                (result["beside"], model, words, *map(shown, means), "–" if null is None else f"{null['value']:.3f}")
+            )
+    if not rows:
+        return ""
+    return (
+        "## SAEs of two data sets\n\nOf one model: do those of one data set find the latents that those of the other "
+        "find? SAEs of one seed begin from the same weights, whatever they are trained on; seeds of one data set never "
+        "do.\n\n" + _lines(("SAEs of", "and of", "", *ACROSS, "its null"), rows)
+    )
 
 
 def _orphans(found: dict[str, Any]) -> str:

@@ -142,8 +142,14 @@ def test_the_sources_of_machine_code_are_all_modules_of_the_folder(
     assert intrinsics_numba._sources.__wrapped__() != before
 
 
-AVX_VNNI = llvmlite.binding.get_host_cpu_features().get("avxvnni", False)
-"""Whether this processor has the byte products of AVX-VNNI: code that has them would kill it where it has not."""
+PROCESSOR = llvmlite.binding.get_host_cpu_features()
+"""What this processor has: code with instructions that it lacks would be killed."""
+
+
+def _format(product: str, *instructions: str) -> str:
+    """Return what a target gives: on a processor without its instructions it is compiled for and not run."""
+    return product if all(PROCESSOR.get(name, False) for name in instructions) else f"{product}, not run"
+
 
 # What numba may be told to compile for: (environment, format of the product where the processor has them all).
 TARGETS = [
@@ -151,14 +157,17 @@ TARGETS = [
     ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,-avx512f"}, "fp32"),
     (
         {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+avxvnni,-avx512f"},
-        "fp32" if AVX_VNNI else "fp32, not run",
+        _format("fp32", "avxvnni"),
     ),
     (
         {"NUMBA_CPU_NAME": "haswell"},
         "bf16, not run",
     ),  # an order of instructions; the features are still the processor's own
     ({"NUMBA_CPU_FEATURES": "+avx512bf16,-avx512bw"}, "fp32, not run"),
-    ({"NUMBA_CPU_FEATURES": "+avx512bf16,+avx512bw,+avx512f,-avx512vnni"}, "bf16"),
+    (
+        {"NUMBA_CPU_FEATURES": "+avx512bf16,+avx512bw,+avx512f,-avx512vnni"},
+        _format("bf16", "avx512f", "avx512bw"),
+    ),
     ({"NUMBA_CPU_FEATURES": "no sign"}, "none"),
 ]
 

@@ -41,16 +41,38 @@ def test_every_cell_once_and_in_all_its_sweeps(study, quick):
         cells = study["run"].plan(name, model, config["seeds"])
         assert len({each["id"] for each in cells}) == len(cells)
         [base] = [each for each in cells if "base" in each["sweeps"]]
-        assert {"base", "width", "sparsity", "length", "layer"} <= set(base["sweeps"])
+        sweeps = (
+            {"base", "width", "sparsity"} if "beside" in model else {"base", "width", "sparsity", "length", "layer"}
+        )
+        assert sweeps <= set(base["sweeps"])
         assert base["seeds"] == model["law_seeds"]
         for each in cells:
             assert each["k"] <= each["latents"]
-            study["run"].config_of(each)  # every configuration is valid
+            study["run"].config_of(each, each["rows"])  # every configuration is valid
         found = {"cells": [each | {"m": each["seeds"]} for each in cells]}
         for sweep, by in (("width", "latents"), ("sparsity", "k"), ("length", "rows"), ("layer", "layer")):
-            assert [each[by] for each in study["verdicts"].swept(found, name, sweep, by)] == sorted(
-                model[{"layer": "layers"}.get(sweep, sweep)]
-            )
+            wanted = model.get({"layer": "layers"}.get(sweep, sweep), [])
+            assert [each[by] for each in study["verdicts"].swept(found, name, sweep, by)] == wanted
+
+
+def test_a_second_data_set_has_the_base_of_the_first(study):
+    models = study["run"].settings(STUDY / "config.toml", quick=False)["models"]
+    beside = {name: model["beside"] for name, model in models.items() if "beside" in model}
+    assert set(beside.values()) == set(models) - set(beside)
+    for name, other in beside.items():
+        for key in ("model", "captured", "base", "batch_rows", "width", "sparsity"):
+            assert models[name][key] == models[other][key]
+        assert models[name]["data"] != models[other]["data"]
+
+
+def test_what_is_kept_is_what_a_run_would_have_written(study, monkeypatch, tmp_path):
+    run = study["run"]
+    found = run.read_json(STUDY / "results.json")
+    kept = run.Study(run.settings(STUDY / "config.toml", quick=False), tmp_path)
+    kept.restore(found)
+    assert kept.results() | {"claims": found["claims"]} == found
+    monkeypatch.setattr(kept, "_cell", lambda cell: pytest.fail(f"made again: {cell['id']}"))
+    kept.cells()
 
 
 def test_slopes_and_verdicts(study):
@@ -122,6 +144,41 @@ def test_dead_latents_can_be_left_out_of_a_share(study):
     assert table[1, 2] == pytest.approx(0.3 / 0.875)
     alive = cell({0: 0.3, 1: 0.3, 2: 0.3}, dead_fraction=[0.0] * 3)
     assert verdicts.mean_of(alive, "shared" + verdicts.LIVE, [0, 1, 2]) == verdicts.mean_of(alive, "shared", [0, 1, 2])
+
+
+def test_other_data_are_compared_as_seeds_are(study):
+    """Two data sets, three seeds: .5 within, .3 across, .4 across where the first weights are the same."""
+    verdicts, noise = study["verdicts"], {0: 0.001, 1: -0.001, 2: 0.0}
+
+    def pair(i, j):
+        return 0.5 if i // 3 == j // 3 else 0.4 if i % 3 == j % 3 else 0.3
+
+    across = {"m": 6, "pairs": {"shared": [pair(i, j) for i, j in combinations(range(6), 2)]}, "beside": "a"}
+    means = [verdicts.across_data(across, "shared", pairs)([0, 1, 2]) for pairs in verdicts.ACROSS]
+    assert means == pytest.approx([0.5, 0.3, 0.4])
+
+    def listed(level):
+        cells = [
+            cell({seed: at + each for seed, each in noise.items()}, model=model, sweeps=["base"])
+            for model, at in (("a", 0.5), ("b", level))
+        ]
+        found = {"cells": cells, "orphans": {}, "across": {"b": across}}
+        return {each["claim"]: each["verdict"] for each in verdicts.claims(found)}
+
+    assert listed(0.5)["overlap is of the same size on other data"] == "reproduced"
+    assert listed(0.6)["overlap is of the same size on other data"] == "refuted"
+    assert listed(0.5)["SAEs of two data sets share less than seeds of one"] == "reproduced"
+    assert listed(0.5)["the same first weights: SAEs of two data sets share more"] == "reproduced"
+
+
+def test_mlps_are_compared_with_the_residual_stream_of_their_block(study):
+    cells = [
+        cell({0: 0.1 + more, 1: 0.12 + more, 2: 0.11 + more}, layer=layer, sweeps=sweeps, fvu=[0.1])
+        for layer, more, sweeps in ((2, 0.0, ["base", "layer"]), (0, 0.5, ["layer"]), ("2.mlp", 0.3, ["layer"]))
+    ]
+    listed = [each for each in study["verdicts"].claims({"cells": cells, "orphans": {}}) if each["key"] == "site"]
+    assert [each["verdict"] for each in listed] == ["reproduced"] * 2
+    assert [each["estimate"]["value"] for each in listed] == pytest.approx([0.3] * 2)
 
 
 def test_sparsity_must_match_for_a_verdict_on_architectures(study):
