@@ -14,11 +14,12 @@ from scipy.special import stdtrit
 from saekit.files import write_bytes
 from saekit.measure.metrics import METRICS
 from saekit.measure.results import Measured
-from saekit.measure.verdicts import Stored, family_verdicts
+from saekit.measure.verdicts import Claim, Stored, family_verdicts, non_inferiority
 
 PRUNED = "topk pruned by energy"
 APART = "topk trained separately"
 NESTED = "matryoshka"
+DRAWN = "matryoshka, sizes drawn"
 NAMES = {
     "fvu": "FVU", "ce_sae": "CE", "ce_recovered_mean": "CE recovered (from the mean row)", "rsa": "RSA", "cka": "CKA",
     "purity": "token purity", "detection": "detection AUC", "ring_purity": "purity of the ring",
@@ -33,50 +34,89 @@ The claims of *Empirical Evaluation of Progressive Coding for Sparse Autoencoder
 models. Made by `make study-progressive`; this page is written from `results/*.json` alone.
 
 **Before you read on.** The paper used gemma-2-2b with 2^14 to 2^16 latents and 50 million tokens. Here two language
-models of 0.26 and 2.9 million parameters, 600,000 rows and 256 to 4,096 latents show the mechanisms at a size that
-two cores can repeat over seeds: what is found here need not hold there. With three seeds only large differences are
-decided. Where a narrower SAE reconstructs better than the widest, from which the others are pruned, the widest was
-not trained to the end, and what is pruned from it is not the best that pruning can do ({undertrained}). Numbers of
-the paper are quoted where they are known.
+models of 0.26 and 2.9 million parameters, {rows} and
+{sizes} show the mechanisms at a size that one core
+repeats over {seeds} seeds in about half an hour: what is found here need not hold there. With {seeds} seeds small
+differences are not decided. Numbers of the paper are quoted where they are known.
+
+**Is the widest SAE trained to the end?** The pruned SAEs are cut from it: where a narrower one reconstructs better,
+what is pruned is not the best that pruning can do. How wide the widest are was chosen so that few of their latents are
+dead: that fired on none of the last {last_rows} rows of the training.
+
+{widest}
 
 **How.** Vanilla TopK SAEs of every size and one Matryoshka SAE with these sizes see the same rows in the same order,
-for every seed, with `encoder_length=1` and the rates of `studies/earlier.py`.
-The widest vanilla SAE is pruned by rankings measured on every second held-out document; everything is
-measured on the others. A prefix of a TopK SAE selects its k among its own latents, so all ways have the same k at the
-same size. Interpretability needs no judge: *detection* is the area under the ROC curve with which the tokens that a
-latent fired on in some documents tell where it fires in others; *purity* is the largest share of its activation on
-one token. Both measure how lexical a latent is, not what it means.
+for every seed, with the defaults of saekit. So do others of half and of twice the k, and a Matryoshka SAE whose sizes
+are drawn in every step (`sampled`: as many as there are fixed ones, the largest always, the others log-uniform from a
+64th of it up, which is below the smallest fixed one too). The widest vanilla SAE is pruned by rankings measured on
+every second held-out document; everything is measured on the others. A prefix of a TopK SAE selects its k among its own
+latents, so all ways have the same k at the same size. Interpretability needs no judge: *detection* is the area under
+the ROC curve with which the tokens that a latent fired on in some documents tell where it fires in others; *purity* is
+the largest share of its activation on one token. Both measure how lexical a latent is, not what it means.
 
 **Verdicts** follow the one rule of saekit ([concepts](../../docs/concepts.md)). Differences are paired by seed, with
 95 % intervals (Student's t). At a size the first way is *better* where the whole interval lies beyond the margin
 (0.01 of FVU, nats, RSA, AUC or purity) on its side, *worse* where it lies beyond it on the other, *equivalent* where
-it lies within both, *undecided* otherwise; all sizes of all models of a claim are corrected together (Holm), and the
-largest size, where pruning removes nothing, does not count. A claim *holds* where it holds at every size of every
-model. A power law is claimed only where every seed fits an exponential worse and no seed fits a log-normal or
-exponential better.
+it lies within both, *undecided* otherwise; all sizes of all models of a claim are corrected together (Holm), with
+every k of a claim that is made for several. The largest size, where pruning removes nothing, does not count. A claim
+*holds* where it holds at every size of every model. Drawing the sizes costs nothing (*holds*) where the whole interval
+of what it gains lies above the negative margin, and that is *refuted* where it lies below it; both lines of it are
+corrected together, the largest size counts. A power law is claimed only where every seed fits an exponential worse and
+no seed fits a log-normal or exponential better.
 """
 
 
-def undertrained(found: Sequence[Mapping[str, Any]]) -> str:
-    """FVU of the widest vanilla SAE next to the best of the narrower ones."""
-    said = []
+def rows_seen(found: Sequence[Mapping[str, Any]]) -> str:
+    """How many rows SAEs were trained on, and how often each was seen."""
+    often = sorted({f"{each['plan']['tokens'] / each['distinct_rows']:.1f}" for each in found})
+    seen = "each once" if often == ["1.0"] else f"each {' to '.join(often)} times"
+    return f"{found[0]['plan']['tokens']:,} rows ({seen})"
+
+
+def sizes_of(found: Sequence[Mapping[str, Any]]) -> str:
+    """The smallest and largest number of latents of each model."""
+    said = [(each["plan"]["sizes"][0], each["plan"]["sizes"][-1], each["model"]) for each in found]
+    return " or ".join(f"{least} to {most:,} latents ({model})" for least, most, model in said)
+
+
+def widest(found: Sequence[Mapping[str, Any]]) -> str:
+    """For each k FVU of the widest vanilla SAE next to the best of the narrower, and dead latents of two."""
+    lines, gaps = [], {}
     for each in found:
-        fvu = {size: value["value"] for size, value in each["curves"][APART]["fvu"].items()}
-        widest = str(each["plan"]["sizes"][-1])
-        best = min(fvu, key=lambda size: fvu[size])
-        said.append(f"{each['model']}: FVU {fvu[widest]:.3f} with {widest} latents, {fvu[best]:.3f} with {best}")
-    return "; ".join(said)
+        full = str(each["plan"]["sizes"][-1])
+        for k, dead in each["dead"].items():
+            fvu = curves_at(each, int(k) / each["plan"]["k"])[APART]["fvu"]
+            best = min((size for size in fvu if size != full), key=lambda size: fvu[size]["value"])
+            gaps[f"{each['model']} {k}"] = paired(fvu[full], fvu[best])
+            lines.append([each["model"], k, f"{shown(fvu[full])} with {full}", f"{shown(fvu[best])} with {best}",
+                          *(f"{dead[way]['value']:.1%}" for way in (APART, NESTED))])  # fmt: skip
+    [(_, words)] = decided([[gaps]], -1, METRICS["fvu"].margin)
+    heading = ["", "k", "FVU of the widest", "of the best narrower", "dead", "dead of Matryoshka", "the widest is"]
+    return table([heading, *([*line, word] for line, word in zip(lines, words))])
+
+
+def curves_at(result: Mapping[str, Any], factor: float) -> Mapping[str, Any]:
+    """The curves at a multiple of the model's k."""
+    curves: Mapping[str, Any] = (
+        result["curves"] if factor == 1 else result["levels"][str(round(result["plan"]["k"] * factor))]
+    )
+    return curves
 
 
 def write(results: Iterable[Path], readme: Path) -> None:
     """Write the page."""
     found = [json.loads(path.read_text()) for path in results]
-    parts = [
-        INTRO.replace("{undertrained}", undertrained(found)),
-        "## Verdicts\n",
-        claims(found),
-        *(details(each) for each in found),
-    ]
+    said = {
+        "rows": rows_seen(found),
+        "sizes": sizes_of(found),
+        "last_rows": f"{next(iter(found[0]['dead'].values()))['last_rows']:,}",
+        "seeds": str(len(found[0]["plan"]["seeds"])),
+        "widest": widest(found),
+    }
+    intro = INTRO
+    for name, text in said.items():
+        intro = intro.replace(f"{{{name}}}", text)
+    parts = [intro, "## Verdicts\n", claims(found), *(details(each) for each in found)]
     readme.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(readme, "\n".join(parts).encode())
 
@@ -91,8 +131,11 @@ def claims(found: Sequence[Mapping[str, Any]]) -> str:
         words, cells = zip(*(law(each, where, by) for each in found))
         lines.append([text, "yes; exponent not known", *cells, together(words)])
     for text, paper, metric, one, other in VERSUS:
-        cells, words = versus(found, metric, one, other)
-        lines.append([text, paper, *cells, together(words)])
+        factors = FACTORS if (metric, one, other) in AT_EVERY_K else {1: ""}
+        for more, (cells, words) in zip(factors.values(), versus(found, metric, one, other, tuple(factors))):
+            lines.append([more or text, "" if more else paper, *cells, together(words)])
+    for text, (cells, words) in zip(DRAWN_CLAIMS, drawn(found)):
+        lines.append([text, "future work", *cells, together(words)])
     cells, words = rings(found)
     lines.append(["inner Matryoshka latents are the more interpretable ones",
                   "0.74 innermost to 0.57 outermost (Pearson)", *cells, together(words)])  # fmt: skip
@@ -115,19 +158,30 @@ VERSUS = [
     ("attribution beats energy (CE)", "not asked", "ce_sae", "topk pruned by attribution", PRUNED),
 ]  # fmt: skip
 """Claim, the paper, metric, the way that is claimed to be better, the other."""
+AT_EVERY_K = {("fvu", NESTED, PRUNED), ("fvu", NESTED, APART)}
+FACTORS = {1: "", 0.5: "… with half the k", 2: "… with twice the k"}
+"""Multiples of a model's k at which these are claimed, together."""
+DRAWN_CLAIMS = ("drawing the sizes costs nothing at the fixed ones (FVU)", "… and is better in between")
 
 
 def together(words: Iterable[str]) -> str:
     """One verdict over every size and model: it holds where it holds in all of them."""
     found = list(words)
-    counts = {word: found.count(word) for word in ("better", "equivalent", "worse", "undecided") if word in found}
-    said = {"better": "holds", "worse": "the reverse holds", "equivalent": "no difference", "undecided": "undecided"}
+    said = {
+        "better": "holds", "holds": "holds", "equivalent": "no difference", "worse": "the reverse holds",
+        "refuted": "refuted", "undecided": "undecided",
+    }  # fmt: skip
+    counts = {word: found.count(word) for word in said if word in found}
     if not counts:
         return "not measured"
     if len(counts) == 1:
         return f"**{said[next(iter(counts))]}**"
-    split = "holds at some, the reverse at others" if {"better", "worse"} <= set(counts) else (
-        "holds at some" if "better" in counts else "the reverse at some" if "worse" in counts else "undecided"
+    split = (
+        "holds at some, the reverse at others" if {"better", "worse"} <= set(counts)
+        else "holds at some" if {"better", "holds"} & set(counts)
+        else "the reverse at some" if "worse" in counts
+        else "refuted at some" if "refuted" in counts
+        else "undecided"
     )  # fmt: skip
     return f"**{split}**: {', '.join(f'{word} {count}' for word, count in counts.items())} of {len(found)}"
 
@@ -160,31 +214,59 @@ def law_row(result: Mapping[str, Any], where: str, by: str) -> tuple[str, str]:
     return text, {"better": "yes", "worse": "no"}.get(word, "undecided")
 
 
-def differences(result: Mapping[str, Any], metric: str, one: str, other: str) -> dict[str, Stored]:
-    """By size, `one` minus `other` paired by seed; sizes where both are the same SAE are left out."""
-    curves = result["curves"]
+def differences(curves: Mapping[str, Any], metric: str, one: str, other: str) -> dict[str, Stored]:
+    """By size, `one` minus `other` paired by seed."""
     left, right = (curves.get(way, {}).get(metric, {}) for way in (one, other))
-    full = str(result["plan"]["sizes"][-1])
-    found = {}
-    for size in (size for size in left if size in right and size != full):
-        pairs = zip(left[size]["by_seed"], right[size]["by_seed"])
-        found[size] = stored([a - b if a is not None and b is not None else None for a, b in pairs])
-    return found
+    return {size: paired(left[size], right[size]) for size in left if size in right}
 
 
-def versus(found: Sequence[Mapping[str, Any]], metric: str, one: str, other: str) -> tuple[list[str], list[str]]:
-    """A cell per model and the verdict of every size; all sizes of all models are one family of claims (Holm)."""
-    by_model = [differences(each, metric, one, other) for each in found]
-    sign = -1 if METRICS[metric].better == "lower" else 1
-    gaps = [gap for each in by_model for gap in each.values()]
-    words = decide(gaps, sign, METRICS[metric].margin)
-    rest = iter(words)
-    return [_at_sizes(each, [next(rest) for _ in each]) for each in by_model], words
+def paired(one: Mapping[str, Any], other: Mapping[str, Any]) -> Stored:
+    """`one` minus `other`, seed by seed, to be decided."""
+    pairs = zip(one["by_seed"], other["by_seed"])
+    return stored([a - b if a is not None and b is not None else None for a, b in pairs])
 
 
-def decide(gaps: Sequence[Stored], sign: int, margin: float) -> list[str]:
-    """The verdicts of differences that are claimed together, by the rule of `saekit.measure.verdicts`."""
-    return family_verdicts([gap.oriented(sign) for gap in gaps], margin, least=None, most=None)
+Line = tuple[list[str], list[str]]
+"""Of a claim: a cell per model, and the verdict of every size of every model."""
+
+
+def versus(
+    found: Sequence[Mapping[str, Any]], metric: str, one: str, other: str, factors: Sequence[float] = (1,)
+) -> list[Line]:
+    """A line for each multiple of k; all sizes of all models and lines are one family of claims (Holm)."""
+    lines = [[differences(curves_at(each, factor), metric, one, other) for each in found] for factor in factors]
+    for each, by_size in ((each, by_size) for line in lines for each, by_size in zip(found, line)):
+        by_size.pop(str(each["plan"]["sizes"][-1]), None)  # pruning removes nothing there
+    declared = METRICS[metric]
+    return decided(lines, -1 if declared.better == "lower" else 1, declared.margin)
+
+
+def drawn(found: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """Two lines: a nested SAE with drawn sizes and one with fixed ones, at the fixed sizes and between them."""
+    gaps = [differences(each["sampled"], "fvu", DRAWN, NESTED) for each in found]
+    lines = [
+        [{size: own[size] for size in map(str, each["plan"][key])} for each, own in zip(found, gaps)]
+        for key in ("sizes", "between")
+    ]
+    return decided(lines, -1, METRICS["fvu"].margin, (non_inferiority, None))
+
+
+def decided(
+    lines: Sequence[Sequence[Mapping[str, Stored]]], sign: int, margin: float, rules: Sequence[Any] | None = None
+) -> list[Line]:
+    """The verdicts of differences by size, model and line, which are claimed together; a rule per line."""
+    claims = [
+        Claim(gap.oriented(sign), margin, rule)
+        for line, rule in zip(lines, rules or [None] * len(lines))
+        for by_size in line
+        for gap in by_size.values()
+    ]
+    words = iter(family_verdicts(claims, least=None, most=None))
+    said = [[[next(words) for _ in by_size] for by_size in line] for line in lines]
+    return [
+        ([_at_sizes(gaps, own) for gaps, own in zip(line, words_of)], [word for own in words_of for word in own])
+        for line, words_of in zip(lines, said)
+    ]
 
 
 def _at_sizes(gaps: Mapping[str, Stored], words: Sequence[str]) -> str:
@@ -202,9 +284,10 @@ def rings(found: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
         by_size = each["curves"].get(NESTED, {}).get("ring_detection", {})
         if by_size:
             first, *_, last = by_size.values()
-            gaps.append(stored([a - b for a, b in zip(first["by_seed"], last["by_seed"])]))
+            gaps.append(paired(first, last))
         cells.append(f"{shown(first)} innermost to {shown(last)} outermost" if by_size else "not measured")
-    return cells, decide(gaps, 1, METRICS["ring_detection"].margin)
+    [(_, words)] = decided([[{"": gap} for gap in gaps]], 1, METRICS["ring_detection"].margin)
+    return cells, words
 
 
 def cost(result: Mapping[str, Any]) -> str:
@@ -234,10 +317,18 @@ def details(result: Mapping[str, Any]) -> str:
         ]
         if rows:
             parts += [f"\n**{name}** by latents\n", table([["", *sizes], *rows])]
+    for k, level in result["levels"].items():
+        rows = [[way, *(shown(level[way]["fvu"].get(size)) for size in sizes)] for way in level]
+        parts += [f"\n**FVU with k = {k}** by latents\n", table([["", *sizes], *rows])]
+    drawn_at = sorted(result["sampled"][NESTED]["fvu"], key=int)
     many = result["many_k"]
     parts += [
-        f"\n**One SAE for many k**: FVU with {many['latents']} latents, one seed\n",
-        table([["k", *map(str, many["ks"])], *([n, *(f"{v:.3f}" for v in vs)] for n, vs in many["fvu"].items())]),
+        "\n**FVU of nested SAEs** with fixed sizes and with sizes drawn in every step, by latents\n",
+        table([["", *drawn_at], *([way, *(shown(each["fvu"][size]) for size in drawn_at)]
+                                 for way, each in result["sampled"].items())]),
+        f"\n**One SAE for many k**: FVU with {many['latents']} latents\n",
+        table([["k", *map(str, many["ks"])],
+               *([name, *(shown(value) for value in by_k.values())] for name, by_k in many["fvu"].items())]),
         "\n**Power laws**\n",
         table([["", "energy and others", "a power law"],
                *([by, *law_row(result, where, by)] for where in ("power_laws", "spectra") for by in result[where])]),

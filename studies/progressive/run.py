@@ -1,7 +1,7 @@
 """How many latents are needed? Pruned, nested and separately trained SAEs on two small language models.
 
-    python studies/progressive/run.py                 everything; about 20 minutes on two idle cores
-    python studies/progressive/run.py --quick         the same in a minute, to see that it works
+    python studies/progressive/run.py                 everything; about half an hour of one core
+    python studies/progressive/run.py --quick         the same in two minutes, to see that it works
 
 The claims are those of *Empirical Evaluation of Progressive Coding for Sparse Autoencoders* (2505.00190). Work is
 divided into cells (training, measuring, ... of one model and seed); each leaves a JSON file in the work folder when it
@@ -15,11 +15,10 @@ import argparse
 import hashlib
 import os
 import statistics
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from saekit.measure.accumulators import fvu
 from saekit.measure.importance import importance
 from saekit.rows.pooling import Ask, pool_texts
 from saekit.rows.split import halves
+from saekit.sae.naming import training_config
 from saekit.sizes.latent_metrics import seed_overlap
 from saekit.sizes.progressive import progressive
 from saekit.sizes.ranking import rank
@@ -47,13 +47,10 @@ from saekit.training.learner import initialize_learner
 from saekit.training.step import STEPS
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))
-from earlier import earlier  # noqa: E402 (what the studies share)
-
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[1].parent / "shared" / "data"))
 STORIES = "tinystories_truecased_3678.jsonl.gz"
 
-BY = ("energy", "frequency", "attribution", "unsorted", "random")
+BY = ("energy", "frequency", "attribution", "unsorted")
 PROBED = ("energy", "frequency", "unsorted")
 
 
@@ -61,11 +58,12 @@ PROBED = ("energy", "frequency", "unsorted")
 class Plan:
     """What is run; the name of the work folder depends on it."""
 
-    sizes: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    sizes: tuple[int, ...] = ()
+    """Numbers of latents; where none are given, those of the model."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
     tokens: int = 600_000
-    """Rows that SAEs are trained on, once through."""
-    batch_rows: int = 512
+    """Rows that SAEs are trained on; those of texts that give fewer are seen again."""
+    batch_rows: int = 1024
     heldout_rows: int = 32_768
     """Half of them rank the latents, the other half are measured on."""
     ce_tokens: int = 4096
@@ -79,9 +77,19 @@ class Plan:
         """Latents of the SAEs that are pruned."""
         return self.sizes[-1]
 
+    @property
+    def middle(self) -> int:
+        """Latents of the SAE for every k."""
+        return self.sizes[len(self.sizes) // 2]
+
+    @property
+    def between(self) -> tuple[int, ...]:
+        """Sizes half-way between those that the nested SAE is trained for, on a scale of factors."""
+        return tuple(round((a * b) ** 0.5) for a, b in zip(self.sizes, self.sizes[1:]))
+
 
 QUICK = Plan(
-    sizes=(16, 32, 64), seeds=(0, 1), tokens=8192, batch_rows=256, heldout_rows=2048, ce_tokens=256, sample_rows=64,
+    sizes=(64, 128, 256), seeds=(0, 1), tokens=8192, batch_rows=256, heldout_rows=2048, ce_tokens=256, sample_rows=64,
     probe_texts=80, cost_steps=2, probe_tokens=32,
 )  # fmt: skip
 
@@ -94,6 +102,13 @@ class Subject:
     model: str
     layer: int
     k: int
+    sizes: tuple[int, ...]
+    """Numbers of latents, up to the most of which few die in a run of this length."""
+
+    @property
+    def ks(self) -> tuple[int, int, int]:
+        """Levels of sparsity."""
+        return self.k // 2, self.k, 2 * self.k
 
     def texts(self) -> tuple[Any, Any]:
         """Texts to train on, and others to measure on."""
@@ -104,8 +119,8 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("stories260K", str(SHARED / "stories260K"), 2, 8),
-    Subject("builtin", "builtin", 2, 16),
+    Subject("stories260K", str(SHARED / "stories260K"), 2, 8, (128, 256, 512, 1024)),
+    Subject("builtin", "builtin", 2, 16, (256, 512, 1024, 2048)),
 )
 
 
@@ -132,6 +147,7 @@ class Cells:
 
 def run_subject(subject: Subject, plan: Plan, work: Path) -> dict[str, Any]:
     """Every cell of one model, and what they say together."""
+    plan = replace(plan, sizes=plan.sizes or subject.sizes)
     cells, folder = Cells(work / "cells" / subject.name), work / subject.name
     begun = time.monotonic()
     lm = sk.load_model(subject.model)
@@ -143,42 +159,60 @@ def run_subject(subject: Subject, plan: Plan, work: Path) -> dict[str, Any]:
         cells.run(f"train-{seed}", lambda seed=seed: train_cell(subject, plan, rows, folder, seed))
         for seed in plan.seeds
     ]
-    saes = {seed: load_saes(folder / f"seed{seed}") for seed in plan.seeds}
-    settings = ProgressiveSettings(by=BY, tokens=plan.ce_tokens, sample_rows=plan.sample_rows, intervals=False)
-    compared = [
-        cells.run(
-            f"measure-{seed}",
-            lambda seed=seed: progressive(
-                saes[seed], measured, fit=fit, sizes=plan.sizes, model=lm, data=measure_on, settings=settings
-            ).to_json(),
-        )
-        for seed in plan.seeds
-    ]
+    everything = {seed: load_saes(folder / f"seed{seed}") for seed in plan.seeds}
+    saes = {seed: of_k(everything[seed], subject.k) for seed in plan.seeds}
+
+    def measure(k: int, settings: ProgressiveSettings, **language: Any) -> list[dict[str, Any]]:
+        """What pruned, nested and separately trained SAEs of a k are worth, by seed."""
+        return [
+            cells.run(
+                f"measure-k{k}-{seed}",
+                lambda seed=seed: progressive(
+                    of_k(everything[seed], k), measured, fit=fit, sizes=plan.sizes, settings=settings, **language
+                ).to_json(),
+            )
+            for seed in plan.seeds
+        ]
+
+    full = ProgressiveSettings(by=BY, tokens=plan.ce_tokens, sample_rows=plan.sample_rows, intervals=False)
+    short = ProgressiveSettings(by=("energy",), sample_rows=0, latents=False, intervals=False)
+    compared = measure(subject.k, full, model=lm, data=measure_on)
+    levels = {k: measure(k, short) for k in subject.ks if k != subject.k}
     overlap = cells.run("overlap", lambda: overlap_cell(saes, fit, plan))
     probes = (
         [cells.run(f"probe-{seed}", lambda seed=seed: probe_cell(lm, saes[seed], fit, plan)) for seed in plan.seeds]
         if subject.name == "builtin"
         else []
     )
-    many = cells.run("many-k", lambda: many_k_cell(subject, plan, rows, measured, folder))
+    further = [
+        cells.run(f"further-{seed}", lambda seed=seed: further_cell(everything[seed], subject, plan, measured))
+        for seed in plan.seeds
+    ]
     cost = cells.run("cost", lambda: cost_cell(subject, plan, rows))
     return {
         "kind": "study_progressive",
-        "schema": 1,
+        "schema": 2,
         "model": subject.name,
-        "plan": {**asdict(plan), "k": subject.k, "layer": subject.layer, "d_in": lm.d_model, "by": list(BY)},
+        "plan": {
+            **asdict(plan), "between": plan.between, "k": subject.k, "layer": subject.layer, "d_in": lm.d_model,
+            "by": list(BY),
+        },
+        "distinct_rows": rows.n_rows,
         "versions": compared[0]["versions"],
         "n_rows": compared[0]["n_rows"],
         "n_tokens": compared[0]["language_model"]["n_tokens"],
         "ce_clean": compared[0]["curves"][0]["ce_clean"]["value"],
-        "curves": curves_of(compared, overlap, probes),
+        "curves": curves_of(compared, overlap["shared"], probes),
+        "levels": {str(k): curves_of(found, {}, []) for k, found in levels.items()},
+        "dead": {str(k): dead_of([of_k(each, k) for each in everything.values()], plan) for k in subject.ks},
+        "sampled": over_seeds([each["sampled"] for each in further]),
+        "many_k": {"latents": plan.middle, "ks": subject.ks, **over_seeds([each["many_k"] for each in further])},
         "power_laws": laws_of(compared, "rankings"),
         "spectra": laws_of(compared, "spectra"),
-        "many_k": many,
         "cost": cost,
         "train_seconds": [each["seconds"] for each in trained],
         "seconds": round(time.monotonic() - begun, 1),
-    }
+    }  # fmt: skip
 
 
 def capture_rows(lm: Any, subject: Subject, texts: Any, tokens: int, out: Path) -> Any:
@@ -189,10 +223,12 @@ def capture_rows(lm: Any, subject: Subject, texts: Any, tokens: int, out: Path) 
 
 
 def configs_of(subject: Subject, plan: Plan) -> list[Any]:
-    """One vanilla SAE per size, and one nested SAE for all."""
-    vanilla = [TopK(n_latents=size, k=subject.k) for size in plan.sizes]
-    configs = [*vanilla, Matryoshka(n_latents=plan.widest, k=subject.k, sizes=plan.sizes)]
-    return [earlier(config, plan.tokens, plan.batch_rows) for config in configs]
+    """Per k a vanilla SAE of each size and a nested one for all; a nested one of drawn sizes; one for every k."""
+    sizes, widest = plan.sizes, plan.widest
+    vanilla = [TopK(n_latents=size, k=k) for k in subject.ks for size in sizes]
+    nested = [Matryoshka(n_latents=widest, k=k, sizes=sizes) for k in subject.ks]
+    drawn = Matryoshka(n_latents=widest, k=subject.k, sampled=len(sizes) - 1)  # the full size is always one more
+    return [*vanilla, *nested, drawn, HierarchicalTopK(n_latents=plan.middle, k=subject.ks[-1])]
 
 
 def train_cell(subject: Subject, plan: Plan, rows: Any, folder: Path, seed: int) -> dict[str, Any]:
@@ -208,6 +244,21 @@ def train_cell(subject: Subject, plan: Plan, rows: Any, folder: Path, seed: int)
 def load_saes(folder: Path) -> dict[str, sk.SAE]:
     """The SAEs of a training run by the names of their folders."""
     return {path.parent.name: sk.SAE.load(path.parent) for path in sorted(folder.glob("*/sae.json"))}
+
+
+def of_arch(saes: Mapping[str, sk.SAE], arch: str, k: int, *, sampled: bool = False) -> dict[str, sk.SAE]:
+    """The SAEs that were trained in one way."""
+    configs = {name: training_config(sae) for name, sae in saes.items()}
+    return {
+        name: sae
+        for name, sae in saes.items()
+        if (configs[name]["arch"], configs[name]["k"], bool(configs[name].get("sampled"))) == (arch, k, sampled)
+    }
+
+
+def of_k(saes: Mapping[str, sk.SAE], k: int) -> dict[str, sk.SAE]:
+    """The vanilla SAEs of all sizes and the nested one with these sizes, of one k."""
+    return of_arch(saes, "topk", k) | of_arch(saes, "matryoshka", k)
 
 
 def ways_of(saes: dict[str, sk.SAE], fit: Any, plan: Plan, by: tuple[str, ...]) -> Iterator[tuple[str, int, sk.SAE]]:
@@ -269,25 +320,31 @@ def probe_texts(plan: Plan) -> tuple[list[str], np.ndarray, np.ndarray]:
     return [p.text for p in chosen], labels, np.array([in_test[p.module] for p in chosen])
 
 
-def many_k_cell(subject: Subject, plan: Plan, rows: Any, measured: Any, folder: Path) -> dict[str, Any]:
-    """One SAE for many k (HierarchicalTopK) beside SAEs trained for each k."""
-    latents = plan.sizes[len(plan.sizes) // 2]
-    ks = [subject.k // 4, subject.k // 2, subject.k]
-    configs = [HierarchicalTopK(n_latents=latents, k=subject.k), *(TopK(n_latents=latents, k=k) for k in ks)]
-    saes = sk.train(
-        [earlier(config, plan.tokens, plan.batch_rows) for config in configs], rows, seeds=[plan.seeds[0]],
-        tokens=plan.tokens,
-        settings=sk.TrainSettings(batch_rows=plan.batch_rows), out=folder / "many-k",
-        resume=True,
-    )  # fmt: skip
+def further_cell(saes: dict[str, sk.SAE], subject: Subject, plan: Plan, measured: Any) -> dict[str, Any]:
+    """FVU of nested SAEs with fixed and with drawn sizes, also between the fixed ones; and of one SAE for many k."""
     x = torch.cat([batch.x for batch in measured.batches(4096)])
-    hierarchical, *apart = saes
-    found = {
-        "hierarchical": [fvu(x, hierarchical.with_k(k).reconstruct(x)) for k in ks],
-        "trained for each k": [fvu(x, sae.reconstruct(x)) for sae in apart],
-        f"trained for k={subject.k}": [fvu(x, apart[-1].with_k(k).reconstruct(x)) for k in ks],
+    [fixed] = of_arch(saes, "matryoshka", subject.k).values()
+    [drawn] = of_arch(saes, "matryoshka", subject.k, sampled=True).values()
+    sizes = sorted({plan.sizes[0] // 2, *plan.sizes, *plan.between})
+
+    def by_size(sae: sk.SAE) -> dict[str, float]:
+        return {str(size): fvu(x, sae.take(size).reconstruct(x)) for size in sizes}
+
+    def by_k(sae: sk.SAE) -> dict[str, float]:
+        return {str(k): fvu(x, sae.with_k(k).reconstruct(x)) for k in subject.ks}
+
+    most = subject.ks[-1]
+    [hierarchical] = of_arch(saes, "hierarchical-topk", most).values()
+    apart = {k: next(v for v in of_arch(saes, "topk", k).values() if v.n_latents == plan.middle) for k in subject.ks}
+    many = {
+        "hierarchical": by_k(hierarchical),
+        "trained for each k": {str(k): fvu(x, sae.reconstruct(x)) for k, sae in apart.items()},
+        f"trained for k={most}": by_k(apart[most]),
     }
-    return {"latents": latents, "ks": ks, "fvu": found}
+    return {
+        "sampled": {page.NESTED: {"fvu": by_size(fixed)}, page.DRAWN: {"fvu": by_size(drawn)}},
+        "many_k": {"fvu": many},
+    }
 
 
 def cost_cell(subject: Subject, plan: Plan, rows: Any) -> dict[str, Any]:
@@ -326,14 +383,14 @@ def cost_cell(subject: Subject, plan: Plan, rows: Any) -> dict[str, Any]:
 
 
 def curves_of(
-    compared: list[dict[str, Any]], overlap: dict[str, Any], probes: list[dict[str, Any]]
+    compared: Sequence[dict[str, Any]], shared: Mapping[str, Any], probes: Sequence[dict[str, Any]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """``way -> metric -> size -> interval over seeds``."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for index, result in enumerate(compared):
         for point in result["curves"]:
             for metric, value in point.items():
-                if isinstance(value, dict):
+                if isinstance(value, dict) and "value" in value:
                     by_size = found.setdefault(point["name"], {}).setdefault(metric, {})
                     by_size.setdefault(str(point["size"]), [None] * len(compared))[index] = value["value"]
     for probe in probes:
@@ -346,11 +403,28 @@ def curves_of(
         }
         for way, metrics in found.items()
     }
-    for way, by_size in overlap["shared"].items():
+    for way, by_size in shared.items():
         curves[way]["shared"] = {
             size: {"value": value, "low": None, "high": None, "by_seed": []} for size, value in by_size.items()
         }
     return curves
+
+
+def over_seeds(found: Sequence[Any]) -> Any:
+    """Intervals over seeds in place of the numbers, in nested dictionaries of one shape."""
+    if isinstance(found[0], dict):
+        return {key: over_seeds([each[key] for each in found]) for key in found[0]}
+    return page.interval(list(found))
+
+
+def dead_of(saes: Sequence[Mapping[str, sk.SAE]], plan: Plan) -> dict[str, Any]:
+    """How many latents of the widest vanilla SAE and of the nested one fired on none of the last rows, by seed."""
+    found: dict[str, Any] = {}
+    for way, arch in ((page.APART, "topk"), (page.NESTED, "matryoshka")):
+        facts = [sae.provenance for each in saes for n, sae in each.items() if n.startswith(f"{arch}-{plan.widest}-")]
+        found[way] = page.interval([each["metrics"]["dead_fraction"] for each in facts])
+        found["last_rows"] = facts[0]["resolved"]["dead_after_rows"]
+    return found
 
 
 def laws_of(compared: list[dict[str, Any]], what: str) -> dict[str, Any]:
