@@ -41,7 +41,7 @@ differences are not decided. Numbers of the paper are quoted where they are know
 
 **Is the widest SAE trained to the end?** The pruned SAEs are cut from it: where a narrower one reconstructs better,
 what is pruned is not the best that pruning can do. How wide the widest are was chosen so that few of their latents are
-dead: that fired on none of the last {last_rows} rows of the training.
+dead (that fired on none of the last {last_rows} rows of the training), and for time.{added}
 
 {widest}
 
@@ -64,6 +64,8 @@ of what it gains lies above the negative margin, and that is *refuted* where it 
 corrected together, the largest size counts. A power law is claimed only where every seed fits an exponential worse and
 no seed fits a log-normal or exponential better.
 """
+
+ADDED = " The fourth seed was added when\nverdicts of three were known, many of them undecided."
 
 
 def rows_seen(found: Sequence[Mapping[str, Any]]) -> str:
@@ -112,6 +114,7 @@ def write(results: Iterable[Path], readme: Path) -> None:
         "last_rows": f"{next(iter(found[0]['dead'].values()))['last_rows']:,}",
         "seeds": str(len(found[0]["plan"]["seeds"])),
         "widest": widest(found),
+        "added": ADDED if len(found[0]["plan"]["seeds"]) > 3 else "",
     }
     intro = INTRO
     for name, text in said.items():
