@@ -671,8 +671,8 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
         "trained with `encoder_length=1` and the rates of `studies/earlier.py`.\n\nIntervals are 95%, from test rows "
         "(whole groups where there are groups); a drop is against a classifier trained on the tested thing itself, "
         "tested on the same rows. All arms have the same rows, pooling (sum over tokens) and budget. Verdicts "
-        "follow the one rule of saekit ([concepts](../../docs/concepts.md)): from the interval and a margin of 0.01, corrected for the arms of a "
-        f"table and for all claims of the table below (Holm). Took: {took}.\n",
+        "follow the one rule of saekit ([concepts](../../docs/concepts.md)): from the interval and a margin of 0.01, "
+        f"corrected for the arms of a table and for all claims of the table below (Holm). Took: {took}.\n",
         "## What the paper says and what is found here\n\n" + claims(results) + "\n",
     ]
     if "languages" in results:
