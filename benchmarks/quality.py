@@ -143,21 +143,27 @@ def result(out: Path, job: dict[str, Any], l0: float | None = None) -> dict[str,
     return facts
 
 
-def stored_peers(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Return what peers reached in the stored table, by model, architecture and peer."""
-    rows = json.loads(path.read_text())["rows"]
+def stored_peers(path: Path, arguments: argparse.Namespace) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return what peers reached in the stored table, by model, architecture and peer; refuse one of other runs."""
+    stored = json.loads(path.read_text())
+    for name in ("latents", "steps", "batch", "tokens", "seed"):
+        if stored["settings"][name] != getattr(arguments, name):
+            sys.exit(
+                f"--keep-peers: {path.name} has peers of --{name} {stored['settings'][name]}; got "
+                f"{getattr(arguments, name)}. Give the same, or run the peers."
+            )
     return {
         (row["model"], row["arch"], row["peer"]): {
             key: row[f"peer_{key}"] for key in ("fvu", "l0", "coefficient", "seconds")
         }
-        for row in rows
+        for row in stored["rows"]
         if "error" not in row
     }
 
 
 def compare(name: str, spec: dict[str, Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All architectures of all peers on one model: rows of the table."""
-    kept = stored_peers(HERE / "quality.json") if arguments.keep_peers else {}
+    kept = stored_peers(HERE / "quality.json", arguments) if arguments.keep_peers else {}
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
     train, held_out = captured(name, spec, folder, arguments.tokens)

@@ -185,9 +185,10 @@ def attempt(config: Any, run: Any, each: Any, where: tuple[str, Path], result: C
     from saekit.classification.stored_fits import read_fit
 
     path, out = where
-    # The same rows, folds and hook without any SAE: the arm `strongest dense` does not depend on one.
+    # The same rows, folds and hook without any SAE: the arm `strongest dense` does not depend on one, and its fit is
+    # that of run.py where that has left it.
     alone = {**run, "saes": [], "hook": run["saes"][0].partition("-")[0]}
-    plan = plan_of(sk.load_model(path), {}, alone, each, table_of(each), config, out / "beat-dense")
+    plan = plan_of(sk.load_model(path), {}, alone, each, table_of(each), config, out)
     data, seed = plan.data, int(config["seed"])
     (train, test), *_ = data.parts
     hook = plan.origins["dense"].hook

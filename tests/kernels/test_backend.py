@@ -147,7 +147,7 @@ PROCESSOR = llvmlite.binding.get_host_cpu_features()
 
 
 def _format(product: str, *instructions: str) -> str:
-    """Return what a target gives: on a processor without its instructions it is compiled for and not run."""
+    """Return what a target gives: on a processor without its instructions only the format is asked for."""
     return product if all(PROCESSOR.get(name, False) for name in instructions) else f"{product}, not run"
 
 
