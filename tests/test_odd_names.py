@@ -11,10 +11,12 @@ import pytest
 import saekit as sk
 from fixtures.known_saes import random_sae
 from fixtures.tiny_models import folders as folders
+from saekit.assets import builtin_model_path
+from saekit.classification.settings import ClassifierSettings
 from saekit.errors import SaekitError
 from saekit.report.results_folder import write_report
 from saekit.rows.opening import as_source
-from saekit.rows.shards import ShardRows
+from saekit.rows.shards import ShardRows, open_rows
 from saekit.store.address import sae_paths
 from saekit.training.settings import TrainSettings
 
@@ -86,7 +88,29 @@ def as_source_of_16(name):
 
 
 READERS = (sk.load_model, sk.read_texts, sk.read_images)
-OTHERS = (sk.SAE.load, as_source_of_16, write_report)
+OTHERS = (sk.SAE.load, as_source_of_16, write_report, open_rows)
+
+
+def save_sae(place):
+    random_sae(seed=0).save(place)
+
+
+def save_rows(place):
+    sk.capture("builtin", ["the cat sat"], layer=1, out=place)
+
+
+def save_run(place):
+    rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    sk.train(sk.TopK(n_latents=16, k=2), rows, tokens=128, settings=TrainSettings(batch_rows=32), out=place)
+
+
+def save_features(place):
+    data = ([f"text {i}" for i in range(40)], [i % 3 % 2 for i in range(40)])
+    sk.classify(random_sae(d=192), model="builtin", data=data, settings=SMALL, out=place)
+
+
+SMALL = ClassifierSettings(arms=("dense",), layer=1)
+WRITERS = (save_sae, save_rows, save_run, save_features)
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "a\0b", "\udc80", "", "x" * 5000, "a/" * 3000])
@@ -94,3 +118,19 @@ def test_names_that_cannot_be_paths_are_refused(name):
     for read in READERS if len(name) > 1000 else (*READERS, *OTHERS):
         with pytest.raises(SaekitError):
             read(name)
+
+
+def save_model(place):
+    shutil.copytree(builtin_model_path(), place, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("save", [*WRITERS, save_model])
+def test_no_name_is_not_the_folder_of_now(save, tmp_path):
+    """An unset variable of a shell is an empty name: refused, whatever lies here, and nothing is written here."""
+    with contextlib.chdir(tmp_path):
+        save(".")
+        before = sorted(tmp_path.rglob("*"))
+        for use in (*READERS, *OTHERS, *WRITERS):
+            with pytest.raises(SaekitError):
+                use("")
+        assert sorted(tmp_path.rglob("*")) == before

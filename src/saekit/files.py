@@ -52,7 +52,7 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[IO[bytes]], obje
     StorageError
         The system refused (a full disk, say); the temporary file is removed and an older file stays as it was.
     """
-    path = Path(path)
+    path = check_path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
@@ -210,8 +210,11 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     ConfigError
-        It is too long, or holds a character that no path has: a NUL, half of a surrogate pair.
+        It is empty (an unset variable of a shell, which ``Path`` takes for the folder of now), too long, or holds a
+        character that no path has: a NUL, half of a surrogate pair.
     """
+    if not os.fspath(path):
+        raise ConfigError("a path must not be empty; write `.` for the folder that you are in.")
     try:
         os.lstat(path)
     except ValueError:

@@ -211,7 +211,7 @@ def contents(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-ODD = {"long": "x" * 5000, "deep": "/".join(["d" * 200] * 30), "NUL": "a\0b"}
+ODD = {"long": "x" * 5000, "deep": "/".join(["d" * 200] * 30), "NUL": "a\0b", "empty": ""}
 IN_CALLS = [
     ("show", "{}"), ("evaluate", "{}", *ROWS), ("evaluate", "sae", "--rows", "{}"), ("compare", "sae", "{}"),
     (*EVALUATE, "--out", "{}"), (*COMPARE, "--out", "{}"), (*PROGRESSIVE, "--out", "{}"), changed(PRUNE, out="{}"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, DataError, listed
-from ..files import digest_bytes
+from ..files import check_path, digest_bytes
 from ..inputs.images import Images, read_images
 from ..inputs.labelled import Labelled, check_values, read_labelled
 from ..inputs.settings import Split
@@ -201,7 +201,7 @@ def _check_possible(how: ClassifierSettings, split: Split, is_images: bool) -> N
 
 def reader_of(model: ModelLike, data: Labelled, how: ClassifierSettings, out: str | os.PathLike[str] | None) -> Reader:
     """Return the model with its data, and the folder of its features."""
-    shared = Path(how.cache) if how.cache is not None else None if out is None else Path(out) / FEATURES
+    shared = check_path(how.cache) if how.cache is not None else None if out is None else check_path(out) / FEATURES
     return Reader(model, data, how.max_tokens, how.prompt, shared)
 
 
@@ -243,7 +243,7 @@ def make_plan(
     ]
     return Plan(
         reader, across or "data", values, parts, origins, tuple(jobs), split, how, budget, settings,
-        None if out is None else Path(out),
+        None if out is None else check_path(out),
     )  # fmt: skip
 
 

@@ -339,7 +339,7 @@ def save_classifier(classifier: TextClassifier, folder: str | os.PathLike[str]) 
     pathlib.Path
         The folder.
     """
-    folder, data = Path(folder), dump_pipeline(classifier.pipeline)
+    folder, data = check_path(folder), dump_pipeline(classifier.pipeline)
     few = None if classifier.sparse is None else dump_pipeline(classifier.sparse)
     top = {
         name: [{"latent": j, "weight": weight, "label": label} for j, weight, label in rows]

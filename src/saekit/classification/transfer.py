@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, InputError
+from ..files import check_path
 from ..inputs.images import Images
 from ..inputs.labelled import column_of, image_keys, read_labelled
 from ..inputs.records import one_column, records_of
@@ -99,7 +99,7 @@ def transfer(
 def saved(result: Transfer, out: str | os.PathLike[str] | None) -> Transfer:
     """Write a result into the output folder, if there is one, and return it."""
     if out is not None:
-        result.save(Path(out) / RESULT)
+        result.save(check_path(out) / RESULT)
     return result
 
 

@@ -63,10 +63,10 @@ def actions(
     from ..classification.model_answers import CARD, RECORDS, act
     from ..classification.tasks import cloze_task, read_task
 
-    text = text or "text"
+    text = "text" if text is None else text
     if task == "cloze":
         asked = cloze_task(
-            data or "builtin",
+            "builtin" if data is None else data,
             questions=1000 if questions is None else questions,
             choices=choices,
             words=_two(words),

@@ -76,7 +76,7 @@ def capture(
             layer=place,
             hook=hook,
             tokens=tokens,
-            text=text or "text",
+            text="text" if text is None else text,
             out=out,
             settings=settings,
             progress=progress,

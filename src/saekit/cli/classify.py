@@ -215,7 +215,7 @@ def predict(
 def _texts_of(data: str, text: str | None) -> list[str]:
     from ..inputs.texts import read_texts
 
-    return list(read_texts(data, text=text or "text", columns=()).texts)
+    return list(read_texts(data, text="text" if text is None else text, columns=()).texts)
 
 
 def _explained(classifier: Any, texts: Sequence[str], out: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -273,8 +273,9 @@ def _percent(fraction: float | None) -> str:
 def _summary(folders: list[str], out: Path | None, json: bool) -> None:
     """One table from the results in these folders."""
     from ..classification.result import Classification, summarize
+    from ..files import check_path
 
-    files = [file for folder in folders for file in _results(Path(folder))]
+    files = [file for folder in folders for file in _results(check_path(folder))]
     if len(files) < 2:
         raise ConfigError(
             f"--summary needs at least two results; got {len(files)}. Name folders that `saekit classify --out` wrote."

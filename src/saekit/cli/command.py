@@ -232,7 +232,7 @@ class _Builder:
         for each in self.arguments:
             default = inspect.Parameter.empty if each.is_required else None
             hint = each.hint if each.is_required else each.hint | None
-            found.append((each.name, Annotated[hint, each.info], default))
+            found.append((each.name, Annotated[hint, _as_given(each.hint, each.info)], default))
         found += [(name, self._annotation(self.options[name]), None) for name in self.flags]
         if self.settings or self.tables or set(self.options) - set(self.flags):
             found += [("config", ConfigFile, None), ("set_", Set, None)]
@@ -247,12 +247,12 @@ class _Builder:
         if typing.get_origin(option.hint) is list:
             shown = list[str]
         if option.info is not None:
-            return Annotated[shown | None, option.info]
+            return Annotated[shown | None, _as_given(shown, option.info)]
         name = self.named.get(option.name, f"--{option.name.replace('_', '-')}")
         if shown is bool and "/" not in name and option.name in self._true():
             name = f"{name}/--no-{name.removeprefix('--')}"
         metavar = None if shown is bool else METAVARS[shown] if shown is option.hint else _many(option.hint)
-        return Annotated[shown | None, typer.Option(name, metavar=metavar, help=option.help)]
+        return Annotated[shown | None, _as_given(shown, typer.Option(name, metavar=metavar, help=option.help))]
 
     def _true(self) -> set[str]:
         fields = [field for each in self.settings.values() for field in dataclasses.fields(each)]
@@ -304,11 +304,12 @@ class _Builder:
 
     def values(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the function, from what typer read."""
-        passed: dict[str, Any] = {each.name: given.pop(each.name) for each in self.arguments}
+        passed: dict[str, Any] = {each.name: _path(given.pop(each.name), each) for each in self.arguments}
         if self.json:
             passed["json"] = given.pop("json")
         file, sets = given.pop("config", None), given.pop("set_", None)
         options = {name: value for name, value in given.items() if value != []}  # an option that repeats, not given
+        file = None if file is None else converted(file, Path, "--config")
         tree = merge(self._known(), file=file, options=options, sets=sets, aliases=self.aliases)
         found = self._values_of(tree)
         for name, kind in self.settings.items():
@@ -320,6 +321,18 @@ class _Builder:
         if "out" in passed and self.options["out"].info is _unpacked(Out)[1]:
             check_folder(passed["out"])  # now, not after hours
         return passed
+
+
+def _as_given(kind: Any, info: Any) -> Any:
+    """Return how typer shows a value; of a path, it hands on the text, for ``Path("")`` is the folder of now."""
+    if kind is Path:
+        info = copy.copy(info)
+        info.path_type = str
+    return info
+
+
+def _path(value: Any, argument: _Option) -> Any:
+    return converted(value, Path, argument.info.metavar) if argument.hint is Path and value is not None else value
 
 
 def converted(value: Any, hint: Any, where: str) -> Any:
@@ -352,6 +365,8 @@ def converted(value: Any, hint: Any, where: str) -> Any:
 def _as(value: Any, kind: Any, where: str) -> Any:
     """Return a value as another type where TOML or the shell has none: paths, lists of one, tuples."""
     if kind is Path and isinstance(value, str):
+        if not value:
+            raise ConfigError(f"{where} must be a path; got an empty text. Write `.` for the folder that you are in.")
         return Path(value)
     if typing.get_origin(kind) is list and isinstance(value, str):
         return [value]

@@ -86,8 +86,8 @@ def demo(
         str, typer.Option("--model", metavar="M", help="Another language model [builtin].", autocompletion=models)
     ] = "builtin",
     data: Annotated[
-        str, typer.Option("--data", metavar="D", help="Other texts, for training and measuring [builtin].")
-    ] = "",
+        str | None, typer.Option("--data", metavar="D", help="Other texts, for training and measuring [builtin].")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run the demo and print its tables."""
@@ -124,15 +124,15 @@ def print_answers(answers: dict[str, Any]) -> None:
         print_classification(answers["classification"])
 
 
-def run(out: Path, *, model: str, data: str, size: Size, progress: Progress) -> dict[str, Any]:
+def run(out: Path, *, model: str, data: str | None, size: Size, progress: Progress) -> dict[str, Any]:
     """Capture, train, and answer the questions; return the results by name, each also in ``out/<name>.json``."""
     from ..models.loading import load_language_model
 
-    train_data, test_data = (data, data) if data else ("builtin@train", "builtin@heldout")
+    train_data, test_data = (data, data) if data is not None else ("builtin@train", "builtin@heldout")
     lm = load_language_model(model)
     saes = train_saes(lm, train_data, out, size, progress)
     answers = measure(lm, test_data, saes, size, progress)
-    if not data:
+    if data is None:
         answers["classification"] = classify_paragraphs(lm, saes[0], out, size, _within("classify", progress))
     answers["explanation"] = explain_latents(lm, test_data, saes[0], size, _within("explain", progress))
     for name, result in answers.items():

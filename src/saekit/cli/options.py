@@ -66,7 +66,8 @@ Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to ca
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="TOML file with these settings; options override it.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", path_type=str, help="TOML file with these settings; options override it."),
 ]
 Set = Annotated[
     list[str] | None,

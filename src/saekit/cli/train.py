@@ -372,12 +372,12 @@ def _source(
             tell("no token is left out as an outlier: other tokens would go in every place")
         return stream_joined(
             named_paths(model) if model.startswith(JOINED) else model, str(texts.data), layer=layer, hook=texts.hook,
-            text=texts.text or "text", tokens=tokens, settings=settings,
+            text="text" if texts.text is None else texts.text, tokens=tokens, settings=settings,
         )  # fmt: skip
     settings = settings if texts.hook_out is None else dataclasses.replace(settings, target=texts.hook_out)
     found: Source | Mapping[str, Source] = stream(
-        model, str(texts.data), layer=layer, hook=texts.hook, text=texts.text or "text", tokens=tokens,
-        settings=settings,
+        model, str(texts.data), layer=layer, hook=texts.hook,
+        text="text" if texts.text is None else texts.text, tokens=tokens, settings=settings,
     )  # fmt: skip
     return found
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import read_json
+from ..files import check_path, read_json
 from ..measure.results import Measured
 from ..sae.model import SAE
 from ..sae.naming import name_of, name_of_config
@@ -41,7 +41,7 @@ def groups_of(sae: SAE, results: Sequence[str | os.PathLike[str]]) -> By:
     """
     found: By = _of_file(sae)
     for path in results:
-        read = list(_read(Path(path)))
+        read = list(_read(check_path(path)))
         mine = dict(each for plain in read for each in _of_result(sae, plain).items())
         if not mine and not any(_is_of_another(sae, plain) for plain in read):
             raise ConfigError(
@@ -131,7 +131,7 @@ def other_explanations(
     ConfigError
         An explanation is of another model, other texts, another hook, or was made with other settings.
     """
-    others = [plain for path in results for plain in _read(Path(path)) if _is_of_another(sae, plain)]
+    others = [plain for path in results for plain in _read(check_path(path)) if _is_of_another(sae, plain)]
     for plain in others:
         other = place_of_explanation(plain)
         wrong = next((name for name, value in place.items() if value != other[name]), None)

@@ -12,13 +12,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import locked_folder
+from ..files import check_path, locked_folder
 from ..inputs.records import repeatable
 from ..inputs.texts import read_texts
 from ..measure.fidelity import characters_for, contexts_for
@@ -335,7 +334,7 @@ class LabelTests:
 
 
 def _answers(out: str | os.PathLike[str] | None) -> Answers:
-    return Answers(None if out is None else Path(out) / ANSWERS)
+    return Answers(None if out is None else check_path(out) / ANSWERS)
 
 
 def _scores(answers: Sequence[Answer]) -> np.ndarray:

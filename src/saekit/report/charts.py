@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from ..files import write_bytes
+from ..files import check_path, write_bytes
 from .marks import LONGEST, MUTED, Axis, Box, Chart, Hover, Line, Mark, Points, Rule, Span, Wedge, cut
 from .numbers import Quantity, has_interval, number, told
 
@@ -31,7 +31,7 @@ def write_charts(drawn: Charts, folder: str | os.PathLike[str], prefix: str) -> 
     for name, (chart, _) in drawn.items():
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in f"{prefix}-{name}")
         for ending, data in ((".svg", chart.svg().encode()), (".png", chart.png())):
-            written.append(Path(folder) / f"{stem}{ending}")
+            written.append(check_path(folder) / f"{stem}{ending}")
             write_bytes(written[-1], data)
     return written
 

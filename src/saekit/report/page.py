@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, SaekitError, listed
-from ..files import write_bytes
+from ..files import check_path, write_bytes
 from ..places import Warned
 from ..terminal import escaped, plain
 from . import browser
@@ -168,7 +168,7 @@ def write(
         A result is of an unknown kind, or there is none.
     """
     text, files = _built(results, title=title, date=date, is_whole=False, unread=unread)
-    path = Path(folder) / PAGE
+    path = check_path(folder) / PAGE
     for name, content in files.items():
         write_bytes(path.parent / name, content.encode())
     write_bytes(path, text.encode())

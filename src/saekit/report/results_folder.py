@@ -215,7 +215,7 @@ def training_log(path: str | os.PathLike[str]) -> dict[str, Any]:
     FormatError
         A line is not a JSON object. A cut-off last line (a run that was killed) is left out.
     """
-    path = Path(path)
+    path = check_path(path)
     learners: dict[str, dict[str, list[Any]]] = {}
     lines = read_bytes(path).splitlines()
     for count, line in enumerate(lines, start=1):

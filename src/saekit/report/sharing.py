@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FormatError
-from ..files import dump_json, read_json, seal
+from ..files import check_path, dump_json, read_json, seal
 from ..measure.results import Result
 from ..places import without_local_paths
 from ..store import native
@@ -84,7 +84,7 @@ def push(folder: str | os.PathLike[str], address: str, *, private: bool = False,
 def pack(folder: str | os.PathLike[str], address: str) -> Parcel:
     """Return what `push` would upload; see there. Nothing is written, and no network is used."""
     repository, branch = target(address)
-    root = Path(folder)
+    root = check_path(folder)
     files: dict[str, bytes | Path] = {}
     saes: dict[str, dict[str, Any]] = {}
     for place in _saes_in(root):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FormatError, InputError, ShapeError, listed, nearest
-from ..files import check_file, digest_bytes
+from ..files import check_file, check_path, digest_bytes
 from ..sae.finite import check_finite
 from .shuffle import CHUNK_ROWS, ShufflePlan, planned_block, read_batches
 from .source import _SCAN_ROWS, Batch, Block, Columns, check_reading, rows_in_words
@@ -163,7 +163,7 @@ class ArrayRows:
         DataError
             There is no such file, or it has another ending.
         """
-        path = Path(path)
+        path = check_path(path)
         if not path.is_file():
             raise InputError(f"`{path}` must be a file of rows; there is no such file. Check the path.")
         info = {"kind": "array", "path": path.name, "rows_path": str(path.resolve())}

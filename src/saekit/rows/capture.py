@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, listed
-from ..files import locked_folder
+from ..files import check_path, locked_folder
 from ..inputs.images import are_images, read_images
 from ..inputs.records import repeatable
 from ..interruption import Interruption, noted_interrupts
@@ -180,7 +180,7 @@ def capture(
     """
     with together("capture") as ranks:
         recording = _recording(model, data, (layer, hook), tokens, text, out, settings)
-        sources = recording.run(None if out is None else Path(out), progress or silent, ranks)
+        sources = recording.run(None if out is None else check_path(out), progress or silent, ranks)
     return sources if recording.several else sources[recording.hooks[0].name]
 
 

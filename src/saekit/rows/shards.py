@@ -117,7 +117,7 @@ class ShardWriter:
             raise ConfigError(f"shards hold {listed(DTYPES)}; got {dtype!r}. Choose one of them as `dtype`.")
         rows = _rows_of_a_shard(shard_rows, d_in, number_type)
         fingerprint = {**json.loads(json.dumps(dict(fingerprint), allow_nan=False)), "shard_rows": rows}
-        writer = ShardWriter(Path(folder), d_in, number_type, fingerprint, rows)
+        writer = ShardWriter(check_path(folder), d_in, number_type, fingerprint, rows)
         writer._claim()
         return writer
 
@@ -392,7 +392,7 @@ class ShardRows:
     def __init__(self, folder: str | os.PathLike[str], *, verify: Literal["digest", "size"] = "digest") -> None:
         if verify not in ("digest", "size"):
             raise ConfigError(f"`verify` must be `digest` or `size`; got {verify!r}.")
-        folder = Path(folder)
+        folder = check_path(folder)
         manifest = read_manifest(folder)
         if not manifest["complete"]:
             raise FormatError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..files import read_json
+from ..files import check_path, read_json
 from ..measure.decoder_projection import projections
 from ..measure.reconstruction import SAMPLE_ROWS
 from ..progress import shows_progress
@@ -124,7 +124,7 @@ def choose_k(
         "precision": train_settings.precision,
     }
     known = {name: value for name, value in config_to_dict(config).items() if name != "k"}
-    file = None if out is None else Path(out) / FILE
+    file = None if out is None else check_path(out) / FILE
     if resume and file is not None and file.is_file():
         return _read_back(file, facts, known, source)
     saes = train(
@@ -132,7 +132,7 @@ def choose_k(
         source,
         seeds=list(range(settings.seeds)),
         tokens=used,
-        out=None if out is None else Path(out) / FOLDER,
+        out=None if out is None else check_path(out) / FOLDER,
         resume=resume,
         settings=replace(train_settings, snapshots=0),
         progress=progress,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, FormatError
-from ..files import read_json
+from ..files import check_path, read_json
 from . import tensorfile
 from .hollow import Hollow, hollowed, is_matrix
 
@@ -171,7 +171,7 @@ def list_local(address: str) -> Listing:
     ConfigError
         Nothing is there, or far more files than an SAE has.
     """
-    path = Path(address)
+    path = check_path(address)
     if not path.exists():
         raise ConfigError(
             f"an SAE must be a folder, a file of weights, or `hf:owner/name/folder`; `{address}` does not exist. "

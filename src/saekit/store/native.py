@@ -81,7 +81,7 @@ def save(sae: SAE, folder: str | os.PathLike[str]) -> Path:
     BusyError
         Others have been writing to the folder for a minute.
     """
-    folder = Path(folder)
+    folder = check_path(folder)
     tensors = {name: t.detach().cpu().contiguous() for name, t in sae.tensors().items()}
     tensors |= {f"{SCORES}{name}": score for name, score in sorted(sae.scores.items())}
     description = describe_value(sae, tensors)

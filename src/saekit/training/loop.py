@@ -12,7 +12,7 @@ from typing import overload
 import torch
 
 from ..errors import ConfigError
-from ..files import locked_folder
+from ..files import check_path, locked_folder
 from ..interruption import noted_interrupts
 from ..memory import check_memory
 from ..places import warn
@@ -196,7 +196,7 @@ def train(
         done: dict[str, list[SAE]] = {}
         for name, request in requests.items():
             warn(request.warnings)
-            folder = None if out is None else Path(out) / name
+            folder = None if out is None else check_path(out) / name
             claimed = agreed(mesh, lambda: _claimed(folder, request, resume, stack))  # noqa: B023
             if claimed is None:
                 assert folder is not None
