@@ -12,8 +12,9 @@ from saekit.errors import ConfigError
 from saekit.files import read_sealed, write_sealed
 from saekit.rows.arrays import ArrayRows
 from saekit.rows.synthetic import SyntheticRows
-from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, TopK
-from saekit.training.defaults import default_batch_rows, resolve
+from saekit.training.architectures import ARCHITECTURES
+from saekit.training.config import BatchTopK, Gated, HierarchicalTopK, JumpReLU, Matryoshka, ReLU, TopK
+from saekit.training.defaults import LEARNING_RATES, default_batch_rows, resolve
 from saekit.training.loop import train, untrained
 from saekit.training.settings import TrainSettings
 
@@ -25,7 +26,8 @@ def lr(config, steps, batch=550):
 def test_the_learning_rate_falls_with_the_width_and_with_steps_beyond_a_thousand():
     assert lr(TopK(1024, k=16), 100) == lr(TopK(1024, k=16), 1000) == 8e-3
     assert lr(TopK(4096, k=16), 1000) == pytest.approx(8e-3 / 4**0.75)
-    assert lr(JumpReLU(4096, target_l0=16), 1000) == pytest.approx(4e-3)
+    assert lr(JumpReLU(4096, target_l0=16), 1000, 1024) == pytest.approx(4e-3)
+    assert lr(Matryoshka(4096, k=16), 1000, 1024) == pytest.approx(4e-3)
     assert lr(TopK(256, k=16), 1000) == lr(TopK(32, k=16), 1000) == 16e-3
     assert lr(TopK(1024, k=16), 16_000) == pytest.approx(4e-3)
     # Meets the rule of long runs on large SAEs, 2e-4 at 2**14 latents (2406.04093).
@@ -47,35 +49,53 @@ def test_the_learning_rate_goes_with_the_batch_where_the_largest_are_kept(batch,
     )
 
 
-@pytest.mark.parametrize("config", [JumpReLU(1024, target_l0=4), Gated(1024, target_l0=32)])
-def test_the_learning_rate_falls_with_the_root_of_small_batches(config):
-    assert lr(config, 1000, 4096) == lr(config, 1000, 512) == lr(config, 10) == 8e-3
-    assert lr(config, 1000, 256) == pytest.approx(8e-3 / 2**0.5)
-    assert lr(config, 1000, 32) == pytest.approx(2e-3)
-    assert lr(config, 16_000, 32) == pytest.approx(1e-3)
+@pytest.mark.parametrize(
+    ("config", "rows", "most"),
+    [
+        (JumpReLU(1024, target_l0=4), 1024, 8e-3),
+        (Gated(1024, target_l0=32), 512, 8e-3),
+        (ReLU(1024, target_l0=32), 512, 8e-3 * 2**0.5),
+    ],
+)
+def test_the_learning_rate_falls_with_the_root_of_small_batches(config, rows, most):
+    assert lr(config, 1000, 4096) == lr(config, 1000, rows) == lr(config, 10, rows) == most
+    assert lr(config, 1000, rows // 2) == pytest.approx(most / 2**0.5)
+    assert lr(config, 1000, rows // 16) == pytest.approx(most / 4)
+    assert lr(config, 16_000, rows // 16) == pytest.approx(most / 8)
     # Short runs lose no latents at the rate of larger batches, and end lower.
-    assert lr(config, 500, 32) == pytest.approx(4e-3)
-    assert lr(config, 10, 32) == pytest.approx(8e-3, rel=0.02)
+    assert lr(config, 500, rows // 16) == pytest.approx(most / 2)
+    assert lr(config, 10, rows // 16) == pytest.approx(most, rel=0.02)
 
 
-@pytest.mark.parametrize("config", [BatchTopK(1024, k=16), Matryoshka(1024, k=16), TopK(1024, k=16, sign="magnitude")])
-def test_only_rows_that_select_by_themselves_take_a_higher_rate_in_large_batches(config):
-    assert lr(config, 1000, 4096) == 8e-3
-    assert lr(TopK(1024, k=16), 1000, 4096) == lr(HierarchicalTopK(1024, k=16), 1000, 4096) == 16e-3
+def test_the_more_latents_compete_the_less_the_rate_rises_in_large_batches():
+    alone = lr(TopK(1024, k=16), 1000, 4096)
+    over_a_batch = lr(BatchTopK(1024, k=16), 1000, 4096)
+    nested = lr(Matryoshka(1024, k=16), 1000, 4096)
+    assert alone == lr(HierarchicalTopK(1024, k=16), 1000, 4096) == 16e-3
+    assert 16e-3 > over_a_batch > nested == 8e-3 > lr(TopK(1024, k=16, sign="magnitude"), 1000, 4096)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 64), st.integers(1, 10_000), st.integers(1, 5000), st.integers(64, 2**16))
-def test_the_learning_rate_rises_with_the_fourth_root_of_k_up_to_twice_sixteen(k, batch, steps, n):
-    factor = (min(k, 32) / 16) ** 0.25
+def test_the_learning_rate_goes_with_a_power_of_k_up_to_twice_sixteen(k, batch, steps, n):
     for make in (TopK, BatchTopK, HierarchicalTopK, Matryoshka):
+        rule = LEARNING_RATES[make.arch]
+        factor = (min(k, 32) / 16) ** (rule.few if k < 16 else rule.many)
         at_16, at_k = lr(make(n, k=16), steps, batch), lr(make(n, k=k), steps, batch)
-        if n >= 1024:
+        if at_k < 16e-3 * min(1, 1000 / steps) ** 0.25 and n >= 1024:
             assert at_k == pytest.approx(at_16 * factor)
         # The largest rate is the same for few latents per row: narrow SAEs need not wait for it.
         assert min(1, factor) * at_16 <= at_k * (1 + 1e-9)
         assert at_k <= max(1, factor) * at_16 * (1 + 1e-9)
+        assert at_k <= 16e-3 * (max(1, factor) if k > 16 else 1) * (1 + 1e-9)
     assert lr(TopK(24, k=3), 300) == lr(TopK(24, k=16), 300) == 16e-3
+
+
+def test_every_architecture_has_a_learning_rate():
+    """The fewer latents per row, the higher is the rate of nested sizes; the more, the lower that of JumpReLU."""
+    assert LEARNING_RATES.keys() == {*ARCHITECTURES, "abstopk"}
+    assert lr(Matryoshka(1024, k=4), 1000, 1024) == 2 * lr(Matryoshka(1024, k=16), 1000, 1024)
+    assert lr(JumpReLU(1024, target_l0=32), 1000) == pytest.approx(lr(JumpReLU(1024, target_l0=4), 1000) / 2**0.5)
 
 
 def test_what_follows_the_width_of_the_rows_and_the_length_of_the_run():

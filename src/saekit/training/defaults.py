@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .config import Config, HierarchicalTopK, Selecting, TopK
+from .config import Config, Matryoshka, Selecting, has_signs
 
 BATCH_ROWS = (256, 4096)
 """Smallest and largest default batch. Unit: rows."""
 WANTED_STEPS = 1000
 """Steps that the default batch aims at, and from which the default learning rate falls."""
-LR, LR_LATENTS, LARGEST_LR = 8e-3, 1024, 16e-3
-"""Default learning rate at a number of latents in runs of up to `WANTED_STEPS` steps; and the largest, up to `LR_K`."""
-LR_BATCH_ROWS = 512
-"""Rows per step below which the default learning rate of penalized architectures falls, with the root of them."""
-SELECTING_ROWS, LARGEST_FACTOR = 550, 2
-"""Rows per step that the default learning rate of the others goes with, in proportion; and how far beyond."""
+LR, LR_LATENTS, LR_K, LARGEST_LR = 8e-3, 1024, 16, 16e-3
+"""Default learning rate at a number of latents and latents per row, in runs of up to `WANTED_STEPS` steps; and the
+largest, up to `LR_K`."""
 SMALL_ROWS = 256
-"""Rows per step below which it goes with the root of them."""
-LR_K, LARGEST_K = 16, 32
-"""Latents per row at which it is the one of the rule, and beyond which it rises no further."""
+"""Rows per step below which the default learning rate of the architectures that select goes with the root of them."""
+LARGEST_K = 32
+"""Latents per row beyond which the default learning rate goes with them no further."""
 WARMUP_STEPS, WARMUP_FRACTION, SELECTING_WARMUP_FRACTION = 1000, 0.05, 0.1
 """Default warm-up: Adam's second moments look back about 1,000 steps; short runs cannot spend that many. Where the
 largest pre-activations are kept fewer latents die of a slower start, and the rate can be higher."""
@@ -63,43 +60,78 @@ def default_batch_rows(rows: int) -> int:
     return min(max(2 ** round(math.log2(max(rows, 1) / WANTED_STEPS)), smallest), largest)
 
 
+@dataclass(frozen=True)
+class LearningRate:
+    """How the default learning rate of an architecture differs from the others'; see `default_lr`."""
+
+    scale: float
+    """Factor of the rate."""
+    rows: int
+    """Rows per step at which `LR` holds."""
+    limit: float = 1.0
+    """How far the rate rises with more rows per step than that."""
+    few: float = 0.0
+    """Power of ``k / 16`` that the rate goes with, with fewer latents per row than 16."""
+    many: float = 0.0
+    """And with more."""
+
+
+LEARNING_RATES = {
+    "topk": LearningRate(1.0, 550, limit=2.0, few=0.125, many=0.25),
+    "hierarchical-topk": LearningRate(1.0, 550, limit=2.0, few=0.125, many=0.25),
+    "abstopk": LearningRate(0.7, 550, limit=0.6, few=0.125, many=0.25),
+    "batchtopk": LearningRate(1.0, 550, limit=2**0.5, many=0.25),
+    "matryoshka": LearningRate(1.0, 700, few=-0.5, many=0.25),
+    "jumprelu": LearningRate(1.0, 1024, many=-0.5),
+    "relu": LearningRate(2**0.5, 512),
+    "gated": LearningRate(1.0, 512),
+    "p-anneal": LearningRate(1.0, 512),
+}
+"""Architecture -> its learning rate. With more, latents die: of AbsTopK, of BatchTopK and JumpReLU, whose latents
+compete over a batch, and of Matryoshka, whose latents are in several sizes; but a Matryoshka SAE of few latents per row
+trains its largest size too rarely, and with less its latents die. Found by ``benchmarks/rates.py``."""
+
+
 def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
 
-    ``min(max(1, s) * 16e-3, 8e-3 * s * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
+    ``min(max(1, s) * 16e-3, 8e-3 * scale * s * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
 
-    ``w = sqrt(1024 / n_latents)``, ``f = min(1, sqrt(batch_rows / 512))`` and ``s = 1``. Where the `k` largest
-    pre-activations are kept, latents die of the noise of small batches, the more the fewer rows of a step are their
-    own: there ``f = min(limit, batch_rows / 550)``, below 256 rows ``sqrt(256 * batch_rows) / 550``; ``w = (1024 /
-    n_latents)**(3/4)`` of more than 1,024 latents; and ``s = (min(k, 32) / 16)**(1/4)``. Runs shorter than a thousand
-    steps take more, and end lower by it.
-    The limit is 2 where each row selects by itself (TopK, HierarchicalTopK) and 1 elsewhere: more latents of AbsTopK,
-    of BatchTopK, which compete over a batch, and of Matryoshka, which are in several sizes, die.
+    ``w = sqrt(1024 / n_latents)``, ``f = min(limit, sqrt(batch_rows / rows))``, and ``s = (min(k, 32) / 16)**power``
+    with `k` or the L0 that is aimed at; `scale`, `rows`, `limit` and the power, which is 0 for ReLU, Gated and
+    P-anneal, are those of the architecture, in `LEARNING_RATES`. Of fewer than 16 latents per row ``max(1, s)`` is 1.
+    Where the `k` largest pre-activations are kept, latents die of the noise of small batches, the more the fewer rows
+    of a step are their own: there ``f = min(limit, batch_rows / rows)``, below 256 rows ``sqrt(256 * batch_rows) /
+    rows``; and, but for Matryoshka, ``w = (1024 / n_latents)**(3/4)`` of more than 1,024 latents. Runs shorter than a
+    thousand steps take more, and end lower by it.
 
     What limits a rate is dead latents, and how soon they are revived (`dead_after_rows`). The rule was found by sweeps
-    over three models and a known dictionary, k of 6 to 32, 128 to 4,096 latents, batches of 128 to 4,096 and up to
+    over three models and a known dictionary, k of 4 to 32, 128 to 4,096 latents, batches of 128 to 4,096 and up to
     7,400 steps, ``benchmarks/rates.py``; what it misses stands in its table in ``benchmarks/README.md``. Beyond these
     it is an extrapolation: compare with half of it.
 
-    >>> from saekit import BatchTopK, JumpReLU, TopK
+    >>> from saekit import BatchTopK, JumpReLU, Matryoshka, TopK
     >>> [round(default_lr(TopK(n, k=16), steps, 550), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
     [0.008, 0.00283, 0.004]
     >>> [round(default_lr(TopK(1024, k=16), 1000, batch), 5) for batch in (256, 512, 1024, 4096)]
     [0.00372, 0.00745, 0.01489, 0.016]
-    >>> [round(default_lr(config, 1000, 256), 5) for config in (BatchTopK(1024, k=16), JumpReLU(1024, target_l0=16))]
-    [0.00372, 0.00566]
+    >>> [round(default_lr(config, 1000, 1024), 5) for config in (BatchTopK(1024, k=16), JumpReLU(1024, target_l0=16))]
+    [0.01131, 0.008]
+    >>> [round(default_lr(Matryoshka(1024, k=k), 1000, 1024), 5) for k in (16, 8, 4)]
+    [0.008, 0.01131, 0.016]
     """
+    rule = LEARNING_RATES["abstopk" if has_signs(config) else config.arch]
     width = (LR_LATENTS / config.n_latents) ** 0.5
     if isinstance(config, Selecting):
-        width = min(width, width**1.5)
-        alone = isinstance(config, HierarchicalTopK) or (isinstance(config, TopK) and config.sign == "positive")
-        rows = max(batch_rows, (SMALL_ROWS * batch_rows) ** 0.5)
-        factor = min(LARGEST_FACTOR if alone else 1, rows / SELECTING_ROWS)
-        sparsity = (min(config.k, LARGEST_K) / LR_K) ** 0.25
+        width = width if isinstance(config, Matryoshka) else min(width, width**1.5)
+        factor = min(rule.limit, max(batch_rows, (SMALL_ROWS * batch_rows) ** 0.5) / rule.rows)
     else:
-        factor, sparsity = min(1, batch_rows / LR_BATCH_ROWS) ** 0.5, 1.0
-    most = LR * sparsity * width * factor ** min(1, total_steps / WANTED_STEPS)
-    return min(most, LARGEST_LR * max(1.0, sparsity)) * min(1, WANTED_STEPS / total_steps) ** 0.25
+        factor = min(rule.limit, (batch_rows / rule.rows) ** 0.5)
+    k = getattr(config, "k", None) or getattr(config, "target_l0", None) or LR_K
+    sparsity = (min(k, LARGEST_K) / LR_K) ** (rule.few if k < LR_K else rule.many)
+    most = LR * rule.scale * sparsity * width * factor ** min(1, total_steps / WANTED_STEPS)
+    largest = LARGEST_LR * (max(1.0, sparsity) if k > LR_K else 1.0)
+    return min(most, largest) * min(1, WANTED_STEPS / total_steps) ** 0.25
 
 
 def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precision: str = "fp32") -> ResolvedConfig:
