@@ -138,8 +138,8 @@ def train(
             "--lr",
             metavar="X",
             help="Peak learning rate of Adam [by `saekit.training.defaults.default_lr`: about 8e-3 with 1024 latents, "
-            "512 rows per step and 1000 steps; less with more latents or steps, smaller batches and k, more with fewer "
-            "or larger].",
+            "16 of them per row, 512 rows per step and 1000 steps; less with more latents, more steps or smaller "
+            "batches, and more with fewer latents].",
         ),
     ] = None,
     tokens: Annotated[

@@ -34,8 +34,9 @@ class Config:
     """Number of latents."""
     _: KW_ONLY
     lr: float | None = None
-    """Peak learning rate of Adam [by `saekit.training.defaults.default_lr`: about 8e-3 with 1024 latents, 512 rows per
-    step and 1000 steps; less with more latents or steps, smaller batches and k, more with fewer or larger]."""
+    """Peak learning rate of Adam [by `saekit.training.defaults.default_lr`: about 8e-3 with 1024 latents, 16 of them
+    per row, 512 rows per step and 1000 steps; less with more latents, more steps or smaller batches, and more with
+    fewer latents]."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's first and second moments per step, each in [0, 1) [0.9, 0.999]."""
     warmup_steps: int | None = None

@@ -77,9 +77,9 @@ class LearningRate:
 
 
 LEARNING_RATES = {
-    "topk": LearningRate(1.0, 550, limit=2.0, few=0.125, many=0.25),
-    "hierarchical-topk": LearningRate(1.0, 550, limit=2.0, few=0.125, many=0.25),
-    "abstopk": LearningRate(0.7, 550, limit=0.6, few=0.125, many=0.25),
+    "topk": LearningRate(1.0, 550, limit=2.0, few=0.25, many=0.25),
+    "hierarchical-topk": LearningRate(1.0, 550, limit=2.0, few=0.25, many=0.25),
+    "abstopk": LearningRate(0.7, 550, limit=0.6, few=0.25, many=0.25),
     "batchtopk": LearningRate(1.0, 550, limit=2**0.5, many=0.25),
     "matryoshka": LearningRate(1.0, 700, few=-0.5, many=0.25),
     "jumprelu": LearningRate(1.0, 1024, many=-0.5),
