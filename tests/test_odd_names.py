@@ -13,8 +13,10 @@ from fixtures.known_saes import random_sae
 from fixtures.tiny_models import folders as folders
 from saekit.assets import builtin_model_path
 from saekit.classification.settings import ClassifierSettings
-from saekit.errors import SaekitError
-from saekit.report.results_folder import write_report
+from saekit.errors import SaekitError, StorageError
+from saekit.evaluation.result import Evaluation
+from saekit.files import write_json
+from saekit.report.results_folder import load_result, saved_classifier, write_report
 from saekit.rows.opening import as_source
 from saekit.rows.shards import ShardRows, open_rows
 from saekit.store.address import sae_paths
@@ -89,6 +91,7 @@ def as_source_of_16(name):
 
 READERS = (sk.load_model, sk.read_texts, sk.read_images)
 OTHERS = (sk.SAE.load, as_source_of_16, write_report, open_rows)
+LOADERS = (load_result, saved_classifier, Evaluation.load)  # which raise FileNotFoundError where nothing is there
 
 
 def save_sae(place):
@@ -130,7 +133,18 @@ def test_no_name_is_not_the_folder_of_now(save, tmp_path):
     with contextlib.chdir(tmp_path):
         save(".")
         before = sorted(tmp_path.rglob("*"))
-        for use in (*READERS, *OTHERS, *WRITERS):
+        for use in (*READERS, *OTHERS, *LOADERS, *WRITERS):
             with pytest.raises(SaekitError):
                 use("")
         assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [".", "..", "folder", "folder/"])
+def test_a_file_does_not_take_the_place_of_a_folder(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with (
+        contextlib.chdir(tmp_path / "folder" if name == ".." else tmp_path),
+        pytest.raises(StorageError, match="folder"),
+    ):
+        write_json(name, {})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder"]

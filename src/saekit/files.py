@@ -54,6 +54,8 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[IO[bytes]], obje
     """
     path = check_path(path)
     with storage_errors(path):
+        if path.is_dir():  # of "." there is no name beside which a temporary file could lie
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         temporary, stream = _temporary(path)
@@ -214,7 +216,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
         character that no path has: a NUL, half of a surrogate pair.
     """
     if not os.fspath(path):
-        raise ConfigError("a path must not be empty; write `.` for the folder that you are in.")
+        raise ConfigError("a path must not be empty; `.` is the folder that you are in.")
     try:
         os.lstat(path)
     except ValueError:
@@ -279,9 +281,12 @@ def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     ------
     FormatError
         It is a folder, a pipe, a device or a socket.
+    ConfigError
+        As `check_path`.
     OSError
         As ``open``.
     """
+    path = check_path(path)
     stream = None
     with suppress(IsADirectoryError):
         stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115

@@ -222,7 +222,10 @@ IN_CALLS = [
     changed(ACTIONS, task="{}"), ("predict", "{}", "x"), ("report", "{}"), ("convert", "{}", "o"),
     ("convert", "sae", "{}"),
     ("verify", "{}", *TEXTS), ("classify", "--summary", "{}"), ("demo", "--out", "{}"),
-    ("demo", "--out", "o", "--data", "{}"),
+    ("demo", "--out", "o", "--data", "{}"), changed(CAPTURE, set="chat_template={}"), changed(TRANSFER, to_model="{}"),
+    ("transfer", *TEXTS, "--sae", "sae", "--to", "sae1", "--to-model", "{}", "--out", "o"),
+    ("explain", "sae", *TEXTS, "--null", "{}", "--out", "o"), (*EVALUATE, "--data", "{}"), (*COMPARE, "--data", "{}"),
+    (*PROGRESSIVE, "--data", "{}"), changed(PRUNE, data="{}"),
 ]  # fmt: skip
 
 
@@ -233,6 +236,8 @@ def test_a_path_that_no_system_can_have_is_refused(call, odd, place, monkeypatch
         patch.chdir(place)
         status = app.run([each.replace("{}", ODD[odd]) for each in call])
     out, err = capsys.readouterr()
+    is_there = (place / "o").exists()
     shutil.rmtree(place / "o", ignore_errors=True)
     assert (status, out) == (2, ""), err
     assert "Unexpected" not in err
+    assert not is_there

@@ -19,6 +19,7 @@ from ..matching.matching import Matching as Matched
 from ..matching.matching import match_latents
 from ..matching.shared import have_signs
 from ..models.language import LanguageModel
+from ..models.pretrained import find_model
 from ..places import Warned
 from ..progress import shows_progress
 from ..provenance import place_of
@@ -135,6 +136,8 @@ def _checked(saes: Any, model: Any, data: Any, matching: Matching) -> tuple[Name
         )
     if matching.by == "decoder":
         _check_decoders(named)
+    for name in [each for each in models if isinstance(each, str | os.PathLike)]:
+        find_model(name)  # of the second SAE too, before the first model reads everything
     if isinstance(data, Images):
         raise ConfigError("features are transferred between SAEs on texts; got images. Use `transfer` for them.")
     return named, models

@@ -366,7 +366,7 @@ def _as(value: Any, kind: Any, where: str) -> Any:
     """Return a value as another type where TOML or the shell has none: paths, lists of one, tuples."""
     if kind is Path and isinstance(value, str):
         if not value:
-            raise ConfigError(f"{where} must be a path; got an empty text. Write `.` for the folder that you are in.")
+            raise ConfigError(f"{where} must be a path; got an empty text. `.` is the folder that you are in.")
         return Path(value)
     if typing.get_origin(kind) is list and isinstance(value, str):
         return [value]

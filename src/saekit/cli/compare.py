@@ -76,7 +76,7 @@ def compare(
     from ..comparison.along import snapshots_of
     from ..comparison.run import compare as run
     from ..places import Warned
-    from ..rows.origin import find_rows
+    from ..rows.origin import find_rows, refuse_unread
     from ..sae.model import SAE
     from ..store.address import sae_paths
 
@@ -86,13 +86,16 @@ def compare(
             f"at least two SAEs must be given; got `{paths[0]}` alone. Name another, or a run with several, trained "
             "with --seeds 0,1 say."
         )
+    measures = rows is not None or model is not None or orphans
+    if not measures:
+        refuse_unread(model, data, "compare")
     if along:
         snapshots_of(paths)  # before what takes long
     if function.text == FunctionSettings().text:
         function = replace(function, text=origin.text)
     with progress_of(json) as progress:
         found, lonely = None, None
-        if rows is not None or model is not None or orphans:
+        if measures:
             found = find_rows(
                 SAE.load(paths[0]), rows, model=model, data=data, path=paths[0], settings=origin, progress=progress
             )

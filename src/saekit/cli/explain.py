@@ -97,7 +97,7 @@ def explain(
             data,
             layer=layer,
             hook=hook,
-            nulls=null.split(",") if null else (),
+            nulls=() if null is None else null.split(","),
             settings=settings,
             progress=progress,
         )

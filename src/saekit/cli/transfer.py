@@ -88,7 +88,7 @@ def transfer(
     common: dict[str, Any] = {"data": source, "split": split, "settings": settings, "out": out}
     with progress_of(json) as progress:
         if to:
-            models = [model] * len(first) + [to_model or model] * len(second)
+            models = [model] * len(first) + [model if to_model is None else to_model] * len(second)
             result = across_saes([*first, *second], model=models, matching=matching, **common, progress=progress)
         else:
             result = across_values(first, model=model, across=across, **common, progress=progress)
@@ -105,7 +105,11 @@ def transfer(
 
 
 def _check_unneeded(matching: Matching, to_model: str | None) -> None:
-    given = {"to_model": to_model, "by": matching.by != Matching().by, "threshold": matching.threshold is not None}
+    given = {
+        "to_model": to_model is not None,
+        "by": matching.by != Matching().by,
+        "threshold": matching.threshold is not None,
+    }
     unneeded = [name for name, value in given.items() if value]
     if unneeded:
         raise ConfigError(f"`{unneeded[0]}` needs --to: it says how latents of another SAE are read.")

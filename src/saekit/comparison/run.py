@@ -26,6 +26,7 @@ from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..ranks import refuse_unsplit
 from ..rows.opening import Rows, as_source, warnings_on_rows
+from ..rows.origin import refuse_unread
 from ..rows.source import Source
 from ..sae.model import SAE
 from ..sae.naming import Given, check_finite, check_same_target, given_saes, named_saes
@@ -117,6 +118,7 @@ def compare(
     source = None if rows is None else as_source(rows, values[0].d_in, "compare")
     if source is not None:
         check_parts(values[0], source.info, "compare")
+    refuse_unread(model, data, "compare")
     spliced = None if model is None else _spliced(model, data, values, source, function)
     result = _compared_with_chance(named, source, settings, progress, _InModel(spliced, function))
     if write:

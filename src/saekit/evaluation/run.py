@@ -34,6 +34,7 @@ from ..progress import shows_progress
 from ..provenance import facts_of_sae, library_versions, release
 from ..ranks import Ranks, agreed, check_same, together, working
 from ..rows.opening import Rows, check_row_width, check_targets, source_for
+from ..rows.origin import refuse_unread
 from ..rows.settings import StreamSettings, TokenMask
 from ..rows.shared_reading import shared_reading
 from ..rows.source import Source
@@ -143,6 +144,7 @@ def _evaluated(call: _Call, settings: EvaluationSettings, progress: Progress | N
             "evaluate: rows or a language model with texts must be given; got neither. "
             "Pass `rows`, or `model` and `data`."
         )
+    refuse_unread(model, call.data, "evaluate")
     if model is None and settings.tokens:
         raise ConfigError(
             f"evaluate: `tokens` is about a language model, and there is none; got {settings.tokens}. "

@@ -32,7 +32,7 @@ from ..ranks import Ranks, agreed, alone, check_same, dealt, together
 from ..rows.settings import TokenMask
 from ..rows.tokens import Contexts, TokenBatch, places_of, token_batches
 from ..sae.model import SAE
-from ..sae.naming import Given, as_sae, name_of, named_saes
+from ..sae.naming import Given, as_sae, given_saes, name_of, named_saes
 from ..settings import Progress, silent, suggest_keywords
 from .attach import check_written
 from .coactivation import coactive
@@ -120,7 +120,8 @@ def _explained(
     """Explain as one of the ranks; `saes` are the SAE and the nulls, `where` is data, layer and hook."""
     (sae, nulls), (data, layer, hook) = saes, where
     value = as_sae(sae)
-    others = dict(named_saes(list(nulls), "explain")) if nulls else {}
+    given = given_saes(nulls)
+    others = dict(named_saes(given, "explain")) if given else {}
     _check(value, others, settings)
     groups = groups_of(value, settings.groups)
     lm = load_language_model(model)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..errors import InputError, ModelError
+from ..files import check_path
 
 _MARK = "\ue000{}\ue001"
 """What stands for the content of a message while it is found where a template puts it: private characters."""
@@ -75,7 +75,7 @@ def template_of(value: str | None) -> str | None:
     if value is None or "{" in value:
         return value
     try:
-        return Path(value).read_text(encoding="utf-8")
+        return check_path(value).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"`chat_template` must be a file with a Jinja template, or the template; `{value}` is neither ({error})."

@@ -252,7 +252,7 @@ def saved_classifier(path: str | os.PathLike[str]) -> dict[str, Any]:
     FormatError
         It was altered, or does not hold what such a card holds.
     """
-    record = read_sealed(Path(path), since=2, version="schema")
+    record = read_sealed(check_path(path), since=2, version="schema")
     check_form(record, {"arm": str, "sae": str, "top_latents": dict}, path)
     return {
         "kind": "classifier",

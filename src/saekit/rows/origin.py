@@ -98,6 +98,7 @@ def find_rows(
         if again is not None:
             return Origin(again)
         model, data = _training_texts(sae, name, data)
+    refuse_unread(model, data, "find_rows")
     source = None if rows is None else source_for(sae, rows, "find_rows")
     if model is None:
         assert source is not None
@@ -113,6 +114,20 @@ def find_rows(
             lm, data, hook=hook, text=settings.text, tokens=settings.tokens, settings=how, progress=progress or silent
         )
     return Origin(source, lm, data, min(settings.tokens, settings.ce_tokens))
+
+
+def refuse_unread(model: object, data: object, where: str) -> None:
+    """Refuse texts that no language model reads: nobody should believe that something was measured on them.
+
+    Raises
+    ------
+    ConfigError
+        There are texts and no model.
+    """
+    if model is None and data is not None:
+        raise ConfigError(
+            f"{where}: `data` is what a language model reads, and there is none. Give `model` with it, or leave it out."
+        )
 
 
 def _training_texts(sae: SAE, name: str, data: object) -> tuple[Any, Any]:

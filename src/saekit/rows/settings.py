@@ -51,6 +51,10 @@ class TokenMask:
             elif not isinstance(value, tuple) or not all(isinstance(each, str) and each for each in value):
                 raise ConfigError(f"`{name}` must be texts, such as ('assistant',); got {value!r}.")
         self.range()
+        if self.chat_template is not None:
+            from ..inputs.chat import template_of
+
+            template_of(self.chat_template)  # now, not after the output folder is made
 
     def range(self) -> tuple[int, float]:
         """Return the first position that becomes a row, and the one after the last.

@@ -31,6 +31,7 @@ from ..progress import shows_progress
 from ..provenance import library_versions, place_of, release
 from ..ranks import refuse_unsplit
 from ..rows.opening import source_for, warnings_on_rows
+from ..rows.origin import refuse_unread
 from ..rows.source import Source
 from ..rows.split import text_halves
 from ..sae.model import SAE
@@ -118,6 +119,7 @@ def plan_progressive(
     progress: Progress | None = None,
 ) -> ProgressivePlan:
     """Return what `progressive` will measure, checked; see there."""
+    refuse_unread(model, data, "progressive")
     named = name_saes(saes)
     families = families_of(named)
     _check_rankings(settings.by, families, has_model=model is not None and data is not None)

@@ -23,6 +23,7 @@ from ..progress import shows_progress
 from ..provenance import library_versions, release
 from ..ranks import refuse_unsplit
 from ..rows.opening import source_for, target_rows
+from ..rows.origin import refuse_unread
 from ..rows.source import Columns, Source
 from ..sae.codes import Codes
 from ..sae.model import SAE
@@ -102,6 +103,7 @@ def measure_sizes(
     common_width(named_saes(saes, "measure_sizes"), "measure_sizes")
     if model is not None and data is None:
         raise ConfigError("measure_sizes: `model` must come with `data`, the texts it reads; got none.")
+    refuse_unread(model, data, "measure_sizes")
     spliced = None if model is None else SplicedModel.of(model, data, saes, source, settings, "measure_sizes")
     found = measure_saes(saes, source, spliced=spliced, settings=settings, progress=progress)
     measured = [dict(found.metrics(at)) for at in range(len(prefixes))]

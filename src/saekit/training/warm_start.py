@@ -98,7 +98,10 @@ def warm_starts(start: SAE | Sequence[SAE] | None, count: int) -> list[SAE]:
     if start is None:
         return []
     saes = [start] * count if isinstance(start, SAE) else list(start)
-    if len(saes) != count or not all(isinstance(sae, SAE) for sae in saes):
+    wrong = next((each for each in ([start] if isinstance(start, str) else saes) if not isinstance(each, SAE)), None)
+    if wrong is not None:
+        raise ConfigError(f"train: `start` must be SAEs; got {wrong!r}. Load one: SAE.load(path).")
+    if len(saes) != count:
         raise ConfigError(
             f"train: `start` must be one SAE, or one for each of the {count} learners; got {len(saes)}. "
             "They come configuration by configuration, seed by seed."
