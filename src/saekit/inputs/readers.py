@@ -43,10 +43,10 @@ Records = tuple[Iterable[Any], dict[str, Any]]
 
 def find_local(name: str) -> tuple[Path | None, str | None]:
     """Return the local file or folder of this name, and the split behind an ``@`` where the rest is the name."""
-    before, at, split = name.rpartition("@")
-    for each, named in ((name, None), *([(before, split)] if at else [])):
+    before, _, split = name.rpartition("@")
+    for each, named in ((name, None), *([(before, split)] if before else [])):
         path = local_path(each)
-        if each and os.path.exists(path):
+        if os.path.exists(path):
             return path, named
     return None, None
 
