@@ -30,6 +30,7 @@ from sklearn.metrics import f1_score
 from sklearn.preprocessing import MaxAbsScaler
 
 import saekit as sk
+from saekit import kernels
 from saekit.files import read_json, write_json
 from saekit.inputs.corpus import paragraphs
 from saekit.measure.accumulators import fvu
@@ -43,8 +44,9 @@ from saekit.sizes.ranking import rank
 from saekit.sizes.settings import ProgressiveSettings
 from saekit.training.config import HierarchicalTopK, Matryoshka, TopK
 from saekit.training.defaults import resolve
+from saekit.training.fused import fused_step
 from saekit.training.learner import initialize_learner
-from saekit.training.step import STEPS
+from saekit.training.step import plain_step
 
 HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[1].parent / "shared" / "data"))
@@ -359,14 +361,13 @@ def cost_cell(subject: Subject, plan: Plan, rows: Any) -> dict[str, Any]:
         resolved = resolve(config, x.shape[1], 1000, plan.batch_rows)
         learners[name] = initialize_learner(config, 0, resolved, bias=x.mean(0), scale=None, sample=x, device="cpu")
     found: dict[str, Any] = {"batch_rows": plan.batch_rows, "d_in": x.shape[1]}
-    for step in ("plain", "fused"):
-        if step not in STEPS:
-            continue
+    has_kernels = kernels.step_kernels(torch.device("cpu")) is not None
+    for step, run in (("plain", plain_step), *([("fused", fused_step)] if has_kernels else [])):
         seconds: dict[str, list[float]] = {name: [] for name in kinds}
         for turn in range(plan.cost_steps + 1):
             for name, learner in learners.items():
                 begun = time.perf_counter()
-                STEPS[step](learner, x)
+                run(learner, x)
                 if turn:  # the first turn only warms up
                     seconds[name].append(time.perf_counter() - begun)
         median = {name: statistics.median(values) for name, values in seconds.items()}
