@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -112,6 +114,7 @@ def test_what_is_refused(rows):
             "sign that the configuration trains, 'positive'",
         ),
         (TopK(24, k=4), [sae, sae], "one for each of the 1 learners; got 2"),
+        *((TopK(24, k=4), path, "must be SAEs; got") for path in ("", "sae", Path("sae"), ["sae"])),
     ):
         with pytest.raises(ConfigError, match=message):
             train(config, rows, settings=TrainSettings(batch_rows=256), start=start)

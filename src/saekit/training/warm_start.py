@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -93,12 +94,12 @@ def warm_starts(start: SAE | Sequence[SAE] | None, count: int) -> list[SAE]:
     Raises
     ------
     ConfigError
-        Another number of them.
+        Another number of them, or paths.
     """
     if start is None:
         return []
-    saes = [start] * count if isinstance(start, SAE) else list(start)
-    wrong = next((each for each in ([start] if isinstance(start, str) else saes) if not isinstance(each, SAE)), None)
+    saes = [start] * count if isinstance(start, SAE | str | os.PathLike) else list(start)
+    wrong = next((each for each in saes if not isinstance(each, SAE)), None)
     if wrong is not None:
         raise ConfigError(f"train: `start` must be SAEs; got {wrong!r}. Load one: SAE.load(path).")
     if len(saes) != count:
