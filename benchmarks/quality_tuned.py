@@ -9,14 +9,15 @@
 A cell is a model, an architecture and a number of latents per row; its runs are of 2,000 steps of 1,024 rows (`CELLS`).
 Each contestant climbs the ladder: it is trained at the two rates of `FIRST`, then at the next one beyond its best until
 the best is not at the end of what was tried (or the ladder ends). saekit does so too, to see what its default costs;
-what is compared with the peers is that *default*. Rates are
-chosen on the first half of the held-out rows and reported on the second.
+what is compared with the peers is that *default*. Rates are chosen on the first half of the held-out rows and reported
+on the second.
 
-Peers do not all end at L0 = k. Then saekit is trained with two sparsities around the L0 that the peer reached, and its
-FVU there is read off the straight line between them on logarithmic axes; where a peer's runs differ in L0, its rate is
-chosen after correcting by the slope of saekit's curve. Time is CPU time of training, one thread, of runs that saekit
-makes alone. Needs benchmarks/peers.sh once, and the sample data. Tables go to ``benchmarks/tuned.json`` and between the
-markers of ``benchmarks/README.md``.
+Peers do not all end at L0 = k. A contestant's best rate is the one with the lowest FVU relative to saekit's default at
+the same L0, read off SAEs of several sparsities (`PARTS`), straight lines between them on logarithmic axes. At the best
+rate of a peer saekit is trained with two more sparsities, close around the L0 that the peer reached, and compared by
+the line between those. Time is CPU time of training, one thread, of runs that saekit makes alone. Needs
+benchmarks/peers.sh once, and the sample data. Tables go to ``benchmarks/tuned.json`` and between the markers of
+``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ SEEDS = (1,)
 """Further seeds of saekit's default, for the spread."""
 DEAD_LIMIT = 0.02
 """Largest fraction of dead latents with which a rate counts as saekit's best. Unit: fraction."""
+PARTS = (0.25, 0.5, 0.75, 1.25)
+"""Sparsities of saekit's curve, as fractions of k."""
 BY_K = ("topk", "batchtopk", "matryoshka")
 """Architectures whose sparsity is k; that of the others is a target."""
 Found = dict[str, Any]
@@ -149,12 +152,6 @@ def train_together(job: Found, wanted: Sequence[tuple[float, float | None, int]]
     return rows
 
 
-def slope_of(points: Sequence[Found]) -> float:
-    """Return d log FVU / d log L0 between two SAEs."""
-    a, b = points
-    return math.log(b["fvu"] / a["fvu"]) / math.log(b["l0"] / a["l0"])
-
-
 def around(l0: float, arch: str) -> tuple[float, float]:
     """Return the two sparsities that are trained to be compared at an L0."""
     if arch in BY_K:
@@ -162,9 +159,15 @@ def around(l0: float, arch: str) -> tuple[float, float]:
     return 0.96 * l0, 1.04 * l0
 
 
-def at_l0(points: Sequence[Found], l0: float) -> float:
-    """Return FVU at an L0, on the straight line through two SAEs on logarithmic axes."""
-    return points[0]["fvu"] * (l0 / points[0]["l0"]) ** slope_of(points)
+def at_l0(points: Sequence[Found], l0: float, score: str = "fvu") -> float:
+    """Return FVU at an L0, on the straight lines through SAEs on logarithmic axes; that of a single SAE as it is."""
+    points = sorted(points, key=lambda each: each["l0"])
+    if len(points) == 1:
+        return points[0][score]
+    after = next((place for place in range(1, len(points)) if l0 <= points[place]["l0"]), len(points) - 1)
+    a, b = points[after - 1], points[after]
+    slope = math.log(b[score] / a[score]) / math.log(b["l0"] / a["l0"])
+    return a[score] * (l0 / a["l0"]) ** slope
 
 
 def own_runs(cell: Cell, folder: Path) -> Found:
@@ -173,19 +176,18 @@ def own_runs(cell: Cell, folder: Path) -> Found:
     whole = result(folder / tag_of(cell, "saekit"), job, cell.k)
     wanted = [(cell.k, None, seed) for seed in SEEDS]
     if cell.arch != "topk":
-        wanted += [(round(part * cell.k), None, 0) for part in (0.75, 1.25)]
+        wanted += [(round(part * cell.k), None, 0) for part in PARTS]
     found = train_together(job, wanted, folder / tag_of(cell, "saekit-others") / "result.json")
-    seeds, two = found[: len(SEEDS)], found[len(SEEDS) :]
-    slope = slope_of(two) if two else 0.0
+    seeds, curve = found[: len(SEEDS)], [whole, *found[len(SEEDS) :]]
     shorter = [
         result(folder / tag_of(cell, f"saekit-x{part:g}"), {**job, "steps": round(part * cell.steps)}, cell.k)
         for part in BUDGETS
     ]
-    ladder = climb(cell, folder, "saekit", slope)
-    return {"default": whole, "ladder": ladder, "slope": slope, "seeds": seeds, "shorter": shorter}
+    ladder = climb(cell, folder, "saekit", curve)
+    return {"default": whole, "ladder": ladder, "curve": curve, "seeds": seeds, "shorter": shorter}
 
 
-def climb(cell: Cell, folder: Path, peer: str, slope: float) -> list[Found]:
+def climb(cell: Cell, folder: Path, peer: str, curve: Sequence[Found]) -> list[Found]:
     """Train a contestant on the ladder until its best rate is not at the end of what was tried."""
     job = {**job_of(cell, folder), "peer": peer, "coefficient_range": COEFFICIENTS.get((peer, cell.arch))}
     tried: dict[int, Found] = {}
@@ -194,17 +196,17 @@ def climb(cell: Cell, folder: Path, peer: str, slope: float) -> list[Found]:
         for place in wanted:
             lr = LADDER[place]
             tried[place] = result(folder / tag_of(cell, f"{peer}-lr{lr:g}"), {**job, "lr": lr}, cell.k) | {"lr": lr}
-        able = {place: chosen_by(each, cell.k, slope) for place, each in tried.items() if "error" not in each}
+        able = [each for each in tried.values() if "error" not in each]
         if not able:
             break
-        best = min(able, key=lambda place: able[place])
+        best = LADDER.index(best_of(able, curve)["lr"])
         wanted = [p for p in (best - 1, best + 1) if 0 <= p < len(LADDER) and p not in tried]
     return [tried[place] for place in sorted(tried)]
 
 
-def chosen_by(each: Found, k: float, slope: float) -> float:
-    """Return the FVU that chooses a rate, as it would be at L0 = k."""
-    return each["fvu_choosing"] * (k / max(each["l0"], 1e-9)) ** slope
+def best_of(able: Sequence[Found], curve: Sequence[Found]) -> Found:
+    """Return the run with the lowest FVU relative to saekit's curve at the same L0, on the rows that choose."""
+    return min(able, key=lambda each: each["fvu_choosing"] / at_l0(curve, max(each["l0"], 1e-9), "fvu_choosing"))
 
 
 def seconds_to(level: float, own: Found) -> float | None:
@@ -226,12 +228,12 @@ def compare(cell: Cell, folder: Path, peers: Sequence[str], kept: dict[str, list
     own = own_runs(cell, folder)
     rivals = []
     for peer in [each for each in peers if cell.arch in PEERS[each]]:
-        tried = kept.get(peer) or climb(cell, folder, peer, own["slope"])
+        tried = kept.get(peer) or climb(cell, folder, peer, own["curve"])
         able = [each for each in tried if "error" not in each]
         if not able:
             rivals.append({"peer": peer, "error": tried[0]["error"]})
             continue
-        best = min(able, key=lambda each: chosen_by(each, cell.k, own["slope"]))
+        best = best_of(able, own["curve"])
         ours = own["default"]["fvu"]
         if cell.arch != "topk":
             two = train_together(
@@ -240,7 +242,7 @@ def compare(cell: Cell, folder: Path, peers: Sequence[str], kept: dict[str, list
                 folder / tag_of(cell, f"saekit-at-{peer}-lr{best['lr']:g}") / "result.json",
             )
             ours = at_l0(two, best["l0"])
-        level = best["fvu"] * (own["default"]["l0"] / best["l0"]) ** own["slope"]
+        level = best["fvu"] * own["default"]["fvu"] / at_l0(own["curve"], best["l0"])
         to = {} if peer in kept else {"seconds_to": seconds_to(level, own)}
         rivals.append({"peer": peer, "tried": tried, "best": best, "ours": ours, **to})
     return {**dataclasses.asdict(cell), "own": own, "rivals": rivals}
@@ -362,9 +364,7 @@ saekit is shown at its default, at the peer's L0. Dead: silent on all held-out r
 thread, on a machine that others used meanwhile. A blank time: the peer's runs were kept from another machine
 (`--keep-peers`).
 
-A peer's best rate has the lowest FVU when each is taken to L0 = k along saekit's curve. Where a peer misses k by far,
-that says little: sae-lens' JumpReLU counts as best at L0 4.6. At rate .009 it reached L0 16.9, with FVU .0332 and 5%
-dead; saekit's default, trained to L0 17.1, has .0329 and .6% dead (the command prints both), and .018 was not tried."""
+A peer's best rate is the one with the lowest FVU relative to saekit's default at the same L0."""
 LADDER_ABOUT = """### saekit over the ladder
 
 FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU

@@ -1,7 +1,7 @@
 """Training as it was when the studies of classes, transfer and seeds were made, so that they make the same SAEs.
 
-Since then initial encoder rows are shorter, the default learning rate goes with the batch and with k, and it rises for
-twice as long (`saekit.training.defaults`).
+Since then initial encoder rows are shorter, the default learning rate goes with the batch and with k, and it rises and
+falls for about twice as long (`saekit.training.defaults`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from saekit.training.config import Selecting, encoder_fixed
 
 def earlier(config: Any, rows: float, batch_rows: int) -> Any:
     """Return a configuration with the defaults that a run on so many rows had then."""
+    config = replace(config, decay_fraction=0.2)
     if not isinstance(config, Selecting):
         return config
     steps = max(int(rows) // batch_rows, 1)

@@ -34,7 +34,7 @@ class Config:
     """Number of latents."""
     _: KW_ONLY
     lr: float | None = None
-    """Peak learning rate of Adam [by `saekit.training.defaults.default_lr`: about 8e-3 with 1024 latents, 16 of them
+    """Peak learning rate of Adam [by `saekit.training.defaults.default_lr`: about 9e-3 with 1024 latents, 16 of them
     per row, 512 rows per step and 1000 steps; less with more latents, more steps or smaller batches, and more with
     fewer latents]."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -42,8 +42,8 @@ class Config:
     warmup_steps: int | None = None
     """Steps over which the learning rate (and a sparsity coefficient) rises from 0 [5% of the steps, 10% where the
     largest pre-activations are kept, at most 1000]."""
-    decay_fraction: float = 0.2
-    """Last fraction of the steps, in which the learning rate falls linearly to 0 [0.2]."""
+    decay_fraction: float = 0.35
+    """Last fraction of the steps, in which the learning rate falls linearly to 0 [0.35]."""
     clip: float | None = 1.0
     """Maximum L2 norm of the gradient of all parameters together; None for no clipping [1.0]."""
     dead_after_rows: int | None = None

@@ -11,9 +11,9 @@ BATCH_ROWS = (256, 4096)
 """Smallest and largest default batch. Unit: rows."""
 WANTED_STEPS = 1000
 """Steps that the default batch aims at, and from which the default learning rate falls."""
-LR, LR_LATENTS, LR_K, LARGEST_LR = 8e-3, 1024, 16, 16e-3
-"""Default learning rate at a number of latents and latents per row, in runs of up to `WANTED_STEPS` steps; and the
-largest, up to `LR_K`."""
+LR, LR_LATENTS, LR_K, LARGEST_LR, LARGEST_LR_K = 8e-3, 1024, 16, 17e-3, 0.25
+"""Default learning rate at a number of latents and latents per row, in runs of up to `WANTED_STEPS` steps; the largest,
+up to `LR_K`, and the power of ``k / LR_K`` that it goes with beyond."""
 SMALL_ROWS = 256
 """Rows per step below which the default learning rate of the architectures that select goes with the root of them."""
 LARGEST_K = 32
@@ -77,33 +77,32 @@ class LearningRate:
 
 
 LEARNING_RATES = {
-    "topk": LearningRate(1.0, 550, limit=2.0, few=0.25, many=0.25),
-    "hierarchical-topk": LearningRate(1.0, 550, limit=2.0, few=0.25, many=0.25),
+    "topk": LearningRate(1.2, 550, limit=2.0, few=0.125, many=0.15),
+    "hierarchical-topk": LearningRate(1.2, 550, limit=2.0, few=0.125, many=0.15),
     "abstopk": LearningRate(0.7, 550, limit=0.6, few=0.25, many=0.25),
-    "batchtopk": LearningRate(1.0, 550, limit=2**0.5, many=0.25),
-    "matryoshka": LearningRate(1.0, 700, few=-0.5, many=0.25),
-    "jumprelu": LearningRate(1.0, 1024, many=-0.5),
-    "relu": LearningRate(2**0.5, 512),
-    "gated": LearningRate(1.0, 512),
-    "p-anneal": LearningRate(1.0, 512),
+    "batchtopk": LearningRate(1.0, 550, limit=2**0.5, few=-0.25, many=0.25),
+    "matryoshka": LearningRate(1.2, 700, few=-0.5, many=0.25),
+    "jumprelu": LearningRate(1.0, 1024, many=-0.4),
+    "relu": LearningRate(1.6, 512),
+    "gated": LearningRate(1.2, 512),
+    "p-anneal": LearningRate(1.2, 512),
 }
 """Architecture -> its learning rate. With more, latents die: of AbsTopK, of BatchTopK and JumpReLU, whose latents
-compete over a batch, and of Matryoshka, whose latents are in several sizes; but a Matryoshka SAE of few latents per row
-trains its largest size too rarely, and with less its latents die. Found by ``benchmarks/rates.py``."""
+compete over a batch, and of Matryoshka, whose latents are in several sizes; but SAEs of few latents per row that
+compete so train some latents too rarely, and with less these die. Found by ``benchmarks/rates.py``."""
 
 
 def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
 
-    ``min(max(1, s) * 16e-3, 8e-3 * scale * s * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
+    ``min(17e-3 * c, 8e-3 * scale * s * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
 
-    ``w = sqrt(1024 / n_latents)``, ``f = min(limit, sqrt(batch_rows / rows))``, and ``s = (min(k, 32) / 16)**power``
-    with `k` or the L0 that is aimed at; `scale`, `rows`, `limit` and the power, which is 0 for ReLU, Gated and
-    P-anneal, are those of the architecture, in `LEARNING_RATES`. Of fewer than 16 latents per row ``max(1, s)`` is 1.
-    Where the `k` largest pre-activations are kept, latents die of the noise of small batches, the more the fewer rows
-    of a step are their own: there ``f = min(limit, batch_rows / rows)``, below 256 rows ``sqrt(256 * batch_rows) /
-    rows``; and, but for Matryoshka, ``w = (1024 / n_latents)**(3/4)`` of more than 1,024 latents. Runs shorter than a
-    thousand steps take more, and end lower by it.
+    ``w = sqrt(1024 / n_latents)``, ``f = min(limit, sqrt(batch_rows / rows))``, and with `k` or the L0 that is aimed
+    at ``s = (min(k, 32) / 16)**power`` and ``c = max(1, min(k, 32) / 16)**(1/4)``; `scale`, `rows`, `limit` and the
+    power are those of the architecture, in `LEARNING_RATES`. Where the `k` largest pre-activations are kept, latents
+    die of the noise of small batches, the more the fewer rows of a step are their own: there ``f = min(limit,
+    batch_rows / rows)``, below 256 rows ``sqrt(256 * batch_rows) / rows``; and, but for Matryoshka, ``w = (1024 /
+    n_latents)**(3/4)`` of more than 1,024 latents. Runs shorter than a thousand steps take more, and end lower by it.
 
     What limits a rate is dead latents, and how soon they are revived (`dead_after_rows`). The rule was found by sweeps
     over three models and a known dictionary, k of 4 to 32, 128 to 4,096 latents, batches of 128 to 4,096 and up to
@@ -112,13 +111,13 @@ def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
 
     >>> from saekit import BatchTopK, JumpReLU, Matryoshka, TopK
     >>> [round(default_lr(TopK(n, k=16), steps, 550), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
-    [0.008, 0.00283, 0.004]
+    [0.0096, 0.00339, 0.0048]
     >>> [round(default_lr(TopK(1024, k=16), 1000, batch), 5) for batch in (256, 512, 1024, 4096)]
-    [0.00372, 0.00745, 0.01489, 0.016]
+    [0.00447, 0.00894, 0.017, 0.017]
     >>> [round(default_lr(config, 1000, 1024), 5) for config in (BatchTopK(1024, k=16), JumpReLU(1024, target_l0=16))]
     [0.01131, 0.008]
     >>> [round(default_lr(Matryoshka(1024, k=k), 1000, 1024), 5) for k in (16, 8, 4)]
-    [0.008, 0.01131, 0.016]
+    [0.0096, 0.01358, 0.017]
     """
     rule = LEARNING_RATES["abstopk" if has_signs(config) else config.arch]
     width = (LR_LATENTS / config.n_latents) ** 0.5
@@ -130,7 +129,7 @@ def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     k = getattr(config, "k", None) or getattr(config, "target_l0", None) or LR_K
     sparsity = (min(k, LARGEST_K) / LR_K) ** (rule.few if k < LR_K else rule.many)
     most = LR * rule.scale * sparsity * width * factor ** min(1, total_steps / WANTED_STEPS)
-    largest = LARGEST_LR * (max(1.0, sparsity) if k > LR_K else 1.0)
+    largest = LARGEST_LR * max(1.0, min(k, LARGEST_K) / LR_K) ** LARGEST_LR_K
     return min(most, largest) * min(1, WANTED_STEPS / total_steps) ** 0.25
 
 
