@@ -21,6 +21,8 @@ JOB = json.loads(sys.argv[1])
 STEPS, BATCH, N, K, SEED = (JOB[key] for key in ("steps", "batch", "latents", "k", "seed"))
 LR = JOB.get("lr")
 """Learning rate; None: the peer's own default."""
+DECAY = JOB.get("decay", 0.2)
+"""Fraction of the steps, the last ones, over which the learning rate falls; eai-sparsify has its own schedule."""
 ROWS = np.load(JOB["rows"], mmap_mode="r")
 D_IN = ROWS.shape[1]
 SIZES = JOB["sizes"]
@@ -48,7 +50,7 @@ def dictionary_learning(arch: str, steps: int, coefficient: float | None):
     from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
     from dictionary_learning.training import trainSAE
 
-    warmup, decay = max(1, steps // 20), int(steps * 0.8)
+    warmup, decay = max(1, steps // 20), int(steps * (1 - DECAY))
     common = {
         "steps": steps, "activation_dim": D_IN, "dict_size": N, "layer": 0, "lm_name": "rows", "seed": SEED,
         "device": "cpu", "warmup_steps": warmup, "decay_start": decay, **({"lr": LR} if LR else {}),
@@ -116,7 +118,7 @@ def sae_lens(arch: str, steps: int, coefficient: float | None):
     sae = getattr(module, f"{name}TrainingSAE")(config)
     training = SAETrainerConfig(
         total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, lr_end=0.0,
-        lr_warm_up_steps=max(1, steps // 20), lr_decay_steps=steps // 5, n_batches_for_norm_estimate=100,
+        lr_warm_up_steps=max(1, steps // 20), lr_decay_steps=int(steps * DECAY), n_batches_for_norm_estimate=100,
         logger=LoggingConfig(log_to_wandb=False), **({"lr": LR} if LR else {}),
     )  # fmt: skip
     trained = SAETrainer(training, sae, batches(steps + 101)).fit()
@@ -179,7 +181,7 @@ def plain_torch(arch: str, steps: int, coefficient: float | None):
     b_enc, b_dec = torch.zeros(N, requires_grad=True), torch.zeros(D_IN, requires_grad=True)
     adam = torch.optim.Adam([W_enc, W_dec, b_enc, b_dec], lr=LR or 1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        adam, lambda step: min((step + 1) / max(1, steps // 20), 1.0, (steps - step) / max(1, steps // 5))
+        adam, lambda step: min((step + 1) / max(1, steps // 20), 1.0, (steps - step) / max(1, steps * DECAY))
     )
 
     def encode(u):

@@ -2,15 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/quality_tuned.py         # hours on one core; finished runs are kept in --out
     python benchmarks/quality_tuned.py --cells stories260K-topk-16 MiniLM-topk-32
-    python benchmarks/quality_tuned.py --keep-peers              # saekit anew, beside the peers' runs of tuned.json
+    python benchmarks/quality_tuned.py --keep-peers              # peers' runs of tuned.json, of which the best anew
     python benchmarks/quality_tuned.py --table                   # what is finished, without training anything
     python benchmarks/quality_tuned.py --quick                   # one tiny cell of saekit alone, nothing written
 
 A cell is a model, an architecture and a number of latents per row; its runs are of 2,000 steps of 1,024 rows (`CELLS`).
 Each contestant climbs the ladder: it is trained at the two rates of `FIRST`, then at the next one beyond its best until
-the best is not at the end of what was tried (or the ladder ends). saekit does so too, to see what its default costs;
-what is compared with the peers is that *default*. Rates are chosen on the first half of the held-out rows and reported
-on the second.
+the best is not at the end of what was tried (or the ladder ends). A peer whose schedule can be set does so twice, with
+the learning rate falling over the last 20% of the steps and, from the best rate of those, over the last 35%, as that of
+saekit does. saekit climbs too, to see what its default costs; what is compared with the peers is that *default*. Rates
+and schedules are chosen on the first half of the held-out rows and reported on the second.
 
 Peers do not all end at L0 = k. A contestant's best rate is the one with the lowest FVU relative to saekit's default at
 the same L0, read off SAEs of several sparsities (`PARTS`), straight lines between them on logarithmic axes. At the best
@@ -39,6 +40,10 @@ LADDER = (3e-4, 1e-3, 3e-3, 9e-3, 1.8e-2, 3e-2, 6e-2)
 """Learning rates, from low to high."""
 FIRST = (3e-3, 9e-3)
 """Those that a contestant begins with."""
+DECAYS = (0.2, 0.35)
+"""Fractions of the steps, the last ones, over which the learning rate of a peer falls."""
+FIXED_SCHEDULE = ("saekit", "eai-sparsify")
+"""Contestants that are not trained with `DECAYS`: saekit is shown with its own, that of eai-sparsify cannot be set."""
 BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shorter runs of saekit's defaults, as fractions of the steps: how soon they reach a peer's FVU."""
 SEEDS = (1,)
@@ -187,21 +192,39 @@ def own_runs(cell: Cell, folder: Path) -> Found:
     return {"default": whole, "ladder": ladder, "curve": curve, "seeds": seeds, "shorter": shorter}
 
 
-def climb(cell: Cell, folder: Path, peer: str, curve: Sequence[Found]) -> list[Found]:
-    """Train a contestant on the ladder until its best rate is not at the end of what was tried."""
-    job = {**job_of(cell, folder), "peer": peer, "coefficient_range": COEFFICIENTS.get((peer, cell.arch))}
-    tried: dict[int, Found] = {}
-    wanted = [LADDER.index(lr) for lr in FIRST]
-    while wanted:
-        for place in wanted:
-            lr = LADDER[place]
-            tried[place] = result(folder / tag_of(cell, f"{peer}-lr{lr:g}"), {**job, "lr": lr}, cell.k) | {"lr": lr}
-        able = [each for each in tried.values() if "error" not in each]
-        if not able:
-            break
-        best = LADDER.index(best_of(able, curve)["lr"])
-        wanted = [p for p in (best - 1, best + 1) if 0 <= p < len(LADDER) and p not in tried]
-    return [tried[place] for place in sorted(tried)]
+def climb(cell: Cell, folder: Path, peer: str, curve: Sequence[Found], kept: Sequence[Found] = ()) -> list[Found]:
+    """Train a contestant on the ladder until its best rate is not at the end of what was tried, with each schedule.
+
+    Runs that `kept` holds are not made again.
+    """
+    every: list[Found] = []
+    for decay in (None,) if peer in FIXED_SCHEDULE else DECAYS:
+        tried: dict[int, Found] = {}
+        able = [each for each in every if "error" not in each]
+        wanted = [LADDER.index(lr) for lr in ([best_of(able, curve)["lr"]] if able else FIRST)]
+        while wanted:
+            for place in wanted:
+                tried[place] = one_of(LADDER[place], decay, kept) or train(cell, folder, peer, LADDER[place], decay)
+            able = [each for each in tried.values() if "error" not in each]
+            if not able:
+                break
+            best = LADDER.index(best_of(able, curve)["lr"])
+            wanted = [p for p in (best - 1, best + 1) if 0 <= p < len(LADDER) and p not in tried]
+        every += [tried[place] for place in sorted(tried)]
+    return every
+
+
+def train(cell: Cell, folder: Path, peer: str, lr: float, decay: float | None) -> Found:
+    """Train a contestant at one learning rate and with one schedule; None is its own."""
+    job = {**job_of(cell, folder), "peer": peer, "coefficient_range": COEFFICIENTS.get((peer, cell.arch)), "lr": lr}
+    schedule = {} if decay is None else {"decay": decay}
+    tag = f"{peer}-lr{lr:g}" + "".join(f"-decay{each:g}" for each in schedule.values())
+    return result(folder / tag_of(cell, tag), {**job, **schedule}, cell.k) | {"lr": lr, **schedule}
+
+
+def one_of(lr: float, decay: float | None, runs: Sequence[Found]) -> Found | None:
+    """Return the run at a learning rate and with a schedule, None where there is none."""
+    return next((each for each in runs if (each["lr"], each.get("decay")) == (lr, decay)), None)
 
 
 def best_of(able: Sequence[Found], curve: Sequence[Found]) -> Found:
@@ -223,28 +246,32 @@ def seconds_to(level: float, own: Found) -> float | None:
 def compare(cell: Cell, folder: Path, peers: Sequence[str], kept: dict[str, list[Found]]) -> Found:
     """Everything of one cell: saekit's own runs, and each peer's with saekit's FVU at the peer's L0.
 
-    `kept` holds earlier runs of peers, whose times are not those of this machine and are not compared.
+    `kept` holds earlier runs of peers; the best of a peer is made again, so that all times are of this machine.
     """
     own = own_runs(cell, folder)
     rivals = []
     for peer in [each for each in peers if cell.arch in PEERS[each]]:
-        tried = kept.get(peer) or climb(cell, folder, peer, own["curve"])
+        known = kept.get(peer, [])
+        tried = climb(cell, folder, peer, own["curve"], known)
         able = [each for each in tried if "error" not in each]
         if not able:
             rivals.append({"peer": peer, "error": tried[0]["error"]})
             continue
         best = best_of(able, own["curve"])
+        if best in known:
+            again = train(cell, folder, peer, best["lr"], best.get("decay"))
+            tried, best = [again if each == best else each for each in tried], again
         ours = own["default"]["fvu"]
         if cell.arch != "topk":
             two = train_together(
                 job_of(cell, folder),
                 [(sparsity, None, 0) for sparsity in around(best["l0"], cell.arch)],
-                folder / tag_of(cell, f"saekit-at-{peer}-lr{best['lr']:g}") / "result.json",
+                folder / tag_of(cell, f"saekit-at-{peer}-l{best['l0']:.4g}") / "result.json",
             )
             ours = at_l0(two, best["l0"])
         level = best["fvu"] * own["default"]["fvu"] / at_l0(own["curve"], best["l0"])
-        to = {} if peer in kept else {"seconds_to": seconds_to(level, own)}
-        rivals.append({"peer": peer, "tried": tried, "best": best, "ours": ours, **to})
+        to = seconds_to(level, own)
+        rivals.append({"peer": peer, "tried": tried, "best": best, "ours": ours, "seconds_to": to})
     return {**dataclasses.asdict(cell), "own": own, "rivals": rivals}
 
 
@@ -263,20 +290,22 @@ def rows_of(lines: Sequence[Sequence[str]], words: int) -> str:
 
 def rivals_table(cells: Sequence[Found]) -> str:
     """Each peer at its best rate beside saekit's default at the peer's L0."""
-    head = ["model", "architecture", "k", "peer", "its rates", "its best lr", "its FVU", "its L0", "its dead, %"]
-    lines = [[*head, "saekit's default, FVU", "saekit / peer", "time to the peer's FVU, × its time"]]
+    head = ["model", "architecture", "k", "peer", "its rates", "its best lr", "its decay, %"]
+    head += ["its FVU", "its L0", "its dead, %", "saekit's default, FVU", "saekit / peer"]
+    lines = [[*head, "time to the peer's FVU, × its time"]]
     for cell in cells:
         for rival in cell["rivals"]:
             start = [cell["model"], cell["arch"], str(cell["k"]), rival["peer"]]
             if "error" in rival:
-                lines.append([*start, "failed: " + rival["error"], *[""] * 7])
+                lines.append([*start, "failed: " + rival["error"], *[""] * 8])
                 continue
-            best, tried, to = rival["best"], [each["lr"] for each in rival["tried"]], rival.get("seconds_to")
+            best, tried, to = rival["best"], [each["lr"] for each in rival["tried"]], rival["seconds_to"]
             took = "not reached" if to is None else f"{to / best['seconds']:.2f}"
             lines.append([
-                *start, f"{min(tried):g} to {max(tried):g}", f"{best['lr']:g}", f"{best['fvu']:.4f}",
+                *start, f"{min(tried):g} to {max(tried):g}", f"{best['lr']:g}",
+                f"{100 * best['decay']:g}" if "decay" in best else "own", f"{best['fvu']:.4f}",
                 f"{best['l0']:.1f}", f"{100 * best['dead']:.1f}", f"{rival['ours']:.4f}",
-                f"{rival['ours'] / best['fvu']:.3f}", took if "seconds_to" in rival else "",
+                f"{rival['ours'] / best['fvu']:.3f}", took,
             ])  # fmt: skip
     return rows_of(lines, 4)
 
@@ -339,7 +368,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", default=names, choices=names, metavar="MODEL-ARCH-K")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), help="instead of those of the cell")
     parser.add_argument("--own", action="store_true", help="only saekit's own runs")
-    parser.add_argument("--keep-peers", action="store_true", help="peers' runs of tuned.json; times are not compared")
+    parser.add_argument("--keep-peers", action="store_true", help="peers' runs of tuned.json, of which the best anew")
     parser.add_argument("--table", action="store_true", help="write the tables of what tuned.json holds")
     parser.add_argument("--out", default="runs/quality")
     arguments = parser.parse_args()
@@ -372,12 +401,12 @@ def main() -> None:
 ABOUT = """## Every contestant at its best learning rate
 
 FVU of the half of the held-out rows that did not choose the rates; 2.05 million rows in batches of 1,024, 1,024
-latents, one seed. Every peer is trained at rates of one ladder until its best is not the lowest or highest tried;
-saekit is shown at its default, at the peer's L0. Dead: silent on all held-out rows. Time: CPU time of training, one
-thread, on a machine that others used meanwhile. A blank time: the peer's runs were kept from another machine
-(`--keep-peers`).
+latents, one seed. Every peer is trained at rates of one ladder until its best is not the lowest or highest tried, and
+so again with the learning rate falling over the last 35% of the steps, as saekit's does, instead of 20% (that of
+eai-sparsify falls in its own way); saekit is shown at its default, at the peer's L0. Dead: silent on all held-out
+rows. Time: CPU time of training, one thread, on a machine that others used meanwhile.
 
-A peer's best rate is the one with the lowest FVU relative to saekit's default at the same L0."""
+A peer's best rate and schedule are those of the lowest FVU relative to saekit's default at the same L0."""
 LADDER_ABOUT = """### saekit over the ladder
 
 FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU
