@@ -227,16 +227,12 @@ def train(cell: Cell, folder: Path, peer: str, lr: float, decay: float | None, s
     return result(folder / tag, {**job, **schedule, "seed": seed}, cell.k) | {"lr": lr, **schedule}
 
 
-def at_the_l0_of(theirs: Found, cell: Cell, folder: Path, peer: str, known: Found | None, seed: int = 0) -> float:
-    """Return FVU of saekit's default at the L0 of a peer's run; `known` is that default at k, where it is trained."""
-    if cell.arch == "topk":
-        wanted: list[tuple[float, float | None, int]] = [(cell.k, None, seed)]
-        if known is not None:
-            return known["fvu"]
-    else:
-        wanted = [(sparsity, None, seed) for sparsity in around(theirs["l0"], cell.arch)]
-    name = tag_of(cell, f"saekit-at-{peer}-l{theirs['l0']:.4g}", seed)
-    return at_l0(train_together(job_of(cell, folder), wanted, folder / name / "result.json"), theirs["l0"])
+def at_the_l0_of(theirs: Found, cell: Cell, folder: Path, seed: int = 0) -> float:
+    """Return FVU of saekit's default at the L0 of a peer's run."""
+    sparsities = (cell.k,) if cell.arch == "topk" else around(theirs["l0"], cell.arch)
+    path = folder / tag_of(cell, f"saekit-at-l{theirs['l0']:.4g}", seed) / "result.json"
+    both = train_together(job_of(cell, folder), [(sparsity, None, seed) for sparsity in sparsities], path)
+    return at_l0(both, theirs["l0"])
 
 
 def one_of(lr: float, decay: float | None, runs: Sequence[Found]) -> Found | None:
@@ -278,14 +274,13 @@ def compare(cell: Cell, folder: Path, peers: Sequence[str], kept: dict[str, list
         if best in known:
             again = train(cell, folder, peer, best["lr"], best.get("decay"))
             tried, best = [again if each == best else each for each in tried], again
-        ours = at_the_l0_of(best, cell, folder, peer, own["default"])
+        ours = own["default"]["fvu"] if cell.arch == "topk" else at_the_l0_of(best, cell, folder)
         ratios = [ours / best["fvu"]]
         if abs(ratios[0] - 1) < CLOSE:
             for seed in CLOSE_SEEDS:
                 theirs = train(cell, folder, peer, best["lr"], best.get("decay"), seed)
-                ratios.append(at_the_l0_of(theirs, cell, folder, peer, None, seed) / theirs["fvu"])
-        level = best["fvu"] * own["default"]["fvu"] / at_l0(own["curve"], best["l0"])
-        to = seconds_to(level, own)
+                ratios.append(at_the_l0_of(theirs, cell, folder, seed) / theirs["fvu"])
+        to = seconds_to(best["fvu"] * own["default"]["fvu"] / at_l0(own["curve"], best["l0"]), own)
         rivals.append({"peer": peer, "tried": tried, "best": best, "ours": ours, "ratios": ratios, "seconds_to": to})
     return {**dataclasses.asdict(cell), "own": own, "rivals": rivals}
 
@@ -367,8 +362,9 @@ def lost_to(cells: Sequence[Found]) -> str:
     """Say of which peers, at their best rate, saekit's default has a higher FVU, and in how many seeds."""
     lost = [
         f"{rival['peer']} ({cell['arch']}, k {cell['k']}: {math.prod(ratios) ** (1 / len(ratios)):.3f} times in the "
-        f"geometric mean of {len(ratios)} seeds, {min(ratios):.3f} to {max(ratios):.3f}; "
-        f"dead {100 * rival['best']['dead']:.1f}% there, {100 * cell['own']['default']['dead']:.1f}% here)"
+        f"geometric mean of {len(ratios)} seed{'s' if len(ratios) > 1 else ''}, {min(ratios):.3f} to "
+        f"{max(ratios):.3f}; dead {100 * rival['best']['dead']:.1f}% there, "
+        f"{100 * cell['own']['default']['dead']:.1f}% here)"
         for cell in cells
         for rival in cell["rivals"]
         if "best" in rival and math.prod(ratios := rival["ratios"]) > 1
