@@ -590,11 +590,6 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
     known = searched_tables(results)
     if not known:
         return []
-    by_labels = [
-        f"{name} ({run})" for (run, name), result in known.items()
-        if result.verdict_metric == "auc" and not any("chosen and judged by AUC" in str(each) for each in result.warnings)
-    ]  # fmt: skip
-    by_arm = [f"{name} ({run})" for (run, name), result in known.items() if not repeats_penalty(result)]
     whole = {each["name"]: each.get("train_rows") for each in config["sets"]}
     fewer = [
         f"{name} ({run}) {result.data['n_train']:,} of {whole[name]:,}" for (run, name), result in known.items()
@@ -607,18 +602,7 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         "choice: training rows (groups) are resampled, arm and penalty are chosen again, on both sides of a difference. *Chosen*: in "
         "how many of these resamples it is the same arm. Where arms are chosen and judged by AUC, nothing chose the threshold "
         "that macro-F1 depends on."
-        + (f" For time, fewer training rows than in the tables below: {', '.join(fewer)}." if fewer else "")
-        + (
-            f" {', '.join(by_labels)}: judged by AUC, but searched by an earlier version, by macro-F1."
-            if by_labels
-            else ""
-        )
-        + (
-            f" {', '.join(by_arm)}: by an earlier version, with SAEs trained by it; the intervals hold the choice of the arm, "
-            "not that of its penalty."
-            if by_arm
-            else ""
-        ),
+        + (f" For time, fewer training rows than in the tables below: {', '.join(fewer)}." if fewer else ""),
         "",
         *heading("data set", "family", "strongest arm", "chosen", "macro-F1", "AUC", "− best non-SAE", "verdict"),
     ]
@@ -687,11 +671,6 @@ def concluded(config: Config, known: Mapping[tuple[str, str], Classification]) -
         f"{said} On the other {len(halves)} the test sets are too small to tell, which is no evidence that they are equal: half the "
         f"interval of one table is {halves[0]:.3f} to {halves[-1]:.3f}.{lower}"
     )
-
-
-def repeats_penalty(result: Classification) -> bool:
-    """Whether the intervals of the families hold the choice of the penalty as well as that of the arm."""
-    return int(result.settings["budget"]["finalists"]) > 3
 
 
 def searched(family: Any) -> str:
