@@ -12,7 +12,7 @@ the best is not at the end of what was tried (or the ladder ends). A peer whose 
 the learning rate falling over the last 20% of the steps and, from the best rate of those, over the last 35%, as that of
 saekit does. saekit climbs too, to see what its default costs; what is compared with the peers is that *default*. Rates
 and schedules are chosen on the first half of the held-out rows and reported on the second. Where the two are close
-(`CLOSE`), further seeds of both are trained.
+(`CLOSE`), further seeds of both are trained, and the interval of the mean logarithm of their ratio gives the verdict.
 
 Peers do not all end at L0 = k. A contestant's best rate is the one with the lowest FVU relative to saekit's default at
 the same L0, read off SAEs of several sparsities (`PARTS`), straight lines between them on logarithmic axes. At the best
@@ -37,6 +37,10 @@ from typing import Any
 import numpy as np
 from quality import COEFFICIENTS, HERE, PEERS, captured, fvu, models, result, write_readme
 
+from saekit.measure.intervals import student
+from saekit.measure.results import Measured
+from saekit.measure.verdicts import verdict
+
 LADDER = (3e-4, 1e-3, 3e-3, 9e-3, 1.8e-2, 3e-2, 6e-2)
 """Learning rates, from low to high."""
 FIRST = (3e-3, 9e-3)
@@ -51,8 +55,10 @@ SEEDS = (1,)
 """Further seeds of saekit's default, for the spread."""
 CLOSE = 0.02
 """A peer whose FVU differs from saekit's by less than this fraction is compared with further seeds of both."""
-CLOSE_SEEDS = (1, 2)
+CLOSE_SEEDS = (1, 2, 3, 4)
 """Those seeds."""
+MARGIN = 0.01
+"""Difference of FVU that counts as none, relative."""
 DEAD_LIMIT = 0.02
 """Largest fraction of dead latents with which a rate counts as saekit's best. Unit: fraction."""
 PARTS = (0.25, 0.5, 0.75, 1.25)
@@ -276,10 +282,9 @@ def compare(cell: Cell, folder: Path, peers: Sequence[str], kept: dict[str, list
             tried, best = [again if each == best else each for each in tried], again
         ours = own["default"]["fvu"] if cell.arch == "topk" else at_the_l0_of(best, cell, folder)
         ratios = [ours / best["fvu"]]
-        if abs(ratios[0] - 1) < CLOSE:
-            for seed in CLOSE_SEEDS:
-                theirs = train(cell, folder, peer, best["lr"], best.get("decay"), seed)
-                ratios.append(at_the_l0_of(theirs, cell, folder, seed) / theirs["fvu"])
+        for seed in CLOSE_SEEDS if abs(ratios[0] - 1) < CLOSE else ():
+            theirs = train(cell, folder, peer, best["lr"], best.get("decay"), seed)
+            ratios.append(at_the_l0_of(theirs, cell, folder, seed) / theirs["fvu"])
         to = seconds_to(best["fvu"] * own["default"]["fvu"] / at_l0(own["curve"], best["l0"]), own)
         rivals.append({"peer": peer, "tried": tried, "best": best, "ours": ours, "ratios": ratios, "seconds_to": to})
     return {**dataclasses.asdict(cell), "own": own, "rivals": rivals}
@@ -307,7 +312,7 @@ def decay_of(best: Found, tried: Sequence[Found]) -> str:
 def rivals_table(cells: Sequence[Found]) -> str:
     """Each peer at its best rate beside saekit's default at the peer's L0."""
     head = ["model", "architecture", "k", "peer", "its rates", "its best lr", "its decay, % (tried)"]
-    head += ["its FVU", "its L0", "its dead, %", "saekit's default, FVU", "saekit / peer", "other seeds"]
+    head += ["its FVU", "its L0", "its dead, %", "saekit's default, FVU", "saekit / peer", "over seeds"]
     lines = [[*head, "time to the peer's FVU, × its time"]]
     for cell in cells:
         for rival in cell["rivals"]:
@@ -316,12 +321,13 @@ def rivals_table(cells: Sequence[Found]) -> str:
                 lines.append([*start, "failed: " + rival["error"], *[""] * 9])
                 continue
             best, tried, to = rival["best"], [each["lr"] for each in rival["tried"]], rival.get("seconds_to")
+            decided = ", ".join(map(str, over_seeds(rival["ratios"]))) if is_close(rival) else ""
             took = "not reached" if to is None else f"{to / best['seconds']:.2f}"
             lines.append([
                 *start, f"{min(tried):g} to {max(tried):g}", f"{best['lr']:g}",
                 decay_of(best, rival["tried"]), f"{best['fvu']:.4f}",
                 f"{best['l0']:.1f}", f"{100 * best['dead']:.1f}", f"{rival['ours']:.4f}",
-                f"{rival['ratios'][0]:.3f}", ", ".join(f"{each:.3f}" for each in rival["ratios"][1:]),
+                f"{rival['ratios'][0]:.3f}", decided,
                 took if "seconds_to" in rival else "",
             ])  # fmt: skip
     return rows_of(lines, 4)
@@ -358,24 +364,45 @@ def pareto_table(cells: Sequence[Found]) -> str:
     return rows_of(lines, 2)
 
 
-def lost_to(cells: Sequence[Found]) -> str:
-    """Say of which peers, at their best rate, saekit's default has a higher FVU, and in how many seeds."""
-    lost = [
-        f"{rival['peer']} ({cell['arch']}, k {cell['k']}: {math.prod(ratios) ** (1 / len(ratios)):.3f} times in the "
-        f"geometric mean of {len(ratios)} seed{'s' if len(ratios) > 1 else ''}, {min(ratios):.3f} to "
-        f"{max(ratios):.3f}; dead {100 * rival['best']['dead']:.1f}% there, "
-        f"{100 * cell['own']['default']['dead']:.1f}% here)"
-        for cell in cells
-        for rival in cell["rivals"]
-        if "best" in rival and math.prod(ratios := rival["ratios"]) > 1
+def is_close(rival: Found) -> bool:
+    """Return whether a peer was compared with further seeds."""
+    return len(rival["ratios"]) > 1
+
+
+def over_seeds(ratios: Sequence[float]) -> tuple[Measured, str]:
+    """Return the geometric mean of saekit's FVU over a peer's with its interval over seeds, and the verdict of it."""
+    logs = np.log(np.array(ratios))
+    half = student(len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    mean = float(logs.mean())
+    said = verdict(Measured(-mean, -mean - half, -mean + half), math.log1p(MARGIN))
+    return Measured(*(math.exp(each) for each in (mean, mean - half, mean + half))), said
+
+
+def verdicts(cells: Sequence[Found]) -> str:
+    """Say against which peers, at their best rate, saekit's default is better, equivalent, worse or undecided."""
+    known = [(cell, rival) for cell in cells for rival in cell["rivals"] if "best" in rival]
+    far = [rival["ratios"][0] for _, rival in known if not is_close(rival)]
+    below, above = [each for each in far if each < 1], [each for each in far if each > 1]
+    lines = [
+        f"In {len(below)} of {len(known)} comparisons FVU of saekit's default is at least {CLOSE:.0%} below that of\n"
+        f"the peer ({min(below):.3f} to {max(below):.3f} times), in {len(above)} as much above. In the others, seeds\n"
+        f"of both decide, with a margin of {MARGIN:.0%}:\n"
     ]
-    return f"saekit's default has a higher FVU than {', '.join(lost) or 'none of them'}."
+    for cell, rival in known:
+        if is_close(rival):
+            ratio, said = over_seeds(rival["ratios"])
+            lines.append(
+                f"- {rival['peer']}, {cell['arch']}, k {cell['k']}: **{said}**, {ratio:.3f} times in "
+                f"{len(rival['ratios'])} seeds; {100 * rival['best']['dead']:.1f}% dead there, "
+                f"{100 * cell['own']['default']['dead']:.1f}% here"
+            )
+    return "\n".join(lines)
 
 
 def page(cells: Sequence[Found]) -> str:
     """The tables with what must be known to read them."""
     command = "`OMP_NUM_THREADS=1 python benchmarks/quality_tuned.py`"
-    first = f"{command}\n\n{lost_to(cells)}\n\n{rivals_table(cells)}"
+    first = f"{command}\n\n{verdicts(cells)}\n\n{rivals_table(cells)}"
     parts = [ABOUT, first, LADDER_ABOUT, ladder_table(cells), PARETO_ABOUT]
     return "\n\n".join([*parts, pareto_table(cells)])
 
@@ -427,7 +454,9 @@ held-out rows. Time: CPU time of training, one thread, on a machine that others 
 saekit ran on different machines.
 
 A peer's best rate and schedule are those of the lowest FVU relative to saekit's default at the same L0. Where the two
-are less than 2% apart, further seeds of both are compared in the same way."""
+are less than 2% apart, further seeds of both are compared in the same way: the geometric mean of the ratios with its
+95% interval, and the verdict (better: saekit's FVU is the lower one). Peers are favored a little: their rate is chosen
+by the first seed, saekit's is its default."""
 LADDER_ABOUT = """### saekit over the ladder
 
 FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU

@@ -71,10 +71,10 @@ def test_tables_and_footers_fit_the_screen(width, capsys, show, lines):
 def test_intervals_are_left_out_from_the_right_and_then_columns(width):
     assert console.fitted(PAIRS, 400) == PAIRS
     found = console.fitted(PAIRS, 100)
-    assert found[1][-1] == "0.2230"
+    assert found[1][-1] == "0.223"
     kept = console.fitted(PAIRS, 130, keep=["max cosine"])
     assert kept[1][-1] == "0.2230 [0.2211, 0.2249]"
-    assert kept[1][-2] == "0.2230"
+    assert kept[1][-2] == "0.223"
     assert console.fitted(PAIRS, 59) == [["", "shared"], [PAIRS[1][0], "0.00879"]]
 
 

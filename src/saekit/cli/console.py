@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from ..measure.numbers import decimals
 from ..progress import DELAY, show_progress
 from ..settings import Progress
 from ..terminal import escaped, plain
@@ -184,8 +185,13 @@ _WITHOUT_INTERVAL = ("l0", "dead_fraction")
 
 
 def bare(cell: str) -> str:
-    """Return a number without its interval."""
-    return cell.split(" [")[0]
+    """Return a number without its interval: three significant digits, as its ends no longer tell how many hold.
+
+    >>> bare("15.99994 [15.9998, 16.0000]"), bare("+0.50 [+0.40, +0.60]"), bare("–")
+    ('16', '+0.50', '–')
+    """
+    number, *ends = cell.split(" [")
+    return decimals(float(number)) if ends and number.replace(".", "").isdecimal() else number
 
 
 def print_comparison(result: Any) -> None:
