@@ -1,7 +1,7 @@
 """Is any peer better once its learning rate is tuned? Every contestant over the same ladder of rates, at equal L0.
 
     OMP_NUM_THREADS=1 python benchmarks/quality_tuned.py         # hours on one core; finished runs are kept in --out
-    python benchmarks/quality_tuned.py --cells stories260K-topk-16 MiniLM-topk-32
+    python benchmarks/quality_tuned.py --cells stories260K-topk-16 stories260K-relu-16
     python benchmarks/quality_tuned.py --keep-peers              # peers' runs of tuned.json, of which the best anew
     python benchmarks/quality_tuned.py --table                   # what is finished, without training anything
     python benchmarks/quality_tuned.py --quick                   # one tiny cell of saekit alone, nothing written

@@ -145,7 +145,9 @@ def test_public_docstrings_use_the_words_of_the_glossary(room):
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.stem not in ("glossary", "cli", "api")], ids=lambda p: p.stem
+    "page",
+    [*(page for page in PAGES if page.stem not in ("glossary", "cli", "api")), *sorted(ROOT.glob("studies/*/*.md"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_pages_use_the_words_of_the_glossary(page):
     wrong = findings(page.read_text(encoding="utf-8"))

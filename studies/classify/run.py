@@ -45,7 +45,6 @@ from saekit.rows.pooling import Ask, pool_texts
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
-from earlier import earlier  # noqa: E402 (what the studies share)
 
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
@@ -136,7 +135,7 @@ def smaller(config: Config) -> dict[str, Any]:
     models = {}
     for name, model in config["models"].items():
         saes = [{**sae, "latents": quick["latents"], "width": sae["latents"]} for sae in model["saes"]]
-        models[name] = {**model, **{k: quick[k] for k in ("tokens", "steps", "batch_rows")}, "saes": saes}
+        models[name] = {**model, **{k: quick[k] for k in ("tokens", "rows")}, "saes": saes}
     return {
         **config, "sets": sets, "models": models, "ks": quick["ks"], "control_ks": [4],
         "budget": {"C": quick["C"], "alphas": [1.0, 100.0], "shrinkages": [0.3], "depths": [3], "thresholds": [0.0],
@@ -242,10 +241,9 @@ def trained(
         for sae in left:
             since = time.monotonic()
             settings = {"control": sae["control"]} if sae.get("control") else {}
-            tokens = model["steps"] * model["batch_rows"]
             made = sk.train(
-                earlier(sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings), tokens, model["batch_rows"]),
-                rows[f"layers.{sae['layer']}"], seeds=sae["seeds"], tokens=tokens, settings=sk.TrainSettings(batch_rows=model["batch_rows"]),
+                sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings),
+                rows[f"layers.{sae['layer']}"], seeds=sae["seeds"], tokens=model["rows"],
             )  # fmt: skip
             for seed, each in zip(sae["seeds"], made):
                 each.save(folders[sae_name(sae, seed)])
@@ -432,17 +430,17 @@ def page(config: Config, folder: Path) -> str:
         "<!-- Written by run.py from results/; do not edit. -->",
         "",
         "**Before you read on.** An encoder of 22 million parameters and a language model of 2.9 million, with SAEs trained here: "
-        "that SAE features do better or no better than simple arms here says little about large models, and the other way round. "
+        "how SAE features compare with simple arms here says little about large models, and how they do there little about these. "
         "On small test sets (column *resolves*) most differences are undecided, which is not the same as equal.",
         "",
         "The paper *Sparse Autoencoder Features for Classifications and Transferability* (2502.11367) says yes: macro-F1 above "
         "0.8, better than hidden states and bag of words, best when summed over tokens and binarized. It gives the hidden states "
         "one token and the SAE all of them, and chooses the best configuration on the test set. Here every arm gets the same "
-        "texts, pooling, folds and grids; everything is chosen within the training rows, and the test rows judge once.",
+        "texts, pooling, folds and grids; everything is chosen within the training rows, and the test rows are read once.",
         "",
         f"Models: all-MiniLM-L6-v2 (an encoder; residual stream after block 4 of 6) and saekit's built-in language model, with "
-        f"TopK SAEs trained by this study (`encoder_length=1`, rates of `studies/earlier.py`). {first.settings['intervals']['level']:.0%} intervals from "
-        f"test rows (groups where there are any); differences "
+        f"TopK SAEs trained by this study{training_of(searched_tables(results))}. {first.settings['intervals']['level']:.0%} intervals from test rows (groups where "
+        f"there are any); differences "
         f"below {first.settings['margin']:g} macro-F1 count as none (*equivalent*). Verdicts follow the one rule of saekit "
         "([concepts](../../docs/concepts.md)), corrected for the arms of a set and, in the table below, for the sets (Holm).",
         "",
@@ -567,9 +565,9 @@ def family_claims(config: Config, results: Mapping[tuple[str, str], Classificati
     ]  # fmt: skip
     n = len(config["sets"]) * len(config["models"])
     lines = [
-        f"Judged from the strongest arm of every family, chosen within the training rows, in {len(known)} of {n} tables (a table "
+        f"Decided by the strongest arm of every family, chosen within the training rows, in {len(known)} of {n} tables (a table "
         "is a model on a data set); the intervals hold the choice. Claims about single arms (binarizing, summing, the last token) "
-        "are judged below, from weaker searches.",
+        "are decided below, from weaker searches.",
         "",
         *heading("claim", "here", "holds?"),
     ]
@@ -595,14 +593,18 @@ def families(config: Config, results: Mapping[tuple[str, str], Classification]) 
         f"{name} ({run}) {result.data['n_train']:,} of {whole[name]:,}" for (run, name), result in known.items()
         if whole[name] is not None and result.data["n_train"] < whole[name]
     ]  # fmt: skip
+    most = max(config["ks"])
+    edge = [key for key, result in known.items() for each in result.families if f"PCA {most}," in each.strongest]
     lines = [
         "## Families, each with its strongest arm",
         "",
         "Representation, probe and penalty are searched within the training rows, for every family alike. Intervals hold the "
         "choice: training rows (groups) are resampled, arm and penalty are chosen again, on both sides of a difference. *Chosen*: in "
-        "how many of these resamples it is the same arm. Where arms are chosen and judged by AUC, nothing chose the threshold "
+        "how many of these resamples it is the same arm. Where arms are chosen and compared by AUC, nothing chose the threshold "
         "that macro-F1 depends on."
-        + (f" For time, fewer training rows than in the tables below: {', '.join(fewer)}." if fewer else ""),
+        + (f" For time, fewer training rows than in the tables below: {', '.join(fewer)}." if fewer else "")
+        + f" PCA keeps the most components that it may ({most}) on {len(edge)} of {len(known)} tables: with all of them it "
+        "is the dense family, which stands in the same table.",
         "",
         *heading("data set", "family", "strongest arm", "chosen", "macro-F1", "AUC", "− best non-SAE", "verdict"),
     ]
@@ -673,6 +675,20 @@ def concluded(config: Config, known: Mapping[tuple[str, str], Classification]) -
     )
 
 
+def training_of(known: Mapping[tuple[str, str], Classification]) -> str:
+    """How far the SAEs of the families are trained: FVU, dead latents, and what twice the rows would change."""
+    found: dict[str, dict[str, Any]] = {}
+    for (run, _), result in known.items():
+        for sae in result.saes:
+            found.setdefault(f"{run}, {sae['name']}", sae["provenance"]["metrics"])
+    told = [
+        f"{name}: FVU {each['fvu']:.3f}, {each['dead_fraction']:.1%} dead, falling by {each['fvu_fall_per_doubling']:.0%} per "
+        "doubling of the rows"
+        for name, each in found.items()
+    ]
+    return f" ({'; '.join(told)}; from 10% on saekit's own check calls an SAE undertrained)" if told else ""
+
+
 def searched(family: Any) -> str:
     """What a search chose for a family: representation and probe."""
     return str(family.strongest.rpartition(": ")[2])
@@ -709,7 +725,7 @@ def challenge(folder: Path) -> list[str]:
         return []
     found = read_json(path)
     lines = [
-        "## Could a better dense baseline be had?",
+        "## Is there a better dense baseline?",
         "",
         f"`beat_dense.py` tries, with scikit-learn alone, on the same pooled rows; it beats the dense family where it is more "
         f"than {found['margin']:g} above. Intervals are over test rows, nothing refitted: where one holds 0, so few rows cannot "
@@ -722,7 +738,7 @@ def challenge(folder: Path) -> list[str]:
     for each in found["sets"]:
         run = each["run"].removesuffix(SEARCHED)
         gap = f"{each['gap']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
-        told = "no" if each["gap"] <= found["margin"] else "yes" if each["low"] > 0 else "yes, by what may be chance"
+        told = "no" if each["gap"] <= found["margin"] else "yes" if each["low"] > 0 else "yes, but within chance"
         lines.append(
             row(f"{each['set']} ({run})", each["metric"], each["arm"].removeprefix("strongest dense: "),
                 f"{each['dense']:.3f}", f"{each['dense_inner']:.3f}", each["chose"], f"{each['challenger']:.3f}",
@@ -891,26 +907,28 @@ def price(main: Mapping[str, Classification], folder: Path) -> list[str]:
 
 def alignment(main: Mapping[str, Classification], folder: Path) -> list[str]:
     """Selected latents and other seeds."""
-    lines = []
-    for name in main:
-        path = folder / "results" / f"stability-{name}.json"
-        if not path.is_file():
-            continue
-        for arm, each in read_json(path)["arms"].items():
-            lines.append(
-                row(name, short(arm), shown(each["selected"]), shown(each["matched"]), shown(each["difference"], "+"),
-                    f"{each['p']:.2g}")
-            )  # fmt: skip
-    if not lines:
+    paths = {name: folder / "results" / f"stability-{name}.json" for name in main}
+    found = [
+        (name, arm, each)
+        for name, path in paths.items() if path.is_file()
+        for arm, each in read_json(path)["arms"].items()
+    ]  # fmt: skip
+    if not found:
         return []
+    words = family_verdicts([Claim(Stored(Measured.from_json(each["difference"]))) for *_, each in found])
+    lines = [
+        row(name, short(arm), shown(each["selected"]), shown(each["matched"]), shown(each["difference"], "+"), word)
+        for (name, arm, each), word in zip(found, words, strict=True)
+    ]
     mean = read_json(folder / "results" / f"stability-{next(iter(main))}.json")["mean"]
     return [
         "## Are the selected latents those that other seeds find?",
         "",
         "Mean cosine of a latent's decoder row with its partner in two other seeds (exact one-to-one matching), for the latents "
-        f"that a k-sparse probe selects and for random ones that are active in as many texts. All latents: {mean:.3f}.",
+        f"that a k-sparse probe selects and for random ones that are active in as many texts. All latents: {mean:.3f}. Verdicts at a "
+        "margin of 0.01, all rows corrected together (Holm): *better*, the selected ones are found more often.",
         "",
-        *heading("data set", "arm", "selected", "density-matched", "difference", "p"),
+        *heading("data set", "arm", "selected", "density-matched", "difference", "verdict"),
         *lines,
         "",
     ]
@@ -923,9 +941,9 @@ def over_sets(results: Mapping[tuple[str, str], Classification]) -> list[str]:
         mine = {name: result for (label, name), result in results.items() if label == run}
         if len(mine) < 2:
             continue
-        table = summarize(mine).table()
-        lines += [f"**{run}**, {len(mine)} sets: macro-F1 minus the best dense arm; intervals from resampled data sets, "
-                  "Wilcoxon's signed-rank test, Holm's correction.", "", *heading(*table[0])]  # fmt: skip
+        table = [line[:-2] for line in summarize(mine).table()]  # with so few sets no p-value can decide
+        lines += [f"**{run}**, {len(mine)} sets: macro-F1 minus the best dense arm, with intervals over data sets.", "",
+                  *heading(*table[0])]  # fmt: skip
         lines += [row(*line) for line in table[1:]]
         lines.append("")
     return lines

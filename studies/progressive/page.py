@@ -52,7 +52,7 @@ are drawn in every step (`sampled`: as many as there are fixed ones, the largest
 every second held-out document; everything is measured on the others. A prefix of a TopK SAE selects its k among its own
 latents, so all ways have the same k at the same size. Interpretability needs no judge: *detection* is the area under
 the ROC curve with which the tokens that a latent fired on in some documents tell where it fires in others; *purity* is
-the largest share of its activation on one token. Both measure how lexical a latent is, not what it means.
+the largest fraction of its activation on one token. Both measure how lexical a latent is, not what it means.
 
 **Verdicts** follow the one rule of saekit ([concepts](../../docs/concepts.md)). Differences are paired by seed, with
 95 % intervals (Student's t). At a size the first way is *better* where the whole interval lies beyond the margin

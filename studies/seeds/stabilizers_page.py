@@ -164,7 +164,7 @@ def of_method(listed: Claims, cells: dict[str, Cell], place: str, method: str) -
 def _beside(listed: Claims, cells: dict[str, Cell], place: str, method: str, base: str) -> None:
     """Compare a method with its base, at equal L0."""
     cell, other = cells[method], cells[base]
-    name = method if base == "TopK" else f"{method} beside {base}"
+    name = method if base == "TopK" else f"{method}, compared with {base}"
     for key in ("shared", "pw_mcc", "recovered"):
         difference = jackknife(lambda s, k=key: mean_of(cell, k, s) - mean_of(other, k, s), min(cell["m"], other["m"]))
         listed.add(key, name, place, difference)
@@ -180,8 +180,12 @@ def _of_stable(listed: Claims, cells: dict[str, Cell], place: str, method: str) 
     words = f"{method}: stable latents carry"
     for claim, least, what in (
         ("most of the reconstruction", 0.5, "half"),
-        ("more of it than their share of the latents", number, f"their share of the latents {number.mean():.2f}"),
-        ("more of it than their share of the firings", firings, f"their share of the firings {firings.mean():.2f}"),
+        ("more of it than their fraction of the latents", number, f"their fraction of the latents {number.mean():.2f}"),
+        (
+            "more of it than their fraction of the firings",
+            firings,
+            f"their fraction of the firings {firings.mean():.2f}",
+        ),
     ):
         listed.add("stable", f"{words} {claim}", place, _over(parts - least), what=f"{parts.mean():.2f} minus {what}:")
     for claim, suffix in (("most of the classification", ""), ("more of that than equally many others", "_few")):
@@ -284,7 +288,7 @@ from what these agree on.
 
 Verdicts follow the one rule ([concepts](../../docs/concepts.md)), margin .01; all claims of a table are corrected
 together (Holm), those of random weights apart. *Reproduced*: the whole interval lies beyond the margin on the claimed
-side; *refuted*: on the other side; *no difference*: within it. Where the claim is that there is no difference, within
+side; *refuted*: on the other side; *no difference*: within it. Where the claim is one of no difference, within
 the margin is *reproduced* and beyond it *refuted*.
 """
 
@@ -313,8 +317,8 @@ SECTIONS = {
     "stable": """## Do stable latents carry most?
 
 2606.12138: they carry most of what matters for reconstruction and prediction. *Carry*: their part of the rise of FVU
-when either kind is silenced. Where most latents are stable, "most" says little: hence their share of the latents and of
-the firings, and as many others.""",
+when either kind is silenced. Where most latents are stable, "most" says little: hence their fraction of the latents and
+of the firings, and as many others.""",
     "budgets": """## Budgets
 
 Runs of their own, each with its whole schedule. glN1qCfwdz: at short budgets reconstruction looks converged while
@@ -492,7 +496,7 @@ def _predictors(found: dict[str, Any]) -> str:
     text = (
         "Rank correlation over latents of TopK SAEs with the part of the other seeds that have the latent, mean over "
         "SAEs. *Self-alignment*: cosine of a latent's encoder and decoder row. At 512 latents and three seeds of the "
-        "built-in model it is .01 [-.003, .028], frequency .08 [.01, .14] ([concepts](../../docs/concepts.md)): "
+        "built-in model it is -.02 [-.08, .05], frequency .005 [-.03, .04] ([concepts](../../docs/concepts.md)): "
         "measure it where it is used."
     )
     return text + "\n\n" + _lines(("", "self-alignment", "encoder norm", "frequency"), rows)

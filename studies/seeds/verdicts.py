@@ -350,7 +350,7 @@ python studies/seeds/run.py --out runs/seeds-quick --quick   # does everything r
 
 What training methods change about it, what stable latents carry, longer and shorter training, and random transformers:
 [stabilizers](stabilizers.md). How well one SAE alone tells which of its latents are stable, by its self-alignment: rank
-correlation .01 [-.003, .028] of three SAEs of the built-in model ([concepts](../../docs/concepts.md)), and
+correlation -.02 [-.08, .05] of three SAEs of the built-in model ([concepts](../../docs/concepts.md)), and
 [there](stabilizers.md#what-one-sae-says-of-its-stability) at other sizes.
 
 Intervals (95 %) are over seeds: a jackknife that leaves out one seed at a time, in all cells of a sweep together;
@@ -461,7 +461,7 @@ def _across(found: dict[str, Any]) -> str:
     if not rows:
         return ""
     return (
-        "## SAEs of two data sets\n\nOf one model: do those of one data set find the latents that those of the other "
+        "## SAEs of two data sets\n\nIn one model: do those of one data set find the latents that those of the other "
         "find? SAEs of one seed begin from the same weights, whatever they are trained on; seeds of one data set never "
         "do.\n\n" + _lines(("SAEs of", "and of", "", *ACROSS, "its null"), rows)
     )

@@ -160,7 +160,7 @@ class Study:
         say(f"--- {name}\n{result}")
 
     def minilm_saes(self, model: Any) -> list[sk.SAE]:
-        """Two seeds of one SAE on texts of HateCheck (all languages) and ParaDetox, never on one that judges."""
+        """Two seeds of one SAE on texts of HateCheck (all languages) and ParaDetox, never on a test text."""
         n = self.size.train_tokens // 12
         hate, detox = unseen(HATE, self.hate_split, "lang"), unseen(DETOX, self.detox_split)
         texts = sample([*sample(hate, n, 0), *sample(detox, n // 3, 1)], 2 * n, 2)
@@ -455,8 +455,8 @@ def arms_table(result: dict[str, Any]) -> str:
     head = ["", "macro-F1", "AUC", "F1 − dense", "AUC − dense", decides]
     if several:
         head = [
-            "", "native F1", "transferred F1", "drop", "transferred AUC", "above chance", "F1 − dense", "AUC − dense",
-            decides,
+            "", "in-domain F1", "transferred F1", "drop", "transferred AUC", "above chance", "F1 − dense",
+            "AUC − dense", decides,
         ]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for arm in result["arms"]:
@@ -545,7 +545,7 @@ def _language_claims(results: dict[str, Any]) -> Listed:
             "toxicity classifiers on SAE features transfer to other languages: better than chance",
             f"English encoder, {len(found['values'])} languages: AUC {number(sae['transferred_auc'])} off the "
             f"diagonal, {number(sae['auc'])} on it; {sae['n_above']} of {sae['n_cells']} pairs above chance "
-            f"(about {sae['n_cells'] / 40:.0f} would be by luck), {sae['n_below']} below",
+            f"(about {sae['n_cells'] / 40:.0f} would be by chance), {sae['n_below']} below",
             Claim(auc.oriented(1, 0.5)),
         ),
         ("training on the language itself is better", f"drop of macro-F1 {number(sae['drop'])}", Claim(drop)),
@@ -679,7 +679,7 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
         found = results["languages"]
         parts.append(
             "## Languages: HateCheck, train on one, test on another\n\nMiniLM (an English encoder), layer "
-            f"{LAYER}, TopK SAE trained by saekit on texts that do not judge (no template of theirs does, in any "
+            f"{LAYER}, TopK SAE trained by saekit on texts that test no classifier (no template of theirs does, in any "
             f"language); templates are never on both sides of the split. {found['caption']}.\n\n{arms_table(found)}\n\n"
             + "\n".join(f"- {arm['sentence']}" for arm in found["arms"] if arm["family"] == "sae")
             + "\n\nAUC of SAE features; in brackets: not told apart from chance.\n\n"
@@ -710,8 +710,8 @@ def page(results: dict[str, Any], seconds: dict[str, float]) -> str:
             if name == "seeds":
                 parts.append(
                     "## Seeds: a classifier of one SAE's latents reads another's\n\nParaDetox by pair, two seeds of "
-                    "one SAE (trained on pairs that do not judge), latents matched by decoder cosine. `random`: the "
-                    "same number of latents in random order. "
+                    "one SAE (trained on pairs that test no classifier), latents matched by decoder cosine. `random`: "
+                    "the same number of latents in random order. "
                     "Dense states are the same rows for both, so they can lose nothing.\n"
                 )
             about = found["values"][0]["about"]["matched"]

@@ -50,8 +50,8 @@ class ResolvedConfig:
 def default_batch_rows(rows: int) -> int:
     """Return the rows per step of a run on so many rows: the power of two that gives about 1,000 steps, 256 to 4,096.
 
-    Batch size matters through the number of steps: at equal rows more steps end lower (400,000 rows: FVU .070, .072
-    and .084 with batches of 512, 1,024 and 4,096, each at its best learning rate).
+    Batch size matters through the number of steps: at equal rows more steps end lower, each at its best learning rate,
+    down to a few hundred rows per step (``benchmarks/rates.py``, 300,000 rows).
 
     >>> [default_batch_rows(rows) for rows in (20_000, 400_000, 1_000_000, 100_000_000)]
     [256, 512, 1024, 4096]
