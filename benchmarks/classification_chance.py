@@ -4,13 +4,15 @@
 200 training rows, by the functions that `saekit classify` calls, and counts (a) how far the chosen arms are from chance
 on test rows, (b) how often a family is said to be better or worse than the best baseline, though none knows anything,
 and (c) how often shuffled labels are said to leak though nothing does. (b) and (c) are announced to happen in at most 5
-of 100 results. The counts go to ``classification_chance.json``; tests run short ones.
+of 100 results. The counts go to ``classification_chance.json``, the tables between the markers of
+``benchmarks/README.md``; tests run short ones. ``--table`` writes the tables of what is stored.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +33,7 @@ from saekit.measure.intervals import wilson_interval
 from saekit.measure.paired_scores import HeldOut, Predictions, chance_test
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE / "contestants"))
 BUDGET = Budget(C=(0.01, 0.1, 1.0, 10.0), alphas=(1.0, 10.0, 100.0, 1000.0), shrinkages=(0.1, 0.3, 0.6), widen=2)
 PROBES = ("logistic", "balanced", "lda", "ridge")
 SEARCHED = {"words": "TF-IDF", "dense": "dense", "pca": "PCA", "random": "random", "full": "SAE"}
@@ -148,13 +151,70 @@ def rate(count: int, n: int) -> dict[str, Any]:
     return {"count": count, "of": n, "low": found.low, "high": found.high}
 
 
+def told(share: dict[str, Any]) -> str:
+    """Return a fraction with its interval as text."""
+    return f"{share['count'] / share['of']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Return what was found as Markdown."""
+    sizes = sorted({cell["training_rows"] for cell in found["families"]})
+    lines = [ABOUT, "", "| family | " + " | ".join(f"{n} training rows" for n in sizes) + " |"]
+    lines.append("| --- |" + " ---: |" * len(sizes))
+    for name in SEARCHED.values():
+        cells = [
+            cell
+            for n in sizes
+            for cell in found["families"]
+            if (cell.get("family"), cell["training_rows"]) == (name, n)
+        ]
+        lines.append(
+            f"| {name}, AUC | " + " | ".join(f"{cell['auc']:.3f} ± {cell['error']:.3f}" for cell in cells) + " |"
+        )
+    for key, words in (("any_verdict", "any family better or worse"), ("claim", "the SAE better or worse")):
+        cells = [cell for n in sizes for cell in found["families"] if key in cell and cell["training_rows"] == n]
+        lines.append(f"| {words} | " + " | ".join(told(cell[key]) for cell in cells) + " |")
+    lines += [
+        "",
+        LEAKS,
+        "",
+        "| test rows | classes | arms | classifiers | said to leak |",
+        "| ---: | ---: | ---: | --- | ---: |",
+    ]
+    for cell in found["leak_check"]:
+        facts = (cell["test_rows"], cell["classes"], cell["arms"], cell["kind"], told(cell["false"]))
+        lines.append(f"| {' | '.join(map(str, facts))} |")
+    return "\n".join(lines)
+
+
+ABOUT = """## Classification of noise
+
+`make chance` (`python benchmarks/classification_chance.py`): the search of every family on features that know nothing
+(three poolings of 48 columns, random words), two classes, 400 test rows. AUC on the test rows of the arm that was
+chosen within the training rows, mean over results ± its standard error; fractions of results with a verdict, where 0.05
+is announced, with 95% intervals."""
+LEAKS = """Shuffled labels: fractions of results without any leak that are said to leak, by the check of `saekit classify` over
+all arms of a result; 0.05 is announced."""
+
+
+def write_tables(found: dict[str, Any]) -> None:
+    """Put the tables between their markers in the README."""
+    import arena
+
+    arena.replace_part(HERE / "README.md", "chance", tables(found))
+
+
 def main() -> None:
     """Run the simulations, and write what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200, help="results of noise, for each number of training rows")
     parser.add_argument("--checks", type=int, default=400, help="results that the leak check looks at, of each kind")
     parser.add_argument("--out", type=Path, default=HERE / "classification_chance.json")
+    parser.add_argument("--table", action="store_true", help="only write the tables of what is stored")
     options = parser.parse_args()
+    if options.table:
+        write_tables(json.loads(options.out.read_text()))
+        return
     found: dict[str, Any] = {"families": [], "leak_check": []}
     for n_test, n_classes, n_arms, kind in CHECKED:
         each = (shuffled_arms(n_test, n_classes, n_arms, seed, kind) for seed in range(options.checks))
@@ -181,6 +241,7 @@ def main() -> None:
         found["families"].append(cell)
         print(json.dumps(cell), f"{time.process_time() - since:.0f} s of CPU", flush=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
+    write_tables(found)
 
 
 if __name__ == "__main__":
