@@ -65,7 +65,10 @@ corrected together, the largest size counts. A power law is claimed only where e
 no seed fits a log-normal or exponential better.
 """
 
-ADDED = " The fourth seed was added when\nverdicts of three were known, many of them undecided."
+ADDED = (
+    " Four seeds were decided on\nbefore these SAEs were trained: of an earlier version's, three left many verdicts "
+    "undecided."
+)
 
 
 def rows_seen(found: Sequence[Mapping[str, Any]]) -> str:

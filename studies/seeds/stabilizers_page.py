@@ -14,6 +14,8 @@ from saekit.measure.results import Measured
 from saekit.measure.verdicts import Claim, Stored
 
 MARGIN = 0.01
+LOOKS = 3
+"""Times that verdicts were looked at before seeds were added."""
 REACHED = 0.8
 """PW-MCC of 2505.20254."""
 L2 = "2603.04198: three seeds share more (TopK, Pythia-70M; neither number nor weight in the abstract)"
@@ -117,7 +119,7 @@ class Claims:
         families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
         for each in self.listed:
             families.setdefault((each["key"], _is_random(each["model"])), []).append(each)
-        found = [each for family in families.values() for each in decided(family)]
+        found = [each for family in families.values() for each in decided(family, LOOKS)]
         for each in found:
             if each["says"] == "none":
                 words = {"reproduced": "refuted", "no difference": "reproduced"}
@@ -278,10 +280,10 @@ Intervals (95 %) are over seeds: a jackknife in both cells together; a seed begi
 them. Cells were made on more than one processor: rounding alone can take a seed to other latents, at random for each
 SAE, which is part of these intervals. *At equal FVU* compares with TopK of 64 to 192 latents, between the two widths
 whose FVU lies on both sides: what another width would share at that error; – where none does. Where five or eight seeds
-left a claim open, some cells got more (the level is not corrected for that), and so did TopK; with a method of fewer
-seeds TopK's first ones are compared. *Function*: FVU when codes are decoded with the partners' decoder rows, from 0
-(permuted partners) to 1 (their own). *Stable*: latents that at least half of the other seeds have. Latents with signed
-codes are turned so that their mean code is positive. Probe: macro-F1 of a ridge classifier of 1,500 SLURP texts by
+left a claim open, some cells got more, up to three times, and so did TopK: the level of all verdicts is that of three
+looks (Bonferroni). With a method of fewer seeds TopK's first ones are compared. *Function*: FVU when codes are decoded
+with the partners' decoder rows, from 0 (permuted partners) to 1 (their own). *Stable*: latents that at least half of
+the other seeds have. Latents with signed codes are turned so that their mean code is positive. Probe: macro-F1 of a ridge classifier of 1,500 SLURP texts by
 their largest codes. *Mutual, together*: the seeds compared were trained in one call and pull each other; *apart*: each
 with one other SAE that is not compared. *Consensus start*: a third of the rows for each of two parents, the last third
 from what these agree on.
@@ -390,7 +392,7 @@ def _undecided(listed: Sequence[dict[str, Any]], key: str) -> str:
 
 def _needed(estimate: Estimate, n_open: int) -> str:
     """The compatible effects, the seeds that there were, and those that would decide one of `n_open` claims."""
-    seeds, level = estimate["seeds"], 1 - (1 - LEVEL) / n_open
+    seeds, level = estimate["seeds"], 1 - (1 - LEVEL) / LOOKS / n_open
     stored = Stored(Measured(estimate["value"], estimate["low"], estimate["high"]), seeds - 1)
     found = stored.measured(level=level)
     error = (found.high - found.low) / 2 / student(seeds - 1, level)

@@ -263,10 +263,14 @@ def claims(found: dict[str, Any]) -> list[dict[str, Any]]:
     return decided(listed)
 
 
-def decided(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Claims with their verdicts: those without one yet are decided together (Holm), over all claims and models."""
+def decided(listed: list[dict[str, Any]], looks: int = 1) -> list[dict[str, Any]]:
+    """Claims with their verdicts: those without one yet are decided together (Holm), over all claims and models.
+
+    Where seeds were added to what was open, each of the looks has its part of the chance of error (Bonferroni).
+    """
     open_ = [each for each in listed if each["verdict"] is None]
-    words = family_verdicts([each["judged"] for each in open_], MARGIN, least=None, most=None)
+    level = 1 - (1 - LEVEL) / looks
+    words = family_verdicts([each["judged"] for each in open_], MARGIN, level=level, least=None, most=None)
     for each, word in zip(open_, words, strict=True):
         each["verdict"] = WORDS.get(word, word) or "undecided"
     for each in listed:
