@@ -279,14 +279,14 @@ by k, with `encoder_length=1` (but for aligned) and the rates of `studies/earlie
 Intervals (95 %) are over seeds: a jackknife in both cells together; a seed begins with the same weights in all of
 them. Cells were made on more than one processor: rounding alone can take a seed to other latents, at random for each
 SAE, which is part of these intervals. *At equal FVU* compares with TopK of 64 to 192 latents, between the two widths
-whose FVU lies on both sides: what another width would share at that error; – where none does. Where five or eight seeds
-left a claim open, some cells got more, up to three times, and so did TopK: the level of all verdicts is that of three
-looks (Bonferroni). With a method of fewer seeds TopK's first ones are compared. *Function*: FVU when codes are decoded
-with the partners' decoder rows, from 0 (permuted partners) to 1 (their own). *Stable*: latents that at least half of
-the other seeds have. Latents with signed codes are turned so that their mean code is positive. Probe: macro-F1 of a ridge classifier of 1,500 SLURP texts by
-their largest codes. *Mutual, together*: the seeds compared were trained in one call and pull each other; *apart*: each
-with one other SAE that is not compared. *Consensus start*: a third of the rows for each of two parents, the last third
-from what these agree on.
+whose FVU lies on both sides: what another width would share at that error; – where none does. Where five or eight
+seeds left a claim open, some cells got more, up to three times, and so did TopK: the level of all verdicts is that of
+three looks (Bonferroni). With a method of fewer seeds TopK's first ones are compared. *Function*: FVU when codes are
+decoded with the partners' decoder rows, from 0 (permuted partners) to 1 (their own). *Stable*: latents that at least
+half of the other seeds have. Latents with signed codes are turned so that their mean code is positive. Probe:
+macro-F1 of a ridge classifier of 1,500 SLURP texts by their largest codes. *Mutual, together*: the seeds compared
+were trained in one call and pull each other; *apart*: each with one other SAE that is not compared. *Consensus
+start*: a third of the rows for each of two parents, the last third from what these agree on.
 
 Verdicts follow the one rule ([concepts](../../docs/concepts.md)), margin .01; all claims of a table are corrected
 together (Holm), those of random weights apart. *Reproduced*: the whole interval lies beyond the margin on the claimed
