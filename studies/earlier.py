@@ -1,4 +1,4 @@
-"""Training as it was when the studies of classes, transfer and seeds were made, so that they make the same SAEs.
+"""Training as it was when the studies of transfer and seeds were made, so that they make the same SAEs.
 
 Since then initial encoder rows are shorter, the default learning rate goes with the batch and with k, and it rises and
 falls for about twice as long (`saekit.training.defaults`).

@@ -44,7 +44,6 @@ from saekit.report.classification import write_classification_figures
 from saekit.rows.pooling import Ask, pool_texts
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))
 
 SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
