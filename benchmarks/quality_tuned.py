@@ -7,12 +7,13 @@
     python benchmarks/quality_tuned.py --quick                   # one tiny cell of saekit alone, nothing written
 
 A cell is a model, an architecture and a number of latents per row; its runs are of 2,000 steps of 1,024 rows (`CELLS`).
-Each contestant climbs the ladder: it is trained at the two rates of `FIRST`, then at the next one beyond its best until
-the best is not at the end of what was tried (or the ladder ends). A peer whose schedule can be set does so twice, with
-the learning rate falling over the last 20% of the steps and, from the best rate of those, over the last 35%, as that of
-saekit does. saekit climbs too, to see what its default costs; what is compared with the peers is that *default*. Rates
-and schedules are chosen on the first half of the held-out rows and reported on the second. Where the two are close
-(`CLOSE`), further seeds of both are trained, and the interval of the mean logarithm of their ratio gives the verdict.
+Each contestant climbs the ladder: it is trained at the two rates of `FIRST`, then at the next one beyond its best
+until the best is not at the end of what was tried (or the ladder ends). A peer whose schedule can be set does so
+twice, with the learning rate falling over the last 20% of the steps and, from the best rate of those, over the last
+35%, as that of saekit does. saekit climbs too, to see what its default costs; what is compared with the peers is that
+*default*. Rates and schedules are chosen on the first half of the held-out rows and reported on the second. Where the
+peer is close or ahead (`CLOSE`), further seeds of both are trained, and the interval of the mean logarithm of their
+ratio gives the verdict.
 
 Peers do not all end at L0 = k. A contestant's best rate is the one with the lowest FVU relative to saekit's default at
 the same L0, read off SAEs of several sparsities (`PARTS`), straight lines between them on logarithmic axes. At the best
@@ -54,7 +55,7 @@ BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 SEEDS = (1,)
 """Further seeds of saekit's default, for the spread."""
 CLOSE = 0.02
-"""A peer whose FVU differs from saekit's by less than this fraction is compared with further seeds of both."""
+"""A peer whose FVU is not higher than saekit's by at least this fraction is compared with further seeds of both."""
 CLOSE_SEEDS = (1, 2, 3, 4)
 """Those seeds."""
 MARGIN = 0.01
@@ -282,7 +283,7 @@ def compare(cell: Cell, folder: Path, peers: Sequence[str], kept: dict[str, list
             tried, best = [again if each == best else each for each in tried], again
         ours = own["default"]["fvu"] if cell.arch == "topk" else at_the_l0_of(best, cell, folder)
         ratios = [ours / best["fvu"]]
-        for seed in CLOSE_SEEDS if abs(ratios[0] - 1) < CLOSE else ():
+        for seed in CLOSE_SEEDS if ratios[0] > 1 - CLOSE else ():
             theirs = train(cell, folder, peer, best["lr"], best.get("decay"), seed)
             ratios.append(at_the_l0_of(theirs, cell, folder, seed) / theirs["fvu"])
         to = seconds_to(best["fvu"] * own["default"]["fvu"] / at_l0(own["curve"], best["l0"]), own)
@@ -382,11 +383,10 @@ def verdicts(cells: Sequence[Found]) -> str:
     """Say against which peers, at their best rate, saekit's default is better, equivalent, worse or undecided."""
     known = [(cell, rival) for cell in cells for rival in cell["rivals"] if "best" in rival]
     far = [rival["ratios"][0] for _, rival in known if not is_close(rival)]
-    below, above = [each for each in far if each < 1], [each for each in far if each > 1]
     lines = [
-        f"In {len(below)} of {len(known)} comparisons FVU of saekit's default is at least {CLOSE:.0%} below that of\n"
-        f"the peer ({min(below):.3f} to {max(below):.3f} times), in {len(above)} as much above. In the others, seeds\n"
-        f"of both decide, with a margin of {MARGIN:.0%}:\n"
+        f"In {len(far)} of {len(known)} comparisons FVU of saekit's default is at least {CLOSE:.0%} below that of the\n"
+        f"peer ({min(far):.3f} to {max(far):.3f} times). In the others, seeds of both decide, with a margin of\n"
+        f"{MARGIN:.0%}:\n"
     ]
     for cell, rival in known:
         if is_close(rival):
@@ -453,10 +453,10 @@ saekit does (eai-sparsify's falls in its own way); saekit is shown at its defaul
 held-out rows. Time: CPU time of training, one thread, on a machine that others used meanwhile; blank where peer and
 saekit ran on different machines.
 
-A peer's best rate and schedule are those of the lowest FVU relative to saekit's default at the same L0. Where the two
-are less than 2% apart, further seeds of both are compared in the same way: the geometric mean of the ratios with its
-95% interval, and the verdict (better: saekit's FVU is the lower one). Peers are favored a little: their rate is chosen
-by the first seed, saekit's is its default."""
+A peer's best rate and schedule are those of the lowest FVU relative to saekit's default at the same L0. Where that is
+not at least 2% higher than saekit's, further seeds of both are compared in the same way: the geometric mean of the
+ratios with its 95% interval, and the verdict (better: saekit's FVU is the lower one). Peers are favored a little:
+their rate is chosen by the first seed, saekit's is its default."""
 LADDER_ABOUT = """### saekit over the ladder
 
 FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU
