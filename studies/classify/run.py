@@ -49,6 +49,8 @@ SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / 
 OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
 OTHER_CHARACTERS = 400_000
 """Of each of the other texts."""
+DECAY_FRACTION = sk.TopK(1, k=1).decay_fraction
+"""That of today's defaults, by which SAEs of an earlier version are known."""
 SEARCHED = "-families"
 """End of the names of runs that search every family."""
 SET_KEYS = ("label", "group", "split_column", "train_rows", "test_rows")
@@ -676,15 +678,20 @@ def concluded(config: Config, known: Mapping[tuple[str, str], Classification]) -
 
 def training_of(known: Mapping[tuple[str, str], Classification]) -> str:
     """How far the SAEs of the families are trained: FVU, dead latents, and what twice the rows would change."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for (run, _), result in known.items():
         for sae in result.saes:
-            found.setdefault(f"{run}, {sae['name']}", sae["provenance"]["metrics"])
-    told = [
-        f"{name}: FVU {each['fvu']:.3f}, {each['dead_fraction']:.1%} dead, falling by {each['fvu_fall_per_doubling']:.0%} per "
-        "doubling of the rows"
-        for name, each in found.items()
-    ]
+            found.setdefault(f"{run}, {sae['name']}", {})[sae["digest"]] = sae["provenance"]
+    told = []
+    for name, saes in found.items():
+        first = next(iter(saes.values()))
+        each = first["metrics"]
+        told.append(
+            f"{name}: FVU {each['fvu']:.3f}, {each['dead_fraction']:.1%} dead, falling by {each['fvu_fall_per_doubling']:.0%} per "
+            "doubling of the rows"
+            + (f", one of {len(saes)} that were made apart" if len(saes) > 1 else "")
+            + (", trained as by an earlier version" if first["config"]["decay_fraction"] != DECAY_FRACTION else "")
+        )
     return f" ({'; '.join(told)}; from 10% on saekit's own check calls an SAE undertrained)" if told else ""
 
 
