@@ -40,7 +40,7 @@ from quality import COEFFICIENTS, HERE, PEERS, captured, fvu, models, result, wr
 
 from saekit.measure.intervals import student
 from saekit.measure.results import Measured
-from saekit.measure.verdicts import verdict
+from saekit.measure.verdicts import Claim, Stored, family_verdicts
 
 LADDER = (3e-4, 1e-3, 3e-3, 9e-3, 1.8e-2, 3e-2, 6e-2)
 """Learning rates, from low to high."""
@@ -322,7 +322,7 @@ def rivals_table(cells: Sequence[Found]) -> str:
                 lines.append([*start, "failed: " + rival["error"], *[""] * 9])
                 continue
             best, tried, to = rival["best"], [each["lr"] for each in rival["tried"]], rival.get("seconds_to")
-            decided = ", ".join(map(str, over_seeds(rival["ratios"]))) if is_close(rival) else ""
+            decided = str(over_seeds(rival["ratios"])) if is_close(rival) else ""
             took = "not reached" if to is None else f"{to / best['seconds']:.2f}"
             lines.append([
                 *start, f"{min(tried):g} to {max(tried):g}", f"{best['lr']:g}",
@@ -370,13 +370,18 @@ def is_close(rival: Found) -> bool:
     return len(rival["ratios"]) > 1
 
 
-def over_seeds(ratios: Sequence[float]) -> tuple[Measured, str]:
-    """Return the geometric mean of saekit's FVU over a peer's with its interval over seeds, and the verdict of it."""
+def over_seeds(ratios: Sequence[float]) -> Measured:
+    """Return the geometric mean of saekit's FVU over a peer's with its interval over seeds."""
     logs = np.log(np.array(ratios))
     half = student(len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-    mean = float(logs.mean())
-    said = verdict(Measured(-mean, -mean - half, -mean + half), math.log1p(MARGIN))
-    return Measured(*(math.exp(each) for each in (mean, mean - half, mean + half))), said
+    return Measured(*(math.exp(logs.mean() + each) for each in (0, -half, half)))
+
+
+def claim(ratios: Sequence[float]) -> Claim:
+    """Return the claim that saekit's FVU is below a peer's, on the logarithmic scale."""
+    ratio = over_seeds(ratios)
+    gap = Measured(*(-math.log(each) for each in (ratio.value, ratio.high, ratio.low)))
+    return Claim(Stored(gap, len(ratios) - 1), math.log1p(MARGIN))
 
 
 def verdicts(cells: Sequence[Found]) -> str:
@@ -388,14 +393,15 @@ def verdicts(cells: Sequence[Found]) -> str:
         f"peer ({min(far):.3f} to {max(far):.3f} times). In the others, seeds of both decide, with a margin of\n"
         f"{MARGIN:.0%}:\n"
     ]
-    for cell, rival in known:
-        if is_close(rival):
-            ratio, said = over_seeds(rival["ratios"])
-            lines.append(
-                f"- {rival['peer']}, {cell['arch']}, k {cell['k']}: **{said}**, {ratio:.3f} times in "
-                f"{len(rival['ratios'])} seeds; {100 * rival['best']['dead']:.1f}% dead there, "
-                f"{100 * cell['own']['default']['dead']:.1f}% here"
-            )
+    close = [(cell, rival) for cell, rival in known if is_close(rival)]
+    words = family_verdicts([claim(rival["ratios"]) for _, rival in close], least=None, most=None)
+    for (cell, rival), said in zip(close, words, strict=True):
+        ratio = over_seeds(rival["ratios"])
+        lines.append(
+            f"- {rival['peer']}, {cell['arch']}, k {cell['k']}: **{said}**, {ratio} times in "
+            f"{len(rival['ratios'])} seeds; {100 * rival['best']['dead']:.1f}% dead there, "
+            f"{100 * cell['own']['default']['dead']:.1f}% here"
+        )
     return "\n".join(lines)
 
 
@@ -455,8 +461,8 @@ saekit ran on different machines.
 
 A peer's best rate and schedule are those of the lowest FVU relative to saekit's default at the same L0. Where that is
 not at least 2% higher than saekit's, further seeds of both are compared in the same way: the geometric mean of the
-ratios with its 95% interval, and the verdict (better: saekit's FVU is the lower one). Peers are favored a little:
-their rate is chosen by the first seed, saekit's is its default."""
+ratios with its 95% interval, and the verdict of all these together (better: saekit's FVU is the lower one). Peers are
+favored a little: their rate is chosen by the first seed, saekit's is its default."""
 LADDER_ABOUT = """### saekit over the ladder
 
 FVU / dead latents in percent at each learning rate; the default, and its FVU with another seed; FVU

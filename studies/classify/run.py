@@ -243,7 +243,7 @@ def trained(
             since = time.monotonic()
             settings = {"control": sae["control"]} if sae.get("control") else {}
             made = sk.train(
-                sk.TopK(n_latents=sae["latents"], k=sae["k"], **settings),
+                sk.TopK(n_latents=sae["latents"], k=sae["k"], lr=model.get("lr"), **settings),
                 rows[f"layers.{sae['layer']}"], seeds=sae["seeds"], tokens=model["rows"],
             )  # fmt: skip
             for seed, each in zip(sae["seeds"], made):
@@ -689,6 +689,7 @@ def training_of(known: Mapping[tuple[str, str], Classification]) -> str:
         told.append(
             f"{name}: FVU {each['fvu']:.3f}, {each['dead_fraction']:.1%} dead, falling by {each['fvu_fall_per_doubling']:.0%} per "
             "doubling of the rows"
+            + f", peak rate {first['resolved']['lr']:.2g}"
             + (f", one of {len(saes)} that were made apart" if len(saes) > 1 else "")
             + (", trained as by an earlier version" if first["config"]["decay_fraction"] != DECAY_FRACTION else "")
         )

@@ -11,9 +11,9 @@ BATCH_ROWS = (256, 4096)
 """Smallest and largest default batch. Unit: rows."""
 WANTED_STEPS = 1000
 """Steps that the default batch aims at, and from which the default learning rate falls."""
-LR, LR_LATENTS, LR_K, LARGEST_LR, LARGEST_LR_K = 8e-3, 1024, 16, 17e-3, 0.25
+LR, LR_LATENTS, LR_K, LARGEST_LR, LARGEST_LR_K, LARGEST_LR_D = 8e-3, 1024, 16, 17e-3, 0.25, 64
 """Default learning rate at a number of latents and latents per row, in runs of up to `WANTED_STEPS` steps; the largest,
-up to `LR_K`, and the power of ``k / LR_K`` that it goes with beyond."""
+up to `LR_K`, the power of ``k / LR_K`` that it goes with beyond, and the width of the rows up to which it holds."""
 SMALL_ROWS = 256
 """Rows per step below which the default learning rate of the architectures that select goes with the root of them."""
 LARGEST_K = 32
@@ -74,13 +74,16 @@ class LearningRate:
     """Power of ``k / 16`` that the rate goes with, with fewer latents per row than 16."""
     many: float = 0.0
     """And with more."""
+    falls: float | None = None
+    """Power of ``1024 / n_latents`` with which the largest rate falls with more latents, where it falls with the root
+    of the width of the rows; it falls with neither if none."""
 
 
 LEARNING_RATES = {
-    "topk": LearningRate(1.2, 550, limit=2.0, few=0.125, many=0.15),
-    "hierarchical-topk": LearningRate(1.2, 550, limit=2.0, few=0.125, many=0.15),
+    "topk": LearningRate(1.2, 550, limit=2.0, few=0.125, many=0.15, falls=0.75),
+    "hierarchical-topk": LearningRate(1.2, 550, limit=2.0, few=0.125, many=0.15, falls=0.75),
     "abstopk": LearningRate(0.7, 550, limit=0.6, few=0.25, many=0.25),
-    "batchtopk": LearningRate(1.0, 550, limit=2**0.5, few=-0.25, many=0.25),
+    "batchtopk": LearningRate(1.0, 550, limit=2**0.5, few=-0.25, many=0.25, falls=0.0),
     "matryoshka": LearningRate(1.2, 700, few=-0.5, many=0.25),
     "jumprelu": LearningRate(1.0, 1024, many=-0.4),
     "relu": LearningRate(1.6, 512),
@@ -92,17 +95,22 @@ compete over a batch, and of Matryoshka, whose latents are in several sizes; but
 compete so train some latents too rarely, and with less these die. Found by ``benchmarks/rates.py``."""
 
 
-def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
+def default_lr(config: Config, total_steps: int, batch_rows: int, d_in: int = LARGEST_LR_D) -> float:
     """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
 
-    ``min(17e-3 * c, 8e-3 * scale * s * w * f**min(1, total_steps / 1000)) * min(1, 1000 / total_steps)**(1/4)``
+    ``min(17e-3 * c * g**min(1, total_steps / 500), 8e-3 * scale * s * w * f**min(1, total_steps / 1000))``
+    ``* min(1, 1000 / total_steps)**(1/4)``
 
     ``w = sqrt(1024 / n_latents)``, ``f = min(limit, sqrt(batch_rows / rows))``, and with `k` or the L0 that is aimed
     at ``s = (min(k, 32) / 16)**power`` and ``c = max(1, min(k, 32) / 16)**(1/4)``; `scale`, `rows`, `limit` and the
     power are those of the architecture, in `LEARNING_RATES`. Where the `k` largest pre-activations are kept, latents
     die of the noise of small batches, the more the fewer rows of a step are their own: there ``f = min(limit,
     batch_rows / rows)``, below 256 rows ``sqrt(256 * batch_rows) / rows``; and, but for Matryoshka, ``w = (1024 /
-    n_latents)**(3/4)`` of more than 1,024 latents. Runs shorter than a thousand steps take more, and end lower by it.
+    n_latents)**(3/4)`` of more than 1,024 latents. ``g = 1``, but for those whose rate rises most with the batch: of
+    TopK and HierarchicalTopK ``min(1, 64 / d_in)**(1/2) * min(1, 1024 / n_latents)**(3/4)``, of BatchTopK the first
+    factor. Rows have coordinates of about 1, and Adam changes every coordinate of an encoder row by about the rate: a
+    pre-activation changes in proportion to ``d_in``, while pre-activations go with ``sqrt(d_in)``. Runs shorter than a
+    thousand steps take more, and end lower by it.
 
     What limits a rate is dead latents, and how soon they are revived (`dead_after_rows`). The rule was found by sweeps
     over three models and a known dictionary, k of 4 to 32, 128 to 4,096 latents, batches of 128 to 4,096 and up to
@@ -130,6 +138,9 @@ def default_lr(config: Config, total_steps: int, batch_rows: int) -> float:
     sparsity = (min(k, LARGEST_K) / LR_K) ** (rule.few if k < LR_K else rule.many)
     most = LR * rule.scale * sparsity * width * factor ** min(1, total_steps / WANTED_STEPS)
     largest = LARGEST_LR * max(1.0, min(k, LARGEST_K) / LR_K) ** LARGEST_LR_K
+    if rule.falls is not None:
+        falls = min(1.0, LARGEST_LR_D / d_in) ** 0.5 * min(1.0, LR_LATENTS / config.n_latents) ** rule.falls
+        largest *= falls ** min(1, 2 * total_steps / WANTED_STEPS)
     return min(most, largest) * min(1, WANTED_STEPS / total_steps) ** 0.25
 
 
@@ -154,7 +165,7 @@ def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precis
     return ResolvedConfig(
         total_steps=total_steps,
         batch_rows=batch_rows,
-        lr=config.lr or default_lr(config, total_steps, batch_rows),
+        lr=config.lr or default_lr(config, total_steps, batch_rows, d_in),
         warmup_steps=warmup if config.warmup_steps is None else config.warmup_steps,
         decay_steps=round(config.decay_fraction * total_steps),
         dead_after_rows=config.dead_after_rows or min(DEAD_AFTER_ROWS, window),
