@@ -1,12 +1,13 @@
 """Does the default learning rate hold? Every architecture at multiples of it, in one pass over the same rows.
 
     python benchmarks/rates.py                        # hours on one core; finished cells are kept in --out
-    python benchmarks/rates.py --only batchtopk       # cells whose name holds this (or is this)
+    python benchmarks/rates.py --only batchtopk       # cells whose name holds this (or is this), anew
+    python benchmarks/rates.py --table                # the table of what rates.json holds
     python benchmarks/rates.py --quick                # one small cell, nothing written
 
 Each cell is a model, an architecture, a width, a sparsity and a number of rows; the batch is the default unless the
-cell says otherwise. FVU is of held-out documents; a latent is dead when it is silent on 100,000 training rows. The
-table goes between the markers of ``benchmarks/README.md``.
+cell says otherwise. FVU is of held-out documents; a latent is dead when it is silent on 100,000 training rows. Cells
+go to ``benchmarks/rates.json``, the table between the markers of ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality import captured, fvu, models, write_readme
+from quality import HERE, captured, fvu, models, write_readme
 from truth import ROWS as TRUE_ROWS
 
 from saekit.rows.synthetic import synthetic_rows
@@ -31,6 +32,8 @@ MULTIPLES = (0.5, 0.707, 1.0, 1.414, 2.0)
 DEAD_LIMIT = 0.02
 """Largest fraction of dead latents with which a learning rate counts as the best. Unit: fraction."""
 DEAD_ROWS, HELD_OUT_ROWS = 100_000, 28_000
+STORED = HERE / "rates.json"
+"""Cells as they were last measured; those of before there was this file have the digits of the table."""
 LONG = "1.0, encoder rows of length 1"
 """Name of the default rate with longer initial encoder rows, where the default is short ones."""
 
@@ -78,6 +81,10 @@ CELLS = [
     Cell("stories260K", "relu", 1024, 16, 512_000),
     *(Cell("stories260K", arch, 512, 16, 60_000) for arch in ("jumprelu", "gated", "relu", "p-anneal")),
     Cell("MiniLM", "topk", 1024, 32, 250_000),
+    *(Cell("builtin", "topk", n, 16, 1_200_000, 1024) for n in (1024, 2048, 4096)),
+    *(Cell("MiniLM", "topk", n, 32, 1_200_000, 1024) for n in (1024, 2048)),
+    Cell("MiniLM", "topk", 4096, 32, 1_200_000, 2048),
+    *(Cell(model, "batchtopk", 1024, k, 1_200_000, 1024) for model, k in (("builtin", 16), ("MiniLM", 32))),
     Cell("stories260K", "topk", 1024, 16, 5_700_000, 4096),
     Cell("stories260K", "topk", 4096, 16, 1_000_000),
     Cell("stories260K", "topk", 1024, 16, 7_600_000, 1024),
@@ -192,26 +199,27 @@ def asked_for(words: str, cells: list[Cell]) -> list[Cell]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small cell, nothing written")
-    parser.add_argument("--only", default="", help="cells whose name holds this; nothing written")
-    parser.add_argument("--finished", action="store_true", help="only the cells that are in --out already")
+    parser.add_argument("--only", default="", help="cells whose name holds this")
+    parser.add_argument("--table", action="store_true", help="write the table of what is stored")
     parser.add_argument("--seeds", default="1,2", help="averaged [1,2]")
     parser.add_argument("--out", default="runs/rates")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp() if arguments.quick else arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
-    results, seeds = [], [int(seed) for seed in arguments.seeds.split(",")]
-    for cell in QUICK if arguments.quick else asked_for(arguments.only, CELLS):
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    known = json.loads(STORED.read_text()) if STORED.exists() and not arguments.quick else {}
+    for cell in QUICK if arguments.quick else [] if arguments.table else asked_for(arguments.only, CELLS):
         path = folder / f"{cell.name}-seeds{arguments.seeds}.json"
-        if arguments.finished and not path.exists():
-            continue
         if not path.exists():
             tokens = 20_000 if arguments.quick else TOKENS[cell.model]
             path.write_text(json.dumps(measure(cell, folder, seeds, tokens)))
-        results.append(json.loads(path.read_text()))
-        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    shown = table(results)
+        known[cell.name] = json.loads(path.read_text())
+        print(json.dumps(known[cell.name]), file=sys.stderr, flush=True)
+    known = {cell.name: known[cell.name] for cell in [*QUICK, *CELLS] if cell.name in known}
+    shown = table(list(known.values()))
     print(shown)
-    if not (arguments.quick or arguments.only):
+    if not arguments.quick:
+        STORED.write_text(json.dumps(known, indent=1) + "\n")
         write_readme("rates", f"{ABOUT}\n\n{shown}")
 
 
