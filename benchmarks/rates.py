@@ -81,6 +81,7 @@ CELLS = [
     Cell("stories260K", "relu", 1024, 16, 512_000),
     *(Cell("stories260K", arch, 512, 16, 60_000) for arch in ("jumprelu", "gated", "relu", "p-anneal")),
     Cell("MiniLM", "topk", 1024, 32, 250_000),
+    *(Cell("builtin", "topk", n, 16, 600_000) for n in (256, 512)),
     *(Cell("builtin", "topk", n, 16, 1_200_000, 1024) for n in (1024, 2048, 4096)),
     *(Cell("MiniLM", "topk", n, 32, 1_200_000, 1024) for n in (1024, 2048)),
     Cell("MiniLM", "topk", 4096, 32, 1_200_000, 2048),
