@@ -47,13 +47,14 @@ dead (that fired on none of the last {last_rows} rows of the training), and for 
 
 **How.** Vanilla TopK SAEs of every size and one Matryoshka SAE with these sizes see the same rows in the same order,
 for every seed, with the defaults of saekit (since then the rates for 256 and 512 latents of the built-in model are
-lower, and end lower by about 1%: `python benchmarks/rates.py --only builtin-topk-512-k16-600000`). So do others of half
-and of twice the k, and a Matryoshka SAE whose sizes are drawn in every step (`sampled`: as many as there are fixed
-ones, the largest always, the others log-uniform from a 64th of it up, which is below the smallest fixed one too). The widest vanilla SAE is pruned by rankings measured on
-every second held-out document; everything is measured on the others. A prefix of a TopK SAE selects its k among its own
-latents, so all ways have the same k at the same size. Interpretability needs no judge: *detection* is the area under
-the ROC curve with which the tokens that a latent fired on in some documents tell where it fires in others; *purity* is
-the largest fraction of its activation on one token. Both measure how lexical a latent is, not what it means.
+lower, and end lower by about 1%: `python benchmarks/rates.py --only builtin-topk-512-k16-600000`). So do others of
+half and of twice the k, and a Matryoshka SAE whose sizes are drawn in every step (`sampled`: as many as there are
+fixed ones, the largest always, the others log-uniform from a 64th of it up, which is below the smallest fixed one
+too). The widest vanilla SAE is pruned by rankings measured on every second held-out document; everything is measured
+on the others. A prefix of a TopK SAE selects its k among its own latents, so all ways have the same k at the same
+size. Interpretability needs no judge: *detection* is the area under the ROC curve with which the tokens that a latent
+fired on in some documents tell where it fires in others; *purity* is the largest fraction of its activation on one
+token. Both measure how lexical a latent is, not what it means.
 
 **Verdicts** follow the one rule of saekit ([concepts](../../docs/concepts.md)). Differences are paired by seed, with
 95 % intervals (Student's t). At a size the first way is *better* where the whole interval lies beyond the margin
