@@ -35,8 +35,8 @@ class Config:
     _: KW_ONLY
     lr: float | None = None
     """Peak learning rate of Adam [by `saekit.training.defaults.default_lr`: about 9e-3 with 1024 latents, 16 of them
-    per row, 512 rows per step and 1000 steps; less with more latents, more steps or smaller batches, and more with
-    fewer latents]."""
+    per row, 512 rows per step and 1000 steps; less with more latents, more steps, smaller batches, or wide rows in
+    large batches, and more with fewer latents]."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of Adam's first and second moments per step, each in [0, 1) [0.9, 0.999]."""
     warmup_steps: int | None = None
