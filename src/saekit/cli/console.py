@@ -185,13 +185,15 @@ _WITHOUT_INTERVAL = ("l0", "dead_fraction")
 
 
 def bare(cell: str) -> str:
-    """Return a number without its interval: three significant digits, as its ends no longer tell how many hold.
+    """Return a number without its interval: at most three significant digits, as no ends tell how many hold.
 
-    >>> bare("15.99994 [15.9998, 16.0000]"), bare("+0.50 [+0.40, +0.60]"), bare("–")
-    ('16', '+0.50', '–')
+    >>> [bare(f"{number} [0, 1]") for number in ("15.99994", "0.830", "0.0000", "+0.5012", "–")]
+    ['16', '0.830', '0', '+0.5012', '–']
     """
     number, *ends = cell.split(" [")
-    return decimals(float(number)) if ends and number.replace(".", "").isdecimal() else number
+    digits = number.replace(".", "")
+    shorten = ends and digits.isdecimal() and len(digits.lstrip("0")) not in (1, 2, 3)
+    return decimals(float(number)) if shorten else number
 
 
 def print_comparison(result: Any) -> None:
