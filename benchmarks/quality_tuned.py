@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from quality import COEFFICIENTS, HERE, PEERS, captured, fvu, models, result, write_readme
 
-from saekit.measure.intervals import student
+from saekit.measure.intervals import measured_mean
 from saekit.measure.results import Measured
 from saekit.measure.verdicts import Claim, Stored, family_verdicts
 
@@ -372,16 +372,13 @@ def is_close(rival: Found) -> bool:
 
 def over_seeds(ratios: Sequence[float]) -> Measured:
     """Return the geometric mean of saekit's FVU over a peer's with its interval over seeds."""
-    logs = np.log(np.array(ratios))
-    half = student(len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-    return Measured(*(math.exp(logs.mean() + each) for each in (0, -half, half)))
+    mean = measured_mean(np.log(ratios))
+    return Measured(*(None if each is None else math.exp(each) for each in (mean.value, mean.low, mean.high)))
 
 
 def claim(ratios: Sequence[float]) -> Claim:
     """Return the claim that saekit's FVU is below a peer's, on the logarithmic scale."""
-    ratio = over_seeds(ratios)
-    gap = Measured(*(-math.log(each) for each in (ratio.value, ratio.high, ratio.low)))
-    return Claim(Stored(gap, len(ratios) - 1), math.log1p(MARGIN))
+    return Claim(Stored(measured_mean(np.log(ratios)), len(ratios) - 1).oriented(-1), math.log1p(MARGIN))
 
 
 def verdicts(cells: Sequence[Found]) -> str:

@@ -1,7 +1,7 @@
 """Does the default learning rate hold? Every architecture at multiples of it, in one pass over the same rows.
 
     python benchmarks/rates.py                        # hours on one core; finished cells are kept in --out
-    python benchmarks/rates.py --only batchtopk       # cells whose name holds this (or is this), anew
+    python benchmarks/rates.py --only batchtopk       # cells whose name holds this (or is this)
     python benchmarks/rates.py --table                # the table of what rates.json holds
     python benchmarks/rates.py --quick                # one small cell, nothing written
 

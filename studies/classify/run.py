@@ -49,7 +49,7 @@ SHARED = Path(os.environ.get("SAEKIT_SHARED_DATA", HERE.parents[2] / "shared" / 
 OTHER_TEXTS = ("text/tinystories_1000_clean.jsonl.gz", "text/wikitext2_valid.txt.gz")
 OTHER_CHARACTERS = 400_000
 """Of each of the other texts."""
-DECAY_FRACTION = sk.TopK(1, k=1).decay_fraction
+DECAY_FRACTION = sk.TopK.decay_fraction
 """That of today's defaults, by which SAEs of an earlier version are known."""
 SEARCHED = "-families"
 """End of the names of runs that search every family."""
