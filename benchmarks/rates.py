@@ -86,6 +86,12 @@ CELLS = [
     *(Cell("MiniLM", "topk", n, 32, 1_200_000, 1024) for n in (1024, 2048)),
     Cell("MiniLM", "topk", 4096, 32, 1_200_000, 2048),
     *(Cell(model, "batchtopk", 1024, k, 1_200_000, 1024) for model, k in (("builtin", 16), ("MiniLM", 32))),
+    *(
+        Cell(model, arch, 1024, k, 1_200_000, 1024)
+        for model, k in (("builtin", 16), ("MiniLM", 32))
+        for arch in ("matryoshka", "abstopk", "jumprelu", "relu", "gated", "p-anneal")
+    ),
+    *(Cell(model, "matryoshka", 1024, 8, 1_200_000, 1024) for model in ("builtin", "MiniLM")),
     Cell("stories260K", "topk", 1024, 16, 5_700_000, 4096),
     Cell("stories260K", "topk", 4096, 16, 1_000_000),
     Cell("stories260K", "topk", 1024, 16, 7_600_000, 1024),

@@ -96,13 +96,13 @@ def test_the_learning_rate_goes_with_a_power_of_k_up_to_twice_sixteen(k, batch, 
 
 @settings(deadline=None)
 @given(st.integers(1, 4096), st.integers(1, 10_000), st.integers(1, 5000), st.integers(32, 2**16))
-def test_the_largest_rate_falls_with_the_width_of_rows_where_it_rises_most_with_the_batch(d, batch, steps, n):
-    for make, power in ((TopK, 0.75), (HierarchicalTopK, 0.75), (BatchTopK, 0.0)):
+def test_the_largest_rate_falls_with_the_width_of_rows_where_rates_are_highest(d, batch, steps, n):
+    for make, power in ((TopK, 0.75), (HierarchicalTopK, 0.75), (BatchTopK, 0.0), (Matryoshka, 0.0)):
         at_d, at_64 = lr(make(n, k=16), steps, batch, d), lr(make(n, k=16), steps, batch)
         falls = min(1, 64 / d) ** 0.5 * min(1, 1024 / n) ** power
         most = LARGEST_LR * falls ** min(1, steps / 500) * min(1, 1000 / steps) ** 0.25
         assert at_d == pytest.approx(min(at_64, most))  # small batches, whose rates are lower, have the same for any
-    assert lr(Matryoshka(n, k=16), steps, batch, d) == lr(Matryoshka(n, k=16), steps, batch)
+    assert lr(ReLU(n, target_l0=16), steps, batch, d) == lr(ReLU(n, target_l0=16), steps, batch)
     # The rule that long runs on language models are made with: 2e-4 at 2**14 latents (2406.04093).
     assert 1e-4 < lr(TopK(2**14, k=64), 50_000, 4096, 2304) < 4e-4
 

@@ -84,7 +84,7 @@ LEARNING_RATES = {
     "hierarchical-topk": LearningRate(1.2, 550, limit=2.0, few=0.125, many=0.15, falls=0.75),
     "abstopk": LearningRate(0.7, 550, limit=0.6, few=0.25, many=0.25),
     "batchtopk": LearningRate(1.0, 550, limit=2**0.5, few=-0.25, many=0.25, falls=0.0),
-    "matryoshka": LearningRate(1.2, 700, few=-0.5, many=0.25),
+    "matryoshka": LearningRate(1.2, 700, few=-0.5, many=0.25, falls=0.0),
     "jumprelu": LearningRate(1.0, 1024, many=-0.4),
     "relu": LearningRate(1.6, 512),
     "gated": LearningRate(1.2, 512),
@@ -95,7 +95,7 @@ compete over a batch, and of Matryoshka, whose latents are in several sizes; but
 compete so train some latents too rarely, and with less these die. Found by ``benchmarks/rates.py``."""
 
 
-def default_lr(config: Config, total_steps: int, batch_rows: int, d_in: int = LARGEST_LR_D) -> float:
+def default_lr(config: Config, d_in: int, total_steps: int, batch_rows: int) -> float:
     """Return the default learning rate: falls with the width, with small batches, and with steps beyond a thousand.
 
     ``min(17e-3 * c * g**min(1, total_steps / 500), 8e-3 * scale * s * w * f**min(1, total_steps / 1000))``
@@ -106,9 +106,9 @@ def default_lr(config: Config, total_steps: int, batch_rows: int, d_in: int = LA
     power are those of the architecture, in `LEARNING_RATES`. Where the `k` largest pre-activations are kept, latents
     die of the noise of small batches, the more the fewer rows of a step are their own: there ``f = min(limit,
     batch_rows / rows)``, below 256 rows ``sqrt(256 * batch_rows) / rows``; and, but for Matryoshka, ``w = (1024 /
-    n_latents)**(3/4)`` of more than 1,024 latents. ``g = 1``, but for those whose rate rises most with the batch: of
-    TopK and HierarchicalTopK ``min(1, 64 / d_in)**(1/2) * min(1, 1024 / n_latents)**(3/4)``, of BatchTopK the first
-    factor. Rows have coordinates of about 1, and Adam changes every coordinate of an encoder row by about the rate: a
+    n_latents)**(3/4)`` of more than 1,024 latents. ``g = 1``, but for those with the highest rates: of TopK and
+    HierarchicalTopK ``min(1, 64 / d_in)**(1/2) * min(1, 1024 / n_latents)**(3/4)``, of BatchTopK and Matryoshka the
+    first factor. Rows have coordinates of about 1, and Adam changes every coordinate of an encoder row by about the rate: a
     pre-activation changes in proportion to ``d_in``, while pre-activations go with ``sqrt(d_in)``. Runs shorter than a
     thousand steps take more, and end lower by it.
 
@@ -118,13 +118,13 @@ def default_lr(config: Config, total_steps: int, batch_rows: int, d_in: int = LA
     it is an extrapolation: compare with half of it.
 
     >>> from saekit import BatchTopK, JumpReLU, Matryoshka, TopK
-    >>> [round(default_lr(TopK(n, k=16), steps, 550), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
+    >>> [round(default_lr(TopK(n, k=16), 64, steps, 550), 5) for n, steps in ((1024, 500), (4096, 500), (1024, 16_000))]
     [0.0096, 0.00339, 0.0048]
-    >>> [round(default_lr(TopK(1024, k=16), 1000, batch), 5) for batch in (256, 512, 1024, 4096)]
+    >>> [round(default_lr(TopK(1024, k=16), 64, 1000, batch), 5) for batch in (256, 512, 1024, 4096)]
     [0.00447, 0.00894, 0.017, 0.017]
-    >>> [round(default_lr(config, 1000, 1024), 5) for config in (BatchTopK(1024, k=16), JumpReLU(1024, target_l0=16))]
+    >>> [round(default_lr(config, 64, 1000, 1024), 5) for config in (BatchTopK(1024, k=16), JumpReLU(1024, target_l0=16))]
     [0.01131, 0.008]
-    >>> [round(default_lr(Matryoshka(1024, k=k), 1000, 1024), 5) for k in (16, 8, 4)]
+    >>> [round(default_lr(Matryoshka(1024, k=k), 64, 1000, 1024), 5) for k in (16, 8, 4)]
     [0.0096, 0.01358, 0.017]
     """
     rule = LEARNING_RATES["abstopk" if has_signs(config) else config.arch]
@@ -165,7 +165,7 @@ def resolve(config: Config, d_in: int, total_steps: int, batch_rows: int, precis
     return ResolvedConfig(
         total_steps=total_steps,
         batch_rows=batch_rows,
-        lr=config.lr or default_lr(config, total_steps, batch_rows, d_in),
+        lr=config.lr or default_lr(config, d_in, total_steps, batch_rows),
         warmup_steps=warmup if config.warmup_steps is None else config.warmup_steps,
         decay_steps=round(config.decay_fraction * total_steps),
         dead_after_rows=config.dead_after_rows or min(DEAD_AFTER_ROWS, window),
